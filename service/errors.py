@@ -1,0 +1,128 @@
+"""Every error that a caller of the service can meet, with the status and the code of the HTTP contract.
+
+    MeariError
+    ├── InvalidRequest        400  invalid_request
+    ├── Unauthorized          401  unauthorized
+    ├── NotFound              404  not_found
+    │   └── UnknownModel      404  unknown_model
+    ├── MethodNotAllowed      405  method_not_allowed
+    ├── TooLarge              413  too_large
+    ├── UnsupportedMediaType  415  unsupported_media_type
+    ├── Overloaded            429  overloaded      (with Retry-After)
+    ├── EngineFailed          500  internal
+    ├── NotReady              503  not_ready       (with Retry-After)
+    ├── ScoreTimeout          504  timeout
+    └── BundleError           500  internal        (a bundle that cannot be served; seen at load, never by a request)
+
+A message says what came, what was expected and, where there is something, what to do. This file knows nothing of Flask.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BundleError",
+    "EngineFailed",
+    "InvalidRequest",
+    "MeariError",
+    "MethodNotAllowed",
+    "NotFound",
+    "NotReady",
+    "Overloaded",
+    "ScoreTimeout",
+    "TooLarge",
+    "Unauthorized",
+    "UnknownModel",
+    "UnsupportedMediaType",
+]
+
+
+class MeariError(Exception):
+    """The root. `str(error)` is the message a caller may see."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    retry_after_seconds: int | None = None
+
+
+class InvalidRequest(MeariError):
+    """The request says something that the contract does not allow."""
+
+    status = 400
+    code = "invalid_request"
+
+
+class Unauthorized(MeariError):
+    """No key came, or one that is not among the service's keys."""
+
+    status = 401
+    code = "unauthorized"
+
+
+class NotFound(MeariError):
+    """No such path."""
+
+    status = 404
+    code = "not_found"
+
+
+class UnknownModel(NotFound):
+    """No bundle of that name is being served."""
+
+    code = "unknown_model"
+
+
+class MethodNotAllowed(MeariError):
+    """The path exists, not with this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class TooLarge(MeariError):
+    """A body, a text or a list past the server's limit."""
+
+    status = 413
+    code = "too_large"
+
+
+class UnsupportedMediaType(MeariError):
+    """The body is not JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class Overloaded(MeariError):
+    """A bound is reached: the request was refused before any work was done for it."""
+
+    status = 429
+    code = "overloaded"
+    retry_after_seconds = 1
+
+
+class EngineFailed(MeariError):
+    """The engine's loop met an error of its own; the details are in the log."""
+
+    status = 500
+    code = "internal"
+
+
+class NotReady(MeariError):
+    """The bundles are still being loaded, or the process is about to end."""
+
+    status = 503
+    code = "not_ready"
+    retry_after_seconds = 1
+
+
+class ScoreTimeout(MeariError):
+    """A text to score was not finished within the server's limit."""
+
+    status = 504
+    code = "timeout"
+
+
+class BundleError(MeariError):
+    """A bundle's folder is incomplete, changed, of an unknown format, or computes other figures than it should."""
