@@ -1,0 +1,80 @@
+"""What the trained recurrences have in common: the weights' names, their initial values, and the two forms.
+
+In: vectors x and the state before them, as a tuple of tensors in the order of `state_names`.
+Out: output vectors and the state after them. Knows nothing of tokens or training.
+
+The weights lie in `kernel`, a single-layer torch module, so that whole sequences run through its fused
+implementation. A kernel has, with G gates stacked along the first axis:
+
+    weight_ih_l0  float32 [G * hidden_size, input_size]     U of the lecture, one block a gate
+    weight_hh_l0  float32 [G * hidden_size, hidden_size]    W of the lecture, one block a gate
+    bias_ih_l0    float32 [G * hidden_size]                 the biases of both products: kept apart because the
+    bias_hh_l0    float32 [G * hidden_size]                 GRU's reset gate acts on the second one alone
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+CellState = tuple[Tensor, ...]
+
+
+class Cell(nn.Module):
+    """One layer of a recurrence.
+
+    Subclasses name their state tensors and their number of gates, and write `step` out as the lecture does.
+    """
+
+    state_names: ClassVar[tuple[str, ...]]
+    num_gates: ClassVar[int]
+
+    def __init__(self, kernel: nn.RNNBase) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.input_size: int = kernel.input_size
+        self.hidden_size: int = kernel.hidden_size
+
+    def sequence(self, x: Tensor, state: CellState) -> tuple[Tensor, CellState]:
+        """Run a whole sequence through torch's fused kernel.
+
+        x        float32 [batch, time, input_size], time >= 1
+        state    a tuple of float32 [batch, hidden_size], in the order of `state_names`
+        returns  outputs float32 [batch, time, hidden_size] and the state after the last input, shaped as it came
+        """
+        raise NotImplementedError
+
+    def step(self, x: Tensor, state: CellState) -> tuple[Tensor, CellState]:
+        """Run one step as the equations say.
+
+        x        float32 [batch, input_size]
+        state    a tuple of float32 [batch, hidden_size], in the order of `state_names`
+        returns  output float32 [batch, hidden_size] and the next state, shaped as it came
+        """
+        raise NotImplementedError
+
+    def input_products(self, x: Tensor) -> tuple[Tensor, ...]:
+        """U x + b of every gate, each float32 [batch, hidden_size]."""
+        product = functional.linear(x, self._weight("weight_ih_l0"), self._weight("bias_ih_l0"))
+        return product.chunk(self.num_gates, dim=-1)
+
+    def state_products(self, h: Tensor) -> tuple[Tensor, ...]:
+        """W h + b of every gate, each float32 [batch, hidden_size]."""
+        product = functional.linear(h, self._weight("weight_hh_l0"), self._weight("bias_hh_l0"))
+        return product.chunk(self.num_gates, dim=-1)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw new weights from torch's generator: Glorot for U, orthogonal for W, a gate at a time; biases zero."""
+        for block in self._weight("weight_ih_l0").chunk(self.num_gates):
+            nn.init.xavier_uniform_(block)
+        for block in self._weight("weight_hh_l0").chunk(self.num_gates):
+            nn.init.orthogonal_(block)
+        nn.init.zeros_(self._weight("bias_ih_l0"))
+        nn.init.zeros_(self._weight("bias_hh_l0"))
+
+    def _weight(self, name: str) -> Tensor:
+        weight = getattr(self.kernel, name)
+        assert isinstance(weight, Tensor)
+        return weight

@@ -1,0 +1,61 @@
+"""Long short-term memory with a forget gate.
+
+    i_t = sigmoid(U_i x_t + W_i h_{t-1} + b_i)   input gate
+    f_t = sigmoid(U_f x_t + W_f h_{t-1} + b_f)   forget gate
+    g_t = tanh   (U_g x_t + W_g h_{t-1} + b_g)   candidate
+    o_t = sigmoid(U_o x_t + W_o h_{t-1} + b_o)   output gate
+    c_t = f_t * c_{t-1} + i_t * g_t
+    h_t = o_t * tanh(c_t)
+
+symbol                name                                     shape
+x_t                   x                                        [batch, input_size]     input
+h_t                   h                                        [batch, hidden_size]    hidden state, the output
+c_t                   c                                        [batch, hidden_size]    memory
+i_t, f_t, g_t, o_t    i, f, g, o                               [batch, hidden_size]
+U_i, U_f, U_g, U_o    blocks of weight_ih_l0, in this order    [hidden_size, input_size] each
+W_i, W_f, W_g, W_o    blocks of weight_hh_l0, in this order    [hidden_size, hidden_size] each
+b_i, b_f, b_g, b_o    blocks of bias_ih_l0 + bias_hh_l0        [hidden_size] each
+*                     product of elements
+
+Sources: Hochreiter and Schmidhuber, "Long short-term memory", 1997; Gers et al., "Learning to forget", 2000, whose
+advice to start with open forget gates (b_f = 1) is taken.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from models.cells.cell import Cell, CellState
+
+
+class LstmCell(Cell):
+    """Long short-term memory; its state is (h, c)."""
+
+    state_names = ("h", "c")
+    num_gates = 4
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__(nn.LSTM(input_size, hidden_size, batch_first=True))
+        self.reset_parameters()
+
+    def sequence(self, x: Tensor, state: CellState) -> tuple[Tensor, CellState]:
+        h, c = state
+        outputs, (last_h, last_c) = self.kernel(x, (h.unsqueeze(0), c.unsqueeze(0)))
+        return outputs, (last_h.squeeze(0), last_c.squeeze(0))
+
+    def step(self, x: Tensor, state: CellState) -> tuple[Tensor, CellState]:
+        h, c = state
+        u_i, u_f, u_g, u_o = self.input_products(x)
+        w_i, w_f, w_g, w_o = self.state_products(h)
+        i = torch.sigmoid(u_i + w_i)
+        f = torch.sigmoid(u_f + w_f)
+        g = torch.tanh(u_g + w_g)
+        o = torch.sigmoid(u_o + w_o)
+        c_next = f * c + i * g
+        h_next = o * torch.tanh(c_next)
+        return h_next, (h_next, c_next)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        forget_bias = self._weight("bias_ih_l0").chunk(self.num_gates)[1]
+        nn.init.ones_(forget_bias)
