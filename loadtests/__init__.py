@@ -1,0 +1,1 @@
+"""Load tests: HTTP requests → rows of latencies. Knows the HTTP contract, not the service."""
