@@ -1,0 +1,46 @@
+"""The names that a config may choose from: documents, tokenizers, families and their variants."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Document(StrEnum):
+    """What counts as one document of the corpus."""
+
+    LINE = "line"
+    PARAGRAPH = "paragraph"
+    FILE = "file"
+
+
+class TokenizerKind(StrEnum):
+    CHAR = "char"
+    BPE = "bpe"
+    WORD = "word"
+
+
+class Family(StrEnum):
+    RNN = "rnn"
+    GRU = "gru"
+    LSTM = "lstm"
+    ESN = "esn"
+
+
+class Pattern(StrEnum):
+    """Where a reservoir's recurrent weights are."""
+
+    BLOCK = "block"
+    RANDOM = "random"
+
+
+class Readout(StrEnum):
+    """How a reservoir's output layer is trained."""
+
+    SOFTMAX = "softmax"
+    RIDGE = "ridge"
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"

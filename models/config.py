@@ -1,0 +1,249 @@
+"""How a model is trained: one frozen dataclass, read from a TOML file and kept as JSON in checkpoints and bundles.
+
+Enters: a TOML file or the JSON of an earlier run. Leaves: `Config`, or one `ConfigError` with every problem.
+Knows nothing of text, torch or files other than the config itself; paths in it stay as written and are relative
+to the working directory. The dataclasses check nothing when made in code: reading does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from models.choices import Device, Document, Family, Pattern, Readout, TokenizerKind
+from models.config_rules import CORPUS_RULES, RESERVOIR_RULES, TOKENIZER_RULES, TRAINING_RULES
+from models.errors import ConfigError
+from models.fields import Together, choice, integer, paths, read_table, real, show, string, switch
+
+__all__ = [
+    "Config",
+    "CorpusConfig",
+    "Device",
+    "Document",
+    "Family",
+    "ModelConfig",
+    "Pattern",
+    "Readout",
+    "RecurrentConfig",
+    "ReservoirConfig",
+    "TokenizerConfig",
+    "TokenizerKind",
+    "TrainingConfig",
+    "load_config",
+    "parse_config",
+]
+
+MOST_VOCABULARY = 1_000_000
+
+
+def _share(default: float) -> Any:
+    return real(default, expected="0 ≤ share < 1", fits=lambda share: 0 <= share < 1)
+
+
+def _positive(default: object = dataclasses.MISSING) -> Any:
+    return real(default, expected="> 0", fits=lambda number: number > 0)
+
+
+def _not_negative(default: object = dataclasses.MISSING) -> Any:
+    return real(default, expected="≥ 0", fits=lambda number: number >= 0)
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Which text, cut into which documents, split how.
+
+    train, validation, test   files, or folders whose .txt and .gz files are taken in sorted order
+    validation_share          in place of validation files: the last share of the training text
+    test_share                in place of test files: the share behind the validation part
+    blocklist                 a file with a regular expression a line: matching documents are not trained on; "": none
+    """
+
+    train: tuple[str, ...] = paths()
+    document: Document = choice(Document)
+    name: str = string("")
+    licence: str = string("")
+    source: str = string("")
+    validation: tuple[str, ...] = paths(())
+    test: tuple[str, ...] = paths(())
+    validation_share: float = _share(0.0)
+    test_share: float = _share(0.0)
+    blocklist: str = string("")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """vocabulary_size   bpe: the size to reach, all 256 bytes included; char, word: at most so many, 0: no limit
+    min_count            char, word: rarer entries become the unknown token; bpe: pairs rarer than this are not merged
+    """
+
+    kind: TokenizerKind = choice(TokenizerKind)
+    vocabulary_size: int = integer(0, most=MOST_VOCABULARY)
+    min_count: int = integer(1, least=1)
+
+
+@dataclass(frozen=True)
+class RecurrentConfig:
+    """A gated or Elman network: family is rnn, gru or lstm."""
+
+    family: Family = choice(Family)
+    embedding_size: int = integer(128, least=1)
+    hidden_size: int = integer(512, least=1)
+    num_layers: int = integer(1, least=1)
+    dropout: float = real(0.0, expected="0 ≤ dropout < 1", fits=lambda share: 0 <= share < 1)
+    tied: bool = switch(False)
+
+
+@dataclass(frozen=True)
+class ReservoirConfig:
+    """An echo state network: family is esn. block_size is of pattern block, in_edges of pattern random."""
+
+    family: Family = choice(Family)
+    units: int = integer(4096, least=1)
+    pattern: Pattern = choice(Pattern, Pattern.BLOCK)
+    block_size: int = integer(64, least=1)
+    in_edges: int = integer(10, least=1)
+    spectral_radius: float = _not_negative(0.9)
+    leak_min: float = real(0.6, expected="0 < leak ≤ 1", fits=lambda leak: 0 < leak <= 1)
+    leak_max: float = real(1.0, expected="0 < leak ≤ 1", fits=lambda leak: 0 < leak <= 1)
+    input_scale: float = _positive(1.0)
+    bias_scale: float = _not_negative(0.1)
+    readout: Readout = choice(Readout, Readout.SOFTMAX)
+    ridge: float = _positive(1.0)
+
+
+ModelConfig = RecurrentConfig | ReservoirConfig
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """steps or epochs: one of the two. evaluate_every counts steps; patience counts evaluations, 0: never stop early;
+    max_minutes 0: no limit; threads 0: torch's own choice.
+    """
+
+    steps: int | None = integer(None, least=1)
+    epochs: float | None = _positive(None)
+    batch_size: int = integer(32, least=1)
+    chunk_length: int = integer(64, least=1)
+    learning_rate: float = _positive(2e-3)
+    min_learning_rate: float = _not_negative(0.0)
+    warmup_steps: int = integer(100)
+    weight_decay: float = _not_negative(0.01)
+    clip_norm: float = _positive(1.0)
+    restart_share: float = real(0.0, expected="0 ≤ share ≤ 1", fits=lambda share: 0 <= share <= 1)
+    evaluate_every: int = integer(500, least=1)
+    patience: int = integer(0)
+    max_minutes: float = _not_negative(0.0)
+    threads: int = integer(0)
+    device: Device = choice(Device, Device.AUTO)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that fixes a training run. `name` names its folder and its bundle."""
+
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    training: TrainingConfig
+    name: str = string(
+        pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", expected="a name of letters, digits, '.', '_', '-'"
+    )
+    seed: int = integer(1, most=2**63 - 1)
+
+    def to_tables(self) -> dict[str, Any]:
+        """The config as plain tables, as `parse_config` reads them; settings that are absent stay absent."""
+        return {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_tables(), ensure_ascii=False, indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str, source: str = "config") -> Config:
+        """The config that `to_json` wrote. Raises ConfigError."""
+        try:
+            tables = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(source, [f"got text that is not JSON ({error}), expected a config"]) from error
+        return parse_config(tables, source)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items() if entry is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value.value if isinstance(value, StrEnum) else value
+
+
+def load_config(path: Path) -> Config:
+    """Read a TOML file. Raises ConfigError: unreadable, not TOML, or with every problem of its settings."""
+    try:
+        tables = tomllib.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            str(path), [f"got {error.strerror or error}, expected a readable TOML file"]
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"got {error}, expected TOML in UTF-8"]) from error
+    return parse_config(tables, str(path))
+
+
+def parse_config(tables: object, source: str = "config") -> Config:
+    """Read plain tables. Raises ConfigError with every problem: unknown keys, wrong types, values out of range."""
+    if not isinstance(tables, Mapping):
+        raise ConfigError(source, [f"got {show(tables)}, expected the tables of a config"])
+    problems: list[str] = []
+    sections: dict[str, Any] = {
+        "corpus": (CorpusConfig, CORPUS_RULES),
+        "tokenizer": (TokenizerConfig, TOKENIZER_RULES),
+    }
+    sections["model"] = _model_kind(tables.get("model"))
+    sections["training"] = (TrainingConfig, TRAINING_RULES)
+    top = {key: value for key, value in tables.items() if key not in sections}
+    values = read_table(Config, "", top, (), problems, known=tuple(sections))
+    parts: dict[str, tuple[Any, dict[str, Any]]] = {}
+    for section, (kind, rules) in sections.items():
+        parts[section] = (kind, _read_section(kind, section, tables, rules, problems))
+    if problems:
+        raise ConfigError(source, problems)
+    return Config(**values, **{section: kind(**given) for section, (kind, given) in parts.items()})
+
+
+def _model_kind(table: object) -> tuple[Any, tuple[Together, ...]]:
+    is_reservoir = isinstance(table, Mapping) and table.get("family") == Family.ESN
+    return (ReservoirConfig, RESERVOIR_RULES) if is_reservoir else (RecurrentConfig, ())
+
+
+def _read_section(
+    kind: type, section: str, tables: Mapping[str, object], rules: tuple[Together, ...], problems: list[str]
+) -> dict[str, Any]:
+    table = tables.get(section, {})
+    if not isinstance(table, Mapping):
+        problems.append(f"{section}: got {show(table)}, expected a table")
+        return {}
+    foreign = _foreign_keys(kind, table) if section == "model" else {}
+    problems += [
+        f"model.{key}: got a setting of {owner}, expected settings of family {table.get('family')!s}"
+        for key, owner in foreign.items()
+    ]
+    own = {key: value for key, value in table.items() if key not in foreign}
+    return read_table(kind, f"{section}.", own, rules, problems)
+
+
+def _foreign_keys(kind: type, table: Mapping[str, object]) -> dict[str, str]:
+    """Keys of a [model] table that the other kind of family has, each with the families that have it."""
+    other, owner = (
+        (RecurrentConfig, "rnn, gru and lstm") if kind is ReservoirConfig else (ReservoirConfig, "esn")
+    )
+    mine = {field.name for field in dataclasses.fields(kind)}
+    return {
+        field.name: owner
+        for field in dataclasses.fields(other)
+        if field.name in table and field.name not in mine
+    }

@@ -1,0 +1,100 @@
+"""What several settings of one table must be together.
+
+Enters: values that are right on their own. Leaves: a problem, `key: got X, expected Y`, or None.
+"""
+
+from __future__ import annotations
+
+from models.choices import Family, Pattern, TokenizerKind
+from models.fields import Together, show
+
+LEAST_VOCABULARY = {
+    TokenizerKind.BPE: 257,  # the boundary token and 256 bytes
+    TokenizerKind.CHAR: 3,  # the boundary and the unknown token, and something to tell apart
+    TokenizerKind.WORD: 3,
+}
+
+
+def _some_training_files(train: tuple[str, ...]) -> str | None:
+    return None if train else "train: got an empty list, expected at least one file or folder"
+
+
+def _one_source_of_validation(files: tuple[str, ...], share: float) -> str | None:
+    if files and share:
+        return f"validation_share: got {share} beside validation files, expected one of the two"
+    if not files and not share:
+        return "validation: got neither files nor a validation_share, expected one of the two"
+    return None
+
+
+def _at_most_one_source_of_test(files: tuple[str, ...], share: float) -> str | None:
+    if files and share:
+        return f"test_share: got {share} beside test files, expected one of the two"
+    return None
+
+
+def _shares_leave_training_text(validation: float, test: float) -> str | None:
+    if validation + test >= 1:
+        return f"test_share: got {test} with validation_share {validation}, expected a sum below 1"
+    return None
+
+
+def _vocabulary_fits_kind(kind: TokenizerKind, size: int) -> str | None:
+    least = LEAST_VOCABULARY[kind]
+    if size >= least or (size == 0 and kind is not TokenizerKind.BPE):
+        return None
+    no_limit = "" if kind is TokenizerKind.BPE else ", or 0 for no limit"
+    return f'vocabulary_size: got {size}, expected at least {least} for kind "{kind}"{no_limit}'
+
+
+def _is_reservoir(family: Family) -> str | None:
+    return None if family is Family.ESN else f'family: got "{family}", expected "esn"'
+
+
+def _blocks_fill_units(pattern: Pattern, units: int, block_size: int) -> str | None:
+    if pattern is Pattern.BLOCK and units % block_size:
+        return f"block_size: got {block_size}, expected a divisor of units ({units})"
+    return None
+
+
+def _edges_fit_units(pattern: Pattern, units: int, in_edges: int) -> str | None:
+    if pattern is Pattern.RANDOM and in_edges > units:
+        return f"in_edges: got {in_edges}, expected at most units ({units})"
+    return None
+
+
+def _leaks_in_order(least: float, most: float) -> str | None:
+    return None if least <= most else f"leak_min: got {least}, expected at most leak_max ({most})"
+
+
+def _steps_or_epochs(steps: int | None, epochs: float | None) -> str | None:
+    if steps is None and epochs is None:
+        return "steps: got neither steps nor epochs, expected one of the two"
+    if steps is not None and epochs is not None:
+        return f"epochs: got {show(epochs)} beside steps {steps}, expected one of the two"
+    return None
+
+
+def _rates_in_order(least: float, most: float) -> str | None:
+    return (
+        None if least <= most else f"min_learning_rate: got {least}, expected at most learning_rate ({most})"
+    )
+
+
+CORPUS_RULES = (
+    Together(("train",), _some_training_files),
+    Together(("validation", "validation_share"), _one_source_of_validation),
+    Together(("test", "test_share"), _at_most_one_source_of_test),
+    Together(("validation_share", "test_share"), _shares_leave_training_text),
+)
+TOKENIZER_RULES = (Together(("kind", "vocabulary_size"), _vocabulary_fits_kind),)
+RESERVOIR_RULES = (
+    Together(("family",), _is_reservoir),
+    Together(("pattern", "units", "block_size"), _blocks_fill_units),
+    Together(("pattern", "units", "in_edges"), _edges_fit_units),
+    Together(("leak_min", "leak_max"), _leaks_in_order),
+)
+TRAINING_RULES = (
+    Together(("steps", "epochs"), _steps_or_epochs),
+    Together(("min_learning_rate", "learning_rate"), _rates_in_order),
+)

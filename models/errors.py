@@ -1,0 +1,85 @@
+"""Every error that the training side raises on purpose.
+
+    ModelsError
+    ├── ConfigError             the TOML file or the JSON of a checkpoint; carries all problems at once
+    ├── CorpusError             names the file and, where there is one, the line
+    │   ├── UnreadableFile      missing, no permission, a damaged or truncated .gz
+    │   ├── BrokenText          bytes that are not UTF-8
+    │   ├── EmptyCorpus         no document, or none left, in a part of the corpus
+    │   └── BlocklistError      a line of the blocklist that is no regular expression
+    ├── TokenizerError          a tokenizer.json that is missing, damaged or not ours; an unsuitable vocabulary
+    ├── TokenFileError          a prepared token file that is damaged
+    ├── CheckpointError         a run or checkpoint folder that is missing, incomplete or does not fit
+    └── TrainingError           training cannot go on
+        └── NotFinite           a loss, gradient or figure that is not a finite number
+
+Messages say what came, what was expected and, where it helps, what to do. Whoever calls from a terminal
+catches `ModelsError` and prints its text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ModelsError(Exception):
+    """Root of every error of `models`: its text is meant for the person who started the command."""
+
+
+class ConfigError(ModelsError):
+    """A config that cannot be used.
+
+    source    the file that was read, or what stands for it
+    problems  every one of them, as `section.key: got X, expected Y`
+    """
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        super().__init__("\n  ".join([f"{source}: {len(self.problems)} problem(s)", *self.problems]))
+
+
+class CorpusError(ModelsError):
+    """Something is wrong with the text files."""
+
+    def __init__(self, message: str, *, source: str | None = None, line: int | None = None) -> None:
+        self.source = source
+        self.line = line
+        place = "" if source is None else f"{source}: " if line is None else f"{source}, line {line}: "
+        super().__init__(place + message)
+
+
+class UnreadableFile(CorpusError):
+    """A file or folder of the corpus cannot be read to its end."""
+
+
+class BrokenText(CorpusError):
+    """A file of the corpus is not UTF-8."""
+
+
+class EmptyCorpus(CorpusError):
+    """A part of the corpus holds no document."""
+
+
+class BlocklistError(CorpusError):
+    """A line of the blocklist is no regular expression, or one that matches every text."""
+
+
+class TokenizerError(ModelsError):
+    """A tokenizer cannot be trained, read or used."""
+
+
+class TokenFileError(ModelsError):
+    """A prepared token file is damaged."""
+
+
+class CheckpointError(ModelsError):
+    """A run or checkpoint folder cannot be used."""
+
+
+class TrainingError(ModelsError):
+    """Training cannot go on."""
+
+
+class NotFinite(TrainingError):
+    """A loss, gradient or figure is not a finite number."""

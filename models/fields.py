@@ -1,0 +1,162 @@
+"""Fields of config dataclasses that know what values they take, and the reader of one table of them.
+
+Enters: a table (as from TOML or JSON) and a dataclass whose fields were made here. Leaves: the values, and a list of
+problems, each `section.key: got X, expected Y`. Knows nothing of what the settings mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+_REFUSED = object()
+_RULE = "rule"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a single value must be: in words, and as a function that returns the value or `_REFUSED`."""
+
+    expected: str
+    read: Callable[[object], object]
+
+
+@dataclass(frozen=True)
+class Together:
+    """What several values of one table must be together: `check(*values)` returns a problem or None.
+
+    It is asked only where every one of `keys` has a value that is right on its own.
+    """
+
+    keys: tuple[str, ...]
+    check: Callable[..., str | None]
+
+
+def _field(rule: Rule, default: object) -> Any:
+    """A dataclass field; without a default the key is required."""
+    return dataclasses.field(default=default, metadata={_RULE: rule})
+
+
+def integer(default: object = dataclasses.MISSING, *, least: int = 0, most: int | None = None) -> Any:
+    """A whole number of least … most, both included; no bool."""
+    expected = f"a whole number ≥ {least}" if most is None else f"a whole number {least} … {most}"
+
+    def read(value: object) -> object:
+        fits = type(value) is int and value >= least and (most is None or value <= most)
+        return value if fits else _REFUSED
+
+    return _field(Rule(expected, read), default)
+
+
+def real(default: object = dataclasses.MISSING, *, expected: str, fits: Callable[[float], bool]) -> Any:
+    """A finite number, whole or not (no bool), that `fits`; kept as a float."""
+
+    def read(value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return _REFUSED
+        try:
+            number = float(value)
+        except OverflowError:
+            return _REFUSED
+        return number if math.isfinite(number) and fits(number) else _REFUSED
+
+    return _field(Rule(f"a number {expected}", read), default)
+
+
+def switch(default: object = dataclasses.MISSING) -> Any:
+    """True or false."""
+    return _field(
+        Rule("true or false", lambda value: value if isinstance(value, bool) else _REFUSED), default
+    )
+
+
+def choice(kind: type[StrEnum], default: object = dataclasses.MISSING) -> Any:
+    """One of the names of an enum, read into its member."""
+    names = {member.value: member for member in kind}
+
+    def read(value: object) -> object:
+        return names.get(value, _REFUSED) if isinstance(value, str) else _REFUSED
+
+    return _field(Rule("one of " + ", ".join(f'"{name}"' for name in names), read), default)
+
+
+def string(
+    default: object = dataclasses.MISSING, *, pattern: str = r"(?s:.*)", expected: str = "a string"
+) -> Any:
+    """A string that the pattern matches in full."""
+    compiled = re.compile(pattern)
+
+    def read(value: object) -> object:
+        return value if isinstance(value, str) and compiled.fullmatch(value) else _REFUSED
+
+    return _field(Rule(expected, read), default)
+
+
+def paths(default: object = dataclasses.MISSING) -> Any:
+    """A list of paths, none of them empty; kept as a tuple of strings."""
+
+    def read(value: object) -> object:
+        is_list = isinstance(value, list | tuple) and all(isinstance(entry, str) and entry for entry in value)
+        return tuple(value) if is_list and isinstance(value, list | tuple) else _REFUSED
+
+    return _field(Rule("a list of file or folder names", read), default)
+
+
+def show(value: object) -> str:
+    """A value as a reader of the config file would write it, cut to a line's length."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = str(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _unknown(section: str, key: str, keys: list[str]) -> str:
+    near = difflib.get_close_matches(key, keys, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"{section}{key}: got an unknown key, expected one of {', '.join(keys)}{hint}"
+
+
+def read_table(
+    kind: type,
+    section: str,
+    table: Mapping[str, object],
+    together: tuple[Together, ...],
+    problems: list[str],
+    known: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Read the fields of the dataclass `kind` from a table.
+
+    section   what stands before a key in a problem: "corpus." or, for the top of the file, ""
+    problems  appended to
+    known     names of tables beside the fields, told to whoever mistypes a key
+    returns   the values that are right, defaults included; incomplete where `problems` grew
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind) if _RULE in field.metadata}
+    problems += [_unknown(section, key, [*fields, *known]) for key in table if key not in fields]
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        rule: Rule = field.metadata[_RULE]
+        if name not in table:
+            if field.default is dataclasses.MISSING:
+                problems.append(f"{section}{name}: got nothing, expected {rule.expected}")
+            else:
+                values[name] = field.default
+            continue
+        value = rule.read(table[name])
+        if value is _REFUSED:
+            problems.append(f"{section}{name}: got {show(table[name])}, expected {rule.expected}")
+        else:
+            values[name] = value
+    for rules in together:
+        if all(key in values for key in rules.keys):
+            problem = rules.check(*(values[key] for key in rules.keys))
+            problems += [] if problem is None else [section + problem]
+    return values
