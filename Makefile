@@ -1,0 +1,84 @@
+# meari: the commands of a newcomer and of CI. `make help` lists them.
+#
+# One environment, .venv, filled in layers: the serving side, then the load tests', then all of development.
+# A stamp in .venv named after the checksum of what was installed says that a layer is there, so that pip
+# runs only where a lock file has changed.
+
+PYTHON ?= python3
+HOST ?= $(or $(MEARI_HOST),127.0.0.1)
+PORT ?= $(or $(MEARI_PORT),8000)
+IMAGE ?= meari:latest
+DOCKER ?= docker
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+LOCKED := install --no-deps --no-compile --requirement
+
+sum = $(shell { pwd; cat $(1) | cksum; } | cksum | cut -d ' ' -f 1)
+SERVE := .venv/serve-$(call sum,pyproject.toml requirements/serve.txt)
+LOAD := .venv/load-$(call sum,requirements/serve.txt requirements/load.txt)
+DEV := .venv/dev-$(call sum,requirements/serve.txt requirements/dev.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format train load image lock clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null || true
+
+serve: $(SERVE) ## serve bundles/ over HTTP (HOST, PORT, MEARI_…)
+	@MEARI_HOST='$(HOST)' MEARI_PORT='$(PORT)' exec $(BIN)/meari serve
+
+test: $(DEV) ## run all tests (ARGS: arguments for pytest)
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+check: $(DEV) ## lint, format, strict types, import rules: changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV) ## format the code and apply the safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train: $(DEV) ## train a model (CONFIG: a TOML file)
+	@test -n '$(CONFIG)' || { echo 'make train: say which: make train CONFIG=models/configs/NAME.toml' >&2; exit 2; }
+	@exec $(BIN)/meari train '$(CONFIG)'
+
+load: $(LOAD) ## load-test a running server for 60 s (HOST, PORT, MEARI_LOAD_…)
+	@HOST='$(HOST)' PORT='$(PORT)' exec $(BIN)/python -m loadtests
+
+image: ## build the container image (IMAGE, DOCKER)
+	DOCKER_BUILDKIT=1 $(DOCKER) build --tag '$(IMAGE)' .
+
+lock: $(DEV) ## write requirements/ anew from pyproject.toml (UPGRADE=1: newest versions)
+	sh requirements/lock.sh $(BIN)/uv $(if $(UPGRADE),--upgrade)
+
+clean: ## remove .venv and what tools leave behind; runs/ stays
+	rm -rf .venv build dist meari.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf loadtests/results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- the layers of .venv --------------------------------------------------------------------------
+
+$(SERVE):
+	@sh requirements/venv.sh '$(PYTHON)'
+	@echo 'Installing the serving side into .venv …'
+	@$(PIP) $(LOCKED) requirements/serve.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@rm -f .venv/serve-*
+	@touch $@
+
+$(LOAD): $(SERVE)
+	@echo 'Installing the load tests into .venv …'
+	@$(PIP) $(LOCKED) requirements/load.txt
+	@rm -f .venv/load-*
+	@touch $@
+
+# torch's GPU builds declare libraries that the lock does not name: the last line adds those, if any.
+$(DEV): $(SERVE)
+	@echo 'Installing everything for training, tests and checks into .venv …'
+	@$(PIP) $(LOCKED) requirements/dev.txt
+	@$(PIP) install --no-compile --constraint requirements/dev.txt torch
+	@rm -f .venv/dev-*
+	@touch $@

@@ -1,0 +1,16 @@
+# Writes the lock files anew from pyproject.toml: lock.sh UV [--upgrade]
+# One set of versions for every platform and Python; what is served is what is tested.
+set -eu
+uv=$1
+shift
+export UV_CUSTOM_COMPILE_COMMAND="make lock"
+lock() {
+    out=$1
+    shift
+    "$uv" pip compile pyproject.toml --universal --python-version 3.11 --fork-strategy fewest \
+        --no-annotate --quiet --output-file "requirements/$out.txt" "$@"
+}
+
+lock serve --extra build "$@"
+lock load --extra build --extra load --constraint requirements/serve.txt "$@"
+lock dev --extra build --extra dev --constraint requirements/load.txt "$@"
