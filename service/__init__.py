@@ -1,0 +1,1 @@
+"""service/: bundle + requests → answers. Flask at the edge, the engine inside."""

@@ -1,0 +1,219 @@
+"""What a caller asks of the engine, and the handles that it gets back.
+
+Enters: token ids, limits, a deadline. Leaves: token ids and log-probabilities. Nothing here knows text or HTTP.
+
+Threads: the engine's thread alone fills a handle and ends it, exactly once. Every other thread may read what is there
+(lists only grow), wait for news, and cancel.
+
+Log-probabilities are natural, of the model's own distribution, as float64 on a grid of 2**-30 nats (`GRID`): float32 values
+of at least 2**-7 lie on it already, and sums of up to eight million nats are exact in any order. That is why the
+score of a text equals the sum of its tokens' figures bit for bit.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from service.errors import EngineFailed, MeariError, ScoreTimeout
+
+GRID: Final = 2.0**30
+StopMatcher = Callable[[int], bool]
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """Bounds of one engine. A request past `max_waiting` is refused before any work is done for it."""
+
+    max_slots: int = 64  # sequences that run in one step
+    max_waiting: int = 128  # requests that have no slot yet
+
+    def __post_init__(self) -> None:
+        if self.max_slots < 1 or self.max_waiting < 1:
+            raise ValueError(
+                f"max_slots, max_waiting: got {self.max_slots}, {self.max_waiting}, expected >= 1"
+            )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is taken from the distribution; the defaults sample from the model itself."""
+
+    temperature: float = 1.0  # 0 takes the likeliest token
+    top_k: int = 0  # 0 is off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class GenerateCall:
+    """Continue `prompt` (ids without the boundary token, which the engine puts first) by up to `max_tokens` tokens."""
+
+    prompt: Sequence[int]
+    max_tokens: int
+    deadline: float  # on the engine's clock; then the samples end with Finish.TIMEOUT
+    sampling: Sampling = Sampling()
+    num_samples: int = 1
+    num_alternatives: int | None = None  # None: no alternatives wanted
+    stop: Callable[[], StopMatcher] | None = (
+        None  # makes a matcher a sample: fed each token id, True ends the sample
+    )
+
+
+@dataclass(frozen=True)
+class ScoreCall:
+    """Score each of `texts` after `context` (ids without boundary tokens)."""
+
+    context: Sequence[int]
+    texts: Sequence[Sequence[int]]
+    deadline: float  # on the engine's clock; then the call fails with ScoreTimeout
+    add_end: bool = True
+    num_alternatives: int = 0
+    want_ranks: bool = False
+
+
+class Finish(enum.StrEnum):
+    """Why a sample ended."""
+
+    END = "end"
+    STOP = "stop"
+    LENGTH = "length"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(eq=False)
+class Sample:
+    """One continuation. `token_ids` holds the end token when `finish` is END, and the token that completed a stop."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    alternatives: list[tuple[list[int], list[float]]] = field(default_factory=list)
+    finish: Finish | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TextScore:
+    """Figures of one scored text, one row a token, the end token last where it was asked for."""
+
+    logprobs: npt.NDArray[np.float64]  # [tokens]
+    ranks: npt.NDArray[np.int64] | None  # [tokens], 1 is the likeliest
+    alternative_ids: npt.NDArray[np.int64]  # [tokens, num_alternatives], likeliest first
+    alternative_logprobs: npt.NDArray[np.float64]  # [tokens, num_alternatives]
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counters since the start, and what runs and waits now."""
+
+    running: int
+    waiting: int
+    steps: int
+    rows: int  # tokens fed, over all steps
+    output_rows: int  # distributions computed
+    tokens_sampled: int
+    requests_refused: int
+
+
+class Handle:
+    """An accepted request, from any thread: wait for it, cancel it, see why it ended."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.submitted_at = 0.0  # this and the next three on the engine's clock
+        self.started_at: float | None = None  # first slot
+        self.first_token_at: float | None = None
+        self.ended_at: float | None = None
+        self.failure: MeariError | None = None
+        self.cancelled = False
+        self._news = threading.Event()
+        self._ended = threading.Event()
+        self._on_cancel: Callable[[], None] = lambda: None
+
+    @property
+    def ended(self) -> bool:
+        """True once nothing more will be added."""
+        return self._ended.is_set()
+
+    def wait_end(self, timeout: float | None = None) -> bool:
+        """Block until the request ended, at most `timeout` seconds; returns whether it did."""
+        return self._ended.wait(timeout)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until something was added since the last call or the request ended; returns whether that is so."""
+        news = self._news.wait(timeout)
+        self._news.clear()
+        return news or self.ended
+
+    def cancel(self) -> None:
+        """Ask the engine to drop the request; its slots are free within a step."""
+        self.cancelled = True
+        self._on_cancel()
+
+    def raise_for_failure(self) -> None:
+        """Raise what ended the request early: EngineFailed, ScoreTimeout."""
+        if self.failure is not None:
+            raise self.failure
+
+    # ---- the engine's thread only ----
+
+    def _notify(self) -> None:
+        if not self._news.is_set():
+            self._news.set()
+
+    def _end(self, finish: Finish, now: float, failure: MeariError | None = None) -> None:
+        assert not self.ended, "a request ends once"
+        self.failure = failure or self.failure
+        self._close(finish)
+        self.ended_at = now
+        self._ended.set()
+        self._notify()
+
+    def _close(self, finish: Finish) -> None:
+        """Bring what is there into its final form; `finish` is LENGTH where everything was done."""
+
+
+class Generation(Handle):
+    """The samples of a GenerateCall, growing while the engine runs."""
+
+    def __init__(self, call: GenerateCall) -> None:
+        super().__init__(call.deadline)
+        self.samples = tuple(Sample() for _ in range(call.num_samples))
+
+    def _close(self, finish: Finish) -> None:
+        for sample in self.samples:
+            if sample.finish is None:
+                sample.finish = finish
+
+
+class Scoring(Handle):
+    """The figures of a ScoreCall, there once it ended without failure."""
+
+    def __init__(self, call: ScoreCall) -> None:
+        super().__init__(call.deadline)
+        self.results: list[TextScore] = []
+        self.computed_tokens = 0  # tokens really run: prefixes that texts share count once
+        self._collect: Callable[[], list[TextScore]] = list
+
+    def _end(self, finish: Finish, now: float, failure: MeariError | None = None) -> None:
+        if finish is Finish.TIMEOUT:
+            failure = ScoreTimeout(
+                "the texts were not scored within the server's time limit; send fewer or shorter texts"
+            )
+        elif finish is Finish.CANCELLED:
+            failure = EngineFailed("the request was cancelled")
+        super()._end(finish, now, failure)
+
+    def _close(self, finish: Finish) -> None:
+        if finish is Finish.LENGTH:
+            self.results = self._collect()

@@ -1,0 +1,163 @@
+"""Who waits and who runs next.
+
+Requests that have sequences ready stand in a ring; a free slot goes to the request at its head, which then moves to the end.
+So a single sentence is not kept waiting by a list of a thousand: the two take turns.
+
+The queue is bounded in requests. A caller reserves its place first, before it does any work such as tokenizing, and is
+refused at once when there is none.
+
+Threads: `reserve` and `add` from any thread, the rest from the engine's thread; one lock guards the ring and the counts.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from service.engine.calls import Handle
+from service.engine.sequence import Sequence
+from service.errors import Overloaded
+
+
+@dataclass(eq=False)
+class Request:
+    """A call inside the engine: its handle, and its sequences that wait for a slot."""
+
+    number: int
+    handle: Handle
+    ready: deque[Sequence] = field(default_factory=deque)
+    num_live: int = 0  # sequences that have not ended yet, forks to come included
+    waiting: bool = True  # has had no slot yet
+
+
+class Reservation:
+    """A place in the queue. Use it as a context manager: what is not used is given back."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler: Scheduler | None = scheduler
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def use(self) -> None:
+        """Hand the place over to the request that is added now."""
+        if self._scheduler is None:
+            raise ValueError("reservation: already used or released, expected a fresh one for each call")
+        self._scheduler = None
+
+    def release(self) -> None:
+        """Give the place back, unless it was used."""
+        if self._scheduler is not None:
+            self._scheduler.release_place()
+            self._scheduler = None
+
+
+class Scheduler:
+    """The ring of waiting requests, bounded to `max_waiting` places."""
+
+    def __init__(self, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
+        self._ring: deque[Request] = deque()
+        self._changed = threading.Condition()
+        self._num_waiting = 0  # reserved or added, without a slot so far
+        self._num_refused = 0
+        self._open = True
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that hold a place and have no slot yet."""
+        return self._num_waiting
+
+    @property
+    def num_refused(self) -> int:
+        """Requests that found no place."""
+        return self._num_refused
+
+    @property
+    def is_open(self) -> bool:
+        """False once the engine is to end."""
+        return self._open
+
+    def reserve(self) -> Reservation:
+        """Take a place in the queue. Raises Overloaded when all are taken."""
+        with self._changed:
+            if self._num_waiting >= self._max_waiting:
+                self._num_refused += 1
+                raise Overloaded(
+                    f"{self._num_waiting} requests are waiting already, at most {self._max_waiting} may; try again"
+                )
+            self._num_waiting += 1
+        return Reservation(self)
+
+    def release_place(self) -> None:
+        """A place of the queue is free again."""
+        with self._changed:
+            self._num_waiting -= 1
+
+    def add(self, request: Request, reservation: Reservation) -> bool:
+        """Queue a request on its reserved place; False when the scheduler is closed."""
+        reservation.use()
+        with self._changed:
+            if self._open:
+                self._ring.append(request)
+                self._changed.notify()
+            else:
+                self._num_waiting -= 1
+            return self._open
+
+    def wake(self) -> None:
+        """Let `wait_for_work` return."""
+        with self._changed:
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Take no more requests and wake the engine's thread."""
+        with self._changed:
+            self._open = False
+            self._changed.notify()
+
+    def wait_for_work(self) -> None:
+        """Block until a request waits or the scheduler is closed. A call of `wake` may end it early."""
+        with self._changed:
+            if not self._ring and self._open:
+                self._changed.wait()
+
+    def take(self, num_slots: int) -> list[Sequence]:
+        """The next sequences to run, at most `num_slots`, one from each request in turn."""
+        taken: list[Sequence] = []
+        with self._changed:
+            while self._ring and len(taken) < num_slots:
+                request = self._ring.popleft()
+                taken.append(request.ready.popleft())
+                if request.ready:
+                    self._ring.append(request)
+                self._leave_queue(request)
+        return taken
+
+    def put_back(self, sequence: Sequence) -> None:
+        """Queue a sequence that has just forked off; it continues before the request's untouched ones."""
+        request = sequence.request
+        with self._changed:
+            if not request.ready:
+                self._ring.append(request)
+            request.ready.appendleft(sequence)
+
+    def remove(self, request: Request) -> None:
+        """Forget a request that has ended."""
+        with self._changed:
+            if request.ready:
+                self._ring.remove(request)
+                request.ready.clear()
+            self._leave_queue(request)
+
+    def _leave_queue(self, request: Request) -> None:
+        if request.waiting:
+            request.waiting = False
+            self._num_waiting -= 1
