@@ -11,7 +11,7 @@ IMAGE ?= meari:latest
 DOCKER ?= docker
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 LOCKED := install --no-deps --no-compile --requirement
 
 sum = $(shell { pwd; cat $(1) | cksum; } | cksum | cut -d ' ' -f 1)
@@ -23,7 +23,7 @@ DEV := .venv/dev-$(call sum,requirements/serve.txt requirements/dev.txt)
 .PHONY: help serve test check format train load image lock clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null || true
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
 
 serve: $(SERVE) ## serve bundles/ over HTTP (HOST, PORT, MEARI_…)
 	@MEARI_HOST='$(HOST)' MEARI_PORT='$(PORT)' exec $(BIN)/meari serve

@@ -1,0 +1,128 @@
+"""What a load test is told from outside: the environment → one frozen `LoadSettings`.
+
+Enters: environment variables, each described at the head of `locustfile.py`. Leaves: their values, or one
+`SettingsError` with every problem. Knows nothing of Locust.
+"""
+
+import ipaddress
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+
+class SettingsError(Exception):
+    """The environment asks for something that cannot be done; the text lists all of it."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What fails the run; None: not checked. Times in milliseconds, ratios of all requests in 0 … 1."""
+
+    max_failure_ratio: float
+    max_refused_ratio: float | None
+    max_p95_ms: float | None
+    max_first_token_p95_ms: float | None
+    max_gap_p95_ms: float | None
+    min_tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """How many users do what for how long. `model` None: the server's default model."""
+
+    users: int
+    spawn_rate: float
+    seconds: int
+    model: str | None
+    max_tokens: int
+    seed: int
+    allow_remote: bool
+    thresholds: Thresholds
+
+
+class _Reader:
+    """Reads one variable after the other and keeps the problems for the end."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self.problems: list[str] = []
+
+    def text(self, name: str) -> str | None:
+        return self._environment.get(f"MEARI_LOAD_{name}", "").strip() or None
+
+    def number(
+        self, name: str, default: float | None, expected: str, fits: Callable[[float], bool]
+    ) -> float | None:
+        text = self.text(name)
+        if text is None:
+            return default
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if math.isfinite(value) and fits(value):
+            return value
+        self.problems.append(f"MEARI_LOAD_{name}: got {text!r}, expected {expected}")
+        return default
+
+    def positive(self, name: str, default: float | None) -> float | None:
+        return self.number(name, default, "a number above 0", lambda value: value > 0)
+
+    def count(self, name: str, default: int) -> int:
+        expected = "a whole number above 0"
+        value = self.number(name, default, expected, lambda value: value >= 1 and value == int(value))
+        return int(value or default)
+
+    def ratio(self, name: str, default: float | None) -> float | None:
+        return self.number(name, default, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+    def switch(self, name: str) -> bool:
+        value = self.number(name, 0, "0 or 1", lambda value: value in {0, 1})
+        return value == 1
+
+
+def read_settings(environment: Mapping[str, str]) -> LoadSettings:
+    """Raises SettingsError, which names every variable that does not fit."""
+    reader = _Reader(environment)
+    settings = LoadSettings(
+        users=reader.count("USERS", 8),
+        spawn_rate=reader.positive("SPAWN_RATE", None) or 4.0,
+        seconds=reader.count("SECONDS", 60),
+        model=reader.text("MODEL"),
+        max_tokens=reader.count("MAX_TOKENS", 64),
+        seed=reader.count("SEED", 1),
+        allow_remote=reader.switch("ALLOW_REMOTE"),
+        thresholds=Thresholds(
+            max_failure_ratio=reader.ratio("MAX_FAILURE_RATIO", 0.0) or 0.0,
+            max_refused_ratio=reader.ratio("MAX_REFUSED_RATIO", None),
+            max_p95_ms=reader.positive("MAX_P95_MS", None),
+            max_first_token_p95_ms=reader.positive("MAX_FIRST_TOKEN_P95_MS", None),
+            max_gap_p95_ms=reader.positive("MAX_GAP_P95_MS", None),
+            min_tokens_per_second=reader.positive("MIN_TOKENS_PER_SECOND", None),
+        ),
+    )
+    if reader.problems:
+        raise SettingsError("\n".join(reader.problems))
+    return settings
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the URL's host is this machine by its own address; other names are not looked up."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_target(url: str, settings: LoadSettings) -> None:
+    """Raises SettingsError where load would go to another machine and nobody allowed that."""
+    if is_loopback(url) or settings.allow_remote:
+        return
+    raise SettingsError(
+        f"got {url}, expected a loopback address: load goes to this machine only. "
+        "If that host is yours and meant, set MEARI_LOAD_ALLOW_REMOTE=1"
+    )

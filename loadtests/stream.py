@@ -1,0 +1,72 @@
+"""One streamed answer, read as it arrives: lines of server-sent events → what was measured on them.
+
+Enters: lines (bytes) and a clock. Leaves: `StreamTimes`, or `StreamBroken` for a stream that reported an error
+or ended early. Knows nothing of Locust.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+
+class StreamBroken(Exception):
+    """The stream reported an error, or ended without its last event."""
+
+
+@dataclass
+class StreamTimes:
+    """When the events of one stream arrived, in seconds of the clock.
+
+    started      when the request was sent
+    arrivals     one entry an event that holds text
+    num_tokens   generated tokens, as the `usage` event counts them
+    """
+
+    started: float
+    arrivals: list[float] = field(default_factory=list)
+    num_tokens: int = 0
+
+    @property
+    def first_token_ms(self) -> float | None:
+        """From the request to the first text; None where no text came."""
+        return (self.arrivals[0] - self.started) * 1000 if self.arrivals else None
+
+    @property
+    def gaps_ms(self) -> list[float]:
+        """From one text to the next, empty where there were fewer than two."""
+        pairs = zip(self.arrivals, self.arrivals[1:], strict=False)
+        return [(later - earlier) * 1000 for earlier, later in pairs]
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens over the time from the request to the last text; None where no text came."""
+        seconds = self.arrivals[-1] - self.started if self.arrivals else 0.0
+        return self.num_tokens / seconds if seconds > 0 else None
+
+
+def read_stream(lines: Iterable[bytes], started: float, clock: Callable[[], float]) -> StreamTimes:
+    """Read events until `data: [DONE]` and note when each came.
+
+    Raises StreamBroken, also for an event that is not JSON.
+    """
+    times = StreamTimes(started)
+    for line in lines:
+        if not line.startswith(b"data:"):  # blank lines between events, comments that keep the line open
+            continue
+        data = line.removeprefix(b"data:").strip()
+        if data == b"[DONE]":
+            return times
+        _note_event(data, times, clock())
+    raise StreamBroken("the stream ended without [DONE]")
+
+
+def _note_event(data: bytes, times: StreamTimes, now: float) -> None:
+    try:
+        event = json.loads(data)
+    except ValueError as error:
+        raise StreamBroken(f"an event is not JSON: {data[:80]!r}") from error
+    if "error" in event:
+        raise StreamBroken(f"error event: {event['error']}")
+    if any(choice.get("text") for choice in event.get("choices", [])):
+        times.arrivals.append(now)
+    times.num_tokens += event.get("usage", {}).get("generated_tokens", 0)
