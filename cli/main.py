@@ -21,6 +21,12 @@ ERROR_ROOTS = (
     ("export.errors", "ExportError"),
     ("service.errors", "MeariError"),
 )
+TRAINING_SIDE = frozenset(
+    {"matplotlib", "onnx", "onnx_ir", "onnxscript", "rich", "safetensors", "scipy", "torch"}
+)
+INSTALL_TRAINING_SIDE = (
+    "this verb needs the training side, `pip install 'meari[train]'` or `make test` installs it"
+)
 
 EXAMPLES = """\b
 Examples:
@@ -75,6 +81,11 @@ def main() -> None:
     """Run the command line; an error of the project is one line on standard error and exit code 1."""
     try:
         group(prog_name="meari")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in TRAINING_SIDE:
+            raise
+        click.echo(f"meari: {error.name} is not installed here: {INSTALL_TRAINING_SIDE}", err=True)
+        sys.exit(1)
     except Exception as error:
         if not isinstance(error, project_errors()):
             raise

@@ -1,6 +1,6 @@
 """One streamed answer, read as it arrives: lines of server-sent events → what was measured on them.
 
-Enters: lines (bytes) and a clock. Leaves: `StreamTimes`, or `StreamBroken` for a stream that reported an error
+Enters: lines (bytes) and a clock. Leaves: `StreamTimes`, or `StreamBroken` for one that reported an error
 or ended early. Knows nothing of Locust.
 """
 

@@ -1,0 +1,98 @@
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import cli
+from cli import main as entry
+
+ROOT = Path(__file__).parents[2]
+
+
+class OurError(Exception):
+    """Stands for the root error class of a part of the project."""
+
+
+@click.command("greet")
+@click.option("--fail", type=click.Choice(["ours", "missing", "foreign"]))
+def greet(fail: str | None) -> None:
+    """Say hello."""
+    if fail == "ours":
+        raise OurError("runs/x: got nothing, expected a checkpoint")
+    if fail == "missing":
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    if fail == "foreign":
+        raise ValueError("a mistake in the program")
+    click.echo("hello")
+
+
+@pytest.fixture
+def verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A verb `greet` in the command line's folder, and the errors of the part that it belongs to."""
+    (tmp_path / "greet.py").write_text("from tests_cli_greet import greet as command\n")
+    module, errors = ModuleType("tests_cli_greet"), ModuleType("models.errors")
+    vars(module)["greet"] = greet
+    vars(errors)["ModelsError"] = OurError
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, errors.__name__, errors)
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "cli.greet", raising=False)
+    return "greet"
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["meari", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    return ended.value.code
+
+
+def test_verb_is_imported_only_when_it_is_asked_for(verb: str) -> None:
+    assert verb in entry.group.list_commands(click.Context(entry.group))
+    assert "cli.greet" not in sys.modules
+    assert CliRunner().invoke(entry.group, [verb]).output == "hello\n"
+    assert "cli.greet" in sys.modules
+    del sys.modules["cli.greet"]
+
+
+def test_error_of_the_project_is_one_line_and_exit_code_1(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, verb, "--fail", "ours") == 1
+    assert capsys.readouterr() == ("", "meari: runs/x: got nothing, expected a checkpoint\n")
+
+
+def test_missing_training_side_is_explained(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, verb, "--fail", "missing") == 1
+    assert capsys.readouterr().err.startswith("meari: torch is not installed here")
+
+
+def test_mistake_in_the_program_keeps_its_traceback(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["meari", verb, "--fail", "foreign"])
+    with pytest.raises(ValueError, match="a mistake in the program"):
+        entry.main()
+
+
+def test_unknown_verb_is_a_usage_error() -> None:
+    result = CliRunner().invoke(entry.group, ["sing"])
+    assert result.exit_code == 2
+    assert "sing" in result.output
+
+
+def test_version_is_that_of_the_installed_distribution() -> None:
+    result = CliRunner().invoke(entry.group, ["--version"])
+    expected = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert entry.installed_version() in {expected, "not installed"}
+    assert result.output == f"meari, version {entry.installed_version()}\n"
+
+
+def test_help_shows_examples() -> None:
+    result = CliRunner().invoke(entry.group, ["--help"])
+    assert result.exit_code == 0
+    assert "meari train models/configs/" in result.output

@@ -1,0 +1,122 @@
+"""`python -m loadtests` as `make load` starts it, for a few seconds against a server that answers at once."""
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.loadtests.fake_server import NUM_TOKENS, PAUSE_SECONDS, running
+
+pytest.importorskip("locust")
+
+Row = Mapping[str, str]
+ROOT = Path(__file__).parents[2]
+SHORT = {"MEARI_LOAD_SECONDS": "3", "MEARI_LOAD_USERS": "4", "MEARI_LOAD_SPAWN_RATE": "4"}
+
+
+def run_load(port: int, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MEARI_")}
+    environment |= (
+        SHORT | {"PORT": str(port), "HOST": "127.0.0.1", "MEARI_LOAD_RESULTS": str(folder)} | variables
+    )
+    return subprocess.run(
+        [sys.executable, "-m", "loadtests"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def rows_of(folder: Path) -> dict[str, Row]:
+    with (folder / "meari_stats.csv").open(newline="") as file:
+        return {row["Name"]: row for row in csv.DictReader(file)}
+
+
+def test_run_writes_its_rows_and_passes_its_thresholds(tmp_path: Path) -> None:
+    with running() as server:
+        run = run_load(
+            server.port,
+            tmp_path,
+            MEARI_LOAD_MODEL="some-model",
+            MEARI_LOAD_MAX_P95_MS="5000",
+            MEARI_LOAD_MIN_TOKENS_PER_SECOND="1",
+        )
+    assert run.returncode == 0, run.stderr
+    assert {body["model"] for body in server.bodies} == {"some-model"}
+    assert {body["path"] for body in server.bodies} == {"/generate", "/score"}
+    assert "<html" in (tmp_path / "meari.html").read_text()
+    rows = rows_of(tmp_path)
+    assert {"/generate", "/generate (stream)", "/score", "Aggregated"} <= rows.keys()
+    assert_stream_was_read_as_it_arrived(rows)
+
+
+def assert_stream_was_read_as_it_arrived(rows: Mapping[str, Row]) -> None:
+    """The server waits before each of its events: the first comes long before the last."""
+    pause_ms = PAUSE_SECONDS * 1000
+    first = float(rows["first token (ms)"]["Average Response Time"])
+    gap = float(rows["gap between tokens (ms)"]["Average Response Time"])
+    whole = float(rows["/generate (stream)"]["Average Response Time"])
+    rate = float(rows["tokens/s of a stream"]["Average Response Time"])
+    assert first >= pause_ms
+    assert gap >= pause_ms * 0.9
+    assert whole >= first + (NUM_TOKENS - 1) * pause_ms * 0.9
+    assert 0 < rate < 1 / PAUSE_SECONDS
+    streams = int(rows["/generate (stream)"]["Request Count"])
+    assert int(rows["gap between tokens (ms)"]["Request Count"]) == streams * (NUM_TOKENS - 1)
+
+
+def test_broken_thresholds_fail_the_run_and_are_named(tmp_path: Path) -> None:
+    with running() as server:
+        run = run_load(
+            server.port,
+            tmp_path,
+            MEARI_LOAD_MAX_FIRST_TOKEN_P95_MS="0.001",
+            MEARI_LOAD_MIN_TOKENS_PER_SECOND="1e9",
+        )
+    assert run.returncode == 1
+    assert "first token (ms): 95th percentile" in run.stderr
+    assert "tokens/s of a stream: " in run.stderr
+
+
+def test_refused_requests_are_a_row_and_no_failure(tmp_path: Path) -> None:
+    with running(refuse=True) as server:
+        run = run_load(server.port, tmp_path)
+    assert run.returncode == 0, run.stderr
+    row = rows_of(tmp_path)["refused (429)"]
+    assert int(row["Request Count"]) > 0
+    assert int(row["Failure Count"]) == 0
+
+
+def test_refused_requests_fail_the_run_where_a_threshold_says_so(tmp_path: Path) -> None:
+    with running(refuse=True) as server:
+        run = run_load(server.port, tmp_path, MEARI_LOAD_MAX_REFUSED_RATIO="0.01")
+    assert run.returncode == 1
+    assert "refused requests: " in run.stderr
+
+
+def test_error_inside_a_stream_is_a_failure(tmp_path: Path) -> None:
+    with running(failing=True) as server:
+        run = run_load(server.port, tmp_path)
+    assert run.returncode == 1
+    assert "failed requests: " in run.stderr
+
+
+def test_server_that_is_not_there_fails_the_run(tmp_path: Path) -> None:
+    with running() as server:
+        port = server.port
+    run = run_load(port, tmp_path, MEARI_LOAD_SECONDS="1")
+    assert run.returncode == 1
+
+
+def test_load_on_another_machine_is_refused_before_it_starts(tmp_path: Path) -> None:
+    run = run_load(8000, tmp_path, HOST="192.0.2.1")
+    assert run.returncode == 1
+    assert "MEARI_LOAD_ALLOW_REMOTE=1" in run.stderr
+    assert not any(tmp_path.iterdir())
