@@ -1,0 +1,89 @@
+"""The bytes of a body → a Struct, or InvalidRequest that says where and why not.
+
+The fast way is one decode into the Struct; only a body that fails is looked at field by field. Knows nothing of the fields.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Generic, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+from service.errors import InvalidRequest
+from service.explain import explain_object, shown
+
+__all__ = ["Parser"]
+
+MAX_PROBLEMS = 8
+Request = TypeVar("Request", bound=msgspec.Struct)
+
+
+class Parser(Generic[Request]):
+    """Parses the bodies of one kind of request."""
+
+    def __init__(self, struct: type[Request]) -> None:
+        self._struct = struct
+        self._decoder = msgspec.json.Decoder(struct, strict=True)
+
+    def parse(self, body: bytes) -> Request:
+        """Raises InvalidRequest."""
+        if not body.strip():
+            raise InvalidRequest("body: got nothing, expected a JSON object")
+        _check_utf8(body)
+        try:
+            request = self._decoder.decode(body)
+        except msgspec.ValidationError as error:
+            raise InvalidRequest(self._problems(body, error)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidRequest(_malformed(body, error)) from None
+        except RecursionError:
+            raise InvalidRequest("body: got JSON that is nested too deeply, expected a JSON object") from None
+        _check_distinct_names(body)
+        return request
+
+    def _problems(self, body: bytes, error: msgspec.ValidationError) -> str:
+        """Every problem of a body that is not of this kind, in the order of the body's unknown, then the known fields."""
+        try:
+            msgspec.json.decode(body, type=msgspec.Raw)  # malformed JSON comes before wrong values
+            if body.lstrip()[:1] != b"{":
+                return f"body: got {shown(body.strip())}, expected a JSON object"
+            info = inspect.type_info(self._struct)
+            assert isinstance(info, inspect.StructType)
+            problems = list(explain_object("", body, info))
+        except msgspec.DecodeError as malformed:
+            return _malformed(body, malformed)
+        except RecursionError:
+            return "body: got JSON that is nested too deeply, expected a JSON object"
+        return "; ".join(problems[:MAX_PROBLEMS]) or f"body: {error}"
+
+
+def _check_utf8(body: bytes) -> None:
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"body: got bytes that are not UTF-8 at byte {error.start}, expected UTF-8") from None
+
+
+def _check_distinct_names(body: bytes) -> None:
+    """A name that comes twice in an object would silently hide a value."""
+    try:
+        json.loads(body, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise InvalidRequest("body: got JSON that is nested too deeply, expected a JSON object") from None
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> None:
+    seen = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise InvalidRequest(f"{shown(name.encode())}: got the name twice, expected it once")
+        seen.add(name)
+
+
+def _malformed(body: bytes, error: Exception) -> str:
+    reason = str(error).removeprefix("JSON is malformed: ")
+    if "(byte" not in reason:
+        reason = f"it ends too early (byte {len(body)})"
+    return f"body: got malformed JSON, expected a JSON object: {reason}"

@@ -1,0 +1,173 @@
+"""What a request may say: one Struct an endpoint, every limit in its field's annotation.
+
+Enters: the bytes of a body. Leaves: a request whose every field is in range, or InvalidRequest naming the field, what came
+and what was expected. Limits that are settings (`max_tokens`, `texts`, `timeout_seconds`) are put into the annotations by
+`Schemas`; those that a bundle sets (`top_k`, `logit_bias`) are checked in `model_limits.py`. No Flask here.
+
+A field may be null only where the contract's default is "none"; UNSET stands for a field that did not come.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from service.errors import InvalidRequest
+from service.explain import shown
+from service.parsing import Parser
+from service.settings import Settings
+
+__all__ = ["DetokenizeRequest", "GenerateRequest", "LogBase", "Schemas", "ScoreRequest", "TokenizeRequest"]
+
+NonEmpty = Annotated[str, Meta(min_length=1)]
+LogBase = Literal["e", "2", "10"]
+
+
+class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """Body of POST /generate."""
+
+    model: str | UnsetType = UNSET
+    prompt: str = ""
+    state: str | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] = 64
+    temperature: Annotated[float, Meta(ge=0, le=10)] = 1.0
+    top_k: Annotated[int, Meta(ge=0)] = 0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | UnsetType = UNSET
+    stop: NonEmpty | Annotated[list[NonEmpty], Meta(max_length=8)] | None = None
+    n: Annotated[int, Meta(ge=1, le=16)] = 1
+    num_beams: Annotated[int, Meta(ge=1, le=16)] = 1
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    return_state: bool = False
+    stream: bool = False
+    timeout_seconds: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, each once."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(dict.fromkeys(self.stop))
+
+
+class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """Body of POST /score."""
+
+    model: str | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    texts: Annotated[list[str], Meta(min_length=1)] | UnsetType = UNSET
+    context: str = ""
+    state: str | None = None
+    add_end: bool = True
+    log_base: LogBase = "e"
+    tokens: bool = False
+    words: bool = False
+    top: Annotated[int, Meta(ge=0, le=20)] = 0
+    return_state: bool = False
+
+    @property
+    def all_texts(self) -> list[str]:
+        """What to score, in the order asked for."""
+        if self.texts is not UNSET:
+            return self.texts
+        return [] if self.text is UNSET else [self.text]
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """Body of POST /tokenize."""
+
+    text: str
+    model: str | UnsetType = UNSET
+
+
+class TokenReference(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """A token as /tokenize gives it; its text is not looked at."""
+
+    id: Annotated[int, Meta(ge=0)]
+    text: str | UnsetType = UNSET
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """Body of POST /detokenize: tokens as /tokenize gives them, or their ids alone."""
+
+    tokens: list[Annotated[int, Meta(ge=0)] | TokenReference]
+    model: str | UnsetType = UNSET
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids alone."""
+        return [token if isinstance(token, int) else token.id for token in self.tokens]
+
+
+Request = TypeVar("Request", bound=msgspec.Struct)
+
+
+class Schemas:
+    """The parsers of one service, with its settings' limits in the annotations."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._generate = Parser(
+            _limited(
+                GenerateRequest,
+                ("max_tokens", Annotated[int, Meta(ge=1, le=settings.max_tokens)], min(64, settings.max_tokens)),
+                (
+                    "timeout_seconds",
+                    Annotated[float, Meta(gt=0, le=settings.max_timeout_seconds)] | UnsetType,
+                    UNSET,
+                ),
+            )
+        )
+        texts = Annotated[list[str], Meta(min_length=1, max_length=settings.max_texts)] | UnsetType
+        self._score = Parser(_limited(ScoreRequest, ("texts", texts, UNSET)))
+        self._tokenize = Parser(TokenizeRequest)
+        self._detokenize = Parser(DetokenizeRequest)
+
+    def generate(self, body: bytes) -> GenerateRequest:
+        """Raises InvalidRequest."""
+        request = self._generate.parse(body)
+        _refuse_unsupported(request.num_beams, request.state, request.return_state)
+        return request
+
+    def score(self, body: bytes) -> ScoreRequest:
+        """Raises InvalidRequest."""
+        request = self._score.parse(body)
+        _refuse_unsupported(1, request.state, request.return_state)
+        if request.text is UNSET and request.texts is UNSET:
+            raise InvalidRequest("text: missing, expected text or texts")
+        if request.text is not UNSET and request.texts is not UNSET:
+            raise InvalidRequest("texts: got both text and texts, expected one of the two")
+        if request.top and not request.tokens:
+            raise InvalidRequest(f"top: got {request.top} with tokens false, expected 0, or tokens true")
+        return request
+
+    def tokenize(self, body: bytes) -> TokenizeRequest:
+        """Raises InvalidRequest."""
+        return self._tokenize.parse(body)
+
+    def detokenize(self, body: bytes) -> DetokenizeRequest:
+        """Raises InvalidRequest."""
+        return self._detokenize.parse(body)
+
+
+def _limited(struct: type[Request], *fields: tuple[str, object, object]) -> type[Request]:
+    """The same request with the annotations of some fields replaced."""
+    return msgspec.defstruct(  # type: ignore[return-value]
+        struct.__name__, list(fields), bases=(struct,), kw_only=True, forbid_unknown_fields=True, frozen=True
+    )
+
+
+def _refuse_unsupported(num_beams: int, state: str | None, return_state: bool) -> None:
+    problems = []
+    if num_beams != 1:
+        problems.append(f"num_beams: got {num_beams}, not supported yet, expected 1")
+    if state is not None:
+        problems.append(f"state: got {shown(msgspec.json.encode(state))}, not supported yet, expected none")
+    if return_state:
+        problems.append("return_state: got true, not supported yet, expected false")
+    if problems:
+        raise InvalidRequest("; ".join(problems))

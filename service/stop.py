@@ -1,0 +1,102 @@
+"""Stop strings in a text that grows: where the text is cut, and what must be held back until that is certain.
+
+The first match is the one that is complete first; of several that are complete at the same character, the longest. It does not
+depend on how the text is cut into tokens. The search keeps one number a stop string (Knuth, Morris and Pratt 1977):
+how many of its first characters the text ends with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.detokenizer import Detokenizer
+from service.tokenizer import Vocabulary
+
+__all__ = ["StopPatterns", "StopSearch", "matcher_factory"]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A stop string; `borders[i]` is the length of the longest proper prefix of text[:i + 1] that is also its suffix."""
+
+    text: str
+    borders: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StopPatterns:
+    """The stop strings of a request, prepared once for all of its samples."""
+
+    patterns: tuple[Pattern, ...]
+
+    @classmethod
+    def of(cls, stops: tuple[str, ...]) -> StopPatterns:
+        """Prepare non-empty strings."""
+        return cls(tuple(Pattern(stop, _borders(stop)) for stop in stops))
+
+
+class StopSearch:
+    """Looks for the first match in a text that is fed piece by piece."""
+
+    def __init__(self, patterns: StopPatterns) -> None:
+        self._patterns = patterns.patterns
+        self._matched = [0] * len(self._patterns)
+        self._length = 0
+        self.cut: int | None = None  # characters before the first match, once there is one
+
+    @property
+    def held_back(self) -> int:
+        """How many characters at the end of the text may be the beginning of a match."""
+        return max(self._matched, default=0)
+
+    def feed(self, text: str) -> bool:
+        """Add text; True once a match is complete. What follows a match is not looked at."""
+        for character in text:
+            if self.cut is not None:
+                break
+            self._length += 1
+            longest = 0
+            for index, pattern in enumerate(self._patterns):
+                matched = self._advance(index, pattern, character)
+                if matched == len(pattern.text):
+                    longest = max(longest, matched)
+            if longest:
+                self.cut = self._length - longest
+        return self.cut is not None
+
+    def _advance(self, index: int, pattern: Pattern, character: str) -> int:
+        matched = self._matched[index]
+        while matched and pattern.text[matched] != character:
+            matched = pattern.borders[matched - 1]
+        if pattern.text[matched] == character:
+            matched += 1
+        self._matched[index] = matched
+        return matched
+
+
+def matcher_factory(
+    patterns: StopPatterns, vocabulary: Vocabulary, before: str
+) -> Callable[[], Callable[[int], bool]] | None:
+    """What the engine asks of a stop: a matcher a sample, fed each token id, True where the sample is over."""
+    if not patterns.patterns:
+        return None
+
+    def make_matcher() -> Callable[[int], bool]:
+        writer = Detokenizer(vocabulary, before)
+        search = StopSearch(patterns)
+        return lambda token: search.feed(writer.feed(token))
+
+    return make_matcher
+
+
+def _borders(text: str) -> tuple[int, ...]:
+    borders = [0] * len(text)
+    length = 0
+    for position in range(1, len(text)):
+        while length and text[position] != text[length]:
+            length = borders[length - 1]
+        if text[position] == text[length]:
+            length += 1
+        borders[position] = length
+    return tuple(borders)

@@ -1,0 +1,116 @@
+"""Text ↔ token ids with a bundle's own `tokenizer.json`.
+
+Enters: text as a request sends it. Leaves: ids with their offsets in that text (code points of the text as sent, whatever NFC
+makes of it). Also the vocabulary as text and as bytes, from which `detokenizer.py` writes text. Knows no requests.
+"""
+
+from __future__ import annotations
+
+import enum
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from service.errors import BundleError
+
+__all__ = ["END_ID", "Encoded", "TextTokenizer", "TokenizerKind", "Vocabulary", "load_tokenizer", "nfc"]
+
+END_ID: Final = 0
+Offsets = npt.NDArray[np.int32]
+
+
+class TokenizerKind(enum.StrEnum):
+    """How text becomes tokens, and so how tokens become text again."""
+
+    CHAR = "char"  # a token is a character; texts are joined as they are
+    BPE = "bpe"  # a token is a run of UTF-8 bytes
+    WORD = "word"  # a token is a word or a run of punctuation; joined by one space
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Every token by id.
+
+    texts   as an answer shows a token alone; bytes that are no whole character appear as U+FFFD
+    pieces  its UTF-8 bytes, for byte-level BPE a part of a character perhaps
+    """
+
+    kind: TokenizerKind
+    texts: tuple[str, ...]
+    pieces: tuple[bytes, ...]
+    unknown_id: int | None
+
+    @property
+    def size(self) -> int:
+        """Number of tokens, the boundary token included."""
+        return len(self.texts)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A text as tokens: ids, and where each begins and ends in the text as sent."""
+
+    text: str
+    ids: list[int]
+    starts: Offsets
+    ends: Offsets
+
+
+class TextTokenizer:
+    """The tokenizer of one bundle; safe to use from several threads."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
+        self._tokenizer = tokenizer
+        self.vocabulary = vocabulary
+
+    def encode(self, text: str) -> list[int]:
+        """Ids alone, without boundary tokens."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_with_offsets(self, text: str) -> Encoded:
+        """Ids and offsets, without boundary tokens."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+        return Encoded(text, encoding.ids, offsets[:, 0].copy(), offsets[:, 1].copy())
+
+
+def load_tokenizer(path: Path, kind: TokenizerKind, unknown_id: int | None, vocabulary_size: int) -> TextTokenizer:
+    """Raises BundleError where the file is no tokenizer or its vocabulary is not that of the bundle."""
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise BundleError(f"{path.name}: not a tokenizer: {error}") from None
+    entries = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
+    if len(entries) != vocabulary_size or None in entries:
+        raise BundleError(f"{path.name}: got {len(entries)} tokens, expected ids 0 to {vocabulary_size - 1}")
+    pieces = tuple(_piece(entry, kind) for entry in entries)
+    texts = tuple(piece.decode("utf-8", "replace") for piece in pieces)
+    return TextTokenizer(tokenizer, Vocabulary(kind, texts, pieces, unknown_id))
+
+
+def nfc(text: str) -> str:
+    """The normal form in which characters and bytes are counted."""
+    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+
+
+def _piece(entry: str, kind: TokenizerKind) -> bytes:
+    if kind is not TokenizerKind.BPE:
+        return entry.encode("utf-8")
+    return bytes(_BYTE_OF[character] for character in entry)
+
+
+def _byte_of_character() -> dict[str, int]:
+    """The byte-level alphabet: printable bytes stand for themselves, the other 68 for the characters from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(0x100 + number): byte for number, byte in enumerate(rest)}
+
+
+_BYTE_OF: Final = _byte_of_character()
