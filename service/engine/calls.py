@@ -138,7 +138,7 @@ class Handle:
         self.cancelled = False
         self._news = threading.Event()
         self._ended = threading.Event()
-        self._on_cancel: Callable[[], None] = lambda: None
+        self.on_cancel: Callable[[], None] = lambda: None
 
     @property
     def ended(self) -> bool:
@@ -158,7 +158,7 @@ class Handle:
     def cancel(self) -> None:
         """Ask the engine to drop the request; its slots are free within a step."""
         self.cancelled = True
-        self._on_cancel()
+        self.on_cancel()
 
     def raise_for_failure(self) -> None:
         """Raise what ended the request early: EngineFailed, ScoreTimeout."""
@@ -167,17 +167,17 @@ class Handle:
 
     # ---- the engine's thread only ----
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
         if not self._news.is_set():
             self._news.set()
 
-    def _end(self, finish: Finish, now: float, failure: MeariError | None = None) -> None:
+    def end(self, finish: Finish, now: float, failure: MeariError | None = None) -> None:
         assert not self.ended, "a request ends once"
         self.failure = failure or self.failure
         self._close(finish)
         self.ended_at = now
         self._ended.set()
-        self._notify()
+        self.notify()
 
     def _close(self, finish: Finish) -> None:
         """Bring what is there into its final form; `finish` is LENGTH where everything was done."""
@@ -203,17 +203,17 @@ class Scoring(Handle):
         super().__init__(call.deadline)
         self.results: list[TextScore] = []
         self.computed_tokens = 0  # tokens really run: prefixes that texts share count once
-        self._collect: Callable[[], list[TextScore]] = list
+        self.collect: Callable[[], list[TextScore]] = list
 
-    def _end(self, finish: Finish, now: float, failure: MeariError | None = None) -> None:
+    def end(self, finish: Finish, now: float, failure: MeariError | None = None) -> None:
         if finish is Finish.TIMEOUT:
             failure = ScoreTimeout(
                 "the texts were not scored within the server's time limit; send fewer or shorter texts"
             )
         elif finish is Finish.CANCELLED:
             failure = EngineFailed("the request was cancelled")
-        super()._end(finish, now, failure)
+        super().end(finish, now, failure)
 
     def _close(self, finish: Finish) -> None:
         if finish is Finish.LENGTH:
-            self.results = self._collect()
+            self.results = self.collect()

@@ -101,11 +101,11 @@ class Engine:
         texts = SharedTexts(
             call, request, self._runner.end_id, min(call.num_alternatives, self._runner.vocabulary_size)
         )
-        handle._collect = texts.collect
+        handle.collect = texts.collect
         request.num_live = texts.num_sequences
         if texts.root is None:
             reservation.release()
-            handle._end(Finish.LENGTH, self._clock())
+            handle.end(Finish.LENGTH, self._clock())
             return handle
         request.ready.append(texts.root)
         self._submit(request, reservation)
@@ -132,7 +132,7 @@ class Engine:
 
     def _submit(self, request: Request, reservation: Reservation) -> None:
         request.handle.submitted_at = self._clock()
-        request.handle._on_cancel = self._note_cancel
+        request.handle.on_cancel = self._note_cancel
         self._live.add(request)
         if not self._scheduler.add(request, reservation):
             self._end(request, Finish.FAILED, NotReady("the engine takes no requests any more"))
@@ -184,7 +184,7 @@ class Engine:
             if request.num_live == 0:
                 self._end(request, Finish.LENGTH)
         for handle in outcome.news:
-            handle._notify()
+            handle.notify()
         if not self._keep:
             self._batch.change([], [])
 
@@ -203,7 +203,7 @@ class Engine:
     def _end(self, request: Request, finish: Finish, failure: MeariError | None = None) -> None:
         self._scheduler.remove(request)
         if self._live.claim(request):
-            request.handle._end(finish, self._clock(), failure)
+            request.handle.end(finish, self._clock(), failure)
 
     def _end_all(self, reason: MeariError) -> None:
         self._keep = []

@@ -1,0 +1,193 @@
+"""From a bundle's folder to a runner that is known to compute what it should, on this CPU.
+
+Enters: a folder. Leaves: a Bundle, or a BundleError that says which file, tensor or figure is wrong. On the way: the manifest is
+understood, every file is the one that was exported, the graphs have the expected inputs and outputs, the golden
+figures come out, and rows do not influence one another. It knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from service.engine.runner import Runner, StateTensor
+from service.errors import BundleError
+from service.manifest import Manifest, check_files, parse_manifest
+
+__all__ = ["Bundle", "SelfTest", "open_bundle"]
+
+# Full batches, lone rows, and sizes around the widths of vector registers and kernels.
+BATCH_SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 31, 32, 48)
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What was found at load, on this CPU."""
+
+    golden_max_difference: float  # nats
+    rows_isolated: bool  # False: rows are run one by one, so that results still do not depend on neighbours
+    batch_sizes: tuple[int, ...]  # compared with one another, bit for bit
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """An opened bundle."""
+
+    folder: Path
+    manifest: Manifest
+    hash: str  # SHA-256 of manifest.json, which holds those of all other files
+    runner: Runner
+    self_test: SelfTest
+
+
+def open_bundle(folder: Path, *, max_slots: int) -> Bundle:
+    """Open and check a bundle for batches of up to `max_slots` rows. Raises BundleError."""
+    try:
+        data = (folder / "manifest.json").read_bytes()
+    except OSError as error:
+        raise BundleError(f"manifest.json: cannot be read: {error.strerror}") from error
+    manifest = parse_manifest(data)
+    check_files(folder, manifest)
+    runner = _open_runner(folder, manifest)
+    difference = _check_golden(folder / "golden.npz", manifest, runner)
+    sizes = tuple(size for size in BATCH_SIZES if size < max_slots)
+    runner.rows_isolated = _rows_isolated(runner, max_slots, sizes)
+    self_test = SelfTest(difference, runner.rows_isolated, (*sizes, max_slots))
+    return Bundle(folder, manifest, hashlib.sha256(data).hexdigest(), runner, self_test)
+
+
+def _open_runner(folder: Path, manifest: Manifest) -> Runner:
+    states = [StateTensor(entry.name, entry.shape) for entry in manifest.state]
+    vocabulary_size = manifest.sizes["vocabulary"]
+    cell = _open_session(folder / "cell.onnx")
+    output = _open_session(folder / "output.onnx")
+    new = {f"next_{tensor.name}": list(tensor.shape) for tensor in states}
+    _check_shapes(
+        "cell.onnx: input", cell.get_inputs(), {"token": [], **{t.name: list(t.shape) for t in states}}
+    )
+    _check_shapes("cell.onnx: output", cell.get_outputs(), {"hidden": None, **new})
+    _check_shapes("output.onnx: input", output.get_inputs(), {"hidden": None})
+    _check_shapes(
+        "output.onnx: output",
+        output.get_outputs(),
+        {"logits": [vocabulary_size], "logprobs": [vocabulary_size]},
+    )
+    if manifest.boundary.id >= vocabulary_size:
+        raise BundleError(
+            f"manifest.json: boundary.id: got {manifest.boundary.id}, expected < {vocabulary_size}"
+        )
+    return Runner(cell, output, states, vocabulary_size, manifest.boundary.id)
+
+
+def _open_session(path: Path) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # one engine a worker, a worker a CPU
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - onnxruntime's own errors share no public root
+        raise BundleError(f"{path.name}: onnxruntime cannot open it: {error}") from error
+
+
+def _check_shapes(where: str, nodes: list[Any], expected: dict[str, list[int] | None]) -> None:
+    """Compare names and trailing dimensions; None stands for one dimension of any size."""
+    found = {node.name: list(node.shape) for node in nodes}
+    if set(found) != set(expected):
+        raise BundleError(f"{where}s: got {sorted(found)}, expected {sorted(expected)}")
+    for name, shape in expected.items():
+        batch, *rest = found[name] or [None]
+        if (
+            isinstance(batch, int)
+            or (shape is None and len(rest) != 1)
+            or (shape is not None and rest != shape)
+        ):
+            raise BundleError(
+                f"{where} {name!r}: got shape {found[name]}, expected a free batch, then {shape or 'one'}"
+            )
+
+
+def _check_golden(path: Path, manifest: Manifest, runner: Runner) -> float:
+    """Run the golden tokens; returns the largest difference of a log-probability or a state."""
+    golden = _read_golden(path, manifest)
+    tokens = golden["tokens"]
+    steps, rows = tokens.shape
+    states = runner.initial_states(rows)
+    differences = {"log-probability": 0.0, "state": 0.0}
+    for step in range(steps):
+        hidden, states = runner.step(tokens[step], states)
+        difference = _largest(runner.output(hidden)[1], golden["logprobs"][step])
+        differences["log-probability"] = max(differences["log-probability"], difference)
+    for name, values in states.items():
+        differences["state"] = max(differences["state"], _largest(values, golden[f"state_{name}"]))
+    for what, difference in differences.items():
+        if not difference <= manifest.golden.tolerance:
+            raise BundleError(
+                f"golden.npz: a {what} computed here differs by {difference:.2g}, "
+                f"expected at most {manifest.golden.tolerance:.2g}: this CPU or onnxruntime computes something else"
+            )
+    return max(differences.values())
+
+
+def _read_golden(path: Path, manifest: Manifest) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            golden = dict(archive)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise BundleError(f"golden.npz: cannot be read: {error}") from error
+    tokens = golden.get("tokens")
+    if tokens is None or tokens.ndim != 2 or tokens.dtype != np.int64 or not tokens.size:
+        raise BundleError("golden.npz: tokens: expected int64 [steps, rows]")
+    steps, rows = tokens.shape
+    vocabulary_size = manifest.sizes["vocabulary"]
+    if tokens.min() < 0 or tokens.max() >= vocabulary_size:
+        raise BundleError(f"golden.npz: tokens: expected ids from 0 to {vocabulary_size - 1}")
+    shapes = {"logprobs": (steps, rows, vocabulary_size)}
+    shapes |= {f"state_{entry.name}": (rows, *entry.shape) for entry in manifest.state}
+    for name, shape in shapes.items():
+        got = golden[name].shape if name in golden else None
+        if got != shape:
+            raise BundleError(f"golden.npz: {name}: got shape {got}, expected {shape}")
+    return golden
+
+
+def _largest(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> float:
+    """The largest absolute difference; not a number where either holds one."""
+    return float(np.abs(left.astype(np.float64) - right).max(initial=0.0))
+
+
+def _rows_isolated(runner: Runner, max_slots: int, sizes: tuple[int, ...]) -> bool:
+    """True when a row's results are the same bits in batches of every size, at every place tried."""
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, runner.vocabulary_size, (4, max_slots))
+    states = runner.initial_states(max_slots)
+    mixed = runner.initial_states(max_slots)
+    for age, step_tokens in enumerate(
+        tokens[:3]
+    ):  # rows as they meet in a batch: some have read more than others
+        _, states = runner.step(step_tokens, states)
+        for name, values in states.items():
+            mixed[name][age::3] = values[age::3]
+    expected = _outcome(runner, tokens[3], mixed)
+    for size in sizes:
+        for first in {0, max_slots - size, int(random.integers(0, max_slots - size + 1))}:
+            rows = slice(first, first + size)
+            part = _outcome(runner, tokens[3][rows], {name: values[rows] for name, values in mixed.items()})
+            if any(not np.array_equal(got, want[rows]) for got, want in zip(part, expected, strict=True)):
+                return False
+    return True
+
+
+def _outcome(
+    runner: Runner, tokens: npt.NDArray[np.int64], states: dict[str, npt.NDArray[np.float32]]
+) -> list[npt.NDArray[np.float32]]:
+    hidden, new = runner.step(tokens, states)
+    return [hidden, *new.values(), *runner.output(hidden)]

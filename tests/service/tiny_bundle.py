@@ -1,0 +1,169 @@
+"""A bundle made by hand, so small that every figure can be worked out on paper.
+
+Tokens are `<|end|>` `<|unk|>` a b … z. After a token the next letter has the logit `peak`, everything else 0: after the
+boundary comes a, after z the end. The recurrent state counts the steps, and `decay` takes so much off the peak at each,
+so that a result shows whether its state is its own. With `leak`, rows influence one another, as they must not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import tokenizers
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+VOCABULARY = ["<|end|>", "<|unk|>", *LETTERS]
+OPSET = [helper.make_opsetid("", 21)]
+
+
+def next_id(token: int) -> int:
+    """The likeliest token after `token`: letters in order, then the end."""
+    return 2 if token in (0, 1) else (token + 1) % len(VOCABULARY)
+
+
+def expected_logprob(token: int, after: int, step: int, peak: float = 8.0, decay: float = 0.0) -> float:
+    """ln P(token) by hand, `step` tokens having been fed, the last of them `after`."""
+    logits = np.zeros(len(VOCABULARY))
+    logits[next_id(after)] = peak - decay * step
+    return float(logits[token] - np.log(np.exp(logits).sum()))
+
+
+def tiny_tokenizer() -> tokenizers.Tokenizer:
+    """Characters of the vocabulary above; everything else is unknown."""
+    tokenizer = tokenizers.Tokenizer(
+        models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token="<|unk|>")
+    )
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def _save(
+    nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: dict[str, Any], path: Path
+) -> None:
+    constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, path.stem, inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=OPSET, ir_version=10)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def _cell(path: Path, peak: float, decay: float, leak: bool) -> None:
+    size = len(VOCABULARY)
+    following = np.eye(size, dtype=np.float32)[[next_id(token) for token in range(size)]]
+    nodes = [
+        helper.make_node("Gather", ["following", "token"], ["one_hot"]),
+        helper.make_node("Add", ["count", "one"], ["next_count"]),
+        helper.make_node("Mul", ["next_count", "decay"], ["lost"]),
+        helper.make_node("Sub", ["peak", "lost"], ["height"]),
+        helper.make_node("Mul", ["one_hot", "height"], ["alone" if leak else "hidden"]),
+    ]
+    if leak:  # like a dynamic quantisation with one scale for the whole batch
+        nodes += [
+            helper.make_node("ReduceMax", ["next_count", "axes"], ["largest"], keepdims=1),
+            helper.make_node("Mul", ["largest", "tiny"], ["shift"]),
+            helper.make_node("Add", ["alone", "shift"], ["moved"]),
+            helper.make_node("Mul", ["moved", "one_hot"], ["hidden"]),
+        ]
+    weights = {
+        "following": following,
+        "one": np.float32(1),
+        "decay": np.float32(decay),
+        "peak": np.float32(peak),
+        **({"axes": np.array([0]), "tiny": np.float32(1e-3)} if leak else {}),
+    }
+    floats = TensorProto.FLOAT
+    _save(
+        nodes,
+        [
+            helper.make_tensor_value_info("token", TensorProto.INT64, ["batch"]),
+            helper.make_tensor_value_info("count", floats, ["batch", 1]),
+        ],
+        [
+            helper.make_tensor_value_info("hidden", floats, ["batch", size]),
+            helper.make_tensor_value_info("next_count", floats, ["batch", 1]),
+        ],
+        weights,
+        path,
+    )
+
+
+def _output(path: Path) -> None:
+    size = len(VOCABULARY)
+    floats = TensorProto.FLOAT
+    _save(
+        [
+            helper.make_node("MatMul", ["hidden", "identity"], ["logits"]),
+            helper.make_node("LogSoftmax", ["logits"], ["logprobs"], axis=-1),
+        ],
+        [helper.make_tensor_value_info("hidden", floats, ["batch", size])],
+        [helper.make_tensor_value_info(name, floats, ["batch", size]) for name in ("logits", "logprobs")],
+        {"identity": np.eye(size, dtype=np.float32)},
+        path,
+    )
+
+
+def _golden(folder: Path) -> None:
+    cell = ort.InferenceSession(str(folder / "cell.onnx"), providers=["CPUExecutionProvider"])
+    output = ort.InferenceSession(str(folder / "output.onnx"), providers=["CPUExecutionProvider"])
+    tokens = np.array([[0, 0], [2, 5], [3, 1], [27, 4]], np.int64)
+    count = np.zeros((2, 1), np.float32)
+    logprobs = []
+    for row in tokens:
+        hidden, count = cell.run(["hidden", "next_count"], {"token": row, "count": count})
+        logprobs.append(output.run(["logprobs"], {"hidden": hidden})[0])
+    np.savez(folder / "golden.npz", tokens=tokens, logprobs=np.stack(logprobs), state_count=count)
+
+
+def rewrite_manifest(folder: Path, **changes: Any) -> None:
+    """Write the manifest of what lies in `folder`, with `changes` of its top-level fields."""
+    files = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        for path in sorted(folder.iterdir())
+        if path.name != "manifest.json"
+    }
+    manifest = {
+        "format_version": 1,
+        "name": folder.name,
+        "family": "rnn",
+        "precision": "fp32",
+        "sizes": {
+            "vocabulary": len(VOCABULARY),
+            "embedding": 1,
+            "hidden": len(VOCABULARY),
+            "layers": 1,
+            "parameters": 0,
+        },
+        "state": [{"name": "count", "shape": [1], "dtype": "float32"}],
+        "boundary": {"id": 0, "token": "<|end|>"},
+        "tokenizer": {"kind": "char", "normalization": "NFC", "unknown_id": 1},
+        "graphs": {"cell": {"file": "cell.onnx"}, "output": {"file": "output.onnx"}},
+        "corpus": {"name": "the alphabet", "licence": "none", "source": "made by hand", "document": "line"},
+        "training": {},
+        "figures": {"validation": {"perplexity": 1.0}},
+        "golden": {"tolerance": 1e-4},
+        "files": files,
+        **changes,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
+
+
+def write_tiny_bundle(folder: Path, *, peak: float = 8.0, decay: float = 0.0, leak: bool = False) -> Path:
+    """Write a bundle into `folder`, which is made; its name is the folder's."""
+    folder.mkdir(parents=True)
+    _cell(folder / "cell.onnx", peak, decay, leak)
+    _output(folder / "output.onnx")
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    _golden(folder)
+    (folder / "README.md").write_text("A bundle for tests.\n", "utf-8")
+    rewrite_manifest(folder)
+    return folder
