@@ -9,15 +9,12 @@ changed in place.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from models.cells import Cell, GruCell, LstmCell, RnnCell
-
-if TYPE_CHECKING:
-    from models.config import ModelConfig
+from models.config import ModelConfig, ReservoirConfig
 
 State = dict[str, Tensor]
 
@@ -174,19 +171,19 @@ def _named_state(cell: Cell, index: int, cell_state: tuple[Tensor, ...]) -> Stat
     return {f"{name}{index}": tensor for name, tensor in zip(cell.state_names, cell_state, strict=True)}
 
 
-def build_model(config: "ModelConfig", vocabulary_size: int, seed: int) -> LanguageModel:
+def build_model(config: ModelConfig, vocabulary_size: int, seed: int) -> LanguageModel:
     """Make a fresh model of the configured family, its weights drawn from `seed` alone.
 
     torch's global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if config.family == "esn":
+        if isinstance(config, ReservoirConfig):
             from models.cells.esn import build_esn
 
             return build_esn(config, vocabulary_size, seed)
         return RecurrentLanguageModel(
-            config.family,
+            str(config.family),
             vocabulary_size,
             config.embedding_size,
             config.hidden_size,

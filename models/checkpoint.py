@@ -1,0 +1,160 @@
+"""A trained model on disk: weights as safetensors, everything else as JSON. Nothing is pickled.
+
+In: a model, a tokenizer, a config, figures. Out: a folder, and the same things back. Knows nothing of training.
+
+    model.safetensors   weights and buffers by their names in the model
+    checkpoint.json     format_version, family, tokenizer, vocabulary_size, step, config, figures
+    tokenizer.json      the tokenizer, so that the folder stands on its own
+
+A run folder holds such folders as `best/` and `last/`; `last/` holds more (`models.training.snapshot`).
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.atomic import settled
+from models.config import Config, Family, parse_config
+from models.errors import CheckpointError, ConfigError
+from models.language_model import LanguageModel, build_model
+from models.text.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "checkpoint.json"
+TOKENIZER = "tokenizer.json"
+FIGURES = "figures.json"
+BEST = "best"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model ready to be evaluated or exported, and what is known about it."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    config: Config
+    figures: dict[str, Any]
+    step: int
+
+
+def fill_checkpoint(
+    folder: Path, model: LanguageModel, tokenizer_file: Path, config: Config, *, step: int, figures: dict[str, Any]
+) -> None:
+    """Write a checkpoint's files into an existing folder; the caller makes that atomic."""
+    write_tensors(folder / WEIGHTS, model.state_dict())
+    description = {
+        "format_version": FORMAT_VERSION,
+        "family": model.family,
+        "tokenizer": str(config.tokenizer.kind),
+        "vocabulary_size": model.vocabulary_size,
+        "step": step,
+        "config": config.to_tables(),
+        "figures": figures,
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description, ensure_ascii=False, indent=2) + "\n", "utf-8")
+    shutil.copyfile(tokenizer_file, folder / TOKENIZER)
+
+
+def load_checkpoint(folder: Path, device: torch.device | None = None) -> Checkpoint:
+    """Read a run folder (its best weights) or a checkpoint folder; the model comes in evaluation mode.
+
+    Raises CheckpointError where the folder is none, is incomplete, or its parts do not fit one another.
+    """
+    place = _find(folder)
+    description = read_description(place)
+    config = _config(place, description)
+    try:
+        model = build_model(config.model, int(description["vocabulary_size"]), config.seed)
+        tokenizer = Tokenizer.load(place / TOKENIZER, config.tokenizer.kind)
+        load_weights(model, place / WEIGHTS)
+        step = int(description["step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{place / DESCRIPTION}: damaged: {error}") from error
+    if tokenizer.vocabulary_size != model.vocabulary_size:
+        sizes = f"{tokenizer.vocabulary_size} tokens, the model {model.vocabulary_size}"
+        raise CheckpointError(f"{place}: the tokenizer has {sizes}; they are not of the same run")
+    model.to(device or torch.device("cpu")).eval()
+    return Checkpoint(model, tokenizer, config, _figures(folder, description), step)
+
+
+def read_description(place: Path) -> dict[str, Any]:
+    """The JSON of a checkpoint folder. Raises CheckpointError."""
+    path = place / DESCRIPTION
+    try:
+        description = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{place}: no checkpoint here ({DESCRIPTION}: {error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from error
+    version = description.get("format_version") if isinstance(description, dict) else None
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: format_version {version}, expected {FORMAT_VERSION}")
+    assert isinstance(description, dict)
+    return description
+
+
+def load_weights(model: LanguageModel, path: Path) -> None:
+    """Fill a model from a safetensors file. Raises CheckpointError where names or shapes do not fit."""
+    tensors = read_tensors(path)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: the weights do not fit the model: {error}") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write named tensors as safetensors."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises CheckpointError."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+
+def _find(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder, expected a run or a checkpoint")
+    if (folder / DESCRIPTION).exists():
+        return folder
+    best = settled(folder / BEST)
+    if not best.is_dir():
+        raise CheckpointError(f"{folder}: holds neither {DESCRIPTION} nor {BEST}/: not a run, or nothing saved yet")
+    return best
+
+
+def _config(place: Path, description: dict[str, Any]) -> Config:
+    try:
+        config = parse_config(description.get("config"), str(place / DESCRIPTION))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    family = description.get("family")
+    if family != Family(config.model.family):
+        raise CheckpointError(f"{place}: family {family!r}, but its config is of {config.model.family!s}")
+    return config
+
+
+def _figures(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the finished run where there are any, else those of the moment the checkpoint was written."""
+    path = folder / FIGURES
+    if path.exists():
+        try:
+            figures = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise CheckpointError(f"{path}: damaged: {error}") from error
+        if isinstance(figures, dict):
+            return figures
+    figures = description.get("figures", {})
+    assert isinstance(figures, dict)
+    return figures

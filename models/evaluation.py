@@ -1,0 +1,194 @@
+"""How well a model predicts held-out text, measured in the way in which it is served.
+
+In: a model and a token file. Out: `Figures`. Knows nothing of training or of where the text came from.
+
+    line, paragraph   every document on its own, from the initial state and the boundary token
+    file              one stream from the boundary to the end, the state carried on
+
+Every document's end counts as a token. Sums are float64.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from models.config import Document
+from models.errors import NotFinite
+from models.language_model import LanguageModel
+from models.text.tokens import TokenFile
+
+Ids = NDArray[Any]
+
+BOUNDARY_ID = 0
+BATCH_TOKENS = 4096  # rows times length of one call of the model
+MAX_ROWS = 64
+WINDOW_TOKENS = 1 << 20  # documents are sorted by length within this many tokens
+UNCOUNTED = -100  # target of a position that is not scored
+QUICK_TOKENS = 200_000  # of the held-out text, looked at while training
+NUM_WARM = 256  # tokens that warm up a piece of a stream
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Held-out figures. Characters and bytes count a document's end where the corpus spelled it (a newline)."""
+
+    nats_per_token: float
+    perplexity: float
+    nats_per_char: float
+    bits_per_char: float
+    bits_per_byte: float
+    num_tokens: int
+    num_characters: int
+    num_bytes: int
+
+    def to_json(self) -> dict[str, float | int]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A piece of the token row that is run from the initial state; the first `num_warm` targets are not counted."""
+
+    ids: Ids
+    num_warm: int = 0
+
+
+def evaluate(model: LanguageModel, tokens: TokenFile) -> Figures:
+    """Run all of a token file through the model.
+
+    Raises NotFinite where a probability is not a number above zero.
+    """
+    ids = tokens.ids
+    rows = [Row(ids)] if tokens.unit is Document.FILE else document_rows(ids)
+    nats, num_tokens = total_nats(model, rows)
+    return figures(nats, num_tokens, tokens.num_characters, tokens.num_bytes)
+
+
+def figures(nats: float, num_tokens: int, num_characters: int, num_bytes: int) -> Figures:
+    """All figures of a sum of -ln P in nats. Raises NotFinite."""
+    if not math.isfinite(nats):
+        raise NotFinite(f"the cross-entropy of held-out text is {nats}: the weights are not usable")
+    bits = nats / math.log(2)
+    per_token = nats / num_tokens
+    return Figures(
+        nats_per_token=per_token,
+        perplexity=math.exp(min(per_token, 700.0)),
+        nats_per_char=nats / num_characters,
+        bits_per_char=bits / num_characters,
+        bits_per_byte=bits / num_bytes,
+        num_tokens=num_tokens,
+        num_characters=num_characters,
+        num_bytes=num_bytes,
+    )
+
+
+def document_rows(ids: Ids) -> Iterator[Row]:
+    """One row a document, its two boundary tokens included, sorted by length within a window of the file."""
+    start = 0
+    while start < len(ids) - 1:
+        window = ids[start : start + WINDOW_TOKENS]
+        ends = np.flatnonzero(window[1:] == BOUNDARY_ID) + 1
+        while len(ends) == 0:  # a document longer than the window
+            window = ids[start : start + 2 * len(window)]
+            ends = np.flatnonzero(window[1:] == BOUNDARY_ID) + 1
+        begins = np.concatenate(([0], ends[:-1]))
+        for index in np.argsort(ends - begins, kind="stable"):
+            yield Row(window[begins[index] : ends[index] + 1])
+        start += int(ends[-1])
+
+
+def segment_rows(ids: Ids, num_segments: int, num_warm: int) -> list[Row]:
+    """One stream cut into pieces that run side by side, each warmed up on the tokens before it: quick, nearly exact."""
+    cuts = np.linspace(0, len(ids) - 1, num_segments + 1).astype(np.int64)
+    rows = []
+    for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+        warm = int(min(num_warm, begin))
+        if end > begin:
+            rows.append(Row(ids[begin - warm : end + 1], warm))
+    return rows
+
+
+@torch.no_grad()
+def total_nats(model: LanguageModel, rows: Iterator[Row] | list[Row]) -> tuple[float, int]:
+    """Sum of -ln P over every counted target of the rows, and how many they are. Leaves the model's mode as it was."""
+    was_training = model.training
+    model.eval()
+    nats, num_tokens = 0.0, 0
+    for group in _groups(iter(rows)):
+        nats += _group_nats(model, group)
+        num_tokens += sum(len(row.ids) - 1 - row.num_warm for row in group)
+    model.train(was_training)
+    return nats, num_tokens
+
+
+def _groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    group: list[Row] = []
+    for row in rows:
+        longest = max([len(row.ids), *(len(other.ids) for other in group)])
+        if group and (len(group) >= MAX_ROWS or longest > 2 * len(group[0].ids) + 16):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _group_nats(model: LanguageModel, group: list[Row]) -> float:
+    """Run rows side by side, a chunk of positions at a time, so that memory stays flat whatever their length."""
+    state = model.initial_state(len(group))
+    length = max(1, BATCH_TOKENS // len(group))
+    longest = max(len(row.ids) for row in group) - 1
+    nats = 0.0
+    for begin in range(0, longest, length):
+        inputs, targets = _chunk(group, begin, min(length, longest - begin))
+        hidden, state = model(torch.from_numpy(inputs).to(model.device), state)
+        logits = model.logits(hidden).flatten(0, 1)
+        wanted = torch.from_numpy(targets).to(model.device).flatten()
+        losses = functional.cross_entropy(logits, wanted, ignore_index=UNCOUNTED, reduction="none")
+        nats += float(losses.double().sum())
+    return nats
+
+
+def _chunk(group: list[Row], begin: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    inputs = np.zeros((len(group), length), dtype=np.int64)
+    targets = np.full((len(group), length), UNCOUNTED, dtype=np.int64)
+    for index, row in enumerate(group):
+        piece = row.ids[begin : begin + length + 1].astype(np.int64)
+        if len(piece) < 2:
+            continue
+        inputs[index, : len(piece) - 1] = piece[:-1]
+        targets[index, : len(piece) - 1] = piece[1:]
+        targets[index, : max(0, row.num_warm - begin)] = UNCOUNTED
+    return inputs, targets
+
+
+def quick_nats_per_token(model: LanguageModel, tokens: TokenFile) -> float:
+    """Nats per token of at most the first QUICK_TOKENS tokens: for watching a training, not for reporting.
+
+    A stream is cut into pieces that run side by side. Raises NotFinite.
+    """
+    ids = tokens.ids[: QUICK_TOKENS + 1]
+    if tokens.unit is Document.FILE:
+        num_segments = max(1, min(MAX_ROWS, len(ids) // (4 * NUM_WARM)))
+        rows: Iterator[Row] | list[Row] = segment_rows(ids, num_segments, NUM_WARM)
+    else:
+        rows = document_rows(_whole_documents(tokens.ids, ids))
+    nats, num_tokens = total_nats(model, rows)
+    if not math.isfinite(nats):
+        raise NotFinite(f"the cross-entropy of the validation text is {nats}: lower training.learning_rate")
+    return nats / num_tokens
+
+
+def _whole_documents(ids: Ids, first: Ids) -> Ids:
+    """The documents that end within `first`, or the very first one where none does."""
+    ends = np.flatnonzero(first[1:] == BOUNDARY_ID) + 1
+    if len(ends):
+        return first[: int(ends[-1]) + 1]
+    return next(iter(document_rows(ids))).ids

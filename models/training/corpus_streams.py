@@ -1,0 +1,52 @@
+"""From a prepared corpus to the streams that training runs along, and to a fingerprint that tells corpora apart."""
+
+import hashlib
+
+import numpy as np
+
+from models.config import Config, Document
+from models.text.tokenizer import Tokenizer
+from models.text.tokens import PreparedCorpus, TokenFile
+from models.training.schedule import chunk_length
+from models.training.streams import BOUNDARY_ID, Bools, Streams
+
+PIECE_TOKENS = 1 << 22
+
+
+def open_streams(config: Config, corpus: PreparedCorpus, generator: np.random.Generator) -> Streams:
+    """Streams over the training part, at its beginning."""
+    ids = corpus.train.ids
+    return Streams(
+        ids,
+        config.corpus.document,
+        starting_tokens(corpus.tokenizer, config.corpus.document),
+        batch_size=config.training.batch_size,
+        length=chunk_length(config.training, len(ids) - 1),
+        restart_share=config.training.restart_share,
+        generator=generator,
+    )
+
+
+def starting_tokens(tokenizer: Tokenizer, unit: Document) -> Bools:
+    """Tokens after which a text may start, bool [vocabulary]: the boundary, and in whole files also line ends."""
+    starts = np.zeros(tokenizer.vocabulary_size, dtype=np.bool_)
+    if unit is Document.FILE:
+        for token in range(tokenizer.vocabulary_size):
+            starts[token] = tokenizer.decode([token]).endswith("\n")
+    starts[BOUNDARY_ID] = True
+    return starts
+
+
+def fingerprint(corpus: PreparedCorpus) -> str:
+    """The same for the same training tokens and vocabulary, and for no others. Reads the corpus once."""
+    digest = hashlib.sha256(str(corpus.tokenizer.vocabulary_size).encode())
+    for part in (corpus.train, corpus.validation):
+        digest.update(_part_digest(part))
+    return digest.hexdigest()
+
+
+def _part_digest(part: TokenFile) -> bytes:
+    digest = hashlib.sha256(str(len(part.ids)).encode())
+    for begin in range(0, len(part.ids), PIECE_TOKENS):
+        digest.update(np.ascontiguousarray(part.ids[begin : begin + PIECE_TOKENS]).tobytes())
+    return digest.digest()

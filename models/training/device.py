@@ -1,0 +1,41 @@
+"""Where a training runs: the device, its threads, and what the machine is called in the figures."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from models.config import Device
+from models.errors import TrainingError
+
+
+def choose_device(wanted: Device) -> torch.device:
+    """The GPU where there is one and it is wanted. Raises TrainingError where `cuda` is asked for in vain."""
+    if wanted is Device.CUDA and not torch.cuda.is_available():
+        raise TrainingError('training.device: got "cuda", but torch finds no GPU here; use "auto" or "cpu"')
+    use_cuda = wanted is not Device.CPU and torch.cuda.is_available()
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def prepare_torch(threads: int) -> None:
+    """Set the number of threads (0: torch's own choice) and flush denormal numbers, which are slow, to zero."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+
+
+def describe_machine(device: torch.device) -> str:
+    """What a training ran on, for the figures."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,78 @@
+"""What happened at every step, as one line of JSON each, for the report and for resuming.
+
+In: records. Out: `history.jsonl`. Two kinds of lines, told apart by their keys:
+
+    {"step", "loss", "grad_norm", "learning_rate", "seconds"}   a training step; loss in nats per token
+    {"step", "validation", "seconds"}                           an evaluation; nats per token of held-out text
+
+step counts finished steps, so the first is 1. seconds is the training time of the run so far, resumed parts included.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One training step."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One evaluation on held-out text, after `step` steps."""
+
+    step: int
+    validation: float
+    seconds: float
+
+
+Record = StepRecord | EvaluationRecord
+
+
+class History:
+    """Appends records to a file. `flush` puts them on the disk: before every checkpoint, so that none is ahead."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines: list[str] = []
+
+    def add(self, record: Record) -> None:
+        self._lines.append(json.dumps(dataclasses.asdict(record)) + "\n")
+
+    def flush(self) -> None:
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.writelines(self._lines)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._lines.clear()
+
+    def cut(self, step: int) -> None:
+        """Forget what was recorded after `step`: a resumed run goes through it again."""
+        kept = [record for record in read_history(self._path) if record.step <= step]
+        self._lines.clear()
+        beside = self._path.with_name(self._path.name + ".new")
+        beside.write_text("".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in kept), "utf-8")
+        os.replace(beside, self._path)
+
+
+def read_history(path: Path) -> list[Record]:
+    """All records of a file, in order; a last line that was cut short by a crash is left out."""
+    records: list[Record] = []
+    if not path.exists():
+        return records
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            break
+        records.append(EvaluationRecord(**fields) if "validation" in fields else StepRecord(**fields))
+    return records

@@ -1,0 +1,81 @@
+"""One training from beginning to end: prepare the corpus, train, measure the best weights, write the report.
+
+In: a config and a run folder. Out: the folder, filled, and how it ended. Knows nothing of the command line.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from models.atomic import settled, write_file
+from models.checkpoint import load_checkpoint
+from models.config import Config
+from models.evaluation import Figures, evaluate
+from models.report import write_report
+from models.text.tokens import PreparedCorpus, prepare
+from models.training.device import choose_device, describe_machine, prepare_torch
+from models.training.display import Display
+from models.training.history import read_history
+from models.training.interrupt import StopRequest, stop_on_signals
+from models.training.run_folder import RunFolder
+from models.training.schedule import tokens_per_step
+from models.training.snapshot import Progress
+from models.training.trainer import Ending, Trainer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended; `figures` are there unless it was interrupted."""
+
+    ending: Ending
+    step: int
+    stop: StopRequest
+    figures: dict[str, Any] | None
+
+
+def train(
+    config: Config, run: RunFolder, *, resume: bool, display: Display, clock: Callable[[], float]
+) -> Outcome:
+    """Train as configured.
+
+    Raises CorpusError, CheckpointError, TrainingError (NotFinite among them); saved checkpoints stay whole.
+    """
+    prepare_torch(config.training.threads)
+    device = choose_device(config.training.device)
+    corpus = prepare(config, run.path)
+    with stop_on_signals() as stop:
+        trainer = Trainer(config, corpus, run, device, display, clock, stop)
+        if resume and run.has_snapshot():
+            trainer.resume()
+        ending = trainer.run()
+    step = trainer.progress.step
+    if ending is Ending.INTERRUPTED:
+        return Outcome(ending, step, stop, None)
+    figures = measure_run(config, corpus, run, trainer.progress, device)
+    return Outcome(ending, step, stop, figures)
+
+
+def measure_run(
+    config: Config, corpus: PreparedCorpus, run: RunFolder, progress: Progress, device: torch.device
+) -> dict[str, Any]:
+    """Measure the best weights on all held-out text and write `figures.json` and `report.png`."""
+    model = load_checkpoint(settled(run.best), device).model
+    parts = {"validation": corpus.validation} | ({"test": corpus.test} if corpus.test is not None else {})
+    held_out: dict[str, Figures] = {part: evaluate(model, tokens) for part, tokens in parts.items()}
+    num_targets = len(corpus.train.ids) - 1
+    tokens = progress.step * tokens_per_step(config.training, num_targets)
+    figures: dict[str, Any] = {part: value.to_json() for part, value in held_out.items()}
+    figures |= {
+        "training_seconds": round(progress.seconds, 1),
+        "steps": progress.step,
+        "epochs": round(tokens / num_targets, 3),
+        "best_step": progress.best_step,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "machine": describe_machine(device),
+    }
+    write_file(run.figures, (json.dumps(figures, ensure_ascii=False, indent=2) + "\n").encode())
+    write_report(run.report, config.name, read_history(run.history), held_out["validation"])
+    return figures

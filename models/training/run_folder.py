@@ -1,0 +1,134 @@
+"""Where the files of a run are, and whether a command may start or go on there.
+
+In: a folder's path, a config, what the user asked for. Out: paths, or an error that says what to do.
+Knows nothing of what the files hold, but for the config.
+
+    config.json  tokenizer.json  tokens/  best/  last/  history.jsonl  figures.json  report.png
+"""
+
+import shutil
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from models.atomic import settled, write_file
+from models.config import Config
+from models.errors import CheckpointError
+
+
+class Start(StrEnum):
+    """What to do with a run folder that exists."""
+
+    FRESH = "fresh"
+    RESUME = "resume"
+    OVERWRITE = "overwrite"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths inside a run folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def tokens(self) -> Path:
+        return self.path / "tokens"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.png"
+
+    def has_snapshot(self) -> bool:
+        """Whether there is something to resume from."""
+        return settled(self.last).is_dir()
+
+
+def open_run(path: Path, config: Config, start: Start) -> RunFolder:
+    """Make or take over a run folder and note the config in it.
+
+    Raises CheckpointError: the folder exists and neither --resume nor --overwrite was asked for; it is not a run;
+    it was made by another config (every setting that differs is named).
+    """
+    run = RunFolder(path)
+    is_used = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if is_used:
+        _check_used(run, config, start)
+    elif start is Start.RESUME:
+        raise CheckpointError(f"{path}: no run to resume here; leave out --resume to start one")
+    if start is Start.OVERWRITE:
+        _empty(run)
+    path.mkdir(parents=True, exist_ok=True)
+    write_file(run.config, config.to_json().encode())
+    return run
+
+
+def _check_used(run: RunFolder, config: Config, start: Start) -> None:
+    if not run.path.is_dir() or not run.config.exists():
+        raise CheckpointError(f"{run.path}: exists and is not a run; choose another folder with --run")
+    if start is Start.FRESH:
+        raise CheckpointError(
+            f"{run.path}: this run exists; continue it with --resume, replace it with --overwrite, "
+            "or choose another folder with --run"
+        )
+    if start is Start.RESUME:
+        _check_same(run, config)
+
+
+def _check_same(run: RunFolder, config: Config) -> None:
+    before = Config.from_json(run.config.read_text("utf-8"), str(run.config))
+    differences = _differences(before.to_tables(), config.to_tables())
+    if differences:
+        lines = "\n  ".join(differences)
+        raise CheckpointError(
+            f"{run.path}: was started with other settings, so it cannot be resumed with these:\n  {lines}\n"
+            "Undo the changes, replace the run with --overwrite, or choose another folder with --run"
+        )
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for key in [*before, *(key for key in now if key not in before)]:
+        was, wanted = before.get(key), now.get(key)
+        if isinstance(was, dict) and isinstance(wanted, dict):
+            lines += _differences(was, wanted, f"{prefix}{key}.")
+        elif was != wanted:
+            lines.append(f"{prefix}{key}: the run has {_shown(was)}, the config {_shown(wanted)}")
+    return lines
+
+
+def _shown(value: object) -> str:
+    return "nothing" if value is None else repr(value)
+
+
+def _empty(run: RunFolder) -> None:
+    """Remove what an earlier run left. The token files stay: they are made anew only where the corpus changed."""
+    for folder in (run.best, run.last):
+        for suffix in ("", ".new", ".old"):
+            shutil.rmtree(folder.with_name(folder.name + suffix), ignore_errors=True)
+    for file in (run.history, run.figures, run.report):
+        file.unlink(missing_ok=True)

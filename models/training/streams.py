@@ -1,0 +1,115 @@
+"""The parallel streams that truncated back-propagation runs along.
+
+In: one long row of token ids, and a random generator. Out: chunks of inputs and targets, and which streams start
+afresh. Knows nothing of models.
+
+The row reads  <|end|> document <|end|> document <|end|> …  A stream is a cursor into it: a chunk's inputs are
+ids[cursor : cursor + length], its targets the same one further on, and the cursor moves on by `length`. A stream that
+starts afresh has its state zeroed and the boundary token as its first input, as a served text has. That happens at the
+very beginning, where the corpus ends, and by chance between chunks (`restart_share`), at a place where a text may start:
+
+    line, paragraph   the next document
+    file              a random place of the corpus, moved on to the next beginning of a line
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.config import Document
+
+BOUNDARY_ID = 0
+SEARCH_WINDOW = 1 << 14  # tokens that are looked through for a place to start at
+
+Ids = NDArray[Any]
+Int64s = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One step's tokens.
+
+    inputs, targets   int64 [batch, length]
+    fresh             bool [batch], the streams whose state is zeroed before the first input
+    """
+
+    inputs: Int64s
+    targets: Int64s
+    fresh: Bools
+
+
+class Streams:
+    """Cursors into one row of token ids.
+
+    ids            unsigned integers [num_tokens], at least two; may lie on disk
+    starts         bool [vocabulary], tokens after which a text may start
+    """
+
+    def __init__(
+        self,
+        ids: Ids,
+        unit: Document,
+        starts: Bools,
+        *,
+        batch_size: int,
+        length: int,
+        restart_share: float,
+        generator: np.random.Generator,
+    ) -> None:
+        self._ids = ids
+        self._unit = unit
+        self._starts = starts
+        self._length = length
+        self._restart_share = restart_share
+        self._generator = generator
+        self._last_start = len(ids) - 1 - length
+        places = np.arange(batch_size, dtype=np.int64) * (len(ids) - 1) // batch_size
+        self._cursors = np.array([self._next_start(int(place)) for place in places], dtype=np.int64)
+        self._is_new = True
+
+    def next_chunk(self) -> Chunk:
+        """Move every stream on by one chunk."""
+        fresh = self._restarts()
+        rows = np.stack([self._ids[cursor : cursor + self._length + 1] for cursor in self._cursors]).astype(np.int64)
+        rows[fresh, 0] = BOUNDARY_ID
+        self._cursors = self._cursors + self._length
+        return Chunk(rows[:, :-1], rows[:, 1:], fresh)
+
+    def state(self) -> dict[str, Any]:
+        """All that the next chunks depend on, as JSON takes it."""
+        return {
+            "cursors": self._cursors.tolist(),
+            "is_new": self._is_new,
+            "generator": self._generator.bit_generator.state,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where the streams with this `state()` were."""
+        self._cursors = np.array(state["cursors"], dtype=np.int64)
+        self._is_new = bool(state["is_new"])
+        self._generator.bit_generator.state = state["generator"]
+
+    def _restarts(self) -> Bools:
+        if self._is_new:
+            self._is_new = False
+            return np.ones(len(self._cursors), dtype=np.bool_)
+        fresh = self._generator.random(len(self._cursors)) < self._restart_share
+        for stream in np.flatnonzero(fresh):
+            place = int(self._cursors[stream])
+            if self._unit is Document.FILE:
+                place = int(self._generator.integers(self._last_start + 1))
+            self._cursors[stream] = self._next_start(place)
+        at_end = self._cursors > self._last_start
+        self._cursors[at_end] = 0
+        return fresh | at_end
+
+    def _next_start(self, place: int) -> int:
+        """The first cursor from `place` on at which a text may start; `place` itself where none is near."""
+        if place > self._last_start:
+            return 0
+        found = np.flatnonzero(self._starts[self._ids[place : place + SEARCH_WINDOW]])
+        start = place + int(found[0]) if len(found) else place
+        return start if start <= self._last_start else 0

@@ -1,0 +1,204 @@
+"""The training loop: truncated back-propagation through time over parallel streams, stateful from chunk to chunk.
+
+In: a config, a prepared corpus, a run folder. Out: `best/`, `last/` and `history.jsonl` in it, and how it ended.
+Knows nothing of raw text; what is shown, the clock and the wish to stop are passed in.
+
+One step: take a chunk of every stream, zero the states of the streams that start afresh, run forward, take the mean
+cross-entropy in nats, run backward within the chunk, clip the gradient's norm, move the weights, carry the states on.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from enum import StrEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.atomic import replaced_folder
+from models.checkpoint import fill_checkpoint
+from models.config import Config
+from models.errors import NotFinite
+from models.evaluation import quick_nats_per_token
+from models.language_model import LanguageModel, State, build_model
+from models.text.tokens import PreparedCorpus
+from models.training.corpus_streams import fingerprint, open_streams
+from models.training.display import Display
+from models.training.history import EvaluationRecord, History, StepRecord
+from models.training.interrupt import StopRequest
+from models.training.optimizer import build_optimizer, set_learning_rate, trained_parameters
+from models.training.run_folder import RunFolder
+from models.training.schedule import learning_rate, num_steps, tokens_per_step
+from models.training.snapshot import Progress, Snapshot, load_snapshot, save_snapshot
+from models.training.streams import Chunk
+
+
+class Ending(StrEnum):
+    """Why the loop ended."""
+
+    FINISHED = "finished"
+    EARLY_STOPPED = "stopped early: validation no longer improves"
+    TIME_LIMIT = "stopped at the time limit"
+    INTERRUPTED = "interrupted"
+
+
+class Trainer:
+    """One run's moving parts. `resume` takes them from `last/`; `run` goes on until there is a reason to end."""
+
+    def __init__(
+        self,
+        config: Config,
+        corpus: PreparedCorpus,
+        run: RunFolder,
+        device: torch.device,
+        display: Display,
+        clock: Callable[[], float],
+        stop: StopRequest,
+    ) -> None:
+        self._config = config
+        self._training = config.training
+        self._corpus = corpus
+        self._run = run
+        self._display = display
+        self._clock = clock
+        self._stop = stop
+        torch.manual_seed(config.seed)
+        self.model: LanguageModel = build_model(config.model, corpus.tokenizer.vocabulary_size, config.seed).to(device)
+        self._optimizer = build_optimizer(self.model, config.training)
+        self._streams = open_streams(config, corpus, np.random.default_rng(config.seed))
+        self._state: State = self.model.initial_state(config.training.batch_size)
+        self._history = History(run.history)
+        self._num_targets = len(corpus.train.ids) - 1
+        self.total_steps = num_steps(config.training, self._num_targets)
+        self.progress = Progress()
+        self._fingerprint = fingerprint(corpus)
+        self._tokens_per_second = 0.0
+        self._ran_since = 0.0
+        self._ran_before = 0.0
+
+    def resume(self) -> None:
+        """Go on from `last/`. Raises CheckpointError."""
+        snapshot = load_snapshot(self._run, self.model, self._optimizer, self._fingerprint)
+        self.progress = snapshot.progress
+        self._streams.restore(snapshot.streams)
+        self._state = snapshot.state
+        self._history.cut(self.progress.step)
+
+    def run(self) -> Ending:
+        """Train until done. Raises NotFinite; `best/` and `last/` then hold what they held before."""
+        self._ran_before = self.progress.seconds
+        self._ran_since = self._clock()
+        self._display.start(self.progress.step, self.total_steps)
+        try:
+            while (ending := self._ending()) is None:
+                self._train_step()
+                if self._evaluation_is_due():
+                    self._evaluate()
+        finally:
+            self._display.stop()
+        self._end(ending)
+        return ending
+
+    def _ending(self) -> Ending | None:
+        progress, training = self.progress, self._training
+        if progress.step >= self.total_steps:
+            return Ending.FINISHED
+        if training.patience and progress.evaluations_since_best >= training.patience:
+            return Ending.EARLY_STOPPED
+        if self._stop.signal is not None:
+            return Ending.INTERRUPTED
+        if training.max_minutes and self._clock() - self._ran_since >= 60 * training.max_minutes:
+            return Ending.TIME_LIMIT
+        return None
+
+    def _end(self, ending: Ending) -> None:
+        if ending is Ending.TIME_LIMIT and not self._evaluation_is_due():
+            self._evaluate()
+        is_finished = ending in (Ending.FINISHED, Ending.EARLY_STOPPED)
+        self.progress = replace(self.progress, seconds=self._seconds(), is_finished=is_finished)
+        self._save_last()
+
+    def _train_step(self) -> None:
+        began = self._clock()
+        rate = learning_rate(self._training, self.progress.step, self.total_steps)
+        set_learning_rate(self._optimizer, rate)
+        loss = self._loss(self._streams.next_chunk())
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(trained_parameters(self.model), self._training.clip_norm)
+        record = StepRecord(self.progress.step + 1, float(loss), float(norm), rate, round(self._seconds(), 3))
+        _check_finite(record)
+        self._optimizer.step()
+        self.progress = replace(self.progress, step=record.step)
+        self._history.add(record)
+        self._show(record, self._clock() - began)
+
+    def _loss(self, chunk: Chunk) -> Tensor:
+        """Mean cross-entropy of a chunk in nats; carries the state on, cut off from this chunk's graph."""
+        device = self.model.device
+        kept = torch.from_numpy(~chunk.fresh).to(device)
+        state = {name: _rows_kept(tensor, kept) for name, tensor in self._state.items()}
+        self.model.train()
+        hidden, state = self.model(torch.from_numpy(chunk.inputs).to(device), state)
+        self._state = {name: tensor.detach() for name, tensor in state.items()}
+        targets = torch.from_numpy(chunk.targets).to(device)
+        return functional.cross_entropy(self.model.logits(hidden).flatten(0, 1), targets.flatten())
+
+    def _evaluation_is_due(self) -> bool:
+        step = self.progress.step
+        return step % self._training.evaluate_every == 0 or step == self.total_steps
+
+    def _evaluate(self) -> None:
+        """Measure on held-out text, keep the weights if they are the best so far, and save where the run is."""
+        nats = quick_nats_per_token(self.model, self._corpus.validation)
+        before = self.progress
+        is_best = before.best_validation is None or nats < before.best_validation
+        record = EvaluationRecord(before.step, nats, round(self._seconds(), 3))
+        self._history.add(record)
+        if is_best:
+            self.progress = replace(
+                before, best_validation=nats, best_step=before.step, evaluations_since_best=0, seconds=record.seconds
+            )
+            self._save_best(nats)
+        else:
+            waited = before.evaluations_since_best + 1
+            self.progress = replace(before, evaluations_since_best=waited, seconds=record.seconds)
+        self._save_last()
+        self._display.evaluation(record, is_best)
+
+    def _save_best(self, nats: float) -> None:
+        figures = {"validation": {"nats_per_token": nats, "perplexity": math.exp(min(nats, 700.0))}}
+        with replaced_folder(self._run.best) as folder:
+            step = self.progress.step
+            fill_checkpoint(folder, self.model, self._run.tokenizer, self._config, step=step, figures=figures)
+
+    def _save_last(self) -> None:
+        self._history.flush()
+        snapshot = Snapshot(self.progress, self._streams.state(), self._state)
+        save_snapshot(self._run, self._config, self.model, self._optimizer, snapshot, self._fingerprint)
+
+    def _seconds(self) -> float:
+        return self._ran_before + self._clock() - self._ran_since
+
+    def _show(self, record: StepRecord, step_seconds: float) -> None:
+        now = tokens_per_step(self._training, self._num_targets) / max(step_seconds, 1e-9)
+        before = self._tokens_per_second or now
+        self._tokens_per_second = 0.95 * before + 0.05 * now
+        self._display.step(record, self._tokens_per_second)
+
+
+def _rows_kept(tensor: Tensor, kept: Tensor) -> Tensor:
+    """The rows of a state tensor [batch, …] where `kept`, bool [batch], holds; zeros elsewhere."""
+    return torch.where(kept.view(-1, *[1] * (tensor.dim() - 1)), tensor, 0.0)
+
+
+def _check_finite(record: StepRecord) -> None:
+    for name, value in (("loss", record.loss), ("gradient norm", record.grad_norm)):
+        if not math.isfinite(value):
+            raise NotFinite(
+                f"step {record.step}: the {name} is {value}, expected a finite number. "
+                "Lower training.learning_rate (or raise warmup_steps), or lower training.clip_norm, and start again; "
+                "the checkpoints saved before this step are as they were"
+            )
