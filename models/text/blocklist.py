@@ -1,0 +1,73 @@
+"""Leaving documents out of the training text.
+
+Enters: a file with one regular expression a line; blank lines and lines that begin with "# " are passed over. Leaves:
+whether a document matches any of them anywhere. Case does not count; ^ and $ stand at the borders of lines; text is
+brought into NFC first. Knows nothing of tokenizers or of what becomes of the document.
+
+Long documents come in pieces: a match of up to OVERLAP characters is found across their borders.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from pathlib import Path
+
+from models.errors import BlocklistError, BrokenText, UnreadableFile
+
+OVERLAP = 4096
+
+
+class Blocklist:
+    """The expressions, and how much of the current document is still held."""
+
+    def __init__(self, patterns: tuple[re.Pattern[str], ...] = ()) -> None:
+        self._patterns = patterns
+        self._held = ""
+
+    def matches(self, text: str, *, ends: bool = True) -> bool:
+        """Whether an expression matches in this piece or across its border with the piece before.
+
+        ends   the document ends with this piece: the next one is of another document
+        """
+        if not self._patterns:
+            return False
+        text = unicodedata.normalize("NFC", self._held + text)
+        self._held = "" if ends else _tail(text)
+        return any(pattern.search(text) for pattern in self._patterns)
+
+
+def _tail(text: str) -> str:
+    tail = text[-OVERLAP:]
+    return tail[tail.find("\n") + 1 :] if len(text) > OVERLAP else tail
+
+
+def load_blocklist(path: str) -> Blocklist:
+    """Read a blocklist; the empty name is one that matches nothing.
+
+    Raises UnreadableFile, BrokenText, and BlocklistError: a line that is no regular expression or matches any text.
+    """
+    if not path:
+        return Blocklist()
+    try:
+        lines = Path(path).read_bytes().decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise UnreadableFile(f"got {error.strerror or error}, expected a blocklist", source=path) from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise BrokenText(f"got {error.reason}, expected UTF-8", source=path, line=line) from error
+    used = [(number, line.strip()) for number, line in enumerate(lines, start=1)]
+    return Blocklist(tuple(_compile(path, number, line) for number, line in used if line and line[:2] != "# "))
+
+
+def _compile(path: str, number: int, line: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(unicodedata.normalize("NFC", line), re.IGNORECASE | re.MULTILINE)
+    except re.error as error:
+        message = f"got {line!r} ({error}), expected a regular expression"
+        raise BlocklistError(message, source=path, line=number) from error
+    if pattern.search(""):
+        raise BlocklistError(
+            f"got {line!r}, which matches any text, expected one that does not", source=path, line=number
+        )
+    return pattern

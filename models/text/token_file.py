@@ -1,0 +1,194 @@
+"""Token ids of one part of a corpus in a memory-mapped file.
+
+Enters: documents in pieces. Leaves: `NAME.tokens` (ids, little-endian) and `NAME.json` (counts) in a folder.
+Knows nothing of how text is read or split.
+
+    <|end|> document <|end|> document <|end|> … document <|end|>
+
+The file begins and ends with the boundary token and every document is ended by one: inputs are ids[:-1], targets
+ids[1:]. Ids are uint16 where the vocabulary has at most 65,536 entries, else uint32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.atomic import write_file
+from models.choices import Document as Unit
+from models.errors import TokenFileError
+from models.text.blocklist import Blocklist
+from models.text.corpus import Piece
+from models.text.split import end_length
+from models.text.tokenizer import Tokenizer
+
+_BATCH_CHARACTERS = 1 << 17
+_BATCH_PIECES = 4096
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """What was written: kept in the .json beside the ids.
+
+    num_characters   of the documents, in Unicode code points of the text as read; a line or paragraph counts one more
+    num_bytes        the same in UTF-8
+    num_unknown      tokens that are <|unk|>
+    num_blocked      documents that the blocklist left out; not in the other counts
+    """
+
+    unit: Unit
+    dtype: str
+    num_tokens: int = 0
+    num_documents: int = 0
+    num_characters: int = 0
+    num_bytes: int = 0
+    num_unknown: int = 0
+    num_blocked: int = 0
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """One part of a corpus.
+
+    ids   uint16 or uint32 [num_tokens], read-only and memory-mapped
+    """
+
+    path: Path
+    ids: NDArray[np.uint16] | NDArray[np.uint32]
+    counts: TokenCounts
+
+    @property
+    def num_tokens(self) -> int:
+        return self.counts.num_tokens
+
+    @property
+    def num_documents(self) -> int:
+        return self.counts.num_documents
+
+    @property
+    def num_characters(self) -> int:
+        return self.counts.num_characters
+
+    @property
+    def num_bytes(self) -> int:
+        return self.counts.num_bytes
+
+    @property
+    def num_unknown(self) -> int:
+        return self.counts.num_unknown
+
+    @property
+    def num_blocked(self) -> int:
+        return self.counts.num_blocked
+
+    @property
+    def unit(self) -> Unit:
+        return self.counts.unit
+
+
+def open_token_file(path: Path) -> TokenFile:
+    """Map a token file. Raises TokenFileError: missing, or its size is not what its .json says."""
+    try:
+        tables = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        counts = TokenCounts(**{**tables, "unit": Unit(tables["unit"])})
+        size, dtype = path.stat().st_size, np.dtype(counts.dtype)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise TokenFileError(f"{path}: got {error}, expected token ids and their counts") from error
+    if size != counts.num_tokens * dtype.itemsize or not size:
+        raise TokenFileError(f"{path}: got {size} bytes, expected {counts.num_tokens} ids of {dtype.itemsize} bytes")
+    return TokenFile(path, np.memmap(path, dtype=dtype, mode="r"), counts)
+
+
+class DocumentFilter(Protocol):
+    """What leaves documents out."""
+
+    def matches(self, text: str, *, ends: bool = True) -> bool: ...
+
+
+def write_token_file(
+    path: Path, pieces: Iterable[Piece], tokenizer: Tokenizer, unit: Unit, blocklist: DocumentFilter | None = None
+) -> TokenCounts:
+    """Encode documents into a new token file, a batch of pieces at a time.
+
+    The caller renames the folder into place: an interrupted file has no .json. A part without a document has the
+    boundary token alone.
+    """
+    with path.open("wb") as file:
+        writer = _Writer(file, tokenizer, unit)
+        for batch in _batches(pieces):
+            writer.write(batch, blocklist or Blocklist())
+        counts = writer.counts()
+    write_file(path.with_suffix(".json"), (json.dumps(asdict(counts), indent=2) + "\n").encode())
+    return counts
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= _BATCH_CHARACTERS or len(batch) >= _BATCH_PIECES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Writer:
+    """Appends documents; takes back one of which a later piece shows that it is not wanted."""
+
+    def __init__(self, file: BinaryIO, tokenizer: Tokenizer, unit: Unit) -> None:
+        self._file, self._tokenizer, self._unit = file, tokenizer, unit
+        self._dtype = np.dtype("<u2" if tokenizer.vocabulary_size <= 1 << 16 else "<u4")
+        self._sums = np.array([1, 0, 0, 0, 0], dtype=np.int64)  # tokens, documents, characters, bytes, unknown
+        self._num_blocked = 0
+        self._end = np.array([tokenizer.end_id], dtype=self._dtype).tobytes()
+        file.write(self._end)
+        self._begin_document()
+
+    def _begin_document(self) -> None:
+        self._mark, self._mark_sums = self._file.tell(), self._sums.copy()
+        self._is_blocked, self._is_blank = False, True
+
+    def counts(self) -> TokenCounts:
+        sums = [int(number) for number in self._sums]
+        return TokenCounts(self._unit, self._dtype.name, *sums, num_blocked=self._num_blocked)
+
+    def write(self, pieces: list[Piece], blocklist: DocumentFilter) -> None:
+        blocked = [blocklist.matches(piece.text, ends=piece.ends) for piece in pieces]
+        kept = [piece for piece, is_blocked in zip(pieces, blocked, strict=True) if not is_blocked]
+        encoded = iter(self._tokenizer.encode_batch([piece.text for piece in kept]))
+        for piece, is_blocked in zip(pieces, blocked, strict=True):
+            if is_blocked:
+                self._is_blocked = True
+            else:
+                self._append(piece, next(encoded))
+            if piece.ends:
+                self._end_document()
+
+    def _append(self, piece: Piece, ids: list[int]) -> None:
+        self._is_blank = self._is_blank and not piece.text.strip()
+        array = np.array(ids, dtype=self._dtype)
+        self._file.write(array.tobytes())
+        ends = end_length(piece, self._unit)
+        unknown = 0 if self._tokenizer.unknown_id is None else int((array == self._tokenizer.unknown_id).sum())
+        self._sums += (len(ids), 0, len(piece.text) + ends, len(piece.text.encode()) + ends, unknown)
+
+    def _end_document(self) -> None:
+        if self._is_blocked or self._is_blank:
+            self._num_blocked += self._is_blocked
+            if self._file.tell() != self._mark:
+                self._file.seek(self._mark)
+                self._file.truncate()
+            self._sums = self._mark_sums
+        else:
+            self._file.write(self._end)
+            self._sums += (1, 1, 0, 0, 0)
+        self._begin_document()

@@ -1,0 +1,147 @@
+"""Tokenizers of three kinds, all plain Hugging Face files.
+
+Enters: text. Leaves: token ids, and text again. Knows nothing of files of text, models or training.
+
+Id 0 is the boundary token `<|end|>` in every kind; `char` and `word` have the unknown token `<|unk|>` as id 1. Both
+are ordinary vocabulary entries that no text leads to: `char` splits text into single characters, `bpe` and `word`
+never join letters with punctuation, so that the literal "<|end|>" in a text is text. All kinds bring text into NFC.
+
+    char   one token a character, line ends included; decoding gives NFC text back, but for unknown characters
+    bpe    byte-level, all 256 bytes in the vocabulary: no unknown token, decoding gives NFC text back exactly
+    word   runs of word characters or of punctuation; decoded with one space in between, so spacing is lost
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE, WordLevel
+from tokenizers.trainers import BpeTrainer, WordLevelTrainer
+
+from models.atomic import write_file
+from models.choices import TokenizerKind
+from models.config import MOST_VOCABULARY, TokenizerConfig
+from models.errors import TokenizerError
+
+END = "<|end|>"
+UNKNOWN = "<|unk|>"
+END_ID = 0
+UNKNOWN_ID = 1
+
+
+class Tokenizer:
+    """A trained tokenizer of one kind."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, kind: TokenizerKind) -> None:
+        self._backend = backend
+        self.kind = kind
+        self.end_id = END_ID
+        self.unknown_id = None if kind is TokenizerKind.BPE else UNKNOWN_ID
+        self.vocabulary_size = backend.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text, without the boundary."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of many texts at once, on all cores."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids in [0, vocabulary_size). Special tokens appear by name."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+
+    def save(self, path: Path) -> None:
+        """Write tokenizer.json in one step."""
+        write_file(path, (self._backend.to_str(pretty=True) + "\n").encode())
+
+    @staticmethod
+    def load(path: Path, kind: TokenizerKind) -> Tokenizer:
+        """Read a tokenizer.json that `save` wrote.
+
+        Raises TokenizerError: missing, damaged, or without the boundary and unknown tokens in their places.
+        """
+        try:
+            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises plain Exception
+            raise TokenizerError(f"{path}: got {error}, expected a tokenizer.json") from error
+        reserved = _reserved(kind)
+        found = [backend.id_to_token(index) for index in range(len(reserved))]
+        if found != reserved:
+            raise TokenizerError(f"{path}: got {found} as first tokens, expected {reserved} for kind {kind}")
+        return Tokenizer(backend, kind)
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+    """Train a tokenizer; the same texts in the same order give the same one.
+
+    texts   streamed; a long text may come in pieces cut at `models.text.borders`
+    Raises TokenizerError where the texts hold nothing to tell apart.
+    """
+    if config.kind is TokenizerKind.BPE:
+        model: BPE | WordLevel = _train_bpe(texts, config)
+    else:
+        model = _train_words(texts, config)
+    backend = _pipeline(config.kind, model)
+    if config.kind is not TokenizerKind.BPE and backend.get_vocab_size() <= len(_reserved(config.kind)):
+        raise TokenizerError(f"got no entry that occurs {config.min_count} times, expected a lower tokenizer.min_count")
+    return Tokenizer(backend, config.kind)
+
+
+def _reserved(kind: TokenizerKind) -> list[str]:
+    return [END] if kind is TokenizerKind.BPE else [END, UNKNOWN]
+
+
+def _pipeline(kind: TokenizerKind, model: BPE | WordLevel) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.NFC()
+    if kind is TokenizerKind.CHAR:
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        backend.decoder = decoders.Fuse()
+    elif kind is TokenizerKind.BPE:
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+        backend.decoder = decoders.ByteLevel()
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return backend
+
+
+def _train_words(texts: Iterable[str], config: TokenizerConfig) -> WordLevel:
+    trainer = WordLevelTrainer(
+        vocab_size=config.vocabulary_size or MOST_VOCABULARY,
+        min_frequency=config.min_count,
+        special_tokens=[END, UNKNOWN],
+        show_progress=False,
+    )
+    backend = _pipeline(config.kind, WordLevel(unk_token=UNKNOWN))
+    backend.train_from_iterator(_in_batches(texts), trainer)
+    return WordLevel(backend.get_vocab(with_added_tokens=False), unk_token=UNKNOWN)
+
+
+def _train_bpe(texts: Iterable[str], config: TokenizerConfig) -> BPE:
+    trainer = BpeTrainer(
+        vocab_size=config.vocabulary_size,
+        min_frequency=config.min_count,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend = _pipeline(config.kind, BPE())
+    backend.train_from_iterator(_in_batches(texts), trainer)
+    return backend.model
+
+
+def _in_batches(texts: Iterable[str], characters: int = 1 << 17) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

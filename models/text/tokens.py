@@ -1,0 +1,162 @@
+"""From a config to a trained tokenizer and one token file a part of the corpus.
+
+Enters: the [corpus] and [tokenizer] tables, and the folder of a run. Leaves, in that folder:
+
+    tokenizer.json
+    tokens/{train,validation,test}.tokens + .json    see `token_file`
+    tokens/prepared.json                             what they were made from: settings and hashes of all files
+
+Knows nothing of models. The corpus is read three times at most: counted (only where a share is to be split off),
+trained on by the tokenizer, encoded. What was made from the same settings and files before is used again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from models.atomic import replaced_folder, settled, write_file
+from models.config import Config, CorpusConfig
+from models.errors import EmptyCorpus, ModelsError, UnreadableFile
+from models.text.blocklist import load_blocklist
+from models.text.corpus import Piece, list_files, read_pieces
+from models.text.split import Part, count_characters, part_ends, split_pieces
+from models.text.token_file import TokenFile, open_token_file, write_token_file
+from models.text.tokenizer import Tokenizer, train_tokenizer
+
+__all__ = ["PreparedCorpus", "TokenFile", "prepare"]
+
+_FORMAT = 1  # counts up when the same settings and files would lead to other ids
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """A corpus ready for training; `test` is there when the config says what it is."""
+
+    tokenizer: Tokenizer
+    train: TokenFile
+    validation: TokenFile
+    test: TokenFile | None
+
+
+def prepare(config: Config, folder: Path) -> PreparedCorpus:
+    """Train the tokenizer and encode every part of the corpus, or open what an earlier call made of the same.
+
+    folder   of the run; made where it does not exist
+
+    Raises CorpusError (UnreadableFile, BrokenText, EmptyCorpus, BlocklistError), which names the file and, where
+    there is one, the line; TokenizerError. What was there before stays until all parts are written.
+    """
+    corpus = _Corpus(config.corpus)
+    made_from = corpus.made_from(config)
+    prepared = _reopen(folder, made_from, config, corpus.parts)
+    if prepared is not None:
+        return prepared
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = corpus.part_ends()
+    tokenizer = train_tokenizer(_training_texts(corpus, ends), config.tokenizer)
+    with replaced_folder(folder / "tokens") as tokens:
+        for part in corpus.parts:
+            blocklist = load_blocklist(corpus.settings.blocklist) if part is Part.TRAIN else None
+            pieces = corpus.pieces(part, ends)
+            counts = write_token_file(tokens / f"{part}.tokens", pieces, tokenizer, corpus.settings.document, blocklist)
+            if not counts.num_documents:
+                raise corpus.empty(part)
+        tokenizer.save(tokens / "tokenizer.json")
+        write_file(tokens / "prepared.json", _as_json(made_from))
+    reopened = _reopen(folder, made_from, config, corpus.parts)
+    assert reopened is not None, "what was just written can be opened"
+    return reopened
+
+
+class _Corpus:
+    """The files of a config, and the pieces of each part."""
+
+    def __init__(self, settings: CorpusConfig) -> None:
+        self.settings = settings
+        self._files = {
+            Part.TRAIN: list_files(settings.train),
+            Part.VALIDATION: list_files(settings.validation),
+            Part.TEST: list_files(settings.test),
+        }
+        has_test = bool(settings.test or settings.test_share)
+        self.parts = (Part.TRAIN, Part.VALIDATION, Part.TEST) if has_test else (Part.TRAIN, Part.VALIDATION)
+
+    def made_from(self, config: Config) -> dict[str, Any]:
+        """Everything that the ids depend on, as plain tables."""
+        tables = config.to_tables()
+        used = ("document", "validation_share", "test_share")
+        blocklist = [Path(self.settings.blocklist)] if self.settings.blocklist else []
+        return {
+            "format": _FORMAT,
+            "corpus": {key: tables["corpus"][key] for key in used},
+            "tokenizer": tables["tokenizer"],
+            "files": {part.value: [_hash(path) for path in files] for part, files in self._files.items()},
+            "blocklist": [_hash(path) for path in blocklist],
+        }
+
+    def part_ends(self) -> tuple[int, int] | None:
+        """Where the shares split the training files, in characters; None where nothing is split off."""
+        shares = (self.settings.validation_share, self.settings.test_share)
+        if not any(shares):
+            return None
+        unit = self.settings.document
+        return part_ends(count_characters(read_pieces(self._files[Part.TRAIN], unit), unit), *shares)
+
+    def pieces(self, part: Part, ends: tuple[int, int] | None) -> Iterator[Piece]:
+        """The pieces of one part, from its own files or from its share of the training files."""
+        unit = self.settings.document
+        if self._files[part] and part is not Part.TRAIN:
+            return read_pieces(self._files[part], unit)
+        pieces = read_pieces(self._files[Part.TRAIN], unit)
+        if ends is None:
+            return pieces
+        return (piece for owner, piece in split_pieces(pieces, unit, ends) if owner is part)
+
+    def empty(self, part: Part) -> EmptyCorpus:
+        """The error for a part without a document."""
+        sources = ", ".join(map(str, self._files[part] or self._files[Part.TRAIN]))
+        after = " that the blocklist leaves" if part is Part.TRAIN and self.settings.blocklist else ""
+        return EmptyCorpus(f"got no {self.settings.document}{after} for {part}, expected text", source=sources)
+
+
+def _training_texts(corpus: _Corpus, ends: tuple[int, int] | None) -> Iterator[str]:
+    """What the tokenizer is trained on: the training part, in pieces. Raises EmptyCorpus at its end."""
+    blocklist = load_blocklist(corpus.settings.blocklist)
+    is_empty = True
+    for piece in corpus.pieces(Part.TRAIN, ends):
+        if not blocklist.matches(piece.text, ends=piece.ends):
+            is_empty = is_empty and not piece.text.strip()
+            yield piece.text
+    if is_empty:
+        raise corpus.empty(Part.TRAIN)
+
+
+def _reopen(folder: Path, made_from: dict[str, Any], config: Config, parts: Sequence[Part]) -> PreparedCorpus | None:
+    """What an earlier call made of the same settings and files; None where there is none or it is damaged."""
+    tokens = settled(folder / "tokens")
+    try:
+        if (tokens / "prepared.json").read_bytes() != _as_json(made_from):
+            return None
+        tokenizer = Tokenizer.load(tokens / "tokenizer.json", config.tokenizer.kind)
+        files = {part: open_token_file(tokens / f"{part}.tokens") for part in parts}
+    except (OSError, ModelsError):
+        return None
+    tokenizer.save(folder / "tokenizer.json")
+    return PreparedCorpus(tokenizer, files[Part.TRAIN], files[Part.VALIDATION], files.get(Part.TEST))
+
+
+def _as_json(tables: dict[str, Any]) -> bytes:
+    return (json.dumps(tables, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+def _hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UnreadableFile(f"got {error.strerror or error}, expected a readable file", source=str(path)) from error
