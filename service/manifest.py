@@ -1,7 +1,7 @@
 """A bundle's `manifest.json` as a value.
 
-Enters: the bytes of the file. Leaves: a Manifest, or a BundleError that names the field. What is not understood is refused:
-a bundle of a later format could mean something else by the same numbers.
+Enters: the bytes of the file. Leaves: a Manifest, or a BundleError that names the field. What is not understood is
+refused: a bundle of a later format could mean something else by the same numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of all parts: immutable, no unknown fields."""
 
 
-class StateEntry(_Strict):
+class StateEntry(_Strict, frozen=True):
     """One tensor of the recurrent state, without its batch dimension."""
 
     name: str
@@ -32,14 +32,14 @@ class StateEntry(_Strict):
     dtype: Literal["float32"]
 
 
-class Boundary(_Strict):
+class Boundary(_Strict, frozen=True):
     """The token that begins every text as context and ends it as outcome."""
 
     id: Count
     token: str
 
 
-class TokenizerEntry(_Strict):
+class TokenizerEntry(_Strict, frozen=True):
     """How `tokenizer.json` cuts text."""
 
     kind: Literal["char", "bpe", "word"]
@@ -47,21 +47,21 @@ class TokenizerEntry(_Strict):
     unknown_id: Count | None
 
 
-class Golden(_Strict):
+class Golden(_Strict, frozen=True):
     """How far the figures of `golden.npz` may be from those computed here, in nats."""
 
     tolerance: Annotated[float, msgspec.Meta(gt=0)]
 
 
-class FileEntry(_Strict):
+class FileEntry(_Strict, frozen=True):
     """What a file of the folder has to be."""
 
     sha256: str
     bytes: Count
 
 
-class Manifest(_Strict):
-    """What a bundle says of itself. Free-form parts (corpus, training, figures, graphs) are shown, never computed with."""
+class Manifest(_Strict, frozen=True):
+    """What a bundle says of itself. The free-form parts (corpus, training, figures, graphs) are only shown."""
 
     format_version: int
     name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Outcome:
-    """Of one step: rows that stay, sequences that wait for a slot of their own, sequences that ended, handles with news."""
+    """Of one step: rows that stay, sequences that wait for a slot of their own, those that ended, handles with news."""
 
     keep: list[int] = field(default_factory=list)
     forked: list[Sequence] = field(default_factory=list)
@@ -71,20 +71,14 @@ class Advance:
         if asking:
             rows = list(dict.fromkeys(b.row for b in asking))
             place = {row: i for i, row in enumerate(rows)}
-            distributions = Distributions(
-                *self._runner.output(hidden if len(rows) == len(hidden) else hidden[rows])
-            )
+            distributions = Distributions(*self._runner.output(hidden if len(rows) == len(hidden) else hidden[rows]))
             self.output_rows += len(rows)
             reporting = [b.sequence for b in asking if not b.sequence.samples_now]
             sampling = [b.sequence for b in asking if b.sequence.samples_now]
             if reporting:
-                self._report(
-                    reporting, [place[b.row] for b in asking if not b.sequence.samples_now], distributions
-                )
+                self._report(reporting, [place[b.row] for b in asking if not b.sequence.samples_now], distributions)
             if sampling:
-                over = self._sample(
-                    sampling, [place[b.row] for b in asking if b.sequence.samples_now], distributions
-                )
+                over = self._sample(sampling, [place[b.row] for b in asking if b.sequence.samples_now], distributions)
                 outcome.news.update(s.request.handle for s in sampling)
         for branch in branches:
             self._settle(branch, branch.sequence in over, batch, outcome)
@@ -135,9 +129,7 @@ class Advance:
                     rows[i : i + 1], figures.alternative_ids.shape[1]
                 )
 
-    def _sample(
-        self, sequences: list[Sequence], places: list[int], distributions: Distributions
-    ) -> set[Sequence]:
+    def _sample(self, sequences: list[Sequence], places: list[int], distributions: Distributions) -> set[Sequence]:
         """Sample a token for each sequence; returns those whose sample is over."""
         over = set()
         continuations = [c for s in sequences if (c := s.continuation) is not None]

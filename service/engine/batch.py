@@ -1,7 +1,7 @@
 """The recurrent states of the running sequences, one row each, dense.
 
-A row's number is its slot. What a step returns is what the next step takes, so nothing is copied while the same sequences
-run; only when some leave or join are the rows gathered anew. Owned by the engine's thread.
+A row's number is its slot. What a step returns is what the next step takes, so nothing is copied while the same
+sequences run; only when some leave or join are the rows gathered anew. Owned by the engine's thread.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Batch:
         return len(self.sequences)
 
     def change(self, keep: SequenceOf[int], join: SequenceOf[Sequence]) -> None:
-        """Keep the rows `keep` (ascending, distinct), drop the others, and append a row for each sequence that joins."""
+        """Keep the rows `keep` (ascending, distinct), drop the others, and append a row for each that joins."""
         if len(keep) == len(self.sequences) and not join:
             return
         fresh = self._runner.initial_states(len(join))

@@ -5,9 +5,9 @@ Enters: token ids, limits, a deadline. Leaves: token ids and log-probabilities. 
 Threads: the engine's thread alone fills a handle and ends it, exactly once. Every other thread may read what is there
 (lists only grow), wait for news, and cancel.
 
-Log-probabilities are natural, of the model's own distribution, as float64 on a grid of 2**-30 nats (`GRID`): float32 values
-of at least 2**-7 lie on it already, and sums of up to eight million nats are exact in any order. That is why the
-score of a text equals the sum of its tokens' figures bit for bit.
+Log-probabilities are natural, of the model's own distribution, as float64 on a grid of 2**-30 nats (`GRID`):
+float32 values of at least 2**-7 lie on it already, and sums of up to eight million nats are exact in any order.
+That is why the score of a text equals the sum of its tokens' figures bit for bit.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ class EngineLimits:
 
     def __post_init__(self) -> None:
         if self.max_slots < 1 or self.max_waiting < 1:
-            raise ValueError(
-                f"max_slots, max_waiting: got {self.max_slots}, {self.max_waiting}, expected >= 1"
-            )
+            raise ValueError(f"max_slots, max_waiting: got {self.max_slots}, {self.max_waiting}, expected >= 1")
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,7 @@ class GenerateCall:
     sampling: Sampling = Sampling()
     num_samples: int = 1
     num_alternatives: int | None = None  # None: no alternatives wanted
-    stop: Callable[[], StopMatcher] | None = (
-        None  # makes a matcher a sample: fed each token id, True ends the sample
-    )
+    stop: Callable[[], StopMatcher] | None = None  # makes a matcher a sample: fed each token id, True ends the sample
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The engine's loop: admit → step → advance, one token of every running sequence at a time.
 
-Threads. One thread, started by `start`, owns the sessions, the batch, and every handle until it ends. Other threads reserve,
-submit, wait and cancel. Whatever goes wrong in a step fails the requests that are in the engine, each once, and the engine
-takes no more: `failure` says why.
+Threads. One thread, started by `start`, owns the sessions, the batch, and every handle until it ends. Other threads
+reserve, submit, wait and cancel. Whatever goes wrong in a step fails the requests that are in the engine, each
+once, and the engine takes no more: `failure` says why.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ log = logging.getLogger(__name__)
 class Engine:
     """Runs the sequences of one bundle. See the head of this file for who may call what."""
 
-    def __init__(
-        self, runner: Runner, limits: EngineLimits, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, runner: Runner, limits: EngineLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._runner = runner
         self._limits = limits
         self._clock = clock
@@ -126,9 +124,7 @@ class Engine:
 
     def _check_open(self) -> None:
         if not self.is_ready:
-            raise NotReady(
-                f"the engine takes no requests: {'it failed' if self.failure else 'it is shutting down'}"
-            )
+            raise NotReady(f"the engine takes no requests: {'it failed' if self.failure else 'it is shutting down'}")
 
     def _submit(self, request: Request, reservation: Reservation) -> None:
         request.handle.submitted_at = self._clock()

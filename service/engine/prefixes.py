@@ -1,7 +1,7 @@
 """Calls as sequences that run whatever they share once.
 
-Texts are sorted by their tokens, so that each stands beside the one with which it has most in common; a text forks off the
-sequence that has just run their common prefix. The samples of one prompt fork off after its last token.
+Texts are sorted by their tokens, so that each stands beside the one with which it has most in common; a text forks
+off the sequence that has just run their common prefix. The samples of one prompt fork off after its last token.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from service.engine.scheduler import Request
 
 
-def generation_sequence(
-    call: GenerateCall, samples: SequenceOf[Sample], request: Request, end_id: int
-) -> Sequence:
+def generation_sequence(call: GenerateCall, samples: SequenceOf[Sample], request: Request, end_id: int) -> Sequence:
     """The sequence of the first sample; the others fork off it after the prompt."""
     forced = [end_id, *call.prompt]
     sequences = []
@@ -53,12 +51,8 @@ class SharedTexts:
         tail = [end_id] if call.add_end else []
         self._report_from = len(prefix)
         forced = [[*prefix, *text, *tail] for text in call.texts]
-        self._order = sorted(
-            (i for i, f in enumerate(forced) if len(f) > len(prefix)), key=forced.__getitem__
-        )
-        self._sequences: dict[
-            int, tuple[Sequence, int | None]
-        ] = {}  # text -> its sequence, the text it forked off
+        self._order = sorted((i for i, f in enumerate(forced) if len(f) > len(prefix)), key=forced.__getitem__)
+        self._sequences: dict[int, tuple[Sequence, int | None]] = {}  # text -> its sequence, the text it forked off
         self.root = self._plant(forced, request)
 
     @property
@@ -72,10 +66,11 @@ class SharedTexts:
         for text in self._order:
             tokens = forced[text]
             shared = shared_length(previous, tokens)
-            while path and min(shared, len(forced[path[-1][0]]) - 1) <= path[-1][1]:
-                path.pop()
+            # An owner feeds its tokens from where it forked off itself, all but the last, which is only a target.
+            while path and min(shared, len(forced[path[-1][0]]) - 1, len(tokens) - 1) <= path[-1][1]:
+                shared = min(shared, path.pop()[1])
             owner = path[-1][0] if path else None
-            depth = 0 if owner is None else min(shared, len(forced[owner]) - 1)
+            depth = 0 if owner is None else min(shared, len(forced[owner]) - 1, len(tokens) - 1)
             self._sequences[text] = (self._sequence(tokens, depth, request), owner)
             if owner is not None:
                 self._sequences[owner][0].forks.append((depth, self._sequences[text][0]))

@@ -1,7 +1,7 @@
 """A bundle's two graphs under onnxruntime: one step of the cell, and the output layer of some rows.
 
-Enters: token ids and states, hidden rows. Leaves: hidden rows and new states, logits and log-probabilities. It knows nothing of
-sequences. onnxruntime takes one thread a session; a Runner belongs to one thread at a time.
+Enters: token ids and states, hidden rows. Leaves: hidden rows and new states, logits and log-probabilities. It
+knows nothing of sequences. onnxruntime takes one thread a session; a Runner belongs to one thread at a time.
 
 Rows must not influence one another. Where the check at load finds that on this CPU they do (`rows_isolated` false),
 every row is run alone, so that results stay the same whatever else runs: slower, never different.
@@ -61,8 +61,7 @@ class Runner:
         if self.rows_isolated or len(tokens) == 1:
             return self._step(tokens, states)
         alone = [
-            self._step(tokens[r : r + 1], {k: v[r : r + 1] for k, v in states.items()})
-            for r in range(len(tokens))
+            self._step(tokens[r : r + 1], {k: v[r : r + 1] for k, v in states.items()}) for r in range(len(tokens))
         ]
         joined = {name: np.concatenate([new[name] for _, new in alone]) for name in states}
         return np.concatenate([hidden for hidden, _ in alone]), joined
@@ -76,9 +75,7 @@ class Runner:
         if self.rows_isolated or len(hidden) == 1:
             return self._distribution(hidden)
         alone = [self._distribution(hidden[r : r + 1]) for r in range(len(hidden))]
-        return np.concatenate([logits for logits, _ in alone]), np.concatenate(
-            [logprobs for _, logprobs in alone]
-        )
+        return np.concatenate([logits for logits, _ in alone]), np.concatenate([logprobs for _, logprobs in alone])
 
     def _step(self, tokens: npt.NDArray[np.int64], states: Mapping[str, Floats]) -> tuple[Floats, States]:
         hidden, *new = self._cell.run(self._cell_outputs, {"token": tokens, **states})

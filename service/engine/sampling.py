@@ -1,8 +1,9 @@
 """From the distributions of a step to the next tokens.
 
-The order is that of Hugging Face's `generate`: logit bias, repetition penalty (CTRL, Keskar et al. 2019, arXiv 1909.05858: the
-logit of a token that has occurred is divided by r where positive, multiplied by r where negative), temperature, top_k,
-top_p (nucleus, Holtzman et al. 2019, arXiv 1904.09751), min_p. Then one uniform number picks a token from what is left.
+The order is that of Hugging Face's `generate`: logit bias, repetition penalty (CTRL, Keskar et al. 2019, arXiv
+1909.05858: the logit of a token that has occurred is divided by r where positive, multiplied by r where negative),
+temperature, top_k, top_p (nucleus, Holtzman et al. 2019, arXiv 1904.09751), min_p. Then one uniform number picks a
+token from what is left.
 
 Every sampler owns its random generator, and every operation works on a row by itself: a row's token does not depend
 on the rows beside it.
@@ -32,14 +33,10 @@ class Sampler:
 
     def __init__(self, settings: Sampling, index: int, context: Sequence[int]) -> None:
         self.settings = settings
-        self._random = np.random.Generator(
-            np.random.PCG64(np.random.SeedSequence(settings.seed, spawn_key=(index,)))
-        )
+        self._random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(settings.seed, spawn_key=(index,))))
         self._seen = set(context) if settings.repetition_penalty != 1.0 else None
         bias = dict(settings.logit_bias)
-        self._bias = (
-            (np.array(list(bias), np.int64), np.array(list(bias.values()), np.float64)) if bias else None
-        )
+        self._bias = (np.array(list(bias), np.int64), np.array(list(bias.values()), np.float64)) if bias else None
         reshapes = self._seen is not None or self._bias is not None
         truncates = settings.top_k > 0 or settings.top_p < 1.0 or settings.min_p > 0.0
         self.is_greedy = settings.temperature == 0.0 and not reshapes

@@ -1,12 +1,13 @@
 """Who waits and who runs next.
 
-Requests that have sequences ready stand in a ring; a free slot goes to the request at its head, which then moves to the end.
-So a single sentence is not kept waiting by a list of a thousand: the two take turns.
+Requests that have sequences ready stand in a ring; a free slot goes to the request at its head, which then moves to
+the end. So a single sentence is not kept waiting by a list of a thousand: the two take turns.
 
-The queue is bounded in requests. A caller reserves its place first, before it does any work such as tokenizing, and is
-refused at once when there is none.
+The queue is bounded in requests. A caller reserves its place first, before it does any work such as tokenizing, and
+is refused at once when there is none.
 
-Threads: `reserve` and `add` from any thread, the rest from the engine's thread; one lock guards the ring and the counts.
+Threads: `reserve` and `add` from any thread, the rest from the engine's thread; one lock guards the ring and the
+counts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Self
 
 from service.engine.calls import Handle
 from service.engine.sequence import Sequence
@@ -38,7 +40,7 @@ class Reservation:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler: Scheduler | None = scheduler
 
-    def __enter__(self) -> Reservation:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -3,9 +3,9 @@
 A sequence feeds tokens one a step. After `fed` tokens its recurrent state stands for exactly those, and the step's
 distribution is that of token number `fed`: a forced token, reported if anybody asked for it, or one to sample.
 
-A *fork* lets sequences share what they have in common (the prompt of several samples, the prefix of several
-texts): a child is listed at a depth of its owner; when the owner has fed so many tokens, the child takes a copy of the state
-and the same distribution, and goes its own way.
+A *fork* lets sequences share what they have in common (the prompt of several samples, the prefix of several texts):
+a child is listed at a depth of its owner; when the owner has fed so many tokens, the child takes a copy of the
+state and the same distribution, and goes its own way.
 """
 
 from __future__ import annotations

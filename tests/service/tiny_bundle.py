@@ -47,9 +47,7 @@ def tiny_tokenizer() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _save(
-    nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: dict[str, Any], path: Path
-) -> None:
+def _save(nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: dict[str, Any], path: Path) -> None:
     constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()]
     graph = helper.make_graph(nodes, path.stem, inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=OPSET, ir_version=10)
