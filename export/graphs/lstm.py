@@ -1,0 +1,35 @@
+"""One step of an LSTM layer, all four gates from one sum.
+
+i, f, o = sigmoid(U x + W h + b)      g = tanh(U_g x + W_g h + b_g)
+c' = f * c + i * g
+h' = o * tanh(c')
+"""
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from export.arithmetic import Arithmetic
+from export.graph import GraphBuilder
+from export.graphs.layer_input import LayerInput
+from export.weights import LayerWeights
+
+
+def lstm_step(
+    graph: GraphBuilder,
+    arithmetic: Arithmetic,
+    name: str,
+    layer: LayerWeights,
+    layer_input: LayerInput,
+    state: Sequence[ir.Value],
+) -> tuple[ir.Value, ...]:
+    """Write one step; the state is (h, c), float32 [batch, H] each. Returns the next state."""
+    h, c = state
+    from_input = layer_input.product(f"{name}.input", layer.input, layer.bias)
+    sums = arithmetic.product(f"{name}.state", arithmetic.operand(h), layer.state, from_input)
+    i, f, g, o = graph.split(sums, [layer.hidden_size] * 4)
+    kept = graph.op("Mul", graph.op("Sigmoid", f), c)
+    added = graph.op("Mul", graph.op("Sigmoid", i), graph.op("Tanh", g))
+    next_c = graph.op("Add", kept, added)
+    next_h = graph.op("Mul", graph.op("Sigmoid", o), graph.op("Tanh", next_c))
+    return next_h, next_c

@@ -1,0 +1,136 @@
+"""Checks finished graphs: valid ONNX, equal to torch, rows independent, probabilities that sum to one.
+
+In: graphs, and the model that they were made from. Out: the measured figures, or the `CheckFailed` that says
+what is wrong. Writes nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+
+from export.errors import InvalidGraph, NotIsolated, NotNormalised, TorchMismatch
+from export.sessions import GraphModel, Graphs, State, Tokens
+from export.weights import Floats
+from models.language_model import LanguageModel
+
+TORCH_TOLERANCE = 1e-4  # nats
+SUM_TOLERANCE = 1e-5
+RUNS = ((1, 1024), (2, 256), (5, 256), (16, 128), (64, 64))  # batch sizes and steps of the comparison
+NUM_ROWS = 67  # of the isolation check, and the batch sizes at which they must come out the same
+SUBSETS = (1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 32, 33, 63, 64, NUM_ROWS)
+THREADS = (1, 2)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The largest differences found: from torch's log-probabilities in nats, and of a sum of probabilities
+    from 1.
+    """
+
+    max_logprob_difference: float
+    max_sum_error: float
+    num_distributions: int
+
+
+def check_valid(graphs: Graphs) -> None:
+    """Raises InvalidGraph where ONNX's own checker finds a fault."""
+    for name, graph in (("cell", graphs.cell), ("output", graphs.output)):
+        try:
+            onnx.checker.check_model(onnx.load_model_from_string(graph), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise InvalidGraph(f"{name}.onnx: {error}") from error
+
+
+def check_against_torch(graphs: Graphs, model: LanguageModel, held_out: Tokens) -> Agreement:
+    """Compare log-probabilities along long sequences at several batch sizes.
+
+    Half of the rows are held-out text, where there is enough, half are random tokens.
+    Raises TorchMismatch above 1e-4 nats, NotNormalised where a distribution's sum is off by more than 1e-5.
+    """
+    opened = GraphModel(graphs)
+    worst, worst_sum, num_distributions = 0.0, 0.0, 0
+    for batch, num_steps in RUNS:
+        tokens = _rows(batch, num_steps, model.vocabulary_size, held_out)
+        for step, (expected, got) in enumerate(_both(opened, model, tokens)):
+            difference = float(np.abs(expected - got).max())
+            worst = max(worst, difference)
+            if not difference <= TORCH_TOLERANCE:
+                raise TorchMismatch(
+                    f"log-probabilities differ from torch by {difference:.3g} nats at step {step} of batch size "
+                    f"{batch}, expected at most {TORCH_TOLERANCE:g}"
+                )
+            worst_sum = max(worst_sum, check_normalised(got))
+            num_distributions += batch
+    return Agreement(worst, worst_sum, num_distributions)
+
+
+def check_normalised(logprobs: Floats) -> float:
+    """The largest distance of a row's sum of probabilities from 1. Raises NotNormalised above 1e-5."""
+    error = float(np.abs(np.exp(logprobs.astype(np.float64)).sum(axis=1) - 1).max())
+    if not error <= SUM_TOLERANCE:
+        raise NotNormalised(f"probabilities sum to 1 with an error of {error:.3g}, expected at most {SUM_TOLERANCE:g}")
+    return error
+
+
+def check_isolation(graphs: Graphs) -> None:
+    """Run the same rows in batches of many sizes, with one thread and with two.
+
+    Raises NotIsolated where a bit of a row's state or log-probabilities depends on the batch it is in.
+    """
+    generator = np.random.default_rng(0)
+    whole = GraphModel(graphs)
+    tokens = generator.integers(0, whole.vocabulary_size, NUM_ROWS)
+    state = _plausible_state(whole, generator)
+    expected = _everything(whole, tokens, state)
+    for num_threads in THREADS:
+        opened = GraphModel(graphs, num_threads)
+        for size in SUBSETS:
+            rows = generator.permutation(NUM_ROWS)[:size]
+            got = _everything(opened, tokens[rows], {name: value[rows] for name, value in state.items()})
+            for name, values in got.items():
+                if not np.array_equal(values, expected[name][rows]):
+                    raise NotIsolated(
+                        f"{name} of a row depends on the batch around it ({size} rows, {num_threads} threads)"
+                    )
+
+
+def _rows(batch: int, num_steps: int, vocabulary_size: int, held_out: Tokens) -> Tokens:
+    """Tokens int64 [batch, num_steps]."""
+    tokens = np.random.default_rng(batch).integers(0, vocabulary_size, (batch, num_steps))
+    num_real = min((batch + 1) // 2, len(held_out) // num_steps)
+    if num_real:
+        tokens[:num_real] = held_out[: num_real * num_steps].reshape(num_real, num_steps)
+    return tokens
+
+
+def _both(opened: GraphModel, model: LanguageModel, tokens: Tokens) -> Iterator[tuple[Floats, Floats]]:
+    """The log-probabilities of torch and of the graphs after each step, float32 [batch, V] each."""
+    batch, num_steps = tokens.shape
+    with torch.inference_mode():
+        hiddens, _ = model(torch.from_numpy(tokens), model.initial_state(batch))
+    state = opened.initial_state(batch)
+    for step in range(num_steps):
+        hidden, state = opened.step(tokens[:, step], state)
+        with torch.inference_mode():
+            expected = torch.log_softmax(model.logits(hiddens[:, step]), dim=-1)
+        yield expected.numpy(), opened.logprobs(hidden)
+
+
+def _plausible_state(opened: GraphModel, generator: np.random.Generator) -> State:
+    """A state that differs in every row, one of them all zeros, one near the ends of the range."""
+    state: State = {}
+    for name, shape in opened.state_shapes.items():
+        values = generator.uniform(-1, 1, (NUM_ROWS, *shape)) * generator.uniform(0, 1, (NUM_ROWS, 1))
+        values[0], values[1] = 0.0, np.sign(values[1])
+        state[name] = values.astype(np.float32)
+    return state
+
+
+def _everything(opened: GraphModel, tokens: Tokens, state: State) -> dict[str, Floats]:
+    """Two steps, so that what the cell makes enters it again, and the distribution after them."""
+    _, state = opened.step(tokens, state)
+    hidden, state = opened.step(tokens, state)
+    return {**state, "hidden": hidden, "logprobs": opened.logprobs(hidden)}

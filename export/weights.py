@@ -1,0 +1,113 @@
+"""A model's weights as plain float32 arrays, laid out for products of the form x @ weight.
+
+Knows nothing of torch or ONNX.
+
+Sizes: V vocabulary, E embedding, H hidden, G gates of the family, N units of a reservoir.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer of an RNN (G = 1), GRU (r, z, n) or LSTM (i, f, g, o), its gates side by side.
+
+    input       float32 [input_size, G * H]
+    state       float32 [H, G * H]
+    input_bias  float32 [G * H]
+    state_bias  float32 [G * H]
+    """
+
+    input: Floats
+    state: Floats
+    input_bias: Floats
+    state_bias: Floats
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.state.shape[0])
+
+    @property
+    def bias(self) -> Floats:
+        """Both biases in one, where nothing stands between the two products."""
+        return self.input_bias + self.state_bias
+
+    def gates(self, first: int, last: int) -> "LayerWeights":
+        """The layer cut down to its gates first … last - 1."""
+        columns = slice(first * self.hidden_size, last * self.hidden_size)
+        return LayerWeights(
+            self.input[:, columns], self.state[:, columns], self.input_bias[columns], self.state_bias[columns]
+        )
+
+
+@dataclass(frozen=True)
+class RecurrentWeights:
+    """An embedding, float32 [V, E], and the layers above it; family is rnn, gru or lstm."""
+
+    family: str
+    embedding: Floats
+    layers: tuple[LayerWeights, ...]
+
+
+@dataclass(frozen=True)
+class BlockPattern:
+    """Recurrent weights in square blocks: float32 [num_blocks, block_size, block_size], used as x @ block."""
+
+    blocks: Floats
+
+
+@dataclass(frozen=True)
+class RandomPattern:
+    """Recurrent weights on a fixed number k of incoming edges a unit.
+
+    sources  int64 [N, k], the unit that each edge comes from
+    weights  float32 [N, k]
+    """
+
+    sources: NDArray[np.int64]
+    weights: Floats
+
+
+@dataclass(frozen=True)
+class ReservoirWeights:
+    """s' = (1 - leak) s + leak tanh(W s + input[token] + bias), with W as the pattern says.
+
+    input  float32 [V, N]
+    leak   float32 [N], each in (0, 1]
+    bias   float32 [N]
+    """
+
+    pattern: BlockPattern | RandomPattern
+    input: Floats
+    leak: Floats
+    bias: Floats
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x @ weight + bias: weight float32 [inputs, outputs], bias float32 [outputs]."""
+
+    weight: Floats
+    bias: Floats
+
+
+@dataclass(frozen=True)
+class OutputWeights:
+    """The maps that turn a hidden vector into logits, first to last: one, or a projection and the tied
+    embedding.
+    """
+
+    maps: tuple[Affine, ...]
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    """All of a model, cut where the bundle cuts it: the cell and the output layer."""
+
+    cell: RecurrentWeights | ReservoirWeights
+    output: OutputWeights
