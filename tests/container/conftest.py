@@ -1,0 +1,67 @@
+"""The image, built once, and a container that runs it; all are removed at the end."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.container.docker import Docker, find_docker
+
+ROOT = Path(__file__).parents[2]
+BUILD_SECONDS = 420
+READY_SECONDS = 60
+POLL_SECONDS = 0.2
+RUN = ("run", "--detach", "--read-only", "--tmpfs", "/tmp", "--publish", "127.0.0.1::8000")
+
+
+@pytest.fixture(scope="session")
+def docker() -> Docker:
+    found = find_docker()
+    if found is None:
+        pytest.skip("no Docker engine answers here (DOCKER and DOCKER_HOST say which one to use)")
+    return found
+
+
+@pytest.fixture(scope="session")
+def image(docker: Docker) -> Iterator[str]:
+    tag = f"meari:test-{os.getpid()}"
+    docker.run("build", "--tag", tag, str(ROOT), timeout=BUILD_SECONDS)
+    yield tag
+    docker.run("rmi", "--force", tag)
+
+
+@pytest.fixture(scope="session")
+def start(docker: Docker, image: str) -> Iterator[Callable[..., str]]:
+    """Start a container of the image, on a read-only root, and wait until it says that it is healthy."""
+    started: list[str] = []
+
+    def start_one(*options: str) -> str:
+        name = docker.run(*RUN, *options, image)
+        started.append(name)
+        wait_until(lambda: health_of(docker, name) == "healthy", lambda: docker.run("logs", name))
+        return name
+
+    yield start_one
+    for name in started:
+        docker.run("rm", "--force", name)
+
+
+@pytest.fixture(scope="session")
+def container(start: Callable[..., str]) -> str:
+    return start()
+
+
+def health_of(docker: Docker, name: str) -> str:
+    return str(docker.inspect(name)["State"]["Health"]["Status"])
+
+
+def wait_until(holds: Callable[[], bool], explain: Callable[[], str]) -> None:
+    """Ask again and again until it holds; after a minute fail with the explanation."""
+    pause = threading.Event()
+    for _ in range(int(READY_SECONDS / POLL_SECONDS)):
+        if holds():
+            return
+        pause.wait(POLL_SECONDS)
+    pytest.fail(explain())

@@ -1,0 +1,81 @@
+"""The image is built and run for real: what is in it, what it answers, and how it stops."""
+
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.container.client import events_of, is_ready, post, send
+from tests.container.conftest import wait_until
+from tests.container.docker import Docker
+
+pytestmark = [pytest.mark.container, pytest.mark.timeout(600)]
+
+MAX_SIZE_BYTES = 350_000_000
+STREAM_SECONDS = 8  # long enough that a signal arrives while the stream is open
+NEVER_END = {"0": -100.0}  # the boundary token, so that a text is as long as was asked for
+
+
+def test_image_is_small(docker: Docker, image: str) -> None:
+    assert docker.inspect(image)["Size"] <= MAX_SIZE_BYTES
+
+
+def test_image_runs_as_a_user_with_a_number_who_is_not_root(docker: Docker, container: str) -> None:
+    assert docker.inspect(container)["Config"]["User"].partition(":")[0].isdecimal()
+    uid = docker.run("exec", container, "python", "-c", "import os; print(os.getuid())")
+    assert int(uid) > 0
+
+
+@pytest.mark.parametrize("package", ["torch", "onnx", "huggingface_hub", "pip", "setuptools"])
+def test_image_holds_nothing_that_serving_does_not_need(docker: Docker, container: str, package: str) -> None:
+    code = f"import importlib.util; print(importlib.util.find_spec('{package}'))"
+    assert docker.run("exec", "--workdir", "/", container, "python", "-c", code) == "None"
+
+
+def test_container_generates(docker: Docker, container: str) -> None:
+    body = {"prompt": "The bells ", "max_tokens": 20, "seed": 7, "logit_bias": NEVER_END}
+    answer = post(docker.address(container), "/generate", body)
+    assert answer["seed"] == 7
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["choices"][0]["text"]
+    assert answer["usage"]["generated_tokens"] == 20
+
+
+def test_container_scores(docker: Docker, container: str) -> None:
+    answer = post(docker.address(container), "/score", {"texts": ["the bells", "xqzjv"], "add_end": False})
+    likely, unlikely = (result["logprob"] for result in answer["results"])
+    assert unlikely < likely < 0
+
+
+def test_stopped_container_finishes_its_open_stream_and_exits_with_0(docker: Docker, start: Callable[..., str]) -> None:
+    container = start("--env", "MEARI_MAX_TOKENS=100000", "--env", "MEARI_WORKERS=1")
+    address = docker.address(container)
+    num_tokens = tokens_of_a_long_stream(address)
+    body = {"max_tokens": num_tokens, "seed": 1, "logit_bias": NEVER_END, "stream": True}
+    events = events_of(send(address, "/generate", body))
+    assert next(events)["choices"][0]["text"]
+
+    stop = subprocess.Popen([docker.program, "stop", "--time", "60", container], stdout=subprocess.DEVNULL)
+    wait_until(lambda: not is_ready(address), lambda: docker.run("logs", container))
+    asked = time.monotonic()
+    rest = list(events)
+    assert time.monotonic() - asked > 0.5, "the stream was over before the signal came"
+    assert [event["choices"][0]["finish_reason"] for event in rest if finished(event)] == ["length"]
+    assert rest[-1]["usage"]["generated_tokens"] == num_tokens
+    assert stop.wait(timeout=90) == 0
+    state = docker.inspect(container)["State"]
+    assert (state["ExitCode"], state["OOMKilled"]) == (0, False), docker.run("logs", container)
+
+
+def finished(event: dict[str, list[dict[str, str]]]) -> bool:
+    return any(choice.get("finish_reason") for choice in event.get("choices", []))
+
+
+def tokens_of_a_long_stream(address: tuple[str, int]) -> int:
+    """How many tokens take STREAM_SECONDS here, by the time of a short stream."""
+    num_tokens = 1000
+    body = {"max_tokens": num_tokens, "seed": 1, "logit_bias": NEVER_END, "stream": True}
+    started = time.monotonic()
+    assert list(events_of(send(address, "/generate", body)))
+    return min(100_000, int(num_tokens * STREAM_SECONDS / (time.monotonic() - started)))
