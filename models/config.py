@@ -19,7 +19,7 @@ from typing import Any
 from models.choices import Device, Document, Family, Pattern, Readout, TokenizerKind
 from models.config_rules import CORPUS_RULES, RESERVOIR_RULES, TOKENIZER_RULES, TRAINING_RULES
 from models.errors import ConfigError
-from models.fields import Together, choice, integer, paths, read_table, real, show, string, switch
+from models.fields import Together, choice, integer, paths, read_table, real, show, string, switch, texts
 
 __all__ = [
     "Config",
@@ -62,6 +62,7 @@ class CorpusConfig:
     validation_share          in place of validation files: the last share of the training text
     test_share                in place of test files: the share behind the validation part
     blocklist                 a file with a regular expression a line: matching documents are not trained on; "": none
+    baseline                  figures of other models on the same split, name to figure, shown beside our own
     """
 
     train: tuple[str, ...] = paths()
@@ -74,6 +75,7 @@ class CorpusConfig:
     validation_share: float = _share(0.0)
     test_share: float = _share(0.0)
     blocklist: str = string("")
+    baseline: dict[str, str] | None = texts(None)
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,7 @@ class Config:
     tokenizer: TokenizerConfig
     model: ModelConfig
     training: TrainingConfig
-    name: str = string(
-        pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", expected="a name of letters, digits, '.', '_', '-'"
-    )
+    name: str = string(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", expected="a name of letters, digits, '.', '_', '-'")
     seed: int = integer(1, most=2**63 - 1)
 
     def to_tables(self) -> dict[str, Any]:
@@ -186,9 +186,7 @@ def load_config(path: Path) -> Config:
     try:
         tables = tomllib.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
-        raise ConfigError(
-            str(path), [f"got {error.strerror or error}, expected a readable TOML file"]
-        ) from error
+        raise ConfigError(str(path), [f"got {error.strerror or error}, expected a readable TOML file"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"got {error}, expected TOML in UTF-8"]) from error
     return parse_config(tables, str(path))
@@ -238,12 +236,6 @@ def _read_section(
 
 def _foreign_keys(kind: type, table: Mapping[str, object]) -> dict[str, str]:
     """Keys of a [model] table that the other kind of family has, each with the families that have it."""
-    other, owner = (
-        (RecurrentConfig, "rnn, gru and lstm") if kind is ReservoirConfig else (ReservoirConfig, "esn")
-    )
+    other, owner = (RecurrentConfig, "rnn, gru and lstm") if kind is ReservoirConfig else (ReservoirConfig, "esn")
     mine = {field.name for field in dataclasses.fields(kind)}
-    return {
-        field.name: owner
-        for field in dataclasses.fields(other)
-        if field.name in table and field.name not in mine
-    }
+    return {field.name: owner for field in dataclasses.fields(other) if field.name in table and field.name not in mine}

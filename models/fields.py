@@ -72,9 +72,7 @@ def real(default: object = dataclasses.MISSING, *, expected: str, fits: Callable
 
 def switch(default: object = dataclasses.MISSING) -> Any:
     """True or false."""
-    return _field(
-        Rule("true or false", lambda value: value if isinstance(value, bool) else _REFUSED), default
-    )
+    return _field(Rule("true or false", lambda value: value if isinstance(value, bool) else _REFUSED), default)
 
 
 def choice(kind: type[StrEnum], default: object = dataclasses.MISSING) -> Any:
@@ -87,9 +85,7 @@ def choice(kind: type[StrEnum], default: object = dataclasses.MISSING) -> Any:
     return _field(Rule("one of " + ", ".join(f'"{name}"' for name in names), read), default)
 
 
-def string(
-    default: object = dataclasses.MISSING, *, pattern: str = r"(?s:.*)", expected: str = "a string"
-) -> Any:
+def string(default: object = dataclasses.MISSING, *, pattern: str = r"(?s:.*)", expected: str = "a string") -> Any:
     """A string that the pattern matches in full."""
     compiled = re.compile(pattern)
 
@@ -107,6 +103,16 @@ def paths(default: object = dataclasses.MISSING) -> Any:
         return tuple(value) if is_list and isinstance(value, list | tuple) else _REFUSED
 
     return _field(Rule("a list of file or folder names", read), default)
+
+
+def texts(default: object = dataclasses.MISSING) -> Any:
+    """A table of names and texts."""
+
+    def read(value: object) -> object:
+        is_table = isinstance(value, Mapping) and all(isinstance(entry, str) for entry in value.values())
+        return dict(value) if is_table and isinstance(value, Mapping) else _REFUSED
+
+    return _field(Rule("a table of names and texts", read), default)
 
 
 def show(value: object) -> str:
