@@ -1,0 +1,104 @@
+"""What the service answers, field by field as the contract names them. Structs only; no logic, no Flask."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+__all__ = [
+    "Alternative",
+    "Choice",
+    "GenerateAnswer",
+    "GenerateUsage",
+    "ScoredToken",
+    "ScoredWord",
+    "TextFigures",
+    "TokenText",
+    "TokenWithLogprob",
+]
+
+
+class TokenText(msgspec.Struct):
+    """A token of /tokenize."""
+
+    id: int
+    text: str
+
+
+class Alternative(msgspec.Struct):
+    """One of the likeliest tokens at a place."""
+
+    id: int
+    text: str
+    logprob: float
+
+
+class TokenWithLogprob(msgspec.Struct):
+    """A generated token with the model's own log-probability."""
+
+    id: int
+    text: str
+    logprob: float
+    top: list[Alternative]
+
+
+class Choice(msgspec.Struct):
+    """A sample, or in a stream what has come of it since its last event."""
+
+    index: int
+    text: str
+    finish_reason: str | UnsetType = UNSET
+    tokens: list[TokenWithLogprob] | UnsetType = UNSET
+
+
+class GenerateUsage(msgspec.Struct):
+    """`prompt_tokens` counts the prompt without the boundary token, `generated_tokens` all samples together."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+
+
+class GenerateAnswer(msgspec.Struct):
+    """The whole answer of /generate, and with no choices the last event of a stream."""
+
+    model: str
+    seed: int
+    choices: list[Choice]
+    usage: GenerateUsage
+
+
+class ScoredToken(msgspec.Struct):
+    """A token of a scored text; `start` and `end` are code points of the text as sent."""
+
+    id: int
+    text: str
+    logprob: float
+    rank: int
+    start: int
+    end: int
+    top: list[Alternative]
+
+
+class ScoredWord(msgspec.Struct):
+    """A stretch without white space and the summed log-probabilities of the tokens that belong to it."""
+
+    text: str
+    logprob: float
+    start: int
+    end: int
+
+
+class TextFigures(msgspec.Struct):
+    """The figures of a scored text; logarithms in the base asked for, bits always in base 2."""
+
+    logprob: float
+    probability: float
+    perplexity: float | None
+    bits_per_char: float | None
+    bits_per_byte: float | None
+    num_tokens: int
+    num_chars: int
+    num_bytes: int
+    num_unknown: int
+    logprob_without_unknown: float

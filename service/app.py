@@ -1,0 +1,82 @@
+"""The Flask application: settings → parts of the service → blueprints.
+
+`create_app()` is what gunicorn calls in every worker, after the fork. It starts the loading of the bundles and returns at once.
+"""
+
+from __future__ import annotations
+
+import os
+
+from flask import Flask, Response, g, request
+
+from service.admission import Admission
+from service.drain import Drain
+from service.error_handler import register_error_handlers
+from service.keys import check_key
+from service.log import configure_logging
+from service.marks import ReadyMarks
+from service.metrics import Metrics
+from service.registry import Registry
+from service.routes.exchange import Exchange, current_exchange
+from service.routes.generate import generate_blueprint
+from service.routes.health import health_blueprint
+from service.routes.metrics import metrics_blueprint
+from service.routes.models import models_blueprint
+from service.routes.score import score_blueprint
+from service.routes.tokenize import tokenize_blueprint
+from service.runtime import marks_folder, metrics_folder
+from service.schema import Schemas
+from service.service import Service
+from service.settings import Settings, load_settings
+
+__all__ = ["create_app"]
+
+OPEN_BLUEPRINTS = ("health", "metrics")  # answered without a key
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The application over `settings`, or over those of the environment. Raises SettingsError."""
+    settings = settings or load_settings(os.environ)
+    configure_logging(settings.log_level)
+    service = _service(settings)
+    app = Flask("meari", static_folder=None)
+    app.extensions["meari"] = service
+    register_error_handlers(app)
+    _frame_requests(app, service)
+    for blueprint in (
+        generate_blueprint,
+        score_blueprint,
+        models_blueprint,
+        tokenize_blueprint,
+        health_blueprint,
+        metrics_blueprint,
+    ):
+        app.register_blueprint(blueprint(service))
+    service.registry.start()
+    return app
+
+
+def _service(settings: Settings) -> Service:
+    shared = settings.runtime_folder
+    return Service(
+        settings=settings,
+        schemas=Schemas(settings),
+        registry=Registry(settings, ReadyMarks(marks_folder(shared) if shared else None, settings.workers)),
+        admission=Admission(settings.max_requests, settings.max_inflight_bytes),
+        metrics=Metrics(metrics_folder(shared) if shared else None),
+        drain=Drain(settings.drain_seconds, settings.graceful_timeout_seconds),
+    )
+
+
+def _frame_requests(app: Flask, service: Service) -> None:
+    """What happens before and after every request, whatever its route."""
+
+    @app.before_request
+    def begin() -> None:
+        g.exchange = Exchange(service)
+        if request.blueprint is not None and request.blueprint not in OPEN_BLUEPRINTS:
+            check_key(request.headers.get("Authorization"), service.settings.api_keys)
+
+    @app.after_request
+    def finish(response: Response) -> Response:
+        return current_exchange().finish(response)

@@ -1,0 +1,37 @@
+"""Is the client still there? Asked of its socket, without reading from it. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import select
+import socket
+from typing import Final
+
+__all__ = ["Client", "ClientGone"]
+
+STALL_SECONDS: Final = 60.0  # a client that takes or gives nothing for so long is let go
+_EVENTS: Final = select.POLLIN | select.POLLHUP | select.POLLERR
+
+
+class ClientGone(Exception):
+    """The client closed its connection before its answer was ready."""
+
+
+class Client:
+    """The connection of one request; without a socket (tests) it never goes away."""
+
+    def __init__(self, connection: socket.socket | None) -> None:
+        self._connection = connection
+        self._poll = select.poll()
+        if connection is not None:
+            connection.settimeout(STALL_SECONDS)
+            self._poll.register(connection, _EVENTS)
+
+    @property
+    def is_gone(self) -> bool:
+        """True once the connection is closed from the other side. Bytes of a next request do not count."""
+        if self._connection is None:
+            return False
+        try:
+            return bool(self._poll.poll(0)) and not self._connection.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True

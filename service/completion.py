@@ -1,0 +1,177 @@
+"""One /generate: a request → a call of the engine → the text of its choices, whole or as it grows.
+
+Enters: a checked request and the model it is for. Leaves: `Choice` objects. Whole answers and streams are written by the same
+`ChoiceWriter`, so their texts are equal. Knows nothing of Flask or of server-sent events.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from msgspec import UNSET
+
+from service.admission import Ticket
+from service.answers import Alternative, Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob
+from service.detokenizer import Detokenizer
+from service.engine import Finish, GenerateCall, Generation, Sample, Sampling
+from service.model_limits import checked_logit_bias, checked_top_k
+from service.registry import Model
+from service.schema import GenerateRequest
+from service.stop import StopPatterns, StopSearch, matcher_factory
+from service.tokenizer import Vocabulary
+
+__all__ = ["Completion", "begin_completion"]
+
+BYTES_PER_TOKEN = 120  # of a generated token: its id, log-probability and text
+BYTES_PER_ALTERNATIVE = 80
+
+
+@dataclass(eq=False)
+class ChoiceWriter:
+    """Writes what is certain of one sample's text.
+
+    Text that may be the beginning of a stop string is held back until it is known not to be.
+    """
+
+    index: int
+    sample: Sample
+    vocabulary: Vocabulary
+    writer: Detokenizer
+    search: StopSearch
+    with_tokens: bool
+    num_tokens: int = 0
+    done: bool = False
+    _pending: str = ""
+    _given: int = 0  # characters given out
+
+    def take(self) -> Choice | None:
+        """What has come since the last call, None where that is nothing; `finish_reason` is in the last one."""
+        if self.done:
+            return None
+        finish = self.sample.finish  # before the lists: once it is set they are complete
+        first, self.num_tokens = self.num_tokens, len(self.sample.token_ids)
+        new_tokens = self.sample.token_ids[first : self.num_tokens]
+        for token in new_tokens:
+            text = self.writer.feed(token)
+            self._pending += text
+            self.search.feed(text)
+        text = self._certain(finish)
+        self.done = finish is not None
+        if not (text or self.done or (self.with_tokens and new_tokens)):
+            return None
+        choice = Choice(self.index, text)
+        if self.with_tokens:
+            choice.tokens = self._tokens(first, self.num_tokens)
+        if finish is not None:
+            choice.finish_reason = finish_reason(finish)
+        return choice
+
+    def _certain(self, finish: Finish | None) -> str:
+        if self.search.cut is not None:
+            length = self.search.cut - self._given
+        elif finish is not None:
+            length = len(self._pending)
+        else:
+            length = len(self._pending) - self.search.held_back
+        text, self._pending = self._pending[:length], self._pending[length:]
+        self._given += len(text)
+        return text
+
+    def _tokens(self, first: int, last: int) -> list[TokenWithLogprob]:
+        texts, sample = self.vocabulary.texts, self.sample
+        return [
+            TokenWithLogprob(
+                sample.token_ids[i],
+                texts[sample.token_ids[i]],
+                sample.logprobs[i],
+                [Alternative(id_, texts[id_], value) for id_, value in zip(*sample.alternatives[i], strict=True)],
+            )
+            for i in range(first, last)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """A running /generate."""
+
+    model: str
+    seed: int
+    prompt_tokens: int
+    generation: Generation
+    writers: tuple[ChoiceWriter, ...]
+
+    def news(self) -> Iterator[Choice]:
+        """What has come of each choice since the last call."""
+        for writer in self.writers:
+            choice = writer.take()
+            if choice is not None:
+                yield choice
+
+    @property
+    def done(self) -> bool:
+        """True once every choice has been given out with its finish reason."""
+        return all(writer.done for writer in self.writers)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens of all samples, as far as they were taken up."""
+        return sum(writer.num_tokens for writer in self.writers)
+
+    def answer(self, choices: list[Choice]) -> GenerateAnswer:
+        """The whole answer, or with no choices the end of a stream."""
+        usage = GenerateUsage(self.prompt_tokens, 0, self.generated_tokens)
+        return GenerateAnswer(self.model, self.seed, choices, usage)
+
+
+def begin_completion(request: GenerateRequest, model: Model, ticket: Ticket, deadline: float) -> Completion:
+    """Queue a request. Raises InvalidRequest, Overloaded, TooLarge, NotReady."""
+    vocabulary = model.tokenizer.vocabulary
+    sampling, seed = _sampling(request, vocabulary)
+    with model.engine.reserve() as reservation:
+        token_bytes = BYTES_PER_TOKEN + BYTES_PER_ALTERNATIVE * (request.logprobs or 0)
+        ticket.take_bytes(request.n * request.max_tokens * token_bytes)
+        prompt = model.tokenizer.encode(request.prompt)
+        patterns = StopPatterns.of(request.stops)
+        call = GenerateCall(
+            prompt=prompt,
+            max_tokens=request.max_tokens,
+            deadline=deadline,
+            sampling=sampling,
+            num_samples=request.n,
+            num_alternatives=request.logprobs,
+            stop=matcher_factory(patterns, vocabulary, request.prompt),
+        )
+        generation = model.engine.generate(call, reservation)
+    writers = tuple(
+        ChoiceWriter(
+            index,
+            sample,
+            vocabulary,
+            Detokenizer(vocabulary, request.prompt),
+            StopSearch(patterns),
+            request.logprobs is not None,
+        )
+        for index, sample in enumerate(generation.samples)
+    )
+    return Completion(model.name, seed, len(prompt), generation, writers)
+
+
+def finish_reason(finish: Finish) -> str:
+    """As the contract names it; what a closing server cut off counts as out of time."""
+    return Finish.TIMEOUT.value if finish is Finish.CANCELLED else finish.value
+
+
+def _sampling(request: GenerateRequest, vocabulary: Vocabulary) -> tuple[Sampling, int]:
+    seed = secrets.randbits(53) if request.seed is UNSET else request.seed  # 53 bits: exact in every JSON reader
+    sampling = Sampling(
+        temperature=request.temperature,
+        top_k=checked_top_k(request.top_k, vocabulary.size),
+        top_p=request.top_p,
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        logit_bias=checked_logit_bias(request.logit_bias, vocabulary.size),
+        seed=seed,
+    )
+    return sampling, seed

@@ -1,0 +1,77 @@
+"""Every error → the one error body of the contract, Flask's own errors included."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from service.client import ClientGone
+from service.error_body import error_body
+from service.errors import (
+    InvalidRequest,
+    MeariError,
+    MethodNotAllowed,
+    NotFound,
+    TooLarge,
+    Unauthorized,
+    UnsupportedMediaType,
+)
+from service.routes.exchange import current_exchange, json_response
+
+__all__ = ["register_error_handlers"]
+
+CLIENT_GONE: Final = 499  # nobody reads it; it is for the log
+log = logging.getLogger(__name__)
+
+
+def register_error_handlers(app: Flask) -> None:
+    """Answer every exception that a route lets out."""
+    app.register_error_handler(MeariError, _meari_error)
+    app.register_error_handler(HTTPException, _http_exception)
+    app.register_error_handler(ClientGone, lambda _: Response(status=CLIENT_GONE))
+    app.register_error_handler(Exception, _unexpected)
+
+
+def _meari_error(error: MeariError) -> Response:
+    exchange = current_exchange()
+    exchange.note_error(error)
+    if error.status == 500:
+        log.error("request %s failed: %s", exchange.request_id, error)
+    response = json_response(error_body(error, exchange.request_id), error.status)
+    if error.retry_after_seconds is not None:
+        response.headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _http_exception(error: HTTPException) -> Response:
+    response = _meari_error(_translated(error))
+    allowed = getattr(error, "valid_methods", None)
+    if allowed:
+        response.headers["Allow"] = ", ".join(sorted(allowed))
+    return response
+
+
+def _translated(error: HTTPException) -> MeariError:
+    path = request.path[:200]
+    if error.code == 404:
+        return NotFound(f"path: got {path}, expected one that the contract names")
+    if error.code == 405:
+        methods = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
+        return MethodNotAllowed(f"method: got {request.method} for {path}, expected one of {methods}")
+    if error.code == 413:
+        return TooLarge("body: it is too large")
+    if error.code == 415:
+        return UnsupportedMediaType("Content-Type: expected application/json")
+    if error.code is not None and 400 <= error.code < 500:
+        return InvalidRequest(f"request: {error.description or error.name}")
+    return MeariError(error.name)
+
+
+def _unexpected(error: Exception) -> Response:
+    log.error("request %s failed", current_exchange().request_id, exc_info=error)
+    return _meari_error(MeariError("unexpected"))

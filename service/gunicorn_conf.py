@@ -1,0 +1,83 @@
+"""gunicorn's configuration: the service's settings → its own, and what its master process does at the start and the end.
+
+Used as `gunicorn -c service/gunicorn_conf.py 'service.app:create_app()'`; `meari serve` does the same. Problems of the
+settings end the start here, before there is any worker.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a run from another folder
+
+from service.marks import forget_worker  # noqa: E402
+from service.runtime import (  # noqa: E402
+    MEMORY,
+    make_runtime_folder,
+    marks_folder,
+    metrics_folder,
+    prepare_runtime_folder,
+)
+from service.settings import SettingsError, load_settings  # noqa: E402
+
+try:
+    settings = load_settings(os.environ)
+except SettingsError as problems:
+    print(f"meari cannot start:\n{problems}", file=sys.stderr)
+    sys.exit(2)
+
+RESERVE_THREADS = 32  # for refusals, health and metrics while every request in flight has its own
+MAX_CONNECTIONS = 1000  # beyond the threads: kept alive, or waiting for their first bytes
+
+made_here = settings.runtime_folder is None
+runtime_folder = settings.runtime_folder or make_runtime_folder()
+os.environ["MEARI_RUNTIME_FOLDER"] = str(runtime_folder)
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_folder(runtime_folder))
+
+wsgi_app = "service.app:create_app()"
+bind = [f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"]
+workers = settings.workers
+worker_class = "service.worker.DrainingWorker"
+threads = settings.max_requests + RESERVE_THREADS
+worker_connections = threads + MAX_CONNECTIONS
+backlog = 2048
+keepalive = 75  # longer than clients keep idle connections, so that they are the ones to close
+timeout = 60  # a worker whose loop is silent for so long is replaced; requests may take longer
+graceful_timeout = max(1, int(settings.graceful_timeout_seconds) + 2)
+preload_app = False  # sessions are made after the fork
+control_socket_disable = True
+loglevel = settings.log_level
+accesslog = None  # the service writes its own line
+if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
+    worker_tmp_dir = str(MEMORY)
+
+
+def on_starting(server: Any) -> None:
+    """In the master, before the first fork."""
+    os.environ["MEARI_WORKERS"] = str(server.cfg.workers)
+    prepare_runtime_folder(runtime_folder)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """In the worker, at its end: an engine must not run while the interpreter is taken down."""
+    app = getattr(worker, "wsgi", None)
+    if app is not None:
+        app.extensions["meari"].registry.stop()
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """In the master, after a worker has ended."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(worker.pid, str(metrics_folder(runtime_folder)))  # type: ignore[no-untyped-call]
+    forget_worker(marks_folder(runtime_folder), worker.pid)
+
+
+def on_exit(server: Any) -> None:
+    """In the master, at the very end."""
+    if made_here:
+        shutil.rmtree(runtime_folder, ignore_errors=True)

@@ -1,0 +1,46 @@
+"""Limits of a request that the model sets, not the contract: its vocabulary. No Flask, no engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from service.errors import InvalidRequest, TooLarge
+from service.explain import shown
+
+__all__ = ["check_num_chars", "checked_ids", "checked_logit_bias", "checked_top_k"]
+
+_TOKEN_ID: Final = re.compile(r"0|[1-9][0-9]{0,17}")
+
+
+def checked_top_k(top_k: int, vocabulary_size: int) -> int:
+    """Raises InvalidRequest."""
+    if top_k > vocabulary_size:
+        raise InvalidRequest(f"top_k: got {top_k}, expected 0 <= top_k <= {vocabulary_size}")
+    return top_k
+
+
+def checked_logit_bias(bias: dict[str, float] | None, vocabulary_size: int) -> tuple[tuple[int, float], ...]:
+    """Token ids as numbers, in ascending order. Raises InvalidRequest, naming the first key that is no token id."""
+    for key in bias or ():
+        if not _TOKEN_ID.fullmatch(key) or int(key) >= vocabulary_size:
+            raise InvalidRequest(
+                f"logit_bias: got the key {shown(key.encode())!r}, expected a token id, 0 <= id < {vocabulary_size}"
+            )
+    return tuple(sorted((int(key), value) for key, value in (bias or {}).items()))
+
+
+def checked_ids(ids: list[int], vocabulary_size: int) -> list[int]:
+    """Raises InvalidRequest."""
+    for place, token in enumerate(ids):
+        if token >= vocabulary_size:
+            raise InvalidRequest(f"tokens[{place}]: got {token}, expected a token id, 0 <= id < {vocabulary_size}")
+    return ids
+
+
+def check_num_chars(field: str, texts: Iterable[str], max_chars: int) -> None:
+    """Raises TooLarge where the texts have too many characters together."""
+    count = sum(map(len, texts))
+    if count > max_chars:
+        raise TooLarge(f"{field}: got {count} characters, expected at most {max_chars}; send less at once")

@@ -1,0 +1,175 @@
+"""The bundles being served, by name: loaded once, in the background, each on its own.
+
+Enters: the folder of bundles. Leaves: a `Model` by name, and whether the service is ready, with the reason where it is not.
+A bundle that cannot be loaded is named with its reason and does not keep the others from being served. No Flask here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from msgspec import UNSET, UnsetType
+
+from service.bundle import Bundle, open_bundle
+from service.engine import Engine, EngineLimits
+from service.errors import MeariError, NotReady, UnknownModel
+from service.marks import ReadyMarks
+from service.settings import Settings
+from service.tokenizer import TextTokenizer, TokenizerKind, load_tokenizer
+
+__all__ = ["Model", "Readiness", "Registry", "load_model"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A bundle that is being served; called by the name of its folder."""
+
+    name: str
+    bundle: Bundle
+    tokenizer: TextTokenizer
+    engine: Engine
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Whether requests are taken. `failed` names the bundles that could not be loaded, with the reason."""
+
+    ready: bool
+    reason: str
+    models: tuple[str, ...]
+    failed: dict[str, str]
+
+
+def load_model(folder: Path, settings: Settings) -> Model:
+    """Open a bundle and start its engine. Raises BundleError."""
+    bundle = open_bundle(folder, max_slots=settings.max_slots)
+    tokenizer = load_tokenizer(
+        folder / "tokenizer.json",
+        TokenizerKind(bundle.manifest.tokenizer.kind),
+        bundle.manifest.tokenizer.unknown_id,
+        bundle.manifest.sizes["vocabulary"],
+    )
+    engine = Engine(bundle.runner, EngineLimits(settings.max_slots, settings.max_waiting))
+    engine.start()
+    return Model(folder.name, bundle, tokenizer, engine)
+
+
+class Registry:
+    """Filled by one background thread, read by all others; each attribute is replaced whole, once."""
+
+    def __init__(
+        self, settings: Settings, marks: ReadyMarks, load: Callable[[Path, Settings], Model] = load_model
+    ) -> None:
+        self._settings = settings
+        self._marks = marks
+        self._load = load
+        self._models: dict[str, Model] = {}
+        self._failed: dict[str, str] = {}
+        self._problem: str | None = None
+        self._loaded = threading.Event()
+
+    def start(self) -> None:
+        """Begin to load every bundle, in the background."""
+        threading.Thread(target=self._load_all, name="registry", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop every engine."""
+        for model in self._models.values():
+            model.engine.stop()
+
+    def wait_loaded(self, timeout: float | None = None) -> bool:
+        """Block until every bundle was loaded or has failed; returns whether that is so."""
+        return self._loaded.wait(timeout)
+
+    def get(self, name: str | UnsetType) -> Model:
+        """The model of that name, or the default. Raises UnknownModel, NotReady."""
+        self._check_loaded()
+        wanted = self.default if name is UNSET else name
+        if wanted in self._models:
+            return self._models[wanted]
+        if wanted in self._failed:
+            raise UnknownModel(f"model: {wanted!r} could not be loaded: {self._failed[wanted]}")
+        raise UnknownModel(f"model: got {wanted[:100]!r}, expected one of {', '.join(self._models)}")
+
+    def all(self) -> list[Model]:
+        """Every model that is being served, by name. Raises NotReady."""
+        self._check_loaded()
+        return list(self._models.values())
+
+    def loaded(self) -> list[Model]:
+        """The models that have been loaded so far."""
+        return list(self._models.values())
+
+    @property
+    def default(self) -> str:
+        """The name of the model that a request means when it names none: as set, else the first by name."""
+        return self._settings.default_model or next(iter(self._models), "")
+
+    def readiness(self) -> Readiness:
+        """Of this worker, and until it was so once, of all workers beside it."""
+        return Readiness(self._reason() == "", self._reason(), tuple(self._models), self._failed)
+
+    def _reason(self) -> str:
+        if not self._loaded.is_set():
+            return "the bundles are being loaded"
+        if self._problem is not None:
+            return self._problem
+        ended = [f"{model.name}: {model.engine.failure}" for model in self.loaded() if model.engine.failure]
+        if ended:
+            return f"an engine failed: {'; '.join(ended)}"
+        return "" if self._marks.all_were_ready else "other workers are loading the bundles"
+
+    def _check_loaded(self) -> None:
+        if not self._loaded.is_set():
+            raise NotReady("the bundles are being loaded; try again")
+        if self._problem is not None:
+            raise NotReady(self._problem)
+
+    def _load_all(self) -> None:
+        try:
+            folders = self._folders()
+            models, failed = self._load_each(folders)
+            self._models, self._failed = models, failed
+            if not models:
+                self._problem = self._nothing_to_serve(bool(folders))
+        except Exception:
+            log.exception("loading the bundles failed")
+            self._problem = "loading the bundles failed; see the log"
+        if self._problem is None:
+            self._marks.mark()
+            log.info("serving %s; default %s", ", ".join(self._models), self.default)
+        else:
+            log.error("not ready: %s", self._problem)
+        self._loaded.set()
+
+    def _folders(self) -> list[Path]:
+        root = self._settings.bundles
+        if not root.is_dir():
+            return []
+        return sorted(folder for folder in root.iterdir() if folder.is_dir() and folder.name[0] not in "._")
+
+    def _load_each(self, folders: list[Path]) -> tuple[dict[str, Model], dict[str, str]]:
+        models: dict[str, Model] = {}
+        failed: dict[str, str] = {}
+        for folder in folders:
+            try:
+                models[folder.name] = self._load(folder, self._settings)
+            except MeariError as error:
+                failed[folder.name] = str(error)
+                log.error("bundle %s cannot be served: %s", folder.name, error)
+            except Exception:
+                failed[folder.name] = "it could not be loaded; see the log"
+                log.exception("bundle %s cannot be served", folder.name)
+        return models, failed
+
+    def _nothing_to_serve(self, any_folder: bool) -> str:
+        root = self._settings.bundles
+        if any_folder:
+            return f"no bundle in {root} could be loaded"
+        return f"there is no bundle in {root}" if root.is_dir() else f"there is no folder {root}"

@@ -1,0 +1,151 @@
+"""One request on its way through Flask: its id, its ticket, its body, and what is noted when it is over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Final, cast
+
+import msgspec
+from flask import Response, g, request
+
+from service.admission import Ticket
+from service.client import Client
+from service.engine.calls import Handle
+from service.errors import InvalidRequest, MeariError, NotReady, Overloaded, TooLarge, UnsupportedMediaType
+from service.log import RequestLine, log_request
+from service.registry import Model
+from service.request_ids import request_id
+from service.service import Service
+from service.watch import Watch
+
+__all__ = ["Exchange", "current_exchange", "json_response"]
+
+PIECE_BYTES: Final = 64 * 1024
+BODY_SECONDS: Final = 60.0
+
+
+class Exchange:
+    """Made before a request is handled, closed once after its answer was sent."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._started = time.perf_counter()
+        self._ticket: Ticket | None = None
+        self._model: Model | None = None
+        self._handle: Handle | None = None
+        self._closed = False
+        self.request_id = request_id(request.headers.get("X-Request-Id"))
+        self.route = request.url_rule.rule if request.url_rule else "none"
+        self.line = RequestLine(self.request_id, request.method, request.path)
+
+    @property
+    def ticket(self) -> Ticket:
+        """What was admitted; `read_body` admits."""
+        assert self._ticket is not None, "a request is admitted before it takes memory"
+        return self._ticket
+
+    def read_body(self) -> bytes:
+        """Admit the request, then read its body. Raises NotReady, Overloaded, UnsupportedMediaType, TooLarge, InvalidRequest."""
+        if self._service.drain.has_begun:
+            raise NotReady("the service is shutting down")
+        self._ticket = self._service.admission.enter()
+        _check_media_type()
+        _check_announced_length(self._service.settings.max_body_bytes)
+        return b"".join(self._pieces())
+
+    def _pieces(self) -> Iterable[bytes]:
+        """The body, accounted for piece by piece: a chunked one announces no length."""
+        size, until = 0, time.monotonic() + BODY_SECONDS
+        try:
+            while piece := request.stream.read(PIECE_BYTES):
+                size += len(piece)
+                _check_length(size, self._service.settings.max_body_bytes)
+                self.ticket.take_bytes(len(piece))
+                if time.monotonic() > until:
+                    raise InvalidRequest(f"body: not complete after {BODY_SECONDS:g} seconds")
+                yield piece
+        except OSError:
+            raise InvalidRequest("body: it ended or broke off before it was complete") from None
+
+    def use_model(self, model: Model) -> Model:
+        """Note which model the request is for."""
+        self._model = model
+        self.line.model = model.name
+        return model
+
+    def watch(self, handle: Handle, model: Model) -> Watch:
+        """Note what the engine does for the request, and watch over it."""
+        self._handle = handle
+        connection = request.environ.get("gunicorn.socket")
+        return Watch(Client(connection), self._service.drain, model.engine.clock)
+
+    def note_error(self, error: MeariError) -> None:
+        """Note why the request failed."""
+        self.line.code = error.code
+        if isinstance(error, Overloaded):
+            self._service.metrics.refusals.labels(self.line.model).inc()
+
+    def finish(self, response: Response) -> Response:
+        """Name the request in its answer, and close once that is sent."""
+        response.headers["X-Request-Id"] = self.request_id
+        if response.is_streamed:
+            response.call_on_close(lambda: self._close(response.status_code))
+        else:
+            self._close(response.status_code)
+        return response
+
+    def _close(self, status: int) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._handle is not None and not self._handle.ended:
+            self._handle.cancel()
+        seconds = time.perf_counter() - self._started
+        self._count(status, seconds)
+        if self._ticket is not None:
+            self._ticket.release()
+        log_request(self.line, status, seconds)
+
+    def _count(self, status: int, seconds: float) -> None:
+        metrics = self._service.metrics
+        metrics.requests.labels(self.route, str(status)).inc()
+        if self._model is None:
+            return
+        name = self._model.name
+        metrics.seconds.labels(self.route, name).observe(seconds)
+        metrics.observe_engine(name, self._model.engine.stats())
+        handle = self._handle
+        if handle is not None and handle.started_at is not None:
+            metrics.queue_seconds.labels(name).observe(handle.started_at - handle.submitted_at)
+        if handle is not None and handle.first_token_at is not None:
+            metrics.first_token_seconds.labels(name).observe(handle.first_token_at - handle.submitted_at)
+
+
+def current_exchange() -> Exchange:
+    """The exchange of the request being handled."""
+    return cast(Exchange, g.exchange)
+
+
+def json_response(body: object, status: int = 200) -> Response:
+    """An answer in JSON, UTF-8."""
+    return Response(msgspec.json.encode(body), status, mimetype="application/json")
+
+
+def _check_media_type() -> None:
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    if request.mimetype != "application/json" or charset not in ("utf-8", "utf8"):
+        came = request.content_type
+        raise UnsupportedMediaType(
+            f"Content-Type: got {came[:100] if came else 'nothing'}, expected application/json in UTF-8"
+        )
+
+
+def _check_announced_length(max_bytes: int) -> None:
+    if request.content_length is not None:
+        _check_length(request.content_length, max_bytes)
+
+
+def _check_length(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise TooLarge(f"body: got {size} bytes or more, expected at most {max_bytes}")

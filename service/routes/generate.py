@@ -1,0 +1,65 @@
+"""POST /generate: text that continues a prompt, whole or as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flask import Blueprint, Response
+from msgspec import UNSET
+
+from service.completion import Completion, begin_completion
+from service.error_body import error_body
+from service.model_limits import check_num_chars
+from service.routes.exchange import Exchange, current_exchange, json_response
+from service.service import Service
+from service.streaming import PING_SECONDS, event_stream
+from service.watch import Watch
+
+__all__ = ["generate_blueprint"]
+
+BYTES_PER_CHAR = 100  # of a prompt while it is tokenized
+STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+def generate_blueprint(service: Service) -> Blueprint:
+    """The route, over the parts of `service`."""
+    blueprint = Blueprint("generate", __name__)
+
+    @blueprint.post("/generate")
+    def generate() -> Response:
+        exchange = current_exchange()
+        request = service.schemas.generate(exchange.read_body())
+        model = exchange.use_model(service.registry.get(request.model))
+        check_num_chars("prompt", [request.prompt], service.settings.max_text_chars)
+        exchange.ticket.take_bytes(len(request.prompt) * BYTES_PER_CHAR)
+        seconds = service.settings.max_timeout_seconds if request.timeout_seconds is UNSET else request.timeout_seconds
+        completion = begin_completion(request, model, exchange.ticket, model.engine.clock() + seconds)
+        watch = exchange.watch(completion.generation, model)
+        return _stream(service, exchange, completion, watch) if request.stream else _whole(exchange, completion, watch)
+
+    return blueprint
+
+
+def _whole(exchange: Exchange, completion: Completion, watch: Watch) -> Response:
+    watch.await_end(completion.generation)
+    completion.generation.raise_for_failure()
+    answer = completion.answer(list(completion.news()))
+    answer.usage.generated_tokens = exchange.line.tokens = completion.generated_tokens
+    return json_response(answer)
+
+
+def _stream(service: Service, exchange: Exchange, completion: Completion, watch: Watch) -> Response:
+    """Wait for the first token before the head is sent, so that what fails until then has its own status."""
+    watch.await_news(completion.generation, PING_SECONDS)
+    completion.generation.raise_for_failure()
+
+    def events() -> Iterator[bytes]:
+        yield from event_stream(
+            completion,
+            watch,
+            lambda: service.admission.num_requests,
+            lambda error: error_body(error, exchange.request_id),
+        )
+        exchange.line.tokens = completion.generated_tokens
+
+    return Response(events(), mimetype="text/event-stream", headers=STREAM_HEADERS)

@@ -1,0 +1,23 @@
+"""GET /metrics: for Prometheus."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from service.metrics import CONTENT_TYPE
+from service.service import Service
+
+__all__ = ["metrics_blueprint"]
+
+
+def metrics_blueprint(service: Service) -> Blueprint:
+    """The route, over the parts of `service`."""
+    blueprint = Blueprint("metrics", __name__)
+
+    @blueprint.get("/metrics")
+    def metrics() -> Response:
+        for model in service.registry.loaded():
+            service.metrics.observe_engine(model.name, model.engine.stats())
+        return Response(service.metrics.exposition(), content_type=CONTENT_TYPE)
+
+    return blueprint

@@ -1,0 +1,64 @@
+"""GET /models and GET /models/NAME: what is being served."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from service.registry import Model
+from service.routes.exchange import json_response
+from service.service import Service
+from service.settings import Settings
+
+__all__ = ["models_blueprint"]
+
+
+def models_blueprint(service: Service) -> Blueprint:
+    """The routes, over the parts of `service`."""
+    blueprint = Blueprint("models", __name__)
+
+    @blueprint.get("/models")
+    def models() -> Response:
+        descriptions = [describe_model(model, service.settings) for model in service.registry.all()]
+        return json_response({"models": descriptions, "default": service.registry.default})
+
+    @blueprint.get("/models/<name>")
+    def model(name: str) -> Response:
+        return json_response(describe_model(service.registry.get(name), service.settings))
+
+    return blueprint
+
+
+def describe_model(model: Model, settings: Settings) -> dict[str, object]:
+    """What a caller may want to know of a model before asking it anything."""
+    manifest, limits = model.bundle.manifest, model.engine.limits
+    return {
+        "name": model.name,
+        "family": manifest.family,
+        "precision": manifest.precision,
+        "sizes": manifest.sizes,
+        "state": manifest.state,
+        "tokenizer": {
+            "kind": manifest.tokenizer.kind,
+            "normalization": manifest.tokenizer.normalization,
+            "unknown_id": manifest.tokenizer.unknown_id,
+            "vocabulary_size": model.tokenizer.vocabulary.size,
+            "boundary": manifest.boundary,
+        },
+        "corpus": manifest.corpus,
+        "figures": manifest.figures,
+        "hashes": {
+            "bundle": model.bundle.hash,
+            "files": {name: entry.sha256 for name, entry in manifest.files.items()},
+        },
+        "limits": {
+            "max_tokens": settings.max_tokens,
+            "max_texts": settings.max_texts,
+            "max_text_chars": settings.max_text_chars,
+            "max_body_bytes": settings.max_body_bytes,
+            "max_timeout_seconds": settings.max_timeout_seconds,
+            "max_top_k": model.tokenizer.vocabulary.size,
+            "max_slots": limits.max_slots,
+            "max_waiting": limits.max_waiting,
+        },
+        "self_test": model.bundle.self_test,
+    }

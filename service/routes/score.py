@@ -1,0 +1,82 @@
+"""POST /score: how likely texts are."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from service.engine import ScoreCall, Scoring
+from service.errors import EngineFailed, NotReady
+from service.figures import ScoredText
+from service.model_limits import check_num_chars
+from service.registry import Model
+from service.routes.exchange import Exchange, current_exchange
+from service.schema import ScoreRequest
+from service.score_json import ScoreAnswer
+from service.service import Service
+from service.tokenizer import Encoded
+from service.watch import Watch
+
+__all__ = ["score_blueprint"]
+
+BYTES_PER_CHAR = 100  # of a text: while it is tokenized, then its figures
+BYTES_PER_ALTERNATIVE = 16
+
+
+def score_blueprint(service: Service) -> Blueprint:
+    """The route, over the parts of `service`."""
+    blueprint = Blueprint("score", __name__)
+
+    @blueprint.post("/score")
+    def score() -> Response:
+        exchange = current_exchange()
+        request = service.schemas.score(exchange.read_body())
+        model = exchange.use_model(service.registry.get(request.model))
+        _check_size(service, exchange, request)
+        encoded, scoring = _begin(request, model, model.engine.clock() + service.settings.max_timeout_seconds)
+        _await(scoring, exchange.watch(scoring, model))
+        vocabulary = model.tokenizer.vocabulary
+        texts = [
+            ScoredText(text, scores, vocabulary, request.log_base)
+            for text, scores in zip(encoded, scoring.results, strict=True)
+        ]
+        answer = ScoreAnswer(
+            model.name, request.log_base, texts, request.tokens, request.words, scoring.computed_tokens
+        )
+        exchange.line.tokens = answer.scored_tokens
+        service.metrics.scored.labels(model.name).inc(answer.scored_tokens)
+        pieces = answer.pieces()
+        return Response(pieces if answer.is_long else b"".join(pieces), mimetype="application/json")
+
+    return blueprint
+
+
+def _check_size(service: Service, exchange: Exchange, request: ScoreRequest) -> None:
+    """Refuse what is too much before it is tokenized. Raises TooLarge, Overloaded."""
+    texts = [request.context, *request.all_texts]
+    check_num_chars("texts", texts, service.settings.max_text_chars)
+    exchange.ticket.take_bytes(sum(map(len, texts)) * (BYTES_PER_CHAR + BYTES_PER_ALTERNATIVE * request.top))
+
+
+def _begin(request: ScoreRequest, model: Model, deadline: float) -> tuple[list[Encoded], Scoring]:
+    """Queue the texts. Raises Overloaded, NotReady."""
+    with model.engine.reserve() as reservation:
+        encoded = [model.tokenizer.encode_with_offsets(text) for text in request.all_texts]
+        call = ScoreCall(
+            context=model.tokenizer.encode(request.context),
+            texts=[text.ids for text in encoded],
+            deadline=deadline,
+            add_end=request.add_end,
+            num_alternatives=request.top,
+            want_ranks=request.tokens,
+        )
+        return encoded, model.engine.score(call, reservation)
+
+
+def _await(scoring: Scoring, watch: Watch) -> None:
+    watch.await_end(scoring)
+    try:
+        scoring.raise_for_failure()
+    except EngineFailed:
+        if watch.drain.must_end:
+            raise NotReady("the service is shutting down") from None
+        raise

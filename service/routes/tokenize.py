@@ -1,0 +1,42 @@
+"""POST /tokenize and POST /detokenize: text ↔ the model's own tokens."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from service.answers import TokenText
+from service.detokenizer import detokenize
+from service.model_limits import check_num_chars, checked_ids
+from service.routes.exchange import current_exchange, json_response
+from service.service import Service
+
+__all__ = ["tokenize_blueprint"]
+
+BYTES_PER_CHAR = 250  # of a text while it is tokenized and its tokens are written
+
+
+def tokenize_blueprint(service: Service) -> Blueprint:
+    """The routes, over the parts of `service`."""
+    blueprint = Blueprint("tokenize", __name__)
+
+    @blueprint.post("/tokenize")
+    def tokenize() -> Response:
+        exchange = current_exchange()
+        request = service.schemas.tokenize(exchange.read_body())
+        model = exchange.use_model(service.registry.get(request.model))
+        check_num_chars("text", [request.text], service.settings.max_text_chars)
+        exchange.ticket.take_bytes(len(request.text) * BYTES_PER_CHAR)
+        texts = model.tokenizer.vocabulary.texts
+        tokens = [TokenText(token, texts[token]) for token in model.tokenizer.encode(request.text)]
+        return json_response({"model": model.name, "tokens": tokens})
+
+    @blueprint.post("/detokenize")
+    def detokenize_tokens() -> Response:
+        exchange = current_exchange()
+        request = service.schemas.detokenize(exchange.read_body())
+        model = exchange.use_model(service.registry.get(request.model))
+        vocabulary = model.tokenizer.vocabulary
+        text = detokenize(vocabulary, checked_ids(request.ids, vocabulary.size))
+        return json_response({"model": model.name, "text": text})
+
+    return blueprint

@@ -1,0 +1,71 @@
+"""Scored texts → the JSON of /score, in pieces.
+
+A text of 100,000 tokens is never a tree of 100,000 objects: tokens and words are encoded a few hundred at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import msgspec
+
+from service.figures import ScoredText
+from service.schema import LogBase
+
+__all__ = ["ScoreAnswer"]
+
+SLICE: Final = 256
+Item = TypeVar("Item")
+_encode: Final = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreAnswer:
+    """Everything that an answer of /score says."""
+
+    model: str
+    log_base: LogBase
+    texts: list[ScoredText]
+    with_tokens: bool
+    with_words: bool
+    computed_tokens: int
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body, piece by piece."""
+        yield b'{"model":%b,"log_base":%b,"results":[' % (_encode(self.model), _encode(self.log_base))
+        for number, text in enumerate(self.texts):
+            if number:
+                yield b","
+            yield from self._result(text)
+        usage = {"scored_tokens": self.scored_tokens, "computed_tokens": self.computed_tokens}
+        yield b'],"usage":%b}' % _encode(usage)
+
+    @property
+    def scored_tokens(self) -> int:
+        """Number of log-probabilities in all results."""
+        return sum(len(text.scores.logprobs) for text in self.texts)
+
+    @property
+    def is_long(self) -> bool:
+        """True where the body should be sent as it is made."""
+        return (self.with_tokens or self.with_words) and self.scored_tokens > SLICE
+
+    def _result(self, text: ScoredText) -> Iterator[bytes]:
+        yield _encode(text.figures())[:-1]
+        if self.with_tokens:
+            count = len(text.scores.logprobs)
+            slices = (text.tokens(first, min(first + SLICE, count)) for first in range(0, count, SLICE))
+            yield from _array(b"tokens", slices)
+        if self.with_words:
+            words = text.words()
+            yield from _array(b"words", (words[first : first + SLICE] for first in range(0, len(words), SLICE)))
+        yield b"}"
+
+
+def _array(name: bytes, slices: Iterable[list[Item]]) -> Iterator[bytes]:
+    yield b',"%b":[' % name
+    for number, items in enumerate(slices):
+        yield (b"," if number else b"") + _encode(items)[1:-1]
+    yield b"]"

@@ -1,0 +1,26 @@
+"""The parts of the running service, made once by `create_app` and handed to every blueprint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.admission import Admission
+from service.drain import Drain
+from service.metrics import Metrics
+from service.registry import Registry
+from service.schema import Schemas
+from service.settings import Settings
+
+__all__ = ["Service"]
+
+
+@dataclass(frozen=True, eq=False)
+class Service:
+    """Safe to share between threads: every part guards itself."""
+
+    settings: Settings
+    schemas: Schemas
+    registry: Registry
+    admission: Admission
+    metrics: Metrics
+    drain: Drain

@@ -1,0 +1,51 @@
+"""Waiting for the engine on behalf of a client that may go away, in a worker that may have to end. No Flask here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from service.client import Client, ClientGone
+from service.drain import Drain
+from service.engine.calls import Handle
+from service.errors import EngineFailed
+
+__all__ = ["Watch"]
+
+POLL_SECONDS: Final = 0.05
+LATE_SECONDS: Final = 10.0  # past its deadline the engine must have ended a request long ago
+
+
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """Of one request: its client, the worker's drain, the engine's clock."""
+
+    client: Client
+    drain: Drain
+    clock: Callable[[], float]
+
+    def await_end(self, handle: Handle) -> None:
+        """Block until the request ended. Raises ClientGone, EngineFailed."""
+        while not handle.wait_end(POLL_SECONDS):
+            self.check(handle)
+
+    def await_news(self, handle: Handle, seconds: float) -> bool:
+        """Block until something was added or the request ended; False after `seconds`. Raises ClientGone, EngineFailed."""
+        until = self.clock() + seconds
+        while not handle.wait(max(0.0, min(POLL_SECONDS, until - self.clock()))):
+            self.check(handle)
+            if self.clock() >= until:
+                return False
+        return True
+
+    def check(self, handle: Handle) -> None:
+        """Cancel what nobody waits for any more. Raises ClientGone, EngineFailed."""
+        if self.client.is_gone:
+            handle.cancel()
+            raise ClientGone
+        if self.drain.must_end and not handle.cancelled:
+            handle.cancel()
+        if self.clock() > handle.deadline + LATE_SECONDS:
+            handle.cancel()
+            raise EngineFailed("the engine did not end the request in time")

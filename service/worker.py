@@ -1,0 +1,46 @@
+"""A gunicorn worker that goes on answering while it drains.
+
+gunicorn's own gthread worker closes its door at once on SIGTERM: who asks for readiness then meets a closed or silent port. This
+one tells the app to refuse work, keeps its door open until nothing is under way (or the grace is over), and then ends as
+gunicorn does.
+"""
+
+from __future__ import annotations
+
+from types import FrameType
+from typing import Any, Final
+
+from gunicorn.workers.gthread import ThreadWorker
+
+from service.service import Service
+
+__all__ = ["DrainingWorker"]
+
+CHECK_SECONDS: Final = 0.05
+
+
+class DrainingWorker(ThreadWorker):  # type: ignore[misc]
+    """gthread, with a drain before its end."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM: begin to drain. Answers close their connections from now on."""
+        service = self._service()
+        if service is None:
+            super().handle_exit(sig, frame)
+            return
+        service.drain.begin()
+        self.cfg.set("keepalive", 0)
+        self.method_queue.defer(lambda: None)  # wakes the loop
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """One turn of gunicorn's loop; while draining, look often whether the end has come."""
+        service = self._service()
+        draining = service is not None and service.drain.has_begun
+        super().wait_for_and_dispatch_events(min(timeout, CHECK_SECONDS) if draining else timeout)
+        if draining and service is not None and service.drain.may_stop(service.admission.num_requests):
+            self.alive = False
+
+    def _service(self) -> Service | None:
+        app: Any = getattr(self, "wsgi", None)
+        service: Service | None = app.extensions.get("meari") if app is not None else None
+        return service
