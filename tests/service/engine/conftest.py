@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -59,9 +58,3 @@ def running_engine(bundle: Bundle) -> Iterator[Engine]:
     engine.start()
     yield engine
     engine.stop()
-
-
-@pytest.fixture(scope="session")
-def released_bundles() -> list[Path]:
-    """The folders that the project releases."""
-    return sorted(path.parent for path in (Path(__file__).parents[3] / "bundles").glob("*/manifest.json"))

@@ -1,0 +1,83 @@
+"""Isolation on the released bundles: real cells, fp32 and int8, under the real engine.
+
+A request's tokens and log-probabilities are the same bits alone, beside others, and joined late.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.bundle import Bundle, open_bundle
+from service.engine import Engine, EngineLimits, GenerateCall, Generation, Sampling, ScoreCall, Scoring
+
+BUNDLES = sorted(path.parent for path in (Path(__file__).parents[3] / "bundles").glob("*/manifest.json"))
+
+
+@pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
+def released(request: pytest.FixtureRequest) -> Bundle:
+    """Each released bundle, opened for 16 slots."""
+    return open_bundle(request.param, max_slots=16)
+
+
+def test_there_are_released_bundles() -> None:
+    assert BUNDLES
+
+
+def run(engine: Engine, *handles: Generation | Scoring) -> None:
+    while not all(handle.ended for handle in handles):
+        engine.step()
+
+
+def generate(engine: Engine, prompt: list[int], seed: int, max_tokens: int = 24) -> Generation:
+    settings = Sampling(temperature=0.9, top_p=0.95, repetition_penalty=1.1, seed=seed)
+    return engine.generate(GenerateCall(prompt, max_tokens, 1e12, settings), engine.reserve())
+
+
+def test_rows_are_isolated_on_this_cpu(released: Bundle) -> None:
+    assert released.self_test.rows_isolated
+
+
+def test_generation_is_the_same_alone_and_in_company(released: Bundle) -> None:
+    random = np.random.default_rng(0)
+    prompt = random.integers(2, released.runner.vocabulary_size, 12).tolist()
+    alone = Engine(released.runner, EngineLimits(16, 64))
+    expected = generate(alone, prompt, seed=1)
+    run(alone, expected)
+    busy = Engine(released.runner, EngineLimits(16, 64))
+    others = [generate(busy, random.integers(2, 40, n).tolist(), seed=n) for n in range(1, 12)]
+    for _ in range(7):
+        busy.step()
+    late = generate(busy, prompt, seed=1)
+    run(busy, late, *others)
+    assert late.samples[0].token_ids == expected.samples[0].token_ids
+    assert late.samples[0].logprobs == expected.samples[0].logprobs
+
+
+def test_score_is_what_generation_reported(released: Bundle) -> None:
+    engine = Engine(released.runner, EngineLimits(16, 64))
+    generation = generate(engine, [5, 9, 7], seed=4)
+    run(engine, generation)
+    sample = generation.samples[0]
+    text = sample.token_ids
+    texts = [text, text[:9], [*text[:5], 3], [8] * 30]
+    scoring = engine.score(ScoreCall([5, 9, 7], texts, 1e12, add_end=False), engine.reserve())
+    others = [generate(engine, [n], seed=n) for n in range(2, 9)]
+    run(engine, scoring, *others)
+    assert scoring.results[0].logprobs.tolist() == sample.logprobs
+    assert scoring.results[1].logprobs.tolist() == sample.logprobs[:9]
+
+
+def test_probabilities_sum_to_one_in_any_context(released: Bundle) -> None:
+    runner = released.runner
+    random = np.random.default_rng(2)
+    states = runner.initial_states(16)
+    tokens = np.full(16, runner.end_id, np.int64)
+    for _ in range(40):
+        hidden, states = runner.step(tokens, states)
+        _, logprobs = runner.output(hidden)
+        sums = np.exp(logprobs.astype(np.float64)).sum(axis=1)
+        assert np.abs(sums - 1).max() < 1e-5
+        tokens = random.integers(0, runner.vocabulary_size, 16)
