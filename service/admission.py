@@ -1,6 +1,7 @@
 """How much work a worker takes on: requests in flight and the bytes they hold.
 
-Asked before a body is read, parsed or tokenized; past a bound a request is refused at once. Knows nothing of Flask or models.
+Asked before a body is read, parsed or tokenized; past a bound a request is refused at once. Knows nothing of Flask or
+models.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Admission:
         with self._lock:
             if count > self._max_bytes:
                 raise TooLarge(
-                    f"the request needs {count} bytes of memory, at most {self._max_bytes} may be used: ask for less at once"
+                    f"the request needs {count} bytes of memory, at most {self._max_bytes} may be used: "
+                    "ask for less at once"
                 )
             if self._bytes + count > self._max_bytes:
                 raise Overloaded(

@@ -1,6 +1,7 @@
 """The Flask application: settings → parts of the service → blueprints.
 
-`create_app()` is what gunicorn calls in every worker, after the fork. It starts the loading of the bundles and returns at once.
+`create_app()` is what gunicorn calls in every worker, after the fork. It starts the loading of the bundles and
+returns at once.
 """
 
 from __future__ import annotations

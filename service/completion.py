@@ -1,7 +1,7 @@
 """One /generate: a request → a call of the engine → the text of its choices, whole or as it grows.
 
-Enters: a checked request and the model it is for. Leaves: `Choice` objects. Whole answers and streams are written by the same
-`ChoiceWriter`, so their texts are equal. Knows nothing of Flask or of server-sent events.
+Enters: a checked request and the model it is for. Leaves: `Choice` objects. Whole answers and streams are written by
+the same `ChoiceWriter`, so their texts are equal. Knows nothing of Flask or of server-sent events.
 """
 
 from __future__ import annotations

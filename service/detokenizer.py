@@ -1,10 +1,12 @@
 """Token ids, one at a time → text, whole characters only.
 
-Whole and streamed answers are both written by `Detokenizer`, so their texts are equal. Knows nothing of models or requests.
+Whole and streamed answers are both written by `Detokenizer`, so their texts are equal. Knows nothing of models or
+requests.
 
-Rules: characters are joined as they are. Words are joined by one space, with a space first where something stands before
-that does not end in white space. Byte-level tokens are decoded as UTF-8 as far as characters are complete; bytes that
-can become none appear as U+FFFD, and a character still incomplete at the very end is left out. The boundary token is no text.
+Rules: characters are joined as they are. Words are joined by one space, with a space first where something stands
+before that does not end in white space. Byte-level tokens are decoded as UTF-8 as far as characters are complete;
+bytes that can become none appear as U+FFFD, and a character still incomplete at the very end is left out. The
+boundary token is no text.
 """
 
 from __future__ import annotations

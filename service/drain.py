@@ -1,7 +1,7 @@
 """The end of a worker: from SIGTERM until its last answer is sent.
 
-Readiness fails first and new work is refused, while answers under way are finished; what is not done when the time is up
-ends with what it has. Plain attributes, so that a signal handler may call `begin`.
+Readiness fails first and new work is refused, while answers under way are finished; what is not done when the time is
+up ends with what it has. Plain attributes, so that a signal handler may call `begin`.
 """
 
 from __future__ import annotations

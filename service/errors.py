@@ -14,7 +14,8 @@
     ├── ScoreTimeout          504  timeout
     └── BundleError           500  internal        (a bundle that cannot be served; seen at load, never by a request)
 
-A message says what came, what was expected and, where there is something, what to do. This file knows nothing of Flask.
+A message says what came, what was expected and, where there is something, what to do. This file knows nothing of
+Flask.
 """
 
 from __future__ import annotations

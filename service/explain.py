@@ -1,7 +1,7 @@
 """Why a JSON value does not fit a field, in words derived from the field's own annotation.
 
-Enters: the raw JSON of a value and the field's type. Leaves: problems as `path: got WHAT, expected WHAT`. The limits are
-written once, in the annotations of `schema.py`; this file knows none of them.
+Enters: the raw JSON of a value and the field's type. Leaves: problems as `path: got WHAT, expected WHAT`. The limits
+are written once, in the annotations of `schema.py`; this file knows none of them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def explain_object(prefix: str, raw: bytes, info: inspect.StructType) -> Iterato
             yield f"{prefix}{name}: missing, expected {describe(field.type, name)}"
 
 
-def describe(info: inspect.Type, name: str = "value") -> str:
+def describe(info: inspect.Type, name: str = "value") -> str:  # noqa: PLR0911 (one line a type)
     """A type in words: `an integer, 1 <= n <= 16`, `a list of at most 8 non-empty strings`."""
     match info:
         case inspect.IntType() | inspect.FloatType():
@@ -113,7 +113,7 @@ def _expected(raw: bytes, info: inspect.Type, path: str) -> str:
 
 
 def _member(raw: bytes, info: inspect.Type) -> inspect.Type:
-    """Of a union the member that a list, an object or a number was meant to be, so that the message names what it misses."""
+    """Of a union the member that a list, an object or a number was meant to be: the message names what that misses."""
     members = _members(info)
     wanted: tuple[type[inspect.Type], ...] = ()
     if raw[:1] == b"[":
@@ -179,8 +179,8 @@ def _length_fits(length: int, info: inspect.StrType | inspect.ListType) -> bool:
     return (info.min_length or 0) <= length and (info.max_length is None or length <= info.max_length)
 
 
-def _bound(value: float | None) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.10g}"
+def _bound(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:.10g}"
 
 
 def _last(path: str) -> str:

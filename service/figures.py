@@ -1,13 +1,13 @@
 """Log-probabilities of a text's tokens → the figures of /score.
 
-Enters: a text with its tokens and the engine's natural log-probabilities. Leaves: sums, perplexity, bits, figures by token and by
-word. Knows no JSON.
+Enters: a text with its tokens and the engine's natural log-probabilities. Leaves: sums, perplexity, bits, figures by
+token and by word. Knows no JSON.
 
 The log-probabilities lie on a grid on which sums are exact, so `logprob` is their exact sum, in whatever order.
 
-Words are stretches without white space. A token belongs to the word in which it begins; white space belongs to the word that
-follows it, and at the end of a text to the last word. The end token belongs to no word, nor does anything in a text
-without words. So `logprob` is the sum over the words, plus the end token's.
+Words are stretches without white space. A token belongs to the word in which it begins; white space belongs to the
+word that follows it, and at the end of a text to the last word. The end token belongs to no word, nor does anything
+in a text without words. So `logprob` is the sum over the words, plus the end token's.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class ScoredText:
         ends = np.array([word.end() for word in words])
         owners = np.minimum(np.searchsorted(ends, self.encoded.starts, side="right"), len(words) - 1)
         own = self.scores.logprobs[: len(self.encoded.ids)]
-        sums = self._all_in_base(np.bincount(owners, weights=own, minlength=len(words)))
+        sums = self._all_in_base(np.bincount(owners, weights=own, minlength=len(words)).astype(np.float64))
         return [
             ScoredWord(word.group(), logprob, word.start(), word.end())
             for word, logprob in zip(words, sums, strict=True)

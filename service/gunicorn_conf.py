@@ -1,4 +1,5 @@
-"""gunicorn's configuration: the service's settings → its own, and what its master process does at the start and the end.
+"""gunicorn's configuration: the service's settings → its own, and what its master process does at the start and the
+end.
 
 Used as `gunicorn -c service/gunicorn_conf.py 'service.app:create_app()'`; `meari serve` does the same. Problems of the
 settings end the start here, before there is any worker.
@@ -14,20 +15,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a run from another folder
 
-from service.marks import forget_worker  # noqa: E402
-from service.runtime import (  # noqa: E402
+from service.marks import forget_worker
+from service.runtime import (
     MEMORY,
     make_runtime_folder,
     marks_folder,
     metrics_folder,
     prepare_runtime_folder,
 )
-from service.settings import SettingsError, load_settings  # noqa: E402
+from service.settings import SettingsError, load_settings
 
 try:
     settings = load_settings(os.environ)
 except SettingsError as problems:
-    print(f"meari cannot start:\n{problems}", file=sys.stderr)
+    sys.stderr.write(f"meari cannot start:\n{problems}\n")
     sys.exit(2)
 
 RESERVE_THREADS = 32  # for refusals, health and metrics while every request in flight has its own
@@ -62,14 +63,14 @@ def on_starting(server: Any) -> None:
     prepare_runtime_folder(runtime_folder)
 
 
-def worker_exit(server: Any, worker: Any) -> None:
+def worker_exit(_server: Any, worker: Any) -> None:
     """In the worker, at its end: an engine must not run while the interpreter is taken down."""
     app = getattr(worker, "wsgi", None)
     if app is not None:
         app.extensions["meari"].registry.stop()
 
 
-def child_exit(server: Any, worker: Any) -> None:
+def child_exit(_server: Any, worker: Any) -> None:
     """In the master, after a worker has ended."""
     from prometheus_client.multiprocess import mark_process_dead
 
@@ -77,7 +78,7 @@ def child_exit(server: Any, worker: Any) -> None:
     forget_worker(marks_folder(runtime_folder), worker.pid)
 
 
-def on_exit(server: Any) -> None:
+def on_exit(_server: Any) -> None:
     """In the master, at the very end."""
     if made_here:
         shutil.rmtree(runtime_folder, ignore_errors=True)

@@ -1,8 +1,8 @@
 """What Prometheus is told. Enters: counts and seconds. Leaves: the exposition text. Knows nothing of Flask.
 
 With several workers, prometheus_client keeps the values in files of a shared folder (PROMETHEUS_MULTIPROC_DIR, which
-`gunicorn_conf.py` makes and empties), and any worker answers for all. The engines' own counters are plain numbers; `observe_engine`
-carries over what was added since it was last called.
+`gunicorn_conf.py` makes and empties), and any worker answers for all. The engines' own counters are plain numbers;
+`observe_engine` carries over what was added since it was last called.
 """
 
 from __future__ import annotations

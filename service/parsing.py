@@ -1,6 +1,7 @@
 """The bytes of a body → a Struct, or InvalidRequest that says where and why not.
 
-The fast way is one decode into the Struct; only a body that fails is looked at field by field. Knows nothing of the fields.
+The fast way is one decode into the Struct; only a body that fails is looked at field by field. Knows nothing of the
+fields.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Parser(Generic[Request]):
         return request
 
     def _problems(self, body: bytes, error: msgspec.ValidationError) -> str:
-        """Every problem of a body that is not of this kind, in the order of the body's unknown, then the known fields."""
+        """Every problem of a body that is not of this kind: unknown fields first, then those that do not fit."""
         try:
             msgspec.json.decode(body, type=msgspec.Raw)  # malformed JSON comes before wrong values
             if body.lstrip()[:1] != b"{":

@@ -1,7 +1,8 @@
 """The bundles being served, by name: loaded once, in the background, each on its own.
 
-Enters: the folder of bundles. Leaves: a `Model` by name, and whether the service is ready, with the reason where it is not.
-A bundle that cannot be loaded is named with its reason and does not keep the others from being served. No Flask here.
+Enters: the folder of bundles. Leaves: a `Model` by name, and whether the service is ready, with the reason where it
+is not. A bundle that cannot be loaded is named with its reason and does not keep the others from being served. No
+Flask here.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ class Registry:
                 models[folder.name] = self._load(folder, self._settings)
             except MeariError as error:
                 failed[folder.name] = str(error)
-                log.error("bundle %s cannot be served: %s", folder.name, error)
+                log.error("bundle %s cannot be served: %s", folder.name, error)  # noqa: TRY400 (the reason says all)
             except Exception:
                 failed[folder.name] = "it could not be loaded; see the log"
                 log.exception("bundle %s cannot be served", folder.name)

@@ -12,7 +12,7 @@ from service.marks import clear_marks
 
 __all__ = ["make_runtime_folder", "marks_folder", "metrics_folder", "prepare_runtime_folder"]
 
-MEMORY = Path("/dev/shm")  # writes stay in memory
+MEMORY = Path("/dev/shm")  # noqa: S108 (only a folder made by mkdtemp is used there; writes stay in memory)
 
 
 def make_runtime_folder() -> Path:

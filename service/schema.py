@@ -1,8 +1,9 @@
 """What a request may say: one Struct an endpoint, every limit in its field's annotation.
 
-Enters: the bytes of a body. Leaves: a request whose every field is in range, or InvalidRequest naming the field, what came
-and what was expected. Limits that are settings (`max_tokens`, `texts`, `timeout_seconds`) are put into the annotations by
-`Schemas`; those that a bundle sets (`top_k`, `logit_bias`) are checked in `model_limits.py`. No Flask here.
+Enters: the bytes of a body. Leaves: a request whose every field is in range, or InvalidRequest naming the field, what
+came and what was expected. Limits that are settings (`max_tokens`, `texts`, `timeout_seconds`) are put into the
+annotations by `Schemas`; those that a bundle sets (`top_k`, `logit_bias`) are checked in `model_limits.py`. No Flask
+here.
 
 A field may be null only where the contract's default is "none"; UNSET stands for a field that did not come.
 """

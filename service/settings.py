@@ -114,11 +114,9 @@ def _contradictions(settings: Settings) -> list[str]:
             f"MEARI_DRAIN_SECONDS: got {settings.drain_seconds:g}, "
             f"expected at most MEARI_GRACEFUL_TIMEOUT_SECONDS, which is {settings.graceful_timeout_seconds:g}"
         )
-    if settings.default_model and settings.bundles.is_dir():
-        if not (settings.bundles / settings.default_model).is_dir():
-            problems.append(
-                f"MEARI_DEFAULT_MODEL: got {settings.default_model!r}, expected a folder in {settings.bundles}"
-            )
+    name, bundles = settings.default_model, settings.bundles
+    if name and bundles.is_dir() and not (bundles / name).is_dir():
+        problems.append(f"MEARI_DEFAULT_MODEL: got {name!r}, expected a folder in {bundles}")
     return problems
 
 

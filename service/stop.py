@@ -1,8 +1,8 @@
 """Stop strings in a text that grows: where the text is cut, and what must be held back until that is certain.
 
-The first match is the one that is complete first; of several that are complete at the same character, the longest. It does not
-depend on how the text is cut into tokens. The search keeps one number a stop string (Knuth, Morris and Pratt 1977):
-how many of its first characters the text ends with.
+The first match is the one that is complete first; of several that are complete at the same character, the longest. It
+does not depend on how the text is cut into tokens. The search keeps one number a stop string (Knuth, Morris and Pratt
+1977): how many of its first characters the text ends with.
 """
 
 from __future__ import annotations

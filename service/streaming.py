@@ -1,7 +1,7 @@
 """A running completion → server-sent events, as bytes.
 
-An event carries the text since the last event of its choice: tokens that come faster than events are worth their cost go out
-together. Knows nothing of Flask.
+An event carries the text since the last event of its choice: tokens that come faster than events are worth their cost
+go out together. Knows nothing of Flask.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ErrorBody = Callable[[MeariError], object]
 def event_stream(
     completion: Completion, watch: Watch, num_requests: Callable[[], int], error_body: ErrorBody
 ) -> Iterator[bytes]:
-    """Pieces of the stream, from the first event to `[DONE]` or to an error; closing it early cancels the completion."""
+    """Pieces of the stream, up to `[DONE]` or an error; closed early, it cancels the completion."""
     generation = completion.generation
     try:
         yield from _choices(completion, watch, num_requests)

@@ -1,12 +1,14 @@
 """Text ↔ token ids with a bundle's own `tokenizer.json`.
 
-Enters: text as a request sends it. Leaves: ids with their offsets in that text (code points of the text as sent, whatever NFC
-makes of it). Also the vocabulary as text and as bytes, from which `detokenizer.py` writes text. Knows no requests.
+Enters: text as a request sends it. Leaves: ids with their offsets in that text (code points of the text as sent,
+whatever NFC makes of it). Also the vocabulary as text and as bytes, from which `detokenizer.py` writes text. Knows no
+requests.
 """
 
 from __future__ import annotations
 
 import enum
+import os
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +20,12 @@ import tokenizers
 
 from service.errors import BundleError
 
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it would start threads of its own
+
 __all__ = ["END_ID", "Encoded", "TextTokenizer", "TokenizerKind", "Vocabulary", "load_tokenizer", "nfc"]
 
 END_ID: Final = 0
+LONG_CHARS: Final = 1000
 Offsets = npt.NDArray[np.int32]
 
 
@@ -70,24 +75,31 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids alone, without boundary tokens."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._encode(text).ids
         return ids
 
     def encode_with_offsets(self, text: str) -> Encoded:
         """Ids and offsets, without boundary tokens."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._encode(text)
         offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
         return Encoded(text, encoding.ids, offsets[:, 0].copy(), offsets[:, 1].copy())
+
+    def _encode(self, text: str) -> tokenizers.Encoding:
+        """A long text is tokenized as a batch of one: then the library lets other threads run meanwhile."""
+        if len(text) <= LONG_CHARS:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
 
 
 def load_tokenizer(path: Path, kind: TokenizerKind, unknown_id: int | None, vocabulary_size: int) -> TextTokenizer:
     """Raises BundleError where the file is no tokenizer or its vocabulary is not that of the bundle."""
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # noqa: BLE001 (the library raises nothing more special)
         raise BundleError(f"{path.name}: not a tokenizer: {error}") from None
-    entries = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
-    if len(entries) != vocabulary_size or None in entries:
+    found = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
+    entries = [entry for entry in found if entry is not None]
+    if len(found) != vocabulary_size or len(entries) != vocabulary_size:
         raise BundleError(f"{path.name}: got {len(entries)} tokens, expected ids 0 to {vocabulary_size - 1}")
     pieces = tuple(_piece(entry, kind) for entry in entries)
     texts = tuple(piece.decode("utf-8", "replace") for piece in pieces)

@@ -31,7 +31,10 @@ class Watch:
             self.check(handle)
 
     def await_news(self, handle: Handle, seconds: float) -> bool:
-        """Block until something was added or the request ended; False after `seconds`. Raises ClientGone, EngineFailed."""
+        """Block until something was added or the request ended; False after `seconds`.
+
+        Raises ClientGone, EngineFailed.
+        """
         until = self.clock() + seconds
         while not handle.wait(max(0.0, min(POLL_SECONDS, until - self.clock()))):
             self.check(handle)

@@ -1,18 +1,22 @@
 """A gunicorn worker that goes on answering while it drains.
 
-gunicorn's own gthread worker closes its door at once on SIGTERM: who asks for readiness then meets a closed or silent port. This
-one tells the app to refuse work, keeps its door open until nothing is under way (or the grace is over), and then ends as
-gunicorn does.
+gunicorn's own gthread worker closes its door at once on SIGTERM: who asks for readiness then meets a closed or silent
+port. This one tells the app to refuse work, keeps its door open until nothing is under way (or the grace is over), and
+then ends as gunicorn does.
+
+The master process imports this file before it forks. It must not lead to onnxruntime, which starts threads when it is
+imported: a fork would lose them, and the worker would abort at its end.
 """
 
 from __future__ import annotations
 
 from types import FrameType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.workers.gthread import ThreadWorker
 
-from service.service import Service
+if TYPE_CHECKING:
+    from service.service import Service
 
 __all__ = ["DrainingWorker"]
 

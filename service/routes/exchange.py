@@ -46,7 +46,10 @@ class Exchange:
         return self._ticket
 
     def read_body(self) -> bytes:
-        """Admit the request, then read its body. Raises NotReady, Overloaded, UnsupportedMediaType, TooLarge, InvalidRequest."""
+        """Admit the request, then read its body.
+
+        Raises NotReady, Overloaded, UnsupportedMediaType, TooLarge, InvalidRequest.
+        """
         if self._service.drain.has_begun:
             raise NotReady("the service is shutting down")
         self._ticket = self._service.admission.enter()
