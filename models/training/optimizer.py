@@ -6,15 +6,23 @@ In: a model, a config. Out: an optimizer. Knows nothing of steps or schedules.
 import torch
 from torch import Tensor, nn
 
+from models.cells.esn import EchoStateNetwork
 from models.config import TrainingConfig
+from models.readout.softmax import readout_optimizer
+from models.readout.states import Ids
 
 BETAS = (0.9, 0.99)
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone: not on biases, not on embeddings."""
-    decayed, free = [], []
+def build_optimizer(model: nn.Module, config: TrainingConfig, ids: Ids) -> torch.optim.Optimizer:
+    """AdamW with weight decay on matrices alone: not on biases, not on embeddings.
+
+    ids   the row of training tokens: the states of a reservoir are measured on it, so that its readout learns faster
+    """
+    if isinstance(model, EchoStateNetwork):
+        return readout_optimizer(model, ids, config)
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for parameter in trained_parameters(model):
         is_matrix = parameter.dim() > 1 and id(parameter) not in embeddings
@@ -49,7 +57,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Take back what `optimizer_tensors` gave."""
     for name, parameter in model.named_parameters():
-        moments = {moment: tensors[f"{name}/{moment}"] for moment in _MOMENTS if f"{name}/{moment}" in tensors}
+        prefix = f"{name}/"
+        moments = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if moments:
             # The count of steps stays where AdamW made it; the moments lie beside their weight.
             optimizer.state[parameter] = {

@@ -66,7 +66,7 @@ class Trainer:
         self._stop = stop
         torch.manual_seed(config.seed)
         self.model: LanguageModel = build_model(config.model, corpus.tokenizer.vocabulary_size, config.seed).to(device)
-        self._optimizer = build_optimizer(self.model, config.training)
+        self._optimizer = build_optimizer(self.model, config.training, corpus.train.ids)
         self._streams = open_streams(config, corpus, np.random.default_rng(config.seed))
         self._state: State = self.model.initial_state(config.training.batch_size)
         self._history = History(run.history)
@@ -128,7 +128,7 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(trained_parameters(self.model), self._training.clip_norm)
-        record = StepRecord(self.progress.step + 1, float(loss), float(norm), rate, round(self._seconds(), 3))
+        record = StepRecord(self.progress.step + 1, loss.item(), norm.item(), rate, round(self._seconds(), 3))
         _check_finite(record)
         self._optimizer.step()
         self.progress = replace(self.progress, step=record.step)

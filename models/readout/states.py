@@ -1,0 +1,47 @@
+"""States of a reservoir along a row of token ids, a bounded piece at a time.
+
+In: a model and token ids. Out: pairs of states and the tokens that follow them. Knows nothing of what is done with them.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.language_model import LanguageModel
+
+Ids = NDArray[Any]
+
+MAX_ROWS = 64  # pieces of the row that are run side by side
+WARM_TOKENS = 64  # at the beginning of a piece, whose states are not handed out: the first one is not the text's own
+CHUNK_TOKENS = 4096  # handed out at a time
+SHORTEST_PIECE = 4 * WARM_TOKENS
+
+
+@torch.no_grad()
+def state_chunks(model: LanguageModel, ids: Ids) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run the row as equal pieces side by side, each from the initial state.
+
+    ids     unsigned integers [num_tokens], at least two
+    yields  states float32 [n, N] and the tokens that follow them, int64 [n], on the device of the model
+
+    A row too short for several pieces is run as one, without warming up.
+    """
+    num_targets = len(ids) - 1
+    num_rows = min(MAX_ROWS, max(1, num_targets // SHORTEST_PIECE))
+    length = num_targets // num_rows
+    places = np.arange(num_rows)[:, None] * length + np.arange(length + 1)
+    rows = torch.from_numpy(np.asarray(ids)[places].astype(np.int64)).to(model.device)
+    step = max(1, CHUNK_TOKENS // num_rows)
+    state = model.initial_state(num_rows)
+    begin = 0
+    if num_rows > 1:
+        _, state = model(rows[:, :WARM_TOKENS], state)
+        begin = WARM_TOKENS
+    for start in range(begin, length, step):
+        stop = min(start + step, length)
+        hidden, state = model(rows[:, start:stop], state)
+        yield hidden.flatten(0, 1), rows[:, start + 1 : stop + 1].flatten()

@@ -1,0 +1,163 @@
+"""The fixed recurrent weights of an echo state network: drawn sparse, their spectral radius measured and set.
+
+In: sizes and a random generator. Out: weights W whose spectral radius is the one asked for, and the radius as measured.
+Knows nothing of torch, tokens or training.
+
+Two places where the weights that are not zero may lie; N units, each with k incoming edges:
+
+    block    N = S * K. Units are dealt out like cards: unit j * S + s is the j-th input of block s, whose outputs are
+             the units s * K … s * K + K - 1. A product is S small dense ones; the deal between two products
+             mixes every block with every other one within two steps where K >= S.
+    random   every unit has k incoming edges, from distinct units drawn evenly.
+
+The spectral radius is the largest absolute value among the eigenvalues of W. Those of a random matrix fill a disc, so
+many are nearly as large as the largest one: ARPACK gets a wide search space, a wider one if it does not converge, and
+what it cannot do LAPACK does on the dense matrix.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigs
+
+from models.errors import ModelsError
+
+Float32s = NDArray[np.float32]
+Float64s = NDArray[np.float64]
+Int64s = NDArray[np.int64]
+
+DENSE_UNITS = 384  # up to here all eigenvalues are computed: a fraction of a second
+SEARCH_WIDTHS = (128, 384)  # Arnoldi vectors that ARPACK keeps, one try after another
+NUM_EIGENVALUES = 6
+TOLERANCE = 1e-6
+MAX_RESTARTS = 600
+_MEASURING_SEED = 0x5EED  # of ARPACK's first vector: measuring draws nothing from the model's own generators
+
+
+class ReservoirError(ModelsError):
+    """A reservoir cannot have the spectral radius that was asked for."""
+
+
+@dataclass(frozen=True)
+class BlockWeights:
+    """Pattern "block": blocks float32 [S, K, K]; blocks[s, j, k] leads from unit j * S + s to unit s * K + k."""
+
+    blocks: Float32s
+
+    @property
+    def units(self) -> int:
+        return int(self.blocks.shape[0] * self.blocks.shape[1])
+
+    def sparse(self) -> csr_array:
+        """W as float64 [N, N]: row i holds the weights of the edges into unit i."""
+        num_blocks, size, _ = self.blocks.shape
+        block, source, target = np.indices(self.blocks.shape)
+        rows = (block * size + target).ravel()
+        columns = (source * num_blocks + block).ravel()
+        return csr_array((self.blocks.astype(np.float64).ravel(), (rows, columns)), shape=(self.units, self.units))
+
+    def scaled(self, factor: float) -> "BlockWeights":
+        return BlockWeights((self.blocks * factor).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class EdgeWeights:
+    """Pattern "random": in_index int64 [N, k], the sources of each unit's edges; in_weight float32 [N, k]."""
+
+    in_index: Int64s
+    in_weight: Float32s
+
+    @property
+    def units(self) -> int:
+        return int(self.in_index.shape[0])
+
+    def sparse(self) -> csr_array:
+        """W as float64 [N, N]: row i holds the weights of the edges into unit i."""
+        num_edges = self.in_index.shape[1]
+        rows = np.repeat(np.arange(self.units), num_edges)
+        values = self.in_weight.astype(np.float64).ravel()
+        return csr_array((values, (rows, self.in_index.ravel())), shape=(self.units, self.units))
+
+    def scaled(self, factor: float) -> "EdgeWeights":
+        return EdgeWeights(self.in_index, (self.in_weight * factor).astype(np.float32))
+
+
+RecurrentWeights = BlockWeights | EdgeWeights
+
+
+def draw_blocks(units: int, block_size: int, generator: np.random.Generator) -> BlockWeights:
+    """Draw weights of pattern "block" from a normal distribution, with a radius of about one.
+
+    block_size   a divisor of units
+    """
+    assert units % block_size == 0, "the config's rules hold this"
+    shape = (units // block_size, block_size, block_size)
+    return BlockWeights((generator.standard_normal(shape) / np.sqrt(block_size)).astype(np.float32))
+
+
+def draw_edges(units: int, in_edges: int, generator: np.random.Generator) -> EdgeWeights:
+    """Draw weights of pattern "random" from a normal distribution, with a radius of about one.
+
+    in_edges   1 … units, all distinct within a unit
+    """
+    assert 1 <= in_edges <= units, "the config's rules hold this"
+    in_index = np.stack([generator.choice(units, in_edges, replace=False) for _ in range(units)]).astype(np.int64)
+    in_weight = generator.standard_normal((units, in_edges)) / np.sqrt(in_edges)
+    return EdgeWeights(in_index, in_weight.astype(np.float32))
+
+
+def with_spectral_radius(weights: RecurrentWeights, radius: float) -> RecurrentWeights:
+    """Scale the weights so that their spectral radius is `radius`, as far as float32 goes.
+
+    Raises ReservoirError where no factor does that: the weights have no cycle, so that all eigenvalues are zero.
+    """
+    if radius == 0:
+        return weights.scaled(0.0)
+    measured = spectral_radius(weights)
+    if measured < np.finfo(np.float32).eps:
+        raise ReservoirError(
+            f"model.spectral_radius: got {radius} for a reservoir of {weights.units} units without a cycle, whose "
+            "radius is 0; expected more units or edges, or another seed"
+        )
+    return weights.scaled(radius / measured)
+
+
+def spectral_radius(weights: RecurrentWeights) -> float:
+    """Measure the largest absolute eigenvalue, to about 1e-5 of itself."""
+    matrix = weights.sparse()
+    if weights.units <= DENSE_UNITS:
+        return _dense_radius(matrix)
+    for width in SEARCH_WIDTHS:
+        radius = _arpack_radius(matrix, width)
+        if radius is not None:
+            return radius
+    return _dense_radius(matrix)
+
+
+def _dense_radius(matrix: csr_array) -> float:
+    return float(np.abs(np.linalg.eigvals(matrix.toarray())).max())
+
+
+def _arpack_radius(matrix: csr_array, width: int) -> float | None:
+    """By Arnoldi iterations in a space of `width` vectors; None where they do not converge."""
+    units: int = matrix.shape[0]
+    start = np.random.default_rng(_MEASURING_SEED).standard_normal(units)
+    operator: Any = LinearOperator((units, units), matvec=lambda vector: matrix @ vector, dtype=np.float64)
+    try:
+        found = eigs(
+            operator,
+            k=NUM_EIGENVALUES,
+            which="LM",
+            v0=start,
+            ncv=min(width, units - 1),
+            maxiter=MAX_RESTARTS,
+            tol=TOLERANCE,
+            return_eigenvectors=False,
+        )
+    except ArpackError:  # ArpackNoConvergence is one of them; so is a start vector that W maps to zero
+        return None
+    radius = float(np.abs(found).max())
+    return radius if np.isfinite(radius) else None
