@@ -34,9 +34,7 @@ def main() -> None:
         sys.exit(f"loadtests: {error}")
     RESULTS.mkdir(parents=True, exist_ok=True)
     arguments = locust_arguments(settings, url, RESULTS)
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")])
-    )
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
     os.execv(arguments[0], arguments)
 
 

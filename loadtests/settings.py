@@ -51,9 +51,7 @@ class _Reader:
     def text(self, name: str) -> str | None:
         return self._environment.get(f"MEARI_LOAD_{name}", "").strip() or None
 
-    def number(
-        self, name: str, default: float | None, expected: str, fits: Callable[[float], bool]
-    ) -> float | None:
+    def number(self, name: str, default: float | None, expected: str, fits: Callable[[float], bool]) -> float | None:
         text = self.text(name)
         if text is None:
             return default

@@ -7,6 +7,7 @@ or ended early. Knows nothing of Locust.
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 
 class StreamBroken(Exception):
@@ -34,8 +35,7 @@ class StreamTimes:
     @property
     def gaps_ms(self) -> list[float]:
         """From one text to the next, empty where there were fewer than two."""
-        pairs = zip(self.arrivals, self.arrivals[1:], strict=False)
-        return [(later - earlier) * 1000 for earlier, later in pairs]
+        return [(later - earlier) * 1000 for earlier, later in pairwise(self.arrivals)]
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -20,9 +20,7 @@ SHORT = {"MEARI_LOAD_SECONDS": "3", "MEARI_LOAD_USERS": "4", "MEARI_LOAD_SPAWN_R
 
 def run_load(port: int, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MEARI_")}
-    environment |= (
-        SHORT | {"PORT": str(port), "HOST": "127.0.0.1", "MEARI_LOAD_RESULTS": str(folder)} | variables
-    )
+    environment |= SHORT | {"PORT": str(port), "HOST": "127.0.0.1", "MEARI_LOAD_RESULTS": str(folder)} | variables
     return subprocess.run(
         [sys.executable, "-m", "loadtests"],
         cwd=ROOT,
