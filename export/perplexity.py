@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.errors import PrecisionLost, UnusableRun
+from export.precision import Precision
 from export.sessions import GraphModel, Graphs, Tokens
 from export.verification import check_normalised
 
@@ -32,17 +33,20 @@ class HeldOutPerplexity:
         return self.perplexity / self.perplexity_fp32 - 1
 
 
-def check_precision(graphs: Graphs, reference: Graphs, held_out: Tokens) -> HeldOutPerplexity:
-    """Compare with the float32 graphs of the same weights.
+def check_precision(graphs: Graphs, reference: Graphs, held_out: Tokens) -> HeldOutPerplexity | None:
+    """Compare with the float32 graphs of the same weights, which may be the same ones.
 
     held_out   int64 [num_tokens], in which 0 is the boundary
+    returns    None where there is too little text to tell, and float32 needs no telling
 
-    Raises PrecisionLost at more than one per cent, UnusableRun where there is too little text to tell.
+    Raises PrecisionLost at more than one per cent, UnusableRun where there is too little text for int8.
     """
     if len(held_out) <= LEAST_TOKENS:
+        if graphs.precision is Precision.FP32:
+            return None
         raise UnusableRun(
-            f"got {len(held_out)} held-out tokens, expected more than {LEAST_TOKENS} to measure int8 on: "
-            "export the run folder that holds tokens/, with a larger validation part"
+            f"got {len(held_out)} held-out tokens, expected more than {LEAST_TOKENS:,} to measure int8 on: "
+            "give the run folder that holds tokens/, or a larger validation part, or export with --precision fp32"
         )
     nats_fp32, num_tokens = nats_per_token(reference, held_out)
     nats = nats_fp32 if graphs is reference else nats_per_token(graphs, held_out)[0]

@@ -1,0 +1,138 @@
+"""From a run to a bundle: read, build, check, describe, and only then write.
+
+In: a run folder and the folder of the bundle. Out: the bundle, whole, or an error and nothing changed.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.card import model_card
+from export.description import Description
+from export.errors import BundleExists, ExportError
+from export.golden import make_golden
+from export.graph_summary import summarise
+from export.graphs import cell_graph, output_graph
+from export.manifest import manifest_json
+from export.perplexity import HeldOutPerplexity, check_precision
+from export.precision import Precision
+from export.run import Run, read_run
+from export.samples import draw_samples
+from export.sessions import Graphs
+from export.verification import Agreement, check_against_torch, check_isolation, check_valid
+from export.weights import ModelWeights
+from export.weights_from_torch import read_weights
+from models.atomic import replaced_folder
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bundle that was written."""
+
+    folder: Path
+    description: Description
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class _Checked:
+    graphs: Graphs
+    agreement: Agreement
+    perplexity: HeldOutPerplexity | None
+
+
+def export_bundle(
+    run_folder: Path,
+    folder: Path,
+    precision: Precision,
+    *,
+    overwrite: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Write a run's best weights as a bundle.
+
+    overwrite   replace a bundle that is there
+    tell        is given a line before each stage
+
+    Raises BundleExists, CheckFailed and UnusableRun, or what `models` raises for a run that cannot be read.
+    In all of these cases the folder is as it was.
+    """
+    folder = folder.absolute()
+    check_target(folder, overwrite=overwrite)
+    tell(f"Reading {run_folder}")
+    run = read_run(run_folder)
+    checked = _build(run, precision, tell)
+    tell("Writing the golden figures and the samples")
+    description = _describe(folder.name, run, checked)
+    return _write(folder, run, checked.graphs, description)
+
+
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Raises ExportError for a name that no server takes, BundleExists where something is in the way."""
+    if not NAME.fullmatch(folder.name):
+        raise ExportError(f"got the bundle name {folder.name!r}, expected letters, digits, '.', '_', '-'")
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / MANIFEST).is_file():
+        raise BundleExists(f"{folder}: exists and is not a bundle; choose another folder")
+    if not overwrite:
+        raise BundleExists(f"{folder}: this bundle exists; replace it with --overwrite, or choose another folder")
+
+
+def build_graphs(weights: ModelWeights, precision: Precision) -> Graphs:
+    """Both graphs of a bundle, not yet checked."""
+    return Graphs(precision, cell_graph(weights.cell, precision), output_graph(weights.output, precision))
+
+
+def _build(run: Run, precision: Precision, tell: Callable[[str], None]) -> _Checked:
+    """Build the graphs and make sure that they are right. The float32 ones are the reference of the int8 ones."""
+    weights = read_weights(run.checkpoint.model)
+    reference = build_graphs(weights, Precision.FP32)
+    tell("Comparing the float32 graphs with torch")
+    check_valid(reference)
+    agreement = check_against_torch(reference, run.checkpoint.model, run.held_out)
+    graphs = reference
+    if precision is Precision.INT8:
+        graphs = build_graphs(weights, precision)
+        check_valid(graphs)
+    tell("Comparing rows in batches of many sizes")
+    check_isolation(graphs)
+    tell("Measuring held-out perplexity")
+    return _Checked(graphs, agreement, check_precision(graphs, reference, run.held_out))
+
+
+def _describe(name: str, run: Run, checked: _Checked) -> Description:
+    return Description(
+        name=name,
+        precision=checked.graphs.precision,
+        checkpoint=run.checkpoint,
+        graphs=summarise(checked.graphs),
+        agreement=checked.agreement,
+        perplexity=checked.perplexity,
+        golden=make_golden(checked.graphs, run.held_out),
+        samples=tuple(draw_samples(checked.graphs, run.checkpoint.tokenizer)),
+        has_report=run.report is not None,
+    )
+
+
+def _write(folder: Path, run: Run, graphs: Graphs, description: Description) -> Exported:
+    files = {
+        "cell.onnx": graphs.cell,
+        "output.onnx": graphs.output,
+        "golden.npz": description.golden.content,
+        "README.md": model_card(description).encode(),
+    }
+    if run.report is not None:
+        files["report.png"] = run.report
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_folder(folder) as new:
+        run.checkpoint.tokenizer.save(new / "tokenizer.json")
+        files["tokenizer.json"] = (new / "tokenizer.json").read_bytes()
+        files[MANIFEST] = manifest_json(description, files)
+        for name, content in files.items():
+            (new / name).write_bytes(content)
+    return Exported(folder, description, sum(map(len, files.values())))

@@ -1,0 +1,198 @@
+"""Writes the model card, README.md of a bundle.
+
+In: a `Description`. Out: Markdown. Every figure in it comes from the run or from the export's own measurements.
+"""
+
+import json
+import math
+from typing import Any
+
+from export import samples
+from export.description import Description
+from export.precision import Precision
+from models.config import CorpusConfig, Document, RecurrentConfig, ReservoirConfig, TokenizerKind
+
+FAMILIES = {"rnn": "Elman RNN", "gru": "GRU", "lstm": "LSTM", "esn": "echo state network"}
+TOKENIZERS = {
+    TokenizerKind.CHAR: "characters",
+    TokenizerKind.BPE: "byte-level BPE",
+    TokenizerKind.WORD: "words",
+}
+FIGURES = (
+    ("nats_per_token", "nats/token"),
+    ("perplexity", "perplexity"),
+    ("nats_per_char", "nats/char"),
+    ("bits_per_char", "bits/char"),
+    ("bits_per_byte", "bits/byte"),
+    ("num_tokens", "tokens"),
+)
+
+
+def model_card(description: Description) -> str:
+    """The card's sections, one after another."""
+    sections = (
+        _head(description),
+        _corpus(description),
+        _held_out(description),
+        _training(description),
+        _use(description),
+        _samples(description),
+        _limits(description),
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _head(description: Description) -> str:
+    model, sizes = description.checkpoint.model, description.sizes
+    tokenizer = TOKENIZERS[description.checkpoint.tokenizer.kind]
+    corpus = description.checkpoint.config.corpus
+    trained = "" if sizes.trained_parameters == sizes.parameters else f" ({sizes.trained_parameters:,} of them trained)"
+    num_bytes = sum(graph.num_bytes for graph in description.graphs.values())
+    rows = [
+        ("model", _architecture(description)),
+        ("parameters", f"{sizes.parameters:,}{trained}"),
+        ("vocabulary", f"{sizes.vocabulary:,} tokens: {tokenizer}"),
+        ("recurrent state", f"{_state_bytes(description):,} bytes a sequence"),
+        ("precision", f"{description.precision}; the two graphs take {num_bytes:,} bytes"),
+    ]
+    title = f"# {description.name}\n\n"
+    first = (
+        f"A small {FAMILIES[model.family]} language model of {corpus.name or 'its corpus'}, served by meari on a CPU."
+    )
+    return title + first + "\n\n" + _table(("", ""), rows)
+
+
+def _architecture(description: Description) -> str:
+    config, sizes = description.checkpoint.config.model, description.sizes
+    if isinstance(config, ReservoirConfig):
+        edges = config.block_size if config.pattern == "block" else config.in_edges
+        return (
+            f"{config.units:,} leaky units, {edges} fixed incoming edges each ({config.pattern}), spectral radius "
+            f"{config.spectral_radius:g}; the {config.readout} readout alone is trained"
+        )
+    assert isinstance(config, RecurrentConfig)
+    layers = "1 layer" if sizes.layers == 1 else f"{sizes.layers} layers"
+    tied = ", shared with the output layer" if config.tied else ""
+    return f"{FAMILIES[config.family]}, {layers} of {sizes.hidden:,}, embeddings of {sizes.embedding:,}{tied}"
+
+
+def _state_bytes(description: Description) -> int:
+    return sum(4 * math.prod(tensor.shape) for tensor in description.checkpoint.model.state_tensors)
+
+
+def _corpus(description: Description) -> str:
+    corpus = description.checkpoint.config.corpus
+    lines = [f"- **{corpus.name or 'unnamed'}**: {corpus.source or 'no source stated'}"]
+    lines += [f"- licence of the text: {corpus.licence or 'not stated'}"]
+    lines += [f"- a document is a {corpus.document}; {_split(corpus)}"]
+    if corpus.blocklist:
+        lines += ["- documents that a blocklist matched were left out of the training text, not of the held-out text"]
+    return "## Corpus\n\n" + "\n".join(lines)
+
+
+def _split(corpus: CorpusConfig) -> str:
+    parts = []
+    for part, files, share in (
+        ("validation", corpus.validation, corpus.validation_share),
+        ("test", corpus.test, corpus.test_share),
+    ):
+        if files:
+            parts.append(f"{part} from files of its own")
+        elif share:
+            parts.append(f"{share:.3g} of the text for {part}")
+    order = ", from its end" if corpus.validation_share or corpus.test_share else ""
+    return f"held out: {' and '.join(parts)}{order}"
+
+
+def _held_out(description: Description) -> str:
+    figures = description.checkpoint.figures
+    rows = [(part, *_figures(figures[part])) for part in ("validation", "test") if isinstance(figures.get(part), dict)]
+    text = "## Held-out figures\n\n"
+    text += _table(("", *(title for _, title in FIGURES)), rows) if rows else "None were measured."
+    baseline = description.checkpoint.config.corpus.baseline
+    if baseline:
+        text += "\n\nOther models on the same split:\n\n" + _table(("model", "figure"), list(baseline.items()))
+    unit = description.checkpoint.config.corpus.document
+    served = "as one stream" if unit is Document.FILE else f"each {unit} on its own, its end counted"
+    return f"{text}\n\nMeasured on the checkpoint, {served}. {_precision(description)}"
+
+
+def _figures(figures: dict[str, Any]) -> tuple[str, ...]:
+    values = [figures.get(key) for key, _ in FIGURES]
+    return tuple(
+        "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for value in values
+    )
+
+
+def _precision(description: Description) -> str:
+    agreement, perplexity = description.agreement, description.perplexity
+    text = (
+        f"The float32 graphs give torch's log-probabilities within {agreement.max_logprob_difference:.1e} nats "
+        f"over {agreement.num_distributions:,} distributions."
+    )
+    if perplexity is None or description.precision is Precision.FP32:
+        return text
+    return (
+        f"{text} The int8 graphs of this bundle have perplexity {perplexity.perplexity:.4f} on "
+        f"{perplexity.num_tokens:,} held-out tokens, where float32 has {perplexity.perplexity_fp32:.4f} "
+        f"({perplexity.loss:+.2%})."
+    )
+
+
+def _training(description: Description) -> str:
+    checkpoint = description.checkpoint
+    lines = [f"- weights of step {checkpoint.step:,}, seed {checkpoint.config.seed}"]
+    seconds = checkpoint.figures.get("training_seconds")
+    if isinstance(seconds, int | float):
+        lines += [
+            f"- trained for {seconds / 60:.1f} minutes on {checkpoint.figures.get('machine', 'an unnamed machine')}"
+        ]
+    lines += ["- the whole config is `training` in `manifest.json`"]
+    curves = "\n\n![Training and validation curves](report.png)" if description.has_report else ""
+    return "## Training\n\n" + "\n".join(lines) + curves
+
+
+def _use(description: Description) -> str:
+    prompt = description.samples[0][:12] if description.samples else ""
+    generate = json.dumps(
+        {"model": description.name, "prompt": prompt, "max_tokens": 64, "seed": 7}, ensure_ascii=False
+    )
+    score = json.dumps({"model": description.name, "text": description.samples[0][:40]}, ensure_ascii=False)
+    return (
+        "## Use\n\nWith `make serve` running:\n\n```sh\n"
+        f"curl -s localhost:8000/generate -H 'Content-Type: application/json' -d {_quoted(generate)}\n"
+        f"curl -s localhost:8000/score -H 'Content-Type: application/json' -d {_quoted(score)}\n```"
+    )
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+def _samples(description: Description) -> str:
+    blocks = [
+        "\n".join(f"    {line}".rstrip() for line in text.splitlines()) or "    (an empty text)"
+        for text in description.samples
+    ]
+    how = f"temperature {samples.TEMPERATURE}, at most {samples.MOST_TOKENS} tokens, not selected"
+    return f"## Samples\n\nWritten by this bundle from nothing ({how}):\n\n" + "\n\n---\n\n".join(blocks)
+
+
+def _limits(description: Description) -> str:
+    corpus = description.checkpoint.config.corpus
+    lines = [
+        f"- It knows {corpus.name or 'its corpus'} and nothing else: a probability says how likely a text is *there*.",
+        "- What it writes is imitation, without facts, intent or memory of what is true. It answers no questions.",
+        "- It repeats what its corpus holds, prejudice and rudeness included.",
+        "- Not for decisions about people, not for advice, not as a source, not to pass for somebody's words.",
+    ]
+    if description.checkpoint.tokenizer.unknown_id is not None:
+        unit = "characters" if description.checkpoint.tokenizer.kind is TokenizerKind.CHAR else "words"
+        lines.insert(1, f"- {unit.capitalize()} that the corpus lacks become one unknown token.")
+    return "## Limits\n\n" + "\n".join(lines)
+
+
+def _table(titles: tuple[str, ...], rows: list[Any]) -> str:
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)

@@ -1,0 +1,73 @@
+"""Writes manifest.json, the one thing that a server reads first.
+
+In: a `Description` and the bundle's other files. Out: JSON bytes of format_version 1.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from export.description import Description
+from export.verification import TORCH_TOLERANCE
+from models.text.tokenizer import END
+
+FORMAT_VERSION = 1
+
+
+def manifest_json(description: Description, files: Mapping[str, bytes]) -> bytes:
+    """The manifest of a bundle.
+
+    files   every other file of the folder, by name
+    """
+    checkpoint = description.checkpoint
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    config = checkpoint.config.to_tables()
+    sizes = dataclasses.asdict(description.sizes)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "name": description.name,
+        "family": model.family,
+        "precision": str(description.precision),
+        "sizes": {name: size for name, size in sizes.items() if size is not None},
+        "state": [dataclasses.asdict(tensor) for tensor in model.state_tensors],
+        "boundary": {"id": tokenizer.end_id, "token": END},
+        "tokenizer": {"kind": str(tokenizer.kind), "normalization": "NFC", "unknown_id": tokenizer.unknown_id},
+        "graphs": {name: _graph(description, name) for name in description.graphs},
+        "corpus": {key: config["corpus"][key] for key in ("name", "licence", "source", "document")}
+        | {"baseline": config["corpus"].get("baseline", {})},
+        "training": config,
+        "figures": {**checkpoint.figures, "step": checkpoint.step, "precision_check": precision_check(description)},
+        "golden": {"tolerance": description.golden.tolerance},
+        "files": {name: _file(content) for name, content in sorted(files.items())},
+    }
+    return (json.dumps(manifest, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
+
+
+def precision_check(description: Description) -> dict[str, Any]:
+    """What the exporter measured: against torch in fp32, and the bundle's own perplexity beside fp32's."""
+    agreement, perplexity = description.agreement, description.perplexity
+    figures: dict[str, Any] = {
+        "fp32_max_difference_from_torch": agreement.max_logprob_difference,
+        "fp32_tolerance": TORCH_TOLERANCE,
+        "num_distributions": agreement.num_distributions,
+        "max_error_of_sum": agreement.max_sum_error,
+    }
+    if perplexity is not None:
+        figures |= {
+            "num_tokens": perplexity.num_tokens,
+            "perplexity": perplexity.perplexity,
+            "perplexity_fp32": perplexity.perplexity_fp32,
+            "relative_loss": perplexity.loss,
+        }
+    return figures
+
+
+def _graph(description: Description, name: str) -> dict[str, Any]:
+    summary = description.graphs[name]
+    return {"file": summary.file, "bytes": summary.num_bytes, "operators": dict(summary.operators)}
+
+
+def _file(content: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}

@@ -1,0 +1,45 @@
+"""What the export takes from a run folder.
+
+In: the folder of a run, or of one checkpoint of it. Out: `Run`. Knows nothing of graphs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from export.sessions import Tokens
+from models.atomic import settled
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.text.token_file import open_token_file
+
+MOST_HELD_OUT = 200_000  # tokens: more are not looked at
+NO_TOKENS = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and what its training left beside it.
+
+    held_out   int64 [num_tokens], the beginning of the validation text; empty where the folder has none
+    report     report.png, or None where the folder has none
+    """
+
+    checkpoint: Checkpoint
+    held_out: Tokens
+    report: bytes | None
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder (its best weights), or a checkpoint folder inside one.
+
+    Raises CheckpointError or TokenFileError.
+    """
+    checkpoint = load_checkpoint(folder)
+    run_folder = next(
+        (place for place in (folder, folder.absolute().parent) if (place / "config.json").exists()), folder
+    )
+    tokens = settled(run_folder / "tokens") / "validation.tokens"
+    held_out = open_token_file(tokens).ids[:MOST_HELD_OUT].astype(np.int64) if tokens.exists() else NO_TOKENS
+    report = run_folder / "report.png"
+    return Run(checkpoint, held_out, report.read_bytes() if report.exists() else None)
