@@ -24,7 +24,7 @@ def write_file(path: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(beside, path)
+    beside.replace(path)
     _flush_folder(path.parent)
 
 
@@ -33,7 +33,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; on a clean exit it takes the place of `folder`, on an error nothing changes."""
     new, old = _beside(folder, ".new"), _beside(folder, ".old")
     if not folder.exists() and old.exists():
-        os.rename(old, folder)
+        old.rename(folder)
     _remove(new)
     new.mkdir(parents=True)
     try:
@@ -44,8 +44,8 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     _flush_files(new)
     _remove(old)
     if folder.exists():
-        os.rename(folder, old)
-    os.rename(new, folder)
+        folder.rename(old)
+    new.rename(folder)
     _flush_folder(folder.parent)
     _remove(old)
 

@@ -9,6 +9,7 @@ Every document's end counts as a token. Sums are float64.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -108,8 +109,8 @@ def segment_rows(ids: Ids, num_segments: int, num_warm: int) -> list[Row]:
     """One stream cut into pieces that run side by side, each warmed up on the tokens before it: quick, nearly exact."""
     cuts = np.linspace(0, len(ids) - 1, num_segments + 1).astype(np.int64)
     rows = []
-    for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
-        warm = int(min(num_warm, begin))
+    for begin, end in itertools.pairwise(cuts.tolist()):
+        warm = min(num_warm, begin)
         if end > begin:
             rows.append(Row(ids[begin - warm : end + 1], warm))
     return rows

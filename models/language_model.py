@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.cells import Cell, GruCell, LstmCell, RnnCell
 from models.config import ModelConfig, ReservoirConfig
@@ -84,10 +85,10 @@ class LanguageModel(nn.Module):
 class RecurrentLanguageModel(LanguageModel):
     """Embedding, a stack of RNN, GRU or LSTM layers, and an output layer that may share the embedding's weights.
 
-        x_t = embedding[token_t]              h^0_t = x_t
-        h^l_t = cell_l(h^{l-1}_t)             l = 1 … num_layers
-        y_t = V h_t + b                       untied: V is `output`
-        y_t = embedding (P h_t) + b           tied: P is `projection`, left out where H = E
+    x_t = embedding[token_t]              h^0_t = x_t
+    h^l_t = cell_l(h^{l-1}_t)             l = 1 … num_layers
+    y_t = V h_t + b                       untied: V is `output`
+    y_t = embedding (P h_t) + b           tied: P is `projection`, left out where H = E
     """
 
     def __init__(
@@ -145,9 +146,9 @@ class RecurrentLanguageModel(LanguageModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         if self.output is not None:
-            return self.output(hidden)
-        projected = hidden if self.projection is None else self.projection(hidden)
-        return nn.functional.linear(projected, self.embedding.weight, self.output_bias)
+            return functional.linear(hidden, self.output.weight, self.output.bias)
+        projected = hidden if self.projection is None else functional.linear(hidden, self.projection.weight)
+        return functional.linear(projected, self.embedding.weight, self.output_bias)
 
     def _make_output_layer(self) -> None:
         if not self.tied:

@@ -61,7 +61,7 @@ class History:
         self._lines.clear()
         beside = self._path.with_name(self._path.name + ".new")
         beside.write_text("".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in kept), "utf-8")
-        os.replace(beside, self._path)
+        beside.replace(self._path)
 
 
 def read_history(path: Path) -> list[Record]:

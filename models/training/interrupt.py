@@ -24,7 +24,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     request = StopRequest()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(number: int, _frame: FrameType | None) -> None:
         request.signal = signal.Signals(number)
         _restore()
 

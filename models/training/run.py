@@ -36,9 +36,7 @@ class Outcome:
     figures: dict[str, Any] | None
 
 
-def train(
-    config: Config, run: RunFolder, *, resume: bool, display: Display, clock: Callable[[], float]
-) -> Outcome:
+def train(config: Config, run: RunFolder, *, resume: bool, display: Display, clock: Callable[[], float]) -> Outcome:
     """Train as configured.
 
     Raises CorpusError, CheckpointError, TrainingError (NotFinite among them); saved checkpoints stay whole.

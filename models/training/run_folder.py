@@ -130,5 +130,5 @@ def _empty(run: RunFolder) -> None:
     for folder in (run.best, run.last):
         for suffix in ("", ".new", ".old"):
             shutil.rmtree(folder.with_name(folder.name + suffix), ignore_errors=True)
-    for file in (run.history, run.figures, run.report):
+    for file in (run.tokenizer, run.history, run.figures, run.report):
         file.unlink(missing_ok=True)

@@ -77,9 +77,7 @@ def save_snapshot(
         (folder / PROGRESS).write_text(json.dumps(described) + "\n", "utf-8")
 
 
-def load_snapshot(
-    run: RunFolder, model: LanguageModel, optimizer: torch.optim.Optimizer, fingerprint: str
-) -> Snapshot:
+def load_snapshot(run: RunFolder, model: LanguageModel, optimizer: torch.optim.Optimizer, fingerprint: str) -> Snapshot:
     """Fill model, optimizer and torch's generators from `last/`.
 
     Raises CheckpointError: nothing there, damaged, or the corpus is not the one the run was started with.

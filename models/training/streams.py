@@ -5,8 +5,8 @@ afresh. Knows nothing of models.
 
 The row reads  <|end|> document <|end|> document <|end|> …  A stream is a cursor into it: a chunk's inputs are
 ids[cursor : cursor + length], its targets the same one further on, and the cursor moves on by `length`. A stream that
-starts afresh has its state zeroed and the boundary token as its first input, as a served text has. That happens at the
-very beginning, where the corpus ends, and by chance between chunks (`restart_share`), at a place where a text may start:
+starts afresh has its state zeroed and the boundary token as its first input, as a served text has. That happens at
+the very beginning, where the corpus ends, and by chance between chunks (`restart_share`), where a text may start:
 
     line, paragraph   the next document
     file              a random place of the corpus, moved on to the next beginning of a line
