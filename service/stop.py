@@ -18,7 +18,7 @@ __all__ = ["StopPatterns", "StopSearch", "matcher_factory"]
 
 @dataclass(frozen=True)
 class Pattern:
-    """A stop string; `borders[i]` is the length of the longest proper prefix of text[:i + 1] that is also its suffix."""
+    """A stop string; `borders[i]` is the length of the longest proper prefix of `text[:i + 1]` that also ends it."""
 
     text: str
     borders: tuple[int, ...]

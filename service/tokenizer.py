@@ -82,7 +82,10 @@ class TextTokenizer:
         """Ids and offsets, without boundary tokens."""
         encoding = self._encode(text)
         offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-        return Encoded(text, encoding.ids, offsets[:, 0].copy(), offsets[:, 1].copy())
+        starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
+        if not unicodedata.is_normalized("NFC", text):
+            ends = _ends_over_composed(text, starts, ends)
+        return Encoded(text, encoding.ids, starts, ends)
 
     def _encode(self, text: str) -> tokenizers.Encoding:
         """A long text is tokenized as a batch of one: then the library lets other threads run meanwhile."""
@@ -109,6 +112,19 @@ def load_tokenizer(path: Path, kind: TokenizerKind, unknown_id: int | None, voca
 def nfc(text: str) -> str:
     """The normal form in which characters and bytes are counted."""
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+
+
+def _ends_over_composed(text: str, starts: Offsets, ends: Offsets) -> Offsets:
+    """Let a token reach over all code points that NFC made one character of; the library names the first alone.
+
+    Between two tokens there is nothing else than such code points, and between words white space.
+    """
+    following = np.append(starts, np.int32(len(text)))[np.searchsorted(starts, starts, side="right")]
+    reach = ends.copy()
+    for place in np.flatnonzero(ends < following):
+        while reach[place] < following[place] and not text[reach[place]].isspace():
+            reach[place] += 1
+    return reach
 
 
 def _piece(entry: str, kind: TokenizerKind) -> bytes:

@@ -1,0 +1,108 @@
+"""A real service under gunicorn in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 30.0
+
+
+@dataclass
+class Server:
+    """A running service; its log is what it has written so far."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log_path: Path
+    client: httpx.Client
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text("utf-8")
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self.client.post(path, json=body)
+
+    def connect(self) -> socket.socket:
+        """A plain connection, for what a client library would not send."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, seconds: float = 20.0) -> int:
+        return self.process.wait(seconds)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def clean_environment(**settings: object) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MEARI_", "PROMETHEUS_"))}
+    own.pop("PORT", None)
+    own.pop("HOST", None)
+    return own | {f"MEARI_{name.upper()}": str(value) for name, value in settings.items()}
+
+
+def command() -> list[str]:
+    return [sys.executable, "-m", "gunicorn", "-c", "service/gunicorn_conf.py", "service.app:create_app()"]
+
+
+@contextlib.contextmanager
+def running_server(folder: Path, *, wait_ready: bool = True, **settings: object) -> Iterator[Server]:
+    """Start the service with these settings; `folder` takes its log. It is stopped at the end, whatever happened."""
+    port = free_port()
+    log_path = folder / f"server-{port}.log"
+    environment = clean_environment(**{"port": port, "workers": 1, **settings})
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(command(), cwd=ROOT, env=environment, stdout=log, stderr=log)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
+            server = Server(process, port, log_path, client)
+            _await_status(server, 200 if wait_ready else None)
+            yield server
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _await_status(server: Server, status: int | None) -> None:
+    """Until /readyz answers with `status`, or at all."""
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until:
+        if server.process.poll() is not None:
+            raise AssertionError(f"the service ended with {server.process.returncode}:\n{server.log}")
+        try:
+            found = server.client.get("/readyz").status_code
+        except httpx.TransportError:
+            found = 0
+        if found and status in (None, found):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"the service did not answer in time:\n{server.log}")
+
+
+def events(response: httpx.Response) -> list[str]:
+    """The data of each server-sent event."""
+    return [line.removeprefix("data: ") for line in response.text.split("\n\n") if line.startswith("data: ")]

@@ -1,0 +1,80 @@
+"""Settings: all problems at once, the nearest name, nothing guessed."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service.cpus import granted_cpus
+from service.settings import SettingsError, load_settings
+from tests.service.running import ROOT, clean_environment, command
+
+
+def problems_of(**environment: str) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environment)
+    return caught.value.problems
+
+
+def test_defaults_hold_where_nothing_is_set() -> None:
+    settings = load_settings({"PATH": "/bin", "HOST": "", "MEARI_MAX_SLOTS": " "})
+    assert (settings.host, settings.port, settings.max_slots) == ("127.0.0.1", 8000, 64)
+    assert settings.workers >= 1
+
+
+def test_own_variables_win_over_the_common_ones() -> None:
+    settings = load_settings({"PORT": "1", "HOST": "0.0.0.0", "MEARI_PORT": "2"})
+    assert (settings.host, settings.port) == ("0.0.0.0", 2)
+
+
+def test_every_problem_is_told_at_once() -> None:
+    problems = problems_of(PORT="x", MEARI_WORKERS="0", MEARI_MAX_SLOT="3", MEARI_MAX_TIMEOUT_SECONDS="nan")
+    assert problems == [
+        "PORT: got 'x', expected an integer, 0 <= value <= 65535",
+        "MEARI_WORKERS: got '0', expected an integer, 1 <= value <= 1024",
+        "MEARI_MAX_TIMEOUT_SECONDS: got 'nan', expected a number of seconds, 0.001 <= value <= 86400",
+        "MEARI_MAX_SLOT: no such setting; did you mean MEARI_MAX_SLOTS?",
+    ]
+
+
+def test_keys_are_never_shown() -> None:
+    assert "s3cret" not in problems_of(MEARI_API_KEYS="s3cret key,")[0]
+    assert "s3cret" not in repr(load_settings({"MEARI_API_KEYS": "s3cret"}))
+
+
+def test_contradictions_are_told(tmp_path: Path) -> None:
+    problems = problems_of(
+        MEARI_MAX_BODY_BYTES="4096", MEARI_MAX_INFLIGHT_BYTES="2048", MEARI_BUNDLES=str(tmp_path), MEARI_DEFAULT_MODEL="x"
+    )
+    assert [problem.split(":")[0] for problem in problems] == ["MEARI_MAX_INFLIGHT_BYTES", "MEARI_DEFAULT_MODEL"]
+
+
+def test_wrong_settings_end_the_start_without_a_traceback() -> None:
+    environment = clean_environment(max_slots="many", max_slotz="3")
+    done = subprocess.run(command(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode != 0
+    assert "MEARI_MAX_SLOTS: got 'many'" in done.stderr
+    assert "did you mean MEARI_MAX_SLOTS?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("files", "expected"), [
+    ({"cpu.max": "100000 100000"}, 1),
+    ({"cpu.max": "max 100000"}, None),
+    ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+    ({"pod/box/cpu.max": "100000 100000"}, 1),
+    ({}, None),
+])  # fmt: skip
+def test_cpus_are_those_that_the_container_is_granted(
+    tmp_path: Path, files: dict[str, str], expected: int | None
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content, "ascii")
+    membership = tmp_path / "membership"
+    membership.write_text("0::/pod/box\n", "ascii")
+    unlimited = granted_cpus(tmp_path / "nothing", tmp_path / "nothing")
+    assert granted_cpus(tmp_path, membership) == (expected or unlimited)

@@ -1,0 +1,137 @@
+"""Tokens become text the same way whole and piece by piece, and stop strings cut it at the same place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.detokenizer import Detokenizer, detokenize
+from service.errors import BundleError
+from service.stop import StopPatterns, StopSearch, matcher_factory
+from service.tokenizer import LONG_CHARS, TextTokenizer, TokenizerKind, load_tokenizer, nfc
+from tests.service.spelling_bundle import byte_tokenizer, word_tokenizer
+from tests.service.tiny_bundle import LETTERS, VOCABULARY, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TextTokenizer]:
+    folder = tmp_path_factory.mktemp("tokenizers")
+    byte_tokenizer().save(str(folder / "bpe.json"))
+    word_tokenizer(["good", "day", ","]).save(str(folder / "word.json"))
+    tiny_tokenizer().save(str(folder / "char.json"))
+    return {
+        "bpe": load_tokenizer(folder / "bpe.json", TokenizerKind.BPE, None, 257),
+        "word": load_tokenizer(folder / "word.json", TokenizerKind.WORD, 1, 5),
+        "char": load_tokenizer(folder / "char.json", TokenizerKind.CHAR, 1, len(VOCABULARY)),
+    }
+
+
+@given(text=st.text(max_size=30))
+def test_bytes_round_trip_to_the_normal_form(tokenizers: dict[str, TextTokenizer], text: str) -> None:
+    bpe = tokenizers["bpe"]
+    assert detokenize(bpe.vocabulary, bpe.encode(text)) == nfc(text)
+
+
+@given(ids=st.lists(st.integers(0, 256), max_size=40))
+def test_pieces_of_any_bytes_are_whole_characters(tokenizers: dict[str, TextTokenizer], ids: list[int]) -> None:
+    vocabulary = tokenizers["bpe"].vocabulary
+    writer = Detokenizer(vocabulary)
+    streamed = "".join(map(writer.feed, ids))
+    data = b"".join(vocabulary.pieces[i] for i in ids if i)
+    assert streamed + writer.end() == data.decode("utf-8", "replace")
+    assert data.decode("utf-8", "replace").startswith(streamed)
+
+
+def test_an_incomplete_character_waits_for_its_last_byte(tokenizers: dict[str, TextTokenizer]) -> None:
+    bpe = tokenizers["bpe"]
+    writer = Detokenizer(bpe.vocabulary)
+    assert [writer.feed(token) for token in bpe.encode("한é")] == ["", "", "한", "", "é"]
+    assert bpe.vocabulary.texts[bpe.encode("한")[0]] == "\ufffd"
+
+
+def test_words_are_joined_by_one_space(tokenizers: dict[str, TextTokenizer]) -> None:
+    vocabulary = tokenizers["word"].vocabulary
+    for before, text in [("", "good , day"), ("x", " good , day"), ("x ", "good , day"), ("x\n", "good , day")]:
+        writer = Detokenizer(vocabulary, before)
+        assert "".join(map(writer.feed, [2, 4, 3, 0])) == text
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "word"])
+def test_the_boundary_token_never_comes_out_of_text(tokenizers: dict[str, TextTokenizer], kind: str) -> None:
+    assert 0 not in tokenizers[kind].encode("a<|end|>b <|end|> <|unk|>")
+
+
+def test_offsets_are_those_of_the_text_as_sent(tokenizers: dict[str, TextTokenizer]) -> None:
+    def offsets(kind: str, text: str) -> list[tuple[int, int]]:
+        encoded = tokenizers[kind].encode_with_offsets(text)
+        return list(zip(encoded.starts.tolist(), encoded.ends.tolist(), strict=True))
+
+    assert offsets("char", "e\u0301a😀b") == [(0, 2), (2, 3), (3, 4), (4, 5)]
+    assert offsets("char", "\u1112\u1161\u11ab") == [(0, 3)]  # one syllable
+    assert offsets("bpe", "e\u0301a") == [(0, 2), (0, 2), (2, 3)]
+    assert offsets("word", "cafe\u0301 good,") == [(0, 5), (6, 10), (10, 11)]
+
+
+def test_long_and_short_texts_are_tokenized_alike(tokenizers: dict[str, TextTokenizer]) -> None:
+    char = tokenizers["char"]
+    text = "abc é" * LONG_CHARS
+    assert char.encode(text) == char.encode("abc é") * LONG_CHARS
+    assert char.encode_with_offsets(text).ends[-1] == len(text)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    tiny_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(BundleError, match="got 28 tokens, expected ids 0 to 29"):
+        load_tokenizer(tmp_path / "tokenizer.json", TokenizerKind.CHAR, 1, 30)
+    (tmp_path / "tokenizer.json").write_text("{}", "utf-8")
+    with pytest.raises(BundleError, match=r"tokenizer.json: not a tokenizer"):
+        load_tokenizer(tmp_path / "tokenizer.json", TokenizerKind.CHAR, 1, 28)
+
+
+def first_match(text: str, stops: list[str]) -> int | None:
+    """The rule by brute force: complete first, then the longest."""
+    for end in range(1, len(text) + 1):
+        lengths = [len(stop) for stop in stops if text[:end].endswith(stop)]
+        if lengths:
+            return end - max(lengths)
+    return None
+
+
+AB = st.text(alphabet="ab", max_size=20)
+STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+@given(AB, STOPS, st.data())
+def test_the_first_match_does_not_depend_on_the_pieces(text: str, stops: list[str], data: st.DataObject) -> None:
+    search = StopSearch(StopPatterns.of(tuple(stops)))
+    rest = text
+    while rest:
+        size = data.draw(st.integers(1, len(rest)))
+        search.feed(rest[:size])
+        rest = rest[size:]
+    assert search.cut == first_match(text, stops)
+
+
+@given(AB, STOPS)
+def test_what_is_given_out_is_never_taken_back(text: str, stops: list[str]) -> None:
+    search = StopSearch(StopPatterns.of(tuple(stops)))
+    given_out = 0
+    for position, character in enumerate(text, start=1):
+        if search.feed(character):
+            assert search.cut is not None
+            assert search.cut >= given_out
+            return
+        given_out = max(given_out, position - search.held_back)
+
+
+def test_a_matcher_is_made_for_each_sample(tokenizers: dict[str, TextTokenizer]) -> None:
+    vocabulary = tokenizers["char"].vocabulary
+    make = matcher_factory(StopPatterns.of(("bc",)), vocabulary, "")
+    assert make is not None
+    first, second = make(), make()
+    b, c = 2 + LETTERS.index("b"), 2 + LETTERS.index("c")
+    assert [first(b), second(c), first(c), second(b), second(0), second(c)] == [False, False, True, False, False, True]
+    assert matcher_factory(StopPatterns.of(()), vocabulary, "") is None
