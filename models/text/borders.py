@@ -4,8 +4,8 @@ Enters: text. Leaves: a position. Knows nothing of files or vocabularies.
 
 Two things could join across a cut: NFC (a mark with its letter, jamo with jamo) and the pre-tokenizers of all kinds
 (BPE merges never leave a pre-token). Neither ever joins a non-space with a space behind it, nor a letter with
-punctuation behind it; and spaces and punctuation never stand second in a composition. Only text with no such border in a whole piece is cut inside a pre-token, and
-then still where NFC cannot join.
+punctuation behind it; and spaces and punctuation never stand second in a composition. Only a text with no such
+border at all is cut inside a pre-token, and then still where NFC cannot join.
 """
 
 from __future__ import annotations

@@ -158,13 +158,15 @@ class _Writer:
         self._is_blocked, self._is_blank = False, True
 
     def counts(self) -> TokenCounts:
-        sums = [int(number) for number in self._sums]
-        return TokenCounts(self._unit, self._dtype.name, *sums, num_blocked=self._num_blocked)
+        tokens, documents, characters, size, unknown = (int(number) for number in self._sums)
+        return TokenCounts(
+            self._unit, self._dtype.name, tokens, documents, characters, size, unknown, self._num_blocked
+        )
 
     def write(self, pieces: list[Piece], blocklist: DocumentFilter) -> None:
         blocked = [blocklist.matches(piece.text, ends=piece.ends) for piece in pieces]
         kept = [piece for piece, is_blocked in zip(pieces, blocked, strict=True) if not is_blocked]
-        encoded = iter(self._tokenizer.encode_batch([piece.text for piece in kept]))
+        encoded = iter(self._tokenizer.encode_arrays([piece.text for piece in kept]))
         for piece, is_blocked in zip(pieces, blocked, strict=True):
             if is_blocked:
                 self._is_blocked = True
@@ -173,12 +175,11 @@ class _Writer:
             if piece.ends:
                 self._end_document()
 
-    def _append(self, piece: Piece, ids: list[int]) -> None:
+    def _append(self, piece: Piece, ids: NDArray[np.uint32]) -> None:
         self._is_blank = self._is_blank and not piece.text.strip()
-        array = np.array(ids, dtype=self._dtype)
-        self._file.write(array.tobytes())
+        self._file.write(ids.astype(self._dtype).tobytes())
         ends = end_length(piece, self._unit)
-        unknown = 0 if self._tokenizer.unknown_id is None else int((array == self._tokenizer.unknown_id).sum())
+        unknown = 0 if self._tokenizer.unknown_id is None else int(np.count_nonzero(ids == self._tokenizer.unknown_id))
         self._sums += (len(ids), 0, len(piece.text) + ends, len(piece.text.encode()) + ends, unknown)
 
     def _end_document(self) -> None:

@@ -13,12 +13,17 @@ never join letters with punctuation, so that the literal "<|end|>" in a text is 
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE, WordLevel
+from tokenizers.models import BPE, Model, WordLevel
 from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 
 from models.atomic import write_file
@@ -30,6 +35,7 @@ END = "<|end|>"
 UNKNOWN = "<|unk|>"
 END_ID = 0
 UNKNOWN_ID = 1
+_NFC = normalizers.NFC()
 
 
 class Tokenizer:
@@ -41,6 +47,7 @@ class Tokenizer:
         self.end_id = END_ID
         self.unknown_id = None if kind is TokenizerKind.BPE else UNKNOWN_ID
         self.vocabulary_size = backend.get_vocab_size()
+        self._char_ids = _char_ids(backend) if kind is TokenizerKind.CHAR else None
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, without the boundary."""
@@ -49,6 +56,12 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of many texts at once, on all cores."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """The same ids as arrays, uint32 [num_tokens] a text; many times faster for kind char."""
+        if self._char_ids is None:
+            return [np.array(ids, dtype=np.uint32) for ids in self.encode_batch(texts)]
+        return [self._char_ids[_code_points(text)] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids in [0, vocabulary_size). Special tokens appear by name."""
@@ -81,10 +94,8 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     texts   streamed; a long text may come in pieces cut at `models.text.borders`
     Raises TokenizerError where the texts hold nothing to tell apart.
     """
-    if config.kind is TokenizerKind.BPE:
-        model: BPE | WordLevel = _train_bpe(texts, config)
-    else:
-        model = _train_words(texts, config)
+    train = {TokenizerKind.CHAR: _train_chars, TokenizerKind.BPE: _train_bpe, TokenizerKind.WORD: _train_words}
+    model = train[config.kind](texts, config)
     backend = _pipeline(config.kind, model)
     if config.kind is not TokenizerKind.BPE and backend.get_vocab_size() <= len(_reserved(config.kind)):
         raise TokenizerError(f"got no entry that occurs {config.min_count} times, expected a lower tokenizer.min_count")
@@ -95,7 +106,7 @@ def _reserved(kind: TokenizerKind) -> list[str]:
     return [END] if kind is TokenizerKind.BPE else [END, UNKNOWN]
 
 
-def _pipeline(kind: TokenizerKind, model: BPE | WordLevel) -> tokenizers.Tokenizer:
+def _pipeline(kind: TokenizerKind, model: Model) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.NFC()
     if kind is TokenizerKind.CHAR:
@@ -107,6 +118,32 @@ def _pipeline(kind: TokenizerKind, model: BPE | WordLevel) -> tokenizers.Tokeniz
     else:
         backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return backend
+
+
+def _code_points(text: str) -> NDArray[np.uint32]:
+    """The code points of a text in NFC, uint32 [num_characters]."""
+    normal = text if text.isascii() else _NFC.normalize_str(text)
+    return np.frombuffer(normal.encode("utf-32-le"), dtype="<u4")
+
+
+def _char_ids(backend: tokenizers.Tokenizer) -> NDArray[np.uint32]:
+    """The id of every code point, uint32 [1,114,112]."""
+    ids = np.full(sys.maxunicode + 1, UNKNOWN_ID, dtype=np.uint32)
+    for token, index in backend.get_vocab(with_added_tokens=False).items():
+        if len(token) == 1:
+            ids[ord(token)] = index
+    return ids
+
+
+def _train_chars(texts: Iterable[str], config: TokenizerConfig) -> WordLevel:
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text if text.isascii() else _NFC.normalize_str(text))
+    most = config.vocabulary_size or MOST_VOCABULARY
+    # Most frequent first; equally frequent ones by code point.
+    found = sorted((-count, char) for char, count in counts.items() if count >= config.min_count)
+    tokens = [END, UNKNOWN, *(char for _, char in found)][:most]
+    return WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=UNKNOWN)
 
 
 def _train_words(texts: Iterable[str], config: TokenizerConfig) -> WordLevel:
@@ -131,7 +168,7 @@ def _train_bpe(texts: Iterable[str], config: TokenizerConfig) -> BPE:
     )
     backend = _pipeline(config.kind, BPE())
     backend.train_from_iterator(_in_batches(texts), trainer)
-    return backend.model
+    return cast(BPE, backend.model)
 
 
 def _in_batches(texts: Iterable[str], characters: int = 1 << 17) -> Iterator[list[str]]:

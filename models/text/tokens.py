@@ -6,21 +6,23 @@ Enters: the [corpus] and [tokenizer] tables, and the folder of a run. Leaves, in
     tokens/{train,validation,test}.tokens + .json    see `token_file`
     tokens/prepared.json                             what they were made from: settings and hashes of all files
 
-Knows nothing of models. The corpus is read three times at most: counted (only where a share is to be split off),
-trained on by the tokenizer, encoded. What was made from the same settings and files before is used again.
+Knows nothing of models. The corpus is read three times at most: counted (only where a share is to be split off), read
+by the tokenizer's trainer (BPE learns from an even sample where there is much text), encoded. What was made from the
+same settings and files before is used again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models.atomic import replaced_folder, settled, write_file
-from models.config import Config, CorpusConfig
+from models.config import Config, CorpusConfig, TokenizerKind
 from models.errors import EmptyCorpus, ModelsError, UnreadableFile
 from models.text.blocklist import load_blocklist
 from models.text.corpus import Piece, list_files, read_pieces
@@ -30,6 +32,8 @@ from models.text.tokenizer import Tokenizer, train_tokenizer
 
 __all__ = ["PreparedCorpus", "TokenFile", "prepare"]
 
+_BPE_LEARNS_BYTES = 1 << 24
+_GZIP_RATIO = 3
 _FORMAT = 1  # counts up when the same settings and files would lead to other ids
 
 
@@ -58,7 +62,10 @@ def prepare(config: Config, folder: Path) -> PreparedCorpus:
         return prepared
     folder.mkdir(parents=True, exist_ok=True)
     ends = corpus.part_ends()
-    tokenizer = train_tokenizer(_training_texts(corpus, ends), config.tokenizer)
+    texts = _training_texts(corpus, ends)
+    if config.tokenizer.kind is TokenizerKind.BPE:
+        texts = _thinned(texts, corpus.training_bytes())
+    tokenizer = train_tokenizer(texts, config.tokenizer)
     with replaced_folder(folder / "tokens") as tokens:
         for part in corpus.parts:
             blocklist = load_blocklist(corpus.settings.blocklist) if part is Part.TRAIN else None
@@ -99,6 +106,11 @@ class _Corpus:
             "blocklist": [_hash(path) for path in blocklist],
         }
 
+    def training_bytes(self) -> int:
+        """About how many bytes of text the training files hold, guessed from their sizes."""
+        sizes = ((path.stat().st_size, path.suffix == ".gz") for path in self._files[Part.TRAIN])
+        return sum(size * _GZIP_RATIO if is_packed else size for size, is_packed in sizes)
+
     def part_ends(self) -> tuple[int, int] | None:
         """Where the shares split the training files, in characters; None where nothing is split off."""
         shares = (self.settings.validation_share, self.settings.test_share)
@@ -134,6 +146,18 @@ def _training_texts(corpus: _Corpus, ends: tuple[int, int] | None) -> Iterator[s
             yield piece.text
     if is_empty:
         raise corpus.empty(Part.TRAIN)
+
+
+def _thinned(texts: Iterator[str], num_bytes: int) -> Iterator[str]:
+    """The same texts each time, drawn evenly, so that BPE learns from about _BPE_LEARNS_BYTES at most.
+
+    Its trainer holds every distinct word and where each pair occurs: that would grow with the corpus.
+    """
+    share = min(1.0, _BPE_LEARNS_BYTES / max(1, num_bytes))
+    chance = random.Random(0)  # noqa: S311  (no secret: the same draw each time)
+    for text in texts:
+        if chance.random() < share:
+            yield text
 
 
 def _reopen(folder: Path, made_from: dict[str, Any], config: Config, parts: Sequence[Part]) -> PreparedCorpus | None:
