@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from http.client import HTTPConnection, HTTPResponse
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
 
 Address = tuple[str, int]
@@ -10,30 +11,31 @@ Address = tuple[str, int]
 
 def post(address: Address, path: str, body: Mapping[str, object]) -> dict[str, Any]:
     """The answer to one request, which has to be 200."""
-    response = send(address, path, body)
-    data = response.read()
+    with sent(address, path, body) as response:
+        data = response.read()
     assert response.status == 200, data
     answer: dict[str, Any] = json.loads(data)
     return answer
 
 
-def send(address: Address, path: str, body: Mapping[str, object]) -> HTTPResponse:
-    """The answer's head; its body is read by the caller."""
-    connection = HTTPConnection(*address, timeout=120)
-    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-    return connection.getresponse()
+@contextmanager
+def sent(address: Address, path: str, body: Mapping[str, object]) -> Iterator[HTTPResponse]:
+    """Send a request; the block reads the answer's body, as it arrives."""
+    with closing(HTTPConnection(*address, timeout=120)) as connection:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        with connection.getresponse() as response:
+            yield response
 
 
 def is_ready(address: Address) -> bool:
     """Whether /readyz says so; a server that takes no connections is not ready."""
-    connection = HTTPConnection(*address, timeout=10)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
+    with closing(HTTPConnection(*address, timeout=10)) as connection:
+        try:
+            connection.request("GET", "/readyz")
+            with connection.getresponse() as response:
+                return response.status == 200
+        except (OSError, HTTPException):
+            return False
 
 
 def events_of(response: HTTPResponse) -> Iterator[dict[str, Any]]:

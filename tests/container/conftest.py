@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.container.client import is_ready
 from tests.container.docker import Docker, find_docker
 
 ROOT = Path(__file__).parents[2]
@@ -34,13 +35,13 @@ def image(docker: Docker) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def start(docker: Docker, image: str) -> Iterator[Callable[..., str]]:
-    """Start a container of the image, on a read-only root, and wait until it says that it is healthy."""
+    """Start a container of the image, on a read-only root, and wait until it takes requests."""
     started: list[str] = []
 
     def start_one(*options: str) -> str:
         name = docker.run(*RUN, *options, image)
         started.append(name)
-        wait_until(lambda: health_of(docker, name) == "healthy", lambda: docker.run("logs", name))
+        wait_until(lambda: is_ready(docker.address(name)), lambda: docker.run("logs", name))
         return name
 
     yield start_one
@@ -51,10 +52,6 @@ def start(docker: Docker, image: str) -> Iterator[Callable[..., str]]:
 @pytest.fixture(scope="session")
 def container(start: Callable[..., str]) -> str:
     return start()
-
-
-def health_of(docker: Docker, name: str) -> str:
-    return str(docker.inspect(name)["State"]["Health"]["Status"])
 
 
 def wait_until(holds: Callable[[], bool], explain: Callable[[], str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.container.client import events_of, is_ready, post, send
+from tests.container.client import events_of, is_ready, post, sent
 from tests.container.conftest import wait_until
 from tests.container.docker import Docker
 
@@ -33,6 +33,13 @@ def test_image_holds_nothing_that_serving_does_not_need(docker: Docker, containe
     assert docker.run("exec", "--workdir", "/", container, "python", "-c", code) == "None"
 
 
+def test_container_reports_its_health(docker: Docker, container: str) -> None:
+    def health() -> str:
+        return str(docker.inspect(container)["State"]["Health"]["Status"])
+
+    wait_until(lambda: health() == "healthy", lambda: f"{health()}: {docker.run('logs', container)}")
+
+
 def test_container_generates(docker: Docker, container: str) -> None:
     body = {"prompt": "The bells ", "max_tokens": 20, "seed": 7, "logit_bias": NEVER_END}
     answer = post(docker.address(container), "/generate", body)
@@ -43,7 +50,7 @@ def test_container_generates(docker: Docker, container: str) -> None:
 
 
 def test_container_scores(docker: Docker, container: str) -> None:
-    answer = post(docker.address(container), "/score", {"texts": ["the bells", "xqzjv"], "add_end": False})
+    answer = post(docker.address(container), "/score", {"texts": ["all the bells", "slleb eht lla"]})
     likely, unlikely = (result["logprob"] for result in answer["results"])
     assert unlikely < likely < 0
 
@@ -53,14 +60,14 @@ def test_stopped_container_finishes_its_open_stream_and_exits_with_0(docker: Doc
     address = docker.address(container)
     num_tokens = tokens_of_a_long_stream(address)
     body = {"max_tokens": num_tokens, "seed": 1, "logit_bias": NEVER_END, "stream": True}
-    events = events_of(send(address, "/generate", body))
-    assert next(events)["choices"][0]["text"]
-
-    stop = subprocess.Popen([docker.program, "stop", "--time", "60", container], stdout=subprocess.DEVNULL)
-    wait_until(lambda: not is_ready(address), lambda: docker.run("logs", container))
-    asked = time.monotonic()
-    rest = list(events)
-    assert time.monotonic() - asked > 0.5, "the stream was over before the signal came"
+    with sent(address, "/generate", body) as response:
+        events = events_of(response)
+        assert next(events)["choices"][0]["text"]
+        stop = subprocess.Popen([docker.program, "stop", "--time", "60", container], stdout=subprocess.DEVNULL)
+        wait_until(lambda: not is_ready(address), lambda: docker.run("logs", container))
+        refused = time.monotonic()
+        rest = list(events)
+    assert time.monotonic() - refused > 0.5, "the stream was over before the signal came"
     assert [event["choices"][0]["finish_reason"] for event in rest if finished(event)] == ["length"]
     assert rest[-1]["usage"]["generated_tokens"] == num_tokens
     assert stop.wait(timeout=90) == 0
@@ -77,5 +84,6 @@ def tokens_of_a_long_stream(address: tuple[str, int]) -> int:
     num_tokens = 1000
     body = {"max_tokens": num_tokens, "seed": 1, "logit_bias": NEVER_END, "stream": True}
     started = time.monotonic()
-    assert list(events_of(send(address, "/generate", body)))
+    with sent(address, "/generate", body) as response:
+        assert list(events_of(response))
     return min(100_000, int(num_tokens * STREAM_SECONDS / (time.monotonic() - started)))
