@@ -26,9 +26,5 @@ def command(run: Path, folder: Path, precision: str, overwrite: bool) -> None:
     difference = description.agreement.max_logprob_difference
     click.echo(f"fp32 against torch: log-probabilities within {difference:.2g} nats, 1e-4 allowed")
     if description.perplexity is not None:
-        found = description.perplexity
-        click.echo(
-            f"held-out perplexity over {found.num_tokens:,} tokens: {description.precision} {found.perplexity:.4f}, "
-            f"fp32 {found.perplexity_fp32:.4f} ({found.loss:+.2%})"
-        )
+        click.echo(f"held-out text: {description.perplexity.in_words(description.precision)}")
     click.echo(f"{folder}: {exported.num_bytes:,} bytes")

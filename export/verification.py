@@ -4,7 +4,7 @@ In: graphs, and the model that they were made from. Out: the measured figures, o
 what is wrong. Writes nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,15 +44,19 @@ def check_valid(graphs: Graphs) -> None:
             raise InvalidGraph(f"{name}.onnx: {error}") from error
 
 
-def check_against_torch(graphs: Graphs, model: LanguageModel, held_out: Tokens) -> Agreement:
+def check_against_torch(
+    graphs: Graphs, model: LanguageModel, held_out: Tokens, runs: Sequence[tuple[int, int]] = RUNS
+) -> Agreement:
     """Compare log-probabilities along long sequences at several batch sizes.
 
-    Half of the rows are held-out text, where there is enough, half are random tokens.
+    held_out   int64 [num_tokens]; half of the rows are taken from it, as far as it goes, the others are random
+    runs       batch sizes, each with a number of steps
+
     Raises TorchMismatch above 1e-4 nats, NotNormalised where a distribution's sum is off by more than 1e-5.
     """
     opened = GraphModel(graphs)
     worst, worst_sum, num_distributions = 0.0, 0.0, 0
-    for batch, num_steps in RUNS:
+    for batch, num_steps in runs:
         tokens = _rows(batch, num_steps, model.vocabulary_size, held_out)
         for step, (expected, got) in enumerate(_both(opened, model, tokens)):
             difference = float(np.abs(expected - got).max())

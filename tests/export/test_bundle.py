@@ -1,0 +1,246 @@
+"""Exporting a run folder: what is in the bundle, and what is left behind where something fails."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import export.bundle
+from export.bundle import export_bundle
+from export.errors import BundleExists, ExportError, PrecisionLost, TorchMismatch, UnusableRun
+from export.graph_summary import summarise, summary_table
+from export.precision import Precision
+from export.sessions import GraphModel, Graphs
+from export.weights import ModelWeights
+from export.weights_from_torch import read_weights
+from models.config import Family, RecurrentConfig, ReservoirConfig
+from models.errors import CheckpointError
+from models.language_model import LanguageModel
+from service.bundle import open_bundle
+from tests.export.tiny_models import make_run
+
+LSTM = RecurrentConfig(Family.LSTM, embedding_size=8, hidden_size=16)
+FILES = {"manifest.json", "cell.onnx", "output.onnx", "tokenizer.json", "golden.npz", "README.md", "report.png"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "tiny", LSTM)
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path) -> Path:
+    folder = run.parent / "bundles" / "tiny-int8"
+    export_bundle(run, folder, Precision.INT8)
+    return folder
+
+
+@pytest.fixture
+def manifest(bundle: Path) -> dict[str, object]:
+    loaded = json.loads((bundle / "manifest.json").read_text("utf-8"))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def test_bundle_holds_its_files_and_nothing_else(bundle: Path) -> None:
+    assert {path.name for path in bundle.iterdir()} == FILES
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_manifest_has_size_and_hash_of_every_other_file(bundle: Path, manifest: dict[str, object]) -> None:
+    files = manifest["files"]
+    assert isinstance(files, dict)
+    assert set(files) == FILES - {"manifest.json"}
+    for name, entry in files.items():
+        content = (bundle / name).read_bytes()
+        assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def test_manifest_tells_what_the_bundle_is(manifest: dict[str, object]) -> None:
+    expected = {
+        "format_version": 1,
+        "name": "tiny-int8",
+        "family": "lstm",
+        "precision": "int8",
+        "boundary": {"id": 0, "token": "<|end|>"},
+        "tokenizer": {"kind": "char", "normalization": "NFC", "unknown_id": 1},
+        "state": [{"name": name, "shape": [16], "dtype": "float32"} for name in ("h0", "c0")],
+    }
+    assert {key: manifest[key] for key in expected} == expected
+    corpus, figures, training = (manifest[key] for key in ("corpus", "figures", "training"))
+    assert isinstance(corpus, dict)
+    assert isinstance(figures, dict)
+    assert isinstance(training, dict)
+    assert corpus["licence"] == "public domain"
+    assert corpus["baseline"] == {"order 0": "2.5 nats/char"}
+    assert figures["validation"]["perplexity"] == 25.79
+    assert figures["precision_check"]["relative_loss"] <= 0.01
+    assert figures["precision_check"]["fp32_max_difference_from_torch"] <= 1e-4
+    assert training["model"]["hidden_size"] == 16
+
+
+def test_server_opens_the_bundle_and_finds_its_rows_isolated(bundle: Path) -> None:
+    opened = open_bundle(bundle, max_slots=16)
+    assert opened.self_test.golden_max_difference <= 1e-6
+    assert opened.self_test.rows_isolated
+
+
+@pytest.mark.parametrize("family", ["rnn", "gru", "esn"])
+def test_other_families_are_opened_too(family: str, tmp_path: Path) -> None:
+    reservoir = ReservoirConfig(Family.ESN, units=32, block_size=8)
+    model = reservoir if family == "esn" else dataclasses.replace(LSTM, family=Family(family), num_layers=2, tied=True)
+    run = make_run(tmp_path / "run", model)
+    for precision in Precision:
+        folder = tmp_path / "bundles" / f"{family}-{precision}"
+        export_bundle(run, folder, precision)
+        opened = open_bundle(folder, max_slots=8)
+        assert (opened.manifest.family, opened.manifest.precision) == (family, str(precision))
+        assert opened.self_test.rows_isolated
+
+
+def test_golden_figures_begin_with_the_boundary_in_the_initial_state(bundle: Path) -> None:
+    golden = np.load(bundle / "golden.npz")
+    assert golden["tokens"].shape == (8, 2)
+    assert golden["tokens"].dtype == np.int64
+    assert (golden["tokens"][0] == 0).all()
+    graphs = Graphs(Precision.INT8, (bundle / "cell.onnx").read_bytes(), (bundle / "output.onnx").read_bytes())
+    model = GraphModel(graphs)
+    state = model.initial_state(2)
+    for tokens, expected in zip(golden["tokens"], golden["logprobs"], strict=True):
+        hidden, state = model.step(tokens, state)
+        np.testing.assert_array_equal(model.logprobs(hidden), expected)
+    np.testing.assert_array_equal(state["c0"], golden["state_c0"])
+
+
+def test_model_card_is_made_from_the_run(bundle: Path) -> None:
+    card = (bundle / "README.md").read_text("utf-8")
+    for piece in (
+        "# tiny-int8",
+        "public domain",
+        "20 % of the text for validation",
+        "| validation | 3.2500 | 25.7900 |",
+        "| order 0 | 2.5 nats/char |",
+        "int8 has perplexity",
+        "curl -s",
+        "## Samples",
+        "## Limits",
+        "(report.png)",
+    ):
+        assert piece in card, piece
+
+
+def test_same_run_gives_the_same_bundle_again(run: Path, bundle: Path, tmp_path: Path) -> None:
+    again = tmp_path / bundle.name
+    export_bundle(run, again, Precision.INT8)
+    for name in FILES:
+        assert (again / name).read_bytes() == (bundle / name).read_bytes(), name
+
+
+def test_bundle_is_readable_by_others(bundle: Path) -> None:
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert bundle.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_existing_bundle_is_replaced_only_when_asked(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "echo"
+    export_bundle(run, folder, Precision.FP32)
+    before = _contents(folder)
+    with pytest.raises(BundleExists, match="--overwrite"):
+        export_bundle(run, folder, Precision.INT8)
+    assert _contents(folder) == before
+    export_bundle(run, folder, Precision.INT8, overwrite=True)
+    assert json.loads((folder / "manifest.json").read_text("utf-8"))["precision"] == "int8"
+    assert [path.name for path in tmp_path.iterdir()] == ["echo"]
+
+
+def test_folder_that_is_no_bundle_is_never_replaced(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter1.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(BundleExists, match="not a bundle"):
+        export_bundle(run, folder, Precision.FP32, overwrite=True)
+    assert (folder / "chapter1.txt").exists()
+
+
+def test_weights_changed_on_the_way_leave_no_bundle(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export.bundle, "read_weights", _tampered)
+    with pytest.raises(TorchMismatch):
+        export_bundle(run, tmp_path / "echo", Precision.FP32)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_check_leaves_an_existing_bundle_as_it_was(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "echo"
+    export_bundle(run, folder, Precision.FP32)
+    before = _contents(folder)
+    monkeypatch.setattr("export.perplexity.MOST_LOSS", -1.0)
+    with pytest.raises(PrecisionLost, match=r"int8 has perplexity .* fp32"):
+        export_bundle(run, folder, Precision.INT8, overwrite=True)
+    assert _contents(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["echo"]
+
+
+def test_failure_while_writing_leaves_an_existing_bundle_as_it_was(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "echo"
+    export_bundle(run, folder, Precision.FP32)
+    before = _contents(folder)
+
+    def full_disk(*_: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export.bundle, "manifest_json", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        export_bundle(run, folder, Precision.INT8, overwrite=True)
+    assert _contents(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["echo"]
+
+
+def test_checkpoint_folder_can_be_exported_like_its_run(run: Path, bundle: Path, tmp_path: Path) -> None:
+    export_bundle(run / "best", tmp_path / "best-int8", Precision.INT8)
+    assert (tmp_path / "best-int8" / "cell.onnx").read_bytes() == (bundle / "cell.onnx").read_bytes()
+
+
+def test_int8_without_held_out_text_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", LSTM, num_words=100)
+    with pytest.raises(UnusableRun, match="held-out tokens"):
+        export_bundle(run, tmp_path / "bundles" / "echo", Precision.INT8)
+    assert not (tmp_path / "bundles").exists()
+    export_bundle(run, tmp_path / "bundles" / "echo", Precision.FP32)
+
+
+def test_missing_run_and_impossible_name_are_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        export_bundle(tmp_path / "nothing", tmp_path / "echo", Precision.FP32)
+    with pytest.raises(ExportError, match="bundle name"):
+        export_bundle(run, tmp_path / ".hidden", Precision.FP32)
+
+
+def test_summary_counts_the_operators(run: Path, bundle: Path, manifest: dict[str, object]) -> None:
+    graphs = Graphs(Precision.INT8, (bundle / "cell.onnx").read_bytes(), (bundle / "output.onnx").read_bytes())
+    summaries = summarise(graphs)
+    stated = manifest["graphs"]
+    assert isinstance(stated, dict)
+    assert stated["cell"]["operators"] == summaries["cell"].operators
+    assert stated["cell"]["bytes"] == len(graphs.cell)
+    table = summary_table(list(summaries.values()))
+    assert "cell.onnx" in table
+    assert "MatMulInteger 1" in table
+
+
+def _tampered(model: LanguageModel) -> ModelWeights:
+    weights = read_weights(model)
+    weights.output.maps[-1].bias[0] += 0.01
+    return weights
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -1,0 +1,107 @@
+"""Checks of finished graphs fail where something is wrong with them."""
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from export.bundle import build_graphs
+from export.errors import InvalidGraph, NotIsolated, NotNormalised, TorchMismatch
+from export.graph import GraphBuilder
+from export.precision import Precision
+from export.run import NO_TOKENS
+from export.sessions import Graphs
+from export.verification import check_against_torch, check_isolation, check_normalised, check_valid
+from export.weights import ModelWeights, RecurrentWeights
+from export.weights_from_torch import read_weights
+from models.config import Family, RecurrentConfig
+from models.language_model import LanguageModel
+from tests.export.tiny_models import make_model
+
+RUNS = ((1, 40), (4, 10))
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return make_model(RecurrentConfig(Family.GRU, embedding_size=8, hidden_size=16), 30)
+
+
+@pytest.fixture
+def weights(model: LanguageModel) -> ModelWeights:
+    return read_weights(model)
+
+
+def test_a_weight_of_the_cell_that_was_changed_is_noticed(model: LanguageModel, weights: ModelWeights) -> None:
+    assert isinstance(weights.cell, RecurrentWeights)
+    weights.cell.layers[0].state[3, 5] += 0.01
+    with pytest.raises(TorchMismatch, match=r"expected at most 0\.0001"):
+        check_against_torch(build_graphs(weights, Precision.FP32), model, NO_TOKENS, RUNS)
+
+
+def test_a_weight_of_the_output_layer_that_was_changed_is_noticed(model: LanguageModel, weights: ModelWeights) -> None:
+    weights.output.maps[0].bias[7] += 0.001
+    with pytest.raises(TorchMismatch):
+        check_against_torch(build_graphs(weights, Precision.FP32), model, NO_TOKENS, RUNS)
+
+
+def test_weights_that_are_not_finite_are_noticed(model: LanguageModel, weights: ModelWeights) -> None:
+    weights.output.maps[0].weight[0, 0] = np.nan
+    with pytest.raises(TorchMismatch):
+        check_against_torch(build_graphs(weights, Precision.FP32), model, NO_TOKENS, RUNS)
+
+
+def test_gates_in_another_order_are_noticed(model: LanguageModel, weights: ModelWeights) -> None:
+    assert isinstance(weights.cell, RecurrentWeights)
+    (layer,) = weights.cell.layers
+    swapped = dataclasses.replace(layer, state=np.roll(layer.state, layer.hidden_size, axis=1))
+    cell = dataclasses.replace(weights.cell, layers=(swapped,))
+    with pytest.raises(TorchMismatch):
+        check_against_torch(build_graphs(ModelWeights(cell, weights.output), Precision.FP32), model, NO_TOKENS, RUNS)
+
+
+def test_held_out_text_is_compared_too(model: LanguageModel, weights: ModelWeights) -> None:
+    held_out = np.random.default_rng(0).integers(0, 30, 500)
+    agreement = check_against_torch(build_graphs(weights, Precision.FP32), model, held_out, RUNS)
+    assert agreement.num_distributions == 80
+
+
+def test_one_activation_scale_for_the_whole_batch_is_noticed(weights: ModelWeights) -> None:
+    graphs = build_graphs(weights, Precision.FP32)
+    with pytest.raises(NotIsolated, match="logprobs of a row depends on the batch"):
+        check_isolation(Graphs(Precision.INT8, graphs.cell, _ordinary_dynamic_quantisation()))
+
+
+def test_probabilities_that_do_not_sum_to_one_are_noticed() -> None:
+    uniform = np.full((2, 4), np.log(0.25), np.float32)
+    assert check_normalised(uniform) < 1e-6
+    uniform[1, 2] += 1e-4
+    with pytest.raises(NotNormalised, match="expected at most 1e-05"):
+        check_normalised(uniform)
+
+
+def test_graph_that_breaks_the_rules_of_onnx_is_noticed(weights: ModelWeights) -> None:
+    graph = GraphBuilder("wrong")
+    x = graph.input("hidden", ir.DataType.FLOAT, [16])
+    graph.output("logprobs", graph.op("NoSuchOperator", x), [16])
+    with pytest.raises(InvalidGraph, match=r"output\.onnx"):
+        check_valid(Graphs(Precision.FP32, build_graphs(weights, Precision.FP32).cell, graph.to_bytes()))
+
+
+def test_reading_weights_copies_them(model: LanguageModel) -> None:
+    weights = read_weights(model)
+    before = weights.output.maps[0].bias.copy()
+    weights.output.maps[0].bias[:] = 5.0
+    np.testing.assert_array_equal(read_weights(model).output.maps[0].bias, before)
+
+
+def _ordinary_dynamic_quantisation() -> bytes:
+    graph = GraphBuilder("output")
+    weight = np.random.default_rng(0).integers(-63, 64, (16, 30)).astype(np.int8)
+    x = graph.input("hidden", ir.DataType.FLOAT, [16])
+    values, scale, zero_point = graph._tape.op_multi_out("DynamicQuantizeLinear", [x], num_outputs=3)
+    exact = graph.op("MatMulInteger", values, graph.constant("weight", weight), zero_point)
+    logits = graph.op("Mul", graph.op("Cast", exact, to=1), scale)
+    graph.output("logits", logits, [30])
+    graph.output("logprobs", graph.op("LogSoftmax", logits, axis=-1), [30])
+    return graph.to_bytes()
