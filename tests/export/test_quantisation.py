@@ -12,7 +12,7 @@ from export.weights import Affine, Floats, OutputWeights
 
 @pytest.fixture
 def weight() -> Floats:
-    return np.random.default_rng(0).laplace(size=(200, 30)).astype(np.float32)
+    return np.random.default_rng(0).standard_normal((200, 30)).astype(np.float32)
 
 
 def test_weights_use_seven_bits_in_every_column(weight: Floats) -> None:
