@@ -9,8 +9,10 @@
     │   └── BlocklistError      a line of the blocklist that is no regular expression
     ├── TokenizerError          a tokenizer.json that is missing, damaged or not ours; an unsuitable vocabulary
     ├── TokenFileError          a prepared token file that is damaged
+    ├── ReservoirError          a reservoir that cannot have the spectral radius asked for
     ├── CheckpointError         a run or checkpoint folder that is missing, incomplete or does not fit
     └── TrainingError           training cannot go on
+        ├── RidgeError          the equations of a ridge regression have no stable solution
         └── NotFinite           a loss, gradient or figure that is not a finite number
 
 Messages say what came, what was expected and, where it helps, what to do. Whoever calls from a terminal
@@ -73,12 +75,20 @@ class TokenFileError(ModelsError):
     """A prepared token file is damaged."""
 
 
+class ReservoirError(ModelsError):
+    """A reservoir cannot have the spectral radius that was asked for."""
+
+
 class CheckpointError(ModelsError):
     """A run or checkpoint folder cannot be used."""
 
 
 class TrainingError(ModelsError):
     """Training cannot go on."""
+
+
+class RidgeError(TrainingError):
+    """The normal equations of a ridge regression have no stable solution."""
 
 
 class NotFinite(TrainingError):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigs
 
-from models.errors import ModelsError
+from models.errors import ReservoirError
 
 Float32s = NDArray[np.float32]
 Float64s = NDArray[np.float64]
@@ -35,10 +35,6 @@ NUM_EIGENVALUES = 6
 TOLERANCE = 1e-6
 MAX_RESTARTS = 600
 _MEASURING_SEED = 0x5EED  # of ARPACK's first vector: measuring draws nothing from the model's own generators
-
-
-class ReservoirError(ModelsError):
-    """A reservoir cannot have the spectral radius that was asked for."""
 
 
 @dataclass(frozen=True)

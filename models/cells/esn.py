@@ -19,9 +19,11 @@ V, c     readout          [vocabulary_size, N], [vocabulary_size]
 
 In: token ids and a state. Out: states and logits. Knows nothing of text or of how the readout is trained.
 
-Everything but the readout is a buffer: it is drawn once, from one generator a matrix, all of them spawned from one seed,
-and has no gradient. Sources: Jaeger, "The echo state approach to analysing and training recurrent neural networks", 2001;
-leaky units: Jaeger et al., "Optimization and applications of echo state networks with leaky-integrator neurons", 2007.
+Everything but the readout is a buffer: it is drawn once, from one generator a matrix, all of them spawned from one
+seed, and has no gradient.
+
+Sources: Jaeger, "The echo state approach to analysing and training recurrent neural networks", 2001; leaky units:
+Jaeger et al., "Optimization and applications of echo state networks with leaky-integrator neurons", 2007.
 """
 
 from typing import TYPE_CHECKING
@@ -130,7 +132,7 @@ class EchoStateNetwork(LanguageModel):
         return torch.bmm(dealt, self.blocks).permute(1, 0, 2).reshape(batch, self.hidden_size)
 
     def _float_weights(self) -> tuple[Tensor, ...]:
-        """The recurrent weights as `_add_recurrence` takes them: blocks turned to [S, out, in], or one weight an edge."""
+        """The recurrent weights as `_add_recurrence` takes them: blocks as [S, out, in], or one weight an edge."""
         return (self.blocks.transpose(1, 2),) if self.pattern is Pattern.BLOCK else (self.in_weight,)
 
     def _add_recurrence(self, r: Tensor, s: Tensor, weights: Tensor) -> Tensor:

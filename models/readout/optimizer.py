@@ -54,7 +54,8 @@ class ReadoutAdamW(torch.optim.Optimizer):
         """Move weight and bias by one step; both need a gradient."""
         assert closure is None, "a step takes the gradients that are there"
         weight, bias = self._parameters()
-        assert weight.grad is not None and bias.grad is not None, "backward comes before a step"
+        assert weight.grad is not None, "backward comes before a step"
+        assert bias.grad is not None, "backward comes before a step"
         whitening = self._whitened()
         self._move(0, whitening.gradient(weight.grad, bias.grad))
         self._move(1, bias.grad)

@@ -1,6 +1,6 @@
 """States of a reservoir along a row of token ids, a bounded piece at a time.
 
-In: a model and token ids. Out: pairs of states and the tokens that follow them. Knows nothing of what is done with them.
+In: a model and token ids. Out: states and the tokens that follow them. Knows nothing of what is done with them.
 """
 
 from collections.abc import Iterator

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from models.atomic import settled, write_file
+from models.cells.esn import EchoStateNetwork
 from models.checkpoint import load_checkpoint
-from models.config import Config
+from models.config import Config, Readout, ReservoirConfig
 from models.evaluation import Figures, evaluate
 from models.report import write_report
 from models.text.tokens import PreparedCorpus, prepare
@@ -20,6 +21,7 @@ from models.training.device import choose_device, describe_machine, prepare_torc
 from models.training.display import Display
 from models.training.history import read_history
 from models.training.interrupt import StopRequest, stop_on_signals
+from models.training.ridge_trainer import RidgeTrainer
 from models.training.run_folder import RunFolder
 from models.training.schedule import tokens_per_step
 from models.training.snapshot import Progress
@@ -45,7 +47,8 @@ def train(config: Config, run: RunFolder, *, resume: bool, display: Display, clo
     device = choose_device(config.training.device)
     corpus = prepare(config, run.path)
     with stop_on_signals() as stop:
-        trainer = Trainer(config, corpus, run, device, display, clock, stop)
+        kind = RidgeTrainer if _is_ridge(config) else Trainer
+        trainer = kind(config, corpus, run, device, display, clock, stop)
         if resume and run.has_snapshot():
             trainer.resume()
         ending = trainer.run()
@@ -54,6 +57,11 @@ def train(config: Config, run: RunFolder, *, resume: bool, display: Display, clo
         return Outcome(ending, step, stop, None)
     figures = measure_run(config, corpus, run, trainer.progress, device)
     return Outcome(ending, step, stop, figures)
+
+
+def _is_ridge(config: Config) -> bool:
+    """Whether the readout of a reservoir is solved for, where everything else is trained step by step."""
+    return isinstance(config.model, ReservoirConfig) and config.model.readout is Readout.RIDGE
 
 
 def measure_run(
@@ -74,6 +82,8 @@ def measure_run(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "machine": describe_machine(device),
     }
+    if isinstance(model, EchoStateNetwork):
+        figures["spectral_radius"] = model.measured_spectral_radius()
     write_file(run.figures, (json.dumps(figures, ensure_ascii=False, indent=2) + "\n").encode())
     write_report(run.report, config.name, read_history(run.history), held_out["validation"])
     return figures

@@ -1,0 +1,88 @@
+"""Ridge regression of the next token's indicator on the state, in one pass over any amount of text.
+
+In: chunks of states and the tokens that follow them. Out: weight and bias of a linear readout. Its outputs estimate
+probabilities but are none: `models.readout.calibration` makes them so. Knows nothing of where the states come from.
+
+With states x_i, one-hot targets y_i and their means, sums over i:
+
+    A = sum (x_i - mean x)(x_i - mean x)^T + ridge I        B = sum (x_i - mean x)(y_i - mean y)^T
+    weight = (A^-1 B)^T                                     bias = mean y - weight mean x
+
+so the bias is not held back. Only X^T X and X^T Y are kept, never the states.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.errors import RidgeError
+
+BLOCK_UNITS = 1024  # rows of X^T X that are added up at a time, and only from the diagonal on: it is symmetric
+
+
+@dataclass
+class RidgeSums:
+    """Sums over all states so far, float64: the products of a chunk are float32, so a chunk has a few thousand rows.
+
+    count    [1]       how many states
+    states   [N]       sum of x
+    targets  [V]       how often each token followed
+    squares  [N, N]    X^T X, its upper half alone
+    cross    [V, N]    Y^T X
+    """
+
+    count: Tensor
+    states: Tensor
+    targets: Tensor
+    squares: Tensor
+    cross: Tensor
+
+    @staticmethod
+    def zeros(units: int, vocabulary_size: int, device: torch.device) -> "RidgeSums":
+        def zero(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        size = vocabulary_size
+        return RidgeSums(zero(1), zero(units), zero(size), zero(units, units), zero(size, units))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums by their names; `RidgeSums(**tensors)` takes them back."""
+        return dict(vars(self))
+
+    @torch.no_grad()
+    def add(self, states: Tensor, targets: Tensor) -> None:
+        """Add a chunk.
+
+        states   float32 [n, N]
+        targets  int64 [n], each in [0, V)
+        """
+        units = states.shape[1]
+        for begin in range(0, units, BLOCK_UNITS):
+            block = states[:, begin : begin + BLOCK_UNITS]
+            self.squares[begin : begin + BLOCK_UNITS, begin:] += block.t() @ states[:, begin:]
+        followed = torch.zeros(self.cross.shape, dtype=states.dtype, device=states.device)
+        self.cross += followed.index_add_(0, targets, states)
+        self.states += states.sum(0, dtype=torch.float64)
+        self.targets += torch.bincount(targets, minlength=len(self.targets))
+        self.count += len(targets)
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """Weight float64 [V, N] and bias float64 [V], by Cholesky.
+
+        Raises RidgeError where rounding leaves the equations without a solution.
+        """
+        mean_state, mean_target = self.states / self.count, self.targets / self.count
+        upper = self.squares.triu()
+        matrix = upper + upper.triu(1).t()
+        matrix -= torch.outer(self.states, mean_state)
+        matrix.diagonal().add_(ridge)
+        cross = self.cross - torch.outer(self.targets, mean_state)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if int(failed):
+            raise RidgeError(
+                f"model.ridge: got {ridge}, too little for {int(self.count)} states of {len(mean_state)} units: "
+                "the equations are singular; expected a larger one, or more text"
+            )
+        weight = torch.cholesky_solve(cross.t(), factor).t()
+        return weight, mean_target - weight @ mean_state

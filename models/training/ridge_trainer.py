@@ -1,0 +1,206 @@
+"""Training of a reservoir's readout by ridge regression: one pass, one solution, one calibration.
+
+In: a config, a prepared corpus, a run folder. Out: `best/`, `last/` and `history.jsonl` in it, and how it ended, as
+from `models.training.trainer`. Knows nothing of raw text; what is shown, the clock and the wish to stop are passed in.
+
+The last part of the training text is kept out of the sums: the scores are made into probabilities on it. A second pass
+would add nothing, so `steps` and `epochs` can only shorten the first. Interrupted, the sums so far are in `last/`:
+
+    sums.safetensors   the sums, and the recurrent state of every stream
+    progress.json      finished chunks, streams, seconds, fingerprint of the corpus
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.atomic import replaced_folder, settled
+from models.cells.esn import EchoStateNetwork
+from models.checkpoint import fill_checkpoint, read_description, read_tensors, write_tensors
+from models.config import Config, ReservoirConfig
+from models.errors import CheckpointError
+from models.evaluation import quick_nats_per_token
+from models.language_model import State, build_model
+from models.readout.calibration import calibrate
+from models.readout.ridge import RidgeSums
+from models.readout.states import Ids, state_chunks
+from models.text.tokens import PreparedCorpus
+from models.training.corpus_streams import fingerprint, starting_tokens
+from models.training.display import Display
+from models.training.history import EvaluationRecord, History
+from models.training.interrupt import StopRequest
+from models.training.run_folder import RunFolder
+from models.training.schedule import chunk_length, num_steps, tokens_per_step
+from models.training.snapshot import PROGRESS, Progress
+from models.training.streams import Streams
+from models.training.trainer import Ending
+
+SUMS = "sums.safetensors"
+CALIBRATION_SHARE = 0.02
+MOST_SCORES = 50_000_000  # numbers that the calibration holds at a time: tokens times vocabulary
+NOTE_SECONDS = 10.0
+
+
+class RidgeTrainer:
+    """One run's moving parts; the same methods as `Trainer`."""
+
+    def __init__(
+        self,
+        config: Config,
+        corpus: PreparedCorpus,
+        run: RunFolder,
+        device: torch.device,
+        display: Display,
+        clock: Callable[[], float],
+        stop: StopRequest,
+    ) -> None:
+        assert isinstance(config.model, ReservoirConfig), "only a reservoir has such a readout"
+        vocabulary_size = corpus.tokenizer.vocabulary_size
+        model = build_model(config.model, vocabulary_size, config.seed).to(device)
+        assert isinstance(model, EchoStateNetwork)
+        self.model = model
+        self._config, self._corpus, self._run = config, corpus, run
+        self._ridge = config.model.ridge
+        self._display, self._clock, self._stop = display, clock, stop
+        self._ids, self._held_out = split_ids(corpus.train.ids, vocabulary_size)
+        self._streams = self._open_streams()
+        self._state: State = model.initial_state(config.training.batch_size)
+        self._sums = RidgeSums.zeros(model.hidden_size, vocabulary_size, device)
+        self._history = History(run.history)
+        self._fingerprint = fingerprint(corpus)
+        num_targets = len(self._ids) - 1
+        one_pass = math.ceil(num_targets / tokens_per_step(config.training, num_targets))
+        self.total_steps = min(one_pass, num_steps(config.training, len(corpus.train.ids) - 1))
+        self.progress = Progress()
+        self._ran_since = self._ran_before = self._noted = 0.0
+
+    def resume(self) -> None:
+        """Go on from `last/`. Raises CheckpointError."""
+        folder = settled(self._run.last)
+        read_description(folder)
+        described = _read_progress(folder, self._fingerprint)
+        self._streams.restore(described.pop("streams"))
+        self.progress = Progress(**described)
+        self._history.cut(self.progress.step)
+        if not self.progress.is_finished:
+            tensors = {name: value.to(self.model.device) for name, value in read_tensors(folder / SUMS).items()}
+            self._state = {name: tensors.pop(name) for name in self._state}
+            self._sums = RidgeSums(**tensors)
+
+    def run(self) -> Ending:
+        """Add up, solve, calibrate. Raises RidgeError or NotFinite; a run resumed when finished ends at once."""
+        self._ran_before, self._ran_since = self.progress.seconds, self._clock()
+        if self.progress.is_finished:
+            return Ending.FINISHED
+        ending = self._add_up()
+        if ending is Ending.INTERRUPTED:
+            self.progress = replace(self.progress, seconds=self._seconds())
+            self._save_last()
+            return ending
+        self._set_readout()
+        self._finish()
+        return ending
+
+    def _add_up(self) -> Ending:
+        most_seconds = 60 * self._config.training.max_minutes or math.inf
+        while self.progress.step < self.total_steps:
+            if self._stop.signal is not None:
+                return Ending.INTERRUPTED
+            if self.progress.step and self._clock() - self._ran_since >= most_seconds:
+                return Ending.TIME_LIMIT
+            self._add_chunk()
+        return Ending.FINISHED
+
+    def _add_chunk(self) -> None:
+        chunk = self._streams.next_chunk()
+        device = self.model.device
+        kept = torch.from_numpy(~chunk.fresh).to(device).unsqueeze(1)
+        state = {name: torch.where(kept, tensor, 0.0) for name, tensor in self._state.items()}
+        hidden, self._state = self.model(torch.from_numpy(chunk.inputs).to(device), state)
+        self._sums.add(hidden.flatten(0, 1), torch.from_numpy(chunk.targets).to(device).flatten())
+        self.progress = replace(self.progress, step=self.progress.step + 1)
+        step, seconds = self.progress.step, self._seconds()
+        if seconds - self._noted >= NOTE_SECONDS or step == self.total_steps:
+            self._noted = seconds
+            self._display.note(f"step {step}/{self.total_steps}  {int(self._sums.count):,} states added up")
+
+    def _set_readout(self) -> None:
+        """Solve, calibrate on the text kept out, and make the model's readout of both."""
+        weight, bias = self._sums.solve(self._ridge)
+        pieces = [
+            (torch.addmm(bias.float(), states, weight.t().float()), targets)
+            for states, targets in state_chunks(self.model, self._held_out)
+        ]
+        scores, targets = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        weight, bias = calibrate(scores, targets, self._sums.targets).fold(weight, bias)
+        with torch.no_grad():
+            self.model.readout.weight.copy_(weight)
+            self.model.readout.bias.copy_(bias)
+
+    def _finish(self) -> None:
+        step = self.progress.step
+        nats = quick_nats_per_token(self.model, self._corpus.validation)
+        record = EvaluationRecord(step, nats, round(self._seconds(), 3))
+        self._history.add(record)
+        self._display.evaluation(record, True)
+        self.progress = Progress(step, nats, step, 0, self._seconds(), is_finished=True)
+        with replaced_folder(self._run.best) as folder:
+            figures = {"validation": {"nats_per_token": nats, "perplexity": math.exp(min(nats, 700.0))}}
+            fill_checkpoint(folder, self.model, self._run.tokenizer, self._config, step=step, figures=figures)
+        self._save_last()
+
+    def _save_last(self) -> None:
+        self._history.flush()
+        described = dataclasses.asdict(self.progress)
+        described |= {"streams": self._streams.state(), "fingerprint": self._fingerprint}
+        with replaced_folder(self._run.last) as folder:
+            step = self.progress.step
+            fill_checkpoint(folder, self.model, self._run.tokenizer, self._config, step=step, figures={})
+            if not self.progress.is_finished:
+                write_tensors(folder / SUMS, self._sums.tensors() | self._state)
+            (folder / PROGRESS).write_text(json.dumps(described) + "\n", "utf-8")
+
+    def _open_streams(self) -> Streams:
+        training, unit = self._config.training, self._config.corpus.document
+        return Streams(
+            self._ids,
+            unit,
+            starting_tokens(self._corpus.tokenizer, unit),
+            batch_size=training.batch_size,
+            length=chunk_length(training, len(self._ids) - 1),
+            restart_share=training.restart_share,
+            generator=np.random.default_rng(self._config.seed),
+        )
+
+    def _seconds(self) -> float:
+        return self._ran_before + self._clock() - self._ran_since
+
+
+def split_ids(ids: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
+    """The training row for the sums, and its last part for the calibration; they share the token at the cut."""
+    share = int(CALIBRATION_SHARE * len(ids))
+    num_held_out = min(max(share, min(2000, len(ids) // 4)), max(2000, MOST_SCORES // vocabulary_size))
+    cut = len(ids) - 1 - max(1, num_held_out)
+    return ids[: cut + 1], ids[cut:]
+
+
+def _read_progress(folder: Path, expected: str) -> dict[str, Any]:
+    path = folder / PROGRESS
+    try:
+        described = json.loads(path.read_text("utf-8"))
+        assert isinstance(described, dict)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; start again with --overwrite") from error
+    if described.pop("fingerprint") != expected:
+        raise CheckpointError(
+            f"{folder}: the corpus has changed since this run was started; "
+            "bring it back, or start again with --overwrite"
+        )
+    return described
