@@ -21,12 +21,8 @@ ERROR_ROOTS = (
     ("export.errors", "ExportError"),
     ("service.errors", "MeariError"),
 )
-TRAINING_SIDE = frozenset(
-    {"matplotlib", "onnx", "onnx_ir", "onnxscript", "rich", "safetensors", "scipy", "torch"}
-)
-INSTALL_TRAINING_SIDE = (
-    "this verb needs the training side, `pip install 'meari[train]'` or `make test` installs it"
-)
+TRAINING_SIDE = frozenset({"matplotlib", "onnx", "onnx_ir", "onnxscript", "rich", "safetensors", "scipy", "torch"})
+INSTALL_TRAINING_SIDE = "this verb needs the training side, `pip install 'meari[train]'` or `make test` installs it"
 
 EXAMPLES = """\b
 Examples:

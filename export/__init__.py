@@ -6,3 +6,7 @@ see it. Knows nothing of training or of HTTP.
 
     weights_from_torch → weights → graphs (with arithmetic) → sessions → verification → bundle
 """
+
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is imported: it would report every session to its makers
