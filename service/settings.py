@@ -95,7 +95,8 @@ def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
     known = [f"MEARI_{name.upper()}" for name in _PARSERS]
     problems = []
     for variable in sorted(environment):
-        if variable.startswith("MEARI_") and variable not in known:
+        ours = variable.startswith("MEARI_") and not variable.startswith("MEARI_LOAD_")  # those are the load tests'
+        if ours and variable not in known:
             near = difflib.get_close_matches(variable, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(known))}"
             problems.append(f"{variable}: no such setting{hint}")
