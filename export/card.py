@@ -149,20 +149,15 @@ def _training(description: Description) -> str:
 
 
 def _use(description: Description) -> str:
-    prompt = description.samples[0][:12] if description.samples else ""
-    generate = json.dumps(
-        {"model": description.name, "prompt": prompt, "max_tokens": 64, "seed": 7}, ensure_ascii=False
-    )
-    score = json.dumps({"model": description.name, "text": description.samples[0][:40]}, ensure_ascii=False)
-    return (
-        "## Use\n\nWith `make serve` running:\n\n```sh\n"
-        f"curl -s localhost:8000/generate -H 'Content-Type: application/json' -d {_quoted(generate)}\n"
-        f"curl -s localhost:8000/score -H 'Content-Type: application/json' -d {_quoted(score)}\n```"
-    )
+    text = description.samples[0]
+    generate = {"model": description.name, "prompt": text[:12], "max_tokens": 64, "seed": 7}
+    score = {"model": description.name, "text": text[:40]}
+    return f"## Use\n\nWith `make serve` running:\n\n```sh\n{_curl('generate', generate)}\n{_curl('score', score)}\n```"
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
+def _curl(path: str, body: dict[str, Any]) -> str:
+    quoted = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
+    return f"curl -s localhost:8000/{path} -H 'Content-Type: application/json' -d '{quoted}'"
 
 
 def _samples(description: Description) -> str:

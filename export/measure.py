@@ -3,6 +3,7 @@
 In: a bundle's folder. Out: a table of microseconds by batch size, one thread, the best of many repetitions.
 """
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ BATCH_SIZES = (1, 4, 16, 64)
 SECONDS = 0.5  # of measuring for each figure
 
 
-def step_seconds(run: Callable[[], object], seconds: float = SECONDS) -> float:
+def step_seconds(run: Callable[[], object], seconds: float) -> float:
     """The shortest time that `run` took within `seconds` of running it again and again."""
     best, end = float("inf"), time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:
@@ -27,7 +28,7 @@ def step_seconds(run: Callable[[], object], seconds: float = SECONDS) -> float:
     return best
 
 
-def step_table(folder: Path) -> str:
+def step_table(folder: Path, seconds: float = SECONDS) -> str:
     """Rows: the cell and the output layer. Columns: batch sizes."""
     graphs = Graphs(Precision.FP32, (folder / "cell.onnx").read_bytes(), (folder / "output.onnx").read_bytes())
     model = GraphModel(graphs)
@@ -37,12 +38,19 @@ def step_table(folder: Path) -> str:
     for batch in BATCH_SIZES:
         tokens = generator.integers(0, model.vocabulary_size, batch)
         hidden, state = model.step(tokens, model.initial_state(batch))
-        cell.append(step_seconds(partial(model.step, tokens, state)))
-        output.append(step_seconds(partial(model.logprobs, hidden)))
+        cell.append(step_seconds(partial(model.step, tokens, state), seconds))
+        output.append(step_seconds(partial(model.logprobs, hidden), seconds))
     for name, times in (("cell", cell), ("output", output)):
-        lines.append(name.ljust(12) + "".join(f"{1e6 * seconds:>12.0f}" for seconds in times))
+        lines.append(name.ljust(12) + "".join(f"{1e6 * best:>12.0f}" for best in times))
     return "\n".join(lines)
 
 
+def main() -> None:
+    """Print the table of the bundle that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="bundles/NAME")
+    sys.stdout.write(step_table(parser.parse_args().folder) + "\n")
+
+
 if __name__ == "__main__":
-    sys.stdout.write(step_table(Path(sys.argv[1])) + "\n")
+    main()
