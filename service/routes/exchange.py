@@ -8,6 +8,7 @@ from typing import Final, cast
 
 import msgspec
 from flask import Response, g, request
+from gunicorn.http.errors import ParseException
 
 from service.admission import Ticket
 from service.client import Client
@@ -69,7 +70,9 @@ class Exchange:
                     raise InvalidRequest(f"body: not complete after {BODY_SECONDS:g} seconds")
                 yield piece
         except OSError:
-            raise InvalidRequest("body: it ended or broke off before it was complete") from None
+            raise InvalidRequest("body: it broke off before it was complete") from None
+        except ParseException as error:
+            raise InvalidRequest(f"body: its transfer coding is malformed: {error}") from None
 
     def use_model(self, model: Model) -> Model:
         """Note which model the request is for."""

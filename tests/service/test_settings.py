@@ -46,7 +46,10 @@ def test_keys_are_never_shown() -> None:
 
 def test_contradictions_are_told(tmp_path: Path) -> None:
     problems = problems_of(
-        MEARI_MAX_BODY_BYTES="4096", MEARI_MAX_INFLIGHT_BYTES="2048", MEARI_BUNDLES=str(tmp_path), MEARI_DEFAULT_MODEL="x"
+        MEARI_MAX_BODY_BYTES="4096",
+        MEARI_MAX_INFLIGHT_BYTES="2048",
+        MEARI_BUNDLES=str(tmp_path),
+        MEARI_DEFAULT_MODEL="x",
     )
     assert [problem.split(":")[0] for problem in problems] == ["MEARI_MAX_INFLIGHT_BYTES", "MEARI_DEFAULT_MODEL"]
 

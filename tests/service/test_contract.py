@@ -1,0 +1,396 @@
+"""The HTTP contract, answer by answer, without a server."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from service.app import create_app
+from service.errors import EngineFailed
+from service.settings import Settings
+from tests.service.conftest import SPELLED
+from tests.service.tiny_bundle import LETTERS, expected_logprob
+
+
+def post(client: FlaskClient, path: str, status: int = 200, **body: Any) -> Any:
+    response = client.post(path, json=body)
+    assert response.status_code == status, response.text
+    return response.get_json()
+
+
+def test_generate_answers_in_the_shape_of_the_contract(client: FlaskClient) -> None:
+    answer = post(client, "/generate", prompt="abc", temperature=0, max_tokens=4, logprobs=1, seed=7)
+    logprob = answer["choices"][0]["tokens"][0]["logprob"]
+    assert logprob == pytest.approx(expected_logprob(5, 4, 4), abs=1e-6)
+    tokens = [
+        {"id": 5 + i, "text": "defg"[i], "logprob": token["logprob"], "top": token["top"]}
+        for i, token in enumerate(answer["choices"][0]["tokens"])
+    ]
+    assert answer == {
+        "model": "letters",
+        "seed": 7,
+        "choices": [{"index": 0, "text": "defg", "finish_reason": "length", "tokens": tokens}],
+        "usage": {"prompt_tokens": 3, "cached_tokens": 0, "generated_tokens": 4},
+    }
+    assert tokens[0]["top"] == [{"id": 5, "text": "d", "logprob": logprob}]
+
+
+def test_an_empty_object_is_a_request(client: FlaskClient) -> None:
+    answer = post(client, "/generate")
+    assert set(answer["choices"][0]) == {"index", "text", "finish_reason"}
+    assert 0 <= answer["seed"] < 2**53
+
+
+def test_the_end_token_is_counted_and_shown_and_is_no_text(client: FlaskClient) -> None:
+    answer = post(client, "/generate", prompt="xy", temperature=0, logprobs=0)
+    choice = answer["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("z", "end")
+    assert [(token["text"], token["top"]) for token in choice["tokens"]] == [("z", []), ("<|end|>", [])]
+    assert answer["usage"]["generated_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "num_tokens"),
+    [("e", "bcd", 4), (["ef", "zz"], "bcd", 5), (["efg", "f"], "bcde", 5), (["cd", "bcd"], "", 3), ("b", "", 1)],
+)
+def test_stop_cuts_before_the_first_match(client: FlaskClient, stop: Any, text: str, num_tokens: int) -> None:
+    answer = post(client, "/generate", prompt="a", temperature=0, stop=stop, logprobs=0)
+    assert answer["choices"][0]["text"] == text
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert len(answer["choices"][0]["tokens"]) == answer["usage"]["generated_tokens"] == num_tokens
+
+
+def test_the_prompt_is_no_part_of_a_stop_match(client: FlaskClient) -> None:
+    answer = post(client, "/generate", prompt="a", temperature=0, stop="ab", max_tokens=3)
+    assert answer["choices"][0] == {"index": 0, "text": "bcd", "finish_reason": "length"}
+
+
+def test_a_seed_fixes_the_text_and_samples_differ(client: FlaskClient) -> None:
+    request: dict[str, Any] = {"model": "flat", "seed": 11, "n": 3, "max_tokens": 30}
+    first, again = post(client, "/generate", **request), post(client, "/generate", **request)
+    assert first == again
+    assert len({choice["text"] for choice in first["choices"]}) == 3
+    random = {post(client, "/generate", model="flat", max_tokens=30)["choices"][0]["text"] for _ in range(3)}
+    assert len(random) > 1
+
+
+def test_logit_bias_forces_a_token(client: FlaskClient) -> None:
+    answer = post(client, "/generate", temperature=0, max_tokens=3, logit_bias={"9": 100})
+    assert answer["choices"][0]["text"] == "hhh"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"top_k": 29}, "top_k: got 29, expected 0 <= top_k <= 28"),
+        ({"logit_bias": {"28": 1}}, "expected a token id, 0 <= id < 28"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": {"1.0": 1}}, "logit_bias"),
+        ({"logit_bias": {"01": 1}}, "logit_bias"),
+        ({"logit_bias": {"٣": 1}}, "logit_bias"),
+        ({"logit_bias": {"": 1}}, "logit_bias"),
+        ({"logit_bias": {"9" * 30: 1}}, "logit_bias"),
+        ({"max_tokens": 501}, "max_tokens: got 501, expected 1 <= max_tokens <= 500"),
+    ],
+)
+def test_limits_of_the_model_and_of_the_server_are_named(
+    client: FlaskClient, body: dict[str, Any], message: str
+) -> None:
+    assert message in post(client, "/generate", 400, **body)["error"]["message"]
+
+
+def sse(client: FlaskClient, **body: Any) -> list[Any]:
+    response = client.post("/generate", json={"stream": True, **body})
+    assert response.headers["Content-Type"].startswith("text/event-stream")
+    assert response.headers["Cache-Control"] == "no-store"
+    lines = response.text.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2] if line.startswith("data: ")]
+
+
+@pytest.mark.parametrize("model", ["letters", "flat", "bytes", "noise", "words"])
+@pytest.mark.parametrize("more", [{}, {"stop": ["fg", "a", "😀", "day ,"]}, {"logprobs": 2, "n": 3}])
+def test_streamed_and_whole_answers_are_equal(client: FlaskClient, model: str, more: dict[str, Any]) -> None:
+    request = {"model": model, "seed": 5, "max_tokens": 60, **more}
+    whole = post(client, "/generate", **request)
+    *parts, last = sse(client, **request)
+    assert {"model": whole["model"], "seed": whole["seed"], "usage": whole["usage"], "choices": []} == last
+    for expected in whole["choices"]:
+        own = [choice for part in parts for choice in part["choices"] if choice["index"] == expected["index"]]
+        assert "".join(choice["text"] for choice in own) == expected["text"]
+        assert [choice.get("finish_reason") for choice in own] == [None] * (len(own) - 1) + [expected["finish_reason"]]
+        assert [t for choice in own for t in choice.get("tokens", [])] == expected.get("tokens", [])
+
+
+def test_bytes_become_whole_characters(client: FlaskClient) -> None:
+    *parts, _ = sse(client, model="bytes", temperature=0)
+    pieces = [choice["text"] for part in parts for choice in part["choices"]]
+    assert "".join(pieces) == SPELLED
+    assert all("\ufffd" not in piece for piece in pieces)
+    cut = post(client, "/generate", model="bytes", temperature=0, max_tokens=4, logprobs=0)
+    assert cut["choices"][0]["text"] == "é"
+    assert [token["text"] for token in cut["choices"][0]["tokens"]] == ["\ufffd"] * 4
+
+
+def test_words_follow_a_prompt_after_a_space(client: FlaskClient) -> None:
+    assert post(client, "/generate", model="words", temperature=0)["choices"][0]["text"] == "good day , world"
+    assert post(client, "/generate", model="words", prompt="good", temperature=0)["choices"][0]["text"].startswith(
+        " day"
+    )
+
+
+def test_score_answers_in_the_shape_of_the_contract(client: FlaskClient) -> None:
+    answer = post(client, "/score", text="ab", tokens=True, words=True, top=2)
+    result = answer["results"][0]
+    logprobs = [expected_logprob(2, 0, 1), expected_logprob(3, 2, 2), expected_logprob(0, 3, 3)]
+    assert [token["logprob"] for token in result["tokens"]] == pytest.approx(logprobs, abs=1e-6)
+    assert result["logprob"] == math.fsum(token["logprob"] for token in result["tokens"])
+    assert result["perplexity"] == pytest.approx(math.exp(-sum(logprobs) / 3), rel=1e-6)
+    assert [(t["id"], t["text"], t["rank"], t["start"], t["end"]) for t in result["tokens"]] == [
+        (2, "a", 1, 0, 1),
+        (3, "b", 1, 1, 2),
+        (0, "<|end|>", 2, 2, 2),
+    ]
+    assert [len(token["top"]) for token in result["tokens"]] == [2, 2, 2]
+    assert result["words"] == [
+        {"text": "ab", "logprob": sum(t["logprob"] for t in result["tokens"][:2]), "start": 0, "end": 2}
+    ]
+    assert answer["usage"] == {"scored_tokens": 3, "computed_tokens": 3}
+    plain = post(client, "/score", text="ab")["results"][0]
+    assert plain == {name: value for name, value in result.items() if name not in ("tokens", "words")}
+
+
+def test_score_equals_what_generate_reports_bit_for_bit(client: FlaskClient) -> None:
+    generated = post(client, "/generate", model="flat", prompt="ab", seed=3, logprobs=0, max_tokens=200)
+    choice = generated["choices"][0]
+    assert choice["finish_reason"] == "end"
+    scored = post(client, "/score", model="flat", context="ab", text=choice["text"], tokens=True)["results"][0]
+    if "<|unk|>" not in choice["text"]:
+        assert [t["logprob"] for t in scored["tokens"]] == [t["logprob"] for t in choice["tokens"]]
+    assert scored["logprob"] == math.fsum(t["logprob"] for t in scored["tokens"])
+
+
+def test_texts_come_in_their_order_and_share_their_prefixes(client: FlaskClient) -> None:
+    texts = ["abcd", "", "abce", "abcd", "한", "x" * 50]
+    together = post(client, "/score", texts=texts)
+    alone = [post(client, "/score", text=text)["results"][0] for text in texts]
+    assert together["results"] == alone
+    assert together["usage"]["computed_tokens"] < together["usage"]["scored_tokens"]
+
+
+def test_the_end_is_counted_unless_asked_otherwise(client: FlaskClient) -> None:
+    with_end = post(client, "/score", text="abc")["results"][0]
+    without = post(client, "/score", text="abc", add_end=False)["results"][0]
+    assert (with_end["num_tokens"], without["num_tokens"]) == (4, 3)
+    assert with_end["logprob"] < without["logprob"]
+    nothing = post(client, "/score", text="", add_end=False)
+    assert nothing["results"][0]["perplexity"] is None
+    assert nothing["usage"] == {"scored_tokens": 0, "computed_tokens": 0}
+
+
+def test_tokenize_and_detokenize_undo_each_other(client: FlaskClient) -> None:
+    text = "한글 😀 and <|end|>\n"
+    tokens = post(client, "/tokenize", model="bytes", text=text)
+    assert set(tokens) == {"model", "tokens"}
+    assert set(tokens["tokens"][0]) == {"id", "text"}
+    answer = {"model": "bytes", "text": text}
+    assert post(client, "/detokenize", model="bytes", tokens=tokens["tokens"]) == answer
+    assert post(client, "/detokenize", model="bytes", tokens=[t["id"] for t in tokens["tokens"]]) == answer
+    assert post(client, "/tokenize", text="")["tokens"] == []
+    assert post(client, "/detokenize", tokens=[])["text"] == ""
+    assert "tokens[1]: got 28" in post(client, "/detokenize", 400, tokens=[1, 28])["error"]["message"]
+
+
+def test_models_are_described(client: FlaskClient) -> None:
+    answer = client.get("/models").get_json()
+    assert [model["name"] for model in answer["models"]] == ["bytes", "flat", "letters", "noise", "words"]
+    assert answer["default"] == "letters"
+    model = client.get("/models/letters").get_json()
+    assert model == answer["models"][2]
+    assert {"family", "sizes", "tokenizer", "corpus", "figures", "precision", "hashes", "limits", "self_test"} <= set(
+        model
+    )
+    assert model["limits"]["max_tokens"] == 500
+    assert model["self_test"]["rows_isolated"] is True
+
+
+def test_a_broken_bundle_is_named_and_the_others_are_served(client: FlaskClient) -> None:
+    ready = client.get("/readyz")
+    assert ready.status_code == 200
+    assert "cell.onnx" in ready.get_json()["failed"]["broken"]
+    error = post(client, "/generate", 404, model="broken")["error"]
+    assert error["code"] == "unknown_model"
+    assert "could not be loaded" in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/models/nothing", "/models/..%2f"])
+def test_models_that_are_not_there_are_not_found(client: FlaskClient, path: str) -> None:
+    assert client.get(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("POST", "/", 404, "not_found"),
+        ("GET", "/generate", 405, "method_not_allowed"),
+        ("DELETE", "/models", 405, "method_not_allowed"),
+        ("PUT", "/healthz", 405, "method_not_allowed"),
+    ],
+)
+def test_flasks_own_errors_have_the_one_body(
+    client: FlaskClient, method: str, path: str, status: int, code: str
+) -> None:
+    response = client.open(path, method=method, headers={"X-Request-Id": "abc-1.2_3"})
+    error = response.get_json()["error"]
+    assert (response.status_code, error["code"], error["request_id"]) == (status, code, "abc-1.2_3")
+    assert set(error) == {"code", "message", "request_id"}
+    assert ("Allow" in response.headers) == (status == 405)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        None,
+        "",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/json; charset=latin-1",
+        "application/jsonx",
+    ],
+)
+def test_other_media_types_are_refused(client: FlaskClient, content_type: str | None) -> None:
+    response = client.post("/generate", data=b"{}", content_type=content_type)
+    assert (response.status_code, response.get_json()["error"]["code"]) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=UTF-8", "Application/JSON"])
+def test_json_in_utf8_is_taken(client: FlaskClient, content_type: str) -> None:
+    body = '{"text": "한"}'.encode()
+    assert client.post("/tokenize", data=body, content_type=content_type).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_kept"),
+    [("a", True), ("A-1_b.c", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("é", False), ("", False)],
+)
+def test_every_answer_carries_an_id(client: FlaskClient, sent: str, is_kept: bool) -> None:
+    response = client.get("/healthz", headers={"X-Request-Id": sent})
+    assert (response.headers["X-Request-Id"] == sent) == is_kept
+    assert response.headers["X-Request-Id"]
+
+
+def test_malformed_json_is_an_invalid_request(client: FlaskClient) -> None:
+    response = client.post("/generate", data=b'{"n": ', content_type="application/json")
+    assert (response.status_code, response.get_json()["error"]["code"]) == (400, "invalid_request")
+
+
+def test_errors_of_our_own_show_nothing_of_ours(
+    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = app.extensions["meari"]
+    for error in (RuntimeError("secret"), EngineFailed("secret"), KeyError("secret")):
+        monkeypatch.setattr(service.registry, "get", lambda _name, error=error: (_ for _ in ()).throw(error))
+        response = client.post("/generate", json={})
+        assert (response.status_code, response.get_json()["error"]["code"]) == (500, "internal")
+        assert "secret" not in response.text
+
+
+def test_keys_are_asked_for_where_they_are_set(bundles: Any) -> None:
+    app = create_app(Settings(bundles=bundles / "nothing", api_keys=("k1", "k2"), workers=1, log_level="error"))
+    client = app.test_client()
+    assert app.extensions["meari"].registry.wait_loaded(10)
+    for header in (None, "Bearer", "Bearer k3", "Basic k1", "k1", "Bearer k1x", "Bearer é"):
+        headers = {} if header is None else {"Authorization": header}
+        response = client.get("/models", headers=headers)
+        assert (response.status_code, response.get_json()["error"]["code"]) == (401, "unauthorized")
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert client.get("/models", headers={"Authorization": "Bearer k2"}).status_code == 503
+    assert client.post("/generate", json={}, headers={"Authorization": "Bearer k2"}).status_code == 503
+    for path, status in [("/healthz", 200), ("/readyz", 503), ("/metrics", 200)]:
+        assert client.get(path).status_code == status
+
+
+def test_no_bundle_at_all_is_not_ready_and_says_why(tmp_path: Any) -> None:
+    for folder, reason in [(tmp_path, "there is no bundle"), (tmp_path / "x", "there is no folder")]:
+        app = create_app(Settings(bundles=folder, workers=1, log_level="error"))
+        client = app.test_client()
+        assert app.extensions["meari"].registry.wait_loaded(10)
+        response = client.get("/readyz")
+        assert response.status_code == 503
+        assert response.headers["Retry-After"]
+        assert reason in response.get_json()["error"]["message"]
+        refused = client.post("/score", json={"text": "a"})
+        assert (refused.status_code, refused.get_json()["error"]["code"]) == (503, "not_ready")
+        assert refused.headers["Retry-After"]
+
+
+def test_too_much_is_refused_before_it_is_tokenized(bundles: Any) -> None:
+    limits: dict[str, Any] = {
+        "max_body_bytes": 2048,
+        "max_inflight_bytes": 20_000,
+        "max_text_chars": 150,
+        "max_requests": 3,
+    }
+    app = create_app(Settings(bundles=bundles, default_model="letters", workers=1, log_level="error", **limits))
+    service, client = app.extensions["meari"], app.test_client()
+    assert service.registry.wait_loaded(20)
+    for path, body, status in [
+        ("/generate", {"prompt": "a" * 3000}, 413),
+        ("/generate", {"prompt": "a" * 200}, 413),
+        ("/score", {"texts": ["a" * 100, "b" * 51]}, 413),
+        ("/score", {"text": "a" * 149, "tokens": True, "top": 20}, 413),
+        ("/score", {"text": "a" * 149}, 200),
+        ("/generate", {"max_tokens": 4096}, 413),
+        ("/tokenize", {"text": "a" * 151}, 413),
+    ]:
+        response = client.post(path, json=body)
+        assert response.status_code == status, response.text
+        assert status == 200 or response.get_json()["error"]["code"] == "too_large"
+    assert (service.admission.num_requests, service.admission.num_bytes) == (0, 0)
+    tickets = [service.admission.enter() for _ in range(3)]
+    response = client.post("/generate", json={})
+    assert (response.status_code, response.get_json()["error"]["code"]) == (429, "overloaded")
+    assert int(response.headers["Retry-After"]) >= 1
+    assert client.get("/healthz").status_code == 200
+    tickets.pop().release()
+    assert client.post("/generate", json={"max_tokens": 1}).status_code == 200
+    for ticket in tickets:
+        ticket.release()
+        ticket.release()
+    assert service.admission.num_requests == 0
+    service.registry.stop()
+
+
+def test_timeouts_end_a_generation_with_its_text_and_a_score_with_an_error(bundles: Any) -> None:
+    settings = Settings(bundles=bundles, workers=1, log_level="error", max_timeout_seconds=0.05, max_tokens=100_000)
+    app = create_app(settings)
+    client = app.test_client()
+    assert app.extensions["meari"].registry.wait_loaded(20)
+    bias = {"0": -100}
+    answer = post(client, "/generate", model="letters", max_tokens=100_000, logit_bias=bias, timeout_seconds=0.03)
+    assert answer["choices"][0]["finish_reason"] == "timeout"
+    assert 0 < answer["usage"]["generated_tokens"] == len(answer["choices"][0]["text"].replace("<|unk|>", "u"))
+    error = post(client, "/score", 504, model="letters", text=LETTERS * 20_000)["error"]
+    assert error["code"] == "timeout"
+    app.extensions["meari"].registry.stop()
+
+
+def test_metrics_are_those_of_prometheus(client: FlaskClient) -> None:
+    post(client, "/generate", max_tokens=5, temperature=0)
+    post(client, "/score", text="abc")
+    response = client.get("/metrics")
+    assert response.headers["Content-Type"].startswith("text/plain")
+    for name in (
+        "meari_requests_total",
+        "meari_steps_total",
+        "meari_generated_tokens_total",
+        "meari_scored_tokens_total",
+    ):
+        assert f"\n{name}{{" in response.text
+    assert 'meari_requests_total{route="/score",status="200"}' in response.text

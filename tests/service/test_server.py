@@ -1,0 +1,295 @@
+"""The service under real gunicorn: streams, refusals, clients that go away, and its end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.service.running import ROOT, Server, clean_environment, command, events, free_port, running_server
+from tests.service.tiny_bundle import write_tiny_bundle
+
+ENDLESS = {"model": "letters", "logit_bias": {"0": -100}, "temperature": 0}  # never samples the end
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait for something that another process does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def metric(server: Server, name: str, model: str = "letters") -> float:
+    lines = server.client.get("/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f'{name}{{model="{model}"'))
+
+
+def raw_post(body: bytes, *headers: bytes, path: bytes = b"/generate") -> bytes:
+    lines = [b"POST %b HTTP/1.1" % path, b"Host: x", b"Content-Type: application/json", *headers]
+    if not any(header.startswith((b"Transfer-Encoding", b"Content-Length")) for header in headers):
+        lines.append(b"Content-Length: %d" % len(body))
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def test_ready_is_said_when_every_worker_is(server: Server) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: server.post("/generate", max_tokens=1).status_code, range(40)))
+    assert answers == [200] * 40
+
+
+def test_a_stream_is_server_sent_events(server: Server) -> None:
+    response = server.post("/generate", prompt="w", temperature=0, stream=True)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert (response.headers["cache-control"], response.headers["x-accel-buffering"]) == ("no-store", "no")
+    assert response.headers["x-request-id"]
+    *parts, usage, done = events(response)
+    assert done == "[DONE]"
+    choices = [json.loads(part)["choices"][0] for part in parts]
+    assert "".join(choice["text"] for choice in choices) == "xyz"
+    assert choices[-1]["finish_reason"] == "end"
+    assert json.loads(usage)["usage"] == {"prompt_tokens": 1, "cached_tokens": 0, "generated_tokens": 4}
+
+
+def test_a_stream_comes_while_it_is_made(server: Server) -> None:
+    body = {**ENDLESS, "max_tokens": 200_000, "stream": True}
+    with server.client.stream("POST", "/generate", json=body) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith('data: {"choices":[{"index":0,"text":"a')
+    until(lambda: metric(server, "meari_running_sequences") == 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_frees_its_slot(bundles: Path, tmp_path: Path, stream: bool) -> None:
+    with running_server(tmp_path, bundles=bundles, max_slots=1, max_tokens=1_000_000) as server:
+        with server.connect() as connection:
+            body = json.dumps({**ENDLESS, "max_tokens": 1_000_000, "stream": stream}).encode()
+            connection.sendall(raw_post(body))
+            if stream:
+                assert connection.recv(20)
+            else:
+                until(lambda: metric(server, "meari_running_sequences") == 1)
+        started = time.monotonic()
+        answer = server.post("/generate", model="letters", max_tokens=1)
+        assert answer.status_code == 200
+        assert time.monotonic() - started < 5
+        until(lambda: metric(server, "meari_running_sequences") == 0)
+        if not stream:
+            until(lambda: " 499 " in server.log)
+
+
+def test_past_its_bounds_the_service_refuses_at_once(bundles: Path, tmp_path: Path) -> None:
+    limits: dict[str, Any] = {"max_requests": 3, "max_slots": 1, "max_waiting": 1, "max_tokens": 1_000_000}
+    body = {**ENDLESS, "max_tokens": 1_000_000, "stream": True}
+    with running_server(tmp_path, bundles=bundles, **limits) as server:
+        with server.client.stream("POST", "/generate", json=body) as running:
+            lines = running.iter_lines()
+            assert next(lines).startswith("data: ")
+            waiting = server.connect()
+            waiting.sendall(raw_post(json.dumps(body).encode()))
+            until(lambda: metric(server, "meari_waiting_requests") == 1)
+            started = time.monotonic()
+            refused = server.post("/generate", model="letters")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+            assert int(refused.headers["retry-after"]) >= 1
+            assert server.post("/score", model="flat", text="ab").status_code == 200, "another model has its own queue"
+            with ThreadPoolExecutor(30) as pool:
+                many = list(pool.map(lambda _: server.post("/generate", model="letters").status_code, range(60)))
+            assert set(many) == {429}
+            assert server.client.get("/healthz").status_code == server.client.get("/readyz").status_code == 200
+            assert time.monotonic() - started < 5
+            waiting.close()
+        until(lambda: server.post("/generate", model="letters", max_tokens=1).status_code == 200)
+        assert metric(server, "meari_refusals_total") + metric(server, "meari_refusals_total", "") >= 61
+
+
+def test_bodies_are_bounded_with_and_without_a_length(bundles: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, bundles=bundles, max_body_bytes=2000, default_model="letters") as server:
+        assert server.post("/tokenize", text="a" * 3000).json()["error"]["code"] == "too_large"
+
+        def chunks(count: int) -> Iterator[bytes]:
+            yield b'{"text": "'
+            for _ in range(count):
+                yield b"a" * 100
+            yield b'"}'
+
+        for count, status in [(10, 200), (30, 413)]:
+            response = server.client.post(
+                "/tokenize", content=chunks(count), headers={"Content-Type": "application/json"}
+            )
+            assert response.status_code == status, response.text
+        with server.connect() as connection:
+            connection.sendall(raw_post(b"zz\r\n", b"Transfer-Encoding: chunked", path=b"/tokenize"))
+            assert connection.recv(100).startswith(b"HTTP/1.1 400")
+        with server.connect() as connection:  # announced, never sent
+            connection.sendall(raw_post(b"", b"Content-Length: 99999999999", path=b"/tokenize"))
+            assert connection.recv(100).startswith(b"HTTP/1.1 413")
+        assert server.post("/tokenize", text="a").status_code == 200
+
+
+def test_a_long_text_is_scored_in_flat_memory(server: Server) -> None:
+    text = "abcdefghij" * 2_000
+
+    def peak() -> int:
+        return max(_peak_memory_bytes(pid) for pid in _children(server.process.pid))
+
+    for _ in range(4):
+        assert server.post("/score", text=text[:1000], tokens=True, words=True, top=20).status_code == 200
+    before = peak()
+    answer = server.post("/score", text=text, tokens=True, words=True, top=20)
+    assert answer.status_code == 200
+    result = answer.json()["results"][0]
+    assert len(result["tokens"]) == result["num_tokens"] == 20_001
+    assert len(answer.content) > 15_000_000
+    assert peak() - before < 30_000_000
+
+
+def _children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
+    return [int(child) for child in found]
+
+
+def _peak_memory_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text("ascii")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+def test_seeds_fix_texts_whatever_else_runs(server: Server) -> None:
+    def text(seed: int) -> Any:
+        return server.post("/generate", model="flat", seed=seed, max_tokens=50).json()["choices"][0]["text"]
+
+    alone = [text(seed) for seed in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(text, range(12))) == alone
+
+
+def test_metrics_count_the_work_of_all_workers(server: Server) -> None:
+    before = metric(server, "meari_generated_tokens_total", "flat")
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda i: server.post("/generate", model="flat", seed=i).json(), range(20)))
+    generated = sum(answer["usage"]["generated_tokens"] for answer in answers)
+    until(lambda: metric(server, "meari_generated_tokens_total", "flat") - before >= generated)
+
+
+@pytest.mark.parametrize("kept_alive", [False, True])
+def test_the_end_waits_for_open_streams_and_readiness_fails_first(
+    bundles: Path, tmp_path: Path, kept_alive: bool
+) -> None:
+    with running_server(tmp_path, bundles=bundles, default_model="letters", max_tokens=1_000_000) as server:
+        body = {**ENDLESS, "max_tokens": 1_000_000, "timeout_seconds": 1.5, "stream": True}
+        prober = server.client if kept_alive else httpx.Client(base_url=server.client.base_url, trust_env=False)
+        with httpx.stream("POST", f"{server.client.base_url}/generate", json=body, timeout=20) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: ")
+            server.terminate()
+            until(lambda: prober.get("/readyz").status_code == 503)
+            not_ready = prober.get("/readyz")
+            assert "shutting down" in not_ready.json()["error"]["message"]
+            assert not_ready.headers["retry-after"]
+            assert prober.post("/generate", json={}).json()["error"]["code"] == "not_ready"
+            assert prober.get("/healthz").status_code == 200
+            rest = [line for line in lines if line.startswith("data: ")]
+        prober.close()
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-3].removeprefix("data: "))["choices"][0]["finish_reason"] == "timeout"
+        assert server.wait() == 0
+        assert "terminate called" not in server.log
+        assert "Traceback" not in server.log
+        assert "SIGABRT" not in server.log
+
+
+def test_what_is_not_done_in_time_ends_with_what_it_has(bundles: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"default_model": "letters", "max_tokens": 1_000_000, "graceful_timeout_seconds": 2}
+    with running_server(tmp_path, bundles=bundles, **settings) as server:
+        body = {**ENDLESS, "max_tokens": 1_000_000}
+        with ThreadPoolExecutor(2) as pool:
+            whole = pool.submit(lambda: httpx.post(f"{server.client.base_url}/generate", json=body, timeout=20))
+            until(lambda: metric(server, "meari_running_sequences") == 1)
+            server.terminate()
+            answer = whole.result(15)
+        assert answer.json()["choices"][0]["finish_reason"] == "timeout"
+        assert server.wait() == 0
+
+
+def test_an_idle_service_ends_at_once(bundles: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, bundles=bundles) as server:
+        server.client.close()
+        server.terminate()
+        assert server.wait(6) == 0
+
+
+def test_a_worker_that_dies_is_replaced(bundles: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, bundles=bundles, default_model="letters") as server:
+        (pid,) = _children(server.process.pid)
+        subprocess.run(["kill", "-KILL", str(pid)], check=True)
+        until(lambda: _children(server.process.pid) not in ([pid], []))
+        until(lambda: _is_ready(server))
+        assert server.post("/generate", max_tokens=1).status_code == 200
+        assert metric(server, "meari_running_sequences") == 0
+
+
+def _is_ready(server: Server) -> bool:
+    try:
+        return httpx.get(f"{server.client.base_url}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_not_ready_says_why_and_when_to_ask_again(tmp_path: Path) -> None:
+    with running_server(tmp_path, wait_ready=False, bundles=tmp_path / "none") as server:
+        until(lambda: "there is no folder" in server.client.get("/readyz").text)
+        refused = server.post("/generate")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+        assert refused.headers["retry-after"]
+
+
+def test_a_broken_bundle_is_logged(bundles: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, bundles=bundles) as server:
+        assert "broken" in server.client.get("/readyz").json()["failed"]
+        assert "bundle broken cannot be served: cell.onnx" in server.log
+
+
+def test_meari_serve_takes_its_options(bundles: Path, tmp_path: Path) -> None:
+    port = free_port()
+    arguments = ["serve", "--port", str(port), "--bundles", str(bundles), "--workers", "1"]
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [command()[0], "-c", "from cli.main import main; main()", *arguments],
+            cwd=ROOT, env=clean_environment(), stdout=stream, stderr=stream,
+        )  # fmt: skip
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            until(lambda: _is_ready(Server(process, port, log, client)), 30)
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_two_hundred_connections_are_all_answered(server: Server) -> None:
+    barrier = threading.Barrier(100)
+
+    def ask(number: int) -> int:
+        barrier.wait(20)
+        return httpx.post(f"{server.client.base_url}/score", json={"text": "abc"}, timeout=30).status_code
+
+    with ThreadPoolExecutor(100) as pool:
+        statuses = list(pool.map(ask, range(100)))
+    assert set(statuses) <= {200, 429}
+
+
+def test_readiness_is_within_three_seconds(tmp_path: Path) -> None:
+    folder = tmp_path / "five"
+    for name in "abcde":
+        write_tiny_bundle(folder / name)
+    started = time.monotonic()
+    with running_server(tmp_path, bundles=folder):
+        assert time.monotonic() - started < 10  # generous: other work shares the machine
