@@ -1,0 +1,71 @@
+"""`meari evaluate`: a run and held-out text → figures."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
+    from models.text.token_file import TokenFile
+
+PARTS = ("validation", "test")
+
+
+@click.command("evaluate", short_help="Measure a trained model on held-out text.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("more_files", metavar="", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--part", type=click.Choice(PARTS), help="Part of the run's own corpus.  [validation]")
+@click.option("--text", "files", metavar="FILE…", multiple=True, type=click.Path(path_type=Path), help="Other text.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(run: Path, more_files: tuple[Path, ...], part: str | None, files: tuple[Path, ...], as_json: bool) -> None:
+    """Measure the best weights of RUN (or of a checkpoint folder) on held-out text.
+
+    Text is run as it is served: lines and paragraphs each from the initial state, files as one stream.
+    """
+    if more_files and not files:
+        raise click.UsageError(f"got {more_files[0]} after RUN, expected files after --text alone")
+    if files and part:
+        raise click.UsageError("--part and --text exclude each other")
+    from models.checkpoint import load_checkpoint
+    from models.training.device import choose_device, prepare_torch
+
+    prepare_torch(threads=0)
+    checkpoint = load_checkpoint(run)
+    checkpoint.model.to(choose_device(checkpoint.config.training.device))
+    measured = _measure_files(checkpoint, files + more_files) if files else _measure_part(checkpoint, run, part)
+    click.echo(json.dumps(measured, ensure_ascii=False, indent=2) if as_json else _described(measured))
+
+
+def _measure_part(checkpoint: "Checkpoint", run: Path, part: str | None) -> dict[str, Any]:
+    from models.held_out import open_part
+
+    return _measured(checkpoint, open_part(run, part or PARTS[0]), f"{part or PARTS[0]} part of {run}")
+
+
+def _measure_files(checkpoint: "Checkpoint", files: tuple[Path, ...]) -> dict[str, Any]:
+    from models.held_out import encode_files
+
+    unit = checkpoint.config.corpus.document
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = encode_files(files, checkpoint.tokenizer, unit, Path(folder))
+        return _measured(checkpoint, tokens, ", ".join(map(str, files)))
+
+
+def _measured(checkpoint: "Checkpoint", tokens: "TokenFile", text: str) -> dict[str, Any]:
+    from models.evaluation import evaluate
+
+    described = {"name": checkpoint.config.name, "step": checkpoint.step, "text": text}
+    counts = {"num_documents": tokens.num_documents, "num_unknown": tokens.num_unknown}
+    return described | evaluate(checkpoint.model, tokens).to_json() | counts
+
+
+def _described(measured: dict[str, Any]) -> str:
+    lines = [f"{measured['name']}, step {measured['step']}, on {measured['text']}"]
+    for name in ("nats_per_token", "perplexity", "nats_per_char", "bits_per_char", "bits_per_byte"):
+        lines.append(f"  {name:<15} {measured[name]:>12.4f}")
+    for name in ("num_tokens", "num_characters", "num_bytes", "num_documents", "num_unknown"):
+        lines.append(f"  {name:<15} {measured[name]:>12,}")
+    return "\n".join(lines)

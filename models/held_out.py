@@ -1,0 +1,40 @@
+"""Finds the text that a model is measured on: a part of its own run, or files of the user's choice.
+
+In: a run or checkpoint folder and a part's name, or text files. Out: a token file. Knows nothing of models.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.atomic import settled
+from models.config import Document
+from models.errors import CheckpointError, EmptyCorpus
+from models.text.corpus import list_files, read_pieces
+from models.text.token_file import TokenFile, open_token_file, write_token_file
+from models.text.tokenizer import Tokenizer
+
+
+def open_part(folder: Path, part: str) -> TokenFile:
+    """The prepared tokens of a run's `validation` or `test` part.
+
+    folder   the run, or one of the checkpoint folders in it
+
+    Raises CheckpointError where the run has no such part, TokenFileError where it is damaged.
+    """
+    for place in (folder, folder.parent):
+        path = settled(place / "tokens") / f"{part}.tokens"
+        if path.exists():
+            return open_token_file(path)
+    raise CheckpointError(f"{folder}: has no prepared {part} text; choose another --part, or files with --text")
+
+
+def encode_files(files: Sequence[Path], tokenizer: Tokenizer, unit: Document, folder: Path) -> TokenFile:
+    """Encode text files, or all .txt and .gz files of folders, into a token file in `folder`.
+
+    Raises CorpusError: a file that cannot be read, is not UTF-8, or no text at all.
+    """
+    path = folder / "text.tokens"
+    counts = write_token_file(path, read_pieces(list_files(files), unit), tokenizer, unit)
+    if not counts.num_documents:
+        raise EmptyCorpus("got no text, expected some", source=", ".join(map(str, files)))
+    return open_token_file(path)

@@ -1,0 +1,157 @@
+"""The language models: both forms agree, the equations are right, the interface is kept."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.choices import Family
+from models.config import ModelConfig, RecurrentConfig, ReservoirConfig
+from models.language_model import LanguageModel, RecurrentLanguageModel, State, build_model
+
+VOCABULARY = 37
+
+
+def recurrent(family: str, num_layers: int = 1, *, tied: bool = False, dropout: float = 0.0) -> RecurrentConfig:
+    return RecurrentConfig(Family(family), 13, 29, num_layers, dropout, tied)
+
+
+def run_steps(model: LanguageModel, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    hidden = []
+    for time in range(tokens.shape[1]):
+        row, state = model.step(tokens[:, time], state)
+        hidden.append(row)
+    return torch.stack(hidden, dim=1), state
+
+
+def random_state(model: LanguageModel, batch: int) -> State:
+    return {tensor.name: torch.randn(batch, *tensor.shape) * 0.5 for tensor in model.state_tensors}
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", ["rnn", "gru", "lstm"])
+@torch.no_grad()
+def test_step_agrees_with_the_whole_sequence(family: str, tied: bool, num_layers: int) -> None:
+    torch.manual_seed(0)
+    model = build_model(recurrent(family, num_layers, tied=tied, dropout=0.3), VOCABULARY, seed=3).eval()
+    tokens = torch.randint(VOCABULARY, (3, 700))
+    state = random_state(model, 3)
+    hidden, last = model(tokens, state)
+    stepped, stepped_last = run_steps(model, tokens, state)
+    assert (hidden - stepped).abs().max() < 1e-5
+    assert (model.logits(hidden) - model.logits(stepped)).abs().max() < 1e-5
+    assert list(last) == [tensor.name for tensor in model.state_tensors] == list(stepped_last)
+    assert all((last[name] - stepped_last[name]).abs().max() < 1e-5 for name in last)
+
+
+@pytest.mark.parametrize("family", ["rnn", "gru", "lstm"])
+@torch.no_grad()
+def test_a_sequence_in_pieces_is_the_sequence(family: str) -> None:
+    model = build_model(recurrent(family, 2), VOCABULARY, seed=1).eval()
+    tokens = torch.arange(90).view(2, 45) % VOCABULARY
+    whole, last = model(tokens, model.initial_state(2))
+    first, middle = model(tokens[:, :20], model.initial_state(2))
+    second, end = model(tokens[:, 20:], middle)
+    torch.testing.assert_close(torch.cat([first, second], dim=1), whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(end, last, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["rnn", "gru", "lstm"])
+def test_gradients_of_both_forms_agree(family: str) -> None:
+    model = build_model(recurrent(family, 2, tied=True), VOCABULARY, seed=1)
+    tokens = torch.arange(22).view(2, 11) % VOCABULARY
+    gradients = []
+    for run in (model.forward, lambda ids, state: run_steps(model, ids, state)):
+        model.zero_grad()
+        hidden, _ = run(tokens, model.initial_state(2))
+        nn.functional.cross_entropy(model.logits(hidden).flatten(0, 1), tokens.flatten()).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_elman_step_is_the_lectures_equation_worked_by_hand() -> None:
+    model = RecurrentLanguageModel("rnn", 2, 1, 1)
+    kernel = model.cells[0].kernel
+    model.embedding.weight.copy_(torch.tensor([[1.0], [2.0]]))
+    for name, value in (("weight_ih_l0", 0.5), ("weight_hh_l0", -0.25), ("bias_ih_l0", 0.1), ("bias_hh_l0", 0.0)):
+        getattr(kernel, name).fill_(value)
+    hidden, _ = model.step(torch.tensor([1]), {"h0": torch.tensor([[0.4]])})
+    assert hidden.item() == pytest.approx(0.7615941559557649)  # tanh(0.5 * 2 - 0.25 * 0.4 + 0.1) = tanh(1)
+
+
+@torch.no_grad()
+def test_gru_and_lstm_steps_agree_with_torchs_own_cells() -> None:
+    for family, oracle in (("gru", nn.GRUCell(13, 29)), ("lstm", nn.LSTMCell(13, 29))):
+        model = RecurrentLanguageModel(family, VOCABULARY, 13, 29)
+        weights = {name.removesuffix("_l0"): value for name, value in model.cells[0].kernel.named_parameters()}
+        for name, parameter in oracle.named_parameters():
+            parameter.copy_(weights[name])
+        tokens, state = torch.tensor([4, 9]), random_state(model, 2)
+        x = model.embedding(tokens)
+        expected = oracle(x, state["h0"]) if family == "gru" else oracle(x, (state["h0"], state["c0"]))[0]
+        torch.testing.assert_close(model.step(tokens, state)[0], expected, atol=1e-6, rtol=0)
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_torchs_generator_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, second, other = (build_model(recurrent("lstm"), VOCABULARY, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+
+
+def test_lstm_starts_with_open_forget_gates() -> None:
+    model = build_model(recurrent("lstm"), VOCABULARY, seed=1)
+    kernel = model.get_submodule("layers.0.kernel")
+    assert isinstance(kernel, nn.LSTM)
+    assert torch.equal(kernel.bias_ih_l0.chunk(4)[1] + kernel.bias_hh_l0.chunk(4)[1], torch.ones(29))
+
+
+def test_state_tensors_name_every_layer() -> None:
+    names = [tensor.name for tensor in build_model(recurrent("lstm", 2), VOCABULARY, seed=1).state_tensors]
+    assert names == ["h0", "c0", "h1", "c1"]
+    state = build_model(recurrent("gru", 2), VOCABULARY, seed=1).initial_state(4)
+    assert {name: tuple(value.shape) for name, value in state.items()} == {"h0": (4, 29), "h1": (4, 29)}
+    assert not any(value.any() for value in state.values())
+
+
+def test_dropout_acts_while_training_alone() -> None:
+    model = build_model(recurrent("gru", dropout=0.5), VOCABULARY, seed=1)
+    tokens = torch.arange(20).view(1, 20)
+    state = model.initial_state(1)
+    model.train()
+    assert not torch.equal(model(tokens, state)[0], model(tokens, state)[0])
+    model.eval()
+    assert torch.equal(model(tokens, state)[0], model(tokens, state)[0])
+
+
+def test_tied_output_shares_the_embedding() -> None:
+    same = RecurrentLanguageModel("rnn", VOCABULARY, 29, 29, tied=True)
+    assert same.projection is None
+    assert same.output is None
+    wider = RecurrentLanguageModel("rnn", VOCABULARY, 13, 29, tied=True)
+    hidden = torch.randn(5, 29)
+    assert wider.projection is not None
+    expected = hidden @ wider.projection.weight.T @ wider.embedding.weight.T + wider.output_bias
+    torch.testing.assert_close(wider.logits(hidden), expected)
+
+
+def test_the_state_that_is_passed_in_is_not_changed() -> None:
+    model = build_model(recurrent("lstm"), VOCABULARY, seed=1)
+    state = random_state(model, 2)
+    copy = {name: value.clone() for name, value in state.items()}
+    model(torch.tensor([[1, 2], [3, 4]]), state)
+    model.step(torch.tensor([1, 2]), state)
+    assert all(torch.equal(state[name], copy[name]) for name in state)
+
+
+@pytest.mark.parametrize("config", [recurrent("rnn"), ReservoirConfig(Family.ESN, units=64, block_size=8)])
+def test_every_family_has_the_one_interface(config: ModelConfig) -> None:
+    model = build_model(config, VOCABULARY, seed=1)
+    hidden, state = model(torch.tensor([[0, 5]]), model.initial_state(1))
+    assert model.family == config.family
+    assert hidden.shape == (1, 2, model.hidden_size)
+    assert model.logits(hidden).shape == (1, 2, model.vocabulary_size)
+    assert list(state) == [tensor.name for tensor in model.state_tensors]

@@ -1,0 +1,110 @@
+"""Streams: what they feed, where they start afresh, and that they can be resumed."""
+
+import numpy as np
+import pytest
+
+from models.config import Document
+from models.training.streams import Streams
+
+
+def make(
+    ids: list[int] | np.ndarray,
+    unit: Document = Document.FILE,
+    *,
+    batch_size: int = 2,
+    length: int = 4,
+    restart_share: float = 0.0,
+    starts: tuple[int, ...] = (0,),
+    seed: int = 0,
+) -> Streams:
+    row = np.asarray(ids, dtype=np.uint16)
+    starting = np.zeros(int(row.max()) + 1, dtype=np.bool_)
+    starting[list(starts)] = True
+    generator = np.random.default_rng(seed)
+    return Streams(
+        row, unit, starting, batch_size=batch_size, length=length, restart_share=restart_share, generator=generator
+    )
+
+
+def test_targets_are_the_inputs_one_token_later() -> None:
+    chunk = make([0, *range(1, 40), 0], batch_size=1).next_chunk()
+    assert chunk.inputs.tolist() == [[0, 1, 2, 3]]
+    assert chunk.targets.tolist() == [[1, 2, 3, 4]]
+
+
+def test_a_stream_goes_on_where_its_last_chunk_ended() -> None:
+    streams = make([0, *range(1, 100), 0], batch_size=3)
+    first, second = streams.next_chunk(), streams.next_chunk()
+    assert (second.inputs[:, 0] == first.targets[:, -1]).all()
+    assert not second.fresh.any()
+
+
+def test_every_stream_starts_afresh_with_the_boundary() -> None:
+    chunk = make([0, *range(1, 100), 0], batch_size=5).next_chunk()
+    assert chunk.fresh.all()
+    assert (chunk.inputs[:, 0] == 0).all()
+
+
+def test_a_stream_starts_afresh_where_the_corpus_ends() -> None:
+    streams = make([0, 1, 2, 3, 4, 5, 6, 7, 8, 0], batch_size=1)
+    streams.next_chunk(), streams.next_chunk()
+    chunk = streams.next_chunk()
+    assert chunk.fresh.tolist() == [True]
+    assert chunk.inputs.tolist() == [[0, 1, 2, 3]]
+
+
+def test_restarts_of_lines_are_at_document_starts() -> None:
+    documents = [[0, *([number] * (3 + number % 5))] for number in range(1, 60)]
+    ids = [token for document in documents for token in document] + [0]
+    streams = make(ids, Document.LINE, batch_size=4, restart_share=0.5)
+    restarted = 0
+    for _ in range(50):
+        chunk = streams.next_chunk()
+        for row in np.flatnonzero(chunk.fresh):
+            restarted += 1
+            first = chunk.targets[row, 0]
+            length = 3 + first % 5
+            assert (chunk.targets[row, : min(4, length)] == first).all()  # from the document's first token on
+    assert restarted > 50
+
+
+def test_restarts_of_a_file_are_at_random_beginnings_of_lines() -> None:
+    newline = 1
+    line = [2, 3, 4, 5, 6, newline]
+    streams = make([0, *(line * 200), 0], batch_size=4, restart_share=0.5, starts=(0, newline))
+    places = set()
+    for _ in range(40):
+        chunk = streams.next_chunk()
+        assert (chunk.targets[chunk.fresh, 0] == 2).all()
+        assert (chunk.inputs[chunk.fresh, 0] == 0).all()
+        places |= set(np.array(streams.state()["cursors"])[chunk.fresh].tolist())
+    assert len(places) > 20
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_the_share_of_restarts_is_as_asked(share: float) -> None:
+    streams = make([0, *range(1, 5000), 0], batch_size=50, restart_share=share)
+    streams.next_chunk()
+    fresh = np.mean([streams.next_chunk().fresh.mean() for _ in range(20)])
+    assert fresh == pytest.approx(share, abs=0.04)
+
+
+def test_streams_resume_exactly() -> None:
+    ids = [0, *np.random.default_rng(1).integers(1, 9, 3000).tolist(), 0]
+    whole, part = (make(ids, batch_size=3, restart_share=0.3) for _ in range(2))
+    for _ in range(17):
+        whole.next_chunk(), part.next_chunk()
+    resumed = make(ids, batch_size=3, restart_share=0.3, seed=99)
+    resumed.restore(part.state())
+    for _ in range(300):
+        expected, chunk = whole.next_chunk(), resumed.next_chunk()
+        assert np.array_equal(expected.inputs, chunk.inputs)
+        assert np.array_equal(expected.targets, chunk.targets)
+        assert np.array_equal(expected.fresh, chunk.fresh)
+
+
+def test_a_corpus_of_one_character_trains() -> None:
+    streams = make([0, 1, 0], batch_size=3, length=2)
+    for _ in range(3):
+        chunk = streams.next_chunk()
+        assert chunk.targets.tolist() == [[1, 0]] * 3
