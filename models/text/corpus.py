@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from models.choices import Document as Unit
 from models.errors import BrokenText, UnreadableFile
@@ -185,7 +185,8 @@ def _read_bytes(path: Path) -> Iterator[bytes]:
     line = 1
     try:
         with _open(path) as file:
-            while data := file.read(_READ_BYTES):
+            # read1 hands out what was unpacked before a damaged place, so that the line is right.
+            while data := file.read1(_READ_BYTES):
                 yield data
                 line += data.count(b"\n")
         yield b""
@@ -197,5 +198,5 @@ def _read_bytes(path: Path) -> Iterator[bytes]:
         raise UnreadableFile(message, source=str(path), line=line) from error
 
 
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")

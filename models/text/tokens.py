@@ -62,10 +62,7 @@ def prepare(config: Config, folder: Path) -> PreparedCorpus:
         return prepared
     folder.mkdir(parents=True, exist_ok=True)
     ends = corpus.part_ends()
-    texts = _training_texts(corpus, ends)
-    if config.tokenizer.kind is TokenizerKind.BPE:
-        texts = _thinned(texts, corpus.training_bytes())
-    tokenizer = train_tokenizer(texts, config.tokenizer)
+    tokenizer = train_tokenizer(_training_texts(corpus, ends, config.tokenizer.kind), config.tokenizer)
     with replaced_folder(folder / "tokens") as tokens:
         for part in corpus.parts:
             blocklist = load_blocklist(corpus.settings.blocklist) if part is Part.TRAIN else None
@@ -136,28 +133,32 @@ class _Corpus:
         return EmptyCorpus(f"got no {self.settings.document}{after} for {part}, expected text", source=sources)
 
 
-def _training_texts(corpus: _Corpus, ends: tuple[int, int] | None) -> Iterator[str]:
-    """What the tokenizer is trained on: the training part, in pieces. Raises EmptyCorpus at its end."""
+def _training_texts(corpus: _Corpus, ends: tuple[int, int] | None, kind: TokenizerKind) -> Iterator[str]:
+    """What the tokenizer is trained on: the training part, in pieces. Raises EmptyCorpus where there is nothing."""
     blocklist = load_blocklist(corpus.settings.blocklist)
+    pieces = corpus.pieces(Part.TRAIN, ends)
+    if kind is TokenizerKind.BPE:
+        pieces = _thinned(pieces, corpus.training_bytes())
     is_empty = True
-    for piece in corpus.pieces(Part.TRAIN, ends):
+    for piece in pieces:
         if not blocklist.matches(piece.text, ends=piece.ends):
             is_empty = is_empty and not piece.text.strip()
             yield piece.text
-    if is_empty:
+    # BPE has its bytes: what the sample lacks may be in the whole, and the token file will tell.
+    if is_empty and kind is not TokenizerKind.BPE:
         raise corpus.empty(Part.TRAIN)
 
 
-def _thinned(texts: Iterator[str], num_bytes: int) -> Iterator[str]:
-    """The same texts each time, drawn evenly, so that BPE learns from about _BPE_LEARNS_BYTES at most.
+def _thinned(pieces: Iterator[Piece], num_bytes: int) -> Iterator[Piece]:
+    """The same pieces each time, drawn evenly, so that BPE learns from about _BPE_LEARNS_BYTES at most.
 
     Its trainer holds every distinct word and where each pair occurs: that would grow with the corpus.
     """
     share = min(1.0, _BPE_LEARNS_BYTES / max(1, num_bytes))
     chance = random.Random(0)  # noqa: S311  (no secret: the same draw each time)
-    for text in texts:
+    for piece in pieces:
         if chance.random() < share:
-            yield text
+            yield piece
 
 
 def _reopen(folder: Path, made_from: dict[str, Any], config: Config, parts: Sequence[Part]) -> PreparedCorpus | None:

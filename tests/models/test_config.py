@@ -1,0 +1,150 @@
+"""Configs: every problem at once, nothing dropped, and back from JSON as they were."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.config import Config, Family, RecurrentConfig, ReservoirConfig, load_config, parse_config
+from models.errors import ConfigError, ModelsError
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "corpus": {"train": ["a.txt"], "document": "line", "validation_share": 0.1},
+    "tokenizer": {"kind": "char"},
+    "model": {"family": "lstm"},
+    "training": {"steps": 3},
+}
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """SMALL with `section__key=value` set; None takes the key away."""
+    tables = deepcopy(SMALL)
+    for path, value in changes.items():
+        section, _, key = path.rpartition("__")
+        table = tables[section] if section else tables
+        if value is None:
+            del table[key]
+        else:
+            table[key] = value
+    return tables
+
+
+def problems_of(tables: object) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(tables, "x.toml")
+    assert isinstance(caught.value, ModelsError)
+    assert all(problem in str(caught.value) for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def test_small_config_takes_the_defaults() -> None:
+    config = parse_config(SMALL)
+    assert isinstance(config.model, RecurrentConfig)
+    assert (config.seed, config.corpus.train, config.training.epochs) == (1, ("a.txt",), None)
+
+
+@pytest.mark.parametrize("changes", [{}, {"model__family": "esn"}, {"training__steps": None, "training__epochs": 2}])
+def test_config_comes_back_from_json_as_it_was(changes: dict[str, Any]) -> None:
+    config = parse_config(changed(**changes))
+    assert Config.from_json(config.to_json()) == config
+    assert parse_config(config.to_tables()) == config
+
+
+def test_family_decides_which_settings_there_are() -> None:
+    config = parse_config(changed(model__family="esn", model__units=128))
+    assert isinstance(config.model, ReservoirConfig)
+    assert (config.model.family, config.model.units) == (Family.ESN, 128)
+    assert problems_of(changed(model__units=128)) == (
+        "model.units: got a setting of esn, expected settings of family lstm",
+    )
+    assert problems_of(changed(model__family="esn", model__hidden_size=8)) == (
+        "model.hidden_size: got a setting of rnn, gru and lstm, expected settings of family esn",
+    )
+
+
+def test_all_problems_are_reported_together() -> None:
+    tables = changed(
+        name="a b", sed=1, corpus__train=[], corpus__document="page", tokenizer__kind="bpe", model__dropout=1,
+        model__hiden_size=3, training__epochs=2, training__batch_size=True, training__learning_rate=float("nan"),
+    )  # fmt: skip
+    assert set(problems_of(tables)) == {
+        "sed: got an unknown key, expected one of name, seed, corpus, tokenizer, model, training (did you mean seed?)",
+        "name: got \"a b\", expected a name of letters, digits, '.', '_', '-'",
+        'corpus.document: got "page", expected one of "line", "paragraph", "file"',
+        "corpus.train: got an empty list, expected at least one file or folder",
+        'tokenizer.vocabulary_size: got 0, expected at least 257 for kind "bpe"',
+        "model.hiden_size: got an unknown key, expected one of family, embedding_size, hidden_size, num_layers, "
+        "dropout, tied (did you mean hidden_size?)",
+        "model.dropout: got 1, expected a number 0 ≤ dropout < 1",
+        "training.batch_size: got true, expected a whole number ≥ 1",
+        "training.learning_rate: got NaN, expected a number > 0",
+        "training.epochs: got 2.0 beside steps 3, expected one of the two",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"training__steps": None}, "training.steps: got neither"),
+        ({"training__steps": 1.0}, "training.steps: got 1.0, expected a whole number"),
+        ({"training__steps": 0}, "training.steps: got 0, expected a whole number ≥ 1"),
+        ({"training__min_learning_rate": 1.0}, "training.min_learning_rate: got 1.0, expected at most learning_rate"),
+        ({"training__learning_rate": 10**400}, "training.learning_rate: got 1000"),
+        ({"training__clip_norm": float("inf")}, "training.clip_norm: got Infinity"),
+        ({"training__device": "tpu"}, 'training.device: got "tpu"'),
+        ({"seed": -1}, "seed: got -1"),
+        ({"seed": 2**63}, "seed: got 9223372036854775808"),
+        ({"name": "../up"}, 'name: got "../up"'),
+        ({"corpus__train": "a.txt"}, 'corpus.train: got "a.txt", expected a list'),
+        ({"corpus__train": [""]}, "corpus.train: got"),
+        ({"corpus__validation_share": None}, "corpus.validation: got neither"),
+        ({"corpus__validation": ["b"]}, "corpus.validation_share: got 0.1 beside validation files"),
+        ({"corpus__validation_share": 1}, "corpus.validation_share: got 1, expected a number 0 ≤ share < 1"),
+        ({"corpus__test_share": 0.95}, "corpus.test_share: got 0.95 with validation_share 0.1"),
+        ({"corpus__test_share": 0.1, "corpus__test": ["c"]}, "corpus.test_share: got 0.1 beside test files"),
+        ({"tokenizer__vocabulary_size": 2}, "tokenizer.vocabulary_size: got 2, expected at least 3"),
+        ({"tokenizer__min_count": 0}, "tokenizer.min_count: got 0"),
+        ({"model__family": "transformer"}, 'model.family: got "transformer"'),
+        ({"model__family": 3}, "model.family: got 3"),
+        ({"model__tied": 1}, "model.tied: got 1, expected true or false"),
+        ({"model__family": "esn", "model__units": 100}, "model.block_size: got 64, expected a divisor of units (100)"),
+        ({"model__family": "esn", "model__leak_min": 0.9, "model__leak_max": 0.5}, "model.leak_min: got 0.9"),
+        ({"model__family": "esn", "model__leak_min": 0}, "model.leak_min: got 0, expected a number 0 < leak ≤ 1"),
+        ({"model": "lstm"}, 'model: got "lstm", expected a table'),
+        ({"training": None}, "training.steps: got neither"),
+    ],
+)
+def test_problem_names_the_key_what_came_and_what_was_expected(changes: dict[str, Any], problem: str) -> None:
+    assert [found for found in problems_of(changed(**changes)) if found.startswith(problem)]
+
+
+def test_edges_of_a_random_reservoir_fit_its_units() -> None:
+    tables = changed(model__family="esn", model__pattern="random", model__units=4)
+    assert problems_of(tables) == ("model.in_edges: got 10, expected at most units (4)",)
+
+
+def test_file_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:
+    for name, content in {"none.toml": None, "bad.toml": b"name = [", "latin.toml": b'name = "\xe9"'}.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(ConfigError, match=name):
+            load_config(tmp_path / name)
+
+
+def test_toml_file_becomes_a_config(tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(
+        'name = "small"\n[corpus]\ntrain = ["가.txt"]\ndocument = "file"\nvalidation_share = 0.1\n'
+        '[tokenizer]\nkind = "word"\nmin_count = 2\n[model]\nfamily = "gru"\n[training]\nepochs = 1.5\n',
+        encoding="utf-8",
+    )
+    config = load_config(path)
+    assert (config.corpus.train, config.tokenizer.min_count, config.training.epochs) == (("가.txt",), 2, 1.5)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "nul", '{"name": null}'])
+def test_json_that_is_no_config_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        Config.from_json(text)

@@ -1,0 +1,129 @@
+"""Reading documents: units, line ends, packed files, and errors that name the file and the line."""
+
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+
+from models.choices import Document as Unit
+from models.errors import BrokenText, UnreadableFile
+from models.text import corpus
+from models.text.corpus import list_files, read_documents, read_pieces
+
+
+def texts(path: Path, unit: Unit) -> list[str]:
+    return [document.text for document in read_documents([path], unit)]
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_line_is_a_document_and_blank_lines_are_none(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / name, "\ufeff 하나 \r\n\r\n \t\ntwo\nthree".encode())
+    found = list(read_documents([path], Unit.LINE))
+    assert [(document.text, document.line) for document in found] == [(" 하나 ", 1), ("two", 4), ("three", 5)]
+    assert {document.source for document in found} == {str(path)}
+
+
+def test_paragraph_is_a_run_of_lines(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", b"\n\na\r\n b\n\n \nc\n")
+    found = list(read_documents([path], Unit.PARAGRAPH))
+    assert [(document.text, document.line) for document in found] == [("a\n b", 3), ("c", 7)]
+
+
+def test_file_is_a_document_as_it_is(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", b"\xef\xbb\xbf\n\na\r\n\rb\n")
+    assert texts(path, Unit.FILE) == ["\n\na\n\rb\n"]
+    assert texts(written(tmp_path / "b.txt", b" \n\n"), Unit.FILE) == []
+
+
+def test_folder_gives_its_text_files_sorted(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.gz", "sub/c.txt", "notes.md"):
+        written(tmp_path / name, name.encode())
+    assert [path.relative_to(tmp_path).as_posix() for path in list_files([tmp_path])] == ["a.gz", "b.txt", "sub/c.txt"]
+    assert list_files([tmp_path / "notes.md"]) == [tmp_path / "notes.md"]
+
+
+@pytest.mark.parametrize("unit", list(Unit))
+def test_long_documents_in_pieces_are_the_same_documents(
+    tmp_path: Path, unit: Unit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = "\n\n".join("a" * n + " 한국어 " * n + "\r\nb, c" * n for n in (0, 1, 9, 70, 300)).encode() + b"\n"
+    path = written(tmp_path / "a.txt", content)
+    whole = list(read_documents([path], unit))
+    monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 50)
+    monkeypatch.setattr(corpus, "_READ_BYTES", 7)
+    assert list(read_documents([path], unit)) == whole
+    pieces = list(read_pieces([path], unit))
+    assert len(pieces) > len(whole)
+    assert max(len(piece.text) for piece in pieces) < 400
+    lines = content.decode().replace("\r\n", "\n").split("\n")
+    assert all(piece.text.split("\n")[0] in lines[piece.line - 1] for piece in pieces)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.gz"])
+@pytest.mark.parametrize("unit", list(Unit))
+def test_broken_utf8_names_file_and_line(tmp_path: Path, name: str, unit: Unit) -> None:
+    path = written(tmp_path / name, "좋다\n".encode() * 99_999 + b"good \xff bad\nmore\n")
+    with pytest.raises(BrokenText, match=rf"{name}, line 100000: got byte 0xff") as caught:
+        texts(path, unit)
+    assert (caught.value.source, caught.value.line) == (str(path), 100_000)
+
+
+def test_character_cut_off_at_the_end_is_broken(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", "하나\n둘".encode()[:-1])
+    with pytest.raises(BrokenText, match="line 2"):
+        texts(path, Unit.LINE)
+
+
+def test_utf16_is_broken_utf8(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", "text".encode("utf-16"))
+    with pytest.raises(BrokenText, match=r"a\.txt, line 1"):
+        texts(path, Unit.LINE)
+
+
+def test_truncated_gz_names_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.gz"
+    content = b"".join(os.urandom(40).hex().encode() + b"\n" for _ in range(9000))
+    path.write_bytes(gzip.compress(content)[:-1000])
+    with pytest.raises(UnreadableFile, match=r"a\.gz, line \d+: got a damaged \.gz") as caught:
+        texts(path, Unit.LINE)
+    assert caught.value.line is not None
+    assert 8900 < caught.value.line < 9000
+
+
+@pytest.mark.parametrize("content", [b"plain text\n", b"\x1f\x8b\x08\x00garbage-garbage", b"\x1f\x8b"])
+def test_gz_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.gz"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableFile, match=r"a\.gz"):
+        texts(path, Unit.LINE)
+
+
+def test_gz_with_a_wrong_checksum_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.gz"
+    packed = bytearray(gzip.compress(b"one\ntwo\n"))
+    packed[-6] ^= 1
+    path.write_bytes(packed)
+    with pytest.raises(UnreadableFile, match=r"a\.gz, line 3"):
+        texts(path, Unit.LINE)
+
+
+def test_missing_file_and_folder_without_text_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("none.txt", "empty"):
+        with pytest.raises(UnreadableFile, match=name):
+            list_files([tmp_path / name])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser reads everything")
+def test_file_without_permission_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", b"text")
+    path.chmod(0)
+    with pytest.raises(UnreadableFile, match=r"a\.txt"):
+        texts(path, Unit.LINE)

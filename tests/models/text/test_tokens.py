@@ -1,0 +1,213 @@
+"""Preparing a corpus: what is in the token files, what is used again, how little memory it takes."""
+
+import gzip
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.choices import Document as Unit
+from models.choices import TokenizerKind
+from models.config import Config, TokenizerConfig, parse_config
+from models.errors import BrokenText, CorpusError, EmptyCorpus, TokenFileError, UnreadableFile
+from models.text import corpus, token_file
+from models.text.token_file import open_token_file
+from models.text.tokenizer import Tokenizer, train_tokenizer
+from models.text.tokens import prepare
+
+
+def config_of(kind: str = "char", document: str = "line", vocabulary_size: int = 0, **settings: Any) -> Config:
+    return parse_config(
+        {
+            "name": "test",
+            "corpus": {"document": document, **settings},
+            "tokenizer": {"kind": kind, "vocabulary_size": vocabulary_size},
+            "model": {"family": "gru"},
+            "training": {"steps": 1},
+        }
+    )
+
+
+def written(path: Path, text: str) -> str:
+    data = text.encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+def test_boundary_stands_around_every_document(tmp_path: Path) -> None:
+    train, valid = written(tmp_path / "a.gz", "ab\n\nba\n"), written(tmp_path / "v.txt", "b\r\nxa")
+    prepared = prepare(config_of(train=[train], validation=[valid]), tmp_path / "run")
+    a, b = prepared.tokenizer.encode("ab")
+    assert prepared.train.ids.tolist() == [0, a, b, 0, b, a, 0]
+    assert prepared.validation.ids.tolist() == [0, b, 0, 1, a, 0]
+    assert isinstance(prepared.train.ids, np.memmap)
+    assert prepared.train.ids.dtype == np.uint16
+    counts = prepared.validation.counts
+    assert (counts.num_documents, counts.num_characters, counts.num_bytes, counts.num_unknown) == (2, 5, 5, 1)
+    assert (prepared.train.num_tokens, prepared.train.unit, prepared.test) == (7, Unit.LINE, None)
+    saved = Tokenizer.load(tmp_path / "run" / "tokenizer.json", TokenizerKind.CHAR)
+    assert saved.encode("ab") == [a, b]
+
+
+def test_file_counts_no_line_end_more_than_it_has(tmp_path: Path) -> None:
+    text = "영화 좋다\n" * 20
+    config = config_of(document="file", train=[written(tmp_path / "a.txt", text)], validation_share=0.1, test_share=0.2)
+    prepared = prepare(config, tmp_path / "run")
+    assert prepared.test is not None
+    parts = [prepared.train, prepared.validation, prepared.test]
+    assert [part.num_characters for part in parts] == [84, 12, 24]
+    assert sum(part.num_bytes for part in parts) == len(text.encode())
+    assert [part.num_documents for part in parts] == [1, 1, 1]
+    assert "".join(prepared.tokenizer.decode(part.ids[1:-1].tolist()) for part in parts) == text
+
+
+def test_vocabulary_comes_from_the_training_part_alone(tmp_path: Path) -> None:
+    config = config_of(train=[written(tmp_path / "a.txt", "aaa\naaa\naaa\nzzz\n")], validation_share=0.25)
+    prepared = prepare(config, tmp_path / "run")
+    assert prepared.tokenizer.vocabulary_size == 3
+    assert prepared.validation.num_unknown == 3
+
+
+def test_blocklist_holds_for_training_text_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 40)
+    monkeypatch.setattr(corpus, "_READ_BYTES", 16)
+    monkeypatch.setattr(token_file, "_BATCH_CHARACTERS", 16)
+    long = "fine words " * 20
+    train = written(tmp_path / "a.txt", f"good\n{long}rude {long}\n{long}\nrude\nwell\n")
+    valid, blocklist = written(tmp_path / "v.txt", "rude\n"), written(tmp_path / "b.txt", "rude\n")
+    prepared = prepare(config_of(train=[train], validation=[valid], blocklist=blocklist), tmp_path / "run")
+    ids = prepared.train.ids
+    ends = np.flatnonzero(ids == 0)
+    texts = [prepared.tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in zip(ends, ends[1:], strict=False)]
+    assert texts == ["good", long, "well"]
+    assert (prepared.train.num_blocked, prepared.train.num_documents) == (2, 3)
+    assert prepared.train.num_characters == len("".join(texts)) + 3
+    assert prepared.validation.num_documents == 1
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "word"])
+def test_pieces_of_a_large_file_have_the_ids_of_the_whole(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 300)
+    monkeypatch.setattr(corpus, "_READ_BYTES", 101)
+    words = ["재미있는", "영화", "don't", "  ", "\n", "café", "끝.", "🎬", "\r\n", "1,000", "漢字。"]
+    drawn = np.random.default_rng(0).integers(len(words), size=3000)
+    text = unicodedata.normalize("NFD", " ".join(words[index] for index in drawn))
+    path = written(tmp_path / "a.txt", text)
+    config = config_of(kind, "file", 320 if kind == "bpe" else 0, train=[path], validation=[path])
+    prepared = prepare(config, tmp_path / "run")
+    assert prepared.train.ids.tolist() == [0, *prepared.tokenizer.encode(text.replace("\r\n", "\n")), 0]
+
+
+def test_same_corpus_is_used_again_and_a_changed_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    written(path, "aab\n" * 9)
+    config = config_of(train=[str(path)], validation_share=0.2)
+    first = prepare(config, tmp_path / "run")
+    inode = first.train.path.stat().st_ino
+    assert prepare(config, tmp_path / "run").train.path.stat().st_ino == inode
+    written(path, "abc\n" * 9)
+    assert prepare(config, tmp_path / "run").tokenizer.vocabulary_size == 5
+    words = prepare(config_of("word", train=[str(path)], validation_share=0.2), tmp_path / "run")
+    assert Tokenizer.load(tmp_path / "run" / "tokenizer.json", TokenizerKind.WORD).vocabulary_size == 3
+    os.truncate(words.train.path, 2)
+    with pytest.raises(TokenFileError, match=r"train\.tokens: got 2 bytes"):
+        open_token_file(words.train.path)
+    again = prepare(config_of("word", train=[str(path)], validation_share=0.2), tmp_path / "run")
+    assert again.train.num_documents == 7
+
+
+def test_failed_preparation_leaves_the_earlier_one(tmp_path: Path) -> None:
+    good, bad = written(tmp_path / "a.txt", "ab\n" * 9), tmp_path / "bad.txt"
+    bad.write_bytes(b"fine\n\xff\n")
+    config = config_of(train=[good], validation_share=0.2)
+    before = prepare(config, tmp_path / "run").train.path.stat().st_ino
+    with pytest.raises(BrokenText, match=r"bad\.txt, line 2"):
+        prepare(config_of(train=[good], validation=[str(bad)]), tmp_path / "run")
+    assert prepare(config, tmp_path / "run").train.path.stat().st_ino == before
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "word"])
+@pytest.mark.parametrize(
+    ("train", "valid", "blocklist", "part", "name"),
+    [
+        ("", "b", "", "train", "a.txt"),
+        (" \n\n", "b", "", "train", "a.txt"),
+        ("rude\nrude\n", "b", "rude", "that the blocklist leaves for train", "a.txt"),
+        ("good", "\n", "", "validation", "v.txt"),
+    ],
+)
+@pytest.mark.parametrize("document", ["line", "paragraph", "file"])
+def test_part_without_text_is_named(
+    tmp_path: Path, kind: str, train: str, valid: str, blocklist: str, part: str, name: str, document: str
+) -> None:
+    files = {"train": [written(tmp_path / "a.txt", train)], "validation": [written(tmp_path / "v.txt", valid)]}
+    block = written(tmp_path / "b.txt", blocklist) if blocklist else ""
+    config = config_of(kind, document, 300 if kind == "bpe" else 0, **files, blocklist=block)
+    with pytest.raises(EmptyCorpus, match=name) as caught:
+        prepare(config, tmp_path / "run")
+    assert part in str(caught.value)
+
+
+def test_share_too_small_for_a_document_is_named(tmp_path: Path) -> None:
+    config = config_of(train=[written(tmp_path / "a.txt", "one line only\n")], validation_share=0.1)
+    with pytest.raises(EmptyCorpus, match=r"a\.txt: got no line for validation"):
+        prepare(config, tmp_path / "run")
+
+
+def test_missing_file_is_a_corpus_error(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFile, match=r"none\.txt") as caught:
+        prepare(config_of(train=[str(tmp_path / "none.txt")], validation_share=0.1), tmp_path / "run")
+    assert isinstance(caught.value, CorpusError)
+
+
+def test_large_vocabulary_takes_32_bits(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", "\n".join(f"w{number}" for number in range(66_000)))
+    prepared = prepare(config_of("word", train=[path], validation=[path]), tmp_path / "run")
+    assert prepared.train.ids.dtype == np.uint32
+    assert int(prepared.train.ids.max()) == prepared.tokenizer.vocabulary_size - 1
+    edge = train_tokenizer([f"w{number} " for number in range(66_000)], TokenizerConfig(TokenizerKind.WORD, 65_536))
+    assert edge.vocabulary_size == 65_536
+
+
+# Prepares the file named first with the unit named second; prints by how many bytes the peak of memory grew.
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from models.config import parse_config
+from models.text.tokens import prepare
+def run(path, folder):
+    tokenizer = {"kind": sys.argv[3], "vocabulary_size": 300 if sys.argv[3] == "bpe" else 0}
+    corpus = {"document": sys.argv[2], "train": [path], "validation_share": 0.1}
+    return prepare(parse_config({"name": "x", "corpus": corpus, "tokenizer": tokenizer,
+                                 "model": {"family": "rnn"}, "training": {"steps": 1}}), Path(folder))
+run(sys.argv[4], sys.argv[5] + "/small")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+counts = run(sys.argv[1], sys.argv[5] + "/large").train.counts
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, counts.num_bytes)
+"""
+
+
+@pytest.mark.parametrize(("unit", "kind"), [("file", "char"), ("line", "word"), ("file", "bpe"), ("line", "char")])
+def test_corpus_larger_than_memory_is_streamed(tmp_path: Path, unit: str, kind: str) -> None:
+    line = "the quick brown fox jumps over 영화 " * 40
+    separator = "" if unit == "line" and kind == "char" else "\n"  # also one line as long as the file
+    small, large = tmp_path / "small.txt", tmp_path / "large.gz"
+    small.write_text((line + "\n") * 700, encoding="utf-8")
+    repeats = 20_000 if kind == "char" else 5_000
+    with gzip.open(large, "wb", compresslevel=1) as file:
+        for number in range(repeats):
+            file.write(f"{number} {line}{separator}".encode())
+        file.write(b"\nlast\n" * (repeats * 300 if not separator else 1))
+    command = [sys.executable, "-c", MEASURE, str(large), unit, kind, str(small), str(tmp_path)]
+    environment = {**os.environ, "RAYON_NUM_THREADS": "2", "PYTHONPATH": ":".join(sys.path)}
+    printed = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
+    grown, num_bytes = map(int, printed.split())
+    assert num_bytes > repeats * 1_300
+    assert grown < 12_000_000, f"memory grew by {grown:,} bytes over {num_bytes:,} bytes of text"
