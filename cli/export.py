@@ -24,7 +24,7 @@ def command(run: Path, folder: Path, precision: str, overwrite: bool) -> None:
     description = exported.description
     click.echo(summary_table(list(description.graphs.values())))
     difference = description.agreement.max_logprob_difference
-    click.echo(f"fp32 against torch: log-probabilities within {difference:.2g} nats, 1e-4 allowed")
+    click.echo(f"fp32 against torch in float64: log-probabilities within {difference:.2g} nats, 1e-4 allowed")
     if description.perplexity is not None:
         click.echo(f"held-out text: {description.perplexity.in_words(description.precision)}")
     click.echo(f"{folder}: {exported.num_bytes:,} bytes")

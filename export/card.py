@@ -127,7 +127,7 @@ def _figures(figures: dict[str, Any]) -> tuple[str, ...]:
 def _precision(description: Description) -> str:
     agreement, perplexity = description.agreement, description.perplexity
     text = (
-        f"The float32 graphs give torch's log-probabilities within {agreement.max_logprob_difference:.1e} nats "
+        f"The float32 graphs give the log-probabilities of torch in float64 within {agreement.max_logprob_difference:.1e} nats "
         f"over {agreement.num_distributions:,} distributions."
     )
     if perplexity is None or description.precision is Precision.FP32:
