@@ -127,8 +127,8 @@ def _figures(figures: dict[str, Any]) -> tuple[str, ...]:
 def _precision(description: Description) -> str:
     agreement, perplexity = description.agreement, description.perplexity
     text = (
-        f"The float32 graphs give the log-probabilities of torch in float64 within {agreement.max_logprob_difference:.1e} nats "
-        f"over {agreement.num_distributions:,} distributions."
+        "The float32 graphs give the log-probabilities of torch in float64 within "
+        f"{agreement.max_logprob_difference:.1e} nats over {agreement.num_distributions:,} distributions."
     )
     if perplexity is None or description.precision is Precision.FP32:
         return text
