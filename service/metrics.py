@@ -7,8 +7,10 @@ With several workers, prometheus_client keeps the values in files of a shared fo
 
 from __future__ import annotations
 
+import math
 import threading
-from dataclasses import astuple
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,7 @@ __all__ = ["CONTENT_TYPE", "Metrics"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 FAST_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+NOTHING_DONE: Final = EngineStats(0, 0, 0, 0, 0, 0, 0)
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -31,6 +34,7 @@ class Metrics:
         self._folder = multiprocess_folder
         self._lock = threading.Lock()
         self._seen: dict[str, EngineStats] = {}
+        self._looked_at: dict[str, float] = {}
         own = self._own = CollectorRegistry()
         self.requests = Counter("meari_requests", "Requests answered", ["route", "status"], registry=own)
         self.refusals = Counter("meari_refusals", "Requests refused with 429", ["model"], registry=own)
@@ -51,7 +55,7 @@ class Metrics:
         self.queue_seconds = Histogram(
             "meari_queue_seconds", "From queueing to the first slot", ["model"], buckets=FAST_SECONDS, registry=own
         )
-        self.generated = _counter("meari_generated_tokens", "Tokens sampled", own)
+        self._generated = _counter("meari_generated_tokens", "Tokens sampled", own)
         self.scored = _counter("meari_scored_tokens", "Log-probabilities reported by /score", own)
         self._computed = _counter("meari_computed_tokens", "Tokens run through the cell, forced and sampled", own)
         self._output_rows = _counter("meari_output_rows", "Distributions computed", own)
@@ -66,19 +70,24 @@ class Metrics:
             registry=own,
         )
 
-    def observe_engine(self, model: str, stats: EngineStats) -> None:
-        """Carry over an engine's counters."""
+    def observe_engine(
+        self, model: str, read_stats: Callable[[], EngineStats], *, at_most_every_seconds: float = 0.0
+    ) -> None:
+        """Carry over an engine's counters; they are read under the lock, so that no look is older than one before."""
         with self._lock:
-            before = self._seen.get(model)
-            if before is not None and astuple(before) == astuple(stats):
+            now = time.monotonic()
+            if now - self._looked_at.get(model, -math.inf) < at_most_every_seconds:
                 return
+            self._looked_at[model] = now
+            before, stats = self._seen.get(model, NOTHING_DONE), read_stats()
             self._seen[model] = stats
-        steps = stats.steps - (before.steps if before else 0)
-        rows = stats.rows - (before.rows if before else 0)
+        if before == stats:
+            return
+        steps, rows = stats.steps - before.steps, stats.rows - before.rows
         self._steps.labels(model).inc(steps)
         self._computed.labels(model).inc(rows)
-        self._output_rows.labels(model).inc(stats.output_rows - (before.output_rows if before else 0))
-        self.generated.labels(model).inc(stats.tokens_sampled - (before.tokens_sampled if before else 0))
+        self._output_rows.labels(model).inc(stats.output_rows - before.output_rows)
+        self._generated.labels(model).inc(stats.tokens_sampled - before.tokens_sampled)
         self._running.labels(model).set(stats.running)
         self._waiting.labels(model).set(stats.waiting)
         if steps:

@@ -25,7 +25,7 @@ class Parser(Generic[Request]):
     """Parses the bodies of one kind of request."""
 
     def __init__(self, struct: type[Request]) -> None:
-        self._struct = struct
+        self._info = inspect.type_info(struct)
         self._decoder = msgspec.json.Decoder(struct, strict=True)
 
     def parse(self, body: bytes) -> Request:
@@ -50,9 +50,8 @@ class Parser(Generic[Request]):
             msgspec.json.decode(body, type=msgspec.Raw)  # malformed JSON comes before wrong values
             if body.lstrip()[:1] != b"{":
                 return f"body: got {shown(body.strip())}, expected a JSON object"
-            info = inspect.type_info(self._struct)
-            assert isinstance(info, inspect.StructType)
-            problems = list(explain_object("", body, info))
+            assert isinstance(self._info, inspect.StructType)
+            problems = list(explain_object("", body, self._info))
         except msgspec.DecodeError as malformed:
             return _malformed(body, malformed)
         except RecursionError:

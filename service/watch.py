@@ -19,11 +19,12 @@ LATE_SECONDS: Final = 10.0  # past its deadline the engine must have ended a req
 
 @dataclass(frozen=True, eq=False)
 class Watch:
-    """Of one request: its client, the worker's drain, the engine's clock."""
+    """Of one request: its client, the worker's drain, the engine's clock; `on_look` is called at every look."""
 
     client: Client
     drain: Drain
     clock: Callable[[], float]
+    on_look: Callable[[], None]
 
     def await_end(self, handle: Handle) -> None:
         """Block until the request ended. Raises ClientGone, EngineFailed."""
@@ -44,6 +45,7 @@ class Watch:
 
     def check(self, handle: Handle) -> None:
         """Cancel what nobody waits for any more. Raises ClientGone, EngineFailed."""
+        self.on_look()
         if self.client.is_gone:
             handle.cancel()
             raise ClientGone

@@ -22,8 +22,9 @@ from service.watch import Watch
 
 __all__ = ["Exchange", "current_exchange", "json_response"]
 
+OBSERVE_SECONDS: Final = 0.5
 PIECE_BYTES: Final = 64 * 1024
-BODY_SECONDS: Final = 60.0
+BODY_SECONDS: Final = 30.0  # for the whole body, and without a byte of it
 
 
 class Exchange:
@@ -54,6 +55,9 @@ class Exchange:
         if self._service.drain.has_begun:
             raise NotReady("the service is shutting down")
         self._ticket = self._service.admission.enter()
+        connection = request.environ.get("gunicorn.socket")
+        if connection is not None:
+            connection.settimeout(BODY_SECONDS)
         _check_media_type()
         _check_announced_length(self._service.settings.max_body_bytes)
         return b"".join(self._pieces())
@@ -83,8 +87,13 @@ class Exchange:
     def watch(self, handle: Handle, model: Model) -> Watch:
         """Note what the engine does for the request, and watch over it."""
         self._handle = handle
-        connection = request.environ.get("gunicorn.socket")
-        return Watch(Client(connection), self._service.drain, model.engine.clock)
+        metrics = self._service.metrics
+
+        def observe() -> None:
+            metrics.observe_engine(model.name, model.engine.stats, at_most_every_seconds=OBSERVE_SECONDS)
+
+        client = Client(request.environ.get("gunicorn.socket"))
+        return Watch(client, self._service.drain, model.engine.clock, observe)
 
     def note_error(self, error: MeariError) -> None:
         """Note why the request failed."""
@@ -107,6 +116,7 @@ class Exchange:
         self._closed = True
         if self._handle is not None and not self._handle.ended:
             self._handle.cancel()
+            self._handle.wait_end(OBSERVE_SECONDS)  # a step later; then the engine is seen without it
         seconds = time.perf_counter() - self._started
         self._count(status, seconds)
         if self._ticket is not None:
@@ -120,7 +130,7 @@ class Exchange:
             return
         name = self._model.name
         metrics.seconds.labels(self.route, name).observe(seconds)
-        metrics.observe_engine(name, self._model.engine.stats())
+        metrics.observe_engine(name, self._model.engine.stats)
         handle = self._handle
         if handle is not None and handle.started_at is not None:
             metrics.queue_seconds.labels(name).observe(handle.started_at - handle.submitted_at)

@@ -80,7 +80,8 @@ GENERATE_REFUSED: list[tuple[str, Any, str]] = [
 
 SCORE_ACCEPTED: list[dict[str, Any]] = [
     {"text": ""}, {"text": "a", "context": "b"}, {"texts": ["", "a"]}, {"texts": ["a"] * 3},
-    {"text": "a", "state": None}, {"text": "a", "add_end": False}, {"text": "a", "log_base": "2"}, {"text": "a", "log_base": "10"},
+    {"text": "a", "state": None}, {"text": "a", "add_end": False},
+    {"text": "a", "log_base": "2"}, {"text": "a", "log_base": "10"},
     {"text": "a", "tokens": True, "top": 20}, {"text": "a", "words": True}, {"text": "a", "top": 0},
     {"text": "a", "return_state": False},
 ]  # fmt: skip

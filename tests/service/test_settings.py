@@ -25,7 +25,7 @@ def test_defaults_hold_where_nothing_is_set() -> None:
 
 
 def test_own_variables_win_over_the_common_ones() -> None:
-    settings = load_settings({"PORT": "1", "HOST": "0.0.0.0", "MEARI_PORT": "2"})
+    settings = load_settings({"PORT": "1", "HOST": "0.0.0.0", "MEARI_PORT": "2", "MEARI_LOAD_USERS": "3"})
     assert (settings.host, settings.port) == ("0.0.0.0", 2)
 
 
