@@ -25,16 +25,12 @@ def last_border(text: str) -> int:
     """
     for window in (*_WINDOWS, len(text)):
         start = max(0, len(text) - window)
-        for pattern in (_SPACE_AFTER_TEXT, _MARK_AFTER_LETTER):
-            ends = [match.end() for match in pattern.finditer(text, start) if _is_sure(text[match.end() - 1])]
-            if ends:
-                return ends[-1]
+        spaces = [match.end() for match in _SPACE_AFTER_TEXT.finditer(text, start)]
+        # Numbers that are no digits (½, Ⅳ) match the pattern of letters; the tokenizers count them as numbers.
+        marks = [match.end() for match in _MARK_AFTER_LETTER.finditer(text, start) if match[0].isalpha()]
+        if spaces or marks:
+            return (spaces or marks)[-1]
     return _last_starter(text)
-
-
-def _is_sure(before: str) -> bool:
-    # Numbers that are no digits (½, Ⅳ) match the letters' pattern: the tokenizers count them as numbers.
-    return before.isalpha() or not before.isalnum()
 
 
 def _last_starter(text: str) -> int:

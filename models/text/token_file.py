@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -141,32 +141,50 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
+@dataclass
+class _Sums:
+    """Counts so far; plain integers, for they are added to once a document."""
+
+    tokens: int = 1
+    documents: int = 0
+    characters: int = 0
+    bytes: int = 0
+    unknown: int = 0
+
+
 class _Writer:
     """Appends documents; takes back one of which a later piece shows that it is not wanted."""
 
     def __init__(self, file: BinaryIO, tokenizer: Tokenizer, unit: Unit) -> None:
         self._file, self._tokenizer, self._unit = file, tokenizer, unit
         self._dtype = np.dtype("<u2" if tokenizer.vocabulary_size <= 1 << 16 else "<u4")
-        self._sums = np.array([1, 0, 0, 0, 0], dtype=np.int64)  # tokens, documents, characters, bytes, unknown
+        self._sums = _Sums()
         self._num_blocked = 0
         self._end = np.array([tokenizer.end_id], dtype=self._dtype).tobytes()
         file.write(self._end)
         self._begin_document()
 
     def _begin_document(self) -> None:
-        self._mark, self._mark_sums = self._file.tell(), self._sums.copy()
+        self._mark, self._mark_sums = self._sums.tokens, replace(self._sums)
         self._is_blocked, self._is_blank = False, True
 
     def counts(self) -> TokenCounts:
-        tokens, documents, characters, size, unknown = (int(number) for number in self._sums)
+        sums = self._sums
         return TokenCounts(
-            self._unit, self._dtype.name, tokens, documents, characters, size, unknown, self._num_blocked
+            unit=self._unit,
+            dtype=self._dtype.name,
+            num_tokens=sums.tokens,
+            num_documents=sums.documents,
+            num_characters=sums.characters,
+            num_bytes=sums.bytes,
+            num_unknown=sums.unknown,
+            num_blocked=self._num_blocked,
         )
 
     def write(self, pieces: list[Piece], blocklist: DocumentFilter) -> None:
         blocked = [blocklist.matches(piece.text, ends=piece.ends) for piece in pieces]
-        kept = [piece for piece, is_blocked in zip(pieces, blocked, strict=True) if not is_blocked]
-        encoded = iter(self._tokenizer.encode_arrays([piece.text for piece in kept]))
+        kept = [piece.text for piece, is_blocked in zip(pieces, blocked, strict=True) if not is_blocked]
+        encoded = iter(self._tokenizer.encode_arrays(kept))
         for piece, is_blocked in zip(pieces, blocked, strict=True):
             if is_blocked:
                 self._is_blocked = True
@@ -178,18 +196,25 @@ class _Writer:
     def _append(self, piece: Piece, ids: NDArray[np.uint32]) -> None:
         self._is_blank = self._is_blank and not piece.text.strip()
         self._file.write(ids.astype(self._dtype).tobytes())
-        ends = end_length(piece, self._unit)
-        unknown = 0 if self._tokenizer.unknown_id is None else int(np.count_nonzero(ids == self._tokenizer.unknown_id))
-        self._sums += (len(ids), 0, len(piece.text) + ends, len(piece.text.encode()) + ends, unknown)
+        sums, end = self._sums, end_length(piece, self._unit)
+        sums.tokens += len(ids)
+        sums.characters += len(piece.text) + end
+        sums.bytes += len(piece.text.encode()) + end
+        if self._tokenizer.unknown_id is not None:
+            sums.unknown += int(np.count_nonzero(ids == self._tokenizer.unknown_id))
 
     def _end_document(self) -> None:
         if self._is_blocked or self._is_blank:
-            self._num_blocked += self._is_blocked
-            if self._file.tell() != self._mark:
-                self._file.seek(self._mark)
-                self._file.truncate()
-            self._sums = self._mark_sums
+            self._take_back()
         else:
             self._file.write(self._end)
-            self._sums += (1, 1, 0, 0, 0)
+            self._sums.tokens += 1
+            self._sums.documents += 1
         self._begin_document()
+
+    def _take_back(self) -> None:
+        self._num_blocked += self._is_blocked
+        if self._sums.tokens != self._mark:
+            self._file.seek(self._mark * self._dtype.itemsize)
+            self._file.truncate()
+        self._sums = self._mark_sums

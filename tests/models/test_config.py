@@ -75,8 +75,10 @@ def test_all_problems_are_reported_together() -> None:
         'corpus.document: got "page", expected one of "line", "paragraph", "file"',
         "corpus.train: got an empty list, expected at least one file or folder",
         'tokenizer.vocabulary_size: got 0, expected at least 257 for kind "bpe"',
-        "model.hiden_size: got an unknown key, expected one of family, embedding_size, hidden_size, num_layers, "
-        "dropout, tied (did you mean hidden_size?)",
+        (
+            "model.hiden_size: got an unknown key, expected one of family, embedding_size, hidden_size, num_layers, "
+            "dropout, tied (did you mean hidden_size?)"
+        ),
         "model.dropout: got 1, expected a number 0 ≤ dropout < 1",
         "training.batch_size: got true, expected a whole number ≥ 1",
         "training.learning_rate: got NaN, expected a number > 0",

@@ -34,7 +34,9 @@ def test_match_across_pieces_of_one_document_is_found(tmp_path: Path) -> None:
     assert not blocklist.matches("de", ends=True)
 
 
-@pytest.mark.parametrize(("content", "error"), [(b"fine\n(", BlocklistError), (b"a\nx*", BlocklistError), (b"a\n\xff", BrokenText)])
+@pytest.mark.parametrize(
+    ("content", "error"), [(b"fine\n(", BlocklistError), (b"a\nx*", BlocklistError), (b"a\n\xff", BrokenText)]
+)
 def test_bad_line_is_named(tmp_path: Path, content: bytes, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"blocklist\.txt, line 2"):
         load_blocklist(written(tmp_path, content))
@@ -48,22 +50,64 @@ def test_missing_blocklist_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "아이들과 함께 보지 마세요", "이 영화는 보지 않았습니다", "혼자 보지 말고 같이 보세요", "배꼽 잡고 자지러지게 웃었다",
-        "모든 일의 시발점", "잠을 자지 않고 봤다", "꼭 봐야 하는 영화", "찾아야하는 이유", "유치한 연출", "처음부터 끝까지",
-        "마음부터 따뜻해진다", "배우의 전성기", "감성적인 음악", "18년 만에 다시 봤다", "돌아갈 수 없는 시절", "친오빠가 추천한 영화",
-        "아빠와 함께", "대충 만든 느낌", "그럼에도 불구하고 좋다", "우리 사장님", "살인의 추억 이후 최고", "트랜스포머보다 낫다",
-        "글로리아라는 노래", "김혜수 씨 연기가 좋다", "작년에 본 영화", "내년에 또 보고 싶다", "다시 바라보게 된다", "아저씨 발걸음",
-        "역시 발전했다", "게임 같은 전개", "젊은 시절", "이웃의 토토로", "보는 거지 뭐", "빈약하고 지루하다",
+        "아이들과 함께 보지 마세요",
+        "이 영화는 보지 않았습니다",
+        "혼자 보지 말고 같이 보세요",
+        "배꼽 잡고 자지러지게 웃었다",
+        "모든 일의 시발점",
+        "잠을 자지 않고 봤다",
+        "꼭 봐야 하는 영화",
+        "찾아야하는 이유",
+        "유치한 연출",
+        "처음부터 끝까지",
+        "마음부터 따뜻해진다",
+        "배우의 전성기",
+        "감성적인 음악",
+        "18년 만에 다시 봤다",
+        "돌아갈 수 없는 시절",
+        "친오빠가 추천한 영화",
+        "아빠와 함께",
+        "대충 만든 느낌",
+        "그럼에도 불구하고 좋다",
+        "우리 사장님",
+        "살인의 추억 이후 최고",
+        "트랜스포머보다 낫다",
+        "글로리아라는 노래",
+        "김혜수 씨 연기가 좋다",
+        "작년에 본 영화",
+        "내년에 또 보고 싶다",
+        "다시 바라보게 된다",
+        "아저씨 발걸음",
+        "역시 발전했다",
+        "게임 같은 전개",
+        "젊은 시절",
+        "이웃의 토토로",
+        "보는 거지 뭐",
+        "빈약하고 지루하다",
     ],
-)  # fmt: skip
+)
 def test_innocent_korean_is_kept(text: str) -> None:
     assert not load_blocklist(str(KOREAN)).matches(text)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["씨 발 이게 뭐냐", "시1발", "ㅅ ㅂ", "18놈들", "미친놈", "병.신 같은", "존 나 재미없다", "쓰 레 기 영화", "www.example.com 놀러오세요",
-     "010-1234-5678 연락", "개노잼", "짱깨", "자살하고 싶다", "토 나온다"],
-)  # fmt: skip
+    [
+        "씨 발 이게 뭐냐",
+        "시1발",
+        "ㅅ ㅂ",
+        "18놈들",
+        "미친놈",
+        "병.신 같은",
+        "존 나 재미없다",
+        "쓰 레 기 영화",
+        "www.example.com 놀러오세요",
+        "010-1234-5678 연락",
+        "개노잼",
+        "짱깨",
+        "자살하고 싶다",
+        "토 나온다",
+    ],
+)
 def test_rude_korean_and_its_disguises_are_left_out(text: str) -> None:
     assert load_blocklist(str(KOREAN)).matches(text)

@@ -25,7 +25,12 @@ def test_shares_are_the_last_of_the_text(total: int, shares: tuple[float, float]
 
 
 def test_lines_go_whole_to_the_part_in_which_they_begin() -> None:
-    pieces = [Piece("aaa", "f", 1, True), Piece("bb", "f", 2, False), Piece("bb", "f", 2, True), Piece("c", "f", 3, True)]
+    pieces = [
+        Piece("aaa", "f", 1, True),
+        Piece("bb", "f", 2, False),
+        Piece("bb", "f", 2, True),
+        Piece("c", "f", 3, True),
+    ]
     assert count_characters(pieces, Unit.LINE) == 4 + 5 + 2
     found = parts_of(pieces, Unit.LINE, (5, 10))
     assert [len(found[part]) for part in Part] == [3, 1, 0]

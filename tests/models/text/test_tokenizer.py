@@ -33,7 +33,9 @@ def train(kind: str, vocabulary_size: int = 0, min_count: int = 1, texts: list[s
 
 CHAR, BPE, WORD = (train(kind) for kind in ("char", "bpe", "word"))
 ALL = pytest.mark.parametrize("tokenizer", [CHAR, BPE, WORD], ids=["char", "bpe", "word"])
-NASTY = st.text() | st.text(alphabet=" \t\r\n\u00a0\u3000\x00\x1c\u0301각ㄱᄀ\u1161\u11a8é🎬👩\u200d'a1.<|end>unk", max_size=60)
+NASTY = st.text() | st.text(
+    alphabet=" \t\r\n\u00a0\u3000\x00\x1c\u0301각ㄱᄀ\u1161\u11a8é🎬👩\u200d'a1.<|end>unk", max_size=60
+)
 
 
 def backend_of(tokenizer: Tokenizer, folder: Path) -> tokenizers.Tokenizer:
@@ -158,7 +160,12 @@ def test_same_texts_give_the_same_tokenizer_in_any_process(kind: str, tmp_path: 
 
 
 @pytest.mark.parametrize("tokenizer", [CHAR, BPE, WORD], ids=["char", "bpe", "word"])
-@given(st.lists(st.sampled_from([*"  \n\t.,'\u00a0\u3000\x1c½1aé가", "한", "don't", "\u1112\u1161", "\u11ab", "\u0301"]), max_size=30))
+@given(
+    st.lists(
+        st.sampled_from([*"  \n\t.,'\u00a0\u3000\x1c½1aé가", "한", "don't", "\u1112\u1161", "\u11ab", "\u0301"]),
+        max_size=30,
+    )
+)
 @settings(max_examples=300)
 def test_pieces_cut_at_borders_have_the_ids_of_the_whole(tokenizer: Tokenizer, parts: list[str]) -> None:
     text = "".join(parts)
@@ -187,3 +194,8 @@ def test_run_without_borders_is_cut_where_nfc_cannot_join() -> None:
     assert 0 < place < len(text)
     assert CHAR.encode(text[:place]) + CHAR.encode(text[place:]) == CHAR.encode(text)
     assert last_border("\u0301" * 9) == 9
+
+
+def test_words_that_end_in_digits_are_cut_between_words() -> None:
+    text = " ".join(f"w{number}" for number in range(2000))
+    assert text[last_border(text) :] == " w1999"

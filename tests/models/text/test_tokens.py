@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import pytest
 
 from models.choices import Document as Unit
 from models.choices import TokenizerKind
-from models.config import Config, TokenizerConfig, parse_config
+from models.config import Config, parse_config
 from models.errors import BrokenText, CorpusError, EmptyCorpus, TokenFileError, UnreadableFile
 from models.text import corpus, token_file
 from models.text.token_file import open_token_file
-from models.text.tokenizer import Tokenizer, train_tokenizer
+from models.text.tokenizer import Tokenizer
 from models.text.tokens import prepare
 
 
@@ -83,7 +84,7 @@ def test_blocklist_holds_for_training_text_only(tmp_path: Path, monkeypatch: pyt
     prepared = prepare(config_of(train=[train], validation=[valid], blocklist=blocklist), tmp_path / "run")
     ids = prepared.train.ids
     ends = np.flatnonzero(ids == 0)
-    texts = [prepared.tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in zip(ends, ends[1:], strict=False)]
+    texts = [prepared.tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in pairwise(ends)]
     assert texts == ["good", long, "well"]
     assert (prepared.train.num_blocked, prepared.train.num_documents) == (2, 3)
     assert prepared.train.num_characters == len("".join(texts)) + 3
@@ -167,13 +168,13 @@ def test_missing_file_is_a_corpus_error(tmp_path: Path) -> None:
     assert isinstance(caught.value, CorpusError)
 
 
-def test_large_vocabulary_takes_32_bits(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.txt", "\n".join(f"w{number}" for number in range(66_000)))
-    prepared = prepare(config_of("word", train=[path], validation=[path]), tmp_path / "run")
-    assert prepared.train.ids.dtype == np.uint32
-    assert int(prepared.train.ids.max()) == prepared.tokenizer.vocabulary_size - 1
-    edge = train_tokenizer([f"w{number} " for number in range(66_000)], TokenizerConfig(TokenizerKind.WORD, 65_536))
-    assert edge.vocabulary_size == 65_536
+@pytest.mark.parametrize(("limit", "size", "dtype"), [(0, 66_002, np.uint32), (65_536, 65_536, np.uint16)])
+def test_large_vocabulary_takes_32_bits(tmp_path: Path, limit: int, size: int, dtype: type[np.generic]) -> None:
+    path = written(tmp_path / "a.txt", " ".join(f"w{number}" for number in range(66_000)))
+    prepared = prepare(config_of("word", "file", limit, train=[path], validation=[path]), tmp_path / "run")
+    assert prepared.tokenizer.vocabulary_size == size
+    assert prepared.train.ids.dtype == dtype
+    assert int(prepared.train.ids.max()) == size - 1
 
 
 # Prepares the file named first with the unit named second; prints by how many bytes the peak of memory grew.
@@ -200,11 +201,11 @@ def test_corpus_larger_than_memory_is_streamed(tmp_path: Path, unit: str, kind: 
     separator = "" if unit == "line" and kind == "char" else "\n"  # also one line as long as the file
     small, large = tmp_path / "small.txt", tmp_path / "large.gz"
     small.write_text((line + "\n") * 700, encoding="utf-8")
-    repeats = 20_000 if kind == "char" else 5_000
+    repeats = 10_000 if kind == "char" else 4_000
     with gzip.open(large, "wb", compresslevel=1) as file:
         for number in range(repeats):
             file.write(f"{number} {line}{separator}".encode())
-        file.write(b"\nlast\n" * (repeats * 300 if not separator else 1))
+        file.write(b"\n" + f"last {line}\n".encode() * (repeats // 4))
     command = [sys.executable, "-c", MEASURE, str(large), unit, kind, str(small), str(tmp_path)]
     environment = {**os.environ, "RAYON_NUM_THREADS": "2", "PYTHONPATH": ":".join(sys.path)}
     printed = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
