@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from models.config import Document
 
 BOUNDARY_ID = 0
-SEARCH_WINDOW = 1 << 14  # tokens that are looked through for a place to start at
+SEARCH_WINDOW = 1 << 12  # tokens that are looked through for a place to start at
 
 Ids = NDArray[Any]
 Int64s = NDArray[np.int64]
@@ -107,9 +107,13 @@ class Streams:
         return fresh | at_end
 
     def _next_start(self, place: int) -> int:
-        """The first cursor from `place` on at which a text may start; `place` itself where none is near."""
-        if place > self._last_start:
-            return 0
-        found = np.flatnonzero(self._starts[self._ids[place : place + SEARCH_WINDOW]])
-        start = place + int(found[0]) if len(found) else place
-        return start if start <= self._last_start else 0
+        """The first cursor from `place` on at which a text may start.
+
+        Where none is near, a file is entered at `place` itself, and documents from the very first one.
+        """
+        end = min(place + SEARCH_WINDOW, self._last_start + 1)
+        found = np.flatnonzero(self._starts[self._ids[place:end]])
+        if len(found):
+            return place + int(found[0])
+        is_past_the_last = end > self._last_start and self._unit is not Document.FILE
+        return 0 if is_past_the_last else min(place, self._last_start)

@@ -108,3 +108,14 @@ def test_a_corpus_of_one_character_trains() -> None:
     for _ in range(3):
         chunk = streams.next_chunk()
         assert chunk.targets.tolist() == [[1, 0]] * 3
+
+
+def test_a_file_without_line_ends_is_entered_at_random_places() -> None:
+    streams = make([0, *range(1, 300), 0], batch_size=4, restart_share=0.5)
+    assert len(set(streams.state()["cursors"])) == 4
+    streams.next_chunk()
+    places = set()
+    for _ in range(20):
+        chunk = streams.next_chunk()
+        places |= set(np.array(streams.state()["cursors"])[chunk.fresh].tolist())
+    assert len(places) > 20

@@ -1,0 +1,199 @@
+"""The training loop: it learns what there is to learn, resumes bit for bit, and ends as it should."""
+
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.checkpoint import load_checkpoint
+from models.choices import Family
+from models.config import RecurrentConfig
+from models.errors import CheckpointError, NotFinite
+from models.evaluation import evaluate
+from models.text.tokens import prepare
+from models.training import trainer as trainer_module
+from models.training.history import EvaluationRecord, StepRecord, read_history
+from models.training.run import train
+from models.training.run_folder import Start, open_run
+from models.training.trainer import Ending
+from tests.models.training.tiny_runs import (
+    Clock,
+    StopAt,
+    chain_entropy,
+    contents,
+    read_json,
+    run_training,
+    tiny_config,
+)
+
+
+def interrupt_at(step: int, folder: Path, config_folder: Path, number: signal.Signals = signal.SIGINT) -> Ending:
+    config = tiny_config(config_folder)
+    is_begun = (folder / "config.json").exists()
+    run = open_run(folder, config, Start.RESUME if is_begun else Start.FRESH)
+    display = StopAt(step, lambda: os.kill(os.getpid(), number))
+    return train(config, run, resume=is_begun, display=display, clock=Clock()).ending
+
+
+@pytest.mark.parametrize("family", ["rnn", "gru", "lstm"])
+def test_cross_entropy_approaches_the_entropy_of_a_known_chain_from_above(tmp_path: Path, family: str) -> None:
+    model = RecurrentConfig(Family(family), 8, 16)
+    config = tiny_config(tmp_path, model=model, steps=250, batch_size=8, evaluate_every=250)
+    figures = run_training(config, tmp_path / "run")[0].figures
+    assert figures is not None
+    corpus = prepare(config, tmp_path / "run")
+    first = read_history(tmp_path / "run" / "history.jsonl")[0]
+    measured = evaluate(load_checkpoint(tmp_path / "run").model, corpus.train).nats_per_token
+    assert isinstance(first, StepRecord)
+    assert first.loss > 1.0
+    assert chain_entropy() - 0.03 < measured < chain_entropy() + 0.03  # 4,800 letters: a sample's entropy wavers
+    assert figures["validation"]["nats_per_token"] < chain_entropy() + 0.12  # 600 letters
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 7, 11])
+def test_a_run_interrupted_at_any_step_and_resumed_is_the_uninterrupted_one(tmp_path: Path, step: int) -> None:
+    run_training(tiny_config(tmp_path), tmp_path / "whole")
+    assert interrupt_at(step, tmp_path / "part", tmp_path) is Ending.INTERRUPTED
+    assert read_json(tmp_path / "part" / "last" / "checkpoint.json")["step"] == step
+    torch.manual_seed(1234)  # another process has another state of the generator
+    outcome, _ = run_training(tiny_config(tmp_path), tmp_path / "part", Start.RESUME)
+    assert outcome.ending is Ending.FINISHED
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+
+def test_a_run_interrupted_many_times_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    run_training(tiny_config(tmp_path), tmp_path / "whole")
+    for step in (2, 3, 6, 10):
+        interrupt_at(step, tmp_path / "part", tmp_path, signal.SIGTERM)
+    run_training(tiny_config(tmp_path), tmp_path / "part", Start.RESUME)
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+
+def test_a_killed_run_goes_on_from_its_last_evaluation(tmp_path: Path) -> None:
+    run_training(tiny_config(tmp_path), tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    def kill() -> None:
+        raise Killed
+
+    config = tiny_config(tmp_path)
+    run = open_run(tmp_path / "part", config, Start.FRESH)
+    with pytest.raises(Killed):
+        train(config, run, resume=False, display=StopAt(8, kill), clock=Clock())
+    assert read_json(tmp_path / "part" / "last" / "checkpoint.json")["step"] == 5
+    run_training(config, tmp_path / "part", Start.RESUME)
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+
+def test_a_crash_while_saving_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_training(tiny_config(tmp_path), tmp_path / "whole")
+    config = tiny_config(tmp_path)
+    run = open_run(tmp_path / "part", config, Start.FRESH)
+    save, num_saved = trainer_module.fill_checkpoint, []
+
+    def crashing(folder: Path, *args: object, **kwargs: object) -> None:
+        num_saved.append(folder)
+        if len(num_saved) > 1:
+            (folder / "model.safetensors").write_bytes(b"half")
+            raise OSError("no space left on device")
+        save(folder, *args, **kwargs)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer_module, "fill_checkpoint", crashing)
+        with pytest.raises(OSError, match="no space"):
+            train(config, run, resume=False, display=StopAt(0, lambda: None), clock=Clock())
+    assert load_checkpoint(tmp_path / "part").step == 5
+    run_training(config, tmp_path / "part", Start.RESUME)
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path)
+    rate = trainer_module.learning_rate
+    monkeypatch.setattr(trainer_module, "learning_rate", lambda c, step, n: math.inf if step == 6 else rate(c, step, n))
+    with pytest.raises(NotFinite, match=r"step 8: the .* training.learning_rate .* training.clip_norm"):
+        run_training(config, tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run").step == 5
+    monkeypatch.undo()
+    assert run_training(config, tmp_path / "run", Start.RESUME)[0].ending is Ending.FINISHED
+
+
+def test_the_best_checkpoint_is_kept_when_later_ones_are_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = iter([1.5, 1.2, 1.4, 1.3])
+    monkeypatch.setattr(trainer_module, "quick_nats_per_token", lambda *_: next(figures))
+    run_training(tiny_config(tmp_path, steps=20), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run").step == 10
+    assert read_json(tmp_path / "run" / "last" / "progress.json")["best_step"] == 10
+
+
+def test_training_stops_early_when_validation_no_longer_improves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = iter([1.5, 1.2, 1.4, 1.3, 1.25])
+    monkeypatch.setattr(trainer_module, "quick_nats_per_token", lambda *_: next(figures))
+    config = tiny_config(tmp_path, steps=1000, patience=2)
+    outcome, shown = run_training(config, tmp_path / "run")
+    assert (outcome.ending, outcome.step) == (Ending.EARLY_STOPPED, 20)
+    assert "step 10: validation 1.2000 nats/token  perplexity 3.32  best so far" in shown
+    assert load_checkpoint(tmp_path / "run").step == 10
+
+
+def test_the_time_limit_ends_a_run_with_checkpoint_figures_and_report(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, steps=100_000, max_minutes=1.0)
+    outcome, _ = run_training(config, tmp_path / "run", clock=Clock(seconds_per_look=1.0))
+    assert outcome.ending is Ending.TIME_LIMIT
+    assert 5 < outcome.step < 60
+    assert (tmp_path / "run" / "report.png").read_bytes().startswith(b"\x89PNG")
+    figures = read_json(tmp_path / "run" / "figures.json")
+    assert figures["steps"] == outcome.step
+    assert set(figures) >= {"validation", "test", "training_seconds", "epochs", "machine"}
+    assert isinstance(figures["training_seconds"], float)
+    assert figures["training_seconds"] >= 60
+
+
+def test_the_history_has_every_step_once(tmp_path: Path) -> None:
+    run_training(tiny_config(tmp_path), tmp_path / "run")
+    records = read_history(tmp_path / "run" / "history.jsonl")
+    assert [record.step for record in records if isinstance(record, StepRecord)] == list(range(1, 13))
+    assert [record.step for record in records if isinstance(record, EvaluationRecord)] == [5, 10, 12]
+
+
+def test_a_changed_corpus_is_not_resumed(tmp_path: Path) -> None:
+    interrupt_at(3, tmp_path / "run", tmp_path)
+    text = tmp_path / "chain.txt"
+    text.write_text(text.read_text()[::-1])
+    with pytest.raises(CheckpointError, match="corpus has changed"):
+        run_training(tiny_config(tmp_path), tmp_path / "run", Start.RESUME)
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    run_training(config, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    assert run_training(config, tmp_path / "run", Start.RESUME)[0].ending is Ending.FINISHED
+    assert contents(tmp_path / "run") == before
+
+
+def test_nothing_in_a_run_is_pickled(tmp_path: Path) -> None:
+    run_training(tiny_config(tmp_path), tmp_path / "run")
+    suffixes = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".jsonl", ".png", ".safetensors", ".tokens"}
+
+
+def test_the_state_is_carried_from_chunk_to_chunk(tmp_path: Path) -> None:
+    """With chunks of one token, only the state can tell an LSTM what came two letters before."""
+    model = RecurrentConfig(Family.LSTM, 4, 16)
+    (tmp_path / "chain.txt").write_text("aabb" * 1500)
+    config = tiny_config(tmp_path, model=model, steps=300, chunk_length=1, batch_size=8, evaluate_every=300)
+    config = replace(config, training=replace(config.training, restart_share=0.0, learning_rate=3e-2))
+    figures = run_training(config, tmp_path / "run")[0].figures
+    assert figures is not None
+    assert figures["validation"]["nats_per_token"] < 0.5  # without the state: ln 2
