@@ -36,6 +36,7 @@ import gevent
 from locust import FastHttpUser, between, constant, events, task
 from locust.contrib.fasthttp import FAILURE_EXCEPTIONS, ResponseContextManager
 from locust.env import Environment
+from locust.stats import CSV_STATS_INTERVAL_SEC
 
 from loadtests.prompts import PROMPTS, TEXTS
 from loadtests.settings import SettingsError, check_target, read_settings
@@ -188,7 +189,8 @@ def refuse_target_of_the_web_page(environment: Environment, **_: object) -> None
 
 @events.quitting.add_listener
 def judge(environment: Environment, **_: object) -> None:
-    """Turn broken thresholds into the exit code."""
+    """Turn broken thresholds into the exit code, and leave Locust the time to write its last CSV rows."""
+    gevent.sleep(CSV_STATS_INTERVAL_SEC + 0.5)
     broken = broken_thresholds(environment.stats, SETTINGS.thresholds)
     for line in broken:
         log.error("threshold broken: %s", line)

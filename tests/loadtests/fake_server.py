@@ -12,12 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 NUM_TOKENS = 5
-PAUSE_SECONDS = 0.02
-REFUSED_EVERY = 7
+PAUSE_SECONDS = 0.1
+REFUSED_EVERY = 3
 
 
 class FakeServer(ThreadingHTTPServer):
-    """Answers /generate and /score; `refuse` turns every seventh away, `failing` breaks all streams."""
+    """Answers /generate and /score; `refuse` turns every third away, `failing` breaks all streams."""
 
     daemon_threads = True
 
