@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.loadtests.fake_server import NUM_TOKENS, PAUSE_SECONDS, running
+from tests.service.running import running_server
+from tests.service.tiny_bundle import write_tiny_bundle
 
 pytest.importorskip("locust")
 pytestmark = pytest.mark.timeout(180)
@@ -114,3 +116,11 @@ def test_load_on_another_machine_is_refused_before_it_starts(tmp_path: Path) -> 
     assert run.returncode == 1
     assert "MEARI_LOAD_ALLOW_REMOTE=1" in run.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_service_itself_passes(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundles" / "tiny")
+    with running_server(tmp_path, bundles=bundle.parent) as server:
+        run = run_load(server.port, tmp_path, MEARI_LOAD_MAX_TOKENS="8")
+    assert run.returncode == 0, run.stderr
+    assert int(rows_of(tmp_path)["tokens/s of a stream"]["Request Count"]) > 0
