@@ -41,12 +41,12 @@ class Settings:
     max_waiting: int = 128  # requests that may wait for a slot of a model
     max_requests: int = 192  # requests in flight, over all models
     max_tokens: int = 4096  # new tokens of one sample
-    max_texts: int = 64  # texts of one /score
+    max_texts: int = 1024  # texts of one /score
     max_text_chars: int = 1_000_000  # characters of one request's texts together
     max_body_bytes: int = 8 * MIB
     max_inflight_bytes: int = 256 * MIB  # bodies being handled and figures being gathered
-    max_timeout_seconds: float = 120.0
-    graceful_timeout_seconds: float = 130.0  # open requests get so long to end after SIGTERM
+    max_timeout_seconds: float = 300.0
+    graceful_timeout_seconds: float = 310.0  # open requests get so long to end after SIGTERM
     drain_seconds: float = 0.0  # at least so long is readiness refused before the listening socket is closed
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     log_level: str = "info"
