@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from models.text.token_file import TokenFile
 
 PARTS = ("validation", "test")
+FIGURES = ("nats_per_token", "perplexity", "nats_per_char", "bits_per_char", "bits_per_byte")
+COUNTS = ("num_tokens", "num_characters", "num_bytes", "num_documents", "num_unknown")
 
 
 @click.command("evaluate", short_help="Measure a trained model on held-out text.")
@@ -63,9 +65,7 @@ def _measured(checkpoint: "Checkpoint", tokens: "TokenFile", text: str) -> dict[
 
 
 def _described(measured: dict[str, Any]) -> str:
-    lines = [f"{measured['name']}, step {measured['step']}, on {measured['text']}"]
-    for name in ("nats_per_token", "perplexity", "nats_per_char", "bits_per_char", "bits_per_byte"):
-        lines.append(f"  {name:<15} {measured[name]:>12.4f}")
-    for name in ("num_tokens", "num_characters", "num_bytes", "num_documents", "num_unknown"):
-        lines.append(f"  {name:<15} {measured[name]:>12,}")
-    return "\n".join(lines)
+    head = f"{measured['name']}, step {measured['step']}, on {measured['text']}"
+    figures = [f"  {name:<15} {measured[name]:>12.4f}" for name in FIGURES]
+    counts = [f"  {name:<15} {measured[name]:>12,}" for name in COUNTS]
+    return "\n".join([head, *figures, *counts])

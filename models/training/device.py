@@ -29,7 +29,7 @@ def describe_machine(device: torch.device) -> str:
     """What a training ran on, for the figures."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{_processor()}, threads: {torch.get_num_threads()} of {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def _processor() -> str:

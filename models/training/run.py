@@ -45,7 +45,9 @@ def train(config: Config, run: RunFolder, *, resume: bool, display: Display, clo
     """
     prepare_torch(config.training.threads)
     device = choose_device(config.training.device)
+    display.note("Preparing the corpus")
     corpus = prepare(config, run.path)
+    display.note(describe_corpus(corpus))
     with stop_on_signals() as stop:
         kind = RidgeTrainer if _is_ridge(config) else Trainer
         trainer = kind(config, corpus, run, device, display, clock, stop)
@@ -57,6 +59,16 @@ def train(config: Config, run: RunFolder, *, resume: bool, display: Display, clo
         return Outcome(ending, step, stop, None)
     figures = measure_run(config, corpus, run, trainer.progress, device)
     return Outcome(ending, step, stop, figures)
+
+
+def describe_corpus(corpus: PreparedCorpus) -> str:
+    """What there is to learn from and to measure on, in one line; what the blocklist left out is counted."""
+    train, vocabulary = corpus.train, corpus.tokenizer.vocabulary_size
+    blocked = f", {train.num_blocked:,} left out by the blocklist" if train.num_blocked else ""
+    return (
+        f"{train.num_tokens - 1:,} tokens of {vocabulary:,} kinds in {train.num_documents:,} documents{blocked}; "
+        f"held out: {corpus.validation.num_tokens - 1:,} tokens"
+    )
 
 
 def _is_ridge(config: Config) -> bool:
@@ -78,6 +90,8 @@ def measure_run(
         "training_seconds": round(progress.seconds, 1),
         "steps": progress.step,
         "epochs": round(tokens / num_targets, 3),
+        "training_documents": corpus.train.num_documents,
+        "blocked_documents": corpus.train.num_blocked,
         "best_step": progress.best_step,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "machine": describe_machine(device),

@@ -17,6 +17,12 @@ def save(folder: Path, text: str) -> None:
         (new / "b").write_text(text)
 
 
+def fill_half(folder: Path) -> None:
+    with replaced_folder(folder) as new:
+        (new / "a").write_text("two")
+        raise Crash
+
+
 def read(folder: Path) -> set[str]:
     return {path.read_text() for path in settled(folder).iterdir()}
 
@@ -30,9 +36,8 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
 def test_a_crash_while_filling_a_folder_leaves_the_old_one(tmp_path: Path) -> None:
     folder = tmp_path / "last"
     save(folder, "one")
-    with pytest.raises(Crash), replaced_folder(folder) as new:
-        (new / "a").write_text("two")
-        raise Crash
+    with pytest.raises(Crash):
+        fill_half(folder)
     assert read(folder) == {"one"}
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
@@ -43,7 +48,8 @@ def test_a_crash_at_any_rename_leaves_a_whole_version(
 ) -> None:
     folder = tmp_path / "last"
     save(folder, "one")
-    rename, calls = Path.rename, []
+    rename = Path.rename
+    calls: list[Path] = []
 
     def crashing(path: Path, target: Path) -> Path:
         if len(calls) == num_done:

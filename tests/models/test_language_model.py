@@ -84,7 +84,8 @@ def test_elman_step_is_the_lectures_equation_worked_by_hand() -> None:
 def test_gru_and_lstm_steps_agree_with_torchs_own_cells() -> None:
     for family, oracle in (("gru", nn.GRUCell(13, 29)), ("lstm", nn.LSTMCell(13, 29))):
         model = RecurrentLanguageModel(family, VOCABULARY, 13, 29)
-        weights = {name.removesuffix("_l0"): value for name, value in model.cells[0].kernel.named_parameters()}
+        kernel: nn.Module = model.cells[0].kernel
+        weights = {name.removesuffix("_l0"): value for name, value in kernel.named_parameters()}
         for name, parameter in oracle.named_parameters():
             parameter.copy_(weights[name])
         tokens, state = torch.tensor([4, 9]), random_state(model, 2)
@@ -106,7 +107,8 @@ def test_lstm_starts_with_open_forget_gates() -> None:
     model = build_model(recurrent("lstm"), VOCABULARY, seed=1)
     kernel = model.get_submodule("layers.0.kernel")
     assert isinstance(kernel, nn.LSTM)
-    assert torch.equal(kernel.bias_ih_l0.chunk(4)[1] + kernel.bias_hh_l0.chunk(4)[1], torch.ones(29))
+    biases = dict(kernel.named_parameters())
+    assert torch.equal(biases["bias_ih_l0"].chunk(4)[1] + biases["bias_hh_l0"].chunk(4)[1], torch.ones(29))
 
 
 def test_state_tensors_name_every_layer() -> None:
@@ -134,6 +136,7 @@ def test_tied_output_shares_the_embedding() -> None:
     wider = RecurrentLanguageModel("rnn", VOCABULARY, 13, 29, tied=True)
     hidden = torch.randn(5, 29)
     assert wider.projection is not None
+    assert wider.output_bias is not None
     expected = hidden @ wider.projection.weight.T @ wider.embedding.weight.T + wider.output_bias
     torch.testing.assert_close(wider.logits(hidden), expected)
 

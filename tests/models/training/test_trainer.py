@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import load_checkpoint
+from models.checkpoint import fill_checkpoint, load_checkpoint
 from models.choices import Family
 from models.config import RecurrentConfig
 from models.errors import CheckpointError, NotFinite
@@ -19,6 +19,7 @@ from models.training import trainer as trainer_module
 from models.training.history import EvaluationRecord, StepRecord, read_history
 from models.training.run import train
 from models.training.run_folder import Start, open_run
+from models.training.schedule import learning_rate
 from models.training.trainer import Ending
 from tests.models.training.tiny_runs import (
     Clock,
@@ -95,14 +96,14 @@ def test_a_crash_while_saving_leaves_the_checkpoint_before(tmp_path: Path, monke
     run_training(tiny_config(tmp_path), tmp_path / "whole")
     config = tiny_config(tmp_path)
     run = open_run(tmp_path / "part", config, Start.FRESH)
-    save, num_saved = trainer_module.fill_checkpoint, []
+    num_saved: list[Path] = []
 
     def crashing(folder: Path, *args: object, **kwargs: object) -> None:
         num_saved.append(folder)
         if len(num_saved) > 1:
             (folder / "model.safetensors").write_bytes(b"half")
             raise OSError("no space left on device")
-        save(folder, *args, **kwargs)  # type: ignore[arg-type]
+        fill_checkpoint(folder, *args, **kwargs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
         patched.setattr(trainer_module, "fill_checkpoint", crashing)
@@ -117,8 +118,9 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_last_good_che
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(tmp_path)
-    rate = trainer_module.learning_rate
-    monkeypatch.setattr(trainer_module, "learning_rate", lambda c, step, n: math.inf if step == 6 else rate(c, step, n))
+    monkeypatch.setattr(
+        trainer_module, "learning_rate", lambda c, step, n: math.inf if step == 6 else learning_rate(c, step, n)
+    )
     with pytest.raises(NotFinite, match=r"step 8: the .* training.learning_rate .* training.clip_norm"):
         run_training(config, tmp_path / "run")
     assert load_checkpoint(tmp_path / "run").step == 5

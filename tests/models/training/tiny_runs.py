@@ -112,4 +112,3 @@ def read_json(path: Path) -> dict[str, object]:
     value = json.loads(path.read_text())
     assert isinstance(value, dict)
     return value
-

@@ -1,0 +1,176 @@
+"""`meari train` and `meari evaluate` from the command line, with real processes where signals matter."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cli.main import group
+from models.errors import CheckpointError, ConfigError
+from tests.models.training.tiny_runs import chain_text
+
+TOML = """
+name = "tiny"
+
+[corpus]
+train = ["{folder}/chain.txt"]
+document = "{document}"
+validation_share = 0.1
+test_share = 0.1
+
+[tokenizer]
+kind = "char"
+
+[model]
+family = "gru"
+embedding_size = 5
+hidden_size = 8
+
+[training]
+steps = {steps}
+batch_size = 4
+chunk_length = 16
+learning_rate = {rate}
+evaluate_every = 5
+threads = 1
+"""
+
+
+def write_config(folder: Path, *, steps: int = 12, rate: str = "1e-2", document: str = "file") -> Path:
+    (folder / "chain.txt").write_text(chain_text(4000).replace("ca", "c\na"))
+    path = folder / "tiny.toml"
+    path.write_text(TOML.format(folder=folder, steps=steps, rate=rate, document=document))
+    return path
+
+
+def meari(*arguments: object) -> Result:
+    return CliRunner().invoke(group, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    result = meari("train", write_config(tmp_path), "--run", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    return tmp_path / "run"
+
+
+def test_train_leaves_a_whole_run_folder(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "best", "last", "tokens", "config.json", "tokenizer.json", "history.jsonl", "figures.json", "report.png",
+    }  # fmt: skip
+    figures = json.loads((run / "figures.json").read_text())
+    assert set(figures["validation"]) == {
+        "nats_per_token", "perplexity", "nats_per_char", "bits_per_char", "bits_per_byte",
+        "num_tokens", "num_characters", "num_bytes",
+    }  # fmt: skip
+
+
+def test_the_run_folder_is_named_for_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_config(tmp_path, steps=1)
+    monkeypatch.chdir(tmp_path)
+    assert meari("train", config).exit_code == 0
+    assert (tmp_path / "runs" / "tiny" / "figures.json").exists()
+
+
+def test_a_run_that_exists_needs_resume_or_overwrite(run: Path) -> None:
+    config = run.parent / "tiny.toml"
+    refused = meari("train", config, "--run", run)
+    assert isinstance(refused.exception, CheckpointError)
+    assert "--resume" in str(refused.exception)
+    assert meari("train", config, "--run", run, "--resume").exit_code == 0
+    assert meari("train", config, "--run", run, "--overwrite").exit_code == 0
+    assert meari("train", config, "--run", run, "--resume", "--overwrite").exit_code == 2
+
+
+def test_every_problem_of_a_config_is_told_at_once(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    path.write_text(
+        path.read_text().replace("batch_size = 4", 'batch_size = "four"').replace("steps = 12", "stepz = 12")
+    )
+    result = meari("train", path)
+    assert isinstance(result.exception, ConfigError)
+    assert "training.batch_size" in str(result.exception)
+    assert "stepz" in str(result.exception)
+
+
+def test_errors_reach_the_terminal_as_text_without_a_traceback(tmp_path: Path) -> None:
+    for arguments, piece in (
+        (["train", str(tmp_path / "nowhere.toml")], "nowhere.toml"),
+        (["evaluate", str(tmp_path / "nowhere")], "no such folder"),
+    ):
+        command = [sys.executable, "-m", "cli.main", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 1
+        assert piece in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("document", ["file", "line"])
+def test_evaluate_finds_the_figures_of_the_run_again(tmp_path: Path, document: str) -> None:
+    run = tmp_path / "run"
+    assert meari("train", write_config(tmp_path, document=document), "--run", run).exit_code == 0
+    figures = json.loads((run / "figures.json").read_text())
+    for part in ("validation", "test"):
+        for folder in (run, run / "best"):
+            measured = json.loads(meari("evaluate", folder, "--part", part, "--json").output)
+            assert measured["nats_per_char"] == pytest.approx(figures[part]["nats_per_char"], rel=1e-6)
+            assert measured["num_tokens"] == figures[part]["num_tokens"]
+
+
+def test_evaluate_measures_any_text(run: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("abcabc")
+    second.write_text("abcz")
+    measured = json.loads(meari("evaluate", run, "--text", first, second, "--json").output)
+    assert (measured["num_characters"], measured["num_documents"], measured["num_unknown"]) == (10, 2, 1)
+    assert measured == json.loads(meari("evaluate", run, "--text", first, "--text", second, "--json").output)
+    shown = meari("evaluate", run, "--text", first).output
+    for name in ("nats_per_token", "perplexity", "bits_per_char", "bits_per_byte"):
+        assert name in shown
+
+
+def test_evaluate_refuses_what_does_not_go_together(run: Path) -> None:
+    assert meari("evaluate", run, "stray.txt").exit_code == 2
+    assert meari("evaluate", run, "--part", "test", "--text", run / "config.json").exit_code == 2
+    assert meari("evaluate", run, "--part", "training").exit_code == 2
+
+
+def read_until(stream: IO[str], piece: str) -> str:
+    shown = ""
+    for line in stream:
+        shown += line
+        if piece in line:
+            return shown
+    pytest.fail(f"never saw {piece!r} in:\n{shown}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_run_that_can_be_resumed_and_says_how(tmp_path: Path, number: signal.Signals) -> None:
+    config = write_config(tmp_path, steps=1_000_000)
+    command = [sys.executable, "-u", "-m", "cli.main", "train", str(config), "--run", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert process.stdout is not None
+        read_until(process.stdout, "step 10: validation")
+        process.send_signal(number)
+        rest, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert f"meari train {config} --run {tmp_path / 'run'} --resume" in rest
+    assert "Traceback" not in rest
+    described = json.loads((tmp_path / "run" / "last" / "checkpoint.json").read_text())
+    assert f"after step {described['step']}" in rest
+    assert described["step"] >= 10
+
+
+def test_a_training_that_explodes_says_what_to_change(tmp_path: Path) -> None:
+    result = meari("train", write_config(tmp_path, rate="1e38"), "--run", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "Lower training.learning_rate" in str(result.exception)

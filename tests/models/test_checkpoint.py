@@ -1,0 +1,104 @@
+"""Checkpoints: what goes in comes out, and what is damaged is named."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.checkpoint import fill_checkpoint, load_checkpoint
+from models.choices import Family
+from models.config import Config, ModelConfig, RecurrentConfig, ReservoirConfig
+from models.errors import CheckpointError, TokenizerError
+from models.language_model import LanguageModel, build_model
+from models.text.tokenizer import train_tokenizer
+from tests.models.training.tiny_runs import tiny_config
+
+MODELS: list[ModelConfig] = [
+    RecurrentConfig(Family.RNN, 3, 5, 2),
+    RecurrentConfig(Family.GRU, 3, 5, tied=True),
+    RecurrentConfig(Family.LSTM, 4, 4, tied=True),
+    ReservoirConfig(Family.ESN, units=16, block_size=4),
+]
+
+
+def save(folder: Path, model_config: ModelConfig) -> tuple[LanguageModel, Config]:
+    config = replace(tiny_config(folder), model=model_config)
+    tokenizer = train_tokenizer(["abc"], config.tokenizer)
+    tokenizer.save(folder / "tokenizer.json")
+    model = build_model(model_config, tokenizer.vocabulary_size, seed=9)
+    best = folder / "run" / "best"
+    best.mkdir(parents=True)
+    fill_checkpoint(best, model, folder / "tokenizer.json", config, step=7, figures={"validation": {"perplexity": 2.0}})
+    return model, config
+
+
+@pytest.mark.parametrize("model_config", MODELS, ids=lambda config: str(config.family))
+def test_a_model_comes_back_as_it_was(tmp_path: Path, model_config: ModelConfig) -> None:
+    model, config = save(tmp_path, model_config)
+    for folder in (tmp_path / "run", tmp_path / "run" / "best"):
+        checkpoint = load_checkpoint(folder)
+        assert checkpoint.config == config
+        assert checkpoint.step == 7
+        assert checkpoint.figures == {"validation": {"perplexity": 2.0}}
+        assert checkpoint.tokenizer.encode("cab") == checkpoint.tokenizer.encode("cab")
+        assert not checkpoint.model.training
+        loaded = checkpoint.model.state_dict()
+        assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+
+
+def test_the_figures_of_the_finished_run_win(tmp_path: Path) -> None:
+    save(tmp_path, MODELS[0])
+    (tmp_path / "run" / "figures.json").write_text('{"steps": 3}')
+    assert load_checkpoint(tmp_path / "run").figures == {"steps": 3}
+
+
+def test_a_swap_that_was_cut_short_is_read_all_the_same(tmp_path: Path) -> None:
+    save(tmp_path, MODELS[0])
+    (tmp_path / "run" / "best").rename(tmp_path / "run" / "best.old")
+    assert load_checkpoint(tmp_path / "run").step == 7
+
+
+def test_folders_without_a_checkpoint_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        load_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="nothing saved yet"):
+        load_checkpoint(tmp_path)
+
+
+def change_description(best: Path, **changes: object) -> None:
+    path = best / "checkpoint.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, "format_version 2, expected 1"),
+        ({"family": "gru"}, "family 'gru', but its config is of rnn"),
+        ({"vocabulary_size": 99}, "do not fit the model"),
+        ({"vocabulary_size": "many"}, "damaged"),
+        ({"config": {"name": "x"}}, "problem"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    save(tmp_path, MODELS[0])
+    change_description(tmp_path / "run" / "best", **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "checkpoint.json", "tokenizer.json"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    save(tmp_path, MODELS[0])
+    (tmp_path / "run" / "best" / name).write_bytes(b"{ half")
+    with pytest.raises((CheckpointError, TokenizerError), match=name):
+        load_checkpoint(tmp_path / "run")
+
+
+def test_a_tokenizer_of_another_run_is_refused(tmp_path: Path) -> None:
+    _, config = save(tmp_path, MODELS[0])
+    train_tokenizer(["abcdefg"], config.tokenizer).save(tmp_path / "run" / "best" / "tokenizer.json")
+    with pytest.raises(CheckpointError, match="not of the same run"):
+        load_checkpoint(tmp_path / "run")

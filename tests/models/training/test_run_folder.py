@@ -1,0 +1,60 @@
+"""Run folders: what may be started, resumed and replaced where."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models.errors import CheckpointError
+from models.training.run_folder import Start, open_run
+from tests.models.training.tiny_runs import tiny_config
+
+
+def test_a_new_run_notes_its_config(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    run = open_run(tmp_path / "runs" / "tiny", config, Start.FRESH)
+    assert run.config.read_text() == config.to_json()
+
+
+def test_an_existing_run_is_refused_with_both_ways_out(tmp_path: Path) -> None:
+    open_run(tmp_path / "run", tiny_config(tmp_path), Start.FRESH)
+    with pytest.raises(CheckpointError, match=r"--resume.*--overwrite"):
+        open_run(tmp_path / "run", tiny_config(tmp_path), Start.FRESH)
+
+
+def test_resuming_with_other_settings_names_every_one_of_them(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    open_run(tmp_path / "run", config, Start.FRESH)
+    training = replace(config.training, learning_rate=0.5, steps=None, epochs=2.0)
+    with pytest.raises(CheckpointError) as caught:
+        open_run(tmp_path / "run", replace(config, training=training, seed=2), Start.RESUME)
+    message = str(caught.value)
+    assert "training.learning_rate: the run has 0.01, the config 0.5" in message
+    assert "training.steps: the run has 12, the config nothing" in message
+    assert "training.epochs: the run has nothing, the config 2.0" in message
+    assert "seed: the run has 1, the config 2" in message
+    assert "clip_norm" not in message
+
+
+def test_there_is_nothing_to_resume_in_a_new_folder(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run to resume"):
+        open_run(tmp_path / "run", tiny_config(tmp_path), Start.RESUME)
+
+
+@pytest.mark.parametrize("start", list(Start))
+def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path, start: Start) -> None:
+    (tmp_path / "holiday.txt").write_text("photos")
+    with pytest.raises(CheckpointError, match="not a run"):
+        open_run(tmp_path, tiny_config(tmp_path), start)
+    assert (tmp_path / "holiday.txt").read_text() == "photos"
+
+
+def test_overwriting_removes_what_the_earlier_run_left(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "run", tiny_config(tmp_path), Start.FRESH)
+    for folder in (run.best, run.last, run.path / "last.old"):
+        folder.mkdir()
+    for file in (run.history, run.figures, run.report, run.tokenizer):
+        file.write_text("old")
+    open_run(tmp_path / "run", tiny_config(tmp_path, steps=3), Start.OVERWRITE)
+    assert [path.name for path in run.path.iterdir()] == ["config.json"]
+    assert '"steps": 3' in run.config.read_text()
