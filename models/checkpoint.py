@@ -118,7 +118,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file. Raises CheckpointError."""
     try:
-        return load_file(path)
+        # Copies lie on torch's own alignment: matrix products may round otherwise where memory begins elsewhere.
+        return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
 

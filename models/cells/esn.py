@@ -73,10 +73,10 @@ class EchoStateNetwork(LanguageModel):
         self.state_tensors = (StateTensor(STATE, (self.hidden_size,)),)
         self.pattern = Pattern.BLOCK if isinstance(weights, BlockWeights) else Pattern.RANDOM
         if isinstance(weights, BlockWeights):
-            self.register_buffer("blocks", torch.from_numpy(weights.blocks))
+            self.register_buffer("blocks", torch.from_numpy(weights.blocks).clone())
         else:
-            self.register_buffer("in_index", torch.from_numpy(weights.in_index))
-            self.register_buffer("in_weight", torch.from_numpy(weights.in_weight))
+            self.register_buffer("in_index", torch.from_numpy(weights.in_index).clone())
+            self.register_buffer("in_weight", torch.from_numpy(weights.in_weight).clone())
         self.register_buffer("input_weights", input_weights)
         self.register_buffer("leak", leak)
         self.register_buffer("bias", bias)

@@ -72,16 +72,23 @@ def measure_whitening(model: LanguageModel, ids: Ids, seed: int) -> Whitening:
     rank = max(1, min(NUM_DIRECTIONS, units // 2, num_states // 2))
     start = np.random.default_rng(seed).standard_normal((units, rank)).astype(np.float32)
     directions = torch.linalg.qr(torch.from_numpy(start).to(mean.device))[0]
-    values = torch.ones(rank, device=mean.device)
-    for _ in range(NUM_PASSES + 1):
-        spread = torch.zeros_like(directions)
-        for states, _ in state_chunks(model, sample):
-            centred = (states - mean) / deviation
-            spread.addmm_(centred.t(), centred @ directions)
-        spread /= num_states
-        values = (directions * spread).sum(0).clamp_min(0.0)  # Rayleigh quotients of the directions so far
-        last, directions = directions, torch.linalg.qr(spread)[0]
-    return Whitening(mean, deviation, last, _gains(values, units))
+    for _ in range(NUM_PASSES):
+        directions = torch.linalg.qr(_correlated(model, sample, mean, deviation, directions))[0]
+    # Within the space found, the eigenvectors of the correlations themselves.
+    within = directions.t() @ _correlated(model, sample, mean, deviation, directions) / num_states
+    values, turn = torch.linalg.eigh((within + within.t()) / 2)
+    # One layout, fresh or from a checkpoint: products of other layouts are rounded in another order.
+    leading = (directions @ turn).contiguous()
+    return Whitening(mean, deviation, leading, _gains(values.clamp_min(0.0), units))
+
+
+def _correlated(model: LanguageModel, ids: Ids, mean: Tensor, deviation: Tensor, directions: Tensor) -> Tensor:
+    """The product of the states' correlations and the directions, float32 [N, r], times the number of states."""
+    product = torch.zeros_like(directions)
+    for states, _ in state_chunks(model, ids):
+        standard = (states - mean) / deviation
+        product.addmm_(standard.t(), standard @ directions)
+    return product
 
 
 def _sample(ids: Ids) -> Ids:
