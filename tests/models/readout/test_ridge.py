@@ -1,0 +1,72 @@
+"""Streaming ridge regression, against the normal equations solved at once in float64."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.errors import RidgeError
+from models.readout.ridge import RidgeSums
+
+NUM_STATES, UNITS, VOCABULARY_SIZE = 600, 40, 7
+
+
+def draw(seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(NUM_STATES, UNITS, generator=generator) + 0.5
+    return states, torch.randint(VOCABULARY_SIZE, (NUM_STATES,), generator=generator)
+
+
+def add_up(states: Tensor, targets: Tensor, chunk: int) -> RidgeSums:
+    sums = RidgeSums.zeros(UNITS, VOCABULARY_SIZE, torch.device("cpu"))
+    for begin in range(0, len(states), chunk):
+        sums.add(states[begin : begin + chunk], targets[begin : begin + chunk])
+    return sums
+
+
+def solve_at_once(states: Tensor, targets: Tensor, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares over [X - mean; sqrt(ridge) I], by numpy."""
+    x, y = states.double().numpy(), np.eye(VOCABULARY_SIZE)[targets.numpy()]
+    tall = np.vstack((x - x.mean(0), np.sqrt(ridge) * np.eye(UNITS)))
+    wanted = np.vstack((y - y.mean(0), np.zeros((UNITS, VOCABULARY_SIZE))))
+    weight = np.linalg.lstsq(tall, wanted, rcond=None)[0].T
+    return weight, y.mean(0) - weight @ x.mean(0)
+
+
+@pytest.mark.parametrize("chunk", [1, 37, NUM_STATES])
+@pytest.mark.parametrize("ridge", [1e-3, 1.0, 100.0])
+def test_a_streamed_solution_is_that_of_all_states_at_once(chunk: int, ridge: float) -> None:
+    states, targets = draw()
+    weight, bias = add_up(states, targets, chunk).solve(ridge)
+    expected_weight, expected_bias = solve_at_once(states, targets, ridge)
+    np.testing.assert_allclose(weight.numpy(), expected_weight, atol=1e-6)
+    np.testing.assert_allclose(bias.numpy(), expected_bias, atol=1e-6)
+
+
+def test_blocks_of_the_sums_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    states, targets = draw()
+    whole = add_up(states, targets, 100).solve(1.0)
+    monkeypatch.setattr("models.readout.ridge.BLOCK_UNITS", 16)
+    for one, other in zip(whole, add_up(states, targets, 100).solve(1.0), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_scores_of_all_tokens_add_up_to_one() -> None:
+    states, targets = draw()
+    weight, bias = add_up(states, targets, 100).solve(1.0)
+    scores = states.double() @ weight.t() + bias
+    torch.testing.assert_close(scores.sum(1), torch.ones(NUM_STATES, dtype=torch.float64))
+
+
+def test_sums_survive_being_stored() -> None:
+    states, targets = draw()
+    sums = add_up(states, targets, 100)
+    again = RidgeSums(**sums.tensors())
+    assert torch.equal(again.solve(1.0)[0], sums.solve(1.0)[0])
+
+
+def test_equations_without_a_solution_name_the_setting() -> None:
+    states, targets = draw()
+    states = states[:, :3] @ torch.randn(3, UNITS, generator=torch.Generator().manual_seed(4))
+    with pytest.raises(RidgeError, match=r"model\.ridge: got 1e-300, too little for 600 states of 40 units"):
+        add_up(states, targets, 100).solve(1e-300)

@@ -1,0 +1,118 @@
+"""Recurrent weights of a reservoir, against dense numpy and scipy."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy.sparse
+import scipy.sparse.linalg
+from scipy.sparse.linalg import ArpackNoConvergence
+
+from models import reservoir
+from models.errors import ReservoirError
+from models.reservoir import BlockWeights, EdgeWeights, RecurrentWeights, draw_blocks, draw_edges, spectral_radius
+
+Draw = Callable[[int, int], RecurrentWeights]
+
+
+def block(units: int, seed: int) -> RecurrentWeights:
+    return draw_blocks(units, 32, np.random.default_rng(seed))
+
+
+def random(units: int, seed: int) -> RecurrentWeights:
+    return draw_edges(units, 10, np.random.default_rng(seed))
+
+
+def dense_of_blocks(weights: BlockWeights) -> np.ndarray:
+    """W by the definition, one weight at a time: blocks[s, j, k] leads from unit j * S + s to unit s * K + k."""
+    num_blocks, size, _ = weights.blocks.shape
+    dense = np.zeros((weights.units, weights.units))
+    for s in range(num_blocks):
+        for j in range(size):
+            for k in range(size):
+                dense[s * size + k, j * num_blocks + s] = weights.blocks[s, j, k]
+    return dense
+
+
+def dense_radius(weights: RecurrentWeights) -> float:
+    return float(np.abs(np.linalg.eigvals(weights.sparse().toarray())).max())
+
+
+def test_block_weights_lie_where_the_pattern_says() -> None:
+    weights = draw_blocks(24, 4, np.random.default_rng(1))
+    np.testing.assert_array_equal(weights.sparse().toarray(), dense_of_blocks(weights))
+
+
+def test_random_weights_lie_where_the_pattern_says() -> None:
+    weights = draw_edges(40, 7, np.random.default_rng(1))
+    rows = np.repeat(np.arange(40), 7)
+    expected = scipy.sparse.coo_array((weights.in_weight.ravel(), (rows, weights.in_index.ravel())), shape=(40, 40))
+    np.testing.assert_array_equal(weights.sparse().toarray(), expected.toarray())
+
+
+def test_every_unit_of_the_random_pattern_has_distinct_edges() -> None:
+    weights = draw_edges(50, 20, np.random.default_rng(3))
+    assert all(len(set(sources)) == 20 for sources in weights.in_index.tolist())
+    assert weights.in_index.min() >= 0
+    assert weights.in_index.max() < 50
+
+
+@pytest.mark.parametrize("draw", [block, random])
+@pytest.mark.parametrize("units", [32, 256, 512, 768])
+def test_measured_radius_is_that_of_all_dense_eigenvalues(draw: Draw, units: int) -> None:
+    weights = draw(units, 5)
+    assert spectral_radius(weights) == pytest.approx(dense_radius(weights), rel=1e-5)
+
+
+@pytest.mark.parametrize("draw", [block, random])
+@pytest.mark.parametrize("units", [64, 768])
+@pytest.mark.parametrize("radius", [0.3, 0.99, 1.7])
+def test_the_radius_is_the_one_asked_for(draw: Draw, units: int, radius: float) -> None:
+    weights = reservoir.with_spectral_radius(draw(units, 7), radius)
+    assert dense_radius(weights) == pytest.approx(radius, rel=1e-5)
+
+
+@pytest.mark.parametrize("draw", [block, random])
+def test_the_radius_of_a_large_reservoir_agrees_with_scipy(draw: Draw) -> None:
+    weights = reservoir.with_spectral_radius(draw(4096, 2), 0.9)
+    found = scipy.sparse.linalg.eigs(
+        weights.sparse(), k=12, which="LM", ncv=400, tol=1e-9, v0=np.ones(4096), return_eigenvectors=False
+    )
+    assert np.abs(found).max() == pytest.approx(0.9, rel=1e-4)
+
+
+def test_a_radius_of_zero_gives_no_recurrence() -> None:
+    weights = reservoir.with_spectral_radius(block(64, 1), 0.0)
+    assert not weights.sparse().toarray().any()
+
+
+def test_weights_without_a_cycle_are_refused() -> None:
+    chain = EdgeWeights(np.array([[0], [0], [1], [2]]), np.array([[0], [1], [1], [1]], dtype=np.float32))
+    with pytest.raises(ReservoirError, match=r"model\.spectral_radius: got 0\.9 for a reservoir of 4 units"):
+        reservoir.with_spectral_radius(chain, 0.9)
+
+
+def test_arpack_that_does_not_converge_is_tried_wider_and_then_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = []
+
+    def never(_matrix: object, *, ncv: int, **_settings: object) -> None:
+        widths.append(ncv)
+        raise ArpackNoConvergence("%s %s", np.array([]), np.array([]))
+
+    weights = block(512, 1)
+    monkeypatch.setattr(reservoir, "eigs", never)
+    assert spectral_radius(weights) == pytest.approx(dense_radius(weights), rel=1e-6)
+    assert widths == list(reservoir.SEARCH_WIDTHS)
+
+
+def test_eigenvalues_that_are_all_equally_large_are_measured() -> None:
+    # One edge a unit, in one great cycle: every eigenvalue lies on the same circle.
+    units = 400
+    cycle = EdgeWeights(np.roll(np.arange(units), 1)[:, None], np.full((units, 1), 0.5, dtype=np.float32))
+    assert spectral_radius(cycle) == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("draw", [block, random])
+def test_the_same_generator_draws_the_same_weights(draw: Draw) -> None:
+    np.testing.assert_array_equal(draw(128, 4).sparse().toarray(), draw(128, 4).sparse().toarray())
+    assert not np.array_equal(draw(128, 4).sparse().toarray(), draw(128, 5).sparse().toarray())

@@ -1,0 +1,157 @@
+"""Both readouts of a reservoir through the whole of `meari train`: they learn the chain, resume, and are reported."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.cells.esn import EchoStateNetwork
+from models.checkpoint import load_checkpoint
+from models.choices import Family, Pattern, Readout
+from models.config import Config, ReservoirConfig
+from models.errors import CheckpointError, RidgeError
+from models.readout.ridge import RidgeSums
+from models.training.ridge_trainer import split_ids
+from models.training.run import train
+from models.training.run_folder import Start, open_run
+from models.training.trainer import Ending
+from tests.models.training.tiny_runs import (
+    Clock,
+    StopAt,
+    chain_entropy,
+    contents,
+    read_json,
+    run_training,
+    tiny_config,
+)
+
+RESERVOIR = ReservoirConfig(
+    family=Family.ESN, units=64, block_size=16, in_edges=5, spectral_radius=0.5, ridge=1e-2, readout=Readout.RIDGE
+)
+both_readouts = pytest.mark.parametrize("readout", [Readout.SOFTMAX, Readout.RIDGE])
+
+
+def config_of(folder: Path, readout: Readout = Readout.RIDGE, **training: object) -> Config:
+    config = tiny_config(folder)
+    settings = replace(config.training, **training)  # type: ignore[arg-type]
+    return replace(config, training=settings, model=replace(RESERVOIR, readout=readout))
+
+
+def interrupted_run(config: Config, folder: Path, start: Start, step: int, patch: pytest.MonkeyPatch) -> Ending:
+    """Send SIGINT to this process while the sums take their `step`-th chunk from here on."""
+    add, chunks = RidgeSums.add, []
+
+    def add_and_send(self: RidgeSums, states: Tensor, targets: Tensor) -> None:
+        chunks.append(len(states))
+        add(self, states, targets)
+        if len(chunks) == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with patch.context() as context:
+        context.setattr(RidgeSums, "add", add_and_send)
+        return run_training(config, folder, start)[0].ending
+
+
+@both_readouts
+@pytest.mark.parametrize("pattern", list(Pattern))
+def test_cross_entropy_approaches_the_entropy_of_a_known_chain(
+    tmp_path: Path, readout: Readout, pattern: Pattern
+) -> None:
+    config = config_of(tmp_path, readout, steps=300, batch_size=8, evaluate_every=300)
+    assert isinstance(config.model, ReservoirConfig)
+    outcome, _ = run_training(replace(config, model=replace(config.model, pattern=pattern)), tmp_path / "run")
+    assert outcome.figures is not None
+    assert chain_entropy() - 0.12 < outcome.figures["validation"]["nats_per_token"] < chain_entropy() + 0.12
+
+
+@both_readouts
+def test_figures_and_report_are_those_of_every_family(tmp_path: Path, readout: Readout) -> None:
+    run_training(config_of(tmp_path, readout), tmp_path / "run")
+    figures = read_json(tmp_path / "run" / "figures.json")
+    assert {"validation", "test", "training_seconds", "steps", "epochs", "machine"} <= set(figures)
+    assert figures["spectral_radius"] == pytest.approx(0.5, rel=1e-5)
+    assert (tmp_path / "run" / "report.png").stat().st_size > 1000
+
+
+@both_readouts
+def test_a_checkpoint_gives_true_probabilities(tmp_path: Path, readout: Readout) -> None:
+    run_training(config_of(tmp_path, readout), tmp_path / "run")
+    model = load_checkpoint(tmp_path / "run").model
+    assert isinstance(model, EchoStateNetwork)
+    hidden, _ = model(torch.tensor([[0, 2, 3, 4, 2]]), model.initial_state(1))
+    probabilities = model.logits(hidden).softmax(-1)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(1, 5))
+    assert bool((probabilities > 0).all())
+
+
+@pytest.mark.parametrize("steps", [(1,), (3, 5, 1)])
+def test_an_interrupted_ridge_run_that_is_resumed_is_the_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]
+) -> None:
+    config = config_of(tmp_path, steps=None, epochs=1.0)
+    run_training(config, tmp_path / "whole")
+    start = Start.FRESH
+    for step in steps:
+        assert interrupted_run(config, tmp_path / "part", start, step, monkeypatch) is Ending.INTERRUPTED
+        start = Start.RESUME
+    assert read_json(tmp_path / "part" / "last" / "progress.json")["step"] == sum(steps)
+    assert not (tmp_path / "part" / "best").exists()
+    assert run_training(config, tmp_path / "part", Start.RESUME)[0].ending is Ending.FINISHED
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+
+def test_an_interrupted_softmax_run_that_is_resumed_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    config = config_of(tmp_path, Readout.SOFTMAX)
+    run_training(config, tmp_path / "whole")
+    run = open_run(tmp_path / "part", config, Start.FRESH)
+    display = StopAt(4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert train(config, run, resume=False, display=display, clock=Clock()).ending is Ending.INTERRUPTED
+    run_training(config, tmp_path / "part", Start.RESUME)
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+
+def test_a_finished_ridge_run_that_is_resumed_stays_as_it_is(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    run_training(config, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    assert run_training(config, tmp_path / "run", Start.RESUME)[0].ending is Ending.FINISHED
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_ridge_run_is_not_resumed_on_another_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(tmp_path, steps=None, epochs=1.0)
+    interrupted_run(config, tmp_path / "run", Start.FRESH, 2, monkeypatch)
+    (tmp_path / "chain.txt").write_text("cab" * 2000)
+    with pytest.raises(CheckpointError, match="the corpus has changed"):
+        run_training(config, tmp_path / "run", Start.RESUME)
+
+
+def test_the_time_limit_of_a_ridge_run_solves_what_was_added_up(tmp_path: Path) -> None:
+    config = config_of(tmp_path, steps=None, epochs=1.0, max_minutes=1.0)
+    outcome, _ = run_training(config, tmp_path / "run", clock=Clock(seconds_per_look=5.0))
+    assert outcome.ending is Ending.TIME_LIMIT
+    assert outcome.figures is not None
+
+
+def test_too_little_ridge_stops_with_advice(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    assert isinstance(config.model, ReservoirConfig)
+    silent = replace(config.model, ridge=1e-300, leak_min=1.0, bias_scale=0.0, spectral_radius=0.0)
+    with pytest.raises(RidgeError, match=r"model\.ridge"):
+        run_training(replace(config, model=silent), tmp_path / "run")
+
+
+@pytest.mark.parametrize("length", [3, 100, 5000, 1_000_000])
+def test_the_text_kept_out_of_the_sums_is_the_last_part(length: int) -> None:
+    ids = torch.arange(length).numpy()
+    summed, held_out = split_ids(ids, 50)
+    assert len(summed) >= 2
+    assert len(held_out) >= 2
+    assert summed[0] == 0
+    assert held_out[0] == summed[-1]
+    assert held_out[-1] == length - 1
+    assert len(held_out) <= max(2001, 0.021 * length)
