@@ -73,6 +73,7 @@ class Registry:
         self._models: dict[str, Model] = {}
         self._failed: dict[str, str] = {}
         self._problem: str | None = None
+        self._named_default = ""
         self._loaded = threading.Event()
 
     def start(self) -> None:
@@ -109,8 +110,13 @@ class Registry:
 
     @property
     def default(self) -> str:
-        """The name of the model that a request means when it names none: as set, else the first by name."""
-        return self._settings.default_model or next(iter(self._models), "")
+        """The name of the model that a request means when it names none.
+
+        As set; else as the folder's DEFAULT file says, if that model is served; else the first by name.
+        """
+        if self._settings.default_model:
+            return self._settings.default_model
+        return self._named_default if self._named_default in self._models else next(iter(self._models), "")
 
     def readiness(self) -> Readiness:
         """Of this worker, and until it was so once, of all workers beside it."""
@@ -135,6 +141,7 @@ class Registry:
     def _load_all(self) -> None:
         try:
             folders = self._folders()
+            self._named_default = _read_default(self._settings.bundles)
             models, failed = self._load_each(folders)
             self._models, self._failed = models, failed
             if not models:
@@ -153,7 +160,7 @@ class Registry:
         root = self._settings.bundles
         if not root.is_dir():
             return []
-        return sorted(folder for folder in root.iterdir() if folder.is_dir() and folder.name[0] not in "._")
+        return sorted(folder for folder in root.iterdir() if folder.is_dir() and not _is_in_passing(folder.name))
 
     def _load_each(self, folders: list[Path]) -> tuple[dict[str, Model], dict[str, str]]:
         models: dict[str, Model] = {}
@@ -174,3 +181,16 @@ class Registry:
         if any_folder:
             return f"no bundle in {root} could be loaded"
         return f"there is no bundle in {root}" if root.is_dir() else f"there is no folder {root}"
+
+
+def _read_default(root: Path) -> str:
+    """The name in `root`'s DEFAULT file, "" where there is none."""
+    try:
+        return (root / "DEFAULT").read_text("utf-8").strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _is_in_passing(name: str) -> bool:
+    """Whether a folder is hidden, or stands there only while a bundle is being replaced."""
+    return name[0] in "._" or name.endswith((".new", ".old"))

@@ -1,0 +1,87 @@
+"""Which bundles are served, which is the default, and what is said of those that cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from msgspec import UNSET
+
+from service.errors import NotReady, UnknownModel
+from service.marks import ReadyMarks
+from service.registry import Registry
+from service.settings import Settings
+from tests.service.tiny_bundle import write_tiny_bundle
+
+Open = Callable[..., Registry]
+
+
+@pytest.fixture
+def bundles(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundles"
+    for name in ("alpha", "beta"):
+        write_tiny_bundle(folder / name)
+    return folder
+
+
+@pytest.fixture
+def open_registry() -> Iterator[Open]:
+    opened: list[Registry] = []
+
+    def make(bundles: Path, **settings: str) -> Registry:
+        registry = Registry(Settings(bundles=bundles, workers=1, **settings), ReadyMarks(None, 1))  # type: ignore[arg-type]
+        opened.append(registry)
+        registry.start()
+        assert registry.wait_loaded(30)
+        return registry
+
+    yield make
+    for registry in opened:
+        registry.stop()
+
+
+def test_first_by_name_is_the_default(bundles: Path, open_registry: Open) -> None:
+    assert open_registry(bundles).get(UNSET).name == "alpha"
+
+
+def test_the_folder_can_name_its_default(bundles: Path, open_registry: Open) -> None:
+    (bundles / "DEFAULT").write_text("beta\n", "utf-8")
+    assert open_registry(bundles).get(UNSET).name == "beta"
+
+
+def test_the_setting_wins_over_the_folder(bundles: Path, open_registry: Open) -> None:
+    (bundles / "DEFAULT").write_text("beta\n", "utf-8")
+    assert open_registry(bundles, default_model="alpha").get(UNSET).name == "alpha"
+
+
+@pytest.mark.parametrize("name", ["gamma", "", "../alpha"])
+def test_a_named_default_that_is_not_served_gives_way(bundles: Path, open_registry: Open, name: str) -> None:
+    (bundles / "DEFAULT").write_text(name, "utf-8")
+    assert open_registry(bundles).get(UNSET).name == "alpha"
+
+
+def test_broken_bundle_is_named_and_the_others_are_served(bundles: Path, open_registry: Open) -> None:
+    (bundles / "alpha" / "cell.onnx").write_bytes(b"changed")
+    registry = open_registry(bundles)
+    readiness = registry.readiness()
+    assert readiness.ready
+    assert readiness.models == ("beta",)
+    assert "cell.onnx: SHA-256" in readiness.failed["alpha"]
+    with pytest.raises(UnknownModel, match=r"'alpha' could not be loaded: cell\.onnx"):
+        registry.get("alpha")
+
+
+def test_folders_in_passing_are_no_bundles(bundles: Path, open_registry: Open) -> None:
+    for name in (".alpha", "alpha.new", "alpha.old", "_notes"):
+        (bundles / name).mkdir()
+    readiness = open_registry(bundles).readiness()
+    assert readiness.models == ("alpha", "beta")
+    assert readiness.failed == {}
+
+
+def test_nothing_to_serve_is_not_ready_and_says_why(tmp_path: Path, open_registry: Open) -> None:
+    registry = open_registry(tmp_path / "nowhere")
+    assert not registry.readiness().ready
+    with pytest.raises(NotReady, match="there is no folder"):
+        registry.get(UNSET)
