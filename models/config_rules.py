@@ -76,9 +76,7 @@ def _steps_or_epochs(steps: int | None, epochs: float | None) -> str | None:
 
 
 def _rates_in_order(least: float, most: float) -> str | None:
-    return (
-        None if least <= most else f"min_learning_rate: got {least}, expected at most learning_rate ({most})"
-    )
+    return None if least <= most else f"min_learning_rate: got {least}, expected at most learning_rate ({most})"
 
 
 CORPUS_RULES = (
