@@ -38,6 +38,7 @@ def test_container_reports_its_health(docker: Docker, container: str) -> None:
         return str(docker.inspect(container)["State"]["Health"]["Status"])
 
     wait_until(lambda: health() == "healthy", lambda: f"{health()}: {docker.run('logs', container)}")
+    assert health() == "healthy"
 
 
 def test_container_generates(docker: Docker, container: str) -> None:

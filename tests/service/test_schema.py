@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import timeit
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest
-from service.schema import Schemas
+from service.schema import GenerateRequest, Schemas, ScoreRequest
 from service.settings import Settings
 
 SCHEMAS = Schemas(Settings(max_tokens=500, max_texts=3, max_timeout_seconds=60.0, workers=1))
@@ -194,19 +193,20 @@ JSON = st.recursive(
 NAMES = st.sampled_from([case[0] for case in GENERATE_REFUSED]) | st.text(max_size=5)
 
 
+def is_read_or_refused(read: Callable[[bytes], object], body: bytes) -> bool:
+    """Whether a body becomes a request, or an InvalidRequest whose message says where and what."""
+    try:
+        return isinstance(read(body), GenerateRequest | ScoreRequest)
+    except InvalidRequest as error:
+        return ": " in str(error)
+
+
 @given(st.dictionaries(NAMES, JSON, max_size=4))
 def test_any_object_is_accepted_or_refused_with_a_reason(body: dict[str, Any]) -> None:
     data = json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    with contextlib.suppress(InvalidRequest):
-        SCHEMAS.generate(data)
+    assert is_read_or_refused(SCHEMAS.generate, data)
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_accepted_or_refused_with_a_reason(body: bytes) -> None:
-    with contextlib.suppress(InvalidRequest):
-        SCHEMAS.score(body)
-
-
-def test_a_small_request_is_parsed_in_less_than_a_tenth_of_a_millisecond() -> None:
-    body = json.dumps({"prompt": "hello", "max_tokens": 64, "seed": 7, "stop": ["a"], "logit_bias": {"3": 1}}).encode()
-    assert min(timeit.repeat(lambda: SCHEMAS.generate(body), number=100, repeat=5)) / 100 < 100e-6
+    assert is_read_or_refused(SCHEMAS.score, body)

@@ -177,6 +177,7 @@ def test_metrics_count_the_work_of_all_workers(server: Server) -> None:
         answers = list(pool.map(lambda i: server.post("/generate", model="flat", seed=i).json(), range(20)))
     generated = sum(answer["usage"]["generated_tokens"] for answer in answers)
     until(lambda: metric(server, "meari_generated_tokens_total", "flat") - before >= generated)
+    assert metric(server, "meari_generated_tokens_total", "flat") - before == generated
 
 
 @pytest.mark.parametrize("kept_alive", [False, True])

@@ -45,7 +45,8 @@ def test_a_terminal_gets_a_bar_with_all_figures() -> None:
 
 
 def test_a_loss_that_exploded_can_still_be_shown() -> None:
-    console = Console(file=StringIO())
-    display = make_display(console)
+    written = StringIO()
+    display = make_display(Console(file=written))
     display.start(0, 1)
     display.step(StepRecord(1, 1e30, 0.1, 1e-3, 0.0), 1.0)
+    assert "step 1/1" in written.getvalue()

@@ -1,0 +1,69 @@
+"""Every example of the README works: its curl lines and its Python against a real server, its config, its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from models.config import load_config
+from service.settings import Settings
+from tests.service.running import Server, events, running_server
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+CURLS = re.findall(r"^(?:\$ )?(curl .*)$", README, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The released bundles, as `make serve` serves them."""
+    with running_server(tmp_path_factory.mktemp("log"), bundles=ROOT / "bundles") as running:
+        yield running
+
+
+@pytest.mark.parametrize("command", CURLS)
+def test_curl_line_is_answered(server: Server, command: str) -> None:
+    words = shlex.split(command)
+    [path] = [word.removeprefix("localhost:8000") for word in words if word.startswith("localhost:8000")]
+    headers = {"Content-Type": "application/json"}
+    response = server.client.post(path, content=words[words.index("-d") + 1].encode(), headers=headers)
+    assert response.status_code == 200, response.text
+    if "-sN" in words:
+        assert events(response)[-1] == "[DONE]"
+    else:
+        assert response.json()["model"] in command
+
+
+def test_python_example_prints_two_scores(server: Server) -> None:
+    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = code.replace("localhost:8000", f"127.0.0.1:{server.port}")
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)
+    assert first > second
+
+
+def test_config_example_is_a_config(tmp_path: Path) -> None:
+    [example] = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    path = tmp_path / "my-model.toml"
+    path.write_text(example, "utf-8")
+    assert load_config(path).name == "my-model"
+
+
+def test_every_setting_is_documented_and_no_other() -> None:
+    documented = set(re.findall(r"MEARI_[A-Z_]*[A-Z]\b", README)) - {"MEARI_LOAD"}
+    assert documented == {f"MEARI_{field.name.upper()}" for field in dataclasses.fields(Settings)}
+
+
+def test_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
