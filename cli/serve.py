@@ -27,5 +27,5 @@ def command(**options: str | None) -> None:
         load_settings(os.environ)
     except SettingsError as problems:
         raise click.ClickException(f"the settings are wrong:\n{problems}") from None
-    config = Path(__file__).resolve().parents[1] / "service" / "gunicorn_conf.py"
+    config = Path(__file__).resolve().parents[1] / "service" / "process" / "gunicorn_conf.py"
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", str(config)])

@@ -10,14 +10,16 @@ import os
 
 from flask import Flask, Response, g, request
 
-from service.admission import Admission
-from service.drain import Drain
 from service.error_handler import register_error_handlers
-from service.keys import check_key
 from service.log import configure_logging
-from service.marks import ReadyMarks
 from service.metrics import Metrics
+from service.process.drain import Drain
+from service.process.marks import ReadyMarks
+from service.process.runtime import marks_folder, metrics_folder
 from service.registry import Registry
+from service.requests.admission import Admission
+from service.requests.keys import check_key
+from service.requests.schema import Schemas
 from service.routes.exchange import Exchange, current_exchange
 from service.routes.generate import generate_blueprint
 from service.routes.health import health_blueprint
@@ -25,8 +27,6 @@ from service.routes.metrics import metrics_blueprint
 from service.routes.models import models_blueprint
 from service.routes.score import score_blueprint
 from service.routes.tokenize import tokenize_blueprint
-from service.runtime import marks_folder, metrics_folder
-from service.schema import Schemas
 from service.service import Service
 from service.settings import Settings, load_settings
 

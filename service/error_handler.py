@@ -8,7 +8,6 @@ from typing import Final
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from service.client import ClientGone
 from service.error_body import error_body
 from service.errors import (
     InvalidRequest,
@@ -19,6 +18,7 @@ from service.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from service.process.client import ClientGone
 from service.routes.exchange import current_exchange, json_response
 
 __all__ = ["register_error_handlers"]

@@ -18,9 +18,9 @@ from msgspec import UNSET, UnsetType
 from service.bundle import Bundle, open_bundle
 from service.engine import Engine, EngineLimits
 from service.errors import MeariError, NotReady, UnknownModel
-from service.marks import ReadyMarks
+from service.process.marks import ReadyMarks
 from service.settings import Settings
-from service.tokenizer import TextTokenizer, TokenizerKind, load_tokenizer
+from service.text.tokenizer import TextTokenizer, TokenizerKind, load_tokenizer
 
 __all__ = ["Model", "Readiness", "Registry", "load_model"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.admission import Admission
-from service.drain import Drain
 from service.metrics import Metrics
+from service.process.drain import Drain
 from service.registry import Registry
-from service.schema import Schemas
+from service.requests.admission import Admission
+from service.requests.schema import Schemas
 from service.settings import Settings
 
 __all__ = ["Service"]

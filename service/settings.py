@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from service.cpus import granted_cpus
+from service.process.cpus import granted_cpus
 
 __all__ = ["Settings", "SettingsError", "load_settings"]
 

@@ -10,15 +10,15 @@ import msgspec
 from flask import Response, g, request
 from gunicorn.http.errors import ParseException
 
-from service.admission import Ticket
-from service.client import Client
 from service.engine.calls import Handle
 from service.errors import InvalidRequest, MeariError, NotReady, Overloaded, TooLarge, UnsupportedMediaType
 from service.log import RequestLine, log_request
+from service.process.client import Client
+from service.process.watch import Watch
 from service.registry import Model
-from service.request_ids import request_id
+from service.requests.admission import Ticket
+from service.requests.request_ids import request_id
 from service.service import Service
-from service.watch import Watch
 
 __all__ = ["Exchange", "current_exchange", "json_response"]
 

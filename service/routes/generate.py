@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from flask import Blueprint, Response
 from msgspec import UNSET
 
-from service.completion import Completion, begin_completion
+from service.answers.completion import Completion, begin_completion
+from service.answers.streaming import PING_SECONDS, event_stream
 from service.error_body import error_body
-from service.model_limits import check_num_chars
+from service.process.watch import Watch
+from service.requests.model_limits import check_num_chars
 from service.routes.exchange import Exchange, current_exchange, json_response
 from service.service import Service
-from service.streaming import PING_SECONDS, event_stream
-from service.watch import Watch
 
 __all__ = ["generate_blueprint"]
 

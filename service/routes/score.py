@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
+from service.answers.figures import ScoredText
+from service.answers.score_json import ScoreAnswer
 from service.engine import ScoreCall, Scoring
 from service.errors import EngineFailed, NotReady
-from service.figures import ScoredText
-from service.model_limits import check_num_chars
+from service.process.watch import Watch
 from service.registry import Model
+from service.requests.model_limits import check_num_chars
+from service.requests.schema import ScoreRequest
 from service.routes.exchange import Exchange, current_exchange
-from service.schema import ScoreRequest
-from service.score_json import ScoreAnswer
 from service.service import Service
-from service.tokenizer import Encoded
-from service.watch import Watch
+from service.text.tokenizer import Encoded
 
 __all__ = ["score_blueprint"]
 

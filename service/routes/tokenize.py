@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from service.answers import TokenText
-from service.detokenizer import detokenize
-from service.model_limits import check_num_chars, checked_ids
+from service.answers.bodies import TokenText
+from service.requests.model_limits import check_num_chars, checked_ids
 from service.routes.exchange import current_exchange, json_response
 from service.service import Service
+from service.text.detokenizer import detokenize
 
 __all__ = ["tokenize_blueprint"]
 

@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 
+from service.answers.figures import ScoredText
+from service.answers.score_json import SLICE, ScoreAnswer
 from service.engine import TextScore
-from service.figures import ScoredText
-from service.schema import LogBase
-from service.score_json import SLICE, ScoreAnswer
-from service.tokenizer import Encoded, TokenizerKind, Vocabulary
+from service.requests.schema import LogBase
+from service.text.tokenizer import Encoded, TokenizerKind, Vocabulary
 
 LETTERS = ("<|end|>", "<|unk|>", "a", "b", " ")
 VOCABULARY = Vocabulary(TokenizerKind.CHAR, LETTERS, tuple(x.encode() for x in LETTERS), unknown_id=1)

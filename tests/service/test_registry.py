@@ -9,7 +9,7 @@ import pytest
 from msgspec import UNSET
 
 from service.errors import NotReady, UnknownModel
-from service.marks import ReadyMarks
+from service.process.marks import ReadyMarks
 from service.registry import Registry
 from service.settings import Settings
 from tests.service.tiny_bundle import write_tiny_bundle

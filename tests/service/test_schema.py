@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest
-from service.schema import GenerateRequest, Schemas, ScoreRequest
+from service.requests.schema import GenerateRequest, Schemas, ScoreRequest
 from service.settings import Settings
 
 SCHEMAS = Schemas(Settings(max_tokens=500, max_texts=3, max_timeout_seconds=60.0, workers=1))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cpus import granted_cpus
+from service.process.cpus import granted_cpus
 from service.settings import SettingsError, load_settings
 from tests.service.running import ROOT, clean_environment, command
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.detokenizer import Detokenizer, detokenize
 from service.errors import BundleError
-from service.stop import StopPatterns, StopSearch, matcher_factory
-from service.tokenizer import LONG_CHARS, TextTokenizer, TokenizerKind, load_tokenizer, nfc
+from service.text.detokenizer import Detokenizer, detokenize
+from service.text.stop import StopPatterns, StopSearch, matcher_factory
+from service.text.tokenizer import LONG_CHARS, TextTokenizer, TokenizerKind, load_tokenizer, nfc
 from tests.service.spelling_bundle import byte_tokenizer, word_tokenizer
 from tests.service.tiny_bundle import LETTERS, VOCABULARY, tiny_tokenizer
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 from msgspec import UNSET
 
-from service.admission import Ticket
-from service.answers import Alternative, Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob
-from service.detokenizer import Detokenizer
+from service.answers.bodies import Alternative, Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob
 from service.engine import Finish, GenerateCall, Generation, Sample, Sampling
-from service.model_limits import checked_logit_bias, checked_top_k
 from service.registry import Model
-from service.schema import GenerateRequest
-from service.stop import StopPatterns, StopSearch, matcher_factory
-from service.tokenizer import Vocabulary
+from service.requests.admission import Ticket
+from service.requests.model_limits import checked_logit_bias, checked_top_k
+from service.requests.schema import GenerateRequest
+from service.text.detokenizer import Detokenizer
+from service.text.stop import StopPatterns, StopSearch, matcher_factory
+from service.text.tokenizer import Vocabulary
 
 __all__ = ["Completion", "begin_completion"]
 

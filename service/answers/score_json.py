@@ -11,8 +11,8 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from service.figures import ScoredText
-from service.schema import LogBase
+from service.answers.figures import ScoredText
+from service.requests.schema import LogBase
 
 __all__ = ["ScoreAnswer"]
 

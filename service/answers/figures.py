@@ -22,10 +22,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from service.answers import Alternative, ScoredToken, ScoredWord, TextFigures
+from service.answers.bodies import Alternative, ScoredToken, ScoredWord, TextFigures
 from service.engine import TextScore
-from service.schema import LogBase
-from service.tokenizer import END_ID, Encoded, Vocabulary, nfc
+from service.requests.schema import LogBase
+from service.text.tokenizer import END_ID, Encoded, Vocabulary, nfc
 
 __all__ = ["ScoredText"]
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from service.detokenizer import Detokenizer
-from service.tokenizer import Vocabulary
+from service.text.detokenizer import Detokenizer
+from service.text.tokenizer import Vocabulary
 
 __all__ = ["StopPatterns", "StopSearch", "matcher_factory"]
 

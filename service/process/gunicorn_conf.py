@@ -1,8 +1,8 @@
 """gunicorn's configuration: the service's settings → its own, and what its master process does at the start and the
 end.
 
-Used as `gunicorn -c service/gunicorn_conf.py 'service.app:create_app()'`; `meari serve` does the same. Problems of the
-settings end the start here, before there is any worker.
+Used as `gunicorn -c service/process/gunicorn_conf.py 'service.app:create_app()'`; `meari serve` does the same.
+Problems of the settings end the start here, before there is any worker.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for a run from another folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a run from another folder
 
-from service.marks import forget_worker
-from service.runtime import (
+from service.process.marks import forget_worker
+from service.process.runtime import (
     MEMORY,
     make_runtime_folder,
     marks_folder,
@@ -42,7 +42,7 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_folder(runtime_folder))
 wsgi_app = "service.app:create_app()"
 bind = [f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"]
 workers = settings.workers
-worker_class = "service.worker.DrainingWorker"
+worker_class = "service.process.worker.DrainingWorker"
 threads = settings.max_requests + RESERVE_THREADS
 worker_connections = threads + MAX_CONNECTIONS
 backlog = 2048

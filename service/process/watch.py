@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from service.client import Client, ClientGone
-from service.drain import Drain
 from service.engine.calls import Handle
 from service.errors import EngineFailed
+from service.process.client import Client, ClientGone
+from service.process.drain import Drain
 
 __all__ = ["Watch"]
 

@@ -13,11 +13,11 @@ from typing import Final
 
 import msgspec
 
-from service.answers import Choice
-from service.client import ClientGone
-from service.completion import Completion
+from service.answers.bodies import Choice
+from service.answers.completion import Completion
 from service.errors import EngineFailed, MeariError
-from service.watch import Watch
+from service.process.client import ClientGone
+from service.process.watch import Watch
 
 __all__ = ["PING_SECONDS", "event_stream"]
 

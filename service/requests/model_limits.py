@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from service.errors import InvalidRequest, TooLarge
-from service.explain import shown
+from service.requests.explain import shown
 
 __all__ = ["check_num_chars", "checked_ids", "checked_logit_bias", "checked_top_k"]
 

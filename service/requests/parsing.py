@@ -13,7 +13,7 @@ import msgspec
 from msgspec import inspect
 
 from service.errors import InvalidRequest
-from service.explain import explain_object, shown
+from service.requests.explain import explain_object, shown
 
 __all__ = ["Parser"]
 

@@ -16,8 +16,8 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from service.errors import InvalidRequest
-from service.explain import shown
-from service.parsing import Parser
+from service.requests.explain import shown
+from service.requests.parsing import Parser
 from service.settings import Settings
 
 __all__ = ["DetokenizeRequest", "GenerateRequest", "LogBase", "Schemas", "ScoreRequest", "TokenizeRequest"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable
 
-from service.tokenizer import END_ID, TokenizerKind, Vocabulary
+from service.text.tokenizer import END_ID, TokenizerKind, Vocabulary
 
 __all__ = ["Detokenizer", "detokenize"]
 

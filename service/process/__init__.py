@@ -1,0 +1,1 @@
+"""The processes around the application: gunicorn's workers, what they share, how they end, who is still listening."""
