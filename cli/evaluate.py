@@ -32,12 +32,12 @@ def command(run: Path, more_files: tuple[Path, ...], part: str | None, files: tu
     if files and part:
         raise click.UsageError("--part and --text exclude each other")
     from models.checkpoint import load_checkpoint
-    from models.training.device import choose_device, prepare_torch
+    from models.training.device import choose_device, fast_torch
 
-    prepare_torch(threads=0)
     checkpoint = load_checkpoint(run)
     checkpoint.model.to(choose_device(checkpoint.config.training.device))
-    measured = _measure_files(checkpoint, files + more_files) if files else _measure_part(checkpoint, run, part)
+    with fast_torch(threads=0):
+        measured = _measure_files(checkpoint, files + more_files) if files else _measure_part(checkpoint, run, part)
     click.echo(json.dumps(measured, ensure_ascii=False, indent=2) if as_json else _described(measured))
 
 

@@ -1,7 +1,9 @@
 """Where a training runs: the device, its threads, and what the machine is called in the figures."""
 
+import contextlib
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,11 +20,21 @@ def choose_device(wanted: Device) -> torch.device:
     return torch.device("cuda" if use_cuda else "cpu")
 
 
-def prepare_torch(threads: int) -> None:
-    """Set the number of threads (0: torch's own choice) and flush denormal numbers, which are slow, to zero."""
+@contextlib.contextmanager
+def fast_torch(threads: int) -> Iterator[None]:
+    """Use so many threads (0: torch's own choice) and flush denormal numbers, which are slow, to zero.
+
+    Both hold for the whole process, so both are put back at the end.
+    """
+    before = torch.get_num_threads()
     if threads:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
 
 
 def describe_machine(device: torch.device) -> str:

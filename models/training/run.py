@@ -17,7 +17,7 @@ from models.config import Config, Readout, ReservoirConfig
 from models.evaluation import Figures, evaluate
 from models.report import write_report
 from models.text.tokens import PreparedCorpus, prepare
-from models.training.device import choose_device, describe_machine, prepare_torch
+from models.training.device import choose_device, describe_machine, fast_torch
 from models.training.display import Display
 from models.training.history import read_history
 from models.training.interrupt import StopRequest, stop_on_signals
@@ -43,7 +43,11 @@ def train(config: Config, run: RunFolder, *, resume: bool, display: Display, clo
 
     Raises CorpusError, CheckpointError, TrainingError (NotFinite among them); saved checkpoints stay whole.
     """
-    prepare_torch(config.training.threads)
+    with fast_torch(config.training.threads):
+        return _train(config, run, resume=resume, display=display, clock=clock)
+
+
+def _train(config: Config, run: RunFolder, *, resume: bool, display: Display, clock: Callable[[], float]) -> Outcome:
     device = choose_device(config.training.device)
     display.note("Preparing the corpus")
     corpus = prepare(config, run.path)
