@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 from flask import Response, g, request
@@ -20,11 +21,16 @@ from service.requests.admission import Ticket
 from service.requests.request_ids import request_id
 from service.service import Service
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
 __all__ = ["Exchange", "current_exchange", "json_response"]
 
 OBSERVE_SECONDS: Final = 0.5
 PIECE_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 30.0  # for the whole body, and without a byte of it
+DISCARD_BYTES: Final = 1024
+DISCARD_SECONDS: Final = 2.0  # for a body that is still on its way when its request is refused
 
 
 class Exchange:
@@ -104,6 +110,9 @@ class Exchange:
     def finish(self, response: Response) -> Response:
         """Name the request in its answer, and close once that is sent."""
         response.headers["X-Request-Id"] = self.request_id
+        if response.status_code >= 400:
+            environ = request.environ
+            response.call_on_close(lambda: _discard_body(environ))
         if response.is_streamed:
             response.call_on_close(lambda: self._close(response.status_code))
         else:
@@ -146,6 +155,19 @@ def current_exchange() -> Exchange:
 def json_response(body: object, status: int = 200) -> Response:
     """An answer in JSON, UTF-8."""
     return Response(msgspec.json.encode(body), status, mimetype="application/json")
+
+
+def _discard_body(environ: WSGIEnvironment) -> None:
+    """Read on once the refusal is sent: a connection that is closed under a client's body may lose it the answer."""
+    connection = environ.get("gunicorn.socket")
+    if connection is None:
+        return
+    until = time.monotonic() + DISCARD_SECONDS
+    with contextlib.suppress(OSError, ParseException):
+        while (left := until - time.monotonic()) > 0:
+            connection.settimeout(left)
+            if not environ["wsgi.input"].read(DISCARD_BYTES):
+                return
 
 
 def _check_media_type() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import subprocess
 import threading
@@ -133,6 +134,15 @@ def test_bodies_are_bounded_with_and_without_a_length(bundles: Path, tmp_path: P
             connection.sendall(raw_post(b"", b"Content-Length: 99999999999", path=b"/tokenize"))
             assert connection.recv(100).startswith(b"HTTP/1.1 413")
         assert server.post("/tokenize", text="a").status_code == 200
+
+
+def test_a_refusal_reaches_a_client_that_sends_its_whole_body_first(server: Server) -> None:
+    body = b" " * 20_000_000
+    for path, status in [("/tokenize", 413), ("/nowhere", 404)]:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        connection.request("POST", path, body, {"Content-Type": "application/json"})
+        assert connection.getresponse().status == status
+        connection.close()
 
 
 def test_a_long_text_is_scored_in_flat_memory(server: Server) -> None:
