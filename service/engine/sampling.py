@@ -12,6 +12,7 @@ on the rows beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from service.engine.calls import GRID, Sampling
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
+HUGE: Final = 1e300  # a score past it stays there: two that overflowed could not be compared
 
 
 class Sampler:
@@ -71,10 +73,12 @@ class Sampler:
         if self._seen:
             seen = np.array(sorted(self._seen), np.int64)
             penalty = self.settings.repetition_penalty
-            scores[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
+            penalised = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
+            scores[seen] = np.minimum(penalised, HUGE)
         return scores
 
 
+@np.errstate(over="ignore")  # of a tiny temperature or penalty: exp(-inf) is 0, as it should be
 def sample_rows(samplers: Sequence[Sampler], logits: Floats32, logprobs: Floats32) -> list[int]:
     """One token for each row.
 

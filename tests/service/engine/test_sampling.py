@@ -41,7 +41,7 @@ def test_temperature_sharpens_and_flattens() -> None:
     assert draw(Sampling(temperature=10.0)).min() > 0.1
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-9, 1e-300])
+@pytest.mark.parametrize("temperature", [0.0, 1e-9, 1e-300, 5e-324])
 def test_tiny_temperature_is_greedy(temperature: float) -> None:
     assert kept(Sampling(temperature=temperature)) == {0}
 
@@ -92,6 +92,13 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits() ->
 def test_penalty_below_one_favours_what_was_seen() -> None:
     sampler = Sampler(Sampling(temperature=0.0, repetition_penalty=0.5), 0, [1])
     assert sampler.pick(np.array([2.0, 1.5], np.float32)) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 5e-324])
+def test_tiniest_penalty_leaves_nothing_but_what_was_seen(temperature: float) -> None:
+    logits = np.array([[3.0, 1.0, 2.0, -1.0]], np.float32)
+    sampler = Sampler(Sampling(temperature=temperature, repetition_penalty=5e-324), 0, [1, 2])
+    assert {sample_rows([sampler], logits, logprobs_of(logits))[0] for _ in range(50)} <= {1, 2}
 
 
 def test_rows_do_not_see_one_another() -> None:
