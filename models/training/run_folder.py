@@ -14,7 +14,7 @@ from typing import Any
 
 from models.atomic import settled, write_file
 from models.config import Config
-from models.errors import CheckpointError
+from models.errors import CheckpointError, ConfigError
 
 
 class Start(StrEnum):
@@ -90,13 +90,24 @@ def open_run(path: Path, config: Config, start: Start) -> RunFolder:
 def _check_used(run: RunFolder, config: Config, start: Start) -> None:
     if not run.path.is_dir() or not run.config.exists():
         raise CheckpointError(f"{run.path}: exists and is not a run; choose another folder with --run")
-    if start is Start.FRESH:
+    if start is Start.FRESH and not _never_began(run):
         raise CheckpointError(
             f"{run.path}: this run exists; continue it with --resume, replace it with --overwrite, "
             "or choose another folder with --run"
         )
     if start is Start.RESUME:
         _check_same(run, config)
+
+
+def _never_began(run: RunFolder) -> bool:
+    """Whether a config of ours is all there is: the corpus could not be prepared, and there is nothing to lose."""
+    if any(path != run.config for path in run.path.iterdir()):
+        return False
+    try:
+        Config.from_json(run.config.read_text("utf-8"))
+    except (OSError, ValueError, ConfigError):
+        return False
+    return True
 
 
 def _check_same(run: RunFolder, config: Config) -> None:

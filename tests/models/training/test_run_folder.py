@@ -17,9 +17,24 @@ def test_a_new_run_notes_its_config(tmp_path: Path) -> None:
 
 
 def test_an_existing_run_is_refused_with_both_ways_out(tmp_path: Path) -> None:
-    open_run(tmp_path / "run", tiny_config(tmp_path), Start.FRESH)
+    run = open_run(tmp_path / "run", tiny_config(tmp_path), Start.FRESH)
+    run.tokens.mkdir()
     with pytest.raises(CheckpointError, match=r"--resume.*--overwrite"):
         open_run(tmp_path / "run", tiny_config(tmp_path), Start.FRESH)
+
+
+def test_a_run_that_failed_before_its_corpus_was_prepared_starts_again_with_other_settings(tmp_path: Path) -> None:
+    open_run(tmp_path / "run", tiny_config(tmp_path), Start.FRESH)
+    run = open_run(tmp_path / "run", tiny_config(tmp_path, steps=3), Start.FRESH)
+    assert '"steps": 3' in run.config.read_text()
+
+
+@pytest.mark.parametrize("content", ['{"photos": 3}', "no JSON"])
+def test_a_config_that_is_not_ours_is_never_written_over(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match="--overwrite"):
+        open_run(tmp_path, tiny_config(tmp_path), Start.FRESH)
+    assert (tmp_path / "config.json").read_text() == content
 
 
 def test_resuming_with_other_settings_names_every_one_of_them(tmp_path: Path) -> None:
