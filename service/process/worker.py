@@ -10,10 +10,18 @@ imported: a fork would lose them, and the worker would abort at its end.
 
 from __future__ import annotations
 
+import socket
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+from gunicorn.http.errors import ParseException
+from gunicorn.util import write_nonblock
 from gunicorn.workers.gthread import ThreadWorker
+
+from service.error_body import error_body
+from service.errors import InvalidRequest
+from service.requests.request_ids import request_id
 
 if TYPE_CHECKING:
     from service.service import Service
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["DrainingWorker"]
 
 CHECK_SECONDS: Final = 0.05
+MAX_SHOWN_CHARS: Final = 100
 
 
 class DrainingWorker(ThreadWorker):  # type: ignore[misc]
@@ -36,6 +45,17 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         self.cfg.set("keepalive", 0)
         self.method_queue.defer(lambda: None)  # wakes the loop
 
+    def handle_error(self, req: object, client: socket.socket, addr: object, exc: Exception) -> None:
+        """What is no proper HTTP never reaches the app; it is answered with the same body as every other error."""
+        if not isinstance(exc, ParseException):
+            super().handle_error(req, client, addr, exc)
+            return
+        self.log.warning("malformed HTTP: %s", str(exc)[:MAX_SHOWN_CHARS])
+        try:
+            write_nonblock(client, _malformed_http(str(exc)))
+        except OSError:
+            self.log.debug("a client did not wait for its refusal")
+
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """One turn of gunicorn's loop; while draining, look often whether the end has come."""
         service = self._service()
@@ -48,3 +68,12 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         app: Any = getattr(self, "wsgi", None)
         service: Service | None = app.extensions.get("meari") if app is not None else None
         return service
+
+
+def _malformed_http(reason: str) -> bytes:
+    """The whole answer to bytes that are no request."""
+    number = request_id(None)
+    error = InvalidRequest(f"request: got malformed HTTP, expected HTTP/1.1: {reason[:MAX_SHOWN_CHARS]}")
+    body = msgspec.json.encode(error_body(error, number))
+    head = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    return f"{head}X-Request-Id: {number}\r\nContent-Length: {len(body)}\r\n\r\n".encode("ascii") + body
