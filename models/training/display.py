@@ -44,7 +44,7 @@ class _Smoothed:
 
 def _described(record: StepRecord, loss: float, tokens_per_second: float) -> str:
     return (
-        f"loss {loss:.4f}  perplexity {perplexity(loss):.2f}  gradient norm {record.grad_norm:.2f}  "
+        f"loss {loss:.4f}  perplexity {_shown(perplexity(loss))}  gradient norm {record.grad_norm:.2f}  "
         f"{tokens_per_second:,.0f} tokens/s"
     )
 
@@ -52,7 +52,12 @@ def _described(record: StepRecord, loss: float, tokens_per_second: float) -> str
 def _evaluated(record: EvaluationRecord, is_best: bool) -> str:
     mark = "  best so far" if is_best else ""
     nats = record.validation
-    return f"step {record.step}: validation {nats:.4f} nats/token  perplexity {perplexity(nats):.2f}{mark}"
+    return f"step {record.step}: validation {nats:.4f} nats/token  perplexity {_shown(perplexity(nats))}{mark}"
+
+
+def _shown(figure: float) -> str:
+    """Two decimals, or a power of ten where a diverging run would fill lines with digits."""
+    return f"{figure:.2f}" if figure < 1e9 else f"{figure:.2e}"
 
 
 def perplexity(nats: float) -> float:

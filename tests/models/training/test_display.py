@@ -50,3 +50,4 @@ def test_a_loss_that_exploded_can_still_be_shown() -> None:
     display.start(0, 1)
     display.step(StepRecord(1, 1e30, 0.1, 1e-3, 0.0), 1.0)
     assert "step 1/1" in written.getvalue()
+    assert "perplexity 1.01e+304" in written.getvalue()
