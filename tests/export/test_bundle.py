@@ -210,7 +210,7 @@ def test_checkpoint_folder_can_be_exported_like_its_run(run: Path, bundle: Path,
 
 
 def test_int8_without_held_out_text_is_refused(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", LSTM, num_words=100)
+    run = make_run(tmp_path / "run", LSTM, num_words=10)
     with pytest.raises(UnusableRun, match="held-out tokens"):
         export_bundle(run, tmp_path / "bundles" / "echo", Precision.INT8)
     assert not (tmp_path / "bundles").exists()
