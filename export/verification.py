@@ -53,8 +53,9 @@ def check_against_torch(
 ) -> Agreement:
     """Compare log-probabilities along long sequences at several batch sizes.
 
-    torch computes in float64: on tokens that make no text a trained network can amplify rounding errors so much that
-    torch's own float32 is off by nearly as much as is allowed here, and the graphs should not be blamed for that.
+    torch computes in float64. On tokens that make no text a trained network can amplify rounding errors so much that
+    torch's own float32 is off too, and the graphs are not to be blamed for that: four times as much as it has been off
+    in a row so far is allowed on top.
 
     held_out   int64 [num_tokens]; half of the rows are taken from it, as far as it goes, the others are random
     runs       batch sizes, each with a number of steps
@@ -66,10 +67,11 @@ def check_against_torch(
     worst, worst_sum, num_distributions = 0.0, 0.0, 0
     for batch, num_steps in runs:
         tokens = _rows(batch, num_steps, model.vocabulary_size, held_out)
-        for step, (expected, got) in enumerate(_both(opened, exact, tokens)):
-            difference = float(np.abs(expected - got).max())
+        for step, (expected, rounding, got) in enumerate(_both(opened, model, exact, tokens)):
+            differences = np.abs(expected - got).max(axis=1)
+            difference = float(differences.max())
             worst = max(worst, difference)
-            if not difference <= TORCH_TOLERANCE:
+            if not (differences <= TORCH_TOLERANCE + 4 * rounding).all():
                 raise TorchMismatch(
                     f"log-probabilities differ from torch by {difference:.3g} nats at step {step} of batch size "
                     f"{batch}, expected at most {TORCH_TOLERANCE:g}"
@@ -118,18 +120,26 @@ def _rows(batch: int, num_steps: int, vocabulary_size: int, held_out: Tokens) ->
     return tokens
 
 
-def _both(opened: GraphModel, exact: LanguageModel, tokens: Tokens) -> Iterator[tuple[Doubles, Floats]]:
-    """The log-probabilities of torch and of the graphs after each step, [batch, V] each."""
+def _both(
+    opened: GraphModel, model: LanguageModel, exact: LanguageModel, tokens: Tokens
+) -> Iterator[tuple[Doubles, Doubles, Floats]]:
+    """After each step: the log-probabilities of torch in float64 [batch, V], how far off its float32 has
+    been at most in each row so far [batch], and the log-probabilities of the graphs [batch, V].
+    """
     batch, num_steps = tokens.shape
     initial = {name: tensor.double() for name, tensor in exact.initial_state(batch).items()}
     with torch.inference_mode():
         hiddens, _ = exact(torch.from_numpy(tokens), initial)
+        hiddens32, _ = model(torch.from_numpy(tokens), model.initial_state(batch))
     state = opened.initial_state(batch)
+    rounding = torch.zeros(batch, dtype=torch.float64)
     for step in range(num_steps):
         hidden, state = opened.step(tokens[:, step], state)
         with torch.inference_mode():
             expected = torch.log_softmax(exact.logits(hiddens[:, step].double()), dim=-1)
-        yield expected.numpy(), opened.logprobs(hidden)
+            rounded = torch.log_softmax(model.logits(hiddens32[:, step]), dim=-1)
+        rounding = torch.maximum(rounding, (expected - rounded).abs().amax(dim=1))
+        yield expected.numpy(), rounding.numpy(), opened.logprobs(hidden)
 
 
 def _plausible_state(opened: GraphModel, generator: np.random.Generator) -> State:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
 from export.bundle import build_graphs
 from export.errors import InvalidGraph, NotIsolated, NotNormalised, TorchMismatch
@@ -12,7 +13,7 @@ from export.graph import GraphBuilder
 from export.precision import Precision
 from export.run import NO_TOKENS
 from export.sessions import Graphs
-from export.verification import check_against_torch, check_isolation, check_normalised, check_valid
+from export.verification import TORCH_TOLERANCE, check_against_torch, check_isolation, check_normalised, check_valid
 from export.weights import ModelWeights, RecurrentWeights
 from export.weights_from_torch import read_weights
 from models.config import Family, RecurrentConfig
@@ -49,6 +50,16 @@ def test_weights_that_are_not_finite_are_noticed(model: LanguageModel, weights: 
     weights.output.maps[0].weight[0, 0] = np.nan
     with pytest.raises(TorchMismatch):
         check_against_torch(build_graphs(weights, Precision.FP32), model, NO_TOKENS, RUNS)
+
+
+def test_rounding_that_torch_itself_shows_is_not_blamed_on_the_graphs() -> None:
+    loud = make_model(RecurrentConfig(Family.GRU, embedding_size=8, hidden_size=16), 30)
+    with torch.no_grad():
+        for name, parameter in loud.named_parameters():
+            if name.startswith("output"):
+                parameter.mul_(20_000)  # logits so large that float32 holds no 1e-4
+    agreement = check_against_torch(build_graphs(read_weights(loud), Precision.FP32), loud, NO_TOKENS, RUNS)
+    assert agreement.max_logprob_difference > TORCH_TOLERANCE
 
 
 def test_gates_in_another_order_are_noticed(model: LanguageModel, weights: ModelWeights) -> None:
