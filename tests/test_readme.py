@@ -67,3 +67,15 @@ def test_links_lead_somewhere() -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", README)
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "bundles").glob("*/")), ids=lambda folder: folder.name)
+def test_figures_are_those_of_the_bundle(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    figures = manifest["figures"]
+    [row] = re.findall(rf"^\| `{folder.name}` \|(.*)\|$", README, re.MULTILINE)
+    held_out = figures["validation"]["nats_per_char"] if "test" not in figures else figures["test"]["bits_per_char"]
+    assert f"{held_out:.3f}" in row
+    assert f"{figures['training_seconds'] / 60:.1f} min" in row
+    assert manifest["precision"] in row
+    assert f"{manifest['sizes']['trained_parameters']:,}" in row
