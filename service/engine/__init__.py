@@ -23,6 +23,7 @@ from service.engine.calls import (
     Sampling,
     ScoreCall,
     Scoring,
+    StateValue,
     TextScore,
 )
 from service.engine.loop import Engine
@@ -40,5 +41,6 @@ __all__ = [
     "Sampling",
     "ScoreCall",
     "Scoring",
+    "StateValue",
     "TextScore",
 ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -33,10 +33,33 @@ class EngineLimits:
 
     max_slots: int = 64  # sequences that run in one step
     max_waiting: int = 128  # requests that have no slot yet
+    cache_bytes: int = 0  # of the prefix cache; 0 switches it off
 
     def __post_init__(self) -> None:
         if self.max_slots < 1 or self.max_waiting < 1:
             raise ValueError(f"max_slots, max_waiting: got {self.max_slots}, {self.max_waiting}, expected >= 1")
+        if self.cache_bytes < 0:
+            raise ValueError(f"cache_bytes: got {self.cache_bytes}, expected >= 0")
+
+
+@dataclass(frozen=True, eq=False)
+class StateValue:
+    """Where a sequence stands: the recurrent state before `token`, which is fed first when the sequence is resumed.
+
+    rows      state tensor -> float32 [*shape], without a batch dimension
+    token     the last token of the text so far, not fed yet
+    position  how many tokens were fed before it, the boundary token included
+    seed      of the sampling that led here
+    lineage   which sample of which request: the first one keeps its request's, sample i has (…, i)
+    seen      the distinct tokens of the text so far, for the repetition penalty
+    """
+
+    rows: Mapping[str, npt.NDArray[np.float32]]
+    token: int
+    position: int
+    seed: int = 0
+    lineage: tuple[int, ...] = ()
+    seen: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -50,11 +73,16 @@ class Sampling:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
+    lineage: tuple[int, ...] = ()  # of the state that is continued
 
 
 @dataclass(frozen=True)
 class GenerateCall:
-    """Continue `prompt` (ids without the boundary token, which the engine puts first) by up to `max_tokens` tokens."""
+    """Continue `prompt` (ids without the boundary token, which the engine puts first) by up to `max_tokens` tokens.
+
+    With `start`, `prompt` follows what that state has read. With `num_beams` over 1 nothing is sampled: the samples are
+    the likeliest continuations that beam search finds, best first.
+    """
 
     prompt: Sequence[int]
     max_tokens: int
@@ -63,6 +91,9 @@ class GenerateCall:
     num_samples: int = 1
     num_alternatives: int | None = None  # None: no alternatives wanted
     stop: Callable[[], StopMatcher] | None = None  # makes a matcher a sample: fed each token id, True ends the sample
+    start: StateValue | None = None
+    want_state: bool = False
+    num_beams: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,6 +106,8 @@ class ScoreCall:
     add_end: bool = True
     num_alternatives: int = 0
     want_ranks: bool = False
+    start: StateValue | None = None  # then `context` is empty
+    want_state: bool = False
 
 
 class Finish(enum.StrEnum):
@@ -96,6 +129,7 @@ class Sample:
     logprobs: list[float] = field(default_factory=list)
     alternatives: list[tuple[list[int], list[float]]] = field(default_factory=list)
     finish: Finish | None = None
+    state: StateValue | None = None  # where it was wanted, once the sample has ended
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +140,7 @@ class TextScore:
     ranks: npt.NDArray[np.int64] | None  # [tokens], 1 is the likeliest
     alternative_ids: npt.NDArray[np.int64]  # [tokens, num_alternatives], likeliest first
     alternative_logprobs: npt.NDArray[np.float64]  # [tokens, num_alternatives]
+    state: StateValue | None = None  # after the text's last token, where it was wanted
 
 
 @dataclass(frozen=True)
@@ -119,6 +154,10 @@ class EngineStats:
     output_rows: int  # distributions computed
     tokens_sampled: int
     requests_refused: int
+    cache_queries: int = 0  # requests that looked for their prefix in the cache
+    cache_hits: int = 0  # requests that found at least one token there
+    cached_tokens: int = 0  # tokens that were taken from the cache, not run
+    cache_bytes: int = 0  # what the cache holds now
 
 
 class Handle:
@@ -185,6 +224,7 @@ class Generation(Handle):
     def __init__(self, call: GenerateCall) -> None:
         super().__init__(call.deadline)
         self.samples = tuple(Sample() for _ in range(call.num_samples))
+        self.cached_tokens = 0  # tokens of the prompt whose state came from the cache
 
     def _close(self, finish: Finish) -> None:
         for sample in self.samples:
@@ -199,6 +239,7 @@ class Scoring(Handle):
         super().__init__(call.deadline)
         self.results: list[TextScore] = []
         self.computed_tokens = 0  # tokens really run: prefixes that texts share count once
+        self.cached_tokens = 0  # tokens of the context whose state came from the cache
         self.collect: Callable[[], list[TextScore]] = list
 
     def end(self, finish: Finish, now: float, failure: MeariError | None = None) -> None:
