@@ -18,7 +18,7 @@ from service.registry import Model
 from service.requests.admission import Ticket
 from service.requests.model_limits import checked_logit_bias, checked_top_k
 from service.requests.schema import GenerateRequest
-from service.text.detokenizer import Detokenizer
+from service.text.detokenizer import NO_TEXT, Detokenizer
 from service.text.stop import StopPatterns, StopSearch, matcher_factory
 from service.text.tokenizer import Vocabulary
 
@@ -141,7 +141,7 @@ def begin_completion(request: GenerateRequest, model: Model, ticket: Ticket, dea
             sampling=sampling,
             num_samples=request.n,
             num_alternatives=request.logprobs,
-            stop=matcher_factory(patterns, vocabulary, request.prompt),
+            stop=matcher_factory(patterns, vocabulary, NO_TEXT.then(request.prompt)),
         )
         generation = model.engine.generate(call, reservation)
     writers = tuple(
@@ -149,7 +149,7 @@ def begin_completion(request: GenerateRequest, model: Model, ticket: Ticket, dea
             index,
             sample,
             vocabulary,
-            Detokenizer(vocabulary, request.prompt),
+            Detokenizer(vocabulary, NO_TEXT.then(request.prompt)),
             StopSearch(patterns),
             request.logprobs is not None,
         )

@@ -7,27 +7,54 @@ Rules: characters are joined as they are. Words are joined by one space, with a 
 before that does not end in white space. Byte-level tokens are decoded as UTF-8 as far as characters are complete;
 bytes that can become none appear as U+FFFD, and a character still incomplete at the very end is left out. The
 boundary token is no text.
+
+A text may be written in parts: a part begins as the `text_end` of the one before it says, and the parts joined are
+the whole. A character that was left out at the end of a part is then the beginning of the next.
 """
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
 
 from service.text.tokenizer import END_ID, TokenizerKind, Vocabulary
 
-__all__ = ["Detokenizer", "detokenize"]
+__all__ = ["MAX_PARTIAL_BYTES", "NO_TEXT", "Detokenizer", "TextEnd", "detokenize"]
+
+MAX_PARTIAL_BYTES: Final = 3  # a character of UTF-8 has four at most
+
+
+@dataclass(frozen=True)
+class TextEnd:
+    """How a text ends, as far as what follows depends on it.
+
+    needs_space  a word that follows is set off by a space
+    partial      the first bytes of a character that is not complete, at most MAX_PARTIAL_BYTES
+    """
+
+    needs_space: bool = False
+    partial: bytes = b""
+
+    def then(self, text: str) -> TextEnd:
+        """How it ends once `text` has been added. An incomplete character before it stays incomplete for ever."""
+        return TextEnd(not text[-1].isspace()) if text else self
+
+
+NO_TEXT: Final = TextEnd()
 
 
 class Detokenizer:
-    """Writes one text. `before` is what stands in front of it and is not repeated."""
+    """Writes one text. `before` is how what stands in front of it ends; that is not repeated."""
 
-    def __init__(self, vocabulary: Vocabulary, before: str = "") -> None:
+    def __init__(self, vocabulary: Vocabulary, before: TextEnd = NO_TEXT) -> None:
         self._pieces = vocabulary.pieces
         self._texts = vocabulary.texts
         self._kind = vocabulary.kind
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._space = " " if before and not before[-1].isspace() else ""
+        self._utf8.setstate((before.partial, 0))
+        self._needs_space = before.needs_space
 
     def feed(self, token: int) -> str:
         """The text that is certain now and was not before."""
@@ -37,9 +64,14 @@ class Detokenizer:
             return self._utf8.decode(self._pieces[token])
         if self._kind is TokenizerKind.CHAR:
             return self._texts[token]
-        text = self._space + self._texts[token]
-        self._space = " "
+        text = f" {self._texts[token]}" if self._needs_space else self._texts[token]
+        self._needs_space = True
         return text
+
+    @property
+    def text_end(self) -> TextEnd:
+        """Where another detokenizer may go on."""
+        return TextEnd(self._needs_space, self._utf8.getstate()[0])
 
     def end(self) -> str:
         """What is left of an incomplete character, as U+FFFD; for a text whose every token must show."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from service.text.detokenizer import Detokenizer
+from service.text.detokenizer import Detokenizer, TextEnd
 from service.text.tokenizer import Vocabulary
 
 __all__ = ["StopPatterns", "StopSearch", "matcher_factory"]
@@ -76,7 +76,7 @@ class StopSearch:
 
 
 def matcher_factory(
-    patterns: StopPatterns, vocabulary: Vocabulary, before: str
+    patterns: StopPatterns, vocabulary: Vocabulary, before: TextEnd
 ) -> Callable[[], Callable[[int], bool]] | None:
     """What the engine asks of a stop: a matcher a sample, fed each token id, True where the sample is over."""
     if not patterns.patterns:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import BundleError
-from service.text.detokenizer import Detokenizer, detokenize
+from service.text.detokenizer import MAX_PARTIAL_BYTES, NO_TEXT, Detokenizer, TextEnd, detokenize
 from service.text.stop import StopPatterns, StopSearch, matcher_factory
 from service.text.tokenizer import LONG_CHARS, TextTokenizer, TokenizerKind, load_tokenizer, nfc
 from tests.service.spelling_bundle import byte_tokenizer, word_tokenizer
@@ -55,8 +55,46 @@ def test_an_incomplete_character_waits_for_its_last_byte(tokenizers: dict[str, T
 def test_words_are_joined_by_one_space(tokenizers: dict[str, TextTokenizer]) -> None:
     vocabulary = tokenizers["word"].vocabulary
     for before, text in [("", "good , day"), ("x", " good , day"), ("x ", "good , day"), ("x\n", "good , day")]:
-        writer = Detokenizer(vocabulary, before)
+        writer = Detokenizer(vocabulary, NO_TEXT.then(before))
         assert "".join(map(writer.feed, [2, 4, 3, 0])) == text
+
+
+PARTS = ["한글 문장이에요.", "😀 é🏳️‍🌈!", "good day , good", "a b\nc", "", " "]
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "word"])
+@pytest.mark.parametrize("text", PARTS)
+def test_parts_joined_are_the_whole_wherever_it_is_split(
+    tokenizers: dict[str, TextTokenizer], kind: str, text: str
+) -> None:
+    vocabulary = tokenizers[kind].vocabulary
+    tokens = [*tokenizers[kind].encode(text), 0, *tokenizers[kind].encode(text)]
+    writer = Detokenizer(vocabulary)
+    whole = "".join(map(writer.feed, tokens))
+    for split in range(len(tokens) + 1):
+        first = Detokenizer(vocabulary)
+        start = "".join(map(first.feed, tokens[:split]))
+        assert len(first.text_end.partial) <= MAX_PARTIAL_BYTES
+        rest = Detokenizer(vocabulary, first.text_end)
+        assert start + "".join(map(rest.feed, tokens[split:])) == whole
+        assert rest.text_end == writer.text_end
+
+
+@given(ids=st.lists(st.integers(0, 256), max_size=30), split=st.integers(0, 30))
+def test_parts_of_any_bytes_joined_are_the_whole(
+    tokenizers: dict[str, TextTokenizer], ids: list[int], split: int
+) -> None:
+    vocabulary = tokenizers["bpe"].vocabulary
+    first = Detokenizer(vocabulary)
+    start = "".join(map(first.feed, ids[:split]))
+    rest = Detokenizer(vocabulary, first.text_end)
+    assert start + "".join(map(rest.feed, ids[split:])) + rest.end() == detokenize(vocabulary, ids)
+
+
+def test_text_after_an_incomplete_character_leaves_it_out(tokenizers: dict[str, TextTokenizer]) -> None:
+    assert TextEnd(partial=b"\xed\x95").then("") == TextEnd(partial=b"\xed\x95")
+    assert TextEnd(partial=b"\xed\x95").then("a") == TextEnd(needs_space=True)
+    assert TextEnd(needs_space=True).then("a ") == NO_TEXT
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe", "word"])
@@ -129,9 +167,9 @@ def test_what_is_given_out_is_never_taken_back(text: str, stops: list[str]) -> N
 
 def test_a_matcher_is_made_for_each_sample(tokenizers: dict[str, TextTokenizer]) -> None:
     vocabulary = tokenizers["char"].vocabulary
-    make = matcher_factory(StopPatterns.of(("bc",)), vocabulary, "")
+    make = matcher_factory(StopPatterns.of(("bc",)), vocabulary, NO_TEXT)
     assert make is not None
     first, second = make(), make()
     b, c = 2 + LETTERS.index("b"), 2 + LETTERS.index("c")
     assert [first(b), second(c), first(c), second(b), second(0), second(c)] == [False, False, True, False, False, True]
-    assert matcher_factory(StopPatterns.of(()), vocabulary, "") is None
+    assert matcher_factory(StopPatterns.of(()), vocabulary, NO_TEXT) is None
