@@ -56,7 +56,7 @@ def load_model(folder: Path, settings: Settings) -> Model:
         bundle.manifest.tokenizer.unknown_id,
         bundle.manifest.sizes["vocabulary"],
     )
-    engine = Engine(bundle.runner, EngineLimits(settings.max_slots, settings.max_waiting))
+    engine = Engine(bundle.runner, EngineLimits(settings.max_slots, settings.max_waiting, settings.cache_bytes))
     engine.start()
     return Model(folder.name, bundle, tokenizer, engine)
 

@@ -17,6 +17,8 @@ from service.process.cpus import granted_cpus
 __all__ = ["Settings", "SettingsError", "load_settings"]
 
 MIB: Final = 1024 * 1024
+SECRETS: Final = ("api_keys", "state_key")
+MIN_STATE_KEY_CHARS: Final = 32
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -45,10 +47,12 @@ class Settings:
     max_text_chars: int = 1_000_000  # characters of one request's texts together
     max_body_bytes: int = 8 * MIB
     max_inflight_bytes: int = 256 * MIB  # bodies being handled and figures being gathered
+    cache_bytes: int = 64 * MIB  # states of prefixes that a model keeps; 0 keeps none
     max_timeout_seconds: float = 300.0
     graceful_timeout_seconds: float = 310.0  # open requests get so long to end after SIGTERM
     drain_seconds: float = 0.0  # at least so long is readiness refused before the listening socket is closed
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    state_key: tuple[str, ...] = field(default=(), repr=False)  # the first signs state tokens, every one verifies
     log_level: str = "info"
     runtime_folder: Path | None = None  # what the workers of one host share: metrics, marks of readiness
 
@@ -88,7 +92,7 @@ def _variables(name: str) -> list[str]:
 
 
 def _shown(name: str, text: str) -> str:
-    return "a value that is not shown" if name == "api_keys" else repr(text)
+    return "a value that is not shown" if name in SECRETS else repr(text)
 
 
 def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
@@ -163,6 +167,13 @@ def _api_keys(text: str) -> tuple[str, ...]:
     return keys
 
 
+def _state_keys(text: str) -> tuple[str, ...]:
+    keys = _api_keys(text)
+    if min(map(len, keys)) < MIN_STATE_KEY_CHARS:
+        raise ValueError(f"keys of at least {MIN_STATE_KEY_CHARS} characters each, separated by commas")
+    return keys
+
+
 def _host(text: str) -> str:
     if any(character.isspace() for character in text):
         raise ValueError("a host name or an address")
@@ -189,10 +200,12 @@ _PARSERS: Final[dict[str, Parser]] = {
     "max_text_chars": _integer(1, 100_000_000),
     "max_body_bytes": _integer(1024, 1024 * MIB),
     "max_inflight_bytes": _integer(1024, 1024 * 1024 * MIB),
+    "cache_bytes": _integer(0, 1024 * 1024 * MIB),
     "max_timeout_seconds": _seconds(0.001, 86_400),
     "graceful_timeout_seconds": _seconds(0, 86_400),
     "drain_seconds": _seconds(0, 3600),
     "api_keys": _api_keys,
+    "state_key": _state_keys,
     "log_level": _log_level,
     "runtime_folder": Path,
 }

@@ -8,6 +8,7 @@ Problems of the settings end the start here, before there is any worker.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import sys
 from pathlib import Path
@@ -37,6 +38,8 @@ MAX_CONNECTIONS = 1000  # beyond the threads: kept alive, or waiting for their f
 made_here = settings.runtime_folder is None
 runtime_folder = settings.runtime_folder or make_runtime_folder()
 os.environ["MEARI_RUNTIME_FOLDER"] = str(runtime_folder)
+if not settings.state_key:  # the same for all workers; a reload keeps it, a restart does not
+    os.environ["MEARI_STATE_KEY"] = secrets.token_hex(32)
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_folder(runtime_folder))
 
 wsgi_app = "service.app:create_app()"

@@ -44,6 +44,17 @@ def test_keys_are_never_shown() -> None:
     assert "s3cret" not in repr(load_settings({"MEARI_API_KEYS": "s3cret"}))
 
 
+def test_state_keys_are_long_and_never_shown() -> None:
+    key = "k3y" * 11
+    for wrong in (key[:31], f"{key},short", f"{key},", f"{key} x"):
+        [problem] = problems_of(MEARI_STATE_KEY=wrong)
+        assert problem.startswith("MEARI_STATE_KEY: got a value that is not shown, expected keys of")
+        assert "k3y" not in problem
+    settings = load_settings({"MEARI_STATE_KEY": f"{key}, {key}2"})
+    assert settings.state_key == (key, f"{key}2")
+    assert "k3y" not in repr(settings)
+
+
 def test_contradictions_are_told(tmp_path: Path) -> None:
     problems = problems_of(
         MEARI_MAX_BODY_BYTES="4096",
