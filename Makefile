@@ -2,7 +2,8 @@
 #
 # One environment, .venv, filled in layers: the serving side, then the load tests', then all of development.
 # A stamp in .venv named after the checksum of what was installed says that a layer is there, so that pip
-# runs only where a lock file has changed.
+# runs only where a lock file has changed. `make bench` has .venv-bench: the servers that it measures beside meari bring
+# a hundred packages along.
 
 PYTHON ?= python3
 HOST ?= $(or $(MEARI_HOST),127.0.0.1)
@@ -18,9 +19,10 @@ sum = $(shell { pwd; cat $(1) | cksum; } | cksum | cut -d ' ' -f 1)
 SERVE := .venv/serve-$(call sum,pyproject.toml requirements/serve.txt)
 LOAD := .venv/load-$(call sum,requirements/serve.txt requirements/load.txt)
 DEV := .venv/dev-$(call sum,requirements/serve.txt requirements/dev.txt)
+BENCH := .venv-bench/bench-$(call sum,pyproject.toml requirements/bench.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format train load image lock clean
+.PHONY: help serve test check format train load bench image lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -48,14 +50,17 @@ train: $(DEV) ## train a model (CONFIG: a TOML file)
 load: $(LOAD) ## load-test a running server for 60 s (HOST, PORT, MEARI_LOAD_…)
 	@HOST='$(HOST)' PORT='$(PORT)' exec $(BIN)/python -m loadtests
 
+bench: $(BENCH) ## measure meari beside other servers into docs/benchmarks/, 40 min (ARGS=--quick: 5 min)
+	@exec .venv-bench/bin/python -m loadtests.peers $(ARGS)
+
 image: ## build the container image (IMAGE, DOCKER)
 	DOCKER_BUILDKIT=1 $(DOCKER) build --tag '$(IMAGE)' .
 
 lock: $(DEV) ## write requirements/ anew from pyproject.toml (UPGRADE=1: newest versions)
 	sh requirements/lock.sh $(BIN)/uv $(if $(UPGRADE),--upgrade)
 
-clean: ## remove .venv and what tools leave behind; runs/ stays
-	rm -rf .venv build dist meari.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+clean: ## remove .venv, .venv-bench and what tools leave behind; runs/ stays
+	rm -rf .venv .venv-bench build dist meari.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -rf loadtests/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -81,4 +86,13 @@ $(DEV): $(SERVE)
 	@$(PIP) $(LOCKED) requirements/dev.txt
 	@$(PIP) install --no-compile --constraint requirements/dev.txt torch
 	@rm -f .venv/dev-*
+	@touch $@
+
+$(BENCH):
+	@sh requirements/venv.sh '$(PYTHON)' .venv-bench
+	@echo 'Installing meari and the servers that it is measured beside into .venv-bench …'
+	@.venv-bench/bin/python -m pip --disable-pip-version-check -qq $(LOCKED) requirements/bench.txt
+	@.venv-bench/bin/python -m pip --disable-pip-version-check -qq install --no-compile --constraint requirements/bench.txt torch
+	@.venv-bench/bin/python -m pip --disable-pip-version-check -qq install --no-deps --no-build-isolation --editable .
+	@rm -f .venv-bench/bench-*
 	@touch $@

@@ -14,3 +14,4 @@ lock() {
 lock serve --extra build "$@"
 lock load --extra build --extra load --constraint requirements/serve.txt "$@"
 lock dev --extra build --extra dev --constraint requirements/load.txt "$@"
+lock bench --extra build --extra bench --constraint requirements/dev.txt "$@"

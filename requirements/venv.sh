@@ -1,6 +1,8 @@
-# Makes .venv with the Python that $1 names, or says what is missing. An environment that works is kept.
+# Makes .venv, or the folder that $2 names, with the Python that $1 names, or says what is missing. An environment
+# that works is kept.
 set -eu
 python=$1
+venv=${2:-.venv}
 fail() {
     echo "make: $1" >&2
     exit 1
@@ -13,4 +15,4 @@ command -v "$python" >/dev/null ||
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python has no venv or ensurepip module; on Debian and Ubuntu the package python3-venv holds them"
 
-.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$venv"
