@@ -7,6 +7,7 @@ returns at once.
 from __future__ import annotations
 
 import os
+import secrets
 
 from flask import Flask, Response, g, request
 
@@ -66,6 +67,7 @@ def _service(settings: Settings) -> Service:
         admission=Admission(settings.max_requests, settings.max_inflight_bytes),
         metrics=Metrics(metrics_folder(shared) if shared else None),
         drain=Drain(settings.drain_seconds, settings.graceful_timeout_seconds),
+        state_keys=settings.state_key or (secrets.token_hex(32),),
     )
 
 

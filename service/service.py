@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.metrics import Metrics
 from service.process.drain import Drain
@@ -24,3 +24,4 @@ class Service:
     admission: Admission
     metrics: Metrics
     drain: Drain
+    state_keys: tuple[str, ...] = field(repr=False)  # the first signs state tokens, every one verifies

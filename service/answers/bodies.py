@@ -43,16 +43,21 @@ class TokenWithLogprob(msgspec.Struct):
 
 
 class Choice(msgspec.Struct):
-    """A sample, or in a stream what has come of it since its last event."""
+    """A sample, or in a stream what has come of it since its last event.
+
+    `state` comes with `finish_reason`; null where the time was up before the prompt had been read.
+    """
 
     index: int
     text: str
     finish_reason: str | UnsetType = UNSET
     tokens: list[TokenWithLogprob] | UnsetType = UNSET
+    state: str | UnsetType | None = UNSET
 
 
 class GenerateUsage(msgspec.Struct):
-    """`prompt_tokens` counts the prompt without the boundary token, `generated_tokens` all samples together."""
+    """`prompt_tokens` counts the prompt alone, without the boundary token or what a state stands for; `cached_tokens`
+    those whose state was known from an earlier request; `generated_tokens` all samples together."""
 
     prompt_tokens: int
     cached_tokens: int

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from msgspec import UNSET
 
 from service.answers.bodies import Alternative, Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob
 from service.engine import Finish, GenerateCall, Generation, Sample, Sampling
+from service.errors import InvalidRequest
 from service.registry import Model
 from service.requests.admission import Ticket
 from service.requests.model_limits import checked_logit_bias, checked_top_k
 from service.requests.schema import GenerateRequest
+from service.state_tokens import MAX_LINEAGE, StateTokens, TextState
 from service.text.detokenizer import NO_TEXT, Detokenizer
 from service.text.stop import StopPatterns, StopSearch, matcher_factory
 from service.text.tokenizer import Vocabulary
@@ -26,13 +28,15 @@ __all__ = ["Completion", "begin_completion"]
 
 BYTES_PER_TOKEN = 120  # of a generated token: its id, log-probability and text
 BYTES_PER_ALTERNATIVE = 80
+TOKENS_PER_CHAR = 4  # at most: bytes of UTF-8
 
 
 @dataclass(eq=False)
 class ChoiceWriter:
     """Writes what is certain of one sample's text.
 
-    Text that may be the beginning of a stop string is held back until it is known not to be.
+    Text that may be the beginning of a stop string is held back until it is known not to be. A state stands after all
+    tokens of the sample, whatever a stop string cut off its text.
     """
 
     index: int
@@ -41,6 +45,7 @@ class ChoiceWriter:
     writer: Detokenizer
     search: StopSearch
     with_tokens: bool
+    state_tokens: StateTokens | None  # None where no state is wanted
     num_tokens: int = 0
     done: bool = False
     _pending: str = ""
@@ -66,6 +71,8 @@ class ChoiceWriter:
             choice.tokens = self._tokens(first, self.num_tokens)
         if finish is not None:
             choice.finish_reason = finish_reason(finish)
+            if self.state_tokens is not None:
+                choice.state = self._state(self.state_tokens)
         return choice
 
     def _certain(self, finish: Finish | None) -> str:
@@ -78,6 +85,10 @@ class ChoiceWriter:
         text, self._pending = self._pending[:length], self._pending[length:]
         self._given += len(text)
         return text
+
+    def _state(self, state_tokens: StateTokens) -> str | None:
+        state = self.sample.state
+        return None if state is None else state_tokens.encode(TextState(state, self.writer.text_end))
 
     def _tokens(self, first: int, last: int) -> list[TokenWithLogprob]:
         texts, sample = self.vocabulary.texts, self.sample
@@ -121,27 +132,33 @@ class Completion:
 
     def answer(self, choices: list[Choice]) -> GenerateAnswer:
         """The whole answer, or with no choices the end of a stream."""
-        usage = GenerateUsage(self.prompt_tokens, 0, self.generated_tokens)
+        usage = GenerateUsage(self.prompt_tokens, self.generation.cached_tokens, self.generated_tokens)
         return GenerateAnswer(self.model, self.seed, choices, usage)
 
 
-def begin_completion(request: GenerateRequest, model: Model, ticket: Ticket, deadline: float) -> Completion:
+def begin_completion(
+    request: GenerateRequest, model: Model, ticket: Ticket, deadline: float, state_tokens: StateTokens
+) -> Completion:
     """Queue a request. Raises InvalidRequest, Overloaded, TooLarge, NotReady."""
     vocabulary = model.tokenizer.vocabulary
-    sampling, seed = _sampling(request, vocabulary)
+    sampling = _sampling(request, vocabulary)
     with model.engine.reserve() as reservation:
-        token_bytes = BYTES_PER_TOKEN + BYTES_PER_ALTERNATIVE * (request.logprobs or 0)
-        ticket.take_bytes(request.n * request.max_tokens * token_bytes)
+        start = _start(request, state_tokens)
+        ticket.take_bytes(_memory_bytes(request, start, state_tokens))
         prompt = model.tokenizer.encode(request.prompt)
+        before = (NO_TEXT if start is None else start.text_end).then(request.prompt)
         patterns = StopPatterns.of(request.stops)
         call = GenerateCall(
             prompt=prompt,
             max_tokens=request.max_tokens,
             deadline=deadline,
-            sampling=sampling,
+            sampling=_seeded(sampling, request, start),
             num_samples=request.n,
             num_alternatives=request.logprobs,
-            stop=matcher_factory(patterns, vocabulary, NO_TEXT.then(request.prompt)),
+            stop=matcher_factory(patterns, vocabulary, before),
+            start=None if start is None else start.value,
+            want_state=request.return_state,
+            num_beams=request.num_beams,
         )
         generation = model.engine.generate(call, reservation)
     writers = tuple(
@@ -149,13 +166,14 @@ def begin_completion(request: GenerateRequest, model: Model, ticket: Ticket, dea
             index,
             sample,
             vocabulary,
-            Detokenizer(vocabulary, NO_TEXT.then(request.prompt)),
+            Detokenizer(vocabulary, before),
             StopSearch(patterns),
             request.logprobs is not None,
+            state_tokens if request.return_state else None,
         )
         for index, sample in enumerate(generation.samples)
     )
-    return Completion(model.name, seed, len(prompt), generation, writers)
+    return Completion(model.name, call.sampling.seed, len(prompt), generation, writers)
 
 
 def finish_reason(finish: Finish) -> str:
@@ -163,15 +181,43 @@ def finish_reason(finish: Finish) -> str:
     return Finish.TIMEOUT.value if finish is Finish.CANCELLED else finish.value
 
 
-def _sampling(request: GenerateRequest, vocabulary: Vocabulary) -> tuple[Sampling, int]:
-    seed = secrets.randbits(53) if request.seed is UNSET else request.seed  # 53 bits: exact in every JSON reader
-    sampling = Sampling(
+def _sampling(request: GenerateRequest, vocabulary: Vocabulary) -> Sampling:
+    return Sampling(
         temperature=request.temperature,
         top_k=checked_top_k(request.top_k, vocabulary.size),
         top_p=request.top_p,
         min_p=request.min_p,
         repetition_penalty=request.repetition_penalty,
         logit_bias=checked_logit_bias(request.logit_bias, vocabulary.size),
-        seed=seed,
     )
-    return sampling, seed
+
+
+def _seeded(sampling: Sampling, request: GenerateRequest, start: TextState | None) -> Sampling:
+    """With the request's seed, else that of its state, else a random one."""
+    if request.seed is not UNSET:
+        seed = request.seed
+    elif start is not None and start.is_seeded:
+        seed = start.value.seed
+    else:
+        seed = secrets.randbits(53)  # exact in every JSON reader
+    return replace(sampling, seed=seed, lineage=() if start is None else start.value.lineage)
+
+
+def _start(request: GenerateRequest, state_tokens: StateTokens) -> TextState | None:
+    if request.state is None:
+        return None
+    start = state_tokens.decode(request.state)
+    if request.n > 1 and request.return_state and len(start.value.lineage) >= MAX_LINEAGE:
+        raise InvalidRequest(f"n: got {request.n} after {MAX_LINEAGE} forks of this state, expected 1")
+    return start
+
+
+def _memory_bytes(request: GenerateRequest, start: TextState | None, state_tokens: StateTokens) -> int:
+    """What the samples and their states may come to."""
+    token_bytes = BYTES_PER_TOKEN + BYTES_PER_ALTERNATIVE * (request.logprobs or 0)
+    num_bytes = max(request.n, request.num_beams) * request.max_tokens * token_bytes
+    if request.return_state:
+        before = 0 if start is None else len(start.value.seen)
+        num_seen = before + TOKENS_PER_CHAR * len(request.prompt) + request.max_tokens
+        num_bytes += request.n * state_tokens.memory_bytes(num_seen)
+    return num_bytes

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from service.answers.bodies import Alternative, ScoredToken, ScoredWord, TextFigures
 from service.engine import TextScore
 from service.requests.schema import LogBase
+from service.state_tokens import TextState
 from service.text.tokenizer import END_ID, Encoded, Vocabulary, nfc
 
 __all__ = ["ScoredText"]
@@ -36,12 +37,16 @@ _WORD: Final = re.compile(r"\S+")
 
 @dataclass(frozen=True, eq=False)
 class ScoredText:
-    """One scored text; `scores` has one row a token of `encoded`, and one more where the end was asked for."""
+    """One scored text; `scores` has one row a token of `encoded`, and one more where the end was asked for.
+
+    `state` is the text's end, where it was asked for.
+    """
 
     encoded: Encoded
     scores: TextScore
     vocabulary: Vocabulary
     log_base: LogBase
+    state: TextState | None = None
 
     def figures(self) -> TextFigures:
         """The sums over the whole text."""

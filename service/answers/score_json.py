@@ -13,6 +13,7 @@ import msgspec
 
 from service.answers.figures import ScoredText
 from service.requests.schema import LogBase
+from service.state_tokens import StateTokens
 
 __all__ = ["ScoreAnswer"]
 
@@ -31,6 +32,8 @@ class ScoreAnswer:
     with_tokens: bool
     with_words: bool
     computed_tokens: int
+    cached_tokens: int
+    state_tokens: StateTokens | None  # None where no states are wanted
 
     def pieces(self) -> Iterator[bytes]:
         """The body, piece by piece."""
@@ -39,7 +42,11 @@ class ScoreAnswer:
             if number:
                 yield b","
             yield from self._result(text)
-        usage = {"scored_tokens": self.scored_tokens, "computed_tokens": self.computed_tokens}
+        usage = {
+            "scored_tokens": self.scored_tokens,
+            "computed_tokens": self.computed_tokens,
+            "cached_tokens": self.cached_tokens,
+        }
         yield b'],"usage":%b}' % _encode(usage)
 
     @property
@@ -50,6 +57,8 @@ class ScoreAnswer:
     @property
     def is_long(self) -> bool:
         """True where the body should be sent as it is made."""
+        if self.state_tokens is not None and len(self.texts) > SLICE:
+            return True
         return (self.with_tokens or self.with_words) and self.scored_tokens > SLICE
 
     def _result(self, text: ScoredText) -> Iterator[bytes]:
@@ -61,6 +70,8 @@ class ScoreAnswer:
         if self.with_words:
             words = text.words()
             yield from _array(b"words", (words[first : first + SLICE] for first in range(0, len(words), SLICE)))
+        if self.state_tokens is not None:
+            yield b',"state":%b' % _encode(None if text.state is None else self.state_tokens.encode(text.state))
         yield b"}"
 
 

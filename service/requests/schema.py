@@ -2,15 +2,16 @@
 
 Enters: the bytes of a body. Leaves: a request whose every field is in range, or InvalidRequest naming the field, what
 came and what was expected. Limits that are settings (`max_tokens`, `texts`, `timeout_seconds`) are put into the
-annotations by `Schemas`; those that a bundle sets (`top_k`, `logit_bias`) are checked in `model_limits.py`. No Flask
-here.
+annotations by `Schemas`; those that a bundle sets (`top_k`, `logit_bias`) are checked in `model_limits.py`, and a
+state token by `state_tokens.py`. No Flask here.
 
 A field may be null only where the contract's default is "none"; UNSET stands for a field that did not come.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Iterator
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -105,6 +106,11 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
         return [token if isinstance(token, int) else token.id for token in self.tokens]
 
 
+_SAMPLING_DEFAULTS: Final[dict[str, object]] = {
+    field.name: field.default
+    for field in msgspec.structs.fields(GenerateRequest)
+    if field.name in ("top_k", "top_p", "min_p", "repetition_penalty", "logit_bias")
+}
 Request = TypeVar("Request", bound=msgspec.Struct)
 
 
@@ -131,17 +137,19 @@ class Schemas:
     def generate(self, body: bytes) -> GenerateRequest:
         """Raises InvalidRequest."""
         request = self._generate.parse(body)
-        _refuse_unsupported(request.num_beams, request.state, request.return_state)
+        if request.num_beams > 1 and (problems := list(_beam_problems(request))):
+            raise InvalidRequest("; ".join(problems))
         return request
 
     def score(self, body: bytes) -> ScoreRequest:
         """Raises InvalidRequest."""
         request = self._score.parse(body)
-        _refuse_unsupported(1, request.state, request.return_state)
         if request.text is UNSET and request.texts is UNSET:
             raise InvalidRequest("text: missing, expected text or texts")
         if request.text is not UNSET and request.texts is not UNSET:
             raise InvalidRequest("texts: got both text and texts, expected one of the two")
+        if request.state is not None and request.context:
+            raise InvalidRequest("context: got both context and state, expected one of the two")
         if request.top and not request.tokens:
             raise InvalidRequest(f"top: got {request.top} with tokens false, expected 0, or tokens true")
         return request
@@ -162,13 +170,15 @@ def _limited(struct: type[Request], *fields: tuple[str, object, object]) -> type
     )
 
 
-def _refuse_unsupported(num_beams: int, state: str | None, return_state: bool) -> None:
-    problems = []
-    if num_beams != 1:
-        problems.append(f"num_beams: got {num_beams}, not supported yet, expected 1")
-    if state is not None:
-        problems.append(f"state: got {shown(msgspec.json.encode(state))}, not supported yet, expected none")
-    if return_state:
-        problems.append("return_state: got true, not supported yet, expected false")
-    if problems:
-        raise InvalidRequest("; ".join(problems))
+def _beam_problems(request: GenerateRequest) -> Iterator[str]:
+    """What a beam search cannot do: more samples than beams, or anything that changes what is sampled."""
+    beams = request.num_beams
+    if request.n > beams:
+        yield f"n: got {request.n}, expected at most num_beams, which is {beams}"
+    if request.temperature not in (0.0, 1.0):
+        yield f"temperature: got {request.temperature:g} with num_beams {beams}, expected 0 or 1: nothing is sampled"
+    for name, default in _SAMPLING_DEFAULTS.items():
+        value = getattr(request, name) or default
+        if value != default:
+            came, expected = shown(msgspec.json.encode(value)), msgspec.json.encode(default).decode()
+            yield f"{name}: got {came} with num_beams {beams}, expected {expected}: nothing is sampled"

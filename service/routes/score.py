@@ -14,12 +14,15 @@ from service.requests.model_limits import check_num_chars
 from service.requests.schema import ScoreRequest
 from service.routes.exchange import Exchange, current_exchange
 from service.service import Service
+from service.state_tokens import StateTokens, TextState
+from service.text.detokenizer import NO_TEXT
 from service.text.tokenizer import Encoded
 
 __all__ = ["score_blueprint"]
 
 BYTES_PER_CHAR = 100  # of a text: while it is tokenized, then its figures
 BYTES_PER_ALTERNATIVE = 16
+TOKENS_PER_CHAR = 4  # at most: bytes of UTF-8
 
 
 def score_blueprint(service: Service) -> Blueprint:
@@ -32,15 +35,22 @@ def score_blueprint(service: Service) -> Blueprint:
         request = service.schemas.score(exchange.read_body())
         model = exchange.use_model(service.registry.get(request.model))
         _check_size(service, exchange, request)
-        encoded, scoring = _begin(request, model, model.engine.clock() + service.settings.max_timeout_seconds)
+        state_tokens = StateTokens.of(model.bundle, service.state_keys)
+        start = None if request.state is None else state_tokens.decode(request.state)
+        if request.return_state:
+            exchange.ticket.take_bytes(_state_bytes(request, start, state_tokens))
+        deadline = model.engine.clock() + service.settings.max_timeout_seconds
+        encoded, scoring = _begin(request, start, model, deadline)
         _await(scoring, exchange.watch(scoring, model))
-        vocabulary = model.tokenizer.vocabulary
-        texts = [
-            ScoredText(text, scores, vocabulary, request.log_base)
-            for text, scores in zip(encoded, scoring.results, strict=True)
-        ]
         answer = ScoreAnswer(
-            model.name, request.log_base, texts, request.tokens, request.words, scoring.computed_tokens
+            model.name,
+            request.log_base,
+            _scored_texts(request, start, model, encoded, scoring),
+            request.tokens,
+            request.words,
+            scoring.computed_tokens,
+            scoring.cached_tokens,
+            state_tokens if request.return_state else None,
         )
         exchange.line.tokens = answer.scored_tokens
         service.metrics.scored.labels(model.name).inc(answer.scored_tokens)
@@ -57,7 +67,15 @@ def _check_size(service: Service, exchange: Exchange, request: ScoreRequest) -> 
     exchange.ticket.take_bytes(sum(map(len, texts)) * (BYTES_PER_CHAR + BYTES_PER_ALTERNATIVE * request.top))
 
 
-def _begin(request: ScoreRequest, model: Model, deadline: float) -> tuple[list[Encoded], Scoring]:
+def _state_bytes(request: ScoreRequest, start: TextState | None, state_tokens: StateTokens) -> int:
+    """What the states after the texts may come to."""
+    before = TOKENS_PER_CHAR * len(request.context) if start is None else len(start.value.seen)
+    return sum(state_tokens.memory_bytes(before + TOKENS_PER_CHAR * len(text)) for text in request.all_texts)
+
+
+def _begin(
+    request: ScoreRequest, start: TextState | None, model: Model, deadline: float
+) -> tuple[list[Encoded], Scoring]:
     """Queue the texts. Raises Overloaded, NotReady."""
     with model.engine.reserve() as reservation:
         encoded = [model.tokenizer.encode_with_offsets(text) for text in request.all_texts]
@@ -68,8 +86,28 @@ def _begin(request: ScoreRequest, model: Model, deadline: float) -> tuple[list[E
             add_end=request.add_end,
             num_alternatives=request.top,
             want_ranks=request.tokens,
+            start=None if start is None else start.value,
+            want_state=request.return_state,
         )
         return encoded, model.engine.score(call, reservation)
+
+
+def _scored_texts(
+    request: ScoreRequest, start: TextState | None, model: Model, encoded: list[Encoded], scoring: Scoring
+) -> list[ScoredText]:
+    vocabulary = model.tokenizer.vocabulary
+    before = (NO_TEXT if start is None else start.text_end).then(request.context)
+    is_seeded = start is not None and start.is_seeded
+    return [
+        ScoredText(
+            text,
+            scores,
+            vocabulary,
+            request.log_base,
+            None if scores.state is None else TextState(scores.state, before.then(text.text), is_seeded),
+        )
+        for text, scores in zip(encoded, scoring.results, strict=True)
+    ]
 
 
 def _await(scoring: Scoring, watch: Watch) -> None:

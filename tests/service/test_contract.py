@@ -160,7 +160,7 @@ def test_score_answers_in_the_shape_of_the_contract(client: FlaskClient) -> None
     assert result["words"] == [
         {"text": "ab", "logprob": sum(t["logprob"] for t in result["tokens"][:2]), "start": 0, "end": 2}
     ]
-    assert answer["usage"] == {"scored_tokens": 3, "computed_tokens": 3}
+    assert answer["usage"] == {"scored_tokens": 3, "computed_tokens": 3, "cached_tokens": 0}
     plain = post(client, "/score", text="ab")["results"][0]
     assert plain == {name: value for name, value in result.items() if name not in ("tokens", "words")}
 
@@ -190,7 +190,7 @@ def test_the_end_is_counted_unless_asked_otherwise(client: FlaskClient) -> None:
     assert with_end["logprob"] < without["logprob"]
     nothing = post(client, "/score", text="", add_end=False)
     assert nothing["results"][0]["perplexity"] is None
-    assert nothing["usage"] == {"scored_tokens": 0, "computed_tokens": 0}
+    assert nothing["usage"] == {"scored_tokens": 0, "computed_tokens": 0, "cached_tokens": 0}
 
 
 def test_tokenize_and_detokenize_undo_each_other(client: FlaskClient) -> None:

@@ -17,13 +17,14 @@ from service.settings import Settings
 SCHEMAS = Schemas(Settings(max_tokens=500, max_texts=3, max_timeout_seconds=60.0, workers=1))
 
 GENERATE_ACCEPTED: list[tuple[str, Any]] = [
-    ("model", "x"), ("prompt", ""), ("prompt", "한글 😀"), ("state", None),
+    ("model", "x"), ("prompt", ""), ("prompt", "한글 😀"), ("state", None), ("state", "abc"),
     ("max_tokens", 1), ("max_tokens", 500), ("temperature", 0), ("temperature", 10), ("temperature", 0.5),
     ("top_k", 0), ("top_k", 10**9), ("top_p", 1), ("top_p", 1e-9), ("min_p", 0), ("min_p", 0.999),
     ("repetition_penalty", 0.001), ("repetition_penalty", 10), ("logit_bias", None), ("logit_bias", {}),
     ("logit_bias", {"1": -100, "2": 100.0}), ("seed", 0), ("seed", 2**63 - 1),
     ("stop", None), ("stop", "a"), ("stop", []), ("stop", ["a"] * 8), ("n", 1), ("n", 16),
-    ("num_beams", 1), ("logprobs", None), ("logprobs", 0), ("logprobs", 20), ("return_state", False),
+    ("num_beams", 1), ("num_beams", 16), ("logprobs", None), ("logprobs", 0), ("logprobs", 20),
+    ("return_state", False), ("return_state", True),
     ("stream", True), ("timeout_seconds", 0.001), ("timeout_seconds", 60),
 ]  # fmt: skip
 
@@ -32,7 +33,6 @@ GENERATE_REFUSED: list[tuple[str, Any, str]] = [
     ("model", 3, "model: got 3, expected a string"),
     ("prompt", None, "prompt: got null, expected a string"),
     ("prompt", ["a"], 'prompt: got ["a"], expected a string'),
-    ("state", "abc", 'state: got "abc", not supported yet, expected none'),
     ("state", 3, "state: got 3, expected a string or null"),
     ("max_tokens", 0, "max_tokens: got 0, expected 1 <= max_tokens <= 500"),
     ("max_tokens", 501, "max_tokens: got 501, expected 1 <= max_tokens <= 500"),
@@ -62,12 +62,11 @@ GENERATE_REFUSED: list[tuple[str, Any, str]] = [
     ("stop", [1], "stop[0]: got 1, expected a non-empty string"),
     ("n", 0, "n: got 0, expected 1 <= n <= 16"),
     ("n", 17, "n: got 17, expected 1 <= n <= 16"),
-    ("num_beams", 2, "num_beams: got 2, not supported yet, expected 1"),
+    ("num_beams", 0, "num_beams: got 0, expected 1 <= num_beams <= 16"),
     ("num_beams", 17, "num_beams: got 17, expected 1 <= num_beams <= 16"),
     ("logprobs", -1, "logprobs: got -1, expected 0 <= logprobs <= 20"),
     ("logprobs", 21, "logprobs: got 21, expected 0 <= logprobs <= 20"),
     ("logprobs", True, "logprobs: got true, expected an integer"),
-    ("return_state", True, "return_state: got true, not supported yet, expected false"),
     ("return_state", 0, "return_state: got 0, expected true or false"),
     ("stream", 1, "stream: got 1, expected true or false"),
     ("stream", None, "stream: got null, expected true or false"),
@@ -82,7 +81,7 @@ SCORE_ACCEPTED: list[dict[str, Any]] = [
     {"text": "a", "state": None}, {"text": "a", "add_end": False},
     {"text": "a", "log_base": "2"}, {"text": "a", "log_base": "10"},
     {"text": "a", "tokens": True, "top": 20}, {"text": "a", "words": True}, {"text": "a", "top": 0},
-    {"text": "a", "return_state": False},
+    {"text": "a", "return_state": True}, {"text": "a", "state": "abc"}, {"text": "a", "state": "abc", "context": ""},
 ]  # fmt: skip
 
 SCORE_REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -98,8 +97,9 @@ SCORE_REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"text": "a", "top": 21, "tokens": True}, "top: got 21, expected 0 <= top <= 20"),
     ({"text": "a", "top": 1}, "top: got 1 with tokens false, expected 0, or tokens true"),
     ({"text": "a", "add_end": "yes"}, 'add_end: got "yes", expected true or false'),
-    ({"text": "a", "state": "x"}, 'state: got "x", not supported yet'),
-    ({"text": "a", "return_state": True}, "return_state: got true, not supported yet"),
+    ({"text": "a", "state": 3}, "state: got 3, expected a string or null"),
+    ({"text": "a", "state": "x", "context": "b"}, "context: got both context and state, expected one of the two"),
+    ({"text": "a", "return_state": 1}, "return_state: got 1, expected true or false"),
     ({"text": "a", "prompt": "a"}, "prompt: got an unknown field"),
 ]
 
@@ -165,6 +165,33 @@ def test_malformed_bodies_are_refused_with_the_place(body: bytes, message: str) 
 def test_all_problems_of_a_body_are_told_at_once() -> None:
     message = refusal_of(SCHEMAS.generate, b'{"n": 0, "top_p": 2, "foo": 1}')
     assert [part.split(":")[0] for part in message.split("; ")] == ["foo", "top_p", "n"]
+
+
+BEAMS_ACCEPTED: list[dict[str, Any]] = [
+    {}, {"n": 4}, {"temperature": 0}, {"temperature": 1}, {"top_k": 0, "top_p": 1, "min_p": 0, "logit_bias": {}},
+    {"repetition_penalty": 1, "logit_bias": None, "seed": 3, "stop": "a", "logprobs": 2, "stream": True},
+]  # fmt: skip
+
+BEAMS_REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"n": 5}, "n: got 5, expected at most num_beams, which is 4"),
+    ({"temperature": 0.7}, "temperature: got 0.7 with num_beams 4, expected 0 or 1: nothing is sampled"),
+    ({"top_k": 5}, "top_k: got 5 with num_beams 4, expected 0: nothing is sampled"),
+    ({"top_p": 0.9}, "top_p: got 0.9 with num_beams 4, expected 1.0: nothing is sampled"),
+    ({"min_p": 0.1}, "min_p: got 0.1 with num_beams 4, expected 0.0: nothing is sampled"),
+    ({"repetition_penalty": 2}, "repetition_penalty: got 2.0 with num_beams 4, expected 1.0: nothing is sampled"),
+    ({"logit_bias": {"1": 2}}, 'logit_bias: got {"1":2.0} with num_beams 4, expected null: nothing is sampled'),
+]
+
+
+@pytest.mark.parametrize("body", BEAMS_ACCEPTED)
+def test_beams_take_what_does_not_sample(body: dict[str, Any]) -> None:
+    assert SCHEMAS.generate(json.dumps({"num_beams": 4, **body}).encode()).num_beams == 4
+
+
+@pytest.mark.parametrize(("body", "message"), BEAMS_REFUSED)
+def test_beams_refuse_what_only_sampling_can_do(body: dict[str, Any], message: str) -> None:
+    assert refusal_of(SCHEMAS.generate, json.dumps({"num_beams": 4, **body}).encode()) == message
+    assert SCHEMAS.generate(json.dumps(body).encode()).num_beams == 1
 
 
 def test_long_values_are_cut_in_messages() -> None:
