@@ -14,6 +14,7 @@ from flask import Flask, Response, g, request
 from service.error_handler import register_error_handlers
 from service.log import configure_logging
 from service.metrics import Metrics
+from service.process.disconnects import Disconnects
 from service.process.drain import Drain
 from service.process.marks import ReadyMarks
 from service.process.runtime import marks_folder, metrics_folder
@@ -55,6 +56,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     ):
         app.register_blueprint(blueprint(service))
     service.registry.start()
+    service.disconnects.start()
     return app
 
 
@@ -67,6 +69,7 @@ def _service(settings: Settings) -> Service:
         admission=Admission(settings.max_requests, settings.max_inflight_bytes),
         metrics=Metrics(metrics_folder(shared) if shared else None),
         drain=Drain(settings.drain_seconds, settings.graceful_timeout_seconds),
+        disconnects=Disconnects(),
         state_keys=settings.state_key or (secrets.token_hex(32),),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from service.metrics import Metrics
+from service.process.disconnects import Disconnects
 from service.process.drain import Drain
 from service.registry import Registry
 from service.requests.admission import Admission
@@ -24,4 +25,5 @@ class Service:
     admission: Admission
     metrics: Metrics
     drain: Drain
+    disconnects: Disconnects
     state_keys: tuple[str, ...] = field(repr=False)  # the first signs state tokens, every one verifies

@@ -9,7 +9,7 @@ from typing import Final
 __all__ = ["Client", "ClientGone"]
 
 STALL_SECONDS: Final = 60.0  # a client that takes or gives nothing for so long is let go
-_EVENTS: Final = select.POLLIN | select.POLLHUP | select.POLLERR
+_GONE: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
 
 class ClientGone(Exception):
@@ -21,17 +21,19 @@ class Client:
 
     def __init__(self, connection: socket.socket | None) -> None:
         self._connection = connection
-        self._poll = select.poll()
+        self.fileno = None if connection is None else connection.fileno()
         if connection is not None:
             connection.settimeout(STALL_SECONDS)
-            self._poll.register(connection, _EVENTS)
 
     @property
     def is_gone(self) -> bool:
         """True once the connection is closed from the other side. Bytes of a next request do not count."""
         if self._connection is None:
             return False
+        poll = select.poll()  # its own: several threads may ask
         try:
-            return bool(self._poll.poll(0)) and not self._connection.recv(1, socket.MSG_PEEK)
-        except OSError:
+            poll.register(self._connection, _GONE | select.POLLIN)
+            events = sum(mask for _, mask in poll.poll(0))
+            return bool(events & _GONE) or (bool(events) and not self._connection.recv(1, socket.MSG_PEEK))
+        except (OSError, ValueError):  # closed on this side
             return True

@@ -70,6 +70,7 @@ def worker_exit(_server: Any, worker: Any) -> None:
     """In the worker, at its end: an engine must not run while the interpreter is taken down."""
     app = getattr(worker, "wsgi", None)
     if app is not None:
+        app.extensions["meari"].disconnects.stop()
         app.extensions["meari"].registry.stop()
 
 

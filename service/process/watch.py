@@ -13,7 +13,7 @@ from service.process.drain import Drain
 
 __all__ = ["Watch"]
 
-POLL_SECONDS: Final = 0.05
+LOOK_SECONDS: Final = 0.25  # for what nobody calls back about
 LATE_SECONDS: Final = 10.0  # past its deadline the engine must have ended a request long ago
 
 
@@ -28,8 +28,9 @@ class Watch:
 
     def await_end(self, handle: Handle) -> None:
         """Block until the request ended. Raises ClientGone, EngineFailed."""
-        while not handle.wait_end(POLL_SECONDS):
+        while not handle.wait_end(LOOK_SECONDS):
             self.check(handle)
+        self._check_cancelled(handle)
 
     def await_news(self, handle: Handle, seconds: float) -> bool:
         """Block until something was added or the request ended; False after `seconds`.
@@ -37,11 +38,16 @@ class Watch:
         Raises ClientGone, EngineFailed.
         """
         until = self.clock() + seconds
-        while not handle.wait(max(0.0, min(POLL_SECONDS, until - self.clock()))):
+        while not handle.wait(max(0.0, min(LOOK_SECONDS, until - self.clock()))):
             self.check(handle)
             if self.clock() >= until:
                 return False
+        self._check_cancelled(handle)
         return True
+
+    def _check_cancelled(self, handle: Handle) -> None:
+        if handle.cancelled and self.client.is_gone:
+            raise ClientGone
 
     def check(self, handle: Handle) -> None:
         """Cancel what nobody waits for any more. Raises ClientGone, EngineFailed."""

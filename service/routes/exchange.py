@@ -42,6 +42,7 @@ class Exchange:
         self._ticket: Ticket | None = None
         self._model: Model | None = None
         self._handle: Handle | None = None
+        self._client: Client | None = None
         self._closed = False
         self.request_id = request_id(request.headers.get("X-Request-Id"))
         self.route = request.url_rule.rule if request.url_rule else "none"
@@ -98,8 +99,9 @@ class Exchange:
         def observe() -> None:
             metrics.observe_engine(model.name, model.engine.stats, at_most_every_seconds=OBSERVE_SECONDS)
 
-        client = Client(request.environ.get("gunicorn.socket"))
-        return Watch(client, self._service.drain, model.engine.clock, observe)
+        self._client = Client(request.environ.get("gunicorn.socket"))
+        self._service.disconnects.watch(self._client, handle.cancel)
+        return Watch(self._client, self._service.drain, model.engine.clock, observe)
 
     def note_error(self, error: MeariError) -> None:
         """Note why the request failed."""
@@ -123,6 +125,8 @@ class Exchange:
         if self._closed:
             return
         self._closed = True
+        if self._client is not None:
+            self._service.disconnects.forget(self._client)
         if self._handle is not None and not self._handle.ended:
             self._handle.cancel()
             self._handle.wait_end(OBSERVE_SECONDS)  # a step later; then the engine is seen without it
