@@ -60,6 +60,10 @@ class Metrics:
         self._computed = _counter("meari_computed_tokens", "Tokens run through the cell, forced and sampled", own)
         self._output_rows = _counter("meari_output_rows", "Distributions computed", own)
         self._steps = _counter("meari_steps", "Steps of the engine", own)
+        self._cache_queries = _counter("meari_cache_queries", "Requests that looked for their prefix in the cache", own)
+        self._cache_hits = _counter("meari_cache_hits", "Requests that found at least a token there", own)
+        self._cached = _counter("meari_cached_tokens", "Tokens taken from the prefix cache, not run", own)
+        self._cache_bytes = _gauge("meari_cache_bytes", "What the prefix cache holds", own)
         self._running = _gauge("meari_running_sequences", "Sequences that hold a slot", own)
         self._waiting = _gauge("meari_waiting_requests", "Requests that wait for a first slot", own)
         self._batch = Histogram(
@@ -88,6 +92,10 @@ class Metrics:
         self._computed.labels(model).inc(rows)
         self._output_rows.labels(model).inc(stats.output_rows - before.output_rows)
         self._generated.labels(model).inc(stats.tokens_sampled - before.tokens_sampled)
+        self._cache_queries.labels(model).inc(stats.cache_queries - before.cache_queries)
+        self._cache_hits.labels(model).inc(stats.cache_hits - before.cache_hits)
+        self._cached.labels(model).inc(stats.cached_tokens - before.cached_tokens)
+        self._cache_bytes.labels(model).set(stats.cache_bytes)
         self._running.labels(model).set(stats.running)
         self._waiting.labels(model).set(stats.waiting)
         if steps:

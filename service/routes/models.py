@@ -59,6 +59,7 @@ def describe_model(model: Model, settings: Settings) -> dict[str, object]:
             "max_top_k": model.tokenizer.vocabulary.size,
             "max_slots": limits.max_slots,
             "max_waiting": limits.max_waiting,
+            "cache_bytes": limits.cache_bytes,
         },
         "self_test": model.bundle.self_test,
     }
