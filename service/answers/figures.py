@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -23,15 +22,15 @@ import numpy as np
 import numpy.typing as npt
 
 from service.answers.bodies import Alternative, ScoredToken, ScoredWord, TextFigures
+from service.answers.sums import LN_OF, TextSums
 from service.engine import TextScore
+from service.engine.calls import GRID
 from service.requests.schema import LogBase
 from service.state_tokens import TextState
 from service.text.tokenizer import END_ID, Encoded, Vocabulary, nfc
 
 __all__ = ["ScoredText"]
 
-LN2: Final = math.log(2.0)
-LN_OF: Final[dict[LogBase, float]] = {"e": 1.0, "2": LN2, "10": math.log(10.0)}
 _WORD: Final = re.compile(r"\S+")
 
 
@@ -49,24 +48,20 @@ class ScoredText:
     state: TextState | None = None
 
     def figures(self) -> TextFigures:
+        """The sums over the whole text, as figures."""
+        return self.sums().figures(self.log_base)
+
+    def sums(self) -> TextSums:
         """The sums over the whole text."""
         logprobs = self.scores.logprobs
-        total = math.fsum(logprobs)
         text = nfc(self.encoded.text)
-        num_chars, num_bytes = len(text), len(text.encode("utf-8"))
-        known = self._known()
-        return TextFigures(
-            logprob=self._in_base(total),
-            probability=math.exp(min(total, 0.0)),
-            perplexity=_exp(-total / len(logprobs)) if len(logprobs) else None,
-            bits_per_char=_per(-total / LN2, num_chars),
-            bits_per_byte=_per(-total / LN2, num_bytes),
-            num_tokens=len(logprobs),
-            num_chars=num_chars,
-            num_bytes=num_bytes,
-            num_unknown=int(np.count_nonzero(~known)),
-            logprob_without_unknown=self._in_base(math.fsum(logprobs[known])),
-        )
+        num_chars = len(text)
+        num_bytes = num_chars if text.isascii() else len(text.encode("utf-8"))
+        units = _units(logprobs)
+        unknown_id = self.vocabulary.unknown_id
+        num_unknown = 0 if unknown_id is None else self.encoded.ids.count(unknown_id)
+        known_units = _units(logprobs[self._known()]) if num_unknown else units
+        return TextSums(units, known_units, len(logprobs), num_chars, num_bytes, num_unknown)
 
     def tokens(self, first: int, last: int) -> list[ScoredToken]:
         """The figures of tokens number `first` to `last` (exclusive)."""
@@ -126,18 +121,11 @@ class ScoredText:
             known[: len(self.encoded.ids)] = np.array(self.encoded.ids, np.int64) != self.vocabulary.unknown_id
         return known
 
-    def _in_base(self, logprob: float) -> float:
-        return logprob / LN_OF[self.log_base] + 0.0  # never -0.0
-
     def _all_in_base(self, logprobs: npt.NDArray[np.float64]) -> list[float]:
         values: list[float] = (logprobs / LN_OF[self.log_base] + 0.0).tolist()
         return values
 
 
-def _exp(nats: float) -> float:
-    """exp, or the largest float where that would overflow: JSON has no infinity."""
-    return math.exp(nats) if nats < 709.0 else sys.float_info.max
-
-
-def _per(bits: float, count: int) -> float | None:
-    return bits / count + 0.0 if count else None
+def _units(logprobs: npt.NDArray[np.float64]) -> int:
+    """Their sum in units of the grid, on which each of them lies."""
+    return round(math.fsum(logprobs.tolist()) * GRID)
