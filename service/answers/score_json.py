@@ -12,10 +12,11 @@ from typing import Final, TypeVar
 import msgspec
 
 from service.answers.figures import ScoredText
+from service.answers.sums import TextSums
 from service.requests.schema import LogBase
 from service.state_tokens import StateTokens
 
-__all__ = ["ScoreAnswer"]
+__all__ = ["SLICE", "ScoreAnswer", "array", "open_result"]
 
 SLICE: Final = 256
 Item = TypeVar("Item")
@@ -62,20 +63,25 @@ class ScoreAnswer:
         return (self.with_tokens or self.with_words) and self.scored_tokens > SLICE
 
     def _result(self, text: ScoredText) -> Iterator[bytes]:
-        yield _encode(text.figures())[:-1]
-        if self.with_tokens:
-            count = len(text.scores.logprobs)
-            slices = (text.tokens(first, min(first + SLICE, count)) for first in range(0, count, SLICE))
-            yield from _array(b"tokens", slices)
-        if self.with_words:
-            words = text.words()
-            yield from _array(b"words", (words[first : first + SLICE] for first in range(0, len(words), SLICE)))
+        yield from open_result(text, text.sums(), self.with_tokens, self.with_words)
         if self.state_tokens is not None:
             yield b',"state":%b' % _encode(None if text.state is None else self.state_tokens.encode(text.state))
         yield b"}"
 
 
-def _array(name: bytes, slices: Iterable[list[Item]]) -> Iterator[bytes]:
+def open_result(text: ScoredText, sums: TextSums, with_tokens: bool, with_words: bool) -> Iterator[bytes]:
+    """The object of one text, piece by piece, without its closing brace. sums: those of the text."""
+    yield _encode(sums.figures(text.log_base))[:-1]
+    if with_tokens:
+        count = len(text.scores.logprobs)
+        yield from array(b"tokens", (text.tokens(at, min(at + SLICE, count)) for at in range(0, count, SLICE)))
+    if with_words:
+        words = text.words()
+        yield from array(b"words", (words[at : at + SLICE] for at in range(0, len(words), SLICE)))
+
+
+def array(name: bytes, slices: Iterable[list[Item]]) -> Iterator[bytes]:
+    """A further member of an object, its items a slice at a time."""
     yield b',"%b":[' % name
     for number, items in enumerate(slices):
         yield (b"," if number else b"") + _encode(items)[1:-1]
