@@ -16,7 +16,7 @@ import enum
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,16 @@ import numpy.typing as npt
 from service.errors import EngineFailed, MeariError, ScoreTimeout
 
 GRID: Final = 2.0**30
-StopMatcher = Callable[[int], bool]
+
+
+class StopMatcher(Protocol):
+    """Is fed each token id of a text as it grows; True ends the text."""
+
+    def __call__(self, token: int, /) -> bool: ...
+
+    def fork(self) -> StopMatcher:
+        """Another that has been fed the same and goes its own way."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ does not depend on how the text is cut into tokens. The search keeps one number 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.text.detokenizer import Detokenizer, TextEnd
 from service.text.tokenizer import Vocabulary
 
-__all__ = ["StopPatterns", "StopSearch", "matcher_factory"]
+__all__ = ["StopMatcher", "StopPatterns", "StopSearch", "matcher_factory"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ class StopSearch:
                 self.cut = self._length - longest
         return self.cut is not None
 
+    def fork(self) -> StopSearch:
+        """Another for the same text so far."""
+        other = copy.copy(self)
+        self._matched = self._matched.copy()  # the old list is the other's
+        return other
+
     def _advance(self, index: int, pattern: Pattern, character: str) -> int:
         matched = self._matched[index]
         while matched and pattern.text[matched] != character:
@@ -75,19 +82,29 @@ class StopSearch:
         return matched
 
 
+class StopMatcher:
+    """Stop strings in a text that is fed token by token: True once a match is complete."""
+
+    def __init__(self, search: StopSearch, vocabulary: Vocabulary, before: TextEnd) -> None:
+        self._search = search
+        self._vocabulary = vocabulary
+        self._writer = Detokenizer(vocabulary, before)
+
+    def __call__(self, token: int, /) -> bool:
+        return self._search.feed(self._writer.feed(token))
+
+    def fork(self) -> StopMatcher:
+        """Another for the same text so far."""
+        return StopMatcher(self._search.fork(), self._vocabulary, self._writer.text_end)
+
+
 def matcher_factory(
     patterns: StopPatterns, vocabulary: Vocabulary, before: TextEnd
-) -> Callable[[], Callable[[int], bool]] | None:
+) -> Callable[[], StopMatcher] | None:
     """What the engine asks of a stop: a matcher a sample, fed each token id, True where the sample is over."""
     if not patterns.patterns:
         return None
-
-    def make_matcher() -> Callable[[int], bool]:
-        writer = Detokenizer(vocabulary, before)
-        search = StopSearch(patterns)
-        return lambda token: search.feed(writer.feed(token))
-
-    return make_matcher
+    return lambda: StopMatcher(StopSearch(patterns), vocabulary, before)
 
 
 def _borders(text: str) -> tuple[int, ...]:
