@@ -25,33 +25,30 @@ class Disconnects:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._watched: dict[int, tuple[Client, Callable[[], None]]] = {}  # by file descriptor
+        self._watched: dict[int, Callable[[], None]] = {}  # by file descriptor
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread."""
         if self._epoll is not None:
-            self._wake, self._awakened = os.pipe()
-            self._epoll.register(self._wake, select.EPOLLIN)
-            self._thread = threading.Thread(target=self._run, args=(self._epoll,), name="disconnects", daemon=True)
+            end, self._end = os.pipe()
+            self._thread = threading.Thread(target=self._run, args=(self._epoll, end), name="disconnects", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
         """End the thread."""
         if self._thread is not None:
-            os.write(self._awakened, b"\0")
+            os.close(self._end)
             self._thread.join()
             self._thread = None
-            os.close(self._wake)
-            os.close(self._awakened)
 
     def watch(self, client: Client, on_gone: Callable[[], None]) -> None:
         """Call `on_gone` from the thread, once, when the client has gone, unless it is forgotten before."""
         if self._epoll is None or client.fileno is None:
             return
         with self._lock:
-            self._watched[client.fileno] = client, on_gone
+            self._watched[client.fileno] = on_gone
             self._epoll.register(client.fileno, select.EPOLLRDHUP | select.EPOLLONESHOT)
 
     def forget(self, client: Client) -> None:
@@ -63,13 +60,13 @@ class Disconnects:
                 with contextlib.suppress(OSError):
                     self._epoll.unregister(client.fileno)
 
-    def _run(self, epoll: select.epoll) -> None:
-        while True:
-            for descriptor, _ in epoll.poll():
-                if descriptor == self._wake:
-                    return
-                with self._lock:
-                    client, on_gone = self._watched.get(descriptor, (None, None))
-                    # The event may be that of an earlier connection whose number this one has now.
-                    if client is not None and on_gone is not None and client.is_gone:
-                        on_gone()
+    def _run(self, epoll: select.epoll, end: int) -> None:
+        news = select.poll()
+        news.register(epoll, select.POLLIN)
+        news.register(end, select.POLLHUP)
+        while not any(descriptor == end for descriptor, _ in news.poll()):
+            # Asked for under the lock: a descriptor's number may soon be that of another connection.
+            with self._lock:
+                for descriptor, _ in epoll.poll(0):
+                    self._watched[descriptor]()
+        os.close(end)

@@ -2,7 +2,8 @@
 
 Tokens are `<|end|>` `<|unk|>` a b … z. After a token the next letter has the logit `peak`, everything else 0: after the
 boundary comes a, after z the end. The recurrent state counts the steps, and `decay` takes so much off the peak at each,
-so that a result shows whether its state is its own. With `leak`, rows influence one another, as they must not.
+so that a result shows whether its state is its own. With `leak`, rows influence one another, as they must not. With
+`work`, a step takes as long as a product of two square matrices of that size.
 """
 
 from __future__ import annotations
@@ -55,14 +56,27 @@ def _save(nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: dict
     path.write_bytes(model.SerializeToString())
 
 
-def _cell(path: Path, peak: float, decay: float, leak: bool) -> None:
+def _work(size: int, peak: str) -> tuple[list[Any], dict[str, Any]]:
+    """Nodes that compute `peak` by way of a large product that nothing depends on."""
+    nodes = [
+        helper.make_node("ReduceSum", ["next_count"], ["steps"], keepdims=0),
+        helper.make_node("Add", ["square", "steps"], ["shifted"]),
+        helper.make_node("MatMul", ["shifted", "square"], ["product"]),
+        helper.make_node("ReduceMean", ["product"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+        helper.make_node("Add", ["peak", "nothing"], [peak]),
+    ]
+    return nodes, {"square": np.ones((size, size), np.float32), "zero": np.float32(0)}
+
+
+def _cell(path: Path, peak: float, decay: float, leak: bool, work: int) -> None:
     size = len(VOCABULARY)
     following = np.eye(size, dtype=np.float32)[[next_id(token) for token in range(size)]]
     nodes = [
         helper.make_node("Gather", ["following", "token"], ["one_hot"]),
         helper.make_node("Add", ["count", "one"], ["next_count"]),
         helper.make_node("Mul", ["next_count", "decay"], ["lost"]),
-        helper.make_node("Sub", ["peak", "lost"], ["height"]),
+        helper.make_node("Sub", ["worked_peak" if work else "peak", "lost"], ["height"]),
         helper.make_node("Mul", ["one_hot", "height"], ["alone" if leak else "hidden"]),
     ]
     if leak:  # like a dynamic quantisation with one scale for the whole batch
@@ -72,11 +86,14 @@ def _cell(path: Path, peak: float, decay: float, leak: bool) -> None:
             helper.make_node("Add", ["alone", "shift"], ["moved"]),
             helper.make_node("Mul", ["moved", "one_hot"], ["hidden"]),
         ]
+    work_nodes, work_weights = _work(work, "worked_peak") if work else ([], {})
+    nodes[2:2] = work_nodes
     weights = {
         "following": following,
         "one": np.float32(1),
         "decay": np.float32(decay),
         "peak": np.float32(peak),
+        **work_weights,
         **({"axes": np.array([0]), "tiny": np.float32(1e-3)} if leak else {}),
     }
     floats = TensorProto.FLOAT
@@ -155,10 +172,12 @@ def rewrite_manifest(folder: Path, **changes: Any) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
 
 
-def write_tiny_bundle(folder: Path, *, peak: float = 8.0, decay: float = 0.0, leak: bool = False) -> Path:
+def write_tiny_bundle(
+    folder: Path, *, peak: float = 8.0, decay: float = 0.0, leak: bool = False, work: int = 0
+) -> Path:
     """Write a bundle into `folder`, which is made; its name is the folder's."""
     folder.mkdir(parents=True)
-    _cell(folder / "cell.onnx", peak, decay, leak)
+    _cell(folder / "cell.onnx", peak, decay, leak, work)
     _output(folder / "output.onnx")
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
     _golden(folder)
