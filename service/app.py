@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
+from typing import Any
 
 from flask import Flask, Response, g, request
 
@@ -37,12 +39,20 @@ __all__ = ["create_app"]
 OPEN_BLUEPRINTS = ("health", "metrics")  # answered without a key
 
 
+class _SynchronousFlask(Flask):
+    """Flask without the question whether a function is a coroutine, asked several times a request: none is."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """The function itself."""
+        return func
+
+
 def create_app(settings: Settings | None = None) -> Flask:
     """The application over `settings`, or over those of the environment. Raises SettingsError."""
     settings = settings or load_settings(os.environ)
     configure_logging(settings.log_level)
     service = _service(settings)
-    app = Flask("meari", static_folder=None)
+    app = _SynchronousFlask("meari", static_folder=None)
     app.extensions["meari"] = service
     register_error_handlers(app)
     _frame_requests(app, service)

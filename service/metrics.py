@@ -7,9 +7,7 @@ With several workers, prometheus_client keeps the values in files of a shared fo
 
 from __future__ import annotations
 
-import math
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -34,7 +32,6 @@ class Metrics:
         self._folder = multiprocess_folder
         self._lock = threading.Lock()
         self._seen: dict[str, EngineStats] = {}
-        self._looked_at: dict[str, float] = {}
         own = self._own = CollectorRegistry()
         self.requests = Counter("meari_requests", "Requests answered", ["route", "status"], registry=own)
         self.refusals = Counter("meari_refusals", "Requests refused with 429", ["model"], registry=own)
@@ -74,15 +71,9 @@ class Metrics:
             registry=own,
         )
 
-    def observe_engine(
-        self, model: str, read_stats: Callable[[], EngineStats], *, at_most_every_seconds: float = 0.0
-    ) -> None:
+    def observe_engine(self, model: str, read_stats: Callable[[], EngineStats]) -> None:
         """Carry over an engine's counters; they are read under the lock, so that no look is older than one before."""
         with self._lock:
-            now = time.monotonic()
-            if now - self._looked_at.get(model, -math.inf) < at_most_every_seconds:
-                return
-            self._looked_at[model] = now
             before, stats = self._seen.get(model, NOTHING_DONE), read_stats()
             self._seen[model] = stats
         if before == stats:

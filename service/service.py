@@ -27,3 +27,8 @@ class Service:
     drain: Drain
     disconnects: Disconnects
     state_keys: tuple[str, ...] = field(repr=False)  # the first signs state tokens, every one verifies
+
+    def observe_engines(self) -> None:
+        """Carry the engines' counters over to the metrics."""
+        for model in self.registry.loaded():
+            self.metrics.observe_engine(model.name, model.engine.stats)

@@ -58,10 +58,9 @@ class ChoiceWriter:
         finish = self.sample.finish  # before the lists: once it is set they are complete
         first, self.num_tokens = self.num_tokens, len(self.sample.token_ids)
         new_tokens = self.sample.token_ids[first : self.num_tokens]
-        for token in new_tokens:
-            text = self.writer.feed(token)
-            self._pending += text
-            self.search.feed(text)
+        new_text = self.writer.feed_all(new_tokens)
+        self._pending += new_text
+        self.search.feed(new_text)
         text = self._certain(finish)
         self.done = finish is not None
         if not (text or self.done or (self.with_tokens and new_tokens)):

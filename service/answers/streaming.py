@@ -1,13 +1,13 @@
 """A running completion → server-sent events, as bytes.
 
-An event carries the text since the last event of its choice: tokens that come faster than events are worth their cost
-go out together. Knows nothing of Flask.
+An event carries the text since the last event of its choice. A lone stream gets each token when it is there; beside
+others, tokens that come faster than events are worth their cost go out together, and none waits over 50 ms. Knows
+nothing of Flask.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -22,13 +22,14 @@ from service.process.watch import Watch
 __all__ = ["PING_SECONDS", "event_stream"]
 
 PING_SECONDS: Final = 5.0  # of silence, then a comment keeps the connection alive
-EVENTS_PER_SECOND: Final = 2500.0  # of a worker, all streams together: about a tenth of a CPU
-MAX_PAUSE_SECONDS: Final = 0.05
+EVENTS_PER_SECOND: Final = 800.0  # of a worker, all streams together: about a twentieth of a CPU
+MAX_PAUSE_SECONDS: Final = 0.04  # and then a thread has to be woken, and an event written
 PING: Final = b": ping\n\n"
 DONE: Final = b"data: [DONE]\n\n"
 
 log = logging.getLogger(__name__)
 ErrorBody = Callable[[MeariError], object]
+_encode: Final = msgspec.json.Encoder().encode
 
 
 def event_stream(
@@ -38,7 +39,6 @@ def event_stream(
     generation = completion.generation
     try:
         yield from _choices(completion, watch, num_requests)
-        yield _event(completion.answer([])) + DONE
     except ClientGone:
         log.debug("the client of a stream has gone")
     except MeariError as error:
@@ -53,20 +53,27 @@ def event_stream(
 
 def _choices(completion: Completion, watch: Watch, num_requests: Callable[[], int]) -> Iterator[bytes]:
     generation = completion.generation
-    while not completion.done:
-        ended = generation.ended  # before the news: what ended holds everything
+    while True:
         generation.raise_for_failure()
         choices = list(completion.news())
-        if choices:
-            yield b"".join(_event({"choices": [choice]}) for choice in choices)
-            watch.check(generation)
-        if ended:
-            continue
-        if choices:
-            time.sleep(min(MAX_PAUSE_SECONDS, num_requests() * len(choices) / EVENTS_PER_SECOND))
+        events = b"".join(_event({"choices": [choice]}) for choice in choices)
+        if completion.done:
+            yield events + _event(completion.answer([])) + DONE
+            return
+        if events:
+            yield events
+            watch.end_if_draining(generation)
+        generation.wait_end(pause_seconds(len(choices), num_requests()))
         if not watch.await_news(generation, PING_SECONDS):
             yield PING
 
 
+def pause_seconds(num_choices: int, num_requests: int) -> float:
+    """How long a stream waits after an event for `num_choices` choices, beside requests of `num_requests` in all."""
+    if num_choices * num_requests <= 1:
+        return 0.0
+    return min(MAX_PAUSE_SECONDS, num_choices * num_requests / EVENTS_PER_SECOND)
+
+
 def _event(body: object | Choice) -> bytes:
-    return b"data: %b\n\n" % msgspec.json.encode(body)
+    return b"data: %b\n\n" % _encode(body)

@@ -24,6 +24,7 @@ from service.process.runtime import (
     metrics_folder,
     prepare_runtime_folder,
 )
+from service.process.worker import MAX_STAYING
 from service.settings import SettingsError, load_settings
 
 try:
@@ -46,7 +47,7 @@ wsgi_app = "service.app:create_app()"
 bind = [f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"]
 workers = settings.workers
 worker_class = "service.process.worker.DrainingWorker"
-threads = settings.max_requests + RESERVE_THREADS
+threads = settings.max_requests + RESERVE_THREADS + MAX_STAYING
 worker_connections = threads + MAX_CONNECTIONS
 backlog = 2048
 keepalive = 75  # longer than clients keep idle connections, so that they are the ones to close
@@ -54,6 +55,9 @@ timeout = 60  # a worker whose loop is silent for so long is replaced; requests 
 graceful_timeout = max(1, int(settings.graceful_timeout_seconds) + 2)
 preload_app = False  # sessions are made after the fork
 control_socket_disable = True
+forwarded_allow_ips = "*"  # nobody is asked who he is, because nothing that a proxy may say is believed:
+forwarder_headers = ""
+secure_scheme_headers: dict[str, str] = {}
 loglevel = settings.log_level
 accesslog = None  # the service writes its own line
 if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):

@@ -19,12 +19,11 @@ LATE_SECONDS: Final = 10.0  # past its deadline the engine must have ended a req
 
 @dataclass(frozen=True, eq=False)
 class Watch:
-    """Of one request: its client, the worker's drain, the engine's clock; `on_look` is called at every look."""
+    """Of one request: its client, the worker's drain, the engine's clock."""
 
     client: Client
     drain: Drain
     clock: Callable[[], float]
-    on_look: Callable[[], None]
 
     def await_end(self, handle: Handle) -> None:
         """Block until the request ended. Raises ClientGone, EngineFailed."""
@@ -45,18 +44,21 @@ class Watch:
         self._check_cancelled(handle)
         return True
 
+    def end_if_draining(self, handle: Handle) -> None:
+        """Cancel what cannot be finished before the worker has to end."""
+        if self.drain.must_end and not handle.cancelled:
+            handle.cancel()
+
     def _check_cancelled(self, handle: Handle) -> None:
         if handle.cancelled and self.client.is_gone:
             raise ClientGone
 
     def check(self, handle: Handle) -> None:
         """Cancel what nobody waits for any more. Raises ClientGone, EngineFailed."""
-        self.on_look()
         if self.client.is_gone:
             handle.cancel()
             raise ClientGone
-        if self.drain.must_end and not handle.cancelled:
-            handle.cancel()
+        self.end_if_draining(handle)
         if self.clock() > handle.deadline + LATE_SECONDS:
             handle.cancel()
             raise EngineFailed("the engine did not end the request in time")

@@ -1,8 +1,11 @@
-"""A gunicorn worker that goes on answering while it drains.
+"""A gunicorn worker that goes on answering while it drains, and wakes few threads for a request.
 
 gunicorn's own gthread worker closes its door at once on SIGTERM: who asks for readiness then meets a closed or silent
 port. This one tells the app to refuse work, keeps its door open until nothing is under way (or the grace is over), and
 then ends as gunicorn does.
+
+gunicorn's hands a connection back to its loop after every answer, and the loop hands the next request to another
+thread: two threads to wake that have nothing else to do. Here a thread stays with its connection for a moment.
 
 The master process imports this file before it forks. It must not lead to onnxruntime, which starts threads when it is
 imported: a fork would lose them, and the worker would abort at its end.
@@ -10,30 +13,98 @@ imported: a fork would lose them, and the worker would abort at its end.
 
 from __future__ import annotations
 
+import select
 import socket
+import time
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from gunicorn.http import wsgi
 from gunicorn.http.errors import ParseException
-from gunicorn.util import write_nonblock
+from gunicorn.util import close_graceful, write_nonblock
 from gunicorn.workers.gthread import ThreadWorker
 
 from service.error_body import error_body
 from service.errors import InvalidRequest
+from service.process.quick_config import QuickConfig
+from service.process.response import JoinedResponse
 from service.requests.request_ids import request_id
 
 if TYPE_CHECKING:
     from service.service import Service
 
-__all__ = ["DrainingWorker"]
+__all__ = ["MAX_STAYING", "DrainingWorker"]
 
 CHECK_SECONDS: Final = 0.05
+OBSERVE_SECONDS: Final = 0.5  # between two looks at the engines, for the metrics
+MAX_STAYING: Final = 64  # threads that wait for the next request of their connection
+STAY_MS: Final = 50
 MAX_SHOWN_CHARS: Final = 100
 
 
 class DrainingWorker(ThreadWorker):  # type: ignore[misc]
-    """gthread, with a drain before its end."""
+    """gthread, with a drain before its end and threads that stay with their connections."""
+
+    cfg: Any
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._staying: set[object] = set()  # connections; the interpreter makes `add` and `discard` whole
+        self._observed_at = 0.0
+
+    def init_process(self) -> None:
+        """In the new process: load the app, and run the loop until the end."""
+        self.cfg = QuickConfig(self.cfg)
+        super().init_process()
+
+    def handle(self, conn: Any) -> Any:
+        """The requests of a connection, as long as the next one comes soon; what gunicorn does with it then."""
+        outcome = super().handle(conn)
+        while outcome is True and self._comes_soon(conn):
+            outcome = super().handle(conn)
+        return outcome
+
+    def _comes_soon(self, conn: Any) -> bool:
+        """Wait a moment for the next request, unless many threads do so already."""
+        if conn.parser.unreader.buf.getvalue():
+            return True
+        if len(self._staying) >= MAX_STAYING or not self.cfg.keepalive:
+            return False
+        self._staying.add(conn)
+        try:
+            readable = select.poll()
+            readable.register(conn.sock, select.POLLIN)
+            return bool(readable.poll(STAY_MS))
+        finally:
+            self._staying.discard(conn)
+
+    def handle_request(self, req: Any, conn: Any) -> bool:
+        """Answer one request; True where the connection may be used again. As gunicorn does, without what is off here.
+
+        That is access log, hooks, files sent by the kernel and a restart after so many requests.
+        """
+        response, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, JoinedResponse)
+        environ["wsgi.multithread"] = True
+        if not self.alive or not self.cfg.keepalive or len(self.keepalived_conns) >= self.max_keepalived:
+            response.force_close()
+        try:
+            pieces = self.wsgi(environ, response.start_response)
+            try:
+                for piece in pieces:
+                    response.write(piece)
+                response.close()
+            finally:
+                pieces.close()
+        except OSError:
+            raise
+        except Exception:
+            if not response.headers_sent:
+                raise
+            self.log.exception("an answer broke off")
+            close_graceful(conn.sock)
+            raise StopIteration from None
+        return not response.should_close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: begin to drain. Answers close their connections from now on."""
@@ -59,6 +130,9 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """One turn of gunicorn's loop; while draining, look often whether the end has come."""
         service = self._service()
+        if service is not None and time.monotonic() - self._observed_at >= OBSERVE_SECONDS:
+            self._observed_at = time.monotonic()
+            service.observe_engines()
         draining = service is not None and service.drain.has_begun
         super().wait_for_and_dispatch_events(min(timeout, CHECK_SECONDS) if draining else timeout)
         if draining and service is not None and service.drain.may_stop(service.admission.num_requests):

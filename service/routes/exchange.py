@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange", "current_exchange", "json_response"]
 
-OBSERVE_SECONDS: Final = 0.5
+STEP_SECONDS: Final = 0.5  # a step takes less, and so a cancelled request ends within that time
 PIECE_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 30.0  # for the whole body, and without a byte of it
 DISCARD_BYTES: Final = 1024
@@ -44,7 +44,7 @@ class Exchange:
         self._handle: Handle | None = None
         self._client: Client | None = None
         self._closed = False
-        self.request_id = request_id(request.headers.get("X-Request-Id"))
+        self.request_id = request_id(request.environ.get("HTTP_X_REQUEST_ID"))
         self.route = request.url_rule.rule if request.url_rule else "none"
         self.line = RequestLine(self.request_id, request.method, request.path)
 
@@ -73,7 +73,8 @@ class Exchange:
         """The body, accounted for piece by piece: a chunked one announces no length."""
         size, until = 0, time.monotonic() + BODY_SECONDS
         try:
-            while piece := request.stream.read(PIECE_BYTES):
+            stream = request.stream
+            while piece := stream.read(PIECE_BYTES):
                 size += len(piece)
                 _check_length(size, self._service.settings.max_body_bytes)
                 self.ticket.take_bytes(len(piece))
@@ -94,14 +95,9 @@ class Exchange:
     def watch(self, handle: Handle, model: Model) -> Watch:
         """Note what the engine does for the request, and watch over it."""
         self._handle = handle
-        metrics = self._service.metrics
-
-        def observe() -> None:
-            metrics.observe_engine(model.name, model.engine.stats, at_most_every_seconds=OBSERVE_SECONDS)
-
         self._client = Client(request.environ.get("gunicorn.socket"))
         self._service.disconnects.watch(self._client, handle.cancel)
-        return Watch(self._client, self._service.drain, model.engine.clock, observe)
+        return Watch(self._client, self._service.drain, model.engine.clock)
 
     def note_error(self, error: MeariError) -> None:
         """Note why the request failed."""
@@ -129,7 +125,7 @@ class Exchange:
             self._service.disconnects.forget(self._client)
         if self._handle is not None and not self._handle.ended:
             self._handle.cancel()
-            self._handle.wait_end(OBSERVE_SECONDS)  # a step later; then the engine is seen without it
+            self._handle.wait_end(STEP_SECONDS)
         seconds = time.perf_counter() - self._started
         self._count(status, seconds)
         if self._ticket is not None:
@@ -137,14 +133,12 @@ class Exchange:
         log_request(self.line, status, seconds)
 
     def _count(self, status: int, seconds: float) -> None:
-        metrics = self._service.metrics
+        metrics, handle = self._service.metrics, self._handle
         metrics.requests.labels(self.route, str(status)).inc()
         if self._model is None:
             return
         name = self._model.name
         metrics.seconds.labels(self.route, name).observe(seconds)
-        metrics.observe_engine(name, self._model.engine.stats)
-        handle = self._handle
         if handle is not None and handle.started_at is not None:
             metrics.queue_seconds.labels(name).observe(handle.started_at - handle.submitted_at)
         if handle is not None and handle.first_token_at is not None:
@@ -175,6 +169,8 @@ def _discard_body(environ: WSGIEnvironment) -> None:
 
 
 def _check_media_type() -> None:
+    if request.environ.get("CONTENT_TYPE") == "application/json":
+        return
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if request.mimetype != "application/json" or charset not in ("utf-8", "utf8"):
         came = request.content_type

@@ -16,8 +16,7 @@ def metrics_blueprint(service: Service) -> Blueprint:
 
     @blueprint.get("/metrics")
     def metrics() -> Response:
-        for model in service.registry.loaded():
-            service.metrics.observe_engine(model.name, model.engine.stats)
+        service.observe_engines()
         return Response(service.metrics.exposition(), content_type=CONTENT_TYPE)
 
     return blueprint

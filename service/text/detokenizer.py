@@ -68,6 +68,12 @@ class Detokenizer:
         self._needs_space = True
         return text
 
+    def feed_all(self, tokens: Iterable[int]) -> str:
+        """What `feed` gives for these tokens, joined."""
+        if self._kind is TokenizerKind.BPE:
+            return self._utf8.decode(b"".join([self._pieces[token] for token in tokens if token != END_ID]))
+        return "".join([self.feed(token) for token in tokens])
+
     @property
     def text_end(self) -> TextEnd:
         """Where another detokenizer may go on."""

@@ -53,6 +53,8 @@ class StopSearch:
 
     def feed(self, text: str) -> bool:
         """Add text; True once a match is complete. What follows a match is not looked at."""
+        if not self._patterns:
+            return False
         for character in text:
             if self.cut is not None:
                 break

@@ -193,12 +193,12 @@ def test_seeds_fix_texts_whatever_else_runs(server: Server) -> None:
 
 
 def test_metrics_count_the_work_of_all_workers(server: Server) -> None:
-    before = metric(server, "meari_generated_tokens_total", "flat")
+    before = metric(server, "meari_generated_tokens_total", "words")
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda i: server.post("/generate", model="flat", seed=i).json(), range(20)))
+        answers = list(pool.map(lambda i: server.post("/generate", model="words", seed=i).json(), range(20)))
     generated = sum(answer["usage"]["generated_tokens"] for answer in answers)
-    until(lambda: metric(server, "meari_generated_tokens_total", "flat") - before >= generated)
-    assert metric(server, "meari_generated_tokens_total", "flat") - before == generated
+    until(lambda: metric(server, "meari_generated_tokens_total", "words") - before >= generated)
+    assert metric(server, "meari_generated_tokens_total", "words") - before == generated
 
 
 @pytest.mark.parametrize("kept_alive", [False, True])
