@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.engine.runner import Runner, StateTensor
+from service.engine.runner import Asked, Floats, Ids, Runner, States, StateTensor
 from service.errors import BundleError
+from service.graphs.engine_graph import BundleGraph, engine_graph
 from service.manifest import Manifest, check_files, parse_manifest
 
 __all__ = ["Bundle", "SelfTest", "open_bundle"]
@@ -64,43 +66,50 @@ def open_bundle(folder: Path, *, max_slots: int) -> Bundle:
 
 
 def _open_runner(folder: Path, manifest: Manifest) -> Runner:
-    states = [StateTensor(entry.name, entry.shape) for entry in manifest.state]
+    states = {entry.name: entry.shape for entry in manifest.state}
     vocabulary_size = manifest.sizes["vocabulary"]
-    cell = _open_session(folder / "cell.onnx")
-    output = _open_session(folder / "output.onnx")
-    new = {f"next_{tensor.name}": list(tensor.shape) for tensor in states}
-    _check_shapes("cell.onnx: input", cell.get_inputs(), {"token": [], **{t.name: list(t.shape) for t in states}})
-    _check_shapes("cell.onnx: output", cell.get_outputs(), {"hidden": None, **new})
-    _check_shapes("output.onnx: input", output.get_inputs(), {"hidden": None})
-    _check_shapes(
-        "output.onnx: output",
-        output.get_outputs(),
-        {"logits": [vocabulary_size], "logprobs": [vocabulary_size]},
-    )
     if manifest.boundary.id >= vocabulary_size:
         raise BundleError(f"manifest.json: boundary.id: got {manifest.boundary.id}, expected < {vocabulary_size}")
-    return Runner(cell, output, states, vocabulary_size, manifest.boundary.id)
+    cell, output = (_read_graph(folder / name) for name in ("cell.onnx", "output.onnx"))
+    new = {f"next_{name}": list(shape) for name, shape in states.items()}
+    _check_shapes("cell.onnx: input", cell.inputs, {"token": [], **{k: list(v) for k, v in states.items()}})
+    _check_shapes("cell.onnx: output", cell.outputs, {"hidden": None, **new})
+    _check_shapes("output.onnx: input", output.inputs, {"hidden": None})
+    both = {"logits": [vocabulary_size], "logprobs": [vocabulary_size]}
+    _check_shapes("output.onnx: output", output.outputs, both)
+    try:
+        graph = engine_graph(cell, output, states, vocabulary_size)
+    except ValueError as error:
+        raise BundleError(f"cell.onnx, output.onnx: {error}") from error
+    tensors = [StateTensor(name, shape) for name, shape in states.items()]
+    return Runner(_open_session(graph), tensors, output.hidden_size, vocabulary_size, manifest.boundary.id)
 
 
-def _open_session(path: Path) -> Any:
+def _read_graph(path: Path) -> BundleGraph:
+    try:
+        return BundleGraph(path.read_bytes())
+    except ValueError as error:
+        raise BundleError(f"{path.name}: {error}") from error
+
+
+def _open_session(graph: bytes) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # one engine a worker, a worker a CPU
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise BundleError(f"{path.name}: onnxruntime cannot open it: {error}") from error
+        raise BundleError(f"cell.onnx, output.onnx: onnxruntime cannot open them: {error}") from error
 
 
-def _check_shapes(where: str, nodes: list[Any], expected: dict[str, list[int] | None]) -> None:
+def _check_shapes(where: str, found: dict[str, list[int | str]], expected: Mapping[str, list[int] | None]) -> None:
     """Compare names and trailing dimensions; None stands for one dimension of any size."""
-    found = {node.name: list(node.shape) for node in nodes}
     if set(found) != set(expected):
         raise BundleError(f"{where}s: got {sorted(found)}, expected {sorted(expected)}")
     for name, shape in expected.items():
-        batch, *rest = found[name] or [None]
+        batch, *rest = found[name] or [0]
         if isinstance(batch, int) or (shape is None and len(rest) != 1) or (shape is not None and rest != shape):
             raise BundleError(
                 f"{where} {name!r}: got shape {found[name]}, expected a free batch, then {shape or 'one'}"
@@ -159,27 +168,45 @@ def _largest(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> f
 
 
 def _rows_isolated(runner: Runner, max_slots: int, sizes: tuple[int, ...]) -> bool:
-    """True when a row's results are the same bits in batches of every size, at every place tried."""
+    """True when a row's results are the same bits in batches of every size, at every place tried, and in runs of one
+    step and of several.
+    """
     random = np.random.default_rng(0)
-    tokens = random.integers(0, runner.vocabulary_size, (4, max_slots))
+    tokens = random.integers(0, runner.vocabulary_size, (5, max_slots))
     states = runner.initial_states(max_slots)
     mixed = runner.initial_states(max_slots)
     for age, step_tokens in enumerate(tokens[:3]):  # rows as they meet in a batch: some have read more than others
         _, states = runner.step(step_tokens, states)
         for name, values in states.items():
             mixed[name][age::3] = values[age::3]
-    expected = _outcome(runner, tokens[3], mixed)
+    draws = random.random((max_slots, 3), np.float32)
+    expected = _outcome(runner, tokens[3:], mixed, draws)
     for size in sizes:
         for first in {0, max_slots - size, int(random.integers(0, max_slots - size + 1))}:
             rows = slice(first, first + size)
-            part = _outcome(runner, tokens[3][rows], {name: values[rows] for name, values in mixed.items()})
+            start = {name: values[rows] for name, values in mixed.items()}
+            part = _outcome(runner, tokens[3:, rows], start, draws[rows], by_step=size % 2 == 1)
             if any(not np.array_equal(got, want[rows]) for got, want in zip(part, expected, strict=True)):
                 return False
     return True
 
 
 def _outcome(
-    runner: Runner, tokens: npt.NDArray[np.int64], states: dict[str, npt.NDArray[np.float32]]
-) -> list[npt.NDArray[np.float32]]:
-    hidden, new = runner.step(tokens, states)
-    return [hidden, *new.values(), *runner.output(hidden)]
+    runner: Runner, tokens: Ids, states: States, draws: Floats, *, by_step: bool = False
+) -> list[npt.NDArray[Any]]:
+    """Everything that two steps give, after the second one: arrays of [rows, …].
+
+    draws    float32 [rows, 3]: a uniform number, an inverse temperature and a share of min_p for each row
+    by_step  in two runs rather than in one
+    """
+    if by_step:
+        _, states = runner.step(tokens[0], states)
+        tokens = tokens[1:]
+    steps, rows = tokens.shape
+    places = (steps - 1) * rows + np.arange(rows)
+    numbers = (draws[:, :1], 0.5 + draws[:, 1:2], 0.5 * draws[:, 2:])
+    sampled = Asked(places, np.full((rows, 1), -1), *numbers, True, True, True, True, True)
+    ran = runner.run(tokens, states, sampled, want_hidden=True)
+    arrays = [ran.hidden, *ran.states.values()]
+    found = [ran.picked, ran.picked_logprobs, ran.mass_from, ran.mass, ran.logits, ran.logprobs]
+    return [*(array[-1] for array in arrays if array is not None), *(array for array in found if array is not None)]

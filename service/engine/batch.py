@@ -1,6 +1,6 @@
-"""The recurrent states of the running sequences, one row each, dense.
+"""The recurrent states of the sequences that run together, one row each, dense.
 
-A row's number is its slot. What a step returns is what the next step takes, so nothing is copied while the same
+A row's number is its slot. What a run returns is what the next one takes, so nothing is copied while the same
 sequences run; only when some leave or join are the rows gathered anew. Owned by the engine's thread.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 
 import numpy as np
-import numpy.typing as npt
 
 from service.engine.runner import Runner, States
 from service.engine.sequence import Sequence, StateRow
@@ -30,27 +29,31 @@ class Batch:
     def __len__(self) -> int:
         return len(self.sequences)
 
-    def change(self, keep: SequenceOf[int], join: SequenceOf[Sequence]) -> None:
-        """Keep the rows `keep` (ascending, distinct), drop the others, and append a row for each that joins."""
-        if len(keep) == len(self.sequences) and not join:
+    def keep(self, rows: SequenceOf[int]) -> None:
+        """Keep these rows, ascending and distinct, and drop the others."""
+        if len(rows) != len(self.sequences):
+            self.rearrange(rows, [self.sequences[row] for row in rows])
+
+    def rearrange(self, rows: SequenceOf[int], sequences: list[Sequence]) -> None:
+        """Let sequences[i] go on from the state of row rows[i]; a row may be taken more than once."""
+        places = np.asarray(rows, np.int64)
+        self.states = {name: values[places] for name, values in self.states.items()}
+        self.sequences = sequences
+
+    def join(self, sequences: SequenceOf[Sequence]) -> None:
+        """Append a row for each."""
+        if not sequences:
             return
-        fresh = self._runner.initial_states(len(join))
-        for row, sequence in enumerate(join):
+        fresh = self._runner.initial_states(len(sequences))
+        for row, sequence in enumerate(sequences):
             if sequence.state is not None:
                 for name, values in sequence.state.items():
                     fresh[name][row] = values
                 sequence.state = None
-        rows = np.asarray(keep, np.int64)
-        self.states = {name: np.concatenate([old[rows], fresh[name]]) for name, old in self.states.items()}
-        self.sequences = [self.sequences[row] for row in keep] + list(join)
-
-    def step(self) -> npt.NDArray[np.float32]:
-        """Feed every sequence its next token; returns the hidden rows, float32 [rows, hidden]."""
-        tokens = np.fromiter((s.next_token for s in self.sequences), np.int64, len(self.sequences))
-        hidden, self.states = self._runner.step(tokens, self.states)
-        for sequence in self.sequences:
-            sequence.fed += 1
-        return hidden
+        if self.sequences:
+            fresh = {name: np.concatenate([old, fresh[name]]) for name, old in self.states.items()}
+        self.states = fresh
+        self.sequences = [*self.sequences, *sequences]
 
     def copy_row(self, row: int) -> StateRow:
         """The state of one row as a value of its own."""

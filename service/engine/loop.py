@@ -1,7 +1,10 @@
-"""The engine's loop: admit → step → advance, one token of every running sequence at a time.
+"""The engine's loop: admit → run a turn → settle.
 
-Threads. One thread, started by `start`, owns the sessions, the batch, and every handle until it ends. Other threads
-reserve, submit, wait and cancel. Whatever goes wrong in a step fails the requests that are in the engine, each
+A turn is one run of the graph for the sequences of one lane (lanes.py): several forced tokens of each that reads, or a
+sampled token of each that writes.
+
+Threads. One thread, started by `start`, owns the session, the lanes, the cache, and every handle until it ends. Other
+threads reserve, submit, wait and cancel. Whatever goes wrong in a turn fails the requests that are in the engine, each
 once, and the engine takes no more: `failure` says why.
 """
 
@@ -13,8 +16,9 @@ import threading
 import time
 from collections.abc import Callable
 
-from service.engine.advance import Advance, Outcome
-from service.engine.batch import Batch
+from service.engine.beaming import finish_beams
+from service.engine.beams import BeamSearch
+from service.engine.cache import PrefixCache
 from service.engine.calls import (
     EngineLimits,
     EngineStats,
@@ -24,10 +28,14 @@ from service.engine.calls import (
     ScoreCall,
     Scoring,
 )
+from service.engine.lanes import Lanes, ReadingLane
 from service.engine.live import LiveRequests
+from service.engine.outcome import Outcome
 from service.engine.prefixes import SharedTexts, generation_sequence
+from service.engine.reading import Reading
 from service.engine.runner import Runner
 from service.engine.scheduler import Request, Reservation, Scheduler
+from service.engine.sequence import Sequence
 from service.errors import EngineFailed, MeariError, NotReady
 
 log = logging.getLogger(__name__)
@@ -41,13 +49,15 @@ class Engine:
         self._limits = limits
         self._clock = clock
         self._scheduler = Scheduler(limits.max_waiting)
-        self._batch = Batch(runner)
-        self._advance = Advance(runner, clock)
-        self._keep: list[int] = []  # rows of the batch that go on
+        self._lanes = Lanes(runner, limits.max_slots, clock)
+        self._cache = PrefixCache(limits.cache_bytes) if limits.cache_bytes else None
+        self._read = Reading(runner, self._cache, clock)
         self._live = LiveRequests()
         self._numbers = itertools.count()
         self._any_cancelled = False
-        self._steps = self._rows = 0
+        self._steps = self._rows = self._output_rows = self._sampled = 0
+        self._cache_queries = self._cache_hits = self._cached_tokens = 0
+        self._busy = False
         self._thread: threading.Thread | None = None
         self.failure: str | None = None
 
@@ -87,8 +97,18 @@ class Engine:
     def generate(self, call: GenerateCall, reservation: Reservation) -> Generation:
         """Queue a continuation. Raises NotReady when the engine has ended meanwhile."""
         handle = Generation(call)
-        request = Request(next(self._numbers), handle, num_live=call.num_samples)
-        request.ready.append(generation_sequence(call, handle.samples, request, self._runner.end_id))
+        request = Request(next(self._numbers), handle, call.num_samples, call.num_samples, samples=True)
+        if call.num_beams > 1:
+            request.num_rows, request.num_live = call.num_beams, 1
+            request.beams = BeamSearch(
+                call.num_beams,
+                call.num_samples,
+                call.max_tokens,
+                self._runner.end_id,
+                call.num_alternatives,
+                call.stop,
+            )
+        request.root = generation_sequence(call, handle.samples, request, self._runner.end_id)
         self._submit(request, reservation)
         return handle
 
@@ -96,30 +116,33 @@ class Engine:
         """Queue texts to score. Raises NotReady when the engine has ended meanwhile."""
         handle = Scoring(call)
         request = Request(next(self._numbers), handle)
-        texts = SharedTexts(
-            call, request, self._runner.end_id, min(call.num_alternatives, self._runner.vocabulary_size)
-        )
+        num_alternatives = min(call.num_alternatives, self._runner.vocabulary_size)
+        initial = {name: values[0] for name, values in self._runner.initial_states(1).items()}
+        texts = SharedTexts(call, request, self._runner.end_id, num_alternatives, initial)
         handle.collect = texts.collect
         request.num_live = texts.num_sequences
         if texts.root is None:
             reservation.release()
             handle.end(Finish.LENGTH, self._clock())
             return handle
-        request.ready.append(texts.root)
+        request.root = texts.root
         self._submit(request, reservation)
         return handle
 
     def stats(self) -> EngineStats:
         """What the engine does now and has done so far."""
-        advance = self._advance
         return EngineStats(
-            running=len(self._keep),
+            running=self._lanes.num_rows,
             waiting=self._scheduler.num_waiting,
             steps=self._steps,
             rows=self._rows,
-            output_rows=advance.output_rows,
-            tokens_sampled=advance.tokens_sampled,
+            output_rows=self._output_rows,
+            tokens_sampled=self._sampled,
             requests_refused=self._scheduler.num_refused,
+            cache_queries=self._cache_queries,
+            cache_hits=self._cache_hits,
+            cached_tokens=self._cached_tokens,
+            cache_bytes=self._cache.num_bytes if self._cache is not None else 0,
         )
 
     def _check_open(self) -> None:
@@ -143,7 +166,7 @@ class Engine:
     def _run(self) -> None:
         try:
             while self._scheduler.is_open:
-                if not self._keep:
+                if not self._busy:
                     self._scheduler.wait_for_work()
                 self.step()
             reason: MeariError = NotReady("the service is shutting down")
@@ -157,23 +180,66 @@ class Engine:
     def step(self) -> None:
         """One turn of the loop. Without a thread (tests), call it by hand."""
         self._end_cancelled_and_expired()
-        joining = self._scheduler.take(self._limits.max_slots - len(self._keep))
-        self._batch.change(self._keep, joining)
-        if not self._batch.sequences:
+        for request in self._scheduler.admit(self._lanes.has_room):
+            self._begin(request)
+        lane = self._lanes.next()
+        if lane is not None:
+            started = self._clock()
+            if isinstance(lane, ReadingLane):
+                self._turn_of_reading(lane, started)
+            else:
+                self._settle(lane())
+            self._lanes.note_time(lane, self._clock() - started)
+        self._busy = lane is not None
+
+    def _begin(self, request: Request) -> None:
+        """Let an admitted request's first sequence wait for a row, or take its prompt from the cache altogether."""
+        root, request.root = request.root, None
+        assert root is not None
+        request.handle.started_at = self._clock()
+        self._look_up(root)
+        if root.hidden is None:
+            self._lanes.lane_of(request).waiting.append(root)
             return
-        now = self._clock()
-        for sequence in joining:
-            if sequence.request.handle.started_at is None:
-                sequence.request.handle.started_at = now
-        hidden = self._batch.step()
-        self._steps += 1
-        self._rows += len(self._batch)
-        self._settle(self._advance(self._batch, hidden))
+        self._lanes.writing.newcomers.append(root)
+        while root.forks:
+            child = root.forks.pop()[1]
+            child.fed, child.state, child.hidden = root.fed, root.state, root.hidden
+            self._lanes.writing.newcomers.append(child)
+
+    def _look_up(self, root: Sequence) -> None:
+        """Start from the longest prefix whose state is known. A text's last token of context is run in any case."""
+        if self._cache is None or not root.num_to_cache:
+            return
+        handle = root.request.handle
+        assert isinstance(handle, Generation | Scoring)
+        self._cache_queries += 1
+        match = self._cache.longest(root.forced[: root.num_to_cache - (not root.request.samples)])
+        if match is None:
+            return
+        root.fed, root.state = match.length, match.states
+        while root.snapshots and root.snapshots[-1][0] == root.fed:
+            root.snapshots.pop()[1].state = {name: values.copy() for name, values in match.states.items()}
+        if root.request.samples and match.length == len(root.forced):
+            root.hidden = match.hidden
+        handle.cached_tokens = match.length - 1  # the boundary token is none of the prompt's
+        self._cached_tokens += handle.cached_tokens
+        self._cache_hits += handle.cached_tokens > 0
+
+    def _turn_of_reading(self, lane: ReadingLane, started: float) -> None:
+        lane.fill()
+        rows, steps = len(lane.batch), lane.plan()
+        self._settle(self._read(lane.batch, steps))
+        self._lanes.pace.note(rows, steps, self._clock() - started)
 
     def _settle(self, outcome: Outcome) -> None:
-        self._keep = outcome.keep
+        self._steps += outcome.steps
+        self._rows += outcome.rows
+        self._output_rows += outcome.output_rows
+        self._sampled += outcome.sampled
         for sequence in outcome.forked:
-            self._scheduler.put_back(sequence)
+            self._lanes.lane_of(sequence.request).waiting.appendleft(sequence)
+        self._lanes.writing.joining = outcome.continuing + self._lanes.writing.joining
         for sequence in outcome.ended:
             request = sequence.request
             request.num_live -= 1
@@ -181,27 +247,24 @@ class Engine:
                 self._end(request, Finish.LENGTH)
         for handle in outcome.news:
             handle.notify()
-        if not self._keep:
-            self._batch.change([], [])
 
     def _end_cancelled_and_expired(self) -> None:
         for request in self._live.expired(self._clock()):
-            self._drop(request, Finish.TIMEOUT)
+            self._end(request, Finish.TIMEOUT)
         if self._any_cancelled:
             self._any_cancelled = False
             for request in self._live.cancelled():
-                self._drop(request, Finish.CANCELLED)
-
-    def _drop(self, request: Request, finish: Finish) -> None:
-        self._keep = [row for row in self._keep if self._batch.sequences[row].request is not request]
-        self._end(request, finish)
+                self._end(request, Finish.CANCELLED)
 
     def _end(self, request: Request, finish: Finish, failure: MeariError | None = None) -> None:
         self._scheduler.remove(request)
+        self._lanes.leave(request)
         if self._live.claim(request):
+            if request.beams is not None and finish is not Finish.LENGTH:
+                finish_beams(request, finish)
             request.handle.end(finish, self._clock(), failure)
 
     def _end_all(self, reason: MeariError) -> None:
-        self._keep = []
         for request in self._live.everyone():
             self._end(request, Finish.FAILED, reason)
+        self._lanes.clear()

@@ -7,60 +7,90 @@ off the sequence that has just run their common prefix. The samples of one promp
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from service.engine.calls import GenerateCall, Sample, ScoreCall, TextScore
+from service.engine.calls import GenerateCall, Sample, ScoreCall, StateValue, TextScore
 from service.engine.sampling import Sampler
-from service.engine.sequence import Continuation, Sequence, TargetLog
+from service.engine.sequence import Continuation, Sequence, Snapshot, StateRow, TargetLog
 
 if TYPE_CHECKING:
     from service.engine.scheduler import Request
 
 
 def generation_sequence(call: GenerateCall, samples: SequenceOf[Sample], request: Request, end_id: int) -> Sequence:
-    """The sequence of the first sample; the others fork off it after the prompt."""
-    forced = [end_id, *call.prompt]
-    sequences = []
-    for index, sample in enumerate(samples):
+    """The sequence of the first sample; the others fork off it after the prompt. For beams it only reads the prompt."""
+    forced = [end_id if call.start is None else call.start.token, *call.prompt]
+    position = len(forced) + (call.start.position if call.start is not None else 0)
+    seen = {*call.prompt, *(call.start.seen if call.start is not None else ())}
+    sequences = [Sequence(request, forced, start=call.start)] if call.num_beams > 1 else []
+    for index, sample in enumerate(samples if call.num_beams == 1 else ()):
         continuation = Continuation(
             sample,
-            Sampler(call.sampling, index, forced[1:]),
+            Sampler(call.sampling, index, seen, position),
             call.max_tokens,
             call.num_alternatives,
             call.stop() if call.stop is not None else None,
+            call.want_state,
         )
-        sequences.append(Sequence(request, forced, continuation=continuation))
+        sequences.append(Sequence(request, forced, continuation=continuation, start=call.start))
     first, *others = sequences
     first.forks = [(len(forced), other) for other in reversed(others)]
+    if call.start is None:
+        first.num_to_cache = len(forced)
+    else:
+        first.state = dict(call.start.rows)
     return first
+
+
+@dataclass(frozen=True, eq=False)
+class _Planted:
+    """A text's sequence, and where it forks off that of another text, its owner."""
+
+    sequence: Sequence
+    owner: int | None
+    depth: int
 
 
 class SharedTexts:
     """The texts of a ScoreCall as one tree of sequences.
 
-    root     the sequence to submit, or None where no text has a token to score
+    initial  the state before anything was read
+    root     the sequence to submit, or None where nothing needs to be run
     collect  the figures in the order of the texts, once all sequences have ended
     """
 
-    def __init__(self, call: ScoreCall, request: Request, end_id: int, num_alternatives: int) -> None:
+    def __init__(
+        self, call: ScoreCall, request: Request, end_id: int, num_alternatives: int, initial: StateRow
+    ) -> None:
         self._call = call
+        self._start = call.start or StateValue(initial, end_id, 0)
         self._num_alternatives = num_alternatives
-        prefix = [end_id, *call.context]
+        prefix = [self._start.token, *call.context]
         tail = [end_id] if call.add_end else []
         self._report_from = len(prefix)
-        forced = [[*prefix, *text, *tail] for text in call.texts]
-        self._order = sorted((i for i, f in enumerate(forced) if len(f) > len(prefix)), key=forced.__getitem__)
-        self._sequences: dict[int, tuple[Sequence, int | None]] = {}  # text -> its sequence, the text it forked off
-        self.root = self._plant(forced, request)
+        self._forced = [[*prefix, *text, *tail] for text in call.texts]
+        self._order = sorted((i for i, f in enumerate(self._forced) if self._is_run(f)), key=self._forced.__getitem__)
+        self._planted: dict[int, _Planted] = {}  # by text
+        self._snapshots: dict[int, Snapshot] = {}
+        self._plant(request)
+        if call.want_state:
+            self._place_snapshots()
+        self.root = self._root()
 
     @property
     def num_sequences(self) -> int:
         """How many sequences end before the call is done."""
         return len(self._order)
 
-    def _plant(self, forced: list[list[int]], request: Request) -> Sequence | None:
+    def _is_run(self, forced: list[int]) -> bool:
+        """Whether a text has a token to score, or a state to find after more than its first token."""
+        return len(forced) > self._report_from or (self._call.want_state and len(forced) > 1)
+
+    def _plant(self, request: Request) -> None:
+        forced = self._forced
         path: list[tuple[int, int]] = []  # (text, depth at which it forked), outermost first
         previous: list[int] = []
         for text in self._order:
@@ -71,31 +101,72 @@ class SharedTexts:
                 shared = min(shared, path.pop()[1])
             owner = path[-1][0] if path else None
             depth = 0 if owner is None else min(shared, len(forced[owner]) - 1, len(tokens) - 1)
-            self._sequences[text] = (self._sequence(tokens, depth, request), owner)
+            self._planted[text] = _Planted(self._sequence(tokens, depth, request), owner, depth)
             if owner is not None:
-                self._sequences[owner][0].forks.append((depth, self._sequences[text][0]))
+                self._planted[owner].sequence.forks.append((depth, self._planted[text].sequence))
             path.append((text, depth))
             previous = tokens
-        for sequence, _ in self._sequences.values():
-            sequence.forks.sort(key=lambda fork: -fork[0])
-        return self._sequences[self._order[0]][0] if self._order else None
+        for planted in self._planted.values():
+            planted.sequence.forks.sort(key=lambda fork: -fork[0])
+
+    def _root(self) -> Sequence | None:
+        if not self._order:
+            return None
+        root = self._planted[self._order[0]].sequence
+        if self._call.start is None:
+            root.num_to_cache = self._report_from if self._report_from > 1 else 0
+        else:
+            root.state = dict(self._call.start.rows)
+        return root
 
     def _sequence(self, tokens: list[int], depth: int, request: Request) -> Sequence:
         start = max(depth, self._report_from)
-        log = TargetLog.empty(start, len(tokens) - start, self._num_alternatives, self._call.want_ranks)
-        return Sequence(request, tokens, log=log)
+        log = TargetLog.empty(start, max(0, len(tokens) - start), self._num_alternatives, self._call.want_ranks)
+        return Sequence(request, tokens, log=log, start=self._call.start)
+
+    def _place_snapshots(self) -> None:
+        """Let the sequence that comes by it copy the state before each text's last token."""
+        for text in self._order:
+            depth, planted = self._num_before(text), self._planted[text]
+            if depth == 0:
+                continue  # where everything starts
+            while planted.owner is not None and depth <= planted.depth:
+                planted = self._planted[planted.owner]
+            self._snapshots[text] = Snapshot()
+            planted.sequence.snapshots.append((depth, self._snapshots[text]))
+        for planted in self._planted.values():
+            planted.sequence.snapshots.sort(key=lambda snapshot: -snapshot[0])
+
+    def _num_before(self, text: int) -> int:
+        """How many tokens stand before the last one of a text, or of the context where the text is empty."""
+        return self._report_from + len(self._call.texts[text]) - 1
+
+    def _state(self, text: int) -> StateValue | None:
+        """Where the text ends, its last token pending."""
+        if not self._call.want_state:
+            return None
+        depth = self._num_before(text)
+        snapshot = self._snapshots.get(text)
+        return replace(
+            self._start,
+            rows=self._start.rows if snapshot is None or snapshot.state is None else snapshot.state,
+            token=self._forced[text][depth],
+            position=self._start.position + depth,
+            seen=self._start.seen.union(self._call.context, self._call.texts[text]),
+        )
 
     def collect(self) -> list[TextScore]:
         """One TextScore a text: what it shares is taken from the text it forked off."""
         done: dict[int, TextScore] = {}
         for text in self._order:
-            sequence, owner = self._sequences[text]
-            log = sequence.log
+            planted = self._planted[text]
+            log = planted.sequence.log
             assert log is not None
-            shared = None if owner is None else done[owner]
+            shared = None if planted.owner is None else done[planted.owner]
             done[text] = _joined(shared, log, log.start - self._report_from)
         nothing = _joined(None, TargetLog.empty(0, 0, self._num_alternatives, self._call.want_ranks), 0)
-        return [done.get(text, nothing) for text in range(len(self._call.texts))]
+        texts = range(len(self._call.texts))
+        return [replace(done.get(text, nothing), state=self._state(text)) for text in texts]
 
 
 def shared_length(left: SequenceOf[int], right: SequenceOf[int]) -> int:

@@ -1,6 +1,6 @@
-"""A bundle's two graphs under onnxruntime: one step of the cell, and the output layer of some rows.
+"""A bundle under onnxruntime: some steps of the cell, and the output layer and a token for some of the rows.
 
-Enters: token ids and states, hidden rows. Leaves: hidden rows and new states, logits and log-probabilities. It
+Enters: token ids, states, which distributions are wanted. Leaves: states, hidden rows, tokens, log-probabilities. It
 knows nothing of sequences. onnxruntime takes one thread a session; a Runner belongs to one thread at a time.
 
 Rows must not influence one another. Where the check at load finds that on this CPU they do (`rows_isolated` false),
@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
 States = dict[str, Floats]  # state tensor -> float32 [rows, *shape]
+
+TRUE: Final = np.array(True)
+FALSE: Final = np.array(False)
 
 
 @dataclass(frozen=True)
@@ -28,19 +32,72 @@ class StateTensor:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Which distributions a run is asked for, and what to take from them.
+
+    places   int64 [rows]: step * batch + row, or past all of these a row of `more_hidden`
+    targets  int64 [rows, 1]: the token whose log-probability is wanted, or -1: sample one
+    uniforms, inverse_temperatures, least_shares   float32 [rows, 1], for rows that are sampled
+    """
+
+    places: Ids
+    targets: Ids
+    uniforms: Floats
+    inverse_temperatures: Floats
+    least_shares: Floats
+    samples: bool = False  # whether any row is sampled, has a temperature, min_p, top_p
+    tempered: bool = False
+    shared: bool = False
+    masses: bool = False
+    whole: bool = False  # whether logits and log-probabilities of all tokens are wanted
+
+    @classmethod
+    def of(cls, places: Ids, targets: Ids, whole: bool = False) -> Asked:
+        """Log-probabilities of given targets, int64 [rows] each; nothing is sampled."""
+        nothing = np.zeros((len(places), 1), np.float32)
+        return cls(places, targets[:, None], nothing, nothing, nothing, whole=whole)
+
+
+@dataclass(frozen=True, eq=False)
+class Ran:
+    """What came of a run; arrays that were not asked for are None.
+
+    states           state tensor -> float32 [steps, batch, *shape], after every step
+    hidden           float32 [steps, batch, H]
+    picked           int64 [rows]
+    picked_logprobs  float32 [rows]
+    mass_from, mass  float32 [rows]
+    logits, logprobs float32 [rows, V]
+    """
+
+    states: States
+    hidden: Floats | None = None
+    picked: Ids | None = None
+    picked_logprobs: Floats | None = None
+    mass_from: Floats | None = None
+    mass: Floats | None = None
+    logits: Floats | None = None
+    logprobs: Floats | None = None
+
+
+NOTHING: Final = Asked.of(np.empty(0, np.int64), np.empty(0, np.int64))
+
+
 class Runner:
-    """cell and output are onnxruntime sessions of the bundle's graphs."""
+    """session is that of the engine's graph (service/graphs/engine_graph.py)."""
 
     def __init__(
-        self, cell: Any, output: Any, state_tensors: Sequence[StateTensor], vocabulary_size: int, end_id: int
+        self, session: Any, state_tensors: Sequence[StateTensor], hidden_size: int, vocabulary_size: int, end_id: int
     ) -> None:
-        self._cell = cell
-        self._output = output
+        self._session = session
         self.state_tensors = tuple(state_tensors)
+        self.hidden_size = hidden_size
         self.vocabulary_size = vocabulary_size
         self.end_id = end_id
         self.rows_isolated = True
-        self._cell_outputs = ["hidden", *(f"next_{t.name}" for t in self.state_tensors)]
+        self._next = [f"next.{tensor.name}" for tensor in self.state_tensors]
+        self._no_hidden = np.empty((0, hidden_size), np.float32)
 
     @property
     def state_bytes(self) -> int:
@@ -51,36 +108,119 @@ class Runner:
         """The state before anything was read: zeros, float32 [rows, *shape]."""
         return {t.name: np.zeros((rows, *t.shape), np.float32) for t in self.state_tensors}
 
-    def step(self, tokens: npt.NDArray[np.int64], states: Mapping[str, Floats]) -> tuple[Floats, States]:
-        """Feed one token to every row.
+    def run(
+        self,
+        tokens: Ids,
+        states: Mapping[str, Floats],
+        asked: Asked = NOTHING,
+        *,
+        more_hidden: Floats | None = None,
+        want_hidden: bool = False,
+    ) -> Ran:
+        """Feed tokens, and look at some of the distributions.
 
-        tokens   int64 [rows], rows >= 1
-        states   float32 [rows, *shape] a tensor
-        returns  hidden float32 [rows, hidden_size], and the states after the token, fresh arrays
+        tokens       int64 [steps, batch], steps and batch >= 1
+        states       float32 [batch, *shape] a tensor, before the first step
+        more_hidden  float32 [more, H], hidden rows whose distribution is asked for beside those made here
         """
-        if self.rows_isolated or len(tokens) == 1:
-            return self._step(tokens, states)
-        alone = [
-            self._step(tokens[r : r + 1], {k: v[r : r + 1] for k, v in states.items()}) for r in range(len(tokens))
-        ]
-        joined = {name: np.concatenate([new[name] for _, new in alone]) for name in states}
-        return np.concatenate([hidden for hidden, _ in alone]), joined
+        more = self._no_hidden if more_hidden is None else more_hidden
+        if self.rows_isolated or (tokens.shape[1] == 1 and len(asked.places) <= 1):
+            return self._run(tokens, states, asked, more, want_hidden)
+        return self._run_alone(tokens, states, asked, more, want_hidden)
+
+    def step(self, tokens: Ids, states: Mapping[str, Floats]) -> tuple[Floats, States]:
+        """Feed one token to every row, int64 [rows]; returns hidden float32 [rows, H] and the states after it."""
+        ran = self.run(tokens[None], states, want_hidden=True)
+        assert ran.hidden is not None
+        return ran.hidden[0], {name: values[0] for name, values in ran.states.items()}
 
     def output(self, hidden: Floats) -> tuple[Floats, Floats]:
-        """The distribution over the next token for each hidden row.
+        """Logits and log-probabilities, float32 [rows, V] each, of hidden rows [rows, H]."""
+        places = 1 + np.arange(len(hidden))
+        asked = Asked.of(places, np.zeros(len(hidden), np.int64), whole=True)
+        ran = self.run(np.zeros((1, 1), np.int64), self.initial_states(1), asked, more_hidden=hidden)
+        assert ran.logits is not None
+        assert ran.logprobs is not None
+        return ran.logits, ran.logprobs
 
-        hidden   float32 [rows, hidden_size], rows >= 1
-        returns  logits and log-probabilities, float32 [rows, vocabulary_size] each
-        """
-        if self.rows_isolated or len(hidden) == 1:
-            return self._distribution(hidden)
-        alone = [self._distribution(hidden[r : r + 1]) for r in range(len(hidden))]
-        return np.concatenate([logits for logits, _ in alone]), np.concatenate([logprobs for _, logprobs in alone])
+    def _run(self, tokens: Ids, states: Mapping[str, Floats], asked: Asked, more: Floats, want_hidden: bool) -> Ran:
+        names = list(self._next)
+        if want_hidden:
+            names.append("hidden")
+        any_rows = len(asked.places) > 0
+        if any_rows:
+            names += ("picked", "picked_logprob")
+            if asked.masses:
+                names += ("mass_from", "mass")
+            if asked.whole:
+                names += ("logits", "logprobs")
+        feeds = {
+            "tokens": tokens,
+            "more_hidden": more,
+            "rows": asked.places,
+            "targets": asked.targets,
+            "uniforms": asked.uniforms,
+            "inverse_temperatures": asked.inverse_temperatures,
+            "least_shares": asked.least_shares,
+            "want_rows": TRUE if any_rows else FALSE,
+            "want_samples": TRUE if asked.samples else FALSE,
+            "want_tempered": TRUE if asked.tempered else FALSE,
+            "want_shares": TRUE if asked.shared else FALSE,
+            "want_masses": TRUE if asked.masses else FALSE,
+        }
+        for name, values in states.items():
+            feeds[f"state.{name}"] = values
+        found = dict(zip(names, self._session.run(names, feeds), strict=True))
+        return Ran(
+            states={tensor.name: found[f"next.{tensor.name}"] for tensor in self.state_tensors},
+            hidden=found.get("hidden"),
+            logits=found.get("logits"),
+            logprobs=found.get("logprobs"),
+            **{field: found[name][:, 0] for field, name in _COLUMNS if name in found},
+        )
 
-    def _step(self, tokens: npt.NDArray[np.int64], states: Mapping[str, Floats]) -> tuple[Floats, States]:
-        hidden, *new = self._cell.run(self._cell_outputs, {"token": tokens, **states})
-        return hidden, {tensor.name: values for tensor, values in zip(self.state_tensors, new, strict=True)}
+    def _run_alone(
+        self, tokens: Ids, states: Mapping[str, Floats], asked: Asked, more: Floats, want_hidden: bool
+    ) -> Ran:
+        """The same with every row by itself: first the cell, then each distribution that is asked for."""
+        lone = [
+            self._run(tokens[:, row : row + 1], {k: v[row : row + 1] for k, v in states.items()}, NOTHING, more, True)
+            for row in range(tokens.shape[1])
+        ]
+        hidden = np.concatenate([ran.hidden for ran in lone if ran.hidden is not None], axis=1)
+        new = {name: np.concatenate([ran.states[name] for ran in lone], axis=1) for name in states}
+        rows = np.concatenate([hidden.reshape(-1, self.hidden_size), more])[asked.places]
+        dummy, start = np.zeros((1, 1), np.int64), self.initial_states(1)
+        seen = [
+            self._run(dummy, start, asked_alone(asked, number), rows[number : number + 1], False)
+            for number in range(len(rows))
+        ]
+        fields = ("picked", "picked_logprobs", "mass_from", "mass", "logits", "logprobs")
+        parts = {field: [getattr(ran, field) for ran in seen] for field in fields if seen}
+        joined = {field: np.concatenate(values) for field, values in parts.items() if values[0] is not None}
+        return Ran(new, hidden if want_hidden else None, **joined)
 
-    def _distribution(self, hidden: Floats) -> tuple[Floats, Floats]:
-        logits, logprobs = self._output.run(["logits", "logprobs"], {"hidden": hidden})
-        return logits, logprobs
+
+_COLUMNS: Final = (
+    ("picked", "picked"),
+    ("picked_logprobs", "picked_logprob"),
+    ("mass_from", "mass_from"),
+    ("mass", "mass"),
+)
+
+
+def asked_alone(asked: Asked, number: int) -> Asked:
+    """Row `number` of what is asked for, to be found in the first row of `more_hidden` beside one row of the cell."""
+    one = slice(number, number + 1)
+    return Asked(
+        np.ones(1, np.int64),
+        asked.targets[one],
+        asked.uniforms[one],
+        asked.inverse_temperatures[one],
+        asked.least_shares[one],
+        asked.samples,
+        asked.tempered,
+        asked.shared,
+        asked.masses,
+        asked.whole,
+    )

@@ -5,48 +5,67 @@ The order is that of Hugging Face's `generate`: logit bias, repetition penalty (
 temperature, top_k, top_p (nucleus, Holtzman et al. 2019, arXiv 1904.09751), min_p. Then one uniform number picks a
 token from what is left.
 
-Every sampler owns its random generator, and every operation works on a row by itself: a row's token does not depend
-on the rows beside it.
+Most rows are sampled inside the graph (service/graphs/sampler.py): those with a temperature of at least 0.2, top_p and
+min_p. The others are picked here from their log-probabilities, and so are the few whose pick lies outside its nucleus.
+
+The uniform number of a token is a function of the seed, of the sample's lineage and of the token's position in the
+whole text: it does not matter in how many requests a text was written. Every operation works on a row by itself: a
+row's token does not depend on the rows beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from service.engine.calls import GRID, Sampling
+from service.engine.runner import Asked, Ran
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 HUGE: Final = 1e300  # a score past it stays there: two that overflowed could not be compared
+LEAST_TEMPERATURE_IN_GRAPH: Final = 0.2  # float32 weights of a flat distribution would underflow below
+BELOW_ONE: Final = np.float32(1 - 2**-24)
+NUM_DRAWN: Final = 16  # uniform numbers drawn at once
 
 
 class Sampler:
-    """How one sample takes its tokens: settings, random generator, tokens seen so far.
+    """How one sample takes its tokens: settings, random numbers, tokens seen so far.
 
-    index    number of the sample within its request: samples of one seed are independent, and the first is the same
-             however many there are
-    context  the prompt's tokens: the repetition penalty counts them as seen
+    index     number of the sample within its request: samples of one seed are independent, and the first is the same
+              however many there are
+    seen      the tokens of the text so far: the repetition penalty counts them
+    position  of the first token that will be sampled: how many there are before it
     """
 
-    def __init__(self, settings: Sampling, index: int, context: Sequence[int]) -> None:
+    def __init__(self, settings: Sampling, index: int, seen: Iterable[int], position: int) -> None:
         self.settings = settings
-        self._random = np.random.Generator(np.random.PCG64(np.random.SeedSequence(settings.seed, spawn_key=(index,))))
-        self._seen = set(context) if settings.repetition_penalty != 1.0 else None
+        self.lineage = (*settings.lineage, index) if index else settings.lineage
+        self._position = position
+        self._drawn: list[float] = []
+        self._bits = np.random.PCG64(np.random.SeedSequence(settings.seed, spawn_key=self.lineage))
+        self._bits.advance(position)
+        self._random = np.random.Generator(self._bits)
+        self._seen = set(seen) if settings.repetition_penalty != 1.0 else None
         bias = dict(settings.logit_bias)
         self._bias = (np.array(list(bias), np.int64), np.array(list(bias.values()), np.float64)) if bias else None
-        reshapes = self._seen is not None or self._bias is not None
-        truncates = settings.top_k > 0 or settings.top_p < 1.0 or settings.min_p > 0.0
-        self.is_greedy = settings.temperature == 0.0 and not reshapes
-        self.is_plain = settings.temperature > 0.0 and not reshapes and not truncates
+        self.reshapes = self._seen is not None or self._bias is not None
+        self.is_greedy = settings.temperature == 0.0 and not self.reshapes
+        self.is_in_graph = (
+            settings.temperature >= LEAST_TEMPERATURE_IN_GRAPH and not self.reshapes and settings.top_k == 0
+        )
+        self.is_top_k = settings.top_k > 0 and settings.temperature > 0.0 and not self.reshapes
 
     def uniform(self) -> float:
-        """The next number of this sample's generator, in [0, 1)."""
-        return self._random.random()
+        """The number of the next token, in [0, 1)."""
+        if not self._drawn:
+            self._drawn = self._random.random(NUM_DRAWN)[::-1].tolist()
+        self._position += 1
+        return self._drawn.pop()
 
     def saw(self, token: int) -> None:
         """Count a token as seen."""
@@ -66,6 +85,27 @@ class Sampler:
         choice = pick_by_cumulative(np.exp(scores[kept])[None], np.array([self.uniform()]))[0]
         return int(kept[choice])
 
+    def settle(self, logprobs: Floats32, token: int) -> int:
+        """A token of the nucleus, where `token`, sampled without regard to top_p, may lie outside.
+
+        logprobs  float32 [vocabulary_size]
+
+        By rejection: what weighs as much as a rejected token or less is left out of the next draw, so a few will do.
+        """
+        settings = self.settings
+        scores = (logprobs.astype(np.float64) - float(logprobs.max())) / settings.temperature
+        weights = np.exp(scores)
+        limit = settings.top_p * float(weights.sum())
+        seeds = np.random.SeedSequence((settings.seed, self._position), spawn_key=self.lineage)
+        again = np.random.Generator(np.random.PCG64(seeds))
+        while True:
+            ahead = np.flatnonzero(weights >= weights[token])
+            ahead = ahead[(weights[ahead] > weights[token]) | (ahead < token)]
+            if not len(ahead) or float(weights[ahead].sum()) < limit:
+                return token
+            likely = ahead[weights[ahead] >= settings.min_p]
+            token = int(likely[pick_by_cumulative(weights[likely][None], again.random(1))[0]])
+
     def _reshaped(self, logits: Floats32) -> Floats64:
         scores = logits.astype(np.float64)
         if self._bias is not None:
@@ -78,33 +118,144 @@ class Sampler:
         return scores
 
 
-@np.errstate(over="ignore")  # of a tiny temperature or penalty: exp(-inf) is 0, as it should be
-def sample_rows(samplers: Sequence[Sampler], logits: Floats32, logprobs: Floats32) -> list[int]:
-    """One token for each row.
+class Draws:
+    """The samplers of some rows together: what a run is asked for them, and the tokens that come of it."""
 
-    samplers  one a row
-    logits    float32 [rows, vocabulary_size]
-    logprobs  float32 [rows, vocabulary_size], the log-softmax of the logits
-    returns   token ids
+    def __init__(self, samplers: Sequence[Sampler | None], whole: bool = False) -> None:
+        """samplers: one a row, None for a row of which only the log-probabilities are wanted (`whole`)."""
+        self._samplers = samplers
+        in_graph = [s is not None and s.is_in_graph for s in samplers]
+        drawn = [s.settings if s is not None else Sampling() for s in samplers]
+        temperatures = np.array([s.temperature if used else 1.0 for s, used in zip(drawn, in_graph, strict=True)])
+        self._in_graph = np.array(in_graph, bool)
+        self._drawing = [s for s, used in zip(samplers, in_graph, strict=True) if s is not None and used]
+        self._inverse = (1.0 / temperatures).astype(np.float32)[:, None]
+        self._shares = np.array([s.min_p for s in drawn], np.float32)[:, None]
+        self._top_p = np.array([s.top_p for s in drawn], np.float32)
+        self._targets = np.where(self._in_graph, -1, 0)[:, None]
+        self._limited = self._in_graph & (self._top_p < 1.0)
+        self._tempered = bool((self._inverse != 1.0).any())
+        self._shared = bool((self._shares[self._in_graph] > 0).any())
+        self._masses = bool(self._limited.any())
+        self.whole = whole or self._masses or not all(in_graph)
+        self._greedy = [row for row, s in enumerate(samplers) if s is not None and s.is_greedy]
+        self._top_k = [row for row, s in enumerate(samplers) if s is not None and s.is_top_k]
+        elsewhere = {*self._greedy, *self._top_k}
+        self._single = [
+            row for row, s in enumerate(samplers) if s is not None and not s.is_in_graph and row not in elsewhere
+        ]
+        self._tracking = [row for row, s in enumerate(samplers) if s is not None and s.reshapes]
+
+    def asked(self, places: Ids, before: tuple[Ids, Ids] | None = None, whole: bool = False) -> Asked:
+        """What to ask of a run for these rows at `places`, after rows with given targets (places and targets, [n])."""
+        whole = whole or self.whole
+        uniforms = np.zeros((len(places), 1), np.float32)
+        if self._drawing:
+            drawn = np.array([sampler.uniform() for sampler in self._drawing], np.float32)
+            uniforms[self._in_graph, 0] = np.minimum(drawn, BELOW_ONE)
+        columns: list[npt.NDArray[Any]] = [self._targets, uniforms, self._inverse, self._shares]
+        if before is not None and len(before[0]):
+            places = np.concatenate([before[0], places])
+            nothing = np.zeros((len(before[0]), 1), np.float32)
+            given = (before[1][:, None], nothing, nothing, nothing)
+            columns = [np.concatenate([ours, theirs]) for ours, theirs in zip(given, columns, strict=True)]
+        targets, numbers, inverse, shares = columns
+        flags = (bool(self._drawing), self._tempered, self._shared, self._masses, whole)
+        return Asked(places, targets, numbers, inverse, shares, *flags)
+
+    @np.errstate(over="ignore")  # of a tiny temperature or penalty: exp(-inf) is 0, as it should be
+    def choose(self, ran: Ran, first: int = 0) -> tuple[list[int], list[float]]:
+        """Tokens and their log-probabilities, for the rows from `first` on of what was asked for."""
+        assert ran.picked is not None
+        assert ran.picked_logprobs is not None
+        tokens: list[int] = ran.picked[first:].tolist()
+        raw = ran.picked_logprobs[first:]
+        if self.whole and tokens:
+            assert ran.logits is not None
+            assert ran.logprobs is not None
+            logprobs = ran.logprobs[first:]
+            self._correct(tokens, ran, ran.logits[first:], logprobs, first)
+            raw = logprobs[np.arange(len(tokens)), tokens]
+        for row in self._tracking:
+            sampler = self._samplers[row]
+            assert sampler is not None
+            sampler.saw(tokens[row])
+        values: list[float] = on_grid(raw).tolist()
+        return tokens, values
+
+    def _correct(self, tokens: list[int], ran: Ran, logits: Floats32, logprobs: Floats32, first: int) -> None:
+        """Take the tokens that the graph does not take."""
+        if self._masses:
+            assert ran.mass is not None
+            assert ran.mass_from is not None
+            assert ran.picked_logprobs is not None
+            weights = np.exp(ran.picked_logprobs[first:] * self._inverse[:, 0])
+            inside = ran.mass_from[first:] - weights < self._top_p * ran.mass[first:]
+            for row in np.flatnonzero(self._limited & ~inside).tolist():
+                tokens[row] = self._sampler(row).settle(logprobs[row], tokens[row])
+        if self._greedy:
+            for row, token in zip(self._greedy, logprobs[self._greedy].argmax(axis=1).tolist(), strict=True):
+                tokens[row] = token
+        if self._top_k:
+            samplers = [self._sampler(row) for row in self._top_k]
+            chosen = logprobs if len(self._top_k) == len(logprobs) else logprobs[self._top_k]
+            for row, token in zip(self._top_k, pick_of_top_k(samplers, chosen).tolist(), strict=True):
+                tokens[row] = token
+        for row in self._single:
+            tokens[row] = self._sampler(row).pick(logits[row])
+
+    def _sampler(self, row: int) -> Sampler:
+        sampler = self._samplers[row]
+        assert sampler is not None
+        return sampler
+
+
+def pick_of_top_k(samplers: Sequence[Sampler], logprobs: Floats32) -> Ids:
+    """A token for each row whose sampler has a top_k; top_p and min_p apply to what that leaves.
+
+    logprobs  float32 [rows, vocabulary_size]
+    returns   int64 [rows]
+
+    The k-th largest of the maxima of some blocks is at most the k-th largest of all: what lies below is no candidate.
     """
-    tokens = [0] * len(samplers)
-    plain = [row for row, sampler in enumerate(samplers) if sampler.is_plain]
-    greedy = [row for row, sampler in enumerate(samplers) if sampler.is_greedy]
-    if plain:
-        temperatures = np.array([samplers[row].settings.temperature for row in plain])
-        uniforms = np.array([samplers[row].uniform() for row in plain])
-        scores = logprobs[plain].astype(np.float64)
-        scores = (scores - scores.max(axis=1, keepdims=True)) / temperatures[:, None]
-        for row, token in zip(plain, pick_by_cumulative(np.exp(scores), uniforms), strict=True):
-            tokens[row] = int(token)
-    if greedy:
-        for row, token in zip(greedy, logits[greedy].argmax(axis=1), strict=True):
-            tokens[row] = int(token)
-    for row, sampler in enumerate(samplers):
-        if not (sampler.is_plain or sampler.is_greedy):
-            tokens[row] = sampler.pick(logits[row])
-        sampler.saw(tokens[row])
-    return tokens
+    num_rows, size = logprobs.shape
+    counts = np.array([min(s.settings.top_k, size) for s in samplers])
+    flat = np.flatnonzero(logprobs >= _least_of_top_k(logprobs, counts)[:, None])
+    rows, ids = np.divmod(flat, size)
+    values = logprobs.reshape(-1)[flat].astype(np.float64)
+    order = np.lexsort((-values, rows))  # stable: ties stay in the order of their ids
+    rows, ids, values = rows[order], ids[order], values[order]
+    rank = np.arange(len(rows)) - np.searchsorted(rows, np.arange(num_rows))[rows]
+    best = rank < counts[rows]
+    tokens = np.zeros((num_rows, counts.max()), np.int64)
+    scores = np.full(tokens.shape, -np.inf)
+    tokens[rows[best], rank[best]] = ids[best]
+    scores[rows[best], rank[best]] = values[best]
+    settings = [sampler.settings for sampler in samplers]
+    temperatures, top_p, min_p = np.array([(s.temperature, s.top_p, s.min_p) for s in settings]).T
+    weights = np.exp((scores - scores[:, :1]) / temperatures[:, None])
+    running = np.cumsum(weights, axis=1)  # in order, so that a row's sums do not depend on the longest row
+    outside = (running - weights >= (top_p * running[:, -1])[:, None]) & (top_p < 1.0)[:, None]
+    outside[:, 0] = False
+    weights[outside | (weights < min_p[:, None])] = 0.0
+    chosen = pick_by_cumulative(weights, np.array([s.uniform() for s in samplers]))
+    picked: Ids = tokens[np.arange(num_rows), chosen]
+    return picked
+
+
+def _least_of_top_k(logprobs: Floats32, counts: Ids) -> Floats32:
+    """A lower bound of the counts[row]-th largest value of each row, float32 [rows]."""
+    num_rows, size = logprobs.shape
+    block = max(1, size // (2 * int(counts.max())))
+    num_blocks = size // block
+    maxima = logprobs[:, : num_blocks * block].reshape(num_rows, num_blocks, block).max(axis=2)
+    bounds: Floats32
+    if (counts == counts[0]).all():
+        place = num_blocks - int(counts[0])
+        bounds = np.partition(maxima, place, axis=1)[:, place]
+    else:
+        bounds = np.sort(maxima, axis=1)[np.arange(num_rows), num_blocks - counts]
+    return bounds
 
 
 def pick_by_cumulative(weights: Floats64, uniforms: Floats64) -> Ids:

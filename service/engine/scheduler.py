@@ -1,12 +1,10 @@
-"""Who waits and who runs next.
-
-Requests that have sequences ready stand in a ring; a free slot goes to the request at its head, which then moves to
-the end. So a single sentence is not kept waiting by a list of a thousand: the two take turns.
+"""Who waits to be admitted.
 
 The queue is bounded in requests. A caller reserves its place first, before it does any work such as tokenizing, and
-is refused at once when there is none.
+is refused at once when there is none. Requests are admitted in the order of their arrival; one that there is no room
+for lets those pass that need something else (see lanes.py).
 
-Threads: `reserve` and `add` from any thread, the rest from the engine's thread; one lock guards the ring and the
+Threads: `reserve` and `add` from any thread, the rest from the engine's thread; one lock guards the queue and the
 counts.
 """
 
@@ -14,10 +12,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from service.engine.beams import BeamSearch
 from service.engine.calls import Handle
 from service.engine.sequence import Sequence
 from service.errors import Overloaded
@@ -25,13 +25,17 @@ from service.errors import Overloaded
 
 @dataclass(eq=False)
 class Request:
-    """A call inside the engine: its handle, and its sequences that wait for a slot."""
+    """A call inside the engine: its handle, and the sequence from which all of its others fork off."""
 
     number: int
     handle: Handle
-    ready: deque[Sequence] = field(default_factory=deque)
+    num_rows: int = 1  # sequences that may want a row at the same time
     num_live: int = 0  # sequences that have not ended yet, forks to come included
-    waiting: bool = True  # has had no slot yet
+    samples: bool = False  # a generation; else a scoring
+    root: Sequence | None = None
+    beams: BeamSearch | None = None
+    waiting: bool = True  # in the queue
+    admitted: bool = False  # in the lanes
 
 
 class Reservation:
@@ -62,11 +66,11 @@ class Reservation:
 
 
 class Scheduler:
-    """The ring of waiting requests, bounded to `max_waiting` places."""
+    """The queue of waiting requests, bounded to `max_waiting` places."""
 
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
-        self._ring: deque[Request] = deque()
+        self._queue: deque[Request] = deque()
         self._changed = threading.Condition()
         self._num_waiting = 0  # reserved or added, without a slot so far
         self._num_refused = 0
@@ -108,10 +112,10 @@ class Scheduler:
         reservation.use()
         with self._changed:
             if self._open:
-                self._ring.append(request)
+                self._queue.append(request)
                 self._changed.notify()
             else:
-                self._num_waiting -= 1
+                self._leave_queue(request)
             return self._open
 
     def wake(self) -> None:
@@ -128,38 +132,28 @@ class Scheduler:
     def wait_for_work(self) -> None:
         """Block until a request waits or the scheduler is closed. A call of `wake` may end it early."""
         with self._changed:
-            if not self._ring and self._open:
+            if not self._queue and self._open:
                 self._changed.wait()
 
-    def take(self, num_slots: int) -> list[Sequence]:
-        """The next sequences to run, at most `num_slots`, one from each request in turn."""
-        taken: list[Sequence] = []
+    def admit(self, has_room: Callable[[Request], bool]) -> list[Request]:
+        """Take the waiting requests, first come first, for which `has_room` says yes; it counts those it lets in."""
+        if not self._queue:
+            return []
         with self._changed:
-            while self._ring and len(taken) < num_slots:
-                request = self._ring.popleft()
-                taken.append(request.ready.popleft())
-                if request.ready:
-                    self._ring.append(request)
+            admitted = [request for request in self._queue if has_room(request)]
+            for request in admitted:
+                self._queue.remove(request)
                 self._leave_queue(request)
-        return taken
-
-    def put_back(self, sequence: Sequence) -> None:
-        """Queue a sequence that has just forked off; it continues before the request's untouched ones."""
-        request = sequence.request
-        with self._changed:
-            if not request.ready:
-                self._ring.append(request)
-            request.ready.appendleft(sequence)
+                request.admitted = True
+        return admitted
 
     def remove(self, request: Request) -> None:
         """Forget a request that has ended."""
-        with self._changed:
-            if request.ready:
-                self._ring.remove(request)
-                request.ready.clear()
-            self._leave_queue(request)
+        if request.waiting:
+            with self._changed:
+                self._queue.remove(request)
+                self._leave_queue(request)
 
     def _leave_queue(self, request: Request) -> None:
-        if request.waiting:
-            request.waiting = False
-            self._num_waiting -= 1
+        request.waiting = False
+        self._num_waiting -= 1

@@ -1,11 +1,11 @@
 """One row of work: the tokens to force, the tokens to sample, and where other sequences fork off.
 
-A sequence feeds tokens one a step. After `fed` tokens its recurrent state stands for exactly those, and the step's
-distribution is that of token number `fed`: a forced token, reported if anybody asked for it, or one to sample.
+After `fed` tokens a sequence's recurrent state stands for exactly those, and the distribution at that depth is that of
+token number `fed`: a forced token, reported if anybody asked for it, or one to sample.
 
 A *fork* lets sequences share what they have in common (the prompt of several samples, the prefix of several texts):
 a child is listed at a depth of its owner; when the owner has fed so many tokens, the child takes a copy of the
-state and the same distribution, and goes its own way.
+state and asks for the same distribution, and goes its own way. A *snapshot* is a fork that only wants the state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.calls import Finish, Sample, StopMatcher
+from service.engine.calls import Finish, Sample, StateValue, StopMatcher
 from service.engine.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -53,6 +53,16 @@ class TargetLog:
             np.zeros((num_targets, num_alternatives)),
         )
 
+    @property
+    def num_alternatives(self) -> int:
+        """How many alternatives are wanted at each token."""
+        return int(self.alternative_ids.shape[1])
+
+    @property
+    def is_plain(self) -> bool:
+        """True where the targets' log-probabilities are all that is wanted."""
+        return self.ranks is None and not self.num_alternatives
+
 
 @dataclass(eq=False)
 class Continuation:
@@ -63,6 +73,7 @@ class Continuation:
     max_tokens: int
     num_alternatives: int | None
     stop: StopMatcher | None
+    want_state: bool = False
 
     def take(self, token: int, logprob: float, end_id: int) -> bool:
         """Add a sampled token; True when the sample is over."""
@@ -75,7 +86,16 @@ class Continuation:
             sample.finish = Finish.STOP
         elif len(sample.token_ids) >= self.max_tokens:
             sample.finish = Finish.LENGTH
-        return sample.finish is not None
+        else:
+            return False
+        return True
+
+
+@dataclass(eq=False)
+class Snapshot:
+    """A state that somebody wants; `state` is filled when its owner comes by."""
+
+    state: StateRow | None = None
 
 
 @dataclass(eq=False)
@@ -83,41 +103,29 @@ class Sequence:
     """See the head of this file. Owned by the engine's thread once it is submitted."""
 
     request: Request
-    forced: SequenceOf[int]  # begins with the boundary token
+    forced: SequenceOf[int]  # begins with the boundary token, or with the pending one of the state it starts from
     log: TargetLog | None = None  # forced tokens from log.start on are reported
     continuation: Continuation | None = None  # sampled after the forced ones
     fed: int = 0
-    next_token: int = 0
-    state: StateRow | None = None  # while it waits; None stands for the initial state
+    next_token: int = 0  # the sampled one to feed
+    state: StateRow | None = None  # while it waits for a row; None stands for the initial state
+    hidden: npt.NDArray[np.float32] | None = None  # [H], where the state came from the cache and is to be sampled from
+    start: StateValue | None = None  # where it began, if not at the initial state
+    num_to_cache: int = 0  # states after so many of the forced tokens are worth keeping
     forks: list[tuple[int, Sequence]] = field(default_factory=list)  # by depth, deepest first
-
-    def __post_init__(self) -> None:
-        self.next_token = self.forced[0]
+    snapshots: list[tuple[int, Snapshot]] = field(default_factory=list)
 
     @property
-    def target(self) -> int | None:
-        """The forced token whose log-probability is due now, if it is to be reported."""
-        if self.log is not None and self.log.start <= self.fed < len(self.forced):
-            return self.forced[self.fed]
-        return None
+    def goes_on(self) -> bool:
+        """Whether tokens follow the forced ones: sampled, or found by beam search."""
+        return self.request.samples
 
     @property
-    def samples_now(self) -> bool:
-        """True when the next token is not forced."""
-        return self.fed >= len(self.forced)
+    def num_to_feed(self) -> int:
+        """Forced tokens that are still to be fed: the last one is only a target where nothing follows it."""
+        return len(self.forced) - self.fed - (not self.request.samples)
 
-    def due_forks(self) -> list[Sequence]:
-        """Take the sequences that fork off at this depth; they stand where this one stands."""
-        due = []
-        while self.forks and self.forks[-1][0] == self.fed:
-            child = self.forks.pop()[1]
-            child.fed = self.fed
-            due.append(child)
-        return due
-
-    def force_next(self) -> bool:
-        """Make the next forced token the one to feed; False when it need not be fed: nothing follows it."""
-        if self.fed == len(self.forced) - 1 and self.continuation is None:
-            return False
-        self.next_token = self.forced[self.fed]
-        return True
+    @property
+    def position(self) -> int:
+        """How many tokens its state stands for, those before its start included."""
+        return self.fed + (self.start.position if self.start is not None else 0)

@@ -284,7 +284,7 @@ def test_timeout_gives_the_text_so_far_and_frees_the_slot(make_engine: MakeEngin
     engine = make_engine(max_slots=1)
     slow = generate(engine, [A], 1000, deadline=10.0, sampling=Sampling(logit_bias=((0, -100.0),), temperature=0.0))
     waiting = generate(engine, [B], 1, deadline=5.0)
-    for _ in range(4):
+    for _ in range(3):  # the prompt and the first token in one turn, then a token in each
         engine.step()
     clock.now = 10.0
     engine.step()

@@ -2,32 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 import pytest
 
 from service.engine.calls import Sampling
-from service.engine.sampling import Sampler, likeliest, on_grid, pick_by_cumulative, sample_rows, truncated
+from service.engine.runner import Floats, Runner, StateTensor
+from service.engine.sampling import Draws, Sampler, likeliest, on_grid, pick_by_cumulative, truncated
+from service.graphs.drawing import Drawing
+from service.graphs.engine_graph import BundleGraph, engine_graph
+from service.graphs.onnx_format import new_message
 
 LOGITS = np.log(np.array([0.4, 0.3, 0.2, 0.06, 0.04], np.float32))
 
 
-def logprobs_of(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    exact = logits.astype(np.float64)
-    result: npt.NDArray[np.float32] = (exact - np.log(np.exp(exact).sum(-1, keepdims=True))).astype(np.float32)
-    return result
+@cache
+def runner_of(size: int) -> Runner:
+    """The engine's graph over a bundle whose hidden vectors are the logits."""
+    cell, output = Drawing("cell"), Drawing("output")
+    cell.input("token", "int64", ["batch"])
+    cell.input("s", "float32", ["batch", size])
+    for name in ("hidden", "next_s"):
+        cell.output(cell.op("Identity", "s", outputs=[name]), "float32", ["batch", size])
+    output.input("hidden", "float32", ["batch", size])
+    output.output(output.op("Identity", "hidden", outputs=["logits"]), "float32", ["batch", size])
+    output.output(output.op("LogSoftmax", "logits", outputs=["logprobs"]), "float32", ["batch", size])
+    graph = engine_graph(_bundle_graph(cell), _bundle_graph(output), {"s": (size,)}, size)
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    return Runner(session, [StateTensor("s", (size,))], size, size, 0)
 
 
-def draw(settings: Sampling, logits: npt.NDArray[np.float32] = LOGITS, count: int = 4000) -> npt.NDArray[np.float64]:
+def _bundle_graph(drawing: Drawing) -> BundleGraph:
+    model = new_message("Model")
+    model.ir_version = 10
+    model.opset_import.add(domain="", version=21)
+    model.graph.CopyFrom(drawing.graph)
+    return BundleGraph(model.SerializeToString())
+
+
+def sample_rows(samplers: list[Sampler], logits: Floats) -> list[int]:
+    """One token for each row, as a turn of the engine takes them."""
+    runner, draws = runner_of(logits.shape[1]), Draws(samplers)
+    asked = draws.asked(1 + np.arange(len(samplers)))
+    ran = runner.run(np.zeros((1, 1), np.int64), runner.initial_states(1), asked, more_hidden=logits)
+    return draws.choose(ran)[0]
+
+
+def draw(settings: Sampling, logits: Floats = LOGITS, count: int = 4000) -> npt.NDArray[np.float64]:
     """Relative frequencies of the tokens over independent samplers' first tokens."""
-    tokens = []
-    for index in range(count):
-        sampler = Sampler(settings, index, [])
-        tokens += sample_rows([sampler], logits[None], logprobs_of(logits)[None])
+    tokens = sample_rows([sampler(settings, index) for index in range(count)], np.tile(logits, (count, 1)))
     return np.bincount(tokens, minlength=len(logits)) / count
 
 
-def kept(settings: Sampling, logits: npt.NDArray[np.float32] = LOGITS) -> set[int]:
+def sampler(settings: Sampling, index: int = 0, seen: Sequence[int] = ()) -> Sampler:
+    return Sampler(settings, index, seen, 0)
+
+
+def kept(settings: Sampling, logits: Floats = LOGITS) -> set[int]:
     return set(np.flatnonzero(draw(settings, logits)).tolist())
 
 
@@ -81,41 +116,90 @@ def test_logit_bias_is_added_before_everything_else() -> None:
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_logits() -> None:
     logits = np.array([2.0, 1.5, -1.0, -1.2], np.float32)
-    sampler = Sampler(Sampling(temperature=0.0, repetition_penalty=2.0), 0, [0])
-    assert sampler.pick(logits) == 1  # 2.0 / 2 < 1.5
-    sampler.saw(1)
-    assert sampler._reshaped(logits).tolist() == pytest.approx([1.0, 0.75, -1.0, -1.2])
-    sampler.saw(2)
-    assert sampler._reshaped(logits)[2] == pytest.approx(-2.0)
+    penalised = sampler(Sampling(temperature=0.0, repetition_penalty=2.0), 0, [0])
+    assert penalised.pick(logits) == 1  # 2.0 / 2 < 1.5
+    penalised.saw(1)
+    assert penalised._reshaped(logits).tolist() == pytest.approx([1.0, 0.75, -1.0, -1.2])
+    penalised.saw(2)
+    assert penalised._reshaped(logits)[2] == pytest.approx(-2.0)
 
 
 def test_penalty_below_one_favours_what_was_seen() -> None:
-    sampler = Sampler(Sampling(temperature=0.0, repetition_penalty=0.5), 0, [1])
-    assert sampler.pick(np.array([2.0, 1.5], np.float32)) == 1
+    favouring = sampler(Sampling(temperature=0.0, repetition_penalty=0.5), 0, [1])
+    assert favouring.pick(np.array([2.0, 1.5], np.float32)) == 1
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 5e-324])
 def test_tiniest_penalty_leaves_nothing_but_what_was_seen(temperature: float) -> None:
     logits = np.array([[3.0, 1.0, 2.0, -1.0]], np.float32)
-    sampler = Sampler(Sampling(temperature=temperature, repetition_penalty=5e-324), 0, [1, 2])
-    assert {sample_rows([sampler], logits, logprobs_of(logits))[0] for _ in range(50)} <= {1, 2}
+    penalised = sampler(Sampling(temperature=temperature, repetition_penalty=5e-324), 0, [1, 2])
+    assert {sample_rows([penalised], logits)[0] for _ in range(50)} <= {1, 2}
 
 
 def test_rows_do_not_see_one_another() -> None:
     random = np.random.default_rng(0)
     logits = random.normal(size=(64, 1000)).astype(np.float32)
-    logprobs = logprobs_of(logits)
     settings = [
         Sampling(seed=1),
         Sampling(temperature=0.0),
         Sampling(temperature=0.7, top_k=40, top_p=0.9, min_p=0.01, seed=2),
         Sampling(repetition_penalty=1.3, logit_bias=((5, 2.0),), seed=3),
+        Sampling(temperature=0.6, top_p=0.5, min_p=0.1, seed=4),
+        Sampling(temperature=2.0, top_k=7, seed=5),
+        Sampling(temperature=0.1, top_p=0.9, seed=6),
     ]
-    together = sample_rows([Sampler(settings[r % 4], r, [5]) for r in range(64)], logits, logprobs)
-    alone = [
-        sample_rows([Sampler(settings[r % 4], r, [5])], logits[r : r + 1], logprobs[r : r + 1])[0] for r in range(64)
-    ]
+    together = sample_rows([sampler(settings[r % 7], r, [5]) for r in range(64)], logits)
+    alone = [sample_rows([sampler(settings[r % 7], r, [5])], logits[r : r + 1])[0] for r in range(64)]
     assert together == alone
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 65, 101, 4099, 10_000])
+def test_every_size_of_vocabulary_is_sampled_as_its_distribution_says(size: int) -> None:
+    logits = np.full(size, -20.0, np.float32)
+    likely = [0, size // 2, size - 1]
+    logits[likely] = np.log([0.2, 0.3, 0.5])
+    logits[likely[1]] = np.log(0.3)
+    frequencies = draw(Sampling(seed=3), logits, 2000)
+    expected = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum()
+    assert frequencies == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize("min_p", [0.0, 0.2])
+def test_nucleus_by_rejection_is_the_sorted_one(spread: float, top_p: float, min_p: float) -> None:
+    logits = np.random.default_rng(4).normal(size=30).astype(np.float32) * np.float32(spread)
+    exact = truncated((logits - logits.max()).astype(np.float64), 0, top_p, min_p)
+    assert exact is not None
+    weights = np.exp(logits[exact].astype(np.float64))
+    expected = np.zeros(30)
+    expected[exact] = weights / weights.sum()
+    found = draw(Sampling(top_p=top_p, min_p=min_p, seed=9), logits, 6000)
+    assert set(np.flatnonzero(found)) <= set(exact.tolist())
+    assert found == pytest.approx(expected, abs=0.03)
+
+
+def test_top_k_of_many_rows_is_that_of_one_sorted_row() -> None:
+    random = np.random.default_rng(5)
+    logits = np.round(random.normal(size=(40, 300)) * 3).astype(np.float32)  # with many ties
+    for row, top_k in enumerate(random.integers(1, 300, 40).tolist()):
+        settings = Sampling(top_k=top_k, top_p=0.8, min_p=0.001, seed=row)
+        exact = truncated((logits[row] - logits[row].max()).astype(np.float64), top_k, 0.8, 0.001)
+        assert exact is not None
+        found = sample_rows([sampler(settings, index) for index in range(50)], np.tile(logits[row], (50, 1)))
+        assert set(found) <= set(exact.tolist())
+
+
+def test_uniform_number_depends_on_seed_lineage_and_position_alone() -> None:
+    settings = Sampling(seed=11)
+    whole = Sampler(settings, 0, [], 3)
+    numbers = [whole.uniform() for _ in range(40)]
+    later = Sampler(settings, 0, [], 23)
+    assert [later.uniform() for _ in range(20)] == numbers[20:]
+    second = Sampler(settings, 2, [], 3)
+    resumed = Sampler(Sampling(seed=11, lineage=second.lineage), 0, [], 5)
+    assert [second.uniform() for _ in range(3)][2] == resumed.uniform()
+    assert Sampler(Sampling(seed=11, lineage=(1,)), 1, [], 0).lineage == (1, 1)
 
 
 def test_choice_of_weight_zero_is_never_taken() -> None:
@@ -126,8 +210,8 @@ def test_choice_of_weight_zero_is_never_taken() -> None:
 
 def test_seed_fixes_the_tokens_and_samples_of_a_seed_differ() -> None:
     def tokens(seed: int, index: int) -> list[int]:
-        sampler = Sampler(Sampling(seed=seed), index, [])
-        return [sample_rows([sampler], LOGITS[None], LOGITS[None])[0] for _ in range(50)]
+        drawing = sampler(Sampling(seed=seed), index)
+        return [sample_rows([drawing], LOGITS[None])[0] for _ in range(50)]
 
     assert tokens(7, 0) == tokens(7, 0)
     assert tokens(7, 0) != tokens(7, 1)

@@ -1,0 +1,81 @@
+"""Beam search in the batch: hypotheses as rows. The search itself is in beams.py. Owned by the engine's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+
+from service.engine.beams import BeamSearch
+from service.engine.calls import Finish, Generation, StateValue
+from service.engine.outcome import Outcome
+from service.engine.runner import Floats
+from service.engine.scheduler import Request
+from service.engine.sequence import Sequence, StateRow
+
+
+def begin_beams(root: Sequence, rows: StateRow, logprobs: Floats, outcome: Outcome) -> None:
+    """From a prompt that has been read to the first hypotheses, which wait for rows.
+
+    rows      the state after the prompt
+    logprobs  float32 [1, vocabulary_size]
+    """
+    for _, sequence in advance_beams([root], logprobs, lambda _: rows, outcome):
+        sequence.state = rows
+        outcome.continuing.append(sequence)
+
+
+def advance_beams(
+    parents: list[Sequence], logprobs: Floats, copy_state: Callable[[int], StateRow], outcome: Outcome
+) -> list[tuple[int, Sequence]]:
+    """One step of a search.
+
+    parents     its live hypotheses, in the search's order
+    logprobs    float32 [parents, vocabulary_size]
+    copy_state  of a parent by number
+    returns     the hypotheses that go on, each with the number of its parent
+    """
+    request = parents[0].request
+    search = _search(request)
+    going = search.advance(logprobs)
+    outcome.sampled += len(going)
+    outcome.news.add(request.handle)
+    for parent, hypothesis in search.just_finished:
+        hypothesis.state = _state(parents[parent], hypothesis.token_ids, copy_state(parent))
+    if not going:
+        finish_beams(request, Finish.LENGTH)
+        outcome.ended.append(parents[0])
+    rows = []
+    for parent, token in going:
+        rows.append((parent, replace(parents[parent], next_token=token, state=None, hidden=None)))
+    return rows
+
+
+def finish_beams(request: Request, unfinished: Finish) -> None:
+    """Make the best hypotheses the samples of the request; `unfinished` is why those that still run end."""
+    handle = request.handle
+    assert isinstance(handle, Generation)
+    found = _search(request).results(unfinished)
+    for sample, hypothesis in zip(handle.samples, found, strict=False):
+        sample.token_ids.extend(hypothesis.token_ids)
+        sample.logprobs.extend(hypothesis.logprobs)
+        sample.alternatives.extend(hypothesis.alternatives)
+        sample.finish, sample.state = hypothesis.finish, hypothesis.state
+
+
+def _search(request: Request) -> BeamSearch:
+    assert request.beams is not None
+    return request.beams
+
+
+def _state(parent: Sequence, token_ids: SequenceOf[int], rows: StateRow) -> StateValue:
+    start = parent.start
+    before = start.seen if start is not None else frozenset[int]()
+    return StateValue(
+        rows=rows,
+        token=token_ids[-1],
+        position=parent.position,
+        seed=start.seed if start is not None else 0,
+        lineage=start.lineage if start is not None else (),
+        seen=before.union(parent.forced[1:], token_ids),
+    )

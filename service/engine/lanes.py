@@ -1,0 +1,197 @@
+"""Which sequences run together, and whose turn it is.
+
+    writing      one lane of all sequences that have read their prompt
+    brief        one lane that reads prompts, and texts of requests with few of them
+    lists        a lane for each request with many texts
+
+A run of one sequence is several times as fast as a run of sixty-four, so a sentence never runs beside a long list: they
+take turns, each turn as long as `TURN_SECONDS` allows. The turn goes to the lane that has had the least time
+(start-time fair queueing, Goyal et al. 1996); a lane that had nothing to do gets no credit for it.
+
+Owned by the engine's thread.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from service.engine.batch import Batch
+from service.engine.runner import Runner
+from service.engine.scheduler import Request
+from service.engine.sequence import Sequence
+from service.engine.writing import Writing
+
+TURN_SECONDS: Final = 0.005
+MOST_STEPS: Final = 64  # of a reading turn
+MOST_TOKENS: Final = 512  # of a reading turn, steps times rows: their states and hidden vectors are held at once
+MOST_FLOATS: Final = 640_000  # of the distributions of a reading turn
+FEW_TEXTS: Final = 4  # a request with more has a lane of its own
+MOST_LISTS: Final = 4
+PATIENCE: Final = 8  # a prompt waits at most for so many writing turns until some more are there to be read with it
+FIRST_STEPS: Final = 8  # where it is not known yet how long a step takes
+
+
+class Pace:
+    """How long a step takes by the number of rows, as observed."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}  # by the rows' number of binary digits
+
+    def note(self, rows: int, steps: int, seconds: float) -> None:
+        """Take a run into account."""
+        size, found = rows.bit_length(), seconds / steps
+        self._seconds[size] = 0.75 * self._seconds.get(size, found) + 0.25 * found
+
+    def most_steps(self, rows: int) -> int:
+        """How many steps fit into a turn."""
+        seconds = self._seconds.get(rows.bit_length())
+        if seconds is None:
+            return FIRST_STEPS
+        return max(1, int(TURN_SECONDS / seconds)) if seconds > 0 else MOST_STEPS
+
+
+class ReadingLane:
+    """Sequences with forced tokens to feed: rows that run, and sequences that wait for a row."""
+
+    def __init__(self, runner: Runner, pace: Pace, max_rows: int) -> None:
+        self.batch = Batch(runner)
+        self.waiting: deque[Sequence] = deque()
+        self.spent = 0.0
+        self._pace = pace
+        self._max_rows = max_rows
+        self._most_rows = max(64, min(MOST_TOKENS, MOST_FLOATS // runner.vocabulary_size))
+
+    def __len__(self) -> int:
+        return len(self.batch) + len(self.waiting)
+
+    def fill(self) -> list[Sequence]:
+        """Give free rows to those that wait; returns the sequences that got one."""
+        free = min(self._max_rows - len(self.batch), len(self.waiting))
+        joined = [self.waiting.popleft() for _ in range(free)]
+        self.batch.join(joined)
+        return joined
+
+    def plan(self) -> int:
+        """How many steps to run now: as many as fit into a turn without feeding much that nobody needs."""
+        needs = [sequence.num_to_feed for sequence in self.batch.sequences]
+        rows = len(needs)
+        steps = min(max(needs), MOST_STEPS, max(1, MOST_TOKENS // rows), self._pace.most_steps(rows))
+        if any(sequence.log is not None for sequence in self.batch.sequences):
+            steps = min(steps, max(1, self._most_rows // rows))
+        useful = 0.9 if rows > FEW_TEXTS else 0.5  # few rows cost hardly more than one
+        while steps > 1 and sum(min(need, steps) for need in needs) < useful * steps * rows:
+            steps -= 1
+        return steps
+
+    def drop(self, keeps: Callable[[Sequence], bool]) -> None:
+        """Forget the sequences that `keeps` says no to."""
+        self.batch.keep([row for row, sequence in enumerate(self.batch.sequences) if keeps(sequence)])
+        self.waiting = deque(sequence for sequence in self.waiting if keeps(sequence))
+
+
+class Lanes:
+    """All lanes of an engine; at most `max_slots` rows each."""
+
+    def __init__(self, runner: Runner, max_slots: int, clock: Callable[[], float]) -> None:
+        self._runner = runner
+        self._max_slots = max_slots
+        self.pace = Pace()
+        self.writing = Writing(runner, clock)
+        self.brief = ReadingLane(runner, self.pace, max_slots)
+        self.lists: dict[Request, ReadingLane] = {}
+        self._writing_spent = 0.0
+        self._num_writers = 0  # rows of writing that admitted requests may come to need
+        self._since_brief = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Sequences that hold a row."""
+        return len(self.writing) + sum(len(lane.batch) for lane in self.reading)
+
+    @property
+    def reading(self) -> Iterable[ReadingLane]:
+        """All lanes of forced tokens."""
+        return (self.brief, *self.lists.values())
+
+    def has_room(self, request: Request) -> bool:
+        """Whether a request can be admitted; it then is."""
+        if request.samples:
+            if self._num_writers and self._num_writers + request.num_rows > self._max_slots:
+                return False
+            self._num_writers += request.num_rows
+            return True
+        if request.num_live <= FEW_TEXTS:
+            return len(self.brief) < self._max_slots
+        if len(self.lists) >= MOST_LISTS:
+            return False
+        self.lists[request] = ReadingLane(self._runner, self.pace, self._max_slots)
+        self.lists[request].spent = self._least_spent()
+        return True
+
+    def lane_of(self, request: Request) -> ReadingLane:
+        """Where the forced tokens of an admitted request are fed."""
+        return self.lists.get(request, self.brief)
+
+    def leave(self, request: Request) -> None:
+        """Give back what a request holds, if it was admitted."""
+
+        def keeps(sequence: Sequence) -> bool:
+            return sequence.request is not request
+
+        if not request.admitted:
+            return
+        request.admitted = False
+        if request.samples:
+            self._num_writers -= request.num_rows
+            self.writing.drop(keeps)
+            self.brief.drop(keeps)
+        elif request in self.lists:
+            del self.lists[request]
+        else:
+            self.brief.drop(keeps)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.lists.clear()
+        self.brief.drop(lambda _: False)
+        self.writing.drop(lambda _: False)
+
+    def next(self) -> Writing | ReadingLane | None:
+        """Whose turn it is, None where there is nothing to do."""
+        lists = min(self.lists.values(), key=lambda lane: lane.spent, default=None)
+        busy: list[tuple[float, int, Writing | ReadingLane]] = []
+        if len(self.brief) and (self._brief_is_due() or not len(self.writing)):
+            busy.append((self.brief.spent, 0, self.brief))
+        if len(self.writing):
+            busy.append((self._writing_spent, 1, self.writing))
+        if lists is not None and len(lists):
+            busy.append((lists.spent, 2, lists))
+        if not busy:
+            return None
+        _, number, lane = min(busy, key=lambda entry: entry[:2])
+        self._since_brief = 0 if number == 0 else self._since_brief + (number == 1)
+        return lane
+
+    def note_time(self, lane: Writing | ReadingLane, seconds: float) -> None:
+        """Charge a turn to a lane; those that have nothing to do are charged as much as the least of the others."""
+        if isinstance(lane, ReadingLane):
+            lane.spent += seconds
+        else:
+            self._writing_spent += seconds
+        least = self._least_spent()
+        if not len(self.brief):
+            self.brief.spent = max(self.brief.spent, least)
+        if not len(self.writing):
+            self._writing_spent = max(self._writing_spent, least)
+
+    def _least_spent(self) -> float:
+        spent = [lane.spent for lane in self.reading if len(lane)]
+        if len(self.writing):
+            spent.append(self._writing_spent)
+        return min(spent, default=max(self.brief.spent, self._writing_spent))
+
+    def _brief_is_due(self) -> bool:
+        """Prompts are read as soon as an eighth as many wait as write, or have waited for eight turns of writing."""
+        return len(self.brief) * PATIENCE >= len(self.writing.batch) or self._since_brief >= PATIENCE

@@ -1,0 +1,88 @@
+"""What came of a turn of the engine's loop, and what both kinds of turns have in common."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from service.engine.calls import Finish, Handle, StateValue
+from service.engine.runner import Floats
+from service.engine.sampling import likeliest, on_grid
+from service.engine.sequence import Sequence, StateRow
+from service.errors import EngineFailed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """Of one turn.
+
+    steps, rows   steps of the cell, and tokens fed in them
+    output_rows   distributions computed
+    sampled       tokens sampled
+    forked        sequences that wait for a row, with forced tokens to feed
+    continuing    sequences whose prompt is read, with a token to feed
+    ended         sequences that are done
+    news          handles to which something was added
+    """
+
+    steps: int = 0
+    rows: int = 0
+    output_rows: int = 0
+    sampled: int = 0
+    forked: list[Sequence] = field(default_factory=list)
+    continuing: list[Sequence] = field(default_factory=list)
+    ended: list[Sequence] = field(default_factory=list)
+    news: set[Handle] = field(default_factory=set)
+
+
+def take(sequence: Sequence, token: int, logprob: float, end_id: int) -> bool:
+    """Add a sampled token to its sample; True when that is over."""
+    continuation = sequence.continuation
+    assert continuation is not None
+    sequence.next_token = token
+    try:
+        return continuation.take(token, logprob, end_id)
+    except Exception as error:  # a caller's matcher must not hurt other requests
+        log.exception("a stop matcher failed")
+        continuation.sample.finish = Finish.FAILED
+        sequence.request.handle.failure = EngineFailed(f"the stop matcher failed: {type(error).__name__}")
+        return True
+
+
+def final_state(sequence: Sequence, rows: StateRow) -> StateValue:
+    """Where a sample ended, its last token pending. rows: the state before that token."""
+    continuation = sequence.continuation
+    assert continuation is not None
+    start = sequence.start
+    before = start.seen if start is not None else frozenset[int]()
+    token_ids = continuation.sample.token_ids
+    return StateValue(
+        rows=rows,
+        token=token_ids[-1],
+        position=sequence.position,
+        seed=continuation.sampler.settings.seed,
+        lineage=continuation.sampler.lineage,
+        seen=before.union(sequence.forced[1:], token_ids),
+    )
+
+
+def alternatives(logprobs: Floats, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The likeliest tokens of one row, float32 [1, vocabulary_size], and their log-probabilities."""
+    if count == 0:
+        return np.empty(0, np.int64), np.empty(0)
+    ids = likeliest(logprobs, count)[0]
+    return ids, on_grid(logprobs[0, ids])
+
+
+def note_alternatives(sequence: Sequence, logprobs: Floats) -> None:
+    """Add to a sample what else its token could have been. logprobs: float32 [1, vocabulary_size]."""
+    continuation = sequence.continuation
+    assert continuation is not None
+    assert continuation.num_alternatives is not None
+    ids, best = alternatives(logprobs, continuation.num_alternatives)
+    continuation.sample.alternatives.append((ids.tolist(), best.tolist()))

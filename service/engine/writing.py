@@ -1,0 +1,173 @@
+"""A writing turn: one sampled token for every sequence that has read its prompt.
+
+    newcomers   their state came from the cache with the hidden vector, so the first token needs no step of the cell
+    joining     they have a token to feed and wait for a row, which they get at the next turn
+    batch       one row each
+
+Owned by the engine's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from service.engine.batch import Batch
+from service.engine.beaming import advance_beams, begin_beams
+from service.engine.calls import Handle
+from service.engine.outcome import Outcome, final_state, note_alternatives, take
+from service.engine.runner import Asked, Floats, Ran, Runner, States
+from service.engine.sampling import Draws, Sampler
+from service.engine.sequence import Sequence, StateRow
+
+
+class Writing:
+    """The sequences that write, and a turn of them. Callable once a turn."""
+
+    def __init__(self, runner: Runner, clock: Callable[[], float]) -> None:
+        self._runner = runner
+        self._clock = clock
+        self.batch = Batch(runner)
+        self.newcomers: list[Sequence] = []
+        self.joining: list[Sequence] = []
+        self._draws = Draws([])
+        self._places = np.arange(0)
+        self._drawn_for: list[Sequence] | None = None
+
+    def __len__(self) -> int:
+        return len(self.batch) + len(self.newcomers) + len(self.joining)
+
+    def drop(self, keeps: Callable[[Sequence], bool]) -> None:
+        """Forget the sequences that `keeps` says no to."""
+        self.batch.keep([row for row, sequence in enumerate(self.batch.sequences) if keeps(sequence)])
+        self.newcomers = [sequence for sequence in self.newcomers if keeps(sequence)]
+        self.joining = [sequence for sequence in self.joining if keeps(sequence)]
+
+    def __call__(self) -> Outcome:
+        """Feed each sequence its token and take the next one."""
+        self.batch.join(self.joining)
+        newcomers, self.newcomers, self.joining = self.newcomers, [], []
+        sequences = self.batch.sequences
+        if newcomers or self._drawn_for is not sequences:
+            self._prepare(sequences, newcomers)
+        asked = self._draws.asked(self._places)
+        ran = self._run(sequences, newcomers, asked)
+        outcome = Outcome(int(bool(sequences)), len(sequences), len(self._places))
+        tokens, values = self._draws.choose(ran)
+        now = self._clock()
+        for number, sequence in enumerate(newcomers, len(sequences)):
+            handle = sequence.request.handle
+            handle.first_token_at = now if handle.first_token_at is None else handle.first_token_at
+            rows = sequence.state
+            assert rows is not None
+            logprobs = None if ran.logprobs is None else ran.logprobs[number : number + 1]
+            begin_sample(sequence, rows, (tokens[number], values[number]), logprobs, self._runner.end_id, outcome)
+        self._advance(ran, tokens, values, outcome)
+        return outcome
+
+    def _prepare(self, sequences: list[Sequence], newcomers: list[Sequence]) -> None:
+        everyone = [*sequences, *newcomers]
+        self._draws = Draws([sampler_of(s) for s in everyone], whole=any(map(wants_whole, everyone)))
+        self._places = np.arange(len(everyone)) + (0 if sequences else 1)  # a run has a row at least
+        self._drawn_for = None if newcomers else sequences
+
+    def _run(self, sequences: list[Sequence], newcomers: list[Sequence], asked: Asked) -> Ran:
+        tokens = np.array([[sequence.next_token for sequence in sequences] or [0]], np.int64)
+        states = self.batch.states if sequences else self._runner.initial_states(1)
+        more = np.stack([s.hidden for s in newcomers if s.hidden is not None]) if newcomers else None
+        ran = self._runner.run(tokens, states, asked, more_hidden=more)
+        if sequences:
+            self.batch.states = {name: values[0] for name, values in ran.states.items()}
+        return ran
+
+    def _advance(self, ran: Ran, tokens: list[int], values: list[float], outcome: Outcome) -> None:
+        """Give every row its token; rows of beams are given to their search."""
+        batch, end_id = self.batch, self._runner.end_id
+        keep: list[int] = []
+        beams: dict[Handle, list[int]] = {}
+        for row, sequence in enumerate(batch.sequences):
+            sequence.fed += 1
+            continuation = sequence.continuation
+            if continuation is None:
+                beams.setdefault(sequence.request.handle, []).append(row)
+                continue
+            if continuation.num_alternatives is not None:
+                assert ran.logprobs is not None
+                note_alternatives(sequence, ran.logprobs[row : row + 1])
+            outcome.sampled += 1
+            outcome.news.add(sequence.request.handle)
+            if take(sequence, tokens[row], values[row], end_id):
+                outcome.ended.append(sequence)
+                if continuation.want_state:
+                    continuation.sample.state = final_state(sequence, batch.copy_row(row))
+            else:
+                keep.append(row)
+        if beams:
+            self._advance_beams(keep, list(beams.values()), ran.logprobs, outcome)
+        else:
+            batch.keep(keep)
+
+    def _advance_beams(
+        self, keep: list[int], groups: list[list[int]], logprobs: Floats | None, outcome: Outcome
+    ) -> None:
+        """Rearrange the rows: those that are kept, then those of the hypotheses that go on."""
+        assert logprobs is not None
+        batch = self.batch
+        sequences = [batch.sequences[row] for row in keep]
+        for rows in groups:
+            parents = [batch.sequences[row] for row in rows]
+            states = {name: values[rows] for name, values in batch.states.items()}
+            going = advance_beams(parents, logprobs[rows], partial(state_of, states), outcome)
+            keep += [rows[parent] for parent, _ in going]
+            sequences += [sequence for _, sequence in going]
+        batch.rearrange(keep, sequences)
+
+
+def begin_sample(
+    sequence: Sequence,
+    rows: StateRow,
+    first: tuple[int, float],
+    logprobs: Floats | None,
+    end_id: int,
+    outcome: Outcome,
+) -> None:
+    """Give a sequence that has read its prompt its first token, or begin its beam search.
+
+    rows      the state after the prompt
+    first     a sampled token and its log-probability
+    logprobs  float32 [1, vocabulary_size], where wanted
+    """
+    outcome.news.add(sequence.request.handle)
+    continuation = sequence.continuation
+    if continuation is None:
+        assert logprobs is not None
+        begin_beams(sequence, rows, logprobs, outcome)
+        return
+    outcome.sampled += 1
+    if continuation.num_alternatives is not None:
+        assert logprobs is not None
+        note_alternatives(sequence, logprobs)
+    if take(sequence, *first, end_id):
+        outcome.ended.append(sequence)
+        if continuation.want_state:
+            continuation.sample.state = final_state(sequence, rows)
+    else:
+        sequence.state = rows
+        outcome.continuing.append(sequence)
+
+
+def state_of(states: States, row: int) -> StateRow:
+    """One row of some states, as a value of its own."""
+    return {name: values[row].copy() for name, values in states.items()}
+
+
+def sampler_of(sequence: Sequence) -> Sampler | None:
+    """What takes its tokens; beams have none."""
+    return None if sequence.continuation is None else sequence.continuation.sampler
+
+
+def wants_whole(sequence: Sequence) -> bool:
+    """Whether all log-probabilities are needed: for alternatives or for beams."""
+    return sequence.continuation is None or sequence.continuation.num_alternatives is not None
