@@ -310,10 +310,11 @@ def likeliest(logprobs: Floats32, count: int) -> Ids:
     logprobs  float32 [rows, vocabulary_size]
     returns   int64 [rows, min(count, vocabulary_size)]
     """
-    count = min(count, logprobs.shape[1])
-    thresholds = np.partition(logprobs, -count, axis=1)[:, -count]
-    best = np.empty((len(logprobs), count), np.int64)
-    for row, (values, threshold) in enumerate(zip(logprobs, thresholds, strict=True)):
-        candidates = np.flatnonzero(values >= threshold)
-        best[row] = candidates[np.argsort(-values[candidates], kind="stable")][:count]
+    num_rows, size = logprobs.shape
+    count = min(count, size)
+    flat = np.flatnonzero(logprobs >= _least_of_top_k(logprobs, np.full(num_rows, count))[:, None])
+    rows = flat // size
+    order = np.lexsort((-logprobs.reshape(-1)[flat], rows))  # stable: ties stay in the order of their ids
+    first = np.searchsorted(rows, np.arange(num_rows))
+    best: Ids = flat[order[first[:, None] + np.arange(count)]] % size
     return best
