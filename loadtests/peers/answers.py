@@ -88,7 +88,7 @@ def _read(exchange: Exchange) -> Answer | str:
     head, _, body = b"".join(piece for _, piece in exchange.pieces).partition(HEAD_END)
     assert exchange.ended is not None
     try:
-        if b"text/event-stream" in head.lower():
+        if b"\ndata:" in body or body.startswith(b"data:"):  # not every server says text/event-stream
             return _read_stream(exchange)
         return _read_whole(exchange, _plain(head, body))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:

@@ -7,7 +7,6 @@ thread a worker for the model.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from loadtests.peers.driver import Ask
 
-FOLDER = Path(__file__).parent / "servers"
+SERVERS = "loadtests.peers.servers"
 NO_END = {"0": -100.0}  # a logit bias that keeps the end token of released bundles away
 
 
@@ -84,7 +83,7 @@ def _own(served: Served, port: int) -> dict[str, str]:
         "BENCH_BUNDLE": str(served.bundle.resolve()),
         "BENCH_PORT": str(port),
         "BENCH_WORKERS": str(served.num_workers),
-        "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(FOLDER)]),
+        "PYTHONPATH": str(Path.cwd()),
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -103,8 +102,35 @@ def _meari(served: Served, port: int) -> tuple[Sequence[str], Mapping[str, str]]
 
 def _flask_torch(served: Served, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
     arguments = ["--bind", f"127.0.0.1:{port}", "--workers", str(served.num_workers), "--threads", "8"]
-    gunicorn = [sys.executable, "-m", "gunicorn", *arguments, "--timeout", "120", "--chdir", str(FOLDER)]
-    return [*gunicorn, "flask_torch:app"], _own(served, port)
+    gunicorn = [sys.executable, "-m", "gunicorn", *arguments, "--timeout", "120"]
+    return [*gunicorn, f"{SERVERS}.flask_torch:app"], _own(served, port)
+
+
+def _script(name: str) -> Callable[[Served, int], tuple[Sequence[str], Mapping[str, str]]]:
+    def command(served: Served, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
+        return [sys.executable, "-m", f"{SERVERS}.{name}"], _own(served, port)
+
+    return command
+
+
+def _mosec(served: Served, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
+    arguments = ["--address", "127.0.0.1", "--port", str(port), "--timeout", "120000", "--log-level", "warning"]
+    return [sys.executable, "-m", f"{SERVERS}.mosec_server", *arguments], _own(served, port)
+
+
+def _bentoml(served: Served, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
+    arguments = ["serve", f"{SERVERS}.bentoml_server:Model", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {"BENTOML_HOME": str(Path("build/bench/bentoml").resolve()), "BENTOML_DO_NOT_TRACK": "True"}
+    return [sys.executable, "-m", "bentoml", *arguments], {**_own(served, port), **environment}
+
+
+def _ray(served: Served, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
+    environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
+    return [sys.executable, "-m", f"{SERVERS}.ray_server"], {**_own(served, port), **environment}
+
+
+def _in_a_list(body: dict[str, object]) -> dict[str, object]:
+    return {"asks": [body]}
 
 
 NEIGHBOURS = {
@@ -118,5 +144,9 @@ NEIGHBOURS = {
             families=frozenset({"rnn", "gru", "lstm"}),
             needs_torch_weights=True,
         ),
+        Neighbour("litserve", _script("litserve_server"), "/health", wholes=False, scores=False),
+        Neighbour("mosec", _mosec, "/", stream_path="/stream"),
+        Neighbour("bentoml", _bentoml, "/readyz", streams=False, wrap=_in_a_list),
+        Neighbour("ray", _ray, "/"),
     )
 }
