@@ -12,7 +12,7 @@ Layout, numbers in little endian, the whole as base64url without padding:
     token      uint32
     position   uint64
     seed       uint64
-    lineage    uint8, how many; one byte each
+    lineage    uint8, how many; uint64 each
     partial    uint8, how many; bytes of an incomplete character
     rows       float32, tensor after tensor in the manifest's order
     seen       token ids, ascending: a bit a token, or the steps from one to the next as LEB128, whichever is shorter
@@ -41,11 +41,12 @@ from service.engine import StateValue
 from service.errors import InvalidRequest
 from service.text.detokenizer import MAX_PARTIAL_BYTES, NO_TEXT, TextEnd
 
-__all__ = ["MAX_LINEAGE", "StateTokens", "TextState"]
+__all__ = ["StateTokens", "TextState"]
 
 VERSION: Final = 1
-MAX_LINEAGE: Final = 255  # how often a text may have been forked by `n`
+MAX_LINEAGE: Final = 1  # one number, however often a text was forked
 SEEDED, NEEDS_SPACE, BITMAP = 1, 2, 4
+_NUMBER: Final = struct.Struct("<Q")
 _HEAD: Final = struct.Struct("<B8s4sBIQQ")
 _SIGNATURE_BYTES: Final = 32
 _SOME_TOKEN: Final = "expected one as an earlier answer gave it"
@@ -92,7 +93,7 @@ class StateTokens:
     @property
     def max_chars(self) -> int:
         """No token of this bundle is longer."""
-        size = _HEAD.size + 2 + MAX_LINEAGE + MAX_PARTIAL_BYTES + 4 * self._num_floats + self._bitmap_bytes
+        size = _HEAD.size + 2 + 8 * MAX_LINEAGE + MAX_PARTIAL_BYTES + 4 * self._num_floats + self._bitmap_bytes
         return -(-4 * (size + _SIGNATURE_BYTES) // 3)
 
     def memory_bytes(self, num_seen: int) -> int:
@@ -147,14 +148,15 @@ class StateTokens:
 
     def _payload(self, state: TextState) -> bytes:
         value, end = state.value, state.text_end
-        assert len(value.lineage) <= MAX_LINEAGE, "what would fork a text too often is refused"
+        assert len(value.lineage) <= MAX_LINEAGE, "the engine gives a text one number"
         seen, flags = self._packed(value.seen)
         flags |= (SEEDED if state.is_seeded else 0) | (NEEDS_SPACE if end.needs_space else 0)
         return b"".join(
             (
                 _HEAD.pack(VERSION, self._bundle[:8], self._key_id, flags, value.token, value.position, value.seed),
-                _counted(bytes(value.lineage)),
-                _counted(end.partial),
+                bytes([len(value.lineage)]),
+                *map(_NUMBER.pack, value.lineage),
+                bytes([len(end.partial)]) + end.partial,
                 *(value.rows[name].astype("<f4").tobytes() for name in self._tensors),
                 seen,
             )
@@ -175,12 +177,14 @@ class StateTokens:
         """The parts of a payload whose signature is right. Raises ValueError with what is wrong all the same."""
         _, _, _, flags, token, position, seed = _HEAD.unpack_from(signed)
         rest = _Rest(signed, _HEAD.size)
-        lineage = tuple(rest.take(rest.count()))
+        lineage = tuple(number for (number,) in _NUMBER.iter_unpack(rest.take(8 * rest.count())))
         partial = rest.take(rest.count())
         rows = self._rows(rest.take(4 * self._num_floats))
         seen = self._unpacked(rest.take(len(signed) - rest.at), flags)
-        if token >= self._vocabulary_size or position >= 2**63 or seed >= 2**63 or len(partial) > MAX_PARTIAL_BYTES:
+        if token >= self._vocabulary_size or position >= 2**63 or seed >= 2**63:
             raise ValueError("a number out of range")
+        if len(lineage) > MAX_LINEAGE or len(partial) > MAX_PARTIAL_BYTES:
+            raise ValueError("more than it should")
         value = StateValue(rows, token, position, seed, lineage, seen)
         return TextState(value, TextEnd(bool(flags & NEEDS_SPACE), partial), bool(flags & SEEDED))
 
@@ -231,10 +235,6 @@ def _key_id(key: str) -> bytes:
 
 def _signing_key(key: str, bundle_hash: str) -> bytes:
     return hmac.digest(key.encode(), b"meari state token of bundle " + bundle_hash.encode(), hashlib.sha256)
-
-
-def _counted(data: bytes) -> bytes:
-    return bytes([len(data)]) + data
 
 
 def _leb128(number: int) -> bytes:

@@ -14,12 +14,11 @@ from msgspec import UNSET
 
 from service.answers.bodies import Alternative, Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob
 from service.engine import Finish, GenerateCall, Generation, Sample, Sampling
-from service.errors import InvalidRequest
 from service.registry import Model
 from service.requests.admission import Ticket
 from service.requests.model_limits import checked_logit_bias, checked_top_k
 from service.requests.schema import GenerateRequest
-from service.state_tokens import MAX_LINEAGE, StateTokens, TextState
+from service.state_tokens import StateTokens, TextState
 from service.text.detokenizer import NO_TEXT, Detokenizer
 from service.text.stop import StopPatterns, StopSearch, matcher_factory
 from service.text.tokenizer import Vocabulary
@@ -45,6 +44,7 @@ class ChoiceWriter:
     writer: Detokenizer
     search: StopSearch
     with_tokens: bool
+    seed: int  # that a state takes along, of a beam search too
     state_tokens: StateTokens | None  # None where no state is wanted
     num_tokens: int = 0
     done: bool = False
@@ -87,7 +87,9 @@ class ChoiceWriter:
 
     def _state(self, state_tokens: StateTokens) -> str | None:
         state = self.sample.state
-        return None if state is None else state_tokens.encode(TextState(state, self.writer.text_end))
+        if state is None:
+            return None
+        return state_tokens.encode(TextState(replace(state, seed=self.seed), self.writer.text_end))
 
     def _tokens(self, first: int, last: int) -> list[TokenWithLogprob]:
         texts, sample = self.vocabulary.texts, self.sample
@@ -142,7 +144,7 @@ def begin_completion(
     vocabulary = model.tokenizer.vocabulary
     sampling = _sampling(request, vocabulary)
     with model.engine.reserve() as reservation:
-        start = _start(request, state_tokens)
+        start = None if request.state is None else state_tokens.decode(request.state)
         ticket.take_bytes(_memory_bytes(request, start, state_tokens))
         prompt = model.tokenizer.encode(request.prompt)
         before = (NO_TEXT if start is None else start.text_end).then(request.prompt)
@@ -168,6 +170,7 @@ def begin_completion(
             Detokenizer(vocabulary, before),
             StopSearch(patterns),
             request.logprobs is not None,
+            call.sampling.seed,
             state_tokens if request.return_state else None,
         )
         for index, sample in enumerate(generation.samples)
@@ -200,15 +203,6 @@ def _seeded(sampling: Sampling, request: GenerateRequest, start: TextState | Non
     else:
         seed = secrets.randbits(53)  # exact in every JSON reader
     return replace(sampling, seed=seed, lineage=() if start is None else start.value.lineage)
-
-
-def _start(request: GenerateRequest, state_tokens: StateTokens) -> TextState | None:
-    if request.state is None:
-        return None
-    start = state_tokens.decode(request.state)
-    if request.n > 1 and request.return_state and len(start.value.lineage) >= MAX_LINEAGE:
-        raise InvalidRequest(f"n: got {request.n} after {MAX_LINEAGE} forks of this state, expected 1")
-    return start
 
 
 def _memory_bytes(request: GenerateRequest, start: TextState | None, state_tokens: StateTokens) -> int:

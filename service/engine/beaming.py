@@ -10,6 +10,7 @@ from service.engine.beams import BeamSearch
 from service.engine.calls import Finish, Generation, StateValue
 from service.engine.outcome import Outcome
 from service.engine.runner import Floats
+from service.engine.sampling import forked
 from service.engine.scheduler import Request
 from service.engine.sequence import Sequence, StateRow
 
@@ -56,11 +57,13 @@ def finish_beams(request: Request, unfinished: Finish) -> None:
     handle = request.handle
     assert isinstance(handle, Generation)
     found = _search(request).results(unfinished)
-    for sample, hypothesis in zip(handle.samples, found, strict=False):
+    for rank, (sample, hypothesis) in enumerate(zip(handle.samples, found, strict=False)):
         sample.token_ids.extend(hypothesis.token_ids)
         sample.logprobs.extend(hypothesis.logprobs)
         sample.alternatives.extend(hypothesis.alternatives)
-        sample.finish, sample.state = hypothesis.finish, hypothesis.state
+        if (state := hypothesis.state) is not None:
+            sample.state = replace(state, lineage=forked(state.lineage, state.position, rank))
+        sample.finish = hypothesis.finish  # last: who sees it sees all the rest
 
 
 def _search(request: Request) -> BeamSearch:

@@ -59,7 +59,7 @@ class StateValue:
     token     the last token of the text so far, not fed yet
     position  how many tokens were fed before it, the boundary token included
     seed      of the sampling that led here
-    lineage   which sample of which request: the first one keeps its request's, sample i has (…, i)
+    lineage   which sample of which request: the first one keeps its request's, others have a number of their own
     seen      the distinct tokens of the text so far, for the repetition penalty
     """
 

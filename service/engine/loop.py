@@ -258,6 +258,8 @@ class Engine:
 
     def _end(self, request: Request, finish: Finish, failure: MeariError | None = None) -> None:
         self._scheduler.remove(request)
+        if finish in (Finish.TIMEOUT, Finish.CANCELLED):
+            self._lanes.writing.note_states(request)
         self._lanes.leave(request)
         if self._live.claim(request):
             if request.beams is not None and finish is not Finish.LENGTH:

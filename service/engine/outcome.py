@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,29 +41,33 @@ class Outcome:
     news: set[Handle] = field(default_factory=set)
 
 
-def take(sequence: Sequence, token: int, logprob: float, end_id: int) -> bool:
-    """Add a sampled token to its sample; True when that is over."""
+def take(sequence: Sequence, token: int, logprob: float, end_id: int, copy_rows: Callable[[], StateRow]) -> bool:
+    """Add a sampled token to its sample; True when that is over. copy_rows: the state before the token."""
     continuation = sequence.continuation
     assert continuation is not None
     sequence.next_token = token
     try:
-        return continuation.take(token, logprob, end_id)
+        finish = continuation.take(token, logprob, end_id)
     except Exception as error:  # a caller's matcher must not hurt other requests
         log.exception("a stop matcher failed")
-        continuation.sample.finish = Finish.FAILED
+        finish = Finish.FAILED
         sequence.request.handle.failure = EngineFailed(f"the stop matcher failed: {type(error).__name__}")
-        return True
+    if finish is not None:
+        note_state(sequence, copy_rows)
+        continuation.sample.finish = finish  # last: who sees it sees all the rest
+    return finish is not None
 
 
-def final_state(sequence: Sequence, rows: StateRow) -> StateValue:
-    """Where a sample ended, its last token pending. rows: the state before that token."""
+def note_state(sequence: Sequence, copy_rows: Callable[[], StateRow]) -> None:
+    """Give a sample, if that is wanted, the state where it stands: before its last token, which is pending."""
     continuation = sequence.continuation
-    assert continuation is not None
+    if continuation is None or not continuation.want_state or not continuation.sample.token_ids:
+        return
     start = sequence.start
     before = start.seen if start is not None else frozenset[int]()
     token_ids = continuation.sample.token_ids
-    return StateValue(
-        rows=rows,
+    continuation.sample.state = StateValue(
+        rows=copy_rows(),
         token=token_ids[-1],
         position=sequence.position,
         seed=continuation.sampler.settings.seed,

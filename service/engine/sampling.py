@@ -15,6 +15,7 @@ row's token does not depend on the rows beside it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -33,6 +34,17 @@ BELOW_ONE: Final = np.float32(1 - 2**-24)
 NUM_DRAWN: Final = 16  # uniform numbers drawn at once
 
 
+def forked(lineage: tuple[int, ...], position: int, index: int) -> tuple[int, ...]:
+    """The lineage of sample `index` after a text of `position` tokens: the text's own, or a number like no other's.
+
+    It takes the same room however often a text was forked.
+    """
+    if not index:
+        return lineage
+    names = ",".join(map(str, (*lineage, position, index)))
+    return (int.from_bytes(hashlib.blake2b(names.encode(), digest_size=8).digest(), "big"),)
+
+
 class Sampler:
     """How one sample takes its tokens: settings, random numbers, tokens seen so far.
 
@@ -44,7 +56,7 @@ class Sampler:
 
     def __init__(self, settings: Sampling, index: int, seen: Iterable[int], position: int) -> None:
         self.settings = settings
-        self.lineage = (*settings.lineage, index) if index else settings.lineage
+        self.lineage = forked(settings.lineage, position, index)
         self._position = position
         self._drawn: list[float] = []
         self._bits = np.random.PCG64(np.random.SeedSequence(settings.seed, spawn_key=self.lineage))

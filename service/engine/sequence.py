@@ -75,20 +75,16 @@ class Continuation:
     stop: StopMatcher | None
     want_state: bool = False
 
-    def take(self, token: int, logprob: float, end_id: int) -> bool:
-        """Add a sampled token; True when the sample is over."""
+    def take(self, token: int, logprob: float, end_id: int) -> Finish | None:
+        """Add a sampled token; returns why the sample is over, if it is."""
         sample = self.sample
         sample.logprobs.append(logprob)
         sample.token_ids.append(token)
         if token == end_id:
-            sample.finish = Finish.END
-        elif self.stop is not None and self.stop(token):
-            sample.finish = Finish.STOP
-        elif len(sample.token_ids) >= self.max_tokens:
-            sample.finish = Finish.LENGTH
-        else:
-            return False
-        return True
+            return Finish.END
+        if self.stop is not None and self.stop(token):
+            return Finish.STOP
+        return Finish.LENGTH if len(sample.token_ids) >= self.max_tokens else None
 
 
 @dataclass(eq=False)

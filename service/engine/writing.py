@@ -17,9 +17,10 @@ import numpy as np
 from service.engine.batch import Batch
 from service.engine.beaming import advance_beams, begin_beams
 from service.engine.calls import Handle
-from service.engine.outcome import Outcome, final_state, note_alternatives, take
+from service.engine.outcome import Outcome, note_alternatives, note_state, take
 from service.engine.runner import Asked, Floats, Ran, Runner, States
 from service.engine.sampling import Draws, Sampler
+from service.engine.scheduler import Request
 from service.engine.sequence import Sequence, StateRow
 
 
@@ -44,6 +45,15 @@ class Writing:
         self.batch.keep([row for row, sequence in enumerate(self.batch.sequences) if keeps(sequence)])
         self.newcomers = [sequence for sequence in self.newcomers if keeps(sequence)]
         self.joining = [sequence for sequence in self.joining if keeps(sequence)]
+
+    def note_states(self, request: Request) -> None:
+        """Let the samples of a request that is ended before its time have the states where they stand."""
+        for row, sequence in enumerate(self.batch.sequences):
+            if sequence.request is request:
+                note_state(sequence, partial(self.batch.copy_row, row))
+        for sequence in self.joining:
+            if sequence.request is request:
+                note_state(sequence, partial(_rows, sequence))
 
     def __call__(self) -> Outcome:
         """Feed each sequence its token and take the next one."""
@@ -98,10 +108,8 @@ class Writing:
                 note_alternatives(sequence, ran.logprobs[row : row + 1])
             outcome.sampled += 1
             outcome.news.add(sequence.request.handle)
-            if take(sequence, tokens[row], values[row], end_id):
+            if take(sequence, tokens[row], values[row], end_id, partial(batch.copy_row, row)):
                 outcome.ended.append(sequence)
-                if continuation.want_state:
-                    continuation.sample.state = final_state(sequence, batch.copy_row(row))
             else:
                 keep.append(row)
         if beams:
@@ -149,13 +157,16 @@ def begin_sample(
     if continuation.num_alternatives is not None:
         assert logprobs is not None
         note_alternatives(sequence, logprobs)
-    if take(sequence, *first, end_id):
+    if take(sequence, *first, end_id, lambda: rows):
         outcome.ended.append(sequence)
-        if continuation.want_state:
-            continuation.sample.state = final_state(sequence, rows)
     else:
         sequence.state = rows
         outcome.continuing.append(sequence)
+
+
+def _rows(sequence: Sequence) -> StateRow:
+    assert sequence.state is not None
+    return sequence.state
 
 
 def state_of(states: States, row: int) -> StateRow:

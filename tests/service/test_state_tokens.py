@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from service.engine import StateValue
 from service.errors import InvalidRequest
-from service.state_tokens import MAX_LINEAGE, StateTokens, TextState
+from service.state_tokens import StateTokens, TextState
 from service.text.detokenizer import TextEnd
 
 KEY, OTHER_KEY = "a" * 32, "b" * 32
@@ -28,7 +28,9 @@ def codec(*keys: str, bundle_hash: str = HASH, vocabulary_size: int = VOCABULARY
 
 def state(**changes: Any) -> StateValue:
     rows = {name: np.random.default_rng(1).normal(size=shape).astype(np.float32) for name, shape in TENSORS.items()}
-    return StateValue(**{"rows": rows, "token": 5, "position": 7, "seed": 2**63 - 1, "lineage": (3, 0, 15), **changes})
+    return StateValue(
+        **{"rows": rows, "token": 5, "position": 7, "seed": 2**63 - 1, "lineage": (2**64 - 1,), **changes}
+    )
 
 
 def refusal(tokens: StateTokens, text: str) -> str:
@@ -52,7 +54,7 @@ floats = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), mi
     token=st.integers(0, VOCABULARY_SIZE - 1),
     position=st.integers(0, 2**63 - 1),
     seed=st.integers(0, 2**63 - 1),
-    lineage=st.lists(st.integers(0, 15), max_size=MAX_LINEAGE),
+    lineage=st.lists(st.integers(0, 2**64 - 1), max_size=1),
     seen=st.frozensets(st.integers(0, VOCABULARY_SIZE - 1), max_size=400),
     needs_space=st.booleans(),
     partial=st.binary(max_size=3),
@@ -176,6 +178,8 @@ def test_signed_nonsense_is_refused_too() -> None:
     assert "out of range" in refusal(codec(), codec().encode(TextState(state(seen=frozenset({VOCABULARY_SIZE})))))
     assert "less than" in refusal(codec(), _signed(b"\x00" * 11))
     assert "less than" in refusal(codec(), _signed(b"\x00\x00" + b"\x00" * 40 + b"\x80"))
+    assert "more than" in refusal(codec(), _signed(b"\x00\x04" + b"\x00" * 44))
+    assert "more than" in refusal(codec(), _signed(b"\x02" + b"\x00" * 17 + b"\x00" * 40))
     assert "another length" in refusal(codec(), _signed(b"\x00\x00" + b"\x00" * 40 + b"\x01" * 126))
     assert "out of range" in refusal(codec(), _signed(b"\x00\x00" + b"\x00" * 40 + b"\xff" * 9))
 

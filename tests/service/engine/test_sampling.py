@@ -199,7 +199,15 @@ def test_uniform_number_depends_on_seed_lineage_and_position_alone() -> None:
     second = Sampler(settings, 2, [], 3)
     resumed = Sampler(Sampling(seed=11, lineage=second.lineage), 0, [], 5)
     assert [second.uniform() for _ in range(3)][2] == resumed.uniform()
-    assert Sampler(Sampling(seed=11, lineage=(1,)), 1, [], 0).lineage == (1, 1)
+
+
+def test_forks_never_share_their_numbers() -> None:
+    first = [Sampler(Sampling(seed=11), index, [], 3) for index in range(3)]
+    again = [Sampler(Sampling(seed=11, lineage=one.lineage), index, [], 9) for one in first for index in range(3)]
+    assert [one.lineage for one in again[::3]] == [one.lineage for one in first]
+    assert len({one.lineage for one in [*first, *again]}) == 9
+    assert len({one.uniform() for one in again}) == 9
+    assert {len(one.lineage) for one in [*first, *again]} == {0, 1}
 
 
 def test_choice_of_weight_zero_is_never_taken() -> None:
