@@ -2,7 +2,7 @@
 
 The queue is bounded in requests. A caller reserves its place first, before it does any work such as tokenizing, and
 is refused at once when there is none. Requests are admitted in the order of their arrival; one that there is no room
-for lets those pass that need something else (see lanes.py).
+for lets those pass that need a lane of another kind (see lanes.py), and no others: they would keep it waiting for ever.
 
 Threads: `reserve` and `add` from any thread, the rest from the engine's thread; one lock guards the queue and the
 counts.
@@ -10,17 +10,28 @@ counts.
 
 from __future__ import annotations
 
+import enum
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from service.engine.beams import BeamSearch
 from service.engine.calls import Handle
 from service.engine.sequence import Sequence
 from service.errors import Overloaded
+
+FEW_TEXTS: Final = 4
+
+
+class Kind(enum.Enum):
+    """What kind of lane a request needs."""
+
+    WRITING = enum.auto()
+    BRIEF = enum.auto()  # to score at most FEW_TEXTS texts
+    LIST = enum.auto()
 
 
 @dataclass(eq=False)
@@ -36,6 +47,13 @@ class Request:
     beams: BeamSearch | None = None
     waiting: bool = True  # in the queue
     admitted: bool = False  # in the lanes
+
+    @property
+    def kind(self) -> Kind:
+        """Before it has begun."""
+        if self.samples:
+            return Kind.WRITING
+        return Kind.BRIEF if self.num_live <= FEW_TEXTS else Kind.LIST
 
 
 class Reservation:
@@ -112,9 +130,10 @@ class Scheduler:
         reservation.use()
         with self._changed:
             if self._open:
-                self._queue.append(request)
-                self._changed.notify()
-            else:
+                if request.waiting:  # else its time is up already
+                    self._queue.append(request)
+                    self._changed.notify()
+            elif request.waiting:
                 self._leave_queue(request)
             return self._open
 
@@ -139,19 +158,27 @@ class Scheduler:
         """Take the waiting requests, first come first, for which `has_room` says yes; it counts those it lets in."""
         if not self._queue:
             return []
+        admitted = []
+        full: set[Kind] = set()
         with self._changed:
-            admitted = [request for request in self._queue if has_room(request)]
-            for request in admitted:
+            for request in list(self._queue):
+                if request.kind in full:
+                    continue
+                if not has_room(request):
+                    full.add(request.kind)
+                    continue
                 self._queue.remove(request)
                 self._leave_queue(request)
                 request.admitted = True
+                admitted.append(request)
         return admitted
 
     def remove(self, request: Request) -> None:
-        """Forget a request that has ended."""
-        if request.waiting:
-            with self._changed:
-                self._queue.remove(request)
+        """Forget a request that has ended, be it before it was added."""
+        with self._changed:
+            if request.waiting:
+                if request in self._queue:
+                    self._queue.remove(request)
                 self._leave_queue(request)
 
     def _leave_queue(self, request: Request) -> None:
