@@ -20,6 +20,7 @@ ERROR_ROOTS = (
     ("models.errors", "ModelsError"),
     ("export.errors", "ExportError"),
     ("service.errors", "MeariError"),
+    ("bulk.errors", "BulkError"),
 )
 TRAINING_SIDE = frozenset({"matplotlib", "onnx", "onnx_ir", "onnxscript", "rich", "safetensors", "scipy", "torch"})
 INSTALL_TRAINING_SIDE = "this verb needs the training side, `pip install 'meari[train]'` or `make test` installs it"
@@ -30,6 +31,7 @@ Examples:
   meari evaluate runs/shakespeare-lstm
   meari export runs/shakespeare-lstm bundles/shakespeare-lstm --precision int8
   meari serve --port 8000
+  meari score corpus.txt --model shakespeare-lstm -o scores.jsonl
 """
 
 

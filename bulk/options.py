@@ -1,0 +1,49 @@
+"""What a run is told to do, as it goes to the workers. Leaves nothing; knows no command line."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from service.requests.schema import GenerateRequest, LogBase
+
+__all__ = ["GenerateOptions", "InputFormat", "OutputFormat", "ScoreOptions", "WorkOptions"]
+
+InputFormat = Literal["text", "jsonl"]
+OutputFormat = Literal["jsonl", "tsv", "text"]
+
+
+class WorkOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Of every kind of work.
+
+    bundle    path of the bundle's folder
+    columns   fields of the input that are columns of a TSV output
+    skip_bad  a bad line becomes an error record instead of the end
+    with_text whether the input's text is repeated in the output
+    """
+
+    bundle: str
+    input_format: InputFormat
+    format: OutputFormat
+    columns: tuple[str, ...] = ()
+    skip_bad: bool = False
+    with_text: bool = True
+
+
+class ScoreOptions(WorkOptions, frozen=True, kw_only=True, tag="score"):
+    """Of `meari score`; fields as in POST /score."""
+
+    context: str = ""
+    add_end: bool = True
+    log_base: LogBase = "e"
+    tokens: bool = False
+    words: bool = False
+    top: int = 0
+
+
+class GenerateOptions(WorkOptions, frozen=True, kw_only=True, tag="generate"):
+    """Of `meari generate`. The request's prompt and seed are set anew for every line, the seed from `seed`."""
+
+    request: GenerateRequest
+    seed: int

@@ -1,0 +1,225 @@
+"""A whole run: an input, work for every line of it, an output in order, and a summary."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import msgspec
+
+from bulk.bundles import bundle_hash
+from bulk.crew import Crew, Result, Share
+from bulk.display import Display
+from bulk.errors import BadLine, BulkError, CannotResume, Interrupted
+from bulk.frames import Done, Setup
+from bulk.journal import Checkpoint, Journal, is_interrupted, journal_path
+from bulk.options import GenerateOptions, ScoreOptions
+from bulk.output import Output
+from bulk.source import Source
+from bulk.totals import GenerateTotals, ScoreTotals
+
+__all__ = ["Outcome", "Plan", "interruptible", "run"]
+
+CHECKPOINT_SECONDS: Final = 1.0
+SKIP_HINT: Final = "--skip-bad writes an error record in its place and goes on"
+SCORE_SHARE: Final = Share(lines=512, min_bytes=2048, max_bytes=1 << 15, lines_held=1024, bytes_held=1 << 20)
+GENERATE_SHARE: Final = Share(lines=32, min_bytes=256, max_bytes=1 << 15, lines_held=192, bytes_held=1 << 20)
+AnyTotals = ScoreTotals | GenerateTotals
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is told, beside its options.
+
+    output     None is standard output
+    resume     go on where the output ends
+    overwrite  replace what an interrupted run has left
+    display    whether a progress bar is drawn
+    """
+
+    output: Path | None
+    num_workers: int
+    resume: bool = False
+    overwrite: bool = False
+    display: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to. `seconds` are those of all runs that it took."""
+
+    model: str
+    totals: AnyTotals
+    seconds: float
+
+
+def run(source: Source, options: ScoreOptions | GenerateOptions, plan: Plan) -> Outcome:
+    """Do the work. Raises BulkError, Interrupted, ReaderGone."""
+    _check_output(source, plan)
+    share = SCORE_SHARE if isinstance(options, ScoreOptions) else GENERATE_SHARE
+    with Crew(_num_workers(source, plan, share), Setup(options), share) as crew:
+        described = _described(source, options) if plan.output is not None else {}
+        ready = crew.wait_ready()
+        output = Output(plan.output)
+        try:
+            begun = _resume(source, output, described) if plan.resume else None
+            begun = begun or _begin(output, described, ready.head)
+            done = begun if begun.at.complete else _work(crew, source, begun, plan)
+        finally:
+            output.close()
+    return Outcome(ready.model, done.totals(options), done.at.seconds)
+
+
+@dataclass
+class Run:
+    """A run under way. `at` is replaced whole, so that an interruption finds it as it was or as it will be."""
+
+    output: Output
+    journal: Journal | None
+    at: Checkpoint
+
+    def advance(self, result: Result, done: Done, seconds: float) -> None:
+        """A chunk is written."""
+        chunk = result.chunk
+        added = msgspec.structs.asdict(done.totals)
+        before = self.at.totals or {}
+        self.at = Checkpoint(
+            line=chunk.first_line + chunk.num_lines - 1,
+            input_bytes=chunk.end_offset,
+            input_digest=chunk.digest,
+            output_bytes=self.output.num_bytes,
+            output_crc=self.output.crc,
+            seconds=seconds,
+            totals={name: before.get(name, 0) + count for name, count in added.items()},
+        )
+
+    def note(self) -> None:
+        """Make it durable how far the run is."""
+        if self.journal is not None:
+            self.output.sync()
+            self.journal.note(self.at)
+
+    def totals(self, options: ScoreOptions | GenerateOptions) -> AnyTotals:
+        """The sums so far."""
+        kind = ScoreTotals if isinstance(options, ScoreOptions) else GenerateTotals
+        return kind(**(self.at.totals or {}))
+
+    def num_tokens(self) -> int:
+        """What rates are counted in."""
+        totals = self.at.totals or {}
+        return totals.get("num_tokens", 0) + totals.get("prompt_tokens", 0) + totals.get("generated_tokens", 0)
+
+
+def _work(crew: Crew, source: Source, run: Run, plan: Plan) -> Run:
+    clock = time.monotonic
+    started = noted = clock()
+    before, tokens_before = run.at.seconds, run.num_tokens()
+    display = Display(source.num_bytes, run.at.input_bytes, clock) if plan.display else None
+    try:
+        for result in crew.results(source):
+            if result.done is None:
+                run.output.write(result.data)
+                continue
+            run.advance(result, result.done, before + clock() - started)
+            if result.done.problem:
+                raise BadLine(f"{source.name}: {result.done.problem}; {SKIP_HINT}")
+            if clock() - noted >= CHECKPOINT_SECONDS:
+                run.note()
+                noted = clock()
+            if display is not None:
+                display.show(run.at.input_bytes, run.at.line, run.num_tokens() - tokens_before)
+        run.at = replace(run.at, seconds=before + clock() - started, complete=True)
+    finally:
+        if display is not None:
+            display.end()
+        run.note()
+    return run
+
+
+def _begin(output: Output, described: dict[str, Any], head: bytes) -> Run:
+    """From the first line on."""
+    journal = None
+    if output.is_file and output.path is not None:
+        journal = Journal.begin(output.path, described)
+    output.start_at(0, 0)
+    output.write(head)
+    return Run(output, journal, Checkpoint(output_bytes=output.num_bytes, output_crc=output.crc))
+
+
+def _resume(source: Source, output: Output, described: dict[str, Any]) -> Run | None:
+    """From where the output ends; None where there is nothing to go on with."""
+    path = output.path
+    if path is None or not output.is_file:
+        raise CannotResume(f"{path or 'standard output'}: no file that was written before, expected one after -o")
+    if not journal_path(path).exists():
+        if path.stat().st_size:
+            raise CannotResume(
+                f"{path}: there is no {journal_path(path).name} beside it, so nobody knows what it is of"
+            )
+        return None
+    journal, at = Journal.resume(path, described)
+    if not at.output_bytes:
+        journal.close()
+        return None
+    output.start_at(at.output_bytes, at.output_crc)
+    if not at.complete:
+        source.skip(at.input_bytes, at.line + 1, at.input_digest)
+    return Run(output, journal, at)
+
+
+def _check_output(source: Source, plan: Plan) -> None:
+    """Raises BulkError where the output would destroy something."""
+    if plan.output is None or not plan.output.is_file():
+        return
+    if source.is_same_file(plan.output):
+        raise BulkError(f"{plan.output}: is the input as well, expected another file")
+    if not plan.resume and not plan.overwrite and is_interrupted(plan.output):
+        raise BulkError(
+            f"{plan.output}: holds what an interrupted run has done; --resume goes on with it, --overwrite begins anew"
+        )
+
+
+def _described(source: Source, options: ScoreOptions | GenerateOptions) -> dict[str, Any]:
+    """Everything on which the output depends, flat."""
+    settings: dict[str, Any] = msgspec.to_builtins(options)
+    settings |= settings.pop("request", {})
+    settings["bundle"] = bundle_hash(Path(options.bundle))
+    if options.format != "tsv":
+        del settings["skip_bad"]  # lines that are no bad ones come out the same
+    settings |= {f"input_{name}": value for name, value in source.identity().items()}
+    flat: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(settings))
+    return flat
+
+
+def _num_workers(source: Source, plan: Plan, share: Share) -> int:
+    """No more than there is work for."""
+    if source.num_bytes is None:
+        return plan.num_workers
+    return min(plan.num_workers, 1 + source.num_bytes // (4 * share.min_bytes))
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM raise Interrupted here, once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,153 @@
+"""Texts → their figures, a chunk of lines at a time, in a worker.
+
+`begin` parses, tokenizes and queues a chunk; `Scored.parts` waits for the engine and writes. Between the two the engine
+runs other chunks as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from bulk.frames import Done, Part, in_parts
+from bulk.names import text_name
+from bulk.options import ScoreOptions
+from bulk.records import Problem, Reader, Record
+from bulk.score_rows import ScoreRows, score_rows
+from bulk.totals import ScoreTotals
+from service.answers.figures import ScoredText
+from service.answers.sums import TextSums
+from service.engine import ScoreCall, Scoring, TextScore
+from service.registry import Model
+from service.text.tokenizer import Encoded
+
+__all__ = ["NEVER_SECONDS", "ScoreWork"]
+
+NEVER_SECONDS: Final = 1e8
+TOKENIZED_CHARS: Final = 1 << 16  # at once: the library holds much for each of them
+_NOWHERE: Final = np.empty(0, np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Records with one context, and the call that scores them."""
+
+    records: list[int]
+    encoded: list[Encoded]
+    scoring: Scoring
+
+
+class ScoreWork:
+    """What `meari score` does with every chunk."""
+
+    def __init__(self, model: Model, options: ScoreOptions) -> None:
+        self._model = model
+        self._options = options
+        self._reader = Reader(options.input_format, text_name(options), with_context=True)
+        self.rows: ScoreRows = score_rows(options)
+        self.skips_bad = options.skip_bad
+
+    @property
+    def head(self) -> bytes:
+        """What stands before the first record of the output."""
+        return self.rows.head()
+
+    def begin(self, data: bytes, first_line: int) -> ScoredChunk:
+        """Queue a chunk of whole lines."""
+        lines = self._reader.read(data, first_line)
+        if not self.skips_bad:
+            # Nothing behind a bad line is wanted.
+            stop = next((i for i, line in enumerate(lines, 1) if isinstance(line, Problem)), len(lines))
+            lines = lines[:stop]
+        return ScoredChunk(self, lines, list(self._groups(lines)))
+
+    def _groups(self, lines: Sequence[Record | Problem]) -> Iterator[Group]:
+        by_context: dict[str, list[int]] = {}
+        for place, line in enumerate(lines):
+            if isinstance(line, Record):
+                by_context.setdefault(self.context_of(line), []).append(place)
+        for context, places in by_context.items():
+            encoded = self._encode([line.text for i in places if isinstance(line := lines[i], Record)])
+            yield Group(places, encoded, self.call(context, [text.ids for text in encoded]))
+
+    def context_of(self, record: Record) -> str:
+        """The record's own context, else that of all."""
+        return self._options.context if record.context is None else record.context
+
+    def call(self, context: str, texts: list[list[int]]) -> Scoring:
+        """Queue texts after one context."""
+        engine, options = self._model.engine, self._options
+        with engine.reserve() as reservation:
+            call = ScoreCall(
+                context=self._model.tokenizer.encode(context),
+                texts=texts,
+                deadline=engine.clock() + NEVER_SECONDS,
+                add_end=options.add_end,
+                num_alternatives=options.top,
+                want_ranks=options.tokens,
+            )
+            return engine.score(call, reservation)
+
+    def _encode(self, texts: list[str]) -> list[Encoded]:
+        """Offsets only where figures of tokens or words need them."""
+        if self._options.tokens or self._options.words:
+            return [self._model.tokenizer.encode_with_offsets(text) for text in texts]
+        encoded = []
+        for some in batches(texts, TOKENIZED_CHARS):
+            for text, ids in zip(some, self._model.tokenizer.encode_all(some), strict=True):
+                encoded.append(Encoded(text, ids, _NOWHERE, _NOWHERE))
+        return encoded
+
+    def scored(self, encoded: Encoded, scores: TextScore) -> ScoredText:
+        """A text with its figures."""
+        return ScoredText(encoded, scores, self._model.tokenizer.vocabulary, self._options.log_base)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredChunk:
+    """A chunk that is being scored."""
+
+    work: ScoreWork
+    lines: list[Record | Problem]
+    groups: list[Group]
+
+    def messages(self) -> Iterator[Part | Done]:
+        """Wait for the figures, then write them: parts of the output in order, then the sums."""
+        scored: dict[int, ScoredText] = {}
+        for group in self.groups:
+            group.scoring.wait_end()
+            group.scoring.raise_for_failure()
+            for place, encoded, scores in zip(group.records, group.encoded, group.scoring.results, strict=True):
+                scored[place] = self.work.scored(encoded, scores)
+        sums = {place: text.sums() for place, text in scored.items()}
+        yield from in_parts(self._pieces(scored, sums))
+        problems = [line for line in self.lines if isinstance(line, Problem)]
+        if problems and not self.work.skips_bad:
+            yield Done(ScoreTotals.of(list(sums.values()), 0), str(problems[0]))
+        else:
+            yield Done(ScoreTotals.of(list(sums.values()), len(problems)))
+
+    def _pieces(self, scored: dict[int, ScoredText], sums: dict[int, TextSums]) -> Iterator[bytes]:
+        rows = self.work.rows
+        for place, line in enumerate(self.lines):
+            if isinstance(line, Record):
+                yield from rows.rows(line, scored[place], sums[place])
+            elif self.work.skips_bad:
+                yield rows.problem(line)
+
+
+def batches(texts: Sequence[str], max_chars: int) -> Iterator[list[str]]:
+    """Neighbours together, up to `max_chars` characters; a longer one alone."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        if batch and size + len(text) > max_chars:
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield batch

@@ -1,0 +1,124 @@
+"""Scored texts → bytes of the output.
+
+JSONL as /score writes its results, or TSV with a row a text, a token or a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import msgspec
+
+from bulk.carried import CarriedColumns, CarriedFields
+from bulk.names import TEXT_FIGURES
+from bulk.options import ScoreOptions
+from bulk.records import Problem, Record
+from bulk.tsv import cell
+from service.answers.bodies import ScoredToken, ScoredWord
+from service.answers.figures import ScoredText
+from service.answers.score_json import SLICE, open_result
+from service.answers.sums import TextSums
+
+__all__ = ["ScoreRows", "score_rows"]
+
+
+class ScoreRows(Protocol):
+    """How records are written."""
+
+    def head(self) -> bytes:
+        """What stands before the first record."""
+
+    def rows(self, record: Record, scored: ScoredText, sums: TextSums) -> Iterator[bytes]:
+        """One scored text, piece by piece."""
+
+    def problem(self, problem: Problem) -> bytes:
+        """A bad line."""
+
+
+def score_rows(options: ScoreOptions) -> ScoreRows:
+    """The way that `options` ask for."""
+    if options.format == "jsonl":
+        return JsonLines(options)
+    if options.tokens:
+        return TokenRows(options)
+    return WordRows(options) if options.words else TextRows(options)
+
+
+class JsonLines:
+    """A JSON object a text."""
+
+    def __init__(self, options: ScoreOptions) -> None:
+        self._options = options
+        self._carried = CarriedFields(options)
+
+    def head(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    def rows(self, record: Record, scored: ScoredText, sums: TextSums) -> Iterator[bytes]:
+        """The object."""
+        result = open_result(scored, sums, self._options.tokens, self._options.words)
+        yield self._carried.opening(record) + b"," + next(result)[1:]
+        yield from result
+        yield b"}\n"
+
+    def problem(self, problem: Problem) -> bytes:
+        """An object with `line` and `error`."""
+        return self._carried.problem(problem)
+
+
+class TextRows:
+    """A row a text."""
+
+    def __init__(self, options: ScoreOptions) -> None:
+        self._columns = CarriedColumns(options, with_text=options.with_text)
+        self._log_base = options.log_base
+        self.head, self.problem = self._columns.head, self._columns.problem
+
+    def rows(self, record: Record, scored: ScoredText, sums: TextSums) -> Iterator[bytes]:
+        """The row."""
+        figures = sums.figures(self._log_base)
+        yield self._columns.rows(record, [[cell(getattr(figures, name)) for name in TEXT_FIGURES]])
+
+
+class TokenRows:
+    """A row a token, the end token included where it is counted."""
+
+    def __init__(self, options: ScoreOptions) -> None:
+        self._columns = CarriedColumns(options, with_text=False)
+        self._with_top = options.top > 0
+        self.head, self.problem = self._columns.head, self._columns.problem
+
+    def rows(self, record: Record, scored: ScoredText, sums: TextSums, first: int = 0) -> Iterator[bytes]:
+        """The rows, a slice at a time."""
+        for at in range(0, sums.num_tokens, SLICE):
+            tokens = scored.tokens(at, min(at + SLICE, sums.num_tokens))
+            yield self._columns.rows(record, (self.cells(at + i, token) for i, token in enumerate(tokens, 1)))
+
+    def cells(self, number: int, token: ScoredToken) -> Iterator[str]:
+        """Of one token."""
+        yield from (str(number), cell(token.text), str(token.id), cell(token.logprob), cell(0.0 - token.logprob))
+        yield from (str(token.rank), str(token.start), str(token.end))
+        if self._with_top:
+            yield cell(msgspec.json.encode(token.top).decode("utf-8"))
+
+
+class WordRows:
+    """A row a word."""
+
+    def __init__(self, options: ScoreOptions) -> None:
+        self._columns = CarriedColumns(options, with_text=False)
+        self.head, self.problem = self._columns.head, self._columns.problem
+
+    def rows(self, record: Record, scored: ScoredText, sums: TextSums) -> Iterator[bytes]:
+        """The rows, a slice at a time."""
+        words = scored.words()
+        for at in range(0, len(words), SLICE):
+            numbered = enumerate(words[at : at + SLICE], at + 1)
+            yield self._columns.rows(record, (self.cells(number, word) for number, word in numbered))
+
+    def cells(self, number: int, word: ScoredWord) -> Iterator[str]:
+        """Of one word."""
+        yield from (str(number), cell(word.text), cell(word.logprob), cell(0.0 - word.logprob))
+        yield from (str(word.start), str(word.end))
