@@ -158,7 +158,7 @@ class EngineStats:
 
     running: int
     waiting: int
-    steps: int
+    steps: int  # runs of the graph: a token of every sequence that writes, or some of those that read
     rows: int  # tokens fed, over all steps
     output_rows: int  # distributions computed
     tokens_sampled: int

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from service.engine.batch import Batch
+from service.engine.outcome import Outcome
 from service.engine.runner import Runner
-from service.engine.scheduler import Request
+from service.engine.scheduler import FEW_TEXTS, Kind, Request
 from service.engine.sequence import Sequence
 from service.engine.writing import Writing
 
@@ -27,8 +28,10 @@ TURN_SECONDS: Final = 0.005
 MOST_STEPS: Final = 64  # of a reading turn
 MOST_TOKENS: Final = 512  # of a reading turn, steps times rows: their states and hidden vectors are held at once
 MOST_FLOATS: Final = 640_000  # of the distributions of a reading turn
-FEW_TEXTS: Final = 4  # a request with more has a lane of its own
 MOST_LISTS: Final = 4
+WRITING_SECONDS: Final = 0.002
+MOST_WRITTEN: Final = 8  # tokens of each sequence in a writing turn
+FEW_WRITTEN: Final = 4  # where many sequences write: those that end before are carried along for nothing
 PATIENCE: Final = 8  # a prompt waits at most for so many writing turns until some more are there to be read with it
 FIRST_STEPS: Final = 8  # where it is not known yet how long a step takes
 
@@ -44,12 +47,12 @@ class Pace:
         size, found = rows.bit_length(), seconds / steps
         self._seconds[size] = 0.75 * self._seconds.get(size, found) + 0.25 * found
 
-    def most_steps(self, rows: int) -> int:
+    def most_steps(self, rows: int, turn_seconds: float) -> int:
         """How many steps fit into a turn."""
         seconds = self._seconds.get(rows.bit_length())
         if seconds is None:
             return FIRST_STEPS
-        return max(1, int(TURN_SECONDS / seconds)) if seconds > 0 else MOST_STEPS
+        return max(1, int(turn_seconds / seconds)) if seconds > 0 else MOST_STEPS
 
 
 class ReadingLane:
@@ -77,7 +80,7 @@ class ReadingLane:
         """How many steps to run now: as many as fit into a turn without feeding much that nobody needs."""
         needs = [sequence.num_to_feed for sequence in self.batch.sequences]
         rows = len(needs)
-        steps = min(max(needs), MOST_STEPS, max(1, MOST_TOKENS // rows), self._pace.most_steps(rows))
+        steps = min(max(needs), MOST_STEPS, max(1, MOST_TOKENS // rows), self._pace.most_steps(rows, TURN_SECONDS))
         if any(sequence.log is not None for sequence in self.batch.sequences):
             steps = min(steps, max(1, self._most_rows // rows))
         useful = 0.9 if rows > FEW_TEXTS else 0.5  # few rows cost hardly more than one
@@ -97,12 +100,15 @@ class Lanes:
     def __init__(self, runner: Runner, max_slots: int, clock: Callable[[], float]) -> None:
         self._runner = runner
         self._max_slots = max_slots
-        self.pace = Pace()
+        self._clock = clock
+        self.pace = Pace()  # of reading
+        self._writing_pace = Pace()
         self.writing = Writing(runner, clock)
         self.brief = ReadingLane(runner, self.pace, max_slots)
         self.lists: dict[Request, ReadingLane] = {}
         self._writing_spent = 0.0
         self._num_writers = 0  # rows of writing that admitted requests may come to need
+        self._num_brief = 0  # admitted requests with few texts
         self._since_brief = 0
 
     @property
@@ -117,18 +123,31 @@ class Lanes:
 
     def has_room(self, request: Request) -> bool:
         """Whether a request can be admitted; it then is."""
-        if request.samples:
+        if request.kind is Kind.WRITING:
             if self._num_writers and self._num_writers + request.num_rows > self._max_slots:
                 return False
             self._num_writers += request.num_rows
             return True
-        if request.num_live <= FEW_TEXTS:
-            return len(self.brief) < self._max_slots
+        if request.kind is Kind.BRIEF:
+            if self._num_brief >= self._max_slots:
+                return False
+            self._num_brief += 1
+            return True
         if len(self.lists) >= MOST_LISTS:
             return False
         self.lists[request] = ReadingLane(self._runner, self.pace, self._max_slots)
         self.lists[request].spent = self._least_spent()
         return True
+
+    def write(self) -> Outcome:
+        """A turn of writing: several tokens of each sequence where a token takes no time to speak of."""
+        rows = len(self.writing.batch) + len(self.writing.joining)
+        most = FEW_WRITTEN if rows > FEW_TEXTS else MOST_WRITTEN
+        started = self._clock()
+        outcome = self.writing(min(most, self._writing_pace.most_steps(rows, WRITING_SECONDS)))
+        if rows:
+            self._writing_pace.note(rows, max(1, outcome.rows // rows), self._clock() - started)
+        return outcome
 
     def lane_of(self, request: Request) -> ReadingLane:
         """Where the forced tokens of an admitted request are fed."""
@@ -150,6 +169,7 @@ class Lanes:
         elif request in self.lists:
             del self.lists[request]
         else:
+            self._num_brief -= 1
             self.brief.drop(keeps)
 
     def clear(self) -> None:

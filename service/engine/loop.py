@@ -188,7 +188,7 @@ class Engine:
             if isinstance(lane, ReadingLane):
                 self._turn_of_reading(lane, started)
             else:
-                self._settle(lane())
+                self._settle(self._lanes.write())
             self._lanes.note_time(lane, self._clock() - started)
         self._busy = lane is not None
 
@@ -214,7 +214,8 @@ class Engine:
         handle = root.request.handle
         assert isinstance(handle, Generation | Scoring)
         self._cache_queries += 1
-        match = self._cache.longest(root.forced[: root.num_to_cache - (not root.request.samples)])
+        most = root.num_to_cache if root.goes_on else min(root.num_to_cache - 1, len(root.forced) - 2)
+        match = self._cache.longest(root.forced[:most])
         if match is None:
             return
         root.fed, root.state = match.length, match.states
@@ -233,7 +234,7 @@ class Engine:
         self._lanes.pace.note(rows, steps, self._clock() - started)
 
     def _settle(self, outcome: Outcome) -> None:
-        self._steps += outcome.steps
+        self._steps += 1
         self._rows += outcome.rows
         self._output_rows += outcome.output_rows
         self._sampled += outcome.sampled

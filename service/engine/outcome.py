@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Outcome:
     """Of one turn.
 
-    steps, rows   steps of the cell, and tokens fed in them
+    rows          tokens fed
     output_rows   distributions computed
     sampled       tokens sampled
     forked        sequences that wait for a row, with forced tokens to feed
@@ -31,7 +31,6 @@ class Outcome:
     news          handles to which something was added
     """
 
-    steps: int = 0
     rows: int = 0
     output_rows: int = 0
     sampled: int = 0

@@ -18,8 +18,8 @@ from service.engine.calls import Scoring
 from service.engine.outcome import Outcome, alternatives
 from service.engine.runner import Ran, Runner
 from service.engine.sampling import Draws, on_grid
-from service.engine.sequence import Sequence, StateRow
-from service.engine.writing import begin_sample, sampler_of, wants_whole
+from service.engine.sequence import Sequence
+from service.engine.writing import begin_sample, row_after, sampler_of, wants_whole
 
 Ids = npt.NDArray[np.int64]
 
@@ -66,7 +66,7 @@ class Reading:
         )
         keeps = self._cache is not None and any(s.fed < s.num_to_cache for s in batch.sequences)
         ran = self._runner.run(_tokens(batch.sequences, counts, steps), batch.states, asked, want_hidden=keeps)
-        outcome = Outcome(steps, sum(counts), len(asked.places))
+        outcome = Outcome(sum(counts), len(asked.places))
         self._report(wanted, ran)
         self._settle(batch, counts, ran, outcome)
         self._sample(wanted, draws, ran, outcome)
@@ -175,11 +175,6 @@ class Reading:
                 outcome.forked.append(sequence)
             else:
                 outcome.ended.append(sequence)
-
-
-def row_after(ran: Ran, step: int, row: int) -> StateRow:
-    """The state of one row after a step of a run, as a value of its own."""
-    return {name: values[step, row].copy() for name, values in ran.states.items()}
 
 
 def _want_targets(wanted: Wanted, sequence: Sequence, row: int, width: int, first: int, last: int) -> None:

@@ -10,7 +10,8 @@ every row is run alone, so that results stay the same whatever else runs: slower
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +21,15 @@ Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 States = dict[str, Floats]  # state tensor -> float32 [rows, *shape]
 
+WANTS: Final = (
+    "want_writing",
+    "want_drawing",
+    "want_rows",
+    "want_samples",
+    "want_tempered",
+    "want_shares",
+    "want_masses",
+)
 TRUE: Final = np.array(True)
 FALSE: Final = np.array(False)
 
@@ -57,6 +67,33 @@ class Asked:
         """Log-probabilities of given targets, int64 [rows] each; nothing is sampled."""
         nothing = np.zeros((len(places), 1), np.float32)
         return cls(places, targets[:, None], nothing, nothing, nothing, whole=whole)
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """How tokens are taken when every step samples its own.
+
+    uniforms                             float32 [steps, rows, 1]
+    inverse_temperatures, least_shares   float32 [rows, 1]
+    draws                                false: the likeliest tokens are taken
+    """
+
+    uniforms: Floats
+    inverse_temperatures: Floats
+    least_shares: Floats
+    draws: bool
+    tempered: bool
+    shared: bool
+
+    def row(self, row: int) -> Written:
+        """Of one row alone."""
+        one = slice(row, row + 1)
+        return replace(
+            self,
+            uniforms=self.uniforms[:, one],
+            inverse_temperatures=self.inverse_temperatures[one],
+            least_shares=self.least_shares[one],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +135,15 @@ class Runner:
         self.rows_isolated = True
         self._next = [f"next.{tensor.name}" for tensor in self.state_tensors]
         self._no_hidden = np.empty((0, hidden_size), np.float32)
+        self._unused = {
+            "more_hidden": self._no_hidden,
+            "rows": np.empty(0, np.int64),
+            "targets": np.empty((0, 1), np.int64),
+            "uniforms": _zeros(0, 1),
+            "inverse_temperatures": _zeros(0, 1),
+            "least_shares": _zeros(0, 1),
+            **dict.fromkeys(WANTS, FALSE),
+        }
 
     @property
     def state_bytes(self) -> int:
@@ -143,6 +189,48 @@ class Runner:
         assert ran.logprobs is not None
         return ran.logits, ran.logprobs
 
+    def write(self, tokens: Ids, states: Mapping[str, Floats], draw: Written) -> Ran:
+        """Feed each row its token, then what was sampled, and so on.
+
+        tokens   int64 [rows]
+        states   float32 [rows, *shape] a tensor
+        returns  `picked` and `picked_logprobs` as [steps, rows]
+        """
+        if self.rows_isolated or len(tokens) == 1:
+            return self._write(tokens, states, draw)
+        lone = [
+            self._write(tokens[r : r + 1], {k: v[r : r + 1] for k, v in states.items()}, draw.row(r))
+            for r in range(len(tokens))
+        ]
+        return Ran(
+            {name: np.concatenate([ran.states[name] for ran in lone], axis=1) for name in states},
+            picked=np.concatenate([ran.picked for ran in lone if ran.picked is not None], axis=1),
+            picked_logprobs=np.concatenate([r.picked_logprobs for r in lone if r.picked_logprobs is not None], axis=1),
+        )
+
+    def _write(self, tokens: Ids, states: Mapping[str, Floats], draw: Written) -> Ran:
+        steps, rows = draw.uniforms.shape[:2]
+        feeds = {
+            **self._unused,
+            "tokens": _unknown(steps, rows),
+            "carried": tokens,
+            "step.uniforms": draw.uniforms,
+            "step.inverse_temperatures": draw.inverse_temperatures,
+            "step.least_shares": draw.least_shares,
+            "want_writing": TRUE,
+            "want_drawing": TRUE if draw.draws else FALSE,
+            "want_tempered": TRUE if draw.tempered else FALSE,
+            "want_shares": TRUE if draw.shared else FALSE,
+        }
+        for name, values in states.items():
+            feeds[f"state.{name}"] = values
+        *new, written, logprobs = self._session.run([*self._next, "written", "written_logprob"], feeds)
+        return Ran(
+            {tensor.name: values for tensor, values in zip(self.state_tensors, new, strict=True)},
+            picked=written[:, :, 0],
+            picked_logprobs=logprobs[:, :, 0],
+        )
+
     def _run(self, tokens: Ids, states: Mapping[str, Floats], asked: Asked, more: Floats, want_hidden: bool) -> Ran:
         names = list(self._next)
         if want_hidden:
@@ -154,20 +242,29 @@ class Runner:
                 names += ("mass_from", "mass")
             if asked.whole:
                 names += ("logits", "logprobs")
+        steps, rows = tokens.shape
         feeds = {
+            **self._unused,
             "tokens": tokens,
+            "carried": tokens[0],
+            "step.uniforms": _zeros(steps, rows, 1),
+            "step.inverse_temperatures": _zeros(rows, 1),
+            "step.least_shares": _zeros(rows, 1),
             "more_hidden": more,
-            "rows": asked.places,
-            "targets": asked.targets,
-            "uniforms": asked.uniforms,
-            "inverse_temperatures": asked.inverse_temperatures,
-            "least_shares": asked.least_shares,
-            "want_rows": TRUE if any_rows else FALSE,
-            "want_samples": TRUE if asked.samples else FALSE,
-            "want_tempered": TRUE if asked.tempered else FALSE,
-            "want_shares": TRUE if asked.shared else FALSE,
-            "want_masses": TRUE if asked.masses else FALSE,
         }
+        if any_rows:
+            feeds |= {
+                "rows": asked.places,
+                "targets": asked.targets,
+                "uniforms": asked.uniforms,
+                "inverse_temperatures": asked.inverse_temperatures,
+                "least_shares": asked.least_shares,
+                "want_rows": TRUE,
+                "want_samples": TRUE if asked.samples else FALSE,
+                "want_tempered": TRUE if asked.tempered else FALSE,
+                "want_shares": TRUE if asked.shared else FALSE,
+                "want_masses": TRUE if asked.masses else FALSE,
+            }
         for name, values in states.items():
             feeds[f"state.{name}"] = values
         found = dict(zip(names, self._session.run(names, feeds), strict=True))
@@ -212,15 +309,26 @@ _COLUMNS: Final = (
 def asked_alone(asked: Asked, number: int) -> Asked:
     """Row `number` of what is asked for, to be found in the first row of `more_hidden` beside one row of the cell."""
     one = slice(number, number + 1)
-    return Asked(
-        np.ones(1, np.int64),
-        asked.targets[one],
-        asked.uniforms[one],
-        asked.inverse_temperatures[one],
-        asked.least_shares[one],
-        asked.samples,
-        asked.tempered,
-        asked.shared,
-        asked.masses,
-        asked.whole,
+    return replace(
+        asked,
+        places=np.ones(1, np.int64),
+        targets=asked.targets[one],
+        uniforms=asked.uniforms[one],
+        inverse_temperatures=asked.inverse_temperatures[one],
+        least_shares=asked.least_shares[one],
     )
+
+
+@lru_cache(maxsize=256)
+def _zeros(*shape: int) -> Floats:
+    zeros = np.zeros(shape, np.float32)
+    zeros.flags.writeable = False
+    return zeros
+
+
+@lru_cache(maxsize=256)
+def _unknown(steps: int, rows: int) -> Ids:
+    """No step's token is given."""
+    unknown = np.full((steps, rows), -1, np.int64)
+    unknown.flags.writeable = False
+    return unknown

@@ -23,14 +23,14 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.calls import GRID, Sampling
-from service.engine.runner import Asked, Ran
+from service.engine.runner import Asked, Ran, Written
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 HUGE: Final = 1e300  # a score past it stays there: two that overflowed could not be compared
 LEAST_TEMPERATURE_IN_GRAPH: Final = 0.2  # float32 weights of a flat distribution would underflow below
-BELOW_ONE: Final = np.float32(1 - 2**-24)
+BELOW_ONE: Final = np.float32(1 - 2**-22)
 NUM_DRAWN: Final = 16  # uniform numbers drawn at once
 
 
@@ -149,6 +149,7 @@ class Draws:
         self._tempered = bool((self._inverse != 1.0).any())
         self._shared = bool((self._shares[self._in_graph] > 0).any())
         self._masses = bool(self._limited.any())
+        self._wants_whole = whole
         self.whole = whole or self._masses or not all(in_graph)
         self._greedy = [row for row, s in enumerate(samplers) if s is not None and s.is_greedy]
         self._top_k = [row for row, s in enumerate(samplers) if s is not None and s.is_top_k]
@@ -156,6 +157,7 @@ class Draws:
         self._single = [
             row for row, s in enumerate(samplers) if s is not None and not s.is_in_graph and row not in elsewhere
         ]
+        self._is_greedy = len(self._greedy) == len(samplers)
         self._tracking = [row for row, s in enumerate(samplers) if s is not None and s.reshapes]
 
     def asked(self, places: Ids, before: tuple[Ids, Ids] | None = None, whole: bool = False) -> Asked:
@@ -174,6 +176,19 @@ class Draws:
         targets, numbers, inverse, shares = columns
         flags = (bool(self._drawing), self._tempered, self._shared, self._masses, whole)
         return Asked(places, targets, numbers, inverse, shares, *flags)
+
+    @property
+    def may_write(self) -> bool:
+        """Whether the graph can take several tokens of these rows one after another."""
+        return bool(self._samplers) and (not self.whole or (self._is_greedy and not self._wants_whole))
+
+    def written(self, steps: int) -> Written:
+        """How the next `steps` tokens of every row are taken."""
+        uniforms = np.zeros((steps, len(self._samplers), 1), np.float32)
+        if not self._is_greedy:
+            drawn = np.array([[s.uniform() for _ in range(steps)] for s in self._drawing], np.float32)
+            uniforms[:, :, 0] = np.minimum(drawn, BELOW_ONE).T
+        return Written(uniforms, self._inverse, self._shares, not self._is_greedy, self._tempered, self._shared)
 
     @np.errstate(over="ignore")  # of a tiny temperature or penalty: exp(-inf) is 0, as it should be
     def choose(self, ran: Ran, first: int = 0) -> tuple[list[int], list[float]]:

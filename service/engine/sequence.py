@@ -75,6 +75,11 @@ class Continuation:
     stop: StopMatcher | None
     want_state: bool = False
 
+    @property
+    def num_left(self) -> int:
+        """How many tokens may still be sampled."""
+        return self.max_tokens - len(self.sample.token_ids)
+
     def take(self, token: int, logprob: float, end_id: int) -> Finish | None:
         """Add a sampled token; returns why the sample is over, if it is."""
         sample = self.sample

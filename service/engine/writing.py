@@ -19,7 +19,7 @@ from service.engine.beaming import advance_beams, begin_beams
 from service.engine.calls import Handle
 from service.engine.outcome import Outcome, note_alternatives, note_state, take
 from service.engine.runner import Asked, Floats, Ran, Runner, States
-from service.engine.sampling import Draws, Sampler
+from service.engine.sampling import Draws, Sampler, on_grid
 from service.engine.scheduler import Request
 from service.engine.sequence import Sequence, StateRow
 
@@ -55,16 +55,18 @@ class Writing:
             if sequence.request is request:
                 note_state(sequence, partial(_rows, sequence))
 
-    def __call__(self) -> Outcome:
-        """Feed each sequence its token and take the next one."""
+    def __call__(self, most_steps: int) -> Outcome:
+        """Feed each sequence its token and take the next one; up to `most_steps` times where the graph can do so."""
         self.batch.join(self.joining)
         newcomers, self.newcomers, self.joining = self.newcomers, [], []
         sequences = self.batch.sequences
         if newcomers or self._drawn_for is not sequences:
             self._prepare(sequences, newcomers)
+        if self._draws.may_write and not newcomers:
+            return self._write(most_steps)
         asked = self._draws.asked(self._places)
         ran = self._run(sequences, newcomers, asked)
-        outcome = Outcome(int(bool(sequences)), len(sequences), len(self._places))
+        outcome = Outcome(len(sequences), len(self._places))
         tokens, values = self._draws.choose(ran)
         now = self._clock()
         for number, sequence in enumerate(newcomers, len(sequences)):
@@ -75,6 +77,32 @@ class Writing:
             logprobs = None if ran.logprobs is None else ran.logprobs[number : number + 1]
             begin_sample(sequence, rows, (tokens[number], values[number]), logprobs, self._runner.end_id, outcome)
         self._advance(ran, tokens, values, outcome)
+        return outcome
+
+    def _write(self, most_steps: int) -> Outcome:
+        """Some tokens for every row; what a row would have written past its end is thrown away."""
+        batch, end_id = self.batch, self._runner.end_id
+        steps = min(most_steps, max(c.num_left for s in batch.sequences if (c := s.continuation) is not None))
+        tokens = np.array([sequence.next_token for sequence in batch.sequences], np.int64)
+        ran = self._runner.write(tokens, batch.states, self._draws.written(steps))
+        assert ran.picked is not None
+        assert ran.picked_logprobs is not None
+        outcome = Outcome(steps * len(batch), steps * len(batch))
+        keep = []
+        columns = zip(ran.picked.T.tolist(), on_grid(ran.picked_logprobs).T.tolist(), strict=True)
+        for row, (sequence, written) in enumerate(zip(batch.sequences, columns, strict=True)):
+            for step, (token, value) in enumerate(zip(*written, strict=True)):
+                sequence.fed += 1
+                if take(sequence, token, value, end_id, partial(row_after, ran, step, row)):
+                    outcome.sampled += step + 1
+                    outcome.ended.append(sequence)
+                    break
+            else:
+                outcome.sampled += steps
+                keep.append(row)
+            outcome.news.add(sequence.request.handle)
+        batch.states = {name: values[-1] for name, values in ran.states.items()}
+        batch.keep(keep)
         return outcome
 
     def _prepare(self, sequences: list[Sequence], newcomers: list[Sequence]) -> None:
@@ -167,6 +195,11 @@ def begin_sample(
 def _rows(sequence: Sequence) -> StateRow:
     assert sequence.state is not None
     return sequence.state
+
+
+def row_after(ran: Ran, step: int, row: int) -> StateRow:
+    """The state of one row after a step of a run, as a value of its own."""
+    return {name: values[step, row].copy() for name, values in ran.states.items()}
 
 
 def state_of(states: States, row: int) -> StateRow:

@@ -3,23 +3,31 @@
     token [batch], state → hidden, next state        the cell, a step
     hidden [rows] → logits, log-probabilities         the output layer
     ─────────────────────────────────────────
-    tokens [steps, batch], state → hidden and state after every step; for the rows that are asked for: logits,
-    log-probabilities, a token (a target that is given, or sampled) and its log-probability
+    tokens [steps, batch], state → hidden and state after every step
+        reading   the tokens are given; for the rows of hidden vectors that are asked for: logits, log-probabilities, a
+                  token (a target that is given, or sampled) and its log-probability
+        writing   each step samples the token that the next one is fed
 
 The cell becomes the body of a `Scan`, whose bits are those of single steps. The output layer stands in an `If`, so
-that prompts do without it, the sampler in another. Every weight belongs to one node: it is packed and held once.
+that prompts do without it: once in the body, for writing, and once behind the `Scan`, where the rows of many steps
+share one product. The cell's weights are packed and held once, those of the output layer twice.
 
 Inputs (what a graph of no rows or no sampling does not look at may have any values)
 
-    tokens                int64 [steps, batch]         steps, batch >= 1
+    tokens                int64 [steps, batch]         steps, batch >= 1; below 0: what the step before has sampled
+    carried               int64 [batch]                anything; where the tokens of the first step are below 0: those
     state.NAME            float32 [batch, *shape]      before the first step
+    step.uniforms         float32 [steps, batch, 1]    in [0, 1 - 2**-22], as all uniform numbers here
+    step.inverse_temperatures, step.least_shares   float32 [batch, 1]
     more_hidden           float32 [more, H]            hidden rows from elsewhere, numbered after those made here
     rows                  int64 [rows]                 step * batch + row of the batch, each as often as one likes
     targets               int64 [rows, 1]              the token asked for, or -1: sample one
-    uniforms              float32 [rows, 1]            in [0, 1)
+    uniforms              float32 [rows, 1]
     inverse_temperatures  float32 [rows, 1]            where tempered; at most 5, or all weights might underflow
     least_shares          float32 [rows, 1]            min_p, where shared
-    want_rows             bool []                      false: no output layer, `rows` is not looked at
+    want_writing          bool []                      whether every step samples
+    want_drawing          bool []                      writing at random; else the likeliest tokens
+    want_rows             bool []                      false: no output layer behind the steps, `rows` is not looked at
     want_samples          bool []                      false: every target is given
     want_tempered, want_shares, want_masses  bool []   whether any row has a temperature, min_p, top_p
 
@@ -27,6 +35,8 @@ Outputs
 
     hidden                float32 [steps, batch, H]
     next.NAME             float32 [steps, batch, *shape]
+    written               int64 [steps, batch, 1]      with want_writing, and
+    written_logprob       float32 [steps, batch, 1]
     logits, logprobs      float32 [rows, V]
     picked                int64 [rows, 1]              the target, or what was sampled
     picked_logprob        float32 [rows, 1]
@@ -42,13 +52,22 @@ import numpy as np
 
 from service.graphs.drawing import Drawing
 from service.graphs.onnx_format import new_message, read_model
-from service.graphs.sampler import draw_sampler
+from service.graphs.sampler import Choice, draw_masses, draw_sampler
 
 __all__ = ["BundleGraph", "engine_graph"]
 
 LEAST_OPSET: Final = 18
 ROW_INPUTS: Final = ("uniforms", "inverse_temperatures", "least_shares")
-WANTS: Final = ("want_rows", "want_samples", "want_tempered", "want_shares", "want_masses")
+STEP_INPUTS: Final = ("step.inverse_temperatures", "step.least_shares")
+WANTS: Final = (
+    "want_writing",
+    "want_drawing",
+    "want_rows",
+    "want_samples",
+    "want_tempered",
+    "want_shares",
+    "want_masses",
+)
 ROW_OUTPUTS: Final = ("logits", "logprobs", "picked", "picked_logprob", "mass_from", "mass")
 
 
@@ -89,7 +108,12 @@ def engine_graph(
     cell_model, output_model, hidden_size = cell.model, output.model, output.hidden_size
     opset = _opset(cell_model, output_model)
     main = Drawing("engine")
-    _draw_steps(main, cell_model.graph, state, hidden_size)
+    for name in WANTS:
+        main.input(name, "bool", [])
+    body = main.inside("step")
+    _draw_cell(body, cell_model.graph, state, hidden_size)
+    _draw_writing(body, output_model.graph, vocabulary_size)
+    _draw_steps(main, body, state, hidden_size)
     _draw_rows(main, output_model.graph, hidden_size, vocabulary_size)
     for prefix, source in (("cell.", cell_model.graph), ("output.", output_model.graph)):
         for tensor in source.initializer:
@@ -112,32 +136,67 @@ def _opset(*models: Any) -> int:
     return version
 
 
-def _draw_steps(main: Drawing, cell: Any, state: Mapping[str, tuple[int, ...]], hidden_size: int) -> None:
-    """The inputs of the steps, and the Scan over them."""
-    tokens = main.input("tokens", "int64", ["steps", "batch"])
-    starts = [main.input(f"state.{name}", "float32", ["batch", *shape]) for name, shape in state.items()]
-    body = main.inside("step")
+def _draw_cell(body: Drawing, cell: Any, state: Mapping[str, tuple[int, ...]], hidden_size: int) -> None:
+    """A step: the state and the token that are carried, then the step's own token, in; `cell.hidden` and more out."""
     for name, shape in state.items():
         body.input(f"cell.{name}", "float32", ["batch", *shape])
-    body.input("cell.token", "int64", ["batch"])
-    _copy_nodes(cell, body.graph, lambda name: f"cell.{name}")
+    carried = body.input("step.carried", "int64", ["batch"])
+    given = body.input("step.token", "int64", ["batch"])
+    body.input("step.uniform", "float32", ["batch", 1])
+    body.op("Where", body.op("Less", given, body.number(0)), carried, given, outputs=["cell.token"])
+    _copy_nodes(cell, body.graph, "cell.", {})
     for name, shape in state.items():
         body.output(f"cell.next_{name}", "float32", ["batch", *shape])
+    body.output("step.next_carried", "int64", ["batch"])
     body.output("cell.hidden", "float32", ["batch", hidden_size])
     for name, shape in state.items():
         body.output(body.op("Identity", f"cell.next_{name}"), "float32", ["batch", *shape])
-    last = [f"last.{name}" for name in state]
-    main.op(
-        "Scan",
-        *starts,
-        tokens,
-        outputs=[*last, "hidden", *(f"next.{name}" for name in state)],
-        body=body,
-        num_scan_inputs=1,
-    )
+    body.output("step.written", "int64", ["batch", 1])
+    body.output("step.logprob", "float32", ["batch", 1])
+
+
+def _draw_writing(body: Drawing, output: Any, vocabulary_size: int) -> None:
+    """Sample the step's token, where that is wanted, and carry it to the next step."""
+    then, otherwise = body.inside("writing"), body.inside("reading")
+    constants = {tensor.name: f"output.{tensor.name}" for tensor in output.initializer}
+    _copy_nodes(output, then.graph, "write.", {**constants, "hidden": "cell.hidden"})
+    drawn, likeliest = then.inside("drawn"), then.inside("likeliest")
+    choice = Choice("step.uniform", *STEP_INPUTS)
+    drawn.output(draw_sampler(drawn, "write.logprobs", choice, vocabulary_size)[0], "int64", ["batch", 1])
+    likeliest.output(likeliest.op("ArgMax", "write.logprobs", axis=1, keepdims=1), "int64", ["batch", 1])
+    token = then.op("If", "want_drawing", then_branch=drawn, else_branch=likeliest)
+    results = [
+        (then, token, then.op("GatherElements", "write.logprobs", token, axis=1)),
+        (
+            otherwise,
+            otherwise.op("Unsqueeze", "cell.token", otherwise.integers(1)),
+            otherwise.op("Identity", "step.uniform"),
+        ),
+    ]
+    for drawing, written, logprob in results:
+        drawing.output(written, "int64", ["batch", 1])
+        drawing.output(logprob, "float32", ["batch", 1])
+    body.op("If", "want_writing", outputs=["step.written", "step.logprob"], then_branch=then, else_branch=otherwise)
+    body.op("Reshape", "step.written", body.integers(-1), outputs=["step.next_carried"])
+
+
+def _draw_steps(main: Drawing, body: Drawing, state: Mapping[str, tuple[int, ...]], hidden_size: int) -> None:
+    """The Scan of a finished body."""
+    starts = [main.input(f"state.{name}", "float32", ["batch", *shape]) for name, shape in state.items()]
+    carried = main.input("carried", "int64", ["batch"])
+    tokens = main.input("tokens", "int64", ["steps", "batch"])
+    uniforms = main.input("step.uniforms", "float32", ["steps", "batch", 1])
+    for name in STEP_INPUTS:
+        main.input(name, "float32", ["batch", 1])
+    new = [f"next.{name}" for name in state]
+    last = [f"last.{name}" for name in (*state, "carried")]
+    outputs = [*last, "hidden", *new, "written", "written_logprob"]
+    main.op("Scan", *starts, carried, tokens, uniforms, outputs=outputs, body=body, num_scan_inputs=2)
     main.output("hidden", "float32", ["steps", "batch", hidden_size])
-    for name, shape in state.items():
-        main.output(f"next.{name}", "float32", ["steps", "batch", *shape])
+    for name, shape in zip(new, state.values(), strict=True):
+        main.output(name, "float32", ["steps", "batch", *shape])
+    main.output("written", "int64", ["steps", "batch", 1])
+    main.output("written_logprob", "float32", ["steps", "batch", 1])
 
 
 def _draw_rows(main: Drawing, output: Any, hidden_size: int, vocabulary_size: int) -> None:
@@ -146,12 +205,10 @@ def _draw_rows(main: Drawing, output: Any, hidden_size: int, vocabulary_size: in
     main.input("targets", "int64", ["rows", 1])
     for name in ROW_INPUTS:
         main.input(name, "float32", ["rows", 1])
-    for name in WANTS:
-        main.input(name, "bool", [])
     then, otherwise = main.inside("rows"), main.inside("no_rows")
     made = then.op("Reshape", "hidden", then.integers(-1, hidden_size))
     then.op("Gather", then.op("Concat", made, more, axis=0), rows, outputs=["output.hidden"], axis=0)
-    _copy_nodes(output, then.graph, lambda name: f"output.{name}")
+    _copy_nodes(output, then.graph, "output.", {})
     values = ["output.logits", "output.logprobs", *_draw_tokens(then, vocabulary_size)]
     for drawing, sources in ((then, values), (otherwise, [""] * len(values))):
         for name, value in zip(ROW_OUTPUTS, sources, strict=True):
@@ -167,7 +224,8 @@ def _draw_rows(main: Drawing, output: Any, hidden_size: int, vocabulary_size: in
 def _draw_tokens(rows: Drawing, vocabulary_size: int) -> list[str]:
     """`picked`, `picked_logprob` and the sampler's figures."""
     then, otherwise = rows.inside("sampled"), rows.inside("given")
-    picked, *masses = draw_sampler(then, "output.logprobs", vocabulary_size)
+    picked, weights = draw_sampler(then, "output.logprobs", Choice(*ROW_INPUTS), vocabulary_size)
+    masses = draw_masses(then, weights, picked, vocabulary_size)
     token = then.op("Where", then.op("Less", "targets", then.number(0)), picked, "targets")
     given = [otherwise.op("Identity", name) for name in ("targets", "least_shares", "least_shares")]
     for drawing, values in ((then, [token, *masses]), (otherwise, given)):
@@ -179,24 +237,24 @@ def _draw_tokens(rows: Drawing, vocabulary_size: int) -> list[str]:
     return [outputs[0], logprob, *outputs[1:]]
 
 
-def _copy_nodes(source: Any, target: Any, renamed: Callable[[str], str]) -> None:
-    """Append the nodes of a graph, every value under a new name; subgraphs that its nodes hold included."""
+def _copy_nodes(source: Any, target: Any, prefix: str, names: Mapping[str, str]) -> None:
+    """Append the nodes of a graph, every value under its name in `names`, else under its own with a prefix."""
+
+    def renamed(name: str) -> str:
+        return names.get(name, prefix + name) if name else ""
+
     for node in source.node:
         copy = target.node.add()
         copy.CopyFrom(node)
-        copy.input[:] = [renamed(name) if name else "" for name in node.input]
-        copy.output[:] = [renamed(name) if name else "" for name in node.output]
-        for attribute in copy.attribute:
-            if attribute.HasField("g"):
-                _rename(attribute.g, renamed)
+        _rename_node(copy, renamed)
 
 
-def _rename(graph: Any, renamed: Callable[[str], str]) -> None:
-    for node in graph.node:
-        node.input[:] = [renamed(name) if name else "" for name in node.input]
-        node.output[:] = [renamed(name) if name else "" for name in node.output]
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                _rename(attribute.g, renamed)
-    for named in (*graph.initializer, *graph.input, *graph.output):
-        named.name = renamed(named.name)
+def _rename_node(node: Any, renamed: Callable[[str], str]) -> None:
+    node.input[:] = [renamed(name) for name in node.input]
+    node.output[:] = [renamed(name) for name in node.output]
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            for inner in attribute.g.node:
+                _rename_node(inner, renamed)
+            for named in (*attribute.g.initializer, *attribute.g.input, *attribute.g.output):
+                named.name = renamed(named.name)

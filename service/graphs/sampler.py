@@ -6,9 +6,10 @@
     mass_from   with top_p: what all tokens weigh that weigh at least as much as the picked one
     mass        with top_p: what all tokens weigh
 
-The running sum goes over blocks of about sqrt(V) tokens first, then over the tokens of one block. A nucleus needs no
-sorting: a pick belongs to it if less than top_p of the mass lies above it, and where it does not, the caller draws
-again (sampling by rejection, as in FlashInfer's sorting-free kernels, Ye et al. 2025, arXiv 2501.01005).
+The running sum of a large vocabulary goes over blocks of about sqrt(V) tokens first, then over the tokens of one block.
+A nucleus needs no sorting: a pick belongs to it if less than top_p of the mass lies above it, and where it does not,
+the caller draws again (sampling by rejection, as in FlashInfer's sorting-free kernels, Ye et al. 2025, arXiv
+2501.01005).
 
 Every reduction runs over the inner of three axes or as a running sum, for which onnxruntime takes one kernel whatever
 the number of rows: a row's pick does not depend on the rows beside it. What stands in an `If` costs a pass over all
@@ -18,24 +19,40 @@ rows and tokens (a `Where` would cost ten).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from service.graphs.drawing import Drawing
 from service.graphs.onnx_format import FLOAT, INT64
 
-__all__ = ["draw_sampler"]
+__all__ = ["Choice", "draw_masses", "draw_sampler"]
+
+ONE_BLOCK: Final = 512  # tokens whose running sum is quicker than that of blocks
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Names of what decides on a row's token, float32 [rows, 1] each: see engine_graph.py."""
+
+    uniforms: str
+    inverse_temperatures: str
+    least_shares: str
 
 
 class _Blocks:
-    """How a row of the vocabulary is cut: without padding where a divisor lies near the square root."""
+    """How a row of the vocabulary is cut: a small one not at all, others without padding where a divisor is near."""
 
     def __init__(self, vocabulary_size: int) -> None:
+        if vocabulary_size <= ONE_BLOCK:
+            self.count, self.size, self.padding = 1, vocabulary_size, 0
+            return
         root = max(2, round(vocabulary_size**0.5))
         near = sorted(range(max(2, root // 3), 3 * root + 1), key=lambda size: abs(size - root))
         exact = (size for size in near if vocabulary_size % size == 0 and vocabulary_size // size > 1)
         self.size = next(exact, root)
-        self.count = max(2, -(-vocabulary_size // self.size))
+        self.count = -(-vocabulary_size // self.size)
         self.padding = self.count * self.size - vocabulary_size
 
     def of(self, drawing: Drawing, flat: str) -> str:
@@ -52,86 +69,100 @@ class _Blocks:
 
     def mass(self, drawing: Drawing, flat: str) -> str:
         """The sum of each row, [rows, 1]."""
+        if self.count == 1:
+            return self.last(drawing, drawing.op("CumSum", flat, drawing.number(1)), self.size)
         running = drawing.op("CumSum", self.sums(drawing, self.of(drawing, flat)), drawing.number(1))
         return self.last(drawing, running, self.count)
 
 
-def draw_sampler(drawing: Drawing, logprobs: str, vocabulary_size: int) -> tuple[str, str, str]:
-    """Append the sampler; it takes what is left to choose from the graph's own inputs (see engine_graph.py).
+def draw_sampler(drawing: Drawing, logprobs: str, choice: Choice, vocabulary_size: int) -> tuple[str, str]:
+    """Append the sampler.
 
     logprobs  float32 [rows, V]
-    returns   picked int64 [rows, 1]; mass_from and mass float32 [rows, 1]
+    returns   picked int64 [rows, 1], weights float32 [rows, V or, filled up with zeros, a little more]
     """
     cut = _Blocks(vocabulary_size)
 
-    def tempered(branch: Drawing) -> list[str]:
-        return [branch.op("Exp", branch.op("Mul", logprobs, "inverse_temperatures"))]
+    def tempered(branch: Drawing) -> str:
+        return branch.op("Exp", branch.op("Mul", logprobs, choice.inverse_temperatures))
 
-    (weights,) = _either(drawing, "want_tempered", tempered, lambda branch: [branch.op("Exp", logprobs)])
+    def plain(branch: Drawing) -> str:
+        return branch.op("Exp", logprobs)
+
+    weights = _either(drawing, "want_tempered", tempered, plain, ("float32", "width"))
     if cut.padding:
         weights = drawing.op("Pad", weights, drawing.integers(0, 0, 0, cut.padding))
 
-    def shared(branch: Drawing) -> list[str]:
+    def shared(branch: Drawing) -> str:
         largest = branch.op("ReduceMax", weights, branch.integers(1), keepdims=1)
-        return _pick(branch, _at_least(branch, weights, branch.op("Mul", largest, "least_shares")), cut)
+        least = branch.op("Mul", largest, choice.least_shares)
+        return _pick(branch, _at_least(branch, weights, least), choice.uniforms, cut)
 
-    (picked,) = _either(drawing, "want_shares", shared, lambda branch: _pick(branch, weights, cut))
+    def whole(branch: Drawing) -> str:
+        return _pick(branch, weights, choice.uniforms, cut)
 
-    def nucleus(branch: Drawing) -> list[str]:
+    return _either(drawing, "want_shares", shared, whole, ("int64", 1)), weights
+
+
+def draw_masses(drawing: Drawing, weights: str, picked: str, vocabulary_size: int) -> list[str]:
+    """Append what decides on a nucleus: mass_from and mass, float32 [rows, 1] each; anything where it is not wanted."""
+    cut = _Blocks(vocabulary_size)
+
+    def masses(branch: Drawing) -> str:
         weight = branch.op("GatherElements", weights, picked, axis=1)
-        return [cut.mass(branch, _at_least(branch, weights, weight)), cut.mass(branch, weights)]
+        both = [cut.mass(branch, _at_least(branch, weights, weight)), cut.mass(branch, weights)]
+        return branch.op("Concat", *both, axis=1)
 
-    def unasked(branch: Drawing) -> list[str]:
-        return [branch.op("Identity", "least_shares"), branch.op("Identity", "least_shares")]
+    def nothing(branch: Drawing) -> str:
+        return branch.op("Cast", branch.op("Concat", picked, picked, axis=1), to=FLOAT)
 
-    mass_from, mass = _either(drawing, "want_masses", nucleus, unasked)
-    return picked, mass_from, mass
+    both = _either(drawing, "want_masses", masses, nothing, ("float32", 2))
+    return [drawing.op("Gather", both, drawing.integers(column), axis=1) for column in (0, 1)]
 
 
 def _either(
     drawing: Drawing,
     condition: str,
-    then: Callable[[Drawing], list[str]],
-    otherwise: Callable[[Drawing], list[str]],
-) -> list[str]:
-    """Append an If whose branches give the same values, float32 but for a single picked token."""
+    then: Callable[[Drawing], str],
+    otherwise: Callable[[Drawing], str],
+    result: tuple[str, int | str],
+) -> str:
+    """Append an If; `result` is the type and the width of what comes out, [rows, width]."""
     branches = []
     for name, draw in (("then", then), ("else", otherwise)):
         branch = drawing.inside(f"{condition}.{name}")
-        results = draw(branch)
-        for result in results:
-            is_token = condition == "want_shares"
-            width: int | str = "width" if condition == "want_tempered" else 1
-            branch.output(result, "int64" if is_token else "float32", ["rows", width])
+        branch.output(draw(branch), result[0], ["rows", result[1]])
         branches.append(branch)
-    outputs = [f"{drawing.name}.{condition}.{number}" for number in range(len(results))]
-    drawing.op("If", condition, outputs=outputs, then_branch=branches[0], else_branch=branches[1])
-    return outputs
+    return drawing.op("If", condition, then_branch=branches[0], else_branch=branches[1])
 
 
-def _pick(drawing: Drawing, weights: str, cut: _Blocks) -> list[str]:
+def _pick(drawing: Drawing, weights: str, uniforms: str, cut: _Blocks) -> str:
     """The token at which the running sum passes uniform * total, int64 [rows, 1]."""
-    zero = drawing.constant(np.array(0, np.float32))
+    if cut.count == 1:
+        running = drawing.op("CumSum", weights, drawing.number(1))
+        threshold = drawing.op("Mul", cut.last(drawing, running, cut.size), uniforms)
+        return _first_past(drawing, running, threshold)
     blocks = cut.of(drawing, weights)
     sums = cut.sums(drawing, blocks)
     running = drawing.op("CumSum", sums, drawing.number(1))
-    total = cut.last(drawing, running, cut.count)
-    threshold = drawing.op("Mul", total, "uniforms")
-    block = _first_past(drawing, running, threshold, total)
+    threshold = drawing.op("Mul", cut.last(drawing, running, cut.count), uniforms)
+    block = _first_past(drawing, running, threshold)
     before = drawing.op("GatherElements", drawing.op("Sub", running, sums), block, axis=1)
     inside = drawing.op("CumSum", drawing.op("GatherND", blocks, block, batch_dims=1), drawing.number(1))
-    rest = drawing.op("Max", drawing.op("Sub", threshold, before), zero)
-    place = _first_past(drawing, inside, rest, cut.last(drawing, inside, cut.size))
-    return [drawing.op("Add", drawing.op("Mul", block, drawing.number(cut.size)), place)]
+    # Both sums of a block are rounded: what is left to pass may be a little below 0 or above what the block weighs.
+    rest = drawing.op("Max", drawing.op("Sub", threshold, before), drawing.constant(np.array(0, np.float32)))
+    last = drawing.op("Less", inside, cut.last(drawing, inside, cut.size))
+    place = drawing.op("Min", _first_past(drawing, inside, rest), _count(drawing, last))
+    return drawing.op("Add", drawing.op("Mul", block, drawing.number(cut.size)), place)
 
 
-def _first_past(drawing: Drawing, running: str, threshold: str, last: str) -> str:
-    """Where `running` [rows, n] first passes `threshold`, at most where it reaches `last`; int64 [rows, 1]."""
-    places = []
-    for passed in (drawing.op("LessOrEqual", running, threshold), drawing.op("Less", running, last)):
-        counted = drawing.op("Cast", passed, to=INT64)
-        places.append(drawing.op("ReduceSum", counted, drawing.integers(1), keepdims=1))
-    return drawing.op("Min", *places)
+def _first_past(drawing: Drawing, running: str, threshold: str) -> str:
+    """Where `running` [rows, n] first passes `threshold`, int64 [rows, 1]."""
+    return _count(drawing, drawing.op("LessOrEqual", running, threshold))
+
+
+def _count(drawing: Drawing, mask: str) -> str:
+    return drawing.op("ReduceSum", drawing.op("Cast", mask, to=INT64), drawing.integers(1), keepdims=1)
 
 
 def _at_least(drawing: Drawing, weights: str, least: str) -> str:
