@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
@@ -13,6 +14,9 @@ from service.engine.runner import Floats
 from service.engine.sampling import forked
 from service.engine.scheduler import Request
 from service.engine.sequence import Sequence, StateRow
+from service.errors import EngineFailed
+
+log = logging.getLogger(__name__)
 
 
 def begin_beams(root: Sequence, rows: StateRow, logprobs: Floats, outcome: Outcome) -> None:
@@ -38,9 +42,15 @@ def advance_beams(
     """
     request = parents[0].request
     search = _search(request)
-    going = search.advance(logprobs)
-    outcome.sampled += len(going)
     outcome.news.add(request.handle)
+    try:
+        going = search.advance(logprobs)
+    except Exception as error:  # a caller's matcher must not hurt other requests
+        log.exception("a stop matcher failed")
+        _fail(request, EngineFailed(f"the stop matcher failed: {type(error).__name__}"))
+        outcome.ended.append(parents[0])
+        return []
+    outcome.sampled += len(going)
     for parent, hypothesis in search.just_finished:
         hypothesis.state = _state(parents[parent], hypothesis.token_ids, copy_state(parent))
     if not going:
@@ -64,6 +74,14 @@ def finish_beams(request: Request, unfinished: Finish) -> None:
         if (state := hypothesis.state) is not None:
             sample.state = replace(state, lineage=forked(state.lineage, state.position, rank))
         sample.finish = hypothesis.finish  # last: who sees it sees all the rest
+
+
+def _fail(request: Request, failure: EngineFailed) -> None:
+    handle = request.handle
+    assert isinstance(handle, Generation)
+    handle.failure = failure
+    for sample in handle.samples:
+        sample.finish = Finish.FAILED
 
 
 def _search(request: Request) -> BeamSearch:
