@@ -1,0 +1,51 @@
+"""State tokens under real gunicorn: which workers and hosts take them, and that the key stays where it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.service.running import Server, running_server
+
+NO_END = {"logit_bias": {"0": -100}}
+
+
+def test_a_state_is_good_on_every_worker_and_every_host_with_the_key(bundles: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"bundles": bundles, "default_model": "flat", "state_key": "k" * 40}
+    request: dict[str, Any] = {"max_tokens": 10, "return_state": True, **NO_END}
+    with running_server(tmp_path, workers=2, **settings) as server, running_server(tmp_path, **settings) as other:
+        whole = server.post("/generate", seed=5, max_tokens=20, **NO_END).json()["choices"][0]["text"]
+        first = server.post("/generate", seed=5, **request).json()["choices"][0]
+        for host in (server, other):
+            for _ in range(8):
+                rest = _on_a_new_connection(host, {"state": first["state"], **request})
+                assert first["text"] + rest["choices"][0]["text"] == whole
+
+
+def test_the_workers_of_a_host_agree_without_a_key_until_it_starts_anew(bundles: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"bundles": bundles, "default_model": "flat", "workers": 2}
+    with running_server(tmp_path, **settings) as server:
+        state = server.post("/generate", return_state=True).json()["choices"][0]["state"]
+        for _ in range(8):
+            assert _on_a_new_connection(server, {"state": state})["choices"]
+    with running_server(tmp_path, **settings) as server:
+        message = _on_a_new_connection(server, {"state": state})["error"]["message"]
+        assert "MEARI_STATE_KEY" in message
+
+
+def _on_a_new_connection(server: Server, body: dict[str, Any]) -> Any:
+    """The kernel picks the worker anew for each connection."""
+    return server.client.post("/generate", json=body, headers={"Connection": "close"}).json()
+
+
+def test_the_key_is_in_no_answer_and_no_log(bundles: Path, tmp_path: Path) -> None:
+    key = "q7" * 20
+    with running_server(tmp_path, bundles=bundles, default_model="flat", state_key=key, log_level="debug") as server:
+        answers = [
+            server.post("/generate", return_state=True).text,
+            server.post("/generate", state="abc").text,
+            json.dumps(server.client.get("/models").json()),
+            server.client.get("/metrics").text,
+        ]
+        assert not any(key in answer for answer in [*answers, server.log])
