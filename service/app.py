@@ -23,6 +23,7 @@ from service.process.runtime import marks_folder, metrics_folder
 from service.registry import Registry
 from service.requests.admission import Admission
 from service.requests.keys import check_key
+from service.requests.overload import OverloadGate
 from service.requests.schema import Schemas
 from service.routes.exchange import Exchange, current_exchange
 from service.routes.generate import generate_blueprint
@@ -72,11 +73,14 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 def _service(settings: Settings) -> Service:
     shared = settings.runtime_folder
+    registry = Registry(settings, ReadyMarks(marks_folder(shared) if shared else None, settings.workers))
     return Service(
         settings=settings,
         schemas=Schemas(settings),
-        registry=Registry(settings, ReadyMarks(marks_folder(shared) if shared else None, settings.workers)),
-        admission=Admission(settings.max_requests, settings.max_inflight_bytes),
+        registry=registry,
+        admission=Admission(
+            settings.max_requests, settings.max_inflight_bytes, OverloadGate(settings.max_slots), registry.knee
+        ),
         metrics=Metrics(metrics_folder(shared) if shared else None),
         drain=Drain(settings.drain_seconds, settings.graceful_timeout_seconds),
         disconnects=Disconnects(),

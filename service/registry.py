@@ -108,6 +108,10 @@ class Registry:
         """The models that have been loaded so far."""
         return list(self._models.values())
 
+    def knee(self) -> int:
+        """Requests that keep the engines of this worker at their best; more make each of them wait longer."""
+        return max((model.engine.limits.max_slots // 4 for model in self.loaded()), default=1) or 1
+
     @property
     def default(self) -> str:
         """The name of the model that a request means when it names none.

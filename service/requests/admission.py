@@ -7,18 +7,22 @@ models.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from service.errors import Overloaded, TooLarge
+from service.requests.overload import OverloadGate
 
 __all__ = ["Admission", "Ticket"]
 
 
 class Admission:
-    """The bounds of one worker; safe from any thread."""
+    """The bounds of one worker; safe from any thread. `knee` says how many requests keep the engine at its best."""
 
-    def __init__(self, max_requests: int, max_bytes: int) -> None:
+    def __init__(self, max_requests: int, max_bytes: int, gate: OverloadGate, knee: Callable[[], int]) -> None:
         self._max_requests = max_requests
         self._max_bytes = max_bytes
+        self._gate = gate
+        self._knee = knee
         self._lock = threading.Lock()
         self._requests = 0
         self._bytes = 0
@@ -36,6 +40,10 @@ class Admission:
     def enter(self) -> Ticket:
         """Admit a request; its ticket must be released. Raises Overloaded."""
         with self._lock:
+            if not self._gate.admits(self._requests, self._knee()):
+                error = Overloaded("more is asked of the service than it can do; try again")
+                error.retry_after_seconds = self._gate.retry_after_seconds()
+                raise error
             if self._requests >= self._max_requests:
                 raise Overloaded(
                     f"{self._requests} requests are being handled, at most {self._max_requests} may; try again"
@@ -57,11 +65,12 @@ class Admission:
                 )
             self._bytes += count
 
-    def give_back(self, requests: int, count: int) -> None:
+    def give_back(self, count: int) -> None:
         """The counterpart of `enter` and `take`, called by tickets."""
         with self._lock:
-            self._requests -= requests
+            self._requests -= 1
             self._bytes -= count
+            self._gate.note_left()
 
 
 class Ticket:
@@ -81,4 +90,4 @@ class Ticket:
         """Give everything back."""
         admission, self._admission = self._admission, None
         if admission is not None:
-            admission.give_back(1, self._bytes)
+            admission.give_back(self._bytes)

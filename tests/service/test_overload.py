@@ -1,0 +1,163 @@
+"""Overload is told from clients that wait for their answers and from bursts, by the clock of the test."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+import pytest
+
+from service.errors import Overloaded
+from service.requests.admission import Admission, Ticket
+from service.requests.overload import OverloadGate
+
+FREE, KNEE = 64, 16
+SECONDS_ALONE, SECONDS_MORE = 0.0084, 0.01  # of a request, and more for each inside: at the knee 95 % of the most
+
+
+class Clock:
+    """Stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Worker:
+    """A worker under a gate: the requests inside share what it can do in a second."""
+
+    def __init__(self, max_requests: int = 192) -> None:
+        self.clock = Clock()
+        self.gate = OverloadGate(FREE, self.clock)
+        self.admission = Admission(max_requests, 1000, self.gate, lambda: KNEE)
+        self.inside: deque[tuple[float, float, Ticket]] = deque()  # work at which it ends, arrival, ticket
+        self._work = 0.0  # done for each request that was inside all the time
+        self.retry_after_seconds: int | None = None
+        self.seconds: list[float] = []
+        self.num_refused = 0
+        self.most_inside = 0
+
+    def arrive(self, at: float) -> None:
+        self.advance(at)
+        try:
+            ticket = self.admission.enter()
+        except Overloaded as refusal:
+            self.num_refused += 1
+            self.retry_after_seconds = refusal.retry_after_seconds
+            return
+        self.inside.append((self._work + 1.0, at, ticket))
+        self.most_inside = max(self.most_inside, len(self.inside))
+
+    def advance(self, to: float) -> int:
+        """Let time pass; returns how many requests have ended."""
+        ended = 0
+        while self.inside:
+            rate = 1.0 / (SECONDS_ALONE + SECONDS_MORE * len(self.inside))
+            end = self.clock.now + (self.inside[0][0] - self._work) / rate
+            if end > to:
+                self._work += (to - self.clock.now) * rate
+                break
+            self._work = self.inside[0][0]
+            self.clock.now = end
+            _, arrived, ticket = self.inside.popleft()
+            ticket.release()
+            self.seconds.append(end - arrived)
+            ended += 1
+        self.clock.now = to
+        return ended
+
+
+def offer(worker: Worker, rate: float, seconds: float, seed: int = 1) -> int:
+    """Arrivals that wait for nobody; returns how many."""
+    generator, at, count = random.Random(seed), worker.clock.now, 0
+    until = at + seconds
+    while (at := at + generator.expovariate(rate)) < until:
+        worker.arrive(at)
+        count += 1
+    worker.advance(until)
+    return count
+
+
+def closed_loop(worker: Worker, num_clients: int, seconds: float) -> None:
+    """Clients that ask again when they have their answer."""
+    start = worker.clock.now
+    for client in range(num_clients):
+        worker.arrive(start + client * 0.001)
+    while worker.clock.now < start + seconds:
+        for _ in range(worker.advance(worker.clock.now + 0.002)):
+            worker.arrive(worker.clock.now)
+
+
+def p95(seconds: list[float]) -> float:
+    return sorted(seconds)[int(0.95 * len(seconds))]
+
+
+CAPACITY = KNEE / (SECONDS_ALONE + SECONDS_MORE * KNEE)
+
+
+@pytest.mark.parametrize("num_clients", [16, 64])
+def test_clients_that_wait_for_their_answers_are_never_refused(num_clients: int) -> None:
+    worker = Worker()
+    closed_loop(worker, num_clients, 10.0)
+    assert worker.num_refused == 0
+    assert len(worker.seconds) > 500
+
+
+@pytest.mark.parametrize("size", [64, 150])
+def test_a_burst_is_not_refused(size: int) -> None:
+    worker = Worker()
+    for number in range(size):
+        worker.arrive(100.0 + number * 0.0005)
+    worker.advance(110.0)
+    assert worker.num_refused == 0
+    assert len(worker.seconds) == size
+
+
+def test_below_capacity_nothing_is_refused() -> None:
+    worker = Worker()
+    offer(worker, 0.8 * CAPACITY, 60.0)
+    assert worker.num_refused == 0
+
+
+def test_twice_the_capacity_is_halved_and_what_is_let_in_is_answered_soon() -> None:
+    busy, flooded = Worker(), Worker()
+    offer(busy, 0.8 * CAPACITY, 60.0)
+    offer(flooded, 2 * CAPACITY, 60.0)
+    assert len(flooded.seconds) >= 0.95 * CAPACITY * 60.0
+    assert p95(flooded.seconds) <= 2 * p95(busy.seconds)
+    assert flooded.most_inside <= FREE + 1
+
+
+def test_a_gate_that_limits_keeps_the_engine_at_its_knee() -> None:
+    worker = Worker()
+    offer(worker, 2 * CAPACITY, 10.0)
+    assert worker.gate.is_limiting
+    assert len(worker.inside) <= KNEE
+
+
+def test_when_overload_is_over_all_are_let_in_again() -> None:
+    worker = Worker()
+    offer(worker, 3 * CAPACITY, 10.0)
+    offer(worker, 0.5 * CAPACITY, 5.0)
+    assert not worker.gate.is_limiting
+    before = worker.num_refused
+    closed_loop(worker, 64, 5.0)
+    assert worker.num_refused == before
+
+
+def test_who_is_refused_is_told_to_come_back_later_the_more_is_asked() -> None:
+    waits = []
+    for load in (1.5, 5.0):
+        worker = Worker()
+        offer(worker, load * CAPACITY, 10.0)
+        waits.append(worker.retry_after_seconds)
+    assert waits in ([2, 5], [2, 6])
+
+
+def test_past_its_bound_the_worker_refuses_a_burst_too() -> None:
+    worker = Worker(max_requests=100)
+    for number in range(150):
+        worker.arrive(100.0 + number * 1e-6)
+    assert (len(worker.inside), worker.num_refused) == (100, 50)
