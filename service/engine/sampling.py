@@ -58,7 +58,7 @@ class Sampler:
         self.settings = settings
         self.lineage = forked(settings.lineage, position, index)
         self._position = position
-        self._drawn: list[float] = []
+        self._drawn: list[float] = []  # the next numbers, the first one last
         self._bits = np.random.PCG64(np.random.SeedSequence(settings.seed, spawn_key=self.lineage))
         self._bits.advance(position)
         self._random = np.random.Generator(self._bits)
@@ -78,6 +78,15 @@ class Sampler:
             self._drawn = self._random.random(NUM_DRAWN)[::-1].tolist()
         self._position += 1
         return self._drawn.pop()
+
+    def uniforms(self, count: int) -> list[float]:
+        """The numbers of the next `count` tokens."""
+        while len(self._drawn) < count:
+            self._drawn = self._random.random(NUM_DRAWN)[::-1].tolist() + self._drawn
+        self._position += count
+        taken = self._drawn[-count:]
+        del self._drawn[-count:]
+        return taken[::-1]
 
     def saw(self, token: int) -> None:
         """Count a token as seen."""
@@ -186,7 +195,7 @@ class Draws:
         """How the next `steps` tokens of every row are taken."""
         uniforms = np.zeros((steps, len(self._samplers), 1), np.float32)
         if not self._is_greedy:
-            drawn = np.array([[s.uniform() for _ in range(steps)] for s in self._drawing], np.float32)
+            drawn = np.array([sampler.uniforms(steps) for sampler in self._drawing], np.float32)
             uniforms[:, :, 0] = np.minimum(drawn, BELOW_ONE).T
         return Written(uniforms, self._inverse, self._shares, not self._is_greedy, self._tempered, self._shared)
 

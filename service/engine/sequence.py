@@ -80,6 +80,14 @@ class Continuation:
         """How many tokens may still be sampled."""
         return self.max_tokens - len(self.sample.token_ids)
 
+    def take_all(self, tokens: list[int], logprobs: list[float], end_id: int) -> bool:
+        """Add several tokens if none of them can be the last one; False when that has to be looked at one by one."""
+        if self.stop is not None or self.num_left <= len(tokens) or end_id in tokens:
+            return False
+        self.sample.logprobs.extend(logprobs)
+        self.sample.token_ids.extend(tokens)
+        return True
+
     def take(self, token: int, logprob: float, end_id: int) -> Finish | None:
         """Add a sampled token; returns why the sample is over, if it is."""
         sample = self.sample

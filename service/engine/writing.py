@@ -90,20 +90,37 @@ class Writing:
         outcome = Outcome(steps * len(batch), steps * len(batch))
         keep = []
         columns = zip(ran.picked.T.tolist(), on_grid(ran.picked_logprobs).T.tolist(), strict=True)
-        for row, (sequence, written) in enumerate(zip(batch.sequences, columns, strict=True)):
-            for step, (token, value) in enumerate(zip(*written, strict=True)):
-                sequence.fed += 1
-                if take(sequence, token, value, end_id, partial(row_after, ran, step, row)):
-                    outcome.sampled += step + 1
-                    outcome.ended.append(sequence)
-                    break
-            else:
+        for row, (sequence, (written, values)) in enumerate(zip(batch.sequences, columns, strict=True)):
+            outcome.news.add(sequence.request.handle)
+            continuation = sequence.continuation
+            assert continuation is not None
+            if continuation.take_all(written, values, end_id):
+                sequence.next_token = written[-1]
+                sequence.fed += steps
                 outcome.sampled += steps
                 keep.append(row)
-            outcome.news.add(sequence.request.handle)
+            elif self._take_each(sequence, written, values, partial(row_after, ran, row=row), outcome):
+                keep.append(row)
         batch.states = {name: values[-1] for name, values in ran.states.items()}
         batch.keep(keep)
         return outcome
+
+    def _take_each(
+        self,
+        sequence: Sequence,
+        tokens: list[int],
+        values: list[float],
+        state_after: Callable[[int], StateRow],
+        outcome: Outcome,
+    ) -> bool:
+        """Add one token after another; False when one of them was the last."""
+        for step, (token, value) in enumerate(zip(tokens, values, strict=True)):
+            sequence.fed += 1
+            outcome.sampled += 1
+            if take(sequence, token, value, self._runner.end_id, partial(state_after, step)):
+                outcome.ended.append(sequence)
+                return False
+        return True
 
     def _prepare(self, sequences: list[Sequence], newcomers: list[Sequence]) -> None:
         everyone = [*sequences, *newcomers]
