@@ -43,12 +43,21 @@ def test_curl_line_is_answered(server: Server, command: str) -> None:
 
 
 def test_python_example_prints_two_scores(server: Server) -> None:
-    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    first, second = json.loads(_output(server, "def score("))
+    assert first > second
+
+
+def test_python_example_joins_the_parts_of_a_text(server: Server) -> None:
+    assert _output(server, "return_state=True") == "True\n"
+
+
+def _output(server: Server, phrase: str) -> str:
+    """What the Python example with that phrase prints."""
+    [code] = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if phrase in code]
     code = code.replace("localhost:8000", f"127.0.0.1:{server.port}")
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    first, second = json.loads(done.stdout)
-    assert first > second
+    return done.stdout
 
 
 def test_config_example_is_a_config(tmp_path: Path) -> None:
