@@ -7,7 +7,7 @@ from flask import Blueprint, Response
 from service.registry import Model
 from service.routes.exchange import json_response
 from service.service import Service
-from service.settings import Settings
+from service.state_tokens import StateTokens
 
 __all__ = ["models_blueprint"]
 
@@ -18,19 +18,19 @@ def models_blueprint(service: Service) -> Blueprint:
 
     @blueprint.get("/models")
     def models() -> Response:
-        descriptions = [describe_model(model, service.settings) for model in service.registry.all()]
+        descriptions = [describe_model(model, service) for model in service.registry.all()]
         return json_response({"models": descriptions, "default": service.registry.default})
 
     @blueprint.get("/models/<name>")
     def model(name: str) -> Response:
-        return json_response(describe_model(service.registry.get(name), service.settings))
+        return json_response(describe_model(service.registry.get(name), service))
 
     return blueprint
 
 
-def describe_model(model: Model, settings: Settings) -> dict[str, object]:
+def describe_model(model: Model, service: Service) -> dict[str, object]:
     """What a caller may want to know of a model before asking it anything."""
-    manifest, limits = model.bundle.manifest, model.engine.limits
+    settings, manifest, limits = service.settings, model.bundle.manifest, model.engine.limits
     return {
         "name": model.name,
         "family": manifest.family,
@@ -56,6 +56,7 @@ def describe_model(model: Model, settings: Settings) -> dict[str, object]:
             "max_text_chars": settings.max_text_chars,
             "max_body_bytes": settings.max_body_bytes,
             "max_timeout_seconds": settings.max_timeout_seconds,
+            "max_state_chars": StateTokens.of(model.bundle, service.state_keys).max_chars,
             "max_top_k": model.tokenizer.vocabulary.size,
             "max_slots": limits.max_slots,
             "max_waiting": limits.max_waiting,

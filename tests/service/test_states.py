@@ -222,6 +222,13 @@ def test_only_what_was_asked_for_is_there(client: FlaskClient) -> None:
     assert isinstance(post(client, "/generate", max_tokens=1, return_state=True)["choices"][0]["state"], str)
 
 
+def test_no_state_is_longer_than_the_model_says(released: FlaskClient) -> None:
+    for model in RELEASED:
+        limit = released.get(f"/models/{model}").get_json()["limits"]["max_state_chars"]
+        request: dict[str, Any] = {"model": model, "text": "".join(map(chr, range(32, 2000))), "return_state": True}
+        assert 0.5 * limit < len(post(released, "/score", **request)["results"][0]["state"]) <= limit
+
+
 @pytest.mark.parametrize("path", ["/generate", "/score"])
 def test_a_foreign_or_forged_state_is_refused_by_name(client: FlaskClient, bundles: Path, path: str) -> None:
     body: dict[str, Any] = {"text": "a"} if path == "/score" else {}
