@@ -19,8 +19,12 @@ from pathlib import Path
 
 from loadtests.peers.benchmark import Benchmark, granted_cpus, say
 from loadtests.peers.machine import describe
+from loadtests.peers.page import write_page
 from loadtests.peers.plan import RANDOM, RELEASED, SERVERS, Plan, full_plan, quick_plan
+from loadtests.peers.probes import Probes
 from loadtests.peers.results import Results
+from loadtests.peers.tables import targets_table
+from loadtests.peers.targets import target_rows
 
 WORK = Path("build/bench")
 RELEASES = Path("bundles")
@@ -35,13 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     benchmark = Benchmark(plan, results, bundle_of, WORK, granted_cpus(), begin + plan.budget_seconds)
+    probes = Probes(plan, bundle_of, RELEASES, WORK, benchmark.num_cpus)
     try:
         benchmark.run()
+        benchmark.probe(probes, [name for name in probes.by_name() if _is_wanted(name, options)])
     finally:
         results.about["minutes"] = round((time.monotonic() - begin) / 60, 1)
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "results.json").write_text(results.to_json(), "utf-8")
-        say(f"{results.about['minutes']} minutes; figures in {options.output}")
+        write_page(results, options.output)
+        say(targets_table(target_rows(results)))
+        say(f"{results.about['minutes']} minutes; the page is {options.output / 'README.md'}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -68,6 +74,10 @@ def chosen(plan: Plan, servers: Sequence[str], models: Sequence[str] | None) -> 
         if models is None or turn.model in models
     )
     return dataclasses.replace(plan, rounds=rounds)
+
+
+def _is_wanted(probe: str, options: argparse.Namespace) -> bool:
+    return ("kenlm" if probe == "kenlm" else "probes") in options.only
 
 
 def bundle_of(name: str) -> Path:

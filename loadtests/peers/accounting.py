@@ -38,6 +38,11 @@ def usage(pid: int, mark: str, *, memory: bool = True) -> Usage:
     return Usage(ticks / TICKS, megabytes, len(found))
 
 
+def memory_by_process(pid: int, mark: str) -> dict[int, float]:
+    """PSS of each of a server's processes, in MB."""
+    return {process: _pss_mb(process) for process in processes_of(pid, mark)}
+
+
 def processes_of(pid: int, mark: str) -> set[int]:
     """The ids of a server's processes."""
     everything = _all_processes()

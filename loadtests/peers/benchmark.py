@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loadtests.peers.answers import read_answers
 from loadtests.peers.driver import Address, drive_closed, drive_open
 from loadtests.peers.neighbours import NEIGHBOURS, Neighbour, Served
 from loadtests.peers.plan import CAPACITY, INSIDE, SCORING, Kind, Load, Plan, Round
+from loadtests.peers.probes import Probes
 from loadtests.peers.processes import Running, StartFailed, free_port, last_lines, serving
 from loadtests.peers.programs import ProgramFailed, run_together
 from loadtests.peers.requests import Requests
@@ -49,6 +51,10 @@ class Benchmark:
                 continue
             for server in turn.servers:
                 self._measure(server, turn, place)
+        try:
+            self.peak()
+        except ProgramFailed as error:
+            self.results.failures["peak"] = str(error)
 
     def _measure(self, server: str, turn: Round, place: Path) -> None:
         key = f"{server} / {turn.model}"
@@ -61,6 +67,31 @@ class Benchmark:
         except (ProgramFailed, StartFailed) as error:
             self.results.failures[key] = str(error)
             say(f"  failed: {str(error).splitlines()[0]}")
+
+    def peak(self) -> None:
+        """The machine's peak at matrix products, beside what each bundle's graphs ask for."""
+        ((found,),) = run_together("gemm", [str(self.plan.raw_seconds)], num_processes=1, num_results=1, timeout=60)
+        models = dict.fromkeys(inside.model for inside in self.results.inside if inside.what == "raw")
+        found["operations_per_token"] = {model: self._operations(model) for model in models}
+        self.results.probes["peak"] = found
+        say(f"peak: {in_short(found)}")
+
+    def _operations(self, model: str) -> int:
+        ((found,),) = run_together("operations", [str(self.bundle(model))], num_processes=1, num_results=1, timeout=60)
+        return int(found["operations_per_token"])
+
+    def probe(self, probes: Probes, names: Sequence[str]) -> None:
+        """Run the small measurements."""
+        for name in names:
+            if time.monotonic() > self.deadline:
+                self.results.failures[name] = OUT_OF_TIME
+                continue
+            try:
+                self.results.probes[name] = probes.by_name()[name]()
+                say(f"{name}: {in_short(self.results.probes[name])}")
+            except Exception as error:  # noqa: BLE001 (one probe must not keep the others from running)
+                self.results.failures[name] = f"{type(error).__name__}: {error}"
+                say(f"{name}: failed: {self.results.failures[name][:300]}")
 
     # ---- in process ----
 
@@ -153,6 +184,11 @@ class Benchmark:
             edge=running.usage,
         )
         return summarise(server.name, model, load, driven, read_answers(driven.exchanges), rate)
+
+
+def in_short(figures: dict[str, Any]) -> str:
+    """For the terminal."""
+    return ", ".join(f"{key} {value}" for key, value in figures.items() if not isinstance(value, list))
 
 
 def in_a_line(measured: Measurement) -> str:

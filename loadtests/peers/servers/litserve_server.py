@@ -1,9 +1,9 @@
 """LitServe with its continuous batching: a loop of its own, `stream=True`, one step for all active sequences.
 
-Tuned by its documentation: one worker a CPU (`workers_per_device`), as many API servers, `fast_queue`. Two things of the
-stock loop are changed, both to its advantage: requests that wait are taken between two steps, where the stock one gives
-a thread up to a second to fetch each; and it sleeps a millisecond while there is nothing to do, where the stock one
-spins.
+Tuned by its documentation: one worker a CPU (`workers_per_device`), as many API servers, `fast_queue`. Two things of
+the stock loop are changed, both to its advantage: requests that wait are taken between two steps, where the stock one
+gives a thread up to a second to fetch each; and it sleeps a millisecond while there is nothing to do, where the stock
+one spins.
 """
 
 import asyncio
