@@ -51,7 +51,7 @@ def advance_beams(
         outcome.ended.append(parents[0])
         return []
     outcome.sampled += len(going)
-    for parent, hypothesis in search.just_finished:
+    for parent, hypothesis in search.just_finished if request.want_state else ():
         hypothesis.state = _state(parents[parent], hypothesis.token_ids, copy_state(parent))
     if not going:
         finish_beams(request, Finish.LENGTH)
@@ -60,6 +60,12 @@ def advance_beams(
     for parent, token in going:
         rows.append((parent, replace(parents[parent], next_token=token, state=None, hidden=None)))
     return rows
+
+
+def note_live_states(request: Request, stands: SequenceOf[tuple[Sequence, Callable[[], StateRow]]]) -> None:
+    """Let the live hypotheses have the states where they stand: each has a row, and the state before its last token."""
+    for hypothesis, (sequence, copy_rows) in zip(_search(request).live, stands, strict=False):
+        hypothesis.state = _state(sequence, hypothesis.token_ids, copy_rows())
 
 
 def finish_beams(request: Request, unfinished: Finish) -> None:

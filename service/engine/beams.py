@@ -115,6 +115,11 @@ class BeamSearch:
         self._finished: list[Hypothesis] = []  # at most num_results, best first
         self.just_finished: list[tuple[int, Hypothesis]] = []  # by the last `advance`: (parent row, hypothesis)
 
+    @property
+    def live(self) -> list[Hypothesis]:
+        """Those that go on, in the order of their rows."""
+        return self._live
+
     def advance(self, logprobs: Floats32) -> list[tuple[int, int]]:
         """Take the next token of every live hypothesis.
 

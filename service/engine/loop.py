@@ -97,7 +97,7 @@ class Engine:
     def generate(self, call: GenerateCall, reservation: Reservation) -> Generation:
         """Queue a continuation. Raises NotReady when the engine has ended meanwhile."""
         handle = Generation(call)
-        request = Request(next(self._numbers), handle, call.num_samples, call.num_samples, samples=True)
+        request = Request(next(self._numbers), handle, call.num_samples, call.num_samples, True, call.want_state)
         if call.num_beams > 1:
             request.num_rows, request.num_live = call.num_beams, 1
             request.beams = BeamSearch(

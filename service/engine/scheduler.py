@@ -43,6 +43,7 @@ class Request:
     num_rows: int = 1  # sequences that may want a row at the same time
     num_live: int = 0  # sequences that have not ended yet, forks to come included
     samples: bool = False  # a generation; else a scoring
+    want_state: bool = False  # at the end of each sample
     root: Sequence | None = None
     beams: BeamSearch | None = None
     waiting: bool = True  # in the queue

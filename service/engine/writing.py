@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from service.engine.batch import Batch
-from service.engine.beaming import advance_beams, begin_beams
+from service.engine.beaming import advance_beams, begin_beams, note_live_states
 from service.engine.calls import Handle
 from service.engine.outcome import Outcome, note_alternatives, note_state, take
 from service.engine.runner import Asked, Floats, Ran, Runner, States
@@ -48,12 +48,16 @@ class Writing:
 
     def note_states(self, request: Request) -> None:
         """Let the samples of a request that is ended before its time have the states where they stand."""
-        for row, sequence in enumerate(self.batch.sequences):
-            if sequence.request is request:
-                note_state(sequence, partial(self.batch.copy_row, row))
-        for sequence in self.joining:
-            if sequence.request is request:
-                note_state(sequence, partial(_rows, sequence))
+        if not request.want_state:
+            return
+        stands = [(s, partial(self.batch.copy_row, row)) for row, s in enumerate(self.batch.sequences)]
+        stands += [(sequence, partial(_rows, sequence)) for sequence in self.joining]
+        own = [(sequence, copy_rows) for sequence, copy_rows in stands if sequence.request is request]
+        if request.beams is not None:
+            note_live_states(request, own)
+            return
+        for sequence, copy_rows in own:
+            note_state(sequence, copy_rows)
 
     def __call__(self, most_steps: int) -> Outcome:
         """Feed each sequence its token and take the next one; up to `most_steps` times where the graph can do so."""
