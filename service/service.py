@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from service.bundle import Bundle
 from service.metrics import Metrics
 from service.process.disconnects import Disconnects
 from service.process.drain import Drain
@@ -11,6 +12,7 @@ from service.registry import Registry
 from service.requests.admission import Admission
 from service.requests.schema import Schemas
 from service.settings import Settings
+from service.state_tokens import StateTokens
 
 __all__ = ["Service"]
 
@@ -27,6 +29,13 @@ class Service:
     drain: Drain
     disconnects: Disconnects
     state_keys: tuple[str, ...] = field(repr=False)  # the first signs state tokens, every one verifies
+    _state_tokens: dict[str, StateTokens] = field(default_factory=dict, init=False, repr=False)  # by the bundle's hash
+
+    def state_tokens(self, bundle: Bundle) -> StateTokens:
+        """What writes and reads the state tokens of a bundle."""
+        if bundle.hash not in self._state_tokens:
+            self._state_tokens[bundle.hash] = StateTokens.of(bundle, self.state_keys)
+        return self._state_tokens[bundle.hash]
 
     def observe_engines(self) -> None:
         """Carry the engines' counters over to the metrics."""

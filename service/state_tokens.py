@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
 import math
 import struct
@@ -144,7 +143,7 @@ class StateTokens:
         return data
 
     def _signature(self, key_id: bytes, signed: bytes) -> bytes:
-        return hmac.digest(self._keys[key_id], signed, hashlib.sha256)
+        return hmac.digest(self._keys[key_id], signed, "sha256")
 
     def _payload(self, state: TextState) -> bytes:
         value, end = state.value, state.text_end
@@ -230,11 +229,11 @@ class _Rest:
 
 
 def _key_id(key: str) -> bytes:
-    return hmac.digest(key.encode(), b"meari state key", hashlib.sha256)[:4]
+    return hmac.digest(key.encode(), b"meari state key", "sha256")[:4]
 
 
 def _signing_key(key: str, bundle_hash: str) -> bytes:
-    return hmac.digest(key.encode(), b"meari state token of bundle " + bundle_hash.encode(), hashlib.sha256)
+    return hmac.digest(key.encode(), b"meari state token of bundle " + bundle_hash.encode(), "sha256")
 
 
 def _leb128(number: int) -> bytes:

@@ -14,7 +14,6 @@ from service.process.watch import Watch
 from service.requests.model_limits import check_num_chars
 from service.routes.exchange import Exchange, current_exchange, json_response
 from service.service import Service
-from service.state_tokens import StateTokens
 
 __all__ = ["generate_blueprint"]
 
@@ -34,7 +33,7 @@ def generate_blueprint(service: Service) -> Blueprint:
         check_num_chars("prompt", [request.prompt], service.settings.max_text_chars)
         exchange.ticket.take_bytes(len(request.prompt) * BYTES_PER_CHAR)
         seconds = service.settings.max_timeout_seconds if request.timeout_seconds is UNSET else request.timeout_seconds
-        state_tokens = StateTokens.of(model.bundle, service.state_keys)
+        state_tokens = service.state_tokens(model.bundle)
         deadline = model.engine.clock() + seconds
         completion = begin_completion(request, model, exchange.ticket, deadline, state_tokens)
         watch = exchange.watch(completion.generation, model)

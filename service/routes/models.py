@@ -7,7 +7,6 @@ from flask import Blueprint, Response
 from service.registry import Model
 from service.routes.exchange import json_response
 from service.service import Service
-from service.state_tokens import StateTokens
 
 __all__ = ["models_blueprint"]
 
@@ -56,7 +55,7 @@ def describe_model(model: Model, service: Service) -> dict[str, object]:
             "max_text_chars": settings.max_text_chars,
             "max_body_bytes": settings.max_body_bytes,
             "max_timeout_seconds": settings.max_timeout_seconds,
-            "max_state_chars": StateTokens.of(model.bundle, service.state_keys).max_chars,
+            "max_state_chars": service.state_tokens(model.bundle).max_chars,
             "max_top_k": model.tokenizer.vocabulary.size,
             "max_slots": limits.max_slots,
             "max_waiting": limits.max_waiting,

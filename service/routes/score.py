@@ -35,7 +35,7 @@ def score_blueprint(service: Service) -> Blueprint:
         request = service.schemas.score(exchange.read_body())
         model = exchange.use_model(service.registry.get(request.model))
         _check_size(service, exchange, request)
-        state_tokens = StateTokens.of(model.bundle, service.state_keys)
+        state_tokens = service.state_tokens(model.bundle)
         start = None if request.state is None else state_tokens.decode(request.state)
         if request.return_state:
             exchange.ticket.take_bytes(_state_bytes(request, start, state_tokens))
