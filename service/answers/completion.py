@@ -9,13 +9,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from msgspec import UNSET
 
 from service.answers.bodies import Alternative, Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob
 from service.engine import Finish, GenerateCall, Generation, Sample, Sampling
 from service.registry import Model
-from service.requests.admission import Ticket
 from service.requests.model_limits import checked_logit_bias, checked_top_k
 from service.requests.schema import GenerateRequest
 from service.state_tokens import StateTokens, TextState
@@ -23,11 +23,18 @@ from service.text.detokenizer import NO_TEXT, Detokenizer
 from service.text.stop import StopPatterns, StopSearch, matcher_factory
 from service.text.tokenizer import Vocabulary
 
-__all__ = ["Completion", "begin_completion"]
+__all__ = ["Budget", "Completion", "begin_completion"]
 
 BYTES_PER_TOKEN = 120  # of a generated token: its id, log-probability and text
 BYTES_PER_ALTERNATIVE = 80
 TOKENS_PER_CHAR = 4  # at most: bytes of UTF-8
+
+
+class Budget(Protocol):
+    """What a request's memory is accounted to."""
+
+    def take_bytes(self, count: int) -> None:
+        """Hold `count` bytes more. Raises TooLarge, Overloaded."""
 
 
 @dataclass(eq=False)
@@ -138,14 +145,14 @@ class Completion:
 
 
 def begin_completion(
-    request: GenerateRequest, model: Model, ticket: Ticket, deadline: float, state_tokens: StateTokens
+    request: GenerateRequest, model: Model, budget: Budget, deadline: float, state_tokens: StateTokens
 ) -> Completion:
     """Queue a request. Raises InvalidRequest, Overloaded, TooLarge, NotReady."""
     vocabulary = model.tokenizer.vocabulary
     sampling = _sampling(request, vocabulary)
     with model.engine.reserve() as reservation:
         start = None if request.state is None else state_tokens.decode(request.state)
-        ticket.take_bytes(_memory_bytes(request, start, state_tokens))
+        budget.take_bytes(_memory_bytes(request, start, state_tokens))
         prompt = model.tokenizer.encode(request.prompt)
         before = (NO_TEXT if start is None else start.text_end).then(request.prompt)
         patterns = StopPatterns.of(request.stops)

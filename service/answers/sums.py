@@ -42,6 +42,17 @@ class TextSums:
         """In nats."""
         return self.known_logprob_units / GRID
 
+    def plus(self, other: TextSums) -> TextSums:
+        """Both as one text."""
+        return TextSums(
+            self.logprob_units + other.logprob_units,
+            self.known_logprob_units + other.known_logprob_units,
+            self.num_tokens + other.num_tokens,
+            self.num_chars + other.num_chars,
+            self.num_bytes + other.num_bytes,
+            self.num_unknown + other.num_unknown,
+        )
+
     def figures(self, log_base: LogBase) -> TextFigures:
         """Logarithms in that base, bits always in base 2."""
         total = self.logprob
