@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
-from service.requests.schema import GenerateRequest, LogBase
+from service.requests.schema import GenerateRequest, LogBase, Schemas
+from service.settings import Settings
 
-__all__ = ["GenerateOptions", "InputFormat", "OutputFormat", "ScoreOptions", "WorkOptions"]
+__all__ = ["GenerateOptions", "InputFormat", "OutputFormat", "ScoreOptions", "WorkOptions", "checked_request"]
+
+MAX_TOKENS: Final = 1_000_000_000
 
 InputFormat = Literal["text", "jsonl"]
 OutputFormat = Literal["jsonl", "tsv", "text"]
@@ -47,3 +50,8 @@ class GenerateOptions(WorkOptions, frozen=True, kw_only=True, tag="generate"):
 
     request: GenerateRequest
     seed: int
+
+
+def checked_request(body: bytes) -> GenerateRequest:
+    """A request in JSON, held to the ranges of POST /generate but for the server's limits. Raises InvalidRequest."""
+    return Schemas(Settings(workers=1, max_tokens=MAX_TOKENS)).generate(body)

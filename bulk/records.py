@@ -17,7 +17,7 @@ import msgspec
 from bulk.options import InputFormat
 from service.requests.explain import shown
 
-__all__ = ["Problem", "Reader", "Record", "is_like_object"]
+__all__ = ["Problem", "Reader", "Record", "is_like_object", "not_utf8"]
 
 CONTEXT: Final = "context"
 _decode_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -72,7 +72,7 @@ class Reader:
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            return Problem(number, f"got bytes that are not UTF-8 at byte {error.start + 1}, expected UTF-8")
+            return not_utf8(number, error.start)
         return Record(number, text) if self._is_text else self._object(line, number)
 
     def _object(self, line: bytes, number: int) -> Record | Problem:
@@ -113,6 +113,11 @@ def split_lines(data: bytes) -> list[bytes]:
     """The lines without their ends; the last one needs none."""
     lines = data.replace(b"\r\n", b"\n").split(b"\n")
     return lines if lines[-1] else lines[:-1]
+
+
+def not_utf8(line: int, start: int) -> Problem:
+    """start: the first byte of the line that is not, from 0."""
+    return Problem(line, f"got bytes that are not UTF-8 at byte {start + 1}, expected UTF-8")
 
 
 def is_like_object(line: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 import threading
 import time
@@ -19,13 +20,13 @@ from bulk.crew import Crew, Result, Share
 from bulk.display import Display
 from bulk.errors import BadLine, BulkError, CannotResume, Interrupted
 from bulk.frames import Done, Setup
-from bulk.journal import Checkpoint, Journal, is_interrupted, journal_path
+from bulk.journal import Checkpoint, Journal, is_interrupted, journal_path, read_run
 from bulk.options import GenerateOptions, ScoreOptions
 from bulk.output import Output
 from bulk.source import Source
 from bulk.totals import GenerateTotals, ScoreTotals
 
-__all__ = ["Outcome", "Plan", "interruptible", "run"]
+__all__ = ["Outcome", "Plan", "interruptible", "run", "seed_of"]
 
 CHECKPOINT_SECONDS: Final = 1.0
 SKIP_HINT: Final = "--skip-bad writes an error record in its place and goes on"
@@ -75,6 +76,12 @@ def run(source: Source, options: ScoreOptions | GenerateOptions, plan: Plan) -> 
         finally:
             output.close()
     return Outcome(ready.model, done.totals(options), done.at.seconds)
+
+
+def seed_of(plan: Plan) -> int:
+    """The seed of the run to resume, else a random one. Raises CannotResume."""
+    earlier = read_run(plan.output) if plan.resume and plan.output is not None else None
+    return secrets.randbits(53) if earlier is None else int(earlier.get("seed", 0))
 
 
 @dataclass
@@ -189,7 +196,7 @@ def _check_output(source: Source, plan: Plan) -> None:
 def _described(source: Source, options: ScoreOptions | GenerateOptions) -> dict[str, Any]:
     """Everything on which the output depends, flat."""
     settings: dict[str, Any] = msgspec.to_builtins(options)
-    settings |= settings.pop("request", {})
+    settings = {**settings.pop("request", {}), **settings}
     settings["bundle"] = bundle_hash(Path(options.bundle))
     if options.format != "tsv":
         del settings["skip_bad"]  # lines that are no bad ones come out the same

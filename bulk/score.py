@@ -7,12 +7,13 @@ runs other chunks as well.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
 from bulk.frames import Done, Part, in_parts
+from bulk.long_text import LongText
 from bulk.names import text_name
 from bulk.options import ScoreOptions
 from bulk.records import Problem, Reader, Record
@@ -20,9 +21,9 @@ from bulk.score_rows import ScoreRows, score_rows
 from bulk.totals import ScoreTotals
 from service.answers.figures import ScoredText
 from service.answers.sums import TextSums
-from service.engine import ScoreCall, Scoring, TextScore
+from service.engine import ScoreCall, Scoring, StateValue, TextScore
 from service.registry import Model
-from service.text.tokenizer import Encoded
+from service.text.tokenizer import Encoded, TokenizerKind
 
 __all__ = ["NEVER_SECONDS", "ScoreWork"]
 
@@ -45,8 +46,8 @@ class ScoreWork:
 
     def __init__(self, model: Model, options: ScoreOptions) -> None:
         self._model = model
-        self._options = options
-        self._reader = Reader(options.input_format, text_name(options), with_context=True)
+        self.options = options
+        self.reader = Reader(options.input_format, text_name(options), with_context=True)
         self.rows: ScoreRows = score_rows(options)
         self.skips_bad = options.skip_bad
 
@@ -57,12 +58,16 @@ class ScoreWork:
 
     def begin(self, data: bytes, first_line: int) -> ScoredChunk:
         """Queue a chunk of whole lines."""
-        lines = self._reader.read(data, first_line)
+        lines = self.reader.read(data, first_line)
         if not self.skips_bad:
             # Nothing behind a bad line is wanted.
             stop = next((i for i, line in enumerate(lines, 1) if isinstance(line, Problem)), len(lines))
             lines = lines[:stop]
         return ScoredChunk(self, lines, list(self._groups(lines)))
+
+    def begin_long(self, line: int) -> LongText:
+        """A long line whose pieces follow."""
+        return LongText(self, line)
 
     def _groups(self, lines: Sequence[Record | Problem]) -> Iterator[Group]:
         by_context: dict[str, list[int]] = {}
@@ -70,30 +75,43 @@ class ScoreWork:
             if isinstance(line, Record):
                 by_context.setdefault(self.context_of(line), []).append(place)
         for context, places in by_context.items():
-            encoded = self._encode([line.text for i in places if isinstance(line := lines[i], Record)])
-            yield Group(places, encoded, self.call(context, [text.ids for text in encoded]))
+            encoded = self.encode([line.text for i in places if isinstance(line := lines[i], Record)])
+            yield Group(places, encoded, self.score_texts(context, [text.ids for text in encoded]))
 
     def context_of(self, record: Record) -> str:
         """The record's own context, else that of all."""
-        return self._options.context if record.context is None else record.context
+        return self.options.context if record.context is None else record.context
 
-    def call(self, context: str, texts: list[list[int]]) -> Scoring:
+    def score_texts(self, context: str, texts: list[list[int]]) -> Scoring:
         """Queue texts after one context."""
-        engine, options = self._model.engine, self._options
+        return self._queue(ScoreCall(self._model.tokenizer.encode(context), texts, 0.0, self.options.add_end))
+
+    def score_piece(self, context: str, start: StateValue | None, ids: list[int], *, is_last: bool) -> Scoring:
+        """Queue a piece of a text: the first one after its context, the others from where the one before ended."""
+        before = self._model.tokenizer.encode(context) if start is None else ()
+        add_end = is_last and self.options.add_end
+        return self._queue(ScoreCall(before, [ids], 0.0, add_end, start=start, want_state=not is_last))
+
+    def _queue(self, call: ScoreCall) -> Scoring:
+        engine, options = self._model.engine, self.options
+        deadline = engine.clock() + NEVER_SECONDS
+        call = replace(call, deadline=deadline, num_alternatives=options.top, want_ranks=options.tokens)
         with engine.reserve() as reservation:
-            call = ScoreCall(
-                context=self._model.tokenizer.encode(context),
-                texts=texts,
-                deadline=engine.clock() + NEVER_SECONDS,
-                add_end=options.add_end,
-                num_alternatives=options.top,
-                want_ranks=options.tokens,
-            )
             return engine.score(call, reservation)
 
-    def _encode(self, texts: list[str]) -> list[Encoded]:
+    @property
+    def has_characters(self) -> bool:
+        """Whether every character is a token."""
+        return self._model.tokenizer.vocabulary.kind is TokenizerKind.CHAR
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a line is a text as it stands."""
+        return self.options.input_format == "text"
+
+    def encode(self, texts: list[str]) -> list[Encoded]:
         """Offsets only where figures of tokens or words need them."""
-        if self._options.tokens or self._options.words:
+        if self.options.tokens or self.options.words:
             return [self._model.tokenizer.encode_with_offsets(text) for text in texts]
         encoded = []
         for some in batches(texts, TOKENIZED_CHARS):
@@ -103,7 +121,7 @@ class ScoreWork:
 
     def scored(self, encoded: Encoded, scores: TextScore) -> ScoredText:
         """A text with its figures."""
-        return ScoredText(encoded, scores, self._model.tokenizer.vocabulary, self._options.log_base)
+        return ScoredText(encoded, scores, self._model.tokenizer.vocabulary, self.options.log_base)
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,13 +90,16 @@ class TokenRows:
         self._with_top = options.top > 0
         self.head, self.problem = self._columns.head, self._columns.problem
 
-    def rows(self, record: Record, scored: ScoredText, sums: TextSums, first: int = 0) -> Iterator[bytes]:
+    def rows(self, record: Record, scored: ScoredText, sums: TextSums) -> Iterator[bytes]:
         """The rows, a slice at a time."""
         for at in range(0, sums.num_tokens, SLICE):
-            tokens = scored.tokens(at, min(at + SLICE, sums.num_tokens))
-            yield self._columns.rows(record, (self.cells(at + i, token) for i, token in enumerate(tokens, 1)))
+            yield self.some(record, scored.tokens(at, min(at + SLICE, sums.num_tokens)), at)
 
-    def cells(self, number: int, token: ScoredToken) -> Iterator[str]:
+    def some(self, record: Record, tokens: list[ScoredToken], num_before: int) -> bytes:
+        """The rows of some tokens."""
+        return self._columns.rows(record, (self._cells(n, token) for n, token in enumerate(tokens, num_before + 1)))
+
+    def _cells(self, number: int, token: ScoredToken) -> Iterator[str]:
         """Of one token."""
         yield from (str(number), cell(token.text), str(token.id), cell(token.logprob), cell(0.0 - token.logprob))
         yield from (str(token.rank), str(token.start), str(token.end))
@@ -115,10 +118,13 @@ class WordRows:
         """The rows, a slice at a time."""
         words = scored.words()
         for at in range(0, len(words), SLICE):
-            numbered = enumerate(words[at : at + SLICE], at + 1)
-            yield self._columns.rows(record, (self.cells(number, word) for number, word in numbered))
+            yield self.some(record, words[at : at + SLICE], at)
 
-    def cells(self, number: int, word: ScoredWord) -> Iterator[str]:
+    def some(self, record: Record, words: list[ScoredWord], num_before: int) -> bytes:
+        """The rows of some words."""
+        return self._columns.rows(record, (self._cells(n, word) for n, word in enumerate(words, num_before + 1)))
+
+    def _cells(self, number: int, word: ScoredWord) -> Iterator[str]:
         """Of one word."""
         yield from (str(number), cell(word.text), cell(word.logprob), cell(0.0 - word.logprob))
         yield from (str(word.start), str(word.end))

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["cell", "json_cell", "row"]
+__all__ = ["cell", "escaped", "json_cell", "row"]
 
 _ESCAPED: Final = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 _TO_ESCAPE: Final = re.compile(r"[\t\n\r\\]")
@@ -25,9 +25,14 @@ def cell(value: object) -> str:
         return ""
     if not isinstance(value, str):
         return str(value)
-    if _TO_ESCAPE.search(value):
-        value = _TO_ESCAPE.sub(lambda match: _ESCAPED[match[0]], value)
-    return '"' + value.replace('"', '""') + '"' if value.startswith('"') else value
+    return f'"{escaped(value, is_quoted=True)}"' if value.startswith('"') else escaped(value)
+
+
+def escaped(text: str, *, is_quoted: bool = False) -> str:
+    """Text as it stands in a cell, or inside the quotes of one."""
+    if _TO_ESCAPE.search(text):
+        text = _TO_ESCAPE.sub(lambda match: _ESCAPED[match[0]], text)
+    return text.replace('"', '""') if is_quoted else text
 
 
 def json_cell(raw: bytes | None) -> str:
