@@ -16,7 +16,7 @@ from loadtests.peers.accounting import memory_by_process
 from loadtests.peers.answers import read_answers
 from loadtests.peers.client import Client
 from loadtests.peers.driver import Address, drive_closed, drive_open
-from loadtests.peers.neighbours import NEIGHBOURS, NO_END, Served
+from loadtests.peers.neighbours import NEIGHBOURS, Served
 from loadtests.peers.plan import CAPACITY, Kind, Load, Plan
 from loadtests.peers.processes import Running, free_port, serving
 from loadtests.peers.programs import run_together
@@ -105,7 +105,7 @@ class Probes:
             client.post("/generate", {"prompt": words[0], "max_tokens": 8})
             for seed in range(12):
                 prompt = make_text(words, 1000, generator)
-                body = {"prompt": prompt, "max_tokens": 32, "seed": seed, "logit_bias": NO_END}
+                body = {"prompt": prompt, "max_tokens": 32, "seed": seed}
                 first, again = client.stream("/generate", body), client.stream("/generate", body)
                 cold.append(1000 * first.first_seconds)
                 warm.append(1000 * again.first_seconds)

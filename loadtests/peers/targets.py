@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,30 +111,29 @@ def _of_raw(results: Results, model: str, load: Load, least: float) -> tuple[str
     return f"{share:.0%} ({ours:,.0f} of {raw.tokens_per_cpu_second:,.0f})", share >= least
 
 
-def _neighbours(results: Results, load: Load) -> Iterable[Measurement]:
-    found = [results.find(name, INT8, load) for name in PEERS if name != "meari"]
+def _best_neighbour(results: Results) -> Measurement:
+    """The neighbour with most tokens a second under mixed load, at its capacity."""
+    found = [results.find(name, INT8, CAPACITY) for name in PEERS if name != "meari"]
     there = [measured for measured in found if measured is not None and measured.tokens_per_second]
     if not there:
         raise NotMeasured("no neighbour")
-    return there
+    return max(there, key=lambda measured: measured.tokens_per_second)
 
 
 def _mixed_rate(results: Results) -> tuple[str, bool]:
     ours = _measured(results, "meari", INT8, CAPACITY).tokens_per_second
-    best = max(_neighbours(results, CAPACITY), key=lambda measured: measured.tokens_per_second)
+    best = _best_neighbour(results)
     ratio = ours / best.tokens_per_second
     return f"{ratio:.2f} × ({ours:,.0f} against {best.tokens_per_second:,.0f} of {best.server})", ratio >= 2
 
 
 def _mixed_first(results: Results) -> tuple[str, bool]:
-    first = _measured(results, "meari", INT8, AT_80).first_ms
-    theirs = {m.server: m.first_ms.p95 for m in _neighbours(results, AT_80) if m.first_ms is not None}
-    if first is None or not theirs:
+    best = _best_neighbour(results).server
+    ours, theirs = (_measured(results, server, INT8, AT_80).first_ms for server in ("meari", best))
+    if ours is None or theirs is None:
         raise NotMeasured("first tokens")
-    name = min(theirs, key=lambda server: theirs[server])
-    return f"{first.p95 / theirs[name]:.2f} × ({first.p95:.1f} against {theirs[name]:.1f} ms of {name})", (
-        3 * first.p95 <= theirs[name]
-    )
+    ratio = ours.p95 / theirs.p95
+    return f"{ratio:.2f} × ({ours.p95:,.1f} against {theirs.p95:,.1f} ms of {best})", 3 * ours.p95 <= theirs.p95
 
 
 def _delivered(results: Results) -> tuple[str, bool]:

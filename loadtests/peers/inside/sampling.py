@@ -14,7 +14,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from loadtests.peers.inside.engine import NO_END, PROMPT_TOKENS, open_model, submit
+from loadtests.peers.inside.engine import PROMPT_TOKENS, open_model, submit
 from service.engine.calls import Generation, Sampling
 from service.registry import Model
 
@@ -30,7 +30,7 @@ def seconds_per_token(model: Model, sampling: Sampling, seconds: float) -> float
     while time.perf_counter() - begin < seconds:
         while len(running) < ROWS:
             prompt = [generator.randrange(2, vocabulary_size) for _ in range(PROMPT_TOKENS)]
-            running.append(submit(model.engine, prompt, NEW_TOKENS, 0, sampling))
+            running.append(submit(model.engine, prompt, NEW_TOKENS, sampling))
         running.popleft().wait_end(60.0)
     for generation in running:
         generation.wait_end(60.0)
@@ -41,8 +41,8 @@ def main() -> None:
     """Alternate the two, so that a noisy moment meets both."""
     model, seconds = open_model(Path(sys.argv[1])), float(sys.argv[2])
     sys.stdin.readline()
-    greedy = Sampling(temperature=0.0, logit_bias=NO_END)
-    sampled = Sampling(temperature=0.8, top_k=50, top_p=0.9, min_p=0.02, logit_bias=NO_END)
+    greedy = Sampling(temperature=0.0)
+    sampled = Sampling(temperature=0.8, top_k=50, top_p=0.9, min_p=0.02)
     seconds_per_token(model, sampled, 0.5)
     times: dict[str, list[float]] = {"greedy": [], "sampled": []}
     for _ in range(TURNS):
