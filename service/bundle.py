@@ -18,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.engine.runner import Asked, Floats, Ids, Runner, States, StateTensor
+from service.engine.runner import Asked, Floats, Ids, Runner, Sessions, States, StateTensor
 from service.errors import BundleError
-from service.graphs.engine_graph import BundleGraph, engine_graph
+from service.graphs.bundle_graph import BundleGraph, Parts
+from service.graphs.reader import reader_graph
+from service.graphs.writer import writer_graph
 from service.manifest import Manifest, check_files, parse_manifest
 
 __all__ = ["Bundle", "SelfTest", "open_bundle"]
@@ -77,12 +79,14 @@ def _open_runner(folder: Path, manifest: Manifest) -> Runner:
     _check_shapes("output.onnx: input", output.inputs, {"hidden": None})
     both = {"logits": [vocabulary_size], "logprobs": [vocabulary_size]}
     _check_shapes("output.onnx: output", output.outputs, both)
+    parts = Parts(cell, output, states, vocabulary_size)
     try:
-        graph = engine_graph(cell, output, states, vocabulary_size)
+        reader, writer = reader_graph(parts), writer_graph(parts)
     except ValueError as error:
         raise BundleError(f"cell.onnx, output.onnx: {error}") from error
     tensors = [StateTensor(name, shape) for name, shape in states.items()]
-    return Runner(_open_session(graph), tensors, output.hidden_size, vocabulary_size, manifest.boundary.id)
+    sessions = Sessions(_open_session(reader), _open_session(writer))
+    return Runner(sessions, tensors, parts.hidden_size, vocabulary_size, manifest.boundary.id)
 
 
 def _read_graph(path: Path) -> BundleGraph:
@@ -97,6 +101,7 @@ def _open_session(graph: bytes) -> Any:
     options.intra_op_num_threads = 1  # one engine a worker, a worker a CPU
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.enable_cpu_mem_arena = False  # malloc is as quick, and gives back what a large batch took
     options.log_severity_level = 3
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

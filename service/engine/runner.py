@@ -11,25 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from service.graphs.reader import CHOICE, WANTS
+
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 States = dict[str, Floats]  # state tensor -> float32 [rows, *shape]
 
-WANTS: Final = (
-    "want_writing",
-    "want_drawing",
-    "want_rows",
-    "want_samples",
-    "want_tempered",
-    "want_shares",
-    "want_masses",
-)
 TRUE: Final = np.array(True)
 FALSE: Final = np.array(False)
 
@@ -121,13 +113,26 @@ class Ran:
 NOTHING: Final = Asked.of(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
+@dataclass(frozen=True, eq=False)
+class Sessions:
+    """onnxruntime's sessions of the two graphs in service/graphs: reader.py and writer.py."""
+
+    reader: Any
+    writer: Any
+
+
 class Runner:
-    """session is that of the engine's graph (service/graphs/engine_graph.py)."""
+    """See the head of this file."""
 
     def __init__(
-        self, session: Any, state_tensors: Sequence[StateTensor], hidden_size: int, vocabulary_size: int, end_id: int
+        self,
+        sessions: Sessions,
+        state_tensors: Sequence[StateTensor],
+        hidden_size: int,
+        vocabulary_size: int,
+        end_id: int,
     ) -> None:
-        self._session = session
+        self._reader, self._writer = sessions.reader, sessions.writer
         self.state_tensors = tuple(state_tensors)
         self.hidden_size = hidden_size
         self.vocabulary_size = vocabulary_size
@@ -139,9 +144,7 @@ class Runner:
             "more_hidden": self._no_hidden,
             "rows": np.empty(0, np.int64),
             "targets": np.empty((0, 1), np.int64),
-            "uniforms": _zeros(0, 1),
-            "inverse_temperatures": _zeros(0, 1),
-            "least_shares": _zeros(0, 1),
+            **dict.fromkeys(CHOICE, np.empty((0, 1), np.float32)),
             **dict.fromkeys(WANTS, FALSE),
         }
 
@@ -209,25 +212,21 @@ class Runner:
         )
 
     def _write(self, tokens: Ids, states: Mapping[str, Floats], draw: Written) -> Ran:
-        steps, rows = draw.uniforms.shape[:2]
         feeds = {
-            **self._unused,
-            "tokens": _unknown(steps, rows),
-            "carried": tokens,
-            "step.uniforms": draw.uniforms,
-            "step.inverse_temperatures": draw.inverse_temperatures,
-            "step.least_shares": draw.least_shares,
-            "want_writing": TRUE,
-            "want_drawing": TRUE if draw.draws else FALSE,
+            "token": tokens,
+            "uniforms": draw.uniforms,
+            "inverse_temperatures": draw.inverse_temperatures,
+            "least_shares": draw.least_shares,
+            "want_samples": TRUE if draw.draws else FALSE,
             "want_tempered": TRUE if draw.tempered else FALSE,
             "want_shares": TRUE if draw.shared else FALSE,
         }
         for name, values in states.items():
             feeds[f"state.{name}"] = values
-        *new, written, logprobs = self._session.run([*self._next, "written", "written_logprob"], feeds)
+        *new, picked, logprobs = self._writer.run([*self._next, "picked", "picked_logprob"], feeds)
         return Ran(
             {tensor.name: values for tensor, values in zip(self.state_tensors, new, strict=True)},
-            picked=written[:, :, 0],
+            picked=picked[:, :, 0],
             picked_logprobs=logprobs[:, :, 0],
         )
 
@@ -242,16 +241,7 @@ class Runner:
                 names += ("mass_from", "mass")
             if asked.whole:
                 names += ("logits", "logprobs")
-        steps, rows = tokens.shape
-        feeds = {
-            **self._unused,
-            "tokens": tokens,
-            "carried": tokens[0],
-            "step.uniforms": _zeros(steps, rows, 1),
-            "step.inverse_temperatures": _zeros(rows, 1),
-            "step.least_shares": _zeros(rows, 1),
-            "more_hidden": more,
-        }
+        feeds = {**self._unused, "tokens": tokens, "more_hidden": more}
         if any_rows:
             feeds |= {
                 "rows": asked.places,
@@ -267,7 +257,7 @@ class Runner:
             }
         for name, values in states.items():
             feeds[f"state.{name}"] = values
-        found = dict(zip(names, self._session.run(names, feeds), strict=True))
+        found = dict(zip(names, self._reader.run(names, feeds), strict=True))
         return Ran(
             states={tensor.name: found[f"next.{tensor.name}"] for tensor in self.state_tensors},
             hidden=found.get("hidden"),
@@ -317,18 +307,3 @@ def asked_alone(asked: Asked, number: int) -> Asked:
         inverse_temperatures=asked.inverse_temperatures[one],
         least_shares=asked.least_shares[one],
     )
-
-
-@lru_cache(maxsize=256)
-def _zeros(*shape: int) -> Floats:
-    zeros = np.zeros(shape, np.float32)
-    zeros.flags.writeable = False
-    return zeros
-
-
-@lru_cache(maxsize=256)
-def _unknown(steps: int, rows: int) -> Ids:
-    """No step's token is given."""
-    unknown = np.full((steps, rows), -1, np.int64)
-    unknown.flags.writeable = False
-    return unknown

@@ -34,7 +34,7 @@ ONE_BLOCK: Final = 512  # tokens whose running sum is quicker than that of block
 
 @dataclass(frozen=True)
 class Choice:
-    """Names of what decides on a row's token, float32 [rows, 1] each: see engine_graph.py."""
+    """Names of what decides on a row's token, float32 [rows, 1] each: see reader.py."""
 
     uniforms: str
     inverse_temperatures: str

@@ -11,11 +11,13 @@ import onnxruntime as ort
 import pytest
 
 from service.engine.calls import Sampling
-from service.engine.runner import Floats, Runner, StateTensor
+from service.engine.runner import Floats, Runner, Sessions, StateTensor
 from service.engine.sampling import Draws, Sampler, likeliest, on_grid, pick_by_cumulative, truncated
+from service.graphs.bundle_graph import BundleGraph, Parts
 from service.graphs.drawing import Drawing
-from service.graphs.engine_graph import BundleGraph, engine_graph
 from service.graphs.onnx_format import new_message
+from service.graphs.reader import reader_graph
+from service.graphs.writer import writer_graph
 
 LOGITS = np.log(np.array([0.4, 0.3, 0.2, 0.06, 0.04], np.float32))
 
@@ -31,9 +33,9 @@ def runner_of(size: int) -> Runner:
     output.input("hidden", "float32", ["batch", size])
     output.output(output.op("Identity", "hidden", outputs=["logits"]), "float32", ["batch", size])
     output.output(output.op("LogSoftmax", "logits", outputs=["logprobs"]), "float32", ["batch", size])
-    graph = engine_graph(_bundle_graph(cell), _bundle_graph(output), {"s": (size,)}, size)
-    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    return Runner(session, [StateTensor("s", (size,))], size, size, 0)
+    parts = Parts(_bundle_graph(cell), _bundle_graph(output), {"s": (size,)}, size)
+    reader, writer = (ort.InferenceSession(graph) for graph in (reader_graph(parts), writer_graph(parts)))
+    return Runner(Sessions(reader, writer), [StateTensor("s", (size,))], size, size, 0)
 
 
 def _bundle_graph(drawing: Drawing) -> BundleGraph:

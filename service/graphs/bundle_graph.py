@@ -1,0 +1,104 @@
+"""A bundle's graphs as they are read, and how their nodes get into another graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from service.graphs.drawing import Drawing
+from service.graphs.onnx_format import new_message, read_model
+
+__all__ = ["BundleGraph", "Parts", "copy_nodes", "finished"]
+
+LEAST_OPSET: Final = 18
+
+
+class BundleGraph:
+    """One of a bundle's graphs, as it was read. Raises ValueError where the bytes are no ONNX file.
+
+    inputs, outputs  name -> dimensions, a free one by its name
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.model = read_model(data)
+        constants = {tensor.name for tensor in self.model.graph.initializer}
+        self.inputs = {info.name: _dimensions(info) for info in self.model.graph.input if info.name not in constants}
+        self.outputs = {info.name: _dimensions(info) for info in self.model.graph.output}
+
+
+def _dimensions(info: Any) -> list[int | str]:
+    dims = info.type.tensor_type.shape.dim
+    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a bundle is made of.
+
+    cell              `cell.onnx`
+    output            `output.onnx`
+    state             state tensor -> its shape without the batch dimension
+    vocabulary_size   V
+    """
+
+    cell: BundleGraph
+    output: BundleGraph
+    state: Mapping[str, tuple[int, ...]]
+    vocabulary_size: int
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+        return int(self.output.inputs["hidden"][1])
+
+
+def finished(drawing: Drawing, parts: Parts) -> bytes:
+    """The .onnx file of a graph that uses the bundle's constants as `cell.NAME` and `output.NAME`.
+
+    Raises ValueError where the operator sets of the bundle's graphs differ or are too old.
+    """
+    sources = {"cell.": parts.cell.model, "output.": parts.output.model}
+    model = new_message("Model")
+    model.ir_version = parts.cell.model.ir_version
+    model.opset_import.add(domain="", version=_opset(*sources.values()))
+    model.graph.CopyFrom(drawing.graph)
+    for prefix, source in sources.items():
+        for tensor in source.graph.initializer:
+            kept = model.graph.initializer.add()
+            kept.CopyFrom(tensor)
+            kept.name = prefix + tensor.name
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _opset(*models: Any) -> int:
+    versions = {entry.version for model in models for entry in model.opset_import if not entry.domain}
+    if len(versions) != 1 or min(versions) < LEAST_OPSET:
+        raise ValueError(f"operator sets: got {sorted(versions)}, expected one of at least {LEAST_OPSET}")
+    version: int = versions.pop()
+    return version
+
+
+def copy_nodes(source: Any, target: Any, prefix: str, names: Mapping[str, str]) -> None:
+    """Append the nodes of a graph, every value under its name in `names`, else under its own with a prefix."""
+
+    def renamed(name: str) -> str:
+        return names.get(name, prefix + name) if name else ""
+
+    for node in source.node:
+        copy = target.node.add()
+        copy.CopyFrom(node)
+        copy.name = prefix + node.name if node.name else ""
+        _rename_node(copy, renamed)
+
+
+def _rename_node(node: Any, renamed: Callable[[str], str]) -> None:
+    node.input[:] = [renamed(name) for name in node.input]
+    node.output[:] = [renamed(name) for name in node.output]
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            for inner in attribute.g.node:
+                _rename_node(inner, renamed)
+            for named in (*attribute.g.initializer, *attribute.g.input, *attribute.g.output):
+                named.name = renamed(named.name)
