@@ -13,6 +13,7 @@ from typing import IO, Final, TypeVar
 import msgspec
 
 from bulk.carried import CarriedColumns, CarriedFields
+from bulk.long_words import LongWords
 from bulk.names import TEXT_FIGURES
 from bulk.options import ScoreOptions
 from bulk.records import Record
@@ -63,7 +64,7 @@ class LongRows:
         self._text, self._tokens, self._words = Spool(), Spool(), Spool()
         self._token_rows, self._word_rows = TokenRows(options), WordRows(options)
         self._num_chars = self._num_tokens = self._num_words = 0
-        self._word: ScoredWord | None = None  # the last one, which may go on
+        self._joiner = LongWords(options.log_base)
         self._is_quoted = False
 
     def add_text(self, text: str) -> None:
@@ -82,13 +83,12 @@ class LongRows:
             for at in range(0, sums.num_tokens, SLICE):
                 self._add_tokens(record, scored.tokens(at, min(at + SLICE, sums.num_tokens)))
         if self._options.words:
-            self._add_words(record, scored.words(), goes_on=not scored.encoded.text[:1].isspace())
+            self._write_words(record, self._joiner.add(scored))
         self._num_chars += len(scored.encoded.text)
 
     def finished(self, record: Record, sums: TextSums) -> Iterator[bytes]:
         """The whole record."""
-        if self._word is not None:
-            self._write_words(record, [self._word])
+        self._write_words(record, self._joiner.end())
         if self._is_json:
             yield from self._object(record, sums)
         elif self._options.tokens or self._options.words:
@@ -103,37 +103,23 @@ class LongRows:
             spool.close()
 
     def _add_tokens(self, record: Record, tokens: list[ScoredToken]) -> None:
-        self._shift(tokens)
+        for token in tokens:
+            token.start += self._num_chars
+            token.end += self._num_chars
         if self._is_json:
             self._write_items(self._tokens, tokens)
         else:
             self._tokens.write(self._token_rows.some(record, tokens, self._num_tokens))
         self._num_tokens += len(tokens)
 
-    def _add_words(self, record: Record, words: list[ScoredWord], *, goes_on: bool) -> None:
-        """All but the last one, which may go on in the next piece."""
-        self._shift(words)
-        if words and self._word is not None and goes_on:
-            first, last = words[0], self._word
-            words[0] = ScoredWord(last.text + first.text, last.logprob + first.logprob, last.start, first.end)
-        elif self._word is not None:
-            words.insert(0, self._word)
-        self._word = words.pop() if words else None
-        for at in range(0, len(words), SLICE):
-            self._write_words(record, words[at : at + SLICE])
-
     def _write_words(self, record: Record, words: list[ScoredWord]) -> None:
-        if self._is_json:
-            self._write_items(self._words, words)
-        else:
-            self._words.write(self._word_rows.some(record, words, self._num_words))
-        self._num_words += len(words)
-
-    def _shift(self, items: list[Item]) -> None:
-        """From places in the piece to places in the line."""
-        for item in items:
-            item.start += self._num_chars
-            item.end += self._num_chars
+        for at in range(0, len(words), SLICE):
+            some = words[at : at + SLICE]
+            if self._is_json:
+                self._write_items(self._words, some)
+            else:
+                self._words.write(self._word_rows.some(record, some, self._num_words))
+            self._num_words += len(some)
 
     @staticmethod
     def _write_items(spool: Spool, items: list[Item]) -> None:
