@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
     benchmark = Benchmark(plan, results, bundle_of, WORK, granted_cpus(), begin + plan.budget_seconds)
-    probes = Probes(plan, bundle_of, RELEASES, WORK, benchmark.num_cpus)
+    probes = Probes(plan, bundle_of, RELEASES, WORK, benchmark.num_cpus, benchmark.deadline)
     try:
         benchmark.run()
         benchmark.probe(probes, [name for name in probes.by_name() if _is_wanted(name, options)])

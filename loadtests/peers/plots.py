@@ -113,6 +113,7 @@ def _first_token(results: Results) -> Figure | None:
             axis.plot(shares, times, marker="o", color=COLOURS[server], linewidth=width, label=server)
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(lambda number, _: f"{number:,.0f}" if number >= 1 else f"{number:g}")
+    axis.yaxis.set_minor_formatter(lambda number, _: f"{number:,.0f}" if str(number)[0] in "25" else "")
     ticks = sorted({m.share for m in found})
     axis.set_xticks(ticks, [f"{share:.0%}" for share in ticks])
     axis.set_xlabel("offered load, as a share of the server's own capacity")

@@ -28,6 +28,7 @@ Figures = dict[str, Any]
 MEARI = NEIGHBOURS["meari"]
 SENTENCE_WORDS = 20
 SEGMENT_SECONDS = 20.0
+LEAST_SEGMENTS = 2
 WRITER = "shakespeare-lstm"  # writes the corpus on which kenlm is measured
 
 
@@ -40,6 +41,7 @@ class Probes:
     released: Path
     work: Path
     num_cpus: int
+    deadline: float  # of the whole run, on time.monotonic's clock
     model: str = "lstm-int8"
 
     def by_name(self) -> dict[str, Callable[[], Figures]]:
@@ -164,13 +166,14 @@ class Probes:
         samples: list[tuple[float, float]] = []
         with self._running(self._served(self.num_cpus)) as running:
             rate = 0.8 * self._closed(running, CAPACITY).answers_per_second
-            begin = time.perf_counter()
-            while (elapsed := time.perf_counter() - begin) < self.plan.flat_seconds:
-                seconds = min(SEGMENT_SECONDS, self.plan.flat_seconds - elapsed + 0.1)
-                self._open(running, rate, seconds, part=len(samples))
+            begin = time.monotonic()
+            end = min(begin + self.plan.flat_seconds, self.deadline - self.plan.drain_seconds)
+            segment = min(SEGMENT_SECONDS, self.plan.flat_seconds / LEAST_SEGMENTS)
+            while len(samples) < LEAST_SEGMENTS or time.monotonic() < end - segment / 2:
+                self._open(running, rate, segment, part=len(samples))
                 largest = max(memory_by_process(running.process.pid, running.mark).values())
-                samples.append((round(time.perf_counter() - begin, 1), round(largest, 2)))
-        settled = [megabytes for seconds, megabytes in samples if seconds >= 0.1 * self.plan.flat_seconds]
+                samples.append((round(time.monotonic() - begin, 1), round(largest, 2)))
+        settled = [megabytes for _, megabytes in samples[len(samples) // 10 :]]
         largest = max(megabytes for _, megabytes in samples)
         return {
             "weights_mb": round(weights, 1),

@@ -92,10 +92,11 @@ class Results:
         return next(found, None)
 
     def best_inside(self, what: str, model: str, *, processes: int | None = None) -> Inside | None:
-        """The batch size with most tokens per CPU-second, of any number of processes or of one number."""
+        """The batch size with most tokens per CPU-second, with as many processes as there were, or so many."""
         fitting = [i for i in self.inside if (i.what, i.model) == (what, model)]
-        fitting = [i for i in fitting if processes in (None, i.processes)]
-        return max(fitting, key=lambda inside: inside.tokens_per_second / inside.processes, default=None)
+        wanted = processes or max((inside.processes for inside in fitting), default=0)
+        fitting = [inside for inside in fitting if inside.processes == wanted]
+        return max(fitting, key=lambda inside: inside.tokens_per_cpu_second, default=None)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1) + "\n"

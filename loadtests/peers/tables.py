@@ -77,6 +77,8 @@ def _ms(value: float) -> str:
 def inside_table(results: Results, what: str) -> str:
     """`raw` or `engine`: tokens a second by model, processes and batch."""
     found = [i for i in results.inside if i.what == what]
+    if not found:
+        return ""
     batches = sorted({i.batch for i in found})
     keys = dict.fromkeys((i.model, i.processes) for i in found)
     by_place = {(i.model, i.processes, i.batch): i for i in found}
@@ -101,5 +103,7 @@ def peak_table(results: Results) -> str:
         reached = raw.tokens_per_second * operations / 1e9
         share = f"{reached / peak:.0%}"
         rows.append((model, str(raw.batch), f"{operations / 1e6:.1f}", f"{reached:,.0f}", f"{peak:,.0f}", share))
+    if not rows:
+        return ""
     titles = ("model", "best batch", "million operations a token", "G/s reached", "G/s peak, one thread", "share")
     return table(titles, rows)
