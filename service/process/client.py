@@ -20,20 +20,20 @@ class Client:
     """The connection of one request; without a socket (tests) it never goes away."""
 
     def __init__(self, connection: socket.socket | None) -> None:
-        self._connection = connection
-        self.fileno = None if connection is None else connection.fileno()
+        self.connection = connection
+        self.fileno = -1 if connection is None else connection.fileno()
         if connection is not None:
             connection.settimeout(STALL_SECONDS)
 
     @property
     def is_gone(self) -> bool:
         """True once the connection is closed from the other side. Bytes of a next request do not count."""
-        if self._connection is None:
+        if self.connection is None:
             return False
         poll = select.poll()  # its own: several threads may ask
         try:
-            poll.register(self._connection, _GONE | select.POLLIN)
+            poll.register(self.connection, _GONE | select.POLLIN)
             events = sum(mask for _, mask in poll.poll(0))
-            return bool(events & _GONE) or (bool(events) and not self._connection.recv(1, socket.MSG_PEEK))
+            return bool(events & _GONE) or (bool(events) and not self.connection.recv(1, socket.MSG_PEEK))
         except (OSError, ValueError):  # closed on this side
             return True

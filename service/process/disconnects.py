@@ -2,19 +2,25 @@
 
 The thread of a request sleeps until the engine has news for it. If it looked at its client's socket now and then
 instead, an engine of fast steps would do hundreds of them for nobody before each look. Knows nothing of HTTP.
+
+A connection is told to the kernel once, at its first request, and stays with it until it is closed: what is done for
+every request are two entries of a table.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
+import socket
 import threading
+import weakref
 from collections.abc import Callable
 
 from service.process.client import Client
 
 __all__ = ["Disconnects"]
+
+CallBack = tuple[Client, Callable[[], None]]
 
 
 class Disconnects:
@@ -24,8 +30,10 @@ class Disconnects:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._watched: dict[int, Callable[[], None]] = {}  # by file descriptor
+        self._lock = threading.Lock()  # no call of the kernel is made under it but for clients that went away
+        self._watched: dict[int, CallBack] = {}  # by file descriptor, as are the next two
+        self._known: dict[int, weakref.ref[socket.socket]] = {}  # connections that the kernel watches
+        self._gone: set[int] = set()  # between two requests, it seems
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         self._thread: threading.Thread | None = None
 
@@ -45,28 +53,47 @@ class Disconnects:
 
     def watch(self, client: Client, on_gone: Callable[[], None]) -> None:
         """Call `on_gone` from the thread, once, when the client has gone, unless it is forgotten before."""
-        if self._epoll is None or client.fileno is None:
+        if self._epoll is None or client.connection is None:
             return
+        descriptor = client.fileno
         with self._lock:
-            self._watched[client.fileno] = on_gone
-            self._epoll.register(client.fileno, select.EPOLLRDHUP | select.EPOLLONESHOT)
+            self._watched[descriptor] = client, on_gone
+            known = self._known.get(descriptor)
+            is_new = known is None or known() is not client.connection
+            if is_new:
+                self._known[descriptor] = weakref.ref(client.connection)
+                self._gone.discard(descriptor)
+            elif descriptor in self._gone:
+                self._tell(descriptor)
+        if is_new:
+            events = select.EPOLLRDHUP | select.EPOLLET  # told once
+            try:
+                self._epoll.register(descriptor, events)
+            except FileExistsError:
+                self._epoll.modify(descriptor, events)
 
     def forget(self, client: Client) -> None:
         """Before the connection is closed here or serves its next request. `on_gone` is not called any more."""
-        if self._epoll is None or client.fileno is None:
-            return
         with self._lock:
-            if self._watched.pop(client.fileno, None) is not None:
-                with contextlib.suppress(OSError):
-                    self._epoll.unregister(client.fileno)
+            self._watched.pop(client.fileno, None)
+
+    def _tell(self, descriptor: int) -> None:
+        """Call back, if it is that client who has gone: the number may have been another connection's before."""
+        client, on_gone = self._watched[descriptor]
+        if client.is_gone:
+            del self._watched[descriptor]
+            on_gone()
+        else:
+            self._gone.discard(descriptor)
 
     def _run(self, epoll: select.epoll, end: int) -> None:
         news = select.poll()
         news.register(epoll, select.POLLIN)
         news.register(end, select.POLLHUP)
         while not any(descriptor == end for descriptor, _ in news.poll()):
-            # Asked for under the lock: a descriptor's number may soon be that of another connection.
-            with self._lock:
-                for descriptor, _ in epoll.poll(0):
-                    self._watched[descriptor]()
+            for descriptor, _ in epoll.poll(0):
+                with self._lock:
+                    self._gone.add(descriptor)
+                    if descriptor in self._watched:
+                        self._tell(descriptor)
         os.close(end)

@@ -13,7 +13,7 @@ imported: a fork would lose them, and the worker would abort at its end.
 
 from __future__ import annotations
 
-import select
+import errno
 import socket
 import time
 from types import FrameType
@@ -23,10 +23,12 @@ import msgspec
 from gunicorn.http import wsgi
 from gunicorn.http.errors import ParseException
 from gunicorn.util import close_graceful, write_nonblock
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from service.error_body import error_body
 from service.errors import InvalidRequest
+from service.log import flush_log
+from service.process.connection import Connection
 from service.process.quick_config import QuickConfig
 from service.process.response import JoinedResponse
 from service.requests.request_ids import request_id
@@ -39,7 +41,8 @@ __all__ = ["MAX_STAYING", "DrainingWorker"]
 CHECK_SECONDS: Final = 0.05
 OBSERVE_SECONDS: Final = 0.5  # between two looks at the engines, for the metrics
 MAX_STAYING: Final = 64  # threads that wait for the next request of their connection
-STAY_MS: Final = 50
+STAY_SECONDS: Final = 0.05
+HEAD_BYTES: Final = 8192
 MAX_SHOWN_CHARS: Final = 100
 
 
@@ -58,6 +61,17 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         self.cfg = QuickConfig(self.cfg)
         super().init_process()
 
+    def accept(self, listener: Any) -> None:
+        """A new connection, if no other worker was quicker."""
+        try:
+            accepted, address = listener.accept()
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+                raise
+            return
+        self.nr_conns += 1
+        self.enqueue_req(TConn(self.cfg, Connection.over(accepted), address, listener.getsockname()))
+
     def handle(self, conn: Any) -> Any:
         """The requests of a connection, as long as the next one comes soon; what gunicorn does with it then."""
         outcome = super().handle(conn)
@@ -67,15 +81,19 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
 
     def _comes_soon(self, conn: Any) -> bool:
         """Wait a moment for the next request, unless many threads do so already."""
-        if conn.parser.unreader.buf.getvalue():
+        unreader = conn.parser.unreader
+        if unreader.buf.getvalue():
             return True
         if len(self._staying) >= MAX_STAYING or not self.cfg.keepalive:
             return False
         self._staying.add(conn)
         try:
-            readable = select.poll()
-            readable.register(conn.sock, select.POLLIN)
-            return bool(readable.poll(STAY_MS))
+            conn.sock.settimeout(STAY_SECONDS)
+            unreader.unread(conn.sock.recv(HEAD_BYTES))
+        except TimeoutError:
+            return False
+        else:
+            return True
         finally:
             self._staying.discard(conn)
 
@@ -133,6 +151,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         if service is not None and time.monotonic() - self._observed_at >= OBSERVE_SECONDS:
             self._observed_at = time.monotonic()
             service.observe_engines()
+            flush_log()
         draining = service is not None and service.drain.has_begun
         super().wait_for_and_dispatch_events(min(timeout, CHECK_SECONDS) if draining else timeout)
         if draining and service is not None and service.drain.may_stop(service.admission.num_requests):

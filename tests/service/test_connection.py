@@ -1,0 +1,60 @@
+"""A connection whose time-outs the kernel keeps."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from service.process.client import STALL_SECONDS
+from service.process.connection import Connection
+
+BRIEFLY = 0.02
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, Connection]]:
+    theirs, ours = socket.socketpair()
+    with theirs, Connection.over(ours) as connection:
+        yield theirs, connection
+
+
+def test_what_was_sent_is_received_and_the_end_is_empty(pair: tuple[socket.socket, Connection]) -> None:
+    theirs, connection = pair
+    theirs.sendall(b"hello")
+    theirs.shutdown(socket.SHUT_WR)
+    assert connection.recv(100) == b"hello"
+    assert connection.recv(100) == b""
+
+
+def test_silence_is_a_timeout(pair: tuple[socket.socket, Connection]) -> None:
+    _, connection = pair
+    connection.settimeout(BRIEFLY)
+    with pytest.raises(TimeoutError, match="sent nothing"):
+        connection.recv(100)
+
+
+def test_a_client_that_takes_nothing_is_a_timeout(pair: tuple[socket.socket, Connection]) -> None:
+    _, connection = pair
+    connection.settimeout(BRIEFLY)
+    with pytest.raises(TimeoutError, match="took nothing"):
+        connection.sendall(b"x" * 100_000_000)
+
+
+def test_gunicorn_gets_the_longest_timeout_whatever_mode_it_sets(pair: tuple[socket.socket, Connection]) -> None:
+    theirs, connection = pair
+    connection.settimeout(BRIEFLY)
+    connection.setblocking(False)
+    assert connection.gettimeout() == BRIEFLY
+    connection.setblocking(True)
+    assert connection.gettimeout() == STALL_SECONDS
+    theirs.sendall(b"x")
+    assert connection.recv(1) == b"x"
+
+
+def test_a_timeout_of_nothing_does_not_wait_for_ever(pair: tuple[socket.socket, Connection]) -> None:
+    _, connection = pair
+    connection.settimeout(0.0)
+    with pytest.raises(TimeoutError):
+        connection.recv(1)
