@@ -7,9 +7,11 @@ outputs, the golden figures come out, and rows do not influence one another. It 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,11 +83,10 @@ def _open_runner(folder: Path, manifest: Manifest) -> Runner:
     _check_shapes("output.onnx: output", output.outputs, both)
     parts = Parts(cell, output, states, vocabulary_size)
     try:
-        reader, writer = reader_graph(parts), writer_graph(parts)
+        sessions = Sessions(_open_session(reader_graph(parts)), _open_session(writer_graph(parts)))
     except ValueError as error:
         raise BundleError(f"cell.onnx, output.onnx: {error}") from error
     tensors = [StateTensor(name, shape) for name, shape in states.items()]
-    sessions = Sessions(_open_session(reader), _open_session(writer))
     return Runner(sessions, tensors, parts.hidden_size, vocabulary_size, manifest.boundary.id)
 
 
@@ -104,9 +105,22 @@ def _open_session(graph: bytes) -> Any:
     options.enable_cpu_mem_arena = False  # malloc is as quick, and gives back what a large batch took
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        with _as_file(graph) as file:
+            return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BundleError(f"cell.onnx, output.onnx: onnxruntime cannot open them: {error}") from error
+
+
+@contextlib.contextmanager
+def _as_file(graph: bytes) -> Iterator[str | bytes]:
+    """A path in memory, where there is such a thing: a session keeps the bytes that it was made from, a path's not."""
+    if not hasattr(os, "memfd_create"):
+        yield graph
+        return
+    with os.fdopen(os.memfd_create("graph"), "wb") as file:
+        file.write(graph)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 def _check_shapes(where: str, found: dict[str, list[int | str]], expected: Mapping[str, list[int] | None]) -> None:

@@ -19,6 +19,7 @@ from service.bundle import Bundle, open_bundle
 from service.engine import Engine, EngineLimits
 from service.errors import MeariError, NotReady, UnknownModel
 from service.process.marks import ReadyMarks
+from service.process.memory import release_free_memory
 from service.settings import Settings
 from service.text.tokenizer import TextTokenizer, TokenizerKind, load_tokenizer
 
@@ -150,6 +151,7 @@ class Registry:
             self._models, self._failed = models, failed
             if not models:
                 self._problem = self._nothing_to_serve(bool(folders))
+            release_free_memory()
         except Exception:
             log.exception("loading the bundles failed")
             self._problem = "loading the bundles failed; see the log"
