@@ -20,7 +20,7 @@ from loadtests.peers.programs import ProgramFailed, run_together
 from loadtests.peers.requests import Requests
 from loadtests.peers.results import Inside, Measurement, Results, summarise
 
-OUT_OF_TIME = "not measured: the time for the whole run was used up"
+OUT_OF_TIME = "the time of the run was used up"
 ENGINE_CONCURRENCY = (1, 64)
 
 
@@ -124,7 +124,7 @@ class Benchmark:
         server = NEIGHBOURS[name]
         served = Served(place, _family(place), self.num_cpus)
         if server.needs_torch_weights and not (place / "torch.pt").exists():
-            self.results.failures[f"{name} / {turn.model}"] = "not measured: this bundle has no torch weights"
+            self.results.failures[f"{name} / {turn.model}"] = "this bundle has no torch weights"
             return
         loads = [load for load in turn.loads if _takes(server, load)]
         while loads:

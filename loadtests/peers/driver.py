@@ -17,6 +17,8 @@ from loadtests.peers.connection import Connection, Exchange
 
 REQUEST_TIMEOUT_SECONDS = 30.0
 MAX_CONNECTIONS = 1000
+MOST_TIMES = 3  # as long as asked for is the window of a slow server at most
+POLL_SECONDS = 0.05
 Edge = TypeVar("Edge")
 
 
@@ -65,6 +67,7 @@ def drive_closed(
 ) -> Driven[Edge]:
     """So many clients, each sending its next request when it has its answer; the window begins after the warm-up.
 
+    A slow server gets a longer window, up to three times as long, until every client has had an answer in the mean.
     Requests that are under way when the window closes run to their end, so that their share of it is known, but no
     longer than `drain_seconds`.
     """
@@ -103,11 +106,11 @@ async def _closed(
     edge: Callable[[], Edge],
 ) -> Driven[Edge]:
     exchanges: list[Exchange] = []
-    end = time.perf_counter() + warmup + seconds
+    over = asyncio.Event()
 
     async def client() -> None:
         connection = Connection(address.host, address.port)
-        while time.perf_counter() < end:
+        while not over.is_set():
             ask = next(asks)
             exchange = Exchange(ask.num_tokens, time.perf_counter())
             exchanges.append(exchange)
@@ -119,7 +122,10 @@ async def _closed(
     clients = [asyncio.create_task(client()) for _ in range(num_clients)]
     await asyncio.sleep(warmup)
     begin, cpu, first = time.perf_counter(), time.process_time(), edge()
-    await asyncio.sleep(end - begin)
+    await asyncio.sleep(seconds)
+    while len(exchanges) < 2 * num_clients and time.perf_counter() < begin + MOST_TIMES * seconds:
+        await asyncio.sleep(POLL_SECONDS)
+    over.set()
     cpu, last, real_end = time.process_time() - cpu, edge(), time.perf_counter()
     await _drain(set(clients), drain)
     return Driven(exchanges, begin, real_end, first, last, cpu)
