@@ -1,0 +1,47 @@
+"""The command line in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.service.running import ROOT, clean_environment
+
+RELEASED = ROOT / "bundles"
+
+
+def arguments(*words: object) -> list[str]:
+    return [sys.executable, "-m", "cli.main", *map(str, words)]
+
+
+def meari(*words: object, stdin: str | bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run a verb to its end."""
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    return subprocess.run(
+        arguments(*words), input=data, cwd=ROOT, env=clean_environment(), capture_output=True, check=False, timeout=100
+    )
+
+
+def started(*words: object) -> subprocess.Popen[bytes]:
+    """Start a verb."""
+    return subprocess.Popen(
+        arguments(*words),
+        cwd=ROOT,
+        env=clean_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def records(data: bytes) -> list[dict[str, Any]]:
+    """JSONL as objects."""
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def file_records(path: Path) -> list[dict[str, Any]]:
+    """JSONL of a file as objects."""
+    return records(path.read_bytes())

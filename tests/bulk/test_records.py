@@ -1,0 +1,83 @@
+"""Lines → records, and bad lines by number with what came and what was expected."""
+
+from __future__ import annotations
+
+import pytest
+
+from bulk.records import Problem, Reader, Record, is_like_object
+
+TEXT = Reader("text", "text", with_context=True)
+JSONL = Reader("jsonl", "text", with_context=True)
+
+
+def problem(line: bytes) -> str:
+    found = JSONL.read(line + b"\n", 7)[0]
+    assert isinstance(found, Problem)
+    return str(found)
+
+
+def test_every_line_is_a_text_empty_ones_too() -> None:
+    assert TEXT.read(b"a\n\n b \n", 3) == [Record(3, "a"), Record(4, ""), Record(5, " b ")]
+
+
+def test_only_the_line_end_is_taken_off() -> None:
+    found = TEXT.read("a\r\nb\r\r\n\u2028c\x0bd\r".encode(), 1)
+    assert [line.text for line in found if isinstance(line, Record)] == ["a", "b\r", "\u2028c\x0bd\r"]
+
+
+def test_a_line_that_is_not_utf8_spares_its_neighbours() -> None:
+    assert TEXT.read(b"a\nb\xff\nc\n", 1) == [
+        Record(1, "a"),
+        Problem(2, "got bytes that are not UTF-8 at byte 2, expected UTF-8"),
+        Record(3, "c"),
+    ]
+
+
+def test_fields_are_carried_over_as_they_were_written() -> None:
+    [record] = JSONL.read(b'{"id": 1.50, "text": "a\\u0041", "x": [1, {}], "context": "c"}\n', 1)
+    assert record == Record(1, "aA", "c", {"id": b"1.50", "text": b'"a\\u0041"', "x": b"[1, {}]", "context": b'"c"'})
+
+
+def test_null_context_is_none() -> None:
+    [record] = JSONL.read(b'{"text": "", "context": null}\n', 1)
+    assert isinstance(record, Record)
+    assert record.context is None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"", 'line 7: got nothing, expected a JSON object with "text"'),
+        (b"[1, 2]", 'line 7: got [1, 2], expected a JSON object with "text"'),
+        (b'{"id": 1}', "line 7: text: missing, expected a string"),
+        (b'{"text": 5}', "line 7: text: got 5, expected a string"),
+        (b'{"text": null}', "line 7: text: got null, expected a string"),
+        (b'{"text": "a", "context": ["b"]}', 'line 7: context: got ["b"], expected a string'),
+        (b'{"text": "a", "text": "b"}', "line 7: text: got the name twice, expected it once"),
+        (b'{"text": "\xff"}', "line 7: got bytes that are not UTF-8 at byte 11, expected UTF-8"),
+    ],
+)
+def test_bad_line_says_what_came_and_what_was_expected(line: bytes, message: str) -> None:
+    assert problem(line) == message
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"text": "a"', b'{"text": "a"} x', b'{"text": "\\ud800"}', b"{'text': 'a'}", b"text"]
+)
+def test_malformed_json_is_named_so(line: bytes) -> None:
+    assert problem(line).startswith("line 7: got malformed JSON (")
+    assert problem(line).endswith('), expected a JSON object with "text"')
+
+
+def test_deep_nesting_is_no_crash() -> None:
+    assert "nested too deeply" in problem(b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+
+
+def test_a_colon_in_a_text_is_no_second_name() -> None:
+    [record] = JSONL.read(b'{"text": "a \\":\\": b"}\n', 1)
+    assert isinstance(record, Record)
+
+
+@pytest.mark.parametrize(("line", "is_object"), [(b'{"text":', True), (b" { }", True), (b"{ x", False), (b"a", False)])
+def test_first_line_tells_jsonl_from_text(line: bytes, is_object: bool) -> None:
+    assert is_like_object(line) is is_object
