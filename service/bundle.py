@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.engine.runner import Asked, Floats, Ids, Runner, Sessions, States, StateTensor
+from service.engine.isolation import rows_are_isolated
+from service.engine.runner import Runner, Sessions, StateTensor
 from service.errors import BundleError
 from service.graphs.bundle_graph import BundleGraph, Parts
 from service.graphs.reader import reader_graph
@@ -64,7 +65,7 @@ def open_bundle(folder: Path, *, max_slots: int) -> Bundle:
     runner = _open_runner(folder, manifest)
     difference = _check_golden(folder / "golden.npz", manifest, runner)
     sizes = tuple(size for size in BATCH_SIZES if size < max_slots)
-    runner.rows_isolated = _rows_isolated(runner, max_slots, sizes)
+    runner.rows_isolated = rows_are_isolated(runner, max_slots, sizes)
     self_test = SelfTest(difference, runner.rows_isolated, (*sizes, max_slots))
     return Bundle(folder, manifest, hashlib.sha256(data).hexdigest(), runner, self_test)
 
@@ -184,48 +185,3 @@ def _largest(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> f
     """
     scale = np.maximum(1.0, np.abs(right) / 32)
     return float((np.abs(left.astype(np.float64) - right) / scale).max(initial=0.0))
-
-
-def _rows_isolated(runner: Runner, max_slots: int, sizes: tuple[int, ...]) -> bool:
-    """True when a row's results are the same bits in batches of every size, at every place tried, and in runs of one
-    step and of several.
-    """
-    random = np.random.default_rng(0)
-    tokens = random.integers(0, runner.vocabulary_size, (5, max_slots))
-    states = runner.initial_states(max_slots)
-    mixed = runner.initial_states(max_slots)
-    for age, step_tokens in enumerate(tokens[:3]):  # rows as they meet in a batch: some have read more than others
-        _, states = runner.step(step_tokens, states)
-        for name, values in states.items():
-            mixed[name][age::3] = values[age::3]
-    draws = random.random((max_slots, 3), np.float32)
-    expected = _outcome(runner, tokens[3:], mixed, draws)
-    for size in sizes:
-        for first in {0, max_slots - size, int(random.integers(0, max_slots - size + 1))}:
-            rows = slice(first, first + size)
-            start = {name: values[rows] for name, values in mixed.items()}
-            part = _outcome(runner, tokens[3:, rows], start, draws[rows], by_step=size % 2 == 1)
-            if any(not np.array_equal(got, want[rows]) for got, want in zip(part, expected, strict=True)):
-                return False
-    return True
-
-
-def _outcome(
-    runner: Runner, tokens: Ids, states: States, draws: Floats, *, by_step: bool = False
-) -> list[npt.NDArray[Any]]:
-    """Everything that two steps give, after the second one: arrays of [rows, …].
-
-    draws    float32 [rows, 3]: a uniform number, an inverse temperature and a share of min_p for each row
-    by_step  in two runs rather than in one
-    """
-    if by_step:
-        _, states = runner.step(tokens[0], states)
-        tokens = tokens[1:]
-    steps, rows = tokens.shape
-    places = (steps - 1) * rows + np.arange(rows)
-    numbers = (draws[:, :1], 0.5 + draws[:, 1:2], 0.5 * draws[:, 2:])
-    sampled = Asked(places, np.full((rows, 1), -1), *numbers, True, True, True, True, True)
-    ran = runner.run(tokens, states, sampled, want_hidden=True)
-    arrays = [ran.hidden, *ran.states.values()]
-    found = [ran.picked, ran.picked_logprobs, ran.mass_from, ran.mass, ran.logits, ran.logprobs]
-    return [*(array[-1] for array in arrays if array is not None), *(array for array in found if array is not None)]

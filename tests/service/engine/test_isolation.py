@@ -5,13 +5,17 @@ A request's tokens and log-probabilities are the same bits alone, beside others,
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from service.bundle import Bundle, open_bundle
 from service.engine import Engine, EngineLimits, GenerateCall, Generation, Sampling, ScoreCall, Scoring
+from service.engine.isolation import rows_are_isolated
+from service.engine.runner import NOTHING, Asked, Ids, Ran, States, Written
 
 BUNDLES = sorted(path.parent for path in (Path(__file__).parents[3] / "bundles").glob("*/manifest.json"))
 
@@ -38,6 +42,33 @@ def generate(engine: Engine, prompt: list[int], seed: int, max_tokens: int = 24)
 
 def test_rows_are_isolated_on_this_cpu(released: Bundle) -> None:
     assert released.self_test.rows_isolated
+
+
+@pytest.mark.parametrize("kind", ["written", "read", "read in long runs"])
+def test_rows_that_depend_on_how_they_are_run_are_found_out(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    runner = bundle.runner
+    write, run = runner.write, runner.run
+
+    def leaky_write(tokens: Ids, states: States, draw: Written) -> Ran:
+        ran = write(tokens, states, draw)
+        assert ran.picked_logprobs is not None
+        return replace(ran, picked_logprobs=ran.picked_logprobs - np.float32(1e-6 * (len(tokens) > 7)))
+
+    def leaky_run(tokens: Ids, states: States, asked: Asked = NOTHING, **more: Any) -> Ran:
+        ran = run(tokens, states, asked, **more)
+        most = 7 if kind == "read" else 8
+        if ran.picked_logprobs is None or len(asked.places) <= most:
+            return ran
+        return replace(ran, picked_logprobs=ran.picked_logprobs - np.float32(1e-6))
+
+    assert rows_are_isolated(runner, 8, (1, 2, 3, 7))
+    if kind == "written":
+        monkeypatch.setattr(runner, "write", leaky_write)
+    else:
+        monkeypatch.setattr(runner, "run", leaky_run)
+    assert not rows_are_isolated(runner, 8, (1, 2, 3, 7))
 
 
 def test_generation_is_the_same_alone_and_in_company(released: Bundle) -> None:
