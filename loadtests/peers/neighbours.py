@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtests.peers.driver import Ask
-from loadtests.peers.plan import RANDOM
+from loadtests.peers.plan import ENDLESS
 
 SERVERS = "loadtests.peers.servers"
-NO_END = {"0": -100.0}  # a logit bias that keeps the end token of released bundles away
+NO_END = {"0": -100.0}  # a logit bias that keeps the end token away where texts are short
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Neighbour:
         """A request for a continuation of exactly `max_tokens` tokens."""
         body: dict[str, object] = {"prompt": prompt, "max_tokens": max_tokens, "stream": stream}
         if self.name == "meari":
-            body |= {"model": model} if model in RANDOM else {"model": model, "logit_bias": NO_END}
+            body |= {"model": model} if model in ENDLESS else {"model": model, "logit_bias": NO_END}
         return Ask(http_post(self.stream_path if stream else self.generate_path, self.wrap(body)), max_tokens)
 
     def score(self, texts: Sequence[str], *, model: str) -> Ask:

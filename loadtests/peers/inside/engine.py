@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from loadtests.peers.plan import RANDOM
+from loadtests.peers.plan import ENDLESS
 from service.engine import Engine
 from service.engine.calls import GenerateCall, Generation, Sampling
 from service.registry import Model, load_model
@@ -48,7 +48,7 @@ def submit(engine: Engine, prompt: list[int], max_tokens: int, sampling: Samplin
 def measure(model: Model, concurrency: int, seconds: float) -> EngineFigures:
     """Keep so many requests running; count the tokens that the engine says it sampled."""
     generator = random.Random(1)  # noqa: S311 (no secret)
-    bias = () if model.name in RANDOM else NO_END  # the end of random bundles is out of reach
+    bias = () if model.name in ENDLESS else NO_END
     vocabulary_size = model.bundle.manifest.sizes["vocabulary"]
     running: deque[Generation] = deque()
     begin = time.perf_counter() + WARMUP_SECONDS
