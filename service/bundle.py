@@ -143,9 +143,12 @@ def _check_golden(path: Path, manifest: Manifest, runner: Runner) -> float:
     steps, rows = tokens.shape
     states = runner.initial_states(rows)
     logprobs, differences = golden["logprobs"], []
+    same = set(states)  # as the hidden vector, so far
     for step in range(steps):
         hidden, states = runner.step(tokens[step], states)
+        same &= {name for name, values in states.items() if np.array_equal(values, hidden)}
         differences.append(("log-probability", _largest(runner.output(hidden)[1], logprobs[step])))
+    runner.hidden_state = min(same, default=None)
     differences += [("state", _largest(values, golden[f"state_{name}"])) for name, values in states.items()]
     for what, difference in differences:
         if not difference <= manifest.golden.tolerance:  # written so that NaN is refused

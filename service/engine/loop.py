@@ -83,6 +83,11 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
+    def limit_cache(self, max_bytes: int) -> None:
+        """Let the prefix cache hold so many bytes in place of what the limits say; before the first request alone."""
+        self._cache = PrefixCache(max_bytes) if max_bytes else None
+        self._read = Reading(self._runner, self._cache, self._clock)
+
     def stop(self, timeout_seconds: float = 5.0) -> None:
         """Take no more requests, fail those that are left, and end the thread."""
         self._scheduler.close()
@@ -222,7 +227,8 @@ class Engine:
         while root.snapshots and root.snapshots[-1][0] == root.fed:
             root.snapshots.pop()[1].state = {name: values.copy() for name, values in match.states.items()}
         if root.request.samples and match.length == len(root.forced):
-            root.hidden = match.hidden
+            kept = self._runner.hidden_state
+            root.hidden = match.hidden if kept is None else match.states[kept]
         handle.cached_tokens = match.length - 1  # the boundary token is none of the prompt's
         self._cached_tokens += handle.cached_tokens
         self._cache_hits += handle.cached_tokens > 0

@@ -65,6 +65,7 @@ class Reading:
             (np.array(wanted.places, np.int64), np.array(wanted.targets, np.int64)),
         )
         keeps = self._cache is not None and any(s.fed < s.num_to_cache for s in batch.sequences)
+        keeps = keeps and self._runner.hidden_state is None
         ran = self._runner.run(_tokens(batch.sequences, counts, steps), batch.states, asked, want_hidden=keeps)
         outcome = Outcome(sum(counts), len(asked.places))
         self._report(wanted, ran)
@@ -148,9 +149,9 @@ class Reading:
             sequence.snapshots.pop()[1].state = row_after(ran, depth - fed - 1, row)
         fresh = min(fed + count, sequence.num_to_cache) - fed
         if self._cache is not None and fresh > 0:
-            assert ran.hidden is not None
+            hidden = np.empty((fresh, 0), np.float32) if ran.hidden is None else ran.hidden[:fresh, row]
             states = {name: values[:fresh, row] for name, values in ran.states.items()}
-            self._cache.insert(sequence.forced[: fed + fresh], fed, states, ran.hidden[:fresh, row])
+            self._cache.insert(sequence.forced[: fed + fresh], fed, states, hidden)
 
     def _sample(self, wanted: Wanted, draws: Draws, ran: Ran, outcome: Outcome) -> None:
         """Take the first token after each prompt that has been read."""

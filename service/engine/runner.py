@@ -138,6 +138,7 @@ class Runner:
         self.vocabulary_size = vocabulary_size
         self.end_id = end_id
         self.rows_isolated = True
+        self.hidden_state: str | None = None  # the state tensor that the hidden vector is a copy of, if there is one
         self._next = [f"next.{tensor.name}" for tensor in self.state_tensors]
         self._no_hidden = np.empty((0, hidden_size), np.float32)
         self._unused = {

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from msgspec import UNSET
 
+from service.bundle import open_bundle
+from service.engine.cache import EDGE_BYTES, EDGE_TOKENS, TOKEN_BYTES
 from service.errors import NotReady, UnknownModel
 from service.process.marks import ReadyMarks
 from service.registry import Registry
@@ -15,6 +17,7 @@ from service.settings import Settings
 from tests.service.tiny_bundle import write_tiny_bundle
 
 Open = Callable[..., Registry]
+RELEASED = Path(__file__).resolve().parents[2] / "bundles"
 
 
 @pytest.fixture
@@ -85,3 +88,12 @@ def test_nothing_to_serve_is_not_ready_and_says_why(tmp_path: Path, open_registr
     assert not registry.readiness().ready
     with pytest.raises(NotReady, match="there is no folder"):
         registry.get(UNSET)
+
+
+def test_models_share_the_cache_so_that_each_can_hold_a_thousand_tokens() -> None:
+    folders = [folder for folder in RELEASED.iterdir() if folder.is_dir()]
+    runners = [open_bundle(folder, max_slots=1).runner for folder in folders]
+    share = Settings().cache_bytes / sum(runner.state_bytes for runner in runners)
+    for runner in runners:
+        assert runner.hidden_state is not None  # the hidden vector is a part of the state, and not kept twice
+        assert share * runner.state_bytes > 1001 * (runner.state_bytes + TOKEN_BYTES) + 1001 / EDGE_TOKENS * EDGE_BYTES
