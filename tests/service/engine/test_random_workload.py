@@ -83,6 +83,14 @@ def check_generation(ran: Ran, got: Generation, alone: Generation, bundle: Bundl
             assert same_state(sample.state, expected.state)
 
 
+def num_prefixes(call: ScoreCall) -> int:
+    """How many distinct prefixes must be run for the figures, and for the states where they are wanted."""
+    before = [call.start.token if call.start is not None else 0, *call.context]
+    texts = [[*before, *text, *([0] if call.add_end else [])] for text in call.texts]
+    run = [text for text in texts if len(text) > len(before) or call.want_state]
+    return len({tuple(text[:n]) for text in run for n in range(1, len(text))})
+
+
 def check_scoring(ran: Ran, got: Scoring, alone: Scoring, bundle: Bundle) -> None:
     call = ran.call
     assert isinstance(call, ScoreCall)
@@ -91,6 +99,7 @@ def check_scoring(ran: Ran, got: Scoring, alone: Scoring, bundle: Bundle) -> Non
         assert ran.job.is_cut
         assert not got.results
         return
+    assert alone.computed_tokens == num_prefixes(call)
     assert got.cached_tokens + got.computed_tokens <= alone.computed_tokens
     for text, result, expected in zip(call.texts, got.results, alone.results, strict=True):
         for name in ("logprobs", "ranks", "alternative_ids", "alternative_logprobs"):
@@ -109,9 +118,7 @@ def check_cache(engine: Engine, bundle: Bundle) -> None:
     for trunk in TRUNKS:
         match = engine._cache.longest([0, *trunk])
         if match is not None:
-            copied = bundle.runner.hidden_state  # then the hidden vector is not kept beside the state
-            hidden = match.hidden if copied is None else match.states[copied]
-            held = {name: values.tobytes() for name, values in {"hidden": hidden, **match.states}.items()}
+            held = {name: values.tobytes() for name, values in {"hidden": match.hidden, **match.states}.items()}
             assert held == step_through(bundle, [0, *trunk][: match.length])
 
 
