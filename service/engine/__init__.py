@@ -6,11 +6,19 @@ runs (`Generation`, `Scoring`). The engine knows nothing of HTTP, JSON, text or 
     calls.py      what a caller asks for and the handle it gets back
     sequence.py   one row of work: tokens to force, tokens to sample, where it forks
     prefixes.py   the texts of one call as sequences that run what they share once
-    scheduler.py  who waits, who runs next: requests take turns
-    batch.py      the recurrent states of the running sequences, one row each
+    scheduler.py  who waits to be admitted
+    live.py       who has been accepted and not ended yet, and when each must end
+    lanes.py      which sequences run together, and whose turn it is
+    batch.py      the recurrent states of the sequences of a lane, one row each
+    reading.py    a turn of forced tokens: prompts, texts to score
+    writing.py    a turn of sampled tokens
+    beaming.py    a turn of the hypotheses of beams.py, the search itself
+    outcome.py    what came of a turn
     sampling.py   log-probabilities → the next token
-    runner.py     onnxruntime: one step of the cell, the output layer of some rows
-    loop.py       the thread: admit → step → advance
+    cache.py      states by prefix
+    runner.py     onnxruntime: the graphs that read and write
+    isolation.py  whether rows influence one another on this CPU
+    loop.py       the thread: admit → run a turn → settle
 """
 
 from service.engine.calls import (
