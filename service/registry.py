@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from msgspec import UNSET, UnsetType
 
@@ -24,6 +25,8 @@ from service.settings import Settings
 from service.text.tokenizer import TextTokenizer, TokenizerKind, load_tokenizer
 
 __all__ = ["Model", "Readiness", "Registry", "load_model"]
+
+ROWS_OF_A_REQUEST: Final = 16  # n and num_beams go so far, however few slots there are
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ class Readiness:
 
 def load_model(folder: Path, settings: Settings) -> Model:
     """Open a bundle and start its engine. Raises BundleError."""
-    bundle = open_bundle(folder, max_slots=settings.max_slots)
+    bundle = open_bundle(folder, max_slots=max(settings.max_slots, ROWS_OF_A_REQUEST))
     tokenizer = load_tokenizer(
         folder / "tokenizer.json",
         TokenizerKind(bundle.manifest.tokenizer.kind),
