@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from service.engine.runner import Asked, Floats, Ran, Runner, States
 from service.engine.sampling import Draws, Sampler, on_grid
 from service.engine.scheduler import Request
 from service.engine.sequence import Sequence, StateRow
+
+FEW_ROWS: Final = 4  # of which a run ends with the first that ends
 
 
 class Writing:
@@ -86,7 +89,8 @@ class Writing:
     def _write(self, most_steps: int) -> Outcome:
         """Some tokens for every row; what a row would have written past its end is thrown away."""
         batch, end_id = self.batch, self._runner.end_id
-        steps = min(most_steps, max(c.num_left for s in batch.sequences if (c := s.continuation) is not None))
+        left = [c.num_left for s in batch.sequences if (c := s.continuation) is not None]
+        steps = min(most_steps, min(left) if len(left) <= FEW_ROWS else max(left))
         tokens = np.array([sequence.next_token for sequence in batch.sequences], np.int64)
         ran = self._runner.write(tokens, batch.states, self._draws.written(steps))
         assert ran.picked is not None
