@@ -14,19 +14,19 @@ from typing import Any
 
 from loadtests.peers.accounting import memory_by_process
 from loadtests.peers.answers import read_answers
+from loadtests.peers.bulk import bulk_rates
 from loadtests.peers.client import Client
 from loadtests.peers.driver import Address, drive_closed, drive_open
 from loadtests.peers.neighbours import NEIGHBOURS, Served
 from loadtests.peers.plan import CAPACITY, Kind, Load, Plan
 from loadtests.peers.processes import Running, free_port, serving
 from loadtests.peers.programs import run_together
-from loadtests.peers.requests import Requests
+from loadtests.peers.requests import SENTENCE_WORDS, Requests
 from loadtests.peers.results import Measurement, summarise
 from loadtests.peers.words import make_text, make_words
 
 Figures = dict[str, Any]
 MEARI = NEIGHBOURS["meari"]
-SENTENCE_WORDS = 20
 SEGMENT_SECONDS = 20.0
 LEAST_SEGMENTS = 2
 WRITER = "shakespeare-lstm"  # writes the corpus on which kenlm is measured
@@ -53,6 +53,7 @@ class Probes:
             "n-best": self.nbest,
             "sampling": self.sampling,
             "second CPU": self.second_cpu,
+            "bulk": self.bulk,
             "kenlm": self.kenlm,
             "memory": self.memory,
         }
@@ -158,6 +159,10 @@ class Probes:
             with self._running(self._served(workers)) as running:
                 rates[workers] = self._closed(running, load).tokens_per_second
         return {"one": rates[1], "all": rates[self.num_cpus], "gain": round(rates[self.num_cpus] / rates[1], 3)}
+
+    def bulk(self) -> Figures:
+        """Tokens a CPU-second of `meari score` and `meari generate` over files, without what their start takes."""
+        return bulk_rates(self.bundle(self.model), self.work)
 
     def memory(self) -> Figures:
         """A worker's PSS under mixed load at 80 % of capacity: the largest, and how it grows."""

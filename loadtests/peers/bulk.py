@@ -1,0 +1,42 @@
+"""`meari score` and `meari generate` over files: tokens a CPU-second, without what their start takes.
+
+Enters: a bundle. Leaves: plain figures. CPU time is that of the command with all of its processes.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from loadtests.peers.requests import NEW_TOKENS, PROMPT_WORDS, SENTENCE_WORDS
+from loadtests.peers.words import make_text, make_words
+
+LINES = {"score": (200, 8000), "generate": (100, 2000)}  # of a short run and of a long one, which share the start
+TOKENS = {"score": SENTENCE_WORDS + 1, "generate": NEW_TOKENS}  # a line
+TIMEOUT_SECONDS = 120
+
+
+def bulk_rates(bundle: Path, work: Path) -> dict[str, int]:
+    """Tokens a CPU-second of both commands, from the difference of a short and a long run."""
+    rates = {}
+    for verb, (few, many) in LINES.items():
+        seconds = _cpu_seconds(bundle, work, verb, many) - _cpu_seconds(bundle, work, verb, few)
+        rates[f"{verb}_tokens_per_cpu_second"] = round((many - few) * TOKENS[verb] / seconds)
+    return rates
+
+
+def _cpu_seconds(bundle: Path, work: Path, verb: str, num_lines: int) -> float:
+    generator = random.Random(num_lines)  # noqa: S311 (no secret)
+    words = make_words()
+    length = SENTENCE_WORDS if verb == "score" else PROMPT_WORDS
+    lines = work / "lines.txt"
+    lines.write_text("".join(make_text(words, length, generator) + "\n" for _ in range(num_lines)), "utf-8")
+    files = [str(lines)] if verb == "score" else ["--prompts", str(lines), "--max-tokens", str(NEW_TOKENS)]
+    command = [sys.executable, "-m", "cli.main", verb, *files, "--bundles", str(bundle), "--quiet"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True, timeout=TIMEOUT_SECONDS)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
