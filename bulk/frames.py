@@ -7,6 +7,7 @@ in which they came, some `Part` and one `Done`; a `Took` for each piece of a lon
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any, Final, Generic, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from bulk.options import GenerateOptions, ScoreOptions
-from bulk.totals import GenerateTotals, ScoreTotals
+from bulk.totals import Totals
 
 __all__ = [
     "Done",
@@ -65,10 +66,23 @@ class Part(msgspec.Struct, tag="part", frozen=True):
 
 
 class Done(msgspec.Struct, tag="done", frozen=True):
-    """A chunk is done; `problem` says which line ended the work and why, "" where none did."""
+    """A chunk is done; `problem` says which line ended the work and why, "" where none did.
 
-    totals: ScoreTotals | GenerateTotals
+    counts  the sums by name, as JSON: an integer there may have any size
+    """
+
+    counts: str
     problem: str = ""
+
+    @classmethod
+    def of(cls, totals: Totals, problem: str = "") -> Done:
+        """With these sums."""
+        return cls(json.dumps(msgspec.structs.asdict(totals)), problem)
+
+    def totals(self) -> dict[str, int]:
+        """The sums by name."""
+        counts: dict[str, int] = json.loads(self.counts)
+        return counts
 
 
 class Took(msgspec.Struct, tag="took", frozen=True):

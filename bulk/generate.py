@@ -110,7 +110,7 @@ class GeneratedChunk:
         completions = [completion for _, completion in self.lines if completion is not None]
         ends_here = bool(problems) and not self.work.skips_bad
         totals = _totals(completions, 0 if ends_here else len(problems))
-        yield Done(totals, str(problems[0]) if ends_here else "")
+        yield Done.of(totals, str(problems[0]) if ends_here else "")
 
     def _pieces(self) -> Iterator[bytes]:
         for line, completion in self.lines:

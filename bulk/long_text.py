@@ -69,12 +69,12 @@ class LongText:
         if self._problem is None:
             self._settle()
             yield from in_parts(self._rows.finished(self._record, self._sums))
-            yield Done(ScoreTotals.of([self._sums], 0))
+            yield Done.of(ScoreTotals.of([self._sums], 0))
         elif self._work.skips_bad:
             yield Part(self._work.rows.problem(self._problem))
-            yield Done(ScoreTotals(num_bad_lines=1))
+            yield Done.of(ScoreTotals(num_bad_lines=1))
         else:
-            yield Done(ScoreTotals(), str(self._problem))
+            yield Done.of(ScoreTotals(), str(self._problem))
         self._rows.close()
 
     def _feed_text(self, data: bytes, *, ends: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from bulk.generate import Completions
@@ -11,6 +11,7 @@ from bulk.options import GenerateOptions, OutputFormat
 from bulk.records import Record
 from bulk.worker import open_model
 from service.answers.completion import Completion
+from service.registry import Model
 from service.requests.schema import GenerateRequest
 
 __all__ = ["continue_prompt"]
@@ -18,9 +19,16 @@ __all__ = ["continue_prompt"]
 SEPARATOR = "---\n"  # between the texts of several samples
 
 
-def continue_prompt(folder: Path, request: GenerateRequest, output_format: OutputFormat) -> Iterator[bytes]:
+def continue_prompt(folder: Path, request: GenerateRequest, output_format: OutputFormat) -> Generator[bytes]:
     """What is to be written, as soon as it is known."""
     model = open_model(str(folder))
+    try:
+        yield from _pieces(folder, model, request, output_format)
+    finally:
+        model.engine.stop()
+
+
+def _pieces(folder: Path, model: Model, request: GenerateRequest, output_format: OutputFormat) -> Iterator[bytes]:
     completion = Completions(model).begin(request)
     if output_format == "text":
         num_samples = len(completion.writers)

@@ -39,7 +39,8 @@ class Output:
     def start_at(self, num_bytes: int, crc: int) -> None:
         """Keep so many bytes, whose checksum is `crc`, and write behind them."""
         if self.is_file:
-            os.ftruncate(self._fd, num_bytes)
+            if os.fstat(self._fd).st_size != num_bytes:
+                os.ftruncate(self._fd, num_bytes)
             os.lseek(self._fd, num_bytes, os.SEEK_SET)
         self.num_bytes, self.crc = num_bytes, crc
 

@@ -95,7 +95,7 @@ class Run:
     def advance(self, result: Result, done: Done, seconds: float) -> None:
         """A chunk is written."""
         chunk = result.chunk
-        added = msgspec.structs.asdict(done.totals)
+        added = done.totals()
         before = self.at.totals or {}
         self.at = Checkpoint(
             line=chunk.first_line + chunk.num_lines - 1,
@@ -134,9 +134,9 @@ def _work(crew: Crew, source: Source, run: Run, plan: Plan) -> Run:
             if result.done is None:
                 run.output.write(result.data)
                 continue
-            run.advance(result, result.done, before + clock() - started)
-            if result.done.problem:
+            if result.done.problem:  # the checkpoint stays before this chunk, whose last lines are not done
                 raise BadLine(f"{source.name}: {result.done.problem}; {SKIP_HINT}")
+            run.advance(result, result.done, before + clock() - started)
             if clock() - noted >= CHECKPOINT_SECONDS:
                 run.note()
                 noted = clock()

@@ -144,9 +144,9 @@ class ScoredChunk:
         yield from in_parts(self._pieces(scored, sums))
         problems = [line for line in self.lines if isinstance(line, Problem)]
         if problems and not self.work.skips_bad:
-            yield Done(ScoreTotals.of(list(sums.values()), 0), str(problems[0]))
+            yield Done.of(ScoreTotals.of(list(sums.values()), 0), str(problems[0]))
         else:
-            yield Done(ScoreTotals.of(list(sums.values()), len(problems)))
+            yield Done.of(ScoreTotals.of(list(sums.values()), len(problems)))
 
     def _pieces(self, scored: dict[int, ScoredText], sums: dict[int, TextSums]) -> Iterator[bytes]:
         rows = self.work.rows

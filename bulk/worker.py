@@ -13,6 +13,7 @@ import queue
 import signal
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,9 +155,15 @@ def main() -> None:
     os.dup2(2, 1)  # nothing else may write between frames
     frames: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
     threading.Thread(target=_read_frames, args=(frames,), name="frames", daemon=True).start()
-    Worker(frames, out).run()
-    sys.stderr.flush()
-    os._exit(0)  # the engine's thread need not be waited for
+    code = 1
+    try:
+        Worker(frames, out).run()
+        code = 0
+    finally:
+        if code:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(code)  # the engine's thread need not be waited for
 
 
 if __name__ == "__main__":

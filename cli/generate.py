@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,13 +182,12 @@ def _one(
     from bulk.one_prompt import continue_prompt
     from bulk.output import Output
 
-    output = Output(path)
-    output.start_at(0, 0)
-    try:
-        for piece in continue_prompt(folder, msgspec.structs.replace(request, prompt=prompt), output_format):
+    request = msgspec.structs.replace(request, prompt=prompt)
+    with closing(Output(path)) as output, closing(continue_prompt(folder, request, output_format)) as pieces:
+        first = next(pieces)  # before it, the bundle is opened: what a file holds stays if that fails
+        output.start_at(0, 0)
+        for piece in chain([first], pieces):
             output.write(piece)
-    finally:
-        output.close()
 
 
 def _summary(outcome: Outcome, seed: int) -> dict[str, Any]:

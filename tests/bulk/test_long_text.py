@@ -1,0 +1,88 @@
+"""A line of any length has the record that it would have as a whole."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from bulk import long_text
+from bulk.frames import Done, Part
+from bulk.long_text import LongText
+from bulk.options import ScoreOptions
+from bulk.score import ScoredChunk, ScoreWork
+from bulk.totals import ScoreTotals
+from bulk.worker import open_model
+from service.registry import Model
+
+TEXTS = [
+    "good day, world. " * 40,
+    "abc" * 200,
+    "e\u0301" * 200 + " x",
+    '"q" \t\\ ' * 60,
+    " " * 500 + "b" + " " * 500 + "ccc ",
+    "한국 é😀 " * 60,
+    "",
+]
+
+
+@pytest.fixture(scope="module", params=["letters", "bytes", "words"])
+def model(request: pytest.FixtureRequest, bundles: Path) -> Iterator[Model]:
+    model = open_model(str(bundles / request.param))
+    yield model
+    model.engine.stop()
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_text, "PIECE_CHARS", 100)
+
+
+def written(begun: ScoredChunk | LongText) -> tuple[bytes, Done]:
+    *parts, done = begun.messages()
+    assert isinstance(done, Done)
+    return b"".join(part.data for part in parts if isinstance(part, Part)), done
+
+
+def in_pieces(work: ScoreWork, data: bytes) -> tuple[bytes, Done]:
+    """The line in pieces of all lengths, as a pipe may bring it."""
+    long, at, lengths = work.begin_long(5), 0, random.Random(len(data))
+    while at < len(data):
+        end = min(len(data), at + lengths.choice([1, 7, 130]))
+        long.feed(data[at:end], ends=end == len(data))
+        at = end
+    return written(long)
+
+
+@pytest.mark.parametrize("output_format", ["jsonl", "tsv"])
+@pytest.mark.parametrize("input_format", ["text", "jsonl"])
+@pytest.mark.parametrize(
+    "figures",
+    [{}, {"tokens": True, "top": 1}, {"words": True, "log_base": "2"}, {"add_end": False, "with_text": False}],
+)
+def test_record_is_that_of_the_whole(model: Model, output_format: Any, input_format: Any, figures: Any) -> None:
+    options = ScoreOptions(bundle="", input_format=input_format, format=output_format, context="day ", **figures)
+    work = ScoreWork(model, options)
+    for text in TEXTS:
+        line = text.encode() if input_format == "text" else msgspec.json.encode({"id": 1, "text": text, "context": "a"})
+        assert in_pieces(work, line + b"\r\n") == written(work.begin(line + b"\r\n", 5))
+
+
+def test_bytes_that_are_not_utf8_are_found_in_any_piece(model: Model) -> None:
+    work = ScoreWork(model, ScoreOptions(bundle="", input_format="text", format="jsonl"))
+    data = "한".encode() * 100 + b"\xed\n"
+    _, done = in_pieces(work, data)
+    assert done.problem == "line 5: got bytes that are not UTF-8 at byte 301, expected UTF-8"
+    assert done.problem == written(work.begin(data, 5))[1].problem
+
+
+def test_an_object_may_not_grow_without_end(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_text, "MAX_OBJECT_BYTES", 1000)
+    options = ScoreOptions(bundle="", input_format="jsonl", format="jsonl", skip_bad=True)
+    data, done = in_pieces(ScoreWork(model, options), b'{"text": "' + b"a" * 2000 + b'"}\n')
+    assert b'"error":"got a JSON object of more than 1,000 bytes' in data
+    assert done.totals() == msgspec.structs.asdict(ScoreTotals(num_bad_lines=1))

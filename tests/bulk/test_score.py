@@ -1,0 +1,269 @@
+"""`meari score` from outside: order, figures, bad lines, formats, endings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from service.app import create_app
+from service.settings import Settings
+from tests.bulk.command import RELEASED, file_records, meari, records, started
+
+LINES = ["abc", "", "the quick brown fox", 'éé 한국 "x"\t\\', "a" * 300, " lead and trail ", "abd"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n".join(LINES) + "\n", "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def http() -> Any:
+    """The released bundles behind POST /score."""
+    app = create_app(Settings(bundles=RELEASED, workers=1, log_level="error"))
+    registry = app.extensions["meari"].registry
+    assert registry.wait_loaded(60)
+    client: FlaskClient = app.test_client()
+
+    def score(**body: Any) -> list[dict[str, Any]]:
+        answer = client.post("/score", json=body)
+        assert answer.status_code == 200, answer.text
+        results: list[dict[str, Any]] = json.loads(answer.data)["results"]
+        return results
+
+    yield score
+    registry.stop()
+
+
+@pytest.mark.parametrize("model", ["shakespeare-lstm", "nsmc-lstm", "shakespeare-esn"])
+def test_figures_are_those_of_http_bit_for_bit(model: str, text: Path, http: Any) -> None:
+    options: dict[str, Any] = {"log_base": "2", "tokens": True, "words": True, "top": 2, "context": "Now "}
+    expected = http(model=model, texts=LINES, **options)
+    words = ["--log-base", "2", "--tokens", "--words", "--top", 2, "--context", "Now "]
+    done = meari("score", text, "--model", model, "--bundles", RELEASED, *words, "--jobs", 2)
+    assert done.returncode == 0, done.stderr
+    found = records(done.stdout)
+    assert [(record.pop("line"), record.pop("text")) for record in found] == list(enumerate(LINES, 1))
+    assert found == expected
+
+
+def test_a_line_has_its_own_context_and_its_fields_stay(bundles: Path) -> None:
+    lines = [
+        {"id": "x", "text": "cd", "context": "ab", "note": [1, {"a": None}]},
+        {"text": "cd", "logprob": "of another model"},
+        {"text": "cd", "context": "", "id": 7},
+    ]
+    stdin = "\n".join(map(json.dumps, lines))
+    done = meari("score", "-", "--bundles", bundles, "--context", "ab", stdin=stdin)
+    found = records(done.stdout)
+    assert found[0]["logprob"] == found[1]["logprob"] != found[2]["logprob"]
+    assert [record.get("id") for record in found] == ["x", None, 7]
+    assert found[0]["note"] == [1, {"a": None}]
+    assert list(found[0])[:5] == ["line", "id", "text", "context", "note"]
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_order_and_bytes_do_not_depend_on_the_number_of_processes(bundles: Path, tmp_path: Path, jobs: int) -> None:
+    path = tmp_path / "many.txt"
+    path.write_text("".join(f"{'abcdefgh'[: i % 9]} {i}\n" for i in range(3000)))
+    first = meari("score", path, "--bundles", bundles, "--jobs", 2, "--words")
+    other = meari("score", path, "--bundles", bundles, "--jobs", jobs, "--words")
+    assert first.stdout == other.stdout
+    assert [record["line"] for record in records(first.stdout)] == list(range(1, 3001))
+
+
+def test_bad_line_ends_the_run_behind_all_good_ones(bundles: Path, tmp_path: Path) -> None:
+    path, output = tmp_path / "bad.jsonl", tmp_path / "out.jsonl"
+    path.write_text('{"text": "a"}\n' * 1999 + '{"text": 5}\n' + '{"text": "b"}\n' * 2000)
+    done = meari("score", path, "--bundles", bundles, "-o", output)
+    assert done.returncode == 1
+    assert done.stderr.decode() == (
+        f"meari: {path}: line 2000: text: got 5, expected a string; "
+        "--skip-bad writes an error record in its place and goes on\n"
+    )
+    assert [record["line"] for record in file_records(output)] == list(range(1, 2000))
+    again = meari("score", path, "--bundles", bundles, "-o", output, "--resume", "--skip-bad")
+    assert again.returncode == 0, again.stderr
+    found = file_records(output)
+    assert [record["line"] for record in found] == list(range(1, 4000))
+    assert found[1999] == {"line": 2000, "error": "text: got 5, expected a string"}
+    assert b"1 bad line" in again.stderr
+
+
+def test_skipped_lines_keep_their_place_and_number(bundles: Path) -> None:
+    stdin = b'{"text":"a"}\n\nnot json\n{"text":"b\xff"}\n{"text":"c"}'
+    done = meari("score", "-", "--bundles", bundles, "--skip-bad", stdin=stdin)
+    assert done.returncode == 0
+    assert [("error" in record, record["line"]) for record in records(done.stdout)] == [
+        (False, 1), (True, 2), (True, 3), (True, 4), (False, 5),
+    ]  # fmt: skip
+
+
+def test_summary_is_that_of_all_texts_weighted_by_tokens(bundles: Path, tmp_path: Path) -> None:
+    summary = tmp_path / "summary.json"
+    done = meari("score", "-", "--bundles", bundles, "--summary", summary, "--log-base", "2", stdin="abc\n\nx?é\nab")
+    found = json.loads(summary.read_text())
+    each = records(done.stdout)
+    counts = ("num_tokens", "num_unknown", "num_chars", "num_bytes", "logprob", "logprob_without_unknown")
+    for name in counts:
+        assert found[name] == pytest.approx(sum(record[name] for record in each), rel=1e-12)
+    assert (found["num_texts"], found["num_bad_lines"], found["num_unknown"]) == (4, 0, 2)
+    nats, known = (found[name] * math.log(2) for name in ("logprob", "logprob_without_unknown"))
+    assert found["perplexity"] == pytest.approx(math.exp(-nats / found["num_tokens"]))
+    assert found["perplexity_without_unknown"] == pytest.approx(math.exp(-known / (found["num_tokens"] - 2)))
+    assert found["bits_per_char"] == pytest.approx(-found["logprob"] / found["num_chars"])
+    assert found["bits_per_byte"] == pytest.approx(-found["logprob"] / found["num_bytes"])
+    assert b"4 texts" in done.stderr
+    assert meari("score", "-", "--bundles", bundles, "--quiet", stdin="a").stderr == b""
+
+
+def test_empty_input_gives_nothing_and_no_perplexity(bundles: Path, tmp_path: Path) -> None:
+    summary = tmp_path / "summary.json"
+    done = meari("score", "-", "--bundles", bundles, "--summary", summary)
+    assert (done.returncode, done.stdout) == (0, b"")
+    found = json.loads(summary.read_text())
+    assert (found["num_texts"], found["perplexity"], found["bits_per_char"]) == (0, None, None)
+
+
+def rows(data: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(data.decode()), dialect="excel-tab"))
+
+
+def test_tsv_has_a_row_a_text(bundles: Path, text: Path) -> None:
+    found = rows(meari("score", text, "--bundles", bundles, "--format", "tsv").stdout)
+    expected = records(meari("score", text, "--bundles", bundles).stdout)
+    assert [row["line"] for row in found] == [str(n) for n in range(1, len(LINES) + 1)]
+    assert [float(row["logprob"]) for row in found] == [record["logprob"] for record in expected]
+    assert found[1]["bits_per_char"] == ""
+    assert found[3]["text"] == 'éé 한국 "x"\\t\\\\'
+
+
+@pytest.mark.parametrize(("option", "name"), [("--tokens", "token"), ("--words", "word")])
+def test_tsv_has_a_row_a_token_or_a_word_with_the_text_number(
+    bundles: Path, text: Path, option: str, name: str
+) -> None:
+    found = rows(meari("score", text, "--bundles", bundles, "--format", "tsv", option).stdout)
+    expected = [
+        (str(record["line"]), str(number), part["text"], part["logprob"])
+        for record in records(meari("score", text, "--bundles", bundles, option).stdout)
+        for number, part in enumerate(record[option[2:]], 1)
+    ]
+    assert [
+        (
+            row["line"],
+            row[f"{name}_number"],
+            row[name].replace("\\\\", "\\").replace("\\t", "\t"),
+            float(row["logprob"]),
+        )
+        for row in found
+    ] == expected
+    assert all(float(row["surprisal"]) == 0 - float(row["logprob"]) for row in found)
+
+
+def test_tsv_columns_are_the_first_line_s_fields_and_nothing_is_lost(bundles: Path) -> None:
+    stdin = '{"id":"1","text":"a","who":{"x":1}}\n{"text":"b","new":2}\n{"id":null,"text":5}\n'
+    done = meari("score", "-", "--bundles", bundles, "--format", "tsv", "--skip-bad", stdin=stdin)
+    found = rows(done.stdout)
+    assert [(row["id"], row["who"], row["more"], row["text"], row["error"]) for row in found] == [
+        ("1", '{"x":1}', "", "a", ""),
+        ("", "", '{"new":2}', "b", ""),
+        ("", "", "", "", "text: got 5, expected a string"),
+    ]
+
+
+def test_no_end_and_no_text(bundles: Path) -> None:
+    [record] = records(meari("score", "-", "--bundles", bundles, "--no-end", "--no-text", stdin="ab\n").stdout)
+    assert record["num_tokens"] == 2
+    assert "text" not in record
+
+
+def test_a_reader_that_has_gone_ends_it_quietly(bundles: Path, tmp_path: Path) -> None:
+    path = tmp_path / "many.txt"
+    path.write_text("abc\n" * 50_000)
+    with started("score", path, "--bundles", bundles) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith(b'{"line":1,')
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
+
+
+def test_results_come_while_the_input_is_still_open(bundles: Path) -> None:
+    with started("score", "-", "--bundles", bundles) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for line in (b"first", b"second"):
+            process.stdin.write(line + b"\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["text"] == line.decode()
+        out, _ = process.communicate(b"third", timeout=60)
+        assert json.loads(out)["line"] == 3
+
+
+def test_a_bundle_is_named_or_given_by_its_path(bundles: Path) -> None:
+    outputs = [
+        meari("score", "-", *words, stdin="ab").stdout
+        for words in (
+            ["--bundles", bundles],
+            ["--bundles", bundles, "--model", "letters"],
+            ["--bundles", bundles / "letters"],
+            ["--model", bundles / "letters"],
+        )
+    ]
+    assert outputs[0] != b""
+    assert len(set(outputs)) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["nowhere.txt"], 1, "nowhere.txt: No such file or directory, expected a readable file"),
+        (
+            ["-", "--model", "nothing"],
+            1,
+            "model: got 'nothing', expected bytes, letters, words, or the path of a bundle",
+        ),
+        (["-", "--top", "3"], 2, "--top: got 3 without --tokens"),
+        (["-", "--tokens", "--words", "--format", "tsv"], 2, "expected one: a row is a token or a word"),
+        (["-", "--resume"], 2, "--resume needs -o FILE"),
+        (["-", "--log-base", "7"], 2, "log-base"),
+        (["-", "--jobs", "0"], 2, "jobs"),
+        ([], 2, "FILE"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(bundles: Path, words: list[str], code: int, message: str) -> None:
+    done = meari("score", "--bundles", bundles, *words)
+    assert done.returncode == code
+    assert message in done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+    assert done.stdout == b""
+
+
+def test_a_broken_bundle_leaves_an_existing_output_as_it_was(bundles: Path, tmp_path: Path) -> None:
+    broken, output = tmp_path / "broken", tmp_path / "out.jsonl"
+    broken.mkdir()
+    (broken / "manifest.json").write_bytes((bundles / "letters" / "manifest.json").read_bytes())
+    output.write_text("precious\n")
+    done = meari("score", "-", "--model", broken, "-o", output, stdin="a\n")
+    assert done.returncode == 1
+    assert b"cannot be read" in done.stderr
+    assert output.read_text() == "precious\n"
+
+
+def test_the_input_is_never_the_output(bundles: Path, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("a\n")
+    done = meari("score", path, "--bundles", bundles, "-o", path)
+    assert done.returncode == 1
+    assert b"is the input as well" in done.stderr
+    assert path.read_text() == "a\n"
