@@ -29,7 +29,7 @@ EXAMPLES = """\b
 Examples:
   meari score corpus.txt --model shakespeare-lstm -o scores.jsonl
   meari score corpus.txt -o scores.jsonl --resume          # after Ctrl-C, a kill or a power cut
-  meari score nbest.jsonl --format tsv | sort -t "$(printf '\\t')" -k 2 -g
+  meari score nbest.jsonl --no-end --format tsv > scores.tsv
   meari score stimuli.txt --words --log-base 2 --format tsv > surprisal.tsv
   zcat corpus.gz | meari score - --skip-bad --summary figures.json > scores.jsonl
 """

@@ -15,10 +15,11 @@ import pytest
 
 from models.config import load_config
 from service.settings import Settings
-from tests.service.running import Server, events, running_server
+from tests.service.running import Server, clean_environment, events, running_server
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+BULK = re.findall(r"^\.venv/bin/meari ((?:score|generate) .*?)(?: +#.*)?$", README, re.MULTILINE)
 CURLS = re.findall(r"^(?:\$ )?(curl .*)$", README, re.MULTILINE)
 
 
@@ -40,6 +41,21 @@ def test_curl_line_is_answered(server: Server, command: str) -> None:
         assert events(response)[-1] == "[DONE]"
     else:
         assert response.json()["model"] in command
+
+
+def test_bulk_examples_run_one_after_the_other(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("To be, or not to be\n\nHe said so.\n", "utf-8")
+    (tmp_path / "prompts.txt").write_text("ROMEO:\nJULIET:\n", "utf-8")
+    (tmp_path / "nbest.jsonl").write_text('{"id": 1, "text": "a day", "context": "What "}\n', "utf-8")
+    environment = clean_environment(bundles=ROOT / "bundles") | {"PYTHONPATH": str(ROOT)}
+    assert len(BULK) > 4
+    for line in BULK:
+        command = [sys.executable, "-m", "cli.main", *shlex.split(line)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, timeout=60)
+        assert done.returncode == 0, (line, done.stderr)
+        assert done.stdout or "-o" in line
+    assert len((tmp_path / "scores.jsonl").read_text("utf-8").splitlines()) == 3
+    assert len((tmp_path / "texts.jsonl").read_text("utf-8").splitlines()) == 2
 
 
 def test_python_example_prints_two_scores(server: Server) -> None:

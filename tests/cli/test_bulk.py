@@ -1,0 +1,37 @@
+"""The bulk verbs on the command line: what they need, and what their help says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cli.main import group
+
+ROOT = Path(__file__).parents[2]
+ELSEWHERE = ("torch", "rich", "onnx", "scipy", "matplotlib", "safetensors", "models", "export", "flask", "gunicorn")
+
+
+def loaded_after(code: str) -> set[str]:
+    code = f"import sys\n{code}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_bulk_needs_the_serving_side_alone_and_no_http() -> None:
+    code = "import bulk.run, bulk.worker, bulk.score, bulk.generate, bulk.one_prompt, cli.score, cli.generate"
+    assert loaded_after(code).isdisjoint(ELSEWHERE)
+
+
+def test_help_costs_no_engine() -> None:
+    code = "from cli.main import group\ngroup(['score', '--help'], standalone_mode=False)"
+    assert loaded_after(code).isdisjoint({*ELSEWHERE, "onnxruntime", "numpy", "tokenizers", "msgspec"})
+
+
+@pytest.mark.parametrize(("verb", "example"), [("score", "--resume"), ("generate", "--prompts prompts.txt")])
+def test_help_shows_examples(verb: str, example: str) -> None:
+    result = CliRunner().invoke(group, [verb, "--help"])
+    assert result.exit_code == 0
+    assert f"  meari {verb} " in result.output
+    assert example in result.output.split("Examples:")[1]
