@@ -1,14 +1,28 @@
-"""Memory that was freed and is still the process': back to the system."""
+"""What the C library's allocator keeps for itself, made small. Without glibc, nothing happens."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+from typing import Final
 
-__all__ = ["release_free_memory"]
+__all__ = ["limit_arenas", "release_free_memory"]
+
+_M_ARENA_MAX: Final = -8  # as in malloc.h
+NUM_ARENAS: Final = 2
+
+
+def limit_arenas() -> None:
+    """To be called before there are threads, which would have up to eight arenas a CPU.
+
+    What is freed in one arena is of no use to the others. The threads here take turns at the interpreter in any case;
+    the engine, while it runs a graph, has a second arena.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, NUM_ARENAS)
 
 
 def release_free_memory() -> None:
-    """Give back what loading has left free in the heap; without glibc, nothing happens."""
+    """Give back what loading has left free in the heap."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

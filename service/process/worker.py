@@ -29,6 +29,7 @@ from service.error_body import error_body
 from service.errors import InvalidRequest
 from service.log import flush_log
 from service.process.connection import Connection
+from service.process.memory import limit_arenas
 from service.process.quick_config import QuickConfig
 from service.process.response import JoinedResponse
 from service.requests.request_ids import request_id
@@ -58,6 +59,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         """In the new process: load the app, and run the loop until the end."""
+        limit_arenas()
         self.cfg = QuickConfig(self.cfg)
         super().init_process()
 

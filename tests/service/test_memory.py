@@ -1,0 +1,42 @@
+"""The allocator, in a process of its own: its settings are the whole process'."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from tests.service.running import ROOT
+
+PROGRAM = """
+import threading
+from pathlib import Path
+from service.process.memory import limit_arenas, release_free_memory
+
+def memory_bytes():
+    status = Path("/proc/self/status").read_text("ascii")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+
+kept = []
+
+def fill():
+    pieces = [bytes(50_000) for _ in range(1000)]  # each below what the allocator maps by itself
+    kept.append(bytes(50_000))  # at the end of the heap, so that it does not shrink by itself
+
+limit_arenas()
+before = memory_bytes()
+threads = [threading.Thread(target=fill) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+release_free_memory()
+assert memory_bytes() - before < 10_000_000, (before, memory_bytes())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_what_many_threads_have_freed_goes_back_to_the_system() -> None:
+    subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, check=True)
