@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
-EDGE_TOKENS: Final = 64  # they age together
+EDGE_TOKENS: Final = 128  # they age together
 EDGE_BYTES: Final = 512  # of an edge's objects
 TOKEN_BYTES: Final = 16  # its id, and where its state lies
 
@@ -108,6 +108,11 @@ class PrefixCache:
         self._rows: Rows | None = None  # its sizes are those of the first rows that come
         self._bytes_per_token = TOKEN_BYTES
         self._num_bytes = self._num_tokens = 0
+
+    @property
+    def max_bytes(self) -> int:
+        """What may be held."""
+        return self._max_bytes
 
     @property
     def num_bytes(self) -> int:
