@@ -28,7 +28,7 @@ class _Rows:
 
     tokens   int64 [STEPS, rows]
     states   state tensor -> float32 [rows, *shape]
-    draws    float32 [rows, 4]: uniform numbers for both steps, an inverse temperature and a share of min_p
+    draws    float32 [rows, 6]: uniform numbers for both steps, an inverse temperature, min_p, top_p and top_k
     """
 
     tokens: Ids
@@ -70,10 +70,9 @@ def _rows_as_they_meet(runner: Runner, random: np.random.Generator, num_rows: in
         _, states = runner.step(step_tokens, states)
         for name, values in states.items():
             mixed[name][age::3] = values[age::3]
-    draws = random.random((num_rows, 4), np.float32)
-    draws[:, 2] += 0.5
-    draws[:, 3] *= 0.5
-    return _Rows(tokens[3:], mixed, draws)
+    draws = random.random((num_rows, 6), np.float32) * (1, 1, 1, 0.5, 0.5, runner.vocabulary_size)
+    draws += (0, 0, 0.5, 0, 0.5, 1)
+    return _Rows(tokens[3:], mixed, draws.astype(np.float32))
 
 
 def _read(runner: Runner, rows: _Rows, first_asked: int, *, by_step: bool = False) -> list[Array]:
@@ -122,13 +121,13 @@ def _asked(rows: _Rows, steps: range, uniforms: Floats) -> Asked:
     """All distributions of some steps of a run, sampled with these numbers."""
     num_rows = len(rows.draws)
     places = np.concatenate([step * num_rows + np.arange(num_rows) for step in steps])
-    numbers, inverse, shares = (np.tile(column, (len(steps), 1)) for column in (uniforms, *_choice(rows)))
-    return Asked(places, np.full((len(places), 1), -1), numbers, inverse, shares, True, True, True, True, True)
+    numbers, inverse, limits = (np.tile(columns, (len(steps), 1)) for columns in (uniforms, *_choice(rows)))
+    return Asked(places, np.full((len(places), 1), -1), numbers, inverse, limits, True, True, True, True, True)
 
 
 def _choice(rows: _Rows) -> tuple[Floats, Floats]:
-    """Inverse temperatures and shares of min_p, float32 [rows, 1] each."""
-    return rows.draws[:, 2:3], rows.draws[:, 3:4]
+    """Inverse temperatures, float32 [rows, 1], and limits, [rows, 3]."""
+    return rows.draws[:, 2:3], rows.draws[:, 3:]
 
 
 def _last(ran: Ran) -> list[Floats]:

@@ -59,7 +59,8 @@ class Reading:
         """Feed up to `steps` forced tokens to every sequence of `batch`, and drop those that are done with them."""
         counts = [min(steps, sequence.num_to_feed) for sequence in batch.sequences]
         wanted = self._wanted(batch.sequences, counts)
-        draws = Draws([sampler_of(stand.sequence) for stand in wanted.to_sample], whole=_whole(wanted))
+        samplers = [sampler_of(stand.sequence) for stand in wanted.to_sample]
+        draws = Draws(samplers, self._runner.sorts, whole=_whole(wanted))
         asked = draws.asked(
             np.array([stand.step * len(batch) + stand.row for stand in wanted.to_sample], np.int64),
             (np.array(wanted.places, np.int64), np.array(wanted.targets, np.int64)),

@@ -16,7 +16,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from service.graphs.reader import CHOICE, WANTS
+from service.graphs.reader import WANTS
+from service.graphs.sampler import NUM_LIMITS, is_small
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -40,17 +41,18 @@ class Asked:
 
     places   int64 [rows]: step * batch + row, or past all of these a row of `more_hidden`
     targets  int64 [rows, 1]: the token whose log-probability is wanted, or -1: sample one
-    uniforms, inverse_temperatures, least_shares   float32 [rows, 1], for rows that are sampled
+    uniforms, inverse_temperatures   float32 [rows, 1], for rows that are sampled
+    limits                           float32 [rows, 3]: min_p, top_p, top_k
     """
 
     places: Ids
     targets: Ids
     uniforms: Floats
     inverse_temperatures: Floats
-    least_shares: Floats
+    limits: Floats
     samples: bool = False  # whether any row is sampled, has a temperature, min_p, top_p
     tempered: bool = False
-    shared: bool = False
+    limited: bool = False
     masses: bool = False
     whole: bool = False  # whether logits and log-probabilities of all tokens are wanted
 
@@ -58,7 +60,9 @@ class Asked:
     def of(cls, places: Ids, targets: Ids, whole: bool = False) -> Asked:
         """Log-probabilities of given targets, int64 [rows] each; nothing is sampled."""
         nothing = np.zeros((len(places), 1), np.float32)
-        return cls(places, targets[:, None], nothing, nothing, nothing, whole=whole)
+        return cls(
+            places, targets[:, None], nothing, nothing, np.zeros((len(places), NUM_LIMITS), np.float32), whole=whole
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,16 +70,17 @@ class Written:
     """How tokens are taken when every step samples its own.
 
     uniforms                             float32 [steps, rows, 1]
-    inverse_temperatures, least_shares   float32 [rows, 1]
+    inverse_temperatures                 float32 [rows, 1]
+    limits                               float32 [rows, 3]
     draws                                false: the likeliest tokens are taken
     """
 
     uniforms: Floats
     inverse_temperatures: Floats
-    least_shares: Floats
+    limits: Floats
     draws: bool
     tempered: bool
-    shared: bool
+    limited: bool
 
     def row(self, row: int) -> Written:
         """Of one row alone."""
@@ -84,7 +89,7 @@ class Written:
             self,
             uniforms=self.uniforms[:, one],
             inverse_temperatures=self.inverse_temperatures[one],
-            least_shares=self.least_shares[one],
+            limits=self.limits[one],
         )
 
 
@@ -138,6 +143,7 @@ class Runner:
         self.vocabulary_size = vocabulary_size
         self.end_id = end_id
         self.rows_isolated = True
+        self.sorts = is_small(vocabulary_size)  # whether the graph applies top_p and top_k
         self.hidden_state: str | None = None  # the state tensor that the hidden vector is a copy of, if there is one
         self._next = [f"next.{tensor.name}" for tensor in self.state_tensors]
         self._no_hidden = np.empty((0, hidden_size), np.float32)
@@ -145,7 +151,9 @@ class Runner:
             "more_hidden": self._no_hidden,
             "rows": np.empty(0, np.int64),
             "targets": np.empty((0, 1), np.int64),
-            **dict.fromkeys(CHOICE, np.empty((0, 1), np.float32)),
+            "uniforms": np.empty((0, 1), np.float32),
+            "inverse_temperatures": np.empty((0, 1), np.float32),
+            "limits": np.empty((0, NUM_LIMITS), np.float32),
             **dict.fromkeys(WANTS, FALSE),
         }
 
@@ -217,10 +225,10 @@ class Runner:
             "token": tokens,
             "uniforms": draw.uniforms,
             "inverse_temperatures": draw.inverse_temperatures,
-            "least_shares": draw.least_shares,
+            "limits": draw.limits,
             "want_samples": TRUE if draw.draws else FALSE,
             "want_tempered": TRUE if draw.tempered else FALSE,
-            "want_shares": TRUE if draw.shared else FALSE,
+            "want_limits": TRUE if draw.limited else FALSE,
         }
         for name, values in states.items():
             feeds[f"state.{name}"] = values
@@ -249,11 +257,11 @@ class Runner:
                 "targets": asked.targets,
                 "uniforms": asked.uniforms,
                 "inverse_temperatures": asked.inverse_temperatures,
-                "least_shares": asked.least_shares,
+                "limits": asked.limits,
                 "want_rows": TRUE,
                 "want_samples": TRUE if asked.samples else FALSE,
                 "want_tempered": TRUE if asked.tempered else FALSE,
-                "want_shares": TRUE if asked.shared else FALSE,
+                "want_limits": TRUE if asked.limited else FALSE,
                 "want_masses": TRUE if asked.masses else FALSE,
             }
         for name, values in states.items():
@@ -306,5 +314,5 @@ def asked_alone(asked: Asked, number: int) -> Asked:
         targets=asked.targets[one],
         uniforms=asked.uniforms[one],
         inverse_temperatures=asked.inverse_temperatures[one],
-        least_shares=asked.least_shares[one],
+        limits=asked.limits[one],
     )

@@ -5,8 +5,9 @@ The order is that of Hugging Face's `generate`: logit bias, repetition penalty (
 temperature, top_k, top_p (nucleus, Holtzman et al. 2019, arXiv 1904.09751), min_p. Then one uniform number picks a
 token from what is left.
 
-Most rows are sampled inside the graph (service/graphs/sampler.py): those with a temperature of at least 0.2, top_p and
-min_p. The others are picked here from their log-probabilities, and so are the few whose pick lies outside its nucleus.
+Most rows are sampled inside the graph (service/graphs/sampler.py): those with a temperature of at least 0.2, min_p,
+top_p and, of a small vocabulary, top_k. The others are picked here from their log-probabilities, and so are, with a
+large vocabulary, the few whose pick lies outside its nucleus.
 
 The uniform number of a token is a function of the seed, of the sample's lineage and of the token's position in the
 whole text: it does not matter in how many requests a text was written. Every operation works on a row by itself: a
@@ -24,6 +25,7 @@ import numpy.typing as npt
 
 from service.engine.calls import GRID, Sampling
 from service.engine.runner import Asked, Ran, Written
+from service.graphs.sampler import NUM_LIMITS
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
@@ -31,6 +33,7 @@ Ids = npt.NDArray[np.int64]
 HUGE: Final = 1e300  # a score past it stays there: two that overflowed could not be compared
 LEAST_TEMPERATURE_IN_GRAPH: Final = 0.2  # float32 weights of a flat distribution would underflow below
 BELOW_ONE: Final = np.float32(1 - 2**-22)
+NO_LIMIT: Final = 1e9
 NUM_DRAWN: Final = 16  # uniform numbers drawn at once
 
 
@@ -67,9 +70,7 @@ class Sampler:
         self._bias = (np.array(list(bias), np.int64), np.array(list(bias.values()), np.float64)) if bias else None
         self.reshapes = self._seen is not None or self._bias is not None
         self.is_greedy = settings.temperature == 0.0 and not self.reshapes
-        self.is_in_graph = (
-            settings.temperature >= LEAST_TEMPERATURE_IN_GRAPH and not self.reshapes and settings.top_k == 0
-        )
+        self.is_warm = settings.temperature >= LEAST_TEMPERATURE_IN_GRAPH and not self.reshapes
         self.is_top_k = settings.top_k > 0 and settings.temperature > 0.0 and not self.reshapes
 
     def uniform(self) -> float:
@@ -142,29 +143,34 @@ class Sampler:
 class Draws:
     """The samplers of some rows together: what a run is asked for them, and the tokens that come of it."""
 
-    def __init__(self, samplers: Sequence[Sampler | None], whole: bool = False) -> None:
-        """samplers: one a row, None for a row of which only the log-probabilities are wanted (`whole`)."""
+    def __init__(self, samplers: Sequence[Sampler | None], sorts: bool, whole: bool = False) -> None:
+        """samplers: one a row, None for a row of which only the log-probabilities are wanted (`whole`).
+
+        sorts  whether the graph applies top_p and top_k (Runner.sorts)
+        """
         self._samplers = samplers
-        in_graph = [s is not None and s.is_in_graph for s in samplers]
+        in_graph = [s is not None and s.is_warm and (sorts or not s.is_top_k) for s in samplers]
         drawn = [s.settings if s is not None else Sampling() for s in samplers]
         temperatures = np.array([s.temperature if used else 1.0 for s, used in zip(drawn, in_graph, strict=True)])
         self._in_graph = np.array(in_graph, bool)
         self._drawing = [s for s, used in zip(samplers, in_graph, strict=True) if s is not None and used]
         self._inverse = (1.0 / temperatures).astype(np.float32)[:, None]
-        self._shares = np.array([s.min_p for s in drawn], np.float32)[:, None]
-        self._top_p = np.array([s.top_p for s in drawn], np.float32)
+        limits = [(s.min_p, s.top_p if s.top_p < 1.0 else NO_LIMIT, s.top_k or NO_LIMIT) for s in drawn]
+        self._limits = np.array(limits, np.float32).reshape(len(drawn), NUM_LIMITS)
+        self._top_p = self._limits[:, 1]
         self._targets = np.where(self._in_graph, -1, 0)[:, None]
-        self._limited = self._in_graph & (self._top_p < 1.0)
+        self._limited = self._in_graph & (self._top_p < 1.0) & (not sorts)
         self._tempered = bool((self._inverse != 1.0).any())
-        self._shared = bool((self._shares[self._in_graph] > 0).any())
+        ours = self._limits[self._in_graph]
+        self._is_limited = bool((ours[:, 0] > 0).any() or (sorts and (ours[:, 1:] < NO_LIMIT).any()))
         self._masses = bool(self._limited.any())
         self._wants_whole = whole
         self.whole = whole or self._masses or not all(in_graph)
         self._greedy = [row for row, s in enumerate(samplers) if s is not None and s.is_greedy]
-        self._top_k = [row for row, s in enumerate(samplers) if s is not None and s.is_top_k]
+        self._top_k = [row for row, s in enumerate(samplers) if s is not None and s.is_top_k and not in_graph[row]]
         elsewhere = {*self._greedy, *self._top_k}
         self._single = [
-            row for row, s in enumerate(samplers) if s is not None and not s.is_in_graph and row not in elsewhere
+            row for row, s in enumerate(samplers) if s is not None and not in_graph[row] and row not in elsewhere
         ]
         self._is_greedy = len(self._greedy) == len(samplers)
         self._tracking = [row for row, s in enumerate(samplers) if s is not None and s.reshapes]
@@ -176,15 +182,15 @@ class Draws:
         if self._drawing:
             drawn = np.array([sampler.uniform() for sampler in self._drawing], np.float32)
             uniforms[self._in_graph, 0] = np.minimum(drawn, BELOW_ONE)
-        columns: list[npt.NDArray[Any]] = [self._targets, uniforms, self._inverse, self._shares]
+        columns: list[npt.NDArray[Any]] = [self._targets, uniforms, self._inverse, self._limits]
         if before is not None and len(before[0]):
             places = np.concatenate([before[0], places])
             nothing = np.zeros((len(before[0]), 1), np.float32)
-            given = (before[1][:, None], nothing, nothing, nothing)
+            given = (before[1][:, None], nothing, nothing, np.zeros((len(before[0]), NUM_LIMITS), np.float32))
             columns = [np.concatenate([ours, theirs]) for ours, theirs in zip(given, columns, strict=True)]
-        targets, numbers, inverse, shares = columns
-        flags = (bool(self._drawing), self._tempered, self._shared, self._masses, whole)
-        return Asked(places, targets, numbers, inverse, shares, *flags)
+        targets, numbers, inverse, limits = columns
+        flags = (bool(self._drawing), self._tempered, self._is_limited, self._masses, whole)
+        return Asked(places, targets, numbers, inverse, limits, *flags)
 
     @property
     def may_write(self) -> bool:
@@ -197,7 +203,7 @@ class Draws:
         if not self._is_greedy:
             drawn = np.array([sampler.uniforms(steps) for sampler in self._drawing], np.float32)
             uniforms[:, :, 0] = np.minimum(drawn, BELOW_ONE).T
-        return Written(uniforms, self._inverse, self._shares, not self._is_greedy, self._tempered, self._shared)
+        return Written(uniforms, self._inverse, self._limits, not self._is_greedy, self._tempered, self._is_limited)
 
     @np.errstate(over="ignore")  # of a tiny temperature or penalty: exp(-inf) is 0, as it should be
     def choose(self, ran: Ran, first: int = 0) -> tuple[list[int], list[float]]:

@@ -36,7 +36,7 @@ class Writing:
         self.batch = Batch(runner)
         self.newcomers: list[Sequence] = []
         self.joining: list[Sequence] = []
-        self._draws = Draws([])
+        self._draws = Draws([], runner.sorts)
         self._places = np.arange(0)
         self._drawn_for: list[Sequence] | None = None
 
@@ -132,7 +132,9 @@ class Writing:
 
     def _prepare(self, sequences: list[Sequence], newcomers: list[Sequence]) -> None:
         everyone = [*sequences, *newcomers]
-        self._draws = Draws([sampler_of(s) for s in everyone], whole=any(map(wants_whole, everyone)))
+        self._draws = Draws(
+            [sampler_of(s) for s in everyone], self._runner.sorts, whole=any(map(wants_whole, everyone))
+        )
         self._places = np.arange(len(everyone)) + (0 if sequences else 1)  # a run has a row at least
         self._drawn_for = None if newcomers else sequences
 

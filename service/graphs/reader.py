@@ -18,10 +18,12 @@ Inputs (what a graph of no rows or no sampling does not look at may have any val
     targets               int64 [rows, 1]              the token asked for, or -1: sample one
     uniforms              float32 [rows, 1]            in [0, 1 - 2**-22]
     inverse_temperatures  float32 [rows, 1]            where tempered; at most 5, or all weights might underflow
-    least_shares          float32 [rows, 1]            min_p, where shared
+    limits                float32 [rows, 3]            min_p, top_p, top_k; 0, more than 1, V or more: no limit
     want_rows             bool []                      false: no output layer, `rows` is not looked at
     want_samples          bool []                      false: every target is given
-    want_tempered, want_shares, want_masses  bool []   whether any row has a temperature, min_p, top_p
+    want_tempered         bool []                      whether any row has a temperature
+    want_limits           bool []                      whether any row has a min_p, or, with a small V, top_p or top_k
+    want_masses           bool []                      whether any row has a top_p, with a large V
 
 Outputs
 
@@ -41,12 +43,12 @@ import numpy as np
 
 from service.graphs.bundle_graph import Parts, copy_nodes, finished
 from service.graphs.drawing import Drawing
-from service.graphs.sampler import Choice, draw_masses, draw_sampler
+from service.graphs.sampler import NUM_LIMITS, Choice, draw_masses, draw_sampler
 
 __all__ = ["reader_graph"]
 
-WANTS: Final = ("want_rows", "want_samples", "want_tempered", "want_shares", "want_masses")
-CHOICE: Final = ("uniforms", "inverse_temperatures", "least_shares")
+WANTS: Final = ("want_rows", "want_samples", "want_tempered", "want_limits", "want_masses")
+CHOICE: Final = ("uniforms", "inverse_temperatures", "limits")
 ROW_OUTPUTS: Final = ("logits", "logprobs", "picked", "picked_logprob", "mass_from", "mass")
 
 
@@ -86,8 +88,8 @@ def _draw_rows(main: Drawing, parts: Parts) -> None:
     more = main.input("more_hidden", "float32", ["more", hidden_size])
     rows = main.input("rows", "int64", ["rows"])
     main.input("targets", "int64", ["rows", 1])
-    for name in CHOICE:
-        main.input(name, "float32", ["rows", 1])
+    for name, width in zip(CHOICE, (1, 1, NUM_LIMITS), strict=True):
+        main.input(name, "float32", ["rows", width])
     then, otherwise = main.inside("rows"), main.inside("no_rows")
     made = then.op("Reshape", "hidden", then.integers(-1, hidden_size))
     then.op("Gather", then.op("Concat", made, more, axis=0), rows, outputs=["output.hidden"], axis=0)
@@ -110,7 +112,7 @@ def _draw_tokens(rows: Drawing, vocabulary_size: int) -> list[str]:
     picked, weights = draw_sampler(then, "output.logprobs", Choice(*CHOICE), vocabulary_size)
     masses = draw_masses(then, weights, picked, vocabulary_size)
     token = then.op("Where", then.op("Less", "targets", then.number(0)), picked, "targets")
-    given = [otherwise.op("Identity", name) for name in ("targets", "least_shares", "least_shares")]
+    given = [otherwise.op("Identity", name) for name in ("targets", "uniforms", "uniforms")]
     for drawing, values in ((then, [token, *masses]), (otherwise, given)):
         for value, dtype in zip(values, ("int64", "float32", "float32"), strict=True):
             drawing.output(value, dtype, ["rows", 1])

@@ -2,14 +2,14 @@
 
     weight      w_i = exp(logprob_i / temperature)
     pick        the first token at which the running sum of the weights passes uniform * total; with min_p, a token that
-                weighs less than `least_share` of the likeliest one counts nothing here
+                weighs less than that share of the likeliest one counts nothing here
     mass_from   with top_p: what all tokens weigh that weigh at least as much as the picked one
     mass        with top_p: what all tokens weigh
 
-The running sum of a large vocabulary goes over blocks of about sqrt(V) tokens first, then over the tokens of one block.
-A nucleus needs no sorting: a pick belongs to it if less than top_p of the mass lies above it, and where it does not,
-the caller draws again (sampling by rejection, as in FlashInfer's sorting-free kernels, Ye et al. 2025, arXiv
-2501.01005).
+A small vocabulary is sorted where there is any limit. The running sum of a large one goes over blocks of about sqrt(V)
+tokens first, then over the tokens of one block. There a nucleus needs no sorting: a pick belongs to it if less than
+top_p of the mass lies above it, and where it does not, the caller draws again (sampling by rejection, as in
+FlashInfer's sorting-free kernels, Ye et al. 2025, arXiv 2501.01005).
 
 Every reduction runs over the inner of three axes or as a running sum, for which onnxruntime takes one kernel whatever
 the number of rows: a row's pick does not depend on the rows beside it. What stands in an `If` costs a pass over all
@@ -27,25 +27,31 @@ import numpy as np
 from service.graphs.drawing import Drawing
 from service.graphs.onnx_format import FLOAT, INT64
 
-__all__ = ["Choice", "draw_masses", "draw_sampler"]
+__all__ = ["NUM_LIMITS", "Choice", "draw_masses", "draw_sampler", "is_small"]
 
-ONE_BLOCK: Final = 512  # tokens whose running sum is quicker than that of blocks
+NUM_LIMITS: Final = 3  # min_p, top_p, top_k
+SMALL: Final = 512  # tokens that are sorted sooner than anything else is done
+
+
+def is_small(vocabulary_size: int) -> bool:
+    """Whether all limits are applied in the graph, by sorting."""
+    return vocabulary_size <= SMALL
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Names of what decides on a row's token, float32 [rows, 1] each: see reader.py."""
+    """Names of what decides on a row's token, float32 [rows, 1], [rows, 1] and [rows, 3]: see reader.py."""
 
     uniforms: str
     inverse_temperatures: str
-    least_shares: str
+    limits: str
 
 
 class _Blocks:
     """How a row of the vocabulary is cut: a small one not at all, others without padding where a divisor is near."""
 
     def __init__(self, vocabulary_size: int) -> None:
-        if vocabulary_size <= ONE_BLOCK:
+        if is_small(vocabulary_size):
             self.count, self.size, self.padding = 1, vocabulary_size, 0
             return
         root = max(2, round(vocabulary_size**0.5))
@@ -65,7 +71,7 @@ class _Blocks:
 
     def last(self, drawing: Drawing, running: str, count: int) -> str:
         """The end of a running sum, [rows, 1]."""
-        return drawing.op("Gather", running, drawing.integers(count - 1), axis=1)
+        return _column(drawing, running, count - 1)
 
     def mass(self, drawing: Drawing, flat: str) -> str:
         """The sum of each row, [rows, 1]."""
@@ -93,15 +99,17 @@ def draw_sampler(drawing: Drawing, logprobs: str, choice: Choice, vocabulary_siz
     if cut.padding:
         weights = drawing.op("Pad", weights, drawing.integers(0, 0, 0, cut.padding))
 
-    def shared(branch: Drawing) -> str:
+    def limited(branch: Drawing) -> str:
+        if is_small(vocabulary_size):
+            return _pick_sorted(branch, weights, choice, vocabulary_size)
         largest = branch.op("ReduceMax", weights, branch.integers(1), keepdims=1)
-        least = branch.op("Mul", largest, choice.least_shares)
+        least = branch.op("Mul", largest, _column(branch, choice.limits, 0))
         return _pick(branch, _at_least(branch, weights, least), choice.uniforms, cut)
 
     def whole(branch: Drawing) -> str:
         return _pick(branch, weights, choice.uniforms, cut)
 
-    return _either(drawing, "want_shares", shared, whole, ("int64", 1)), weights
+    return _either(drawing, "want_limits", limited, whole, ("int64", 1)), weights
 
 
 def draw_masses(drawing: Drawing, weights: str, picked: str, vocabulary_size: int) -> list[str]:
@@ -117,7 +125,7 @@ def draw_masses(drawing: Drawing, weights: str, picked: str, vocabulary_size: in
         return branch.op("Cast", branch.op("Concat", picked, picked, axis=1), to=FLOAT)
 
     both = _either(drawing, "want_masses", masses, nothing, ("float32", 2))
-    return [drawing.op("Gather", both, drawing.integers(column), axis=1) for column in (0, 1)]
+    return [_column(drawing, both, column) for column in (0, 1)]
 
 
 def _either(
@@ -156,6 +164,30 @@ def _pick(drawing: Drawing, weights: str, uniforms: str, cut: _Blocks) -> str:
     return drawing.op("Add", drawing.op("Mul", block, drawing.number(cut.size)), place)
 
 
+def _pick_sorted(drawing: Drawing, weights: str, choice: Choice, vocabulary_size: int) -> str:
+    """The same of what top_k, top_p of that, and min_p leave; among equals the lowest tokens stay. int64 [rows, 1]."""
+    count, axis = drawing.integers(vocabulary_size), drawing.number(1)
+    ranked, tokens = f"{drawing.name}.ranked", f"{drawing.name}.tokens"
+    drawing.op("TopK", weights, count, outputs=[ranked, tokens], axis=1)
+    ranks = drawing.constant(np.arange(vocabulary_size, dtype=np.float32)[None], "ranks")
+    kept = _where(drawing, ranked, drawing.op("Less", ranks, _column(drawing, choice.limits, 2)))
+    running = drawing.op("CumSum", kept, axis)
+    total = _column(drawing, running, vocabulary_size - 1)
+    limit = drawing.op("Mul", total, _column(drawing, choice.limits, 1))
+    kept = _where(drawing, kept, drawing.op("Less", drawing.op("Sub", running, kept), limit))
+    least = drawing.op("Mul", _column(drawing, ranked, 0), _column(drawing, choice.limits, 0))
+    running = drawing.op("CumSum", _at_least(drawing, kept, least), axis)
+    threshold = drawing.op("Mul", _column(drawing, running, vocabulary_size - 1), choice.uniforms)
+    # A row that is not sampled may have limits that leave nothing.
+    place = drawing.op("Min", _first_past(drawing, running, threshold), drawing.number(vocabulary_size - 1))
+    return drawing.op("GatherElements", tokens, place, axis=1)
+
+
+def _column(drawing: Drawing, table: str, number: int) -> str:
+    """One column of [rows, columns], as [rows, 1]."""
+    return drawing.op("Gather", table, drawing.integers(number), axis=1)
+
+
 def _first_past(drawing: Drawing, running: str, threshold: str) -> str:
     """Where `running` [rows, n] first passes `threshold`, int64 [rows, 1]."""
     return _count(drawing, drawing.op("LessOrEqual", running, threshold))
@@ -167,5 +199,9 @@ def _count(drawing: Drawing, mask: str) -> str:
 
 def _at_least(drawing: Drawing, weights: str, least: str) -> str:
     """The weights, 0 where they are below `least` [rows, 1]."""
-    mask = drawing.op("Cast", drawing.op("GreaterOrEqual", weights, least), to=FLOAT)
-    return drawing.op("Mul", weights, mask)
+    return _where(drawing, weights, drawing.op("GreaterOrEqual", weights, least))
+
+
+def _where(drawing: Drawing, weights: str, mask: str) -> str:
+    """The weights, 0 where the mask is false."""
+    return drawing.op("Mul", weights, drawing.op("Cast", mask, to=FLOAT))

@@ -14,9 +14,9 @@ Inputs
     state.NAME            float32 [batch, *shape]      before the first step
     uniforms              float32 [steps, batch, 1]    in [0, 1 - 2**-22]
     inverse_temperatures  float32 [batch, 1]           where tempered; at most 5, or all weights might underflow
-    least_shares          float32 [batch, 1]           min_p, where shared
+    limits                float32 [batch, 3]           min_p, top_p, top_k; the last two with a small vocabulary alone
     want_samples          bool []                      false: the likeliest token is taken, the lowest of equals
-    want_tempered, want_shares  bool []                whether any row has a temperature, min_p
+    want_tempered, want_limits  bool []                whether any row has a temperature, a limit
 
 Outputs
 
@@ -31,11 +31,11 @@ from typing import Final
 
 from service.graphs.bundle_graph import Parts, copy_nodes, finished
 from service.graphs.drawing import Drawing
-from service.graphs.sampler import Choice, draw_sampler
+from service.graphs.sampler import NUM_LIMITS, Choice, draw_sampler
 
 __all__ = ["writer_graph"]
 
-WANTS: Final = ("want_samples", "want_tempered", "want_shares")
+WANTS: Final = ("want_samples", "want_tempered", "want_limits")
 
 
 def writer_graph(parts: Parts) -> bytes:
@@ -43,8 +43,8 @@ def writer_graph(parts: Parts) -> bytes:
     main = Drawing("writer")
     for name in WANTS:
         main.input(name, "bool", [])
-    for name in ("inverse_temperatures", "least_shares"):
-        main.input(name, "float32", ["batch", 1])
+    main.input("inverse_temperatures", "float32", ["batch", 1])
+    main.input("limits", "float32", ["batch", NUM_LIMITS])
     starts = [main.input(f"state.{name}", "float32", ["batch", *shape]) for name, shape in parts.state.items()]
     token = main.input("token", "int64", ["batch"])
     uniforms = main.input("uniforms", "float32", ["steps", "batch", 1])
@@ -82,7 +82,7 @@ def _body(main: Drawing, parts: Parts) -> Drawing:
 def _draw_choice(body: Drawing, vocabulary_size: int) -> str:
     """The step's token, int64 [batch, 1]."""
     drawn, likeliest = body.inside("drawn"), body.inside("likeliest")
-    choice = Choice("step.uniform", "inverse_temperatures", "least_shares")
+    choice = Choice("step.uniform", "inverse_temperatures", "limits")
     drawn.output(draw_sampler(drawn, "write.logprobs", choice, vocabulary_size)[0], "int64", ["batch", 1])
     likeliest.output(likeliest.op("ArgMax", "write.logprobs", axis=1, keepdims=1), "int64", ["batch", 1])
     return body.op("If", "want_samples", then_branch=drawn, else_branch=likeliest)

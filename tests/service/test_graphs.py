@@ -16,6 +16,7 @@ from service.graphs.bundle_graph import BundleGraph, Parts
 from service.graphs.drawing import Drawing
 from service.graphs.onnx_format import new_message
 from service.graphs.reader import reader_graph
+from service.graphs.sampler import is_small
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 NAMES = sorted(folder.name for folder in BUNDLES.iterdir() if folder.is_dir())
@@ -84,10 +85,10 @@ def test_what_is_written_is_what_single_steps_would_pick(both: tuple[Runner, Pla
     runner, plain = both
     random = np.random.default_rng(5)
     uniforms = (random.random((STEPS, ROWS, 1)) * 0.999).astype(np.float32)
-    inverse, shares = np.full((ROWS, 1), 1.25, np.float32), np.full((ROWS, 1), 0.05, np.float32)
+    inverse, limits = np.full((ROWS, 1), 1.25, np.float32), np.tile(np.array([[0.05, 1e9, 1e9]], np.float32), (ROWS, 1))
     first = random.integers(0, runner.vocabulary_size, ROWS)
     ran = runner.write(
-        first, runner.initial_states(ROWS), Written(uniforms, inverse, shares, draws, tempered=True, shared=True)
+        first, runner.initial_states(ROWS), Written(uniforms, inverse, limits, draws, tempered=True, limited=True)
     )
     assert ran.picked is not None
     fed = np.concatenate([first[None], ran.picked[:-1]])
@@ -100,11 +101,15 @@ def test_what_is_written_is_what_single_steps_would_pick(both: tuple[Runner, Pla
 
 
 def _drawn(logprobs: npt.NDArray[np.float32], uniforms: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """By the definition, in float64; equal to float32's picks for these numbers."""
+    """By the definition, in float64; equal to float32's picks for these numbers. A small vocabulary is sorted."""
     weights = np.exp(1.25 * logprobs.astype(np.float64))
+    order = np.argsort(-weights, axis=1, kind="stable")
+    if not is_small(weights.shape[1]):
+        order = np.arange(weights.shape[1])[None].repeat(len(weights), axis=0)
     weights[weights < 0.05 * weights.max(axis=1, keepdims=True)] = 0.0
-    running = weights.cumsum(axis=1)
-    picked: npt.NDArray[np.int64] = (running <= running[:, -1:] * uniforms).sum(axis=1)
+    running = np.take_along_axis(weights, order, axis=1).cumsum(axis=1)
+    places = (running <= running[:, -1:] * uniforms).sum(axis=1)
+    picked: npt.NDArray[np.int64] = order[np.arange(len(order)), places]
     return picked
 
 

@@ -48,7 +48,8 @@ def _bundle_graph(drawing: Drawing) -> BundleGraph:
 
 def sample_rows(samplers: list[Sampler], logits: Floats) -> list[int]:
     """One token for each row, as a turn of the engine takes them."""
-    runner, draws = runner_of(logits.shape[1]), Draws(samplers)
+    runner = runner_of(logits.shape[1])
+    draws = Draws(samplers, runner.sorts)
     asked = draws.asked(1 + np.arange(len(samplers)))
     ran = runner.run(np.zeros((1, 1), np.int64), runner.initial_states(1), asked, more_hidden=logits)
     return draws.choose(ran)[0]
@@ -169,22 +170,25 @@ def test_every_size_of_vocabulary_is_sampled_as_its_distribution_says(size: int)
 @pytest.mark.parametrize("spread", [0.0, 0.3, 3.0])
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9])
 @pytest.mark.parametrize("min_p", [0.0, 0.2])
-def test_nucleus_by_rejection_is_the_sorted_one(spread: float, top_p: float, min_p: float) -> None:
-    logits = np.random.default_rng(4).normal(size=30).astype(np.float32) * np.float32(spread)
+@pytest.mark.parametrize("size", [30, 600], ids=["sorted", "by rejection"])
+def test_nucleus_is_that_of_the_sorted_tokens(size: int, spread: float, top_p: float, min_p: float) -> None:
+    logits = np.full(size, -30.0, np.float32)
+    logits[:30] = np.random.default_rng(4).normal(size=30).astype(np.float32) * np.float32(spread)
     exact = truncated((logits - logits.max()).astype(np.float64), 0, top_p, min_p)
     assert exact is not None
     weights = np.exp(logits[exact].astype(np.float64))
-    expected = np.zeros(30)
+    expected = np.zeros(size)
     expected[exact] = weights / weights.sum()
     found = draw(Sampling(top_p=top_p, min_p=min_p, seed=9), logits, 6000)
     assert set(np.flatnonzero(found)) <= set(exact.tolist())
     assert found == pytest.approx(expected, abs=0.03)
 
 
-def test_top_k_of_many_rows_is_that_of_one_sorted_row() -> None:
+@pytest.mark.parametrize("size", [300, 700], ids=["in the graph", "outside"])
+def test_top_k_of_many_rows_is_that_of_one_sorted_row(size: int) -> None:
     random = np.random.default_rng(5)
-    logits = np.round(random.normal(size=(40, 300)) * 3).astype(np.float32)  # with many ties
-    for row, top_k in enumerate(random.integers(1, 300, 40).tolist()):
+    logits = np.round(random.normal(size=(40, size)) * 3).astype(np.float32)  # with many ties
+    for row, top_k in enumerate(random.integers(1, size, 40).tolist()):
         settings = Sampling(top_k=top_k, top_p=0.8, min_p=0.001, seed=row)
         exact = truncated((logits[row] - logits[row].max()).astype(np.float64), top_k, 0.8, 0.001)
         assert exact is not None
