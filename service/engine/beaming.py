@@ -74,9 +74,9 @@ def finish_beams(request: Request, unfinished: Finish) -> None:
     assert isinstance(handle, Generation)
     found = _search(request).results(unfinished)
     for rank, (sample, hypothesis) in enumerate(zip(handle.samples, found, strict=False)):
-        sample.token_ids.extend(hypothesis.token_ids)
-        sample.logprobs.extend(hypothesis.logprobs)
         sample.alternatives.extend(hypothesis.alternatives)
+        sample.logprobs.extend(hypothesis.logprobs)
+        sample.token_ids.extend(hypothesis.token_ids)  # after their figures: who sees a token looks for these
         if (state := hypothesis.state) is not None:
             sample.state = replace(state, lineage=forked(state.lineage, state.position, rank))
         sample.finish = hypothesis.finish  # last: who sees it sees all the rest
