@@ -14,17 +14,19 @@ from pathlib import Path
 from loadtests.peers.requests import NEW_TOKENS, PROMPT_WORDS, SENTENCE_WORDS
 from loadtests.peers.words import make_text, make_words
 
-LINES = {"score": (200, 8000), "generate": (100, 2000)}  # of a short run and of a long one, which share the start
+SHORT_RUN = 100  # lines, of a run that is subtracted for the start that both share
+LINES = {"score": 2000, "generate": 500}  # of the long run, for a second of it and a CPU, about
 TOKENS = {"score": SENTENCE_WORDS + 1, "generate": NEW_TOKENS}  # a line
 TIMEOUT_SECONDS = 120
 
 
-def bulk_rates(bundle: Path, work: Path) -> dict[str, int]:
-    """Tokens a CPU-second of both commands, from the difference of a short and a long run."""
+def bulk_rates(bundle: Path, work: Path, seconds: float) -> dict[str, int]:
+    """Tokens a CPU-second of both commands, from the difference of a short run and one of some `seconds`."""
     rates = {}
-    for verb, (few, many) in LINES.items():
-        seconds = _cpu_seconds(bundle, work, verb, many) - _cpu_seconds(bundle, work, verb, few)
-        rates[f"{verb}_tokens_per_cpu_second"] = round((many - few) * TOKENS[verb] / seconds)
+    for verb, lines in LINES.items():
+        many = SHORT_RUN + round(lines * seconds)
+        cpu = _cpu_seconds(bundle, work, verb, many) - _cpu_seconds(bundle, work, verb, SHORT_RUN)
+        rates[f"{verb}_tokens_per_cpu_second"] = round((many - SHORT_RUN) * TOKENS[verb] / cpu)
     return rates
 
 

@@ -123,5 +123,6 @@ def quick_plan() -> Plan:
         raw_batches=(1, 32, 64, 128),
         flat_seconds=10.0,
         budget_seconds=4.6 * 60,
-        probe_seconds=60.0,
+        probe_seconds=75.0,
+        start_timeout=40.0,
     )

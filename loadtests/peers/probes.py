@@ -162,7 +162,7 @@ class Probes:
 
     def bulk(self) -> Figures:
         """Tokens a CPU-second of `meari score` and `meari generate` over files, without what their start takes."""
-        return bulk_rates(self.bundle(self.model), self.work)
+        return bulk_rates(self.bundle(self.model), self.work, self.plan.closed_seconds)
 
     def memory(self) -> Figures:
         """A worker's PSS under mixed load at 80 % of capacity: the largest, and how it grows."""
