@@ -26,6 +26,8 @@ from service.text.tokenizer import TextTokenizer, TokenizerKind, load_tokenizer
 
 __all__ = ["Model", "Readiness", "Registry", "load_model"]
 
+LEAST_KNEE = 8  # requests: what was seen of an engine may be of a bad moment
+
 ROWS_OF_A_REQUEST: Final = 16  # n and num_beams go so far, however few slots there are
 
 log = logging.getLogger(__name__)
@@ -114,7 +116,7 @@ class Registry:
 
     def knee(self) -> int:
         """Requests that keep the engines of this worker at their best; more make each of them wait longer."""
-        return max((model.engine.limits.max_slots // 4 for model in self.loaded()), default=1) or 1
+        return max(LEAST_KNEE, *(min(model.engine.knee, model.engine.limits.max_slots) for model in self.loaded()))
 
     @property
     def default(self) -> str:

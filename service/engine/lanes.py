@@ -33,6 +33,7 @@ WRITING_SECONDS: Final = 0.002
 MOST_WRITTEN: Final = 32  # tokens of each sequence in a writing turn
 FEW_WRITTEN: Final = 4  # where many sequences write: those that end before are carried along for nothing
 PATIENCE: Final = 8  # a prompt waits at most for so many writing turns until some more are there to be read with it
+NEARLY: Final = 0.95  # of the most tokens a second
 FIRST_STEPS: Final = 8  # where it is not known yet how long a step takes
 
 
@@ -40,12 +41,16 @@ class Pace:
     """How long a step takes by the number of rows, as observed."""
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}  # by the rows' number of binary digits
+        self._seconds: dict[int, float] = {}  # by the rows' number of binary digits, as are the next
+        self._tokens_per_second: dict[int, float] = {}
 
     def note(self, rows: int, steps: int, seconds: float) -> None:
         """Take a run into account."""
         size, found = rows.bit_length(), seconds / steps
         self._seconds[size] = 0.75 * self._seconds.get(size, found) + 0.25 * found
+        if found > 0:
+            rate = rows / found
+            self._tokens_per_second[size] = 0.75 * self._tokens_per_second.get(size, rate) + 0.25 * rate
 
     def most_steps(self, rows: int, turn_seconds: float) -> int:
         """How many steps fit into a turn."""
@@ -53,6 +58,16 @@ class Pace:
         if seconds is None:
             return FIRST_STEPS
         return max(1, int(turn_seconds / seconds)) if seconds > 0 else MOST_STEPS
+
+    @property
+    def knee(self) -> int:
+        """So many rows, a power of two, that fewer would give clearly fewer tokens a second than the most there are.
+
+        As far as was seen; 0 before the first run.
+        """
+        rates = dict(self._tokens_per_second)
+        most = max(rates.values(), default=0.0)
+        return min((2**size for size, rate in rates.items() if rate >= NEARLY * most), default=0)
 
 
 class ReadingLane:
@@ -115,6 +130,11 @@ class Lanes:
     def num_rows(self) -> int:
         """Sequences that hold a row."""
         return len(self.writing) + sum(len(lane.batch) for lane in self.reading)
+
+    @property
+    def knee(self) -> int:
+        """Rows that write nearly as many tokens a second as can be written, see `Pace.knee`."""
+        return self._writing_pace.knee
 
     @property
     def reading(self) -> Iterable[ReadingLane]:

@@ -134,6 +134,11 @@ class Engine:
         self._submit(request, reservation)
         return handle
 
+    @property
+    def knee(self) -> int:
+        """So many running sequences keep the engine at its best, as far as was seen; more make each wait longer."""
+        return self._lanes.knee
+
     def stats(self) -> EngineStats:
         """What the engine does now and has done so far."""
         return EngineStats(

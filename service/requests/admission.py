@@ -40,7 +40,7 @@ class Admission:
     def enter(self) -> Ticket:
         """Admit a request; its ticket must be released. Raises Overloaded."""
         with self._lock:
-            if not self._gate.admits(self._requests, self._knee()):
+            if not self._gate.admits(self._requests, self._knee):
                 error = Overloaded("more is asked of the service than it can do; try again")
                 error.retry_after_seconds = self._gate.retry_after_seconds()
                 raise error

@@ -47,7 +47,7 @@ class OverloadGate:
         self._slices: deque[Slice] = deque()
         self.is_limiting = False
 
-    def admits(self, num_inside: int, knee: int) -> bool:
+    def admits(self, num_inside: int, knee: Callable[[], int]) -> bool:
         """Note an arrival; true where it is let in.
 
         num_inside   requests that were let in and have not left
@@ -58,7 +58,7 @@ class OverloadGate:
             self.is_limiting = not self._is_calm()
         else:
             self.is_limiting = num_inside > self._num_free and self._is_growing()
-        return not self.is_limiting or num_inside < knee
+        return not self.is_limiting or num_inside < knee()
 
     def note_left(self) -> None:
         """Note that a request that was let in has ended."""
