@@ -257,23 +257,11 @@ def pick_of_top_k(samplers: Sequence[Sampler], logprobs: Floats32) -> Ids:
 
     logprobs  float32 [rows, vocabulary_size]
     returns   int64 [rows]
-
-    The k-th largest of the maxima of some blocks is at most the k-th largest of all: what lies below is no candidate.
     """
-    num_rows, size = logprobs.shape
-    counts = np.array([min(s.settings.top_k, size) for s in samplers])
-    flat = np.flatnonzero(logprobs >= _least_of_top_k(logprobs, counts)[:, None])
-    rows, ids = np.divmod(flat, size)
-    values = logprobs.reshape(-1)[flat].astype(np.float64)
-    order = np.lexsort((-values, rows))  # stable: ties stay in the order of their ids
-    rows, ids, values = rows[order], ids[order], values[order]
-    rank = np.arange(len(rows)) - np.searchsorted(rows, np.arange(num_rows))[rows]
-    best = rank < counts[rows]
-    tokens = np.zeros((num_rows, counts.max()), np.int64)
-    scores = np.full(tokens.shape, -np.inf)
-    tokens[rows[best], rank[best]] = ids[best]
-    scores[rows[best], rank[best]] = values[best]
     settings = [sampler.settings for sampler in samplers]
+    counts = np.array([min(s.top_k, logprobs.shape[1]) for s in settings])
+    scores, tokens = _ranked(logprobs, counts)
+    scores[np.arange(scores.shape[1]) >= counts[:, None]] = -np.inf
     temperatures, top_p, min_p = np.array([(s.temperature, s.top_p, s.min_p) for s in settings]).T
     weights = np.exp((scores - scores[:, :1]) / temperatures[:, None])
     running = np.cumsum(weights, axis=1)  # in order, so that a row's sums do not depend on the longest row
@@ -281,16 +269,40 @@ def pick_of_top_k(samplers: Sequence[Sampler], logprobs: Floats32) -> Ids:
     outside[:, 0] = False
     weights[outside | (weights < min_p[:, None])] = 0.0
     chosen = pick_by_cumulative(weights, np.array([s.uniform() for s in samplers]))
-    picked: Ids = tokens[np.arange(num_rows), chosen]
+    picked: Ids = tokens[np.arange(len(tokens)), chosen]
     return picked
 
 
-def _least_of_top_k(logprobs: Floats32, counts: Ids) -> Floats32:
-    """A lower bound of the counts[row]-th largest value of each row, float32 [rows]."""
+def _ranked(logprobs: Floats32, counts: Ids) -> tuple[Floats64, Ids]:
+    """The counts[row] likeliest tokens of each row and maybe some more, likeliest first, ties to the lower id.
+
+    returns  log-probabilities float64 and ids int64 [rows, max(counts)]; past what a row has, anything
+
+    What is below the bound is no candidate. The others are sorted as integers, the bits of a log-probability above its
+    token's id: of numbers that are not positive the larger ones have the smaller bits.
+    """
     num_rows, size = logprobs.shape
-    block = max(1, size // (2 * int(counts.max())))
-    num_blocks = size // block
-    maxima = logprobs[:, : num_blocks * block].reshape(num_rows, num_blocks, block).max(axis=2)
+    flat = np.flatnonzero(logprobs >= _least_of_top_k(logprobs, counts)[:, None])
+    rows, ids = np.divmod(flat, size)
+    first = np.searchsorted(rows, np.arange(num_rows + 1))
+    bits = logprobs.reshape(-1)[flat].view(np.uint32).astype(np.uint64)
+    keys = np.full((num_rows, int(np.diff(first).max())), np.iinfo(np.uint64).max)
+    keys[rows, np.arange(len(rows)) - first[rows]] = (bits << np.uint64(32)) | ids.astype(np.uint64)
+    keys.sort(axis=1)
+    keys = keys[:, : counts.max()]
+    scores = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    return scores.astype(np.float64), (keys & np.uint64(2**32 - 1)).astype(np.int64)
+
+
+def _least_of_top_k(logprobs: Floats32, counts: Ids) -> Floats32:
+    """A lower bound of the counts[row]-th largest value of each row, float32 [rows].
+
+    The k-th largest of the maxima of some blocks is at most the k-th largest of all.
+    """
+    num_rows, size = logprobs.shape
+    length = max(1, size // (2 * int(counts.max())))
+    num_blocks = size // length
+    maxima = logprobs[:, : num_blocks * length].reshape(num_rows, length, num_blocks).max(axis=1)
     bounds: Floats32
     if (counts == counts[0]).all():
         place = num_blocks - int(counts[0])
