@@ -33,8 +33,8 @@ class _Process:
 def usage(pid: int, mark: str, *, memory: bool = True) -> Usage:
     """Of the server that was started as process `pid` with `mark` in its environment."""
     found = processes_of(pid, mark)
-    megabytes = sum(_pss_mb(process) for process in found) if memory else 0.0
     ticks = sum(process.cpu_ticks for process in _all_processes() if process.pid in found)
+    megabytes = sum(_pss_mb(process) for process in found) if memory else 0.0  # last, because it takes milliseconds
     return Usage(ticks / TICKS, megabytes, len(found))
 
 

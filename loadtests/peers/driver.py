@@ -42,7 +42,7 @@ class Address:
 class Driven(Generic[Edge]):
     """What one load gave.
 
-    first, last   what `edge` returned at the beginning and the end of the window
+    first, last   what `edge` returned at the beginning of the window and, called with True, at its end
     begin, end    the window, on time.perf_counter's clock
     driver_cpu_seconds   what this process itself used within the window
     """
@@ -63,7 +63,7 @@ def drive_closed(
     seconds: float,
     warmup_seconds: float,
     drain_seconds: float,
-    edge: Callable[[], Edge],
+    edge: Callable[[bool], Edge],
 ) -> Driven[Edge]:
     """So many clients, each sending its next request when it has its answer; the window begins after the warm-up.
 
@@ -80,7 +80,7 @@ def drive_open(
     *,
     seconds: float,
     drain_seconds: float,
-    edge: Callable[[], Edge],
+    edge: Callable[[bool], Edge],
 ) -> Driven[Edge]:
     """Send each request at its time (seconds from the start), answered or not; wait at most `drain_seconds` after."""
     return _without_gc(lambda: _open(address, arrivals, seconds, drain_seconds, edge))
@@ -103,7 +103,7 @@ async def _closed(
     seconds: float,
     warmup: float,
     drain: float,
-    edge: Callable[[], Edge],
+    edge: Callable[[bool], Edge],
 ) -> Driven[Edge]:
     exchanges: list[Exchange] = []
     over = asyncio.Event()
@@ -121,18 +121,18 @@ async def _closed(
 
     clients = [asyncio.create_task(client()) for _ in range(num_clients)]
     await asyncio.sleep(warmup)
-    begin, cpu, first = time.perf_counter(), time.process_time(), edge()
+    first, begin, cpu = edge(False), time.perf_counter(), time.process_time()
     await asyncio.sleep(seconds)
     while len(exchanges) < 2 * num_clients and time.perf_counter() < begin + MOST_TIMES * seconds:
         await asyncio.sleep(POLL_SECONDS)
     over.set()
-    cpu, last, real_end = time.process_time() - cpu, edge(), time.perf_counter()
+    real_end, cpu, last = time.perf_counter(), time.process_time() - cpu, edge(True)
     await _drain(set(clients), drain)
     return Driven(exchanges, begin, real_end, first, last, cpu)
 
 
 async def _open(
-    address: Address, arrivals: Sequence[tuple[float, Ask]], seconds: float, drain: float, edge: Callable[[], Edge]
+    address: Address, arrivals: Sequence[tuple[float, Ask]], seconds: float, drain: float, edge: Callable[[bool], Edge]
 ) -> Driven[Edge]:
     idle: list[Connection] = []
     exchanges: list[Exchange] = []
@@ -145,7 +145,7 @@ async def _open(
         await connection.fetch(ask.request, exchange, REQUEST_TIMEOUT_SECONDS)
         idle.append(connection)
 
-    begin, cpu, first = time.perf_counter(), time.process_time(), edge()
+    first, begin, cpu = edge(False), time.perf_counter(), time.process_time()
     for offset, ask in arrivals:
         pause = begin + offset - time.perf_counter()
         if pause > 0:
@@ -158,7 +158,7 @@ async def _open(
         running.add(task)
         task.add_done_callback(running.discard)
     await asyncio.sleep(max(0.0, begin + seconds - time.perf_counter()))
-    cpu, last, end = time.process_time() - cpu, edge(), time.perf_counter()
+    end, cpu, last = time.perf_counter(), time.process_time() - cpu, edge(True)
     await _drain(running, drain)
     for connection in idle:
         connection.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from loadtests.peers.plots import draw_all
 from loadtests.peers.results import Results
-from loadtests.peers.tables import inside_table, peak_table, rates_table, targets_table, waits_table
+from loadtests.peers.tables import inside_table, peak_table, rates_table, starts_table, targets_table, waits_table
 from loadtests.peers.targets import target_rows
 
 PICTURES = {
@@ -37,7 +37,7 @@ HOW = """\
   those of the texts, ends included, whatever was really run.
 - **CPU-seconds** are those of all of a server's processes (/proc, children that have ended included), without
   the driver, which shares the machine; its own share of a CPU is in the last column of the details. **MB** is
-  the sum of PSS over all processes at the end of the load.
+  the sum of PSS over all processes at the end of the window, with the load still on.
 - **Times** are in ms: p50 / p95 / p99. *Late* answers were not complete when the load was over; their waiting
   so far counts among the times, as a lower bound. *Refused* is 429 or 503, with the time until it came.
 - Figures of one run on one machine compare with one another, and with nothing else."""
@@ -78,8 +78,8 @@ def _page(results: Results, pictures: list[str]) -> str:
 
 def _details(results: Results) -> str:
     parts = [f"## {model}\n\n{waits_table(results, model)}" for model in _models(results)]
-    ready = "\n".join(f"- {name}: {seconds:.2f} s" for name, seconds in results.ready_seconds.items())
-    return "\n\n".join(["# Times, refusals, memory", *parts, f"## Start to ready\n\n{ready}"]) + "\n"
+    start = f"## Start and memory\n\n{starts_table(results)}"
+    return "\n\n".join(["# Times, refusals, memory", *parts, start]) + "\n"
 
 
 def _models(results: Results) -> list[str]:

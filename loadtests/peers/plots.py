@@ -120,6 +120,6 @@ def _first_token(results: Results) -> Figure | None:
     axis.set_ylabel("p95 of the first token, ms")
     axis.grid(visible=True, axis="y", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9)
+    axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axis.set_title(f"mixed lengths, Poisson arrivals, {model}", fontsize=10)
     return figure

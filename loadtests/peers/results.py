@@ -21,7 +21,7 @@ class Measurement:
 
     tokens_per_second      generated (or scored) tokens within the window; an answer's tokens lie evenly over its time
     cpu_seconds_per_1000   of all the server's processes, for 1,000 of those tokens
-    memory_mb              sum of PSS at the end of the window
+    memory_mb              sum of PSS at the end of the window, the load still on
     offered_per_second     requests, of an open load
     num_late               answers that were not complete when the load had ended; their waiting so far counts as theirs
     driver_cpu_share       of one CPU, used by the driver itself within the window

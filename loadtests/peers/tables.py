@@ -74,6 +74,19 @@ def _ms(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
+def starts_table(results: Results) -> str:
+    """How long each server took to be ready, and the most memory it was seen with."""
+    peaks: dict[str, float] = {}
+    for m in results.measurements:
+        key = f"{m.server} / {m.model}"
+        peaks[key] = max(peaks.get(key, 0.0), m.memory_mb)
+    rows = [
+        (name, f"{seconds:.1f}", f"{peaks[name]:,.0f}" if name in peaks else "–")
+        for name, seconds in results.ready_seconds.items()
+    ]
+    return table(("server / bundle", "ready after, s", "peak memory, MB"), rows)
+
+
 def inside_table(results: Results, what: str) -> str:
     """`raw` or `engine`: tokens a second by model, processes and batch."""
     found = [i for i in results.inside if i.what == what]
