@@ -26,8 +26,9 @@ class CannotResume(BulkError):
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM came."""
+    """SIGINT or SIGTERM came. `line` is how far the output file is, None without one."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
+        self.line: int | None = None

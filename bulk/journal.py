@@ -90,8 +90,11 @@ class Journal:
         return journal, checkpoint
 
     def note(self, checkpoint: Checkpoint) -> None:
-        """Add a checkpoint; the output's bytes must be durable already."""
-        _append(self._fd, asdict(checkpoint))
+        """Add a checkpoint; the output's bytes must be durable already. Raises BulkError."""
+        try:
+            _append(self._fd, asdict(checkpoint))
+        except OSError as error:
+            raise BulkError(f"{self.path}: {error.strerror}, expected room to note the progress in") from None
 
     def close(self) -> None:
         """Close the file; it stays."""

@@ -57,17 +57,23 @@ class Output:
             self.crc = zlib.crc32(data, self.crc)
 
     def sync(self) -> None:
-        """Make what was written durable."""
+        """Make what was written durable. Raises BulkError."""
         if self.is_file:
-            os.fsync(self._fd)
+            try:
+                os.fsync(self._fd)
+            except OSError as error:
+                raise BulkError(f"{self.path}: {error.strerror}") from None
 
     def close(self) -> None:
         """Close it."""
         os.close(self._fd)
 
     def _lock(self) -> None:
+        """Where the file system knows locks."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(self._fd)
             raise BulkError(f"{self.path}: another run is writing to it") from None
+        except OSError:
+            pass

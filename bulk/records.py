@@ -91,7 +91,7 @@ class Reader:
         return self._record(line, number, fields)
 
     def _record(self, line: bytes, number: int, fields: dict[str, bytes]) -> Record | Problem:
-        if len(fields) < line.count(b'":') and (twice := _name_that_comes_twice(line)) is not None:
+        if len(fields) < line.count(b'":') + line.count(b'" :') and (twice := _name_that_comes_twice(line)) is not None:
             return Problem(number, f"{shown(twice.encode())}: got the name twice, expected it once")
         try:
             strings = {name: _decode_string(fields[name]) for name in self._strings(fields)}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -125,29 +125,40 @@ class Run:
 
 
 def _work(crew: Crew, source: Source, run: Run, plan: Plan) -> Run:
-    clock = time.monotonic
-    started = noted = clock()
-    before, tokens_before = run.at.seconds, run.num_tokens()
-    display = Display(source.num_bytes, run.at.input_bytes, clock) if plan.display else None
+    """Write everything that is left, and note how far it came, whatever ends it."""
+    display = Display(source.num_bytes, run.at.input_bytes, time.monotonic) if plan.display else None
     try:
-        for result in crew.results(source):
-            if result.done is None:
-                run.output.write(result.data)
-                continue
-            if result.done.problem:  # the checkpoint stays before this chunk, whose last lines are not done
-                raise BadLine(f"{source.name}: {result.done.problem}; {SKIP_HINT}")
-            run.advance(result, result.done, before + clock() - started)
-            if clock() - noted >= CHECKPOINT_SECONDS:
-                run.note()
-                noted = clock()
-            if display is not None:
-                display.show(run.at.input_bytes, run.at.line, run.num_tokens() - tokens_before)
-        run.at = replace(run.at, seconds=before + clock() - started, complete=True)
+        _write_results(crew, source, run, display)
+        run.note()
+    except BaseException as ending:
+        if isinstance(ending, Interrupted) and run.journal is not None:
+            ending.line = run.at.line
+        with contextlib.suppress(BulkError):  # what ended the run is the one to tell
+            run.note()
+        raise
     finally:
         if display is not None:
             display.end()
-        run.note()
     return run
+
+
+def _write_results(crew: Crew, source: Source, run: Run, display: Display | None) -> None:
+    started = noted = time.monotonic()
+    seconds_before, tokens_before = run.at.seconds, run.num_tokens()
+    for result in crew.results(source):
+        if result.done is None:
+            run.output.write(result.data)
+            continue
+        if result.done.problem:  # the checkpoint stays before this chunk, whose last lines are not done
+            raise BadLine(f"{source.name}: {result.done.problem}; {SKIP_HINT}")
+        now = time.monotonic()
+        run.advance(result, result.done, seconds_before + now - started)
+        if now - noted >= CHECKPOINT_SECONDS:
+            run.note()
+            noted = now
+        if display is not None:
+            display.show(run.at.input_bytes, run.at.line, run.num_tokens() - tokens_before)
+    run.at = replace(run.at, seconds=seconds_before + time.monotonic() - started, complete=True)
 
 
 def _begin(output: Output, described: dict[str, Any], head: bytes) -> Run:
@@ -212,7 +223,7 @@ def _num_workers(source: Source, plan: Plan, share: Share) -> int:
     return min(plan.num_workers, 1 + source.num_bytes // (4 * share.min_bytes))
 
 
-@contextmanager
+@contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """SIGINT and SIGTERM raise Interrupted here, once."""
     if threading.current_thread() is not threading.main_thread():

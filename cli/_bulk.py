@@ -110,6 +110,12 @@ def columns_of(source: Source, options: WorkOptions) -> tuple[str, ...]:
     return carried_columns(source.first_line(), options)
 
 
+def check_summary(path: Path | None) -> None:
+    """Raises UsageError before the work rather than after it."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise click.UsageError(f"--summary: got {path}, expected a file in a folder that exists")
+
+
 def run_plan(output: Path | None, *, jobs: int | None, resume: bool, overwrite: bool, progress: bool | None) -> Plan:
     """How to run. Raises UsageError."""
     from bulk.run import Plan
@@ -119,7 +125,7 @@ def run_plan(output: Path | None, *, jobs: int | None, resume: bool, overwrite: 
         raise click.UsageError("--resume and --overwrite exclude each other")
     if resume and output is None:
         raise click.UsageError("--resume needs -o FILE: it goes on where FILE ends")
-    display = sys.stderr.isatty() if progress is None else progress
+    display = sys.stderr.isatty() and (output is not None or not sys.stdout.isatty()) if progress is None else progress
     return Plan(output, jobs or granted_cpus(), resume=resume, overwrite=overwrite, display=display)
 
 
@@ -134,7 +140,8 @@ def endings() -> Iterator[None]:
         with interruptible():
             yield
     except Interrupted as interrupted:
-        click.echo(f"meari: interrupted ({interrupted})", err=True)
+        reached = "" if interrupted.line is None else f" after line {interrupted.line:,}; --resume goes on from there"
+        click.echo(f"meari: interrupted by {interrupted}{reached}", err=True)
         sys.exit(interrupted.exit_code)
     except ReaderGone:
         sys.exit(0)

@@ -12,6 +12,7 @@ import click
 from cli._bulk import (
     bundle_folder,
     bundle_options,
+    check_summary,
     columns_of,
     endings,
     format_of,
@@ -118,6 +119,7 @@ def command(
         return
     if prompt is not None:
         raise click.UsageError(f"PROMPT and --prompts: got {prompt!r} and {prompts!r}, expected one of the two")
+    check_summary(summary)
     if skip_bad and output_format == "text":
         raise click.UsageError("--skip-bad: got --format text, which has no place for errors, expected jsonl or tsv")
     with endings():

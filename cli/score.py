@@ -10,6 +10,7 @@ import click
 from cli._bulk import (
     bundle_folder,
     bundle_options,
+    check_summary,
     columns_of,
     endings,
     format_of,
@@ -96,6 +97,7 @@ def command(
         raise click.UsageError(
             "--tokens, --words: got both with --format tsv, expected one: a row is a token or a word"
         )
+    check_summary(summary)
     with endings():
         import msgspec
 

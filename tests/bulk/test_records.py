@@ -54,6 +54,7 @@ def test_null_context_is_none() -> None:
         (b'{"text": null}', "line 7: text: got null, expected a string"),
         (b'{"text": "a", "context": ["b"]}', 'line 7: context: got ["b"], expected a string'),
         (b'{"text": "a", "text": "b"}', "line 7: text: got the name twice, expected it once"),
+        (b'{"text" : "a", "text" : "b"}', "line 7: text: got the name twice, expected it once"),
         (b'{"text": "\xff"}', "line 7: got bytes that are not UTF-8 at byte 11, expected UTF-8"),
     ],
 )
