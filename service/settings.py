@@ -47,7 +47,7 @@ class Settings:
     max_text_chars: int = 1_000_000  # characters of one request's texts together
     max_body_bytes: int = 8 * MIB
     max_inflight_bytes: int = 256 * MIB  # bodies being handled and figures being gathered
-    cache_bytes: int = 40 * MIB  # states of prefixes, shared out among the models; 0 keeps none
+    cache_bytes: int = 48 * MIB  # states of prefixes, shared out among the models; 0 keeps none
     max_timeout_seconds: float = 300.0
     graceful_timeout_seconds: float = 310.0  # open requests get so long to end after SIGTERM
     drain_seconds: float = 0.0  # at least so long is readiness refused before the listening socket is closed

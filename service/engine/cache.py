@@ -109,10 +109,9 @@ class PrefixCache:
         self._bytes_per_token = TOKEN_BYTES
         self._num_bytes = self._num_tokens = 0
 
-    @property
-    def max_bytes(self) -> int:
-        """What may be held."""
-        return self._max_bytes
+    def most_tokens(self, row_bytes: int) -> int:
+        """Of one text, whose states take so many bytes each: it shall not drive out all others."""
+        return self._max_bytes * 7 // 8 // (row_bytes + TOKEN_BYTES + EDGE_BYTES // EDGE_TOKENS)
 
     @property
     def num_bytes(self) -> int:

@@ -221,11 +221,7 @@ class Engine:
         """Start from the longest prefix whose state is known. A text's last token of context is run in any case."""
         if self._cache is None or not root.num_to_cache:
             return
-        # A single text shall not drive out all others: half of the cache is the most that it takes.
-        row_bytes = self._runner.state_bytes + (
-            4 * self._runner.hidden_size if self._runner.hidden_state is None else 0
-        )
-        root.num_to_cache = min(root.num_to_cache, self._cache.max_bytes // 2 // row_bytes)
+        root.num_to_cache = min(root.num_to_cache, self._cache.most_tokens(self._runner.cached_row_bytes))
         handle = root.request.handle
         assert isinstance(handle, Generation | Scoring)
         self._cache_queries += 1

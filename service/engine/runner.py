@@ -162,6 +162,11 @@ class Runner:
         """Size of the state of one sequence."""
         return sum(4 * int(np.prod(t.shape)) for t in self.state_tensors)
 
+    @property
+    def cached_row_bytes(self) -> int:
+        """Size of what a prefix cache keeps for a token: the state, and the hidden vector where that is no part of it."""
+        return self.state_bytes + (0 if self.hidden_state is not None else 4 * self.hidden_size)
+
     def initial_states(self, rows: int) -> States:
         """The state before anything was read: zeros, float32 [rows, *shape]."""
         return {t.name: np.zeros((rows, *t.shape), np.float32) for t in self.state_tensors}

@@ -96,4 +96,5 @@ def test_models_share_the_cache_so_that_each_can_hold_a_thousand_tokens() -> Non
     share = Settings().cache_bytes / sum(runner.state_bytes for runner in runners)
     for runner in runners:
         assert runner.hidden_state is not None  # the hidden vector is a part of the state, and not kept twice
-        assert share * runner.state_bytes > 1001 * (runner.state_bytes + TOKEN_BYTES) + 1001 / EDGE_TOKENS * EDGE_BYTES
+        for_one_text = 7 / 8 * share * runner.state_bytes
+        assert for_one_text > 1001 * (runner.state_bytes + TOKEN_BYTES) + 1001 / EDGE_TOKENS * EDGE_BYTES

@@ -82,7 +82,7 @@ def test_request_that_ends_while_it_is_queued_ends_once(
     assert not engine._live.everyone()
 
 
-def test_long_text_leaves_half_of_the_cache_to_others(bundle: Bundle, clock: Clock) -> None:
+def test_long_text_leaves_some_of_the_cache_to_others(bundle: Bundle, clock: Clock) -> None:
     engine = Engine(bundle.runner, EngineLimits(2, 4, cache_bytes=100_000), clock)
     for prompt in ([5, 6, 7, 8], [A] * 5000, [5, 6, 7, 8]):
         generation = engine.generate(GenerateCall(prompt, 1, 1e12), engine.reserve())
