@@ -164,7 +164,7 @@ class Runner:
 
     @property
     def cached_row_bytes(self) -> int:
-        """Size of what a prefix cache keeps for a token: the state, and the hidden vector where that is no part of it."""
+        """Size of what a prefix cache keeps for a token: the state, and the hidden vector if that is no part of it."""
         return self.state_bytes + (0 if self.hidden_state is not None else 4 * self.hidden_size)
 
     def initial_states(self, rows: int) -> States:
