@@ -15,11 +15,15 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Usage:
-    """cpu_seconds since the start; memory_mb: the sum of PSS, shared pages counted once over all processes."""
+    """cpu_seconds since the start; memory_mb: the sum of PSS, shared pages counted once over all processes.
+
+    machine_seconds   CPU time of all that runs on the machine, since its start
+    """
 
     cpu_seconds: float
     memory_mb: float
     num_processes: int
+    machine_seconds: float
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,15 @@ def usage(pid: int, mark: str, *, memory: bool = True) -> Usage:
     """Of the server that was started as process `pid` with `mark` in its environment."""
     found = processes_of(pid, mark)
     ticks = sum(process.cpu_ticks for process in _all_processes() if process.pid in found)
+    machine = machine_seconds()
     megabytes = sum(_pss_mb(process) for process in found) if memory else 0.0  # last, because it takes milliseconds
-    return Usage(ticks / TICKS, megabytes, len(found))
+    return Usage(ticks / TICKS, megabytes, len(found), machine)
+
+
+def machine_seconds() -> float:
+    """CPU time that the machine has spent on anything, stolen time included."""
+    user, nice, system, _idle, _waiting, *rest = map(int, (PROC / "stat").read_text().split("\n", 1)[0].split()[1:9])
+    return (user + nice + system + sum(rest)) / TICKS
 
 
 def memory_by_process(pid: int, mark: str) -> dict[int, float]:

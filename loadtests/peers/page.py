@@ -9,6 +9,8 @@ from loadtests.peers.results import Results
 from loadtests.peers.tables import inside_table, peak_table, rates_table, starts_table, targets_table, waits_table
 from loadtests.peers.targets import target_rows
 
+QUIET_SHARE = 0.1  # of one CPU
+
 PICTURES = {
     "throughput.png": "Tokens a second by server and load",
     "cpu.png": "Server CPU-seconds for 1,000 tokens by server and load",
@@ -36,8 +38,9 @@ HOW = """\
 - **Scoring**: single sentences of 20 words, lists of 100, and 100-best lists that share prefixes. Tokens are
   those of the texts, ends included, whatever was really run.
 - **CPU-seconds** are those of all of a server's processes (/proc, children that have ended included), without
-  the driver, which shares the machine; its own share of a CPU is in the last column of the details. **MB** is
-  the sum of PSS over all processes at the end of the window, with the load still on.
+  the driver, which shares the machine. The last columns of the details say what share of one CPU the driver
+  took, and what *others* on the machine took: where that is much, times and tokens/s say little. **MB** is the
+  sum of PSS over all processes at the end of the window, with the load still on.
 - **Times** are in ms: p50 / p95 / p99. *Late* answers were not complete when the load was over; their waiting
   so far counts among the times, as a lower bound. *Refused* is 429 or 503, with the time until it came.
 - Figures of one run on one machine compare with one another, and with nothing else."""
@@ -61,6 +64,7 @@ def _page(results: Results, pictures: list[str]) -> str:
         f"Written by `{about.get('command')}`, {about.get('date')}, in {about.get('minutes')} minutes.",
         f"{about.get('num_cpus')} CPUs: {about.get('cpu')}; {about.get('memory_gb')} GB; {about.get('system')}.",
         versions + ".",
+        *_noise(results),
     ]
     sections = [
         ("Targets", targets_table(target_rows(results))),
@@ -74,6 +78,16 @@ def _page(results: Results, pictures: list[str]) -> str:
     ]
     body = [f"## {title}\n\n{text}" for title, text in sections if text.strip()]
     return "\n\n".join([*head, *body]) + "\n\nTimes, refusals and memory are in [details.md](details.md).\n"
+
+
+def _noise(results: Results) -> list[str]:
+    """A warning where something else ran on the machine."""
+    shares = [m.other_cpu_share for m in results.measurements]
+    mean = sum(shares) / len(shares) if shares else 0.0
+    if mean < QUIET_SHARE:
+        return []
+    others = f"other processes took {mean:.0%} of a CPU in the mean, {max(shares):.0%} at most"
+    return [f"**The machine was not quiet**: {others}."]
 
 
 def _details(results: Results) -> str:

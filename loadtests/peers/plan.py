@@ -70,7 +70,7 @@ class Plan:
     flat_seconds: float  # of the load under which a worker's memory must stay flat
     budget_seconds: float  # of the whole run; what does not fit is named as not measured
     probe_seconds: float  # of those, kept for the probes
-    start_timeout: float = 60.0
+    start_timeout: float = 90.0
 
 
 INSIDE = ("raw", "engine")

@@ -25,6 +25,7 @@ class Measurement:
     offered_per_second     requests, of an open load
     num_late               answers that were not complete when the load had ended; their waiting so far counts as theirs
     driver_cpu_share       of one CPU, used by the driver itself within the window
+    other_cpu_share        of one CPU, used by neither server nor driver: a quiet machine has next to nothing
     """
 
     server: str
@@ -39,6 +40,7 @@ class Measurement:
     cpu_seconds_per_1000: float | None
     memory_mb: float
     driver_cpu_share: float
+    other_cpu_share: float
     offered_per_second: float
     num_answers: int
     num_refused: int
@@ -132,6 +134,7 @@ def summarise(
     if load.share:
         counted = answers.whole  # of an open load every arrival counts, however late its answer came
     cpu = driven.last.cpu_seconds - driven.first.cpu_seconds
+    other = driven.last.machine_seconds - driven.first.machine_seconds - cpu - driven.driver_cpu_seconds
     return Measurement(
         server=server,
         model=model,
@@ -145,6 +148,7 @@ def summarise(
         cpu_seconds_per_1000=round(1000 * cpu / tokens, 4) if tokens else None,
         memory_mb=round(driven.last.memory_mb, 1),
         driver_cpu_share=round(driven.driver_cpu_seconds / seconds, 3),
+        other_cpu_share=round(max(0.0, other) / seconds, 3),
         offered_per_second=round(offered_per_second, 2),
         num_answers=len(counted),
         num_refused=len(answers.refusal_seconds),

@@ -56,12 +56,13 @@ def waits_table(results: Results, model: str) -> str:
             f"{m.num_failed:,}",
             f"{m.memory_mb:,.0f}",
             f"{m.driver_cpu_share:.0%}",
+            f"{m.other_cpu_share:.0%}",
         )
         for m in results.measurements
         if m.model == model
     ]
     titles = ("server", "load", "first token", "gap", "whole answer", "answers", "refused", "late", "failed", "MB")
-    return table((*titles, "driver"), rows, numbers_from=2)
+    return table((*titles, "driver", "others"), rows, numbers_from=2)
 
 
 def _spread(spread: Spread | None) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from loadtests.peers.accounting import MARK, memory_by_process, processes_of, usage
+from loadtests.peers.accounting import MARK, machine_seconds, memory_by_process, processes_of, usage
 
 BURN = """
 import os, subprocess, sys, time
@@ -52,6 +52,14 @@ def test_process_that_left_its_parent_is_found_by_its_mark() -> None:
         assert len(processes_of(-1, "a-mark")) == 2
         assert processes_of(-1, "another mark") == set()
         assert process.pid in processes_of(-1, "a-mark")
+
+
+def test_machine_is_never_less_busy_than_one_of_its_processes() -> None:
+    before = machine_seconds()
+    with burning("attached") as process:
+        found = usage(process.pid, "a-mark")
+    assert found.machine_seconds >= before
+    assert found.machine_seconds > 0.9 * found.cpu_seconds
 
 
 def test_server_that_has_ended_has_no_processes() -> None:

@@ -27,6 +27,7 @@ def measured(server: str, load: Load, tokens_per_second: float, cpu: float = 0.1
         cpu_seconds_per_1000=cpu,
         memory_mb=200.0,
         driver_cpu_share=0.05,
+        other_cpu_share=0.01,
         offered_per_second=0.0,
         num_answers=100,
         num_refused=0,
@@ -114,6 +115,15 @@ def test_page_shows_targets_tables_pictures_and_what_failed(tmp_path: Path) -> N
     assert (tmp_path / "details.md").read_text("utf-8").count("| meari |") == 4
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("throughput.png", "cpu.png", "first-token.png"))
     assert results_from_json((tmp_path / "results.json").read_text("utf-8")) == some_results()
+
+
+def test_page_says_that_the_machine_was_not_quiet(tmp_path: Path) -> None:
+    results = some_results()
+    write_page(results, tmp_path)
+    assert "not quiet" not in (tmp_path / "README.md").read_text("utf-8")
+    results.measurements = [dataclasses.replace(m, other_cpu_share=0.5) for m in results.measurements]
+    write_page(results, tmp_path)
+    assert "other processes took 50% of a CPU" in (tmp_path / "README.md").read_text("utf-8")
 
 
 def test_results_without_the_main_models_make_a_page_without_pictures(tmp_path: Path) -> None:
