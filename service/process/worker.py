@@ -115,7 +115,8 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
                     response.write(piece)
                 response.close()
             finally:
-                pieces.close()
+                if hasattr(pieces, "close"):
+                    pieces.close()
         except OSError:
             raise
         except Exception:

@@ -6,8 +6,10 @@ import random
 from collections import deque
 
 import pytest
+from flask import Flask
 
 from service.errors import Overloaded
+from service.registry import LEAST_KNEE
 from service.requests.admission import Admission, Ticket
 from service.requests.overload import OverloadGate
 
@@ -154,6 +156,11 @@ def test_who_is_refused_is_told_to_come_back_later_the_more_is_asked() -> None:
         offer(worker, load * CAPACITY, 10.0)
         waits.append(worker.retry_after_seconds)
     assert waits in ([2, 5], [2, 6])
+
+
+def test_a_worker_whose_engines_have_not_run_yet_lets_some_in_all_the_same(app: Flask) -> None:
+    service = app.extensions["meari"]
+    assert LEAST_KNEE <= service.registry.knee() <= service.settings.max_slots
 
 
 def test_past_its_bound_the_worker_refuses_a_burst_too() -> None:

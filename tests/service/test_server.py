@@ -156,6 +156,24 @@ def test_malformed_http_gets_the_same_error_body(server: Server, sent: bytes) ->
     assert answer.headers["X-Request-Id"] == error["request_id"]
 
 
+def test_an_answer_without_a_body_leaves_the_connection_in_order(server: Server) -> None:
+    assert server.client.head("/healthz").headers["content-length"] == "15"
+    assert server.client.options("/generate").status_code == 200
+    assert server.client.get("/healthz").json() == {"status": "ok"}
+
+
+def test_requests_that_come_together_are_answered_in_order(server: Server) -> None:
+    texts = [b"a", b"bc", b"d"]
+    with server.connect() as connection:
+        requests = [raw_post(b'{"text": "%b"}' % text, path=b"/tokenize") for text in texts]
+        last = raw_post(b'{"text": "z"}', b"Connection: close", path=b"/tokenize")
+        connection.sendall(b"".join(requests) + last)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.count(b"HTTP/1.1 200 OK") == 4
+    places = [answer.index(b'"text":"%c"' % text[0]) for text in [*texts, b"z"]]
+    assert places == sorted(places)
+
+
 def test_a_long_text_is_scored_in_flat_memory(server: Server) -> None:
     text = "abcdefghij" * 2_000
 
