@@ -101,7 +101,9 @@ def draw_sampler(drawing: Drawing, logprobs: str, choice: Choice, vocabulary_siz
 
     def limited(branch: Drawing) -> str:
         if is_small(vocabulary_size):
-            return _pick_sorted(branch, weights, choice, vocabulary_size)
+            limited = _has_limits(branch, choice.limits, vocabulary_size)
+            ranked = _pick_sorted(branch, weights, choice, vocabulary_size)
+            return branch.op("Where", limited, ranked, _pick(branch, weights, choice.uniforms, cut))
         largest = branch.op("ReduceMax", weights, branch.integers(1), keepdims=1)
         least = branch.op("Mul", largest, _column(branch, choice.limits, 0))
         return _pick(branch, _at_least(branch, weights, least), choice.uniforms, cut)
@@ -181,6 +183,15 @@ def _pick_sorted(drawing: Drawing, weights: str, choice: Choice, vocabulary_size
     # A row that is not sampled may have limits that leave nothing.
     place = drawing.op("Min", _first_past(drawing, running, threshold), drawing.number(vocabulary_size - 1))
     return drawing.op("GatherElements", tokens, place, axis=1)
+
+
+def _has_limits(drawing: Drawing, limits: str, vocabulary_size: int) -> str:
+    """Which rows have any, bool [rows, 1]: a row without limits gets the same token beside rows that have some."""
+    none, whole, everything = (drawing.constant(np.array(n, np.float32)) for n in (0, 1, vocabulary_size))
+    min_p = drawing.op("Greater", _column(drawing, limits, 0), none)
+    top_p = drawing.op("Less", _column(drawing, limits, 1), whole)
+    top_k = drawing.op("Less", _column(drawing, limits, 2), everything)
+    return drawing.op("Or", drawing.op("Or", min_p, top_p), top_k)
 
 
 def _column(drawing: Drawing, table: str, number: int) -> str:

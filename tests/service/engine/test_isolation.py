@@ -87,6 +87,37 @@ def test_generation_is_the_same_alone_and_in_company(released: Bundle) -> None:
     assert late.samples[0].logprobs == expected.samples[0].logprobs
 
 
+def test_no_way_of_sampling_changes_what_another_gives(released: Bundle) -> None:
+    ways = [
+        {"temperature": 0.0},
+        {"temperature": 1e-3},
+        {},
+        {"temperature": 0.3},
+        {"min_p": 0.05},
+        {"top_p": 0.9},
+        {"temperature": 0.3, "top_p": 0.3},
+        {"top_k": 5},
+        {"temperature": 3.0, "top_k": 50, "top_p": 0.9, "min_p": 0.01},
+        {"top_k": 10**6},
+        {"repetition_penalty": 1.3},
+        {"logit_bias": ((5, 2.0),)},
+    ]
+    calls = [
+        GenerateCall([5, 9, 7], 20, 1e12, Sampling(**way, seed=seed))  # type: ignore[arg-type]
+        for way in ways
+        for seed in range(3)
+    ]
+    together = Engine(released.runner, EngineLimits(16, 64))
+    got = [together.generate(call, together.reserve()) for call in calls]
+    run(together, *got)
+    for call, generation in zip(calls, got, strict=True):
+        alone = Engine(released.runner, EngineLimits(16, 64))
+        expected = alone.generate(call, alone.reserve())
+        run(alone, expected)
+        assert (generation.samples[0].token_ids, call.sampling) == (expected.samples[0].token_ids, call.sampling)
+        assert generation.samples[0].logprobs == expected.samples[0].logprobs
+
+
 def test_score_is_what_generation_reported(released: Bundle) -> None:
     engine = Engine(released.runner, EngineLimits(16, 64))
     generation = generate(engine, [5, 9, 7], seed=4)
