@@ -27,6 +27,7 @@ from service.text.tokenizer import TextTokenizer, TokenizerKind, load_tokenizer
 __all__ = ["Model", "Readiness", "Registry", "load_model"]
 
 LEAST_KNEE = 8  # requests: what was seen of an engine may be of a bad moment
+KNEE_SHARE = 7 / 8  # an engine knows its knee as a power of two only; a few less cost 1 % of the tokens, 15 % of p95
 
 ROWS_OF_A_REQUEST: Final = 16  # n and num_beams go so far, however few slots there are
 
@@ -116,7 +117,8 @@ class Registry:
 
     def knee(self) -> int:
         """Requests that keep the engines of this worker at their best; more make each of them wait longer."""
-        return max(LEAST_KNEE, *(min(model.engine.knee, model.engine.limits.max_slots) for model in self.loaded()))
+        rows = (min(model.engine.knee, model.engine.limits.max_slots) for model in self.loaded())
+        return max(LEAST_KNEE, int(KNEE_SHARE * max(rows, default=0)))
 
     @property
     def default(self) -> str:

@@ -22,7 +22,7 @@ __all__ = ["OverloadGate"]
 
 SLICE_SECONDS: Final = 0.1
 NUM_SLICES: Final = 30
-BURST_SLICES: Final = 2  # of the window are not counted, those that grew the most: a burst falls into as many
+BURST_SLICES: Final = 3  # of the window are not counted, those that grew the most: a burst falls into as many
 GROWTH: Final = 8  # requests, in all other slices together: more than chance
 CALM_RATIO: Final = 1.05  # of what arrived to what left: what is asked for can be done
 MAX_RETRY_SECONDS: Final = 60
