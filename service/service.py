@@ -29,6 +29,7 @@ class Service:
     drain: Drain
     disconnects: Disconnects
     state_keys: tuple[str, ...] = field(repr=False)  # the first signs state tokens, every one verifies
+    streams: set[object] = field(default_factory=set, repr=False)  # that are open; the interpreter makes changes whole
     _state_tokens: dict[str, StateTokens] = field(default_factory=dict, init=False, repr=False)  # by the bundle's hash
 
     def state_tokens(self, bundle: Bundle) -> StateTokens:

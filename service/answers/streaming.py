@@ -32,13 +32,15 @@ ErrorBody = Callable[[MeariError], object]
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def event_stream(
-    completion: Completion, watch: Watch, num_requests: Callable[[], int], error_body: ErrorBody
-) -> Iterator[bytes]:
-    """Pieces of the stream, up to `[DONE]` or an error; closed early, it cancels the completion."""
+def event_stream(completion: Completion, watch: Watch, streams: set[object], error_body: ErrorBody) -> Iterator[bytes]:
+    """Pieces of the stream, up to `[DONE]` or an error; closed early, it cancels the completion.
+
+    `streams` holds all that are open in this worker, this one among them while it lasts.
+    """
     generation = completion.generation
+    streams.add(completion)
     try:
-        yield from _choices(completion, watch, num_requests)
+        yield from _choices(completion, watch, streams)
     except ClientGone:
         log.debug("the client of a stream has gone")
     except MeariError as error:
@@ -47,11 +49,12 @@ def event_stream(
         log.exception("a stream failed")
         yield _event(error_body(EngineFailed("the stream failed")))
     finally:
+        streams.discard(completion)
         if not generation.ended:
             generation.cancel()
 
 
-def _choices(completion: Completion, watch: Watch, num_requests: Callable[[], int]) -> Iterator[bytes]:
+def _choices(completion: Completion, watch: Watch, streams: set[object]) -> Iterator[bytes]:
     generation = completion.generation
     while True:
         generation.raise_for_failure()
@@ -63,16 +66,16 @@ def _choices(completion: Completion, watch: Watch, num_requests: Callable[[], in
         if events:
             yield events
             watch.end_if_draining(generation)
-        generation.wait_end(pause_seconds(len(choices), num_requests()))
+        generation.wait_end(pause_seconds(len(choices), len(streams)))
         if not watch.await_news(generation, PING_SECONDS):
             yield PING
 
 
-def pause_seconds(num_choices: int, num_requests: int) -> float:
-    """How long a stream waits after an event for `num_choices` choices, beside requests of `num_requests` in all."""
-    if num_choices * num_requests <= 1:
+def pause_seconds(num_choices: int, num_streams: int) -> float:
+    """How long a stream waits after an event for `num_choices` choices, where `num_streams` are open."""
+    if num_choices * num_streams <= 1:
         return 0.0
-    return min(MAX_PAUSE_SECONDS, num_choices * num_requests / EVENTS_PER_SECOND)
+    return min(MAX_PAUSE_SECONDS, num_choices * num_streams / EVENTS_PER_SECOND)
 
 
 def _event(body: object | Choice) -> bytes:

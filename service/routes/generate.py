@@ -59,7 +59,7 @@ def _stream(service: Service, exchange: Exchange, completion: Completion, watch:
         yield from event_stream(
             completion,
             watch,
-            lambda: service.admission.num_requests,
+            service.streams,
             lambda error: error_body(error, exchange.request_id),
         )
         exchange.line.tokens = completion.generated_tokens
