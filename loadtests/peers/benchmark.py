@@ -163,12 +163,13 @@ class Benchmark:
             say("  " + in_a_line(measured))
 
     def _closed(self, server: Neighbour, model: str, load: Load, running: Running) -> Measurement:
+        longer = 2 if load.kind is Kind.MIXED else 1  # its answers are, and other loads are measured by this one
         driven = drive_closed(
             Address(running.port),
             Requests(server, model).closed(load),
             num_clients=load.clients,
-            seconds=self.plan.closed_seconds * (2 if load.kind is Kind.MIXED else 1),
-            warmup_seconds=self.plan.warmup_seconds,
+            seconds=self.plan.closed_seconds * longer,
+            warmup_seconds=self.plan.warmup_seconds * longer,
             drain_seconds=self.plan.drain_seconds,
             edge=running.usage,
         )

@@ -122,7 +122,7 @@ def quick_plan() -> Plan:
         raw_seconds=0.4,
         raw_batches=(1, 32, 64, 128),
         flat_seconds=10.0,
-        budget_seconds=4.6 * 60,
-        probe_seconds=75.0,
+        budget_seconds=4.4 * 60,
+        probe_seconds=80.0,
         start_timeout=40.0,
     )
