@@ -1,0 +1,78 @@
+"""How answers go over the wire, and gunicorn's configuration as a worker reads it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from gunicorn.config import Config
+
+from service.process.quick_config import QuickConfig
+from service.process.response import JoinedResponse
+
+
+class Wire:
+    """Notes every write."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+
+    def sendall(self, data: bytes) -> None:
+        self.writes.append(data)
+
+
+def answer(wire: Wire, *pieces: bytes, method: str = "POST", **headers: str) -> None:
+    request = SimpleNamespace(method=method, version=(1, 1), should_close=lambda: False)
+    response = JoinedResponse(request, wire, Config())
+    response.start_response("200 OK", [(name.replace("_", "-"), value) for name, value in headers.items()])
+    for piece in pieces:
+        response.write(piece)
+    response.close()
+
+
+def test_an_answer_of_known_length_is_one_write() -> None:
+    wire = Wire()
+    answer(wire, b"hello", Content_Length="5")
+    (sent,) = wire.writes
+    head, _, body = sent.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nContent-Length: 5" in head
+    assert body == b"hello"
+
+
+def test_a_stream_sends_its_head_with_the_first_piece() -> None:
+    wire = Wire()
+    answer(wire, b"first", b"", b"a second piece")
+    first, second, end = wire.writes
+    assert b"Transfer-Encoding: chunked" in first
+    assert first.endswith(b"\r\n\r\n5\r\nfirst\r\n")
+    assert second == b"E\r\na second piece\r\n"
+    assert end == b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("pieces", [(), (b"",), (b"what nobody asked for",)])
+def test_the_answer_to_head_is_a_head(pieces: tuple[bytes, ...]) -> None:
+    wire = Wire()
+    answer(wire, *pieces, method="HEAD", Content_Length="21")
+    (sent,) = wire.writes
+    assert sent.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert sent.endswith(b"\r\n\r\n")
+
+
+def test_an_empty_stream_is_head_and_end_in_one() -> None:
+    wire = Wire()
+    answer(wire)
+    (sent,) = wire.writes
+    assert sent.endswith(b"\r\n\r\n0\r\n\r\n")
+
+
+def test_a_setting_is_read_once_and_can_be_changed() -> None:
+    config = Config()
+    quick = QuickConfig(config)
+    assert quick.keepalive == config.keepalive
+    config.set("keepalive", 7)
+    assert quick.keepalive != 7
+    quick.set("keepalive", 0)
+    assert quick.keepalive == config.keepalive == 0
+    with pytest.raises(AttributeError):
+        quick.no_such_setting  # noqa: B018
