@@ -31,7 +31,8 @@ MOST_FLOATS: Final = 640_000  # of the distributions of a reading turn
 MOST_LISTS: Final = 4
 WRITING_SECONDS: Final = 0.002
 MOST_WRITTEN: Final = 32  # tokens of each sequence in a writing turn
-FEW_WRITTEN: Final = 4  # where many sequences write: those that end before are carried along for nothing
+CROWDED_SECONDS: Final = 0.008  # where many sequences write, what is done once a turn weighs more
+CROWDED_WRITTEN: Final = 4  # and those that end before the turn does are carried along for nothing
 PATIENCE: Final = 8  # a prompt waits at most for so many writing turns until some more are there to be read with it
 NEARLY: Final = 0.95  # of the most tokens a second
 FIRST_STEPS: Final = 8  # where it is not known yet how long a step takes
@@ -162,9 +163,10 @@ class Lanes:
     def write(self) -> Outcome:
         """A turn of writing: several tokens of each sequence where a token takes no time to speak of."""
         rows = len(self.writing.batch) + len(self.writing.joining)
-        most = FEW_WRITTEN if rows > FEW_TEXTS else MOST_WRITTEN
+        crowded = rows > FEW_TEXTS
+        most, seconds = (CROWDED_WRITTEN, CROWDED_SECONDS) if crowded else (MOST_WRITTEN, WRITING_SECONDS)
         started = self._clock()
-        outcome = self.writing(min(most, self._writing_pace.most_steps(rows, WRITING_SECONDS)))
+        outcome = self.writing(min(most, self._writing_pace.most_steps(rows, seconds)))
         if rows:
             self._writing_pace.note(rows, max(1, outcome.rows // rows), self._clock() - started)
         return outcome
