@@ -5,8 +5,9 @@
     lists        a lane for each request with many texts
 
 A run of one sequence is several times as fast as a run of sixty-four, so a sentence never runs beside a long list: they
-take turns, each turn as long as `TURN_SECONDS` allows. The turn goes to the lane that has had the least time
-(start-time fair queueing, Goyal et al. 1996); a lane that had nothing to do gets no credit for it.
+take turns, each turn as long as `TURN_SECONDS` allows. The turn goes to the kind of lane that has had the least time
+(start-time fair queueing, Goyal et al. 1996); a kind that had nothing to do gets no credit for it. So lists, however
+many, never take more than a third of what there is while others want it.
 
 Owned by the engine's thread.
 """
@@ -122,7 +123,7 @@ class Lanes:
         self.writing = Writing(runner, clock)
         self.brief = ReadingLane(runner, self.pace, max_slots)
         self.lists: dict[Request, ReadingLane] = {}
-        self._writing_spent = 0.0
+        self._spent = dict.fromkeys(Kind, 0.0)
         self._num_writers = 0  # rows of writing that admitted requests may come to need
         self._num_brief = 0  # admitted requests with few texts
         self._since_brief = 0
@@ -157,7 +158,7 @@ class Lanes:
         if len(self.lists) >= MOST_LISTS:
             return False
         self.lists[request] = ReadingLane(self._runner, self.pace, self._max_slots)
-        self.lists[request].spent = self._least_spent()
+        self.lists[request].spent = min((lane.spent for lane in self.lists.values()), default=0.0)
         return True
 
     def write(self) -> Outcome:
@@ -202,37 +203,36 @@ class Lanes:
 
     def next(self) -> Writing | ReadingLane | None:
         """Whose turn it is, None where there is nothing to do."""
-        lists = min(self.lists.values(), key=lambda lane: lane.spent, default=None)
-        busy: list[tuple[float, int, Writing | ReadingLane]] = []
-        if len(self.brief) and (self._brief_is_due() or not len(self.writing)):
-            busy.append((self.brief.spent, 0, self.brief))
-        if len(self.writing):
-            busy.append((self._writing_spent, 1, self.writing))
-        if lists is not None and len(lists):
-            busy.append((lists.spent, 2, lists))
-        if not busy:
+        kinds = self._busy()
+        if not len(self.brief) or (len(self.writing) and not self._brief_is_due()):
+            kinds -= {Kind.BRIEF}
+        if not kinds:
             return None
-        _, number, lane = min(busy, key=lambda entry: entry[:2])
-        self._since_brief = 0 if number == 0 else self._since_brief + (number == 1)
-        return lane
+        kind = min(kinds, key=lambda kind: (self._spent[kind], kind.value))
+        self._since_brief = 0 if kind is Kind.BRIEF else self._since_brief + (kind is Kind.WRITING)
+        if kind is Kind.LIST:
+            return min((lane for lane in self.lists.values() if len(lane)), key=lambda lane: lane.spent)
+        return self.brief if kind is Kind.BRIEF else self.writing
 
     def note_time(self, lane: Writing | ReadingLane, seconds: float) -> None:
-        """Charge a turn to a lane; those that have nothing to do are charged as much as the least of the others."""
+        """Charge a turn to a lane and its kind; a kind that has nothing to do gets no credit for it."""
+        kind = Kind.WRITING if isinstance(lane, Writing) else Kind.BRIEF if lane is self.brief else Kind.LIST
         if isinstance(lane, ReadingLane):
             lane.spent += seconds
-        else:
-            self._writing_spent += seconds
-        least = self._least_spent()
-        if not len(self.brief):
-            self.brief.spent = max(self.brief.spent, least)
-        if not len(self.writing):
-            self._writing_spent = max(self._writing_spent, least)
+        self._spent[kind] += seconds
+        busy = self._busy()
+        least = min(self._spent[kind] for kind in busy or Kind)
+        for idle in set(Kind) - busy:
+            self._spent[idle] = max(self._spent[idle], least)
 
-    def _least_spent(self) -> float:
-        spent = [lane.spent for lane in self.reading if len(lane)]
-        if len(self.writing):
-            spent.append(self._writing_spent)
-        return min(spent, default=max(self.brief.spent, self._writing_spent))
+    def _busy(self) -> set[Kind]:
+        """The kinds that have something to do."""
+        found = {Kind.WRITING} if len(self.writing) else set()
+        if len(self.brief):
+            found.add(Kind.BRIEF)
+        if any(len(lane) for lane in self.lists.values()):
+            found.add(Kind.LIST)
+        return found
 
     def _brief_is_due(self) -> bool:
         """Prompts are read as soon as an eighth as many wait as write, or have waited for eight turns of writing."""

@@ -27,11 +27,11 @@ FEW_TEXTS: Final = 4
 
 
 class Kind(enum.Enum):
-    """What kind of lane a request needs."""
+    """What kind of lane a request needs; of two that have had as much time the first comes first."""
 
-    WRITING = enum.auto()
-    BRIEF = enum.auto()  # to score at most FEW_TEXTS texts
-    LIST = enum.auto()
+    BRIEF = 0  # to score at most FEW_TEXTS texts
+    WRITING = 1
+    LIST = 2
 
 
 @dataclass(eq=False)
