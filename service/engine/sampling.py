@@ -17,6 +17,8 @@ row's token does not depend on the rows beside it.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -34,7 +36,9 @@ HUGE: Final = 1e300  # a score past it stays there: two that overflowed could no
 LEAST_TEMPERATURE_IN_GRAPH: Final = 0.2  # float32 weights of a flat distribution would underflow below
 BELOW_ONE: Final = np.float32(1 - 2**-22)
 NO_LIMIT: Final = 1e9
-NUM_DRAWN: Final = 16  # uniform numbers drawn at once
+NO_COLUMNS: Final = (1.0, 0.0, NO_LIMIT, NO_LIMIT)
+BLOCK: Final = 8  # positions whose uniform numbers come from one hash
+UNPACK: Final = struct.Struct("<8Q").unpack
 
 
 def forked(lineage: tuple[int, ...], position: int, index: int) -> tuple[int, ...]:
@@ -61,10 +65,9 @@ class Sampler:
         self.settings = settings
         self.lineage = forked(settings.lineage, position, index)
         self._position = position
-        self._drawn: list[float] = []  # the next numbers, the first one last
-        self._bits = np.random.PCG64(np.random.SeedSequence(settings.seed, spawn_key=self.lineage))
-        self._bits.advance(position)
-        self._random = np.random.Generator(self._bits)
+        name = ",".join(map(str, (settings.seed, *self.lineage)))
+        self._key = hashlib.blake2b(name.encode(), digest_size=32).digest()
+        self._block: tuple[int, tuple[float, ...]] = (-1, ())
         self._seen = set(seen) if settings.repetition_penalty != 1.0 else None
         bias = dict(settings.logit_bias)
         self._bias = (np.array(list(bias), np.int64), np.array(list(bias.values()), np.float64)) if bias else None
@@ -72,22 +75,22 @@ class Sampler:
         self.is_greedy = settings.temperature == 0.0 and not self.reshapes
         self.is_warm = settings.temperature >= LEAST_TEMPERATURE_IN_GRAPH and not self.reshapes
         self.is_top_k = settings.top_k > 0 and settings.temperature > 0.0 and not self.reshapes
+        top_p = settings.top_p if settings.top_p < 1.0 else NO_LIMIT
+        inverse = 1.0 / settings.temperature if self.is_warm else 1.0
+        self.columns = (inverse, settings.min_p, top_p, settings.top_k or NO_LIMIT)  # as the graph takes them
 
     def uniform(self) -> float:
         """The number of the next token, in [0, 1)."""
-        if not self._drawn:
-            self._drawn = self._random.random(NUM_DRAWN)[::-1].tolist()
+        number, place = divmod(self._position, BLOCK)
+        if self._block[0] != number:
+            self._block = (number, self._numbers(number))
         self._position += 1
-        return self._drawn.pop()
+        return self._block[1][place]
 
-    def uniforms(self, count: int) -> list[float]:
-        """The numbers of the next `count` tokens."""
-        while len(self._drawn) < count:
-            self._drawn = self._random.random(NUM_DRAWN)[::-1].tolist() + self._drawn
-        self._position += count
-        taken = self._drawn[-count:]
-        del self._drawn[-count:]
-        return taken[::-1]
+    def _numbers(self, number: int, attempt: int = 0) -> tuple[float, ...]:
+        """Those of a block of positions, as far as it was drawn again: hashed, so that any of them is found at once."""
+        message = struct.pack("<QQ", number, attempt)
+        return tuple((bits >> 11) * 2.0**-53 for bits in UNPACK(hashlib.blake2b(message, key=self._key).digest()))
 
     def saw(self, token: int) -> None:
         """Count a token as seen."""
@@ -118,15 +121,15 @@ class Sampler:
         scores = (logprobs.astype(np.float64) - float(logprobs.max())) / settings.temperature
         weights = np.exp(scores)
         limit = settings.top_p * float(weights.sum())
-        seeds = np.random.SeedSequence((settings.seed, self._position), spawn_key=self.lineage)
-        again = np.random.Generator(np.random.PCG64(seeds))
-        while True:
+        for attempt in itertools.count(1):
             ahead = np.flatnonzero(weights >= weights[token])
             ahead = ahead[(weights[ahead] > weights[token]) | (ahead < token)]
             if not len(ahead) or float(weights[ahead].sum()) < limit:
                 return token
             likely = ahead[weights[ahead] >= settings.min_p]
-            token = int(likely[pick_by_cumulative(weights[likely][None], again.random(1))[0]])
+            again = np.array(self._numbers(self._position, attempt)[:1])
+            token = int(likely[pick_by_cumulative(weights[likely][None], again)[0]])
+        raise AssertionError("each attempt leaves fewer tokens")
 
     def _reshaped(self, logits: Floats32) -> Floats64:
         scores = logits.astype(np.float64)
@@ -150,14 +153,13 @@ class Draws:
         """
         self._samplers = samplers
         in_graph = [s is not None and s.is_warm and (sorts or not s.is_top_k) for s in samplers]
-        drawn = [s.settings if s is not None else Sampling() for s in samplers]
-        temperatures = np.array([s.temperature if used else 1.0 for s, used in zip(drawn, in_graph, strict=True)])
         self._in_graph = np.array(in_graph, bool)
         self._drawing = [s for s, used in zip(samplers, in_graph, strict=True) if s is not None and used]
-        self._inverse = (1.0 / temperatures).astype(np.float32)[:, None]
-        limits = [(s.min_p, s.top_p if s.top_p < 1.0 else NO_LIMIT, s.top_k or NO_LIMIT) for s in drawn]
-        self._limits = np.array(limits, np.float32).reshape(len(drawn), NUM_LIMITS)
-        self._top_p = self._limits[:, 1]
+        columns = np.array([NO_COLUMNS if s is None else s.columns for s in samplers], np.float32)
+        columns = columns.reshape(len(samplers), 1 + NUM_LIMITS)
+        self._inverse = np.where(self._in_graph, columns[:, 0], np.float32(1))[:, None]
+        self._limits = columns[:, 1:]
+        self._top_p = columns[:, 2]
         self._targets = np.where(self._in_graph, -1, 0)[:, None]
         self._limited = self._in_graph & (self._top_p < 1.0) & (not sorts)
         self._tempered = bool((self._inverse != 1.0).any())
@@ -201,7 +203,7 @@ class Draws:
         """How the next `steps` tokens of every row are taken."""
         uniforms = np.zeros((steps, len(self._samplers), 1), np.float32)
         if not self._is_greedy:
-            drawn = np.array([sampler.uniforms(steps) for sampler in self._drawing], np.float32)
+            drawn = np.array([[s.uniform() for _ in range(steps)] for s in self._drawing], np.float32)
             uniforms[:, :, 0] = np.minimum(drawn, BELOW_ONE).T
         return Written(uniforms, self._inverse, self._limits, not self._is_greedy, self._tempered, self._is_limited)
 

@@ -24,7 +24,7 @@ from service.engine.sampling import Draws, Sampler, on_grid
 from service.engine.scheduler import Request
 from service.engine.sequence import Sequence, StateRow
 
-FEW_ROWS: Final = 4  # of which a run ends with the first that ends
+MOST_IN_VAIN: Final = 0.04  # of the tokens of a turn, those that are past the end of what they belong to
 
 
 class Writing:
@@ -90,7 +90,7 @@ class Writing:
         """Some tokens for every row; what a row would have written past its end is thrown away."""
         batch, end_id = self.batch, self._runner.end_id
         left = [c.num_left for s in batch.sequences if (c := s.continuation) is not None]
-        steps = min(most_steps, min(left) if len(left) <= FEW_ROWS else max(left))
+        steps = useful_steps(left, most_steps)
         tokens = np.array([sequence.next_token for sequence in batch.sequences], np.int64)
         ran = self._runner.write(tokens, batch.states, self._draws.written(steps))
         assert ran.picked is not None
@@ -186,6 +186,14 @@ class Writing:
             keep += [rows[parent] for parent, _ in going]
             sequences += [sequence for _, sequence in going]
         batch.rearrange(keep, sequences)
+
+
+def useful_steps(left: list[int], most_steps: int) -> int:
+    """How many steps to run at most where each sequence wants so many more tokens."""
+    steps = min(most_steps, max(left))
+    while steps > 1 and sum(steps - num for num in left if num < steps) > MOST_IN_VAIN * steps * len(left):
+        steps -= 1
+    return steps
 
 
 def begin_sample(
