@@ -3,19 +3,22 @@
 What enters: lines of text or JSONL, a bundle, options. What leaves: one record a line, a summary, and beside an output
 file a journal from which an interrupted run goes on. Knows nothing of Flask, gunicorn, training or export.
 
-    one process cuts lines and puts results in order      a worker process for each CPU runs the engine
-    ------------------------------------------------      ----------------------------------------------
-    lines.py       bytes → chunks of whole lines           worker.py   frames → work → frames
-    source.py      where the bytes come from               records.py  a chunk → records, bad lines by number
-    crew.py        hands chunks out, order restored        score.py    texts → figures
-    output.py      bytes to a file or a pipe               long_text.py  a line of any length, piece by piece
-    journal.py     how far a file is; resumption           generate.py prompts → continuations
-    totals.py      sums over the whole run                 rows.py, tsv.py   records and figures → bytes
-    display.py     the progress bar
-    run.py         all of it together
+One process cuts lines and puts results in order:
 
-    frames.py      what the processes say to one another
-    options.py     what a run is told to do
+    source.py, lines.py      bytes → chunks of whole lines
+    crew.py                  chunks to the workers, results back in order
+    output.py, journal.py    to a file or a pipe; how far a file is
+    display.py, run.py       the progress bar; all of it together
+
+A worker process for each CPU runs an engine:
+
+    worker.py, records.py    frames → lines → records, bad lines by number
+    score.py, score_rows.py  texts → figures → bytes
+    long_*.py, borders.py    the same of one line of any length, piece by piece
+    generate*.py             prompts → continuations → bytes; one_prompt.py: one, as it comes
+    carried.py, tsv.py       what of an input line stands in its record; cells
+
+Both know options.py, names.py, totals.py, frames.py (what they say to one another) and errors.py.
 
 A *chunk* is some whole lines; its size changes nothing in the results. Figures are the service's own.
 """

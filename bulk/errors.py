@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 
-__all__ = ["BadLine", "BulkError", "CannotResume", "Interrupted"]
+__all__ = ["BadLine", "BulkError", "CannotResume", "Interrupted", "ReaderGone"]
 
 
 class BulkError(Exception):
@@ -23,6 +23,10 @@ class BadLine(BulkError):
 
 class CannotResume(BulkError):
     """Going on would not give what one run would have given."""
+
+
+class ReaderGone(Exception):
+    """Whoever read standard output has ended."""
 
 
 class Interrupted(BaseException):

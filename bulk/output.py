@@ -8,14 +8,10 @@ import stat
 import zlib
 from pathlib import Path
 
-from bulk.errors import BulkError
+from bulk.errors import BulkError, ReaderGone
 from bulk.frames import write_all
 
-__all__ = ["Output", "ReaderGone"]
-
-
-class ReaderGone(Exception):
-    """Whoever read standard output has ended; there is nothing more to do."""
+__all__ = ["Output"]
 
 
 class Output:

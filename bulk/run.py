@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import msgspec
@@ -26,7 +22,7 @@ from bulk.output import Output
 from bulk.source import Source
 from bulk.totals import GenerateTotals, ScoreTotals
 
-__all__ = ["Outcome", "Plan", "interruptible", "run", "seed_of"]
+__all__ = ["Outcome", "Plan", "run", "seed_of"]
 
 CHECKPOINT_SECONDS: Final = 1.0
 SKIP_HINT: Final = "--skip-bad writes an error record in its place and goes on"
@@ -221,23 +217,3 @@ def _num_workers(source: Source, plan: Plan, share: Share) -> int:
     if source.num_bytes is None:
         return plan.num_workers
     return min(plan.num_workers, 1 + source.num_bytes // (4 * share.min_bytes))
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM raise Interrupted here, once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, _: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(number)
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -132,9 +132,8 @@ def run_plan(output: Path | None, *, jobs: int | None, resume: bool, overwrite: 
 @contextmanager
 def endings() -> Iterator[None]:
     """A signal: exit code 130 or 143. A reader of standard output that has gone: a quiet end."""
-    from bulk.errors import Interrupted
-    from bulk.output import ReaderGone
-    from bulk.run import interruptible
+    from bulk.errors import Interrupted, ReaderGone
+    from bulk.interruption import interruptible
 
     try:
         with interruptible():
