@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     options = parse(arguments)
     plan = chosen(quick_plan() if options.quick else full_plan(), options.only, options.models)
+    if options.minutes is not None:
+        plan = dataclasses.replace(plan, budget_seconds=60 * options.minutes)
     command = shlex.join(["make", "bench", *([f"ARGS={shlex.join(sys.argv[1:])}"] if sys.argv[1:] else [])])
     results = Results(about={**describe(), "command": command, "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"})
     WORK.mkdir(parents=True, exist_ok=True)
@@ -58,6 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few loads, at most 5 minutes")
     parser.add_argument("--only", type=_names(SERVERS), default=SERVERS, help=f"of {','.join(SERVERS)}")
     parser.add_argument("--models", type=_names((*RANDOM, *RELEASED)), help=f"of {','.join((*RANDOM, *RELEASED))}")
+    parser.add_argument("--minutes", type=float, help="at most; what does not fit is named as not measured")
     parser.add_argument(
         "--output", type=Path, help="folder of the page  [docs/benchmarks; with --quick build/bench/quick]"
     )
