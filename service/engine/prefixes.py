@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from service.engine.sequence import Continuation, Sequence, Snapshot, StateRow, 
 
 if TYPE_CHECKING:
     from service.engine.scheduler import Request
+
+
+PIECE: Final = 64  # tokens that are compared at once
 
 
 def generation_sequence(call: GenerateCall, samples: SequenceOf[Sample], request: Request, end_id: int) -> Sequence:
@@ -171,11 +174,11 @@ class SharedTexts:
 
 def shared_length(left: SequenceOf[int], right: SequenceOf[int]) -> int:
     """How many first tokens two lists have in common."""
-    length = min(len(left), len(right))
-    if not length:
-        return 0
-    differ = np.flatnonzero(np.asarray(left[:length]) != np.asarray(right[:length]))
-    return int(differ[0]) if differ.size else length
+    length, first = min(len(left), len(right)), 0
+    while first < length and left[first : first + PIECE] == right[first : first + PIECE]:
+        first += PIECE
+    pairs = zip(left[first : first + PIECE], right[first : first + PIECE], strict=False)
+    return min(length, first + next((n for n, (ours, theirs) in enumerate(pairs) if ours != theirs), PIECE))
 
 
 def _joined(shared: TextScore | None, log: TargetLog, num_shared: int) -> TextScore:
