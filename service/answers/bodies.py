@@ -45,7 +45,8 @@ class TokenWithLogprob(msgspec.Struct):
 class Choice(msgspec.Struct):
     """A sample, or in a stream what has come of it since its last event.
 
-    `state` comes with `finish_reason`; null where the time was up before the prompt had been read.
+    `state` comes with `finish_reason`; null where the time was up before the prompt had been read. So does, of a beam
+    search, `logprob`: that of all the tokens together.
     """
 
     index: int
@@ -53,6 +54,7 @@ class Choice(msgspec.Struct):
     finish_reason: str | UnsetType = UNSET
     tokens: list[TokenWithLogprob] | UnsetType = UNSET
     state: str | UnsetType | None = UNSET
+    logprob: float | UnsetType = UNSET
 
 
 class GenerateUsage(msgspec.Struct):

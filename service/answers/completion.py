@@ -6,6 +6,7 @@ the same `ChoiceWriter`, so their texts are equal. Knows nothing of Flask or of 
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -53,6 +54,7 @@ class ChoiceWriter:
     with_tokens: bool
     seed: int  # that a state takes along, of a beam search too
     state_tokens: StateTokens | None  # None where no state is wanted
+    is_ranked: bool  # a hypothesis of a beam search
     num_tokens: int = 0
     done: bool = False
     _pending: str = ""
@@ -77,6 +79,8 @@ class ChoiceWriter:
             choice.tokens = self._tokens(first, self.num_tokens)
         if finish is not None:
             choice.finish_reason = finish_reason(finish)
+            if self.is_ranked:
+                choice.logprob = math.fsum(self.sample.logprobs)
             if self.state_tokens is not None:
                 choice.state = self._state(self.state_tokens)
         return choice
@@ -179,6 +183,7 @@ def begin_completion(
             request.logprobs is not None,
             call.sampling.seed,
             state_tokens if request.return_state else None,
+            request.num_beams > 1,
         )
         for index, sample in enumerate(generation.samples)
     )
