@@ -24,7 +24,7 @@ from service.engine.sampling import Draws, Sampler, on_grid
 from service.engine.scheduler import Request
 from service.engine.sequence import Sequence, StateRow
 
-MOST_IN_VAIN: Final = 0.1  # of the tokens of a turn, those that are past the end of what they belong to
+MOST_IN_VAIN: Final = 0.04  # of the tokens of a turn, those that are past the end of what they belong to
 
 
 class Writing:
