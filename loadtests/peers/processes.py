@@ -90,7 +90,7 @@ def serving(
 
 
 def end(process: subprocess.Popen[bytes], mark: str) -> None:
-    """SIGTERM to the process that was started, then SIGKILL to whatever of its own is left."""
+    """SIGTERM to the process that was started, then SIGKILL to whatever of its own is left; waits for their end."""
     others = processes_of(process.pid, mark)
     if process.poll() is None:
         process.terminate()
@@ -102,6 +102,9 @@ def end(process: subprocess.Popen[bytes], mark: str) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
+    deadline = time.perf_counter() + END_SECONDS
+    while processes_of(process.pid, mark) - {os.getpid()} and time.perf_counter() < deadline:
+        time.sleep(POLL_SECONDS)  # a process that was killed is still there for a moment
 
 
 def _await_ready(process: subprocess.Popen[bytes], url: str, timeout: float, log: Path) -> None:
