@@ -1,7 +1,7 @@
 """The engine's loop: admit → run a turn → settle.
 
-A turn is one run of the graph for the sequences of one lane (lanes.py): several forced tokens of each that reads, or a
-sampled token of each that writes.
+A turn is one run of a graph for the sequences of one lane (lanes.py): some forced tokens of each that reads, or some
+sampled ones of each that writes.
 
 Threads. One thread, started by `start`, owns the session, the lanes, the cache, and every handle until it ends. Other
 threads reserve, submit, wait and cancel. Whatever goes wrong in a turn fails the requests that are in the engine, each

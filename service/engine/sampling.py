@@ -177,9 +177,8 @@ class Draws:
         self._is_greedy = len(self._greedy) == len(samplers)
         self._tracking = [row for row, s in enumerate(samplers) if s is not None and s.reshapes]
 
-    def asked(self, places: Ids, before: tuple[Ids, Ids] | None = None, whole: bool = False) -> Asked:
+    def asked(self, places: Ids, before: tuple[Ids, Ids] | None = None) -> Asked:
         """What to ask of a run for these rows at `places`, after rows with given targets (places and targets, [n])."""
-        whole = whole or self.whole
         uniforms = np.zeros((len(places), 1), np.float32)
         if self._drawing:
             drawn = np.array([sampler.uniform() for sampler in self._drawing], np.float32)
@@ -191,7 +190,7 @@ class Draws:
             given = (before[1][:, None], nothing, nothing, np.zeros((len(before[0]), NUM_LIMITS), np.float32))
             columns = [np.concatenate([ours, theirs]) for ours, theirs in zip(given, columns, strict=True)]
         targets, numbers, inverse, limits = columns
-        flags = (bool(self._drawing), self._tempered, self._is_limited, self._masses, whole)
+        flags = (bool(self._drawing), self._tempered, self._is_limited, self._masses, self.whole)
         return Asked(places, targets, numbers, inverse, limits, *flags)
 
     @property

@@ -1,4 +1,4 @@
-"""A writing turn: one sampled token for every sequence that has read its prompt.
+"""A writing turn: sampled tokens, one or some, for every sequence that has read its prompt.
 
     newcomers   their state came from the cache with the hidden vector, so the first token needs no step of the cell
     joining     they have a token to feed and wait for a row, which they get at the next turn

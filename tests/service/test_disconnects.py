@@ -88,8 +88,11 @@ def test_a_connection_serves_one_request_after_another(disconnects: Disconnects,
 
 
 def test_without_a_connection_nothing_is_watched(disconnects: Disconnects) -> None:
-    disconnects.watch(Client(None), lambda: None)
-    disconnects.forget(Client(None))
+    client, calls = Client(None), list[str]()
+    disconnects.watch(client, lambda: calls.append("gone"))
+    disconnects.forget(client)
+    assert not client.is_gone
+    assert calls == []
 
 
 @pytest.fixture(scope="module")
