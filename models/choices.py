@@ -40,6 +40,21 @@ class Readout(StrEnum):
     RIDGE = "ridge"
 
 
+class Precision(StrEnum):
+    """What the products of a training are computed in; weights and their updates are float32 always."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Averaging(StrEnum):
+    """Which mean of the weights over the steps is measured and kept."""
+
+    NONE = "none"
+    EMA = "ema"
+    TRIGGERED = "triggered"
+
+
 class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"

@@ -16,12 +16,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from models.choices import Device, Document, Family, Pattern, Readout, TokenizerKind
-from models.config_rules import CORPUS_RULES, RESERVOIR_RULES, TOKENIZER_RULES, TRAINING_RULES
+from models.choices import Averaging, Device, Document, Family, Pattern, Precision, Readout, TokenizerKind
+from models.config_rules import CORPUS_RULES, RECURRENT_RULES, RESERVOIR_RULES, TOKENIZER_RULES, TRAINING_RULES
 from models.errors import ConfigError
-from models.fields import Together, choice, integer, paths, read_table, real, show, string, switch, texts
+from models.fields import Together, choice, integer, integers, paths, read_table, real, show, string, switch, texts
 
 __all__ = [
+    "Averaging",
     "Config",
     "CorpusConfig",
     "Device",
@@ -29,6 +30,7 @@ __all__ = [
     "Family",
     "ModelConfig",
     "Pattern",
+    "Precision",
     "Readout",
     "RecurrentConfig",
     "ReservoirConfig",
@@ -42,7 +44,7 @@ __all__ = [
 MOST_VOCABULARY = 1_000_000
 
 
-def _share(default: float) -> Any:
+def _share(default: float | None) -> Any:
     return real(default, expected="0 ≤ share < 1", fits=lambda share: 0 <= share < 1)
 
 
@@ -91,14 +93,45 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class RecurrentConfig:
-    """A gated or Elman network: family is rnn, gru or lstm."""
+    """A gated or Elman network: family is rnn, gru or lstm.
+
+    layer_sizes            hidden units of each layer, first to last, in place of hidden_size and num_layers
+    dropout                between layers, and where the next two say nothing, at the input and the output too
+    input_dropout          on embedded tokens
+    output_dropout         on what enters the output layer
+    locked_dropout         one mask a sequence, the same at all steps of a chunk (variational); else one a step
+    embedding_dropout      share of the vocabulary whose embeddings are zero during a chunk
+    weight_drop            share of the recurrent weights that is zero during a chunk
+    tied                   the output layer shares the embedding's weights
+    layer_norm             normalise each layer's outputs
+    forget_bias            of an LSTM's forget gate at the start
+    learned_initial_state  the state before the first token is trained; else it is zero
+    mogrifier_rounds       of an LSTM: how often input and state gate one another before each step
+    adaptive_cutoffs       frequency ranks at which a cluster of the adaptive softmax begins; (): a full softmax
+    """
 
     family: Family = choice(Family)
     embedding_size: int = integer(128, least=1)
     hidden_size: int = integer(512, least=1)
     num_layers: int = integer(1, least=1)
-    dropout: float = real(0.0, expected="0 ≤ dropout < 1", fits=lambda share: 0 <= share < 1)
+    dropout: float = _share(0.0)
     tied: bool = switch(False)
+    layer_sizes: tuple[int, ...] = integers(())
+    input_dropout: float | None = _share(None)
+    output_dropout: float | None = _share(None)
+    locked_dropout: bool = switch(True)
+    embedding_dropout: float = _share(0.0)
+    weight_drop: float = _share(0.0)
+    layer_norm: bool = switch(False)
+    forget_bias: float = real(1.0, expected="below 100 in size", fits=lambda bias: abs(bias) < 100)
+    learned_initial_state: bool = switch(False)
+    mogrifier_rounds: int = integer(0)
+    adaptive_cutoffs: tuple[int, ...] = integers(())
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Hidden units of each layer, first to last."""
+        return self.layer_sizes or (self.hidden_size,) * self.num_layers
 
 
 @dataclass(frozen=True)
@@ -126,6 +159,13 @@ ModelConfig = RecurrentConfig | ReservoirConfig
 class TrainingConfig:
     """steps or epochs: one of the two. evaluate_every counts steps; patience counts evaluations, 0: never stop early;
     max_minutes 0: no limit; threads 0: torch's own choice.
+
+    chunk_spread                 standard deviation of a chunk's length around chunk_length, in tokens; 0: all are equal
+    activation_regularisation    this times the mean square of what enters the output layer is added to the loss
+    temporal_regularisation      this times the mean square of its change from step to step
+    averaging                    ema: of all steps, each ema_decay times the one before; triggered: of all steps since
+                                 trigger_patience evaluations brought nothing better
+    precision                    of products: bfloat16 is up to twice as fast on a CPU that has it
     """
 
     steps: int | None = integer(None, least=1)
@@ -141,6 +181,13 @@ class TrainingConfig:
     evaluate_every: int = integer(500, least=1)
     patience: int = integer(0)
     max_minutes: float = _not_negative(0.0)
+    chunk_spread: float = _not_negative(0.0)
+    activation_regularisation: float = _not_negative(0.0)
+    temporal_regularisation: float = _not_negative(0.0)
+    averaging: Averaging = choice(Averaging, Averaging.NONE)
+    ema_decay: float = _share(0.999)
+    trigger_patience: int = integer(0)
+    precision: Precision = choice(Precision, Precision.FLOAT32)
     threads: int = integer(0)
     device: Device = choice(Device, Device.AUTO)
 
@@ -215,7 +262,7 @@ def parse_config(tables: object, source: str = "config") -> Config:
 
 def _model_kind(table: object) -> tuple[Any, tuple[Together, ...]]:
     is_reservoir = isinstance(table, Mapping) and table.get("family") == Family.ESN
-    return (ReservoirConfig, RESERVOIR_RULES) if is_reservoir else (RecurrentConfig, ())
+    return (ReservoirConfig, RESERVOIR_RULES) if is_reservoir else (RecurrentConfig, RECURRENT_RULES)
 
 
 def _read_section(

@@ -5,7 +5,7 @@ Enters: values that are right on their own. Leaves: a problem, `key: got X, expe
 
 from __future__ import annotations
 
-from models.choices import Family, Pattern, TokenizerKind
+from models.choices import Averaging, Family, Pattern, TokenizerKind
 from models.fields import Together, show
 
 LEAST_VOCABULARY = {
@@ -67,6 +67,30 @@ def _leaks_in_order(least: float, most: float) -> str | None:
     return None if least <= most else f"leak_min: got {least}, expected at most leak_max ({most})"
 
 
+def _lstm_alone_is_mogrified(family: Family, rounds: int) -> str | None:
+    if rounds and family is not Family.LSTM:
+        return f'mogrifier_rounds: got {rounds} for family "{family}", expected 0: the gates are those of an lstm'
+    return None
+
+
+def _adaptive_is_not_tied(cutoffs: tuple[int, ...], tied: bool) -> str | None:
+    if cutoffs and tied:
+        return f"adaptive_cutoffs: got {list(cutoffs)} beside tied = true, expected one of the two"
+    return None
+
+
+def _cutoffs_rise(cutoffs: tuple[int, ...]) -> str | None:
+    if list(cutoffs) != sorted(set(cutoffs)):
+        return f"adaptive_cutoffs: got {list(cutoffs)}, expected increasing numbers"
+    return None
+
+
+def _trigger_has_patience(averaging: Averaging, patience: int) -> str | None:
+    if averaging is Averaging.TRIGGERED and not patience:
+        return 'trigger_patience: got 0 with averaging = "triggered", expected at least 1 evaluation'
+    return None
+
+
 def _steps_or_epochs(steps: int | None, epochs: float | None) -> str | None:
     if steps is None and epochs is None:
         return "steps: got neither steps nor epochs, expected one of the two"
@@ -86,6 +110,11 @@ CORPUS_RULES = (
     Together(("validation_share", "test_share"), _shares_leave_training_text),
 )
 TOKENIZER_RULES = (Together(("kind", "vocabulary_size"), _vocabulary_fits_kind),)
+RECURRENT_RULES = (
+    Together(("family", "mogrifier_rounds"), _lstm_alone_is_mogrified),
+    Together(("adaptive_cutoffs", "tied"), _adaptive_is_not_tied),
+    Together(("adaptive_cutoffs",), _cutoffs_rise),
+)
 RESERVOIR_RULES = (
     Together(("family",), _is_reservoir),
     Together(("pattern", "units", "block_size"), _blocks_fill_units),
@@ -95,4 +124,5 @@ RESERVOIR_RULES = (
 TRAINING_RULES = (
     Together(("steps", "epochs"), _steps_or_epochs),
     Together(("min_learning_rate", "learning_rate"), _rates_in_order),
+    Together(("averaging", "trigger_patience"), _trigger_has_patience),
 )

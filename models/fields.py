@@ -95,6 +95,17 @@ def string(default: object = dataclasses.MISSING, *, pattern: str = r"(?s:.*)", 
     return _field(Rule(expected, read), default)
 
 
+def integers(default: object = dataclasses.MISSING, *, least: int = 1) -> Any:
+    """A list of whole numbers of at least `least`; kept as a tuple."""
+
+    def read(value: object) -> object:
+        if not isinstance(value, list | tuple):
+            return _REFUSED
+        return tuple(value) if all(type(entry) is int and entry >= least for entry in value) else _REFUSED
+
+    return _field(Rule(f"a list of whole numbers ≥ {least}", read), default)
+
+
 def paths(default: object = dataclasses.MISSING) -> Any:
     """A list of paths, none of them empty; kept as a tuple of strings."""
 

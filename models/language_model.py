@@ -14,16 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.adaptive_softmax import AdaptiveSoftmax
 from models.cells import Cell, GruCell, LstmCell, RnnCell
-from models.config import ModelConfig, ReservoirConfig
+from models.choices import Family
+from models.config import ModelConfig, RecurrentConfig, ReservoirConfig
+from models.errors import ConfigError
 
 State = dict[str, Tensor]
-
-_CELLS: dict[str, type[RnnCell] | type[GruCell] | type[LstmCell]] = {
-    "rnn": RnnCell,
-    "gru": GruCell,
-    "lstm": LstmCell,
-}
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,14 @@ class LanguageModel(nn.Module):
         """The state before any token: zeros, on the device of the weights."""
         device = self.device
         return {tensor.name: torch.zeros(batch, *tensor.shape, device=device) for tensor in self.state_tensors}
+
+    def restarted(self, state: State, fresh: Tensor) -> State:
+        """The state with the rows where `fresh`, bool [B], holds put back before any token."""
+        initial = self.initial_state(len(fresh))
+        return {
+            name: torch.where(fresh.view(-1, *[1] * (tensor.dim() - 1)), initial[name], tensor)
+            for name, tensor in state.items()
+        }
 
     @property
     def device(self) -> torch.device:
@@ -81,60 +86,75 @@ class LanguageModel(nn.Module):
         """
         raise NotImplementedError
 
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats.
+
+        hidden   float32 [..., H]
+        targets  int64 [...], each in [0, V)
+        """
+        return functional.cross_entropy(self.logits(hidden).flatten(0, -2), targets.flatten())
+
 
 class RecurrentLanguageModel(LanguageModel):
     """Embedding, a stack of RNN, GRU or LSTM layers, and an output layer that may share the embedding's weights.
 
     x_t = embedding[token_t]              h^0_t = x_t
-    h^l_t = cell_l(h^{l-1}_t)             l = 1 … num_layers
-    y_t = V h_t + b                       untied: V is `output`
+    h^l_t = cell_l(h^{l-1}_t)             l = 1 … num_layers; normalised where there are norms
+    y_t = V h_t + b                       V is `output`, or a head and clusters: `adaptive`
     y_t = embedding (P h_t) + b           tied: P is `projection`, left out where H = E
+
+    Dropout sets numbers to zero while training: whole embeddings, then the same entries of x_t, of the outputs of
+    layers and of h_t at all steps of a chunk (Gal and Ghahramani, "A theoretically grounded application of dropout in
+    recurrent neural networks", 2016).
     """
 
-    def __init__(
-        self,
-        family: str,
-        vocabulary_size: int,
-        embedding_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        dropout: float = 0.0,
-        tied: bool = False,
-    ) -> None:
+    def __init__(self, config: RecurrentConfig, vocabulary_size: int) -> None:
         super().__init__()
-        self.family = family
+        self.family = str(config.family)
         self.vocabulary_size = vocabulary_size
-        self.embedding_size = embedding_size
-        self.hidden_size = hidden_size
-        self.embedding = nn.Embedding(vocabulary_size, embedding_size)
-        self.layers = nn.ModuleList(
-            _CELLS[family](embedding_size if index == 0 else hidden_size, hidden_size) for index in range(num_layers)
-        )
-        self.dropout = nn.Dropout(dropout)
-        self.tied = tied
+        self.embedding_size = config.embedding_size
+        self.hidden_size = config.sizes[-1]
+        self.embedding = nn.Embedding(vocabulary_size, config.embedding_size)
+        input_sizes = (config.embedding_size, *config.sizes[:-1])
+        self.layers = nn.ModuleList(_make_cell(config, *sizes) for sizes in zip(input_sizes, config.sizes, strict=True))
+        self.norms = nn.ModuleList(nn.LayerNorm(size) for size in config.sizes if config.layer_norm)
+        self._dropout = _Dropouts.of(config)
+        self.tied = config.tied
         self.projection: nn.Linear | None = None
         self.output: nn.Linear | None = None
         self.output_bias: nn.Parameter | None = None
-        self._make_output_layer()
+        self.adaptive: AdaptiveSoftmax | None = None
+        self._make_output_layer(config.adaptive_cutoffs)
         self.state_tensors = tuple(
-            StateTensor(f"{name}{index}", (hidden_size,))
-            for index, cell in enumerate(self.cells)
+            StateTensor(f"{name}{index}", (size,))
+            for index, (cell, size) in enumerate(zip(self.cells, config.sizes, strict=True))
             for name in cell.state_names
         )
+        self.initial = nn.ParameterDict()
+        if config.learned_initial_state:
+            self.initial.update({tensor.name: torch.zeros(tensor.shape) for tensor in self.state_tensors})
 
     @property
     def cells(self) -> list[Cell]:
         """The layers, first to last."""
         return [layer for layer in self.layers if isinstance(layer, Cell)]
 
+    def initial_state(self, batch: int) -> State:
+        """The state before any token: zeros, or what was learned; on the device of the weights."""
+        if not self.initial:
+            return super().initial_state(batch)
+        return {tensor.name: self.initial[tensor.name].expand(batch, -1) for tensor in self.state_tensors}
+
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        x = self.dropout(self.embedding(tokens))
+        x = self._dropout.at_input(self.embedding(tokens), tokens, self.vocabulary_size, training=self.training)
         next_state: State = {}
         for index, cell in enumerate(self.cells):
+            if index:
+                x = self._dropout.between(x, training=self.training)
             x, cell_state = cell.sequence(x, _cell_state(cell, index, state))
             next_state.update(_named_state(cell, index, cell_state))
-            x = self.dropout(x)
-        return x, next_state
+            x = self._normalised(index, x)
+        return self._dropout.at_output(x, training=self.training), next_state
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         x = self.embedding(tokens)
@@ -142,17 +162,33 @@ class RecurrentLanguageModel(LanguageModel):
         for index, cell in enumerate(self.cells):
             x, cell_state = cell.step(x, _cell_state(cell, index, state))
             next_state.update(_named_state(cell, index, cell_state))
+            x = self._normalised(index, x)
         return x, next_state
 
     def logits(self, hidden: Tensor) -> Tensor:
+        if self.adaptive is not None:
+            return self.adaptive.log_probabilities(hidden)
         if self.output is not None:
             return functional.linear(hidden, self.output.weight, self.output.bias)
-        projected = hidden if self.projection is None else functional.linear(hidden, self.projection.weight)
-        return functional.linear(projected, self.embedding.weight, self.output_bias)
+        return functional.linear(self._projected(hidden), self.embedding.weight, self.output_bias)
 
-    def _make_output_layer(self) -> None:
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        if self.adaptive is not None:
+            return self.adaptive.loss(hidden.flatten(0, -2).float(), targets.flatten())
+        return super().loss(hidden, targets)
+
+    def _projected(self, hidden: Tensor) -> Tensor:
+        return hidden if self.projection is None else functional.linear(hidden, self.projection.weight)
+
+    def _normalised(self, index: int, x: Tensor) -> Tensor:
+        return self.norms[index](x) if self.norms else x
+
+    def _make_output_layer(self, cutoffs: tuple[int, ...]) -> None:
         if not self.tied:
             nn.init.normal_(self.embedding.weight)
+            if cutoffs:
+                self.adaptive = AdaptiveSoftmax(self.hidden_size, self.vocabulary_size, cutoffs)
+                return
             self.output = nn.Linear(self.hidden_size, self.vocabulary_size)
             nn.init.xavier_uniform_(self.output.weight)
             nn.init.zeros_(self.output.bias)
@@ -162,6 +198,54 @@ class RecurrentLanguageModel(LanguageModel):
         self.output_bias = nn.Parameter(torch.zeros(self.vocabulary_size))
         if self.hidden_size != self.embedding_size:
             self.projection = nn.Linear(self.hidden_size, self.embedding_size, bias=False)
+
+
+@dataclass(frozen=True)
+class _Dropouts:
+    """What is set to zero where, while training."""
+
+    embedding: float
+    input: float
+    layers: float
+    output: float
+    is_locked: bool
+
+    @staticmethod
+    def of(config: RecurrentConfig) -> "_Dropouts":
+        at_input = config.dropout if config.input_dropout is None else config.input_dropout
+        at_output = config.dropout if config.output_dropout is None else config.output_dropout
+        return _Dropouts(config.embedding_dropout, at_input, config.dropout, at_output, config.locked_dropout)
+
+    def at_input(self, x: Tensor, tokens: Tensor, vocabulary_size: int, *, training: bool) -> Tensor:
+        if training and self.embedding:
+            kept = functional.dropout(x.new_ones(vocabulary_size, 1), self.embedding)
+            x = x * kept[tokens]
+        return self._drop(x, self.input, training)
+
+    def between(self, x: Tensor, *, training: bool) -> Tensor:
+        return self._drop(x, self.layers, training)
+
+    def at_output(self, x: Tensor, *, training: bool) -> Tensor:
+        return self._drop(x, self.output, training)
+
+    def _drop(self, x: Tensor, share: float, training: bool) -> Tensor:
+        """x is [B, T, D]; a locked mask is [B, 1, D]."""
+        if not training or not share:
+            return x
+        if not self.is_locked:
+            return functional.dropout(x, share)
+        return x * functional.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), share)
+
+
+def _make_cell(config: RecurrentConfig, input_size: int, hidden_size: int) -> Cell:
+    cell: Cell
+    if config.family is Family.LSTM:
+        rounds, bias = config.mogrifier_rounds, config.forget_bias
+        cell = LstmCell(input_size, hidden_size, mogrifier_rounds=rounds, forget_bias=bias)
+    else:
+        cell = (GruCell if config.family is Family.GRU else RnnCell)(input_size, hidden_size)
+    cell.weight_drop = config.weight_drop
+    return cell
 
 
 def _cell_state(cell: Cell, index: int, state: State) -> tuple[Tensor, ...]:
@@ -175,7 +259,7 @@ def _named_state(cell: Cell, index: int, cell_state: tuple[Tensor, ...]) -> Stat
 def build_model(config: ModelConfig, vocabulary_size: int, seed: int) -> LanguageModel:
     """Make a fresh model of the configured family, its weights drawn from `seed` alone.
 
-    torch's global generator is left as it was.
+    torch's global generator is left as it was. Raises ConfigError where the config does not fit the vocabulary.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -183,12 +267,11 @@ def build_model(config: ModelConfig, vocabulary_size: int, seed: int) -> Languag
             from models.cells.esn import build_esn
 
             return build_esn(config, vocabulary_size, seed)
-        return RecurrentLanguageModel(
-            str(config.family),
-            vocabulary_size,
-            config.embedding_size,
-            config.hidden_size,
-            config.num_layers,
-            config.dropout,
-            config.tied,
-        )
+        _check_cutoffs(config.adaptive_cutoffs, vocabulary_size)
+        return RecurrentLanguageModel(config, vocabulary_size)
+
+
+def _check_cutoffs(cutoffs: tuple[int, ...], vocabulary_size: int) -> None:
+    if cutoffs and cutoffs[-1] >= vocabulary_size:
+        expected = f"numbers below {vocabulary_size}, the size of the vocabulary"
+        raise ConfigError("model", [f"model.adaptive_cutoffs: got {cutoffs[-1]}, expected {expected}"])

@@ -3,8 +3,9 @@
 In: vectors x and the state before them, as a tuple of tensors in the order of `state_names`.
 Out: output vectors and the state after them. Knows nothing of tokens or training.
 
-The weights lie in `kernel`, a single-layer torch module, so that whole sequences run through its fused
-implementation. A kernel has, with G gates stacked along the first axis:
+Whole sequences run through torch's fused kernels, or, where autocast asks for bfloat16 on a CPU, through
+`models.cells.scan`, which is faster there. The weights lie in `kernel`, a single-layer torch module. It has, with G
+gates stacked along the first axis:
 
     weight_ih_l0  float32 [G * hidden_size, input_size]     U of the lecture, one block a gate
     weight_hh_l0  float32 [G * hidden_size, hidden_size]    W of the lecture, one block a gate
@@ -25,6 +26,9 @@ class Cell(nn.Module):
     """One layer of a recurrence.
 
     Subclasses name their state tensors and their number of gates, and write `step` out as the lecture does.
+
+    weight_drop   share of the recurrent weights that is zero during a chunk of training, drawn anew for each:
+                  Merity et al., "Regularizing and optimizing LSTM language models", 2017 (DropConnect)
     """
 
     state_names: ClassVar[tuple[str, ...]]
@@ -35,15 +39,49 @@ class Cell(nn.Module):
         self.kernel = kernel
         self.input_size: int = kernel.input_size
         self.hidden_size: int = kernel.hidden_size
+        self.weight_drop = 0.0
 
     def sequence(self, x: Tensor, state: CellState) -> tuple[Tensor, CellState]:
-        """Run a whole sequence through torch's fused kernel.
+        """Run a whole sequence.
 
         x        float32 [batch, time, input_size], time >= 1
         state    a tuple of float32 [batch, hidden_size], in the order of `state_names`
         returns  outputs float32 [batch, time, hidden_size] and the state after the last input, shaped as it came
         """
+        weights = self._sequence_weights()
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            return self._scanned(x, state, weights, torch.get_autocast_dtype("cpu"))
+        return self._fused(x, state, weights)
+
+    def _fused(self, x: Tensor, state: CellState, weights: list[Tensor]) -> tuple[Tensor, CellState]:
+        """`sequence` by torch's kernel; weights in torch's order: input, recurrent, both biases."""
         raise NotImplementedError
+
+    def _scanned(
+        self, x: Tensor, state: CellState, weights: list[Tensor], dtype: torch.dtype
+    ) -> tuple[Tensor, CellState]:
+        """`sequence` with products in `dtype`."""
+        with torch.autocast("cpu", enabled=False):
+            w_in, w_rec, b_in, b_rec = weights
+            bias = self._scan_bias(b_in, b_rec)
+            products = functional.linear(x.transpose(0, 1).to(dtype), w_in.to(dtype), bias.to(dtype))
+            outputs, last = self._scan(products, w_rec.to(dtype), b_rec.to(dtype), state)
+            return outputs.transpose(0, 1), last
+
+    def _scan_bias(self, b_in: Tensor, b_rec: Tensor) -> Tensor:
+        """The bias of the input products."""
+        return b_in + b_rec
+
+    def _scan(self, products: Tensor, weight: Tensor, bias: Tensor, state: CellState) -> tuple[Tensor, CellState]:
+        """Outputs [T, B, H] and the last state, from products [T, B, G * H] of the type of weight and bias."""
+        raise NotImplementedError
+
+    def _sequence_weights(self) -> list[Tensor]:
+        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        weights = [self._weight(name) for name in names]
+        if self.training and self.weight_drop:
+            weights[1] = functional.dropout(weights[1], self.weight_drop)
+        return weights
 
     def step(self, x: Tensor, state: CellState) -> tuple[Tensor, CellState]:
         """Run one step as the equations say.

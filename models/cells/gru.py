@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from models.cells.cell import Cell, CellState
+from models.cells.scan import GruScan, scan
 
 
 class GruCell(Cell):
@@ -35,10 +36,19 @@ class GruCell(Cell):
         super().__init__(nn.GRU(input_size, hidden_size, batch_first=True))
         self.reset_parameters()
 
-    def sequence(self, x: Tensor, state: CellState) -> tuple[Tensor, CellState]:
+    def _fused(self, x: Tensor, state: CellState, weights: list[Tensor]) -> tuple[Tensor, CellState]:
         (h,) = state
-        outputs, last = self.kernel(x, h.unsqueeze(0))
+        outputs, last = torch.gru(x, h.unsqueeze(0), weights, True, 1, 0.0, self.training, False, True)
         return outputs, (last.squeeze(0),)
+
+    def _scan_bias(self, b_in: Tensor, b_rec: Tensor) -> Tensor:
+        gates = 2 * self.hidden_size
+        return torch.cat([b_in[:gates] + b_rec[:gates], b_in[gates:]])
+
+    def _scan(self, products: Tensor, weight: Tensor, bias: Tensor, state: CellState) -> tuple[Tensor, CellState]:
+        (h,) = state
+        (outputs,) = scan(GruScan, products, weight, bias[2 * self.hidden_size :], h.to(products.dtype))
+        return outputs, (outputs[-1].to(h.dtype),)
 
     def step(self, x: Tensor, state: CellState) -> tuple[Tensor, CellState]:
         (h,) = state

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.cells.cell import Cell, CellState
+from models.cells.scan import RnnScan, scan
 
 
 class RnnCell(Cell):
@@ -28,10 +29,15 @@ class RnnCell(Cell):
         super().__init__(nn.RNN(input_size, hidden_size, nonlinearity="tanh", batch_first=True))
         self.reset_parameters()
 
-    def sequence(self, x: Tensor, state: CellState) -> tuple[Tensor, CellState]:
+    def _fused(self, x: Tensor, state: CellState, weights: list[Tensor]) -> tuple[Tensor, CellState]:
         (h,) = state
-        outputs, last = self.kernel(x, h.unsqueeze(0))
+        outputs, last = torch.rnn_tanh(x, h.unsqueeze(0), weights, True, 1, 0.0, self.training, False, True)
         return outputs, (last.squeeze(0),)
+
+    def _scan(self, products: Tensor, weight: Tensor, bias: Tensor, state: CellState) -> tuple[Tensor, CellState]:
+        (h,) = state
+        (outputs,) = scan(RnnScan, products, weight, h.to(products.dtype))
+        return outputs, (outputs[-1].to(h.dtype),)
 
     def step(self, x: Tensor, state: CellState) -> tuple[Tensor, CellState]:
         (h,) = state

@@ -1,8 +1,10 @@
 """From a prepared corpus to the streams that training runs along, and to a fingerprint that tells corpora apart."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.config import Config, Document
 from models.text.tokenizer import Tokenizer
@@ -24,6 +26,7 @@ def open_streams(config: Config, corpus: PreparedCorpus, generator: np.random.Ge
         length=chunk_length(config.training, len(ids) - 1),
         restart_share=config.training.restart_share,
         generator=generator,
+        length_spread=config.training.chunk_spread,
     )
 
 
@@ -35,6 +38,14 @@ def starting_tokens(tokenizer: Tokenizer, unit: Document) -> Bools:
             starts[token] = tokenizer.decode([token]).endswith("\n")
     starts[BOUNDARY_ID] = True
     return starts
+
+
+def token_counts(ids: NDArray[Any], vocabulary_size: int) -> NDArray[np.int64]:
+    """How often each token of the vocabulary stands in a row of ids, which may lie on disk."""
+    counts = np.zeros(vocabulary_size, dtype=np.int64)
+    for begin in range(0, len(ids), PIECE_TOKENS):
+        counts += np.bincount(ids[begin : begin + PIECE_TOKENS], minlength=vocabulary_size)
+    return counts
 
 
 def fingerprint(corpus: PreparedCorpus) -> str:

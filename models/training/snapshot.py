@@ -2,7 +2,8 @@
 
 In: the moving parts of a training loop. Out: a checkpoint folder with two more files, and the parts restored from it.
 
-    optimizer.safetensors   AdamW's moments, the recurrent state of every stream, torch's generator states
+    optimizer.safetensors   AdamW's moments, the mean of the weights, the recurrent state of every stream, torch's
+                            generator states
     progress.json           finished steps, streams, best figure, patience, seconds, fingerprint of the corpus
 """
 
@@ -54,6 +55,7 @@ class Snapshot:
     progress: Progress
     streams: dict[str, Any]
     state: State
+    average: dict[str, Tensor]
 
 
 def save_snapshot(
@@ -68,6 +70,7 @@ def save_snapshot(
     progress = snapshot.progress
     tensors = {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(optimizer, model).items()}
     tensors |= {f"state/{name}": tensor for name, tensor in snapshot.state.items()}
+    tensors |= {f"average/{name}": tensor for name, tensor in snapshot.average.items()}
     tensors |= _generator_states()
     described = dataclasses.asdict(progress) | {"streams": snapshot.streams, "fingerprint": fingerprint}
     figures = {"validation": {"nats_per_token": progress.best_validation}} if progress.best_validation else {}
@@ -96,7 +99,7 @@ def load_snapshot(run: RunFolder, model: LanguageModel, optimizer: torch.optim.O
     _restore_generators(tensors)
     streams = described.pop("streams")
     state = {name: tensor.to(model.device) for name, tensor in _under("state/", tensors).items()}
-    return Snapshot(Progress(**described), streams, state)
+    return Snapshot(Progress(**described), streams, state, _under("average/", tensors))
 
 
 def _read_progress(path: Path) -> dict[str, Any]:

@@ -4,7 +4,9 @@ In: one long row of token ids, and a random generator. Out: chunks of inputs and
 afresh. Knows nothing of models.
 
 The row reads  <|end|> document <|end|> document <|end|> …  A stream is a cursor into it: a chunk's inputs are
-ids[cursor : cursor + length], its targets the same one further on, and the cursor moves on by `length`. A stream that
+ids[cursor : cursor + length], its targets the same one further on, and the cursor moves on by `length`. With a spread,
+lengths are drawn from a normal distribution around `length`, so that gradients are not cut at the same places in every
+epoch (Merity et al., "Regularizing and optimizing LSTM language models", 2017). A stream that
 starts afresh has its state zeroed and the boundary token as its first input, as a served text has. That happens at
 the very beginning, where the corpus ends, and by chance between chunks (`restart_share`), where a text may start:
 
@@ -46,6 +48,7 @@ class Streams:
 
     ids            unsigned integers [num_tokens], at least two; may lie on disk
     starts         bool [vocabulary], tokens after which a text may start
+    length_spread  standard deviation of a chunk's length; lengths stay between half and one and a half times `length`
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Streams:
         length: int,
         restart_share: float,
         generator: np.random.Generator,
+        length_spread: float = 0.0,
     ) -> None:
         self._ids = ids
         self._unit = unit
@@ -65,7 +69,9 @@ class Streams:
         self._length = length
         self._restart_share = restart_share
         self._generator = generator
-        self._last_start = len(ids) - 1 - length
+        self._length_spread = length_spread
+        self._longest = min(int(1.5 * length) if length_spread else length, len(ids) - 1)
+        self._last_start = len(ids) - 1 - self._longest
         places = np.arange(batch_size, dtype=np.int64) * (len(ids) - 1) // batch_size
         self._cursors = np.array([self._next_start(int(place)) for place in places], dtype=np.int64)
         self._is_new = True
@@ -73,9 +79,10 @@ class Streams:
     def next_chunk(self) -> Chunk:
         """Move every stream on by one chunk."""
         fresh = self._restarts()
-        rows = np.stack([self._ids[cursor : cursor + self._length + 1] for cursor in self._cursors]).astype(np.int64)
+        length = self._next_length()
+        rows = np.stack([self._ids[cursor : cursor + length + 1] for cursor in self._cursors]).astype(np.int64)
         rows[fresh, 0] = BOUNDARY_ID
-        self._cursors = self._cursors + self._length
+        self._cursors = self._cursors + length
         return Chunk(rows[:, :-1], rows[:, 1:], fresh)
 
     def state(self) -> dict[str, Any]:
@@ -91,6 +98,12 @@ class Streams:
         self._cursors = np.array(state["cursors"], dtype=np.int64)
         self._is_new = bool(state["is_new"])
         self._generator.bit_generator.state = state["generator"]
+
+    def _next_length(self) -> int:
+        if not self._length_spread:
+            return self._length
+        drawn = round(self._generator.normal(self._length, self._length_spread))
+        return min(max(drawn, 1, self._length // 2), self._longest)
 
     def _restarts(self) -> Bools:
         if self._is_new:

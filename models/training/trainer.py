@@ -3,8 +3,9 @@
 In: a config, a prepared corpus, a run folder. Out: `best/`, `last/` and `history.jsonl` in it, and how it ended.
 Knows nothing of raw text; what is shown, the clock and the wish to stop are passed in.
 
-One step: take a chunk of every stream, zero the states of the streams that start afresh, run forward, take the mean
-cross-entropy in nats, run backward within the chunk, clip the gradient's norm, move the weights, carry the states on.
+One step: take a chunk of every stream, put the states of the streams that start afresh back to the initial one, run
+forward, take the mean cross-entropy in nats, run backward within the chunk, clip the gradient's norm, move the
+weights, carry the states on. A chunk that is longer or shorter than most moves the weights as much more or less.
 """
 
 import math
@@ -15,22 +16,23 @@ from enum import StrEnum
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from models.atomic import replaced_folder
 from models.checkpoint import fill_checkpoint
+from models.choices import Precision
 from models.config import Config
 from models.errors import NotFinite
 from models.evaluation import quick_nats_per_token
-from models.language_model import LanguageModel, State, build_model
+from models.language_model import LanguageModel, RecurrentLanguageModel, State, build_model
 from models.text.tokens import PreparedCorpus
-from models.training.corpus_streams import fingerprint, open_streams
+from models.training.averaging import WeightAverage
+from models.training.corpus_streams import fingerprint, open_streams, token_counts
 from models.training.display import Display
 from models.training.history import EvaluationRecord, History, StepRecord
 from models.training.interrupt import StopRequest
 from models.training.optimizer import build_optimizer, set_learning_rate, trained_parameters
 from models.training.run_folder import RunFolder
-from models.training.schedule import learning_rate, num_steps, tokens_per_step
+from models.training.schedule import chunk_length, learning_rate, num_steps, tokens_per_step
 from models.training.snapshot import Progress, Snapshot, load_snapshot, save_snapshot
 from models.training.streams import Chunk
 
@@ -66,11 +68,15 @@ class Trainer:
         self._stop = stop
         torch.manual_seed(config.seed)
         self.model: LanguageModel = build_model(config.model, corpus.tokenizer.vocabulary_size, config.seed).to(device)
+        if isinstance(self.model, RecurrentLanguageModel) and self.model.adaptive is not None:
+            self.model.adaptive.order_by(token_counts(corpus.train.ids, corpus.tokenizer.vocabulary_size))
         self._optimizer = build_optimizer(self.model, config.training, corpus.train.ids)
+        self._average = WeightAverage(self.model, config.training)
         self._streams = open_streams(config, corpus, np.random.default_rng(config.seed))
         self._state: State = self.model.initial_state(config.training.batch_size)
         self._history = History(run.history)
         self._num_targets = len(corpus.train.ids) - 1
+        self._length = chunk_length(config.training, self._num_targets)
         self.total_steps = num_steps(config.training, self._num_targets)
         self.progress = Progress()
         self._fingerprint = fingerprint(corpus)
@@ -83,6 +89,7 @@ class Trainer:
         snapshot = load_snapshot(self._run, self.model, self._optimizer, self._fingerprint)
         self.progress = snapshot.progress
         self._streams.restore(snapshot.streams)
+        self._average.restore(snapshot.average)
         self._state = snapshot.state
         self._history.cut(self.progress.step)
 
@@ -122,29 +129,46 @@ class Trainer:
 
     def _train_step(self) -> None:
         began = self._clock()
+        chunk = self._streams.next_chunk()
         rate = learning_rate(self._training, self.progress.step, self.total_steps)
-        set_learning_rate(self._optimizer, rate)
-        loss = self._loss(self._streams.next_chunk())
+        set_learning_rate(self._optimizer, rate * chunk.inputs.shape[1] / self._length)
+        loss, penalty = self._loss(chunk)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss + penalty).backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(trained_parameters(self.model), self._training.clip_norm)
         record = StepRecord(self.progress.step + 1, loss.item(), norm.item(), rate, round(self._seconds(), 3))
         _check_finite(record)
         self._optimizer.step()
+        self._average.add()
         self.progress = replace(self.progress, step=record.step)
         self._history.add(record)
         self._show(record, self._clock() - began)
 
-    def _loss(self, chunk: Chunk) -> Tensor:
-        """Mean cross-entropy of a chunk in nats; carries the state on, cut off from this chunk's graph."""
+    def _loss(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of a chunk in nats, and what is added to it before the gradient is taken.
+
+        Carries the state on, cut off from this chunk's graph.
+        """
         device = self.model.device
-        kept = torch.from_numpy(~chunk.fresh).to(device)
-        state = {name: _rows_kept(tensor, kept) for name, tensor in self._state.items()}
         self.model.train()
-        hidden, state = self.model(torch.from_numpy(chunk.inputs).to(device), state)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._training.precision is Precision.BFLOAT16):
+            state = self.model.restarted(self._state, torch.from_numpy(chunk.fresh).to(device))
+            hidden, state = self.model(torch.from_numpy(chunk.inputs).to(device), state)
+            loss = self.model.loss(hidden, torch.from_numpy(chunk.targets).to(device))
         self._state = {name: tensor.detach() for name, tensor in state.items()}
-        targets = torch.from_numpy(chunk.targets).to(device)
-        return functional.cross_entropy(self.model.logits(hidden).flatten(0, 1), targets.flatten())
+        return loss, self._penalty(hidden)
+
+    def _penalty(self, hidden: Tensor) -> Tensor:
+        """Activation regularisation and its temporal form, float32 [B, T, H] → a scalar.
+
+        Merity et al., "Revisiting activation regularization for language RNNs", 2017.
+        """
+        penalty = torch.zeros((), device=hidden.device)
+        if self._training.activation_regularisation:
+            penalty = penalty + self._training.activation_regularisation * hidden.float().square().mean()
+        if self._training.temporal_regularisation and hidden.shape[1] > 1:
+            penalty = penalty + self._training.temporal_regularisation * hidden.float().diff(dim=1).square().mean()
+        return penalty
 
     def _evaluation_is_due(self) -> bool:
         step = self.progress.step
@@ -152,6 +176,14 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Measure on held-out text, keep the weights if they are the best so far, and save where the run is."""
+        with self._average.applied():
+            is_best = self._measure()
+        if not is_best:
+            self._average.evaluated(self.progress.evaluations_since_best)
+        self._save_last()
+
+    def _measure(self) -> bool:
+        """Measure the weights as they stand in the model, keep them if they are the best so far, and say so."""
         nats = quick_nats_per_token(self.model, self._corpus.validation)
         before = self.progress
         is_best = before.best_validation is None or nats < before.best_validation
@@ -165,8 +197,8 @@ class Trainer:
         else:
             waited = before.evaluations_since_best + 1
             self.progress = replace(before, evaluations_since_best=waited, seconds=record.seconds)
-        self._save_last()
         self._display.evaluation(record, is_best)
+        return is_best
 
     def _save_best(self, nats: float) -> None:
         figures = {"validation": {"nats_per_token": nats, "perplexity": math.exp(min(nats, 700.0))}}
@@ -176,7 +208,7 @@ class Trainer:
 
     def _save_last(self) -> None:
         self._history.flush()
-        snapshot = Snapshot(self.progress, self._streams.state(), self._state)
+        snapshot = Snapshot(self.progress, self._streams.state(), self._state, self._average.tensors())
         save_snapshot(self._run, self._config, self.model, self._optimizer, snapshot, self._fingerprint)
 
     def _seconds(self) -> float:
@@ -187,11 +219,6 @@ class Trainer:
         before = self._tokens_per_second or now
         self._tokens_per_second = 0.95 * before + 0.05 * now
         self._display.step(record, self._tokens_per_second)
-
-
-def _rows_kept(tensor: Tensor, kept: Tensor) -> Tensor:
-    """The rows of a state tensor [batch, …] where `kept`, bool [batch], holds; zeros elsewhere."""
-    return torch.where(kept.view(-1, *[1] * (tensor.dim() - 1)), tensor, 0.0)
 
 
 def _check_finite(record: StepRecord) -> None:

@@ -77,9 +77,11 @@ def test_all_problems_are_reported_together() -> None:
         'tokenizer.vocabulary_size: got 0, expected at least 257 for kind "bpe"',
         (
             "model.hiden_size: got an unknown key, expected one of family, embedding_size, hidden_size, num_layers, "
-            "dropout, tied (did you mean hidden_size?)"
+            "dropout, tied, layer_sizes, input_dropout, output_dropout, locked_dropout, embedding_dropout, "
+            "weight_drop, layer_norm, forget_bias, learned_initial_state, mogrifier_rounds, adaptive_cutoffs "
+            "(did you mean hidden_size?)"
         ),
-        "model.dropout: got 1, expected a number 0 ≤ dropout < 1",
+        "model.dropout: got 1, expected a number 0 ≤ share < 1",
         "training.batch_size: got true, expected a whole number ≥ 1",
         "training.learning_rate: got NaN, expected a number > 0",
         "training.epochs: got 2.0 beside steps 3, expected one of the two",

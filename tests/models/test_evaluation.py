@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from models import evaluation
-from models.choices import Document
+from models.choices import Document, Family
+from models.config import RecurrentConfig
 from models.errors import NotFinite
 from models.evaluation import (
     document_rows,
@@ -43,7 +44,7 @@ def random_ids(num_tokens: int, mean_length: int = 9) -> np.ndarray:
 
 def make_model(family: str = "lstm") -> RecurrentLanguageModel:
     torch.manual_seed(0)
-    return RecurrentLanguageModel(family, VOCABULARY, 5, 9, 2).eval()
+    return RecurrentLanguageModel(RecurrentConfig(Family(family), 5, 9, 2), VOCABULARY).eval()
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ def test_gradients_of_both_forms_agree(family: str) -> None:
 
 @torch.no_grad()
 def test_elman_step_is_the_lectures_equation_worked_by_hand() -> None:
-    model = RecurrentLanguageModel("rnn", 2, 1, 1)
+    model = RecurrentLanguageModel(RecurrentConfig(Family.RNN, 1, 1), 2)
     kernel = model.cells[0].kernel
     model.embedding.weight.copy_(torch.tensor([[1.0], [2.0]]))
     for name, value in (("weight_ih_l0", 0.5), ("weight_hh_l0", -0.25), ("bias_ih_l0", 0.1), ("bias_hh_l0", 0.0)):
@@ -83,7 +83,7 @@ def test_elman_step_is_the_lectures_equation_worked_by_hand() -> None:
 @torch.no_grad()
 def test_gru_and_lstm_steps_agree_with_torchs_own_cells() -> None:
     for family, oracle in (("gru", nn.GRUCell(13, 29)), ("lstm", nn.LSTMCell(13, 29))):
-        model = RecurrentLanguageModel(family, VOCABULARY, 13, 29)
+        model = RecurrentLanguageModel(RecurrentConfig(Family(family), 13, 29), VOCABULARY)
         kernel: nn.Module = model.cells[0].kernel
         weights = {name.removesuffix("_l0"): value for name, value in kernel.named_parameters()}
         for name, parameter in oracle.named_parameters():
@@ -130,10 +130,10 @@ def test_dropout_acts_while_training_alone() -> None:
 
 
 def test_tied_output_shares_the_embedding() -> None:
-    same = RecurrentLanguageModel("rnn", VOCABULARY, 29, 29, tied=True)
+    same = RecurrentLanguageModel(RecurrentConfig(Family.RNN, 29, 29, tied=True), VOCABULARY)
     assert same.projection is None
     assert same.output is None
-    wider = RecurrentLanguageModel("rnn", VOCABULARY, 13, 29, tied=True)
+    wider = RecurrentLanguageModel(RecurrentConfig(Family.RNN, 13, 29, tied=True), VOCABULARY)
     hidden = torch.randn(5, 29)
     assert wider.projection is not None
     assert wider.output_bias is not None

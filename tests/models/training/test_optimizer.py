@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.config import TrainingConfig
+from models.choices import Family
+from models.config import RecurrentConfig, TrainingConfig
 from models.language_model import LanguageModel, RecurrentLanguageModel
 from models.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 
@@ -22,7 +23,7 @@ def take_step(model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
 
 def test_matrices_decay_but_not_biases_or_embeddings() -> None:
     for tied in (False, True):
-        model = RecurrentLanguageModel("gru", 7, 3, 5, 2, tied=tied)
+        model = RecurrentLanguageModel(RecurrentConfig(Family.GRU, 3, 5, 2, tied=tied), 7)
         decay = {
             id(parameter): group["weight_decay"]
             for group in build_optimizer(model, CONFIG, IDS).param_groups
@@ -36,11 +37,11 @@ def test_matrices_decay_but_not_biases_or_embeddings() -> None:
 
 def test_the_restored_optimizer_takes_the_same_steps() -> None:
     torch.manual_seed(0)
-    model = RecurrentLanguageModel("lstm", 7, 3, 5)
+    model = RecurrentLanguageModel(RecurrentConfig(Family.LSTM, 3, 5), 7)
     optimizer = build_optimizer(model, CONFIG, IDS)
     take_step(model, optimizer)
     tensors = {name: value.clone() for name, value in optimizer_tensors(optimizer, model).items()}
-    twin = RecurrentLanguageModel("lstm", 7, 3, 5)
+    twin = RecurrentLanguageModel(RecurrentConfig(Family.LSTM, 3, 5), 7)
     twin.load_state_dict(model.state_dict())
     twin_optimizer = build_optimizer(twin, CONFIG, IDS)
     restore_optimizer(twin_optimizer, twin, tensors)
