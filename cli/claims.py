@@ -1,0 +1,61 @@
+"""`meari claims`: text, or none → a folder with a page, pictures and numbers."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+NUM_CLAIMS = 7
+OUTPUT = Path("docs/claims")
+
+
+@click.command("claims", short_help="Measure what the lecture says of recurrent networks.")
+@click.argument("more_files", metavar="", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--text", "files", metavar="FILE…", multiple=True, type=click.Path(path_type=Path), help="What is read.")
+@click.option("--output", metavar="DIR", default=OUTPUT, show_default=True, type=click.Path(path_type=Path))
+@click.option("--minutes", default=30.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Budget.")
+@click.option("--only", metavar="N…", multiple=True, type=click.IntRange(1, NUM_CLAIMS), help="Claims to measure.")
+@click.option("--quick", is_flag=True, help="Small models and little text: a try, not a result.")
+@click.option("--redraw", "is_redrawn", is_flag=True, help="Judge and draw results.json anew; measure nothing.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Of torch.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
+def command(
+    more_files: tuple[Path, ...],
+    files: tuple[Path, ...],
+    output: Path,
+    minutes: float,
+    only: tuple[int, ...],
+    quick: bool,
+    is_redrawn: bool,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Measure the lecture's claims on small models trained here, and write a page with a picture for each.
+
+    Without --text a text is made by a small grammar. Sizes follow from --minutes; what the budget does not suffice for
+    is left out, and the page says so. --only may be given several times; claims measured before on the same text and
+    sizes stay on the page.
+    """
+    if more_files and not files:
+        raise click.UsageError(f"got {more_files[0]}, expected files after --text alone")
+    from claims.run import Order, measure_claims, monotonic, redraw
+    from claims.sizes import sizes_for
+    from claims.text import read_text
+    from models.training.device import fast_torch
+
+    if is_redrawn:
+        results = redraw(output)
+    else:
+        sizes = sizes_for(minutes, quick)
+        text = read_text(files + more_files, sizes.made_characters)
+        with fast_torch(threads):
+            order = Order(output, minutes, only)
+            results = measure_claims(text, sizes, order, monotonic, lambda line: click.echo(line, err=True))
+    if as_json:
+        claims = {number: asdict(claim) for number, claim in results.claims.items()}
+        click.echo(json.dumps({"output": str(output), "skipped": results.skipped, "claims": claims}, indent=2))
+        return
+    for number, claim in sorted(results.claims.items()):
+        click.echo(f"{number}. {claim.title}: {claim.verdict}")
+    click.echo(f"{output}/README.md")
