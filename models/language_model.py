@@ -18,6 +18,7 @@ from models.adaptive_softmax import AdaptiveSoftmax
 from models.cells import Cell, GruCell, LstmCell, RnnCell
 from models.choices import Family
 from models.config import ModelConfig, RecurrentConfig, ReservoirConfig
+from models.cross_entropy import linear_cross_entropy
 from models.errors import ConfigError
 
 State = dict[str, Tensor]
@@ -175,7 +176,14 @@ class RecurrentLanguageModel(LanguageModel):
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         if self.adaptive is not None:
             return self.adaptive.loss(hidden.flatten(0, -2).float(), targets.flatten())
-        return super().loss(hidden, targets)
+        weight, bias = (self.embedding.weight, self.output_bias)
+        if self.output is not None:
+            weight, bias = self.output.weight, self.output.bias
+        else:
+            hidden = self._projected(hidden)
+        assert bias is not None
+        with torch.autocast(hidden.device.type, enabled=False):
+            return linear_cross_entropy(hidden.flatten(0, -2), weight, bias, targets.flatten())
 
     def _projected(self, hidden: Tensor) -> Tensor:
         return hidden if self.projection is None else functional.linear(hidden, self.projection.weight)
