@@ -48,6 +48,6 @@ class Description:
         trained = sum(parameter.numel() for parameter in model.parameters())
         fixed = sum(buffer.numel() for buffer in model.buffers() if buffer.is_floating_point())
         embedding, layers = (
-            (config.embedding_size, config.num_layers) if isinstance(config, RecurrentConfig) else (None, 1)
+            (config.embedding_size, len(config.sizes)) if isinstance(config, RecurrentConfig) else (None, 1)
         )
         return Sizes(model.vocabulary_size, embedding, model.hidden_size, layers, trained + fixed, trained)

@@ -5,12 +5,21 @@ Knows nothing of torch or ONNX.
 Sizes: V vocabulary, E embedding, H hidden, G gates of the family, N units of a reservoir.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class NormWeights:
+    """(x - mean) / sqrt(variance + epsilon) * scale + shift, over the numbers of a row: float32 [H] each."""
+
+    scale: Floats
+    shift: Floats
+    epsilon: float
 
 
 @dataclass(frozen=True)
@@ -21,12 +30,18 @@ class LayerWeights:
     state       float32 [H, G * H]
     input_bias  float32 [G * H]
     state_bias  float32 [G * H]
+    initial     float32 [H] for each tensor of the state: what it is before any token; none: zero
+    norm        of the outputs, or None
+    mogrifiers  of an LSTM, in turn float32 [H, input_size] and [input_size, H]
     """
 
     input: Floats
     state: Floats
     input_bias: Floats
     state_bias: Floats
+    initial: tuple[Floats, ...] = ()
+    norm: NormWeights | None = None
+    mogrifiers: tuple[Floats, ...] = ()
 
     @property
     def hidden_size(self) -> int:
@@ -40,8 +55,12 @@ class LayerWeights:
     def gates(self, first: int, last: int) -> "LayerWeights":
         """The layer cut down to its gates first … last - 1."""
         columns = slice(first * self.hidden_size, last * self.hidden_size)
-        return LayerWeights(
-            self.input[:, columns], self.state[:, columns], self.input_bias[columns], self.state_bias[columns]
+        return replace(
+            self,
+            input=self.input[:, columns],
+            state=self.state[:, columns],
+            input_bias=self.input_bias[columns],
+            state_bias=self.state_bias[columns],
         )
 
 
@@ -97,12 +116,25 @@ class Affine:
 
 
 @dataclass(frozen=True)
+class AdaptiveWeights:
+    """Clusters of rare tokens below the head of an adaptive softmax.
+
+    clusters  for each, what narrows a hidden vector, [H, D], and what turns that into logits, [D, tokens]
+    rank      int64 [V]: a token's place among the tokens of the head, then of all clusters
+    """
+
+    clusters: tuple[tuple[Floats, Floats], ...]
+    rank: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class OutputWeights:
     """The maps that turn a hidden vector into logits, first to last: one, or a projection and the tied
-    embedding.
+    embedding. With an adaptive softmax it is one, to the logits of the head: its tokens, then its clusters.
     """
 
     maps: tuple[Affine, ...]
+    adaptive: AdaptiveWeights | None = None
 
 
 @dataclass(frozen=True)

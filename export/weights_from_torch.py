@@ -8,17 +8,20 @@ from torch import Tensor, nn
 
 from export.errors import UnusableRun
 from export.weights import (
+    AdaptiveWeights,
     Affine,
     BlockPattern,
     Floats,
     LayerWeights,
     ModelWeights,
+    NormWeights,
     OutputWeights,
     RandomPattern,
     RecurrentWeights,
     ReservoirWeights,
 )
-from models.cells import Cell
+from models.adaptive_softmax import AdaptiveSoftmax
+from models.cells import Cell, LstmCell
 from models.cells.esn import EchoStateNetwork
 from models.choices import Pattern
 from models.language_model import LanguageModel, RecurrentLanguageModel
@@ -38,21 +41,34 @@ def _floats(tensor: Tensor) -> Floats:
 
 
 def _recurrent(model: RecurrentLanguageModel) -> RecurrentWeights:
-    layers = tuple(_layer(cell) for cell in model.cells)
+    layers = tuple(_layer(model, index) for index in range(len(model.cells)))
     return RecurrentWeights(model.family, _floats(model.embedding.weight), layers)
 
 
-def _layer(cell: Cell) -> LayerWeights:
+def _layer(model: RecurrentLanguageModel, index: int) -> LayerWeights:
+    cell: Cell = model.cells[index]
     weights = dict(cell.kernel.named_parameters())
+    initial = [model.initial[f"{name}{index}"] for name in cell.state_names] if model.initial else []
+    mogrifiers = list(cell.mogrifiers.parameters()) if isinstance(cell, LstmCell) else []
     return LayerWeights(
         input=_floats(weights["weight_ih_l0"]).T,
         state=_floats(weights["weight_hh_l0"]).T,
         input_bias=_floats(weights["bias_ih_l0"]),
         state_bias=_floats(weights["bias_hh_l0"]),
+        initial=tuple(map(_floats, initial)),
+        norm=_norm(model.norms[index]) if model.norms else None,
+        mogrifiers=tuple(_floats(weight).T for weight in mogrifiers),
     )
 
 
+def _norm(norm: nn.Module) -> NormWeights:
+    assert isinstance(norm, nn.LayerNorm)
+    return NormWeights(_floats(norm.weight), _floats(norm.bias), norm.eps)
+
+
 def _recurrent_output(model: RecurrentLanguageModel) -> OutputWeights:
+    if model.adaptive is not None:
+        return _adaptive(model.adaptive)
     if model.output is not None:
         return OutputWeights((_affine(model.output),))
     assert model.output_bias is not None
@@ -60,6 +76,15 @@ def _recurrent_output(model: RecurrentLanguageModel) -> OutputWeights:
     if model.projection is None:
         return OutputWeights((tied,))
     return OutputWeights((_affine(model.projection), tied))
+
+
+def _adaptive(softmax: AdaptiveSoftmax) -> OutputWeights:
+    clusters = []
+    for cluster in softmax.layers.tail:
+        narrowing, widening = (_floats(weight).T for weight in cluster.parameters())
+        clusters.append((narrowing, widening))
+    rank = softmax.rank.cpu().numpy().copy()
+    return OutputWeights((_affine(softmax.layers.head),), adaptive=AdaptiveWeights(tuple(clusters), rank))
 
 
 def _affine(linear: nn.Linear) -> Affine:

@@ -85,6 +85,14 @@ def _cutoffs_rise(cutoffs: tuple[int, ...]) -> str | None:
     return None
 
 
+def _clusters_have_width(cutoffs: tuple[int, ...], hidden_size: int, layer_sizes: tuple[int, ...]) -> str | None:
+    size = layer_sizes[-1] if layer_sizes else hidden_size
+    least = 4 ** len(cutoffs)
+    if cutoffs and size < least:
+        return f"adaptive_cutoffs: got {len(cutoffs)} clusters above {size} hidden units, expected at least {least}"
+    return None
+
+
 def _trigger_has_patience(averaging: Averaging, patience: int) -> str | None:
     if averaging is Averaging.TRIGGERED and not patience:
         return 'trigger_patience: got 0 with averaging = "triggered", expected at least 1 evaluation'
@@ -114,6 +122,7 @@ RECURRENT_RULES = (
     Together(("family", "mogrifier_rounds"), _lstm_alone_is_mogrified),
     Together(("adaptive_cutoffs", "tied"), _adaptive_is_not_tied),
     Together(("adaptive_cutoffs",), _cutoffs_rise),
+    Together(("adaptive_cutoffs", "hidden_size", "layer_sizes"), _clusters_have_width),
 )
 RESERVOIR_RULES = (
     Together(("family",), _is_reservoir),

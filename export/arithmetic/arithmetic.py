@@ -29,10 +29,13 @@ class Arithmetic(Protocol):
     def embedded(self, name: str, token: ir.Value, embedding: Floats) -> Operand:
         """The rows of a float32 [V, E] table for int64 [batch] tokens, ready to be multiplied."""
 
-    def product(self, name: str, x: Operand, weight: Floats, addend: ir.Value | Floats) -> ir.Value:
+    def rows(self, name: str, token: ir.Value, embedding: Floats) -> ir.Value:
+        """The same rows as float32 [batch, E]."""
+
+    def product(self, name: str, x: Operand, weight: Floats, addend: ir.Value | Floats | None = None) -> ir.Value:
         """x @ weight + addend, float32 [batch, outputs].
 
         name     of the constants that are stored; new in the graph
         weight   float32 [inputs, outputs]
-        addend   a float32 [batch, outputs] value, or constants float32 [outputs]
+        addend   a float32 [batch, outputs] value, or constants float32 [outputs]; None: nothing
         """

@@ -19,9 +19,15 @@ class Fp32Arithmetic:
         return Operand(x)
 
     def embedded(self, name: str, token: ir.Value, embedding: Floats) -> Operand:
-        return Operand(self._graph.op("Gather", self._graph.constant(name, embedding), token, axis=0))
+        return Operand(self.rows(name, token, embedding))
 
-    def product(self, name: str, x: Operand, weight: Floats, addend: ir.Value | Floats) -> ir.Value:
+    def rows(self, name: str, token: ir.Value, embedding: Floats) -> ir.Value:
+        return self._graph.op("Gather", self._graph.constant(name, embedding), token, axis=0)
+
+    def product(self, name: str, x: Operand, weight: Floats, addend: ir.Value | Floats | None = None) -> ir.Value:
+        matrix = self._graph.constant(f"{name}.weight", weight)
+        if addend is None:
+            return self._graph.op("Gemm", x.values, matrix)
         if not isinstance(addend, ir.Value):
             addend = self._graph.constant(f"{name}.bias", addend)
-        return self._graph.op("Gemm", x.values, self._graph.constant(f"{name}.weight", weight), addend)
+        return self._graph.op("Gemm", x.values, matrix, addend)

@@ -45,7 +45,13 @@ class Int8Arithmetic:
         scales = graph.op("Gather", graph.constant(f"{name}.scales", rows.scales), token, axis=0)
         return Operand(values, scales)
 
-    def product(self, name: str, x: Operand, weight: Floats, addend: ir.Value | Floats) -> ir.Value:
+    def rows(self, name: str, token: ir.Value, embedding: Floats) -> ir.Value:
+        graph, rows = self._graph, self.embedded(name, token, embedding)
+        assert rows.scales is not None
+        values = graph.op("Cast", rows.values, to=ir.DataType.FLOAT.value)
+        return graph.op("Mul", graph.op("Sub", values, self._float("float_zero_point", ZERO_POINT)), rows.scales)
+
+    def product(self, name: str, x: Operand, weight: Floats, addend: ir.Value | Floats | None = None) -> ir.Value:
         assert x.scales is not None
         graph = self._graph
         columns = quantise_columns(weight)
@@ -53,6 +59,8 @@ class Int8Arithmetic:
         exact = graph.op("MatMulInteger", x.values, values, self._zero_point())
         result = graph.op("Mul", graph.op("Cast", exact, to=ir.DataType.FLOAT.value), x.scales)
         result = graph.op("Mul", result, graph.constant(f"{name}.scales", columns.scales))
+        if addend is None:
+            return result
         if not isinstance(addend, ir.Value):
             addend = graph.constant(f"{name}.bias", addend)
         return graph.op("Add", result, addend)

@@ -2,6 +2,9 @@
 
 token      int64 [batch]              hidden     float32 [batch, H]
 NAME       float32 [batch, *shape]    next_NAME  float32 [batch, *shape], for each tensor of the state
+
+A state of zeros is the one before any token, so that whoever runs the graph need not know more. Where the initial
+state was learned, what goes in and out is the difference from it.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +20,7 @@ from export.graphs.layer_input import HiddenInput, LayerInput, TokenInput
 from export.graphs.lstm import lstm_step
 from export.graphs.rnn import rnn_step
 from export.precision import Precision
-from export.weights import LayerWeights, RecurrentWeights, ReservoirWeights
+from export.weights import LayerWeights, NormWeights, RecurrentWeights, ReservoirWeights
 
 State = Sequence[ir.Value]
 Step = Callable[[GraphBuilder, Arithmetic, str, LayerWeights, LayerInput, State], State]
@@ -60,18 +63,32 @@ def _recurrent_graph(weights: RecurrentWeights, precision: Precision) -> bytes:
     recurrence = RECURRENCES[weights.family]
     graph = GraphBuilder(f"{weights.family}_cell")
     arithmetic = arithmetic_of(precision, graph)
-    size = weights.layers[0].hidden_size
     token = graph.input("token", ir.DataType.INT64)
     layer_input: LayerInput = TokenInput(graph, arithmetic, token, weights.embedding)
     states: list[tuple[str, ir.Value]] = []
     for index, layer in enumerate(weights.layers):
         names = [f"{name}{index}" for name in recurrence.state_names]
-        state = [graph.input(name, ir.DataType.FLOAT, [size]) for name in names]
+        inputs = [graph.input(name, ir.DataType.FLOAT, [layer.hidden_size]) for name in names]
+        initial = [graph.constant(f"{name}.initial", value) for name, value in zip(names, layer.initial, strict=False)]
+        state = _with_initial(graph, "Add", inputs, initial)
         next_state = recurrence.step(graph, arithmetic, f"layer{index}", layer, layer_input, state)
-        states += zip(names, next_state, strict=True)
-        if layer is not weights.layers[-1]:
-            layer_input = HiddenInput(arithmetic, next_state[0])
-    graph.output("hidden", next_state[0], [size])
-    for name, value in states:
+        states += zip(names, _with_initial(graph, "Sub", next_state, initial), strict=True)
+        hidden = _normalised(graph, f"layer{index}", layer.norm, next_state[0])
+        layer_input = HiddenInput(arithmetic, hidden)
+    graph.output("hidden", hidden, [weights.layers[-1].hidden_size])
+    sizes = [layer.hidden_size for layer in weights.layers for _ in recurrence.state_names]
+    for (name, value), size in zip(states, sizes, strict=True):
         graph.output(f"next_{name}", value, [size])
     return graph.to_bytes()
+
+
+def _with_initial(graph: GraphBuilder, op_type: str, state: State, initial: State) -> State:
+    """Each tensor of the state plus or minus what it is before any token."""
+    return [graph.op(op_type, *pair) for pair in zip(state, initial, strict=True)] if initial else state
+
+
+def _normalised(graph: GraphBuilder, name: str, norm: NormWeights | None, x: ir.Value) -> ir.Value:
+    if norm is None:
+        return x
+    scale, shift = graph.constant(f"{name}.norm.scale", norm.scale), graph.constant(f"{name}.norm.shift", norm.shift)
+    return graph.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=norm.epsilon)

@@ -19,6 +19,9 @@ class LayerInput(Protocol):
         [outputs].
         """
 
+    def vectors(self) -> ir.Value:
+        """The input itself, float32 [batch, inputs]; asked for once, and then no products are."""
+
 
 class TokenInput:
     """Tokens: looked up in an embedding and multiplied, or in a table of finished products where that is
@@ -42,13 +45,22 @@ class TokenInput:
             self._operand = self._arithmetic.embedded("embedding", self._token, self._embedding)
         return self._arithmetic.product(name, self._operand, weight, bias)
 
+    def vectors(self) -> ir.Value:
+        return self._arithmetic.rows("embedding", self._token, self._embedding)
+
 
 class HiddenInput:
     """The float32 [batch, hidden] output of the layer below."""
 
     def __init__(self, arithmetic: Arithmetic, hidden: ir.Value) -> None:
         self._arithmetic = arithmetic
-        self._operand = arithmetic.operand(hidden)
+        self._hidden = hidden
+        self._operand: Operand | None = None
 
     def product(self, name: str, weight: Floats, bias: Floats) -> ir.Value:
+        if self._operand is None:
+            self._operand = self._arithmetic.operand(self._hidden)
         return self._arithmetic.product(name, self._operand, weight, bias)
+
+    def vectors(self) -> ir.Value:
+        return self._hidden

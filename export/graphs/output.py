@@ -7,12 +7,15 @@ import onnx_ir as ir
 
 from export.arithmetic import arithmetic_of
 from export.graph import GraphBuilder
+from export.graphs.adaptive import adaptive_graph
 from export.precision import Precision
 from export.weights import Affine, OutputWeights
 
 
 def output_graph(weights: OutputWeights, precision: Precision) -> bytes:
     """Write the output layer as an .onnx file."""
+    if weights.adaptive is not None:
+        return adaptive_graph(weights.maps[0], weights.adaptive, precision)
     maps = _folded(weights.maps)
     graph = GraphBuilder("output")
     arithmetic = arithmetic_of(precision, graph)

@@ -1,8 +1,10 @@
 """Small random models of every family, and a run folder around one of them."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from models.checkpoint import fill_checkpoint
@@ -19,7 +21,7 @@ from models.config import (
     TokenizerKind,
     TrainingConfig,
 )
-from models.language_model import LanguageModel, build_model
+from models.language_model import LanguageModel, RecurrentLanguageModel, build_model
 from models.text.tokens import prepare
 
 RECURRENT = ("rnn", "gru", "lstm")
@@ -28,6 +30,31 @@ VARIANTS = {
     "embedding": RecurrentConfig(Family.RNN, embedding_size=8, hidden_size=33),
     "two layers, tied": RecurrentConfig(Family.RNN, embedding_size=20, hidden_size=20, num_layers=2, tied=True),
     "projection": RecurrentConfig(Family.RNN, embedding_size=10, hidden_size=37, num_layers=2, tied=True),
+    "layer sizes": RecurrentConfig(Family.RNN, embedding_size=12, layer_sizes=(40, 16, 27)),
+    "layer norm": RecurrentConfig(Family.RNN, embedding_size=12, hidden_size=30, num_layers=2, layer_norm=True),
+    "initial state": RecurrentConfig(
+        Family.RNN, embedding_size=12, hidden_size=30, num_layers=2, learned_initial_state=True
+    ),
+    "adaptive": RecurrentConfig(Family.RNN, embedding_size=12, hidden_size=64, adaptive_cutoffs=(20, 50, 60)),
+    "all options": RecurrentConfig(
+        Family.RNN,
+        embedding_size=12,
+        layer_sizes=(30, 41),
+        layer_norm=True,
+        learned_initial_state=True,
+        adaptive_cutoffs=(25, 80),
+    ),
+    "all options, tied": RecurrentConfig(
+        Family.RNN, embedding_size=9, layer_sizes=(24, 31), layer_norm=True, learned_initial_state=True, tied=True
+    ),
+}
+MOGRIFIERS = {
+    "one round": (RecurrentConfig(Family.LSTM, embedding_size=12, hidden_size=30, mogrifier_rounds=1), 30),
+    "four rounds": (RecurrentConfig(Family.LSTM, 8, 33, num_layers=2, tied=True, mogrifier_rounds=4), 300),
+    "five rounds, all options": (
+        dataclasses.replace(VARIANTS["all options"], family=Family.LSTM, mogrifier_rounds=5),
+        130,
+    ),
 }
 RESERVOIRS = {
     "blocks": ReservoirConfig(Family.ESN, units=96, block_size=8),
@@ -35,15 +62,12 @@ RESERVOIRS = {
     "blocks of one": ReservoirConfig(Family.ESN, units=24, block_size=1),
     "random": ReservoirConfig(Family.ESN, units=50, pattern=Pattern.RANDOM, in_edges=5),
 }
-VOCABULARY_SIZES = {"table": 30, "embedding": 300, "projection": 200}
+VOCABULARY_SIZES = {"table": 30, "embedding": 300, "projection": 200, "adaptive": 70, "all options": 130}
 WORDS = ("the sea ", "the echo ", "answers ", "a mountain ", "and falls\n", "silent. ")
 
 
 def recurrent_config(family: str, variant: str) -> RecurrentConfig:
-    config = VARIANTS[variant]
-    return RecurrentConfig(
-        Family(family), config.embedding_size, config.hidden_size, config.num_layers, 0.1, config.tied
-    )
+    return dataclasses.replace(VARIANTS[variant], family=Family(family), dropout=0.1)
 
 
 def all_models() -> dict[str, tuple[ModelConfig, int]]:
@@ -52,6 +76,8 @@ def all_models() -> dict[str, tuple[ModelConfig, int]]:
     for variant in VARIANTS:
         for family in RECURRENT:
             models[f"{family}, {variant}"] = (recurrent_config(family, variant), VOCABULARY_SIZES.get(variant, 60))
+    for variant, (recurrent, vocabulary_size) in MOGRIFIERS.items():
+        models[f"mogrified lstm, {variant}"] = (recurrent, vocabulary_size)
     for variant, config in RESERVOIRS.items():
         models[f"esn, {variant}"] = (config, 40)
     return models
@@ -64,6 +90,8 @@ def make_model(config: ModelConfig, vocabulary_size: int, seed: int = 1) -> Lang
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+    if isinstance(model, RecurrentLanguageModel) and model.adaptive is not None:
+        model.adaptive.order_by(np.random.default_rng(seed).integers(0, 1000, vocabulary_size))
     return model
 
 
