@@ -32,8 +32,8 @@ class Sizes:
     block_size: int = 64
     batch_size: int = 32
     chunk_length: int = 64
-    steps: int = 1200
-    evaluate_every: int = 60
+    steps: int = 800
+    evaluate_every: int = 40
     patience: int = 5
     evaluated_tokens: int = 20_000
     horizon: int = 100
@@ -47,13 +47,13 @@ class Sizes:
     shares: tuple[float, ...] = (1.0, 0.01, 0.1, 0.03, 0.3)
     lengths: tuple[int, ...] = (8, 32, 128, 512)
     length_steps: int = 120
-    memory_tokens: int = 38_400
+    memory_tokens: int = 25_600
     memory_delays: int = 60
     contexts: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     context_places: int = 2048
     prompt_tokens: int = 256
     written_tokens: int = 1000
-    written_texts: int = 32
+    written_texts: int = 44
     made_characters: int = 600_000
 
 
