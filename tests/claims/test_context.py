@@ -1,0 +1,52 @@
+import math
+
+import numpy as np
+import pytest
+
+from claims.claim import Verdict, verdict
+from claims.held_out import Estimate, token_losses
+from claims.measures.context import CLAIM, NEAR, Context, cut_losses
+from models.config import Family
+from tests.claims.benches import TINY, tiny_bench
+
+LENGTHS = (1, 4, 16, 64)
+
+
+def numbers(**excess: tuple[float, ...]) -> Context:
+    estimates = {family: tuple(Estimate(value, 0.0) for value in values) for family, values in excess.items()}
+    return Context(LENGTHS, estimates, estimates)
+
+
+SHORT, MIDDLE, LONG = (1.0, 0.01, 0.0, 0.0), (1.0, 0.5, 0.01, 0.0), (1.0, 0.5, 0.4, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("elman", "gru", "esn", "expected"),
+    [
+        (MIDDLE, LONG, SHORT, Verdict.HOLDS),
+        (LONG, MIDDLE, SHORT, Verdict.IN_PART),
+        (MIDDLE, SHORT, MIDDLE, Verdict.DOES_NOT),
+    ],
+)
+def test_criterion(elman: tuple[float, ...], gru: tuple[float, ...], esn: tuple[float, ...], expected: Verdict) -> None:
+    assert verdict(CLAIM.judge(numbers(rnn=elman, gru=gru, lstm=LONG, esn=esn))) is expected
+
+
+def test_context_used_lies_where_the_line_between_two_lengths_comes_near() -> None:
+    halfway = numbers(rnn=(1.0, 2 * NEAR, 0.0, 0.0), gru=(NEAR, 0.0, 0.0, 0.0))
+    assert halfway.used(Family.RNN) == pytest.approx(math.sqrt(4 * 16))
+    assert halfway.used(Family.GRU) == 1.0
+
+
+def test_whole_history_gives_the_loss_of_the_whole_row() -> None:
+    bench = tiny_bench()
+    model, rows = bench.trained(Family.GRU).model, bench.pieces(5, 13)
+    assert np.allclose(cut_losses(model, rows, 12), token_losses(model, rows)[:, -1], atol=1e-5)
+    assert np.allclose(cut_losses(model, rows, 1), cut_losses(model, rows[:, -2:], 1))
+
+
+def test_tiny_run_has_every_length_for_every_family() -> None:
+    measured = CLAIM.measure(tiny_bench())
+    assert all(len(losses) == len(TINY.contexts) for losses in measured.numbers.losses.values())
+    assert all(estimates[-1].mean == 0 for estimates in measured.numbers.excess.values())
+    assert len(CLAIM.draw(measured.numbers).axes) == 2

@@ -1,0 +1,42 @@
+"""The memory curve, by networks whose memory is known."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from claims.memory import memory_curve
+from models.language_model import LanguageModel, State, StateTensor
+
+VOCABULARY = 4
+
+
+class DelayLine(LanguageModel):
+    """A state that holds the last tokens as they came, one place of the line for each."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+        self.state_tensors = (StateTensor("line", (length, VOCABULARY)),)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        newest = torch.nn.functional.one_hot(tokens, VOCABULARY).float().unsqueeze(1)
+        line = torch.cat((newest, state["line"][:, :-1]), dim=1)
+        return line.flatten(1), {"line": line}
+
+
+def test_delay_line_remembers_its_length_and_nothing_more() -> None:
+    curve = memory_curve(DelayLine(3), np.array([1.0, 2.0, 3.0, 4.0]), num_tokens=6_400, num_delays=8, seed=1)
+    assert curve.r_squared[:3] == pytest.approx((1.0, 1.0, 1.0), abs=1e-4)
+    assert max(curve.r_squared[3:]) < 0.01
+    assert curve.capacity == pytest.approx(3.0, abs=0.02)
+    assert curve.num_states == 3 * VOCABULARY
+
+
+def test_tokens_that_never_come_do_no_harm() -> None:
+    curve = memory_curve(DelayLine(1), np.array([0.0, 0.0, 1.0, 1.0]), num_tokens=3_200, num_delays=2, seed=1)
+    assert curve.r_squared[0] == pytest.approx(1.0, abs=1e-4)

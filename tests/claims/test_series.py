@@ -1,0 +1,72 @@
+import pytest
+
+from claims.claim import Verdict, verdict
+from claims.held_out import held_out_loss
+from claims.measures.series import CLAIM, ONE_PASS, TRAININGS, Cost, Series
+from claims.one_pass import train_in_one_pass
+from models.cells.esn import EchoStateNetwork
+from models.config import Family
+from tests.claims.benches import TINY, tiny_bench
+
+
+def costs(esn: tuple[float, float], through_time: tuple[float, float], best: float) -> Series:
+    """CPU-seconds at both lengths; `best` is the validation loss that the families trained through time come to."""
+    found = []
+    for name in TRAININGS:
+        is_esn = name in ("esn", ONE_PASS)
+        for length, seconds in zip((8, 64), esn if is_esn else through_time, strict=True):
+            loss = 2.0 if is_esn else best
+            found.append(Cost(name, length, 4, seconds, loss, 0.01, ((3.0, seconds / 4), (loss, seconds / 2))))
+    return Series(1000, tuple(found), {})
+
+
+@pytest.mark.parametrize(
+    ("esn", "through_time", "best", "expected"),
+    [
+        ((1.0, 1.0), (1.0, 3.0), 2.5, Verdict.HOLDS),
+        ((1.0, 1.0), (0.5, 1.2), 2.5, Verdict.IN_PART),
+        ((1.0, 3.0), (1.0, 1.0), 1.5, Verdict.DOES_NOT),
+    ],
+)
+def test_criterion(esn: tuple[float, float], through_time: tuple[float, float], best: float, expected: Verdict) -> None:
+    assert verdict(CLAIM.judge(costs(esn, through_time, best))) is expected
+
+
+def test_time_to_a_loss_is_that_of_the_first_point_below_it() -> None:
+    numbers = costs((1.0, 1.0), (2.0, 4.0), 1.5)
+    assert numbers.seconds_to("gru", 2.9, 64) == 2.0
+    assert numbers.seconds_to("gru", 1.0, 64) == float("inf")
+
+
+def test_one_pass_learns_what_a_reservoir_can_learn() -> None:
+    bench = tiny_bench()
+    model = bench.fresh(Family.ESN)
+    assert isinstance(model, EchoStateNetwork)
+    before = held_out_loss(model, bench.text.held_out).mean
+    train_in_one_pass(model, bench.text.training, batch_size=4, length=16)
+    assert held_out_loss(model, bench.text.held_out).mean < before - 1
+
+
+def test_series_in_one_pass_are_the_same_at_every_length() -> None:
+    bench = tiny_bench()
+    losses = []
+    for length in (7, 50):
+        model = bench.fresh(Family.ESN)
+        assert isinstance(model, EchoStateNetwork)
+        train_in_one_pass(model, bench.text.training[:4_001], batch_size=4, length=length)
+        losses.append(held_out_loss(model, bench.text.held_out).mean)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
+def test_tiny_run_has_every_training_at_every_length_and_memory_curves() -> None:
+    measured = CLAIM.measure(tiny_bench())
+    assert measured.numbers.lengths == sorted(TINY.lengths)
+    assert {"LSTM", "LSTM, untrained", "ESN", "ESN, radius 0.9"} <= set(measured.numbers.memory)
+    assert len(CLAIM.draw(measured.numbers).axes) == 3
+    assert all(sentence.endswith(".") for sentence in CLAIM.describe(measured.numbers))
+
+
+def test_lengths_that_the_budget_does_not_reach_are_left_out_and_named() -> None:
+    measured = CLAIM.measure(tiny_bench(seconds=0.0))
+    assert measured.numbers.lengths == [max(TINY.lengths)]
+    assert "series of 4 tokens" in measured.left_out
