@@ -76,7 +76,7 @@ def delayed_r_squared(states: Tensor, tokens: Tensor, num_delays: int, vocabular
     values, vectors = torch.linalg.eigh(fit.t() @ fit)
     turned = [part @ vectors for part in (fit, choose, measure)]
     scale = float(values.clamp_min(0).mean())
-    found = []
+    found: list[float] = []
     for delay in range(num_delays):
         if len(found) >= FORGOTTEN and not any(found[-FORGOTTEN:]):
             found.append(0.0)

@@ -10,12 +10,20 @@ NUM_CLAIMS = 7
 OUTPUT = Path("docs/claims")
 
 
+def _numbers(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...]:
+    """Numbers of claims, several with commas in between."""
+    entries = [entry for value in values for entry in value.split(",")]
+    if not all(entry.isascii() and entry.isdigit() and 1 <= int(entry) <= NUM_CLAIMS for entry in entries):
+        raise click.BadParameter(f"got {','.join(values)}, expected numbers 1 … {NUM_CLAIMS}, such as 1,3")
+    return tuple(int(entry) for entry in entries)
+
+
 @click.command("claims", short_help="Measure what the lecture says of recurrent networks.")
 @click.argument("more_files", metavar="", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--text", "files", metavar="FILE…", multiple=True, type=click.Path(path_type=Path), help="What is read.")
 @click.option("--output", metavar="DIR", default=OUTPUT, show_default=True, type=click.Path(path_type=Path))
 @click.option("--minutes", default=30.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Budget.")
-@click.option("--only", metavar="N…", multiple=True, type=click.IntRange(1, NUM_CLAIMS), help="Claims to measure.")
+@click.option("--only", metavar="N,…", multiple=True, callback=_numbers, help="Claims to measure, such as 1,3.  [all]")
 @click.option("--quick", is_flag=True, help="Small models and little text: a try, not a result.")
 @click.option("--redraw", "is_redrawn", is_flag=True, help="Judge and draw results.json anew; measure nothing.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Of torch.")
@@ -34,8 +42,8 @@ def command(
     """Measure the lecture's claims on small models trained here, and write a page with a picture for each.
 
     Without --text a text is made by a small grammar. Sizes follow from --minutes; what the budget does not suffice for
-    is left out, and the page says so. --only may be given several times; claims measured before on the same text and
-    sizes stay on the page.
+    is left out, and the page says so. With --only, other claims that were measured before on the same text and sizes
+    stay on the page.
     """
     if more_files and not files:
         raise click.UsageError(f"got {more_files[0]}, expected files after --text alone")

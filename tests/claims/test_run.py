@@ -103,5 +103,8 @@ def test_text_that_is_too_short_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_number_of_an_unknown_claim_is_refused() -> None:
-    assert CliRunner().invoke(command, ["--only", str(NUM_CLAIMS + 1)]).exit_code == 2
+@pytest.mark.parametrize("numbers", [str(NUM_CLAIMS + 1), "0", "1,x", ""])
+def test_number_of_an_unknown_claim_is_refused(numbers: str) -> None:
+    done = CliRunner().invoke(command, ["--only", numbers])
+    assert done.exit_code == 2
+    assert "expected numbers 1 … 7, such as 1,3" in done.output
