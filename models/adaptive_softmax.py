@@ -46,10 +46,11 @@ class AdaptiveSoftmax(nn.Module):
 
     def log_probabilities(self, hidden: Tensor) -> Tensor:
         """ln P of every token: float32 [..., H] → [..., V]; each row's probabilities add up to one."""
-        rows: Tensor = self.layers.log_prob(hidden.flatten(0, -2))
+        rows: Tensor = self.layers.log_prob(hidden.reshape(-1, hidden.shape[-1]))
         return rows.index_select(1, self.rank).view(*hidden.shape[:-1], -1)
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Mean of -ln P of the targets: hidden [N, H], targets int64 [N] → a scalar."""
-        loss: Tensor = self.layers(hidden, self.rank[targets]).loss
+        """Mean of -ln P of the targets: hidden [N, H], targets int64 [N] → a scalar. Always in float32."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss: Tensor = self.layers(hidden.float(), self.rank[targets]).loss
         return loss

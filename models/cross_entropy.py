@@ -37,7 +37,7 @@ class _LinearCrossEntropy(Function):
         grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         loss = torch.zeros((), device=weight.device)
         num_rows = max(1, LOGITS_AT_ONCE // len(weight))
-        pieces = (tensor.split(num_rows) for tensor in (hidden, targets.unsqueeze(1), grad_hidden))
+        pieces = (torch.split(tensor, num_rows) for tensor in (hidden, targets.unsqueeze(1), grad_hidden))
         for rows, wanted, grad_rows in zip(*pieces, strict=True):
             logits = torch.addmm(cast_bias, rows, cast_weight.t()).float()
             top = logits.amax(1, keepdim=True)

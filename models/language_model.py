@@ -175,7 +175,7 @@ class RecurrentLanguageModel(LanguageModel):
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         if self.adaptive is not None:
-            return self.adaptive.loss(hidden.flatten(0, -2).float(), targets.flatten())
+            return self.adaptive.loss(hidden.flatten(0, -2), targets.flatten())
         weight, bias = (self.embedding.weight, self.output_bias)
         if self.output is not None:
             weight, bias = self.output.weight, self.output.bias

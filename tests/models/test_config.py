@@ -52,6 +52,15 @@ def test_config_comes_back_from_json_as_it_was(changes: dict[str, Any]) -> None:
     assert parse_config(config.to_tables()) == config
 
 
+def test_layer_sizes_stand_in_place_of_size_and_number() -> None:
+    config = parse_config(changed(model__hidden_size=8, model__num_layers=3)).model
+    assert isinstance(config, RecurrentConfig)
+    assert config.sizes == (8, 8, 8)
+    config = parse_config(changed(model__layer_sizes=[16, 4])).model
+    assert isinstance(config, RecurrentConfig)
+    assert config.sizes == (16, 4)
+
+
 def test_family_decides_which_settings_there_are() -> None:
     config = parse_config(changed(model__family="esn", model__units=128))
     assert isinstance(config.model, ReservoirConfig)
@@ -116,6 +125,29 @@ def test_all_problems_are_reported_together() -> None:
         ({"model__family": "esn", "model__units": 100}, "model.block_size: got 64, expected a divisor of units (100)"),
         ({"model__family": "esn", "model__leak_min": 0.9, "model__leak_max": 0.5}, "model.leak_min: got 0.9"),
         ({"model__family": "esn", "model__leak_min": 0}, "model.leak_min: got 0, expected a number 0 < leak ≤ 1"),
+        ({"model__layer_sizes": [8, 0]}, "model.layer_sizes: got [8, 0], expected a list of whole numbers ≥ 1"),
+        ({"model__mogrifier_rounds": -1}, "model.mogrifier_rounds: got -1"),
+        (
+            {"model__family": "gru", "model__mogrifier_rounds": 2},
+            'model.mogrifier_rounds: got 2 for family "gru", expected 0',
+        ),
+        (
+            {"model__adaptive_cutoffs": [9], "model__tied": True},
+            "model.adaptive_cutoffs: got [9] beside tied = true, expected one of the two",
+        ),
+        ({"model__adaptive_cutoffs": [9, 9]}, "model.adaptive_cutoffs: got [9, 9], expected increasing numbers"),
+        (
+            {"model__adaptive_cutoffs": [5, 9], "model__layer_sizes": [64, 15]},
+            "model.adaptive_cutoffs: got 2 clusters above 15 hidden units, expected at least 16",
+        ),
+        ({"model__input_dropout": 1.0}, "model.input_dropout: got 1.0, expected a number 0 ≤ share < 1"),
+        ({"model__weight_drop": -0.1}, "model.weight_drop: got -0.1"),
+        ({"model__forget_bias": 1e9}, "model.forget_bias: got 1000000000.0, expected a number below 100 in size"),
+        ({"model__layer_norm": "yes"}, 'model.layer_norm: got "yes", expected true or false'),
+        ({"training__averaging": "mean"}, 'training.averaging: got "mean"'),
+        ({"training__averaging": "triggered"}, "training.trigger_patience: got 0"),
+        ({"training__precision": "float16"}, 'training.precision: got "float16"'),
+        ({"training__chunk_spread": -1}, "training.chunk_spread: got -1"),
         ({"model": "lstm"}, 'model: got "lstm", expected a table'),
         ({"training": None}, "training.steps: got neither"),
     ],

@@ -1,9 +1,12 @@
 """The language models: both forms agree, the equations are right, the interface is kept."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from models.cells import LstmCell
 from models.choices import Family
 from models.config import ModelConfig, RecurrentConfig, ReservoirConfig
 from models.language_model import LanguageModel, RecurrentLanguageModel, State, build_model
@@ -13,6 +16,35 @@ VOCABULARY = 37
 
 def recurrent(family: str, num_layers: int = 1, *, tied: bool = False, dropout: float = 0.0) -> RecurrentConfig:
     return RecurrentConfig(Family(family), 13, 29, num_layers, dropout, tied)
+
+
+OPTIONS = {
+    "layer sizes": RecurrentConfig(Family.GRU, 13, layer_sizes=(40, 16, 27)),
+    "layer norm": RecurrentConfig(Family.RNN, 13, 29, 2, layer_norm=True),
+    "initial state": RecurrentConfig(Family.LSTM, 13, 29, 2, learned_initial_state=True),
+    "mogrifier": RecurrentConfig(Family.LSTM, 13, 29, 2, mogrifier_rounds=5),
+    "adaptive softmax": RecurrentConfig(Family.GRU, 13, 29, adaptive_cutoffs=(8, 20)),
+    "all of them": RecurrentConfig(
+        Family.LSTM,
+        13,
+        layer_sizes=(24, 29),
+        layer_norm=True,
+        learned_initial_state=True,
+        mogrifier_rounds=4,
+        adaptive_cutoffs=(8, 20),
+    ),
+}
+
+
+def jittered(config: RecurrentConfig) -> RecurrentLanguageModel:
+    """A model whose weights, biases and initial states are all away from zero."""
+    model = build_model(config, VOCABULARY, seed=3).eval()
+    assert isinstance(model, RecurrentLanguageModel)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
 
 
 def run_steps(model: LanguageModel, tokens: Tensor, state: State) -> tuple[Tensor, State]:
@@ -42,6 +74,83 @@ def test_step_agrees_with_the_whole_sequence(family: str, tied: bool, num_layers
     assert (model.logits(hidden) - model.logits(stepped)).abs().max() < 1e-5
     assert list(last) == [tensor.name for tensor in model.state_tensors] == list(stepped_last)
     assert all((last[name] - stepped_last[name]).abs().max() < 1e-5 for name in last)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@torch.no_grad()
+def test_step_agrees_with_the_sequence_with_every_option(name: str) -> None:
+    model = jittered(OPTIONS[name])
+    tokens = torch.arange(3 * 90).view(3, 90) * 7 % VOCABULARY
+    hidden, last = model(tokens, model.initial_state(3))
+    stepped, stepped_last = run_steps(model, tokens, model.initial_state(3))
+    assert hidden.shape == (3, 90, model.hidden_size)
+    assert (hidden - stepped).abs().max() < 1e-5
+    assert all((last[name] - stepped_last[name]).abs().max() < 1e-5 for name in last)
+    assert [(tensor.name, tensor.shape) for tensor in model.state_tensors] == [
+        (name, tuple(tensor.shape[1:])) for name, tensor in last.items()
+    ]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@torch.no_grad()
+def test_sequence_in_bfloat16_is_near_that_in_float32(name: str) -> None:
+    model = jittered(OPTIONS[name])
+    tokens = torch.arange(3 * 40).view(3, 40) * 7 % VOCABULARY
+    expected = model.logits(model(tokens, model.initial_state(3))[0]).log_softmax(-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden, last = model(tokens, model.initial_state(3))
+        loss = model.loss(hidden, tokens)
+    logprobs = model.logits(hidden.float()).log_softmax(-1)
+    assert (logprobs - expected).abs().max() < 0.1
+    assert loss.item() == pytest.approx(-expected.gather(2, tokens[..., None]).mean().item(), abs=0.02)
+    assert all(tensor.dtype == torch.float32 for tensor in last.values())
+
+
+def test_learned_initial_state_gets_a_gradient_and_is_what_a_text_starts_with() -> None:
+    model = jittered(OPTIONS["initial state"])
+    tokens = torch.arange(12).view(2, 6)
+    hidden, state = model(tokens, model.initial_state(2))
+    model.loss(hidden, tokens).backward()
+    for name, parameter in model.initial.items():
+        assert isinstance(parameter, Tensor)
+        assert parameter.grad is not None
+        assert parameter.grad.abs().min() > 0, name
+        assert torch.equal(model.initial_state(2)[name], torch.stack([parameter, parameter]))
+    restarted = model.restarted(state, torch.tensor([False, True]))
+    assert torch.equal(restarted["c1"][0], state["c1"][0])
+    assert torch.equal(restarted["c1"][1], model.initial["c1"])
+
+
+@torch.no_grad()
+def test_layer_norm_gives_outputs_of_mean_zero_and_variance_one_before_scale_and_shift() -> None:
+    model = build_model(RecurrentConfig(Family.GRU, 13, 29, 2, layer_norm=True), VOCABULARY, seed=1)
+    hidden, state = model(torch.arange(20).view(2, 10), model.initial_state(2))
+    torch.testing.assert_close(hidden.mean(-1), torch.zeros(2, 10), atol=1e-5, rtol=0)
+    torch.testing.assert_close(hidden.var(-1, unbiased=False), torch.ones(2, 10), atol=0.05, rtol=0)
+    assert (state["h1"] - hidden[:, -1]).abs().max() > 0.1  # the state itself is not normalised
+
+
+@torch.no_grad()
+def test_mogrified_gates_are_the_papers_equations_worked_by_hand() -> None:
+    cell = LstmCell(1, 1, mogrifier_rounds=3)
+    for mogrifier, weight in zip(cell.mogrifiers.parameters(), (0.5, -1.0, 2.0), strict=True):
+        mogrifier.fill_(weight)
+    x, h = 0.8, 0.3
+    x *= 2 / (1 + math.exp(-0.5 * h))
+    h *= 2 / (1 + math.exp(1.0 * x))
+    x *= 2 / (1 + math.exp(-2.0 * h))
+    plain = LstmCell(1, 1)
+    plain.kernel.load_state_dict(cell.kernel.state_dict())
+    c = torch.tensor([[-0.4]])
+    expected = plain.step(torch.tensor([[x]]), (torch.tensor([[h]]), c))[1]
+    found = cell.step(torch.tensor([[0.8]]), (torch.tensor([[0.3]]), c))[1]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_each_layer_has_the_size_that_the_config_gives_it() -> None:
+    model = build_model(RecurrentConfig(Family.RNN, 13, layer_sizes=(40, 16, 27)), VOCABULARY, seed=1)
+    assert [tensor.shape for tensor in model.state_tensors] == [(40,), (16,), (27,)]
+    assert model.hidden_size == 27
 
 
 @pytest.mark.parametrize("family", ["rnn", "gru", "lstm"])
