@@ -32,12 +32,13 @@ from service.routes.metrics import metrics_blueprint
 from service.routes.models import models_blueprint
 from service.routes.score import score_blueprint
 from service.routes.tokenize import tokenize_blueprint
+from service.routes.web import web_blueprint
 from service.service import Service
 from service.settings import Settings, load_settings
 
 __all__ = ["create_app"]
 
-OPEN_BLUEPRINTS = ("health", "metrics")  # answered without a key
+OPEN_BLUEPRINTS = ("health", "metrics", "web")  # answered without a key
 
 
 class _SynchronousFlask(Flask):
@@ -64,6 +65,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         tokenize_blueprint,
         health_blueprint,
         metrics_blueprint,
+        web_blueprint,
     ):
         app.register_blueprint(blueprint(service))
     service.registry.start()

@@ -1,0 +1,114 @@
+"""GET / and /web/…: the playground page, and the pictures of docs/claims/ where the project's folder has them.
+
+Enters: static files, read once when the application is made. Leaves: the same bytes with a tag by which a browser asks
+whether they have changed. Nothing on the page is loaded from elsewhere, and no script stands inside it: the
+Content-Security-Policy says so to the browser. Needs no key: a person enters one on the page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from flask import Blueprint, Response, request
+
+from service.errors import NotFound
+from service.service import Service
+
+__all__ = ["CLAIMS_FOLDER", "WEB_FOLDER", "web_blueprint"]
+
+WEB_FOLDER: Final = Path(__file__).resolve().parents[1] / "web"
+CLAIMS_FOLDER: Final = Path(__file__).resolve().parents[2] / "docs" / "claims"  # absent where only the package is
+MEDIA_TYPES: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+}
+HEADERS: Final = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@dataclass(frozen=True)
+class Page:
+    """A file as it is sent."""
+
+    data: bytes
+    media_type: str
+    etag: str
+
+    @classmethod
+    def of(cls, data: bytes, suffix: str) -> Page:
+        """With a tag made of its bytes."""
+        return cls(data, MEDIA_TYPES[suffix], hashlib.sha256(data).hexdigest()[:32])
+
+
+def web_blueprint(_service: Service) -> Blueprint:
+    """The routes; they need no part of the service."""
+    blueprint = Blueprint("web", __name__)
+    pages = read_pages(WEB_FOLDER, CLAIMS_FOLDER)
+
+    @blueprint.get("/")
+    def playground() -> Response:
+        return _answer(pages["index.html"])
+
+    @blueprint.get("/web/<path:name>")
+    def file(name: str) -> Response:
+        if name not in pages:
+            raise NotFound(f"path: got /web/{name[:200]}, expected a file of the playground")
+        return _answer(pages[name])
+
+    return blueprint
+
+
+def read_pages(web: Path, claims: Path) -> dict[str, Page]:
+    """Every file of the playground, and under claims/ what there is of the claims, by its name below /web/."""
+    pages = {
+        str(path.relative_to(web)): Page.of(path.read_bytes(), path.suffix)
+        for path in sorted(web.rglob("*"))
+        if path.suffix in MEDIA_TYPES
+    }
+    listed = _claims(claims)
+    for claim in listed:
+        name = claim["picture"]
+        pages[f"claims/{name}"] = Page.of((claims / name).read_bytes(), ".png")
+    pages["claims.json"] = Page.of(msgspec.json.encode({"claims": listed}), ".json")
+    return pages
+
+
+def _claims(folder: Path) -> list[dict[str, str]]:
+    """The claims that have a picture, in their order: number, title, verdict, picture."""
+    try:
+        results = msgspec.json.decode((folder / "results.json").read_bytes(), type=dict[str, Any])
+        claims = sorted(results["claims"].items(), key=lambda claim: int(claim[0]))
+        found = [(number, claim, sorted(folder.glob(f"{number}-*.png"))) for number, claim in claims]
+        return [
+            {
+                "number": number,
+                "title": str(claim["title"]),
+                "verdict": str(claim["verdict"]),
+                "picture": pictures[0].name,
+            }
+            for number, claim, pictures in found
+            if pictures
+        ]
+    except (OSError, msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
+        return []  # not there, or of another version: the page says that there is nothing to show
+
+
+def _answer(page: Page) -> Response:
+    response = Response(page.data, content_type=page.media_type, headers=HEADERS)
+    response.set_etag(page.etag)
+    response.make_conditional(request)
+    return response

@@ -1,0 +1,99 @@
+// The page as a whole: tabs, language, light and dark, the models, the key. Each pane is a module of its own.
+
+import { get, onUnauthorized } from "./api.js";
+import { chooseLanguage, startLanguage } from "./i18n.js";
+import { byId, make, showError } from "./page.js";
+import { offerWriteModels, startWrite } from "./write.js";
+
+const THEME = "meari-theme";
+const RETRY_MILLISECONDS = 2000;
+
+startTheme();
+byId("language").value = startLanguage();
+byId("language").addEventListener("change", ({ target }) => chooseLanguage(target.value));
+startTabs();
+onUnauthorized(askForKey);
+startWrite();
+loadModels();
+
+function startTheme() {
+  const select = byId("theme");
+  const apply = () => (document.documentElement.dataset.theme = select.value);
+  select.value = localStorage.getItem(THEME) ?? "system";
+  apply();
+  select.addEventListener("change", () => {
+    localStorage.setItem(THEME, select.value);
+    apply();
+  });
+}
+
+/** As the ARIA practices say: one tab stop, arrows, Home and End; the address keeps which. */
+function startTabs() {
+  const tabs = [...document.querySelectorAll("[role=tab]")];
+  const select = (tab) => {
+    for (const each of tabs) {
+      each.setAttribute("aria-selected", String(each === tab));
+      each.tabIndex = each === tab ? 0 : -1;
+      byId(each.getAttribute("aria-controls")).hidden = each !== tab;
+    }
+    document.dispatchEvent(new CustomEvent("meari-pane", { detail: tab.id.slice(4) }));
+  };
+  const named = () => byId(`tab-${location.hash.slice(1)}`) ?? tabs[0];
+  tabs.forEach((tab, at) => {
+    const go = (to) => {
+      history.replaceState(null, "", `#${to.id.slice(4)}`);
+      select(to);
+      to.focus();
+    };
+    tab.addEventListener("click", () => go(tab));
+    tab.addEventListener("keydown", (event) => {
+      const places = { ArrowRight: at + 1, ArrowLeft: at - 1 + tabs.length, Home: 0, End: tabs.length - 1 };
+      if (!(event.key in places)) return;
+      event.preventDefault();
+      go(tabs[places[event.key] % tabs.length]);
+    });
+  });
+  addEventListener("hashchange", () => select(named()));
+  select(named());
+}
+
+async function loadModels() {
+  const place = byId("models-error");
+  try {
+    const { models, default: first } = await get("models");
+    showError(place, null);
+    for (const select of document.querySelectorAll("select[data-models]")) {
+      select.replaceChildren(...models.map(({ name }) => make("option", { value: name, textContent: name })));
+      select.value = models.some(({ name }) => name === first) ? first : models[0].name;
+    }
+    for (const button of document.querySelectorAll("[data-needs-models]")) button.disabled = false;
+    offerWriteModels(models);
+  } catch (error) {
+    showError(place, error, loadModels);
+    if (error.kind === "not_ready") setTimeout(loadModels, RETRY_MILLISECONDS);
+  }
+}
+
+/** A key from the person, or null. */
+function askForKey(isWrong) {
+  const dialog = byId("key-dialog");
+  byId("key-wrong").hidden = !isWrong;
+  byId("key").value = "";
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    const done = (key) => {
+      dialog.close();
+      resolve(key);
+    };
+    byId("key-form").onsubmit = (event) => {
+      event.preventDefault();
+      done(byId("key").value.trim());
+    };
+    byId("key-cancel").onclick = () => done(null);
+    dialog.oncancel = (event) => {
+      event.preventDefault();
+      done(null);
+    };
+  });
+}

@@ -1,0 +1,193 @@
+// The Write pane: a prompt, its continuation as it comes, alternatives at every token, and the same text again.
+
+import { bitsOf, Draft, END_ID } from "./draft.js";
+import { fixed, onLanguage, percent, t } from "./i18n.js";
+import { byId, make, Task } from "./page.js";
+import { TokenList, drawLegend, spoken, visible } from "./tokens.js";
+
+const SAMPLING = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"];
+const EXAMPLES = { nsmc: "이 영화는", tinyshakespeare: "ROMEO:\n" };
+
+let models = [];
+let draft = null;
+let shown = null; // number of the token whose alternatives are shown
+let outcome = ""; // what the last task came to
+
+export function startWrite() {
+  const task = new Task(byId("write-error"), showBusy);
+  const list = new TokenList(byId("write-tokens"), { onShow: showAlternatives, onEnter: () => byId("alternatives").querySelector("button")?.focus() });
+  const redraw = () => {
+    byId("write-prompt-shown").textContent = draft.prompt;
+    list.update(draft.tokens);
+    showFigures();
+  };
+  const begin = (key, work) => async (...values) => {
+    outcome = "";
+    say(t("write.busy"));
+    if (await task.run((signal) => work(signal, ...values))) outcome = key;
+    redraw();
+    say(summary());
+  };
+  const maxTokens = () => byId("write-max_tokens").valueAsNumber;
+
+  const write = begin("done", async (signal) => {
+    draft = new Draft(byId("write-model").value, byId("write-prompt").value, sampling());
+    draft.onChange = frames(redraw);
+    hideAlternatives();
+    await draft.more(maxTokens(), signal);
+  });
+  const more = begin("done", (signal) => draft.more(maxTokens(), signal));
+  const choose = begin("done", (signal, index, alternative) => draft.choose(index, alternative, maxTokens(), signal));
+  const again = begin("same", async (signal) => {
+    hideAlternatives();
+    if (!(await draft.again(signal))) throw new Error("the same requests gave another text");
+  });
+
+  byId("write-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (event.target.reportValidity()) write();
+  });
+  byId("write-prompt").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("write-form").requestSubmit();
+  });
+  byId("write-stop").addEventListener("click", () => task.stop());
+  byId("write-more").addEventListener("click", more);
+  byId("write-again").addEventListener("click", again);
+  byId("write-keep-seed").addEventListener("click", () => {
+    byId("write-seed").value = draft.seed;
+    byId("write-seed").closest("details").open = true;
+  });
+  byId("write-model").addEventListener("change", suggestPrompt);
+  byId("write-prompt").addEventListener("input", () => (byId("write-prompt").dataset.isOwn = "yes"));
+  byId("alternatives").addEventListener("click", ({ target }) => {
+    const button = target.closest("button");
+    if (button === null) return;
+    const index = shown;
+    choose(index, draft.tokens[index].top[Number(button.dataset.place)]).then(() => list.focus(index + 1));
+    hideAlternatives();
+  });
+  byId("alternatives").addEventListener("keydown", (event) => {
+    const buttons = [...byId("alternatives").querySelectorAll("button")];
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (step) buttons[buttons.indexOf(document.activeElement) + step]?.focus();
+    else if (event.key === "Escape") list.focus(shown);
+    else return;
+    event.preventDefault();
+  });
+  onLanguage(() => {
+    drawLegend(byId("write-legend"));
+    if (draft === null) return;
+    list.update([]);
+    redraw();
+    if (shown !== null && shown < draft.tokens.length) showAlternatives(shown);
+  });
+}
+
+/** models: as GET /models gives them. */
+export function offerWriteModels(found) {
+  models = found;
+  suggestPrompt();
+}
+
+function suggestPrompt() {
+  const prompt = byId("write-prompt");
+  const model = models.find((each) => each.name === byId("write-model").value);
+  if (model === undefined) return;
+  byId("write-max_tokens").max = model.limits.max_tokens;
+  byId("write-top_k").max = model.limits.max_top_k;
+  if (!prompt.dataset.isOwn) prompt.value = EXAMPLES[model.corpus.name] ?? "";
+}
+
+function sampling() {
+  const fields = SAMPLING.map((name) => [name, byId(`write-${name}`).valueAsNumber]);
+  return Object.fromEntries(fields.filter(([, value]) => !Number.isNaN(value)));
+}
+
+function showBusy(isBusy) {
+  byId("write-stop").disabled = !isBusy;
+  byId("write-out").setAttribute("aria-busy", String(isBusy));
+  const isThere = !isBusy && draft !== null && draft.tokens.length > 0;
+  byId("write-go").disabled = isBusy;
+  byId("write-again").disabled = !isThere;
+  byId("write-more").disabled = !isThere || draft.finish === "end";
+}
+
+function showFigures() {
+  const tokens = draft.tokens;
+  const bits = tokens.reduce((sum, token) => sum + bitsOf(token.logprob), 0);
+  byId("write-out").hidden = false;
+  byId("write-figures").textContent = t("write.figures", { tokens: tokens.length, bits: fixed(tokens.length ? bits / tokens.length : 0) });
+  byId("write-seed-used").textContent = String(draft.seed);
+  byId("write-outcome").textContent = outcome === "same" ? t("write.same", { tokens: tokens.length }) : "";
+}
+
+function summary() {
+  const tokens = draft.tokens.length;
+  if (outcome === "same") return t("write.same", { tokens });
+  return t(outcome === "done" ? "write.done" : "write.stopped", { tokens });
+}
+
+/** For a screen reader: once at the beginning and once at the end, not at every token. */
+function say(text) {
+  byId("status").textContent = text;
+}
+
+function showAlternatives(index) {
+  shown = index;
+  const token = draft.tokens[index];
+  byId("alternatives-hint").hidden = true;
+  byId("alternatives-title").textContent = t("alternatives.at", { token: visible(token), bits: fixed(bitsOf(token.logprob)), place: index + 1 });
+  const rows = token.top.map((alternative, place) => alternativeRow(alternative, place, alternative.id === token.id));
+  if (!token.top.some((alternative) => alternative.id === token.id)) rows.push(writtenRow(token));
+  byId("alternatives").replaceChildren(...rows);
+}
+
+function hideAlternatives() {
+  shown = null;
+  byId("alternatives-hint").hidden = false;
+  byId("alternatives-title").textContent = "";
+  byId("alternatives").replaceChildren();
+}
+
+function alternativeRow(alternative, place, isWritten) {
+  const button = make(
+    "button",
+    {
+      type: "button",
+      "data-place": place,
+      "aria-label": t(isWritten ? "alternatives.written" : "alternatives.pick", { token: spoken(alternative), share: percent(Math.exp(alternative.logprob)) }),
+    },
+    ...alternativeCells(alternative),
+  );
+  return make("li", { className: isWritten ? "written" : "" }, button);
+}
+
+/** The token that stands there, where it is none of the likeliest. */
+function writtenRow(token) {
+  return make("li", { className: "written rare" }, ...alternativeCells(token));
+}
+
+function alternativeCells(token) {
+  const probability = Math.exp(token.logprob);
+  const bar = make("span", { className: "bar" });
+  bar.style.setProperty("--share", `${(100 * probability).toFixed(2)}%`);
+  return [
+    make("span", { className: "name", textContent: token.id === END_ID ? t("token.end") : visible(token) }),
+    bar,
+    make("span", { className: "share", textContent: percent(probability) }),
+    make("span", { className: "bits", textContent: `${fixed(bitsOf(token.logprob), 1)} ${t("bits")}` }),
+  ];
+}
+
+/** Draw at most once a frame, however quickly tokens come. */
+function frames(draw) {
+  let isDue = false;
+  return () => {
+    if (isDue) return;
+    isDue = true;
+    requestAnimationFrame(() => {
+      isDue = false;
+      draw();
+    });
+  };
+}

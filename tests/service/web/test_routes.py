@@ -1,0 +1,101 @@
+"""The playground's files as they are served: headers, tags, no key, nothing from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from flask.testing import FlaskClient
+
+from service.app import create_app
+from service.routes.web import WEB_FOLDER, read_pages
+from service.settings import Settings
+
+FILES = sorted(str(path.relative_to(WEB_FOLDER)) for path in WEB_FOLDER.rglob("*") if path.is_file())
+MAX_BYTES = 150_000
+
+
+def test_the_page_is_sent_with_a_tag_and_a_strict_policy(client: FlaskClient) -> None:
+    response = client.get("/")
+    assert (response.status_code, response.content_type) == (200, "text/html; charset=utf-8")
+    assert response.headers["Content-Security-Policy"].startswith("default-src 'self'; ")
+    assert "unsafe" not in response.headers["Content-Security-Policy"]
+    assert response.headers["Cache-Control"] == "no-cache"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    again = client.get("/", headers={"If-None-Match": response.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
+
+
+def test_every_file_is_there_and_together_they_are_small(client: FlaskClient) -> None:
+    sizes = []
+    for name in FILES:
+        response = client.get(f"/web/{name}")
+        assert (response.status_code, response.headers["X-Content-Type-Options"]) == (200, "nosniff"), name
+        assert (
+            response.content_type.split(";")[0]
+            in (
+                {"js": "text/javascript", "css": "text/css", "html": "text/html", "svg": "image/svg+xml"}[
+                    name.split(".")[-1]
+                ]
+            )
+        )
+        sizes.append(len(response.data))
+    assert sum(sizes) < MAX_BYTES
+
+
+def test_nothing_comes_from_elsewhere_and_no_text_is_taken_as_markup() -> None:
+    for name in FILES:
+        text = (WEB_FOLDER / name).read_text("utf-8")
+        assert not re.findall(r"(?:src|href|url|import)\W{0,3}https?:", text), name
+        assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", text), name
+    assert not re.findall(r"<script>|\son\w+=|\sstyle=", (WEB_FOLDER / "index.html").read_text("utf-8"))
+
+
+def test_both_languages_have_every_text_and_the_page_asks_for_no_other() -> None:
+    def keys(language: str) -> set[str]:
+        text = (WEB_FOLDER / f"words-{language}.js").read_text("utf-8")
+        return set(re.findall(r'^  "?([\w.]+)"?: "', text, re.MULTILINE))
+
+    page = (WEB_FOLDER / "index.html").read_text("utf-8")
+    asked = set(re.findall(r'data-i18n(?:-\w+)?="([^"]+)"', page))
+    for name in FILES:
+        asked |= set(re.findall(r'\bt\("([^"]+)"', (WEB_FOLDER / name).read_text("utf-8")))
+    assert keys("en") == keys("ko")
+    assert asked <= keys("en")
+
+
+@pytest.mark.parametrize(("path", "status"), [("/web/none.js", 404), ("/web/../app.py", 404), ("/web/", 404)])
+def test_what_is_no_file_of_the_page_is_not_found(client: FlaskClient, path: str, status: int) -> None:
+    assert client.get(path).status_code == status
+
+
+def test_only_reading_is_allowed(client: FlaskClient) -> None:
+    assert client.head("/").status_code == 200
+    assert client.head("/").data == b""
+    assert client.post("/", json={}).get_json()["error"]["code"] == "method_not_allowed"
+
+
+def test_the_page_needs_no_key_and_what_it_asks_for_does(tmp_path: Path) -> None:
+    app = create_app(Settings(bundles=tmp_path, api_keys=("secret",), workers=1, log_level="error"))
+    client = app.test_client()
+    assert [client.get(path).status_code for path in ("/", "/web/app.js", "/models")] == [200, 200, 401]
+    app.extensions["meari"].registry.stop()
+
+
+def test_the_pictures_of_the_claims_are_listed_where_there_are_any(tmp_path: Path) -> None:
+    assert json.loads(read_pages(WEB_FOLDER, tmp_path)["claims.json"].data) == {"claims": []}
+    claims = {number: {"title": f"Claim {number}", "verdict": "HOLDS"} for number in ("2", "10", "3")}
+    (tmp_path / "results.json").write_text(json.dumps({"claims": claims}), "utf-8")
+    (tmp_path / "2-two.png").write_bytes(b"two")
+    (tmp_path / "10-ten.png").write_bytes(b"ten")
+    pages = read_pages(WEB_FOLDER, tmp_path)
+    listed = json.loads(pages["claims.json"].data)["claims"]
+    assert [(claim["number"], claim["picture"]) for claim in listed] == [("2", "2-two.png"), ("10", "10-ten.png")]
+    assert pages["claims/10-ten.png"].data == b"ten"
+
+
+def test_claims_of_another_version_are_as_good_as_none(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"claims": [1]}', "utf-8")
+    assert json.loads(read_pages(WEB_FOLDER, tmp_path)["claims.json"].data) == {"claims": []}

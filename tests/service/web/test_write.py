@@ -1,0 +1,133 @@
+"""The Write pane as a person uses it: in a real browser, on a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.service.running import Server
+from tests.service.web.conftest import Visit
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+WRITTEN = "#write-again:enabled"
+STOP_AFTER_30 = """() => new Promise((resolve) => {
+  const tokens = document.getElementById("write-tokens");
+  new MutationObserver((_, observer) => {
+    if (tokens.childElementCount <= 30) return;
+    observer.disconnect();
+    document.getElementById("write-stop").click();
+    resolve();
+  }).observe(tokens, { childList: true });
+})"""
+
+
+@pytest.fixture
+def visit(browser: Browser, released_server: Server) -> Iterator[Visit]:
+    visit = Visit(browser, f"http://127.0.0.1:{released_server.port}/")
+    yield visit
+    visit.context.close()
+    assert visit.complaints == []
+
+
+def write(page: Page, tokens: int, **fields: str) -> str:
+    page.wait_for_selector("#write-go:enabled")
+    page.locator("#pane-write details").evaluate("details => { details.open = true }")
+    for name, value in {"max_tokens": str(tokens), **fields}.items():
+        page.fill(f"#write-{name}", value)
+    page.click("#write-go")
+    return finished(page)
+
+
+def finished(page: Page) -> str:
+    page.wait_for_selector(WRITTEN)
+    return text(page)
+
+
+def text(page: Page) -> str:
+    return page.locator("#write-tokens").text_content() or ""
+
+
+def answer(server: Server, **body: object) -> httpx.Response:
+    return server.post("/generate", model="shakespeare-lstm", **body)
+
+
+def test_text_is_written_shaded_and_is_what_the_api_gives_for_that_seed(visit: Visit, released_server: Server) -> None:
+    written = write(visit.page, 40, prompt="JULIET:\n", seed="11", temperature="0.7")
+    choice = answer(released_server, prompt="JULIET:\n", max_tokens=40, seed=11, temperature=0.7, logprobs=1).json()[
+        "choices"
+    ][0]
+    assert written == choice["text"]
+    assert visit.page.locator("#write-seed-used").inner_text() == "11"
+    shades = visit.page.locator("#write-tokens .token").evaluate_all("all => all.map(token => token.className)")
+    surprising = [i for i, token in enumerate(choice["tokens"]) if token["logprob"] < -8 * 0.6931472]
+    assert len(shades) == 40
+    assert all("bits-7" in shades[i] or "bits-8" in shades[i] for i in surprising)
+    assert len({shade.split()[1] for shade in shades}) > 2
+
+
+def test_a_picked_alternative_stands_after_the_very_same_text(visit: Visit, released_server: Server) -> None:
+    page = visit.page
+    written = write(page, 40, prompt="JULIET:\n", seed="11", temperature="0.7")
+    page.locator("#write-tokens .token").nth(20).hover()
+    assert page.locator("#alternatives li").count() >= 8
+    page.locator("#write-tokens .token").nth(20).click()
+    button = page.locator("#alternatives li:not(.written) button").first
+    label = button.get_attribute("aria-label") or ""
+    picked = {"space": " ", "new line": "\n"}.get(label.rsplit(", ", 1)[0], label[0])
+    button.click()
+    rewritten = finished(page)
+    assert rewritten.startswith(written[:20] + picked)
+    assert len(rewritten) == 21 + 40
+    # The state after those 21 characters is that of the text itself, so the API continues it in the same way.
+    first = answer(released_server, prompt="JULIET:\n" + written[:20] + picked, max_tokens=40, seed=11, temperature=0.7)
+    assert rewritten[21:] == first.json()["choices"][0]["text"]
+    page.click("#write-again")
+    page.wait_for_selector("#write-outcome:not(:empty)")
+    assert finished(page) == rewritten
+    assert "bit for bit" in page.locator("#write-outcome").inner_text()
+
+
+def test_arrow_keys_reach_every_token_and_enter_its_alternatives(visit: Visit) -> None:
+    page = visit.page
+    write(page, 12, prompt="ROMEO:\n", seed="5")
+    page.locator("#write-tokens .token").first.focus()
+    for key in ("ArrowRight", "ArrowRight", "End", "ArrowLeft", "Enter"):
+        page.keyboard.press(key)
+    assert "Token 11" in page.locator("#alternatives-title").inner_text()
+    assert page.evaluate("() => document.activeElement.closest('#alternatives') !== null")
+    page.keyboard.press("Escape")
+    assert page.evaluate("() => document.activeElement.dataset.index") == "10"
+
+
+def test_stop_keeps_what_there_is_and_it_can_be_written_on(visit: Visit, released_server: Server) -> None:
+    page = visit.page
+    page.wait_for_selector("#write-go:enabled")
+    page.locator("#pane-write details").evaluate("details => { details.open = true }")
+    for name, value in {"max_tokens": "4000", "seed": "3", "prompt": "ROMEO:\n"}.items():
+        page.fill(f"#write-{name}", value)
+    page.click("#write-go")
+    page.evaluate(STOP_AFTER_30)
+    stopped = finished(page)
+    assert 30 < len(stopped) < 4000
+    page.fill("#write-max_tokens", "25")
+    page.click("#write-more")
+    longer = finished(page)
+    whole = answer(released_server, prompt="ROMEO:\n", max_tokens=len(longer), seed=3, temperature=0.8)
+    assert longer == whole.json()["choices"][0]["text"]
+    assert len(longer) == len(stopped) + 25
+
+
+def test_korean_tokens_that_are_parts_of_characters_join_to_the_text(visit: Visit, released_server: Server) -> None:
+    page = visit.page
+    page.wait_for_selector("#write-go:enabled")
+    page.select_option("#write-model", "nsmc-lstm")
+    written = write(page, 60, prompt="이 영화는", seed="14", temperature="1.6")
+    whole = released_server.post(
+        "/generate", model="nsmc-lstm", prompt="이 영화는", max_tokens=60, seed=14, temperature=1.6
+    )
+    assert written == whole.json()["choices"][0]["text"]
