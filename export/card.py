@@ -10,6 +10,7 @@ from typing import Any
 from export import samples
 from export.description import Description
 from export.precision import Precision
+from export.recipe import recipe
 from models.config import CorpusConfig, Document, RecurrentConfig, ReservoirConfig, TokenizerKind
 
 FAMILIES = {"rnn": "Elman RNN", "gru": "GRU", "lstm": "LSTM", "esn": "echo state network"}
@@ -72,8 +73,22 @@ def _architecture(description: Description) -> str:
         )
     assert isinstance(config, RecurrentConfig)
     layers = "1 layer" if sizes.layers == 1 else f"{sizes.layers} layers"
+    of_units = f"{sizes.hidden:,}" if len(set(config.sizes)) == 1 else ", ".join(f"{size:,}" for size in config.sizes)
     tied = ", shared with the output layer" if config.tied else ""
-    return f"{FAMILIES[config.family]}, {layers} of {sizes.hidden:,}, embeddings of {sizes.embedding:,}{tied}"
+    text = f"{FAMILIES[config.family]}, {layers} of {of_units}, embeddings of {sizes.embedding:,}{tied}"
+    return "; ".join((text, *_options(config)))
+
+
+def _options(config: RecurrentConfig) -> list[str]:
+    options = {
+        "normalised outputs of layers": config.layer_norm,
+        "a learned initial state": config.learned_initial_state,
+        f"{config.mogrifier_rounds} rounds of mutual gating (Mogrifier)": config.mogrifier_rounds,
+        f"an adaptive softmax, clusters from the ranks {', '.join(f'{cut:,}' for cut in config.adaptive_cutoffs)}": (
+            config.adaptive_cutoffs
+        ),
+    }
+    return [text for text, is_used in options.items() if is_used]
 
 
 def _state_bytes(description: Description) -> int:
@@ -144,8 +159,9 @@ def _training(description: Description) -> str:
             f"- trained for {seconds / 60:.1f} minutes on {checkpoint.figures.get('machine', 'an unnamed machine')}"
         ]
     lines += ["- the whole config is `training` in `manifest.json`"]
+    settings = _table(("setting", "value"), recipe(checkpoint.config))
     curves = "\n\n![Training and validation curves](report.png)" if description.has_report else ""
-    return "## Training\n\n" + "\n".join(lines) + curves
+    return "## Training\n\n" + "\n".join(lines) + "\n\n" + settings + curves
 
 
 def _use(description: Description) -> str:
