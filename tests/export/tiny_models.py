@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,13 +96,15 @@ def make_model(config: ModelConfig, vocabulary_size: int, seed: int = 1) -> Lang
     return model
 
 
-def make_run(folder: Path, model: ModelConfig, *, num_words: int = 6000, seed: int = 1) -> Path:
+def make_run(
+    folder: Path, model: ModelConfig, *, num_words: int = 6000, seed: int = 1, words: Sequence[str] = WORDS
+) -> Path:
     """A run folder of an untrained model on a text of a few words."""
     folder.mkdir()
     generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(len(WORDS), (num_words,), generator=generator).tolist()
+    picks = torch.randint(len(words), (num_words,), generator=generator).tolist()
     corpus = folder.parent / "corpus.txt"
-    corpus.write_text("".join(WORDS[pick] for pick in picks), encoding="utf-8")
+    corpus.write_text("".join(words[pick] for pick in picks), encoding="utf-8")
     config = Config(
         corpus=CorpusConfig(
             train=(str(corpus),),
