@@ -100,7 +100,7 @@ class Trainer:
         self._display.start(self.progress.step, self.total_steps)
         try:
             while (ending := self._ending()) is None:
-                self._train_step()
+                self.train_step()
                 if self._evaluation_is_due():
                     self._evaluate()
         finally:
@@ -127,7 +127,8 @@ class Trainer:
         self.progress = replace(self.progress, seconds=self._seconds(), is_finished=is_finished)
         self._save_last()
 
-    def _train_step(self) -> None:
+    def train_step(self) -> None:
+        """Take one chunk and move the weights. Raises NotFinite."""
         began = self._clock()
         chunk = self._streams.next_chunk()
         rate = learning_rate(self._training, self.progress.step, self.total_steps)
