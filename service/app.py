@@ -30,6 +30,7 @@ from service.routes.generate import generate_blueprint
 from service.routes.health import health_blueprint
 from service.routes.metrics import metrics_blueprint
 from service.routes.models import models_blueprint
+from service.routes.openai import openai_blueprint
 from service.routes.score import score_blueprint
 from service.routes.tokenize import tokenize_blueprint
 from service.routes.web import web_blueprint
@@ -63,6 +64,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         score_blueprint,
         models_blueprint,
         tokenize_blueprint,
+        openai_blueprint,
         health_blueprint,
         metrics_blueprint,
         web_blueprint,

@@ -1,17 +1,34 @@
-"""The one body that every error is answered with. Knows nothing of Flask."""
+"""The bodies that errors are answered with: one everywhere, OpenAI's under /v1. Knows nothing of Flask."""
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from service.errors import MeariError
 
-__all__ = ["error_body"]
+__all__ = ["error_body", "openai_error_body"]
 
 INTERNAL_MESSAGE: Final = "an error of the server's own; its log has the details under this request id"
+NOT_FIELDS: Final = ("body", "request", "path", "method")
+OPENAI_TYPES: Final = {401: "authentication_error", 429: "rate_limit_error"}
+_FIELD: Final = re.compile(r"([a-z_]+)[^: ]*: ")
 
 
 def error_body(error: MeariError, request_id: str) -> dict[str, object]:
     """The body of an error; of the server's own errors nothing is told but that there was one."""
-    message = INTERNAL_MESSAGE if error.status == 500 else str(error)
-    return {"error": {"code": error.code, "message": message, "request_id": request_id}}
+    return {"error": {"code": error.code, "message": _message(error), "request_id": request_id}}
+
+
+def openai_error_body(error: MeariError) -> dict[str, object]:
+    """The same in OpenAI's shape: `code` is ours, `type` is OpenAI's, `param` the first field that is wrong."""
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    message = _message(error)
+    found = _FIELD.match(message) if error.status in (400, 404, 413) else None
+    param = None if found is None or found[1] in NOT_FIELDS else found[1]
+    error_type = OPENAI_TYPES.get(error.status, kind)
+    return {"error": {"message": message, "type": error_type, "param": param, "code": error.code}}
+
+
+def _message(error: MeariError) -> str:
+    return INTERNAL_MESSAGE if error.status == 500 else str(error)

@@ -1,4 +1,4 @@
-"""Every error → the one error body of the contract, Flask's own errors included."""
+"""Every error → the one error body of the contract, under /v1 OpenAI's; Flask's own errors included."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from service.error_body import error_body
+from service.error_body import error_body, openai_error_body
 from service.errors import (
     InvalidRequest,
     MeariError,
@@ -40,12 +40,17 @@ def _meari_error(error: MeariError) -> Response:
     exchange.note_error(error)
     if error.status == 500:
         log.error("request %s failed: %s", exchange.request_id, error)
-    response = json_response(error_body(error, exchange.request_id), error.status)
+    response = json_response(_body(error, exchange.request_id), error.status)
     if error.retry_after_seconds is not None:
         response.headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
+
+
+def _body(error: MeariError, request_id: str) -> dict[str, object]:
+    is_openai = request.path == "/v1" or request.path.startswith("/v1/")
+    return openai_error_body(error) if is_openai else error_body(error, request_id)
 
 
 def _http_exception(error: HTTPException) -> Response:

@@ -132,6 +132,14 @@ class Completion:
             if choice is not None:
                 yield choice
 
+    def events(self) -> list[object]:
+        """Bodies of a stream's events: what has come since the last call."""
+        return [{"choices": [choice]} for choice in self.news()]
+
+    def last_events(self) -> list[object]:
+        """The body of a stream's last event."""
+        return [self.answer([])]
+
     @property
     def done(self) -> bool:
         """True once every choice has been given out with its finish reason."""

@@ -8,18 +8,17 @@ nothing of Flask.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Protocol
 
 import msgspec
 
-from service.answers.bodies import Choice
-from service.answers.completion import Completion
+from service.engine import Awaited
 from service.errors import EngineFailed, MeariError
 from service.process.client import ClientGone
 from service.process.watch import Watch
 
-__all__ = ["PING_SECONDS", "event_stream"]
+__all__ = ["PING_SECONDS", "Streamed", "event_stream"]
 
 PING_SECONDS: Final = 5.0  # of silence, then a comment keeps the connection alive
 EVENTS_PER_SECOND: Final = 800.0  # of a worker, all streams together: about a twentieth of a CPU
@@ -32,7 +31,26 @@ ErrorBody = Callable[[MeariError], object]
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def event_stream(completion: Completion, watch: Watch, streams: set[object], error_body: ErrorBody) -> Iterator[bytes]:
+class Streamed(Protocol):
+    """What a stream is written from: a running completion of one call of the engine, or of several."""
+
+    @property
+    def generation(self) -> Awaited: ...
+    @property
+    def done(self) -> bool:
+        """True once everything but the last events was given out."""
+        ...
+
+    def events(self) -> Sequence[object]:
+        """The bodies of events for what has come since the last call."""
+        ...
+
+    def last_events(self) -> Sequence[object]:
+        """Those that end the stream."""
+        ...
+
+
+def event_stream(completion: Streamed, watch: Watch, streams: set[object], error_body: ErrorBody) -> Iterator[bytes]:
     """Pieces of the stream, up to `[DONE]` or an error; closed early, it cancels the completion.
 
     `streams` holds all that are open in this worker, this one among them while it lasts.
@@ -54,19 +72,19 @@ def event_stream(completion: Completion, watch: Watch, streams: set[object], err
             generation.cancel()
 
 
-def _choices(completion: Completion, watch: Watch, streams: set[object]) -> Iterator[bytes]:
+def _choices(completion: Streamed, watch: Watch, streams: set[object]) -> Iterator[bytes]:
     generation = completion.generation
     while True:
         generation.raise_for_failure()
-        choices = list(completion.news())
-        events = b"".join(_event({"choices": [choice]}) for choice in choices)
+        bodies = completion.events()
+        events = b"".join(map(_event, bodies))
         if completion.done:
-            yield events + _event(completion.answer([])) + DONE
+            yield events + b"".join(map(_event, completion.last_events())) + DONE
             return
         if events:
             yield events
             watch.end_if_draining(generation)
-        generation.wait_end(pause_seconds(len(choices), len(streams)))
+        generation.wait_end(pause_seconds(len(bodies), len(streams)))
         if not watch.await_news(generation, PING_SECONDS):
             yield PING
 
@@ -78,5 +96,5 @@ def pause_seconds(num_choices: int, num_streams: int) -> float:
     return min(MAX_PAUSE_SECONDS, num_choices * num_streams / EVENTS_PER_SECOND)
 
 
-def _event(body: object | Choice) -> bytes:
+def _event(body: object) -> bytes:
     return b"data: %b\n\n" % _encode(body)

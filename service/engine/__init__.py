@@ -4,6 +4,7 @@ What enters: calls that hold token ids (`GenerateCall`, `ScoreCall`). What leave
 runs (`Generation`, `Scoring`). The engine knows nothing of HTTP, JSON, text or tokenizers.
 
     calls.py      what a caller asks for and the handle it gets back
+    together.py   the handles of several calls as one
     sequence.py   one row of work: tokens to force, tokens to sample, where it forks
     prefixes.py   the texts of one call as sequences that run what they share once
     scheduler.py  who waits to be admitted
@@ -22,11 +23,13 @@ runs (`Generation`, `Scoring`). The engine knows nothing of HTTP, JSON, text or 
 """
 
 from service.engine.calls import (
+    Awaited,
     EngineLimits,
     EngineStats,
     Finish,
     GenerateCall,
     Generation,
+    News,
     Sample,
     Sampling,
     ScoreCall,
@@ -36,14 +39,17 @@ from service.engine.calls import (
 )
 from service.engine.loop import Engine
 from service.engine.scheduler import Reservation
+from service.engine.together import Together
 
 __all__ = [
+    "Awaited",
     "Engine",
     "EngineLimits",
     "EngineStats",
     "Finish",
     "GenerateCall",
     "Generation",
+    "News",
     "Reservation",
     "Sample",
     "Sampling",
@@ -51,4 +57,5 @@ __all__ = [
     "Scoring",
     "StateValue",
     "TextScore",
+    "Together",
 ]

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from service.errors import EngineFailed, MeariError, ScoreTimeout
 
 GRID: Final = 2.0**30
+News = threading.Event  # set when something was added to a handle
 
 
 class StopMatcher(Protocol):
@@ -103,6 +104,7 @@ class GenerateCall:
     start: StateValue | None = None
     want_state: bool = False
     num_beams: int = 1
+    news: News | None = None  # one for several calls that are waited for together
 
 
 @dataclass(frozen=True)
@@ -169,10 +171,31 @@ class EngineStats:
     cache_bytes: int = 0  # what the cache holds now
 
 
+class Awaited(Protocol):
+    """What can be waited for, of one call or of several."""
+
+    @property
+    def deadline(self) -> float: ...
+    @property
+    def submitted_at(self) -> float: ...
+    @property
+    def started_at(self) -> float | None: ...
+    @property
+    def first_token_at(self) -> float | None: ...
+    @property
+    def cancelled(self) -> bool: ...
+    @property
+    def ended(self) -> bool: ...
+    def wait_end(self, timeout: float | None = None) -> bool: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+    def cancel(self) -> None: ...
+    def raise_for_failure(self) -> None: ...
+
+
 class Handle:
     """An accepted request, from any thread: wait for it, cancel it, see why it ended."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, news: News | None = None) -> None:
         self.deadline = deadline
         self.submitted_at = 0.0  # this and the next three on the engine's clock
         self.started_at: float | None = None  # first slot
@@ -180,7 +203,7 @@ class Handle:
         self.ended_at: float | None = None
         self.failure: MeariError | None = None
         self.cancelled = False
-        self._news = threading.Event()
+        self._news = news or News()
         self._ended = threading.Event()
         self.on_cancel: Callable[[], None] = lambda: None
 
@@ -231,7 +254,7 @@ class Generation(Handle):
     """The samples of a GenerateCall, growing while the engine runs."""
 
     def __init__(self, call: GenerateCall) -> None:
-        super().__init__(call.deadline)
+        super().__init__(call.deadline, call.news)
         self.samples = tuple(Sample() for _ in range(call.num_samples))
         self.cached_tokens = 0  # tokens of the prompt whose state came from the cache
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from service.engine.calls import Handle
+from service.engine.calls import Awaited
 from service.errors import EngineFailed
 from service.process.client import Client, ClientGone
 from service.process.drain import Drain
@@ -25,13 +25,13 @@ class Watch:
     drain: Drain
     clock: Callable[[], float]
 
-    def await_end(self, handle: Handle) -> None:
+    def await_end(self, handle: Awaited) -> None:
         """Block until the request ended. Raises ClientGone, EngineFailed."""
         while not handle.wait_end(LOOK_SECONDS):
             self.check(handle)
         self._check_cancelled(handle)
 
-    def await_news(self, handle: Handle, seconds: float) -> bool:
+    def await_news(self, handle: Awaited, seconds: float) -> bool:
         """Block until something was added or the request ended; False after `seconds`.
 
         Raises ClientGone, EngineFailed.
@@ -44,16 +44,16 @@ class Watch:
         self._check_cancelled(handle)
         return True
 
-    def end_if_draining(self, handle: Handle) -> None:
+    def end_if_draining(self, handle: Awaited) -> None:
         """Cancel what cannot be finished before the worker has to end."""
         if self.drain.must_end and not handle.cancelled:
             handle.cancel()
 
-    def _check_cancelled(self, handle: Handle) -> None:
+    def _check_cancelled(self, handle: Awaited) -> None:
         if handle.cancelled and self.client.is_gone:
             raise ClientGone
 
-    def check(self, handle: Handle) -> None:
+    def check(self, handle: Awaited) -> None:
         """Cancel what nobody waits for any more. Raises ClientGone, EngineFailed."""
         if self.client.is_gone:
             handle.cancel()

@@ -31,16 +31,16 @@ def checked_logit_bias(bias: dict[str, float] | None, vocabulary_size: int) -> t
     return tuple(sorted((int(key), value) for key, value in (bias or {}).items()))
 
 
-def checked_ids(ids: list[int], vocabulary_size: int) -> list[int]:
-    """Raises InvalidRequest."""
+def checked_ids(ids: list[int], vocabulary_size: int, path: str = "tokens") -> list[int]:
+    """Raises InvalidRequest, naming the place in `path`."""
     for place, token in enumerate(ids):
         if token >= vocabulary_size:
-            raise InvalidRequest(f"tokens[{place}]: got {token}, expected a token id, 0 <= id < {vocabulary_size}")
+            raise InvalidRequest(f"{path}[{place}]: got {token}, expected a token id, 0 <= id < {vocabulary_size}")
     return ids
 
 
-def check_num_chars(field: str, texts: Iterable[str], max_chars: int) -> None:
-    """Raises TooLarge where the texts have too many characters together."""
+def check_num_chars(field: str, texts: Iterable[str | list[int]], max_chars: int) -> None:
+    """Raises TooLarge where the texts have too many characters together; a token id counts as one."""
     count = sum(map(len, texts))
     if count > max_chars:
         raise TooLarge(f"{field}: got {count} characters, expected at most {max_chars}; send less at once")

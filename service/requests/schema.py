@@ -17,6 +17,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from service.errors import InvalidRequest
+from service.requests.completions import DEFAULT_MAX_TOKENS, CompletionsRequest, checked_completions
 from service.requests.explain import shown
 from service.requests.parsing import Parser
 from service.settings import Settings
@@ -133,6 +134,17 @@ class Schemas:
         self._score = Parser(_limited(ScoreRequest, ("texts", texts, UNSET)))
         self._tokenize = Parser(TokenizeRequest)
         self._detokenize = Parser(DetokenizeRequest)
+        self._completions = Parser(
+            _limited(
+                CompletionsRequest,
+                (
+                    "max_tokens",
+                    Annotated[int, Meta(ge=0, le=settings.max_tokens)] | None,
+                    min(DEFAULT_MAX_TOKENS, settings.max_tokens),
+                ),
+            )
+        )
+        self._max_prompts = max_prompts(settings)
 
     def generate(self, body: bytes) -> GenerateRequest:
         """Raises InvalidRequest."""
@@ -154,6 +166,10 @@ class Schemas:
             raise InvalidRequest(f"top: got {request.top} with tokens false, expected 0, or tokens true")
         return request
 
+    def completions(self, body: bytes) -> CompletionsRequest:
+        """Raises InvalidRequest."""
+        return checked_completions(self._completions.parse(body), self._max_prompts)
+
     def tokenize(self, body: bytes) -> TokenizeRequest:
         """Raises InvalidRequest."""
         return self._tokenize.parse(body)
@@ -161,6 +177,11 @@ class Schemas:
     def detokenize(self, body: bytes) -> DetokenizeRequest:
         """Raises InvalidRequest."""
         return self._detokenize.parse(body)
+
+
+def max_prompts(settings: Settings) -> int:
+    """How many prompts one request may have: each has a place in the queue, and no request may need all of it."""
+    return max(1, min(settings.max_texts, settings.max_waiting // 2))
 
 
 def _limited(struct: type[Request], *fields: tuple[str, object, object]) -> type[Request]:

@@ -11,7 +11,7 @@ import msgspec
 from flask import Response, g, request
 from gunicorn.http.errors import ParseException
 
-from service.engine.calls import Handle
+from service.engine.calls import Awaited
 from service.errors import InvalidRequest, MeariError, NotReady, Overloaded, TooLarge, UnsupportedMediaType
 from service.log import RequestLine, log_request
 from service.process.client import Client
@@ -41,7 +41,7 @@ class Exchange:
         self._started = time.perf_counter()
         self._ticket: Ticket | None = None
         self._model: Model | None = None
-        self._handle: Handle | None = None
+        self._handle: Awaited | None = None
         self._client: Client | None = None
         self._closed = False
         self.request_id = request_id(request.environ.get("HTTP_X_REQUEST_ID"))
@@ -92,7 +92,7 @@ class Exchange:
         self.line.model = model.name
         return model
 
-    def watch(self, handle: Handle, model: Model) -> Watch:
+    def watch(self, handle: Awaited, model: Model) -> Watch:
         """Note what the engine does for the request, and watch over it."""
         self._handle = handle
         self._client = Client(request.environ.get("gunicorn.socket"))

@@ -1,0 +1,1 @@
+"""OpenAI's shapes of what the engine says."""

@@ -1,0 +1,88 @@
+"""What /v1 answers, field by field as OpenAI names them. Structs only; no logic, no Flask."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+__all__ = [
+    "CompletionAnswer",
+    "CompletionChoice",
+    "CompletionUsage",
+    "Logprobs",
+    "ModelCard",
+    "ModelList",
+    "PromptTokensDetails",
+]
+
+
+class Logprobs(msgspec.Struct):
+    """Figures of the tokens of a choice, one entry a token in each list, natural logarithms.
+
+    `top_logprobs` holds as many of the likeliest tokens as were asked for, and the token itself. A boundary token that
+    a prompt of token ids begins with has null. `text_offset` counts characters from the beginning of the choice's text.
+    A token that is only a part of a character is called `bytes:` and its bytes.
+    """
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(msgspec.Struct):
+    """A continuation of a prompt, or in a stream what has come of it since its last event.
+
+    `seed` is that with which /generate writes the same.
+    """
+
+    index: int
+    text: str
+    logprobs: Logprobs | None
+    finish_reason: Literal["stop", "length"] | None
+    seed: int
+
+
+class PromptTokensDetails(msgspec.Struct):
+    """`cached_tokens`: those whose state was known from an earlier request."""
+
+    cached_tokens: int
+
+
+class CompletionUsage(msgspec.Struct):
+    """Tokens of all prompts, without boundary tokens in front, and of all samples."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class CompletionAnswer(msgspec.Struct):
+    """A whole answer, or an event of a stream; there `usage` is null but in the last one, where it is wanted."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: CompletionUsage | UnsetType | None = UNSET
+    object: Literal["text_completion"] = "text_completion"
+
+
+class ModelCard(msgspec.Struct):
+    """A model that is served."""
+
+    id: str
+    created: int
+    object: Literal["model"] = "model"
+    owned_by: str = "meari"
+
+
+class ModelList(msgspec.Struct):
+    """All that are served."""
+
+    data: list[ModelCard]
+    object: Literal["list"] = "list"

@@ -1,0 +1,70 @@
+"""A prompt as text or as token ids → what the engine reads, and how it is echoed.
+
+Token ids may begin with the boundary token: it is the one that stands in front of every text anyway.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.requests.model_limits import checked_ids
+from service.text.detokenizer import NO_TEXT, Detokenizer, TextEnd
+from service.text.tokenizer import END_ID, TextTokenizer, TokenizerKind, Vocabulary
+
+__all__ = ["Places", "ReadPrompt", "read_ids", "read_text"]
+
+
+@dataclass(frozen=True, eq=False)
+class ReadPrompt:
+    """A prompt that was read.
+
+    ids           without a boundary token in front
+    has_boundary  whether one came
+    text          as it is echoed
+    offsets       where each of `ids` begins in it; empty where nobody asks
+    text_end      how it ends, for the text that follows
+    """
+
+    ids: list[int]
+    has_boundary: bool
+    text: str
+    offsets: list[int]
+    text_end: TextEnd
+
+
+class Places:
+    """Where tokens begin in a text that they are joined to, one after the other."""
+
+    def __init__(self, vocabulary: Vocabulary, before: TextEnd, length: int) -> None:
+        """length: characters before the first token."""
+        self._writer = Detokenizer(vocabulary, before)
+        self._vocabulary = vocabulary
+        self.length = length
+
+    def of(self, token: int) -> int:
+        """The place of the next token."""
+        first = self.length
+        text = self._writer.feed(token)
+        self.length += len(text)
+        if self._vocabulary.kind is TokenizerKind.WORD and token != END_ID:
+            return self.length - len(self._vocabulary.texts[token])  # a space stands before a word, not in it
+        return first
+
+
+def read_text(text: str, tokenizer: TextTokenizer, with_offsets: bool) -> ReadPrompt:
+    """A text by the model's own tokenizer."""
+    if not with_offsets:
+        return ReadPrompt(tokenizer.encode(text), False, text, [], NO_TEXT.then(text))
+    encoded = tokenizer.encode_with_offsets(text)
+    return ReadPrompt(encoded.ids, False, text, encoded.starts.tolist(), NO_TEXT.then(text))
+
+
+def read_ids(ids: list[int], vocabulary: Vocabulary, path: str) -> ReadPrompt:
+    """Token ids, called `path` in a message. Raises InvalidRequest."""
+    checked_ids(ids, vocabulary.size, path)
+    has_boundary = ids[:1] == [END_ID]
+    own = ids[1:] if has_boundary else ids
+    places = Places(vocabulary, NO_TEXT, 0)
+    offsets = [places.of(token) for token in own]
+    writer = Detokenizer(vocabulary)
+    return ReadPrompt(own, has_boundary, writer.feed_all(own), offsets, writer.text_end)

@@ -1,0 +1,146 @@
+"""What a POST /v1/completions may say: OpenAI's fields, and those of vLLM's that mean something here.
+
+Enters: a body's fields. Leaves: a request that can be done. A field may be null wherever OpenAI allows it, and is then
+as if it had not come. What has no meaning here is refused by name where it asks for something: `suffix`, the two
+penalties that OpenAI adds to logits, obfuscation. `user` is taken and goes nowhere: it asks for nothing. No Flask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from service.errors import InvalidRequest
+
+__all__ = ["CompletionsRequest", "StreamOptions", "checked_completions", "prompts_of"]
+
+DEFAULT_MAX_TOKENS: Final = 16  # OpenAI's
+NonEmpty = Annotated[str, Meta(min_length=1)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+PromptItem = str | TokenId | list[TokenId]
+Prompt = str | list[int]  # text or token ids
+
+
+class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """What comes with a stream."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # nothing here to be hidden: true is refused
+
+
+class CompletionsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """Body of POST /v1/completions."""
+
+    model: str | None = None
+    prompt: str | Annotated[list[PromptItem], Meta(min_length=1)] | None = None
+    best_of: Annotated[int, Meta(ge=1, le=16)] | None = None
+    echo: bool | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
+    min_p: Annotated[float, Meta(ge=0, lt=1)] | None = None
+    n: Annotated[int, Meta(ge=1, le=16)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    stop: NonEmpty | Annotated[list[NonEmpty], Meta(max_length=8)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    suffix: str | None = None
+    temperature: Annotated[float, Meta(ge=0, le=10)] | None = None
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    user: str | None = None
+
+    @property
+    def model_name(self) -> str | UnsetType:
+        """As the registry asks for it."""
+        return UNSET if self.model is None else self.model
+
+    @property
+    def num_choices(self) -> int:
+        """Of each prompt, in the answer."""
+        return self.n or 1
+
+    @property
+    def num_samples(self) -> int:
+        """Of each prompt, from which the choices are taken."""
+        return max(self.best_of or 1, self.num_choices)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, each once."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(dict.fromkeys(self.stop))
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens of a sample at most."""
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @property
+    def wants_echo_logprobs(self) -> bool:
+        """True where the prompt's own tokens are scored."""
+        return bool(self.echo) and self.logprobs is not None
+
+    @property
+    def wants_usage(self) -> bool:
+        """True where a stream ends with the usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+
+def prompts_of(request: CompletionsRequest) -> list[Prompt]:
+    """The prompts one by one; none is the empty text. Raises InvalidRequest where texts and token ids are mixed."""
+    prompt = request.prompt
+    if prompt is None or isinstance(prompt, str):
+        return [prompt or ""]
+    kind = type(prompt[0])
+    for place, item in enumerate(prompt):
+        if type(item) is not kind:
+            raise InvalidRequest(
+                f"prompt[{place}]: got {_NAMES[type(item)]} after {_NAMES[kind]}, expected {_NAMES[kind]}: "
+                "a prompt is a text, a list of texts, a list of token ids, or a list of such lists"
+            )
+    return [prompt] if kind is int else prompt  # type: ignore[list-item, return-value]
+
+
+def checked_completions(request: CompletionsRequest, max_prompts: int) -> CompletionsRequest:
+    """The same request, if its fields go together. Raises InvalidRequest with all problems."""
+    problems = [*_meaningless(request), *_contradictions(request)]
+    if problems:
+        raise InvalidRequest("; ".join(problems))
+    if (count := len(prompts_of(request))) > max_prompts:
+        raise InvalidRequest(f"prompt: got a list of {count} prompts, expected at most {max_prompts}")
+    return request
+
+
+def _meaningless(request: CompletionsRequest) -> Iterator[str]:
+    """Wishes that a recurrent model of text has no answer to."""
+    for name in ("frequency_penalty", "presence_penalty"):
+        value = getattr(request, name)
+        if value:
+            yield f"{name}: got {value:g}, expected 0: it is not supported; there is repetition_penalty"
+    if request.suffix:
+        yield "suffix: got a text, expected none: it is not supported, a text is only continued at its end"
+    if request.stream_options is not None and request.stream_options.include_obfuscation:
+        yield "stream_options.include_obfuscation: got true, expected false: it is not supported"
+
+
+def _contradictions(request: CompletionsRequest) -> Iterator[str]:
+    n, best_of = request.num_choices, request.best_of
+    if best_of is not None and best_of < n:
+        yield f"best_of: got {best_of}, expected at least n, which is {n}"
+    if best_of is not None and best_of > n and request.stream:
+        yield f"best_of: got {best_of} with stream true, expected n, which is {n}: the best is known at the end only"
+    if request.num_tokens == 0 and not request.echo:
+        yield "max_tokens: got 0 with echo false, expected max_tokens >= 1, or echo true"
+    if request.stream_options is not None and not request.stream:
+        yield "stream_options: got an object with stream false, expected null, or stream true"
+
+
+_NAMES: Final[dict[type, str]] = {str: "a text", int: "a token id", list: "a list of token ids"}

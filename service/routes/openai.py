@@ -1,0 +1,90 @@
+"""POST /v1/completions, GET /v1/models: what OpenAI's clients ask for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from flask import Blueprint, Response
+
+from service.answers.openai.bodies import ModelCard, ModelList
+from service.answers.openai.completion import OpenAICompletion, begin_openai_completion
+from service.answers.streaming import PING_SECONDS, event_stream
+from service.error_body import openai_error_body
+from service.errors import EngineFailed, NotReady
+from service.process.watch import Watch
+from service.registry import Model
+from service.requests.completions import prompts_of
+from service.requests.model_limits import check_num_chars
+from service.routes.exchange import Exchange, current_exchange, json_response
+from service.routes.generate import STREAM_HEADERS
+from service.service import Service
+
+__all__ = ["openai_blueprint"]
+
+
+def openai_blueprint(service: Service) -> Blueprint:
+    """The routes, over the parts of `service`."""
+    blueprint = Blueprint("openai", __name__, url_prefix="/v1")
+
+    @blueprint.post("/completions")
+    def completions() -> Response:
+        exchange = current_exchange()
+        request = service.schemas.completions(exchange.read_body())
+        model = exchange.use_model(service.registry.get(request.model_name))
+        check_num_chars("prompt", prompts_of(request), service.settings.max_text_chars)
+        deadline = model.engine.clock() + service.settings.max_timeout_seconds
+        answer_id = f"cmpl-{exchange.request_id}"
+        completion = begin_openai_completion(request, model, exchange.ticket, deadline, answer_id, int(time.time()))
+        watch = exchange.watch(completion.generation, model)
+        _await_scores(service, completion, watch)
+        return _stream(service, exchange, completion, watch) if request.stream else _whole(exchange, completion, watch)
+
+    @blueprint.get("/models")
+    def models() -> Response:
+        return json_response(ModelList([_card(model) for model in service.registry.all()]))
+
+    @blueprint.get("/models/<name>")
+    def model(name: str) -> Response:
+        return json_response(_card(service.registry.get(name)))
+
+    return blueprint
+
+
+def _await_scores(service: Service, completion: OpenAICompletion, watch: Watch) -> None:
+    """The prompts' figures come first, in a stream too. Raises ScoreTimeout, NotReady, EngineFailed, ClientGone."""
+    if completion.scoring is None:
+        return
+    watch.await_end(completion.scoring)
+    try:
+        completion.scoring.raise_for_failure()
+    except EngineFailed:
+        if watch.drain.must_end:
+            raise NotReady("the service is shutting down") from None
+        raise
+    completion.note_scores()
+    service.metrics.scored.labels(completion.model.name).inc(completion.num_scored)
+
+
+def _whole(exchange: Exchange, completion: OpenAICompletion, watch: Watch) -> Response:
+    watch.await_end(completion.generation)
+    completion.generation.raise_for_failure()
+    exchange.line.tokens = completion.num_generated
+    return json_response(completion.answer())
+
+
+def _stream(service: Service, exchange: Exchange, completion: OpenAICompletion, watch: Watch) -> Response:
+    """Wait for the first token before the head is sent, so that what fails until then has its own status."""
+    watch.await_news(completion.generation, PING_SECONDS)
+    completion.generation.raise_for_failure()
+
+    def events() -> Iterator[bytes]:
+        yield from event_stream(completion, watch, service.streams, openai_error_body)
+        exchange.line.tokens = completion.num_generated
+
+    return Response(events(), mimetype="text/event-stream", headers=STREAM_HEADERS)
+
+
+def _card(model: Model) -> ModelCard:
+    """`created` is when the bundle was written."""
+    return ModelCard(model.name, int((model.bundle.folder / "manifest.json").stat().st_mtime))

@@ -1,0 +1,315 @@
+"""/v1/completions, answer by answer: the figures are those of /generate and /score, the shape is OpenAI's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from service.app import create_app
+from service.settings import Settings
+from tests.service.conftest import SPELLED
+from tests.service.tiny_bundle import expected_logprob
+
+
+def post(client: FlaskClient, path: str = "/v1/completions", status: int = 200, **body: Any) -> Any:
+    response = client.post(path, json=body)
+    assert response.status_code == status, response.text
+    return response.get_json()
+
+
+def chunks(client: FlaskClient, **body: Any) -> list[Any]:
+    response = client.post("/v1/completions", json={"stream": True, **body})
+    assert response.headers["Content-Type"].startswith("text/event-stream"), response.text
+    lines = response.text.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-2] if line.startswith("data: ")]
+
+
+def test_the_answer_has_the_shape_of_openai(client: FlaskClient) -> None:
+    answer = post(client, prompt="abc", temperature=0, max_tokens=2, logprobs=1, seed=7)
+    created, fingerprint = answer.pop("created"), answer.pop("system_fingerprint")
+    assert isinstance(created, int)
+    assert fingerprint.startswith("fp_")
+    assert answer.pop("id").startswith("cmpl-")
+    logprobs = [expected_logprob(5, 4, 4), expected_logprob(6, 5, 5)]
+    assert answer == {
+        "object": "text_completion",
+        "model": "letters",
+        "choices": [
+            {
+                "index": 0,
+                "text": "de",
+                "finish_reason": "length",
+                "seed": 7,
+                "logprobs": {
+                    "tokens": ["d", "e"],
+                    "token_logprobs": [pytest.approx(value, abs=1e-6) for value in logprobs],
+                    "top_logprobs": [
+                        {token: pytest.approx(value, abs=1e-6)} for token, value in zip("de", logprobs, strict=True)
+                    ],
+                    "text_offset": [0, 1],
+                },
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 2,
+            "total_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
+    }
+
+
+def test_an_empty_object_is_a_request_of_sixteen_tokens(client: FlaskClient) -> None:
+    answer = post(client, logit_bias={"9": 100})
+    assert answer["choices"][0]["text"] == "h" * 16
+    assert answer["choices"][0]["logprobs"] is None
+
+
+def test_null_is_as_if_a_field_had_not_come(client: FlaskClient) -> None:
+    fields: list[str] = [
+        "model", "prompt", "best_of", "echo", "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "min_p", "n",
+        "presence_penalty", "repetition_penalty", "seed", "stop", "stream", "stream_options", "suffix", "temperature",
+        "top_k", "top_p", "user",
+    ]  # fmt: skip
+    nothing: dict[str, Any] = dict.fromkeys(fields)
+    assert post(client, **nothing)["usage"]["prompt_tokens"] == 0
+
+
+@pytest.mark.parametrize("model", ["letters", "flat", "bytes", "noise", "words"])
+@pytest.mark.parametrize("more", [{}, {"stop": ["fg", "a", "😀", "day ,"]}, {"logprobs": 2, "n": 3}])
+def test_texts_and_figures_are_those_of_generate(client: FlaskClient, model: str, more: dict[str, Any]) -> None:
+    prompts = ["", "abc", "good day"]
+    request = {"model": model, "seed": 5, "max_tokens": 40, "top_p": 0.9, "repetition_penalty": 1.2, **more}
+    ours = [choice for text in prompts for choice in post(client, "/generate", prompt=text, **request)["choices"]]
+    theirs = post(client, prompt=prompts, **request)["choices"]
+    assert [choice["text"] for choice in theirs] == [choice["text"] for choice in ours]
+    assert [choice["index"] for choice in theirs] == list(range(len(ours)))
+    assert [choice["finish_reason"] for choice in theirs] == [
+        "length" if choice["finish_reason"] == "length" else "stop" for choice in ours
+    ]
+    if "logprobs" in more:
+        for own, other in zip(ours, theirs, strict=True):
+            assert other["logprobs"]["token_logprobs"] == [token["logprob"] for token in own["tokens"]]
+
+
+@pytest.mark.parametrize("model", ["letters", "flat", "bytes", "noise", "words"])
+def test_streamed_and_whole_answers_are_equal(client: FlaskClient, model: str) -> None:
+    request: dict[str, Any] = {
+        "model": model, "prompt": ["good", "day", ""], "seed": 5, "max_tokens": 30, "n": 2, "echo": True, "logprobs": 2,
+        "stop": ["fg", "😀"],
+    }  # fmt: skip
+    whole = post(client, **request)
+    *parts, last = chunks(client, stream_options={"include_usage": True}, **request)
+    assert last["choices"] == []
+    assert [last["usage"][name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")] == [
+        whole["usage"][name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+    ]
+    assert all(part["usage"] is None for part in parts)
+    assert len({part["id"] for part in (*parts, last)}) == 1
+    for expected in whole["choices"]:
+        own = [choice for part in parts for choice in part["choices"] if choice["index"] == expected["index"]]
+        assert "".join(choice["text"] for choice in own) == expected["text"]
+        assert [choice["finish_reason"] for choice in own] == [None] * (len(own) - 1) + [expected["finish_reason"]]
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            assert [figure for choice in own for figure in choice["logprobs"][name]] == expected["logprobs"][name]
+
+
+def test_a_stream_without_the_option_has_no_usage(client: FlaskClient) -> None:
+    assert all("usage" not in part for part in chunks(client, prompt="a", max_tokens=3))
+
+
+@pytest.mark.parametrize("model", ["letters", "flat", "bytes", "words"])
+@pytest.mark.parametrize("text", ["abc zq", "good day", "é한!", ""])
+def test_echo_scores_the_prompt_as_score_does(client: FlaskClient, model: str, text: str) -> None:
+    request: dict[str, Any] = {"model": model, "text": text, "tokens": True, "top": 3, "add_end": False}
+    [expected] = post(client, "/score", **request)["results"]
+    answer = post(client, model=model, prompt=text, max_tokens=0, echo=True, logprobs=3)
+    [choice] = answer["choices"]
+    assert (choice["text"], choice["finish_reason"]) == (text, "length")
+    assert choice["logprobs"]["token_logprobs"] == [token["logprob"] for token in expected["tokens"]]
+    assert choice["logprobs"]["text_offset"] == [token["start"] for token in expected["tokens"]]
+    for top, token in zip(choice["logprobs"]["top_logprobs"], expected["tokens"], strict=True):
+        assert sorted(top.values()) == sorted(
+            {other["id"]: other["logprob"] for other in [*token["top"], token]}.values()
+        )
+    assert answer["usage"]["completion_tokens"] == 0
+
+
+def test_token_ids_are_read_as_the_text_is(client: FlaskClient) -> None:
+    ids = [token["id"] for token in post(client, "/tokenize", text="abc")["tokens"]]
+    request: dict[str, Any] = {"echo": True, "logprobs": 1, "max_tokens": 3, "seed": 1}
+    text, own = post(client, prompt="abc", **request), post(client, prompt=ids, **request)
+    assert own["choices"] == text["choices"]
+    both = post(client, prompt=[ids, ids], **request)["choices"]
+    assert [choice["text"] for choice in both] == ["abcdef"] * 2
+
+
+def test_a_boundary_token_in_front_is_the_one_that_stands_there_anyway(client: FlaskClient) -> None:
+    request: dict[str, Any] = {"echo": True, "logprobs": 1, "max_tokens": 0}
+    plain = post(client, prompt=[2, 3], **request)["choices"][0]["logprobs"]
+    marked = post(client, prompt=[0, 2, 3], **request)
+    logprobs = marked["choices"][0]["logprobs"]
+    assert marked["choices"][0]["text"] == "ab"
+    assert logprobs["token_logprobs"] == [None, *plain["token_logprobs"]]
+    assert logprobs["top_logprobs"][0] is None
+    assert logprobs["tokens"] == ["<|end|>", "a", "b"]
+    assert logprobs["text_offset"] == [0, 0, 1]
+    assert marked["usage"]["prompt_tokens"] == 2
+
+
+def test_a_boundary_token_at_the_end_is_the_end_of_the_text(client: FlaskClient) -> None:
+    [expected] = post(client, "/score", text="xyz", tokens=True)["results"]
+    choice = post(client, prompt=[25, 26, 27, 0], echo=True, logprobs=0, max_tokens=0)["choices"][0]
+    assert choice["text"] == "xyz"
+    assert choice["logprobs"]["token_logprobs"] == [token["logprob"] for token in expected["tokens"]]
+
+
+def test_the_end_token_has_its_figures_and_is_no_text(client: FlaskClient) -> None:
+    choice = post(client, prompt="xy", temperature=0, logprobs=1)["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("z", "stop")
+    assert choice["logprobs"]["tokens"] == ["z", "<|end|>"]
+    assert choice["logprobs"]["text_offset"] == [0, 1]
+
+
+def test_parts_of_characters_are_told_apart(client: FlaskClient) -> None:
+    choice = post(client, model="bytes", temperature=0, logprobs=20)["choices"][0]
+    assert choice["text"] == SPELLED
+    assert choice["logprobs"]["tokens"][:2] == ["bytes:\\xc3", "bytes:\\xa9"]
+    assert [len(top) for top in choice["logprobs"]["top_logprobs"]] == [20] * len(choice["logprobs"]["tokens"])
+
+
+def test_a_character_cut_in_two_is_completed_by_the_continuation(client: FlaskClient) -> None:
+    ids = [token["id"] for token in post(client, "/tokenize", model="bytes", text="é😀")["tokens"]]
+    choice = post(client, model="bytes", prompt=ids[:4], temperature=0, echo=True, max_tokens=2)["choices"][0]
+    assert choice["text"] == "é😀"
+
+
+def test_best_of_gives_the_likeliest_by_token(client: FlaskClient) -> None:
+    request: dict[str, Any] = {"model": "flat", "seed": 3, "max_tokens": 12, "logprobs": 0}
+    every = post(client, n=6, **request)["choices"]
+    mean = {choice["text"]: sum(lp := choice["logprobs"]["token_logprobs"]) / len(lp) for choice in every}
+    answer = post(client, n=2, best_of=6, **request)
+    assert [choice["text"] for choice in answer["choices"]] == sorted(mean, key=lambda text: -mean[text])[:2]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+    assert answer["usage"]["completion_tokens"] == sum(len(choice["logprobs"]["tokens"]) for choice in every)
+
+
+def test_prompts_without_a_seed_differ_and_say_theirs(client: FlaskClient) -> None:
+    choices = post(client, model="flat", prompt=["a", "a"], max_tokens=30)["choices"]
+    assert choices[0]["text"] != choices[1]["text"]
+    again = post(client, "/generate", model="flat", prompt="a", max_tokens=30, seed=choices[1]["seed"])
+    assert again["choices"][0]["text"] == choices[1]["text"]
+
+
+def test_vllms_sampling_fields_are_taken(client: FlaskClient) -> None:
+    assert post(client, model="flat", prompt="ab", top_k=1, max_tokens=3)["choices"][0]["text"] == "cde"
+    assert post(client, prompt="ab", top_k=-1, min_p=0.9, repetition_penalty=1, max_tokens=1)["choices"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
+        ({"presence_penalty": -1}, "presence_penalty", "not supported"),
+        ({"suffix": "x"}, "suffix", "not supported"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options", "not supported"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "stream true"),
+        ({"max_tokens": 0}, "max_tokens", "got 0 with echo false"),
+        ({"max_tokens": 501}, "max_tokens", "got 501, expected 0 <= max_tokens <= 500"),
+        ({"best_of": 1, "n": 2}, "best_of", "at least n, which is 2"),
+        ({"best_of": 2, "stream": True}, "best_of", "expected n"),
+        ({"logprobs": 21}, "logprobs", "got 21, expected 0 <= logprobs <= 20"),
+        ({"logprobs": True}, "logprobs", "got true, expected an integer"),
+        ({"temperature": 11}, "temperature", "expected 0 <= temperature <= 10"),
+        ({"top_k": 29}, "top_k", "expected 0 <= top_k <= 28"),
+        ({"prompt": []}, "prompt", "expected"),
+        ({"prompt": ["a", 1]}, "prompt", "prompt[1]: got a token id after a text"),
+        ({"prompt": [1, "a"]}, "prompt", "prompt[1]: got a text after a token id"),
+        ({"prompt": [[1], "a"]}, "prompt", "prompt[1]: got a text after a list of token ids"),
+        ({"prompt": [28]}, "prompt", "prompt[0]: got 28, expected a token id, 0 <= id < 28"),
+        ({"prompt": [[1], [1, 99]]}, "prompt", "prompt[1][1]: got 99"),
+        ({"prompt": [-1]}, "prompt", "prompt[0]: got -1"),
+        ({"prompt": ["a"] * 9}, "prompt", "expected at most 8"),
+        ({"chat": 1}, "chat", "unknown field"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(
+    client: FlaskClient, body: dict[str, Any], param: str, message: str
+) -> None:
+    error = post(client, status=400, **body)["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, "invalid_request")
+    assert message in error["message"]
+
+
+def test_harmless_fields_are_taken(client: FlaskClient) -> None:
+    more: dict[str, Any] = {"user": "somebody", "frequency_penalty": 0, "presence_penalty": 0.0, "suffix": ""}
+    assert post(client, prompt="a", temperature=0, max_tokens=2, **more)["choices"][0]["text"] == "bc"
+
+
+def test_models_are_listed_and_found(client: FlaskClient) -> None:
+    listed = client.get("/v1/models").get_json()
+    assert listed["object"] == "list"
+    card = next(card for card in listed["data"] if card["id"] == "letters")
+    assert set(card) == {"id", "object", "created", "owned_by"}
+    assert client.get("/v1/models/letters").get_json() == card
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/models/none", 404, "unknown_model"),
+        ("GET", "/v1/nowhere", 404, "not_found"),
+        ("GET", "/v1", 404, "not_found"),
+        ("POST", "/v1/chat/completions", 404, "not_found"),
+        ("GET", "/v1/completions", 405, "method_not_allowed"),
+        ("POST", "/v1/completions", 415, "unsupported_media_type"),
+    ],
+)
+def test_other_errors_have_openais_shape(client: FlaskClient, method: str, path: str, status: int, code: str) -> None:
+    response = client.open(path, method=method, headers={"X-Request-Id": "my-id"})
+    error = response.get_json()["error"]
+    assert (response.status_code, error["code"], error["type"]) == (status, code, "invalid_request_error")
+    assert response.headers["X-Request-Id"] == "my-id"
+
+
+def test_refusals_and_keys_have_openais_shape(settings: Settings) -> None:
+    app = create_app(
+        Settings(bundles=settings.bundles, api_keys=("secret",), workers=1, log_level="error", max_requests=1)
+    )
+    service = app.extensions["meari"]
+    assert service.registry.wait_loaded(30)
+    own = app.test_client()
+    refused = own.post("/v1/completions", json={})
+    assert (refused.status_code, refused.get_json()["error"]["type"]) == (401, "authentication_error")
+    ticket = service.admission.enter()
+    busy = own.post("/v1/completions", json={}, headers={"Authorization": "Bearer secret"})
+    assert (busy.status_code, busy.get_json()["error"]["type"]) == (429, "rate_limit_error")
+    assert busy.get_json()["error"]["code"] == "overloaded"
+    assert int(busy.headers["Retry-After"]) >= 1
+    ticket.release()
+    service.registry.stop()
+
+
+def test_bytes_are_accounted_for_before_a_prompt_is_tokenized(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = app.extensions["meari"]
+    model = service.registry.get("letters")
+    held = service.admission.num_bytes
+    monkeypatch.setattr(service.admission, "_max_bytes", held + 50_000)
+    monkeypatch.setattr(model.tokenizer, "encode", lambda text: pytest.fail("it was tokenized"))
+    error = post(app.test_client(), status=413, prompt="a" * 10_000)["error"]
+    assert error["code"] == "too_large"
+    assert service.admission.num_bytes == held
+
+
+def test_a_full_queue_refuses_a_list_and_gives_its_places_back(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = app.extensions["meari"].registry.get("letters").engine
+    monkeypatch.setattr(engine._scheduler, "_max_waiting", 2)
+    assert post(app.test_client(), status=429, prompt=["a", "b", "c"])["error"]["code"] == "overloaded"
+    assert engine.stats().waiting == 0
+    assert len(post(app.test_client(), prompt=["a", "b"])["choices"]) == 2
