@@ -66,11 +66,7 @@ def _head(description: Description) -> str:
 def _architecture(description: Description) -> str:
     config, sizes = description.checkpoint.config.model, description.sizes
     if isinstance(config, ReservoirConfig):
-        edges = config.block_size if config.pattern == "block" else config.in_edges
-        return (
-            f"{config.units:,} leaky units, {edges} fixed incoming edges each ({config.pattern}), spectral radius "
-            f"{config.spectral_radius:g}; the {config.readout} readout alone is trained"
-        )
+        return _reservoir(config)
     assert isinstance(config, RecurrentConfig)
     layers = "1 layer" if sizes.layers == 1 else f"{sizes.layers} layers"
     of_units = f"{sizes.hidden:,}" if len(set(config.sizes)) == 1 else ", ".join(f"{size:,}" for size in config.sizes)
@@ -89,6 +85,20 @@ def _options(config: RecurrentConfig) -> list[str]:
         ),
     }
     return [text for text, is_used in options.items() if is_used]
+
+
+def _reservoir(config: ReservoirConfig) -> str:
+    edges = config.block_size if config.pattern == "block" else config.in_edges
+    layers = "" if config.layers == 1 else f"{config.layers} layers of "
+    beside = "" if config.reservoirs == 1 else f" in {config.reservoirs} reservoirs side by side"
+    least = "" if config.spectral_radius_min is None else f"{config.spectral_radius_min:g} … "
+    tokens = "" if config.input_tokens == 1 else f", driven by the last {config.input_tokens} tokens"
+    expansion = f", {config.features:,} frozen features of them" if config.features else ""
+    rank = f" of rank {config.readout_rank}" if config.readout_rank else ""
+    return (
+        f"{layers}{config.units:,} leaky units{beside}, {edges} fixed incoming edges each ({config.pattern}), spectral "
+        f"radius {least}{config.spectral_radius:g}{tokens}{expansion}; the {config.readout} readout{rank} alone is trained"
+    )
 
 
 def _state_bytes(description: Description) -> int:

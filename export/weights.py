@@ -75,14 +75,14 @@ class RecurrentWeights:
 
 @dataclass(frozen=True)
 class BlockPattern:
-    """Recurrent weights in square blocks: float32 [num_blocks, block_size, block_size], used as x @ block."""
+    """Fixed weights in square blocks: float32 [reservoirs, num_blocks, block_size, block_size], used as x @ block."""
 
     blocks: Floats
 
 
 @dataclass(frozen=True)
 class RandomPattern:
-    """Recurrent weights on a fixed number k of incoming edges a unit.
+    """Fixed weights on a fixed number k of incoming edges a unit.
 
     sources  int64 [N, k], the unit that each edge comes from
     weights  float32 [N, k]
@@ -92,18 +92,55 @@ class RandomPattern:
     weights: Floats
 
 
-@dataclass(frozen=True)
-class ReservoirWeights:
-    """s' = (1 - leak) s + leak tanh(W s + input[token] + bias), with W as the pattern says.
+Sparse = BlockPattern | RandomPattern
 
-    input  float32 [V, N]
+
+@dataclass(frozen=True)
+class ReservoirLayerWeights:
+    """s' = (1 - leak) s + leak tanh(W s + u + bias), with W as the pattern says.
+
+    below  what makes u of the layer below; None in the first layer, which tokens drive
     leak   float32 [N], each in (0, 1]
     bias   float32 [N]
     """
 
-    pattern: BlockPattern | RandomPattern
-    input: Floats
+    pattern: Sparse
+    below: Sparse | None
     leak: Floats
+    bias: Floats
+
+
+@dataclass(frozen=True)
+class RecentTokensWeights:
+    """u = [e, e of the token before, …] @ weights, with e of a token a row of the embedding.
+
+    embedding  float32 [V, E]
+    weights    float32 [k * E, N]
+    """
+
+    embedding: Floats
+    weights: Floats
+
+
+@dataclass(frozen=True)
+class ReservoirWeights:
+    """What drives the first layer (a row for each token, float32 [V, N], or embeddings), and all layers."""
+
+    entering: Floats | RecentTokensWeights
+    layers: tuple[ReservoirLayerWeights, ...]
+
+
+@dataclass(frozen=True)
+class ExpansionWeights:
+    """tanh(G hidden + bias), S groups of features with inputs of their own.
+
+    sources  int64 [S, K]
+    weights  float32 [S, K, outputs]
+    bias     float32 [S, outputs]
+    """
+
+    sources: NDArray[np.int64]
+    weights: Floats
     bias: Floats
 
 
@@ -130,11 +167,13 @@ class AdaptiveWeights:
 @dataclass(frozen=True)
 class OutputWeights:
     """The maps that turn a hidden vector into logits, first to last: one, or a projection and the tied
-    embedding. With an adaptive softmax it is one, to the logits of the head: its tokens, then its clusters.
+    embedding. With an adaptive softmax it is one, to the logits of the head: its tokens, then its clusters. Before
+    them a reservoir may have an expansion, whose features stand behind the hidden vector.
     """
 
     maps: tuple[Affine, ...]
     adaptive: AdaptiveWeights | None = None
+    expansion: ExpansionWeights | None = None
 
 
 @dataclass(frozen=True)

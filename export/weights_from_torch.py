@@ -11,18 +11,23 @@ from export.weights import (
     AdaptiveWeights,
     Affine,
     BlockPattern,
+    ExpansionWeights,
     Floats,
     LayerWeights,
     ModelWeights,
     NormWeights,
     OutputWeights,
     RandomPattern,
+    RecentTokensWeights,
     RecurrentWeights,
+    ReservoirLayerWeights,
     ReservoirWeights,
+    Sparse,
 )
 from models.adaptive_softmax import AdaptiveSoftmax
 from models.cells import Cell, LstmCell
 from models.cells.esn import EchoStateNetwork
+from models.cells.reservoir import SparseMatrix, TokenRows
 from models.choices import Pattern
 from models.language_model import LanguageModel, RecurrentLanguageModel
 
@@ -32,7 +37,7 @@ def read_weights(model: LanguageModel) -> ModelWeights:
     if isinstance(model, RecurrentLanguageModel):
         return ModelWeights(_recurrent(model), _recurrent_output(model))
     if isinstance(model, EchoStateNetwork):
-        return ModelWeights(_reservoir(model), OutputWeights((_affine(model.readout),)))
+        return ModelWeights(_reservoir(model), _reservoir_output(model))
     raise UnusableRun(f"got a model of class {type(model).__name__}, expected an rnn, gru, lstm or esn")
 
 
@@ -94,9 +99,35 @@ def _affine(linear: nn.Linear) -> Affine:
 
 
 def _reservoir(model: EchoStateNetwork) -> ReservoirWeights:
-    pattern: BlockPattern | RandomPattern
-    if model.pattern is Pattern.BLOCK:
-        pattern = BlockPattern(_floats(model.blocks))
-    else:
-        pattern = RandomPattern(model.in_index.cpu().numpy(), _floats(model.in_weight))
-    return ReservoirWeights(pattern, _floats(model.input_weights), _floats(model.leak), _floats(model.bias))
+    entering = model.entering
+    return ReservoirWeights(
+        _floats(entering.rows)
+        if isinstance(entering, TokenRows)
+        else RecentTokensWeights(_floats(entering.embedding), _floats(entering.weights)),
+        tuple(
+            ReservoirLayerWeights(
+                _sparse(layer.matrix),
+                None if layer.below is None else _sparse(layer.below),
+                _floats(layer.leak),
+                _floats(layer.bias),
+            )
+            for layer in model.reservoir_layers
+        ),
+    )
+
+
+def _sparse(matrix: SparseMatrix) -> Sparse:
+    if matrix.pattern is Pattern.BLOCK:
+        return BlockPattern(_floats(matrix.blocks))
+    return RandomPattern(matrix.in_index.cpu().numpy(), _floats(matrix.in_weight))
+
+
+def _reservoir_output(model: EchoStateNetwork) -> OutputWeights:
+    expansion = None
+    if model.expansion is not None:
+        sources = model.expansion.sources.cpu().numpy()
+        expansion = ExpansionWeights(
+            sources, _floats(model.expansion.weights), _floats(model.expansion.bias).squeeze(1)
+        )
+    narrowing = () if model.narrowing is None else (_affine(model.narrowing),)
+    return OutputWeights((*narrowing, _affine(model.readout)), expansion)

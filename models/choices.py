@@ -33,6 +33,20 @@ class Pattern(StrEnum):
     RANDOM = "random"
 
 
+class Spread(StrEnum):
+    """How numbers are drawn from a range: evenly, or evenly on a logarithmic scale."""
+
+    EVEN = "even"
+    LOG = "log"
+
+
+class Reach(StrEnum):
+    """How many of the last tokens a unit sees: all of `input_tokens`, or the last 1, 2, … of them by turns."""
+
+    ALL = "all"
+    STAGGERED = "staggered"
+
+
 class Readout(StrEnum):
     """How a reservoir's output layer is trained."""
 

@@ -16,7 +16,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from models.choices import Averaging, Device, Document, Family, Pattern, Precision, Readout, TokenizerKind
+from models.choices import (
+    Averaging,
+    Device,
+    Document,
+    Family,
+    Pattern,
+    Precision,
+    Reach,
+    Readout,
+    Spread,
+    TokenizerKind,
+)
 from models.config_rules import CORPUS_RULES, RECURRENT_RULES, RESERVOIR_RULES, TOKENIZER_RULES, TRAINING_RULES
 from models.errors import ConfigError
 from models.fields import Together, choice, integer, integers, paths, read_table, real, show, string, switch, texts
@@ -31,9 +42,11 @@ __all__ = [
     "ModelConfig",
     "Pattern",
     "Precision",
+    "Reach",
     "Readout",
     "RecurrentConfig",
     "ReservoirConfig",
+    "Spread",
     "TokenizerConfig",
     "TokenizerKind",
     "TrainingConfig",
@@ -136,7 +149,35 @@ class RecurrentConfig:
 
 @dataclass(frozen=True)
 class ReservoirConfig:
-    """An echo state network: family is esn. block_size is of pattern block, in_edges of pattern random."""
+    """An echo state network: family is esn. What is fixed is drawn once from the seed; the readout alone is trained.
+
+    Reservoirs:
+    layers, reservoirs      stacked layers; each one's units are dealt out to so many reservoirs side by side
+    units                   of one layer, all of its reservoirs together
+    pattern                 of recurrent weights and of those between layers: block (block_size) or random (in_edges)
+    spectral_radius         of every reservoir; with spectral_radius_min the reservoirs of a layer have radii from that
+                            one up to this one, evenly on a logarithmic scale
+    leak_min, leak_max      leak rates are drawn from this range, as leak_spread says
+    leak_bands              every reservoir draws from its own part of that range, the first from the highest
+    layer_scale             how strongly a layer drives the next one
+    bias_scale              biases of the units are drawn evenly from -bias_scale … bias_scale
+
+    Input:
+    input_tokens            how many of the last tokens enter the first layer; more than one need an embedding_size
+    embedding_size          of the frozen embeddings of tokens; 0: a row of its own for every token
+    input_scale             how strongly they enter: the largest weight without embeddings, the deviation of what enters
+                            a unit with them
+    input_decay             how strongly a token enters compared with the one after it
+    input_reach             all: every unit sees all input_tokens; staggered: by turns the last 1, 2, … of them
+
+    Readout:
+    features                units of a frozen expansion between states and readout: products with feature_edges states
+                            each, shared by feature_block units, then tanh; 0: the readout sees the states alone
+    feature_scale           deviation of what enters a feature, as far as states have a deviation of one
+    feature_bias            biases of the features are drawn evenly from -feature_bias … feature_bias
+    readout, ridge          trained by cross-entropy, or solved by ridge regression with this much of a ridge
+    readout_rank            softmax alone: logits are V (P x) with P of so many rows; 0: one matrix
+    """
 
     family: Family = choice(Family)
     units: int = integer(4096, least=1)
@@ -150,6 +191,22 @@ class ReservoirConfig:
     bias_scale: float = _not_negative(0.1)
     readout: Readout = choice(Readout, Readout.SOFTMAX)
     ridge: float = _positive(1.0)
+    layers: int = integer(1, least=1)
+    reservoirs: int = integer(1, least=1)
+    spectral_radius_min: float | None = _positive(None)
+    leak_spread: Spread = choice(Spread, Spread.EVEN)
+    leak_bands: bool = switch(False)
+    layer_scale: float = _positive(1.0)
+    input_tokens: int = integer(1, least=1)
+    embedding_size: int = integer(0)
+    input_decay: float = real(0.6, expected="0 < decay ≤ 1", fits=lambda decay: 0 < decay <= 1)
+    input_reach: Reach = choice(Reach, Reach.ALL)
+    features: int = integer(0)
+    feature_edges: int = integer(16, least=1)
+    feature_block: int = integer(64, least=1)
+    feature_scale: float = _positive(1.0)
+    feature_bias: float = _not_negative(0.5)
+    readout_rank: int = integer(0)
 
 
 ModelConfig = RecurrentConfig | ReservoirConfig

@@ -5,7 +5,7 @@ Enters: values that are right on their own. Leaves: a problem, `key: got X, expe
 
 from __future__ import annotations
 
-from models.choices import Averaging, Family, Pattern, TokenizerKind
+from models.choices import Averaging, Family, Pattern, Readout, TokenizerKind
 from models.fields import Together, show
 
 LEAST_VOCABULARY = {
@@ -51,15 +51,52 @@ def _is_reservoir(family: Family) -> str | None:
     return None if family is Family.ESN else f'family: got "{family}", expected "esn"'
 
 
-def _blocks_fill_units(pattern: Pattern, units: int, block_size: int) -> str | None:
-    if pattern is Pattern.BLOCK and units % block_size:
-        return f"block_size: got {block_size}, expected a divisor of units ({units})"
+def _reservoirs_share_units(reservoirs: int, units: int) -> str | None:
+    return None if units % reservoirs == 0 else f"reservoirs: got {reservoirs}, expected a divisor of units ({units})"
+
+
+def _blocks_fill_units(pattern: Pattern, units: int, reservoirs: int, block_size: int) -> str | None:
+    own = units // reservoirs
+    if pattern is Pattern.BLOCK and units % reservoirs == 0 and own % block_size:
+        return f"block_size: got {block_size}, expected a divisor of {_units_of_each(units, reservoirs)}"
     return None
 
 
-def _edges_fit_units(pattern: Pattern, units: int, in_edges: int) -> str | None:
-    if pattern is Pattern.RANDOM and in_edges > units:
-        return f"in_edges: got {in_edges}, expected at most units ({units})"
+def _edges_fit_units(pattern: Pattern, units: int, reservoirs: int, in_edges: int) -> str | None:
+    if pattern is Pattern.RANDOM and in_edges > units // reservoirs:
+        return f"in_edges: got {in_edges}, expected at most {_units_of_each(units, reservoirs)}"
+    return None
+
+
+def _units_of_each(units: int, reservoirs: int) -> str:
+    return f"units ({units})" if reservoirs == 1 else f"the units of each reservoir ({units // reservoirs})"
+
+
+def _radii_in_order(least: float | None, most: float) -> str | None:
+    if least is None or least <= most:
+        return None
+    return f"spectral_radius_min: got {least}, expected at most spectral_radius ({most})"
+
+
+def _several_tokens_are_embedded(tokens: int, embedding_size: int) -> str | None:
+    if tokens > 1 and not embedding_size:
+        return f"embedding_size: got 0 with input_tokens {tokens}, expected at least 1"
+    return None
+
+
+def _feature_blocks_fill_features(features: int, block: int) -> str | None:
+    return None if features % block == 0 else f"feature_block: got {block}, expected a divisor of features ({features})"
+
+
+def _features_find_states(features: int, edges: int, units: int, layers: int) -> str | None:
+    if features and edges > units * layers:
+        return f"feature_edges: got {edges}, expected at most the units of all layers ({units * layers})"
+    return None
+
+
+def _low_rank_is_trained(rank: int, readout: Readout) -> str | None:
+    if rank and readout is Readout.RIDGE:
+        return f'readout_rank: got {rank} with readout "ridge", expected 0, or readout "softmax"'
     return None
 
 
@@ -126,9 +163,15 @@ RECURRENT_RULES = (
 )
 RESERVOIR_RULES = (
     Together(("family",), _is_reservoir),
-    Together(("pattern", "units", "block_size"), _blocks_fill_units),
-    Together(("pattern", "units", "in_edges"), _edges_fit_units),
+    Together(("reservoirs", "units"), _reservoirs_share_units),
+    Together(("pattern", "units", "reservoirs", "block_size"), _blocks_fill_units),
+    Together(("pattern", "units", "reservoirs", "in_edges"), _edges_fit_units),
     Together(("leak_min", "leak_max"), _leaks_in_order),
+    Together(("spectral_radius_min", "spectral_radius"), _radii_in_order),
+    Together(("input_tokens", "embedding_size"), _several_tokens_are_embedded),
+    Together(("features", "feature_block"), _feature_blocks_fill_features),
+    Together(("features", "feature_edges", "units", "layers"), _features_find_states),
+    Together(("readout_rank", "readout"), _low_rank_is_trained),
 )
 TRAINING_RULES = (
     Together(("steps", "epochs"), _steps_or_epochs),

@@ -272,7 +272,7 @@ def build_model(config: ModelConfig, vocabulary_size: int, seed: int) -> Languag
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if isinstance(config, ReservoirConfig):
-            from models.cells.esn import build_esn
+            from models.cells.esn_drawing import build_esn
 
             return build_esn(config, vocabulary_size, seed)
         _check_cutoffs(config.adaptive_cutoffs, vocabulary_size)

@@ -10,11 +10,15 @@ Two places where the weights that are not zero may lie; N units, each with k inc
              mixes every block with every other one within two steps where K >= S.
     random   every unit has k incoming edges, from distinct units drawn evenly.
 
+R reservoirs side by side are one matrix of either pattern without an edge between them: reservoir r holds the units
+r * N / R … (r + 1) * N / R - 1, and units are dealt within it.
+
 The spectral radius is the largest absolute value among the eigenvalues of W. Those of a random matrix fill a disc, so
 many are nearly as large as the largest one: ARPACK gets a wide search space, a wider one if it does not converge, and
 what it cannot do LAPACK does on the dense matrix.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +43,13 @@ _MEASURING_SEED = 0x5EED  # of ARPACK's first vector: measuring draws nothing fr
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """Pattern "block": blocks float32 [S, K, K]; blocks[s, j, k] leads from unit j * S + s to unit s * K + k."""
+    """Pattern "block": blocks float32 [R * S, K, K] of R reservoirs with S blocks each.
+
+    blocks[s, j, k] of the first reservoir leads from unit j * S + s to unit s * K + k.
+    """
 
     blocks: Float32s
+    num_reservoirs: int = 1
 
     @property
     def units(self) -> int:
@@ -50,13 +58,14 @@ class BlockWeights:
     def sparse(self) -> csr_array:
         """W as float64 [N, N]: row i holds the weights of the edges into unit i."""
         num_blocks, size, _ = self.blocks.shape
+        own = num_blocks // self.num_reservoirs
         block, source, target = np.indices(self.blocks.shape)
         rows = (block * size + target).ravel()
-        columns = (source * num_blocks + block).ravel()
+        columns = (block // own * own * size + source * own + block % own).ravel()
         return csr_array((self.blocks.astype(np.float64).ravel(), (rows, columns)), shape=(self.units, self.units))
 
     def scaled(self, factor: float) -> "BlockWeights":
-        return BlockWeights((self.blocks * factor).astype(np.float32))
+        return BlockWeights((self.blocks * factor).astype(np.float32), self.num_reservoirs)
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,16 @@ def draw_edges(units: int, in_edges: int, generator: np.random.Generator) -> Edg
     in_index = np.stack([generator.choice(units, in_edges, replace=False) for _ in range(units)]).astype(np.int64)
     in_weight = generator.standard_normal((units, in_edges)) / np.sqrt(in_edges)
     return EdgeWeights(in_index, in_weight.astype(np.float32))
+
+
+def side_by_side(parts: Sequence[RecurrentWeights]) -> RecurrentWeights:
+    """One matrix of several reservoirs of one pattern and size, without edges between them."""
+    blocks = [part.blocks for part in parts if isinstance(part, BlockWeights)]
+    if blocks:
+        return BlockWeights(np.concatenate(blocks), len(parts))
+    edges = [part for part in parts if isinstance(part, EdgeWeights)]
+    in_index = np.concatenate([part.in_index + number * part.units for number, part in enumerate(edges)])
+    return EdgeWeights(in_index, np.concatenate([part.in_weight for part in edges]))
 
 
 def with_spectral_radius(weights: RecurrentWeights, radius: float) -> RecurrentWeights:

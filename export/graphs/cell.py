@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from export.arithmetic import Arithmetic, arithmetic_of
 from export.graph import GraphBuilder
-from export.graphs.esn import esn_step
+from export.graphs.esn import esn_step, remembered
 from export.graphs.gru import gru_step
 from export.graphs.layer_input import HiddenInput, LayerInput, TokenInput
 from export.graphs.lstm import lstm_step
@@ -50,12 +50,19 @@ def cell_graph(weights: RecurrentWeights | ReservoirWeights, precision: Precisio
 
 def _reservoir_graph(weights: ReservoirWeights) -> bytes:
     graph = GraphBuilder("esn_cell")
-    (units,) = weights.leak.shape
     token = graph.input("token", ir.DataType.INT64)
-    s = graph.input("s0", ir.DataType.FLOAT, [units])
-    next_s = esn_step(graph, weights, token, s)
-    graph.output("hidden", next_s, [units])
-    graph.output("next_s0", next_s, [units])
+    recent = None
+    if size := remembered(weights):
+        recent = graph.input("recent", ir.DataType.FLOAT, [size])
+    units = [layer.leak.shape[0] for layer in weights.layers]
+    states = [graph.input(f"s{index}", ir.DataType.FLOAT, [number]) for index, number in enumerate(units)]
+    after = esn_step(graph, weights, token, recent, states)
+    hidden = after.states[0] if len(units) == 1 else graph.op("Concat", *after.states, axis=1)
+    graph.output("hidden", hidden, [sum(units)])
+    if after.recent is not None:
+        graph.output("next_recent", after.recent, [size])
+    for index, state in enumerate(after.states):
+        graph.output(f"next_s{index}", state, [units[index]])
     return graph.to_bytes()
 
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from export.arithmetic import arithmetic_of
 from export.graph import GraphBuilder
 from export.graphs.adaptive import adaptive_graph
+from export.graphs.esn import expand
 from export.precision import Precision
 from export.weights import Affine, OutputWeights
 
@@ -19,7 +20,11 @@ def output_graph(weights: OutputWeights, precision: Precision) -> bytes:
     maps = _folded(weights.maps)
     graph = GraphBuilder("output")
     arithmetic = arithmetic_of(precision, graph)
-    value = graph.input("hidden", ir.DataType.FLOAT, [maps[0].weight.shape[0]])
+    if weights.expansion is None:
+        value = graph.input("hidden", ir.DataType.FLOAT, [maps[0].weight.shape[0]])
+    else:
+        size = maps[0].weight.shape[0] - weights.expansion.bias.size
+        value = expand(graph, weights.expansion, graph.input("hidden", ir.DataType.FLOAT, [size]))
     for index, affine in enumerate(maps):
         value = arithmetic.product(f"map{index}", arithmetic.operand(value), affine.weight, affine.bias)
     vocabulary_size = maps[-1].weight.shape[1]

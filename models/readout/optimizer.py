@@ -24,6 +24,7 @@ class ReadoutAdamW(torch.optim.Optimizer):
     """AdamW over one linear layer whose inputs are the states of a reservoir.
 
     readout        its weight float32 [V, N] and bias float32 [V]; the weight is zero before the first step
+    behind         of a low-rank readout: the layer behind that one, whose inputs are no states: plain AdamW
     measure        makes the whitening; called once, at the first step of a run
     betas          decay of the gradient's two moments
     weight_decay   pull towards zero, in the whitened coordinates; not on the bias
@@ -40,6 +41,7 @@ class ReadoutAdamW(torch.optim.Optimizer):
         lr: float,
         betas: tuple[float, float],
         weight_decay: float,
+        behind: nn.Linear | None = None,
     ) -> None:
         self._measure = measure
         self._whitening: Whitening | None = None
@@ -47,11 +49,13 @@ class ReadoutAdamW(torch.optim.Optimizer):
             {"params": [readout.weight], "weight_decay": weight_decay},
             {"params": [readout.bias], "weight_decay": 0.0},
         ]
+        if behind is not None:
+            groups += [{"params": [behind.weight], "weight_decay": 0.0}, {"params": [behind.bias], "weight_decay": 0.0}]
         super().__init__(groups, {"lr": lr, "betas": betas})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Move weight and bias by one step; both need a gradient."""
+        """Move all weights by one step; each needs a gradient."""
         assert closure is None, "a step takes the gradients that are there"
         weight, bias = self._parameters()
         assert weight.grad is not None, "backward comes before a step"
@@ -61,10 +65,18 @@ class ReadoutAdamW(torch.optim.Optimizer):
         self._move(1, bias.grad)
         weight.copy_(whitening.weights(self.state[weight]["coordinates"]))
         bias.copy_(self.state[bias]["coordinates"] - whitening.bias_shift(weight))
+        for index, parameter in enumerate(self._plain(), 2):
+            assert parameter.grad is not None, "backward comes before a step"
+            self._move(index, parameter.grad)
+            parameter.copy_(self.state[parameter]["coordinates"])
 
     def _parameters(self) -> tuple[Tensor, Tensor]:
-        weight, bias = (group["params"][0] for group in self.param_groups)
+        weight, bias = (group["params"][0] for group in self.param_groups[:2])
         return weight, bias
+
+    def _plain(self) -> list[Tensor]:
+        """Weights that are their own coordinates."""
+        return [group["params"][0] for group in self.param_groups[2:]]
 
     def _whitened(self) -> Whitening:
         """The whitening: measured at the first step of a run, later on what `state` holds, resumed or not."""
@@ -75,6 +87,8 @@ class ReadoutAdamW(torch.optim.Optimizer):
             kept.update({name: getattr(whitening, name) for name in _WHITENING})
             for parameter in (weight, bias):
                 self.state[parameter].update(_beginning(parameter))
+            for parameter in self._plain():
+                self.state[parameter].update(_beginning(parameter) | {"coordinates": parameter.clone()})
         if self._whitening is None or self._whitening.mean is not kept["mean"]:
             self._whitening = Whitening(*(kept[name] for name in _WHITENING))
         return self._whitening

@@ -18,10 +18,12 @@ def readout_optimizer(model: EchoStateNetwork, ids: Ids, config: TrainingConfig)
 
     ids   the row of training tokens
     """
+    first = model.readout if model.narrowing is None else model.narrowing
     return ReadoutAdamW(
-        model.readout,
+        first,
         lambda: measure_whitening(model, ids, SAMPLE_SEED),
         lr=config.learning_rate,
         betas=BETAS,
         weight_decay=config.weight_decay,
+        behind=None if model.narrowing is None else model.readout,
     )

@@ -1,6 +1,7 @@
-"""States of a reservoir along a row of token ids, a bounded piece at a time.
+"""What the readout of a reservoir sees along a row of token ids, a bounded piece at a time.
 
-In: a model and token ids. Out: states and the tokens that follow them. Knows nothing of what is done with them.
+In: a model and token ids. Out: states, features of an expansion among them, and the tokens that follow. Knows nothing
+of what is done with them.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.language_model import LanguageModel
+from models.cells.esn import EchoStateNetwork
 
 Ids = NDArray[Any]
 
@@ -22,11 +23,11 @@ SHORTEST_PIECE = 4 * WARM_TOKENS
 
 
 @torch.no_grad()
-def state_chunks(model: LanguageModel, ids: Ids) -> Iterator[tuple[Tensor, Tensor]]:
+def state_chunks(model: EchoStateNetwork, ids: Ids) -> Iterator[tuple[Tensor, Tensor]]:
     """Run the row as equal pieces side by side, each from the initial state.
 
     ids     unsigned integers [num_tokens], at least two
-    yields  states float32 [n, N] and the tokens that follow them, int64 [n], on the device of the model
+    yields  states float32 [n, readout_inputs] and the tokens that follow them, int64 [n], on the device of the model
 
     A row too short for several pieces is run as one, without warming up.
     """
@@ -44,4 +45,4 @@ def state_chunks(model: LanguageModel, ids: Ids) -> Iterator[tuple[Tensor, Tenso
     for start in range(begin, length, step):
         stop = min(start + step, length)
         hidden, state = model(rows[:, start:stop], state)
-        yield hidden.flatten(0, 1), rows[:, start + 1 : stop + 1].flatten()
+        yield model.readout_states(hidden.flatten(0, 1)), rows[:, start + 1 : stop + 1].flatten()

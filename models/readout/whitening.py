@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.language_model import LanguageModel
+from models.cells.esn import EchoStateNetwork
 from models.readout.states import Ids, state_chunks
 
 NUM_DIRECTIONS = 256
@@ -61,7 +61,7 @@ class Whitening:
 
 
 @torch.no_grad()
-def measure_whitening(model: LanguageModel, ids: Ids, seed: int) -> Whitening:
+def measure_whitening(model: EchoStateNetwork, ids: Ids, seed: int) -> Whitening:
     """Run a sample of the training text and find the leading directions by randomised subspace iteration.
 
     Source: Halko, Martinsson and Tropp, "Finding structure with randomness", 2011.
@@ -82,7 +82,7 @@ def measure_whitening(model: LanguageModel, ids: Ids, seed: int) -> Whitening:
     return Whitening(mean, deviation, leading, _gains(values.clamp_min(0.0), units))
 
 
-def _correlated(model: LanguageModel, ids: Ids, mean: Tensor, deviation: Tensor, directions: Tensor) -> Tensor:
+def _correlated(model: EchoStateNetwork, ids: Ids, mean: Tensor, deviation: Tensor, directions: Tensor) -> Tensor:
     """The product of the states' correlations and the directions, float32 [N, r], times the number of states."""
     product = torch.zeros_like(directions)
     for states, _ in state_chunks(model, ids):
@@ -101,9 +101,9 @@ def _sample(ids: Ids) -> Ids:
     return np.concatenate(pieces)
 
 
-def _moments(model: LanguageModel, ids: Ids) -> tuple[Tensor, Tensor, int]:
+def _moments(model: EchoStateNetwork, ids: Ids) -> tuple[Tensor, Tensor, int]:
     """Mean and deviation of each unit, float32 [N], and how many states there were."""
-    size = model.hidden_size
+    size = model.readout_inputs
     sums = torch.zeros(2, size, dtype=torch.float64, device=model.device)
     num_states = 0
     for states, _ in state_chunks(model, ids):

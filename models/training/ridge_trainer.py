@@ -72,7 +72,7 @@ class RidgeTrainer:
         self._ids, self._held_out = split_ids(corpus.train.ids, vocabulary_size)
         self._streams = self._open_streams()
         self._state: State = model.initial_state(config.training.batch_size)
-        self._sums = RidgeSums.zeros(model.hidden_size, vocabulary_size, device)
+        self._sums = RidgeSums.zeros(model.readout_inputs, vocabulary_size, device)
         self._history = History(run.history)
         self._fingerprint = fingerprint(corpus)
         num_targets = len(self._ids) - 1
@@ -124,7 +124,8 @@ class RidgeTrainer:
         kept = torch.from_numpy(~chunk.fresh).to(device).unsqueeze(1)
         state = {name: torch.where(kept, tensor, 0.0) for name, tensor in self._state.items()}
         hidden, self._state = self.model(torch.from_numpy(chunk.inputs).to(device), state)
-        self._sums.add(hidden.flatten(0, 1), torch.from_numpy(chunk.targets).to(device).flatten())
+        seen = self.model.readout_states(hidden.flatten(0, 1))
+        self._sums.add(seen, torch.from_numpy(chunk.targets).to(device).flatten())
         self.progress = replace(self.progress, step=self.progress.step + 1)
         step, seconds = self.progress.step, self._seconds()
         if seconds - self._noted >= NOTE_SECONDS or step == self.total_steps:

@@ -9,7 +9,7 @@ from export.precision import Precision
 from export.run import NO_TOKENS
 from export.sessions import GraphModel, Graphs
 from export.verification import check_against_torch, check_isolation, check_normalised, check_valid
-from export.weights import BlockPattern, RandomPattern, ReservoirWeights
+from export.weights import BlockPattern, RandomPattern, ReservoirLayerWeights, ReservoirWeights
 from export.weights_from_torch import read_weights
 from models.config import Family, RecurrentConfig, ReservoirConfig
 from tests.export.tiny_models import RESERVOIRS, all_models, make_model
@@ -99,26 +99,24 @@ def test_projection_is_folded_only_where_that_is_smaller() -> None:
 def test_reservoir_stays_sparse_in_the_graph(name: str) -> None:
     weights = read_weights(make_model(RESERVOIRS[name], 40)).cell
     assert isinstance(weights, ReservoirWeights)
-    pattern = weights.pattern
+    pattern = weights.layers[0].pattern
     num_weights = pattern.blocks.size if isinstance(pattern, BlockPattern) else 2 * pattern.weights.size
     graph = onnx.load_model_from_string(
         build_graphs(read_weights(make_model(RESERVOIRS[name], 40)), Precision.FP32).cell
     )
     stored = sum(int(np.prod(constant.dims)) for constant in graph.graph.initializer)
     units = RESERVOIRS[name].units
-    assert stored < weights.input.size + num_weights + 3 * units
-    assert stored < weights.input.size + units * units
+    assert isinstance(weights.entering, np.ndarray)
+    assert stored < weights.entering.size + num_weights + 3 * units
+    assert stored < weights.entering.size + units * units
 
 
 def test_random_reservoir_follows_its_edges_by_hand() -> None:
     config = ReservoirConfig(Family.ESN, units=3, block_size=1)
     weights = read_weights(make_model(config, 4))
-    by_hand = ReservoirWeights(
-        pattern=RandomPattern(np.array([[1, 2], [0, 2], [0, 1]]), np.array([[1, 2], [3, 4], [5, 6]], np.float32)),
-        input=np.zeros((4, 3), np.float32),
-        leak=np.full(3, 0.5, np.float32),
-        bias=np.zeros(3, np.float32),
-    )
+    pattern = RandomPattern(np.array([[1, 2], [0, 2], [0, 1]]), np.array([[1, 2], [3, 4], [5, 6]], np.float32))
+    layer = ReservoirLayerWeights(pattern, None, np.full(3, 0.5, np.float32), np.zeros(3, np.float32))
+    by_hand = ReservoirWeights(np.zeros((4, 3), np.float32), (layer,))
     graphs = build_graphs(type(weights)(by_hand, weights.output), Precision.FP32)
     s = np.array([[0.1, 0.2, 0.3]], np.float32)
     hidden, _ = GraphModel(graphs).step(np.array([0]), {"s0": s})

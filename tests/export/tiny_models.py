@@ -16,8 +16,10 @@ from models.config import (
     Family,
     ModelConfig,
     Pattern,
+    Reach,
     RecurrentConfig,
     ReservoirConfig,
+    Spread,
     TokenizerConfig,
     TokenizerKind,
     TrainingConfig,
@@ -62,6 +64,27 @@ RESERVOIRS = {
     "one block": ReservoirConfig(Family.ESN, units=24, block_size=24),
     "blocks of one": ReservoirConfig(Family.ESN, units=24, block_size=1),
     "random": ReservoirConfig(Family.ESN, units=50, pattern=Pattern.RANDOM, in_edges=5),
+    "side by side": ReservoirConfig(Family.ESN, units=96, reservoirs=3, block_size=8, spectral_radius_min=0.2),
+    "random, side by side, stacked": ReservoirConfig(
+        Family.ESN, units=60, reservoirs=2, layers=2, pattern=Pattern.RANDOM, in_edges=5
+    ),
+    "stacked": ReservoirConfig(Family.ESN, units=48, layers=3, block_size=8, leak_spread=Spread.LOG, leak_min=0.1),
+    "embedded": ReservoirConfig(Family.ESN, units=32, block_size=8, embedding_size=6),
+    "recent tokens": ReservoirConfig(
+        Family.ESN, units=48, block_size=8, input_tokens=4, embedding_size=6, input_reach=Reach.STAGGERED
+    ),
+    "expanded": ReservoirConfig(
+        Family.ESN,
+        units=32,
+        block_size=8,
+        layers=2,
+        features=96,
+        feature_edges=7,
+        feature_block=8,
+        input_tokens=2,
+        embedding_size=6,
+    ),
+    "low rank": ReservoirConfig(Family.ESN, units=48, block_size=8, readout_rank=5, features=32, feature_block=32),
 }
 VOCABULARY_SIZES = {"table": 30, "embedding": 300, "projection": 200, "adaptive": 70, "all options": 130}
 WORDS = ("the sea ", "the echo ", "answers ", "a mountain ", "and falls\n", "silent. ")

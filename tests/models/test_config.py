@@ -148,6 +148,32 @@ def test_all_problems_are_reported_together() -> None:
         ({"training__averaging": "triggered"}, "training.trigger_patience: got 0"),
         ({"training__precision": "float16"}, 'training.precision: got "float16"'),
         ({"training__chunk_spread": -1}, "training.chunk_spread: got -1"),
+        ({"model__family": "esn", "model__reservoirs": 3}, "model.reservoirs: got 3, expected a divisor of units"),
+        (
+            {"model__family": "esn", "model__units": 192, "model__reservoirs": 2},
+            "model.block_size: got 64, expected a divisor of the units of each reservoir (96)",
+        ),
+        (
+            {"model__family": "esn", "model__spectral_radius_min": 1.5},
+            "model.spectral_radius_min: got 1.5, expected at most spectral_radius (0.9)",
+        ),
+        (
+            {"model__family": "esn", "model__input_tokens": 3},
+            "model.embedding_size: got 0 with input_tokens 3, expected at least 1",
+        ),
+        (
+            {"model__family": "esn", "model__features": 100},
+            "model.feature_block: got 64, expected a divisor of features (100)",
+        ),
+        (
+            {"model__family": "esn", "model__units": 64, "model__features": 64, "model__feature_edges": 65},
+            "model.feature_edges: got 65, expected at most the units of all layers (64)",
+        ),
+        (
+            {"model__family": "esn", "model__readout_rank": 8, "model__readout": "ridge"},
+            'model.readout_rank: got 8 with readout "ridge", expected 0',
+        ),
+        ({"model__family": "esn", "model__input_reach": "some"}, 'model.input_reach: got "some", expected one of'),
         ({"model": "lstm"}, 'model: got "lstm", expected a table'),
         ({"training": None}, "training.steps: got neither"),
     ],

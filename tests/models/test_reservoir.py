@@ -58,6 +58,14 @@ def test_every_unit_of_the_random_pattern_has_distinct_edges() -> None:
 
 
 @pytest.mark.parametrize("draw", [block, random])
+def test_reservoirs_side_by_side_are_the_diagonal_of_one_matrix(draw: Draw) -> None:
+    parts = [draw(64, seed) for seed in (1, 2, 3)]
+    expected = scipy.sparse.block_diag([part.sparse() for part in parts]).toarray()
+    np.testing.assert_array_equal(reservoir.side_by_side(parts).sparse().toarray(), expected)
+    np.testing.assert_array_equal(reservoir.side_by_side(parts).scaled(2.0).sparse().toarray(), 2 * expected)
+
+
+@pytest.mark.parametrize("draw", [block, random])
 @pytest.mark.parametrize("units", [32, 256, 512, 768])
 def test_measured_radius_is_that_of_all_dense_eigenvalues(draw: Draw, units: int) -> None:
     weights = draw(units, 5)

@@ -8,12 +8,29 @@ import torch
 from torch import Tensor
 
 from models.cells.esn import EchoStateNetwork
-from models.config import Family, Pattern, ReservoirConfig
-from models.language_model import build_model
+from models.cells.reservoir import RecentTokens, TokenRows
+from models.config import Family, Pattern, Reach, ReservoirConfig, Spread
+from models.language_model import State, build_model
 
 VOCABULARY_SIZE = 11
 CONFIG = ReservoirConfig(family=Family.ESN, units=96, block_size=16, in_edges=6, spectral_radius=0.9)
 BLOCK, RANDOM = CONFIG, replace(CONFIG, pattern=Pattern.RANDOM)
+SIDE_BY_SIDE = replace(
+    CONFIG, reservoirs=3, spectral_radius_min=0.1, leak_min=0.1, leak_spread=Spread.LOG, leak_bands=True
+)
+STACKED = replace(CONFIG, layers=3, reservoirs=2)
+RECENT = replace(CONFIG, input_tokens=4, embedding_size=5)
+EVERYTHING = replace(
+    RECENT, layers=2, reservoirs=2, input_reach=Reach.STAGGERED, features=64, feature_block=16, readout_rank=3
+)
+VARIANTS = {
+    "one reservoir": CONFIG,
+    "side by side": SIDE_BY_SIDE,
+    "stacked": STACKED,
+    "recent tokens": RECENT,
+    "one embedded token": replace(RECENT, input_tokens=1),
+    "everything": EVERYTHING,
+}
 both_patterns = pytest.mark.parametrize("config", [BLOCK, RANDOM], ids=["block", "random"])
 
 
@@ -31,33 +48,45 @@ def draw_state(batch: int, units: int, seed: int = 6) -> dict[str, Tensor]:
     return {"s0": torch.rand(batch, units, generator=torch.Generator().manual_seed(seed)) * 2 - 1}
 
 
-@both_patterns
+def draw_states(model: EchoStateNetwork, batch: int, seed: int = 6) -> State:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.rand(state.shape, generator=generator) * 2 - 1 for name, state in model.initial_state(batch).items()
+    }
+
+
+@pytest.mark.parametrize("pattern", list(Pattern))
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_step_and_sequence_agree(config: ReservoirConfig, batch: int) -> None:
-    model = build(config)
-    tokens, state = draw_tokens(batch, 40), draw_state(batch, config.units)
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_step_and_sequence_agree(variant: str, pattern: Pattern, batch: int) -> None:
+    model = build(replace(VARIANTS[variant], pattern=pattern))
+    tokens, state = draw_tokens(batch, 40), draw_states(model, batch)
     hidden, last = model(tokens, state)
+    assert hidden.shape == (batch, 40, model.hidden_size)
     for time in range(40):
         one, state = model.step(tokens[:, time], state)
         torch.testing.assert_close(one, hidden[:, time], atol=1e-5, rtol=0)
-    torch.testing.assert_close(state["s0"], last["s0"], atol=1e-5, rtol=0)
+    for name in state:
+        torch.testing.assert_close(state[name], last[name], atol=1e-5, rtol=0)
 
 
-@both_patterns
-def test_sequence_in_pieces_equals_the_whole(config: ReservoirConfig) -> None:
-    model, tokens = build(config), draw_tokens(3, 20)
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_sequence_in_pieces_equals_the_whole(variant: str) -> None:
+    model, tokens = build(VARIANTS[variant]), draw_tokens(3, 20)
     whole, _ = model(tokens, model.initial_state(3))
     first, state = model(tokens[:, :7], model.initial_state(3))
     second, _ = model(tokens[:, 7:], state)
-    assert torch.equal(torch.cat((first, second), 1), whole)
+    torch.testing.assert_close(torch.cat((first, second), 1), whole, atol=1e-6, rtol=0)
 
 
 @both_patterns
 def test_a_step_is_the_equation_in_dense_float64(config: ReservoirConfig) -> None:
     model = build(config)
     state, tokens = draw_state(4, config.units), draw_tokens(4, 1)[:, 0]
-    w = model.recurrent_weights.sparse().toarray()
-    w_in, leak, bias = (x.double().numpy() for x in (model.input_weights, model.leak, model.bias))
+    (layer,) = model.reservoir_layers
+    w = layer.matrix.weights.sparse().toarray()
+    assert isinstance(model.entering, TokenRows)
+    w_in, leak, bias = (x.double().numpy() for x in (model.entering.rows, layer.leak, layer.bias))
     s = state["s0"].double().numpy()
     expected = (1 - leak) * s + leak * np.tanh(s @ w.T + w_in[tokens.numpy()] + bias)
     hidden, _ = model.step(tokens, state)
@@ -95,32 +124,121 @@ def test_different_initial_states_are_kept_far_above_radius_one(config: Reservoi
 @both_patterns
 def test_the_radius_that_was_set_is_measured(config: ReservoirConfig) -> None:
     model = build(replace(config, spectral_radius=0.7))
-    dense = np.linalg.eigvals(model.recurrent_weights.sparse().toarray())
+    dense = np.linalg.eigvals(model.reservoir_layers[0].matrix.weights.sparse().toarray())
     assert model.measured_spectral_radius() == pytest.approx(0.7, rel=1e-5)
     assert np.abs(dense).max() == pytest.approx(0.7, rel=1e-5)
 
 
-@both_patterns
-def test_a_seed_fixes_every_matrix(config: ReservoirConfig) -> None:
+@pytest.mark.parametrize("pattern", list(Pattern))
+def test_a_seed_fixes_every_matrix(pattern: Pattern) -> None:
+    config = replace(EVERYTHING, pattern=pattern)
     one, same, other = build(config, 1).state_dict(), build(config, 1).state_dict(), build(config, 2).state_dict()
     assert all(torch.equal(one[name], same[name]) for name in one)
-    drawn = [name for name in one if not name.startswith("readout")]
+    drawn = [name for name in one if not name.startswith(("readout", "narrowing"))]
     assert all(not torch.equal(one[name], other[name]) for name in drawn)
 
 
 def test_a_setting_of_one_matrix_leaves_the_others_as_they_were() -> None:
     plain, other = build(BLOCK).state_dict(), build(replace(BLOCK, block_size=32, input_scale=0.5)).state_dict()
-    torch.testing.assert_close(other["input_weights"], plain["input_weights"] * 0.5)
-    assert torch.equal(plain["leak"], other["leak"])
-    assert torch.equal(plain["bias"], other["bias"])
+    torch.testing.assert_close(other["entering.rows"], plain["entering.rows"] * 0.5)
+    assert torch.equal(plain["layers.0.leak"], other["layers.0.leak"])
+    assert torch.equal(plain["layers.0.bias"], other["layers.0.bias"])
 
 
 def test_settings_bound_what_is_drawn() -> None:
     config = replace(BLOCK, units=1024, leak_min=0.2, leak_max=0.6, input_scale=0.3, bias_scale=0.05)
     model = build(config)
-    assert 0.2 <= float(model.leak.min()) < 0.21 < 0.59 < float(model.leak.max()) <= 0.6
-    assert 0.29 < float(model.input_weights.abs().max()) <= 0.3
-    assert 0.049 < float(model.bias.abs().max()) <= 0.05
+    (layer,) = model.reservoir_layers
+    assert 0.2 <= float(layer.leak.min()) < 0.21 < 0.59 < float(layer.leak.max()) <= 0.6
+    assert isinstance(model.entering, TokenRows)
+    assert 0.29 < float(model.entering.rows.abs().max()) <= 0.3
+    assert 0.049 < float(layer.bias.abs().max()) <= 0.05
+
+
+@both_patterns
+def test_reservoirs_side_by_side_have_radii_of_their_own_and_no_edges_between_them(config: ReservoirConfig) -> None:
+    settings = replace(config, reservoirs=3, spectral_radius=0.9, spectral_radius_min=0.1)
+    w = build(settings).reservoir_layers[0].matrix.weights.sparse().toarray()
+    radii = [float(np.abs(np.linalg.eigvals(w[begin : begin + 32, begin : begin + 32])).max()) for begin in (0, 32, 64)]
+    assert radii == pytest.approx([0.1, 0.3, 0.9], rel=1e-4)
+    for begin in (0, 32, 64):
+        w[begin : begin + 32, begin : begin + 32] = 0
+    assert not w.any()
+
+
+def test_reservoirs_have_bands_of_leaks_from_fast_to_slow() -> None:
+    leak = build(SIDE_BY_SIDE).reservoir_layers[0].leak
+    edges = [1.0, 10 ** (-1 / 3), 10 ** (-2 / 3), 0.1]
+    for number, band in enumerate(leak.split(32)):
+        assert edges[number + 1] - 1e-6 <= float(band.min()) <= float(band.max()) <= edges[number] + 1e-6
+
+
+def test_leaks_spread_over_a_logarithmic_range_have_their_median_at_its_geometric_mean() -> None:
+    config = replace(CONFIG, units=4096, block_size=64, leak_min=0.01, leak_max=1.0, leak_spread=Spread.LOG)
+    leak = build(config).reservoir_layers[0].leak
+    assert float(leak.min()) >= 0.01
+    assert float(leak.max()) <= 1.0
+    assert 0.08 < float(leak.median()) < 0.12
+
+
+@both_patterns
+def test_an_upper_layer_is_driven_by_the_one_below(config: ReservoirConfig) -> None:
+    model = build(replace(config, layers=2))
+    state, tokens = draw_states(model, 3), draw_tokens(3, 1)[:, 0]
+    hidden, next_state = model.step(tokens, state)
+    upper = model.reservoir_layers[1]
+    assert upper.below is not None
+    w, w_below = (matrix.weights.sparse().toarray() for matrix in (upper.matrix, upper.below))
+    s, below = state["s1"].double().numpy(), next_state["s0"].double().numpy()
+    leak, bias = upper.leak.double().numpy(), upper.bias.double().numpy()
+    expected = (1 - leak) * s + leak * np.tanh(s @ w.T + below @ w_below.T + bias)
+    np.testing.assert_allclose(next_state["s1"].numpy(), expected, atol=1e-6)
+    assert torch.equal(hidden, torch.cat((next_state["s0"], next_state["s1"]), 1))
+
+
+def test_a_unit_sees_exactly_as_many_tokens_as_it_should() -> None:
+    model = build(replace(RECENT, input_reach=Reach.STAGGERED, spectral_radius=0.0, leak_min=1.0))
+    for lag in range(6):
+        one, other = torch.full((1, 6), 3), torch.full((1, 6), 3)
+        other[0, 5 - lag] = 4
+        differs = [model(tokens, model.initial_state(1))[0][0, -1] for tokens in (one, other)]
+        changed = (differs[0] != differs[1]).nonzero()[:, 0]
+        assert changed.tolist() == [unit for unit in range(96) if lag < min(unit % 4 + 1, 4)]
+
+
+def test_embeddings_of_tokens_before_the_first_are_zero() -> None:
+    model = build(RECENT)
+    assert isinstance(model.entering, RecentTokens)
+    _, state = model(torch.tensor([[7]]), model.initial_state(1))
+    assert torch.equal(state["recent"][0, :5], model.entering.embedding[7])
+    assert not state["recent"][0, 5:].any()
+
+
+def test_features_are_the_equation_in_dense_float64() -> None:
+    model = build(replace(CONFIG, features=64, feature_block=16, feature_edges=8, feature_scale=2.0))
+    assert model.expansion is not None
+    hidden = draw_state(3, 96)["s0"]
+    dense = np.zeros((64, 96))
+    for group, sources in enumerate(model.expansion.sources.tolist()):
+        dense[16 * group : 16 * group + 16, sources] = model.expansion.weights[group].double().numpy().T
+    features = np.tanh(hidden.double().numpy() @ dense.T + model.expansion.bias.double().numpy().ravel())
+    seen = model.readout_states(hidden)
+    assert torch.equal(seen[:, :96], hidden)
+    np.testing.assert_allclose(seen[:, 96:].numpy(), features, atol=1e-6)
+
+
+def test_a_readout_of_low_rank_is_the_product_of_two() -> None:
+    model = build(EVERYTHING)
+    assert model.narrowing is not None
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    hidden = torch.rand(3, model.hidden_size)
+    weight = model.readout.weight @ model.narrowing.weight
+    bias = model.readout.weight @ model.narrowing.bias + model.readout.bias
+    expected = model.readout_states(hidden) @ weight.t() + bias
+    torch.testing.assert_close(model.logits(hidden), expected, atol=1e-4, rtol=1e-4)
+    assert torch.linalg.matrix_rank(weight) == 3
 
 
 def test_only_the_readout_is_trained() -> None:
@@ -138,3 +256,5 @@ def test_a_fresh_readout_finds_every_token_equally_likely() -> None:
     logits = model.logits(draw_state(2, 96)["s0"])
     assert logits.shape == (2, VOCABULARY_SIZE)
     assert torch.equal(logits, torch.zeros_like(logits))
+    low_rank = build(EVERYTHING)
+    assert not low_rank.logits(torch.rand(2, low_rank.hidden_size)).any()

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.cells.esn import EchoStateNetwork, build_esn
-from models.config import Family, ReservoirConfig
+from models.cells.esn import EchoStateNetwork
+from models.cells.esn_drawing import build_esn
+from models.config import Family, ReservoirConfig, TrainingConfig
 from models.readout.optimizer import ReadoutAdamW
+from models.readout.softmax import readout_optimizer
 from models.readout.states import state_chunks
 from models.readout.whitening import DAMPING, Whitening, measure_whitening
 
@@ -135,3 +137,21 @@ def test_whitened_steps_learn_faster_than_plain_ones(steps: int) -> None:
     )
     theirs = torch.optim.AdamW(plain.parameters(), lr=0.02, betas=(0.9, 0.99), weight_decay=0.0)
     assert loss_after(ours, whitened) < loss_after(theirs, plain)
+
+
+def test_a_readout_of_low_rank_learns_through_both_of_its_matrices() -> None:
+    config = ReservoirConfig(family=Family.ESN, units=UNITS, block_size=16, readout_rank=4)
+    model, ids = build_esn(config, VOCABULARY_SIZE, 1), draw_ids(4000)
+    ids[2::2] = ids[1:-1:2]  # every second token repeats the one before
+    optimizer = readout_optimizer(model, ids, TrainingConfig(steps=60, learning_rate=0.02, weight_decay=0.0))
+    tokens = torch.from_numpy(ids.astype(np.int64))[None]
+    hidden, _ = model(tokens[:, :-1], model.initial_state(1))
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model.logits(hidden)[0], tokens[0, 1:])
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(np.log(VOCABULARY_SIZE), rel=1e-4)
+    assert losses[-1] < losses[0] - 0.1

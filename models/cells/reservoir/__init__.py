@@ -1,0 +1,12 @@
+"""The fixed parts of an echo state network, each a module of buffers without a gradient.
+
+`matrix` is a sparse product, `token_input` what enters the first layer, `layer` a layer of leaky units and `expansion`
+what stands between states and readout. Each has two forms that agree: the equations as written, and a fast one.
+"""
+
+from models.cells.reservoir.expansion import Expansion
+from models.cells.reservoir.layer import ReservoirLayer
+from models.cells.reservoir.matrix import SparseMatrix
+from models.cells.reservoir.token_input import RecentTokens, TokenRows
+
+__all__ = ["Expansion", "RecentTokens", "ReservoirLayer", "SparseMatrix", "TokenRows"]
