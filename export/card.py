@@ -97,7 +97,8 @@ def _reservoir(config: ReservoirConfig) -> str:
     rank = f" of rank {config.readout_rank}" if config.readout_rank else ""
     return (
         f"{layers}{config.units:,} leaky units{beside}, {edges} fixed incoming edges each ({config.pattern}), spectral "
-        f"radius {least}{config.spectral_radius:g}{tokens}{expansion}; the {config.readout} readout{rank} alone is trained"
+        f"radius {least}{config.spectral_radius:g}{tokens}{expansion}; "
+        f"the {config.readout} readout{rank} alone is trained"
     )
 
 

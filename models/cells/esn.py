@@ -84,6 +84,11 @@ class EchoStateNetwork(LanguageModel):
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        # States are float32 whatever the readout is trained in: rounding errors would feed back into later ones.
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self._sequence(tokens, state)
+
+    def _sequence(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         first = self.reservoir_layers[0]
         drive, recent = self.entering.sequence(tokens, state.get(RECENT), first.bias, DOUBLED)
         next_state: State = {} if recent is None else {RECENT: recent}

@@ -150,7 +150,7 @@ def test_a_readout_of_low_rank_learns_through_both_of_its_matrices() -> None:
     for _ in range(60):
         optimizer.zero_grad()
         loss = functional.cross_entropy(model.logits(hidden)[0], tokens[0, 1:])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(np.log(VOCABULARY_SIZE), rel=1e-4)
