@@ -118,9 +118,8 @@ class EchoStateNetwork(LanguageModel):
         """What the readout sees of each hidden vector: float32 [..., H] → [..., readout_inputs]."""
         if self.expansion is None:
             return hidden
-        rows = hidden.flatten(0, -2)
-        features = self.expansion(rows)
-        return torch.cat((rows.to(features.dtype), features), 1).view(*hidden.shape[:-1], self.readout_inputs)
+        seen: Tensor = self.expansion(hidden.flatten(0, -2))
+        return seen.unflatten(0, hidden.shape[:-1])
 
     def logits(self, hidden: Tensor) -> Tensor:
         seen = self.readout_states(hidden)

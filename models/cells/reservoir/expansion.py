@@ -2,7 +2,7 @@
 
     f = tanh(G m + b)
 
-In: states of all layers, m. Out: features f, many more of them. Knows nothing of time: every row is on its own.
+In: states of all layers, m. Out: m and features f, many more of them. Knows nothing of time: every row is on its own.
 
 G is as sparse as the hardware likes: O features at a time share K states drawn from all of them, so that a product is
 F / O small dense ones. Nothing of it has to be remembered from step to step, so a small state can have a wide readout.
@@ -32,7 +32,17 @@ class Expansion(nn.Module):
         self.features = bias.numel()
 
     def forward(self, m: Tensor) -> Tensor:
-        """Floating [n, H] → [n, F]."""
-        seen = m.t()[self.sources].transpose(1, 2)  # [S, n, K]
-        sums = torch.baddbmm(self.bias.to(m.dtype), seen, self.weights)
-        return torch.tanh(sums).transpose(0, 1).reshape(len(m), self.features)
+        """The states with their features behind them: floating [n, H] → [n, H + F], in bfloat16 where autocast is on.
+
+        Features come first in memory, [H + F, n]: sources are fetched as whole rows, and nothing has to be turned.
+        """
+        groups, _, block = self.weights.shape
+        kind = torch.get_autocast_dtype(m.device.type) if torch.is_autocast_enabled(m.device.type) else m.dtype
+        states, num_rows = m.shape[1], m.shape[0]
+        seen = m.new_empty(states + self.features, num_rows, dtype=kind)
+        seen[:states].copy_(m.t())
+        sums = seen[states:].view(groups, block, num_rows)
+        bias = self.bias.to(kind).transpose(1, 2)
+        torch.baddbmm(bias, self.weights.to(kind).transpose(1, 2), seen[self.sources], out=sums)
+        sums.tanh_()
+        return seen.t()
