@@ -130,4 +130,4 @@ def _reservoir_output(model: EchoStateNetwork) -> OutputWeights:
             sources, _floats(model.expansion.weights), _floats(model.expansion.bias).squeeze(1)
         )
     narrowing = () if model.narrowing is None else (_affine(model.narrowing),)
-    return OutputWeights((*narrowing, _affine(model.readout)), expansion)
+    return OutputWeights((*narrowing, _affine(model.readout)), expansion=expansion)

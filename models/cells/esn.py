@@ -84,8 +84,7 @@ class EchoStateNetwork(LanguageModel):
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        # States are float32 whatever the readout is trained in: rounding errors would feed back into later ones.
-        with torch.autocast(tokens.device.type, enabled=False):
+        with _exactly(tokens):
             return self._sequence(tokens, state)
 
     def _sequence(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
@@ -122,10 +121,11 @@ class EchoStateNetwork(LanguageModel):
         return seen.unflatten(0, hidden.shape[:-1])
 
     def logits(self, hidden: Tensor) -> Tensor:
-        seen = self.readout_states(hidden)
-        if self.narrowing is not None:
-            seen = functional.linear(seen, self.narrowing.weight, self.narrowing.bias)
-        return functional.linear(seen, self.readout.weight, self.readout.bias)
+        with _exactly(hidden):
+            seen = self.readout_states(hidden)
+            if self.narrowing is not None:
+                seen = functional.linear(seen, self.narrowing.weight, self.narrowing.bias)
+            return functional.linear(seen, self.readout.weight, self.readout.bias)
 
     def _make_readout(self, rank: int) -> None:
         """A readout that finds every token equally likely."""
@@ -139,3 +139,10 @@ class EchoStateNetwork(LanguageModel):
         self.narrowing = nn.Linear(self.readout_inputs, rank)
         nn.init.zeros_(self.narrowing.weight)
         nn.init.zeros_(self.narrowing.bias)
+
+
+def _exactly(tensor: Tensor) -> torch.autocast:
+    """No bfloat16: rounding errors would feed back into later states, and a readout of thousands of correlated units
+    is a small difference of large sums. (Its training fails in bfloat16, and its thin products gain little by it.)
+    """
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -32,17 +32,15 @@ class Expansion(nn.Module):
         self.features = bias.numel()
 
     def forward(self, m: Tensor) -> Tensor:
-        """The states with their features behind them: floating [n, H] → [n, H + F], in bfloat16 where autocast is on.
+        """The states with their features behind them: floating [n, H] → [n, H + F].
 
         Features come first in memory, [H + F, n]: sources are fetched as whole rows, and nothing has to be turned.
         """
         groups, _, block = self.weights.shape
-        kind = torch.get_autocast_dtype(m.device.type) if torch.is_autocast_enabled(m.device.type) else m.dtype
         states, num_rows = m.shape[1], m.shape[0]
-        seen = m.new_empty(states + self.features, num_rows, dtype=kind)
+        seen = m.new_empty(states + self.features, num_rows)
         seen[:states].copy_(m.t())
         sums = seen[states:].view(groups, block, num_rows)
-        bias = self.bias.to(kind).transpose(1, 2)
-        torch.baddbmm(bias, self.weights.to(kind).transpose(1, 2), seen[self.sources], out=sums)
+        torch.baddbmm(self.bias.transpose(1, 2), self.weights.transpose(1, 2), seen[self.sources], out=sums)
         sums.tanh_()
         return seen.t()
