@@ -15,7 +15,16 @@ import click
 import cli
 
 NOT_VERBS = frozenset({"main"})
-STAGES = ("train", "evaluate", "export", "serve", "generate", "score", "claims")  # in the order in which data flows
+STAGES = (
+    "search",
+    "train",
+    "evaluate",
+    "export",
+    "serve",
+    "generate",
+    "score",
+    "claims",
+)  # in the order in which data flows
 ERROR_ROOTS = (
     ("models.errors", "ModelsError"),
     ("export.errors", "ExportError"),

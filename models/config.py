@@ -286,13 +286,17 @@ def _plain(value: Any) -> Any:
 
 
 def load_config(path: Path) -> Config:
-    """Read a TOML file. Raises ConfigError: unreadable, not TOML, or with every problem of its settings."""
+    """Read a TOML file. Raises ConfigError: unreadable, not TOML, or with every problem of its settings.
+
+    A table [search] is left to `meari search`.
+    """
     try:
         tables = tomllib.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise ConfigError(str(path), [f"got {error.strerror or error}, expected a readable TOML file"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"got {error}, expected TOML in UTF-8"]) from error
+    tables.pop("search", None)
     return parse_config(tables, str(path))
 
 

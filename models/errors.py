@@ -10,6 +10,7 @@
     ├── TokenizerError          a tokenizer.json that is missing, damaged or not ours; an unsuitable vocabulary
     ├── TokenFileError          a prepared token file that is damaged
     ├── ReservoirError          a reservoir that cannot have the spectral radius asked for
+    ├── SearchError             a search that exists already, cannot be gone on with, or found nothing
     ├── CheckpointError         a run or checkpoint folder that is missing, incomplete or does not fit
     └── TrainingError           training cannot go on
         ├── RidgeError          the equations of a ridge regression have no stable solution
@@ -77,6 +78,10 @@ class TokenFileError(ModelsError):
 
 class ReservoirError(ModelsError):
     """A reservoir cannot have the spectral radius that was asked for."""
+
+
+class SearchError(ModelsError):
+    """A search cannot be started, gone on with or ended."""
 
 
 class CheckpointError(ModelsError):

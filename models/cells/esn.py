@@ -143,6 +143,6 @@ class EchoStateNetwork(LanguageModel):
 
 def _exactly(tensor: Tensor) -> torch.autocast:
     """No bfloat16: rounding errors would feed back into later states, and a readout of thousands of correlated units
-    is a small difference of large sums. (Its training fails in bfloat16, and its thin products gain little by it.)
+    gives small differences of large sums.
     """
     return torch.autocast(tensor.device.type, enabled=False)

@@ -53,8 +53,7 @@ def _train(config: Config, run: RunFolder, *, resume: bool, display: Display, cl
     corpus = prepare(config, run.path)
     display.note(describe_corpus(corpus))
     with stop_on_signals() as stop:
-        kind = RidgeTrainer if _is_ridge(config) else Trainer
-        trainer = kind(config, corpus, run, device, display, clock, stop)
+        trainer = trainer_of(config)(config, corpus, run, device, display, clock, stop)
         if resume and run.has_snapshot():
             trainer.resume()
         ending = trainer.run()
@@ -75,9 +74,10 @@ def describe_corpus(corpus: PreparedCorpus) -> str:
     )
 
 
-def _is_ridge(config: Config) -> bool:
-    """Whether the readout of a reservoir is solved for, where everything else is trained step by step."""
-    return isinstance(config.model, ReservoirConfig) and config.model.readout is Readout.RIDGE
+def trainer_of(config: Config) -> type[RidgeTrainer] | type[Trainer]:
+    """The readout of a reservoir may be solved for; everything else is trained step by step."""
+    is_ridge = isinstance(config.model, ReservoirConfig) and config.model.readout is Readout.RIDGE
+    return RidgeTrainer if is_ridge else Trainer
 
 
 def measure_run(

@@ -1,0 +1,88 @@
+"""The trials of a search, a line each, so that a search can be ended at any moment and gone on with.
+
+    search.jsonl   first what is searched (`{"search": …}`), then each trial that came to an end
+
+In: trials as they end. Out: a file, and the trials that it holds. A last line that was cut off is as if never written.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from models.errors import SearchError
+from models.search.space import Value
+
+NAME = "search.jsonl"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """number   from 1 on
+    settings    as they were drawn
+    loss        nats a character of the validation text; None where training failed
+    problem     why it failed, or ""
+    seconds     that the trial took in all
+    """
+
+    number: int
+    settings: dict[str, Value]
+    loss: float | None
+    nats_per_token: float | None
+    steps: int
+    ending: str
+    problem: str
+    seconds: float
+
+
+class Journal:
+    """Where trials are kept. `begin` or `resume` comes first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+
+    def begin(self, described: dict[str, Any]) -> None:
+        """Start anew. Raises SearchError where a search is kept already."""
+        if self.path.exists():
+            raise SearchError(
+                f"{self.path}: this search exists; go on with --resume, replace it with --overwrite, or choose another "
+                "folder with --run"
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps({"search": described}, ensure_ascii=False) + "\n", "utf-8")
+
+    def resume(self, described: dict[str, Any]) -> list[Trial]:
+        """The trials so far. Raises SearchError: there are none, the file is damaged, or another search is kept."""
+        head, trials = self.read()
+        if head != described:
+            differ = sorted(key for key in {*head, *described} if head.get(key) != described.get(key))
+            raise SearchError(
+                f"{self.path}: was started with another {', '.join(differ)}, so it cannot be gone on with; undo the "
+                "changes, replace it with --overwrite, or choose another folder with --run"
+            )
+        self.path.write_text(
+            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in ({"search": head}, *map(asdict, trials))),
+            "utf-8",
+        )
+        return trials
+
+    def read(self) -> tuple[dict[str, Any], list[Trial]]:
+        """What is searched, and the trials so far. Raises SearchError."""
+        try:
+            lines = self.path.read_text("utf-8").splitlines(keepends=True)
+        except OSError as error:
+            raise SearchError(f"{self.path}: got {error.strerror or error}, expected a search to go on with") from error
+        try:
+            whole = [json.loads(line) for line in lines if line.endswith("\n")]
+            return whole[0]["search"], [Trial(**line) for line in whole[1:]]
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise SearchError(f"{self.path}: is damaged ({error}); start again with --overwrite") from error
+
+    def add(self, trial: Trial) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(trial), ensure_ascii=False) + "\n")
+
+
+def ranked(trials: list[Trial]) -> list[Trial]:
+    """The best first; those that failed last."""
+    return sorted(trials, key=lambda trial: (trial.loss is None, trial.loss or 0.0, trial.number))

@@ -1,0 +1,67 @@
+"""What a search is told: by the command line, else by the [search] table of the TOML file, else by defaults.
+
+In: a file, a config, options. Out: what varies, and the budget. Raises ConfigError with every problem.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.config import Config
+from models.errors import ConfigError
+from models.fields import integer, read_table, real, show
+from models.search.defaults import default_ranges
+from models.search.run import Budget
+from models.search.space import read_option
+
+SETTINGS = "settings"
+
+
+def _minutes(default: float) -> Any:
+    return real(default, expected="≥ 0", fits=lambda minutes: minutes >= 0)
+
+
+@dataclass(frozen=True)
+class _SearchTable:
+    trials: int = integer(20, least=1)
+    trial_minutes: float = _minutes(2.0)
+    minutes: float = _minutes(0.0)
+
+
+@dataclass(frozen=True)
+class Options:
+    """settings   what varies, as TOML has it"""
+
+    settings: Mapping[str, object]
+    budget: Budget
+
+
+def read_options(
+    file: Path,
+    config: Config,
+    varied: Sequence[str],
+    *,
+    trials: int | None,
+    trial_minutes: float | None,
+    minutes: float | None,
+) -> Options:
+    """Read [search] of the file, which is known to be TOML, and let options override it; None: not given."""
+    table = tomllib.loads(file.read_bytes().decode("utf-8")).get("search", {})
+    if not isinstance(table, Mapping):
+        raise ConfigError(str(file), [f"search: got {show(table)}, expected a table"])
+    problems: list[str] = []
+    own = {key: value for key, value in table.items() if key != SETTINGS}
+    given = read_table(_SearchTable, "search.", own, (), problems, known=(SETTINGS,))
+    settings = table.get(SETTINGS, {})
+    if not isinstance(settings, Mapping):
+        problems.append(f"search.settings: got {show(settings)}, expected a table")
+    if problems:
+        raise ConfigError(str(file), problems)
+    for name, value in (("trials", trials), ("trial_minutes", trial_minutes), ("minutes", minutes)):
+        if value is not None:
+            given[name] = value
+    if varied:
+        settings = dict(read_option(text) for text in varied)
+    return Options(settings or default_ranges(config), Budget(**given))

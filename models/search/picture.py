@@ -1,0 +1,85 @@
+"""The picture of a search: each setting against the held-out loss, those that mattered most first.
+
+In: trials, what was varied, how much each setting explained. Out: a PNG.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from models.atomic import write_file
+from models.search.journal import Trial, ranked
+from models.search.space import Choices, Range
+
+TRIAL_COLOUR, BEST_COLOUR, FAILED_COLOUR = "#4c78a8", "#e45756", "#9d755d"
+COLUMNS = 3
+INCHES_WIDE, INCHES_HIGH, DOTS_PER_INCH = 3.4, 2.8, 100
+MOST_SPREAD = 3.0  # the loss axis ends this many times the inner quartiles' distance above the median
+
+
+def write_picture(
+    path: Path,
+    title: str,
+    trials: Sequence[Trial],
+    varied: Mapping[str, Range | Choices],
+    shares: Mapping[str, float | None],
+) -> None:
+    """Draw `search.png` atomically; there is at least one setting."""
+    columns = min(COLUMNS, len(shares))
+    rows = math.ceil(len(shares) / columns)
+    figure = Figure(figsize=(INCHES_WIDE * columns, INCHES_HIGH * rows + 0.4), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for place, axes in enumerate(grid.ravel()):
+        if place >= len(shares):
+            axes.set_visible(False)
+            continue
+        name = list(shares)[place]
+        _draw(axes, name, trials, varied[name])
+        share = shares[name]
+        axes.set_title(name if share is None else f"{name}: explains {share:.0%}", fontsize=9)
+    for line in grid:
+        line[0].set_ylabel("validation, nats/char", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_file(path, picture.getvalue())
+
+
+def _draw(axes: Axes, name: str, trials: Sequence[Trial], spec: Range | Choices) -> None:
+    limit = _highest(trials)
+    names = None
+    if isinstance(spec, Choices):
+        names = [str(value) for value in spec.values]
+    shown: list[tuple[float, float, str, str]] = []
+    best = ranked(list(trials))[0]
+    for trial in trials:
+        value = trial.settings[name]
+        place = float(names.index(str(value))) if names is not None else float(value)
+        is_shown = trial.loss is not None and trial.loss <= limit
+        colour = BEST_COLOUR if trial is best else TRIAL_COLOUR if is_shown else FAILED_COLOUR
+        shown.append((place, trial.loss if is_shown and trial.loss is not None else limit, colour, "ox"[not is_shown]))
+    for place, loss, colour, marker in shown:
+        axes.scatter(place, loss, c=colour, marker=marker, s=22, zorder=2 + (colour == BEST_COLOUR))
+    if names is not None:
+        axes.set_xticks(range(len(names)), names, fontsize=8)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+    elif isinstance(spec, Range):
+        axes.set_xscale("log" if spec.is_log else "linear")
+        axes.set_xlim(spec.low, spec.high)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+
+
+def _highest(trials: Sequence[Trial]) -> float:
+    """Where the loss axis ends: trials that are far worse, or failed, are crosses at the top."""
+    losses = sorted(trial.loss for trial in trials if trial.loss is not None)
+    if not losses:
+        return 1.0
+    middle, inner = losses[len(losses) // 2], losses[(3 * len(losses)) // 4] - losses[len(losses) // 4]
+    return min(losses[-1], middle + MOST_SPREAD * max(inner, 0.01))

@@ -1,0 +1,208 @@
+"""The search itself: draw settings, train for a while, measure on validation text, note it down; again and again.
+
+In: a space, budgets, a folder. Out: the trials, in the folder's journal, and a picture; the config of the best trial.
+Knows nothing of the command line; what is shown, the clock and the wish to stop are passed in.
+
+    search.jsonl   what is searched, and every trial that came to an end
+    search.png     each setting against the held-out loss
+    best.toml      the config of the best trial, for `meari train`
+    tokens/        the corpus, prepared once for all trials
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.atomic import settled, write_file
+from models.checkpoint import load_checkpoint
+from models.config import Config
+from models.errors import ReservoirError, SearchError, TrainingError
+from models.evaluation import evaluate
+from models.search.importance import importances
+from models.search.journal import Journal, Trial, ranked
+from models.search.picture import write_picture
+from models.search.space import Space, Value, with_settings
+from models.search.toml import to_toml
+from models.text.tokens import PreparedCorpus, prepare
+from models.training.device import choose_device, fast_torch
+from models.training.display import Display
+from models.training.interrupt import StopRequest, stop_on_signals
+from models.training.run import trainer_of
+from models.training.run_folder import RunFolder, Start, open_run
+from models.training.trainer import Ending
+
+TRIAL = "trial"
+PICTURE = "search.png"
+BEST = "best.toml"
+LEAST_SECONDS = 1.0  # left of the budget, under which no trial is started
+
+
+@dataclass(frozen=True)
+class Budget:
+    """trials        how many, those of an earlier part of the search included
+    trial_minutes    after which a trial's training is ended and measured; 0: as long as its config says
+    minutes          of all trials together; 0: no limit
+    """
+
+    trials: int
+    trial_minutes: float
+    minutes: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """trials   in the order in which they ran
+    shares      how much each setting explains, see `models.search.importance`
+    signal      that ended the search, or None
+    """
+
+    trials: list[Trial]
+    shares: dict[str, float | None]
+    signal: int | None
+
+    @property
+    def best(self) -> Trial | None:
+        """None where no trial could be measured."""
+        first = ranked(self.trials)[:1]
+        return first[0] if first and first[0].loss is not None else None
+
+
+def search(
+    space: Space,
+    budget: Budget,
+    folder: Path,
+    start: Start,
+    *,
+    display_of: Callable[[int], Display],
+    tell: Callable[[str], None],
+    clock: Callable[[], float],
+) -> Found:
+    """Run trials until a budget is used up or somebody wants to stop.
+
+    display_of   what the training of a trial reports to, by its number
+    tell         is given a line after each trial
+
+    Raises SearchError, ConfigError, CorpusError; the trials that ended before stay in the journal. A trial whose
+    training fails (TrainingError, ReservoirError) is noted as such, and the search goes on.
+    """
+    journal = Journal(folder)
+    described = {"config": space.config.to_tables(), "settings": space.described()}
+    if start is Start.OVERWRITE:
+        journal.path.unlink(missing_ok=True)
+    if start is Start.RESUME:
+        trials = journal.resume(described)
+    else:
+        journal.begin(described)
+        trials = []
+    with fast_torch(space.config.training.threads), stop_on_signals() as stop:
+        corpus = prepare(space.config, folder)
+        searcher = _Searcher(space, corpus, folder, stop, clock)
+        while stop.signal is None and (minutes := _minutes_left(budget, trials)) is not None:
+            number = len(trials) + 1
+            trial = searcher.trial(number, minutes, display_of(number))
+            if trial is None:
+                break
+            journal.add(trial)
+            trials.append(trial)
+            tell(_line(trial))
+    shutil.rmtree(folder / TRIAL, ignore_errors=True)
+    return _conclude(space, folder, trials, stop)
+
+
+def _minutes_left(budget: Budget, trials: list[Trial]) -> float | None:
+    """How long the next trial may train, 0 for no limit; None where there is to be none."""
+    if len(trials) >= budget.trials:
+        return None
+    if not budget.minutes:
+        return budget.trial_minutes
+    left = budget.minutes - sum(trial.seconds for trial in trials) / 60
+    if left * 60 < LEAST_SECONDS:
+        return None
+    return min(left, budget.trial_minutes or left)
+
+
+class _Searcher:
+    """What all trials share."""
+
+    def __init__(
+        self, space: Space, corpus: PreparedCorpus, folder: Path, stop: StopRequest, clock: Callable[[], float]
+    ) -> None:
+        self._space, self._corpus, self._folder = space, corpus, folder
+        self._stop, self._clock = stop, clock
+
+    def trial(self, number: int, minutes: float, display: Display) -> Trial | None:
+        """Draw, train and measure; None where somebody wants to stop. The draw depends on the seed and the number."""
+        began = self._clock()
+        settings, config = self._space.draw(np.random.default_rng([self._space.config.seed, number]))
+        if minutes and (not config.training.max_minutes or minutes < config.training.max_minutes):
+            config = dataclasses.replace(config, training=dataclasses.replace(config.training, max_minutes=minutes))
+        try:
+            measured = self._train(config, display)
+        except (TrainingError, ReservoirError) as error:
+            return Trial(number, settings, None, None, 0, "failed", str(error), self._clock() - began)
+        if measured is None:
+            return None
+        return Trial(number, settings, *measured, problem="", seconds=self._clock() - began)
+
+    def _train(self, config: Config, display: Display) -> tuple[float, float, int, str] | None:
+        """Nats a character and a token of the validation text, steps and the ending; None if interrupted."""
+        run = self._folder_of_trial(config)
+        device = choose_device(config.training.device)
+        trainer = trainer_of(config)(config, self._corpus, run, device, display, self._clock, self._stop)
+        ending = trainer.run()
+        if ending is Ending.INTERRUPTED:
+            return None
+        if not settled(run.best).is_dir():
+            raise TrainingError("the time was up before the first step")
+        figures = evaluate(load_checkpoint(settled(run.best), device).model, self._corpus.validation)
+        return figures.nats_per_char, figures.nats_per_token, trainer.progress.step, str(ending)
+
+    def _folder_of_trial(self, config: Config) -> RunFolder:
+        path = self._folder / TRIAL
+        shutil.rmtree(path, ignore_errors=True)
+        run = open_run(path, config, Start.FRESH)
+        shutil.copyfile(RunFolder(self._folder).tokenizer, run.tokenizer)
+        return run
+
+
+def _conclude(space: Space, folder: Path, trials: list[Trial], stop: StopRequest) -> Found:
+    """Raises SearchError where there is nothing to conclude from."""
+    if not trials:
+        if stop.signal is not None:
+            return Found([], {}, stop.signal)
+        raise SearchError("got a budget for no trial at all, expected one for at least one")
+    found = Found(trials, importances(trials), stop.signal)
+    best = found.best
+    head = f"{space.config.name}: {len(trials)} trials"
+    if best is not None:
+        head += f", best {best.loss:.4f} nats/char (trial {best.number})"
+        write_file(folder / BEST, to_toml(with_settings(space.config, best.settings)).encode())
+    write_picture(folder / PICTURE, head, trials, space.varied, found.shares)
+    return found
+
+
+def _line(trial: Trial) -> str:
+    """A trial in a line."""
+    result = f"failed: {trial.problem}" if trial.loss is None else f"{trial.loss:.4f} nats/char"
+    settings = ", ".join(f"{name}={shown(value)}" for name, value in trial.settings.items())
+    return f"trial {trial.number}: {result}, {trial.seconds:.1f} s  ({settings})"
+
+
+def shown(value: Value) -> str:
+    """A setting as a table shows it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def as_json(found: Found) -> dict[str, Any]:
+    """Everything that was found, as plain tables."""
+    best = found.best
+    return {
+        "best": None if best is None else dataclasses.asdict(best),
+        "explained": found.shares,
+        "trials": [dataclasses.asdict(trial) for trial in found.trials],
+    }
