@@ -118,7 +118,7 @@ class EchoStateNetwork(LanguageModel):
         if self.expansion is None:
             return hidden
         seen: Tensor = self.expansion(hidden.flatten(0, -2))
-        return seen.unflatten(0, hidden.shape[:-1])
+        return seen.view(*hidden.shape[:-1], self.readout_inputs)
 
     def logits(self, hidden: Tensor) -> Tensor:
         with _exactly(hidden):

@@ -30,10 +30,10 @@ def importances(trials: Sequence[Trial]) -> dict[str, float | None]:
         return {}
     names = list(trials[0].settings)
     if len(trials) < LEAST_TRIALS:
-        return dict.fromkeys(names)
+        return dict.fromkeys(names, None)
     losses = ranks(np.array([np.inf if trial.loss is None else trial.loss for trial in trials]))
-    shares = {name: explained([trial.settings[name] for trial in trials], losses) for name in names}
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+    shares = [(explained([trial.settings[name] for trial in trials], losses), name) for name in names]
+    return {name: share for share, name in sorted(shares, key=lambda pair: (-pair[0], pair[1]))}
 
 
 def explained(values: Sequence[Value], losses: Floats) -> float:

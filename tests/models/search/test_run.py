@@ -21,7 +21,7 @@ from models.training.display import Display
 from models.training.run_folder import Start
 from tests.models.training.tiny_runs import Clock, StopAt, tiny_config
 
-RATES = {"training.learning_rate": {"log": [1e-3, 1e-1]}, "model.hidden_size": [4, 8]}
+RATES: dict[str, object] = {"training.learning_rate": {"log": [1e-3, 1e-1]}, "model.hidden_size": [4, 8]}
 ALL = Budget(trials=3, trial_minutes=0, minutes=0)
 
 
