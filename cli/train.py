@@ -16,29 +16,53 @@ RUNS = Path("runs")
 @click.option("--run", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Run folder.  [runs/NAME]")
 @click.option("--resume", is_flag=True, help="Go on with the run in that folder.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in that folder.")
-def command(config_file: Path, folder: Path | None, resume: bool, overwrite: bool) -> None:
+@click.option(
+    "--tensorboard",
+    "events",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Also write losses, gradient norm, learning rate and tokens/s there for TensorBoard.",
+)
+def command(config_file: Path, folder: Path | None, resume: bool, overwrite: bool, events: Path | None) -> None:
     """Train a model as CONFIG.toml says and keep everything in a run folder.
 
     Ctrl-C or SIGTERM ends it after the current step; --resume goes on from there, bit for bit on a CPU.
+
+    \b
+    Several processes train one model together, each on its share of the batch (batch_size / N streams):
+      torchrun --standalone --nproc-per-node N --no-python -- meari train CONFIG.toml
+    They do what one process would, up to rounding, and any number of them can resume the run.
     """
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
     from rich.console import Console
 
     from models.config import load_config
-    from models.training.display import make_display
+    from models.training.device import choose_device
+    from models.training.display import Silent, make_display
     from models.training.run import train
-    from models.training.run_folder import Start, open_run
+    from models.training.run_folder import RunFolder, Start, open_run
+    from models.training.tensorboard import TensorBoardDisplay
+    from models.training.trainer import Ending
+    from models.training.workers import joined_workers
 
     config = load_config(config_file)
     start = Start.RESUME if resume else Start.OVERWRITE if overwrite else Start.FRESH
-    run = open_run(folder or RUNS / config.name, config, start)
-    outcome = train(config, run, resume=resume, display=make_display(Console()), clock=time.monotonic)
-    if outcome.figures is None:
-        words = ["meari", "train", str(config_file), *(["--run", str(folder)] if folder else []), "--resume"]
-        click.echo(f"Interrupted after step {outcome.step}. Go on with:\n  {shlex.join(words)}")
+    run = RunFolder(folder or RUNS / config.name)
+    again = ["meari", "train", str(config_file), *(["--run", str(folder)] if folder else []), "--resume"]
+    with joined_workers(choose_device(config.training.device), config.training.batch_size) as workers:
+        display = make_display(Console()) if workers.is_first else Silent()
+        if events is not None and workers.is_first:
+            display = TensorBoardDisplay(events, display)
+        workers.first(lambda: open_run(run.path, config, start))
+        outcome = train(config, run, resume=resume, display=display, clock=time.monotonic, workers=workers)
+        is_interrupted = outcome.ending is Ending.INTERRUPTED
+        if is_interrupted and workers.is_first:
+            click.echo(f"Interrupted after step {outcome.step}. Go on with:\n  {shlex.join(again)}")
+        if outcome.figures is not None:
+            _show(run.path, str(outcome.ending), outcome.step, outcome.figures)
+    if is_interrupted:
         sys.exit(128 + (outcome.stop.signal or signal.SIGINT))
-    _show(run.path, str(outcome.ending), outcome.step, outcome.figures)
 
 
 def _show(run: Path, ending: str, step: int, figures: dict[str, dict[str, float]]) -> None:

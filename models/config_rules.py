@@ -136,6 +136,12 @@ def _trigger_has_patience(averaging: Averaging, patience: int) -> str | None:
     return None
 
 
+def _average_comes_before_the_end(averaging: Averaging, trigger_patience: int, patience: int) -> str | None:
+    if averaging is Averaging.TRIGGERED and 0 < patience <= trigger_patience:
+        return f"patience: got {patience}, expected more than trigger_patience ({trigger_patience}), or 0"
+    return None
+
+
 def _steps_or_epochs(steps: int | None, epochs: float | None) -> str | None:
     if steps is None and epochs is None:
         return "steps: got neither steps nor epochs, expected one of the two"
@@ -177,4 +183,5 @@ TRAINING_RULES = (
     Together(("steps", "epochs"), _steps_or_epochs),
     Together(("min_learning_rate", "learning_rate"), _rates_in_order),
     Together(("averaging", "trigger_patience"), _trigger_has_patience),
+    Together(("averaging", "trigger_patience", "patience"), _average_comes_before_the_end),
 )

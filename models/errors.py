@@ -14,7 +14,8 @@
     ├── CheckpointError         a run or checkpoint folder that is missing, incomplete or does not fit
     └── TrainingError           training cannot go on
         ├── RidgeError          the equations of a ridge regression have no stable solution
-        └── NotFinite           a loss, gradient or figure that is not a finite number
+        ├── NotFinite           a loss, gradient or figure that is not a finite number
+        └── PeerFailed          another process of the same run failed, and says why itself
 
 Messages say what came, what was expected and, where it helps, what to do. Whoever calls from a terminal
 catches `ModelsError` and prints its text.
@@ -98,3 +99,7 @@ class RidgeError(TrainingError):
 
 class NotFinite(TrainingError):
     """A loss, gradient or figure is not a finite number."""
+
+
+class PeerFailed(TrainingError):
+    """Another process of the same run has ended or failed; its own message says why."""

@@ -8,7 +8,7 @@ A state is a dict from the name of each state tensor to float32 [B, *shape]; the
 changed in place.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,9 @@ class LanguageModel(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    def take_share(self, index: int, num_shares: int) -> None:
+        """Train on the index-th of equal shares of a batch's rows, with the dropout that they have in the whole."""
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Run whole sequences.
@@ -146,6 +149,9 @@ class RecurrentLanguageModel(LanguageModel):
             return super().initial_state(batch)
         return {tensor.name: self.initial[tensor.name].expand(batch, -1) for tensor in self.state_tensors}
 
+    def take_share(self, index: int, num_shares: int) -> None:
+        self._dropout = replace(self._dropout, share_index=index, num_shares=num_shares)
+
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         x = self._dropout.at_input(self.embedding(tokens), tokens, self.vocabulary_size, training=self.training)
         next_state: State = {}
@@ -210,13 +216,15 @@ class RecurrentLanguageModel(LanguageModel):
 
 @dataclass(frozen=True)
 class _Dropouts:
-    """What is set to zero where, while training."""
+    """What is set to zero where, while training; masks are drawn for the whole batch that the rows are a share of."""
 
     embedding: float
     input: float
     layers: float
     output: float
     is_locked: bool
+    share_index: int = 0
+    num_shares: int = 1
 
     @staticmethod
     def of(config: RecurrentConfig) -> "_Dropouts":
@@ -240,9 +248,11 @@ class _Dropouts:
         """x is [B, T, D]; a locked mask is [B, 1, D]."""
         if not training or not share:
             return x
-        if not self.is_locked:
+        if not self.is_locked and self.num_shares == 1:
             return functional.dropout(x, share)
-        return x * functional.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), share)
+        batch, length, size = x.shape
+        whole = functional.dropout(x.new_ones(self.num_shares, batch, 1 if self.is_locked else length, size), share)
+        return x * whole[self.share_index]
 
 
 def _make_cell(config: RecurrentConfig, input_size: int, hidden_size: int) -> Cell:

@@ -37,8 +37,13 @@ def fast_torch(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def describe_machine(device: torch.device) -> str:
+def describe_machine(device: torch.device, num_processes: int = 1) -> str:
     """What a training ran on, for the figures."""
+    described = _described(device)
+    return described if num_processes == 1 else f"{num_processes} processes, each: {described}"
+
+
+def _described(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     return f"{_processor()}, threads: {torch.get_num_threads()} of {os.cpu_count()} cores, torch {torch.__version__}"

@@ -30,6 +30,16 @@ def make_display(console: Console) -> Display:
     return BarDisplay(console) if console.is_terminal else LineDisplay(console)
 
 
+class Silent:
+    """Shows nothing: for processes beside the one that shows."""
+
+    def start(self, done: int, total: int) -> None: ...
+    def step(self, record: StepRecord, tokens_per_second: float) -> None: ...
+    def evaluation(self, record: EvaluationRecord, is_best: bool) -> None: ...
+    def note(self, text: str) -> None: ...
+    def stop(self) -> None: ...
+
+
 class _Smoothed:
     """A running mean of the loss that starts at its first value."""
 

@@ -64,6 +64,14 @@ class History:
         beside.replace(self._path)
 
 
+class Unkept(History):
+    """Keeps nothing: for processes beside the one that writes."""
+
+    def add(self, record: Record) -> None: ...
+    def flush(self) -> None: ...
+    def cut(self, step: int) -> None: ...
+
+
 def read_history(path: Path) -> list[Record]:
     """All records of a file, in order; a last line that was cut short by a crash is left out."""
     records: list[Record] = []

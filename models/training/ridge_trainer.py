@@ -1,7 +1,8 @@
 """Training of a reservoir's readout by ridge regression: one pass, one solution, one calibration.
 
 In: a config, a prepared corpus, a run folder. Out: `best/`, `last/` and `history.jsonl` in it, and how it ended, as
-from `models.training.trainer`. Knows nothing of raw text; what is shown, the clock and the wish to stop are passed in.
+from `models.training.trainer`. Knows nothing of raw text; what is shown, the clock, the wish to stop and the other
+processes, whose sums are added to its own at the end, are passed in.
 
 The last part of the training text is kept out of the sums: the scores are made into probabilities on it. A second pass
 would add nothing, so `steps` and `epochs` can only shorten the first. Interrupted, the sums so far are in `last/`:
@@ -34,13 +35,14 @@ from models.readout.states import Ids, state_chunks
 from models.text.tokens import PreparedCorpus
 from models.training.corpus_streams import fingerprint, starting_tokens
 from models.training.display import Display
-from models.training.history import EvaluationRecord, History
+from models.training.history import EvaluationRecord, History, Unkept
 from models.training.interrupt import StopRequest
 from models.training.run_folder import RunFolder
 from models.training.schedule import chunk_length, num_steps, tokens_per_step
 from models.training.snapshot import PROGRESS, Progress
 from models.training.streams import Streams
-from models.training.trainer import Ending
+from models.training.trainer import ENDINGS, Ending
+from models.training.workers import ALONE, Workers
 
 SUMS = "sums.safetensors"
 CALIBRATION_SHARE = 0.02
@@ -60,6 +62,7 @@ class RidgeTrainer:
         display: Display,
         clock: Callable[[], float],
         stop: StopRequest,
+        workers: Workers = ALONE,
     ) -> None:
         assert isinstance(config.model, ReservoirConfig), "only a reservoir has such a readout"
         vocabulary_size = corpus.tokenizer.vocabulary_size
@@ -68,12 +71,13 @@ class RidgeTrainer:
         self.model = model
         self._config, self._corpus, self._run = config, corpus, run
         self._ridge = config.model.ridge
-        self._display, self._clock, self._stop = display, clock, stop
+        self._display, self._clock, self._stop, self._workers = display, clock, stop, workers
+        self._rows = workers.rows(config.training.batch_size)
         self._ids, self._held_out = split_ids(corpus.train.ids, vocabulary_size)
         self._streams = self._open_streams()
-        self._state: State = model.initial_state(config.training.batch_size)
+        self._state: State = model.initial_state(self._rows.stop - self._rows.start)
         self._sums = RidgeSums.zeros(model.readout_inputs, vocabulary_size, device)
-        self._history = History(run.history)
+        self._history = History(run.history) if workers.is_first else Unkept(run.history)
         self._fingerprint = fingerprint(corpus)
         num_targets = len(self._ids) - 1
         one_pass = math.ceil(num_targets / tokens_per_step(config.training, num_targets))
@@ -91,8 +95,9 @@ class RidgeTrainer:
         self._history.cut(self.progress.step)
         if not self.progress.is_finished:
             tensors = {name: value.to(self.model.device) for name, value in read_tensors(folder / SUMS).items()}
-            self._state = {name: tensors.pop(name) for name in self._state}
-            self._sums = RidgeSums(**tensors)
+            self._state = {name: tensors.pop(name)[self._rows] for name in self._state}
+            if self._workers.is_first:  # the sums so far count once; the others go on from zero
+                self._sums = RidgeSums(**tensors)
 
     def run(self) -> Ending:
         """Add up, solve, calibrate. Raises RidgeError or NotFinite; a run resumed when finished ends at once."""
@@ -100,33 +105,46 @@ class RidgeTrainer:
         if self.progress.is_finished:
             return Ending.FINISHED
         ending = self._add_up()
+        self._workers.add_up(self._sums.tensors().values())
+        self._state = {name: self._workers.gathered(tensor) for name, tensor in self._state.items()}
+        if self._workers.is_first:
+            self._end(ending)
+        return ending
+
+    def _end(self, ending: Ending) -> None:
         if ending is Ending.INTERRUPTED:
             self.progress = replace(self.progress, seconds=self._seconds())
             self._save_last()
-            return ending
+            return
         self._set_readout()
         self._finish()
-        return ending
 
     def _add_up(self) -> Ending:
-        most_seconds = 60 * self._config.training.max_minutes or math.inf
-        while self.progress.step < self.total_steps:
-            if self._stop.signal is not None:
-                return Ending.INTERRUPTED
-            if self.progress.step and self._clock() - self._ran_since >= most_seconds:
-                return Ending.TIME_LIMIT
+        while (ending := ENDINGS[self._workers.largest(ENDINGS.index(self._own_ending()))]) is None:
             self._add_chunk()
-        return Ending.FINISHED
+        return ending
+
+    def _own_ending(self) -> Ending | None:
+        most_seconds = 60 * self._config.training.max_minutes or math.inf
+        if self.progress.step >= self.total_steps:
+            return Ending.FINISHED
+        if self._stop.signal is not None:
+            return Ending.INTERRUPTED
+        if self.progress.step and self._clock() - self._ran_since >= most_seconds:
+            return Ending.TIME_LIMIT
+        return None
 
     def _add_chunk(self) -> None:
-        chunk = self._streams.next_chunk()
+        chunk = self._streams.next_chunk().of(self._rows)
         device = self.model.device
         kept = torch.from_numpy(~chunk.fresh).to(device).unsqueeze(1)
         state = {name: torch.where(kept, tensor, 0.0) for name, tensor in self._state.items()}
         hidden, self._state = self.model(torch.from_numpy(chunk.inputs).to(device), state)
         seen = self.model.readout_states(hidden.flatten(0, 1))
         self._sums.add(seen, torch.from_numpy(chunk.targets).to(device).flatten())
-        self.progress = replace(self.progress, step=self.progress.step + 1)
+        num_tokens = self._config.training.batch_size * chunk.inputs.shape[1]
+        tokens = self.progress.tokens + num_tokens
+        self.progress = replace(self.progress, step=self.progress.step + 1, tokens=tokens)
         step, seconds = self.progress.step, self._seconds()
         if seconds - self._noted >= NOTE_SECONDS or step == self.total_steps:
             self._noted = seconds
@@ -151,7 +169,8 @@ class RidgeTrainer:
         record = EvaluationRecord(step, nats, round(self._seconds(), 3))
         self._history.add(record)
         self._display.evaluation(record, True)
-        self.progress = Progress(step, nats, step, 0, self._seconds(), is_finished=True)
+        tokens = self.progress.tokens
+        self.progress = Progress(step, nats, step, 0, self._seconds(), is_finished=True, tokens=tokens)
         with replaced_folder(self._run.best) as folder:
             figures = {"validation": {"nats_per_token": nats, "perplexity": math.exp(min(nats, 700.0))}}
             fill_checkpoint(folder, self.model, self._run.tokenizer, self._config, step=step, figures=figures)

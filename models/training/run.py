@@ -23,14 +23,14 @@ from models.training.history import read_history
 from models.training.interrupt import StopRequest, stop_on_signals
 from models.training.ridge_trainer import RidgeTrainer
 from models.training.run_folder import RunFolder
-from models.training.schedule import tokens_per_step
 from models.training.snapshot import Progress
 from models.training.trainer import Ending, Trainer
+from models.training.workers import ALONE, Workers
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended; `figures` are there unless it was interrupted."""
+    """How a run ended; `figures` are there unless it was interrupted, and in the first process alone."""
 
     ending: Ending
     step: int
@@ -38,29 +38,40 @@ class Outcome:
     figures: dict[str, Any] | None
 
 
-def train(config: Config, run: RunFolder, *, resume: bool, display: Display, clock: Callable[[], float]) -> Outcome:
-    """Train as configured.
+def train(
+    config: Config,
+    run: RunFolder,
+    *,
+    resume: bool,
+    display: Display,
+    clock: Callable[[], float],
+    workers: Workers = ALONE,
+) -> Outcome:
+    """Train as configured, together with all `workers`.
 
     Raises CorpusError, CheckpointError, TrainingError (NotFinite among them); saved checkpoints stay whole.
     """
     with fast_torch(config.training.threads):
-        return _train(config, run, resume=resume, display=display, clock=clock)
+        return _train(config, run, resume, display, clock, workers)
 
 
-def _train(config: Config, run: RunFolder, *, resume: bool, display: Display, clock: Callable[[], float]) -> Outcome:
+def _train(
+    config: Config, run: RunFolder, resume: bool, display: Display, clock: Callable[[], float], workers: Workers
+) -> Outcome:
     device = choose_device(config.training.device)
     display.note("Preparing the corpus")
-    corpus = prepare(config, run.path)
+    corpus = workers.in_turn(lambda: prepare(config, run.path))
     display.note(describe_corpus(corpus))
     with stop_on_signals() as stop:
-        trainer = trainer_of(config)(config, corpus, run, device, display, clock, stop)
+        trainer = trainer_of(config)(config, corpus, run, device, display, clock, stop, workers)
         if resume and run.has_snapshot():
             trainer.resume()
         ending = trainer.run()
     step = trainer.progress.step
-    if ending is Ending.INTERRUPTED:
+    if ending is Ending.INTERRUPTED or not workers.is_first:
         return Outcome(ending, step, stop, None)
-    figures = measure_run(config, corpus, run, trainer.progress, device)
+    machine = describe_machine(device, workers.size)
+    figures = measure_run(config, corpus, run, trainer.progress, device, machine)
     return Outcome(ending, step, stop, figures)
 
 
@@ -81,24 +92,22 @@ def trainer_of(config: Config) -> type[RidgeTrainer] | type[Trainer]:
 
 
 def measure_run(
-    config: Config, corpus: PreparedCorpus, run: RunFolder, progress: Progress, device: torch.device
+    config: Config, corpus: PreparedCorpus, run: RunFolder, progress: Progress, device: torch.device, machine: str
 ) -> dict[str, Any]:
     """Measure the best weights on all held-out text and write `figures.json` and `report.png`."""
     model = load_checkpoint(settled(run.best), device).model
     parts = {"validation": corpus.validation} | ({"test": corpus.test} if corpus.test is not None else {})
     held_out: dict[str, Figures] = {part: evaluate(model, tokens) for part, tokens in parts.items()}
-    num_targets = len(corpus.train.ids) - 1
-    tokens = progress.step * tokens_per_step(config.training, num_targets)
     figures: dict[str, Any] = {part: value.to_json() for part, value in held_out.items()}
     figures |= {
         "training_seconds": round(progress.seconds, 1),
         "steps": progress.step,
-        "epochs": round(tokens / num_targets, 3),
+        "epochs": round(progress.tokens / (len(corpus.train.ids) - 1), 3),
         "training_documents": corpus.train.num_documents,
         "blocked_documents": corpus.train.num_blocked,
         "best_step": progress.best_step,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "machine": describe_machine(device),
+        "machine": machine,
     }
     if isinstance(model, EchoStateNetwork):
         figures["spectral_radius"] = model.measured_spectral_radius()

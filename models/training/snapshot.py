@@ -38,6 +38,7 @@ class Progress:
     evaluations_since_best  for early stopping
     seconds                 of training, all parts of the run together
     is_finished             nothing is left to do
+    tokens                  that all streams have taken together
     """
 
     step: int = 0
@@ -46,6 +47,7 @@ class Progress:
     evaluations_since_best: int = 0
     seconds: float = 0.0
     is_finished: bool = False
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

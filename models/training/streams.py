@@ -42,6 +42,10 @@ class Chunk:
     targets: Int64s
     fresh: Bools
 
+    def of(self, rows: slice) -> "Chunk":
+        """The chunk of some of the streams."""
+        return Chunk(self.inputs[rows], self.targets[rows], self.fresh[rows])
+
 
 class Streams:
     """Cursors into one row of token ids.

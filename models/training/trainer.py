@@ -1,7 +1,7 @@
 """The training loop: truncated back-propagation through time over parallel streams, stateful from chunk to chunk.
 
 In: a config, a prepared corpus, a run folder. Out: `best/`, `last/` and `history.jsonl` in it, and how it ended.
-Knows nothing of raw text; what is shown, the clock and the wish to stop are passed in.
+Knows nothing of raw text; what is shown, the clock, the wish to stop and the other processes are passed in.
 
 One step: take a chunk of every stream, put the states of the streams that start afresh back to the initial one, run
 forward, take the mean cross-entropy in nats, run backward within the chunk, clip the gradient's norm, move the
@@ -28,13 +28,15 @@ from models.text.tokens import PreparedCorpus
 from models.training.averaging import WeightAverage
 from models.training.corpus_streams import fingerprint, open_streams, token_counts
 from models.training.display import Display
-from models.training.history import EvaluationRecord, History, StepRecord
+from models.training.history import EvaluationRecord, History, StepRecord, Unkept
 from models.training.interrupt import StopRequest
 from models.training.optimizer import build_optimizer, set_learning_rate, trained_parameters
+from models.training.regularisation import penalty
 from models.training.run_folder import RunFolder
 from models.training.schedule import chunk_length, learning_rate, num_steps, tokens_per_step
 from models.training.snapshot import Progress, Snapshot, load_snapshot, save_snapshot
 from models.training.streams import Chunk
+from models.training.workers import ALONE, Workers
 
 
 class Ending(StrEnum):
@@ -44,6 +46,9 @@ class Ending(StrEnum):
     EARLY_STOPPED = "stopped early: validation no longer improves"
     TIME_LIMIT = "stopped at the time limit"
     INTERRUPTED = "interrupted"
+
+
+ENDINGS: tuple[Ending | None, ...] = (None, *Ending)  # numbered, for the processes to agree on one
 
 
 class Trainer:
@@ -58,6 +63,7 @@ class Trainer:
         display: Display,
         clock: Callable[[], float],
         stop: StopRequest,
+        workers: Workers = ALONE,
     ) -> None:
         self._config = config
         self._training = config.training
@@ -66,15 +72,18 @@ class Trainer:
         self._display = display
         self._clock = clock
         self._stop = stop
+        self._workers = workers
+        self._rows = workers.rows(config.training.batch_size)
         torch.manual_seed(config.seed)
         self.model: LanguageModel = build_model(config.model, corpus.tokenizer.vocabulary_size, config.seed).to(device)
         if isinstance(self.model, RecurrentLanguageModel) and self.model.adaptive is not None:
             self.model.adaptive.order_by(token_counts(corpus.train.ids, corpus.tokenizer.vocabulary_size))
+        self.model.take_share(workers.rank, workers.size)
         self._optimizer = build_optimizer(self.model, config.training, corpus.train.ids)
         self._average = WeightAverage(self.model, config.training)
         self._streams = open_streams(config, corpus, np.random.default_rng(config.seed))
-        self._state: State = self.model.initial_state(config.training.batch_size)
-        self._history = History(run.history)
+        self._state: State = self.model.initial_state(self._rows.stop - self._rows.start)
+        self._history = History(run.history) if workers.is_first else Unkept(run.history)
         self._num_targets = len(corpus.train.ids) - 1
         self._length = chunk_length(config.training, self._num_targets)
         self.total_steps = num_steps(config.training, self._num_targets)
@@ -88,9 +97,12 @@ class Trainer:
         """Go on from `last/`. Raises CheckpointError."""
         snapshot = load_snapshot(self._run, self.model, self._optimizer, self._fingerprint)
         self.progress = snapshot.progress
+        if not self.progress.tokens:  # a snapshot from before they were counted
+            steps = self.progress.step
+            self.progress = replace(self.progress, tokens=steps * tokens_per_step(self._training, self._num_targets))
         self._streams.restore(snapshot.streams)
         self._average.restore(snapshot.average)
-        self._state = snapshot.state
+        self._state = {name: tensor[self._rows] for name, tensor in snapshot.state.items()}
         self._history.cut(self.progress.step)
 
     def run(self) -> Ending:
@@ -109,6 +121,10 @@ class Trainer:
         return ending
 
     def _ending(self) -> Ending | None:
+        """Whether to end: all processes do at the same step, also where the signal or the clock told only one."""
+        return ENDINGS[self._workers.largest(ENDINGS.index(self._own_ending()))]
+
+    def _own_ending(self) -> Ending | None:
         progress, training = self.progress, self._training
         if progress.step >= self.total_steps:
             return Ending.FINISHED
@@ -130,20 +146,23 @@ class Trainer:
     def train_step(self) -> None:
         """Take one chunk and move the weights. Raises NotFinite."""
         began = self._clock()
-        chunk = self._streams.next_chunk()
+        chunk = self._streams.next_chunk().of(self._rows)
         rate = learning_rate(self._training, self.progress.step, self.total_steps)
         set_learning_rate(self._optimizer, rate * chunk.inputs.shape[1] / self._length)
-        loss, penalty = self._loss(chunk)
+        loss, added = self._loss(chunk)
         self._optimizer.zero_grad(set_to_none=True)
-        (loss + penalty).backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(trained_parameters(self.model), self._training.clip_norm)
+        (loss + added).backward()  # type: ignore[no-untyped-call]
+        weights = trained_parameters(self.model)
+        loss = self._workers.average_gradients(weights, loss)
+        norm = torch.nn.utils.clip_grad_norm_(weights, self._training.clip_norm)
         record = StepRecord(self.progress.step + 1, loss.item(), norm.item(), rate, round(self._seconds(), 3))
         _check_finite(record)
         self._optimizer.step()
         self._average.add()
-        self.progress = replace(self.progress, step=record.step)
+        num_tokens = self._training.batch_size * chunk.inputs.shape[1]
+        self.progress = replace(self.progress, step=record.step, tokens=self.progress.tokens + num_tokens)
         self._history.add(record)
-        self._show(record, self._clock() - began)
+        self._show(record, num_tokens / max(self._clock() - began, 1e-9))
 
     def _loss(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of a chunk in nats, and what is added to it before the gradient is taken.
@@ -157,19 +176,7 @@ class Trainer:
             hidden, state = self.model(torch.from_numpy(chunk.inputs).to(device), state)
             loss = self.model.loss(hidden, torch.from_numpy(chunk.targets).to(device))
         self._state = {name: tensor.detach() for name, tensor in state.items()}
-        return loss, self._penalty(hidden)
-
-    def _penalty(self, hidden: Tensor) -> Tensor:
-        """Activation regularisation and its temporal form, float32 [B, T, H] → a scalar.
-
-        Merity et al., "Revisiting activation regularization for language RNNs", 2017.
-        """
-        penalty = torch.zeros((), device=hidden.device)
-        if self._training.activation_regularisation:
-            penalty = penalty + self._training.activation_regularisation * hidden.float().square().mean()
-        if self._training.temporal_regularisation and hidden.shape[1] > 1:
-            penalty = penalty + self._training.temporal_regularisation * hidden.float().diff(dim=1).square().mean()
-        return penalty
+        return loss, penalty(hidden, self._training)
 
     def _evaluation_is_due(self) -> bool:
         step = self.progress.step
@@ -185,7 +192,7 @@ class Trainer:
 
     def _measure(self) -> bool:
         """Measure the weights as they stand in the model, keep them if they are the best so far, and say so."""
-        nats = quick_nats_per_token(self.model, self._corpus.validation)
+        nats = self._workers.from_first(lambda: quick_nats_per_token(self.model, self._corpus.validation))
         before = self.progress
         is_best = before.best_validation is None or nats < before.best_validation
         record = EvaluationRecord(before.step, nats, round(self._seconds(), 3))
@@ -202,21 +209,25 @@ class Trainer:
         return is_best
 
     def _save_best(self, nats: float) -> None:
+        if not self._workers.is_first:
+            return
         figures = {"validation": {"nats_per_token": nats, "perplexity": math.exp(min(nats, 700.0))}}
         with replaced_folder(self._run.best) as folder:
             step = self.progress.step
             fill_checkpoint(folder, self.model, self._run.tokenizer, self._config, step=step, figures=figures)
 
     def _save_last(self) -> None:
+        state = {name: self._workers.gathered(tensor) for name, tensor in self._state.items()}
+        if not self._workers.is_first:
+            return
         self._history.flush()
-        snapshot = Snapshot(self.progress, self._streams.state(), self._state, self._average.tensors())
+        snapshot = Snapshot(self.progress, self._streams.state(), state, self._average.tensors())
         save_snapshot(self._run, self._config, self.model, self._optimizer, snapshot, self._fingerprint)
 
     def _seconds(self) -> float:
         return self._ran_before + self._clock() - self._ran_since
 
-    def _show(self, record: StepRecord, step_seconds: float) -> None:
-        now = tokens_per_step(self._training, self._num_targets) / max(step_seconds, 1e-9)
+    def _show(self, record: StepRecord, now: float) -> None:
         before = self._tokens_per_second or now
         self._tokens_per_second = 0.95 * before + 0.05 * now
         self._display.step(record, self._tokens_per_second)

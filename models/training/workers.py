@@ -1,0 +1,191 @@
+"""Several processes that train one model together, started by `torchrun`; or one process alone.
+
+In: gradients, sums, states and decisions of one process. Out: those of all of them. Knows nothing of models or text.
+
+Data-parallel training, so that N processes do what one would: all of them read the same chunks and draw the same
+random numbers, and each takes its share of the rows. Losses and gradients are means over equal shares, so their mean
+over the processes is that of the whole batch. Weights and moments stay equal because every process moves them alike;
+only the first one measures, shows and writes.
+"""
+
+import contextlib
+import datetime as dt
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from models.errors import PeerFailed, TrainingError
+
+T = TypeVar("T")
+
+LONGEST_WAIT = dt.timedelta(days=1)  # the others wait while the first one reads the corpus or measures
+
+
+class Workers:
+    """All processes of a run, seen from one of them. This one is alone: whatever it has is all there is.
+
+    rank, size   which of how many, from 0
+    """
+
+    rank = 0
+    size = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def rows(self, batch_size: int) -> slice:
+        """The rows of a batch that are this process's own. Raises TrainingError where shares would not be equal."""
+        if batch_size % self.size:
+            raise TrainingError(
+                f"training.batch_size: got {batch_size}, expected a multiple of the number of processes ({self.size})"
+            )
+        share = batch_size // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def average_gradients(self, weights: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+        """Put the mean over all processes into the weights' gradients; returns the mean of the loss, a scalar."""
+        return loss
+
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor's numbers by their sum over all processes."""
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """[B, …] of every process, one behind the other: [size * B, …]."""
+        return rows
+
+    def largest(self, number: int) -> int:
+        """The largest of the numbers of all processes: how they agree on something."""
+        return number
+
+    def first(self, action: Callable[[], object]) -> None:
+        """Do something in the first process while the others wait. Raises PeerFailed in those if it fails."""
+        action()
+
+    def from_first(self, measure: Callable[[], float]) -> float:
+        """What the first process measures. Raises PeerFailed in the others if it fails."""
+        return measure()
+
+    def in_turn(self, action: Callable[[], T]) -> T:
+        """Do something in one process after the other. Raises PeerFailed in all behind one in which it fails."""
+        return action()
+
+
+ALONE = Workers()
+
+
+class TorchrunWorkers(Workers):
+    """The processes that `torchrun` started; each calls the same methods in the same order."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._device = device
+
+    def average_gradients(self, weights: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+        # One reduction for all. A weight that no process used has no gradient, and the optimizer leaves it alone; one
+        # that another process used has zeros here.
+        shares = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+        used = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.float32, device=self._device)
+        flat = torch.cat([loss.detach().view(1), used, *(share.flatten() for share in shares)])
+        self.add_up([flat])
+        flat /= self.size
+        mean_loss, users, *means = torch.split(flat, [1, len(shares), *(share.numel() for share in shares)])
+        for weight, is_used, mean in zip(weights, users.tolist(), means, strict=True):
+            weight.grad = mean.view_as(weight) if is_used else None
+        return mean_loss.squeeze(0)
+
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            with _told_of_lost_peers():
+                dist.all_reduce(tensor)
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        with _told_of_lost_peers():
+            dist.all_gather(parts, rows.detach().contiguous())
+        return torch.cat(parts)
+
+    def largest(self, number: int) -> int:
+        numbers = torch.tensor([number], device=self._device)
+        with _told_of_lost_peers():
+            dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        return int(numbers)
+
+    def first(self, action: Callable[[], object]) -> None:
+        if self.is_first:
+            self._watched(action)
+        else:
+            self._wait()
+
+    def from_first(self, measure: Callable[[], float]) -> float:
+        measured = [0.0]
+        self.first(lambda: measured.insert(0, measure()))
+        number = torch.tensor(measured[:1], dtype=torch.float64, device=self._device)
+        with _told_of_lost_peers():
+            dist.broadcast(number, src=0)
+        return float(number)
+
+    def in_turn(self, action: Callable[[], T]) -> T:
+        results: list[T] = []
+        for turn in range(self.size):
+            if turn == self.rank:
+                results.append(self._watched(action))
+            else:
+                self._wait()
+        return results[0]
+
+    def _watched(self, action: Callable[[], T]) -> T:
+        """Do something that the others wait for, and tell them if it fails."""
+        try:
+            result = action()
+        except BaseException:
+            self.largest(1)
+            raise
+        self.largest(0)
+        return result
+
+    def _wait(self) -> None:
+        if self.largest(0):
+            raise PeerFailed(f"process {self.rank} of {self.size} ends because another one failed")
+
+
+@contextlib.contextmanager
+def joined_workers(device: torch.device, batch_size: int) -> Iterator[Workers]:
+    """The processes of this run within the block; none leaves it in good order before all others are done.
+
+    Raises TrainingError: batch_size has no equal shares, or there are more processes on a machine than GPUs.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    _take_gpu(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    try:
+        workers = TorchrunWorkers(device)
+        workers.rows(batch_size)
+        yield workers
+        workers.largest(0)
+    finally:
+        dist.destroy_process_group()
+
+
+def _take_gpu(device: torch.device) -> None:
+    """Make the GPU that belongs to this process the one that `cuda` means."""
+    if device.type != "cuda":
+        return
+    index, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if index >= num_gpus:
+        raise TrainingError(f"--nproc-per-node: got more than {num_gpus}, expected at most one process a GPU")
+    torch.cuda.set_device(index)
+
+
+@contextlib.contextmanager
+def _told_of_lost_peers() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerFailed(f"another process of this run has ended: {error}") from error

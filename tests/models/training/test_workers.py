@@ -1,0 +1,131 @@
+"""Two processes do what one does: losses, checkpoints, interruption, ridge sums. Each test starts real ones."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from models.choices import Averaging, Family, Readout
+from models.config import RecurrentConfig, ReservoirConfig
+from models.errors import TrainingError
+from models.language_model import build_model
+from models.training.run import train
+from models.training.run_folder import Start, open_run
+from models.training.workers import ALONE, TorchrunWorkers
+from tests.models.training.tiny_runs import Clock, StopAt, read_json, run_training, tiny_config
+from tests.models.training.torchrun_runs import (
+    assert_same_run,
+    ended,
+    interrupted,
+    losses,
+    started,
+    trained,
+)
+
+# Every random part of the recipe: two processes must draw what one draws.
+REGULARISED = RecurrentConfig(
+    Family.LSTM, 5, 7, 2, dropout=0.2, embedding_dropout=0.1, weight_drop=0.2, learned_initial_state=True
+)
+
+
+def test_two_processes_train_as_one_does_and_leave_the_same_files(tmp_path: Path) -> None:
+    settings = {"chunk_spread": 3.0, "averaging": Averaging.EMA, "activation_regularisation": 0.1}
+    config = tiny_config(tmp_path, model=REGULARISED, **settings)
+    run_training(config, tmp_path / "one", clock=Clock(1e-3))
+    shown = trained(config, tmp_path / "two")
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+    assert shown.count("Preparing the corpus") == 1  # one of the two writes, shows and measures
+    assert len(losses(tmp_path / "two")) == 12
+    figures = json.loads((tmp_path / "two" / "figures.json").read_text())
+    assert figures["machine"].startswith("2 processes, each: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_process_goes_on_where_two_were_interrupted_at_the_same_step(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    model = replace(REGULARISED, locked_dropout=False)
+    config = tiny_config(tmp_path, model=model, steps=400, evaluate_every=40)
+    shown = interrupted(config, tmp_path / "part", number)
+    assert shown.count("Interrupted after step") == 1, shown
+    step = read_json(tmp_path / "part" / "last" / "progress.json")["step"]
+    assert isinstance(step, int)
+    assert 40 <= step < 400
+    assert f"Interrupted after step {step}." in shown
+    assert len(losses(tmp_path / "part")) == step
+    run_training(config, tmp_path / "part", Start.RESUME)
+    run_training(config, tmp_path / "whole")
+    assert_same_run(tmp_path / "part", tmp_path / "whole")
+
+
+def test_two_processes_go_on_where_one_was_interrupted(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, model=REGULARISED)
+    run = open_run(tmp_path / "part", config, Start.FRESH)
+    display = StopAt(7, lambda: os.kill(os.getpid(), signal.SIGINT))
+    train(config, run, resume=False, display=display, clock=Clock())
+    trained(config, tmp_path / "part", "--resume")
+    run_training(config, tmp_path / "whole")
+    assert_same_run(tmp_path / "part", tmp_path / "whole")
+
+
+def test_the_sums_of_a_ridge_readout_are_those_of_one_process(tmp_path: Path) -> None:
+    model = ReservoirConfig(Family.ESN, units=64, block_size=16, ridge=1e-2, readout=Readout.RIDGE)
+    config = replace(tiny_config(tmp_path, steps=None, epochs=1.0), model=model)
+    run_training(config, tmp_path / "one")
+    trained(config, tmp_path / "two")
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+    one, two = (load_file(tmp_path / run / "best" / "model.safetensors") for run in ("one", "two"))
+    torch.testing.assert_close(two["readout.weight"], one["readout.weight"], rtol=1e-3, atol=1e-3)
+
+
+def test_an_error_of_the_first_process_ends_all_and_is_told_once(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "stray.txt").write_text("not a run")
+    code, shown = ended(started(config, tmp_path / "run"))
+    assert code == 1
+    assert shown.count("exists and is not a run") == 1
+    assert "Traceback" not in shown.split("torch.distributed.elastic", maxsplit=1)[0]
+
+
+def test_shares_of_a_batch_are_equal_and_in_order() -> None:
+    workers = TorchrunWorkers.__new__(TorchrunWorkers)
+    workers.size = 3
+    shares = []
+    for workers.rank in range(3):
+        shares += list(range(12)[workers.rows(12)])
+    assert shares == list(range(12))
+    with pytest.raises(TrainingError, match=r"training\.batch_size: got 32, expected a multiple of .* \(3\)"):
+        workers.rows(32)
+
+
+def test_one_process_is_left_alone() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    loss = torch.tensor(1.0)
+    assert ALONE.average_gradients([weight], loss) is loss
+    assert ALONE.rows(7) == slice(0, 7)
+    assert ALONE.largest(3) == 3
+
+
+@pytest.mark.parametrize("is_locked", [True, False])
+def test_shares_of_the_rows_get_the_dropout_that_they_have_in_the_whole_batch(is_locked: bool) -> None:
+    config = RecurrentConfig(
+        Family.GRU, 6, 8, 2, dropout=0.4, locked_dropout=is_locked, embedding_dropout=0.3, weight_drop=0.3
+    )
+    model = build_model(config, 11, seed=1).train()
+    tokens = torch.randint(11, (6, 5), generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(3)
+    whole, _ = model(tokens, model.initial_state(6))
+    state_after = torch.get_rng_state()
+    for index in range(3):
+        model.take_share(index, 3)
+        torch.manual_seed(3)
+        part, _ = model(tokens[2 * index : 2 * index + 2], model.initial_state(2))
+        torch.testing.assert_close(part, whole[2 * index : 2 * index + 2], rtol=1e-6, atol=1e-6)
+        assert torch.equal(torch.get_rng_state(), state_after)

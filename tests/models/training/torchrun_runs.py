@@ -1,0 +1,95 @@
+"""Trains in two real processes that `torchrun` starts, and compares what runs leave."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from models.config import Config
+from models.training.history import StepRecord, read_history
+
+ROOT = Path(__file__).parents[3]
+
+
+def write_toml(config: Config, path: Path) -> Path:
+    """The config as a TOML file."""
+    tables = config.to_tables()
+    lines = [f"{key} = {_toml(value)}" for key, value in tables.items() if not isinstance(value, dict)]
+    for name, table in tables.items():
+        if isinstance(table, dict):
+            lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f'"{value}"'
+    return str(value)
+
+
+def started(config: Config, run: Path, *options: str) -> subprocess.Popen[str]:
+    """`meari train` in two processes of one thread each."""
+    path = write_toml(config, run.with_suffix(".toml"))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
+    command = [sys.executable, "-u", *launcher, "cli.main", "train", str(path), "--run", str(run), *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def ended(process: subprocess.Popen[str], number: signal.Signals | None = None) -> tuple[int, str]:
+    """Exit code and what was shown, after a signal to the process where one is given."""
+    try:
+        if number is not None:
+            process.send_signal(number)
+        shown, _ = process.communicate()
+    finally:
+        process.terminate()  # torchrun ends its processes; killed, it would leave them
+        process.wait()
+    return process.returncode, shown
+
+
+def trained(config: Config, run: Path, *options: str) -> str:
+    """Train to the end; returns what was shown."""
+    code, shown = ended(started(config, run, *options))
+    assert code == 0, shown
+    return shown
+
+
+def interrupted(config: Config, run: Path, number: signal.Signals) -> str:
+    """Train until the first checkpoint is there, then send a signal; returns what was shown."""
+    process = started(config, run)
+    while not (run / "last" / "progress.json").exists():
+        assert process.poll() is None, ended(process)[1]
+        time.sleep(0.02)
+    code, shown = ended(process, number)
+    assert code != 0
+    return shown
+
+
+def assert_same_run(run: Path, other: Path, tolerance: float = 1e-4) -> None:
+    """The same files, step for step the same losses within `tolerance` nats, and the same tensors by name and shape."""
+    assert {path.relative_to(run) for path in run.rglob("*")} == {path.relative_to(other) for path in other.rglob("*")}
+    for record, expected in zip(*(read_history(folder / "history.jsonl") for folder in (run, other)), strict=True):
+        assert type(record) is type(expected)
+        kept = dataclasses.asdict(record) | {"seconds": 0.0}
+        assert kept == pytest.approx(dataclasses.asdict(expected) | {"seconds": 0.0}, abs=tolerance, rel=tolerance)
+    for path in run.rglob("*.safetensors"):
+        tensors, others = load_file(path), load_file(other / path.relative_to(run))
+        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        assert shapes == {name: (tensor.shape, tensor.dtype) for name, tensor in others.items()}
+
+
+def losses(run: Path) -> list[float]:
+    """The loss of every step, in order."""
+    return [record.loss for record in read_history(run / "history.jsonl") if isinstance(record, StepRecord)]
