@@ -16,14 +16,16 @@ def make(
     restart_share: float = 0.0,
     starts: tuple[int, ...] = (0,),
     seed: int = 0,
+    spread: float = 0.0,
 ) -> Streams:
     row = np.asarray(ids, dtype=np.uint16)
     starting = np.zeros(int(row.max()) + 1, dtype=np.bool_)
     starting[list(starts)] = True
     generator = np.random.default_rng(seed)
     return Streams(
-        row, unit, starting, batch_size=batch_size, length=length, restart_share=restart_share, generator=generator
-    )
+        row, unit, starting, batch_size=batch_size, length=length, restart_share=restart_share, generator=generator,
+        length_spread=spread,
+    )  # fmt: skip
 
 
 def test_targets_are_the_inputs_one_token_later() -> None:
@@ -101,6 +103,32 @@ def test_streams_resume_exactly() -> None:
         assert np.array_equal(expected.inputs, chunk.inputs)
         assert np.array_equal(expected.targets, chunk.targets)
         assert np.array_equal(expected.fresh, chunk.fresh)
+
+
+def test_the_lengths_of_chunks_are_spread_around_the_one_asked_for() -> None:
+    streams = make([0, *([1, 2, 3] * 40_000), 0], batch_size=1, length=40, spread=4.0)
+    lengths = np.array([streams.next_chunk().inputs.shape[1] for _ in range(2000)])
+    assert lengths.mean() == pytest.approx(40, abs=0.4)
+    assert lengths.std() == pytest.approx(4, abs=0.3)
+
+
+@pytest.mark.parametrize("num_tokens", [3, 30, 58, 3000])
+def test_no_chunk_is_half_as_long_again_or_longer_than_the_corpus(num_tokens: int) -> None:
+    streams = make([0, *range(1, num_tokens - 1), 0], batch_size=2, length=min(40, num_tokens - 1), spread=100.0)
+    lengths = {streams.next_chunk().inputs.shape[1] for _ in range(200)}
+    assert max(lengths) == min(60, num_tokens - 1, int(1.5 * min(40, num_tokens - 1)))
+    assert min(lengths) >= min(40, num_tokens - 1) // 2
+
+
+def test_streams_of_uneven_chunks_leave_nothing_out_and_resume_exactly() -> None:
+    ids = [0, *range(1, 3000), 0]
+    streams, resumed = make(ids, batch_size=1, length=20, spread=5.0), make(ids, batch_size=1, length=20, spread=5.0)
+    for _ in range(7):
+        first = streams.next_chunk()
+    resumed.restore(streams.state())
+    second, expected = resumed.next_chunk(), streams.next_chunk()
+    assert second.inputs[0, 0] == first.targets[0, -1]
+    assert np.array_equal(second.inputs, expected.inputs)
 
 
 def test_a_corpus_of_one_character_trains() -> None:

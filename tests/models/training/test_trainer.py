@@ -2,15 +2,17 @@
 
 import math
 import os
+import pickle
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from models.checkpoint import fill_checkpoint, load_checkpoint
-from models.choices import Family
+from models.choices import Averaging, Family, Precision
 from models.config import RecurrentConfig
 from models.errors import CheckpointError, NotFinite
 from models.evaluation import evaluate
@@ -20,6 +22,7 @@ from models.training.history import EvaluationRecord, StepRecord, read_history
 from models.training.run import train
 from models.training.run_folder import Start, open_run
 from models.training.schedule import learning_rate
+from models.training.streams import Chunk, Streams
 from models.training.trainer import Ending
 from tests.models.training.tiny_runs import (
     Clock,
@@ -30,6 +33,12 @@ from tests.models.training.tiny_runs import (
     run_training,
     tiny_config,
 )
+
+WHOLE_RECIPE = RecurrentConfig(
+    Family.LSTM, 5, 7, 2, dropout=0.2, embedding_dropout=0.1, weight_drop=0.2, layer_norm=True,
+    learned_initial_state=True, mogrifier_rounds=2, adaptive_cutoffs=(2, 4),
+)  # fmt: skip
+AVERAGED: dict[str, object] = {"averaging": Averaging.EMA, "activation_regularisation": 0.1}
 
 
 def interrupt_at(step: int, folder: Path, config_folder: Path, number: signal.Signals = signal.SIGINT) -> Ending:
@@ -184,10 +193,92 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path: Path) -> None:
     assert contents(tmp_path / "run") == before
 
 
-def test_nothing_in_a_run_is_pickled(tmp_path: Path) -> None:
-    run_training(tiny_config(tmp_path), tmp_path / "run")
+def test_nothing_in_a_run_is_pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every part of the recipe: the files are JSON and safetensors, and hold all that is needed to go on."""
+    config = tiny_config(tmp_path, model=WHOLE_RECIPE, **AVERAGED)
+    run_training(config, tmp_path / "run")
     suffixes = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert suffixes == {".json", ".jsonl", ".png", ".safetensors", ".tokens"}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something is unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    tensors: dict[str, set[str]] = {}
+    for folder in ("best", "last"):
+        for path in (tmp_path / "run" / folder).iterdir():
+            if path.suffix == ".safetensors":
+                tensors[f"{folder}/{path.stem}"] = set(load_file(path))
+            else:
+                read_json(path)
+    weights = tensors["best/model"]
+    assert {"initial.h0", "initial.c1", "norms.0.weight", "layers.0.kernel.weight_hh_l0"} <= weights
+    assert tensors["last/model"] == weights
+    kept = tensors["last/optimizer"]
+    learned = {name.removeprefix("average/") for name in kept if name.startswith("average/")} - {"count"}
+    assert learned == {name for name in weights if name != "adaptive.rank"}
+    used = {
+        name for name in learned if not name.startswith("adaptive.layers.tail.1")
+    }  # only the unknown token is there
+    assert {f"optimizer/{name}/exp_avg" for name in used} <= kept
+    assert {"average/count", "state/h0", "state/c0", "state/h1", "state/c1", "generator/cpu"} <= kept
+    assert load_checkpoint(tmp_path / "run").step in (5, 10, 12)
+    assert run_training(config, tmp_path / "run", Start.RESUME)[0].ending is Ending.FINISHED
+
+
+RECIPES: dict[str, tuple[RecurrentConfig | None, dict[str, object]]] = {
+    "ema": (None, {"averaging": Averaging.EMA}),
+    "triggered": (None, {"averaging": Averaging.TRIGGERED, "trigger_patience": 1, "evaluate_every": 2}),
+    "chunk_spread": (None, {"chunk_spread": 4.0}),
+    "bfloat16": (None, {"precision": Precision.BFLOAT16}),
+    "weight drop": (RecurrentConfig(Family.GRU, 5, 7, 2, weight_drop=0.3, embedding_dropout=0.2), {}),
+    "dropout at each step": (RecurrentConfig(Family.RNN, 5, 7, 2, dropout=0.3, locked_dropout=False), {}),
+    "learned initial state": (RecurrentConfig(Family.LSTM, 5, 7, 2, learned_initial_state=True), {}),
+    "adaptive softmax": (RecurrentConfig(Family.LSTM, 5, 7, adaptive_cutoffs=(2, 4)), {}),
+    "all": (
+        WHOLE_RECIPE,
+        AVERAGED | {"chunk_spread": 4.0, "precision": Precision.BFLOAT16, "temporal_regularisation": 0.5},
+    ),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_with_every_part_of_the_recipe_a_resumed_run_and_a_second_one_are_the_first_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    model, training = RECIPES[recipe]
+    config = tiny_config(tmp_path, model=model, **training)
+    if config.training.averaging is Averaging.TRIGGERED:  # at the second evaluation, before the interruption
+        monkeypatch.setattr(trainer_module, "quick_nats_per_token", lambda *_: 1.0)
+    run_training(config, tmp_path / "whole")
+    part = open_run(tmp_path / "part", config, Start.FRESH)
+    display = StopAt(7, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert train(config, part, resume=False, display=display, clock=Clock()).ending is Ending.INTERRUPTED
+    has_mean = "average/count" in load_file(part.last / "optimizer.safetensors")
+    assert has_mean == (config.training.averaging is not Averaging.NONE)
+    torch.manual_seed(1234)
+    run_training(config, tmp_path / "part", Start.RESUME)
+    run_training(config, tmp_path / "again")
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+
+
+def test_epochs_count_the_tokens_that_were_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    next_chunk = Streams.next_chunk
+
+    def counted(self: Streams) -> Chunk:
+        chunk = next_chunk(self)
+        lengths.append(chunk.inputs.size)
+        return chunk
+
+    monkeypatch.setattr(Streams, "next_chunk", counted)
+    figures = run_training(tiny_config(tmp_path, chunk_spread=6.0), tmp_path / "run")[0].figures
+    assert figures is not None
+    assert len(set(lengths)) > 3
+    num_targets = len(prepare(tiny_config(tmp_path), tmp_path / "run").train.ids) - 1
+    assert figures["epochs"] == round(sum(lengths) / num_targets, 3)
 
 
 def test_the_state_is_carried_from_chunk_to_chunk(tmp_path: Path) -> None:
