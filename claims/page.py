@@ -91,6 +91,6 @@ def _section(claim: Claim[Any], result: ClaimResult) -> str:
             *conditions,
             "",
             *left_out,
-            f"{claim.setting} ({result.seconds:.0f} s)",
+            f"{claim.setting} Took {result.seconds:.0f} s, models included that later claims share.",
         ]
     )

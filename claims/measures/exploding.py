@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from claims.claim import Claim, Condition, Measured
-from claims.families import fresh_model
+from claims.families import fresh_model, num_trained
 from claims.pictures import BLACK, BLUE, GREEN, ORANGE, VERMILION, Look, finish, panels, plot
 from claims.training import Streams, chunk_loss
 from claims.workbench import SEED, Workbench
@@ -57,6 +57,10 @@ class Course:
 
 @dataclass(frozen=True)
 class Exploding:
+    """num_parameters   of the net; num_tokens   that a gradient goes back through"""
+
+    num_parameters: int
+    num_tokens: int
     courses: tuple[Course, ...]
 
     def course(self, radius: float, *, is_clipped: bool) -> Course:
@@ -85,8 +89,7 @@ def scale_recurrence(model: LanguageModel, radius: float) -> None:
 def train_course(bench: Workbench, radius: float, *, is_clipped: bool) -> Course:
     """Plain gradient descent from the same weights, on the same chunks, for every radius."""
     sizes = bench.sizes
-    small = replace(sizes, parameters=sizes.scaled_parameters)
-    model = fresh_model(Family.RNN, bench.text.vocabulary_size, small, SEED)
+    model = _small_net(bench)
     scale_recurrence(model, radius)
     first_norm = _first_norm(model, _streams(bench))
     streams = _streams(bench)
@@ -103,6 +106,11 @@ def train_course(bench: Workbench, radius: float, *, is_clipped: bool) -> Course
             break
         optimizer.step()
     return Course(radius, is_clipped, first_norm, tuple(losses), tuple(norms))
+
+
+def _small_net(bench: Workbench) -> LanguageModel:
+    small = replace(bench.sizes, parameters=bench.sizes.scaled_parameters)
+    return fresh_model(Family.RNN, bench.text.vocabulary_size, small, SEED)
 
 
 def _streams(bench: Workbench) -> Streams:
@@ -141,7 +149,8 @@ def measure(bench: Workbench) -> Measured[Exploding]:
             left_out.append(f"the spectral radius {radius:g}")
             continue
         courses += [train_course(bench, radius, is_clipped=is_clipped) for is_clipped in (False, True)]
-    return Measured(Exploding(tuple(courses)), tuple(left_out))
+    numbers = Exploding(num_trained(_small_net(bench)), bench.sizes.chunk_length, tuple(courses))
+    return Measured(numbers, tuple(left_out))
 
 
 def judge(numbers: Exploding) -> tuple[Condition, ...]:
@@ -182,7 +191,10 @@ def describe(numbers: Exploding) -> tuple[str, str]:
     named = ", ".join(f"{radius:g}" for radius in radii)
     steps = max(len(course.losses) for course in numbers.courses)
     return (
-        f"At spectral radii {named} the gradient's norm before training is {norms}.",
+        (
+            f"At spectral radii {named} the gradient of a net of {numbers.num_parameters:,} weights has, over "
+            f"{numbers.num_tokens} tokens and before training, the norm {norms}."
+        ),
         f"After {steps} steps the training loss is {loose} nats a token without clipping and {clipped} with it.",
     )
 

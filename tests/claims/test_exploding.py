@@ -22,12 +22,14 @@ def numbers(large_norm: float, loose: float | None, clipped: float) -> Exploding
         return Course(radius, is_clipped, norm, (3.0, 3.0, loss), (norm, norm, None if loss is None else norm))
 
     return Exploding(
+        1_500,
+        16,
         (
             course(1.0, False, 1.0, 2.0),
             course(1.0, True, 1.0, 2.0),
             course(3.0, False, large_norm, loose),
             course(3.0, True, large_norm, clipped),
-        )
+        ),
     )
 
 
