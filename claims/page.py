@@ -30,7 +30,10 @@ def _head(results: Results) -> str:
     )
     steps, batch, length = setup.sizes.steps, setup.sizes.batch_size, setup.sizes.chunk_length
     lines = (
-        f"Written by `meari claims`, {results.written}, in {results.minutes:g} minutes; {results.machine}.",
+        (
+            f"Written by `meari claims`, {results.written}, in {results.minutes:g} minutes, "
+            f"{results.cpu_minutes:g} of them CPU time; {results.machine}."
+        ),
         (
             f"Text: {setup.text}; {training:,} characters to train on, {validation:,} for early stopping, {held_out:,} "
             "held out, one part behind the other. A token is a character. All losses are in nats a token."

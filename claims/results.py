@@ -47,13 +47,17 @@ class ClaimResult:
 
 @dataclass(frozen=True)
 class Results:
-    """models   the four families as they were measured; skipped   numbers of claims that the budget did not reach"""
+    """minutes, cpu_minutes   of the last run, by the clock and of its process
+    models                 the four families as they were measured
+    skipped                numbers of claims that the budget did not reach
+    """
 
     format_version: int
     setup: Setup
     machine: str
     written: str
     minutes: float
+    cpu_minutes: float
     models: tuple[Described, ...]
     claims: dict[str, ClaimResult] = field(default_factory=dict)
     skipped: tuple[int, ...] = ()

@@ -41,7 +41,7 @@ class Order:
 
 def measure_claims(text: Text, sizes: Sizes, order: Order, clock: Clock, tell: Tell) -> Results:
     """Measure and write; results of other claims that lie in the folder stay where text and sizes are the same."""
-    began = clock()
+    began, cpu_began = clock(), time.process_time()
     bench = Workbench(text, sizes, Budget.of(60 * order.minutes, clock), tell)
     order.output.mkdir(parents=True, exist_ok=True)
     results = _beginning(bench, order.output)
@@ -54,8 +54,12 @@ def measure_claims(text: Text, sizes: Sizes, order: Order, clock: Clock, tell: T
         started = clock()
         measured = claim.measure(bench)
         result = _result(claim, measured, clock() - started)
-        minutes = round((clock() - began) / 60, 1)
-        results = replace(results, claims={**results.claims, str(claim.number): result}, minutes=minutes)
+        results = replace(
+            results,
+            claims={**results.claims, str(claim.number): result},
+            minutes=round((clock() - began) / 60, 1),
+            cpu_minutes=round((time.process_time() - cpu_began) / 60, 1),
+        )
         tell(f"claim {claim.number}: {result.verdict} ({result.seconds:.0f} s)")
         _write_claim(claim, measured.numbers, order.output)
         _write(results, order.output)
@@ -93,7 +97,7 @@ def _beginning(bench: Workbench, folder: Path) -> Results:
     except ResultsError:
         before = None
     kept = before.claims if before is not None and before.setup == setup else {}
-    return Results(FORMAT_VERSION, setup, machine, written, 0.0, models, kept)
+    return Results(FORMAT_VERSION, setup, machine, written, 0.0, 0.0, models, kept)
 
 
 def _result(claim: Claim[Any], measured: Measured[Any], seconds: float) -> ClaimResult:

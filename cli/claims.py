@@ -41,9 +41,9 @@ def command(
 ) -> None:
     """Measure the lecture's claims on small models trained here, and write a page with a picture for each.
 
-    Without --text a text is made by a small grammar. Sizes follow from --minutes; what the budget does not suffice for
-    is left out, and the page says so. With --only, other claims that were measured before on the same text and sizes
-    stay on the page.
+    Without --text a text is made by a small grammar. Sizes follow from --minutes, up to 30; what the budget does not
+    suffice for is left out, and the page says so. On a busy machine more minutes give the same sizes more time. With
+    --only, other claims that were measured before on the same text and sizes stay on the page.
     """
     if more_files and not files:
         raise click.UsageError(f"got {more_files[0]}, expected files after --text alone")
