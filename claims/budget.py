@@ -6,6 +6,10 @@ from dataclasses import dataclass
 Clock = Callable[[], float]
 
 
+class OutOfTime(Exception):
+    """The budget ended before there was anything to judge a claim by."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """end   when the time is up, on the clock's scale, in seconds"""

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import torch
 
-from claims.budget import Budget, Clock
+from claims.budget import Budget, Clock, OutOfTime
 from claims.catalogue import CLAIMS, in_order_of_work
 from claims.claim import Claim, Measured, verdict
 from claims.families import FAMILIES, NAMES, Described, num_trained
@@ -46,13 +46,14 @@ def measure_claims(text: Text, sizes: Sizes, order: Order, clock: Clock, tell: T
     order.output.mkdir(parents=True, exist_ok=True)
     results = _beginning(bench, order.output)
     for claim in in_order_of_work(order.only):
-        if bench.budget.is_spent:
+        tell(f"claim {claim.number}: {claim.title}")
+        started = clock()
+        try:
+            measured = _measured(claim, bench)
+        except OutOfTime:
             tell(f"claim {claim.number}: left out, the budget has ended")
             results = replace(results, skipped=(*results.skipped, claim.number))
             continue
-        tell(f"claim {claim.number}: {claim.title}")
-        started = clock()
-        measured = claim.measure(bench)
         result = _result(claim, measured, clock() - started)
         results = replace(
             results,
@@ -65,6 +66,12 @@ def measure_claims(text: Text, sizes: Sizes, order: Order, clock: Clock, tell: T
         _write(results, order.output)
     _write(results, order.output)
     return results
+
+
+def _measured(claim: Claim[Any], bench: Workbench) -> Measured[Any]:
+    if bench.budget.is_spent:
+        raise OutOfTime
+    return claim.measure(bench)
 
 
 def redraw(folder: Path) -> Results:

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from claims.budget import OutOfTime
 from claims.claim import Claim, Condition, Measured
 from claims.families import FAMILIES, NAMES, SPECTRAL_RADIUS, THROUGH_TIME, model_config, reservoir
 from claims.held_out import held_out_loss
@@ -80,7 +81,10 @@ class Series:
 
 
 def measure(bench: Workbench) -> Measured[Series]:
-    """Memory curves first, then trainings: the longest and the shortest series first."""
+    """Memory curves first, then trainings: the longest and the shortest series first.
+
+    Raises OutOfTime where the budget ends before one length is through.
+    """
     memory = dict(_memory_curves(bench))
     budget = bench.budget.part(BUDGET_SHARE)
     costs: list[Cost] = []
@@ -91,7 +95,13 @@ def measure(bench: Workbench) -> Measured[Series]:
             left_out.append(f"series of {length} tokens")
             continue
         bench.tell(f"series of {length} tokens")
-        costs += [_train(bench, training, length) for training in TRAININGS]
+        found = [_train(bench, training, length) for training in TRAININGS]
+        if not bench.budget.is_spent:
+            costs += found
+        elif costs:
+            left_out.append(f"series of {length} tokens")
+        else:
+            raise OutOfTime
     num_tokens = bench.sizes.length_steps * bench.sizes.batch_size * bench.sizes.chunk_length
     return Measured(Series(num_tokens, tuple(costs), memory), (*bench.cut_short(FAMILIES), *left_out))
 
@@ -190,6 +200,7 @@ def draw(numbers: Series) -> Figure:
     for axes in (time, loss):
         log_ticks(axes, numbers.lengths)
     time.set_yscale("log")
+    time.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     time.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     time.yaxis.set_minor_formatter(NullFormatter())
     for family in FAMILIES:

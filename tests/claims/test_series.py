@@ -1,12 +1,14 @@
 import pytest
 
+from claims.budget import Budget, OutOfTime
 from claims.claim import Verdict, verdict
 from claims.held_out import held_out_loss
 from claims.measures.series import CLAIM, ONE_PASS, TRAININGS, Cost, Series
 from claims.one_pass import train_in_one_pass
+from claims.workbench import Workbench
 from models.cells.esn import EchoStateNetwork
 from models.config import Family
-from tests.claims.benches import TINY, tiny_bench
+from tests.claims.benches import TINY, small_text, tiny_bench
 
 
 def costs(esn: tuple[float, float], through_time: tuple[float, float], best: float) -> Series:
@@ -67,6 +69,18 @@ def test_tiny_run_has_every_training_at_every_length_and_memory_curves() -> None
 
 
 def test_lengths_that_the_budget_does_not_reach_are_left_out_and_named() -> None:
-    measured = CLAIM.measure(tiny_bench(seconds=0.0))
+    now = [0.0]
+
+    def tell(line: str) -> None:
+        if line == "series of 4 tokens":  # the budget ends in the middle of these
+            now[0] = 2000.0
+
+    bench = Workbench(small_text(), TINY, Budget.of(1000.0, lambda: now[0]), tell)
+    measured = CLAIM.measure(bench)
     assert measured.numbers.lengths == [max(TINY.lengths)]
-    assert "series of 4 tokens" in measured.left_out
+    assert measured.left_out[-1] == "series of 4 tokens"
+
+
+def test_budget_that_ends_before_the_first_length_leaves_nothing_to_judge() -> None:
+    with pytest.raises(OutOfTime):
+        CLAIM.measure(tiny_bench(seconds=0.0))
