@@ -32,6 +32,7 @@ from service.routes.metrics import metrics_blueprint
 from service.routes.models import models_blueprint
 from service.routes.openai import openai_blueprint
 from service.routes.score import score_blueprint
+from service.routes.states import states_blueprint
 from service.routes.tokenize import tokenize_blueprint
 from service.routes.web import web_blueprint
 from service.service import Service
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         models_blueprint,
         tokenize_blueprint,
         openai_blueprint,
+        states_blueprint,
         health_blueprint,
         metrics_blueprint,
         web_blueprint,

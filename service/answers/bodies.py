@@ -12,6 +12,9 @@ __all__ = [
     "GenerateUsage",
     "ScoredToken",
     "ScoredWord",
+    "StateTensorValues",
+    "StatesAnswer",
+    "StatesUsage",
     "TextFigures",
     "TokenText",
     "TokenWithLogprob",
@@ -109,3 +112,30 @@ class TextFigures(msgspec.Struct):
     num_bytes: int
     num_unknown: int
     logprob_without_unknown: float
+
+
+class StateTensorValues(msgspec.Struct):
+    """One tensor of the recurrent state over time.
+
+    `size` counts its numbers, `units` are those that are told, and `values[i][j]` is unit `units[j]` after token i.
+    """
+
+    name: str
+    size: int
+    units: list[int]
+    values: list[list[float]]
+
+
+class StatesUsage(msgspec.Struct):
+    """Tokens that were run."""
+
+    computed_tokens: int
+
+
+class StatesAnswer(msgspec.Struct):
+    """What /states answers; `tokens` are those of the text, the boundary token before them left out."""
+
+    model: str
+    tokens: list[TokenText]
+    tensors: list[StateTensorValues]
+    usage: StatesUsage

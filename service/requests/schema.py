@@ -22,7 +22,15 @@ from service.requests.explain import shown
 from service.requests.parsing import Parser
 from service.settings import Settings
 
-__all__ = ["DetokenizeRequest", "GenerateRequest", "LogBase", "Schemas", "ScoreRequest", "TokenizeRequest"]
+__all__ = [
+    "DetokenizeRequest",
+    "GenerateRequest",
+    "LogBase",
+    "Schemas",
+    "ScoreRequest",
+    "StatesRequest",
+    "TokenizeRequest",
+]
 
 NonEmpty = Annotated[str, Meta(min_length=1)]
 LogBase = Literal["e", "2", "10"]
@@ -107,6 +115,14 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
         return [token if isinstance(token, int) else token.id for token in self.tokens]
 
 
+class StatesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """Body of POST /states: a short text, and how many numbers of each state tensor to tell."""
+
+    text: str
+    model: str | UnsetType = UNSET
+    units: Annotated[int, Meta(ge=1, le=128)] = 64
+
+
 _SAMPLING_DEFAULTS: Final[dict[str, object]] = {
     field.name: field.default
     for field in msgspec.structs.fields(GenerateRequest)
@@ -145,6 +161,7 @@ class Schemas:
             )
         )
         self._max_prompts = max_prompts(settings)
+        self._states = Parser(StatesRequest)
 
     def generate(self, body: bytes) -> GenerateRequest:
         """Raises InvalidRequest."""
@@ -177,6 +194,10 @@ class Schemas:
     def detokenize(self, body: bytes) -> DetokenizeRequest:
         """Raises InvalidRequest."""
         return self._detokenize.parse(body)
+
+    def states(self, body: bytes) -> StatesRequest:
+        """Raises InvalidRequest."""
+        return self._states.parse(body)
 
 
 def max_prompts(settings: Settings) -> int:

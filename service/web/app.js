@@ -1,8 +1,10 @@
 // The page as a whole: tabs, language, light and dark, the models, the key. Each pane is a module of its own.
 
 import { get, onUnauthorized } from "./api.js";
+import { offerCompareModels, startCompare } from "./compare.js";
 import { chooseLanguage, startLanguage } from "./i18n.js";
 import { byId, make, showError } from "./page.js";
+import { offerScoreModels, startScore } from "./score.js";
 import { offerWriteModels, startWrite } from "./write.js";
 
 const THEME = "meari-theme";
@@ -14,6 +16,8 @@ byId("language").addEventListener("change", ({ target }) => chooseLanguage(targe
 startTabs();
 onUnauthorized(askForKey);
 startWrite();
+startScore();
+startCompare();
 loadModels();
 
 function startTheme() {
@@ -68,6 +72,8 @@ async function loadModels() {
     }
     for (const button of document.querySelectorAll("[data-needs-models]")) button.disabled = false;
     offerWriteModels(models);
+    offerScoreModels(models);
+    offerCompareModels(models);
   } catch (error) {
     showError(place, error, loadModels);
     if (error.kind === "not_ready") setTimeout(loadModels, RETRY_MILLISECONDS);

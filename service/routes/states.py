@@ -1,0 +1,57 @@
+"""POST /states: the recurrent state after each token of a short text. For looking at, not part of the contract."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response
+
+from service.answers.states import MAX_CHARS, MAX_TOKENS, states_answer, states_bytes, states_call
+from service.engine import Scoring
+from service.errors import EngineFailed, InvalidRequest, NotReady
+from service.process.watch import Watch
+from service.registry import Model
+from service.requests.model_limits import check_num_chars
+from service.requests.schema import StatesRequest
+from service.routes.exchange import Exchange, current_exchange, json_response
+from service.service import Service
+
+__all__ = ["states_blueprint"]
+
+
+def states_blueprint(service: Service) -> Blueprint:
+    """The route, over the parts of `service`."""
+    blueprint = Blueprint("states", __name__)
+
+    @blueprint.post("/states")
+    def states() -> Response:
+        exchange = current_exchange()
+        request = service.schemas.states(exchange.read_body())
+        model = exchange.use_model(service.registry.get(request.model))
+        check_num_chars("text", [request.text], min(MAX_CHARS, service.settings.max_text_chars))
+        deadline = model.engine.clock() + service.settings.max_timeout_seconds
+        ids, scoring = _begin(request, model, exchange, deadline)
+        _await(scoring, exchange.watch(scoring, model))
+        exchange.line.tokens = len(ids)
+        return json_response(states_answer(model.name, ids, model.tokenizer.vocabulary, scoring, request.units))
+
+    return blueprint
+
+
+def _begin(request: StatesRequest, model: Model, exchange: Exchange, deadline: float) -> tuple[list[int], Scoring]:
+    """Queue the text. Raises InvalidRequest, Overloaded, NotReady."""
+    with model.engine.reserve() as reservation:
+        ids = model.tokenizer.encode(request.text)
+        if len(ids) > MAX_TOKENS:
+            raise InvalidRequest(f"text: got {len(ids)} tokens, expected at most {MAX_TOKENS}")
+        num_tensors = len(model.bundle.manifest.state)
+        exchange.ticket.take_bytes(states_bytes(len(ids), model.bundle.runner.state_bytes, num_tensors, request.units))
+        return ids, model.engine.score(states_call(ids, deadline), reservation)
+
+
+def _await(scoring: Scoring, watch: Watch) -> None:
+    watch.await_end(scoring)
+    try:
+        scoring.raise_for_failure()
+    except EngineFailed:
+        if watch.drain.must_end:
+            raise NotReady("the service is shutting down") from None
+        raise

@@ -1,0 +1,174 @@
+// The Compare pane: one prompt through several models at once; their text, surprisal, speed, and states over time.
+
+import { post, stream } from "./api.js";
+import { bitsOf, withShownText } from "./draft.js";
+import { arranged, columnAt, drawHeatMap } from "./heatmap.js";
+import { fixed, number, onLanguage, t } from "./i18n.js";
+import { byId, make, Task } from "./page.js";
+import { drawLegend, shaded, visible } from "./tokens.js";
+
+const FAMILIES = ["rnn", "gru", "lstm", "esn"];
+const EXAMPLES = { nsmc: "이 영화는 정말", tinyshakespeare: "ROMEO:\nO, she doth teach the torches to burn bright!\n" };
+const MAX_STATES = 256; // tokens that /states takes
+const UNITS = 64;
+
+let models = [];
+let runs = [];
+let at = 0; // the token that is looked at
+
+export function startCompare() {
+  const task = new Task(byId("compare-error"), (isBusy) => {
+    byId("compare-go").disabled = isBusy;
+    byId("compare-stop").disabled = !isBusy;
+    byId("compare-out").setAttribute("aria-busy", String(isBusy));
+  });
+  byId("compare-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const names = [...document.querySelectorAll("#compare-models input:checked")].map(({ value }) => value);
+    byId("compare-none").hidden = names.length > 0;
+    if (names.length > 0 && event.target.reportValidity()) task.run((signal) => runAll(names, signal));
+  });
+  byId("compare-stop").addEventListener("click", () => task.stop());
+  byId("compare-prompt").addEventListener("input", () => (byId("compare-prompt").dataset.isOwn = "yes"));
+  byId("compare-at").addEventListener("input", ({ target }) => lookAt(target.valueAsNumber));
+  byId("compare-models").addEventListener("change", suggestPrompt);
+  const repaint = () => runs.forEach(paint);
+  byId("theme").addEventListener("change", repaint);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+  onLanguage(() => {
+    drawLegend(byId("compare-legend"));
+    if (runs.length > 0) draw();
+  });
+}
+
+/** Choose from the start the models of one corpus and tokenizer that are of the most families. */
+export function offerCompareModels(found) {
+  models = [...found].sort((one, other) => FAMILIES.indexOf(one.family) - FAMILIES.indexOf(other.family));
+  const groups = Map.groupBy ? Map.groupBy(models, kinOf) : groupBy(models, kinOf);
+  const largest = [...groups.values()].reduce((best, group) => (familiesOf(group) > familiesOf(best) ? group : best), []);
+  byId("compare-models").replaceChildren(
+    ...models.map((model) =>
+      make("label", { className: "check" }, make("input", { type: "checkbox", value: model.name, checked: largest.includes(model) }), model.name, make("small", { textContent: model.family.toUpperCase() })),
+    ),
+  );
+  suggestPrompt();
+}
+
+const kinOf = ({ corpus, tokenizer }) => `${corpus.name} ${tokenizer.kind} ${tokenizer.vocabulary_size}`;
+const familiesOf = (group) => new Set(group.map(({ family }) => family)).size;
+
+function groupBy(list, key) {
+  const groups = new Map();
+  for (const each of list) groups.set(key(each), [...(groups.get(key(each)) ?? []), each]);
+  return groups;
+}
+
+function suggestPrompt() {
+  const first = document.querySelector("#compare-models input:checked")?.value;
+  const model = models.find(({ name }) => name === first);
+  if (model !== undefined && !byId("compare-prompt").dataset.isOwn) byId("compare-prompt").value = EXAMPLES[model.corpus.name] ?? "";
+}
+
+async function runAll(names, signal) {
+  const prompt = byId("compare-prompt").value;
+  const request = { prompt, max_tokens: byId("compare-max_tokens").valueAsNumber, temperature: byId("compare-temperature").valueAsNumber, seed: byId("compare-seed").valueAsNumber };
+  runs = names.map((name) => ({ model: models.find((each) => each.name === name), prompt, tokens: [], text: "", seconds: 0, scored: null, states: null, tensor: 0 }));
+  at = 0;
+  byId("compare-out").hidden = false;
+  draw();
+  await Promise.all(runs.map((run) => writeOne(run, request, signal)));
+  await Promise.all(runs.map((run) => measureOne(run, signal)));
+  draw();
+  byId("status").textContent = t("compare.done", { models: runs.length });
+}
+
+/** The continuation, with the time that it took from the request to its last token. */
+async function writeOne(run, request, signal) {
+  const began = performance.now();
+  for await (const event of stream("generate", { ...request, model: run.model.name, logprobs: 0 }, signal)) {
+    for (const choice of event.choices) {
+      run.tokens.push(...withShownText(choice.tokens ?? [], choice.text));
+      run.text += choice.text;
+      run.seconds = (performance.now() - began) / 1000;
+      run.show?.();
+    }
+  }
+}
+
+/** The prompt's surprisal, and the states over as much of the whole text as may be asked for. */
+async function measureOne(run, signal) {
+  const model = run.model.name;
+  const { results } = await post("score", { model, text: run.prompt, log_base: "2", tokens: true, add_end: false }, signal);
+  run.scored = results[0];
+  const known = run.scored.tokens.slice(0, MAX_STATES);
+  const prompt = [...run.prompt].slice(0, known.at(-1)?.end ?? 0).join("");
+  const rest = known.length < run.scored.tokens.length ? [] : run.tokens.slice(0, MAX_STATES - known.length);
+  run.states = await post("states", { model, text: prompt + rest.map(({ shown }) => shown).join(""), units: UNITS }, signal);
+  run.pictures = run.states.tensors.map(({ values }) => arranged(values));
+}
+
+function draw() {
+  byId("compare-cards").replaceChildren(...runs.map(card));
+  byId("compare-rows").replaceChildren(...runs.map(row));
+  const num = Math.max(0, ...runs.map((run) => run.states?.tokens.length ?? 0));
+  byId("compare-time").hidden = num === 0;
+  byId("compare-at").max = String(Math.max(0, num - 1));
+  lookAt(at);
+}
+
+const speedOf = (run) => (run.seconds > 0 ? run.tokens.length / run.seconds : 0);
+const bitsEach = (run) => run.tokens.reduce((sum, token) => sum + bitsOf(token.logprob), 0) / Math.max(1, run.tokens.length);
+
+function row(run) {
+  const scored = run.scored?.bits_per_char ?? null;
+  return make("tr", {}, make("th", { scope: "row", textContent: run.model.name }), ...cells(run, scored));
+}
+
+function cells(run, scored) {
+  const move = run.pictures?.[0]?.move;
+  const texts = [run.model.family.toUpperCase(), number(run.model.sizes.parameters), scored === null ? "…" : fixed(scored), fixed(bitsEach(run)), fixed(speedOf(run), 0), move === undefined ? "…" : fixed(move)];
+  return texts.map((text, i) => make("td", { className: i ? "number" : "", textContent: text }));
+}
+
+function card(run) {
+  const text = make("div", { className: "text small" });
+  const figures = make("p", { className: "figures" });
+  run.show = () => {
+    const scored = run.scored?.tokens.map((token) => shaded(token.text, -token.logprob)) ?? [make("span", { className: "prompt", textContent: run.prompt })];
+    text.replaceChildren(...scored, make("span", { className: "seam" }), ...run.tokens.map((token) => shaded(token.shown, bitsOf(token.logprob))));
+    figures.textContent = t("compare.figures", { speed: fixed(speedOf(run), 0), bits: fixed(bitsEach(run)) });
+  };
+  run.show();
+  return make("article", { className: "card" }, make("h3", { textContent: `${run.model.name} · ${run.model.family.toUpperCase()}` }), figures, text, run.pictures?.length ? picture(run) : null);
+}
+
+/** The heat map of one state tensor, with a choice where a model has several. */
+function picture(run) {
+  const { tensors, tokens } = run.states;
+  run.canvas = make("canvas", { className: "heat", role: "img" });
+  run.note = make("p", { className: "figures" });
+  run.canvas.addEventListener("pointermove", (event) => lookAt(Math.min(tokens.length - 1, columnAt(run.canvas, event))));
+  const select = make("select", { onchange: ({ target }) => ((run.tensor = target.selectedIndex), paint(run)) }, ...tensors.map(({ name }) => make("option", { textContent: name })));
+  select.selectedIndex = run.tensor;
+  const label = make("label", {}, `${t("compare.tensor")} `, select);
+  return make("div", {}, label, make("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": t("compare.heat.scroll", { model: run.model.name }) }, run.canvas), run.note);
+}
+
+function lookAt(place) {
+  at = Math.max(0, place);
+  byId("compare-at").value = String(at);
+  const token = runs.find((run) => run.states?.tokens[at])?.states.tokens[at];
+  byId("compare-at-token").textContent = token ? `${number(at + 1)}: ${visible(token)}` : "";
+  runs.forEach(paint);
+}
+
+function paint(run) {
+  if (!run.pictures?.length || !run.canvas) return;
+  const image = run.pictures[run.tensor];
+  const { size, name, units } = run.states.tensors[run.tensor];
+  const values = image.values[Math.min(at, image.values.length - 1)];
+  drawHeatMap(run.canvas, image, Math.min(at, image.values.length - 1));
+  run.canvas.setAttribute("aria-label", t("compare.heat", { name, units: units.length, size, tokens: image.values.length, move: fixed(image.move) }));
+  const mean = values.reduce((sum, value) => sum + Math.abs(value), 0) / values.length;
+  run.note.textContent = t("compare.note", { units: units.length, size, full: fixed(image.full), move: fixed(image.move), mean: fixed(mean) });
+}

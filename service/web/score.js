@@ -1,0 +1,148 @@
+// The Score pane: sentences ranked by probability, each word shaded by its surprisal, two of them side by side.
+
+import { post } from "./api.js";
+import { align } from "./align.js";
+import { csvOf, download } from "./csv.js";
+import { fixed, onLanguage, t } from "./i18n.js";
+import { byId, make, Task } from "./page.js";
+import { drawLegend, shaded } from "./tokens.js";
+
+const EXAMPLES = {
+  nsmc: "정말 재미있는 영화였다\n정말 재미있는 영하였다\n영화 재미있는 정말였다",
+  tinyshakespeare: "To be, or not to be: that is the question.\nTo be, or not too bee: that is the question.\nQuestion the is that: be to not or, be to.",
+};
+const ORDERS = {
+  total: (sentence) => sentence.bits,
+  per_char: (sentence) => sentence.bits_per_char ?? Infinity,
+  perplexity: (sentence) => sentence.perplexity ?? Infinity,
+  input: (sentence) => sentence.number,
+};
+
+let models = [];
+let scored = null; // {model, sentences}
+
+export function startScore() {
+  const task = new Task(byId("score-error"), (isBusy) => {
+    byId("score-go").disabled = isBusy;
+    byId("score-stop").disabled = !isBusy;
+  });
+  byId("score-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    task.run(async (signal) => {
+      scored = await scoreAll(signal);
+      draw();
+      byId("status").textContent = t("score.done", { sentences: scored.sentences.length });
+    });
+  });
+  byId("score-stop").addEventListener("click", () => task.stop());
+  byId("score-order").addEventListener("change", draw);
+  for (const id of ["score-left", "score-right"]) byId(id).addEventListener("change", drawPair);
+  byId("score-csv").addEventListener("click", () => download("meari-sentences.csv", csvOf(sentenceRows())));
+  byId("score-csv-words").addEventListener("click", () => download("meari-words.csv", csvOf(wordRows())));
+  byId("score-model").addEventListener("change", suggestTexts);
+  byId("score-texts").addEventListener("input", () => (byId("score-texts").dataset.isOwn = "yes"));
+  onLanguage(() => {
+    drawLegend(byId("score-legend"));
+    if (scored !== null) draw();
+  });
+}
+
+export function offerScoreModels(found) {
+  models = found;
+  suggestTexts();
+}
+
+function suggestTexts() {
+  const model = models.find((each) => each.name === byId("score-model").value);
+  if (model !== undefined && !byId("score-texts").dataset.isOwn) byId("score-texts").value = EXAMPLES[model.corpus.name] ?? "";
+}
+
+async function scoreAll(signal) {
+  const texts = byId("score-texts").value.split("\n").map((line) => line.trim()).filter(Boolean);
+  const model = byId("score-model").value;
+  if (texts.length === 0) return { model, sentences: [] };
+  const body = { model, texts, log_base: "2", words: true, add_end: byId("score-end").checked };
+  const { results } = await post("score", body, signal);
+  return { model, sentences: results.map((result, i) => ({ ...result, text: texts[i], number: i + 1, bits: -result.logprob, words: withEnd(result) })) };
+}
+
+/** The words in bits, and the end of the text as a word of its own: what is left of the total. */
+function withEnd(result) {
+  const words = result.words.map(({ text, logprob }) => ({ text, bits: -logprob }));
+  if (!byId("score-end").checked) return words;
+  const rest = -result.logprob - words.reduce((sum, word) => sum + word.bits, 0);
+  return [...words, { text: null, bits: Math.max(0, rest) }];
+}
+
+function ranked() {
+  const figure = ORDERS[byId("score-order").value];
+  return [...scored.sentences].sort((one, other) => figure(one) - figure(other) || one.number - other.number);
+}
+
+function draw() {
+  const sentences = ranked();
+  byId("score-out").hidden = false;
+  byId("score-none").hidden = sentences.length > 0;
+  byId("score-list").replaceChildren(...sentences.map(sentenceItem));
+  byId("score-pair").hidden = sentences.length < 2;
+  for (const [id, place] of [["score-left", 0], ["score-right", 1]]) {
+    byId(id).replaceChildren(...sentences.map((sentence, i) => make("option", { value: sentence.number, textContent: `${i + 1}. ${sentence.text}` })));
+    if (sentences.length > 1) byId(id).value = String(sentences[place].number);
+  }
+  drawPair();
+}
+
+function sentenceItem(sentence) {
+  const text = make("p", { className: "sentence" });
+  sentence.words.forEach((word, i) => text.append(i ? " " : "", wordElement(word)));
+  const figures = [
+    [t("score.total"), `${fixed(sentence.bits)} ${t("bits")}`],
+    [t("score.perplexity"), sentence.perplexity === null ? "–" : fixed(sentence.perplexity)],
+    [t("score.per_char"), sentence.bits_per_char === null ? "–" : fixed(sentence.bits_per_char, 3)],
+    [t("score.tokens"), String(sentence.num_tokens)],
+  ];
+  const list = make("dl", { className: "numbers" }, ...figures.map(([name, value]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: value }))));
+  return make("li", {}, text, list);
+}
+
+function wordElement(word) {
+  const element = shaded(word.text ?? t("token.end"), word.bits);
+  if (word.text === null) element.classList.add("end-word");
+  element.append(make("small", { textContent: fixed(word.bits, 1) }));
+  return element;
+}
+
+function drawPair() {
+  const [left, right] = ["score-left", "score-right"].map((id) => scored.sentences.find(({ number }) => String(number) === byId(id).value));
+  if (!left || !right) return;
+  const rows = align(left.words, right.words).map(pairRow);
+  const total = pairRow({ left: { text: t("score.total"), bits: left.bits }, right: { text: t("score.total"), bits: right.bits } }, true);
+  byId("score-rows").replaceChildren(...rows, total);
+}
+
+/** Two words, their bits, and how much more the right one costs. */
+function pairRow({ left, right, isSame, isPrefix }, isTotal = false) {
+  const difference = (right?.bits ?? 0) - (left?.bits ?? 0);
+  const sign = difference > 0 ? "+" : "";
+  const shown = (word) => {
+    if (word === null) return make("td", { textContent: "–" });
+    const name = word.text ?? t("token.end");
+    return make("td", {}, isTotal ? name : shaded(name, word.bits));
+  };
+  const bits = (word) => make("td", { className: "number", textContent: word === null ? "" : fixed(word.bits) });
+  const change = make("td", { className: "number", textContent: sign + fixed(difference) });
+  const kind = isTotal ? "total" : isPrefix ? "prefix" : isSame ? "same" : "parted";
+  return make("tr", { className: kind }, shown(left), bits(left), shown(right), bits(right), change);
+}
+
+function sentenceRows() {
+  const head = ["rank", "number", "text", "model", "bits", "perplexity", "bits_per_char", "bits_per_byte", "tokens", "characters", "unknown_tokens"];
+  return [head, ...ranked().map((each, i) => [
+    i + 1, each.number, each.text, scored.model, each.bits, each.perplexity, each.bits_per_char, each.bits_per_byte, each.num_tokens, each.num_chars, each.num_unknown,
+  ])];
+}
+
+function wordRows() {
+  const rows = ranked().flatMap((each, i) => each.words.map((word, place) => [i + 1, each.number, place + 1, word.text ?? "<|end|>", word.bits]));
+  return [["rank", "number", "place", "word", "bits"], ...rows];
+}

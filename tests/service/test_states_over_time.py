@@ -1,0 +1,86 @@
+"""POST /states: the state after each token, as it would be if the text ended there."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from service.app import create_app
+from service.settings import Settings
+from tests.service.running import ROOT
+
+
+def post(client: FlaskClient, status: int = 200, **body: Any) -> Any:
+    response = client.post("/states", json=body)
+    assert response.status_code == status, response.text
+    return response.get_json()
+
+
+def test_the_state_is_told_after_every_token_and_each_is_run_once(client: FlaskClient) -> None:
+    answer = post(client, text="abcd")
+    assert answer["tokens"] == [{"id": 2 + i, "text": letter} for i, letter in enumerate("abcd")]
+    # This bundle's state counts its steps; the boundary token was the first.
+    assert answer["tensors"] == [{"name": "count", "size": 1, "units": [0], "values": [[2], [3], [4], [5]]}]
+    assert answer["usage"] == {"computed_tokens": 5}
+
+
+def test_no_text_has_no_states(client: FlaskClient) -> None:
+    assert post(client, text="") == {
+        "model": "letters",
+        "tokens": [],
+        "tensors": [],
+        "usage": {"computed_tokens": 0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({}, 400, "text"),
+        ({"text": "a", "units": 129}, 400, "units: got 129, expected 1 <= units <= 128"),
+        ({"text": "a", "units": 0}, 400, "units"),
+        ({"text": "a", "layers": 1}, 400, "layers"),
+        ({"text": "a" * 257}, 400, "text: got 257 tokens, expected at most 256"),
+        ({"text": "a" * 4097}, 413, "text: got 4097 characters, expected at most 4096"),
+        ({"text": "a", "model": "nothing"}, 404, "nothing"),
+    ],
+)
+def test_what_is_too_much_or_unknown_is_named(
+    client: FlaskClient, body: dict[str, Any], status: int, message: str
+) -> None:
+    assert message in post(client, status, **body)["error"]["message"]
+
+
+@pytest.fixture(scope="module")
+def released() -> Iterator[Flask]:
+    app = create_app(Settings(bundles=ROOT / "bundles", workers=1, log_level="error"))
+    registry = app.extensions["meari"].registry
+    assert registry.wait_loaded(60)
+    yield app
+    registry.stop()
+
+
+@pytest.mark.parametrize("model", ["shakespeare-rnn", "shakespeare-lstm", "shakespeare-esn", "nsmc-lstm"])
+def test_released_models_tell_the_states_that_their_state_tokens_hold(released: Flask, model: str) -> None:
+    client = released.test_client()
+    text = "정말 좋은 영화" if model == "nsmc-lstm" else "To be, or"
+    answer = post(client, model=model, text=text, units=128)
+    described = client.get(f"/models/{model}").get_json()["state"]
+    assert [(each["name"], each["size"]) for each in answer["tensors"]] == [
+        (each["name"], int(np.prod(each["shape"]))) for each in described
+    ]
+    # A state token's floats are the state before its last token: that of the text is told for the last token but one.
+    token = client.post("/score", json={"model": model, "text": text, "return_state": True}).get_json()["results"][0]
+    data = base64.urlsafe_b64decode(token["state"] + "=" * (-len(token["state"]) % 4))
+    for tensor in answer["tensors"]:
+        told = np.array(tensor["values"][-2], np.float32)
+        assert any(
+            np.allclose(np.frombuffer(data, "<f4", tensor["size"], at)[tensor["units"]], told, atol=1e-4)
+            for at in range(len(data) - 4 * tensor["size"])
+        )
