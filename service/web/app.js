@@ -3,6 +3,7 @@
 import { get, onUnauthorized } from "./api.js";
 import { offerCompareModels, startCompare } from "./compare.js";
 import { chooseLanguage, startLanguage } from "./i18n.js";
+import { startLearn } from "./learn.js";
 import { byId, make, showError } from "./page.js";
 import { offerScoreModels, startScore } from "./score.js";
 import { offerWriteModels, startWrite } from "./write.js";
@@ -13,11 +14,12 @@ const RETRY_MILLISECONDS = 2000;
 startTheme();
 byId("language").value = startLanguage();
 byId("language").addEventListener("change", ({ target }) => chooseLanguage(target.value));
-startTabs();
 onUnauthorized(askForKey);
 startWrite();
 startScore();
 startCompare();
+startLearn();
+startTabs();
 loadModels();
 
 function startTheme() {

@@ -104,6 +104,7 @@ async function measureOne(run, signal) {
   const prompt = [...run.prompt].slice(0, known.at(-1)?.end ?? 0).join("");
   const rest = known.length < run.scored.tokens.length ? [] : run.tokens.slice(0, MAX_STATES - known.length);
   run.states = await post("states", { model, text: prompt + rest.map(({ shown }) => shown).join(""), units: UNITS }, signal);
+  run.tensor = Math.max(0, run.states.tensors.findIndex(({ name }) => name.startsWith("c"))); // what the gates of an LSTM hold
   run.pictures = run.states.tensors.map(({ values }) => arranged(values));
 }
 
@@ -125,7 +126,7 @@ function row(run) {
 }
 
 function cells(run, scored) {
-  const move = run.pictures?.[0]?.move;
+  const move = run.pictures?.[run.tensor]?.move;
   const texts = [run.model.family.toUpperCase(), number(run.model.sizes.parameters), scored === null ? "…" : fixed(scored), fixed(bitsEach(run)), fixed(speedOf(run), 0), move === undefined ? "…" : fixed(move)];
   return texts.map((text, i) => make("td", { className: i ? "number" : "", textContent: text }));
 }

@@ -1,6 +1,7 @@
 // Numbers over time → a picture: a column a token, a row a unit, the slowest units at the top. Colours come from the style.
 
-const CELL = { width: 8, height: 3 }; // pixels
+const CELL = { width: 8, height: 3 }; // pixels of the picture; the page shows it as wide as there is room
+const LEAST_WIDTH = 3; // on the page, of a column
 
 /** What a picture needs: rows in order, the value of the full colour, and how much the units move from token to token. */
 export function arranged(values) {
@@ -26,6 +27,7 @@ function meanMove(values, unit) {
 export function drawHeatMap(canvas, { values, order, full }, at) {
   canvas.width = values.length * CELL.width;
   canvas.height = order.length * CELL.height;
+  canvas.style.minWidth = `${values.length * LEAST_WIDTH}px`;
   const [low, middle, high, line] = ["--cold", "--middle", "--warm", "--hold"].map((name) => colour(canvas, name));
   const context = canvas.getContext("2d");
   const pixels = context.createImageData(canvas.width, canvas.height);

@@ -115,7 +115,7 @@ function wordElement(word) {
 function drawPair() {
   const [left, right] = ["score-left", "score-right"].map((id) => scored.sentences.find(({ number }) => String(number) === byId(id).value));
   if (!left || !right) return;
-  const rows = align(left.words, right.words).map(pairRow);
+  const rows = align(left.words, right.words).map((row) => pairRow(row));
   const total = pairRow({ left: { text: t("score.total"), bits: left.bits }, right: { text: t("score.total"), bits: right.bits } }, true);
   byId("score-rows").replaceChildren(...rows, total);
 }

@@ -1,0 +1,76 @@
+// The Learn pane: the lecture's terms in two languages, and the pictures of the measured claims where there are any.
+
+import { get } from "./api.js";
+import { onLanguage, t } from "./i18n.js";
+import { byId, make, showError } from "./page.js";
+
+/** English, Korean, sign in the formulas; what it means is in the words of each language. */
+const TERMS = [
+  ["recurrent neural network (RNN)", "순환 신경망", "", "rnn"],
+  ["hidden state", "은닉 상태", "s, h", "state"],
+  ["input", "입력", "x", "input"],
+  ["output distribution", "출력 분포", "y", "output"],
+  ["weight matrix", "가중치 행렬", "U, W, V", "weight"],
+  ["gate", "게이트", "r, z, i, f, o", "gate"],
+  ["reset gate", "리셋 게이트", "r", "reset"],
+  ["update gate", "업데이트 게이트", "z", "update"],
+  ["input gate", "입력 게이트", "i", "input_gate"],
+  ["forget gate", "망각 게이트", "f", "forget"],
+  ["output gate", "출력 게이트", "o", "output_gate"],
+  ["candidate state", "후보 상태", "n, g", "candidate"],
+  ["cell state", "셀 상태", "c", "cell"],
+  ["echo state network (ESN)", "반향 상태 신경망", "", "esn"],
+  ["reservoir", "저수지(리저버)", "W", "reservoir"],
+  ["spectral radius", "스펙트럼 반지름", "ρ(W)", "radius"],
+  ["leak rate", "누출률", "a", "leak"],
+  ["readout", "판독층", "V", "readout"],
+  ["backpropagation through time", "시간 역전파(BPTT)", "", "bptt"],
+  ["vanishing gradient", "기울기 소실", "", "vanishing"],
+  ["exploding gradient", "기울기 폭주", "", "exploding"],
+  ["gradient clipping", "기울기 자르기", "", "clipping"],
+  ["surprisal", "놀라움(정보량)", "−log₂ P", "surprisal"],
+  ["perplexity", "퍼플렉시티(혼란도)", "", "perplexity"],
+  ["temperature", "온도", "T", "temperature"],
+];
+const VERDICTS = { HOLDS: "holds", "HOLDS IN PART": "part", "DOES NOT HOLD": "not" };
+
+let claims = null; // once they have been asked for
+
+export function startLearn() {
+  document.addEventListener("meari-pane", ({ detail }) => detail === "learn" && claims === null && load());
+  onLanguage(() => {
+    byId("learn-terms").replaceChildren(...TERMS.map(termRow));
+    if (claims !== null) drawClaims();
+  });
+}
+
+function termRow([english, korean, sign, key]) {
+  return make(
+    "tr",
+    {},
+    make("td", { lang: "en", textContent: english }),
+    make("td", { lang: "ko", textContent: korean }),
+    make("td", { className: "sign", textContent: sign }),
+    make("td", { textContent: t(`term.${key}`) }),
+  );
+}
+
+async function load() {
+  try {
+    ({ claims } = await get("web/claims.json"));
+    showError(byId("learn-error"), null);
+    drawClaims();
+  } catch (error) {
+    showError(byId("learn-error"), error, load);
+  }
+}
+
+function drawClaims() {
+  byId("learn-claims-note").textContent = t(claims.length ? "learn.claims.some" : "learn.claims.none");
+  byId("learn-claims").replaceChildren(...claims.map(claimFigure));
+}
+
+function claimFigure({ number, title, verdict, picture }) {
+  const caption = make("figcaption", {}, make("span", { lang: "en", textContent: `${number}. ${title}` }), ": ", make("strong", { textContent: verdict in VERDICTS ? t(`verdict.${VERDICTS[verdict]}`) : verdict }));
+  return make("figure", { className: "card" }, make("img", { src: `web/claims/${encodeURIComponent(picture)}`, alt: title, loading: "lazy" }), caption);
+}
