@@ -46,10 +46,12 @@ export class Draft {
   async choose(index, alternative, maxTokens, signal) {
     const replaced = this.tokens[index];
     const place = await this.placeAt(index, signal);
-    this.cut(index, place);
-    const part = this.add(new Part(place.state, alternative.id, 1));
-    await this.run(part, signal);
-    part.tokens[0] = { ...part.tokens[0], logprob: alternative.logprob, top: replaced.top, isPicked: true };
+    await this.orAsBefore(async () => {
+      this.parts = this.cut(index, place);
+      const part = this.add(new Part(place.state, alternative.id, 1));
+      await this.run(part, signal);
+      part.tokens[0] = { ...part.tokens[0], logprob: alternative.logprob, top: replaced.top, isPicked: true };
+    });
     this.onChange();
     if (alternative.id !== END_ID) await this.more(maxTokens, signal);
   }
@@ -57,17 +59,30 @@ export class Draft {
   /** The same requests again; returns whether every token and log-probability is equal. */
   async again(signal) {
     const before = this.parts;
-    this.parts = [];
-    for (const old of before) {
-      const from = this.parts.at(-1)?.state ?? null;
-      const size = old.finish === null ? old.tokens.length : old.maxTokens;
-      if (size === 0) continue;
-      const part = this.add(new Part(from, old.forced, size));
-      await this.run(part, signal);
-      if (old.forced !== null) part.tokens = old.tokens.slice();
-    }
+    await this.orAsBefore(async () => {
+      this.parts = [];
+      for (const old of before) {
+        const size = old.finish === null ? old.tokens.length : old.maxTokens;
+        if (size === 0) continue;
+        const part = this.add(new Part(this.parts.at(-1)?.state ?? null, old.forced, size));
+        await this.run(part, signal);
+        if (old.forced !== null && part.tokens[0]?.id === old.forced) part.tokens = old.tokens.slice();
+      }
+    });
     const [now, then] = [this.tokens, before.flatMap((part) => part.tokens)];
     return now.length === then.length && now.every((token, i) => token.id === then[i].id && token.logprob === then[i].logprob);
+  }
+
+  /** What is not done to its end leaves the text as it was. */
+  async orAsBefore(work) {
+    const before = this.parts;
+    try {
+      await work();
+    } catch (error) {
+      this.parts = before;
+      this.onChange();
+      throw error;
+    }
   }
 
   /** The state token after the first `index` tokens, null where that is the end of the prompt; and where the place is
@@ -86,16 +101,16 @@ export class Draft {
     return { state: this.parts.at(-1)?.state ?? null };
   }
 
-  /** Drop the tokens from number `index` on. */
+  /** The parts without the tokens from number `index` on. */
   cut(index, { state, text }) {
     let left = index;
-    this.parts = this.parts.filter((part) => {
+    return this.parts.flatMap((part) => {
       const kept = Math.min(left, part.tokens.length);
       left -= kept;
-      if (kept < part.tokens.length && kept > 0) {
-        Object.assign(part, { tokens: part.tokens.slice(0, kept), text, maxTokens: kept, state, finish: "length" });
-      }
-      return kept > 0;
+      if (kept === 0) return [];
+      if (kept === part.tokens.length) return [part];
+      const shorter = new Part(part.from, part.forced, kept);
+      return [Object.assign(shorter, { tokens: part.tokens.slice(0, kept), text, state, finish: "length" })];
     });
   }
 

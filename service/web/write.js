@@ -14,20 +14,26 @@ let shown = null; // number of the token whose alternatives are shown
 let outcome = ""; // what the last task came to
 
 export function startWrite() {
-  const task = new Task(byId("write-error"), showBusy);
+  const task = new Task(byId("write-error"), (isBusy) => {
+    showBusy(isBusy);
+    if (isBusy) say(t("write.busy"));
+    else if (draft !== null) {
+      redraw();
+      say(summary());
+    }
+  });
   const list = new TokenList(byId("write-tokens"), { onShow: showAlternatives, onEnter: () => byId("alternatives").querySelector("button")?.focus() });
   const redraw = () => {
     byId("write-prompt-shown").textContent = draft.prompt;
     list.update(draft.tokens);
     showFigures();
   };
-  const begin = (key, work) => async (...values) => {
-    outcome = "";
-    say(t("write.busy"));
-    if (await task.run((signal) => work(signal, ...values))) outcome = key;
-    redraw();
-    say(summary());
-  };
+  const begin = (key, work) => (...values) =>
+    task.run(async (signal) => {
+      outcome = "";
+      await work(signal, ...values);
+      outcome = key;
+    });
   const maxTokens = () => byId("write-max_tokens").valueAsNumber;
 
   const write = begin("done", async (signal) => {

@@ -34,10 +34,18 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture
+def visit(browser: Browser, released_server: Server) -> Iterator[Visit]:
+    visit = Visit(browser, f"http://127.0.0.1:{released_server.port}/")
+    yield visit
+    visit.context.close()
+    assert visit.complaints == []
+
+
 class Visit:
     """A page in a browser of its own language and colours, and what it said on the console."""
 
-    def __init__(self, browser: Browser, url: str, **context: Any) -> None:
+    def __init__(self, browser: Browser, url: str, *, wait: bool = True, **context: Any) -> None:
         self.context = browser.new_context(**{"locale": "en-GB", "viewport": {"width": 1200, "height": 900}, **context})
         self.page: Page = self.context.new_page()
         self.complaints: list[str] = []
@@ -45,6 +53,14 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.set_default_timeout(20_000)
         self.page.goto(url)
+        if wait:
+            self.page.wait_for_selector("#write-go:enabled")
+
+    def open_pane(self, name: str) -> Page:
+        """Choose a tab."""
+        self.page.click(f"#tab-{name}")
+        self.page.wait_for_selector(f"#pane-{name}")
+        return self.page
 
     def _note(self, kind: str, text: str) -> None:
         if kind in ("error", "warning"):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import httpx
-import pytest
 
 from tests.service.running import Server
 from tests.service.web.conftest import Visit
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 WRITTEN = "#write-again:enabled"
 STOP_AFTER_30 = """() => new Promise((resolve) => {
@@ -26,16 +24,7 @@ STOP_AFTER_30 = """() => new Promise((resolve) => {
 })"""
 
 
-@pytest.fixture
-def visit(browser: Browser, released_server: Server) -> Iterator[Visit]:
-    visit = Visit(browser, f"http://127.0.0.1:{released_server.port}/")
-    yield visit
-    visit.context.close()
-    assert visit.complaints == []
-
-
 def write(page: Page, tokens: int, **fields: str) -> str:
-    page.wait_for_selector("#write-go:enabled")
     page.locator("#pane-write details").evaluate("details => { details.open = true }")
     for name, value in {"max_tokens": str(tokens), **fields}.items():
         page.fill(f"#write-{name}", value)
@@ -106,7 +95,6 @@ def test_arrow_keys_reach_every_token_and_enter_its_alternatives(visit: Visit) -
 
 def test_stop_keeps_what_there_is_and_it_can_be_written_on(visit: Visit, released_server: Server) -> None:
     page = visit.page
-    page.wait_for_selector("#write-go:enabled")
     page.locator("#pane-write details").evaluate("details => { details.open = true }")
     for name, value in {"max_tokens": "4000", "seed": "3", "prompt": "ROMEO:\n"}.items():
         page.fill(f"#write-{name}", value)
@@ -124,7 +112,6 @@ def test_stop_keeps_what_there_is_and_it_can_be_written_on(visit: Visit, release
 
 def test_korean_tokens_that_are_parts_of_characters_join_to_the_text(visit: Visit, released_server: Server) -> None:
     page = visit.page
-    page.wait_for_selector("#write-go:enabled")
     page.select_option("#write-model", "nsmc-lstm")
     written = write(page, 60, prompt="이 영화는", seed="14", temperature="1.6")
     whole = released_server.post(

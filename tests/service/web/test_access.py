@@ -1,0 +1,55 @@
+"""Nothing that axe-core calls serious or critical, in any pane, light or dark; and nothing wider than a telephone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.service.running import Server
+from tests.service.web.conftest import Visit
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+PANES = ["write", "score", "compare", "learn"]
+
+
+def fill(visit: Visit, pane: str) -> None:
+    """Bring a pane to where there is something on it."""
+    page = visit.open_pane(pane)
+    if pane == "write":
+        page.fill("#write-max_tokens", "30")
+        page.click("#write-go")
+        page.wait_for_selector("#write-again:enabled")
+        page.locator("#write-tokens .token").nth(5).click()
+    elif pane == "score":
+        page.click("#score-go")
+        page.wait_for_selector("#score-rows tr")
+    elif pane == "compare":
+        page.fill("#compare-max_tokens", "20")
+        page.click("#compare-go")
+        page.wait_for_selector("#compare-cards canvas >> nth=3", timeout=60_000)
+    else:
+        page.wait_for_selector("#learn-claims-note:not(:empty)")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("language", ["en-GB", "ko-KR"])
+def test_axe_finds_nothing_serious(browser: Browser, released_server: Server, scheme: str, language: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python (dev)")
+    url = f"http://127.0.0.1:{released_server.port}/"
+    size = {"width": 360, "height": 740} if language == "ko-KR" else {"width": 1200, "height": 900}
+    visit = Visit(browser, url, color_scheme=scheme, locale=language, viewport=size, reduced_motion="reduce")
+    for pane in PANES:
+        fill(visit, pane)
+        found = axe.Axe().run(visit.page).response["violations"]
+        serious = {
+            each["id"]: [node["html"][:200] for node in each["nodes"][:3]]
+            for each in found
+            if each["impact"] in ("serious", "critical")
+        }
+        assert serious == {}, pane
+        assert visit.page.evaluate("() => document.documentElement.scrollWidth") <= size["width"], pane
+    visit.context.close()
+    assert visit.complaints == []

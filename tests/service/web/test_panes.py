@@ -1,0 +1,111 @@
+"""Score, Compare and Learn as a person uses them: in a real browser, on a real server."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.service.running import Server
+from tests.service.web.conftest import Visit
+
+SENTENCES = ["the king is dead", "The king is dead.", "The king is =cabbage, red."]
+
+
+def test_sentences_are_ranked_as_the_api_scores_them_and_can_be_kept(visit: Visit, released_server: Server) -> None:
+    page = visit.open_pane("score")
+    page.fill("#score-texts", "\n".join(["", *SENTENCES, "  "]))
+    page.click("#score-go")
+    page.wait_for_selector("#score-list li")
+    results = released_server.post("/score", texts=SENTENCES, log_base="2", words=True).json()["results"]
+    best = sorted(range(3), key=lambda i: -results[i]["logprob"])
+    with page.expect_download() as download:
+        page.click("#score-csv")
+    data = Path(download.value.path()).read_text("utf-8")
+    assert data.startswith("\ufeff")
+    rows = list(csv.DictReader(io.StringIO(data[1:])))
+    assert [row["text"] for row in rows] == [SENTENCES[i] for i in best]
+    assert [float(row["bits"]) for row in rows] == [-results[i]["logprob"] for i in best]
+    assert float(rows[0]["perplexity"]) == results[best[0]]["perplexity"]
+    with page.expect_download() as download:
+        page.click("#score-csv-words")
+    words = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8")[1:])))
+    first = [row for row in words if row["rank"] == "1"]
+    assert [row["word"] for row in first[:-1]] == SENTENCES[best[0]].split()
+    assert first[-1]["word"] == "<|end|>"
+    assert math.isclose(sum(float(row["bits"]) for row in first), -results[best[0]]["logprob"])
+    assert "'=cabbage," in {row["word"] for row in words}  # no formula in a spreadsheet
+
+
+def test_two_sentences_part_where_their_words_do(visit: Visit) -> None:
+    page = visit.open_pane("score")
+    page.fill("#score-texts", "I do love you\nI do not love you")
+    page.click("#score-go")
+    page.wait_for_selector("#score-rows tr")
+    page.select_option("#score-left", "1")
+    page.select_option("#score-right", "2")
+    rows = page.locator("#score-rows tr")
+    assert rows.evaluate_all("all => all.map(row => row.className)") == [
+        *["prefix"] * 2,
+        "parted",
+        *["same"] * 3,
+        "total",
+    ]
+    inserted = rows.nth(2).locator("td").all_inner_texts()
+    assert (inserted[0], inserted[2]) == ("–", "not")
+    assert rows.nth(0).locator("td").last.inner_text() == "0.00"
+
+
+def test_four_families_write_at_once_and_show_their_states(visit: Visit) -> None:
+    page = visit.open_pane("compare")
+    page.fill("#compare-max_tokens", "40")
+    page.click("#compare-go")
+    page.wait_for_selector("#compare-cards canvas >> nth=3", timeout=60_000)
+    table = page.locator("#compare-rows tr").evaluate_all(
+        "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+    assert [row[1] for row in table] == ["RNN", "GRU", "LSTM", "ESN"]
+    figures = [[float(cell.replace(",", "")) for cell in row[2:]] for row in table]
+    assert all(value > 0 for row in figures for value in row)
+    cards = page.locator("#compare-cards article")
+    assert cards.nth(2).locator("option").all_inner_texts() == ["h0", "c0"]
+    colours = page.locator("canvas").evaluate_all(
+        """all => all.map(canvas => {
+          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          return new Set(Array.from({ length: data.length / 4 }, (_, i) => data.slice(4 * i, 4 * i + 3).join())).size;
+        })"""
+    )
+    assert all(count > 50 for count in colours)
+    page.locator("#compare-at").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#compare-at-token").inner_text() == "2: O"
+
+
+def test_the_four_cells_and_the_terms_are_explained_in_both_languages(visit: Visit) -> None:
+    page = visit.open_pane("learn")
+    assert page.locator("#pane-learn article svg").count() == 4
+    assert page.locator("#pane-learn math").count() == 15
+    assert page.locator("#learn-terms tr").count() >= 20
+    page.wait_for_selector("#learn-claims-note:not(:empty)")
+    before = page.locator("#learn-terms td:last-child").all_inner_texts()
+    page.select_option("#language", "ko")
+    assert page.evaluate("() => document.documentElement.lang") == "ko"
+    assert page.locator("#tab-learn").inner_text() == "배우기"
+    after = page.locator("#learn-terms td:last-child").all_inner_texts()
+    assert len(after) == len(before)
+    assert not set(after) & set(before)
+
+
+@pytest.mark.parametrize("name", ["score", "compare", "learn"])
+def test_tabs_go_by_arrow_keys_and_the_address_keeps_which(visit: Visit, name: str) -> None:
+    page = visit.page
+    page.focus("#tab-write")
+    for _ in range(["write", "score", "compare", "learn"].index(name)):
+        page.keyboard.press("ArrowRight")
+    assert page.locator("[role=tabpanel]:visible").count() == 1
+    assert page.locator(f"#pane-{name}").is_visible()
+    page.reload()
+    assert page.locator(f"#pane-{name}").is_visible()

@@ -1,0 +1,87 @@
+"""What a person reads when something goes wrong: a key, a busy server, a lost connection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.service.running import Server, running_server
+from tests.service.web.conftest import Visit
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Route
+
+
+def test_a_server_with_keys_is_asked_with_the_one_that_the_person_enters(
+    browser: Browser, bundles: Path, tmp_path: Path
+) -> None:
+    with running_server(tmp_path, bundles=bundles, default_model="letters", api_keys="open-sesame") as server:
+        visit = Visit(browser, f"http://127.0.0.1:{server.port}/", wait=False)
+        page = visit.page
+        page.fill("#key", "wrong")
+        page.click("#key-form .main")
+        page.wait_for_selector("#key-wrong:visible")
+        page.fill("#key", "open-sesame")
+        page.click("#key-form .main")
+        page.wait_for_selector("#write-go:enabled")
+        assert not page.locator("#key-dialog").is_visible()
+        page.fill("#write-prompt", "abc")
+        page.fill("#write-max_tokens", "5")
+        page.click("#write-go")
+        page.wait_for_selector("#write-more:enabled")
+        assert all("401" in complaint for complaint in visit.complaints)
+        visit.context.close()
+
+
+def test_a_busy_server_is_said_to_be_busy_and_trying_again_works(visit: Visit) -> None:
+    page = visit.page
+
+    def refuse(route: Route) -> None:
+        body = '{"error": {"code": "overloaded", "message": "full", "request_id": "r"}}'
+        route.fulfill(status=429, body=body, headers={"Retry-After": "3", "Content-Type": "application/json"})
+
+    page.route("**/generate", refuse)
+    page.fill("#write-max_tokens", "5")
+    page.click("#write-go")
+    error = page.locator("#write-error")
+    error.locator("p").wait_for()
+    assert "busy" in error.inner_text()
+    assert "3 s" in error.inner_text()
+    page.unroute("**/generate")
+    error.locator("button").click()
+    page.wait_for_selector("#write-more:enabled")
+    assert error.inner_text() == ""
+    assert all("429" in complaint for complaint in visit.complaints)
+    visit.complaints.clear()
+
+
+def test_a_value_out_of_range_is_named_in_the_servers_words(visit: Visit) -> None:
+    page = visit.page
+    page.route("**/generate", lambda route: route.continue_(post_data='{"temperature": 99}'))
+    page.click("#write-go")
+    page.wait_for_selector("#write-error p")
+    assert "temperature: got 99" in page.locator("#write-error").inner_text()
+    assert page.locator("#write-error button").count() == 0
+    visit.complaints.clear()
+
+
+def test_a_lost_connection_is_said_and_the_text_is_kept(browser: Browser, bundles: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, bundles=bundles, default_model="flat", max_tokens=200_000) as server:
+        visit = Visit(browser, f"http://127.0.0.1:{server.port}/", locale="ko-KR")
+        page = visit.page
+        page.fill("#write-prompt", "abc")
+        page.fill("#write-max_tokens", "5")
+        page.click("#write-go")
+        page.wait_for_selector("#write-again:enabled")
+        kept = page.locator("#write-tokens").text_content()
+        _end(server)
+        page.click("#write-again")
+        page.wait_for_selector("#write-error p")
+        assert "서버에 연결할 수 없습니다" in page.locator("#write-error").inner_text()
+        assert page.locator("#write-tokens").text_content() == kept
+        visit.context.close()
+
+
+def _end(server: Server) -> None:
+    server.terminate()
+    server.wait()
