@@ -21,6 +21,7 @@ from models.config import Family
 from models.language_model import LanguageModel
 
 BATCH_TOKENS = 32_768
+LEAST_DRAWN = 1e-4  # nats a token, on a logarithmic axis
 NEAR = 0.02  # nats a token that a used-up history may cost
 
 
@@ -103,8 +104,9 @@ def draw(numbers: Context) -> Figure:
         low, high = np.array(means) - errors, np.array(means) + errors
         loss.fill_between(numbers.lengths, low, high, color=look.colour, alpha=0.15, linewidth=0)
         plot(loss, numbers.lengths, means, look)
-        above = [max(estimate.mean, 1e-4) for estimate in numbers.excess[family.value][:-1]]
-        plot(excess, numbers.lengths[:-1], above, look)
+        means = [estimate.mean for estimate in numbers.excess[family.value]]
+        above = [(length, mean) for length, mean in zip(numbers.lengths, means, strict=True) if mean >= LEAST_DRAWN]
+        plot(excess, [length for length, _ in above], [mean for _, mean in above], look)
         excess.axvline(numbers.used(family), color=look.colour, linewidth=0.8, linestyle=":")
     excess.set_yscale("log")
     excess.axhline(NEAR, color="black", linewidth=0.6, linestyle="--")

@@ -203,7 +203,8 @@ def draw(numbers: Gates) -> Figure:
         axes.set_ylim(0, 1)
     finish(by_kind, "by character just read (hollow: before training)", "", "mean gate, 0 shut, 1 open", legend=False)
     finish(by_place, "by place in the line", "characters since the line end", "mean gate", legend=False)
-    finish(by_unit, "by unit, mean over time", "units, sorted, %", "mean gate")
+    finish(by_unit, "by unit, mean over time", "units, sorted, %", "mean gate", legend=False)
+    figure.legend(*by_unit.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     return figure
 
 
