@@ -96,7 +96,7 @@ function sentenceItem(sentence) {
   const text = make("p", { className: "sentence" });
   sentence.words.forEach((word, i) => text.append(i ? " " : "", wordElement(word)));
   const figures = [
-    [t("score.total"), `${fixed(sentence.bits)} ${t("bits")}`],
+    [t("score.total"), t("bits.of", { bits: fixed(sentence.bits) })],
     [t("score.perplexity"), sentence.perplexity === null ? "–" : fixed(sentence.perplexity)],
     [t("score.per_char"), sentence.bits_per_char === null ? "–" : fixed(sentence.bits_per_char, 3)],
     [t("score.tokens"), String(sentence.num_tokens)],

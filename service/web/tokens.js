@@ -33,7 +33,7 @@ export function spoken(token) {
 
 /** A word or token that is only shown. */
 export function shaded(text, bits) {
-  return make("span", { className: `token ${shade(bits)}`, textContent: text, title: `${fixed(bits)} ${t("bits")}` });
+  return make("span", { className: `token ${shade(bits)}`, textContent: text, title: t("bits.of", { bits: fixed(bits) }) });
 }
 
 /** The tokens of a draft. onShow(index, isHeld): one was pointed at, or chosen. onEnter: to its alternatives. */

@@ -15,6 +15,7 @@ export const en = {
   learn: "Learn",
   model: "Model",
   bits: "bits",
+  "bits.of": "{bits} bits",
   stop: "Stop",
   cancel: "Cancel",
   tryAgain: "Try again",

@@ -15,6 +15,7 @@ export const ko = {
   learn: "배우기",
   model: "모델",
   bits: "비트",
+  "bits.of": "{bits}비트",
   stop: "멈추기",
   cancel: "취소",
   tryAgain: "다시 시도",

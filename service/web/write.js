@@ -181,7 +181,7 @@ function alternativeCells(token) {
     make("span", { className: "name", textContent: token.id === END_ID ? t("token.end") : visible(token) }),
     bar,
     make("span", { className: "share", textContent: percent(probability) }),
-    make("span", { className: "bits", textContent: `${fixed(bitsOf(token.logprob), 1)} ${t("bits")}` }),
+    make("span", { className: "bits", textContent: t("bits.of", { bits: fixed(bitsOf(token.logprob), 1) }) }),
   ];
 }
 

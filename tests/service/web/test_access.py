@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 PANES = ["write", "score", "compare", "learn"]
 
 
-def fill(visit: Visit, pane: str) -> None:
+def fill(visit: Visit, pane: str, tokens: int = 30) -> None:
     """Bring a pane to where there is something on it."""
     page = visit.open_pane(pane)
     if pane == "write":
-        page.fill("#write-max_tokens", "30")
+        page.fill("#write-max_tokens", str(tokens))
         page.click("#write-go")
         page.wait_for_selector("#write-again:enabled")
         page.locator("#write-tokens .token").nth(5).click()
@@ -27,7 +27,7 @@ def fill(visit: Visit, pane: str) -> None:
         page.click("#score-go")
         page.wait_for_selector("#score-rows tr")
     elif pane == "compare":
-        page.fill("#compare-max_tokens", "20")
+        page.fill("#compare-max_tokens", str(tokens))
         page.click("#compare-go")
         page.wait_for_selector("#compare-cards canvas >> nth=3", timeout=60_000)
     else:
