@@ -248,8 +248,6 @@ class _Dropouts:
         """x is [B, T, D]; a locked mask is [B, 1, D]."""
         if not training or not share:
             return x
-        if not self.is_locked and self.num_shares == 1:
-            return functional.dropout(x, share)
         batch, length, size = x.shape
         whole = functional.dropout(x.new_ones(self.num_shares, batch, 1 if self.is_locked else length, size), share)
         return x * whole[self.share_index]
