@@ -1,5 +1,6 @@
 """The image is built and run for real: what is in it, what it answers, and how it stops."""
 
+import json
 import subprocess
 import time
 from collections.abc import Callable
@@ -54,6 +55,12 @@ def test_container_scores(docker: Docker, container: str) -> None:
     answer = post(docker.address(container), "/score", {"texts": ["all the bells", "slleb eht lla"]})
     likely, unlikely = (result["logprob"] for result in answer["results"])
     assert unlikely < likely < 0
+
+
+def test_container_scores_in_bulk_without_a_server(docker: Docker, container: str) -> None:
+    script = "printf 'all the bells\\nslleb eht lla\\n' | meari score - --model shakespeare-lstm"
+    likely, unlikely = map(json.loads, docker.run("exec", container, "sh", "-c", script).splitlines())
+    assert unlikely["logprob"] < likely["logprob"] < 0
 
 
 def test_stopped_container_finishes_its_open_stream_and_exits_with_0(docker: Docker, start: Callable[..., str]) -> None:
