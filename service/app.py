@@ -25,6 +25,7 @@ from service.requests.admission import Admission
 from service.requests.keys import check_key
 from service.requests.overload import OverloadGate
 from service.requests.schema import Schemas
+from service.routes.docs import docs_blueprint
 from service.routes.exchange import Exchange, current_exchange
 from service.routes.generate import generate_blueprint
 from service.routes.health import health_blueprint
@@ -40,7 +41,7 @@ from service.settings import Settings, load_settings
 
 __all__ = ["create_app"]
 
-OPEN_BLUEPRINTS = ("health", "metrics", "web")  # answered without a key
+OPEN_BLUEPRINTS = ("docs", "health", "metrics", "web")  # answered without a key
 
 
 class _SynchronousFlask(Flask):
@@ -67,6 +68,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         tokenize_blueprint,
         openai_blueprint,
         states_blueprint,
+        docs_blueprint,
         health_blueprint,
         metrics_blueprint,
         web_blueprint,

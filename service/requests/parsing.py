@@ -25,6 +25,7 @@ class Parser(Generic[Request]):
     """Parses the bodies of one kind of request."""
 
     def __init__(self, struct: type[Request]) -> None:
+        self.struct = struct
         self._info = inspect.type_info(struct)
         self._decoder = msgspec.json.Decoder(struct, strict=True)
 

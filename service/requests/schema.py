@@ -163,6 +163,17 @@ class Schemas:
         self._max_prompts = max_prompts(settings)
         self._states = Parser(StatesRequest)
 
+    @property
+    def types(self) -> dict[str, type[msgspec.Struct]]:
+        """The type of each request, with the limits of the settings."""
+        return {
+            "generate": self._generate.struct,
+            "score": self._score.struct,
+            "tokenize": self._tokenize.struct,
+            "detokenize": self._detokenize.struct,
+            "completions": self._completions.struct,
+        }
+
     def generate(self, body: bytes) -> GenerateRequest:
         """Raises InvalidRequest."""
         request = self._generate.parse(body)

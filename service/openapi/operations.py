@@ -1,0 +1,182 @@
+"""What the service answers: every path with its request, its answer, its errors, and an example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from service.answers.bodies import GenerateAnswer
+from service.answers.openai.bodies import CompletionAnswer, ModelCard, ModelList
+from service.errors import (
+    EngineFailed,
+    InvalidRequest,
+    MeariError,
+    NotReady,
+    Overloaded,
+    ScoreTimeout,
+    TooLarge,
+    Unauthorized,
+    UnknownModel,
+    UnsupportedMediaType,
+)
+from service.openapi import shapes
+
+__all__ = ["OPERATIONS", "Operation"]
+
+Errors = tuple[type[MeariError], ...]
+ASKED: Final[Errors] = (Unauthorized, NotReady, EngineFailed)
+POSTED: Final[Errors] = (*ASKED, InvalidRequest, UnknownModel, TooLarge, UnsupportedMediaType, Overloaded)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path.
+
+    request   name of the request's type among the service's schemas, None where there is no body
+    answer    type of the body of a 200; with `media_type` another one than JSON, there is none
+    links     name → operation that goes on from an answer, and what it is given
+    """
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    description: str = ""
+    request: str | None = None
+    answer: type | None = None
+    media_type: str = "application/json"
+    streams: bool = False
+    errors: Errors = ASKED
+    examples: dict[str, dict[str, Any]] = field(default_factory=dict)
+    links: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def is_openai(self) -> bool:
+        """True where errors have OpenAI's shape."""
+        return self.path.startswith("/v1/")
+
+
+OPERATIONS: Final = (
+    Operation(
+        "post",
+        "/generate",
+        "generate",
+        "Continue a prompt",
+        "Log-probabilities are the model's own: before temperature, penalties and truncation. With `stream`, each "
+        "event is `data: ` and a StreamEvent, then one with a GenerateAnswer without choices, then `data: [DONE]`.",
+        request="generate",
+        answer=GenerateAnswer,
+        streams=True,
+        errors=POSTED,
+        examples={
+            "seeded": {"prompt": "ROMEO:\n", "max_tokens": 40, "seed": 7},
+            "streamed": {"prompt": "To be", "stream": True},
+            "with a state": {"prompt": "To be", "max_tokens": 2, "return_state": True},
+        },
+        links={
+            "go on": {"operationId": "generate", "requestBody": {"state": "$response.body#/choices/0/state"}},
+            "score what follows": {
+                "operationId": "score",
+                "requestBody": {"state": "$response.body#/choices/0/state", "text": "a"},
+            },
+        },
+    ),
+    Operation(
+        "post",
+        "/score",
+        "score",
+        "How likely texts are",
+        "One of `text` and `texts` is required. The first token counts, and with `add_end` the end.",
+        request="score",
+        answer=shapes.ScoreBody,
+        errors=(*POSTED, ScoreTimeout),
+        examples={
+            "two texts": {"texts": ["To be, or not to be", "To be, or not too bee"]},
+            "surprisal in bits": {"text": "To be", "log_base": "2", "tokens": True, "top": 3},
+            "with a state": {"text": "To be", "return_state": True},
+        },
+        links={
+            "go on": {"operationId": "generate", "requestBody": {"state": "$response.body#/results/0/state"}},
+        },
+    ),
+    Operation(
+        "post",
+        "/tokenize",
+        "tokenize",
+        "A text as tokens",
+        request="tokenize",
+        answer=shapes.TokenizeBody,
+        errors=POSTED,
+        examples={"a text": {"text": "To be"}},
+        links={
+            "and back": {
+                "operationId": "detokenize",
+                "requestBody": {"tokens": "$response.body#/tokens", "model": "$response.body#/model"},
+            }
+        },
+    ),
+    Operation(
+        "post",
+        "/detokenize",
+        "detokenize",
+        "Tokens as a text",
+        request="detokenize",
+        answer=shapes.DetokenizeBody,
+        errors=POSTED,
+        examples={"ids": {"tokens": [2, 3]}},
+    ),
+    Operation(
+        "get",
+        "/models",
+        "models",
+        "What is served",
+        answer=shapes.ModelsBody,
+        links={"one of them": {"operationId": "model", "parameters": {"name": "$response.body#/models/0/name"}}},
+    ),
+    Operation(
+        "get", "/models/{name}", "model", "One model", answer=shapes.ModelDescription, errors=(*ASKED, UnknownModel)
+    ),
+    Operation(
+        "post",
+        "/v1/completions",
+        "completions",
+        "Continue prompts, as OpenAI's clients ask for it",
+        "`max_tokens` 0 with `echo` and `logprobs` scores prompts. A first token has its log-probability, the boundary "
+        "token before it has none. `temperature` may be up to 10. With `stream`, each event is `data: ` and a "
+        "CompletionAnswer, then `data: [DONE]`.",
+        request="completions",
+        answer=CompletionAnswer,
+        streams=True,
+        errors=(*POSTED, ScoreTimeout),
+        examples={
+            "seeded": {"prompt": "ROMEO:\n", "max_tokens": 40, "seed": 7},
+            "scoring": {"prompt": ["To be", "or not"], "echo": True, "logprobs": 1, "max_tokens": 0},
+        },
+    ),
+    Operation(
+        "get",
+        "/v1/models",
+        "openai_models",
+        "What is served, in OpenAI's shape",
+        answer=ModelList,
+        links={"one of them": {"operationId": "openai_model", "parameters": {"name": "$response.body#/data/0/id"}}},
+    ),
+    Operation(
+        "get",
+        "/v1/models/{name}",
+        "openai_model",
+        "One model, in OpenAI's shape",
+        answer=ModelCard,
+        errors=(*ASKED, UnknownModel),
+    ),
+    Operation("get", "/healthz", "healthz", "Does the process live?", answer=shapes.Health, errors=(EngineFailed,)),
+    Operation(
+        "get",
+        "/readyz",
+        "readyz",
+        "Does it take requests?",
+        answer=shapes.ReadyBody,
+        errors=(EngineFailed, NotReady),
+    ),
+    Operation("get", "/metrics", "metrics", "Figures for Prometheus", media_type="text/plain", errors=(EngineFailed,)),
+)

@@ -1,0 +1,178 @@
+"""Types of answers that are written piece by piece or as plain dicts: for the document, and for the tests that hold
+answers to it. Structs only."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from service.answers.bodies import Choice, ScoredToken, ScoredWord, TextFigures, TokenText
+from service.bundle import SelfTest
+from service.manifest import Boundary, StateEntry
+from service.requests.schema import LogBase
+
+__all__ = [
+    "DetokenizeBody",
+    "ErrorBody",
+    "Health",
+    "ModelDescription",
+    "ModelsBody",
+    "NotReadyBody",
+    "OpenAIErrorBody",
+    "ReadyBody",
+    "ScoreBody",
+    "StreamEvent",
+    "TokenizeBody",
+]
+
+
+class ErrorDetail(msgspec.Struct):
+    """What went wrong: a word for programs, a sentence for people, and the id to find it in the log."""
+
+    code: str
+    message: str
+    request_id: str
+
+
+class ErrorBody(msgspec.Struct):
+    """The body of every error outside /v1."""
+
+    error: ErrorDetail
+
+
+class OpenAIErrorDetail(msgspec.Struct):
+    """The same as OpenAI says it."""
+
+    message: str
+    type: Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class OpenAIErrorBody(msgspec.Struct):
+    """The body of every error under /v1."""
+
+    error: OpenAIErrorDetail
+
+
+class StreamEvent(msgspec.Struct):
+    """An event of a streamed /generate; the last one is a GenerateAnswer without choices."""
+
+    choices: list[Choice]
+
+
+class ScoreResult(TextFigures):
+    """The figures of one text."""
+
+    tokens: list[ScoredToken] | UnsetType = UNSET
+    words: list[ScoredWord] | UnsetType = UNSET
+    state: str | UnsetType | None = UNSET
+
+
+class ScoreUsage(msgspec.Struct):
+    """Tokens reported, tokens really run, tokens of the context that were known from before."""
+
+    scored_tokens: int
+    computed_tokens: int
+    cached_tokens: int
+
+
+class ScoreBody(msgspec.Struct):
+    """Answer of /score, in the order of the texts."""
+
+    model: str
+    log_base: LogBase
+    results: list[ScoreResult]
+    usage: ScoreUsage
+
+
+class TokenizeBody(msgspec.Struct):
+    """Answer of /tokenize."""
+
+    model: str
+    tokens: list[TokenText]
+
+
+class DetokenizeBody(msgspec.Struct):
+    """Answer of /detokenize."""
+
+    model: str
+    text: str
+
+
+class TokenizerDescription(msgspec.Struct):
+    """How a model reads text."""
+
+    kind: Literal["char", "bpe", "word"]
+    normalization: str
+    unknown_id: int | None
+    vocabulary_size: int
+    boundary: Boundary
+
+
+class Hashes(msgspec.Struct):
+    """SHA-256 of the bundle and of each of its files."""
+
+    bundle: str
+    files: dict[str, str]
+
+
+class Limits(msgspec.Struct):
+    """What a request may ask of the model."""
+
+    max_tokens: int
+    max_texts: int
+    max_text_chars: int
+    max_body_bytes: int
+    max_timeout_seconds: float
+    max_state_chars: int
+    max_top_k: int
+    max_slots: int
+    max_waiting: int
+    cache_bytes: int
+
+
+class ModelDescription(msgspec.Struct):
+    """What a caller may want to know of a model."""
+
+    name: str
+    family: Literal["rnn", "gru", "lstm", "esn"]
+    precision: Literal["fp32", "int8"]
+    sizes: dict[str, int]
+    state: list[StateEntry]
+    tokenizer: TokenizerDescription
+    corpus: dict[str, Any]
+    figures: dict[str, Any]
+    hashes: Hashes
+    limits: Limits
+    self_test: SelfTest
+
+
+class ModelsBody(msgspec.Struct):
+    """All models that are served."""
+
+    models: list[ModelDescription]
+    default: str
+
+
+class Health(msgspec.Struct):
+    """The process lives."""
+
+    status: Literal["ok"]
+
+
+class ReadyBody(msgspec.Struct):
+    """Whether requests are taken; `failed` names the bundles that could not be loaded, with the reason."""
+
+    status: Literal["ready", "not_ready"]
+    reason: str | None
+    models: list[str]
+    failed: dict[str, str]
+
+
+class NotReadyBody(ReadyBody):
+    """The same with 503, as an error."""
+
+    error: ErrorDetail
