@@ -3,7 +3,7 @@
 # One environment, .venv, filled in layers: the serving side, then the load tests', then all of development.
 # A stamp in .venv named after the checksum of what was installed says that a layer is there, so that pip
 # runs only where a lock file has changed. `make bench` has .venv-bench: the servers that it measures beside meari bring
-# a hundred packages along.
+# a hundred packages along. `make harness` has .venv-harness for the same reason.
 
 PYTHON ?= python3
 HOST ?= $(or $(MEARI_HOST),127.0.0.1)
@@ -20,9 +20,10 @@ SERVE := .venv/serve-$(call sum,pyproject.toml requirements/serve.txt)
 LOAD := .venv/load-$(call sum,requirements/serve.txt requirements/load.txt)
 DEV := .venv/dev-$(call sum,requirements/serve.txt requirements/dev.txt)
 BENCH := .venv-bench/bench-$(call sum,pyproject.toml requirements/bench.txt)
+HARNESS := .venv-harness/harness-$(call sum,requirements/harness.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format train load bench image lock clean
+.PHONY: help serve test check format train load bench harness image lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -53,14 +54,17 @@ load: $(LOAD) ## load-test a running server for 60 s (HOST, PORT, MEARI_LOAD_…
 bench: $(BENCH) ## measure meari beside other servers into docs/benchmarks/, 40 min (ARGS=--quick: 5 min)
 	@exec .venv-bench/bin/python -m loadtests.peers $(ARGS)
 
+harness: $(DEV) $(HARNESS) ## install lm-evaluation-harness into .venv-harness and compare its figures with ours
+	@exec $(BIN)/python -m pytest tests/service/openai/test_harness.py $(ARGS)
+
 image: ## build the container image (IMAGE, DOCKER)
 	DOCKER_BUILDKIT=1 $(DOCKER) build --tag '$(IMAGE)' .
 
 lock: $(DEV) ## write requirements/ anew from pyproject.toml (UPGRADE=1: newest versions)
 	sh requirements/lock.sh $(BIN)/uv $(if $(UPGRADE),--upgrade)
 
-clean: ## remove .venv, .venv-bench and what tools leave behind; runs/ stays
-	rm -rf .venv .venv-bench build dist meari.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+clean: ## remove .venv, .venv-bench, .venv-harness and what tools leave behind; runs/ stays
+	rm -rf .venv .venv-bench .venv-harness build dist meari.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -rf loadtests/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -95,4 +99,11 @@ $(BENCH):
 	@.venv-bench/bin/python -m pip --disable-pip-version-check -qq install --no-compile --constraint requirements/bench.txt torch
 	@.venv-bench/bin/python -m pip --disable-pip-version-check -qq install --no-deps --no-build-isolation --editable .
 	@rm -f .venv-bench/bench-*
+	@touch $@
+
+$(HARNESS):
+	@sh requirements/venv.sh '$(PYTHON)' .venv-harness
+	@echo 'Installing lm-evaluation-harness into .venv-harness …'
+	@.venv-harness/bin/python -m pip --disable-pip-version-check -qq $(LOCKED) requirements/harness.txt
+	@rm -f .venv-harness/harness-*
 	@touch $@

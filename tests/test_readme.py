@@ -67,6 +67,19 @@ def test_python_example_joins_the_parts_of_a_text(server: Server) -> None:
     assert _output(server, "return_state=True") == "True\n"
 
 
+def test_httpx_example_prints_two_texts_with_their_scores(server: Server) -> None:
+    first, second = _output(server, "import httpx").splitlines()
+    assert float(first.split()[0]) > float(second.split()[0])
+
+
+def test_openai_example_scores_and_streams(server: Server) -> None:
+    score, text = _output(server, "import openai").split("\n", 1)
+    expected = server.post("/score", model="shakespeare-lstm", text="To be", add_end=False).json()
+    assert float(score) == pytest.approx(expected["results"][0]["logprob"])
+    own = server.post("/generate", model="shakespeare-lstm", prompt="ROMEO:\n", max_tokens=40, seed=7).json()
+    assert text == own["choices"][0]["text"]
+
+
 def _output(server: Server, phrase: str) -> str:
     """What the Python example with that phrase prints."""
     [code] = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if phrase in code]

@@ -128,7 +128,7 @@ def _responses(operation: Operation) -> Json:
     else:
         content = {operation.media_type: {"schema": _reference(operation.answer)}}
     if operation.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}, "example": "data: {…}\n\ndata: [DONE]\n\n"}
+        content["text/event-stream"] = {"schema": _event(operation.streams), "example": "data: {…}\n\ndata: [DONE]\n\n"}
     good: Json = {"description": "Done.", "headers": _headers(), "content": content}
     if operation.links:
         good["links"] = operation.links
@@ -153,6 +153,17 @@ def _error_response(errors: list[type[MeariError]], is_openai: bool) -> Json:
         "headers": _headers(retry=any(error.retry_after_seconds is not None for error in errors)),
         "content": {"application/json": {"schema": schema, "examples": examples}},
     }
+
+
+def _event(bodies: tuple[type, ...]) -> Json:
+    """Of one server-sent event; the last one's data is `[DONE]`."""
+    body = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [_reference(body) for body in bodies]},
+    }
+    data = {"anyOf": [{"const": "[DONE]"}, body], "description": "JSON, or `[DONE]` at the end."}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def _headers(retry: bool = False) -> Json:

@@ -34,6 +34,7 @@ class Operation:
 
     request   name of the request's type among the service's schemas, None where there is no body
     answer    type of the body of a 200; with `media_type` another one than JSON, there is none
+    streams   types of the events that a streamed answer has
     links     name → operation that goes on from an answer, and what it is given
     """
 
@@ -45,7 +46,7 @@ class Operation:
     request: str | None = None
     answer: type | None = None
     media_type: str = "application/json"
-    streams: bool = False
+    streams: tuple[type, ...] = ()
     errors: Errors = ASKED
     examples: dict[str, dict[str, Any]] = field(default_factory=dict)
     links: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -66,7 +67,7 @@ OPERATIONS: Final = (
         "event is `data: ` and a StreamEvent, then one with a GenerateAnswer without choices, then `data: [DONE]`.",
         request="generate",
         answer=GenerateAnswer,
-        streams=True,
+        streams=(shapes.StreamEvent, GenerateAnswer, shapes.ErrorBody),
         errors=POSTED,
         examples={
             "seeded": {"prompt": "ROMEO:\n", "max_tokens": 40, "seed": 7},
@@ -146,7 +147,7 @@ OPERATIONS: Final = (
         "CompletionAnswer, then `data: [DONE]`.",
         request="completions",
         answer=CompletionAnswer,
-        streams=True,
+        streams=(CompletionAnswer, shapes.OpenAIErrorBody),
         errors=(*POSTED, ScoreTimeout),
         examples={
             "seeded": {"prompt": "ROMEO:\n", "max_tokens": 40, "seed": 7},

@@ -92,9 +92,8 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
 
 
 def test_the_client_retries_when_there_is_no_room(bundles: Path, tmp_path: Path) -> None:
-    small: dict[str, object] = {"default_model": "noise", "max_tokens": 200_000, "max_requests": 1}
     with (
-        running_server(tmp_path, bundles=bundles, **small) as server,
+        running_server(tmp_path, bundles=bundles, max_tokens=200_000, max_requests=1) as server,
         openai.OpenAI(base_url=url(server), api_key="none", max_retries=0) as hasty,
     ):
         long = hasty.completions.create(prompt="", stream=True, **ENDLESS)

@@ -1,0 +1,157 @@
+"""The contract as a document: complete, and held against the running service by schemathesis."""
+
+from __future__ import annotations
+
+import json
+import re
+import timeit
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import HealthCheck, Phase
+from schemathesis import GenerationMode
+from schemathesis.checks import CHECKS
+
+from service.app import create_app
+from service.openapi.document import ALL_ERRORS, openapi_document
+from service.openapi.fields import ENUMS, OWN_FIELDS
+from service.openapi.operations import OPERATIONS
+from service.requests.schema import Schemas
+from service.settings import Settings
+
+MODELS = ["letters", "flat", "bytes", "words"]
+DOCUMENT = openapi_document(Schemas(Settings(max_tokens=77, workers=1)).types, MODELS, "letters")
+SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
+BOUNDED = hypothesis.settings(
+    max_examples=15,
+    stateful_step_count=4,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+WANTED = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+)
+
+
+@pytest.fixture(scope="module")
+def small_app(bundles: Path) -> Iterator[Flask]:
+    """A service that does little for a request."""
+    settings = Settings(
+        bundles=bundles, default_model="letters", max_texts=4, max_tokens=16, workers=1, log_level="error"
+    )
+    app = create_app(settings)
+    registry = app.extensions["meari"].registry
+    assert registry.wait_loaded(60)
+    yield app
+    registry.stop()
+
+
+@pytest.fixture(scope="module")
+def contract(small_app: Flask) -> Any:
+    return schemathesis.openapi.from_wsgi("/openapi.json", small_app)
+
+
+def checks() -> list[Any]:
+    return CHECKS.get_by_names(list(WANTED))
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "not valid"])
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_no_answer_is_outside_its_schema(contract: Any, operation: Any, mode: GenerationMode) -> None:
+    if mode is GenerationMode.NEGATIVE and operation.request is None:
+        pytest.skip("there is nothing to say wrongly")
+    found = contract[operation.path][operation.method.upper()]
+
+    @BOUNDED
+    @hypothesis.given(case=found.as_strategy(generation_mode=mode))
+    def answers(case: Any) -> None:
+        case.call_and_validate(checks=checks())
+
+    answers()
+
+
+def test_no_answer_is_outside_its_schema_when_requests_build_on_one_another(contract: Any) -> None:
+    class Machine(contract.as_state_machine()):  # type: ignore[misc]
+        def validate_response(self, response: Any, case: Any, **kwargs: Any) -> None:
+            case.validate_response(response, checks=checks())
+
+    Machine.run(settings=BOUNDED)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_every_example_works(small_app: Flask, operation: Any) -> None:
+    client = small_app.test_client()
+    for body in operation.examples.values():
+        response = client.post(operation.path, json=body | ({"max_tokens": 9} if "max_tokens" in body else {}))
+        assert response.status_code == 200, response.text
+        response.close()
+
+
+def test_every_path_is_in_the_document(small_app: Flask) -> None:
+    rules = {re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule) for rule in small_app.url_map.iter_rules()}
+    pages = {"/", "/openapi.json", "/docs", "/docs/{name}"} | {rule for rule in rules if rule.startswith("/web/")}
+    assert set(DOCUMENT["paths"]) == rules - pages
+
+
+def test_every_field_is_described() -> None:
+    missing = [
+        f"{name}.{field}"
+        for name, schema in SCHEMAS.items()
+        for field, own in schema.get("properties", {}).items()
+        if "description" not in own
+    ]
+    assert missing == []
+    for name, field in (*OWN_FIELDS, *ENUMS):
+        assert field in SCHEMAS[name]["properties"]
+
+
+def test_every_error_is_in_the_document() -> None:
+    assert set(DOCUMENT["components"]["responses"]) == {error.__name__ for error in ALL_ERRORS}
+    text = json.dumps(DOCUMENT)
+    assert all(f'"code": "{error.code}"' in text for error in ALL_ERRORS)
+
+
+def test_ranges_are_those_of_the_settings_and_models_those_that_are_served() -> None:
+    tokens = SCHEMAS["GenerateRequest"]["properties"]["max_tokens"]
+    assert (tokens["minimum"], tokens["maximum"], tokens["default"]) == (1, 77, 64)
+    assert SCHEMAS["GenerateRequest"]["properties"]["model"]["enum"] == MODELS
+    assert SCHEMAS["CompletionsRequest"]["properties"]["model"]["anyOf"][0]["enum"] == MODELS
+    assert SCHEMAS["GenerateRequest"]["additionalProperties"] is False
+
+
+def test_the_document_is_there_before_the_bundles_are() -> None:
+    document = openapi_document(Schemas(Settings(workers=1)).types, [], "")
+    assert "enum" not in document["components"]["schemas"]["GenerateRequest"]["properties"]["model"]
+
+
+def test_the_page_loads_nothing_from_elsewhere(client: FlaskClient) -> None:
+    page = client.get("/docs")
+    assert page.mimetype == "text/html"
+    own = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(own) == 4
+    for path in own:
+        assert client.get(f"/{path}").status_code == 200, path
+    assert client.get("/docs/other.js").status_code == 404
+    assert client.get("/openapi.json").get_json()["openapi"].startswith("3.1")
+
+
+def test_a_small_request_is_parsed_in_microseconds() -> None:
+    schemas = Schemas(Settings(workers=1))
+    body = b'{"model": "letters", "prompt": "To be", "max_tokens": 40, "temperature": 0.7, "seed": 7, "stream": true}'
+    for parse in (schemas.generate, schemas.completions):
+        seconds = min(timeit.repeat(lambda parse=parse: parse(body), number=100, repeat=30)) / 100  # type: ignore[misc]
+        assert seconds < 100e-6
