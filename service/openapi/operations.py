@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from service.answers.bodies import GenerateAnswer
+from service.answers.bodies import GenerateAnswer, StatesAnswer
 from service.answers.openai.bodies import CompletionAnswer, ModelCard, ModelList
 from service.errors import (
     EngineFailed,
@@ -125,6 +125,16 @@ OPERATIONS: Final = (
         answer=shapes.DetokenizeBody,
         errors=POSTED,
         examples={"ids": {"tokens": [2, 3]}},
+    ),
+    Operation(
+        "post",
+        "/states",
+        "states",
+        "The recurrent state after each token of a short text, for looking at",
+        request="states",
+        answer=StatesAnswer,
+        errors=(*POSTED, ScoreTimeout),
+        examples={"a text": {"text": "To be", "units": 8}},
     ),
     Operation(
         "get",

@@ -171,6 +171,7 @@ class Schemas:
             "score": self._score.struct,
             "tokenize": self._tokenize.struct,
             "detokenize": self._detokenize.struct,
+            "states": self._states.struct,
             "completions": self._completions.struct,
         }
 
