@@ -2,6 +2,7 @@
 
 import { post, stream } from "./api.js";
 import { bitsOf, withShownText } from "./draft.js";
+import { echoOf, halfLife } from "./echo.js";
 import { arranged, columnAt, drawHeatMap } from "./heatmap.js";
 import { fixed, number, onLanguage, t } from "./i18n.js";
 import { byId, make, Task } from "./page.js";
@@ -32,6 +33,8 @@ export function startCompare() {
   byId("compare-prompt").addEventListener("input", () => (byId("compare-prompt").dataset.isOwn = "yes"));
   byId("compare-at").addEventListener("input", ({ target }) => lookAt(target.valueAsNumber));
   byId("compare-models").addEventListener("change", suggestPrompt);
+  byId("compare-echo").addEventListener("click", () => task.run((signal) => showEchoes(signal)));
+  byId("compare-back").addEventListener("click", () => showStates());
   const repaint = () => runs.forEach(paint);
   byId("theme").addEventListener("change", repaint);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
@@ -74,6 +77,7 @@ async function runAll(names, signal) {
   const request = { prompt, max_tokens: byId("compare-max_tokens").valueAsNumber, temperature: byId("compare-temperature").valueAsNumber, seed: byId("compare-seed").valueAsNumber };
   runs = names.map((name) => ({ model: models.find((each) => each.name === name), prompt, tokens: [], text: "", seconds: 0, scored: null, states: null, tensor: 0 }));
   at = 0;
+  byId("compare-back").hidden = true;
   byId("compare-out").hidden = false;
   draw();
   await Promise.all(runs.map((run) => writeOne(run, request, signal)));
@@ -106,6 +110,23 @@ async function measureOne(run, signal) {
   run.states = await post("states", { model, text: prompt + rest.map(({ shown }) => shown).join(""), units: UNITS }, signal);
   run.tensor = Math.max(0, run.states.tensors.findIndex(({ name }) => name.startsWith("c"))); // what the gates of an LSTM hold
   run.pictures = run.states.tensors.map(({ values }) => arranged(values));
+}
+
+/** In place of the states, what the token that is looked at has left in them. */
+async function showEchoes(signal) {
+  const place = at;
+  const known = runs.filter((run) => run.states?.tokens[place]);
+  const echoes = await Promise.all(known.map((run) => echoOf(run.states, place, UNITS, signal)));
+  known.forEach((run, i) => (run.echo = { place, pictures: echoes[i].map((values, tensor) => ({ ...arranged(values), order: run.pictures[tensor].order })) }));
+  byId("compare-back").hidden = false;
+  runs.forEach(paint);
+  byId("status").textContent = t("compare.echo.done");
+}
+
+function showStates() {
+  for (const run of runs) run.echo = null;
+  byId("compare-back").hidden = true;
+  runs.forEach(paint);
 }
 
 function draw() {
@@ -165,11 +186,23 @@ function lookAt(place) {
 
 function paint(run) {
   if (!run.pictures?.length || !run.canvas) return;
-  const image = run.pictures[run.tensor];
-  const { size, name, units } = run.states.tensors[run.tensor];
-  const values = image.values[Math.min(at, image.values.length - 1)];
-  drawHeatMap(run.canvas, image, Math.min(at, image.values.length - 1));
-  run.canvas.setAttribute("aria-label", t("compare.heat", { name, units: units.length, size, tokens: image.values.length, move: fixed(image.move) }));
-  const mean = values.reduce((sum, value) => sum + Math.abs(value), 0) / values.length;
-  run.note.textContent = t("compare.note", { units: units.length, size, full: fixed(image.full), move: fixed(image.move), mean: fixed(mean) });
+  const image = (run.echo?.pictures ?? run.pictures)[run.tensor];
+  const place = Math.min(at, image.values.length - 1);
+  drawHeatMap(run.canvas, image, place);
+  const text = run.echo ? echoText(run, image) : stateText(run, image, place);
+  run.note.textContent = text;
+  run.canvas.setAttribute("aria-label", t("compare.heat", { name: run.states.tensors[run.tensor].name, tokens: image.values.length, text }));
+}
+
+function stateText(run, image, place) {
+  const { size, units } = run.states.tensors[run.tensor];
+  const mean = image.values[place].reduce((sum, value) => sum + Math.abs(value), 0) / units.length;
+  return t("compare.note", { units: units.length, size, full: fixed(image.full), move: fixed(image.move), mean: fixed(mean) });
+}
+
+function echoText(run, image) {
+  const { place } = run.echo;
+  const half = halfLife(image.values, place);
+  const values = { place: place + 1, token: visible(run.states.tokens[place]), half: half ?? 0, full: fixed(image.full) };
+  return t(half === null ? "compare.echo.stays" : "compare.echo.note", values);
 }

@@ -23,6 +23,7 @@ PICTURES = {  # name: pane, language, colours, size
     "score-light": ("score", "en-GB", "light", WIDE),
     "score-dark-korean": ("score", "ko-KR", "dark", WIDE),
     "compare-dark": ("compare", "en-GB", "dark", WIDE),
+    "compare-echo-light": ("compare", "en-GB", "light", WIDE),
     "learn-light-korean": ("learn", "ko-KR", "light", WIDE),
 }
 
@@ -41,11 +42,23 @@ def main(folder: Path) -> None:
             visit = Visit(browser, url, locale=language, color_scheme=scheme, viewport=size, reduced_motion="reduce")
             visit.page.locator("#write-seed").evaluate("input => { input.value = 7 }")
             fill(visit, pane, 120)
+            if "echo" in name:
+                show_echo(visit)
             data = visit.page.screenshot(full_page=pane != "write")
             picture = Image.open(io.BytesIO(data)).convert("RGB").quantize(COLOURS)
             picture.save(folder / f"{name}.png", optimize=True)
             visit.context.close()
         browser.close()
+
+
+def show_echo(visit: Visit) -> None:
+    """Of the thirteenth token."""
+    visit.page.wait_for_selector("#compare-go:enabled")
+    visit.page.locator("#compare-at").focus()
+    for _ in range(12):
+        visit.page.keyboard.press("ArrowRight")
+    visit.page.click("#compare-echo")
+    visit.page.wait_for_selector("#compare-back:visible")
 
 
 if __name__ == "__main__":

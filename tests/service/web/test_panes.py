@@ -82,6 +82,13 @@ def test_four_families_write_at_once_and_show_their_states(visit: Visit) -> None
     page.locator("#compare-at").focus()
     page.keyboard.press("ArrowRight")
     assert page.locator("#compare-at-token").inner_text() == "2: O"
+    page.click("#compare-echo")
+    page.wait_for_selector("#compare-back:visible")
+    notes = page.locator("#compare-cards .scroll + p").all_inner_texts()
+    assert all("token 2 (O)" in note for note in notes)
+    assert "gone after" in notes[3]  # a reservoir forgets, by its echo state property
+    page.click("#compare-back")
+    assert "moves by" in page.locator("#compare-cards .scroll + p").first.inner_text()
 
 
 def test_the_four_cells_and_the_terms_are_explained_in_both_languages(visit: Visit) -> None:

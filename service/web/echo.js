@@ -1,0 +1,28 @@
+// What is left of one token: the states of a text beside those of the same text with that token changed.
+
+import { post } from "./api.js";
+
+/** The text with the character at a token's place made another one, of the same kind as far as that is known. */
+export function changed(tokens, place) {
+  const before = tokens.slice(0, place).map(({ text }) => text).join("");
+  const other = /^[\uac00-\ud7a3]/.test(tokens[place].text.trim()) ? ["나", "가"] : ["e", "a"];
+  const replacement = tokens[place].text === other[0] ? other[1] : other[0];
+  return before + replacement + tokens.slice(place + 1).map(({ text }) => text).join("");
+}
+
+/** For each state tensor the absolute differences, token by token; nothing before the change. */
+export async function echoOf({ model, tokens, tensors }, place, units, signal) {
+  const other = await post("states", { model, text: changed(tokens, place), units }, signal);
+  const length = Math.min(tokens.length, other.tokens.length);
+  return tensors.map(({ values }, tensor) =>
+    values.slice(0, length).map((row, t) => row.map((value, unit) => Math.abs(value - other.tensors[tensor].values[t][unit]))),
+  );
+}
+
+/** After how many tokens the mean difference is, for good, under half of its largest; null where that never comes. */
+export function halfLife(values, place) {
+  const means = values.map((row) => row.reduce((sum, value) => sum + value, 0) / row.length);
+  const half = Math.max(...means) / 2;
+  const last = means.findLastIndex((mean) => mean >= half);
+  return last === means.length - 1 ? null : Math.max(1, last + 1 - place);
+}
