@@ -237,7 +237,7 @@ def test_models_that_are_not_there_are_not_found(client: FlaskClient, path: str)
     ("method", "path", "status", "code"),
     [
         ("GET", "/nothing", 404, "not_found"),
-        ("POST", "/", 404, "not_found"),
+        ("POST", "/", 405, "method_not_allowed"),
         ("GET", "/generate", 405, "method_not_allowed"),
         ("DELETE", "/models", 405, "method_not_allowed"),
         ("PUT", "/healthz", 405, "method_not_allowed"),

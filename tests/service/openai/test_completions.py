@@ -30,26 +30,26 @@ def chunks(client: FlaskClient, **body: Any) -> list[Any]:
 
 
 def test_the_answer_has_the_shape_of_openai(client: FlaskClient) -> None:
-    answer = post(client, prompt="abc", temperature=0, max_tokens=2, logprobs=1, seed=7)
+    answer = post(client, prompt="klm", temperature=0, max_tokens=2, logprobs=1, seed=7)
     created, fingerprint = answer.pop("created"), answer.pop("system_fingerprint")
     assert isinstance(created, int)
     assert fingerprint.startswith("fp_")
     assert answer.pop("id").startswith("cmpl-")
-    logprobs = [expected_logprob(5, 4, 4), expected_logprob(6, 5, 5)]
+    logprobs = [expected_logprob(15, 14, 4), expected_logprob(16, 15, 5)]
     assert answer == {
         "object": "text_completion",
         "model": "letters",
         "choices": [
             {
                 "index": 0,
-                "text": "de",
+                "text": "no",
                 "finish_reason": "length",
                 "seed": 7,
                 "logprobs": {
-                    "tokens": ["d", "e"],
+                    "tokens": ["n", "o"],
                     "token_logprobs": [pytest.approx(value, abs=1e-6) for value in logprobs],
                     "top_logprobs": [
-                        {token: pytest.approx(value, abs=1e-6)} for token, value in zip("de", logprobs, strict=True)
+                        {token: pytest.approx(value, abs=1e-6)} for token, value in zip("no", logprobs, strict=True)
                     ],
                     "text_offset": [0, 1],
                 },

@@ -1,0 +1,20 @@
+"""An application of these tests' own: what they leave in its prefix cache would show in others' `cached_tokens`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from flask import Flask
+
+from service.app import create_app
+from service.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def app(settings: Settings) -> Iterator[Flask]:
+    app = create_app(settings)
+    registry = app.extensions["meari"].registry
+    assert registry.wait_loaded(60)
+    yield app
+    registry.stop()
