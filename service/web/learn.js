@@ -72,5 +72,5 @@ function drawClaims() {
 
 function claimFigure({ number, title, verdict, picture }) {
   const caption = make("figcaption", {}, make("span", { lang: "en", textContent: `${number}. ${title}` }), ": ", make("strong", { textContent: verdict in VERDICTS ? t(`verdict.${VERDICTS[verdict]}`) : verdict }));
-  return make("figure", { className: "card" }, make("img", { src: `web/claims/${encodeURIComponent(picture)}`, alt: title, loading: "lazy" }), caption);
+  return make("figure", { className: "card" }, make("img", { src: `web/claims/${encodeURIComponent(picture)}`, alt: title }), caption);
 }

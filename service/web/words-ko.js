@@ -4,6 +4,7 @@ export const ko = {
   title: "메아리: 놀이터",
   motto: "작은 순환 언어 모델을 한 걸음씩 들여다봅니다",
   language: "언어",
+  api: "HTTP API 문서",
   theme: "화면 색",
   "theme.system": "시스템 설정대로",
   "theme.light": "밝게",

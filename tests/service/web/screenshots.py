@@ -17,6 +17,7 @@ from tests.service.web.test_access import fill
 COLOURS = 128  # a picture of a page needs no more, and is a third as large
 NARROW = {"width": 360, "height": 740}
 WIDE = {"width": 1200, "height": 900}
+TALL = {"width": 1200, "height": 1500}
 PICTURES = {  # name: pane, language, colours, size
     "write-light": ("write", "en-GB", "light", WIDE),
     "write-dark-narrow-korean": ("write", "ko-KR", "dark", NARROW),
@@ -24,7 +25,7 @@ PICTURES = {  # name: pane, language, colours, size
     "score-dark-korean": ("score", "ko-KR", "dark", WIDE),
     "compare-dark": ("compare", "en-GB", "dark", WIDE),
     "compare-echo-light": ("compare", "en-GB", "light", WIDE),
-    "learn-light-korean": ("learn", "ko-KR", "light", WIDE),
+    "learn-light-korean": ("learn", "ko-KR", "light", TALL),
 }
 
 
@@ -44,7 +45,7 @@ def main(folder: Path) -> None:
             fill(visit, pane, 120)
             if "echo" in name:
                 show_echo(visit)
-            data = visit.page.screenshot(full_page=pane != "write")
+            data = visit.page.screenshot(full_page=pane in ("score", "compare"))
             picture = Image.open(io.BytesIO(data)).convert("RGB").quantize(COLOURS)
             picture.save(folder / f"{name}.png", optimize=True)
             visit.context.close()

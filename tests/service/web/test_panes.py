@@ -91,12 +91,17 @@ def test_four_families_write_at_once_and_show_their_states(visit: Visit) -> None
     assert "moves by" in page.locator("#compare-cards .scroll + p").first.inner_text()
 
 
-def test_the_four_cells_and_the_terms_are_explained_in_both_languages(visit: Visit) -> None:
+def test_the_four_cells_and_the_terms_are_explained_in_both_languages(visit: Visit, released_server: Server) -> None:
     page = visit.open_pane("learn")
     assert page.locator("#pane-learn article svg").count() == 4
     assert page.locator("#pane-learn math").count() == 15
     assert page.locator("#learn-terms tr").count() >= 20
     page.wait_for_selector("#learn-claims-note:not(:empty)")
+    claims = released_server.client.get("/web/claims.json").json()["claims"]
+    pictures = page.locator("#learn-claims img")
+    assert pictures.count() == len(claims)
+    widths = pictures.evaluate_all("all => Promise.all(all.map(each => each.decode().then(() => each.naturalWidth)))")
+    assert all(width > 100 for width in widths)
     before = page.locator("#learn-terms td:last-child").all_inner_texts()
     page.select_option("#language", "ko")
     assert page.evaluate("() => document.documentElement.lang") == "ko"
