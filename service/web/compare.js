@@ -9,7 +9,7 @@ import { byId, make, Task } from "./page.js";
 import { drawLegend, shaded, visible } from "./tokens.js";
 
 const FAMILIES = ["rnn", "gru", "lstm", "esn"];
-const EXAMPLES = { nsmc: "이 영화는 정말", tinyshakespeare: "ROMEO:\nO, she doth teach the torches to burn bright!\n" };
+const EXAMPLES = { nsmc: "이 영화는 정말", tinyshakespeare: "ROMEO:\nThe night is long, and all the bells are still.\n" };
 const MAX_STATES = 256; // tokens that /states takes
 const UNITS = 64;
 
