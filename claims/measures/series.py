@@ -214,9 +214,10 @@ def draw(numbers: Series) -> Figure:
         name = f"ESN, radius {radius:g}"
         plot(memory, *_points(numbers.memory[name]), Look(name, look.colour, "", look.line), is_marked=False)
     length = "length of a series, tokens"
-    finish(time, f"training on {numbers.num_tokens:,} tokens", length, "CPU time, s")
+    finish(time, f"training on {numbers.num_tokens:,} tokens", length, "CPU time, s", legend=False)
     finish(loss, "held-out loss after it", length, "nats a token", legend=False)
     finish(memory, f"memory (ESN: radius {SPECTRAL_RADIUS:g} if not said)", "delay, tokens", "R² of the token then")
+    figure.legend(*time.get_legend_handles_labels(), loc="outside lower left", ncols=5, fontsize=8, frameon=False)
     return figure
 
 
