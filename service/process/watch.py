@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from service.engine.calls import Awaited
-from service.errors import EngineFailed
+from service.errors import EngineFailed, NotReady
 from service.process.client import Client, ClientGone
 from service.process.drain import Drain
 
@@ -30,6 +30,19 @@ class Watch:
         while not handle.wait_end(LOOK_SECONDS):
             self.check(handle)
         self._check_cancelled(handle)
+
+    def await_scores(self, handle: Awaited) -> None:
+        """Block until all figures are there: a part of them is no answer.
+
+        Raises ScoreTimeout, NotReady where the worker had to end, EngineFailed, ClientGone.
+        """
+        self.await_end(handle)
+        try:
+            handle.raise_for_failure()
+        except EngineFailed:
+            if self.drain.must_end:
+                raise NotReady("the service is shutting down") from None
+            raise
 
     def await_news(self, handle: Awaited, seconds: float) -> bool:
         """Block until something was added or the request ended; False after `seconds`.

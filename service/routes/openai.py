@@ -11,7 +11,6 @@ from service.answers.openai.bodies import ModelCard, ModelList
 from service.answers.openai.completion import OpenAICompletion, begin_openai_completion
 from service.answers.streaming import PING_SECONDS, event_stream
 from service.error_body import openai_error_body
-from service.errors import EngineFailed, NotReady
 from service.process.watch import Watch
 from service.registry import Model
 from service.requests.completions import prompts_of
@@ -55,13 +54,7 @@ def _await_scores(service: Service, completion: OpenAICompletion, watch: Watch) 
     """The prompts' figures come first, in a stream too. Raises ScoreTimeout, NotReady, EngineFailed, ClientGone."""
     if completion.scoring is None:
         return
-    watch.await_end(completion.scoring)
-    try:
-        completion.scoring.raise_for_failure()
-    except EngineFailed:
-        if watch.drain.must_end:
-            raise NotReady("the service is shutting down") from None
-        raise
+    watch.await_scores(completion.scoring)
     completion.note_scores()
     service.metrics.scored.labels(completion.model.name).inc(completion.num_scored)
 

@@ -7,8 +7,6 @@ from flask import Blueprint, Response
 from service.answers.figures import ScoredText
 from service.answers.score_json import ScoreAnswer
 from service.engine import ScoreCall, Scoring
-from service.errors import EngineFailed, NotReady
-from service.process.watch import Watch
 from service.registry import Model
 from service.requests.model_limits import check_num_chars
 from service.requests.schema import ScoreRequest
@@ -41,7 +39,7 @@ def score_blueprint(service: Service) -> Blueprint:
             exchange.ticket.take_bytes(_state_bytes(request, start, state_tokens))
         deadline = model.engine.clock() + service.settings.max_timeout_seconds
         encoded, scoring = _begin(request, start, model, deadline)
-        _await(scoring, exchange.watch(scoring, model))
+        exchange.watch(scoring, model).await_scores(scoring)
         answer = ScoreAnswer(
             model.name,
             request.log_base,
@@ -108,13 +106,3 @@ def _scored_texts(
         )
         for text, scores in zip(encoded, scoring.results, strict=True)
     ]
-
-
-def _await(scoring: Scoring, watch: Watch) -> None:
-    watch.await_end(scoring)
-    try:
-        scoring.raise_for_failure()
-    except EngineFailed:
-        if watch.drain.must_end:
-            raise NotReady("the service is shutting down") from None
-        raise

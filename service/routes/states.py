@@ -6,8 +6,7 @@ from flask import Blueprint, Response
 
 from service.answers.states import MAX_CHARS, MAX_TOKENS, states_answer, states_bytes, states_call
 from service.engine import Scoring
-from service.errors import EngineFailed, InvalidRequest, NotReady
-from service.process.watch import Watch
+from service.errors import InvalidRequest
 from service.registry import Model
 from service.requests.model_limits import check_num_chars
 from service.requests.schema import StatesRequest
@@ -29,7 +28,7 @@ def states_blueprint(service: Service) -> Blueprint:
         check_num_chars("text", [request.text], min(MAX_CHARS, service.settings.max_text_chars))
         deadline = model.engine.clock() + service.settings.max_timeout_seconds
         ids, scoring = _begin(request, model, exchange, deadline)
-        _await(scoring, exchange.watch(scoring, model))
+        exchange.watch(scoring, model).await_scores(scoring)
         exchange.line.tokens = len(ids)
         return json_response(states_answer(model.name, ids, model.tokenizer.vocabulary, scoring, request.units))
 
@@ -45,13 +44,3 @@ def _begin(request: StatesRequest, model: Model, exchange: Exchange, deadline: f
         num_tensors = len(model.bundle.manifest.state)
         exchange.ticket.take_bytes(states_bytes(len(ids), model.bundle.runner.state_bytes, num_tensors, request.units))
         return ids, model.engine.score(states_call(ids, deadline), reservation)
-
-
-def _await(scoring: Scoring, watch: Watch) -> None:
-    watch.await_end(scoring)
-    try:
-        scoring.raise_for_failure()
-    except EngineFailed:
-        if watch.drain.must_end:
-            raise NotReady("the service is shutting down") from None
-        raise
