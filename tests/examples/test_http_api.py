@@ -1,0 +1,110 @@
+"""docs/http-api.md: each request has an answer of the shape that the page shows; the tour misses no path."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.requests.schema import GenerateRequest, ScoreRequest
+from service.settings import Settings
+from tests.examples.pages import ROOT, page, run_example
+from tests.service.running import Server, events, running_server
+
+PAGE = page("http-api")
+CONSOLES = re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
+EXCHANGES = [
+    (command, answer)
+    for console in CONSOLES
+    for command, answer in re.findall(r"^\$ (curl .*?)\n(.*?)(?=^\$ |\Z)", console, re.DOTALL | re.MULTILINE)
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The released bundles, as `make serve` serves them."""
+    with running_server(tmp_path_factory.mktemp("log"), bundles=ROOT / "bundles") as running:
+        yield running
+
+
+@pytest.mark.parametrize(("command", "answer"), EXCHANGES)
+def test_answer_has_the_shape_that_the_page_shows(server: Server, command: str, answer: str) -> None:
+    response = _ask(server, command)
+    if "-sN" not in command:
+        _assert_shape(json.loads(answer), response.json(), "answer")
+        return
+    shown = re.findall(r"^data: (.*)$", answer, re.MULTILINE)
+    came = events(response)
+    assert shown[-1] == came[-1] == "[DONE]"
+    mine, theirs = ([json.loads(event) for event in some[:-1]] for some in (shown, came))
+    _assert_shape(mine[-1], theirs[-1], "the last event")
+    for one, other in zip(mine[:-1], theirs, strict=False):
+        _assert_shape(one["choices"][0]["text"], other["choices"][0]["text"], "text")
+    texts = ["".join(event["choices"][0]["text"] for event in some[:-1]) for some in (mine, theirs)]
+    assert texts[0] == texts[1]
+    assert "finish_reason" in mine[-2]["choices"][0]
+
+
+def test_tour_asks_every_path_of_the_contract(server: Server, tmp_path: Path) -> None:
+    address = f"http://127.0.0.1:{server.port}"
+    printed = run_example("http_tour.py", address, folder=tmp_path)
+    contract = server.client.get("/openapi.json").json()["paths"]
+    asked = set(re.findall(r"^(?:GET|POST) (\S+)", printed, re.MULTILINE))
+    assert asked == {*contract, "/openapi.json"}
+    assert printed.count("the same text: True") == 2
+    assert "the same sum: True" in printed
+    assert "the sum that /score gives: True" in printed
+    assert "refused with 400" in printed
+
+
+def test_page_names_every_path_of_the_contract(server: Server) -> None:
+    for path in server.client.get("/openapi.json").json()["paths"]:
+        assert f"{path}`" in PAGE, path
+
+
+@pytest.mark.parametrize(("request_type", "heading"), [(GenerateRequest, "Generate"), (ScoreRequest, "Score")])
+def test_page_has_every_field_of_a_request_and_no_other(request_type: type, heading: str) -> None:
+    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    first_cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    named = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
+    assert named | {"model"} == set(request_type.__struct_fields__)  # type: ignore[attr-defined]
+
+
+def test_limits_of_the_page_are_the_defaults() -> None:
+    settings = Settings(workers=1)
+    section = PAGE.split("\n## Limits\n")[1]
+    for name in ("max_text_chars", "max_texts", "max_tokens", "max_requests", "max_waiting"):
+        assert f"| {getattr(settings, name):,} |" in section, name
+    assert f"| {settings.max_timeout_seconds:g} s |" in section
+    assert f"| {settings.max_body_bytes >> 20} MiB |" in section
+
+
+def _ask(server: Server, command: str) -> httpx.Response:
+    words = shlex.split(command)
+    [path] = [word.removeprefix("localhost:8000") for word in words if word.startswith("localhost:8000")]
+    if "--json" not in words:
+        return server.client.get(path)
+    headers = {"Content-Type": "application/json"}
+    return server.client.post(path, content=words[words.index("--json") + 1].encode(), headers=headers)
+
+
+def _assert_shape(shown: Any, came: Any, where: str) -> None:
+    """What the page shows is there, of the same type; it may leave fields out, shorten texts and round figures."""
+    if isinstance(shown, dict):
+        for name, value in shown.items():
+            assert name in came, f"{where}: no {name}"
+            _assert_shape(value, came[name], f"{where}.{name}")
+    elif isinstance(shown, list):
+        assert bool(shown) == bool(came), where
+        for number, (one, other) in enumerate(zip(shown, came, strict=False)):
+            _assert_shape(one, other, f"{where}[{number}]")
+    elif isinstance(shown, float):
+        assert came == pytest.approx(shown, rel=0.02, abs=0.01), where
+    else:
+        assert type(shown) is type(came), where
