@@ -24,6 +24,7 @@ from service.engine.isolation import rows_are_isolated
 from service.engine.runner import Runner, Sessions, StateTensor
 from service.errors import BundleError
 from service.graphs.bundle_graph import BundleGraph, Parts
+from service.graphs.fusion import fuse_products
 from service.graphs.reader import reader_graph
 from service.graphs.writer import writer_graph
 from service.manifest import Manifest, check_files, parse_manifest
@@ -82,6 +83,8 @@ def _open_runner(folder: Path, manifest: Manifest) -> Runner:
     _check_shapes("output.onnx: input", output.inputs, {"hidden": None})
     both = {"logits": [vocabulary_size], "logprobs": [vocabulary_size]}
     _check_shapes("output.onnx: output", output.outputs, both)
+    for part in (cell, output):
+        fuse_products(part.model.graph)
     parts = Parts(cell, output, states, vocabulary_size)
     try:
         sessions = Sessions(_open_session(reader_graph(parts)), _open_session(writer_graph(parts)))

@@ -3,7 +3,9 @@
     scale   = max |x| of the row / 127
     q       = uint8(round(x / scale) + 128)
     product = (q - 128) @ int8 weight        exact, in int32
-    result  = product * scale of the row * scale of the column + addend
+    result  = product * scale of the column * scale of the row + addend
+
+The column comes before the row because onnxruntime has an operator for all up to there, which a server may use.
 
 A scale a row, where onnxruntime's own dynamic quantisation takes one for the whole batch, is what keeps a
 row's result independent of its neighbours. Input and recurrent products have a scale each. Unsigned
@@ -57,8 +59,9 @@ class Int8Arithmetic:
         columns = quantise_columns(weight)
         values = graph.constant(f"{name}.weight", columns.values)
         exact = graph.op("MatMulInteger", x.values, values, self._zero_point())
-        result = graph.op("Mul", graph.op("Cast", exact, to=ir.DataType.FLOAT.value), x.scales)
+        result = graph.op("Cast", exact, to=ir.DataType.FLOAT.value)
         result = graph.op("Mul", result, graph.constant(f"{name}.scales", columns.scales))
+        result = graph.op("Mul", result, x.scales)
         if addend is None:
             return result
         if not isinstance(addend, ir.Value):

@@ -4,6 +4,7 @@
     drawing.py       nodes and constants, appended one after another
     sampler.py       log-probabilities → the next token, inside the graph
     bundle_graph.py  what a bundle holds
+    fusion.py        products in 8-bit integers with fewer passes over them
     reader.py        cell and output layer → many steps over given tokens, and the figures of some of them
     writer.py        cell and output layer → many steps, each over the token that the one before has sampled
 

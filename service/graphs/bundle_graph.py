@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from service.graphs.drawing import Drawing
+from service.graphs.fusion import RUNTIME_DOMAIN
 from service.graphs.onnx_format import new_message, read_model
 
 __all__ = ["BundleGraph", "Parts", "copy_nodes", "finished"]
@@ -62,6 +63,7 @@ def finished(drawing: Drawing, parts: Parts) -> bytes:
     model = new_message("Model")
     model.ir_version = parts.cell.model.ir_version
     model.opset_import.add(domain="", version=_opset(*sources.values()))
+    model.opset_import.add(domain=RUNTIME_DOMAIN, version=1)
     model.graph.CopyFrom(drawing.graph)
     for prefix, source in sources.items():
         for tensor in source.graph.initializer:

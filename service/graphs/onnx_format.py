@@ -41,6 +41,7 @@ _FIELDS: Final = {
         "name": (3, "string"),
         "op_type": (4, "string"),
         "attribute": (5, "*Attribute"),
+        "domain": (7, "string"),
     },
     "Graph": {
         "node": (1, "*Node"),
