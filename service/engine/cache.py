@@ -53,9 +53,9 @@ class Rows:
         self._num_touched = 0
 
     def put(self, states: Mapping[str, Floats], hidden: Floats) -> Ids:
-        """Copy one or more rows in; returns where they lie."""
-        places = self._free[-len(hidden) :]
-        del self._free[-len(hidden) :]
+        """Copy rows in; returns where they lie."""
+        places = self._free[max(0, len(self._free) - len(hidden)) :]
+        del self._free[len(self._free) - len(places) :]
         num_fresh = len(hidden) - len(places)
         places += range(self._num_touched, self._num_touched + num_fresh)
         self._num_touched += num_fresh
@@ -134,33 +134,54 @@ class PrefixCache:
         self._renew(edge)
         return self._rows.get(int(edge.places[at - 1]), length)
 
-    def insert(self, tokens: Sequence[int] | Ids, first: int, states: Mapping[str, Floats], hidden: Floats) -> None:
-        """Keep what stands after tokens[: first + 1], tokens[: first + 2], … as far as there is room for it.
+    def keep(self, states: Mapping[str, Floats], hidden: Floats) -> Ids:
+        """Copy rows that no text has yet: `insert` gives them to one, `drop` lets go of them.
+
+        states   state tensor -> float32 [T, *shape]
+        hidden   float32 [T, hidden_size]
+        returns  int64 [at most T], where they lie: the first ones, as many as there is room for
+        """
+        if self._rows is None:
+            self._bytes_per_token += hidden[0].nbytes + sum(rows[0].nbytes for rows in states.values())
+            self._rows = Rows(self._max_bytes // self._bytes_per_token, states, hidden)
+        self._free(len(hidden) * self._bytes_per_token)
+        num = min(len(hidden), (self._max_bytes - self._num_bytes) // self._bytes_per_token)
+        self._num_bytes += num * self._bytes_per_token
+        return self._rows.put({name: rows[:num] for name, rows in states.items()}, hidden[:num])
+
+    def drop(self, places: Ids) -> None:
+        """Let go of rows that no text has."""
+        if self._rows is not None:
+            self._rows.drop(places)
+            self._num_bytes -= len(places) * self._bytes_per_token
+
+    def insert(self, tokens: Sequence[int] | Ids, first: int, places: Ids) -> None:
+        """Give kept rows to a text: they stand after tokens[: first + 1], tokens[: first + 2], …
 
         tokens  begin with the boundary token; those past first + T are not looked at. A long text is best given as an
                 array of int64, which is taken as it is
-        first   how many of them were read before the first row. Where their states are gone, nothing is kept
-        states  state tensor -> float32 [T, *shape], copied
-        hidden  float32 [T, hidden_size], copied
+        first   how many of them were read before the first row. Where their states are gone, the rows are dropped
+        places  int64 [T], as `keep` returned them; they are the caller's no more
 
         What is there already stays and counts as used now.
         """
-        end = first + len(hidden)
+        end = first + len(places)
         if len(tokens) < end:
             raise ValueError(f"tokens: got {len(tokens)}, expected at least first + rows = {end}")
         ids = np.asarray(tokens[:end], np.int64)
         edge, at, length = self._find(ids)
         if length < first:
+            self.drop(places)
             return
-        if at < len(edge) and length < end:
+        self.drop(places[: length - first])
+        places = places[length - first :]
+        if at < len(edge) and len(places):
             edge = self._split(edge, at)
         self._renew(edge)
-        while length < end:
-            parts = {name: rows[length - first :] for name, rows in states.items()}
-            edge, num_kept = self._append(edge, ids[length:], parts, hidden[length - first :])
-            if not num_kept:
-                break
-            length += num_kept
+        while len(places := self._fitting(places, edge)):
+            edge, num = self._append(edge, ids[length:], places)
+            length += num
+            places = places[num:]
 
     def _find(self, tokens: Ids) -> tuple[Edge, int, int]:
         """Walk down along `tokens`; returns the deepest edge, how many of its tokens agree, and how many in all."""
@@ -190,33 +211,37 @@ class PrefixCache:
         self._num_bytes += EDGE_BYTES
         return upper
 
-    def _append(self, edge: Edge, tokens: Ids, states: Mapping[str, Floats], hidden: Floats) -> tuple[Edge, int]:
+    def _fitting(self, places: Ids, edge: Edge) -> Ids:
+        """As many of the rows as there is room for beside what they need to follow `edge`; the others are dropped."""
+        edge_bytes = 0 if self._grows(edge) or not len(places) else EDGE_BYTES
+        self._free(edge_bytes, edge)
+        lacking = max(0, self._num_bytes + edge_bytes - self._max_bytes)
+        num = max(0, len(places) - -(-lacking // self._bytes_per_token))
+        self.drop(places[num:])
+        return places[:num]
+
+    def _grows(self, edge: Edge) -> bool:
+        """Whether more tokens can be put to the edge itself."""
+        return edge is not self._root and not edge.children and len(edge) < EDGE_TOKENS
+
+    def _append(self, edge: Edge, tokens: Ids, places: Ids) -> tuple[Edge, int]:
         """Put rows after the newest path, which ends in `edge`: to that edge or to one that follows it.
 
-        Returns the path's last edge then, and how many rows there was room for in it.
+        Returns the path's last edge then, and how many of the rows it took.
         """
-        if self._rows is None:
-            self._bytes_per_token += hidden[0].nbytes + sum(rows[0].nbytes for rows in states.values())
-            self._rows = Rows(self._max_bytes // self._bytes_per_token, states, hidden)
-        grows = edge is not self._root and not edge.children and len(edge) < EDGE_TOKENS
-        edge_bytes = 0 if grows else EDGE_BYTES
-        num = min(len(hidden), EDGE_TOKENS - len(edge) if grows else EDGE_TOKENS)
-        self._free(num * self._bytes_per_token + edge_bytes, edge)
-        num = min(num, (self._max_bytes - self._num_bytes - edge_bytes) // self._bytes_per_token)
-        if num <= 0:
-            return edge, 0
-        places = self._rows.put({name: rows[:num] for name, rows in states.items()}, hidden[:num])
-        if grows:
-            edge.tokens, edge.places = np.append(edge.tokens, tokens[:num]), np.append(edge.places, places)
+        if self._grows(edge):
+            num = min(len(places), EDGE_TOKENS - len(edge))
+            edge.tokens, edge.places = np.append(edge.tokens, tokens[:num]), np.append(edge.places, places[:num])
         else:
-            edge.children[int(tokens[0])] = edge = Edge(tokens[:num].copy(), places, edge)
+            num = min(len(places), EDGE_TOKENS)
+            edge.children[int(tokens[0])] = edge = Edge(tokens[:num].copy(), places[:num].copy(), edge)
             self._renew(edge)
-        self._num_bytes += num * self._bytes_per_token + edge_bytes
+            self._num_bytes += EDGE_BYTES
         self._num_tokens += num
         return edge, num
 
-    def _free(self, num_bytes: int, last: Edge) -> None:
-        """Evict the oldest until so many bytes fit, but nothing of the newest path, which ends in `last`."""
+    def _free(self, num_bytes: int, last: Edge | None = None) -> None:
+        """Evict the oldest until so many bytes fit, but nothing of the newest path where that ends in `last`."""
         while self._by_age and (lacking := self._num_bytes + num_bytes - self._max_bytes) > 0:
             oldest = next(iter(self._by_age))
             if oldest is last:
@@ -225,16 +250,14 @@ class PrefixCache:
 
     def _evict(self, edge: Edge, num_tokens: int) -> None:
         """Drop so many tokens from the end of a leaf, or all of it."""
-        assert self._rows is not None
         assert edge.above is not None
         assert not edge.children, "an edge is always older than those above it"
         if num_tokens >= len(edge):
             del self._by_age[edge], edge.above.children[int(edge.tokens[0])]
             self._num_bytes -= EDGE_BYTES
         dropped = edge.cut(max(0, len(edge) - num_tokens))
-        self._rows.drop(dropped)
+        self.drop(dropped)
         self._num_tokens -= len(dropped)
-        self._num_bytes -= len(dropped) * self._bytes_per_token
 
 
 def _num_equal(left: Ids, right: Ids) -> int:

@@ -274,6 +274,7 @@ class Engine:
         if finish in (Finish.TIMEOUT, Finish.CANCELLED):
             self._lanes.writing.note_states(request)
         self._lanes.leave(request)
+        self._read.let_go(request)
         if self._live.claim(request):
             if request.beams is not None and finish is not Finish.LENGTH:
                 finish_beams(request, finish)

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.batch import Batch
-from service.engine.cache import PrefixCache
+from service.engine.cache import EDGE_TOKENS, PrefixCache
 from service.engine.calls import Scoring
 from service.engine.outcome import Outcome, alternatives
-from service.engine.runner import Ran, Runner
+from service.engine.runner import Floats, Ran, Runner, States
 from service.engine.sampling import Draws, on_grid
+from service.engine.scheduler import Request
 from service.engine.sequence import Sequence
 from service.engine.writing import begin_sample, row_after, sampler_of, wants_whole
 
@@ -70,6 +71,7 @@ class Reading:
         ran = self._runner.run(_tokens(batch.sequences, counts, steps), batch.states, asked, want_hidden=keeps)
         outcome = Outcome(sum(counts), len(asked.places))
         self._report(wanted, ran)
+        self._keep_states(batch.sequences, counts, ran)
         self._settle(batch, counts, ran, outcome)
         self._sample(wanted, draws, ran, outcome)
         self._fork(wanted, ran, outcome)
@@ -126,10 +128,9 @@ class Reading:
             first += count
 
     def _settle(self, batch: Batch, counts: list[int], ran: Ran, outcome: Outcome) -> None:
-        """Keep states that somebody wants, and let the sequences go that have no forced tokens left."""
+        """Let the sequences go that have no forced tokens left."""
         keep = []
         for row, (sequence, count) in enumerate(zip(batch.sequences, counts, strict=True)):
-            self._keep_states(sequence, row, count, ran)
             sequence.fed += count
             if isinstance(sequence.request.handle, Scoring):
                 sequence.request.handle.computed_tokens += count
@@ -144,15 +145,37 @@ class Reading:
             batch.states = {k: v[last[0]] if even else v[last, rows] for k, v in ran.states.items()}
         batch.keep(keep)
 
-    def _keep_states(self, sequence: Sequence, row: int, count: int, ran: Ran) -> None:
-        fed = sequence.fed
-        while sequence.snapshots and fed < (depth := sequence.snapshots[-1][0]) <= fed + count:
-            sequence.snapshots.pop()[1].state = row_after(ran, depth - fed - 1, row)
-        fresh = min(fed + count, sequence.num_to_cache) - fed
-        if self._cache is not None and fresh > 0:
-            hidden = np.empty((fresh, 0), np.float32) if ran.hidden is None else ran.hidden[:fresh, row]
-            states = {name: values[:fresh, row] for name, values in ran.states.items()}
-            self._cache.insert(sequence.forced[: fed + fresh], fed, states, hidden)
+    def _keep_states(self, sequences: list[Sequence], counts: list[int], ran: Ran) -> None:
+        """Copy the states that somebody wants: snapshots, and those of prompts for the cache."""
+        for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
+            fed = sequence.fed
+            while sequence.snapshots and fed < (depth := sequence.snapshots[-1][0]) <= fed + count:
+                sequence.snapshots.pop()[1].state = row_after(ran, depth - fed - 1, row)
+        fresh = [max(0, min(s.fed + n, s.num_to_cache) - s.fed) for s, n in zip(sequences, counts, strict=True)]
+        if self._cache is None or not any(fresh):
+            return
+        places = self._cache.keep(*_rows_of(ran, np.array(fresh, np.int64)))
+        for sequence, num in zip(sequences, fresh, strict=True):
+            if num:
+                self._note_kept(self._cache, sequence, num, places[:num])
+                places = places[num:]
+
+    def _note_kept(self, cache: PrefixCache, sequence: Sequence, num: int, places: Ids) -> None:
+        """Take up the cached rows of a prompt's next `num` tokens; they join the tree many at a time, which is slow."""
+        kept = sequence.request.kept
+        kept.append(places)
+        last = sequence.fed + len(places)
+        if len(places) < num:
+            sequence.num_to_cache = last
+        num_kept = sum(map(len, kept))
+        if last >= sequence.num_to_cache or num_kept >= EDGE_TOKENS:
+            cache.insert(sequence.forced, last - num_kept, np.concatenate(kept))
+            kept.clear()
+
+    def let_go(self, request: Request) -> None:
+        """Drop what is kept of a prompt that will not be read to its end."""
+        while request.kept and self._cache is not None:
+            self._cache.drop(request.kept.pop())
 
     def _sample(self, wanted: Wanted, draws: Draws, ran: Ran, outcome: Outcome) -> None:
         """Take the first token after each prompt that has been read."""
@@ -177,6 +200,14 @@ class Reading:
                 outcome.forked.append(sequence)
             else:
                 outcome.ended.append(sequence)
+
+
+def _rows_of(ran: Ran, counts: Ids) -> tuple[States, Floats]:
+    """States and hidden vectors after the first counts[row] steps of every row, row after row; [sum(counts), …]."""
+    rows = np.repeat(np.arange(len(counts)), counts)
+    steps = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    hidden = np.empty((len(rows), 0), np.float32) if ran.hidden is None else ran.hidden[steps, rows]
+    return {name: values[steps, rows] for name, values in ran.states.items()}, hidden
 
 
 def _want_targets(wanted: Wanted, sequence: Sequence, row: int, width: int, first: int, last: int) -> None:

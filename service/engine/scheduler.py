@@ -14,9 +14,12 @@ import enum
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
 
 from service.engine.beams import BeamSearch
 from service.engine.calls import Handle
@@ -48,6 +51,7 @@ class Request:
     beams: BeamSearch | None = None
     waiting: bool = True  # in the queue
     admitted: bool = False  # in the lanes
+    kept: list[npt.NDArray[np.int64]] = field(default_factory=list)  # rows of the cache that are in no text of it yet
 
     @property
     def kind(self) -> Kind:

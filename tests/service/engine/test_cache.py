@@ -30,9 +30,10 @@ def insert(cache: PrefixCache, tokens: Sequence[int], first: int = 0) -> None:
     rows = [row_after(tokens[: t + 1]) for t in range(first, len(tokens))]
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     hidden = stacked.pop("hidden")
-    cache.insert(tokens, first, stacked, hidden)
+    places = cache.keep(stacked, hidden)
     for given in (*stacked.values(), hidden):
         given[:] = np.nan  # what the cache keeps is its own
+    cache.insert(tokens, first, places)
 
 
 def found(cache: PrefixCache, tokens: Sequence[int]) -> int:
@@ -223,4 +224,17 @@ def test_matched_rows_are_the_callers_own() -> None:
 
 def test_fewer_tokens_than_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="got 2, expected at least first \\+ rows = 4"):
-        PrefixCache(100).insert([0, 1], 1, {}, np.zeros((3, HIDDEN), np.float32))
+        PrefixCache(100).insert([0, 1], 1, np.arange(3))
+
+
+def test_rows_of_no_text_take_room_until_they_are_dropped() -> None:
+    cache = PrefixCache(bytes_of(4, 1))
+    insert(cache, [0, 1])
+    rows = [row_after([7] * n) for n in range(1, 4)]
+    states, hidden = {name: np.stack([row[name] for row in rows]) for name in SHAPES}, np.zeros((3, HIDDEN), np.float32)
+    places = cache.keep(states, hidden)
+    assert (len(places), found(cache, [0, 1]), cache.num_bytes) == (3, 1, bytes_of(4, 1))
+    cache.drop(places)
+    assert check(cache, bytes_of(4, 1)) == {(0,)}
+    insert(cache, [0, 1, 2, 3])
+    assert found(cache, [0, 1, 2, 3]) == 4
