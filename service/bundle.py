@@ -21,7 +21,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from service.engine.isolation import rows_are_isolated
-from service.engine.runner import Runner, Sessions, StateTensor
+from service.engine.runner import Runner, Sessions
+from service.engine.runs import StateTensor
 from service.errors import BundleError
 from service.graphs.bundle_graph import BundleGraph, Parts
 from service.graphs.fusion import fuse_products

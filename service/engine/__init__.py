@@ -15,8 +15,11 @@ runs (`Generation`, `Scoring`). The engine knows nothing of HTTP, JSON, text or 
     writing.py    a turn of sampled tokens
     beaming.py    a turn of the hypotheses of beams.py, the search itself
     outcome.py    what came of a turn
-    sampling.py   log-probabilities → the next token
+    sampling.py   a distribution → the next token of one sample
+    draws.py      the samplers of the rows of a run together
+    ranking.py    the likeliest tokens of some rows
     cache.py      states by prefix
+    runs.py       what a run of a graph is asked for, and what comes of it
     runner.py     onnxruntime: the graphs that read and write
     isolation.py  whether rows influence one another on this CPU
     loop.py       the thread: admit → run a turn → settle

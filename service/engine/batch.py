@@ -10,7 +10,8 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 
-from service.engine.runner import Runner, States
+from service.engine.runner import Runner
+from service.engine.runs import States
 from service.engine.sequence import Sequence, StateRow
 
 

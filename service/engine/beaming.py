@@ -10,7 +10,7 @@ from dataclasses import replace
 from service.engine.beams import BeamSearch
 from service.engine.calls import Finish, Generation, StateValue
 from service.engine.outcome import Outcome
-from service.engine.runner import Floats
+from service.engine.runs import Floats
 from service.engine.sampling import forked
 from service.engine.scheduler import Request
 from service.engine.sequence import Sequence, StateRow

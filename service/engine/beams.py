@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.calls import Finish, StateValue, StopMatcher
-from service.engine.sampling import likeliest, on_grid
+from service.engine.ranking import likeliest
+from service.engine.sampling import on_grid
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]

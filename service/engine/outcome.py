@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.calls import Finish, Handle, StateValue
-from service.engine.runner import Floats
-from service.engine.sampling import likeliest, on_grid
+from service.engine.ranking import likeliest
+from service.engine.runs import Floats
+from service.engine.sampling import on_grid
 from service.engine.sequence import Sequence, StateRow
 from service.errors import EngineFailed
 

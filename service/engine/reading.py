@@ -15,9 +15,11 @@ import numpy.typing as npt
 from service.engine.batch import Batch
 from service.engine.cache import EDGE_TOKENS, PrefixCache
 from service.engine.calls import Scoring
+from service.engine.draws import Draws
 from service.engine.outcome import Outcome, alternatives
-from service.engine.runner import Floats, Ran, Runner, States
-from service.engine.sampling import Draws, on_grid
+from service.engine.runner import Runner
+from service.engine.runs import Floats, Ran, States
+from service.engine.sampling import on_grid
 from service.engine.scheduler import Request
 from service.engine.sequence import Sequence
 from service.engine.writing import begin_sample, row_after, sampler_of, wants_whole

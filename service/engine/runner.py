@@ -10,112 +10,17 @@ every row is run alone, so that results stay the same whatever else runs: slower
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from service.engine.runs import NOTHING, Asked, Floats, Ids, Ran, States, StateTensor, Written
 from service.graphs.reader import WANTS
 from service.graphs.sampler import NUM_LIMITS, is_small
 
-Floats = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
-States = dict[str, Floats]  # state tensor -> float32 [rows, *shape]
-
 TRUE: Final = np.array(True)
 FALSE: Final = np.array(False)
-
-
-@dataclass(frozen=True)
-class StateTensor:
-    """One tensor of the recurrent state, without its batch dimension."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """Which distributions a run is asked for, and what to take from them.
-
-    places   int64 [rows]: step * batch + row, or past all of these a row of `more_hidden`
-    targets  int64 [rows, 1]: the token whose log-probability is wanted, or -1: sample one
-    uniforms, inverse_temperatures   float32 [rows, 1], for rows that are sampled
-    limits                           float32 [rows, 3]: min_p, top_p, top_k
-    """
-
-    places: Ids
-    targets: Ids
-    uniforms: Floats
-    inverse_temperatures: Floats
-    limits: Floats
-    samples: bool = False  # whether any row is sampled, has a temperature, min_p, top_p
-    tempered: bool = False
-    limited: bool = False
-    masses: bool = False
-    whole: bool = False  # whether logits and log-probabilities of all tokens are wanted
-
-    @classmethod
-    def of(cls, places: Ids, targets: Ids, whole: bool = False) -> Asked:
-        """Log-probabilities of given targets, int64 [rows] each; nothing is sampled."""
-        nothing = np.zeros((len(places), 1), np.float32)
-        return cls(
-            places, targets[:, None], nothing, nothing, np.zeros((len(places), NUM_LIMITS), np.float32), whole=whole
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Written:
-    """How tokens are taken when every step samples its own.
-
-    uniforms                             float32 [steps, rows, 1]
-    inverse_temperatures                 float32 [rows, 1]
-    limits                               float32 [rows, 3]
-    draws                                false: the likeliest tokens are taken
-    """
-
-    uniforms: Floats
-    inverse_temperatures: Floats
-    limits: Floats
-    draws: bool
-    tempered: bool
-    limited: bool
-
-    def row(self, row: int) -> Written:
-        """Of one row alone."""
-        one = slice(row, row + 1)
-        return replace(
-            self,
-            uniforms=self.uniforms[:, one],
-            inverse_temperatures=self.inverse_temperatures[one],
-            limits=self.limits[one],
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Ran:
-    """What came of a run; arrays that were not asked for are None.
-
-    states           state tensor -> float32 [steps, batch, *shape], after every step
-    hidden           float32 [steps, batch, H]
-    picked           int64 [rows]
-    picked_logprobs  float32 [rows]
-    mass_from, mass  float32 [rows]
-    logits, logprobs float32 [rows, V]
-    """
-
-    states: States
-    hidden: Floats | None = None
-    picked: Ids | None = None
-    picked_logprobs: Floats | None = None
-    mass_from: Floats | None = None
-    mass: Floats | None = None
-    logits: Floats | None = None
-    logprobs: Floats | None = None
-
-
-NOTHING: Final = Asked.of(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,8 +198,7 @@ class Runner:
         rows = np.concatenate([hidden.reshape(-1, self.hidden_size), more])[asked.places]
         dummy, start = np.zeros((1, 1), np.int64), self.initial_states(1)
         seen = [
-            self._run(dummy, start, asked_alone(asked, number), rows[number : number + 1], False)
-            for number in range(len(rows))
+            self._run(dummy, start, asked.row(number), rows[number : number + 1], False) for number in range(len(rows))
         ]
         fields = ("picked", "picked_logprobs", "mass_from", "mass", "logits", "logprobs")
         parts = {field: [getattr(ran, field) for ran in seen] for field in fields if seen}
@@ -308,16 +212,3 @@ _COLUMNS: Final = (
     ("mass_from", "mass_from"),
     ("mass", "mass"),
 )
-
-
-def asked_alone(asked: Asked, number: int) -> Asked:
-    """Row `number` of what is asked for, to be found in the first row of `more_hidden` beside one row of the cell."""
-    one = slice(number, number + 1)
-    return replace(
-        asked,
-        places=np.ones(1, np.int64),
-        targets=asked.targets[one],
-        uniforms=asked.uniforms[one],
-        inverse_temperatures=asked.inverse_temperatures[one],
-        limits=asked.limits[one],
-    )

@@ -1,13 +1,11 @@
-"""From the distributions of a step to the next tokens.
+"""From a distribution to the next token of one sample.
 
 The order is that of Hugging Face's `generate`: logit bias, repetition penalty (CTRL, Keskar et al. 2019, arXiv
 1909.05858: the logit of a token that has occurred is divided by r where positive, multiplied by r where negative),
 temperature, top_k, top_p (nucleus, Holtzman et al. 2019, arXiv 1904.09751), min_p. Then one uniform number picks a
 token from what is left.
 
-Most rows are sampled inside the graph (service/graphs/sampler.py): those with a temperature of at least 0.2, min_p,
-top_p and, of a small vocabulary, top_k. The others are picked here from their log-probabilities, and so are, with a
-large vocabulary, the few whose pick lies outside its nucleus.
+This file does it for one sample; `draws.py` says which rows of a run are sampled inside the graph instead.
 
 The uniform number of a token is a function of the seed, of the sample's lineage and of the token's position in the
 whole text: it does not matter in how many requests a text was written. Every operation works on a row by itself: a
@@ -19,24 +17,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from service.engine.calls import GRID, Sampling
-from service.engine.runner import Asked, Ran, Written
-from service.graphs.sampler import NUM_LIMITS
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 HUGE: Final = 1e300  # a score past it stays there: two that overflowed could not be compared
 LEAST_TEMPERATURE_IN_GRAPH: Final = 0.2  # float32 weights of a flat distribution would underflow below
-BELOW_ONE: Final = np.float32(1 - 2**-22)
 NO_LIMIT: Final = 1e9
-NO_COLUMNS: Final = (1.0, 0.0, NO_LIMIT, NO_LIMIT)
 BLOCK: Final = 8  # positions whose uniform numbers come from one hash
 UNPACK: Final = struct.Struct("<8Q").unpack
 
@@ -143,176 +137,6 @@ class Sampler:
         return scores
 
 
-class Draws:
-    """The samplers of some rows together: what a run is asked for them, and the tokens that come of it."""
-
-    def __init__(self, samplers: Sequence[Sampler | None], sorts: bool, whole: bool = False) -> None:
-        """samplers: one a row, None for a row of which only the log-probabilities are wanted (`whole`).
-
-        sorts  whether the graph applies top_p and top_k (Runner.sorts)
-        """
-        self._samplers = samplers
-        in_graph = [s is not None and s.is_warm and (sorts or not s.is_top_k) for s in samplers]
-        self._in_graph = np.array(in_graph, bool)
-        self._drawing = [s for s, used in zip(samplers, in_graph, strict=True) if s is not None and used]
-        columns = np.array([NO_COLUMNS if s is None else s.columns for s in samplers], np.float32)
-        columns = columns.reshape(len(samplers), 1 + NUM_LIMITS)
-        self._inverse = np.where(self._in_graph, columns[:, 0], np.float32(1))[:, None]
-        self._limits = columns[:, 1:]
-        self._top_p = columns[:, 2]
-        self._targets = np.where(self._in_graph, -1, 0)[:, None]
-        self._limited = self._in_graph & (self._top_p < 1.0) & (not sorts)
-        self._tempered = bool((self._inverse != 1.0).any())
-        ours = self._limits[self._in_graph]
-        self._is_limited = bool((ours[:, 0] > 0).any() or (sorts and (ours[:, 1:] < NO_LIMIT).any()))
-        self._masses = bool(self._limited.any())
-        self._wants_whole = whole
-        self.whole = whole or self._masses or not all(in_graph)
-        self._greedy = [row for row, s in enumerate(samplers) if s is not None and s.is_greedy]
-        self._top_k = [row for row, s in enumerate(samplers) if s is not None and s.is_top_k and not in_graph[row]]
-        elsewhere = {*self._greedy, *self._top_k}
-        self._single = [
-            row for row, s in enumerate(samplers) if s is not None and not in_graph[row] and row not in elsewhere
-        ]
-        self._is_greedy = len(self._greedy) == len(samplers)
-        self._tracking = [row for row, s in enumerate(samplers) if s is not None and s.reshapes]
-
-    def asked(self, places: Ids, before: tuple[Ids, Ids] | None = None) -> Asked:
-        """What to ask of a run for these rows at `places`, after rows with given targets (places and targets, [n])."""
-        uniforms = np.zeros((len(places), 1), np.float32)
-        if self._drawing:
-            drawn = np.array([sampler.uniform() for sampler in self._drawing], np.float32)
-            uniforms[self._in_graph, 0] = np.minimum(drawn, BELOW_ONE)
-        columns: list[npt.NDArray[Any]] = [self._targets, uniforms, self._inverse, self._limits]
-        if before is not None and len(before[0]):
-            places = np.concatenate([before[0], places])
-            nothing = np.zeros((len(before[0]), 1), np.float32)
-            given = (before[1][:, None], nothing, nothing, np.zeros((len(before[0]), NUM_LIMITS), np.float32))
-            columns = [np.concatenate([ours, theirs]) for ours, theirs in zip(given, columns, strict=True)]
-        targets, numbers, inverse, limits = columns
-        flags = (bool(self._drawing), self._tempered, self._is_limited, self._masses, self.whole)
-        return Asked(places, targets, numbers, inverse, limits, *flags)
-
-    @property
-    def may_write(self) -> bool:
-        """Whether the graph can take several tokens of these rows one after another."""
-        return bool(self._samplers) and (not self.whole or (self._is_greedy and not self._wants_whole))
-
-    def written(self, steps: int) -> Written:
-        """How the next `steps` tokens of every row are taken."""
-        uniforms = np.zeros((steps, len(self._samplers), 1), np.float32)
-        if not self._is_greedy:
-            drawn = np.array([[s.uniform() for _ in range(steps)] for s in self._drawing], np.float32)
-            uniforms[:, :, 0] = np.minimum(drawn, BELOW_ONE).T
-        return Written(uniforms, self._inverse, self._limits, not self._is_greedy, self._tempered, self._is_limited)
-
-    @np.errstate(over="ignore")  # of a tiny temperature or penalty: exp(-inf) is 0, as it should be
-    def choose(self, ran: Ran, first: int = 0) -> tuple[list[int], list[float]]:
-        """Tokens and their log-probabilities, for the rows from `first` on of what was asked for."""
-        assert ran.picked is not None
-        assert ran.picked_logprobs is not None
-        tokens: list[int] = ran.picked[first:].tolist()
-        raw = ran.picked_logprobs[first:]
-        if self.whole and tokens:
-            assert ran.logits is not None
-            assert ran.logprobs is not None
-            logprobs = ran.logprobs[first:]
-            self._correct(tokens, ran, ran.logits[first:], logprobs, first)
-            raw = logprobs[np.arange(len(tokens)), tokens]
-        for row in self._tracking:
-            sampler = self._samplers[row]
-            assert sampler is not None
-            sampler.saw(tokens[row])
-        values: list[float] = on_grid(raw).tolist()
-        return tokens, values
-
-    def _correct(self, tokens: list[int], ran: Ran, logits: Floats32, logprobs: Floats32, first: int) -> None:
-        """Take the tokens that the graph does not take."""
-        if self._masses:
-            assert ran.mass is not None
-            assert ran.mass_from is not None
-            assert ran.picked_logprobs is not None
-            weights = np.exp(ran.picked_logprobs[first:] * self._inverse[:, 0])
-            inside = ran.mass_from[first:] - weights < self._top_p * ran.mass[first:]
-            for row in np.flatnonzero(self._limited & ~inside).tolist():
-                tokens[row] = self._sampler(row).settle(logprobs[row], tokens[row])
-        if self._greedy:
-            for row, token in zip(self._greedy, logprobs[self._greedy].argmax(axis=1).tolist(), strict=True):
-                tokens[row] = token
-        if self._top_k:
-            samplers = [self._sampler(row) for row in self._top_k]
-            chosen = logprobs if len(self._top_k) == len(logprobs) else logprobs[self._top_k]
-            for row, token in zip(self._top_k, pick_of_top_k(samplers, chosen).tolist(), strict=True):
-                tokens[row] = token
-        for row in self._single:
-            tokens[row] = self._sampler(row).pick(logits[row])
-
-    def _sampler(self, row: int) -> Sampler:
-        sampler = self._samplers[row]
-        assert sampler is not None
-        return sampler
-
-
-def pick_of_top_k(samplers: Sequence[Sampler], logprobs: Floats32) -> Ids:
-    """A token for each row whose sampler has a top_k; top_p and min_p apply to what that leaves.
-
-    logprobs  float32 [rows, vocabulary_size]
-    returns   int64 [rows]
-    """
-    settings = [sampler.settings for sampler in samplers]
-    counts = np.array([min(s.top_k, logprobs.shape[1]) for s in settings])
-    scores, tokens = _ranked(logprobs, counts)
-    scores[np.arange(scores.shape[1]) >= counts[:, None]] = -np.inf
-    temperatures, top_p, min_p = np.array([(s.temperature, s.top_p, s.min_p) for s in settings]).T
-    weights = np.exp((scores - scores[:, :1]) / temperatures[:, None])
-    running = np.cumsum(weights, axis=1)  # in order, so that a row's sums do not depend on the longest row
-    outside = (running - weights >= (top_p * running[:, -1])[:, None]) & (top_p < 1.0)[:, None]
-    outside[:, 0] = False
-    weights[outside | (weights < min_p[:, None])] = 0.0
-    chosen = pick_by_cumulative(weights, np.array([s.uniform() for s in samplers]))
-    picked: Ids = tokens[np.arange(len(tokens)), chosen]
-    return picked
-
-
-def _ranked(logprobs: Floats32, counts: Ids) -> tuple[Floats64, Ids]:
-    """The counts[row] likeliest tokens of each row and maybe some more, likeliest first, ties to the lower id.
-
-    returns  log-probabilities float64 and ids int64 [rows, max(counts)]; past what a row has, anything
-
-    What is below the bound is no candidate. The others are sorted as integers, the bits of a log-probability above its
-    token's id: of numbers that are not positive the larger ones have the smaller bits.
-    """
-    num_rows, size = logprobs.shape
-    flat = np.flatnonzero(logprobs >= _least_of_top_k(logprobs, counts)[:, None])
-    rows, ids = np.divmod(flat, size)
-    first = np.searchsorted(rows, np.arange(num_rows + 1))
-    bits = logprobs.reshape(-1)[flat].view(np.uint32).astype(np.uint64)
-    keys = np.full((num_rows, int(np.diff(first).max())), np.iinfo(np.uint64).max)
-    keys[rows, np.arange(len(rows)) - first[rows]] = (bits << np.uint64(32)) | ids.astype(np.uint64)
-    keys.sort(axis=1)
-    keys = keys[:, : counts.max()]
-    scores = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
-    return scores.astype(np.float64), (keys & np.uint64(2**32 - 1)).astype(np.int64)
-
-
-def _least_of_top_k(logprobs: Floats32, counts: Ids) -> Floats32:
-    """A lower bound of the counts[row]-th largest value of each row, float32 [rows].
-
-    The k-th largest of the maxima of some blocks is at most the k-th largest of all.
-    """
-    num_rows, size = logprobs.shape
-    length = max(1, size // max(256, 2 * int(counts.max())))  # many blocks: their maxima are taken side by side
-    num_blocks = size // length
-    maxima = logprobs[:, : num_blocks * length].reshape(num_rows, length, num_blocks).max(axis=1)
-    bounds: Floats32
-    if (counts == counts[0]).all():
-        place = num_blocks - int(counts[0])
-        bounds = np.partition(maxima, place, axis=1)[:, place]
-    else:
-        bounds = np.sort(maxima, axis=1)[np.arange(num_rows), num_blocks - counts]
-    return bounds
-
-
 def pick_by_cumulative(weights: Floats64, uniforms: Floats64) -> Ids:
     """Invert each row's cumulative distribution.
 
@@ -357,19 +181,3 @@ def on_grid(logprobs: Floats32) -> Floats64:
     """Log-probabilities as they are handed out: float64, rounded to the grid of 2**-30 nats (see calls.py)."""
     rounded: Floats64 = np.rint(logprobs.astype(np.float64) * GRID) / GRID
     return rounded
-
-
-def likeliest(logprobs: Floats32, count: int) -> Ids:
-    """The `count` likeliest tokens of each row, likeliest first, ties to the lower id.
-
-    logprobs  float32 [rows, vocabulary_size]
-    returns   int64 [rows, min(count, vocabulary_size)]
-    """
-    num_rows, size = logprobs.shape
-    count = min(count, size)
-    flat = np.flatnonzero(logprobs >= _least_of_top_k(logprobs, np.full(num_rows, count))[:, None])
-    rows = flat // size
-    order = np.lexsort((-logprobs.reshape(-1)[flat], rows))  # stable: ties stay in the order of their ids
-    first = np.searchsorted(rows, np.arange(num_rows))
-    best: Ids = flat[order[first[:, None] + np.arange(count)]] % size
-    return best

@@ -18,9 +18,11 @@ import numpy as np
 from service.engine.batch import Batch
 from service.engine.beaming import advance_beams, begin_beams, note_live_states
 from service.engine.calls import Handle
+from service.engine.draws import Draws
 from service.engine.outcome import Outcome, note_alternatives, note_state, take
-from service.engine.runner import Asked, Floats, Ran, Runner, States
-from service.engine.sampling import Draws, Sampler, on_grid
+from service.engine.runner import Runner
+from service.engine.runs import Asked, Floats, Ran, States
+from service.engine.sampling import Sampler, on_grid
 from service.engine.scheduler import Request
 from service.engine.sequence import Sequence, StateRow
 

@@ -11,7 +11,8 @@ import onnxruntime as ort
 import pytest
 
 from service.bundle import open_bundle
-from service.engine.runner import Asked, Runner, Written
+from service.engine.runner import Runner
+from service.engine.runs import Asked, Written
 from service.graphs.bundle_graph import BundleGraph, Parts
 from service.graphs.drawing import Drawing
 from service.graphs.onnx_format import new_message

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from service.engine.beams import BeamSearch, Hypothesis
 from service.engine.calls import Finish
-from service.engine.sampling import likeliest, on_grid
+from service.engine.ranking import likeliest
+from service.engine.sampling import on_grid
 from service.text.detokenizer import TextEnd
 from service.text.stop import StopPatterns, matcher_factory
 from service.text.tokenizer import TokenizerKind, Vocabulary

@@ -11,8 +11,11 @@ import onnxruntime as ort
 import pytest
 
 from service.engine.calls import Sampling
-from service.engine.runner import Floats, Runner, Sessions, StateTensor
-from service.engine.sampling import Draws, Sampler, likeliest, on_grid, pick_by_cumulative, truncated
+from service.engine.draws import Draws
+from service.engine.ranking import likeliest
+from service.engine.runner import Runner, Sessions
+from service.engine.runs import Floats, StateTensor
+from service.engine.sampling import Sampler, on_grid, pick_by_cumulative, truncated
 from service.graphs.bundle_graph import BundleGraph, Parts
 from service.graphs.drawing import Drawing
 from service.graphs.onnx_format import new_message
