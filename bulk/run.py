@@ -27,7 +27,7 @@ __all__ = ["Outcome", "Plan", "run", "seed_of"]
 CHECKPOINT_SECONDS: Final = 1.0
 SKIP_HINT: Final = "--skip-bad writes an error record in its place and goes on"
 SCORE_SHARE: Final = Share(lines=512, min_bytes=2048, max_bytes=1 << 16, lines_held=1024, bytes_held=1 << 20)
-GENERATE_SHARE: Final = Share(lines=32, min_bytes=256, max_bytes=1 << 15, lines_held=192, bytes_held=1 << 20)
+GENERATE_SHARE: Final = Share(lines=32, min_bytes=256, max_bytes=1 << 15, lines_held=384, bytes_held=1 << 20)
 AnyTotals = ScoreTotals | GenerateTotals
 
 

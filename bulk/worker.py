@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from service.registry import Model
 
 READ_BYTES: Final = 1 << 18
-MAX_SLOTS: Final = 64  # rows of a step
+MAX_SLOTS: Final = 128  # rows of a step: twice a server's, where every row waits for all others
 MAX_WAITING: Final = 100_000  # every line may have a context of its own, and so a call
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def open_model(folder: str) -> Model:
     from service.settings import Settings
 
     settings = Settings(max_slots=MAX_SLOTS, max_waiting=MAX_WAITING, workers=1, cache_bytes=0)
-    return load_model(Path(folder), settings)
+    return load_model(Path(folder), settings, has_one_caller=True)
 
 
 def open_work(options: ScoreOptions | GenerateOptions) -> tuple[str, LineWork]:

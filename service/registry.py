@@ -54,7 +54,7 @@ class Readiness:
     failed: dict[str, str]
 
 
-def load_model(folder: Path, settings: Settings) -> Model:
+def load_model(folder: Path, settings: Settings, *, has_one_caller: bool = False) -> Model:
     """Open a bundle and start its engine. Raises BundleError."""
     bundle = open_bundle(folder, max_slots=max(settings.max_slots, ROWS_OF_A_REQUEST))
     tokenizer = load_tokenizer(
@@ -63,7 +63,8 @@ def load_model(folder: Path, settings: Settings) -> Model:
         bundle.manifest.tokenizer.unknown_id,
         bundle.manifest.sizes["vocabulary"],
     )
-    engine = Engine(bundle.runner, EngineLimits(settings.max_slots, settings.max_waiting, settings.cache_bytes))
+    limits = EngineLimits(settings.max_slots, settings.max_waiting, settings.cache_bytes, has_one_caller)
+    engine = Engine(bundle.runner, limits)
     engine.start()
     return Model(folder.name, bundle, tokenizer, engine)
 

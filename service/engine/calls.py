@@ -44,6 +44,7 @@ class EngineLimits:
     max_slots: int = 64  # sequences that run in one step
     max_waiting: int = 128  # requests that have no slot yet
     cache_bytes: int = 0  # of the prefix cache; 0 switches it off
+    has_one_caller: bool = False  # then nobody is to be kept from waiting, and everything runs together
 
     def __post_init__(self) -> None:
         if self.max_slots < 1 or self.max_waiting < 1:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from service.engine.batch import Batch
+from service.engine.calls import EngineLimits
 from service.engine.outcome import Outcome
 from service.engine.runner import Runner
 from service.engine.scheduler import FEW_TEXTS, Kind, Request
@@ -26,9 +27,11 @@ from service.engine.sequence import Sequence
 from service.engine.writing import Writing
 
 TURN_SECONDS: Final = 0.005
+LONG_TURN_SECONDS: Final = 0.05  # where nobody waits for a turn
 MOST_STEPS: Final = 64  # of a reading turn
 MOST_TOKENS: Final = 512  # of a reading turn, steps times rows: their states and hidden vectors are held at once
 MOST_FLOATS: Final = 640_000  # of the distributions of a reading turn
+MOST_FLOATS_ALONE: Final = 2_560_000  # likewise, in a process that does nothing else
 MOST_LISTS: Final = 4
 WRITING_SECONDS: Final = 0.002
 MOST_WRITTEN: Final = 32  # tokens of each sequence in a writing turn
@@ -75,13 +78,15 @@ class Pace:
 class ReadingLane:
     """Sequences with forced tokens to feed: rows that run, and sequences that wait for a row."""
 
-    def __init__(self, runner: Runner, pace: Pace, max_rows: int) -> None:
+    def __init__(self, runner: Runner, pace: Pace, limits: EngineLimits) -> None:
         self.batch = Batch(runner)
         self.waiting: deque[Sequence] = deque()
         self.spent = 0.0
         self._pace = pace
-        self._max_rows = max_rows
-        self._most_rows = max(64, min(MOST_TOKENS, MOST_FLOATS // runner.vocabulary_size))
+        self._max_rows = limits.max_slots
+        self._turn_seconds = LONG_TURN_SECONDS if limits.has_one_caller else TURN_SECONDS
+        most_floats = MOST_FLOATS_ALONE if limits.has_one_caller else MOST_FLOATS
+        self._most_rows = max(64, min(MOST_TOKENS, most_floats // runner.vocabulary_size))
 
     def __len__(self) -> int:
         return len(self.batch) + len(self.waiting)
@@ -97,7 +102,7 @@ class ReadingLane:
         """How many steps to run now: as many as fit into a turn without feeding much that nobody needs."""
         needs = [sequence.num_to_feed for sequence in self.batch.sequences]
         rows = len(needs)
-        steps = min(max(needs), MOST_STEPS, max(1, MOST_TOKENS // rows), self._pace.most_steps(rows, TURN_SECONDS))
+        steps = min(max(needs), MOST_STEPS, max(1, MOST_TOKENS // rows), self._pace.most_steps(rows, self._turn_seconds))
         if any(sequence.log is not None for sequence in self.batch.sequences):
             steps = min(steps, max(1, self._most_rows // rows))
         useful = 0.9 if rows > FEW_TEXTS else 0.5  # few rows cost hardly more than one
@@ -114,14 +119,14 @@ class ReadingLane:
 class Lanes:
     """All lanes of an engine; at most `max_slots` rows each."""
 
-    def __init__(self, runner: Runner, max_slots: int, clock: Callable[[], float]) -> None:
+    def __init__(self, runner: Runner, limits: EngineLimits, clock: Callable[[], float]) -> None:
         self._runner = runner
-        self._max_slots = max_slots
+        self._limits = limits
         self._clock = clock
         self.pace = Pace()  # of reading
         self._writing_pace = Pace()
         self.writing = Writing(runner, clock)
-        self.brief = ReadingLane(runner, self.pace, max_slots)
+        self.brief = ReadingLane(runner, self.pace, limits)
         self.lists: dict[Request, ReadingLane] = {}
         self._spent = dict.fromkeys(Kind, 0.0)
         self._num_writers = 0  # rows of writing that admitted requests may come to need
@@ -146,18 +151,18 @@ class Lanes:
     def has_room(self, request: Request) -> bool:
         """Whether a request can be admitted; it then is."""
         if request.kind is Kind.WRITING:
-            if self._num_writers and self._num_writers + request.num_rows > self._max_slots:
+            if self._num_writers and self._num_writers + request.num_rows > self._limits.max_slots:
                 return False
             self._num_writers += request.num_rows
             return True
         if request.kind is Kind.BRIEF:
-            if self._num_brief >= self._max_slots:
+            if self._num_brief >= self._limits.max_slots:
                 return False
             self._num_brief += 1
             return True
         if len(self.lists) >= MOST_LISTS:
             return False
-        self.lists[request] = ReadingLane(self._runner, self.pace, self._max_slots)
+        self.lists[request] = ReadingLane(self._runner, self.pace, self._limits)
         self.lists[request].spent = min((lane.spent for lane in self.lists.values()), default=0.0)
         return True
 

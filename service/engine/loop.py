@@ -34,7 +34,7 @@ from service.engine.outcome import Outcome
 from service.engine.prefixes import SharedTexts, generation_sequence
 from service.engine.reading import Reading
 from service.engine.runner import Runner
-from service.engine.scheduler import Request, Reservation, Scheduler
+from service.engine.scheduler import FEW_TEXTS, Request, Reservation, Scheduler
 from service.engine.sequence import Sequence
 from service.errors import EngineFailed, MeariError, NotReady
 
@@ -49,7 +49,7 @@ class Engine:
         self._limits = limits
         self._clock = clock
         self._scheduler = Scheduler(limits.max_waiting)
-        self._lanes = Lanes(runner, limits.max_slots, clock)
+        self._lanes = Lanes(runner, limits, clock)
         self._cache = PrefixCache(limits.cache_bytes) if limits.cache_bytes else None
         self._read = Reading(runner, self._cache, clock)
         self._live = LiveRequests()
@@ -126,6 +126,7 @@ class Engine:
         texts = SharedTexts(call, request, self._runner.end_id, num_alternatives, initial)
         handle.collect = texts.collect
         request.num_live = texts.num_sequences
+        request.is_list = request.num_live > FEW_TEXTS and not self._limits.has_one_caller
         if texts.root is None:
             reservation.release()
             handle.end(Finish.LENGTH, self._clock())

@@ -32,7 +32,7 @@ FEW_TEXTS: Final = 4
 class Kind(enum.Enum):
     """What kind of lane a request needs; of two that have had as much time the first comes first."""
 
-    BRIEF = 0  # to score at most FEW_TEXTS texts
+    BRIEF = 0  # to score few texts
     WRITING = 1
     LIST = 2
 
@@ -47,6 +47,7 @@ class Request:
     num_live: int = 0  # sequences that have not ended yet, forks to come included
     samples: bool = False  # a generation; else a scoring
     want_state: bool = False  # at the end of each sample
+    is_list: bool = False  # many texts, which have a lane of their own
     root: Sequence | None = None
     beams: BeamSearch | None = None
     waiting: bool = True  # in the queue
@@ -55,10 +56,10 @@ class Request:
 
     @property
     def kind(self) -> Kind:
-        """Before it has begun."""
+        """Of the lane that it needs first."""
         if self.samples:
             return Kind.WRITING
-        return Kind.BRIEF if self.num_live <= FEW_TEXTS else Kind.LIST
+        return Kind.LIST if self.is_list else Kind.BRIEF
 
 
 class Reservation:

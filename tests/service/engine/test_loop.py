@@ -282,6 +282,19 @@ def test_single_sentence_takes_turns_with_a_long_list(make_engine: MakeEngine) -
     run(engine, long_list, most=5000)
 
 
+def test_lists_of_one_caller_run_together(bundle: Bundle, clock: Clock) -> None:
+    lists = [[[5 + n, A, m] for n in range(6)] for m in (B, C)]
+    steps, figures = [], []
+    for has_one_caller in (False, True):
+        engine = Engine(bundle.runner, EngineLimits(16, 8, has_one_caller=has_one_caller), clock)
+        scorings = [score(engine, texts) for texts in lists]
+        run(engine, *scorings)
+        steps.append(engine.stats().steps)
+        figures.append([text.logprobs.tolist() for scoring in scorings for text in scoring.results])
+    assert figures[0] == figures[1]
+    assert steps[1] < steps[0]
+
+
 def test_timeout_gives_the_text_so_far_and_frees_the_slot(make_engine: MakeEngine, clock: Clock) -> None:
     engine = make_engine(max_slots=1)
     slow = generate(engine, [A], 1000, deadline=10.0, sampling=Sampling(logit_bias=((0, -100.0),), temperature=0.0))
