@@ -102,7 +102,8 @@ class ReadingLane:
         """How many steps to run now: as many as fit into a turn without feeding much that nobody needs."""
         needs = [sequence.num_to_feed for sequence in self.batch.sequences]
         rows = len(needs)
-        steps = min(max(needs), MOST_STEPS, max(1, MOST_TOKENS // rows), self._pace.most_steps(rows, self._turn_seconds))
+        in_time = self._pace.most_steps(rows, self._turn_seconds)
+        steps = min(max(needs), MOST_STEPS, max(1, MOST_TOKENS // rows), in_time)
         if any(sequence.log is not None for sequence in self.batch.sequences):
             steps = min(steps, max(1, self._most_rows // rows))
         useful = 0.9 if rows > FEW_TEXTS else 0.5  # few rows cost hardly more than one

@@ -46,7 +46,8 @@ def test_fused_products_are_the_same_bits(name: str, rows: int) -> None:
         assert "MatMulInteger" not in operators
         assert len(operators) < len(BundleGraph(content).model.graph.node)
         inputs: dict[str, Any] = {
-            key: generator.normal(size=(rows, *shape[1:])).astype(np.float32) for key, shape in fused.inputs.items()
+            key: generator.normal(size=(rows, *map(int, shape[1:]))).astype(np.float32)
+            for key, shape in fused.inputs.items()
         }
         if "token" in inputs:
             inputs["token"] = generator.integers(0, MODELS[name][1], rows)
