@@ -55,7 +55,7 @@ class _SynchronousFlask(Flask):
 def create_app(settings: Settings | None = None) -> Flask:
     """The application over `settings`, or over those of the environment. Raises SettingsError."""
     settings = settings or load_settings(os.environ)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     service = _service(settings)
     app = _SynchronousFlask("meari", static_folder=None)
     app.extensions["meari"] = service

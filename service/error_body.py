@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from typing import Final
 
 from service.errors import MeariError
 
-__all__ = ["error_body", "openai_error_body"]
+__all__ = ["error_body", "openai_error_body", "wrong_field"]
 
 INTERNAL_MESSAGE: Final = "an error of the server's own; its log has the details under this request id"
 NOT_FIELDS: Final = ("body", "request", "path", "method")
@@ -24,10 +25,19 @@ def openai_error_body(error: MeariError) -> dict[str, object]:
     """The same in OpenAI's shape: `code` is ours, `type` is OpenAI's, `param` the first field that is wrong."""
     kind = "invalid_request_error" if error.status < 500 else "server_error"
     message = _message(error)
-    found = _FIELD.match(message) if error.status in (400, 404, 413) else None
-    param = None if found is None or found[1] in NOT_FIELDS else found[1]
     error_type = OPENAI_TYPES.get(error.status, kind)
-    return {"error": {"message": message, "type": error_type, "param": param, "code": error.code}}
+    return {"error": {"message": message, "type": error_type, "param": _named_field(error), "code": error.code}}
+
+
+def wrong_field(error: MeariError, known: Container[str]) -> str | None:
+    """The first field that is wrong, if it is a known one: the name of any other is the caller's own text."""
+    field = _named_field(error)
+    return field if field is not None and field in known else None
+
+
+def _named_field(error: MeariError) -> str | None:
+    found = _FIELD.match(_message(error)) if error.status in (400, 404, 413) else None
+    return None if found is None or found[1] in NOT_FIELDS else found[1]
 
 
 def _message(error: MeariError) -> str:

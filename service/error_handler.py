@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from service.error_body import error_body, openai_error_body
 from service.errors import (
+    MAY_QUOTE,
     InvalidRequest,
     MeariError,
     MethodNotAllowed,
@@ -19,11 +19,10 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.process.client import ClientGone
-from service.routes.exchange import current_exchange, json_response
+from service.routes.exchange import CLIENT_GONE, current_exchange, json_response
 
 __all__ = ["register_error_handlers"]
 
-CLIENT_GONE: Final = 499  # nobody reads it; it is for the log
 log = logging.getLogger(__name__)
 
 
@@ -38,8 +37,6 @@ def register_error_handlers(app: Flask) -> None:
 def _meari_error(error: MeariError) -> Response:
     exchange = current_exchange()
     exchange.note_error(error)
-    if error.status == 500:
-        log.error("request %s failed: %s", exchange.request_id, error)
     response = json_response(_body(error, exchange.request_id), error.status)
     if error.retry_after_seconds is not None:
         response.headers["Retry-After"] = str(error.retry_after_seconds)
@@ -78,5 +75,5 @@ def _translated(error: HTTPException) -> MeariError:
 
 
 def _unexpected(error: Exception) -> Response:
-    log.error("request %s failed", current_exchange().request_id, exc_info=error)
+    log.error("request %s failed", current_exchange().request_id, exc_info=error, extra=MAY_QUOTE)
     return _meari_error(MeariError("unexpected"))

@@ -14,15 +14,17 @@
     ├── ScoreTimeout          504  timeout
     └── BundleError           500  internal        (a bundle that cannot be served; seen at load, never by a request)
 
-A message says what came, what was expected and, where there is something, what to do. This file knows nothing of
-Flask.
+A message says what came, what was expected and, where there is something, what to do. What came may be a text that
+nobody should find in a log: `quotes_request` says where, and `MAY_QUOTE` marks log records of unexpected exceptions.
+This file knows nothing of Flask.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 __all__ = [
+    "MAY_QUOTE",
     "BundleError",
     "EngineFailed",
     "InvalidRequest",
@@ -39,11 +41,15 @@ __all__ = [
 ]
 
 
+MAY_QUOTE: Final = {"may_quote": True}  # `extra` of a log record whose exception may quote a request
+
+
 class MeariError(Exception):
-    """The root. `str(error)` is the message a caller may see."""
+    """The root. `str(error)` is the message a caller may see; `quotes_request`: it may repeat what the caller sent."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
+    quotes_request: ClassVar[bool] = True
     retry_after_seconds: int | None = None
 
 
@@ -59,6 +65,7 @@ class Unauthorized(MeariError):
 
     status = 401
     code = "unauthorized"
+    quotes_request = False
 
 
 class NotFound(MeariError):
@@ -86,6 +93,7 @@ class TooLarge(MeariError):
 
     status = 413
     code = "too_large"
+    quotes_request = False
 
 
 class UnsupportedMediaType(MeariError):
@@ -100,6 +108,7 @@ class Overloaded(MeariError):
 
     status = 429
     code = "overloaded"
+    quotes_request = False
     retry_after_seconds = 1
 
 
@@ -108,6 +117,7 @@ class EngineFailed(MeariError):
 
     status = 500
     code = "internal"
+    quotes_request = False
 
 
 class NotReady(MeariError):
@@ -115,6 +125,7 @@ class NotReady(MeariError):
 
     status = 503
     code = "not_ready"
+    quotes_request = False
     retry_after_seconds = 1
 
 
@@ -123,6 +134,7 @@ class ScoreTimeout(MeariError):
 
     status = 504
     code = "timeout"
+    quotes_request = False
 
 
 class BundleError(MeariError):

@@ -1,25 +1,27 @@
 """The service's settings: environment variables → one frozen `Settings`, with all problems reported together.
 
-Nothing else reads the environment. What a bundle knows is never a setting.
+Here stands every MEARI_… variable of the service with its default, its values and its meaning; `docs/operating.md`
+lists them for a reader. Nothing else reads them. What a bundle knows is never a setting.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from service.process.cpus import granted_cpus
+from service.setting_values import FOLDER, HOST, KEYS, MODEL_NAME, STATE_KEYS, ValueKind, choice, integer, seconds
 
-__all__ = ["Settings", "SettingsError", "load_settings"]
+__all__ = ["SETTINGS", "Setting", "Settings", "SettingsError", "load_settings"]
 
 MIB: Final = 1024 * 1024
-SECRETS: Final = ("api_keys", "state_key")
-MIN_STATE_KEY_CHARS: Final = 32
+GIB: Final = 1024 * MIB
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("auto", "text", "json")
 
 
 class SettingsError(ValueError):
@@ -31,33 +33,107 @@ class SettingsError(ValueError):
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What is known of one variable; `default` as a reader would write it."""
+
+    variable: str
+    default: str
+    kind: ValueKind
+    meaning: str
+    is_secret: bool
+
+
+def _setting(
+    default: object,
+    kind: ValueKind,
+    meaning: str,
+    *,
+    says: str | None = None,
+    factory: Callable[[], object] | None = None,
+    secret: bool = False,
+) -> Any:
+    """A field of `Settings`. says: the default in words, where its value is none; factory: makes it at start."""
+    words = str(default) if says is None else says
+    return dataclasses.field(
+        default=MISSING if factory else default,
+        default_factory=factory or MISSING,
+        repr=not secret,
+        metadata={"kind": kind, "meaning": meaning, "default": words, "secret": secret},
+    )  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
 class Settings:
     """One field a setting; the variable of `max_slots` is MEARI_MAX_SLOTS. Counts and bytes hold for each worker."""
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    bundles: Path = Path("bundles")
-    default_model: str | None = None  # None: the first by name
-    workers: int = field(default_factory=granted_cpus)
-    max_slots: int = 64  # sequences that a model runs in one step
-    max_waiting: int = 128  # requests that may wait for a slot of a model
-    max_requests: int = 192  # requests in flight, over all models
-    max_tokens: int = 4096  # new tokens of one sample
-    max_texts: int = 1024  # texts of one /score
-    max_text_chars: int = 1_000_000  # characters of one request's texts together
-    max_body_bytes: int = 8 * MIB
-    max_inflight_bytes: int = 256 * MIB  # bodies being handled and figures being gathered
-    cache_bytes: int = 48 * MIB  # states of prefixes, shared out among the models; 0 keeps none
-    max_timeout_seconds: float = 300.0
-    graceful_timeout_seconds: float = 310.0  # open requests get so long to end after SIGTERM
-    drain_seconds: float = 0.0  # at least so long is readiness refused before the listening socket is closed
-    api_keys: tuple[str, ...] = field(default=(), repr=False)
-    state_key: tuple[str, ...] = field(default=(), repr=False)  # the first signs state tokens, every one verifies
-    log_level: str = "info"
-    runtime_folder: Path | None = None  # what the workers of one host share: metrics, marks of readiness
-
-
-Parser = Callable[[str], object]
+    host: str = _setting("127.0.0.1", HOST, "address to listen on; `HOST` where this is not set")
+    port: int = _setting(8000, integer(0, 65535), "port to listen on; `PORT` where this is not set")
+    bundles: Path = _setting(Path("bundles"), FOLDER, "folder with the bundles to serve")
+    default_model: str | None = _setting(
+        None,
+        MODEL_NAME,
+        "model of requests that name none",
+        says="as `DEFAULT` in that folder says, else the first by name",
+    )
+    workers: int = _setting(
+        None,
+        integer(1, 1024),
+        "worker processes, each with an engine a model",
+        says="CPUs granted to the process or container",
+        factory=granted_cpus,
+    )
+    max_slots: int = _setting(64, integer(1, 4096), "sequences that a model runs in one step")
+    max_waiting: int = _setting(128, integer(1, 100_000), "requests that may wait for a slot of a model; past it 429")
+    max_requests: int = _setting(192, integer(1, 4096), "requests in flight, over all models; past it 429")
+    max_tokens: int = _setting(4096, integer(1, 1_000_000), "new tokens of one sample")
+    max_texts: int = _setting(1024, integer(1, 10_000), "texts of one `/score`, prompts of one `/v1/completions`")
+    max_text_chars: int = _setting(
+        1_000_000, integer(1, 100_000_000), "characters of one request's texts together; past it 413"
+    )
+    max_body_bytes: int = _setting(8 * MIB, integer(1024, GIB), "size of a body; past it 413")
+    max_inflight_bytes: int = _setting(
+        256 * MIB, integer(1024, 1024 * GIB), "what all requests in flight may hold, bodies and figures; past it 429"
+    )
+    cache_bytes: int = _setting(
+        48 * MIB,
+        integer(0, 1024 * GIB),
+        "states of prefixes that are kept for requests to come, shared out among the models; 0 keeps none",
+    )
+    max_timeout_seconds: float = _setting(300.0, seconds(0.001, 86_400), "longest a request may take")
+    graceful_timeout_seconds: float = _setting(
+        310.0, seconds(0, 86_400), "how long open requests may go on after SIGTERM"
+    )
+    drain_seconds: float = _setting(
+        0.0,
+        seconds(0, 3600),
+        "how long after SIGTERM `/readyz` says 503 before the port is closed, at least",
+    )
+    api_keys: tuple[str, ...] = _setting(
+        (),
+        KEYS,
+        "secret; then every request but health, metrics and the pages needs `Authorization: Bearer KEY`",
+        says="none",
+        secret=True,
+    )
+    state_key: tuple[str, ...] = _setting(
+        (),
+        STATE_KEYS,
+        "secret that signs state tokens; hosts that share it take each other's; the first signs, all verify",
+        says="random at every start",
+        secret=True,
+    )
+    log_level: str = _setting("info", choice(*LOG_LEVELS), "least level that is logged; requests are `info`")
+    log_format: str = _setting(
+        "auto", choice(*LOG_FORMATS), "lines for a person, or JSON; `auto` is text on a terminal, else JSON"
+    )
+    log_text_chars: int = _setting(
+        0,
+        integer(0, 1_000_000),
+        "characters of a request's prompts, and as many of its answers, that its line shows; 0 shows no text at all",
+    )
+    runtime_folder: Path | None = _setting(
+        None, FOLDER, "what the workers of one host share: metrics, marks of readiness", says="made at start"
+    )
 
 
 def load_settings(environment: Mapping[str, str]) -> Settings:
@@ -67,15 +143,16 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     """
     values: dict[str, object] = {}
     problems: list[str] = []
-    for name, parse in _PARSERS.items():
+    for name, setting in SETTINGS.items():
         for variable in _variables(name):
             text = environment.get(variable, "").strip()
             if not text:
                 continue
             try:
-                values[name] = parse(text)
-            except ValueError as problem:
-                problems.append(f"{variable}: got {_shown(name, text)}, expected {problem}")
+                values[name] = setting.kind.parse(text)
+            except ValueError:
+                came = "a value that is not shown" if setting.is_secret else repr(text)
+                problems.append(f"{variable}: got {came}, expected {setting.kind.expected}")
             break
     problems += _unknown_variables(environment)
     if problems:
@@ -87,16 +164,12 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def _variables(name: str) -> list[str]:
-    own = f"MEARI_{name.upper()}"
+    own = SETTINGS[name].variable
     return [own, name.upper()] if name in ("host", "port") else [own]
 
 
-def _shown(name: str, text: str) -> str:
-    return "a value that is not shown" if name in SECRETS else repr(text)
-
-
 def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    known = [f"MEARI_{name.upper()}" for name in _PARSERS]
+    known = [setting.variable for setting in SETTINGS.values()]
     problems = []
     for variable in sorted(environment):
         ours = variable.startswith("MEARI_") and not variable.startswith("MEARI_LOAD_")  # those are the load tests'
@@ -125,87 +198,13 @@ def _contradictions(settings: Settings) -> list[str]:
     return problems
 
 
-def _integer(low: int, high: int) -> Parser:
-    expected = f"an integer, {low} <= value <= {high}"
-
-    def parse(text: str) -> int:
-        if not text.removeprefix("-").isascii() or not text.removeprefix("-").isdigit() or len(text) > 20:
-            raise ValueError(expected)
-        value = int(text)
-        if not low <= value <= high:
-            raise ValueError(expected)
-        return value
-
-    return parse
-
-
-def _seconds(low: float, high: float) -> Parser:
-    expected = f"a number of seconds, {low:g} <= value <= {high:g}"
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise ValueError(expected) from None
-        if not math.isfinite(value) or not low <= value <= high:
-            raise ValueError(expected)
-        return value
-
-    return parse
-
-
-def _log_level(text: str) -> str:
-    if text.lower() not in LOG_LEVELS:
-        raise ValueError("one of " + ", ".join(LOG_LEVELS))
-    return text.lower()
-
-
-def _api_keys(text: str) -> tuple[str, ...]:
-    keys = tuple(key.strip() for key in text.split(","))
-    if not all(key and key.isascii() and key.isprintable() and " " not in key for key in keys):
-        raise ValueError("keys of printable ASCII without spaces, separated by commas")
-    return keys
-
-
-def _state_keys(text: str) -> tuple[str, ...]:
-    keys = _api_keys(text)
-    if min(map(len, keys)) < MIN_STATE_KEY_CHARS:
-        raise ValueError(f"keys of at least {MIN_STATE_KEY_CHARS} characters each, separated by commas")
-    return keys
-
-
-def _host(text: str) -> str:
-    if any(character.isspace() for character in text):
-        raise ValueError("a host name or an address")
-    return text
-
-
-def _model_name(text: str) -> str:
-    if "/" in text or text in (".", ".."):
-        raise ValueError("the name of a bundle's folder")
-    return text
-
-
-_PARSERS: Final[dict[str, Parser]] = {
-    "host": _host,
-    "port": _integer(0, 65535),
-    "bundles": Path,
-    "default_model": _model_name,
-    "workers": _integer(1, 1024),
-    "max_slots": _integer(1, 4096),
-    "max_waiting": _integer(1, 100_000),
-    "max_requests": _integer(1, 4096),
-    "max_tokens": _integer(1, 1_000_000),
-    "max_texts": _integer(1, 10_000),
-    "max_text_chars": _integer(1, 100_000_000),
-    "max_body_bytes": _integer(1024, 1024 * MIB),
-    "max_inflight_bytes": _integer(1024, 1024 * 1024 * MIB),
-    "cache_bytes": _integer(0, 1024 * 1024 * MIB),
-    "max_timeout_seconds": _seconds(0.001, 86_400),
-    "graceful_timeout_seconds": _seconds(0, 86_400),
-    "drain_seconds": _seconds(0, 3600),
-    "api_keys": _api_keys,
-    "state_key": _state_keys,
-    "log_level": _log_level,
-    "runtime_folder": Path,
+SETTINGS: Final = {
+    field.name: Setting(
+        f"MEARI_{field.name.upper()}",
+        field.metadata["default"],
+        field.metadata["kind"],
+        field.metadata["meaning"],
+        field.metadata["secret"],
+    )
+    for field in dataclasses.fields(Settings)
 }

@@ -15,6 +15,7 @@ from typing import Protocol
 from msgspec import UNSET
 
 from service.answers.bodies import Alternative, Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob
+from service.answers.work import Work
 from service.engine import Finish, GenerateCall, Generation, Sample, Sampling
 from service.registry import Model
 from service.requests.model_limits import checked_logit_bias, checked_top_k
@@ -57,6 +58,8 @@ class ChoiceWriter:
     is_ranked: bool  # a hypothesis of a beam search
     num_tokens: int = 0
     done: bool = False
+    kept_chars: int = 0  # how much of the text is kept for the log
+    kept: str = ""
     _pending: str = ""
     _given: int = 0  # characters given out
 
@@ -74,6 +77,8 @@ class ChoiceWriter:
         self.done = finish is not None
         if not (text or self.done or (self.with_tokens and new_tokens)):
             return None
+        if len(self.kept) < self.kept_chars:
+            self.kept += text[: self.kept_chars - len(self.kept)]
         choice = Choice(self.index, text)
         if self.with_tokens:
             choice.tokens = self._tokens(first, self.num_tokens)
@@ -121,6 +126,7 @@ class Completion:
 
     model: str
     seed: int
+    prompt: str
     prompt_tokens: int
     generation: Generation
     writers: tuple[ChoiceWriter, ...]
@@ -150,6 +156,17 @@ class Completion:
         """Tokens of all samples, as far as they were taken up."""
         return sum(writer.num_tokens for writer in self.writers)
 
+    def work(self) -> Work:
+        """What was done so far, for the log."""
+        return Work(
+            self.prompt_tokens,
+            self.generation.cached_tokens,
+            sum(len(sample.token_ids) for sample in self.generation.samples),
+            finish_reasons=tuple(sample.finish.value for sample in self.generation.samples if sample.finish),
+            prompts=(self.prompt,),
+            answers=tuple(writer.kept for writer in self.writers),
+        )
+
     def answer(self, choices: list[Choice]) -> GenerateAnswer:
         """The whole answer, or with no choices the end of a stream."""
         usage = GenerateUsage(self.prompt_tokens, self.generation.cached_tokens, self.generated_tokens)
@@ -157,9 +174,14 @@ class Completion:
 
 
 def begin_completion(
-    request: GenerateRequest, model: Model, budget: Budget, deadline: float, state_tokens: StateTokens
+    request: GenerateRequest,
+    model: Model,
+    budget: Budget,
+    deadline: float,
+    state_tokens: StateTokens,
+    kept_chars: int = 0,
 ) -> Completion:
-    """Queue a request. Raises InvalidRequest, Overloaded, TooLarge, NotReady."""
+    """Queue a request. kept_chars: of each text, for the log. Raises InvalidRequest, Overloaded, TooLarge, NotReady."""
     vocabulary = model.tokenizer.vocabulary
     sampling = _sampling(request, vocabulary)
     with model.engine.reserve() as reservation:
@@ -192,10 +214,11 @@ def begin_completion(
             call.sampling.seed,
             state_tokens if request.return_state else None,
             request.num_beams > 1,
+            kept_chars=kept_chars,
         )
         for index, sample in enumerate(generation.samples)
     )
-    return Completion(model.name, call.sampling.seed, len(prompt), generation, writers)
+    return Completion(model.name, call.sampling.seed, request.prompt, len(prompt), generation, writers)
 
 
 def finish_reason(finish: Finish) -> str:

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import msgspec
 
 from service.engine import Awaited
-from service.errors import EngineFailed, MeariError
+from service.errors import MAY_QUOTE, EngineFailed, MeariError
 from service.process.client import ClientGone
 from service.process.watch import Watch
 
@@ -51,7 +51,7 @@ class Streamed(Protocol):
 
 
 def event_stream(completion: Streamed, watch: Watch, streams: set[object], error_body: ErrorBody) -> Iterator[bytes]:
-    """Pieces of the stream, up to `[DONE]` or an error; closed early, it cancels the completion.
+    """Pieces of the stream, up to `[DONE]` or an error; closed early, it cancels the completion. Raises ClientGone.
 
     `streams` holds all that are open in this worker, this one among them while it lasts.
     """
@@ -60,11 +60,11 @@ def event_stream(completion: Streamed, watch: Watch, streams: set[object], error
     try:
         yield from _choices(completion, watch, streams)
     except ClientGone:
-        log.debug("the client of a stream has gone")
+        raise
     except MeariError as error:
         yield _event(error_body(error))
     except Exception:
-        log.exception("a stream failed")
+        log.exception("a stream failed", extra=MAY_QUOTE)
         yield _event(error_body(EngineFailed("the stream failed")))
     finally:
         streams.discard(completion)

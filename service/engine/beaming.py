@@ -14,7 +14,7 @@ from service.engine.runs import Floats
 from service.engine.sampling import forked
 from service.engine.scheduler import Request
 from service.engine.sequence import Sequence, StateRow
-from service.errors import EngineFailed
+from service.errors import MAY_QUOTE, EngineFailed
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def advance_beams(
     try:
         going = search.advance(logprobs)
     except Exception as error:  # a caller's matcher must not hurt other requests
-        log.exception("a stop matcher failed")
+        log.exception("a stop matcher failed", extra=MAY_QUOTE)
         _fail(request, EngineFailed(f"the stop matcher failed: {type(error).__name__}"))
         outcome.ended.append(parents[0])
         return []

@@ -14,7 +14,7 @@ from service.engine.ranking import likeliest
 from service.engine.runs import Floats
 from service.engine.sampling import on_grid
 from service.engine.sequence import Sequence, StateRow
-from service.errors import EngineFailed
+from service.errors import MAY_QUOTE, EngineFailed
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def take(sequence: Sequence, token: int, logprob: float, end_id: int, copy_rows:
     try:
         finish = continuation.take(token, logprob, end_id)
     except Exception as error:  # a caller's matcher must not hurt other requests
-        log.exception("a stop matcher failed")
+        log.exception("a stop matcher failed", extra=MAY_QUOTE)
         finish = Finish.FAILED
         sequence.request.handle.failure = EngineFailed(f"the stop matcher failed: {type(error).__name__}")
     if finish is not None:

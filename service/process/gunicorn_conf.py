@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a run from another folder
 
+from service.log import configure_logging
 from service.process.marks import forget_worker
 from service.process.runtime import (
     MEMORY,
@@ -32,6 +33,8 @@ try:
 except SettingsError as problems:
     sys.stderr.write(f"meari cannot start:\n{problems}\n")
     sys.exit(2)
+
+configure_logging(settings.log_level, settings.log_format)
 
 RESERVE_THREADS = 32  # for refusals, health and metrics while every request in flight has its own
 MAX_CONNECTIONS = 1000  # beyond the threads: kept alive, or waiting for their first bytes
@@ -59,6 +62,7 @@ forwarded_allow_ips = "*"  # nobody is asked who he is, because nothing that a p
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 loglevel = settings.log_level
+logger_class = "service.process.gunicorn_logger.ServiceLogger"
 accesslog = None  # the service writes its own line
 if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
     worker_tmp_dir = str(MEMORY)
@@ -66,6 +70,8 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
 
 def on_starting(server: Any) -> None:
     """In the master, before the first fork."""
+    if settings.log_text_chars:
+        server.log.warning("texts are logged, %d characters a request: MEARI_LOG_TEXT_CHARS", settings.log_text_chars)
     os.environ["MEARI_WORKERS"] = str(server.cfg.workers)
     prepare_runtime_folder(runtime_folder)
 

@@ -27,8 +27,8 @@ from gunicorn.util import close_graceful, write_nonblock
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from service.error_body import error_body
-from service.errors import InvalidRequest
-from service.log import flush_log
+from service.errors import MAY_QUOTE, EngineFailed, InvalidRequest, MeariError
+from service.log import RequestLine, flush_log, log_request
 from service.process.connection import Connection
 from service.process.memory import limit_arenas
 from service.process.quick_config import QuickConfig
@@ -137,7 +137,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         except Exception:
             if not response.headers_sent:
                 raise
-            self.log.exception("an answer broke off")
+            self.log.exception("an answer broke off", extra=MAY_QUOTE)
             close_graceful(conn.sock)
             raise StopIteration from None
         return not response.should_close()
@@ -153,13 +153,22 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         self.method_queue.defer(lambda: None)  # wakes the loop
 
     def handle_error(self, req: object, client: socket.socket, addr: object, exc: Exception) -> None:
-        """What is no proper HTTP never reaches the app; it is answered with the same body as every other error."""
-        if not isinstance(exc, ParseException):
-            super().handle_error(req, client, addr, exc)
-            return
-        self.log.warning("malformed HTTP: %s", str(exc)[:MAX_SHOWN_CHARS])
+        """What is no proper HTTP never reaches the app; it is answered with the same body as every other error.
+
+        What came may be the rest of a body whose length was wrong, so the log tells the kind of the error alone.
+        """
+        number = request_id(None)
+        if isinstance(exc, ParseException):
+            error: MeariError = InvalidRequest(
+                f"request: got malformed HTTP, expected HTTP/1.1: {str(exc)[:MAX_SHOWN_CHARS]}"
+            )
+        else:
+            self.log.error("request %s could not be handled", number, exc_info=exc, extra=MAY_QUOTE)
+            error = EngineFailed("the request could not be handled")
+        kind = type(exc).__name__
+        log_request(RequestLine(number, "-", "-", "none", error.status, error=error, error_message=kind))
         try:
-            write_nonblock(client, _malformed_http(str(exc)))
+            write_nonblock(client, _answer(error, number))
         except OSError:
             self.log.debug("a client did not wait for its refusal")
 
@@ -181,10 +190,9 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         return service
 
 
-def _malformed_http(reason: str) -> bytes:
-    """The whole answer to bytes that are no request."""
-    number = request_id(None)
-    error = InvalidRequest(f"request: got malformed HTTP, expected HTTP/1.1: {reason[:MAX_SHOWN_CHARS]}")
+def _answer(error: MeariError, number: str) -> bytes:
+    """The whole answer to what did not become a request."""
     body = msgspec.json.encode(error_body(error, number))
-    head = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    status = "400 Bad Request" if error.status == 400 else "500 Internal Server Error"
+    head = f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: application/json\r\n"
     return f"{head}X-Request-Id: {number}\r\nContent-Length: {len(body)}\r\n\r\n".encode("ascii") + body

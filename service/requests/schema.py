@@ -10,6 +10,7 @@ A field may be null only where the contract's default is "none"; UNSET stands fo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Annotated, Final, Literal, TypeVar
 
@@ -174,6 +175,11 @@ class Schemas:
             "states": self._states.struct,
             "completions": self._completions.struct,
         }
+
+    @functools.cached_property
+    def field_names(self) -> frozenset[str]:
+        """Of all requests."""
+        return frozenset(name for struct in self.types.values() for name in struct.__struct_fields__)
 
     def generate(self, body: bytes) -> GenerateRequest:
         """Raises InvalidRequest."""

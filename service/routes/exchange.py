@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 from flask import Response, g, request
 from gunicorn.http.errors import ParseException
 
+from service.answers.work import Work
 from service.engine.calls import Awaited
+from service.error_body import wrong_field
 from service.errors import InvalidRequest, MeariError, NotReady, Overloaded, TooLarge, UnsupportedMediaType
 from service.log import RequestLine, log_request
-from service.process.client import Client
+from service.process.client import Client, ClientGone
 from service.process.watch import Watch
 from service.registry import Model
 from service.requests.admission import Ticket
@@ -24,9 +26,11 @@ from service.service import Service
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["Exchange", "current_exchange", "json_response"]
+__all__ = ["CLIENT_GONE", "Exchange", "current_exchange", "json_response"]
 
 STEP_SECONDS: Final = 0.5  # a step takes less, and so a cancelled request ends within that time
+CLIENT_GONE: Final = 499  # nobody reads it; it is for the log
+MESSAGE_CHARS: Final = 500  # of an error, in the log
 PIECE_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 30.0  # for the whole body, and without a byte of it
 DISCARD_BYTES: Final = 1024
@@ -38,15 +42,16 @@ class Exchange:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._started = time.perf_counter()
+        self._started = time.monotonic()  # the engines' clock
         self._ticket: Ticket | None = None
         self._model: Model | None = None
         self._handle: Awaited | None = None
         self._client: Client | None = None
+        self._work: Callable[[], Work] | None = None
         self._closed = False
         self.request_id = request_id(request.environ.get("HTTP_X_REQUEST_ID"))
         self.route = request.url_rule.rule if request.url_rule else "none"
-        self.line = RequestLine(self.request_id, request.method, request.path)
+        self.line = RequestLine(self.request_id, request.method, request.path, self.route)
 
     @property
     def ticket(self) -> Ticket:
@@ -99,11 +104,32 @@ class Exchange:
         self._service.disconnects.watch(self._client, handle.cancel)
         return Watch(self._client, self._service.drain, model.engine.clock)
 
+    @property
+    def kept_chars(self) -> int:
+        """How much of an answer's text is kept for the log: none, as a rule."""
+        return self._service.settings.log_text_chars
+
+    def note_work(self, work: Callable[[], Work]) -> None:
+        """Note who knows what was done for the request; asked when it is over, however that came."""
+        self._work = work
+
     def note_error(self, error: MeariError) -> None:
         """Note why the request failed."""
-        self.line.code = error.code
+        self.line.error = error
+        self.line.error_field = wrong_field(error, self._service.schemas.field_names) or ""
+        if not error.quotes_request or self.kept_chars:
+            self.line.error_message = str(error)[: max(self.kept_chars, MESSAGE_CHARS)]
         if isinstance(error, Overloaded):
             self._service.metrics.refusals.labels(self.line.model).inc()
+
+    def stream(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        """The same pieces; a request whose pieces were not all taken was aborted."""
+        self.line.aborted = True
+        try:
+            yield from pieces
+        except ClientGone:
+            return
+        self.line.aborted = False
 
     def finish(self, response: Response) -> Response:
         """Name the request in its answer, and close once that is sent."""
@@ -126,11 +152,27 @@ class Exchange:
         if self._handle is not None and not self._handle.ended:
             self._handle.cancel()
             self._handle.wait_end(STEP_SECONDS)
-        seconds = time.perf_counter() - self._started
+        seconds = time.monotonic() - self._started
         self._count(status, seconds)
         if self._ticket is not None:
             self._ticket.release()
-        log_request(self.line, status, seconds)
+        self._describe(status, seconds)
+        log_request(self.line)
+
+    def _describe(self, status: int, seconds: float) -> None:
+        """Complete the request's line."""
+        line, handle = self.line, self._handle
+        line.status, line.total_seconds = status, seconds
+        line.aborted = line.aborted or status == CLIENT_GONE
+        if handle is not None and handle.started_at is not None:
+            line.queue_seconds = handle.started_at - handle.submitted_at
+        if handle is not None and handle.first_token_at is not None:
+            line.first_token_seconds = handle.first_token_at - self._started
+        if self._work is not None:
+            line.work = self._work()
+            if self.kept_chars:
+                line.prompts = cut(line.work.prompts, self.kept_chars)
+                line.answers = cut(line.work.answers, self.kept_chars)
 
     def _count(self, status: int, seconds: float) -> None:
         metrics, handle = self._service.metrics, self._handle
@@ -143,6 +185,17 @@ class Exchange:
             metrics.queue_seconds.labels(name).observe(handle.started_at - handle.submitted_at)
         if handle is not None and handle.first_token_at is not None:
             metrics.first_token_seconds.labels(name).observe(handle.first_token_at - handle.submitted_at)
+
+
+def cut(texts: Iterable[str], max_chars: int) -> tuple[str, ...]:
+    """The texts, of `max_chars` characters together."""
+    kept, left = [], max_chars
+    for text in texts:
+        kept.append(text[:left])
+        left -= len(kept[-1])
+        if left <= 0:
+            break
+    return tuple(kept)
 
 
 def current_exchange() -> Exchange:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from flask import Blueprint, Response
 from msgspec import UNSET
 
 from service.answers.completion import Completion, begin_completion
 from service.answers.streaming import PING_SECONDS, event_stream
 from service.error_body import error_body
+from service.errors import MeariError
 from service.process.watch import Watch
 from service.requests.model_limits import check_num_chars
 from service.routes.exchange import Exchange, current_exchange, json_response
@@ -29,24 +28,26 @@ def generate_blueprint(service: Service) -> Blueprint:
     def generate() -> Response:
         exchange = current_exchange()
         request = service.schemas.generate(exchange.read_body())
+        exchange.line.stream = request.stream
         model = exchange.use_model(service.registry.get(request.model))
         check_num_chars("prompt", [request.prompt], service.settings.max_text_chars)
         exchange.ticket.take_bytes(len(request.prompt) * BYTES_PER_CHAR)
         seconds = service.settings.max_timeout_seconds if request.timeout_seconds is UNSET else request.timeout_seconds
         state_tokens = service.state_tokens(model.bundle)
         deadline = model.engine.clock() + seconds
-        completion = begin_completion(request, model, exchange.ticket, deadline, state_tokens)
+        completion = begin_completion(request, model, exchange.ticket, deadline, state_tokens, exchange.kept_chars)
+        exchange.note_work(completion.work)
         watch = exchange.watch(completion.generation, model)
-        return _stream(service, exchange, completion, watch) if request.stream else _whole(exchange, completion, watch)
+        return _stream(service, exchange, completion, watch) if request.stream else _whole(completion, watch)
 
     return blueprint
 
 
-def _whole(exchange: Exchange, completion: Completion, watch: Watch) -> Response:
+def _whole(completion: Completion, watch: Watch) -> Response:
     watch.await_end(completion.generation)
     completion.generation.raise_for_failure()
     answer = completion.answer(list(completion.news()))
-    answer.usage.generated_tokens = exchange.line.tokens = completion.generated_tokens
+    answer.usage.generated_tokens = completion.generated_tokens
     return json_response(answer)
 
 
@@ -55,13 +56,9 @@ def _stream(service: Service, exchange: Exchange, completion: Completion, watch:
     watch.await_news(completion.generation, PING_SECONDS)
     completion.generation.raise_for_failure()
 
-    def events() -> Iterator[bytes]:
-        yield from event_stream(
-            completion,
-            watch,
-            service.streams,
-            lambda error: error_body(error, exchange.request_id),
-        )
-        exchange.line.tokens = completion.generated_tokens
+    def noted(error: MeariError) -> object:
+        exchange.note_error(error)
+        return error_body(error, exchange.request_id)
 
-    return Response(events(), mimetype="text/event-stream", headers=STREAM_HEADERS)
+    events = exchange.stream(event_stream(completion, watch, service.streams, noted))
+    return Response(events, mimetype="text/event-stream", headers=STREAM_HEADERS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 from flask import Blueprint, Response
 
@@ -11,6 +10,7 @@ from service.answers.openai.bodies import ModelCard, ModelList
 from service.answers.openai.completion import OpenAICompletion, begin_openai_completion
 from service.answers.streaming import PING_SECONDS, event_stream
 from service.error_body import openai_error_body
+from service.errors import MeariError
 from service.process.watch import Watch
 from service.registry import Model
 from service.requests.completions import prompts_of
@@ -30,14 +30,18 @@ def openai_blueprint(service: Service) -> Blueprint:
     def completions() -> Response:
         exchange = current_exchange()
         request = service.schemas.completions(exchange.read_body())
+        exchange.line.stream = bool(request.stream)
         model = exchange.use_model(service.registry.get(request.model_name))
         check_num_chars("prompt", prompts_of(request), service.settings.max_text_chars)
         deadline = model.engine.clock() + service.settings.max_timeout_seconds
         answer_id = f"cmpl-{exchange.request_id}"
-        completion = begin_openai_completion(request, model, exchange.ticket, deadline, answer_id, int(time.time()))
+        completion = begin_openai_completion(
+            request, model, exchange.ticket, deadline, answer_id, int(time.time()), exchange.kept_chars
+        )
+        exchange.note_work(completion.work)
         watch = exchange.watch(completion.generation, model)
         _await_scores(service, completion, watch)
-        return _stream(service, exchange, completion, watch) if request.stream else _whole(exchange, completion, watch)
+        return _stream(service, exchange, completion, watch) if request.stream else _whole(completion, watch)
 
     @blueprint.get("/models")
     def models() -> Response:
@@ -59,10 +63,9 @@ def _await_scores(service: Service, completion: OpenAICompletion, watch: Watch) 
     service.metrics.scored.labels(completion.model.name).inc(completion.num_scored)
 
 
-def _whole(exchange: Exchange, completion: OpenAICompletion, watch: Watch) -> Response:
+def _whole(completion: OpenAICompletion, watch: Watch) -> Response:
     watch.await_end(completion.generation)
     completion.generation.raise_for_failure()
-    exchange.line.tokens = completion.num_generated
     return json_response(completion.answer())
 
 
@@ -71,11 +74,12 @@ def _stream(service: Service, exchange: Exchange, completion: OpenAICompletion, 
     watch.await_news(completion.generation, PING_SECONDS)
     completion.generation.raise_for_failure()
 
-    def events() -> Iterator[bytes]:
-        yield from event_stream(completion, watch, service.streams, openai_error_body)
-        exchange.line.tokens = completion.num_generated
+    def noted(error: MeariError) -> object:
+        exchange.note_error(error)
+        return openai_error_body(error)
 
-    return Response(events(), mimetype="text/event-stream", headers=STREAM_HEADERS)
+    events = exchange.stream(event_stream(completion, watch, service.streams, noted))
+    return Response(events, mimetype="text/event-stream", headers=STREAM_HEADERS)
 
 
 def _card(model: Model) -> ModelCard:

@@ -6,6 +6,7 @@ from flask import Blueprint, Response
 
 from service.answers.figures import ScoredText
 from service.answers.score_json import ScoreAnswer
+from service.answers.work import Work
 from service.engine import ScoreCall, Scoring
 from service.registry import Model
 from service.requests.model_limits import check_num_chars
@@ -38,7 +39,7 @@ def score_blueprint(service: Service) -> Blueprint:
         if request.return_state:
             exchange.ticket.take_bytes(_state_bytes(request, start, state_tokens))
         deadline = model.engine.clock() + service.settings.max_timeout_seconds
-        encoded, scoring = _begin(request, start, model, deadline)
+        encoded, scoring = _begin(request, start, model, exchange, deadline)
         exchange.watch(scoring, model).await_scores(scoring)
         answer = ScoreAnswer(
             model.name,
@@ -50,10 +51,10 @@ def score_blueprint(service: Service) -> Blueprint:
             scoring.cached_tokens,
             state_tokens if request.return_state else None,
         )
-        exchange.line.tokens = answer.scored_tokens
         service.metrics.scored.labels(model.name).inc(answer.scored_tokens)
         pieces = answer.pieces()
-        return Response(pieces if answer.is_long else b"".join(pieces), mimetype="application/json")
+        body = exchange.stream(pieces) if answer.is_long else b"".join(pieces)
+        return Response(body, mimetype="application/json")
 
     return blueprint
 
@@ -72,7 +73,7 @@ def _state_bytes(request: ScoreRequest, start: TextState | None, state_tokens: S
 
 
 def _begin(
-    request: ScoreRequest, start: TextState | None, model: Model, deadline: float
+    request: ScoreRequest, start: TextState | None, model: Model, exchange: Exchange, deadline: float
 ) -> tuple[list[Encoded], Scoring]:
     """Queue the texts. Raises Overloaded, NotReady."""
     with model.engine.reserve() as reservation:
@@ -87,7 +88,17 @@ def _begin(
             start=None if start is None else start.value,
             want_state=request.return_state,
         )
-        return encoded, model.engine.score(call, reservation)
+        scoring = model.engine.score(call, reservation)
+    num_tokens = len(call.context) + sum(map(len, call.texts))
+    texts = (request.context, *request.all_texts) if request.context else tuple(request.all_texts)
+    exchange.note_work(lambda: _work(scoring, num_tokens, texts))
+    return encoded, scoring
+
+
+def _work(scoring: Scoring, num_tokens: int, texts: tuple[str, ...]) -> Work:
+    """For the log; num_tokens: in the context and the texts."""
+    scored = sum(len(result.logprobs) for result in scoring.results)
+    return Work(num_tokens, scoring.cached_tokens, scored_tokens=scored, prompts=texts)
 
 
 def _scored_texts(

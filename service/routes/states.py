@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from service.answers.states import MAX_CHARS, MAX_TOKENS, states_answer, states_bytes, states_call
+from service.answers.work import Work
 from service.engine import Scoring
 from service.errors import InvalidRequest
 from service.registry import Model
@@ -29,7 +30,6 @@ def states_blueprint(service: Service) -> Blueprint:
         deadline = model.engine.clock() + service.settings.max_timeout_seconds
         ids, scoring = _begin(request, model, exchange, deadline)
         exchange.watch(scoring, model).await_scores(scoring)
-        exchange.line.tokens = len(ids)
         return json_response(states_answer(model.name, ids, model.tokenizer.vocabulary, scoring, request.units))
 
     return blueprint
@@ -43,4 +43,6 @@ def _begin(request: StatesRequest, model: Model, exchange: Exchange, deadline: f
             raise InvalidRequest(f"text: got {len(ids)} tokens, expected at most {MAX_TOKENS}")
         num_tensors = len(model.bundle.manifest.state)
         exchange.ticket.take_bytes(states_bytes(len(ids), model.bundle.runner.state_bytes, num_tensors, request.units))
-        return ids, model.engine.score(states_call(ids, deadline), reservation)
+        scoring = model.engine.score(states_call(ids, deadline), reservation)
+    exchange.note_work(lambda: Work(len(ids), scoring.cached_tokens, prompts=(request.text,)))
+    return ids, scoring

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from service.answers.bodies import TokenText
+from service.answers.work import Work
 from service.requests.model_limits import check_num_chars, checked_ids
 from service.routes.exchange import current_exchange, json_response
 from service.service import Service
@@ -28,6 +29,7 @@ def tokenize_blueprint(service: Service) -> Blueprint:
         exchange.ticket.take_bytes(len(request.text) * BYTES_PER_CHAR)
         texts = model.tokenizer.vocabulary.texts
         tokens = [TokenText(token, texts[token]) for token in model.tokenizer.encode(request.text)]
+        exchange.note_work(lambda: Work(len(tokens), prompts=(request.text,)))
         return json_response({"model": model.name, "tokens": tokens})
 
     @blueprint.post("/detokenize")
@@ -37,6 +39,7 @@ def tokenize_blueprint(service: Service) -> Blueprint:
         model = exchange.use_model(service.registry.get(request.model))
         vocabulary = model.tokenizer.vocabulary
         text = detokenize(vocabulary, checked_ids(request.ids, vocabulary.size))
+        exchange.note_work(lambda: Work(len(request.tokens), answers=(text,)))
         return json_response({"model": model.name, "text": text})
 
     return blueprint

@@ -84,7 +84,7 @@ def test_a_client_that_goes_away_frees_its_slot(bundles: Path, tmp_path: Path, s
         assert time.monotonic() - started < 5
         until(lambda: metric(server, "meari_running_sequences") == 0)
         if not stream:
-            until(lambda: " 499 " in server.log)
+            until(lambda: ' 499"' in server.log)
 
 
 def test_past_its_bounds_the_service_refuses_at_once(bundles: Path, tmp_path: Path) -> None:

@@ -51,6 +51,11 @@ class OpenAIChoice:
         """Sampled tokens that were taken up."""
         return 0 if self._writer is None else self._writer.num_tokens
 
+    @property
+    def kept(self) -> str:
+        """As much of the sampled text as is kept for the log."""
+        return "" if self._writer is None else self._writer.kept
+
     def echo_logprobs(self, logprobs: Logprobs) -> None:
         """Before the first `take`: the figures of the prompt's tokens."""
         self._prompt_logprobs = logprobs

@@ -16,6 +16,7 @@ from service.answers.completion import BYTES_PER_ALTERNATIVE, BYTES_PER_TOKEN, B
 from service.answers.openai.bodies import CompletionAnswer, CompletionUsage, PromptTokensDetails
 from service.answers.openai.choices import OpenAIChoice, prompt_logprobs
 from service.answers.openai.prompts import ReadPrompt, read_ids, read_text
+from service.answers.work import Work
 from service.engine import GenerateCall, Generation, News, Reservation, Sample, Sampling, ScoreCall, Scoring, Together
 from service.registry import Model
 from service.requests.completions import CompletionsRequest, Prompt, prompts_of
@@ -77,6 +78,19 @@ class OpenAICompletion:
         """True once every choice has been given out with its finish reason."""
         return all(choice.done for choice in self.choices)
 
+    def work(self) -> Work:
+        """What was done so far, for the log."""
+        samples = [sample for work in self.works for sample in _samples(work)]
+        return Work(
+            sum(len(work.prompt.ids) for work in self.works),
+            sum(work.generation.cached_tokens for work in self.works if work.generation is not None),
+            self.num_generated,
+            self.num_scored,
+            tuple(sample.finish.value for sample in samples if sample.finish),
+            prompts=tuple(work.prompt.text for work in self.works),
+            answers=tuple(choice.kept for choice in self.choices),
+        )
+
     def answer(self) -> CompletionAnswer:
         """The whole answer, once everything has ended."""
         choices = [choice for writer in self._ranked() if (choice := writer.take()) is not None]
@@ -131,9 +145,18 @@ class OpenAICompletion:
 
 
 def begin_openai_completion(
-    request: CompletionsRequest, model: Model, budget: Budget, deadline: float, answer_id: str, created: int
+    request: CompletionsRequest,
+    model: Model,
+    budget: Budget,
+    deadline: float,
+    answer_id: str,
+    created: int,
+    kept_chars: int = 0,
 ) -> OpenAICompletion:
-    """Queue everything that a request asks for. Raises InvalidRequest, Overloaded, TooLarge, NotReady."""
+    """Queue everything that a request asks for. kept_chars: of each text, for the log.
+
+    Raises InvalidRequest, Overloaded, TooLarge, NotReady.
+    """
     prompts = prompts_of(request)
     sampling = _sampling(request, model)
     budget.take_bytes(memory_bytes(request, prompts))
@@ -148,7 +171,7 @@ def begin_openai_completion(
         handles = _submit(request, works, model, deadline, reservations, news)
     scoring = next((handle for handle in handles if isinstance(handle, Scoring)), None)
     together = Together(handles, news, engine.clock())
-    choices = tuple(_choices(request, works, model))
+    choices = tuple(_choices(request, works, model, kept_chars))
     return OpenAICompletion(answer_id, created, model, request, works, scoring, together, choices)
 
 
@@ -210,7 +233,9 @@ def _call(request: CompletionsRequest, work: PromptWork, model: Model, deadline:
     )
 
 
-def _choices(request: CompletionsRequest, works: tuple[PromptWork, ...], model: Model) -> Iterator[OpenAIChoice]:
+def _choices(
+    request: CompletionsRequest, works: tuple[PromptWork, ...], model: Model, kept_chars: int
+) -> Iterator[OpenAIChoice]:
     vocabulary = model.tokenizer.vocabulary
     patterns = StopPatterns.of(request.stops)
     index = 0
@@ -224,7 +249,16 @@ def _choices(request: CompletionsRequest, works: tuple[PromptWork, ...], model: 
                 with_tokens = request.logprobs is not None
                 search = StopSearch(patterns)
                 writer = ChoiceWriter(
-                    index, samples[place], vocabulary, detokenizer, search, with_tokens, seed, None, False
+                    index,
+                    samples[place],
+                    vocabulary,
+                    detokenizer,
+                    search,
+                    with_tokens,
+                    seed,
+                    None,
+                    False,
+                    kept_chars=kept_chars,
                 )
             yield OpenAIChoice(index, seed, work.prompt, writer, vocabulary, bool(request.echo), request.logprobs)
             index += 1
