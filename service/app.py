@@ -26,7 +26,7 @@ from service.requests.keys import check_key
 from service.requests.overload import OverloadGate
 from service.requests.schema import Schemas
 from service.routes.docs import docs_blueprint
-from service.routes.exchange import Exchange, current_exchange
+from service.routes.exchange import OPEN_BLUEPRINTS, Exchange, current_exchange
 from service.routes.generate import generate_blueprint
 from service.routes.health import health_blueprint
 from service.routes.metrics import metrics_blueprint
@@ -38,10 +38,9 @@ from service.routes.tokenize import tokenize_blueprint
 from service.routes.web import web_blueprint
 from service.service import Service
 from service.settings import Settings, load_settings
+from service.tracing import start_tracing
 
 __all__ = ["create_app"]
-
-OPEN_BLUEPRINTS = ("docs", "health", "metrics", "web")  # answered without a key
 
 
 class _SynchronousFlask(Flask):
@@ -93,6 +92,7 @@ def _service(settings: Settings) -> Service:
         drain=Drain(settings.drain_seconds, settings.graceful_timeout_seconds),
         disconnects=Disconnects(),
         state_keys=settings.state_key or (secrets.token_hex(32),),
+        tracing=start_tracing(os.environ),
     )
 
 

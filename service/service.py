@@ -13,6 +13,7 @@ from service.requests.admission import Admission
 from service.requests.schema import Schemas
 from service.settings import Settings
 from service.state_tokens import StateTokens
+from service.tracing import Tracing
 
 __all__ = ["Service"]
 
@@ -29,6 +30,7 @@ class Service:
     drain: Drain
     disconnects: Disconnects
     state_keys: tuple[str, ...] = field(repr=False)  # the first signs state tokens, every one verifies
+    tracing: Tracing | None = None  # None where no traces are wanted
     streams: set[object] = field(default_factory=set, repr=False)  # that are open; the interpreter makes changes whole
     _state_tokens: dict[str, StateTokens] = field(default_factory=dict, init=False, repr=False)  # by the bundle's hash
 

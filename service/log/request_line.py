@@ -16,9 +16,10 @@ from urllib.parse import quote
 from service.answers.work import Work
 from service.errors import MeariError
 
-__all__ = ["Outcome", "RequestLine", "log_request"]
+__all__ = ["NO_ROUTE", "Outcome", "RequestLine", "log_request"]
 
 MAX_PATH_CHARS: Final = 200
+NO_ROUTE: Final = "none"
 _access: Final = logging.getLogger("service.access")
 
 
@@ -55,6 +56,11 @@ class RequestLine:
     span_id: str = ""
     prompts: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+
+    @property
+    def has_route(self) -> bool:
+        """False where the path is none of the service's."""
+        return self.route != NO_ROUTE
 
     @property
     def outcome(self) -> Outcome:

@@ -82,6 +82,8 @@ def worker_exit(_server: Any, worker: Any) -> None:
     if app is not None:
         app.extensions["meari"].disconnects.stop()
         app.extensions["meari"].registry.stop()
+        if app.extensions["meari"].tracing is not None:
+            app.extensions["meari"].tracing.stop()
 
 
 def child_exit(_server: Any, worker: Any) -> None:

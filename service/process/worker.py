@@ -28,7 +28,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from service.error_body import error_body
 from service.errors import MAY_QUOTE, EngineFailed, InvalidRequest, MeariError
-from service.log import RequestLine, flush_log, log_request
+from service.log import NO_ROUTE, RequestLine, flush_log, log_request
 from service.process.connection import Connection
 from service.process.memory import limit_arenas
 from service.process.quick_config import QuickConfig
@@ -166,7 +166,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             self.log.error("request %s could not be handled", number, exc_info=exc, extra=MAY_QUOTE)
             error = EngineFailed("the request could not be handled")
         kind = type(exc).__name__
-        log_request(RequestLine(number, "-", "-", "none", error.status, error=error, error_message=kind))
+        log_request(RequestLine(number, "-", "-", NO_ROUTE, error.status, error=error, error_message=kind))
         try:
             write_nonblock(client, _answer(error, number))
         except OSError:

@@ -15,7 +15,7 @@ from service.answers.work import Work
 from service.engine.calls import Awaited
 from service.error_body import wrong_field
 from service.errors import InvalidRequest, MeariError, NotReady, Overloaded, TooLarge, UnsupportedMediaType
-from service.log import RequestLine, log_request
+from service.log import NO_ROUTE, RequestLine, log_request
 from service.process.client import Client, ClientGone
 from service.process.watch import Watch
 from service.registry import Model
@@ -26,9 +26,10 @@ from service.service import Service
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["CLIENT_GONE", "Exchange", "current_exchange", "json_response"]
+__all__ = ["CLIENT_GONE", "OPEN_BLUEPRINTS", "Exchange", "current_exchange", "json_response"]
 
 STEP_SECONDS: Final = 0.5  # a step takes less, and so a cancelled request ends within that time
+OPEN_BLUEPRINTS: Final = ("docs", "health", "metrics", "web")  # answered without a key, and left out of traces
 CLIENT_GONE: Final = 499  # nobody reads it; it is for the log
 MESSAGE_CHARS: Final = 500  # of an error, in the log
 PIECE_BYTES: Final = 64 * 1024
@@ -48,9 +49,13 @@ class Exchange:
         self._handle: Awaited | None = None
         self._client: Client | None = None
         self._work: Callable[[], Work] | None = None
+        self._asked: object = None
         self._closed = False
         self.request_id = request_id(request.environ.get("HTTP_X_REQUEST_ID"))
-        self.route = request.url_rule.rule if request.url_rule else "none"
+        self.route = request.url_rule.rule if request.url_rule else NO_ROUTE
+        self._environ = request.environ  # a stream ends when the request is out of Flask's hands
+        tracing = service.tracing
+        self._tracing = None if tracing is None or request.blueprint in OPEN_BLUEPRINTS else tracing
         self.line = RequestLine(self.request_id, request.method, request.path, self.route)
 
     @property
@@ -109,6 +114,10 @@ class Exchange:
         """How much of an answer's text is kept for the log: none, as a rule."""
         return self._service.settings.log_text_chars
 
+    def note_request(self, asked: object) -> None:
+        """Note what was asked for, once it is parsed."""
+        self._asked = asked
+
     def note_work(self, work: Callable[[], Work]) -> None:
         """Note who knows what was done for the request; asked when it is over, however that came."""
         self._work = work
@@ -157,6 +166,8 @@ class Exchange:
         if self._ticket is not None:
             self._ticket.release()
         self._describe(status, seconds)
+        if self._tracing is not None:
+            self._tracing.record(self.line, self._asked, self._environ)
         log_request(self.line)
 
     def _describe(self, status: int, seconds: float) -> None:

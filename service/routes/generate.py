@@ -28,6 +28,7 @@ def generate_blueprint(service: Service) -> Blueprint:
     def generate() -> Response:
         exchange = current_exchange()
         request = service.schemas.generate(exchange.read_body())
+        exchange.note_request(request)
         exchange.line.stream = request.stream
         model = exchange.use_model(service.registry.get(request.model))
         check_num_chars("prompt", [request.prompt], service.settings.max_text_chars)

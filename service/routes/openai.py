@@ -30,6 +30,7 @@ def openai_blueprint(service: Service) -> Blueprint:
     def completions() -> Response:
         exchange = current_exchange()
         request = service.schemas.completions(exchange.read_body())
+        exchange.note_request(request)
         exchange.line.stream = bool(request.stream)
         model = exchange.use_model(service.registry.get(request.model_name))
         check_num_chars("prompt", prompts_of(request), service.settings.max_text_chars)

@@ -32,6 +32,7 @@ def score_blueprint(service: Service) -> Blueprint:
     def score() -> Response:
         exchange = current_exchange()
         request = service.schemas.score(exchange.read_body())
+        exchange.note_request(request)
         model = exchange.use_model(service.registry.get(request.model))
         _check_size(service, exchange, request)
         state_tokens = service.state_tokens(model.bundle)

@@ -25,6 +25,7 @@ def states_blueprint(service: Service) -> Blueprint:
     def states() -> Response:
         exchange = current_exchange()
         request = service.schemas.states(exchange.read_body())
+        exchange.note_request(request)
         model = exchange.use_model(service.registry.get(request.model))
         check_num_chars("text", [request.text], min(MAX_CHARS, service.settings.max_text_chars))
         deadline = model.engine.clock() + service.settings.max_timeout_seconds

@@ -24,6 +24,7 @@ def tokenize_blueprint(service: Service) -> Blueprint:
     def tokenize() -> Response:
         exchange = current_exchange()
         request = service.schemas.tokenize(exchange.read_body())
+        exchange.note_request(request)
         model = exchange.use_model(service.registry.get(request.model))
         check_num_chars("text", [request.text], service.settings.max_text_chars)
         exchange.ticket.take_bytes(len(request.text) * BYTES_PER_CHAR)
@@ -36,6 +37,7 @@ def tokenize_blueprint(service: Service) -> Blueprint:
     def detokenize_tokens() -> Response:
         exchange = current_exchange()
         request = service.schemas.detokenize(exchange.read_body())
+        exchange.note_request(request)
         model = exchange.use_model(service.registry.get(request.model))
         vocabulary = model.tokenizer.vocabulary
         text = detokenize(vocabulary, checked_ids(request.ids, vocabulary.size))

@@ -36,6 +36,14 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the bundle of letters alone: quick to load where a test needs a server of its own."""
+    folder = tmp_path_factory.mktemp("letters")
+    write_tiny_bundle(folder / "letters")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def settings(bundles: Path) -> Settings:
     return Settings(bundles=bundles, default_model="letters", max_texts=8, max_tokens=500, workers=1, log_level="error")
 

@@ -21,10 +21,10 @@ KEY, STATE_KEY = "key-of-a-caller", "k3y" * 11
 
 
 @pytest.fixture(scope="module")
-def server(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     settings: dict[str, Any] = {"max_tokens": 1_000_000, "max_requests": 2, "log_level": "debug"}
     folder = tmp_path_factory.mktemp("log")
-    with running_server(folder, bundles=bundles, default_model="letters", state_key=STATE_KEY, **settings) as running:
+    with running_server(folder, bundles=letters, default_model="letters", state_key=STATE_KEY, **settings) as running:
         yield running
 
 
@@ -180,8 +180,8 @@ def test_no_text_of_a_request_or_an_answer_is_in_the_log(server: Server) -> None
     assert kinds, "malformed HTTP is told by its kind"
 
 
-def test_every_line_is_json_from_the_start_to_the_end(bundles: Path, tmp_path: Path) -> None:
-    with running_server(tmp_path, bundles=bundles, default_model="letters", api_keys=KEY) as server:
+def test_every_line_is_json_from_the_start_to_the_end(letters: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, bundles=letters, default_model="letters", api_keys=KEY) as server:
         ready = next(line for line in lines(server) if "Booting worker" in line["message"])
         for key in (KEY, KEY + "x"):
             server.client.post("/generate", json={"prompt": PROMPT}, headers={"Authorization": f"Bearer {key}"})
@@ -202,8 +202,8 @@ def test_every_line_is_json_from_the_start_to_the_end(bundles: Path, tmp_path: P
     assert KEY not in server.log
 
 
-def test_texts_are_shown_where_that_is_wanted_and_cut(bundles: Path, tmp_path: Path) -> None:
-    with running_server(tmp_path, bundles=bundles, default_model="letters", log_text_chars=10) as server:
+def test_texts_are_shown_where_that_is_wanted_and_cut(letters: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, bundles=letters, default_model="letters", log_text_chars=10) as server:
         ask(server, "/generate", "on-1", prompt=PROMPT, temperature=0)
         ask(server, "/generate", "on-2", prompt=PROMPT + WRITTEN, temperature=0, n=2)
         streamed = ask(server, "/generate", "on-3", prompt="w", temperature=0, stream=True)
@@ -221,8 +221,8 @@ def test_texts_are_shown_where_that_is_wanted_and_cut(bundles: Path, tmp_path: P
     assert PROMPT in texts[6]["error_message"]
 
 
-def test_a_log_for_people_is_said_by_a_setting(bundles: Path, tmp_path: Path) -> None:
-    with running_server(tmp_path, bundles=bundles, default_model="letters", log_format="text") as server:
+def test_a_log_for_people_is_said_by_a_setting(letters: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, bundles=letters, default_model="letters", log_format="text") as server:
         ask(server, "/generate", "text-1", prompt=PROMPT)
         until(lambda: "text-1" in server.log)
         written = server.log
