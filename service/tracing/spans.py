@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib import metadata
 from typing import Final
 
 from msgspec import UNSET
@@ -61,7 +61,7 @@ class OtlpTracing:
     def __init__(self) -> None:
         self._provider = TracerProvider(resource=_resource())
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        self._tracer = self._provider.get_tracer("meari", version("meari"))
+        self._tracer = self._provider.get_tracer("meari", _version())
 
     def record(self, line: RequestLine, asked: object, headers: Mapping[str, object]) -> None:
         """See `Tracing`."""
@@ -139,5 +139,12 @@ def _gen_ai(line: RequestLine, asked: object) -> dict[str, Value]:
 
 def _resource() -> Resource:
     """Ours where OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say nothing else."""
-    own = Resource({"service.name": "meari", "service.version": version("meari"), "process.pid": os.getpid()})
+    own = Resource({"service.name": "meari", "service.version": _version(), "process.pid": os.getpid()})
     return Resource.create().merge(own).merge(OTELResourceDetector().detect())
+
+
+def _version() -> str:
+    try:
+        return metadata.version("meari")
+    except metadata.PackageNotFoundError:
+        return "unknown"  # run from its folder, not installed
