@@ -16,6 +16,7 @@ import pytest
 
 from service.settings import SETTINGS, Setting, Settings
 from tests.service.running import ROOT, Server, running_server
+from tests.service.test_server import until
 
 PAGE = (ROOT / "docs" / "operating.md").read_text("utf-8")
 COMMANDS = re.findall(r"^(curl .*?)(?: +#.*)?$", PAGE, re.MULTILINE)
@@ -67,6 +68,7 @@ def test_the_example_of_a_line_has_what_a_line_has(server: Server) -> None:
     body = {"model": "shakespeare-lstm", "prompt": "ROMEO:", "max_tokens": 5}
     answer = server.client.post("/generate", json=body, headers={"X-Request-Id": "example"})
     assert answer.status_code == 200
+    until(lambda: '"example"' in server.log)  # lines that come fast are written together
     line = next(line for line in map(json.loads, server.log.splitlines()) if line.get("request_id") == "example")
     assert list(line) == list(example)
     documented = set(re.findall(r"`(\w+)`", PAGE.split("| member | meaning |")[1].split("\n\n")[0]))
@@ -76,6 +78,7 @@ def test_the_example_of_a_line_has_what_a_line_has(server: Server) -> None:
 def test_summary_tells_of_routes_times_and_errors(server: Server) -> None:
     server.client.post("/generate", json={"top_p": 7}, headers={"X-Request-Id": "wrong"})
     server.post("/score", model="shakespeare-lstm", text="To be")
+    until(lambda: '"route":"/score"' in server.log and '"wrong"' in server.log)
     [command] = re.findall(r"^python (examples/log_summary.py) < service.log$", PAGE, re.MULTILINE)
     log = server.log + "no JSON\n"
     done = subprocess.run(
