@@ -13,7 +13,8 @@ from tests.examples.pages import DOCS, ROOT, numbers, page, quoted, run_example
 
 PAGE = page("choosing")
 MEASURED = (
-    ".venv/bin/python examples/choosing.py --text tinyshakespeare.txt --sizes 64 --steps 200 --precision fp32 int8"
+    ".venv/bin/python examples/choosing.py --text tinyshakespeare.txt "
+    "--sizes 64 128 256 --steps 200 --precision fp32 int8"
 )
 FAMILIES = ("rnn", "gru", "lstm", "esn")
 
