@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from service.bundle import Bundle
-from service.metrics import Metrics
+from service.metrics import Metrics, WorkerFigures
 from service.process.disconnects import Disconnects
 from service.process.drain import Drain
 from service.registry import Registry
@@ -40,7 +40,17 @@ class Service:
             self._state_tokens[bundle.hash] = StateTokens.of(bundle, self.state_keys)
         return self._state_tokens[bundle.hash]
 
-    def observe_engines(self) -> None:
-        """Carry the engines' counters over to the metrics."""
+    def observe(self) -> None:
+        """Carry over to the metrics what the engines have done and how the worker stands."""
         for model in self.registry.loaded():
-            self.metrics.observe_engine(model.name, model.engine.stats)
+            self.metrics.observe_engine(model.name, model.engine.limits.max_slots, model.engine.stats)
+        readiness = self.registry.readiness()
+        self.metrics.observe_worker(
+            WorkerFigures(
+                workers=self.settings.workers,
+                is_ready=readiness.ready and not self.drain.has_begun,
+                failed_bundles=len(readiness.failed),
+                requests_in_flight=self.admission.num_requests,
+                inflight_bytes=self.admission.num_bytes,
+            )
+        )

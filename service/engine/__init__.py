@@ -21,6 +21,7 @@ runs (`Generation`, `Scoring`). The engine knows nothing of HTTP, JSON, text or 
     cache.py      states by prefix
     runs.py       what a run of a graph is asked for, and what comes of it
     runner.py     onnxruntime: the graphs that read and write
+    gaps.py       the time from one token to the next
     isolation.py  whether rows influence one another on this CPU
     loop.py       the thread: admit → run a turn → settle
 """

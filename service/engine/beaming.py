@@ -50,7 +50,7 @@ def advance_beams(
         _fail(request, EngineFailed(f"the stop matcher failed: {type(error).__name__}"))
         outcome.ended.append(parents[0])
         return []
-    outcome.sampled += len(going)
+    outcome.searched += len(going)
     for parent, hypothesis in search.just_finished if request.want_state else ():
         hypothesis.state = _state(parents[parent], hypothesis.token_ids, copy_state(parent))
     if not going:
@@ -80,6 +80,13 @@ def finish_beams(request: Request, unfinished: Finish) -> None:
         if (state := hypothesis.state) is not None:
             sample.state = replace(state, lineage=forked(state.lineage, state.position, rank))
         sample.finish = hypothesis.finish  # last: who sees it sees all the rest
+
+
+def num_written(request: Request) -> int:
+    """Tokens of the samples, once the best hypotheses have become those."""
+    handle = request.handle
+    assert isinstance(handle, Generation)
+    return sum(len(sample.token_ids) for sample in handle.samples)
 
 
 def _fail(request: Request, failure: EngineFailed) -> None:

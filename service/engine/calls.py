@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.errors import EngineFailed, MeariError, ScoreTimeout
+from service.tally import NONE, Tallied
 
 GRID: Final = 2.0**30
 News = threading.Event  # set when something was added to a handle
@@ -164,17 +165,23 @@ class EngineStats:
     steps: int  # runs of the graph: a token of every sequence that writes, or some of those that read
     rows: int  # tokens fed, over all steps
     output_rows: int  # distributions computed
-    tokens_sampled: int
+    tokens_sampled: int  # those of every hypothesis of a beam search included
     requests_refused: int
     cache_queries: int = 0  # requests that looked for their prefix in the cache
     cache_hits: int = 0  # requests that found at least one token there
     cached_tokens: int = 0  # tokens that were taken from the cache, not run
     cache_bytes: int = 0  # what the cache holds now
+    requests_running: int = 0  # that have been admitted and have not ended
+    tokens_written: int = 0  # of samples; of a beam search those of its results
+    looked_up_tokens: int = 0  # whose state was looked for in the cache
+    token_gaps: Tallied = NONE  # seconds from one token of a sample to the next, see gaps.py
 
 
 class Awaited(Protocol):
     """What can be waited for, of one call or of several."""
 
+    @property
+    def calls(self) -> tuple[Handle, ...]: ...
     @property
     def deadline(self) -> float: ...
     @property
@@ -196,8 +203,9 @@ class Awaited(Protocol):
 class Handle:
     """An accepted request, from any thread: wait for it, cancel it, see why it ended."""
 
-    def __init__(self, deadline: float, news: News | None = None) -> None:
+    def __init__(self, deadline: float, num_prompt_tokens: int, news: News | None = None) -> None:
         self.deadline = deadline
+        self.num_prompt_tokens = num_prompt_tokens  # given to be read: a prompt, or a context and its texts
         self.submitted_at = 0.0  # this and the next three on the engine's clock
         self.started_at: float | None = None  # first slot
         self.first_token_at: float | None = None
@@ -207,6 +215,11 @@ class Handle:
         self._news = news or News()
         self._ended = threading.Event()
         self.on_cancel: Callable[[], None] = lambda: None
+
+    @property
+    def calls(self) -> tuple[Handle, ...]:
+        """Itself: what is waited for is one call."""
+        return (self,)
 
     @property
     def ended(self) -> bool:
@@ -255,7 +268,7 @@ class Generation(Handle):
     """The samples of a GenerateCall, growing while the engine runs."""
 
     def __init__(self, call: GenerateCall) -> None:
-        super().__init__(call.deadline, call.news)
+        super().__init__(call.deadline, len(call.prompt), call.news)
         self.samples = tuple(Sample() for _ in range(call.num_samples))
         self.cached_tokens = 0  # tokens of the prompt whose state came from the cache
 
@@ -269,7 +282,8 @@ class Scoring(Handle):
     """The figures of a ScoreCall, there once it ended without failure."""
 
     def __init__(self, call: ScoreCall) -> None:
-        super().__init__(call.deadline)
+        super().__init__(call.deadline, len(call.context) + sum(map(len, call.texts)))
+        self.num_texts = len(call.texts)
         self.results: list[TextScore] = []
         self.computed_tokens = 0  # tokens really run: prefixes that texts share count once
         self.cached_tokens = 0  # tokens of the context whose state came from the cache

@@ -20,6 +20,7 @@ from typing import Final
 
 from service.engine.batch import Batch
 from service.engine.calls import EngineLimits
+from service.engine.gaps import TokenGaps
 from service.engine.outcome import Outcome
 from service.engine.runner import Runner
 from service.engine.scheduler import FEW_TEXTS, Kind, Request
@@ -126,6 +127,7 @@ class Lanes:
         self._clock = clock
         self.pace = Pace()  # of reading
         self._writing_pace = Pace()
+        self.gaps = TokenGaps()
         self.writing = Writing(runner, clock)
         self.brief = ReadingLane(runner, self.pace, limits)
         self.lists: dict[Request, ReadingLane] = {}
@@ -169,13 +171,17 @@ class Lanes:
 
     def write(self) -> Outcome:
         """A turn of writing: several tokens of each sequence where a token takes no time to speak of."""
-        rows = len(self.writing.batch) + len(self.writing.joining)
+        joining, newcomers = self.writing.joining, self.writing.newcomers
+        rows = len(self.writing.batch) + len(joining)
         crowded = rows > FEW_TEXTS
         most, seconds = (CROWDED_WRITTEN, CROWDED_SECONDS) if crowded else (MOST_WRITTEN, WRITING_SECONDS)
         started = self._clock()
         outcome = self.writing(min(most, self._writing_pace.most_steps(rows, seconds)))
         if rows:
-            self._writing_pace.note(rows, max(1, outcome.rows // rows), self._clock() - started)
+            now, steps = self._clock(), max(1, outcome.rows // rows)
+            self._writing_pace.note(rows, steps, now - started)
+            num_first = sum(sequence.continuation is not None for sequence in newcomers)
+            self.gaps.note(joining, outcome.sampled - num_first, steps, now)
         return outcome
 
     def lane_of(self, request: Request) -> ReadingLane:

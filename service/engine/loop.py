@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from service.engine.beaming import finish_beams
+from service.engine.beaming import finish_beams, num_written
 from service.engine.beams import BeamSearch
 from service.engine.cache import PrefixCache
 from service.engine.calls import (
@@ -55,8 +55,8 @@ class Engine:
         self._live = LiveRequests()
         self._numbers = itertools.count()
         self._any_cancelled = False
-        self._steps = self._rows = self._output_rows = self._sampled = 0
-        self._cache_queries = self._cache_hits = self._cached_tokens = 0
+        self._steps = self._rows = self._output_rows = self._sampled = self._written = self._running = 0
+        self._cache_queries = self._cache_hits = self._cached_tokens = self._looked_up_tokens = 0
         self._busy = False
         self._thread: threading.Thread | None = None
         self.failure: str | None = None
@@ -154,6 +154,10 @@ class Engine:
             cache_hits=self._cache_hits,
             cached_tokens=self._cached_tokens,
             cache_bytes=self._cache.num_bytes if self._cache is not None else 0,
+            requests_running=self._running,
+            tokens_written=self._written,
+            looked_up_tokens=self._looked_up_tokens,
+            token_gaps=self._lanes.gaps.read(),
         )
 
     def _check_open(self) -> None:
@@ -192,6 +196,7 @@ class Engine:
         """One turn of the loop. Without a thread (tests), call it by hand."""
         self._end_cancelled_and_expired()
         for request in self._scheduler.admit(self._lanes.has_room):
+            self._running += 1
             self._begin(request)
         lane = self._lanes.next()
         if lane is not None:
@@ -222,6 +227,7 @@ class Engine:
         """Start from the longest prefix whose state is known. A text's last token of context is run in any case."""
         if self._cache is None or not root.num_to_cache:
             return
+        self._looked_up_tokens += root.num_to_cache - 1  # without the boundary token
         root.num_to_cache = min(root.num_to_cache, self._cache.most_tokens(self._runner.cached_row_bytes))
         handle = root.request.handle
         assert isinstance(handle, Generation | Scoring)
@@ -250,7 +256,8 @@ class Engine:
         self._steps += 1
         self._rows += outcome.rows
         self._output_rows += outcome.output_rows
-        self._sampled += outcome.sampled
+        self._sampled += outcome.sampled + outcome.searched
+        self._written += outcome.sampled
         for sequence in outcome.forked:
             self._lanes.lane_of(sequence.request).waiting.appendleft(sequence)
         self._lanes.writing.joining = outcome.continuing + self._lanes.writing.joining
@@ -274,11 +281,15 @@ class Engine:
         self._scheduler.remove(request)
         if finish in (Finish.TIMEOUT, Finish.CANCELLED):
             self._lanes.writing.note_states(request)
+        if request.admitted:
+            self._running -= 1
         self._lanes.leave(request)
         self._read.let_go(request)
         if self._live.claim(request):
-            if request.beams is not None and finish is not Finish.LENGTH:
-                finish_beams(request, finish)
+            if request.beams is not None:
+                if finish is not Finish.LENGTH:
+                    finish_beams(request, finish)
+                self._written += num_written(request)
             request.handle.end(finish, self._clock(), failure)
 
     def _end_all(self, reason: MeariError) -> None:

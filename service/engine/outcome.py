@@ -25,7 +25,8 @@ class Outcome:
 
     rows          tokens fed
     output_rows   distributions computed
-    sampled       tokens sampled
+    sampled       tokens added to samples
+    searched      tokens added to hypotheses of beam searches
     forked        sequences that wait for a row, with forced tokens to feed
     continuing    sequences whose prompt is read, with a token to feed
     ended         sequences that are done
@@ -35,6 +36,7 @@ class Outcome:
     rows: int = 0
     output_rows: int = 0
     sampled: int = 0
+    searched: int = 0
     forked: list[Sequence] = field(default_factory=list)
     continuing: list[Sequence] = field(default_factory=list)
     ended: list[Sequence] = field(default_factory=list)

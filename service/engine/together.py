@@ -20,6 +20,11 @@ class Together:
         self._now = now
 
     @property
+    def calls(self) -> tuple[Handle, ...]:
+        """All of them."""
+        return self._handles
+
+    @property
     def deadline(self) -> float:
         """When the last of them must end."""
         return max((handle.deadline for handle in self._handles), default=self._now)

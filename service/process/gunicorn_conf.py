@@ -82,6 +82,7 @@ def worker_exit(_server: Any, worker: Any) -> None:
     if app is not None:
         app.extensions["meari"].disconnects.stop()
         app.extensions["meari"].registry.stop()
+        app.extensions["meari"].observe()  # what was done since the last look
         if app.extensions["meari"].tracing is not None:
             app.extensions["meari"].tracing.stop()
 

@@ -1,12 +1,17 @@
-"""What the C library's allocator keeps for itself, made small. Without glibc, nothing happens."""
+"""What memory the process has, and what the C library's allocator keeps for itself, made small.
+
+Without glibc nothing is made small.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+from pathlib import Path
 from typing import Final
 
-__all__ = ["limit_arenas", "release_free_memory"]
+__all__ = ["limit_arenas", "release_free_memory", "resident_bytes"]
 
 _M_ARENA_MAX: Final = -8  # as in malloc.h
 NUM_ARENAS: Final = 2
@@ -20,6 +25,11 @@ def limit_arenas() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, NUM_ARENAS)
+
+
+def resident_bytes() -> int:
+    """Bytes of the process that are in memory, pages that it shares with others included."""
+    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def release_free_memory() -> None:

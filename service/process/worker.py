@@ -177,7 +177,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         service = self._service()
         if service is not None and time.monotonic() - self._observed_at >= OBSERVE_SECONDS:
             self._observed_at = time.monotonic()
-            service.observe_engines()
+            service.observe()
             flush_log()
         draining = service is not None and service.drain.has_begun
         super().wait_for_and_dispatch_events(min(timeout, CHECK_SECONDS) if draining else timeout)

@@ -192,10 +192,8 @@ class Exchange:
             return
         name = self._model.name
         metrics.seconds.labels(self.route, name).observe(seconds)
-        if handle is not None and handle.started_at is not None:
-            metrics.queue_seconds.labels(name).observe(handle.started_at - handle.submitted_at)
-        if handle is not None and handle.first_token_at is not None:
-            metrics.first_token_seconds.labels(name).observe(handle.first_token_at - handle.submitted_at)
+        if handle is not None:
+            metrics.note_request(name, handle.calls, self._model.engine.clock() - seconds)
 
 
 def cut(texts: Iterable[str], max_chars: int) -> tuple[str, ...]:

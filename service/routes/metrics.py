@@ -16,7 +16,7 @@ def metrics_blueprint(service: Service) -> Blueprint:
 
     @blueprint.get("/metrics")
     def metrics() -> Response:
-        service.observe_engines()
+        service.observe()
         return Response(service.metrics.exposition(), content_type=CONTENT_TYPE)
 
     return blueprint

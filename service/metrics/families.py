@@ -1,0 +1,147 @@
+"""The metrics: names, types, labels, bounds. What each means is told in full in docs/metrics.md.
+
+`vllm:` stands before what vLLM measures too: the same names, types, units and `model_name` label, so that dashboards,
+alerts and autoscalers made for it work here. The bounds are our own: a token takes microseconds here. `meari_` stands
+before everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from service.engine.gaps import GAP_SECONDS
+from service.metrics.requests import HISTOGRAMS, Reason
+from service.tally import Tallied
+
+__all__ = ["Families", "Histogram"]
+
+REQUEST_SECONDS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+)  # fmt: skip
+ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Histogram(prometheus_client.Histogram):
+    """One that takes what was counted elsewhere."""
+
+    def add(self, tallied: Tallied) -> None:
+        """Add counts that were made with this histogram's bounds."""
+        if not any(tallied.counts):
+            return
+        self._sum.inc(tallied.total)
+        for bucket, count in zip(self._buckets, tallied.counts, strict=True):
+            if count:
+                bucket.inc(count)
+
+
+class Families:
+    """All metrics, in one registry."""
+
+    def __init__(self) -> None:
+        own = self.registry = CollectorRegistry()
+        self._engine(own)
+        self._edge(own)
+        self._worker(own)
+
+    def _engine(self, own: CollectorRegistry) -> None:
+        self.requests_running = _vllm_gauge("num_requests_running", "Requests that hold a slot", own)
+        self.requests_waiting = _vllm_gauge("num_requests_waiting", "Requests that wait for their first slot", own)
+        self.generation_tokens = _vllm_counter("generation_tokens", "Tokens written, of all choices", own)
+        self.prompt_tokens = _vllm_counter("prompt_tokens", "Tokens of prompts, contexts and scored texts", own)
+        self.prefix_cache_queries = _vllm_counter("prefix_cache_queries", "Tokens looked for in the prefix cache", own)
+        self.prefix_cache_hits = _vllm_counter("prefix_cache_hits", "Tokens found in the prefix cache", own)
+        self.success = Counter(
+            "vllm:request_success",
+            "Choices and texts by why they ended",
+            ["model_name", "finished_reason"],
+            registry=own,
+        )
+        self.token_gaps = _vllm_histogram(
+            "inter_token_latency_seconds", "From one token of a choice to the next", GAP_SECONDS, own
+        )
+        self.of_requests = {
+            name: _vllm_histogram(name, text, bounds, own) for name, (text, bounds) in HISTOGRAMS.items()
+        }
+        self.generated = _counter("generated_tokens", "Tokens sampled, those of dropped beams included", own)
+        self.computed = _counter("computed_tokens", "Tokens run through the cell, forced and sampled", own)
+        self.output_rows = _counter("output_rows", "Distributions computed", own)
+        self.steps = _counter("steps", "Runs of the graph", own)
+        self.cache_queries = _counter("cache_queries", "Requests that looked for their prefix in the cache", own)
+        self.cache_hits = _counter("cache_hits", "Requests that found at least a token there", own)
+        self.cached = _counter("cached_tokens", "Tokens taken from the prefix cache, not run", own)
+        self.cache_bytes = _gauge("cache_bytes", "What the prefix cache holds", own)
+        self.running = _gauge("running_sequences", "Sequences that hold a row of a batch", own)
+        self.waiting = _gauge("waiting_requests", "As vllm:num_requests_waiting", own)
+        self.slots = _gauge("slots", "Sequences that may hold a row at most", own)
+        self.step_rows = Histogram(
+            "meari_step_rows",
+            "Mean number of sequences in a step, between two looks at the engine",
+            ["model"],
+            buckets=ROWS,
+            registry=own,
+        )
+
+    def _edge(self, own: CollectorRegistry) -> None:
+        self.requests = Counter("meari_requests", "Requests answered", ["route", "status"], registry=own)
+        self.refusals = _counter("refusals", "Requests refused with 429", own)
+        self.seconds = Histogram(
+            "meari_request_seconds",
+            "From the request's head to the last byte of its answer",
+            ["route", "model"],
+            buckets=REQUEST_SECONDS,
+            registry=own,
+        )
+        self.scored = _counter("scored_tokens", "Log-probabilities reported to clients", own)
+
+    def _worker(self, own: CollectorRegistry) -> None:
+        self.workers = _worker_gauge("workers", "Worker processes as configured", own, "livemax")
+        self.ready_workers = _worker_gauge("ready_workers", "Worker processes that take requests", own)
+        self.failed_bundles = _worker_gauge("failed_bundles", "Bundles that could not be loaded", own, "livemax")
+        self.in_flight = _worker_gauge("requests_in_flight", "Requests from admission to the end of the answer", own)
+        self.in_flight_bytes = _worker_gauge("inflight_bytes", "Bytes that requests in flight may come to hold", own)
+        self.memory_bytes = _worker_gauge("resident_memory_bytes", "Resident memory of the worker processes", own)
+        self.starts = Counter("meari_worker_starts", "Worker processes started", registry=own)
+        self.cpu_seconds = Counter("meari_cpu_seconds", "CPU time of the worker processes", registry=own)
+
+    def begin(self, model: str) -> None:
+        """Let every metric of a model be there, at 0, before anything has happened."""
+        for family in (
+            self.requests_running, self.requests_waiting, self.generation_tokens, self.prompt_tokens,
+            self.prefix_cache_queries, self.prefix_cache_hits, self.token_gaps, *self.of_requests.values(),
+            self.generated, self.computed, self.output_rows, self.steps, self.cache_queries, self.cache_hits,
+            self.cached, self.cache_bytes, self.running, self.waiting, self.slots, self.step_rows, self.scored,
+            self.refusals,
+        ):  # fmt: skip
+            family.labels(model)
+        for reason in Reason:
+            self.success.labels(model, reason.value)
+
+
+def _vllm_counter(name: str, text: str, registry: CollectorRegistry) -> Counter:
+    return Counter(f"vllm:{name}", text, ["model_name"], registry=registry)
+
+
+def _vllm_gauge(name: str, text: str, registry: CollectorRegistry) -> Gauge:
+    return Gauge(f"vllm:{name}", text, ["model_name"], registry=registry, multiprocess_mode="livesum")
+
+
+def _vllm_histogram(name: str, text: str, bounds: Sequence[float], registry: CollectorRegistry) -> Histogram:
+    return Histogram(f"vllm:{name}", text, ["model_name"], buckets=bounds, registry=registry)
+
+
+def _counter(name: str, text: str, registry: CollectorRegistry) -> Counter:
+    return Counter(f"meari_{name}", text, ["model"], registry=registry)
+
+
+def _gauge(name: str, text: str, registry: CollectorRegistry) -> Gauge:
+    return Gauge(f"meari_{name}", text, ["model"], registry=registry, multiprocess_mode="livesum")
+
+
+def _worker_gauge(
+    name: str, text: str, registry: CollectorRegistry, mode: Literal["livesum", "livemax"] = "livesum"
+) -> Gauge:
+    return Gauge(f"meari_{name}", text, registry=registry, multiprocess_mode=mode)

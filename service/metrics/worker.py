@@ -1,0 +1,169 @@
+"""The metrics of one worker, and the exposition text for all workers of the host.
+
+Enters: what the engine counts, the requests that have ended, the state of the worker. Leaves: the exposition text.
+
+With several workers, prometheus_client keeps the values in files of a shared folder (PROMETHEUS_MULTIPROC_DIR, which
+`gunicorn_conf.py` makes and empties), and any worker answers for all. A value there costs a few microseconds, so engine
+and requests count in plain numbers, and what was added to those is carried over twice a second and at each scrape.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from service.engine import EngineStats
+from service.engine.calls import Handle
+from service.metrics.families import Families
+from service.metrics.requests import PROMPT, RequestFigures, Told
+from service.process.memory import resident_bytes
+from service.tally import NONE
+
+__all__ = ["CONTENT_TYPE", "Metrics", "WorkerFigures"]
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+NOTHING_DONE: Final = EngineStats(0, 0, 0, 0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class WorkerFigures:
+    """How a worker stands."""
+
+    workers: int  # that there should be on this host
+    is_ready: bool
+    failed_bundles: int
+    requests_in_flight: int
+    inflight_bytes: int
+
+
+class Model:
+    """What has been carried over of one model."""
+
+    def __init__(self) -> None:
+        self.stats = NOTHING_DONE
+        self.requests = RequestFigures()
+        self.told = Told()
+
+
+class Metrics:
+    """The metrics of one worker; safe from any thread."""
+
+    def __init__(self, multiprocess_folder: Path | None = None) -> None:
+        self._folder = multiprocess_folder
+        self._lock = threading.Lock()
+        self._models: dict[str, Model] = {}
+        self._families = Families()
+        self._cpu_seconds = 0.0
+        self._families.starts.inc()
+
+    # ---- what is told at once ----
+
+    @property
+    def requests(self) -> Counter:
+        """Answers by route and status."""
+        return self._families.requests
+
+    @property
+    def refusals(self) -> Counter:
+        """Answers with 429 by model."""
+        return self._families.refusals
+
+    @property
+    def seconds(self) -> Histogram:
+        """How long a request took, by route and model."""
+        return self._families.seconds
+
+    @property
+    def scored(self) -> Counter:
+        """Log-probabilities told, by model."""
+        return self._families.scored
+
+    # ---- what is counted, and carried over later ----
+
+    def note_request(self, model: str, calls: Iterable[Handle], arrived_at: float) -> None:
+        """Count a request that is over: its calls of the engine, and when its head came, on the engine's clock."""
+        self._model(model).requests.note(calls, arrived_at)
+
+    def observe_engine(self, model: str, num_slots: int, read_stats: Callable[[], EngineStats]) -> None:
+        """Carry over what an engine has done; it is read under the lock, so that no look is older than one before."""
+        seen = self._model(model)
+        with self._lock:
+            before, stats = seen.stats, read_stats()
+            seen.stats = stats
+            told_before, told = seen.told, seen.requests.read()
+            seen.told = told
+            self._families.slots.labels(model).set(num_slots)
+            self._carry_requests(model, told_before, told)
+            if before != stats:
+                self._carry_engine(model, before, stats)
+
+    def observe_worker(self, figures: WorkerFigures) -> None:
+        """Say how the worker stands."""
+        families = self._families
+        families.workers.set(figures.workers)
+        families.ready_workers.set(figures.is_ready)
+        families.failed_bundles.set(figures.failed_bundles)
+        families.in_flight.set(figures.requests_in_flight)
+        families.in_flight_bytes.set(figures.inflight_bytes)
+        families.memory_bytes.set(resident_bytes())
+        with self._lock:
+            before, self._cpu_seconds = self._cpu_seconds, time.process_time()
+            families.cpu_seconds.inc(self._cpu_seconds - before)
+
+    def exposition(self) -> bytes:
+        """The text of /metrics, for all workers of this host."""
+        if self._folder is None:
+            return generate_latest(self._families.registry)
+        everyone = CollectorRegistry()
+        MultiProcessCollector(everyone, path=str(self._folder))  # type: ignore[no-untyped-call]
+        return generate_latest(everyone)
+
+    def _model(self, name: str) -> Model:
+        with self._lock:
+            if name not in self._models:
+                self._models[name] = Model()
+                self._families.begin(name)
+            return self._models[name]
+
+    def _carry_requests(self, model: str, before: Told, told: Told) -> None:
+        families = self._families
+        for name, tallied in told.tallies.items():
+            added = tallied.since(before.tallies.get(name, NONE))
+            families.of_requests[name].labels(model).add(added)
+            if name == PROMPT:
+                families.prompt_tokens.labels(model).inc(added.total)
+        for reason, count in told.reasons.items():
+            if new := count - before.reasons.get(reason, 0):
+                families.success.labels(model, reason.value).inc(new)
+
+    def _carry_engine(self, model: str, before: EngineStats, stats: EngineStats) -> None:
+        families = self._families
+        steps, rows = stats.steps - before.steps, stats.rows - before.rows
+        for counter, added in (
+            (families.steps, steps),
+            (families.computed, rows),
+            (families.output_rows, stats.output_rows - before.output_rows),
+            (families.generated, stats.tokens_sampled - before.tokens_sampled),
+            (families.generation_tokens, stats.tokens_written - before.tokens_written),
+            (families.cache_queries, stats.cache_queries - before.cache_queries),
+            (families.cache_hits, stats.cache_hits - before.cache_hits),
+            (families.cached, stats.cached_tokens - before.cached_tokens),
+            (families.prefix_cache_queries, stats.looked_up_tokens - before.looked_up_tokens),
+            (families.prefix_cache_hits, stats.cached_tokens - before.cached_tokens),
+        ):
+            counter.labels(model).inc(added)
+        families.cache_bytes.labels(model).set(stats.cache_bytes)
+        families.running.labels(model).set(stats.running)
+        families.waiting.labels(model).set(stats.waiting)
+        families.requests_running.labels(model).set(stats.requests_running)
+        families.requests_waiting.labels(model).set(stats.waiting)
+        families.token_gaps.labels(model).add(stats.token_gaps.since(before.token_gaps))
+        if steps:
+            families.step_rows.labels(model).observe(rows / steps)

@@ -1,0 +1,36 @@
+"""docs/metrics.md lists what /metrics of a real service gives: names, types and labels, no more and no less."""
+
+from __future__ import annotations
+
+import re
+
+from tests.service.metrics.exposition import Exposition
+from tests.service.running import ROOT, Server
+
+ROW = re.compile(r"^\| `([\w:]+)` \| (\w+) \| (.*?) \| (.*?) \| (.*?) \|$", re.MULTILINE)
+Listed = dict[str, tuple[str, frozenset[str]]]
+
+
+def documented() -> Listed:
+    rows = ROW.findall((ROOT / "docs" / "metrics.md").read_text("utf-8"))
+    assert all(unit and meaning for _, _, _, unit, meaning in rows)
+    return {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels, _, _ in rows}
+
+
+def told(server: Server) -> Listed:
+    assert server.post("/score", text="abc").status_code == 200
+    found: Listed = {}
+    for family in Exposition(server.client.get("/metrics").text).families.values():
+        labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        found[name] = (family.type, labels)
+    return found
+
+
+def test_the_list_is_complete_and_right(server: Server) -> None:
+    assert documented() == told(server)
+
+
+def test_every_metric_has_a_help_text(server: Server) -> None:
+    families = Exposition(server.client.get("/metrics").text).families
+    assert all(family.documentation and "Multiprocess" not in family.documentation for family in families.values())

@@ -1,0 +1,180 @@
+"""Every way of asking is counted rightly: one worker, the tiny bundles, one request and a look before and after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from tests.service.metrics.exposition import Exposition
+
+
+class Difference:
+    """What one request changed in the metrics of a model."""
+
+    def __init__(self, client: FlaskClient, model: str = "letters") -> None:
+        self._client = client
+        self._model = model
+        self._before = self._look()
+
+    def _look(self) -> Exposition:
+        return Exposition(self._client.get("/metrics").text)
+
+    def read(self) -> Callable[..., float]:
+        """A function from a metric of vLLM's to what was added to it."""
+        after = self._look()
+
+        def change(name: str, **labels: str) -> float:
+            labels = {"model_name": self._model, **labels}
+            return after.value(f"vllm:{name}", **labels) - self._before.value(f"vllm:{name}", **labels)
+
+        return change
+
+
+def ask(client: FlaskClient, path: str, status: int = 200, **body: Any) -> Any:
+    response = client.post(path, json={"model": "letters", **body})
+    assert response.status_code == status, response.text
+    return response if body.get("stream") else response.json
+
+
+def finished(change: Callable[..., float]) -> dict[str, float]:
+    reasons = ("stop", "length", "timeout", "scored", "abort", "error")
+    counts = {reason: change("request_success_total", finished_reason=reason) for reason in reasons}
+    return {reason: count for reason, count in counts.items() if count}
+
+
+@pytest.fixture
+def difference(client: FlaskClient) -> Difference:
+    return Difference(client)
+
+
+def test_a_whole_answer(client: FlaskClient, difference: Difference) -> None:
+    answer = ask(client, "/generate", prompt="ab", temperature=0, max_tokens=5)
+    change = difference.read()
+    assert change("generation_tokens_total") == answer["usage"]["generated_tokens"] == 5
+    assert change("prompt_tokens_total") == answer["usage"]["prompt_tokens"] == 2
+    assert finished(change) == {"length": 1}
+    for name in (
+        "e2e_request_latency_seconds",
+        "request_queue_time_seconds",
+        "time_to_first_token_seconds",
+        "request_prefill_time_seconds",
+        "request_decode_time_seconds",
+        "request_inference_time_seconds",
+        "request_prompt_tokens",
+        "request_generation_tokens",
+    ):
+        assert change(f"{name}_count") == 1, name
+    assert change("inter_token_latency_seconds_count") == 4
+    parts = change("request_prefill_time_seconds_sum") + change("request_decode_time_seconds_sum")
+    assert parts == pytest.approx(change("request_inference_time_seconds_sum"))
+    assert change("time_to_first_token_seconds_sum") <= change("e2e_request_latency_seconds_sum")
+
+
+def test_a_stream_and_the_end_of_a_text(client: FlaskClient, difference: Difference) -> None:
+    response = ask(client, "/generate", prompt="w", temperature=0, stream=True)
+    assert '"finish_reason":"end"' in response.text
+    response.close()
+    change = difference.read()
+    assert change("generation_tokens_total") == 4
+    assert change("inter_token_latency_seconds_count") == 3
+    assert finished(change) == {"stop": 1}
+
+
+def test_several_choices_share_a_prompt(client: FlaskClient, difference: Difference) -> None:
+    answer = ask(client, "/generate", prompt="ab", n=3, max_tokens=6, seed=1, logit_bias={"0": -100})
+    change = difference.read()
+    assert change("generation_tokens_total") == answer["usage"]["generated_tokens"] == 18
+    assert change("prompt_tokens_total") == 2
+    assert change("inter_token_latency_seconds_count") == 15
+    assert change("request_generation_tokens_count") == 3
+    assert change("e2e_request_latency_seconds_count") == 1
+    assert finished(change) == {"length": 3}
+
+
+def test_beams_count_what_they_give(client: FlaskClient, difference: Difference) -> None:
+    answer = ask(client, "/generate", prompt="ab", num_beams=4, n=2, max_tokens=6)
+    change = difference.read()
+    assert change("generation_tokens_total") == answer["usage"]["generated_tokens"] > 2
+    assert change("inter_token_latency_seconds_count") == 0
+    assert sum(finished(change).values()) == 2
+
+
+def test_a_stop_string_and_a_timeout(client: FlaskClient, difference: Difference) -> None:
+    ask(client, "/generate", prompt="a", temperature=0, stop="d")
+    ask(client, "/generate", max_tokens=500, logit_bias={"0": -100}, timeout_seconds=0.000_001)
+    assert finished(difference.read()) == {"stop": 1, "timeout": 1}
+
+
+def test_scores(client: FlaskClient, difference: Difference) -> None:
+    ask(client, "/score", context="ab", texts=["cd", "cde"])
+    change = difference.read()
+    assert change("prompt_tokens_total") == 2 + 2 + 3
+    assert change("generation_tokens_total") == 0
+    assert change("e2e_request_latency_seconds_count") == change("request_queue_time_seconds_count") == 1
+    assert change("time_to_first_token_seconds_count") == 0
+    assert finished(change) == {"scored": 2}
+
+
+def test_states_of_a_text_are_one_text(client: FlaskClient, difference: Difference) -> None:
+    ask(client, "/states", text="abc")
+    change = difference.read()
+    assert change("prompt_tokens_total") == 3
+    assert finished(change) == {"scored": 1}
+
+
+def test_completions_of_several_prompts(client: FlaskClient, difference: Difference) -> None:
+    answer = ask(client, "/v1/completions", prompt=["ab", "abc"], n=2, max_tokens=4, logit_bias={"0": -100})
+    change = difference.read()
+    assert change("generation_tokens_total") == answer["usage"]["completion_tokens"] == 16
+    assert change("prompt_tokens_total") == answer["usage"]["prompt_tokens"] == 5
+    assert change("e2e_request_latency_seconds_count") == 2
+    assert finished(change) == {"length": 4}
+
+
+@pytest.mark.parametrize(("max_tokens", "reason"), [(0, "scored"), (3, "length")])
+def test_an_echoed_prompt_counts_once(
+    client: FlaskClient, difference: Difference, max_tokens: int, reason: str
+) -> None:
+    body = {"prompt": "abc", "echo": True, "logprobs": 1, "max_tokens": max_tokens, "logit_bias": {"0": -100}}
+    answer = ask(client, "/v1/completions", **body)
+    change = difference.read()
+    assert change("prompt_tokens_total") == answer["usage"]["prompt_tokens"] == 3
+    assert change("generation_tokens_total") == answer["usage"]["completion_tokens"] == max_tokens
+    assert finished(change) == {reason: 1}
+
+
+def test_what_is_refused_is_no_request_of_a_model(client: FlaskClient, difference: Difference) -> None:
+    ask(client, "/generate", 400, max_tokens=0)
+    ask(client, "/generate", 404, model="none")
+    change = difference.read()
+    assert change("e2e_request_latency_seconds_count") == 0
+    assert finished(change) == {}
+
+
+def test_the_prefix_cache_is_counted_in_tokens(client: FlaskClient) -> None:
+    prompt = f"thepromptofthistest{time.monotonic_ns()}"
+    cold = Difference(client, "bytes")
+    first = ask(client, "/generate", model="bytes", prompt=prompt, max_tokens=1)["usage"]
+    change = cold.read()
+    assert change("prefix_cache_queries_total") == first["prompt_tokens"]
+    assert change("prefix_cache_hits_total") == first["cached_tokens"]
+    warm = Difference(client, "bytes")
+    second = ask(client, "/generate", model="bytes", prompt=prompt, max_tokens=1)["usage"]
+    change = warm.read()
+    assert change("prefix_cache_queries_total") == second["prompt_tokens"]
+    assert change("prefix_cache_hits_total") == second["cached_tokens"] > 0
+
+
+def test_every_metric_of_a_model_is_there_before_its_first_request(client: FlaskClient) -> None:
+    look = Exposition(client.get("/metrics").text)
+    assert look.value("vllm:request_success_total", model_name="words", finished_reason="error") == 0
+    assert look.value("vllm:num_requests_running", model_name="words") == 0
+    assert look.value("meari_slots", model="words") == 64
+    assert look.value("meari_ready_workers") == look.value("meari_workers") == 1
+    assert look.value("meari_failed_bundles") == 1
+    assert look.value("meari_resident_memory_bytes") > 10_000_000
+    assert look.value("meari_cpu_seconds_total") > 0
