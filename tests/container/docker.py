@@ -38,6 +38,15 @@ class Docker:
         return host, int(port)
 
 
+def find_compose() -> list[str] | None:
+    """The command that takes compose files here, be it Docker's plug-in or a program of its own."""
+    docker = shutil.which(os.environ.get("DOCKER") or "docker")
+    if docker and subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0:
+        return [docker, "compose"]
+    alone = shutil.which("docker-compose")
+    return None if alone is None else [alone]
+
+
 def find_docker() -> Docker | None:
     """The client that DOCKER names or PATH holds, where an engine answers it."""
     program = shutil.which(os.environ.get("DOCKER") or "docker")

@@ -7,7 +7,7 @@ import re
 from tests.service.metrics.exposition import Exposition
 from tests.service.running import ROOT, Server
 
-ROW = re.compile(r"^\| `([\w:]+)` \| (\w+) \| (.*?) \| (.*?) \| (.*?) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `([\w:]+)` \| (\w+) \|(.*?)\| (.*?) \| (.*?) \|$", re.MULTILINE)
 Listed = dict[str, tuple[str, frozenset[str]]]
 
 

@@ -139,7 +139,13 @@ def test_completions_of_several_prompts(client: FlaskClient, difference: Differe
 def test_an_echoed_prompt_counts_once(
     client: FlaskClient, difference: Difference, max_tokens: int, reason: str
 ) -> None:
-    body = {"prompt": "abc", "echo": True, "logprobs": 1, "max_tokens": max_tokens, "logit_bias": {"0": -100}}
+    body: dict[str, Any] = {
+        "prompt": "abc",
+        "echo": True,
+        "logprobs": 1,
+        "max_tokens": max_tokens,
+        "logit_bias": {"0": -100},
+    }
     answer = ask(client, "/v1/completions", **body)
     change = difference.read()
     assert change("prompt_tokens_total") == answer["usage"]["prompt_tokens"] == 3

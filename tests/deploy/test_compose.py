@@ -1,0 +1,126 @@
+"""compose.yaml: what can be known of it without its images."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.container.docker import find_compose
+from tests.service.running import ROOT, clean_environment, free_port
+from tests.service.test_server import until
+
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))["services"]
+PATIENCE = 100.0  # on a machine that is busy with other things
+DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
+PORT = re.compile(r"^\$\{MEARI_BIND:-(?P<address>[\d.]+)\}:\$\{(?P<name>\w+):-(?P<outside>\d+)\}:(?P<inside>\d+)$")
+
+
+def port_of(service: str) -> re.Match[str]:
+    [port] = SERVICES[service]["ports"]
+    found = PORT.match(port)
+    assert found is not None, port
+    return found
+
+
+def volumes(service: str) -> list[list[str]]:
+    return [volume.split(":") for volume in SERVICES[service]["volumes"]]
+
+
+def test_there_are_the_service_its_figures_and_its_load() -> None:
+    assert set(SERVICES) == {"meari", "prometheus", "grafana", "locust"}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_listens_on_loopback_unless_told_otherwise(service: str) -> None:
+    assert port_of(service)["address"] == "127.0.0.1"
+
+
+def test_no_two_services_share_a_port() -> None:
+    assert len({port_of(service)["outside"] for service in SERVICES}) == len(SERVICES)
+    assert len({port_of(service)["name"] for service in SERVICES}) == len(SERVICES)
+
+
+def test_ports_are_those_that_the_programs_listen_on() -> None:
+    assert port_of("meari")["inside"] in re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
+    assert f"--web-port={port_of('locust')['inside']}" in SERVICES["locust"]["command"]
+    for service in ("prometheus", "grafana", "locust"):
+        assert f":{port_of(service)['inside']}/" in " ".join(SERVICES[service]["healthcheck"]["test"])
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text("utf-8"))
+    targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in config["scrape_configs"]}
+    assert targets["meari"] == [f"meari:{port_of('meari')['inside']}"]
+
+
+def test_every_service_has_a_health_check() -> None:
+    assert "\nHEALTHCHECK " in DOCKERFILE  # of the image that is built here
+    assert {name for name, service in SERVICES.items() if "healthcheck" in service} == set(SERVICES) - {"meari"}
+
+
+def test_images_from_elsewhere_have_a_version() -> None:
+    for name, service in SERVICES.items():
+        if "build" not in service:
+            assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), name
+
+
+def test_what_is_mounted_exists_and_stays_as_it_is() -> None:
+    for service in SERVICES:
+        for source, _, *mode in volumes(service):
+            if source.startswith("."):
+                assert (ROOT / source).exists(), source
+                assert mode == ["ro"], source
+
+
+def test_prometheus_finds_its_configuration_in_what_is_mounted() -> None:
+    [config] = [word for word in SERVICES["prometheus"]["command"] if word.startswith("--config.file=")]
+    inside = Path(config.removeprefix("--config.file="))
+    mounts = {target: source for source, target, *_ in volumes("prometheus")}
+    folder = ROOT / mounts[str(inside.parent)]
+    rules = yaml.safe_load((folder / inside.name).read_text("utf-8"))["rule_files"]
+    assert all((folder / rule).is_file() for rule in rules)
+
+
+def test_locust_shows_its_page_with_that_command(tmp_path: Path) -> None:
+    [[source, inside, _]] = volumes("locust")
+    port = free_port()
+    options = [word.replace(inside, str(ROOT / source)) for word in SERVICES["locust"]["command"]]
+    options = [f"--web-port={port}" if word.startswith("--web-port") else word for word in options]
+    settings = {name: re.sub(r"\$\{\w+:-\}", "", value) for name, value in SERVICES["locust"]["environment"].items()}
+    environment = clean_environment() | settings | {"PYTHONPATH": str(ROOT)}
+    with (tmp_path / "log").open("wb") as log:
+        command = [sys.executable, "-m", "locust", *options, "--web-host=127.0.0.1"]
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
+            until(lambda: _status(client) == 200, PATIENCE)
+            page = client.get("/").text
+        assert "http://meari:8000" in page
+        assert "StreamUser" in page
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _status(client: httpx.Client) -> int:
+    try:
+        return client.get("/").status_code
+    except httpx.TransportError:
+        return 0
+
+
+def test_compose_itself_takes_the_file() -> None:
+    command = find_compose()
+    if command is None:
+        pytest.skip("no Docker Compose here (`docker compose`, or Debian's docker-compose)")
+    arguments = [*command, "--file", str(ROOT / "compose.yaml"), "config"]
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, check=False, timeout=PATIENCE, env=clean_environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert set(yaml.safe_load(done.stdout)["services"]) == set(SERVICES)

@@ -1,0 +1,55 @@
+"""The dashboard by itself: what a person needs to read it, and that Grafana is given it."""
+
+from __future__ import annotations
+
+import itertools
+
+import yaml
+
+from tests.deploy.dashboard import PATH, dashboard, panels
+from tests.service.running import ROOT
+
+PROVISIONING = ROOT / "deploy" / "grafana" / "provisioning"
+
+
+def test_every_panel_says_what_it_shows_and_in_which_unit() -> None:
+    assert len(panels()) > 20
+    for panel in panels():
+        assert panel["title"]
+        assert len(panel["description"]) > 40, panel["title"]
+        options = {**panel["fieldConfig"]["defaults"], **panel["options"].get("yAxis", {})}
+        assert options["unit"], panel["title"]
+        assert all(target["legendFormat"] for target in panel["targets"]), panel["title"]
+
+
+def test_panels_lie_beside_one_another_and_have_numbers_of_their_own() -> None:
+    everything = dashboard()["panels"]
+    assert len({panel["id"] for panel in everything}) == len(everything)
+    for left, right in itertools.combinations((panel["gridPos"] for panel in everything), 2):
+        apart_x = left["x"] + left["w"] <= right["x"] or right["x"] + right["w"] <= left["x"]
+        apart_y = left["y"] + left["h"] <= right["y"] or right["y"] + right["h"] <= left["y"]
+        assert apart_x or apart_y, (left, right)
+        assert left["x"] + left["w"] <= 24
+
+
+def test_every_panel_asks_the_chosen_prometheus() -> None:
+    variables = {variable["name"]: variable for variable in dashboard()["templating"]["list"]}
+    assert variables["datasource"]["query"] == "prometheus"
+    for panel in panels():
+        for source in (panel, *panel["targets"]):
+            assert source["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+def test_grafana_is_given_the_datasource_and_the_dashboard() -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))["services"]
+    mounts = dict(volume.split(":")[:2] for volume in compose["grafana"]["volumes"])
+    [source] = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yml").read_text("utf-8"))["datasources"]
+    assert source["type"] == "prometheus"
+    assert source["url"] == "http://prometheus:9090"
+    assert "prometheus" in compose
+    [provider] = yaml.safe_load((PROVISIONING / "dashboards" / "meari.yml").read_text("utf-8"))["providers"]
+    inside = provider["options"]["path"]
+    assert mounts["./deploy/grafana/provisioning"] == "/etc/grafana/provisioning"
+    assert mounts["./deploy/grafana/dashboards"] == inside
+    home = compose["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home == f"{inside}/{PATH.name}"

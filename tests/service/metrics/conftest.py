@@ -1,0 +1,20 @@
+"""An application of its own: what these tests ask for is in no other test's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from flask import Flask
+
+from service.app import create_app
+from service.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def app(settings: Settings) -> Iterator[Flask]:
+    app = create_app(settings)
+    registry = app.extensions["meari"].registry
+    assert registry.wait_loaded(30)
+    yield app
+    registry.stop()
