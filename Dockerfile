@@ -16,17 +16,18 @@ COPY requirements/serve.txt requirements/
 RUN pip install --quiet --no-deps --no-compile --requirement requirements/serve.txt
 COPY . .
 RUN pip install --quiet --no-deps --no-compile --no-build-isolation .
-# Tests, stubs and headers of numpy; onnxruntime's converters and its second copy for C programs; the
-# installers. The last line shows that what is left imports.
+# Tests, stubs and headers of numpy; onnxruntime's converters and its second copy for C programs; what rich draws
+# source code and Markdown with; the installers. The last line shows that what is left imports.
 RUN cd /opt/meari/lib/python3.*/site-packages \
     && rm -rf pip pip-* setuptools setuptools-* pkg_resources _distutils_hack distutils-precedence.pth \
     && rm -rf onnxruntime/transformers onnxruntime/tools onnxruntime/quantization onnxruntime/datasets \
     && rm -rf onnxruntime/capi/libonnxruntime.so.* numpy/f2py numpy/distutils numpy/_core/include \
     && rm -rf numpy/typing/tests numpy/_pyinstaller \
-    && rm -f /opt/meari/bin/pip* /opt/meari/bin/f2py /opt/meari/bin/*ctivate* \
+    && rm -rf pygments pygments-* markdown_it markdown_it_py-* mdurl mdurl-* \
+    && rm -f /opt/meari/bin/markdown-it /opt/meari/bin/pygmentize /opt/meari/bin/pip* /opt/meari/bin/f2py /opt/meari/bin/*ctivate* \
     && find . -depth -type d -name tests -exec rm -rf {} + \
     && find . -type f \( -name '*.a' -o -name '*.h' -o -name '*.pxd' -o -name '*.pyi' \) -delete \
-    && cd / && python -B -c 'import flask, gunicorn.app.base, msgspec, numpy, onnxruntime, prometheus_client, tokenizers'
+    && cd / && python -B -c 'import flask, gunicorn.app.base, msgspec, numpy, onnxruntime, prometheus_client, rich.console, rich.table, tokenizers'
 # Compiled here, since nothing can be written there later: with the 12 MB of this line `import service.app` takes
 # half as long, and every worker does it at every start.
 RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/meari/lib

@@ -1,7 +1,8 @@
-"""Bulk work without HTTP: files or pipes of any size in, JSONL, TSV or text out in the order of the input.
+"""Bulk work: files or pipes of any size in, JSONL, TSV or text out in the order of the input.
 
-What enters: lines of text or JSONL, a bundle, options. What leaves: one record a line, a summary, and beside an output
-file a journal from which an interrupted run goes on. Knows nothing of Flask, gunicorn, training or export.
+What enters: lines of text or JSONL, a bundle or a running service, options. What leaves: one record a line, a summary,
+and beside an output file a journal from which an interrupted run goes on. Knows nothing of Flask, gunicorn, training or
+export.
 
 One process cuts lines and puts results in order:
 
@@ -16,6 +17,7 @@ A worker process for each CPU runs an engine:
     score.py, score_rows.py  texts → figures → bytes
     long_*.py, borders.py    the same of one line of any length, piece by piece
     generate*.py             prompts → continuations → bytes; one_prompt.py: one, as it comes
+    served*.py               the same by asking a running service, one worker process for all requests
     carried.py, tsv.py       what of an input line stands in its record; cells
 
 Both know options.py, names.py, totals.py, frames.py (what they say to one another) and errors.py.

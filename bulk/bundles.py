@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bulk.errors import BulkError
 
-__all__ = ["bundle_hash", "find_bundle"]
+__all__ = ["bundle_folders", "bundle_hash", "find_bundle"]
 
 MANIFEST = "manifest.json"
 
@@ -32,6 +32,11 @@ def find_bundle(bundles: Path, model: str | None) -> Path:
 def bundle_hash(folder: Path) -> str:
     """SHA-256 of the manifest, which holds those of all other files."""
     return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+
+
+def bundle_folders(bundles: Path) -> list[Path]:
+    """The bundles in a folder, by name; or the one that it is itself."""
+    return [bundles] if (bundles / MANIFEST).is_file() else [bundles / name for name in _names(bundles)]
 
 
 def _default(bundles: Path) -> Path:

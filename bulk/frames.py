@@ -38,9 +38,15 @@ PART_BYTES: Final = 1 << 18
 
 
 class Setup(msgspec.Struct, tag="setup", frozen=True):
-    """What all the work is about."""
+    """What all the work is about.
+
+    api_key       for the service that does the work, where there is one
+    num_requests  that it is asked at a time
+    """
 
     options: ScoreOptions | GenerateOptions
+    api_key: str = ""
+    num_requests: int = 1
 
 
 class Lines(msgspec.Struct, tag="lines", frozen=True):

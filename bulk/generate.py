@@ -1,42 +1,49 @@
 """Prompts → continuations, a chunk of lines at a time, in a worker.
 
 What comes of a line depends on the seed and the line's number alone: each line has a seed of its own, made of the two,
-and tells it, so that `POST /generate` with that seed gives the same text.
+and tells it, so that `POST /generate` with that seed gives the same text. `served_generate.py` has a service do it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, Protocol
 
 import msgspec
 
 from bulk.frames import Done, Part, in_parts
-from bulk.generate_rows import GenerateRows, generate_rows
+from bulk.generate_rows import Continued, GenerateRows, generate_rows
 from bulk.lines import LONG_BYTES
 from bulk.names import text_name
 from bulk.options import GenerateOptions
-from bulk.records import Problem, Reader, Record
+from bulk.records import Problem, Reader, Record, up_to_bad
 from bulk.totals import GenerateTotals
 from service.answers.completion import Completion, begin_completion
-from service.engine import Finish
 from service.registry import Model
 from service.requests.model_limits import checked_logit_bias, checked_top_k
 from service.requests.schema import GenerateRequest
 from service.state_tokens import StateTokens
 
-__all__ = ["Completions", "GenerateWork", "line_seed"]
+__all__ = ["Completions", "GenerateWork", "GeneratedChunk", "LongPrompt", "line_seed"]
 
 NEVER_SECONDS: Final = 1e8
+Ending = Callable[[], Continued]  # waits for what comes of a prompt
 
 
 def line_seed(seed: int, line: int) -> int:
     """The seed of one line, in [0, 2**53): exact in every reader of JSON."""
     digest = hashlib.blake2b(b"%d %d" % (seed, line), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 11
+
+
+def line_request(options: GenerateOptions, record: Record) -> GenerateRequest:
+    """The request of one line."""
+    seed = line_seed(options.seed, record.line)
+    return msgspec.structs.replace(options.request, prompt=record.text, seed=seed)
 
 
 class Unbounded:
@@ -59,6 +66,13 @@ class Completions:
         return begin_completion(request, self._model, Unbounded(), deadline, self._no_states)
 
 
+class Work(Protocol):
+    """What a chunk is written with."""
+
+    rows: GenerateRows
+    skips_bad: bool
+
+
 class GenerateWork:
     """What `meari generate` does with every chunk. Raises InvalidRequest where the settings do not fit the model."""
 
@@ -79,54 +93,49 @@ class GenerateWork:
 
     def begin(self, data: bytes, first_line: int) -> GeneratedChunk:
         """Queue a chunk of whole lines."""
-        lines = self._reader.read(data, first_line)
-        if not self.skips_bad:
-            stop = next((i for i, line in enumerate(lines, 1) if isinstance(line, Problem)), len(lines))
-            lines = lines[:stop]
+        lines = up_to_bad(self._reader.read(data, first_line), skips_bad=self.skips_bad)
         return GeneratedChunk(self, [(line, self._begun(line)) for line in lines])
 
     def begin_long(self, line: int) -> LongPrompt:
         """A prompt that is too long."""
         return LongPrompt(self, line)
 
-    def _begun(self, line: Record | Problem) -> Completion | None:
+    def _begun(self, line: Record | Problem) -> Ending | None:
         if isinstance(line, Problem):
             return None
-        seed = line_seed(self._options.seed, line.line)
-        return self._completions.begin(msgspec.structs.replace(self._options.request, prompt=line.text, seed=seed))
+        return partial(Continued.of, self._completions.begin(line_request(self._options, line)))
 
 
 @dataclass(frozen=True, eq=False)
 class GeneratedChunk:
     """A chunk whose prompts are being continued."""
 
-    work: GenerateWork
-    lines: list[tuple[Record | Problem, Completion | None]]
+    work: Work
+    lines: list[tuple[Record | Problem, Ending | None]]
 
     def messages(self) -> Iterator[Part | Done]:
         """Wait for the texts and write them, then the sums."""
-        yield from in_parts(self._pieces())
-        problems = [line for line, _ in self.lines if isinstance(line, Problem)]
-        completions = [completion for _, completion in self.lines if completion is not None]
-        ends_here = bool(problems) and not self.work.skips_bad
-        totals = _totals(completions, 0 if ends_here else len(problems))
-        yield Done.of(totals, str(problems[0]) if ends_here else "")
+        totals = [GenerateTotals()]
+        yield from in_parts(self._pieces(totals))
+        problems = [] if self.work.skips_bad else [line for line, _ in self.lines if isinstance(line, Problem)]
+        yield Done.of(totals[0], str(problems[0]) if problems else "")
 
-    def _pieces(self) -> Iterator[bytes]:
-        for line, completion in self.lines:
-            if isinstance(line, Record):
-                assert completion is not None
-                completion.generation.wait_end()
-                completion.generation.raise_for_failure()
-                yield self.work.rows.rows(line, completion)
-            elif self.work.skips_bad:
+    def _pieces(self, totals: list[GenerateTotals]) -> Iterator[bytes]:
+        """The records; the sums are kept in `totals`."""
+        for line, ending in self.lines:
+            if ending is not None and isinstance(line, Record):
+                continued = ending()
+                totals[0] = totals[0].plus(_totals(continued))
+                yield self.work.rows.rows(line, continued)
+            elif self.work.skips_bad and isinstance(line, Problem):
+                totals[0] = totals[0].plus(GenerateTotals(num_bad_lines=1))
                 yield self.work.rows.problem(line)
 
 
 class LongPrompt:
     """A line that is longer than a prompt may be; what it holds is not looked at."""
 
-    def __init__(self, work: GenerateWork, line: int) -> None:
+    def __init__(self, work: Work, line: int) -> None:
         message = f"got more than {LONG_BYTES:,} bytes, expected a prompt of at most so many"
         self._chunk = GeneratedChunk(work, [(Problem(line, message), None)])
 
@@ -138,16 +147,14 @@ class LongPrompt:
         return self._chunk.messages()
 
 
-def _totals(completions: list[Completion], num_bad_lines: int) -> GenerateTotals:
-    samples = [sample for completion in completions for sample in completion.generation.samples]
-    finishes = [sample.finish for sample in samples]
+def _totals(continued: Continued) -> GenerateTotals:
+    finishes = [choice.finish_reason for choice in continued.choices]
     return GenerateTotals(
-        num_bad_lines=num_bad_lines,
-        num_prompts=len(completions),
-        num_samples=len(samples),
-        prompt_tokens=sum(completion.prompt_tokens for completion in completions),
-        generated_tokens=sum(len(sample.token_ids) for sample in samples),
-        num_ended=finishes.count(Finish.END),
-        num_stopped=finishes.count(Finish.STOP),
-        num_cut=finishes.count(Finish.LENGTH),
+        num_prompts=1,
+        num_samples=len(continued.choices),
+        prompt_tokens=continued.usage.prompt_tokens,
+        generated_tokens=sum(continued.num_tokens),
+        num_ended=finishes.count("end"),
+        num_stopped=finishes.count("stop"),
+        num_cut=finishes.count("length"),
     )

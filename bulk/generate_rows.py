@@ -1,10 +1,11 @@
-"""Finished completions → bytes of the output: JSONL as /generate answers, TSV with a row a sample, or text."""
+"""Continued prompts → bytes of the output: JSONL as /generate answers, TSV with a row a sample, or text."""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Final, Protocol
+from dataclasses import dataclass
+from typing import Final, Protocol, Self
 
 import msgspec
 
@@ -12,13 +13,39 @@ from bulk.carried import CarriedColumns, CarriedFields
 from bulk.options import GenerateOptions
 from bulk.records import Problem, Record
 from bulk.tsv import cell
-from service.answers.bodies import Choice
-from service.answers.completion import ChoiceWriter, Completion
+from service.answers.bodies import Choice, GenerateUsage
+from service.answers.completion import Completion
 
-__all__ = ["GenerateRows", "generate_rows"]
+__all__ = ["Continued", "GenerateRows", "generate_rows"]
 
 _encode: Final = msgspec.json.Encoder().encode
 _ESCAPED: Final = {"\n": r"\n", "\r": r"\r", "\\": r"\\"}
+
+
+@dataclass(frozen=True)
+class Continued:
+    """What came of one prompt; of each choice the number of its tokens and the sum of their log-probabilities."""
+
+    seed: int
+    choices: list[Choice]
+    usage: GenerateUsage
+    num_tokens: list[int]
+    logprobs: list[float]
+
+    @classmethod
+    def of(cls, completion: Completion) -> Self:
+        """Wait for it. Raises MeariError."""
+        completion.generation.wait_end()
+        completion.generation.raise_for_failure()
+        choices = list(completion.news())
+        samples = [writer.sample for writer in completion.writers]
+        return cls(
+            completion.seed,
+            choices,
+            completion.answer([]).usage,
+            [len(sample.token_ids) for sample in samples],
+            [math.fsum(sample.logprobs) for sample in samples],
+        )
 
 
 class GenerateRows(Protocol):
@@ -27,7 +54,7 @@ class GenerateRows(Protocol):
     def head(self) -> bytes:
         """What stands before the first record."""
 
-    def rows(self, record: Record, completion: Completion) -> bytes:
+    def rows(self, record: Record, continued: Continued) -> bytes:
         """What came of one prompt."""
 
     def problem(self, problem: Problem) -> bytes:
@@ -51,12 +78,11 @@ class JsonLines:
         """Nothing."""
         return b""
 
-    def rows(self, record: Record, completion: Completion) -> bytes:
+    def rows(self, record: Record, continued: Continued) -> bytes:
         """The object."""
-        choices = _encode(list(completion.news()))
-        usage = _encode(completion.answer([]).usage)
+        choices, usage = _encode(continued.choices), _encode(continued.usage)
         opening = self._carried.opening(record)
-        return b'%b,"seed":%d,"choices":%b,"usage":%b}\n' % (opening, completion.seed, choices, usage)
+        return b'%b,"seed":%d,"choices":%b,"usage":%b}\n' % (opening, continued.seed, choices, usage)
 
     def problem(self, problem: Problem) -> bytes:
         """An object with `line` and `error`."""
@@ -73,10 +99,10 @@ class SampleRows:
         """The row of names."""
         return self._columns.head()
 
-    def rows(self, record: Record, completion: Completion) -> bytes:
+    def rows(self, record: Record, continued: Continued) -> bytes:
         """The rows."""
-        pairs = zip(completion.news(), completion.writers, strict=True)
-        return self._columns.rows(record, [_cells(completion.seed, choice, writer) for choice, writer in pairs])
+        samples = zip(continued.choices, continued.num_tokens, continued.logprobs, strict=True)
+        return self._columns.rows(record, [_cells(continued.seed, *sample) for sample in samples])
 
     def problem(self, problem: Problem) -> bytes:
         """A row with the line's number and what is wrong."""
@@ -90,9 +116,9 @@ class TextLines:
         """Nothing."""
         return b""
 
-    def rows(self, record: Record, completion: Completion) -> bytes:
+    def rows(self, record: Record, continued: Continued) -> bytes:
         """The lines."""
-        texts = (re.sub(r"[\n\r\\]", lambda match: _ESCAPED[match[0]], choice.text) for choice in completion.news())
+        texts = (re.sub(r"[\n\r\\]", lambda match: _ESCAPED[match[0]], choice.text) for choice in continued.choices)
         return "".join(text + "\n" for text in texts).encode("utf-8")
 
     def problem(self, problem: Problem) -> bytes:
@@ -100,7 +126,6 @@ class TextLines:
         return b"\n"
 
 
-def _cells(seed: int, choice: Choice, writer: ChoiceWriter) -> list[str]:
-    logprob = math.fsum(writer.sample.logprobs)
-    figures = (seed, choice.index, choice.finish_reason, len(writer.sample.token_ids), logprob, choice.text)
+def _cells(seed: int, choice: Choice, num_tokens: int, logprob: float) -> list[str]:
+    figures = (seed, choice.index, choice.finish_reason, num_tokens, logprob, choice.text)
     return [cell(figure) for figure in figures]

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from bulk.generate import Completions
-from bulk.generate_rows import generate_rows
+from bulk.generate_rows import Continued, generate_rows
 from bulk.options import GenerateOptions, OutputFormat
 from bulk.records import Record
 from bulk.worker import open_model
@@ -14,7 +14,7 @@ from service.answers.completion import Completion
 from service.registry import Model
 from service.requests.schema import GenerateRequest
 
-__all__ = ["continue_prompt"]
+__all__ = ["SEPARATOR", "continue_prompt", "rows_of_one"]
 
 SEPARATOR = "---\n"  # between the texts of several samples
 
@@ -23,21 +23,26 @@ def continue_prompt(folder: Path, request: GenerateRequest, output_format: Outpu
     """What is to be written, as soon as it is known."""
     model = open_model(str(folder))
     try:
-        yield from _pieces(folder, model, request, output_format)
+        yield from _pieces(model, request, output_format)
     finally:
         model.engine.stop()
 
 
-def _pieces(folder: Path, model: Model, request: GenerateRequest, output_format: OutputFormat) -> Iterator[bytes]:
+def _pieces(model: Model, request: GenerateRequest, output_format: OutputFormat) -> Iterator[bytes]:
     completion = Completions(model).begin(request)
     if output_format == "text":
         num_samples = len(completion.writers)
         yield from _stream(completion) if num_samples == 1 else _texts(completion)
         return
-    options = GenerateOptions(bundle=str(folder), input_format="text", format=output_format, request=request, seed=0)
-    rows = generate_rows(options)
-    _await(completion)
-    yield rows.head() + rows.rows(Record(1, request.prompt), completion)
+    yield rows_of_one(request, output_format, Continued.of(completion))
+
+
+def rows_of_one(request: GenerateRequest, output_format: OutputFormat, continued: Continued) -> bytes:
+    """The output of one prompt, as if it were the only line of a file."""
+    rows = generate_rows(
+        GenerateOptions(bundle="", input_format="text", format=output_format, request=request, seed=continued.seed)
+    )
+    return rows.head() + rows.rows(Record(1, request.prompt), continued)
 
 
 def _stream(completion: Completion) -> Iterator[bytes]:
@@ -53,10 +58,4 @@ def _stream(completion: Completion) -> Iterator[bytes]:
 
 def _texts(completion: Completion) -> Iterator[bytes]:
     """Several samples, each with a line end."""
-    _await(completion)
-    yield SEPARATOR.join(f"{choice.text}\n" for choice in completion.news()).encode("utf-8")
-
-
-def _await(completion: Completion) -> None:
-    completion.generation.wait_end()
-    completion.generation.raise_for_failure()
+    yield SEPARATOR.join(f"{choice.text}\n" for choice in Continued.of(completion).choices).encode("utf-8")

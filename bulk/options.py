@@ -20,7 +20,8 @@ OutputFormat = Literal["jsonl", "tsv", "text"]
 class WorkOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Of every kind of work.
 
-    bundle    path of the bundle's folder
+    bundle    path of the bundle's folder; with `server` the name of one of its models
+    server    URL of the service that does the work, "" for engines of our own
     columns   fields of the input that are columns of a TSV output
     skip_bad  a bad line becomes an error record instead of the end
     with_text whether the input's text is repeated in the output
@@ -32,6 +33,7 @@ class WorkOptions(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[str, ...] = ()
     skip_bad: bool = False
     with_text: bool = True
+    server: str = ""
 
 
 class ScoreOptions(WorkOptions, frozen=True, kw_only=True, tag="score"):

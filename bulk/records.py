@@ -17,7 +17,7 @@ import msgspec
 from bulk.options import InputFormat
 from service.requests.explain import shown
 
-__all__ = ["Problem", "Reader", "Record", "is_like_object", "not_utf8"]
+__all__ = ["Problem", "Reader", "Record", "is_like_object", "not_utf8", "up_to_bad"]
 
 CONTEXT: Final = "context"
 _decode_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -107,6 +107,13 @@ class Reader:
         if self._with_context and fields.get(CONTEXT, b"null") != b"null":
             names.append(CONTEXT)
         return names
+
+
+def up_to_bad(lines: list[Record | Problem], *, skips_bad: bool) -> list[Record | Problem]:
+    """All of them, or without `skips_bad` up to the first bad one: nothing behind it is wanted."""
+    if skips_bad:
+        return lines
+    return lines[: next((i for i, line in enumerate(lines, 1) if isinstance(line, Problem)), len(lines))]
 
 
 def split_lines(data: bytes) -> list[bytes]:

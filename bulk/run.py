@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from bulk.output import Output
 from bulk.source import Source
 from bulk.totals import GenerateTotals, ScoreTotals
 
-__all__ = ["Outcome", "Plan", "run", "seed_of"]
+__all__ = ["Outcome", "Plan", "ServedBundle", "run", "seed_of"]
 
 CHECKPOINT_SECONDS: Final = 1.0
 SKIP_HINT: Final = "--skip-bad writes an error record in its place and goes on"
@@ -39,6 +39,7 @@ class Plan:
     resume     go on where the output ends
     overwrite  replace what an interrupted run has left
     display    whether a progress bar is drawn
+    served     the service that does the work, where it is none of our own engines
     """
 
     output: Path | None
@@ -46,6 +47,19 @@ class Plan:
     resume: bool = False
     overwrite: bool = False
     display: bool = False
+    served: ServedBundle | None = None
+
+
+@dataclass(frozen=True)
+class ServedBundle:
+    """What of a service's model is known before the work begins.
+
+    hash     of the bundle, as a local one's would be
+    api_key  for the service
+    """
+
+    hash: str
+    api_key: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -61,8 +75,8 @@ def run(source: Source, options: ScoreOptions | GenerateOptions, plan: Plan) -> 
     """Do the work. Raises BulkError, Interrupted, ReaderGone."""
     _check_output(source, plan)
     share = SCORE_SHARE if isinstance(options, ScoreOptions) else GENERATE_SHARE
-    with Crew(_num_workers(source, plan, share), Setup(options), share) as crew:
-        described = _described(source, options) if plan.output is not None else {}
+    with Crew(_num_workers(source, plan, share), _setup(options, plan), share) as crew:
+        described = _described(source, options, plan) if plan.output is not None else {}
         ready = crew.wait_ready()
         output = Output(plan.output)
         try:
@@ -200,11 +214,16 @@ def _check_output(source: Source, plan: Plan) -> None:
         )
 
 
-def _described(source: Source, options: ScoreOptions | GenerateOptions) -> dict[str, Any]:
-    """Everything on which the output depends, flat."""
+def _setup(options: ScoreOptions | GenerateOptions, plan: Plan) -> Setup:
+    return Setup(options) if plan.served is None else Setup(options, plan.served.api_key, plan.num_workers)
+
+
+def _described(source: Source, options: ScoreOptions | GenerateOptions, plan: Plan) -> dict[str, Any]:
+    """Everything on which the output depends, flat: of the bundle what it holds, not where it is."""
     settings: dict[str, Any] = msgspec.to_builtins(options)
     settings = {**settings.pop("request", {}), **settings}
-    settings["bundle"] = bundle_hash(Path(options.bundle))
+    settings["bundle"] = bundle_hash(Path(options.bundle)) if plan.served is None else plan.served.hash
+    del settings["server"]
     if options.format != "tsv":
         del settings["skip_bad"]  # lines that are no bad ones come out the same
     settings |= {f"input_{name}": value for name, value in source.identity().items()}
@@ -213,7 +232,9 @@ def _described(source: Source, options: ScoreOptions | GenerateOptions) -> dict[
 
 
 def _num_workers(source: Source, plan: Plan, share: Share) -> int:
-    """No more than there is work for."""
+    """No more than there is work for; with a service one, which asks it several things at a time."""
+    if plan.served is not None:
+        return 1
     if source.num_bytes is None:
         return plan.num_workers
     return min(plan.num_workers, 1 + source.num_bytes // (4 * share.min_bytes))

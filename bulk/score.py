@@ -1,14 +1,15 @@
 """Texts → their figures, a chunk of lines at a time, in a worker.
 
-`begin` parses, tokenizes and queues a chunk; `Scored.parts` waits for the engine and writes. Between the two the engine
-runs other chunks as well.
+`begin` parses, tokenizes and queues a chunk; `ScoredChunk.messages` waits for the engine and writes. Between the two
+the engine runs other chunks as well. `served_score.py` does the same with a running service.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from functools import partial
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from bulk.frames import Done, Part, in_parts
 from bulk.long_text import LongText
 from bulk.names import text_name
 from bulk.options import ScoreOptions
-from bulk.records import Problem, Reader, Record
+from bulk.records import Problem, Reader, Record, up_to_bad
 from bulk.score_rows import ScoreRows, score_rows
 from bulk.totals import ScoreTotals
 from service.answers.figures import ScoredText
@@ -25,20 +26,60 @@ from service.engine import ScoreCall, Scoring, StateValue, TextScore
 from service.registry import Model
 from service.text.tokenizer import Encoded, TokenizerKind
 
-__all__ = ["NEVER_SECONDS", "ScoreWork"]
+__all__ = ["NEVER_SECONDS", "RowsOf", "ScoreWork", "ScoredChunk", "batches", "by_context"]
 
 NEVER_SECONDS: Final = 1e8
 TOKENIZED_CHARS: Final = 1 << 16  # at once: the library holds much for each of them
 _NOWHERE: Final = np.empty(0, np.int32)
 
 
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Records with one context, and the call that scores them."""
+RowsOf = Callable[[Record], Iterator[bytes]]
 
-    records: list[int]
+
+class Group(Protocol):
+    """Records of a chunk with one context, which are being scored."""
+
+    def results(self) -> Iterator[tuple[int, TextSums, RowsOf]]:
+        """Wait for them; then of each its place in the chunk, its sums, and what writes its rows."""
+
+
+class Work(Protocol):
+    """What a chunk is written with."""
+
+    rows: ScoreRows
+    skips_bad: bool
+
+
+@dataclass(frozen=True, eq=False)
+class EngineGroup:
+    """Scored by an engine of this process."""
+
+    work: ScoreWork
+    places: list[int]
     encoded: list[Encoded]
     scoring: Scoring
+
+    def results(self) -> Iterator[tuple[int, TextSums, RowsOf]]:
+        """As `Group` says."""
+        self.scoring.wait_end()
+        self.scoring.raise_for_failure()
+        for place, encoded, scores in zip(self.places, self.encoded, self.scoring.results, strict=True):
+            scored = self.work.scored(encoded, scores)
+            sums = scored.sums()
+            yield place, sums, partial(self._rows, scored, sums)
+
+    def _rows(self, scored: ScoredText, sums: TextSums, record: Record) -> Iterator[bytes]:
+        return self.work.rows.rows(record, scored, sums)
+
+
+def by_context(lines: Sequence[Record | Problem], context: str) -> dict[str, list[tuple[int, str]]]:
+    """The texts that stand after each context, with their places; `context` is that of lines that name none."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for place, line in enumerate(lines):
+        if isinstance(line, Record):
+            own = context if line.context is None else line.context
+            found.setdefault(own, []).append((place, line.text))
+    return found
 
 
 class ScoreWork:
@@ -58,11 +99,7 @@ class ScoreWork:
 
     def begin(self, data: bytes, first_line: int) -> ScoredChunk:
         """Queue a chunk of whole lines."""
-        lines = self.reader.read(data, first_line)
-        if not self.skips_bad:
-            # Nothing behind a bad line is wanted.
-            stop = next((i for i, line in enumerate(lines, 1) if isinstance(line, Problem)), len(lines))
-            lines = lines[:stop]
+        lines = up_to_bad(self.reader.read(data, first_line), skips_bad=self.skips_bad)
         return ScoredChunk(self, lines, list(self._groups(lines)))
 
     def begin_long(self, line: int) -> LongText:
@@ -70,13 +107,10 @@ class ScoreWork:
         return LongText(self, line)
 
     def _groups(self, lines: Sequence[Record | Problem]) -> Iterator[Group]:
-        by_context: dict[str, list[int]] = {}
-        for place, line in enumerate(lines):
-            if isinstance(line, Record):
-                by_context.setdefault(self.context_of(line), []).append(place)
-        for context, places in by_context.items():
-            encoded = self.encode([line.text for i in places if isinstance(line := lines[i], Record)])
-            yield Group(places, encoded, self.score_texts(context, [text.ids for text in encoded]))
+        for context, texts in by_context(lines, self.options.context).items():
+            encoded = self.encode([text for _, text in texts])
+            scoring = self.score_texts(context, [text.ids for text in encoded])
+            yield EngineGroup(self, [place for place, _ in texts], encoded, scoring)
 
     def context_of(self, record: Record) -> str:
         """The record's own context, else that of all."""
@@ -128,33 +162,27 @@ class ScoreWork:
 class ScoredChunk:
     """A chunk that is being scored."""
 
-    work: ScoreWork
+    work: Work
     lines: list[Record | Problem]
-    groups: list[Group]
+    groups: Sequence[Group]
 
     def messages(self) -> Iterator[Part | Done]:
         """Wait for the figures, then write them: parts of the output in order, then the sums."""
-        scored: dict[int, ScoredText] = {}
-        for group in self.groups:
-            group.scoring.wait_end()
-            group.scoring.raise_for_failure()
-            for place, encoded, scores in zip(group.records, group.encoded, group.scoring.results, strict=True):
-                scored[place] = self.work.scored(encoded, scores)
-        sums = {place: text.sums() for place, text in scored.items()}
-        yield from in_parts(self._pieces(scored, sums))
+        results = {place: (sums, rows) for group in self.groups for place, sums, rows in group.results()}
+        yield from in_parts(self._pieces({place: rows for place, (_, rows) in results.items()}))
+        sums = [sums for sums, _ in results.values()]
         problems = [line for line in self.lines if isinstance(line, Problem)]
         if problems and not self.work.skips_bad:
-            yield Done.of(ScoreTotals.of(list(sums.values()), 0), str(problems[0]))
+            yield Done.of(ScoreTotals.of(sums, 0), str(problems[0]))
         else:
-            yield Done.of(ScoreTotals.of(list(sums.values()), len(problems)))
+            yield Done.of(ScoreTotals.of(sums, len(problems)))
 
-    def _pieces(self, scored: dict[int, ScoredText], sums: dict[int, TextSums]) -> Iterator[bytes]:
-        rows = self.work.rows
+    def _pieces(self, rows: dict[int, RowsOf]) -> Iterator[bytes]:
         for place, line in enumerate(self.lines):
             if isinstance(line, Record):
-                yield from rows.rows(line, scored[place], sums[place])
+                yield from rows[place](line)
             elif self.work.skips_bad:
-                yield rows.problem(line)
+                yield self.work.rows.problem(line)
 
 
 def batches(texts: Sequence[str], max_chars: int) -> Iterator[list[str]]:

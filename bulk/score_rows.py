@@ -20,7 +20,7 @@ from service.answers.figures import ScoredText
 from service.answers.score_json import SLICE, open_result
 from service.answers.sums import TextSums
 
-__all__ = ["ScoreRows", "score_rows"]
+__all__ = ["JsonLines", "ScoreRows", "TextRows", "TokenRows", "WordRows", "score_rows"]
 
 
 class ScoreRows(Protocol):
@@ -46,11 +46,11 @@ def score_rows(options: ScoreOptions) -> ScoreRows:
 
 
 class JsonLines:
-    """A JSON object a text."""
+    """A JSON object a text. `carried` writes what stands before its figures."""
 
     def __init__(self, options: ScoreOptions) -> None:
         self._options = options
-        self._carried = CarriedFields(options)
+        self.carried = CarriedFields(options)
 
     def head(self) -> bytes:
         """Nothing."""
@@ -59,13 +59,13 @@ class JsonLines:
     def rows(self, record: Record, scored: ScoredText, sums: TextSums) -> Iterator[bytes]:
         """The object."""
         result = open_result(scored, sums, self._options.tokens, self._options.words)
-        yield self._carried.opening(record) + b"," + next(result)[1:]
+        yield self.carried.opening(record) + b"," + next(result)[1:]
         yield from result
         yield b"}\n"
 
     def problem(self, problem: Problem) -> bytes:
         """An object with `line` and `error`."""
-        return self._carried.problem(problem)
+        return self.carried.problem(problem)
 
 
 class TextRows:
@@ -78,8 +78,12 @@ class TextRows:
 
     def rows(self, record: Record, scored: ScoredText, sums: TextSums) -> Iterator[bytes]:
         """The row."""
+        yield self.row(record, sums)
+
+    def row(self, record: Record, sums: TextSums) -> bytes:
+        """The row, of which the sums are enough."""
         figures = sums.figures(self._log_base)
-        yield self._columns.rows(record, [[cell(getattr(figures, name)) for name in TEXT_FIGURES]])
+        return self._columns.rows(record, [[cell(getattr(figures, name)) for name in TEXT_FIGURES]])
 
 
 class TokenRows:

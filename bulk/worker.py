@@ -69,8 +69,12 @@ def open_model(folder: str) -> Model:
     return load_model(Path(folder), settings, has_one_caller=True)
 
 
-def open_work(options: ScoreOptions | GenerateOptions) -> tuple[str, LineWork]:
-    """The model's name and what is done with its engine. Raises BundleError, InvalidRequest."""
+def open_work(setup: Setup) -> tuple[str, LineWork]:
+    """The model's name and what is done with it. Raises BundleError, InvalidRequest, RemoteError."""
+    return _open_served(setup) if setup.options.server else _open_engine(setup.options)
+
+
+def _open_engine(options: ScoreOptions | GenerateOptions) -> tuple[str, LineWork]:
     model = open_model(options.bundle)
     if isinstance(options, ScoreOptions):
         from bulk.score import ScoreWork
@@ -79,6 +83,20 @@ def open_work(options: ScoreOptions | GenerateOptions) -> tuple[str, LineWork]:
     from bulk.generate import GenerateWork
 
     return model.name, GenerateWork(model, options)
+
+
+def _open_served(setup: Setup) -> tuple[str, LineWork]:
+    from bulk.served import Served
+
+    options = setup.options
+    served = Served.open(options.server, options.bundle, setup.api_key, setup.num_requests)
+    if isinstance(options, ScoreOptions):
+        from bulk.served_score import ServedScoreWork
+
+        return served.model, ServedScoreWork(served, options)
+    from bulk.served_generate import ServedGenerateWork
+
+    return served.model, ServedGenerateWork(served, options)
 
 
 class Worker:
@@ -92,19 +110,21 @@ class Worker:
 
     def run(self) -> None:
         """Work until the input ends. What goes wrong is told in a frame."""
+        from bulk.errors import BulkError
+        from remote.errors import RemoteError
         from service.errors import MeariError
 
         try:
             setup = self._frames.get()
             if not isinstance(setup, Setup):
                 return
-            model, work = open_work(setup.options)
+            model, work = open_work(setup)
             self._send(Ready(model, work.head))
             while self._turn(work):
                 pass
         except BrokenPipeError:
             log.debug("nobody reads the results any more")
-        except MeariError as error:
+        except (BulkError, MeariError, RemoteError) as error:
             self._send(Failed(str(error)))
 
     def _turn(self, work: LineWork) -> bool:

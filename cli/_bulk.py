@@ -1,36 +1,30 @@
-"""What the bulk verbs share: options, the way from a first line to its format, endings and their exit codes."""
+"""What the bulk verbs share: how to run, the way from a first line to its format, endings and their exit codes."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import reduce
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli._place import Place
+
 if TYPE_CHECKING:
-    from bulk.options import InputFormat, WorkOptions
+    from bulk.options import InputFormat, OutputFormat, WorkOptions
     from bulk.run import Outcome, Plan
     from bulk.source import Source
 
-Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+__all__ = ["RUN_OPTIONS", "RunOptions", "columns_of", "endings", "rate", "tell_summary", "work_options"]
+
 _TEXT_SUFFIXES = (".txt",)
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
+SERVED_REQUESTS = 8
 
-_BUNDLE_OPTIONS = (
-    click.option("--model", metavar="NAME", help="Bundle by name, or its path.  [as DEFAULT in the folder says]"),
-    click.option(
-        "--bundles",
-        metavar="DIR",
-        type=click.Path(path_type=Path),
-        help="Folder of bundles, or a bundle.  [MEARI_BUNDLES, or bundles]",
-    ),
-)
-_RUN_OPTIONS = (
+RUN_OPTIONS = (
     click.option(
         "--input-format",
         type=click.Choice(["auto", "text", "jsonl"]),
@@ -54,7 +48,7 @@ _RUN_OPTIONS = (
         "--jobs",
         metavar="N",
         type=click.IntRange(1, 1024),
-        help="Worker processes; they change no result.  [CPUs granted]",
+        help=f"Worker processes, or requests at a time; they change no result.  [CPUs granted, or {SERVED_REQUESTS}]",
     ),
     click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [on a terminal]"),
     click.option(
@@ -64,30 +58,78 @@ _RUN_OPTIONS = (
 )
 
 
-def bundle_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Which bundle."""
-    return _with(_BUNDLE_OPTIONS, command)
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run, as the options say."""
+
+    input_format: str
+    output: Path | None
+    resume: bool
+    overwrite: bool
+    skip_bad: bool
+    no_text: bool
+    jobs: int | None
+    progress: bool | None
+    summary: Path | None
+    quiet: bool
+
+    def check(self) -> None:
+        """Raises UsageError where they contradict each other: before the work rather than after it."""
+        if self.resume and self.overwrite:
+            raise click.UsageError("--resume and --overwrite exclude each other")
+        if self.resume and self.output is None:
+            raise click.UsageError("--resume needs -o FILE: it goes on where FILE ends")
+        if self.summary is not None and (self.summary.is_dir() or not self.summary.absolute().parent.is_dir()):
+            raise click.UsageError(f"--summary: got {self.summary}, expected a file in a folder that exists")
+
+    @property
+    def needs_lines(self) -> list[str]:
+        """The options given that mean something for a file of lines alone."""
+        given = {
+            "--resume": self.resume,
+            "--overwrite": self.overwrite,
+            "--skip-bad": self.skip_bad,
+            "--summary": self.summary is not None,
+            "--input-format": self.input_format != "auto",
+        }
+        return [name for name, is_given in given.items() if is_given]
+
+    def plan(self, hash_of_served: str | None, api_key: str) -> Plan:
+        """The same for the run; the hash is that of the bundle of a service, where one does the work."""
+        from bulk.run import Plan, ServedBundle
+        from service.process.cpus import granted_cpus
+
+        display = self.progress
+        if display is None:
+            display = sys.stderr.isatty() and (self.output is not None or not sys.stdout.isatty())
+        served = None if hash_of_served is None else ServedBundle(hash_of_served, api_key)
+        jobs = self.jobs or (granted_cpus() if served is None else SERVED_REQUESTS)
+        return Plan(self.output, jobs, resume=self.resume, overwrite=self.overwrite, display=display, served=served)
 
 
-def run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """How to run."""
-    return _with(_RUN_OPTIONS, command)
+def work_options(
+    place: Place, run: RunOptions, name: str, source: Source, output_format: OutputFormat
+) -> tuple[dict[str, Any], Plan]:
+    """What `WorkOptions` are made of, and the plan. Raises UsageError, BulkError, RemoteError."""
+    run.check()
+    service = place.service()
+    if service is None:
+        plan = run.plan(None, "")
+        bundle = str(place.folder().resolve())
+    else:
+        from remote.models import find_model
 
-
-def _with(options: tuple[Decorator, ...], command: Callable[..., None]) -> Callable[..., None]:
-    return reduce(lambda decorated, option: option(decorated), reversed(options), command)
-
-
-def bundle_folder(model: str | None, bundles: Path | None) -> Path:
-    """The bundle that the options name; without them as for `meari serve`. Raises BulkError."""
-    from bulk.bundles import find_bundle
-    from service.settings import SettingsError, load_settings
-
-    try:
-        settings = load_settings(os.environ)
-    except SettingsError as problems:
-        raise click.ClickException(f"the settings are wrong:\n{problems}") from None
-    return find_bundle(bundles or settings.bundles, model or (None if bundles else settings.default_model))
+        found = find_model(service, place.model)
+        plan = run.plan(found["hashes"]["bundle"], service.api_key)
+        bundle = found["name"]
+    return {
+        "bundle": bundle,
+        "server": "" if service is None else service.url,
+        "input_format": format_of(run.input_format, name, source),
+        "format": output_format,
+        "skip_bad": run.skip_bad,
+        "with_text": not run.no_text,
+    }, plan
 
 
 def format_of(said: str, name: str, source: Source) -> InputFormat:
@@ -110,25 +152,6 @@ def columns_of(source: Source, options: WorkOptions) -> tuple[str, ...]:
     return carried_columns(source.first_line(), options)
 
 
-def check_summary(path: Path | None) -> None:
-    """Raises UsageError before the work rather than after it."""
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise click.UsageError(f"--summary: got {path}, expected a file in a folder that exists")
-
-
-def run_plan(output: Path | None, *, jobs: int | None, resume: bool, overwrite: bool, progress: bool | None) -> Plan:
-    """How to run. Raises UsageError."""
-    from bulk.run import Plan
-    from service.process.cpus import granted_cpus
-
-    if resume and overwrite:
-        raise click.UsageError("--resume and --overwrite exclude each other")
-    if resume and output is None:
-        raise click.UsageError("--resume needs -o FILE: it goes on where FILE ends")
-    display = sys.stderr.isatty() and (output is not None or not sys.stdout.isatty()) if progress is None else progress
-    return Plan(output, jobs or granted_cpus(), resume=resume, overwrite=overwrite, display=display)
-
-
 @contextmanager
 def endings() -> Iterator[None]:
     """A signal: exit code 130 or 143. A reader of standard output that has gone: a quiet end."""
@@ -146,21 +169,14 @@ def endings() -> Iterator[None]:
         sys.exit(0)
 
 
-def tell_summary(
-    summary: dict[str, Any], in_words: Callable[[dict[str, Any]], str], path: Path | None, *, quiet: bool
-) -> None:
+def tell_summary(summary: dict[str, Any], in_words: Callable[[dict[str, Any]], str], run: RunOptions) -> None:
     """Print it on standard error, and write it as JSON."""
     import json
 
-    if path is not None:
-        path.write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n", "utf-8")
-    if not quiet:
+    if run.summary is not None:
+        run.summary.write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n", "utf-8")
+    if not run.quiet:
         click.echo(in_words(summary), err=True)
-
-
-def shown(figure: float | None) -> str:
-    """A figure for reading; one that there is none of is a dash."""
-    return "–" if figure is None else f"{figure:,.4f}" if abs(figure) < 1e6 else f"{figure:,.1f}"
 
 
 def rate(outcome: Outcome, num_tokens: int) -> dict[str, Any]:

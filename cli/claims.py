@@ -1,10 +1,11 @@
 """`meari claims`: text, or none → a folder with a page, pictures and numbers."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
+
+from cli._options import echo_json, json_option
 
 NUM_CLAIMS = 7
 OUTPUT = Path("docs/claims")
@@ -18,7 +19,15 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, values: tuple
     return tuple(int(entry) for entry in entries)
 
 
-@click.command("claims", short_help="Measure what the lecture says of recurrent networks.")
+EXAMPLES = """\b
+Examples:
+  meari claims --text my-text.txt --output my-claims
+  meari claims --quick --only 1,2 --output my-claims --json
+  meari claims --redraw --output my-claims
+"""
+
+
+@click.command("claims", short_help="Measure what the lecture says of recurrent networks.", epilog=EXAMPLES)
 @click.argument("more_files", metavar="", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--text", "files", metavar="FILE…", multiple=True, type=click.Path(path_type=Path), help="What is read.")
 @click.option("--output", metavar="DIR", default=OUTPUT, show_default=True, type=click.Path(path_type=Path))
@@ -27,7 +36,7 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, values: tuple
 @click.option("--quick", is_flag=True, help="Small models and little text: a try, not a result.")
 @click.option("--redraw", "is_redrawn", is_flag=True, help="Judge and draw results.json anew; measure nothing.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Of torch.")
-@click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
+@json_option
 def command(
     more_files: tuple[Path, ...],
     files: tuple[Path, ...],
@@ -62,7 +71,7 @@ def command(
             results = measure_claims(text, sizes, order, monotonic, lambda line: click.echo(line, err=True))
     if as_json:
         claims = {number: asdict(claim) for number, claim in results.claims.items()}
-        click.echo(json.dumps({"output": str(output), "skipped": results.skipped, "claims": claims}, indent=2))
+        echo_json({"output": str(output), "skipped": results.skipped, "claims": claims})
         return
     for number, claim in sorted(results.claims.items()):
         click.echo(f"{number}. {claim.title}: {claim.verdict}")

@@ -1,11 +1,14 @@
 """`meari evaluate`: a run and held-out text → figures."""
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from cli._completions import complete_run
+from cli._options import echo_json, json_option
+from cli._tables import Table, facts, show
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
@@ -16,12 +19,20 @@ FIGURES = ("nats_per_token", "perplexity", "nats_per_char", "bits_per_char", "bi
 COUNTS = ("num_tokens", "num_characters", "num_bytes", "num_documents", "num_unknown")
 
 
-@click.command("evaluate", short_help="Measure a trained model on held-out text.")
-@click.argument("run", type=click.Path(path_type=Path))
+EXAMPLES = """\b
+Examples:
+  meari evaluate runs/my-model
+  meari evaluate runs/my-model --part test --json
+  meari evaluate runs/my-model --text chapter-1.txt chapter-2.txt
+"""
+
+
+@click.command("evaluate", short_help="Measure a trained model on held-out text.", epilog=EXAMPLES)
+@click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.argument("more_files", metavar="", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--part", type=click.Choice(PARTS), help="Part of the run's own corpus.  [validation]")
 @click.option("--text", "files", metavar="FILE…", multiple=True, type=click.Path(path_type=Path), help="Other text.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(run: Path, more_files: tuple[Path, ...], part: str | None, files: tuple[Path, ...], as_json: bool) -> None:
     """Measure the best weights of RUN (or of a checkpoint folder) on held-out text.
 
@@ -38,7 +49,10 @@ def command(run: Path, more_files: tuple[Path, ...], part: str | None, files: tu
     checkpoint.model.to(choose_device(checkpoint.config.training.device))
     with fast_torch(threads=0):
         measured = _measure_files(checkpoint, files + more_files) if files else _measure_part(checkpoint, run, part)
-    click.echo(json.dumps(measured, ensure_ascii=False, indent=2) if as_json else _described(measured))
+    if as_json:
+        echo_json(measured)
+    else:
+        show(_table(measured))
 
 
 def _measure_part(checkpoint: "Checkpoint", run: Path, part: str | None) -> dict[str, Any]:
@@ -64,8 +78,7 @@ def _measured(checkpoint: "Checkpoint", tokens: "TokenFile", text: str) -> dict[
     return described | evaluate(checkpoint.model, tokens).to_json() | counts
 
 
-def _described(measured: dict[str, Any]) -> str:
-    head = f"{measured['name']}, step {measured['step']}, on {measured['text']}"
-    figures = [f"  {name:<15} {measured[name]:>12.4f}" for name in FIGURES]
-    counts = [f"  {name:<15} {measured[name]:>12,}" for name in COUNTS]
-    return "\n".join([head, *figures, *counts])
+def _table(measured: dict[str, Any]) -> Table:
+    figures = [(name, f"{measured[name]:>12.4f}") for name in FIGURES]
+    counts = [(name, f"{measured[name]:>12,}") for name in COUNTS]
+    return facts(f"{measured['name']}, step {measured['step']}, on {measured['text']}", [*figures, *counts])

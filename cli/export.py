@@ -4,13 +4,24 @@ from pathlib import Path
 
 import click
 
+from cli._completions import complete_run
+from cli._options import echo_json, json_option
 
-@click.command("export", short_help="Turn a run into a bundle that can be served.")
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+EXAMPLES = """\b
+Examples:
+  meari export runs/my-model bundles/my-model
+  meari export runs/my-model bundles/my-model --precision int8 --overwrite
+  meari export runs/my-model bundles/my-model-fp32 --json
+"""
+
+
+@click.command("export", short_help="Turn a run into a bundle that can be served.", epilog=EXAMPLES)
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.argument("folder", metavar="bundles/NAME", type=click.Path(path_type=Path))
 @click.option("--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace the bundle in that folder.")
-def command(run: Path, folder: Path, precision: str, overwrite: bool) -> None:
+@json_option
+def command(run: Path, folder: Path, precision: str, overwrite: bool, as_json: bool) -> None:
     """Write the best weights of RUN as a bundle.
 
     The graphs are checked against torch first, and int8 ones against float32 ones on held-out text. Where a check
@@ -20,8 +31,15 @@ def command(run: Path, folder: Path, precision: str, overwrite: bool) -> None:
     from export.graph_summary import summary_table
     from export.precision import Precision
 
-    exported = export_bundle(run, folder, Precision(precision), overwrite=overwrite, tell=click.echo)
+    exported = export_bundle(
+        run, folder, Precision(precision), overwrite=overwrite, tell=lambda line: click.echo(line, err=as_json)
+    )
     description = exported.description
+    if as_json:
+        from service.inspection import describe_folder
+
+        echo_json({**describe_folder(folder), "folder": str(folder), "bytes": exported.num_bytes})
+        return
     click.echo(summary_table(list(description.graphs.values())))
     difference = description.agreement.max_logprob_difference
     click.echo(f"fp32 against torch in float64: log-probabilities within {difference:.2g} nats, 1e-4 allowed")

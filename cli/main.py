@@ -1,14 +1,21 @@
 """The `meari` command: finds the verbs of this folder and runs one of them.
 
-Enters: the arguments of the command line. Leaves: the verb's exit code; errors of the project as one line.
+Enters: the arguments of the command line. Leaves: an exit code that scripts can trust, and errors as one line on
+standard error: 0 done, 1 failed, 2 used wrongly, 130 interrupted (SIGTERM 143). A reader of standard output that has
+gone ends a verb quietly, with 0.
+
 Knows nothing of what a verb does: `cli/VERB.py` holds one click command named `command`, imported only when
 that verb is asked for, so that `meari --help` costs no torch and no onnxruntime.
 """
 
 import importlib
+import os
 import pkgutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import click
 
@@ -20,32 +27,67 @@ STAGES = (
     "train",
     "evaluate",
     "export",
+    "inspect",
+    "models",
     "serve",
     "generate",
     "score",
     "claims",
+    "completion",
 )  # in the order in which data flows
 ERROR_ROOTS = (
     ("models.errors", "ModelsError"),
     ("export.errors", "ExportError"),
     ("service.errors", "MeariError"),
     ("bulk.errors", "BulkError"),
+    ("remote.errors", "RemoteError"),
 )
-TRAINING_SIDE = frozenset({"matplotlib", "onnx", "onnx_ir", "onnxscript", "rich", "safetensors", "scipy", "torch"})
+TRAINING_SIDE = frozenset({"matplotlib", "onnx", "onnx_ir", "onnxscript", "safetensors", "scipy", "torch"})
 INSTALL_TRAINING_SIDE = "this verb needs the training side, `pip install 'meari[train]'` or `make test` installs it"
+FAILED, USED_WRONGLY, INTERRUPTED = 1, 2, 130
 
 EXAMPLES = """\b
 Examples:
   meari train models/configs/shakespeare-lstm.toml
   meari evaluate runs/shakespeare-lstm
   meari export runs/shakespeare-lstm bundles/shakespeare-lstm --precision int8
+  meari inspect shakespeare-lstm
   meari serve --port 8000
+  meari generate "ROMEO:" --model shakespeare-lstm
   meari score corpus.txt --model shakespeare-lstm -o scores.jsonl
+
+\b
+Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted.
 """
+
+
+class ReaderGone(Exception):
+    """Whoever read standard output has ended. Of the system's own error click would make exit code 1."""
+
+
+@contextmanager
+def quiet_end() -> Iterator[None]:
+    """Raises ReaderGone for a pipe that nobody reads any more."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise ReaderGone from None
 
 
 class Verbs(click.Group):
     """A click group whose commands are the modules of this folder."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """As click does; `--help` writes here already. Raises ReaderGone."""
+        with quiet_end():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does. Raises ReaderGone."""
+        with quiet_end():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs, the known stages first and in their order."""
@@ -58,7 +100,21 @@ class Verbs(click.Group):
         if cmd_name not in self.list_commands(ctx):
             return None
         command: click.Command = importlib.import_module(f"cli.{cmd_name}").command
+        if not any(parameter.name == "server" for parameter in command.params):
+            command.params.append(_no_server(cmd_name))
         return command
+
+
+def _no_server(verb: str) -> click.Option:
+    """What says that a verb cannot be asked of a service."""
+
+    def refuse(_context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            raise click.UsageError(
+                f"--server: {verb} works with files of this machine; models, inspect, generate and score ask a service"
+            )
+
+    return click.Option(["--server"], hidden=True, expose_value=False, is_eager=True, callback=refuse)
 
 
 def installed_version() -> str:
@@ -85,19 +141,50 @@ def project_errors() -> tuple[type[Exception], ...]:
 
 
 def main() -> None:
-    """Run the command line; an error of the project is one line on standard error and exit code 1."""
+    """Run the command line. What is wrong with the program itself keeps its traceback."""
     try:
-        group(prog_name="meari")
+        code = _run()
+        with quiet_end():
+            sys.stdout.flush()
+    except ReaderGone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to flush at the end goes nowhere
+        code = 0
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        code = group(prog_name="meari", standalone_mode=False)
+    except click.ClickException as error:
+        return _told(error)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("meari: interrupted", err=True)
+        return INTERRUPTED
+    except ReaderGone:
+        raise
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in TRAINING_SIDE:
             raise
-        click.echo(f"meari: {error.name} is not installed here: {INSTALL_TRAINING_SIDE}", err=True)
-        sys.exit(1)
+        return _failed(f"{error.name} is not installed here: {INSTALL_TRAINING_SIDE}")
+    except OSError as error:
+        return _failed(f"{error.filename or 'the system'}: {error.strerror or error}")
     except Exception as error:
         if not isinstance(error, project_errors()):
             raise
-        click.echo(f"meari: {error}", err=True)
-        sys.exit(1)
+        return _failed(str(error))
+    return code if isinstance(code, int) else 0
+
+
+def _told(error: click.ClickException) -> int:
+    if isinstance(error, click.UsageError):
+        error.show()
+        return USED_WRONGLY
+    return _failed(error.format_message())
+
+
+def _failed(message: str) -> int:
+    click.echo(f"meari: {message}", err=True)
+    return FAILED
 
 
 if __name__ == "__main__":

@@ -1,33 +1,29 @@
-"""`meari score`: a file of texts → their log-probabilities, without a server."""
+"""`meari score`: texts, or a file of them → their log-probabilities, by a bundle or a running service."""
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cli._bulk import (
-    bundle_folder,
-    bundle_options,
-    check_summary,
-    columns_of,
-    endings,
-    format_of,
-    rate,
-    run_options,
-    run_plan,
-    shown,
-    tell_summary,
-)
+from cli._bulk import RUN_OPTIONS, RunOptions, columns_of, endings, rate, tell_summary, work_options
+from cli._options import json_option, packed
+from cli._place import MODEL_OPTION, WHERE_OPTIONS, Place
+from cli._scores import show_scores
+from cli._tables import shown
 
 if TYPE_CHECKING:
-    from bulk.options import ScoreOptions
+    from bulk.options import OutputFormat, ScoreOptions
     from bulk.run import Outcome
     from service.requests.schema import LogBase
 
 EXAMPLES = """\b
 Examples:
+  meari score --text "To be, or not to be" --text "To be, or not too bee"
+  meari score --text "To be, or not to be" --words --log-base 2 --server http://localhost:8000
   meari score corpus.txt --model shakespeare-lstm -o scores.jsonl
   meari score corpus.txt -o scores.jsonl --resume          # after Ctrl-C, a kill or a power cut
   meari score nbest.jsonl --no-end --format tsv > scores.tsv
@@ -35,95 +31,135 @@ Examples:
   zcat corpus.gz | meari score - --skip-bad --summary figures.json > scores.jsonl
 """
 
+FIGURE_OPTIONS = (
+    click.option(
+        "--log-base", type=click.Choice(["e", "2", "10"]), default="e", show_default=True, help="Of every logarithm."
+    ),
+    click.option("--tokens", is_flag=True, help="Figures of every token; in TSV a row a token."),
+    click.option("--words", is_flag=True, help="Figures of every word; in TSV a row a word."),
+    click.option(
+        "--top",
+        metavar="K",
+        type=click.IntRange(0, 20),
+        default=0,
+        help="Likeliest alternatives at every token (with --tokens).",
+    ),
+    click.option("--no-end", is_flag=True, help="Leave out the probability that a text ends where it ends."),
+    click.option(
+        "--context",
+        metavar="TEXT",
+        default="",
+        help="What every text stands after; a line's own `context` comes first.",
+    ),
+)
 
-@click.command("score", short_help="Score a file of texts, without a server.", epilog=EXAMPLES)
-@click.argument("file", metavar="FILE|-")
-@bundle_options
+
+@dataclass(frozen=True)
+class FigureOptions:
+    """Which figures. Raises UsageError where the options contradict each other."""
+
+    log_base: LogBase
+    tokens: bool
+    words: bool
+    top: int
+    no_end: bool
+    context: str
+
+    def __post_init__(self) -> None:
+        if self.top and not self.tokens:
+            raise click.UsageError(f"--top: got {self.top} without --tokens, expected 0, or --tokens")
+
+    def fields(self) -> dict[str, Any]:
+        """As `ScoreOptions` call them."""
+        named = {name: getattr(self, name) for name in ("log_base", "tokens", "words", "top", "context")}
+        return {**named, "add_end": not self.no_end}
+
+
+@click.command("score", short_help="Tell how likely texts are, or every line of a file.", epilog=EXAMPLES)
+@click.argument("file", metavar="[FILE|-]", required=False, type=click.Path())
+@click.option("--text", "texts", metavar="TEXT", multiple=True, help="Score this instead; may be repeated.")
+@packed("place", Place, MODEL_OPTION, *WHERE_OPTIONS)
 @click.option(
     "--format",
     "output_format",
-    type=click.Choice(["jsonl", "tsv"]),
-    default="jsonl",
-    show_default=True,
-    help="An object a text, or tab-separated values.",
+    type=click.Choice(["jsonl", "tsv", "table"]),
+    help="An object a text, tab-separated values, or of --text a table.  [jsonl; of --text table]",
 )
-@click.option(
-    "--log-base", type=click.Choice(["e", "2", "10"]), default="e", show_default=True, help="Of every logarithm."
-)
-@click.option("--tokens", is_flag=True, help="Figures of every token; in TSV a row a token.")
-@click.option("--words", is_flag=True, help="Figures of every word; in TSV a row a word.")
-@click.option(
-    "--top",
-    metavar="K",
-    type=click.IntRange(0, 20),
-    default=0,
-    help="Likeliest alternatives at every token (with --tokens).",
-)
-@click.option("--no-end", is_flag=True, help="Leave out the probability that a text ends where it ends.")
-@click.option(
-    "--context", metavar="TEXT", default="", help="What every text stands after; a line's own `context` comes first."
-)
-@run_options
+@packed("figures", FigureOptions, *FIGURE_OPTIONS)
+@packed("run", RunOptions, *RUN_OPTIONS)
+@json_option
 def command(
-    file: str,
-    model: str | None,
-    bundles: Path | None,
-    output_format: Literal["jsonl", "tsv"],
-    log_base: LogBase,
-    tokens: bool,
-    words: bool,
-    top: int,
-    no_end: bool,
-    context: str,
-    input_format: str,
-    output: Path | None,
-    resume: bool,
-    overwrite: bool,
-    skip_bad: bool,
-    no_text: bool,
-    jobs: int | None,
-    progress: bool | None,
-    summary: Path | None,
-    quiet: bool,
+    file: str | None,
+    texts: tuple[str, ...],
+    place: Place,
+    output_format: Literal["jsonl", "tsv", "table"] | None,
+    figures: FigureOptions,
+    run: RunOptions,
+    as_json: bool,
 ) -> None:
-    """Score every line of FILE ("-": standard input) as POST /score does, in order, with all CPUs.
+    """Score every line of FILE ("-": standard input) as POST /score does, in order, with all CPUs; or each --text.
 
     FILE is text, a text a line, empty lines too; or JSONL: objects with `text`, and `context` if they like, whose
-    other fields stand in the output again. Files of any size take the same memory.
+    other fields stand in the output again. Files of any size take the same memory. A service gives the figures that a
+    bundle of this machine would.
     """
-    if top and not tokens:
-        raise click.UsageError(f"--top: got {top} without --tokens, expected 0, or --tokens")
-    if output_format == "tsv" and tokens and words:
+    if as_json and output_format not in (None, "jsonl"):
+        raise click.UsageError(f"--json: got it with --format {output_format}, expected one of the two")
+    wanted = "jsonl" if as_json else output_format or ("table" if texts else "jsonl")
+    if (file is None) == (not texts):
+        raise click.UsageError("FILE and --text: got " + ("both" if texts else "none") + ", expected one of the two")
+    if wanted == "tsv" and figures.tokens and figures.words:
         raise click.UsageError(
             "--tokens, --words: got both with --format tsv, expected one: a row is a token or a word"
         )
-    check_summary(summary)
     with endings():
-        import msgspec
+        if file is None:
+            _score_texts(texts, place, wanted, figures, run)
+        elif wanted == "table":
+            raise click.UsageError("--format: got table with FILE, expected jsonl or tsv, or --text")
+        else:
+            outcome, options = _score_lines(file, place, wanted, figures, run)
+            tell_summary(_summary(outcome, options), _in_words, run)
 
-        from bulk.options import ScoreOptions
-        from bulk.run import run
-        from bulk.source import Source
 
-        plan = run_plan(output, jobs=jobs, resume=resume, overwrite=overwrite, progress=progress)
-        folder = bundle_folder(model, bundles)
-        source = Source(file)
-        options = ScoreOptions(
-            bundle=str(folder.resolve()),
-            input_format=format_of(input_format, file, source),
-            format=output_format,
-            skip_bad=skip_bad,
-            with_text=not no_text,
-            context=context,
-            add_end=not no_end,
-            log_base=log_base,
-            tokens=tokens,
-            words=words,
-            top=top,
-        )
-        options = msgspec.structs.replace(options, columns=columns_of(source, options))
-        outcome = run(source, options, plan)
-        tell_summary(_summary(outcome, options), _in_words, summary, quiet=quiet)
+def _score_texts(
+    texts: tuple[str, ...],
+    place: Place,
+    output_format: Literal["jsonl", "tsv", "table"],
+    figures: FigureOptions,
+    run: RunOptions,
+) -> None:
+    """A few texts, as the lines of a file that is here for them alone."""
+    import msgspec
+
+    if given := run.needs_lines:
+        raise click.UsageError(f"{given[0]}: got it with --text, expected FILE, which alone has lines")
+    with tempfile.TemporaryDirectory() as name:
+        lines, scores = Path(name, "texts.jsonl"), Path(name, "scores.jsonl")
+        lines.write_bytes(b"".join(msgspec.json.encode({"text": text}) + b"\n" for text in texts))
+        if output_format != "table":
+            _score_lines(str(lines), place, output_format, figures, run)
+            return
+        if run.output is not None:
+            raise click.UsageError("--output: got it for a table, expected --format jsonl or tsv with it")
+        _score_lines(str(lines), place, "jsonl", figures, replace(run, output=scores, no_text=False))
+        show_scores([msgspec.json.decode(line) for line in scores.read_bytes().splitlines()], figures.log_base)
+
+
+def _score_lines(
+    file: str, place: Place, output_format: OutputFormat, figures: FigureOptions, run: RunOptions
+) -> tuple[Outcome, ScoreOptions]:
+    import msgspec
+
+    from bulk.options import ScoreOptions
+    from bulk.run import run as run_bulk
+    from bulk.source import Source
+
+    source = Source(file)
+    common, plan = work_options(place, run, file, source, output_format)
+    options = ScoreOptions(**common, **figures.fields())
+    options = msgspec.structs.replace(options, columns=columns_of(source, options))
+    return run_bulk(source, options, plan), options
 
 
 def _summary(outcome: Outcome, options: ScoreOptions) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`meari search`: a TOML file → many short trainings, a table, and a picture of what mattered."""
 
-import json
 import shlex
 import sys
 import time
@@ -9,14 +8,23 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli._completions import complete_config
+from cli._options import echo_json, json_option
+
 if TYPE_CHECKING:
     from models.search.run import Found
 
 SEARCHES = Path("runs") / "search"
+EXAMPLES = """\b
+Examples:
+  meari search my-model.toml --trials 20 --trial-minutes 2
+  meari search my-model.toml --vary training.learning_rate=1e-3..1e-1 --vary model.hidden_size=128,256 --json
+  meari search my-model.toml --resume
+"""
 
 
-@click.command("search", short_help="Find out which settings of a TOML file matter.")
-@click.argument("config_file", metavar="CONFIG.toml", type=click.Path(path_type=Path))
+@click.command("search", short_help="Find out which settings of a TOML file matter.", epilog=EXAMPLES)
+@click.argument("config_file", metavar="CONFIG.toml", type=click.Path(path_type=Path), shell_complete=complete_config)
 @click.option("--vary", "varied", metavar="NAME=SPEC", multiple=True, help="What to vary; may be given several times.")
 @click.option("--trials", type=click.IntRange(min=1), help="How many trainings.  [20]")
 @click.option("--trial-minutes", type=click.FloatRange(min=0), help="Longest training of a trial; 0: no limit.  [2]")
@@ -24,7 +32,7 @@ SEARCHES = Path("runs") / "search"
 @click.option("--run", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Folder.  [runs/search/NAME]")
 @click.option("--resume", is_flag=True, help="Go on with the search in that folder.")
 @click.option("--overwrite", is_flag=True, help="Replace the search in that folder.")
-@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+@json_option
 def command(
     config_file: Path,
     varied: tuple[str, ...],
@@ -34,7 +42,7 @@ def command(
     folder: Path | None,
     resume: bool,
     overwrite: bool,
-    is_json: bool,
+    as_json: bool,
 ) -> None:
     """Train with settings drawn at random, measure each on validation text, and show which settings mattered.
 
@@ -59,7 +67,8 @@ def command(
     from models.config import load_config
     from models.search.options import read_options
     from models.search.quiet import QuietDisplay
-    from models.search.run import as_json, search
+    from models.search.run import as_json as json_of
+    from models.search.run import search
     from models.search.space import make_space
     from models.training.run_folder import Start
 
@@ -75,8 +84,8 @@ def command(
         tell=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
         clock=time.monotonic,
     )
-    if is_json:
-        click.echo(json.dumps(as_json(found), ensure_ascii=False, indent=2))
+    if as_json:
+        echo_json(json_of(found))
     elif found.trials:
         _show(found, folder or SEARCHES / config.name)
     if found.signal is not None:

@@ -5,27 +5,65 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from cli._completions import complete_bundle
+from cli._options import echo_json_line, json_option
 
-@click.command()
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+EXAMPLES = """\b
+Examples:
+  meari serve
+  meari serve --host 0.0.0.0 --port 8080 --workers 2
+  meari serve --bundles bundles --default-model shakespeare-gru --json
+"""
+
+
+@click.command("serve", epilog=EXAMPLES)
 @click.option("--host", help="Address to listen on (MEARI_HOST).")
 @click.option("--port", help="Port to listen on (MEARI_PORT).")
-@click.option("--bundles", help="Folder of the bundles to serve (MEARI_BUNDLES).")
-@click.option("--default-model", help="Bundle of requests that name none (MEARI_DEFAULT_MODEL).")
+@click.option("--bundles", type=click.Path(), help="Folder of the bundles to serve (MEARI_BUNDLES).")
+@click.option(
+    "--default-model",
+    help="Bundle of requests that name none (MEARI_DEFAULT_MODEL).",
+    shell_complete=complete_bundle,
+)
 @click.option("--workers", help="Worker processes, by default one a CPU (MEARI_WORKERS).")
 @click.option("--log-level", help="debug, info, warning or error (MEARI_LOG_LEVEL).")
-def command(**options: str | None) -> None:
-    """Serve bundles over HTTP until SIGTERM. Everything else is set by MEARI_… variables."""
+@json_option
+def command(as_json: bool, **options: str | None) -> None:
+    """Serve bundles over HTTP until SIGTERM or Ctrl-C, which both end it with 0. All else is set by MEARI_… variables.
+
+    The log goes to standard error. With --json one line on standard output says where it will listen and what it
+    serves, before the bundles are opened.
+    """
     from service.settings import SettingsError, load_settings
 
     for name, value in options.items():
         if value is not None:
             os.environ[f"MEARI_{name.upper()}"] = value
     try:
-        load_settings(os.environ)
+        settings = load_settings(os.environ)
     except SettingsError as problems:
-        raise click.ClickException(f"the settings are wrong:\n{problems}") from None
+        raise click.UsageError(f"the settings are wrong:\n{problems}") from None
+    if as_json:
+        echo_json_line(_described(settings))
     config = Path(__file__).resolve().parents[1] / "service" / "process" / "gunicorn_conf.py"
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", str(config)])
+
+
+def _described(settings: Settings) -> dict[str, object]:
+    from bulk.bundles import bundle_folders
+
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "workers": settings.workers,
+        "bundles": str(settings.bundles),
+        "models": [folder.name for folder in bundle_folders(settings.bundles)],
+        "process": os.getpid(),
+    }

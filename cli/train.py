@@ -8,11 +8,20 @@ from pathlib import Path
 
 import click
 
+from cli._completions import complete_config
+from cli._options import echo_json, json_option
+
 RUNS = Path("runs")
+EXAMPLES = """\b
+Examples:
+  meari train my-model.toml
+  meari train my-model.toml --resume                       # after Ctrl-C, SIGTERM or a power cut
+  meari train my-model.toml --overwrite --json > figures.json
+"""
 
 
-@click.command("train", short_help="Train a model as a TOML file says.")
-@click.argument("config_file", metavar="CONFIG.toml", type=click.Path(path_type=Path))
+@click.command("train", short_help="Train a model as a TOML file says.", epilog=EXAMPLES)
+@click.argument("config_file", metavar="CONFIG.toml", type=click.Path(path_type=Path), shell_complete=complete_config)
 @click.option("--run", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Run folder.  [runs/NAME]")
 @click.option("--resume", is_flag=True, help="Go on with the run in that folder.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in that folder.")
@@ -23,7 +32,10 @@ RUNS = Path("runs")
     type=click.Path(path_type=Path),
     help="Also write losses, gradient norm, learning rate and tokens/s there for TensorBoard.",
 )
-def command(config_file: Path, folder: Path | None, resume: bool, overwrite: bool, events: Path | None) -> None:
+@json_option
+def command(
+    config_file: Path, folder: Path | None, resume: bool, overwrite: bool, events: Path | None, as_json: bool
+) -> None:
     """Train a model as CONFIG.toml says and keep everything in a run folder.
 
     Ctrl-C or SIGTERM ends it after the current step; --resume goes on from there, bit for bit on a CPU.
@@ -51,15 +63,18 @@ def command(config_file: Path, folder: Path | None, resume: bool, overwrite: boo
     run = RunFolder(folder or RUNS / config.name)
     again = ["meari", "train", str(config_file), *(["--run", str(folder)] if folder else []), "--resume"]
     with joined_workers(choose_device(config.training.device), config.training.batch_size) as workers:
-        display = make_display(Console()) if workers.is_first else Silent()
+        display = make_display(Console(stderr=as_json)) if workers.is_first else Silent()
         if events is not None and workers.is_first:
             display = TensorBoardDisplay(events, display)
         workers.first(lambda: open_run(run.path, config, start))
         outcome = train(config, run, resume=resume, display=display, clock=time.monotonic, workers=workers)
         is_interrupted = outcome.ending is Ending.INTERRUPTED
         if is_interrupted and workers.is_first:
-            click.echo(f"Interrupted after step {outcome.step}. Go on with:\n  {shlex.join(again)}")
-        if outcome.figures is not None:
+            click.echo(f"Interrupted after step {outcome.step}. Go on with:\n  {shlex.join(again)}", err=as_json)
+        if as_json and workers.is_first:
+            ended = {"name": config.name, "run": str(run.path), "ending": str(outcome.ending), "step": outcome.step}
+            echo_json({**ended, "figures": outcome.figures})
+        elif outcome.figures is not None:
             _show(run.path, str(outcome.ending), outcome.step, outcome.figures)
     if is_interrupted:
         sys.exit(128 + (outcome.stop.signal or signal.SIGINT))

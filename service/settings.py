@@ -20,6 +20,7 @@ __all__ = ["SETTINGS", "Setting", "Settings", "SettingsError", "load_settings"]
 
 MIB: Final = 1024 * 1024
 GIB: Final = 1024 * MIB
+OTHERS: Final = ("MEARI_CLIENT_", "MEARI_LOAD_")  # variables of the command line as a client, and of the load tests
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("auto", "text", "json")
 
@@ -172,7 +173,7 @@ def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
     known = [setting.variable for setting in SETTINGS.values()]
     problems = []
     for variable in sorted(environment):
-        ours = variable.startswith("MEARI_") and not variable.startswith("MEARI_LOAD_")  # those are the load tests'
+        ours = variable.startswith("MEARI_") and not variable.startswith(OTHERS)
         if ours and variable not in known:
             near = difflib.get_close_matches(variable, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(known))}"

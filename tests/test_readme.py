@@ -19,7 +19,7 @@ from tests.service.running import Server, clean_environment, events, running_ser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-BULK = re.findall(r"^\.venv/bin/meari ((?:score|generate) .*?)(?: +#.*)?$", README, re.MULTILINE)
+BULK = re.findall(r"^\.venv/bin/meari ((?:score|generate|models) ?.*?)(?: +#.*)?$", README, re.MULTILINE)
 CURLS = re.findall(r"^(?:\$ )?(curl .*)$", README, re.MULTILINE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,6 +27,11 @@ class BundleGraph:
         constants = {tensor.name for tensor in self.model.graph.initializer}
         self.inputs = {info.name: _dimensions(info) for info in self.model.graph.input if info.name not in constants}
         self.outputs = {info.name: _dimensions(info) for info in self.model.graph.output}
+
+    def operators(self) -> dict[str, int]:
+        """How many nodes there are of each operator, the most frequent first."""
+        counts = Counter(node.op_type for node in self.model.graph.node)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _dimensions(info: Any) -> list[int | str]:

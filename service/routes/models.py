@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
+from service.answers.description import describe_bundle
 from service.registry import Model
 from service.routes.exchange import json_response
 from service.service import Service
@@ -29,26 +30,9 @@ def models_blueprint(service: Service) -> Blueprint:
 
 def describe_model(model: Model, service: Service) -> dict[str, object]:
     """What a caller may want to know of a model before asking it anything."""
-    settings, manifest, limits = service.settings, model.bundle.manifest, model.engine.limits
+    settings, limits = service.settings, model.engine.limits
     return {
-        "name": model.name,
-        "family": manifest.family,
-        "precision": manifest.precision,
-        "sizes": manifest.sizes,
-        "state": manifest.state,
-        "tokenizer": {
-            "kind": manifest.tokenizer.kind,
-            "normalization": manifest.tokenizer.normalization,
-            "unknown_id": manifest.tokenizer.unknown_id,
-            "vocabulary_size": model.tokenizer.vocabulary.size,
-            "boundary": manifest.boundary,
-        },
-        "corpus": manifest.corpus,
-        "figures": manifest.figures,
-        "hashes": {
-            "bundle": model.bundle.hash,
-            "files": {name: entry.sha256 for name, entry in manifest.files.items()},
-        },
+        **describe_bundle(model.name, model.bundle.manifest, model.bundle.hash),
         "limits": {
             "max_tokens": settings.max_tokens,
             "max_texts": settings.max_texts,

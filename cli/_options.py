@@ -1,0 +1,45 @@
+"""How verbs share options: several together become one value; `--json` is the same everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+__all__ = ["Decorator", "echo_json", "echo_json_line", "json_option", "packed"]
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, all else beside it.")
+
+
+def packed(name: str, kind: type[Any], *options: Decorator) -> Decorator:
+    """Adds the options to a command, which gets what they say as one `kind`, a dataclass, in its parameter `name`."""
+    names = [field.name for field in dataclasses.fields(kind)]
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def decorated(**values: Any) -> None:
+            own = {each: values.pop(each) for each in names if each in values}
+            function(**values, **{name: kind(**own)})
+
+        command: Callable[..., None] = decorated
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def echo_json(document: object) -> None:
+    """One document on standard output."""
+    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+def echo_json_line(document: object) -> None:
+    """One document on one line of standard output."""
+    click.echo(json.dumps(document, ensure_ascii=False))

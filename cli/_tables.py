@@ -1,0 +1,89 @@
+"""Tables: with lines and colours on a terminal, in plain columns anywhere else. NO_COLOR leaves the colours out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from dataclasses import dataclass
+
+import click
+
+__all__ = ["Table", "facts", "show", "shown"]
+
+GAP = "  "
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as they are to be read. `right` names the columns of numbers; a table of facts has no head."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    right: frozenset[str] = frozenset()
+    has_head: bool = True
+
+
+def facts(title: str, rows: list[tuple[str, object]]) -> Table:
+    """Names with their values; those without one are left out."""
+    return Table(title, ("", " "), [(name, str(value)) for name, value in rows if value is not None], has_head=False)
+
+
+def shown(figure: float | None) -> str:
+    """A figure for reading; one that there is none of is a dash."""
+    return "–" if figure is None else f"{figure:,.4f}" if abs(figure) < 1e6 else f"{figure:,.1f}"
+
+
+def show(*tables: Table) -> None:
+    """On standard output."""
+    if sys.stdout.isatty():
+        _show_rich(tables)
+    else:
+        click.echo("\n\n".join(map(_plain, tables)))
+
+
+def _show_rich(tables: tuple[Table, ...]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = Console(color_system=None) if os.environ.get("NO_COLOR") else Console()
+    for table in tables:
+        drawn = RichTable(
+            title=Text(table.title) if table.title else None,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD if table.has_head else box.SIMPLE,
+            show_header=table.has_head,
+            header_style="bold cyan",
+        )
+        for place, name in enumerate(table.columns):
+            drawn.add_column(
+                name,
+                justify="right" if name in table.right else "left",
+                style="green" if place == 0 else None,
+                overflow="fold",
+            )
+        for row in table.rows:
+            drawn.add_row(*(Text(cell) for cell in row))
+        console.print(drawn)
+
+
+def _plain(table: Table) -> str:
+    lines = [*([table.columns] if table.has_head else []), *table.rows]
+    widths = [max(_width(line[place]) for line in lines) for place in range(len(table.columns))] if lines else []
+    are_right = [name in table.right for name in table.columns]
+    aligned = [GAP.join(map(_padded, line, widths, are_right)) for line in lines]
+    return "\n".join([*([table.title] if table.title else []), *(line.rstrip() for line in aligned)])
+
+
+def _padded(cell: str, width: int, is_right: bool) -> str:
+    padding = " " * (width - _width(cell))
+    return padding + cell if is_right else cell + padding
+
+
+def _width(cell: str) -> int:
+    """Columns of a terminal."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in cell)

@@ -1,0 +1,80 @@
+"""`meari models`: a folder of bundles, or a running service → what there is to ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli._options import echo_json, json_option, packed
+from cli._place import WHERE_OPTIONS, Place, bundles_folder
+from cli._tables import Table, show, shown
+
+EXAMPLES = """\b
+Examples:
+  meari models
+  meari models --bundles bundles --json
+  meari models --server http://localhost:8000
+"""
+NUMBERS = frozenset({"parameters", "perplexity", "bits/char"})
+
+
+@click.command("models", short_help="List bundles, or the models of a running service.", epilog=EXAMPLES)
+@packed("place", Place, *WHERE_OPTIONS)
+@json_option
+def command(place: Place, as_json: bool) -> None:
+    """List the bundles of a folder, or with --server the models that a service answers for.
+
+    The default one has a star. Figures are those measured on held-out text before the export. Bundles are not opened
+    here: `meari inspect` does that. With --json: what GET /models says.
+    """
+    service = place.service()
+    if service is None:
+        folder, default = bundles_folder(place.bundles)
+        found = _local(folder, default)
+    else:
+        from remote.models import all_models
+
+        found = all_models(service)
+    for name, problem in found.get("failed", {}).items():
+        click.echo(f"meari: {name}: {problem}", err=True)
+    if as_json:
+        echo_json(found)
+    else:
+        show(_table(found))
+
+
+def _local(folder: Path, default: str | None) -> dict[str, Any]:
+    """As GET /models, without what a service alone knows. Raises BulkError where there is no bundle."""
+    from bulk.bundles import bundle_folders, find_bundle
+    from service.errors import BundleError
+    from service.inspection import describe_folder
+
+    default_folder = find_bundle(folder, default)
+    models, failed = [], {}
+    for each in bundle_folders(folder):
+        try:
+            models.append(describe_folder(each))
+        except BundleError as error:
+            failed[each.name] = str(error)
+    return {"models": models, "default": default_folder.resolve().name, "failed": failed}
+
+
+def _table(found: dict[str, Any]) -> Table:
+    columns = ("name", "family", "precision", "parameters", "tokenizer", "perplexity", "bits/char", "corpus")
+    return Table("", columns, [_row(model, found["default"]) for model in found["models"]], NUMBERS)
+
+
+def _row(model: dict[str, Any], default: str) -> tuple[str, ...]:
+    held_out = model["figures"].get("test") or model["figures"].get("validation") or {}
+    return (
+        model["name"] + (" *" if model["name"] == default else ""),
+        model["family"],
+        model["precision"],
+        f"{model['sizes'].get('parameters', 0):,}",
+        f"{model['tokenizer']['kind']}, {model['tokenizer']['vocabulary_size']:,}",
+        shown(held_out.get("perplexity")),
+        shown(held_out.get("bits_per_char")),
+        str(model["corpus"].get("name") or "–"),
+    )

@@ -1,0 +1,37 @@
+"""What can go wrong between here and a service.
+
+RemoteError
+├── Refused       the service answered with an error; `status` and `code` are those of the contract
+├── Unreachable   nobody answers there
+└── BadAnswer     what came is no answer of this service, or is cut off
+
+`str(error)` is one line that begins with the service's address.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BadAnswer", "Refused", "RemoteError", "Unreachable"]
+
+
+class RemoteError(Exception):
+    """The root."""
+
+    def __init__(self, url: str, message: str) -> None:
+        super().__init__(f"{url}: {' '.join(message.split())}")
+
+
+class Refused(RemoteError):
+    """The service's own refusal. `status` is None where it came in the middle of a stream."""
+
+    def __init__(self, url: str, status: int | None, code: str, message: str) -> None:
+        self.status = status
+        self.code = code
+        super().__init__(url, " ".join(filter(None, [str(status or ""), code])) + f": {message}")
+
+
+class Unreachable(RemoteError):
+    """No connection, or none that lasted."""
+
+
+class BadAnswer(RemoteError):
+    """Something else than the contract says."""

@@ -1,0 +1,67 @@
+"""`docs/cli.md` tells of every verb and option that there is, and of no other; its examples are those of the help."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from cli.main import group
+from tests.cli.test_examples import examples
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "cli.md").read_text("utf-8")
+VERBS = group.list_commands(click.Context(group))
+SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
+
+
+def options_of(verb: str) -> dict[str, click.Option]:
+    command = group.get_command(click.Context(group), verb)
+    assert command is not None
+    options = [option for option in command.params if isinstance(option, click.Option) and not option.hidden]
+    return {option.opts[-1]: option for option in options}
+
+
+def test_every_verb_has_a_section_and_a_row_of_the_table() -> None:
+    assert [name for name in SECTIONS if name[0].islower()] == VERBS
+    assert re.findall(r"^\| \[`(\w+)`\]\(#\1\)", PAGE, re.MULTILINE) == VERBS
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_is_documented_and_no_other(verb: str) -> None:
+    rows = re.findall(r"^\| `((?:[^`|]|\\\|)+)` \| (.*) \|$", SECTIONS[verb], re.MULTILINE)
+    documented = {re.findall(r"--[a-z-]+", names)[0]: meaning for names, meaning in rows}
+    assert set(documented) == set(options_of(verb))
+    assert all(documented.values())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_options_that_the_text_names_exist(verb: str) -> None:
+    known = {
+        name for each in VERBS for option in options_of(each).values() for name in option.opts + option.secondary_opts
+    }
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", SECTIONS[verb])) <= known
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_examples_are_those_of_the_help(verb: str) -> None:
+    [block] = re.findall(r"```sh\n(.*?)```", SECTIONS[verb], re.DOTALL)
+    assert [re.sub(r"\s{2,}#.*", "", line) for line in block.splitlines()] == examples(verb)
+
+
+def test_exit_codes_are_documented() -> None:
+    assert re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE) == ["0", "1", "2", "130"]
+
+
+def test_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#]+)", PAGE)
+    assert [target for target in targets if not (ROOT / "docs" / target).exists()] == []
+
+
+def test_readme_names_every_verb() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    [line] = re.findall(r"^cli/ +(meari .*)$", readme, re.MULTILINE)
+    assert sorted(line.removeprefix("meari ").split(" · ")) == sorted(VERBS)
+    assert "(docs/cli.md)" in readme

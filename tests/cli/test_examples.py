@@ -1,0 +1,131 @@
+"""The examples in the help of every verb: those that take seconds are run as they are written, the others parsed."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from cli.main import group
+from tests.models.training.tiny_runs import chain_text
+
+VERBS = group.list_commands(click.Context(group))
+PARSED = ("claims", "search", "serve")  # they take minutes, or do not end
+CONFIG = """
+name = "my-model"
+[corpus]
+train = ["my-text.txt"]
+document = "line"
+validation_share = 0.1
+test_share = 0.1
+[tokenizer]
+kind = "char"
+[model]
+family = "gru"
+embedding_size = 5
+hidden_size = 8
+[training]
+steps = 6
+batch_size = 4
+chunk_length = 16
+learning_rate = 1e-2
+evaluate_every = 3
+threads = 1
+"""
+ADDRESS = "http://localhost:8000"
+
+
+def examples(verb: str) -> list[str]:
+    """The lines of the help, without the comments at their ends."""
+    help_text = CliRunner().invoke(group, [verb, "--help"] if verb else ["--help"]).output
+    lines = help_text.split("Examples:\n")[1].split("\n\n")[0].splitlines()
+    return [re.sub(r"\s{2,}#.*", "", line).strip() for line in lines]
+
+
+def parsed(line: str) -> None:
+    """As click takes it, or a UsageError."""
+    words = shlex.split(line.split(" > ", maxsplit=1)[0])
+    assert words[0] == "meari"
+    command = group.get_command(click.Context(group), words[1])
+    assert command is not None
+    command.make_context(words[1], words[2:])
+
+
+@pytest.fixture
+def folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the files are that the examples name."""
+    (project / "my-text.txt").write_text(chain_text(4000).replace("ca", "c\na"))
+    (project / "my-model.toml").write_text(CONFIG)
+    (project / "corpus.txt").write_text("To be, or not to be\n\nHe said so.\n")
+    (project / "corpus.gz").write_bytes(gzip.compress(b"To be, or not to be\nHe said so.\n"))
+    (project / "stimuli.txt").write_text("The horse raced past the barn fell.\n")
+    (project / "nbest.jsonl").write_text('{"id": 1, "text": "a day", "context": "What "}\n')
+    (project / "prompts.txt").write_text("ROMEO:\nJULIET:\n")
+    (project / "prompts.jsonl").write_text('{"id": 1, "prompt": "ROMEO:"}\n')
+    for name in ("chapter-1.txt", "chapter-2.txt"):
+        (project / name).write_text("abcabcabc\n")
+    for name in (".local/share/bash-completion/completions", ".zfunc", ".config/fish/completions"):
+        (project / name).mkdir(parents=True)
+    monkeypatch.chdir(project)
+    return project
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the config."""
+    place = tmp_path_factory.mktemp("trained")
+    (place / "my-text.txt").write_text(chain_text(4000).replace("ca", "c\na"))
+    (place / "my-model.toml").write_text(CONFIG.replace("my-text.txt", str(place / "my-text.txt")))
+    run = place / "runs" / "my-model"
+    result = CliRunner().invoke(group, ["train", str(place / "my-model.toml"), "--run", str(run)])
+    assert result.exit_code == 0, result.output
+    return run
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_examples_that_parse(verb: str, folder: Path) -> None:
+    found = [line for line in examples(verb) if not line.startswith(("source", "zcat"))]
+    assert len(found) >= 3
+    for line in found:
+        assert line.startswith(f"meari {verb}")
+        parsed(line)
+
+
+def test_examples_of_the_command_itself_parse() -> None:
+    found = examples("")
+    assert len(found) >= 5
+    for line in found:
+        parsed(line)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in (*PARSED, "evaluate", "export")])
+def test_examples_run_one_after_the_other(verb: str, folder: Path, url: str, environment: dict[str, str]) -> None:
+    run_examples(verb, folder, url, environment)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "export"])
+def test_examples_of_a_run_run(verb: str, trained: Path, folder: Path, environment: dict[str, str]) -> None:
+    shutil.copytree(trained, folder / "runs" / "my-model")
+    run_examples(verb, folder, "", environment)
+
+
+def run_examples(verb: str, folder: Path, url: str, environment: dict[str, str]) -> None:
+    for line in examples(verb):
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", line.replace(ADDRESS, url)],
+            cwd=folder,
+            env=environment | {"HOME": str(folder)},
+            capture_output=True,
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode == 0, (line, done.stderr.decode())
+        assert done.stdout or " > " in line or " -o " in line or line.startswith("source"), line
+        assert b"Traceback" not in done.stderr

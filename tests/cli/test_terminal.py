@@ -1,0 +1,193 @@
+"""Tables on a terminal, in a pipe, with NO_COLOR; `--json` of every verb; exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import pytest
+
+from cli._tables import Table, facts, show, shown
+from cli.main import group
+
+ESCAPE = "\x1b["
+VERBS = group.list_commands(click.Context(group))
+
+
+def on_terminal(words: list[str], folder: Path, environment: dict[str, str]) -> str:
+    """What a verb writes to a terminal of its own."""
+    ours, theirs = pty.openpty()
+    own = environment | {"TERM": "xterm-256color", "COLUMNS": "120"}
+    with subprocess.Popen(["meari", *words], cwd=folder, env=own, stdout=theirs) as process:
+        os.close(theirs)
+        written = b"".join(iter(lambda: _read(ours), b""))
+        assert process.wait() == 0
+    os.close(ours)
+    return written.decode()
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:  # the other end is closed
+        return b""
+
+
+def run(words: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["meari", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+
+
+def test_terminal_gets_colours(project: Path, environment: dict[str, str]) -> None:
+    written = on_terminal(["models"], project, environment)
+    assert ESCAPE in written
+    assert "shakespeare-gru" in written
+
+
+def test_no_color_leaves_them_out(project: Path, environment: dict[str, str]) -> None:
+    written = on_terminal(["models"], project, environment | {"NO_COLOR": "1"})
+    assert ESCAPE not in written
+    assert "shakespeare-gru" in written
+
+
+def test_pipe_gets_plain_columns(project: Path, environment: dict[str, str]) -> None:
+    done = run(["models"], project, environment | {"FORCE_COLOR": "1", "COLUMNS": "20"})
+    head, *rows = done.stdout.splitlines()
+    assert head.split() == [
+        "name",
+        "family",
+        "precision",
+        "parameters",
+        "tokenizer",
+        "perplexity",
+        "bits/char",
+        "corpus",
+    ]
+    assert len(rows) == 5
+    assert [row.index("int8" if "int8" in row else "fp32") for row in rows] == [head.index("precision")] * 5
+    assert done.stdout.replace("\n", "").isprintable()
+
+
+def test_plain_columns_count_wide_characters_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    show(
+        Table("", ("text", "n"), [("한글", "1"), ("ab", "20")], frozenset({"n"})),
+        facts("more", [("a", 1), ("b", None)]),
+    )
+    assert capsys.readouterr().out == "text   n\n한글   1\nab    20\n\nmore\na  1\n"
+
+
+def test_figure_that_there_is_none_of_is_a_dash() -> None:
+    assert (shown(None), shown(1234.5), shown(1e7)) == ("–", "1,234.5000", "10,000,000.0")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_knows_json(verb: str) -> None:
+    command = group.get_command(click.Context(group), verb)
+    assert command is not None
+    assert any("--json" in parameter.opts for parameter in command.params)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["models"],
+        ["inspect", "shakespeare-rnn"],
+        ["completion", "bash"],
+        ["generate", "ROMEO:", "--max-tokens", "4", "--model", "shakespeare-rnn"],
+        ["score", "--text", "To be", "--model", "shakespeare-rnn"],
+    ],
+)
+def test_json_is_all_that_stands_on_standard_output(
+    words: list[str], project: Path, environment: dict[str, str]
+) -> None:
+    done = run([*words, "--json"], project, environment)
+    assert done.returncode == 0, done.stderr
+    assert isinstance(json.loads(done.stdout), dict)
+
+
+def test_serve_says_what_it_serves_and_ends_with_0(project: Path, environment: dict[str, str]) -> None:
+    own = environment | {"MEARI_PORT": "0", "MEARI_WORKERS": "1"}
+    serve = ["meari", "serve", "--json", "--default-model", "shakespeare-rnn"]
+    with subprocess.Popen(serve, cwd=project, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        described = json.loads(process.stdout.readline())
+        assert described["models"][-1] == "shakespeare-rnn"
+        assert described["process"] == process.pid
+        for line in process.stderr:
+            if b"serving" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=60)
+        assert (process.returncode, rest) == (0, b"")
+
+
+CODES = [
+    (["sing"], 2, "No such command 'sing'"),
+    (["inspect", "nowhere"], 1, "meari: model: got 'nowhere'"),
+    (["inspect", "--top"], 2, "No such option"),
+    (["generate", "a", "--top-p", "1.4"], 2, "--top-p: got 1.4"),
+    (["generate", "a", "--resume"], 2, "--resume: got it without --prompts"),
+    (["generate", "a", "--json", "--format", "tsv"], 2, "--json: got it with --format tsv"),
+    (["score"], 2, "FILE and --text: got none"),
+    (["score", "nowhere.txt"], 1, "meari: nowhere.txt: No such file"),
+    (["score", "--text", "a", "--skip-bad"], 2, "--skip-bad: got it with --text"),
+    (["serve", "--port", "many"], 2, "MEARI_PORT: got 'many'"),
+    (["models", "--server", "localhost:8000"], 2, "--server': got 'localhost:8000', expected http://HOST:PORT"),
+    (["models", "--server", "http://a", "--bundles", "b"], 2, "--bundles: got it with --server"),
+    (["evaluate", "runs/a", "--server", "http://a"], 2, "--server: evaluate works with files of this machine"),
+    (["models", "--server", "http://127.0.0.1:1"], 1, "http://127.0.0.1:1: connection refused"),
+    (["generate", "a", "--server", "http://127.0.0.1:1"], 1, "http://127.0.0.1:1: connection refused"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "message"), CODES)
+def test_exit_code_and_one_line(
+    words: list[str], code: int, message: str, project: Path, environment: dict[str, str]
+) -> None:
+    done = run(words, project, environment)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    if code == 1:
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["--help"], ["models", "--json"], ["completion", "bash"]])
+def test_closed_pipe_is_a_quiet_end(words: list[str], project: Path, environment: dict[str, str]) -> None:
+    with gone_reader() as writer:
+        done = subprocess.run(
+            ["meari", *words], cwd=project, env=environment, stdout=writer, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@contextmanager
+def gone_reader() -> Iterator[int]:
+    """The writing end of a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        yield writer
+    finally:
+        os.close(writer)
+
+
+def test_interrupted_verb_ends_with_130(environment: dict[str, str]) -> None:
+    code = """
+import signal
+from cli import main
+main.group = lambda **_: signal.raise_signal(signal.SIGINT)
+main.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "meari: interrupted\n")
