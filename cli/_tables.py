@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import click
@@ -20,7 +21,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     right: frozenset[str] = frozenset()
     has_head: bool = True
 
@@ -76,7 +77,9 @@ def _plain(table: Table) -> str:
     widths = [max(_width(line[place]) for line in lines) for place in range(len(table.columns))] if lines else []
     are_right = [name in table.right for name in table.columns]
     aligned = [GAP.join(map(_padded, line, widths, are_right)) for line in lines]
-    return "\n".join([*([table.title] if table.title else []), *(line.rstrip() for line in aligned)])
+    if not table.title:
+        return "\n".join(line.rstrip() for line in aligned)
+    return "\n".join([table.title, *(GAP + line.rstrip() for line in aligned)])
 
 
 def _padded(cell: str, width: int, is_right: bool) -> str:

@@ -81,15 +81,12 @@ def _facts(described: dict[str, Any]) -> list[tuple[str, object]]:
 
 
 def _operators(graphs: dict[str, Any]) -> Table:
-    rows = [
-        (
-            graph["file"],
-            f"{graph['bytes']:,}",
-            str(sum(graph["operators"].values())),
-            ", ".join(f"{name} {count}" for name, count in graph["operators"].items()),
-        )
-        for graph in graphs.values()
-    ]
+    rows = []
+    for name, graph in graphs.items():
+        operators = graph.get("operators", {})
+        counts = ", ".join(f"{operator} {count}" for operator, count in operators.items())
+        size = f"{graph['bytes']:,}" if "bytes" in graph else "–"
+        rows.append((graph.get("file", name), size, str(sum(operators.values())), counts))
     return Table("graphs", ("file", "bytes", "nodes", "operators"), rows, frozenset({"bytes", "nodes"}))
 
 

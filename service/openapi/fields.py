@@ -33,6 +33,7 @@ FIELDS: Final[dict[str, Field]] = {
     "failed": ("Bundles that could not be loaded, with the reason.", {}),
     "family": ("The recurrence.", "lstm"),
     "figures": ("Held-out figures.",),
+    "graphs": ("The bundle's ONNX files, with their nodes counted by operator.",),
     "files": ("SHA-256 of each file of the bundle.",),
     "finish_reason": ("Why the text ended.", "length"),
     "frequency_penalty": ("Not supported: 0 or null.", 0),

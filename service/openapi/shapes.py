@@ -112,14 +112,6 @@ class TokenizerDescription(msgspec.Struct):
     boundary: Boundary
 
 
-class GraphDescription(msgspec.Struct):
-    """One of the bundle's ONNX files, its nodes counted by their operator."""
-
-    file: str
-    bytes: int
-    operators: dict[str, int]
-
-
 class Hashes(msgspec.Struct):
     """SHA-256 of the bundle and of each of its files."""
 
@@ -151,7 +143,7 @@ class ModelDescription(msgspec.Struct):
     sizes: dict[str, int]
     state: list[StateEntry]
     tokenizer: TokenizerDescription
-    graphs: dict[str, GraphDescription]
+    graphs: dict[str, Any]
     corpus: dict[str, Any]
     figures: dict[str, Any]
     hashes: Hashes

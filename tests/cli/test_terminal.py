@@ -82,7 +82,7 @@ def test_plain_columns_count_wide_characters_twice(capsys: pytest.CaptureFixture
         Table("", ("text", "n"), [("한글", "1"), ("ab", "20")], frozenset({"n"})),
         facts("more", [("a", 1), ("b", None)]),
     )
-    assert capsys.readouterr().out == "text   n\n한글   1\nab    20\n\nmore\na  1\n"
+    assert capsys.readouterr().out == "text   n\n한글   1\nab    20\n\nmore\n  a  1\n"
 
 
 def test_figure_that_there_is_none_of_is_a_dash() -> None:

@@ -122,7 +122,7 @@ def test_stream_gives_each_event_and_leaves_pings_out() -> None:
     ],
 )
 def test_stream_that_breaks_off_is_an_error(stream: bytes, error: type[RemoteError], message: str) -> None:
-    found = []
+    found: list[bytes] = []
     with serving((200, {}, stream)) as (url, _), pytest.raises(error, match=message):
         found.extend(RemoteService(url).stream("/generate", b"{}"))
 
