@@ -21,8 +21,8 @@ MAX_TEXT_CHARS = 300_000
 @pytest.fixture(scope="module")
 def server(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service with narrow limits, so that chunks need several requests."""
-    limits = {"max_texts": 3, "max_text_chars": MAX_TEXT_CHARS}
-    with running_server(tmp_path_factory.mktemp("log"), bundles=bundles, **limits) as running:
+    log = tmp_path_factory.mktemp("log")
+    with running_server(log, bundles=bundles, max_texts=3, max_text_chars=MAX_TEXT_CHARS) as running:
         yield running
 
 
