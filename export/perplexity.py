@@ -68,7 +68,8 @@ def check_precision(graphs: Graphs, reference: Graphs, held_out: Tokens) -> Held
 
 def nats_per_token(graphs: Graphs, held_out: Tokens) -> tuple[float, int]:
     """Run the first 50,000 tokens as parallel streams, each from the initial state and again at every
-    boundary.
+    boundary. A stream's first input is the boundary, as a served text's is: a model need not know what to make of
+    the initial state and any other token.
 
     Returns the mean of -ln P, and over how many tokens.
     """
@@ -76,7 +77,8 @@ def nats_per_token(graphs: Graphs, held_out: Tokens) -> tuple[float, int]:
     ids = held_out[: MOST_TOKENS + 1]
     num_streams = min(NUM_STREAMS, len(ids) - 1)
     num_steps = (len(ids) - 1) // num_streams
-    inputs = ids[: num_streams * num_steps].reshape(num_streams, num_steps)
+    inputs = ids[: num_streams * num_steps].reshape(num_streams, num_steps).copy()
+    inputs[:, 0] = BOUNDARY_ID
     targets = ids[1 : num_streams * num_steps + 1].reshape(num_streams, num_steps)
     state = opened.initial_state(num_streams)
     rows = np.arange(num_streams)
