@@ -83,7 +83,7 @@ class Space:
         return {name: spec.described() for name, spec in self.varied.items()}
 
 
-def with_settings(config: Config, settings: Mapping[str, Value]) -> Config:
+def with_settings(config: Config, settings: Mapping[str, object]) -> Config:
     """The config with some settings changed. Raises ConfigError: unknown, of the wrong kind, out of range."""
     tables = config.to_tables()
     for name, value in settings.items():
