@@ -188,6 +188,7 @@ def test_every_line_is_json_from_the_start_to_the_end(letters: Path, tmp_path: P
         with server.connect() as connection:
             connection.sendall(b"GARBAGE\r\n\r\n")
             assert connection.recv(20)
+        until(lambda: server.log.count("; default letters") == 1)
         os.kill(ready["process"], signal.SIGKILL)
         until(lambda: server.log.count("Booting worker") == 2, 60)
         until(lambda: server.log.count("; default letters") == 2, 60)

@@ -71,7 +71,7 @@ def test_four_families_write_at_once_and_show_their_states(visit: Visit) -> None
     figures = [[float(cell.replace(",", "")) for cell in row[2:]] for row in table]
     assert all(value > 0 for row in figures for value in row)
     cards = page.locator("#compare-cards article")
-    assert cards.nth(2).locator("option").all_inner_texts() == ["h0", "c0"]
+    assert cards.nth(2).locator("option").all_inner_texts() == ["h0", "c0", "h1", "c1"]
     colours = page.locator("canvas").evaluate_all(
         """all => all.map(canvas => {
           const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
