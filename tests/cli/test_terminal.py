@@ -72,8 +72,8 @@ def test_pipe_gets_plain_columns(project: Path, environment: dict[str, str]) -> 
         "bits/char",
         "corpus",
     ]
-    assert len(rows) == 5
-    assert [row.index("int8" if "int8" in row else "fp32") for row in rows] == [head.index("precision")] * 5
+    assert len(rows) == 6
+    assert [row.index("int8" if "int8" in row else "fp32") for row in rows] == [head.index("precision")] * 6
     assert done.stdout.replace("\n", "").isprintable()
 
 
