@@ -16,6 +16,10 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Default arguments of this module hold the process group that is there when it is imported, which torch's optimizers
+# do. Before a group is there, nothing is held, and the group's threads end with it instead of aborting at exit.
+import torch.distributed.nn
 from torch import Tensor, nn
 
 from models.errors import PeerFailed, TrainingError
