@@ -96,7 +96,7 @@ class Settings:
         256 * MIB, integer(1024, 1024 * GIB), "what all requests in flight may hold, bodies and figures; past it 429"
     )
     cache_bytes: int = _setting(
-        48 * MIB,
+        20 * MIB,
         integer(0, 1024 * GIB),
         "states of prefixes that are kept for requests to come, shared out among the models; 0 keeps none",
     )

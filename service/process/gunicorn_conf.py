@@ -7,6 +7,8 @@ Problems of the settings end the start here, before there is any worker.
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import secrets
 import shutil
@@ -74,6 +76,11 @@ def on_starting(server: Any) -> None:
         server.log.warning("texts are logged, %d characters a request: MEARI_LOG_TEXT_CHARS", settings.log_text_chars)
     os.environ["MEARI_WORKERS"] = str(server.cfg.workers)
     prepare_runtime_folder(runtime_folder)
+    # Imported once, so that the workers share the memory of it and start sooner; frozen, so that no collection of
+    # theirs writes to it. There are no threads yet, and no sessions.
+    importlib.import_module("service.app")
+    gc.collect()
+    gc.freeze()
 
 
 def worker_exit(_server: Any, worker: Any) -> None:
