@@ -16,6 +16,8 @@ COPY requirements/serve.txt requirements/
 RUN pip install --quiet --no-deps --no-compile --requirement requirements/serve.txt
 COPY . .
 RUN pip install --quiet --no-deps --no-compile --no-build-isolation .
+# The playground shows the pictures of the claims from beside the package.
+RUN cd /opt/meari/lib/python3.*/site-packages && mkdir docs && cp -r /build/docs/claims docs/
 # Tests, stubs and headers of numpy; onnxruntime's converters and its second copy for C programs; what rich draws
 # source code and Markdown with; the installers. The last line shows that what is left imports.
 RUN cd /opt/meari/lib/python3.*/site-packages \

@@ -18,6 +18,17 @@ def post(address: Address, path: str, body: Mapping[str, object]) -> dict[str, A
     return answer
 
 
+def get(address: Address, path: str) -> dict[str, Any]:
+    """The answer to a GET, which has to be 200."""
+    with closing(HTTPConnection(*address, timeout=30)) as connection:
+        connection.request("GET", path)
+        with connection.getresponse() as response:
+            data = response.read()
+    assert response.status == 200, data
+    answer: dict[str, Any] = json.loads(data)
+    return answer
+
+
 @contextmanager
 def sent(address: Address, path: str, body: Mapping[str, object]) -> Iterator[HTTPResponse]:
     """Send a request; the block reads the answer's body, as it arrives."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.container.client import events_of, is_ready, post, sent
+from tests.container.client import events_of, get, is_ready, post, sent
 from tests.container.conftest import wait_until
 from tests.container.docker import Docker
 
@@ -57,10 +57,24 @@ def test_container_scores(docker: Docker, container: str) -> None:
     assert unlikely < likely < 0
 
 
+def test_container_has_the_pictures_of_the_claims(docker: Docker, container: str) -> None:
+    claims = get(docker.address(container), "/web/claims.json")["claims"]
+    assert len(claims) == 7
+
+
 def test_container_scores_in_bulk_without_a_server(docker: Docker, container: str) -> None:
     script = "printf 'all the bells\\nslleb eht lla\\n' | meari score - --model shakespeare-lstm"
     likely, unlikely = map(json.loads, docker.run("exec", container, "sh", "-c", script).splitlines())
     assert unlikely["logprob"] < likely["logprob"] < 0
+
+
+def test_every_verb_that_needs_no_training_runs_in_the_container(docker: Docker, container: str) -> None:
+    listed = json.loads(docker.run("exec", container, "meari", "models", "--json"))
+    asked = json.loads(docker.run("exec", container, "meari", "models", "--server", "http://127.0.0.1:8000", "--json"))
+    inspected = json.loads(docker.run("exec", container, "meari", "inspect", "shakespeare-lstm", "--json"))
+    assert {model["name"] for model in listed["models"]} == {model["name"] for model in asked["models"]}
+    assert inspected["name"] == "shakespeare-lstm"
+    assert "complete" in docker.run("exec", container, "meari", "completion", "bash")
 
 
 def test_stopped_container_finishes_its_open_stream_and_exits_with_0(docker: Docker, start: Callable[..., str]) -> None:
