@@ -18,6 +18,7 @@ from msgspec import UNSET, UnsetType
 
 from service.bundle import Bundle, open_bundle
 from service.engine import Engine, EngineLimits
+from service.engine.cache import CacheRoom
 from service.errors import MeariError, NotReady, UnknownModel
 from service.process.marks import ReadyMarks
 from service.process.memory import release_free_memory
@@ -156,7 +157,9 @@ class Registry:
             folders = self._folders()
             self._named_default = _read_default(self._settings.bundles)
             models, failed = self._load_each(folders)
-            self._share_cache(list(models.values()))
+            room = CacheRoom(self._settings.cache_bytes)
+            for model in models.values():
+                model.engine.share_cache(room)
             self._models, self._failed = models, failed
             if not models:
                 self._problem = self._nothing_to_serve(bool(folders))
@@ -190,12 +193,6 @@ class Registry:
                 failed[folder.name] = "it could not be loaded; see the log"
                 log.exception("bundle %s cannot be served", folder.name)
         return models, failed
-
-    def _share_cache(self, models: list[Model]) -> None:
-        """Divide the bytes of the prefix caches so that each model can hold as many tokens as the others."""
-        everyone = sum(model.bundle.runner.state_bytes for model in models)
-        for model in models:
-            model.engine.limit_cache(self._settings.cache_bytes * model.bundle.runner.state_bytes // everyone)
 
     def _nothing_to_serve(self, any_folder: bool) -> str:
         root = self._settings.bundles

@@ -98,7 +98,7 @@ class Settings:
     cache_bytes: int = _setting(
         20 * MIB,
         integer(0, 1024 * GIB),
-        "states of prefixes that are kept for requests to come, shared out among the models; 0 keeps none",
+        "states of prefixes that are kept for requests to come, of all models together; 0 keeps none",
     )
     max_timeout_seconds: float = _setting(300.0, seconds(0.001, 86_400), "longest a request may take")
     graceful_timeout_seconds: float = _setting(

@@ -7,11 +7,15 @@ A radix tree: an edge holds up to `EDGE_TOKENS` tokens and says where the state 
 told apart by their first token. With a prefix all shorter ones are there.
 
 Recency: a text that is found or added makes its whole path new, the deepest edge first. So every edge is older than
-those above it, and the oldest of all is a leaf; it gives way from its last token on. Owned by the engine's thread.
+those above it, and the oldest of all is a leaf; it gives way from its last token on.
+
+The caches of several models can share one room: then whichever is used has what the others do not need. Every engine's
+thread calls its own cache; the room's lock keeps them apart.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +28,10 @@ Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 EDGE_TOKENS: Final = 128  # they age together
 EDGE_BYTES: Final = 512  # of an edge's objects
-TOKEN_BYTES: Final = 16  # its id, and where its state lies
+PAGE_FLOATS: Final = 128  # so many divide the states of usual sizes, whatever the model
+PAGE_BYTES: Final = 4 * PAGE_FLOATS
+PAGE: Final = np.dtype((np.void, PAGE_BYTES))  # copied whole, which takes half the time of as many floats
+ID_BYTES: Final = 8  # of a token, and of the number of a page
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,39 +47,51 @@ class Match:
     hidden: Floats
 
 
-class Rows:
-    """Room for the states of `capacity` tokens, set aside once: it is touched as it fills and used again as it empties.
+class CacheRoom:
+    """At most `max_bytes` for the states of one cache or of several, the least recently used of all out first.
 
-    Fresh memory costs many times what copying into it does, and pieces of many sizes would leave gaps.
+    Pages that fit every model, set aside once: memory is touched as it fills and used again as it empties, also by
+    another model. Fresh memory costs many times what copying into it does.
     """
 
-    def __init__(self, capacity: int, states: Mapping[str, Floats], hidden: Floats) -> None:
-        self._states = {name: np.empty((capacity, *rows.shape[1:]), np.float32) for name, rows in states.items()}
-        self._hidden = np.empty((capacity, hidden.shape[1]), np.float32)
-        self._free: list[int] = []
-        self._num_touched = 0
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self.lock = threading.Lock()  # of the room and of all caches in it
+        self.by_age: OrderedDict[Edge, PrefixCache] = OrderedDict()  # without the roots; oldest first
+        self._pages = np.empty(max_bytes // PAGE_BYTES, PAGE)
+        self._free = np.empty(max_bytes // PAGE_BYTES, np.int64)  # the first `_num_free` are pages that were let go
+        self._num_free = self._num_touched = 0
 
-    def put(self, states: Mapping[str, Floats], hidden: Floats) -> Ids:
-        """Copy rows in; returns where they lie."""
-        places = self._free[max(0, len(self._free) - len(hidden)) :]
-        del self._free[len(self._free) - len(places) :]
-        num_fresh = len(hidden) - len(places)
-        places += range(self._num_touched, self._num_touched + num_fresh)
-        self._num_touched += num_fresh
-        at = np.array(places, np.int64)
-        for name, rows in states.items():
-            self._states[name][at] = rows
-        self._hidden[at] = hidden
-        return at
+    def lacking(self, num_bytes: int) -> int:
+        """How many bytes more than there is room for."""
+        return self.num_bytes + num_bytes - self.max_bytes
 
-    def get(self, place: int, length: int) -> Match:
-        """A copy of what lies there, which stands after `length` tokens."""
-        states = {name: rows[place].copy() for name, rows in self._states.items()}
-        return Match(length, states, self._hidden[place].copy())
+    def take(self, num_rows: int, pages_a_row: int) -> Ids:
+        """Pages that nobody has, int64 [rows, pages_a_row]."""
+        num = num_rows * pages_a_row
+        num_used = min(num, self._num_free)
+        self._num_free -= num_used
+        fresh = np.arange(self._num_touched, self._num_touched + num - num_used)
+        self._num_touched += len(fresh)
+        used = self._free[self._num_free : self._num_free + num_used]
+        return np.concatenate([used, fresh]).reshape(num_rows, pages_a_row)
 
-    def drop(self, places: Ids) -> None:
-        """Let others have these places."""
-        self._free += places.tolist()
+    def let_go(self, pages: Ids) -> None:
+        """Let others have these pages."""
+        self._free[self._num_free : self._num_free + pages.size] = pages.ravel()
+        self._num_free += pages.size
+
+    def write(self, pages: Ids, rows: Floats) -> None:
+        """Copy float32 [rows, *shape] into int64 [rows, pages of a row]."""
+        flat = np.ascontiguousarray(rows).reshape(len(rows), int(np.prod(rows.shape[1:])))
+        if missing := pages.shape[1] * PAGE_FLOATS - flat.shape[1]:
+            flat = np.pad(flat, ((0, 0), (0, missing)))
+        self._pages[pages.ravel()] = flat.ravel().view(PAGE)
+
+    def read(self, pages: Ids, shape: tuple[int, ...]) -> Floats:
+        """A copy of the row that lies in these pages, int64 [pages of a row]."""
+        return self._pages[pages].view(np.float32)[: int(np.prod(shape))].reshape(shape)
 
 
 @dataclass(eq=False, slots=True)
@@ -80,7 +99,7 @@ class Edge:
     """From one node of the tree to the next; the edges that go on from there are its children.
 
     tokens  int64 [1 to EDGE_TOKENS], none of the root
-    places  int64, of the same length: where the state after each of them lies
+    places  int64 [tokens, pages]: where the state after each of them lies
     """
 
     tokens: Ids
@@ -99,23 +118,33 @@ class Edge:
 
 
 class PrefixCache:
-    """At most `max_bytes` of states, the least recently used out first."""
+    """One model's prefixes in a room.
 
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._root = Edge(np.empty(0, np.int64), np.empty(0, np.int64), None)
-        self._by_age: OrderedDict[Edge, None] = OrderedDict()  # without the root; oldest first
-        self._rows: Rows | None = None  # its sizes are those of the first rows that come
-        self._bytes_per_token = TOKEN_BYTES
+    shapes       state tensor -> shape of a row
+    hidden_size  floats of a hidden row; 0 where it is not kept
+    """
+
+    def __init__(self, room: CacheRoom, shapes: Mapping[str, tuple[int, ...]], hidden_size: int) -> None:
+        self._room = room
+        self._shapes = {**shapes, "": (hidden_size,)}
+        self._spans: dict[str, slice] = {}  # which of a row's pages are a tensor's
+        self._num_pages = 0
+        for name, shape in self._shapes.items():
+            end = self._num_pages - -int(np.prod(shape)) // PAGE_FLOATS
+            self._spans[name] = slice(self._num_pages, end)
+            self._num_pages = end
+        self.bytes_per_token = ID_BYTES + self._num_pages * (PAGE_BYTES + ID_BYTES)
+        self._root = Edge(np.empty(0, np.int64), np.empty((0, self._num_pages), np.int64), None)
         self._num_bytes = self._num_tokens = 0
 
-    def most_tokens(self, row_bytes: int) -> int:
-        """Of one text, whose states take so many bytes each: it shall not drive out all others."""
-        return self._max_bytes * 7 // 8 // (row_bytes + TOKEN_BYTES + EDGE_BYTES // EDGE_TOKENS)
+    @property
+    def most_tokens(self) -> int:
+        """Of one text: it shall not drive out all others."""
+        return self._room.max_bytes * 7 // 8 // (self.bytes_per_token + EDGE_BYTES // EDGE_TOKENS)
 
     @property
     def num_bytes(self) -> int:
-        """What is held."""
+        """What this model has of the room."""
         return self._num_bytes
 
     @property
@@ -128,32 +157,36 @@ class PrefixCache:
 
         It counts as used now.
         """
-        edge, at, length = self._find(np.asarray(tokens, np.int64))
-        if self._rows is None or not length:
-            return None
-        self._renew(edge)
-        return self._rows.get(int(edge.places[at - 1]), length)
+        ids = np.asarray(tokens, np.int64)
+        with self._room.lock:
+            edge, at, length = self._find(ids)
+            if not length:
+                return None
+            self._renew(edge)
+            row = edge.places[at - 1]
+            states = {name: self._room.read(row[self._spans[name]], shape) for name, shape in self._shapes.items()}
+            return Match(length, states, states.pop(""))
 
     def keep(self, states: Mapping[str, Floats], hidden: Floats) -> Ids:
         """Copy rows that no text has yet: `insert` gives them to one, `drop` lets go of them.
 
         states   state tensor -> float32 [T, *shape]
         hidden   float32 [T, hidden_size]
-        returns  int64 [at most T], where they lie: the first ones, as many as there is room for
+        returns  int64 [at most T, pages], where they lie: the first ones, as many as there is room for
         """
-        if self._rows is None:
-            self._bytes_per_token += hidden[0].nbytes + sum(rows[0].nbytes for rows in states.values())
-            self._rows = Rows(self._max_bytes // self._bytes_per_token, states, hidden)
-        self._free(len(hidden) * self._bytes_per_token)
-        num = min(len(hidden), (self._max_bytes - self._num_bytes) // self._bytes_per_token)
-        self._num_bytes += num * self._bytes_per_token
-        return self._rows.put({name: rows[:num] for name, rows in states.items()}, hidden[:num])
+        with self._room.lock:
+            self._free(len(hidden) * self.bytes_per_token)
+            num = min(len(hidden), max(0, -self._room.lacking(0)) // self.bytes_per_token)
+            self._count(num * self.bytes_per_token)
+            places = self._room.take(num, self._num_pages)
+            for name, rows in {**states, "": hidden}.items():
+                self._room.write(places[:, self._spans[name]], rows[:num])
+            return places
 
     def drop(self, places: Ids) -> None:
         """Let go of rows that no text has."""
-        if self._rows is not None:
-            self._rows.drop(places)
-            self._num_bytes -= len(places) * self._bytes_per_token
+        with self._room.lock:
+            self._drop(places)
 
     def insert(self, tokens: Sequence[int] | Ids, first: int, places: Ids) -> None:
         """Give kept rows to a text: they stand after tokens[: first + 1], tokens[: first + 2], …
@@ -161,7 +194,7 @@ class PrefixCache:
         tokens  begin with the boundary token; those past first + T are not looked at. A long text is best given as an
                 array of int64, which is taken as it is
         first   how many of them were read before the first row. Where their states are gone, the rows are dropped
-        places  int64 [T], as `keep` returned them; they are the caller's no more
+        places  int64 [T, pages], as `keep` returned them; they are the caller's no more
 
         What is there already stays and counts as used now.
         """
@@ -169,11 +202,15 @@ class PrefixCache:
         if len(tokens) < end:
             raise ValueError(f"tokens: got {len(tokens)}, expected at least first + rows = {end}")
         ids = np.asarray(tokens[:end], np.int64)
+        with self._room.lock:
+            self._insert(ids, first, places)
+
+    def _insert(self, ids: Ids, first: int, places: Ids) -> None:
         edge, at, length = self._find(ids)
         if length < first:
-            self.drop(places)
+            self._drop(places)
             return
-        self.drop(places[: length - first])
+        self._drop(places[: length - first])
         places = places[length - first :]
         if at < len(edge) and len(places):
             edge = self._split(edge, at)
@@ -182,6 +219,14 @@ class PrefixCache:
             edge, num = self._append(edge, ids[length:], places)
             length += num
             places = places[num:]
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        self._room.num_bytes += num_bytes
+
+    def _drop(self, places: Ids) -> None:
+        self._room.let_go(places)
+        self._count(-len(places) * self.bytes_per_token)
 
     def _find(self, tokens: Ids) -> tuple[Edge, int, int]:
         """Walk down along `tokens`; returns the deepest edge, how many of its tokens agree, and how many in all."""
@@ -197,8 +242,8 @@ class PrefixCache:
     def _renew(self, edge: Edge) -> None:
         """Make a path the newest, from its end up: an edge is always older than those above it."""
         while edge.above is not None:
-            self._by_age[edge] = None
-            self._by_age.move_to_end(edge)
+            self._room.by_age[edge] = self
+            self._room.by_age.move_to_end(edge)
             edge = edge.above
 
     def _split(self, edge: Edge, at: int) -> Edge:
@@ -208,16 +253,16 @@ class PrefixCache:
         edge.above.children[int(edge.tokens[0])] = upper
         edge.above = upper
         edge.tokens, edge.places = edge.tokens[at:].copy(), edge.places[at:].copy()
-        self._num_bytes += EDGE_BYTES
+        self._count(EDGE_BYTES)
         return upper
 
     def _fitting(self, places: Ids, edge: Edge) -> Ids:
         """As many of the rows as there is room for beside what they need to follow `edge`; the others are dropped."""
         edge_bytes = 0 if self._grows(edge) or not len(places) else EDGE_BYTES
         self._free(edge_bytes, edge)
-        lacking = max(0, self._num_bytes + edge_bytes - self._max_bytes)
-        num = max(0, len(places) - -(-lacking // self._bytes_per_token))
-        self.drop(places[num:])
+        lacking = max(0, self._room.lacking(edge_bytes))
+        num = max(0, len(places) - -(-lacking // self.bytes_per_token))
+        self._drop(places[num:])
         return places[:num]
 
     def _grows(self, edge: Edge) -> bool:
@@ -231,32 +276,33 @@ class PrefixCache:
         """
         if self._grows(edge):
             num = min(len(places), EDGE_TOKENS - len(edge))
-            edge.tokens, edge.places = np.append(edge.tokens, tokens[:num]), np.append(edge.places, places[:num])
+            edge.tokens = np.append(edge.tokens, tokens[:num])
+            edge.places = np.append(edge.places, places[:num], axis=0)
         else:
             num = min(len(places), EDGE_TOKENS)
             edge.children[int(tokens[0])] = edge = Edge(tokens[:num].copy(), places[:num].copy(), edge)
             self._renew(edge)
-            self._num_bytes += EDGE_BYTES
+            self._count(EDGE_BYTES)
         self._num_tokens += num
         return edge, num
 
     def _free(self, num_bytes: int, last: Edge | None = None) -> None:
-        """Evict the oldest until so many bytes fit, but nothing of the newest path where that ends in `last`."""
-        while self._by_age and (lacking := self._num_bytes + num_bytes - self._max_bytes) > 0:
-            oldest = next(iter(self._by_age))
+        """Evict the oldest of all until so many bytes fit, but nothing of the newest path where that ends in `last`."""
+        while self._room.by_age and (lacking := self._room.lacking(num_bytes)) > 0:
+            oldest, cache = next(iter(self._room.by_age.items()))
             if oldest is last:
                 return
-            self._evict(oldest, -(-lacking // self._bytes_per_token))
+            cache.evict(oldest, -(-lacking // cache.bytes_per_token))
 
-    def _evict(self, edge: Edge, num_tokens: int) -> None:
-        """Drop so many tokens from the end of a leaf, or all of it."""
+    def evict(self, edge: Edge, num_tokens: int) -> None:
+        """Drop so many tokens from the end of a leaf, or all of it; under the room's lock."""
         assert edge.above is not None
         assert not edge.children, "an edge is always older than those above it"
         if num_tokens >= len(edge):
-            del self._by_age[edge], edge.above.children[int(edge.tokens[0])]
-            self._num_bytes -= EDGE_BYTES
+            del self._room.by_age[edge], edge.above.children[int(edge.tokens[0])]
+            self._count(-EDGE_BYTES)
         dropped = edge.cut(max(0, len(edge) - num_tokens))
-        self.drop(dropped)
+        self._drop(dropped)
         self._num_tokens -= len(dropped)
 
 

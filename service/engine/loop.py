@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from service.engine.beaming import finish_beams, num_written
 from service.engine.beams import BeamSearch
-from service.engine.cache import PrefixCache
+from service.engine.cache import CacheRoom, PrefixCache
 from service.engine.calls import (
     EngineLimits,
     EngineStats,
@@ -50,7 +50,7 @@ class Engine:
         self._clock = clock
         self._scheduler = Scheduler(limits.max_waiting)
         self._lanes = Lanes(runner, limits, clock)
-        self._cache = PrefixCache(limits.cache_bytes) if limits.cache_bytes else None
+        self._cache = self._cache_in(CacheRoom(limits.cache_bytes))
         self._read = Reading(runner, self._cache, clock)
         self._live = LiveRequests()
         self._numbers = itertools.count()
@@ -83,9 +83,9 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def limit_cache(self, max_bytes: int) -> None:
-        """Let the prefix cache hold so many bytes in place of what the limits say; before the first request alone."""
-        self._cache = PrefixCache(max_bytes) if max_bytes else None
+    def share_cache(self, room: CacheRoom) -> None:
+        """Keep prefixes in that room, with other engines, in place of one's own; before the first request alone."""
+        self._cache = self._cache_in(room)
         self._read = Reading(self._runner, self._cache, self._clock)
 
     def stop(self, timeout_seconds: float = 5.0) -> None:
@@ -160,6 +160,12 @@ class Engine:
             token_gaps=self._lanes.gaps.read(),
         )
 
+    def _cache_in(self, room: CacheRoom) -> PrefixCache | None:
+        if not room.max_bytes:
+            return None
+        shapes = {tensor.name: tensor.shape for tensor in self._runner.state_tensors}
+        return PrefixCache(room, shapes, self._runner.cached_hidden_size)
+
     def _check_open(self) -> None:
         if not self.is_ready:
             raise NotReady(f"the engine takes no requests: {'it failed' if self.failure else 'it is shutting down'}")
@@ -228,7 +234,7 @@ class Engine:
         if self._cache is None or not root.num_to_cache:
             return
         self._looked_up_tokens += root.num_to_cache - 1  # without the boundary token
-        root.num_to_cache = min(root.num_to_cache, self._cache.most_tokens(self._runner.cached_row_bytes))
+        root.num_to_cache = min(root.num_to_cache, self._cache.most_tokens)
         handle = root.request.handle
         assert isinstance(handle, Generation | Scoring)
         self._cache_queries += 1

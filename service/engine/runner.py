@@ -68,9 +68,9 @@ class Runner:
         return sum(4 * int(np.prod(t.shape)) for t in self.state_tensors)
 
     @property
-    def cached_row_bytes(self) -> int:
-        """Size of what a prefix cache keeps for a token: the state, and the hidden vector if that is no part of it."""
-        return self.state_bytes + (0 if self.hidden_state is not None else 4 * self.hidden_size)
+    def cached_hidden_size(self) -> int:
+        """How much of the hidden vector a prefix cache keeps beside the state: nothing where that is a part of it."""
+        return 0 if self.hidden_state is not None else self.hidden_size
 
     def initial_states(self, rows: int) -> States:
         """The state before anything was read: zeros, float32 [rows, *shape]."""

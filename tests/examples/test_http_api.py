@@ -40,9 +40,10 @@ def test_answer_has_the_shape_that_the_page_shows(server: Server, command: str, 
     assert shown[-1] == came[-1] == "[DONE]"
     mine, theirs = ([json.loads(event) for event in some[:-1]] for some in (shown, came))
     _assert_shape(mine[-1], theirs[-1], "the last event")
-    for one, other in zip(mine[:-1], theirs, strict=False):
-        _assert_shape(one["choices"][0]["text"], other["choices"][0]["text"], "text")
-    assert "finish_reason" in mine[-2]["choices"][0]
+    for stream in (mine, theirs):  # how many tokens share an event is a matter of time
+        written = [event["choices"][0] for event in stream[:-1]]
+        assert all(choice["text"] for choice in written)
+        assert ["finish_reason" in choice for choice in written] == [False] * (len(written) - 1) + [True]
 
 
 def test_tour_asks_every_path_of_the_contract(server: Server, tmp_path: Path) -> None:
