@@ -84,11 +84,11 @@ def _open_runner(folder: Path, manifest: Manifest) -> Runner:
     _check_shapes("output.onnx: input", output.inputs, {"hidden": None})
     both = {"logits": [vocabulary_size], "logprobs": [vocabulary_size]}
     _check_shapes("output.onnx: output", output.outputs, both)
-    for part in (cell, output):
-        fuse_products(part.model.graph)
     parts = Parts(cell, output, states, vocabulary_size)
     try:
-        sessions = Sessions(_open_session(reader_graph(parts)), _open_session(writer_graph(parts)))
+        writer = writer_graph(parts)
+        fuse_products(output.model.graph)  # pays where there are many rows
+        sessions = Sessions(_open_session(reader_graph(parts)), _open_session(writer))
     except ValueError as error:
         raise BundleError(f"cell.onnx, output.onnx: {error}") from error
     tensors = [StateTensor(name, shape) for name, shape in states.items()]

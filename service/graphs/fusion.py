@@ -4,8 +4,9 @@
     ─────────────────────────────────────────
     MatMulIntegerToFloat
 
-onnxruntime has this operator, which does all three while a tile of the product is in the cache. A bundle keeps to the
-operators of the ONNX standard, which every runtime has. The bits are the same.
+onnxruntime has this operator, which does all three while a tile of the product is in the cache. It also lays out all
+scales anew at every call, which costs 2.5 ns a column: less than the passes do from some twenty rows on, more below. A
+bundle keeps to the operators of the ONNX standard, which every runtime has. The bits are the same.
 """
 
 from __future__ import annotations

@@ -28,7 +28,6 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from service.graphs.bundle_graph import BundleGraph, Parts
-from service.graphs.fusion import fuse_products
 from service.graphs.sampler import NUM_LIMITS
 from service.graphs.writer import writer_graph
 
@@ -47,11 +46,9 @@ Feeds = dict[str, npt.NDArray[Any]]
 
 
 def read_parts(folder: Path) -> Parts:
-    """The two graphs of a bundle as the engine takes them."""
+    """The two graphs of a bundle as the engine takes them to write."""
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     cell, output = (BundleGraph((folder / name).read_bytes()) for name in ("cell.onnx", "output.onnx"))
-    for part in (cell, output):
-        fuse_products(part.model.graph)
     states = {entry["name"]: tuple(entry["shape"]) for entry in manifest["state"]}
     return Parts(cell, output, states, manifest["sizes"]["vocabulary"])
 
