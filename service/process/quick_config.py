@@ -17,8 +17,3 @@ class QuickConfig:
         value = getattr(self._config, name)
         setattr(self, name, value)
         return value
-
-    def set(self, name: str, value: object) -> None:
-        """Change a setting of this worker."""
-        self._config.set(name, value)
-        setattr(self, name, getattr(self._config, name))

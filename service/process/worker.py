@@ -101,7 +101,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         unreader = conn.parser.unreader
         if unreader.buf.getvalue():
             return True
-        if len(self._staying) >= MAX_STAYING or not self.cfg.keepalive:
+        if len(self._staying) >= MAX_STAYING:
             return False
         self._staying.add(conn)
         try:
@@ -121,7 +121,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         """
         response, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, JoinedResponse)
         environ["wsgi.multithread"] = True
-        if not self.alive or not self.cfg.keepalive or len(self.keepalived_conns) >= self.max_keepalived:
+        if not self._may_keep():
             response.force_close()
         try:
             pieces = self.wsgi(environ, response.start_response)
@@ -143,13 +143,15 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         return not response.should_close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM: begin to drain. Answers close their connections from now on."""
+        """SIGTERM: begin to drain. A request that comes from now on is the last one of its connection.
+
+        What was answered before without saying so stays open: its client may be sending the next one already.
+        """
         service = self._service()
         if service is None:
             super().handle_exit(sig, frame)
             return
         service.drain.begin()
-        self.cfg.set("keepalive", 0)
         self.method_queue.defer(lambda: None)  # wakes the loop
 
     def handle_error(self, req: object, client: socket.socket, addr: object, exc: Exception) -> None:
@@ -183,6 +185,13 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         super().wait_for_and_dispatch_events(min(timeout, CHECK_SECONDS) if draining else timeout)
         if draining and service is not None and service.drain.may_stop(service.admission.num_requests):
             self.alive = False
+
+    def _may_keep(self) -> bool:
+        """True where the connection of the request at hand may serve another one."""
+        service = self._service()
+        if not self.alive or (service is not None and service.drain.has_begun):
+            return False
+        return bool(self.cfg.keepalive) and len(self.keepalived_conns) < self.max_keepalived
 
     def _service(self) -> Service | None:
         app: Any = getattr(self, "wsgi", None)

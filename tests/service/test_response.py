@@ -66,13 +66,12 @@ def test_an_empty_stream_is_head_and_end_in_one() -> None:
     assert sent.endswith(b"\r\n\r\n0\r\n\r\n")
 
 
-def test_a_setting_is_read_once_and_can_be_changed() -> None:
+def test_a_setting_is_read_once() -> None:
     config = Config()
     quick = QuickConfig(config)
-    assert quick.keepalive == config.keepalive
+    before = quick.keepalive
+    assert before == config.keepalive != 7
     config.set("keepalive", 7)
-    assert quick.keepalive != 7
-    quick.set("keepalive", 0)
-    assert quick.keepalive == config.keepalive == 0
+    assert quick.keepalive == before
     with pytest.raises(AttributeError):
         quick.no_such_setting  # noqa: B018

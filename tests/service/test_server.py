@@ -246,6 +246,30 @@ def test_the_end_waits_for_open_streams_and_readiness_fails_first(
         assert "SIGABRT" not in server.log
 
 
+def test_a_connection_that_was_kept_before_the_end_is_answered_once_more(bundles: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, bundles=bundles, default_model="letters", max_tokens=1_000_000) as server:
+        endless = {**ENDLESS, "max_tokens": 1_000_000}
+        stream = {**endless, "timeout_seconds": 3, "stream": True}
+        with httpx.stream("POST", f"{server.client.base_url}/generate", json=stream, timeout=20) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: ")
+            kept = http.client.HTTPConnection("127.0.0.1", server.client.base_url.port, timeout=20)
+            body = json.dumps({**endless, "timeout_seconds": 1})
+            kept.request("POST", "/generate", body, {"Content-Type": "application/json"})
+            until(lambda: metric(server, "meari_running_sequences") == 2)
+            server.terminate()
+            answer = kept.getresponse()
+            assert (answer.status, answer.getheader("connection")) == (200, "keep-alive")
+            assert answer.read()
+            time.sleep(0.5)  # well beyond the turns of the worker's loop
+            kept.request("GET", "/readyz")
+            answer = kept.getresponse()
+            assert (answer.status, answer.getheader("connection")) == (503, "close")
+            kept.close()
+            assert list(lines)[-2:] == ["data: [DONE]", ""]
+        assert server.wait() == 0
+
+
 def test_what_is_not_done_in_time_ends_with_what_it_has(bundles: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"default_model": "letters", "max_tokens": 1_000_000, "graceful_timeout_seconds": 2}
     with running_server(tmp_path, bundles=bundles, **settings) as server:
