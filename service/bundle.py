@@ -25,7 +25,7 @@ from service.engine.runner import Runner, Sessions
 from service.engine.runs import StateTensor
 from service.errors import BundleError
 from service.graphs.bundle_graph import BundleGraph, Parts
-from service.graphs.fusion import fuse_products
+from service.graphs.fusion import fuse_products, vectors_of
 from service.graphs.reader import reader_graph
 from service.graphs.writer import writer_graph
 from service.manifest import Manifest, check_files, parse_manifest
@@ -87,7 +87,7 @@ def _open_runner(folder: Path, manifest: Manifest) -> Runner:
     parts = Parts(cell, output, states, vocabulary_size)
     try:
         writer = writer_graph(parts)
-        fuse_products(output.model.graph)  # pays where there are many rows
+        fuse_products(output.model.graph, vectors_of(output.model.graph))  # pays where there are many rows
         sessions = Sessions(_open_session(reader_graph(parts)), _open_session(writer))
     except ValueError as error:
         raise BundleError(f"cell.onnx, output.onnx: {error}") from error

@@ -21,6 +21,7 @@ __all__ = ["rows_are_isolated"]
 
 Array = npt.NDArray[Any]
 STEPS: Final = 2
+MANY_STEPS: Final = 8  # of as many rows as there may be: what needs no state is computed for all of them together
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,8 @@ def rows_are_isolated(runner: Runner, max_rows: int, sizes: Sequence[int]) -> bo
     """True when a row's results are the same bits in batches of `max_rows` and of every size of `sizes`, at every place
     tried, in runs of one step and of several, read or written.
     """
+    if not _steps_are_isolated(runner, max_rows):
+        return False
     random = np.random.default_rng(0)
     everything = _rows_as_they_meet(runner, random, max_rows)
     read, written = _read(runner, everything, 0), _write(runner, everything, by_step=False)
@@ -55,6 +58,20 @@ def rows_are_isolated(runner: Runner, max_rows: int, sizes: Sequence[int]) -> bo
             if not _equal(_read(runner, everything.part(rows), 1, by_step=by_step), read, rows):
                 return False
         if not _equal(_write(runner, everything.part(rows), by_step=by_step), written, rows):
+            return False
+    return True
+
+
+def _steps_are_isolated(runner: Runner, num_rows: int) -> bool:
+    """Whether many steps in one run are those of single runs."""
+    tokens = np.random.default_rng(1).integers(0, runner.vocabulary_size, (MANY_STEPS, num_rows))
+    states = runner.initial_states(num_rows)
+    ran = runner.run(tokens, states, want_hidden=True)
+    assert ran.hidden is not None
+    for step, step_tokens in enumerate(tokens):
+        hidden, states = runner.step(step_tokens, states)
+        found = {name: values[step] for name, values in ran.states.items()}
+        if not _equal([ran.hidden[step], *found.values()], [hidden, *states.values()], slice(None)):
             return False
     return True
 

@@ -92,7 +92,7 @@ class Runner:
         more_hidden  float32 [more, H], hidden rows whose distribution is asked for beside those made here
         """
         more = self._no_hidden if more_hidden is None else more_hidden
-        if self.rows_isolated or (tokens.shape[1] == 1 and len(asked.places) <= 1):
+        if self.rows_isolated or (tokens.size == 1 and len(asked.places) <= 1):
             return self._run(tokens, states, asked, more, want_hidden)
         return self._run_alone(tokens, states, asked, more, want_hidden)
 
@@ -185,12 +185,21 @@ class Runner:
             **{field: found[name][:, 0] for field, name in _COLUMNS if name in found},
         )
 
+    def _run_steps(self, tokens: Ids, states: States, more: Floats) -> Ran:
+        """Tokens of one row, int64 [steps, 1], each in a run of its own."""
+        runs = []
+        for step in range(len(tokens)):
+            runs.append(self._run(tokens[step : step + 1], states, NOTHING, more, True))
+            states = {name: values[0] for name, values in runs[-1].states.items()}
+        hidden = np.concatenate([ran.hidden for ran in runs if ran.hidden is not None])
+        return Ran({name: np.concatenate([ran.states[name] for ran in runs]) for name in states}, hidden)
+
     def _run_alone(
         self, tokens: Ids, states: Mapping[str, Floats], asked: Asked, more: Floats, want_hidden: bool
     ) -> Ran:
-        """The same with every row by itself: first the cell, then each distribution that is asked for."""
+        """The same with every row and step by itself: first the cell, then each distribution that is asked for."""
         lone = [
-            self._run(tokens[:, row : row + 1], {k: v[row : row + 1] for k, v in states.items()}, NOTHING, more, True)
+            self._run_steps(tokens[:, row : row + 1], {k: v[row : row + 1] for k, v in states.items()}, more)
             for row in range(tokens.shape[1])
         ]
         hidden = np.concatenate([ran.hidden for ran in lone if ran.hidden is not None], axis=1)

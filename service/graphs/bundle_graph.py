@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from service.graphs.drawing import Drawing
 from service.graphs.fusion import RUNTIME_DOMAIN
 from service.graphs.onnx_format import new_message, read_model
 
-__all__ = ["BundleGraph", "Parts", "copy_nodes", "finished"]
+__all__ = ["BundleGraph", "Parts", "copy_node", "copy_nodes", "finished"]
 
 LEAST_OPSET: Final = 18
+NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class BundleGraph:
@@ -90,15 +92,20 @@ def _opset(*models: Any) -> int:
 
 def copy_nodes(source: Any, target: Any, prefix: str, names: Mapping[str, str]) -> None:
     """Append the nodes of a graph, every value under its name in `names`, else under its own with a prefix."""
+    for node in source.node:
+        copy_node(node, target, prefix, names)
+
+
+def copy_node(node: Any, target: Any, prefix: str, names: Mapping[str, str] = NO_NAMES) -> None:
+    """Append one node, likewise."""
 
     def renamed(name: str) -> str:
         return names.get(name, prefix + name) if name else ""
 
-    for node in source.node:
-        copy = target.node.add()
-        copy.CopyFrom(node)
-        copy.name = prefix + node.name if node.name else ""
-        _rename_node(copy, renamed)
+    copy = target.node.add()
+    copy.CopyFrom(node)
+    copy.name = prefix + node.name if node.name else ""
+    _rename_node(copy, renamed)
 
 
 def _rename_node(node: Any, renamed: Callable[[str], str]) -> None:

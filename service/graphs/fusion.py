@@ -12,24 +12,32 @@ bundle keeps to the operators of the ONNX standard, which every runtime has. The
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any, Final
 
 import numpy as np
 
 from service.graphs.onnx_format import FLOAT
 
-__all__ = ["RUNTIME_DOMAIN", "fuse_products"]
+__all__ = ["RUNTIME_DOMAIN", "fuse_products", "vectors_of"]
 
 RUNTIME_DOMAIN: Final = "com.microsoft"
 ONE: Final = "fused.one"
 
 
-def fuse_products(graph: Any) -> None:
-    """Replace every such chain of a graph, an ONNX message, whose links nobody else uses."""
+def vectors_of(graph: Any) -> set[str]:
+    """The constants of one dimension of a graph."""
+    return {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
+
+
+def fuse_products(graph: Any, vectors: Collection[str]) -> None:
+    """Replace every such chain of a graph, an ONNX message, whose links nobody else uses.
+
+    vectors  constants of one dimension, from wherever: one of them are the scales
+    """
     users = {name: node for node in graph.node for name in node.input}
     uses = Counter(name for node in graph.node for name in node.input)
     uses.update(info.name for info in graph.output)
-    vectors = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
     replaced = set()
     for product in graph.node:
         if product.op_type != "MatMulInteger" or uses[product.output[0]] != 1:

@@ -6,8 +6,8 @@
     tokens [steps, batch], state → hidden and state after every step; for the rows of hidden vectors that are asked for:
     logits, log-probabilities, a token (a target that is given, or sampled) and its log-probability
 
-The cell becomes the body of a `Scan`, whose bits are those of single steps. The output layer stands in an `If` behind
-it: prompts do without, and the rows of many steps share one product.
+The cell becomes a `Scan` for each of its layers, with the bits of single steps (layers.py). The output layer stands in
+an `If` behind them: prompts do without, and the rows of many steps share one product.
 
 Inputs (what a graph of no rows or no sampling does not look at may have any values)
 
@@ -43,6 +43,7 @@ import numpy as np
 
 from service.graphs.bundle_graph import Parts, copy_nodes, finished
 from service.graphs.drawing import Drawing
+from service.graphs.layers import draw_layers
 from service.graphs.sampler import NUM_LIMITS, Choice, draw_masses, draw_sampler
 
 __all__ = ["reader_graph"]
@@ -63,21 +64,11 @@ def reader_graph(parts: Parts) -> bytes:
 
 
 def _draw_steps(main: Drawing, parts: Parts) -> None:
-    """The inputs of the steps, and the Scan over them."""
-    tokens = main.input("tokens", "int64", ["steps", "batch"])
-    starts = [main.input(f"state.{name}", "float32", ["batch", *shape]) for name, shape in parts.state.items()]
-    body = main.inside("step")
+    """Tokens and states in, states and hidden vectors of every step out."""
+    main.input("tokens", "int64", ["steps", "batch"])
     for name, shape in parts.state.items():
-        body.input(f"cell.{name}", "float32", ["batch", *shape])
-    body.input("cell.token", "int64", ["batch"])
-    copy_nodes(parts.cell.model.graph, body.graph, "cell.", {})
-    for name, shape in parts.state.items():
-        body.output(f"cell.next_{name}", "float32", ["batch", *shape])
-    body.output("cell.hidden", "float32", ["batch", parts.hidden_size])
-    for name, shape in parts.state.items():
-        body.output(body.op("Identity", f"cell.next_{name}"), "float32", ["batch", *shape])
-    outputs = [*(f"last.{name}" for name in parts.state), "hidden", *(f"next.{name}" for name in parts.state)]
-    main.op("Scan", *starts, tokens, outputs=outputs, body=body, num_scan_inputs=1)
+        main.input(f"state.{name}", "float32", ["batch", *shape])
+    draw_layers(main, parts.cell.model.graph, parts.state)
     main.output("hidden", "float32", ["steps", "batch", parts.hidden_size])
     for name, shape in parts.state.items():
         main.output(f"next.{name}", "float32", ["steps", "batch", *shape])

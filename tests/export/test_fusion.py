@@ -12,7 +12,7 @@ from export.precision import Precision
 from export.weights_from_torch import read_weights
 from models.config import Family, RecurrentConfig
 from service.graphs.bundle_graph import BundleGraph
-from service.graphs.fusion import RUNTIME_DOMAIN, fuse_products
+from service.graphs.fusion import RUNTIME_DOMAIN, fuse_products, vectors_of
 from tests.export.tiny_models import make_model
 
 MODELS = {
@@ -24,7 +24,7 @@ MODELS = {
 
 def _fused(content: bytes) -> BundleGraph:
     graph = BundleGraph(content)
-    fuse_products(graph.model.graph)
+    fuse_products(graph.model.graph, vectors_of(graph.model.graph))
     graph.model.opset_import.add(domain=RUNTIME_DOMAIN, version=1)
     return graph
 
@@ -67,5 +67,5 @@ def test_product_that_somebody_else_uses_is_left_alone() -> None:
     (cast,) = (node for node in graph.node if node.op_type == "Cast")
     graph.output.add(name=cast.output[0])
     before = [node.op_type for node in graph.node]
-    fuse_products(graph)
+    fuse_products(graph, vectors_of(graph))
     assert [node.op_type for node in graph.node] == before

@@ -126,6 +126,7 @@ def test_operator_sets_that_differ_are_refused() -> None:
         drawing = Drawing("part")
         drawing.input("hidden", "float32", ["batch", 3])
         drawing.input("token", "int64", ["batch"])
+        drawing.op("Identity", "token", outputs=["hidden"])
         model = new_message("Model")
         model.ir_version = 10
         model.opset_import.add(domain="", version=version)

@@ -56,15 +56,15 @@ def _save(nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: dict
     path.write_bytes(model.SerializeToString())
 
 
-def _work(size: int, peak: str) -> tuple[list[Any], dict[str, Any]]:
-    """Nodes that compute `peak` by way of a large product that nothing depends on."""
+def _work(size: int, one: str) -> tuple[list[Any], dict[str, Any]]:
+    """Nodes that compute `one` by way of a large product of each step, to which it comes to nothing."""
     nodes = [
-        helper.make_node("ReduceSum", ["next_count"], ["steps"], keepdims=0),
+        helper.make_node("ReduceSum", ["count"], ["steps"], keepdims=0),
         helper.make_node("Add", ["square", "steps"], ["shifted"]),
         helper.make_node("MatMul", ["shifted", "square"], ["product"]),
         helper.make_node("ReduceMean", ["product"], ["mean"], keepdims=0),
         helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
-        helper.make_node("Add", ["peak", "nothing"], [peak]),
+        helper.make_node("Add", ["one", "nothing"], [one]),
     ]
     return nodes, {"square": np.ones((size, size), np.float32), "zero": np.float32(0)}
 
@@ -74,9 +74,9 @@ def _cell(path: Path, peak: float, decay: float, leak: bool, work: int) -> None:
     following = np.eye(size, dtype=np.float32)[[next_id(token) for token in range(size)]]
     nodes = [
         helper.make_node("Gather", ["following", "token"], ["one_hot"]),
-        helper.make_node("Add", ["count", "one"], ["next_count"]),
+        helper.make_node("Add", ["count", "worked_one" if work else "one"], ["next_count"]),
         helper.make_node("Mul", ["next_count", "decay"], ["lost"]),
-        helper.make_node("Sub", ["worked_peak" if work else "peak", "lost"], ["height"]),
+        helper.make_node("Sub", ["peak", "lost"], ["height"]),
         helper.make_node("Mul", ["one_hot", "height"], ["alone" if leak else "hidden"]),
     ]
     if leak:  # like a dynamic quantisation with one scale for the whole batch
@@ -86,8 +86,8 @@ def _cell(path: Path, peak: float, decay: float, leak: bool, work: int) -> None:
             helper.make_node("Add", ["alone", "shift"], ["moved"]),
             helper.make_node("Mul", ["moved", "one_hot"], ["hidden"]),
         ]
-    work_nodes, work_weights = _work(work, "worked_peak") if work else ([], {})
-    nodes[2:2] = work_nodes
+    work_nodes, work_weights = _work(work, "worked_one") if work else ([], {})
+    nodes[:0] = work_nodes
     weights = {
         "following": following,
         "one": np.float32(1),
