@@ -14,6 +14,7 @@ Owned by the engine's thread.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -39,24 +40,27 @@ MOST_WRITTEN: Final = 32  # tokens of each sequence in a writing turn
 CROWDED_SECONDS: Final = 0.016  # where many sequences write, what is done once a turn weighs more
 CROWDED_WRITTEN: Final = 4  # and those that end before the turn does are carried along for nothing
 PATIENCE: Final = 8  # a prompt waits at most for so many writing turns until some more are there to be read with it
-NEARLY: Final = 0.95  # of the most tokens a second
+NEARLY: Final = 0.95  # of the most tokens a CPU-second
 FIRST_STEPS: Final = 8  # where it is not known yet how long a step takes
 
 
 class Pace:
-    """How long a step takes by the number of rows, as observed."""
+    """How long a step takes and what it costs by the number of rows, as observed."""
 
     def __init__(self) -> None:
         self._seconds: dict[int, float] = {}  # by the rows' number of binary digits, as are the next
-        self._tokens_per_second: dict[int, float] = {}
+        self._tokens_per_cpu_second: dict[int, float] = {}
 
     def note(self, rows: int, steps: int, seconds: float) -> None:
-        """Take a run into account."""
+        """Take into account how long a run took."""
         size, found = rows.bit_length(), seconds / steps
         self._seconds[size] = 0.75 * self._seconds.get(size, found) + 0.25 * found
-        if found > 0:
-            rate = rows / found
-            self._tokens_per_second[size] = 0.75 * self._tokens_per_second.get(size, rate) + 0.25 * rate
+
+    def note_cost(self, rows: int, steps: int, cpu_seconds: float) -> None:
+        """Take into account what a run cost its thread: other threads make it longer, at random, but not dearer."""
+        if cpu_seconds > 0:
+            size, rate = rows.bit_length(), rows * steps / cpu_seconds
+            self._tokens_per_cpu_second[size] = 0.75 * self._tokens_per_cpu_second.get(size, rate) + 0.25 * rate
 
     def most_steps(self, rows: int, turn_seconds: float) -> int:
         """How many steps fit into a turn."""
@@ -67,11 +71,11 @@ class Pace:
 
     @property
     def knee(self) -> int:
-        """So many rows, a power of two, that fewer would give clearly fewer tokens a second than the most there are.
+        """So many rows, a power of two, that fewer would give clearly fewer tokens a CPU-second than the most there are.
 
         As far as was seen; 0 before the first run.
         """
-        rates = dict(self._tokens_per_second)
+        rates = dict(self._tokens_per_cpu_second)
         most = max(rates.values(), default=0.0)
         return min((2**size for size, rate in rates.items() if rate >= NEARLY * most), default=0)
 
@@ -143,7 +147,7 @@ class Lanes:
 
     @property
     def knee(self) -> int:
-        """Rows that write nearly as many tokens a second as can be written, see `Pace.knee`."""
+        """Rows that write nearly as many tokens a CPU-second as can be written, see `Pace.knee`."""
         return self._writing_pace.knee
 
     @property
@@ -175,11 +179,12 @@ class Lanes:
         rows = len(self.writing.batch) + len(joining)
         crowded = rows > FEW_TEXTS
         most, seconds = (CROWDED_WRITTEN, CROWDED_SECONDS) if crowded else (MOST_WRITTEN, WRITING_SECONDS)
-        started = self._clock()
+        started, cpu_started = self._clock(), time.thread_time()
         outcome = self.writing(min(most, self._writing_pace.most_steps(rows, seconds)))
         if rows:
             now, steps = self._clock(), max(1, outcome.rows // rows)
             self._writing_pace.note(rows, steps, now - started)
+            self._writing_pace.note_cost(rows, steps, time.thread_time() - cpu_started)
             num_first = sum(sequence.continuation is not None for sequence in newcomers)
             self.gaps.note(joining, outcome.sampled - num_first, steps, now)
         return outcome
