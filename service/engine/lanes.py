@@ -71,7 +71,7 @@ class Pace:
 
     @property
     def knee(self) -> int:
-        """So many rows, a power of two, that fewer would give clearly fewer tokens a CPU-second than the most there are.
+        """So many rows, a power of two, that fewer would clearly give fewer tokens a CPU-second than the most does.
 
         As far as was seen; 0 before the first run.
         """
