@@ -15,6 +15,7 @@ thread calls its own cache; the room's lock keeps them apart.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -84,14 +85,14 @@ class CacheRoom:
 
     def write(self, pages: Ids, rows: Floats) -> None:
         """Copy float32 [rows, *shape] into int64 [rows, pages of a row]."""
-        flat = np.ascontiguousarray(rows).reshape(len(rows), int(np.prod(rows.shape[1:])))
+        flat = np.ascontiguousarray(rows).reshape(len(rows), math.prod(rows.shape[1:]))
         if missing := pages.shape[1] * PAGE_FLOATS - flat.shape[1]:
             flat = np.pad(flat, ((0, 0), (0, missing)))
         self._pages[pages.ravel()] = flat.ravel().view(PAGE)
 
     def read(self, pages: Ids, shape: tuple[int, ...]) -> Floats:
         """A copy of the row that lies in these pages, int64 [pages of a row]."""
-        return self._pages[pages].view(np.float32)[: int(np.prod(shape))].reshape(shape)
+        return self._pages[pages].view(np.float32)[: math.prod(shape)].reshape(shape)
 
 
 @dataclass(eq=False, slots=True)
@@ -130,7 +131,7 @@ class PrefixCache:
         self._spans: dict[str, slice] = {}  # which of a row's pages are a tensor's
         self._num_pages = 0
         for name, shape in self._shapes.items():
-            end = self._num_pages - -int(np.prod(shape)) // PAGE_FLOATS
+            end = self._num_pages - -math.prod(shape) // PAGE_FLOATS
             self._spans[name] = slice(self._num_pages, end)
             self._num_pages = end
         self.bytes_per_token = ID_BYTES + self._num_pages * (PAGE_BYTES + ID_BYTES)

@@ -81,7 +81,7 @@ class Draws:
         """How the next `steps` tokens of every row are taken."""
         uniforms = np.zeros((steps, len(self._samplers), 1), np.float32)
         if not self._is_greedy:
-            drawn = np.array([[s.uniform() for _ in range(steps)] for s in self._drawing], np.float32)
+            drawn = np.array([s.uniforms(steps) for s in self._drawing], np.float32)
             uniforms[:, :, 0] = np.minimum(drawn, BELOW_ONE).T
         return Written(uniforms, self._inverse, self._limits, not self._is_greedy, self._tempered, self._is_limited)
 

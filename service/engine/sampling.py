@@ -75,11 +75,19 @@ class Sampler:
 
     def uniform(self) -> float:
         """The number of the next token, in [0, 1)."""
-        number, place = divmod(self._position, BLOCK)
-        if self._block[0] != number:
-            self._block = (number, self._numbers(number))
-        self._position += 1
-        return self._block[1][place]
+        return self.uniforms(1)[0]
+
+    def uniforms(self, count: int) -> list[float]:
+        """Those of the next `count` tokens."""
+        found: list[float] = []
+        while len(found) < count:
+            number, place = divmod(self._position, BLOCK)
+            if self._block[0] != number:
+                self._block = (number, self._numbers(number))
+            some = self._block[1][place : place + count - len(found)]
+            self._position += len(some)
+            found += some
+        return found
 
     def _numbers(self, number: int, attempt: int = 0) -> tuple[float, ...]:
         """Those of a block of positions, as far as it was drawn again: hashed, so that any of them is found at once."""

@@ -2,7 +2,8 @@
 
 With Python's own time-outs every receive and send waits in a second call of the kernel, and every change of them is a
 third. All of these let the interpreter go, and beside a busy engine it has to be waited for each time. So the
-connection always blocks, and the kernel itself keeps the time (SO_RCVTIMEO, SO_SNDTIMEO).
+connection always blocks, and the kernel itself keeps the time (SO_RCVTIMEO, SO_SNDTIMEO). It is told of a new time-out
+when something is received or sent under it: gunicorn sets several a request under which nothing is.
 """
 
 from __future__ import annotations
@@ -19,24 +20,19 @@ __all__ = ["Connection"]
 class Connection(socket.socket):
     """Behaves as a socket with a time-out; there is no other mode."""
 
-    _seconds: float | None = None
+    _seconds: float = STALL_SECONDS
+    _receive_seconds = _send_seconds = 0.0  # as the kernel was told
 
     @classmethod
     def over(cls, accepted: socket.socket) -> Self:
         """Take an accepted connection over; the old object is closed by that."""
         connection = cls(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
         super(cls, connection).setblocking(True)
-        connection.settimeout(STALL_SECONDS)
         return connection
 
     def settimeout(self, value: float | None) -> None:
         """Seconds for each receive and each send; None stands for the longest that any client gets."""
-        seconds = STALL_SECONDS if value is None else max(value, 0.001)
-        if seconds != self._seconds:
-            self._seconds = seconds
-            timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
-            self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-            self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        self._seconds = STALL_SECONDS if value is None else max(value, 0.001)
 
     def gettimeout(self) -> float | None:
         """Seconds, as set."""
@@ -49,6 +45,8 @@ class Connection(socket.socket):
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """Raises TimeoutError."""
+        if self._receive_seconds != self._seconds:
+            self._receive_seconds = self._tell_kernel(socket.SO_RCVTIMEO)
         try:
             return super().recv(bufsize, flags)
         except BlockingIOError:
@@ -56,7 +54,14 @@ class Connection(socket.socket):
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Raises TimeoutError."""
+        if self._send_seconds != self._seconds:
+            self._send_seconds = self._tell_kernel(socket.SO_SNDTIMEO)
         try:
             super().sendall(data, flags)
         except BlockingIOError:
             raise TimeoutError("the client took nothing in time") from None
+
+    def _tell_kernel(self, option: int) -> float:
+        seconds = self._seconds
+        self.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
+        return seconds

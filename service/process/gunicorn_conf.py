@@ -27,7 +27,7 @@ from service.process.runtime import (
     metrics_folder,
     prepare_runtime_folder,
 )
-from service.process.worker import MAX_STAYING
+from service.process.worker import MAX_STAYING, SPREAD
 from service.settings import SettingsError, load_settings
 
 try:
@@ -100,6 +100,7 @@ def child_exit(_server: Any, worker: Any) -> None:
 
     mark_process_dead(worker.pid, str(metrics_folder(runtime_folder)))  # type: ignore[no-untyped-call]
     forget_worker(marks_folder(runtime_folder), worker.pid)
+    SPREAD.forget(worker.age)
 
 
 def on_exit(_server: Any) -> None:

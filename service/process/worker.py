@@ -7,6 +7,8 @@ then ends as gunicorn does.
 gunicorn's hands a connection back to its loop after every answer, and the loop hands the next request to another
 thread: two threads to wake that have nothing else to do. Here a thread stays with its connection for a moment.
 
+gunicorn's takes whatever connection it can get. This one lets a worker come first that has fewer (spread.py).
+
 The master process imports this file before it forks. It must not lead to onnxruntime, which starts threads when it is
 imported: a fork would lose them, and the worker would abort at its end.
 """
@@ -33,19 +35,22 @@ from service.process.connection import Connection
 from service.process.memory import limit_arenas
 from service.process.quick_config import QuickConfig
 from service.process.response import JoinedResponse
+from service.process.spread import Spread
 from service.requests.request_ids import request_id
 
 if TYPE_CHECKING:
     from service.service import Service
 
-__all__ = ["MAX_STAYING", "DrainingWorker"]
+__all__ = ["MAX_STAYING", "SPREAD", "DrainingWorker"]
 
 CHECK_SECONDS: Final = 0.05
 OBSERVE_SECONDS: Final = 0.5  # between two looks at the engines, for the metrics
 MAX_STAYING: Final = 64  # threads that wait for the next request of their connection
 STAY_SECONDS: Final = 0.05
+HOLD_SECONDS: Final = 0.00025  # an idle worker is awake by then
 HEAD_BYTES: Final = 8192
 MAX_SHOWN_CHARS: Final = 100
+SPREAD: Final = Spread()  # made in the master process
 
 
 class PolledConnection(TConn):  # type: ignore[misc]
@@ -80,6 +85,8 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
 
     def accept(self, listener: Any) -> None:
         """A new connection, if no other worker was quicker."""
+        if SPREAD.has_clearly_more(self.age):
+            time.sleep(HOLD_SECONDS)
         try:
             accepted, address = listener.accept()
         except OSError as error:
@@ -87,6 +94,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
                 raise
             return
         self.nr_conns += 1
+        SPREAD.note(self.age, self.nr_conns)
         self.enqueue_req(PolledConnection(self.cfg, Connection.over(accepted), address, listener.getsockname()))
 
     def handle(self, conn: Any) -> Any:
@@ -176,6 +184,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """One turn of gunicorn's loop; while draining, look often whether the end has come."""
+        SPREAD.note(self.age, self.nr_conns)
         service = self._service()
         if service is not None and time.monotonic() - self._observed_at >= OBSERVE_SECONDS:
             self._observed_at = time.monotonic()

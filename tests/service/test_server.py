@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import subprocess
@@ -305,6 +306,31 @@ def _is_ready(server: Server) -> bool:
         return httpx.get(f"{server.client.base_url}/readyz").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_connections_spread_over_the_workers(bundles: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, bundles=bundles, default_model="letters", workers=2) as server:
+        server.client.close()
+        until(lambda: _connections_by_worker(server) == [0, 0])
+        with contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(server.connect()) for _ in range(12)]  # at once, as a pool makes them
+            for connection in connections:
+                connection.sendall(raw_post(b'{"max_tokens": 1}'))
+                assert connection.recv(100).startswith(b"HTTP/1.1 200")
+            held = _connections_by_worker(server)
+        assert sum(held) == 12
+        assert min(held) >= 4
+
+
+def _connections_by_worker(server: Server) -> list[int]:
+    """Established connections to the server's port that each worker holds, by the inodes of their sockets."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text("ascii").splitlines()[1:]]
+    port = f":{server.port:04X}"
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(port) and row[3] == "01"}
+    return [
+        sum(str(file.readlink()) in sockets for file in Path(f"/proc/{pid}/fd").iterdir())
+        for pid in _children(server.process.pid)
+    ]
 
 
 def test_not_ready_says_why_and_when_to_ask_again(tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""How many connections each worker holds, so that all come to hold about as many.
+
+All workers wait for new connections at one door, and the kernel wakes them all: whoever is quickest takes them, as
+likely as not several in a row, and keeps them as long as their clients ask. So a worker that holds clearly more than
+another leaves it a moment to come first.
+
+The counts lie in memory that the master process makes before its workers, and that all of them share.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Final
+
+__all__ = ["Spread"]
+
+NUM_PLACES: Final = 64  # of workers that live at the same time; where there are more, they share places
+NOBODY: Final = -1
+CLEARLY: Final = 1.125  # times as many
+
+
+class Spread:
+    """The connections of all workers, by a worker's number; each writes its own alone."""
+
+    def __init__(self) -> None:
+        self._counts = memoryview(mmap.mmap(-1, 4 * NUM_PLACES)).cast("i")
+        for place in range(NUM_PLACES):
+            self.forget(place)
+
+    def note(self, worker: int, num_connections: int) -> None:
+        """What a worker holds now."""
+        self._counts[worker % NUM_PLACES] = num_connections
+
+    def forget(self, worker: int) -> None:
+        """A worker has ended."""
+        self._counts[worker % NUM_PLACES] = NOBODY
+
+    def has_clearly_more(self, worker: int) -> bool:
+        """Whether a worker holds clearly more than some other."""
+        own = self._counts[worker % NUM_PLACES]
+        least = min((count for count in self._counts.tolist() if count != NOBODY), default=own)
+        return own > CLEARLY * least

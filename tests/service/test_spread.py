@@ -1,0 +1,50 @@
+"""Workers know of one another how many connections they hold."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from service.process.spread import Spread
+
+
+@pytest.mark.parametrize(
+    ("held", "has_more"),
+    [
+        ([0], False),
+        ([7], False),
+        ([1, 0], True),
+        ([0, 1], False),
+        ([1, 1], False),
+        ([3, 2], True),
+        ([100, 95], False),
+        ([100, 80], True),
+        ([5, 9, 4], True),
+        ([5, 9, 5], False),
+    ],
+)
+def test_who_has_clearly_more_than_another(held: list[int], has_more: bool) -> None:
+    spread = Spread()
+    for worker, count in enumerate(held, 1):
+        spread.note(worker, count)
+    assert spread.has_clearly_more(1) is has_more
+
+
+def test_a_worker_that_has_ended_does_not_count() -> None:
+    spread = Spread()
+    spread.note(1, 5)
+    spread.note(2, 0)
+    spread.forget(2)
+    assert not spread.has_clearly_more(1)
+
+
+def test_processes_see_one_another() -> None:
+    spread = Spread()
+    spread.note(1, 5)
+    child = os.fork()
+    if not child:
+        spread.note(2, 0)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert spread.has_clearly_more(1)
