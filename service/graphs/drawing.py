@@ -13,6 +13,7 @@ import numpy as np
 from service.graphs.onnx_format import (
     BOOL,
     FLOAT,
+    FLOAT_ATTRIBUTE,
     GRAPH_ATTRIBUTE,
     INT64,
     INT_ATTRIBUTE,
@@ -41,7 +42,7 @@ class Drawing:
         self._count = 0
 
     def op(self, op_type: str, *inputs: str, outputs: Sequence[str] = (), **attributes: Any) -> str:
-        """Append an operator; returns the name of its first output. Attributes: int, list of int, or a Drawing."""
+        """Append an operator; returns the name of its first output. Attributes: int, float, list of int, a Drawing."""
         node = self.graph.node.add(op_type=op_type)
         node.input.extend(inputs)
         self._count += 1
@@ -89,6 +90,8 @@ class Drawing:
 def _set_attribute(attribute: Any, value: Any) -> None:
     if isinstance(value, int):
         attribute.type, attribute.i = INT_ATTRIBUTE, value
+    elif isinstance(value, float):
+        attribute.type, attribute.f = FLOAT_ATTRIBUTE, value
     elif isinstance(value, Drawing):
         attribute.type = GRAPH_ATTRIBUTE
         attribute.g.CopyFrom(value.graph)

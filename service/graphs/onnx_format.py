@@ -10,12 +10,23 @@ from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-__all__ = ["BOOL", "FLOAT", "GRAPH_ATTRIBUTE", "INT64", "INTS_ATTRIBUTE", "INT_ATTRIBUTE", "new_message", "read_model"]
+__all__ = [
+    "BOOL",
+    "FLOAT",
+    "FLOAT_ATTRIBUTE",
+    "GRAPH_ATTRIBUTE",
+    "INT64",
+    "INTS_ATTRIBUTE",
+    "INT_ATTRIBUTE",
+    "new_message",
+    "read_model",
+]
 
 FLOAT: Final = 1  # TensorProto.DataType
 INT64: Final = 7
 BOOL: Final = 9
-INT_ATTRIBUTE: Final = 2  # AttributeProto.AttributeType
+FLOAT_ATTRIBUTE: Final = 1  # AttributeProto.AttributeType
+INT_ATTRIBUTE: Final = 2
 GRAPH_ATTRIBUTE: Final = 5
 INTS_ATTRIBUTE: Final = 7
 
@@ -30,6 +41,7 @@ _FIELDS: Final = {
     "Tensor": {"dims": (1, "*int64"), "data_type": (2, "int32"), "name": (8, "string"), "raw_data": (9, "bytes")},
     "Attribute": {
         "name": (1, "string"),
+        "f": (2, "float"),
         "i": (3, "int64"),
         "g": (6, "Graph"),
         "ints": (8, "*int64"),

@@ -31,7 +31,7 @@ from typing import Final
 
 from service.graphs.bundle_graph import Parts, copy_nodes, finished
 from service.graphs.drawing import Drawing
-from service.graphs.sampler import NUM_LIMITS, Choice, draw_sampler
+from service.graphs.sampler import NUM_LIMITS, Choice, draw_likeliest, draw_sampler
 
 __all__ = ["writer_graph"]
 
@@ -84,5 +84,5 @@ def _draw_choice(body: Drawing, vocabulary_size: int) -> str:
     drawn, likeliest = body.inside("drawn"), body.inside("likeliest")
     choice = Choice("step.uniform", "inverse_temperatures", "limits")
     drawn.output(draw_sampler(drawn, "write.logprobs", choice, vocabulary_size)[0], "int64", ["batch", 1])
-    likeliest.output(likeliest.op("ArgMax", "write.logprobs", axis=1, keepdims=1), "int64", ["batch", 1])
+    likeliest.output(draw_likeliest(likeliest, "write.logprobs", vocabulary_size), "int64", ["batch", 1])
     return body.op("If", "want_samples", then_branch=drawn, else_branch=likeliest)

@@ -17,7 +17,7 @@ from service.graphs.bundle_graph import BundleGraph, Parts
 from service.graphs.drawing import Drawing
 from service.graphs.onnx_format import new_message
 from service.graphs.reader import reader_graph
-from service.graphs.sampler import is_small
+from service.graphs.sampler import draw_likeliest, is_small
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 NAMES = sorted(folder.name for folder in BUNDLES.iterdir() if folder.is_dir())
@@ -112,6 +112,21 @@ def _drawn(logprobs: npt.NDArray[np.float32], uniforms: npt.NDArray[np.float32])
     places = (running <= running[:, -1:] * uniforms).sum(axis=1)
     picked: npt.NDArray[np.int64] = order[np.arange(len(order)), places]
     return picked
+
+
+@pytest.mark.parametrize("size", [3, 512, 513, 521, 6000])
+def test_the_likeliest_is_the_lowest_of_equals(size: int) -> None:
+    drawing = Drawing("main")
+    drawing.input("logprobs", "float32", ["rows", size])
+    drawing.output(draw_likeliest(drawing, "logprobs", size), "int64", ["rows", 1])
+    model = new_message("Model")
+    model.ir_version = 10
+    model.opset_import.add(domain="", version=21)
+    model.graph.CopyFrom(drawing.graph)
+    logprobs = -np.random.default_rng(6).integers(1, 40, (50, size)).astype(np.float32)  # the largest more than once
+    logprobs[0], logprobs[1, -1] = -7.0, 0.0
+    (picked,) = ort.InferenceSession(model.SerializeToString()).run(None, {"logprobs": logprobs})
+    assert picked[:, 0].tolist() == logprobs.argmax(axis=1).tolist()
 
 
 def test_file_that_is_no_graph_is_refused() -> None:
