@@ -49,6 +49,7 @@ class Draws:
         self.whole = whole or self._masses or not all(in_graph)
         self._greedy = [row for row, s in enumerate(samplers) if s is not None and s.is_greedy]
         self._top_k = [row for row, s in enumerate(samplers) if s is not None and s.is_top_k and not in_graph[row]]
+        self._pick_of_top_k = TopK([self._sampler(row) for row in self._top_k]) if self._top_k else None
         elsewhere = {*self._greedy, *self._top_k}
         self._single = [
             row for row, s in enumerate(samplers) if s is not None and not in_graph[row] and row not in elsewhere
@@ -118,10 +119,9 @@ class Draws:
         if self._greedy:
             for row, token in zip(self._greedy, logprobs[self._greedy].argmax(axis=1).tolist(), strict=True):
                 tokens[row] = token
-        if self._top_k:
-            samplers = [self._sampler(row) for row in self._top_k]
+        if self._pick_of_top_k is not None:
             chosen = logprobs if len(self._top_k) == len(logprobs) else logprobs[self._top_k]
-            for row, token in zip(self._top_k, pick_of_top_k(samplers, chosen).tolist(), strict=True):
+            for row, token in zip(self._top_k, self._pick_of_top_k(chosen).tolist(), strict=True):
                 tokens[row] = token
         for row in self._single:
             tokens[row] = self._sampler(row).pick(logits[row])
@@ -132,22 +132,26 @@ class Draws:
         return sampler
 
 
-def pick_of_top_k(samplers: Sequence[Sampler], logprobs: Floats32) -> Ids:
-    """A token for each row whose sampler has a top_k; top_p and min_p apply to what that leaves.
+class TopK:
+    """Samplers with a top_k; top_p and min_p apply to what that leaves. Callable once a run."""
 
-    logprobs  float32 [rows, vocabulary_size]
-    returns   int64 [rows]
-    """
-    settings = [sampler.settings for sampler in samplers]
-    counts = np.array([min(s.top_k, logprobs.shape[1]) for s in settings])
-    scores, tokens = ranked(logprobs, counts)
-    scores[np.arange(scores.shape[1]) >= counts[:, None]] = -np.inf
-    temperatures, top_p, min_p = np.array([(s.temperature, s.top_p, s.min_p) for s in settings]).T
-    weights = np.exp((scores - scores[:, :1]) / temperatures[:, None])
-    running = np.cumsum(weights, axis=1)  # in order, so that a row's sums do not depend on the longest row
-    outside = (running - weights >= (top_p * running[:, -1])[:, None]) & (top_p < 1.0)[:, None]
-    outside[:, 0] = False
-    weights[outside | (weights < min_p[:, None])] = 0.0
-    chosen = pick_by_cumulative(weights, np.array([s.uniform() for s in samplers]))
-    picked: Ids = tokens[np.arange(len(tokens)), chosen]
-    return picked
+    def __init__(self, samplers: Sequence[Sampler]) -> None:
+        self._samplers = samplers
+        settings = [sampler.settings for sampler in samplers]
+        self._counts = np.array([s.top_k for s in settings])
+        columns = np.array([(s.temperature, s.top_p, s.min_p) for s in settings])[:, :, None]
+        self._temperatures, self._top_p, self._min_p = columns.transpose(1, 0, 2)
+
+    def __call__(self, logprobs: Floats32) -> Ids:
+        """A token for each sampler's row; logprobs: float32 [rows, vocabulary_size], returns int64 [rows]."""
+        counts = np.minimum(self._counts, logprobs.shape[1])
+        scores, tokens = ranked(logprobs, counts)
+        scores[np.arange(scores.shape[1]) >= counts[:, None]] = -np.inf
+        weights = np.exp((scores - scores[:, :1]) / self._temperatures)
+        running = np.cumsum(weights, axis=1)  # in order, so that a row's sums do not depend on the longest row
+        outside = (running - weights >= self._top_p * running[:, -1:]) & (self._top_p < 1.0)
+        outside[:, 0] = False
+        weights[outside | (weights < self._min_p)] = 0.0
+        chosen = pick_by_cumulative(weights, np.array([sampler.uniform() for sampler in self._samplers]))
+        picked: Ids = tokens[np.arange(len(tokens)), chosen]
+        return picked

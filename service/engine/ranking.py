@@ -37,7 +37,7 @@ def _least_of_top_k(logprobs: Floats32, counts: Ids) -> Floats32:
     The k-th largest of the maxima of some blocks is at most the k-th largest of all.
     """
     num_rows, size = logprobs.shape
-    length = max(1, size // max(256, 2 * int(counts.max())))  # many blocks: their maxima are taken side by side
+    length = max(1, size // max(512, 2 * int(counts.max())))  # many blocks: their maxima are taken side by side
     num_blocks = size // length
     maxima = logprobs[:, : num_blocks * length].reshape(num_rows, length, num_blocks).max(axis=1)
     bounds: Floats32

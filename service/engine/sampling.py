@@ -75,7 +75,11 @@ class Sampler:
 
     def uniform(self) -> float:
         """The number of the next token, in [0, 1)."""
-        return self.uniforms(1)[0]
+        number, place = divmod(self._position, BLOCK)
+        if self._block[0] != number:
+            self._block = (number, self._numbers(number))
+        self._position += 1
+        return self._block[1][place]
 
     def uniforms(self, count: int) -> list[float]:
         """Those of the next `count` tokens."""

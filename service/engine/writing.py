@@ -165,7 +165,10 @@ class Writing:
                 note_alternatives(sequence, ran.logprobs[row : row + 1])
             outcome.sampled += 1
             outcome.news.add(sequence.request.handle)
-            if take(sequence, tokens[row], values[row], end_id, partial(batch.copy_row, row)):
+            if continuation.take_all(tokens[row : row + 1], values[row : row + 1], end_id):
+                sequence.next_token = tokens[row]
+                keep.append(row)
+            elif take(sequence, tokens[row], values[row], end_id, partial(batch.copy_row, row)):
                 outcome.ended.append(sequence)
             else:
                 keep.append(row)
