@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from bulk.frames import Done, Failed, Frames, FromWorker, Lines, Part, Ready, Setup, Took, ToWorker, frame, write_all
 from bulk.options import GenerateOptions, ScoreOptions
+from service.process.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from service.registry import Model
@@ -170,6 +171,7 @@ def _read_frames(frames: queue.SimpleQueue[ToWorker | None]) -> None:
 
 def main() -> None:
     """Run as `python -m bulk.worker` at the other end of two pipes."""
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to handle
     out = os.dup(1)
     os.dup2(2, 1)  # nothing else may write between frames

@@ -11,10 +11,14 @@ import os
 from pathlib import Path
 from typing import Final
 
-__all__ = ["limit_arenas", "release_free_memory", "resident_bytes"]
+__all__ = ["keep_freed_memory", "limit_arenas", "release_free_memory", "resident_bytes"]
 
-_M_ARENA_MAX: Final = -8  # as in malloc.h
+_M_TRIM_THRESHOLD: Final = -1  # as in malloc.h, like the next two
+_M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 NUM_ARENAS: Final = 2
+KEPT_BYTES: Final = 1 << 27
+MAPPED_BYTES: Final = 1 << 25  # as much as glibc allows
 
 
 def limit_arenas() -> None:
@@ -25,6 +29,19 @@ def limit_arenas() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, NUM_ARENAS)
+
+
+def keep_freed_memory() -> None:
+    """For a process that takes large arrays over and over: what it frees it uses again, up to KEPT_BYTES.
+
+    Else the C library gives them back to the system and has them anew page by page, which costs as much as a pass over
+    them. There is one arena then: others are mapped and unmapped in pieces that large arrays do not fit into.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(_M_ARENA_MAX, 1)
+        library.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        library.mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def resident_bytes() -> int:

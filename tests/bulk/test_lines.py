@@ -23,7 +23,7 @@ def cut(pieces: list[bytes], max_lines: int = 3, max_bytes: int = 20) -> list[Ch
 
 @given(st.lists(st.binary(max_size=12).map(lambda data: data.replace(b"\x00", b"\n"))))
 def test_chunks_are_the_input_in_order_with_its_line_numbers(pieces: list[bytes]) -> None:
-    data = b"".join(pieces)
+    data = b"".join(pieces).removeprefix(b"\xef\xbb\xbf")  # a byte order mark is none of the text's
     line = 1
     for chunk in (chunks := cut(pieces)):
         assert chunk.first_line == line

@@ -37,6 +37,30 @@ assert memory_bytes() - before < 10_000_000, (before, memory_bytes())
 """
 
 
+AGAIN = """
+import resource
+import numpy as np
+from service.process.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        arrays = [np.ones(10_000_000, np.uint8) for _ in range(3)]
+        del arrays
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+without = faults()
+keep_freed_memory()
+faults()
+assert faults() < without / 20, (faults(), without)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_what_a_busy_process_frees_it_uses_again() -> None:
+    subprocess.run([sys.executable, "-c", AGAIN], cwd=ROOT, check=True)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
 def test_what_many_threads_have_freed_goes_back_to_the_system() -> None:
     subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, check=True)
