@@ -64,7 +64,7 @@ def find_layers(cell: Any, state: Iterable[str]) -> list[Layer]:
     for members in sorted(layers, key=lambda members: (len(reached[min(members)]), min(members))):
         needed = _ancestors(cell, {f"next_{name}" for name in members})
         found.append(Layer(tuple(sorted(members)), tuple(n for n in needed if sources[n.output[0]] & members)))
-    return found
+    return [layer for layer in found if layer.nodes]  # a state that does not depend on itself needs no Scan
 
 
 def _sources(cell: Any, state: Iterable[str]) -> dict[str, frozenset[str]]:

@@ -65,6 +65,14 @@ def upside_down(cell: Drawing) -> None:
     cell.op("Sub", "next_h0", "h1", outputs=["hidden"])
 
 
+def remembering(cell: Drawing) -> None:
+    """One state is the last token's embedding, whatever it was before; the other sees it a step later."""
+    now = embedded(cell)
+    cell.op("Identity", now, outputs=["next_h0"])
+    updated(cell, "h1", now, "h0")
+    cell.op("Identity", "next_h1", outputs=["hidden"])
+
+
 def coupled(cell: Drawing) -> None:
     """Each drives the other: one layer."""
     first = updated(cell, "h0", embedded(cell), "h1")
@@ -85,6 +93,7 @@ CELLS: dict[Callable[[Drawing], None], list[tuple[str, ...]]] = {
     stacked: [("h0",), ("h1",)],
     late: [("h0",), ("h1",)],
     upside_down: [("h1",), ("h0",)],
+    remembering: [("h1",)],
     coupled: [NAMES],
     aware_of_its_batch: [NAMES],
 }
