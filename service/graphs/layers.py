@@ -130,7 +130,7 @@ class _Steps:
     def draw_results(self) -> None:
         """What is asked for and no layer has made."""
         for value, name in self._results.items():
-            if value not in self._stacked:
+            if self._by_step(value) != name:
                 self._main.op("Identity", self._by_step(value), outputs=[name])
 
     def _body(self, layer: Layer, taken: Sequence[str], given: Sequence[str]) -> Drawing:
