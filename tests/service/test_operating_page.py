@@ -108,6 +108,16 @@ def test_figures_are_those_of_the_benchmarks() -> None:
         assert f"({streamed:,} of " in benchmarks
 
 
+def test_figures_of_precision_are_those_of_the_benchmarks() -> None:
+    benchmarks = (ROOT / "docs" / "benchmarks" / "README.md").read_text("utf-8")
+    choosing = (ROOT / "docs" / "choosing.md").read_text("utf-8")
+    rows = re.findall(r"^\| (?:one client|64 clients|lists to score), .*\| ([\d,]+) \| ([\d,]+) \|$", choosing, re.MULTILINE)
+    assert len(rows) == 3
+    for column, model in enumerate(("lstm-fp32", "lstm-int8")):
+        [measured] = re.findall(rf"^## {model}$.*?^\| meari \|(.*?)$", benchmarks, re.MULTILINE | re.DOTALL)
+        assert all(f" {row[column]} (" in measured for row in rows)
+
+
 def test_links_lead_somewhere() -> None:
     targets = re.findall(r"\]\(([^)#]+)", PAGE)
     assert [target for target in targets if not (ROOT / "docs" / target).exists()] == []
