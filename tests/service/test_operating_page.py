@@ -111,7 +111,9 @@ def test_figures_are_those_of_the_benchmarks() -> None:
 def test_figures_of_precision_are_those_of_the_benchmarks() -> None:
     benchmarks = (ROOT / "docs" / "benchmarks" / "README.md").read_text("utf-8")
     choosing = (ROOT / "docs" / "choosing.md").read_text("utf-8")
-    rows = re.findall(r"^\| (?:one client|64 clients|lists to score), .*\| ([\d,]+) \| ([\d,]+) \|$", choosing, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (?:one client|64 clients|lists to score), .*\| ([\d,]+) \| ([\d,]+) \|$", choosing, re.MULTILINE
+    )
     assert len(rows) == 3
     for column, model in enumerate(("lstm-fp32", "lstm-int8")):
         [measured] = re.findall(rf"^## {model}$.*?^\| meari \|(.*?)$", benchmarks, re.MULTILINE | re.DOTALL)
