@@ -15,6 +15,7 @@ import pytest
 
 from models.config import load_config
 from service.settings import Settings
+from tests.patience import PATIENCE
 from tests.service.running import Server, clean_environment, events, running_server
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +52,9 @@ def test_bulk_examples_run_one_after_the_other(tmp_path: Path) -> None:
     assert len(BULK) > 4
     for line in BULK:
         command = [sys.executable, "-m", "cli.main", *shlex.split(line)]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, timeout=60)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, check=False, capture_output=True, timeout=PATIENCE
+        )
         assert done.returncode == 0, (line, done.stderr)
         assert done.stdout or "-o" in line
     assert len((tmp_path / "scores.jsonl").read_text("utf-8").splitlines()) == 3
@@ -84,7 +87,7 @@ def _output(server: Server, phrase: str) -> str:
     """What the Python example with that phrase prints."""
     [code] = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if phrase in code]
     code = code.replace("localhost:8000", f"127.0.0.1:{server.port}")
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -102,7 +102,14 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         outcome = super().handle(conn)
         while outcome is True and self._comes_soon(conn):
             outcome = super().handle(conn)
+        if self._is_idle():
+            flush_log()  # log lines wait for one another under load alone: whatever ends an idle worker loses none
         return outcome
+
+    def _is_idle(self) -> bool:
+        """True while no request is in flight."""
+        service = self._service()
+        return service is None or service.admission.num_requests == 0
 
     def _comes_soon(self, conn: Any) -> bool:
         """Wait a moment for the next request, unless many threads do so already."""

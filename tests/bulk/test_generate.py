@@ -17,6 +17,7 @@ from service.app import create_app
 from service.settings import Settings
 from tests.bulk.command import RELEASED, meari, records, started
 from tests.bulk.test_resume import ended
+from tests.patience import PATIENCE
 
 PROMPTS = ["ROMEO:", "", "To be, or not ", "é한", "ROMEO:"]
 SETTINGS: dict[str, Any] = {
@@ -121,7 +122,7 @@ def test_text_comes_before_it_is_complete(bundles: Path) -> None:
         assert process.stdout.read(10)
         process.send_signal(signal.SIGINT)
         process.stdout.read()
-        assert process.wait(60) == 130
+        assert process.wait(PATIENCE) == 130
 
 
 def test_beams_come_best_first(http: Any) -> None:

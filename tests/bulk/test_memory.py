@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment
 
 MIB = 1024  # of ru_maxrss, which counts kibibytes
@@ -21,7 +22,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 def peak_kib(*words: object) -> int:
     """The largest process of a run, its workers included."""
     command = [sys.executable, "-c", PEAK, sys.executable, "-m", "cli.main", *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, check=True, timeout=110)
+    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, check=True, timeout=PATIENCE)
     return int(done.stdout)
 
 

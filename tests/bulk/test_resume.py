@@ -13,6 +13,7 @@ import pytest
 
 from bulk.journal import journal_path
 from tests.bulk.command import file_records, meari, started
+from tests.patience import PATIENCE
 
 NUM_LINES = 30_000
 
@@ -40,7 +41,7 @@ def ended(process: subprocess.Popen[bytes], output: Path, num_bytes: int, number
         while process.poll() is None and (not output.exists() or output.stat().st_size < num_bytes):
             os.sched_yield()
         process.send_signal(number)
-        return process.wait(60)
+        return process.wait(PATIENCE)
 
 
 def without_time(path: Path) -> dict[str, object]:
@@ -171,7 +172,7 @@ def test_two_runs_do_not_write_to_one_output(bundles: Path, tmp_path: Path) -> N
         other = meari("score", "-", "--bundles", bundles, "-o", output, "--overwrite", stdin="b\n")
         assert other.returncode == 1
         assert b"another run is writing to it" in other.stderr
-        process.communicate(b"c\n", timeout=60)
+        process.communicate(b"c\n", timeout=PATIENCE)
     assert [record["text"] for record in file_records(output)] == ["a", "c"]
 
 
@@ -187,4 +188,4 @@ def test_workers_end_with_a_run_that_was_killed(bundles: Path, tmp_path: Path) -
     assert len(children) == 2
     for child in children:
         code = f"import os, sys\nwhile os.path.exists('/proc/{child}'): os.sched_yield()"
-        subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)

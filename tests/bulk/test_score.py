@@ -15,6 +15,7 @@ from flask.testing import FlaskClient
 from service.app import create_app
 from service.settings import Settings
 from tests.bulk.command import RELEASED, file_records, meari, records, started
+from tests.patience import PATIENCE
 
 LINES = ["abc", "", "the quick brown fox", 'éé 한국 "x"\t\\', "a" * 300, " lead and trail ", "abd"]
 
@@ -195,7 +196,7 @@ def test_a_reader_that_has_gone_ends_it_quietly(bundles: Path, tmp_path: Path) -
         assert process.stdout.readline().startswith(b'{"line":1,')
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_results_come_while_the_input_is_still_open(bundles: Path) -> None:
@@ -206,7 +207,7 @@ def test_results_come_while_the_input_is_still_open(bundles: Path) -> None:
             process.stdin.write(line + b"\n")
             process.stdin.flush()
             assert json.loads(process.stdout.readline())["text"] == line.decode()
-        out, _ = process.communicate(b"third", timeout=60)
+        out, _ = process.communicate(b"third", timeout=PATIENCE)
         assert json.loads(out)["line"] == 3
 
 

@@ -14,8 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli.main import group
-
-WAIT_SECONDS = 60.0
+from tests.patience import PATIENCE
 
 
 def bash(line: str, folder: Path, environment: dict[str, str]) -> list[str]:
@@ -80,7 +79,7 @@ def test_tab_completes_a_bundle_in_an_interactive_bash(project: Path, environmen
 
 
 def read_until(descriptor: int, text: str) -> None:
-    found, until = "", time.monotonic() + WAIT_SECONDS
+    found, until = "", time.monotonic() + PATIENCE
     while text not in found:
         assert select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0], found
         found += os.read(descriptor, 4096).decode().replace("\r", "")

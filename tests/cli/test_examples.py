@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from cli.main import group
 from tests.models.training.tiny_runs import chain_text
+from tests.patience import PATIENCE
 
 VERBS = group.list_commands(click.Context(group))
 PARSED = ("claims", "search", "serve")  # they take minutes, or do not end
@@ -123,7 +124,7 @@ def run_examples(verb: str, folder: Path, url: str, environment: dict[str, str])
             cwd=folder,
             env=environment | {"HOME": str(folder)},
             capture_output=True,
-            timeout=100,
+            timeout=PATIENCE,
             check=False,
         )
         assert done.returncode == 0, (line, done.stderr.decode())

@@ -17,6 +17,7 @@ import pytest
 
 from cli._tables import Table, facts, show, shown
 from cli.main import group
+from tests.patience import PATIENCE
 
 ESCAPE = "\x1b["
 VERBS = group.list_commands(click.Context(group))
@@ -43,7 +44,7 @@ def _read(descriptor: int) -> bytes:
 
 def run(words: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["meari", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=False
+        ["meari", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 
@@ -127,7 +128,7 @@ def test_serve_says_what_it_serves_and_ends_with_0(project: Path, environment: d
             if b"serving" in line:
                 break
         process.send_signal(signal.SIGTERM)
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = process.communicate(timeout=PATIENCE)
         assert (process.returncode, rest) == (0, b"")
 
 
@@ -186,6 +187,7 @@ def test_interrupted_verb_ends_with_130(environment: dict[str, str]) -> None:
     code = """
 import signal
 from cli import main
+from tests.patience import PATIENCE
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
 main.group = lambda **_: signal.raise_signal(signal.SIGINT)
 main.main()

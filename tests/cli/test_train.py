@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from cli.main import group
 from models.errors import CheckpointError, ConfigError
 from tests.models.training.tiny_runs import chain_text
+from tests.patience import PATIENCE
 
 TOML = """
 name = "tiny"
@@ -105,7 +106,7 @@ def test_errors_reach_the_terminal_as_text_without_a_traceback(tmp_path: Path) -
         (["evaluate", str(tmp_path / "nowhere")], "no such folder"),
     ):
         command = [sys.executable, "-m", "cli.main", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert done.returncode == 1
         assert piece in done.stderr
         assert "Traceback" not in done.stderr
@@ -159,7 +160,7 @@ def test_a_signal_leaves_a_run_that_can_be_resumed_and_says_how(tmp_path: Path, 
         assert process.stdout is not None
         read_until(process.stdout, "step 10: validation")
         process.send_signal(number)
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 128 + number

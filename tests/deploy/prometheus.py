@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.patience import PATIENCE
 from tests.service.running import ROOT, free_port
 
 DEPLOY = ROOT / "deploy" / "prometheus"
@@ -77,8 +78,8 @@ def running_prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client:
                 yield Prometheus(client)
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(PATIENCE)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.deploy.prometheus import DEPLOY, MISSING, PROMTOOL, alert_rules
+from tests.patience import PATIENCE
 from tests.service.running import ROOT
 
 SCENARIOS = Path(__file__).with_name("alerts_test.yml")
@@ -18,7 +19,7 @@ needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason=MISSING)
 
 def promtool(*arguments: str) -> str:
     assert PROMTOOL is not None
-    done = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from tests.container.docker import find_compose
+from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment, free_port
 from tests.service.test_server import until
 
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))["services"]
-PATIENCE = 100.0  # on a machine that is busy with other things
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 PORT = re.compile(r"^\$\{MEARI_BIND:-(?P<address>[\d.]+)\}:\$\{(?P<name>\w+):-(?P<outside>\d+)\}:(?P<inside>\d+)$")
 
@@ -96,14 +96,14 @@ def test_locust_shows_its_page_with_that_command(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "locust", *options, "--web-host=127.0.0.1"]
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client:
             until(lambda: _status(client) == 200, PATIENCE)
             page = client.get("/").text
         assert "http://meari:8000" in page
         assert "StreamUser" in page
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE)
 
 
 def _status(client: httpx.Client) -> int:

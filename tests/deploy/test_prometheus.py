@@ -13,13 +13,13 @@ import pytest
 
 from tests.deploy.dashboard import expressions
 from tests.deploy.prometheus import METRIC, MISSING, PROMETHEUS, Prometheus, alert_rules, running_prometheus
+from tests.patience import PATIENCE
 from tests.service.running import Server, events, running_server
 from tests.service.test_server import until
 from tests.service.tiny_bundle import write_tiny_bundle
 
 pytestmark = [pytest.mark.skipif(PROMETHEUS is None, reason=MISSING), pytest.mark.timeout(300)]
 
-PATIENCE = 100.0  # on a machine that is busy with other things
 Body = dict[str, Any]
 REQUESTS: list[tuple[str, Body]] = [
     ("/generate", {"prompt": "ab", "max_tokens": 20, "seed": 1}),
@@ -39,7 +39,7 @@ class Load:
     def __init__(self, server: Server) -> None:
         address, each_anew = str(server.client.base_url), {"Connection": "close"}  # the kernel chooses the worker
         with (
-            httpx.Client(base_url=address, headers=each_anew, timeout=60, trust_env=False) as client,
+            httpx.Client(base_url=address, headers=each_anew, timeout=PATIENCE, trust_env=False) as client,
             ThreadPoolExecutor(8) as pool,
         ):
             answers = list(pool.map(lambda request: self._ask(client, *request), REQUESTS * TIMES))

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = ("train-your-own", "http-api", "choosing", "nbest", "filtering", "surprisal", "anomalies")
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
-SECONDS = 110.0  # on a machine that is busy with other things
 
 
 def page(name: str) -> str:
@@ -29,7 +30,7 @@ def run_example(script: str, *arguments: str, folder: Path) -> str:
         check=False,
         capture_output=True,
         encoding="utf-8",
-        timeout=SECONDS,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.loadtests.fake_server import NUM_TOKENS, PAUSE_SECONDS, running
+from tests.patience import PATIENCE
 from tests.service.running import running_server
 from tests.service.tiny_bundle import write_tiny_bundle
 
@@ -32,7 +33,7 @@ def run_load(port: int, folder: Path, **variables: str) -> subprocess.CompletedP
         env=environment,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=PATIENCE,
         check=False,
     )
 

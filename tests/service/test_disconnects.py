@@ -13,6 +13,7 @@ import pytest
 
 from service.process.client import Client
 from service.process.disconnects import Disconnects
+from tests.patience import PATIENCE
 from tests.service.running import Server, running_server
 from tests.service.test_server import ENDLESS, metric, raw_post, until
 from tests.service.tiny_bundle import write_tiny_bundle
@@ -49,7 +50,7 @@ def test_who_closes_is_noticed_and_nobody_else(disconnects: Disconnects, connect
         theirs.sendall(b"the next request")
         theirs.close()
     for number in range(0, 20, 2):
-        assert noticed[number].wait(10)
+        assert noticed[number].wait(PATIENCE)
         assert pairs[number][1].is_gone
     assert not any(noticed[number].is_set() or pairs[number][1].is_gone for number in range(1, 20, 2))
 
@@ -59,7 +60,7 @@ def test_who_has_gone_before_is_noticed_at_once(disconnects: Disconnects, connec
     theirs.close()
     noticed = threading.Event()
     disconnects.watch(client, noticed.set)
-    assert noticed.wait(10)
+    assert noticed.wait(PATIENCE)
 
 
 def test_who_is_forgotten_is_not_called_back(disconnects: Disconnects, connect: Connect) -> None:
@@ -72,7 +73,7 @@ def test_who_is_forgotten_is_not_called_back(disconnects: Disconnects, connect: 
     disconnects.forget(client)
     theirs.close()
     last.close()
-    assert noticed.wait(10)
+    assert noticed.wait(PATIENCE)
     assert calls == []
 
 
@@ -83,7 +84,7 @@ def test_a_connection_serves_one_request_after_another(disconnects: Disconnects,
     disconnects.forget(client)
     disconnects.watch(client, second.set)
     theirs.close()
-    assert second.wait(10)
+    assert second.wait(PATIENCE)
     assert not first.is_set()
 
 
@@ -126,7 +127,7 @@ def test_clients_that_go_away_free_their_slots_within_three_steps(
     with contextlib.ExitStack() as clients:
         for _ in range(12):
             clients.enter_context(slow.connect()).sendall(raw_post(json.dumps(body).encode(), path=path))
-        until(lambda: in_the_engine(slow)[0] == 4 and metric(slow, "meari_steps_total") >= known, 60)
+        until(lambda: in_the_engine(slow)[0] == 4 and metric(slow, "meari_steps_total") >= known, PATIENCE)
         before = metric(slow, "meari_steps_total")
     until(lambda: in_the_engine(slow) == (0, 0))
     assert metric(slow, "meari_steps_total") - before <= 1 + 3  # one may end between the question and the closing

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from service.settings import SETTINGS, Setting, Settings
+from tests.patience import PATIENCE
 from tests.service.running import ROOT, Server, running_server
 from tests.service.test_server import until
 
@@ -89,7 +90,7 @@ def test_summary_tells_of_routes_times_and_errors(server: Server) -> None:
         text=True,
         check=True,
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-        timeout=60,
+        timeout=PATIENCE,
     )
     rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
     assert rows["route"][:5] == ["ok", "invalid", "refused", "failed", "aborted"]

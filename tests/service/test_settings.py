@@ -9,6 +9,7 @@ import pytest
 
 from service.process.cpus import granted_cpus
 from service.settings import SettingsError, load_settings
+from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment, command
 
 
@@ -67,7 +68,9 @@ def test_contradictions_are_told(tmp_path: Path) -> None:
 
 def test_wrong_settings_end_the_start_without_a_traceback() -> None:
     environment = clean_environment(max_slots="many", max_slotz="3")
-    done = subprocess.run(command(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        command(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert done.returncode != 0
     assert "MEARI_MAX_SLOTS: got 'many'" in done.stderr
     assert "did you mean MEARI_MAX_SLOTS?" in done.stderr

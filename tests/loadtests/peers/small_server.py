@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.patience import PATIENCE
+
 NUM_PIECES = 3
 
 
@@ -36,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.num_requests += 1
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/silent":
-            self.server.release.wait(20)
+            self.server.release.wait(PATIENCE)
         if self.path == "/refuse":
             self._whole({"error": "full"}, status=429)
         elif self.path == "/break":

@@ -22,6 +22,7 @@ from service.engine import (
     Scoring,
 )
 from service.errors import EngineFailed, NotReady, Overloaded, ScoreTimeout
+from tests.patience import PATIENCE
 from tests.service.engine.conftest import Clock
 from tests.service.tiny_bundle import expected_logprob, next_id
 
@@ -391,7 +392,7 @@ def test_many_threads_each_get_their_own_answer(running_engine: Engine) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     assert not failures
 
 
@@ -399,7 +400,7 @@ def test_waiting_for_news_sees_every_token_in_order(running_engine: Engine) -> N
     generation = generate(running_engine, [A], 20, deadline=time.monotonic() + 20)
     seen: list[int] = []
     while True:
-        assert generation.wait(10)
+        assert generation.wait(PATIENCE)
         ended = generation.ended
         seen += generation.samples[0].token_ids[len(seen) :]
         if ended:

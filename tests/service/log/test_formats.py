@@ -16,6 +16,7 @@ from service.answers.work import Work
 from service.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Overloaded, ScoreTimeout
 from service.log.formats import JsonFormat, TextFormat
 from service.log.request_line import Outcome, RequestLine, log_request
+from tests.patience import PATIENCE
 from tests.service.running import ROOT
 
 SECRET = "nobody may read this"
@@ -115,7 +116,7 @@ def test_a_terminal_gets_words_and_everything_else_json(line_format: str, on_ter
     code = f"import service.log as l, logging; l.configure_logging('info', {line_format!r}); "
     code += "logging.getLogger('service.x').info('hello')"
     reader, writer = pty.openpty() if on_terminal else os.pipe()
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=writer, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=writer, check=False, timeout=PATIENCE)
     os.close(writer)
     written = os.read(reader, 10_000).decode()
     os.close(reader)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.service.running import Server, events, running_server
 from tests.service.test_server import ENDLESS, metric, raw_post, until
 
@@ -189,9 +190,10 @@ def test_every_line_is_json_from_the_start_to_the_end(letters: Path, tmp_path: P
             connection.sendall(b"GARBAGE\r\n\r\n")
             assert connection.recv(20)
         until(lambda: server.log.count("; default letters") == 1)
+        until(lambda: '"unauthorized"' in server.log)  # the lines of an idle worker are written soon
         os.kill(ready["process"], signal.SIGKILL)
-        until(lambda: server.log.count("Booting worker") == 2, 60)
-        until(lambda: server.log.count("; default letters") == 2, 60)
+        until(lambda: server.log.count("Booting worker") == 2, PATIENCE)
+        until(lambda: server.log.count("; default letters") == 2, PATIENCE)
         server.terminate()
         assert server.wait() == 0
         found = lines(server)

@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from tests.patience import PATIENCE
 from tests.service.running import Server, running_server
 
 ENDLESS: dict[str, Any] = {"model": "noise", "max_tokens": 200_000, "logit_bias": {"0": -100}}
@@ -121,7 +122,7 @@ def test_a_client_that_goes_away_frees_all_its_slots(server: Server, client: ope
     stream = client.completions.create(prompt=["a", "b"], n=3, stream=True, **ENDLESS)
     next(stream)
     stream.close()
-    answer = client.completions.create(model="noise", prompt="a", max_tokens=2, timeout=10)
+    answer = client.completions.create(model="noise", prompt="a", max_tokens=2, timeout=PATIENCE)
     assert answer.choices
     _await_no_rows(server)
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from service.tracing.start import is_wanted, problem_of
+from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
@@ -47,7 +48,7 @@ def run(code: str, **variables: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.service.running import Server
 from tests.service.web.conftest import Visit
 
@@ -29,7 +30,7 @@ def fill(visit: Visit, pane: str, tokens: int = 30) -> None:
     elif pane == "compare":
         page.fill("#compare-max_tokens", str(tokens))
         page.click("#compare-go")
-        page.wait_for_selector("#compare-cards canvas >> nth=3", timeout=60_000)
+        page.wait_for_selector("#compare-cards canvas >> nth=3", timeout=PATIENCE * 1000)
     else:
         page.wait_for_selector("#learn-claims-note:not(:empty)")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.service.running import Server
 from tests.service.web.conftest import Visit
 
@@ -63,7 +64,7 @@ def test_four_families_write_at_once_and_show_their_states(visit: Visit) -> None
     page = visit.open_pane("compare")
     page.fill("#compare-max_tokens", "40")
     page.click("#compare-go")
-    page.wait_for_selector("#compare-cards canvas >> nth=3", timeout=60_000)
+    page.wait_for_selector("#compare-cards canvas >> nth=3", timeout=PATIENCE * 1000)
     table = page.locator("#compare-rows tr").evaluate_all(
         "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
     )
