@@ -24,7 +24,7 @@ from bulk.records import Problem, Reader, Record, up_to_bad
 from bulk.totals import GenerateTotals
 from service.answers.completion import Completion, begin_completion
 from service.registry import Model
-from service.requests.model_limits import checked_logit_bias, checked_top_k
+from service.requests.model_limits import checked_logit_bias
 from service.requests.schema import GenerateRequest
 from service.state_tokens import StateTokens
 
@@ -78,7 +78,6 @@ class GenerateWork:
 
     def __init__(self, model: Model, options: GenerateOptions) -> None:
         vocabulary_size = model.tokenizer.vocabulary.size
-        checked_top_k(options.request.top_k, vocabulary_size)
         checked_logit_bias(options.request.logit_bias, vocabulary_size)
         self._options = options
         self._completions = Completions(model)

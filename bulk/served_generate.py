@@ -23,7 +23,7 @@ from bulk.records import Problem, Reader, Record, up_to_bad
 from bulk.served import Served
 from remote.service import RemoteService
 from service.answers.bodies import Choice, GenerateAnswer, GenerateUsage
-from service.requests.model_limits import checked_logit_bias, checked_top_k
+from service.requests.model_limits import checked_logit_bias
 from service.requests.schema import GenerateRequest
 
 __all__ = ["ServedGenerateWork", "continue_served_prompt"]
@@ -49,7 +49,6 @@ class ServedGenerateWork:
     """What `meari generate --server` does with every chunk. Raises InvalidRequest where the settings do not fit."""
 
     def __init__(self, served: Served, options: GenerateOptions) -> None:
-        checked_top_k(options.request.top_k, served.vocabulary_size)
         checked_logit_bias(options.request.logit_bias, served.vocabulary_size)
         self._served = served
         self._options = options

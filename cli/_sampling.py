@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,9 @@ class SamplingOptions:
         from service.errors import InvalidRequest
 
         fields = asdict(self) | {"logit_bias": _biases(self.logit_bias)}
+        for name, value in fields.items():
+            if isinstance(value, float) and not math.isfinite(value):  # JSON has none of these
+                raise click.UsageError(f"--{name.replace('_', '-')}: got {value}, expected a number")
         if self.seed is None:
             del fields["seed"]
         try:

@@ -18,7 +18,7 @@ from service.answers.bodies import Alternative, Choice, GenerateAnswer, Generate
 from service.answers.work import Work
 from service.engine import Finish, GenerateCall, Generation, Sample, Sampling
 from service.registry import Model
-from service.requests.model_limits import checked_logit_bias, checked_top_k
+from service.requests.model_limits import checked_logit_bias, effective_top_k
 from service.requests.schema import GenerateRequest
 from service.state_tokens import StateTokens, TextState
 from service.text.detokenizer import NO_TEXT, Detokenizer
@@ -229,7 +229,7 @@ def finish_reason(finish: Finish) -> str:
 def _sampling(request: GenerateRequest, vocabulary: Vocabulary) -> Sampling:
     return Sampling(
         temperature=request.temperature,
-        top_k=checked_top_k(request.top_k, vocabulary.size),
+        top_k=effective_top_k(request.top_k, vocabulary.size),
         top_p=request.top_p,
         min_p=request.min_p,
         repetition_penalty=request.repetition_penalty,

@@ -22,6 +22,7 @@ __all__ = ["ALL_ERRORS", "openapi_document"]
 
 Json = dict[str, Any]
 REFERENCE: Final = "#/components/schemas/{name}"
+ABOUT: Final = ("default", "description", "examples")  # what a schema says of a value, whatever its type
 REQUEST_ID: Final = "3f6f6a1c2b7d4e90"
 DESCRIPTION: Final = (
     "Continuations, and true probabilities of texts, by small recurrent language models. Log-probabilities are natural "
@@ -56,6 +57,8 @@ def openapi_document(requests: Mapping[str, type[msgspec.Struct]], models: Seque
             schema["additionalProperties"] = False
             if name in names and models:
                 _name_models(schema, models, default)
+            if name in names | {"TokenReference"}:
+                _allow_null(schema)
     paths: Json = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation, requests, models)
@@ -101,6 +104,16 @@ def _name_models(schema: Json, models: Sequence[str], default: str) -> None:
         own.clear()
         own.update(kept | ({"anyOf": [named, {"type": "null"}]} if is_nullable else named))
         own["examples"] = [default]
+
+
+def _allow_null(schema: Json) -> None:
+    """Null is as if a field that need not come had not."""
+    for name in schema["properties"].keys() - set(schema["required"]):
+        own = schema["properties"][name]
+        choices = own.get("anyOf", [{key: value for key, value in own.items() if key not in ABOUT}])
+        if {"type": "null"} not in choices:
+            about = {key: value for key, value in own.items() if key in ABOUT}
+            schema["properties"][name] = {"anyOf": [*choices, {"type": "null"}], **about}
 
 
 def _operation(operation: Operation, requests: Mapping[str, type[msgspec.Struct]], models: Sequence[str]) -> Json:

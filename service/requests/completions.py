@@ -15,10 +15,19 @@ from msgspec import UNSET, Meta, UnsetType
 
 from service.errors import InvalidRequest
 
-__all__ = ["CompletionsRequest", "StreamOptions", "checked_completions", "prompts_of"]
+__all__ = [
+    "CompletionsRequest",
+    "Seed",
+    "Stop",
+    "StreamOptions",
+    "checked_completions",
+    "prompts_of",
+    "stop_strings",
+]
 
 DEFAULT_MAX_TOKENS: Final = 16  # OpenAI's
-NonEmpty = Annotated[str, Meta(min_length=1)]
+Seed = Annotated[int, Meta(ge=-1, le=2**63 - 1)]  # -1 is vLLM's for a random one
+Stop = str | Annotated[list[str], Meta(max_length=8)]  # of which empty ones stop nothing
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 PromptItem = str | TokenId | list[TokenId]
 Prompt = str | list[int]  # text or token ids
@@ -28,6 +37,7 @@ class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
     """What comes with a stream."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's
     include_obfuscation: bool | None = None  # nothing here to be hidden: true is refused
 
 
@@ -41,19 +51,20 @@ class CompletionsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=0)] | None = None  # of OpenAI's chats, sent by load generators
     max_tokens: Annotated[int, Meta(ge=0)] | None = None
     min_p: Annotated[float, Meta(ge=0, lt=1)] | None = None
     n: Annotated[int, Meta(ge=1, le=16)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
-    stop: NonEmpty | Annotated[list[NonEmpty], Meta(max_length=8)] | None = None
+    seed: Seed | None = None
+    stop: Stop | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     suffix: str | None = None
     temperature: Annotated[float, Meta(ge=0, le=10)] | None = None
     top_k: Annotated[int, Meta(ge=-1)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     user: str | None = None
 
     @property
@@ -72,16 +83,21 @@ class CompletionsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
         return max(self.best_of or 1, self.num_choices)
 
     @property
+    def fixed_seed(self) -> int | None:
+        """None where one is to be drawn."""
+        return None if self.seed == -1 else self.seed
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings, each once."""
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(dict.fromkeys(self.stop))
+        return stop_strings(self.stop)
 
     @property
     def num_tokens(self) -> int:
         """New tokens of a sample at most."""
-        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        if self.max_tokens is not None:
+            return self.max_tokens
+        return DEFAULT_MAX_TOKENS if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def wants_echo_logprobs(self) -> bool:
@@ -92,6 +108,18 @@ class CompletionsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     def wants_usage(self) -> bool:
         """True where a stream ends with the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def wants_continuous_usage(self) -> bool:
+        """True where every event of a stream has the usage of its choice."""
+        options = self.stream_options
+        return self.wants_usage and options is not None and bool(options.continuous_usage_stats)
+
+
+def stop_strings(stop: Stop | None) -> tuple[str, ...]:
+    """The strings that stop something, each once."""
+    strings = [stop or ""] if stop is None or isinstance(stop, str) else stop
+    return tuple(dict.fromkeys(filter(None, strings)))
 
 
 def prompts_of(request: CompletionsRequest) -> list[Prompt]:
@@ -109,14 +137,14 @@ def prompts_of(request: CompletionsRequest) -> list[Prompt]:
     return [prompt] if kind is int else prompt  # type: ignore[list-item, return-value]
 
 
-def checked_completions(request: CompletionsRequest, max_prompts: int) -> CompletionsRequest:
-    """The same request, if its fields go together. Raises InvalidRequest with all problems."""
+def checked_completions(request: CompletionsRequest, max_prompts: int, max_tokens: int) -> CompletionsRequest:
+    """The same request, if its fields go together; max_tokens: the server's limit. Raises InvalidRequest."""
     problems = [*_meaningless(request), *_contradictions(request)]
     if problems:
         raise InvalidRequest("; ".join(problems))
     if (count := len(prompts_of(request))) > max_prompts:
         raise InvalidRequest(f"prompt: got a list of {count} prompts, expected at most {max_prompts}")
-    return request
+    return msgspec.structs.replace(request, max_tokens=min(request.num_tokens, max_tokens))
 
 
 def _meaningless(request: CompletionsRequest) -> Iterator[str]:
@@ -137,6 +165,11 @@ def _contradictions(request: CompletionsRequest) -> Iterator[str]:
         yield f"best_of: got {best_of}, expected at least n, which is {n}"
     if best_of is not None and best_of > n and request.stream:
         yield f"best_of: got {best_of} with stream true, expected n, which is {n}: the best is known at the end only"
+    if None is not request.max_completion_tokens != request.num_tokens:
+        yield (
+            f"max_completion_tokens: got {request.max_completion_tokens} with max_tokens {request.max_tokens}, "
+            "expected one of the two, or the same"
+        )
     if request.num_tokens == 0 and not request.echo:
         yield "max_tokens: got 0 with echo false, expected max_tokens >= 1, or echo true"
     if request.stream_options is not None and not request.stream:

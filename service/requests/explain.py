@@ -11,9 +11,12 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import inspect
 
+from service.requests.lenient import is_left_out, members, read_leniently
+
 __all__ = ["describe", "explain", "range_text", "shown"]
 
 MAX_SHOWN_CHARS = 60
+NULL = msgspec.Raw(b"null")
 Number = inspect.IntType | inspect.FloatType
 
 
@@ -52,9 +55,9 @@ def explain_object(prefix: str, raw: bytes, info: inspect.StructType) -> Iterato
         if name not in fields:
             yield f"{prefix}{_cut(name)}: got an unknown field, expected one of {', '.join(fields)}"
     for name, field in fields.items():
-        if name in values:
+        if name in values and not (values[name] == NULL and is_left_out(field)):
             yield from _problems(prefix + name, bytes(values[name]), field.type)
-        elif field.required:
+        elif field.required and name not in values:
             yield f"{prefix}{name}: missing, expected {describe(field.type, name)}"
 
 
@@ -78,14 +81,14 @@ def describe(info: inspect.Type, name: str = "value") -> str:  # noqa: PLR0911 (
         case inspect.DictType():
             return f"an object whose values are each {describe(info.value_type)}"
         case inspect.UnionType():
-            return " or ".join(describe(member, name) for member in _members(info))
+            return " or ".join(describe(member, name) for member in members(info))
         case inspect.StructType():
             return "an object with " + ", ".join(field.encode_name for field in info.fields)
     return "a JSON value"
 
 
 def range_text(info: Number, name: str) -> str:
-    """The bounds of a number as an inequality: `0 < top_p <= 1`, `n >= 1`, or nothing."""
+    """The bounds of a number as an inequality: `0 <= top_p <= 1`, `n >= 1`, or nothing."""
     low = f"{_bound(info.gt)} < " if info.gt is not None else f"{_bound(info.ge)} <= " if info.ge is not None else ""
     high = f" < {_bound(info.lt)}" if info.lt is not None else f" <= {_bound(info.le)}" if info.le is not None else ""
     if low and not high:
@@ -114,7 +117,7 @@ def _expected(raw: bytes, info: inspect.Type, path: str) -> str:
 
 def _member(raw: bytes, info: inspect.Type) -> inspect.Type:
     """Of a union the member that a list, an object or a number was meant to be: the message names what that misses."""
-    members = _members(info)
+    choices = members(info)
     wanted: tuple[type[inspect.Type], ...] = ()
     if raw[:1] == b"[":
         wanted = (inspect.ListType,)
@@ -122,27 +125,19 @@ def _member(raw: bytes, info: inspect.Type) -> inspect.Type:
         wanted = (inspect.DictType, inspect.StructType)
     elif raw[:1] in b"-0123456789":
         wanted = (inspect.IntType, inspect.FloatType)
-    meant = [member for member in members if isinstance(member, wanted)]
+    meant = [member for member in choices if isinstance(member, wanted)]
     if len(meant) == 1:
         return meant[0]
-    return members[0] if len(members) == 1 else info
-
-
-def _members(info: inspect.Type) -> tuple[inspect.Type, ...]:
-    if isinstance(info, inspect.Metadata):
-        return _members(info.type)
-    if isinstance(info, inspect.UnionType):
-        return tuple(part for member in info.types for part in _members(member))
-    return (info,)
+    return choices[0] if len(choices) == 1 else info
 
 
 def _fits(raw: bytes, info: inspect.Type) -> bool:
-    members = _members(info)
-    if len(members) > 1:
-        return any(_fits(raw, member) for member in members)
+    choices = members(info)
+    if len(choices) > 1:
+        return any(_fits(raw, member) for member in choices)
     try:
-        value = msgspec.json.decode(raw, type=_python_type(info), strict=True)
-    except msgspec.MsgspecError:
+        value = msgspec.convert(read_leniently(raw, info), _python_type(info), strict=True)
+    except (msgspec.MsgspecError, ArithmeticError):
         return False
     if isinstance(info, inspect.LiteralType):
         return value in info.values
@@ -198,7 +193,7 @@ def _plural(info: inspect.Type) -> str:
         case inspect.IntType():
             return "integers"
         case inspect.UnionType():
-            return " or ".join(_plural(member) for member in _members(info))
+            return " or ".join(_plural(member) for member in members(info))
         case inspect.StructType():
             return "objects with " + ", ".join(field.encode_name for field in info.fields)
     return "items"

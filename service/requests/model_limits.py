@@ -9,16 +9,14 @@ from typing import Final
 from service.errors import InvalidRequest, TooLarge
 from service.requests.explain import shown
 
-__all__ = ["check_num_chars", "checked_ids", "checked_logit_bias", "checked_top_k"]
+__all__ = ["check_num_chars", "checked_ids", "checked_logit_bias", "effective_top_k"]
 
 _TOKEN_ID: Final = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
-def checked_top_k(top_k: int, vocabulary_size: int) -> int:
-    """Raises InvalidRequest."""
-    if top_k > vocabulary_size:
-        raise InvalidRequest(f"top_k: got {top_k}, expected 0 <= top_k <= {vocabulary_size}")
-    return top_k
+def effective_top_k(top_k: int, vocabulary_size: int) -> int:
+    """0, which is off, where the limit keeps every token."""
+    return top_k if 0 < top_k < vocabulary_size else 0
 
 
 def checked_logit_bias(bias: dict[str, float] | None, vocabulary_size: int) -> tuple[tuple[int, float], ...]:

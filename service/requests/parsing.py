@@ -1,7 +1,8 @@
 """The bytes of a body → a Struct, or InvalidRequest that says where and why not.
 
-The fast way is one decode into the Struct; only a body that fails is looked at field by field. Knows nothing of the
-fields.
+The fast way is one decode into the Struct; only a body that fails is looked at field by field. Then two things are
+taken that JSON's own schema and OpenAI's clients take: an integer written as `3.0`, and null for a field that need not
+come. Knows nothing of the fields.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from msgspec import inspect
 
 from service.errors import InvalidRequest
 from service.requests.explain import explain_object, shown
+from service.requests.lenient import read_leniently
 
 __all__ = ["Parser"]
 
@@ -37,13 +39,20 @@ class Parser(Generic[Request]):
         try:
             request = self._decoder.decode(body)
         except msgspec.ValidationError as error:
-            raise InvalidRequest(self._problems(body, error)) from None
+            request = self._read_leniently(body, error)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidRequest(_malformed(body, error)) from None
         except RecursionError:
             raise InvalidRequest("body: got JSON that is nested too deeply, expected a JSON object") from None
         _check_distinct_names(body)
         return request
+
+    def _read_leniently(self, body: bytes, error: msgspec.ValidationError) -> Request:
+        """Raises InvalidRequest with every problem where the body does not fit even so."""
+        try:
+            return msgspec.convert(read_leniently(body, self._info), self.struct, strict=True)
+        except (msgspec.MsgspecError, ArithmeticError, RecursionError):
+            raise InvalidRequest(self._problems(body, error)) from None
 
     def _problems(self, body: bytes, error: msgspec.ValidationError) -> str:
         """Every problem of a body that is not of this kind: unknown fields first, then those that do not fit."""

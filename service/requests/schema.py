@@ -5,7 +5,7 @@ came and what was expected. Limits that are settings (`max_tokens`, `texts`, `ti
 annotations by `Schemas`; those that a bundle sets (`top_k`, `logit_bias`) are checked in `model_limits.py`, and a
 state token by `state_tokens.py`. No Flask here.
 
-A field may be null only where the contract's default is "none"; UNSET stands for a field that did not come.
+Null is as if a field had not come, wherever that may be (`lenient.py`); UNSET stands for a field that did not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from service.errors import InvalidRequest
-from service.requests.completions import DEFAULT_MAX_TOKENS, CompletionsRequest, checked_completions
+from service.requests.completions import (
+    CompletionsRequest,
+    Seed,
+    Stop,
+    checked_completions,
+    stop_strings,
+)
 from service.requests.explain import shown
 from service.requests.parsing import Parser
 from service.settings import Settings
@@ -33,7 +39,6 @@ __all__ = [
     "TokenizeRequest",
 ]
 
-NonEmpty = Annotated[str, Meta(min_length=1)]
 LogBase = Literal["e", "2", "10"]
 
 
@@ -45,13 +50,13 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
     state: str | None = None
     max_tokens: Annotated[int, Meta(ge=1)] = 64
     temperature: Annotated[float, Meta(ge=0, le=10)] = 1.0
-    top_k: Annotated[int, Meta(ge=0)] = 0
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Meta(ge=-1)] = 0
+    top_p: Annotated[float, Meta(ge=0, le=1)] = 1.0
     min_p: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | UnsetType = UNSET
-    stop: NonEmpty | Annotated[list[NonEmpty], Meta(max_length=8)] | None = None
+    seed: Seed | UnsetType = UNSET
+    stop: Stop | None = None
     n: Annotated[int, Meta(ge=1, le=16)] = 1
     num_beams: Annotated[int, Meta(ge=1, le=16)] = 1
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
@@ -62,9 +67,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings, each once."""
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(dict.fromkeys(self.stop))
+        return stop_strings(self.stop)
 
 
 class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
@@ -151,16 +154,11 @@ class Schemas:
         self._score = Parser(_limited(ScoreRequest, ("texts", texts, UNSET)))
         self._tokenize = Parser(TokenizeRequest)
         self._detokenize = Parser(DetokenizeRequest)
+        new_tokens = Annotated[int, Meta(ge=0, le=settings.max_tokens)] | None
         self._completions = Parser(
-            _limited(
-                CompletionsRequest,
-                (
-                    "max_tokens",
-                    Annotated[int, Meta(ge=0, le=settings.max_tokens)] | None,
-                    min(DEFAULT_MAX_TOKENS, settings.max_tokens),
-                ),
-            )
+            _limited(CompletionsRequest, ("max_tokens", new_tokens, None), ("max_completion_tokens", new_tokens, None))
         )
+        self._max_tokens = settings.max_tokens
         self._max_prompts = max_prompts(settings)
         self._states = Parser(StatesRequest)
 
@@ -183,7 +181,7 @@ class Schemas:
 
     def generate(self, body: bytes) -> GenerateRequest:
         """Raises InvalidRequest."""
-        request = self._generate.parse(body)
+        request = _without_minus_one(self._generate.parse(body))
         if request.num_beams > 1 and (problems := list(_beam_problems(request))):
             raise InvalidRequest("; ".join(problems))
         return request
@@ -203,7 +201,7 @@ class Schemas:
 
     def completions(self, body: bytes) -> CompletionsRequest:
         """Raises InvalidRequest."""
-        return checked_completions(self._completions.parse(body), self._max_prompts)
+        return checked_completions(self._completions.parse(body), self._max_prompts, self._max_tokens)
 
     def tokenize(self, body: bytes) -> TokenizeRequest:
         """Raises InvalidRequest."""
@@ -230,6 +228,13 @@ def _limited(struct: type[Request], *fields: tuple[str, object, object]) -> type
     )
 
 
+def _without_minus_one(request: GenerateRequest) -> GenerateRequest:
+    """vLLM's -1 is as if the field had not come: no limit, and a seed that is drawn."""
+    if request.top_k == -1:
+        request = msgspec.structs.replace(request, top_k=0)
+    return msgspec.structs.replace(request, seed=UNSET) if request.seed == -1 else request
+
+
 def _beam_problems(request: GenerateRequest) -> Iterator[str]:
     """What a beam search cannot do: more samples than beams, or anything that changes what is sampled."""
     beams = request.num_beams
@@ -238,7 +243,7 @@ def _beam_problems(request: GenerateRequest) -> Iterator[str]:
     if request.temperature not in (0.0, 1.0):
         yield f"temperature: got {request.temperature:g} with num_beams {beams}, expected 0 or 1: nothing is sampled"
     for name, default in _SAMPLING_DEFAULTS.items():
-        value = getattr(request, name) or default
-        if value != default:
+        value = getattr(request, name)
+        if value not in (default, {}):
             came, expected = shown(msgspec.json.encode(value)), msgspec.json.encode(default).decode()
             yield f"{name}: got {came} with num_beams {beams}, expected {expected}: nothing is sampled"

@@ -87,7 +87,6 @@ def test_logit_bias_forces_a_token(client: FlaskClient) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"top_k": 29}, "top_k: got 29, expected 0 <= top_k <= 28"),
         ({"logit_bias": {"28": 1}}, "expected a token id, 0 <= id < 28"),
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"logit_bias": {"1.0": 1}}, "logit_bias"),
@@ -102,6 +101,20 @@ def test_limits_of_the_model_and_of_the_server_are_named(
     client: FlaskClient, body: dict[str, Any], message: str
 ) -> None:
     assert message in post(client, "/generate", 400, **body)["error"]["message"]
+
+
+def test_top_k_over_the_vocabulary_keeps_every_token(client: FlaskClient) -> None:
+    request: dict[str, Any] = {"model": "flat", "seed": 11, "max_tokens": 30}
+    texts = {post(client, "/generate", top_k=k, **request)["choices"][0]["text"] for k in (-1, 0, 28, 29, 10**30)}
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("model", ["flat", "noise"])
+def test_a_nucleus_of_nothing_is_the_likeliest_token(client: FlaskClient, model: str) -> None:
+    request: dict[str, Any] = {"model": model, "max_tokens": 30, "seed": 4, "logit_bias": {"0": -100}}
+    greedy = post(client, "/generate", temperature=0, **request)["choices"]
+    assert post(client, "/generate", top_p=0, **request)["choices"] == greedy
+    assert post(client, "/v1/completions", top_p=0, **request)["choices"][0]["text"] == greedy[0]["text"]
 
 
 def sse(client: FlaskClient, **body: Any) -> list[Any]:

@@ -130,15 +130,17 @@ def test_every_error_is_in_the_document() -> None:
 
 def test_ranges_are_those_of_the_settings_and_models_those_that_are_served() -> None:
     tokens = SCHEMAS["GenerateRequest"]["properties"]["max_tokens"]
-    assert (tokens["minimum"], tokens["maximum"], tokens["default"]) == (1, 77, 64)
-    assert SCHEMAS["GenerateRequest"]["properties"]["model"]["enum"] == MODELS
+    assert tokens["anyOf"] == [{"type": "integer", "minimum": 1, "maximum": 77}, {"type": "null"}]
+    assert tokens["default"] == 64
+    assert SCHEMAS["GenerateRequest"]["properties"]["model"]["anyOf"][0]["enum"] == MODELS
     assert SCHEMAS["CompletionsRequest"]["properties"]["model"]["anyOf"][0]["enum"] == MODELS
     assert SCHEMAS["GenerateRequest"]["additionalProperties"] is False
 
 
 def test_the_document_is_there_before_the_bundles_are() -> None:
     document = openapi_document(Schemas(Settings(workers=1)).types, [], "")
-    assert "enum" not in document["components"]["schemas"]["GenerateRequest"]["properties"]["model"]
+    model = document["components"]["schemas"]["GenerateRequest"]["properties"]["model"]
+    assert model["anyOf"] == [{"type": "string"}, {"type": "null"}]
 
 
 def test_the_page_loads_nothing_from_elsewhere(client: FlaskClient) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequest
+from service.requests.completions import prompts_of
 from service.requests.schema import GenerateRequest, Schemas, ScoreRequest
 from service.settings import Settings
 
@@ -19,47 +20,43 @@ SCHEMAS = Schemas(Settings(max_tokens=500, max_texts=3, max_timeout_seconds=60.0
 GENERATE_ACCEPTED: list[tuple[str, Any]] = [
     ("model", "x"), ("prompt", ""), ("prompt", "한글 😀"), ("state", None), ("state", "abc"),
     ("max_tokens", 1), ("max_tokens", 500), ("temperature", 0), ("temperature", 10), ("temperature", 0.5),
-    ("top_k", 0), ("top_k", 10**9), ("top_p", 1), ("top_p", 1e-9), ("min_p", 0), ("min_p", 0.999),
+    ("top_k", 0), ("top_k", 10**9), ("top_k", 10**30), ("top_p", 0), ("top_p", 1), ("top_p", 1e-9),
+    ("min_p", 0), ("min_p", 0.999),
     ("repetition_penalty", 0.001), ("repetition_penalty", 10), ("logit_bias", None), ("logit_bias", {}),
     ("logit_bias", {"1": -100, "2": 100.0}), ("seed", 0), ("seed", 2**63 - 1),
-    ("stop", None), ("stop", "a"), ("stop", []), ("stop", ["a"] * 8), ("n", 1), ("n", 16),
+    ("stop", None), ("stop", "a"), ("stop", ""), ("stop", []), ("stop", [""]), ("stop", ["a"] * 8), ("n", 1), ("n", 16),
     ("num_beams", 1), ("num_beams", 16), ("logprobs", None), ("logprobs", 0), ("logprobs", 20),
     ("return_state", False), ("return_state", True),
     ("stream", True), ("timeout_seconds", 0.001), ("timeout_seconds", 60),
 ]  # fmt: skip
 
 GENERATE_REFUSED: list[tuple[str, Any, str]] = [
-    ("model", None, "model: got null, expected a string"),
     ("model", 3, "model: got 3, expected a string"),
-    ("prompt", None, "prompt: got null, expected a string"),
     ("prompt", ["a"], 'prompt: got ["a"], expected a string'),
     ("state", 3, "state: got 3, expected a string or null"),
     ("max_tokens", 0, "max_tokens: got 0, expected 1 <= max_tokens <= 500"),
     ("max_tokens", 501, "max_tokens: got 501, expected 1 <= max_tokens <= 500"),
-    ("max_tokens", 2.0, "max_tokens: got 2.0, expected an integer, 1 <= max_tokens <= 500"),
     ("max_tokens", True, "max_tokens: got true, expected an integer, 1 <= max_tokens <= 500"),
     ("max_tokens", "5", 'max_tokens: got "5", expected an integer, 1 <= max_tokens <= 500'),
-    ("max_tokens", None, "max_tokens: got null, expected an integer, 1 <= max_tokens <= 500"),
     ("temperature", -0.1, "temperature: got -0.1, expected 0 <= temperature <= 10"),
     ("temperature", 10.01, "temperature: got 10.01, expected 0 <= temperature <= 10"),
     ("temperature", False, "temperature: got false, expected a number, 0 <= temperature <= 10"),
-    ("top_k", -1, "top_k: got -1, expected top_k >= 0"),
-    ("top_p", 0, "top_p: got 0, expected 0 < top_p <= 1"),
-    ("top_p", 1.4, "top_p: got 1.4, expected 0 < top_p <= 1"),
+    ("max_tokens", 3.5, "max_tokens: got 3.5, expected an integer, 1 <= max_tokens <= 500"),
+    ("max_tokens", 501.0, "max_tokens: got 501.0, expected an integer, 1 <= max_tokens <= 500"),
+    ("top_k", -2, "top_k: got -2, expected top_k >= -1"),
+    ("top_p", -0.1, "top_p: got -0.1, expected 0 <= top_p <= 1"),
+    ("top_p", 1.4, "top_p: got 1.4, expected 0 <= top_p <= 1"),
     ("min_p", 1, "min_p: got 1, expected 0 <= min_p < 1"),
     ("min_p", -1e-9, "min_p: got -1e-09, expected 0 <= min_p < 1"),
     ("repetition_penalty", 0, "repetition_penalty: got 0, expected 0 < repetition_penalty <= 10"),
     ("logit_bias", {"1": 100.5}, 'logit_bias["1"]: got 100.5, expected -100 <= value <= 100'),
     ("logit_bias", {"1": None}, 'logit_bias["1"]: got null, expected a number, -100 <= value <= 100'),
     ("logit_bias", [], "logit_bias: got [], expected an object"),
-    ("seed", -1, "seed: got -1, expected 0 <= seed <= 9223372036854775807"),
-    ("seed", 2**63, "seed: got 9223372036854775808, expected 0 <= seed <= 9223372036854775807"),
-    ("seed", None, "seed: got null, expected an integer"),
+    ("seed", -2, "seed: got -2, expected -1 <= seed <= 9223372036854775807"),
+    ("seed", 2**63, "seed: got 9223372036854775808, expected -1 <= seed <= 9223372036854775807"),
     ("seed", 1.5, "seed: got 1.5, expected an integer"),
-    ("stop", "", 'stop: got "", expected a non-empty string'),
-    ("stop", [""], 'stop[0]: got "", expected a non-empty string'),
-    ("stop", ["a"] * 9, "stop: got 9 items, expected a list of at most 8 non-empty strings"),
-    ("stop", [1], "stop[0]: got 1, expected a non-empty string"),
+    ("stop", ["a"] * 9, "stop: got 9 items, expected a list of at most 8 strings"),
+    ("stop", [1], "stop[0]: got 1, expected a string"),
     ("n", 0, "n: got 0, expected 1 <= n <= 16"),
     ("n", 17, "n: got 17, expected 1 <= n <= 16"),
     ("num_beams", 0, "num_beams: got 0, expected 1 <= num_beams <= 16"),
@@ -69,10 +66,8 @@ GENERATE_REFUSED: list[tuple[str, Any, str]] = [
     ("logprobs", True, "logprobs: got true, expected an integer"),
     ("return_state", 0, "return_state: got 0, expected true or false"),
     ("stream", 1, "stream: got 1, expected true or false"),
-    ("stream", None, "stream: got null, expected true or false"),
     ("timeout_seconds", 0, "timeout_seconds: got 0, expected 0 < timeout_seconds <= 60"),
     ("timeout_seconds", 61, "timeout_seconds: got 61, expected 0 < timeout_seconds <= 60"),
-    ("timeout_seconds", None, "timeout_seconds: got null, expected a number"),
     ("temprature", 1, "temprature: got an unknown field, expected one of model, prompt"),
 ]
 
@@ -87,7 +82,7 @@ SCORE_ACCEPTED: list[dict[str, Any]] = [
 SCORE_REFUSED: list[tuple[dict[str, Any], str]] = [
     ({}, "text: missing, expected text or texts"),
     ({"text": "a", "texts": ["b"]}, "texts: got both text and texts, expected one of the two"),
-    ({"text": None}, "text: got null, expected a string"),
+    ({"text": None}, "text: missing, expected text or texts"),
     ({"texts": []}, "texts: got 0 items, expected a list of 1 to 3 strings"),
     ({"texts": ["a"] * 4}, "texts: got 4 items, expected a list of 1 to 3 strings"),
     ({"texts": ["a", 1]}, "texts[1]: got 1, expected a string"),
@@ -115,7 +110,13 @@ MALFORMED: list[tuple[bytes, str]] = [
     (b"{'n': 1}", "(byte 1)"),
     (b'{"top_p": NaN}', "malformed JSON"),
     (b'{"top_p": Infinity}', "malformed JSON"),
-    (b'{"top_p": 1e999}', "top_p: got 1e999, expected 0 < top_p <= 1"),
+    (b'{"top_p": 1e999}', "top_p: got 1e999, expected 0 <= top_p <= 1"),
+    (b'{"n": 1.0, "top_p": NaN}', "malformed JSON"),
+    (b'{"n": 1.0, "prompt": "\\ud800"}', "malformed JSON"),
+    (b'{"n": 1e999999999}', "n: got 1e999999999, expected an integer, 1 <= n <= 16"),
+    (b'{"n": 1e-999999999}', "n: got 1e-999999999, expected an integer, 1 <= n <= 16"),
+    (b'{"n": 1e99999999999999999999}', "n: got 1e99999999999999999999, expected"),
+    (b'{"n": 1.0, "n": 1.0}', "n: got the name twice, expected it once"),
     (b'{"n": ' + b"9" * 5000 + b"}", "expected 1 <= n <= 16"),
     (b'{"prompt": "\xff"}', "bytes that are not UTF-8 at byte 12"),
     (b'{"prompt": "\xed\xa0\x80"}', "bytes that are not UTF-8 at byte 12"),
@@ -144,6 +145,73 @@ def test_generate_accepts_the_edges_of_every_field(field: str, value: Any) -> No
 @pytest.mark.parametrize(("field", "value", "message"), GENERATE_REFUSED)
 def test_generate_says_what_came_and_what_was_expected(field: str, value: Any, message: str) -> None:
     assert refusal_of(SCHEMAS.generate, json.dumps({field: value}).encode()).startswith(message)
+
+
+def integers(schemas: Schemas) -> list[tuple[Any, str, dict[str, Any]]]:
+    """Every integer field of every request, with what else the request needs."""
+    return [
+        *((schemas.generate, name, {}) for name in ("max_tokens", "top_k", "seed", "n", "logprobs")),
+        (schemas.generate, "num_beams", {"n": 1}),
+        (schemas.score, "top", {"text": "", "tokens": True}),
+        (schemas.states, "units", {"text": ""}),
+        *((schemas.completions, name, {}) for name in ("max_tokens", "top_k", "seed", "n", "best_of", "logprobs")),
+        (schemas.completions, "max_completion_tokens", {}),
+    ]
+
+
+@pytest.mark.parametrize(("parse", "field", "more"), integers(SCHEMAS))
+def test_an_integer_may_be_written_with_a_fraction_of_zero(parse: Any, field: str, more: dict[str, Any]) -> None:
+    for written in ("3.0", "3e0", "30.00e-1", "3"):
+        body = json.dumps({**more, field: 0}).replace(f'"{field}": 0', f'"{field}": {written}')
+        value = getattr(parse(body.encode()), field)
+        assert (type(value), value) == (int, 3)
+    for written in ("3.5", '"3"', "true", "[3]"):
+        body = json.dumps({**more, field: 0}).replace(f'"{field}": 0', f'"{field}": {written}')
+        assert refusal_of(parse, body.encode()).startswith(f"{field}: got {written}, expected an integer")
+
+
+def test_integers_in_lists_may_be_written_so_too() -> None:
+    assert SCHEMAS.detokenize(b'{"tokens": [1.0, {"id": 2.0, "text": null}]}').ids == [1, 2]
+    assert prompts_of(SCHEMAS.completions(b'{"prompt": [[1.0, 2], [3e0]]}')) == [[1, 2], [3]]
+    assert prompts_of(SCHEMAS.completions(b'{"prompt": [1.0, 2]}')) == [[1, 2]]
+    assert SCHEMAS.generate(b'{"seed": 9223372036854775807.0}').seed == 2**63 - 1
+
+
+@pytest.mark.parametrize("parse", [SCHEMAS.generate, SCHEMAS.completions])
+def test_null_is_as_if_a_field_had_not_come(parse: Any) -> None:
+    plain = parse(b"{}")
+    for field in plain.__struct_fields__:
+        assert parse(json.dumps({field: None}).encode()) == plain
+    assert parse(json.dumps(dict.fromkeys(plain.__struct_fields__)).encode()) == plain
+    assert "unknown field" in refusal_of(parse, b'{"temprature": null}')
+
+
+def test_null_is_no_value_of_a_field_that_must_come() -> None:
+    assert refusal_of(SCHEMAS.tokenize, b'{"text": null}') == "text: got null, expected a string"
+    assert SCHEMAS.score(b'{"text": null, "texts": ["a"], "context": null, "top": null}').all_texts == ["a"]
+
+
+@pytest.mark.parametrize("parse", [SCHEMAS.generate, SCHEMAS.completions])
+@pytest.mark.parametrize(("stop", "strings"), [("", ()), ([], ()), (["", "a", "", "a"], ("a",)), ("a", ("a",))])
+def test_an_empty_text_stops_nothing(parse: Any, stop: Any, strings: tuple[str, ...]) -> None:
+    assert parse(json.dumps({"stop": stop}).encode()).stops == strings
+
+
+def test_vllms_minus_one_is_as_if_a_field_had_not_come() -> None:
+    assert SCHEMAS.generate(b'{"seed": -1, "top_k": -1}') == SCHEMAS.generate(b"{}")
+    assert SCHEMAS.completions(b'{"seed": -1}').fixed_seed is None
+    assert SCHEMAS.generate(b'{"num_beams": 2, "top_k": -1}').num_beams == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [(b"{}", 16), (b'{"max_completion_tokens": 9}', 9), (b'{"max_completion_tokens": 9, "max_tokens": 9}', 9)],
+)
+def test_new_tokens_have_two_names(body: bytes, count: int) -> None:
+    assert SCHEMAS.completions(body).num_tokens == count
+    assert Schemas(Settings(max_tokens=4, workers=1)).completions(b"{}").num_tokens == 4
+    two = refusal_of(SCHEMAS.completions, b'{"max_completion_tokens": 9, "max_tokens": 8}')
+    assert two == "max_completion_tokens: got 9 with max_tokens 8, expected one of the two, or the same"
 
 
 @pytest.mark.parametrize("body", SCORE_ACCEPTED)

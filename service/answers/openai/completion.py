@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,7 +20,7 @@ from service.answers.work import Work
 from service.engine import GenerateCall, Generation, News, Reservation, Sample, Sampling, ScoreCall, Scoring, Together
 from service.registry import Model
 from service.requests.completions import CompletionsRequest, Prompt, prompts_of
-from service.requests.model_limits import checked_logit_bias, checked_top_k
+from service.requests.model_limits import checked_logit_bias, effective_top_k
 from service.text.detokenizer import Detokenizer
 from service.text.stop import StopPatterns, StopSearch, matcher_factory
 
@@ -103,11 +103,14 @@ class OpenAICompletion:
     def events(self) -> list[object]:
         """Bodies of a stream's events: what has come of each choice since the last call."""
         bodies: list[object] = []
-        for writer in self.choices:
+        for number, writer in enumerate(self.choices):
             choice = writer.take()
             if choice is not None:
                 answer = self._answer()
                 answer.choices = [choice]
+                if self.request.wants_continuous_usage:
+                    work = self.works[number // self.request.num_samples]
+                    answer.usage = usage_of([work], writer.num_tokens)
                 bodies.append(answer)
         return bodies
 
@@ -127,9 +130,7 @@ class OpenAICompletion:
         return answer
 
     def _usage(self) -> CompletionUsage:
-        prompt = sum(len(work.prompt.ids) for work in self.works)
-        cached = sum(work.generation.cached_tokens for work in self.works if work.generation is not None)
-        return CompletionUsage(prompt, self.num_generated, prompt + self.num_generated, PromptTokensDetails(cached))
+        return usage_of(self.works, self.num_generated)
 
     def _ranked(self) -> Iterator[OpenAIChoice]:
         """The best choices of each prompt, all of them in their order where no more were sampled than are wanted."""
@@ -173,6 +174,13 @@ def begin_openai_completion(
     together = Together(handles, news, engine.clock())
     choices = tuple(_choices(request, works, model, kept_chars))
     return OpenAICompletion(answer_id, created, model, request, works, scoring, together, choices)
+
+
+def usage_of(works: Sequence[PromptWork], num_generated: int) -> CompletionUsage:
+    """The tokens of some prompts and of what was written after them."""
+    prompt = sum(len(work.prompt.ids) for work in works)
+    cached = sum(work.generation.cached_tokens for work in works if work.generation is not None)
+    return CompletionUsage(prompt, num_generated, prompt + num_generated, PromptTokensDetails(cached))
 
 
 def memory_bytes(request: CompletionsRequest, prompts: list[Prompt]) -> int:
@@ -284,7 +292,7 @@ def _sampling(request: CompletionsRequest, model: Model) -> Sampling:
     size = model.tokenizer.vocabulary.size
     return Sampling(
         temperature=1.0 if request.temperature is None else request.temperature,
-        top_k=checked_top_k(max(0, request.top_k or 0), size),  # vLLM's -1 is off, as 0 is
+        top_k=effective_top_k(request.top_k or 0, size),
         top_p=1.0 if request.top_p is None else request.top_p,
         min_p=request.min_p or 0.0,
         repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
@@ -294,5 +302,5 @@ def _sampling(request: CompletionsRequest, model: Model) -> Sampling:
 
 def _seeded(sampling: Sampling, request: CompletionsRequest) -> Sampling:
     """With the request's seed, as every prompt would have it alone, or else a random one for each."""
-    seed = secrets.randbits(53) if request.seed is None else request.seed
+    seed = secrets.randbits(53) if request.fixed_seed is None else request.fixed_seed
     return replace(sampling, seed=seed)

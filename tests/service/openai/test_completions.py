@@ -72,7 +72,8 @@ def test_an_empty_object_is_a_request_of_sixteen_tokens(client: FlaskClient) -> 
 
 def test_null_is_as_if_a_field_had_not_come(client: FlaskClient) -> None:
     fields: list[str] = [
-        "model", "prompt", "best_of", "echo", "frequency_penalty", "logit_bias", "logprobs", "max_tokens", "min_p", "n",
+        "model", "prompt", "best_of", "echo", "frequency_penalty", "logit_bias", "logprobs", "max_completion_tokens",
+        "max_tokens", "min_p", "n",
         "presence_penalty", "repetition_penalty", "seed", "stop", "stream", "stream_options", "suffix", "temperature",
         "top_k", "top_p", "user",
     ]  # fmt: skip
@@ -121,6 +122,36 @@ def test_streamed_and_whole_answers_are_equal(client: FlaskClient, model: str) -
 
 def test_a_stream_without_the_option_has_no_usage(client: FlaskClient) -> None:
     assert all("usage" not in part for part in chunks(client, prompt="a", max_tokens=3))
+
+
+def test_every_event_has_its_choices_usage_where_that_is_asked_for(client: FlaskClient) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    request: dict[str, Any] = {"model": "flat", "prompt": ["abc", "de"], "max_tokens": 9, "n": 2, "seed": 1}
+    *parts, last = chunks(client, stream_options=options, **request)
+    ends: dict[int, int] = {}
+    for part in parts:
+        [choice], usage = part["choices"], part["usage"]
+        assert usage["prompt_tokens"] == (3 if choice["index"] < 2 else 2)
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+        assert usage["completion_tokens"] >= ends.get(choice["index"], 0)
+        ends[choice["index"]] = usage["completion_tokens"]
+    assert last["choices"] == []
+    assert last["usage"]["completion_tokens"] == sum(ends.values())
+    alone = chunks(client, stream_options={"continuous_usage_stats": True}, **request)
+    assert all("usage" not in part for part in alone)  # as in vLLM: a part of include_usage
+
+
+def test_what_load_generators_send_is_taken(client: FlaskClient) -> None:
+    vllm: dict[str, Any] = {"repetition_penalty": 1.0, "max_tokens": 3, "logprobs": None, "temperature": 0.0}
+    guidellm: dict[str, Any] = {"max_tokens": 3, "max_completion_tokens": 3, "stop": None, "temperature": 0}
+    langchain: dict[str, Any] = {
+        "temperature": 0, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0, "n": 1, "seed": None,
+        "logprobs": None, "max_tokens": 3, "logit_bias": {}, "best_of": 1,
+    }  # fmt: skip
+    for body in (vllm, guidellm, langchain):
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        parts = chunks(client, prompt="abc", stream_options=options, **body)
+        assert "".join(choice["text"] for part in parts for choice in part["choices"]) == "def"
 
 
 @pytest.mark.parametrize("model", ["letters", "flat", "bytes", "words"])
@@ -226,7 +257,7 @@ def test_vllms_sampling_fields_are_taken(client: FlaskClient) -> None:
         ({"logprobs": 21}, "logprobs", "got 21, expected 0 <= logprobs <= 20"),
         ({"logprobs": True}, "logprobs", "got true, expected an integer"),
         ({"temperature": 11}, "temperature", "expected 0 <= temperature <= 10"),
-        ({"top_k": 29}, "top_k", "expected 0 <= top_k <= 28"),
+        ({"top_k": -2}, "top_k", "expected top_k >= -1"),
         ({"prompt": []}, "prompt", "expected"),
         ({"prompt": ["a", 1]}, "prompt", "prompt[1]: got a token id after a text"),
         ({"prompt": [1, "a"]}, "prompt", "prompt[1]: got a text after a token id"),
