@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, abort, g, request
 
 from service.error_handler import register_error_handlers
 from service.log import configure_logging
@@ -57,6 +57,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     configure_logging(settings.log_level, settings.log_format)
     service = _service(settings)
     app = _SynchronousFlask("meari", static_folder=None)
+    app.url_map.merge_slashes = app.url_map.redirect_defaults = False  # no answer repeats the caller's Host
     app.extensions["meari"] = service
     register_error_handlers(app)
     _frame_requests(app, service)
@@ -102,9 +103,16 @@ def _frame_requests(app: Flask, service: Service) -> None:
     @app.before_request
     def begin() -> None:
         g.exchange = Exchange(service)
+        if _is_no_path(request.environ.get("RAW_URI", ""), request.environ["PATH_INFO"]):
+            abort(404)
         if request.blueprint is not None and request.blueprint not in OPEN_BLUEPRINTS:
             check_key(request.headers.get("Authorization"), service.settings.api_keys)
 
     @app.after_request
     def finish(response: Response) -> Response:
         return current_exchange().finish(response)
+
+
+def _is_no_path(target: str, path: str) -> bool:
+    """Whether a path only becomes a route's because slashes were added up (by Flask) or decoded (by WSGI)."""
+    return path.startswith("//") or "%2f" in target.partition("?")[0].lower()

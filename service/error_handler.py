@@ -30,7 +30,7 @@ def register_error_handlers(app: Flask) -> None:
     """Answer every exception that a route lets out."""
     app.register_error_handler(MeariError, _meari_error)
     app.register_error_handler(HTTPException, _http_exception)
-    app.register_error_handler(ClientGone, lambda _: Response(status=CLIENT_GONE))
+    app.register_error_handler(ClientGone, _client_gone)
     app.register_error_handler(Exception, _unexpected)
 
 
@@ -42,7 +42,14 @@ def _meari_error(error: MeariError) -> Response:
         response.headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, UnsupportedMediaType):
+        response.headers["Accept"], response.headers["Accept-Encoding"] = "application/json", "identity"
     return response
+
+
+def _client_gone(_: ClientGone) -> Response:
+    error = InvalidRequest("request: the connection was closed before its answer was ready")
+    return json_response(_body(error, current_exchange().request_id), CLIENT_GONE)
 
 
 def _body(error: MeariError, request_id: str) -> dict[str, object]:

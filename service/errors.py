@@ -2,14 +2,20 @@
 
     MeariError
     ├── InvalidRequest        400  invalid_request
+    │   ├── HeadTimeout       408  invalid_request
+    │   └── ExpectationFailed 417  invalid_request
     ├── Unauthorized          401  unauthorized
     ├── NotFound              404  not_found
     │   └── UnknownModel      404  unknown_model
     ├── MethodNotAllowed      405  method_not_allowed
     ├── TooLarge              413  too_large
+    │   ├── TargetTooLong     414  too_large
+    │   └── HeadersTooLarge   431  too_large
     ├── UnsupportedMediaType  415  unsupported_media_type
     ├── Overloaded            429  overloaded      (with Retry-After)
     ├── EngineFailed          500  internal
+    ├── NotImplementedHere    501  not_implemented (of HTTP, by the service: the caller's mistake)
+    │   └── VersionNotSupported 505 not_implemented
     ├── NotReady              503  not_ready       (with Retry-After)
     ├── ScoreTimeout          504  timeout
     └── BundleError           500  internal        (a bundle that cannot be served; seen at load, never by a request)
@@ -27,17 +33,23 @@ __all__ = [
     "MAY_QUOTE",
     "BundleError",
     "EngineFailed",
+    "ExpectationFailed",
+    "HeadTimeout",
+    "HeadersTooLarge",
     "InvalidRequest",
     "MeariError",
     "MethodNotAllowed",
     "NotFound",
+    "NotImplementedHere",
     "NotReady",
     "Overloaded",
     "ScoreTimeout",
+    "TargetTooLong",
     "TooLarge",
     "Unauthorized",
     "UnknownModel",
     "UnsupportedMediaType",
+    "VersionNotSupported",
 ]
 
 
@@ -58,6 +70,19 @@ class InvalidRequest(MeariError):
 
     status = 400
     code = "invalid_request"
+
+
+class HeadTimeout(InvalidRequest):
+    """A client began a request and fell silent."""
+
+    status = 408
+    quotes_request = False
+
+
+class ExpectationFailed(InvalidRequest):
+    """An `Expect` that is not `100-continue`."""
+
+    status = 417
 
 
 class Unauthorized(MeariError):
@@ -96,8 +121,20 @@ class TooLarge(MeariError):
     quotes_request = False
 
 
+class TargetTooLong(TooLarge):
+    """The first line of a request."""
+
+    status = 414
+
+
+class HeadersTooLarge(TooLarge):
+    """The head of a request, or the end of a chunked body."""
+
+    status = 431
+
+
 class UnsupportedMediaType(MeariError):
-    """The body is not JSON."""
+    """The body is not JSON in UTF-8, or is compressed."""
 
     status = 415
     code = "unsupported_media_type"
@@ -118,6 +155,19 @@ class EngineFailed(MeariError):
     status = 500
     code = "internal"
     quotes_request = False
+
+
+class NotImplementedHere(MeariError):
+    """A part of HTTP that the service does not have: a transfer coding other than chunked."""
+
+    status = 501
+    code = "not_implemented"
+
+
+class VersionNotSupported(NotImplementedHere):
+    """HTTP of another version than 1."""
+
+    status = 505
 
 
 class NotReady(MeariError):

@@ -19,7 +19,7 @@ from msgspec import UNSET, UnsetType
 from service.bundle import Bundle, open_bundle
 from service.engine import Engine, EngineLimits
 from service.engine.cache import CacheRoom
-from service.errors import MeariError, NotReady, UnknownModel
+from service.errors import BundleError, MeariError, NotReady, UnknownModel
 from service.process.marks import ReadyMarks
 from service.process.memory import release_free_memory
 from service.settings import Settings
@@ -43,6 +43,7 @@ class Model:
     bundle: Bundle
     tokenizer: TextTokenizer
     engine: Engine
+    written_at: int  # seconds since 1970; the folder may be gone by the time somebody asks
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Readiness:
 
 def load_model(folder: Path, settings: Settings, *, has_one_caller: bool = False) -> Model:
     """Open a bundle and start its engine. Raises BundleError."""
+    written_at = _written_at(folder)
     bundle = open_bundle(folder, max_slots=max(settings.max_slots, ROWS_OF_A_REQUEST))
     tokenizer = load_tokenizer(
         folder / "tokenizer.json",
@@ -67,7 +69,7 @@ def load_model(folder: Path, settings: Settings, *, has_one_caller: bool = False
     limits = EngineLimits(settings.max_slots, settings.max_waiting, settings.cache_bytes, has_one_caller)
     engine = Engine(bundle.runner, limits)
     engine.start()
-    return Model(folder.name, bundle, tokenizer, engine)
+    return Model(folder.name, bundle, tokenizer, engine, written_at)
 
 
 class Registry:
@@ -199,6 +201,13 @@ class Registry:
         if any_folder:
             return f"no bundle in {root} could be loaded"
         return f"there is no bundle in {root}" if root.is_dir() else f"there is no folder {root}"
+
+
+def _written_at(folder: Path) -> int:
+    try:
+        return int((folder / "manifest.json").stat().st_mtime)
+    except OSError as error:
+        raise BundleError(f"manifest.json: cannot be read: {error.strerror}") from error
 
 
 def _read_default(root: Path) -> str:

@@ -20,6 +20,7 @@ __all__ = ["NO_ROUTE", "Outcome", "RequestLine", "log_request"]
 
 MAX_PATH_CHARS: Final = 200
 NO_ROUTE: Final = "none"
+NOT_OURS: Final = (501, 505)  # HTTP that the service does not have was asked for
 _access: Final = logging.getLogger("service.access")
 
 
@@ -71,7 +72,7 @@ class RequestLine:
         if status in (429, 503):
             return Outcome.REFUSED
         if status >= 400:
-            return Outcome.FAILED if status >= 500 else Outcome.INVALID
+            return Outcome.FAILED if status >= 500 and status not in NOT_OURS else Outcome.INVALID
         return Outcome.OK
 
     def fields(self) -> dict[str, object]:

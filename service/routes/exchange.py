@@ -14,7 +14,15 @@ from gunicorn.http.errors import ParseException
 from service.answers.work import Work
 from service.engine.calls import Awaited
 from service.error_body import wrong_field
-from service.errors import InvalidRequest, MeariError, NotReady, Overloaded, TooLarge, UnsupportedMediaType
+from service.errors import (
+    InvalidRequest,
+    MeariError,
+    NotImplementedHere,
+    NotReady,
+    Overloaded,
+    TooLarge,
+    UnsupportedMediaType,
+)
 from service.log import NO_ROUTE, RequestLine, log_request
 from service.process.client import Client, ClientGone
 from service.process.watch import Watch
@@ -34,6 +42,7 @@ CLIENT_GONE: Final = 499  # nobody reads it; it is for the log
 MESSAGE_CHARS: Final = 500  # of an error, in the log
 PIECE_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 30.0  # for the whole body, and without a byte of it
+SAFE_HEADERS: Final = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"))  # where a route sets none
 DISCARD_BYTES: Final = 1024
 DISCARD_SECONDS: Final = 2.0  # for a body that is still on its way when its request is refused
 
@@ -75,6 +84,7 @@ class Exchange:
         connection = request.environ.get("gunicorn.socket")
         if connection is not None:
             connection.settimeout(BODY_SECONDS)
+        _check_codings(request.environ)
         _check_media_type()
         _check_announced_length(self._service.settings.max_body_bytes)
         return b"".join(self._pieces())
@@ -91,6 +101,10 @@ class Exchange:
                 if time.monotonic() > until:
                     raise InvalidRequest(f"body: not complete after {BODY_SECONDS:g} seconds")
                 yield piece
+            if request.content_length is not None and size < request.content_length:
+                raise InvalidRequest(
+                    f"body: got {size} bytes, expected {request.content_length} as Content-Length says"
+                )
         except OSError:
             raise InvalidRequest("body: it broke off before it was complete") from None
         except ParseException as error:
@@ -143,6 +157,10 @@ class Exchange:
     def finish(self, response: Response) -> Response:
         """Name the request in its answer, and close once that is sent."""
         response.headers["X-Request-Id"] = self.request_id
+        for name, value in SAFE_HEADERS:
+            response.headers.setdefault(name, value)
+        if not response.is_streamed and not response.content_length:
+            response.headers.pop("Content-Type", None)  # Flask says HTML of an answer without a body
         if response.status_code >= 400:
             environ = request.environ
             response.call_on_close(lambda: _discard_body(environ))
@@ -239,6 +257,22 @@ def _check_media_type() -> None:
         raise UnsupportedMediaType(
             f"Content-Type: got {came[:100] if came else 'nothing'}, expected application/json in UTF-8"
         )
+
+
+def _check_codings(environ: WSGIEnvironment) -> None:
+    """Bodies are read as they come: a coding of the body is refused by the name of its header."""
+    content = environ.get("HTTP_CONTENT_ENCODING", "")
+    if not _codings(content) <= {"identity"}:
+        raise UnsupportedMediaType(
+            f"Content-Encoding: got {content[:100]}, expected none: the body is read as it comes"
+        )
+    transfer = environ.get("HTTP_TRANSFER_ENCODING", "")
+    if not _codings(transfer) <= {"identity", "chunked"}:
+        raise NotImplementedHere(f"Transfer-Encoding: got {transfer[:100]}, expected chunked or none")
+
+
+def _codings(value: str) -> set[str]:
+    return {coding.strip().lower() for coding in value.split(",")} - {""}
 
 
 def _check_announced_length(max_bytes: int) -> None:

@@ -85,4 +85,4 @@ def _stream(service: Service, exchange: Exchange, completion: OpenAICompletion, 
 
 def _card(model: Model) -> ModelCard:
     """`created` is when the bundle was written."""
-    return ModelCard(model.name, int((model.bundle.folder / "manifest.json").stat().st_mtime))
+    return ModelCard(model.name, model.written_at)

@@ -59,7 +59,7 @@ def web_blueprint(_service: Service) -> Blueprint:
     blueprint = Blueprint("web", __name__)
     pages = read_pages(WEB_FOLDER, CLAIMS_FOLDER)
 
-    @blueprint.get("/")
+    @blueprint.get("/", strict_slashes=False)  # a target of `http://host` is no reason for a redirect
     def playground() -> Response:
         return _answer(pages["index.html"])
 
