@@ -1,4 +1,4 @@
-"""The words of a text that comes in pieces; a piece may end inside a word, or inside the white space between two.
+"""The rows of words of a text that comes in pieces; a piece may end inside a word, or in the white space between two.
 
 The rule is that of `service.answers.figures`: a token belongs to the word in which it begins, white space to the word
 that follows it, and at the end of a text to the last word. Sums are kept in nats, where they are exact.
@@ -6,8 +6,7 @@ that follows it, and at the end of a text to the last word. Sums are kept in nat
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+from msgspec.structs import replace
 
 from service.answers.bodies import ScoredWord
 from service.answers.figures import ScoredText
@@ -23,49 +22,60 @@ class LongWords:
     def __init__(self, log_base: LogBase) -> None:
         self._log_base = log_base
         self._num_chars = 0
-        self._open: ScoredWord | None = None  # the last word so far, which may go on
-        self._space = 0.0  # log-probability of the white space behind it
+        self._num_tokens = 0
+        self._open: ScoredWord | None = None  # the last word so far, which may go on; its text is in `_texts`
+        self._space = ScoredWord("", 0.0, 0, 0)  # the white space behind it; without a word its text is in `_texts`
+        self._texts: list[str] = []
         self._ends_in_word = False
+        self._end: list[ScoredWord] = []
 
     def add(self, scored: ScoredText) -> list[ScoredWord]:
         """The next piece."""
-        text, own = scored.encoded.text, scored.scores.logprobs[: len(scored.encoded.ids)]
-        words = replace(scored, log_base="e").words()
-        if not words:
-            self._space += math.fsum(own)
+        text = scored.encoded.text
+        words, rest = scored.word_parts()
+        self._end = scored.end_row()
+        for word in (*words, rest, *self._end):
+            word.start += self._num_chars
+            word.end += self._num_chars
+        if words:
+            words = self._joined(words, goes_on=self._ends_in_word and not text[0].isspace())
+            self._space = rest
         else:
-            space = math.fsum(own[scored.encoded.starts >= words[-1].end])
-            words[-1].logprob -= space
-            words = self._joined(self._shifted(words), goes_on=self._ends_in_word and not text[0].isspace())
-            self._space = space
+            self._space = _both(self._space, rest)
+            self._texts += [text] if self._open is None else []
         self._ends_in_word = not text[-1].isspace() if text else self._ends_in_word
         self._num_chars += len(text)
+        self._num_tokens += len(scored.encoded.ids)
         return [self._finished(word) for word in words]
 
     def end(self) -> list[ScoredWord]:
-        """The last word, if there is any."""
-        if self._open is None:
-            return []
-        self._open.logprob += self._space
-        return [self._finished(self._open)]
-
-    def _shifted(self, words: list[ScoredWord]) -> list[ScoredWord]:
-        for word in words:
-            word.start += self._num_chars
-            word.end += self._num_chars
-        return words
+        """The last word, or white space alone, and the end of the text where it is counted."""
+        last: list[ScoredWord] = []
+        if self._open is not None:
+            last = [replace(_both(self._open, self._space), end=self._open.end, text="".join(self._texts))]
+        elif self._num_tokens:
+            last = [replace(self._space, text="".join(self._texts))]
+        return [self._finished(word) for word in (*last, *self._end)]
 
     def _joined(self, words: list[ScoredWord], *, goes_on: bool) -> list[ScoredWord]:
         """With what was open; the last word is open then."""
-        before, first = self._open, words[0]
-        if before is not None and goes_on:
-            words[0] = ScoredWord(before.text + first.text, before.logprob + first.logprob, before.start, first.end)
+        if self._open is not None and goes_on:
+            self._texts.append(words[0].text)
+            words[0] = replace(_both(self._open, words[0]), text="".join(self._texts) if len(words) > 1 else "")
         else:
-            first.logprob += self._space
-            words = words if before is None else [before, *words]
+            words[0].logprob += self._space.logprob
+            words[0].unknown |= self._space.unknown
+            words = [replace(self._open, text="".join(self._texts)), *words] if self._open is not None else words
+        if len(words) > 1 or not goes_on:
+            self._texts = [words[-1].text]
         self._open = words.pop()
         return words
 
     def _finished(self, word: ScoredWord) -> ScoredWord:
         word.logprob = in_base(word.logprob, self._log_base)
         return word
+
+
+def _both(one: ScoredWord, other: ScoredWord) -> ScoredWord:
+    """Two neighbours as one, with the text of the first."""
+    return ScoredWord(one.text, one.logprob + other.logprob, one.start, other.end, one.unknown or other.unknown)

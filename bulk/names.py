@@ -10,8 +10,8 @@ from service.answers.bodies import TextFigures
 __all__ = ["TEXT_FIGURES", "figure_names", "text_name"]
 
 TEXT_FIGURES: Final[tuple[str, ...]] = TextFigures.__struct_fields__
-TOKEN_FIGURES: Final = ("token_number", "token", "token_id", "logprob", "surprisal", "rank", "start", "end")
-WORD_FIGURES: Final = ("word_number", "word", "logprob", "surprisal", "start", "end")
+TOKEN_FIGURES: Final = ("token_number", "token", "token_id", "logprob", "surprisal", "rank", "start", "end", "unknown")
+WORD_FIGURES: Final = ("word_number", "word", "logprob", "surprisal", "start", "end", "unknown")
 ANSWER_FIELDS: Final = ("seed", "choices", "usage", "error")
 SAMPLE_FIGURES: Final = ("seed", "index", "finish_reason", "generated_tokens", "logprob", "text")
 

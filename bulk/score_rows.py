@@ -106,13 +106,13 @@ class TokenRows:
     def _cells(self, number: int, token: ScoredToken) -> Iterator[str]:
         """Of one token."""
         yield from (str(number), cell(token.text), str(token.id), cell(token.logprob), cell(0.0 - token.logprob))
-        yield from (str(token.rank), str(token.start), str(token.end))
+        yield from (str(token.rank), str(token.start), str(token.end), cell(token.unknown))
         if self._with_top:
             yield cell(msgspec.json.encode(token.top).decode("utf-8"))
 
 
 class WordRows:
-    """A row a word."""
+    """A row a word, the end of the text included where it is counted."""
 
     def __init__(self, options: ScoreOptions) -> None:
         self._columns = CarriedColumns(options, with_text=False)
@@ -131,4 +131,4 @@ class WordRows:
     def _cells(self, number: int, word: ScoredWord) -> Iterator[str]:
         """Of one word."""
         yield from (str(number), cell(word.text), cell(word.logprob), cell(0.0 - word.logprob))
-        yield from (str(word.start), str(word.end))
+        yield from (str(word.start), str(word.end), cell(word.unknown))

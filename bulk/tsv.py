@@ -20,11 +20,11 @@ _TO_ESCAPE: Final = re.compile(r"[\t\n\r\\]")
 
 
 def cell(value: object) -> str:
-    """One value; floats with all their digits."""
+    """One value; floats with all their digits, true and false as in JSON."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        return str(value)
+        return str(value).lower() if isinstance(value, bool) else str(value)
     return f'"{escaped(value, is_quoted=True)}"' if value.startswith('"') else escaped(value)
 
 

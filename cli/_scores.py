@@ -1,7 +1,8 @@
-"""Scored texts → tables: a row a text, then where they were asked for a row a word or a token."""
+"""Scored texts → tables: a row a text, then where they were asked for a row a word or a token, which add up."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from cli._tables import Table, show, shown
@@ -15,9 +16,9 @@ def show_scores(records: list[dict[str, Any]], log_base: str) -> None:
     tables = [_texts(records, logprob)]
     for record in records:
         if "words" in record:
-            tables.append(_parts(f"words of {_quoted(record['text'])}", "word", record["words"], logprob))
+            tables.append(_parts(record, "word", logprob))
         if "tokens" in record:
-            tables.append(_parts(f"tokens of {_quoted(record['text'])}", "token", record["tokens"], logprob))
+            tables.append(_parts(record, "token", logprob))
     show(*tables)
 
 
@@ -36,19 +37,37 @@ def _texts(records: list[dict[str, Any]], logprob: str) -> Table:
     return Table("", ("text", *numbers), rows, frozenset(numbers))
 
 
-def _parts(title: str, name: str, parts: list[dict[str, Any]], logprob: str) -> Table:
-    """Words or tokens; a token has a rank, and alternatives where they were asked for."""
-    has_rank = any("rank" in part for part in parts)
-    has_top = any(part.get("top") for part in parts)
-    columns = (name, logprob, "surprisal", *(("rank",) if has_rank else ()), *(("likeliest",) if has_top else ()))
-    rows = []
-    for part in parts:
-        row = [_quoted(part["text"]), shown(part["logprob"]), shown(0.0 - part["logprob"])]
-        row += [str(part["rank"])] if has_rank else []
-        if has_top:
-            row.append("  ".join(f"{_quoted(other['text'])} {shown(other['logprob'])}" for other in part["top"]))
-        rows.append(tuple(row))
-    return Table(title, columns, rows, frozenset({logprob, "surprisal", "rank"}))
+def _parts(record: dict[str, Any], name: str, logprob: str) -> Table:
+    """Words or tokens, and their total; a token has a rank, and alternatives where they were asked for."""
+    parts: list[dict[str, Any]] = record[f"{name}s"]
+    more: dict[str, Callable[[dict[str, Any]], str]] = {
+        "rank": lambda part: str(part["rank"]),
+        "likeliest": lambda part: "  ".join(f"{_quoted(x['text'])} {shown(x['logprob'])}" for x in part["top"]),
+        "unknown": lambda part: "yes" if part["unknown"] else "",
+    }
+    wanted = [
+        column
+        for column, is_wanted in (
+            ("rank", any("rank" in part for part in parts)),
+            ("likeliest", any(part.get("top") for part in parts)),
+            ("unknown", any(part["unknown"] for part in parts)),
+        )
+        if is_wanted
+    ]
+    rows = [(_name(part), *_both(part["logprob"]), *(more[column](part) for column in wanted)) for part in parts]
+    rows.append(("total", *_both(record["logprob"]), *("" for _ in wanted)))
+    title = f"{name}s of {_quoted(record['text'])}"
+    return Table(title, (name, logprob, "surprisal", *wanted), rows, frozenset({logprob, "surprisal", "rank"}))
+
+
+def _both(logprob: float) -> tuple[str, str]:
+    """A log-probability and its surprisal."""
+    return shown(logprob), shown(0.0 - logprob)
+
+
+def _name(part: dict[str, Any]) -> str:
+    """In quotation marks, but for the end of the text, which has no length."""
+    return str(part["text"]) if part["start"] == part["end"] else _quoted(part["text"])
 
 
 def _quoted(text: str) -> str:

@@ -115,7 +115,7 @@ def words_of(scored: Scored, entropies: dict[str, float]) -> Iterable[Word]:
     """Rows from the tokens of one text, wherever tokens do not reach across the border of a word."""
     bits = [-token["logprob"] for token in scored["tokens"]]
     starts = [token["start"] for token in scored["tokens"]]
-    for position, word in enumerate(scored["words"], 1):
+    for position, word in enumerate(words_alone(scored), 1):
         own = sum(b for b, start in zip(bits, starts, strict=True) if word["start"] <= start < word["end"])
         behind = bits[starts.index(word["end"])]  # the space, or the end token
         yield Word(
@@ -129,6 +129,11 @@ def words_of(scored: Scored, entropies: dict[str, float]) -> Iterable[Word]:
             with_space=-word["logprob"],
             entropy=entropies[scored["context"] + scored["text"][: word["start"]]],
         )
+
+
+def words_alone(scored: Scored) -> list[Scored]:
+    """Without the row of the text's end, which has no length."""
+    return [word for word in scored["words"] if word["start"] < word["end"]]
 
 
 def entropy(logprobs: Sequence[float]) -> float:
@@ -150,7 +155,7 @@ def entropies_before(folder: Path, items: Sequence[Scored], lexicons: dict[str, 
     """Of the next word, by what stands before it: every word of the lexicon is scored there, with what ends it."""
     befores = {}
     for item in items:
-        for word in item["words"]:
+        for word in words_alone(item):
             befores[item["context"] + item["text"][: word["start"]]] = item["language"]
     candidates = [
         {"text": word if word.endswith(".") else word + " ", "context": before}

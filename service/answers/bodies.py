@@ -88,15 +88,21 @@ class ScoredToken(msgspec.Struct):
     start: int
     end: int
     top: list[Alternative]
+    unknown: bool = False
 
 
 class ScoredWord(msgspec.Struct):
-    """A stretch without white space and the summed log-probabilities of the tokens that belong to it."""
+    """A row of the table of words, with the summed log-probabilities of the tokens that belong to it.
+
+    A stretch without white space, white space that has no word beside it, or the end of the text, where `start` is
+    `end`. The rows of a text add up to it.
+    """
 
     text: str
     logprob: float
     start: int
     end: int
+    unknown: bool = False
 
 
 class TextFigures(msgspec.Struct):

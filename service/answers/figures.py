@@ -6,8 +6,8 @@ token and by word. Knows no JSON.
 The log-probabilities lie on a grid on which sums are exact, so `logprob` is their exact sum, in whatever order.
 
 Words are stretches without white space. A token belongs to the word in which it begins; white space belongs to the
-word that follows it, and at the end of a text to the last word. The end token belongs to no word, nor does anything
-in a text without words. So `logprob` is the sum over the words, plus the end token's.
+word that follows it, and at the end of a text to the last word. White space that has no word beside it is a row of its
+own, and so is the end of the text where it is counted. So `logprob` is the sum over the rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.answers.bodies import Alternative, ScoredToken, ScoredWord, TextFigures
-from service.answers.sums import LN_OF, TextSums
+from service.answers.sums import LN_OF, TextSums, in_base
 from service.engine import TextScore
 from service.engine.calls import GRID
 from service.requests.schema import LogBase
@@ -60,7 +60,7 @@ class ScoredText:
         units = _units(logprobs)
         unknown_id = self.vocabulary.unknown_id
         num_unknown = 0 if unknown_id is None else self.encoded.ids.count(unknown_id)
-        known_units = _units(logprobs[self._known()]) if num_unknown else units
+        known_units = units - _units(logprobs[: len(self.encoded.ids)][self._unknown()]) if num_unknown else units
         return TextSums(units, known_units, len(logprobs), num_chars, num_bytes, num_unknown)
 
     def tokens(self, first: int, last: int) -> list[ScoredToken]:
@@ -83,6 +83,7 @@ class ScoredText:
                 start,
                 end,
                 [Alternative(id_, texts[id_], value) for id_, value in zip(ids, values, strict=True)],
+                token == self.vocabulary.unknown_id,
             )
             for (token, start, end), logprob, rank, (ids, values) in zip(
                 self._places(first, last), logprobs, ranks, alternatives, strict=True
@@ -90,18 +91,40 @@ class ScoredText:
         ]
 
     def words(self) -> list[ScoredWord]:
-        """The figures of every word, in order."""
-        words = list(_WORD.finditer(self.encoded.text))
-        if not words:
-            return []
-        ends = np.array([word.end() for word in words])
-        owners = np.minimum(np.searchsorted(ends, self.encoded.starts, side="right"), len(words) - 1)
+        """The rows of the table of words, in order: words, or all of a text without any, then the end."""
+        words, rest = self.word_parts()
+        if words:
+            words[-1].logprob += rest.logprob
+            words[-1].unknown |= rest.unknown
+        elif self.encoded.ids:
+            words = [rest]
+        words += self.end_row()
+        for word in words:
+            word.logprob = in_base(word.logprob, self.log_base)
+        return words
+
+    def word_parts(self) -> tuple[list[ScoredWord], ScoredWord]:
+        """The words, each with the white space before it, then what is left behind the last one; all in nats."""
+        text = self.encoded.text
+        words = list(_WORD.finditer(text))
+        ends = [word.end() for word in words]
+        owners = np.searchsorted(np.array(ends, np.int64), self.encoded.starts, side="right")
         own = self.scores.logprobs[: len(self.encoded.ids)]
-        sums = self._all_in_base(np.bincount(owners, weights=own, minlength=len(words)).astype(np.float64))
-        return [
-            ScoredWord(word.group(), logprob, word.start(), word.end())
-            for word, logprob in zip(words, sums, strict=True)
-        ]
+        sums = np.bincount(owners, weights=own, minlength=len(words) + 1).tolist()
+        unknown = np.bincount(owners[self._unknown()], minlength=len(words) + 1).astype(bool).tolist()
+        rest = ends[-1] if ends else 0
+        spans = [*((word.start(), word.end()) for word in words), (rest, len(text))]
+        *rows, left = (
+            ScoredWord(text[start:end], logprob, start, end, is_unknown)
+            for (start, end), logprob, is_unknown in zip(spans, sums, unknown, strict=True)
+        )
+        return rows, left
+
+    def end_row(self) -> list[ScoredWord]:
+        """The end of the text in nats, as a list: empty where it is not counted."""
+        place = len(self.encoded.text)
+        logprobs: list[float] = self.scores.logprobs[len(self.encoded.ids) :].tolist()
+        return [ScoredWord(self.vocabulary.texts[END_ID], logprob, place, place) for logprob in logprobs]
 
     def _places(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         """Id, start and end of some tokens; the end token stands after the last character."""
@@ -115,11 +138,10 @@ class ScoredText:
         if last > len(encoded.ids) and first <= len(encoded.ids):
             yield END_ID, len(encoded.text), len(encoded.text)
 
-    def _known(self) -> npt.NDArray[np.bool_]:
-        known = np.ones(len(self.scores.logprobs), bool)
-        if self.vocabulary.unknown_id is not None:
-            known[: len(self.encoded.ids)] = np.array(self.encoded.ids, np.int64) != self.vocabulary.unknown_id
-        return known
+    def _unknown(self) -> npt.NDArray[np.bool_]:
+        """Which of the text's own tokens stand for unknown characters or words."""
+        ids = np.array(self.encoded.ids, np.int64)
+        return np.zeros(len(ids), bool) if self.vocabulary.unknown_id is None else ids == self.vocabulary.unknown_id
 
     def _all_in_base(self, logprobs: npt.NDArray[np.float64]) -> list[float]:
         values: list[float] = (logprobs / LN_OF[self.log_base] + 0.0).tolist()

@@ -119,6 +119,7 @@ FIELDS: Final[dict[str, Field]] = {
     "top_p": ("Nucleus: keep the fewest tokens that have this probability together; at 0 the likeliest alone.", 0.9),
     "total_tokens": ("Prompt and completion.", 28),
     "type": ("Kind of error, in OpenAI's words.", "invalid_request_error"),
+    "unknown": ("Whether it is, or holds, a token that stands for what the vocabulary has not.", False),
     "unknown_id": ("Token of what the vocabulary has not; null where it has everything.", 1),
     "usage": ("Tokens that were counted.",),
     "user": ("Taken, and used for nothing.", "somebody"),
@@ -132,7 +133,7 @@ FIELDS: Final[dict[str, Field]] = {
     "units": ("Which of its numbers are told, in order.", [0, 64]),
     "values": ("By token, then by unit.", [[0.1, -0.2]]),
     "token": ("As text.", "<|end|>"),
-    "words": ("Figures by word: stretches without white space.",),
+    "words": ("Figures by word, and of the end where it is counted; they add up to `logprob`.",),
 }
 OWN_FIELDS: Final[dict[tuple[str, str], Field]] = {
     ("CompletionsRequest", "prompt"): (

@@ -63,15 +63,12 @@ async function scoreAll(signal) {
   if (texts.length === 0) return { model, sentences: [] };
   const body = { model, texts, log_base: "2", words: true, add_end: byId("score-end").checked };
   const { results } = await post("score", body, signal);
-  return { model, sentences: results.map((result, i) => ({ ...result, text: texts[i], number: i + 1, bits: -result.logprob, words: withEnd(result) })) };
+  return { model, sentences: results.map((result, i) => ({ ...result, text: texts[i], number: i + 1, bits: -result.logprob, words: rowsOf(result) })) };
 }
 
-/** The words in bits, and the end of the text as a word of its own: what is left of the total. */
-function withEnd(result) {
-  const words = result.words.map(({ text, logprob }) => ({ text, bits: -logprob }));
-  if (!byId("score-end").checked) return words;
-  const rest = -result.logprob - words.reduce((sum, word) => sum + word.bits, 0);
-  return [...words, { text: null, bits: Math.max(0, rest) }];
+/** The words in bits; the end of the text, which has no length, is one without a text. */
+function rowsOf(result) {
+  return result.words.map(({ text, logprob, start, end, unknown }) => ({ text: start === end ? null : text, bits: -logprob, unknown }));
 }
 
 function ranked() {
@@ -108,6 +105,7 @@ function sentenceItem(sentence) {
 function wordElement(word) {
   const element = shaded(word.text ?? t("token.end"), word.bits);
   if (word.text === null) element.classList.add("end-word");
+  if (word.unknown) element.append(make("small", { className: "unknown", textContent: t("token.unknown") }));
   element.append(make("small", { textContent: fixed(word.bits, 1) }));
   return element;
 }
@@ -127,7 +125,7 @@ function pairRow({ left, right, isSame, isPrefix }, isTotal = false) {
   const shown = (word) => {
     if (word === null) return make("td", { textContent: "–" });
     const name = word.text ?? t("token.end");
-    return make("td", {}, isTotal ? name : shaded(name, word.bits));
+    return make("td", {}, isTotal ? name : shaded(name, word.bits), word.unknown ? make("small", { className: "unknown", textContent: t("token.unknown") }) : "");
   };
   const bits = (word) => make("td", { className: "number", textContent: word === null ? "" : fixed(word.bits) });
   const change = make("td", { className: "number", textContent: sign + fixed(difference) });
@@ -143,6 +141,6 @@ function sentenceRows() {
 }
 
 function wordRows() {
-  const rows = ranked().flatMap((each, i) => each.words.map((word, place) => [i + 1, each.number, place + 1, word.text ?? "<|end|>", word.bits]));
-  return [["rank", "number", "place", "word", "bits"], ...rows];
+  const rows = ranked().flatMap((each, i) => each.words.map((word, place) => [i + 1, each.number, place + 1, word.text ?? "<|end|>", word.bits, String(word.unknown)]));
+  return [["rank", "number", "place", "word", "bits", "unknown"], ...rows];
 }

@@ -24,6 +24,7 @@ export const en = {
   legend: "Surprisal in bits",
   "legend.label": "Shades of surprisal, in bits",
   "token.end": "end of text",
+  "token.unknown": "unknown",
   "token.line": "new line",
   "token.space": "space",
   "token.label": "{token}, {bits} bits",

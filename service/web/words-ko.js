@@ -24,6 +24,7 @@ export const ko = {
   legend: "놀라움(비트)",
   "legend.label": "놀라움을 나타내는 색, 단위는 비트",
   "token.end": "글의 끝",
+  "token.unknown": "모르는 말",
   "token.line": "줄 바꿈",
   "token.space": "빈칸",
   "token.label": "{token}, {bits}비트",

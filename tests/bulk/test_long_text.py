@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bulk import long_text
 from bulk.frames import Done, Part
@@ -27,7 +29,11 @@ TEXTS = [
     " " * 500 + "b" + " " * 500 + "ccc ",
     "한국 é😀 " * 60,
     "",
+    " \t\u3000" * 100,
+    "a" * 350 + " " * 350,
 ]
+# Letters, unknown ones, marks that join, white space of all kinds, bytes that make no character of their own.
+CHARACTERS = st.sampled_from("abgd,.'\"  \t\n\r\u0301\u1112\u1161\u11ab\u00e9\ud55c\U0001f600\x00\x1c\x85\u2028\u3000")
 
 
 @pytest.fixture(scope="module", params=["letters", "bytes", "words"])
@@ -70,6 +76,21 @@ def test_record_is_that_of_the_whole(model: Model, output_format: Any, input_for
     for text in TEXTS:
         line = text.encode() if input_format == "text" else msgspec.json.encode({"id": 1, "text": text, "context": "a"})
         assert in_pieces(work, line + b"\r\n") == written(work.begin(line + b"\r\n", 5))
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@given(text=st.text(CHARACTERS, max_size=300), add_end=st.booleans())
+def test_rows_of_words_and_of_tokens_add_up_to_the_text(model: Model, text: str, add_end: bool) -> None:
+    options = ScoreOptions(bundle="", input_format="jsonl", format="jsonl", tokens=True, words=True, add_end=add_end)
+    work = ScoreWork(model, options)
+    line = msgspec.json.encode({"text": text}) + b"\n"
+    data, _ = written(work.begin(line, 5))
+    record = msgspec.json.decode(data)
+    assert sum(word["logprob"] for word in record["words"]) == record["logprob"]
+    assert sum(token["logprob"] for token in record["tokens"]) == record["logprob"]
+    assert [row["text"] for row in record["words"] if row["start"] == row["end"]] == ["<|end|>"] * add_end
+    assert any(word["unknown"] for word in record["words"]) == (record["num_unknown"] > 0)
+    assert in_pieces(work, line)[0] == data
 
 
 def test_bytes_that_are_not_utf8_are_found_in_any_piece(model: Model) -> None:

@@ -171,7 +171,11 @@ def test_score_answers_in_the_shape_of_the_contract(client: FlaskClient) -> None
     ]
     assert [len(token["top"]) for token in result["tokens"]] == [2, 2, 2]
     assert result["words"] == [
-        {"text": "ab", "logprob": sum(t["logprob"] for t in result["tokens"][:2]), "start": 0, "end": 2}
+        {"text": text, "logprob": logprob, "start": start, "end": 2, "unknown": False}
+        for text, logprob, start in (
+            ("ab", sum(t["logprob"] for t in result["tokens"][:2]), 0),
+            ("<|end|>", result["tokens"][2]["logprob"], 2),
+        )
     ]
     assert answer["usage"] == {"scored_tokens": 3, "computed_tokens": 3, "cached_tokens": 0}
     plain = post(client, "/score", text="ab")["results"][0]

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from service.answers.bodies import ScoredWord
 from service.answers.figures import ScoredText
 from service.answers.score_json import SLICE, ScoreAnswer
 from service.engine import TextScore
@@ -67,7 +68,7 @@ def test_the_empty_text_still_ends() -> None:
     assert text.figures().perplexity == math.exp(2.0)
     assert text.figures().bits_per_char is None
     assert [(t.text, t.start, t.end) for t in text.tokens(0, 1)] == [("<|end|>", 0, 0)]
-    assert text.words() == []
+    assert text.words() == [ScoredWord("<|end|>", -2.0, 0, 0)]
 
 
 def test_unknown_tokens_are_counted_and_left_out_of_the_second_sum() -> None:
@@ -82,15 +83,24 @@ def test_improbable_texts_underflow_to_zero_and_stay_json() -> None:
     assert math.isfinite(figures.perplexity)
 
 
-def test_every_token_belongs_to_one_word_and_the_end_to_none() -> None:
+def test_every_token_belongs_to_one_word_and_the_end_to_a_row_of_its_own() -> None:
     text = scored("  ab b  ", [-1.0, -2.0, -4.0, -8.0, -16.0, -32.0, -64.0, -128.0, -256.0])
     words = [(word.text, word.logprob, word.start, word.end) for word in text.words()]
-    assert words == [("ab", -15.0, 2, 4), ("b", -240.0, 5, 6)]
-    assert sum(word.logprob for word in text.words()) - 256.0 == text.figures().logprob
+    assert words == [("ab", -15.0, 2, 4), ("b", -240.0, 5, 6), ("<|end|>", -256.0, 8, 8)]
+    assert sum(word.logprob for word in text.words()) == text.figures().logprob
 
 
-def test_white_space_alone_has_no_words() -> None:
-    assert scored("  ", [-1.0, -1.0]).words() == []
+def test_white_space_alone_is_a_row() -> None:
+    assert scored("  ", [-1.0, -1.0]).words() == [ScoredWord("  ", -2.0, 0, 2)]
+    assert scored("", []).words() == []
+
+
+def test_words_and_tokens_that_the_model_does_not_know_are_marked() -> None:
+    text = scored("aé b é", [-1.0] * 7)
+    assert [token.unknown for token in text.tokens(0, 7)] == [False, True, False, False, False, True, False]
+    assert [(word.text, word.unknown) for word in text.words()] == [
+        ("aé", True), ("b", False), ("é", True), ("<|end|>", False)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("length", [0, 1, SLICE - 1, SLICE, SLICE + 1, 3 * SLICE])

@@ -39,6 +39,8 @@ def test_sentences_are_ranked_as_the_api_scores_them_and_can_be_kept(visit: Visi
     assert first[-1]["word"] == "<|end|>"
     assert math.isclose(sum(float(row["bits"]) for row in first), -results[best[0]]["logprob"])
     assert "'=cabbage," in {row["word"] for row in words}  # no formula in a spreadsheet
+    assert {row["word"] for row in words if row["unknown"] == "true"} == {"'=cabbage,"}
+    assert page.locator("#score-list .token", has=page.locator("small.unknown")).count() == 1
 
 
 def test_two_sentences_part_where_their_words_do(visit: Visit) -> None:
