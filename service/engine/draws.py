@@ -133,7 +133,7 @@ class Draws:
 
 
 class TopK:
-    """Samplers with a top_k; top_p and min_p apply to what that leaves. Callable once a run."""
+    """Samplers with a top_k, and maybe a min_p and a top_p of what these leave. Callable once a run."""
 
     def __init__(self, samplers: Sequence[Sampler]) -> None:
         self._samplers = samplers
@@ -146,12 +146,13 @@ class TopK:
         """A token for each sampler's row; logprobs: float32 [rows, vocabulary_size], returns int64 [rows]."""
         counts = np.minimum(self._counts, logprobs.shape[1])
         scores, tokens = ranked(logprobs, counts)
-        scores[np.arange(scores.shape[1]) >= counts[:, None]] = -np.inf
+        kth = np.take_along_axis(scores, counts[:, None] - 1, axis=1)
         weights = np.exp((scores - scores[:, :1]) / self._temperatures)
+        weights[(scores < kth) | (weights < self._min_p)] = 0.0
         running = np.cumsum(weights, axis=1)  # in order, so that a row's sums do not depend on the longest row
         outside = (running - weights >= self._top_p * running[:, -1:]) & (self._top_p < 1.0)
         outside[:, 0] = False
-        weights[outside | (weights < self._min_p)] = 0.0
+        weights[outside] = 0.0
         chosen = pick_by_cumulative(weights, np.array([sampler.uniform() for sampler in self._samplers]))
         picked: Ids = tokens[np.arange(len(tokens)), chosen]
         return picked

@@ -11,9 +11,10 @@ from service.engine.sampling import Floats32, Floats64, Ids
 
 
 def ranked(logprobs: Floats32, counts: Ids) -> tuple[Floats64, Ids]:
-    """The counts[row] likeliest tokens of each row and maybe some more, likeliest first, ties to the lower id.
+    """The counts[row] likeliest tokens of each row, those as likely as the last of them, and maybe some more.
 
-    returns  log-probabilities float64 and ids int64 [rows, max(counts)]; past what a row has, anything
+    returns  log-probabilities float64 and ids int64 [rows, most], likeliest first, ties to the lower id; past what a
+             row has, a log-probability of -inf
 
     What is below the bound is no candidate. The others are sorted as integers, the bits of a log-probability above its
     token's id: of numbers that are not positive the larger ones have the smaller bits.
@@ -26,9 +27,11 @@ def ranked(logprobs: Floats32, counts: Ids) -> tuple[Floats64, Ids]:
     keys = np.full((num_rows, int(np.diff(first).max())), np.iinfo(np.uint64).max)
     keys[rows, np.arange(len(rows)) - first[rows]] = (bits << np.uint64(32)) | ids.astype(np.uint64)
     keys.sort(axis=1)
-    keys = keys[:, : counts.max()]
-    scores = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32)
-    return scores.astype(np.float64), (keys & np.uint64(2**32 - 1)).astype(np.int64)
+    last = keys[np.arange(num_rows), counts - 1] | np.uint64(2**32 - 1)
+    keys = keys[:, : (keys <= last[:, None]).sum(axis=1).max()]
+    scores = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32).astype(np.float64)
+    scores[np.isnan(scores)] = -np.inf  # of what was filled up
+    return scores, (keys & np.uint64(2**32 - 1)).astype(np.int64)
 
 
 def _least_of_top_k(logprobs: Floats32, counts: Ids) -> Floats32:

@@ -1,9 +1,10 @@
 """From a distribution to the next token of one sample.
 
-The order is that of Hugging Face's `generate`: logit bias, repetition penalty (CTRL, Keskar et al. 2019, arXiv
-1909.05858: the logit of a token that has occurred is divided by r where positive, multiplied by r where negative),
-temperature, top_k, top_p (nucleus, Holtzman et al. 2019, arXiv 1904.09751), min_p. Then one uniform number picks a
-token from what is left.
+The order and the meaning are vLLM's: logit bias, repetition penalty (CTRL, Keskar et al. 2019, arXiv 1909.05858: the
+logit of a token that has occurred is divided by r where positive, multiplied by r where negative), temperature (below
+1e-5 the likeliest token), min_p, top_k (with all that are as likely as the k-th), and top_p of what these leave
+(nucleus, Holtzman et al. 2019, arXiv 1904.09751). Then one uniform number picks a token from what is left. Of equals
+the lowest id goes first, where vLLM leaves the order to its sort.
 
 This file does it for one sample; `draws.py` says which rows of a run are sampled inside the graph instead.
 
@@ -28,8 +29,10 @@ from service.engine.calls import GRID, Sampling
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
-HUGE: Final = 1e300  # a score past it stays there: two that overflowed could not be compared
+LEAST_TEMPERATURE: Final = 1e-5  # below, the likeliest token is taken
 LEAST_TEMPERATURE_IN_GRAPH: Final = 0.2  # float32 weights of a flat distribution would underflow below
+MOST_MIN_P_IN_GRAPH: Final = 1 - 2.0**-20  # float32 weights are not told apart more finely
+LEAST_PENALTY: Final = 1e-30  # a smaller one changes nothing but what overflows
 NO_LIMIT: Final = 1e9
 BLOCK: Final = 8  # positions whose uniform numbers come from one hash
 UNPACK: Final = struct.Struct("<8Q").unpack
@@ -66,9 +69,11 @@ class Sampler:
         bias = dict(settings.logit_bias)
         self._bias = (np.array(list(bias), np.int64), np.array(list(bias.values()), np.float64)) if bias else None
         self.reshapes = self._seen is not None or self._bias is not None
-        self.is_greedy = settings.temperature == 0.0 and not self.reshapes
-        self.is_warm = settings.temperature >= LEAST_TEMPERATURE_IN_GRAPH and not self.reshapes
-        self.is_top_k = settings.top_k > 0 and settings.temperature > 0.0 and not self.reshapes
+        self._takes_likeliest = settings.temperature < LEAST_TEMPERATURE
+        self.is_greedy = self._takes_likeliest and not self.reshapes
+        is_in_reach = settings.temperature >= LEAST_TEMPERATURE_IN_GRAPH and settings.min_p <= MOST_MIN_P_IN_GRAPH
+        self.is_warm = is_in_reach and not self.reshapes
+        self.is_top_k = settings.top_k > 0 and not self._takes_likeliest and not self.reshapes
         top_p = settings.top_p if settings.top_p < 1.0 else NO_LIMIT
         inverse = 1.0 / settings.temperature if self.is_warm else 1.0
         self.columns = (inverse, settings.min_p, top_p, settings.top_k or NO_LIMIT)  # as the graph takes them
@@ -107,7 +112,7 @@ class Sampler:
         """Take a token by all the settings. logits: float32 [vocabulary_size]."""
         settings = self.settings
         scores = self._reshaped(logits)
-        if settings.temperature == 0.0:
+        if self._takes_likeliest:
             return int(scores.argmax())
         scores = (scores - scores.max()) / settings.temperature
         kept = truncated(scores, settings.top_k, settings.top_p, settings.min_p)
@@ -126,15 +131,15 @@ class Sampler:
         settings = self.settings
         scores = (logprobs.astype(np.float64) - float(logprobs.max())) / settings.temperature
         weights = np.exp(scores)
+        weights[weights < settings.min_p] = 0.0
         limit = settings.top_p * float(weights.sum())
         for attempt in itertools.count(1):
             ahead = np.flatnonzero(weights >= weights[token])
             ahead = ahead[(weights[ahead] > weights[token]) | (ahead < token)]
             if not len(ahead) or float(weights[ahead].sum()) < limit:
                 return token
-            likely = ahead[weights[ahead] >= settings.min_p]
             again = np.array(self._numbers(self._position, attempt)[:1])
-            token = int(likely[pick_by_cumulative(weights[likely][None], again)[0]])
+            token = int(ahead[pick_by_cumulative(weights[ahead][None], again)[0]])
         raise AssertionError("each attempt leaves fewer tokens")
 
     def _reshaped(self, logits: Floats32) -> Floats64:
@@ -143,9 +148,8 @@ class Sampler:
             scores[self._bias[0]] += self._bias[1]
         if self._seen:
             seen = np.array(sorted(self._seen), np.int64)
-            penalty = self.settings.repetition_penalty
-            penalised = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
-            scores[seen] = np.minimum(penalised, HUGE)
+            penalty = max(self.settings.repetition_penalty, LEAST_PENALTY)
+            scores[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
         return scores
 
 
@@ -164,28 +168,23 @@ def pick_by_cumulative(weights: Floats64, uniforms: Floats64) -> Ids:
 
 
 def truncated(scores: Floats64, top_k: int, top_p: float, min_p: float) -> Ids | None:
-    """Which tokens top_k, top_p and min_p leave, one after the other; ties go to the lower id.
+    """Which tokens min_p, top_k and top_p leave, one after the other.
 
     scores   float64 [vocabulary_size], log-weights whose largest is 0
-    returns  int64 [kept], likeliest first, at least one; None when nothing is switched on
+    returns  int64 [kept], likeliest first, of equals the lower id first; at least one; None when nothing is switched on
     """
     if top_k == 0 and top_p >= 1.0 and min_p == 0.0:
         return None
-    if 0 < top_k < len(scores):
-        # No token below the k-th largest score can be kept; only the others need sorting.
-        candidates = np.flatnonzero(scores >= np.partition(scores, -top_k)[-top_k])
-    else:
-        candidates = np.arange(len(scores))
+    candidates = np.flatnonzero(np.exp(scores) >= min_p) if min_p > 0.0 else np.arange(len(scores))
+    if 0 < top_k < len(candidates):
+        least = np.partition(scores[candidates], -top_k)[-top_k]
+        candidates = candidates[scores[candidates] >= least]
     order = candidates[np.argsort(-scores[candidates], kind="stable")]
-    if top_k:
-        order = order[:top_k]
+    if top_p >= 1.0:
+        return order
     weights = np.exp(scores[order])
-    num_kept = len(order)
-    if top_p < 1.0:
-        before = np.cumsum(weights) - weights
-        num_kept = max(1, int((before < top_p * weights.sum()).sum()))
-    if min_p > 0.0:
-        num_kept = min(num_kept, int((weights >= min_p * weights[0]).sum()))
+    before = np.cumsum(weights) - weights
+    num_kept = max(1, int((before < top_p * weights.sum()).sum()))
     return order[:num_kept]
 
 

@@ -101,7 +101,7 @@ def _draw_tokens(rows: Drawing, vocabulary_size: int) -> list[str]:
     """`picked`, `picked_logprob` and the sampler's figures."""
     then, otherwise = rows.inside("sampled"), rows.inside("given")
     picked, weights = draw_sampler(then, "output.logprobs", Choice(*CHOICE), vocabulary_size)
-    masses = draw_masses(then, weights, picked, vocabulary_size)
+    masses = draw_masses(then, weights, picked, "limits", vocabulary_size)
     token = then.op("Where", then.op("Less", "targets", then.number(0)), picked, "targets")
     given = [otherwise.op("Identity", name) for name in ("targets", "uniforms", "uniforms")]
     for drawing, values in ((then, [token, *masses]), (otherwise, given)):

@@ -2,11 +2,12 @@
 
     weight      w_i = exp(logprob_i / temperature)
     pick        the first token at which the running sum of the weights passes uniform * total; with min_p, a token that
-                weighs less than that share of the likeliest one counts nothing here
+                weighs less than that share of the likeliest one counts nothing
     mass_from   with top_p: what all tokens weigh that weigh at least as much as the picked one
-    mass        with top_p: what all tokens weigh
+    mass        with top_p: what all tokens weigh that min_p leaves
 
-A small vocabulary is sorted where there is any limit. The running sum of a large one goes over blocks of about sqrt(V)
+A small vocabulary is sorted where there is any limit. Whatever the limits, the likeliest token stays: they are float32,
+in which a tiny one is 0. The running sum of a large one goes over blocks of about sqrt(V)
 tokens first, then over the tokens of one block. There a nucleus needs no sorting: a pick belongs to it if less than
 top_p of the mass lies above it, and where it does not, the caller draws again (sampling by rejection, as in
 FlashInfer's sorting-free kernels, Ye et al. 2025, arXiv 2501.01005).
@@ -30,7 +31,8 @@ from service.graphs.onnx_format import FLOAT, INT64
 __all__ = ["NUM_LIMITS", "Choice", "draw_likeliest", "draw_masses", "draw_sampler", "is_small"]
 
 NUM_LIMITS: Final = 3  # min_p, top_p, top_k
-ALMOST_ONE: Final = 1 - 2.0**-21  # what is divided by itself by way of its reciprocal is more than that
+ALMOST_ONE: Final = 1 - 2.0**-23  # what is divided by itself by way of its reciprocal is more than that
+LEAST_WEIGHT: Final = 2.0**-100  # less counts nothing beside limits; its reciprocal times a vocabulary is finite
 SMALL: Final = 512  # tokens that are sorted sooner than anything else is done
 
 
@@ -103,11 +105,10 @@ def draw_sampler(drawing: Drawing, logprobs: str, choice: Choice, vocabulary_siz
     def limited(branch: Drawing) -> str:
         if is_small(vocabulary_size):
             limited = _has_limits(branch, choice.limits, vocabulary_size)
-            ranked = _pick_sorted(branch, weights, choice, vocabulary_size)
+            ranked = _pick_sorted(branch, logprobs, weights, choice, vocabulary_size)
             return branch.op("Where", limited, ranked, _pick(branch, weights, choice.uniforms, cut))
-        largest = branch.op("ReduceMax", weights, branch.integers(1), keepdims=1)
-        least = branch.op("Mul", largest, _column(branch, choice.limits, 0))
-        return _pick(branch, _in_units_of(branch, weights, least), choice.uniforms, cut)
+        unit = _min_p_unit(branch, weights, choice.limits)
+        return _pick(branch, _in_units_of(branch, weights, unit), choice.uniforms, cut)
 
     def whole(branch: Drawing) -> str:
         return _pick(branch, weights, choice.uniforms, cut)
@@ -133,14 +134,23 @@ def draw_likeliest(drawing: Drawing, logprobs: str, vocabulary_size: int) -> str
     return drawing.op("Add", drawing.op("Mul", block, drawing.number(cut.size)), place)
 
 
-def draw_masses(drawing: Drawing, weights: str, picked: str, vocabulary_size: int) -> list[str]:
+def draw_masses(drawing: Drawing, weights: str, picked: str, limits: str, vocabulary_size: int) -> list[str]:
     """Append what decides on a nucleus: mass_from and mass, float32 [rows, 1] each; anything where it is not wanted."""
     cut = _Blocks(vocabulary_size)
 
+    def mass_of(branch: Drawing, unit: str) -> str:
+        return branch.op("Mul", cut.mass(branch, _in_units_of(branch, weights, unit)), unit)
+
+    def limited(branch: Drawing) -> str:
+        return mass_of(branch, _min_p_unit(branch, weights, limits))
+
+    def whole(branch: Drawing) -> str:
+        return cut.mass(branch, weights)
+
     def masses(branch: Drawing) -> str:
-        weight = branch.op("GatherElements", weights, picked, axis=1)
-        mass_from = branch.op("Mul", cut.mass(branch, _in_units_of(branch, weights, weight)), weight)
-        return branch.op("Concat", mass_from, cut.mass(branch, weights), axis=1)
+        picked_weight = branch.op("GatherElements", weights, picked, axis=1)
+        mass_from = mass_of(branch, _not_underflown(branch, picked_weight))
+        return branch.op("Concat", mass_from, _either(branch, "want_limits", limited, whole, ("float32", 1)), axis=1)
 
     def nothing(branch: Drawing) -> str:
         return branch.op("Cast", branch.op("Concat", picked, picked, axis=1), to=FLOAT)
@@ -185,23 +195,33 @@ def _pick(drawing: Drawing, weights: str, uniforms: str, cut: _Blocks) -> str:
     return drawing.op("Add", drawing.op("Mul", block, drawing.number(cut.size)), place)
 
 
-def _pick_sorted(drawing: Drawing, weights: str, choice: Choice, vocabulary_size: int) -> str:
-    """The same of what top_k, top_p of that, and min_p leave; among equals the lowest tokens stay. int64 [rows, 1]."""
-    count, axis = drawing.integers(vocabulary_size), drawing.number(1)
-    ranked, tokens = f"{drawing.name}.ranked", f"{drawing.name}.tokens"
-    drawing.op("TopK", weights, count, outputs=[ranked, tokens], axis=1)
-    ranks = drawing.constant(np.arange(vocabulary_size, dtype=np.float32)[None], "ranks")
-    kept = _where(drawing, ranked, drawing.op("Less", ranks, _column(drawing, choice.limits, 2)))
-    running = drawing.op("CumSum", kept, axis)
-    total = _column(drawing, running, vocabulary_size - 1)
-    limit = drawing.op("Mul", total, _column(drawing, choice.limits, 1))
-    kept = _where(drawing, kept, drawing.op("Less", drawing.op("Sub", running, kept), limit))
+def _pick_sorted(drawing: Drawing, logprobs: str, weights: str, choice: Choice, vocabulary_size: int) -> str:
+    """The same of what min_p and top_k leave, and of that top_p; int64 [rows, 1].
+
+    All that are as likely as the k-th stay with it; of equals at the edge of a nucleus the lowest tokens stay.
+    """
+    axis, last = drawing.number(1), vocabulary_size - 1
+    ranked_logprobs, tokens = f"{drawing.name}.ranked", f"{drawing.name}.tokens"
+    drawing.op("TopK", logprobs, drawing.integers(vocabulary_size), outputs=[ranked_logprobs, tokens], axis=1)
+    ranked = drawing.op("GatherElements", weights, tokens, axis=1)
+    kept = _where(drawing, ranked, _is_top_k(drawing, ranked_logprobs, choice.limits, vocabulary_size))
     least = drawing.op("Mul", _column(drawing, ranked, 0), _column(drawing, choice.limits, 0))
-    running = drawing.op("CumSum", _at_least(drawing, kept, least), axis)
-    threshold = drawing.op("Mul", _column(drawing, running, vocabulary_size - 1), choice.uniforms)
-    # A row that is not sampled may have limits that leave nothing.
-    place = drawing.op("Min", _first_past(drawing, running, threshold), drawing.number(vocabulary_size - 1))
-    return drawing.op("GatherElements", tokens, place, axis=1)
+    kept = _where(drawing, kept, drawing.op("GreaterOrEqual", ranked, least))
+    running = drawing.op("CumSum", kept, axis)
+    limit = drawing.op("Mul", _column(drawing, running, last), _column(drawing, choice.limits, 1))
+    before = drawing.op("Sub", running, kept)  # 0 before the first, which the limit therefore leaves
+    kept = _where(drawing, kept, drawing.op("Less", before, _not_underflown(drawing, limit)))
+    running = drawing.op("CumSum", kept, axis)
+    threshold = drawing.op("Mul", _column(drawing, running, last), choice.uniforms)
+    return drawing.op("GatherElements", tokens, _first_past(drawing, running, threshold), axis=1)
+
+
+def _is_top_k(drawing: Drawing, ranked: str, limits: str, vocabulary_size: int) -> str:
+    """Which of the ranked log-probabilities are at least the k-th, bool [rows, V]."""
+    everything = drawing.constant(np.array(vocabulary_size, np.float32))
+    count = drawing.op("Cast", drawing.op("Min", _column(drawing, limits, 2), everything), to=INT64)
+    kth = drawing.op("GatherElements", ranked, drawing.op("Sub", count, drawing.number(1)), axis=1)
+    return drawing.op("GreaterOrEqual", ranked, kth)
 
 
 def _has_limits(drawing: Drawing, limits: str, vocabulary_size: int) -> str:
@@ -227,16 +247,21 @@ def _count(drawing: Drawing, mask: str) -> str:
     return drawing.op("ReduceSum", drawing.op("Cast", mask, to=INT64), drawing.integers(1), keepdims=1)
 
 
-def _in_units_of(drawing: Drawing, weights: str, least: str) -> str:
-    """The weights divided by `least` [rows, 1], 0 where they are below it; where that is 0, times 2**100."""
-    none, huge = (drawing.constant(np.array(number, np.float32)) for number in (0, 2.0**100))
-    times = drawing.op("Where", drawing.op("Greater", least, none), drawing.op("Reciprocal", least), huge)
+def _in_units_of(drawing: Drawing, weights: str, unit: str) -> str:
+    """The weights divided by `unit` [rows, 1], 0 where they are below it."""
+    times = drawing.op("Div", drawing.constant(np.array(1, np.float32)), unit)
     return drawing.op("ThresholdedRelu", drawing.op("Mul", weights, times), alpha=ALMOST_ONE)
 
 
-def _at_least(drawing: Drawing, weights: str, least: str) -> str:
-    """The weights, 0 where they are below `least` [rows, 1]."""
-    return _where(drawing, weights, drawing.op("GreaterOrEqual", weights, least))
+def _min_p_unit(drawing: Drawing, weights: str, limits: str) -> str:
+    """The least weight that min_p leaves, as a unit, [rows, 1]."""
+    largest = drawing.op("ReduceMax", weights, drawing.integers(1), keepdims=1)
+    return _not_underflown(drawing, drawing.op("Mul", largest, _column(drawing, limits, 0)))
+
+
+def _not_underflown(drawing: Drawing, weight: str) -> str:
+    """What can be divided by, whatever underflowed."""
+    return drawing.op("Max", weight, drawing.constant(np.array(LEAST_WEIGHT, np.float32)))
 
 
 def _where(drawing: Drawing, weights: str, mask: str) -> str:
