@@ -23,7 +23,7 @@ from tests.service.engine.test_sampling import sample_rows
 Floats64 = npt.NDArray[np.float64]
 NUM_DRAWS: Final = 1500
 SIZES: Final = (3, 65, 700, 10_000)
-TINY: Final = (5e-324, 1e-300, sys.float_info.min, 1e-45, 1e-40, 1e-38)
+TINY: Final = (0.0, 5e-324, 1e-300, sys.float_info.min, 1e-45, 1e-40, 1e-38)
 NEARLY_ONE: Final = 1 - 2.0**-53
 RELEASED: Final = sorted(folder.parent for folder in (Path(__file__).parents[3] / "bundles").glob("*/manifest.json"))
 
