@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
@@ -12,14 +11,13 @@ import msgspec
 from bulk.carried import CarriedColumns, CarriedFields
 from bulk.options import GenerateOptions
 from bulk.records import Problem, Record
-from bulk.tsv import cell
+from bulk.tsv import cell, on_one_line
 from service.answers.bodies import Choice, GenerateUsage
 from service.answers.completion import Completion
 
 __all__ = ["Continued", "GenerateRows", "generate_rows"]
 
 _encode: Final = msgspec.json.Encoder().encode
-_ESCAPED: Final = {"\n": r"\n", "\r": r"\r", "\\": r"\\"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class SampleRows:
 
 
 class TextLines:
-    """A line a sample, its line ends written as \\n and \\r, its backslashes as \\\\."""
+    """A line a sample, its line ends and backslashes written as in a cell of TSV."""
 
     def head(self) -> bytes:
         """Nothing."""
@@ -118,8 +116,7 @@ class TextLines:
 
     def rows(self, record: Record, continued: Continued) -> bytes:
         """The lines."""
-        texts = (re.sub(r"[\n\r\\]", lambda match: _ESCAPED[match[0]], choice.text) for choice in continued.choices)
-        return "".join(text + "\n" for text in texts).encode("utf-8")
+        return "".join(on_one_line(choice.text) + "\n" for choice in continued.choices).encode("utf-8")
 
     def problem(self, problem: Problem) -> bytes:
         """An empty line: there is no other place for it."""

@@ -18,7 +18,7 @@ from bulk.names import TEXT_FIGURES
 from bulk.options import ScoreOptions
 from bulk.records import Record
 from bulk.score_rows import TokenRows, WordRows
-from bulk.tsv import cell, escaped
+from bulk.tsv import cell, doubled, escaped
 from service.answers.bodies import ScoredToken, ScoredWord
 from service.answers.figures import ScoredText
 from service.answers.score_json import SLICE
@@ -74,8 +74,8 @@ class LongRows:
         if self._is_json:
             self._text.write(_encode(text)[1:-1])
             return
-        self._is_quoted = self._is_quoted or (self._text.is_empty and text.startswith('"'))
-        self._text.write(escaped(text, is_quoted=self._is_quoted).encode("utf-8"))
+        self._is_quoted = self._is_quoted or '"' in text
+        self._text.write(doubled(escaped(text)).encode("utf-8"))
 
     def add(self, record: Record, scored: ScoredText, sums: TextSums) -> None:
         """The next piece with its figures."""

@@ -1,8 +1,9 @@
 """Values → cells and rows of tab-separated values.
 
-The first row names the columns. Inside a cell a tab, a line end and a backslash are written \\t, \\n, \\r and \\\\;
-a cell that begins with a quotation mark is quoted as in CSV, so that readers of both kinds find what was meant. What is
-missing or null is an empty cell.
+The first row names the columns, a line is a row, and readers of CSV with a tab find every cell: one that has a
+quotation mark is quoted, its quotation marks doubled. Characters at which a reader might end a cell or a line, and
+backslashes, are written as in JSON: \\t, \\n, \\r, \\\\, \\u2028. What is missing or null is an empty cell, as is an
+empty text.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["cell", "escaped", "json_cell", "row"]
+__all__ = ["cell", "doubled", "escaped", "json_cell", "on_one_line", "row"]
 
-_ESCAPED: Final = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
-_TO_ESCAPE: Final = re.compile(r"[\t\n\r\\]")
+LINE_ENDS: Final = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # where `str.splitlines` cuts
+_NAMED: Final = {"\n": r"\n", "\r": r"\r", "\\": r"\\"}
+_TO_ESCAPE: Final = re.compile(rf"[\0\\{LINE_ENDS}]")
 
 
 def cell(value: object) -> str:
@@ -25,14 +27,22 @@ def cell(value: object) -> str:
         return ""
     if not isinstance(value, str):
         return str(value).lower() if isinstance(value, bool) else str(value)
-    return f'"{escaped(value, is_quoted=True)}"' if value.startswith('"') else escaped(value)
+    return f'"{doubled(escaped(value))}"' if '"' in value else escaped(value)
 
 
-def escaped(text: str, *, is_quoted: bool = False) -> str:
-    """Text as it stands in a cell, or inside the quotes of one."""
-    if _TO_ESCAPE.search(text):
-        text = _TO_ESCAPE.sub(lambda match: _ESCAPED[match[0]], text)
-    return text.replace('"', '""') if is_quoted else text
+def escaped(text: str) -> str:
+    """Text as it stands in a cell."""
+    return on_one_line(text).replace("\t", r"\t")
+
+
+def on_one_line(text: str) -> str:
+    """Text without line ends of any kind; tabs stay."""
+    return _TO_ESCAPE.sub(lambda match: _NAMED.get(match[0]) or f"\\u{ord(match[0]):04x}", text)
+
+
+def doubled(text: str) -> str:
+    """Text as it stands between quotation marks."""
+    return text.replace('"', '""')
 
 
 def json_cell(raw: bytes | None) -> str:
