@@ -100,7 +100,7 @@ class SampleRows:
     def rows(self, record: Record, continued: Continued) -> bytes:
         """The rows."""
         samples = zip(continued.choices, continued.num_tokens, continued.logprobs, strict=True)
-        return self._columns.rows(record, [_cells(continued.seed, *sample) for sample in samples])
+        return self._columns.rows(record, [_cells(*sample) for sample in samples])
 
     def problem(self, problem: Problem) -> bytes:
         """A row with the line's number and what is wrong."""
@@ -123,6 +123,6 @@ class TextLines:
         return b"\n"
 
 
-def _cells(seed: int, choice: Choice, num_tokens: int, logprob: float) -> list[str]:
-    figures = (seed, choice.index, choice.finish_reason, num_tokens, logprob, choice.text)
+def _cells(choice: Choice, num_tokens: int, logprob: float) -> list[str]:
+    figures = (choice.seed, choice.index, choice.finish_reason, num_tokens, logprob, choice.text)
     return [cell(figure) for figure in figures]

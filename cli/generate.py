@@ -77,12 +77,10 @@ def command(
     if run.skip_bad and wanted == "text":
         raise click.UsageError("--skip-bad: got --format text, which has no place for errors, expected jsonl or tsv")
     with endings():
-        _many(prompts, request, sampling.seed, place, wanted or "jsonl", run)
+        _many(prompts, request, place, wanted or "jsonl", run)
 
 
-def _many(
-    name: str, request: GenerateRequest, seed: int | None, place: Place, output_format: OutputFormat, run: RunOptions
-) -> None:
+def _many(name: str, request: GenerateRequest, place: Place, output_format: OutputFormat, run: RunOptions) -> None:
     """Every line of a file."""
     import msgspec
 
@@ -93,7 +91,9 @@ def _many(
 
     source = Source(name)
     common, plan = work_options(place, run, name, source, output_format)
-    options = GenerateOptions(request=request, seed=seed_of(plan) if seed is None else seed, **common)
+    options = GenerateOptions(
+        request=request, seed=seed_of(plan) if request.seed is msgspec.UNSET else request.seed, **common
+    )
     options = msgspec.structs.replace(options, columns=columns_of(source, options))
     outcome = run_bulk(source, options, plan)
     tell_summary(_summary(outcome, options.seed), _in_words, run)

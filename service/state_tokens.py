@@ -12,7 +12,7 @@ Layout, numbers in little endian, the whole as base64url without padding:
     token      uint32
     position   uint64
     seed       uint64
-    lineage    uint8, how many; uint64 each
+    sample     uint8, 0: an older version told samples of one seed apart by a number, which would follow here
     partial    uint8, how many; bytes of an incomplete character
     rows       float32, tensor after tensor in the manifest's order
     seen       token ids, ascending: a bit a token, or the steps from one to the next as LEB128, whichever is shorter
@@ -43,9 +43,7 @@ from service.text.detokenizer import MAX_PARTIAL_BYTES, NO_TEXT, TextEnd
 __all__ = ["StateTokens", "TextState"]
 
 VERSION: Final = 1
-MAX_LINEAGE: Final = 1  # one number, however often a text was forked
 SEEDED, NEEDS_SPACE, BITMAP = 1, 2, 4
-_NUMBER: Final = struct.Struct("<Q")
 _HEAD: Final = struct.Struct("<B8s4sBIQQ")
 _SIGNATURE_BYTES: Final = 32
 _SOME_TOKEN: Final = "expected one as an earlier answer gave it"
@@ -92,7 +90,7 @@ class StateTokens:
     @property
     def max_chars(self) -> int:
         """No token of this bundle is longer."""
-        size = _HEAD.size + 2 + 8 * MAX_LINEAGE + MAX_PARTIAL_BYTES + 4 * self._num_floats + self._bitmap_bytes
+        size = _HEAD.size + 2 + MAX_PARTIAL_BYTES + 4 * self._num_floats + self._bitmap_bytes
         return -(-4 * (size + _SIGNATURE_BYTES) // 3)
 
     def memory_bytes(self, num_seen: int) -> int:
@@ -147,15 +145,12 @@ class StateTokens:
 
     def _payload(self, state: TextState) -> bytes:
         value, end = state.value, state.text_end
-        assert len(value.lineage) <= MAX_LINEAGE, "the engine gives a text one number"
         seen, flags = self._packed(value.seen)
         flags |= (SEEDED if state.is_seeded else 0) | (NEEDS_SPACE if end.needs_space else 0)
         return b"".join(
             (
                 _HEAD.pack(VERSION, self._bundle[:8], self._key_id, flags, value.token, value.position, value.seed),
-                bytes([len(value.lineage)]),
-                *map(_NUMBER.pack, value.lineage),
-                bytes([len(end.partial)]) + end.partial,
+                bytes([0, len(end.partial)]) + end.partial,
                 *(value.rows[name].astype("<f4").tobytes() for name in self._tensors),
                 seen,
             )
@@ -176,15 +171,16 @@ class StateTokens:
         """The parts of a payload whose signature is right. Raises ValueError with what is wrong all the same."""
         _, _, _, flags, token, position, seed = _HEAD.unpack_from(signed)
         rest = _Rest(signed, _HEAD.size)
-        lineage = tuple(number for (number,) in _NUMBER.iter_unpack(rest.take(8 * rest.count())))
+        if rest.count():
+            raise ValueError("the number of a sample, as an older version gave it: run its text again")
         partial = rest.take(rest.count())
         rows = self._rows(rest.take(4 * self._num_floats))
         seen = self._unpacked(rest.take(len(signed) - rest.at), flags)
         if token >= self._vocabulary_size or position >= 2**63 or seed >= 2**63:
             raise ValueError("a number out of range")
-        if len(lineage) > MAX_LINEAGE or len(partial) > MAX_PARTIAL_BYTES:
+        if len(partial) > MAX_PARTIAL_BYTES:
             raise ValueError("more than it should")
-        value = StateValue(rows, token, position, seed, lineage, seen)
+        value = StateValue(rows, token, position, seed, seen)
         return TextState(value, TextEnd(bool(flags & NEEDS_SPACE), partial), bool(flags & SEEDED))
 
     def _rows(self, data: bytes) -> Rows:

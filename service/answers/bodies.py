@@ -48,13 +48,15 @@ class TokenWithLogprob(msgspec.Struct):
 class Choice(msgspec.Struct):
     """A sample, or in a stream what has come of it since its last event.
 
-    `state` comes with `finish_reason`; null where the time was up before the prompt had been read. So does, of a beam
-    search, `logprob`: that of all the tokens together.
+    With `finish_reason` come `seed`, with which the same request for one sample gives the same text (of a beam search
+    it is the request's); `state`, null where the time was up before the prompt had been read; and, of a beam search,
+    `logprob`: that of all the tokens together.
     """
 
     index: int
     text: str
     finish_reason: str | UnsetType = UNSET
+    seed: int | UnsetType = UNSET
     tokens: list[TokenWithLogprob] | UnsetType = UNSET
     state: str | UnsetType | None = UNSET
     logprob: float | UnsetType = UNSET

@@ -53,7 +53,6 @@ class ChoiceWriter:
     writer: Detokenizer
     search: StopSearch
     with_tokens: bool
-    seed: int  # that a state takes along, of a beam search too
     state_tokens: StateTokens | None  # None where no state is wanted
     is_ranked: bool  # a hypothesis of a beam search
     num_tokens: int = 0
@@ -84,6 +83,7 @@ class ChoiceWriter:
             choice.tokens = self._tokens(first, self.num_tokens)
         if finish is not None:
             choice.finish_reason = finish_reason(finish)
+            choice.seed = self.sample.seed
             if self.is_ranked:
                 choice.logprob = math.fsum(self.sample.logprobs)
             if self.state_tokens is not None:
@@ -105,7 +105,7 @@ class ChoiceWriter:
         state = self.sample.state
         if state is None:
             return None
-        return state_tokens.encode(TextState(replace(state, seed=self.seed), self.writer.text_end))
+        return state_tokens.encode(TextState(state, self.writer.text_end))
 
     def _tokens(self, first: int, last: int) -> list[TokenWithLogprob]:
         texts, sample = self.vocabulary.texts, self.sample
@@ -211,7 +211,6 @@ def begin_completion(
             Detokenizer(vocabulary, before),
             StopSearch(patterns),
             request.logprobs is not None,
-            call.sampling.seed,
             state_tokens if request.return_state else None,
             request.num_beams > 1,
             kept_chars=kept_chars,
@@ -245,7 +244,7 @@ def _seeded(sampling: Sampling, request: GenerateRequest, start: TextState | Non
         seed = start.value.seed
     else:
         seed = secrets.randbits(53)  # exact in every JSON reader
-    return replace(sampling, seed=seed, lineage=() if start is None else start.value.lineage)
+    return replace(sampling, seed=seed)
 
 
 def _memory_bytes(request: GenerateRequest, start: TextState | None, state_tokens: StateTokens) -> int:

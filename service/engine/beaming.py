@@ -8,10 +8,9 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 
 from service.engine.beams import BeamSearch
-from service.engine.calls import Finish, Generation, StateValue
+from service.engine.calls import Finish, Generation, StateValue, sample_seed
 from service.engine.outcome import Outcome
 from service.engine.runs import Floats
-from service.engine.sampling import forked
 from service.engine.scheduler import Request
 from service.engine.sequence import Sequence, StateRow
 from service.errors import MAY_QUOTE, EngineFailed
@@ -78,7 +77,7 @@ def finish_beams(request: Request, unfinished: Finish) -> None:
         sample.logprobs.extend(hypothesis.logprobs)
         sample.token_ids.extend(hypothesis.token_ids)  # after their figures: who sees a token looks for these
         if (state := hypothesis.state) is not None:
-            sample.state = replace(state, lineage=forked(state.lineage, state.position, rank))
+            sample.state = replace(state, seed=sample_seed(sample.seed, state.position, rank))
         sample.finish = hypothesis.finish  # last: who sees it sees all the rest
 
 
@@ -109,7 +108,5 @@ def _state(parent: Sequence, token_ids: SequenceOf[int], rows: StateRow) -> Stat
         rows=rows,
         token=token_ids[-1],
         position=parent.position,
-        seed=start.seed if start is not None else 0,
-        lineage=start.lineage if start is not None else (),
         seen=before.union(parent.forced[1:], token_ids),
     )

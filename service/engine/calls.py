@@ -13,6 +13,7 @@ That is why the score of a text equals the sum of its tokens' figures bit for bi
 from __future__ import annotations
 
 import enum
+import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,18 @@ from service.tally import NONE, Tallied
 
 GRID: Final = 2.0**30
 News = threading.Event  # set when something was added to a handle
+
+
+def sample_seed(seed: int, position: int, index: int) -> int:
+    """The seed of sample number `index` of a request, whose text had `position` tokens so far.
+
+    The first has the request's own. Those of others are in [0, 2**53), exact in every reader of JSON, and are no
+    neighbours: samples of neighbouring seeds, or taken at different places of a text, have nothing in common.
+    """
+    if not index:
+        return seed
+    name = b"%d,%d,%d" % (seed, position, index)
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 11
 
 
 class StopMatcher(Protocol):
@@ -62,7 +75,6 @@ class StateValue:
     token     the last token of the text so far, not fed yet
     position  how many tokens were fed before it, the boundary token included
     seed      of the sampling that led here
-    lineage   which sample of which request: the first one keeps its request's, others have a number of their own
     seen      the distinct tokens of the text so far, for the repetition penalty
     """
 
@@ -70,7 +82,6 @@ class StateValue:
     token: int
     position: int
     seed: int = 0
-    lineage: tuple[int, ...] = ()
     seen: frozenset[int] = frozenset()
 
 
@@ -85,7 +96,6 @@ class Sampling:
     repetition_penalty: float = 1.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
-    lineage: tuple[int, ...] = ()  # of the state that is continued
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,11 @@ class GenerateCall:
     want_state: bool = False
     num_beams: int = 1
     news: News | None = None  # one for several calls that are waited for together
+
+    @property
+    def position(self) -> int:
+        """How many tokens stand before the first that is sampled, the boundary token included."""
+        return len(self.prompt) + 1 + (self.start.position if self.start is not None else 0)
 
 
 @dataclass(frozen=True)
@@ -136,8 +151,12 @@ class Finish(enum.StrEnum):
 
 @dataclass(eq=False)
 class Sample:
-    """One continuation. `token_ids` holds the end token when `finish` is END, and the token that completed a stop."""
+    """One continuation. `token_ids` holds the end token when `finish` is END, and the token that completed a stop.
 
+    A call of one sample with that `seed` gives the same.
+    """
+
+    seed: int = 0
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     alternatives: list[tuple[list[int], list[float]]] = field(default_factory=list)
@@ -269,7 +288,10 @@ class Generation(Handle):
 
     def __init__(self, call: GenerateCall) -> None:
         super().__init__(call.deadline, len(call.prompt), call.news)
-        self.samples = tuple(Sample() for _ in range(call.num_samples))
+        seed, is_sampled = call.sampling.seed, call.num_beams == 1
+        self.samples = tuple(
+            Sample(sample_seed(seed, call.position, index) if is_sampled else seed) for index in range(call.num_samples)
+        )
         self.cached_tokens = 0  # tokens of the prompt whose state came from the cache
 
     def _close(self, finish: Finish) -> None:

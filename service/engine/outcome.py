@@ -72,8 +72,7 @@ def note_state(sequence: Sequence, copy_rows: Callable[[], StateRow]) -> None:
         rows=copy_rows(),
         token=token_ids[-1],
         position=sequence.position,
-        seed=continuation.sampler.settings.seed,
-        lineage=continuation.sampler.lineage,
+        seed=continuation.sampler.seed,
         seen=before.union(sequence.forced[1:], token_ids),
     )
 

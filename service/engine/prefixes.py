@@ -26,13 +26,12 @@ PIECE: Final = 64  # tokens that are compared at once
 def generation_sequence(call: GenerateCall, samples: SequenceOf[Sample], request: Request, end_id: int) -> Sequence:
     """The sequence of the first sample; the others fork off it after the prompt. For beams it only reads the prompt."""
     forced = [end_id if call.start is None else call.start.token, *call.prompt]
-    position = len(forced) + (call.start.position if call.start is not None else 0)
     seen = {*call.prompt, *(call.start.seen if call.start is not None else ())}
     sequences = [Sequence(request, forced, start=call.start)] if call.num_beams > 1 else []
     for index, sample in enumerate(samples if call.num_beams == 1 else ()):
         continuation = Continuation(
             sample,
-            Sampler(call.sampling, index, seen, position),
+            Sampler(call.sampling, index, seen, call.position),
             call.max_tokens,
             call.num_alternatives,
             call.stop() if call.stop is not None else None,

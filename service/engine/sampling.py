@@ -8,9 +8,9 @@ the lowest id goes first, where vLLM leaves the order to its sort.
 
 This file does it for one sample; `draws.py` says which rows of a run are sampled inside the graph instead.
 
-The uniform number of a token is a function of the seed, of the sample's lineage and of the token's position in the
-whole text: it does not matter in how many requests a text was written. Every operation works on a row by itself: a
-row's token does not depend on the rows beside it.
+The uniform number of a token is a function of the sample's seed and of the token's position in the whole text: it does
+not matter in how many requests a text was written. Every operation works on a row by itself: a row's token does not
+depend on the rows beside it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.calls import GRID, Sampling
+from service.engine.calls import GRID, Sampling, sample_seed
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
@@ -38,17 +38,6 @@ BLOCK: Final = 8  # positions whose uniform numbers come from one hash
 UNPACK: Final = struct.Struct("<8Q").unpack
 
 
-def forked(lineage: tuple[int, ...], position: int, index: int) -> tuple[int, ...]:
-    """The lineage of sample `index` after a text of `position` tokens: the text's own, or a number like no other's.
-
-    It takes the same room however often a text was forked.
-    """
-    if not index:
-        return lineage
-    names = ",".join(map(str, (*lineage, position, index)))
-    return (int.from_bytes(hashlib.blake2b(names.encode(), digest_size=8).digest(), "big"),)
-
-
 class Sampler:
     """How one sample takes its tokens: settings, random numbers, tokens seen so far.
 
@@ -60,10 +49,9 @@ class Sampler:
 
     def __init__(self, settings: Sampling, index: int, seen: Iterable[int], position: int) -> None:
         self.settings = settings
-        self.lineage = forked(settings.lineage, position, index)
+        self.seed = sample_seed(settings.seed, position, index)
         self._position = position
-        name = ",".join(map(str, (settings.seed, *self.lineage)))
-        self._key = hashlib.blake2b(name.encode(), digest_size=32).digest()
+        self._key = hashlib.blake2b(b"%d" % self.seed, digest_size=32).digest()
         self._block: tuple[int, tuple[float, ...]] = (-1, ())
         self._seen = set(seen) if settings.repetition_penalty != 1.0 else None
         bias = dict(settings.logit_bias)

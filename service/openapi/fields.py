@@ -149,6 +149,7 @@ OWN_FIELDS: Final[dict[tuple[str, str], Field]] = {
     ("Logprobs", "tokens"): ("Each token as text.", ["e"]),
     ("GenerateAnswer", "seed"): ("The one that was used.", 7),
     ("CompletionChoice", "seed"): ("With which /generate writes the same.", 7),
+    ("Choice", "seed"): ("With which the same request, and n 1, gives the same; of a beam search the request's.", 7),
     ("ScoreRequest", "tokens"): ("Give figures by token.", True),
     ("ScoreRequest", "words"): ("Give figures by word.", False),
     ("ScoreRequest", "top"): ("Likeliest alternatives at each token; only with `tokens`.", 3),

@@ -34,7 +34,7 @@ def test_generate_answers_in_the_shape_of_the_contract(client: FlaskClient) -> N
     assert answer == {
         "model": "letters",
         "seed": 7,
-        "choices": [{"index": 0, "text": "defg", "finish_reason": "length", "tokens": tokens}],
+        "choices": [{"index": 0, "text": "defg", "finish_reason": "length", "seed": 7, "tokens": tokens}],
         "usage": {"prompt_tokens": 3, "cached_tokens": 0, "generated_tokens": 4},
     }
     assert tokens[0]["top"] == [{"id": 5, "text": "d", "logprob": logprob}]
@@ -42,7 +42,7 @@ def test_generate_answers_in_the_shape_of_the_contract(client: FlaskClient) -> N
 
 def test_an_empty_object_is_a_request(client: FlaskClient) -> None:
     answer = post(client, "/generate")
-    assert set(answer["choices"][0]) == {"index", "text", "finish_reason"}
+    assert set(answer["choices"][0]) == {"index", "text", "finish_reason", "seed"}
     assert 0 <= answer["seed"] < 2**53
 
 
@@ -66,8 +66,8 @@ def test_stop_cuts_before_the_first_match(client: FlaskClient, stop: Any, text: 
 
 
 def test_the_prompt_is_no_part_of_a_stop_match(client: FlaskClient) -> None:
-    answer = post(client, "/generate", prompt="a", temperature=0, stop="ab", max_tokens=3)
-    assert answer["choices"][0] == {"index": 0, "text": "bcd", "finish_reason": "length"}
+    answer = post(client, "/generate", prompt="a", temperature=0, stop="ab", max_tokens=3, seed=1)
+    assert answer["choices"][0] == {"index": 0, "text": "bcd", "finish_reason": "length", "seed": 1}
 
 
 def test_a_seed_fixes_the_text_and_samples_differ(client: FlaskClient) -> None:
@@ -77,6 +77,47 @@ def test_a_seed_fixes_the_text_and_samples_differ(client: FlaskClient) -> None:
     assert len({choice["text"] for choice in first["choices"]}) == 3
     random = {post(client, "/generate", model="flat", max_tokens=30)["choices"][0]["text"] for _ in range(3)}
     assert len(random) > 1
+
+
+@pytest.mark.parametrize("model", ["flat", "noise", "words"])
+@pytest.mark.parametrize("more", [{}, {"logprobs": 2, "repetition_penalty": 1.2}, {"top_p": 0.9, "stop": ["e", "f"]}])
+def test_every_choice_is_repeated_by_its_seed(client: FlaskClient, model: str, more: dict[str, Any]) -> None:
+    request: dict[str, Any] = {"model": model, "prompt": "ab", "max_tokens": 25, "return_state": True, **more}
+    several = post(client, "/generate", n=4, **request)
+    assert several["choices"][0]["seed"] == several["seed"]
+    assert len({choice["seed"] for choice in several["choices"]}) == 4
+    for choice in several["choices"]:
+        [alone] = post(client, "/generate", seed=choice["seed"], **request)["choices"]
+        assert alone == choice | {"index": 0}
+        if choice["finish_reason"] == "length":  # its state goes on with its own seed
+            [whole] = post(client, "/generate", **{**request, "seed": choice["seed"], "max_tokens": 50})["choices"]
+            [rest] = post(client, "/generate", **request | {"prompt": "", "state": choice["state"]})["choices"]
+            assert rest["seed"] == choice["seed"]
+            if "stop" not in more:
+                assert choice["text"] + rest["text"] == whole["text"]
+
+
+def test_choices_after_a_state_are_repeated_by_their_seeds(client: FlaskClient) -> None:
+    request: dict[str, Any] = {"model": "flat", "max_tokens": 20}
+    state = post(client, "/generate", seed=3, prompt="abc", return_state=True, **request)["choices"][0]["state"]
+    for choice in post(client, "/generate", state=state, n=3, **request)["choices"]:
+        [alone] = post(client, "/generate", state=state, seed=choice["seed"], **request)["choices"]
+        assert alone == choice | {"index": 0}
+
+
+def test_beams_tell_the_seed_of_their_request(client: FlaskClient) -> None:
+    request: dict[str, Any] = {"model": "flat", "max_tokens": 8, "num_beams": 4, "n": 3}
+    first = post(client, "/generate", **request)
+    assert [choice["seed"] for choice in first["choices"]] == [first["seed"]] * 3
+    assert post(client, "/generate", seed=first["seed"], **request) == first
+
+
+def test_samples_of_neighbouring_seeds_are_not_the_same(client: FlaskClient) -> None:
+    request: dict[str, Any] = {"model": "noise", "max_tokens": 30, "n": 4, "logit_bias": {"0": -100}}
+    texts = [
+        choice["text"] for seed in range(8) for choice in post(client, "/generate", seed=seed, **request)["choices"]
+    ]
+    assert len(set(texts)) == 32
 
 
 def test_logit_bias_forces_a_token(client: FlaskClient) -> None:

@@ -250,9 +250,9 @@ def _choices(
     for work in works:
         samples = _samples(work)
         for place in range(request.num_samples):
-            seed = work.sampling.seed
-            writer = None
+            seed, writer = work.sampling.seed, None
             if samples:
+                seed = samples[place].seed
                 detokenizer = Detokenizer(vocabulary, work.prompt.text_end)
                 with_tokens = request.logprobs is not None
                 search = StopSearch(patterns)
@@ -263,7 +263,6 @@ def _choices(
                     detokenizer,
                     search,
                     with_tokens,
-                    seed,
                     None,
                     False,
                     kept_chars=kept_chars,

@@ -60,7 +60,7 @@ def same_state(got: StateValue | None, expected: StateValue | None) -> bool:
         return got is expected
     rows = {name: values.tobytes() for name, values in got.rows.items()}
     return rows == {name: values.tobytes() for name, values in expected.rows.items()} and all(
-        getattr(got, name) == getattr(expected, name) for name in ("token", "position", "seed", "lineage", "seen")
+        getattr(got, name) == getattr(expected, name) for name in ("token", "position", "seed", "seen")
     )
 
 
@@ -195,7 +195,7 @@ def test_text_written_in_parts_is_the_text_written_at_once(chosen: Bundle) -> No
                 state = sample.state
                 if state is None or sample.finish in {Finish.END, Finish.STOP} or not num_left:
                     break
-                sampling = dataclasses.replace(call.sampling, seed=state.seed, lineage=state.lineage)
+                sampling = dataclasses.replace(call.sampling, seed=state.seed)
                 more = GenerateCall([], num_left, NEVER, sampling, stop=call.stop, start=state, want_state=True)
                 part = run_together(engine, clock, [Job(more, 0), *others])[0].handle
                 assert isinstance(part, Generation)

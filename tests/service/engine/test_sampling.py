@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 
-from service.engine.calls import Sampling
+from service.engine.calls import Sampling, sample_seed
 from service.engine.draws import Draws
 from service.engine.ranking import likeliest
 from service.engine.runner import Runner, Sessions
@@ -199,24 +199,39 @@ def test_top_k_of_many_rows_is_that_of_one_sorted_row(size: int) -> None:
         assert set(found) <= set(exact.tolist())
 
 
-def test_uniform_number_depends_on_seed_lineage_and_position_alone() -> None:
+def test_uniform_number_depends_on_seed_and_position_alone() -> None:
     settings = Sampling(seed=11)
     whole = Sampler(settings, 0, [], 3)
     numbers = [whole.uniform() for _ in range(40)]
     later = Sampler(settings, 0, [], 23)
     assert [later.uniform() for _ in range(20)] == numbers[20:]
     second = Sampler(settings, 2, [], 3)
-    resumed = Sampler(Sampling(seed=11, lineage=second.lineage), 0, [], 5)
-    assert [second.uniform() for _ in range(3)][2] == resumed.uniform()
+    alone = Sampler(Sampling(seed=second.seed), 0, [], 3)
+    resumed = Sampler(Sampling(seed=second.seed), 0, [], 5)
+    drawn = [second.uniform() for _ in range(3)]
+    assert drawn == [alone.uniform() for _ in range(3)]
+    assert drawn[2] == resumed.uniform()
 
 
-def test_forks_never_share_their_numbers() -> None:
-    first = [Sampler(Sampling(seed=11), index, [], 3) for index in range(3)]
-    again = [Sampler(Sampling(seed=11, lineage=one.lineage), index, [], 9) for one in first for index in range(3)]
-    assert [one.lineage for one in again[::3]] == [one.lineage for one in first]
-    assert len({one.lineage for one in [*first, *again]}) == 9
-    assert len({one.uniform() for one in again}) == 9
-    assert {len(one.lineage) for one in [*first, *again]} == {0, 1}
+def test_every_sample_has_a_seed_of_its_own() -> None:
+    seeds = [0, 1, 2, 3, 4, 2**53, 2**63 - 2, 2**63 - 1]
+    own = [sample_seed(seed, position, index) for seed in seeds for position in range(1, 9) for index in range(1, 16)]
+    assert len({*own, *seeds}) == len(own) + len(seeds)
+    assert 0 <= min(own) < max(own) < 2**53
+    assert max(own) > 2**52
+    assert [sample_seed(seed, 7, 0) for seed in seeds] == seeds
+    of_samples = [sample_seed(seed, 7, 3) for seed in own[::3]]
+    assert not {*of_samples} & {*own}  # nor do samples of a sample's seed have it
+
+
+def test_samples_of_neighbouring_seeds_are_independent() -> None:
+    count, width = 2000, 32
+    samplers = [[Sampler(Sampling(seed=seed), index, [], 4) for index in range(4)] for seed in range(count)]
+    drawn = np.array([[one.uniforms(8) for one in row] for row in samplers]).reshape(count, width)
+    within = np.corrcoef(drawn, rowvar=False) - np.eye(width)
+    between = np.corrcoef(drawn[:-1], drawn[1:], rowvar=False)[:width, width:]
+    assert np.abs([within, between]).max() < 6 / np.sqrt(count)
+    assert np.abs(drawn.mean(0) - 0.5).max() < 6 / np.sqrt(12 * count)
 
 
 def test_choice_of_weight_zero_is_never_taken() -> None:

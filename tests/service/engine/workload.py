@@ -73,7 +73,7 @@ class Ran:
 
     @property
     def state(self) -> StateValue | None:
-        """A state to continue from: of the last sample or text, so that lineages grow."""
+        """A state to continue from: of the last sample or text, whose seed may be of its own."""
         if isinstance(self.handle, Generation):
             return self.handle.samples[-1].state
         return self.handle.results[-1].state if self.handle.results else None

@@ -230,6 +230,31 @@ def test_best_of_gives_the_likeliest_by_token(client: FlaskClient) -> None:
     assert answer["usage"]["completion_tokens"] == sum(len(choice["logprobs"]["tokens"]) for choice in every)
 
 
+@pytest.mark.parametrize("more", [{}, {"n": 3}, {"n": 2, "best_of": 5}, {"n": 2, "echo": True, "logprobs": 1}])
+@pytest.mark.parametrize("seed", [None, 7])
+def test_every_choice_is_repeated_by_its_seed(client: FlaskClient, more: dict[str, Any], seed: int | None) -> None:
+    prompts = ["a", "bcd", ""]
+    request: dict[str, Any] = {"model": "flat", "max_tokens": 20, "top_p": 0.95}
+    choices = post(client, prompt=prompts, seed=seed, **request, **more)["choices"]
+    each = more.get("n", 1)
+    for choice in choices:
+        prompt = prompts[choice["index"] // each]
+        echoed = prompt if "echo" in more else ""
+        own = post(client, "/generate", prompt=prompt, seed=choice["seed"], **request)["choices"][0]
+        assert (echoed + own["text"], own["seed"]) == (choice["text"], choice["seed"])
+        [alone] = post(client, prompt=prompt, seed=choice["seed"], **request)["choices"]
+        assert (echoed + alone["text"], alone["seed"]) == (choice["text"], choice["seed"])
+    if "best_of" not in more:
+        streamed: dict[int, str] = {}
+        seeds = {choice["index"]: choice["seed"] for choice in choices}
+        for part in chunks(client, prompt=prompts, seed=choices[0]["seed"], **request, **more):
+            for choice in part["choices"]:
+                streamed[choice["index"]] = streamed.get(choice["index"], "") + choice["text"]
+                if seed is not None:
+                    assert choice["seed"] == seeds[choice["index"]]
+        assert [streamed[index] for index in range(each)] == [choice["text"] for choice in choices[:each]]
+
+
 def test_prompts_without_a_seed_differ_and_say_theirs(client: FlaskClient) -> None:
     choices = post(client, model="flat", prompt=["a", "a"], max_tokens=30)["choices"]
     assert choices[0]["text"] != choices[1]["text"]
