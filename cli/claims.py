@@ -1,5 +1,6 @@
 """`meari claims`: text, or none → a folder with a page, pictures and numbers."""
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,14 +60,16 @@ def command(
     from claims.run import Order, measure_claims, monotonic, redraw
     from claims.sizes import sizes_for
     from claims.text import read_text
+    from models.lock import locked
     from models.training.device import fast_torch
 
     if is_redrawn:
-        results = redraw(output)
+        with locked(output) if output.is_dir() else nullcontext():
+            results = redraw(output)
     else:
         sizes = sizes_for(minutes, quick)
         text = read_text(files + more_files, sizes.made_characters)
-        with fast_torch(threads):
+        with locked(output), fast_torch(threads):
             order = Order(output, minutes, only)
             results = measure_claims(text, sizes, order, monotonic, lambda line: click.echo(line, err=True))
     if as_json:

@@ -4,6 +4,7 @@ import shlex
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -50,10 +51,11 @@ def command(
     from rich.console import Console
 
     from models.config import load_config
+    from models.lock import locked
     from models.training.device import choose_device
     from models.training.display import Silent, make_display
     from models.training.run import train
-    from models.training.run_folder import RunFolder, Start, open_run
+    from models.training.run_folder import RunFolder, Start, claimed_run
     from models.training.tensorboard import TensorBoardDisplay
     from models.training.trainer import Ending
     from models.training.workers import joined_workers
@@ -62,11 +64,13 @@ def command(
     start = Start.RESUME if resume else Start.OVERWRITE if overwrite else Start.FRESH
     run = RunFolder(folder or RUNS / config.name)
     again = ["meari", "train", str(config_file), *(["--run", str(folder)] if folder else []), "--resume"]
-    with joined_workers(choose_device(config.training.device), config.training.batch_size) as workers:
+    device = choose_device(config.training.device)
+    with ExitStack() as held, joined_workers(device, config.training.batch_size) as workers:
         display = make_display(Console(stderr=as_json)) if workers.is_first else Silent()
+        workers.first(lambda: held.enter_context(claimed_run(run.path, config, start)))
         if events is not None and workers.is_first:
+            held.enter_context(locked(events))
             display = TensorBoardDisplay(events, display)
-        workers.first(lambda: open_run(run.path, config, start))
         outcome = train(config, run, resume=resume, display=display, clock=time.monotonic, workers=workers)
         is_interrupted = outcome.ending is Ending.INTERRUPTED
         if is_interrupted and workers.is_first:

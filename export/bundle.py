@@ -24,6 +24,7 @@ from export.verification import Agreement, check_against_torch, check_isolation,
 from export.weights import ModelWeights
 from export.weights_from_torch import read_weights
 from models.atomic import replaced_folder
+from models.lock import locked_beside
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MANIFEST = "manifest.json"
@@ -58,17 +59,19 @@ def export_bundle(
     overwrite   replace a bundle that is there
     tell        is given a line before each stage
 
-    Raises BundleExists, CheckFailed and UnusableRun, or what `models` raises for a run that cannot be read.
-    In all of these cases the folder is as it was.
+    Raises BundleExists, CheckFailed and UnusableRun, or what `models` raises for a run that cannot be read or a
+    folder that another export is writing. In all of these cases the folder is as it was.
     """
     folder = folder.absolute()
     check_target(folder, overwrite=overwrite)
     tell(f"Reading {run_folder}")
     run = read_run(run_folder)
-    checked = _build(run, precision, tell)
-    tell("Writing the golden figures and the samples")
-    description = _describe(folder.name, run, checked)
-    return _write(folder, run, checked.graphs, description)
+    with locked_beside(folder):
+        check_target(folder, overwrite=overwrite)  # another export may have ended since
+        checked = _build(run, precision, tell)
+        tell("Writing the golden figures and the samples")
+        description = _describe(folder.name, run, checked)
+        return _write(folder, run, checked.graphs, description)
 
 
 def check_target(folder: Path, *, overwrite: bool) -> None:
@@ -128,7 +131,6 @@ def _write(folder: Path, run: Run, graphs: Graphs, description: Description) -> 
     }
     if run.report is not None:
         files["report.png"] = run.report
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with replaced_folder(folder) as new:
         run.checkpoint.tokenizer.save(new / "tokenizer.json")
         files["tokenizer.json"] = (new / "tokenizer.json").read_bytes()

@@ -32,6 +32,7 @@ DESCRIPTION = "checkpoint.json"
 TOKENIZER = "tokenizer.json"
 FIGURES = "figures.json"
 BEST = "best"
+MAX_READS = 10  # of a checkpoint that is replaced while it is read
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,33 @@ def fill_checkpoint(
 def load_checkpoint(folder: Path, device: torch.device | None = None) -> Checkpoint:
     """Read a run folder (its best weights) or a checkpoint folder; the model comes in evaluation mode.
 
+    A training that goes on may replace the checkpoint meanwhile: then the new one is read, whole.
+
     Raises CheckpointError where the folder is none, is incomplete, or its parts do not fit one another.
     """
+    for _ in range(MAX_READS):
+        before = _identity(folder)
+        try:
+            checkpoint = _load(folder, device)
+        except CheckpointError:
+            if _identity(folder) == before:
+                raise
+            continue
+        if _identity(folder) == before:
+            return checkpoint
+    raise CheckpointError(f"{folder}: was replaced {MAX_READS} times while it was read; try again later")
+
+
+def _identity(folder: Path) -> tuple[int, int, int] | None:
+    """What changes when another folder takes the place of a checkpoint."""
+    try:
+        found = (folder if (folder / DESCRIPTION).exists() else settled(folder / BEST)).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _load(folder: Path, device: torch.device | None) -> Checkpoint:
     place = _find(folder)
     description = read_description(place)
     config = _config(place, description)

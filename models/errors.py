@@ -12,6 +12,7 @@
     ├── ReservoirError          a reservoir that cannot have the spectral radius asked for
     ├── SearchError             a search that exists already, cannot be gone on with, or found nothing
     ├── CheckpointError         a run or checkpoint folder that is missing, incomplete or does not fit
+    ├── FolderInUse             another process is writing to a folder
     └── TrainingError           training cannot go on
         ├── RidgeError          the equations of a ridge regression have no stable solution
         ├── NotFinite           a loss, gradient or figure that is not a finite number
@@ -87,6 +88,10 @@ class SearchError(ModelsError):
 
 class CheckpointError(ModelsError):
     """A run or checkpoint folder cannot be used."""
+
+
+class FolderInUse(ModelsError):
+    """Another process is writing to a folder."""
 
 
 class TrainingError(ModelsError):

@@ -23,6 +23,7 @@ from models.checkpoint import load_checkpoint
 from models.config import Config
 from models.errors import ReservoirError, SearchError, TrainingError
 from models.evaluation import evaluate
+from models.lock import locked
 from models.search.importance import importances
 from models.search.journal import Journal, Trial, ranked
 from models.search.picture import write_picture
@@ -87,10 +88,26 @@ def search(
     display_of   what the training of a trial reports to, by its number
     tell         is given a line after each trial
 
-    Raises SearchError, ConfigError, CorpusError; the trials that ended before stay in the journal. A trial whose
-    training fails (TrainingError, ReservoirError) is noted as such, and the search goes on.
+    Raises SearchError, FolderInUse, ConfigError, CorpusError; the trials that ended before stay in the journal. A trial
+    whose training fails (TrainingError, ReservoirError) is noted as such, and the search goes on.
     """
     journal = Journal(folder)
+    if start is Start.RESUME:
+        journal.read()
+    with locked(folder):
+        return _search(space, budget, journal, start, display_of, tell, clock)
+
+
+def _search(
+    space: Space,
+    budget: Budget,
+    journal: Journal,
+    start: Start,
+    display_of: Callable[[int], Display],
+    tell: Callable[[str], None],
+    clock: Callable[[], float],
+) -> Found:
+    folder = journal.path.parent
     described = {"config": space.config.to_tables(), "settings": space.described()}
     if start is Start.OVERWRITE:
         journal.path.unlink(missing_ok=True)

@@ -4,9 +4,13 @@ In: a folder's path, a config, what the user asked for. Out: paths, or an error 
 Knows nothing of what the files hold, but for the config.
 
     config.json  tokenizer.json  tokens/  best/  last/  history.jsonl  figures.json  report.png
+
+While a run is written, a lock in its folder keeps others out (`models.lock`).
 """
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +19,7 @@ from typing import Any
 from models.atomic import settled, write_file
 from models.config import Config
 from models.errors import CheckpointError, ConfigError
+from models.lock import LOCK, locked
 
 
 class Start(StrEnum):
@@ -68,6 +73,14 @@ class RunFolder:
         return settled(self.last).is_dir()
 
 
+@contextlib.contextmanager
+def claimed_run(path: Path, config: Config, start: Start) -> Iterator[RunFolder]:
+    """As `open_run`, the folder locked within the block; a foreign one is left alone. Raises FolderInUse too."""
+    _check_kind(RunFolder(path), start)
+    with locked(path):
+        yield open_run(path, config, start)
+
+
 def open_run(path: Path, config: Config, start: Start) -> RunFolder:
     """Make or take over a run folder and note the config in it.
 
@@ -75,33 +88,37 @@ def open_run(path: Path, config: Config, start: Start) -> RunFolder:
     it was made by another config (every setting that differs is named).
     """
     run = RunFolder(path)
-    is_used = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    if is_used:
-        _check_used(run, config, start)
-    elif start is Start.RESUME:
-        raise CheckpointError(f"{path}: no run to resume here; leave out --resume to start one")
-    if start is Start.OVERWRITE:
+    _check_kind(run, start)
+    if start is Start.RESUME:
+        _check_same(run, config)
+    elif start is Start.FRESH and _is_used(run) and not _never_began(run):
+        raise CheckpointError(
+            f"{run.path}: this run exists; continue it with --resume, replace it with --overwrite, "
+            "or choose another folder with --run"
+        )
+    else:
         _empty(run)
     path.mkdir(parents=True, exist_ok=True)
     write_file(run.config, config.to_json().encode())
     return run
 
 
-def _check_used(run: RunFolder, config: Config, start: Start) -> None:
-    if not run.path.is_dir() or not run.config.exists():
+def _check_kind(run: RunFolder, start: Start) -> None:
+    """Raises CheckpointError: what is there is no run, or there is none to resume."""
+    if _is_used(run) and not run.config.exists():
         raise CheckpointError(f"{run.path}: exists and is not a run; choose another folder with --run")
-    if start is Start.FRESH and not _never_began(run):
-        raise CheckpointError(
-            f"{run.path}: this run exists; continue it with --resume, replace it with --overwrite, "
-            "or choose another folder with --run"
-        )
-    if start is Start.RESUME:
-        _check_same(run, config)
+    if start is Start.RESUME and not run.config.exists():
+        raise CheckpointError(f"{run.path}: no run to resume here; leave out --resume to start one")
+
+
+def _is_used(run: RunFolder) -> bool:
+    return run.path.exists() and (not run.path.is_dir() or any(path.name != LOCK for path in run.path.iterdir()))
 
 
 def _never_began(run: RunFolder) -> bool:
-    """Whether a config of ours is all there is: the corpus could not be prepared, and there is nothing to lose."""
-    if any(path != run.config for path in run.path.iterdir()):
+    """Whether a config of ours and the prepared corpus are all there is: no step was taken, so nothing is lost."""
+    prepared = {run.config, run.tokenizer, run.tokens, run.tokens.with_name("tokens.old"), run.path / LOCK}
+    if any(path.with_name(path.name.removesuffix(".new")) not in prepared for path in run.path.iterdir()):
         return False
     try:
         Config.from_json(run.config.read_text("utf-8"))

@@ -11,7 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.main import group
-from models.errors import CheckpointError, ConfigError
+from models.config import load_config
+from models.errors import CheckpointError, ConfigError, FolderInUse
+from models.lock import locked
+from models.training.run_folder import Start, claimed_run
 from tests.models.training.tiny_runs import chain_text
 from tests.patience import PATIENCE
 
@@ -169,6 +172,35 @@ def test_a_signal_leaves_a_run_that_can_be_resumed_and_says_how(tmp_path: Path, 
     described = json.loads((tmp_path / "run" / "last" / "checkpoint.json").read_text())
     assert f"after step {described['step']}" in rest
     assert described["step"] >= 10
+
+
+def test_a_run_is_written_by_one_process_and_read_by_any_number_meanwhile(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path, steps=1_000_000), tmp_path / "run"
+    command = [sys.executable, "-u", "-m", "cli.main", "train", str(config), "--run", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert process.stdout is not None
+        read_until(process.stdout, "step 5: validation")
+        for way in ([], ["--resume"], ["--overwrite"]):
+            refused = meari("train", config, "--run", run, *way)
+            assert isinstance(refused.exception, FolderInUse)
+            assert "another run is writing to it" in str(refused.exception)
+        assert meari("evaluate", run, "--text", tmp_path / "chain.txt").exit_code == 0
+        exported = meari("export", run, tmp_path / "bundles" / "tiny")
+        assert exported.exit_code == 0, exported.output
+    finally:
+        process.kill()
+        process.communicate()
+    with claimed_run(run, load_config(config), Start.RESUME):
+        assert (run / "last" / "checkpoint.json").exists()
+
+
+def test_a_folder_of_events_belongs_to_one_training_at_a_time(tmp_path: Path) -> None:
+    config, events = write_config(tmp_path, steps=1), tmp_path / "events"
+    with locked(events):
+        refused = meari("train", config, "--run", tmp_path / "run", "--tensorboard", events)
+    assert isinstance(refused.exception, FolderInUse)
+    assert meari("train", config, "--run", tmp_path / "run", "--tensorboard", events).exit_code == 0
 
 
 def test_a_training_that_explodes_says_what_to_change(tmp_path: Path) -> None:

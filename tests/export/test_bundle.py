@@ -18,8 +18,9 @@ from export.sessions import GraphModel, Graphs
 from export.weights import ModelWeights
 from export.weights_from_torch import read_weights
 from models.config import Family, RecurrentConfig, ReservoirConfig
-from models.errors import CheckpointError
+from models.errors import CheckpointError, FolderInUse
 from models.language_model import LanguageModel
+from models.lock import locked_beside
 from service.bundle import open_bundle
 from tests.export.tiny_models import make_run
 
@@ -49,6 +50,12 @@ def manifest(bundle: Path) -> dict[str, object]:
 def test_bundle_holds_its_files_and_nothing_else(bundle: Path) -> None:
     assert {path.name for path in bundle.iterdir()} == FILES
     assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+
+def test_one_export_at_a_time_writes_a_bundle(run: Path, tmp_path: Path) -> None:
+    with locked_beside(tmp_path / "tiny"), pytest.raises(FolderInUse, match="another run is writing to it"):
+        export_bundle(run, tmp_path / "tiny", Precision.FP32)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_manifest_has_size_and_hash_of_every_other_file(bundle: Path, manifest: dict[str, object]) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from models.choices import Family, Readout
 from models.config import Config, RecurrentConfig, ReservoirConfig, load_config
-from models.errors import SearchError
+from models.errors import FolderInUse, SearchError
+from models.lock import locked
 from models.search.journal import NAME, Trial
 from models.search.run import BEST, PICTURE, Budget, Found, search
 from models.search.space import make_space
@@ -158,3 +159,13 @@ def test_trials_are_lines_of_their_own(tmp_path: Path, config: Config) -> None:
     assert json.loads(head)["search"]["settings"] == RATES
     assert [Trial(**json.loads(line)) for line in lines] == found.trials
     assert not (tmp_path / "search" / "trial").exists()
+
+
+def test_a_search_that_is_being_written_is_refused(tmp_path: Path, config: Config) -> None:
+    run(config, tmp_path / "search", replace(ALL, trials=1))
+    before = (tmp_path / "search" / NAME).read_bytes()
+    with locked(tmp_path / "search"):
+        for start in Start:
+            with pytest.raises(FolderInUse):
+                run(config, tmp_path / "search", start=start)
+    assert (tmp_path / "search" / NAME).read_bytes() == before

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import CheckpointError
-from models.training.run_folder import Start, open_run
+from models.errors import CheckpointError, FolderInUse
+from models.training.run_folder import Start, claimed_run, open_run
 from tests.models.training.tiny_runs import tiny_config
 
 
@@ -18,13 +18,16 @@ def test_a_new_run_notes_its_config(tmp_path: Path) -> None:
 
 def test_an_existing_run_is_refused_with_both_ways_out(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", tiny_config(tmp_path), Start.FRESH)
-    run.tokens.mkdir()
+    run.best.mkdir()
     with pytest.raises(CheckpointError, match=r"--resume.*--overwrite"):
         open_run(tmp_path / "run", tiny_config(tmp_path), Start.FRESH)
 
 
-def test_a_run_that_failed_before_its_corpus_was_prepared_starts_again_with_other_settings(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [[], ["tokens", "tokenizer.json", ".lock"], ["tokens.new", "config.json.new"]])
+def test_a_run_that_took_no_step_starts_again_with_other_settings(tmp_path: Path, left: list[str]) -> None:
     open_run(tmp_path / "run", tiny_config(tmp_path), Start.FRESH)
+    for name in left:
+        (tmp_path / "run" / name).mkdir() if name.startswith("tokens") else (tmp_path / "run" / name).touch()
     run = open_run(tmp_path / "run", tiny_config(tmp_path, steps=3), Start.FRESH)
     assert '"steps": 3' in run.config.read_text()
 
@@ -73,3 +76,16 @@ def test_overwriting_removes_what_the_earlier_run_left(tmp_path: Path) -> None:
     open_run(tmp_path / "run", tiny_config(tmp_path, steps=3), Start.OVERWRITE)
     assert [path.name for path in run.path.iterdir()] == ["config.json"]
     assert '"steps": 3' in run.config.read_text()
+
+
+@pytest.mark.parametrize("start", list(Start))
+def test_a_run_that_is_being_written_is_refused_and_stays_as_it_is(tmp_path: Path, start: Start) -> None:
+    config = tiny_config(tmp_path)
+    with claimed_run(tmp_path / "run", config, Start.FRESH) as run:
+        run.best.mkdir()
+        with pytest.raises(FolderInUse, match="another run is writing to it"):
+            claimed_run(run.path, config, start).__enter__()
+        assert run.best.is_dir()
+    with claimed_run(tmp_path / "run", config, Start.RESUME):
+        pass
+    assert not (tmp_path / "run" / ".lock").exists()
