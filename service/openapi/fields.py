@@ -107,7 +107,7 @@ FIELDS: Final[dict[str, Field]] = {
     "system_fingerprint": ("Of the bundle: the same one and the same seed give the same text.", "fp_300758930d1029be"),
     "temperature": ("0 takes the likeliest token.", 0.7),
     "text": ("The text.", "To be, or not to be"),
-    "text_offset": ("Where each token begins, in characters of the choice's text.", [0]),
+    "text_offset": ("Where each token begins, in code points from the beginning of the prompt, echoed or not.", [5]),
     "texts": ("Texts to score.", ["To be, or not to be", "To be, or not too bee"]),
     "timeout_seconds": ("After so long the text so far is answered, with `finish_reason` timeout.", 10.0),
     "token_logprobs": ("Of each token; null for a boundary token in front.", [-0.71]),

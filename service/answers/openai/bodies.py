@@ -22,8 +22,9 @@ class Logprobs(msgspec.Struct):
     """Figures of the tokens of a choice, one entry a token in each list, natural logarithms.
 
     `top_logprobs` holds as many of the likeliest tokens as were asked for, and the token itself. A boundary token that
-    a prompt of token ids begins with has null. `text_offset` counts characters from the beginning of the choice's text.
-    A token that is only a part of a character is called `bytes:` and its bytes.
+    a prompt of token ids begins with has null. `text_offset` counts code points from the beginning of the prompt,
+    echoed or not; a prompt of token ids counts as the text that it is. A token that is only a part of a character is
+    called `bytes:` and its bytes.
     """
 
     tokens: list[str]

@@ -40,7 +40,7 @@ class OpenAIChoice:
         self._seed = seed
         self._writer = writer
         self._vocabulary = vocabulary
-        self._places = Places(vocabulary, prompt.text_end, len(prompt.text) if echo else 0)
+        self._places = Places(vocabulary, prompt.text_end, len(prompt.text))
         self._echoed = prompt.text if echo else ""
         self._with_logprobs = logprobs is not None
         self._prompt_logprobs: Logprobs | None = None

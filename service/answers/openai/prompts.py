@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from service.requests.model_limits import checked_ids
 from service.text.detokenizer import NO_TEXT, Detokenizer, TextEnd
-from service.text.tokenizer import END_ID, TextTokenizer, TokenizerKind, Vocabulary
+from service.text.tokenizer import END_ID, TextTokenizer, Vocabulary
 
 __all__ = ["Places", "ReadPrompt", "read_ids", "read_text"]
 
@@ -46,8 +46,9 @@ class Places:
         first = self.length
         text = self._writer.feed(token)
         self.length += len(text)
-        if self._vocabulary.kind is TokenizerKind.WORD and token != END_ID:
-            return self.length - len(self._vocabulary.texts[token])  # a space stands before a word, not in it
+        own = self._vocabulary.texts[token]
+        if text.endswith(own) and "\ufffd" not in own:
+            return self.length - len(own)  # before it may stand a space, or what became of bytes that were no character
         return first
 
 

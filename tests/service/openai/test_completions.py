@@ -51,7 +51,7 @@ def test_the_answer_has_the_shape_of_openai(client: FlaskClient) -> None:
                     "top_logprobs": [
                         {token: pytest.approx(value, abs=1e-6)} for token, value in zip("no", logprobs, strict=True)
                     ],
-                    "text_offset": [0, 1],
+                    "text_offset": [3, 4],
                 },
             }
         ],
@@ -204,7 +204,35 @@ def test_the_end_token_has_its_figures_and_is_no_text(client: FlaskClient) -> No
     choice = post(client, prompt="xy", temperature=0, logprobs=1)["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == ("z", "stop")
     assert choice["logprobs"]["tokens"] == ["z", "<|end|>"]
-    assert choice["logprobs"]["text_offset"] == [0, 1]
+    assert choice["logprobs"]["text_offset"] == [2, 3]
+
+
+@pytest.mark.parametrize("model", ["letters", "flat", "bytes", "noise", "words"])
+@pytest.mark.parametrize("text", ["good day", "e\u0301x 😀", "\u1112\u1161\u11ab!", ""])
+def test_offsets_count_from_the_beginning_of_the_prompt_echoed_or_not(
+    client: FlaskClient, model: str, text: str
+) -> None:
+    request: dict[str, Any] = {"model": model, "max_tokens": 12, "logprobs": 0, "seed": 3, "n": 2}
+    ids = [token["id"] for token in post(client, "/tokenize", model=model, text=text)["tokens"]]
+    written = post(client, "/detokenize", model=model, tokens=ids)["text"]
+    for prompt, length in ((text, len(text)), (ids, len(written)), ([0, *ids], len(written))):
+        if not prompt:
+            continue
+        plain = post(client, prompt=prompt, **request)["choices"]
+        echoed = post(client, prompt=prompt, echo=True, **request)["choices"]
+        for own, other in zip(plain, echoed, strict=True):
+            offsets = own["logprobs"]["text_offset"]
+            assert offsets == other["logprobs"]["text_offset"][-len(offsets) :]
+            assert offsets[0] >= length
+            for name, offset in zip(own["logprobs"]["tokens"], offsets, strict=True):
+                shown = (other["text"] if isinstance(prompt, str) else written + own["text"])[offset:]
+                assert name.startswith(("bytes:", "<|end|>")) or shown.startswith(name)
+        parts = chunks(client, prompt=prompt, **request)
+        for own in plain:
+            streamed = [choice for part in parts for choice in part["choices"] if choice["index"] == own["index"]]
+            assert [at for choice in streamed for at in choice["logprobs"]["text_offset"]] == own["logprobs"][
+                "text_offset"
+            ]
 
 
 def test_parts_of_characters_are_told_apart(client: FlaskClient) -> None:
