@@ -189,7 +189,7 @@ def begin_completion(
         budget.take_bytes(_memory_bytes(request, start, state_tokens))
         prompt = model.tokenizer.encode(request.prompt)
         before = (NO_TEXT if start is None else start.text_end).then(request.prompt)
-        patterns = StopPatterns.of(request.stops)
+        patterns = StopPatterns.of(request.stops, model.tokenizer.normalized)
         call = GenerateCall(
             prompt=prompt,
             max_tokens=request.max_tokens,

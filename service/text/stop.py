@@ -1,14 +1,15 @@
 """Stop strings in a text that grows: where the text is cut, and what must be held back until that is certain.
 
 The first match is the one that is complete first; of several that are complete at the same character, the longest. It
-does not depend on how the text is cut into tokens. The search keeps one number a stop string (Knuth, Morris and Pratt
-1977): how many of its first characters the text ends with.
+does not depend on how the text is cut into tokens. Stop strings are put into the form in which the model writes; a
+match is one of whole characters of that form, so that an accent matches no part of an accented letter. The search keeps
+one number a stop string (Knuth, Morris and Pratt 1977): how many of its first characters the text ends with.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from service.text.detokenizer import Detokenizer, TextEnd
@@ -32,9 +33,10 @@ class StopPatterns:
     patterns: tuple[Pattern, ...]
 
     @classmethod
-    def of(cls, stops: tuple[str, ...]) -> StopPatterns:
-        """Prepare non-empty strings."""
-        return cls(tuple(Pattern(stop, _borders(stop)) for stop in stops))
+    def of(cls, stops: Iterable[str], normalized: Callable[[str], str]) -> StopPatterns:
+        """Prepare non-empty strings, `normalized` unless that leaves nothing of them."""
+        strings = dict.fromkeys(normalized(stop) or stop for stop in stops)
+        return cls(tuple(Pattern(string, _borders(string)) for string in strings))
 
 
 class StopSearch:

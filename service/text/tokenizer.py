@@ -107,6 +107,11 @@ class TextTokenizer:
         self._characters = CharacterTable.of(tokenizer) if vocabulary.kind is TokenizerKind.CHAR else None
         self.vocabulary = vocabulary
 
+    def normalized(self, text: str) -> str:
+        """The text in the form in which the model has read all texts, and so writes them."""
+        normalizer = self._tokenizer.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(text))
+
     def encode(self, text: str) -> list[int]:
         """Ids alone, without boundary tokens."""
         if self._characters is not None:

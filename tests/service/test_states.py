@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from flask.testing import FlaskClient
@@ -74,6 +76,23 @@ def test_parts_joined_are_the_whole(
         assert joined([begun, *rest["choices"]]) == only(expected)
         assert rest["seed"] == begun["seed"]
         assert rest["usage"]["prompt_tokens"] == 0
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKD"])
+def test_a_stop_in_any_form_of_unicode_is_found(released: FlaskClient, path: str, form: Any) -> None:
+    request: dict[str, Any] = {"model": RELEASED[1], "max_tokens": 20, "seed": 4, "prompt": "이 영화는"}
+    [whole] = post(released, path, **request)["choices"]
+    word = next(word for word in whole["text"].split()[1:] if len(word) > 1)
+    for stop in (word, word[1:], [word[0], "q"]):
+        given = [normalize(form, one) for one in ([stop] if isinstance(stop, str) else stop)]
+        prompt = normalize(form, request["prompt"])
+        [cut] = post(released, path, **request | {"stop": given, "prompt": prompt})["choices"]
+        [expected] = post(released, path, stop=stop, **request)["choices"]
+        assert (cut["text"], cut["finish_reason"]) == (expected["text"], "stop")
+        streamed = released.post(path, json=request | {"stop": given, "stream": True}).text
+        parts = [json.loads(line[6:]) for line in streamed.split("\n\n") if line.startswith("data: {")]
+        assert "".join(choice["text"] for part in parts for choice in part["choices"]) == cut["text"]
 
 
 @pytest.mark.parametrize("model", ["bytes", "noise", "words", "flat"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.normalizers import NFC, Lowercase, Sequence, Strip
 
 from service.errors import BundleError
 from service.text.detokenizer import MAX_PARTIAL_BYTES, NO_TEXT, Detokenizer, TextEnd, detokenize
@@ -144,7 +145,7 @@ STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=5), min_size=1, max
 
 @given(AB, STOPS, st.data())
 def test_the_first_match_does_not_depend_on_the_pieces(text: str, stops: list[str], data: st.DataObject) -> None:
-    search = StopSearch(StopPatterns.of(tuple(stops)))
+    search = StopSearch(StopPatterns.of(stops, str))
     rest = text
     while rest:
         size = data.draw(st.integers(1, len(rest)))
@@ -155,7 +156,7 @@ def test_the_first_match_does_not_depend_on_the_pieces(text: str, stops: list[st
 
 @given(AB, STOPS)
 def test_what_is_given_out_is_never_taken_back(text: str, stops: list[str]) -> None:
-    search = StopSearch(StopPatterns.of(tuple(stops)))
+    search = StopSearch(StopPatterns.of(stops, str))
     given_out = 0
     for position, character in enumerate(text, start=1):
         if search.feed(character):
@@ -167,9 +168,37 @@ def test_what_is_given_out_is_never_taken_back(text: str, stops: list[str]) -> N
 
 def test_a_matcher_is_made_for_each_sample(tokenizers: dict[str, TextTokenizer]) -> None:
     vocabulary = tokenizers["char"].vocabulary
-    make = matcher_factory(StopPatterns.of(("bc",)), vocabulary, NO_TEXT)
+    make = matcher_factory(StopPatterns.of(("bc",), str), vocabulary, NO_TEXT)
     assert make is not None
     first, second = make(), make()
     b, c = 2 + LETTERS.index("b"), 2 + LETTERS.index("c")
     assert [first(b), second(c), first(c), second(b), second(0), second(c)] == [False, False, True, False, False, True]
-    assert matcher_factory(StopPatterns.of(()), vocabulary, NO_TEXT) is None
+    assert matcher_factory(StopPatterns.of((), str), vocabulary, NO_TEXT) is None
+
+
+@pytest.mark.parametrize(
+    ("stops", "strings"),
+    [
+        (["\u1112\u1161\u11ab", "한"], ["한"]),  # conjoining jamo
+        (["cafe\u0301"], ["café"]),
+        (["\u0301"], ["\u0301"]),  # alone it is as it is, and no part of a letter
+        (["\u11ab"], ["\u11ab"]),
+        (["\u212b"], ["\u00c5"]),
+        (["\u0958"], ["\u0915\u093c"]),  # longer than it came
+    ],
+)
+@pytest.mark.parametrize("kind", ["char", "bpe", "word"])
+def test_stop_strings_take_the_form_in_which_the_model_writes(
+    tokenizers: dict[str, TextTokenizer], kind: str, stops: list[str], strings: list[str]
+) -> None:
+    patterns = StopPatterns.of(stops, tokenizers[kind].normalized).patterns
+    assert [pattern.text for pattern in patterns] == strings
+
+
+def test_stop_strings_take_any_normalizer_of_a_bundle(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.normalizer = Sequence([NFC(), Lowercase(), Strip()])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    normalized = load_tokenizer(tmp_path / "tokenizer.json", TokenizerKind.BPE, None, 257).normalized
+    patterns = StopPatterns.of(["END", "End", "\n"], normalized).patterns
+    assert [pattern.text for pattern in patterns] == ["end", "\n"]  # of a line end, stripping would leave nothing

@@ -228,7 +228,7 @@ def _submit(
 
 
 def _call(request: CompletionsRequest, work: PromptWork, model: Model, deadline: float, news: News) -> GenerateCall:
-    patterns = StopPatterns.of(request.stops)
+    patterns = StopPatterns.of(request.stops, model.tokenizer.normalized)
     return GenerateCall(
         prompt=work.prompt.ids,
         max_tokens=request.num_tokens,
@@ -245,7 +245,7 @@ def _choices(
     request: CompletionsRequest, works: tuple[PromptWork, ...], model: Model, kept_chars: int
 ) -> Iterator[OpenAIChoice]:
     vocabulary = model.tokenizer.vocabulary
-    patterns = StopPatterns.of(request.stops)
+    patterns = StopPatterns.of(request.stops, model.tokenizer.normalized)
     index = 0
     for work in works:
         samples = _samples(work)
