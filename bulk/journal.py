@@ -128,7 +128,7 @@ def crc_of(path: Path, num_bytes: int) -> int:
 
 
 def _append(fd: int, entry: dict[str, Any]) -> None:
-    os.write(fd, json.dumps(entry, ensure_ascii=False).encode("utf-8") + b"\n")
+    os.write(fd, json.dumps(entry).encode("ascii") + b"\n")
     os.fsync(fd)
 
 

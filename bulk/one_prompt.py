@@ -13,6 +13,7 @@ from bulk.worker import open_model
 from service.answers.completion import Completion
 from service.registry import Model
 from service.requests.schema import GenerateRequest
+from service.text.json_lines import escape_line_ends
 
 __all__ = ["SEPARATOR", "continue_prompt", "rows_of_one"]
 
@@ -42,7 +43,8 @@ def rows_of_one(request: GenerateRequest, output_format: OutputFormat, continued
     rows = generate_rows(
         GenerateOptions(bundle="", input_format="text", format=output_format, request=request, seed=continued.seed)
     )
-    return rows.head() + rows.rows(Record(1, request.prompt), continued)
+    data = rows.head() + rows.rows(Record(1, request.prompt), continued)
+    return escape_line_ends(data) if output_format == "jsonl" else data
 
 
 def _stream(completion: Completion) -> Iterator[bytes]:

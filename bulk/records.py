@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from bulk.options import InputFormat
-from service.requests.explain import shown
+from service.requests.explain import shown, why_malformed
 
 __all__ = ["Problem", "Reader", "Record", "is_like_object", "not_utf8", "up_to_bad"]
 
@@ -82,7 +82,7 @@ class Reader:
         except msgspec.ValidationError:
             return Problem(number, f"got {shown(line.strip())}, {wanted}")
         except msgspec.DecodeError as error:
-            reason = str(error).removeprefix("JSON is malformed: ").replace("Input data was truncated", "it is cut off")
+            reason = why_malformed(line, error, "it is cut off")
             return Problem(
                 number, f"got malformed JSON ({reason}), {wanted}" if line.strip() else f"got nothing, {wanted}"
             )

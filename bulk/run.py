@@ -40,6 +40,7 @@ class Plan:
     overwrite  replace what an interrupted run has left
     display    whether a progress bar is drawn
     served     the service that does the work, where it is none of our own engines
+    max_bad    bad lines past which the run ends, where they are skipped
     """
 
     output: Path | None
@@ -48,6 +49,7 @@ class Plan:
     overwrite: bool = False
     display: bool = False
     served: ServedBundle | None = None
+    max_bad: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,10 @@ class Run:
         kind = ScoreTotals if isinstance(options, ScoreOptions) else GenerateTotals
         return kind(**(self.at.totals or {}))
 
+    def num_bad(self) -> int:
+        """Bad lines so far."""
+        return (self.at.totals or {}).get("num_bad_lines", 0)
+
     def num_tokens(self) -> int:
         """What rates are counted in."""
         totals = self.at.totals or {}
@@ -138,7 +144,7 @@ def _work(crew: Crew, source: Source, run: Run, plan: Plan) -> Run:
     """Write everything that is left, and note how far it came, whatever ends it."""
     display = Display(source.num_bytes, run.at.input_bytes, time.monotonic) if plan.display else None
     try:
-        _write_results(crew, source, run, display)
+        _write_results(crew, source, run, display, plan.max_bad)
         run.note()
     except BaseException as ending:
         if isinstance(ending, Interrupted) and run.journal is not None:
@@ -152,7 +158,7 @@ def _work(crew: Crew, source: Source, run: Run, plan: Plan) -> Run:
     return run
 
 
-def _write_results(crew: Crew, source: Source, run: Run, display: Display | None) -> None:
+def _write_results(crew: Crew, source: Source, run: Run, display: Display | None, max_bad: int) -> None:
     started = noted = time.monotonic()
     seconds_before, tokens_before = run.at.seconds, run.num_tokens()
     for result in crew.results(source):
@@ -163,6 +169,11 @@ def _write_results(crew: Crew, source: Source, run: Run, display: Display | None
             raise BadLine(f"{source.name}: {result.done.problem}; {SKIP_HINT}")
         now = time.monotonic()
         run.advance(result, result.done, seconds_before + now - started)
+        if run.num_bad() > max_bad:
+            raise BadLine(
+                f"{source.name}: got {run.num_bad():,} bad lines up to line {run.at.line:,}, expected at most "
+                f"{max_bad:,}; --max-bad sets the limit"
+            )
         if now - noted >= CHECKPOINT_SECONDS:
             run.note()
             noted = now

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from bulk.frames import Done, Failed, Frames, FromWorker, Lines, Part, Ready, Setup, Took, ToWorker, frame, write_all
 from bulk.options import GenerateOptions, ScoreOptions
 from service.process.memory import keep_freed_memory
+from service.text.json_lines import escape_line_ends
 
 if TYPE_CHECKING:
     from service.registry import Model
@@ -107,6 +108,7 @@ class Worker:
         self._frames = frames
         self._out = out
         self._begun: deque[Begun] = deque()
+        self._is_jsonl = False
         self._long: LongLine | None = None  # the last one begun, while pieces of it are still to come
 
     def run(self) -> None:
@@ -119,6 +121,7 @@ class Worker:
             setup = self._frames.get()
             if not isinstance(setup, Setup):
                 return
+            self._is_jsonl = setup.options.format == "jsonl"
             model, work = open_work(setup)
             self._send(Ready(model, work.head))
             while self._turn(work):
@@ -158,6 +161,8 @@ class Worker:
             self._send(Took())
 
     def _send(self, message: FromWorker) -> None:
+        if isinstance(message, Part) and self._is_jsonl:
+            message = Part(escape_line_ends(message.data))
         write_all(self._out, frame(message))
 
 

@@ -23,6 +23,7 @@ __all__ = ["RUN_OPTIONS", "RunOptions", "columns_of", "endings", "rate", "tell_s
 _TEXT_SUFFIXES = (".txt",)
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
 SERVED_REQUESTS = 8
+MAX_BAD = 1_000
 
 RUN_OPTIONS = (
     click.option(
@@ -42,6 +43,12 @@ RUN_OPTIONS = (
     click.option("--resume", is_flag=True, help="Go on where FILE ends, after an interruption of any kind."),
     click.option("--overwrite", is_flag=True, help="Begin anew, though FILE holds an interrupted run."),
     click.option("--skip-bad", is_flag=True, help="Write an error record for a bad line and go on."),
+    click.option(
+        "--max-bad",
+        metavar="N",
+        type=click.IntRange(0),
+        help=f"The same, for at most N bad lines.  [{MAX_BAD:,} with --skip-bad]",
+    ),
     click.option("--no-text", is_flag=True, help="Leave the input's text out of the output."),
     click.option(
         "-j",
@@ -67,6 +74,7 @@ class RunOptions:
     resume: bool
     overwrite: bool
     skip_bad: bool
+    max_bad: int | None
     no_text: bool
     jobs: int | None
     progress: bool | None
@@ -83,12 +91,25 @@ class RunOptions:
             raise click.UsageError(f"--summary: got {self.summary}, expected a file in a folder that exists")
 
     @property
+    def skips_bad(self) -> bool:
+        """Whether bad lines are skipped."""
+        return self.skip_bad or self.max_bad is not None
+
+    @property
+    def bad_limit(self) -> int:
+        """How many bad lines there may be."""
+        if self.max_bad is not None:
+            return self.max_bad
+        return MAX_BAD if self.skip_bad else 0
+
+    @property
     def needs_lines(self) -> list[str]:
         """The options given that mean something for a file of lines alone."""
         given = {
             "--resume": self.resume,
             "--overwrite": self.overwrite,
             "--skip-bad": self.skip_bad,
+            "--max-bad": self.max_bad is not None,
             "--summary": self.summary is not None,
             "--input-format": self.input_format != "auto",
         }
@@ -104,7 +125,15 @@ class RunOptions:
             display = sys.stderr.isatty() and (self.output is not None or not sys.stdout.isatty())
         served = None if hash_of_served is None else ServedBundle(hash_of_served, api_key)
         jobs = self.jobs or (granted_cpus() if served is None else SERVED_REQUESTS)
-        return Plan(self.output, jobs, resume=self.resume, overwrite=self.overwrite, display=display, served=served)
+        return Plan(
+            self.output,
+            jobs,
+            resume=self.resume,
+            overwrite=self.overwrite,
+            display=display,
+            served=served,
+            max_bad=self.bad_limit,
+        )
 
 
 def work_options(
@@ -127,7 +156,7 @@ def work_options(
         "server": "" if service is None else service.url,
         "input_format": format_of(run.input_format, name, source),
         "format": output_format,
-        "skip_bad": run.skip_bad,
+        "skip_bad": run.skips_bad,
         "with_text": not run.no_text,
     }, plan
 
@@ -169,14 +198,20 @@ def endings() -> Iterator[None]:
         sys.exit(0)
 
 
-def tell_summary(summary: dict[str, Any], in_words: Callable[[dict[str, Any]], str], run: RunOptions) -> None:
-    """Print it on standard error, and write it as JSON."""
+def tell_summary(
+    summary: dict[str, Any], in_words: Callable[[dict[str, Any]], str], run: RunOptions, num_good: int
+) -> None:
+    """Print it on standard error, and write it as JSON. Raises BulkError where lines came and none was good."""
     import json
+
+    from bulk.errors import BulkError
 
     if run.summary is not None:
         run.summary.write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n", "utf-8")
     if not run.quiet:
         click.echo(in_words(summary), err=True)
+    if summary["num_bad_lines"] and not num_good:
+        raise BulkError(f"got {summary['num_bad_lines']:,} bad lines and no good one, expected text in UTF-8, or JSONL")
 
 
 def rate(outcome: Outcome, num_tokens: int) -> dict[str, Any]:

@@ -42,4 +42,6 @@ def echo_json(document: object) -> None:
 
 def echo_json_line(document: object) -> None:
     """One document on one line of standard output."""
-    click.echo(json.dumps(document, ensure_ascii=False))
+    from service.text.json_lines import escape_line_ends
+
+    click.echo(escape_line_ends(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape")))

@@ -74,8 +74,10 @@ def command(
         return
     if prompt is not None:
         raise click.UsageError(f"PROMPT and --prompts: got {prompt!r} and {prompts!r}, expected one of the two")
-    if run.skip_bad and wanted == "text":
-        raise click.UsageError("--skip-bad: got --format text, which has no place for errors, expected jsonl or tsv")
+    if run.skips_bad and wanted == "text":
+        raise click.UsageError(
+            "--skip-bad, --max-bad: got --format text, which has no place for errors, expected jsonl or tsv"
+        )
     with endings():
         _many(prompts, request, place, wanted or "jsonl", run)
 
@@ -96,7 +98,8 @@ def _many(name: str, request: GenerateRequest, place: Place, output_format: Outp
     )
     options = msgspec.structs.replace(options, columns=columns_of(source, options))
     outcome = run_bulk(source, options, plan)
-    tell_summary(_summary(outcome, options.seed), _in_words, run)
+    summary = {**_summary(outcome, options.seed), "max_bad_lines": run.bad_limit}
+    tell_summary(summary, _in_words, run, summary["num_prompts"])
 
 
 def _one(prompt: str, request: GenerateRequest, place: Place, output_format: OutputFormat, run: RunOptions) -> None:
@@ -137,7 +140,8 @@ def _summary(outcome: Outcome, seed: int) -> dict[str, Any]:
 
 
 def _in_words(summary: dict[str, Any]) -> str:
-    bad = f"; {summary['num_bad_lines']:,} bad lines" if summary["num_bad_lines"] else ""
+    num_bad = summary["num_bad_lines"]
+    bad = f"; {num_bad:,} bad lines of at most {summary['max_bad_lines']:,}" if num_bad else ""
     reasons = ", ".join(f"{count:,} by {reason}" for reason, count in summary["finish_reasons"].items() if count)
     return (
         f"{summary['model']}, seed {summary['seed']}: {summary['num_prompts']:,} prompts{bad}, "

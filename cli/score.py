@@ -119,7 +119,8 @@ def command(
             raise click.UsageError("--format: got table with FILE, expected jsonl or tsv, or --text")
         else:
             outcome, options = _score_lines(file, place, wanted, figures, run)
-            tell_summary(_summary(outcome, options), _in_words, run)
+            summary = {**_summary(outcome, options), "max_bad_lines": run.bad_limit}
+            tell_summary(summary, _in_words, run, summary["num_texts"])
 
 
 def _score_texts(
@@ -174,7 +175,7 @@ def _in_words(summary: dict[str, Any]) -> str:
     unknown, bad = summary["num_unknown"], summary["num_bad_lines"]
     counts = f"{summary['num_texts']:,} texts, {summary['num_tokens']:,} tokens"
     counts += f", {unknown:,} of them unknown" if unknown else ""
-    counts += f"; {bad:,} bad lines" if bad else ""
+    counts += f"; {bad:,} bad lines of at most {summary['max_bad_lines']:,}" if bad else ""
     rows = (
         (f"logprob (base {summary['log_base']})", "logprob", "logprob_without_unknown"),
         ("perplexity of a token", "perplexity", "perplexity_without_unknown"),

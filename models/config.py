@@ -291,7 +291,7 @@ def load_config(path: Path) -> Config:
     A table [search] is left to `meari search`.
     """
     try:
-        tables = tomllib.loads(path.read_bytes().decode("utf-8"))
+        tables = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(str(path), [f"got {error.strerror or error}, expected a readable TOML file"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -49,7 +49,7 @@ class Journal:
                 "folder with --run"
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps({"search": described}, ensure_ascii=False) + "\n", "utf-8")
+        self.path.write_text(json.dumps({"search": described}) + "\n", "utf-8")
 
     def resume(self, described: dict[str, Any]) -> list[Trial]:
         """The trials so far. Raises SearchError: there are none, the file is damaged, or another search is kept."""
@@ -61,7 +61,7 @@ class Journal:
                 "changes, replace it with --overwrite, or choose another folder with --run"
             )
         self.path.write_text(
-            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in ({"search": head}, *map(asdict, trials))),
+            "".join(json.dumps(line) + "\n" for line in ({"search": head}, *map(asdict, trials))),
             "utf-8",
         )
         return trials
@@ -80,7 +80,7 @@ class Journal:
 
     def add(self, trial: Trial) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(trial), ensure_ascii=False) + "\n")
+            file.write(json.dumps(asdict(trial)) + "\n")
 
 
 def ranked(trials: list[Trial]) -> list[Trial]:

@@ -48,7 +48,7 @@ def read_options(
     minutes: float | None,
 ) -> Options:
     """Read [search] of the file, which is known to be TOML, and let options override it; None: not given."""
-    table = tomllib.loads(file.read_bytes().decode("utf-8")).get("search", {})
+    table = tomllib.loads(file.read_bytes().decode("utf-8-sig")).get("search", {})
     if not isinstance(table, Mapping):
         raise ConfigError(str(file), [f"search: got {show(table)}, expected a table"])
     problems: list[str] = []

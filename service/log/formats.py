@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from service.log.request_line import RequestLine
+from service.text.json_lines import escape_line_ends
 
 __all__ = ["JsonFormat", "TextFormat"]
 
@@ -41,7 +42,7 @@ class JsonFormat(logging.Formatter):
         if record.exc_info:
             members["exception"] = exception_text(record)
         try:
-            return _encode(members).decode()
+            return escape_line_ends(_encode(members)).decode()
         except UnicodeEncodeError:  # half of a surrogate pair, say from a file's name
             return json.dumps(members)
 

@@ -6,6 +6,8 @@ are written once, in the annotations of `schema.py`; this file knows none of the
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 
 import msgspec
@@ -13,9 +15,10 @@ from msgspec import inspect
 
 from service.requests.lenient import is_left_out, members, read_leniently
 
-__all__ = ["describe", "explain", "range_text", "shown"]
+__all__ = ["describe", "explain", "range_text", "shown", "why_malformed"]
 
 MAX_SHOWN_CHARS = 60
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 NULL = msgspec.Raw(b"null")
 Number = inspect.IntType | inspect.FloatType
 
@@ -59,6 +62,22 @@ def explain_object(prefix: str, raw: bytes, info: inspect.StructType) -> Iterato
             yield from _problems(prefix + name, bytes(values[name]), field.type)
         elif field.required and name not in values:
             yield f"{prefix}{name}: missing, expected {describe(field.type, name)}"
+
+
+def why_malformed(data: bytes, error: Exception, cut_off: str) -> str:
+    """Why bytes in UTF-8 are no JSON.
+
+    error    what msgspec says of them
+    cut_off  what to say of JSON that ends too early
+    """
+    reason = str(error).removeprefix("JSON is malformed: ")
+    try:  # half a surrogate pair is to msgspec the end of the data, or something else
+        half = _HALF_PAIR.search(json.dumps(json.loads(data), ensure_ascii=False))
+    except (ValueError, RecursionError):
+        half = None
+    if half is None:
+        return reason if "(byte" in reason else cut_off
+    return f"\\u{ord(half[0]):04x} is half of a surrogate pair, which stands for no character"
 
 
 def describe(info: inspect.Type, name: str = "value") -> str:  # noqa: PLR0911 (one line a type)

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import inspect
 
 from service.errors import InvalidRequest
-from service.requests.explain import explain_object, shown
+from service.requests.explain import explain_object, shown, why_malformed
 from service.requests.lenient import read_leniently
 
 __all__ = ["Parser"]
@@ -93,7 +93,5 @@ def _distinct(pairs: list[tuple[str, object]]) -> None:
 
 
 def _malformed(body: bytes, error: Exception) -> str:
-    reason = str(error).removeprefix("JSON is malformed: ")
-    if "(byte" not in reason:
-        reason = f"it ends too early (byte {len(body)})"
+    reason = why_malformed(body, error, f"it ends too early (byte {len(body)})")
     return f"body: got malformed JSON, expected a JSON object: {reason}"

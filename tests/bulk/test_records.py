@@ -70,6 +70,13 @@ def test_malformed_json_is_named_so(line: bytes) -> None:
     assert problem(line).endswith('), expected a JSON object with "text"')
 
 
+def test_half_a_surrogate_pair_is_not_the_end_of_the_line() -> None:
+    for line in (rb'{"text": "a\ud800"}', rb'{"text": "a\ud800b", "id": 1}', rb'{"id": "\ud800", "text": "a"}'):
+        assert r"(\ud800 is half of a surrogate pair, which stands for no character)" in problem(line)
+    assert "(it is cut off)" in problem(rb'{"text": "a\ud800')
+    assert JSONL.read(rb'{"text": "\ud83d\ude00\\ud800"}', 1) != []
+
+
 def test_deep_nesting_is_no_crash() -> None:
     assert "nested too deeply" in problem(b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
 

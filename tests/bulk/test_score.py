@@ -109,6 +109,41 @@ def test_skipped_lines_keep_their_place_and_number(bundles: Path) -> None:
     ]  # fmt: skip
 
 
+def test_more_bad_lines_than_allowed_end_the_run_and_a_higher_limit_goes_on(bundles: Path, tmp_path: Path) -> None:
+    path, output = tmp_path / "bad.jsonl", tmp_path / "out.jsonl"
+    path.write_text('{"text": "a"}\n5\n' * 1500)
+    done = meari("score", path, "--bundles", bundles, "-o", output, "--skip-bad")
+    assert done.returncode == 1
+    assert "bad lines up to line" in done.stderr.decode()
+    assert "expected at most 1,000; --max-bad sets the limit" in done.stderr.decode()
+    summary = tmp_path / "summary.json"
+    words = ["--max-bad", 1500, "--resume", "--summary", summary]
+    again = meari("score", path, "--bundles", bundles, "-o", output, *words)
+    assert again.returncode == 0, again.stderr
+    assert [record["line"] for record in file_records(output)] == list(range(1, 3001))
+    found = json.loads(summary.read_text())
+    assert (found["num_texts"], found["num_bad_lines"], found["max_bad_lines"]) == (1500, 1500, 1500)
+    assert meari("score", "-", "--bundles", bundles, "--max-bad", 0, stdin=b"a\n\xff\n").returncode == 1
+
+
+@pytest.mark.parametrize("verb", [["score"], ["generate", "--prompts"]])
+def test_an_input_without_one_good_line_is_no_success(bundles: Path, verb: list[str]) -> None:
+    done = meari(*verb, "-", "--bundles", bundles, "--skip-bad", stdin=b"\xff\n\xff\n")
+    assert done.returncode == 1
+    assert [record["line"] for record in records(done.stdout)] == [1, 2]
+    assert b"got 2 bad lines and no good one" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["a\u2028b\u2029c\x85d"])
+def test_jsonl_has_no_line_ends_but_its_own(bundles: Path, text: str) -> None:
+    line = json.dumps({"text": text, "prompt": text, text: text}, ensure_ascii=False) + "\n"
+    for words in (["score", "-", "--tokens", "--words"], ["generate", "--prompts", "-", "--max-tokens", "2"]):
+        done = meari(*words, "--bundles", bundles, stdin=line * 2)
+        assert done.returncode == 0, done.stderr
+        first, second = map(json.loads, done.stdout.decode().splitlines())
+        assert first["text"] == first[text] == second["text"] == text
+
+
 def test_summary_is_that_of_all_texts_weighted_by_tokens(bundles: Path, tmp_path: Path) -> None:
     summary = tmp_path / "summary.json"
     done = meari("score", "-", "--bundles", bundles, "--summary", summary, "--log-base", "2", stdin="abc\n\nx?é\nab")

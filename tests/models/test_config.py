@@ -195,12 +195,13 @@ def test_file_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:
             load_config(tmp_path / name)
 
 
-def test_toml_file_becomes_a_config(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_toml_file_becomes_a_config(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "small.toml"
     path.write_text(
         'name = "small"\n[corpus]\ntrain = ["가.txt"]\ndocument = "file"\nvalidation_share = 0.1\n'
         '[tokenizer]\nkind = "word"\nmin_count = 2\n[model]\nfamily = "gru"\n[training]\nepochs = 1.5\n',
-        encoding="utf-8",
+        encoding=encoding,
     )
     config = load_config(path)
     assert (config.corpus.train, config.tokenizer.min_count, config.training.epochs) == (("가.txt",), 2, 1.5)

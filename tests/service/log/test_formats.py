@@ -52,6 +52,11 @@ def test_a_line_of_json_has_time_level_logger_process_and_message() -> None:
     assert members == {"level": "error", "logger": "service.x", "process": os.getpid(), "message": "two\nlines of ü한"}
 
 
+def test_a_line_of_json_is_one_line_for_every_reader() -> None:
+    [line] = JsonFormat().format(record("a\u2028b\u2029c\x85d")).splitlines()
+    assert json.loads(line)["message"] == "a\u2028b\u2029c\x85d"
+
+
 def test_what_no_unicode_is_becomes_json_all_the_same() -> None:
     assert json.loads(JsonFormat().format(record("a file called \udcff")))["message"] == "a file called \udcff"
 
