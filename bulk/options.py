@@ -37,7 +37,7 @@ class WorkOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScoreOptions(WorkOptions, frozen=True, kw_only=True, tag="score"):
-    """Of `meari score`; fields as in POST /score."""
+    """Of `meari score`; fields as in POST /score, `add_end` with what the bundle says where nobody did."""
 
     context: str = ""
     add_end: bool = True

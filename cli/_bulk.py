@@ -138,27 +138,38 @@ class RunOptions:
 
 def work_options(
     place: Place, run: RunOptions, name: str, source: Source, output_format: OutputFormat
-) -> tuple[dict[str, Any], Plan]:
-    """What `WorkOptions` are made of, and the plan. Raises UsageError, BulkError, RemoteError."""
+) -> tuple[dict[str, Any], Plan, bool]:
+    """What `WorkOptions` are made of, the plan, and whether the model has learned where texts end.
+
+    Raises UsageError, BulkError, BundleError, RemoteError.
+    """
     run.check()
     service = place.service()
     if service is None:
         plan = run.plan(None, "")
-        bundle = str(place.folder().resolve())
+        folder = place.folder()
+        bundle, has_ends = str(folder.resolve()), _has_ends(folder)
     else:
         from remote.models import find_model
 
         found = find_model(service, place.model)
         plan = run.plan(found["hashes"]["bundle"], service.api_key)
-        bundle = found["name"]
-    return {
+        bundle, has_ends = found["name"], found["corpus"].get("has_ends", True)
+    common = {
         "bundle": bundle,
         "server": "" if service is None else service.url,
         "input_format": format_of(run.input_format, name, source),
         "format": output_format,
         "skip_bad": run.skips_bad,
         "with_text": not run.no_text,
-    }, plan
+    }
+    return common, plan, has_ends
+
+
+def _has_ends(folder: Path) -> bool:
+    from service.manifest import parse_manifest
+
+    return parse_manifest((folder / "manifest.json").read_bytes()).has_ends
 
 
 def format_of(said: str, name: str, source: Source) -> InputFormat:

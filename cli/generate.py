@@ -92,7 +92,7 @@ def _many(name: str, request: GenerateRequest, place: Place, output_format: Outp
     from bulk.source import Source
 
     source = Source(name)
-    common, plan = work_options(place, run, name, source, output_format)
+    common, plan, _ = work_options(place, run, name, source, output_format)
     options = GenerateOptions(
         request=request, seed=seed_of(plan) if request.seed is msgspec.UNSET else request.seed, **common
     )

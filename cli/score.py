@@ -44,7 +44,11 @@ FIGURE_OPTIONS = (
         default=0,
         help="Likeliest alternatives at every token (with --tokens).",
     ),
-    click.option("--no-end", is_flag=True, help="Leave out the probability that a text ends where it ends."),
+    click.option(
+        "--end/--no-end",
+        default=None,
+        help="Count the probability that a text ends where it ends.  [if the model's training text had ends]",
+    ),
     click.option(
         "--context",
         metavar="TEXT",
@@ -62,17 +66,17 @@ class FigureOptions:
     tokens: bool
     words: bool
     top: int
-    no_end: bool
+    end: bool | None
     context: str
 
     def __post_init__(self) -> None:
         if self.top and not self.tokens:
             raise click.UsageError(f"--top: got {self.top} without --tokens, expected 0, or --tokens")
 
-    def fields(self) -> dict[str, Any]:
-        """As `ScoreOptions` call them."""
+    def fields(self, has_ends: bool) -> dict[str, Any]:
+        """As `ScoreOptions` call them; `has_ends` is what the model says."""
         named = {name: getattr(self, name) for name in ("log_base", "tokens", "words", "top", "context")}
-        return {**named, "add_end": not self.no_end}
+        return {**named, "add_end": has_ends if self.end is None else self.end}
 
 
 @click.command("score", short_help="Tell how likely texts are, or every line of a file.", epilog=EXAMPLES)
@@ -157,8 +161,8 @@ def _score_lines(
     from bulk.source import Source
 
     source = Source(file)
-    common, plan = work_options(place, run, file, source, output_format)
-    options = ScoreOptions(**common, **figures.fields())
+    common, plan, has_ends = work_options(place, run, file, source, output_format)
+    options = ScoreOptions(**common, **figures.fields(has_ends))
     options = msgspec.structs.replace(options, columns=columns_of(source, options))
     return run_bulk(source, options, plan), options
 

@@ -113,6 +113,7 @@ def _describe(name: str, run: Run, checked: _Checked) -> Description:
         name=name,
         precision=checked.graphs.precision,
         checkpoint=run.checkpoint,
+        has_ends=run.has_ends,
         graphs=summarise(checked.graphs),
         agreement=checked.agreement,
         perplexity=checked.perplexity,

@@ -19,6 +19,11 @@ TOKENIZERS = {
     TokenizerKind.BPE: "byte-level BPE",
     TokenizerKind.WORD: "words",
 }
+ENDS = {
+    True: "that text had ends, so the end of a text counts in its score (`add_end`, `--no-end` to leave it out)",
+    False: "that text was one stream: the model never learned where a text ends, and scores leave the end out "
+    "(unless `add_end` is true)",
+}
 FIGURES = (
     ("nats_per_token", "nats/token"),
     ("perplexity", "perplexity"),
@@ -111,6 +116,7 @@ def _corpus(description: Description) -> str:
     lines = [f"- **{corpus.name or 'unnamed'}**: {corpus.source or 'no source stated'}"]
     lines += [f"- licence of the text: {corpus.licence or 'not stated'}"]
     lines += [f"- a document is a {corpus.document}; {_split(corpus)}"]
+    lines += ["- " + ENDS[description.has_ends]]
     if corpus.blocklist:
         lines += ["- documents that a blocklist matched were left out of the training text, not of the held-out text"]
     return "## Corpus\n\n" + "\n".join(lines)

@@ -28,6 +28,7 @@ class Sizes:
 class Description:
     """A checked bundle that is about to be written.
 
+    has_ends     whether the training text taught where a text ends
     perplexity   None where the run has no held-out text to measure on
     has_report   whether report.png lies beside it
     """
@@ -35,6 +36,7 @@ class Description:
     name: str
     precision: Precision
     checkpoint: Checkpoint
+    has_ends: bool
     graphs: Mapping[str, GraphSummary]
     agreement: Agreement
     perplexity: HeldOutPerplexity | None

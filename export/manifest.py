@@ -36,7 +36,7 @@ def manifest_json(description: Description, files: Mapping[str, bytes]) -> bytes
         "tokenizer": {"kind": str(tokenizer.kind), "normalization": "NFC", "unknown_id": tokenizer.unknown_id},
         "graphs": {name: _graph(description, name) for name in description.graphs},
         "corpus": {key: config["corpus"][key] for key in ("name", "licence", "source", "document")}
-        | {"baseline": config["corpus"].get("baseline", {})},
+        | {"has_ends": description.has_ends, "baseline": config["corpus"].get("baseline", {})},
         "training": config,
         "figures": {**checkpoint.figures, "step": checkpoint.step, "precision_check": precision_check(description)},
         "golden": {"tolerance": description.golden.tolerance},

@@ -11,6 +11,7 @@ import numpy as np
 from export.sessions import Tokens
 from models.atomic import settled
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.held_out import has_ends
 from models.text.token_file import open_token_file
 
 MOST_HELD_OUT = 200_000  # tokens: more are not looked at
@@ -22,11 +23,13 @@ class Run:
     """A trained model and what its training left beside it.
 
     held_out   int64 [num_tokens], the beginning of the validation text; empty where the folder has none
+    has_ends   whether the training text taught where a text ends
     report     report.png, or None where the folder has none
     """
 
     checkpoint: Checkpoint
     held_out: Tokens
+    has_ends: bool
     report: bytes | None
 
 
@@ -42,4 +45,5 @@ def read_run(folder: Path) -> Run:
     tokens = settled(run_folder / "tokens") / "validation.tokens"
     held_out = open_token_file(tokens).ids[:MOST_HELD_OUT].astype(np.int64) if tokens.exists() else NO_TOKENS
     report = run_folder / "report.png"
-    return Run(checkpoint, held_out, report.read_bytes() if report.exists() else None)
+    taught = has_ends(folder, checkpoint.config.corpus.document)
+    return Run(checkpoint, held_out, taught, report.read_bytes() if report.exists() else None)

@@ -28,6 +28,18 @@ def open_part(folder: Path, part: str) -> TokenFile:
     raise CheckpointError(f"{folder}: has no prepared {part} text; choose another --part, or files with --text")
 
 
+def has_ends(folder: Path, unit: Document) -> bool:
+    """Whether the training text of a run, or of a checkpoint folder in it, had ends to learn from.
+
+    unit   a document of the corpus, which decides where the prepared text is gone: lines and paragraphs have ends
+    """
+    for place in (folder, folder.absolute().parent):
+        path = settled(place / "tokens") / "train.tokens"
+        if path.exists():
+            return open_token_file(path).counts.has_ends
+    return unit is not Document.FILE
+
+
 def encode_files(files: Sequence[Path], tokenizer: Tokenizer, unit: Document, folder: Path) -> TokenFile:
     """Encode text files, or all .txt and .gz files of folders, into a token file in `folder`.
 

@@ -16,6 +16,7 @@ from service.errors import BundleError
 
 FORMAT_VERSION: Final = 1
 REQUIRED_FILES: Final = ("cell.onnx", "golden.npz", "output.onnx", "tokenizer.json")
+MANY_FILES: Final = 100  # as training texts whose ends can be learned
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -78,6 +79,20 @@ class Manifest(_Strict, frozen=True):
     golden: Golden
     files: dict[str, FileEntry]
 
+    @property
+    def has_ends(self) -> bool:
+        """Whether the training text taught where a text ends, so that the end figures in a score by default.
+
+        A bundle from before `corpus.has_ends` is judged by what its documents are: lines and paragraphs have ends,
+        and so have files where there were many of them.
+        """
+        stated = self.corpus.get("has_ends")
+        if isinstance(stated, bool):
+            return stated
+        documents = self.figures.get("training_documents")
+        has_many = isinstance(documents, int) and documents >= MANY_FILES
+        return self.corpus.get("document") != "file" or has_many
+
 
 def parse_manifest(data: bytes) -> Manifest:
     """Read a manifest. Raises BundleError with the field that is wrong."""
@@ -92,6 +107,9 @@ def parse_manifest(data: bytes) -> Manifest:
         raise BundleError(f"manifest.json: {error}") from error
     if "vocabulary" not in manifest.sizes:
         raise BundleError("manifest.json: sizes.vocabulary: missing, expected the number of tokens")
+    stated = manifest.corpus.get("has_ends", True)
+    if not isinstance(stated, bool):
+        raise BundleError(f"manifest.json: corpus.has_ends: got {stated!r}, expected true, false or no such field")
     absent = [name for name in REQUIRED_FILES if name not in manifest.files]
     if absent:
         raise BundleError(f"manifest.json: files: {', '.join(absent)} not listed, expected with its SHA-256")

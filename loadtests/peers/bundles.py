@@ -162,6 +162,7 @@ def _fill(folder: Path, recipe: Recipe, checkpoint: Checkpoint) -> None:
     check_valid(graphs)
     golden = make_golden(graphs, NO_TOKENS)
     description = Description(
+        has_ends=True,
         name=recipe.name,
         precision=recipe.precision,
         checkpoint=checkpoint,

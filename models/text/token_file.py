@@ -30,6 +30,8 @@ from models.text.tokenizer import Tokenizer
 
 _BATCH_CHARACTERS = 1 << 17
 _BATCH_PIECES = 4096
+FEWEST_FILES = 100  # whose ends can be learned; lines and paragraphs: two
+MOST_TOKENS_PER_END = 10_000
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,17 @@ class TokenCounts:
     num_bytes: int = 0
     num_unknown: int = 0
     num_blocked: int = 0
+
+    @property
+    def has_ends(self) -> bool:
+        """Whether a model that is trained on this text learns where a text ends.
+
+        There must be ends to learn from, and not too far apart: more than one line or paragraph, or a hundred files,
+        of 10,000 tokens each at most on average. Else the text is one stream, cut somewhere, and the probability of
+        an end is noise.
+        """
+        fewest = FEWEST_FILES if self.unit is Unit.FILE else 2
+        return self.num_documents >= fewest and self.num_tokens <= MOST_TOKENS_PER_END * self.num_documents
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def describe_bundle(name: str, manifest: Manifest, bundle_hash: str) -> dict[str
             "boundary": manifest.boundary,
         },
         "graphs": manifest.graphs,
-        "corpus": manifest.corpus,
+        "corpus": {**manifest.corpus, "has_ends": manifest.has_ends},
         "figures": manifest.figures,
         "hashes": {"bundle": bundle_hash, "files": {name: entry.sha256 for name, entry in manifest.files.items()}},
     }

@@ -11,7 +11,10 @@ Field = tuple[str] | tuple[str, Any]
 
 # By name, whatever the type; OWN_FIELDS goes before.
 FIELDS: Final[dict[str, Field]] = {
-    "add_end": ("Count the probability that the text ends there.", True),
+    "add_end": (
+        "Count the probability that the text ends there. By default as the model's `corpus.has_ends` says.",
+        True,
+    ),
     "best_of": ("Samples of each prompt, of which the `n` likeliest by token are answered.", 3),
     "bits_per_byte": ("Bits a byte of UTF-8; null without any.", 1.9),
     "bits_per_char": ("Bits a character; null without any.", 1.9),
@@ -24,7 +27,7 @@ FIELDS: Final[dict[str, Field]] = {
     "computed_tokens": ("Tokens that were really run: what texts share is run once.", 28),
     "context": ("Conditions every text, is not scored itself.", "What "),
     "continuous_usage_stats": ("With `include_usage`: every event has the usage of its choice so far.", False),
-    "corpus": ("What the model was trained on, with its licence.",),
+    "corpus": ("What the model was trained on, its licence, and whether that text had ends (`has_ends`).",),
     "created": ("Unix time in seconds.", 1790000000),
     "data": ("All models that are served.",),
     "default": ("The model of requests that name none.", "shakespeare-lstm"),

@@ -87,7 +87,8 @@ OPERATIONS: Final = (
         "/score",
         "score",
         "How likely texts are",
-        "One of `text` and `texts` is required. The first token counts, and with `add_end` the end.",
+        "One of `text` and `texts` is required. The first token counts, and with `add_end` the end; by default the end "
+        "counts where the model's training text had ends.",
         request="score",
         answer=shapes.ScoreBody,
         errors=(*POSTED, ScoreTimeout),

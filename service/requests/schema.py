@@ -78,7 +78,7 @@ class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fro
     texts: Annotated[list[str], Meta(min_length=1)] | UnsetType = UNSET
     context: str = ""
     state: str | None = None
-    add_end: bool = True
+    add_end: bool | UnsetType = UNSET
     log_base: LogBase = "e"
     tokens: bool = False
     words: bool = False

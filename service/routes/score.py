@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flask import Blueprint, Response
+from msgspec import UNSET
 
 from service.answers.figures import ScoredText
 from service.answers.score_json import ScoreAnswer
@@ -83,7 +84,7 @@ def _begin(
             context=model.tokenizer.encode(request.context),
             texts=[text.ids for text in encoded],
             deadline=deadline,
-            add_end=request.add_end,
+            add_end=model.bundle.manifest.has_ends if request.add_end is UNSET else request.add_end,
             num_alternatives=request.top,
             want_ranks=request.tokens,
             start=None if start is None else start.value,

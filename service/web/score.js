@@ -39,7 +39,10 @@ export function startScore() {
   for (const id of ["score-left", "score-right"]) byId(id).addEventListener("change", drawPair);
   byId("score-csv").addEventListener("click", () => download("meari-sentences.csv", csvOf(sentenceRows())));
   byId("score-csv-words").addEventListener("click", () => download("meari-words.csv", csvOf(wordRows())));
-  byId("score-model").addEventListener("change", suggestTexts);
+  byId("score-model").addEventListener("change", () => {
+    suggestTexts();
+    suggestEnd();
+  });
   byId("score-texts").addEventListener("input", () => (byId("score-texts").dataset.isOwn = "yes"));
   onLanguage(() => {
     drawLegend(byId("score-legend"));
@@ -50,11 +53,18 @@ export function startScore() {
 export function offerScoreModels(found) {
   models = found;
   suggestTexts();
+  suggestEnd();
 }
 
 function suggestTexts() {
   const model = models.find((each) => each.name === byId("score-model").value);
   if (model !== undefined && !byId("score-texts").dataset.isOwn) byId("score-texts").value = EXAMPLES[model.corpus.name] ?? "";
+}
+
+/** Whether the end counts: as the model's training text had ends or not, until somebody says something else. */
+function suggestEnd() {
+  const model = models.find((each) => each.name === byId("score-model").value);
+  if (model !== undefined) byId("score-end").checked = model.corpus.has_ends;
 }
 
 async function scoreAll(signal) {

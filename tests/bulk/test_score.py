@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from bulk.journal import journal_path
 from service.app import create_app
 from service.settings import Settings
 from tests.bulk.command import RELEASED, file_records, meari, records, started
 from tests.patience import PATIENCE
+from tests.service.tiny_bundle import rewrite_manifest, write_tiny_bundle
 
 LINES = ["abc", "", "the quick brown fox", 'éé 한국 "x"\t\\', "a" * 300, " lead and trail ", "abd"]
 
@@ -214,6 +216,32 @@ def test_tsv_columns_are_the_first_line_s_fields_and_nothing_is_lost(bundles: Pa
         ("", "", '{"new":2}', "b", ""),
         ("", "", "", "", "text: got 5, expected a string"),
     ]
+
+
+@pytest.mark.parametrize(("corpus", "has_ends"), [({"has_ends": False}, False), ({"document": "line"}, True)])
+def test_the_end_counts_as_the_bundle_says_and_the_journal_keeps_it(
+    tmp_path: Path, corpus: dict[str, object], has_ends: bool
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "letters")
+    rewrite_manifest(bundle, corpus=corpus)
+    text, output = tmp_path / "text.txt", tmp_path / "out.jsonl"
+    text.write_text("ab\n")
+    found = {}
+    for words in ([], ["--end"], ["--no-end"]):
+        done = meari("score", text, "--bundles", bundle, "-o", output, "--overwrite", *words)
+        assert done.returncode == 0, done.stderr
+        head = json.loads(journal_path(output).read_text().splitlines()[0])
+        [record] = file_records(output)
+        assert record["num_tokens"] == 2 + head["add_end"]
+        found["".join(map(str, words))] = head["add_end"]
+    assert found == {"": has_ends, "--end": True, "--no-end": False}
+    # What was said and what is the default are one run where they are the same.
+    same, other = (["--end"], ["--no-end"]) if has_ends else (["--no-end"], ["--end"])
+    meari("score", text, "--bundles", bundle, "-o", output, "--overwrite")
+    assert meari("score", text, "--bundles", bundle, "-o", output, "--resume", *same).returncode == 0
+    refused = meari("score", text, "--bundles", bundle, "-o", output, "--resume", *other)
+    assert refused.returncode == 1
+    assert b"add_end" in refused.stderr
 
 
 def test_no_end_and_no_text(bundles: Path) -> None:

@@ -13,6 +13,7 @@ from bulk.lines import LONG_BYTES
 from tests.bulk.command import file_records, meari, records, started
 from tests.bulk.test_resume import ended
 from tests.service.running import Server, running_server
+from tests.service.tiny_bundle import rewrite_manifest, write_tiny_bundle
 
 TEXTS = ["abc", "", 'say "a"', "a\tb", "abcabc", "abz", "한글", "abc"]
 MAX_TEXT_CHARS = 300_000
@@ -128,3 +129,15 @@ def test_refusal_of_the_service_is_one_line(url: str, words: list[object], messa
         assert done.stderr.decode().startswith(f"meari: {url}: ")
         assert message in done.stderr.decode()
         assert done.stderr.count(b"\n") == 1
+
+
+def test_the_end_counts_as_the_served_model_says(tmp_path: Path) -> None:
+    folder = tmp_path / "bundles"
+    rewrite_manifest(write_tiny_bundle(folder / "stream"), corpus={"has_ends": False})
+    with running_server(tmp_path, bundles=folder) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        counts = [
+            records(meari("score", "--text", "ab", "--server", url, "--json", *words).stdout)[0]["num_tokens"]
+            for words in ([], ["--end"], ["--no-end"])
+        ]
+    assert counts == [2, 3, 2]

@@ -83,6 +83,7 @@ def test_manifest_tells_what_the_bundle_is(manifest: dict[str, object]) -> None:
     assert isinstance(figures, dict)
     assert isinstance(training, dict)
     assert corpus["licence"] == "public domain"
+    assert corpus["has_ends"] is True
     assert corpus["baseline"] == {"order 0": "2.5 nats/char"}
     assert figures["validation"]["perplexity"] == 25.79
     assert figures["precision_check"]["relative_loss"] <= 0.01

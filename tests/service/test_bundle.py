@@ -83,6 +83,10 @@ def test_later_format_is_refused(folder: Path) -> None:
         (lambda m: m["sizes"].update(vocabulary=7), "logits|logprobs"),
         (lambda m: m["boundary"].update(id=28), "boundary.id"),
         (lambda m: m.update(name="../elsewhere"), "name"),
+        (
+            lambda m: m["corpus"].update(has_ends="no"),
+            "corpus.has_ends: got 'no', expected true, false or no such field",
+        ),
         (lambda m: m["files"].update({"../x": {"sha256": "0", "bytes": 1}}), "plain file name"),
     ],
 )
@@ -142,3 +146,24 @@ def test_golden_file_with_a_pickle_is_refused(folder: Path) -> None:
 def test_leaking_rows_are_found(tmp_path: Path) -> None:
     leaky = write_tiny_bundle(tmp_path / "leaky", decay=0.1, leak=True)
     assert not open_bundle(leaky, max_slots=8).self_test.rows_isolated
+
+
+@pytest.mark.parametrize(
+    ("corpus", "documents", "has_ends"),
+    [
+        ({"document": "line"}, 1, True),
+        ({"document": "paragraph"}, None, True),
+        ({"document": "file"}, 1, False),
+        ({"document": "file"}, None, False),
+        ({"document": "file"}, 100, True),
+        ({}, None, True),
+        ({"document": "line", "has_ends": False}, 9, False),
+        ({"document": "file", "has_ends": True}, 1, True),
+    ],
+)
+def test_bundle_knows_whether_its_training_text_had_ends(
+    folder: Path, corpus: dict[str, Any], documents: int | None, has_ends: bool
+) -> None:
+    figures = {} if documents is None else {"training_documents": documents}
+    rewrite_manifest(folder, corpus=corpus, figures=figures)
+    assert open_bundle(folder, max_slots=4).manifest.has_ends is has_ends

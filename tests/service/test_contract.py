@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from service.app import create_app
 from service.errors import EngineFailed
 from service.settings import Settings
 from tests.service.conftest import SPELLED
-from tests.service.tiny_bundle import LETTERS, expected_logprob
+from tests.service.tiny_bundle import LETTERS, expected_logprob, rewrite_manifest, write_tiny_bundle
 
 
 def post(client: FlaskClient, path: str, status: int = 200, **body: Any) -> Any:
@@ -452,3 +453,26 @@ def test_metrics_are_those_of_prometheus(client: FlaskClient) -> None:
     ):
         assert f"\n{name}{{" in response.text
     assert 'meari_requests_total{route="/score",status="200"}' in response.text
+
+
+def test_the_end_counts_by_default_where_the_training_text_had_ends(tmp_path: Path) -> None:
+    for name, has_ends in (("lines", True), ("stream", False)):
+        write_tiny_bundle(tmp_path / name)
+        rewrite_manifest(tmp_path / name, corpus={"document": "line", "has_ends": has_ends})
+    app = create_app(Settings(bundles=tmp_path, workers=1, log_level="error"))
+    registry = app.extensions["meari"].registry
+    try:
+        assert registry.wait_loaded(60)
+        client = app.test_client()
+        for name, has_ends in (("lines", True), ("stream", False)):
+            assert client.get(f"/models/{name}").get_json()["corpus"]["has_ends"] is has_ends
+            found = {}
+            for said in (None, True, False):
+                more = {} if said is None else {"add_end": said}
+                [found[said]] = post(client, "/score", model=name, text="ab", words=True, **more)["results"]
+            assert [found[said]["num_tokens"] for said in (True, False)] == [3, 2]
+            assert found[None] == found[has_ends]
+            echoed = post(client, "/v1/completions", model=name, prompt="ab", max_tokens=0, echo=True, logprobs=0)
+            assert sum(echoed["choices"][0]["logprobs"]["token_logprobs"]) == found[False]["logprob"]
+    finally:
+        registry.stop()

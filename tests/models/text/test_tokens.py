@@ -17,7 +17,7 @@ from models.choices import TokenizerKind
 from models.config import Config, parse_config
 from models.errors import BrokenText, CorpusError, EmptyCorpus, TokenFileError, UnreadableFile
 from models.text import corpus, token_file
-from models.text.token_file import open_token_file
+from models.text.token_file import TokenCounts, open_token_file
 from models.text.tokenizer import Tokenizer
 from models.text.tokens import prepare
 
@@ -212,3 +212,23 @@ def test_corpus_larger_than_memory_is_streamed(tmp_path: Path, unit: str, kind: 
     grown, num_bytes = map(int, printed.split())
     assert num_bytes > repeats * 1_300
     assert grown < 12_000_000, f"memory grew by {grown:,} bytes over {num_bytes:,} bytes of text"
+
+
+@pytest.mark.parametrize(
+    ("unit", "num_documents", "num_tokens", "has_ends"),
+    [
+        ("line", 2, 40, True),
+        ("line", 1, 40, False),  # one line: nothing says where another would end
+        ("line", 5, 50_001, False),
+        ("paragraph", 5, 50_000, True),
+        ("file", 1, 1_000_000, False),
+        ("file", 99, 9_900, False),
+        ("file", 100, 1_000_000, True),
+        ("file", 100, 1_000_001, False),
+    ],
+)
+def test_ends_are_learned_where_there_are_some_and_not_far_apart(
+    unit: str, num_documents: int, num_tokens: int, has_ends: bool
+) -> None:
+    counts = TokenCounts(Unit(unit), "uint16", num_tokens=num_tokens, num_documents=num_documents)
+    assert counts.has_ends is has_ends

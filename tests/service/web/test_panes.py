@@ -19,9 +19,10 @@ SENTENCES = ["the king is dead", "The king is dead.", "The king is =cabbage, red
 def test_sentences_are_ranked_as_the_api_scores_them_and_can_be_kept(visit: Visit, released_server: Server) -> None:
     page = visit.open_pane("score")
     page.fill("#score-texts", "\n".join(["", *SENTENCES, "  "]))
+    page.check("#score-end")
     page.click("#score-go")
     page.wait_for_selector("#score-list li")
-    results = released_server.post("/score", texts=SENTENCES, log_base="2", words=True).json()["results"]
+    results = released_server.post("/score", texts=SENTENCES, log_base="2", words=True, add_end=True).json()["results"]
     best = sorted(range(3), key=lambda i: -results[i]["logprob"])
     with page.expect_download() as download:
         page.click("#score-csv")
@@ -43,9 +44,25 @@ def test_sentences_are_ranked_as_the_api_scores_them_and_can_be_kept(visit: Visi
     assert page.locator("#score-list .token", has=page.locator("small.unknown")).count() == 1
 
 
+def test_the_end_counts_as_the_chosen_model_has_learned_it(visit: Visit, released_server: Server) -> None:
+    page = visit.open_pane("score")
+    for name, has_ends in (("nsmc-lstm", True), ("shakespeare-gru", False), ("books-lstm", True)):
+        page.select_option("#score-model", name)
+        assert page.is_checked("#score-end") is has_ends
+        page.fill("#score-texts", "abc")
+        page.click("#score-go")
+        page.wait_for_selector("#score-list li")
+        with page.expect_download() as download:
+            page.click("#score-csv")
+        [row] = csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8")[1:]))
+        [expected] = released_server.post("/score", model=name, text="abc").json()["results"]
+        assert (row["model"], row["tokens"]) == (name, str(expected["num_tokens"]))
+
+
 def test_two_sentences_part_where_their_words_do(visit: Visit) -> None:
     page = visit.open_pane("score")
     page.fill("#score-texts", "I do love you\nI do not love you")
+    page.check("#score-end")
     page.click("#score-go")
     page.wait_for_selector("#score-rows tr")
     page.select_option("#score-left", "1")
