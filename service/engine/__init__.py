@@ -43,10 +43,11 @@ from service.engine.calls import (
 )
 from service.engine.loop import Engine
 from service.engine.scheduler import Reservation
-from service.engine.together import Together
+from service.engine.together import Backlog, Together
 
 __all__ = [
     "Awaited",
+    "Backlog",
     "Engine",
     "EngineLimits",
     "EngineStats",

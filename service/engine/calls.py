@@ -234,6 +234,7 @@ class Handle:
         self._news = news or News()
         self._ended = threading.Event()
         self.on_cancel: Callable[[], None] = lambda: None
+        self.on_end: Callable[[], None] = lambda: None
 
     @property
     def calls(self) -> tuple[Handle, ...]:
@@ -278,6 +279,7 @@ class Handle:
         self.ended_at = now
         self._ended.set()
         self.notify()
+        self.on_end()
 
     def _close(self, finish: Finish) -> None:
         """Bring what is there into its final form; `finish` is LENGTH where everything was done."""

@@ -99,9 +99,17 @@ class Engine:
         self._check_open()
         return self._scheduler.reserve()
 
-    def generate(self, call: GenerateCall, reservation: Reservation) -> Generation:
-        """Queue a continuation. Raises NotReady when the engine has ended meanwhile."""
-        handle = Generation(call)
+    def try_reserve(self, for_list: bool) -> Reservation | None:
+        """A place where there is one; for_list: of the half of the queue that long lists share. Raises NotReady."""
+        self._check_open()
+        return self._scheduler.try_reserve(for_list)
+
+    def generate(self, call: GenerateCall, reservation: Reservation, handle: Generation | None = None) -> Generation:
+        """Queue a continuation; handle: that of the call, where it was made before.
+
+        Raises NotReady when the engine has ended meanwhile.
+        """
+        handle = handle or Generation(call)
         request = Request(next(self._numbers), handle, call.num_samples, call.num_samples, True, call.want_state)
         if call.num_beams > 1:
             request.num_rows, request.num_live = call.num_beams, 1
@@ -171,9 +179,11 @@ class Engine:
             raise NotReady(f"the engine takes no requests: {'it failed' if self.failure else 'it is shutting down'}")
 
     def _submit(self, request: Request, reservation: Reservation) -> None:
-        request.handle.submitted_at = self._clock()
+        request.handle.submitted_at = request.handle.submitted_at or self._clock()
         request.handle.on_cancel = self._note_cancel
         self._live.add(request)
+        if request.handle.cancelled:  # before it was queued
+            self._note_cancel()
         if not self._scheduler.add(request, reservation):
             self._end(request, Finish.FAILED, NotReady("the engine takes no requests any more"))
             self._check_open()

@@ -126,6 +126,14 @@ class Scheduler:
             self._num_waiting += 1
         return Reservation(self)
 
+    def try_reserve(self, for_list: bool) -> Reservation | None:
+        """A place where there is one; for_list: only of the half of the queue that long lists share."""
+        with self._changed:
+            if self._num_waiting >= (max(1, self._max_waiting // 2) if for_list else self._max_waiting):
+                return None
+            self._num_waiting += 1
+        return Reservation(self)
+
     def release_place(self) -> None:
         """A place of the queue is free again."""
         with self._changed:

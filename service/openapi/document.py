@@ -17,6 +17,7 @@ from service.errors import MeariError
 from service.openapi import shapes
 from service.openapi.fields import ENUMS, FIELDS, OWN_FIELDS
 from service.openapi.operations import OPERATIONS, Operation
+from service.requests.completions import CHOICES
 
 __all__ = ["ALL_ERRORS", "openapi_document"]
 
@@ -86,6 +87,8 @@ def _version() -> str:
 def _describe(name: str, schema: Json) -> None:
     """Say what each field means."""
     for field, own in schema.get("properties", {}).items():
+        if CHOICES in own:
+            own["anyOf"] = own.pop(CHOICES)
         found = OWN_FIELDS.get((name, field)) or FIELDS.get(field)
         if found is not None:
             own["description"] = found[0]

@@ -56,6 +56,7 @@ FIELDS: Final[dict[str, Field]] = {
     "logprobs": ("Log-probabilities of each token, with so many of the likeliest ones beside it.", 2),
     "max_body_bytes": ("Size of a body.",),
     "max_completion_tokens": ("Another name of `max_tokens`.", None),
+    "max_prompts": ("Prompts of one /v1/completions.",),
     "max_slots": ("Sequences that run in one step.",),
     "max_state_chars": ("Length of a state token.",),
     "max_text_chars": ("Characters of a request's texts together.",),

@@ -124,6 +124,7 @@ class Limits(msgspec.Struct):
 
     max_tokens: int
     max_texts: int
+    max_prompts: int
     max_text_chars: int
     max_body_bytes: int
     max_timeout_seconds: float

@@ -16,11 +16,13 @@ from msgspec import UNSET, Meta, UnsetType
 from service.errors import InvalidRequest
 
 __all__ = [
+    "CHOICES",
     "CompletionsRequest",
     "Seed",
     "Stop",
     "StreamOptions",
     "checked_completions",
+    "prompt_type",
     "prompts_of",
     "stop_strings",
 ]
@@ -28,7 +30,9 @@ __all__ = [
 DEFAULT_MAX_TOKENS: Final = 16  # OpenAI's
 Seed = Annotated[int, Meta(ge=-1, le=2**63 - 1)]  # -1 is vLLM's for a random one
 Stop = str | Annotated[list[str], Meta(max_length=8)]  # of which empty ones stop nothing
-TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+CHOICES: Final = "x-choices"  # in a JSON schema: what stands for `anyOf` in the document
+MAX_ID: Final = 2**31 - 1
+TokenId = Annotated[int, Meta(ge=0, le=MAX_ID)]
 PromptItem = str | TokenId | list[TokenId]
 Prompt = str | list[int]  # text or token ids
 
@@ -100,6 +104,11 @@ class CompletionsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
         return DEFAULT_MAX_TOKENS if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
+    def num_calls(self) -> int:
+        """Places of the queue that it must find free: its scoring, and the first of its generations."""
+        return int(self.wants_echo_logprobs) + (self.num_tokens > 0)
+
+    @property
     def wants_echo_logprobs(self) -> bool:
         """True where the prompt's own tokens are scored."""
         return bool(self.echo) and self.logprobs is not None
@@ -120,6 +129,17 @@ def stop_strings(stop: Stop | None) -> tuple[str, ...]:
     """The strings that stop something, each once."""
     strings = [stop or ""] if stop is None or isinstance(stop, str) else stop
     return tuple(dict.fromkeys(filter(None, strings)))
+
+
+def prompt_type(max_prompts: int) -> object:
+    """The type of `prompt`; `CHOICES` in its JSON schema tell a list of prompts from the ids of one."""
+    ids = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_ID}, "minItems": 1}
+    lists = {"type": "array", "minItems": 1, "maxItems": max_prompts}
+    texts, lists_of_ids = lists | {"items": {"type": "string"}}, lists | {"items": ids | {"minItems": 0}}
+    choices = [{"type": "string"}, texts, ids, lists_of_ids, {"type": "null"}]
+    return Annotated[
+        str | Annotated[list[PromptItem], Meta(min_length=1)] | None, Meta(extra_json_schema={CHOICES: choices})
+    ]
 
 
 def prompts_of(request: CompletionsRequest) -> list[Prompt]:

@@ -23,6 +23,7 @@ from service.requests.completions import (
     Seed,
     Stop,
     checked_completions,
+    prompt_type,
     stop_strings,
 )
 from service.requests.explain import shown
@@ -156,10 +157,15 @@ class Schemas:
         self._detokenize = Parser(DetokenizeRequest)
         new_tokens = Annotated[int, Meta(ge=0, le=settings.max_tokens)] | None
         self._completions = Parser(
-            _limited(CompletionsRequest, ("max_tokens", new_tokens, None), ("max_completion_tokens", new_tokens, None))
+            _limited(
+                CompletionsRequest,
+                ("prompt", prompt_type(settings.max_texts), None),
+                ("max_tokens", new_tokens, None),
+                ("max_completion_tokens", new_tokens, None),
+            )
         )
         self._max_tokens = settings.max_tokens
-        self._max_prompts = max_prompts(settings)
+        self._max_prompts = settings.max_texts
         self._states = Parser(StatesRequest)
 
     @property
@@ -214,11 +220,6 @@ class Schemas:
     def states(self, body: bytes) -> StatesRequest:
         """Raises InvalidRequest."""
         return self._states.parse(body)
-
-
-def max_prompts(settings: Settings) -> int:
-    """How many prompts one request may have: each has a place in the queue, and no request may need all of it."""
-    return max(1, min(settings.max_texts, settings.max_waiting // 2))
 
 
 def _limited(struct: type[Request], *fields: tuple[str, object, object]) -> type[Request]:

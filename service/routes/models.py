@@ -36,6 +36,7 @@ def describe_model(model: Model, service: Service) -> dict[str, object]:
         "limits": {
             "max_tokens": settings.max_tokens,
             "max_texts": settings.max_texts,
+            "max_prompts": settings.max_texts,
             "max_text_chars": settings.max_text_chars,
             "max_body_bytes": settings.max_body_bytes,
             "max_timeout_seconds": settings.max_timeout_seconds,

@@ -17,7 +17,18 @@ from service.answers.openai.bodies import CompletionAnswer, CompletionUsage, Pro
 from service.answers.openai.choices import OpenAIChoice, prompt_logprobs
 from service.answers.openai.prompts import ReadPrompt, read_ids, read_text
 from service.answers.work import Work
-from service.engine import GenerateCall, Generation, News, Reservation, Sample, Sampling, ScoreCall, Scoring, Together
+from service.engine import (
+    Backlog,
+    GenerateCall,
+    Generation,
+    News,
+    Reservation,
+    Sample,
+    Sampling,
+    ScoreCall,
+    Scoring,
+    Together,
+)
 from service.registry import Model
 from service.requests.completions import CompletionsRequest, Prompt, prompts_of
 from service.requests.model_limits import checked_logit_bias, effective_top_k
@@ -27,6 +38,7 @@ from service.text.stop import StopPatterns, StopSearch, matcher_factory
 __all__ = ["OpenAICompletion", "begin_openai_completion", "memory_bytes"]
 
 BYTES_PER_UNIT: Final = 100  # of a prompt, a character or a token id, while it is tokenized and read
+BYTES_PER_SAMPLE: Final = 2000  # whatever its length
 BYTES_PER_ECHOED: Final = 350  # of a prompt's token with its figures
 BYTES_PER_WRITTEN: Final = 60  # of the same, each time it is written
 
@@ -161,18 +173,18 @@ def begin_openai_completion(
     prompts = prompts_of(request)
     sampling = _sampling(request, model)
     budget.take_bytes(memory_bytes(request, prompts))
-    engine, news = model.engine, News()
+    news = News()
     with contextlib.ExitStack() as places:
-        num_calls = (len(prompts) if request.num_tokens else 0) + request.wants_echo_logprobs
-        reservations = [places.enter_context(engine.reserve()) for _ in range(num_calls)]
+        reservations = [places.enter_context(model.engine.reserve()) for _ in range(request.num_calls)]
         works = tuple(
             PromptWork(_read(request, prompt, model, path), _seeded(sampling, request))
             for prompt, path in zip(prompts, _paths(request, len(prompts)), strict=True)
         )
-        handles = _submit(request, works, model, deadline, reservations, news)
-    scoring = next((handle for handle in handles if isinstance(handle, Scoring)), None)
-    together = Together(handles, news, engine.clock())
-    choices = tuple(_choices(request, works, model, kept_chars))
+        patterns = StopPatterns.of(request.stops, model.tokenizer.normalized)
+        calls = [_call(request, work, model, deadline, news, patterns) for work in works if request.num_tokens]
+        scoring = _score(request, works, model, deadline, reservations)
+        together = _generate(works, calls, model, scoring, reservations, news)
+    choices = tuple(_choices(request, works, model, patterns, kept_chars))
     return OpenAICompletion(answer_id, created, model, request, works, scoring, together, choices)
 
 
@@ -191,8 +203,8 @@ def memory_bytes(request: CompletionsRequest, prompts: list[Prompt]) -> int:
         written = BYTES_PER_WRITTEN * request.num_choices * (1 + alternatives)
         each += BYTES_PER_ECHOED + BYTES_PER_ALTERNATIVE * alternatives + written
     token_bytes = BYTES_PER_TOKEN + BYTES_PER_ALTERNATIVE * alternatives
-    samples = len(prompts) * request.num_samples * request.num_tokens * token_bytes
-    return sum(map(len, prompts)) * each + samples
+    sample_bytes = BYTES_PER_SAMPLE + request.num_tokens * token_bytes
+    return sum(map(len, prompts)) * each + len(prompts) * request.num_samples * sample_bytes
 
 
 def mean_logprob(sample: Sample) -> float:
@@ -200,35 +212,47 @@ def mean_logprob(sample: Sample) -> float:
     return sum(sample.logprobs) / len(sample.logprobs) if sample.logprobs else float("-inf")
 
 
-def _submit(
+def _score(
     request: CompletionsRequest,
     works: tuple[PromptWork, ...],
     model: Model,
     deadline: float,
     reservations: list[Reservation],
+) -> Scoring | None:
+    """Queue the scoring of all prompts as one call, where it is wanted. Raises NotReady."""
+    if not request.wants_echo_logprobs:
+        return None
+    texts = [work.prompt.ids for work in works]
+    call = ScoreCall([], texts, deadline, add_end=False, num_alternatives=request.logprobs or 0)
+    return model.engine.score(call, reservations.pop())
+
+
+def _generate(
+    works: tuple[PromptWork, ...],
+    calls: list[GenerateCall],
+    model: Model,
+    scoring: Scoring | None,
+    reservations: list[Reservation],
     news: News,
-) -> list[Generation | Scoring]:
-    """Queue the calls; if one cannot be, none is left running. Raises NotReady."""
-    free = iter(reservations)
-    handles: list[Generation | Scoring] = []
+) -> Together:
+    """Queue the calls, one a prompt, as far as there is room; none is left running if that fails. Raises NotReady."""
+    generations = [Generation(call) for call in calls]
+    for work, generation in zip(works, generations, strict=False):
+        work.generation = generation
+    backlog = Backlog(model.engine, zip(calls, generations, strict=True))
+    handles = generations if scoring is None else [scoring, *generations]
+    together = Together(handles, news, model.engine.clock(), backlog)
     try:
-        if request.wants_echo_logprobs:
-            texts = [work.prompt.ids for work in works]
-            call = ScoreCall([], texts, deadline, add_end=False, num_alternatives=request.logprobs or 0)
-            handles.append(model.engine.score(call, next(free)))
-        if request.num_tokens:
-            for work in works:
-                work.generation = model.engine.generate(_call(request, work, model, deadline, news), next(free))
-                handles.append(work.generation)
+        backlog.feed(reservations.pop() if calls else None)
     except BaseException:
-        for handle in handles:
-            handle.cancel()
+        together.cancel()
         raise
-    return handles
+    return together
 
 
-def _call(request: CompletionsRequest, work: PromptWork, model: Model, deadline: float, news: News) -> GenerateCall:
-    patterns = StopPatterns.of(request.stops, model.tokenizer.normalized)
+def _call(
+    request: CompletionsRequest, work: PromptWork, model: Model, deadline: float, news: News, patterns: StopPatterns
+) -> GenerateCall:
     return GenerateCall(
         prompt=work.prompt.ids,
         max_tokens=request.num_tokens,
@@ -242,10 +266,9 @@ def _call(request: CompletionsRequest, work: PromptWork, model: Model, deadline:
 
 
 def _choices(
-    request: CompletionsRequest, works: tuple[PromptWork, ...], model: Model, kept_chars: int
+    request: CompletionsRequest, works: tuple[PromptWork, ...], model: Model, patterns: StopPatterns, kept_chars: int
 ) -> Iterator[OpenAIChoice]:
     vocabulary = model.tokenizer.vocabulary
-    patterns = StopPatterns.of(request.stops, model.tokenizer.normalized)
     index = 0
     for work in works:
         samples = _samples(work)

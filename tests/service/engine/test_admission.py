@@ -7,7 +7,18 @@ from collections.abc import Callable
 import pytest
 
 from service.bundle import Bundle
-from service.engine import Engine, EngineLimits, Finish, GenerateCall, Generation, Sampling, ScoreCall
+from service.engine import (
+    Backlog,
+    Engine,
+    EngineLimits,
+    Finish,
+    GenerateCall,
+    Generation,
+    News,
+    Sampling,
+    ScoreCall,
+    Together,
+)
 from service.engine.scheduler import Request, Reservation
 from service.errors import NotReady
 from tests.service.engine.conftest import Clock
@@ -89,3 +100,82 @@ def test_long_text_leaves_some_of_the_cache_to_others(bundle: Bundle, clock: Clo
         while not generation.ended:
             engine.step()
     assert generation.cached_tokens == 4
+
+
+def a_list(engine: Engine, count: int, max_tokens: int = 3, **more: object) -> tuple[Together, list[Generation]]:
+    """The generations of a list of prompts, queued as far as there is room."""
+    news = News()
+    call = GenerateCall([A], max_tokens, **{"deadline": 1e12, "sampling": ENDLESS, "news": news, **more})  # type: ignore[arg-type]
+    handles = [Generation(call) for _ in range(count)]
+    backlog = Backlog(engine, [(call, handle) for handle in handles])
+    together = Together(handles, news, engine.clock(), backlog)
+    backlog.feed(engine.reserve())
+    return together, handles
+
+
+def test_lists_share_half_of_the_queue_and_all_get_on(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_slots=2, max_waiting=8)
+    lists = [a_list(engine, 30) for _ in range(3)]
+    assert engine.stats().waiting == 6  # half of the queue, and one of each list in any case
+    singles = []
+    for _ in range(400):
+        if engine.stats().waiting < 6:
+            singles.append(generate(engine, 3))
+        engine.step()
+        for together, _ in lists:
+            together.wait(0)
+    assert all(together.ended for together, _ in lists)
+    assert [sample.finish for _, handles in lists for one in handles for sample in one.samples] == [Finish.LENGTH] * 90
+    assert sum(one.ended for one in singles) > 50
+
+
+def test_list_gets_on_while_others_fill_the_half_for_lists(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_slots=1, max_waiting=4)
+    others = [generate(engine, 2) for _ in range(3)]
+    together, handles = a_list(engine, 3)
+    for _ in range(100):
+        engine.step()
+        if sum(not one.ended for one in others) < 3:
+            others.append(generate(engine, 2))
+        together.wait(0)
+    assert [one.ended for one in handles] == [True] * 3
+
+
+@pytest.mark.parametrize("end", ["cancelled", "out of time"])
+def test_what_no_place_was_found_for_ends_with_its_list(make_engine: MakeEngine, clock: Clock, end: str) -> None:
+    engine = make_engine(max_slots=2, max_waiting=8)
+    together, handles = a_list(engine, 30, 10_000, deadline=clock() + 5.0)
+    for _ in range(3):
+        engine.step()
+        together.wait(0)
+    assert sum(one.started_at is not None for one in handles) == 2
+    if end == "cancelled":
+        together.cancel()
+    else:
+        clock.now += 6.0
+    engine.step()
+    assert together.wait_end(0)
+    finish = Finish.CANCELLED if end == "cancelled" else Finish.TIMEOUT
+    assert {sample.finish for one in handles for sample in one.samples} == {finish}
+    assert together.cancelled == (end == "cancelled")
+    engine.step()
+    assert (engine.stats().waiting, engine.stats().running, engine._live.everyone()) == (0, 0, [])
+
+
+def test_call_that_was_cancelled_before_it_was_queued_ends_at_once(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    handle = Generation(call := GenerateCall([A], 10_000, 1e12, ENDLESS))
+    handle.cancel()
+    engine.generate(call, engine.reserve(), handle)
+    engine.step()
+    assert handle.ended
+
+
+def test_list_fails_when_the_engine_takes_no_more(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_slots=2, max_waiting=8)
+    together, handles = a_list(engine, 30)
+    engine.stop()
+    with pytest.raises(NotReady):
+        together.wait_end(0)
+    together.cancel()
+    assert all(one.ended for one in handles[10:])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ def chunks(client: FlaskClient, **body: Any) -> list[Any]:
     response = client.post("/v1/completions", json={"stream": True, **body})
     assert response.headers["Content-Type"].startswith("text/event-stream"), response.text
     lines = response.text.split("\n\n")
+    response.close()
     assert lines[-2:] == ["data: [DONE]", ""]
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-2] if line.startswith("data: ")]
 
@@ -394,6 +397,97 @@ def test_bytes_are_accounted_for_before_a_prompt_is_tokenized(app: Flask, monkey
 def test_a_full_queue_refuses_a_list_and_gives_its_places_back(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = app.extensions["meari"].registry.get("letters").engine
     monkeypatch.setattr(engine._scheduler, "_max_waiting", 2)
-    assert post(app.test_client(), status=429, prompt=["a", "b", "c"])["error"]["code"] == "overloaded"
+    scored: dict[str, Any] = {"echo": True, "logprobs": 0}
+    with engine.reserve(), engine.reserve():
+        assert post(app.test_client(), status=429, prompt=["a", "b", "c"])["error"]["code"] == "overloaded"
+    with engine.reserve():
+        assert post(app.test_client(), status=429, prompt=["a", "b"], **scored)["error"]["code"] == "overloaded"
+        assert engine.stats().waiting == 1
+        assert len(post(app.test_client(), prompt=["a", "b"])["choices"]) == 2
     assert engine.stats().waiting == 0
-    assert len(post(app.test_client(), prompt=["a", "b"])["choices"]) == 2
+    assert len(post(app.test_client(), prompt=["a"] * 8, **scored)["choices"]) == 8
+
+
+NUMBERED: dict[str, Any] = {"model": "flat", "max_tokens": 12, "seed": 3, "top_p": 0.9}
+
+
+@pytest.fixture(scope="module")
+def short_queue(settings: Settings) -> Iterator[FlaskClient]:
+    """A service of the documented number of prompts, whose queue holds few of them."""
+    app = create_app(dataclasses.replace(settings, max_texts=1024, max_waiting=8, max_slots=16))
+    registry = app.extensions["meari"].registry
+    assert registry.wait_loaded(60)
+    yield app.test_client()
+    registry.stop()
+
+
+def numbered(count: int) -> list[str]:
+    """As many prompts, no two of them the same."""
+    return ["".join("abcdefghij"[int(digit)] for digit in str(number)) for number in range(count)]
+
+
+@pytest.mark.parametrize("more", [{}, {"n": 2}, {"n": 2, "best_of": 3}, {"echo": True, "logprobs": 1}])
+def test_a_list_longer_than_the_queue_is_written(
+    client: FlaskClient, short_queue: FlaskClient, more: dict[str, Any]
+) -> None:
+    prompts = numbered(100)
+    answer = post(short_queue, prompt=prompts, **NUMBERED, **more)
+    each = more.get("n", 1)
+    assert [choice["index"] for choice in answer["choices"]] == list(range(100 * each))
+    assert answer["usage"]["prompt_tokens"] == sum(map(len, prompts))
+    for number in range(0, 100, 9):
+        alone = post(client, prompt=prompts[number], **NUMBERED, **more)["choices"]
+        own = answer["choices"][number * each : (number + 1) * each]
+        assert [choice | {"index": 0} for choice in own] == [choice | {"index": 0} for choice in alone]
+    if "best_of" not in more:
+        texts = [""] * len(answer["choices"])
+        for part in chunks(short_queue, prompt=prompts, **NUMBERED, **more):
+            for choice in part["choices"]:
+                texts[choice["index"]] += choice["text"]
+        assert texts == [choice["text"] for choice in answer["choices"]]
+
+
+def test_as_many_prompts_as_texts_are_scored_as_one_call(short_queue: FlaskClient) -> None:
+    texts = numbered(1024)
+    ids = [[2 + "abcdefghijklmnopqrstuvwxyz".index(letter) for letter in text] for text in texts]
+    request: dict[str, Any] = {"model": "flat", "max_tokens": 0, "echo": True, "logprobs": 0}
+    engine = short_queue.application.extensions["meari"].registry.get("flat").engine
+    before = engine.stats().rows
+    answer = post(short_queue, prompt=texts, **request)
+    assert engine.stats().rows - before <= 1 + 10 + 100 + 1024  # what texts share is run once
+    assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] == sum(map(len, texts))
+    assert post(short_queue, prompt=ids, **request)["choices"][5]["logprobs"] == answer["choices"][5]["logprobs"]
+    results = post(short_queue, "/score", model="flat", texts=texts, tokens=True, add_end=False)["results"]
+    for choice, result in zip(answer["choices"], results, strict=True):
+        assert choice["logprobs"]["token_logprobs"] == [token["logprob"] for token in result["tokens"]]
+    for prompt in (["a"] * 1025, [[2]] * 1025):
+        message = post(short_queue, status=400, prompt=prompt, **request)["error"]["message"]
+        assert message == "prompt: got a list of 1025 prompts, expected at most 1024"
+    assert post(short_queue, prompt=[2] * 1025, **request)["usage"]["prompt_tokens"] == 1025  # one prompt of ids
+
+
+def test_as_many_prompts_as_texts_are_written(short_queue: FlaskClient) -> None:
+    answer = post(short_queue, prompt=numbered(1024), model="flat", max_tokens=2, seed=1, logit_bias={"0": -100})
+    assert len(answer["choices"]) == 1024
+    assert answer["usage"]["completion_tokens"] == 2048
+
+
+def test_the_number_of_prompts_is_told(short_queue: FlaskClient) -> None:
+    assert short_queue.get("/models/flat").get_json()["limits"]["max_prompts"] == 1024
+    schema = short_queue.get("/openapi.json").get_json()["components"]["schemas"]["CompletionsRequest"]
+    lists = [choice for choice in schema["properties"]["prompt"]["anyOf"] if choice.get("maxItems")]
+    assert [choice["maxItems"] for choice in lists] == [1024, 1024]
+
+
+def test_a_list_whose_time_is_up_has_what_there_was_time_for(settings: Settings) -> None:
+    app = create_app(dataclasses.replace(settings, max_texts=1024, max_waiting=8, max_slots=4, max_timeout_seconds=0.5))
+    service = app.extensions["meari"]
+    assert service.registry.wait_loaded(60)
+    endless: dict[str, Any] = {"model": "flat", "max_tokens": 500, "logit_bias": {"0": -100}}
+    answer = post(app.test_client(), prompt=numbered(1024), **endless)
+    assert {choice["finish_reason"] for choice in answer["choices"]} == {"length"}
+    assert 0 < answer["usage"]["completion_tokens"] < 1024 * 500
+    assert answer["choices"][-1]["text"] == ""
+    stats = service.registry.get("flat").engine.stats()
+    assert (stats.waiting, stats.requests_running) == (0, 0)
+    service.registry.stop()
