@@ -8,8 +8,9 @@ from typing import Final
 
 from service.errors import MeariError
 
-__all__ = ["error_body", "openai_error_body", "wrong_field"]
+__all__ = ["SAFE_HEADERS", "error_body", "openai_error_body", "wrong_field"]
 
+SAFE_HEADERS: Final = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"))  # unless a route sets them
 INTERNAL_MESSAGE: Final = "an error of the server's own; its log has the details under this request id"
 NOT_FIELDS: Final = ("body", "request", "path", "method")
 OPENAI_TYPES: Final = {401: "authentication_error", 429: "rate_limit_error"}

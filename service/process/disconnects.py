@@ -33,7 +33,7 @@ class Disconnects:
         self._lock = threading.Lock()  # no call of the kernel is made under it but for clients that went away
         self._watched: dict[int, CallBack] = {}  # by file descriptor, as are the next two
         self._known: dict[int, weakref.ref[socket.socket]] = {}  # connections that the kernel watches
-        self._gone: set[int] = set()  # between two requests, it seems
+        self._ended: set[int] = set()  # send no more, or have gone
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         self._thread: threading.Thread | None = None
 
@@ -62,8 +62,8 @@ class Disconnects:
             is_new = known is None or known() is not client.connection
             if is_new:
                 self._known[descriptor] = weakref.ref(client.connection)
-                self._gone.discard(descriptor)
-            elif descriptor in self._gone:
+                self._ended.discard(descriptor)
+            elif descriptor in self._ended:
                 self._tell(descriptor)
         if is_new:
             events = select.EPOLLRDHUP | select.EPOLLET  # told once
@@ -78,13 +78,16 @@ class Disconnects:
             self._watched.pop(client.fileno, None)
 
     def _tell(self, descriptor: int) -> None:
-        """Call back, if it is that client who has gone: the number may have been another connection's before."""
+        """Call back, if it is that client who has gone: the number may have been another connection's before.
+
+        One who only sends no more is asked by `is_gone`; if that is refused, there is a next event.
+        """
         client, on_gone = self._watched[descriptor]
         if client.is_gone:
             del self._watched[descriptor]
             on_gone()
-        else:
-            self._gone.discard(descriptor)
+        elif not client.has_ended:
+            self._ended.discard(descriptor)
 
     def _run(self, epoll: select.epoll, end: int) -> None:
         news = select.poll()
@@ -93,7 +96,7 @@ class Disconnects:
         while not any(descriptor == end for descriptor, _ in news.poll()):
             for descriptor, _ in epoll.poll(0):
                 with self._lock:
-                    self._gone.add(descriptor)
+                    self._ended.add(descriptor)
                     if descriptor in self._watched:
                         self._tell(descriptor)
         os.close(end)

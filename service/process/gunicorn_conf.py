@@ -60,6 +60,7 @@ timeout = 60  # a worker whose loop is silent for so long is replaced; requests 
 graceful_timeout = max(1, int(settings.graceful_timeout_seconds) + 2)
 preload_app = False  # sessions are made after the fork
 control_socket_disable = True
+http_parser = "python"  # process/request.py is one
 forwarded_allow_ips = "*"  # nobody is asked who he is, because nothing that a proxy may say is believed:
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}

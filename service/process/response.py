@@ -26,7 +26,7 @@ class JoinedResponse(Response):  # type: ignore[misc]
         """Keep the head until there is something to send with it."""
         if not self.headers_sent:
             fields = [*self.default_headers(), *(f"{name}: {value}\r\n" for name, value in self.headers), "\r\n"]
-            self._head = "".join(fields).encode("latin-1")
+            self._head = "".join(fields).encode("latin-1")[self.sock.begin_answer() :]
             self.headers_sent = True
 
     def _emit_body(self, data: bytes) -> None:

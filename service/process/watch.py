@@ -45,14 +45,14 @@ class Watch:
             raise
 
     def await_news(self, handle: Awaited, seconds: float) -> bool:
-        """Block until something was added or the request ended; False after `seconds`.
+        """Block until something was added or the request ended; False after `seconds`, or where a sign is wanted.
 
         Raises ClientGone, EngineFailed.
         """
         until = self.clock() + seconds
         while not handle.wait(max(0.0, min(LOOK_SECONDS, until - self.clock()))):
             self.check(handle)
-            if self.clock() >= until:
+            if self.client.takes_sign() or self.clock() >= until:
                 return False
         self._check_cancelled(handle)
         return True

@@ -17,23 +17,23 @@ from __future__ import annotations
 
 import errno
 import select
-import socket
 import time
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
 from gunicorn.http import wsgi
-from gunicorn.http.errors import ParseException
+from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.util import close_graceful, write_nonblock
-from gunicorn.workers.gthread import TConn, ThreadWorker
+from gunicorn.workers.gthread import _DEFER, DEFAULT_WORKER_DATA_TIMEOUT, TConn, ThreadWorker
 
-from service.error_body import error_body
-from service.errors import MAY_QUOTE, EngineFailed, InvalidRequest, MeariError
+from service.error_body import SAFE_HEADERS
+from service.errors import MAY_QUOTE, EngineFailed
 from service.log import NO_ROUTE, RequestLine, flush_log, log_request
 from service.process.connection import Connection
 from service.process.memory import limit_arenas
 from service.process.quick_config import QuickConfig
+from service.process.refusal import answer_bytes, translated
+from service.process.request import HEAD_SECONDS, PromptParser
 from service.process.response import JoinedResponse
 from service.process.spread import Spread
 from service.requests.request_ids import request_id
@@ -49,7 +49,6 @@ MAX_STAYING: Final = 64  # threads that wait for the next request of their conne
 STAY_SECONDS: Final = 0.05
 HOLD_SECONDS: Final = 0.00025  # an idle worker is awake by then
 HEAD_BYTES: Final = 8192
-MAX_SHOWN_CHARS: Final = 100
 SPREAD: Final = Spread()  # made in the master process
 
 
@@ -57,6 +56,13 @@ class PolledConnection(TConn):  # type: ignore[misc]
     """gunicorn's, whose first wait for a client makes, fills, asks and closes an `epoll`: four calls instead of one."""
 
     data_ready: bool
+    initialized: bool
+
+    def init(self) -> None:
+        """Before the first request."""
+        if not self.initialized:
+            self.initialized = True
+            self.parser = PromptParser(self.cfg, self.sock, self.client)
 
     def wait_for_data(self, timeout: float) -> bool:
         """True once there is something to read, False after `timeout` seconds."""
@@ -99,17 +105,30 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
 
     def handle(self, conn: Any) -> Any:
         """The requests of a connection, as long as the next one comes soon; what gunicorn does with it then."""
-        outcome = super().handle(conn)
+        outcome = self._handle_one(conn)
         while outcome is True and self._comes_soon(conn):
-            outcome = super().handle(conn)
-        if self._is_idle():
-            flush_log()  # log lines wait for one another under load alone: whatever ends an idle worker loses none
+            outcome = self._handle_one(conn)
         return outcome
 
-    def _is_idle(self) -> bool:
-        """True while no request is in flight."""
-        service = self._service()
-        return service is None or service.admission.num_requests == 0
+    def _handle_one(self, conn: Any) -> Any:
+        """Answer the next request; True where the connection may be used again. What clients do is no error here."""
+        request = None
+        try:
+            if not conn.initialized and not conn.wait_for_data(DEFAULT_WORKER_DATA_TIMEOUT):
+                return _DEFER
+            conn.sock.settimeout(HEAD_SECONDS)
+            conn.init()
+            request = next(conn.parser)
+            keep = self.handle_request(request, conn)
+        except StopIteration:  # closed between two requests, or by us
+            return False
+        except Exception as error:  # noqa: BLE001 (told there)
+            self.handle_error(request, conn.sock, conn.client, error)
+            return False
+        try:
+            return self._keepalive_after(conn, keep)
+        except (OSError, ParseException):  # of a body that nobody wanted
+            return False
 
     def _comes_soon(self, conn: Any) -> bool:
         """Wait a moment for the next request, unless many threads do so already."""
@@ -122,7 +141,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         try:
             conn.sock.settimeout(STAY_SECONDS)
             unreader.unread(conn.sock.recv(HEAD_BYTES))
-        except TimeoutError:
+        except OSError:  # nothing in time, or no client any more
             return False
         else:
             return True
@@ -169,23 +188,24 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         service.drain.begin()
         self.method_queue.defer(lambda: None)  # wakes the loop
 
-    def handle_error(self, req: object, client: socket.socket, addr: object, exc: Exception) -> None:
-        """What is no proper HTTP never reaches the app; it is answered with the same body as every other error.
+    def handle_error(self, req: Any, client: Any, addr: object, exc: Exception) -> None:
+        """What did not become a request is answered with the same body as every other error.
 
         What came may be the rest of a body whose length was wrong, so the log tells the kind of the error alone.
         """
+        if isinstance(exc, OSError) and (req is not None or not isinstance(exc, TimeoutError | NoMoreData)):
+            self.log.debug("a client has gone: %s", type(exc).__name__)
+            return
         number = request_id(None)
-        if isinstance(exc, ParseException):
-            error: MeariError = InvalidRequest(
-                f"request: got malformed HTTP, expected HTTP/1.1: {str(exc)[:MAX_SHOWN_CHARS]}"
-            )
-        else:
+        error = translated(exc)
+        if error.status == EngineFailed.status:
             self.log.error("request %s could not be handled", number, exc_info=exc, extra=MAY_QUOTE)
-            error = EngineFailed("the request could not be handled")
         kind = type(exc).__name__
         log_request(RequestLine(number, "-", "-", NO_ROUTE, error.status, error=error, error_message=kind))
+        target = getattr(req or getattr(exc, "request", None), "uri", None) or ""
+        answer = answer_bytes(error, number, target, dict(SAFE_HEADERS))
         try:
-            write_nonblock(client, _answer(error, number))
+            write_nonblock(client, answer[client.begin_answer() :])
         except OSError:
             self.log.debug("a client did not wait for its refusal")
 
@@ -213,11 +233,3 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         app: Any = getattr(self, "wsgi", None)
         service: Service | None = app.extensions.get("meari") if app is not None else None
         return service
-
-
-def _answer(error: MeariError, number: str) -> bytes:
-    """The whole answer to what did not become a request."""
-    body = msgspec.json.encode(error_body(error, number))
-    status = "400 Bad Request" if error.status == 400 else "500 Internal Server Error"
-    head = f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    return f"{head}X-Request-Id: {number}\r\nContent-Length: {len(body)}\r\n\r\n".encode("ascii") + body

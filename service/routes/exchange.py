@@ -13,7 +13,7 @@ from gunicorn.http.errors import ParseException
 
 from service.answers.work import Work
 from service.engine.calls import Awaited
-from service.error_body import wrong_field
+from service.error_body import SAFE_HEADERS, wrong_field
 from service.errors import (
     InvalidRequest,
     MeariError,
@@ -42,7 +42,6 @@ CLIENT_GONE: Final = 499  # nobody reads it; it is for the log
 MESSAGE_CHARS: Final = 500  # of an error, in the log
 PIECE_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 30.0  # for the whole body, and without a byte of it
-SAFE_HEADERS: Final = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"))  # where a route sets none
 DISCARD_BYTES: Final = 1024
 DISCARD_SECONDS: Final = 2.0  # for a body that is still on its way when its request is refused
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.process.client import STALL_SECONDS
-from service.process.connection import Connection
+from service.process.connection import STALL_SECONDS, Connection
 
 BRIEFLY = 0.02
 
@@ -58,3 +57,16 @@ def test_a_timeout_of_nothing_does_not_wait_for_ever(pair: tuple[socket.socket, 
     connection.settimeout(0.0)
     with pytest.raises(TimeoutError):
         connection.recv(1)
+
+
+def test_while_an_answer_is_awaited_its_first_bytes_are_questions(pair: tuple[socket.socket, Connection]) -> None:
+    theirs, connection = pair
+    assert not connection.ask()
+    connection.await_answer()
+    assert [connection.ask() for _ in range(9)] == [True] * 7 + [False] * 2
+    assert connection.begin_answer() == 7
+    assert not connection.ask()
+    assert theirs.recv(100) == b"HTTP/1."
+    connection.await_answer()
+    assert connection.ask()
+    assert connection.begin_answer() == 1

@@ -7,11 +7,13 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.process.client import Client
+from service.process.connection import Connection
 from service.process.disconnects import Disconnects
 from tests.patience import PATIENCE
 from tests.service.running import Server, running_server
@@ -35,8 +37,9 @@ def connect() -> Iterator[Connect]:
     with contextlib.ExitStack() as sockets:
 
         def make() -> tuple[socket.socket, Client]:
-            theirs, ours = map(sockets.enter_context, socket.socketpair())
-            return theirs, Client(ours)
+            theirs, ours = socket.socketpair()
+            connection = sockets.enter_context(Connection.over(ours))
+            return sockets.enter_context(theirs), Client(connection)
 
         yield make
 
@@ -75,6 +78,20 @@ def test_who_is_forgotten_is_not_called_back(disconnects: Disconnects, connect: 
     last.close()
     assert noticed.wait(PATIENCE)
     assert calls == []
+
+
+def test_who_only_sends_no_more_is_not_gone_until_he_is(disconnects: Disconnects, connect: Connect) -> None:
+    theirs, client = connect()
+    noticed = threading.Event()
+    theirs.shutdown(socket.SHUT_WR)
+    disconnects.watch(client, noticed.set)
+    assert theirs.recv(1) == b"H"  # the question, which is the first byte of an answer
+    assert not client.is_gone
+    assert client.has_ended
+    assert not noticed.is_set()
+    theirs.close()
+    assert noticed.wait(10)
+    assert client.is_gone
 
 
 def test_a_connection_serves_one_request_after_another(disconnects: Disconnects, connect: Connect) -> None:
@@ -131,3 +148,74 @@ def test_clients_that_go_away_free_their_slots_within_three_steps(
         before = metric(slow, "meari_steps_total")
     until(lambda: in_the_engine(slow) == (0, 0))
     assert metric(slow, "meari_steps_total") - before <= 1 + 3  # one may end between the question and the closing
+
+
+REQUESTS: list[tuple[bytes, dict[str, Any]]] = [
+    (b"/generate", {"prompt": "w", "temperature": 0}),
+    (b"/generate", {"prompt": "w", "temperature": 0, "stream": True}),
+    (b"/score", {"text": "abc" * 500, "add_end": True}),
+    (b"/v1/completions", {"prompt": "w", "temperature": 0}),
+    (b"/v1/completions", {"prompt": "w", "temperature": 0, "stream": True}),
+    (b"/tokenize", {"text": "abc"}),
+]
+IDS = [f"{path.decode()}-{'stream' if 'stream' in body else 'whole'}" for path, body in REQUESTS]
+
+
+def received(connection: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    connection.settimeout(60)
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.fixture(scope="module")
+def lone(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One slot."""
+    limits: dict[str, Any] = {"max_slots": 1, "max_tokens": 1_000_000}
+    with running_server(tmp_path_factory.mktemp("lone"), bundles=letters, **limits) as server:
+        yield server
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+@pytest.mark.parametrize(("path", "body"), REQUESTS, ids=IDS)
+def test_a_client_that_sends_no_more_gets_its_answer(
+    lone: Server, path: bytes, body: dict[str, Any], version: bytes
+) -> None:
+    request = raw_post(json.dumps(body).encode(), path=path).replace(b"HTTP/1.1", b"HTTP/" + version, 1)
+    for is_busy in (False, path not in (b"/score", b"/tokenize")):
+        until(lambda: in_the_engine(lone) == (0, 0))
+        with lone.connect() as connection, lone.connect() as other:
+            if is_busy:  # the request waits in the queue first
+                other.sendall(raw_post(json.dumps({**ENDLESS, "max_tokens": 1_000_000}).encode()))
+                until(lambda: in_the_engine(lone)[0] == 1)
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            if is_busy:
+                until(lambda: in_the_engine(lone) == (1, 1))
+            other.close()
+            answer = received(connection)
+        assert answer.startswith(b"HTTP/%b 200 OK\r\n" % version)
+        assert answer.count(b"HTTP/1.") == 1
+        assert b"data: [DONE]" in answer or "stream" not in body
+        assert b'"end"' in answer or path != b"/generate"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_client_that_sends_no_more_and_goes_away_later_is_noticed(lone: Server, stream: bool, reads: bool) -> None:
+    until(lambda: in_the_engine(lone) == (0, 0))
+    body = json.dumps({**ENDLESS, "max_tokens": 1_000_000, "stream": stream}).encode()
+    with lone.connect() as connection:
+        connection.sendall(raw_post(body))
+        connection.shutdown(socket.SHUT_WR)
+        until(lambda: in_the_engine(lone)[0] == 1)
+        if reads:
+            assert connection.recv(65536)
+    until(lambda: in_the_engine(lone) == (0, 0), 60)
+
+
+def test_requests_that_came_together_before_the_client_ended_are_all_answered(lone: Server) -> None:
+    request = raw_post(json.dumps(REQUESTS[0][1]).encode())
+    with lone.connect() as connection:
+        connection.sendall(request * 3)
+        connection.shutdown(socket.SHUT_WR)
+        assert received(connection).count(b"HTTP/1.1 200 OK") == 3

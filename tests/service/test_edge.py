@@ -187,6 +187,7 @@ def test_headers_that_leave_a_body_as_it_is_are_taken(client: FlaskClient, heade
     ("header", "status", "code"),
     [
         (b"Transfer-Encoding: gzip, chunked", 501, "not_implemented"),
+        (b"Transfer-Encoding: br, chunked", 501, "not_implemented"),
         (b"Transfer-Encoding: gzip", 400, "invalid_request"),
         (b"Content-Length: 12\r\nTransfer-Encoding: chunked", 400, "invalid_request"),
         (b"Content-Length: 12\r\nContent-Length: 12", 400, "invalid_request"),

@@ -14,11 +14,15 @@ from service.process.response import JoinedResponse
 class Wire:
     """Notes every write."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_asked: int = 0) -> None:
         self.writes: list[bytes] = []
+        self.num_asked = num_asked
 
     def sendall(self, data: bytes) -> None:
         self.writes.append(data)
+
+    def begin_answer(self) -> int:
+        return self.num_asked
 
 
 def answer(wire: Wire, *pieces: bytes, method: str = "POST", **headers: str) -> None:
@@ -48,6 +52,12 @@ def test_a_stream_sends_its_head_with_the_first_piece() -> None:
     assert first.endswith(b"\r\n\r\n5\r\nfirst\r\n")
     assert second == b"E\r\na second piece\r\n"
     assert end == b"0\r\n\r\n"
+
+
+def test_bytes_of_the_head_that_were_sent_as_questions_are_not_sent_again() -> None:
+    wire = Wire(num_asked=3)
+    answer(wire, b"hello", Content_Length="5")
+    assert wire.writes[0].startswith(b"P/1.1 200 OK\r\n")
 
 
 @pytest.mark.parametrize("pieces", [(), (b"",), (b"what nobody asked for",)])

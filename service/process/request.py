@@ -1,0 +1,59 @@
+"""gunicorn's parser of requests, which here does not wait for what will never come.
+
+A head has to be there within HEAD_SECONDS of its first byte: silence, and bytes one by one, would hold a thread. What
+does not begin like HTTP (TLS on the plain port, say) is refused at its first bytes, for its client waits for an answer.
+What is refused knows how far it was understood: `error.request`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any, Final
+
+from gunicorn.http.errors import InvalidRequestLine, ParseException
+from gunicorn.http.message import Request
+from gunicorn.http.parser import RequestParser
+
+__all__ = ["HEAD_SECONDS", "PromptParser"]
+
+HEAD_SECONDS: Final = 10.0
+_TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+class PromptRequest(Request):  # type: ignore[misc]
+    """A request; raises TimeoutError where its head takes too long."""
+
+    uri: str | None
+
+    def __init__(self, *arguments: Any) -> None:
+        self._until = time.monotonic() + HEAD_SECONDS
+        self.fields = b""
+        try:
+            super().__init__(*arguments)
+        except ParseException as error:
+            error.request = self
+            raise
+
+    def read_into(self, unreader: Any, buf: Any, stop: bool = False) -> None:
+        """One more piece of the head."""
+        if time.monotonic() > self._until:
+            raise TimeoutError("the head of a request took too long")
+        super().read_into(unreader, buf, stop)
+
+    def read_line(self, unreader: Any, buf: Any, limit: int = 0) -> Any:
+        """The first line."""
+        if buf and not _TOKEN.match(buf):
+            raise InvalidRequestLine("it does not begin with a method")
+        return super().read_line(unreader, buf, limit)
+
+    def parse_headers(self, data: bytes, from_trailer: bool = False) -> Any:
+        """Keep the fields as they came, for those that cannot be parsed."""
+        self.fields = self.fields or data
+        return super().parse_headers(data, from_trailer)
+
+
+class PromptParser(RequestParser):  # type: ignore[misc]
+    """The requests of a connection."""
+
+    mesg_class = PromptRequest

@@ -1,0 +1,224 @@
+"""Whatever clients do, the log has no error and no traceback of it, and what is answered is the one error body."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import ssl
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.process.request import HEAD_SECONDS
+from tests.service.log.test_requests import lines
+from tests.service.running import Server, running_server
+from tests.service.test_server import ENDLESS, metric, raw_post, until
+
+HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\n"
+LONG = b"a" * 9000
+
+
+@pytest.fixture(scope="module")
+def server(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("odd")
+    settings: dict[str, Any] = {"log_level": "debug", "max_tokens": 1_000_000, "default_model": "letters"}
+    with running_server(folder, bundles=letters, **settings) as running:
+        yield running
+        running.terminate()
+        assert running.wait() == 0
+        assert complaints(running) == []
+
+
+def complaints(server: Server) -> list[dict[str, Any]]:
+    return [line for line in lines(server) if line["level"] in ("error", "critical") or "exception" in line]
+
+
+def reset(connection: socket.socket) -> None:
+    """Close with a reset."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def received(connection: socket.socket) -> bytes:
+    answer = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(65536):
+            answer += piece
+    return answer
+
+
+def error_of(answer: bytes) -> tuple[int, dict[str, Any], bytes]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"], head
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (b"GARBAGE\r\n\r\n", 400, "invalid_request"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x07" * 500, 400, "invalid_request"),
+        (b"\x00" * 20, 400, "invalid_request"),
+        (b"{}\n", 400, "invalid_request"),
+        (b"get / HTTP/1.1\r\n\r\n", 400, "invalid_request"),
+        (b"GET / SPDY/3\r\n\r\n", 400, "invalid_request"),
+        (b"GET / HTTP/2.0\r\n\r\n", 505, "not_implemented"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "invalid_request"),
+        (b"GET /" + LONG + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "too_large"),
+        (HEAD + b"X-Long: " + LONG + b"\r\n\r\n", 431, "too_large"),
+        (HEAD + b"X-Many: 1\r\n" * 200 + b"\r\n", 431, "too_large"),
+        (HEAD + b"no colon\r\n\r\n", 400, "invalid_request"),
+        (HEAD + b"Bad Name: 1\r\n\r\n", 400, "invalid_request"),
+        (HEAD + b"X-Folded: a\r\n b\r\n\r\n", 400, "invalid_request"),
+        (HEAD + b"X_Under: a\r\n\r\n", 200, ""),
+        (HEAD + b"X-Bad: \x01\r\n\r\n", 400, "invalid_request"),
+        (HEAD + b"Host: y\r\n\r\n", 400, "invalid_request"),
+        (HEAD + b"Expect: a-miracle\r\n\r\n", 417, "invalid_request"),
+        (HEAD + b"Transfer-Encoding: br, chunked\r\n\r\n", 501, "not_implemented"),
+        (HEAD + b"Content-Length: x\r\n\r\n", 400, "invalid_request"),
+        (HEAD + b"Content-Length: -1\r\n\r\n", 400, "invalid_request"),
+        (HEAD + b"Content-Len", 400, "invalid_request"),  # and the end
+        (raw_post(b"zz\r\n", b"Transfer-Encoding: chunked"), 400, "invalid_request"),
+        (raw_post(b"5\r\nab", b"Transfer-Encoding: chunked"), 400, "invalid_request"),
+        (raw_post(b'{"pro', b"Content-Length: 50"), 400, "invalid_request"),
+    ],
+)
+def test_what_is_no_proper_http_gets_the_one_error_body(server: Server, sent: bytes, status: int, code: str) -> None:
+    with server.connect() as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        answer = received(connection)
+    if not code:  # what gunicorn leaves out is as if it had never come
+        return
+    found, error, head = error_of(answer)
+    assert (found, error["code"]) == (status, code), answer
+    assert set(error) == {"code", "message", "request_id"}
+    assert f"X-Request-Id: {error['request_id']}".encode() in head
+    for header in (b"Content-Type: application/json", b"nosniff", b"no-store"):
+        assert header in head
+    assert b"<" not in answer
+    assert server.client.get("/healthz").status_code == 200
+    assert complaints(server) == []
+
+
+def test_malformed_http_under_v1_has_the_body_of_openai(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: br, chunked\r\n\r\n")
+        _, error, _ = error_of(received(connection))
+    assert (error["type"], error["code"]) == ("server_error", "not_implemented")
+    assert error["message"] == "Transfer-Encoding: got br, chunked, expected chunked or none"
+
+
+def test_a_tls_client_on_the_plain_port_is_told_at_once(server: Server) -> None:
+    context = ssl.create_default_context()
+    with server.connect() as connection, pytest.raises(ssl.SSLError):
+        context.wrap_socket(connection, server_hostname="localhost")
+    assert complaints(server) == []
+
+
+def half_heads(server: Server) -> Iterator[socket.socket]:
+    for start in (HEAD, b"POST /gen", b"G", b"\r\n", HEAD + b"Content-Le"):
+        connection = server.connect()
+        connection.settimeout(6 * HEAD_SECONDS)
+        connection.sendall(start)
+        yield connection
+
+
+def test_half_a_head_and_then_silence_is_answered_and_is_no_error(server: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connection) for connection in half_heads(server)]
+        for connection in connections:
+            status, error, _ = error_of(received(connection))
+            assert (status, error["code"]) == (408, "invalid_request")
+    assert complaints(server) == []
+
+
+def gone_in_mid_head(server: Server) -> None:
+    for connection in half_heads(server):
+        reset(connection)
+
+
+def gone_in_mid_body(server: Server) -> None:
+    connection = server.connect()
+    connection.sendall(raw_post(b'{"prompt"', b"Content-Length: 50000"))
+    reset(connection)
+
+
+def gone_in_mid_chunk(server: Server) -> None:
+    connection = server.connect()
+    connection.sendall(raw_post(b'9\r\n{"pro', b"Transfer-Encoding: chunked"))
+    reset(connection)
+
+
+def gone_before_the_answer(server: Server) -> None:
+    connection = server.connect()
+    connection.sendall(raw_post(json.dumps({**ENDLESS, "max_tokens": 1_000_000}).encode()))
+    until(lambda: metric(server, "meari_running_sequences") == 1)
+    reset(connection)
+
+
+def gone_in_mid_stream(server: Server) -> None:
+    connection = server.connect()
+    connection.sendall(raw_post(json.dumps({**ENDLESS, "max_tokens": 1_000_000, "stream": True}).encode()))
+    assert connection.recv(20)
+    reset(connection)
+
+
+def gone_in_mid_answer(server: Server) -> None:
+    connection = server.connect()
+    body = json.dumps({"texts": ["abc" * 2000], "tokens": True, "top": 20}).encode()
+    connection.sendall(raw_post(body, path=b"/score"))
+    assert connection.recv(20)
+    reset(connection)
+
+
+def gone_between_requests(server: Server) -> None:
+    connection = server.connect()
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert connection.recv(20)
+    reset(connection)
+
+
+def gone_at_once(server: Server) -> None:
+    reset(server.connect())
+    server.connect().close()
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        gone_in_mid_head,
+        gone_in_mid_body,
+        gone_in_mid_chunk,
+        gone_before_the_answer,
+        gone_in_mid_stream,
+        gone_in_mid_answer,
+        gone_between_requests,
+        gone_at_once,
+    ],
+)
+def test_clients_that_break_off_are_no_errors(server: Server, leave: Callable[[Server], None]) -> None:
+    for _ in range(3):
+        leave(server)
+        until(lambda: metric(server, "meari_running_sequences") == 0)
+    assert server.client.get("/healthz").status_code == 200
+    assert complaints(server) == []
+
+
+def test_a_body_that_nobody_wanted_and_that_is_malformed_has_one_answer(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+        assert received(connection).count(b"HTTP/1.1 ") == 1
+
+
+def test_a_client_that_waits_to_be_told_to_go_on_is_told(server: Server) -> None:
+    body = b'{"prompt": "w", "temperature": 0}'
+    head = raw_post(b"", b"Expect: 100-Continue", b"Content-Length: %d" % len(body), b"Connection: close")
+    with server.connect() as connection:
+        connection.sendall(head)
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert received(connection).startswith(b"HTTP/1.1 200 OK\r\n")
