@@ -22,10 +22,11 @@ __all__ = [
 
 
 class TokenText(msgspec.Struct):
-    """A token of /tokenize."""
+    """A token of /tokenize. `bytes`, here and below: those of a token that is no whole characters."""
 
     id: int
     text: str
+    bytes: list[int] | UnsetType = UNSET
 
 
 class Alternative(msgspec.Struct):
@@ -34,6 +35,7 @@ class Alternative(msgspec.Struct):
     id: int
     text: str
     logprob: float
+    bytes: list[int] | UnsetType = UNSET
 
 
 class TokenWithLogprob(msgspec.Struct):
@@ -43,6 +45,7 @@ class TokenWithLogprob(msgspec.Struct):
     text: str
     logprob: float
     top: list[Alternative]
+    bytes: list[int] | UnsetType = UNSET
 
 
 class Choice(msgspec.Struct):
@@ -91,6 +94,7 @@ class ScoredToken(msgspec.Struct):
     end: int
     top: list[Alternative]
     unknown: bool = False
+    bytes: list[int] | UnsetType = UNSET
 
 
 class ScoredWord(msgspec.Struct):

@@ -14,7 +14,8 @@ from typing import Protocol
 
 from msgspec import UNSET
 
-from service.answers.bodies import Alternative, Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob
+from service.answers.bodies import Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob
+from service.answers.figures import alternatives
 from service.answers.work import Work
 from service.engine import Finish, GenerateCall, Generation, Sample, Sampling
 from service.registry import Model
@@ -114,7 +115,8 @@ class ChoiceWriter:
                 sample.token_ids[i],
                 texts[sample.token_ids[i]],
                 sample.logprobs[i],
-                [Alternative(id_, texts[id_], value) for id_, value in zip(*sample.alternatives[i], strict=True)],
+                alternatives(self.vocabulary, *sample.alternatives[i]),
+                self.vocabulary.parts.get(sample.token_ids[i], UNSET),
             )
             for i in range(first, last)
         ]

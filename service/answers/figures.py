@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import UNSET
 
-from service.answers.bodies import Alternative, ScoredToken, ScoredWord, TextFigures
+from service.answers.bodies import Alternative, ScoredToken, ScoredWord, TextFigures, TokenText
 from service.answers.sums import LN_OF, TextSums, in_base
 from service.engine import TextScore
 from service.engine.calls import GRID
@@ -29,7 +30,7 @@ from service.requests.schema import LogBase
 from service.state_tokens import TextState
 from service.text.tokenizer import END_ID, Encoded, Vocabulary, nfc
 
-__all__ = ["ScoredText"]
+__all__ = ["ScoredText", "alternatives", "token_texts"]
 
 _WORD: Final = re.compile(r"\S+")
 
@@ -69,7 +70,7 @@ class ScoredText:
         assert scores.ranks is not None, "ranks are asked for together with tokens"
         logprobs = self._all_in_base(scores.logprobs[first:last])
         ranks = scores.ranks[first:last].tolist()
-        alternatives = zip(
+        tops = zip(
             scores.alternative_ids[first:last].tolist(),
             map(self._all_in_base, scores.alternative_logprobs[first:last]),
             strict=True,
@@ -82,11 +83,12 @@ class ScoredText:
                 rank,
                 start,
                 end,
-                [Alternative(id_, texts[id_], value) for id_, value in zip(ids, values, strict=True)],
+                alternatives(self.vocabulary, ids, values),
                 token == self.vocabulary.unknown_id,
+                self.vocabulary.parts.get(token, UNSET),
             )
             for (token, start, end), logprob, rank, (ids, values) in zip(
-                self._places(first, last), logprobs, ranks, alternatives, strict=True
+                self._places(first, last), logprobs, ranks, tops, strict=True
             )
         ]
 
@@ -146,6 +148,19 @@ class ScoredText:
     def _all_in_base(self, logprobs: npt.NDArray[np.float64]) -> list[float]:
         values: list[float] = (logprobs / LN_OF[self.log_base] + 0.0).tolist()
         return values
+
+
+def alternatives(vocabulary: Vocabulary, ids: Sequence[int], logprobs: Sequence[float]) -> list[Alternative]:
+    """The likeliest tokens at a place, with their figures."""
+    texts, parts = vocabulary.texts, vocabulary.parts
+    return [
+        Alternative(id_, texts[id_], value, parts.get(id_, UNSET)) for id_, value in zip(ids, logprobs, strict=True)
+    ]
+
+
+def token_texts(vocabulary: Vocabulary, ids: Sequence[int]) -> list[TokenText]:
+    """Tokens as /tokenize tells them."""
+    return [TokenText(token, vocabulary.texts[token], vocabulary.parts.get(token, UNSET)) for token in ids]
 
 
 def _units(logprobs: npt.NDArray[np.float64]) -> int:

@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from service.answers.bodies import StatesAnswer, StatesUsage, StateTensorValues, TokenText
+from service.answers.bodies import StatesAnswer, StatesUsage, StateTensorValues
+from service.answers.figures import token_texts
 from service.engine import ScoreCall, Scoring, StateValue
 from service.text.tokenizer import END_ID, Vocabulary
 
@@ -40,7 +41,7 @@ def states_bytes(num_tokens: int, state_bytes: int, num_tensors: int, units: int
 def states_answer(model: str, ids: Sequence[int], vocabulary: Vocabulary, scoring: Scoring, units: int) -> StatesAnswer:
     """The states of an ended `scoring` of `states_call`, `units` numbers of each tensor at most."""
     states = [result.state for result in scoring.results if result.state is not None]
-    tokens = [TokenText(token, vocabulary.texts[token]) for token in ids]
+    tokens = token_texts(vocabulary, ids)
     names = list(states[0].rows) if states else []
     tensors = [_tensor(name, states, units) for name in names]
     return StatesAnswer(model, tokens, tensors, StatesUsage(scoring.computed_tokens))

@@ -19,6 +19,10 @@ FIELDS: Final[dict[str, Field]] = {
     "bits_per_byte": ("Bits a byte of UTF-8; null without any.", 1.9),
     "bits_per_char": ("Bits a character; null without any.", 1.9),
     "bundle": ("SHA-256 of the manifest, which holds those of all other files.",),
+    "bytes": (
+        "Of a token that is no whole characters, so that its text shows `\ufffd`; another's are the UTF-8 of its text.",
+        [237, 149],
+    ),
     "cache_bytes": ("What the prefix cache may hold.",),
     "cached_tokens": ("Tokens of prompts or contexts whose state was known from an earlier request.", 12),
     "choices": ("One a sample; in a stream, those that have something new.",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from service.answers.bodies import TokenText
+from service.answers.figures import token_texts
 from service.answers.work import Work
 from service.requests.model_limits import check_num_chars, checked_ids
 from service.routes.exchange import current_exchange, json_response
@@ -28,8 +28,7 @@ def tokenize_blueprint(service: Service) -> Blueprint:
         model = exchange.use_model(service.registry.get(request.model))
         check_num_chars("text", [request.text], service.settings.max_text_chars)
         exchange.ticket.take_bytes(len(request.text) * BYTES_PER_CHAR)
-        texts = model.tokenizer.vocabulary.texts
-        tokens = [TokenText(token, texts[token]) for token in model.tokenizer.encode(request.text)]
+        tokens = token_texts(model.tokenizer.vocabulary, model.tokenizer.encode(request.text))
         exchange.note_work(lambda: Work(len(tokens), prompts=(request.text,)))
         return json_response({"model": model.name, "tokens": tokens})
 

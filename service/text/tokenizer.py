@@ -8,6 +8,7 @@ requests.
 from __future__ import annotations
 
 import enum
+import functools
 import json
 import os
 import sys
@@ -58,6 +59,12 @@ class Vocabulary:
     def size(self) -> int:
         """Number of tokens, the boundary token included."""
         return len(self.texts)
+
+    @functools.cached_property
+    def parts(self) -> dict[int, list[int]]:
+        """The bytes of those tokens that are no whole characters, and so do not show in their texts."""
+        pairs = enumerate(zip(self.texts, self.pieces, strict=True))
+        return {token: list(piece) for token, (text, piece) in pairs if "\ufffd" in text and text.encode() != piece}
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,9 +18,10 @@ export function drawLegend(list) {
   list.replaceChildren(make("li", { className: "unit", textContent: t("legend") }), ...entries);
 }
 
-/** How a token is called where it stands alone: spaces and ends of lines can be seen. */
+/** How a token is called where it stands alone: spaces, ends of lines and the bytes of a part of a character can be seen. */
 export function visible(token) {
   if (token.id === END_ID) return t("token.end");
+  if (token.bytes !== undefined) return token.bytes.map((byte) => byte.toString(16).toUpperCase().padStart(2, "0")).join(" ");
   return token.text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣");
 }
 

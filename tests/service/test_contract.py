@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from flask import Flask
@@ -182,6 +183,46 @@ def test_streamed_and_whole_answers_are_equal(client: FlaskClient, model: str, m
         assert [t for choice in own for t in choice.get("tokens", [])] == expected.get("tokens", [])
 
 
+def spelled(tokens: list[dict[str, Any]]) -> bytes:
+    """The bytes of tokens, as the contract says them."""
+    return b"".join(bytes(token["bytes"]) if "bytes" in token else token["text"].encode() for token in tokens)
+
+
+@pytest.mark.parametrize("model", ["letters", "bytes", "words"])
+@pytest.mark.parametrize("text", ["good day", "e\u0301a 😀", "\u1112\u1161\u11ab글\ufffd!", "abc"])
+def test_bytes_of_tokens_join_to_those_of_the_text(client: FlaskClient, model: str, text: str) -> None:
+    tokens = post(client, "/tokenize", model=model, text=text)["tokens"]
+    [scored] = post(client, "/score", model=model, text=text, tokens=True, top=20, add_end=False)["results"]
+    assert [(t["id"], t["text"], t.get("bytes")) for t in scored["tokens"]] == [
+        (t["id"], t["text"], t.get("bytes")) for t in tokens
+    ]
+    states = client.post("/states", json={"model": model, "text": text}).get_json()
+    assert states["tokens"] == tokens
+    known = [token for token in tokens if token["text"] != "<|unk|>"]
+    if len(known) == len(tokens):
+        assert spelled(tokens) == normalize("NFC", text).replace(" " if model == "words" else "\0", "").encode()
+    answer = post(client, "/detokenize", model=model, tokens=tokens)["text"]
+    assert answer == post(client, "/detokenize", model=model, tokens=[token["id"] for token in tokens])["text"]
+    every = [*tokens, *(other for token in scored["tokens"] for other in token["top"])]
+    for token in every:
+        assert ("bytes" in token) == ("\ufffd" in token["text"] and model == "bytes")
+
+
+def test_bytes_of_generated_tokens_join_to_those_of_the_text(client: FlaskClient) -> None:
+    request: dict[str, Any] = {"model": "noise", "seed": 3, "logprobs": 3, "max_tokens": 100, "logit_bias": {"0": -100}}
+    [choice] = post(client, "/generate", **request)["choices"]
+    assert spelled(choice["tokens"]).decode("utf-8", "replace").startswith(choice["text"])
+    names = post(client, "/v1/completions", **request)["choices"][0]["logprobs"]["tokens"]
+    for token, name in zip(choice["tokens"], names, strict=True):
+        part = "".join(f"\\x{byte:02x}" for byte in token.get("bytes", []))
+        assert name == (f"bytes:{part}" if part else token["text"])
+    [choice] = post(client, "/generate", model="bytes", temperature=0, logprobs=1)["choices"]
+    assert spelled(choice["tokens"][:-1]) == SPELLED.encode()
+    assert [token["top"][0].get("bytes") for token in choice["tokens"][:2]] == [[0xC3], [0xA9]]
+    parts = sse(client, model="bytes", temperature=0, logprobs=1)[:-1]
+    assert [token for part in parts for own in part["choices"] for token in own["tokens"]] == choice["tokens"]
+
+
 def test_bytes_become_whole_characters(client: FlaskClient) -> None:
     *parts, _ = sse(client, model="bytes", temperature=0)
     pieces = [choice["text"] for part in parts for choice in part["choices"]]
@@ -256,7 +297,8 @@ def test_tokenize_and_detokenize_undo_each_other(client: FlaskClient) -> None:
     text = "한글 😀 and <|end|>\n"
     tokens = post(client, "/tokenize", model="bytes", text=text)
     assert set(tokens) == {"model", "tokens"}
-    assert set(tokens["tokens"][0]) == {"id", "text"}
+    assert tokens["tokens"][0] == {"id": tokens["tokens"][0]["id"], "text": "\ufffd", "bytes": [0xED]}
+    assert set(tokens["tokens"][-1]) == {"id", "text"}
     answer = {"model": "bytes", "text": text}
     assert post(client, "/detokenize", model="bytes", tokens=tokens["tokens"]) == answer
     assert post(client, "/detokenize", model="bytes", tokens=[t["id"] for t in tokens["tokens"]]) == answer

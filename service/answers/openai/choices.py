@@ -127,8 +127,5 @@ def prompt_logprobs(prompt: ReadPrompt, scores: TextScore, vocabulary: Vocabular
 
 def token_name(vocabulary: Vocabulary, token: int) -> str:
     """The token as text; where its bytes are no whole characters, `bytes:` and the bytes, so that no two look alike."""
-    text = vocabulary.texts[token]
-    if "\ufffd" not in text:
-        return text
-    piece = vocabulary.pieces[token]
-    return text if text.encode("utf-8") == piece else "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+    part = vocabulary.parts.get(token)
+    return vocabulary.texts[token] if part is None else "bytes:" + "".join(f"\\x{byte:02x}" for byte in part)
