@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.service.running import ROOT, Server, running_server
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def released_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop must not be running in the tests of other modules
 def browser() -> Iterator[Browser]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (dev)")
     if CHROMIUM is None:
@@ -51,7 +52,7 @@ class Visit:
         self.complaints: list[str] = []
         self.page.on("console", lambda message: self._note(message.type, message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(PATIENCE * 1000)
         self.page.goto(url)
         if wait:
             self.page.wait_for_selector("#write-go:enabled")
