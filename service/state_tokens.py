@@ -12,9 +12,10 @@ Layout, numbers in little endian, the whole as base64url without padding:
     token      uint32
     position   uint64
     seed       uint64
-    sample     uint8, 0: an older version told samples of one seed apart by a number, which would follow here
     partial    uint8, how many; bytes of an incomplete character
     rows       float32, tensor after tensor in the manifest's order
+    generated  uint32, how many distinct tokens were generated; of each, ascending, the step from the one before and how
+               often it was generated, both as LEB128
     seen       token ids, ascending: a bit a token, or the steps from one to the next as LEB128, whichever is shorter
     signature  HMAC-SHA256 over everything above
 
@@ -28,7 +29,7 @@ import binascii
 import hmac
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,8 +43,12 @@ from service.text.detokenizer import MAX_PARTIAL_BYTES, NO_TEXT, TextEnd
 
 __all__ = ["StateTokens", "TextState"]
 
-VERSION: Final = 1
+VERSION: Final = 2
+OLDER_VERSION: Final = 1  # with the byte `sample` before `partial`, and without `generated`
 SEEDED, NEEDS_SPACE, BITMAP = 1, 2, 4
+COUNT_BYTES: Final = 5
+STEP_BYTES: Final = 2  # a token on average, or less: together the steps are no more than the vocabulary
+_COUNT: Final = struct.Struct("<I")
 _HEAD: Final = struct.Struct("<B8s4sBIQQ")
 _SIGNATURE_BYTES: Final = 32
 _SOME_TOKEN: Final = "expected one as an earlier answer gave it"
@@ -90,12 +95,18 @@ class StateTokens:
     @property
     def max_chars(self) -> int:
         """No token of this bundle is longer."""
-        size = _HEAD.size + 2 + MAX_PARTIAL_BYTES + 4 * self._num_floats + self._bitmap_bytes
-        return -(-4 * (size + _SIGNATURE_BYTES) // 3)
+        return self._max_chars(self._vocabulary_size)
 
     def memory_bytes(self, num_seen: int) -> int:
         """About what a state and its token take while an answer is made, after `num_seen` tokens of text at most."""
-        return 2 * self.max_chars + 4 * self._num_floats + 64 * min(num_seen, self._vocabulary_size)
+        num_distinct = min(num_seen, self._vocabulary_size)
+        return 2 * self._max_chars(num_distinct) + 4 * self._num_floats + 128 * num_distinct
+
+    def _max_chars(self, num_distinct: int) -> int:
+        """Of the token of a text with so many distinct tokens."""
+        size = _HEAD.size + 1 + MAX_PARTIAL_BYTES + 4 * self._num_floats + self._bitmap_bytes
+        size += _COUNT.size + (STEP_BYTES + COUNT_BYTES) * num_distinct
+        return -(-4 * (size + _SIGNATURE_BYTES) // 3)
 
     def encode(self, state: TextState) -> str:
         """The token of a state of this bundle."""
@@ -107,7 +118,7 @@ class StateTokens:
         data = self._bytes(text)
         signed, signature = data[:-_SIGNATURE_BYTES], data[-_SIGNATURE_BYTES:]
         version, bundle, key_id, *_ = _HEAD.unpack_from(signed)
-        if version != VERSION:
+        if version not in (VERSION, OLDER_VERSION):
             raise InvalidRequest(
                 f"state: got a token of format version {version}, expected {VERSION}: run its text again"
             )
@@ -150,8 +161,9 @@ class StateTokens:
         return b"".join(
             (
                 _HEAD.pack(VERSION, self._bundle[:8], self._key_id, flags, value.token, value.position, value.seed),
-                bytes([0, len(end.partial)]) + end.partial,
+                bytes([len(end.partial)]) + end.partial,
                 *(value.rows[name].astype("<f4").tobytes() for name in self._tensors),
+                _packed_counts(value.generated),
                 seen,
             )
         )
@@ -169,18 +181,19 @@ class StateTokens:
 
     def _state(self, signed: bytes) -> TextState:
         """The parts of a payload whose signature is right. Raises ValueError with what is wrong all the same."""
-        _, _, _, flags, token, position, seed = _HEAD.unpack_from(signed)
+        version, _, _, flags, token, position, seed = _HEAD.unpack_from(signed)
         rest = _Rest(signed, _HEAD.size)
-        if rest.count():
+        if version == OLDER_VERSION and rest.count():
             raise ValueError("the number of a sample, as an older version gave it: run its text again")
         partial = rest.take(rest.count())
         rows = self._rows(rest.take(4 * self._num_floats))
+        generated = {} if version == OLDER_VERSION else self._unpacked_counts(rest)
         seen = self._unpacked(rest.take(len(signed) - rest.at), flags)
         if token >= self._vocabulary_size or position >= 2**63 or seed >= 2**63:
             raise ValueError("a number out of range")
         if len(partial) > MAX_PARTIAL_BYTES:
             raise ValueError("more than it should")
-        value = StateValue(rows, token, position, seed, seen)
+        value = StateValue(rows, token, position, seed, seen, generated)
         return TextState(value, TextEnd(bool(flags & NEEDS_SPACE), partial), bool(flags & SEEDED))
 
     def _rows(self, data: bytes) -> Rows:
@@ -192,6 +205,15 @@ class StateTokens:
             name: floats[first:last].reshape(shape)
             for (name, shape), first, last in zip(self._tensors.items(), places, places[1:], strict=False)
         }
+
+    def _unpacked_counts(self, rest: _Rest) -> dict[int, int]:
+        counts, token = {}, 0
+        for _ in range(_COUNT.unpack(rest.take(_COUNT.size))[0]):
+            token += rest.leb128()
+            counts[token] = rest.leb128()
+        if token >= self._vocabulary_size:
+            raise ValueError("a token id out of range")
+        return counts
 
     def _unpacked(self, data: bytes, flags: int) -> frozenset[int]:
         if len(data) > self._bitmap_bytes or (flags & BITMAP and len(data) != self._bitmap_bytes):
@@ -216,6 +238,16 @@ class _Rest:
         """A count of one byte."""
         return self.take(1)[0]
 
+    def leb128(self) -> int:
+        """A number of at most COUNT_BYTES bytes. Raises ValueError where there is none."""
+        number = 0
+        for place in range(COUNT_BYTES):
+            byte = self.count()
+            number |= (byte & 0x7F) << 7 * place
+            if byte < 0x80:
+                return number
+        raise ValueError("a number out of range")
+
     def take(self, size: int) -> bytes:
         """Raises ValueError where there are not so many."""
         if self.at + size > len(self._data):
@@ -230,6 +262,13 @@ def _key_id(key: str) -> bytes:
 
 def _signing_key(key: str, bundle_hash: str) -> bytes:
     return hmac.digest(key.encode(), b"meari state token of bundle " + bundle_hash.encode(), "sha256")
+
+
+def _packed_counts(counts: Mapping[int, int]) -> bytes:
+    tokens = sorted(counts)
+    steps = np.diff(np.array(tokens, np.int64), prepend=0).tolist()
+    pairs = (_leb128(step) + _leb128(counts[token]) for step, token in zip(steps, tokens, strict=True))
+    return _COUNT.pack(len(tokens)) + b"".join(pairs)
 
 
 def _leb128(number: int) -> bytes:

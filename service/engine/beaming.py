@@ -109,4 +109,5 @@ def _state(parent: Sequence, token_ids: SequenceOf[int], rows: StateRow) -> Stat
         token=token_ids[-1],
         position=parent.position,
         seen=before.union(parent.forced[1:], token_ids),
+        generated=StateValue.counted(start, token_ids),
     )

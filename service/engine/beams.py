@@ -94,6 +94,7 @@ class BeamSearch:
     end_id            the token that finishes one
     num_alternatives  the likeliest tokens to note at each place, or None
     stop              makes a matcher that is fed a hypothesis' tokens. What a matcher raises, `advance` raises
+    min_tokens        the end token is none of the first so many
     """
 
     def __init__(
@@ -104,8 +105,10 @@ class BeamSearch:
         end_id: int,
         num_alternatives: int | None,
         stop: Callable[[], StopMatcher] | None,
+        min_tokens: int = 0,
     ) -> None:
         self._num_beams = num_beams
+        self._num_before_end = min_tokens
         self._num_results = num_results
         self._num_tokens_left = max_tokens
         self._end_id = end_id
@@ -131,6 +134,9 @@ class BeamSearch:
         best = likeliest(logprobs, self._num_likeliest)
         values = on_grid(np.take_along_axis(logprobs, best, axis=1))
         alternatives = self._alternatives(best, values)
+        if self._num_before_end > 0:
+            self._num_before_end -= 1
+            values[best == self._end_id] = -np.inf
         live: list[Hypothesis] = []
         finished: list[Hypothesis] = []
         for score, row, token, logprob in self._candidates(best, values):

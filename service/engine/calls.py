@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -76,6 +77,7 @@ class StateValue:
     position  how many tokens were fed before it, the boundary token included
     seed      of the sampling that led here
     seen      the distinct tokens of the text so far, for the repetition penalty
+    generated how often each token was generated in the text so far, for the frequency and presence penalties
     """
 
     rows: Mapping[str, npt.NDArray[np.float32]]
@@ -83,6 +85,14 @@ class StateValue:
     position: int
     seed: int = 0
     seen: frozenset[int] = frozenset()
+    generated: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def counted(cls, start: StateValue | None, tokens: Sequence[int]) -> Mapping[int, int]:
+        """How often each token was generated up to `start` and in `tokens` after it."""
+        counts = Counter(None if start is None else start.generated)
+        counts.update(tokens)
+        return dict(counts)
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,9 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    min_tokens: int = 0  # the end token is none of the first so many
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
 
@@ -116,6 +129,7 @@ class GenerateCall:
     start: StateValue | None = None
     want_state: bool = False
     num_beams: int = 1
+    ignores_end: bool = False  # the end token ends no sample; what follows it is a new text
     news: News | None = None  # one for several calls that are waited for together
 
     @property

@@ -56,6 +56,7 @@ class Draws:
         ]
         self._is_greedy = len(self._greedy) == len(samplers)
         self._tracking = [row for row, s in enumerate(samplers) if s is not None and s.reshapes]
+        self._barring = [s for s in samplers if s is not None and s.bars_end]
 
     def asked(self, places: Ids, before: tuple[Ids, Ids] | None = None) -> Asked:
         """What to ask of a run for these rows at `places`, after rows with given targets (places and targets, [n])."""
@@ -77,6 +78,11 @@ class Draws:
     def may_write(self) -> bool:
         """Whether the graph can take several tokens of these rows one after another."""
         return bool(self._samplers) and (not self.whole or (self._is_greedy and not self._wants_whole))
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a row is to be sampled otherwise than before: its text is now long enough to end."""
+        return not all(sampler.bars_end for sampler in self._barring)
 
     def written(self, steps: int) -> Written:
         """How the next `steps` tokens of every row are taken."""

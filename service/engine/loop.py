@@ -120,6 +120,7 @@ class Engine:
                 self._runner.end_id,
                 call.num_alternatives,
                 call.stop,
+                call.sampling.min_tokens,
             )
         request.root = generation_sequence(call, handle.samples, request, self._runner.end_id)
         self._submit(request, reservation)

@@ -74,6 +74,7 @@ def note_state(sequence: Sequence, copy_rows: Callable[[], StateRow]) -> None:
         position=sequence.position,
         seed=continuation.sampler.seed,
         seen=before.union(sequence.forced[1:], token_ids),
+        generated=StateValue.counted(start, token_ids),
     )
 
 

@@ -27,15 +27,17 @@ def generation_sequence(call: GenerateCall, samples: SequenceOf[Sample], request
     """The sequence of the first sample; the others fork off it after the prompt. For beams it only reads the prompt."""
     forced = [end_id if call.start is None else call.start.token, *call.prompt]
     seen = {*call.prompt, *(call.start.seen if call.start is not None else ())}
+    generated = call.start.generated if call.start is not None else {}
     sequences = [Sequence(request, forced, start=call.start)] if call.num_beams > 1 else []
     for index, sample in enumerate(samples if call.num_beams == 1 else ()):
         continuation = Continuation(
             sample,
-            Sampler(call.sampling, index, seen, call.position),
+            Sampler(call.sampling, index, seen, call.position, generated, end_id),
             call.max_tokens,
             call.num_alternatives,
             call.stop() if call.stop is not None else None,
             call.want_state,
+            call.ignores_end,
         )
         sequences.append(Sequence(request, forced, continuation=continuation, start=call.start))
     first, *others = sequences

@@ -1,10 +1,11 @@
 """From a distribution to the next token of one sample.
 
 The order and the meaning are vLLM's: logit bias, repetition penalty (CTRL, Keskar et al. 2019, arXiv 1909.05858: the
-logit of a token that has occurred is divided by r where positive, multiplied by r where negative), temperature (below
-1e-5 the likeliest token), min_p, top_k (with all that are as likely as the k-th), and top_p of what these leave
-(nucleus, Holtzman et al. 2019, arXiv 1904.09751). Then one uniform number picks a token from what is left. Of equals
-the lowest id goes first, where vLLM leaves the order to its sort.
+logit of a token that has occurred is divided by r where positive, multiplied by r where negative), frequency and
+presence penalties (OpenAI's: the one is subtracted for each time that a token was generated, the other once; the prompt
+counts nothing), temperature (below 1e-5 the likeliest token), min_p, top_k (with all that are as likely as the k-th),
+and top_p of what these leave (nucleus, Holtzman et al. 2019, arXiv 1904.09751). Then one uniform number picks a token
+from what is left. Of equals the lowest id goes first, where vLLM leaves the order to its sort.
 
 This file does it for one sample; `draws.py` says which rows of a run are sampled inside the graph instead.
 
@@ -18,7 +19,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import struct
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -36,6 +39,7 @@ LEAST_PENALTY: Final = 1e-30  # a smaller one changes nothing but what overflows
 NO_LIMIT: Final = 1e9
 BLOCK: Final = 8  # positions whose uniform numbers come from one hash
 UNPACK: Final = struct.Struct("<8Q").unpack
+NOTHING_GENERATED: Final[Mapping[int, int]] = MappingProxyType({})
 
 
 class Sampler:
@@ -45,26 +49,62 @@ class Sampler:
               however many there are
     seen      the tokens of the text so far: the repetition penalty counts them
     position  of the first token that will be sampled: how many there are before it
+    generated how often each token of the text so far was sampled: the other two penalties count them
+    end_id    the token that settings.min_tokens keep away
     """
 
-    def __init__(self, settings: Sampling, index: int, seen: Iterable[int], position: int) -> None:
+    def __init__(
+        self,
+        settings: Sampling,
+        index: int,
+        seen: Iterable[int],
+        position: int,
+        generated: Mapping[int, int] = NOTHING_GENERATED,
+        end_id: int = 0,
+    ) -> None:
         self.settings = settings
         self.seed = sample_seed(settings.seed, position, index)
+        self._end_id = end_id
+        self._num_before_end = settings.min_tokens
         self._position = position
         self._key = hashlib.blake2b(b"%d" % self.seed, digest_size=32).digest()
         self._block: tuple[int, tuple[float, ...]] = (-1, ())
         self._seen = set(seen) if settings.repetition_penalty != 1.0 else None
+        self._generated = Counter(generated) if settings.frequency_penalty or settings.presence_penalty else None
         bias = dict(settings.logit_bias)
         self._bias = (np.array(list(bias), np.int64), np.array(list(bias.values()), np.float64)) if bias else None
-        self.reshapes = self._seen is not None or self._bias is not None
+        self._reshapes = not (self._seen is None and self._generated is None and self._bias is None)
         self._takes_likeliest = settings.temperature < LEAST_TEMPERATURE
-        self.is_greedy = self._takes_likeliest and not self.reshapes
-        is_in_reach = settings.temperature >= LEAST_TEMPERATURE_IN_GRAPH and settings.min_p <= MOST_MIN_P_IN_GRAPH
-        self.is_warm = is_in_reach and not self.reshapes
-        self.is_top_k = settings.top_k > 0 and not self._takes_likeliest and not self.reshapes
+        is_warm = settings.temperature >= LEAST_TEMPERATURE_IN_GRAPH
+        self._is_in_reach = is_warm and settings.min_p <= MOST_MIN_P_IN_GRAPH
         top_p = settings.top_p if settings.top_p < 1.0 else NO_LIMIT
-        inverse = 1.0 / settings.temperature if self.is_warm else 1.0
+        inverse = 1.0 / settings.temperature if is_warm else 1.0
         self.columns = (inverse, settings.min_p, top_p, settings.top_k or NO_LIMIT)  # as the graph takes them
+
+    @property
+    def bars_end(self) -> bool:
+        """Whether the next token cannot be the end."""
+        return self._num_before_end > 0
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether the next token is taken from other logits than the model's."""
+        return self._reshapes or self._num_before_end > 0
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether it is the model's likeliest token."""
+        return self._takes_likeliest and not self.reshapes
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether float32 weights say well enough how likely the tokens are."""
+        return self._is_in_reach and not self.reshapes
+
+    @property
+    def is_top_k(self) -> bool:
+        """Whether it is one of the model's likeliest tokens."""
+        return self.settings.top_k > 0 and not self._takes_likeliest and not self.reshapes
 
     def uniform(self) -> float:
         """The number of the next token, in [0, 1)."""
@@ -92,9 +132,12 @@ class Sampler:
         return tuple((bits >> 11) * 2.0**-53 for bits in UNPACK(hashlib.blake2b(message, key=self._key).digest()))
 
     def saw(self, token: int) -> None:
-        """Count a token as seen."""
+        """Count a sampled token."""
+        self._num_before_end -= 1
         if self._seen is not None:
             self._seen.add(token)
+        if self._generated is not None:
+            self._generated[token] += 1
 
     def pick(self, logits: Floats32) -> int:
         """Take a token by all the settings. logits: float32 [vocabulary_size]."""
@@ -138,6 +181,12 @@ class Sampler:
             seen = np.array(sorted(self._seen), np.int64)
             penalty = max(self.settings.repetition_penalty, LEAST_PENALTY)
             scores[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
+        if self._generated:
+            counts = np.array(list(self._generated.values()), np.float64)
+            penalties = self.settings.frequency_penalty * counts + self.settings.presence_penalty
+            scores[list(self._generated)] -= penalties
+        if self.bars_end:
+            scores[self._end_id] = -np.inf
         return scores
 
 

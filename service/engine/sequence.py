@@ -74,6 +74,7 @@ class Continuation:
     num_alternatives: int | None
     stop: StopMatcher | None
     want_state: bool = False
+    ignores_end: bool = False
 
     @property
     def num_left(self) -> int:
@@ -82,7 +83,7 @@ class Continuation:
 
     def take_all(self, tokens: list[int], logprobs: list[float], end_id: int) -> bool:
         """Add several tokens if none of them can be the last one; False when that has to be looked at one by one."""
-        if self.stop is not None or self.num_left <= len(tokens) or end_id in tokens:
+        if self.stop is not None or self.num_left <= len(tokens) or (end_id in tokens and not self.ignores_end):
             return False
         self.sample.logprobs.extend(logprobs)
         self.sample.token_ids.extend(tokens)
@@ -93,7 +94,7 @@ class Continuation:
         sample = self.sample
         sample.logprobs.append(logprob)
         sample.token_ids.append(token)
-        if token == end_id:
+        if token == end_id and not self.ignores_end:
             return Finish.END
         if self.stop is not None and self.stop(token):
             return Finish.STOP

@@ -69,7 +69,7 @@ class Writing:
         self.batch.join(self.joining)
         newcomers, self.newcomers, self.joining = self.newcomers, [], []
         sequences = self.batch.sequences
-        if newcomers or self._drawn_for is not sequences:
+        if newcomers or self._drawn_for is not sequences or self._draws.is_stale:
             self._prepare(sequences, newcomers)
         if self._draws.may_write and not newcomers:
             return self._write(most_steps)

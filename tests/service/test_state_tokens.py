@@ -53,6 +53,7 @@ floats = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), mi
     position=st.integers(0, 2**63 - 1),
     seed=st.integers(0, 2**63 - 1),
     seen=st.frozensets(st.integers(0, VOCABULARY_SIZE - 1), max_size=400),
+    generated=st.dictionaries(st.integers(0, VOCABULARY_SIZE - 1), st.integers(1, 2**35 - 1), max_size=400),
     needs_space=st.booleans(),
     partial=st.binary(max_size=3),
     is_seeded=st.booleans(),
@@ -63,6 +64,7 @@ def test_a_state_comes_back_bit_for_bit(
     position: int,
     seed: int,
     seen: frozenset[int],
+    generated: dict[int, int],
     needs_space: bool,
     partial: bytes,
     is_seeded: bool,
@@ -71,7 +73,7 @@ def test_a_state_comes_back_bit_for_bit(
         "cell": np.array(numbers[6:], np.float32),
         "hidden": np.array(numbers[:6], np.float32).reshape(2, 3),
     }
-    value = StateValue(rows, token, position, seed, seen)
+    value = StateValue(rows, token, position, seed, seen, generated)
     text = codec().encode(TextState(value, TextEnd(needs_space, partial), is_seeded))
     assert len(text) <= codec().max_chars
     found = codec().decode(text)
@@ -79,6 +81,7 @@ def test_a_state_comes_back_bit_for_bit(
     assert found.is_seeded == is_seeded
     same = found.value
     assert (same.token, same.position, same.seed, same.seen) == (token, position, seed, seen)
+    assert same.generated == generated
     assert {name: (row.shape, row.tobytes()) for name, row in same.rows.items()} == {
         name: (row.shape, row.tobytes()) for name, row in rows.items()
     }
@@ -100,6 +103,13 @@ def test_seen_tokens_never_take_more_than_a_bit_each(vocabulary_size: int, share
     bare = tokens.encode(TextState(state()))
     assert tokens.decode(text).value.seen == seen
     assert len(text) - len(bare) <= 4 / 3 * -(-vocabulary_size // 8) + 2
+
+
+def test_how_often_tokens_were_generated_takes_few_bytes() -> None:
+    counts = {token: 1 + token % 100 for token in range(0, VOCABULARY_SIZE, 7)}
+    bare, text = (codec().encode(TextState(state(generated=one))) for one in ({}, counts))
+    assert codec().decode(text).value.generated == counts
+    assert len(text) - len(bare) <= 4 / 3 * 2 * len(counts) + 2
 
 
 def test_every_changed_bit_is_refused() -> None:
@@ -139,7 +149,7 @@ def test_the_reason_says_whose_token_it_is() -> None:
     assert "another model" in refusal(codec(bundle_hash=OTHER_HASH), own)
     assert "signed with a key that this service does not hold" in refusal(codec(OTHER_KEY), own)
     assert "changed or cut" in refusal(codec(), flipped(own, 60, 0))
-    assert "format version 3, expected 1" in refusal(codec(), flipped(own, 0, 1))
+    assert "format version 3, expected 2" in refusal(codec(), flipped(own, 0, 0))
 
 
 def test_a_token_that_claims_another_bundle_or_key_is_still_refused() -> None:
@@ -167,15 +177,23 @@ def test_signed_nonsense_is_refused_too() -> None:
     assert "out of range" in refusal(codec(), codec().encode(TextState(state(token=VOCABULARY_SIZE))))
     assert "out of range" in refusal(codec(), codec().encode(TextState(state(seen=frozenset({VOCABULARY_SIZE})))))
     assert "less than" in refusal(codec(), _signed(b"\x00" * 11))
-    assert "less than" in refusal(codec(), _signed(b"\x00\x00" + b"\x00" * 40 + b"\x80"))
-    assert "more than" in refusal(codec(), _signed(b"\x00\x04" + b"\x00" * 44))
-    assert "an older version" in refusal(codec(), _signed(b"\x01" + b"\x00" * 9 + b"\x00" * 40))
-    assert "another length" in refusal(codec(), _signed(b"\x00\x00" + b"\x00" * 40 + b"\x01" * 126))
-    assert "out of range" in refusal(codec(), _signed(b"\x00\x00" + b"\x00" * 40 + b"\xff" * 9))
+    assert "less than" in refusal(codec(), _signed(b"\x00" + b"\x00" * 44 + b"\x80"))
+    assert "more than" in refusal(codec(), _signed(b"\x04" + b"\x00" * 48))
+    assert "an older version" in refusal(codec(), _signed(b"\x01" + b"\x00" * 9 + b"\x00" * 40, version=1))
+    assert "another length" in refusal(codec(), _signed(b"\x00" + b"\x00" * 44 + b"\x01" * 126))
+    assert "out of range" in refusal(codec(), _signed(b"\x00" + b"\x00" * 44 + b"\xff" * 9))
+    assert "out of range" in refusal(codec(), codec().encode(TextState(state(generated={VOCABULARY_SIZE: 1}))))
+    assert "out of range" in refusal(codec(), codec().encode(TextState(state(generated={1: 2**35}))))
+    assert "less than" in refusal(codec(), _signed(b"\x00" + b"\x00" * 40 + b"\xff" * 4 + b"\x01" * 40))
 
 
-def _signed(rest: bytes) -> str:
+def test_a_token_of_the_version_before_is_taken_and_counts_nothing_as_generated() -> None:
+    found = codec().decode(_signed(b"\x00\x01\xc3" + b"\x00" * 40 + b"\x05\x02", version=1))
+    assert (found.value.seen, found.value.generated, found.text_end.partial) == ({5, 7}, {}, b"\xc3")
+
+
+def _signed(rest: bytes, version: int = 2) -> str:
     """A token with the right signature over a head and any rest."""
     tokens = codec()
-    data = struct.pack("<B8s4sBIQQ", 1, bytes.fromhex(HASH)[:8], tokens._key_id, 0, 1, 1, 1) + rest
+    data = struct.pack("<B8s4sBIQQ", version, bytes.fromhex(HASH)[:8], tokens._key_id, 0, 1, 1, 1) + rest
     return base64.urlsafe_b64encode(data + tokens._signature(tokens._key_id, data)).rstrip(b"=").decode()

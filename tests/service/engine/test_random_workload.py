@@ -6,6 +6,7 @@ Requests come at any turn, are cancelled or run out of time at any turn, and con
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def check_state(state: StateValue, bundle: Bundle, call: GenerateCall | ScoreCal
     text = [0, *(call.prompt if isinstance(call, GenerateCall) else call.context), *ids]
     assert (state.token, state.position) == (text[-1], len(text) - 1)
     assert state.seen == set(text[1:])
+    assert state.generated == (Counter(ids) if isinstance(call, GenerateCall) else {})
     expected = step_through(bundle, text[:-1])
     if len(text) > 1:
         assert {name: values.tobytes() for name, values in state.rows.items()}.items() <= expected.items()
@@ -60,7 +62,7 @@ def same_state(got: StateValue | None, expected: StateValue | None) -> bool:
         return got is expected
     rows = {name: values.tobytes() for name, values in got.rows.items()}
     return rows == {name: values.tobytes() for name, values in expected.rows.items()} and all(
-        getattr(got, name) == getattr(expected, name) for name in ("token", "position", "seed", "seen")
+        getattr(got, name) == getattr(expected, name) for name in ("token", "position", "seed", "seen", "generated")
     )
 
 

@@ -135,6 +135,9 @@ samplings = st.builds(
     top_p=st.sampled_from([1.0, 1.0, 0.9, 0.3]),
     min_p=st.sampled_from([0.0, 0.0, 0.05]),
     repetition_penalty=st.sampled_from([1.0, 1.0, 1.0, 1.3]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, 0.0, 1.5, -0.7]),
+    presence_penalty=st.sampled_from([0.0, 0.0, 0.0, 2.0, -1.0]),
+    min_tokens=st.sampled_from([0, 0, 0, 1, 4, 12]),
     logit_bias=st.sampled_from([(), (), ((0, -100.0),), ((5, 3.0), (7, -2.0))]),
     seed=st.integers(0, 3),
 )
@@ -150,6 +153,7 @@ generations = st.builds(
     num_alternatives=st.sampled_from([None, None, 0, 3]),
     stop=stops,
     want_state=st.booleans(),
+    ignores_end=st.sampled_from([False, False, True]),
 )
 calls = st.one_of(
     generations,
@@ -158,6 +162,7 @@ calls = st.one_of(
         prompt=texts,
         max_tokens=st.sampled_from([1, 3, 10]),
         deadline=st.just(NEVER),
+        sampling=st.builds(Sampling, min_tokens=st.sampled_from([0, 0, 2, 5])),
         num_samples=st.integers(1, 2),
         num_alternatives=st.sampled_from([None, 3]),
         stop=stops,
