@@ -15,6 +15,7 @@ __all__ = ["SAMPLING_OPTIONS", "SamplingOptions"]
 
 SAMPLING_OPTIONS = (
     click.option("--max-tokens", metavar="N", type=int, default=64, show_default=True, help="New tokens at most."),
+    click.option("--min-tokens", metavar="N", type=int, default=0, help="No end and no stop before so many tokens."),
     click.option(
         "--temperature", metavar="T", type=float, default=1.0, show_default=True, help="0 takes the likeliest."
     ),
@@ -24,6 +25,12 @@ SAMPLING_OPTIONS = (
         "--min-p", metavar="P", type=float, default=0.0, help="Keep what has this share of the likeliest one's."
     ),
     click.option("--repetition-penalty", metavar="R", type=float, default=1.0, help="As in the CTRL paper; 1 is off."),
+    click.option(
+        "--frequency-penalty", metavar="F", type=float, default=0.0, help="Off a logit for each time it was generated."
+    ),
+    click.option(
+        "--presence-penalty", metavar="P", type=float, default=0.0, help="Off the logits of what was generated."
+    ),
     click.option("--logit-bias", metavar="ID=BIAS", multiple=True, help="Added to a token's logit; may be repeated."),
     click.option("--seed", metavar="N", type=int, help="The same seed gives the same text.  [random, told]"),
     click.option("--stop", metavar="TEXT", multiple=True, help="End before it; may be repeated, at most 8 times."),
@@ -40,11 +47,14 @@ class SamplingOptions:
     """What the options say; names are the request's."""
 
     max_tokens: int
+    min_tokens: int
     temperature: float
     top_k: int
     top_p: float
     min_p: float
     repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
     logit_bias: tuple[str, ...]
     seed: int | None
     stop: tuple[str, ...]

@@ -70,9 +70,9 @@ class ChoiceWriter:
         finish = self.sample.finish  # before the lists: once it is set they are complete
         first, self.num_tokens = self.num_tokens, len(self.sample.token_ids)
         new_tokens = self.sample.token_ids[first : self.num_tokens]
-        new_text = self.writer.feed_all(new_tokens)
-        self._pending += new_text
-        self.search.feed(new_text)
+        num_early = max(0, self.search.min_tokens - first)
+        self._feed(new_tokens[:num_early], counts=False)
+        self._feed(new_tokens[num_early:], counts=True)
         text = self._certain(finish)
         self.done = finish is not None
         if not (text or self.done or (self.with_tokens and new_tokens)):
@@ -90,6 +90,11 @@ class ChoiceWriter:
             if self.state_tokens is not None:
                 choice.state = self._state(self.state_tokens)
         return choice
+
+    def _feed(self, tokens: list[int], *, counts: bool) -> None:
+        text = self.writer.feed_all(tokens)
+        self._pending += text
+        self.search.feed(text, counts=counts)
 
     def _certain(self, finish: Finish | None) -> str:
         if self.search.cut is not None:
@@ -191,7 +196,7 @@ def begin_completion(
         budget.take_bytes(_memory_bytes(request, start, state_tokens))
         prompt = model.tokenizer.encode(request.prompt)
         before = (NO_TEXT if start is None else start.text_end).then(request.prompt)
-        patterns = StopPatterns.of(request.stops, model.tokenizer.normalized)
+        patterns = StopPatterns.of(request.stops, model.tokenizer.normalized, request.min_tokens)
         call = GenerateCall(
             prompt=prompt,
             max_tokens=request.max_tokens,
@@ -234,6 +239,9 @@ def _sampling(request: GenerateRequest, vocabulary: Vocabulary) -> Sampling:
         top_p=request.top_p,
         min_p=request.min_p,
         repetition_penalty=request.repetition_penalty,
+        frequency_penalty=request.frequency_penalty,
+        presence_penalty=request.presence_penalty,
+        min_tokens=request.min_tokens,
         logit_bias=checked_logit_bias(request.logit_bias, vocabulary.size),
     )
 

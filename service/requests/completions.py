@@ -1,8 +1,8 @@
 """What a POST /v1/completions may say: OpenAI's fields, and those of vLLM's that mean something here.
 
 Enters: a body's fields. Leaves: a request that can be done. A field may be null wherever OpenAI allows it, and is then
-as if it had not come. What has no meaning here is refused by name where it asks for something: `suffix`, the two
-penalties that OpenAI adds to logits, obfuscation. `user` is taken and goes nowhere: it asks for nothing. No Flask.
+as if it had not come. What has no meaning here is refused by name where it asks for something: `suffix`, obfuscation.
+`user` is taken and goes nowhere: it asks for nothing. No Flask.
 """
 
 from __future__ import annotations
@@ -53,11 +53,13 @@ class CompletionsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     best_of: Annotated[int, Meta(ge=1, le=16)] | None = None
     echo: bool | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    ignore_eos: bool | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     max_completion_tokens: Annotated[int, Meta(ge=0)] | None = None  # of OpenAI's chats, sent by load generators
     max_tokens: Annotated[int, Meta(ge=0)] | None = None
     min_p: Annotated[float, Meta(ge=0, lt=1)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0)] | None = None
     n: Annotated[int, Meta(ge=1, le=16)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
@@ -169,10 +171,6 @@ def checked_completions(request: CompletionsRequest, max_prompts: int, max_token
 
 def _meaningless(request: CompletionsRequest) -> Iterator[str]:
     """Wishes that a recurrent model of text has no answer to."""
-    for name in ("frequency_penalty", "presence_penalty"):
-        value = getattr(request, name)
-        if value:
-            yield f"{name}: got {value:g}, expected 0: it is not supported; there is repetition_penalty"
     if request.suffix:
         yield "suffix: got a text, expected none: it is not supported, a text is only continued at its end"
     if request.stream_options is not None and request.stream_options.include_obfuscation:
@@ -190,6 +188,8 @@ def _contradictions(request: CompletionsRequest) -> Iterator[str]:
             f"max_completion_tokens: got {request.max_completion_tokens} with max_tokens {request.max_tokens}, "
             "expected one of the two, or the same"
         )
+    if (request.min_tokens or 0) > request.num_tokens:
+        yield f"min_tokens: got {request.min_tokens}, expected at most max_tokens, which is {request.num_tokens}"
     if request.num_tokens == 0 and not request.echo:
         yield "max_tokens: got 0 with echo false, expected max_tokens >= 1, or echo true"
     if request.stream_options is not None and not request.stream:

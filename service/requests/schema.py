@@ -50,11 +50,14 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
     prompt: str = ""
     state: str | None = None
     max_tokens: Annotated[int, Meta(ge=1)] = 64
+    min_tokens: Annotated[int, Meta(ge=0)] = 0
     temperature: Annotated[float, Meta(ge=0, le=10)] = 1.0
     top_k: Annotated[int, Meta(ge=-1)] = 0
     top_p: Annotated[float, Meta(ge=0, le=1)] = 1.0
     min_p: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     seed: Seed | UnsetType = UNSET
     stop: Stop | None = None
@@ -132,7 +135,8 @@ class StatesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
 _SAMPLING_DEFAULTS: Final[dict[str, object]] = {
     field.name: field.default
     for field in msgspec.structs.fields(GenerateRequest)
-    if field.name in ("top_k", "top_p", "min_p", "repetition_penalty", "logit_bias")
+    if field.name
+    in ("top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias")
 }
 Request = TypeVar("Request", bound=msgspec.Struct)
 
@@ -189,6 +193,10 @@ class Schemas:
     def generate(self, body: bytes) -> GenerateRequest:
         """Raises InvalidRequest."""
         request = _without_minus_one(self._generate.parse(body))
+        if request.min_tokens > request.max_tokens:
+            raise InvalidRequest(
+                f"min_tokens: got {request.min_tokens}, expected at most max_tokens, which is {request.max_tokens}"
+            )
         if request.num_beams > 1 and (problems := list(_beam_problems(request))):
             raise InvalidRequest("; ".join(problems))
         return request

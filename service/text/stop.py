@@ -2,8 +2,9 @@
 
 The first match is the one that is complete first; of several that are complete at the same character, the longest. It
 does not depend on how the text is cut into tokens. Stop strings are put into the form in which the model writes; a
-match is one of whole characters of that form, so that an accent matches no part of an accented letter. The search keeps
-one number a stop string (Knuth, Morris and Pratt 1977): how many of its first characters the text ends with.
+match is one of whole characters of that form, so that an accent matches no part of an accented letter. A match that is
+complete within the first `min_tokens` tokens does not count. The search keeps one number a stop string (Knuth, Morris
+and Pratt 1977): how many of its first characters the text ends with.
 """
 
 from __future__ import annotations
@@ -28,21 +29,23 @@ class Pattern:
 
 @dataclass(frozen=True)
 class StopPatterns:
-    """The stop strings of a request, prepared once for all of its samples."""
+    """The stop strings of a request, prepared once for all of its samples, and how many tokens they do not look at."""
 
     patterns: tuple[Pattern, ...]
+    min_tokens: int = 0
 
     @classmethod
-    def of(cls, stops: Iterable[str], normalized: Callable[[str], str]) -> StopPatterns:
+    def of(cls, stops: Iterable[str], normalized: Callable[[str], str], min_tokens: int = 0) -> StopPatterns:
         """Prepare non-empty strings, `normalized` unless that leaves nothing of them."""
         strings = dict.fromkeys(normalized(stop) or stop for stop in stops)
-        return cls(tuple(Pattern(string, _borders(string)) for string in strings))
+        return cls(tuple(Pattern(string, _borders(string)) for string in strings), min_tokens)
 
 
 class StopSearch:
     """Looks for the first match in a text that is fed piece by piece."""
 
     def __init__(self, patterns: StopPatterns) -> None:
+        self.min_tokens = patterns.min_tokens
         self._patterns = patterns.patterns
         self._matched = [0] * len(self._patterns)
         self._length = 0
@@ -53,8 +56,11 @@ class StopSearch:
         """How many characters at the end of the text may be the beginning of a match."""
         return max(self._matched, default=0)
 
-    def feed(self, text: str) -> bool:
-        """Add text; True once a match is complete. What follows a match is not looked at."""
+    def feed(self, text: str, *, counts: bool = True) -> bool:
+        """Add text; True once a match is complete. What follows a match is not looked at.
+
+        counts  whether a match that is complete in this text is one
+        """
         if not self._patterns:
             return False
         for character in text:
@@ -66,7 +72,7 @@ class StopSearch:
                 matched = self._advance(index, pattern, character)
                 if matched == len(pattern.text):
                     longest = max(longest, matched)
-            if longest:
+            if longest and counts:
                 self.cut = self._length - longest
         return self.cut is not None
 
@@ -82,24 +88,26 @@ class StopSearch:
             matched = pattern.borders[matched - 1]
         if pattern.text[matched] == character:
             matched += 1
-        self._matched[index] = matched
+        self._matched[index] = matched if matched < len(pattern.text) else pattern.borders[-1]
         return matched
 
 
 class StopMatcher:
     """Stop strings in a text that is fed token by token: True once a match is complete."""
 
-    def __init__(self, search: StopSearch, vocabulary: Vocabulary, before: TextEnd) -> None:
+    def __init__(self, search: StopSearch, vocabulary: Vocabulary, before: TextEnd, num_tokens: int = 0) -> None:
         self._search = search
+        self._num_tokens = num_tokens
         self._vocabulary = vocabulary
         self._writer = Detokenizer(vocabulary, before)
 
     def __call__(self, token: int, /) -> bool:
-        return self._search.feed(self._writer.feed(token))
+        self._num_tokens += 1
+        return self._search.feed(self._writer.feed(token), counts=self._num_tokens > self._search.min_tokens)
 
     def fork(self) -> StopMatcher:
         """Another for the same text so far."""
-        return StopMatcher(self._search.fork(), self._vocabulary, self._writer.text_end)
+        return StopMatcher(self._search.fork(), self._vocabulary, self._writer.text_end, self._num_tokens)
 
 
 def matcher_factory(

@@ -22,10 +22,12 @@ from tests.patience import PATIENCE
 PROMPTS = ["ROMEO:", "", "To be, or not ", "é한", "ROMEO:"]
 SETTINGS: dict[str, Any] = {
     "max_tokens": 12, "temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1,
-    "n": 2, "logprobs": 1, "stop": ["th", "\n\n"], "logit_bias": {"5": -1.5},
+    "frequency_penalty": 0.5, "presence_penalty": -0.2, "min_tokens": 5, "n": 2, "logprobs": 1,
+    "stop": ["th", "\n\n"], "logit_bias": {"5": -1.5},
 }  # fmt: skip
 WORDS = [
     "--max-tokens", 12, "--temperature", 0.8, "--top-k", 20, "--top-p", 0.9, "--min-p", 0.01,
+    "--frequency-penalty", 0.5, "--presence-penalty", -0.2, "--min-tokens", 5,
     "--repetition-penalty", 1.1, "--n", 2, "--logprobs", 1, "--stop", "th", "--stop", "\n\n", "--logit-bias", "5=-1.5",
 ]  # fmt: skip
 

@@ -72,6 +72,52 @@ def test_the_prompt_is_no_part_of_a_stop_match(client: FlaskClient) -> None:
     assert answer["choices"][0] == {"index": 0, "text": "bcd", "finish_reason": "length", "seed": 1}
 
 
+def test_neither_the_end_nor_a_stop_comes_before_min_tokens(client: FlaskClient) -> None:
+    request: dict[str, Any] = {"prompt": "xy", "temperature": 0, "logprobs": 0, "max_tokens": 10}
+    for least in range(2, 11):
+        for beams in (1, 3):
+            answer = post(client, "/generate", min_tokens=least, num_beams=beams, **request)
+            tokens = [token["id"] for token in answer["choices"][0]["tokens"]]
+            assert 0 not in tokens[:least]
+            assert len(tokens) >= least
+    for stop in ("d", "cd", ["ghi", "d"]):
+        answer = post(client, "/generate", prompt="a", temperature=0, min_tokens=3, stop=stop)
+        assert answer["choices"][0]["finish_reason"] == ("stop" if "ghi" in stop else "end")
+        assert answer["choices"][0]["text"] == ("bcdef" if "ghi" in stop else "bcdefghijklmnopqrstuvwxyz")
+
+
+def test_a_stop_that_begins_before_min_tokens_and_is_complete_after_them_cuts(client: FlaskClient) -> None:
+    for least, text in ((0, "bc"), (4, "bc"), (5, "bcdefghijklm")):
+        answer = post(client, "/generate", prompt="a", temperature=0, min_tokens=least, stop="def", max_tokens=12)
+        assert answer["choices"][0]["text"] == text
+        parts = sse(client, prompt="a", temperature=0, min_tokens=least, stop="def", max_tokens=12)
+        assert "".join(choice["text"] for part in parts for choice in part["choices"]) == text
+
+
+def test_figures_stay_the_models_own_whatever_is_kept_away(client: FlaskClient) -> None:
+    settings: list[dict[str, Any]] = [
+        {"min_tokens": 8, "seed": 1},
+        {"frequency_penalty": 2, "presence_penalty": 2, "seed": 3},
+    ]
+    for more in settings:
+        request = {"model": "flat", "prompt": "ab", "max_tokens": 8, "logprobs": 20, "logit_bias": {"1": -100}, **more}
+        choice = post(client, "/generate", **request)["choices"][0]
+        scored = post(client, "/score", model="flat", context="ab", text=choice["text"], tokens=True, add_end=False)
+        for token, expected in zip(choice["tokens"], scored["results"][0]["tokens"], strict=False):
+            assert token["logprob"] == expected["logprob"]
+            assert 0.7 < math.fsum(math.exp(other["logprob"]) for other in token["top"]) < 1
+
+
+@pytest.mark.parametrize("name", ["frequency_penalty", "presence_penalty"])
+def test_penalties_count_what_was_generated_and_not_the_prompt(client: FlaskClient, name: str) -> None:
+    request: dict[str, Any] = {"model": "flat", "temperature": 0, "max_tokens": 27, "logit_bias": {"0": -100}}
+    plain = post(client, "/generate", prompt="abcabc", **request)["choices"][0]["text"]
+    for value in (2, -2):
+        text = post(client, "/generate", prompt="abcabc", **{name: value}, **request)["choices"][0]["text"]
+        assert text[0] == plain[0] == "d"
+        assert len(set(text.replace("<|unk|>", "?"))) == (27 if value > 0 else 1)
+
+
 def test_a_seed_fixes_the_text_and_samples_differ(client: FlaskClient) -> None:
     request: dict[str, Any] = {"model": "flat", "seed": 11, "n": 3, "max_tokens": 30}
     first, again = post(client, "/generate", **request), post(client, "/generate", **request)

@@ -22,6 +22,8 @@ GENERATE_ACCEPTED: list[tuple[str, Any]] = [
     ("max_tokens", 1), ("max_tokens", 500), ("temperature", 0), ("temperature", 10), ("temperature", 0.5),
     ("top_k", 0), ("top_k", 10**9), ("top_k", 10**30), ("top_p", 0), ("top_p", 1), ("top_p", 1e-9),
     ("min_p", 0), ("min_p", 0.999),
+    ("min_tokens", 0), ("min_tokens", 64), ("frequency_penalty", -2), ("frequency_penalty", 2),
+    ("presence_penalty", -2), ("presence_penalty", 2.0), ("presence_penalty", 5e-324),
     ("repetition_penalty", 0.001), ("repetition_penalty", 10), ("logit_bias", None), ("logit_bias", {}),
     ("logit_bias", {"1": -100, "2": 100.0}), ("seed", 0), ("seed", 2**63 - 1),
     ("stop", None), ("stop", "a"), ("stop", ""), ("stop", []), ("stop", [""]), ("stop", ["a"] * 8), ("n", 1), ("n", 16),
@@ -46,6 +48,12 @@ GENERATE_REFUSED: list[tuple[str, Any, str]] = [
     ("top_k", -2, "top_k: got -2, expected top_k >= -1"),
     ("top_p", -0.1, "top_p: got -0.1, expected 0 <= top_p <= 1"),
     ("top_p", 1.4, "top_p: got 1.4, expected 0 <= top_p <= 1"),
+    ("min_tokens", -1, "min_tokens: got -1, expected min_tokens >= 0"),
+    ("min_tokens", 65, "min_tokens: got 65, expected at most max_tokens, which is 64"),
+    ("min_tokens", 1.5, "min_tokens: got 1.5, expected an integer, min_tokens >= 0"),
+    ("frequency_penalty", 2.1, "frequency_penalty: got 2.1, expected -2 <= frequency_penalty <= 2"),
+    ("presence_penalty", -2.1, "presence_penalty: got -2.1, expected -2 <= presence_penalty <= 2"),
+    ("ignore_eos", True, "ignore_eos: got an unknown field"),
     ("min_p", 1, "min_p: got 1, expected 0 <= min_p < 1"),
     ("min_p", -1e-9, "min_p: got -1e-09, expected 0 <= min_p < 1"),
     ("repetition_penalty", 0, "repetition_penalty: got 0, expected 0 < repetition_penalty <= 10"),
@@ -238,7 +246,8 @@ def test_all_problems_of_a_body_are_told_at_once() -> None:
 
 
 BEAMS_ACCEPTED: list[dict[str, Any]] = [
-    {}, {"n": 4}, {"temperature": 0}, {"temperature": 1}, {"top_k": 0, "top_p": 1, "min_p": 0, "logit_bias": {}},
+    {}, {"n": 4}, {"min_tokens": 5}, {"temperature": 0}, {"temperature": 1},
+    {"top_k": 0, "top_p": 1, "min_p": 0, "logit_bias": {}},
     {"repetition_penalty": 1, "logit_bias": None, "seed": 3, "stop": "a", "logprobs": 2, "stream": True},
 ]  # fmt: skip
 
@@ -247,6 +256,8 @@ BEAMS_REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"temperature": 0.7}, "temperature: got 0.7 with num_beams 4, expected 0 or 1: nothing is sampled"),
     ({"top_k": 5}, "top_k: got 5 with num_beams 4, expected 0: nothing is sampled"),
     ({"top_p": 0.9}, "top_p: got 0.9 with num_beams 4, expected 1.0: nothing is sampled"),
+    ({"frequency_penalty": 1}, "frequency_penalty: got 1.0 with num_beams 4, expected 0.0: nothing is sampled"),
+    ({"presence_penalty": -1}, "presence_penalty: got -1.0 with num_beams 4, expected 0.0: nothing is sampled"),
     ({"min_p": 0.1}, "min_p: got 0.1 with num_beams 4, expected 0.0: nothing is sampled"),
     ({"repetition_penalty": 2}, "repetition_penalty: got 2.0 with num_beams 4, expected 1.0: nothing is sampled"),
     ({"logit_bias": {"1": 2}}, 'logit_bias: got {"1":2.0} with num_beams 4, expected null: nothing is sampled'),

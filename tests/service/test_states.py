@@ -25,6 +25,9 @@ SAMPLING: dict[str, dict[str, Any]] = {
     "truncated": {"seed": 8, "top_k": 30, "top_p": 0.9, "min_p": 0.01, **NO_END},
     "penalized": {"seed": 9, "repetition_penalty": 1.3, **NO_END},
     "samples": {"seed": 2**63 - 1, "n": 3, **NO_END},
+    "penalized by count": {"seed": 4, "frequency_penalty": 0.8, "presence_penalty": -0.3, **NO_END},
+    "penalized greedy": {"temperature": 0, "frequency_penalty": 2, "presence_penalty": 0.5, "top_k": 4, **NO_END},
+    "penalized by count in samples": {"seed": 6, "n": 3, "frequency_penalty": 1.7, "repetition_penalty": 1.1, **NO_END},
     "penalized samples": {"seed": 1, "n": 3, "repetition_penalty": 1.2, **NO_END},
 }
 

@@ -180,7 +180,7 @@ def begin_openai_completion(
             PromptWork(_read(request, prompt, model, path), _seeded(sampling, request))
             for prompt, path in zip(prompts, _paths(request, len(prompts)), strict=True)
         )
-        patterns = StopPatterns.of(request.stops, model.tokenizer.normalized)
+        patterns = StopPatterns.of(request.stops, model.tokenizer.normalized, request.min_tokens or 0)
         calls = [_call(request, work, model, deadline, news, patterns) for work in works if request.num_tokens]
         scoring = _score(request, works, model, deadline, reservations)
         together = _generate(works, calls, model, scoring, reservations, news)
@@ -261,6 +261,7 @@ def _call(
         num_samples=request.num_samples,
         num_alternatives=request.logprobs,
         stop=matcher_factory(patterns, model.tokenizer.vocabulary, work.prompt.text_end),
+        ignores_end=bool(request.ignore_eos),
         news=news,
     )
 
@@ -318,6 +319,9 @@ def _sampling(request: CompletionsRequest, model: Model) -> Sampling:
         top_p=1.0 if request.top_p is None else request.top_p,
         min_p=request.min_p or 0.0,
         repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        min_tokens=request.min_tokens or 0,
         logit_bias=checked_logit_bias(request.logit_bias, size),
     )
 

@@ -1,13 +1,16 @@
 """The sampler against vLLM's definition, written anew with NumPy: the same support, the same probabilities.
 
-vLLM's order: logit bias; repetition penalty; temperature; min_p; top_k with all that equal the k-th; top_p of what is
-left. Where an order of equals decides, at the edge of a nucleus, the lower id goes first.
+vLLM's order: min_tokens; logit bias; repetition, frequency and presence penalty; temperature; min_p; top_k with all
+that equal the k-th; top_p of what is left. Where an order of equals decides, at the edge of a nucleus, the lower id
+goes first.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,25 +28,37 @@ NUM_DRAWS: Final = 1500
 SIZES: Final = (3, 65, 700, 10_000)
 TINY: Final = (0.0, 5e-324, 1e-300, sys.float_info.min, 1e-45, 1e-40, 1e-38)
 NEARLY_ONE: Final = 1 - 2.0**-53
+END: Final = 0
+NOTHING: Final[list[int]] = []
 RELEASED: Final = sorted(folder.parent for folder in (Path(__file__).parents[3] / "bundles").glob("*/manifest.json"))
 
 
 class EvenSampler(Sampler):
     """Draws the numbers of a grid, so that frequencies are probabilities but for what a grid leaves open."""
 
-    def __init__(self, settings: Sampling, number: int) -> None:
-        super().__init__(settings, number, [], 0)
+    def __init__(self, settings: Sampling, number: int, prompt: list[int], generated: list[int]) -> None:
+        super().__init__(settings, number, [*prompt, *generated], 0, Counter(generated), END)
         self._number = (number + 0.5) / NUM_DRAWS
 
     def uniform(self) -> float:
         return self._number
 
 
-def vllm_probabilities(logits: Floats64, settings: Sampling) -> Floats64:
+def vllm_probabilities(
+    logits: Floats64, settings: Sampling, prompt: list[int] = NOTHING, generated: list[int] = NOTHING
+) -> Floats64:
     """float64 [vocabulary_size] each."""
     scores = logits.copy()
+    if len(generated) < settings.min_tokens:
+        scores[END] = -np.inf
     for token, bias in settings.logit_bias:
         scores[token] += bias
+    for token in {*prompt, *generated}:
+        positive = scores[token] > 0
+        scores[token] *= 1 / settings.repetition_penalty if positive else settings.repetition_penalty
+    for token, count in Counter(generated).items():
+        scores[token] -= settings.frequency_penalty * count
+        scores[token] -= settings.presence_penalty
     if settings.temperature < 1e-5:
         greedy = np.zeros(len(scores))
         greedy[scores.argmax()] = 1.0
@@ -65,8 +80,13 @@ def vllm_probabilities(logits: Floats64, settings: Sampling) -> Floats64:
     return probabilities
 
 
-def frequencies(logits: npt.NDArray[np.float32], settings: Sampling) -> Floats64:
-    rows = [EvenSampler(settings, number) for number in range(NUM_DRAWS)]
+def frequencies(
+    logits: npt.NDArray[np.float32],
+    settings: Sampling,
+    prompt: list[int] = NOTHING,
+    generated: list[int] = NOTHING,
+) -> Floats64:
+    rows = [EvenSampler(settings, number, prompt, generated) for number in range(NUM_DRAWS)]
     tokens: list[int] = []
     for first in range(0, NUM_DRAWS, 500):
         some = rows[first : first + 500]
@@ -108,6 +128,33 @@ def test_support_and_probabilities_are_those_of_vllm(size: int, limits: dict[str
     assert set(np.flatnonzero(found)) <= set(np.flatnonzero(expected))
     assert set(np.flatnonzero(expected > 0.005)) <= set(np.flatnonzero(found))
     assert found == pytest.approx(expected, abs=0.03)
+
+
+PENALTIES: Final[list[dict[str, Any]]] = [
+    {"frequency_penalty": 0.7},
+    {"presence_penalty": 1.5},
+    {"frequency_penalty": -2.0, "presence_penalty": 2.0},
+    {"frequency_penalty": 5e-324, "presence_penalty": -1e-300},
+    {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": -0.5},
+    {"min_tokens": 9},
+    {"min_tokens": 8, "logit_bias": ((END, 100.0), (2, -1.0))},
+    {"min_tokens": 9, "frequency_penalty": 1.0, "top_k": 2, "min_p": 0.05, "top_p": 0.9},
+]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("fields", PENALTIES, ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 0.15, 1.0])
+def test_penalties_and_lengths_are_those_of_vllm(size: int, fields: dict[str, Any], temperature: float) -> None:
+    logits = logits_of(size)
+    logits[:3] = (1.5, 1.0, -0.5)
+    prompt, generated = [0, 1, 1], [1, 1, 1, 2, size - 1, size - 1, 1, 2]
+    settings = Sampling(temperature=temperature, **fields)
+    expected = vllm_probabilities(logits.astype(np.float64), settings, prompt, generated)
+    left = dataclasses.replace(settings, min_tokens=max(0, settings.min_tokens - len(generated)))
+    found = frequencies(logits, left, prompt, generated)
+    assert set(np.flatnonzero(found)) <= set(np.flatnonzero(expected))
+    assert found == pytest.approx(expected, abs=0.003)
 
 
 def test_all_that_equal_the_kth_token_stay() -> None:

@@ -76,7 +76,7 @@ def test_an_empty_object_is_a_request_of_sixteen_tokens(client: FlaskClient) -> 
 def test_null_is_as_if_a_field_had_not_come(client: FlaskClient) -> None:
     fields: list[str] = [
         "model", "prompt", "best_of", "echo", "frequency_penalty", "logit_bias", "logprobs", "max_completion_tokens",
-        "max_tokens", "min_p", "n",
+        "max_tokens", "min_p", "min_tokens", "ignore_eos", "n",
         "presence_penalty", "repetition_penalty", "seed", "stop", "stream", "stream_options", "suffix", "temperature",
         "top_k", "top_p", "user",
     ]  # fmt: skip
@@ -85,7 +85,16 @@ def test_null_is_as_if_a_field_had_not_come(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("model", ["letters", "flat", "bytes", "noise", "words"])
-@pytest.mark.parametrize("more", [{}, {"stop": ["fg", "a", "😀", "day ,"]}, {"logprobs": 2, "n": 3}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"stop": ["fg", "a", "😀", "day ,"]},
+        {"logprobs": 2, "n": 3},
+        {"frequency_penalty": 1.5, "presence_penalty": -0.5, "n": 2},
+        {"min_tokens": 25, "stop": ["fg", "a", "😀", "day ,"], "logprobs": 0},
+    ],
+)
 def test_texts_and_figures_are_those_of_generate(client: FlaskClient, model: str, more: dict[str, Any]) -> None:
     prompts = ["", "abc", "good day"]
     request = {"model": model, "seed": 5, "max_tokens": 40, "top_p": 0.9, "repetition_penalty": 1.2, **more}
@@ -146,7 +155,10 @@ def test_every_event_has_its_choices_usage_where_that_is_asked_for(client: Flask
 
 def test_what_load_generators_send_is_taken(client: FlaskClient) -> None:
     vllm: dict[str, Any] = {"repetition_penalty": 1.0, "max_tokens": 3, "logprobs": None, "temperature": 0.0}
-    guidellm: dict[str, Any] = {"max_tokens": 3, "max_completion_tokens": 3, "stop": None, "temperature": 0}
+    guidellm: dict[str, Any] = {
+        "max_tokens": 3, "max_completion_tokens": 3, "min_tokens": 3, "ignore_eos": True, "stop": None,
+        "temperature": 0,
+    }  # fmt: skip
     langchain: dict[str, Any] = {
         "temperature": 0, "top_p": 1, "frequency_penalty": 0, "presence_penalty": 0, "n": 1, "seed": None,
         "logprobs": None, "max_tokens": 3, "logit_bias": {}, "best_of": 1,
@@ -301,8 +313,12 @@ def test_vllms_sampling_fields_are_taken(client: FlaskClient) -> None:
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
-        ({"presence_penalty": -1}, "presence_penalty", "not supported"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "got 2.5, expected -2 <= frequency_penalty <= 2"),
+        ({"presence_penalty": -3}, "presence_penalty", "got -3, expected -2 <= presence_penalty <= 2"),
+        ({"min_tokens": 17}, "min_tokens", "got 17, expected at most max_tokens, which is 16"),
+        ({"min_tokens": 4, "max_tokens": 3}, "min_tokens", "got 4, expected at most max_tokens, which is 3"),
+        ({"min_tokens": -1}, "min_tokens", "got -1, expected min_tokens >= 0"),
+        ({"ignore_eos": 1}, "ignore_eos", "got 1, expected true or false"),
         ({"suffix": "x"}, "suffix", "not supported"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options", "not supported"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream true"),
@@ -491,3 +507,34 @@ def test_a_list_whose_time_is_up_has_what_there_was_time_for(settings: Settings)
     stats = service.registry.get("flat").engine.stats()
     assert (stats.waiting, stats.requests_running) == (0, 0)
     service.registry.stop()
+
+
+def test_a_new_text_begins_where_the_end_token_is_ignored(client: FlaskClient) -> None:
+    request: dict[str, Any] = {"prompt": "xy", "temperature": 0, "max_tokens": 6, "logprobs": 0}
+    ended = post(client, **request)["choices"][0]
+    assert (ended["text"], ended["finish_reason"], ended["logprobs"]["tokens"]) == ("z", "stop", ["z", "<|end|>"])
+    answer = post(client, ignore_eos=True, **request)
+    [choice] = answer["choices"]
+    assert choice["logprobs"]["tokens"] == ["z", "<|end|>", "a", "b", "c", "d"]
+    assert (choice["text"], choice["finish_reason"]) == ("zabcd", "length")
+    assert answer["usage"]["completion_tokens"] == 6
+    stopped = post(client, ignore_eos=True, stop="ab", **request)["choices"][0]
+    assert (stopped["text"], stopped["finish_reason"]) == ("z", "stop")
+    streamed = [part["choices"][0] for part in chunks(client, ignore_eos=True, **request)]
+    assert "".join(choice["text"] for choice in streamed) == "zabcd"
+
+
+@pytest.mark.parametrize("model", ["flat", "noise", "words"])
+def test_a_text_that_ignores_its_end_is_as_long_as_asked_for(client: FlaskClient, model: str) -> None:
+    request: dict[str, Any] = {
+        "model": model,
+        "prompt": ["", "a"],
+        "n": 3,
+        "seed": 3,
+        "max_tokens": 200,
+        "min_tokens": 200,
+    }
+    for more in ({"ignore_eos": True}, {"min_tokens": 0, "ignore_eos": True, "temperature": 0}, {"ignore_eos": False}):
+        answer = post(client, **{**request, **more})
+        assert {choice["finish_reason"] for choice in answer["choices"]} == {"length"}
+        assert answer["usage"]["completion_tokens"] == 6 * 200
