@@ -211,6 +211,7 @@ def sse(client: FlaskClient, **body: Any) -> list[Any]:
     assert response.headers["Content-Type"].startswith("text/event-stream")
     assert response.headers["Cache-Control"] == "no-store"
     lines = response.text.split("\n\n")
+    response.close()  # else the request stays inside
     assert lines[-2:] == ["data: [DONE]", ""]
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-2] if line.startswith("data: ")]
 

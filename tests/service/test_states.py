@@ -250,7 +250,11 @@ def test_no_state_is_longer_than_the_model_says(released: FlaskClient) -> None:
     for model in RELEASED:
         limit = released.get(f"/models/{model}").get_json()["limits"]["max_state_chars"]
         request: dict[str, Any] = {"model": model, "text": "".join(map(chr, range(32, 2000))), "return_state": True}
-        assert 0.5 * limit < len(post(released, "/score", **request)["results"][0]["state"]) <= limit
+        scored = post(released, "/score", **request)["results"][0]["state"]
+        more: dict[str, Any] = {"max_tokens": 300, "presence_penalty": 2, "temperature": 10, **NO_END}
+        written = post(released, "/generate", model=model, state=scored, return_state=True, **more)["choices"][0]
+        assert len(scored) < len(written["state"]) <= limit
+        assert limit < 1.4 * len(scored) + 10 * released.get(f"/models/{model}").get_json()["sizes"]["vocabulary"]
 
 
 @pytest.mark.parametrize("path", ["/generate", "/score"])
