@@ -22,6 +22,7 @@ from service.process.marks import ReadyMarks
 from service.process.runtime import marks_folder, metrics_folder
 from service.registry import Registry
 from service.requests.admission import Admission
+from service.requests.cors import preflight_headers
 from service.requests.keys import check_key
 from service.requests.overload import OverloadGate
 from service.requests.schema import Schemas
@@ -101,12 +102,17 @@ def _frame_requests(app: Flask, service: Service) -> None:
     """What happens before and after every request, whatever its route."""
 
     @app.before_request
-    def begin() -> None:
+    def begin() -> Response | None:
         g.exchange = Exchange(service)
+        if request.method == "OPTIONS":
+            preflight = preflight_headers(service.settings.cors_origins, request.headers)
+            if preflight is not None:
+                return Response(status=204, headers=preflight)
         if _is_no_path(request.environ.get("RAW_URI", ""), request.environ["PATH_INFO"]):
             abort(404)
         if request.blueprint is not None and request.blueprint not in OPEN_BLUEPRINTS:
             check_key(request.headers.get("Authorization"), service.settings.api_keys)
+        return None
 
     @app.after_request
     def finish(response: Response) -> Response:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["FOLDER", "HOST", "KEYS", "MODEL_NAME", "STATE_KEYS", "ValueKind", "choice", "integer", "seconds"]
+__all__ = ["FOLDER", "HOST", "KEYS", "MODEL_NAME", "ORIGINS", "STATE_KEYS", "ValueKind", "choice", "integer", "seconds"]
 
 MIN_STATE_KEY_CHARS: Final = 32
+MAX_PORT: Final = 65535
+_ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9][a-z0-9._-]*)(?::([0-9]{1,5}))?")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,21 @@ def _host(text: str) -> str:
     return text
 
 
+def _origins(text: str) -> tuple[str, ...]:
+    if text == "*":
+        return ("*",)
+    return tuple(_origin(each.strip().lower()) for each in text.split(","))
+
+
+def _origin(text: str) -> str:
+    """As a browser writes it: without the port that its scheme has anyway."""
+    found = _ORIGIN.fullmatch(text)
+    if found is None or int(found[3] or 1) not in range(1, MAX_PORT + 1):
+        raise ValueError
+    usual = {"http": "80", "https": "443"}.get(found[1])
+    return text.removesuffix(f":{usual}") if found[3] == usual else text
+
+
 def _model_name(text: str) -> str:
     if "/" in text or text in (".", ".."):
         raise ValueError
@@ -86,6 +104,7 @@ FOLDER: Final = ValueKind("a folder", Path)
 HOST: Final = ValueKind("a host name or an address", _host)
 MODEL_NAME: Final = ValueKind("the name of a bundle's folder", _model_name)
 KEYS: Final = ValueKind("keys of printable ASCII without spaces, separated by commas", _keys)
+ORIGINS: Final = ValueKind("`*`, or origins (scheme://host, scheme://host:port), separated by commas", _origins)
 STATE_KEYS: Final = ValueKind(
     f"keys of at least {MIN_STATE_KEY_CHARS} characters each, separated by commas", _state_keys
 )

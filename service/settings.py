@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from service.process.cpus import granted_cpus
-from service.setting_values import FOLDER, HOST, KEYS, MODEL_NAME, STATE_KEYS, ValueKind, choice, integer, seconds
+from service.setting_values import (
+    FOLDER,
+    HOST,
+    KEYS,
+    MODEL_NAME,
+    ORIGINS,
+    STATE_KEYS,
+    ValueKind,
+    choice,
+    integer,
+    seconds,
+)
 
 __all__ = ["SETTINGS", "Setting", "Settings", "SettingsError", "load_settings"]
 
@@ -115,6 +126,9 @@ class Settings:
         "secret; then every request but health, metrics and the pages needs `Authorization: Bearer KEY`",
         says="none",
         secret=True,
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        (), ORIGINS, "web pages of these origins may ask from a browser; `*` allows all", says="none"
     )
     state_key: tuple[str, ...] = _setting(
         (),

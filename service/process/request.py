@@ -18,6 +18,7 @@ from gunicorn.http.parser import RequestParser
 __all__ = ["HEAD_SECONDS", "PromptParser"]
 
 HEAD_SECONDS: Final = 10.0
+_ORIGIN: Final = re.compile(rb"^origin:[ \t]*([!-~]*)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -34,6 +35,12 @@ class PromptRequest(Request):  # type: ignore[misc]
         except ParseException as error:
             error.request = self
             raise
+
+    @property
+    def origin(self) -> str | None:
+        """Of the page that asks, also where other fields are malformed."""
+        found = _ORIGIN.search(self.fields)
+        return None if found is None else found[1].decode("ascii")
 
     def read_into(self, unreader: Any, buf: Any, stop: bool = False) -> None:
         """One more piece of the head."""

@@ -36,6 +36,7 @@ from service.process.refusal import answer_bytes, translated
 from service.process.request import HEAD_SECONDS, PromptParser
 from service.process.response import JoinedResponse
 from service.process.spread import Spread
+from service.requests.cors import cors_headers
 from service.requests.request_ids import request_id
 
 if TYPE_CHECKING:
@@ -202,8 +203,11 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             self.log.error("request %s could not be handled", number, exc_info=exc, extra=MAY_QUOTE)
         kind = type(exc).__name__
         log_request(RequestLine(number, "-", "-", NO_ROUTE, error.status, error=error, error_message=kind))
-        target = getattr(req or getattr(exc, "request", None), "uri", None) or ""
-        answer = answer_bytes(error, number, target, dict(SAFE_HEADERS))
+        known = req or getattr(exc, "request", None)  # as far as it was understood
+        service = self._service()
+        origins = () if service is None else service.settings.cors_origins
+        headers = dict(SAFE_HEADERS) | cors_headers(origins, known.origin if known else None)
+        answer = answer_bytes(error, number, (known.uri or "") if known else "", headers)
         try:
             write_nonblock(client, answer[client.begin_answer() :])
         except OSError:

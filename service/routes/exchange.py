@@ -28,6 +28,7 @@ from service.process.client import Client, ClientGone
 from service.process.watch import Watch
 from service.registry import Model
 from service.requests.admission import Ticket
+from service.requests.cors import cors_headers
 from service.requests.request_ids import request_id
 from service.service import Service
 
@@ -158,6 +159,9 @@ class Exchange:
         response.headers["X-Request-Id"] = self.request_id
         for name, value in SAFE_HEADERS:
             response.headers.setdefault(name, value)
+        origins = self._service.settings.cors_origins
+        if origins:
+            response.headers.update(cors_headers(origins, request.environ.get("HTTP_ORIGIN")))
         if not response.is_streamed and not response.content_length:
             response.headers.pop("Content-Type", None)  # Flask says HTML of an answer without a body
         if response.status_code >= 400:

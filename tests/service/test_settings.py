@@ -95,3 +95,40 @@ def test_cpus_are_those_that_the_container_is_granted(
     membership.write_text("0::/pod/box\n", "ascii")
     unlimited = granted_cpus(tmp_path / "nothing", tmp_path / "nothing")
     assert granted_cpus(tmp_path, membership) == (expected or unlimited)
+
+
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("*", ("*",)),
+        ("https://app.example", ("https://app.example",)),
+        ("HTTPS://App.Example:443, http://localhost:5173", ("https://app.example", "http://localhost:5173")),
+        ("http://[::1]:8080,http://10.0.0.1:80", ("http://[::1]:8080", "http://10.0.0.1")),
+        ("vscode-webview://abc", ("vscode-webview://abc",)),
+    ],
+)
+def test_origins_are_read_as_browsers_write_them(text: str, origins: tuple[str, ...]) -> None:
+    assert load_settings({"MEARI_CORS_ORIGINS": text}).cors_origins == origins
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "app.example",
+        "https://app.example/",
+        "https://app.example/path",
+        "https://*.example",
+        "https://app.example:0",
+        "https://app.example:99999",
+        "https://user@app.example",
+        "*,https://app.example",
+        "https://a.example,",
+        "null",
+        "https://",
+        "https://app.example?x",
+    ],
+)
+def test_what_is_no_origin_is_refused(text: str) -> None:
+    [problem] = problems_of(MEARI_CORS_ORIGINS=text)
+    assert "MEARI_CORS_ORIGINS: got" in problem
+    assert "scheme://host" in problem

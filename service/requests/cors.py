@@ -1,0 +1,54 @@
+"""Pages of which other origins a browser may let read answers, and how it is told (https://fetch.spec.whatwg.org/#cors-protocol).
+
+Enters: the allowed origins, and headers of a request. Leaves: headers of its answer. Keys come in `Authorization`,
+which a page sets itself, so there are no credentials of the browser's own to allow. Knows nothing of Flask.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+__all__ = ["cors_headers", "preflight_headers"]
+
+METHODS: Final = "GET, HEAD, POST"
+HEADERS: Final = "Authorization, Content-Type, X-Request-Id"
+EXPOSED: Final = "X-Request-Id, Retry-After"
+MAX_AGE_SECONDS: Final = 3600
+_NAMES: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z, -]{1,2000}")
+
+
+def cors_headers(origins: tuple[str, ...], origin: str | None) -> dict[str, str]:
+    """Headers of every answer, errors and streams included.
+
+    origins  those that are allowed; ("*",) allows all, () switches all of this off
+    origin   of the page that asks, as its browser says
+    """
+    if origins == ("*",):
+        return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": EXPOSED}
+    if origin is None or origin not in origins:
+        return {"Vary": "Origin"} if origins else {}
+    return {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED, "Vary": "Origin"}
+
+
+def preflight_headers(origins: tuple[str, ...], asked: Mapping[str, str]) -> dict[str, str] | None:
+    """Further headers of the answer to a browser that asks before it sends a request; None for any other OPTIONS.
+
+    asked  the request's headers
+
+    A page may send whatever headers it likes: none means anything here but those of the contract. Pages of the open
+    network may reach a server of a private one where their origin is allowed by name.
+    """
+    is_allowed = "Access-Control-Allow-Origin" in cors_headers(origins, asked.get("Origin"))
+    if not is_allowed or "Origin" not in asked or "Access-Control-Request-Method" not in asked:
+        return None
+    names = asked.get("Access-Control-Request-Headers", "")
+    headers = {
+        "Access-Control-Allow-Methods": METHODS,
+        "Access-Control-Allow-Headers": names if _NAMES.fullmatch(names) else HEADERS,
+        "Access-Control-Max-Age": str(MAX_AGE_SECONDS),
+    }
+    if asked.get("Access-Control-Request-Private-Network") == "true" and origins != ("*",):
+        headers["Access-Control-Allow-Private-Network"] = "true"
+    return headers
