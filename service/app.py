@@ -105,7 +105,7 @@ def _frame_requests(app: Flask, service: Service) -> None:
     def begin() -> Response | None:
         g.exchange = Exchange(service)
         if request.method == "OPTIONS":
-            preflight = preflight_headers(service.settings.cors_origins, request.headers)
+            preflight = preflight_headers(service.settings.cors_origins, dict(request.headers))
             if preflight is not None:
                 return Response(status=204, headers=preflight)
         if _is_no_path(request.environ.get("RAW_URI", ""), request.environ["PATH_INFO"]):
