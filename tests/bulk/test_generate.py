@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import signal
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,10 @@ def test_every_line_is_what_http_gives_for_its_seed(prompts: Path, http: Any) ->
             answer["choices"],
             answer["usage"]["generated_tokens"],
         )
+        for choice in record["choices"]:
+            alone = {**SETTINGS, "n": 1, "seed": choice["seed"]}
+            [again] = http(model="shakespeare-gru", prompt=record["prompt"], **alone)["choices"]
+            assert again == choice | {"index": 0}
     assert found[0]["choices"] != found[4]["choices"]  # the same prompt in another line
 
 
@@ -143,8 +148,18 @@ def test_tsv_has_a_row_a_sample_and_text_a_line_a_sample(prompts: Path) -> None:
     texts = [choice["text"].replace("\\", "\\\\").replace("\n", "\\n") for choice in expected]
     assert lines == texts
     assert [row["text"] for row in found] == texts
+    assert [int(row["seed"]) for row in found] == [choice["seed"] for choice in expected]
+    assert len({row["seed"] for row in found}) == len(found)
     assert [(row["line"], row["index"]) for row in found] == [(str(i // 2 + 1), str(i % 2)) for i in range(10)]
     assert all(float(row["logprob"]) < 0 for row in found)
+
+
+def test_a_stop_in_any_form_of_unicode_is_found() -> None:
+    words = ["generate", "이 영화는", "--model", "nsmc-lstm", "--max-tokens", 20, "--seed", 4]
+    whole = meari(*words).stdout.decode().rstrip("\n")
+    stop = whole.split()[-1][:2]
+    cut = [meari(*words, "--stop", unicodedata.normalize(form, stop)).stdout for form in ("NFC", "NFD")]
+    assert cut[0] == cut[1] == (whole[: whole.index(stop)] + "\n").encode()
 
 
 def test_bad_lines_keep_their_place(bundles: Path) -> None:

@@ -146,6 +146,14 @@ def test_jsonl_has_no_line_ends_but_its_own(bundles: Path, text: str) -> None:
         assert first["text"] == first[text] == second["text"] == text
 
 
+def test_tokens_that_are_parts_of_characters_have_their_bytes(bundles: Path) -> None:
+    words = ["score", "--bundles", bundles, "--model", "bytes", "--tokens", "--top", 2, "--no-end"]
+    done = meari(*words, "-", stdin="é한\n")
+    [record] = records(done.stdout)
+    assert bytes(byte for token in record["tokens"] for byte in token["bytes"]) == "é한".encode()
+    assert record["tokens"][0]["top"][0]["bytes"] == record["tokens"][0]["bytes"] == [0xC3]
+
+
 def test_summary_is_that_of_all_texts_weighted_by_tokens(bundles: Path, tmp_path: Path) -> None:
     summary = tmp_path / "summary.json"
     done = meari("score", "-", "--bundles", bundles, "--summary", summary, "--log-base", "2", stdin="abc\n\nx?é\nab")
