@@ -64,7 +64,7 @@ def command(
         raise click.UsageError("--resume and --overwrite exclude each other")
     from rich.console import Console
 
-    from models.config import load_config
+    from models.config import parse_config, read_toml
     from models.search.options import read_options
     from models.search.quiet import QuietDisplay
     from models.search.run import as_json as json_of
@@ -72,8 +72,11 @@ def command(
     from models.search.space import make_space
     from models.training.run_folder import Start
 
-    config = load_config(config_file)
-    options = read_options(config_file, config, varied, trials=trials, trial_minutes=trial_minutes, minutes=minutes)
+    tables = read_toml(config_file)
+    config = parse_config(tables, str(config_file))
+    options = read_options(
+        tables, str(config_file), config, varied, trials=trials, trial_minutes=trial_minutes, minutes=minutes
+    )
     console = Console(stderr=True)
     found = search(
         make_space(config, options.settings),

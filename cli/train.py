@@ -5,14 +5,20 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cli._completions import complete_config
 from cli._options import echo_json, json_option
 
+if TYPE_CHECKING:
+    from models.config import Config
+
 RUNS = Path("runs")
+MAX_BAD = 1_000
 EXAMPLES = """\b
 Examples:
   meari train my-model.toml
@@ -33,9 +39,23 @@ Examples:
     type=click.Path(path_type=Path),
     help="Also write losses, gradient norm, learning rate and tokens/s there for TensorBoard.",
 )
+@click.option("--skip-bad", is_flag=True, help="Read lines of the corpus that are not UTF-8 as blank ones.")
+@click.option(
+    "--max-bad",
+    metavar="N",
+    type=click.IntRange(0),
+    help=f"The same, for at most N lines: corpus.max_bad.  [{MAX_BAD:,} with --skip-bad]",
+)
 @json_option
 def command(
-    config_file: Path, folder: Path | None, resume: bool, overwrite: bool, events: Path | None, as_json: bool
+    config_file: Path,
+    folder: Path | None,
+    resume: bool,
+    overwrite: bool,
+    events: Path | None,
+    skip_bad: bool,
+    max_bad: int | None,
+    as_json: bool,
 ) -> None:
     """Train a model as CONFIG.toml says and keep everything in a run folder.
 
@@ -50,8 +70,8 @@ def command(
         raise click.UsageError("--resume and --overwrite exclude each other")
     from rich.console import Console
 
-    from models.config import load_config
     from models.lock import locked
+    from models.text.tokens import check_files
     from models.training.device import choose_device
     from models.training.display import Silent, make_display
     from models.training.run import train
@@ -60,13 +80,16 @@ def command(
     from models.training.trainer import Ending
     from models.training.workers import joined_workers
 
-    config = load_config(config_file)
+    limit = MAX_BAD if skip_bad and max_bad is None else max_bad
+    config = _config(config_file, limit)
     start = Start.RESUME if resume else Start.OVERWRITE if overwrite else Start.FRESH
     run = RunFolder(folder or RUNS / config.name)
     again = ["meari", "train", str(config_file), *(["--run", str(folder)] if folder else []), "--resume"]
+    again += [] if limit is None else ["--max-bad", str(limit)]
     device = choose_device(config.training.device)
     with ExitStack() as held, joined_workers(device, config.training.batch_size) as workers:
         display = make_display(Console(stderr=as_json)) if workers.is_first else Silent()
+        workers.first(lambda: check_files(config))
         workers.first(lambda: held.enter_context(claimed_run(run.path, config, start)))
         if events is not None and workers.is_first:
             held.enter_context(locked(events))
@@ -82,6 +105,13 @@ def command(
             _show(run.path, str(outcome.ending), outcome.step, outcome.figures)
     if is_interrupted:
         sys.exit(128 + (outcome.stop.signal or signal.SIGINT))
+
+
+def _config(file: Path, max_bad: int | None) -> "Config":
+    from models.config import load_config
+
+    config = load_config(file)
+    return config if max_bad is None else replace(config, corpus=replace(config.corpus, max_bad=max_bad))
 
 
 def _show(run: Path, ending: str, step: int, figures: dict[str, dict[str, float]]) -> None:

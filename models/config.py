@@ -52,8 +52,10 @@ __all__ = [
     "TrainingConfig",
     "load_config",
     "parse_config",
+    "read_toml",
 ]
 
+SEARCH = "search"  # a table for another verb
 MOST_VOCABULARY = 1_000_000
 
 
@@ -73,10 +75,11 @@ def _not_negative(default: object = dataclasses.MISSING) -> Any:
 class CorpusConfig:
     """Which text, cut into which documents, split how.
 
-    train, validation, test   files, or folders whose .txt and .gz files are taken in sorted order
+    train, validation, test   files, or folders whose .txt, .text and .gz files are taken in sorted order
     validation_share          in place of validation files: the last share of the training text
     test_share                in place of test files: the share behind the validation part
     blocklist                 a file with a regular expression a line: matching documents are not trained on; "": none
+    max_bad                   lines that are not UTF-8 and are read as blank ones, at most
     baseline                  figures of other models on the same split, name to figure, shown beside our own
     """
 
@@ -90,6 +93,7 @@ class CorpusConfig:
     validation_share: float = _share(0.0)
     test_share: float = _share(0.0)
     blocklist: str = string("")
+    max_bad: int = integer(0)
     baseline: dict[str, str] | None = texts(None)
 
 
@@ -286,22 +290,25 @@ def _plain(value: Any) -> Any:
 
 
 def load_config(path: Path) -> Config:
-    """Read a TOML file. Raises ConfigError: unreadable, not TOML, or with every problem of its settings.
+    """Read a TOML file. Raises ConfigError: unreadable, not TOML, or with every problem of its settings."""
+    return parse_config(read_toml(path), str(path))
 
-    A table [search] is left to `meari search`.
-    """
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file, with or without a byte-order mark, read once: it may be a pipe. Raises ConfigError."""
     try:
-        tables = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(str(path), [f"got {error.strerror or error}, expected a readable TOML file"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"got {error}, expected TOML in UTF-8"]) from error
-    tables.pop("search", None)
-    return parse_config(tables, str(path))
 
 
 def parse_config(tables: object, source: str = "config") -> Config:
-    """Read plain tables. Raises ConfigError with every problem: unknown keys, wrong types, values out of range."""
+    """Read plain tables. Raises ConfigError with every problem: unknown keys, wrong types, values out of range.
+
+    A table [search] is left to `meari search`.
+    """
     if not isinstance(tables, Mapping):
         raise ConfigError(source, [f"got {show(tables)}, expected the tables of a config"])
     problems: list[str] = []
@@ -311,7 +318,7 @@ def parse_config(tables: object, source: str = "config") -> Config:
     }
     sections["model"] = _model_kind(tables.get("model"))
     sections["training"] = (TrainingConfig, TRAINING_RULES)
-    top = {key: value for key, value in tables.items() if key not in sections}
+    top = {key: value for key, value in tables.items() if key not in sections and key != SEARCH}
     values = read_table(Config, "", top, (), problems, known=tuple(sections))
     parts: dict[str, tuple[Any, dict[str, Any]]] = {}
     for section, (kind, rules) in sections.items():

@@ -41,7 +41,7 @@ def has_ends(folder: Path, unit: Document) -> bool:
 
 
 def encode_files(files: Sequence[Path], tokenizer: Tokenizer, unit: Document, folder: Path) -> TokenFile:
-    """Encode text files, or all .txt and .gz files of folders, into a token file in `folder`.
+    """Encode text files, or all text files of folders, into a token file in `folder`.
 
     Raises CorpusError: a file that cannot be read, is not UTF-8, or no text at all.
     """

@@ -3,13 +3,11 @@
 In: a file, a config, options. Out: what varies, and the budget. Raises ConfigError with every problem.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from models.config import Config
+from models.config import SEARCH, Config
 from models.errors import ConfigError
 from models.fields import integer, read_table, real, show
 from models.search.defaults import default_ranges
@@ -39,7 +37,8 @@ class Options:
 
 
 def read_options(
-    file: Path,
+    tables: Mapping[str, object],
+    source: str,
     config: Config,
     varied: Sequence[str],
     *,
@@ -47,10 +46,10 @@ def read_options(
     trial_minutes: float | None,
     minutes: float | None,
 ) -> Options:
-    """Read [search] of the file, which is known to be TOML, and let options override it; None: not given."""
-    table = tomllib.loads(file.read_bytes().decode("utf-8-sig")).get("search", {})
+    """Read [search] of the tables of a TOML file, `source`, and let options override it; None: not given."""
+    table = tables.get(SEARCH, {})
     if not isinstance(table, Mapping):
-        raise ConfigError(str(file), [f"search: got {show(table)}, expected a table"])
+        raise ConfigError(source, [f"search: got {show(table)}, expected a table"])
     problems: list[str] = []
     own = {key: value for key, value in table.items() if key != SETTINGS}
     given = read_table(_SearchTable, "search.", own, (), problems, known=(SETTINGS,))
@@ -58,7 +57,7 @@ def read_options(
     if not isinstance(settings, Mapping):
         problems.append(f"search.settings: got {show(settings)}, expected a table")
     if problems:
-        raise ConfigError(str(file), problems)
+        raise ConfigError(source, problems)
     for name, value in (("trials", trials), ("trial_minutes", trial_minutes), ("minutes", minutes)):
         if value is not None:
             given[name] = value

@@ -29,7 +29,7 @@ from models.search.journal import Journal, Trial, ranked
 from models.search.picture import write_picture
 from models.search.space import Space, Value, with_settings
 from models.search.toml import to_toml
-from models.text.tokens import PreparedCorpus, prepare
+from models.text.tokens import PreparedCorpus, check_files, prepare
 from models.training.device import choose_device, fast_torch
 from models.training.display import Display
 from models.training.interrupt import StopRequest, stop_on_signals
@@ -94,6 +94,7 @@ def search(
     journal = Journal(folder)
     if start is Start.RESUME:
         journal.read()
+    check_files(space.config)
     with locked(folder):
         return _search(space, budget, journal, start, display_of, tell, clock)
 

@@ -3,8 +3,12 @@
 Enters: names of files and folders, and what counts as a document. Leaves: documents, or pieces of them where they are
 long. Knows nothing of tokenizers. Raises `UnreadableFile` and `BrokenText`, which name the file and the line.
 
-How text is read: UTF-8, plain or (by its ending) .gz; a byte-order mark at the head of a file is dropped; Windows line
-ends become "\n"; a last line needs no line end. Then, by unit:
+What is taken of a folder: files that end in .txt, .text or .gz, in any case, also in folders below and behind links,
+each folder once. Names that begin with a dot are passed over, as are pipes, sockets and devices.
+
+How text is read: UTF-8, plain or gzip; a byte-order mark at the head of a file is dropped; Windows line ends become
+"\n"; a last line needs no line end. A line that is not UTF-8 is an error, or with `BadLines` a blank one.
+Then, by unit:
 
     line        every line that is not blank; its spaces are kept, its line end is not
     paragraph   every run of lines that are not blank, joined by "\n"
@@ -18,9 +22,11 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from models.choices import Document as Unit
@@ -29,7 +35,13 @@ from models.text.borders import last_border
 
 PIECE_CHARACTERS = 1 << 17
 _READ_BYTES = 1 << 18
-_SUFFIXES = (".txt", ".gz")
+_SUFFIXES = (".txt", ".text", ".gz")
+_PACKED = {
+    ".xz": re.compile(rb"\xfd7zXZ\x00"),
+    ".zst": re.compile(rb"\x28\xb5\x2f\xfd"),
+    ".bz2": re.compile(rb"BZh[1-9]1AY&SY"),
+    ".zip": re.compile(rb"PK\x03\x04"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +66,90 @@ class Document:
     line: int
 
 
-def list_files(paths: Iterable[str | Path]) -> list[Path]:
-    """The files themselves and, sorted by name, the .txt and .gz files anywhere in the folders.
+@dataclass
+class BadLines:
+    """Lines that are not UTF-8 and are read as blank ones, at most `most`; one that is read again counts once."""
 
-    Raises UnreadableFile: a name that does not exist, or a folder without such files.
+    most: int
+    found: set[tuple[str, int]] = field(default_factory=set)
+
+    def add(self, path: Path, line: int) -> None:
+        """Raises BrokenText for one too many."""
+        self.found.add((str(path), line))
+        if len(self.found) > self.most:
+            message = f"got {len(self.found):,} lines that are not UTF-8, expected at most {self.most:,}"
+            raise BrokenText(f"{message}; --max-bad or corpus.max_bad sets the limit", source=str(path), line=line)
+
+
+def list_files(paths: Iterable[str | Path]) -> list[Path]:
+    """The files themselves and, sorted by name, the text files anywhere in the folders.
+
+    Raises UnreadableFile: a name that does not exist, a folder without text files or one that cannot be listed, a
+    socket or device, a text file packed as nothing here unpacks it.
     """
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(entry for entry in path.rglob("*") if entry.suffix in _SUFFIXES and entry.is_file())
-            if not inside:
-                raise UnreadableFile("got a folder without .txt or .gz files, expected some", source=str(path))
-            files += inside
-        elif path.exists():
-            files.append(path)
+            files += _files_below(path)
+        elif kind := _unreadable_kind(path):
+            raise UnreadableFile(f"got {kind}, expected a readable file or folder", source=str(path))
         else:
-            raise UnreadableFile("got no such file or folder, expected a readable one", source=str(path))
+            files.append(path)
     return files
+
+
+def check_rereadable(path: Path) -> None:
+    """Raises UnreadableFile for a pipe, which can be read once alone."""
+    if path.is_fifo():
+        message = "got a pipe, expected a file: it is read several times, so write the text into a file first"
+        raise UnreadableFile(message, source=str(path))
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file's name says that it is gzip."""
+    return path.suffix.lower() == ".gz"
+
+
+def _unreadable_kind(path: Path) -> str:
+    if not path.exists():
+        return "no such file or folder"
+    if path.is_socket():
+        return "a socket"
+    return "a device" if path.is_char_device() or path.is_block_device() else ""
+
+
+def _files_below(folder: Path) -> list[Path]:
+    entries = [path for path in _entries(folder, set()) if path.is_file()]
+    for path in entries:
+        if path.suffix.lower() in _PACKED and Path(path.stem).suffix.lower() in _SUFFIXES:
+            raise UnreadableFile(_packed(path.suffix.lower()), source=str(path))
+    inside = sorted(path for path in entries if path.suffix.lower() in _SUFFIXES)
+    if not inside:
+        others = sorted({path.suffix.lower() for path in entries if path.suffix} & set(_PACKED))
+        hint = f"; unpack those that end in {', '.join(others)}" if others else ""
+        raise UnreadableFile(f"got a folder without .txt, .text or .gz files, expected some{hint}", source=str(folder))
+    return inside
+
+
+def _entries(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
+    """What lies in a folder and below it, behind links too; no folder twice, and no name that begins with a dot."""
+    try:
+        status = folder.stat()
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise UnreadableFile(
+            f"got {error.strerror or error}, expected a readable folder", source=str(folder)
+        ) from error
+    if (status.st_dev, status.st_ino) in visited:
+        return
+    visited.add((status.st_dev, status.st_ino))
+    for path in entries:
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _entries(path, visited)
+        else:
+            yield path
 
 
 def read_documents(paths: Iterable[str | Path], unit: Unit) -> Iterator[Document]:
@@ -87,8 +166,10 @@ def read_documents(paths: Iterable[str | Path], unit: Unit) -> Iterator[Document
                 yield Document(text, piece.source, line)
 
 
-def read_pieces(files: Sequence[Path], unit: Unit) -> Iterator[Piece]:
+def read_pieces(files: Sequence[Path], unit: Unit, bad: BadLines | None = None) -> Iterator[Piece]:
     """The documents of the files in order, those over about PIECE_CHARACTERS in several pieces.
+
+    bad   takes the lines that are not UTF-8; None: the first one is an error
 
     A document of several pieces may turn out blank; one of a single piece is not.
     Raises UnreadableFile (missing, no permission, damaged or truncated .gz) and BrokenText (not UTF-8).
@@ -96,7 +177,7 @@ def read_pieces(files: Sequence[Path], unit: Unit) -> Iterator[Piece]:
     cut = {Unit.LINE: _lines, Unit.PARAGRAPH: _paragraphs, Unit.FILE: _whole}[unit]
     for path in files:
         is_first = True
-        for text, line, ends in cut(path):
+        for text, line, ends in cut(path, bad):
             if not (is_first and ends and not text.strip()):
                 yield Piece(text, str(path), line, ends)
             is_first = ends
@@ -106,9 +187,9 @@ def read_pieces(files: Sequence[Path], unit: Unit) -> Iterator[Piece]:
 _Part = tuple[str, int, bool]
 
 
-def _whole(path: Path) -> Iterator[_Part]:
+def _whole(path: Path, bad: BadLines | None) -> Iterator[_Part]:
     held, line = "", 1
-    for chunk in _read_text(path):
+    for chunk in _read_text(path, bad):
         held += chunk
         if len(held) > PIECE_CHARACTERS:
             head, held = _cut(held)
@@ -117,9 +198,9 @@ def _whole(path: Path) -> Iterator[_Part]:
     yield held, line, True
 
 
-def _lines(path: Path) -> Iterator[_Part]:
+def _lines(path: Path, bad: BadLines | None) -> Iterator[_Part]:
     held, line = "", 1
-    for chunk in _read_text(path):
+    for chunk in _read_text(path, bad):
         *complete, held = (held + chunk).split("\n")
         for text in complete:
             yield text, line, True
@@ -130,10 +211,10 @@ def _lines(path: Path) -> Iterator[_Part]:
     yield held, line, True
 
 
-def _paragraphs(path: Path) -> Iterator[_Part]:
+def _paragraphs(path: Path, bad: BadLines | None) -> Iterator[_Part]:
     held: list[str] = []  # parts of lines, line ends in between; no more than PIECE_CHARACTERS and a part
     size, first, is_inside, is_line_start = 0, 1, False, True
-    for text, line, ends in _lines(path):
+    for text, line, ends in _lines(path, bad):
         if is_line_start and ends and not text.strip():
             if is_inside:
                 yield "".join(held), first, True
@@ -157,11 +238,11 @@ def _cut(text: str) -> tuple[str, str]:
     return text[:place], text[place:]
 
 
-def _read_text(path: Path) -> Iterator[str]:
+def _read_text(path: Path, bad: BadLines | None) -> Iterator[str]:
     """The text of a file in chunks, line ends made "\\n", the byte-order mark dropped."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     line, is_start, held = 1, True, ""
-    for data in _read_bytes(path):
+    for data in _read_bytes(path) if bad is None else _mended(path, bad):
         try:
             text = held + decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
@@ -173,6 +254,28 @@ def _read_text(path: Path) -> Iterator[str]:
         yield text.removesuffix(held).replace("\r\n", "\n")
 
 
+def _mended(path: Path, bad: BadLines) -> Iterator[bytes]:
+    """As `_read_bytes`, in whole lines, those that are not UTF-8 made blank."""
+    line, held = 1, b""
+    for data in _read_bytes(path):
+        lines = (held + data).split(b"\n")
+        held = lines.pop() if data else b""
+        good = [_good(path, number, content, bad) for number, content in enumerate(lines, start=line)]
+        line += len(lines)
+        if good:
+            yield b"\n".join(good) + (b"\n" if data else b"")
+    yield b""
+
+
+def _good(path: Path, line: int, content: bytes, bad: BadLines) -> bytes:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        bad.add(path, line)
+        return b""
+    return content
+
+
 def _broken(path: Path, line: int, error: UnicodeDecodeError) -> BrokenText:
     # `object` may begin with bytes held over from the chunk before: they hold no line end.
     line += error.object[: error.start].count(b"\n")
@@ -182,11 +285,14 @@ def _broken(path: Path, line: int, error: UnicodeDecodeError) -> BrokenText:
 
 def _read_bytes(path: Path) -> Iterator[bytes]:
     """The bytes of a file, unpacked, in chunks; an empty one at the end."""
-    line = 1
+    line, is_start = 1, True
     try:
-        with _open(path) as file:
+        with _opened(path) as file:
             # read1 hands out what was unpacked before a damaged place, so that the line is right.
             while data := file.read1(_READ_BYTES):
+                if is_start:
+                    _check_kind(path, data)
+                is_start = False
                 yield data
                 line += data.count(b"\n")
         yield b""
@@ -198,5 +304,27 @@ def _read_bytes(path: Path) -> Iterator[bytes]:
         raise UnreadableFile(message, source=str(path), line=line) from error
 
 
-def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+@contextmanager
+def _opened(path: Path) -> Iterator[gzip.GzipFile | io.BufferedReader]:
+    with path.open("rb") as file:
+        if is_packed(path) or file.peek(2)[:2] == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield unpacked
+        else:
+            yield file
+
+
+def _check_kind(path: Path, start: bytes) -> None:
+    """Raises UnreadableFile or BrokenText where the first bytes are known to be something else than UTF-8."""
+    for suffix, magic in _PACKED.items():
+        if magic.match(start):
+            raise UnreadableFile(_packed(suffix), source=str(path))
+    is_utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    pairs = len(start[:1024]) // 2
+    if is_utf16 or (pairs and max(start[place : 2 * pairs : 2].count(0) for place in (0, 1)) > pairs // 2):
+        hint = "expected UTF-8: `iconv -f UTF-16 -t UTF-8` makes it of the file"
+        raise BrokenText(f"got UTF-16, {hint}", source=str(path), line=1)
+
+
+def _packed(suffix: str) -> str:
+    return f"got text packed as {suffix}, expected it plain or as .gz: unpack it first"

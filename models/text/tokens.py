@@ -14,6 +14,7 @@ same settings and files before is used again.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -25,26 +26,36 @@ from models.atomic import replaced_folder, settled, write_file
 from models.config import Config, CorpusConfig, TokenizerKind
 from models.errors import EmptyCorpus, ModelsError, UnreadableFile
 from models.text.blocklist import load_blocklist
-from models.text.corpus import Piece, list_files, read_pieces
+from models.text.corpus import BadLines, Piece, check_rereadable, is_packed, list_files, read_pieces
 from models.text.split import Part, count_characters, part_ends, split_pieces
 from models.text.token_file import TokenFile, open_token_file, write_token_file
 from models.text.tokenizer import Tokenizer, train_tokenizer
 
-__all__ = ["PreparedCorpus", "TokenFile", "prepare"]
+__all__ = ["PreparedCorpus", "TokenFile", "check_files", "prepare"]
 
 _BPE_LEARNS_BYTES = 1 << 24
 _GZIP_RATIO = 3
+BAD_LINES = "bad_lines"
 _FORMAT = 1  # counts up when the same settings and files would lead to other ids
 
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """A corpus ready for training; `test` is there when the config says what it is."""
+    """A corpus ready for training; `test` is there when the config says what it is.
+
+    num_bad_lines   that are not UTF-8 and were read as blank ones
+    """
 
     tokenizer: Tokenizer
     train: TokenFile
     validation: TokenFile
     test: TokenFile | None
+    num_bad_lines: int = 0
+
+
+def check_files(config: Config) -> None:
+    """Raises UnreadableFile where a file of the corpus is missing or is none that can be read several times."""
+    _Corpus(config.corpus)
 
 
 def prepare(config: Config, folder: Path) -> PreparedCorpus:
@@ -71,7 +82,7 @@ def prepare(config: Config, folder: Path) -> PreparedCorpus:
             if not counts.num_documents:
                 raise corpus.empty(part)
         tokenizer.save(tokens / "tokenizer.json")
-        write_file(tokens / "prepared.json", _as_json(made_from))
+        write_file(tokens / "prepared.json", _as_json(made_from | {BAD_LINES: len(corpus.bad_lines.found)}))
     reopened = _reopen(folder, made_from, config, corpus.parts)
     assert reopened is not None, "what was just written can be opened"
     return reopened
@@ -87,25 +98,28 @@ class _Corpus:
             Part.VALIDATION: list_files(settings.validation),
             Part.TEST: list_files(settings.test),
         }
+        self._blocklist = [Path(settings.blocklist)] if settings.blocklist else []
+        for path in itertools.chain(*self._files.values(), self._blocklist):
+            check_rereadable(path)
+        self.bad_lines = BadLines(settings.max_bad)
         has_test = bool(settings.test or settings.test_share)
         self.parts = (Part.TRAIN, Part.VALIDATION, Part.TEST) if has_test else (Part.TRAIN, Part.VALIDATION)
 
     def made_from(self, config: Config) -> dict[str, Any]:
         """Everything that the ids depend on, as plain tables."""
         tables = config.to_tables()
-        used = ("document", "validation_share", "test_share")
-        blocklist = [Path(self.settings.blocklist)] if self.settings.blocklist else []
+        used = ("document", "validation_share", "test_share", *(["max_bad"] if self.settings.max_bad else []))
         return {
             "format": _FORMAT,
             "corpus": {key: tables["corpus"][key] for key in used},
             "tokenizer": tables["tokenizer"],
             "files": {part.value: [_hash(path) for path in files] for part, files in self._files.items()},
-            "blocklist": [_hash(path) for path in blocklist],
+            "blocklist": [_hash(path) for path in self._blocklist],
         }
 
     def training_bytes(self) -> int:
         """About how many bytes of text the training files hold, guessed from their sizes."""
-        sizes = ((path.stat().st_size, path.suffix == ".gz") for path in self._files[Part.TRAIN])
+        sizes = ((path.stat().st_size, is_packed(path)) for path in self._files[Part.TRAIN])
         return sum(size * _GZIP_RATIO if is_packed else size for size, is_packed in sizes)
 
     def part_ends(self) -> tuple[int, int] | None:
@@ -114,17 +128,20 @@ class _Corpus:
         if not any(shares):
             return None
         unit = self.settings.document
-        return part_ends(count_characters(read_pieces(self._files[Part.TRAIN], unit), unit), *shares)
+        return part_ends(count_characters(self._read(Part.TRAIN), unit), *shares)
+
+    def _read(self, part: Part) -> Iterator[Piece]:
+        """All pieces of a part's own files."""
+        return read_pieces(self._files[part], self.settings.document, self.bad_lines if self.settings.max_bad else None)
 
     def pieces(self, part: Part, ends: tuple[int, int] | None) -> Iterator[Piece]:
         """The pieces of one part, from its own files or from its share of the training files."""
-        unit = self.settings.document
         if self._files[part] and part is not Part.TRAIN:
-            return read_pieces(self._files[part], unit)
-        pieces = read_pieces(self._files[Part.TRAIN], unit)
+            return self._read(part)
+        pieces = self._read(Part.TRAIN)
         if ends is None:
             return pieces
-        return (piece for owner, piece in split_pieces(pieces, unit, ends) if owner is part)
+        return (piece for owner, piece in split_pieces(pieces, self.settings.document, ends) if owner is part)
 
     def empty(self, part: Part) -> EmptyCorpus:
         """The error for a part without a document."""
@@ -165,14 +182,16 @@ def _reopen(folder: Path, made_from: dict[str, Any], config: Config, parts: Sequ
     """What an earlier call made of the same settings and files; None where there is none or it is damaged."""
     tokens = settled(folder / "tokens")
     try:
-        if (tokens / "prepared.json").read_bytes() != _as_json(made_from):
+        found = json.loads((tokens / "prepared.json").read_text("utf-8"))
+        num_bad_lines = int(found.pop(BAD_LINES, 0))
+        if _as_json(found) != _as_json(made_from):
             return None
         tokenizer = Tokenizer.load(tokens / "tokenizer.json", config.tokenizer.kind)
         files = {part: open_token_file(tokens / f"{part}.tokens") for part in parts}
-    except (OSError, ModelsError):
+    except (OSError, ValueError, TypeError, AttributeError, ModelsError):
         return None
     tokenizer.save(folder / "tokenizer.json")
-    return PreparedCorpus(tokenizer, files[Part.TRAIN], files[Part.VALIDATION], files.get(Part.TEST))
+    return PreparedCorpus(tokenizer, files[Part.TRAIN], files[Part.VALIDATION], files.get(Part.TEST), num_bad_lines)
 
 
 def _as_json(tables: dict[str, Any]) -> bytes:

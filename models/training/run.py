@@ -79,9 +79,10 @@ def describe_corpus(corpus: PreparedCorpus) -> str:
     """What there is to learn from and to measure on, in one line; what the blocklist left out is counted."""
     train, vocabulary = corpus.train, corpus.tokenizer.vocabulary_size
     blocked = f", {train.num_blocked:,} left out by the blocklist" if train.num_blocked else ""
+    bad = f"; {corpus.num_bad_lines:,} lines that are not UTF-8 read as blank" if corpus.num_bad_lines else ""
     return (
         f"{train.num_tokens - 1:,} tokens of {vocabulary:,} kinds in {train.num_documents:,} documents{blocked}; "
-        f"held out: {corpus.validation.num_tokens - 1:,} tokens"
+        f"held out: {corpus.validation.num_tokens - 1:,} tokens{bad}"
     )
 
 
@@ -105,6 +106,7 @@ def measure_run(
         "epochs": round(progress.tokens / (len(corpus.train.ids) - 1), 3),
         "training_documents": corpus.train.num_documents,
         "blocked_documents": corpus.train.num_blocked,
+        **({"bad_lines": corpus.num_bad_lines} if corpus.num_bad_lines else {}),
         "best_step": progress.best_step,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "machine": machine,

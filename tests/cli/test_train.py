@@ -1,6 +1,7 @@
 """`meari train` and `meari evaluate` from the command line, with real processes where signals matter."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from cli.main import group
 from models.config import load_config
-from models.errors import CheckpointError, ConfigError, FolderInUse
+from models.errors import BrokenText, CheckpointError, ConfigError, FolderInUse
 from models.lock import locked
 from models.training.run_folder import Start, claimed_run
 from tests.models.training.tiny_runs import chain_text
@@ -172,6 +173,54 @@ def test_a_signal_leaves_a_run_that_can_be_resumed_and_says_how(tmp_path: Path, 
     described = json.loads((tmp_path / "run" / "last" / "checkpoint.json").read_text())
     assert f"after step {described['step']}" in rest
     assert described["step"] >= 10
+
+
+@pytest.mark.parametrize("key", ["train", "validation", "blocklist"])
+def test_a_pipe_in_place_of_a_corpus_file_is_refused_before_the_folder_is_made(tmp_path: Path, key: str) -> None:
+    config, pipe = write_config(tmp_path), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    text = config.read_text()
+    if key == "train":
+        text = text.replace(f"{tmp_path}/chain.txt", str(pipe))
+    elif key == "validation":
+        text = text.replace("validation_share = 0.1", f'validation = ["{pipe}"]')
+    else:
+        text = text.replace("[corpus]", f'[corpus]\nblocklist = "{pipe}"')
+    config.write_text(text)
+    for verb in ("train", "search"):
+        refused = meari(verb, config, "--run", tmp_path / "run")
+        assert f"{pipe}: got a pipe, expected a file: it is read several times" in str(refused.exception)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_and_a_text_to_evaluate_may_come_through_pipes(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path, steps=1), tmp_path / "run"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    for verb, options in (("search", "--trials 1"), ("train", "")):
+        command = f'"{sys.executable}" -m cli.main {verb} <(cat "{config}") --run "{run}-{verb}" {options}'
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    command = (
+        f'cat "{tmp_path}/chain.txt" | "{sys.executable}" -m cli.main evaluate "{run}-train" --text /dev/stdin --json'
+    )
+    measured = json.loads(subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout)
+    assert measured == json.loads(
+        meari("evaluate", f"{run}-train", "--text", tmp_path / "chain.txt", "--json").output
+    ) | {"text": "/dev/stdin"}
+
+
+def test_bad_lines_of_a_corpus_end_a_training_unless_they_are_few_enough(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path, steps=1), tmp_path / "run"
+    with (tmp_path / "chain.txt").open("ab") as file:
+        file.write(b"\n\xff\n\xfe\n")
+    assert isinstance(meari("train", config, "--run", run).exception, BrokenText)
+    assert isinstance(meari("train", config, "--run", run, "--max-bad", 1).exception, BrokenText)
+    trained = meari("train", config, "--run", run, "--skip-bad")
+    assert trained.exit_code == 0, trained.exception
+    assert "; 2 lines that are not UTF-8 read as blank" in trained.output
+    assert json.loads((run / "figures.json").read_text())["bad_lines"] == 2
+    again = meari("train", config, "--run", run, "--max-bad", 2, "--overwrite")
+    assert "; 2 lines that are not UTF-8 read as blank" in again.output
 
 
 def test_a_run_is_written_by_one_process_and_read_by_any_number_meanwhile(tmp_path: Path) -> None:

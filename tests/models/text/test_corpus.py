@@ -1,7 +1,10 @@
 """Reading documents: units, line ends, packed files, and errors that name the file and the line."""
 
+import bz2
 import gzip
+import lzma
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from models.choices import Document as Unit
 from models.errors import BrokenText, UnreadableFile
 from models.text import corpus
-from models.text.corpus import list_files, read_documents, read_pieces
+from models.text.corpus import BadLines, list_files, read_documents, read_pieces
 
 
 def texts(path: Path, unit: Unit) -> list[str]:
@@ -43,10 +46,73 @@ def test_file_is_a_document_as_it_is(tmp_path: Path) -> None:
 
 
 def test_folder_gives_its_text_files_sorted(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.gz", "sub/c.txt", "notes.md"):
+    for name in ("b.txt", "a.gz", "sub/c.TXT", "d.Text", "notes.md", "._b.txt", ".cache/e.txt"):
         written(tmp_path / name, name.encode())
-    assert [path.relative_to(tmp_path).as_posix() for path in list_files([tmp_path])] == ["a.gz", "b.txt", "sub/c.txt"]
+    names = [path.relative_to(tmp_path).as_posix() for path in list_files([tmp_path])]
+    assert names == ["a.gz", "b.txt", "d.Text", "sub/c.TXT"]
     assert list_files([tmp_path / "notes.md"]) == [tmp_path / "notes.md"]
+
+
+def test_folders_behind_links_are_read_once_and_loops_end(tmp_path: Path) -> None:
+    written(tmp_path / "elsewhere" / "a.txt", b"text")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "link").symlink_to("../elsewhere")
+    (tmp_path / "corpus" / "twice").symlink_to("../elsewhere")
+    (tmp_path / "corpus" / "loop").symlink_to(".")
+    assert list_files([tmp_path / "corpus"]) == [tmp_path / "corpus" / "link" / "a.txt"]
+
+
+def test_pipes_and_sockets_of_a_folder_are_passed_over(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(tmp_path / "s.txt"))
+        with pytest.raises(UnreadableFile, match="folder without"):
+            list_files([tmp_path])
+        with pytest.raises(UnreadableFile, match=r"s\.txt: got a socket, expected"):
+            list_files([tmp_path / "s.txt"])
+        written(tmp_path / "a.txt", b"text")
+        assert list_files([tmp_path]) == [tmp_path / "a.txt"]
+    with pytest.raises(UnreadableFile, match="zero: got a device, expected"):
+        list_files(["/dev/zero"])
+
+
+@pytest.mark.parametrize("name", ["a.GZ", "a.txt", "a"])
+def test_gzip_is_read_whatever_the_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(b"one\ntwo\n"))
+    assert texts(tmp_path / name, Unit.LINE) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [(".xz", lzma.compress(b"text")), (".zst", b"\x28\xb5\x2f\xfd\x04"), (".bz2", bz2.compress(b"text"))],
+)
+def test_text_packed_in_another_way_is_told_apart_from_text(tmp_path: Path, name: str, content: bytes) -> None:
+    alone, named = written(tmp_path / "a.txt", content), written(tmp_path / "folder" / f"b.txt{name}", content)
+    for paths in ([alone], [named], [named.parent]):
+        with pytest.raises(UnreadableFile, match=rf"got text packed as \{name}, expected it plain or as \.gz"):
+            list(read_documents(paths, Unit.LINE))
+
+
+def test_lines_that_are_not_utf8_are_read_as_blank_ones_up_to_a_limit(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", b"one\n\xff\n" + "둘\n".encode() * 9 + b"\xffthree\nfour\xfe")
+    bad = BadLines(3)
+    for _ in range(2):
+        found = [(piece.text, piece.line) for piece in read_pieces([path], Unit.LINE, bad)]
+        assert found == [("one", 1), *(("둘", line) for line in range(3, 12))]
+    assert bad.found == {(str(path), 2), (str(path), 12), (str(path), 13)}
+    with pytest.raises(BrokenText, match=r"a\.txt, line 13: got 3 lines .* at most 2; --max-bad"):
+        list(read_pieces([path], Unit.LINE, BadLines(2)))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1 << 18])
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n"])
+def test_good_text_is_the_same_where_bad_lines_are_looked_for(
+    tmp_path: Path, chunk: int, end: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "a.txt", "\ufeff하나\r\n\n둘\r\n  셋".encode() + end)
+    whole = list(read_pieces([path], Unit.FILE))
+    monkeypatch.setattr(corpus, "_READ_BYTES", chunk)
+    assert list(read_pieces([path], Unit.FILE, BadLines(1))) == whole
 
 
 @pytest.mark.parametrize("unit", list(Unit))
@@ -81,10 +147,12 @@ def test_character_cut_off_at_the_end_is_broken(tmp_path: Path) -> None:
         texts(path, Unit.LINE)
 
 
-def test_utf16_is_broken_utf8(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.txt", "text".encode("utf-16"))
-    with pytest.raises(BrokenText, match=r"a\.txt, line 1"):
-        texts(path, Unit.LINE)
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_utf16_is_called_by_its_name(tmp_path: Path, encoding: str) -> None:
+    path = written(tmp_path / "a.txt", "plain text\n".encode(encoding))
+    for bad in (None, BadLines(1000)):
+        with pytest.raises(BrokenText, match=r"a\.txt, line 1: got UTF-16, expected UTF-8: `iconv"):
+            list(read_pieces([path], Unit.LINE, bad))
 
 
 def test_truncated_gz_names_file_and_line(tmp_path: Path) -> None:
