@@ -42,7 +42,7 @@ def _parts(record: dict[str, Any], name: str, logprob: str) -> Table:
     parts: list[dict[str, Any]] = record[f"{name}s"]
     more: dict[str, Callable[[dict[str, Any]], str]] = {
         "rank": lambda part: str(part["rank"]),
-        "likeliest": lambda part: "  ".join(f"{_quoted(x['text'])} {shown(x['logprob'])}" for x in part["top"]),
+        "likeliest": lambda part: "  ".join(f"{_token(x)} {shown(x['logprob'])}" for x in part["top"]),
         "unknown": lambda part: "yes" if part["unknown"] else "",
     }
     wanted = [
@@ -67,7 +67,14 @@ def _both(logprob: float) -> tuple[str, str]:
 
 def _name(part: dict[str, Any]) -> str:
     """In quotation marks, but for the end of the text, which has no length."""
-    return str(part["text"]) if part["start"] == part["end"] else _quoted(part["text"])
+    return str(part["text"]) if part["start"] == part["end"] else _token(part)
+
+
+def _token(part: dict[str, Any]) -> str:
+    """In quotation marks; a part of a character as its bytes."""
+    if "bytes" in part:
+        return '"' + "".join(f"\\x{byte:02x}" for byte in part["bytes"]) + '"'
+    return _quoted(part["text"])
 
 
 def _quoted(text: str) -> str:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,8 @@ def test_tokens_that_are_parts_of_characters_have_their_bytes(bundles: Path) -> 
     [record] = records(done.stdout)
     assert bytes(byte for token in record["tokens"] for byte in token["bytes"]) == "é한".encode()
     assert record["tokens"][0]["top"][0]["bytes"] == record["tokens"][0]["bytes"] == [0xC3]
+    table = meari("score", "--bundles", bundles, "--model", "bytes", "--tokens", "--text", "é").stdout.decode()
+    assert re.findall(r'"(.+?)"  ', table.partition("tokens of")[2])[-2:] == [r"\xc3", r"\xa9"]
 
 
 def test_summary_is_that_of_all_texts_weighted_by_tokens(bundles: Path, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_summary_tells_of_routes_times_and_errors(server: Server) -> None:
     rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
     assert rows["route"][:5] == ["ok", "invalid", "refused", "failed", "aborted"]
     assert int(rows["/score"][0]) >= 1
-    assert int(rows["/score"][-1]) >= 6
+    assert int(rows["/score"][-1]) >= 5
     assert "invalid_request, the last with request id wrong" in done.stdout
     assert "1 lines were no JSON" in done.stdout
 
