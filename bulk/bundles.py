@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from bulk.errors import BulkError
+from service.bundle_folders import DEFAULT, BundleFolders, find_bundles, printable
+from service.errors import BundleError
+from service.manifest import read_manifest
 
-__all__ = ["bundle_folders", "bundle_hash", "find_bundle"]
-
-MANIFEST = "manifest.json"
+__all__ = ["bundle_hash", "default_bundle", "find_bundle", "list_bundles"]
 
 
 def find_bundle(bundles: Path, model: str | None) -> Path:
@@ -18,39 +18,43 @@ def find_bundle(bundles: Path, model: str | None) -> Path:
     bundles  a folder of bundles, or a bundle
     model    a name, or the path of a bundle
     """
+    found = list_bundles(bundles) if model is None or bundles.is_dir() else BundleFolders()
     if model is None:
-        return bundles if (bundles / MANIFEST).is_file() else _default(bundles)
-    for folder in (bundles / model, Path(model)):
-        if (folder / MANIFEST).is_file():
-            return folder
-    if (bundles / MANIFEST).is_file() and bundles.resolve().name == model:
-        return bundles
-    found = ", ".join(_names(bundles)) or f"a bundle in {bundles}, which has none"
-    raise BulkError(f"model: got {model!r}, expected {found}, or the path of a bundle")
+        return default_bundle(bundles, found)
+    if model in found.folders:
+        return found.folders[model]
+    if Path(model).is_dir():
+        return Path(model)
+    if model in found.failed and model != DEFAULT:
+        raise BulkError(f"model: {model}: {found.failed[model]}")
+    expected = ", ".join(found.folders) or f"a bundle in {printable(bundles)}, which has none"
+    raise BulkError(f"model: got {model!r}, expected {expected}, or the path of a bundle")
+
+
+def default_bundle(bundles: Path, found: BundleFolders) -> Path:
+    """As DEFAULT says, else the first by name; like a service, one whose manifest can be read. Raises BulkError."""
+    names = [found.default, *found.folders] if found.default else list(found.folders)
+    reasons = [f"{name}: {problem}" for name, problem in found.failed.items()]
+    for name in names:
+        try:
+            read_manifest(found.folders[name])
+        except BundleError as error:
+            reasons.append(f"{name}: {error}")
+        else:
+            return found.folders[name]
+    if reasons:
+        raise BulkError(f"bundles: no bundle in {printable(bundles)} can be read: {'; '.join(dict.fromkeys(reasons))}")
+    raise BulkError(f"bundles: there is no bundle in {printable(bundles)}, expected a folder of bundles, or a bundle")
+
+
+def list_bundles(bundles: Path) -> BundleFolders:
+    """What is in a folder of bundles, or the bundle that it is itself. Raises BulkError."""
+    try:
+        return find_bundles(bundles)
+    except BundleError as error:
+        raise BulkError(f"bundles: {error}") from None
 
 
 def bundle_hash(folder: Path) -> str:
-    """SHA-256 of the manifest, which holds those of all other files."""
-    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
-
-
-def bundle_folders(bundles: Path) -> list[Path]:
-    """The bundles in a folder, by name; or the one that it is itself."""
-    return [bundles] if (bundles / MANIFEST).is_file() else [bundles / name for name in _names(bundles)]
-
-
-def _default(bundles: Path) -> Path:
-    names = _names(bundles)
-    if not names:
-        raise BulkError(f"bundles: there is no bundle in {bundles}, expected a folder of bundles, or a bundle")
-    try:
-        named = (bundles / "DEFAULT").read_text("utf-8").strip()
-    except OSError:
-        named = ""
-    return bundles / (named if named in names else names[0])
-
-
-def _names(bundles: Path) -> list[str]:
-    if not bundles.is_dir():
-        return []
-    return sorted(folder.name for folder in bundles.iterdir() if (folder / MANIFEST).is_file())
+    """SHA-256 of the manifest, which holds those of all other files. Raises BundleError."""
+    return read_manifest(folder)[1]

@@ -19,8 +19,14 @@ RUNS = Path("runs")
 
 def complete_bundle(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names in the folder of bundles; a path where one has been begun."""
+    from service.bundle_folders import find_bundles
+    from service.errors import BundleError
+
     folder = Path(ctx.params.get("bundles") or os.environ.get("MEARI_BUNDLES") or "bundles")
-    names = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
+    try:
+        names = list(find_bundles(folder).folders)
+    except BundleError:
+        names = []
     found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
     return found or [CompletionItem(incomplete, type="dir")]
 

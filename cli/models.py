@@ -47,18 +47,20 @@ def command(place: Place, as_json: bool) -> None:
 
 def _local(folder: Path, default: str | None) -> dict[str, Any]:
     """As GET /models, without what a service alone knows. Raises BulkError where there is no bundle."""
-    from bulk.bundles import bundle_folders, find_bundle
+    from bulk.bundles import default_bundle, find_bundle, list_bundles
+    from service.bundle_folders import bundle_name
     from service.errors import BundleError
     from service.inspection import describe_folder
 
-    default_folder = find_bundle(folder, default)
-    models, failed = [], {}
-    for each in bundle_folders(folder):
+    found = list_bundles(folder)
+    default_folder = find_bundle(folder, default) if default else default_bundle(folder, found)
+    models, failed = [], dict(found.failed)
+    for name, each in found.folders.items():
         try:
             models.append(describe_folder(each))
         except BundleError as error:
-            failed[each.name] = str(error)
-    return {"models": models, "default": default_folder.resolve().name, "failed": failed}
+            failed[name] = str(error)
+    return {"models": models, "default": bundle_name(default_folder), "failed": failed}
 
 
 def _table(found: dict[str, Any]) -> Table:

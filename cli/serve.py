@@ -57,13 +57,18 @@ def command(as_json: bool, **options: str | None) -> None:
 
 
 def _described(settings: Settings) -> dict[str, object]:
-    from bulk.bundles import bundle_folders
+    from service.bundle_folders import find_bundles
+    from service.errors import BundleError
 
+    try:
+        models = list(find_bundles(settings.bundles).folders)
+    except BundleError:
+        models = []
     return {
         "host": settings.host,
         "port": settings.port,
         "workers": settings.workers,
         "bundles": str(settings.bundles),
-        "models": [folder.name for folder in bundle_folders(settings.bundles)],
+        "models": models,
         "process": os.getpid(),
     }

@@ -16,10 +16,10 @@ import numpy as np
 
 from export.precision import Precision
 from export.sessions import GraphModel, Graphs, Tokens
+from models.text.tokenizer import END_ID
 
 NUM_STEPS = 8
 NUM_ROWS = 2
-BOUNDARY_ID = 0
 # Processors round exp and tanh differently in the last bit. In int8 such a bit can move an activation to the next
 # integer: with random noise of 1e-6 in the states, up to 0.01 nats were seen.
 TOLERANCES = {Precision.FP32: 1e-4, Precision.INT8: 5e-2}
@@ -35,8 +35,8 @@ def make_golden(graphs: Graphs, held_out: Tokens) -> Golden:
     """Run two rows for eight steps: one of held-out text where there is some, one of random tokens."""
     opened = GraphModel(graphs)
     tokens = np.random.default_rng(0).integers(0, opened.vocabulary_size, (NUM_STEPS, NUM_ROWS))
-    tokens[0] = BOUNDARY_ID
-    text = held_out[held_out != BOUNDARY_ID][: NUM_STEPS - 1]
+    tokens[0] = END_ID
+    text = held_out[held_out != END_ID][: NUM_STEPS - 1]
     tokens[1 : len(text) + 1, 0] = text
     state = opened.initial_state(NUM_ROWS)
     logprobs = []

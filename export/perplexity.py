@@ -11,12 +11,12 @@ from export.errors import PrecisionLost, UnusableRun
 from export.precision import Precision
 from export.sessions import GraphModel, Graphs, Tokens
 from export.verification import check_normalised
+from models.text.tokenizer import END_ID
 
 MOST_TOKENS = 50_000
 LEAST_TOKENS = 64  # both precisions run the same tokens, so that few tell one per cent
 NUM_STREAMS = 64
 MOST_LOSS = 0.01  # of the fp32 perplexity
-BOUNDARY_ID = 0
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ def nats_per_token(graphs: Graphs, held_out: Tokens) -> tuple[float, int]:
     num_streams = min(NUM_STREAMS, len(ids) - 1)
     num_steps = (len(ids) - 1) // num_streams
     inputs = ids[: num_streams * num_steps].reshape(num_streams, num_steps).copy()
-    inputs[:, 0] = BOUNDARY_ID
+    inputs[:, 0] = END_ID
     targets = ids[1 : num_streams * num_steps + 1].reshape(num_streams, num_steps)
     state = opened.initial_state(num_streams)
     rows = np.arange(num_streams)
     total = 0.0
     for step in range(num_steps):
         for tensor in state.values():
-            tensor[inputs[:, step] == BOUNDARY_ID] = 0.0
+            tensor[inputs[:, step] == END_ID] = 0.0
         hidden, state = opened.step(inputs[:, step], state)
         logprobs = opened.logprobs(hidden)
         check_normalised(logprobs)

@@ -17,13 +17,13 @@ from export.errors import InvalidGraph, NotIsolated, NotNormalised, TorchMismatc
 from export.sessions import GraphModel, Graphs, State, Tokens
 from export.weights import Floats
 from models.language_model import LanguageModel
+from models.text.tokenizer import END_ID
 
 Doubles = NDArray[np.float64]
 
 TORCH_TOLERANCE = 1e-4  # nats
 SUM_TOLERANCE = 1e-5
 RUNS = ((1, 1024), (2, 256), (5, 256), (16, 128), (64, 64))  # batch sizes and steps of the comparison
-BOUNDARY_ID = 0
 NUM_ROWS = 67  # of the isolation check, and the batch sizes at which they must come out the same
 SUBSETS = (1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 32, 33, 63, 64, NUM_ROWS)
 THREADS = (1, 2)
@@ -118,7 +118,7 @@ def _rows(batch: int, num_steps: int, vocabulary_size: int, held_out: Tokens) ->
     num_real = _num_text_rows(batch, num_steps, held_out)
     if num_real:
         tokens[:num_real] = held_out[: num_real * num_steps].reshape(num_real, num_steps)
-    tokens[:, 0] = BOUNDARY_ID
+    tokens[:, 0] = END_ID
     return tokens
 
 

@@ -23,11 +23,11 @@ from torch.nn import functional
 from models.config import Document
 from models.errors import NotFinite
 from models.language_model import LanguageModel
+from models.text.tokenizer import END_ID
 from models.text.tokens import TokenFile
 
 Ids = NDArray[Any]
 
-BOUNDARY_ID = 0
 BATCH_TOKENS = 4096  # rows times length of one call of the model
 MAX_ROWS = 64
 WINDOW_TOKENS = 1 << 20  # documents are sorted by length within this many tokens
@@ -95,10 +95,10 @@ def document_rows(ids: Ids) -> Iterator[Row]:
     start = 0
     while start < len(ids) - 1:
         window = ids[start : start + WINDOW_TOKENS]
-        ends = np.flatnonzero(window[1:] == BOUNDARY_ID) + 1
+        ends = np.flatnonzero(window[1:] == END_ID) + 1
         while len(ends) == 0:  # a document longer than the window
             window = ids[start : start + 2 * len(window)]
-            ends = np.flatnonzero(window[1:] == BOUNDARY_ID) + 1
+            ends = np.flatnonzero(window[1:] == END_ID) + 1
         begins = np.concatenate(([0], ends[:-1]))
         for index in np.argsort(ends - begins, kind="stable"):
             yield Row(window[begins[index] : ends[index] + 1])
@@ -189,7 +189,7 @@ def quick_nats_per_token(model: LanguageModel, tokens: TokenFile) -> float:
 
 def _whole_documents(ids: Ids, first: Ids) -> Ids:
     """The documents that end within `first`, or the very first one where none does."""
-    ends = np.flatnonzero(first[1:] == BOUNDARY_ID) + 1
+    ends = np.flatnonzero(first[1:] == END_ID) + 1
     if len(ends):
         return first[: int(ends[-1]) + 1]
     return next(iter(document_rows(ids))).ids

@@ -6,7 +6,6 @@ that fails, what could be read is told with the reason.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ import msgspec
 
 from service.answers.description import describe_bundle
 from service.bundle import Bundle, open_bundle
+from service.bundle_folders import MANIFEST, bundle_name
 from service.errors import BundleError
 from service.graphs.bundle_graph import BundleGraph
-from service.manifest import Manifest, parse_manifest
-from service.text.tokenizer import TokenizerKind, load_tokenizer
+from service.manifest import read_files, read_manifest
 
 __all__ = ["Inspection", "describe_folder", "inspect_bundle"]
 
@@ -37,23 +36,24 @@ class Inspection:
 
 def describe_folder(folder: Path) -> dict[str, Any]:
     """What the manifest says; nothing is checked. Raises BundleError."""
-    manifest, digest = _read_manifest(folder)
-    described: dict[str, Any] = msgspec.to_builtins(describe_bundle(folder.resolve().name, manifest, digest))
+    manifest, digest = read_manifest(folder)
+    described: dict[str, Any] = msgspec.to_builtins(describe_bundle(bundle_name(folder), manifest, digest))
     return described
 
 
 def inspect_bundle(folder: Path, clock: Callable[[], float] = time.monotonic) -> Inspection:
     """Read the folder and run the self-test. Raises BundleError where there is no manifest to be read."""
-    manifest, _ = _read_manifest(folder)
+    manifest, _ = read_manifest(folder)
     described = describe_folder(folder)
     described["folder"] = str(folder)
-    described["bytes"] = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    described["bytes"] = (folder / MANIFEST).stat().st_size + sum(entry.bytes for entry in manifest.files.values())
     described["files"] = {name: entry.bytes for name, entry in manifest.files.items()}
     started = clock()
     try:
-        described["graphs"] = {name: _graph(folder / f"{name}.onnx") for name in ("cell", "output")}
+        files = read_files(folder, manifest)
+        graphs = {name: f"{name}.onnx" for name in ("cell", "output")}
+        described["graphs"] = {name: _graph(file, files[file]) for name, file in graphs.items()}
         bundle = open_bundle(folder, max_slots=MAX_SLOTS)
-        _check_tokenizer(folder, manifest)
     except BundleError as error:
         described["self_test"] = {"passed": False, "problem": str(error)}
         return Inspection(described, str(error))
@@ -68,26 +68,9 @@ def _found(bundle: Bundle, seconds: float) -> dict[str, Any]:
     return {"passed": True, **found, "golden_tolerance": tolerance, "seconds": round(seconds, 3)}
 
 
-def _read_manifest(folder: Path) -> tuple[Manifest, str]:
-    try:
-        data = (folder / "manifest.json").read_bytes()
-    except OSError as error:
-        raise BundleError(f"{folder}/manifest.json: cannot be read: {error.strerror}") from None
-    return parse_manifest(data), hashlib.sha256(data).hexdigest()
-
-
-def _graph(path: Path) -> dict[str, Any]:
+def _graph(file: str, data: bytes) -> dict[str, Any]:
     """As it stands in the file."""
     try:
-        data = path.read_bytes()
-        operators = BundleGraph(data).operators()
-    except OSError as error:
-        raise BundleError(f"{path.name}: cannot be read: {error.strerror}") from None
+        return {"file": file, "bytes": len(data), "operators": BundleGraph(data).operators()}
     except ValueError as error:
-        raise BundleError(f"{path.name}: {error}") from None
-    return {"file": path.name, "bytes": len(data), "operators": operators}
-
-
-def _check_tokenizer(folder: Path, manifest: Manifest) -> None:
-    kind = TokenizerKind(manifest.tokenizer.kind)
-    load_tokenizer(folder / "tokenizer.json", kind, manifest.tokenizer.unknown_id, manifest.sizes["vocabulary"])
+        raise BundleError(f"{file}: {error}") from None

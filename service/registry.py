@@ -17,13 +17,14 @@ from typing import Final
 from msgspec import UNSET, UnsetType
 
 from service.bundle import Bundle, open_bundle
+from service.bundle_folders import MANIFEST, BundleFolders, bundle_name, find_bundles, printable
 from service.engine import Engine, EngineLimits
 from service.engine.cache import CacheRoom
 from service.errors import BundleError, MeariError, NotReady, UnknownModel
 from service.process.marks import ReadyMarks
 from service.process.memory import release_free_memory
 from service.settings import Settings
-from service.text.tokenizer import TextTokenizer, TokenizerKind, load_tokenizer
+from service.text.tokenizer import TextTokenizer
 
 __all__ = ["Model", "Readiness", "Registry", "load_model"]
 
@@ -60,16 +61,10 @@ def load_model(folder: Path, settings: Settings, *, has_one_caller: bool = False
     """Open a bundle and start its engine. Raises BundleError."""
     written_at = _written_at(folder)
     bundle = open_bundle(folder, max_slots=max(settings.max_slots, ROWS_OF_A_REQUEST))
-    tokenizer = load_tokenizer(
-        folder / "tokenizer.json",
-        TokenizerKind(bundle.manifest.tokenizer.kind),
-        bundle.manifest.tokenizer.unknown_id,
-        bundle.manifest.sizes["vocabulary"],
-    )
     limits = EngineLimits(settings.max_slots, settings.max_waiting, settings.cache_bytes, has_one_caller)
     engine = Engine(bundle.runner, limits)
     engine.start()
-    return Model(folder.name, bundle, tokenizer, engine, written_at)
+    return Model(bundle_name(folder), bundle, bundle.tokenizer, engine, written_at)
 
 
 class Registry:
@@ -156,16 +151,17 @@ class Registry:
 
     def _load_all(self) -> None:
         try:
-            folders = self._folders()
-            self._named_default = _read_default(self._settings.bundles)
-            models, failed = self._load_each(folders)
+            found = find_bundles(self._settings.bundles)
+            models, failed = self._load_each(found)
             room = CacheRoom(self._settings.cache_bytes)
             for model in models.values():
                 model.engine.share_cache(room)
-            self._models, self._failed = models, failed
+            self._models, self._failed, self._named_default = models, failed, found.default
             if not models:
-                self._problem = self._nothing_to_serve(bool(folders))
+                self._problem = self._nothing_to_serve(found)
             release_free_memory()
+        except BundleError as error:
+            self._problem = str(error)
         except Exception:
             log.exception("loading the bundles failed")
             self._problem = "loading the bundles failed; see the log"
@@ -176,48 +172,29 @@ class Registry:
             log.error("not ready: %s", self._problem)
         self._loaded.set()
 
-    def _folders(self) -> list[Path]:
-        root = self._settings.bundles
-        if not root.is_dir():
-            return []
-        return sorted(folder for folder in root.iterdir() if folder.is_dir() and not _is_in_passing(folder.name))
-
-    def _load_each(self, folders: list[Path]) -> tuple[dict[str, Model], dict[str, str]]:
+    def _load_each(self, found: BundleFolders) -> tuple[dict[str, Model], dict[str, str]]:
         models: dict[str, Model] = {}
-        failed: dict[str, str] = {}
-        for folder in folders:
+        failed = dict(found.failed)
+        for name, problem in failed.items():
+            log.error("%s in the folder of bundles cannot be used: %s", name, problem)
+        for name, folder in found.folders.items():
             try:
-                models[folder.name] = self._load(folder, self._settings)
+                models[name] = self._load(folder, self._settings)
             except MeariError as error:
-                failed[folder.name] = str(error)
-                log.error("bundle %s cannot be served: %s", folder.name, error)  # noqa: TRY400 (the reason says all)
+                failed[name] = str(error)
+                log.error("bundle %s cannot be served: %s", name, error)  # noqa: TRY400 (the reason says all)
             except Exception:
-                failed[folder.name] = "it could not be loaded; see the log"
-                log.exception("bundle %s cannot be served", folder.name)
+                failed[name] = "it could not be loaded; see the log"
+                log.exception("bundle %s cannot be served", name)
         return models, failed
 
-    def _nothing_to_serve(self, any_folder: bool) -> str:
-        root = self._settings.bundles
-        if any_folder:
-            return f"no bundle in {root} could be loaded"
-        return f"there is no bundle in {root}" if root.is_dir() else f"there is no folder {root}"
+    def _nothing_to_serve(self, found: BundleFolders) -> str:
+        root = printable(self._settings.bundles)
+        return f"no bundle in {root} could be loaded" if found.folders else f"there is no bundle in {root}"
 
 
 def _written_at(folder: Path) -> int:
     try:
-        return int((folder / "manifest.json").stat().st_mtime)
+        return int((folder / MANIFEST).stat().st_mtime)
     except OSError as error:
         raise BundleError(f"manifest.json: cannot be read: {error.strerror}") from error
-
-
-def _read_default(root: Path) -> str:
-    """The name in `root`'s DEFAULT file, "" where there is none."""
-    try:
-        return (root / "DEFAULT").read_text("utf-8").strip()
-    except FileNotFoundError:
-        return ""
-
-
-def _is_in_passing(name: str) -> bool:
-    """Whether a folder is hidden, or stands there only while a bundle is being replaced."""
-    return name[0] in "._" or name.endswith((".new", ".old"))

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import Config, Document
-from models.text.tokenizer import Tokenizer
+from models.text.tokenizer import END_ID, Tokenizer
 from models.text.tokens import PreparedCorpus, TokenFile
 from models.training.schedule import chunk_length
-from models.training.streams import BOUNDARY_ID, Bools, Streams
+from models.training.streams import Bools, Streams
 
 PIECE_TOKENS = 1 << 22
 
@@ -36,7 +36,7 @@ def starting_tokens(tokenizer: Tokenizer, unit: Document) -> Bools:
     if unit is Document.FILE:
         for token in range(tokenizer.vocabulary_size):
             starts[token] = tokenizer.decode([token]).endswith("\n")
-    starts[BOUNDARY_ID] = True
+    starts[END_ID] = True
     return starts
 
 

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.config import Document
+from models.text.tokenizer import END_ID
 
-BOUNDARY_ID = 0
 SEARCH_WINDOW = 1 << 12  # tokens that are looked through for a place to start at
 
 Ids = NDArray[Any]
@@ -85,7 +85,7 @@ class Streams:
         fresh = self._restarts()
         length = self._next_length()
         rows = np.stack([self._ids[cursor : cursor + length + 1] for cursor in self._cursors]).astype(np.int64)
-        rows[fresh, 0] = BOUNDARY_ID
+        rows[fresh, 0] = END_ID
         self._cursors = self._cursors + length
         return Chunk(rows[:, :-1], rows[:, 1:], fresh)
 

@@ -28,7 +28,7 @@ from service.engine import TextScore
 from service.engine.calls import GRID
 from service.requests.schema import LogBase
 from service.state_tokens import TextState
-from service.text.tokenizer import END_ID, Encoded, Vocabulary, nfc
+from service.text.tokenizer import Encoded, Vocabulary, nfc
 
 __all__ = ["ScoredText", "alternatives", "token_texts"]
 
@@ -126,7 +126,9 @@ class ScoredText:
         """The end of the text in nats, as a list: empty where it is not counted."""
         place = len(self.encoded.text)
         logprobs: list[float] = self.scores.logprobs[len(self.encoded.ids) :].tolist()
-        return [ScoredWord(self.vocabulary.texts[END_ID], logprob, place, place) for logprob in logprobs]
+        return [
+            ScoredWord(self.vocabulary.texts[self.vocabulary.end_id], logprob, place, place) for logprob in logprobs
+        ]
 
     def _places(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         """Id, start and end of some tokens; the end token stands after the last character."""
@@ -138,7 +140,7 @@ class ScoredText:
             strict=True,
         )
         if last > len(encoded.ids) and first <= len(encoded.ids):
-            yield END_ID, len(encoded.text), len(encoded.text)
+            yield self.vocabulary.end_id, len(encoded.text), len(encoded.text)
 
     def _unknown(self) -> npt.NDArray[np.bool_]:
         """Which of the text's own tokens stand for unknown characters or words."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from service.answers.bodies import StatesAnswer, StatesUsage, StateTensorValues
 from service.answers.figures import token_texts
 from service.engine import ScoreCall, Scoring, StateValue
-from service.text.tokenizer import END_ID, Vocabulary
+from service.text.tokenizer import Vocabulary
 
 __all__ = ["MAX_CHARS", "MAX_TOKENS", "states_answer", "states_bytes", "states_call"]
 
@@ -26,9 +26,9 @@ DECIMALS: Final = 4
 BYTES_PER_NUMBER: Final = 64  # as a Python number, then as text
 
 
-def states_call(ids: Sequence[int], deadline: float) -> ScoreCall:
+def states_call(ids: Sequence[int], end_id: int, deadline: float) -> ScoreCall:
     """What to ask the engine: every prefix with the token behind it, the last one with the end token."""
-    read = [*ids, END_ID]
+    read = [*ids, end_id]
     prefixes = [read[:length] for length in range(2, len(read) + 1)]
     return ScoreCall(context=(), texts=prefixes, deadline=deadline, add_end=False, want_state=True)
 

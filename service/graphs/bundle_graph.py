@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from typing import Any, Final
 
 from service.graphs.drawing import Drawing
 from service.graphs.fusion import RUNTIME_DOMAIN
-from service.graphs.onnx_format import new_message, read_model
+from service.graphs.onnx_format import FLOAT, INT8, UINT8, new_message, read_model
 
 __all__ = ["BundleGraph", "Parts", "copy_node", "copy_nodes", "finished"]
 
 LEAST_OPSET: Final = 18
+WEIGHT_TYPES: Final = (FLOAT, UINT8, INT8)
 NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -22,6 +24,7 @@ class BundleGraph:
     """One of a bundle's graphs, as it was read. Raises ValueError where the bytes are no ONNX file.
 
     inputs, outputs  name -> dimensions, a free one by its name
+    dtypes           name of one of those -> TensorProto.DataType of its numbers
     """
 
     def __init__(self, data: bytes) -> None:
@@ -29,6 +32,20 @@ class BundleGraph:
         constants = {tensor.name for tensor in self.model.graph.initializer}
         self.inputs = {info.name: _dimensions(info) for info in self.model.graph.input if info.name not in constants}
         self.outputs = {info.name: _dimensions(info) for info in self.model.graph.output}
+        values = (*self.model.graph.input, *self.model.graph.output)
+        self.dtypes = {info.name: info.type.tensor_type.elem_type for info in values}
+
+    @property
+    def num_weights(self) -> int:
+        """How many numbers its constants hold, sizes and places left out."""
+        tensors = self.model.graph.initializer
+        return sum(math.prod(t.dims) for t in tensors if t.data_type in WEIGHT_TYPES)
+
+    def table_widths(self, index: str) -> set[int]:
+        """Widths of the constant tables in which the graph looks up rows by that input, scales left out."""
+        dims = {tensor.name: tuple(tensor.dims) for tensor in self.model.graph.initializer}
+        tables = [node.input[0] for node in self.model.graph.node if node.op_type == "Gather" and index in node.input]
+        return {dims[name][1] for name in tables if len(dims.get(name, ())) == 2 and dims[name][1] > 1}
 
     def operators(self) -> dict[str, int]:
         """How many nodes there are of each operator, the most frequent first."""

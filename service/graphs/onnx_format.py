@@ -6,6 +6,7 @@ message is read, copied and written. (The `onnx` package would be larger than al
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -15,20 +16,25 @@ __all__ = [
     "FLOAT",
     "FLOAT_ATTRIBUTE",
     "GRAPH_ATTRIBUTE",
+    "INT8",
     "INT64",
     "INTS_ATTRIBUTE",
     "INT_ATTRIBUTE",
+    "UINT8",
     "new_message",
     "read_model",
 ]
 
 FLOAT: Final = 1  # TensorProto.DataType
+UINT8: Final = 2
+INT8: Final = 3
 INT64: Final = 7
 BOOL: Final = 9
 FLOAT_ATTRIBUTE: Final = 1  # AttributeProto.AttributeType
 INT_ATTRIBUTE: Final = 2
 GRAPH_ATTRIBUTE: Final = 5
 INTS_ATTRIBUTE: Final = 7
+EXTERNAL: Final = 1  # TensorProto.DataLocation
 
 _PACKAGE: Final = "meari.onnx"
 _FIELDS: Final = {
@@ -38,13 +44,23 @@ _FIELDS: Final = {
     "TensorType": {"elem_type": (1, "int32"), "shape": (2, "Shape")},
     "Type": {"tensor_type": (1, "TensorType")},
     "ValueInfo": {"name": (1, "string"), "type": (2, "Type")},
-    "Tensor": {"dims": (1, "*int64"), "data_type": (2, "int32"), "name": (8, "string"), "raw_data": (9, "bytes")},
+    "Tensor": {
+        "dims": (1, "*int64"),
+        "data_type": (2, "int32"),
+        "name": (8, "string"),
+        "raw_data": (9, "bytes"),
+        "data_location": (14, "int32"),
+    },
+    "SparseTensor": {"values": (1, "Tensor"), "indices": (2, "Tensor")},
     "Attribute": {
         "name": (1, "string"),
         "f": (2, "float"),
         "i": (3, "int64"),
+        "t": (5, "Tensor"),
         "g": (6, "Graph"),
         "ints": (8, "*int64"),
+        "tensors": (10, "*Tensor"),
+        "graphs": (11, "*Graph"),
         "type": (20, "int32"),
     },
     "Node": {
@@ -61,6 +77,7 @@ _FIELDS: Final = {
         "initializer": (5, "*Tensor"),
         "input": (11, "*ValueInfo"),
         "output": (12, "*ValueInfo"),
+        "sparse_initializer": (15, "*SparseTensor"),
     },
     "Model": {"ir_version": (1, "int64"), "graph": (7, "Graph"), "opset_import": (8, "*Opset")},
 }
@@ -75,7 +92,21 @@ def read_model(data: bytes) -> Any:
         raise ValueError(f"not an ONNX file: {error}") from None
     if not model.HasField("graph"):
         raise ValueError("not an ONNX file: it holds no graph")
+    outside = next((t.name for t in _tensors(model.graph) if t.data_location == EXTERNAL), None)
+    if outside is not None:
+        raise ValueError(f"tensor {outside[:100]!r}: its data are in another file, expected all in this one")
     return model
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """The constants of a graph and of those in its nodes."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
 
 
 def new_message(kind: str) -> Any:

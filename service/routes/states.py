@@ -44,7 +44,7 @@ def _begin(request: StatesRequest, model: Model, exchange: Exchange, deadline: f
             raise InvalidRequest(f"text: got {len(ids)} tokens, expected at most {MAX_TOKENS}")
         num_tensors = len(model.bundle.manifest.state)
         exchange.ticket.take_bytes(states_bytes(len(ids), model.bundle.runner.state_bytes, num_tensors, request.units))
-        scoring = model.engine.score(states_call(ids, deadline), reservation)
+        scoring = model.engine.score(states_call(ids, model.tokenizer.vocabulary.end_id, deadline), reservation)
         scoring.num_prompt_tokens, scoring.num_texts = len(ids), 1  # the prefixes that it scores are one text
     exchange.note_work(lambda: Work(len(ids), scoring.cached_tokens, prompts=(request.text,)))
     return ids, scoring

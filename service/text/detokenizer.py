@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from service.text.tokenizer import END_ID, TokenizerKind, Vocabulary
+from service.text.tokenizer import TokenizerKind, Vocabulary
 
 __all__ = ["MAX_PARTIAL_BYTES", "NO_TEXT", "Detokenizer", "TextEnd", "detokenize"]
 
@@ -52,13 +52,14 @@ class Detokenizer:
         self._pieces = vocabulary.pieces
         self._texts = vocabulary.texts
         self._kind = vocabulary.kind
+        self._end_id = vocabulary.end_id
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._utf8.setstate((before.partial, 0))
         self._needs_space = before.needs_space
 
     def feed(self, token: int) -> str:
         """The text that is certain now and was not before."""
-        if token == END_ID:
+        if token == self._end_id:
             return ""
         if self._kind is TokenizerKind.BPE:
             return self._utf8.decode(self._pieces[token])
@@ -71,7 +72,7 @@ class Detokenizer:
     def feed_all(self, tokens: Iterable[int]) -> str:
         """What `feed` gives for these tokens, joined."""
         if self._kind is TokenizerKind.BPE:
-            return self._utf8.decode(b"".join([self._pieces[token] for token in tokens if token != END_ID]))
+            return self._utf8.decode(b"".join([self._pieces[token] for token in tokens if token != self._end_id]))
         return "".join([self.feed(token) for token in tokens])
 
     @property

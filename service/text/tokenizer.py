@@ -15,7 +15,6 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -23,12 +22,13 @@ import numpy.typing as npt
 import tokenizers
 
 from service.errors import BundleError
+from service.manifest import Manifest
+from service.text.agreement import check_reserved, check_tokenizer
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it would start threads of its own
 
-__all__ = ["END_ID", "Encoded", "TextTokenizer", "TokenizerKind", "Vocabulary", "load_tokenizer", "nfc"]
+__all__ = ["Encoded", "TextTokenizer", "TokenizerKind", "Vocabulary", "load_tokenizer", "nfc"]
 
-END_ID: Final = 0
 LONG_CHARS: Final = 1000
 Offsets = npt.NDArray[np.int32]
 _NFC: Final = tokenizers.normalizers.NFC()
@@ -54,6 +54,7 @@ class Vocabulary:
     texts: tuple[str, ...]
     pieces: tuple[bytes, ...]
     unknown_id: int | None
+    end_id: int  # the boundary token
 
     @property
     def size(self) -> int:
@@ -155,19 +156,22 @@ class TextTokenizer:
         return self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
 
 
-def load_tokenizer(path: Path, kind: TokenizerKind, unknown_id: int | None, vocabulary_size: int) -> TextTokenizer:
-    """Raises BundleError where the file is no tokenizer or its vocabulary is not that of the bundle."""
+def load_tokenizer(data: bytes, manifest: Manifest) -> TextTokenizer:
+    """A bundle's tokenizer. Raises BundleError where it is none, or not the one that the manifest describes."""
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+        parts = json.loads(data)
     except Exception as error:  # noqa: BLE001 (the library raises nothing more special)
-        raise BundleError(f"{path.name}: not a tokenizer: {error}") from None
-    found = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
-    entries = [entry for entry in found if entry is not None]
-    if len(found) != vocabulary_size or len(entries) != vocabulary_size:
-        raise BundleError(f"{path.name}: got {len(entries)} tokens, expected ids 0 to {vocabulary_size - 1}")
-    pieces = tuple(_piece(entry, kind) for entry in entries)
+        raise BundleError(f"tokenizer.json: not a tokenizer: {error}") from None
+    check_tokenizer(manifest, parts, tokenizer.get_vocab(with_added_tokens=False))
+    entries = sorted(tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
+    kind = TokenizerKind(manifest.tokenizer.kind)
+    pieces = tuple(_piece(entry, kind) for entry, _ in entries)
     texts = tuple(piece.decode("utf-8", "replace") for piece in pieces)
-    return TextTokenizer(tokenizer, Vocabulary(kind, texts, pieces, unknown_id))
+    vocabulary = Vocabulary(kind, texts, pieces, manifest.tokenizer.unknown_id, manifest.boundary.id)
+    read = TextTokenizer(tokenizer, vocabulary)
+    check_reserved(manifest, parts, read.encode(manifest.boundary.token))
+    return read
 
 
 def nfc(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import { get, onUnauthorized } from "./api.js";
 import { offerCompareModels, startCompare } from "./compare.js";
+import { nameEnds } from "./draft.js";
 import { chooseLanguage, startLanguage } from "./i18n.js";
 import { startLearn } from "./learn.js";
 import { byId, make, showError } from "./page.js";
@@ -73,6 +74,7 @@ async function loadModels() {
       select.value = models.some(({ name }) => name === first) ? first : models[0].name;
     }
     for (const button of document.querySelectorAll("[data-needs-models]")) button.disabled = false;
+    nameEnds(models);
     offerWriteModels(models);
     offerScoreModels(models);
     offerCompareModels(models);

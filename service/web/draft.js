@@ -5,11 +5,16 @@
 import { stream } from "./api.js";
 
 export const NUM_ALTERNATIVES = 8;
-export const END_ID = 0;
 const LN2 = Math.log(2);
 const FORCE = 100; // the most that logit_bias takes
 
+const ends = new Set();
+
 export const bitsOf = (logprob) => -logprob / LN2;
+
+/** The tokens that end texts, as the models call them: no text leads to one. */
+export const nameEnds = (models) => models.forEach(({ tokenizer }) => ends.add(tokenizer.boundary.token));
+export const isEnd = (token) => ends.has(token.text);
 
 /** One request's tokens. from: state token, or null for the prompt's end. forced: the id that was picked, or null. */
 class Part {
@@ -53,7 +58,7 @@ export class Draft {
       part.tokens[0] = { ...part.tokens[0], logprob: alternative.logprob, top: replaced.top, isPicked: true };
     });
     this.onChange();
-    if (alternative.id !== END_ID) await this.more(maxTokens, signal);
+    if (!isEnd(alternative)) await this.more(maxTokens, signal);
   }
 
   /** The same requests again; returns whether every token and log-probability is equal. */
@@ -155,7 +160,7 @@ export function withShownText(tokens, text) {
   let unfinished = -1; // the last token that is only a part of a character
   tokens.forEach((token, i) => {
     const isLast = i === tokens.length - 1;
-    const found = token.id === END_ID || token.text.includes("\ufffd") ? -1 : text.indexOf(token.text, at);
+    const found = isEnd(token) || token.text.includes("\ufffd") ? -1 : text.indexOf(token.text, at);
     if (found < 0) {
       unfinished = i;
     } else {

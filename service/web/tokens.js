@@ -1,6 +1,6 @@
 // Tokens or words as text, shaded by surprisal; a place in it can be pointed at, tapped, or reached by arrow keys.
 
-import { bitsOf, END_ID } from "./draft.js";
+import { bitsOf, isEnd } from "./draft.js";
 import { fixed, t } from "./i18n.js";
 import { make } from "./page.js";
 
@@ -20,14 +20,14 @@ export function drawLegend(list) {
 
 /** How a token is called where it stands alone: spaces, ends of lines and the bytes of a part of a character can be seen. */
 export function visible(token) {
-  if (token.id === END_ID) return t("token.end");
+  if (isEnd(token)) return t("token.end");
   if (token.bytes !== undefined) return token.bytes.map((byte) => byte.toString(16).toUpperCase().padStart(2, "0")).join(" ");
   return token.text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣");
 }
 
 /** How a token is read aloud. */
 export function spoken(token) {
-  if (token.id === END_ID) return t("token.end");
+  if (isEnd(token)) return t("token.end");
   if (token.text === "\n") return t("token.line");
   return token.text === " " ? t("token.space") : token.text;
 }
@@ -68,7 +68,7 @@ export class TokenList {
 
   element(token, index) {
     const bits = bitsOf(token.logprob);
-    const marks = [token.id === END_ID && "end", token.shown.includes("\n") && "line", token.shown === "" && token.id !== END_ID && "part", token.isPicked && "picked"];
+    const marks = [isEnd(token) && "end", token.shown.includes("\n") && "line", token.shown === "" && !isEnd(token) && "part", token.isPicked && "picked"];
     const label = t("token.label", { token: spoken(token), bits: fixed(bits) });
     return make("span", {
       className: ["token", shade(bits), ...marks.filter(Boolean)].join(" "),
@@ -78,7 +78,7 @@ export class TokenList {
       "aria-label": label,
       "aria-selected": "false",
       "data-index": index,
-      "data-end": token.id === END_ID ? t("token.end") : "",
+      "data-end": isEnd(token) ? t("token.end") : "",
     });
   }
 

@@ -1,6 +1,6 @@
 // The Write pane: a prompt, its continuation as it comes, alternatives at every token, and the same text again.
 
-import { bitsOf, Draft, END_ID } from "./draft.js";
+import { bitsOf, Draft, isEnd } from "./draft.js";
 import { fixed, onLanguage, percent, t } from "./i18n.js";
 import { byId, make, Task } from "./page.js";
 import { TokenList, drawLegend, spoken, visible } from "./tokens.js";
@@ -178,7 +178,7 @@ function alternativeCells(token) {
   const bar = make("span", { className: "bar" });
   bar.style.setProperty("--share", `${(100 * probability).toFixed(2)}%`);
   return [
-    make("span", { className: "name", textContent: token.id === END_ID ? t("token.end") : visible(token) }),
+    make("span", { className: "name", textContent: isEnd(token) ? t("token.end") : visible(token) }),
     bar,
     make("span", { className: "share", textContent: percent(probability) }),
     make("span", { className: "bits", textContent: t("bits.of", { bits: fixed(bitsOf(token.logprob), 1) }) }),

@@ -7,13 +7,14 @@ import pytest
 
 from export.bundle import build_graphs
 from export.errors import PrecisionLost, UnusableRun
-from export.perplexity import BOUNDARY_ID, MOST_TOKENS, check_precision, nats_per_token
+from export.perplexity import MOST_TOKENS, check_precision, nats_per_token
 from export.precision import Precision
 from export.sessions import GraphModel, Graphs, Tokens
 from export.weights import ModelWeights
 from export.weights_from_torch import read_weights
 from models.config import Family, RecurrentConfig
 from models.language_model import LanguageModel
+from models.text.tokenizer import END_ID
 from tests.export.tiny_models import make_model
 
 VOCABULARY_SIZE = 20
@@ -39,13 +40,13 @@ def test_model_that_knows_nothing_has_the_vocabulary_as_perplexity(weights: Mode
 
 def test_documents_begin_in_the_initial_state(weights: ModelWeights) -> None:
     """The same document again and again costs the same each time, wherever the streams are cut."""
-    document = [BOUNDARY_ID, 3, 4, 5, 6, 7]
+    document = [END_ID, 3, 4, 5, 6, 7]
     graphs = build_graphs(weights, Precision.FP32)
-    ids = np.array(document * 64 * 5 + [BOUNDARY_ID])
+    ids = np.array(document * 64 * 5 + [END_ID])
     nats, _ = nats_per_token(graphs, ids)
     model = GraphModel(graphs)
     state, costs = model.initial_state(1), []
-    for token, target in zip(document, [*document[1:], BOUNDARY_ID], strict=True):
+    for token, target in zip(document, [*document[1:], END_ID], strict=True):
         hidden, state = model.step(np.array([token]), state)
         costs.append(-float(model.logprobs(hidden)[0, target]))
     assert nats == pytest.approx(np.mean(costs), rel=1e-5)

@@ -71,7 +71,6 @@ def write_spelling_bundle(
     unknown = tokenizer.token_to_id("<|unk|>")
     rewrite_manifest(
         folder,
-        sizes={"vocabulary": size, "embedding": 1, "hidden": size, "layers": 1, "parameters": 0},
         tokenizer={"kind": kind, "normalization": "NFC", "unknown_id": unknown},
     )
     return folder

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import hashlib
 import json
-from collections.abc import Callable
+import math
+import os
+import re
+import shutil
+import socket
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from service.bundle import open_bundle
 from service.errors import BundleError
+from service.graphs.bundle_graph import BundleGraph
 from tests.service.tiny_bundle import rewrite_manifest, write_tiny_bundle
+
+RELEASED = Path(__file__).resolve().parents[2] / "bundles"
 
 
 @pytest.fixture
@@ -33,6 +47,17 @@ def edit_golden(folder: Path, **changes: Any) -> None:
         arrays = dict(archive) | changes
     np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
     rewrite_manifest(folder)
+
+
+def mend(folder: Path) -> None:
+    """Let the manifest's hashes and sizes be those of the files that lie there, so that they do not give them away."""
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    for name, entry in manifest["files"].items():
+        data = (folder / name).read_bytes()
+        entry |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    for name, graph in manifest["graphs"].items():
+        graph["bytes"] = manifest["files"][f"{name}.onnx"]["bytes"]
+    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
 
 
 def test_sound_bundle_opens_and_says_what_it_found(folder: Path) -> None:
@@ -69,25 +94,154 @@ def test_later_format_is_refused(folder: Path) -> None:
         open_bundle(folder, max_slots=4)
 
 
+def change(manifest: Any, field: str, value: object) -> None:
+    """Set the field of that path; a number is a place in a list."""
+    *way, last = field.split("/")
+    for part in way:
+        manifest = manifest[int(part) if isinstance(manifest, list) else part]
+    manifest[int(last) if isinstance(manifest, list) else last] = value
+
+
+# Every field of a manifest, and what it must not say. Hashes are those of the manifest that says so.
+HELD_OUT = ("nats_per_token", "perplexity", "nats_per_char", "bits_per_char", "bits_per_byte")
+LISTED = ("README.md", "cell.onnx", "golden.npz", "output.onnx", "tokenizer.json")
+COUNTED = ("num_tokens", "num_characters", "num_bytes")
+WRONG: dict[str, list[Any]] = {
+    "format_version": [2, 0, True, "1", None, 1.5],
+    "name": ["", "../elsewhere", "two words", "x" * 200, 5, None],
+    "family": ["gru", "lstm", "esn", "transformer", "", None],
+    "precision": ["int8", "fp16", None],
+    "sizes/vocabulary": [0, 1, 27, 29, 7, -28, 10**12, 10**30, "28", None, 28.5],
+    "sizes/hidden": [0, 1, 27, 29, 10**12, None],
+    "sizes/layers": [0, 2, 10**12, None],
+    "sizes/embedding": [0, 27, 10**12, None],
+    "sizes/parameters": [0, 1, 10, 1000, 10**12, None],
+    "sizes/trained_parameters": [0, 1, 10**12, None],
+    "state": [None, [], {}, "count"],
+    "state/0": [None, [], {"name": "count"}],
+    "state/0/name": ["", "other", "token", "next_count", "hidden", None, 5],
+    "state/0/shape": [[], [0], [2], [1, 1], [-1], [10**12], None, 1],
+    "state/0/dtype": ["float16", "float64", "int64", "", None],
+    "boundary/id": [-1, 1, 5, 27, 28, 10**9, 10**30, None, "0"],
+    "boundary/token": ["", "a", "<|unk|>", "<|END|>", "nothing", None],
+    "tokenizer/kind": ["word", "bpe", "unigram", None],
+    "tokenizer/normalization": ["NFD", "NFKC", "", None],
+    "tokenizer/unknown_id": [-1, 0, 2, 27, 28, 10**9, None, "1"],
+    "graphs": [None, [], {}, {"cell": {}}, {"cell": {}, "output": {}, "third": {}}],
+    "graphs/cell/file": ["output.onnx", "", None],
+    "graphs/cell/bytes": [0, 1, 10**12, None],
+    "graphs/cell/operators": [{}, {"Gather": 2}, {"Sin": 1}, None],
+    "graphs/output/file": ["cell.onnx", "", None],
+    "graphs/output/bytes": [0, 1, 10**12, None],
+    "graphs/output/operators": [{}, {"MatMul": 2, "LogSoftmax": 1}, None],
+    "corpus": [None, [], "alphabet"],
+    "corpus/name": [5, None, "another"],
+    "corpus/licence": [5, None, "another"],
+    "corpus/source": [5, None, "another"],
+    "corpus/document": ["word", "file", "", 5, None],
+    "corpus/has_ends": [0, "no", None],
+    "training": [None, [], "long"],
+    "training/model/family": ["gru"],
+    "training/model/embedding_size": [27],
+    "training/tokenizer/kind": ["word"],
+    "training/corpus/name": ["another"],
+    "training/corpus/licence": ["another"],
+    "training/corpus/source": ["another"],
+    "training/corpus/document": ["file"],
+    "figures": [None, [], 1.0],
+    "figures/parameters": [0, 1, 10**12, None],
+    **{f"figures/validation/{name}": [-1.0, -1e300, "1", None, True] for name in (*HELD_OUT, *COUNTED)},
+    "golden": [None, {}, 1e-4],
+    "golden/tolerance": [0, -1, 1e-30, 5e-324, 1.0, 1e300, "1", None],
+    "files": [None, [], {}],
+    **{f"files/{name}/sha256": ["", "0" * 64, "x" * 64, None] for name in LISTED},
+    **{f"files/{name}/bytes": [0, 1, -1, 3 << 30, 10**30, None, "9"] for name in LISTED},
+}
+
+
+@pytest.fixture
+def described(folder: Path) -> dict[str, Any]:
+    """A manifest that says everything that an export says."""
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
+    operators = {name: BundleGraph((folder / f"{name}.onnx").read_bytes()).operators() for name in manifest["graphs"]}
+    for name, graph in manifest["graphs"].items():
+        graph |= {"bytes": manifest["files"][f"{name}.onnx"]["bytes"], "operators": operators[name]}
+    nats = 1.5
+    rates = dict(zip(HELD_OUT, (nats, math.exp(nats), nats, nats / math.log(2), 1.0), strict=True))
+    manifest["figures"] = {
+        "validation": rates | dict.fromkeys(COUNTED, 7),
+        "parameters": manifest["sizes"]["trained_parameters"],
+    }
+    manifest["training"] = {
+        "model": {"family": "rnn", "embedding_size": 28},
+        "tokenizer": {"kind": "char"},
+        "corpus": dict(manifest["corpus"]),
+    }
+    manifest["corpus"]["has_ends"] = True
+    return manifest
+
+
+def leaves(value: object, path: str = "") -> Iterator[str]:
+    """The paths of all fields that have no fields of their own."""
+    if path == "graphs/cell/operators" or path == "graphs/output/operators" or path.endswith("/shape"):
+        yield path
+    elif isinstance(value, dict | list):
+        for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(each, f"{path}/{name}".lstrip("/"))
+    else:
+        yield path
+
+
+def test_every_field_has_wrong_values(described: dict[str, Any]) -> None:
+    assert set(leaves(described)) <= WRONG.keys()
+
+
+def test_manifest_that_says_everything_is_right(folder: Path, described: dict[str, Any]) -> None:
+    (folder / "manifest.json").write_text(json.dumps(described), "utf-8")
+    assert open_bundle(folder, max_slots=1).manifest.sizes == described["sizes"]
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_field_that_contradicts_the_files_is_refused_by_name(
+    folder: Path, described: dict[str, Any], field: str
+) -> None:
+    name = "state" if field.startswith("state") else field.replace("/", ".")
+    for value in WRONG[field]:
+        manifest = copy.deepcopy(described)
+        change(manifest, field, value)
+        (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+        with pytest.raises(BundleError, match=re.escape(name)):
+            open_bundle(folder, max_slots=1)
+
+
+@pytest.mark.parametrize(
+    "field", [field for field in WRONG if field.count("/") < 2 and not field.startswith("training/")]
+)
+def test_field_that_is_missing_is_named(folder: Path, described: dict[str, Any], field: str) -> None:
+    *way, last = field.split("/")
+    optional = {"sizes": {"trained_parameters"}, "corpus": set(described["corpus"]), "figures": {"parameters"}}
+    if way and (last in optional.get(way[0], ()) or last.isdigit()):
+        return
+    table = described[way[0]] if way else described
+    del table[last]
+    (folder / "manifest.json").write_text(json.dumps(described), "utf-8")
+    with pytest.raises(BundleError, match=rf"manifest\.json: .*{'family' if last == 'embedding' else last}"):
+        open_bundle(folder, max_slots=1)
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (lambda m: m.update(colour="blue"), "colour"),
-        (lambda m: m.update(family="transformer"), "family"),
-        (lambda m: m.pop("state"), "state"),
-        (lambda m: m["sizes"].pop("vocabulary"), "sizes.vocabulary"),
+        (lambda m: m["boundary"].update(colour="blue"), "colour"),
+        (lambda m: m["sizes"].update(colour=3), "colour"),
+        (lambda m: m["state"].append(m["state"][0]), "state: .*count once"),
         (lambda m: m["files"].pop("golden.npz"), "golden.npz"),
-        (lambda m: m["state"][0].update(name="other"), "cell.onnx"),
-        (lambda m: m["state"][0].update(shape=[2]), "count"),
-        (lambda m: m["state"][0].update(dtype="float16"), "dtype"),
-        (lambda m: m["sizes"].update(vocabulary=7), "logits|logprobs"),
-        (lambda m: m["boundary"].update(id=28), "boundary.id"),
-        (lambda m: m.update(name="../elsewhere"), "name"),
-        (
-            lambda m: m["corpus"].update(has_ends="no"),
-            "corpus.has_ends: got 'no', expected true, false or no such field",
-        ),
-        (lambda m: m["files"].update({"../x": {"sha256": "0", "bytes": 1}}), "plain file name"),
+        (lambda m: m["files"].update({"../x": m["files"]["cell.onnx"]}), "plain name"),
+        (lambda m: m["files"].update({"manifest.json": m["files"]["cell.onnx"]}), "plain name"),
+        (lambda m: m["files"].update({"a\0b": m["files"]["cell.onnx"]}), "plain name"),
+        (lambda m: m["boundary"].update(id=5, token="d"), r"boundary\.id, boundary\.token"),
+        (lambda m: m["boundary"].update(id=1, token="<|unk|>"), r"tokenizer\.unknown_id"),
     ],
 )
 def test_manifest_that_is_not_understood_is_refused_by_field(
@@ -98,16 +252,121 @@ def test_manifest_that_is_not_understood_is_refused_by_field(
         open_bundle(folder, max_slots=4)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format_version": 1}'])
-def test_manifest_that_is_no_manifest_is_refused(folder: Path, text: str) -> None:
-    (folder / "manifest.json").write_text(text, "utf-8")
-    with pytest.raises(BundleError, match=r"manifest\.json"):
+@pytest.mark.parametrize(
+    ("name", "field", "values"),
+    [
+        ("nsmc-lstm", "precision", ["fp32"]),
+        ("nsmc-lstm", "family", ["gru", "rnn", "esn"]),
+        ("nsmc-lstm", "sizes/parameters", [4004719, 1, 10**9]),
+        ("nsmc-lstm", "sizes/embedding", [255, 512]),
+        ("nsmc-lstm", "tokenizer/kind", ["char", "word"]),
+        ("nsmc-lstm", "tokenizer/unknown_id", [0, 1, 10**9]),
+        ("nsmc-lstm", "boundary/id", [1, 300]),
+        ("nsmc-lstm", "figures/test/perplexity", [0.0, 97.0]),
+        ("shakespeare-gru", "family", ["rnn", "lstm", "esn"]),
+        ("shakespeare-esn", "family", ["rnn", "gru", "lstm"]),
+        ("shakespeare-esn", "precision", ["int8"]),
+        ("shakespeare-esn", "sizes/trained_parameters", [851107, 480322]),
+    ],
+)
+def test_released_bundle_that_says_something_else_is_refused_by_field(
+    tmp_path: Path, name: str, field: str, values: list[Any]
+) -> None:
+    folder = Path(shutil.copytree(RELEASED / name, tmp_path / name))
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    for value in values:
+        changed = copy.deepcopy(manifest)
+        change(changed, field, value)
+        (folder / "manifest.json").write_text(json.dumps(changed), "utf-8")
+        with pytest.raises(BundleError, match=re.escape(field.replace("/", "."))):
+            open_bundle(folder, max_slots=1)
+
+
+@pytest.mark.parametrize(
+    ("file", "other", "message"),
+    [
+        ("tokenizer.json", "nsmc-lstm/tokenizer.json", r"tokenizer\.kind: got \"char\", expected bpe"),
+        ("cell.onnx", "shakespeare-lstm/output.onnx", "state"),
+        ("output.onnx", "shakespeare-lstm/cell.onnx", r"output\.onnx: inputs"),
+        ("cell.onnx", "shakespeare-gru/cell.onnx", "state"),
+        ("output.onnx", "nsmc-lstm/output.onnx", r"output\.onnx: input 'hidden'"),
+        ("output.onnx", "shakespeare-rnn/output.onnx", r"golden\.npz: a log-probability"),
+        ("golden.npz", "shakespeare-gru/golden.npz", r"golden\.npz: got "),
+        ("golden.npz", "shakespeare-lstm/cell.onnx", r"golden\.npz: cannot be read"),
+        ("tokenizer.json", "shakespeare-lstm/README.md", r"tokenizer\.json: not a tokenizer"),
+    ],
+)
+def test_file_of_another_bundle_is_refused_though_hashes_fit(
+    tmp_path: Path, file: str, other: str, message: str
+) -> None:
+    folder = Path(shutil.copytree(RELEASED / "shakespeare-lstm", tmp_path / "mixed"))
+    shutil.copyfile(RELEASED / other, folder / file)
+    mend(folder)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(folder, max_slots=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("model/unk_token", "a", r"tokenizer\.unknown_id"),
+        ("model/unk_token", "nothing", r"tokenizer\.unknown_id"),
+        ("normalizer", {"type": "NFD"}, r"tokenizer\.normalization"),
+        ("normalizer", None, r"tokenizer\.normalization"),
+        ("decoder", None, r"tokenizer\.kind"),
+        ("pre_tokenizer", {"type": "Whitespace"}, r"tokenizer\.kind"),
+        ("pre_tokenizer/behavior", "Removed", r"pre_tokenizer"),
+        ("truncation", {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}, "truncation"),
+        (
+            "added_tokens",
+            [
+                {"id": 0, "content": "<|end|>", "single_word": False, "lstrip": False, "rstrip": False}
+                | {"normalized": False, "special": True}
+            ],
+            "added_tokens",
+        ),
+    ],
+)
+def test_tokenizer_that_does_something_else_is_refused(folder: Path, path: str, value: object, message: str) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    change(tokenizer, path, value)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    rewrite_manifest(folder)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(folder, max_slots=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "JSON"),
+        (b"{", "JSON"),
+        (b"[]", "a JSON object"),
+        (b"null", "a JSON object"),
+        (b'{"format_version": 1}', "missing required field"),
+        (b"\xef\xbb\xbf{}", "byte-order mark"),
+        ("{}".encode("utf-16"), "UTF-8"),
+        (b'{"name": "\xff"}', "UTF-8"),
+        (b"[" * 500_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b'{"format_version": NaN}', "NaN"),
+        (b'{"format_version": -Infinity}', "-Infinity"),
+        (b'{"format_version": 1e999}', "1e999"),
+        (b'{"format_version": 1, "format_version": 1}', "format_version: got it twice"),
+        (b'{"boundary": {"id": 0, "id": 5}}', "id: got it twice"),
+        (b'{"format_version": ' + b"9" * 5000 + b"}", "JSON"),
+        (b" " * (1 << 20) + b"{}", "at most 1,048,576"),
+    ],
+)
+def test_manifest_that_is_no_manifest_is_refused(folder: Path, data: bytes, message: str) -> None:
+    (folder / "manifest.json").write_bytes(data)
+    with pytest.raises(BundleError, match=rf"manifest\.json: .*{message}"):
         open_bundle(folder, max_slots=4)
 
 
 def test_graph_that_is_no_graph_is_refused(folder: Path) -> None:
     (folder / "cell.onnx").write_bytes(b"not a graph")
-    rewrite_manifest(folder)
+    mend(folder)
     with pytest.raises(BundleError, match=r"cell\.onnx: not an ONNX file"):
         open_bundle(folder, max_slots=4)
 
@@ -125,9 +384,13 @@ def test_graph_that_computes_something_else_is_refused(folder: Path, tmp_path: P
     [
         ({"state_count": np.full((2, 1), 5.0, np.float32)}, "a state"),
         ({"state_count": np.full((2, 1), np.nan, np.float32)}, "a state"),
-        ({"tokens": np.array([[28, 0]])}, "from 0 to 27"),
+        ({"tokens": np.full((4, 2), 28)}, "from 0 to 27"),
         ({"tokens": np.zeros((0, 2), np.int64)}, "tokens"),
+        ({"tokens": np.zeros((4, 2), np.float32)}, "tokens"),
+        ({"tokens": np.full((4, 2), 2)}, r"boundary\.id: got 0, expected 2"),
         ({"logprobs": None}, "logprobs"),
+        ({"logprobs": np.zeros((4, 2, 28))}, "logprobs: got float64"),
+        ({"more": np.zeros(3)}, "more"),
         ({"state_count": np.zeros((3, 1), np.float32)}, "state_count"),
     ],
 )
@@ -139,7 +402,113 @@ def test_golden_figures_must_fit_and_come_out(folder: Path, changes: dict[str, A
 
 def test_golden_file_with_a_pickle_is_refused(folder: Path) -> None:
     edit_golden(folder, tokens=np.array([object()]))
-    with pytest.raises(BundleError, match=r"golden\.npz: cannot be read"):
+    with pytest.raises(BundleError, match=r"golden\.npz: tokens: got object"):
+        open_bundle(folder, max_slots=4)
+
+
+def test_golden_file_that_unpacks_without_end_is_refused_unread(folder: Path) -> None:
+    with np.load(folder / "golden.npz") as archive:
+        arrays = {name: archive[name] for name in ("tokens", "state_count")}
+    with zipfile.ZipFile(folder / "golden.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.save(member, array)
+        with archive.open("logprobs.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(
+                member, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 2, 28)}
+            )
+            for _ in range(64):
+                member.write(bytes(1 << 20))
+    mend(folder)
+    with peak_memory_below(32 << 20), pytest.raises(BundleError, match=r"golden\.npz: logprobs: got .* expected"):
+        open_bundle(folder, max_slots=4)
+
+
+@contextlib.contextmanager
+def peak_memory_below(num_bytes: int) -> Iterator[None]:
+    """Of what Python allocates meanwhile."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < num_bytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("place", ["initializer", "attribute"])
+def test_graph_whose_weights_are_elsewhere_is_refused(folder: Path, place: str) -> None:
+    model = onnx.load(str(folder / "cell.onnx"))
+    weight = model.graph.initializer[0]
+    external = onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
+    external.data_location = onnx.TensorProto.EXTERNAL
+    external.external_data.add(key="location", value="../../etc/passwd")
+    if place == "initializer":
+        weight.CopyFrom(external)
+    else:
+        model.graph.node.append(onnx.helper.make_node("Constant", [], ["constant"], value=external))
+    (folder / "cell.onnx").write_bytes(model.SerializeToString())
+    mend(folder)
+    with pytest.raises(BundleError, match=r"cell\.onnx: tensor 'following': its data are in another file"):
+        open_bundle(folder, max_slots=4)
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+def make_large(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(3 << 30)
+
+
+STRANGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "FIFO": (make_fifo, "got a FIFO, expected a file"),
+    "socket": (make_socket, "got a socket, expected a file"),
+    "folder": (Path.mkdir, "got a folder, expected a file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "got a device, expected a file"),
+    "terminal": (lambda path: path.symlink_to("/dev/tty"), "got a device, expected a file|cannot be read"),
+    "itself": (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
+    "nowhere": (lambda path: path.symlink_to("nowhere"), "cannot be read: No such file"),
+    "elsewhere": (lambda path: path.symlink_to("/etc/passwd"), r"got .* bytes|got other than JSON"),
+    "3 GiB": (make_large, r"got 3,221,225,472 bytes, expected"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("name", ["manifest.json", "cell.onnx", "golden.npz", "tokenizer.json", "README.md"])
+def test_what_is_no_file_of_the_bundle_is_refused_unread(folder: Path, name: str, kind: str) -> None:
+    make, message = STRANGE[kind]
+    (folder / name).unlink()
+    make(folder / name)
+    with peak_memory_below(32 << 20), pytest.raises(BundleError, match=rf"{re.escape(name)}: ({message})"):
+        open_bundle(folder, max_slots=4)
+
+
+def test_large_file_that_the_manifest_lists_is_refused_unread(folder: Path) -> None:
+    make_large(folder / "cell.onnx")
+    edit_manifest(folder, lambda m: m["files"]["cell.onnx"].update(bytes=3 << 30))
+    with pytest.raises(BundleError, match=r"files\.cell\.onnx\.bytes: got 3221225472, expected at most 2147483647"):
+        open_bundle(folder, max_slots=4)
+
+
+def test_links_to_the_right_files_are_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    for path in list(folder.iterdir()):
+        path.rename(tmp_path / "store" / path.name)
+        path.symlink_to(tmp_path / "store" / path.name)
+    assert open_bundle(folder, max_slots=4).manifest.name == "tiny"
+
+
+def test_unreadable_file_is_named(folder: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read every file")
+    (folder / "cell.onnx").chmod(0)
+    with pytest.raises(BundleError, match=r"cell\.onnx: cannot be read: Permission denied"):
         open_bundle(folder, max_slots=4)
 
 

@@ -26,7 +26,7 @@ def test_table_gives_the_ids_of_the_library(text: str) -> None:
 
 @given(TEXTS)
 def test_offsets_are_those_of_the_library(text: str) -> None:
-    vocabulary = Vocabulary(TokenizerKind.CHAR, tuple(VOCABULARY), tuple(x.encode() for x in VOCABULARY), 1)
+    vocabulary = Vocabulary(TokenizerKind.CHAR, tuple(VOCABULARY), tuple(x.encode() for x in VOCABULARY), 1, 0)
     fast, slow = TextTokenizer(BACKEND, vocabulary), TextTokenizer(BACKEND, vocabulary)
     slow._characters = None
     found, expected = fast.encode_with_offsets(text), slow.encode_with_offsets(text)

@@ -16,7 +16,7 @@ from service.requests.schema import LogBase
 from service.text.tokenizer import Encoded, TokenizerKind, Vocabulary
 
 LETTERS = ("<|end|>", "<|unk|>", "a", "b", " ")
-VOCABULARY = Vocabulary(TokenizerKind.CHAR, LETTERS, tuple(x.encode() for x in LETTERS), unknown_id=1)
+VOCABULARY = Vocabulary(TokenizerKind.CHAR, LETTERS, tuple(x.encode() for x in LETTERS), unknown_id=1, end_id=0)
 
 
 def scored(text: str, logprobs: list[float], log_base: LogBase = "e") -> ScoredText:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.normalizers import NFC, Lowercase, Sequence, Strip
 
-from service.errors import BundleError
+from service.bundle import open_bundle
 from service.text.detokenizer import MAX_PARTIAL_BYTES, NO_TEXT, Detokenizer, TextEnd, detokenize
 from service.text.stop import StopPatterns, StopSearch, matcher_factory
-from service.text.tokenizer import LONG_CHARS, TextTokenizer, TokenizerKind, load_tokenizer, nfc
-from tests.service.spelling_bundle import byte_tokenizer, word_tokenizer
-from tests.service.tiny_bundle import LETTERS, VOCABULARY, tiny_tokenizer
+from service.text.tokenizer import LONG_CHARS, TextTokenizer, nfc
+from tests.service.spelling_bundle import byte_tokenizer, word_tokenizer, write_spelling_bundle
+from tests.service.tiny_bundle import LETTERS, write_tiny_bundle
 
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TextTokenizer]:
-    folder = tmp_path_factory.mktemp("tokenizers")
-    byte_tokenizer().save(str(folder / "bpe.json"))
-    word_tokenizer(["good", "day", ","]).save(str(folder / "word.json"))
-    tiny_tokenizer().save(str(folder / "char.json"))
-    return {
-        "bpe": load_tokenizer(folder / "bpe.json", TokenizerKind.BPE, None, 257),
-        "word": load_tokenizer(folder / "word.json", TokenizerKind.WORD, 1, 5),
-        "char": load_tokenizer(folder / "char.json", TokenizerKind.CHAR, 1, len(VOCABULARY)),
+    folder = tmp_path_factory.mktemp("bundles")
+    bundles = {
+        "bpe": write_spelling_bundle(folder / "bytes", byte_tokenizer(), "bpe", [1]),
+        "word": write_spelling_bundle(folder / "words", word_tokenizer(["good", "day", ","]), "word", [2]),
+        "char": write_tiny_bundle(folder / "letters"),
     }
+    return {kind: open_bundle(bundle, max_slots=1).tokenizer for kind, bundle in bundles.items()}
 
 
 @given(text=st.text(max_size=30))
@@ -121,15 +117,6 @@ def test_long_and_short_texts_are_tokenized_alike(tokenizers: dict[str, TextToke
     assert char.encode_with_offsets(text).ends[-1] == len(text)
 
 
-def test_a_tokenizer_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
-    tiny_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(BundleError, match="got 28 tokens, expected ids 0 to 29"):
-        load_tokenizer(tmp_path / "tokenizer.json", TokenizerKind.CHAR, 1, 30)
-    (tmp_path / "tokenizer.json").write_text("{}", "utf-8")
-    with pytest.raises(BundleError, match=r"tokenizer.json: not a tokenizer"):
-        load_tokenizer(tmp_path / "tokenizer.json", TokenizerKind.CHAR, 1, 28)
-
-
 def first_match(text: str, stops: list[str]) -> int | None:
     """The rule by brute force: complete first, then the longest."""
     for end in range(1, len(text) + 1):
@@ -195,10 +182,9 @@ def test_stop_strings_take_the_form_in_which_the_model_writes(
     assert [pattern.text for pattern in patterns] == strings
 
 
-def test_stop_strings_take_any_normalizer_of_a_bundle(tmp_path: Path) -> None:
+def test_stop_strings_take_any_normalizer(tokenizers: dict[str, TextTokenizer]) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.normalizer = Sequence([NFC(), Lowercase(), Strip()])
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    normalized = load_tokenizer(tmp_path / "tokenizer.json", TokenizerKind.BPE, None, 257).normalized
+    normalized = TextTokenizer(tokenizer, tokenizers["bpe"].vocabulary).normalized
     patterns = StopPatterns.of(["END", "End", "\n"], normalized).patterns
     assert [pattern.text for pattern in patterns] == ["end", "\n"]  # of a line end, stripping would leave nothing

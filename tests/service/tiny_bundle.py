@@ -139,6 +139,17 @@ def _golden(folder: Path) -> None:
     np.savez(folder / "golden.npz", tokens=tokens, logprobs=np.stack(logprobs), state_count=count)
 
 
+def sizes_of(folder: Path) -> dict[str, int]:
+    """As the graphs have them; a token is looked up as a whole row of the vocabulary."""
+    graphs = [onnx.load(str(folder / name)).graph for name in ("cell.onnx", "output.onnx")]
+    size = graphs[1].output[0].type.tensor_type.shape.dim[1].dim_value
+    hidden = graphs[1].input[0].type.tensor_type.shape.dim[1].dim_value
+    floats = [t for graph in graphs for t in graph.initializer if t.data_type == TensorProto.FLOAT]
+    weights = sum(int(np.prod(tensor.dims)) for tensor in floats)
+    sizes = {"vocabulary": size, "embedding": size, "hidden": hidden, "layers": 1}
+    return sizes | {"parameters": weights, "trained_parameters": weights}
+
+
 def rewrite_manifest(folder: Path, **changes: Any) -> None:
     """Write the manifest of what lies in `folder`, with `changes` of its top-level fields."""
     files = {
@@ -151,13 +162,7 @@ def rewrite_manifest(folder: Path, **changes: Any) -> None:
         "name": folder.name,
         "family": "rnn",
         "precision": "fp32",
-        "sizes": {
-            "vocabulary": len(VOCABULARY),
-            "embedding": 1,
-            "hidden": len(VOCABULARY),
-            "layers": 1,
-            "parameters": 0,
-        },
+        "sizes": changes["sizes"] if "sizes" in changes else sizes_of(folder),
         "state": [{"name": "count", "shape": [1], "dtype": "float32"}],
         "boundary": {"id": 0, "token": "<|end|>"},
         "tokenizer": {"kind": "char", "normalization": "NFC", "unknown_id": 1},

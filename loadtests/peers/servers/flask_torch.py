@@ -13,7 +13,6 @@ from flask import Flask, Response, jsonify, request
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-END_ID = 0
 State = Tensor | tuple[Tensor, Tensor] | None
 
 
@@ -33,15 +32,16 @@ class WordModel(nn.Module):
 
 
 def load(folder: Path) -> WordModel:
-    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    sizes = manifest["sizes"]
-    loaded = WordModel(manifest["family"], sizes["vocabulary"], sizes["embedding"], sizes["hidden"], sizes["layers"])
+    sizes = MANIFEST["sizes"]
+    loaded = WordModel(MANIFEST["family"], sizes["vocabulary"], sizes["embedding"], sizes["hidden"], sizes["layers"])
     loaded.load_state_dict(torch.load(folder / "torch.pt", weights_only=True))
     return loaded.eval()
 
 
 torch.set_num_threads(1)  # one worker a CPU
 FOLDER = Path(os.environ["BENCH_BUNDLE"])
+MANIFEST = json.loads((FOLDER / "manifest.json").read_text("utf-8"))
+END_ID = MANIFEST["boundary"]["id"]
 tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
 model = load(FOLDER)
 app = Flask(__name__)

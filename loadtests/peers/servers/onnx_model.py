@@ -19,7 +19,6 @@ import numpy as np
 import onnxruntime as ort
 from tokenizers import Tokenizer
 
-END_ID = 0
 MAX_BATCH = 64
 Ask = dict[str, Any]
 
@@ -40,6 +39,7 @@ class OnnxModel:
         folder = folder or Path(os.environ["BENCH_BUNDLE"])
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        self.end_id: int = manifest["boundary"]["id"]
         self.state_shapes = {entry["name"]: tuple(entry["shape"]) for entry in manifest["state"]}
         self._cell = _session(folder / "cell.onnx")
         self._output = _session(folder / "output.onnx")
@@ -71,7 +71,7 @@ class OnnxModel:
     def sample(self, hidden: Any) -> Any:
         """One token a row, int64 [rows], never the end token."""
         probabilities = np.exp(self.logprobs(hidden))
-        probabilities[:, END_ID] = 0.0
+        probabilities[:, self.end_id] = 0.0
         sums = np.cumsum(probabilities, axis=1)
         picks = self._random.random((len(sums), 1), np.float32) * sums[:, -1:]
         return np.minimum((sums <= picks).sum(axis=1), sums.shape[1] - 1)
@@ -136,7 +136,7 @@ class Batch:
         self.rows.append(Row(key, prompt[::-1], int(ask["max_tokens"])))
         fresh = self._model.initial(1)
         self._states = {name: np.concatenate([old, fresh[name]]) for name, old in self._states.items()}
-        self._tokens = np.append(self._tokens, END_ID)
+        self._tokens = np.append(self._tokens, self._model.end_id)
 
     def step(self) -> list[tuple[Hashable, int, bool]]:
         """Feed every row its next token; returns (key, token, whether it was the last) of rows that sampled one."""

@@ -10,7 +10,7 @@ from service.answers.completion import ChoiceWriter
 from service.answers.openai.bodies import CompletionChoice, Logprobs
 from service.answers.openai.prompts import Places, ReadPrompt
 from service.engine import TextScore
-from service.text.tokenizer import END_ID, Vocabulary
+from service.text.tokenizer import Vocabulary
 
 __all__ = ["OpenAIChoice", "prompt_logprobs", "token_name"]
 
@@ -121,7 +121,8 @@ def prompt_logprobs(prompt: ReadPrompt, scores: TextScore, vocabulary: Vocabular
         )
     ]
     if prompt.has_boundary:
-        return Logprobs([vocabulary.texts[END_ID], *names], [None, *logprobs], [None, *tops], [0, *prompt.offsets])
+        boundary = vocabulary.texts[vocabulary.end_id]
+        return Logprobs([boundary, *names], [None, *logprobs], [None, *tops], [0, *prompt.offsets])
     return Logprobs(names, [*logprobs], tops, prompt.offsets)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from service.requests.model_limits import checked_ids
 from service.text.detokenizer import NO_TEXT, Detokenizer, TextEnd
-from service.text.tokenizer import END_ID, TextTokenizer, Vocabulary
+from service.text.tokenizer import TextTokenizer, Vocabulary
 
 __all__ = ["Places", "ReadPrompt", "read_ids", "read_text"]
 
@@ -63,7 +63,7 @@ def read_text(text: str, tokenizer: TextTokenizer, with_offsets: bool) -> ReadPr
 def read_ids(ids: list[int], vocabulary: Vocabulary, path: str) -> ReadPrompt:
     """Token ids, called `path` in a message. Raises InvalidRequest."""
     checked_ids(ids, vocabulary.size, path)
-    has_boundary = ids[:1] == [END_ID]
+    has_boundary = ids[:1] == [vocabulary.end_id]
     own = ids[1:] if has_boundary else ids
     places = Places(vocabulary, NO_TEXT, 0)
     offsets = [places.of(token) for token in own]

@@ -285,7 +285,7 @@ def test_unlikely_end_finishes_nothing() -> None:
 
 def test_fork_of_a_stop_matcher_goes_its_own_way() -> None:
     texts = ("", "", "하나", "둘")
-    vocabulary = Vocabulary(TokenizerKind.WORD, texts, tuple(text.encode() for text in texts), None)
+    vocabulary = Vocabulary(TokenizerKind.WORD, texts, tuple(text.encode() for text in texts), None, 0)
     make = matcher_factory(StopPatterns.of(("하나 둘",), str), vocabulary, TextEnd())
     assert make is not None
     matcher = make()
