@@ -27,6 +27,7 @@ from models.atomic import replaced_folder
 from models.lock import locked_beside
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+IN_PASSING = (".new", ".old", ".part", ".partial", ".tmp")  # ends of names that no server takes for a bundle's
 MANIFEST = "manifest.json"
 
 
@@ -76,8 +77,9 @@ def export_bundle(
 
 def check_target(folder: Path, *, overwrite: bool) -> None:
     """Raises ExportError for a name that no server takes, BundleExists where something is in the way."""
-    if not NAME.fullmatch(folder.name):
-        raise ExportError(f"got the bundle name {folder.name!r}, expected letters, digits, '.', '_', '-'")
+    if not NAME.fullmatch(folder.name) or folder.name.endswith(IN_PASSING):
+        ends = f"none of {', '.join(IN_PASSING)} at its end"
+        raise ExportError(f"got the bundle name {folder.name!r}, expected letters, digits, '.', '_', '-', {ends}")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / MANIFEST).is_file():
