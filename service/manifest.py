@@ -323,12 +323,12 @@ def _check_held_out(where: str, part: dict[str, Any]) -> None:
             if type(part[name]) not in (int, float) or part[name] < least:
                 raise contradiction(f"{where}.{name}", part[name], f"a number of at least {least}")
     for left, right, value in _derived(part):
-        if not math.isclose(part[left], value, rel_tol=1e-6):
+        if not math.isclose(part[left], value, rel_tol=1e-2):
             raise contradiction(f"{where}.{left}, {where}.{right}", [part[left], part[right]], "that they say the same")
 
 
 def _derived(part: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """Pairs of figures of which one follows from the other: names, and what the first has to be."""
+    """Pairs of figures, perhaps rounded, of which one follows from the other: names, and what the first has to be."""
     if {"perplexity", "nats_per_token"} <= part.keys() and part["nats_per_token"] < MAX_EXP:
         yield "perplexity", "nats_per_token", math.exp(part["nats_per_token"])
     if {"bits_per_char", "nats_per_char"} <= part.keys():
