@@ -20,7 +20,7 @@ FIELDS: Final[dict[str, Field]] = {
     "bits_per_char": ("Bits a character; null without any.", 1.9),
     "bundle": ("SHA-256 of the manifest, which holds those of all other files.",),
     "bytes": (
-        "Of a token that is no whole characters, so that its text shows `\ufffd`; another's are the UTF-8 of its text.",
+        "Of what is no whole characters, so that its text shows `\ufffd`; else they are the UTF-8 of the text.",
         [237, 149],
     ),
     "cache_bytes": ("What the prefix cache may hold.",),

@@ -96,10 +96,11 @@ class TokenizeBody(msgspec.Struct):
 
 
 class DetokenizeBody(msgspec.Struct):
-    """Answer of /detokenize."""
+    """Answer of /detokenize; `bytes` where they are no whole characters."""
 
     model: str
     text: str
+    bytes: list[int] | UnsetType = UNSET
 
 
 class TokenizerDescription(msgspec.Struct):

@@ -9,7 +9,7 @@ from service.answers.work import Work
 from service.requests.model_limits import check_num_chars, checked_ids
 from service.routes.exchange import current_exchange, json_response
 from service.service import Service
-from service.text.detokenizer import detokenize
+from service.text.detokenizer import detokenize, partial_bytes
 
 __all__ = ["tokenize_blueprint"]
 
@@ -39,8 +39,9 @@ def tokenize_blueprint(service: Service) -> Blueprint:
         exchange.note_request(request)
         model = exchange.use_model(service.registry.get(request.model))
         vocabulary = model.tokenizer.vocabulary
-        text = detokenize(vocabulary, checked_ids(request.ids, vocabulary.size))
+        ids = checked_ids(request.ids, vocabulary.size)
+        text, part = detokenize(vocabulary, ids), partial_bytes(vocabulary, ids)
         exchange.note_work(lambda: Work(len(request.tokens), answers=(text,)))
-        return json_response({"model": model.name, "text": text})
+        return json_response({"model": model.name, "text": text, **({} if part is None else {"bytes": part})})
 
     return blueprint

@@ -21,7 +21,7 @@ from typing import Final
 
 from service.text.tokenizer import TokenizerKind, Vocabulary
 
-__all__ = ["MAX_PARTIAL_BYTES", "NO_TEXT", "Detokenizer", "TextEnd", "detokenize"]
+__all__ = ["MAX_PARTIAL_BYTES", "NO_TEXT", "Detokenizer", "TextEnd", "detokenize", "partial_bytes"]
 
 MAX_PARTIAL_BYTES: Final = 3  # a character of UTF-8 has four at most
 
@@ -83,6 +83,14 @@ class Detokenizer:
     def end(self) -> str:
         """What is left of an incomplete character, as U+FFFD; for a text whose every token must show."""
         return self._utf8.decode(b"", final=True)
+
+
+def partial_bytes(vocabulary: Vocabulary, tokens: Iterable[int]) -> list[int] | None:
+    """The bytes of some tokens that together are no whole characters; None where their text says all."""
+    if vocabulary.kind is not TokenizerKind.BPE:
+        return None
+    data = b"".join([vocabulary.pieces[token] for token in tokens if token != END_ID])
+    return None if data.decode("utf-8", "replace").encode("utf-8") == data else list(data)
 
 
 def detokenize(vocabulary: Vocabulary, tokens: Iterable[int]) -> str:

@@ -351,6 +351,10 @@ def test_tokenize_and_detokenize_undo_each_other(client: FlaskClient) -> None:
     assert post(client, "/detokenize", model="bytes", tokens=[t["id"] for t in tokens["tokens"]]) == answer
     assert post(client, "/tokenize", text="")["tokens"] == []
     assert post(client, "/detokenize", tokens=[])["text"] == ""
+    cut = post(client, "/detokenize", model="bytes", tokens=tokens["tokens"][:5])
+    assert cut == {"model": "bytes", "text": "한\ufffd", "bytes": [*"한글".encode()[:5]]}
+    whole = post(client, "/detokenize", model="bytes", tokens=tokens["tokens"][:3])
+    assert whole == {"model": "bytes", "text": "한"}
     assert "tokens[1]: got 28" in post(client, "/detokenize", 400, tokens=[1, 28])["error"]["message"]
 
 
