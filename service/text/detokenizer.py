@@ -89,7 +89,7 @@ def partial_bytes(vocabulary: Vocabulary, tokens: Iterable[int]) -> list[int] | 
     """The bytes of some tokens that together are no whole characters; None where their text says all."""
     if vocabulary.kind is not TokenizerKind.BPE:
         return None
-    data = b"".join([vocabulary.pieces[token] for token in tokens if token != END_ID])
+    data = b"".join([vocabulary.pieces[token] for token in tokens if token != vocabulary.end_id])
     return None if data.decode("utf-8", "replace").encode("utf-8") == data else list(data)
 
 
