@@ -41,6 +41,7 @@ def command(as_json: bool, **options: str | None) -> None:
     The log goes to standard error. With --json one line on standard output says where it will listen and what it
     serves, before the bundles are opened.
     """
+    from service.process.start import StartError, check_start
     from service.settings import SettingsError, load_settings
 
     for name, value in options.items():
@@ -50,6 +51,11 @@ def command(as_json: bool, **options: str | None) -> None:
         settings = load_settings(os.environ)
     except SettingsError as problems:
         raise click.UsageError(f"the settings are wrong:\n{problems}") from None
+    try:
+        check_start(settings)
+    except StartError as problem:
+        click.echo(f"meari: {problem}", err=True)
+        raise click.exceptions.Exit(problem.status) from None
     if as_json:
         echo_json_line(_described(settings))
     config = Path(__file__).resolve().parents[1] / "service" / "process" / "gunicorn_conf.py"

@@ -21,6 +21,7 @@ from service.bundle_folders import MANIFEST, BundleFolders, bundle_name, find_bu
 from service.engine import Engine, EngineLimits
 from service.engine.cache import CacheRoom
 from service.errors import BundleError, MeariError, NotReady, UnknownModel
+from service.log import flush_log
 from service.process.marks import ReadyMarks
 from service.process.memory import release_free_memory
 from service.settings import Settings
@@ -133,6 +134,14 @@ class Registry:
         """Of this worker, and until it was so once, of all workers beside it."""
         return Readiness(self._reason() == "", self._reason(), tuple(self._models), self._failed)
 
+    @property
+    def nothing_to_serve(self) -> str:
+        """Why there is no bundle, and what is wrong with each; "" where there is one, here or in another worker."""
+        if self._problem is None or self._models or self._marks.some_are_ready:
+            return ""
+        failed = "; ".join(f"{name}: {reason}" for name, reason in self._failed.items())
+        return f"{self._problem}:\n{failed}" if failed else self._problem
+
     def _reason(self) -> str:
         if not self._loaded.is_set():
             return "the bundles are being loaded"
@@ -166,8 +175,9 @@ class Registry:
             log.exception("loading the bundles failed")
             self._problem = "loading the bundles failed; see the log"
         if self._problem is None:
-            self._marks.mark()
             log.info("serving %s; default %s", ", ".join(self._models), self.default)
+            flush_log()  # so that nothing of the start comes after the word that all are ready
+            self._marks.mark()
         else:
             log.error("not ready: %s", self._problem)
         self._loaded.set()

@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ from service.process.runtime import (
     marks_folder,
     metrics_folder,
     prepare_runtime_folder,
+)
+from service.process.start import (
+    NOTHING_STATUS,
+    StartError,
+    check_start,
+    clear_start,
+    page_address,
+    start_problem,
+    tell_start,
 )
 from service.process.worker import MAX_STAYING, SPREAD
 from service.settings import SettingsError, load_settings
@@ -73,15 +83,30 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
 
 def on_starting(server: Any) -> None:
     """In the master, before the first fork."""
+    try:
+        check_start(settings)
+    except StartError as problem:
+        sys.stderr.write(f"meari cannot start: {problem}\n")
+        sys.exit(problem.status)
     if settings.log_text_chars:
         server.log.warning("texts are logged, %d characters a request: MEARI_LOG_TEXT_CHARS", settings.log_text_chars)
     os.environ["MEARI_WORKERS"] = str(server.cfg.workers)
     prepare_runtime_folder(runtime_folder)
+    clear_start(runtime_folder)
     # Imported once, so that the workers share the memory of it and start sooner; frozen, so that no collection of
     # theirs writes to it. There are no threads yet, and no sessions.
     importlib.import_module("service.app")
     gc.collect()
     gc.freeze()
+
+
+def post_worker_init(worker: Any) -> None:
+    """In the worker, once it has the application, which loads its bundles by itself."""
+    registry = worker.wsgi.extensions["meari"].registry
+    address = page_address(settings.host, worker.sockets[0].getsockname()[1])
+    aloud = sys.stdout.isatty() and settings.log_format != "json"
+    arguments = (registry, runtime_folder, address)
+    threading.Thread(target=tell_start, args=arguments, kwargs={"aloud": aloud}, name="start", daemon=True).start()
 
 
 def worker_exit(_server: Any, worker: Any) -> None:
@@ -106,5 +131,9 @@ def child_exit(_server: Any, worker: Any) -> None:
 
 def on_exit(_server: Any) -> None:
     """In the master, at the very end."""
+    problem = start_problem(runtime_folder)
     if made_here:
         shutil.rmtree(runtime_folder, ignore_errors=True)
+    if problem:
+        sys.stderr.write(f"meari cannot start: {problem}")
+        sys.exit(NOTHING_STATUS)

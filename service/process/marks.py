@@ -25,6 +25,11 @@ class ReadyMarks:
             (self._folder / str(os.getpid())).touch()
 
     @property
+    def some_are_ready(self) -> bool:
+        """True while a worker has its mark."""
+        return self._folder is not None and any(self._folder.iterdir())
+
+    @property
     def all_were_ready(self) -> bool:
         """True from the moment when every worker had its mark; one that is replaced later does not change it."""
         if not self._all_were_ready and self._folder is not None:

@@ -337,14 +337,6 @@ def _open_files(pid: int) -> Iterator[str]:
             yield str(file.readlink())
 
 
-def test_not_ready_says_why_and_when_to_ask_again(tmp_path: Path) -> None:
-    with running_server(tmp_path, wait_ready=False, bundles=tmp_path / "none") as server:
-        until(lambda: "there is no folder" in server.client.get("/readyz").text)
-        refused = server.post("/generate")
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
-        assert refused.headers["retry-after"]
-
-
 def test_a_broken_bundle_is_logged(bundles: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, bundles=bundles) as server:
         assert "broken" in server.client.get("/readyz").json()["failed"]

@@ -1,0 +1,130 @@
+"""The start of the service: can it listen, is there anything to serve, and where is it to be opened.
+
+Enters: settings in the master process, a registry in each worker. Leaves: a line for whoever started the service. The
+workers tell the master by files in the folder that they share. Nothing is said of a worker that is replaced later.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from service.registry import Registry
+    from service.settings import Settings
+
+__all__ = [
+    "NOTHING_STATUS",
+    "StartError",
+    "check_address",
+    "check_start",
+    "clear_start",
+    "page_address",
+    "start_problem",
+    "tell_start",
+]
+
+NOTHING_STATUS: Final = 2
+PROBLEM: Final = "nothing-to-serve"
+ANNOUNCED: Final = "announced"
+ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 (what to open instead)
+TO_DO: Final = (
+    "Train and export a model (docs/train-your-own.md), or say where bundles are: --bundles or MEARI_BUNDLES."
+)
+REASONS: Final = {
+    errno.EADDRINUSE: "the port is taken; end what uses it, or choose another with --port or MEARI_PORT",
+    errno.EACCES: "this user may not listen there; choose a port from 1024 on with --port or MEARI_PORT",
+    errno.EADDRNOTAVAIL: "that is no address of this machine; choose another with --host or MEARI_HOST",
+}
+
+
+class StartError(Exception):
+    """The service cannot start; one or two lines say why and what to do. `status` is that of the process."""
+
+    def __init__(self, problem: str, status: int = 1) -> None:
+        super().__init__(problem)
+        self.status = status
+
+
+def check_start(settings: Settings) -> None:
+    """What can be known before there are workers. Raises StartError."""
+    _check_folder(settings.bundles)
+    if not {"GUNICORN_FD", "LISTEN_FDS"} & set(os.environ):  # else there is a socket already
+        check_address(settings.host, settings.port)
+
+
+def _check_folder(bundles: Path) -> None:
+    """Whether there is anything that could be a bundle; what it is worth, the workers find out."""
+    try:
+        if not any(path.is_dir() or path.name == "manifest.json" for path in bundles.iterdir()):
+            raise StartError(f"there is no bundle in {bundles}\n{TO_DO}", NOTHING_STATUS)
+    except FileNotFoundError:
+        raise StartError(f"there is no folder {bundles}\n{TO_DO}", NOTHING_STATUS) from None
+    except OSError as error:
+        raise StartError(f"{bundles}: cannot be read: {error.strerror}\n{TO_DO}", NOTHING_STATUS) from None
+
+
+def check_address(host: str, port: int) -> None:
+    """Bind as gunicorn will, which else tries a taken port for five seconds. Raises StartError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except socket.gaierror:
+        raise StartError(f"host: got {host!r}, expected a name or an address of this machine") from None
+    except (OSError, UnicodeError) as error:
+        reason = REASONS.get(getattr(error, "errno", None) or 0) or str(error)
+        raise StartError(f"cannot listen on {_joined(host, port)}: {reason}") from None
+
+
+def page_address(host: str, port: int) -> str:
+    """Where a browser on this machine finds the service that listens there."""
+    return f"http://{_joined(ANY_ADDRESS.get(host, host), port)}"
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def clear_start(folder: Path) -> None:
+    """Forget what an earlier run has left."""
+    for name in (PROBLEM, ANNOUNCED):
+        (folder / name).unlink(missing_ok=True)
+
+
+def start_problem(folder: Path) -> str:
+    """Why no worker has anything to serve; "" where that is not so."""
+    try:
+        return (folder / PROBLEM).read_text("utf-8")
+    except FileNotFoundError:
+        return ""
+
+
+def tell_start(registry: Registry, folder: Path, address: str, *, aloud: bool) -> None:
+    """In each worker: wait for its bundles; then end a service without any, or tell once that all workers are ready.
+
+    folder   shared by the workers
+    aloud    whether to tell a person on standard output
+    """
+    registry.wait_loaded()
+    problem = registry.nothing_to_serve
+    if problem:
+        (folder / PROBLEM).write_text(f"{problem}\n{TO_DO}\n", "utf-8")
+        os.kill(os.getppid(), signal.SIGQUIT)
+    elif aloud and registry.readiness().ready and _is_first(folder):
+        sys.stdout.write(f"Ready: {address} (playground)\n")
+        sys.stdout.flush()
+
+
+def _is_first(folder: Path) -> bool:
+    try:
+        (folder / ANNOUNCED).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True

@@ -1,0 +1,172 @@
+"""The start of the service: what it says on a terminal, and how it ends where it cannot start."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.process.start import StartError, check_address, page_address
+from tests.service.running import ROOT, clean_environment, command, free_port
+from tests.service.tiny_bundle import write_tiny_bundle
+
+SERVE = [sys.executable, "-c", "from cli.main import main; main()", "serve"]
+
+
+def ended(arguments: list[str], **settings: object) -> subprocess.CompletedProcess[str]:
+    environment = clean_environment(**{"port": free_port(), "workers": 2, **settings})
+    return subprocess.run(
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def without_log(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if not line.startswith("{")]
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    for name in ("one", "two"):
+        write_tiny_bundle(tmp_path / "broken" / name)
+    (tmp_path / "broken" / "one" / "cell.onnx").unlink()
+    (tmp_path / "broken" / "two" / "manifest.json").write_text("{", "utf-8")
+    return tmp_path / "broken"
+
+
+@pytest.mark.parametrize("make", [False, True], ids=["missing", "empty"])
+@pytest.mark.parametrize("arguments", [SERVE, command()], ids=["meari", "gunicorn"])
+def test_without_bundles_the_start_ends_with_what_to_do(tmp_path: Path, arguments: list[str], make: bool) -> None:
+    folder = tmp_path / "folder"
+    if make:
+        folder.mkdir()
+        (folder / "DEFAULT").write_text("x", "utf-8")
+    done = ended(arguments, bundles=folder)
+    assert done.returncode == 2
+    first, second = without_log(done.stderr)
+    assert re.search(f"there is no {'bundle in' if make else 'folder'} {folder}$", first)
+    assert "docs/train-your-own.md" in second
+    assert "--bundles or MEARI_BUNDLES" in second
+    assert "level" not in done.stderr or arguments is not SERVE, "no line of a log before"
+
+
+@pytest.mark.parametrize("arguments", [SERVE, command()], ids=["meari", "gunicorn"])
+def test_bundles_that_are_all_broken_end_the_start_by_their_names(broken: Path, arguments: list[str]) -> None:
+    done = ended(arguments, bundles=broken)
+    assert done.returncode == 2, done.stderr
+    first, second, third = without_log(done.stderr)
+    assert first == f"meari cannot start: no bundle in {broken} could be loaded:"
+    assert re.fullmatch(r"one: cell\.onnx: .+; two: manifest\.json: .+", second)
+    assert "docs/train-your-own.md" in third
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        yield holder.getsockname()[1]
+
+
+@pytest.mark.parametrize("arguments", [[*SERVE, "--json"], command()], ids=["meari", "gunicorn"])
+def test_a_taken_port_is_one_line(letters: Path, arguments: list[str]) -> None:
+    with taken_port() as port:
+        done = ended(arguments, bundles=letters, port=port)
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = without_log(done.stderr)
+    assert f"cannot listen on 127.0.0.1:{port}: the port is taken" in line
+    assert "Retrying" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("nobody.invalid", "host: got 'nobody.invalid', expected a name or an address of this machine"),
+        ("203.0.113.9", "cannot listen on 203.0.113.9:1: that is no address of this machine"),
+        ("a" * 70, "host: got|cannot listen"),
+        ("2001:db8::9", r"cannot listen on \[2001:db8::9\]:1: "),
+    ],
+)
+def test_a_host_that_is_not_of_this_machine_is_named(host: str, says: str) -> None:
+    with pytest.raises(StartError, match=says):
+        check_address(host, 1 if host[0] == "2" else 0)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="whoever is root may listen anywhere")
+def test_a_port_that_this_user_may_not_have_is_said_so() -> None:
+    with pytest.raises(StartError, match="this user may not listen there"):
+        check_address("127.0.0.1", 1)
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("localhost", "http://localhost:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("192.168.1.5", "http://192.168.1.5:8000"),
+    ],
+)
+def test_an_address_is_shown_as_one_that_can_be_opened(host: str, shown: str) -> None:
+    assert page_address(host, 8000) == shown
+
+
+@contextmanager
+def on_a_terminal(arguments: list[str], **settings: object) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
+    """The process, and a function that reads its terminal up to a line with some text."""
+    ours, theirs = pty.openpty()
+    environment = clean_environment(**settings)
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    shown = bytearray()
+
+    def read_to(text: bytes) -> list[str]:
+        while text not in shown or not shown.endswith(b"\n"):
+            shown.extend(os.read(ours, 65536))
+        return shown.decode().splitlines()
+
+    guard = threading.Timer(200, process.kill)  # then the read ends with an error
+    guard.start()
+    try:
+        yield process, read_to
+    finally:
+        guard.cancel()
+        process.terminate()
+        process.wait(60)
+        os.close(ours)
+
+
+@pytest.mark.parametrize("how", ["meari", "make"])
+def test_a_terminal_is_told_once_and_last_that_the_service_is_ready(letters: Path, how: str) -> None:
+    port = free_port()
+    if how == "make" and shutil.which("make") is None:
+        pytest.skip("needs make")
+    arguments = SERVE if how == "meari" else ["make", "--no-print-directory", "serve"]
+    with on_a_terminal(arguments, bundles=letters, port=port, workers=3) as (_, read_to):
+        lines = read_to(b"Ready: ")
+        assert httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200
+        assert lines[-1] == f"Ready: http://127.0.0.1:{port} (playground)"
+        assert "\n".join(lines).count("serving letters") == 3
+        httpx.get(f"http://127.0.0.1:{port}/nowhere", trust_env=False)
+        assert "\n".join(read_to(b"/nowhere")).count("Ready: ") == 1
+
+
+def test_a_log_of_json_is_not_mixed_with_it(letters: Path) -> None:
+    port = free_port()
+    with on_a_terminal(SERVE, bundles=letters, port=port, workers=1, log_format="json") as (_, read_to):
+        read_to(b"serving letters")
+        httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
+        assert "Ready: " not in "\n".join(read_to(b"/healthz"))
