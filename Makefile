@@ -23,7 +23,7 @@ BENCH := .venv-bench/bench-$(call sum,pyproject.toml requirements/bench.txt)
 HARNESS := .venv-harness/harness-$(call sum,requirements/harness.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format train load bench harness image lock clean
+.PHONY: help serve test quick check format train load bench harness image lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ serve: $(SERVE) ## serve bundles/ over HTTP (HOST, PORT, MEARI_…)
 
 test: $(DEV) ## run all tests (ARGS: arguments for pytest)
 	@exec $(BIN)/python -m pytest $(ARGS)
+
+quick: $(DEV) ## run the tests that need neither long trainings nor a browser, in parallel (ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile -m 'not slow' $(ARGS)
 
 check: $(DEV) ## lint, format, strict types, import rules: changes nothing
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from tests.service.running import Server, events, running_server
 from tests.service.test_server import until
 from tests.service.tiny_bundle import write_tiny_bundle
 
-pytestmark = [pytest.mark.skipif(PROMETHEUS is None, reason=MISSING), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.skipif(PROMETHEUS is None, reason=MISSING)
 
 Body = dict[str, Any]
 REQUESTS: list[tuple[str, Body]] = [

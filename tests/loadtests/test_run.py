@@ -17,7 +17,6 @@ from tests.service.tiny_bundle import write_tiny_bundle
 
 if find_spec("locust") is None:  # looked for, not imported: it makes all sockets of a process gevent's
     pytest.skip("Locust is not installed", allow_module_level=True)
-pytestmark = pytest.mark.timeout(180)
 
 Row = Mapping[str, str]
 ROOT = Path(__file__).parents[2]

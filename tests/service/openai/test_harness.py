@@ -20,7 +20,7 @@ from tests.export.tiny_models import WORDS, make_run
 from tests.service.openai.harness import needs_harness, run_harness, write_task, write_tokenizer
 from tests.service.running import Server, running_server
 
-pytestmark = [needs_harness, pytest.mark.timeout(400)]
+pytestmark = needs_harness
 TEXT = "".join(WORDS[(7 * place + place // 5) % len(WORDS)] for place in range(400))
 PAIRS = [("the sea", " answers "), ("", "silent. the echo"), ("a mountain", " zzz"), ("and falls", "\nt")]
 PROMPTS = ["the ", "a mountain and", "silent"]
