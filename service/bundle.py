@@ -26,6 +26,7 @@ from service.golden import read_golden
 from service.graphs.agreement import check_graphs
 from service.graphs.bundle_graph import BundleGraph, Parts
 from service.graphs.fusion import fuse_products, vectors_of
+from service.graphs.problems import graph_problem
 from service.graphs.reader import reader_graph
 from service.graphs.writer import writer_graph
 from service.manifest import Manifest, read_files, read_manifest
@@ -62,15 +63,30 @@ def open_bundle(folder: Path, *, max_slots: int) -> Bundle:
     """Open and check a bundle for batches of up to `max_slots` rows. Raises BundleError."""
     manifest, digest = read_manifest(folder)
     files = read_files(folder, manifest)
-    tokenizer = load_tokenizer(files["tokenizer.json"], manifest)
-    parts = _read_parts(files, manifest)
-    golden = read_golden(files["golden.npz"], manifest)
-    runner = _open_runner(parts, manifest)
-    difference = _check_golden(golden, manifest, runner)
+    with _reading("tokenizer.json"):
+        tokenizer = load_tokenizer(files["tokenizer.json"], manifest)
+    with _reading("cell.onnx, output.onnx"):
+        parts = _read_parts(files, manifest)
+    with _reading("golden.npz"):
+        golden = read_golden(files["golden.npz"], manifest)
     sizes = tuple(size for size in BATCH_SIZES if size < max_slots)
-    runner.rows_isolated = rows_are_isolated(runner, max_slots, sizes)
+    with _reading("cell.onnx, output.onnx"):
+        runner = _open_runner(parts, manifest)
+        difference = _check_golden(golden, manifest, runner)
+        runner.rows_isolated = rows_are_isolated(runner, max_slots, sizes)
     self_test = SelfTest(difference, runner.rows_isolated, (*sizes, max_slots))
     return Bundle(folder, manifest, digest, tokenizer, runner, self_test)
+
+
+@contextlib.contextmanager
+def _reading(files: str) -> Iterator[None]:
+    """Name the files that whatever goes wrong comes from; a library's own words are for the log alone."""
+    try:
+        yield
+    except BundleError:
+        raise
+    except Exception as error:
+        raise BundleError(f"{files}: {graph_problem(error)}" if ".onnx" in files else f"{files}: not usable") from error
 
 
 def _read_parts(files: Mapping[str, bytes], manifest: Manifest) -> Parts:
@@ -85,9 +101,13 @@ def _open_runner(parts: Parts, manifest: Manifest) -> Runner:
     try:
         writer = writer_graph(parts)
         fuse_products(output, vectors_of(output))  # pays where there are many rows
-        sessions = Sessions(_open_session(reader_graph(parts)), _open_session(writer))
+        reader = reader_graph(parts)
     except ValueError as error:
         raise BundleError(f"cell.onnx, output.onnx: {error}") from error
+    try:
+        sessions = Sessions(_open_session(reader), _open_session(writer))
+    except Exception as error:
+        raise BundleError(_whose_problem(parts, error)) from error
     tensors = [StateTensor(name, shape) for name, shape in parts.state.items()]
     return Runner(sessions, tensors, parts.hidden_size, parts.vocabulary_size, manifest.boundary.id)
 
@@ -105,12 +125,19 @@ def _open_session(graph: bytes) -> Any:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_cpu_mem_arena = False  # malloc is as quick, and gives back what a large batch took
-    options.log_severity_level = 3
-    try:
-        with _as_file(graph) as file:
-            return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise BundleError(f"cell.onnx, output.onnx: onnxruntime cannot open them: {error}") from error
+    options.log_severity_level = 4  # what goes wrong is told by who catches it
+    with _as_file(graph) as file:
+        return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def _whose_problem(parts: Parts, error: Exception) -> str:
+    """Which file cannot be opened on its own, and why; else what is wrong with both together."""
+    for name, graph in (("cell.onnx", parts.cell), ("output.onnx", parts.output)):
+        try:
+            _open_session(graph.model.SerializeToString())
+        except Exception as own:  # noqa: BLE001 (it becomes the reason)
+            return f"{name}: {graph_problem(own)}"
+    return f"cell.onnx, output.onnx: {graph_problem(error)}"
 
 
 @contextlib.contextmanager

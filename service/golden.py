@@ -34,7 +34,7 @@ def read_golden(data: bytes, manifest: Manifest) -> dict[str, npt.NDArray[Any]]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return _read_arrays(archive, manifest)
     except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise BundleError(f"golden.npz: cannot be read: {error}") from None
+        raise BundleError("golden.npz: cannot be read: not an archive of NumPy arrays, or a damaged one") from error
 
 
 def _read_arrays(archive: zipfile.ZipFile, manifest: Manifest) -> dict[str, npt.NDArray[Any]]:

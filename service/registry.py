@@ -171,9 +171,9 @@ class Registry:
             release_free_memory()
         except BundleError as error:
             self._problem = str(error)
-        except Exception:
+        except Exception as error:
             log.exception("loading the bundles failed")
-            self._problem = "loading the bundles failed; see the log"
+            self._problem = f"loading the bundles failed, which is a fault of the service: {type(error).__name__}"
         if self._problem is None:
             log.info("serving %s; default %s", ", ".join(self._models), self.default)
             flush_log()  # so that nothing of the start comes after the word that all are ready
@@ -192,9 +192,9 @@ class Registry:
                 models[name] = self._load(folder, self._settings)
             except MeariError as error:
                 failed[name] = str(error)
-                log.error("bundle %s cannot be served: %s", name, error)  # noqa: TRY400 (the reason says all)
-            except Exception:
-                failed[name] = "it could not be loaded; see the log"
+                log.error("bundle %s cannot be served: %s", name, error, exc_info=error.__cause__)  # noqa: TRY400
+            except Exception as error:
+                failed[name] = f"its engine could not be started: {type(error).__name__}"
                 log.exception("bundle %s cannot be served", name)
         return models, failed
 

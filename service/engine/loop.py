@@ -202,9 +202,9 @@ class Engine:
                     self._scheduler.wait_for_work()
                 self.step()
             reason: MeariError = NotReady("the service is shutting down")
-        except Exception:
+        except Exception as error:
             log.exception("the engine failed and takes no more requests")
-            self.failure = "the engine's loop failed; see the log"
+            self.failure = f"its loop ended with {type(error).__name__}; the process has to be started again"
             self._scheduler.close()
             reason = EngineFailed("the engine failed while this request was running")
         self._end_all(reason)

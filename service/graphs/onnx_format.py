@@ -88,10 +88,10 @@ def read_model(data: bytes) -> Any:
     model = new_message("Model")
     try:
         model.ParseFromString(data)
-    except Exception as error:  # noqa: BLE001 (protobuf's DecodeError has no public base)
-        raise ValueError(f"not an ONNX file: {error}") from None
+    except Exception as error:
+        raise ValueError("not an ONNX file, or a damaged one") from error
     if not model.HasField("graph"):
-        raise ValueError("not an ONNX file: it holds no graph")
+        raise ValueError("not an ONNX file, or a damaged one: it holds no graph")
     outside = next((t.name for t in _tensors(model.graph) if t.data_location == EXTERNAL), None)
     if outside is not None:
         raise ValueError(f"tensor {outside[:100]!r}: its data are in another file, expected all in this one")

@@ -161,8 +161,8 @@ def load_tokenizer(data: bytes, manifest: Manifest) -> TextTokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
         parts = json.loads(data)
-    except Exception as error:  # noqa: BLE001 (the library raises nothing more special)
-        raise BundleError(f"tokenizer.json: not a tokenizer: {error}") from None
+    except Exception as error:
+        raise BundleError("tokenizer.json: not a tokenizer as Hugging Face's tokenizers write it") from error
     check_tokenizer(manifest, parts, tokenizer.get_vocab(with_added_tokens=False))
     entries = sorted(tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
     kind = TokenizerKind(manifest.tokenizer.kind)

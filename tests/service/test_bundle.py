@@ -24,7 +24,7 @@ import pytest
 from service.bundle import open_bundle
 from service.errors import BundleError
 from service.graphs.bundle_graph import BundleGraph
-from tests.service.tiny_bundle import rewrite_manifest, write_tiny_bundle
+from tests.service.tiny_bundle import rewrite_manifest, sizes_of, write_tiny_bundle
 
 RELEASED = Path(__file__).resolve().parents[2] / "bundles"
 
@@ -536,3 +536,89 @@ def test_bundle_knows_whether_its_training_text_had_ends(
     figures = {} if documents is None else {"training_documents": documents}
     rewrite_manifest(folder, corpus=corpus, figures=figures)
     assert open_bundle(folder, max_slots=4).manifest.has_ends is has_ends
+
+
+LIBRARY_WORDS = re.compile(
+    r"ONNXRuntimeError|onnxruntime_src|\.cc:|\.h:|/onnxruntime|INVALID_|std::|Traceback|see the log|line 1 column",
+    re.IGNORECASE,
+)
+
+
+def edit_cell(folder: Path, edit: Callable[[Any], object]) -> None:
+    """Change the graph of the cell, and let the manifest know it."""
+    model = onnx.load(folder / "cell.onnx")
+    edit(model)
+    (folder / "cell.onnx").write_bytes(model.SerializeToString())
+    rewrite_manifest(folder)
+    operators: dict[str, int] = {}
+    for node in model.graph.node:
+        operators[node.op_type] = operators.get(node.op_type, 0) + 1
+    edit_manifest(folder, lambda manifest: manifest["graphs"]["cell"].update(operators=operators))
+
+
+def set_operator(name: str, domain: str = "") -> Callable[[Any], object]:
+    def edit(model: Any) -> None:
+        node = model.graph.node[-1]
+        node.op_type, node.domain = name, domain
+        if domain:
+            model.opset_import.add(domain=domain, version=1)
+
+    return edit
+
+
+def set_opset(model: Any) -> None:
+    model.opset_import[0].version = 99
+
+
+def cut_input(model: Any) -> None:
+    model.graph.node[-1].input[0] = "nowhere"
+
+
+def more_inputs(model: Any) -> None:
+    model.graph.node[-1].input.append("peak")
+
+
+def other_type(model: Any) -> None:
+    model.graph.node[-1].op_type = "And"
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (set_operator("Frobnicate"), r"cell\.onnx: operator Frobnicate is not known in operator set \d+"),
+        (set_operator("Mine", "my.ops"), r"cell\.onnx: operator Mine is not known"),
+        (set_opset, r"operator sets?: got \[21, 99\]|operator set 99 is newer"),
+        (cut_input, r"cell\.onnx: a node takes 'nowhere', which nothing gives|cell\.onnx"),
+        (more_inputs, r"cell\.onnx: operator Mul has a wrong number of inputs"),
+        (other_type, r"cell\.onnx: operator And gets an input of a wrong type"),
+    ],
+)
+def test_a_graph_that_cannot_be_opened_is_told_in_words_of_our_own(
+    folder: Path, edit: Callable[[Any], object], reason: str
+) -> None:
+    edit_cell(folder, edit)
+    with pytest.raises(BundleError, match=reason) as caught:
+        open_bundle(folder, max_slots=4)
+    assert not LIBRARY_WORDS.search(str(caught.value)), caught.value
+
+
+@pytest.mark.parametrize("name", ["cell.onnx", "output.onnx", "tokenizer.json", "golden.npz"])
+@pytest.mark.parametrize("data", [b"", b"garbage", b"{}", b"PK\x03\x04" + b"\0" * 100, b"\x08\x0a" * 50, b"\xff" * 300])
+def test_a_file_that_is_none_is_told_in_words_of_our_own(folder: Path, name: str, data: bytes) -> None:
+    sizes = sizes_of(folder)
+    (folder / name).write_bytes(data)
+    rewrite_manifest(folder, sizes=sizes)
+    with pytest.raises(BundleError, match=re.escape(name)) as caught:
+        open_bundle(folder, max_slots=4)
+    assert not LIBRARY_WORDS.search(str(caught.value)), caught.value
+
+
+@pytest.mark.parametrize("name", ["cell.onnx", "output.onnx", "tokenizer.json", "golden.npz"])
+def test_a_file_that_was_cut_is_told_in_words_of_our_own(folder: Path, name: str) -> None:
+    data, sizes = (folder / name).read_bytes(), sizes_of(folder)
+    for size in (1, len(data) // 3, len(data) // 2, len(data) - 1):
+        (folder / name).write_bytes(data[:size])
+        rewrite_manifest(folder, sizes=sizes)
+        with pytest.raises(BundleError, match=r"\.onnx|\.json|\.npz") as caught:
+            open_bundle(folder, max_slots=4)
+        assert not LIBRARY_WORDS.search(str(caught.value)), caught.value

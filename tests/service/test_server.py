@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import onnx
 import pytest
 
 from tests.patience import PATIENCE
 from tests.service.running import ROOT, Server, clean_environment, command, events, free_port, running_server
+from tests.service.tiny_bundle import rewrite_manifest, write_tiny_bundle
 
 ENDLESS = {"model": "letters", "logit_bias": {"0": -100}, "temperature": 0}  # never samples the end
 
@@ -341,6 +343,22 @@ def test_a_broken_bundle_is_logged(bundles: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, bundles=bundles) as server:
         assert "broken" in server.client.get("/readyz").json()["failed"]
         assert "bundle broken cannot be served: cell.onnx" in server.log
+
+
+def test_a_load_error_is_told_in_words_of_our_own_and_logged_in_the_librarys(tmp_path: Path) -> None:
+    folder = tmp_path / "bundles"
+    write_tiny_bundle(folder / "letters")
+    broken = write_tiny_bundle(folder / "unknown")
+    model = onnx.load(broken / "cell.onnx")
+    model.graph.node[-1].op_type = "Frobnicate"
+    (broken / "cell.onnx").write_bytes(model.SerializeToString())
+    rewrite_manifest(broken)
+    with running_server(tmp_path, bundles=folder, default_model="letters") as server:
+        reason = "cell.onnx: operator Frobnicate is not known in operator set 21"
+        assert server.client.get("/readyz").json()["failed"] == {"unknown": reason}
+        refused = server.post("/generate", model="unknown")
+        assert refused.json()["error"]["message"] == f"model: 'unknown' could not be loaded: {reason}"
+        assert "No Op registered for Frobnicate" in server.log
 
 
 def test_meari_serve_takes_its_options(bundles: Path, tmp_path: Path) -> None:
