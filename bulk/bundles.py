@@ -7,7 +7,7 @@ from pathlib import Path
 from bulk.errors import BulkError
 from service.bundle_folders import DEFAULT, BundleFolders, find_bundles, printable
 from service.errors import BundleError
-from service.manifest import read_manifest
+from service.manifest import read_files, read_manifest
 
 __all__ = ["bundle_hash", "default_bundle", "find_bundle", "list_bundles"]
 
@@ -32,16 +32,17 @@ def find_bundle(bundles: Path, model: str | None) -> Path:
 
 
 def default_bundle(bundles: Path, found: BundleFolders) -> Path:
-    """As DEFAULT says, else the first by name; like a service, one whose manifest can be read. Raises BulkError."""
+    """As DEFAULT says, else the first by name whose files are those of its manifest. Raises BulkError."""
     names = [found.default, *found.folders] if found.default else list(found.folders)
     reasons = [f"{name}: {problem}" for name, problem in found.failed.items()]
     for name in names:
         try:
-            read_manifest(found.folders[name])
+            folder = found.folders[name]
+            read_files(folder, read_manifest(folder)[0])
         except BundleError as error:
             reasons.append(f"{name}: {error}")
         else:
-            return found.folders[name]
+            return folder
     if reasons:
         raise BulkError(f"bundles: no bundle in {printable(bundles)} can be read: {'; '.join(dict.fromkeys(reasons))}")
     raise BulkError(f"bundles: there is no bundle in {printable(bundles)}, expected a folder of bundles, or a bundle")
