@@ -42,7 +42,7 @@ def bundles(tmp_path: Path) -> Path:
     folder = tmp_path / "bundles"
     for name in ("letters", "more"):
         write_tiny_bundle(folder / name)
-    stopped = [sys.executable, "-c", STOPPED_EXPORT, folder / "letters", folder / "aaa"]
+    stopped = [sys.executable, "-c", STOPPED_EXPORT, str(folder / "letters"), str(folder / "aaa")]
     assert subprocess.run(stopped, cwd=ROOT, env=clean_environment(), check=False).returncode == -9
     assert (folder / "aaa.new" / "manifest.json").is_file()
     return folder
