@@ -68,6 +68,8 @@ class ChoiceWriter:
         if self.done:
             return None
         finish = self.sample.finish  # before the lists: once it is set they are complete
+        if finish is None and len(self.sample.token_ids) == self.num_tokens:
+            return None
         first, self.num_tokens = self.num_tokens, len(self.sample.token_ids)
         new_tokens = self.sample.token_ids[first : self.num_tokens]
         num_early = max(0, self.search.min_tokens - first)
