@@ -496,7 +496,7 @@ def test_the_number_of_prompts_is_told(short_queue: FlaskClient) -> None:
 
 
 def test_a_list_whose_time_is_up_has_what_there_was_time_for(settings: Settings) -> None:
-    app = create_app(dataclasses.replace(settings, max_texts=1024, max_waiting=8, max_slots=4, max_timeout_seconds=0.5))
+    app = create_app(dataclasses.replace(settings, max_texts=1024, max_waiting=8, max_slots=2, max_timeout_seconds=3.0))
     service = app.extensions["meari"]
     assert service.registry.wait_loaded(60)
     endless: dict[str, Any] = {"model": "flat", "max_tokens": 500, "logit_bias": {"0": -100}}
