@@ -15,7 +15,7 @@ from gunicorn.http.errors import InvalidRequestLine, ParseException
 from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
 
-__all__ = ["HEAD_SECONDS", "PromptParser"]
+__all__ = ["HEAD_SECONDS", "PromptParser", "WaitingBody"]
 
 HEAD_SECONDS: Final = 10.0
 _ORIGIN: Final = re.compile(rb"^origin:[ \t]*([!-~]*)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
@@ -58,6 +58,33 @@ class PromptRequest(Request):  # type: ignore[misc]
         """Keep the fields as they came, for those that cannot be parsed."""
         self.fields = self.fields or data
         return super().parse_headers(data, from_trailer)
+
+
+class WaitingBody:
+    """The body of a client that waits to be told to send it (Expect: 100-continue): told when it is first read.
+
+    So what is refused before, by its head alone, is never sent.
+    """
+
+    def __init__(self, body: Any, connection: Any) -> None:
+        self._body = body
+        self._connection = connection
+        self._is_told = False
+        self.is_refused = False
+
+    def refuse(self) -> None:
+        """To be called when the answer begins: from then on nobody is told to send anything."""
+        self.is_refused = not self._is_told
+
+    def read(self, size: int | None = None) -> bytes:
+        """As gunicorn's bodies do."""
+        if self.is_refused:
+            return b""
+        if not self._is_told:
+            self._is_told = True
+            self._connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        data: bytes = self._body.read(size)
+        return data
 
 
 class PromptParser(RequestParser):  # type: ignore[misc]

@@ -10,6 +10,8 @@ from typing import Any
 from gunicorn import util
 from gunicorn.http.wsgi import Response
 
+from service.process.request import WaitingBody
+
 __all__ = ["JoinedResponse"]
 
 
@@ -21,10 +23,17 @@ class JoinedResponse(Response):  # type: ignore[misc]
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._head = b""
+        self.waiting: WaitingBody | None = None
+
+    def should_close(self) -> bool:
+        """Also where a client waits with its body: it may send it after all, or not."""
+        return (self.waiting is not None and self.waiting.is_refused) or bool(super().should_close())
 
     def send_headers(self) -> None:
         """Keep the head until there is something to send with it."""
         if not self.headers_sent:
+            if self.waiting is not None:
+                self.waiting.refuse()
             fields = [*self.default_headers(), *(f"{name}: {value}\r\n" for name, value in self.headers), "\r\n"]
             self._head = "".join(fields).encode("latin-1")[self.sock.begin_answer() :]
             self.headers_sent = True

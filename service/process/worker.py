@@ -33,7 +33,7 @@ from service.process.connection import Connection
 from service.process.memory import limit_arenas
 from service.process.quick_config import QuickConfig
 from service.process.refusal import answer_bytes, translated
-from service.process.request import HEAD_SECONDS, PromptParser
+from service.process.request import HEAD_SECONDS, PromptParser, WaitingBody
 from service.process.response import JoinedResponse
 from service.process.spread import Spread
 from service.requests.cors import cors_headers
@@ -50,6 +50,8 @@ MAX_STAYING: Final = 64  # threads that wait for the next request of their conne
 STAY_SECONDS: Final = 0.05
 HOLD_SECONDS: Final = 0.00025  # an idle worker is awake by then
 HEAD_BYTES: Final = 8192
+CLIENT_ERRORS: Final = (ConnectionError, TimeoutError, NoMoreData)  # of a connection, like the next
+CLIENT_NUMBERS: Final = (errno.ENOTCONN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 SPREAD: Final = Spread()  # made in the master process
 
 
@@ -154,8 +156,12 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
 
         That is access log, hooks, files sent by the kernel and a restart after so many requests.
         """
+        waits, req._expected_100_continue = req._expected_100_continue, False  # noqa: SLF001 (else gunicorn tells it at once)
         response, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, JoinedResponse)
         environ["wsgi.multithread"] = True
+        environ.pop("HTTP_UPGRADE", None)  # to another protocol, which is never done here
+        if waits:
+            environ["wsgi.input"] = response.waiting = WaitingBody(req.body, conn.sock)
         if not self._may_keep():
             response.force_close()
         try:
@@ -194,7 +200,8 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
 
         What came may be the rest of a body whose length was wrong, so the log tells the kind of the error alone.
         """
-        if isinstance(exc, OSError) and (req is not None or not isinstance(exc, TimeoutError | NoMoreData)):
+        is_half = req is None and isinstance(exc, TimeoutError | NoMoreData)  # a request
+        if not is_half and (isinstance(exc, CLIENT_ERRORS) or getattr(exc, "errno", None) in CLIENT_NUMBERS):
             self.log.debug("a client has gone: %s", type(exc).__name__)
             return
         number = request_id(None)

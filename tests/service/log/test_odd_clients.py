@@ -222,3 +222,30 @@ def test_a_client_that_waits_to_be_told_to_go_on_is_told(server: Server) -> None
         assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(body)
         assert received(connection).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "status"),
+    [
+        (b"/generate", b"Content-Length: 99999999999", 413),
+        (b"/generate", b"Content-Length: 99\r\nContent-Encoding: gzip", 415),
+        (b"/nowhere", b"Content-Length: 99", 404),
+        (b"/healthz", b"Content-Length: 99", 405),
+    ],
+)
+def test_a_client_that_waits_is_refused_without_being_told_to_go_on(
+    server: Server, path: bytes, header: bytes, status: int
+) -> None:
+    with server.connect() as connection:
+        connection.sendall(
+            raw_post(b"", b"Expect: 100-continue", header, path=path).replace(b"Content-Length: 0\r\n", b"")
+        )
+        answer = received(connection)
+    assert error_of(answer)[0] == status
+    assert b"Connection: close" in answer
+    assert b"100 Continue" not in answer
+
+
+def test_an_upgrade_to_another_protocol_is_not_taken(server: Server) -> None:
+    headers = {"Connection": "Upgrade", "Upgrade": "websocket"}
+    assert server.client.get("/healthz", headers=headers).status_code == 200
