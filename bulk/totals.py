@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import msgspec
@@ -66,8 +67,12 @@ class ScoreTotals(Totals, frozen=True, kw_only=True, tag="score"):
             self.num_unknown,
         )
 
-    def summary(self, log_base: LogBase) -> dict[str, Any]:
-        """The figures of the corpus: perplexities weighted by tokens, bits by characters and bytes."""
+    def summary(self, log_base: LogBase, *, add_end: bool) -> dict[str, Any]:
+        """The figures of the corpus: perplexities weighted by tokens, bits by characters and bytes.
+
+        add_end   whether the end of each text is among its tokens; then a figure takes it for a character as well
+        """
+        num_ends = self.num_texts if add_end else 0
         sums = self.sums()
         figures = sums.figures(log_base)
         known = self.num_tokens - self.num_unknown
@@ -78,12 +83,14 @@ class ScoreTotals(Totals, frozen=True, kw_only=True, tag="score"):
             "num_unknown": self.num_unknown,
             "num_chars": self.num_chars,
             "num_bytes": self.num_bytes,
+            "num_ends": num_ends,
             "log_base": log_base,
             "logprob": figures.logprob,
             "logprob_without_unknown": figures.logprob_without_unknown,
             "perplexity": figures.perplexity,
             "perplexity_without_unknown": _perplexity(sums.known_logprob, known),
             "bits_per_char": figures.bits_per_char,
+            "bits_per_char_with_ends": replace(sums, num_chars=sums.num_chars + num_ends).figures("2").bits_per_char,
             "bits_per_byte": figures.bits_per_byte,
         }
 

@@ -15,8 +15,15 @@ if TYPE_CHECKING:
     from models.text.token_file import TokenFile
 
 PARTS = ("validation", "test")
-FIGURES = ("nats_per_token", "perplexity", "nats_per_char", "bits_per_char", "bits_per_byte")
-COUNTS = ("num_tokens", "num_characters", "num_bytes", "num_documents", "num_unknown")
+FIGURES = (
+    "nats_per_token",
+    "perplexity",
+    "nats_per_char",
+    "bits_per_char",
+    "bits_per_char_with_ends",
+    "bits_per_byte",
+)
+COUNTS = ("num_tokens", "num_characters", "num_bytes", "num_ends", "num_documents", "num_unknown")
 
 
 EXAMPLES = """\b
@@ -36,7 +43,9 @@ Examples:
 def command(run: Path, more_files: tuple[Path, ...], part: str | None, files: tuple[Path, ...], as_json: bool) -> None:
     """Measure the best weights of RUN (or of a checkpoint folder) on held-out text.
 
-    Text is run as it is served: lines and paragraphs each from the initial state, files as one stream.
+    Text is run as it is served, in float32: lines and paragraphs each from the initial state, files as one stream.
+    Characters and bytes are those of the text in NFC, as `meari score` counts them; bits_per_char_with_ends takes the
+    end of each document for one character more. Ends count where the training text had some.
     """
     if more_files and not files:
         raise click.UsageError(f"got {more_files[0]} after RUN, expected files after --text alone")
@@ -48,7 +57,9 @@ def command(run: Path, more_files: tuple[Path, ...], part: str | None, files: tu
     checkpoint = load_checkpoint(run)
     checkpoint.model.to(choose_device(checkpoint.config.training.device))
     with fast_torch(threads=0):
-        measured = _measure_files(checkpoint, files + more_files) if files else _measure_part(checkpoint, run, part)
+        measured = (
+            _measure_files(checkpoint, run, files + more_files) if files else _measure_part(checkpoint, run, part)
+        )
     if as_json:
         echo_json(measured)
     else:
@@ -58,27 +69,33 @@ def command(run: Path, more_files: tuple[Path, ...], part: str | None, files: tu
 def _measure_part(checkpoint: "Checkpoint", run: Path, part: str | None) -> dict[str, Any]:
     from models.held_out import open_part
 
-    return _measured(checkpoint, open_part(run, part or PARTS[0]), f"{part or PARTS[0]} part of {run}")
+    chosen = " (which also chose the step)" if part in (None, "validation") else ""
+    return _measured(checkpoint, run, open_part(run, part or PARTS[0]), f"{part or PARTS[0]} part of {run}{chosen}")
 
 
-def _measure_files(checkpoint: "Checkpoint", files: tuple[Path, ...]) -> dict[str, Any]:
+def _measure_files(checkpoint: "Checkpoint", run: Path, files: tuple[Path, ...]) -> dict[str, Any]:
     from models.held_out import encode_files
 
     unit = checkpoint.config.corpus.document
     with tempfile.TemporaryDirectory() as folder:
         tokens = encode_files(files, checkpoint.tokenizer, unit, Path(folder))
-        return _measured(checkpoint, tokens, ", ".join(map(str, files)))
+        return _measured(checkpoint, run, tokens, ", ".join(map(str, files)))
 
 
-def _measured(checkpoint: "Checkpoint", tokens: "TokenFile", text: str) -> dict[str, Any]:
+def _measured(checkpoint: "Checkpoint", run: Path, tokens: "TokenFile", text: str) -> dict[str, Any]:
     from models.evaluation import evaluate
+    from models.held_out import has_ends
+    from models.training.device import describe_machine
 
     described = {"name": checkpoint.config.name, "step": checkpoint.step, "text": text}
     counts = {"num_documents": tokens.num_documents, "num_unknown": tokens.num_unknown}
-    return described | evaluate(checkpoint.model, tokens).to_json() | counts
+    counts_ends = has_ends(run, checkpoint.config.corpus.document)
+    measured = evaluate(checkpoint.model, tokens, counts_ends=counts_ends).to_json()
+    return described | measured | counts | {"machine": describe_machine(checkpoint.model.device)}
 
 
 def _table(measured: dict[str, Any]) -> Table:
     figures = [(name, f"{measured[name]:>12.4f}") for name in FIGURES]
     counts = [(name, f"{measured[name]:>12,}") for name in COUNTS]
-    return facts(f"{measured['name']}, step {measured['step']}, on {measured['text']}", [*figures, *counts])
+    machine = [("machine", measured["machine"])]
+    return facts(f"{measured['name']}, step {measured['step']}, on {measured['text']}", [*figures, *counts, *machine])

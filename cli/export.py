@@ -43,6 +43,6 @@ def command(run: Path, folder: Path, precision: str, overwrite: bool, as_json: b
     click.echo(summary_table(list(description.graphs.values())))
     difference = description.agreement.max_logprob_difference
     click.echo(f"fp32 against torch in float64: log-probabilities within {difference:.2g} nats, 1e-4 allowed")
-    if description.perplexity is not None:
-        click.echo(f"held-out text: {description.perplexity.in_words(description.precision)}")
+    for part, found in description.held_out.items():
+        click.echo(f"{part} text: {found.in_words(description.precision)}")
     click.echo(f"{folder}: {exported.num_bytes:,} bytes")

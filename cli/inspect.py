@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -92,13 +93,16 @@ def _operators(graphs: dict[str, Any]) -> Table:
 
 def _figures(figures: dict[str, Any]) -> Table:
     """A row a figure; those of a part of the corpus under its name."""
-    rows: list[tuple[str, object]] = []
+    return facts("figures", list(_figure_rows("", figures)))
+
+
+def _figure_rows(before: str, figures: dict[str, Any]) -> Iterator[tuple[str, object]]:
     for name, figure in figures.items():
+        called = before + name.replace("_", " ")
         if isinstance(figure, dict):
-            rows += [(f"{name}: {each}".replace("_", " "), _shown(value)) for each, value in figure.items()]
+            yield from _figure_rows(f"{called}: ", figure)
         else:
-            rows.append((name.replace("_", " "), _shown(figure)))
-    return facts("figures", rows)
+            yield called, _shown(figure)
 
 
 def _files(described: dict[str, Any]) -> Table:

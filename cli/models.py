@@ -26,7 +26,8 @@ NUMBERS = frozenset({"parameters", "perplexity", "bits/char"})
 def command(place: Place, as_json: bool) -> None:
     """List the bundles of a folder, or with --server the models that a service answers for.
 
-    The default one has a star. Figures are those measured on held-out text before the export. Bundles are not opened
+    The default one has a star. Figures are those of the bundle on held-out text: the test part of its corpus, or where
+    there is none the validation part, which also chose the checkpoint. Bundles are not opened
     here: `meari inspect` does that. With --json: what GET /models says.
     """
     service = place.service()
@@ -64,12 +65,24 @@ def _local(folder: Path, default: str | None) -> dict[str, Any]:
 
 
 def _table(found: dict[str, Any]) -> Table:
-    columns = ("name", "family", "precision", "parameters", "tokenizer", "perplexity", "bits/char", "corpus")
+    columns = (
+        "name",
+        "family",
+        "precision",
+        "parameters",
+        "tokenizer",
+        "perplexity",
+        "bits/char",
+        "measured on",
+        "corpus",
+    )
     return Table("", columns, [_row(model, found["default"]) for model in found["models"]], NUMBERS)
 
 
 def _row(model: dict[str, Any], default: str) -> tuple[str, ...]:
-    held_out = model["figures"].get("test") or model["figures"].get("validation") or {}
+    figures = model["figures"]
+    part = figures.get("reported_part") or ("test" if "test" in figures else "validation")
+    held_out = figures.get(part) or {}
     return (
         model["name"] + (" *" if model["name"] == default else ""),
         model["family"],
@@ -78,5 +91,6 @@ def _row(model: dict[str, Any], default: str) -> tuple[str, ...]:
         f"{model['tokenizer']['kind']}, {model['tokenizer']['vocabulary_size']:,}",
         shown(held_out.get("perplexity")),
         shown(held_out.get("bits_per_char")),
+        part if held_out else "–",
         str(model["corpus"].get("name") or "–"),
     )

@@ -172,7 +172,11 @@ def _summary(outcome: Outcome, options: ScoreOptions) -> dict[str, Any]:
 
     totals = outcome.totals
     assert isinstance(totals, ScoreTotals)
-    return {"model": outcome.model, **totals.summary(options.log_base), **rate(outcome, totals.num_tokens)}
+    return {
+        "model": outcome.model,
+        **totals.summary(options.log_base, add_end=options.add_end),
+        **rate(outcome, totals.num_tokens),
+    }
 
 
 def _in_words(summary: dict[str, Any]) -> str:
@@ -184,6 +188,7 @@ def _in_words(summary: dict[str, Any]) -> str:
         (f"logprob (base {summary['log_base']})", "logprob", "logprob_without_unknown"),
         ("perplexity of a token", "perplexity", "perplexity_without_unknown"),
         ("bits a character", "bits_per_char", None),
+        ("  ends as characters", "bits_per_char_with_ends", None),
         ("bits a byte", "bits_per_byte", None),
         ("tokens a second", "tokens_per_second", None),
     )

@@ -121,6 +121,6 @@ def _show(run: Path, ending: str, step: int, figures: dict[str, dict[str, float]
             held_out = figures[part]
             click.echo(
                 f"{part}: {held_out['nats_per_token']:.4f} nats/token, perplexity {held_out['perplexity']:.2f}, "
-                f"{held_out['nats_per_char']:.4f} nats/char, {held_out['bits_per_char']:.4f} bits/char, "
-                f"{held_out['bits_per_byte']:.4f} bits/byte"
+                f"{held_out['nats_per_char']:.4f} nats/char, {held_out['bits_per_char']:.4f} bits/char "
+                f"({held_out['bits_per_char_with_ends']:.4f} with ends), {held_out['bits_per_byte']:.4f} bits/byte"
             )

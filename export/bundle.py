@@ -15,7 +15,7 @@ from export.golden import make_golden
 from export.graph_summary import summarise
 from export.graphs import cell_graph, output_graph
 from export.manifest import manifest_json
-from export.perplexity import HeldOutPerplexity, check_precision
+from export.perplexity import HeldOut, check_precision, measure_graphs
 from export.precision import Precision
 from export.run import Run, read_run
 from export.samples import draw_samples
@@ -24,7 +24,9 @@ from export.verification import Agreement, check_against_torch, check_isolation,
 from export.weights import ModelWeights
 from export.weights_from_torch import read_weights
 from models.atomic import replaced_folder
+from models.evaluation import evaluate
 from models.lock import locked_beside
+from models.text.token_file import TokenFile
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 IN_PASSING = (".new", ".old", ".part", ".partial", ".tmp")  # ends of names that no server takes for a bundle's
@@ -44,7 +46,7 @@ class Exported:
 class _Checked:
     graphs: Graphs
     agreement: Agreement
-    perplexity: HeldOutPerplexity | None
+    held_out: dict[str, HeldOut]
 
 
 def export_bundle(
@@ -106,8 +108,17 @@ def _build(run: Run, precision: Precision, tell: Callable[[str], None]) -> _Chec
         check_valid(graphs)
     tell("Comparing rows in batches of many sizes")
     check_isolation(graphs)
-    tell("Measuring held-out perplexity")
-    return _Checked(graphs, agreement, check_precision(graphs, reference, run.held_out))
+    tell("Measuring held-out text")
+    held_out = {part: _measure(run, graphs, tokens) for part, tokens in run.parts.items()}
+    check_precision(precision, held_out.get("validation"))
+    return _Checked(graphs, agreement, held_out)
+
+
+def _measure(run: Run, graphs: Graphs, tokens: TokenFile) -> HeldOut:
+    return HeldOut(
+        measure_graphs(graphs, tokens, counts_ends=run.has_ends),
+        evaluate(run.checkpoint.model, tokens, counts_ends=run.has_ends),
+    )
 
 
 def _describe(name: str, run: Run, checked: _Checked) -> Description:
@@ -118,7 +129,7 @@ def _describe(name: str, run: Run, checked: _Checked) -> Description:
         has_ends=run.has_ends,
         graphs=summarise(checked.graphs),
         agreement=checked.agreement,
-        perplexity=checked.perplexity,
+        held_out=checked.held_out,
         golden=make_golden(checked.graphs, run.held_out),
         samples=tuple(draw_samples(checked.graphs, run.checkpoint.tokenizer)),
         has_report=run.report is not None,

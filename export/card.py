@@ -9,9 +9,9 @@ from typing import Any
 
 from export import samples
 from export.description import Description
-from export.precision import Precision
 from export.recipe import recipe
 from models.config import CorpusConfig, Document, RecurrentConfig, ReservoirConfig, TokenizerKind
+from models.evaluation import Figures
 
 FAMILIES = {"rnn": "Elman RNN", "gru": "GRU", "lstm": "LSTM", "esn": "echo state network"}
 TOKENIZERS = {
@@ -29,6 +29,7 @@ FIGURES = (
     ("perplexity", "perplexity"),
     ("nats_per_char", "nats/char"),
     ("bits_per_char", "bits/char"),
+    ("bits_per_char_with_ends", "bits/char with ends"),
     ("bits_per_byte", "bits/byte"),
     ("num_tokens", "tokens"),
 )
@@ -137,34 +138,44 @@ def _split(corpus: CorpusConfig) -> str:
 
 
 def _held_out(description: Description) -> str:
-    figures = description.checkpoint.figures
-    rows = [(part, *_figures(figures[part])) for part in ("validation", "test") if isinstance(figures.get(part), dict)]
+    rows = [(part, *_figures(found.served)) for part, found in description.held_out.items()]
     text = "## Held-out figures\n\n"
     text += _table(("part", *(title for _, title in FIGURES)), rows) if rows else "None were measured."
     baseline = description.checkpoint.config.corpus.baseline
     if baseline:
         text += "\n\nOther models on the same split:\n\n" + _table(("model", "figure"), list(baseline.items()))
+    return "\n\n".join((text, *([_measured(description)] if rows else []), _precision(description)))
+
+
+def _measured(description: Description) -> str:
+    """How, and on what."""
     unit = description.checkpoint.config.corpus.document
-    served = "as one stream" if unit is Document.FILE else f"each {unit} on its own, its end counted"
-    return f"{text}\n\nMeasured on the checkpoint, {served}. {_precision(description)}"
-
-
-def _figures(figures: dict[str, Any]) -> tuple[str, ...]:
-    values = [figures.get(key) for key, _ in FIGURES]
-    return tuple(
-        "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for value in values
+    rows = "as one stream" if unit is Document.FILE else f"each {unit} on its own"
+    ends = "its end counted" if description.has_ends else "its end not counted"
+    machine = description.machine
+    return (
+        f"Measured on this bundle as it is served, {rows}, {ends}, on {machine['cpu']} with onnxruntime "
+        f"{machine['onnxruntime']}. The validation part also chose the checkpoint, so that its figures flatter a little"
+        + ("; those of the test part do not. " if "test" in description.held_out else ", and there is no test part. ")
+        + "Characters and bytes are those of the text in NFC; *with ends*, the end of each document that counts is one "
+        "character more, as where a line's end belongs to the text (KenLM's figures)."
     )
 
 
+def _figures(found: Figures) -> tuple[str, ...]:
+    values = [getattr(found, key) for key, _ in FIGURES]
+    return tuple(f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for value in values)
+
+
 def _precision(description: Description) -> str:
-    agreement, perplexity = description.agreement, description.perplexity
+    agreement, validation = description.agreement, description.held_out.get("validation")
     text = (
         "The float32 graphs give the log-probabilities of torch in float64 within "
         f"{agreement.max_logprob_difference:.1e} nats over {agreement.num_distributions:,} distributions."
     )
-    if perplexity is None or description.precision is Precision.FP32:
+    if validation is None:
         return text
-    return f"{text} On held-out text {perplexity.in_words(description.precision)}."
+    return f"{text} On validation text {validation.in_words(description.precision)}."
 
 
 def _training(description: Description) -> str:

@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import onnxruntime as ort
+
 from export.golden import Golden
 from export.graph_summary import GraphSummary
-from export.perplexity import HeldOutPerplexity
+from export.perplexity import HeldOut
 from export.precision import Precision
 from export.verification import Agreement
 from models.checkpoint import Checkpoint
 from models.config import RecurrentConfig
+from models.training.device import processor
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Description:
     """A checked bundle that is about to be written.
 
     has_ends     whether the training text taught where a text ends
-    perplexity   None where the run has no held-out text to measure on
+    held_out     figures of the held-out parts of the corpus, by name; none where the run has none to measure on
     has_report   whether report.png lies beside it
     """
 
@@ -39,10 +42,20 @@ class Description:
     has_ends: bool
     graphs: Mapping[str, GraphSummary]
     agreement: Agreement
-    perplexity: HeldOutPerplexity | None
+    held_out: Mapping[str, HeldOut]
     golden: Golden
     samples: tuple[str, ...]
     has_report: bool
+
+    @property
+    def machine(self) -> dict[str, str]:
+        """Where the figures of the bundle were measured, golden ones too: on other CPUs int8 comes out otherwise."""
+        return {"cpu": processor(), "onnxruntime": ort.__version__}
+
+    @property
+    def reported_part(self) -> str | None:
+        """The part whose figures speak for the bundle: text that chose nothing, where there is some."""
+        return next((part for part in ("test", "validation") if part in self.held_out), None)
 
     @property
     def sizes(self) -> Sizes:

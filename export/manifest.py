@@ -14,6 +14,7 @@ from export.verification import TORCH_TOLERANCE
 from models.text.tokenizer import END
 
 FORMAT_VERSION = 1
+PARTS = ("validation", "test")
 
 
 def manifest_json(description: Description, files: Mapping[str, bytes]) -> bytes:
@@ -38,28 +39,43 @@ def manifest_json(description: Description, files: Mapping[str, bytes]) -> bytes
         "corpus": {key: config["corpus"][key] for key in ("name", "licence", "source", "document")}
         | {"has_ends": description.has_ends, "baseline": config["corpus"].get("baseline", {})},
         "training": config,
-        "figures": {**checkpoint.figures, "step": checkpoint.step, "precision_check": precision_check(description)},
+        "figures": _figures(description),
         "golden": {"tolerance": description.golden.tolerance},
         "files": {name: _file(content) for name, content in sorted(files.items())},
     }
     return (json.dumps(manifest, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
 
 
+def _figures(description: Description) -> dict[str, Any]:
+    """Of the bundle as it is served; those of its checkpoint under that name. Then how it was trained and checked."""
+    trained = {name: value for name, value in description.checkpoint.figures.items() if name not in PARTS}
+    return {
+        **{part: found.served.to_json() for part, found in description.held_out.items()},
+        "reported_part": description.reported_part,
+        **trained,
+        "checkpoint_chosen_on": "validation",
+        "checkpoint": {part: found.checkpoint.to_json() for part, found in description.held_out.items()},
+        "measured_on": description.machine,
+        "step": description.checkpoint.step,
+        "precision_check": precision_check(description),
+    }
+
+
 def precision_check(description: Description) -> dict[str, Any]:
-    """What the exporter measured: against torch in fp32, and the bundle's own perplexity beside fp32's."""
-    agreement, perplexity = description.agreement, description.perplexity
+    """What the exporter measured: against torch in fp32, and the bundle's perplexity beside the checkpoint's."""
+    agreement, validation = description.agreement, description.held_out.get("validation")
     figures: dict[str, Any] = {
         "fp32_max_difference_from_torch": agreement.max_logprob_difference,
         "fp32_tolerance": TORCH_TOLERANCE,
         "num_distributions": agreement.num_distributions,
         "max_error_of_sum": agreement.max_sum_error,
     }
-    if perplexity is not None:
+    if validation is not None:
         figures |= {
-            "num_tokens": perplexity.num_tokens,
-            "perplexity": perplexity.perplexity,
-            "perplexity_fp32": perplexity.perplexity_fp32,
-            "relative_loss": perplexity.loss,
+            "num_tokens": validation.served.num_tokens,
+            "perplexity": validation.served.perplexity,
+            "perplexity_fp32": validation.checkpoint.perplexity,
+            "relative_loss": validation.loss,
         }
     return figures
 

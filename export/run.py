@@ -12,7 +12,7 @@ from export.sessions import Tokens
 from models.atomic import settled
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.held_out import has_ends
-from models.text.token_file import open_token_file
+from models.text.token_file import TokenFile, open_token_file
 
 MOST_HELD_OUT = 200_000  # tokens: more are not looked at
 NO_TOKENS = np.zeros(0, dtype=np.int64)
@@ -22,15 +22,21 @@ NO_TOKENS = np.zeros(0, dtype=np.int64)
 class Run:
     """A trained model and what its training left beside it.
 
-    held_out   int64 [num_tokens], the beginning of the validation text; empty where the folder has none
+    parts      what of the corpus is kept out of training, by name: `validation`, and `test` where there is one
     has_ends   whether the training text taught where a text ends
     report     report.png, or None where the folder has none
     """
 
     checkpoint: Checkpoint
-    held_out: Tokens
+    parts: dict[str, TokenFile]
     has_ends: bool
     report: bytes | None
+
+    @property
+    def held_out(self) -> Tokens:
+        """The beginning of the validation text, int64 [num_tokens]; empty where the folder has none."""
+        validation = self.parts.get("validation")
+        return NO_TOKENS if validation is None else validation.ids[:MOST_HELD_OUT].astype(np.int64)
 
 
 def read_run(folder: Path) -> Run:
@@ -42,8 +48,8 @@ def read_run(folder: Path) -> Run:
     run_folder = next(
         (place for place in (folder, folder.absolute().parent) if (place / "config.json").exists()), folder
     )
-    tokens = settled(run_folder / "tokens") / "validation.tokens"
-    held_out = open_token_file(tokens).ids[:MOST_HELD_OUT].astype(np.int64) if tokens.exists() else NO_TOKENS
+    paths = {part: settled(run_folder / "tokens") / f"{part}.tokens" for part in ("validation", "test")}
+    parts = {part: open_token_file(path) for part, path in paths.items() if path.exists()}
     report = run_folder / "report.png"
     taught = has_ends(folder, checkpoint.config.corpus.document)
-    return Run(checkpoint, held_out, taught, report.read_bytes() if report.exists() else None)
+    return Run(checkpoint, parts, taught, report.read_bytes() if report.exists() else None)

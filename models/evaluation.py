@@ -5,7 +5,11 @@ In: a model and a token file. Out: `Figures`. Knows nothing of training or of wh
     line, paragraph   every document on its own, from the initial state and the boundary token
     file              one stream from the boundary to the end, the state carried on
 
-Every document's end counts as a token. Sums are float64.
+Every document's end counts as a token, unless the model never learned where texts end. Sums are float64.
+
+`bits_per_char` is that of `meari score` and of /score: characters of the text in NFC, to which ends add none.
+`bits_per_char_with_ends` takes each counted end for one character more, as tools do for which a line's end is a
+character or a token of its text (KenLM's published figures).
 """
 
 import dataclasses
@@ -38,16 +42,18 @@ NUM_WARM = 256  # tokens that warm up a piece of a stream
 
 @dataclass(frozen=True)
 class Figures:
-    """Held-out figures. Characters and bytes count a document's end where the corpus spelled it (a newline)."""
+    """Held-out figures. Characters and bytes are those of the text in NFC; `num_ends` are the ends in `num_tokens`."""
 
     nats_per_token: float
     perplexity: float
     nats_per_char: float
     bits_per_char: float
+    bits_per_char_with_ends: float
     bits_per_byte: float
     num_tokens: int
     num_characters: int
     num_bytes: int
+    num_ends: int
 
     def to_json(self) -> dict[str, float | int]:
         return dataclasses.asdict(self)
@@ -61,18 +67,24 @@ class Row:
     num_warm: int = 0
 
 
-def evaluate(model: LanguageModel, tokens: TokenFile) -> Figures:
+def evaluate(model: LanguageModel, tokens: TokenFile, *, counts_ends: bool = True) -> Figures:
     """Run all of a token file through the model.
+
+    counts_ends   False where the model's training text had no ends
 
     Raises NotFinite where a probability is not a number above zero.
     """
-    ids = tokens.ids
-    rows = [Row(ids)] if tokens.unit is Document.FILE else document_rows(ids)
-    nats, num_tokens = total_nats(model, rows)
-    return figures(nats, num_tokens, tokens.num_characters, tokens.num_bytes)
+    nats, num_tokens = total_nats(model, scored_rows(tokens), counts_ends=counts_ends)
+    num_ends = tokens.num_documents if counts_ends else 0
+    return figures(nats, num_tokens, tokens.num_characters, tokens.num_bytes, num_ends)
 
 
-def figures(nats: float, num_tokens: int, num_characters: int, num_bytes: int) -> Figures:
+def scored_rows(tokens: TokenFile) -> Iterator[Row]:
+    """All of a token file, as it is served: documents, or one stream."""
+    return iter([Row(tokens.ids)]) if tokens.unit is Document.FILE else document_rows(tokens.ids)
+
+
+def figures(nats: float, num_tokens: int, num_characters: int, num_bytes: int, num_ends: int) -> Figures:
     """All figures of a sum of -ln P in nats. Raises NotFinite."""
     if not math.isfinite(nats):
         raise NotFinite(f"the cross-entropy of held-out text is {nats}: the weights are not usable")
@@ -83,10 +95,12 @@ def figures(nats: float, num_tokens: int, num_characters: int, num_bytes: int) -
         perplexity=math.exp(min(per_token, 700.0)),
         nats_per_char=nats / num_characters,
         bits_per_char=bits / num_characters,
+        bits_per_char_with_ends=bits / (num_characters + num_ends),
         bits_per_byte=bits / num_bytes,
         num_tokens=num_tokens,
         num_characters=num_characters,
         num_bytes=num_bytes,
+        num_ends=num_ends,
     )
 
 
@@ -117,19 +131,20 @@ def segment_rows(ids: Ids, num_segments: int, num_warm: int) -> list[Row]:
 
 
 @torch.no_grad()
-def total_nats(model: LanguageModel, rows: Iterator[Row] | list[Row]) -> tuple[float, int]:
+def total_nats(model: LanguageModel, rows: Iterator[Row] | list[Row], *, counts_ends: bool = True) -> tuple[float, int]:
     """Sum of -ln P over every counted target of the rows, and how many they are. Leaves the model's mode as it was."""
     was_training = model.training
     model.eval()
     nats, num_tokens = 0.0, 0
-    for group in _groups(iter(rows)):
-        nats += _group_nats(model, group)
-        num_tokens += sum(len(row.ids) - 1 - row.num_warm for row in group)
+    for group in groups(iter(rows)):
+        added, counted = _group_nats(model, group, counts_ends)
+        nats, num_tokens = nats + added, num_tokens + counted
     model.train(was_training)
     return nats, num_tokens
 
 
-def _groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
+def groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Rows of about one length that may run side by side."""
     group: list[Row] = []
     for row in rows:
         longest = max([len(row.ids), *(len(other.ids) for other in group)])
@@ -141,20 +156,31 @@ def _groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield group
 
 
-def _group_nats(model: LanguageModel, group: list[Row]) -> float:
-    """Run rows side by side, a chunk of positions at a time, so that memory stays flat whatever their length."""
-    state = model.initial_state(len(group))
+def chunks(group: list[Row], *, counts_ends: bool) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Inputs and targets of rows side by side, int64 [rows, length], UNCOUNTED where there is nothing to score.
+
+    A chunk of positions at a time, so that memory stays flat whatever the rows' length.
+    """
     length = max(1, BATCH_TOKENS // len(group))
     longest = max(len(row.ids) for row in group) - 1
-    nats = 0.0
     for begin in range(0, longest, length):
         inputs, targets = _chunk(group, begin, min(length, longest - begin))
+        if not counts_ends:
+            targets[targets == END_ID] = UNCOUNTED
+        yield inputs, targets
+
+
+def _group_nats(model: LanguageModel, group: list[Row], counts_ends: bool) -> tuple[float, int]:
+    state = model.initial_state(len(group))
+    nats, num_tokens = 0.0, 0
+    for inputs, targets in chunks(group, counts_ends=counts_ends):
         hidden, state = model(torch.from_numpy(inputs).to(model.device), state)
         logits = model.logits(hidden).flatten(0, 1)
         wanted = torch.from_numpy(targets).to(model.device).flatten()
         losses = functional.cross_entropy(logits, wanted, ignore_index=UNCOUNTED, reduction="none")
         nats += float(losses.double().sum())
-    return nats
+        num_tokens += int(np.count_nonzero(targets != UNCOUNTED))
+    return nats, num_tokens
 
 
 def _chunk(group: list[Row], begin: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -168,7 +168,7 @@ def _fill(folder: Path, recipe: Recipe, checkpoint: Checkpoint) -> None:
         checkpoint=checkpoint,
         graphs=summarise(graphs),
         agreement=agreement,
-        perplexity=None,
+        held_out={},
         golden=golden,
         samples=(),
         has_report=False,

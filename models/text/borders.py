@@ -1,6 +1,6 @@
 """Where a long text may be cut so that its pieces, encoded apart, give the ids of the whole.
 
-Enters: text. Leaves: a position. Knows nothing of files or vocabularies.
+Enters: text. Leaves: a position, or the text in NFC. Knows nothing of files or vocabularies.
 
 Two things could join across a cut: NFC (a mark with its letter, jamo with jamo) and the pre-tokenizers of all kinds
 (BPE merges never leave a pre-token). Neither ever joins a non-space with a space behind it, nor a letter with
@@ -16,6 +16,11 @@ import unicodedata
 _SPACE_AFTER_TEXT = re.compile(r"\S(?=[ \n\t])")
 _MARK_AFTER_LETTER = re.compile(r"[^\W\d_](?=[!-/:-@\[-^`{-~、。，！？：；])")
 _WINDOWS = (4096, 65536)
+
+
+def nfc(text: str) -> str:
+    """The normal form in which tokens are made, and in which characters and bytes are counted."""
+    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
 
 
 def last_border(text: str) -> int:

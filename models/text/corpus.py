@@ -8,7 +8,7 @@ each folder once. Names that begin with a dot are passed over, as are pipes, soc
 
 How text is read: UTF-8, plain or gzip; a byte-order mark at the head of a file is dropped; Windows line ends become
 "\n"; a last line needs no line end. A line that is not UTF-8 is an error, or with `BadLines` a blank one.
-Then, by unit:
+Documents leave in NFC, so that nothing depends on a file's form. By unit:
 
     line        every line that is not blank; its spaces are kept, its line end is not
     paragraph   every run of lines that are not blank, joined by "\n"
@@ -31,7 +31,7 @@ from pathlib import Path
 
 from models.choices import Document as Unit
 from models.errors import BrokenText, UnreadableFile
-from models.text.borders import last_border
+from models.text.borders import last_border, nfc
 
 PIECE_CHARACTERS = 1 << 17
 _READ_BYTES = 1 << 18
@@ -179,7 +179,7 @@ def read_pieces(files: Sequence[Path], unit: Unit, bad: BadLines | None = None) 
         is_first = True
         for text, line, ends in cut(path, bad):
             if not (is_first and ends and not text.strip()):
-                yield Piece(text, str(path), line, ends)
+                yield Piece(nfc(text), str(path), line, ends)
             is_first = ends
 
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,11 @@ from models.choices import Document as Unit
 from models.errors import TokenFileError
 from models.text.blocklist import Blocklist
 from models.text.corpus import Piece
-from models.text.split import end_length
 from models.text.tokenizer import Tokenizer
 
 _BATCH_CHARACTERS = 1 << 17
 _BATCH_PIECES = 4096
+_FORMAT = 2  # of the counts
 FEWEST_FILES = 100  # whose ends can be learned; lines and paragraphs: two
 MOST_TOKENS_PER_END = 10_000
 
@@ -38,8 +38,8 @@ MOST_TOKENS_PER_END = 10_000
 class TokenCounts:
     """What was written: kept in the .json beside the ids.
 
-    num_characters   of the documents, in Unicode code points of the text as read; a line or paragraph counts one more
-    num_bytes        the same in UTF-8
+    num_characters   of the documents in NFC, in Unicode code points; a document's end counts none
+    num_bytes        of the same text in UTF-8
     num_unknown      tokens that are <|unk|>
     num_blocked      documents that the blocklist left out; not in the other counts
     """
@@ -109,13 +109,21 @@ def open_token_file(path: Path) -> TokenFile:
     """Map a token file. Raises TokenFileError: missing, or its size is not what its .json says."""
     try:
         tables = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        counts = TokenCounts(**{**tables, "unit": Unit(tables["unit"])})
+        counts = _counts(tables)
         size, dtype = path.stat().st_size, np.dtype(counts.dtype)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise TokenFileError(f"{path}: got {error}, expected token ids and their counts") from error
     if size != counts.num_tokens * dtype.itemsize or not size:
         raise TokenFileError(f"{path}: got {size} bytes, expected {counts.num_tokens} ids of {dtype.itemsize} bytes")
     return TokenFile(path, np.memmap(path, dtype=dtype, mode="r"), counts)
+
+
+def _counts(tables: dict[str, Any]) -> TokenCounts:
+    """Of the .json. In the first format, which names none, the end of a line or paragraph was one character more."""
+    earlier = tables.pop("format", 1) < _FORMAT
+    counts = TokenCounts(**{**tables, "unit": Unit(tables["unit"])})
+    num_ends = counts.num_documents if earlier and counts.unit is not Unit.FILE else 0
+    return replace(counts, num_characters=counts.num_characters - num_ends, num_bytes=counts.num_bytes - num_ends)
 
 
 class DocumentFilter(Protocol):
@@ -137,7 +145,8 @@ def write_token_file(
         for batch in _batches(pieces):
             writer.write(batch, blocklist or Blocklist())
         counts = writer.counts()
-    write_file(path.with_suffix(".json"), (json.dumps(asdict(counts), indent=2) + "\n").encode())
+    described = {"format": _FORMAT, **asdict(counts)}
+    write_file(path.with_suffix(".json"), (json.dumps(described, indent=2) + "\n").encode())
     return counts
 
 
@@ -209,10 +218,10 @@ class _Writer:
     def _append(self, piece: Piece, ids: NDArray[np.uint32]) -> None:
         self._is_blank = self._is_blank and not piece.text.strip()
         self._file.write(ids.astype(self._dtype).tobytes())
-        sums, end = self._sums, end_length(piece, self._unit)
+        sums = self._sums
         sums.tokens += len(ids)
-        sums.characters += len(piece.text) + end
-        sums.bytes += len(piece.text.encode()) + end
+        sums.characters += len(piece.text)
+        sums.bytes += len(piece.text.encode())
         if self._tokenizer.unknown_id is not None:
             sums.unknown += int(np.count_nonzero(ids == self._tokenizer.unknown_id))
 

@@ -36,7 +36,7 @@ __all__ = ["PreparedCorpus", "TokenFile", "check_files", "prepare"]
 _BPE_LEARNS_BYTES = 1 << 24
 _GZIP_RATIO = 3
 BAD_LINES = "bad_lines"
-_FORMAT = 1  # counts up when the same settings and files would lead to other ids
+_FORMAT = 2  # counts up when the same settings and files would lead to other ids or counts
 
 
 @dataclass(frozen=True)

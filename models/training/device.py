@@ -11,6 +11,8 @@ import torch
 from models.config import Device
 from models.errors import TrainingError
 
+INSTRUCTIONS = frozenset(("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve"))
+
 
 def choose_device(wanted: Device) -> torch.device:
     """The GPU where there is one and it is wanted. Raises TrainingError where `cuda` is asked for in vain."""
@@ -46,13 +48,16 @@ def describe_machine(device: torch.device, num_processes: int = 1) -> str:
 def _described(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{_processor()}, threads: {torch.get_num_threads()} of {os.cpu_count()} cores, torch {torch.__version__}"
+    return f"{processor()}, threads: {torch.get_num_threads()} of {os.cpu_count()} cores, torch {torch.__version__}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU by name, with the instructions that products of matrices may use: on them depend the last bits."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    used = [each for each in (found.get("flags") or found.get("Features", "")).split() if each in INSTRUCTIONS]
+    name = found.get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({', '.join(used)})" if used else name

@@ -98,13 +98,17 @@ def measure_run(
     """Measure the best weights on all held-out text and write `figures.json` and `report.png`."""
     model = load_checkpoint(settled(run.best), device).model
     parts = {"validation": corpus.validation} | ({"test": corpus.test} if corpus.test is not None else {})
-    held_out: dict[str, Figures] = {part: evaluate(model, tokens) for part, tokens in parts.items()}
+    counts_ends = corpus.train.counts.has_ends
+    held_out: dict[str, Figures] = {
+        part: evaluate(model, tokens, counts_ends=counts_ends) for part, tokens in parts.items()
+    }
     figures: dict[str, Any] = {part: value.to_json() for part, value in held_out.items()}
     figures |= {
         "training_seconds": round(progress.seconds, 1),
         "steps": progress.step,
         "epochs": round(progress.tokens / (len(corpus.train.ids) - 1), 3),
         "training_documents": corpus.train.num_documents,
+        "checkpoint_chosen_on": "validation",
         "blocked_documents": corpus.train.num_blocked,
         **({"bad_lines": corpus.num_bad_lines} if corpus.num_bad_lines else {}),
         "best_step": progress.best_step,

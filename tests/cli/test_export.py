@@ -15,7 +15,14 @@ def test_export_prints_sizes_operators_and_both_perplexities(tmp_path: Path) -> 
     folder = tmp_path / "bundles" / "echo"
     result = CliRunner().invoke(command, [str(run), str(folder), "--precision", "int8"])
     assert result.exit_code == 0, result.output
-    for piece in ("cell.onnx", "output.onnx", "MatMulInteger", "1e-4 allowed", "int8 has perplexity", ", fp32 "):
+    for piece in (
+        "cell.onnx",
+        "output.onnx",
+        "MatMulInteger",
+        "1e-4 allowed",
+        "validation text: the int8 bundle has perplexity",
+        ", the checkpoint ",
+    ):
         assert piece in result.output
     total = sum(path.stat().st_size for path in folder.iterdir())
     assert f"{total:,} bytes" in result.output

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -71,8 +73,8 @@ def test_train_leaves_a_whole_run_folder(run: Path) -> None:
     }  # fmt: skip
     figures = json.loads((run / "figures.json").read_text())
     assert set(figures["validation"]) == {
-        "nats_per_token", "perplexity", "nats_per_char", "bits_per_char", "bits_per_byte",
-        "num_tokens", "num_characters", "num_bytes",
+        "nats_per_token", "perplexity", "nats_per_char", "bits_per_char", "bits_per_char_with_ends",
+        "bits_per_byte", "num_tokens", "num_characters", "num_bytes", "num_ends",
     }  # fmt: skip
 
 
@@ -256,3 +258,47 @@ def test_a_training_that_explodes_says_what_to_change(tmp_path: Path) -> None:
     result = meari("train", write_config(tmp_path, rate="1e38"), "--run", tmp_path / "run")
     assert result.exit_code == 1
     assert "Lower training.learning_rate" in str(result.exception)
+
+
+FORMS: dict[str, Callable[[str], bytes]] = {
+    "NFC": lambda text: text.encode(),
+    "NFD": lambda text: unicodedata.normalize("NFD", text).encode(),
+    "CRLF": lambda text: text.replace("\n", "\r\n").encode(),
+    "BOM": lambda text: b"\xef\xbb\xbf" + text.encode(),
+}
+
+
+@pytest.mark.parametrize("document", ["line", "file"])
+def test_figures_do_not_depend_on_the_form_of_a_file(tmp_path: Path, document: str) -> None:
+    """Through training, evaluate, export and score: the same tokens, the same figures."""
+    lines = [f"{word} café {other}" for word in ("바다", "메아리", "산") for other in ("한글", "é", "x")] * 12
+    text = "\n".join(lines) + "\n"
+    trained, exported, evaluated, scored = [], [], [], []
+    for form, encode in FORMS.items():
+        folder = tmp_path / form
+        folder.mkdir()
+        config = write_config(folder, document=document)
+        (folder / "chain.txt").write_bytes(encode(text))
+        if form in ("NFC", "NFD"):
+            assert meari("train", config, "--run", folder / "run").exit_code == 0
+            figures = json.loads((folder / "run" / "figures.json").read_text())
+            trained.append({part: figures[part] for part in ("validation", "test")})
+            bundle = folder / "tiny"
+            done = meari("export", folder / "run", bundle, "--json")
+            assert done.exit_code == 0, done.output
+            found = json.loads((bundle / "manifest.json").read_text())["figures"]
+            exported.append({part: found[part] for part in ("validation", "test")})
+        run, bundle = tmp_path / "NFC" / "run", tmp_path / "NFC" / "tiny"
+        measured = json.loads(meari("evaluate", run, "--text", folder / "chain.txt", "--json").output)
+        evaluated.append({name: value for name, value in measured.items() if name != "text"})
+        summary = folder / "summary.json"
+        arguments = ["score", folder / "chain.txt", "--bundles", bundle, "-j", 1, "-q", "--summary", summary]
+        assert meari(*arguments, "-o", folder / "out").exit_code == 0
+        kept = json.loads(summary.read_text())
+        scored.append({name: value for name, value in kept.items() if "second" not in name})
+    for same in (trained, exported, evaluated, scored):
+        assert all(figures == same[0] for figures in same), same
+    if document == "line":
+        assert scored[0]["num_tokens"] == evaluated[0]["num_tokens"]
+        for name in ("bits_per_char", "bits_per_char_with_ends", "bits_per_byte"):
+            assert scored[0][name] == pytest.approx(evaluated[0][name], rel=1e-5)

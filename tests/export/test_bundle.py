@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 import export.bundle
@@ -85,7 +86,14 @@ def test_manifest_tells_what_the_bundle_is(manifest: dict[str, object]) -> None:
     assert corpus["licence"] == "public domain"
     assert corpus["has_ends"] is True
     assert corpus["baseline"] == {"order 0": "2.5 nats/char"}
-    assert figures["validation"]["perplexity"] == 25.79
+    assert figures["reported_part"] == figures["checkpoint_chosen_on"] == "validation"
+    assert figures["measured_on"]["onnxruntime"] == onnxruntime.__version__
+    assert figures["measured_on"]["cpu"]
+    served, checkpoint = figures["validation"], figures["checkpoint"]["validation"]
+    assert served["perplexity"] != checkpoint["perplexity"]
+    assert served["num_tokens"] == checkpoint["num_tokens"]
+    assert figures["precision_check"]["perplexity"] == served["perplexity"]
+    assert figures["precision_check"]["perplexity_fp32"] == checkpoint["perplexity"]
     assert figures["precision_check"]["relative_loss"] <= 0.01
     assert figures["precision_check"]["fp32_max_difference_from_torch"] <= 1e-4
     assert training["model"]["hidden_size"] == 16
@@ -130,13 +138,15 @@ def test_model_card_is_made_from_the_run(bundle: Path) -> None:
         "# tiny-int8",
         "public domain",
         "20 % of the text for validation",
-        "| validation | 3.2500 | 25.7900 |",
+        "| validation | ",
+        "also chose the checkpoint",
+        "bits/char with ends",
         "| order 0 | 2.5 nats/char |",
         "| model | LSTM, 1 layer of 16, embeddings of 8 |",
         "| steps | 1 steps of 32 streams by 64 tokens |",
         "| optimizer | AdamW, weight decay 0.01, gradients clipped to norm 1 |",
         "| products in training | float32 |",
-        "int8 has perplexity",
+        "the int8 bundle has perplexity",
         "curl -s",
         "## Samples",
         "## Limits",
@@ -193,7 +203,7 @@ def test_failed_check_leaves_an_existing_bundle_as_it_was(
     export_bundle(run, folder, Precision.FP32)
     before = _contents(folder)
     monkeypatch.setattr("export.perplexity.MOST_LOSS", -1.0)
-    with pytest.raises(PrecisionLost, match=r"int8 has perplexity .* fp32"):
+    with pytest.raises(PrecisionLost, match=r"the int8 bundle has perplexity .* the checkpoint"):
         export_bundle(run, folder, Precision.INT8, overwrite=True)
     assert _contents(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["echo"]

@@ -1,91 +1,102 @@
-"""Held-out perplexity of graphs, by hand, and the refusal of int8 that costs too much."""
+"""Held-out figures of graphs, by hand and beside torch's, and the refusal of int8 that costs too much."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from export import perplexity
 from export.bundle import build_graphs
 from export.errors import PrecisionLost, UnusableRun
-from export.perplexity import MOST_TOKENS, check_precision, nats_per_token
+from export.perplexity import HeldOut, check_precision, measure_graphs
 from export.precision import Precision
-from export.sessions import GraphModel, Graphs, Tokens
+from export.sessions import Graphs
 from export.weights import ModelWeights
 from export.weights_from_torch import read_weights
+from models.choices import Document
 from models.config import Family, RecurrentConfig
+from models.evaluation import evaluate
 from models.language_model import LanguageModel
-from models.text.tokenizer import END_ID
+from models.text.token_file import TokenCounts, TokenFile
 from tests.export.tiny_models import make_model
 
 VOCABULARY_SIZE = 20
 
 
 @pytest.fixture
-def weights() -> ModelWeights:
-    return read_weights(make_model(RecurrentConfig(Family.LSTM, 8, 12), VOCABULARY_SIZE))
+def model() -> LanguageModel:
+    return make_model(RecurrentConfig(Family.LSTM, 8, 12), VOCABULARY_SIZE)
 
 
 @pytest.fixture
-def held_out() -> Tokens:
-    return np.random.default_rng(0).integers(0, VOCABULARY_SIZE, 3001)
+def weights(model: LanguageModel) -> ModelWeights:
+    return read_weights(model)
 
 
-def test_model_that_knows_nothing_has_the_vocabulary_as_perplexity(weights: ModelWeights, held_out: Tokens) -> None:
+def token_file(unit: str = "line", num_tokens: int = 3001) -> TokenFile:
+    ids = np.random.default_rng(0).integers(0, VOCABULARY_SIZE, num_tokens).astype(np.uint16)
+    ids[[0, -1]] = 0
+    num_documents = int((ids == 0).sum()) - 1
+    return TokenFile(Path("x"), ids, TokenCounts(Document(unit), "uint16", num_tokens, num_documents, 2500, 5000))
+
+
+def test_model_that_knows_nothing_has_the_vocabulary_as_perplexity(weights: ModelWeights) -> None:
     for affine in weights.output.maps:
         affine.weight[:], affine.bias[:] = 0.0, 0.0
-    nats, num_tokens = nats_per_token(build_graphs(weights, Precision.FP32), held_out)
-    assert nats == pytest.approx(np.log(VOCABULARY_SIZE), rel=1e-6)
-    assert 2900 < num_tokens <= 3000
+    found = measure_graphs(build_graphs(weights, Precision.FP32), token_file(), counts_ends=True)
+    assert found.perplexity == pytest.approx(VOCABULARY_SIZE, rel=1e-6)
+    assert found.num_tokens == 3000
 
 
-def test_documents_begin_in_the_initial_state(weights: ModelWeights) -> None:
-    """The same document again and again costs the same each time, wherever the streams are cut."""
-    document = [END_ID, 3, 4, 5, 6, 7]
+@pytest.mark.parametrize("unit", ["line", "paragraph", "file"])
+@pytest.mark.parametrize("counts_ends", [True, False])
+def test_float32_graphs_have_the_figures_of_evaluate(
+    model: LanguageModel, weights: ModelWeights, unit: str, counts_ends: bool
+) -> None:
+    tokens = token_file(unit)
+    found = measure_graphs(build_graphs(weights, Precision.FP32), tokens, counts_ends=counts_ends)
+    expected = evaluate(model, tokens, counts_ends=counts_ends)
+    assert found.to_json() == pytest.approx(expected.to_json(), rel=1e-6)
+    assert found.num_tokens == 3000 - (0 if counts_ends else tokens.num_documents)
+
+
+def test_long_stream_is_run_in_pieces_to_about_the_same(weights: ModelWeights, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = build_graphs(weights, Precision.FP32)
-    ids = np.array(document * 64 * 5 + [END_ID])
-    nats, _ = nats_per_token(graphs, ids)
-    model = GraphModel(graphs)
-    state, costs = model.initial_state(1), []
-    for token, target in zip(document, [*document[1:], END_ID], strict=True):
-        hidden, state = model.step(np.array([token]), state)
-        costs.append(-float(model.logprobs(hidden)[0, target]))
-    assert nats == pytest.approx(np.mean(costs), rel=1e-5)
+    whole = measure_graphs(graphs, token_file("file"), counts_ends=True)
+    monkeypatch.setattr(perplexity, "MOST_STREAM_TOKENS", 1000)
+    pieces = measure_graphs(graphs, token_file("file"), counts_ends=True)
+    assert pieces.num_tokens == whole.num_tokens
+    assert pieces.nats_per_token == pytest.approx(whole.nats_per_token, rel=1e-4)
 
 
-def test_only_the_first_tokens_are_looked_at(weights: ModelWeights) -> None:
-    held_out = np.random.default_rng(0).integers(0, VOCABULARY_SIZE, 2 * MOST_TOKENS)
-    _, num_tokens = nats_per_token(build_graphs(weights, Precision.FP32), held_out)
-    assert MOST_TOKENS - 64 < num_tokens <= MOST_TOKENS
-
-
-def test_good_int8_passes_with_both_figures(weights: ModelWeights, held_out: Tokens) -> None:
-    int8, fp32 = (build_graphs(weights, precision) for precision in (Precision.INT8, Precision.FP32))
-    found = check_precision(int8, fp32, held_out)
-    assert found is not None
-    assert found.perplexity != found.perplexity_fp32
+def test_good_int8_passes(model: LanguageModel, weights: ModelWeights) -> None:
+    tokens = token_file()
+    served = measure_graphs(build_graphs(weights, Precision.INT8), tokens, counts_ends=True)
+    found = HeldOut(served, evaluate(model, tokens))
+    check_precision(Precision.INT8, found)
+    assert found.served.perplexity != found.checkpoint.perplexity
     assert abs(found.loss) < 0.01
 
 
-def test_bad_int8_is_refused_with_both_figures(weights: ModelWeights, held_out: Tokens) -> None:
-    bad_output = build_graphs(
-        dataclasses.replace(weights, output=read_weights(_other_model()).output), Precision.INT8
-    ).output
-    fp32 = build_graphs(weights, Precision.FP32)
-    bad = Graphs(Precision.INT8, fp32.cell, bad_output)
-    nats, nats_fp32 = nats_per_token(bad, held_out)[0], nats_per_token(fp32, held_out)[0]
-    worse, better = (bad, fp32) if nats > nats_fp32 else (Graphs(Precision.INT8, fp32.cell, fp32.output), bad)
+def test_bad_int8_is_refused_with_both_figures(model: LanguageModel, weights: ModelWeights) -> None:
+    other = read_weights(make_model(RecurrentConfig(Family.LSTM, 8, 12), VOCABULARY_SIZE, seed=2)).output
+    bad_output = build_graphs(dataclasses.replace(weights, output=other), Precision.INT8).output
+    bad = Graphs(Precision.INT8, build_graphs(weights, Precision.FP32).cell, bad_output)
+    one = measure_graphs(bad, token_file(), counts_ends=True)
+    better, worse = sorted((one, evaluate(model, token_file())), key=lambda figures: figures.perplexity)
     with pytest.raises(PrecisionLost) as failure:
-        check_precision(worse, better, held_out)
-    for figure in (nats, nats_fp32):
-        assert f"{np.exp(figure):.4f}" in str(failure.value)
+        check_precision(Precision.INT8, HeldOut(served=worse, checkpoint=better))
+    for figures in (better, worse):
+        assert f"{figures.perplexity:.4f}" in str(failure.value)
+    check_precision(Precision.FP32, HeldOut(served=worse, checkpoint=better))
 
 
-def test_int8_needs_held_out_text_and_fp32_does_not(weights: ModelWeights) -> None:
-    fp32 = build_graphs(weights, Precision.FP32)
-    assert check_precision(fp32, fp32, np.zeros(10, np.int64)) is None
-    with pytest.raises(UnusableRun, match="10 held-out tokens"):
-        check_precision(build_graphs(weights, Precision.INT8), fp32, np.zeros(10, np.int64))
-
-
-def _other_model() -> LanguageModel:
-    return make_model(RecurrentConfig(Family.LSTM, 8, 12), VOCABULARY_SIZE, seed=2)
+def test_int8_needs_held_out_text_and_fp32_does_not(model: LanguageModel, weights: ModelWeights) -> None:
+    check_precision(Precision.FP32, None)
+    with pytest.raises(UnusableRun, match="got 0 held-out tokens"):
+        check_precision(Precision.INT8, None)
+    few = token_file(num_tokens=10)
+    found = HeldOut(measure_graphs(build_graphs(weights, Precision.INT8), few, counts_ends=True), evaluate(model, few))
+    with pytest.raises(UnusableRun, match="got 9 held-out tokens"):
+        check_precision(Precision.INT8, found)

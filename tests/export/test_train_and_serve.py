@@ -1,6 +1,8 @@
 """What was measured on a checkpoint is what a server measures of the same text."""
 
+import json
 import math
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,14 @@ def test_engine_measures_what_was_measured_on_the_checkpoint(run: Path, precisio
         assert abs(difference) < TOLERANCE
     else:
         assert difference < math.log1p(MOST_LOSS)
+    manifest = json.loads((tmp_path / "tiny" / "manifest.json").read_text("utf-8"))
+    written = manifest["figures"]["validation"]
+    assert manifest["corpus"]["has_ends"] is (corpus.document is not Document.FILE)
+    counted = logprobs if manifest["corpus"]["has_ends"] else logprobs[:-1]
+    assert written["num_tokens"] == counted.size
+    assert written["nats_per_token"] == pytest.approx(-counted.mean(), abs=1e-6)
+    assert written["num_characters"] == sum(len(unicodedata.normalize("NFC", text)) for text in texts)
+    assert written["bits_per_char"] == pytest.approx(-counted.sum() / math.log(2) / written["num_characters"], rel=1e-5)
 
 
 def as_served(bundle: Path, texts: list[str]) -> tuple[NDArray[np.float64], int]:

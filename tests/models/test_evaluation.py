@@ -48,12 +48,13 @@ def make_model(family: str = "lstm") -> RecurrentLanguageModel:
 
 
 @torch.no_grad()
-def nats_by_steps(model: LanguageModel, ids: np.ndarray) -> float:
+def nats_by_steps(model: LanguageModel, ids: np.ndarray, *, counts_ends: bool = True) -> float:
     """-ln P of a row of ids behind its first one, a step at a time: the slow and obvious way."""
     state, nats = model.initial_state(1), 0.0
     for token, target in zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True):
         hidden, state = model.step(torch.tensor([token]), state)
-        nats -= float(torch.log_softmax(model.logits(hidden).double(), -1)[0, target])
+        if target or counts_ends:
+            nats -= float(torch.log_softmax(model.logits(hidden).double(), -1)[0, target])
     return nats
 
 
@@ -68,6 +69,21 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary() -> No
     assert measured.nats_per_char == pytest.approx(4 * math.log(VOCABULARY) / 3, rel=1e-6)
     assert measured.bits_per_char == pytest.approx(4 * math.log2(VOCABULARY) / 3, rel=1e-6)
     assert measured.bits_per_byte == pytest.approx(4 * math.log2(VOCABULARY) / 6, rel=1e-6)
+    assert measured.bits_per_char_with_ends == pytest.approx(4 * math.log2(VOCABULARY) / 4, rel=1e-6)
+    assert measured.num_ends == 1
+
+
+@pytest.mark.parametrize("unit", list(Document))
+def test_ends_that_were_never_learned_count_nowhere(unit: Document) -> None:
+    model, ids = make_model(), random_ids(400)
+    tokens = token_file(ids, unit)
+    rows = [ids] if unit is Document.FILE else [row.ids for row in document_rows(ids)]
+    with_ends, without = evaluate(model, tokens), evaluate(model, tokens, counts_ends=False)
+    assert without.num_tokens == with_ends.num_tokens - tokens.num_documents == int((ids != 0).sum())
+    expected = sum(nats_by_steps(model, row, counts_ends=False) for row in rows)
+    assert without.nats_per_token * without.num_tokens == pytest.approx(expected, rel=1e-6)
+    assert without.num_ends == 0
+    assert without.bits_per_char_with_ends == without.bits_per_char
 
 
 @pytest.mark.parametrize("family", ["rnn", "gru", "lstm"])
@@ -143,7 +159,7 @@ def test_the_models_mode_is_left_as_it_was() -> None:
 
 def test_figures_that_are_not_finite_are_refused() -> None:
     with pytest.raises(NotFinite):
-        figures(math.nan, 1, 1, 1)
+        figures(math.nan, 1, 1, 1, 0)
     model = make_model()
     model.embedding.weight.data.fill_(math.nan)
     with pytest.raises(NotFinite, match="learning_rate"):

@@ -15,7 +15,7 @@ def test_a_report_is_drawn_for_runs_of_any_length(tmp_path: Path) -> None:
             StepRecord(step, 2 + 2 / step, 0.5, 1e-3, float(step)) for step in range(1, num_steps + 1)
         ]
         records += [EvaluationRecord(step, 2.2, float(step)) for step in (num_steps // 2, num_steps) if step]
-        write_report(tmp_path / "report.png", "echo", records, figures(10.0, 5, 5, 5))
+        write_report(tmp_path / "report.png", "echo", records, figures(10.0, 5, 5, 5, 0))
         assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["report.png"]
 

@@ -49,7 +49,7 @@ def test_boundary_stands_around_every_document(tmp_path: Path) -> None:
     assert isinstance(prepared.train.ids, np.memmap)
     assert prepared.train.ids.dtype == np.uint16
     counts = prepared.validation.counts
-    assert (counts.num_documents, counts.num_characters, counts.num_bytes, counts.num_unknown) == (2, 5, 5, 1)
+    assert (counts.num_documents, counts.num_characters, counts.num_bytes, counts.num_unknown) == (2, 3, 3, 1)
     assert (prepared.train.num_tokens, prepared.train.unit, prepared.test) == (7, Unit.LINE, None)
     saved = Tokenizer.load(tmp_path / "run" / "tokenizer.json", TokenizerKind.CHAR)
     assert saved.encode("ab") == [a, b]
@@ -87,7 +87,7 @@ def test_blocklist_holds_for_training_text_only(tmp_path: Path, monkeypatch: pyt
     texts = [prepared.tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in pairwise(ends)]
     assert texts == ["good", long, "well"]
     assert (prepared.train.num_blocked, prepared.train.num_documents) == (2, 3)
-    assert prepared.train.num_characters == len("".join(texts)) + 3
+    assert prepared.train.num_characters == len("".join(texts))
     assert prepared.validation.num_documents == 1
 
 
