@@ -84,7 +84,7 @@ def test_manifest_tells_what_the_bundle_is(manifest: dict[str, object]) -> None:
     assert isinstance(figures, dict)
     assert isinstance(training, dict)
     assert corpus["licence"] == "public domain"
-    assert corpus["has_ends"] is True
+    assert corpus["has_ends"] is False
     assert corpus["baseline"] == {"order 0": "2.5 nats/char"}
     assert figures["reported_part"] == figures["checkpoint_chosen_on"] == "validation"
     assert figures["measured_on"]["onnxruntime"] == onnxruntime.__version__
