@@ -197,8 +197,18 @@ def test_text_written_in_parts_is_the_text_written_at_once(chosen: Bundle) -> No
                 state = sample.state
                 if state is None or sample.finish in {Finish.END, Finish.STOP} or not num_left:
                     break
-                sampling = dataclasses.replace(call.sampling, seed=state.seed)
-                more = GenerateCall([], num_left, NEVER, sampling, stop=call.stop, start=state, want_state=True)
+                num_before_end = max(0, call.sampling.min_tokens - len(tokens))
+                sampling = dataclasses.replace(call.sampling, seed=state.seed, min_tokens=num_before_end)
+                more = dataclasses.replace(
+                    call,
+                    prompt=[],
+                    max_tokens=num_left,
+                    sampling=sampling,
+                    num_samples=1,
+                    num_alternatives=None,
+                    start=state,
+                    want_state=True,
+                )
                 part = run_together(engine, clock, [Job(more, 0), *others])[0].handle
                 assert isinstance(part, Generation)
                 sample = part.samples[0]
