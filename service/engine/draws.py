@@ -18,6 +18,7 @@ from service.engine.runs import Asked, Ran, Written
 from service.engine.sampling import NO_LIMIT, Floats32, Ids, Sampler, on_grid, pick_by_cumulative
 from service.graphs.sampler import NUM_LIMITS
 
+MOST_STEPS: Final = 2**31
 BELOW_ONE: Final = np.float32(1 - 2**-22)
 NO_COLUMNS: Final = (1.0, 0.0, NO_LIMIT, NO_LIMIT)
 
@@ -41,7 +42,9 @@ class Draws:
         self._top_p = columns[:, 2]
         self._targets = np.where(self._in_graph, -1, 0)[:, None]
         self._limited = self._in_graph & (self._top_p < 1.0) & (not sorts)
-        self._tempered = bool((self._inverse != 1.0).any())
+        self._barring = [s for s in samplers if s is not None and s.num_before_end]
+        self._bars = self._barred_tokens() if self._barring else None
+        self._tempered = bool((self._inverse != 1.0).any()) or self._bars is not None
         ours = self._limits[self._in_graph]
         self._is_limited = bool((ours[:, 0] > 0).any() or (sorts and (ours[:, 1:] < NO_LIMIT).any()))
         self._masses = bool(self._limited.any())
@@ -56,7 +59,6 @@ class Draws:
         ]
         self._is_greedy = len(self._greedy) == len(samplers)
         self._tracking = [row for row, s in enumerate(samplers) if s is not None and s.reshapes]
-        self._barring = [s for s in samplers if s is not None and s.bars_end]
 
     def asked(self, places: Ids, before: tuple[Ids, Ids] | None = None) -> Asked:
         """What to ask of a run for these rows at `places`, after rows with given targets (places and targets, [n])."""
@@ -72,7 +74,10 @@ class Draws:
             columns = [np.concatenate([ours, theirs]) for ours, theirs in zip(given, columns, strict=True)]
         targets, numbers, inverse, limits = columns
         flags = (bool(self._drawing), self._tempered, self._is_limited, self._masses, self.whole)
-        return Asked(places, targets, numbers, inverse, limits, *flags)
+        bars = self._bars
+        if bars is not None:
+            bars = np.concatenate([np.full((len(places) - len(bars), 1), -1), bars])
+        return Asked(places, targets, numbers, inverse, limits, *flags, bars)
 
     @property
     def may_write(self) -> bool:
@@ -82,7 +87,12 @@ class Draws:
     @property
     def is_stale(self) -> bool:
         """Whether a row is to be sampled otherwise than before: its text is now long enough to end."""
-        return not all(sampler.bars_end for sampler in self._barring)
+        return not all(sampler.num_before_end for sampler in self._barring)
+
+    @property
+    def most_steps(self) -> int:
+        """After so many tokens of each row, if not before, they are stale."""
+        return min((sampler.num_before_end for sampler in self._barring), default=MOST_STEPS)
 
     def written(self, steps: int) -> Written:
         """How the next `steps` tokens of every row are taken."""
@@ -90,7 +100,10 @@ class Draws:
         if not self._is_greedy:
             drawn = np.array([s.uniforms(steps) for s in self._drawing], np.float32)
             uniforms[:, :, 0] = np.minimum(drawn, BELOW_ONE).T
-        return Written(uniforms, self._inverse, self._limits, not self._is_greedy, self._tempered, self._is_limited)
+        for sampler in self._barring:
+            sampler.advance(steps)
+        draws = not self._is_greedy
+        return Written(uniforms, self._inverse, self._limits, draws, self._tempered, self._is_limited, self._bars)
 
     @np.errstate(over="ignore")  # of a tiny temperature or penalty: exp(-inf) is 0, as it should be
     def choose(self, ran: Ran, first: int = 0) -> tuple[list[int], list[float]]:
@@ -105,6 +118,8 @@ class Draws:
             logprobs = ran.logprobs[first:]
             self._correct(tokens, ran, ran.logits[first:], logprobs, first)
             raw = logprobs[np.arange(len(tokens)), tokens]
+        for barring in self._barring:
+            barring.advance(1)
         for row in self._tracking:
             sampler = self._samplers[row]
             assert sampler is not None
@@ -123,7 +138,11 @@ class Draws:
             for row in np.flatnonzero(self._limited & ~inside).tolist():
                 tokens[row] = self._sampler(row).settle(logprobs[row], tokens[row])
         if self._greedy:
-            for row, token in zip(self._greedy, logprobs[self._greedy].argmax(axis=1).tolist(), strict=True):
+            likely = logprobs[self._greedy]
+            if self._bars is not None:
+                bars = self._bars[self._greedy, 0]
+                likely[bars >= 0, bars[bars >= 0]] = -np.inf
+            for row, token in zip(self._greedy, likely.argmax(axis=1).tolist(), strict=True):
                 tokens[row] = token
         if self._pick_of_top_k is not None:
             chosen = logprobs if len(self._top_k) == len(logprobs) else logprobs[self._top_k]
@@ -131,6 +150,10 @@ class Draws:
                 tokens[row] = token
         for row in self._single:
             tokens[row] = self._sampler(row).pick(logits[row])
+
+    def _barred_tokens(self) -> Ids:
+        """What each row must not be given, or -1: int64 [rows, 1]."""
+        return np.array([[-1 if s is None or not s.num_before_end else s.end_id] for s in self._samplers], np.int64)
 
     def _sampler(self, row: int) -> Sampler:
         sampler = self._samplers[row]

@@ -118,7 +118,9 @@ def _write(runner: Runner, rows: _Rows, *, by_step: bool) -> list[Array]:
     """
     if not by_step:
         uniforms = rows.draws[:, :STEPS].T[:, :, None]
-        ran = runner.write(rows.tokens[0], rows.states, Written(uniforms, *_choice(rows), True, True, True))
+        ran = runner.write(
+            rows.tokens[0], rows.states, Written(uniforms, *_choice(rows), True, True, True, _bars(rows))
+        )
         assert ran.picked is not None
         assert ran.picked_logprobs is not None
         return [*ran.picked, *ran.picked_logprobs, *_last(ran)]
@@ -140,12 +142,18 @@ def _asked(rows: _Rows, steps: range, uniforms: Floats) -> Asked:
     num_rows = len(rows.draws)
     places = np.concatenate([step * num_rows + np.arange(num_rows) for step in steps])
     numbers, inverse, limits = (np.tile(columns, (len(steps), 1)) for columns in (uniforms, *_choice(rows)))
-    return Asked(places, np.full((len(places), 1), -1), numbers, inverse, limits, True, True, True, True, True)
+    bars = np.tile(_bars(rows), (len(steps), 1))
+    return Asked(places, np.full((len(places), 1), -1), numbers, inverse, limits, True, True, True, True, True, bars)
 
 
 def _choice(rows: _Rows) -> tuple[Floats, Floats]:
     """Inverse temperatures, float32 [rows, 1], and limits, [rows, 3]."""
     return rows.draws[:, 2:3], rows.draws[:, 3:]
+
+
+def _bars(rows: _Rows) -> Ids:
+    """Tokens that are not taken, int64 [rows, 1]: of every other row or so the first one."""
+    return np.where(rows.draws[:, 2:3] < 1, 0, -1)
 
 
 def _last(ran: Ran) -> list[Floats]:

@@ -19,6 +19,7 @@ from service.engine.runs import NOTHING, Asked, Floats, Ids, Ran, States, StateT
 from service.graphs.reader import WANTS
 from service.graphs.sampler import NUM_LIMITS, is_small
 
+NO_BARS: Final = np.empty((0, 1), np.int64)
 TRUE: Final = np.array(True)
 FALSE: Final = np.array(False)
 
@@ -59,6 +60,7 @@ class Runner:
             "uniforms": np.empty((0, 1), np.float32),
             "inverse_temperatures": np.empty((0, 1), np.float32),
             "limits": np.empty((0, NUM_LIMITS), np.float32),
+            "bars": NO_BARS,
             **dict.fromkeys(WANTS, FALSE),
         }
 
@@ -139,6 +141,8 @@ class Runner:
             "want_samples": TRUE if draw.draws else FALSE,
             "want_tempered": TRUE if draw.tempered else FALSE,
             "want_limits": TRUE if draw.limited else FALSE,
+            "bars": NO_BARS if draw.bars is None else draw.bars,
+            "want_bars": FALSE if draw.bars is None else TRUE,
         }
         for name, values in states.items():
             feeds[f"state.{name}"] = values
@@ -172,6 +176,8 @@ class Runner:
                 "want_samples": TRUE if asked.samples else FALSE,
                 "want_tempered": TRUE if asked.tempered else FALSE,
                 "want_limits": TRUE if asked.limited else FALSE,
+                "bars": NO_BARS if asked.bars is None else asked.bars,
+                "want_bars": FALSE if asked.bars is None else TRUE,
                 "want_masses": TRUE if asked.masses else FALSE,
             }
         for name, values in states.items():

@@ -43,6 +43,7 @@ class Asked:
     limited: bool = False
     masses: bool = False
     whole: bool = False  # whether logits and log-probabilities of all tokens are wanted
+    bars: Ids | None = None  # int64 [rows, 1], a token that is not sampled, or -1; None where no row has one
 
     @classmethod
     def of(cls, places: Ids, targets: Ids, whole: bool = False) -> Asked:
@@ -62,6 +63,7 @@ class Asked:
             uniforms=self.uniforms[one],
             inverse_temperatures=self.inverse_temperatures[one],
             limits=self.limits[one],
+            bars=None if self.bars is None else self.bars[one],
         )
 
 
@@ -73,6 +75,7 @@ class Written:
     inverse_temperatures                 float32 [rows, 1]
     limits                               float32 [rows, 3]
     draws                                false: the likeliest tokens are taken
+    bars                                 int64 [rows, 1], a token that is not taken, or -1; None where no row has one
     """
 
     uniforms: Floats
@@ -81,6 +84,7 @@ class Written:
     draws: bool
     tempered: bool
     limited: bool
+    bars: Ids | None = None
 
     def row(self, row: int) -> Written:
         """Of one row alone."""
@@ -90,6 +94,7 @@ class Written:
             uniforms=self.uniforms[:, one],
             inverse_temperatures=self.inverse_temperatures[one],
             limits=self.limits[one],
+            bars=None if self.bars is None else self.bars[one],
         )
 
 

@@ -50,7 +50,7 @@ class Sampler:
     seen      the tokens of the text so far: the repetition penalty counts them
     position  of the first token that will be sampled: how many there are before it
     generated how often each token of the text so far was sampled: the other two penalties count them
-    end_id    the token that settings.min_tokens keep away
+    end_id    the token that settings.min_tokens keeps away
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Sampler:
     ) -> None:
         self.settings = settings
         self.seed = sample_seed(settings.seed, position, index)
-        self._end_id = end_id
+        self.end_id = end_id
         self._num_before_end = settings.min_tokens
         self._position = position
         self._key = hashlib.blake2b(b"%d" % self.seed, digest_size=32).digest()
@@ -75,6 +75,7 @@ class Sampler:
         self._bias = (np.array(list(bias), np.int64), np.array(list(bias.values()), np.float64)) if bias else None
         self._reshapes = not (self._seen is None and self._generated is None and self._bias is None)
         self._takes_likeliest = settings.temperature < LEAST_TEMPERATURE
+        self._has_limits = settings.top_k > 0 or settings.top_p < 1.0 or settings.min_p > 0.0
         is_warm = settings.temperature >= LEAST_TEMPERATURE_IN_GRAPH
         self._is_in_reach = is_warm and settings.min_p <= MOST_MIN_P_IN_GRAPH
         top_p = settings.top_p if settings.top_p < 1.0 else NO_LIMIT
@@ -82,14 +83,15 @@ class Sampler:
         self.columns = (inverse, settings.min_p, top_p, settings.top_k or NO_LIMIT)  # as the graph takes them
 
     @property
-    def bars_end(self) -> bool:
-        """Whether the next token cannot be the end."""
-        return self._num_before_end > 0
+    def num_before_end(self) -> int:
+        """How many of the next tokens cannot be the end."""
+        return max(0, self._num_before_end)
 
     @property
     def reshapes(self) -> bool:
-        """Whether the next token is taken from other logits than the model's."""
-        return self._reshapes or self._num_before_end > 0
+        """Whether the next token is taken from logits that the graph cannot make of the model's."""
+        needs_order = self._has_limits and not self._takes_likeliest
+        return self._reshapes or (self._num_before_end > 0 and needs_order)
 
     @property
     def is_greedy(self) -> bool:
@@ -131,9 +133,12 @@ class Sampler:
         message = struct.pack("<QQ", number, attempt)
         return tuple((bits >> 11) * 2.0**-53 for bits in UNPACK(hashlib.blake2b(message, key=self._key).digest()))
 
+    def advance(self, count: int) -> None:
+        """Count down the tokens that cannot be the end."""
+        self._num_before_end -= count
+
     def saw(self, token: int) -> None:
         """Count a sampled token."""
-        self._num_before_end -= 1
         if self._seen is not None:
             self._seen.add(token)
         if self._generated is not None:
@@ -185,8 +190,8 @@ class Sampler:
             counts = np.array(list(self._generated.values()), np.float64)
             penalties = self.settings.frequency_penalty * counts + self.settings.presence_penalty
             scores[list(self._generated)] -= penalties
-        if self.bars_end:
-            scores[self._end_id] = -np.inf
+        if self._num_before_end > 0:
+            scores[self.end_id] = -np.inf
         return scores
 
 

@@ -92,7 +92,7 @@ class Writing:
         """Some tokens for every row; what a row would have written past its end is thrown away."""
         batch, end_id = self.batch, self._runner.end_id
         left = [c.num_left for s in batch.sequences if (c := s.continuation) is not None]
-        steps = useful_steps(left, most_steps)
+        steps = useful_steps(left, min(most_steps, self._draws.most_steps))
         tokens = np.array([sequence.next_token for sequence in batch.sequences], np.int64)
         ran = self._runner.write(tokens, batch.states, self._draws.written(steps))
         assert ran.picked is not None

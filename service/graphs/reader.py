@@ -19,9 +19,11 @@ Inputs (what a graph of no rows or no sampling does not look at may have any val
     uniforms              float32 [rows, 1]            in [0, 1 - 2**-22]
     inverse_temperatures  float32 [rows, 1]            where tempered; at most 5, or all weights might underflow
     limits                float32 [rows, 3]            min_p, top_p, top_k; 0, more than 1, V or more: no limit
+    bars                  int64 [rows, 1]              where barred, the token that is not taken, or -1
     want_rows             bool []                      false: no output layer, `rows` is not looked at
     want_samples          bool []                      false: every target is given
-    want_tempered         bool []                      whether any row has a temperature
+    want_tempered         bool []                      whether any row has a temperature or a barred token
+    want_bars             bool []                      whether any row has a barred token
     want_limits           bool []                      whether any row has a min_p, or, with a small V, top_p or top_k
     want_masses           bool []                      whether any row has a top_p, with a large V
 
@@ -48,7 +50,7 @@ from service.graphs.sampler import NUM_LIMITS, Choice, draw_masses, draw_sampler
 
 __all__ = ["reader_graph"]
 
-WANTS: Final = ("want_rows", "want_samples", "want_tempered", "want_limits", "want_masses")
+WANTS: Final = ("want_rows", "want_samples", "want_tempered", "want_limits", "want_bars", "want_masses")
 CHOICE: Final = ("uniforms", "inverse_temperatures", "limits")
 ROW_OUTPUTS: Final = ("logits", "logprobs", "picked", "picked_logprob", "mass_from", "mass")
 
@@ -81,6 +83,7 @@ def _draw_rows(main: Drawing, parts: Parts) -> None:
     main.input("targets", "int64", ["rows", 1])
     for name, width in zip(CHOICE, (1, 1, NUM_LIMITS), strict=True):
         main.input(name, "float32", ["rows", width])
+    main.input("bars", "int64", ["barred", 1])
     then, otherwise = main.inside("rows"), main.inside("no_rows")
     made = then.op("Reshape", "hidden", then.integers(-1, hidden_size))
     then.op("Gather", then.op("Concat", made, more, axis=0), rows, outputs=["output.hidden"], axis=0)
@@ -100,7 +103,7 @@ def _draw_rows(main: Drawing, parts: Parts) -> None:
 def _draw_tokens(rows: Drawing, vocabulary_size: int) -> list[str]:
     """`picked`, `picked_logprob` and the sampler's figures."""
     then, otherwise = rows.inside("sampled"), rows.inside("given")
-    picked, weights = draw_sampler(then, "output.logprobs", Choice(*CHOICE), vocabulary_size)
+    picked, weights = draw_sampler(then, "output.logprobs", Choice(*CHOICE, "bars"), vocabulary_size)
     masses = draw_masses(then, weights, picked, "limits", vocabulary_size)
     token = then.op("Where", then.op("Less", "targets", then.number(0)), picked, "targets")
     given = [otherwise.op("Identity", name) for name in ("targets", "uniforms", "uniforms")]

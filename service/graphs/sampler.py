@@ -43,11 +43,12 @@ def is_small(vocabulary_size: int) -> bool:
 
 @dataclass(frozen=True)
 class Choice:
-    """Names of what decides on a row's token, float32 [rows, 1], [rows, 1] and [rows, 3]: see reader.py."""
+    """Names of what decides on a row's token, float32 [rows, 1], [rows, 1], [rows, 3], int64 [rows, 1]: reader.py."""
 
     uniforms: str
     inverse_temperatures: str
     limits: str
+    bars: str
 
 
 class _Blocks:
@@ -92,8 +93,18 @@ def draw_sampler(drawing: Drawing, logprobs: str, choice: Choice, vocabulary_siz
     """
     cut = _Blocks(vocabulary_size)
 
-    def tempered(branch: Drawing) -> str:
+    def only_tempered(branch: Drawing) -> str:
         return branch.op("Exp", branch.op("Mul", logprobs, choice.inverse_temperatures))
+
+    def barred(branch: Drawing) -> str:
+        left = _barred(branch, logprobs, choice.bars)
+        largest = branch.op("ReduceMax", left, branch.integers(1), keepdims=1)
+        is_free, none = branch.op("Less", choice.bars, branch.number(0)), branch.constant(np.array(0, np.float32))
+        shifted = branch.op("Sub", left, branch.op("Where", is_free, none, largest))  # else all might underflow
+        return branch.op("Exp", branch.op("Mul", shifted, choice.inverse_temperatures))
+
+    def tempered(branch: Drawing) -> str:
+        return _either(branch, "want_bars", barred, only_tempered, ("float32", "width"))
 
     def plain(branch: Drawing) -> str:
         return branch.op("Exp", logprobs)
@@ -116,8 +127,20 @@ def draw_sampler(drawing: Drawing, logprobs: str, choice: Choice, vocabulary_siz
     return _either(drawing, "want_limits", limited, whole, ("int64", 1)), weights
 
 
-def draw_likeliest(drawing: Drawing, logprobs: str, vocabulary_size: int) -> str:
-    """Append the choice of the likeliest token, the lowest of equals; int64 [rows, 1].
+def draw_likeliest(drawing: Drawing, logprobs: str, bars: str, vocabulary_size: int) -> str:
+    """Append the choice of the likeliest token but the barred one, the lowest of equals; int64 [rows, 1]."""
+
+    def barred(branch: Drawing) -> str:
+        return _likeliest(branch, _barred(branch, logprobs, bars), vocabulary_size)
+
+    def free(branch: Drawing) -> str:
+        return _likeliest(branch, logprobs, vocabulary_size)
+
+    return _either(drawing, "want_bars", barred, free, ("int64", 1))
+
+
+def _likeliest(drawing: Drawing, logprobs: str, vocabulary_size: int) -> str:
+    """The likeliest token, int64 [rows, 1].
 
     onnxruntime's ArgMax takes ten times as long as its ReduceMax, so it gets the maxima of blocks, then one block.
     """
@@ -157,6 +180,15 @@ def draw_masses(drawing: Drawing, weights: str, picked: str, limits: str, vocabu
 
     both = _either(drawing, "want_masses", masses, nothing, ("float32", 2))
     return [_column(drawing, both, column) for column in (0, 1)]
+
+
+def _barred(drawing: Drawing, logprobs: str, bars: str) -> str:
+    """The log-probabilities with the least of numbers in the place of each row's barred token, [rows, V]."""
+    least = drawing.constant(np.array(np.finfo(np.float32).min, np.float32))
+    place = drawing.op("Max", bars, drawing.number(0))
+    own = drawing.op("GatherElements", logprobs, place, axis=1)
+    left = drawing.op("Where", drawing.op("Less", bars, drawing.number(0)), own, least)
+    return drawing.op("ScatterElements", logprobs, place, left, axis=1)
 
 
 def _either(
@@ -213,7 +245,9 @@ def _pick_sorted(drawing: Drawing, logprobs: str, weights: str, choice: Choice, 
     kept = _where(drawing, kept, drawing.op("Less", before, _not_underflown(drawing, limit)))
     running = drawing.op("CumSum", kept, axis)
     threshold = drawing.op("Mul", _column(drawing, running, last), choice.uniforms)
-    return drawing.op("GatherElements", tokens, _first_past(drawing, running, threshold), axis=1)
+    # A row with limits and a barred token is sampled elsewhere: here it may have nothing left.
+    place = drawing.op("Min", _first_past(drawing, running, threshold), drawing.number(last))
+    return drawing.op("GatherElements", tokens, place, axis=1)
 
 
 def _is_top_k(drawing: Drawing, ranked: str, limits: str, vocabulary_size: int) -> str:

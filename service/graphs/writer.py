@@ -14,9 +14,11 @@ Inputs
     state.NAME            float32 [batch, *shape]      before the first step
     uniforms              float32 [steps, batch, 1]    in [0, 1 - 2**-22]
     inverse_temperatures  float32 [batch, 1]           where tempered; at most 5, or all weights might underflow
+    bars                  int64 [batch, 1]             where barred, the token that is not taken, or -1
     limits                float32 [batch, 3]           min_p, top_p, top_k; the last two with a small vocabulary alone
     want_samples          bool []                      false: the likeliest token is taken, the lowest of equals
-    want_tempered, want_limits  bool []                whether any row has a temperature, a limit
+    want_tempered, want_limits  bool []                whether any row has a temperature or a barred token, a limit
+    want_bars             bool []                      whether any row has a barred token
 
 Outputs
 
@@ -35,7 +37,7 @@ from service.graphs.sampler import NUM_LIMITS, Choice, draw_likeliest, draw_samp
 
 __all__ = ["writer_graph"]
 
-WANTS: Final = ("want_samples", "want_tempered", "want_limits")
+WANTS: Final = ("want_samples", "want_tempered", "want_limits", "want_bars")
 
 
 def writer_graph(parts: Parts) -> bytes:
@@ -45,6 +47,7 @@ def writer_graph(parts: Parts) -> bytes:
         main.input(name, "bool", [])
     main.input("inverse_temperatures", "float32", ["batch", 1])
     main.input("limits", "float32", ["batch", NUM_LIMITS])
+    main.input("bars", "int64", ["barred", 1])
     starts = [main.input(f"state.{name}", "float32", ["batch", *shape]) for name, shape in parts.state.items()]
     token = main.input("token", "int64", ["batch"])
     uniforms = main.input("uniforms", "float32", ["steps", "batch", 1])
@@ -82,7 +85,7 @@ def _body(main: Drawing, parts: Parts) -> Drawing:
 def _draw_choice(body: Drawing, vocabulary_size: int) -> str:
     """The step's token, int64 [batch, 1]."""
     drawn, likeliest = body.inside("drawn"), body.inside("likeliest")
-    choice = Choice("step.uniform", "inverse_temperatures", "limits")
+    choice = Choice("step.uniform", "inverse_temperatures", "limits", "bars")
     drawn.output(draw_sampler(drawn, "write.logprobs", choice, vocabulary_size)[0], "int64", ["batch", 1])
-    likeliest.output(draw_likeliest(likeliest, "write.logprobs", vocabulary_size), "int64", ["batch", 1])
+    likeliest.output(draw_likeliest(likeliest, "write.logprobs", "bars", vocabulary_size), "int64", ["batch", 1])
     return body.op("If", "want_samples", then_branch=drawn, else_branch=likeliest)

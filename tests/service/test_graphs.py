@@ -82,32 +82,45 @@ def test_hidden_rows_from_elsewhere_give_the_same_distribution(both: tuple[Runne
 
 
 @pytest.mark.parametrize("draws", [False, True], ids=["likeliest", "drawn"])
-def test_what_is_written_is_what_single_steps_would_pick(both: tuple[Runner, Plain], draws: bool) -> None:
+@pytest.mark.parametrize("barred", [False, True], ids=["all", "without a token"])
+def test_what_is_written_is_what_single_steps_would_pick(both: tuple[Runner, Plain], draws: bool, barred: bool) -> None:
     runner, plain = both
     random = np.random.default_rng(5)
     uniforms = (random.random((STEPS, ROWS, 1)) * 0.999).astype(np.float32)
     inverse, limits = np.full((ROWS, 1), 1.25, np.float32), np.tile(np.array([[0.05, 1e9, 1e9]], np.float32), (ROWS, 1))
     first = random.integers(0, runner.vocabulary_size, ROWS)
-    ran = runner.write(
-        first, runner.initial_states(ROWS), Written(uniforms, inverse, limits, draws, tempered=True, limited=True)
-    )
+    bars, limited = None, True
+    if barred:  # of every other row what it would be given first
+        plainly = runner.write(
+            first, runner.initial_states(ROWS), Written(uniforms, inverse, limits, draws, True, False)
+        )
+        assert plainly.picked is not None
+        bars, limited = np.where(np.arange(ROWS) % 2, plainly.picked[0], -1)[:, None], False
+    how = Written(uniforms, inverse, limits, draws, tempered=True, limited=limited, bars=bars)
+    ran = runner.write(first, runner.initial_states(ROWS), how)
     assert ran.picked is not None
     fed = np.concatenate([first[None], ran.picked[:-1]])
     states, _, _, logprobs = plain.steps(runner, fed)
     for step in range(STEPS):
         assert np.array_equal(ran.picked_logprobs[step], logprobs[step][np.arange(ROWS), ran.picked[step]])  # type: ignore[index]
         assert all(np.array_equal(ran.states[name][step], values) for name, values in states[step].items())
-        expected = _drawn(logprobs[step], uniforms[step]) if draws else logprobs[step].argmax(axis=1)
+        left = logprobs[step].copy()
+        if bars is not None:
+            left[bars[:, 0] >= 0, bars[bars[:, 0] >= 0, 0]] = -np.inf
+        expected = _drawn(left, uniforms[step], limited) if draws else left.argmax(axis=1)
         assert ran.picked[step].tolist() == expected.tolist()
 
 
-def _drawn(logprobs: npt.NDArray[np.float32], uniforms: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+def _drawn(
+    logprobs: npt.NDArray[np.float32], uniforms: npt.NDArray[np.float32], limited: bool
+) -> npt.NDArray[np.int64]:
     """By the definition, in float64; equal to float32's picks for these numbers. A small vocabulary is sorted."""
     weights = np.exp(1.25 * logprobs.astype(np.float64))
     order = np.argsort(-weights, axis=1, kind="stable")
-    if not is_small(weights.shape[1]):
+    if not limited or not is_small(weights.shape[1]):
         order = np.arange(weights.shape[1])[None].repeat(len(weights), axis=0)
-    weights[weights < 0.05 * weights.max(axis=1, keepdims=True)] = 0.0
+    if limited:
+        weights[weights < 0.05 * weights.max(axis=1, keepdims=True)] = 0.0
     running = np.take_along_axis(weights, order, axis=1).cumsum(axis=1)
     places = (running <= running[:, -1:] * uniforms).sum(axis=1)
     picked: npt.NDArray[np.int64] = order[np.arange(len(order)), places]
@@ -118,15 +131,23 @@ def _drawn(logprobs: npt.NDArray[np.float32], uniforms: npt.NDArray[np.float32])
 def test_the_likeliest_is_the_lowest_of_equals(size: int) -> None:
     drawing = Drawing("main")
     drawing.input("logprobs", "float32", ["rows", size])
-    drawing.output(draw_likeliest(drawing, "logprobs", size), "int64", ["rows", 1])
+    drawing.input("bars", "int64", ["rows", 1])
+    drawing.input("want_bars", "bool", [])
+    drawing.output(draw_likeliest(drawing, "logprobs", "bars", size), "int64", ["rows", 1])
     model = new_message("Model")
     model.ir_version = 10
     model.opset_import.add(domain="", version=21)
     model.graph.CopyFrom(drawing.graph)
     logprobs = -np.random.default_rng(6).integers(1, 40, (50, size)).astype(np.float32)  # the largest more than once
     logprobs[0], logprobs[1, -1] = -7.0, 0.0
-    (picked,) = ort.InferenceSession(model.SerializeToString()).run(None, {"logprobs": logprobs})
-    assert picked[:, 0].tolist() == logprobs.argmax(axis=1).tolist()
+    session = ort.InferenceSession(model.SerializeToString())
+    bars = np.where(np.arange(50) % 3, logprobs.argmax(axis=1), -1)[:, None]
+    for wanted in (False, True):
+        (picked,) = session.run(None, {"logprobs": logprobs, "bars": bars, "want_bars": np.array(wanted)})
+        left = logprobs.copy()
+        if wanted:
+            left[np.arange(50) % 3 > 0, bars[np.arange(50) % 3 > 0, 0]] = -np.inf
+        assert picked[:, 0].tolist() == left.argmax(axis=1).tolist()
 
 
 def test_file_that_is_no_graph_is_refused() -> None:

@@ -78,6 +78,8 @@ def feeds_of(parts: Parts, rows: int) -> Feeds:
         "want_samples": np.array(True),
         "want_tempered": np.array(False),
         "want_limits": np.array(False),
+        "want_bars": np.array(False),
+        "bars": np.empty((0, 1), np.int64),
     }
 
 

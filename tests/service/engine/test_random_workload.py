@@ -19,7 +19,6 @@ from service.bundle import Bundle, open_bundle
 from service.engine import Engine, EngineLimits, Finish, GenerateCall, Generation, ScoreCall, Scoring, StateValue
 from service.errors import EngineFailed, ScoreTimeout
 from tests.service.engine.workload import (
-    NEVER,
     TRUNKS,
     Job,
     Ran,

@@ -157,6 +157,18 @@ def test_penalties_and_lengths_are_those_of_vllm(size: int, fields: dict[str, An
     assert found == pytest.approx(expected, abs=0.003)
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("temperature", [0.0, 1e-3, 0.2, 1.0, 10.0])
+def test_what_is_left_without_a_certain_end_is_sampled_as_ever(size: int, temperature: float) -> None:
+    """Beside an end of probability 1 the weights of all others are 0 in float32."""
+    logits = np.full(size, -400.0, np.float32)
+    logits[:3] = (600.0, -10.0, -11.0)
+    logits[END], logits[size - 1] = 600.0, -10.5
+    settings = Sampling(temperature=temperature, min_tokens=1)
+    expected = vllm_probabilities(logits.astype(np.float64), settings)
+    assert frequencies(logits, settings) == pytest.approx(expected, abs=0.003)
+
+
 def test_all_that_equal_the_kth_token_stay() -> None:
     for size in SIZES:
         logits = np.full(size, -30.0, np.float32)
