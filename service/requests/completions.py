@@ -106,9 +106,9 @@ class CompletionsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
         return DEFAULT_MAX_TOKENS if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
-    def num_calls(self) -> int:
-        """Places of the queue that it must find free: its scoring, and the first of its generations."""
-        return int(self.wants_echo_logprobs) + (self.num_tokens > 0)
+    def asks_engine(self) -> bool:
+        """False where nothing is written or scored."""
+        return self.wants_echo_logprobs or self.num_tokens > 0
 
     @property
     def wants_echo_logprobs(self) -> bool:

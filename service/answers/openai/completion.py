@@ -174,16 +174,16 @@ def begin_openai_completion(
     sampling = _sampling(request, model)
     budget.take_bytes(memory_bytes(request, prompts))
     news = News()
-    with contextlib.ExitStack() as places:
-        reservations = [places.enter_context(model.engine.reserve()) for _ in range(request.num_calls)]
+    with contextlib.ExitStack() as opened:
+        places = [opened.enter_context(model.engine.reserve())] if request.asks_engine else []
         works = tuple(
             PromptWork(_read(request, prompt, model, path), _seeded(sampling, request))
             for prompt, path in zip(prompts, _paths(request, len(prompts)), strict=True)
         )
         patterns = StopPatterns.of(request.stops, model.tokenizer.normalized, request.min_tokens or 0)
         calls = [_call(request, work, model, deadline, news, patterns) for work in works if request.num_tokens]
-        scoring = _score(request, works, model, deadline, reservations)
-        together = _generate(works, calls, model, scoring, reservations, news)
+        scoring = _score(request, works, model, deadline, places)
+        together = _generate(works, calls, model, scoring, places, news)
     choices = tuple(_choices(request, works, model, patterns, kept_chars))
     return OpenAICompletion(answer_id, created, model, request, works, scoring, together, choices)
 
@@ -217,14 +217,14 @@ def _score(
     works: tuple[PromptWork, ...],
     model: Model,
     deadline: float,
-    reservations: list[Reservation],
+    places: list[Reservation],
 ) -> Scoring | None:
     """Queue the scoring of all prompts as one call, where it is wanted. Raises NotReady."""
     if not request.wants_echo_logprobs:
         return None
     texts = [work.prompt.ids for work in works]
     call = ScoreCall([], texts, deadline, add_end=False, num_alternatives=request.logprobs or 0)
-    return model.engine.score(call, reservations.pop())
+    return model.engine.score(call, places.pop())
 
 
 def _generate(
@@ -232,7 +232,7 @@ def _generate(
     calls: list[GenerateCall],
     model: Model,
     scoring: Scoring | None,
-    reservations: list[Reservation],
+    places: list[Reservation],
     news: News,
 ) -> Together:
     """Queue the calls, one a prompt, as far as there is room; none is left running if that fails. Raises NotReady."""
@@ -243,7 +243,7 @@ def _generate(
     handles = generations if scoring is None else [scoring, *generations]
     together = Together(handles, news, model.engine.clock(), backlog)
     try:
-        backlog.feed(reservations.pop() if calls else None)
+        backlog.feed(places.pop() if places else None)
     except BaseException:
         together.cancel()
         raise

@@ -416,10 +416,11 @@ def test_a_full_queue_refuses_a_list_and_gives_its_places_back(app: Flask, monke
     scored: dict[str, Any] = {"echo": True, "logprobs": 0}
     with engine.reserve(), engine.reserve():
         assert post(app.test_client(), status=429, prompt=["a", "b", "c"])["error"]["code"] == "overloaded"
-    with engine.reserve():
         assert post(app.test_client(), status=429, prompt=["a", "b"], **scored)["error"]["code"] == "overloaded"
-        assert engine.stats().waiting == 1
-        assert len(post(app.test_client(), prompt=["a", "b"])["choices"]) == 2
+        assert engine.stats().waiting == 2
+    with engine.reserve():
+        assert len(post(app.test_client(), prompt=["a", "b", "c"])["choices"]) == 3
+        assert len(post(app.test_client(), prompt=["a", "b"], **scored)["choices"]) == 2
     assert engine.stats().waiting == 0
     assert len(post(app.test_client(), prompt=["a"] * 8, **scored)["choices"]) == 8
 
