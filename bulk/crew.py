@@ -132,10 +132,18 @@ class Crew:
         """Everything that comes of the lines of `source`, in order. Raises BulkError."""
         while True:
             self._hand_out(source)
+            if source.failure is not None and self._only_cut_line_left(source):
+                raise source.failure
             if not self._turns and source.is_done:
                 return
             self._wait(source)
             yield from self._due()
+
+    def _only_cut_line_left(self, source: Source) -> bool:
+        """Whether everything has come but a long line whose end cannot be read."""
+        if self._long is None:
+            return not self._turns and source.is_broken_off
+        return self._turns[0] is self._long and len(self._long.chunks) == 1 and not self._long.messages
 
     def _hand_out(self, source: Source) -> None:
         while (hand := self._free_hand()) is not None:
@@ -145,7 +153,7 @@ class Crew:
             chunk = source.take(self._share.lines, self._chunk_bytes(source.num_left), partial=partial)
             if chunk is None:
                 return
-            self._give(hand, chunk)
+            self._give(hand, chunk, source.label(chunk.file))
 
     def _free_hand(self) -> Hand | None:
         """Who takes the next chunk: of those with room, who has least."""
@@ -162,7 +170,7 @@ class Crew:
             return share.max_bytes
         return max(share.min_bytes, min(share.max_bytes, num_left // (4 * self._num_workers)))
 
-    def _give(self, hand: Hand, chunk: Chunk) -> None:
+    def _give(self, hand: Hand, chunk: Chunk, file: str) -> None:
         goes_on = self._long is hand
         ends = chunk.num_lines > 0
         if goes_on:
@@ -175,7 +183,7 @@ class Crew:
             hand.bytes_held += len(chunk.data)
         self._long = hand if chunk.is_long and not ends else None
         hand.pieces_ahead += chunk.is_long and not ends
-        self._send(hand, Lines(chunk.data, chunk.first_line, chunk.is_long, ends))
+        self._send(hand, Lines(chunk.data, chunk.first_line, chunk.is_long, ends, file))
 
     def _wait(self, source: Source) -> None:
         """Until a worker has written or, where somebody could take more, there is more to read."""

@@ -30,9 +30,10 @@ class ReaderGone(Exception):
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM came. `line` is how far the output file is, None without one."""
+    """SIGINT or SIGTERM came. `line` is how far the output file is, None without one; `file` what it is of, if told."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
         self.line: int | None = None
+        self.file = ""

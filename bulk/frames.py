@@ -50,12 +50,16 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
 
 
 class Lines(msgspec.Struct, tag="lines", frozen=True):
-    """A chunk: see `lines.Chunk`. `ends` is false for a piece of a long line that is not its last."""
+    """A chunk: see `lines.Chunk`. `ends` is false for a piece of a long line that is not its last.
+
+    file  as records call it, "" where they do not
+    """
 
     data: bytes
     first_line: int
     is_long: bool = False
     ends: bool = True
+    file: str = ""
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):

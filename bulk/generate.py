@@ -18,7 +18,7 @@ import msgspec
 from bulk.frames import Done, Part, in_parts
 from bulk.generate_rows import Continued, GenerateRows, generate_rows
 from bulk.lines import LONG_BYTES
-from bulk.names import text_name
+from bulk.names import new_names, text_name
 from bulk.options import GenerateOptions
 from bulk.records import Problem, Reader, Record, up_to_bad
 from bulk.totals import GenerateTotals
@@ -81,7 +81,7 @@ class GenerateWork:
         checked_logit_bias(options.request.logit_bias, vocabulary_size)
         self._options = options
         self._completions = Completions(model)
-        self._reader = Reader(options.input_format, text_name(options), with_context=False)
+        self._reader = Reader(options.input_format, text_name(options), with_context=False, taken=new_names(options))
         self.rows: GenerateRows = generate_rows(options)
         self.skips_bad = options.skip_bad
 
@@ -90,14 +90,14 @@ class GenerateWork:
         """What stands before the first record of the output."""
         return self.rows.head()
 
-    def begin(self, data: bytes, first_line: int) -> GeneratedChunk:
+    def begin(self, data: bytes, first_line: int, file: str = "") -> GeneratedChunk:
         """Queue a chunk of whole lines."""
-        lines = up_to_bad(self._reader.read(data, first_line), skips_bad=self.skips_bad)
+        lines = up_to_bad(self._reader.read(data, first_line, file), skips_bad=self.skips_bad)
         return GeneratedChunk(self, [(line, self._begun(line)) for line in lines])
 
-    def begin_long(self, line: int) -> LongPrompt:
+    def begin_long(self, line: int, file: str = "") -> LongPrompt:
         """A prompt that is too long."""
-        return LongPrompt(self, line)
+        return LongPrompt(self, line, file)
 
     def _begun(self, line: Record | Problem) -> Ending | None:
         if isinstance(line, Problem):
@@ -134,9 +134,9 @@ class GeneratedChunk:
 class LongPrompt:
     """A line that is longer than a prompt may be; what it holds is not looked at."""
 
-    def __init__(self, work: Work, line: int) -> None:
+    def __init__(self, work: Work, line: int, file: str) -> None:
         message = f"got more than {LONG_BYTES:,} bytes, expected a prompt of at most so many"
-        self._chunk = GeneratedChunk(work, [(Problem(line, message), None)])
+        self._chunk = GeneratedChunk(work, [(Problem(line, message, file), None)])
 
     def feed(self, data: bytes, *, ends: bool) -> None:
         """Nothing is kept."""

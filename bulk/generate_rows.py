@@ -9,6 +9,7 @@ from typing import Final, Protocol, Self
 import msgspec
 
 from bulk.carried import CarriedColumns, CarriedFields
+from bulk.names import figure_names
 from bulk.options import GenerateOptions
 from bulk.records import Problem, Record
 from bulk.tsv import cell, on_one_line
@@ -71,6 +72,7 @@ class JsonLines:
 
     def __init__(self, options: GenerateOptions) -> None:
         self._carried = CarriedFields(options)
+        self._names = [_encode(name) for name in figure_names(options)]
 
     def head(self) -> bytes:
         """Nothing."""
@@ -78,9 +80,9 @@ class JsonLines:
 
     def rows(self, record: Record, continued: Continued) -> bytes:
         """The object."""
-        choices, usage = _encode(continued.choices), _encode(continued.usage)
-        opening = self._carried.opening(record)
-        return b'%b,"seed":%d,"choices":%b,"usage":%b}\n' % (opening, continued.seed, choices, usage)
+        values = map(_encode, (continued.seed, continued.choices, continued.usage))
+        figures = (b"%b:%b" % pair for pair in zip(self._names, values, strict=True))
+        return self._carried.opening(record) + b"," + b",".join(figures) + b"}\n"
 
     def problem(self, problem: Problem) -> bytes:
         """An object with `line` and `error`."""

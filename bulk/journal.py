@@ -27,7 +27,7 @@ READ_BYTES: Final = 1 << 20
 class Checkpoint:
     """A place at which the output is exactly that of a number of whole lines.
 
-    line          lines of the input that are done
+    line          lines of the input that are done, of several files those of `file`
     input_bytes   where the next one begins
     input_digest  SHA-256 of what was read of a pipe, "" for a file
     output_bytes  size of the output
@@ -35,6 +35,8 @@ class Checkpoint:
     seconds       of work, over all runs
     totals        sums by name
     complete      whether that was all
+    file          number of the file that the next line is of, from 0
+    num_lines     lines that are done, of all files
     """
 
     line: int = 0
@@ -45,6 +47,8 @@ class Checkpoint:
     seconds: float = 0.0
     totals: dict[str, int] | None = None
     complete: bool = False
+    file: int = 0
+    num_lines: int = 0
 
 
 def journal_path(output: Path) -> Path:

@@ -23,6 +23,7 @@ class Chunk:
     num_lines   lines in it; of a long line's pieces the last one has 1, the others 0
     end_offset  bytes of the input up to the end of the chunk
     is_long     a piece of a long line; `num_lines` says whether it is the last
+    file        number of its file, from 0
     """
 
     data: bytes
@@ -31,6 +32,7 @@ class Chunk:
     end_offset: int
     is_long: bool = False
     digest: str = ""  # SHA-256 of a pipe up to the end of the chunk
+    file: int = 0
 
 
 class LineCutter:
@@ -43,6 +45,7 @@ class LineCutter:
         self._line = line
         self._inside_long = False
         self._closed = False
+        self._is_broken = False
 
     @property
     def num_bytes(self) -> int:
@@ -70,6 +73,12 @@ class LineCutter:
         """Nothing more will come."""
         self._closed = True
 
+    def break_off(self) -> None:
+        """Nothing more can be read: a line without an end is not the whole line, and not handed out."""
+        self._data = self._data[: self._data.rfind(b"\n") + 1]
+        self._at = min(self._at, len(self._data))
+        self._closed = self._is_broken = True
+
     def drain(self) -> bytes:
         """Take everything as it is."""
         data, self._data, self._at = self._data[self._at :], b"", 0
@@ -89,6 +98,8 @@ class LineCutter:
         partial  hand out what is there, though it fills no chunk
         returns  None where more has to come first
         """
+        if self._is_broken and not self.num_bytes:
+            return None
         if self._inside_long:
             return self._take_long()
         end, count, full = self._at, 0, False

@@ -17,7 +17,7 @@ from bulk.long_words import LongWords
 from bulk.names import TEXT_FIGURES
 from bulk.options import ScoreOptions
 from bulk.records import Record
-from bulk.score_rows import TokenRows, WordRows
+from bulk.score_rows import TokenRows, WordRows, figure_members
 from bulk.tsv import cell, doubled, escaped
 from service.answers.bodies import ScoredToken, ScoredWord
 from service.answers.figures import ScoredText
@@ -128,18 +128,18 @@ class LongRows:
 
     def _object(self, record: Record, sums: TextSums) -> Iterator[bytes]:
         if record.fields is None and self._options.with_text:
-            yield b'{"line":%d,"text":"' % record.line
+            yield CarriedFields(self._options).opening(record).removesuffix(b'"')
             yield from self._text.read()
             yield b'"'
         else:
             yield CarriedFields(self._options).opening(record)
-        yield b"," + _encode(sums.figures(self._options.log_base))[1:-1]
+        yield b"," + figure_members(sums, self._options)
         for name, wanted, spool in (
-            (b"tokens", self._options.tokens, self._tokens),
-            (b"words", self._options.words, self._words),
+            ("tokens", self._options.tokens, self._tokens),
+            ("words", self._options.words, self._words),
         ):
             if wanted:
-                yield b',"%b":[' % name
+                yield b",%b:[" % _encode(self._options.prefix + name)
                 yield from spool.read()
                 yield b"]"
         yield b"}\n"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from bulk.borders import last_border, last_starter
@@ -34,7 +35,7 @@ NO_SUMS: Final = TextSums(0, 0, 0, 0, 0, 0)
 class LongText:
     """A long line on its way; see `bulk.worker.LongLine`."""
 
-    def __init__(self, work: ScoreWork, line: int) -> None:
+    def __init__(self, work: ScoreWork, line: int, file: str) -> None:
         self._work = work
         self._line = line
         self._decoder = codecs.getincrementaldecoder("utf-8")()
@@ -42,7 +43,8 @@ class LongText:
         self._num_bytes = 0
         self._object: bytearray | None = None if work.reads_text else bytearray()
         self._problem: Problem | None = None
-        self._record = Record(line, "")
+        self._record = Record(line, "", file=file)
+        self._is_blank = True
         self._held = ""  # not tokenized yet
         self._context = work.context_of(self._record)
         self._state: StateValue | None = None
@@ -69,9 +71,9 @@ class LongText:
         if self._problem is None:
             self._settle()
             yield from in_parts(self._rows.finished(self._record, self._sums))
-            yield Done.of(ScoreTotals.of([self._sums], 0))
+            yield Done.of(ScoreTotals.of([] if self._is_blank else [self._sums], num_blank=int(self._is_blank)))
         elif self._work.skips_bad:
-            yield Part(self._work.rows.problem(self._problem))
+            yield Part(self._work.rows.problem(replace(self._problem, file=self._record.file)))
             yield Done.of(ScoreTotals(num_bad_lines=1))
         else:
             yield Done.of(ScoreTotals(), str(self._problem))
@@ -101,13 +103,14 @@ class LongText:
         if isinstance(record, Problem):
             self._problem = record
             return
-        self._record, self._context = record, self._work.context_of(record)
+        self._record, self._context = replace(record, file=self._record.file), self._work.context_of(record)
         for at in range(0, len(record.text) or 1, PIECE_CHARS):
             self._add(record.text[at : at + PIECE_CHARS], ends=at + PIECE_CHARS >= len(record.text))
 
     def _add(self, text: str, *, ends: bool) -> None:
         """Score what can be cut off; the last piece with all that is left."""
         num_before = len(self._held)
+        self._is_blank = self._is_blank and not text.strip()
         self._held += text
         while len(self._held) > PIECE_CHARS and (border := self._border(num_before)):
             self._score(self._held[:border], is_last=False)

@@ -25,6 +25,9 @@ class WorkOptions(msgspec.Struct, frozen=True, kw_only=True):
     columns   fields of the input that are columns of a TSV output
     skip_bad  a bad line becomes an error record instead of the end
     with_text whether the input's text is repeated in the output
+    with_file whether records say which file they are of
+    field     of JSONL the text, "" is `text` of `meari score` and `prompt` of `meari generate`
+    prefix    of the names of all figures in the output
     """
 
     bundle: str
@@ -33,6 +36,9 @@ class WorkOptions(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[str, ...] = ()
     skip_bad: bool = False
     with_text: bool = True
+    with_file: bool = False
+    field: str = ""
+    prefix: str = ""
     server: str = ""
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
@@ -17,7 +18,7 @@ import msgspec
 from bulk.options import InputFormat
 from service.requests.explain import shown, why_malformed
 
-__all__ = ["Problem", "Reader", "Record", "is_like_object", "not_utf8", "up_to_bad"]
+__all__ = ["Problem", "Reader", "Record", "clashing_names", "is_like_object", "not_utf8", "up_to_bad"]
 
 CONTEXT: Final = "context"
 _decode_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -31,12 +32,19 @@ class Record:
     text     what to score or to continue
     context  what it stands after, None where the line says nothing
     fields   its fields as they were written, JSON by name; of a line of text none
+    file     how records call the file that it is of, "" where they do not
     """
 
     line: int
     text: str
     context: str | None = None
     fields: dict[str, bytes] | None = None
+    file: str = ""
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether there is nothing but white space, which counts for no text of a corpus."""
+        return not self.text.strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +53,27 @@ class Problem:
 
     line: int
     message: str
+    file: str = ""
 
     def __str__(self) -> str:
         return f"line {self.line}: {self.message}"
 
 
 class Reader:
-    """Reads chunks of one input. `key` names the field of the text, `text` or `prompt`."""
+    """Reads chunks of one input. `key` names the field of the text; `taken` are names that the output needs."""
 
-    def __init__(self, input_format: InputFormat, key: str, *, with_context: bool) -> None:
+    def __init__(self, input_format: InputFormat, key: str, *, with_context: bool, taken: Collection[str] = ()) -> None:
         self._is_text = input_format == "text"
         self._key = key
-        self._with_context = with_context
+        self._with_context = with_context and key != CONTEXT
+        self._taken = frozenset(taken)
 
-    def read(self, data: bytes, first_line: int) -> list[Record | Problem]:
-        """The lines of a chunk."""
+    def read(self, data: bytes, first_line: int, file: str = "") -> list[Record | Problem]:
+        """The lines of a chunk of a file."""
+        lines = self._lines(data, first_line)
+        return [replace(line, file=file) for line in lines] if file else lines
+
+    def _lines(self, data: bytes, first_line: int) -> list[Record | Problem]:
         lines = split_lines(data)
         if self._is_text:
             with contextlib.suppress(UnicodeDecodeError):
@@ -100,6 +114,8 @@ class Reader:
             return Problem(number, f"{name}: got {shown(fields[name])}, expected a string")
         if self._key not in strings:
             return Problem(number, f"{self._key}: missing, expected a string")
+        if clash := clashing_names(fields, self._taken):
+            return Problem(number, clash)
         return Record(number, strings[self._key], strings.get(CONTEXT), fields)
 
     def _strings(self, fields: dict[str, bytes]) -> list[str]:
@@ -107,6 +123,16 @@ class Reader:
         if self._with_context and fields.get(CONTEXT, b"null") != b"null":
             names.append(CONTEXT)
         return names
+
+
+def clashing_names(fields: Iterable[str], taken: Collection[str]) -> str:
+    """What is wrong with fields that are called as figures of the output; "" where nothing is."""
+    names = [name for name in fields if name in taken]
+    if not names:
+        return ""
+    return (
+        f"{', '.join(names)}: got what the output has as well, expected other names, or --prefix NAME_ for the figures"
+    )
 
 
 def up_to_bad(lines: list[Record | Problem], *, skips_bad: bool) -> list[Record | Problem]:

@@ -75,7 +75,7 @@ class Outcome:
 
 def run(source: Source, options: ScoreOptions | GenerateOptions, plan: Plan) -> Outcome:
     """Do the work. Raises BulkError, Interrupted, ReaderGone."""
-    _check_output(source, plan)
+    _check_output(plan)
     share = SCORE_SHARE if isinstance(options, ScoreOptions) else GENERATE_SHARE
     with Crew(_num_workers(source, plan, share), _setup(options, plan), share) as crew:
         described = _described(source, options, plan) if plan.output is not None else {}
@@ -111,6 +111,8 @@ class Run:
         before = self.at.totals or {}
         self.at = Checkpoint(
             line=chunk.first_line + chunk.num_lines - 1,
+            file=chunk.file,
+            num_lines=self.at.num_lines + chunk.num_lines,
             input_bytes=chunk.end_offset,
             input_digest=chunk.digest,
             output_bytes=self.output.num_bytes,
@@ -142,13 +144,14 @@ class Run:
 
 def _work(crew: Crew, source: Source, run: Run, plan: Plan) -> Run:
     """Write everything that is left, and note how far it came, whatever ends it."""
-    display = Display(source.num_bytes, run.at.input_bytes, time.monotonic) if plan.display else None
+    num_done = source.bytes_before(run.at.file) + run.at.input_bytes
+    display = Display(source.num_bytes, num_done, time.monotonic) if plan.display else None
     try:
         _write_results(crew, source, run, display, plan.max_bad)
         run.note()
     except BaseException as ending:
         if isinstance(ending, Interrupted) and run.journal is not None:
-            ending.line = run.at.line
+            ending.line, ending.file = run.at.line, source.label(run.at.file)
         with contextlib.suppress(BulkError):  # what ended the run is the one to tell
             run.note()
         raise
@@ -166,19 +169,20 @@ def _write_results(crew: Crew, source: Source, run: Run, display: Display | None
             run.output.write(result.data)
             continue
         if result.done.problem:  # the checkpoint stays before this chunk, whose last lines are not done
-            raise BadLine(f"{source.name}: {result.done.problem}; {SKIP_HINT}")
+            raise BadLine(f"{source.name(result.chunk.file)}: {result.done.problem}; {SKIP_HINT}")
         now = time.monotonic()
         run.advance(result, result.done, seconds_before + now - started)
         if run.num_bad() > max_bad:
             raise BadLine(
-                f"{source.name}: got {run.num_bad():,} bad lines up to line {run.at.line:,}, expected at most "
-                f"{max_bad:,}; --max-bad sets the limit"
+                f"{source.name(run.at.file)}: got {run.num_bad():,} bad lines up to line {run.at.line:,}, "
+                f"expected at most {max_bad:,}; --max-bad sets the limit"
             )
         if now - noted >= CHECKPOINT_SECONDS:
             run.note()
             noted = now
         if display is not None:
-            display.show(run.at.input_bytes, run.at.line, run.num_tokens() - tokens_before)
+            num_bytes = source.bytes_before(run.at.file) + run.at.input_bytes
+            display.show(num_bytes, run.at.num_lines, run.num_tokens() - tokens_before)
     run.at = replace(run.at, seconds=seconds_before + time.monotonic() - started, complete=True)
 
 
@@ -209,16 +213,14 @@ def _resume(source: Source, output: Output, described: dict[str, Any]) -> Run | 
         return None
     output.start_at(at.output_bytes, at.output_crc)
     if not at.complete:
-        source.skip(at.input_bytes, at.line + 1, at.input_digest)
+        source.skip(at.file, at.input_bytes, at.line + 1, at.input_digest)
     return Run(output, journal, at)
 
 
-def _check_output(source: Source, plan: Plan) -> None:
+def _check_output(plan: Plan) -> None:
     """Raises BulkError where the output would destroy something."""
     if plan.output is None or not plan.output.is_file():
         return
-    if source.is_same_file(plan.output):
-        raise BulkError(f"{plan.output}: is the input as well, expected another file")
     if not plan.resume and not plan.overwrite and is_interrupted(plan.output):
         raise BulkError(
             f"{plan.output}: holds what an interrupted run has done; --resume goes on with it, --overwrite begins anew"

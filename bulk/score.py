@@ -15,7 +15,7 @@ import numpy as np
 
 from bulk.frames import Done, Part, in_parts
 from bulk.long_text import LongText
-from bulk.names import text_name
+from bulk.names import new_names, text_name
 from bulk.options import ScoreOptions
 from bulk.records import Problem, Reader, Record, up_to_bad
 from bulk.score_rows import ScoreRows, score_rows
@@ -88,7 +88,7 @@ class ScoreWork:
     def __init__(self, model: Model, options: ScoreOptions) -> None:
         self._model = model
         self.options = options
-        self.reader = Reader(options.input_format, text_name(options), with_context=True)
+        self.reader = Reader(options.input_format, text_name(options), with_context=True, taken=new_names(options))
         self.rows: ScoreRows = score_rows(options)
         self.skips_bad = options.skip_bad
 
@@ -97,14 +97,14 @@ class ScoreWork:
         """What stands before the first record of the output."""
         return self.rows.head()
 
-    def begin(self, data: bytes, first_line: int) -> ScoredChunk:
+    def begin(self, data: bytes, first_line: int, file: str = "") -> ScoredChunk:
         """Queue a chunk of whole lines."""
-        lines = up_to_bad(self.reader.read(data, first_line), skips_bad=self.skips_bad)
+        lines = up_to_bad(self.reader.read(data, first_line, file), skips_bad=self.skips_bad)
         return ScoredChunk(self, lines, list(self._groups(lines)))
 
-    def begin_long(self, line: int) -> LongText:
+    def begin_long(self, line: int, file: str = "") -> LongText:
         """A long line whose pieces follow."""
-        return LongText(self, line)
+        return LongText(self, line, file)
 
     def _groups(self, lines: Sequence[Record | Problem]) -> Iterator[Group]:
         for context, texts in by_context(lines, self.options.context).items():
@@ -170,12 +170,13 @@ class ScoredChunk:
         """Wait for the figures, then write them: parts of the output in order, then the sums."""
         results = {place: (sums, rows) for group in self.groups for place, sums, rows in group.results()}
         yield from in_parts(self._pieces({place: rows for place, (_, rows) in results.items()}))
-        sums = [sums for sums, _ in results.values()]
         problems = [line for line in self.lines if isinstance(line, Problem)]
+        blank = {place for place, line in enumerate(self.lines) if isinstance(line, Record) and line.is_blank}
+        sums = [sums for place, (sums, _) in results.items() if place not in blank]
         if problems and not self.work.skips_bad:
-            yield Done.of(ScoreTotals.of(sums, 0), str(problems[0]))
+            yield Done.of(ScoreTotals.of(sums, num_blank=len(blank)), str(problems[0]))
         else:
-            yield Done.of(ScoreTotals.of(sums, len(problems)))
+            yield Done.of(ScoreTotals.of(sums, num_blank=len(blank), num_bad_lines=len(problems)))
 
     def _pieces(self, rows: dict[int, RowsOf]) -> Iterator[bytes]:
         for place, line in enumerate(self.lines):

@@ -6,7 +6,7 @@ JSONL as /score writes its results, or TSV with a row a text, a token or a word.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -17,10 +17,21 @@ from bulk.records import Problem, Record
 from bulk.tsv import cell
 from service.answers.bodies import ScoredToken, ScoredWord
 from service.answers.figures import ScoredText
-from service.answers.score_json import SLICE, open_result
+from service.answers.score_json import SLICE, array, parts_of
 from service.answers.sums import TextSums
 
-__all__ = ["JsonLines", "ScoreRows", "TextRows", "TokenRows", "WordRows", "score_rows"]
+__all__ = [
+    "JsonLines",
+    "ScoreRows",
+    "TextRows",
+    "TokenRows",
+    "WordRows",
+    "figure_members",
+    "prefixed",
+    "score_rows",
+]
+
+_encode: Final = msgspec.json.Encoder().encode
 
 
 class ScoreRows(Protocol):
@@ -50,6 +61,7 @@ class JsonLines:
 
     def __init__(self, options: ScoreOptions) -> None:
         self._options = options
+        self.prefix = options.prefix
         self.carried = CarriedFields(options)
 
     def head(self) -> bytes:
@@ -58,14 +70,28 @@ class JsonLines:
 
     def rows(self, record: Record, scored: ScoredText, sums: TextSums) -> Iterator[bytes]:
         """The object."""
-        result = open_result(scored, sums, self._options.tokens, self._options.words)
-        yield self.carried.opening(record) + b"," + next(result)[1:]
-        yield from result
+        options = self._options
+        yield self.carried.opening(record) + b"," + figure_members(sums, options)
+        for name, slices in parts_of(scored, sums, options.tokens, options.words):
+            yield from array(_encode(self.prefix + name)[1:-1], slices)
         yield b"}\n"
 
     def problem(self, problem: Problem) -> bytes:
         """An object with `line` and `error`."""
         return self.carried.problem(problem)
+
+
+def figure_members(sums: TextSums, options: ScoreOptions) -> bytes:
+    """The figures of a text as members of its object."""
+    return prefixed(_encode(sums.figures(options.log_base)), options.prefix)[1:-1]
+
+
+def prefixed(result: bytes, prefix: str) -> bytes:
+    """An object with a prefix before each of its names."""
+    if not prefix:
+        return result
+    members: dict[str, msgspec.Raw] = msgspec.json.decode(result, type=dict[str, msgspec.Raw])
+    return _encode({prefix + name: raw for name, raw in members.items()})
 
 
 class TextRows:

@@ -16,7 +16,7 @@ from msgspec import UNSET
 from bulk.errors import BulkError
 from bulk.generate import Ending, GeneratedChunk, LongPrompt, line_request
 from bulk.generate_rows import Continued, GenerateRows, generate_rows
-from bulk.names import text_name
+from bulk.names import new_names, text_name
 from bulk.one_prompt import SEPARATOR, rows_of_one
 from bulk.options import GenerateOptions, OutputFormat
 from bulk.records import Problem, Reader, Record, up_to_bad
@@ -52,7 +52,7 @@ class ServedGenerateWork:
         checked_logit_bias(options.request.logit_bias, served.vocabulary_size)
         self._served = served
         self._options = options
-        self._reader = Reader(options.input_format, text_name(options), with_context=False)
+        self._reader = Reader(options.input_format, text_name(options), with_context=False, taken=new_names(options))
         self.rows: GenerateRows = generate_rows(options)
         self.skips_bad = options.skip_bad
 
@@ -61,14 +61,14 @@ class ServedGenerateWork:
         """What stands before the first record of the output."""
         return self.rows.head()
 
-    def begin(self, data: bytes, first_line: int) -> GeneratedChunk:
+    def begin(self, data: bytes, first_line: int, file: str = "") -> GeneratedChunk:
         """Ask for a chunk of whole lines."""
-        lines = up_to_bad(self._reader.read(data, first_line), skips_bad=self.skips_bad)
+        lines = up_to_bad(self._reader.read(data, first_line, file), skips_bad=self.skips_bad)
         return GeneratedChunk(self, [(line, self._begun(line)) for line in lines])
 
-    def begin_long(self, line: int) -> LongPrompt:
+    def begin_long(self, line: int, file: str = "") -> LongPrompt:
         """A prompt that is too long."""
-        return LongPrompt(self, line)
+        return LongPrompt(self, line, file)
 
     def _begun(self, line: Record | Problem) -> Ending | None:
         if isinstance(line, Problem):

@@ -13,11 +13,11 @@ from typing import Final
 import msgspec
 
 from bulk.frames import Done, Part
-from bulk.names import text_name
+from bulk.names import new_names, text_name
 from bulk.options import ScoreOptions
 from bulk.records import Problem, Reader, Record, up_to_bad
 from bulk.score import RowsOf, ScoredChunk, by_context
-from bulk.score_rows import JsonLines, ScoreRows, TextRows, TokenRows, WordRows, score_rows
+from bulk.score_rows import JsonLines, ScoreRows, TextRows, TokenRows, WordRows, prefixed, score_rows
 from bulk.served import Served
 from service.answers.bodies import ScoredToken, ScoredWord, TextFigures
 from service.answers.sums import LN_OF, TextSums
@@ -53,7 +53,7 @@ class ServedScoreWork:
     def __init__(self, served: Served, options: ScoreOptions) -> None:
         self.served = served
         self.options = options
-        self.reader = Reader(options.input_format, text_name(options), with_context=True)
+        self.reader = Reader(options.input_format, text_name(options), with_context=True, taken=new_names(options))
         self.rows: ScoreRows = score_rows(options)
         self.skips_bad = options.skip_bad
 
@@ -62,13 +62,13 @@ class ServedScoreWork:
         """What stands before the first record of the output."""
         return self.rows.head()
 
-    def begin(self, data: bytes, first_line: int) -> ScoredChunk:
+    def begin(self, data: bytes, first_line: int, file: str = "") -> ScoredChunk:
         """Ask for a chunk of whole lines."""
-        return self.begin_lines(self.reader.read(data, first_line))
+        return self.begin_lines(self.reader.read(data, first_line, file))
 
-    def begin_long(self, line: int) -> ServedLongText:
+    def begin_long(self, line: int, file: str = "") -> ServedLongText:
         """A long line whose pieces follow."""
-        return ServedLongText(self, line)
+        return ServedLongText(self, line, file)
 
     def begin_lines(self, lines: list[Record | Problem]) -> ScoredChunk:
         """Ask for some lines."""
@@ -82,7 +82,7 @@ class ServedScoreWork:
         num_chars = len(line.text) + len(self.options.context if line.context is None else line.context)
         if num_chars <= self.served.max_text_chars:
             return line
-        return Problem(line.line, f"got {num_chars:,} characters, {self.expected}")
+        return Problem(line.line, f"got {num_chars:,} characters, {self.expected}", line.file)
 
     @property
     def expected(self) -> str:
@@ -156,7 +156,7 @@ def _sums(result: Result, log_base: LogBase) -> TextSums:
 
 def _rows(rows: ScoreRows, raw: bytes, result: Result, sums: TextSums, record: Record) -> Iterator[bytes]:
     if isinstance(rows, JsonLines):
-        yield rows.carried.opening(record) + b"," + raw[1:] + b"\n"
+        yield rows.carried.opening(record) + b"," + prefixed(raw, rows.prefix)[1:] + b"\n"
     elif isinstance(rows, TextRows):
         yield rows.row(record, sums)
     elif isinstance(rows, TokenRows):
@@ -168,8 +168,9 @@ def _rows(rows: ScoreRows, raw: bytes, result: Result, sums: TextSums, record: R
 class ServedLongText:
     """A long line on its way: held whole, up to what the service takes."""
 
-    def __init__(self, work: ServedScoreWork, line: int) -> None:
+    def __init__(self, work: ServedScoreWork, line: int, file: str) -> None:
         self._work = work
+        self._file = file
         self._line = line
         self._held = bytearray()
         self._is_too_long = False
@@ -194,5 +195,5 @@ class ServedLongText:
         if self._is_too_long:
             num_bytes = BYTES_PER_CHAR * self._work.served.max_text_chars
             message = f"got more than {num_bytes:,} bytes, {self._work.expected}"
-            return self._work.begin_lines([Problem(self._line, message)])
-        return self._work.begin(bytes(self._held), self._line)
+            return self._work.begin_lines([Problem(self._line, message, self._file)])
+        return self._work.begin(bytes(self._held), self._line, self._file)

@@ -32,9 +32,13 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScoreTotals(Totals, frozen=True, kw_only=True, tag="score"):
-    """Of scored texts; the last two in units of the grid (see service.engine.calls)."""
+    """Of scored texts; the last two in units of the grid (see service.engine.calls).
+
+    num_blank  texts of nothing but white space, which count for nothing else: training passes over them, too
+    """
 
     num_texts: int = 0
+    num_blank: int = 0
     num_tokens: int = 0
     num_chars: int = 0
     num_bytes: int = 0
@@ -43,11 +47,12 @@ class ScoreTotals(Totals, frozen=True, kw_only=True, tag="score"):
     known_logprob_units: int = 0
 
     @classmethod
-    def of(cls, texts: Sequence[TextSums], num_bad_lines: int) -> ScoreTotals:
-        """Of the texts of a chunk."""
+    def of(cls, texts: Sequence[TextSums], *, num_blank: int = 0, num_bad_lines: int = 0) -> ScoreTotals:
+        """Of the texts of a chunk that are not blank."""
         return cls(
             num_bad_lines=num_bad_lines,
             num_texts=len(texts),
+            num_blank=num_blank,
             num_tokens=sum(text.num_tokens for text in texts),
             num_chars=sum(text.num_chars for text in texts),
             num_bytes=sum(text.num_bytes for text in texts),
@@ -78,6 +83,7 @@ class ScoreTotals(Totals, frozen=True, kw_only=True, tag="score"):
         known = self.num_tokens - self.num_unknown
         return {
             "num_texts": self.num_texts,
+            "num_blank": self.num_blank,
             "num_bad_lines": self.num_bad_lines,
             "num_tokens": self.num_tokens,
             "num_unknown": self.num_unknown,

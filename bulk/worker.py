@@ -55,10 +55,10 @@ class LineWork(Protocol):
     def head(self) -> bytes:
         """What stands before the first record of the output."""
 
-    def begin(self, data: bytes, first_line: int) -> Begun:
+    def begin(self, data: bytes, first_line: int, file: str = "") -> Begun:
         """Queue whole lines."""
 
-    def begin_long(self, line: int) -> LongLine:
+    def begin_long(self, line: int, file: str = "") -> LongLine:
         """A long line whose pieces follow."""
 
 
@@ -149,10 +149,10 @@ class Worker:
 
     def _take(self, lines: Lines, work: LineWork) -> None:
         if not lines.is_long:
-            self._begun.append(work.begin(lines.data, lines.first_line))
+            self._begun.append(work.begin(lines.data, lines.first_line, lines.file))
             return
         if self._long is None:
-            self._long = work.begin_long(lines.first_line)
+            self._long = work.begin_long(lines.first_line, lines.file)
             self._begun.append(self._long)
         self._long.feed(lines.data, ends=lines.ends)
         if lines.ends:

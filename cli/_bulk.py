@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli._files import Use, check_apart
 from cli._place import Place
 
 if TYPE_CHECKING:
@@ -18,9 +19,21 @@ if TYPE_CHECKING:
     from bulk.run import Outcome, Plan
     from bulk.source import Source
 
-__all__ = ["RUN_OPTIONS", "RunOptions", "columns_of", "endings", "rate", "tell_summary", "work_options"]
+__all__ = [
+    "RUN_OPTIONS",
+    "RunOptions",
+    "bundle_uses",
+    "check_names",
+    "columns_of",
+    "endings",
+    "input_names",
+    "rate",
+    "tell_summary",
+    "uses",
+    "work_options",
+]
 
-_TEXT_SUFFIXES = (".txt",)
+_TEXT_SUFFIXES = (".txt", ".text")
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
 SERVED_REQUESTS = 8
 MAX_BAD = 1_000
@@ -32,6 +45,10 @@ RUN_OPTIONS = (
         default="auto",
         show_default=True,
         help="A line is a text, or a JSON object.",
+    ),
+    click.option("--field", metavar="NAME", default="", help="The field of JSONL that is the text.  [text, or prompt]"),
+    click.option(
+        "--prefix", metavar="NAME_", default="", help="Put before the names of all figures, so that they meet no field."
     ),
     click.option(
         "-o",
@@ -70,6 +87,8 @@ class RunOptions:
     """How to run, as the options say."""
 
     input_format: str
+    field: str
+    prefix: str
     output: Path | None
     resume: bool
     overwrite: bool
@@ -87,6 +106,12 @@ class RunOptions:
             raise click.UsageError("--resume and --overwrite exclude each other")
         if self.resume and self.output is None:
             raise click.UsageError("--resume needs -o FILE: it goes on where FILE ends")
+        if self.field and self.input_format == "text":
+            raise click.UsageError(
+                f"--field: got {self.field!r} with --input-format text, expected jsonl, which has fields"
+            )
+        if self.output is not None and self.output.is_dir():
+            raise click.UsageError(f"--output: got {self.output}, a folder, expected a file")
         if self.summary is not None and (self.summary.is_dir() or not self.summary.absolute().parent.is_dir()):
             raise click.UsageError(f"--summary: got {self.summary}, expected a file in a folder that exists")
 
@@ -112,8 +137,21 @@ class RunOptions:
             "--max-bad": self.max_bad is not None,
             "--summary": self.summary is not None,
             "--input-format": self.input_format != "auto",
+            "--field": bool(self.field),
         }
         return [name for name, is_given in given.items() if is_given]
+
+    def check_files(self, reads: Iterable[Use]) -> None:
+        """Raises UsageError where a file would be written that is read or written by another option."""
+        writes = [Use("standard output", 1)] if self.output is None else [Use("--output", self.output)]
+        if self.output is not None and (self.output.is_file() or not self.output.exists()):
+            from bulk.journal import journal_path
+
+            progress = journal_path(self.output)
+            beside = (progress, progress.with_name(progress.name + ".tmp"))
+            writes += [Use("the progress of --output", path) for path in beside]
+        writes += [] if self.summary is None else [Use("--summary", self.summary)]
+        check_apart(reads, writes)
 
     def plan(self, hash_of_served: str | None, api_key: str) -> Plan:
         """The same for the run; the hash is that of the bundle of a service, where one does the work."""
@@ -136,14 +174,39 @@ class RunOptions:
         )
 
 
+def input_names(files: Sequence[str]) -> tuple[list[str], bool]:
+    """The files to read, in place of folders the text files in them; and whether records tell which file they are of.
+
+    Raises UsageError, ModelsError.
+    """
+    from models.text.corpus import list_files
+
+    if "-" in files and len(files) > 1:
+        raise click.UsageError("-: got standard input beside files, expected it alone")
+    folders = {file for file in files if file != "-" and Path(file).is_dir()}
+    names = [name for file in files for name in (map(str, list_files([file])) if file in folders else [file])]
+    return names, len(files) > 1 or bool(folders)
+
+
+def uses(option: str, names: Iterable[str]) -> list[Use]:
+    """The inputs as they are compared with outputs."""
+    return [Use(option, 0 if name == "-" else Path(name)) for name in names]
+
+
+def bundle_uses(place: Place) -> list[Use]:
+    """The files of the bundle that does the work, none where a service does. Raises BulkError."""
+    return [Use("--model", path) for path in place.folder().iterdir()] if place.server is None else []
+
+
 def work_options(
-    place: Place, run: RunOptions, name: str, source: Source, output_format: OutputFormat
+    place: Place, run: RunOptions, inputs: list[Use], source: Source, output_format: OutputFormat
 ) -> tuple[dict[str, Any], Plan, bool]:
     """What `WorkOptions` are made of, the plan, and whether the model has learned where texts end.
 
     Raises UsageError, BulkError, BundleError, RemoteError.
     """
     run.check()
+    run.check_files([*inputs, *bundle_uses(place)])
     service = place.service()
     if service is None:
         plan = run.plan(None, "")
@@ -158,10 +221,13 @@ def work_options(
     common = {
         "bundle": bundle,
         "server": "" if service is None else service.url,
-        "input_format": format_of(run.input_format, name, source),
+        "input_format": format_of(run, source),
         "format": output_format,
         "skip_bad": run.skips_bad,
         "with_text": not run.no_text,
+        "with_file": source.tells_files,
+        "field": run.field,
+        "prefix": run.prefix,
     }
     return common, plan, has_ends
 
@@ -172,15 +238,43 @@ def _has_ends(folder: Path) -> bool:
     return parse_manifest((folder / "manifest.json").read_bytes()).has_ends
 
 
-def format_of(said: str, name: str, source: Source) -> InputFormat:
-    """As said; else as the file's name ends; else as the first line looks."""
+def format_of(run: RunOptions, source: Source) -> InputFormat:
+    """As said; else as the names end; else as the first lines look. Raises UsageError for files of both kinds."""
+    found: dict[InputFormat, str] = {}
+    for name, line in source.first_lines():
+        found.setdefault(_format_of_one(run, name, line), name)
+    if len(found) > 1:
+        both = " and ".join(f"{name} ({kind})" for kind, name in found.items())
+        raise click.UsageError(f"FILE: got {both}, expected files of one kind, or --input-format")
+    return next(iter(found))
+
+
+def _format_of_one(run: RunOptions, name: str, first_line: bytes) -> InputFormat:
     from bulk.records import is_like_object
 
-    if said == "text" or (said == "auto" and name.endswith(_TEXT_SUFFIXES)):
-        return "text"
-    if said == "jsonl" or name.endswith(_JSONL_SUFFIXES) or is_like_object(source.first_line()):
+    if run.field or run.input_format == "jsonl":
         return "jsonl"
-    return "text"
+    name = name.lower().removesuffix(".gz")
+    if run.input_format == "text" or name.endswith(_TEXT_SUFFIXES):
+        return "text"
+    return "jsonl" if name.endswith(_JSONL_SUFFIXES) or is_like_object(first_line) else "text"
+
+
+def check_names(source: Source, options: WorkOptions) -> None:
+    """Raises UsageError where the first line has a field that is called as a figure of the output."""
+    import msgspec
+
+    from bulk.names import new_names
+    from bulk.records import clashing_names
+
+    if options.input_format != "jsonl":
+        return
+    try:
+        fields = msgspec.json.decode(source.first_line(), type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return  # it will be met as a bad line
+    if clash := clashing_names(fields, new_names(options)):
+        raise click.UsageError(clash)
 
 
 def columns_of(source: Source, options: WorkOptions) -> tuple[str, ...]:
@@ -202,7 +296,9 @@ def endings() -> Iterator[None]:
         with interruptible():
             yield
     except Interrupted as interrupted:
-        reached = "" if interrupted.line is None else f" after line {interrupted.line:,}; --resume goes on from there"
+        of_file = f" of {interrupted.file}" if interrupted.file else ""
+        place = "" if interrupted.line is None else f" after line {interrupted.line:,}{of_file}"
+        reached = place and f"{place}; --resume goes on from there"
         click.echo(f"meari: interrupted by {interrupted}{reached}", err=True)
         sys.exit(interrupted.exit_code)
     except ReaderGone:

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli._bulk import RUN_OPTIONS, RunOptions, columns_of, endings, rate, tell_summary, work_options
+from cli._bulk import (
+    RUN_OPTIONS,
+    RunOptions,
+    bundle_uses,
+    check_names,
+    columns_of,
+    endings,
+    rate,
+    tell_summary,
+    uses,
+    work_options,
+)
 from cli._options import json_option, packed
 from cli._place import MODEL_OPTION, WHERE_OPTIONS, Place
 from cli._sampling import SAMPLING_OPTIONS, SamplingOptions
@@ -91,12 +102,13 @@ def _many(name: str, request: GenerateRequest, place: Place, output_format: Outp
     from bulk.run import seed_of
     from bulk.source import Source
 
-    source = Source(name)
-    common, plan, _ = work_options(place, run, name, source, output_format)
+    source = Source([name])
+    common, plan, _ = work_options(place, run, uses("--prompts", [name]), source, output_format)
     options = GenerateOptions(
         request=request, seed=seed_of(plan) if request.seed is msgspec.UNSET else request.seed, **common
     )
     options = msgspec.structs.replace(options, columns=columns_of(source, options))
+    check_names(source, options)
     outcome = run_bulk(source, options, plan)
     summary = {**_summary(outcome, options.seed), "max_bad_lines": run.bad_limit}
     tell_summary(summary, _in_words, run, summary["num_prompts"])
@@ -111,6 +123,7 @@ def _one(prompt: str, request: GenerateRequest, place: Place, output_format: Out
     is_random = request.seed is msgspec.UNSET
     seed = secrets.randbits(53) if is_random else request.seed  # exact in every reader of JSON
     request = msgspec.structs.replace(request, prompt=prompt, seed=seed)
+    run.check_files(bundle_uses(place))
     with closing(Output(run.output)) as output, closing(_pieces(request, place, output_format)) as pieces:
         first = next(pieces)  # before it, the bundle is opened: what a file holds stays if that fails
         output.start_at(0, 0)

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cli._bulk import RUN_OPTIONS, RunOptions, columns_of, endings, rate, tell_summary, work_options
+from cli._bulk import (
+    RUN_OPTIONS,
+    RunOptions,
+    check_names,
+    columns_of,
+    endings,
+    input_names,
+    rate,
+    tell_summary,
+    uses,
+    work_options,
+)
 from cli._options import json_option, packed
 from cli._place import MODEL_OPTION, WHERE_OPTIONS, Place
 from cli._scores import show_scores
@@ -80,7 +92,7 @@ class FigureOptions:
 
 
 @click.command("score", short_help="Tell how likely texts are, or every line of a file.", epilog=EXAMPLES)
-@click.argument("file", metavar="[FILE|-]", required=False, type=click.Path())
+@click.argument("files", metavar="[FILE|DIR|-]…", nargs=-1, type=click.Path())
 @click.option("--text", "texts", metavar="TEXT", multiple=True, help="Score this instead; may be repeated.")
 @packed("place", Place, MODEL_OPTION, *WHERE_OPTIONS)
 @click.option(
@@ -93,7 +105,7 @@ class FigureOptions:
 @packed("run", RunOptions, *RUN_OPTIONS)
 @json_option
 def command(
-    file: str | None,
+    files: tuple[str, ...],
     texts: tuple[str, ...],
     place: Place,
     output_format: Literal["jsonl", "tsv", "table"] | None,
@@ -101,30 +113,30 @@ def command(
     run: RunOptions,
     as_json: bool,
 ) -> None:
-    """Score every line of FILE ("-": standard input) as POST /score does, in order, with all CPUs; or each --text.
+    """Score every line of the FILEs ("-": standard input) as POST /score does, in order, with all CPUs; or each --text.
 
-    FILE is text, a text a line, empty lines too; or JSONL: objects with `text`, and `context` if they like, whose
-    other fields stand in the output again. Files of any size take the same memory. A service gives the figures that a
-    bundle of this machine would.
+    A FILE is text, a text a line, empty lines too; or JSONL: objects with `text`, and `context` if they like, whose
+    other fields stand in the output again. Either may be packed by gzip. Of a folder the text files are read. Files of
+    any size take the same memory. A service gives the figures that a bundle of this machine would.
     """
     if as_json and output_format not in (None, "jsonl"):
         raise click.UsageError(f"--json: got it with --format {output_format}, expected one of the two")
     wanted = "jsonl" if as_json else output_format or ("table" if texts else "jsonl")
-    if (file is None) == (not texts):
+    if bool(files) == bool(texts):
         raise click.UsageError("FILE and --text: got " + ("both" if texts else "none") + ", expected one of the two")
     if wanted == "tsv" and figures.tokens and figures.words:
         raise click.UsageError(
             "--tokens, --words: got both with --format tsv, expected one: a row is a token or a word"
         )
     with endings():
-        if file is None:
+        if not files:
             _score_texts(texts, place, wanted, figures, run)
         elif wanted == "table":
             raise click.UsageError("--format: got table with FILE, expected jsonl or tsv, or --text")
         else:
-            outcome, options = _score_lines(file, place, wanted, figures, run)
+            outcome, options = _score_lines(files, place, wanted, figures, run)
             summary = {**_summary(outcome, options), "max_bad_lines": run.bad_limit}
-            tell_summary(summary, _in_words, run, summary["num_texts"])
+            tell_summary(summary, _in_words, run, summary["num_texts"] + summary["num_blank"])
 
 
 def _score_texts(
@@ -143,16 +155,17 @@ def _score_texts(
         lines, scores = Path(name, "texts.jsonl"), Path(name, "scores.jsonl")
         lines.write_bytes(b"".join(msgspec.json.encode({"text": text}) + b"\n" for text in texts))
         if output_format != "table":
-            _score_lines(str(lines), place, output_format, figures, run)
+            _score_lines([str(lines)], place, output_format, figures, run)
             return
         if run.output is not None:
             raise click.UsageError("--output: got it for a table, expected --format jsonl or tsv with it")
-        _score_lines(str(lines), place, "jsonl", figures, replace(run, output=scores, no_text=False))
+        run = replace(run, output=scores, no_text=False, prefix="")
+        _score_lines([str(lines)], place, "jsonl", figures, run)
         show_scores([msgspec.json.decode(line) for line in scores.read_bytes().splitlines()], figures.log_base)
 
 
 def _score_lines(
-    file: str, place: Place, output_format: OutputFormat, figures: FigureOptions, run: RunOptions
+    files: Sequence[str], place: Place, output_format: OutputFormat, figures: FigureOptions, run: RunOptions
 ) -> tuple[Outcome, ScoreOptions]:
     import msgspec
 
@@ -160,10 +173,12 @@ def _score_lines(
     from bulk.run import run as run_bulk
     from bulk.source import Source
 
-    source = Source(file)
-    common, plan, has_ends = work_options(place, run, file, source, output_format)
+    names, tells_files = input_names(files)
+    source = Source(names, tells_files=tells_files)
+    common, plan, has_ends = work_options(place, run, uses("FILE", names), source, output_format)
     options = ScoreOptions(**common, **figures.fields(has_ends))
     options = msgspec.structs.replace(options, columns=columns_of(source, options))
+    check_names(source, options)
     return run_bulk(source, options, plan), options
 
 
@@ -181,7 +196,8 @@ def _summary(outcome: Outcome, options: ScoreOptions) -> dict[str, Any]:
 
 def _in_words(summary: dict[str, Any]) -> str:
     unknown, bad = summary["num_unknown"], summary["num_bad_lines"]
-    counts = f"{summary['num_texts']:,} texts, {summary['num_tokens']:,} tokens"
+    blank = f" ({summary['num_blank']:,} blank, not counted)" if summary["num_blank"] else ""
+    counts = f"{summary['num_texts']:,} texts{blank}, {summary['num_tokens']:,} tokens"
     counts += f", {unknown:,} of them unknown" if unknown else ""
     counts += f"; {bad:,} bad lines of at most {summary['max_bad_lines']:,}" if bad else ""
     rows = (

@@ -5,21 +5,21 @@ A text of 100,000 tokens is never a tree of 100,000 objects: tokens and words ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
+from service.answers.bodies import ScoredToken, ScoredWord
 from service.answers.figures import ScoredText
 from service.answers.sums import TextSums
 from service.requests.schema import LogBase
 from service.state_tokens import StateTokens
 
-__all__ = ["SLICE", "ScoreAnswer", "array", "open_result"]
+__all__ = ["SLICE", "ScoreAnswer", "array", "open_result", "parts_of"]
 
 SLICE: Final = 256
-Item = TypeVar("Item")
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -72,15 +72,23 @@ class ScoreAnswer:
 def open_result(text: ScoredText, sums: TextSums, with_tokens: bool, with_words: bool) -> Iterator[bytes]:
     """The object of one text, piece by piece, without its closing brace. sums: those of the text."""
     yield _encode(sums.figures(text.log_base))[:-1]
+    for name, slices in parts_of(text, sums, with_tokens, with_words):
+        yield from array(name.encode(), slices)
+
+
+def parts_of(
+    text: ScoredText, sums: TextSums, with_tokens: bool, with_words: bool
+) -> Iterator[tuple[str, Iterator[Sequence[ScoredToken | ScoredWord]]]]:
+    """The names of what a text is made of, each with its items a slice at a time."""
     if with_tokens:
-        count = len(text.scores.logprobs)
-        yield from array(b"tokens", (text.tokens(at, min(at + SLICE, count)) for at in range(0, count, SLICE)))
+        count = sums.num_tokens
+        yield "tokens", (text.tokens(at, min(at + SLICE, count)) for at in range(0, count, SLICE))
     if with_words:
         words = text.words()
-        yield from array(b"words", (words[at : at + SLICE] for at in range(0, len(words), SLICE)))
+        yield "words", (words[at : at + SLICE] for at in range(0, len(words), SLICE))
 
 
-def array(name: bytes, slices: Iterable[list[Item]]) -> Iterator[bytes]:
+def array(name: bytes, slices: Iterable[Sequence[object]]) -> Iterator[bytes]:
     """A further member of an object, its items a slice at a time."""
     yield b',"%b":[' % name
     for number, items in enumerate(slices):

@@ -63,7 +63,7 @@ def test_figures_are_those_of_http_bit_for_bit(model: str, text: Path, http: Any
 def test_a_line_has_its_own_context_and_its_fields_stay(bundles: Path) -> None:
     lines = [
         {"id": "x", "text": "cd", "context": "ab", "note": [1, {"a": None}]},
-        {"text": "cd", "logprob": "of another model"},
+        {"text": "cd", "tokens": "of another model"},
         {"text": "cd", "context": "", "id": 7},
     ]
     stdin = "\n".join(map(json.dumps, lines))
@@ -161,17 +161,18 @@ def test_summary_is_that_of_all_texts_weighted_by_tokens(bundles: Path, tmp_path
     summary = tmp_path / "summary.json"
     done = meari("score", "-", "--bundles", bundles, "--summary", summary, "--log-base", "2", stdin="abc\n\nx?é\nab")
     found = json.loads(summary.read_text())
-    each = records(done.stdout)
+    each = [record for record in records(done.stdout) if record["text"]]
     counts = ("num_tokens", "num_unknown", "num_chars", "num_bytes", "logprob", "logprob_without_unknown")
     for name in counts:
         assert found[name] == pytest.approx(sum(record[name] for record in each), rel=1e-12)
-    assert (found["num_texts"], found["num_bad_lines"], found["num_unknown"]) == (4, 0, 2)
+    shown = ("num_texts", "num_blank", "num_bad_lines", "num_unknown")
+    assert [found[name] for name in shown] == [3, 1, 0, 2]
     nats, known = (found[name] * math.log(2) for name in ("logprob", "logprob_without_unknown"))
     assert found["perplexity"] == pytest.approx(math.exp(-nats / found["num_tokens"]))
     assert found["perplexity_without_unknown"] == pytest.approx(math.exp(-known / (found["num_tokens"] - 2)))
     assert found["bits_per_char"] == pytest.approx(-found["logprob"] / found["num_chars"])
     assert found["bits_per_byte"] == pytest.approx(-found["logprob"] / found["num_bytes"])
-    assert b"4 texts" in done.stderr
+    assert b"3 texts (1 blank, not counted)" in done.stderr
     assert meari("score", "-", "--bundles", bundles, "--quiet", stdin="a").stderr == b""
 
 
