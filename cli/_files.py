@@ -11,10 +11,14 @@ import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-__all__ = ["Use", "check_apart"]
+if TYPE_CHECKING:
+    from models.config import Config
+
+__all__ = ["Use", "check_apart", "config_uses"]
 
 FileKey = tuple[object, ...]
 
@@ -56,6 +60,15 @@ def check_apart(reads: Iterable[Use], writes: Sequence[Use]) -> None:
                 raise click.UsageError(
                     f"{use.option}: got{use}, {how} read as well ({read.option}{read}){_another(use)}"
                 )
+
+
+def config_uses(file: Path, config: Config) -> list[Use]:
+    """What a training reads: its config and every file or folder of its corpus."""
+    corpus = config.corpus
+    parts = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
+    named = [Use(f"corpus.{part}", Path(path)) for part, paths in parts.items() for path in paths]
+    blocklist = [Use("corpus.blocklist", Path(corpus.blocklist))] if corpus.blocklist else []
+    return [Use("CONFIG.toml", file), *named, *blocklist]
 
 
 def _another(use: Use) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cli._files import Use, check_apart
 from cli._options import echo_json, json_option
 
 NUM_CLAIMS = 7
@@ -57,6 +58,7 @@ def command(
     """
     if more_files and not files:
         raise click.UsageError(f"got {more_files[0]}, expected files after --text alone")
+    check_apart([Use("--text", file) for file in files + more_files], [Use("--output", output)])
     from claims.run import Order, measure_claims, monotonic, redraw
     from claims.sizes import sizes_for
     from claims.text import read_text

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from cli._completions import complete_run
+from cli._files import Use, check_apart
 from cli._options import echo_json, json_option
 
 EXAMPLES = """\b
@@ -27,6 +28,7 @@ def command(run: Path, folder: Path, precision: str, overwrite: bool, as_json: b
     The graphs are checked against torch first, and int8 ones against float32 ones on held-out text. Where a check
     fails nothing is written, and a bundle that was there stays as it is.
     """
+    check_apart([Use("RUN", run)], [Use("bundles/NAME", folder)])
     from export.bundle import export_bundle
     from export.graph_summary import summary_table
     from export.precision import Precision

@@ -40,7 +40,7 @@ Examples:
   meari score corpus.txt -o scores.jsonl --resume          # after Ctrl-C, a kill or a power cut
   meari score nbest.jsonl --no-end --format tsv > scores.tsv
   meari score stimuli.txt --words --log-base 2 --format tsv > surprisal.tsv
-  zcat corpus.gz | meari score - --skip-bad --summary figures.json > scores.jsonl
+  meari score part-1.jsonl.gz part-2.jsonl.gz --field body --skip-bad --summary figures.json > scores.jsonl
 """
 
 FIGURE_OPTIONS = (

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli._completions import complete_config
+from cli._files import Use, check_apart, config_uses
 from cli._options import echo_json, json_option
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def command(
     config = _config(config_file, limit)
     start = Start.RESUME if resume else Start.OVERWRITE if overwrite else Start.FRESH
     run = RunFolder(folder or RUNS / config.name)
+    events_use = [] if events is None else [Use("--tensorboard", events)]
+    check_apart(config_uses(config_file, config), [Use("--run", run.path), *events_use])
     again = ["meari", "train", str(config_file), *(["--run", str(folder)] if folder else []), "--resume"]
     again += [] if limit is None else ["--max-bad", str(limit)]
     device = choose_device(config.training.device)

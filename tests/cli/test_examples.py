@@ -65,7 +65,8 @@ def folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (project / "my-text.txt").write_text(chain_text(4000).replace("ca", "c\na"))
     (project / "my-model.toml").write_text(CONFIG)
     (project / "corpus.txt").write_text("To be, or not to be\n\nHe said so.\n")
-    (project / "corpus.gz").write_bytes(gzip.compress(b"To be, or not to be\nHe said so.\n"))
+    for name in ("part-1.jsonl.gz", "part-2.jsonl.gz"):
+        (project / name).write_bytes(gzip.compress(b'{"body": "To be, or not to be"}\n{"body": "He said so."}\n'))
     (project / "stimuli.txt").write_text("The horse raced past the barn fell.\n")
     (project / "nbest.jsonl").write_text('{"id": 1, "text": "a day", "context": "What "}\n')
     (project / "prompts.txt").write_text("ROMEO:\nJULIET:\n")
@@ -92,7 +93,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_examples_that_parse(verb: str, folder: Path) -> None:
-    found = [line for line in examples(verb) if not line.startswith(("source", "zcat"))]
+    found = [line for line in examples(verb) if not line.startswith("source")]
     assert len(found) >= 3
     for line in found:
         assert line.startswith(f"meari {verb}")

@@ -1,0 +1,143 @@
+"""No verb writes a file that it reads or writes by another option, by whatever name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from cli._files import Use, check_apart
+from cli.main import group
+from tests.bulk.command import arguments
+from tests.service.running import ROOT, clean_environment
+from tests.service.tiny_bundle import write_tiny_bundle
+
+TEXT = "ab\ncd\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A file of text with links to it, and a bundle."""
+    (tmp_path / "in.txt").write_text(TEXT)
+    (tmp_path / "hard.txt").hardlink_to(tmp_path / "in.txt")
+    (tmp_path / "soft.txt").symlink_to("in.txt")
+    (tmp_path / "linked").symlink_to(tmp_path)
+    write_tiny_bundle(tmp_path / "bundle", peak=3.0, decay=0.01)
+    return tmp_path
+
+
+@pytest.fixture
+def place(folder: Path) -> Iterator[Path]:
+    """The folder as the current one."""
+    before = Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+NAMES = ("in.txt", "./in.txt", "hard.txt", "soft.txt", "linked/in.txt", "bundle/../in.txt")
+TOUCHING = [
+    *((f"score in.txt -o {name}", "--output", "FILE in.txt") for name in NAMES),
+    *((f"score {name} --summary in.txt -o out", "--summary", f"FILE {name}") for name in NAMES[2:5]),
+    ("score - -o in.txt < in.txt", "--output", "FILE"),
+    ("score /dev/stdin -o in.txt < in.txt", "--output", "FILE /dev/stdin"),
+    ("score /dev/fd/3 -o hard.txt 3< in.txt", "--output", "FILE /dev/fd/3"),
+    ("score in.txt >> in.txt", "standard output", "FILE in.txt"),
+    ("score in.txt --summary /dev/stdout > out", "--summary", "standard output"),
+    ("score in.txt --summary out >> out", "--summary", "standard output"),
+    ("score in.txt -o out --summary out", "--summary", "--output"),
+    ("score in.txt -o out --summary linked/out", "--summary", "--output"),
+    ("score in.txt -o out --summary out.progress", "--summary", "the progress of --output"),
+    ("score in.txt -o out --summary out.progress.tmp", "--summary", "the progress of --output"),
+    ("score in.txt hard.txt -o soft.txt", "--output", "FILE"),
+    ("score linked/bundle/manifest.json -o out --summary bundle/tokenizer.json", "--summary", "--model"),
+    ("score in.txt -o bundle/manifest.json", "--output", "--model"),
+    ("score --text a --format tsv -o bundle/manifest.json", "--output", "--model"),
+    ("generate --prompts in.txt -o hard.txt", "--output", "--prompts in.txt"),
+    ("generate --prompts in.txt -o out --summary soft.txt", "--summary", "--prompts in.txt"),
+    ("generate --prompts - -o soft.txt < in.txt", "--output", "--prompts"),
+    ("generate a -o bundle/manifest.json", "--output", "--model"),
+]
+
+
+@pytest.mark.parametrize(("line", "option", "other"), TOUCHING)
+def test_what_is_read_is_not_written(folder: Path, line: str, option: str, other: str) -> None:
+    verb, *rest = line.split(" ", 1)
+    command = f'"$@" --bundles bundle {rest[0]}'
+    before = contents(folder)
+    done = subprocess.run(
+        ["bash", "-c", command, "bash", *arguments(verb)],
+        cwd=folder,
+        env={**clean_environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+        timeout=100,
+    )
+    message = " ".join(done.stderr.decode().split())
+    assert done.returncode == 2, message
+    assert f"Error: {option}: got" in message
+    assert other in message
+    assert {**before, str(folder / "out"): b""} == {str(folder / "out"): b"", **contents(folder)}
+
+
+def test_progress_that_would_replace_an_input_is_refused(place: Path) -> None:
+    (place / "out.progress").write_text(TEXT)
+    done = CliRunner().invoke(group, ["score", "out.progress", "-o", "out", "--bundles", "bundle"])
+    assert done.exit_code == 2
+    assert "the progress of --output: got out.progress, which is read as well" in done.output
+    assert (place / "out.progress").read_text() == TEXT
+
+
+def test_pipes_and_devices_may_be_shared() -> None:
+    null, (reader, writer) = Path(os.devnull), os.pipe()
+    check_apart([Use("FILE", null), Use("FILE", reader)], [Use("--output", null), Use("--summary", null)])
+    check_apart([], [Use("standard output", writer), Use("--summary", Path(f"/dev/fd/{writer}"))])
+    os.close(reader)
+    os.close(writer)
+
+
+CONFIG = """
+name = "x"
+[corpus]
+train = ["run/text.txt"]
+document = "line"
+validation_share = 0.5
+[tokenizer]
+kind = "char"
+[model]
+family = "rnn"
+[training]
+epochs = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "c.toml", "--run", "run", "--overwrite"], "--run: got run, which holds what is read as well"),
+        (["train", "c.toml", "--run", ".", "--overwrite"], "--run: got ., which holds what is read as well (CONFIG"),
+        (["train", "c.toml", "--run", "new", "--tensorboard", "new"], "--tensorboard: got new, which is written"),
+        (["search", "c.toml", "--run", "linked/run", "--overwrite"], "(corpus.train run/text.txt)"),
+        (["claims", "--text", "run/text.txt", "--output", "run"], "--output: got run, which holds what is read"),
+        (["export", "run", "run", "--overwrite"], "bundles/NAME: got run, which is read as well (RUN run)"),
+        (["export", "run/deeper", "linked/run", "--overwrite"], "which holds what is read as well (RUN run/deeper)"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_is_replaced_holds_nothing_that_is_read(place: Path, words: list[str], message: str) -> None:
+    (place / "run" / "deeper").mkdir(parents=True)
+    (place / "run" / "text.txt").write_text(TEXT)
+    (place / "c.toml").write_text(CONFIG)
+    before = contents(place)
+    with pytest.raises(click.UsageError) as caught:
+        group(words, standalone_mode=False)
+    assert message in caught.value.message
+    assert contents(place) == before
