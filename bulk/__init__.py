@@ -6,7 +6,8 @@ export.
 
 One process cuts lines and puts results in order:
 
-    source.py, lines.py      bytes → chunks of whole lines
+    source.py, packing.py    files one after another, unpacked
+    lines.py                 bytes → chunks of whole lines
     crew.py                  chunks to the workers, results back in order
     output.py, journal.py    to a file or a pipe; how far a file is
     display.py, run.py       the progress bar; all of it together

@@ -335,12 +335,3 @@ def test_a_broken_bundle_leaves_an_existing_output_as_it_was(bundles: Path, tmp_
     assert done.returncode == 1
     assert b"cannot be read" in done.stderr
     assert output.read_text() == "precious\n"
-
-
-def test_the_input_is_never_the_output(bundles: Path, tmp_path: Path) -> None:
-    path = tmp_path / "texts.txt"
-    path.write_text("a\n")
-    done = meari("score", path, "--bundles", bundles, "-o", path)
-    assert done.returncode == 1
-    assert b"is the input as well" in done.stderr
-    assert path.read_text() == "a\n"
