@@ -37,7 +37,7 @@ def packed(name: str, kind: type[Any], *options: Decorator) -> Decorator:
 
 def echo_json(document: object) -> None:
     """One document on standard output."""
-    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    click.echo(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))
 
 
 def echo_json_line(document: object) -> None:

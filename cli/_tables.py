@@ -33,7 +33,11 @@ def facts(title: str, rows: list[tuple[str, object]]) -> Table:
 
 def shown(figure: float | None) -> str:
     """A figure for reading; one that there is none of is a dash."""
-    return "–" if figure is None else f"{figure:,.4f}" if abs(figure) < 1e6 else f"{figure:,.1f}"
+    if figure is None:
+        return "–"
+    if abs(figure) < 1e6:
+        return f"{figure:,.4f}"
+    return f"{figure:,.1f}" if abs(figure) < 1e15 else f"{figure:.2e}"
 
 
 def show(*tables: Table) -> None:

@@ -95,7 +95,11 @@ def _measured(checkpoint: "Checkpoint", run: Path, tokens: "TokenFile", text: st
 
 
 def _table(measured: dict[str, Any]) -> Table:
-    figures = [(name, f"{measured[name]:>12.4f}") for name in FIGURES]
+    from models.shown import show_figure, show_perplexity
+
+    shown = {name: show_figure(measured[name]) for name in FIGURES}
+    shown["perplexity"] = show_perplexity(measured["perplexity"], 4)
+    figures = [(name, f"{shown[name]:>12}") for name in FIGURES]
     counts = [(name, f"{measured[name]:>12,}") for name in COUNTS]
     machine = [("machine", measured["machine"])]
     return facts(f"{measured['name']}, step {measured['step']}, on {measured['text']}", [*figures, *counts, *machine])

@@ -80,16 +80,19 @@ def _table(found: dict[str, Any]) -> Table:
 
 
 def _row(model: dict[str, Any], default: str) -> tuple[str, ...]:
+    from models.shown import show_perplexity
+
     figures = model["figures"]
     part = figures.get("reported_part") or ("test" if "test" in figures else "validation")
     held_out = figures.get(part) or {}
+    perplexity = held_out.get("perplexity")
     return (
         model["name"] + (" *" if model["name"] == default else ""),
         model["family"],
         model["precision"],
         f"{model['sizes'].get('parameters', 0):,}",
         f"{model['tokenizer']['kind']}, {model['tokenizer']['vocabulary_size']:,}",
-        shown(held_out.get("perplexity")),
+        shown(perplexity) if perplexity is None else show_perplexity(perplexity, 4),
         shown(held_out.get("bits_per_char")),
         part if held_out else "–",
         str(model["corpus"].get("name") or "–"),

@@ -1,5 +1,6 @@
 """`meari train`: a TOML file → a run folder."""
 
+import os
 import shlex
 import signal
 import sys
@@ -72,6 +73,7 @@ def command(
     from rich.console import Console
 
     from models.lock import locked
+    from models.memory import check_memory
     from models.text.tokens import check_files
     from models.training.device import choose_device
     from models.training.display import Silent, make_display
@@ -90,6 +92,7 @@ def command(
     again = ["meari", "train", str(config_file), *(["--run", str(folder)] if folder else []), "--resume"]
     again += [] if limit is None else ["--max-bad", str(limit)]
     device = choose_device(config.training.device)
+    check_memory(config, device, num_processes=int(os.environ.get("WORLD_SIZE", "1")))
     with ExitStack() as held, joined_workers(device, config.training.batch_size) as workers:
         display = make_display(Console(stderr=as_json)) if workers.is_first else Silent()
         workers.first(lambda: check_files(config))
@@ -118,12 +121,15 @@ def _config(file: Path, max_bad: int | None) -> "Config":
 
 
 def _show(run: Path, ending: str, step: int, figures: dict[str, dict[str, float]]) -> None:
+    from models.shown import show_figure, show_perplexity
+
     click.echo(f"Training {ending} after step {step}; run folder {run}")
     for part in ("validation", "test"):
         if part in figures:
             held_out = figures[part]
+            shown = {name: show_figure(figure) for name, figure in held_out.items()}
             click.echo(
-                f"{part}: {held_out['nats_per_token']:.4f} nats/token, perplexity {held_out['perplexity']:.2f}, "
-                f"{held_out['nats_per_char']:.4f} nats/char, {held_out['bits_per_char']:.4f} bits/char "
-                f"({held_out['bits_per_char_with_ends']:.4f} with ends), {held_out['bits_per_byte']:.4f} bits/byte"
+                f"{part}: {shown['nats_per_token']} nats/token, perplexity {show_perplexity(held_out['perplexity'])}, "
+                f"{shown['nats_per_char']} nats/char, {shown['bits_per_char']} bits/char "
+                f"({shown['bits_per_char_with_ends']} with ends), {shown['bits_per_byte']} bits/byte"
             )

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from export.card import model_card
 from export.description import Description
-from export.errors import BundleExists, ExportError
+from export.errors import BundleExists, CheckFailed, ExportError, UnusableRun
 from export.golden import make_golden
 from export.graph_summary import summarise
 from export.graphs import cell_graph, output_graph
 from export.manifest import manifest_json
-from export.perplexity import HeldOut, check_precision, measure_graphs
+from export.perplexity import TRY_FP32, HeldOut, check_precision, measure_graphs
 from export.precision import Precision
 from export.run import Run, read_run
 from export.samples import draw_samples
@@ -24,8 +24,10 @@ from export.verification import Agreement, check_against_torch, check_isolation,
 from export.weights import ModelWeights
 from export.weights_from_torch import read_weights
 from models.atomic import replaced_folder
+from models.errors import NotFinite
 from models.evaluation import evaluate
 from models.lock import locked_beside
+from models.shown import worse_than_guessing
 from models.text.token_file import TokenFile
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -71,7 +73,7 @@ def export_bundle(
     run = read_run(run_folder)
     with locked_beside(folder):
         check_target(folder, overwrite=overwrite)  # another export may have ended since
-        checked = _build(run, precision, tell)
+        checked = _usable(run, precision, tell)
         tell("Writing the golden figures and the samples")
         description = _describe(folder.name, run, checked)
         return _write(folder, run, checked.graphs, description)
@@ -93,6 +95,20 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
 def build_graphs(weights: ModelWeights, precision: Precision) -> Graphs:
     """Both graphs of a bundle, not yet checked."""
     return Graphs(precision, cell_graph(weights.cell, precision), output_graph(weights.output, precision))
+
+
+def _usable(run: Run, precision: Precision, tell: Callable[[str], None]) -> _Checked:
+    """As `_build`. Raises UnusableRun for a run that fails a check because its training diverged."""
+    model, figures = run.checkpoint.model, run.checkpoint.figures.get("validation", {})
+    problem = worse_than_guessing(figures.get("nats_per_token", 0.0), model.vocabulary_size)
+    if problem is not None:
+        tell(f"Warning: {problem}")
+    try:
+        return _build(run, precision, tell)
+    except (CheckFailed, UnusableRun, NotFinite) as error:
+        if problem is None:
+            raise
+        raise UnusableRun(f"{problem}. Nothing was written: {str(error).removesuffix(TRY_FP32)}") from error
 
 
 def _build(run: Run, precision: Precision, tell: Callable[[str], None]) -> _Checked:

@@ -12,6 +12,7 @@ from export.description import Description
 from export.recipe import recipe
 from models.config import CorpusConfig, Document, RecurrentConfig, ReservoirConfig, TokenizerKind
 from models.evaluation import Figures
+from models.shown import show_figure, show_perplexity
 
 FAMILIES = {"rnn": "Elman RNN", "gru": "GRU", "lstm": "LSTM", "esn": "echo state network"}
 TOKENIZERS = {
@@ -163,8 +164,13 @@ def _measured(description: Description) -> str:
 
 
 def _figures(found: Figures) -> tuple[str, ...]:
-    values = [getattr(found, key) for key, _ in FIGURES]
-    return tuple(f"{value:,}" if isinstance(value, int) else f"{value:.4f}" for value in values)
+    return tuple(_figure(key, getattr(found, key)) for key, _ in FIGURES)
+
+
+def _figure(name: str, value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return show_perplexity(value, 4) if name == "perplexity" else show_figure(value)
 
 
 def _precision(description: Description) -> str:

@@ -26,9 +26,11 @@ from models.evaluation import (
     scored_rows,
     segment_rows,
 )
+from models.shown import show_perplexity
 from models.text.token_file import TokenFile
 
 LEAST_TOKENS = 64  # both precisions run the same tokens, so that few tell one per cent
+TRY_FP32 = "; export with --precision fp32"
 MOST_LOSS = 0.01  # of the fp32 perplexity
 MOST_STREAM_TOKENS = 200_000  # run one after another; a longer stream is cut into such pieces, run side by side
 CHECKED_EVERY = 16  # steps: sums of probabilities
@@ -48,10 +50,10 @@ class HeldOut:
 
     def in_words(self, precision: Precision) -> str:
         """Both perplexities; that of the checkpoint is the one that `meari evaluate` gives."""
-        served = self.served
+        served, checkpoint = (show_perplexity(each.perplexity, 4) for each in (self.served, self.checkpoint))
         return (
-            f"the {precision} bundle has perplexity {served.perplexity:.4f} over {served.num_tokens:,} tokens, "
-            f"the checkpoint {self.checkpoint.perplexity:.4f} ({self.loss:+.2%})"
+            f"the {precision} bundle has perplexity {served} over {self.served.num_tokens:,} tokens, "
+            f"the checkpoint {checkpoint} ({self.loss:+.2%})"
         )
 
 
@@ -81,8 +83,7 @@ def check_precision(precision: Precision, validation: HeldOut | None) -> None:
         )
     if not validation.loss <= MOST_LOSS:
         raise PrecisionLost(
-            f"validation text: {validation.in_words(precision)}, expected at most {MOST_LOSS:+.0%}; "
-            "export with --precision fp32"
+            f"validation text: {validation.in_words(precision)}, expected at most {MOST_LOSS:+.0%}{TRY_FP32}"
         )
 
 

@@ -27,6 +27,7 @@ from torch.nn import functional
 from models.config import Document
 from models.errors import NotFinite
 from models.language_model import LanguageModel
+from models.shown import perplexity
 from models.text.tokenizer import END_ID
 from models.text.tokens import TokenFile
 
@@ -92,7 +93,7 @@ def figures(nats: float, num_tokens: int, num_characters: int, num_bytes: int, n
     per_token = nats / num_tokens
     return Figures(
         nats_per_token=per_token,
-        perplexity=math.exp(min(per_token, 700.0)),
+        perplexity=perplexity(per_token),
         nats_per_char=nats / num_characters,
         bits_per_char=bits / num_characters,
         bits_per_char_with_ends=bits / (num_characters + num_ends),

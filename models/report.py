@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.atomic import write_file
 from models.evaluation import Figures
+from models.shown import show_figure, show_perplexity
 from models.training.history import EvaluationRecord, Record, StepRecord
 
 TRAINING_COLOUR = "#4c78a8"
@@ -35,10 +36,9 @@ def write_report(path: Path, name: str, records: Sequence[Record], validation: F
     loss_axes, norm_axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     _draw_losses(loss_axes, steps, evaluations)
     _draw_norms(norm_axes, steps)
-    figure.suptitle(
-        f"{name}: validation {validation.nats_per_char:.3f} nats/char, "
-        f"{validation.bits_per_char:.3f} bits/char, perplexity {validation.perplexity:.2f} per token"
-    )
+    nats, bits = show_figure(validation.nats_per_char, 3), show_figure(validation.bits_per_char, 3)
+    perplexity = show_perplexity(validation.perplexity)
+    figure.suptitle(f"{name}: validation {nats} nats/char, {bits} bits/char, perplexity {perplexity} per token")
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     write_file(path, picture.getvalue())

@@ -24,16 +24,18 @@ from models.config import Config
 from models.errors import ReservoirError, SearchError, TrainingError
 from models.evaluation import evaluate
 from models.lock import locked
+from models.memory import check_memory, told_of_memory
 from models.search.importance import importances
 from models.search.journal import Journal, Trial, ranked
 from models.search.picture import write_picture
 from models.search.space import Space, Value, with_settings
 from models.search.toml import to_toml
+from models.shown import show_figure
 from models.text.tokens import PreparedCorpus, check_files, prepare
 from models.training.device import choose_device, fast_torch
 from models.training.display import Display
 from models.training.interrupt import StopRequest, stop_on_signals
-from models.training.run import trainer_of
+from models.training.run import check_trainable, trainer_of
 from models.training.run_folder import RunFolder, Start, open_run
 from models.training.trainer import Ending
 
@@ -94,6 +96,7 @@ def search(
     journal = Journal(folder)
     if start is Start.RESUME:
         journal.read()
+    check_memory(space.config, choose_device(space.config.training.device))
     check_files(space.config)
     with locked(folder):
         return _search(space, budget, journal, start, display_of, tell, clock)
@@ -171,8 +174,10 @@ class _Searcher:
         """Nats a character and a token of the validation text, steps and the ending; None if interrupted."""
         run = self._folder_of_trial(config)
         device = choose_device(config.training.device)
-        trainer = trainer_of(config)(config, self._corpus, run, device, display, self._clock, self._stop)
-        ending = trainer.run()
+        check_trainable(config, self._corpus, device)
+        with told_of_memory():
+            trainer = trainer_of(config)(config, self._corpus, run, device, display, self._clock, self._stop)
+            ending = trainer.run()
         if ending is Ending.INTERRUPTED:
             return None
         if not settled(run.best).is_dir():
@@ -206,7 +211,7 @@ def _conclude(space: Space, folder: Path, trials: list[Trial], stop: StopRequest
 
 def _line(trial: Trial) -> str:
     """A trial in a line."""
-    result = f"failed: {trial.problem}" if trial.loss is None else f"{trial.loss:.4f} nats/char"
+    result = f"failed: {trial.problem}" if trial.loss is None else f"{show_figure(trial.loss)} nats/char"
     settings = ", ".join(f"{name}={shown(value)}" for name, value in trial.settings.items())
     return f"trial {trial.number}: {result}, {trial.seconds:.1f} s  ({settings})"
 

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from models.search.journal import Trial, ranked
 from models.search.run import Found, shown
+from models.shown import show_figure
 
 FAILED = "failed"
 
@@ -43,5 +44,5 @@ def _cells(found: Found) -> tuple[list[str], list[list[str]], list[str]]:
 
 
 def _row(trial: Trial, names: list[str]) -> list[str]:
-    loss = FAILED if trial.loss is None else f"{trial.loss:.4f}"
+    loss = FAILED if trial.loss is None else show_figure(trial.loss)
     return [str(trial.number), loss, f"{trial.seconds:.0f}", *(shown(trial.settings[name]) for name in names)]

@@ -3,15 +3,17 @@
 In: steps and evaluations as they happen. Out: text on a console. Knows nothing of models or files.
 """
 
-import math
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from models.shown import perplexity, show_figure, show_perplexity
 from models.training.history import EvaluationRecord, StepRecord
 
 PLAIN_LINE_SECONDS = 10.0
+BAR, REMAINING, GAPS = 12, 8, 3  # columns of a line: the bar, the time left, the spaces between the parts
+MATTERS_LEAST = (2, 1, 3)  # of what is told of a step, the least first
 SMOOTHING = 0.98  # share of the past in the shown loss
 
 
@@ -52,27 +54,28 @@ class _Smoothed:
         return self.value
 
 
-def _described(record: StepRecord, loss: float, tokens_per_second: float) -> str:
-    return (
-        f"loss {loss:.4f}  perplexity {_shown(perplexity(loss))}  gradient norm {record.grad_norm:.2f}  "
-        f"{tokens_per_second:,.0f} tokens/s"
+def _described(record: StepRecord, loss: float, tokens_per_second: float, width: int | None = None) -> str:
+    """What a step is told of; where there is room for `width` columns alone, the parts that matter most."""
+    parts = (
+        f"loss {show_figure(loss)}",
+        f"perplexity {show_perplexity(perplexity(loss))}",
+        f"gradient norm {show_figure(record.grad_norm, 2)}",
+        f"{tokens_per_second:,.0f} tokens/s",
     )
+    shown = set(range(len(parts)))
+    for part in MATTERS_LEAST:
+        text = "  ".join(parts[each] for each in sorted(shown))
+        if width is None or len(text) <= width:
+            break
+        shown.remove(part)
+    return "  ".join(parts[each] for each in sorted(shown))
 
 
 def _evaluated(record: EvaluationRecord, is_best: bool) -> str:
     mark = "  best so far" if is_best else ""
     nats = record.validation
-    return f"step {record.step}: validation {nats:.4f} nats/token  perplexity {_shown(perplexity(nats))}{mark}"
-
-
-def _shown(figure: float) -> str:
-    """Two decimals, or a power of ten where a diverging run would fill lines with digits."""
-    return f"{figure:.2f}" if figure < 1e9 else f"{figure:.2e}"
-
-
-def perplexity(nats: float) -> float:
-    """exp of nats per token, held below infinity."""
-    return math.exp(min(nats, 700.0))
+    shown = f"{show_figure(nats)} nats/token  perplexity {show_perplexity(perplexity(nats))}"
+    return f"step {record.step}: validation {shown}{mark}"
 
 
 class BarDisplay:
@@ -81,21 +84,25 @@ class BarDisplay:
     def __init__(self, console: Console) -> None:
         columns = (
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(bar_width=20),
+            BarColumn(bar_width=BAR),
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=console)
         self._task: TaskID | None = None
+        self._total = 0
         self._loss = _Smoothed()
 
     def start(self, done: int, total: int) -> None:
+        self._total = total
         self._task = self._progress.add_task("", total=total, completed=done)
         self._progress.start()
 
     def step(self, record: StepRecord, tokens_per_second: float) -> None:
         assert self._task is not None
-        text = _described(record, self._loss.add(record.loss), tokens_per_second)
+        step = f"step {record.step}/{self._total}"
+        width = self._progress.console.width - len(step) - BAR - REMAINING - GAPS
+        text = _described(record, self._loss.add(record.loss), tokens_per_second, width)
         self._progress.update(self._task, completed=record.step, description=text)
 
     def evaluation(self, record: EvaluationRecord, is_best: bool) -> None:

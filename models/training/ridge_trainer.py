@@ -32,6 +32,7 @@ from models.language_model import State, build_model
 from models.readout.calibration import calibrate
 from models.readout.ridge import RidgeSums
 from models.readout.states import Ids, state_chunks
+from models.shown import perplexity
 from models.text.tokens import PreparedCorpus
 from models.training.corpus_streams import fingerprint, starting_tokens
 from models.training.display import Display
@@ -172,7 +173,7 @@ class RidgeTrainer:
         tokens = self.progress.tokens
         self.progress = Progress(step, nats, step, 0, self._seconds(), is_finished=True, tokens=tokens)
         with replaced_folder(self._run.best) as folder:
-            figures = {"validation": {"nats_per_token": nats, "perplexity": math.exp(min(nats, 700.0))}}
+            figures = {"validation": {"nats_per_token": nats, "perplexity": perplexity(nats)}}
             fill_checkpoint(folder, self.model, self._run.tokenizer, self._config, step=step, figures=figures)
         self._save_last()
 

@@ -15,7 +15,9 @@ from models.cells.esn import EchoStateNetwork
 from models.checkpoint import load_checkpoint
 from models.config import Config, Readout, ReservoirConfig
 from models.evaluation import Figures, evaluate
+from models.memory import check_memory, told_of_memory
 from models.report import write_report
+from models.shown import worse_than_guessing
 from models.text.tokens import PreparedCorpus, prepare
 from models.training.device import choose_device, describe_machine, fast_torch
 from models.training.display import Display
@@ -23,6 +25,7 @@ from models.training.history import read_history
 from models.training.interrupt import StopRequest, stop_on_signals
 from models.training.ridge_trainer import RidgeTrainer
 from models.training.run_folder import RunFolder
+from models.training.schedule import chunk_length
 from models.training.snapshot import Progress
 from models.training.trainer import Ending, Trainer
 from models.training.workers import ALONE, Workers
@@ -51,7 +54,7 @@ def train(
 
     Raises CorpusError, CheckpointError, TrainingError (NotFinite among them); saved checkpoints stay whole.
     """
-    with fast_torch(config.training.threads):
+    with fast_torch(config.training.threads), told_of_memory():
         return _train(config, run, resume, display, clock, workers)
 
 
@@ -62,6 +65,7 @@ def _train(
     display.note("Preparing the corpus")
     corpus = workers.in_turn(lambda: prepare(config, run.path))
     display.note(describe_corpus(corpus))
+    check_trainable(config, corpus, device, workers.size)
     with stop_on_signals() as stop:
         trainer = trainer_of(config)(config, corpus, run, device, display, clock, stop, workers)
         if resume and run.has_snapshot():
@@ -72,7 +76,21 @@ def _train(
         return Outcome(ending, step, stop, None)
     machine = describe_machine(device, workers.size)
     figures = measure_run(config, corpus, run, trainer.progress, device, machine)
+    problem = worse_than_guessing(figures["validation"]["nats_per_token"], corpus.tokenizer.vocabulary_size)
+    if problem is not None:
+        display.note(f"Warning: {problem}")
     return Outcome(ending, step, stop, figures)
+
+
+def check_trainable(config: Config, corpus: PreparedCorpus, device: torch.device, num_processes: int = 1) -> None:
+    """Raises TrainingError where the training of this very corpus cannot fit into memory."""
+    check_memory(
+        config,
+        device,
+        vocabulary_size=corpus.tokenizer.vocabulary_size,
+        chunk_length=chunk_length(config.training, len(corpus.train.ids) - 1),
+        num_processes=num_processes,
+    )
 
 
 def describe_corpus(corpus: PreparedCorpus) -> str:

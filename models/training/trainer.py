@@ -24,6 +24,7 @@ from models.config import Config
 from models.errors import NotFinite
 from models.evaluation import quick_nats_per_token
 from models.language_model import LanguageModel, RecurrentLanguageModel, State, build_model
+from models.shown import perplexity
 from models.text.tokens import PreparedCorpus
 from models.training.averaging import WeightAverage
 from models.training.corpus_streams import fingerprint, open_streams, token_counts
@@ -211,7 +212,7 @@ class Trainer:
     def _save_best(self, nats: float) -> None:
         if not self._workers.is_first:
             return
-        figures = {"validation": {"nats_per_token": nats, "perplexity": math.exp(min(nats, 700.0))}}
+        figures = {"validation": {"nats_per_token": nats, "perplexity": perplexity(nats)}}
         with replaced_folder(self._run.best) as folder:
             step = self.progress.step
             fill_checkpoint(folder, self.model, self._run.tokenizer, self._config, step=step, figures=figures)

@@ -254,6 +254,36 @@ def test_a_folder_of_events_belongs_to_one_training_at_a_time(tmp_path: Path) ->
     assert meari("train", config, "--run", tmp_path / "run", "--tensorboard", events).exit_code == 0
 
 
+def test_a_model_too_large_for_memory_leaves_no_folder_behind(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path, steps=1), tmp_path / "run"
+    right = config.read_text()
+    for verb in ("train", "search"):
+        config.write_text(right.replace("hidden_size = 8", "hidden_size = 99999999999"))
+        refused = meari(verb, config, "--run", run)
+        assert str(refused.exception).startswith(
+            "model.hidden_size: got 99999999999, which makes a training that needs"
+        )
+        assert not run.exists()
+    config.write_text(right)
+    assert meari("train", config, "--run", run).exit_code == 0
+
+
+def test_a_training_that_diverged_says_so_at_its_end_and_when_it_is_exported(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path, steps=20, rate="1e3"), tmp_path / "run"
+    trained = meari("train", config, "--run", run)
+    assert trained.exit_code == 0, trained.exception
+    assert "Warning: held-out text takes" in trained.output
+    assert "more than guessing evenly among" in trained.output
+    assert max(map(len, trained.output.splitlines())) < 300
+    assert "perplexity > 1e6" in trained.output
+    assert f"{'> 1e6':>12}" in meari("evaluate", run).output
+    for precision in ("fp32", "int8"):
+        exported = meari("export", run, tmp_path / precision, "--precision", precision)
+        shown = exported.output + str(exported.exception or "")
+        assert "more than guessing evenly among" in shown
+        assert "--precision fp32" not in shown
+
+
 def test_a_training_that_explodes_says_what_to_change(tmp_path: Path) -> None:
     result = meari("train", write_config(tmp_path, rate="1e38"), "--run", tmp_path / "run")
     assert result.exit_code == 1

@@ -1,7 +1,9 @@
 """What a person sees of a training."""
 
+import re
 from io import StringIO
 
+import pytest
 from rich.console import Console
 
 from models.training.display import BarDisplay, LineDisplay, make_display
@@ -50,4 +52,16 @@ def test_a_loss_that_exploded_can_still_be_shown() -> None:
     display.start(0, 1)
     display.step(StepRecord(1, 1e30, 0.1, 1e-3, 0.0), 1.0)
     assert "step 1/1" in written.getvalue()
-    assert "perplexity 1.01e+304" in written.getvalue()
+    assert "loss 1.00e+30  perplexity > 1e6" in written.getvalue()
+
+
+@pytest.mark.parametrize(("width", "told"), [(60, "loss 1.2345"), (80, "12,345 tokens/s"), (120, "gradient norm 0.10")])
+def test_a_bar_keeps_the_time_left_whatever_the_width_of_the_terminal(width: int, told: str) -> None:
+    written = StringIO()
+    display = make_display(Console(file=written, force_terminal=True, width=width, color_system=None))
+    display.start(10_000, 100_000)
+    display.step(StepRecord(12_345, 1.2345, 0.1, 1e-3, 0.0), 12_345.0)
+    display.stop()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue()).replace("\r", "\n").rstrip().splitlines()[-1]
+    assert re.fullmatch(r"step 12345/100000 .{12} loss 1.2345.* (-:--:--|\d+:\d\d:\d\d)", plain.rstrip()), plain
+    assert told in plain

@@ -1,0 +1,83 @@
+"""Sizes that no machine has the memory for are refused by name; those that fit are let through."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.choices import Family, Pattern, Readout
+from models.config import ModelConfig, RecurrentConfig, ReservoirConfig
+from models.errors import TrainingError
+from models.memory import _group_bytes, check_memory, told_of_memory
+from tests.models.training.tiny_runs import tiny_config
+
+CPU = torch.device("cpu")
+HUGE = 99_999_999_999
+LSTM = RecurrentConfig(Family.LSTM, embedding_size=8, hidden_size=16)
+ESN = ReservoirConfig(Family.ESN, units=64)
+
+
+@pytest.mark.parametrize(
+    ("model", "key"),
+    [
+        (replace(LSTM, hidden_size=HUGE), "hidden_size"),
+        (replace(LSTM, num_layers=HUGE), "num_layers"),
+        (replace(LSTM, layer_sizes=(HUGE, 4)), "layer_sizes"),
+        (replace(LSTM, embedding_size=HUGE), "embedding_size"),
+        (replace(LSTM, mogrifier_rounds=HUGE), "mogrifier_rounds"),
+        (replace(ESN, units=HUGE), "units"),
+        (replace(ESN, layers=HUGE), "layers"),
+        (replace(ESN, pattern=Pattern.RANDOM, units=HUGE), "units"),
+        (replace(ESN, embedding_size=HUGE), "embedding_size"),
+        (replace(ESN, embedding_size=4, input_tokens=HUGE), "input_tokens"),
+        (replace(ESN, features=64 * HUGE), "features"),
+        (replace(ESN, features=10**7, readout=Readout.RIDGE), "features"),
+        (replace(ESN, readout_rank=HUGE), "readout_rank"),
+    ],
+)
+def test_the_setting_that_makes_a_model_too_large_is_named(tmp_path: Path, model: ModelConfig, key: str) -> None:
+    config = replace(tiny_config(tmp_path), model=model)
+    with pytest.raises(TrainingError, match=rf"^model\.{key}: got .* needs at least .*iB of memory; .* all there is"):
+        check_memory(config, CPU)
+
+
+@pytest.mark.parametrize("changed", [{"batch_size": HUGE}, {"batch_size": 64, "chunk_length": HUGE}])
+def test_so_is_the_setting_that_makes_a_step_too_large(tmp_path: Path, changed: dict[str, Any]) -> None:
+    config = tiny_config(tmp_path, **changed)
+    key = list(changed)[-1]
+    with pytest.raises(TrainingError, match=rf"^training\.{key}: got {HUGE},"):
+        check_memory(config, CPU, vocabulary_size=100, chunk_length=config.training.chunk_length)
+
+
+def test_a_long_chunk_is_no_longer_than_its_corpus(tmp_path: Path) -> None:
+    check_memory(tiny_config(tmp_path, chunk_length=HUGE), CPU)
+
+
+def test_a_vocabulary_that_is_too_large_is_named_once_it_is_known(tmp_path: Path) -> None:
+    config = replace(tiny_config(tmp_path), model=replace(LSTM, hidden_size=1024))
+    with pytest.raises(TrainingError, match=r"^tokenizer\.vocabulary_size: got 1000000000"):
+        check_memory(config, CPU, vocabulary_size=10**9)
+    check_memory(config, CPU, vocabulary_size=10**4)
+
+
+def test_the_tightest_limit_of_all_control_groups_counts(tmp_path: Path) -> None:
+    for name, limit in (("", "max"), ("outer", "4096"), ("outer/inner", "8192"), ("memory/old", "2048")):
+        folder = tmp_path / "groups" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ("memory.limit_in_bytes" if "memory" in name else "memory.max")).write_text(f"{limit}\n")
+    membership = tmp_path / "membership"
+    membership.write_text("0::/outer/inner\n")
+    assert _group_bytes(tmp_path / "groups", membership) == 4096
+    membership.write_text("4:memory:/old\n1:cpu:/\n")
+    assert _group_bytes(tmp_path / "groups", membership) == 2048
+    membership.write_text("")
+    assert _group_bytes(tmp_path / "groups", membership) is None
+
+
+def test_memory_that_runs_out_later_is_told_in_a_line() -> None:
+    with pytest.raises(TrainingError, match=r"^memory ran out .* lower training\.batch_size"), told_of_memory():
+        torch.empty(1 << 58, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="unrelated"), told_of_memory():
+        raise RuntimeError("unrelated")
