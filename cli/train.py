@@ -73,7 +73,6 @@ def command(
     from rich.console import Console
 
     from models.lock import locked
-    from models.memory import check_memory
     from models.text.tokens import check_files
     from models.training.device import choose_device
     from models.training.display import Silent, make_display
@@ -92,7 +91,6 @@ def command(
     again = ["meari", "train", str(config_file), *(["--run", str(folder)] if folder else []), "--resume"]
     again += [] if limit is None else ["--max-bad", str(limit)]
     device = choose_device(config.training.device)
-    check_memory(config, device, num_processes=int(os.environ.get("WORLD_SIZE", "1")))
     with ExitStack() as held, joined_workers(device, config.training.batch_size) as workers:
         display = make_display(Console(stderr=as_json)) if workers.is_first else Silent()
         workers.first(lambda: check_files(config))
@@ -114,9 +112,14 @@ def command(
 
 
 def _config(file: Path, max_bad: int | None) -> "Config":
+    """The config with what the options change in it. Raises ConfigError, and TrainingError for what no memory holds."""
     from models.config import load_config
+    from models.memory import check_memory
+    from models.training.device import choose_device
 
     config = load_config(file)
+    device = choose_device(config.training.device)
+    check_memory(config, device, num_processes=int(os.environ.get("WORLD_SIZE", "1")))
     return config if max_bad is None else replace(config, corpus=replace(config.corpus, max_bad=max_bad))
 
 
