@@ -32,7 +32,7 @@ def generation_sequence(call: GenerateCall, samples: SequenceOf[Sample], request
     for index, sample in enumerate(samples if call.num_beams == 1 else ()):
         continuation = Continuation(
             sample,
-            Sampler(call.sampling, index, seen, call.position, generated, end_id),
+            Sampler(call.sampling, index, seen, call.position, end_id, generated),
             call.max_tokens,
             call.num_alternatives,
             call.stop() if call.stop is not None else None,

@@ -49,8 +49,8 @@ class Sampler:
               however many there are
     seen      the tokens of the text so far: the repetition penalty counts them
     position  of the first token that will be sampled: how many there are before it
-    generated how often each token of the text so far was sampled: the other two penalties count them
     end_id    the token that settings.min_tokens keeps away
+    generated how often each token of the text so far was sampled: the other two penalties count them
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class Sampler:
         index: int,
         seen: Iterable[int],
         position: int,
+        end_id: int,
         generated: Mapping[int, int] = NOTHING_GENERATED,
-        end_id: int = 0,
     ) -> None:
         self.settings = settings
         self.seed = sample_seed(settings.seed, position, index)

@@ -22,6 +22,7 @@ from service.graphs.onnx_format import new_message
 from service.graphs.reader import reader_graph
 from service.graphs.writer import writer_graph
 
+END = 0
 LOGITS = np.log(np.array([0.4, 0.3, 0.2, 0.06, 0.04], np.float32))
 
 
@@ -65,7 +66,7 @@ def draw(settings: Sampling, logits: Floats = LOGITS, count: int = 4000) -> npt.
 
 
 def sampler(settings: Sampling, index: int = 0, seen: Sequence[int] = ()) -> Sampler:
-    return Sampler(settings, index, seen, 0)
+    return Sampler(settings, index, seen, 0, END)
 
 
 def kept(settings: Sampling, logits: Floats = LOGITS) -> set[int]:
@@ -201,13 +202,13 @@ def test_top_k_of_many_rows_is_that_of_one_sorted_row(size: int) -> None:
 
 def test_uniform_number_depends_on_seed_and_position_alone() -> None:
     settings = Sampling(seed=11)
-    whole = Sampler(settings, 0, [], 3)
+    whole = Sampler(settings, 0, [], 3, END)
     numbers = [whole.uniform() for _ in range(40)]
-    later = Sampler(settings, 0, [], 23)
+    later = Sampler(settings, 0, [], 23, END)
     assert [later.uniform() for _ in range(20)] == numbers[20:]
-    second = Sampler(settings, 2, [], 3)
-    alone = Sampler(Sampling(seed=second.seed), 0, [], 3)
-    resumed = Sampler(Sampling(seed=second.seed), 0, [], 5)
+    second = Sampler(settings, 2, [], 3, END)
+    alone = Sampler(Sampling(seed=second.seed), 0, [], 3, END)
+    resumed = Sampler(Sampling(seed=second.seed), 0, [], 5, END)
     drawn = [second.uniform() for _ in range(3)]
     assert drawn == [alone.uniform() for _ in range(3)]
     assert drawn[2] == resumed.uniform()
@@ -226,7 +227,7 @@ def test_every_sample_has_a_seed_of_its_own() -> None:
 
 def test_samples_of_neighbouring_seeds_are_independent() -> None:
     count, width = 2000, 32
-    samplers = [[Sampler(Sampling(seed=seed), index, [], 4) for index in range(4)] for seed in range(count)]
+    samplers = [[Sampler(Sampling(seed=seed), index, [], 4, END) for index in range(4)] for seed in range(count)]
     drawn = np.array([[one.uniforms(8) for one in row] for row in samplers]).reshape(count, width)
     within = np.corrcoef(drawn, rowvar=False) - np.eye(width)
     between = np.corrcoef(drawn[:-1], drawn[1:], rowvar=False)[:width, width:]

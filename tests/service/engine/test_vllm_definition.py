@@ -24,7 +24,7 @@ from service.engine.sampling import Sampler
 from tests.service.engine.test_sampling import sample_rows
 
 Floats64 = npt.NDArray[np.float64]
-NUM_DRAWS: Final = 1500
+NUM_DRAWS: Final = 1000
 SIZES: Final = (3, 65, 700, 10_000)
 TINY: Final = (0.0, 5e-324, 1e-300, sys.float_info.min, 1e-45, 1e-40, 1e-38)
 NEARLY_ONE: Final = 1 - 2.0**-53
@@ -37,7 +37,7 @@ class EvenSampler(Sampler):
     """Draws the numbers of a grid, so that frequencies are probabilities but for what a grid leaves open."""
 
     def __init__(self, settings: Sampling, number: int, prompt: list[int], generated: list[int]) -> None:
-        super().__init__(settings, number, [*prompt, *generated], 0, Counter(generated), END)
+        super().__init__(settings, number, [*prompt, *generated], 0, END, Counter(generated))
         self._number = (number + 0.5) / NUM_DRAWS
 
     def uniform(self) -> float:
@@ -119,7 +119,7 @@ def logits_of(size: int, spread: float = 2.0) -> npt.NDArray[np.float32]:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("temperature", [0.1, 0.7, 1.0, 3.0])
+@pytest.mark.parametrize("temperature", [0.1, 0.7, 3.0])
 def test_support_and_probabilities_are_those_of_vllm(size: int, limits: dict[str, Any], temperature: float) -> None:
     logits = logits_of(size)
     settings = Sampling(**{**limits, "top_k": min(limits.get("top_k", 0), size)}, temperature=temperature)
@@ -196,7 +196,7 @@ def test_likeliest_token_survives_every_limit(size: int, temperature: float) -> 
     limits += [{"top_p": top_p, "min_p": min_p} for top_p, min_p in itertools.product(TINY, (5e-324, NEARLY_ONE))]
     limits += [{"min_p": NEARLY_ONE}, {"top_k": 1}, {"top_k": 2, "top_p": 1e-300}, {"top_k": 2, "min_p": NEARLY_ONE}]
     rows = [
-        Sampler(Sampling(temperature=temperature, seed=seed, **fields), 0, [], 0)
+        Sampler(Sampling(temperature=temperature, seed=seed, **fields), 0, [], 0, END)
         for fields in limits
         for seed in range(5)
     ]
@@ -222,13 +222,13 @@ def test_tiny_temperature_takes_the_likeliest_token_and_of_equals_the_lowest(siz
     for fields in ({}, {"top_p": 1e-300}, {"min_p": NEARLY_ONE}, {"top_k": 2, "top_p": 5e-324}, {"min_p": 1e-40}):
         settings = [Sampling(temperature=temperature, seed=seed, **fields) for seed in range(8)]  # type: ignore[arg-type]
         for row, expected in ((logits, int(logits.argmax())), (tied, 0)):
-            found = sample_rows([Sampler(one, 0, [], 0) for one in settings], np.tile(row, (8, 1)))
+            found = sample_rows([Sampler(one, 0, [], 0, END) for one in settings], np.tile(row, (8, 1)))
             assert set(found) == {expected}
 
 
 def test_tiny_top_p_takes_the_lowest_of_equals() -> None:
     for size, top_p in itertools.product(SIZES, TINY):
-        rows = [Sampler(Sampling(top_p=top_p, seed=seed), 0, [], 0) for seed in range(20)]
+        rows = [Sampler(Sampling(top_p=top_p, seed=seed), 0, [], 0, END) for seed in range(20)]
         assert set(sample_rows(rows, np.zeros((20, size), np.float32))) == {0}
 
 
@@ -237,7 +237,7 @@ def test_tiniest_penalty_keeps_the_order_of_what_was_seen(penalty: float) -> Non
     logits = np.array([1.0, 3.0, 2.0, -1.0, -2.0], np.float32)
     for temperature in (0.0, 5e-324, 1e-3, 1.0, 10.0):
         settings = Sampling(repetition_penalty=penalty, temperature=temperature)
-        rows = [Sampler(settings, index, [0, 1, 3, 4], 0) for index in range(30)]
+        rows = [Sampler(settings, index, [0, 1, 3, 4], 0, END) for index in range(30)]
         assert set(sample_rows(rows, np.tile(logits, (30, 1)))) == {1}
 
 
@@ -247,7 +247,7 @@ def test_largest_bias_decides_beside_every_temperature(temperature: float) -> No
         logits = logits_of(size)
         last = size - 1
         settings = Sampling(logit_bias=((0, -100.0), (last, 100.0)), temperature=temperature, top_p=1e-300)
-        rows = [Sampler(settings, index, [], 0) for index in range(20)]
+        rows = [Sampler(settings, index, [], 0, END) for index in range(20)]
         assert set(sample_rows(rows, np.tile(logits, (20, 1)))) == {last}
 
 
