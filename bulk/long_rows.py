@@ -64,7 +64,7 @@ class LongRows:
         self._text, self._tokens, self._words = Spool(), Spool(), Spool()
         self._token_rows, self._word_rows = TokenRows(options), WordRows(options)
         self._num_chars = self._num_tokens = self._num_words = 0
-        self._joiner = LongWords(options.log_base)
+        self._joiner = LongWords(options.log_base, options.words)
         self._is_quoted = False
 
     def add_text(self, text: str) -> None:
@@ -136,7 +136,7 @@ class LongRows:
         yield b"," + figure_members(sums, self._options)
         for name, wanted, spool in (
             ("tokens", self._options.tokens, self._tokens),
-            ("words", self._options.words, self._words),
+            ("words", bool(self._options.words), self._words),
         ):
             if wanted:
                 yield b",%b:[" % _encode(self._options.prefix + name)

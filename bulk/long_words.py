@@ -12,6 +12,7 @@ from service.answers.bodies import ScoredWord
 from service.answers.figures import ScoredText
 from service.answers.sums import in_base
 from service.requests.schema import LogBase
+from service.text.words import Words, open_run
 
 __all__ = ["LongWords"]
 
@@ -19,8 +20,10 @@ __all__ = ["LongWords"]
 class LongWords:
     """Add the pieces in order, take the words that are complete."""
 
-    def __init__(self, log_base: LogBase) -> None:
+    def __init__(self, log_base: LogBase, split: Words = True) -> None:
         self._log_base = log_base
+        self._has_segments = split == "unicode"
+        self._held: ScoredText | None = None  # the end of a piece whose segments depend on what follows
         self._num_chars = 0
         self._num_tokens = 0
         self._open: ScoredWord | None = None  # the last word so far, which may go on; its text is in `_texts`
@@ -31,6 +34,14 @@ class LongWords:
 
     def add(self, scored: ScoredText) -> list[ScoredWord]:
         """The next piece."""
+        if self._has_segments:
+            scored = scored if self._held is None else scored.with_before(self._held)
+            place = open_run(scored.encoded.text)
+            is_whole = place == len(scored.encoded.text)
+            scored, self._held = (scored, None) if is_whole else scored.parted(place)
+        return self._add(scored)
+
+    def _add(self, scored: ScoredText) -> list[ScoredWord]:
         text = scored.encoded.text
         words, rest = scored.word_parts()
         self._end = scored.end_row()
@@ -38,7 +49,8 @@ class LongWords:
             word.start += self._num_chars
             word.end += self._num_chars
         if words:
-            words = self._joined(words, goes_on=self._ends_in_word and not text[0].isspace())
+            goes_on = self._ends_in_word and not text[0].isspace() and not self._has_segments
+            words = self._joined(words, goes_on=goes_on)
             self._space = rest
         else:
             self._space = _both(self._space, rest)
@@ -50,12 +62,13 @@ class LongWords:
 
     def end(self) -> list[ScoredWord]:
         """The last word, or white space alone, and the end of the text where it is counted."""
+        words = [] if self._held is None else self._add(self._held)
         last: list[ScoredWord] = []
         if self._open is not None:
             last = [replace(_both(self._open, self._space), end=self._open.end, text="".join(self._texts))]
         elif self._num_tokens:
             last = [replace(self._space, text="".join(self._texts))]
-        return [self._finished(word) for word in (*last, *self._end)]
+        return words + [self._finished(word) for word in (*last, *self._end)]
 
     def _joined(self, words: list[ScoredWord], *, goes_on: bool) -> list[ScoredWord]:
         """With what was open; the last word is open then."""

@@ -8,6 +8,7 @@ import msgspec
 
 from service.requests.schema import GenerateRequest, LogBase, Schemas
 from service.settings import Settings
+from service.text.words import Words
 
 __all__ = ["GenerateOptions", "InputFormat", "OutputFormat", "ScoreOptions", "WorkOptions", "checked_request"]
 
@@ -49,7 +50,7 @@ class ScoreOptions(WorkOptions, frozen=True, kw_only=True, tag="score"):
     add_end: bool = True
     log_base: LogBase = "e"
     tokens: bool = False
-    words: bool = False
+    words: Words = False
     top: int = 0
 
 

@@ -25,6 +25,7 @@ from service.answers.sums import TextSums
 from service.engine import ScoreCall, Scoring, StateValue, TextScore
 from service.registry import Model
 from service.text.tokenizer import Encoded, TokenizerKind
+from service.text.words import require_segmenter
 
 __all__ = ["NEVER_SECONDS", "RowsOf", "ScoreWork", "ScoredChunk", "batches", "by_context"]
 
@@ -86,6 +87,9 @@ class ScoreWork:
     """What `meari score` does with every chunk."""
 
     def __init__(self, model: Model, options: ScoreOptions) -> None:
+        """Raises InvalidRequest where words are to be found by ICU, and there is none."""
+        if options.words == "unicode":
+            require_segmenter()
         self._model = model
         self.options = options
         self.reader = Reader(options.input_format, text_name(options), with_context=True, taken=new_names(options))
@@ -155,7 +159,8 @@ class ScoreWork:
 
     def scored(self, encoded: Encoded, scores: TextScore) -> ScoredText:
         """A text with its figures."""
-        return ScoredText(encoded, scores, self._model.tokenizer.vocabulary, self.options.log_base)
+        vocabulary, options = self._model.tokenizer.vocabulary, self.options
+        return ScoredText(encoded, scores, vocabulary, options.log_base, split=options.words)
 
 
 @dataclass(frozen=True, eq=False)

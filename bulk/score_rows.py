@@ -72,7 +72,7 @@ class JsonLines:
         """The object."""
         options = self._options
         yield self.carried.opening(record) + b"," + figure_members(sums, options)
-        for name, slices in parts_of(scored, sums, options.tokens, options.words):
+        for name, slices in parts_of(scored, sums, options.tokens, bool(options.words)):
             yield from array(_encode(self.prefix + name)[1:-1], slices)
         yield b"}\n"
 

@@ -46,6 +46,8 @@ def command(run: Path, more_files: tuple[Path, ...], part: str | None, files: tu
     Text is run as it is served, in float32: lines and paragraphs each from the initial state, files as one stream.
     Characters and bytes are those of the text in NFC, as `meari score` counts them; bits_per_char_with_ends takes the
     end of each document for one character more. Ends count where the training text had some.
+    Models with other tokenizers compare by bits a character or byte, but not a word model with unknown words, to
+    which a word that it lacks is one token, whatever its letters.
     """
     if more_files and not files:
         raise click.UsageError(f"got {more_files[0]} after RUN, expected files after --text alone")

@@ -43,12 +43,32 @@ Examples:
   meari score part-1.jsonl.gz part-2.jsonl.gz --field body --skip-bad --summary figures.json > scores.jsonl
 """
 
+WORDS = ("spaces", "unicode")
+
+
+class WordsCommand(click.Command):
+    """Lets `--words` stand alone before whatever is none of its values, which click would take for one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        following = [*args[1:], ""]
+        alone = "--words=" + WORDS[0]
+        words = [alone if a == "--words" and b not in WORDS else a for a, b in zip(args, following, strict=True)]
+        return super().parse_args(ctx, words)
+
+
 FIGURE_OPTIONS = (
     click.option(
         "--log-base", type=click.Choice(["e", "2", "10"]), default="e", show_default=True, help="Of every logarithm."
     ),
     click.option("--tokens", is_flag=True, help="Figures of every token; in TSV a row a token."),
-    click.option("--words", is_flag=True, help="Figures of every word; in TSV a row a word."),
+    click.option(
+        "--words",
+        type=click.Choice(WORDS),
+        is_flag=False,
+        flag_value=WORDS[0],
+        help="Figures of every word, in TSV a row a word; alone it means spaces. unicode (with meari[segment]) finds "
+        "words also where no spaces stand between them, and takes marks for words.",
+    ),
     click.option(
         "--top",
         metavar="K",
@@ -76,7 +96,7 @@ class FigureOptions:
 
     log_base: LogBase
     tokens: bool
-    words: bool
+    words: str | None
     top: int
     end: bool | None
     context: str
@@ -87,11 +107,14 @@ class FigureOptions:
 
     def fields(self, has_ends: bool) -> dict[str, Any]:
         """As `ScoreOptions` call them; `has_ends` is what the model says."""
-        named = {name: getattr(self, name) for name in ("log_base", "tokens", "words", "top", "context")}
-        return {**named, "add_end": has_ends if self.end is None else self.end}
+        named = {name: getattr(self, name) for name in ("log_base", "tokens", "top", "context")}
+        words = self.words if self.words == "unicode" else self.words is not None
+        return {**named, "words": words, "add_end": has_ends if self.end is None else self.end}
 
 
-@click.command("score", short_help="Tell how likely texts are, or every line of a file.", epilog=EXAMPLES)
+@click.command(
+    "score", cls=WordsCommand, short_help="Tell how likely texts are, or every line of a file.", epilog=EXAMPLES
+)
 @click.argument("files", metavar="[FILE|DIR|-]…", nargs=-1, type=click.Path())
 @click.option("--text", "texts", metavar="TEXT", multiple=True, help="Score this instead; may be repeated.")
 @packed("place", Place, MODEL_OPTION, *WHERE_OPTIONS)

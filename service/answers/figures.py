@@ -5,18 +5,17 @@ token and by word. Knows no JSON.
 
 The log-probabilities lie on a grid on which sums are exact, so `logprob` is their exact sum, in whatever order.
 
-Words are stretches without white space. A token belongs to the word in which it begins; white space belongs to the
-word that follows it, and at the end of a text to the last word. White space that has no word beside it is a row of its
-own, and so is the end of the text where it is counted. So `logprob` is the sum over the rows.
+Words are stretches without white space, or segments of them (`service.text.words`). A token belongs to the word in
+which it begins; white space belongs to the word that follows it, and at the end of a text to the last word. White space
+that has no word beside it is a row of its own, and so is the end of the text where it is counted. So `logprob` is the
+sum over the rows.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +28,9 @@ from service.engine.calls import GRID
 from service.requests.schema import LogBase
 from service.state_tokens import TextState
 from service.text.tokenizer import Encoded, Vocabulary, nfc
+from service.text.words import Words, word_spans
 
 __all__ = ["ScoredText", "alternatives", "token_texts"]
-
-_WORD: Final = re.compile(r"\S+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +45,7 @@ class ScoredText:
     vocabulary: Vocabulary
     log_base: LogBase
     state: TextState | None = None
+    split: Words = True  # what a word is
 
     def figures(self) -> TextFigures:
         """The sums over the whole text, as figures."""
@@ -108,14 +107,14 @@ class ScoredText:
     def word_parts(self) -> tuple[list[ScoredWord], ScoredWord]:
         """The words, each with the white space before it, then what is left behind the last one; all in nats."""
         text = self.encoded.text
-        words = list(_WORD.finditer(text))
-        ends = [word.end() for word in words]
+        words = word_spans(text, self.split)
+        ends = [end for _, end in words]
         owners = np.searchsorted(np.array(ends, np.int64), self.encoded.starts, side="right")
         own = self.scores.logprobs[: len(self.encoded.ids)]
         sums = np.bincount(owners, weights=own, minlength=len(words) + 1).tolist()
         unknown = np.bincount(owners[self._unknown()], minlength=len(words) + 1).astype(bool).tolist()
         rest = ends[-1] if ends else 0
-        spans = [*((word.start(), word.end()) for word in words), (rest, len(text))]
+        spans = [*words, (rest, len(text))]
         *rows, left = (
             ScoredWord(text[start:end], logprob, start, end, is_unknown)
             for (start, end), logprob, is_unknown in zip(spans, sums, unknown, strict=True)
@@ -129,6 +128,29 @@ class ScoredText:
         return [
             ScoredWord(self.vocabulary.texts[self.vocabulary.end_id], logprob, place, place) for logprob in logprobs
         ]
+
+    def with_before(self, before: ScoredText) -> ScoredText:
+        """Two neighbouring pieces as one, for `word_parts`."""
+        first, second = before.encoded, self.encoded
+        shift = len(first.text)
+        starts = np.concatenate([first.starts, second.starts + shift])
+        ends = np.concatenate([first.ends, second.ends + shift])
+        encoded = Encoded(first.text + second.text, first.ids + second.ids, starts, ends)
+        logprobs = np.concatenate([before.scores.logprobs, self.scores.logprobs])
+        return replace(self, encoded=encoded, scores=replace(self.scores, logprobs=logprobs))
+
+    def parted(self, place: int) -> tuple[ScoredText, ScoredText]:
+        """The tokens that begin before a place, and the others, for `word_parts`."""
+        whole = self.encoded
+        text, ids, starts, ends = whole.text, whole.ids, whole.starts, whole.ends
+        count = int(np.searchsorted(starts, place))
+        first = Encoded(text[:place], ids[:count], starts[:count], ends[:count])
+        second = Encoded(text[place:], ids[count:], starts[count:] - place, ends[count:] - place)
+        logprobs = self.scores.logprobs
+        return (
+            replace(self, encoded=first, scores=replace(self.scores, logprobs=logprobs[:count])),
+            replace(self, encoded=second, scores=replace(self.scores, logprobs=logprobs[count:])),
+        )
 
     def _places(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
         """Id, start and end of some tokens; the end token stands after the last character."""

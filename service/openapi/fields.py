@@ -161,7 +161,7 @@ OWN_FIELDS: Final[dict[tuple[str, str], Field]] = {
     ("CompletionChoice", "seed"): ("With which /generate writes the same.", 7),
     ("Choice", "seed"): ("With which the same request, and n 1, gives the same; of a beam search the request's.", 7),
     ("ScoreRequest", "tokens"): ("Give figures by token.", True),
-    ("ScoreRequest", "words"): ("Give figures by word.", False),
+    ("ScoreRequest", "words"): ("Give figures by word: true, between spaces; unicode, by the rules of ICU.", False),
     ("ScoreRequest", "top"): ("Likeliest alternatives at each token; only with `tokens`.", 3),
     ("DetokenizeRequest", "tokens"): ("Tokens as /tokenize gives them, or their ids.", [5, 6]),
     ("StatesRequest", "units"): ("Numbers of each tensor to tell at most, evenly spread.", 64),

@@ -29,6 +29,7 @@ from service.requests.completions import (
 from service.requests.explain import shown
 from service.requests.parsing import Parser
 from service.settings import Settings
+from service.text.words import Words
 
 __all__ = [
     "DetokenizeRequest",
@@ -85,7 +86,7 @@ class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fro
     add_end: bool | UnsetType = UNSET
     log_base: LogBase = "e"
     tokens: bool = False
-    words: bool = False
+    words: Words = False
     top: Annotated[int, Meta(ge=0, le=20)] = 0
     return_state: bool = False
 

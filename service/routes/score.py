@@ -17,6 +17,7 @@ from service.service import Service
 from service.state_tokens import StateTokens, TextState
 from service.text.detokenizer import NO_TEXT
 from service.text.tokenizer import Encoded
+from service.text.words import require_segmenter
 
 __all__ = ["score_blueprint"]
 
@@ -34,6 +35,8 @@ def score_blueprint(service: Service) -> Blueprint:
         exchange = current_exchange()
         request = service.schemas.score(exchange.read_body())
         exchange.note_request(request)
+        if request.words == "unicode":
+            require_segmenter()
         model = exchange.use_model(service.registry.get(request.model))
         _check_size(service, exchange, request)
         state_tokens = service.state_tokens(model.bundle)
@@ -48,7 +51,7 @@ def score_blueprint(service: Service) -> Blueprint:
             request.log_base,
             _scored_texts(request, start, model, encoded, scoring),
             request.tokens,
-            request.words,
+            bool(request.words),
             scoring.computed_tokens,
             scoring.cached_tokens,
             state_tokens if request.return_state else None,
@@ -116,6 +119,7 @@ def _scored_texts(
             vocabulary,
             request.log_base,
             None if scores.state is None else TextState(scores.state, before.then(text.text), is_seeded),
+            request.words,
         )
         for text, scores in zip(encoded, scoring.results, strict=True)
     ]

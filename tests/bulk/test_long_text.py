@@ -20,6 +20,7 @@ from bulk.score import ScoredChunk, ScoreWork
 from bulk.totals import ScoreTotals
 from bulk.worker import open_model
 from service.registry import Model
+from service.text.words import Words
 
 TEXTS = [
     "good day, world. " * 40,
@@ -31,9 +32,15 @@ TEXTS = [
     "",
     " \t\u3000" * 100,
     "a" * 350 + " " * 350,
+    "我爱北京天安门，今天天气很好。" * 60 + "b",
+    "สวัสดีชาวโลกวันนี้อากาศดี" * 40,
+    "我爱北京天安门" * 900,  # longer than what is looked at at a time
+    "It's 3.14, o'clock! " * 40,
 ]
 # Letters, unknown ones, marks that join, white space of all kinds, bytes that make no character of their own.
-CHARACTERS = st.sampled_from("abgd,.'\"  \t\n\r\u0301\u1112\u1161\u11ab\u00e9\ud55c\U0001f600\x00\x1c\x85\u2028\u3000")
+CHARACTERS = st.sampled_from(
+    "abgd,.'\"  \t\n\r\u0301\u1112\u1161\u11ab\u00e9\ud55c\U0001f600\x00\x1c\x85\u2028\u3000我爱北京。，วันนี้'\u200d3"
+)
 
 
 @pytest.fixture(scope="module", params=["letters", "bytes", "words"])
@@ -68,7 +75,13 @@ def in_pieces(work: ScoreWork, data: bytes) -> tuple[bytes, Done]:
 @pytest.mark.parametrize("input_format", ["text", "jsonl"])
 @pytest.mark.parametrize(
     "figures",
-    [{}, {"tokens": True, "top": 1}, {"words": True, "log_base": "2"}, {"add_end": False, "with_text": False}],
+    [
+        {},
+        {"tokens": True, "top": 1},
+        {"words": True, "log_base": "2"},
+        {"words": "unicode"},
+        {"add_end": False, "with_text": False},
+    ],
 )
 def test_record_is_that_of_the_whole(model: Model, output_format: Any, input_format: Any, figures: Any) -> None:
     options = ScoreOptions(bundle="", input_format=input_format, format=output_format, context="day ", **figures)
@@ -79,9 +92,9 @@ def test_record_is_that_of_the_whole(model: Model, output_format: Any, input_for
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
-@given(text=st.text(CHARACTERS, max_size=300), add_end=st.booleans())
-def test_rows_of_words_and_of_tokens_add_up_to_the_text(model: Model, text: str, add_end: bool) -> None:
-    options = ScoreOptions(bundle="", input_format="jsonl", format="jsonl", tokens=True, words=True, add_end=add_end)
+@given(text=st.text(CHARACTERS, max_size=300), add_end=st.booleans(), words=st.sampled_from([True, "unicode"]))
+def test_rows_of_words_and_of_tokens_add_up_to_the_text(model: Model, text: str, add_end: bool, words: Words) -> None:
+    options = ScoreOptions(bundle="", input_format="jsonl", format="jsonl", tokens=True, words=words, add_end=add_end)
     work = ScoreWork(model, options)
     line = msgspec.json.encode({"text": text}) + b"\n"
     data, _ = written(work.begin(line, 5))
@@ -89,6 +102,10 @@ def test_rows_of_words_and_of_tokens_add_up_to_the_text(model: Model, text: str,
     assert sum(word["logprob"] for word in record["words"]) == record["logprob"]
     assert sum(token["logprob"] for token in record["tokens"]) == record["logprob"]
     assert [row["text"] for row in record["words"] if row["start"] == row["end"]] == ["<|end|>"] * add_end
+    rows = record["words"]
+    assert [row["text"] for row in rows[: len(rows) - add_end]] == [
+        text[row["start"] : row["end"]] for row in rows[: len(rows) - add_end]
+    ]
     assert any(word["unknown"] for word in record["words"]) == (record["num_unknown"] > 0)
     assert in_pieces(work, line)[0] == data
 

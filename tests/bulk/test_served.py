@@ -49,6 +49,7 @@ def texts(tmp_path: Path) -> Path:
         ["--format", "tsv", "--tokens", "--top", 1],
         ["--format", "tsv", "--words", "--no-text"],
         ["--prefix", "m_", "--tokens", "--words", "--field", "text"],
+        ["--words", "unicode"],
     ],
 )
 def test_scores_are_the_same_bytes(texts: Path, bundles: Path, url: str, tmp_path: Path, words: list[object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from service.answers.bodies import ScoredWord
 from service.answers.figures import ScoredText
 from service.answers.score_json import SLICE, ScoreAnswer
 from service.engine import TextScore
+from service.errors import InvalidRequest
 from service.requests.schema import LogBase
 from service.text.tokenizer import Encoded, TokenizerKind, Vocabulary
+from service.text.words import open_run, require_segmenter, word_spans
 
 LETTERS = ("<|end|>", "<|unk|>", "a", "b", " ")
 VOCABULARY = Vocabulary(TokenizerKind.CHAR, LETTERS, tuple(x.encode() for x in LETTERS), unknown_id=1, end_id=0)
@@ -110,3 +113,31 @@ def test_pieces_join_to_one_json_value(length: int) -> None:
     assert [len(result["tokens"]) for result in answer["results"]] == [length + 1] * 2
     assert answer["results"][0]["num_tokens"] == length + 1
     assert answer["usage"] == {"scored_tokens": 2 * (length + 1), "computed_tokens": 7, "cached_tokens": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("今日は良い天気ですね。", ["今日", "は", "良い", "天気", "です", "ね", "。"]),
+        ("我爱北京天安门，中文。", ["我", "爱", "北京", "天安门", "，", "中文", "。"]),
+        ("วันนี้อากาศดี", ["วัน", "นี้", "อากาศ", "ดี"]),
+        ("It's 3.14, o'clock!", ["It's", "3.14", ",", "o'clock", "!"]),
+        ("😀한글은  é\u0301x ", ["😀", "한글은", "é\u0301x"]),
+        (" \n", []),
+        ("", []),
+        ("a" * 5000, ["a" * 4096, "a" * 904]),
+    ],
+)
+def test_words_of_unicode_are_found_without_spaces(text: str, words: list[str]) -> None:
+    spans = word_spans(text, "unicode")
+    assert [text[start:end] for start, end in spans] == words
+    assert [word_spans(text[: open_run(text)], "unicode"), open_run(text) <= len(text)] == [
+        [span for span in spans if span[1] <= open_run(text)],
+        True,
+    ]
+
+
+def test_missing_segmenter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "icu4py.breakers", None)
+    with pytest.raises(InvalidRequest, match=r"words: got \"unicode\", which needs ICU, .* meari\[segment\]"):
+        require_segmenter()
