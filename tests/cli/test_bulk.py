@@ -1,5 +1,6 @@
 """The bulk verbs on the command line: what they need, and what their help says."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,24 @@ def test_help_shows_examples(verb: str, example: str) -> None:
     assert result.exit_code == 0
     assert f"  meari {verb} " in result.output
     assert example in result.output.split("Examples:")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--words", "TEXT"], ["ab", "cd."]),
+        (["TEXT", "--words"], ["ab", "cd."]),
+        (["--words", "--no-end", "TEXT"], ["ab", "cd."]),
+        (["--words", "spaces", "TEXT"], ["ab", "cd."]),
+        (["--words=unicode", "TEXT"], ["ab", "cd", "."]),
+        (["TEXT", "--words", "unicode"], ["ab", "cd", "."]),
+    ],
+)
+def test_words_may_stand_alone_or_say_how_they_are_found(words: list[str], found: list[str], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("ab cd.\n")
+    own = [str(tmp_path / "text.txt") if word == "TEXT" else word for word in words]
+    arguments = ["score", *own, "--no-end", "--quiet", "--bundles", str(ROOT / "bundles" / "shakespeare-rnn")]
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.main", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert [word["text"] for word in json.loads(done.stdout)["words"]] == found

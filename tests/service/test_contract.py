@@ -330,6 +330,15 @@ def test_texts_come_in_their_order_and_share_their_prefixes(client: FlaskClient)
     assert together["usage"]["computed_tokens"] < together["usage"]["scored_tokens"]
 
 
+def test_words_without_spaces_are_found_by_the_rules_of_unicode(client: FlaskClient) -> None:
+    [found] = post(client, "/score", text="我爱北京天安门。ab c", words="unicode")["results"]
+    assert [word["text"] for word in found["words"]] == ["我", "爱", "北京", "天安门", "。", "ab", "c", "<|end|>"]
+    assert sum(word["logprob"] for word in found["words"]) == found["logprob"]
+    assert [word["start"] for word in found["words"]] == [0, 1, 2, 4, 7, 8, 11, 12]
+    message = post(client, "/score", 400, text="a", words="icu")["error"]["message"]
+    assert 'words: got "icu", expected true or false or one of "unicode"' in message
+
+
 def test_the_end_is_counted_unless_asked_otherwise(client: FlaskClient) -> None:
     with_end = post(client, "/score", text="abc")["results"][0]
     without = post(client, "/score", text="abc", add_end=False)["results"][0]
