@@ -8,6 +8,7 @@ from bulk.errors import BulkError
 from service.bundle_folders import DEFAULT, BundleFolders, find_bundles, printable
 from service.errors import BundleError
 from service.manifest import read_files, read_manifest
+from service.nearest import did_you_mean
 
 __all__ = ["bundle_hash", "default_bundle", "find_bundle", "list_bundles"]
 
@@ -28,7 +29,8 @@ def find_bundle(bundles: Path, model: str | None) -> Path:
     if model in found.failed and model != DEFAULT:
         raise BulkError(f"model: {model}: {found.failed[model]}")
     expected = ", ".join(found.folders) or f"a bundle in {printable(bundles)}, which has none"
-    raise BulkError(f"model: got {model!r}, expected {expected}, or the path of a bundle")
+    hint = did_you_mean(model, found.folders)
+    raise BulkError(f"model: got {model!r}, expected {expected}, or the path of a bundle{hint}")
 
 
 def default_bundle(bundles: Path, found: BundleFolders) -> Path:

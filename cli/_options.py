@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 
-__all__ = ["Decorator", "echo_json", "echo_json_line", "json_option", "packed"]
+from service.nearest import did_you_mean
+
+__all__ = ["Choice", "Decorator", "echo_json", "echo_json_line", "json_option", "packed"]
 
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -33,6 +35,18 @@ def packed(name: str, kind: type[Any], *options: Decorator) -> Decorator:
         return command
 
     return decorate
+
+
+class Choice(click.Choice[str]):
+    """As click's, with the nearest choice for one that is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As click does. Raises BadParameter."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            message = error.message + did_you_mean(str(value), self.choices)
+            raise click.BadParameter(message, ctx=ctx, param=param) from None
 
 
 def echo_json(document: object) -> None:

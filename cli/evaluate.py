@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli._completions import complete_run
-from cli._options import echo_json, json_option
+from cli._options import Choice, echo_json, json_option
 from cli._tables import Table, facts, show
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ Examples:
 @click.command("evaluate", short_help="Measure a trained model on held-out text.", epilog=EXAMPLES)
 @click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.argument("more_files", metavar="", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--part", type=click.Choice(PARTS), help="Part of the run's own corpus.  [validation]")
+@click.option("--part", type=Choice(PARTS), help="Part of the run's own corpus.  [validation]")
 @click.option("--text", "files", metavar="FILE…", multiple=True, type=click.Path(path_type=Path), help="Other text.")
 @json_option
 def command(run: Path, more_files: tuple[Path, ...], part: str | None, files: tuple[Path, ...], as_json: bool) -> None:

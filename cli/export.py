@@ -6,7 +6,7 @@ import click
 
 from cli._completions import complete_run
 from cli._files import Use, check_apart
-from cli._options import echo_json, json_option
+from cli._options import Choice, echo_json, json_option
 
 EXAMPLES = """\b
 Examples:
@@ -19,7 +19,7 @@ Examples:
 @click.command("export", short_help="Turn a run into a bundle that can be served.", epilog=EXAMPLES)
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.argument("folder", metavar="bundles/NAME", type=click.Path(path_type=Path))
-@click.option("--precision", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True)
+@click.option("--precision", type=Choice(["fp32", "int8"]), default="fp32", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace the bundle in that folder.")
 @json_option
 def command(run: Path, folder: Path, precision: str, overwrite: bool, as_json: bool) -> None:

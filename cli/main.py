@@ -20,21 +20,15 @@ from typing import Any
 import click
 
 import cli
+from service.nearest import did_you_mean
 
 NOT_VERBS = frozenset({"main"})
-STAGES = (
-    "search",
-    "train",
-    "evaluate",
-    "export",
-    "inspect",
-    "models",
-    "serve",
-    "generate",
-    "score",
-    "claims",
-    "completion",
-)  # in the order in which data flows
+GROUPS = {
+    "Train": ("search", "train", "evaluate", "export"),
+    "Look": ("inspect", "models", "claims"),
+    "Use": ("serve", "generate", "score", "completion"),
+}  # of verbs, in the order in which data flows
+STAGES = tuple(verb for verbs in GROUPS.values() for verb in verbs)
 ERROR_ROOTS = (
     ("models.errors", "ModelsError"),
     ("export.errors", "ExportError"),
@@ -94,6 +88,24 @@ class Verbs(click.Group):
         names = {module.name for module in pkgutil.iter_modules(cli.__path__)}
         verbs = sorted(name for name in names - NOT_VERBS if not name.startswith("_"))
         return sorted(verbs, key=lambda verb: STAGES.index(verb) if verb in STAGES else len(STAGES))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The verbs with a line each, in groups; one of no group stands in the last."""
+        verbs = {verb: self.get_command(ctx, verb) for verb in self.list_commands(ctx)}
+        width = formatter.width - 6 - max(map(len, verbs))
+        for name, group in GROUPS.items():
+            own = [verb for verb in verbs if verb in group or (name == "Use" and verb not in STAGES)]
+            with formatter.section(name):
+                formatter.write_dl([(verb, each.get_short_help_str(width)) for verb in own if (each := verbs[verb])])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the nearest verb where there is none of that name."""
+        hint = did_you_mean(args[0], self.list_commands(ctx))
+        if hint and args[0] not in self.list_commands(ctx) and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The click command of `cli/VERB.py`, or None where there is no such verb."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from models.atomic import settled
 from models.config import Config, Family, parse_config
 from models.errors import CheckpointError, ConfigError
+from models.fields import did_you_mean
 from models.language_model import LanguageModel, build_model
 from models.text.tokenizer import Tokenizer
 
@@ -152,7 +153,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _find(folder: Path) -> Path:
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder, expected a run or a checkpoint")
+        beside = [each.name for each in folder.parent.glob("*") if each.is_dir()]
+        hint = did_you_mean(folder.name, beside)
+        raise CheckpointError(f"{folder}: no such folder, expected a run or a checkpoint{hint}")
     if (folder / DESCRIPTION).exists():
         return folder
     best = settled(folder / BEST)

@@ -30,7 +30,20 @@ from models.choices import (
 )
 from models.config_rules import CORPUS_RULES, RECURRENT_RULES, RESERVOIR_RULES, TOKENIZER_RULES, TRAINING_RULES
 from models.errors import ConfigError
-from models.fields import Together, choice, integer, integers, paths, read_table, real, show, string, switch, texts
+from models.fields import (
+    Together,
+    choice,
+    did_you_mean,
+    integer,
+    integers,
+    paths,
+    read_table,
+    real,
+    show,
+    string,
+    switch,
+    texts,
+)
 
 __all__ = [
     "Averaging",
@@ -299,7 +312,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
-        raise ConfigError(str(path), [f"got {error.strerror or error}, expected a readable TOML file"]) from error
+        beside = [each.name for each in path.parent.glob("*.toml")]
+        hint = did_you_mean(path.name, beside) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(str(path), [f"got {error.strerror or error}, expected a readable TOML file{hint}"]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"got {error}, expected TOML in UTF-8"]) from error
 

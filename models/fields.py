@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -22,10 +22,14 @@ _RULE = "rule"
 
 @dataclass(frozen=True)
 class Rule:
-    """What a single value must be: in words, and as a function that returns the value or `_REFUSED`."""
+    """What a single value must be: in words, and as a function that returns the value or `_REFUSED`.
+
+    names   that a value may be mistyped for
+    """
 
     expected: str
     read: Callable[[object], object]
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def choice(kind: type[StrEnum], default: object = dataclasses.MISSING) -> Any:
     def read(value: object) -> object:
         return names.get(value, _REFUSED) if isinstance(value, str) else _REFUSED
 
-    return _field(Rule("one of " + ", ".join(f'"{name}"' for name in names), read), default)
+    return _field(Rule("one of " + ", ".join(f'"{name}"' for name in names), read, tuple(names)), default)
 
 
 def string(default: object = dataclasses.MISSING, *, pattern: str = r"(?s:.*)", expected: str = "a string") -> Any:
@@ -136,9 +140,14 @@ def show(value: object) -> str:
 
 
 def _unknown(section: str, key: str, keys: list[str]) -> str:
-    near = difflib.get_close_matches(key, keys, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    return f"{section}{key}: got an unknown key, expected one of {', '.join(keys)}{hint}"
+    return f"{section}{key}: got an unknown key, expected one of {', '.join(keys)}{did_you_mean(key, keys)}"
+
+
+def did_you_mean(name: object, names: Iterable[str]) -> str:
+    """` (did you mean NAME?)`, or an empty text where none is near; case does not count."""
+    spelled = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(name[:100].lower(), spelled, n=1) if isinstance(name, str) else []
+    return f" (did you mean {spelled[near[0]]}?)" if near else ""
 
 
 def read_table(
@@ -169,7 +178,8 @@ def read_table(
             continue
         value = rule.read(table[name])
         if value is _REFUSED:
-            problems.append(f"{section}{name}: got {show(table[name])}, expected {rule.expected}")
+            hint = did_you_mean(table[name], rule.names)
+            problems.append(f"{section}{name}: got {show(table[name])}, expected {rule.expected}{hint}")
         else:
             values[name] = value
     for rules in together:

@@ -22,6 +22,7 @@ from service.engine import Engine, EngineLimits
 from service.engine.cache import CacheRoom
 from service.errors import BundleError, MeariError, NotReady, UnknownModel
 from service.log import flush_log
+from service.nearest import did_you_mean
 from service.process.marks import ReadyMarks
 from service.process.memory import release_free_memory
 from service.settings import Settings
@@ -104,7 +105,8 @@ class Registry:
             return self._models[wanted]
         if wanted in self._failed:
             raise UnknownModel(f"model: {wanted!r} could not be loaded: {self._failed[wanted]}")
-        raise UnknownModel(f"model: got {wanted[:100]!r}, expected one of {', '.join(self._models)}")
+        hint = did_you_mean(wanted, self._models)
+        raise UnknownModel(f"model: got {wanted[:100]!r}, expected one of {', '.join(self._models)}{hint}")
 
     def all(self) -> list[Model]:
         """Every model that is being served, by name. Raises NotReady."""

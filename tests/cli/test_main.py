@@ -1,3 +1,5 @@
+import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -90,6 +92,32 @@ def test_version_is_that_of_the_installed_distribution() -> None:
     expected = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert entry.installed_version() in {expected, "not installed"}
     assert result.output == f"meari, version {entry.installed_version()}\n"
+
+
+def test_help_groups_the_verbs_and_leaves_none_out() -> None:
+    shown = CliRunner().invoke(entry.group, ["--help"]).output
+    groups = re.findall(r"^(Train|Look|Use):\n((?:  .+\n)+)", shown, re.MULTILINE)
+    assert [name for name, _ in groups] == ["Train", "Look", "Use"]
+    verbs = [line.split()[0] for _, lines in groups for line in lines.splitlines()]
+    assert verbs == entry.group.list_commands(click.Context(entry.group))
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("modles", "did you mean models?"),
+        ("export a b --precision int9", "did you mean int8?"),
+        ("score --text a --model shakespear-lstm", "did you mean shakespeare-lstm?"),
+        ("train models/configs/shakespear-lstm.toml", "did you mean shakespeare-lstm.toml?"),
+    ],
+)
+def test_a_mistyped_name_gets_the_nearest_one(words: str, hint: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.main", *words.split()], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in {1, 2}
+    assert hint in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_help_shows_examples() -> None:

@@ -211,3 +211,26 @@ def test_toml_file_becomes_a_config(tmp_path: Path, encoding: str) -> None:
 def test_json_that_is_no_config_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         Config.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value", "hint"),
+    [
+        ("model", "family", "lstn", "did you mean lstm?"),
+        ("tokenizer", "kind", "chars", "did you mean char?"),
+        ("training", "precision", "bfloat", "did you mean bfloat16?"),
+        ("training", "precision", "BFLOAT16", "did you mean bfloat16?"),
+        ("model", "hiden_size", 3, "did you mean hidden_size?"),
+    ],
+)
+def test_a_mistyped_name_gets_the_nearest_one(table: str, key: str, value: object, hint: str) -> None:
+    tables: dict[str, dict[str, object]] = {
+        "corpus": {"train": ["a"], "document": "line", "validation_share": 0.1},
+        "tokenizer": {"kind": "char"},
+        "model": {"family": "gru"},
+        "training": {"steps": 1},
+    }
+    tables[table][key] = value
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"name": "a", **tables})
+    assert hint in str(caught.value)
