@@ -38,13 +38,13 @@ def word_tokenizer(words: list[str]) -> tokenizers.Tokenizer:
 
 
 def write_spelling_bundle(
-    folder: Path, tokenizer: tokenizers.Tokenizer, kind: str, chain: list[int], peak: float = 20.0
+    folder: Path, tokenizer: tokenizers.Tokenizer, kind: str, chain: list[int], peak: float = 20.0, end: int = 0
 ) -> Path:
     """Write a bundle that spells `chain` from the boundary on, then ends."""
     folder.mkdir(parents=True)
     size = tokenizer.get_vocab_size()
     following = np.zeros((size, size), np.float32)
-    for token, successor in zip([0, *chain], [*chain, 0], strict=True):
+    for token, successor in zip([end, *chain], [*chain, end], strict=True):
         following[token, successor] = peak
     _save(
         folder / "cell.onnx",
@@ -67,10 +67,11 @@ def write_spelling_bundle(
         {},
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_golden(folder)
+    _write_golden(folder, end)
     unknown = tokenizer.token_to_id("<|unk|>")
     rewrite_manifest(
         folder,
+        boundary={"id": end, "token": END},
         tokenizer={"kind": kind, "normalization": "NFC", "unknown_id": unknown},
     )
     return folder
@@ -87,9 +88,9 @@ def _save(path: Path, nodes: list[Any], inputs: Any, outputs: Any, weights: dict
     path.write_bytes(model.SerializeToString())
 
 
-def _write_golden(folder: Path) -> None:
+def _write_golden(folder: Path, end: int) -> None:
     cell, output = (ort.InferenceSession(str(folder / f"{name}.onnx")) for name in ("cell", "output"))
-    tokens = np.array([[0, 0], [1, 2]], np.int64)
+    tokens = np.array([[end, end], [1, 2]], np.int64)
     count = np.zeros((2, 1), np.float32)
     logprobs = []
     for row in tokens:

@@ -16,7 +16,14 @@ from service.app import create_app
 from service.errors import EngineFailed
 from service.settings import Settings
 from tests.service.conftest import SPELLED
-from tests.service.tiny_bundle import LETTERS, expected_logprob, rewrite_manifest, write_tiny_bundle
+from tests.service.spelling_bundle import write_spelling_bundle
+from tests.service.tiny_bundle import (
+    LETTERS,
+    expected_logprob,
+    rewrite_manifest,
+    tiny_tokenizer,
+    write_tiny_bundle,
+)
 
 
 def post(client: FlaskClient, path: str, status: int = 200, **body: Any) -> Any:
@@ -337,6 +344,61 @@ def test_words_without_spaces_are_found_by_the_rules_of_unicode(client: FlaskCli
     assert [word["start"] for word in found["words"]] == [0, 1, 2, 4, 7, 8, 11, 12]
     message = post(client, "/score", 400, text="a", words="icu")["error"]["message"]
     assert 'words: got "icu", expected true or false or one of "unicode"' in message
+
+
+def test_any_token_may_bound_texts(tmp_path: Path) -> None:
+    """The same model twice, with the boundary token first and last, and so with other ids: texts and figures agree."""
+    letters = ["<|unk|>", *"abcd"]
+    answers: list[Any] = []
+    for end, entries in [(0, ["<|end|>", *letters]), (5, [*letters, "<|end|>"])]:
+        tokenizer = tiny_tokenizer(entries)
+        bundles = tmp_path / str(end)
+        write_spelling_bundle(bundles / "model", tokenizer, "char", tokenizer.encode("abc").ids, 3.0, end)
+        app = create_app(Settings(bundles=bundles, workers=1, log_level="error"))
+        registry = app.extensions["meari"].registry
+        assert registry.wait_loaded(30)
+        client = app.test_client()
+        try:
+            answers.append(rounded(everything_of(client, end)))
+        finally:
+            registry.stop()
+    assert answers[0] == answers[1]
+    assert [text for text, _ in answers[1][0]] == ["b", "c"]
+
+
+def rounded(value: Any) -> Any:
+    """Sums over the vocabulary come in the order of its ids."""
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(each) for each in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def everything_of(client: FlaskClient, end: int) -> list[object]:
+    """What the endpoints say, without ids."""
+    described = client.get("/models/model").get_json()["tokenizer"]["boundary"]
+    assert described == {"id": end, "token": "<|end|>"}
+    written = post(client, "/generate", prompt="a", temperature=0, logprobs=1, return_state=True, max_tokens=2)
+    went_on = post(client, "/generate", state=written["choices"][0]["state"], temperature=0)
+    scored = post(client, "/score", text="abcx", tokens=True, words=True, add_end=True)["results"][0]
+    beams = post(client, "/generate", prompt="a", num_beams=2)
+    ids = [token["id"] for token in post(client, "/tokenize", text="ab")["tokens"]]
+    completed = [
+        post(client, "/v1/completions", prompt=prompt, max_tokens=5, temperature=0, echo=True, logprobs=1)["choices"]
+        for prompt in ([end, *ids], ids, "ab")
+    ]
+    states = post(client, "/states", text="ab")
+    return [
+        [(token["text"], token["logprob"]) for token in written["choices"][0]["tokens"]],
+        [(choice["text"], choice["finish_reason"]) for choice in (*written["choices"], *went_on["choices"])],
+        [(choice["text"], choice["finish_reason"]) for choice in beams["choices"]],
+        [(token["text"], token["logprob"]) for token in scored["tokens"]],
+        scored["words"],
+        [(choice["text"], choice["finish_reason"], choice["logprobs"]) for [choice] in completed],
+        [tensor["values"] for tensor in states["tensors"]],
+        post(client, "/detokenize", tokens=[*ids, end])["text"],
+    ]
 
 
 def test_the_end_is_counted_unless_asked_otherwise(client: FlaskClient) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,10 @@ def expected_logprob(token: int, after: int, step: int, peak: float = 8.0, decay
     return float(logits[token] - np.log(np.exp(logits).sum()))
 
 
-def tiny_tokenizer() -> tokenizers.Tokenizer:
+def tiny_tokenizer(entries: Sequence[str] = VOCABULARY) -> tokenizers.Tokenizer:
     """Characters of the vocabulary above; everything else is unknown."""
     tokenizer = tokenizers.Tokenizer(
-        models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token="<|unk|>")
+        models.WordLevel({token: i for i, token in enumerate(entries)}, unk_token="<|unk|>")
     )
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
