@@ -198,10 +198,18 @@ def bundle_uses(place: Place) -> list[Use]:
     return [Use("--model", path) for path in place.folder().iterdir()] if place.server is None else []
 
 
+@dataclass(frozen=True)
+class ModelFacts:
+    """Whether the model has learned where texts end, and the CPU and the onnxruntime that do its work."""
+
+    has_ends: bool
+    machine: dict[str, str | None]
+
+
 def work_options(
     place: Place, run: RunOptions, inputs: list[Use], source: Source, output_format: OutputFormat
-) -> tuple[dict[str, Any], Plan, bool]:
-    """What `WorkOptions` are made of, the plan, and whether the model has learned where texts end.
+) -> tuple[dict[str, Any], Plan, ModelFacts]:
+    """What `WorkOptions` are made of, the plan, and what is to be known of the model.
 
     Raises UsageError, BulkError, BundleError, RemoteError.
     """
@@ -211,13 +219,13 @@ def work_options(
     if service is None:
         plan = run.plan(None, "")
         folder = place.folder()
-        bundle, has_ends = str(folder.resolve()), _has_ends(folder)
+        bundle, facts = str(folder.resolve()), _facts_here(folder)
     else:
         from remote.models import find_model
 
         found = find_model(service, place.model)
         plan = run.plan(found["hashes"]["bundle"], service.api_key)
-        bundle, has_ends = found["name"], found["corpus"].get("has_ends", True)
+        bundle, facts = found["name"], _facts_there(found)
     common = {
         "bundle": bundle,
         "server": "" if service is None else service.url,
@@ -229,13 +237,24 @@ def work_options(
         "field": run.field,
         "prefix": run.prefix,
     }
-    return common, plan, has_ends
+    return common, plan, facts
 
 
-def _has_ends(folder: Path) -> bool:
+def _facts_here(folder: Path) -> ModelFacts:
+    from importlib.metadata import version
+
     from service.manifest import parse_manifest
+    from service.process.cpus import cpu_name
 
-    return parse_manifest((folder / "manifest.json").read_bytes()).has_ends
+    has_ends = parse_manifest((folder / "manifest.json").read_bytes()).has_ends
+    return ModelFacts(has_ends, {"cpu": cpu_name(), "onnxruntime": version("onnxruntime")})
+
+
+def _facts_there(described: dict[str, Any]) -> ModelFacts:
+    """An earlier service says neither, and counts ends."""
+    found = described["self_test"]
+    machine = {name: found.get(name) for name in ("cpu", "onnxruntime")}
+    return ModelFacts(described["corpus"].get("has_ends", True), machine)
 
 
 def format_of(run: RunOptions, source: Source) -> InputFormat:

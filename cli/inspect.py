@@ -120,6 +120,8 @@ def _self_test(found: dict[str, Any]) -> list[tuple[str, object]]:
         ("result", "passed"),
         ("golden figures", f"within {found['golden_max_difference']:.2g} nats{tolerance}"),
         ("rows in batches", f"{rows} (batches of {', '.join(map(str, found['batch_sizes']))})"),
+        ("CPU", found.get("cpu")),
+        ("onnxruntime", found.get("onnxruntime")),
         ("seconds", found.get("seconds")),
     ]
 

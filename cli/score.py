@@ -12,6 +12,7 @@ import click
 
 from cli._bulk import (
     RUN_OPTIONS,
+    ModelFacts,
     RunOptions,
     check_names,
     columns_of,
@@ -157,8 +158,8 @@ def command(
         elif wanted == "table":
             raise click.UsageError("--format: got table with FILE, expected jsonl or tsv, or --text")
         else:
-            outcome, options = _score_lines(files, place, wanted, figures, run)
-            summary = {**_summary(outcome, options), "max_bad_lines": run.bad_limit}
+            outcome, options, facts = _score_lines(files, place, wanted, figures, run)
+            summary = {**_summary(outcome, options, facts), "max_bad_lines": run.bad_limit}
             tell_summary(summary, _in_words, run, summary["num_texts"] + summary["num_blank"])
 
 
@@ -189,7 +190,7 @@ def _score_texts(
 
 def _score_lines(
     files: Sequence[str], place: Place, output_format: OutputFormat, figures: FigureOptions, run: RunOptions
-) -> tuple[Outcome, ScoreOptions]:
+) -> tuple[Outcome, ScoreOptions, ModelFacts]:
     import msgspec
 
     from bulk.options import ScoreOptions
@@ -198,14 +199,14 @@ def _score_lines(
 
     names, tells_files = input_names(files)
     source = Source(names, tells_files=tells_files)
-    common, plan, has_ends = work_options(place, run, uses("FILE", names), source, output_format)
-    options = ScoreOptions(**common, **figures.fields(has_ends))
+    common, plan, facts = work_options(place, run, uses("FILE", names), source, output_format)
+    options = ScoreOptions(**common, **figures.fields(facts.has_ends))
     options = msgspec.structs.replace(options, columns=columns_of(source, options))
     check_names(source, options)
-    return run_bulk(source, options, plan), options
+    return run_bulk(source, options, plan), options, facts
 
 
-def _summary(outcome: Outcome, options: ScoreOptions) -> dict[str, Any]:
+def _summary(outcome: Outcome, options: ScoreOptions, facts: ModelFacts) -> dict[str, Any]:
     from bulk.totals import ScoreTotals
 
     totals = outcome.totals
@@ -214,6 +215,7 @@ def _summary(outcome: Outcome, options: ScoreOptions) -> dict[str, Any]:
         "model": outcome.model,
         **totals.summary(options.log_base, add_end=options.add_end),
         **rate(outcome, totals.num_tokens),
+        **facts.machine,
     }
 
 
@@ -235,4 +237,6 @@ def _in_words(summary: dict[str, Any]) -> str:
     for label, name, known in rows:
         line = f"  {label:<22}{shown(summary[name]):>16}"
         lines.append(f"{line}   without unknown tokens {shown(summary[known])}" if known and unknown else line)
+    if summary["cpu"]:
+        lines.append(f"  on {summary['cpu']}, onnxruntime {summary['onnxruntime']}")
     return "\n".join(lines)

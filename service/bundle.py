@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from service.graphs.problems import graph_problem
 from service.graphs.reader import reader_graph
 from service.graphs.writer import writer_graph
 from service.manifest import Manifest, read_files, read_manifest
+from service.process.cpus import cpu_name
 from service.text.tokenizer import TextTokenizer, load_tokenizer
 
 __all__ = ["Bundle", "SelfTest", "open_bundle"]
@@ -45,6 +46,8 @@ class SelfTest:
     golden_max_difference: float  # nats
     rows_isolated: bool  # False: rows are run one by one, so that results still do not depend on neighbours
     batch_sizes: tuple[int, ...]  # compared with one another, bit for bit
+    cpu: str = field(default_factory=cpu_name)  # figures repeat to the bit on one kind of CPU
+    onnxruntime: str = ort.__version__  # and one version
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,14 +1,29 @@
-"""How many CPUs this process may really use: the scheduler's affinity and the container's quota, not the host's cores.
+"""How many CPUs this process may really use: the scheduler's affinity and the container's quota, not the host's cores;
+and what they are called.
 
-Enters: files of the Linux kernel (cgroup v2 or v1). Leaves: a count of at least one. Knows nothing of the service.
+Enters: files of the Linux kernel (cgroup v2 or v1). Leaves: a count of at least one, or a name. Knows nothing
+of the service.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
-__all__ = ["granted_cpus"]
+__all__ = ["cpu_name", "granted_cpus"]
+
+# On them depend the last bits of products of matrices.
+INSTRUCTIONS = frozenset(("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve"))
+
+
+def cpu_name(description: Path = Path("/proc/cpuinfo")) -> str:
+    """The kind of CPU: what it is called, and the instructions that results depend on."""
+    lines = reversed(_read(description).splitlines())
+    found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    used = [each for each in (found.get("flags") or found.get("Features", "")).split() if each in INSTRUCTIONS]
+    name = found.get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({', '.join(used)})" if used else name
 
 
 def granted_cpus(cgroup_root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
