@@ -111,6 +111,10 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         outcome = self._handle_one(conn)
         while outcome is True and self._comes_soon(conn):
             outcome = self._handle_one(conn)
+        if not outcome:
+            close_graceful(
+                conn.sock
+            )  # here, for gunicorn's loop would wait two seconds for a client that does not close
         return outcome
 
     def _handle_one(self, conn: Any) -> Any:

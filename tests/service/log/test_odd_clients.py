@@ -7,10 +7,12 @@ import json
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from service.process.request import HEAD_SECONDS
@@ -127,9 +129,29 @@ def half_heads(server: Server) -> Iterator[socket.socket]:
         yield connection
 
 
+def dripped(connection: socket.socket) -> bytes:
+    """What comes while a byte is sent now and then."""
+    connection.settimeout(0.3)
+    answer = b""
+    with contextlib.suppress(ConnectionError):
+        while True:
+            if not answer:
+                connection.sendall(b"a")
+            with contextlib.suppress(TimeoutError):
+                piece = connection.recv(65536)
+                if not piece:
+                    break
+                answer += piece
+    return answer
+
+
 def test_half_a_head_and_then_silence_is_answered_and_is_no_error(server: Server) -> None:
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connection) for connection in half_heads(server)]
+        drip = stack.enter_context(server.connect())
+        drip.sendall(HEAD + b"X-Slow: ")
+        drip_answer = dripped(drip)
+        assert error_of(drip_answer)[0] == 408
         for connection in connections:
             status, error, _ = error_of(received(connection))
             assert (status, error["code"]) == (408, "invalid_request")
@@ -206,6 +228,17 @@ def test_clients_that_break_off_are_no_errors(server: Server, leave: Callable[[S
         until(lambda: metric(server, "meari_running_sequences") == 0)
     assert server.client.get("/healthz").status_code == 200
     assert complaints(server) == []
+
+
+def test_clients_that_do_not_close_hold_up_nobody(server: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(30):
+            connection = stack.enter_context(server.connect())
+            connection.sendall(b"GARBAGE\r\n\r\n")
+            assert connection.recv(20)
+        started = time.monotonic()
+        assert httpx.get(f"http://127.0.0.1:{server.port}/healthz", trust_env=False, timeout=60).status_code == 200
+        assert time.monotonic() - started < 30, "two seconds for each of them"
 
 
 def test_a_body_that_nobody_wanted_and_that_is_malformed_has_one_answer(server: Server) -> None:
