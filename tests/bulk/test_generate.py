@@ -38,7 +38,7 @@ def http() -> Any:
     """The released bundles behind POST /generate."""
     app = create_app(Settings(bundles=RELEASED, workers=1, log_level="error"))
     registry = app.extensions["meari"].registry
-    assert registry.wait_loaded(60)
+    assert registry.wait_loaded(PATIENCE)
     client: FlaskClient = app.test_client()
 
     def generate(**body: Any) -> dict[str, Any]:

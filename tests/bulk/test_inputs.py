@@ -17,6 +17,7 @@ from bulk import packing
 from bulk.packing import Unpacker
 from bulk.source import Source
 from tests.bulk.command import file_records, meari, records, started
+from tests.patience import PATIENCE
 
 TEXT = "ab\n\ncd e\n"
 
@@ -179,7 +180,7 @@ def test_an_interrupted_run_goes_on_in_the_right_file(bundles: Path, tmp_path: P
             while process.poll() is None and (not output.exists() or output.stat().st_size < size + 300_000):
                 pass
             process.send_signal(signal.SIGINT)
-            interrupted += process.wait(60) == 130
+            interrupted += process.wait(PATIENCE) == 130
     assert interrupted > 0
     assert meari(*words, "--resume").returncode == 0
     assert output.read_bytes() == whole.read_bytes()

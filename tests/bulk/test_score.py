@@ -35,7 +35,7 @@ def http() -> Any:
     """The released bundles behind POST /score."""
     app = create_app(Settings(bundles=RELEASED, workers=1, log_level="error"))
     registry = app.extensions["meari"].registry
-    assert registry.wait_loaded(60)
+    assert registry.wait_loaded(PATIENCE)
     client: FlaskClient = app.test_client()
 
     def score(**body: Any) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from bulk.tsv import cell, escaped, json_cell, row
 from tests.bulk.command import meari
+from tests.patience import PATIENCE
 from tests.service.running import ROOT
 
 TEXTS = [
@@ -84,7 +85,7 @@ def read_pandas(path: Path) -> list[str]:
 def read_r(path: Path) -> list[str]:
     """By R, as the page has it."""
     command = f"{R_COMMAND}\nwriteLines(words$word, useBytes = TRUE)".replace("words.tsv", str(path))
-    done = subprocess.run(["Rscript", "--vanilla", "-e", command], capture_output=True, check=True, timeout=100)
+    done = subprocess.run(["Rscript", "--vanilla", "-e", command], capture_output=True, check=True, timeout=PATIENCE)
     assert done.stderr == b""
     return done.stdout.decode().split("\n")[:-1]
 

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from cli._files import Use, check_apart
 from cli.main import group
 from tests.bulk.command import arguments
+from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment
 from tests.service.tiny_bundle import write_tiny_bundle
 
@@ -80,7 +81,7 @@ def test_what_is_read_is_not_written(folder: Path, line: str, option: str, other
         env={**clean_environment(), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         check=False,
-        timeout=100,
+        timeout=PATIENCE,
     )
     message = " ".join(done.stderr.decode().split())
     assert done.returncode == 2, message

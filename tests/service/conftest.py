@@ -11,6 +11,7 @@ from flask.testing import FlaskClient
 
 from service.app import create_app
 from service.settings import Settings
+from tests.patience import PATIENCE
 from tests.service.running import Server, running_server
 from tests.service.spelling_bundle import byte_tokenizer, word_tokenizer, write_spelling_bundle
 from tests.service.tiny_bundle import write_tiny_bundle
@@ -52,7 +53,7 @@ def settings(bundles: Path) -> Settings:
 def app(settings: Settings) -> Iterator[Flask]:
     app = create_app(settings)
     registry = app.extensions["meari"].registry
-    assert registry.wait_loaded(30)
+    assert registry.wait_loaded(PATIENCE)
     yield app
     registry.stop()
 

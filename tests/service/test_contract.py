@@ -15,6 +15,7 @@ from flask.testing import FlaskClient
 from service.app import create_app
 from service.errors import EngineFailed
 from service.settings import Settings
+from tests.patience import PATIENCE
 from tests.service.conftest import SPELLED
 from tests.service.spelling_bundle import write_spelling_bundle
 from tests.service.tiny_bundle import (
@@ -356,7 +357,7 @@ def test_any_token_may_bound_texts(tmp_path: Path) -> None:
         write_spelling_bundle(bundles / "model", tokenizer, "char", tokenizer.encode("abc").ids, 3.0, end)
         app = create_app(Settings(bundles=bundles, workers=1, log_level="error"))
         registry = app.extensions["meari"].registry
-        assert registry.wait_loaded(30)
+        assert registry.wait_loaded(PATIENCE)
         client = app.test_client()
         try:
             answers.append(rounded(everything_of(client, end)))
@@ -527,7 +528,7 @@ def test_errors_of_our_own_show_nothing_of_ours(
 def test_keys_are_asked_for_where_they_are_set(bundles: Any) -> None:
     app = create_app(Settings(bundles=bundles / "nothing", api_keys=("k1", "k2"), workers=1, log_level="error"))
     client = app.test_client()
-    assert app.extensions["meari"].registry.wait_loaded(10)
+    assert app.extensions["meari"].registry.wait_loaded(PATIENCE)
     for header in (None, "Bearer", "Bearer k3", "Basic k1", "k1", "Bearer k1x", "Bearer é"):
         headers = {} if header is None else {"Authorization": header}
         response = client.get("/models", headers=headers)
@@ -543,7 +544,7 @@ def test_no_bundle_at_all_is_not_ready_and_says_why(tmp_path: Any) -> None:
     for folder, reason in [(tmp_path, "there is no bundle"), (tmp_path / "x", "there is no folder")]:
         app = create_app(Settings(bundles=folder, workers=1, log_level="error"))
         client = app.test_client()
-        assert app.extensions["meari"].registry.wait_loaded(10)
+        assert app.extensions["meari"].registry.wait_loaded(PATIENCE)
         response = client.get("/readyz")
         assert response.status_code == 503
         assert response.headers["Retry-After"]
@@ -562,7 +563,7 @@ def test_too_much_is_refused_before_it_is_tokenized(bundles: Any) -> None:
     }
     app = create_app(Settings(bundles=bundles, default_model="letters", workers=1, log_level="error", **limits))
     service, client = app.extensions["meari"], app.test_client()
-    assert service.registry.wait_loaded(20)
+    assert service.registry.wait_loaded(PATIENCE)
     for path, body, status in [
         ("/generate", {"prompt": "a" * 3000}, 413),
         ("/generate", {"prompt": "a" * 200}, 413),
@@ -591,15 +592,15 @@ def test_too_much_is_refused_before_it_is_tokenized(bundles: Any) -> None:
 
 
 def test_timeouts_end_a_generation_with_its_text_and_a_score_with_an_error(bundles: Any) -> None:
-    settings = Settings(bundles=bundles, workers=1, log_level="error", max_timeout_seconds=0.05, max_tokens=100_000)
+    settings = Settings(bundles=bundles, workers=1, log_level="error", max_timeout_seconds=0.5, max_tokens=1_000_000)
     app = create_app(settings)
     client = app.test_client()
-    assert app.extensions["meari"].registry.wait_loaded(20)
+    assert app.extensions["meari"].registry.wait_loaded(PATIENCE)
     bias = {"0": -100}
-    answer = post(client, "/generate", model="letters", max_tokens=100_000, logit_bias=bias, timeout_seconds=0.03)
+    answer = post(client, "/generate", model="letters", max_tokens=1_000_000, logit_bias=bias, timeout_seconds=0.4)
     assert answer["choices"][0]["finish_reason"] == "timeout"
     assert 0 < answer["usage"]["generated_tokens"] == len(answer["choices"][0]["text"].replace("<|unk|>", "u"))
-    error = post(client, "/score", 504, model="letters", text=LETTERS * 20_000)["error"]
+    error = post(client, "/score", 504, model="letters", text=LETTERS * 38_000)["error"]
     assert error["code"] == "timeout"
     app.extensions["meari"].registry.stop()
 
@@ -626,7 +627,7 @@ def test_the_end_counts_by_default_where_the_training_text_had_ends(tmp_path: Pa
     app = create_app(Settings(bundles=tmp_path, workers=1, log_level="error"))
     registry = app.extensions["meari"].registry
     try:
-        assert registry.wait_loaded(60)
+        assert registry.wait_loaded(PATIENCE)
         client = app.test_client()
         for name, has_ends in (("lines", True), ("stream", False)):
             assert client.get(f"/models/{name}").get_json()["corpus"]["has_ends"] is has_ends

@@ -14,6 +14,7 @@ from flask.testing import FlaskClient
 
 from service.app import create_app
 from service.settings import Settings
+from tests.patience import PATIENCE
 from tests.service.running import Server, running_server
 from tests.service.web.conftest import browser  # noqa: F401 (a fixture)
 
@@ -28,7 +29,7 @@ ASKED = {
 
 def client_of(letters: Path, *origins: str, keys: tuple[str, ...] = ()) -> Iterator[FlaskClient]:
     app = create_app(Settings(bundles=letters, cors_origins=origins, api_keys=keys, workers=1, log_level="error"))
-    assert app.extensions["meari"].registry.wait_loaded(60)
+    assert app.extensions["meari"].registry.wait_loaded(PATIENCE)
     yield app.test_client()
     app.extensions["meari"].registry.stop()
 

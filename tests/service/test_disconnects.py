@@ -90,7 +90,7 @@ def test_who_only_sends_no_more_is_not_gone_until_he_is(disconnects: Disconnects
     assert client.has_ended
     assert not noticed.is_set()
     theirs.close()
-    assert noticed.wait(10)
+    assert noticed.wait(PATIENCE)
     assert client.is_gone
 
 
@@ -210,7 +210,7 @@ def test_a_client_that_sends_no_more_and_goes_away_later_is_noticed(lone: Server
         until(lambda: in_the_engine(lone)[0] == 1)
         if reads:
             assert connection.recv(65536)
-    until(lambda: in_the_engine(lone) == (0, 0), 60)
+    until(lambda: in_the_engine(lone) == (0, 0), PATIENCE)
 
 
 def test_requests_that_came_together_before_the_client_ended_are_all_answered(lone: Server) -> None:

@@ -17,6 +17,7 @@ from flask.testing import FlaskClient
 
 from service.app import create_app
 from service.settings import Settings
+from tests.patience import PATIENCE
 from tests.service.running import Server
 from tests.service.test_server import raw_post
 from tests.service.tiny_bundle import write_tiny_bundle
@@ -52,7 +53,7 @@ UNKNOWN = [
 @pytest.fixture(params=[(), ("a-key",)], ids=["open", "keys"])
 def answered(request: pytest.FixtureRequest, letters: Path) -> Iterator[FlaskClient]:
     app = create_app(Settings(bundles=letters, api_keys=request.param, workers=1, log_level="error"))
-    assert app.extensions["meari"].registry.wait_loaded(60)
+    assert app.extensions["meari"].registry.wait_loaded(PATIENCE)
     yield app.test_client()
     app.extensions["meari"].registry.stop()
 
@@ -270,7 +271,7 @@ def removed(tmp_path: Path) -> Iterator[Flask]:
     for name in ("letters", "other"):
         write_tiny_bundle(tmp_path / "bundles" / name)
     app = create_app(Settings(bundles=tmp_path / "bundles", workers=1, log_level="error"))
-    assert app.extensions["meari"].registry.wait_loaded(60)
+    assert app.extensions["meari"].registry.wait_loaded(PATIENCE)
     app.extensions["created"] = int((tmp_path / "bundles" / "letters" / "manifest.json").stat().st_mtime)
     shutil.rmtree(tmp_path / "bundles")
     yield app

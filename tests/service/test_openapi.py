@@ -24,6 +24,7 @@ from service.openapi.fields import ENUMS, OWN_FIELDS
 from service.openapi.operations import OPERATIONS, Operation
 from service.requests.schema import Schemas
 from service.settings import Settings
+from tests.patience import PATIENCE
 
 MODELS = ["letters", "flat", "bytes", "words"]
 DOCUMENT = openapi_document(Schemas(Settings(max_tokens=77, workers=1)).types, MODELS, "letters")
@@ -61,7 +62,7 @@ def small_app(bundles: Path) -> Iterator[Flask]:
     )
     app = create_app(settings)
     registry = app.extensions["meari"].registry
-    assert registry.wait_loaded(60)
+    assert registry.wait_loaded(PATIENCE)
     yield app
     registry.stop()
 

@@ -16,6 +16,7 @@ from service.errors import NotReady, UnknownModel
 from service.process.marks import ReadyMarks
 from service.registry import Registry
 from service.settings import Settings
+from tests.patience import PATIENCE
 from tests.service.tiny_bundle import write_tiny_bundle
 
 Open = Callable[..., Registry]
@@ -38,7 +39,7 @@ def open_registry() -> Iterator[Open]:
         registry = Registry(Settings(bundles=bundles, workers=1, **settings), ReadyMarks(None, 1))  # type: ignore[arg-type]
         opened.append(registry)
         registry.start()
-        assert registry.wait_loaded(30)
+        assert registry.wait_loaded(PATIENCE)
         return registry
 
     yield make

@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from service.process.start import StartError, check_address, page_address
+from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment, command, free_port
 from tests.service.tiny_bundle import write_tiny_bundle
 
@@ -28,7 +29,7 @@ SERVE = [sys.executable, "-c", "from cli.main import main; main()", "serve"]
 def ended(arguments: list[str], **settings: object) -> subprocess.CompletedProcess[str]:
     environment = clean_environment(**{"port": free_port(), "workers": 2, **settings})
     return subprocess.run(
-        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 
@@ -145,7 +146,7 @@ def on_a_terminal(arguments: list[str], **settings: object) -> Iterator[tuple[su
     finally:
         guard.cancel()
         process.terminate()
-        process.wait(60)
+        process.wait(PATIENCE)
         os.close(ours)
 
 

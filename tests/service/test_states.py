@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 
 from service.app import create_app
 from service.settings import Settings
+from tests.patience import PATIENCE
 from tests.service.conftest import SPELLED
 from tests.service.running import ROOT
 from tests.service.test_contract import post, sse
@@ -40,7 +41,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlaskClient]:
         (folder / name).symlink_to(ROOT / "bundles" / name)
     app = create_app(Settings(bundles=folder, workers=1, log_level="error"))
     registry = app.extensions["meari"].registry
-    assert registry.wait_loaded(60)
+    assert registry.wait_loaded(PATIENCE)
     yield app.test_client()
     registry.stop()
 
@@ -204,11 +205,11 @@ def test_after_the_end_a_new_text_begins(client: FlaskClient) -> None:
 
 
 def test_a_generation_that_timed_out_can_go_on(bundles: Path) -> None:
-    app = create_app(Settings(bundles=bundles, workers=1, log_level="error", max_tokens=100_000))
+    app = create_app(Settings(bundles=bundles, workers=1, log_level="error", max_tokens=1_000_000))
     client = app.test_client()
-    assert app.extensions["meari"].registry.wait_loaded(20)
+    assert app.extensions["meari"].registry.wait_loaded(PATIENCE)
     request: dict[str, Any] = {"model": "letters", "temperature": 0, **NO_END}
-    cut = post(client, "/generate", timeout_seconds=0.05, max_tokens=100_000, return_state=True, **request)
+    cut = post(client, "/generate", timeout_seconds=0.3, max_tokens=1_000_000, return_state=True, **request)
     choice = cut["choices"][0]
     assert choice["finish_reason"] == "timeout"
     whole = post(client, "/generate", max_tokens=cut["usage"]["generated_tokens"] + 5, **request)["choices"][0]["text"]
@@ -262,7 +263,7 @@ def test_a_foreign_or_forged_state_is_refused_by_name(client: FlaskClient, bundl
     body: dict[str, Any] = {"text": "a"} if path == "/score" else {}
     state = post(client, "/generate", model="flat", return_state=True)["choices"][0]["state"]
     other = create_app(Settings(bundles=bundles, default_model="flat", workers=1, log_level="error"))
-    assert other.extensions["meari"].registry.wait_loaded(20)
+    assert other.extensions["meari"].registry.wait_loaded(PATIENCE)
     changed = state[:60] + ("A" if state[60] != "A" else "B") + state[61:]
     for asked, model, sent, reason in [
         (client, "letters", state, "of another model"),

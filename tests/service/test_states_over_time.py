@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 
 from service.app import create_app
 from service.settings import Settings
+from tests.patience import PATIENCE
 from tests.service.running import ROOT
 
 
@@ -61,7 +62,7 @@ def test_what_is_too_much_or_unknown_is_named(
 def released() -> Iterator[Flask]:
     app = create_app(Settings(bundles=ROOT / "bundles", workers=1, log_level="error"))
     registry = app.extensions["meari"].registry
-    assert registry.wait_loaded(60)
+    assert registry.wait_loaded(PATIENCE)
     yield app
     registry.stop()
 

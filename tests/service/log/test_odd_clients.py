@@ -7,7 +7,6 @@ import json
 import socket
 import ssl
 import struct
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -236,9 +235,8 @@ def test_clients_that_do_not_close_hold_up_nobody(server: Server) -> None:
             connection = stack.enter_context(server.connect())
             connection.sendall(b"GARBAGE\r\n\r\n")
             assert connection.recv(20)
-        started = time.monotonic()
-        assert httpx.get(f"http://127.0.0.1:{server.port}/healthz", trust_env=False, timeout=60).status_code == 200
-        assert time.monotonic() - started < 30, "two seconds for each of them"
+        address = f"http://127.0.0.1:{server.port}/healthz"
+        assert httpx.get(address, trust_env=False, timeout=30).status_code == 200, "not two seconds for each of them"
 
 
 def test_a_body_that_nobody_wanted_and_that_is_malformed_has_one_answer(server: Server) -> None:

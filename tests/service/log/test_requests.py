@@ -174,7 +174,7 @@ def test_no_text_of_a_request_or_an_answer_is_in_the_log(server: Server) -> None
     state = server.post("/generate", prompt=PROMPT, return_state=True, max_tokens=1).json()["choices"][0]["state"]
     server.post("/generate", state=state)
     server.post("/generate", state=state[:-1])
-    until(lambda: len(lines(server)) - before >= 5 * 16 + 3)
+    until(lambda: len(lines(server)) - before >= 5 * 17 + 3 + 3)
     for text in (mark, PROMPT, WRITTEN[:6], PROMPT[-3:] + WRITTEN[:3], state[10:40], STATE_KEY):
         assert text not in server.log
     kinds = [line for line in lines(server) if line.get("error_message", "").startswith("Invalid")]

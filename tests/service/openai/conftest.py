@@ -9,12 +9,13 @@ from flask import Flask
 
 from service.app import create_app
 from service.settings import Settings
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="module")
 def app(settings: Settings) -> Iterator[Flask]:
     app = create_app(settings)
     registry = app.extensions["meari"].registry
-    assert registry.wait_loaded(60)
+    assert registry.wait_loaded(PATIENCE)
     yield app
     registry.stop()

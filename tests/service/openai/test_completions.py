@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 
 from service.app import create_app
 from service.settings import Settings
+from tests.patience import PATIENCE
 from tests.service.conftest import SPELLED
 from tests.service.tiny_bundle import expected_logprob
 
@@ -386,7 +387,7 @@ def test_refusals_and_keys_have_openais_shape(settings: Settings) -> None:
         Settings(bundles=settings.bundles, api_keys=("secret",), workers=1, log_level="error", max_requests=1)
     )
     service = app.extensions["meari"]
-    assert service.registry.wait_loaded(30)
+    assert service.registry.wait_loaded(PATIENCE)
     own = app.test_client()
     refused = own.post("/v1/completions", json={})
     assert (refused.status_code, refused.get_json()["error"]["type"]) == (401, "authentication_error")
@@ -433,7 +434,7 @@ def short_queue(settings: Settings) -> Iterator[FlaskClient]:
     """A service of the documented number of prompts, whose queue holds few of them."""
     app = create_app(dataclasses.replace(settings, max_texts=1024, max_waiting=8, max_slots=16))
     registry = app.extensions["meari"].registry
-    assert registry.wait_loaded(60)
+    assert registry.wait_loaded(PATIENCE)
     yield app.test_client()
     registry.stop()
 
@@ -499,7 +500,7 @@ def test_the_number_of_prompts_is_told(short_queue: FlaskClient) -> None:
 def test_a_list_whose_time_is_up_has_what_there_was_time_for(settings: Settings) -> None:
     app = create_app(dataclasses.replace(settings, max_texts=1024, max_waiting=8, max_slots=2, max_timeout_seconds=3.0))
     service = app.extensions["meari"]
-    assert service.registry.wait_loaded(60)
+    assert service.registry.wait_loaded(PATIENCE)
     endless: dict[str, Any] = {"model": "flat", "max_tokens": 500, "logit_bias": {"0": -100}}
     answer = post(app.test_client(), prompt=numbered(1024), **endless)
     assert {choice["finish_reason"] for choice in answer["choices"]} == {"length"}
