@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bulk.errors import BulkError
-from service.bundle_folders import DEFAULT, BundleFolders, find_bundles, printable
+from service.bundle_folders import DEFAULT, BundleFolders, find_bundles, holds_bundle, printable
 from service.errors import BundleError
 from service.manifest import read_files, read_manifest
 from service.nearest import did_you_mean
@@ -24,7 +24,7 @@ def find_bundle(bundles: Path, model: str | None) -> Path:
         return default_bundle(bundles, found)
     if model in found.folders:
         return found.folders[model]
-    if Path(model).is_dir():
+    if Path(model).is_dir() and holds_bundle(Path(model)):
         return Path(model)
     if model in found.failed and model != DEFAULT:
         raise BulkError(f"model: {model}: {found.failed[model]}")

@@ -26,6 +26,7 @@ __all__ = [
     "BundleFolders",
     "bundle_name",
     "find_bundles",
+    "holds_bundle",
     "open_file",
     "printable",
     "read_file",
@@ -103,14 +104,14 @@ def _problem(path: Path) -> str | None:
         mode = path.stat().st_mode
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    if stat.S_ISREG(mode) or path.name == DEFAULT or (stat.S_ISDIR(mode) and not _holds_files(path)):
+    if stat.S_ISREG(mode) or path.name == DEFAULT or (stat.S_ISDIR(mode) and not holds_bundle(path)):
         return ""
     if not stat.S_ISDIR(mode):
         return f"got {_kind(path)}, expected the folder of a bundle"
     return None if printable(path.name) == path.name else "name: got other than printable UTF-8; rename the folder"
 
 
-def _holds_files(folder: Path) -> bool:
+def holds_bundle(folder: Path) -> bool:
     """Whether a folder has any of a bundle's files, or does not let itself be looked at."""
     try:
         return not {MANIFEST, *REQUIRED_FILES}.isdisjoint(path.name for path in folder.iterdir())

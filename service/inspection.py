@@ -16,7 +16,7 @@ import msgspec
 
 from service.answers.description import describe_bundle
 from service.bundle import Bundle, open_bundle
-from service.bundle_folders import MANIFEST, bundle_name
+from service.bundle_folders import MANIFEST, bundle_name, printable
 from service.errors import BundleError
 from service.graphs.bundle_graph import BundleGraph
 from service.manifest import read_files, read_manifest
@@ -43,7 +43,10 @@ def describe_folder(folder: Path) -> dict[str, Any]:
 
 def inspect_bundle(folder: Path, clock: Callable[[], float] = time.monotonic) -> Inspection:
     """Read the folder and run the self-test. Raises BundleError where there is no manifest to be read."""
-    manifest, _ = read_manifest(folder)
+    try:
+        manifest, _ = read_manifest(folder)
+    except BundleError as error:
+        raise BundleError(f"{printable(folder)}: {error}") from None
     described = describe_folder(folder)
     described["folder"] = str(folder)
     described["bytes"] = (folder / MANIFEST).stat().st_size + sum(entry.bytes for entry in manifest.files.values())

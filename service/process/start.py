@@ -14,6 +14,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from service.bundle_folders import DEFAULT, find_bundles, printable
+from service.errors import BundleError
+
 if TYPE_CHECKING:
     from service.registry import Registry
     from service.settings import Settings
@@ -61,12 +64,12 @@ def check_start(settings: Settings) -> None:
 def _check_folder(bundles: Path) -> None:
     """Whether there is anything that could be a bundle; what it is worth, the workers find out."""
     try:
-        if not any(path.is_dir() or path.name == "manifest.json" for path in bundles.iterdir()):
-            raise StartError(f"there is no bundle in {bundles}\n{TO_DO}", NOTHING_STATUS)
-    except FileNotFoundError:
-        raise StartError(f"there is no folder {bundles}\n{TO_DO}", NOTHING_STATUS) from None
-    except OSError as error:
-        raise StartError(f"{bundles}: cannot be read: {error.strerror}\n{TO_DO}", NOTHING_STATUS) from None
+        found = find_bundles(bundles)
+    except BundleError as error:
+        raise StartError(f"{error}\n{TO_DO}", NOTHING_STATUS) from None
+    if not found.folders:
+        failed = "".join(f"\n{name}: {problem}" for name, problem in found.failed.items() if name != DEFAULT)
+        raise StartError(f"there is no bundle in {printable(bundles)}{failed}\n{TO_DO}", NOTHING_STATUS)
 
 
 def check_address(host: str, port: int) -> None:

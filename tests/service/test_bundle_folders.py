@@ -98,6 +98,15 @@ def test_half_a_bundle_is_named_and_is_not_the_default(bundles: Path) -> None:
     assert b"letters *" in done.stdout
 
 
+def test_path_is_a_bundle_where_it_has_a_bundles_files(bundles: Path) -> None:
+    assert find_bundle(bundles, str(bundles / "more")) == bundles / "more"
+    assert find_bundle(bundles, str(bundles / "aaa.new")) == bundles / "aaa.new"  # asked for by its path
+    with pytest.raises(BulkError, match=r"model: got 'aaa\.new', expected letters, more, or the path of a bundle"):
+        find_bundle(bundles, "aaa.new")
+    with pytest.raises(BulkError, match="expected letters, more, or the path of a bundle"):
+        find_bundle(bundles, str(bundles))
+
+
 def test_bundle_itself_is_a_folder_of_one(bundles: Path) -> None:
     (bundles / "link").symlink_to("letters")
     for folder, name in [(bundles / "letters", "letters"), (bundles / "link", "link")]:
