@@ -53,7 +53,7 @@ class WordsCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         following = [*args[1:], ""]
         alone = "--words=" + WORDS[0]
-        words = [alone if a == "--words" and b not in WORDS else a for a, b in zip(args, following, strict=True)]
+        words = [alone if a == "--words" and b not in WORDS else a for a, b in zip(args, following, strict=False)]
         return super().parse_args(ctx, words)
 
 

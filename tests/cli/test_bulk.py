@@ -57,3 +57,9 @@ def test_words_may_stand_alone_or_say_how_they_are_found(words: list[str], found
         [sys.executable, "-m", "cli.main", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert [word["text"] for word in json.loads(done.stdout)["words"]] == found
+
+
+def test_score_without_words_says_what_it_needs() -> None:
+    result = CliRunner().invoke(group, ["score"])
+    assert result.exit_code == 2
+    assert "got none" in result.output
