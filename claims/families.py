@@ -44,10 +44,15 @@ def model_config(family: Family, vocabulary_size: int, sizes: Sizes) -> ModelCon
     return RecurrentConfig(family, embedding_size=sizes.embedding_size, hidden_size=best)
 
 
-def reservoir(units: int, block_size: int, spectral_radius: float) -> ReservoirConfig:
+def reservoir(units: int, block_size: int, spectral_radius: float, input_scale: float = 1.0) -> ReservoirConfig:
     """An echo state network with the leak rates of the released one."""
     return ReservoirConfig(
-        Family.ESN, units=units, block_size=block_size, spectral_radius=spectral_radius, leak_min=LEAK_MIN
+        Family.ESN,
+        units=units,
+        block_size=block_size,
+        spectral_radius=spectral_radius,
+        leak_min=LEAK_MIN,
+        input_scale=input_scale,
     )
 
 

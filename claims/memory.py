@@ -1,15 +1,16 @@
 """Memory capacity: how far back an input can be read from the state by a linear readout.
 
-In: a model. Out: R² against the delay, and their sum. Knows nothing of text or training.
+Input: a model. Output: R² against the delay, and their sum. Must not know text or training.
 
 The inputs are drawn independently of one another, so that nothing but the state can tell of an earlier one. For each
 delay k a ridge regression reads the token of k steps ago, as an indicator vector, from all numbers of the state:
 
     R²_k = 1 - sum |y - ŷ|² / sum |y - mean y|²        on steps that the regression has not seen, at least 0
-    MC   = R²_0 + R²_1 + …
+    MC   = R²_1 + R²_2 + …                             the present input, k = 0, is no memory
 
 Source: Jaeger, "Short term memory in echo state networks", 2001, there for one real input, with its squared
-correlation; R² of an indicator vector is the same share of variance for a token.
+correlation; R² of an indicator vector is the same share of variance for a token. A reservoir's capacity depends on how
+strongly the input enters, so that a figure says nothing without the input scale.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class MemoryCurve:
 
     @property
     def capacity(self) -> float:
-        return sum(self.r_squared)
+        """The sum from k = 1."""
+        return sum(self.r_squared[1:])
 
 
 @torch.no_grad()

@@ -1,12 +1,13 @@
-"""Results → the page. Everything on it comes from the numbers; no text of a corpus is on it."""
+"""The page. Input: results. Output: Markdown; everything on it comes from the numbers, nothing from a corpus."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from claims.claim import Claim
-from claims.results import ClaimResult, Results
+from claims.claim import Claim, Verdict
+from claims.results import Results, SettledCondition
+from claims.sizes import JUDGED_CHARACTERS, JUDGED_SEEDS, JUDGED_SIZES
 
 TITLE = "# The lecture's claims, measured"
 
@@ -18,7 +19,7 @@ def page(results: Results, claims: Sequence[Claim[Any]]) -> str:
     if results.skipped:
         numbers = ", ".join(map(str, results.skipped))
         parts.append(f"The budget of time ended before these claims were measured: {numbers}.")
-    parts += [_section(claim, results.claims[str(claim.number)]) for claim in measured]
+    parts += [_section(claim, results) for claim in measured]
     return "\n\n".join(parts) + "\n"
 
 
@@ -28,26 +29,33 @@ def _head(results: Results) -> str:
     models = ", ".join(
         f"{model.name} {model.trained_parameters:,} ({model.hidden_size:,} units)" for model in results.models
     )
-    steps, batch, length = setup.sizes.steps, setup.sizes.batch_size, setup.sizes.chunk_length
+    sizes = setup.sizes
+    seeds = f"{len(sizes.seeds)} seeds" if len(sizes.seeds) > 1 else "one seed"
+    judged = ", ".join(f"{least:,} {noun}" for least, noun in JUDGED_SIZES.values())
     lines = (
         (
             f"Written by `meari claims`, {results.written}, in {results.minutes:g} minutes, "
             f"{results.cpu_minutes:g} of them CPU time; {results.machine}."
         ),
         (
-            f"Text: {setup.text}; {training:,} characters to train on, {validation:,} for early stopping, {held_out:,} "
-            "held out, one part behind the other. A token is a character. All losses are in nats a token."
+            f"Text: {setup.text}; {training:,} characters to train on, {validation:,} for choosing weights, "
+            f"{held_out:,} held out, one part behind the other. A token is a character. All losses are in nats a token."
         ),
         (
             f"Trained parameters: {models}. The echo state network's are its readout alone, the others' are all they "
-            f"have. Every model has one layer and one seed ({setup.seed}); AdamW, a half cosine, at most {steps:,} "
-            f"steps of {batch} × {length} tokens where nothing else is said; kept are the weights with the "
-            "best validation loss."
+            f"have. Every model has one layer and is trained from {seeds} (weights, order of the text, sampling); "
+            f"AdamW, a half cosine, at most {sizes.steps:,} steps of {sizes.batch_size} × {sizes.chunk_length} tokens "
+            "where nothing else is said; no training stops before its schedule ends; kept are the weights with the "
+            "best validation loss. Figures are the mean ± standard deviation over seeds, or, where they differ by "
+            "orders of magnitude, the median (smallest … largest)."
         ),
         (
-            "A criterion is a list of conditions, fixed in the code and computed from the numbers: a claim HOLDS where "
-            "all are met, HOLDS IN PART where some are, DOES NOT HOLD where none is. One seed, small models and one "
-            "text: a demonstration, no proof. Every number is in [results.json](results.json)."
+            "A criterion is a list of conditions, fixed in the code and computed from the numbers of each seed by "
+            f"itself: a claim {Verdict.HOLDS} where all are met, {Verdict.IN_PART} where some are, {Verdict.DOES_NOT} "
+            f"where none is, and is {Verdict.NOT_SETTLED} where seeds give different verdicts. Judged are runs of at "
+            f"least {judged}, {JUDGED_CHARACTERS:,} characters of text and {JUDGED_SEEDS} seeds that the budget left "
+            f"nothing out of; others are {Verdict.TOO_SMALL}. Small models and one text: a demonstration, no proof. "
+            "Every number is in [results.json](results.json)."
         ),
     )
     return "\n\n".join(lines)
@@ -71,13 +79,12 @@ def _heading(claim: Claim[Any]) -> str:
     return f"{claim.number}. {claim.title}"
 
 
-def _section(claim: Claim[Any], result: ClaimResult) -> str:
-    numbers = msgspec.convert(result.numbers, claim.kind)
-    first, second = claim.describe(numbers)
-    conditions = [
-        f"| {condition['what']} | {condition['figures']} | {'met' if condition['is_met'] else '**not met**'} |"
-        for condition in result.conditions
-    ]
+def _section(claim: Claim[Any], results: Results) -> str:
+    result = results.claims[str(claim.number)]
+    first, second = claim.describe([msgspec.convert(numbers, claim.kind) for numbers in result.numbers.values()])
+    reasons = results.too_small(str(claim.number))
+    verdict = f"**{result.verdict}.**" + (f" Reasons: {'; '.join(reasons)}." if reasons else "")
+    seeds = ", ".join(result.numbers)
     left_out = [f"Left out, for want of time: {'; '.join(result.left_out)}.", ""] if result.left_out else []
     return "\n".join(
         [
@@ -87,13 +94,22 @@ def _section(claim: Claim[Any], result: ClaimResult) -> str:
             "",
             f"![{claim.title}]({claim.picture})",
             "",
-            f"**{result.verdict}.** {first} {second}",
+            f"{verdict} {first} {second}",
             "",
-            "| condition | measured | |",
+            f"| condition | measured, a line for each of the seeds {seeds} | |",
             "|---|---|---|",
-            *conditions,
+            *(_row(condition, is_judged=not reasons) for condition in result.conditions),
             "",
             *left_out,
             f"{claim.setting} Took {result.seconds:.0f} s, models included that later claims share.",
         ]
     )
+
+
+def _row(condition: SettledCondition, *, is_judged: bool) -> str:
+    num_met, num_seeds = sum(condition.is_met), len(condition.is_met)
+    answer = f"**not settled**: met by {num_met} of {num_seeds} seeds"
+    if num_met in (0, num_seeds):
+        answer = "met" if num_met else "**not met**"
+    figures = "<br>".join(dict.fromkeys(condition.figures))
+    return f"| {condition.what} | {figures} | {answer if is_judged else '–'} |"

@@ -13,9 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from PIL import Image
 
 from models.config import Family
 
+NUM_COLOURS = 128
 HEIGHT_INCHES, PANEL_INCHES, DOTS_PER_INCH = 4.2, 4.6, 100
 
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
@@ -67,6 +69,23 @@ def plot(axes: Axes, x: Sequence[float], y: Sequence[float], look: Look, *, is_m
     )
 
 
+def plot_seeds(
+    axes: Axes, x: Sequence[float], seeds: Sequence[Sequence[float]], look: Look, *, is_band: bool = False
+) -> None:
+    """One line of medians over seeds, with bars (or a band) from the smallest to the largest value.
+
+    seeds   one row a seed, one value for each x
+    """
+    rows = np.array(seeds)
+    low, middle, high = rows.min(0), np.median(rows, axis=0), rows.max(0)
+    if is_band:
+        axes.fill_between(x, low, high, color=look.colour, alpha=0.2, linewidth=0)
+    else:
+        bars = (middle - low, high - middle)
+        axes.errorbar(x, middle, bars, fmt="none", ecolor=look.colour, elinewidth=1.2, capsize=3)
+    plot(axes, x, middle.tolist(), look, is_marked=not is_band)
+
+
 def log_ticks(axes: Axes, values: Sequence[float], shape: str = "{:g}") -> None:
     """A logarithmic x axis with a tick at each of the values alone."""
     axes.set_xscale("log")
@@ -76,7 +95,10 @@ def log_ticks(axes: Axes, values: Sequence[float], shape: str = "{:g}") -> None:
 
 
 def as_png(figure: Figure) -> bytes:
-    """The picture's bytes, the same for the same figure."""
+    """The picture's bytes, the same for the same figure; few colours, since every version of a picture is kept."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", metadata={"Software": None})
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+    Image.fromarray(pixels).quantize(NUM_COLOURS).save(picture, "PNG", optimize=True)
     return picture.getvalue()

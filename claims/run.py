@@ -1,11 +1,11 @@
-"""All claims, one after the other: measured, judged, drawn, and written after each, so that no interruption loses much.
+"""All claims for one seed after the other: measured, and written after each, so that no interruption loses much.
 
-In: text files or none, a folder, minutes. Out: README.md, pictures and results.json in the folder.
+Input: text files or none, a folder, minutes. Output: README.md, pictures and results.json in the folder.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ import torch
 
 from claims.budget import Budget, Clock, OutOfTime
 from claims.catalogue import CLAIMS, in_order_of_work
-from claims.claim import Claim, Measured, verdict
-from claims.families import FAMILIES, NAMES, Described, num_trained
+from claims.claim import Claim, Measured, Verdict, settled
+from claims.families import FAMILIES, NAMES, Described, fresh_model, num_trained
 from claims.page import page
 from claims.pictures import as_png
-from claims.results import FORMAT_VERSION, ClaimResult, Results, ResultsError, Setup
-from claims.sizes import Sizes
+from claims.results import FILE, FORMAT_VERSION, ClaimResult, Results, ResultsError, SettledCondition, Setup
+from claims.sizes import Sizes, below_judged
 from claims.text import Text
-from claims.workbench import SEED, Workbench
+from claims.workbench import Workbench
 from models.atomic import write_file
 from models.training.device import describe_machine
 
@@ -32,40 +32,68 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Order:
-    """What is wanted: only   numbers of claims, none for all; minutes   the budget"""
+    """What is wanted.
+
+    minutes      the budget
+    only         numbers of claims, none for all
+    is_resumed   keep what the folder has of the same text and sizes, and measure what is missing
+    """
 
     output: Path
     minutes: float
     only: tuple[int, ...] = ()
+    is_resumed: bool = False
 
 
 def measure_claims(text: Text, sizes: Sizes, order: Order, clock: Clock, tell: Tell) -> Results:
-    """Measure and write; results of other claims that lie in the folder stay where text and sizes are the same."""
-    began, cpu_began = clock(), time.process_time()
-    bench = Workbench(text, sizes, Budget.of(60 * order.minutes, clock), tell)
+    """Measure, judge and write; results of other claims in the folder stay where text and sizes are the same.
+
+    Raises ResultsError where the folder has verdicts that this run is too small to give, and as `write_page` does.
+    """
+    results = _beginning(text, sizes, order)
     order.output.mkdir(parents=True, exist_ok=True)
-    results = _beginning(bench, order.output)
-    for claim in in_order_of_work(order.only):
-        tell(f"claim {claim.number}: {claim.title}")
-        started = clock()
-        try:
-            measured = _measured(claim, bench)
-        except OutOfTime:
-            tell(f"claim {claim.number}: left out, the budget has ended")
-            results = replace(results, skipped=(*results.skipped, claim.number))
-            continue
-        result = _result(claim, measured, clock() - started)
-        results = replace(
-            results,
-            claims={**results.claims, str(claim.number): result},
-            minutes=round((clock() - began) / 60, 1),
-            cpu_minutes=round((time.process_time() - cpu_began) / 60, 1),
-        )
-        tell(f"claim {claim.number}: {result.verdict} ({result.seconds:.0f} s)")
-        _write_claim(claim, measured.numbers, order.output)
-        _write(results, order.output)
-    _write(results, order.output)
-    return results
+    whole = Budget.of(60 * order.minutes, clock)
+    start = _Start(clock(), time.process_time(), results.minutes, results.cpu_minutes)
+    for place, seed in enumerate(sizes.seeds):
+        bench = Workbench(text, sizes, whole.part(1 / (len(sizes.seeds) - place)), tell, seed)
+        for claim in in_order_of_work(order.only):
+            known = results.claims.get(str(claim.number), ClaimResult(claim.title, {}, (), 0.0))
+            if str(seed) in known.numbers:
+                continue
+            tell(f"seed {seed}, claim {claim.number}: {claim.title}")
+            result = _with_seed(known, claim, bench, clock)
+            results = replace(results, claims={**results.claims, str(claim.number): result})
+            results = start.timed(results, clock())
+            results.write(order.output)
+    measured = {number: claim for number, claim in results.claims.items() if claim.numbers}
+    skipped = tuple(sorted(int(number) for number in results.claims.keys() - measured.keys()))
+    return write_page(replace(results, claims=measured, skipped=skipped), order.output)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """When a run began, and the minutes that the run it resumes had taken."""
+
+    clock: float
+    cpu: float
+    minutes: float
+    cpu_minutes: float
+
+    def timed(self, results: Results, now: float) -> Results:
+        minutes = self.minutes + (now - self.clock) / 60
+        cpu_minutes = self.cpu_minutes + (time.process_time() - self.cpu) / 60
+        return replace(results, minutes=round(minutes, 1), cpu_minutes=round(cpu_minutes, 1))
+
+
+def _with_seed(known: ClaimResult, claim: Claim[Any], bench: Workbench, clock: Clock) -> ClaimResult:
+    """What is known of a claim, and the numbers of one more seed unless the budget has ended."""
+    began = clock()
+    try:
+        measured = _measured(claim, bench)
+    except OutOfTime:
+        bench.tell(f"claim {claim.number}: left out, the budget has ended")
+        return known
+    return known.with_seed(bench.seed, measured.numbers, measured.left_out, clock() - began)
 
 
 def _measured(claim: Claim[Any], bench: Workbench) -> Measured[Any]:
@@ -76,57 +104,88 @@ def _measured(claim: Claim[Any], bench: Workbench) -> Measured[Any]:
 
 def redraw(folder: Path) -> Results:
     """Judge, draw and write anew what results.json holds. Raises ResultsError."""
-    results = Results.read(folder)
-    judged = {}
-    for claim in CLAIMS:
-        if str(claim.number) in results.claims:
-            kept = results.claims[str(claim.number)]
-            numbers = msgspec.convert(kept.numbers, claim.kind)
-            judged[str(claim.number)] = _result(claim, Measured(numbers, kept.left_out), kept.seconds)
-            _write_claim(claim, numbers, folder)
+    return write_page(Results.read(folder), folder)
+
+
+def write_page(results: Results, folder: Path) -> Results:
+    """Judge, and write results.json, pictures and page.
+
+    Raises ResultsError where a judged claim's figures are worse than they can be if the measurement is sound; the
+    numbers are written all the same.
+    """
+    claims = [claim for claim in CLAIMS if str(claim.number) in results.claims]
+    judged = {str(claim.number): _judged(claim, results) for claim in claims}
     results = replace(results, claims=judged)
-    _write(results, folder)
+    results.write(folder)
+    check(results)
+    for claim in claims:
+        write_file(folder / claim.picture, as_png(claim.draw(_numbers(claim, results))))
+    write_file(folder / PAGE, page(results, CLAIMS).encode())
     return results
 
 
-def _beginning(bench: Workbench, folder: Path) -> Results:
-    text = bench.text
+def check(results: Results) -> None:
+    """Raise ResultsError where a claim that is judged violates what `Claim.expect` says."""
+    found = [
+        f"claim {claim.number}: {violation}, beyond the noise of the seeds"
+        for claim in CLAIMS
+        if str(claim.number) in results.claims and not results.too_small(str(claim.number))
+        for expectation in claim.expect(_numbers(claim, results))
+        for violation in expectation.violations()
+    ]
+    if found:
+        raise ResultsError(f"{FILE}: no page is made of a measurement that cannot be sound. {'; '.join(found)}")
+
+
+def _numbers(claim: Claim[Any], results: Results) -> list[Any]:
+    """The claim's numbers of every seed, read back."""
+    return [msgspec.convert(numbers, claim.kind) for numbers in results.claims[str(claim.number)].numbers.values()]
+
+
+def _judged(claim: Claim[Any], results: Results) -> ClaimResult:
+    """A claim's result with its verdict: that of every seed, if it is large enough to be judged."""
+    seeds = [claim.judge(numbers) for numbers in _numbers(claim, results)]
+    conditions = tuple(
+        SettledCondition(same[0].what, tuple(each.is_met for each in same), tuple(each.figures for each in same))
+        for same in zip(*seeds, strict=True)
+    )
+    verdict = Verdict.TOO_SMALL if results.too_small(str(claim.number)) else settled(seeds)
+    return replace(results.claims[str(claim.number)], title=claim.title, verdict=verdict.value, conditions=conditions)
+
+
+def _beginning(text: Text, sizes: Sizes, order: Order) -> Results:
+    """Results without the claims that are to be measured."""
     lengths = (len(text.training), len(text.validation), len(text.held_out))
-    setup = Setup(text.name, lengths, text.vocabulary_size, bench.sizes, SEED)
-    models = tuple(
+    setup = Setup(text.name, lengths, text.vocabulary_size, sizes)
+    models = (fresh_model(family, text.vocabulary_size, sizes, sizes.seeds[0]) for family in FAMILIES)
+    described = tuple(
         Described(NAMES[family], num_trained(model), model.hidden_size)
-        for family, model in ((family, bench.fresh(family)) for family in FAMILIES)
+        for family, model in zip(FAMILIES, models, strict=True)
     )
     machine = describe_machine(torch.device("cpu"))
     written = datetime.now(UTC).strftime("%Y-%m-%d")
+    fresh = Results(FORMAT_VERSION, setup, machine, written, 0.0, 0.0, described)
     try:
-        before = Results.read(folder)
+        before = Results.read(order.output)
     except ResultsError:
-        before = None
-    kept = before.claims if before is not None and before.setup == setup else {}
-    return Results(FORMAT_VERSION, setup, machine, written, 0.0, 0.0, models, kept)
+        return fresh
+    if before.setup != setup:
+        _refuse_to_replace(before, setup, order.output)
+        return fresh
+    if order.is_resumed:
+        return replace(fresh, claims=before.claims, minutes=before.minutes, cpu_minutes=before.cpu_minutes)
+    again = {str(claim.number) for claim in in_order_of_work(order.only)}
+    return replace(fresh, claims={number: claim for number, claim in before.claims.items() if number not in again})
 
 
-def _result(claim: Claim[Any], measured: Measured[Any], seconds: float) -> ClaimResult:
-    conditions = claim.judge(measured.numbers)
-    return ClaimResult(
-        claim.title,
-        verdict(conditions).value,
-        [asdict(condition) for condition in conditions],
-        msgspec.json.decode(msgspec.json.encode(asdict(measured.numbers))),
-        measured.left_out,
-        round(seconds, 1),
-    )
-
-
-def _write_claim(claim: Claim[Any], numbers: Any, folder: Path) -> None:
-    write_file(folder / claim.picture, as_png(claim.draw(numbers)))
-
-
-def _write(results: Results, folder: Path) -> None:
-    results = replace(results, claims=dict(sorted(results.claims.items())))
-    results.write(folder)
-    write_file(folder / PAGE, page(results, CLAIMS).encode())
+def _refuse_to_replace(before: Results, setup: Setup, folder: Path) -> None:
+    """Raise ResultsError where verdicts would make room for a run that is too small to give any."""
+    reasons = below_judged(setup.sizes, sum(setup.num_characters))
+    if reasons and before.has_verdicts:
+        raise ResultsError(
+            f"--output: got {folder}, which has verdicts; expected another folder for a run that is too small to "
+            f"judge ({'; '.join(reasons)})"
+        )
 
 
 def monotonic() -> float:

@@ -1,6 +1,6 @@
-"""How large everything is, for a budget in minutes.
+"""How large everything is, for a budget in minutes, and from which sizes on a run is judged.
 
-In: minutes. Out: `Sizes`. The same minutes give the same sizes on every machine, so that the numbers are the same
+Input: minutes. Output: `Sizes`. The same minutes give the same sizes on every machine, so that the numbers are the same
 wherever the budget suffices; what it does not suffice for is left out (`claims.budget`).
 """
 
@@ -9,15 +9,27 @@ from dataclasses import dataclass, replace
 FULL_MINUTES = 30.0
 LEAST_STEPS = 60
 
+JUDGED_SEEDS = 3
+JUDGED_CHARACTERS = 300_000
+JUDGED_SIZES = {
+    "parameters": (25_000, "trained parameters"),
+    "steps": (300, "training steps"),
+    "scaled_steps": (100, "training steps in claim 2"),
+    "length_steps": (40, "training steps in claim 5"),
+    "context_places": (500, "places in claim 6"),
+}
+
 
 @dataclass(frozen=True)
 class Sizes:
-    """parameters          trained ones of every model
-    steps, batch_size, chunk_length, evaluate_every, patience   of training; patience counts evaluations
-    evaluated_tokens       of the validation part, for early stopping
+    """seeds               of weights, streams and sampling; everything is measured once for each
+    parameters          trained ones of every model
+    steps, batch_size, chunk_length, evaluate_every   of training
+    evaluated_tokens       of the validation part, for choosing weights
     horizon                claim 1: the largest k, in tokens
     gradient_sequences, gradient_places   claim 1: sequences, and places t in each
-    radii, scaled_steps, scaled_parameters   claim 2: spectral radii, steps of training for each, size of the net
+    radii, rates, scaled_steps, scaled_parameters   claim 2: spectral radii, learning rates at each, steps of training
+                           for each, size of the net
     gate_sequences, gate_tokens   claim 3
     shares                 claim 4: of the training part, the ends first, so that a short budget still has them
     lengths, length_steps  claim 5: tokens that the gradient goes back, and steps of training for each
@@ -27,30 +39,31 @@ class Sizes:
     made_characters        of the text made by the grammar
     """
 
-    parameters: int = 100_000
+    seeds: tuple[int, ...] = (1, 2, 3)
+    parameters: int = 30_000
     embedding_size: int = 32
     block_size: int = 64
     batch_size: int = 32
     chunk_length: int = 64
-    steps: int = 800
+    steps: int = 400
     evaluate_every: int = 40
-    patience: int = 5
-    evaluated_tokens: int = 20_000
+    evaluated_tokens: int = 10_000
     horizon: int = 100
     gradient_sequences: int = 64
-    gradient_places: int = 4
-    radii: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0)
-    scaled_steps: int = 300
+    gradient_places: int = 2
+    radii: tuple[float, ...] = (1.0, 2.0, 3.0)
+    rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    scaled_steps: int = 150
     scaled_parameters: int = 20_000
     gate_sequences: int = 32
     gate_tokens: int = 1024
-    shares: tuple[float, ...] = (1.0, 0.01, 0.1, 0.03, 0.3)
-    lengths: tuple[int, ...] = (8, 32, 128, 512)
-    length_steps: int = 120
-    memory_tokens: int = 25_600
-    memory_delays: int = 60
-    contexts: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    context_places: int = 2048
+    shares: tuple[float, ...] = (1.0, 0.01, 0.1)
+    lengths: tuple[int, ...] = (8, 64, 512)
+    length_steps: int = 60
+    memory_tokens: int = 19_200
+    memory_delays: int = 50
+    contexts: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    context_places: int = 1024
     prompt_tokens: int = 256
     written_tokens: int = 1000
     written_texts: int = 44
@@ -58,6 +71,7 @@ class Sizes:
 
 
 QUICK = Sizes(
+    seeds=(1,),
     parameters=10_000,
     embedding_size=16,
     block_size=16,
@@ -70,6 +84,7 @@ QUICK = Sizes(
     gradient_sequences=16,
     gradient_places=2,
     radii=(0.5, 1.0, 3.0),
+    rates=(0.1, 1.0, 10.0),
     scaled_steps=30,
     scaled_parameters=5_000,
     gate_sequences=8,
@@ -100,3 +115,10 @@ def sizes_for(minutes: float, is_quick: bool) -> Sizes:
         length_steps=max(LEAST_STEPS // 2, round(full.length_steps * share)),
         context_places=max(256, round(full.context_places * share)),
     )
+
+
+def below_judged(sizes: Sizes, num_characters: int) -> tuple[str, ...]:
+    """Return what is too small for a verdict, a phrase each; nothing where the sizes are judged."""
+    counts = [(getattr(sizes, name), least, noun) for name, (least, noun) in JUDGED_SIZES.items()]
+    counts += [(num_characters, JUDGED_CHARACTERS, "characters of text"), (len(sizes.seeds), JUDGED_SEEDS, "seeds")]
+    return tuple(f"{count:,} {noun}, judged from {least:,}" for count, least, noun in counts if count < least)

@@ -10,7 +10,8 @@ Streams start afresh by chance at random places, so that every model has seen te
 import copy
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -31,22 +32,25 @@ WEIGHT_DECAYS = {Family.RNN: 0.05, Family.GRU: 0.05, Family.LSTM: 0.05, Family.E
 CLIP_NORMS = {Family.RNN: 1.0, Family.GRU: 1.0, Family.LSTM: 1.0, Family.ESN: 10.0}
 WARMUP_SHARE = 0.05
 RESTART_SHARE = 0.02
+LATE = 2 / 3  # of a schedule: best weights from before it ask for a shorter one
 
 
 @dataclass(frozen=True)
 class Plan:
-    """evaluate_every   in steps, 0: only at the end; patience   in evaluations, 0: never stop early"""
+    """evaluate_every   in steps, 0: only at the end
+
+    Every training runs its whole schedule: weights from before its end were made at a rate that was still high.
+    """
 
     steps: int
     batch_size: int
     chunk_length: int
     evaluate_every: int = 0
-    patience: int = 0
 
     @staticmethod
     def of(sizes: Sizes) -> "Plan":
         """The plan that all claims share."""
-        return Plan(sizes.steps, sizes.batch_size, sizes.chunk_length, sizes.evaluate_every, sizes.patience)
+        return Plan(sizes.steps, sizes.batch_size, sizes.chunk_length, sizes.evaluate_every)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Point:
 class Trained:
     """A trained model in evaluation mode, with its best weights on the validation part.
 
-    cpu_seconds   of the training steps alone, evaluations left out
+    cpu_seconds   of the training steps, the measuring of a reservoir's states at the first among them; no evaluations
     is_cut        the budget ended before the training did
     """
 
@@ -71,6 +75,11 @@ class Trained:
     cpu_seconds: float
     steps: int
     is_cut: bool
+
+    @property
+    def best(self) -> Point | None:
+        """The evaluation that the weights are of; None where there was none."""
+        return min(self.points, key=lambda point: point.loss, default=None)
 
 
 class Streams:
@@ -106,17 +115,15 @@ class _Best:
 
     loss: float = math.inf
     weights: dict[str, Tensor] = field(default_factory=dict)
-    num_since: int = 0
 
     def see(self, loss: float, model: LanguageModel) -> None:
-        self.num_since += 1
         if loss < self.loss:
-            self.loss, self.num_since = loss, 0
+            self.loss = loss
             self.weights = {name: weight.clone() for name, weight in model.state_dict().items()}
 
 
 def train(model: LanguageModel, ids: Ids, validation: Ids, plan: Plan, budget: Budget, seed: int) -> Trained:
-    """Train in place until the plan or the budget ends, or the validation loss stops falling."""
+    """Train in place until the plan or the budget ends."""
     family = Family(model.family)
     config = training_config(family, plan)
     torch.manual_seed(seed)
@@ -126,7 +133,7 @@ def train(model: LanguageModel, ids: Ids, validation: Ids, plan: Plan, budget: B
     points: list[Point] = []
     best, step, spent = _Best(), 0, 0.0
     model.train()
-    while step < plan.steps and not budget.is_spent and (not plan.patience or best.num_since < plan.patience):
+    while step < plan.steps and not budget.is_spent:
         began = time.process_time()
         set_learning_rate(optimizer, learning_rate(config, step, plan.steps))
         loss, state = chunk_loss(model, streams, state)
@@ -136,20 +143,33 @@ def train(model: LanguageModel, ids: Ids, validation: Ids, plan: Plan, budget: B
         optimizer.step()
         step += 1
         spent += time.process_time() - began
-        if plan.evaluate_every and step % plan.evaluate_every == 0:
-            measured = held_out_loss(model, validation).mean
+        is_last = step == plan.steps or budget.is_spent
+        if plan.evaluate_every and (step % plan.evaluate_every == 0 or is_last):
+            measured = held_out_loss(model, validation)
             points.append(Point(step, measured, spent))
             best.see(measured, model)
-    is_stopped = bool(plan.patience) and best.num_since >= plan.patience
-    _keep_best(model, validation, best, is_stopped or not plan.evaluate_every)
-    return Trained(model.eval(), tuple(points), spent, step, step < plan.steps and not is_stopped)
-
-
-def _keep_best(model: LanguageModel, validation: Ids, best: _Best, is_settled: bool) -> None:
-    if not is_settled:
-        best.see(held_out_loss(model, validation).mean, model)
     if best.weights:
         model.load_state_dict(best.weights)
+    return Trained(model.eval(), tuple(points), spent, step, step < plan.steps)
+
+
+def train_fitting(
+    make: Callable[[], LanguageModel], ids: Ids, validation: Ids, plan: Plan, budget: Budget, seed: int
+) -> Trained:
+    """Train with a schedule whose length fits the text, and return the training with the best validation loss.
+
+    Little text is learned by heart long before a long schedule ends, so that the best weights are of its first part,
+    where the learning rate is high. The schedule is therefore halved, and the model trained afresh, as long as the best
+    weights lie in the first `LATE` of it and halving improves the validation loss.
+    """
+    trained = train(make(), ids, validation, plan, budget, seed)
+    while trained.best is not None and trained.best.step < LATE * plan.steps and not trained.is_cut:
+        plan = replace(plan, steps=plan.steps // 2, evaluate_every=max(1, plan.evaluate_every // 2))
+        shorter = train(make(), ids, validation, plan, budget, seed)
+        if shorter.is_cut or shorter.best is None or shorter.best.loss >= trained.best.loss:
+            break
+        trained = shorter
+    return trained
 
 
 def chunk_loss(model: LanguageModel, streams: Streams, state: State) -> tuple[Tensor, State]:

@@ -1,6 +1,6 @@
-"""What all claims share: the text, the sizes, the budget, and the models that are trained on the whole training part.
+"""What all claims share with one seed: text, sizes, budget, and the models trained on the whole training part.
 
-In: the text, sizes, a budget. Out: fresh and trained models. Knows nothing of single claims.
+Input: the text, sizes, a budget, a seed. Output: fresh and trained models. Must not know single claims.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,10 @@ from claims.budget import Budget
 from claims.families import NAMES, fresh_model
 from claims.sizes import Sizes
 from claims.text import Ids, Text
-from claims.training import Plan, Trained, train
+from claims.training import Plan, Trained, train_fitting
 from models.config import Family
 from models.language_model import LanguageModel
 
-SEED = 1
 TRAINING_BUDGET_SHARE = 0.25  # of what is left, at most, for one of the models that all claims need
 
 
@@ -28,25 +27,30 @@ class Workbench:
     sizes: Sizes
     budget: Budget
     tell: Callable[[str], None]
+    seed: int
     _trained: dict[Family, Trained] = field(default_factory=dict)
 
     @property
     def validation(self) -> Ids:
-        """The part of the validation text that early stopping looks at."""
+        """The part of the validation text that chooses among the weights of a training."""
         return self.text.validation[: self.sizes.evaluated_tokens]
 
-    def fresh(self, family: Family, seed: int = SEED) -> LanguageModel:
+    def fresh(self, family: Family) -> LanguageModel:
         """A model before training."""
-        return fresh_model(family, self.text.vocabulary_size, self.sizes, seed)
+        return fresh_model(family, self.text.vocabulary_size, self.sizes, self.seed)
 
     def trained(self, family: Family) -> Trained:
         """The model trained on the whole training part; made when it is first asked for."""
         if family not in self._trained:
             self.tell(f"training the {NAMES[family]} on the whole training part")
             budget = self.budget.part(TRAINING_BUDGET_SHARE)
-            plan = Plan.of(self.sizes)
-            self._trained[family] = train(self.fresh(family), self.text.training, self.validation, plan, budget, SEED)
+            self._trained[family] = self.train_on(family, self.text.training, budget)
         return self._trained[family]
+
+    def train_on(self, family: Family, ids: Ids, budget: Budget) -> Trained:
+        """Train a fresh model on int64 [num_tokens] by the plan that all claims share."""
+        plan = Plan.of(self.sizes)
+        return train_fitting(lambda: self.fresh(family), ids, self.validation, plan, budget, self.seed)
 
     def cut_short(self, families: tuple[Family, ...]) -> tuple[str, ...]:
         """What to say of those whose training the budget ended."""

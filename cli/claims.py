@@ -37,6 +37,7 @@ Examples:
 @click.option("--only", metavar="N,…", multiple=True, callback=_numbers, help="Claims to measure, such as 1,3.  [all]")
 @click.option("--quick", is_flag=True, help="Small models and little text: a try, not a result.")
 @click.option("--redraw", "is_redrawn", is_flag=True, help="Judge and draw results.json anew; measure nothing.")
+@click.option("--resume", "is_resumed", is_flag=True, help="Keep what --output has of the same text and sizes.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Of torch.")
 @json_option
 def command(
@@ -47,14 +48,17 @@ def command(
     only: tuple[int, ...],
     quick: bool,
     is_redrawn: bool,
+    is_resumed: bool,
     threads: int,
     as_json: bool,
 ) -> None:
     """Measure the lecture's claims on small models trained here, and write a page with a picture for each.
 
     Without --text a text is made by a small grammar. Sizes follow from --minutes, up to 30; what the budget does not
-    suffice for is left out, and the page says so. On a busy machine more minutes give the same sizes more time. With
-    --only, other claims that were measured before on the same text and sizes stay on the page.
+    suffice for is left out, and the page says so. On a busy machine more minutes give the same sizes more time. Every
+    claim is measured with three seeds and judged for each; a run below the sizes that the page names, such as --quick,
+    is too small to judge and gets no verdicts. With --only, other claims that were measured before on the same text and
+    sizes stay on the page.
     """
     if more_files and not files:
         raise click.UsageError(f"got {more_files[0]}, expected files after --text alone")
@@ -72,12 +76,13 @@ def command(
         sizes = sizes_for(minutes, quick)
         text = read_text(files + more_files, sizes.made_characters)
         with locked(output), fast_torch(threads):
-            order = Order(output, minutes, only)
+            order = Order(output, minutes, only, is_resumed)
             results = measure_claims(text, sizes, order, monotonic, lambda line: click.echo(line, err=True))
     if as_json:
         claims = {number: asdict(claim) for number, claim in results.claims.items()}
         echo_json({"output": str(output), "skipped": results.skipped, "claims": claims})
         return
     for number, claim in sorted(results.claims.items()):
-        click.echo(f"{number}. {claim.title}: {claim.verdict}")
+        if not only or int(number) in only:
+            click.echo(f"{number}. {claim.title}: {claim.verdict}")
     click.echo(f"{output}/README.md")

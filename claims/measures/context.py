@@ -1,9 +1,10 @@
 """Claim 6: how much context each family uses.
 
-In: trained models, held-out text. Out: the loss at the same places when only the last k tokens are read from the
+Input: trained models, held-out text. Output: the loss at the same places when only the last k tokens are read from the
 initial state. Training streams start afresh at random places, so a history that is cut off is nothing new to a model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,34 +14,38 @@ from torch.nn import functional
 
 from claims.claim import Claim, Condition, Measured
 from claims.families import FAMILIES, NAMES
-from claims.held_out import Estimate, Floats
-from claims.pictures import LOOKS, finish, log_ticks, panels, plot
+from claims.held_out import Floats
+from claims.pictures import LOOKS, finish, log_ticks, panels, plot_seeds
+from claims.spread import Expectation, around, between
 from claims.text import Ids
 from claims.workbench import Workbench
 from models.config import Family
 from models.language_model import LanguageModel
 
 BATCH_TOKENS = 32_768
-LEAST_DRAWN = 1e-4  # nats a token, on a logarithmic axis
+LEAST_DRAWN = 1e-3  # nats a token, on a logarithmic axis
 NEAR = 0.02  # nats a token that a used-up history may cost
+WORSE = 0.01  # nats a token that more history may not cost
 
 
 @dataclass(frozen=True)
 class Context:
-    """losses   by family, one for each length of history; excess   the same less the loss with the longest, at the same
-    places
-    """
+    """losses   by family, one for each length of history"""
 
     lengths: tuple[int, ...]
-    losses: dict[str, tuple[Estimate, ...]]
-    excess: dict[str, tuple[Estimate, ...]]
+    losses: dict[str, tuple[float, ...]]
+
+    def excess(self, family: Family) -> list[float]:
+        """Each loss less that with the longest history, at the same places."""
+        losses = self.losses[family.value]
+        return [loss - losses[-1] for loss in losses]
 
     def used(self, family: Family) -> float:
         """Tokens of history from which on the loss is within NEAR of the longest history's, by interpolation in log k.
 
         A cut between two measured lengths; the shortest length where that is near already.
         """
-        means = [estimate.mean for estimate in self.excess[family.value]]
+        means = self.excess(family)
         far = max((index for index, mean in enumerate(means) if mean > NEAR), default=-1)
         if far < 0:
             return float(self.lengths[0])
@@ -63,13 +68,11 @@ def measure(bench: Workbench) -> Measured[Context]:
     """Every family, every length, at the same places."""
     lengths = bench.sizes.contexts
     rows = bench.pieces(bench.sizes.context_places, lengths[-1] + 1)
-    losses, excess = {}, {}
+    losses = {}
     for family in FAMILIES:
         model = bench.trained(family).model
-        found = np.stack([cut_losses(model, rows, length) for length in lengths])
-        losses[family.value] = tuple(Estimate.of(row) for row in found)
-        excess[family.value] = tuple(Estimate.of(row - found[-1]) for row in found)
-    return Measured(Context(lengths, losses, excess), bench.cut_short(FAMILIES))
+        losses[family.value] = tuple(float(cut_losses(model, rows, length).mean()) for length in lengths)
+    return Measured(Context(lengths, losses), bench.cut_short(FAMILIES))
 
 
 def judge(numbers: Context) -> tuple[Condition, ...]:
@@ -83,36 +86,48 @@ def judge(numbers: Context) -> tuple[Condition, ...]:
     )
 
 
-def describe(numbers: Context) -> tuple[str, str]:
-    used = ", ".join(f"{NAMES[family]} {numbers.used(family):.0f}" for family in FAMILIES)
-    ends = ", ".join(
-        f"{NAMES[family]} {numbers.losses[family.value][0].mean:.2f} → {numbers.losses[family.value][-1].mean:.2f}"
+def describe(seeds: Sequence[Context]) -> tuple[str, str]:
+    lengths = seeds[0].lengths
+
+    def loss(family: Family, place: int) -> str:
+        return around([numbers.losses[family.value][place] for numbers in seeds])
+
+    used = ", ".join(
+        f"{NAMES[family]} {between([numbers.used(family) for numbers in seeds], '.0f')}" for family in FAMILIES
+    )
+    ends = ", ".join(f"{NAMES[family]} {loss(family, 0)} → {loss(family, -1)}" for family in FAMILIES)
+    return (
+        f"Within {NEAR:g} nats a token of the loss with {lengths[-1]} tokens of history are: {used} tokens.",
+        f"From {lengths[0]} to {lengths[-1]} tokens of history the loss goes: {ends}.",
+    )
+
+
+def expect(seeds: Sequence[Context]) -> tuple[Expectation, ...]:
+    """More history gives no worse a loss, to any family."""
+    labels = tuple(f"{length} tokens of history" for length in seeds[0].lengths)
+    return tuple(
+        Expectation(
+            f"loss of the {NAMES[family]}", labels, tuple(numbers.losses[family.value] for numbers in seeds), WORSE
+        )
         for family in FAMILIES
     )
-    return (
-        f"Within {NEAR:g} nats a token of the loss with {numbers.lengths[-1]} tokens of history are: {used} tokens.",
-        f"From {numbers.lengths[0]} to {numbers.lengths[-1]} tokens of history the loss goes: {ends}.",
-    )
 
 
-def draw(numbers: Context) -> Figure:
+def draw(seeds: Sequence[Context]) -> Figure:
     figure, (loss, excess) = panels(2)
+    lengths = seeds[0].lengths
     for family in FAMILIES:
         look = LOOKS[family]
-        means = [estimate.mean for estimate in numbers.losses[family.value]]
-        errors = [estimate.standard_error for estimate in numbers.losses[family.value]]
-        low, high = np.array(means) - errors, np.array(means) + errors
-        loss.fill_between(numbers.lengths, low, high, color=look.colour, alpha=0.15, linewidth=0)
-        plot(loss, numbers.lengths, means, look)
-        means = [estimate.mean for estimate in numbers.excess[family.value]]
-        above = [(length, mean) for length, mean in zip(numbers.lengths, means, strict=True) if mean >= LEAST_DRAWN]
-        plot(excess, [length for length, _ in above], [mean for _, mean in above], look)
-        excess.axvline(numbers.used(family), color=look.colour, linewidth=0.8, linestyle=":")
+        plot_seeds(loss, lengths, [numbers.losses[family.value] for numbers in seeds], look)
+        rows = [[max(value, LEAST_DRAWN) for value in numbers.excess(family)[:-1]] for numbers in seeds]
+        plot_seeds(excess, lengths[:-1], rows, look)
+        used = float(np.median([numbers.used(family) for numbers in seeds]))
+        excess.axvline(used, color=look.colour, linewidth=0.8, linestyle=":")
     excess.set_yscale("log")
     excess.axhline(NEAR, color="black", linewidth=0.6, linestyle="--")
     for axes in (loss, excess):
-        log_ticks(axes, numbers.lengths)
-    finish(loss, "loss (shaded: standard error)", "tokens of history", "held-out loss, nats a token")
+        log_ticks(axes, lengths)
+    finish(loss, "loss (bars: smallest to largest seed)", "tokens of history", "held-out loss, nats a token")
     finish(excess, f"above the longest history (dotted: reaches {NEAR:g})", "tokens of history", "nats a token")
     return figure
 
@@ -130,4 +145,5 @@ CLAIM = Claim(
     judge=judge,
     describe=describe,
     draw=draw,
+    expect=expect,
 )

@@ -1,11 +1,12 @@
 """Claim 3: gates decide, character by character, what is kept, written and shown.
 
-In: the trained GRU and LSTM (and fresh ones, to compare), held-out text. Out: mean gates by kind of character, by
+Input: the trained GRU and LSTM (and fresh ones, to compare), held-out text. Output: mean gates by kind of character, by
 place in the line, and by unit. Gates are computed by the equations at the head of `models.cells.gru` and `.lstm`; the
 state that follows from them must be the one that `Cell.step` gives.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from claims.claim import Claim, Condition, Measured
 from claims.families import NAMES
 from claims.held_out import Floats
-from claims.pictures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, Look, finish, panels, plot
+from claims.pictures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, Look, finish, panels, plot_seeds
+from claims.spread import around
 from claims.text import BOUNDARIES, KINDS, CharacterKind, Ids
 from claims.workbench import Workbench
 from models.cells import Cell, GruCell, LstmCell
@@ -32,9 +34,11 @@ LOOKS = {
     "LSTM input": Look("LSTM input i", VERMILION, "s", "--"),
     "LSTM output": Look("LSTM output o", PURPLE, "D", ":"),
 }
+SHIFTS = dict(zip(LOOKS, np.linspace(-0.24, 0.24, len(LOOKS)).tolist(), strict=True))  # so that bars do not overlap
 WARM_TOKENS = 64
 LINE_PLACES = 30  # characters since the line end that are told apart
 LEAST_READ = 50  # readings that a mean is made of
+NUM_QUANTILES = 21
 REACTS = 0.05
 AGREEMENT = 1e-4  # between the gates' equations and the cell's own step
 
@@ -44,7 +48,7 @@ class Gate:
     """One gate's means. by_kind, by_kind_before   after and before training, for the kinds that were read often enough
 
     by_place   against the characters since the last line end, None where there were too few
-    by_unit    over time, one a unit, sorted
+    by_unit    over time, at NUM_QUANTILES quantiles of the units
     """
 
     by_kind: dict[str, float]
@@ -140,7 +144,7 @@ def _gate(before: Floats, after: Floats, kinds: Ids, places: Ids) -> Gate:
         {kind.value: float(means[kinds == place].mean()) for place, kind in read},
         {kind.value: float(first[kinds == place].mean()) for place, kind in read},
         by_place,
-        tuple(float(value) for value in np.sort(values.mean((0, 1)))),
+        tuple(float(value) for value in np.quantile(values.mean((0, 1)), np.linspace(0, 1, NUM_QUANTILES))),
     )
 
 
@@ -170,35 +174,44 @@ def judge(numbers: Gates) -> tuple[Condition, ...]:
     )
 
 
-def describe(numbers: Gates) -> tuple[str, str]:
-    means = ", ".join(f"{name} {np.mean(gate.by_unit):.2f}" for name, gate in numbers.gates.items())
-    forget, update = numbers.gates["LSTM forget"], numbers.gates["GRU update"]
+def describe(seeds: Sequence[Gates]) -> tuple[str, str]:
+    means = ", ".join(
+        f"{name} {around([float(np.mean(numbers.gates[name].by_unit)) for numbers in seeds])}"
+        for name in seeds[0].gates
+    )
 
-    def listed(gate: Gate) -> str:
-        return ", ".join(f"{kind} {value:.2f}" for kind, value in gate.by_kind.items())
+    def listed(name: str) -> str:
+        gates = [numbers.gates[name] for numbers in seeds]
+        return ", ".join(f"{kind} {around([gate.by_kind[kind] for gate in gates])}" for kind in gates[0].by_kind)
 
     return (
         (
-            f"While {numbers.num_tokens:,} tokens are read the trained gates are open by, in the mean over units and "
+            f"While {seeds[0].num_tokens:,} tokens are read the trained gates are open by, in the mean over units and "
             f"time: {means}."
         ),
-        f"By the character just read the forget gate is at {listed(forget)}; the update gate at {listed(update)}.",
+        (
+            f"By the character just read the forget gate is at {listed('LSTM forget')}; the update gate at "
+            f"{listed('GRU update')}."
+        ),
     )
 
 
-def draw(numbers: Gates) -> Figure:
+def draw(seeds: Sequence[Gates]) -> Figure:
     figure, (by_kind, by_place, by_unit) = panels(3)
-    for name, gate in numbers.gates.items():
-        look = LOOKS[name]
-        kinds = [kind.value for kind in KINDS if kind.value in gate.by_kind]
-        hollow = [gate.by_kind_before[kind] for kind in kinds]
-        by_kind.scatter(range(len(kinds)), hollow, 40, marker=look.marker, facecolors="none", edgecolors=look.colour)
-        full = [gate.by_kind[kind] for kind in kinds]
-        by_kind.scatter(range(len(kinds)), full, 40, marker=look.marker, color=look.colour, label=look.label)
+    for name in seeds[0].gates:
+        look, gates = LOOKS[name], [numbers.gates[name] for numbers in seeds]
+        kinds = [kind.value for kind in KINDS if kind.value in gates[0].by_kind]
+        places = np.arange(len(kinds)) + SHIFTS[name]
+        hollow = np.mean([[gate.by_kind_before[kind] for kind in kinds] for gate in gates], axis=0)
+        by_kind.scatter(places, hollow, 30, marker=look.marker, facecolors="none", edgecolors=look.colour)
+        full = [[gate.by_kind[kind] for kind in kinds] for gate in gates]
+        plot_seeds(by_kind, places.tolist(), full, replace(look, line="none"))
         by_kind.set_xticks(range(len(kinds)), [kind.replace(", ", ",\n") for kind in kinds], fontsize=8)
-        known = [(place, value) for place, value in enumerate(gate.by_place) if value is not None]
-        plot(by_place, [place for place, _ in known], [value for _, value in known], look, is_marked=False)
-        plot(by_unit, np.linspace(0, 100, len(gate.by_unit)).tolist(), gate.by_unit, look, is_marked=False)
+        known = [place for place in range(LINE_PLACES) if all(gate.by_place[place] is not None for gate in gates)]
+        rows = [[gate.by_place[place] or 0.0 for place in known] for gate in gates]
+        plot_seeds(by_place, known, rows, look, is_band=True)
+        percents = np.linspace(0, 100, NUM_QUANTILES).tolist()
+        plot_seeds(by_unit, percents, [gate.by_unit for gate in gates], look, is_band=True)
     for axes in (by_kind, by_place, by_unit):
         axes.set_ylim(0, 1)
     finish(by_kind, "by character just read (hollow: before training)", "", "mean gate, 0 shut, 1 open", legend=False)
@@ -216,7 +229,7 @@ CLAIM = Claim(
     "boundaries and keeps what it has inside a word.",
     kind=Gates,
     setting="Mean over sequences of the held-out text. z is the share of the old state that the GRU keeps, f the share "
-    "of its memory that the LSTM keeps.",
+    "of its memory that the LSTM keeps. Bars and bands: smallest to largest of the seeds, around their median.",
     measure=measure,
     judge=judge,
     describe=describe,

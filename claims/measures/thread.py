@@ -1,10 +1,11 @@
 """Claim 7: long generated texts lose the thread.
 
-In: the trained LSTM, which writes, and the trained GRU, which reads what was written. Out: the reader's loss and the
-share of repeated n-grams against the position, for several ways of sampling, and for the held-out text itself as it
-goes on behind the same prompts. No text is kept.
+Input: the trained LSTM, which writes, and the trained GRU, which reads what was written. Output: the reader's loss and
+the share of repeated n-grams against the position, for several ways of sampling, and for the held-out text itself as
+it goes on behind the same prompts. No text is kept.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,11 @@ from matplotlib.figure import Figure
 from claims.claim import Claim, Condition, Measured
 from claims.families import NAMES
 from claims.held_out import Floats, token_losses
-from claims.pictures import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Look, finish, panels, plot
+from claims.pictures import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Look, finish, panels, plot_seeds
 from claims.sampling import NGRAM, SAMPLINGS, WINDOW, repeated, write_texts
+from claims.spread import around
 from claims.text import Ids
-from claims.workbench import SEED, Workbench
+from claims.workbench import Workbench
 from models.config import Family
 
 WRITER, READER = Family.LSTM, Family.GRU
@@ -83,7 +85,7 @@ def measure(bench: Workbench) -> Measured[Thread]:
         if len(courses) > 1 and bench.budget.is_spent:
             left_out.append(sampling.name)
             continue
-        written = write_texts(writer, prompts, rows.shape[1] - sizes.prompt_tokens, sampling, SEED)
+        written = write_texts(writer, prompts, rows.shape[1] - sizes.prompt_tokens, sampling, bench.seed)
         courses[sampling.name] = course(np.concatenate((prompts, written), axis=1))
     length = rows.shape[1] - sizes.prompt_tokens
     positions = tuple((tenth + 0.5) * length / NUM_BINS for tenth in range(NUM_BINS))
@@ -106,33 +108,40 @@ def judge(numbers: Thread) -> tuple[Condition, ...]:
     )
 
 
-def describe(numbers: Thread) -> tuple[str, str]:
-    def listed(courses: dict[str, tuple[float, ...]]) -> str:
-        ends = {name: _ends(course) for name, course in courses.items()}
-        return "; ".join(f"{name} {first:.2f} → {last:.2f}" for name, (first, last) in ends.items())
+def _names(seeds: Sequence[Thread]) -> list[str]:
+    """What every seed has: the held-out text and samplings."""
+    return [name for name in seeds[0].courses if all(name in numbers.courses for numbers in seeds)]
 
-    losses = listed({name: course.losses for name, course in numbers.courses.items()})
-    repetition = listed({name: course.repetition for name, course in numbers.courses.items()})
+
+def describe(seeds: Sequence[Thread]) -> tuple[str, str]:
+    def listed(of: Callable[[Course], tuple[float, ...]]) -> str:
+        ends = {name: [_ends(of(numbers.courses[name])) for numbers in seeds] for name in _names(seeds)}
+        return "; ".join(
+            f"{name} {around([first for first, _ in pairs])} → {around([last for _, last in pairs])}"
+            for name, pairs in ends.items()
+        )
+
     return (
         (
-            f"From the first to the last fifth of {numbers.num_texts} texts the {NAMES[READER]}'s loss on what the "
-            f"{NAMES[WRITER]} wrote goes: {losses} nats a token."
+            f"From the first to the last fifth of {seeds[0].num_texts} texts the {NAMES[READER]}'s loss on what the "
+            f"{NAMES[WRITER]} wrote goes: {listed(lambda course: course.losses)} nats a token."
         ),
-        f"The share of repeated {NGRAM}-grams goes: {repetition}.",
+        f"The share of repeated {NGRAM}-grams goes: {listed(lambda course: course.repetition)}.",
     )
 
 
-def draw(numbers: Thread) -> Figure:
+def draw(seeds: Sequence[Thread]) -> Figure:
     figure, (loss, repetition) = panels(2)
-    for name, course in numbers.courses.items():
+    positions = seeds[0].positions
+    for name in _names(seeds):
         look = Look(name, BLACK, "", "--") if name == HELD_OUT else Look(name, COLOURS[name], MARKERS[name], "-")
-        plot(loss, numbers.positions, course.losses, look, is_marked=name != HELD_OUT)
-        plot(repetition, numbers.positions, course.repetition, look, is_marked=name != HELD_OUT)
+        plot_seeds(loss, positions, [numbers.courses[name].losses for numbers in seeds], look)
+        plot_seeds(repetition, positions, [numbers.courses[name].repetition for numbers in seeds], look)
     repetition.set_ylim(-0.02, 1.02)
     loss.set_ylim(bottom=0)
     place = "tokens after the prompt"
     finish(loss, f"{NAMES[WRITER]} writes, {NAMES[READER]} reads", place, "reader's loss, nats a token", legend=False)
-    what = f"{NGRAM}-grams seen in the last {WINDOW}"
+    what = f"{NGRAM}-grams seen in the last {WINDOW} (bars: smallest to largest seed)"
     finish(repetition, what, place, "share repeated")
     return figure
 
