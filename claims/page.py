@@ -38,15 +38,16 @@ def _head(results: Results) -> str:
             f"{results.cpu_minutes:g} of them CPU time; {results.machine}."
         ),
         (
-            f"Text: {setup.text}; {training:,} characters to train on, {validation:,} for choosing weights, "
+            f"Text: {setup.text}; {training:,} characters to train on, {validation:,} for choosing "
+            f"the length of schedules, "
             f"{held_out:,} held out, one part behind the other. A token is a character. All losses are in nats a token."
         ),
         (
             f"Trained parameters: {models}. The echo state network's are its readout alone, the others' are all they "
             f"have. Every model has one layer and is trained from {seeds} (weights, order of the text, sampling); "
             f"AdamW, a half cosine, at most {sizes.steps:,} steps of {sizes.batch_size} × {sizes.chunk_length} tokens "
-            "where nothing else is said; no training stops before its schedule ends; kept are the weights with the "
-            "best validation loss. Figures are the mean ± standard deviation over seeds, or, where they differ by "
+            "where nothing else is said; no training stops before its schedule ends, and the weights at its end are "
+            "measured. Figures are the mean ± standard deviation over seeds, or, where they differ by "
             "orders of magnitude, the median (smallest … largest)."
         ),
         (
@@ -84,7 +85,7 @@ def _section(claim: Claim[Any], results: Results) -> str:
     first, second = claim.describe([msgspec.convert(numbers, claim.kind) for numbers in result.numbers.values()])
     reasons = results.too_small(str(claim.number))
     verdict = f"**{result.verdict}.**" + (f" Reasons: {'; '.join(reasons)}." if reasons else "")
-    seeds = ", ".join(result.numbers)
+    seeds = "seed" if len(result.numbers) == 1 else "each of the seeds"
     left_out = [f"Left out, for want of time: {'; '.join(result.left_out)}.", ""] if result.left_out else []
     return "\n".join(
         [
@@ -96,7 +97,7 @@ def _section(claim: Claim[Any], results: Results) -> str:
             "",
             f"{verdict} {first} {second}",
             "",
-            f"| condition | measured, a line for each of the seeds {seeds} | |",
+            f"| condition | measured, with {seeds} {', '.join(result.numbers)} | |",
             "|---|---|---|",
             *(_row(condition, is_judged=not reasons) for condition in result.conditions),
             "",

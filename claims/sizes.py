@@ -25,7 +25,7 @@ class Sizes:
     """seeds               of weights, streams and sampling; everything is measured once for each
     parameters          trained ones of every model
     steps, batch_size, chunk_length, evaluate_every   of training
-    evaluated_tokens       of the validation part, for choosing weights
+    evaluated_tokens       of the validation part, for choosing the length of schedules
     horizon                claim 1: the largest k, in tokens
     gradient_sequences, gradient_places   claim 1: sequences, and places t in each
     radii, rates, scaled_steps, scaled_parameters   claim 2: spectral radii, learning rates at each, steps of training
@@ -121,4 +121,4 @@ def below_judged(sizes: Sizes, num_characters: int) -> tuple[str, ...]:
     """Return what is too small for a verdict, a phrase each; nothing where the sizes are judged."""
     counts = [(getattr(sizes, name), least, noun) for name, (least, noun) in JUDGED_SIZES.items()]
     counts += [(num_characters, JUDGED_CHARACTERS, "characters of text"), (len(sizes.seeds), JUDGED_SEEDS, "seeds")]
-    return tuple(f"{count:,} {noun}, judged from {least:,}" for count, least, noun in counts if count < least)
+    return tuple(f"{noun}: {count:,}, judged from {least:,}" for count, least, noun in counts if count < least)

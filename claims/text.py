@@ -3,7 +3,7 @@
 In: names of files. Out: a `Text`. Knows nothing of models.
 
 Tokens are characters. The parts lie one behind the other, so that no part has seen another one: training, validation
-(for choosing weights alone) and held-out (for the figures).
+(for the length of schedules alone) and held-out (for the figures).
 """
 
 from collections.abc import Sequence

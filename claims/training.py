@@ -1,6 +1,6 @@
-"""Truncated back-propagation through time in memory: no run folder, no resuming, the best weights kept.
+"""Truncated back-propagation through time in memory: no run folder, no resuming.
 
-In: a fresh model, token ids, a plan, a budget. Out: the model with its best weights, and how it got there.
+Input: a fresh model, token ids, a plan, a budget. Output: the trained model, and how it got there.
 
 One step: take a chunk of every stream, zero the states of the streams that start afresh, run forward, take the mean
 cross-entropy in nats, run backward within the chunk, clip the gradient's norm, move the weights, carry the states on.
@@ -11,7 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,18 +28,19 @@ from models.training.optimizer import build_optimizer, set_learning_rate, traine
 from models.training.schedule import learning_rate
 
 LEARNING_RATES = {Family.RNN: 2e-3, Family.GRU: 4e-3, Family.LSTM: 5e-3, Family.ESN: 7e-3}
-WEIGHT_DECAYS = {Family.RNN: 0.05, Family.GRU: 0.05, Family.LSTM: 0.05, Family.ESN: 2.5}
+WEIGHT_DECAYS = {Family.RNN: 0.05, Family.GRU: 0.05, Family.LSTM: 0.05, Family.ESN: 0.1}
 CLIP_NORMS = {Family.RNN: 1.0, Family.GRU: 1.0, Family.LSTM: 1.0, Family.ESN: 10.0}
 WARMUP_SHARE = 0.05
 RESTART_SHARE = 0.02
-LATE = 2 / 3  # of a schedule: best weights from before it ask for a shorter one
+LEARNED_BY_HEART = 0.05  # nats a token
 
 
 @dataclass(frozen=True)
 class Plan:
     """evaluate_every   in steps, 0: only at the end
 
-    Every training runs its whole schedule: weights from before its end were made at a rate that was still high.
+    Every training runs its whole schedule, and the weights at its end are measured: those from before it were made at a
+    rate that was still high.
     """
 
     steps: int
@@ -64,7 +65,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model in evaluation mode, with its best weights on the validation part.
+    """A trained model in evaluation mode.
 
     cpu_seconds   of the training steps, the measuring of a reservoir's states at the first among them; no evaluations
     is_cut        the budget ended before the training did
@@ -77,9 +78,14 @@ class Trained:
     is_cut: bool
 
     @property
-    def best(self) -> Point | None:
-        """The evaluation that the weights are of; None where there was none."""
-        return min(self.points, key=lambda point: point.loss, default=None)
+    def loss(self) -> float:
+        """The validation loss at the end; infinite where nothing was evaluated."""
+        return self.points[-1].loss if self.points else math.inf
+
+    @property
+    def rise(self) -> float:
+        """By how much the validation loss has risen from its lowest to the end."""
+        return self.loss - min(point.loss for point in self.points) if self.points else 0.0
 
 
 class Streams:
@@ -109,19 +115,6 @@ class Streams:
         return torch.from_numpy(rows), torch.from_numpy(fresh | is_past)
 
 
-@dataclass
-class _Best:
-    """The best evaluation so far, and the weights it was of."""
-
-    loss: float = math.inf
-    weights: dict[str, Tensor] = field(default_factory=dict)
-
-    def see(self, loss: float, model: LanguageModel) -> None:
-        if loss < self.loss:
-            self.loss = loss
-            self.weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-
-
 def train(model: LanguageModel, ids: Ids, validation: Ids, plan: Plan, budget: Budget, seed: int) -> Trained:
     """Train in place until the plan or the budget ends."""
     family = Family(model.family)
@@ -131,7 +124,7 @@ def train(model: LanguageModel, ids: Ids, validation: Ids, plan: Plan, budget: B
     streams = Streams(ids, plan.batch_size, plan.chunk_length, np.random.default_rng(seed))
     state = model.initial_state(plan.batch_size)
     points: list[Point] = []
-    best, step, spent = _Best(), 0, 0.0
+    step, spent = 0, 0.0
     model.train()
     while step < plan.steps and not budget.is_spent:
         began = time.process_time()
@@ -143,30 +136,26 @@ def train(model: LanguageModel, ids: Ids, validation: Ids, plan: Plan, budget: B
         optimizer.step()
         step += 1
         spent += time.process_time() - began
-        is_last = step == plan.steps or budget.is_spent
-        if plan.evaluate_every and (step % plan.evaluate_every == 0 or is_last):
-            measured = held_out_loss(model, validation)
-            points.append(Point(step, measured, spent))
-            best.see(measured, model)
-    if best.weights:
-        model.load_state_dict(best.weights)
+        if plan.evaluate_every and step % plan.evaluate_every == 0:
+            points.append(Point(step, held_out_loss(model, validation), spent))
+    if plan.evaluate_every and (not points or points[-1].step < step):
+        points.append(Point(step, held_out_loss(model, validation), spent))
     return Trained(model.eval(), tuple(points), spent, step, step < plan.steps)
 
 
 def train_fitting(
     make: Callable[[], LanguageModel], ids: Ids, validation: Ids, plan: Plan, budget: Budget, seed: int
 ) -> Trained:
-    """Train with a schedule whose length fits the text, and return the training with the best validation loss.
+    """Train with a schedule whose length fits the text, and return the training with the lowest validation loss.
 
-    Little text is learned by heart long before a long schedule ends, so that the best weights are of its first part,
-    where the learning rate is high. The schedule is therefore halved, and the model trained afresh, as long as the best
-    weights lie in the first `LATE` of it and halving improves the validation loss.
+    Little text is learned by heart long before a long schedule ends. Where the validation loss has risen by more than
+    `LEARNED_BY_HEART` at the end, the model is trained afresh with a schedule of half the steps, as long as that helps.
     """
     trained = train(make(), ids, validation, plan, budget, seed)
-    while trained.best is not None and trained.best.step < LATE * plan.steps and not trained.is_cut:
+    while trained.rise > LEARNED_BY_HEART and not trained.is_cut:
         plan = replace(plan, steps=plan.steps // 2, evaluate_every=max(1, plan.evaluate_every // 2))
         shorter = train(make(), ids, validation, plan, budget, seed)
-        if shorter.is_cut or shorter.best is None or shorter.best.loss >= trained.best.loss:
+        if shorter.is_cut or shorter.loss >= trained.loss:
             break
         trained = shorter
     return trained

@@ -32,7 +32,7 @@ class Workbench:
 
     @property
     def validation(self) -> Ids:
-        """The part of the validation text that chooses among the weights of a training."""
+        """The part of the validation text that chooses among schedules."""
         return self.text.validation[: self.sizes.evaluated_tokens]
 
     def fresh(self, family: Family) -> LanguageModel:

@@ -264,7 +264,7 @@ def _draw_losses(axes: Axes, seeds: Sequence[Exploding], *, is_clipped: bool) ->
     axes.axhline(seeds[0].guess, color=BLACK, linewidth=0.8, linestyle="--", label="guessing by frequencies")
     axes.set_ylim(1.9, BROKEN_OFF + 0.3)
     axes.set_yscale("log")
-    axes.set_yticks([2, 3, 4, 6, 10], ["2", "3", "4", "6", "≥ 10"])
+    axes.set_yticks([2, 3, 4, 6, 10], ["2", "3", "4", "6", "10+"])
     axes.minorticks_off()
     log_ticks(axes, seeds[0].rates)
 

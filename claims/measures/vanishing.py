@@ -146,7 +146,10 @@ def judge(numbers: Vanishing) -> tuple[Condition, ...]:
         conditions.append(Condition(what, gated.low > elman.high, f"{gated.low:.1e} against {elman.high:.1e}"))
     for family in GATED:
         elman, gated = numbers.gain[ELMAN.value], numbers.gain[family.value]
-        what = f"training changes the share in the {NAMES[family]}'s favour: the quartiles of after over before, alike"
+        what = (
+            f"relative to before training, the {NAMES[family]} keeps more than the Elman net: the lower quartile of "
+            "the share after over that before lies above the Elman net's upper one"
+        )
         conditions.append(Condition(what, gated.low > elman.high, f"× {gated.low:.1e} against × {elman.high:.1e}"))
     return tuple(conditions)
 

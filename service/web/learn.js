@@ -32,7 +32,13 @@ const TERMS = [
   ["perplexity", "퍼플렉시티(혼란도)", "", "perplexity"],
   ["temperature", "온도", "T", "temperature"],
 ];
-const VERDICTS = { HOLDS: "holds", "HOLDS IN PART": "part", "DOES NOT HOLD": "not" };
+const VERDICTS = {
+  HOLDS: "holds",
+  "HOLDS IN PART": "part",
+  "DOES NOT HOLD": "not",
+  "NOT SETTLED": "unsettled",
+  "TOO SMALL TO JUDGE": "small",
+};
 
 let claims = null; // once they have been asked for
 

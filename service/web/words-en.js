@@ -137,6 +137,8 @@ export const en = {
   "verdict.holds": "holds",
   "verdict.part": "holds in part",
   "verdict.not": "does not hold",
+  "verdict.unsettled": "not settled: it changes with the seed",
+  "verdict.small": "too small to judge",
   "term.rnn": "A network that carries a state from one step to the next",
   "term.state": "What the network remembers of everything it has read",
   "term.input": "The token read at this step, as a vector",

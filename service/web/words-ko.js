@@ -137,6 +137,8 @@ export const ko = {
   "verdict.holds": "성립",
   "verdict.part": "일부만 성립",
   "verdict.not": "성립하지 않음",
+  "verdict.unsettled": "시드에 따라 달라 결론 없음",
+  "verdict.small": "판정하기에는 너무 작은 실험",
   "term.rnn": "상태를 다음 걸음으로 이어 가는 신경망",
   "term.state": "지금까지 읽은 것 가운데 신경망이 기억하는 것",
   "term.input": "이번 걸음에 읽는 토큰의 벡터",

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from claims.claim import Verdict, verdict
-from claims.held_out import Estimate, token_losses
+from claims.families import FAMILIES
+from claims.held_out import token_losses
 from claims.measures.context import CLAIM, NEAR, Context, cut_losses
 from models.config import Family
 from tests.claims.benches import TINY, tiny_bench
@@ -13,8 +14,7 @@ LENGTHS = (1, 4, 16, 64)
 
 
 def numbers(**excess: tuple[float, ...]) -> Context:
-    estimates = {family: tuple(Estimate(value, 0.0) for value in values) for family, values in excess.items()}
-    return Context(LENGTHS, estimates, estimates)
+    return Context(LENGTHS, {family: tuple(2 + value for value in values) for family, values in excess.items()})
 
 
 SHORT, MIDDLE, LONG = (1.0, 0.01, 0.0, 0.0), (1.0, 0.5, 0.01, 0.0), (1.0, 0.5, 0.4, 0.0)
@@ -35,7 +35,7 @@ def test_criterion(elman: tuple[float, ...], gru: tuple[float, ...], esn: tuple[
 def test_context_used_lies_where_the_line_between_two_lengths_comes_near() -> None:
     halfway = numbers(rnn=(1.0, 2 * NEAR, 0.0, 0.0), gru=(NEAR, 0.0, 0.0, 0.0))
     assert halfway.used(Family.RNN) == pytest.approx(math.sqrt(4 * 16))
-    assert halfway.used(Family.GRU) == 1.0
+    assert halfway.used(Family.GRU) == pytest.approx(1.0)
 
 
 def test_whole_history_gives_the_loss_of_the_whole_row() -> None:
@@ -48,5 +48,13 @@ def test_whole_history_gives_the_loss_of_the_whole_row() -> None:
 def test_tiny_run_has_every_length_for_every_family() -> None:
     measured = CLAIM.measure(tiny_bench())
     assert all(len(losses) == len(TINY.contexts) for losses in measured.numbers.losses.values())
-    assert all(estimates[-1].mean == 0 for estimates in measured.numbers.excess.values())
-    assert len(CLAIM.draw(measured.numbers).axes) == 2
+    assert all(measured.numbers.excess(family)[-1] == 0 for family in FAMILIES)
+    assert len(CLAIM.draw([measured.numbers]).axes) == 2
+
+
+def test_more_history_that_costs_loss_in_every_seed_is_a_fault_of_the_measurement() -> None:
+    sound = [numbers(rnn=MIDDLE, gru=LONG, lstm=LONG, esn=SHORT) for _ in range(3)]
+    assert not any(expectation.violations() for expectation in CLAIM.expect(sound))
+    worse = [numbers(rnn=MIDDLE, gru=LONG, lstm=LONG, esn=(1.0, 0.01, 0.0, rise)) for rise in (0.11, 0.12, 0.13)]
+    (violation,) = [each for expectation in CLAIM.expect(worse) for each in expectation.violations() if "16" in each]
+    assert violation.startswith("loss of the ESN: got 2.12 ± 0.01 at 64 tokens of history, expected at most 2 ± 0")

@@ -1,11 +1,17 @@
+import math
+
 import pytest
 import torch
 
 from claims.claim import Verdict, verdict
-from claims.measures.exploding import CLAIM, Course, Exploding, scale_recurrence
+from claims.measures.exploding import CLAIM, Exploding, Run, scale_recurrence
 from models.config import Family, RecurrentConfig
 from models.language_model import RecurrentLanguageModel, build_model
 from tests.claims.benches import TINY, tiny_bench
+
+RATES = (0.1, 1.0, 10.0)
+WORKS, FAILS = 2.0, 5.0
+Arm = tuple[float | None, float | None, float | None]
 
 
 def test_recurrent_weights_get_the_spectral_radius_asked_for() -> None:
@@ -17,50 +23,63 @@ def test_recurrent_weights_get_the_spectral_radius_asked_for() -> None:
     assert float(torch.linalg.eigvals(weight.detach()).abs().max()) == pytest.approx(2.5, rel=1e-5)
 
 
-def numbers(large_norm: float, loose: float | None, clipped: float) -> Exploding:
-    def course(radius: float, is_clipped: bool, norm: float, loss: float | None) -> Course:
-        return Course(radius, is_clipped, norm, (3.0, 3.0, loss), (norm, norm, None if loss is None else norm))
-
-    return Exploding(
-        1_500,
-        16,
-        (
-            course(1.0, False, 1.0, 2.0),
-            course(1.0, True, 1.0, 2.0),
-            course(3.0, False, large_norm, loose),
-            course(3.0, True, large_norm, clipped),
-        ),
+def numbers(large_norm: float, loose: Arm, clipped: Arm) -> Exploding:
+    runs = (
+        Run(radius, rate, is_clipped, loss)
+        for radius in (1.0, 3.0)
+        for is_clipped, arm in ((False, loose), (True, clipped))
+        for rate, loss in zip(RATES, arm, strict=True)
     )
+    return Exploding(1_500, 16, 100, 3.3, (1.0, 3.0), RATES, (1.0, large_norm), tuple(runs))
+
+
+ONE, TWO, SHIFTED = (WORKS, FAILS, None), (WORKS, WORKS, FAILS), (FAILS, WORKS, FAILS)
 
 
 @pytest.mark.parametrize(
     ("large_norm", "loose", "clipped", "expected"),
     [
-        (100.0, 3.0, 2.0, Verdict.HOLDS),
-        (100.0, None, 2.0, Verdict.HOLDS),
-        (100.0, 2.0, 2.0, Verdict.IN_PART),
-        (2.0, 3.0, 2.0, Verdict.DOES_NOT),
+        (100.0, ONE, TWO, Verdict.HOLDS),
+        (100.0, (FAILS, None, None), ONE, Verdict.HOLDS),
+        (100.0, ONE, SHIFTED, Verdict.IN_PART),  # larger rates work, but no more of them
+        (100.0, TWO, TWO, Verdict.IN_PART),
+        (2.0, TWO, ONE, Verdict.DOES_NOT),
     ],
 )
-def test_criterion(large_norm: float, loose: float | None, clipped: float, expected: Verdict) -> None:
+def test_criterion(large_norm: float, loose: Arm, clipped: Arm, expected: Verdict) -> None:
     assert verdict(CLAIM.judge(numbers(large_norm, loose, clipped))) is expected
 
 
-def test_training_that_broke_off_is_said_and_drawn() -> None:
-    broken = numbers(100.0, None, 2.0)
-    assert "2.00, not finite nats a token without clipping" in CLAIM.describe(broken)[1]
-    assert len(CLAIM.draw(broken).axes) == 3
+def test_each_arm_is_told_at_its_own_best_rate() -> None:
+    found = numbers(100.0, (2.6, 4.0, None), (4.0, 3.2, 3.0))
+    assert (found.best(3.0, is_clipped=False), found.best(3.0, is_clipped=True)) == (2.6, 3.0)
+    assert "radius 3 2.60 and 3.00 nats a token" in CLAIM.describe([found])[1]
 
 
-def test_tiny_run_has_every_radius_with_and_without_clipping() -> None:
+def test_training_that_broke_off_at_every_rate_is_said_and_drawn() -> None:
+    broken = numbers(100.0, (None, None, None), TWO)
+    assert broken.best(1.0, is_clipped=False) == math.inf
+    assert "radius 3 not finite and 2.00 nats a token" in CLAIM.describe([broken])[1]
+    assert len(CLAIM.draw([broken]).axes) == 3
+
+
+def test_gradient_that_falls_with_the_radius_is_a_fault_of_the_measurement() -> None:
+    sound, faulty = numbers(100.0, ONE, TWO), numbers(0.01, ONE, TWO)
+    assert CLAIM.expect([sound, sound, sound])[0].violations() == []
+    assert len(CLAIM.expect([faulty, faulty, faulty])[0].violations()) == 1
+
+
+def test_tiny_run_has_every_radius_and_rate_in_both_arms() -> None:
     measured = CLAIM.measure(tiny_bench())
-    assert measured.numbers.radii == sorted(TINY.radii)
-    assert len(measured.numbers.courses) == 2 * len(TINY.radii)
-    CLAIM.draw(measured.numbers)
+    assert list(measured.numbers.radii) == sorted(TINY.radii)
+    for radius in TINY.radii:
+        for is_clipped in (False, True):
+            assert tuple(run.rate for run in measured.numbers.of(radius, is_clipped=is_clipped)) == TINY.rates
+    CLAIM.draw([measured.numbers])
 
 
 def test_what_the_budget_does_not_reach_is_left_out_and_named() -> None:
     measured = CLAIM.measure(tiny_bench(seconds=0.0))
-    assert measured.numbers.radii == [1.0]
+    assert measured.numbers.radii == (1.0,)
     assert measured.left_out == ("the spectral radius 3", "the spectral radius 0.5")
     CLAIM.judge(measured.numbers)

@@ -62,4 +62,4 @@ def test_tiny_run_has_every_gate() -> None:
     measured = CLAIM.measure(tiny_bench())
     assert set(measured.numbers.gates) == set(numbers(0.5, 0.5).gates)
     assert all(CharacterKind.SPACE in gate.by_kind for gate in measured.numbers.gates.values())
-    assert len(CLAIM.draw(measured.numbers).axes) == 3
+    assert len(CLAIM.draw([measured.numbers]).axes) == 3

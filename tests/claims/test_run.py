@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -10,11 +11,15 @@ import pytest
 from click.testing import CliRunner
 
 from claims.catalogue import CLAIMS
+from claims.claim import Verdict
 from claims.page import page
 from claims.results import FILE, Results, ResultsError
-from claims.run import Order, measure_claims, redraw
+from claims.run import Order, check, measure_claims, redraw
+from claims.sizes import Sizes
 from cli.claims import NUM_CLAIMS, command
 from tests.claims.benches import TINY, small_text
+
+RELEASED = Path(__file__).resolve().parents[2] / "docs" / "claims"
 
 
 def silent(line: str) -> None:
@@ -41,7 +46,66 @@ def test_every_claim_has_a_section_a_verdict_and_its_picture(folder: Path) -> No
     for claim in CLAIMS:
         assert f"## {claim.number}. {claim.title}\n" in text
         assert (folder / claim.picture).read_bytes().startswith(b"\x89PNG")
-    assert len(re.findall(r"^\*\*(?:HOLDS|HOLDS IN PART|DOES NOT HOLD)\.\*\* ", text, re.MULTILINE)) == len(CLAIMS)
+    assert len(re.findall(r"^\*\*TOO SMALL TO JUDGE\.\*\* Reasons: ", text, re.MULTILINE)) == len(CLAIMS)
+    assert not re.search(r"\*\*(?:HOLDS|HOLDS IN PART|DOES NOT HOLD|NOT SETTLED)|\| met \|", text)
+
+
+def test_page_of_the_repository_is_that_of_its_results() -> None:
+    results = Results.read(RELEASED)
+    assert page(results, CLAIMS) == (RELEASED / "README.md").read_text("utf-8")
+    assert results.setup.sizes == Sizes()
+    assert list(results.claims) == [str(claim.number) for claim in CLAIMS]
+    for claim in results.claims.values():
+        assert claim.verdict in set(Verdict) - {Verdict.TOO_SMALL}
+        assert len(claim.numbers) == len(Sizes().seeds) >= 3
+
+
+def test_results_of_the_repository_get_no_worse_with_more_data() -> None:
+    check(Results.read(RELEASED))
+
+
+def test_no_page_is_made_where_more_data_gives_a_worse_figure_beyond_the_noise(tmp_path: Path) -> None:
+    raw = json.loads((RELEASED / FILE).read_text("utf-8"))
+    for numbers in raw["claims"]["4"]["numbers"].values():
+        for learned in numbers["learned"]:
+            if (learned["family"], learned["share"]) == ("esn", 1.0):
+                learned["loss"] += 2.0
+    (tmp_path / FILE).write_text(json.dumps(raw), "utf-8")
+    with pytest.raises(ResultsError, match=r"claim 4: held-out loss of the ESN: got .* at 100% of the text"):
+        redraw(tmp_path)
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_verdict_that_one_seed_does_not_share_is_not_settled(tmp_path: Path) -> None:
+    raw = json.loads((RELEASED / FILE).read_text("utf-8"))
+    first, *others = raw["claims"]["4"]["numbers"].values()
+    for numbers, loss in ((first, 0.5), *((numbers, 9.0) for numbers in others)):
+        for learned in numbers["learned"]:
+            if learned["family"] == "lstm":
+                learned["loss"] = loss
+    raw["claims"] = {"4": raw["claims"]["4"]}
+    (tmp_path / FILE).write_text(json.dumps(raw), "utf-8")
+    assert redraw(tmp_path).claims["4"].verdict == Verdict.NOT_SETTLED
+    assert "**not settled**: met by 1 of 3 seeds" in (tmp_path / "README.md").read_text("utf-8")
+
+
+def test_run_too_small_to_judge_does_not_replace_verdicts(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes((RELEASED / FILE).read_bytes())
+    with pytest.raises(
+        ResultsError, match=r"which has verdicts; expected another folder .* training steps: 12, judged"
+    ):
+        measured_into(tmp_path, 1)
+    assert (tmp_path / FILE).read_bytes() == (RELEASED / FILE).read_bytes()
+
+
+def test_judged_claim_needs_every_seed_and_all_of_its_parts() -> None:
+    results = Results.read(RELEASED)
+    assert results.too_small("1") == ()
+    claim = results.claims["1"]
+    short = replace(claim, numbers=dict(list(claim.numbers.items())[:2]))
+    parts = replace(claim, left_out=("the LSTM had 3 of 400 training steps (seed 1)",))
+    assert replace(results, claims={"1": short}).too_small("1") == ("2 of 3 seeds measured, judged from 3",)
+    assert replace(results, claims={"1": parts}).too_small("1") == ("the budget of time left parts out",)
 
 
 def test_links_of_the_page_exist(folder: Path) -> None:
@@ -61,9 +125,27 @@ def test_page_is_a_function_of_the_results_alone(folder: Path) -> None:
     assert page(Results.read(folder), CLAIMS) == (folder / "README.md").read_text()
 
 
-def test_same_seed_gives_the_same_numbers(folder: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_numbers_and_another_one_others(folder: Path, tmp_path: Path) -> None:
     again = measured_into(tmp_path, 1).claims["1"].numbers
     assert again == Results.read(folder).claims["1"].numbers
+    assert list(again) == ["1", "2"]
+    assert again["1"] != again["2"]
+
+
+def test_resumed_run_measures_what_is_missing_alone(folder: Path, tmp_path: Path) -> None:
+    whole = Results.read(folder)
+    half = replace(whole.claims["4"], numbers={"1": whole.claims["4"].numbers["1"]})
+    others = {number: claim for number, claim in whole.claims.items() if number not in ("2", "4")}
+    replace(whole, claims={**others, "4": half}).write(tmp_path)
+    told: list[str] = []
+    resumed = measure_claims(small_text(), TINY, Order(tmp_path, 1.0, is_resumed=True), standing, told.append)
+    assert [line for line in told if line.startswith("seed")] == [
+        f"seed 1, claim 2: {CLAIMS[1].title}",
+        f"seed 2, claim 2: {CLAIMS[1].title}",
+        f"seed 2, claim 4: {CLAIMS[3].title}",
+    ]
+    assert resumed.claims["2"].numbers == whole.claims["2"].numbers
+    assert list(resumed.claims["4"].numbers) == ["1", "2"]
 
 
 def test_only_some_claims_keeps_the_others_of_the_same_setup(folder: Path, tmp_path: Path) -> None:
@@ -80,7 +162,7 @@ def test_what_the_budget_does_not_reach_is_said(tmp_path: Path) -> None:
     assert "The budget of time ended before these claims were measured" in (tmp_path / "README.md").read_text()
 
 
-@pytest.mark.parametrize("content", [None, b"{", b'{"format_version": 1}'])
+@pytest.mark.parametrize("content", [None, b"{", b'{"format_version": 1}', b'{"format_version": 2}'])
 def test_results_that_cannot_be_read_are_refused(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / FILE).write_bytes(content)

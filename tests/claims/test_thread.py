@@ -59,4 +59,4 @@ def test_tiny_run_has_every_sampling_and_keeps_no_text() -> None:
     measured = CLAIM.measure(tiny_bench())
     assert measured.numbers.samplings == [sampling.name for sampling in SAMPLINGS]
     assert all(len(course.losses) == 10 for course in measured.numbers.courses.values())
-    assert len(CLAIM.draw(measured.numbers).axes) == 2
+    assert len(CLAIM.draw([measured.numbers]).axes) == 2

@@ -5,7 +5,7 @@ from torch.nn import functional
 
 from claims.claim import Verdict, verdict
 from claims.families import THROUGH_TIME
-from claims.measures.vanishing import CLAIM, MEMORY, STATE, Curve, Vanishing, gradient_norms
+from claims.measures.vanishing import CLAIM, MEMORY, STATE, Quartiles, Vanishing, distances, gradient_norms, shares
 from models.config import Family, RecurrentConfig
 from models.language_model import LanguageModel, State, build_model
 from tests.claims.benches import TINY, tiny_bench
@@ -55,26 +55,51 @@ def test_memory_of_the_lstm_has_a_gradient_of_its_own() -> None:
     assert not np.allclose(hidden, memory)
 
 
-def curve(*means: float) -> Curve:
-    return Curve(means, means, means)
+def test_share_is_that_of_one_place_and_no_mean_over_places() -> None:
+    norms = np.array([[9.0, 2.0, 1.0], [9.0, 100.0, 1.0]])
+    assert shares(norms)[:, 1:].tolist() == [[1.0, 0.5], [1.0, 0.01]]
+
+
+def test_distances_have_the_judged_one_and_both_ends() -> None:
+    assert distances(12) == (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12)
+    assert {1, 50, 100} <= set(distances(100))
+
+
+def about(middle: float) -> Quartiles:
+    return Quartiles(middle / 2, middle, 2 * middle)
+
+
+def vanishing(before: dict[str, float], after: dict[str, float]) -> Vanishing:
+    def kept(ends: dict[str, float]) -> dict[str, tuple[Quartiles, ...]]:
+        return {family: (about(1.0), about(end)) for family, end in ends.items()}
+
+    gain = {family: about(after[family] / before[family]) for family in after}
+    return Vanishing((1, 2), 2, 10, kept(before), kept(after), gain, (about(1.0), about(0.5)))
+
+
+FRESH = {"rnn": 1e-5, "gru": 1e-7, "lstm": 1e-3}
 
 
 @pytest.mark.parametrize(
-    ("elman", "gru", "expected"),
-    [(1e-5, 1e-2, Verdict.HOLDS), (1e-5, 1e-5, Verdict.IN_PART), (0.5, 0.5, Verdict.DOES_NOT)],
+    ("after", "expected"),
+    [
+        ({"rnn": 1e-8, "gru": 1e-3, "lstm": 1e-3}, Verdict.HOLDS),
+        ({"rnn": 1e-3, "gru": 1e-3, "lstm": 1e-3}, Verdict.IN_PART),  # the GRU alone has gained more
+        ({"rnn": 1e-5, "gru": 1e-4, "lstm": 1e-5}, Verdict.IN_PART),
+        ({"rnn": 1e-1, "gru": 1e-3, "lstm": 1e-3}, Verdict.DOES_NOT),
+    ],
 )
-def test_criterion(elman: float, gru: float, expected: Verdict) -> None:
-    ends = {"rnn": elman, "gru": gru, "lstm": 0.9}
-    curves = {family: curve(1.0, 1.0, end, end, end) for family, end in ends.items()}
-    numbers = Vanishing(4, 1, curves, curves, curves["lstm"])
-    assert verdict(CLAIM.judge(numbers)) is expected
+def test_criterion_holds_all_families_to_the_same_measure(after: dict[str, float], expected: Verdict) -> None:
+    assert verdict(CLAIM.judge(vanishing(FRESH, after))) is expected
 
 
-def test_tiny_run_gives_a_curve_a_family_and_a_picture() -> None:
+def test_tiny_run_gives_quartiles_a_family_and_a_picture() -> None:
     measured = CLAIM.measure(tiny_bench())
     numbers = measured.numbers
-    assert set(numbers.before) == set(numbers.after) == {"rnn", "gru", "lstm"}
-    assert all(len(curve.mean) == TINY.horizon + 1 for curve in numbers.after.values())
+    assert set(numbers.before) == set(numbers.after) == set(numbers.gain) == {"rnn", "gru", "lstm"}
+    assert numbers.ks == distances(TINY.horizon)
+    assert all(place.low <= place.middle <= place.high for places in numbers.after.values() for place in places)
+    assert all(places[0] == Quartiles(1.0, 1.0, 1.0) for places in numbers.before.values())
     assert measured.left_out == ()
-    assert CLAIM.draw(numbers).axes[0].get_yscale() == "log"
-    assert all(sentence.endswith(".") for sentence in CLAIM.describe(numbers))
+    assert CLAIM.draw([numbers]).axes[0].get_yscale() == "log"
+    assert all(sentence.endswith(".") for sentence in CLAIM.describe([numbers, numbers]))
