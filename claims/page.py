@@ -97,7 +97,7 @@ def _section(claim: Claim[Any], results: Results) -> str:
             "",
             f"{verdict} {first} {second}",
             "",
-            f"| condition | measured, with {seeds} {', '.join(result.numbers)} | |",
+            f"| condition | measured, with {seeds} {', '.join(result.numbers)} (one line where all are alike) | |",
             "|---|---|---|",
             *(_row(condition, is_judged=not reasons) for condition in result.conditions),
             "",
@@ -112,5 +112,5 @@ def _row(condition: SettledCondition, *, is_judged: bool) -> str:
     answer = f"**not settled**: met by {num_met} of {num_seeds} seeds"
     if num_met in (0, num_seeds):
         answer = "met" if num_met else "**not met**"
-    figures = "<br>".join(dict.fromkeys(condition.figures))
+    figures = condition.figures[0] if len(set(condition.figures)) == 1 else "<br>".join(condition.figures)
     return f"| {condition.what} | {figures} | {answer if is_judged else '–'} |"

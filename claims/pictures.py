@@ -18,6 +18,7 @@ from PIL import Image
 from models.config import Family
 
 NUM_COLOURS = 128
+MAX_COLUMNS = 3
 HEIGHT_INCHES, PANEL_INCHES, DOTS_PER_INCH = 4.2, 4.6, 100
 
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
@@ -43,11 +44,13 @@ LOOKS = {
 
 
 def panels(num_panels: int) -> tuple[Figure, list[Axes]]:
-    """A figure with panels side by side."""
-    size = (max(1, num_panels) * PANEL_INCHES + 0.4, HEIGHT_INCHES)
+    """A figure with panels side by side, four of them in two rows."""
+    rows = 2 if num_panels > MAX_COLUMNS else 1
+    columns = -(-num_panels // rows)
+    size = (columns * PANEL_INCHES + 0.4, rows * HEIGHT_INCHES)
     figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(np.atleast_1d(figure.subplots(1, num_panels)))
+    return figure, list(np.ravel(figure.subplots(rows, columns)))
 
 
 def finish(axes: Axes, title: str, x_label: str, y_label: str, *, legend: bool = True) -> None:

@@ -172,8 +172,9 @@ CLAIM = Claim(
     kind=Data,
     setting="Trained parameters are within 2 % of one another. Every training runs its schedule to the end, and the "
     f"weights there are measured. Where the validation loss has risen by more than {LEARNED_BY_HEART:g} nats by then, "
-    "as on little text, schedules of half the steps are tried as long as they help. A share is the beginning of the "
-    "training part; the validation part is the same for all.",
+    "as on little text, schedules of half the steps are tried as long as they help. Learning rates and weight "
+    "decay are the same at every share. A share is the beginning of the training part; the validation part is the same "
+    "for all.",
     measure=measure,
     judge=judge,
     describe=describe,

@@ -40,6 +40,7 @@ SCALED_RADIUS = 0.9  # of the reservoir whose input is scaled
 SCALES = (0.1, 10.0)
 WORSE = 0.02  # nats a token that a longer training may not cost
 GIGA = 1e9
+DRAWN_DELAYS = 20
 PICTURE = {family.value: LOOKS[family] for family in FAMILIES} | {ONE_PASS: Look("ESN, one pass", SKY, "v", "--")}
 RESERVOIRS = {
     f"ESN, radius {SCALED_RADIUS:g}": Look("", PURPLE, "", "-"),
@@ -277,6 +278,7 @@ def draw(seeds: Sequence[Series]) -> Figure:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     _draw_memory(memory, seeds)
+    memory.set_xlim(0, DRAWN_DELAYS)
     length = "length of a series, tokens"
     finish(time, f"training on {seeds[0].num_tokens:,} tokens", length, "CPU time, s", legend=False)
     finish(products, "the same, whatever the kernels", length, "multiply-adds, 10⁹", legend=False)
