@@ -15,6 +15,10 @@ def test_rescoring_lowers_the_word_error_rate_as_the_page_says(tmp_path: Path) -
         assert at_best <= rescored < 0.8 * first
         assert weight > 0
     assert numbers_of(printed, "tokens run:")[0] < 0.6
+    page, own = (text.splitlines() for text in (quoted_table(), printed))
+    assert len(page) == len(own) == 4
+    assert_alike(page[0], own[0])
+    assert_alike(page[3], own[3], absolute=0.05, relative=0.1)
     # The weight may come out differently where several are equally good.
     mine, theirs = ([line.split()[:4] for line in text.splitlines()[1:3]] for text in (quoted_table(), printed))
     assert_alike("\n".join(map(" ".join, mine)), "\n".join(map(" ".join, theirs)))
