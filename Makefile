@@ -1,6 +1,6 @@
 # meari: the commands of a newcomer and of CI. `make help` lists them.
 #
-# One environment, .venv, filled in layers: the serving side, then the load tests', then all of development.
+# One environment, .venv, filled in layers: the serving side, then the load tests' or training, then all of development.
 # A stamp in .venv named after the checksum of what was installed says that a layer is there, so that pip
 # runs only where a lock file has changed. `make bench` has .venv-bench: the servers that it measures beside meari bring
 # a hundred packages along. `make harness` has .venv-harness for the same reason.
@@ -18,12 +18,13 @@ LOCKED := install --no-deps --no-compile --requirement
 sum = $(shell { pwd; cat $(1) | cksum; } | cksum | cut -d ' ' -f 1)
 SERVE := .venv/serve-$(call sum,pyproject.toml requirements/serve.txt)
 LOAD := .venv/load-$(call sum,requirements/serve.txt requirements/load.txt)
+TRAIN := .venv/train-$(call sum,requirements/serve.txt requirements/train.txt)
 DEV := .venv/dev-$(call sum,requirements/serve.txt requirements/dev.txt)
 BENCH := .venv-bench/bench-$(call sum,pyproject.toml requirements/bench.txt)
 HARNESS := .venv-harness/harness-$(call sum,requirements/harness.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test quick check format train load bench harness image lock clean
+.PHONY: help serve test quick check format train train-config load bench harness image lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -47,9 +48,12 @@ format: $(DEV) ## format the code and apply the safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-train: $(DEV) ## train a model (CONFIG: a TOML file)
-	@test -n '$(CONFIG)' || { echo 'make train: say which: make train CONFIG=models/configs/NAME.toml' >&2; exit 2; }
+train: train-config $(TRAIN) ## train a model (CONFIG: a TOML file)
 	@exec $(BIN)/meari train '$(CONFIG)'
+
+train-config: # before anything is installed
+	@test -n '$(CONFIG)' || { echo 'make train: say which: make train CONFIG=models/configs/NAME.toml' >&2; exit 2; }
+	@'$(PYTHON)' -B -m models.check '$(CONFIG)'
 
 load: $(LOAD) ## load-test a running server for 60 s (HOST, PORT, MEARI_LOAD_…)
 	@HOST='$(HOST)' PORT='$(PORT)' exec $(BIN)/python -m loadtests
@@ -88,10 +92,16 @@ $(LOAD): $(SERVE)
 	@touch $@
 
 # torch's GPU builds declare libraries that the lock does not name: the last line adds those, if any.
-$(DEV): $(SERVE)
-	@echo 'Installing everything for training, tests and checks into .venv …'
+$(TRAIN): $(SERVE)
+	@echo 'Installing what training needs into .venv …'
+	@$(PIP) $(LOCKED) requirements/train.txt
+	@$(PIP) install --no-compile --constraint requirements/train.txt torch
+	@rm -f .venv/train-*
+	@touch $@
+
+$(DEV): $(TRAIN)
+	@echo 'Installing everything for tests and checks into .venv …'
 	@$(PIP) $(LOCKED) requirements/dev.txt
-	@$(PIP) install --no-compile --constraint requirements/dev.txt torch
 	@rm -f .venv/dev-*
 	@touch $@
 

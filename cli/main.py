@@ -37,7 +37,7 @@ ERROR_ROOTS = (
     ("remote.errors", "RemoteError"),
 )
 TRAINING_SIDE = frozenset({"matplotlib", "onnx", "onnx_ir", "onnxscript", "safetensors", "scipy", "torch"})
-INSTALL_TRAINING_SIDE = "this verb needs the training side, `pip install 'meari[train]'` or `make test` installs it"
+INSTALL_TRAINING_SIDE = "this verb needs the training side, `pip install 'meari[train]'` or `make train` installs it"
 FAILED, USED_WRONGLY, INTERRUPTED = 1, 2, 130
 
 EXAMPLES = """\b

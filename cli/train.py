@@ -72,8 +72,8 @@ def command(
         raise click.UsageError("--resume and --overwrite exclude each other")
     from rich.console import Console
 
+    from models.check import check_files
     from models.lock import locked
-    from models.text.tokens import check_files
     from models.training.device import choose_device
     from models.training.display import Silent, make_display
     from models.training.run import train

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from models.atomic import settled, write_file
+from models.check import check_files
 from models.checkpoint import load_checkpoint
 from models.config import Config
 from models.errors import ReservoirError, SearchError, TrainingError
@@ -31,7 +32,7 @@ from models.search.picture import write_picture
 from models.search.space import Space, Value, with_settings
 from models.search.toml import to_toml
 from models.shown import show_figure
-from models.text.tokens import PreparedCorpus, check_files, prepare
+from models.text.tokens import PreparedCorpus, prepare
 from models.training.device import choose_device, fast_torch
 from models.training.display import Display
 from models.training.interrupt import StopRequest, stop_on_signals

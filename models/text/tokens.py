@@ -31,7 +31,7 @@ from models.text.split import Part, count_characters, part_ends, split_pieces
 from models.text.token_file import TokenFile, open_token_file, write_token_file
 from models.text.tokenizer import Tokenizer, train_tokenizer
 
-__all__ = ["PreparedCorpus", "TokenFile", "check_files", "prepare"]
+__all__ = ["PreparedCorpus", "TokenFile", "prepare"]
 
 _BPE_LEARNS_BYTES = 1 << 24
 _GZIP_RATIO = 3
@@ -51,11 +51,6 @@ class PreparedCorpus:
     validation: TokenFile
     test: TokenFile | None
     num_bad_lines: int = 0
-
-
-def check_files(config: Config) -> None:
-    """Raises UnreadableFile where a file of the corpus is missing or is none that can be read several times."""
-    _Corpus(config.corpus)
 
 
 def prepare(config: Config, folder: Path) -> PreparedCorpus:

@@ -1,0 +1,40 @@
+"""Whether a config can be read and its corpus is there: `python3 -m models.check CONFIG.toml`.
+
+In: a config. Out: nothing, or an error that names the file and where to get it. Knows nothing of what the text is.
+
+Needs Python alone, so that it can be asked before anything is installed.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+from models.config import Config, load_config
+from models.errors import ModelsError, UnreadableFile
+from models.text.corpus import check_rereadable, list_files
+
+
+def check_files(config: Config) -> None:
+    """Raises UnreadableFile where a file of the corpus is missing or is none that can be read several times."""
+    corpus = config.corpus
+    blocklist = [corpus.blocklist] if corpus.blocklist else []
+    try:
+        for path in list_files(itertools.chain(corpus.train, corpus.validation, corpus.test, blocklist)):
+            check_rereadable(path)
+    except UnreadableFile as error:
+        hint = f"; corpus.source says where it is from: {corpus.source}" if corpus.source else ""
+        raise UnreadableFile(f"{error}{hint}") from error
+
+
+def main() -> int:
+    """Exit code 0, or 1 with a line on standard error."""
+    try:
+        check_files(load_config(Path(sys.argv[1])))
+    except ModelsError as error:
+        sys.stderr.write(f"make train: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
