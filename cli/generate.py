@@ -129,8 +129,27 @@ def _one(prompt: str, request: GenerateRequest, place: Place, output_format: Out
         output.start_at(0, 0)
         for piece in chain([first], pieces):
             output.write(piece)
+    if not run.quiet:
+        _tell_unknown(prompt, place)
     if is_random and output_format == "text" and request.num_beams == 1 and not run.quiet:
         click.echo(f"seed {seed}", err=True)
+
+
+def _tell_unknown(prompt: str, place: Place) -> None:
+    """How much of a prompt a bundle of this machine has no token for."""
+    if place.server is not None:
+        return
+    from service.manifest import read_manifest
+    from service.text.tokenizer import load_tokenizer
+
+    folder = Path(place.folder())
+    manifest = read_manifest(folder)[0]
+    tokenizer = load_tokenizer((folder / "tokenizer.json").read_bytes(), manifest)
+    num_unknown = tokenizer.encode(prompt).count(tokenizer.vocabulary.unknown_id or -1)
+    if num_unknown:
+        what = "word" if manifest.tokenizer.kind == "word" else "character"
+        each = f"{num_unknown:,} {what}{'' if num_unknown == 1 else 's'}"
+        click.echo(f"meari: the model does not know {each} of the prompt", err=True)
 
 
 def _pieces(request: GenerateRequest, place: Place, output_format: OutputFormat) -> Generator[bytes]:
