@@ -1,5 +1,7 @@
 """Configs: every problem at once, nothing dropped, and back from JSON as they were."""
 
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -234,3 +236,19 @@ def test_a_mistyped_name_gets_the_nearest_one(table: str, key: str, value: objec
     with pytest.raises(ConfigError) as caught:
         parse_config({"name": "a", **tables})
     assert hint in str(caught.value)
+
+
+def test_a_missing_corpus_is_told_with_python_alone_and_where_it_is_from(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(
+        'name = "a"\n[corpus]\ntrain = ["nowhere.txt"]\nsource = "a shelf"\ndocument = "line"\nvalidation_share = 0.1\n'
+        '[tokenizer]\nkind = "char"\n[model]\nfamily = "gru"\n[training]\nsteps = 1\n'
+    )
+    command = [sys.executable, "-S", "-E", "-m", "models.check", str(path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("make train: nowhere.txt: got no such file or folder")
+    assert "a shelf" in done.stderr
+    (tmp_path / "there.txt").write_text("text\n")
+    path.write_text(path.read_text().replace("nowhere.txt", str(tmp_path / "there.txt")))
+    assert subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode == 0
