@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NoReturn
@@ -43,8 +44,16 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 SIZES: Final = ("vocabulary", "hidden", "layers", "parameters")  # the embedding is of trained families alone
 OPTIONAL_SIZES: Final = ("embedding", "trained_parameters")
 DOCUMENTS: Final = ("line", "paragraph", "file")
-RATES: Final = ("nats_per_token", "nats_per_char", "bits_per_char", "bits_per_byte")
+RATES: Final = ("nats_per_token", "nats_per_char", "bits_per_char", "bits_per_char_with_ends", "bits_per_byte")
+UNITS: Final = {  # of a rate: what it is counted by, and the nats of its unit
+    "nats_per_char": (("num_characters",), 1.0),
+    "bits_per_char": (("num_characters",), math.log(2)),
+    "bits_per_char_with_ends": (("num_characters", "num_ends"), math.log(2)),
+    "bits_per_byte": (("num_bytes",), math.log(2)),
+}
 COUNTS: Final = ("num_tokens", "num_characters", "num_bytes")
+PARTS: Final = ("validation", "test")
+TABLES: Final = (*PARTS, "checkpoint", "precision_check", "measured_on")  # of `figures`
 CONFIGURED: Final = {"name", "licence", "source", "document", "baseline"}  # of `corpus`, as the config says it
 MAX_EXP: Final = 700.0  # nats whose perplexity a float64 holds
 MAX_SHOWN: Final = 60  # characters of a value in a message
@@ -288,6 +297,9 @@ def _check_corpus(manifest: Manifest) -> None:
 
 def _check_training(manifest: Manifest) -> None:
     """The config that it was trained by, as far as it is there, says the same as the fields."""
+    for path in ("corpus", "model", "tokenizer"):
+        if not isinstance(manifest.training.get(path, {}), dict):
+            raise contradiction(f"training.{path}", manifest.training[path], "an object or no such field")
     corpus = {
         f"corpus.{name}": (manifest.corpus[name], f"corpus.{name}") for name in CONFIGURED & manifest.corpus.keys()
     }
@@ -295,14 +307,29 @@ def _check_training(manifest: Manifest) -> None:
         "family": (manifest.family, "model.family"),
         "tokenizer.kind": (manifest.tokenizer.kind, "tokenizer.kind"),
         "sizes.embedding": (manifest.sizes.get("embedding"), "model.embedding_size"),
+        **_trained_layers(manifest),
         **corpus,
     }
     for field, (said, place) in fields.items():
-        trained: Any = manifest.training
-        for part in place.split("."):
-            trained = trained.get(part) if isinstance(trained, dict) else None
+        table, _, name = place.partition(".")
+        trained = manifest.training.get(table, {}).get(name)
         if trained is not None and said is not None and said != trained:
             raise contradiction(field, said, f"{_shown(trained)}, as training.{place} says")
+    most = manifest.training.get("tokenizer", {}).get("vocabulary_size") or math.inf
+    if not isinstance(most, int | float) or manifest.sizes["vocabulary"] > most:
+        said = f"at most {_shown(most)}, as training.tokenizer.vocabulary_size says"
+        raise contradiction("sizes.vocabulary", manifest.sizes["vocabulary"], said)
+
+
+def _trained_layers(manifest: Manifest) -> dict[str, tuple[object, str]]:
+    """Sizes of the layers, which a config says either in one list or as one size and a number."""
+    model = manifest.training.get("model", {})
+    if manifest.family == "esn" or model.get("layer_sizes"):
+        return {}
+    return {
+        "sizes.hidden": (manifest.sizes["hidden"], "model.hidden_size"),
+        "sizes.layers": (manifest.sizes["layers"], "model.num_layers"),
+    }
 
 
 def _check_figures(manifest: Manifest) -> None:
@@ -311,25 +338,53 @@ def _check_figures(manifest: Manifest) -> None:
     if figures.get("parameters", trained) != trained:
         field = "figures.parameters, sizes.trained_parameters"
         raise contradiction(field, [figures["parameters"], trained], "the same")
-    for name, part in figures.items():
-        if isinstance(part, dict):
-            _check_held_out(f"figures.{name}", part)
+    for name in TABLES:
+        if not isinstance(figures.get(name, {}), dict):
+            raise contradiction(f"figures.{name}", figures[name], "an object or no such field")
+    _check_parts(manifest, [name for name in PARTS if name in figures])
+    for where, table in (("figures", figures), ("figures.checkpoint", figures.get("checkpoint", {}))):
+        for name, part in table.items():
+            if isinstance(part, dict):
+                _check_held_out(f"{where}.{name}", part)
+            elif table is not figures:
+                raise contradiction(f"{where}.{name}", part, "an object")
+
+
+def _check_parts(manifest: Manifest, parts: list[str]) -> None:
+    """Compare the part that speaks for the bundle, and whether its texts had ends, with the figures."""
+    figures = manifest.figures
+    if figures.get("reported_part") not in (None, *parts):
+        said = f"one of the parts that have figures: {', '.join(parts) or 'none'}"
+        raise contradiction("figures.reported_part", figures["reported_part"], said)
+    for name in parts:
+        ends = figures[name].get("num_ends", 0)
+        if ends and not manifest.has_ends:
+            said = f"true: figures.{name}.num_ends is {_shown(ends)}"
+            raise contradiction("corpus.has_ends", manifest.corpus.get("has_ends"), said)
 
 
 def _check_held_out(where: str, part: dict[str, Any]) -> None:
     """Figures of a part of the corpus; which of them there are is open."""
-    for names, least in ((RATES, 0.0), (COUNTS, 1), (("perplexity", "perplexity_fp32"), 1.0)):
+    bounds = ((RATES, 0.0), (COUNTS, 1), (("num_ends",), 0), (("perplexity", "perplexity_fp32"), 1.0))
+    for names, least in bounds:
         for name in part.keys() & set(names):
-            if type(part[name]) not in (int, float) or part[name] < least:
+            if type(part[name]) not in (int, float) or not least <= part[name] <= sys.float_info.max:
                 raise contradiction(f"{where}.{name}", part[name], f"a number of at least {least}")
-    for left, right, value in _derived(part):
-        if not math.isclose(part[left], value, rel_tol=1e-2):
-            raise contradiction(f"{where}.{left}, {where}.{right}", [part[left], part[right]], "that they say the same")
+    for name, sources, value in _derived(part):
+        if not math.isclose(part[name], value, rel_tol=1e-2):
+            fields = (name, *sources)
+            said = ", ".join(f"{where}.{field}" for field in fields)
+            raise contradiction(said, [part[field] for field in fields], "that they say the same")
 
 
-def _derived(part: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """Pairs of figures, perhaps rounded, of which one follows from the other: names, and what the first has to be."""
-    if {"perplexity", "nats_per_token"} <= part.keys() and part["nats_per_token"] < MAX_EXP:
-        yield "perplexity", "nats_per_token", math.exp(part["nats_per_token"])
+def _derived(part: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    """Figures, perhaps rounded, that follow from others: their name, those of the others, and what they have to be."""
+    nats = float(part.get("nats_per_token", 0.0))
+    if {"perplexity", "nats_per_token"} <= part.keys():
+        yield "perplexity", ("nats_per_token",), math.exp(min(nats, MAX_EXP))
     if {"bits_per_char", "nats_per_char"} <= part.keys():
-        yield "bits_per_char", "nats_per_char", part["nats_per_char"] / math.log(2)
+        yield "bits_per_char", ("nats_per_char",), part["nats_per_char"] / math.log(2)
+    for rate, (counts, unit) in UNITS.items():
+        sources = ("nats_per_token", "num_tokens", *counts)
+        if {rate, *sources} <= part.keys():
+            yield rate, sources, nats * part["num_tokens"] / unit / sum(part[name] for name in counts)

@@ -167,7 +167,7 @@ def test_default_names_a_bundle_or_nothing(bundles: Path, text: str) -> None:
     (bundles / "DEFAULT").write_text(text, "utf-8")
     assert find_bundles(bundles).default == text.strip()
     assert find_bundles(bundles).failed == {}
-    assert find_bundle(bundles, None).name == text.strip() or "letters"
+    assert find_bundle(bundles, None).name == (text.strip() or "letters")
 
 
 def test_odd_but_sayable_names_are_served(bundles: Path) -> None:
