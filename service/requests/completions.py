@@ -117,8 +117,11 @@ class CompletionsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def wants_usage(self) -> bool:
-        """True where a stream ends with the usage."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
+        """True where a stream ends with the usage; as in vLLM `continuous_usage_stats` alone asks for it, too."""
+        options = self.stream_options
+        if options is None:
+            return False
+        return bool(options.continuous_usage_stats if options.include_usage is None else options.include_usage)
 
     @property
     def wants_continuous_usage(self) -> bool:

@@ -96,10 +96,10 @@ def describe(info: inspect.Type, name: str = "value") -> str:  # noqa: PLR0911 (
         case inspect.LiteralType():
             return "one of " + ", ".join(msgspec.json.encode(value).decode() for value in info.values)
         case inspect.ListType():
-            return f"a list of {_count(info)}{_plural(info.item_type)}"
+            return f"a {_list(info)}"
         case inspect.DictType():
             return f"an object whose values are each {describe(info.value_type)}"
-        case inspect.UnionType():
+        case inspect.UnionType() | inspect.Metadata():
             return " or ".join(describe(member, name) for member in members(info))
         case inspect.StructType():
             return "an object with " + ", ".join(field.encode_name for field in info.fields)
@@ -211,6 +211,8 @@ def _plural(info: inspect.Type) -> str:
             return f"{_string(info)}s"
         case inspect.IntType():
             return "integers"
+        case inspect.ListType():
+            return f"lists of {_plural(info.item_type)}"
         case inspect.UnionType():
             return " or ".join(_plural(member) for member in members(info))
         case inspect.StructType():
@@ -218,7 +220,9 @@ def _plural(info: inspect.Type) -> str:
     return "items"
 
 
-def _count(info: inspect.ListType) -> str:
+def _list(info: inspect.ListType) -> str:
+    items = _plural(info.item_type)
     if info.max_length is None:
-        return f"at least {info.min_length} " if info.min_length else ""
-    return f"{info.min_length} to {info.max_length} " if info.min_length else f"at most {info.max_length} "
+        return f"{'non-empty ' if info.min_length else ''}list of {items}"
+    bounds = f"{info.min_length} to" if info.min_length else "at most"
+    return f"list of {bounds} {info.max_length} {items}"

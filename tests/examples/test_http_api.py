@@ -46,6 +46,15 @@ def test_answer_has_the_shape_that_the_page_shows(server: Server, command: str, 
         assert ["finish_reason" in choice for choice in written] == [False] * (len(written) - 1) + [True]
 
 
+def test_page_shows_the_limits_and_the_kind_of_state_tokens_that_are_served(server: Server) -> None:
+    shown = {command: json.loads(answer) for command, answer in EXCHANGES if "-sN" not in command}
+    [model] = [command for command in shown if command.endswith("/models/shakespeare-gru")]
+    assert shown[model]["limits"] == ask(server, model).json()["limits"]
+    [resumable] = [command for command in shown if "return_state" in command]
+    beginnings = [answer["choices"][0]["state"][:8] for answer in (shown[resumable], ask(server, resumable).json())]
+    assert beginnings[0] == beginnings[1]  # the version of the format, and the bundle
+
+
 def test_tour_asks_every_path_of_the_contract(server: Server, tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{server.port}"
     printed = run_example("http_tour.py", address, folder=tmp_path)

@@ -36,7 +36,7 @@ class Logprobs(msgspec.Struct):
 class CompletionChoice(msgspec.Struct):
     """A continuation of a prompt, or in a stream what has come of it since its last event.
 
-    `seed` is that with which /generate writes the same.
+    `seed` is that with which the same request for one choice gives the same text.
     """
 
     index: int

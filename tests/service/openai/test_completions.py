@@ -150,8 +150,10 @@ def test_every_event_has_its_choices_usage_where_that_is_asked_for(client: Flask
         ends[choice["index"]] = usage["completion_tokens"]
     assert last["choices"] == []
     assert last["usage"]["completion_tokens"] == sum(ends.values())
-    alone = chunks(client, stream_options={"continuous_usage_stats": True}, **request)
-    assert all("usage" not in part for part in alone)  # as in vLLM: a part of include_usage
+    *parts, last = chunks(client, stream_options={"continuous_usage_stats": True}, **request)
+    assert all(part["usage"]["completion_tokens"] for part in [*parts, last])
+    options["include_usage"] = False
+    assert all("usage" not in part for part in chunks(client, stream_options=options, **request))
 
 
 def test_what_load_generators_send_is_taken(client: FlaskClient) -> None:
@@ -331,7 +333,12 @@ def test_vllms_sampling_fields_are_taken(client: FlaskClient) -> None:
         ({"logprobs": True}, "logprobs", "got true, expected an integer"),
         ({"temperature": 11}, "temperature", "expected 0 <= temperature <= 10"),
         ({"top_k": -2}, "top_k", "expected top_k >= -1"),
-        ({"prompt": []}, "prompt", "expected"),
+        ({"prompt": []}, "prompt", "expected a non-empty list of strings or integers or lists of integers"),
+        (
+            {"prompt": 5},
+            "prompt",
+            "got 5, expected a string or a non-empty list of strings or integers or lists of integers or null",
+        ),
         ({"prompt": ["a", 1]}, "prompt", "prompt[1]: got a token id after a text"),
         ({"prompt": [1, "a"]}, "prompt", "prompt[1]: got a text after a token id"),
         ({"prompt": [[1], "a"]}, "prompt", "prompt[1]: got a text after a list of token ids"),
