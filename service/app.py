@@ -11,7 +11,8 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, Response, abort, g, request
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import NotFound
 
 from service.error_handler import register_error_handlers
 from service.log import configure_logging
@@ -103,13 +104,13 @@ def _frame_requests(app: Flask, service: Service) -> None:
 
     @app.before_request
     def begin() -> Response | None:
+        if _is_no_path(request.environ.get("RAW_URI", ""), request.environ["PATH_INFO"]):
+            request.url_rule, request.routing_exception = None, NotFound()
         g.exchange = Exchange(service)
         if request.method == "OPTIONS":
             preflight = preflight_headers(service.settings.cors_origins, dict(request.headers))
             if preflight is not None:
                 return Response(status=204, headers=preflight)
-        if _is_no_path(request.environ.get("RAW_URI", ""), request.environ["PATH_INFO"]):
-            abort(404)
         if request.blueprint is not None and request.blueprint not in OPEN_BLUEPRINTS:
             check_key(request.headers.get("Authorization"), service.settings.api_keys)
         return None

@@ -100,19 +100,26 @@ def _read_parts(files: Mapping[str, bytes], manifest: Manifest) -> Parts:
 
 
 def _open_runner(parts: Parts, manifest: Manifest) -> Runner:
-    output = parts.output.model.graph
     try:
-        writer = writer_graph(parts)
-        fuse_products(output, vectors_of(output))  # pays where there are many rows
-        reader = reader_graph(parts)
-    except ValueError as error:
-        raise BundleError(f"cell.onnx, output.onnx: {error}") from error
-    try:
+        reader, writer = _draw_graphs(parts)
         sessions = Sessions(_open_session(reader), _open_session(writer))
+    except BundleError:
+        raise
     except Exception as error:
         raise BundleError(_whose_problem(parts, error)) from error
     tensors = [StateTensor(name, shape) for name, shape in parts.state.items()]
     return Runner(sessions, tensors, parts.hidden_size, parts.vocabulary_size, manifest.boundary.id)
+
+
+def _draw_graphs(parts: Parts) -> tuple[bytes, bytes]:
+    """The reader's graph and the writer's."""
+    output = parts.output.model.graph
+    try:
+        writer = writer_graph(parts)
+        fuse_products(output, vectors_of(output))  # pays where there are many rows
+        return reader_graph(parts), writer
+    except ValueError as error:
+        raise BundleError(f"cell.onnx, output.onnx: {error}") from error
 
 
 def _read_graph(name: str, data: bytes) -> BundleGraph:

@@ -19,7 +19,7 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.process.client import ClientGone
-from service.routes.exchange import CLIENT_GONE, current_exchange, json_response
+from service.routes.exchange import CLIENT_GONE, asked_path, current_exchange, json_response
 
 __all__ = ["register_error_handlers"]
 
@@ -66,7 +66,7 @@ def _http_exception(error: HTTPException) -> Response:
 
 
 def _translated(error: HTTPException) -> MeariError:
-    path = request.path[:200]
+    path = asked_path()[:200]
     if error.code == 404:
         return NotFound(f"path: got {path}, expected one that the contract names")
     if error.code == 405:

@@ -109,7 +109,7 @@ class RequestLine:
     @property
     def quoted_path(self) -> str:
         """One word of ASCII, whatever came."""
-        return quote(self.path[:MAX_PATH_CHARS], safe="/")
+        return quote(self.path[:MAX_PATH_CHARS], safe="/%")
 
 
 def log_request(line: RequestLine) -> None:

@@ -37,6 +37,7 @@ from service.process.start import (
     start_problem,
     tell_start,
 )
+from service.process.spread import allowed_connections
 from service.process.worker import MAX_STAYING, SPREAD
 from service.settings import SettingsError, load_settings
 
@@ -63,7 +64,7 @@ bind = [f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{set
 workers = settings.workers
 worker_class = "service.process.worker.DrainingWorker"
 threads = settings.max_requests + RESERVE_THREADS + MAX_STAYING
-worker_connections = threads + MAX_CONNECTIONS
+worker_connections = allowed_connections(threads + MAX_CONNECTIONS)
 backlog = 2048
 keepalive = 75  # longer than clients keep idle connections, so that they are the ones to close
 timeout = 60  # a worker whose loop is silent for so long is replaced; requests may take longer

@@ -5,18 +5,23 @@ likely as not several in a row, and keeps them as long as their clients ask. So 
 another leaves it a moment to come first.
 
 The counts lie in memory that the master process makes before its workers, and that all of them share.
+
+How many connections a worker may hold at all depends on the files that the system lets a process have open.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import resource
 from typing import Final
 
-__all__ = ["Spread"]
+__all__ = ["Spread", "allowed_connections"]
 
 NUM_PLACES: Final = 64  # of workers that live at the same time; where there are more, they share places
 NOBODY: Final = -1
 CLEARLY: Final = 1.125  # times as many
+OTHER_FILES: Final = 64  # of a worker: its log, its engines, and what it reads now and then
 
 
 class Spread:
@@ -40,3 +45,18 @@ class Spread:
         own = self._counts[worker % NUM_PLACES]
         least = min((count for count in self._counts.tolist() if count != NOBODY), default=own)
         return own > CLEARLY * least
+
+
+def allowed_connections(wanted: int) -> int:
+    """Ask the system for room for `wanted` connections; as many as it gives.
+
+    Called in the master process, whose workers inherit the limit.
+    """
+    needed = wanted + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    with contextlib.suppress(OSError, ValueError):
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHER_FILES)

@@ -52,6 +52,7 @@ HOLD_SECONDS: Final = 0.00025  # an idle worker is awake by then
 HEAD_BYTES: Final = 8192
 CLIENT_ERRORS: Final = (ConnectionError, TimeoutError, NoMoreData)  # of a connection, like the next
 CLIENT_NUMBERS: Final = (errno.ENOTCONN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
+FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 SPREAD: Final = Spread()  # made in the master process
 
 
@@ -99,7 +100,10 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         try:
             accepted, address = listener.accept()
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+            if error.errno in FULL:  # of the whole machine: nothing is lost, the client waits at the door
+                self.log.warning("no connection can be taken: %s", error.strerror)
+                time.sleep(CHECK_SECONDS)
+            elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
                 raise
             return
         self.nr_conns += 1

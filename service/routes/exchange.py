@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 import msgspec
 from flask import Response, g, request
 from gunicorn.http.errors import ParseException
+from gunicorn.util import split_request_uri
 
 from service.answers.work import Work
 from service.engine.calls import Awaited
@@ -35,7 +36,7 @@ from service.service import Service
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["CLIENT_GONE", "OPEN_BLUEPRINTS", "Exchange", "current_exchange", "json_response"]
+__all__ = ["CLIENT_GONE", "OPEN_BLUEPRINTS", "Exchange", "asked_path", "current_exchange", "json_response"]
 
 STEP_SECONDS: Final = 0.5  # a step takes less, and so a cancelled request ends within that time
 OPEN_BLUEPRINTS: Final = ("docs", "health", "metrics", "web")  # answered without a key, and left out of traces
@@ -65,7 +66,7 @@ class Exchange:
         self._environ = request.environ  # a stream ends when the request is out of Flask's hands
         tracing = service.tracing
         self._tracing = None if tracing is None or request.blueprint in OPEN_BLUEPRINTS else tracing
-        self.line = RequestLine(self.request_id, request.method, request.path, self.route)
+        self.line = RequestLine(self.request_id, request.method, asked_path(), self.route)
 
     @property
     def ticket(self) -> Ticket:
@@ -231,6 +232,13 @@ def cut(texts: Iterable[str], max_chars: int) -> tuple[str, ...]:
 def current_exchange() -> Exchange:
     """The exchange of the request being handled."""
     return cast(Exchange, g.exchange)
+
+
+def asked_path() -> str:
+    """The path of the request. One that is no route's is told as it came: Flask adds slashes up, WSGI decodes them."""
+    if request.url_rule is not None:
+        return request.path
+    return split_request_uri(request.environ.get("RAW_URI", "")).path or request.path
 
 
 def json_response(body: object, status: int = 200) -> Response:

@@ -594,6 +594,33 @@ def cut_input(model: Any) -> None:
     model.graph.node[-1].input[0] = "nowhere"
 
 
+def close_circle(model: Any) -> None:
+    first, last = model.graph.node[0], model.graph.node[-1]
+    first.input[0] = last.output[0]
+
+
+def add_attribute(model: Any) -> None:
+    model.graph.node[-1].attribute.add(name="colour", type=onnx.AttributeProto.FLOAT, f=1.0)
+
+
+def leave_out_domain(model: Any) -> None:
+    model.graph.node[-1].domain = "my.ops"
+
+
+def first_tensor(model: Any) -> Any:
+    return next(tensor for tensor in model.graph.initializer if tensor.dims)
+
+
+def halve_tensor(model: Any) -> None:
+    tensor = first_tensor(model)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))  # raw bytes
+    tensor.raw_data = tensor.raw_data[: len(tensor.raw_data) // 2]
+
+
+def unknown_type(model: Any) -> None:
+    first_tensor(model).data_type = 99
+
+
 def more_inputs(model: Any) -> None:
     model.graph.node[-1].input.append("peak")
 
@@ -608,8 +635,13 @@ def other_type(model: Any) -> None:
         (set_operator("Frobnicate"), r"cell\.onnx: operator Frobnicate is not known in operator set \d+"),
         (set_operator("Mine", "my.ops"), r"cell\.onnx: operator Mine is not known"),
         (set_opset, r"operator sets?: got \[21, 99\]|operator set 99 is newer"),
-        (cut_input, r"cell\.onnx: a node takes 'nowhere', which nothing gives|cell\.onnx"),
+        (cut_input, r"cell\.onnx: a node takes 'nowhere', which nothing gives"),
         (more_inputs, r"cell\.onnx: operator Mul has a wrong number of inputs"),
+        (close_circle, r"cell\.onnx: its nodes wait for one another in a circle"),
+        (add_attribute, r"cell\.onnx: operator Mul has no attribute 'colour'"),
+        (leave_out_domain, r"cell\.onnx: operators of 'my\.ops' are not known"),
+        (halve_tensor, r"cell\.onnx: tensor '\w+': got \d+ bytes, expected the \d+ of its shape"),
+        (unknown_type, r"cell\.onnx: tensor '\w+' has no type that is known"),
         (other_type, r"cell\.onnx: operator And gets an input of a wrong type"),
     ],
 )

@@ -80,6 +80,7 @@ def test_every_unknown_path_is_the_json_404_with_and_without_a_key(
     if method != "HEAD":
         error = response.get_json()["error"]
         assert error["code"] == "not_found"
+        assert error["message"].startswith(f"path: got {path}, expected ")
         assert ("type" in error) == ("v1" in path)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -48,3 +50,24 @@ def test_processes_see_one_another() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     assert spread.has_clearly_more(1)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "allowed", "left_as"),
+    [
+        (200, 2000, 1000, 1064),  # asked for as much as is needed
+        (200, 500, 436, 500),  # as much as there is
+        (1500, 2000, 1000, 1500),
+        (40, 40, 1, 40),
+    ],
+)
+def test_a_worker_holds_as_many_connections_as_it_may_have_files(
+    soft: int, hard: int, allowed: int, left_as: int
+) -> None:
+    program = (
+        "import resource; from service.process.spread import allowed_connections; "
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); "
+        "print(allowed_connections(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(allowed), str(left_as)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import socket
 import ssl
 import struct
@@ -15,7 +16,7 @@ import httpx
 import pytest
 
 from service.process.request import HEAD_SECONDS
-from tests.service.log.test_requests import lines
+from tests.service.log.test_requests import line_of, lines
 from tests.service.running import Server, running_server
 from tests.service.test_server import ENDLESS, metric, raw_post, until
 
@@ -280,3 +281,32 @@ def test_a_client_that_waits_is_refused_without_being_told_to_go_on(
 def test_an_upgrade_to_another_protocol_is_not_taken(server: Server) -> None:
     headers = {"Connection": "Upgrade", "Upgrade": "websocket"}
     assert server.client.get("/healthz", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["//generate", "/%2fgenerate", "/v1%2Fcompletions", "/nowhere"])
+def test_a_path_of_no_route_is_logged_as_it_came(server: Server, path: str) -> None:
+    name = path.translate({ord("/"): ".", ord("%"): "."})
+    with server.connect() as connection:
+        connection.sendall(raw_post(b"", b"X-Request-Id: %b" % name.encode(), b"Connection: close", path=path.encode()))
+        received(connection)
+    line = line_of(server, name)
+    assert (line["path"], line["route"], line["status"], line["outcome"]) == (path, "none", 404, "invalid")
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
+def test_more_clients_than_there_may_be_files_wait_and_end_no_worker(server: Server) -> None:
+    [worker] = {line["process"] for line in lines(server) if line["logger"] == "service.access"}
+    limits = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+    assert server.client.get("/healthz").status_code == 200  # whose connection stays
+    with contextlib.ExitStack() as stack:
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (64, limits[1]))
+        stack.callback(resource.prlimit, worker, resource.RLIMIT_NOFILE, limits)
+        for _ in range(100):
+            stack.enter_context(server.connect())
+        until(lambda: "no connection can be taken: Too many open files" in server.log)
+        assert server.client.get("/healthz").status_code == 200
+    with server.connect() as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert received(connection).startswith(b"HTTP/1.1 200 OK")
+    assert {line["process"] for line in lines(server) if line["logger"] == "service.access"} == {worker}
+    assert complaints(server) == []
