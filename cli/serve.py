@@ -23,7 +23,7 @@ Examples:
 """
 
 
-@click.command("serve", epilog=EXAMPLES)
+@click.command("serve", epilog=EXAMPLES, short_help="Serve bundles over HTTP.")
 @click.option("--host", help="Address to listen on (MEARI_HOST).")
 @click.option("--port", help="Port to listen on (MEARI_PORT).")
 @click.option("--bundles", type=click.Path(), help="Folder of the bundles to serve (MEARI_BUNDLES).")

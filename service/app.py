@@ -11,8 +11,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, Response, g, request
-from werkzeug.exceptions import NotFound
+from flask import Flask, Response, abort, g, request
 
 from service.error_handler import register_error_handlers
 from service.log import configure_logging
@@ -104,13 +103,16 @@ def _frame_requests(app: Flask, service: Service) -> None:
 
     @app.before_request
     def begin() -> Response | None:
-        if _is_no_path(request.environ.get("RAW_URI", ""), request.environ["PATH_INFO"]):
-            request.url_rule, request.routing_exception = None, NotFound()
+        is_no_path = _is_no_path(request.environ.get("RAW_URI", ""), request.environ["PATH_INFO"])
+        if is_no_path:
+            request.url_rule = None
         g.exchange = Exchange(service)
         if request.method == "OPTIONS":
             preflight = preflight_headers(service.settings.cors_origins, dict(request.headers))
             if preflight is not None:
                 return Response(status=204, headers=preflight)
+        if is_no_path:
+            abort(404)
         if request.blueprint is not None and request.blueprint not in OPEN_BLUEPRINTS:
             check_key(request.headers.get("Authorization"), service.settings.api_keys)
         return None

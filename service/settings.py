@@ -13,6 +13,9 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from service.bundle_folders import find_bundles
+from service.errors import BundleError
+from service.nearest import did_you_mean
 from service.process.cpus import granted_cpus
 from service.setting_values import (
     FOLDER,
@@ -207,10 +210,20 @@ def _contradictions(settings: Settings) -> list[str]:
             f"MEARI_DRAIN_SECONDS: got {settings.drain_seconds:g}, "
             f"expected at most MEARI_GRACEFUL_TIMEOUT_SECONDS, which is {settings.graceful_timeout_seconds:g}"
         )
-    name, bundles = settings.default_model, settings.bundles
-    if name and bundles.is_dir() and not (bundles / name).is_dir():
-        problems.append(f"MEARI_DEFAULT_MODEL: got {name!r}, expected a folder in {bundles}")
+    if settings.default_model:
+        problems += _unknown_default(settings.default_model, settings.bundles)
     return problems
+
+
+def _unknown_default(name: str, bundles: Path) -> list[str]:
+    """Whether there is a bundle of that name; a folder that cannot be read is a problem of the start."""
+    try:
+        names = find_bundles(bundles).folders
+    except BundleError:
+        return []
+    if name in names:
+        return []
+    return [f"MEARI_DEFAULT_MODEL: got {name!r}, expected the name of a bundle in {bundles}{did_you_mean(name, names)}"]
 
 
 SETTINGS: Final = {

@@ -28,6 +28,7 @@ from service.process.runtime import (
     metrics_folder,
     prepare_runtime_folder,
 )
+from service.process.spread import allowed_connections
 from service.process.start import (
     NOTHING_STATUS,
     StartError,
@@ -37,7 +38,6 @@ from service.process.start import (
     start_problem,
     tell_start,
 )
-from service.process.spread import allowed_connections
 from service.process.worker import MAX_STAYING, SPREAD
 from service.settings import SettingsError, load_settings
 

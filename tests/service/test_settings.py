@@ -11,6 +11,7 @@ from service.process.cpus import granted_cpus
 from service.settings import SettingsError, load_settings
 from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment, command
+from tests.service.tiny_bundle import write_tiny_bundle
 
 
 def problems_of(**environment: str) -> list[str]:
@@ -64,6 +65,23 @@ def test_contradictions_are_told(tmp_path: Path) -> None:
         MEARI_DEFAULT_MODEL="x",
     )
     assert [problem.split(":")[0] for problem in problems] == ["MEARI_MAX_INFLIGHT_BYTES", "MEARI_DEFAULT_MODEL"]
+
+
+@pytest.mark.parametrize("name", ["shakespear", "bundle.new", "folder", "Letters"])
+def test_a_default_model_that_is_no_bundle_is_refused_with_the_nearest(tmp_path: Path, name: str) -> None:
+    for bundle in ("shakespeare", "letters", "bundle.new"):
+        write_tiny_bundle(tmp_path / bundle)
+    (tmp_path / "folder").mkdir()
+    hint = {"shakespear": " (did you mean shakespeare?)", "Letters": " (did you mean letters?)"}.get(name, "")
+    [problem] = problems_of(MEARI_BUNDLES=str(tmp_path), MEARI_DEFAULT_MODEL=name)
+    expected = f"expected the name of a bundle in {tmp_path}"
+    assert problem == f"MEARI_DEFAULT_MODEL: got {name!r}, {expected}{hint}"
+
+
+def test_a_bundle_that_is_served_alone_may_be_the_default(tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "letters")
+    settings = load_settings({"MEARI_BUNDLES": str(tmp_path / "letters"), "MEARI_DEFAULT_MODEL": "letters"})
+    assert settings.default_model == "letters"
 
 
 def test_wrong_settings_end_the_start_without_a_traceback() -> None:
