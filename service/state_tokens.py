@@ -103,7 +103,7 @@ class StateTokens:
         return 2 * self._max_chars(num_distinct) + 4 * self._num_floats + 128 * num_distinct
 
     def _max_chars(self, num_distinct: int) -> int:
-        """Of the token of a text with so many distinct tokens."""
+        """Longest token of a state whose text has so many distinct tokens."""
         size = _HEAD.size + 1 + MAX_PARTIAL_BYTES + 4 * self._num_floats + self._bitmap_bytes
         size += _COUNT.size + (STEP_BYTES + COUNT_BYTES) * num_distinct
         return -(-4 * (size + _SIGNATURE_BYTES) // 3)

@@ -86,7 +86,7 @@ class Draws:
 
     @property
     def is_stale(self) -> bool:
-        """Whether a row is to be sampled otherwise than before: its text is now long enough to end."""
+        """True once a row is to be sampled in another way: its text is now long enough to end."""
         return not all(sampler.num_before_end for sampler in self._barring)
 
     @property
@@ -152,7 +152,7 @@ class Draws:
             tokens[row] = self._sampler(row).pick(logits[row])
 
     def _barred_tokens(self) -> Ids:
-        """What each row must not be given, or -1: int64 [rows, 1]."""
+        """Return the token that each row must not be given, or -1: int64 [rows, 1]."""
         return np.array([[-1 if s is None or not s.num_before_end else s.end_id] for s in self._samplers], np.int64)
 
     def _sampler(self, row: int) -> Sampler:

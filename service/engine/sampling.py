@@ -84,28 +84,28 @@ class Sampler:
 
     @property
     def num_before_end(self) -> int:
-        """How many of the next tokens cannot be the end."""
+        """Number of the next tokens that cannot be the end."""
         return max(0, self._num_before_end)
 
     @property
     def reshapes(self) -> bool:
-        """Whether the next token is taken from logits that the graph cannot make of the model's."""
+        """True where the next token is taken from logits that the graph cannot make of the model's."""
         needs_order = self._has_limits and not self._takes_likeliest
         return self._reshapes or (self._num_before_end > 0 and needs_order)
 
     @property
     def is_greedy(self) -> bool:
-        """Whether it is the model's likeliest token."""
+        """True where the next token is the model's likeliest one."""
         return self._takes_likeliest and not self.reshapes
 
     @property
     def is_warm(self) -> bool:
-        """Whether float32 weights say well enough how likely the tokens are."""
+        """True where float32 weights are fine enough to sample the next token."""
         return self._is_in_reach and not self.reshapes
 
     @property
     def is_top_k(self) -> bool:
-        """Whether it is one of the model's likeliest tokens."""
+        """True where the next token is one of the model's top_k likeliest ones."""
         return self.settings.top_k > 0 and not self._takes_likeliest and not self.reshapes
 
     def uniform(self) -> float:
@@ -117,7 +117,7 @@ class Sampler:
         return self._block[1][place]
 
     def uniforms(self, count: int) -> list[float]:
-        """Those of the next `count` tokens."""
+        """The numbers of the next `count` tokens."""
         found: list[float] = []
         while len(found) < count:
             number, place = divmod(self._position, BLOCK)
@@ -210,7 +210,7 @@ def pick_by_cumulative(weights: Floats64, uniforms: Floats64) -> Ids:
 
 
 def truncated(scores: Floats64, top_k: int, top_p: float, min_p: float) -> Ids | None:
-    """Which tokens min_p, top_k and top_p leave, one after the other.
+    """Return the tokens that min_p, top_k and top_p leave, applied in that order.
 
     scores   float64 [vocabulary_size], log-weights whose largest is 0
     returns  int64 [kept], likeliest first, of equals the lower id first; at least one; None when nothing is switched on

@@ -3,11 +3,12 @@
     weight      w_i = exp(logprob_i / temperature)
     pick        the first token at which the running sum of the weights passes uniform * total; with min_p, a token that
                 weighs less than that share of the likeliest one counts nothing
-    mass_from   with top_p: what all tokens weigh that weigh at least as much as the picked one
-    mass        with top_p: what all tokens weigh that min_p leaves
+    mass_from   with top_p: the sum of the weights that are at least the picked token's
+    mass        with top_p: the sum of the weights of the tokens that min_p leaves
 
-A small vocabulary is sorted where there is any limit. Whatever the limits, the likeliest token stays: they are float32,
-in which a tiny one is 0. The running sum of a large one goes over blocks of about sqrt(V)
+Limits are float32, in which a tiny one is 0: they are bounded so that the likeliest token always stays.
+
+A small vocabulary is sorted where there is any limit. In a large one the running sum goes over blocks of about sqrt(V)
 tokens first, then over the tokens of one block. There a nucleus needs no sorting: a pick belongs to it if less than
 top_p of the mass lies above it, and where it does not, the caller draws again (sampling by rejection, as in
 FlashInfer's sorting-free kernels, Ye et al. 2025, arXiv 2501.01005).
@@ -228,7 +229,7 @@ def _pick(drawing: Drawing, weights: str, uniforms: str, cut: _Blocks) -> str:
 
 
 def _pick_sorted(drawing: Drawing, logprobs: str, weights: str, choice: Choice, vocabulary_size: int) -> str:
-    """The same of what min_p and top_k leave, and of that top_p; int64 [rows, 1].
+    """The same among the tokens that min_p, top_k and top_p leave, int64 [rows, 1].
 
     All that are as likely as the k-th stay with it; of equals at the edge of a nucleus the lowest tokens stay.
     """
@@ -251,7 +252,7 @@ def _pick_sorted(drawing: Drawing, logprobs: str, weights: str, choice: Choice, 
 
 
 def _is_top_k(drawing: Drawing, ranked: str, limits: str, vocabulary_size: int) -> str:
-    """Which of the ranked log-probabilities are at least the k-th, bool [rows, V]."""
+    """Return a mask of the ranked log-probabilities that are at least the k-th, bool [rows, V]."""
     everything = drawing.constant(np.array(vocabulary_size, np.float32))
     count = drawing.op("Cast", drawing.op("Min", _column(drawing, limits, 2), everything), to=INT64)
     kth = drawing.op("GatherElements", ranked, drawing.op("Sub", count, drawing.number(1)), axis=1)
@@ -259,7 +260,7 @@ def _is_top_k(drawing: Drawing, ranked: str, limits: str, vocabulary_size: int) 
 
 
 def _has_limits(drawing: Drawing, limits: str, vocabulary_size: int) -> str:
-    """Which rows have any, bool [rows, 1]: a row without limits gets the same token beside rows that have some."""
+    """Return a mask of the rows that have limits, bool [rows, 1]: the others get their token as if none had."""
     none, whole, everything = (drawing.constant(np.array(n, np.float32)) for n in (0, 1, vocabulary_size))
     min_p = drawing.op("Greater", _column(drawing, limits, 0), none)
     top_p = drawing.op("Less", _column(drawing, limits, 1), whole)
@@ -294,7 +295,7 @@ def _min_p_unit(drawing: Drawing, weights: str, limits: str) -> str:
 
 
 def _not_underflown(drawing: Drawing, weight: str) -> str:
-    """What can be divided by, whatever underflowed."""
+    """Bound the weight from below, so that its reciprocal is finite."""
     return drawing.op("Max", weight, drawing.constant(np.array(LEAST_WEIGHT, np.float32)))
 
 

@@ -1,4 +1,4 @@
-"""What a JSON value stands for where a type is taken as JSON Schema and OpenAI's clients take it.
+"""Reads JSON values as JSON Schema and OpenAI's clients mean them.
 
 Enters: the bytes of a body, or of a value in it, and its type. Leaves: the value, with integers written as `3.0` or
 `3e0` as integers, and without the null of fields that need not come. Nothing else is mended: `3.5` and `"3"` stay what
@@ -25,7 +25,7 @@ def read_leniently(raw: bytes, info: inspect.Type) -> Any:
 
 
 def is_left_out(field: inspect.Field) -> bool:
-    """Whether null for this field is as if it had not come."""
+    """True where null for this field is as if it had not come."""
     return not field.required and not any(isinstance(kind, inspect.NoneType) for kind in members(field.type))
 
 

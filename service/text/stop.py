@@ -29,7 +29,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class StopPatterns:
-    """The stop strings of a request, prepared once for all of its samples, and how many tokens they do not look at."""
+    """The stop strings of a request, prepared once for all of its samples; none counts within `min_tokens` tokens."""
 
     patterns: tuple[Pattern, ...]
     min_tokens: int = 0

@@ -33,7 +33,7 @@ class ReadPrompt:
 
 
 class Places:
-    """Where tokens begin in a text that they are joined to, one after the other."""
+    """Places of tokens in a text to which they are joined one after another."""
 
     def __init__(self, vocabulary: Vocabulary, before: TextEnd, length: int) -> None:
         """length: characters before the first token."""
