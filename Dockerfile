@@ -17,7 +17,7 @@ RUN pip install --quiet --no-deps --no-compile --requirement requirements/serve.
 COPY . .
 RUN pip install --quiet --no-deps --no-compile --no-build-isolation .
 # The playground shows the pictures of the claims from beside the package.
-RUN cd /opt/meari/lib/python3.*/site-packages && mkdir docs && cp -r /build/docs/claims docs/
+RUN cd /opt/meari/lib/python3.*/site-packages && mkdir meari/docs && cp -r /build/docs/claims meari/docs/
 # Tests, stubs and headers of numpy; onnxruntime's converters and its second copy for C programs; what rich draws
 # source code and Markdown with; the installers. The last line shows that what is left imports.
 RUN cd /opt/meari/lib/python3.*/site-packages \
@@ -30,7 +30,7 @@ RUN cd /opt/meari/lib/python3.*/site-packages \
     && find . -depth -type d -name tests -exec rm -rf {} + \
     && find . -type f \( -name '*.a' -o -name '*.h' -o -name '*.pxd' -o -name '*.pyi' \) -delete \
     && cd / && python -B -c 'import flask, gunicorn.app.base, msgspec, numpy, onnxruntime, prometheus_client, rich.console, rich.table, tokenizers'
-# Compiled here, since nothing can be written there later: with the 12 MB of this line `import service.app` takes
+# Compiled here, since nothing can be written there later: with the 12 MB of this line `import meari.service.app` takes
 # half as long, and every worker does it at every start.
 RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/meari/lib
 

@@ -53,7 +53,7 @@ train: train-config $(TRAIN) ## train a model (CONFIG: a TOML file)
 
 train-config: # before anything is installed
 	@test -n '$(CONFIG)' || { echo 'make train: say which: make train CONFIG=models/configs/NAME.toml' >&2; exit 2; }
-	@'$(PYTHON)' -B -m models.check '$(CONFIG)'
+	@'$(PYTHON)' -B -m meari.models.check '$(CONFIG)'
 
 load: $(LOAD) ## load-test a running server for 60 s (HOST, PORT, MEARI_LOAD_…)
 	@HOST='$(HOST)' PORT='$(PORT)' exec $(BIN)/python -m loadtests

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from examples.made_text import LANGUAGES, sentences
 from examples.tiny_model import meari
-from export.measure import step_table
+from meari.export.measure import step_table
 
 CONFIG = """\
 name = "{name}"

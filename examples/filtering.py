@@ -100,7 +100,7 @@ def scored(folder: Path, model: str, lines: Sequence[Line]) -> list[Line]:
     source, output = folder / f"{model}.jsonl", folder / f"{model}.scores.jsonl"
     source.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
     arguments = ["score", source, "--model", folder / "bundles" / model, "-o", output, "--quiet", "--jobs", 1]
-    command = [sys.executable, "-m", "cli.main", *map(str, arguments)]
+    command = [sys.executable, "-m", "meari.cli.main", *map(str, arguments)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (output.exists() and output.stat().st_size):
         time.sleep(0.01)

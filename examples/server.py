@@ -59,7 +59,16 @@ def _request(address: str, path: str, body: dict[str, Any]) -> urllib.request.Re
 def served(bundles: Path) -> Iterator[str]:
     """`meari serve` over a folder of bundles, on a free port, until the block ends. Yields its address."""
     port = _free_port()
-    command = [sys.executable, "-m", "cli.main", "serve", "--bundles", str(bundles.resolve()), "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "meari.cli.main",
+        "serve",
+        "--bundles",
+        str(bundles.resolve()),
+        "--port",
+        str(port),
+    ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MEARI_")}
     process = subprocess.Popen([*command, "--workers", "1", "--log-level", "warning"], cwd=ROOT, env=environment)
     try:

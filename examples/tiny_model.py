@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.main import group
+from meari.cli.main import group
 
 __all__ = ["Recipe", "meari", "tiny_model"]
 

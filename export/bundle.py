@@ -8,27 +8,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.card import model_card
-from export.description import Description
-from export.errors import BundleExists, CheckFailed, ExportError, UnusableRun
-from export.golden import make_golden
-from export.graph_summary import summarise
-from export.graphs import cell_graph, output_graph
-from export.manifest import manifest_json
-from export.perplexity import TRY_FP32, HeldOut, check_precision, measure_graphs
-from export.precision import Precision
-from export.run import Run, read_run
-from export.samples import draw_samples
-from export.sessions import Graphs
-from export.verification import Agreement, check_against_torch, check_isolation, check_valid
-from export.weights import ModelWeights
-from export.weights_from_torch import read_weights
-from models.atomic import replaced_folder
-from models.errors import NotFinite
-from models.evaluation import evaluate
-from models.lock import locked_beside
-from models.shown import worse_than_guessing
-from models.text.token_file import TokenFile
+from meari.export.card import model_card
+from meari.export.description import Description
+from meari.export.errors import BundleExists, CheckFailed, ExportError, UnusableRun
+from meari.export.golden import make_golden
+from meari.export.graph_summary import summarise
+from meari.export.graphs import cell_graph, output_graph
+from meari.export.manifest import manifest_json
+from meari.export.perplexity import TRY_FP32, HeldOut, check_precision, measure_graphs
+from meari.export.precision import Precision
+from meari.export.run import Run, read_run
+from meari.export.samples import draw_samples
+from meari.export.sessions import Graphs
+from meari.export.verification import Agreement, check_against_torch, check_isolation, check_valid
+from meari.export.weights import ModelWeights
+from meari.export.weights_from_torch import read_weights
+from meari.models.atomic import replaced_folder
+from meari.models.errors import NotFinite
+from meari.models.evaluation import evaluate
+from meari.models.lock import locked_beside
+from meari.models.shown import worse_than_guessing
+from meari.models.text.token_file import TokenFile
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 IN_PASSING = (".new", ".old", ".part", ".partial", ".tmp")  # ends of names that no server takes for a bundle's

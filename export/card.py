@@ -7,12 +7,12 @@ import json
 import math
 from typing import Any
 
-from export import samples
-from export.description import Description
-from export.recipe import recipe
-from models.config import CorpusConfig, Document, RecurrentConfig, ReservoirConfig, TokenizerKind
-from models.evaluation import Figures
-from models.shown import show_figure, show_perplexity
+from meari.export import samples
+from meari.export.description import Description
+from meari.export.recipe import recipe
+from meari.models.config import CorpusConfig, Document, RecurrentConfig, ReservoirConfig, TokenizerKind
+from meari.models.evaluation import Figures
+from meari.models.shown import show_figure, show_perplexity
 
 FAMILIES = {"rnn": "Elman RNN", "gru": "GRU", "lstm": "LSTM", "esn": "echo state network"}
 TOKENIZERS = {

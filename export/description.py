@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import onnxruntime as ort
 
-from export.golden import Golden
-from export.graph_summary import GraphSummary
-from export.perplexity import HeldOut
-from export.precision import Precision
-from export.verification import Agreement
-from models.checkpoint import Checkpoint
-from models.config import RecurrentConfig
-from models.training.device import processor
+from meari.export.golden import Golden
+from meari.export.graph_summary import GraphSummary
+from meari.export.perplexity import HeldOut
+from meari.export.precision import Precision
+from meari.export.verification import Agreement
+from meari.models.checkpoint import Checkpoint
+from meari.models.config import RecurrentConfig
+from meari.models.training.device import processor
 
 
 @dataclass(frozen=True)

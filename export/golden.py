@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from export.precision import Precision
-from export.sessions import GraphModel, Graphs, Tokens
-from models.text.tokenizer import END_ID
+from meari.export.precision import Precision
+from meari.export.sessions import GraphModel, Graphs, Tokens
+from meari.models.text.tokenizer import END_ID
 
 NUM_STEPS = 8
 NUM_ROWS = 2

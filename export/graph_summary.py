@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from export.sessions import Graphs
+from meari.export.sessions import Graphs
 
 
 @dataclass(frozen=True)

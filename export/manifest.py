@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from export.description import Description
-from export.verification import TORCH_TOLERANCE
-from models.text.tokenizer import END
+from meari.export.description import Description
+from meari.export.verification import TORCH_TOLERANCE
+from meari.models.text.tokenizer import END
 
 FORMAT_VERSION = 1
 PARTS = ("validation", "test")

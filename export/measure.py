@@ -1,4 +1,4 @@
-"""Prints how long a step of a bundle takes: `python -m export.measure bundles/NAME`.
+"""Prints how long a step of a bundle takes: `python -m meari.export.measure bundles/NAME`.
 
 In: a bundle's folder. Out: a table of microseconds by batch size, one thread, the best of many repetitions.
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from export.precision import Precision
-from export.sessions import GraphModel, Graphs
+from meari.export.precision import Precision
+from meari.export.sessions import GraphModel, Graphs
 
 BATCH_SIZES = (1, 4, 16, 64)
 SECONDS = 0.5  # of measuring for each figure

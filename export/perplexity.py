@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.errors import PrecisionLost, UnusableRun
-from export.precision import Precision
-from export.sessions import GraphModel, Graphs
-from export.verification import check_normalised
-from models.choices import Document
-from models.evaluation import (
+from meari.export.errors import PrecisionLost, UnusableRun
+from meari.export.precision import Precision
+from meari.export.sessions import GraphModel, Graphs
+from meari.export.verification import check_normalised
+from meari.models.choices import Document
+from meari.models.evaluation import (
     MAX_ROWS,
     NUM_WARM,
     UNCOUNTED,
@@ -26,8 +26,8 @@ from models.evaluation import (
     scored_rows,
     segment_rows,
 )
-from models.shown import show_perplexity
-from models.text.token_file import TokenFile
+from meari.models.shown import show_perplexity
+from meari.models.text.token_file import TokenFile
 
 LEAST_TOKENS = 64  # both precisions run the same tokens, so that few tell one per cent
 TRY_FP32 = "; export with --precision fp32"

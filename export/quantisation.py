@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from export.weights import Floats
+from meari.export.weights import Floats
 
 WEIGHT_LIMIT = 63
 ACTIVATION_LIMIT = 127

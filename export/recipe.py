@@ -3,8 +3,8 @@
 In: a config. Out: rows of what and value; settings that are off have none.
 """
 
-from models.choices import Averaging, Precision, Readout
-from models.config import Config, RecurrentConfig, ReservoirConfig, TrainingConfig
+from meari.models.choices import Averaging, Precision, Readout
+from meari.models.config import Config, RecurrentConfig, ReservoirConfig, TrainingConfig
 
 Row = tuple[str, str]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from export.sessions import Tokens
-from models.atomic import settled
-from models.checkpoint import Checkpoint, load_checkpoint
-from models.held_out import has_ends
-from models.text.token_file import TokenFile, open_token_file
+from meari.export.sessions import Tokens
+from meari.models.atomic import settled
+from meari.models.checkpoint import Checkpoint, load_checkpoint
+from meari.models.held_out import has_ends
+from meari.models.text.token_file import TokenFile, open_token_file
 
 MOST_HELD_OUT = 200_000  # tokens: more are not looked at
 NO_TOKENS = np.zeros(0, dtype=np.int64)

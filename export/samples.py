@@ -5,8 +5,8 @@ In: graphs, a tokenizer, a seed. Out: texts. Plain sampling at one temperature; 
 
 import numpy as np
 
-from export.sessions import GraphModel, Graphs
-from models.text.tokenizer import Tokenizer
+from meari.export.sessions import GraphModel, Graphs
+from meari.models.text.tokenizer import Tokenizer
 
 NUM_SAMPLES = 3
 MOST_TOKENS = 200

@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from export.precision import Precision
-from export.weights import Floats
+from meari.export.precision import Precision
+from meari.export.weights import Floats
 
 Tokens = NDArray[np.int64]
 State = dict[str, Floats]

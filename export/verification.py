@@ -13,11 +13,11 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from export.errors import InvalidGraph, NotIsolated, NotNormalised, TorchMismatch
-from export.sessions import GraphModel, Graphs, State, Tokens
-from export.weights import Floats
-from models.language_model import LanguageModel
-from models.text.tokenizer import END_ID
+from meari.export.errors import InvalidGraph, NotIsolated, NotNormalised, TorchMismatch
+from meari.export.sessions import GraphModel, Graphs, State, Tokens
+from meari.export.weights import Floats
+from meari.models.language_model import LanguageModel
+from meari.models.text.tokenizer import END_ID
 
 Doubles = NDArray[np.float64]
 

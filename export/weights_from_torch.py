@@ -6,8 +6,8 @@ In: a `LanguageModel` on any device. Out: `ModelWeights`. Knows nothing of ONNX.
 import numpy as np
 from torch import Tensor, nn
 
-from export.errors import UnusableRun
-from export.weights import (
+from meari.export.errors import UnusableRun
+from meari.export.weights import (
     AdaptiveWeights,
     Affine,
     BlockPattern,
@@ -24,12 +24,12 @@ from export.weights import (
     ReservoirWeights,
     Sparse,
 )
-from models.adaptive_softmax import AdaptiveSoftmax
-from models.cells import Cell, LstmCell
-from models.cells.esn import EchoStateNetwork
-from models.cells.reservoir import SparseMatrix, TokenRows
-from models.choices import Pattern
-from models.language_model import LanguageModel, RecurrentLanguageModel
+from meari.models.adaptive_softmax import AdaptiveSoftmax
+from meari.models.cells import Cell, LstmCell
+from meari.models.cells.esn import EchoStateNetwork
+from meari.models.cells.reservoir import SparseMatrix, TokenRows
+from meari.models.choices import Pattern
+from meari.models.language_model import LanguageModel, RecurrentLanguageModel
 
 
 def read_weights(model: LanguageModel) -> ModelWeights:

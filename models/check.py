@@ -1,4 +1,4 @@
-"""Whether a config can be read and its corpus is there: `python3 -m models.check CONFIG.toml`.
+"""Whether a config can be read and its corpus is there: `python3 -m meari.models.check CONFIG.toml`.
 
 In: a config. Out: nothing, or an error that names the file and where to get it. Knows nothing of what the text is.
 
@@ -9,9 +9,9 @@ import itertools
 import sys
 from pathlib import Path
 
-from models.config import Config, load_config
-from models.errors import ModelsError, UnreadableFile
-from models.text.corpus import check_rereadable, list_files
+from meari.models.config import Config, load_config
+from meari.models.errors import ModelsError, UnreadableFile
+from meari.models.text.corpus import check_rereadable, list_files
 
 
 def check_files(config: Config) -> None:

@@ -6,7 +6,7 @@ In: a model, a tokenizer, a config, figures. Out: a folder, and the same things 
     checkpoint.json     format_version, family, tokenizer, vocabulary_size, step, config, figures
     tokenizer.json      the tokenizer, so that the folder stands on its own
 
-A run folder holds such folders as `best/` and `last/`; `last/` holds more (`models.training.snapshot`).
+A run folder holds such folders as `best/` and `last/`; `last/` holds more (`meari.models.training.snapshot`).
 """
 
 import json
@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.atomic import settled
-from models.config import Config, Family, parse_config
-from models.errors import CheckpointError, ConfigError
-from models.fields import did_you_mean
-from models.language_model import LanguageModel, build_model
-from models.text.tokenizer import Tokenizer
+from meari.models.atomic import settled
+from meari.models.config import Config, Family, parse_config
+from meari.models.errors import CheckpointError, ConfigError
+from meari.models.fields import did_you_mean
+from meari.models.language_model import LanguageModel, build_model
+from meari.models.text.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"

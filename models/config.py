@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from models.choices import (
+from meari.models.choices import (
     Averaging,
     Device,
     Document,
@@ -28,9 +28,9 @@ from models.choices import (
     Spread,
     TokenizerKind,
 )
-from models.config_rules import CORPUS_RULES, RECURRENT_RULES, RESERVOIR_RULES, TOKENIZER_RULES, TRAINING_RULES
-from models.errors import ConfigError
-from models.fields import (
+from meari.models.config_rules import CORPUS_RULES, RECURRENT_RULES, RESERVOIR_RULES, TOKENIZER_RULES, TRAINING_RULES
+from meari.models.errors import ConfigError
+from meari.models.fields import (
     Together,
     choice,
     did_you_mean,

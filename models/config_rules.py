@@ -5,8 +5,8 @@ Enters: values that are right on their own. Leaves: a problem, `key: got X, expe
 
 from __future__ import annotations
 
-from models.choices import Averaging, Family, Pattern, Readout, TokenizerKind
-from models.fields import Together, show
+from meari.models.choices import Averaging, Family, Pattern, Readout, TokenizerKind
+from meari.models.fields import Together, show
 
 LEAST_VOCABULARY = {
     TokenizerKind.BPE: 257,  # the boundary token and 256 bytes

@@ -24,12 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from models.config import Document
-from models.errors import NotFinite
-from models.language_model import LanguageModel
-from models.shown import perplexity
-from models.text.tokenizer import END_ID
-from models.text.tokens import TokenFile
+from meari.models.config import Document
+from meari.models.errors import NotFinite
+from meari.models.language_model import LanguageModel
+from meari.models.shown import perplexity
+from meari.models.text.tokenizer import END_ID
+from meari.models.text.tokens import TokenFile
 
 Ids = NDArray[Any]
 

@@ -6,12 +6,12 @@ In: a run or checkpoint folder and a part's name, or text files. Out: a token fi
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.atomic import settled
-from models.config import Document
-from models.errors import CheckpointError, EmptyCorpus
-from models.text.corpus import list_files, read_pieces
-from models.text.token_file import TokenFile, open_token_file, write_token_file
-from models.text.tokenizer import Tokenizer
+from meari.models.atomic import settled
+from meari.models.config import Document
+from meari.models.errors import CheckpointError, EmptyCorpus
+from meari.models.text.corpus import list_files, read_pieces
+from meari.models.text.token_file import TokenFile, open_token_file, write_token_file
+from meari.models.text.tokenizer import Tokenizer
 
 
 def open_part(folder: Path, part: str) -> TokenFile:

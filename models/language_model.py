@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.adaptive_softmax import AdaptiveSoftmax
-from models.cells import Cell, GruCell, LstmCell, RnnCell
-from models.choices import Family
-from models.config import ModelConfig, RecurrentConfig, ReservoirConfig
-from models.cross_entropy import linear_cross_entropy
-from models.errors import ConfigError
+from meari.models.adaptive_softmax import AdaptiveSoftmax
+from meari.models.cells import Cell, GruCell, LstmCell, RnnCell
+from meari.models.choices import Family
+from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
+from meari.models.cross_entropy import linear_cross_entropy
+from meari.models.errors import ConfigError
 
 State = dict[str, Tensor]
 
@@ -280,7 +280,7 @@ def build_model(config: ModelConfig, vocabulary_size: int, seed: int) -> Languag
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if isinstance(config, ReservoirConfig):
-            from models.cells.esn_drawing import build_esn
+            from meari.models.cells.esn_drawing import build_esn
 
             return build_esn(config, vocabulary_size, seed)
         _check_cutoffs(config.adaptive_cutoffs, vocabulary_size)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from models.errors import FolderInUse
+from meari.models.errors import FolderInUse
 
 LOCK = ".lock"
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from models.choices import Averaging, Family, Pattern, Readout
-from models.config import Config, RecurrentConfig, ReservoirConfig
-from models.config_rules import LEAST_VOCABULARY
-from models.errors import TrainingError
-from models.fields import show
+from meari.models.choices import Averaging, Family, Pattern, Readout
+from meari.models.config import Config, RecurrentConfig, ReservoirConfig
+from meari.models.config_rules import LEAST_VOCABULARY
+from meari.models.errors import TrainingError
+from meari.models.fields import show
 
 GATES = {Family.RNN: 1, Family.GRU: 3, Family.LSTM: 4}
 FLOAT, DOUBLE, INDEX = 4, 8, 8  # bytes

@@ -13,10 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from models.atomic import write_file
-from models.evaluation import Figures
-from models.shown import show_figure, show_perplexity
-from models.training.history import EvaluationRecord, Record, StepRecord
+from meari.models.atomic import write_file
+from meari.models.evaluation import Figures
+from meari.models.shown import show_figure, show_perplexity
+from meari.models.training.history import EvaluationRecord, Record, StepRecord
 
 TRAINING_COLOUR = "#4c78a8"
 VALIDATION_COLOUR = "#e45756"

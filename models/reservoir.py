@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigs
 
-from models.errors import ReservoirError
+from meari.models.errors import ReservoirError
 
 Float32s = NDArray[np.float32]
 Float64s = NDArray[np.float64]

@@ -13,33 +13,33 @@ from typing import Any
 
 from flask import Flask, Response, abort, g, request
 
-from service.error_handler import register_error_handlers
-from service.log import configure_logging
-from service.metrics import Metrics
-from service.process.disconnects import Disconnects
-from service.process.drain import Drain
-from service.process.marks import ReadyMarks
-from service.process.runtime import marks_folder, metrics_folder
-from service.registry import Registry
-from service.requests.admission import Admission
-from service.requests.cors import preflight_headers
-from service.requests.keys import check_key
-from service.requests.overload import OverloadGate
-from service.requests.schema import Schemas
-from service.routes.docs import docs_blueprint
-from service.routes.exchange import OPEN_BLUEPRINTS, Exchange, current_exchange
-from service.routes.generate import generate_blueprint
-from service.routes.health import health_blueprint
-from service.routes.metrics import metrics_blueprint
-from service.routes.models import models_blueprint
-from service.routes.openai import openai_blueprint
-from service.routes.score import score_blueprint
-from service.routes.states import states_blueprint
-from service.routes.tokenize import tokenize_blueprint
-from service.routes.web import web_blueprint
-from service.service import Service
-from service.settings import Settings, load_settings
-from service.tracing import start_tracing
+from meari.service.error_handler import register_error_handlers
+from meari.service.log import configure_logging
+from meari.service.metrics import Metrics
+from meari.service.process.disconnects import Disconnects
+from meari.service.process.drain import Drain
+from meari.service.process.marks import ReadyMarks
+from meari.service.process.runtime import marks_folder, metrics_folder
+from meari.service.registry import Registry
+from meari.service.requests.admission import Admission
+from meari.service.requests.cors import preflight_headers
+from meari.service.requests.keys import check_key
+from meari.service.requests.overload import OverloadGate
+from meari.service.requests.schema import Schemas
+from meari.service.routes.docs import docs_blueprint
+from meari.service.routes.exchange import OPEN_BLUEPRINTS, Exchange, current_exchange
+from meari.service.routes.generate import generate_blueprint
+from meari.service.routes.health import health_blueprint
+from meari.service.routes.metrics import metrics_blueprint
+from meari.service.routes.models import models_blueprint
+from meari.service.routes.openai import openai_blueprint
+from meari.service.routes.score import score_blueprint
+from meari.service.routes.states import states_blueprint
+from meari.service.routes.tokenize import tokenize_blueprint
+from meari.service.routes.web import web_blueprint
+from meari.service.service import Service
+from meari.service.settings import Settings, load_settings
+from meari.service.tracing import start_tracing
 
 __all__ = ["create_app"]
 

@@ -18,20 +18,20 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.engine.isolation import rows_are_isolated
-from service.engine.runner import Runner, Sessions
-from service.engine.runs import StateTensor
-from service.errors import BundleError
-from service.golden import read_golden
-from service.graphs.agreement import check_graphs
-from service.graphs.bundle_graph import BundleGraph, Parts
-from service.graphs.fusion import fuse_products, vectors_of
-from service.graphs.problems import graph_problem
-from service.graphs.reader import reader_graph
-from service.graphs.writer import writer_graph
-from service.manifest import Manifest, read_files, read_manifest
-from service.process.cpus import cpu_name
-from service.text.tokenizer import TextTokenizer, load_tokenizer
+from meari.service.engine.isolation import rows_are_isolated
+from meari.service.engine.runner import Runner, Sessions
+from meari.service.engine.runs import StateTensor
+from meari.service.errors import BundleError
+from meari.service.golden import read_golden
+from meari.service.graphs.agreement import check_graphs
+from meari.service.graphs.bundle_graph import BundleGraph, Parts
+from meari.service.graphs.fusion import fuse_products, vectors_of
+from meari.service.graphs.problems import graph_problem
+from meari.service.graphs.reader import reader_graph
+from meari.service.graphs.writer import writer_graph
+from meari.service.manifest import Manifest, read_files, read_manifest
+from meari.service.process.cpus import cpu_name
+from meari.service.text.tokenizer import TextTokenizer, load_tokenizer
 
 __all__ = ["Bundle", "SelfTest", "open_bundle"]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from service.errors import BundleError
+from meari.service.errors import BundleError
 
 __all__ = [
     "DEFAULT",

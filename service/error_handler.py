@@ -7,8 +7,8 @@ import logging
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from service.error_body import error_body, openai_error_body
-from service.errors import (
+from meari.service.error_body import error_body, openai_error_body
+from meari.service.errors import (
     MAY_QUOTE,
     InvalidRequest,
     MeariError,
@@ -18,8 +18,8 @@ from service.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from service.process.client import ClientGone
-from service.routes.exchange import CLIENT_GONE, asked_path, current_exchange, json_response
+from meari.service.process.client import ClientGone
+from meari.service.routes.exchange import CLIENT_GONE, asked_path, current_exchange, json_response
 
 __all__ = ["register_error_handlers"]
 

@@ -19,8 +19,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import BundleError
-from service.manifest import Manifest, contradiction
+from meari.service.errors import BundleError
+from meari.service.manifest import Manifest, contradiction
 
 __all__ = ["read_golden"]
 

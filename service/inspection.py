@@ -14,12 +14,12 @@ from typing import Any
 
 import msgspec
 
-from service.answers.description import describe_bundle
-from service.bundle import Bundle, open_bundle
-from service.bundle_folders import MANIFEST, bundle_name, printable
-from service.errors import BundleError
-from service.graphs.bundle_graph import BundleGraph
-from service.manifest import read_files, read_manifest
+from meari.service.answers.description import describe_bundle
+from meari.service.bundle import Bundle, open_bundle
+from meari.service.bundle_folders import MANIFEST, bundle_name, printable
+from meari.service.errors import BundleError
+from meari.service.graphs.bundle_graph import BundleGraph
+from meari.service.manifest import read_files, read_manifest
 
 __all__ = ["Inspection", "describe_folder", "inspect_bundle"]
 

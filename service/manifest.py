@@ -19,8 +19,8 @@ from typing import Annotated, Any, Final, Literal, NoReturn
 
 import msgspec
 
-from service.bundle_folders import MANIFEST, REQUIRED_FILES, open_file, read_file
-from service.errors import BundleError
+from meari.service.bundle_folders import MANIFEST, REQUIRED_FILES, open_file, read_file
+from meari.service.errors import BundleError
 
 __all__ = [
     "Boundary",

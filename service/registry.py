@@ -16,17 +16,17 @@ from typing import Final
 
 from msgspec import UNSET, UnsetType
 
-from service.bundle import Bundle, open_bundle
-from service.bundle_folders import MANIFEST, BundleFolders, bundle_name, find_bundles, printable
-from service.engine import Engine, EngineLimits
-from service.engine.cache import CacheRoom
-from service.errors import BundleError, MeariError, NotReady, UnknownModel
-from service.log import flush_log
-from service.nearest import did_you_mean
-from service.process.marks import ReadyMarks
-from service.process.memory import release_free_memory
-from service.settings import Settings
-from service.text.tokenizer import TextTokenizer
+from meari.service.bundle import Bundle, open_bundle
+from meari.service.bundle_folders import MANIFEST, BundleFolders, bundle_name, find_bundles, printable
+from meari.service.engine import Engine, EngineLimits
+from meari.service.engine.cache import CacheRoom
+from meari.service.errors import BundleError, MeariError, NotReady, UnknownModel
+from meari.service.log import flush_log
+from meari.service.nearest import did_you_mean
+from meari.service.process.marks import ReadyMarks
+from meari.service.process.memory import release_free_memory
+from meari.service.settings import Settings
+from meari.service.text.tokenizer import TextTokenizer
 
 __all__ = ["Model", "Readiness", "Registry", "load_model"]
 

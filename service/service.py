@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from service.bundle import Bundle
-from service.metrics import Metrics, WorkerFigures
-from service.process.disconnects import Disconnects
-from service.process.drain import Drain
-from service.registry import Registry
-from service.requests.admission import Admission
-from service.requests.schema import Schemas
-from service.settings import Settings
-from service.state_tokens import StateTokens
-from service.tracing import Tracing
+from meari.service.bundle import Bundle
+from meari.service.metrics import Metrics, WorkerFigures
+from meari.service.process.disconnects import Disconnects
+from meari.service.process.drain import Drain
+from meari.service.registry import Registry
+from meari.service.requests.admission import Admission
+from meari.service.requests.schema import Schemas
+from meari.service.settings import Settings
+from meari.service.state_tokens import StateTokens
+from meari.service.tracing import Tracing
 
 __all__ = ["Service"]
 

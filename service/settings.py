@@ -13,11 +13,11 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from service.bundle_folders import find_bundles
-from service.errors import BundleError
-from service.nearest import did_you_mean
-from service.process.cpus import granted_cpus
-from service.setting_values import (
+from meari.service.bundle_folders import find_bundles
+from meari.service.errors import BundleError
+from meari.service.nearest import did_you_mean
+from meari.service.process.cpus import granted_cpus
+from meari.service.setting_values import (
     FOLDER,
     HOST,
     KEYS,

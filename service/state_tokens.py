@@ -36,10 +36,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from service.bundle import Bundle
-from service.engine import StateValue
-from service.errors import InvalidRequest
-from service.text.detokenizer import MAX_PARTIAL_BYTES, NO_TEXT, TextEnd
+from meari.service.bundle import Bundle
+from meari.service.engine import StateValue
+from meari.service.errors import InvalidRequest
+from meari.service.text.detokenizer import MAX_PARTIAL_BYTES, NO_TEXT, TextEnd
 
 __all__ = ["StateTokens", "TextState"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from models.config import load_config
-from service.settings import Settings
+from meari.models.config import load_config
+from meari.service.settings import Settings
 from tests.patience import PATIENCE
 from tests.service.running import Server, clean_environment, events, running_server
 
@@ -55,7 +55,7 @@ def test_bulk_examples_run_one_after_the_other(tmp_path: Path) -> None:
     environment = clean_environment(bundles=ROOT / "bundles") | {"PYTHONPATH": str(ROOT)}
     assert len(BULK) > 4
     for line in BULK:
-        command = [sys.executable, "-m", "cli.main", *shlex.split(line)]
+        command = [sys.executable, "-m", "meari.cli.main", *shlex.split(line)]
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, check=False, capture_output=True, timeout=PATIENCE
         )

@@ -4,11 +4,11 @@ In: values of the graph and float weights. Out: float32 values. Everything betwe
 the same in both. Knows nothing of the families.
 """
 
-from export.arithmetic.arithmetic import Arithmetic, Operand
-from export.arithmetic.fp32 import Fp32Arithmetic
-from export.arithmetic.int8 import Int8Arithmetic
-from export.graph import GraphBuilder
-from export.precision import Precision
+from meari.export.arithmetic.arithmetic import Arithmetic, Operand
+from meari.export.arithmetic.fp32 import Fp32Arithmetic
+from meari.export.arithmetic.int8 import Int8Arithmetic
+from meari.export.graph import GraphBuilder
+from meari.export.precision import Precision
 
 __all__ = ["Arithmetic", "Operand", "arithmetic_of"]
 

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import onnx_ir as ir
 
-from export.weights import Floats
+from meari.export.weights import Floats
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ batch size: rows come out the same bit for bit.
 
 import onnx_ir as ir
 
-from export.arithmetic.arithmetic import Operand
-from export.graph import GraphBuilder
-from export.weights import Floats
+from meari.export.arithmetic.arithmetic import Operand
+from meari.export.graph import GraphBuilder
+from meari.export.weights import Floats
 
 
 class Fp32Arithmetic:

@@ -15,16 +15,16 @@ activations because signed ones are 10 to 40 times slower on AVX2; weights of 7 
 import numpy as np
 import onnx_ir as ir
 
-from export.arithmetic.arithmetic import Operand
-from export.graph import GraphBuilder
-from export.quantisation import (
+from meari.export.arithmetic.arithmetic import Operand
+from meari.export.graph import GraphBuilder
+from meari.export.quantisation import (
     ACTIVATION_LIMIT,
     SMALLEST_MAGNITUDE,
     ZERO_POINT,
     quantise_columns,
     quantise_rows,
 )
-from export.weights import Floats
+from meari.export.weights import Floats
 
 
 class Int8Arithmetic:

@@ -5,7 +5,7 @@ In: `weights`. Out: bytes of .onnx files. Plain operators only, no fused recurre
 can be quantised and rows stay exact.
 """
 
-from export.graphs.cell import cell_graph
-from export.graphs.output import output_graph
+from meari.export.graphs.cell import cell_graph
+from meari.export.graphs.output import output_graph
 
 __all__ = ["cell_graph", "output_graph"]

@@ -9,10 +9,10 @@ One product makes the head's logits and what the clusters start from.
 import numpy as np
 import onnx_ir as ir
 
-from export.arithmetic import Arithmetic, arithmetic_of
-from export.graph import GraphBuilder
-from export.precision import Precision
-from export.weights import AdaptiveWeights, Affine, Floats
+from meari.export.arithmetic import Arithmetic, arithmetic_of
+from meari.export.graph import GraphBuilder
+from meari.export.precision import Precision
+from meari.export.weights import AdaptiveWeights, Affine, Floats
 
 Cluster = tuple[Floats, Floats | None]
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from export.arithmetic import Arithmetic, arithmetic_of
-from export.graph import GraphBuilder
-from export.graphs.esn import esn_step, remembered
-from export.graphs.gru import gru_step
-from export.graphs.layer_input import HiddenInput, LayerInput, TokenInput
-from export.graphs.lstm import lstm_step
-from export.graphs.rnn import rnn_step
-from export.precision import Precision
-from export.weights import LayerWeights, NormWeights, RecurrentWeights, ReservoirWeights
+from meari.export.arithmetic import Arithmetic, arithmetic_of
+from meari.export.graph import GraphBuilder
+from meari.export.graphs.esn import esn_step, remembered
+from meari.export.graphs.gru import gru_step
+from meari.export.graphs.layer_input import HiddenInput, LayerInput, TokenInput
+from meari.export.graphs.lstm import lstm_step
+from meari.export.graphs.rnn import rnn_step
+from meari.export.precision import Precision
+from meari.export.weights import LayerWeights, NormWeights, RecurrentWeights, ReservoirWeights
 
 State = Sequence[ir.Value]
 Step = Callable[[GraphBuilder, Arithmetic, str, LayerWeights, LayerInput, State], State]

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from export.arithmetic.fp32 import Fp32Arithmetic
-from export.graph import GraphBuilder
-from export.graphs.layer_input import TokenInput
-from export.weights import (
+from meari.export.arithmetic.fp32 import Fp32Arithmetic
+from meari.export.graph import GraphBuilder
+from meari.export.graphs.layer_input import TokenInput
+from meari.export.weights import (
     BlockPattern,
     ExpansionWeights,
     Floats,

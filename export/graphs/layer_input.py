@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from export.arithmetic import Arithmetic, Operand
-from export.graph import GraphBuilder
-from export.weights import Floats
+from meari.export.arithmetic import Arithmetic, Operand
+from meari.export.graph import GraphBuilder
+from meari.export.weights import Floats
 
 
 class LayerInput(Protocol):

@@ -5,12 +5,12 @@ hidden  float32 [batch, H]        logits, logprobs  float32 [batch, V]; exp(logp
 
 import onnx_ir as ir
 
-from export.arithmetic import arithmetic_of
-from export.graph import GraphBuilder
-from export.graphs.adaptive import adaptive_graph
-from export.graphs.esn import expand
-from export.precision import Precision
-from export.weights import Affine, OutputWeights
+from meari.export.arithmetic import arithmetic_of
+from meari.export.graph import GraphBuilder
+from meari.export.graphs.adaptive import adaptive_graph
+from meari.export.graphs.esn import expand
+from meari.export.precision import Precision
+from meari.export.weights import Affine, OutputWeights
 
 
 def output_graph(weights: OutputWeights, precision: Precision) -> bytes:

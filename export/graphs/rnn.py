@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from export.arithmetic import Arithmetic
-from export.graph import GraphBuilder
-from export.graphs.layer_input import LayerInput
-from export.weights import LayerWeights
+from meari.export.arithmetic import Arithmetic
+from meari.export.graph import GraphBuilder
+from meari.export.graphs.layer_input import LayerInput
+from meari.export.weights import LayerWeights
 
 
 def rnn_step(

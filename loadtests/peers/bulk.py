@@ -37,7 +37,7 @@ def _cpu_seconds(bundle: Path, work: Path, verb: str, num_lines: int) -> float:
     lines = work / "lines.txt"
     lines.write_text("".join(make_text(words, length, generator) + "\n" for _ in range(num_lines)), "utf-8")
     files = [str(lines)] if verb == "score" else ["--prompts", str(lines), "--max-tokens", str(NEW_TOKENS)]
-    command = [sys.executable, "-m", "cli.main", verb, *files, "--bundles", str(bundle), "--quiet"]
+    command = [sys.executable, "-m", "meari.cli.main", verb, *files, "--bundles", str(bundle), "--quiet"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True, timeout=TIMEOUT_SECONDS)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

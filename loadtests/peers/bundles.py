@@ -15,20 +15,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export.bundle import build_graphs
-from export.description import Description
-from export.golden import make_golden
-from export.graph_summary import summarise
-from export.manifest import manifest_json
-from export.precision import Precision
-from export.run import NO_TOKENS
-from export.verification import check_against_torch, check_valid
-from export.weights_from_torch import read_weights
 from loadtests.peers.words import make_words
-from models.atomic import replaced_folder
-from models.checkpoint import Checkpoint
-from models.choices import Document, Family, TokenizerKind
-from models.config import (
+from meari.export.bundle import build_graphs
+from meari.export.description import Description
+from meari.export.golden import make_golden
+from meari.export.graph_summary import summarise
+from meari.export.manifest import manifest_json
+from meari.export.precision import Precision
+from meari.export.run import NO_TOKENS
+from meari.export.verification import check_against_torch, check_valid
+from meari.export.weights_from_torch import read_weights
+from meari.models.atomic import replaced_folder
+from meari.models.checkpoint import Checkpoint
+from meari.models.choices import Document, Family, TokenizerKind
+from meari.models.config import (
     Config,
     CorpusConfig,
     ModelConfig,
@@ -37,8 +37,8 @@ from models.config import (
     TokenizerConfig,
     TrainingConfig,
 )
-from models.language_model import LanguageModel, RecurrentLanguageModel, build_model
-from models.text.tokenizer import Tokenizer, train_tokenizer
+from meari.models.language_model import LanguageModel, RecurrentLanguageModel, build_model
+from meari.models.text.tokenizer import Tokenizer, train_tokenizer
 
 NATS = 5.5
 UNREACHABLE = -30.0  # the bias of the end and the unknown token

@@ -98,7 +98,7 @@ def _meari(served: Served, port: int) -> tuple[Sequence[str], Mapping[str, str]]
         "MEARI_WORKERS": str(served.num_workers),
         "MEARI_LOG_LEVEL": "warning",
     }
-    return [sys.executable, "-m", "cli.main", "serve"], environment
+    return [sys.executable, "-m", "meari.cli.main", "serve"], environment
 
 
 def _flask_torch(served: Served, port: int) -> tuple[Sequence[str], Mapping[str, str]]:

@@ -5,9 +5,9 @@ tokens, vocabularies or training. `rnn`, `gru` and `lstm` are layers with traine
 `esn` is a whole reservoir model.
 """
 
-from models.cells.cell import Cell
-from models.cells.gru import GruCell
-from models.cells.lstm import LstmCell
-from models.cells.rnn import RnnCell
+from meari.models.cells.cell import Cell
+from meari.models.cells.gru import GruCell
+from meari.models.cells.lstm import LstmCell
+from meari.models.cells.rnn import RnnCell
 
 __all__ = ["Cell", "GruCell", "LstmCell", "RnnCell"]

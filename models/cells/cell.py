@@ -4,7 +4,7 @@ In: vectors x and the state before them, as a tuple of tensors in the order of `
 Out: output vectors and the state after them. Knows nothing of tokens or training.
 
 Whole sequences run through torch's fused kernels, or, where autocast asks for bfloat16 on a CPU, through
-`models.cells.scan`, which is faster there. The weights lie in `kernel`, a single-layer torch module. It has, with G
+`models/cells/scan.py`, which is faster there. The weights lie in `kernel`, a single-layer torch module. It has, with G
 gates stacked along the first axis:
 
     weight_ih_l0  float32 [G * hidden_size, input_size]     U of the lecture, one block a gate

@@ -12,17 +12,17 @@ x_t        tokens          [batch]                  token ids
 e_t        recent          [batch, (k - 1) * E]     state "recent": the embeddings of the last k - 1 tokens
 s^l_t      s               [batch, N]               state "s0", "s1", …
 m_t        hidden          [batch, L * N]           the states of all layers, and what enters the output layer
-a, b       leak, bias      [N]                      see `models.cells.reservoir.layer`
-W          matrix          [N, N]                   see `models.cells.reservoir.matrix`
-W_in       entering                                 see `models.cells.reservoir.token_input`
-G, d       expansion                                see `models.cells.reservoir.expansion`
+a, b       leak, bias      [N]                      see `meari.models.cells.reservoir.layer`
+W          matrix          [N, N]                   see `meari.models.cells.reservoir.matrix`
+W_in       entering                                 see `meari.models.cells.reservoir.token_input`
+G, d       expansion                                see `meari.models.cells.reservoir.expansion`
 P          narrowing       [rank, M]                with its bias; M = L * N + features
 V, c       readout         [V, M] or [V, rank], [V]
 *          product of elements
 
 In: token ids and a state. Out: states and logits. Knows nothing of text or of how the readout is trained.
 
-Everything but the readout is a buffer: it is drawn once (`models.cells.esn_drawing`) and has no gradient.
+Everything but the readout is a buffer: it is drawn once (`meari.models.cells.esn_drawing`) and has no gradient.
 
 Sources: Jaeger, "The echo state approach to analysing and training recurrent neural networks", 2001; leaky units:
 Jaeger et al., "Optimization and applications of echo state networks with leaky-integrator neurons", 2007; stacked:
@@ -35,10 +35,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.cells.reservoir import Expansion, RecentTokens, ReservoirLayer, TokenRows
-from models.cells.reservoir.layer import DOUBLED
-from models.language_model import LanguageModel, State, StateTensor
-from models.reservoir import spectral_radius
+from meari.models.cells.reservoir import Expansion, RecentTokens, ReservoirLayer, TokenRows
+from meari.models.cells.reservoir.layer import DOUBLED
+from meari.models.language_model import LanguageModel, State, StateTensor
+from meari.models.reservoir import spectral_radius
 
 RECENT = "recent"
 

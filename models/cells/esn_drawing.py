@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.cells.esn import EchoStateNetwork
-from models.cells.reservoir import Expansion, RecentTokens, ReservoirLayer, TokenRows
-from models.choices import Pattern, Reach, Spread
-from models.config import ReservoirConfig
-from models.reservoir import RecurrentWeights, draw_blocks, draw_edges, side_by_side, with_spectral_radius
+from meari.models.cells.esn import EchoStateNetwork
+from meari.models.cells.reservoir import Expansion, RecentTokens, ReservoirLayer, TokenRows
+from meari.models.choices import Pattern, Reach, Spread
+from meari.models.config import ReservoirConfig
+from meari.models.reservoir import RecurrentWeights, draw_blocks, draw_edges, side_by_side, with_spectral_radius
 
 Generator = np.random.Generator
 

@@ -22,8 +22,8 @@ the reset gate, which runs as one product.
 import torch
 from torch import Tensor, nn
 
-from models.cells.cell import Cell, CellState
-from models.cells.scan import GruScan, scan
+from meari.models.cells.cell import Cell, CellState
+from meari.models.cells.scan import GruScan, scan
 
 
 class GruCell(Cell):

@@ -31,8 +31,8 @@ advice to start with open forget gates (b_f = 1) is taken; Melis et al., "Mogrif
 import torch
 from torch import Tensor, nn
 
-from models.cells.cell import Cell, CellState
-from models.cells.scan import LstmScan, scan
+from meari.models.cells.cell import Cell, CellState
+from meari.models.cells.scan import LstmScan, scan
 
 
 class LstmCell(Cell):

@@ -15,8 +15,8 @@ Source: Elman, "Finding structure in time", 1990. The output y_t = softmax(V s_t
 import torch
 from torch import Tensor, nn
 
-from models.cells.cell import Cell, CellState
-from models.cells.scan import RnnScan, scan
+from meari.models.cells.cell import Cell, CellState
+from meari.models.cells.scan import RnnScan, scan
 
 
 class RnnCell(Cell):

@@ -4,7 +4,7 @@ In: gradients of the readout's weight and bias, as any training loop makes them.
 Knows nothing of the loop.
 
 The reservoir is fixed, so its states can be measured beforehand, and each step taken in coordinates in which they vary
-evenly (`models.readout.whitening`). The weight itself is always the finished one: nothing has to be folded later.
+evenly (`meari.models.readout.whitening`). The weight itself is always the finished one: nothing has to be folded later.
 All that the next step depends on is in `state`, as named tensors.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.readout.whitening import Whitening
+from meari.models.readout.whitening import Whitening
 
 EPSILON = 1e-10
 _WHITENING = ("mean", "deviation", "directions", "gains")

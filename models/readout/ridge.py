@@ -1,7 +1,7 @@
 """Ridge regression of the next token's indicator on the state, in one pass over any amount of text.
 
 In: chunks of states and the tokens that follow them. Out: weight and bias of a linear readout. Its outputs estimate
-probabilities but are none: `models.readout.calibration` makes them so. Knows nothing of where the states come from.
+probabilities but are none: `models/readout/calibration.py` makes them so. Knows nothing of where the states come from.
 
 With states x_i, one-hot targets y_i and their means, sums over i:
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.errors import RidgeError
+from meari.models.errors import RidgeError
 
 BLOCK_UNITS = 1024  # rows of X^T X that are added up at a time, and only from the diagonal on: it is symmetric
 

@@ -3,11 +3,11 @@
 In: a reservoir, its training text, a config. Out: an optimizer. Knows nothing of the loop.
 """
 
-from models.cells.esn import EchoStateNetwork
-from models.config import TrainingConfig
-from models.readout.optimizer import ReadoutAdamW
-from models.readout.states import Ids
-from models.readout.whitening import measure_whitening
+from meari.models.cells.esn import EchoStateNetwork
+from meari.models.config import TrainingConfig
+from meari.models.readout.optimizer import ReadoutAdamW
+from meari.models.readout.states import Ids
+from meari.models.readout.whitening import measure_whitening
 
 BETAS = (0.9, 0.99)
 SAMPLE_SEED = 0  # of the directions that the search for the leading ones starts with; the result hardly depends on it

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.cells.esn import EchoStateNetwork
+from meari.models.cells.esn import EchoStateNetwork
 
 Ids = NDArray[Any]
 

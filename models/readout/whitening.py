@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.cells.esn import EchoStateNetwork
-from models.readout.states import Ids, state_chunks
+from meari.models.cells.esn import EchoStateNetwork
+from meari.models.readout.states import Ids, state_chunks
 
 NUM_DIRECTIONS = 256
 SAMPLE_TOKENS = 32_768

@@ -1,12 +1,12 @@
 """What is varied where nobody says: the settings that matter most for a family, in ranges that hold good values.
 
-In: a config. Out: ranges as `models.search.space` reads them.
+In: a config. Out: ranges as `meari.models.search.space` reads them.
 """
 
 from typing import Any
 
-from models.choices import Readout
-from models.config import Config, ReservoirConfig
+from meari.models.choices import Readout
+from meari.models.config import Config, ReservoirConfig
 
 
 def default_ranges(config: Config) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.search.journal import Trial
-from models.search.space import Value
+from meari.models.search.journal import Trial
+from meari.models.search.space import Value
 
 LEAST_TRIALS = 5
 

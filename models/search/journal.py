@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from models.errors import SearchError
-from models.search.space import Value
+from meari.models.errors import SearchError
+from meari.models.search.space import Value
 
 NAME = "search.jsonl"
 

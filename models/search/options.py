@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.config import SEARCH, Config
-from models.errors import ConfigError
-from models.fields import integer, read_table, real, show
-from models.search.defaults import default_ranges
-from models.search.run import Budget
-from models.search.space import read_option
+from meari.models.config import SEARCH, Config
+from meari.models.errors import ConfigError
+from meari.models.fields import integer, read_table, real, show
+from meari.models.search.defaults import default_ranges
+from meari.models.search.run import Budget
+from meari.models.search.space import read_option
 
 SETTINGS = "settings"
 

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from models.atomic import write_file
-from models.search.journal import Trial, ranked
-from models.search.space import Choices, Range
+from meari.models.atomic import write_file
+from meari.models.search.journal import Trial, ranked
+from meari.models.search.space import Choices, Range
 
 TRIAL_COLOUR, BEST_COLOUR, FAILED_COLOUR = "#4c78a8", "#e45756", "#9d755d"
 COLUMNS = 3

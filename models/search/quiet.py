@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.status import Status
 
-from models.training.history import EvaluationRecord, StepRecord
+from meari.models.training.history import EvaluationRecord, StepRecord
 
 
 class QuietDisplay:

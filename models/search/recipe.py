@@ -1,4 +1,4 @@
-"""Measures what each setting of the recipe does, alone: `python -m models.search.recipe --help`.
+"""Measures what each setting of the recipe does, alone: `python -m meari.models.search.recipe --help`.
 
 In: a plain text file. Out: one record a training, added to a JSON file as soon as it ends, and the page that
 `recipe_page` makes of all of them.
@@ -20,19 +20,19 @@ from typing import Any
 
 import torch
 
-from models.atomic import settled, write_file
-from models.checkpoint import load_checkpoint
-from models.choices import Document, Family, Precision, TokenizerKind
-from models.config import Config, CorpusConfig, RecurrentConfig, TokenizerConfig, TrainingConfig
-from models.evaluation import evaluate
-from models.search.recipe_page import BASE, page
-from models.search.space import with_settings
-from models.text.tokens import prepare
-from models.training.device import describe_machine, fast_torch
-from models.training.display import Silent
-from models.training.interrupt import StopRequest
-from models.training.run_folder import Start, open_run
-from models.training.trainer import Trainer
+from meari.models.atomic import settled, write_file
+from meari.models.checkpoint import load_checkpoint
+from meari.models.choices import Document, Family, Precision, TokenizerKind
+from meari.models.config import Config, CorpusConfig, RecurrentConfig, TokenizerConfig, TrainingConfig
+from meari.models.evaluation import evaluate
+from meari.models.search.recipe_page import BASE, page
+from meari.models.search.space import with_settings
+from meari.models.text.tokens import prepare
+from meari.models.training.device import describe_machine, fast_torch
+from meari.models.training.display import Silent
+from meari.models.training.interrupt import StopRequest
+from meari.models.training.run_folder import Start, open_run
+from meari.models.training.trainer import Trainer
 
 HELD_OUT_SHARE = 0.1
 

@@ -13,7 +13,7 @@ HEAD = """# What each setting does, alone
 
 Short trainings of one LSTM that differ from the base in one setting each; the base has every one of them off. The loss
 is that of held-out text, in nats a character, at its best evaluation; a change below zero is a gain. Made by
-`python -m models.search.recipe --help`."""
+`python -m meari.models.search.recipe --help`."""
 
 
 def page(results: Mapping[str, Any]) -> str:

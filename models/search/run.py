@@ -18,27 +18,27 @@ from typing import Any
 
 import numpy as np
 
-from models.atomic import settled, write_file
-from models.check import check_files
-from models.checkpoint import load_checkpoint
-from models.config import Config
-from models.errors import ReservoirError, SearchError, TrainingError
-from models.evaluation import evaluate
-from models.lock import locked
-from models.memory import check_memory, told_of_memory
-from models.search.importance import importances
-from models.search.journal import Journal, Trial, ranked
-from models.search.picture import write_picture
-from models.search.space import Space, Value, with_settings
-from models.search.toml import to_toml
-from models.shown import show_figure
-from models.text.tokens import PreparedCorpus, prepare
-from models.training.device import choose_device, fast_torch
-from models.training.display import Display
-from models.training.interrupt import StopRequest, stop_on_signals
-from models.training.run import check_trainable, trainer_of
-from models.training.run_folder import RunFolder, Start, open_run
-from models.training.trainer import Ending
+from meari.models.atomic import settled, write_file
+from meari.models.check import check_files
+from meari.models.checkpoint import load_checkpoint
+from meari.models.config import Config
+from meari.models.errors import ReservoirError, SearchError, TrainingError
+from meari.models.evaluation import evaluate
+from meari.models.lock import locked
+from meari.models.memory import check_memory, told_of_memory
+from meari.models.search.importance import importances
+from meari.models.search.journal import Journal, Trial, ranked
+from meari.models.search.picture import write_picture
+from meari.models.search.space import Space, Value, with_settings
+from meari.models.search.toml import to_toml
+from meari.models.shown import show_figure
+from meari.models.text.tokens import PreparedCorpus, prepare
+from meari.models.training.device import choose_device, fast_torch
+from meari.models.training.display import Display
+from meari.models.training.interrupt import StopRequest, stop_on_signals
+from meari.models.training.run import check_trainable, trainer_of
+from meari.models.training.run_folder import RunFolder, Start, open_run
+from meari.models.training.trainer import Ending
 
 TRIAL = "trial"
 PICTURE = "search.png"
@@ -61,7 +61,7 @@ class Budget:
 @dataclass(frozen=True)
 class Found:
     """trials   in the order in which they ran
-    shares      how much each setting explains, see `models.search.importance`
+    shares      how much each setting explains, see `meari.models.search.importance`
     signal      that ended the search, or None
     """
 

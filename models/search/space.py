@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from models.config import Config, parse_config
-from models.errors import ConfigError
-from models.fields import show
+from meari.models.config import Config, parse_config
+from meari.models.errors import ConfigError
+from meari.models.fields import show
 
 SECTIONS = ("model", "training")
 MOST_DRAWS = 200  # of one trial: settings drawn apart from one another may exclude each other

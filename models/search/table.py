@@ -5,9 +5,9 @@ In: what was found. Out: a rich table for a terminal, or plain lines.
 
 from rich.table import Table
 
-from models.search.journal import Trial, ranked
-from models.search.run import Found, shown
-from models.shown import show_figure
+from meari.models.search.journal import Trial, ranked
+from meari.models.search.run import Found, shown
+from meari.models.shown import show_figure
 
 FAILED = "failed"
 

@@ -1,4 +1,4 @@
-"""Writes a config as the TOML file that `models.config` reads.
+"""Writes a config as the TOML file that `meari.models.config` reads.
 
 In: a config. Out: text. Settings that are absent stay absent.
 """
@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from models.config import Config
+from meari.models.config import Config
 
 
 def to_toml(config: Config) -> str:

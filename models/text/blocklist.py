@@ -13,7 +13,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from models.errors import BlocklistError, BrokenText, UnreadableFile
+from meari.models.errors import BlocklistError, BrokenText, UnreadableFile
 
 OVERLAP = 4096
 

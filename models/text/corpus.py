@@ -29,9 +29,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from models.choices import Document as Unit
-from models.errors import BrokenText, UnreadableFile
-from models.text.borders import last_border, nfc
+from meari.models.choices import Document as Unit
+from meari.models.errors import BrokenText, UnreadableFile
+from meari.models.text.borders import last_border, nfc
 
 PIECE_CHARACTERS = 1 << 17
 _READ_BYTES = 1 << 18

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 
-from models.choices import Document as Unit
-from models.text.corpus import Piece
+from meari.models.choices import Document as Unit
+from meari.models.text.corpus import Piece
 
 
 class Part(StrEnum):

@@ -20,12 +20,12 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.atomic import write_file
-from models.choices import Document as Unit
-from models.errors import TokenFileError
-from models.text.blocklist import Blocklist
-from models.text.corpus import Piece
-from models.text.tokenizer import Tokenizer
+from meari.models.atomic import write_file
+from meari.models.choices import Document as Unit
+from meari.models.errors import TokenFileError
+from meari.models.text.blocklist import Blocklist
+from meari.models.text.corpus import Piece
+from meari.models.text.tokenizer import Tokenizer
 
 _BATCH_CHARACTERS = 1 << 17
 _BATCH_PIECES = 4096

@@ -26,10 +26,10 @@ from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Model, WordLevel
 from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 
-from models.atomic import write_file
-from models.choices import TokenizerKind
-from models.config import MOST_VOCABULARY, TokenizerConfig
-from models.errors import TokenizerError
+from meari.models.atomic import write_file
+from meari.models.choices import TokenizerKind
+from meari.models.config import MOST_VOCABULARY, TokenizerConfig
+from meari.models.errors import TokenizerError
 
 END = "<|end|>"
 UNKNOWN = "<|unk|>"
@@ -91,7 +91,7 @@ class Tokenizer:
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     """Train a tokenizer; the same texts in the same order give the same one.
 
-    texts   streamed; a long text may come in pieces cut at `models.text.borders`
+    texts   streamed; a long text may come in pieces cut at `meari.models.text.borders`
     Raises TokenizerError where the texts hold nothing to tell apart.
     """
     train = {TokenizerKind.CHAR: _train_chars, TokenizerKind.BPE: _train_bpe, TokenizerKind.WORD: _train_words}

@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.atomic import replaced_folder, settled, write_file
-from models.config import Config, CorpusConfig, TokenizerKind
-from models.errors import EmptyCorpus, ModelsError, UnreadableFile
-from models.text.blocklist import load_blocklist
-from models.text.corpus import BadLines, Piece, check_rereadable, is_packed, list_files, read_pieces
-from models.text.split import Part, count_characters, part_ends, split_pieces
-from models.text.token_file import TokenFile, open_token_file, write_token_file
-from models.text.tokenizer import Tokenizer, train_tokenizer
+from meari.models.atomic import replaced_folder, settled, write_file
+from meari.models.config import Config, CorpusConfig, TokenizerKind
+from meari.models.errors import EmptyCorpus, ModelsError, UnreadableFile
+from meari.models.text.blocklist import load_blocklist
+from meari.models.text.corpus import BadLines, Piece, check_rereadable, is_packed, list_files, read_pieces
+from meari.models.text.split import Part, count_characters, part_ends, split_pieces
+from meari.models.text.token_file import TokenFile, open_token_file, write_token_file
+from meari.models.text.tokenizer import Tokenizer, train_tokenizer
 
 __all__ = ["PreparedCorpus", "TokenFile", "prepare"]
 

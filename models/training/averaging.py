@@ -17,9 +17,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from models.choices import Averaging
-from models.config import TrainingConfig
-from models.training.optimizer import trained_parameters
+from meari.models.choices import Averaging
+from meari.models.config import TrainingConfig
+from meari.models.training.optimizer import trained_parameters
 
 COUNT = "count"
 

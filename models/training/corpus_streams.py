@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config import Config, Document
-from models.text.tokenizer import END_ID, Tokenizer
-from models.text.tokens import PreparedCorpus, TokenFile
-from models.training.schedule import chunk_length
-from models.training.streams import Bools, Streams
+from meari.models.config import Config, Document
+from meari.models.text.tokenizer import END_ID, Tokenizer
+from meari.models.text.tokens import PreparedCorpus, TokenFile
+from meari.models.training.schedule import chunk_length
+from meari.models.training.streams import Bools, Streams
 
 PIECE_TOKENS = 1 << 22
 

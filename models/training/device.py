@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from models.config import Device
-from models.errors import TrainingError
+from meari.models.config import Device
+from meari.models.errors import TrainingError
 
 INSTRUCTIONS = frozenset(("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve"))
 

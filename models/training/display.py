@@ -8,8 +8,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from models.shown import perplexity, show_figure, show_perplexity
-from models.training.history import EvaluationRecord, StepRecord
+from meari.models.shown import perplexity, show_figure, show_perplexity
+from meari.models.training.history import EvaluationRecord, StepRecord
 
 PLAIN_LINE_SECONDS = 10.0
 BAR, REMAINING, GAPS = 12, 8, 3  # columns of a line: the bar, the time left, the spaces between the parts

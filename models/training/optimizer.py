@@ -6,10 +6,10 @@ In: a model, a config. Out: an optimizer. Knows nothing of steps or schedules.
 import torch
 from torch import Tensor, nn
 
-from models.cells.esn import EchoStateNetwork
-from models.config import TrainingConfig
-from models.readout.softmax import readout_optimizer
-from models.readout.states import Ids
+from meari.models.cells.esn import EchoStateNetwork
+from meari.models.config import TrainingConfig
+from meari.models.readout.softmax import readout_optimizer
+from meari.models.readout.states import Ids
 
 BETAS = (0.9, 0.99)
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.choices import Family
-from models.config import RecurrentConfig, TrainingConfig
-from models.training.streams import Streams
+from meari.models.choices import Family
+from meari.models.config import RecurrentConfig, TrainingConfig
+from meari.models.training.streams import Streams
 
 KINDS = {Family.RNN: nn.RNN, Family.GRU: nn.GRU, Family.LSTM: nn.LSTM}
 State = Tensor | tuple[Tensor, ...] | None

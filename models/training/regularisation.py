@@ -7,7 +7,7 @@ Source: Merity et al., "Revisiting activation regularization for language RNNs",
 import torch
 from torch import Tensor
 
-from models.config import TrainingConfig
+from meari.models.config import TrainingConfig
 
 
 def penalty(hidden: Tensor, config: TrainingConfig) -> Tensor:

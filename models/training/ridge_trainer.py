@@ -1,7 +1,7 @@
 """Training of a reservoir's readout by ridge regression: one pass, one solution, one calibration.
 
 In: a config, a prepared corpus, a run folder. Out: `best/`, `last/` and `history.jsonl` in it, and how it ended, as
-from `models.training.trainer`. Knows nothing of raw text; what is shown, the clock, the wish to stop and the other
+from `models/training/trainer.py`. Knows nothing of raw text; what is shown, the clock, the wish to stop and the other
 processes, whose sums are added to its own at the end, are passed in.
 
 The last part of the training text is kept out of the sums: the scores are made into probabilities on it. A second pass
@@ -22,28 +22,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.atomic import replaced_folder, settled
-from models.cells.esn import EchoStateNetwork
-from models.checkpoint import fill_checkpoint, read_description, read_tensors, write_tensors
-from models.config import Config, ReservoirConfig
-from models.errors import CheckpointError
-from models.evaluation import quick_nats_per_token
-from models.language_model import State, build_model
-from models.readout.calibration import calibrate
-from models.readout.ridge import RidgeSums
-from models.readout.states import Ids, state_chunks
-from models.shown import perplexity
-from models.text.tokens import PreparedCorpus
-from models.training.corpus_streams import fingerprint, starting_tokens
-from models.training.display import Display
-from models.training.history import EvaluationRecord, History, Unkept
-from models.training.interrupt import StopRequest
-from models.training.run_folder import RunFolder
-from models.training.schedule import chunk_length, num_steps, tokens_per_step
-from models.training.snapshot import PROGRESS, Progress
-from models.training.streams import Streams
-from models.training.trainer import ENDINGS, Ending
-from models.training.workers import ALONE, Workers
+from meari.models.atomic import replaced_folder, settled
+from meari.models.cells.esn import EchoStateNetwork
+from meari.models.checkpoint import fill_checkpoint, read_description, read_tensors, write_tensors
+from meari.models.config import Config, ReservoirConfig
+from meari.models.errors import CheckpointError
+from meari.models.evaluation import quick_nats_per_token
+from meari.models.language_model import State, build_model
+from meari.models.readout.calibration import calibrate
+from meari.models.readout.ridge import RidgeSums
+from meari.models.readout.states import Ids, state_chunks
+from meari.models.shown import perplexity
+from meari.models.text.tokens import PreparedCorpus
+from meari.models.training.corpus_streams import fingerprint, starting_tokens
+from meari.models.training.display import Display
+from meari.models.training.history import EvaluationRecord, History, Unkept
+from meari.models.training.interrupt import StopRequest
+from meari.models.training.run_folder import RunFolder
+from meari.models.training.schedule import chunk_length, num_steps, tokens_per_step
+from meari.models.training.snapshot import PROGRESS, Progress
+from meari.models.training.streams import Streams
+from meari.models.training.trainer import ENDINGS, Ending
+from meari.models.training.workers import ALONE, Workers
 
 SUMS = "sums.safetensors"
 CALIBRATION_SHARE = 0.02

@@ -2,7 +2,7 @@
 
 import math
 
-from models.config import TrainingConfig
+from meari.models.config import TrainingConfig
 
 
 def num_steps(config: TrainingConfig, num_targets: int) -> int:

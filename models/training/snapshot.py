@@ -16,13 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.atomic import replaced_folder, settled
-from models.checkpoint import WEIGHTS, fill_checkpoint, load_weights, read_description, read_tensors, write_tensors
-from models.config import Config
-from models.errors import CheckpointError
-from models.language_model import LanguageModel, State
-from models.training.optimizer import optimizer_tensors, restore_optimizer
-from models.training.run_folder import RunFolder
+from meari.models.atomic import replaced_folder, settled
+from meari.models.checkpoint import (
+    WEIGHTS,
+    fill_checkpoint,
+    load_weights,
+    read_description,
+    read_tensors,
+    write_tensors,
+)
+from meari.models.config import Config
+from meari.models.errors import CheckpointError
+from meari.models.language_model import LanguageModel, State
+from meari.models.training.optimizer import optimizer_tensors, restore_optimizer
+from meari.models.training.run_folder import RunFolder
 
 OPTIMIZER = "optimizer.safetensors"
 PROGRESS = "progress.json"

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.config import Document
-from models.text.tokenizer import END_ID
+from meari.models.config import Document
+from meari.models.text.tokenizer import END_ID
 
 SEARCH_WINDOW = 1 << 12  # tokens that are looked through for a place to start at
 

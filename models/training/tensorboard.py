@@ -10,9 +10,9 @@ Losses are nats per token. A resumed run writes a file of its own; what it goes 
 
 from pathlib import Path
 
-from models.errors import TrainingError
-from models.training.display import Display
-from models.training.history import EvaluationRecord, StepRecord
+from meari.models.errors import TrainingError
+from meari.models.training.display import Display
+from meari.models.training.history import EvaluationRecord, StepRecord
 
 INSTALL = "--tensorboard needs tensorboardX, which is not installed here: `pip install 'meari[tensorboard]'`"
 

@@ -1,4 +1,4 @@
-"""Measures meari's training step beside the plain PyTorch loop: `python -m models.training.throughput --help`.
+"""Measures meari's training step beside the plain PyTorch loop: `python -m meari.models.training.throughput --help`.
 
 In: families, hidden sizes and vocabularies. Out: one record a case, added to a JSON file as soon as it is measured, and
 the page that `throughput_page` makes of all of them.
@@ -26,18 +26,18 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from models.choices import Document, Family, Precision, TokenizerKind
-from models.config import Config, CorpusConfig, RecurrentConfig, TokenizerConfig, TrainingConfig
-from models.text.tokens import PreparedCorpus, prepare
-from models.training.corpus_streams import open_streams
-from models.training.device import describe_machine, fast_torch
-from models.training.display import Display
-from models.training.history import EvaluationRecord, StepRecord
-from models.training.interrupt import StopRequest
-from models.training.plain import PlainLoop
-from models.training.run_folder import Start, open_run
-from models.training.throughput_page import BFLOAT16, FLOAT32, FLOAT32_COMPILED, PLAIN, PLAIN_COMPILED, page
-from models.training.trainer import Trainer
+from meari.models.choices import Document, Family, Precision, TokenizerKind
+from meari.models.config import Config, CorpusConfig, RecurrentConfig, TokenizerConfig, TrainingConfig
+from meari.models.text.tokens import PreparedCorpus, prepare
+from meari.models.training.corpus_streams import open_streams
+from meari.models.training.device import describe_machine, fast_torch
+from meari.models.training.display import Display
+from meari.models.training.history import EvaluationRecord, StepRecord
+from meari.models.training.interrupt import StopRequest
+from meari.models.training.plain import PlainLoop
+from meari.models.training.run_folder import Start, open_run
+from meari.models.training.throughput_page import BFLOAT16, FLOAT32, FLOAT32_COMPILED, PLAIN, PLAIN_COMPILED, page
+from meari.models.training.trainer import Trainer
 
 BATCH, LENGTH = 64, 64
 NUM_TOKENS = 60_000

@@ -29,7 +29,7 @@ meari's training step beside the plain PyTorch loop of the same sizes: nn.Embedd
 nn.Linear, cross_entropy, clip_grad_norm_, AdamW, in float32. A step takes 64 streams by 64 tokens; embeddings are half
 as long as hidden vectors; one layer, no dropout. All loops of a case share a process and take turns, a step each, on
 one thread; figures are medians. They count the process's own CPU time, because the machine had other work to do; wall
-time, which that work lengthens, stands beside it. Made by `python -m models.training.throughput --help`."""
+time, which that work lengthens, stands beside it. Made by `python -m meari.models.training.throughput --help`."""
 
 
 def page(results: dict[str, Any]) -> str:

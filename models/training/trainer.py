@@ -17,27 +17,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.atomic import replaced_folder
-from models.checkpoint import fill_checkpoint
-from models.choices import Precision
-from models.config import Config
-from models.errors import NotFinite
-from models.evaluation import quick_nats_per_token
-from models.language_model import LanguageModel, RecurrentLanguageModel, State, build_model
-from models.shown import perplexity
-from models.text.tokens import PreparedCorpus
-from models.training.averaging import WeightAverage
-from models.training.corpus_streams import fingerprint, open_streams, token_counts
-from models.training.display import Display
-from models.training.history import EvaluationRecord, History, StepRecord, Unkept
-from models.training.interrupt import StopRequest
-from models.training.optimizer import build_optimizer, set_learning_rate, trained_parameters
-from models.training.regularisation import penalty
-from models.training.run_folder import RunFolder
-from models.training.schedule import chunk_length, learning_rate, num_steps, tokens_per_step
-from models.training.snapshot import Progress, Snapshot, load_snapshot, save_snapshot
-from models.training.streams import Chunk
-from models.training.workers import ALONE, Workers
+from meari.models.atomic import replaced_folder
+from meari.models.checkpoint import fill_checkpoint
+from meari.models.choices import Precision
+from meari.models.config import Config
+from meari.models.errors import NotFinite
+from meari.models.evaluation import quick_nats_per_token
+from meari.models.language_model import LanguageModel, RecurrentLanguageModel, State, build_model
+from meari.models.shown import perplexity
+from meari.models.text.tokens import PreparedCorpus
+from meari.models.training.averaging import WeightAverage
+from meari.models.training.corpus_streams import fingerprint, open_streams, token_counts
+from meari.models.training.display import Display
+from meari.models.training.history import EvaluationRecord, History, StepRecord, Unkept
+from meari.models.training.interrupt import StopRequest
+from meari.models.training.optimizer import build_optimizer, set_learning_rate, trained_parameters
+from meari.models.training.regularisation import penalty
+from meari.models.training.run_folder import RunFolder
+from meari.models.training.schedule import chunk_length, learning_rate, num_steps, tokens_per_step
+from meari.models.training.snapshot import Progress, Snapshot, load_snapshot, save_snapshot
+from meari.models.training.streams import Chunk
+from meari.models.training.workers import ALONE, Workers
 
 
 class Ending(StrEnum):

@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.distributed.nn
 from torch import Tensor, nn
 
-from models.errors import PeerFailed, TrainingError
+from meari.models.errors import PeerFailed, TrainingError
 
 T = TypeVar("T")
 

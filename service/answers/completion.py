@@ -14,17 +14,17 @@ from typing import Protocol
 
 from msgspec import UNSET
 
-from service.answers.bodies import Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob
-from service.answers.figures import alternatives
-from service.answers.work import Work
-from service.engine import Finish, GenerateCall, Generation, Sample, Sampling
-from service.registry import Model
-from service.requests.model_limits import checked_logit_bias, effective_top_k
-from service.requests.schema import GenerateRequest
-from service.state_tokens import StateTokens, TextState
-from service.text.detokenizer import NO_TEXT, Detokenizer
-from service.text.stop import StopPatterns, StopSearch, matcher_factory
-from service.text.tokenizer import Vocabulary
+from meari.service.answers.bodies import Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob
+from meari.service.answers.figures import alternatives
+from meari.service.answers.work import Work
+from meari.service.engine import Finish, GenerateCall, Generation, Sample, Sampling
+from meari.service.registry import Model
+from meari.service.requests.model_limits import checked_logit_bias, effective_top_k
+from meari.service.requests.schema import GenerateRequest
+from meari.service.state_tokens import StateTokens, TextState
+from meari.service.text.detokenizer import NO_TEXT, Detokenizer
+from meari.service.text.stop import StopPatterns, StopSearch, matcher_factory
+from meari.service.text.tokenizer import Vocabulary
 
 __all__ = ["Budget", "Completion", "begin_completion"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.manifest import Manifest
+from meari.service.manifest import Manifest
 
 __all__ = ["describe_bundle"]
 

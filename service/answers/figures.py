@@ -5,10 +5,10 @@ token and by word. Knows no JSON.
 
 The log-probabilities lie on a grid on which sums are exact, so `logprob` is their exact sum, in whatever order.
 
-Words are stretches without white space, or segments of them (`service.text.words`). A token belongs to the word in
-which it begins; white space belongs to the word that follows it, and at the end of a text to the last word. White space
-that has no word beside it is a row of its own, and so is the end of the text where it is counted. So `logprob` is the
-sum over the rows.
+Words are stretches without white space, or segments of them (`meari.service.text.words`). A token belongs to the word
+in which it begins; white space belongs to the word that follows it, and at the end of a text to the last word. White
+space that has no word beside it is a row of its own, and so is the end of the text where it is counted. So `logprob`
+is the sum over the rows.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET
 
-from service.answers.bodies import Alternative, ScoredToken, ScoredWord, TextFigures, TokenText
-from service.answers.sums import LN_OF, TextSums, in_base
-from service.engine import TextScore
-from service.engine.calls import GRID
-from service.requests.schema import LogBase
-from service.state_tokens import TextState
-from service.text.tokenizer import Encoded, Vocabulary, nfc
-from service.text.words import Words, word_spans
+from meari.service.answers.bodies import Alternative, ScoredToken, ScoredWord, TextFigures, TokenText
+from meari.service.answers.sums import LN_OF, TextSums, in_base
+from meari.service.engine import TextScore
+from meari.service.engine.calls import GRID
+from meari.service.requests.schema import LogBase
+from meari.service.state_tokens import TextState
+from meari.service.text.tokenizer import Encoded, Vocabulary, nfc
+from meari.service.text.words import Words, word_spans
 
 __all__ = ["ScoredText", "alternatives", "token_texts"]
 

@@ -11,11 +11,11 @@ from typing import Final
 
 import msgspec
 
-from service.answers.bodies import ScoredToken, ScoredWord
-from service.answers.figures import ScoredText
-from service.answers.sums import TextSums
-from service.requests.schema import LogBase
-from service.state_tokens import StateTokens
+from meari.service.answers.bodies import ScoredToken, ScoredWord
+from meari.service.answers.figures import ScoredText
+from meari.service.answers.sums import TextSums
+from meari.service.requests.schema import LogBase
+from meari.service.state_tokens import StateTokens
 
 __all__ = ["SLICE", "ScoreAnswer", "array", "open_result", "parts_of"]
 

@@ -13,10 +13,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from service.answers.bodies import StatesAnswer, StatesUsage, StateTensorValues
-from service.answers.figures import token_texts
-from service.engine import ScoreCall, Scoring, StateValue
-from service.text.tokenizer import Vocabulary
+from meari.service.answers.bodies import StatesAnswer, StatesUsage, StateTensorValues
+from meari.service.answers.figures import token_texts
+from meari.service.engine import ScoreCall, Scoring, StateValue
+from meari.service.text.tokenizer import Vocabulary
 
 __all__ = ["MAX_CHARS", "MAX_TOKENS", "states_answer", "states_bytes", "states_call"]
 

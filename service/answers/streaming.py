@@ -13,10 +13,10 @@ from typing import Final, Protocol
 
 import msgspec
 
-from service.engine import Awaited
-from service.errors import MAY_QUOTE, EngineFailed, MeariError
-from service.process.client import ClientGone
-from service.process.watch import Watch
+from meari.service.engine import Awaited
+from meari.service.errors import MAY_QUOTE, EngineFailed, MeariError
+from meari.service.process.client import ClientGone
+from meari.service.process.watch import Watch
 
 __all__ = ["PING_SECONDS", "Streamed", "event_stream"]
 

@@ -11,9 +11,9 @@ import sys
 from dataclasses import dataclass
 from typing import Final
 
-from service.answers.bodies import TextFigures
-from service.engine.calls import GRID
-from service.requests.schema import LogBase
+from meari.service.answers.bodies import TextFigures
+from meari.service.engine.calls import GRID
+from meari.service.requests.schema import LogBase
 
 __all__ = ["LN_OF", "TextSums", "in_base"]
 

@@ -26,7 +26,7 @@ runs (`Generation`, `Scoring`). The engine knows nothing of HTTP, JSON, text or 
     loop.py       the thread: admit → run a turn → settle
 """
 
-from service.engine.calls import (
+from meari.service.engine.calls import (
     Awaited,
     EngineLimits,
     EngineStats,
@@ -41,9 +41,9 @@ from service.engine.calls import (
     StateValue,
     TextScore,
 )
-from service.engine.loop import Engine
-from service.engine.scheduler import Reservation
-from service.engine.together import Backlog, Together
+from meari.service.engine.loop import Engine
+from meari.service.engine.scheduler import Reservation
+from meari.service.engine.together import Backlog, Together
 
 __all__ = [
     "Awaited",

@@ -10,9 +10,9 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 
-from service.engine.runner import Runner
-from service.engine.runs import States
-from service.engine.sequence import Sequence, StateRow
+from meari.service.engine.runner import Runner
+from meari.service.engine.runs import States
+from meari.service.engine.sequence import Sequence, StateRow
 
 
 class Batch:

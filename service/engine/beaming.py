@@ -7,13 +7,13 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 
-from service.engine.beams import BeamSearch
-from service.engine.calls import Finish, Generation, StateValue, sample_seed
-from service.engine.outcome import Outcome
-from service.engine.runs import Floats
-from service.engine.scheduler import Request
-from service.engine.sequence import Sequence, StateRow
-from service.errors import MAY_QUOTE, EngineFailed
+from meari.service.engine.beams import BeamSearch
+from meari.service.engine.calls import Finish, Generation, StateValue, sample_seed
+from meari.service.engine.outcome import Outcome
+from meari.service.engine.runs import Floats
+from meari.service.engine.scheduler import Request
+from meari.service.engine.sequence import Sequence, StateRow
+from meari.service.errors import MAY_QUOTE, EngineFailed
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.calls import Finish, StateValue, StopMatcher
-from service.engine.ranking import likeliest
-from service.engine.sampling import on_grid
+from meari.service.engine.calls import Finish, StateValue, StopMatcher
+from meari.service.engine.ranking import likeliest
+from meari.service.engine.sampling import on_grid
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]

@@ -23,8 +23,8 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from service.errors import EngineFailed, MeariError, ScoreTimeout
-from service.tally import NONE, Tallied
+from meari.service.errors import EngineFailed, MeariError, ScoreTimeout
+from meari.service.tally import NONE, Tallied
 
 GRID: Final = 2.0**30
 News = threading.Event  # set when something was added to a handle

@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.ranking import ranked
-from service.engine.runs import Asked, Ran, Written
-from service.engine.sampling import NO_LIMIT, Floats32, Ids, Sampler, on_grid, pick_by_cumulative
-from service.graphs.sampler import NUM_LIMITS
+from meari.service.engine.ranking import ranked
+from meari.service.engine.runs import Asked, Ran, Written
+from meari.service.engine.sampling import NO_LIMIT, Floats32, Ids, Sampler, on_grid, pick_by_cumulative
+from meari.service.graphs.sampler import NUM_LIMITS
 
 MOST_STEPS: Final = 2**31
 BELOW_ONE: Final = np.float32(1 - 2**-22)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from service.engine.sequence import Sequence
-from service.tally import Tallied, Tally
+from meari.service.engine.sequence import Sequence
+from meari.service.tally import Tallied, Tally
 
 GAP_SECONDS: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,

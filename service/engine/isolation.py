@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.runner import Runner
-from service.engine.runs import Asked, Floats, Ids, Ran, States, Written
+from meari.service.engine.runner import Runner
+from meari.service.engine.runs import Asked, Floats, Ids, Ran, States, Written
 
 __all__ = ["rows_are_isolated"]
 

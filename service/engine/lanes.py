@@ -19,14 +19,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from service.engine.batch import Batch
-from service.engine.calls import EngineLimits
-from service.engine.gaps import TokenGaps
-from service.engine.outcome import Outcome
-from service.engine.runner import Runner
-from service.engine.scheduler import FEW_TEXTS, Kind, Request
-from service.engine.sequence import Sequence
-from service.engine.writing import Writing
+from meari.service.engine.batch import Batch
+from meari.service.engine.calls import EngineLimits
+from meari.service.engine.gaps import TokenGaps
+from meari.service.engine.outcome import Outcome
+from meari.service.engine.runner import Runner
+from meari.service.engine.scheduler import FEW_TEXTS, Kind, Request
+from meari.service.engine.sequence import Sequence
+from meari.service.engine.writing import Writing
 
 TURN_SECONDS: Final = 0.005
 LONG_TURN_SECONDS: Final = 0.05  # where nobody waits for a turn

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import threading
 
-from service.engine.scheduler import Request
+from meari.service.engine.scheduler import Request
 
 
 class LiveRequests:

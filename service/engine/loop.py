@@ -16,10 +16,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from service.engine.beaming import finish_beams, num_written
-from service.engine.beams import BeamSearch
-from service.engine.cache import CacheRoom, PrefixCache
-from service.engine.calls import (
+from meari.service.engine.beaming import finish_beams, num_written
+from meari.service.engine.beams import BeamSearch
+from meari.service.engine.cache import CacheRoom, PrefixCache
+from meari.service.engine.calls import (
     EngineLimits,
     EngineStats,
     Finish,
@@ -28,15 +28,15 @@ from service.engine.calls import (
     ScoreCall,
     Scoring,
 )
-from service.engine.lanes import Lanes, ReadingLane
-from service.engine.live import LiveRequests
-from service.engine.outcome import Outcome
-from service.engine.prefixes import SharedTexts, generation_sequence
-from service.engine.reading import Reading
-from service.engine.runner import Runner
-from service.engine.scheduler import FEW_TEXTS, Request, Reservation, Scheduler
-from service.engine.sequence import Sequence
-from service.errors import EngineFailed, MeariError, NotReady
+from meari.service.engine.lanes import Lanes, ReadingLane
+from meari.service.engine.live import LiveRequests
+from meari.service.engine.outcome import Outcome
+from meari.service.engine.prefixes import SharedTexts, generation_sequence
+from meari.service.engine.reading import Reading
+from meari.service.engine.runner import Runner
+from meari.service.engine.scheduler import FEW_TEXTS, Request, Reservation, Scheduler
+from meari.service.engine.sequence import Sequence
+from meari.service.errors import EngineFailed, MeariError, NotReady
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.calls import Finish, Handle, StateValue
-from service.engine.ranking import likeliest
-from service.engine.runs import Floats
-from service.engine.sampling import on_grid
-from service.engine.sequence import Sequence, StateRow
-from service.errors import MAY_QUOTE, EngineFailed
+from meari.service.engine.calls import Finish, Handle, StateValue
+from meari.service.engine.ranking import likeliest
+from meari.service.engine.runs import Floats
+from meari.service.engine.sampling import on_grid
+from meari.service.engine.sequence import Sequence, StateRow
+from meari.service.errors import MAY_QUOTE, EngineFailed
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from service.engine.calls import GenerateCall, Sample, ScoreCall, StateValue, TextScore
-from service.engine.sampling import Sampler
-from service.engine.sequence import Continuation, Sequence, Snapshot, StateRow, TargetLog
+from meari.service.engine.calls import GenerateCall, Sample, ScoreCall, StateValue, TextScore
+from meari.service.engine.sampling import Sampler
+from meari.service.engine.sequence import Continuation, Sequence, Snapshot, StateRow, TargetLog
 
 if TYPE_CHECKING:
-    from service.engine.scheduler import Request
+    from meari.service.engine.scheduler import Request
 
 
 PIECE: Final = 64  # tokens that are compared at once

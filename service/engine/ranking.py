@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.engine.sampling import Floats32, Floats64, Ids
+from meari.service.engine.sampling import Floats32, Floats64, Ids
 
 
 def ranked(logprobs: Floats32, counts: Ids) -> tuple[Floats64, Ids]:

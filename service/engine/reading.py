@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.batch import Batch
-from service.engine.cache import EDGE_TOKENS, PrefixCache
-from service.engine.calls import Scoring
-from service.engine.draws import Draws
-from service.engine.outcome import Outcome, alternatives
-from service.engine.runner import Runner
-from service.engine.runs import Floats, Ran, States
-from service.engine.sampling import on_grid
-from service.engine.scheduler import Request
-from service.engine.sequence import Sequence
-from service.engine.writing import begin_sample, row_after, sampler_of, wants_whole
+from meari.service.engine.batch import Batch
+from meari.service.engine.cache import EDGE_TOKENS, PrefixCache
+from meari.service.engine.calls import Scoring
+from meari.service.engine.draws import Draws
+from meari.service.engine.outcome import Outcome, alternatives
+from meari.service.engine.runner import Runner
+from meari.service.engine.runs import Floats, Ran, States
+from meari.service.engine.sampling import on_grid
+from meari.service.engine.scheduler import Request
+from meari.service.engine.sequence import Sequence
+from meari.service.engine.writing import begin_sample, row_after, sampler_of, wants_whole
 
 Ids = npt.NDArray[np.int64]
 

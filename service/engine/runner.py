@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from service.engine.runs import NOTHING, Asked, Floats, Ids, Ran, States, StateTensor, Written
-from service.graphs.reader import WANTS
-from service.graphs.sampler import NUM_LIMITS, is_small
+from meari.service.engine.runs import NOTHING, Asked, Floats, Ids, Ran, States, StateTensor, Written
+from meari.service.graphs.reader import WANTS
+from meari.service.graphs.sampler import NUM_LIMITS, is_small
 
 NO_BARS: Final = np.empty((0, 1), np.int64)
 TRUE: Final = np.array(True)

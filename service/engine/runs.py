@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from service.graphs.sampler import NUM_LIMITS
+from meari.service.graphs.sampler import NUM_LIMITS
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]

@@ -27,7 +27,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.calls import GRID, Sampling, sample_seed
+from meari.service.engine.calls import GRID, Sampling, sample_seed
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]

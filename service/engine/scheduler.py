@@ -21,10 +21,10 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.beams import BeamSearch
-from service.engine.calls import Handle
-from service.engine.sequence import Sequence
-from service.errors import Overloaded
+from meari.service.engine.beams import BeamSearch
+from meari.service.engine.calls import Handle
+from meari.service.engine.sequence import Sequence
+from meari.service.errors import Overloaded
 
 FEW_TEXTS: Final = 4
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.calls import Finish, Sample, StateValue, StopMatcher
-from service.engine.sampling import Sampler
+from meari.service.engine.calls import Finish, Sample, StateValue, StopMatcher
+from meari.service.engine.sampling import Sampler
 
 if TYPE_CHECKING:
-    from service.engine.scheduler import Request
+    from meari.service.engine.scheduler import Request
 
 StateRow = dict[str, npt.NDArray[np.float32]]  # state tensor -> [*shape], a copy that nobody else holds
 

@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from service.engine.calls import Finish, GenerateCall, Generation, Handle, News
+from meari.service.engine.calls import Finish, GenerateCall, Generation, Handle, News
 
 if TYPE_CHECKING:
-    from service.engine.loop import Engine
-    from service.engine.scheduler import Reservation
+    from meari.service.engine.loop import Engine
+    from meari.service.engine.scheduler import Reservation
 
 __all__ = ["Backlog", "Together"]
 

@@ -15,16 +15,16 @@ from typing import Final
 
 import numpy as np
 
-from service.engine.batch import Batch
-from service.engine.beaming import advance_beams, begin_beams, note_live_states
-from service.engine.calls import Handle
-from service.engine.draws import Draws
-from service.engine.outcome import Outcome, note_alternatives, note_state, take
-from service.engine.runner import Runner
-from service.engine.runs import Asked, Floats, Ran, States
-from service.engine.sampling import Sampler, on_grid
-from service.engine.scheduler import Request
-from service.engine.sequence import Sequence, StateRow
+from meari.service.engine.batch import Batch
+from meari.service.engine.beaming import advance_beams, begin_beams, note_live_states
+from meari.service.engine.calls import Handle
+from meari.service.engine.draws import Draws
+from meari.service.engine.outcome import Outcome, note_alternatives, note_state, take
+from meari.service.engine.runner import Runner
+from meari.service.engine.runs import Asked, Floats, Ran, States
+from meari.service.engine.sampling import Sampler, on_grid
+from meari.service.engine.scheduler import Request
+from meari.service.engine.sequence import Sequence, StateRow
 
 MOST_IN_VAIN: Final = 0.04  # of the tokens of a turn, those that are past the end of what they belong to
 

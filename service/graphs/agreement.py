@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from service.errors import BundleError
-from service.graphs.bundle_graph import BundleGraph
-from service.graphs.onnx_format import FLOAT, INT64
-from service.manifest import Manifest, contradiction
+from meari.service.errors import BundleError
+from meari.service.graphs.bundle_graph import BundleGraph
+from meari.service.graphs.onnx_format import FLOAT, INT64
+from meari.service.manifest import Manifest, contradiction
 
 __all__ = ["check_graphs"]
 

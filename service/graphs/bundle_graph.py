@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from service.graphs.drawing import Drawing
-from service.graphs.fusion import RUNTIME_DOMAIN
-from service.graphs.onnx_format import FLOAT, INT8, UINT8, new_message, read_model
+from meari.service.graphs.drawing import Drawing
+from meari.service.graphs.fusion import RUNTIME_DOMAIN
+from meari.service.graphs.onnx_format import FLOAT, INT8, UINT8, new_message, read_model
 
 __all__ = ["BundleGraph", "Parts", "copy_node", "copy_nodes", "finished"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from service.graphs.onnx_format import (
+from meari.service.graphs.onnx_format import (
     BOOL,
     FLOAT,
     FLOAT_ATTRIBUTE,

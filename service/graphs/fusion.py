@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from service.graphs.onnx_format import FLOAT
+from meari.service.graphs.onnx_format import FLOAT
 
 __all__ = ["RUNTIME_DOMAIN", "fuse_products", "vectors_of"]
 

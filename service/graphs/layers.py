@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from service.graphs.bundle_graph import copy_node
-from service.graphs.drawing import Drawing
-from service.graphs.fusion import fuse_products, vectors_of
+from meari.service.graphs.bundle_graph import copy_node
+from meari.service.graphs.drawing import Drawing
+from meari.service.graphs.fusion import fuse_products, vectors_of
 
 __all__ = ["draw_layers"]
 

@@ -43,10 +43,10 @@ from typing import Final
 
 import numpy as np
 
-from service.graphs.bundle_graph import Parts, copy_nodes, finished
-from service.graphs.drawing import Drawing
-from service.graphs.layers import draw_layers
-from service.graphs.sampler import NUM_LIMITS, Choice, draw_masses, draw_sampler
+from meari.service.graphs.bundle_graph import Parts, copy_nodes, finished
+from meari.service.graphs.drawing import Drawing
+from meari.service.graphs.layers import draw_layers
+from meari.service.graphs.sampler import NUM_LIMITS, Choice, draw_masses, draw_sampler
 
 __all__ = ["reader_graph"]
 

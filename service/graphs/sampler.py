@@ -26,8 +26,8 @@ from typing import Final
 
 import numpy as np
 
-from service.graphs.drawing import Drawing
-from service.graphs.onnx_format import FLOAT, INT64
+from meari.service.graphs.drawing import Drawing
+from meari.service.graphs.onnx_format import FLOAT, INT64
 
 __all__ = ["NUM_LIMITS", "Choice", "draw_likeliest", "draw_masses", "draw_sampler", "is_small"]
 

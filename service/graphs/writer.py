@@ -31,9 +31,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from service.graphs.bundle_graph import Parts, copy_nodes, finished
-from service.graphs.drawing import Drawing
-from service.graphs.sampler import NUM_LIMITS, Choice, draw_likeliest, draw_sampler
+from meari.service.graphs.bundle_graph import Parts, copy_nodes, finished
+from meari.service.graphs.drawing import Drawing
+from meari.service.graphs.sampler import NUM_LIMITS, Choice, draw_likeliest, draw_sampler
 
 __all__ = ["writer_graph"]
 

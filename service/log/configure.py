@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import sys
 
-from service.log.buffered import BufferedLines
-from service.log.formats import JsonFormat, TextFormat
+from meari.service.log.buffered import BufferedLines
+from meari.service.log.formats import JsonFormat, TextFormat
 
 __all__ = ["configure_logging", "flush_log", "line_format", "show_libraries"]
 
@@ -21,7 +21,7 @@ def configure_logging(level: str, line_format: str) -> None:
 
     line_format: text, json, or auto, which is text on a terminal.
     """
-    service = logging.getLogger("service")
+    service = logging.getLogger("meari.service")
     service.setLevel(level.upper())
     service.propagate = False
     if not service.handlers:
@@ -33,7 +33,7 @@ def configure_logging(level: str, line_format: str) -> None:
 
 def line_format() -> logging.Formatter:
     """The format that was chosen; JSON before that."""
-    handlers = logging.getLogger("service").handlers
+    handlers = logging.getLogger("meari.service").handlers
     return (handlers[0].formatter if handlers else None) or JsonFormat()
 
 
@@ -50,5 +50,5 @@ def show_libraries() -> None:
 
 def flush_log() -> None:
     """Write what waits to be written; to be called now and then."""
-    for handler in logging.getLogger("service").handlers:
+    for handler in logging.getLogger("meari.service").handlers:
         handler.flush()

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
-from service.answers.work import Work
-from service.errors import MeariError
+from meari.service.answers.work import Work
+from meari.service.errors import MeariError
 
 __all__ = ["NO_ROUTE", "Outcome", "RequestLine", "log_request"]
 
 MAX_PATH_CHARS: Final = 200
 NO_ROUTE: Final = "none"
 NOT_OURS: Final = (501, 505)  # HTTP that the service does not have was asked for
-_access: Final = logging.getLogger("service.access")
+_access: Final = logging.getLogger("meari.service.access")
 
 
 class Outcome(enum.StrEnum):

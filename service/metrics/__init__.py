@@ -7,6 +7,6 @@
 Nothing here knows Flask.
 """
 
-from service.metrics.worker import CONTENT_TYPE, Metrics, WorkerFigures
+from meari.service.metrics.worker import CONTENT_TYPE, Metrics, WorkerFigures
 
 __all__ = ["CONTENT_TYPE", "Metrics", "WorkerFigures"]

@@ -13,9 +13,9 @@ from typing import Final, Literal
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from service.engine.gaps import GAP_SECONDS
-from service.metrics.requests import HISTOGRAMS, Reason
-from service.tally import Tallied
+from meari.service.engine.gaps import GAP_SECONDS
+from meari.service.metrics.requests import HISTOGRAMS, Reason
+from meari.service.tally import Tallied
 
 __all__ = ["Families", "Histogram"]
 

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from service.engine import Finish, Generation, Scoring
-from service.engine.calls import Handle
-from service.errors import ScoreTimeout
-from service.tally import Tallied, Tally
+from meari.service.engine import Finish, Generation, Scoring
+from meari.service.engine.calls import Handle
+from meari.service.errors import ScoreTimeout
+from meari.service.tally import Tallied, Tally
 
 __all__ = ["HISTOGRAMS", "Reason", "RequestFigures", "Told"]
 

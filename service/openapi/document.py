@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import msgspec
 
-from service.error_body import error_body, openai_error_body
-from service.errors import MeariError
-from service.openapi import shapes
-from service.openapi.fields import ENUMS, FIELDS, OWN_FIELDS
-from service.openapi.operations import OPERATIONS, Operation
-from service.requests.completions import CHOICES
+from meari.service.error_body import error_body, openai_error_body
+from meari.service.errors import MeariError
+from meari.service.openapi import shapes
+from meari.service.openapi.fields import ENUMS, FIELDS, OWN_FIELDS
+from meari.service.openapi.operations import OPERATIONS, Operation
+from meari.service.requests.completions import CHOICES
 
 __all__ = ["ALL_ERRORS", "openapi_document"]
 

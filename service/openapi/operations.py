@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from service.answers.bodies import GenerateAnswer, StatesAnswer
-from service.answers.openai.bodies import CompletionAnswer, ModelCard, ModelList
-from service.errors import (
+from meari.service.answers.bodies import GenerateAnswer, StatesAnswer
+from meari.service.answers.openai.bodies import CompletionAnswer, ModelCard, ModelList
+from meari.service.errors import (
     EngineFailed,
     InvalidRequest,
     MeariError,
@@ -19,7 +19,7 @@ from service.errors import (
     UnknownModel,
     UnsupportedMediaType,
 )
-from service.openapi import shapes
+from meari.service.openapi import shapes
 
 __all__ = ["OPERATIONS", "Operation"]
 

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from service.answers.bodies import Choice, ScoredToken, ScoredWord, TextFigures, TokenText
-from service.bundle import SelfTest
-from service.manifest import Boundary, StateEntry
-from service.requests.schema import LogBase
+from meari.service.answers.bodies import Choice, ScoredToken, ScoredWord, TextFigures, TokenText
+from meari.service.bundle import SelfTest
+from meari.service.manifest import Boundary, StateEntry
+from meari.service.requests.schema import LogBase
 
 __all__ = [
     "DetokenizeBody",

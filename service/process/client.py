@@ -7,7 +7,7 @@ import socket
 import time
 from typing import Final
 
-from service.process.connection import STALL_SECONDS, Connection
+from meari.service.process.connection import STALL_SECONDS, Connection
 
 __all__ = ["Client", "ClientGone"]
 

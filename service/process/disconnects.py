@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections.abc import Callable
 
-from service.process.client import Client
+from meari.service.process.client import Client
 
 __all__ = ["Disconnects"]
 

@@ -1,7 +1,7 @@
 """gunicorn's configuration: the service's settings → its own, and what its master process does at the start and the
 end.
 
-Used as `gunicorn -c service/process/gunicorn_conf.py 'service.app:create_app()'`; `meari serve` does the same.
+Used as `gunicorn -c python:meari.service.process.gunicorn_conf`; `meari serve` does the same.
 Problems of the settings end the start here, before there is any worker.
 """
 
@@ -14,22 +14,19 @@ import secrets
 import shutil
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a run from another folder
-
-from service.log import configure_logging
-from service.process.marks import forget_worker
-from service.process.runtime import (
+from meari.service.log import configure_logging
+from meari.service.process.marks import forget_worker
+from meari.service.process.runtime import (
     MEMORY,
     make_runtime_folder,
     marks_folder,
     metrics_folder,
     prepare_runtime_folder,
 )
-from service.process.spread import allowed_connections
-from service.process.start import (
+from meari.service.process.spread import allowed_connections
+from meari.service.process.start import (
     NOTHING_STATUS,
     StartError,
     check_start,
@@ -38,8 +35,8 @@ from service.process.start import (
     start_problem,
     tell_start,
 )
-from service.process.worker import MAX_STAYING, SPREAD
-from service.settings import SettingsError, load_settings
+from meari.service.process.worker import MAX_STAYING, SPREAD
+from meari.service.settings import SettingsError, load_settings
 
 try:
     settings = load_settings(os.environ)
@@ -59,10 +56,10 @@ if not settings.state_key:  # the same for all workers; a reload keeps it, a res
     os.environ["MEARI_STATE_KEY"] = secrets.token_hex(32)
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_folder(runtime_folder))
 
-wsgi_app = "service.app:create_app()"
+wsgi_app = "meari.service.app:create_app()"
 bind = [f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"]
 workers = settings.workers
-worker_class = "service.process.worker.DrainingWorker"
+worker_class = "meari.service.process.worker.DrainingWorker"
 threads = settings.max_requests + RESERVE_THREADS + MAX_STAYING
 worker_connections = allowed_connections(threads + MAX_CONNECTIONS)
 backlog = 2048
@@ -76,7 +73,7 @@ forwarded_allow_ips = "*"  # nobody is asked who he is, because nothing that a p
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 loglevel = settings.log_level
-logger_class = "service.process.gunicorn_logger.ServiceLogger"
+logger_class = "meari.service.process.gunicorn_logger.ServiceLogger"
 accesslog = None  # the service writes its own line
 if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
     worker_tmp_dir = str(MEMORY)
@@ -96,7 +93,7 @@ def on_starting(server: Any) -> None:
     clear_start(runtime_folder)
     # Imported once, so that the workers share the memory of it and start sooner; frozen, so that no collection of
     # theirs writes to it. There are no threads yet, and no sessions.
-    importlib.import_module("service.app")
+    importlib.import_module("meari.service.app")
     gc.collect()
     gc.freeze()
 

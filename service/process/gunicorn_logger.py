@@ -6,7 +6,7 @@ from typing import Any
 
 from gunicorn.glogging import Logger
 
-from service.log.configure import line_format, show_libraries
+from meari.service.log.configure import line_format, show_libraries
 
 __all__ = ["ServiceLogger"]
 

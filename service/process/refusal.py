@@ -12,8 +12,8 @@ from typing import Any, Final
 import msgspec
 from gunicorn.http import errors as http
 
-from service.error_body import error_body, openai_error_body
-from service.errors import (
+from meari.service.error_body import error_body, openai_error_body
+from meari.service.errors import (
     EngineFailed,
     ExpectationFailed,
     HeadersTooLarge,
@@ -24,7 +24,7 @@ from service.errors import (
     TargetTooLong,
     VersionNotSupported,
 )
-from service.process.request import HEAD_SECONDS
+from meari.service.process.request import HEAD_SECONDS
 
 __all__ = ["answer_bytes", "translated"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from gunicorn import util
 from gunicorn.http.wsgi import Response
 
-from service.process.request import WaitingBody
+from meari.service.process.request import WaitingBody
 
 __all__ = ["JoinedResponse"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from service.process.marks import clear_marks
+from meari.service.process.marks import clear_marks
 
 __all__ = ["make_runtime_folder", "marks_folder", "metrics_folder", "prepare_runtime_folder"]
 

@@ -14,12 +14,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from service.bundle_folders import DEFAULT, find_bundles, printable
-from service.errors import BundleError
+from meari.service.bundle_folders import DEFAULT, find_bundles, printable
+from meari.service.errors import BundleError
 
 if TYPE_CHECKING:
-    from service.registry import Registry
-    from service.settings import Settings
+    from meari.service.registry import Registry
+    from meari.service.settings import Settings
 
 __all__ = [
     "NOTHING_STATUS",

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from service.engine.calls import Awaited
-from service.errors import EngineFailed, NotReady
-from service.process.client import Client, ClientGone
-from service.process.drain import Drain
+from meari.service.engine.calls import Awaited
+from meari.service.errors import EngineFailed, NotReady
+from meari.service.process.client import Client, ClientGone
+from meari.service.process.drain import Drain
 
 __all__ = ["Watch"]
 

@@ -26,21 +26,21 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.util import close_graceful, write_nonblock
 from gunicorn.workers.gthread import _DEFER, DEFAULT_WORKER_DATA_TIMEOUT, TConn, ThreadWorker
 
-from service.error_body import SAFE_HEADERS
-from service.errors import MAY_QUOTE, EngineFailed
-from service.log import NO_ROUTE, RequestLine, flush_log, log_request
-from service.process.connection import Connection
-from service.process.memory import limit_arenas
-from service.process.quick_config import QuickConfig
-from service.process.refusal import answer_bytes, translated
-from service.process.request import HEAD_SECONDS, PromptParser, WaitingBody
-from service.process.response import JoinedResponse
-from service.process.spread import Spread
-from service.requests.cors import cors_headers
-from service.requests.request_ids import request_id
+from meari.service.error_body import SAFE_HEADERS
+from meari.service.errors import MAY_QUOTE, EngineFailed
+from meari.service.log import NO_ROUTE, RequestLine, flush_log, log_request
+from meari.service.process.connection import Connection
+from meari.service.process.memory import limit_arenas
+from meari.service.process.quick_config import QuickConfig
+from meari.service.process.refusal import answer_bytes, translated
+from meari.service.process.request import HEAD_SECONDS, PromptParser, WaitingBody
+from meari.service.process.response import JoinedResponse
+from meari.service.process.spread import Spread
+from meari.service.requests.cors import cors_headers
+from meari.service.requests.request_ids import request_id
 
 if TYPE_CHECKING:
-    from service.service import Service
+    from meari.service.service import Service
 
 __all__ = ["MAX_STAYING", "SPREAD", "DrainingWorker"]
 

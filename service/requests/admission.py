@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from service.errors import Overloaded, TooLarge
-from service.requests.overload import OverloadGate
+from meari.service.errors import Overloaded, TooLarge
+from meari.service.requests.overload import OverloadGate
 
 __all__ = ["Admission", "Ticket"]
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import inspect
 
-from service.requests.lenient import is_left_out, members, read_leniently
+from meari.service.requests.lenient import is_left_out, members, read_leniently
 
 __all__ = ["describe", "explain", "range_text", "shown", "why_malformed"]
 

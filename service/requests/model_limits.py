@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from service.errors import InvalidRequest, TooLarge
-from service.requests.explain import shown
+from meari.service.errors import InvalidRequest, TooLarge
+from meari.service.requests.explain import shown
 
 __all__ = ["check_num_chars", "checked_ids", "checked_logit_bias", "effective_top_k"]
 

@@ -13,9 +13,9 @@ from typing import Generic, TypeVar
 import msgspec
 from msgspec import inspect
 
-from service.errors import InvalidRequest
-from service.requests.explain import explain_object, shown, why_malformed
-from service.requests.lenient import read_leniently
+from meari.service.errors import InvalidRequest
+from meari.service.requests.explain import explain_object, shown, why_malformed
+from meari.service.requests.lenient import read_leniently
 
 __all__ = ["Parser"]
 

@@ -17,8 +17,8 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from service.errors import InvalidRequest
-from service.requests.completions import (
+from meari.service.errors import InvalidRequest
+from meari.service.requests.completions import (
     CompletionsRequest,
     Seed,
     Stop,
@@ -26,10 +26,10 @@ from service.requests.completions import (
     prompt_type,
     stop_strings,
 )
-from service.requests.explain import shown
-from service.requests.parsing import Parser
-from service.settings import Settings
-from service.text.words import Words
+from meari.service.requests.explain import shown
+from meari.service.requests.parsing import Parser
+from meari.service.settings import Settings
+from meari.service.text.words import Words
 
 __all__ = [
     "DetokenizeRequest",

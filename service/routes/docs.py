@@ -8,10 +8,10 @@ from typing import Final
 
 from flask import Blueprint, Response
 
-from service.errors import NotFound
-from service.openapi.document import openapi_document
-from service.routes.exchange import json_response
-from service.service import Service
+from meari.service.errors import NotFound
+from meari.service.openapi.document import openapi_document
+from meari.service.routes.exchange import json_response
+from meari.service.service import Service
 
 __all__ = ["docs_blueprint"]
 

@@ -12,10 +12,10 @@ from flask import Response, g, request
 from gunicorn.http.errors import ParseException
 from gunicorn.util import split_request_uri
 
-from service.answers.work import Work
-from service.engine.calls import Awaited
-from service.error_body import SAFE_HEADERS, wrong_field
-from service.errors import (
+from meari.service.answers.work import Work
+from meari.service.engine.calls import Awaited
+from meari.service.error_body import SAFE_HEADERS, wrong_field
+from meari.service.errors import (
     InvalidRequest,
     MeariError,
     NotImplementedHere,
@@ -24,14 +24,14 @@ from service.errors import (
     TooLarge,
     UnsupportedMediaType,
 )
-from service.log import NO_ROUTE, RequestLine, log_request
-from service.process.client import Client, ClientGone
-from service.process.watch import Watch
-from service.registry import Model
-from service.requests.admission import Ticket
-from service.requests.cors import cors_headers
-from service.requests.request_ids import request_id
-from service.service import Service
+from meari.service.log import NO_ROUTE, RequestLine, log_request
+from meari.service.process.client import Client, ClientGone
+from meari.service.process.watch import Watch
+from meari.service.registry import Model
+from meari.service.requests.admission import Ticket
+from meari.service.requests.cors import cors_headers
+from meari.service.requests.request_ids import request_id
+from meari.service.service import Service
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

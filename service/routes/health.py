@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from service.error_body import error_body
-from service.errors import NotReady
-from service.routes.exchange import current_exchange, json_response
-from service.service import Service
+from meari.service.error_body import error_body
+from meari.service.errors import NotReady
+from meari.service.routes.exchange import current_exchange, json_response
+from meari.service.service import Service
 
 __all__ = ["health_blueprint"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from service.metrics import CONTENT_TYPE
-from service.service import Service
+from meari.service.metrics import CONTENT_TYPE
+from meari.service.service import Service
 
 __all__ = ["metrics_blueprint"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from service.answers.description import describe_bundle
-from service.registry import Model
-from service.routes.exchange import json_response
-from service.service import Service
+from meari.service.answers.description import describe_bundle
+from meari.service.registry import Model
+from meari.service.routes.exchange import json_response
+from meari.service.service import Service
 
 __all__ = ["models_blueprint"]
 

@@ -6,18 +6,18 @@ import time
 
 from flask import Blueprint, Response
 
-from service.answers.openai.bodies import ModelCard, ModelList
-from service.answers.openai.completion import OpenAICompletion, begin_openai_completion
-from service.answers.streaming import PING_SECONDS, event_stream
-from service.error_body import openai_error_body
-from service.errors import MeariError
-from service.process.watch import Watch
-from service.registry import Model
-from service.requests.completions import prompts_of
-from service.requests.model_limits import check_num_chars
-from service.routes.exchange import Exchange, current_exchange, json_response
-from service.routes.generate import STREAM_HEADERS
-from service.service import Service
+from meari.service.answers.openai.bodies import ModelCard, ModelList
+from meari.service.answers.openai.completion import OpenAICompletion, begin_openai_completion
+from meari.service.answers.streaming import PING_SECONDS, event_stream
+from meari.service.error_body import openai_error_body
+from meari.service.errors import MeariError
+from meari.service.process.watch import Watch
+from meari.service.registry import Model
+from meari.service.requests.completions import prompts_of
+from meari.service.requests.model_limits import check_num_chars
+from meari.service.routes.exchange import Exchange, current_exchange, json_response
+from meari.service.routes.generate import STREAM_HEADERS
+from meari.service.service import Service
 
 __all__ = ["openai_blueprint"]
 

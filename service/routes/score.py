@@ -5,19 +5,19 @@ from __future__ import annotations
 from flask import Blueprint, Response
 from msgspec import UNSET
 
-from service.answers.figures import ScoredText
-from service.answers.score_json import ScoreAnswer
-from service.answers.work import Work
-from service.engine import ScoreCall, Scoring
-from service.registry import Model
-from service.requests.model_limits import check_num_chars
-from service.requests.schema import ScoreRequest
-from service.routes.exchange import Exchange, current_exchange
-from service.service import Service
-from service.state_tokens import StateTokens, TextState
-from service.text.detokenizer import NO_TEXT
-from service.text.tokenizer import Encoded
-from service.text.words import require_segmenter
+from meari.service.answers.figures import ScoredText
+from meari.service.answers.score_json import ScoreAnswer
+from meari.service.answers.work import Work
+from meari.service.engine import ScoreCall, Scoring
+from meari.service.registry import Model
+from meari.service.requests.model_limits import check_num_chars
+from meari.service.requests.schema import ScoreRequest
+from meari.service.routes.exchange import Exchange, current_exchange
+from meari.service.service import Service
+from meari.service.state_tokens import StateTokens, TextState
+from meari.service.text.detokenizer import NO_TEXT
+from meari.service.text.tokenizer import Encoded
+from meari.service.text.words import require_segmenter
 
 __all__ = ["score_blueprint"]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from service.answers.states import MAX_CHARS, MAX_TOKENS, states_answer, states_bytes, states_call
-from service.answers.work import Work
-from service.engine import Scoring
-from service.errors import InvalidRequest
-from service.registry import Model
-from service.requests.model_limits import check_num_chars
-from service.requests.schema import StatesRequest
-from service.routes.exchange import Exchange, current_exchange, json_response
-from service.service import Service
+from meari.service.answers.states import MAX_CHARS, MAX_TOKENS, states_answer, states_bytes, states_call
+from meari.service.answers.work import Work
+from meari.service.engine import Scoring
+from meari.service.errors import InvalidRequest
+from meari.service.registry import Model
+from meari.service.requests.model_limits import check_num_chars
+from meari.service.requests.schema import StatesRequest
+from meari.service.routes.exchange import Exchange, current_exchange, json_response
+from meari.service.service import Service
 
 __all__ = ["states_blueprint"]
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 import msgspec
 from flask import Blueprint, Response, request
 
-from service.errors import NotFound
-from service.service import Service
+from meari.service.errors import NotFound
+from meari.service.service import Service
 
 __all__ = ["CLAIMS_FOLDER", "WEB_FOLDER", "web_blueprint"]
 

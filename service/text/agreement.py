@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from service.errors import BundleError
-from service.manifest import Manifest, contradiction
+from meari.service.errors import BundleError
+from meari.service.manifest import Manifest, contradiction
 
 __all__ = ["check_reserved", "check_tokenizer"]
 

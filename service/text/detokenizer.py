@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from service.text.tokenizer import TokenizerKind, Vocabulary
+from meari.service.text.tokenizer import TokenizerKind, Vocabulary
 
 __all__ = ["MAX_PARTIAL_BYTES", "NO_TEXT", "Detokenizer", "TextEnd", "detokenize", "partial_bytes"]
 

@@ -13,8 +13,8 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from service.text.detokenizer import Detokenizer, TextEnd
-from service.text.tokenizer import Vocabulary
+from meari.service.text.detokenizer import Detokenizer, TextEnd
+from meari.service.text.tokenizer import Vocabulary
 
 __all__ = ["StopMatcher", "StopPatterns", "StopSearch", "matcher_factory"]
 

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from service.errors import BundleError
-from service.manifest import Manifest
-from service.text.agreement import check_reserved, check_tokenizer
+from meari.service.errors import BundleError
+from meari.service.manifest import Manifest
+from meari.service.text.agreement import check_reserved, check_tokenizer
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it would start threads of its own
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Final, Literal
 
-from service.errors import InvalidRequest
+from meari.service.errors import InvalidRequest
 
 __all__ = ["Words", "open_run", "require_segmenter", "word_spans"]
 

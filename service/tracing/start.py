@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from service.log import RequestLine
+from meari.service.log import RequestLine
 
 __all__ = ["Tracing", "start_tracing"]
 
@@ -42,7 +42,7 @@ def start_tracing(environment: Mapping[str, str]) -> Tracing | None:
     problem = problem_of(environment)
     if problem is None:
         try:
-            from service.tracing.spans import OtlpTracing
+            from meari.service.tracing.spans import OtlpTracing
 
             return OtlpTracing()
         except ImportError as error:

@@ -14,7 +14,7 @@ RELEASED = ROOT / "bundles"
 
 
 def arguments(*words: object) -> list[str]:
-    return [sys.executable, "-m", "cli.main", *map(str, words)]
+    return [sys.executable, "-m", "meari.cli.main", *map(str, words)]
 
 
 def meari(*words: object, stdin: str | bytes = b"") -> subprocess.CompletedProcess[bytes]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bulk.display import Display, duration
+from meari.bulk.display import Display, duration
 
 
 class Terminal(io.StringIO):

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from bulk.generate import line_seed
-from service.app import create_app
-from service.settings import Settings
+from meari.bulk.generate import line_seed
+from meari.service.app import create_app
+from meari.service.settings import Settings
 from tests.bulk.command import RELEASED, meari, records, started
 from tests.bulk.test_resume import ended
 from tests.patience import PATIENCE

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from bulk import packing
-from bulk.packing import Unpacker
-from bulk.source import Source
+from meari.bulk import packing
+from meari.bulk.packing import Unpacker
+from meari.bulk.source import Source
 from tests.bulk.command import file_records, meari, records, started
 from tests.patience import PATIENCE
 

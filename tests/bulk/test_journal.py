@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bulk.errors import CannotResume
-from bulk.journal import Checkpoint, Journal, is_interrupted, journal_path
+from meari.bulk.errors import CannotResume
+from meari.bulk.journal import Checkpoint, Journal, is_interrupted, journal_path
 
 RUN = {"log_base": "e", "input_sha256": "ab"}
 DATA = b"first\nsecond\nthird\n"

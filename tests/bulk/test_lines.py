@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulk.lines import LONG_BYTES, Chunk, LineCutter
+from meari.bulk.lines import LONG_BYTES, Chunk, LineCutter
 
 
 def cut(pieces: list[bytes], max_lines: int = 3, max_bytes: int = 20) -> list[Chunk]:

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bulk import long_text
-from bulk.frames import Done, Part
-from bulk.long_text import LongText
-from bulk.options import ScoreOptions
-from bulk.score import ScoredChunk, ScoreWork
-from bulk.totals import ScoreTotals
-from bulk.worker import open_model
-from service.registry import Model
-from service.text.words import Words
+from meari.bulk import long_text
+from meari.bulk.frames import Done, Part
+from meari.bulk.long_text import LongText
+from meari.bulk.options import ScoreOptions
+from meari.bulk.score import ScoredChunk, ScoreWork
+from meari.bulk.totals import ScoreTotals
+from meari.bulk.worker import open_model
+from meari.service.registry import Model
+from meari.service.text.words import Words
 
 TEXTS = [
     "good day, world. " * 40,

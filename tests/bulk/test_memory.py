@@ -21,7 +21,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 def peak_kib(*words: object) -> int:
     """The largest process of a run, its workers included."""
-    command = [sys.executable, "-c", PEAK, sys.executable, "-m", "cli.main", *map(str, words)]
+    command = [sys.executable, "-c", PEAK, sys.executable, "-m", "meari.cli.main", *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, check=True, timeout=PATIENCE)
     return int(done.stdout)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bulk.records import Problem, Reader, Record, is_like_object
+from meari.bulk.records import Problem, Reader, Record, is_like_object
 
 TEXT = Reader("text", "text", with_context=True)
 JSONL = Reader("jsonl", "text", with_context=True)

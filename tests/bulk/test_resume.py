@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bulk.journal import journal_path
+from meari.bulk.journal import journal_path
 from tests.bulk.command import file_records, meari, started
 from tests.patience import PATIENCE
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from bulk.journal import journal_path
-from service.app import create_app
-from service.settings import Settings
+from meari.bulk.journal import journal_path
+from meari.service.app import create_app
+from meari.service.settings import Settings
 from tests.bulk.command import RELEASED, file_records, meari, records, started
 from tests.patience import PATIENCE
 from tests.service.tiny_bundle import rewrite_manifest, write_tiny_bundle

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bulk.lines import LONG_BYTES
+from meari.bulk.lines import LONG_BYTES
 from tests.bulk.command import file_records, meari, records, started
 from tests.bulk.test_resume import ended
 from tests.service.running import Server, running_server

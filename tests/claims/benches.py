@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from claims.budget import Budget
-from claims.grammar import made_text
-from claims.sizes import QUICK, Sizes
-from claims.text import Text, split_text
-from claims.workbench import Workbench
+from meari.claims.budget import Budget
+from meari.claims.grammar import made_text
+from meari.claims.sizes import QUICK, Sizes
+from meari.claims.text import Text, split_text
+from meari.claims.workbench import Workbench
 
 TINY: Sizes = replace(
     QUICK,

@@ -3,11 +3,11 @@ import math
 import numpy as np
 import pytest
 
-from claims.claim import Verdict, verdict
-from claims.families import FAMILIES
-from claims.held_out import token_losses
-from claims.measures.context import CLAIM, NEAR, Context, cut_losses
-from models.config import Family
+from meari.claims.claim import Verdict, verdict
+from meari.claims.families import FAMILIES
+from meari.claims.held_out import token_losses
+from meari.claims.measures.context import CLAIM, NEAR, Context, cut_losses
+from meari.models.config import Family
 from tests.claims.benches import TINY, tiny_bench
 
 LENGTHS = (1, 4, 16, 64)

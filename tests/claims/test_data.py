@@ -1,10 +1,10 @@
 import pytest
 
-from claims.claim import Verdict, verdict
-from claims.families import FAMILIES, TOLERANCE, fresh_model, num_trained
-from claims.measures.data import CLAIM, Data, Learned
-from claims.sizes import Sizes
-from models.config import Family
+from meari.claims.claim import Verdict, verdict
+from meari.claims.families import FAMILIES, TOLERANCE, fresh_model, num_trained
+from meari.claims.measures.data import CLAIM, Data, Learned
+from meari.claims.sizes import Sizes
+from meari.models.config import Family
 from tests.claims.benches import TINY, tiny_bench
 
 

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from claims.claim import Verdict, verdict
-from claims.measures.exploding import CLAIM, Exploding, Run, scale_recurrence
-from models.config import Family, RecurrentConfig
-from models.language_model import RecurrentLanguageModel, build_model
+from meari.claims.claim import Verdict, verdict
+from meari.claims.measures.exploding import CLAIM, Exploding, Run, scale_recurrence
+from meari.models.config import Family, RecurrentConfig
+from meari.models.language_model import RecurrentLanguageModel, build_model
 from tests.claims.benches import TINY, tiny_bench
 
 RATES = (0.1, 1.0, 10.0)

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from claims.claim import Verdict, verdict
-from claims.measures.gates import CLAIM, Gate, Gates, gate_values, read_gates, since
-from claims.text import CharacterKind
-from models.cells import Cell, GruCell, LstmCell
-from models.config import Family
+from meari.claims.claim import Verdict, verdict
+from meari.claims.measures.gates import CLAIM, Gate, Gates, gate_values, read_gates, since
+from meari.claims.text import CharacterKind
+from meari.models.cells import Cell, GruCell, LstmCell
+from meari.models.config import Family
 from tests.claims.benches import tiny_bench
 
 

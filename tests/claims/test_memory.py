@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from claims.families import reservoir
-from claims.memory import memory_curve
-from models.language_model import LanguageModel, State, StateTensor, build_model
+from meari.claims.families import reservoir
+from meari.claims.memory import memory_curve
+from meari.models.language_model import LanguageModel, State, StateTensor, build_model
 
 VOCABULARY = 4
 

@@ -6,12 +6,12 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from claims.budget import Budget
-from claims.families import THROUGH_TIME, reservoir
-from claims.multiply_adds import NetSizes, one_pass, readout_step, through_time, whitening_setup
-from claims.training import Plan, train
-from models.config import Family, RecurrentConfig
-from models.language_model import build_model
+from meari.claims.budget import Budget
+from meari.claims.families import THROUGH_TIME, reservoir
+from meari.claims.multiply_adds import NetSizes, one_pass, readout_step, through_time, whitening_setup
+from meari.claims.training import Plan, train
+from meari.models.config import Family, RecurrentConfig
+from meari.models.language_model import build_model
 
 VOCABULARY, EMBEDDING, UNITS, LENGTH, BATCH = 7, 4, 5, 6, 3
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from claims.catalogue import CLAIMS
-from claims.claim import Verdict
-from claims.page import page
-from claims.results import FILE, Results, ResultsError
-from claims.run import Order, check, measure_claims, redraw
-from claims.sizes import Sizes
-from cli.claims import NUM_CLAIMS, command
+from meari.claims.catalogue import CLAIMS
+from meari.claims.claim import Verdict
+from meari.claims.page import page
+from meari.claims.results import FILE, Results, ResultsError
+from meari.claims.run import Order, check, measure_claims, redraw
+from meari.claims.sizes import Sizes
+from meari.cli.claims import NUM_CLAIMS, command
 from tests.claims.benches import TINY, small_text
 
 RELEASED = Path(__file__).resolve().parents[2] / "docs" / "claims"

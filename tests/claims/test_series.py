@@ -1,13 +1,13 @@
 import pytest
 
-from claims.budget import Budget, OutOfTime
-from claims.claim import Verdict, verdict
-from claims.held_out import held_out_loss
-from claims.measures.series import CLAIM, ONE_PASS, TRAININGS, Cost, Series
-from claims.one_pass import train_in_one_pass
-from claims.workbench import Workbench
-from models.cells.esn import EchoStateNetwork
-from models.config import Family
+from meari.claims.budget import Budget, OutOfTime
+from meari.claims.claim import Verdict, verdict
+from meari.claims.held_out import held_out_loss
+from meari.claims.measures.series import CLAIM, ONE_PASS, TRAININGS, Cost, Series
+from meari.claims.one_pass import train_in_one_pass
+from meari.claims.workbench import Workbench
+from meari.models.cells.esn import EchoStateNetwork
+from meari.models.config import Family
 from tests.claims.benches import TINY, small_text, tiny_bench
 
 

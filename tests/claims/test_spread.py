@@ -1,7 +1,7 @@
 import pytest
 
-from claims.claim import Condition, Verdict, settled
-from claims.spread import Expectation, around, between
+from meari.claims.claim import Condition, Verdict, settled
+from meari.claims.spread import Expectation, around, between
 
 
 def test_figures_are_written_with_the_spread_of_their_seeds() -> None:

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from claims.grammar import SPEAKERS, made_text
-from claims.text import KINDS, CharacterKind, kind_of, read_text, split_text
-from models.errors import CorpusError
+from meari.claims.grammar import SPEAKERS, made_text
+from meari.claims.text import KINDS, CharacterKind, kind_of, read_text, split_text
+from meari.models.errors import CorpusError
 
 
 def test_made_text_is_that_of_its_seed() -> None:

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from claims.claim import Verdict, verdict
-from claims.measures.thread import CLAIM, HELD_OUT, Course, Thread
-from claims.sampling import NGRAM, SAMPLINGS, WINDOW, Sampling, pick, repeated, write_texts
-from models.config import Family
+from meari.claims.claim import Verdict, verdict
+from meari.claims.measures.thread import CLAIM, HELD_OUT, Course, Thread
+from meari.claims.sampling import NGRAM, SAMPLINGS, WINDOW, Sampling, pick, repeated, write_texts
+from meari.models.config import Family
 from tests.claims.benches import tiny_bench
 
 

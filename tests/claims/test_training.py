@@ -3,11 +3,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from claims.budget import Budget
-from claims.held_out import held_out_loss, token_losses
-from claims.sizes import FULL_MINUTES, QUICK, Sizes, below_judged, sizes_for
-from claims.training import LEARNED_BY_HEART, Plan, Streams, Trained, train, train_fitting
-from models.config import Family
+from meari.claims.budget import Budget
+from meari.claims.held_out import held_out_loss, token_losses
+from meari.claims.sizes import FULL_MINUTES, QUICK, Sizes, below_judged, sizes_for
+from meari.claims.training import LEARNED_BY_HEART, Plan, Streams, Trained, train, train_fitting
+from meari.models.config import Family
 from tests.claims.benches import TINY, tiny_bench
 
 

@@ -3,11 +3,20 @@ import pytest
 import torch
 from torch.nn import functional
 
-from claims.claim import Verdict, verdict
-from claims.families import THROUGH_TIME
-from claims.measures.vanishing import CLAIM, MEMORY, STATE, Quartiles, Vanishing, distances, gradient_norms, shares
-from models.config import Family, RecurrentConfig
-from models.language_model import LanguageModel, State, build_model
+from meari.claims.claim import Verdict, verdict
+from meari.claims.families import THROUGH_TIME
+from meari.claims.measures.vanishing import (
+    CLAIM,
+    MEMORY,
+    STATE,
+    Quartiles,
+    Vanishing,
+    distances,
+    gradient_norms,
+    shares,
+)
+from meari.models.config import Family, RecurrentConfig
+from meari.models.language_model import LanguageModel, State, build_model
 from tests.claims.benches import TINY, tiny_bench
 
 VOCABULARY = 5

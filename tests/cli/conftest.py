@@ -30,7 +30,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment in which `meari` is this checkout's command."""
     folder = tmp_path_factory.mktemp("bin")
     command = folder / "meari"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m cli.main "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m meari.cli.main "$@"\n')
     command.chmod(command.stat().st_mode | stat.S_IXUSR)
     own = clean_environment()
     return own | {"PATH": f"{folder}:{own['PATH']}", "PYTHONPATH": str(ROOT)}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli.main import group
+from meari.cli.main import group
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = ("torch", "rich", "onnx", "scipy", "matplotlib", "safetensors", "models", "export", "flask", "gunicorn")
@@ -21,12 +21,12 @@ def loaded_after(code: str) -> set[str]:
 
 
 def test_bulk_needs_the_serving_side_alone_and_no_http() -> None:
-    code = "import bulk.run, bulk.worker, bulk.score, bulk.generate, bulk.one_prompt, cli.score, cli.generate"
+    code = "from meari.bulk import generate, one_prompt, run, score, worker; import meari.cli.generate, meari.cli.score"
     assert loaded_after(code).isdisjoint(ELSEWHERE)
 
 
 def test_help_costs_no_engine() -> None:
-    code = "from cli.main import group\ngroup(['score', '--help'], standalone_mode=False)"
+    code = "from meari.cli.main import group\ngroup(['score', '--help'], standalone_mode=False)"
     assert loaded_after(code).isdisjoint({*ELSEWHERE, "onnxruntime", "numpy", "tokenizers", "msgspec"})
 
 
@@ -54,7 +54,7 @@ def test_words_may_stand_alone_or_say_how_they_are_found(words: list[str], found
     own = [str(tmp_path / "text.txt") if word == "TEXT" else word for word in words]
     arguments = ["score", *own, "--no-end", "--quiet", "--bundles", str(ROOT / "bundles" / "shakespeare-rnn")]
     done = subprocess.run(
-        [sys.executable, "-m", "cli.main", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "meari.cli.main", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert [word["text"] for word in json.loads(done.stdout)["words"]] == found
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli.main import group
+from meari.cli.main import group
 from tests.patience import PATIENCE
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from cli.main import group
+from meari.cli.main import group
 from tests.cli.test_examples import examples
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cli.main import group
+from meari.cli.main import group
 from tests.models.training.tiny_runs import chain_text
 from tests.patience import PATIENCE
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from cli.export import command
-from export.errors import BundleExists
-from models.config import Family, RecurrentConfig
+from meari.cli.export import command
+from meari.export.errors import BundleExists
+from meari.models.config import Family, RecurrentConfig
 from tests.export.tiny_models import make_run
 
 

@@ -11,8 +11,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cli._files import Use, check_apart
-from cli.main import group
+from meari.cli._files import Use, check_apart
+from meari.cli.main import group
 from tests.bulk.command import arguments
 from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment

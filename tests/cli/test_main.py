@@ -9,8 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-import cli
-from cli import main as entry
+from meari import cli
+from meari.cli import main as entry
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,13 +36,13 @@ def greet(fail: str | None) -> None:
 def verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A verb `greet` in the command line's folder, and the errors of the part that it belongs to."""
     (tmp_path / "greet.py").write_text("from tests_cli_greet import greet as command\n")
-    module, errors = ModuleType("tests_cli_greet"), ModuleType("models.errors")
+    module, errors = ModuleType("tests_cli_greet"), ModuleType("meari.models.errors")
     vars(module)["greet"] = greet
     vars(errors)["ModelsError"] = OurError
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, errors.__name__, errors)
     monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "cli.greet", raising=False)
+    monkeypatch.delitem(sys.modules, "meari.cli.greet", raising=False)
     return "greet"
 
 
@@ -55,10 +55,10 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | No
 
 def test_verb_is_imported_only_when_it_is_asked_for(verb: str) -> None:
     assert verb in entry.group.list_commands(click.Context(entry.group))
-    assert "cli.greet" not in sys.modules
+    assert "meari.cli.greet" not in sys.modules
     assert CliRunner().invoke(entry.group, [verb]).output == "hello\n"
-    assert "cli.greet" in sys.modules
-    del sys.modules["cli.greet"]
+    assert "meari.cli.greet" in sys.modules
+    del sys.modules["meari.cli.greet"]
 
 
 def test_error_of_the_project_is_one_line_and_exit_code_1(
@@ -113,7 +113,7 @@ def test_help_groups_the_verbs_and_leaves_none_out() -> None:
 )
 def test_a_mistyped_name_gets_the_nearest_one(words: str, hint: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "cli.main", *words.split()], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "meari.cli.main", *words.split()], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode in {1, 2}
     assert hint in done.stderr
@@ -130,7 +130,7 @@ def test_help_shows_examples() -> None:
 def test_generate_tells_how_much_of_a_prompt_the_model_does_not_know(prompt: str, told: str) -> None:
     words = ["generate", prompt, "--model", "shakespeare-lstm", "--max-tokens", "2"]
     done = subprocess.run(
-        [sys.executable, "-m", "cli.main", *words], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "meari.cli.main", *words], cwd=ROOT, capture_output=True, text=True, check=True
     )
     expected = f"meari: the model does not know {told} of the prompt"
     assert (expected in done.stderr) if told else ("does not know" not in done.stderr)

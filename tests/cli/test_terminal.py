@@ -15,8 +15,8 @@ from pathlib import Path
 import click
 import pytest
 
-from cli._tables import Table, facts, show, shown
-from cli.main import group
+from meari.cli._tables import Table, facts, show, shown
+from meari.cli.main import group
 from tests.patience import PATIENCE
 
 ESCAPE = "\x1b["
@@ -186,7 +186,7 @@ def gone_reader() -> Iterator[int]:
 def test_interrupted_verb_ends_with_130(environment: dict[str, str]) -> None:
     code = """
 import signal
-from cli import main
+from meari.cli import main
 from tests.patience import PATIENCE
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
 main.group = lambda **_: signal.raise_signal(signal.SIGINT)

@@ -13,11 +13,11 @@ from typing import IO
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.main import group
-from models.config import load_config
-from models.errors import BrokenText, CheckpointError, ConfigError, FolderInUse
-from models.lock import locked
-from models.training.run_folder import Start, claimed_run
+from meari.cli.main import group
+from meari.models.config import load_config
+from meari.models.errors import BrokenText, CheckpointError, ConfigError, FolderInUse
+from meari.models.lock import locked
+from meari.models.training.run_folder import Start, claimed_run
 from tests.models.training.tiny_runs import chain_text
 from tests.patience import PATIENCE
 
@@ -111,7 +111,7 @@ def test_errors_reach_the_terminal_as_text_without_a_traceback(tmp_path: Path) -
         (["train", str(tmp_path / "nowhere.toml")], "nowhere.toml"),
         (["evaluate", str(tmp_path / "nowhere")], "no such folder"),
     ):
-        command = [sys.executable, "-m", "cli.main", *arguments]
+        command = [sys.executable, "-m", "meari.cli.main", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert done.returncode == 1
         assert piece in done.stderr
@@ -160,7 +160,7 @@ def read_until(stream: IO[str], piece: str) -> str:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_run_that_can_be_resumed_and_says_how(tmp_path: Path, number: signal.Signals) -> None:
     config = write_config(tmp_path, steps=1_000_000)
-    command = [sys.executable, "-u", "-m", "cli.main", "train", str(config), "--run", str(tmp_path / "run")]
+    command = [sys.executable, "-u", "-m", "meari.cli.main", "train", str(config), "--run", str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None
@@ -199,12 +199,11 @@ def test_a_config_and_a_text_to_evaluate_may_come_through_pipes(tmp_path: Path) 
     config, run = write_config(tmp_path, steps=1), tmp_path / "run"
     config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
     for verb, options in (("search", "--trials 1"), ("train", "")):
-        command = f'"{sys.executable}" -m cli.main {verb} <(cat "{config}") --run "{run}-{verb}" {options}'
+        command = f'"{sys.executable}" -m meari.cli.main {verb} <(cat "{config}") --run "{run}-{verb}" {options}'
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    command = (
-        f'cat "{tmp_path}/chain.txt" | "{sys.executable}" -m cli.main evaluate "{run}-train" --text /dev/stdin --json'
-    )
+    evaluate = f'"{sys.executable}" -m meari.cli.main evaluate "{run}-train" --text /dev/stdin --json'
+    command = f'cat "{tmp_path}/chain.txt" | {evaluate}'
     measured = json.loads(subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout)
     assert measured == json.loads(
         meari("evaluate", f"{run}-train", "--text", tmp_path / "chain.txt", "--json").output
@@ -227,7 +226,7 @@ def test_bad_lines_of_a_corpus_end_a_training_unless_they_are_few_enough(tmp_pat
 
 def test_a_run_is_written_by_one_process_and_read_by_any_number_meanwhile(tmp_path: Path) -> None:
     config, run = write_config(tmp_path, steps=1_000_000), tmp_path / "run"
-    command = [sys.executable, "-u", "-m", "cli.main", "train", str(config), "--run", str(run)]
+    command = [sys.executable, "-u", "-m", "meari.cli.main", "train", str(config), "--run", str(run)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None

@@ -12,8 +12,8 @@ import pytest
 
 from examples.nbest import Reading
 from examples.server import post
-from service.requests.schema import GenerateRequest, ScoreRequest
-from service.settings import Settings
+from meari.service.requests.schema import GenerateRequest, ScoreRequest
+from meari.service.settings import Settings
 from tests.examples.answers import ask, exchanges
 from tests.examples.pages import ROOT, page, run_example
 from tests.service.running import Server, events, running_server

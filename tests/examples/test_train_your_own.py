@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from examples import train_your_own
-from models.config import load_config
+from meari.models.config import load_config
 from tests.examples.pages import assert_alike, numbers_of, page, quoted, run_example
 
 PAGE = page("train-your-own")

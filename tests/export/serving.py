@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from service.engine import GenerateCall, Sampling, ScoreCall, TextScore
-from service.engine.calls import Sample
-from service.registry import Model, load_model
-from service.settings import Settings
+from meari.service.engine import GenerateCall, Sampling, ScoreCall, TextScore
+from meari.service.engine.calls import Sample
+from meari.service.registry import Model, load_model
+from meari.service.settings import Settings
 
 
 @contextmanager

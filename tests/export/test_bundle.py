@@ -10,19 +10,18 @@ import numpy as np
 import onnxruntime
 import pytest
 
-import export.bundle
-from export.bundle import export_bundle
-from export.errors import BundleExists, ExportError, PrecisionLost, TorchMismatch, UnusableRun
-from export.graph_summary import summarise, summary_table
-from export.precision import Precision
-from export.sessions import GraphModel, Graphs
-from export.weights import ModelWeights
-from export.weights_from_torch import read_weights
-from models.config import Family, RecurrentConfig, ReservoirConfig
-from models.errors import CheckpointError, FolderInUse
-from models.language_model import LanguageModel
-from models.lock import locked_beside
-from service.bundle import open_bundle
+from meari.export.bundle import export_bundle
+from meari.export.errors import BundleExists, ExportError, PrecisionLost, TorchMismatch, UnusableRun
+from meari.export.graph_summary import summarise, summary_table
+from meari.export.precision import Precision
+from meari.export.sessions import GraphModel, Graphs
+from meari.export.weights import ModelWeights
+from meari.export.weights_from_torch import read_weights
+from meari.models.config import Family, RecurrentConfig, ReservoirConfig
+from meari.models.errors import CheckpointError, FolderInUse
+from meari.models.language_model import LanguageModel
+from meari.models.lock import locked_beside
+from meari.service.bundle import open_bundle
 from tests.export.tiny_models import make_run
 
 LSTM = RecurrentConfig(Family.LSTM, embedding_size=8, hidden_size=16)
@@ -190,7 +189,7 @@ def test_folder_that_is_no_bundle_is_never_replaced(run: Path, tmp_path: Path) -
 
 
 def test_weights_changed_on_the_way_leave_no_bundle(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export.bundle, "read_weights", _tampered)
+    monkeypatch.setattr("meari.export.bundle.read_weights", _tampered)
     with pytest.raises(TorchMismatch):
         export_bundle(run, tmp_path / "echo", Precision.FP32)
     assert list(tmp_path.iterdir()) == []
@@ -202,7 +201,7 @@ def test_failed_check_leaves_an_existing_bundle_as_it_was(
     folder = tmp_path / "echo"
     export_bundle(run, folder, Precision.FP32)
     before = _contents(folder)
-    monkeypatch.setattr("export.perplexity.MOST_LOSS", -1.0)
+    monkeypatch.setattr("meari.export.perplexity.MOST_LOSS", -1.0)
     with pytest.raises(PrecisionLost, match=r"the int8 bundle has perplexity .* the checkpoint"):
         export_bundle(run, folder, Precision.INT8, overwrite=True)
     assert _contents(folder) == before
@@ -219,7 +218,7 @@ def test_failure_while_writing_leaves_an_existing_bundle_as_it_was(
     def full_disk(*_: object) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export.bundle, "manifest_json", full_disk)
+    monkeypatch.setattr("meari.export.bundle.manifest_json", full_disk)
     with pytest.raises(OSError, match="No space"):
         export_bundle(run, folder, Precision.INT8, overwrite=True)
     assert _contents(folder) == before

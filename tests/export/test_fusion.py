@@ -7,12 +7,12 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from export.bundle import build_graphs
-from export.precision import Precision
-from export.weights_from_torch import read_weights
-from models.config import Family, RecurrentConfig
-from service.graphs.bundle_graph import BundleGraph
-from service.graphs.fusion import RUNTIME_DOMAIN, fuse_products, vectors_of
+from meari.export.bundle import build_graphs
+from meari.export.precision import Precision
+from meari.export.weights_from_torch import read_weights
+from meari.models.config import Family, RecurrentConfig
+from meari.service.graphs.bundle_graph import BundleGraph
+from meari.service.graphs.fusion import RUNTIME_DOMAIN, fuse_products, vectors_of
 from tests.export.tiny_models import make_model
 
 MODELS = {

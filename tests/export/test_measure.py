@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from export.bundle import build_graphs
-from export.measure import BATCH_SIZES, step_table
-from export.precision import Precision
-from export.weights_from_torch import read_weights
-from models.config import Family, RecurrentConfig
+from meari.export.bundle import build_graphs
+from meari.export.measure import BATCH_SIZES, step_table
+from meari.export.precision import Precision
+from meari.export.weights_from_torch import read_weights
+from meari.models.config import Family, RecurrentConfig
 from tests.export.tiny_models import make_model
 
 

@@ -6,19 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import perplexity
-from export.bundle import build_graphs
-from export.errors import PrecisionLost, UnusableRun
-from export.perplexity import HeldOut, check_precision, measure_graphs
-from export.precision import Precision
-from export.sessions import Graphs
-from export.weights import ModelWeights
-from export.weights_from_torch import read_weights
-from models.choices import Document
-from models.config import Family, RecurrentConfig
-from models.evaluation import evaluate
-from models.language_model import LanguageModel
-from models.text.token_file import TokenCounts, TokenFile
+from meari.export import perplexity
+from meari.export.bundle import build_graphs
+from meari.export.errors import PrecisionLost, UnusableRun
+from meari.export.perplexity import HeldOut, check_precision, measure_graphs
+from meari.export.precision import Precision
+from meari.export.sessions import Graphs
+from meari.export.weights import ModelWeights
+from meari.export.weights_from_torch import read_weights
+from meari.models.choices import Document
+from meari.models.config import Family, RecurrentConfig
+from meari.models.evaluation import evaluate
+from meari.models.language_model import LanguageModel
+from meari.models.text.token_file import TokenCounts, TokenFile
 from tests.export.tiny_models import make_model
 
 VOCABULARY_SIZE = 20

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from export.graphs import output_graph
-from export.precision import Precision
-from export.quantisation import WEIGHT_LIMIT, quantise_columns, quantise_rows
-from export.sessions import Tokens, open_session
-from export.weights import Affine, Floats, OutputWeights
+from meari.export.graphs import output_graph
+from meari.export.precision import Precision
+from meari.export.quantisation import WEIGHT_LIMIT, quantise_columns, quantise_rows
+from meari.export.sessions import Tokens, open_session
+from meari.export.weights import Affine, Floats, OutputWeights
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from export.recipe import recipe
-from models.choices import Averaging, Precision, Readout
-from models.config import (
+from meari.export.recipe import recipe
+from meari.models.choices import Averaging, Precision, Readout
+from meari.models.config import (
     Config,
     CorpusConfig,
     Document,

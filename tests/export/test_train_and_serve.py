@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from export.bundle import export_bundle
-from export.perplexity import MOST_LOSS
-from export.precision import Precision
-from models.checkpoint import load_checkpoint
-from models.config import (
+from meari.export.bundle import export_bundle
+from meari.export.perplexity import MOST_LOSS
+from meari.export.precision import Precision
+from meari.models.checkpoint import load_checkpoint
+from meari.models.config import (
     Config,
     CorpusConfig,
     Document,
@@ -25,9 +25,9 @@ from models.config import (
     TokenizerKind,
     TrainingConfig,
 )
-from models.evaluation import evaluate
-from models.held_out import open_part
-from models.text.corpus import read_documents
+from meari.models.evaluation import evaluate
+from meari.models.held_out import open_part
+from meari.models.text.corpus import read_documents
 from tests.export.serving import score, served
 from tests.models.training.tiny_runs import run_training
 

@@ -7,17 +7,23 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from export.bundle import build_graphs
-from export.errors import InvalidGraph, NotIsolated, NotNormalised, TorchMismatch
-from export.graph import GraphBuilder
-from export.precision import Precision
-from export.run import NO_TOKENS
-from export.sessions import Graphs
-from export.verification import TORCH_TOLERANCE, check_against_torch, check_isolation, check_normalised, check_valid
-from export.weights import ModelWeights, RecurrentWeights
-from export.weights_from_torch import read_weights
-from models.config import Family, RecurrentConfig
-from models.language_model import LanguageModel
+from meari.export.bundle import build_graphs
+from meari.export.errors import InvalidGraph, NotIsolated, NotNormalised, TorchMismatch
+from meari.export.graph import GraphBuilder
+from meari.export.precision import Precision
+from meari.export.run import NO_TOKENS
+from meari.export.sessions import Graphs
+from meari.export.verification import (
+    TORCH_TOLERANCE,
+    check_against_torch,
+    check_isolation,
+    check_normalised,
+    check_valid,
+)
+from meari.export.weights import ModelWeights, RecurrentWeights
+from meari.export.weights_from_torch import read_weights
+from meari.models.config import Family, RecurrentConfig
+from meari.models.language_model import LanguageModel
 from tests.export.tiny_models import make_model
 
 RUNS = ((1, 40), (4, 10))

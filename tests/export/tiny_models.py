@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.checkpoint import fill_checkpoint
-from models.config import (
+from meari.models.checkpoint import fill_checkpoint
+from meari.models.config import (
     Config,
     CorpusConfig,
     Document,
@@ -24,8 +24,8 @@ from models.config import (
     TokenizerKind,
     TrainingConfig,
 )
-from models.language_model import LanguageModel, RecurrentLanguageModel, build_model
-from models.text.tokens import prepare
+from meari.models.language_model import LanguageModel, RecurrentLanguageModel, build_model
+from meari.models.text.tokens import prepare
 
 RECURRENT = ("rnn", "gru", "lstm")
 VARIANTS = {

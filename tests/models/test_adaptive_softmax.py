@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.adaptive_softmax import AdaptiveSoftmax
-from models.config import Family, RecurrentConfig
-from models.errors import ConfigError
-from models.language_model import build_model
+from meari.models.adaptive_softmax import AdaptiveSoftmax
+from meari.models.config import Family, RecurrentConfig
+from meari.models.errors import ConfigError
+from meari.models.language_model import build_model
 
 HIDDEN, VOCABULARY, CUTOFFS = 64, 50, (10, 25, 40)
 COUNTS = np.random.default_rng(0).permutation(VOCABULARY)

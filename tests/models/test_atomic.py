@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.atomic import replaced_folder, settled, write_file
+from meari.models.atomic import replaced_folder, settled, write_file
 
 
 class Crash(BaseException):

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.checkpoint import fill_checkpoint, load_checkpoint
-from models.choices import Family
-from models.config import Config, ModelConfig, RecurrentConfig, ReservoirConfig
-from models.errors import CheckpointError, TokenizerError
-from models.language_model import LanguageModel, build_model
-from models.text.tokenizer import train_tokenizer
+from meari.models.checkpoint import fill_checkpoint, load_checkpoint
+from meari.models.choices import Family
+from meari.models.config import Config, ModelConfig, RecurrentConfig, ReservoirConfig
+from meari.models.errors import CheckpointError, TokenizerError
+from meari.models.language_model import LanguageModel, build_model
+from meari.models.text.tokenizer import train_tokenizer
 from tests.models.training.tiny_runs import tiny_config
 
 MODELS: list[ModelConfig] = [

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from models.config import Config, Family, RecurrentConfig, ReservoirConfig, load_config, parse_config
-from models.errors import ConfigError, ModelsError
+from meari.models.config import Config, Family, RecurrentConfig, ReservoirConfig, load_config, parse_config
+from meari.models.errors import ConfigError, ModelsError
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -244,7 +244,7 @@ def test_a_missing_corpus_is_told_with_python_alone_and_where_it_is_from(tmp_pat
         'name = "a"\n[corpus]\ntrain = ["nowhere.txt"]\nsource = "a shelf"\ndocument = "line"\nvalidation_share = 0.1\n'
         '[tokenizer]\nkind = "char"\n[model]\nfamily = "gru"\n[training]\nsteps = 1\n'
     )
-    command = [sys.executable, "-S", "-E", "-m", "models.check", str(path)]
+    command = [sys.executable, "-S", "-E", "-m", "meari.models.check", str(path)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("make train: nowhere.txt: got no such file or folder")

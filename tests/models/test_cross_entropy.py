@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models import cross_entropy
-from models.cross_entropy import linear_cross_entropy
+from meari.models import cross_entropy
+from meari.models.cross_entropy import linear_cross_entropy
 
 
 def inputs(num_rows: int, width: int, vocabulary_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import evaluation
-from models.choices import Document, Family
-from models.config import RecurrentConfig
-from models.errors import NotFinite
-from models.evaluation import (
+from meari.models import evaluation
+from meari.models.choices import Document, Family
+from meari.models.config import RecurrentConfig
+from meari.models.errors import NotFinite
+from meari.models.evaluation import (
     document_rows,
     evaluate,
     figures,
@@ -21,8 +21,8 @@ from models.evaluation import (
     segment_rows,
     total_nats,
 )
-from models.language_model import LanguageModel, RecurrentLanguageModel
-from models.text.token_file import TokenCounts, TokenFile
+from meari.models.language_model import LanguageModel, RecurrentLanguageModel
+from meari.models.text.token_file import TokenCounts, TokenFile
 
 VOCABULARY = 11
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.cells import LstmCell
-from models.choices import Family
-from models.config import ModelConfig, RecurrentConfig, ReservoirConfig
-from models.language_model import LanguageModel, RecurrentLanguageModel, State, build_model
+from meari.models.cells import LstmCell
+from meari.models.choices import Family
+from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
+from meari.models.language_model import LanguageModel, RecurrentLanguageModel, State, build_model
 
 VOCABULARY = 37
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import FolderInUse
-from models.lock import locked, locked_beside
+from meari.models.errors import FolderInUse
+from meari.models.lock import locked, locked_beside
 
 HOLD = """
 import sys
 from pathlib import Path
-from models.lock import locked
+from meari.models.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -21,8 +21,8 @@ with locked(Path(sys.argv[1])):
 RACE = """
 import sys
 from pathlib import Path
-from models.errors import FolderInUse
-from models.lock import locked
+from meari.models.errors import FolderInUse
+from meari.models.lock import locked
 folder = Path(sys.argv[1])
 entered = 0
 while entered < 200:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from models.choices import Family, Pattern, Readout
-from models.config import ModelConfig, RecurrentConfig, ReservoirConfig
-from models.errors import TrainingError
-from models.memory import _group_bytes, check_memory, told_of_memory
+from meari.models.choices import Family, Pattern, Readout
+from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
+from meari.models.errors import TrainingError
+from meari.models.memory import _group_bytes, check_memory, told_of_memory
 from tests.models.training.tiny_runs import tiny_config
 
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from remote.errors import BadAnswer, Refused, RemoteError, Unreachable
-from remote.models import all_models, find_model
-from remote.service import RemoteService, checked_url
+from meari.remote.errors import BadAnswer, Refused, RemoteError, Unreachable
+from meari.remote.models import all_models, find_model
+from meari.remote.service import RemoteService, checked_url
 from tests.service.running import free_port
 
 OVERLOADED = b'{"error": {"code": "overloaded", "message": "too many requests", "request_id": "1"}}'

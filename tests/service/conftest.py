@@ -9,8 +9,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from service.app import create_app
-from service.settings import Settings
+from meari.service.app import create_app
+from meari.service.settings import Settings
 from tests.patience import PATIENCE
 from tests.service.running import Server, running_server
 from tests.service.spelling_bundle import byte_tokenizer, word_tokenizer, write_spelling_bundle

@@ -63,7 +63,7 @@ def clean_environment(**settings: object) -> dict[str, str]:
 
 
 def command() -> list[str]:
-    return [sys.executable, "-m", "gunicorn", "-c", "service/process/gunicorn_conf.py", "service.app:create_app()"]
+    return [sys.executable, "-m", "gunicorn", "-c", "python:meari.service.process.gunicorn_conf"]
 
 
 @contextlib.contextmanager

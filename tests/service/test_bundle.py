@@ -21,9 +21,9 @@ import numpy as np
 import onnx
 import pytest
 
-from service.bundle import open_bundle
-from service.errors import BundleError
-from service.graphs.bundle_graph import BundleGraph
+from meari.service.bundle import open_bundle
+from meari.service.errors import BundleError
+from meari.service.graphs.bundle_graph import BundleGraph
 from tests.service.tiny_bundle import rewrite_manifest, sizes_of, write_tiny_bundle
 
 RELEASED = Path(__file__).resolve().parents[2] / "bundles"

@@ -13,13 +13,13 @@ from pathlib import Path
 import click
 import pytest
 
-from bulk.bundles import find_bundle
-from bulk.errors import BulkError
-from cli._completions import complete_bundle
-from cli.generate import command
-from export.bundle import IN_PASSING as REFUSED_BY_EXPORT
-from service.bundle_folders import IN_PASSING, bundle_name, find_bundles
-from service.errors import BundleError
+from meari.bulk.bundles import find_bundle
+from meari.bulk.errors import BulkError
+from meari.cli._completions import complete_bundle
+from meari.cli.generate import command
+from meari.export.bundle import IN_PASSING as REFUSED_BY_EXPORT
+from meari.service.bundle_folders import IN_PASSING, bundle_name, find_bundles
+from meari.service.errors import BundleError
 from tests.bulk.command import meari
 from tests.service.running import ROOT, clean_environment, running_server
 from tests.service.tiny_bundle import write_tiny_bundle
@@ -27,7 +27,7 @@ from tests.service.tiny_bundle import write_tiny_bundle
 STOPPED_EXPORT = """
 import os, shutil, sys
 from pathlib import Path
-from models.atomic import replaced_folder
+from meari.models.atomic import replaced_folder
 source, target = map(Path, sys.argv[1:])
 with replaced_folder(target) as new:
     for path in source.iterdir():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers, pre_tokenizers
 
-from service.text.tokenizer import CharacterTable, TextTokenizer, TokenizerKind, Vocabulary
+from meari.service.text.tokenizer import CharacterTable, TextTokenizer, TokenizerKind, Vocabulary
 from tests.service.spelling_bundle import byte_tokenizer, word_tokenizer
 from tests.service.tiny_bundle import VOCABULARY, tiny_tokenizer
 

@@ -12,9 +12,9 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from service.app import create_app
-from service.errors import EngineFailed
-from service.settings import Settings
+from meari.service.app import create_app
+from meari.service.errors import EngineFailed
+from meari.service.settings import Settings
 from tests.patience import PATIENCE
 from tests.service.conftest import SPELLED
 from tests.service.spelling_bundle import write_spelling_bundle

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from service.app import create_app
-from service.settings import Settings
+from meari.service.app import create_app
+from meari.service.settings import Settings
 from tests.patience import PATIENCE
 from tests.service.running import Server, running_server
 from tests.service.web.conftest import browser  # noqa: F401 (a fixture)

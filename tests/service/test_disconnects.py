@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from service.process.client import Client
-from service.process.connection import Connection
-from service.process.disconnects import Disconnects
+from meari.service.process.client import Client
+from meari.service.process.connection import Connection
+from meari.service.process.disconnects import Disconnects
 from tests.patience import PATIENCE
 from tests.service.running import Server, running_server
 from tests.service.test_server import ENDLESS, metric, raw_post, until

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from flask.testing import FlaskClient
 
-from service.errors import BundleError, MeariError
-from service.routes.exchange import CLIENT_GONE
+from meari.service.errors import BundleError, MeariError
+from meari.service.routes.exchange import CLIENT_GONE
 from tests.service.running import ROOT
 
 PAGE = (ROOT / "docs" / "errors.md").read_text("utf-8")

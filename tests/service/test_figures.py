@@ -9,14 +9,14 @@ import sys
 import numpy as np
 import pytest
 
-from service.answers.bodies import ScoredWord
-from service.answers.figures import ScoredText
-from service.answers.score_json import SLICE, ScoreAnswer
-from service.engine import TextScore
-from service.errors import InvalidRequest
-from service.requests.schema import LogBase
-from service.text.tokenizer import Encoded, TokenizerKind, Vocabulary
-from service.text.words import open_run, require_segmenter, word_spans
+from meari.service.answers.bodies import ScoredWord
+from meari.service.answers.figures import ScoredText
+from meari.service.answers.score_json import SLICE, ScoreAnswer
+from meari.service.engine import TextScore
+from meari.service.errors import InvalidRequest
+from meari.service.requests.schema import LogBase
+from meari.service.text.tokenizer import Encoded, TokenizerKind, Vocabulary
+from meari.service.text.words import open_run, require_segmenter, word_spans
 
 LETTERS = ("<|end|>", "<|unk|>", "a", "b", " ")
 VOCABULARY = Vocabulary(TokenizerKind.CHAR, LETTERS, tuple(x.encode() for x in LETTERS), unknown_id=1, end_id=0)

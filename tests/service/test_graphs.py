@@ -10,14 +10,14 @@ import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 
-from service.bundle import open_bundle
-from service.engine.runner import Runner
-from service.engine.runs import Asked, Written
-from service.graphs.bundle_graph import BundleGraph, Parts
-from service.graphs.drawing import Drawing
-from service.graphs.onnx_format import new_message
-from service.graphs.reader import reader_graph
-from service.graphs.sampler import draw_likeliest, is_small
+from meari.service.bundle import open_bundle
+from meari.service.engine.runner import Runner
+from meari.service.engine.runs import Asked, Written
+from meari.service.graphs.bundle_graph import BundleGraph, Parts
+from meari.service.graphs.drawing import Drawing
+from meari.service.graphs.onnx_format import new_message
+from meari.service.graphs.reader import reader_graph
+from meari.service.graphs.sampler import draw_likeliest, is_small
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 NAMES = sorted(folder.name for folder in BUNDLES.iterdir() if folder.is_dir())

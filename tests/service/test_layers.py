@@ -10,10 +10,10 @@ import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 
-from service.graphs.bundle_graph import BundleGraph, Parts, finished
-from service.graphs.drawing import Drawing
-from service.graphs.layers import draw_layers, find_layers
-from service.graphs.onnx_format import new_message
+from meari.service.graphs.bundle_graph import BundleGraph, Parts, finished
+from meari.service.graphs.drawing import Drawing
+from meari.service.graphs.layers import draw_layers, find_layers
+from meari.service.graphs.onnx_format import new_message
 
 Floats = npt.NDArray[np.float32]
 SIZE, VOCABULARY_SIZE, STEPS, ROWS = 3, 7, 6, 4

@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, Phase
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
-from service.app import create_app
-from service.openapi.document import ALL_ERRORS, openapi_document
-from service.openapi.fields import ENUMS, OWN_FIELDS
-from service.openapi.operations import OPERATIONS, Operation
-from service.requests.schema import Schemas
-from service.settings import Settings
+from meari.service.app import create_app
+from meari.service.openapi.document import ALL_ERRORS, openapi_document
+from meari.service.openapi.fields import ENUMS, OWN_FIELDS
+from meari.service.openapi.operations import OPERATIONS, Operation
+from meari.service.requests.schema import Schemas
+from meari.service.settings import Settings
 from tests.patience import PATIENCE
 
 MODELS = ["letters", "flat", "bytes", "words"]

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from service.settings import SETTINGS, Setting, Settings
+from meari.service.settings import SETTINGS, Setting, Settings
 from tests.patience import PATIENCE
 from tests.service.running import ROOT, Server, running_server
 from tests.service.test_server import until
 
 PAGE = (ROOT / "docs" / "operating.md").read_text("utf-8")
 COMMANDS = re.findall(r"^(curl .*?)(?: +#.*)?$", PAGE, re.MULTILINE)
-SOURCES = ("bulk", "claims", "cli", "export", "loadtests", "models", "service", "examples")
+SOURCES = ("examples", "export", "loadtests", "meari", "models", "service")
 
 
 @pytest.fixture(scope="module")

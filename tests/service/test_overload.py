@@ -8,10 +8,10 @@ from collections import deque
 import pytest
 from flask import Flask
 
-from service.errors import Overloaded
-from service.registry import LEAST_KNEE
-from service.requests.admission import Admission, Ticket
-from service.requests.overload import OverloadGate
+from meari.service.errors import Overloaded
+from meari.service.registry import LEAST_KNEE
+from meari.service.requests.admission import Admission, Ticket
+from meari.service.requests.overload import OverloadGate
 
 FREE, KNEE = 64, 16
 SECONDS_ALONE, SECONDS_MORE = 0.0084, 0.01  # of a request, and more for each inside: at the knee 95 % of the most

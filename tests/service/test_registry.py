@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from msgspec import UNSET
 
-from service.bundle import open_bundle
-from service.engine import Engine, GenerateCall
-from service.engine.cache import CacheRoom, PrefixCache
-from service.errors import NotReady, UnknownModel
-from service.process.marks import ReadyMarks
-from service.registry import Registry
-from service.settings import Settings
+from meari.service.bundle import open_bundle
+from meari.service.engine import Engine, GenerateCall
+from meari.service.engine.cache import CacheRoom, PrefixCache
+from meari.service.errors import NotReady, UnknownModel
+from meari.service.process.marks import ReadyMarks
+from meari.service.registry import Registry
+from meari.service.settings import Settings
 from tests.patience import PATIENCE
 from tests.service.tiny_bundle import write_tiny_bundle
 

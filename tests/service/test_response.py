@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from gunicorn.config import Config
 
-from service.process.quick_config import QuickConfig
-from service.process.response import JoinedResponse
+from meari.service.process.quick_config import QuickConfig
+from meari.service.process.response import JoinedResponse
 
 
 class Wire:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import InvalidRequest
-from service.requests.completions import prompts_of
-from service.requests.schema import GenerateRequest, Schemas, ScoreRequest
-from service.settings import Settings
+from meari.service.errors import InvalidRequest
+from meari.service.requests.completions import prompts_of
+from meari.service.requests.schema import GenerateRequest, Schemas, ScoreRequest
+from meari.service.settings import Settings
 
 SCHEMAS = Schemas(Settings(max_tokens=500, max_texts=3, max_timeout_seconds=60.0, workers=1))
 

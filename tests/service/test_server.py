@@ -367,7 +367,7 @@ def test_meari_serve_takes_its_options(bundles: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [command()[0], "-c", "from cli.main import main; main()", *arguments],
+            [command()[0], "-c", "from meari.cli.main import main; main()", *arguments],
             cwd=ROOT, env=clean_environment(), stdout=stream, stderr=stream,
         )  # fmt: skip
     try:

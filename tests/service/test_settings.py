@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.process.cpus import granted_cpus
-from service.settings import SettingsError, load_settings
+from meari.service.process.cpus import granted_cpus
+from meari.service.settings import SettingsError, load_settings
 from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment, command
 from tests.service.tiny_bundle import write_tiny_bundle

@@ -18,12 +18,12 @@ from typing import Any
 import httpx
 import pytest
 
-from service.process.start import StartError, check_address, page_address
+from meari.service.process.start import StartError, check_address, page_address
 from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment, command, free_port
 from tests.service.tiny_bundle import write_tiny_bundle
 
-SERVE = [sys.executable, "-c", "from cli.main import main; main()", "serve"]
+SERVE = [sys.executable, "-c", "from meari.cli.main import main; main()", "serve"]
 
 
 def ended(arguments: list[str], **settings: object) -> subprocess.CompletedProcess[str]:

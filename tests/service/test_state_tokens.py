@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine import StateValue
-from service.errors import InvalidRequest
-from service.state_tokens import StateTokens, TextState
-from service.text.detokenizer import TextEnd
+from meari.service.engine import StateValue
+from meari.service.errors import InvalidRequest
+from meari.service.state_tokens import StateTokens, TextState
+from meari.service.text.detokenizer import TextEnd
 
 KEY, OTHER_KEY = "a" * 32, "b" * 32
 HASH, OTHER_HASH = "0123456789abcdef" * 4, "f" * 64

@@ -11,8 +11,8 @@ from unicodedata import normalize
 import pytest
 from flask.testing import FlaskClient
 
-from service.app import create_app
-from service.settings import Settings
+from meari.service.app import create_app
+from meari.service.settings import Settings
 from tests.patience import PATIENCE
 from tests.service.conftest import SPELLED
 from tests.service.running import ROOT

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.normalizers import NFC, Lowercase, Sequence, Strip
 
-from service.bundle import open_bundle
-from service.text.detokenizer import MAX_PARTIAL_BYTES, NO_TEXT, Detokenizer, TextEnd, detokenize
-from service.text.stop import StopPatterns, StopSearch, matcher_factory
-from service.text.tokenizer import LONG_CHARS, TextTokenizer, nfc
+from meari.service.bundle import open_bundle
+from meari.service.text.detokenizer import MAX_PARTIAL_BYTES, NO_TEXT, Detokenizer, TextEnd, detokenize
+from meari.service.text.stop import StopPatterns, StopSearch, matcher_factory
+from meari.service.text.tokenizer import LONG_CHARS, TextTokenizer, nfc
 from tests.service.spelling_bundle import byte_tokenizer, word_tokenizer, write_spelling_bundle
 from tests.service.tiny_bundle import LETTERS, write_tiny_bundle
 

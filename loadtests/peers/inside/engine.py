@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loadtests.peers.plan import ENDLESS
-from service.engine import Engine
-from service.engine.calls import GenerateCall, Generation, Sampling
-from service.registry import Model, load_model
-from service.settings import Settings
+from meari.service.engine import Engine
+from meari.service.engine.calls import GenerateCall, Generation, Sampling
+from meari.service.registry import Model, load_model
+from meari.service.settings import Settings
 
 PROMPT_TOKENS, NEW_TOKENS = 4, 64
 NO_END = ((0, -100.0),)

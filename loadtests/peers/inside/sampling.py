@@ -15,8 +15,8 @@ from collections import deque
 from pathlib import Path
 
 from loadtests.peers.inside.engine import PROMPT_TOKENS, open_model, submit
-from service.engine.calls import Generation, Sampling
-from service.registry import Model
+from meari.service.engine.calls import Generation, Sampling
+from meari.service.registry import Model
 
 ROWS, NEW_TOKENS, TURNS = 64, 64, 4
 

@@ -15,9 +15,9 @@ a, b     leak, bias   [N]
 import torch
 from torch import Tensor, nn
 
-from models.cells.reservoir.matrix import SparseMatrix
-from models.cells.reservoir.token_input import Drive
-from models.reservoir import RecurrentWeights
+from meari.models.cells.reservoir.matrix import SparseMatrix
+from meari.models.cells.reservoir.token_input import Drive
+from meari.models.reservoir import RecurrentWeights
 
 # tanh z = 2 sigmoid(2 z) - 1, several times faster in torch; doubling is exact
 DOUBLED = 2.0

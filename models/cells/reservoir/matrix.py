@@ -1,4 +1,4 @@
-"""A fixed sparse matrix of either pattern, as `models.reservoir` lays them out, and its product with states.
+"""A fixed sparse matrix of either pattern, as `meari.models.reservoir` lays them out, and its product with states.
 
 In: states of N units, one row or one column a sequence. Out: their products. Knows nothing of leaks, tokens or layers.
 """
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.choices import Pattern
-from models.reservoir import BlockWeights, EdgeWeights, RecurrentWeights
+from meari.models.choices import Pattern
+from meari.models.reservoir import BlockWeights, EdgeWeights, RecurrentWeights
 
 
 class SparseMatrix(nn.Module):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, Literal
 
-from service.answers.bodies import Alternative, Choice, TokenWithLogprob
-from service.answers.completion import ChoiceWriter
-from service.answers.openai.bodies import CompletionChoice, Logprobs
-from service.answers.openai.prompts import Places, ReadPrompt
-from service.engine import TextScore
-from service.text.tokenizer import Vocabulary
+from meari.service.answers.bodies import Alternative, Choice, TokenWithLogprob
+from meari.service.answers.completion import ChoiceWriter
+from meari.service.answers.openai.bodies import CompletionChoice, Logprobs
+from meari.service.answers.openai.prompts import Places, ReadPrompt
+from meari.service.engine import TextScore
+from meari.service.text.tokenizer import Vocabulary
 
 __all__ = ["OpenAIChoice", "prompt_logprobs", "token_name"]
 

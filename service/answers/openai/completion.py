@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from service.answers.completion import BYTES_PER_ALTERNATIVE, BYTES_PER_TOKEN, Budget, ChoiceWriter
-from service.answers.openai.bodies import CompletionAnswer, CompletionUsage, PromptTokensDetails
-from service.answers.openai.choices import OpenAIChoice, prompt_logprobs
-from service.answers.openai.prompts import ReadPrompt, read_ids, read_text
-from service.answers.work import Work
-from service.engine import (
+from meari.service.answers.completion import BYTES_PER_ALTERNATIVE, BYTES_PER_TOKEN, Budget, ChoiceWriter
+from meari.service.answers.openai.bodies import CompletionAnswer, CompletionUsage, PromptTokensDetails
+from meari.service.answers.openai.choices import OpenAIChoice, prompt_logprobs
+from meari.service.answers.openai.prompts import ReadPrompt, read_ids, read_text
+from meari.service.answers.work import Work
+from meari.service.engine import (
     Backlog,
     GenerateCall,
     Generation,
@@ -29,11 +29,11 @@ from service.engine import (
     Scoring,
     Together,
 )
-from service.registry import Model
-from service.requests.completions import CompletionsRequest, Prompt, prompts_of
-from service.requests.model_limits import checked_logit_bias, effective_top_k
-from service.text.detokenizer import Detokenizer
-from service.text.stop import StopPatterns, StopSearch, matcher_factory
+from meari.service.registry import Model
+from meari.service.requests.completions import CompletionsRequest, Prompt, prompts_of
+from meari.service.requests.model_limits import checked_logit_bias, effective_top_k
+from meari.service.text.detokenizer import Detokenizer
+from meari.service.text.stop import StopPatterns, StopSearch, matcher_factory
 
 __all__ = ["OpenAICompletion", "begin_openai_completion", "memory_bytes"]
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from service.requests.model_limits import checked_ids
-from service.text.detokenizer import NO_TEXT, Detokenizer, TextEnd
-from service.text.tokenizer import TextTokenizer, Vocabulary
+from meari.service.requests.model_limits import checked_ids
+from meari.service.text.detokenizer import NO_TEXT, Detokenizer, TextEnd
+from meari.service.text.tokenizer import TextTokenizer, Vocabulary
 
 __all__ = ["Places", "ReadPrompt", "read_ids", "read_text"]
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from export.precision import Precision
 from loadtests.peers.bundles import Recipe, make_bundle, random_checkpoint
 from loadtests.peers.inside.engine import open_model, submit
 from loadtests.peers.inside.operations import operations_per_token
 from loadtests.peers.inside.raw import measure
 from loadtests.peers.servers.onnx_model import Batch, OnnxModel
 from loadtests.peers.words import make_words
-from models.choices import Family
-from models.config import RecurrentConfig, ReservoirConfig
-from service.bundle import open_bundle
-from service.engine.calls import Finish, Sampling
+from meari.export.precision import Precision
+from meari.models.choices import Family
+from meari.models.config import RecurrentConfig, ReservoirConfig
+from meari.service.bundle import open_bundle
+from meari.service.engine.calls import Finish, Sampling
 
 VOCABULARY = 120
 LSTM = RecurrentConfig(Family.LSTM, embedding_size=24, hidden_size=32, num_layers=2)

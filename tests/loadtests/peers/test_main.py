@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from export.precision import Precision
 from loadtests.peers.__main__ import chosen, parse
 from loadtests.peers.benchmark import Benchmark
 from loadtests.peers.bundles import Recipe, make_bundle
 from loadtests.peers.plan import Kind, Load, Round, full_plan, quick_plan
 from loadtests.peers.results import Results
-from models.choices import Family
-from models.config import RecurrentConfig
+from meari.export.precision import Precision
+from meari.models.choices import Family
+from meari.models.config import RecurrentConfig
 
 LOADS = (
     Load(Kind.WHOLE, 2),

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.cells.esn import EchoStateNetwork
-from models.cells.reservoir import RecentTokens, TokenRows
-from models.config import Family, Pattern, Reach, ReservoirConfig, Spread
-from models.language_model import State, build_model
+from meari.models.cells.esn import EchoStateNetwork
+from meari.models.cells.reservoir import RecentTokens, TokenRows
+from meari.models.config import Family, Pattern, Reach, ReservoirConfig, Spread
+from meari.models.language_model import State, build_model
 
 VOCABULARY_SIZE = 11
 CONFIG = ReservoirConfig(family=Family.ESN, units=96, block_size=16, in_edges=6, spectral_radius=0.9)

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.autograd.function import Function
 
-from models.cells import Cell, GruCell, LstmCell, RnnCell
-from models.cells.scan import GruScan, LstmScan, RnnScan
+from meari.models.cells import Cell, GruCell, LstmCell, RnnCell
+from meari.models.cells.scan import GruScan, LstmScan, RnnScan
 
 TIME, BATCH, SIZE = 6, 3, 4
 CELLS = (RnnCell, GruCell, LstmCell)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.readout.calibration import calibrate
+from meari.models.readout.calibration import calibrate
 
 NUM_TOKENS, VOCABULARY_SIZE = 4000, 5
 

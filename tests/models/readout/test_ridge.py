@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.errors import RidgeError
-from models.readout.ridge import RidgeSums
+from meari.models.errors import RidgeError
+from meari.models.readout.ridge import RidgeSums
 
 NUM_STATES, UNITS, VOCABULARY_SIZE = 600, 40, 7
 
@@ -46,7 +46,7 @@ def test_a_streamed_solution_is_that_of_all_states_at_once(chunk: int, ridge: fl
 def test_blocks_of_the_sums_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
     states, targets = draw()
     whole = add_up(states, targets, 100).solve(1.0)
-    monkeypatch.setattr("models.readout.ridge.BLOCK_UNITS", 16)
+    monkeypatch.setattr("meari.models.readout.ridge.BLOCK_UNITS", 16)
     for one, other in zip(whole, add_up(states, targets, 100).solve(1.0), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.cells.esn import EchoStateNetwork
-from models.cells.esn_drawing import build_esn
-from models.config import Family, ReservoirConfig, TrainingConfig
-from models.readout.optimizer import ReadoutAdamW
-from models.readout.softmax import readout_optimizer
-from models.readout.states import state_chunks
-from models.readout.whitening import DAMPING, Whitening, measure_whitening
+from meari.models.cells.esn import EchoStateNetwork
+from meari.models.cells.esn_drawing import build_esn
+from meari.models.config import Family, ReservoirConfig, TrainingConfig
+from meari.models.readout.optimizer import ReadoutAdamW
+from meari.models.readout.softmax import readout_optimizer
+from meari.models.readout.states import state_chunks
+from meari.models.readout.whitening import DAMPING, Whitening, measure_whitening
 
 UNITS, VOCABULARY_SIZE = 64, 9
 RANK = UNITS // 2

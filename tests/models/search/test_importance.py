@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from models.search.importance import explained, importances, ranks
-from models.search.journal import Trial
+from meari.models.search.importance import explained, importances, ranks
+from meari.models.search.journal import Trial
 
 
 def trials_of(settings: dict[str, list[float]], losses: list[float | None]) -> list[Trial]:

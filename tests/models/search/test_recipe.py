@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from models.search.recipe import CHANGES, base_config, main, measure, split
-from models.search.recipe_page import page
+from meari.models.search.recipe import CHANGES, base_config, main, measure, split
+from meari.models.search.recipe_page import page
 
 TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 sheep sleep; "
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from models.choices import Family, Readout
-from models.config import Config, RecurrentConfig, ReservoirConfig, load_config
-from models.errors import FolderInUse, SearchError
-from models.lock import locked
-from models.search.journal import NAME, Trial
-from models.search.run import BEST, PICTURE, Budget, Found, search
-from models.search.space import make_space
-from models.search.table import plain_table
-from models.training import run as training_run
-from models.training.display import Display
-from models.training.run_folder import Start
+from meari.models.choices import Family, Readout
+from meari.models.config import Config, RecurrentConfig, ReservoirConfig, load_config
+from meari.models.errors import FolderInUse, SearchError
+from meari.models.lock import locked
+from meari.models.search.journal import NAME, Trial
+from meari.models.search.run import BEST, PICTURE, Budget, Found, search
+from meari.models.search.space import make_space
+from meari.models.search.table import plain_table
+from meari.models.training import run as training_run
+from meari.models.training.display import Display
+from meari.models.training.run_folder import Start
 from tests.models.training.tiny_runs import Clock, StopAt, tiny_config
 
 RATES: dict[str, object] = {"training.learning_rate": {"log": [1e-3, 1e-1]}, "model.hidden_size": [4, 8]}

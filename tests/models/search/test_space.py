@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.choices import Family
-from models.config import Config, RecurrentConfig, ReservoirConfig
-from models.errors import ConfigError
-from models.search.defaults import default_ranges
-from models.search.space import Choices, Range, make_space, read_option
+from meari.models.choices import Family
+from meari.models.config import Config, RecurrentConfig, ReservoirConfig
+from meari.models.errors import ConfigError
+from meari.models.search.defaults import default_ranges
+from meari.models.search.space import Choices, Range, make_space, read_option
 from tests.models.training.tiny_runs import tiny_config
 
 

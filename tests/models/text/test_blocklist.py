@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import BlocklistError, BrokenText, UnreadableFile
-from models.text.blocklist import OVERLAP, load_blocklist
+from meari.models.errors import BlocklistError, BrokenText, UnreadableFile
+from meari.models.text.blocklist import OVERLAP, load_blocklist
 
 KOREAN = Path(__file__).parents[3] / "models/configs/nsmc-blocklist.txt"
 

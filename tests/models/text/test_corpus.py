@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from models.choices import Document as Unit
-from models.errors import BrokenText, UnreadableFile
-from models.text import corpus
-from models.text.corpus import BadLines, list_files, read_documents, read_pieces
+from meari.models.choices import Document as Unit
+from meari.models.errors import BrokenText, UnreadableFile
+from meari.models.text import corpus
+from meari.models.text.corpus import BadLines, list_files, read_documents, read_pieces
 
 
 def texts(path: Path, unit: Unit) -> list[str]:

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from models.choices import Document as Unit
-from models.text.corpus import Piece
-from models.text.split import Part, count_characters, part_ends, split_pieces
+from meari.models.choices import Document as Unit
+from meari.models.text.corpus import Piece
+from meari.models.text.split import Part, count_characters, part_ends, split_pieces
 
 
 def parts_of(pieces: Iterable[Piece], unit: Unit, ends: tuple[int, int]) -> dict[Part, list[tuple[str, bool]]]:

@@ -11,11 +11,11 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from models.choices import TokenizerKind
-from models.config import TokenizerConfig
-from models.errors import TokenizerError
-from models.text.borders import last_border
-from models.text.tokenizer import END, UNKNOWN, Tokenizer, train_tokenizer
+from meari.models.choices import TokenizerKind
+from meari.models.config import TokenizerConfig
+from meari.models.errors import TokenizerError
+from meari.models.text.borders import last_border
+from meari.models.text.tokenizer import END, UNKNOWN, Tokenizer, train_tokenizer
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, don't you think?\n",
@@ -148,7 +148,8 @@ def test_tokenizer_that_is_none_or_another_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["char", "bpe", "word"])
 def test_same_texts_give_the_same_tokenizer_in_any_process(kind: str, tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from models.text.tokenizer import *; from models.config import *;"
+        "import sys; from pathlib import Path;"
+        "from meari.models.text.tokenizer import *; from meari.models.config import *;"
         "texts = [f'word{i % 97} 영화{i % 31} x{i * i % 53}' for i in range(3000)];"
         "train_tokenizer(texts, TokenizerConfig(TokenizerKind(sys.argv[1]), int(sys.argv[2]))).save(Path(sys.argv[3]))"
     )

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.choices import Document as Unit
-from models.choices import TokenizerKind
-from models.config import Config, parse_config
-from models.errors import BrokenText, CorpusError, EmptyCorpus, TokenFileError, UnreadableFile
-from models.text import corpus, token_file
-from models.text.token_file import TokenCounts, open_token_file
-from models.text.tokenizer import Tokenizer
-from models.text.tokens import prepare
+from meari.models.choices import Document as Unit
+from meari.models.choices import TokenizerKind
+from meari.models.config import Config, parse_config
+from meari.models.errors import BrokenText, CorpusError, EmptyCorpus, TokenFileError, UnreadableFile
+from meari.models.text import corpus, token_file
+from meari.models.text.token_file import TokenCounts, open_token_file
+from meari.models.text.tokenizer import Tokenizer
+from meari.models.text.tokens import prepare
 
 
 def config_of(kind: str = "char", document: str = "line", vocabulary_size: int = 0, **settings: Any) -> Config:
@@ -181,8 +181,8 @@ def test_large_vocabulary_takes_32_bits(tmp_path: Path, limit: int, size: int, d
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from models.config import parse_config
-from models.text.tokens import prepare
+from meari.models.config import parse_config
+from meari.models.text.tokens import prepare
 def run(path, folder):
     tokenizer = {"kind": sys.argv[3], "vocabulary_size": 300 if sys.argv[3] == "bpe" else 0}
     corpus = {"document": sys.argv[2], "train": [path], "validation_share": 0.1}

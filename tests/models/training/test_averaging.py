@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.choices import Averaging
-from models.config import TrainingConfig
-from models.training.averaging import COUNT, WeightAverage
+from meari.models.choices import Averaging
+from meari.models.config import TrainingConfig
+from meari.models.training.averaging import COUNT, WeightAverage
 
 
 def one_weight(value: float = 0.0) -> nn.Linear:

@@ -6,8 +6,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from models.training.display import BarDisplay, LineDisplay, make_display
-from models.training.history import EvaluationRecord, StepRecord
+from meari.models.training.display import BarDisplay, LineDisplay, make_display
+from meari.models.training.history import EvaluationRecord, StepRecord
 
 
 def show(console: Console) -> str:

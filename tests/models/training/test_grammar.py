@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from models.choices import Document, Family, Readout
-from models.config import CorpusConfig, ModelConfig, RecurrentConfig, ReservoirConfig
+from meari.models.choices import Document, Family, Readout
+from meari.models.config import CorpusConfig, ModelConfig, RecurrentConfig, ReservoirConfig
 from tests.models.training.grammar import BRACKETS, LETTERS, Grammar, bigram_nats
 from tests.models.training.tiny_runs import run_training, tiny_config
 

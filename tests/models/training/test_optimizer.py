@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.choices import Family
-from models.config import RecurrentConfig, TrainingConfig
-from models.language_model import LanguageModel, RecurrentLanguageModel
-from models.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from meari.models.choices import Family
+from meari.models.config import RecurrentConfig, TrainingConfig
+from meari.models.language_model import LanguageModel, RecurrentLanguageModel
+from meari.models.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 
 IDS = np.arange(8, dtype=np.uint16) % 7
 CONFIG = TrainingConfig(steps=10, weight_decay=0.1)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models.config import TrainingConfig
-from models.training.regularisation import penalty
+from meari.models.config import TrainingConfig
+from meari.models.training.regularisation import penalty
 
 HIDDEN = [[[1.0, 2.0], [3.0, 2.0], [0.0, 4.0]]]  # [1, 3, 2]
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.cells.esn import EchoStateNetwork
-from models.checkpoint import load_checkpoint
-from models.choices import Family, Pattern, Readout
-from models.config import Config, ReservoirConfig
-from models.errors import CheckpointError, RidgeError
-from models.readout.ridge import RidgeSums
-from models.training.ridge_trainer import split_ids
-from models.training.run import train
-from models.training.run_folder import Start, open_run
-from models.training.trainer import Ending
+from meari.models.cells.esn import EchoStateNetwork
+from meari.models.checkpoint import load_checkpoint
+from meari.models.choices import Family, Pattern, Readout
+from meari.models.config import Config, ReservoirConfig
+from meari.models.errors import CheckpointError, RidgeError
+from meari.models.readout.ridge import RidgeSums
+from meari.models.training.ridge_trainer import split_ids
+from meari.models.training.run import train
+from meari.models.training.run_folder import Start, open_run
+from meari.models.training.trainer import Ending
 from tests.models.training.tiny_runs import (
     Clock,
     StopAt,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import CheckpointError, FolderInUse
-from models.training.run_folder import Start, claimed_run, open_run
+from meari.models.errors import CheckpointError, FolderInUse
+from meari.models.training.run_folder import Start, claimed_run, open_run
 from tests.models.training.tiny_runs import tiny_config
 
 

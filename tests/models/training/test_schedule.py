@@ -2,8 +2,8 @@
 
 import pytest
 
-from models.config import TrainingConfig
-from models.training.schedule import chunk_length, learning_rate, num_steps
+from meari.models.config import TrainingConfig
+from meari.models.training.schedule import chunk_length, learning_rate, num_steps
 
 
 def test_warmup_is_a_straight_line_up_to_the_peak() -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from models.config import Document
-from models.training.streams import Streams
+from meari.models.config import Document
+from meari.models.training.streams import Streams
 
 
 def make(

@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 from tensorboardX.proto.event_pb2 import Event
 
-from cli.main import group
-from models.errors import TrainingError
-from models.training.display import Silent
-from models.training.history import EvaluationRecord, StepRecord, read_history
-from models.training.tensorboard import TensorBoardDisplay
+from meari.cli.main import group
+from meari.models.errors import TrainingError
+from meari.models.training.display import Silent
+from meari.models.training.history import EvaluationRecord, StepRecord, read_history
+from meari.models.training.tensorboard import TensorBoardDisplay
 from tests.models.training.tiny_runs import tiny_config
 from tests.models.training.torchrun_runs import write_toml
 

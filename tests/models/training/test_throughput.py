@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from models.config import Family
-from models.training.throughput import Case, main, measure
-from models.training.throughput_page import BFLOAT16, FLOAT32, PLAIN, page
+from meari.models.config import Family
+from meari.models.training.throughput import Case, main, measure
+from meari.models.training.throughput_page import BFLOAT16, FLOAT32, PLAIN, page
 
 
 def cost(cpu_seconds: float, operators: dict[str, float] | None = None) -> dict[str, object]:

@@ -11,19 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.checkpoint import fill_checkpoint, load_checkpoint
-from models.choices import Averaging, Family, Precision
-from models.config import RecurrentConfig
-from models.errors import CheckpointError, NotFinite
-from models.evaluation import evaluate
-from models.text.tokens import prepare
-from models.training import trainer as trainer_module
-from models.training.history import EvaluationRecord, StepRecord, read_history
-from models.training.run import train
-from models.training.run_folder import Start, open_run
-from models.training.schedule import learning_rate
-from models.training.streams import Chunk, Streams
-from models.training.trainer import Ending
+from meari.models.checkpoint import fill_checkpoint, load_checkpoint
+from meari.models.choices import Averaging, Family, Precision
+from meari.models.config import RecurrentConfig
+from meari.models.errors import CheckpointError, NotFinite
+from meari.models.evaluation import evaluate
+from meari.models.text.tokens import prepare
+from meari.models.training import trainer as trainer_module
+from meari.models.training.history import EvaluationRecord, StepRecord, read_history
+from meari.models.training.run import train
+from meari.models.training.run_folder import Start, open_run
+from meari.models.training.schedule import learning_rate
+from meari.models.training.streams import Chunk, Streams
+from meari.models.training.trainer import Ending
 from tests.models.training.tiny_runs import (
     Clock,
     StopAt,

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from models.choices import Averaging, Family, Readout
-from models.config import RecurrentConfig, ReservoirConfig
-from models.errors import TrainingError
-from models.language_model import build_model
-from models.training.run import train
-from models.training.run_folder import Start, open_run
-from models.training.workers import ALONE, TorchrunWorkers
+from meari.models.choices import Averaging, Family, Readout
+from meari.models.config import RecurrentConfig, ReservoirConfig
+from meari.models.errors import TrainingError
+from meari.models.language_model import build_model
+from meari.models.training.run import train
+from meari.models.training.run_folder import Start, open_run
+from meari.models.training.workers import ALONE, TorchrunWorkers
 from tests.models.training.tiny_runs import Clock, StopAt, read_json, run_training, tiny_config
 from tests.models.training.torchrun_runs import (
     assert_same_run,

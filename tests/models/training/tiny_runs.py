@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from models.choices import Document, Family, TokenizerKind
-from models.config import Config, CorpusConfig, RecurrentConfig, TokenizerConfig, TrainingConfig
-from models.training.display import make_display
-from models.training.history import Record
-from models.training.run import Outcome, train
-from models.training.run_folder import Start, open_run
+from meari.models.choices import Document, Family, TokenizerKind
+from meari.models.config import Config, CorpusConfig, RecurrentConfig, TokenizerConfig, TrainingConfig
+from meari.models.training.display import make_display
+from meari.models.training.history import Record
+from meari.models.training.run import Outcome, train
+from meari.models.training.run_folder import Start, open_run
 
 LETTERS = "abc"
 CHAIN = np.array([[0.8, 0.1, 0.1], [0.1, 0.2, 0.7], [0.3, 0.6, 0.1]])

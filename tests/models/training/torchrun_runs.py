@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from models.config import Config
-from models.training.history import StepRecord, read_history
+from meari.models.config import Config
+from meari.models.training.history import StepRecord, read_history
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,7 +40,7 @@ def started(config: Config, run: Path, *options: str) -> subprocess.Popen[str]:
     """`meari train` in two processes of one thread each."""
     path = write_toml(config, run.with_suffix(".toml"))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
-    command = [sys.executable, "-u", *launcher, "cli.main", "train", str(path), "--run", str(run), *options]
+    command = [sys.executable, "-u", *launcher, "meari.cli.main", "train", str(path), "--run", str(run), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from service.bundle import Bundle, open_bundle
-from service.engine import Engine, EngineLimits
+from meari.service.bundle import Bundle, open_bundle
+from meari.service.engine import Engine, EngineLimits
 from tests.service.tiny_bundle import write_tiny_bundle
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from service.bundle import Bundle
-from service.engine import (
+from meari.service.bundle import Bundle
+from meari.service.engine import (
     Backlog,
     Engine,
     EngineLimits,
@@ -19,8 +19,8 @@ from service.engine import (
     ScoreCall,
     Together,
 )
-from service.engine.scheduler import Request, Reservation
-from service.errors import NotReady
+from meari.service.engine.scheduler import Request, Reservation
+from meari.service.errors import NotReady
 from tests.service.engine.conftest import Clock
 
 A = 2

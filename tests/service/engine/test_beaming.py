@@ -8,9 +8,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from service.bundle import Bundle
-from service.engine import Engine, Finish, GenerateCall, Generation, ScoreCall, Scoring
-from service.errors import EngineFailed
+from meari.service.bundle import Bundle
+from meari.service.engine import Engine, Finish, GenerateCall, Generation, ScoreCall, Scoring
+from meari.service.errors import EngineFailed
 from tests.service.engine.conftest import Clock
 
 A, B, C = 2, 3, 4

@@ -16,13 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.beams import BeamSearch, Hypothesis
-from service.engine.calls import Finish
-from service.engine.ranking import likeliest
-from service.engine.sampling import on_grid
-from service.text.detokenizer import TextEnd
-from service.text.stop import StopPatterns, matcher_factory
-from service.text.tokenizer import TokenizerKind, Vocabulary
+from meari.service.engine.beams import BeamSearch, Hypothesis
+from meari.service.engine.calls import Finish
+from meari.service.engine.ranking import likeliest
+from meari.service.engine.sampling import on_grid
+from meari.service.text.detokenizer import TextEnd
+from meari.service.text.stop import StopPatterns, matcher_factory
+from meari.service.text.tokenizer import TokenizerKind, Vocabulary
 
 END = 0
 Floats = npt.NDArray[np.float32]

@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from service.engine.cache import EDGE_BYTES, EDGE_TOKENS, ID_BYTES, PAGE_BYTES, CacheRoom, Edge, PrefixCache
+from meari.service.engine.cache import EDGE_BYTES, EDGE_TOKENS, ID_BYTES, PAGE_BYTES, CacheRoom, Edge, PrefixCache
 
 SHAPES = {"h": (2, 67), "c": (1,)}  # a tensor of two pages that does not fill them
 HIDDEN = 2

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service.engine import Engine, Generation
+from meari.service.engine import Engine, Generation
 from tests.service.engine.conftest import Clock
 from tests.service.engine.test_loop import A, generate
 

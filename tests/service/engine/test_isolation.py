@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.bundle import Bundle, open_bundle
-from service.engine import Engine, EngineLimits, GenerateCall, Generation, Sampling, ScoreCall, Scoring
-from service.engine.isolation import rows_are_isolated
-from service.engine.runs import NOTHING, Asked, Ids, Ran, States, Written
+from meari.service.bundle import Bundle, open_bundle
+from meari.service.engine import Engine, EngineLimits, GenerateCall, Generation, Sampling, ScoreCall, Scoring
+from meari.service.engine.isolation import rows_are_isolated
+from meari.service.engine.runs import NOTHING, Asked, Ids, Ran, States, Written
 
 BUNDLES = sorted(path.parent for path in (Path(__file__).parents[3] / "bundles").glob("*/manifest.json"))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.bundle import Bundle
-from service.engine import (
+from meari.service.bundle import Bundle
+from meari.service.engine import (
     Engine,
     EngineLimits,
     Finish,
@@ -21,7 +21,7 @@ from service.engine import (
     ScoreCall,
     Scoring,
 )
-from service.errors import EngineFailed, NotReady, Overloaded, ScoreTimeout
+from meari.service.errors import EngineFailed, NotReady, Overloaded, ScoreTimeout
 from tests.patience import PATIENCE
 from tests.service.engine.conftest import Clock
 from tests.service.tiny_bundle import expected_logprob, next_id

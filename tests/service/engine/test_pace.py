@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.engine.lanes import Pace
+from meari.service.engine.lanes import Pace
 
 
 def seen(**seconds: float) -> Pace:

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.bundle import Bundle, open_bundle
-from service.engine import Engine, EngineLimits, Finish, GenerateCall, Generation, ScoreCall, Scoring, StateValue
-from service.errors import EngineFailed, ScoreTimeout
+from meari.service.bundle import Bundle, open_bundle
+from meari.service.engine import Engine, EngineLimits, Finish, GenerateCall, Generation, ScoreCall, Scoring, StateValue
+from meari.service.errors import EngineFailed, ScoreTimeout
 from tests.service.engine.workload import (
     TRUNKS,
     Job,

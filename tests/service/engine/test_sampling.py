@@ -10,17 +10,17 @@ import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 
-from service.engine.calls import Sampling, sample_seed
-from service.engine.draws import Draws
-from service.engine.ranking import likeliest
-from service.engine.runner import Runner, Sessions
-from service.engine.runs import Floats, StateTensor
-from service.engine.sampling import Sampler, on_grid, pick_by_cumulative, truncated
-from service.graphs.bundle_graph import BundleGraph, Parts
-from service.graphs.drawing import Drawing
-from service.graphs.onnx_format import new_message
-from service.graphs.reader import reader_graph
-from service.graphs.writer import writer_graph
+from meari.service.engine.calls import Sampling, sample_seed
+from meari.service.engine.draws import Draws
+from meari.service.engine.ranking import likeliest
+from meari.service.engine.runner import Runner, Sessions
+from meari.service.engine.runs import Floats, StateTensor
+from meari.service.engine.sampling import Sampler, on_grid, pick_by_cumulative, truncated
+from meari.service.graphs.bundle_graph import BundleGraph, Parts
+from meari.service.graphs.drawing import Drawing
+from meari.service.graphs.onnx_format import new_message
+from meari.service.graphs.reader import reader_graph
+from meari.service.graphs.writer import writer_graph
 
 END = 0
 LOGITS = np.log(np.array([0.4, 0.3, 0.2, 0.06, 0.04], np.float32))

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from service.bundle import open_bundle
-from service.engine import Engine, EngineLimits, GenerateCall, Sampling
-from service.engine.sampling import Sampler
+from meari.service.bundle import open_bundle
+from meari.service.engine import Engine, EngineLimits, GenerateCall, Sampling
+from meari.service.engine.sampling import Sampler
 from tests.service.engine.test_sampling import sample_rows
 
 Floats64 = npt.NDArray[np.float64]

@@ -10,8 +10,17 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from service.bundle import Bundle
-from service.engine import Engine, EngineLimits, GenerateCall, Generation, Sampling, ScoreCall, Scoring, StateValue
+from meari.service.bundle import Bundle
+from meari.service.engine import (
+    Engine,
+    EngineLimits,
+    GenerateCall,
+    Generation,
+    Sampling,
+    ScoreCall,
+    Scoring,
+    StateValue,
+)
 
 NEVER = 1e12
 MOST_TURNS = 3000

@@ -12,10 +12,10 @@ import sys
 
 import pytest
 
-from service.answers.work import Work
-from service.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Overloaded, ScoreTimeout
-from service.log.formats import JsonFormat, TextFormat
-from service.log.request_line import Outcome, RequestLine, log_request
+from meari.service.answers.work import Work
+from meari.service.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Overloaded, ScoreTimeout
+from meari.service.log.formats import JsonFormat, TextFormat
+from meari.service.log.request_line import Outcome, RequestLine, log_request
 from tests.patience import PATIENCE
 from tests.service.running import ROOT
 
@@ -118,7 +118,7 @@ def test_a_path_is_one_word_of_ascii() -> None:
     ("text", False, False),
 ])  # fmt: skip
 def test_a_terminal_gets_words_and_everything_else_json(line_format: str, on_terminal: bool, is_json: bool) -> None:
-    code = f"import service.log as l, logging; l.configure_logging('info', {line_format!r}); "
+    code = f"import meari.service.log as l, logging; l.configure_logging('info', {line_format!r}); "
     code += "logging.getLogger('service.x').info('hello')"
     reader, writer = pty.openpty() if on_terminal else os.pipe()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=writer, check=False, timeout=PATIENCE)

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.process.request import HEAD_SECONDS
+from meari.service.process.request import HEAD_SECONDS
 from tests.service.log.test_requests import line_of, lines
 from tests.service.running import Server, running_server
 from tests.service.test_server import ENDLESS, metric, raw_post, until

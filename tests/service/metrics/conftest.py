@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from flask import Flask
 
-from service.app import create_app
-from service.settings import Settings
+from meari.service.app import create_app
+from meari.service.settings import Settings
 from tests.patience import PATIENCE
 
 

@@ -11,8 +11,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from service.app import create_app
-from service.settings import Settings
+from meari.service.app import create_app
+from meari.service.settings import Settings
 from tests.patience import PATIENCE
 from tests.service.conftest import SPELLED
 from tests.service.tiny_bundle import expected_logprob

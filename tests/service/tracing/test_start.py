@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from service.tracing.start import is_wanted, problem_of
+from meari.service.tracing.start import is_wanted, problem_of
 from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment
 
@@ -55,14 +55,15 @@ def run(code: str, **variables: str) -> str:
 
 
 def test_without_the_variables_nothing_is_imported() -> None:
-    code = "import os, sys, service.app; from service.tracing import start_tracing; print(start_tracing(os.environ)); "
+    code = "import os, sys, meari.service.app; from meari.service.tracing import start_tracing; "
+    code += "print(start_tracing(os.environ)); "
     code += "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     assert run(code) == "None\n[]\n"
 
 
 def test_without_the_packages_the_service_goes_on_and_says_how_to_get_them() -> None:
-    code = "import os, sys; sys.modules['opentelemetry'] = None; from service.log import configure_logging; "
-    code += "from service.tracing import start_tracing; configure_logging('info', 'text'); "
+    code = "import os, sys; sys.modules['opentelemetry'] = None; from meari.service.log import configure_logging; "
+    code += "from meari.service.tracing import start_tracing; configure_logging('info', 'text'); "
     code += "print(start_tracing(os.environ))"
     written = run(code, **ENDPOINT)
     assert "None\n" in written

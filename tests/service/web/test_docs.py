@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from service.openapi.operations import OPERATIONS
+from meari.service.openapi.operations import OPERATIONS
 from tests.service.running import Server
 from tests.service.web.conftest import Visit
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from flask.testing import FlaskClient
 
-from service.app import create_app
-from service.routes.web import WEB_FOLDER, read_pages
-from service.settings import Settings
+from meari.service.app import create_app
+from meari.service.routes.web import WEB_FOLDER, read_pages
+from meari.service.settings import Settings
 
 FILES = sorted(str(path.relative_to(WEB_FOLDER)) for path in WEB_FOLDER.rglob("*") if path.is_file())
 MAX_BYTES = 150_000

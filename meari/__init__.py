@@ -1,0 +1,1 @@
+"""meari: small recurrent language models, trained on your own text, exported to ONNX and served on ordinary CPUs."""

@@ -1,0 +1,94 @@
+"""The rows of words of a text that comes in pieces; a piece may end inside a word, or in the white space between two.
+
+The rule is that of `service/answers/figures.py`: a token belongs to the word in which it begins, white space to the
+word that follows it, and at the end of a text to the last word. Sums are kept in nats, where they are exact.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from meari.service.answers.bodies import ScoredWord
+from meari.service.answers.figures import ScoredText
+from meari.service.answers.sums import in_base
+from meari.service.requests.schema import LogBase
+from meari.service.text.words import Words, open_run
+
+__all__ = ["LongWords"]
+
+
+class LongWords:
+    """Add the pieces in order, take the words that are complete."""
+
+    def __init__(self, log_base: LogBase, split: Words = True) -> None:
+        self._log_base = log_base
+        self._has_segments = split == "unicode"
+        self._held: ScoredText | None = None  # the end of a piece whose segments depend on what follows
+        self._num_chars = 0
+        self._num_tokens = 0
+        self._open: ScoredWord | None = None  # the last word so far, which may go on; its text is in `_texts`
+        self._space = ScoredWord("", 0.0, 0, 0)  # the white space behind it; without a word its text is in `_texts`
+        self._texts: list[str] = []
+        self._ends_in_word = False
+        self._end: list[ScoredWord] = []
+
+    def add(self, scored: ScoredText) -> list[ScoredWord]:
+        """The next piece."""
+        if self._has_segments:
+            scored = scored if self._held is None else scored.with_before(self._held)
+            place = open_run(scored.encoded.text)
+            is_whole = place == len(scored.encoded.text)
+            scored, self._held = (scored, None) if is_whole else scored.parted(place)
+        return self._add(scored)
+
+    def _add(self, scored: ScoredText) -> list[ScoredWord]:
+        text = scored.encoded.text
+        words, rest = scored.word_parts()
+        self._end = scored.end_row()
+        for word in (*words, rest, *self._end):
+            word.start += self._num_chars
+            word.end += self._num_chars
+        if words:
+            goes_on = self._ends_in_word and not text[0].isspace() and not self._has_segments
+            words = self._joined(words, goes_on=goes_on)
+            self._space = rest
+        else:
+            self._space = _both(self._space, rest)
+            self._texts += [text] if self._open is None else []
+        self._ends_in_word = not text[-1].isspace() if text else self._ends_in_word
+        self._num_chars += len(text)
+        self._num_tokens += len(scored.encoded.ids)
+        return [self._finished(word) for word in words]
+
+    def end(self) -> list[ScoredWord]:
+        """The last word, or white space alone, and the end of the text where it is counted."""
+        words = [] if self._held is None else self._add(self._held)
+        last: list[ScoredWord] = []
+        if self._open is not None:
+            last = [replace(_both(self._open, self._space), end=self._open.end, text="".join(self._texts))]
+        elif self._num_tokens:
+            last = [replace(self._space, text="".join(self._texts))]
+        return words + [self._finished(word) for word in (*last, *self._end)]
+
+    def _joined(self, words: list[ScoredWord], *, goes_on: bool) -> list[ScoredWord]:
+        """With what was open; the last word is open then."""
+        if self._open is not None and goes_on:
+            self._texts.append(words[0].text)
+            words[0] = replace(_both(self._open, words[0]), text="".join(self._texts) if len(words) > 1 else "")
+        else:
+            words[0].logprob += self._space.logprob
+            words[0].unknown |= self._space.unknown
+            words = [replace(self._open, text="".join(self._texts)), *words] if self._open is not None else words
+        if len(words) > 1 or not goes_on:
+            self._texts = [words[-1].text]
+        self._open = words.pop()
+        return words
+
+    def _finished(self, word: ScoredWord) -> ScoredWord:
+        word.logprob = in_base(word.logprob, self._log_base)
+        return word
+
+
+def _both(one: ScoredWord, other: ScoredWord) -> ScoredWord:
+    """Two neighbours as one, with the text of the first."""
+    return ScoredWord(one.text, one.logprob + other.logprob, one.start, other.end, one.unknown or other.unknown)

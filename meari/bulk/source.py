@@ -1,0 +1,331 @@
+"""Where the input comes from: files one after another, or standard input. Leaves: chunks of lines.
+
+A regular file is known by its size and SHA-256 before it is read, and read no further than that size. Of a pipe only
+what has been read so far is known, by its SHA-256. Offsets count unpacked bytes; a chunk is of one file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from meari.bulk.errors import BulkError, CannotResume
+from meari.bulk.lines import Chunk, LineCutter
+from meari.bulk.packing import Unpacker, may_be_other, refuse_other_kinds
+
+__all__ = ["Source"]
+
+READ_BYTES: Final = 1 << 18
+BUFFER_BYTES: Final = 1 << 19
+HEAD_BYTES: Final = 1024  # by which a file is known
+
+
+class Input:
+    """One open file or pipe. `name` is how messages call it; "-" is standard input.
+
+    failure     why it could not be read to its end; the whole lines before that place are handed out all the same
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = "standard input" if name == "-" else name
+        try:
+            self.fd = os.dup(0) if name == "-" else os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+            status = os.fstat(self.fd)
+        except OSError as error:
+            raise BulkError(f"{self.name}: {error.strerror}, expected a readable file") from None
+        if stat.S_ISDIR(status.st_mode):
+            raise BulkError(f"{self.name}: got a folder, expected a file of lines")
+        # Files of /proc say that they are empty.
+        self.is_file = stat.S_ISREG(status.st_mode) and status.st_size > 0
+        self._begin = os.lseek(self.fd, 0, os.SEEK_CUR) if self.is_file else 0
+        self._size = max(0, status.st_size - self._begin) if self.is_file else None
+        self._head = b""
+        self._unpacker: Unpacker | None = None
+        self._is_known = False
+        if self.is_file:
+            self._know(os.pread(self.fd, HEAD_BYTES, self._begin))
+        self._cutter = LineCutter()
+        self._num_read = 0  # of the file, packed
+        self._ended = False
+        self._taken = hashlib.sha256()
+        self.failure: BulkError | None = None
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Size of a regular file that is not packed, None of any other."""
+        return self._size if self._unpacker is None else None
+
+    @property
+    def wants_more(self) -> bool:
+        """True while there may be bytes to read and room for them."""
+        return not self._ended and self._cutter.num_bytes < BUFFER_BYTES
+
+    @property
+    def is_done(self) -> bool:
+        """True once every line was taken."""
+        return self._cutter.is_done
+
+    @property
+    def num_left(self) -> int | None:
+        """Bytes that have not been taken yet, None where nobody knows."""
+        return None if self.num_bytes is None else self.num_bytes - self._num_read + self._cutter.num_bytes
+
+    def is_readable(self) -> bool:
+        """Whether `read` would not have to wait."""
+        if self._unpacker is not None and self._unpacker.has_more:
+            return True
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def read(self) -> None:
+        """Take in some bytes, waiting for them if need be. Raises BulkError for an input of a kind that is not read."""
+        try:
+            data, ended = self._read(READ_BYTES)
+        except BulkError as failure:
+            if not self._is_known:
+                raise
+            self.failure = failure
+            self._cutter.break_off()
+            self._ended = True
+            return
+        if data:
+            self._cutter.feed(data)
+        if ended:
+            self._cutter.close()
+            self._ended = True
+
+    def first_line(self) -> bytes:
+        """The next line, or as much of it as tells what it is; waits for it. Raises BulkError."""
+        while (line := self._cutter.first_line()) is None:
+            self.read()
+        if self.failure is not None and self._cutter.is_done:
+            raise self.failure
+        return line
+
+    def take(self, max_lines: int, max_bytes: int, *, partial: bool) -> Chunk | None:
+        """As `LineCutter.take`."""
+        chunk = self._cutter.take(max_lines, max_bytes, partial=partial)
+        if chunk is None or self.is_file:
+            return chunk
+        self._taken.update(chunk.data)
+        return replace(chunk, digest=self._taken.hexdigest())
+
+    def identity(self) -> dict[str, object]:
+        """What tells this input from others, found without taking anything of it."""
+        if not self.is_file:
+            return {"pipe": True}
+        digest = hashlib.sha256()
+        for data in self._positioned(self._begin, self._size or 0):
+            digest.update(data)
+        return {"bytes": self._size, "sha256": digest.hexdigest()}
+
+    def skip(self, offset: int, line: int, digest: str) -> None:
+        """Go on `offset` bytes into the input, at `line`, where nothing has been taken yet.
+
+        digest  SHA-256 of what comes before, of a pipe. Raises CannotResume where it brings other bytes.
+        """
+        if self.is_file and self._unpacker is None:
+            os.lseek(self.fd, self._begin + offset, os.SEEK_SET)
+            self._num_read, self._ended = offset, False
+            self._cutter = LineCutter(offset, line)
+        elif offset:
+            self._skip_read(offset, line, digest)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
+
+    def _skip_read(self, offset: int, line: int, digest: str) -> None:
+        self.first_line()  # which may take a byte-order mark away
+        left = offset - self._cutter.offset
+        data = self._cutter.drain()
+        while left > len(data) and not self._ended:
+            self._taken.update(data)
+            left -= len(data)
+            data, self._ended = self._read(READ_BYTES)
+        self._taken.update(data[:left])
+        if left > len(data) or (not self.is_file and self._taken.hexdigest() != digest):
+            raise CannotResume(f"{self.name}: its first {line - 1} lines differ from those of the run to resume")
+        self._cutter = LineCutter(offset, line)
+        self._cutter.feed(data[left:])
+        if self._ended:
+            self._cutter.close()
+
+    def _read(self, count: int) -> tuple[bytes, bool]:
+        """Some unpacked bytes, and whether those were the last; waits until there are any."""
+        while True:
+            if self._unpacker is not None and self._unpacker.has_more:
+                data = self._unpacker.unpack(b"")
+            else:
+                raw = self._read_raw(count)
+                data = self._known(raw)
+                if not raw:
+                    if self._unpacker is not None:
+                        self._unpacker.end()
+                    return data, True
+            if data:
+                return data, False
+
+    def _known(self, raw: bytes) -> bytes:
+        """The next bytes unpacked, once it is known of what kind they are."""
+        if not self._is_known:
+            self._head += raw
+            if raw and may_be_other(self._head):
+                return b""
+            self._know(self._head)
+            raw, self._head = self._head, b""
+        return raw if self._unpacker is None else self._unpacker.unpack(raw)
+
+    def _know(self, head: bytes) -> None:
+        refuse_other_kinds(self.name, head)
+        self._unpacker = Unpacker.of(self.name, head)
+        self._is_known = True
+
+    def _read_raw(self, count: int) -> bytes:
+        if self._size is not None:
+            count = min(count, self._size - self._num_read)
+        try:
+            data = os.read(self.fd, count)
+        except OSError as error:
+            raise BulkError(f"{self.name}: {error.strerror}, expected a readable file") from None
+        self._num_read += len(data)
+        return data
+
+    def _positioned(self, begin: int, count: int) -> Iterator[bytes]:
+        end = begin + count
+        while begin < end and (data := os.pread(self.fd, min(1 << 20, end - begin), begin)):
+            yield data
+            begin += len(data)
+
+
+class Source:
+    """All inputs, in order; each is open while it is read.
+
+    names        of the files; "-" is standard input, which stands alone
+    tells_files  whether records say which file they are of
+    num_bytes    of all of them, None where nobody knows
+    """
+
+    def __init__(self, names: Sequence[str], *, tells_files: bool = False) -> None:
+        self._names = list(names)
+        self.tells_files = tells_files
+        self._number = 0
+        self._input = Input(self._names[0])
+        self._sizes = [self._input.num_bytes, *map(self._size_of, self._names[1:])]
+        self.num_bytes = _sum(self._sizes)
+
+    @property
+    def fd(self) -> int:
+        """What is being read."""
+        return self._input.fd
+
+    @property
+    def wants_more(self) -> bool:
+        """True while there may be bytes to read and room for them."""
+        return self._input.wants_more
+
+    @property
+    def is_done(self) -> bool:
+        """True once every line was taken."""
+        return self._input.is_done and self._number + 1 == len(self._names)
+
+    @property
+    def failure(self) -> BulkError | None:
+        """Why the input that is being read has no end."""
+        return self._input.failure
+
+    @property
+    def is_broken_off(self) -> bool:
+        """True once every whole line of an input was taken that has no end."""
+        return self.failure is not None and self._input.is_done
+
+    @property
+    def num_left(self) -> int | None:
+        """Bytes that have not been taken yet, None where nobody knows."""
+        return _sum([self._input.num_left, *self._sizes[self._number + 1 :]])
+
+    def name(self, number: int) -> str:
+        """How messages call a file."""
+        return self._input.name if number == self._number else self._names[number]
+
+    def label(self, number: int) -> str:
+        """How the records of a file call it."""
+        return self._names[number] if self.tells_files else ""
+
+    def bytes_before(self, number: int) -> int:
+        """Bytes of all files before one of them, where their sizes are known."""
+        return _sum(self._sizes[:number]) or 0
+
+    def is_readable(self) -> bool:
+        """Whether `read` would not have to wait."""
+        return self._input.is_readable()
+
+    def read(self) -> None:
+        """Take in some bytes, waiting for them if need be. Raises BulkError."""
+        self._input.read()
+
+    def first_line(self) -> bytes:
+        """The next line, or as much of it as tells what it is; waits for it. Raises BulkError."""
+        return self._input.first_line()
+
+    def first_lines(self) -> Iterator[tuple[str, bytes]]:
+        """The name and the first line of every file, where nothing has been taken yet. Raises BulkError."""
+        yield self._names[0], self.first_line()
+        for name in self._names[1:]:
+            one = Input(name)
+            line = one.first_line()
+            one.close()
+            yield name, line
+
+    def take(self, max_lines: int, max_bytes: int, *, partial: bool) -> Chunk | None:
+        """As `LineCutter.take`; goes on with the next file behind the last line of one."""
+        while (chunk := self._input.take(max_lines, max_bytes, partial=partial)) is None:
+            if not self._input.is_done or self.failure is not None or self.is_done:
+                return None
+            self._open(self._number + 1)
+            self._input.read()
+        return replace(chunk, file=self._number)
+
+    def identity(self) -> dict[str, object]:
+        """What tells these inputs from others, found without taking anything of them."""
+        if not self.tells_files:
+            return self._input.identity()
+        digest = hashlib.sha256()
+        for name in self._names:
+            one = Input(name)
+            digest.update(f"{name}\0{one.identity()}\n".encode("utf-8", "surrogateescape"))
+            one.close()
+        return {"files": len(self._names), "sha256": digest.hexdigest()}
+
+    def skip(self, number: int, offset: int, line: int, digest: str) -> None:
+        """Go on in one of the files; see `Input.skip`."""
+        if number:
+            self._open(number)
+        self._input.skip(offset, line, digest)
+
+    def _open(self, number: int) -> None:
+        self._input.close()
+        self._input = Input(self._names[number])
+        self._number = number
+
+    @staticmethod
+    def _size_of(name: str) -> int | None:
+        """Of a file that comes later. Raises BulkError where it cannot be read, or not more than once."""
+        one = Input(name)
+        one.close()
+        if not one.is_file and not Path(name).is_file():
+            raise BulkError(f"{name}: got a pipe or device beside other inputs, expected regular files")
+        return one.num_bytes if one.is_file else 0
+
+
+def _sum(sizes: Sequence[int | None]) -> int | None:
+    """None where one of them is not known."""
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None

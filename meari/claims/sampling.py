@@ -1,0 +1,79 @@
+"""Writing text with a model, and how much a text repeats itself.
+
+In: a model, prompts, a choice of sampling. Out: token ids. Knows nothing of what is done with them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from meari.claims.held_out import Floats
+from meari.claims.text import Ids
+from meari.models.language_model import LanguageModel
+
+NGRAM = 8  # characters
+WINDOW = 256  # characters before, in which an n-gram is looked for: fixed, so that a longer text has no more chances
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0: the likeliest token; top_p 1: no limit"""
+
+    name: str
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+SAMPLINGS = (
+    Sampling("greedy", 0.0),
+    Sampling("temperature 0.5", 0.5),
+    Sampling("temperature 0.8", 0.8),
+    Sampling("temperature 1.0"),
+    Sampling("top-p 0.9", 1.0, 0.9),
+)
+
+
+@torch.no_grad()
+def write_texts(model: LanguageModel, prompts: Ids, num_tokens: int, sampling: Sampling, seed: int) -> Ids:
+    """Go on with every prompt: int64 [batch, prompt] → int64 [batch, num_tokens]."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden, state = model(torch.from_numpy(prompts), model.initial_state(len(prompts)))
+    last, written = hidden[:, -1], []
+    for _ in range(num_tokens):
+        token = pick(model.logits(last), sampling, generator)
+        written.append(token)
+        last, state = model.step(token, state)
+    return np.asarray(torch.stack(written, dim=1).numpy(), dtype=np.int64)
+
+
+def pick(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """One token a row: float32 [batch, V] → int64 [batch]."""
+    if sampling.temperature == 0:
+        return logits.argmax(1)
+    probabilities = (logits / sampling.temperature).softmax(1)
+    if sampling.top_p < 1:
+        ordered, places = probabilities.sort(dim=1, descending=True)
+        # A token stays where what is likelier weighs less than top_p: so the first one always does.
+        ordered[ordered.cumsum(1) - ordered >= sampling.top_p] = 0
+        probabilities = torch.zeros_like(probabilities).scatter_(1, places, ordered)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+
+
+def repeated(rows: Ids, begin: int) -> Floats:
+    """Whether the NGRAM that ends at a place has been seen within the WINDOW before: 0 or 1, from place `begin` on.
+
+    rows     int64 [batch, time]
+    returns  float64 [batch, time - begin]
+    """
+    grams = np.lib.stride_tricks.sliding_window_view(rows, NGRAM, axis=1)  # [batch, time - NGRAM + 1, NGRAM]
+    found = np.zeros((len(rows), rows.shape[1] - begin))
+    for row in range(len(rows)):
+        last: dict[bytes, int] = {}
+        for place in range(grams.shape[1]):
+            key, end = grams[row, place].tobytes(), place + NGRAM - 1
+            if end >= begin and key in last and end - last[key] <= WINDOW:
+                found[row, end - begin] = 1.0
+            last[key] = end
+    return found

@@ -1,0 +1,89 @@
+"""Where a verb finds its model: a bundle of this machine, or a model of a running service."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from meari.cli._completions import complete_bundle
+
+if TYPE_CHECKING:
+    from meari.remote.service import RemoteService
+
+__all__ = ["MODEL_OPTION", "WHERE_OPTIONS", "Place", "bundles_folder"]
+
+
+def _url(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    from meari.remote.service import checked_url
+
+    try:
+        return None if value is None else checked_url(value)
+    except ValueError as problem:
+        raise click.BadParameter(str(problem)) from None
+
+
+MODEL_OPTION = click.option(
+    "--model",
+    metavar="NAME",
+    help="Bundle by name, or its path.  [as DEFAULT in the folder, or the service, says]",
+    shell_complete=complete_bundle,
+)
+WHERE_OPTIONS = (
+    click.option(
+        "--bundles",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        help="Folder of bundles, or a bundle.  [MEARI_BUNDLES, or bundles]",
+    ),
+    click.option("--server", metavar="URL", callback=_url, help="Ask a running service, as http://localhost:8000."),
+    click.option(
+        "--api-key", metavar="KEY", envvar="MEARI_CLIENT_API_KEY", help="For --server.  [MEARI_CLIENT_API_KEY]"
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the options say. Raises UsageError where they contradict each other."""
+
+    model: str | None = None
+    bundles: Path | None = None
+    server: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.server is not None and self.bundles is not None:
+            raise click.UsageError("--bundles: got it with --server, expected one of the two")
+
+    def service(self) -> RemoteService | None:
+        """The service to ask, None for the bundles of this machine."""
+        if self.server is None:
+            return None
+        from meari.remote.service import RemoteService
+
+        return RemoteService(self.server, self.api_key or "")
+
+    def folder(self) -> Path:
+        """The bundle's folder; where nothing is said as for `meari serve`. Raises BulkError."""
+        from meari.bulk.bundles import find_bundle
+
+        folder, default = bundles_folder(self.bundles)
+        return find_bundle(folder, self.model or default)
+
+
+def bundles_folder(bundles: Path | None) -> tuple[Path, str | None]:
+    """The folder of bundles, and the default model where the settings name one."""
+    from meari.service.settings import SettingsError, load_settings
+
+    if bundles is not None:
+        return bundles, None
+    try:
+        settings = load_settings(os.environ)
+    except SettingsError as problems:
+        raise click.UsageError(f"the settings are wrong:\n{problems}") from None
+    return settings.bundles, settings.default_model

@@ -1,0 +1,78 @@
+"""`meari serve`: bundles → a running HTTP service. Checks the settings, then becomes gunicorn."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from meari.cli._completions import complete_bundle
+from meari.cli._options import echo_json_line, json_option
+
+if TYPE_CHECKING:
+    from meari.service.settings import Settings
+
+EXAMPLES = """\b
+Examples:
+  meari serve
+  meari serve --host 0.0.0.0 --port 8080 --workers 2
+  meari serve --bundles bundles --default-model shakespeare-gru --json
+"""
+
+
+@click.command("serve", epilog=EXAMPLES, short_help="Serve bundles over HTTP.")
+@click.option("--host", help="Address to listen on (MEARI_HOST).")
+@click.option("--port", help="Port to listen on (MEARI_PORT).")
+@click.option("--bundles", type=click.Path(), help="Folder of the bundles to serve (MEARI_BUNDLES).")
+@click.option(
+    "--default-model",
+    help="Bundle of requests that name none (MEARI_DEFAULT_MODEL).",
+    shell_complete=complete_bundle,
+)
+@click.option("--workers", help="Worker processes, by default one a CPU (MEARI_WORKERS).")
+@click.option("--log-level", help="debug, info, warning or error (MEARI_LOG_LEVEL).")
+@json_option
+def command(as_json: bool, **options: str | None) -> None:
+    """Serve bundles over HTTP until SIGTERM or Ctrl-C, which both end it with 0. All else is set by MEARI_… variables.
+
+    The log goes to standard error. With --json one line on standard output says where it will listen and what it
+    serves, before the bundles are opened.
+    """
+    from meari.service.process.start import StartError, check_start
+    from meari.service.settings import SettingsError, load_settings
+
+    for name, value in options.items():
+        if value is not None:
+            os.environ[f"MEARI_{name.upper()}"] = value
+    try:
+        settings = load_settings(os.environ)
+    except SettingsError as problems:
+        raise click.UsageError(f"the settings are wrong:\n{problems}") from None
+    try:
+        check_start(settings)
+    except StartError as problem:
+        click.echo(f"meari: {problem}", err=True)
+        raise click.exceptions.Exit(problem.status) from None
+    if as_json:
+        echo_json_line(_described(settings))
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:meari.service.process.gunicorn_conf"])
+
+
+def _described(settings: Settings) -> dict[str, object]:
+    from meari.service.bundle_folders import find_bundles
+    from meari.service.errors import BundleError
+
+    try:
+        models = list(find_bundles(settings.bundles).folders)
+    except BundleError:
+        models = []
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "workers": settings.workers,
+        "bundles": str(settings.bundles),
+        "models": models,
+        "process": os.getpid(),
+    }
