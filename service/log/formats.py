@@ -32,7 +32,7 @@ class JsonFormat(logging.Formatter):
         members: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
             "level": record.levelname.lower(),
-            "logger": record.name,
+            "logger": _name(record),
             "process": record.process,
             "message": record.getMessage(),
         }
@@ -52,7 +52,7 @@ class TextFormat(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record's line, and below it an exception."""
-        pieces = [self.formatTime(record), record.levelname, str(record.process), record.name, record.getMessage()]
+        pieces = [self.formatTime(record), record.levelname, str(record.process), _name(record), record.getMessage()]
         request = _request_of(record)
         if request is not None:
             fields = request.fields()
@@ -71,6 +71,11 @@ def exception_text(record: logging.LogRecord) -> str:
         told.append("".join(traceback.format_tb(error.__traceback__)) + type(error).__qualname__)
         error = error.__cause__ or error.__context__
     return "\n".join(told)
+
+
+def _name(record: logging.LogRecord) -> str:
+    """Return the logger's name as the log shows it: the place below the package."""
+    return record.name.removeprefix("meari.")
 
 
 def _request_of(record: logging.LogRecord) -> RequestLine | None:

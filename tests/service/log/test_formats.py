@@ -24,7 +24,7 @@ SECRET = "nobody may read this"
 
 def record(text: str, *arguments: object, error: BaseException | None = None, **extra: object) -> logging.LogRecord:
     info = None if error is None else (type(error), error, error.__traceback__)
-    made = logging.LogRecord("service.x", logging.ERROR, "", 0, text, arguments, info)
+    made = logging.LogRecord("meari.service.x", logging.ERROR, "", 0, text, arguments, info)
     made.__dict__.update(extra)
     return made
 
@@ -95,10 +95,10 @@ def test_a_request_is_one_line_of_words_for_a_person() -> None:
 def test_outcome_and_level_say_whose_fault_it_was(
     noted: dict[str, object], outcome: Outcome, level: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    access = logging.getLogger("service.access")
+    access = logging.getLogger("meari.service.access")
     access.addHandler(caplog.handler)
     try:
-        with caplog.at_level(logging.DEBUG, "service.access"):
+        with caplog.at_level(logging.DEBUG, "meari.service.access"):
             log_request(line(**noted))
     finally:
         access.removeHandler(caplog.handler)
@@ -119,7 +119,7 @@ def test_a_path_is_one_word_of_ascii() -> None:
 ])  # fmt: skip
 def test_a_terminal_gets_words_and_everything_else_json(line_format: str, on_terminal: bool, is_json: bool) -> None:
     code = f"import meari.service.log as l, logging; l.configure_logging('info', {line_format!r}); "
-    code += "logging.getLogger('service.x').info('hello')"
+    code += "logging.getLogger('meari.service.x').info('hello')"
     reader, writer = pty.openpty() if on_terminal else os.pipe()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=writer, check=False, timeout=PATIENCE)
     os.close(writer)

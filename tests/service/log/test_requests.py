@@ -198,7 +198,7 @@ def test_every_line_is_json_from_the_start_to_the_end(letters: Path, tmp_path: P
         assert server.wait() == 0
         found = lines(server)
         assert server.log.endswith("}\n")
-    assert {"gunicorn.error", "service.access", "meari.service.registry"} <= {line["logger"] for line in found}
+    assert {"gunicorn.error", "service.access", "service.registry"} <= {line["logger"] for line in found}
     assert all({"time", "level", "logger", "process", "message"} <= set(line) for line in found)
     assert any("SIGKILL" in line["message"] for line in found)
     assert [line["error"] for line in found if line.get("status") == 401] == ["unauthorized"]
