@@ -149,7 +149,7 @@ def _held_out(description: Description) -> str:
 
 
 def _measured(description: Description) -> str:
-    """How, and on what."""
+    """Say how the figures were measured, and on what."""
     unit = description.checkpoint.config.corpus.document
     rows = "as one stream" if unit is Document.FILE else f"each {unit} on its own"
     ends = "its end counted" if description.has_ends else "its end not counted"

@@ -49,7 +49,7 @@ class Description:
 
     @property
     def machine(self) -> dict[str, str]:
-        """Where the figures of the bundle were measured, golden ones too: on other CPUs int8 comes out otherwise."""
+        """CPU and onnxruntime that the figures were measured on, golden ones too: elsewhere int8 differs."""
         return {"cpu": processor(), "onnxruntime": ort.__version__}
 
     @property

@@ -47,7 +47,7 @@ def manifest_json(description: Description, files: Mapping[str, bytes]) -> bytes
 
 
 def _figures(description: Description) -> dict[str, Any]:
-    """Of the bundle as it is served; those of its checkpoint under that name. Then how it was trained and checked."""
+    """Figures of the bundle as served and of its checkpoint, and how it was trained and checked."""
     trained = {name: value for name, value in description.checkpoint.figures.items() if name not in PARTS}
     return {
         **{part: found.served.to_json() for part, found in description.held_out.items()},
@@ -62,7 +62,7 @@ def _figures(description: Description) -> dict[str, Any]:
 
 
 def precision_check(description: Description) -> dict[str, Any]:
-    """What the exporter measured: against torch in fp32, and the bundle's perplexity beside the checkpoint's."""
+    """Figures that the export measured: against torch in fp32, and the perplexity beside the checkpoint's."""
     agreement, validation = description.agreement, description.held_out.get("validation")
     figures: dict[str, Any] = {
         "fp32_max_difference_from_torch": agreement.max_logprob_difference,

@@ -27,7 +27,7 @@ def show_figure(figure: float, decimals: int = 4) -> str:
 
 
 def worse_than_guessing(nats_per_token: float, vocabulary_size: int) -> str | None:
-    """What to say of a held-out loss above that of guessing evenly among all tokens; None for one that is not."""
+    """Return a sentence about a held-out loss above that of guessing evenly among all tokens; None for a lower one."""
     uniform = math.log(vocabulary_size)
     if nats_per_token <= uniform:
         return None

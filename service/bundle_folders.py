@@ -48,7 +48,7 @@ _KINDS: Final = (
 
 @dataclass(frozen=True)
 class BundleFolders:
-    """What there is in a folder of bundles.
+    """The entries of a folder of bundles.
 
     folders  name -> folder of each bundle, in the order of names; nothing in them was read
     failed   name -> reason: what stands in the place of a bundle and cannot be one, and a DEFAULT that says nothing
@@ -81,17 +81,17 @@ def find_bundles(root: Path) -> BundleFolders:
 
 
 def bundle_name(folder: Path) -> str:
-    """What a bundle is called by: the name of its folder, or of the link to it."""
+    """Return the name of a bundle: that of its folder, or of the link to it."""
     return folder.absolute().name if folder.name not in ("", "..") else folder.resolve().name
 
 
 def _is_in_passing(name: str) -> bool:
-    """Whether an entry is hidden, or stands there only while something is being written or replaced."""
+    """Tell an entry that is hidden, or stands there only while something is being written or replaced."""
     return name[0] in "._" or name.endswith(IN_PASSING)
 
 
 def _unfinished(path: Path) -> str:
-    """Of what stands there in passing: an old bundle without the new one is what an export left that was stopped."""
+    """Return what to do about an old bundle without its successor, which a stopped export left; "" for other names."""
     name = path.name.removesuffix(".old")
     if name in ("", path.name) or name[0] in "._" or os.path.lexists(path.with_name(name)) or not path.is_dir():
         return ""
@@ -99,7 +99,7 @@ def _unfinished(path: Path) -> str:
 
 
 def _problem(path: Path) -> str | None:
-    """Why an entry cannot be a bundle; None where it may be one, "" where nobody means it to be."""
+    """Return why an entry cannot be a bundle; None where it may be one, "" where nobody means it to be."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -112,7 +112,7 @@ def _problem(path: Path) -> str | None:
 
 
 def holds_bundle(folder: Path) -> bool:
-    """Whether a folder has any of a bundle's files, or does not let itself be looked at."""
+    """Tell a folder that has any of a bundle's files, or cannot be listed."""
     try:
         return not {MANIFEST, *REQUIRED_FILES}.isdisjoint(path.name for path in folder.iterdir())
     except OSError:

@@ -122,7 +122,7 @@ class Manifest(_Strict, frozen=True):
 
     @property
     def has_ends(self) -> bool:
-        """Whether the training text taught where a text ends, so that the end figures in a score by default.
+        """True where the training text taught where a text ends, so that the end counts in a score by default.
 
         A bundle from before `corpus.has_ends` is judged by what its documents are: lines and paragraphs have ends,
         and so have files where there were many of them.
@@ -147,7 +147,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 
 
 def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
-    """What the files hold that a server needs; all that are listed were compared with size and SHA-256.
+    """Read the files that a server needs, and compare all that are listed with their sizes and SHA-256.
 
     Raises BundleError naming the first that differs.
     """

@@ -51,7 +51,7 @@ def default_bundle(bundles: Path, found: BundleFolders) -> Path:
 
 
 def list_bundles(bundles: Path) -> BundleFolders:
-    """What is in a folder of bundles, or the bundle that it is itself. Raises BulkError."""
+    """Return the bundles in a folder, or the bundle that it is itself. Raises BulkError."""
     try:
         return find_bundles(bundles)
     except BundleError as error:

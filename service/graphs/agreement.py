@@ -1,4 +1,4 @@
-"""What `manifest.json` says of the model, compared with `cell.onnx` and `output.onnx`: every field by its name.
+"""Comparison of `manifest.json` with `cell.onnx` and `output.onnx`, field by field.
 
 Enters: the manifest and the graphs as they were read. Leaves: nothing, or a BundleError. Whether the graphs compute
 what they should is another question, which golden figures answer.

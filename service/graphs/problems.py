@@ -1,4 +1,4 @@
-"""Why a graph cannot be opened or run, in words of our own.
+"""Reasons why a graph cannot be opened or run, in words of our own.
 
 Enters: an exception of onnxruntime. Leaves: a reason that a client may read. The runtime's own text has paths of its
 source and changes with its versions; it stays the cause of the error, for the log.

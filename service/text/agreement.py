@@ -1,4 +1,4 @@
-"""What `manifest.json` says of the tokenizer, compared with `tokenizer.json`: every field by its name.
+"""Comparison of `manifest.json` with `tokenizer.json`, field by field.
 
 Enters: the manifest, and the parts of the tokenizer's file. Leaves: nothing, or a BundleError. A tokenizer that does
 more or other than its kind says would cut texts in another way than the model was trained on, or let a text hold the

@@ -446,7 +446,7 @@ def test_golden_file_that_unpacks_without_end_is_refused_unread(folder: Path) ->
 
 @contextlib.contextmanager
 def peak_memory_below(num_bytes: int) -> Iterator[None]:
-    """Of what Python allocates meanwhile."""
+    """Bound what Python allocates meanwhile."""
     tracemalloc.start()
     try:
         yield
