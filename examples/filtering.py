@@ -96,10 +96,11 @@ def pool(num_lines: int, seed: int) -> list[Line]:
 
 
 def scored(folder: Path, model: str, lines: Sequence[Line]) -> list[Line]:
-    """The same lines with their figures. The run is ended as soon as it has written something, and then resumed."""
+    """The same lines with figures named MODEL_…. The run is ended once it has written something, and then resumed."""
     source, output = folder / f"{model}.jsonl", folder / f"{model}.scores.jsonl"
     source.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
     arguments = ["score", source, "--model", folder / "bundles" / model, "-o", output, "--quiet", "--jobs", 1]
+    arguments += ["--prefix", f"{model}_"]
     command = [sys.executable, "-m", "meari.cli.main", *map(str, arguments)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (output.exists() and output.stat().st_size):
@@ -126,12 +127,12 @@ def precision_recall(
 
 def drop_damaged(lines: Sequence[Line], clean: Sequence[Line]) -> list[Line]:
     """The lines up to the quantile of clean ones, in bits a character; tells how well that went."""
-    threshold = quantile([line["bits_per_char"] for line in clean], KEPT_QUANTILE)
-    kept = [line for line in lines if line["bits_per_char"] <= threshold]
+    threshold = quantile([line["all_bits_per_char"] for line in clean], KEPT_QUANTILE)
+    kept = [line for line in lines if line["all_bits_per_char"] <= threshold]
     print(f"up to {threshold:.2f} bits/char{'lines':>12}{'kept':>8}")
     for damage in ("", *DAMAGES):
         group = [line for line in lines if line["damage"] == damage]
-        share = sum(line["bits_per_char"] <= threshold for line in group) / len(group)
+        share = sum(line["all_bits_per_char"] <= threshold for line in group) / len(group)
         print(f"  {damage or 'clean':<18}{len(group):>12}{share:>8.3f}")
     precision, recall = precision_recall(kept, lambda line: not line["damage"], lines)
     print(f"clean lines: precision {precision:.3f}, recall {recall:.3f}")
@@ -145,6 +146,11 @@ def select(lines: Sequence[Line], key: Callable[[Line], float], label: str) -> N
     print(f"{label:<36}precision {precision:.3f}, recall {recall:.3f}")
 
 
+def difference(line: Line) -> float:
+    """Bits a character by the model of one shop, less those by the model of all."""
+    return float(line["harbour_bits_per_char"] - line["all_bits_per_char"])
+
+
 def main(num_lines: int = 1200) -> None:
     """Train on clean lines of all shops and of one, then filter a pool."""
     with tempfile.TemporaryDirectory() as name:
@@ -156,9 +162,9 @@ def main(num_lines: int = 1200) -> None:
         lines = pool(num_lines, seed=2)
         figures = scored(folder, "all", [*lines, *clean])
         kept = drop_damaged(figures[: len(lines)], figures[len(lines) :])
-        inside = {line["id"]: line["bits_per_char"] for line in scored(folder, "harbour", kept)}
-        select(kept, lambda line: inside[line["id"]], "harbour, by its model alone:")
-        select(kept, lambda line: inside[line["id"]] - line["bits_per_char"], "harbour, by the difference of two:")
+        both = scored(folder, "harbour", kept)
+        select(both, lambda line: line["harbour_bits_per_char"], "harbour, by its model alone:")
+        select(both, difference, "harbour, by the difference of two:")
 
 
 def _item(items: Mapping[str, tuple[str, ...]], shop: str, generator: random.Random) -> str:
