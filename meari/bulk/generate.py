@@ -152,6 +152,7 @@ def _totals(continued: Continued) -> GenerateTotals:
         num_prompts=1,
         num_samples=len(continued.choices),
         prompt_tokens=continued.usage.prompt_tokens,
+        unknown_tokens=continued.usage.unknown_tokens or 0,
         generated_tokens=sum(continued.num_tokens),
         num_ended=finishes.count("end"),
         num_stopped=finishes.count("stop"),

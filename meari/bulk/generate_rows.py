@@ -41,7 +41,7 @@ class Continued:
         return cls(
             completion.seed,
             choices,
-            completion.answer([]).usage,
+            completion.usage(),
             [len(sample.token_ids) for sample in samples],
             [math.fsum(sample.logprobs) for sample in samples],
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from meari.bulk.generate import Completions
@@ -10,8 +10,8 @@ from meari.bulk.generate_rows import Continued, generate_rows
 from meari.bulk.options import GenerateOptions, OutputFormat
 from meari.bulk.records import Record
 from meari.bulk.worker import open_model
+from meari.service.answers.bodies import GenerateUsage
 from meari.service.answers.completion import Completion
-from meari.service.registry import Model
 from meari.service.requests.schema import GenerateRequest
 from meari.service.text.json_lines import escape_line_ends
 
@@ -20,17 +20,20 @@ __all__ = ["SEPARATOR", "continue_prompt", "rows_of_one"]
 SEPARATOR = "---\n"  # between the texts of several samples
 
 
-def continue_prompt(folder: Path, request: GenerateRequest, output_format: OutputFormat) -> Generator[bytes]:
-    """What is to be written, as soon as it is known."""
+def continue_prompt(
+    folder: Path, request: GenerateRequest, output_format: OutputFormat, note_usage: Callable[[GenerateUsage], None]
+) -> Generator[bytes]:
+    """What is to be written, as soon as it is known; then `note_usage` is told of the tokens."""
     model = open_model(str(folder))
     try:
-        yield from _pieces(model, request, output_format)
+        completion = Completions(model).begin(request)
+        yield from _pieces(completion, request, output_format)
+        note_usage(completion.usage())
     finally:
         model.engine.stop()
 
 
-def _pieces(model: Model, request: GenerateRequest, output_format: OutputFormat) -> Iterator[bytes]:
-    completion = Completions(model).begin(request)
+def _pieces(completion: Completion, request: GenerateRequest, output_format: OutputFormat) -> Iterator[bytes]:
     if output_format == "text":
         num_samples = len(completion.writers)
         yield from _stream(completion) if num_samples == 1 else _texts(completion)

@@ -79,11 +79,18 @@ class ServedGenerateWork:
 
 
 def continue_served_prompt(
-    service: RemoteService, model: str | None, request: GenerateRequest, output_format: OutputFormat
+    service: RemoteService,
+    model: str | None,
+    request: GenerateRequest,
+    output_format: OutputFormat,
+    note_usage: Callable[[GenerateUsage], None],
 ) -> Generator[bytes]:
-    """What is to be written, as soon as it is known. Raises RemoteError, BulkError where the service's time was up."""
+    """What is to be written, as soon as it is known; then `note_usage` is told of the tokens.
+
+    Raises RemoteError, BulkError where the service's time was up.
+    """
     if output_format == "text" and request.n == 1:
-        yield from _streamed(service, _body(request, model, output_format, stream=True))
+        yield from _streamed(service, _body(request, model, output_format, stream=True), note_usage)
         return
     with_tokens = request.logprobs is not None
     body = _body(request, model, output_format)
@@ -92,17 +99,21 @@ def continue_served_prompt(
         yield SEPARATOR.join(f"{choice.text}\n" for choice in continued.choices).encode("utf-8")
     else:
         yield rows_of_one(request, output_format, continued)
+    note_usage(continued.usage)
 
 
-def _streamed(service: RemoteService, body: bytes) -> Iterator[bytes]:
+def _streamed(service: RemoteService, body: bytes, note_usage: Callable[[GenerateUsage], None]) -> Iterator[bytes]:
     """The one sample, as it comes, and a line end."""
-    reason = ""
+    reason, usage = "", None
     for event in map(_decode_event, service.stream(PATH, body)):
         for choice in event.choices:
             if choice.text:
                 yield choice.text.encode("utf-8")
             reason = choice.finish_reason or reason
+        usage = event.usage or usage
     yield b"\n"
+    if usage is not None:
+        note_usage(usage)
     _check_time("the prompt", reason)
 
 

@@ -107,6 +107,7 @@ class GenerateTotals(Totals, frozen=True, kw_only=True, tag="generate"):
     num_prompts: int = 0
     num_samples: int = 0
     prompt_tokens: int = 0
+    unknown_tokens: int = 0  # of the prompts
     generated_tokens: int = 0
     num_ended: int = 0  # samples by what ended them: the end token, a stop string, max_tokens
     num_stopped: int = 0

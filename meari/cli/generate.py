@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -31,6 +31,7 @@ from meari.cli._tables import shown
 if TYPE_CHECKING:
     from meari.bulk.options import OutputFormat
     from meari.bulk.run import Outcome
+    from meari.service.answers.bodies import GenerateUsage
     from meari.service.requests.schema import GenerateRequest
 
 EXAMPLES = """\b
@@ -124,43 +125,34 @@ def _one(prompt: str, request: GenerateRequest, place: Place, output_format: Out
     seed = secrets.randbits(53) if is_random else request.seed  # exact in every reader of JSON
     request = msgspec.structs.replace(request, prompt=prompt, seed=seed)
     run.check_files(bundle_uses(place))
-    with closing(Output(run.output)) as output, closing(_pieces(request, place, output_format)) as pieces:
+    note_usage = (lambda _: None) if run.quiet else _tell_unknown
+    with closing(Output(run.output)) as output, closing(_pieces(request, place, output_format, note_usage)) as pieces:
         first = next(pieces)  # before it, the bundle is opened: what a file holds stays if that fails
         output.start_at(0, 0)
         for piece in chain([first], pieces):
             output.write(piece)
-    if not run.quiet:
-        _tell_unknown(prompt, place)
     if is_random and output_format == "text" and request.num_beams == 1 and not run.quiet:
         click.echo(f"seed {seed}", err=True)
 
 
-def _tell_unknown(prompt: str, place: Place) -> None:
-    """How much of a prompt a bundle of this machine has no token for."""
-    if place.server is not None:
-        return
-    from meari.service.manifest import read_manifest
-    from meari.service.text.tokenizer import load_tokenizer
-
-    folder = Path(place.folder())
-    manifest = read_manifest(folder)[0]
-    tokenizer = load_tokenizer((folder / "tokenizer.json").read_bytes(), manifest)
-    num_unknown = tokenizer.encode(prompt).count(tokenizer.vocabulary.unknown_id or -1)
-    if num_unknown:
-        what = "word" if manifest.tokenizer.kind == "word" else "character"
-        each = f"{num_unknown:,} {what}{'' if num_unknown == 1 else 's'}"
-        click.echo(f"meari: the model does not know {each} of the prompt", err=True)
+def _tell_unknown(usage: GenerateUsage) -> None:
+    if num_unknown := usage.unknown_tokens or 0:
+        click.echo(
+            f"meari: unknown to the model: {num_unknown:,} of the prompt's {usage.prompt_tokens:,} tokens", err=True
+        )
 
 
-def _pieces(request: GenerateRequest, place: Place, output_format: OutputFormat) -> Generator[bytes]:
+def _pieces(
+    request: GenerateRequest, place: Place, output_format: OutputFormat, note_usage: Callable[[GenerateUsage], None]
+) -> Generator[bytes]:
     service = place.service()
     if service is None:
         from meari.bulk.one_prompt import continue_prompt
 
-        return continue_prompt(Path(place.folder()), request, output_format)
+        return continue_prompt(Path(place.folder()), request, output_format, note_usage)
     from meari.bulk.served_generate import continue_served_prompt
 
-    return continue_served_prompt(service, place.model, request, output_format)
+    return continue_served_prompt(service, place.model, request, output_format, note_usage)
 
 
 def _summary(outcome: Outcome, seed: int) -> dict[str, Any]:
@@ -174,9 +166,10 @@ def _summary(outcome: Outcome, seed: int) -> dict[str, Any]:
 def _in_words(summary: dict[str, Any]) -> str:
     num_bad = summary["num_bad_lines"]
     bad = f"; {num_bad:,} bad lines of at most {summary['max_bad_lines']:,}" if num_bad else ""
+    unknown = f"; {summary['unknown_tokens']:,} tokens of prompts unknown" if summary["unknown_tokens"] else ""
     reasons = ", ".join(f"{count:,} by {reason}" for reason, count in summary["finish_reasons"].items() if count)
     return (
-        f"{summary['model']}, seed {summary['seed']}: {summary['num_prompts']:,} prompts{bad}, "
+        f"{summary['model']}, seed {summary['seed']}: {summary['num_prompts']:,} prompts{bad}{unknown}, "
         f"{summary['num_samples']:,} samples of {summary['generated_tokens']:,} tokens in {summary['seconds']:.1f} s, "
         f"{shown(summary['tokens_per_second'])} a second; ended {reasons or 'none'}"
     )

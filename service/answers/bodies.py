@@ -67,11 +67,13 @@ class Choice(msgspec.Struct):
 
 class GenerateUsage(msgspec.Struct):
     """`prompt_tokens` counts the prompt alone, without the boundary token or what a state stands for; `cached_tokens`
-    those whose state was known from an earlier request; `generated_tokens` all samples together."""
+    those whose state was known from an earlier request; `generated_tokens` all samples together; `unknown_tokens`
+    those of the prompt that stand for what the model does not know, left out where there are none."""
 
     prompt_tokens: int
     cached_tokens: int
     generated_tokens: int
+    unknown_tokens: int | UnsetType = UNSET
 
 
 class GenerateAnswer(msgspec.Struct):

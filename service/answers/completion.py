@@ -137,6 +137,7 @@ class Completion:
     seed: int
     prompt: str
     prompt_tokens: int
+    unknown_tokens: int  # of the prompt
     generation: Generation
     writers: tuple[ChoiceWriter, ...]
 
@@ -178,8 +179,12 @@ class Completion:
 
     def answer(self, choices: list[Choice]) -> GenerateAnswer:
         """The whole answer, or with no choices the end of a stream."""
-        usage = GenerateUsage(self.prompt_tokens, self.generation.cached_tokens, self.generated_tokens)
-        return GenerateAnswer(self.model, self.seed, choices, usage)
+        return GenerateAnswer(self.model, self.seed, choices, self.usage())
+
+    def usage(self) -> GenerateUsage:
+        """Tokens that were read and written so far."""
+        unknown = self.unknown_tokens or UNSET
+        return GenerateUsage(self.prompt_tokens, self.generation.cached_tokens, self.generated_tokens, unknown)
 
 
 def begin_completion(
@@ -226,7 +231,8 @@ def begin_completion(
         )
         for index, sample in enumerate(generation.samples)
     )
-    return Completion(model.name, call.sampling.seed, request.prompt, len(prompt), generation, writers)
+    unknown = 0 if vocabulary.unknown_id is None else prompt.count(vocabulary.unknown_id)
+    return Completion(model.name, call.sampling.seed, request.prompt, len(prompt), unknown, generation, writers)
 
 
 def finish_reason(finish: Finish) -> str:

@@ -26,7 +26,7 @@ class Part {
 export class Draft {
   /** sampling: fields of the request as they are sent, `seed` among them where one was chosen. */
   constructor(model, prompt, sampling) {
-    Object.assign(this, { model, prompt, sampling, seed: sampling.seed ?? randomSeed(), parts: [], onChange: () => {} });
+    Object.assign(this, { model, prompt, sampling, seed: sampling.seed ?? randomSeed(), parts: [], unknown: 0, onChange: () => {} });
   }
 
   get tokens() {
@@ -127,6 +127,7 @@ export class Draft {
 
   async run(part, signal, onChange = () => this.onChange()) {
     for await (const event of stream("generate", this.request(part), signal)) {
+      if (part.from === null && event.usage) this.unknown = event.usage.unknown_tokens ?? 0; // of the prompt's tokens
       for (const choice of event.choices) {
         part.text += choice.text;
         part.tokens.push(...withShownText(choice.tokens ?? [], choice.text));

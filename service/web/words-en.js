@@ -49,6 +49,7 @@ export const en = {
   "write.done": "Written: {tokens} tokens.",
   "write.stopped": "Stopped after {tokens} tokens.",
   "write.figures": "{tokens} tokens, {bits} bits each",
+  "write.unknown": "Tokens of the prompt that the model does not know: {tokens}.",
   "write.same": "Same again: all {tokens} tokens and their probabilities are equal, bit for bit.",
   alternatives: "Alternatives",
   "alternatives.label": "Alternatives of a token",

@@ -49,6 +49,7 @@ export const ko = {
   "write.done": "토큰 {tokens}개를 썼습니다.",
   "write.stopped": "토큰 {tokens}개까지 쓰고 멈췄습니다.",
   "write.figures": "토큰 {tokens}개, 토큰당 {bits}비트",
+  "write.unknown": "프롬프트에서 모델이 모르는 토큰: {tokens}개.",
   "write.same": "다시 써도 똑같습니다. 토큰 {tokens}개와 그 확률이 마지막 비트까지 일치합니다.",
   alternatives: "다른 후보",
   "alternatives.label": "한 토큰의 다른 후보",

@@ -122,7 +122,8 @@ function showFigures() {
   const tokens = draft.tokens;
   const bits = tokens.reduce((sum, token) => sum + bitsOf(token.logprob), 0);
   byId("write-out").hidden = false;
-  byId("write-figures").textContent = t("write.figures", { tokens: tokens.length, bits: fixed(tokens.length ? bits / tokens.length : 0) });
+  const figures = t("write.figures", { tokens: tokens.length, bits: fixed(tokens.length ? bits / tokens.length : 0) });
+  byId("write-figures").textContent = draft.unknown ? `${figures}. ${t("write.unknown", { tokens: draft.unknown })}` : figures;
   byId("write-seed-used").textContent = String(draft.seed);
   byId("write-outcome").textContent = outcome === "same" ? t("write.same", { tokens: tokens.length }) : "";
 }

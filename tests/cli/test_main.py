@@ -126,11 +126,13 @@ def test_help_shows_examples() -> None:
     assert "meari train models/configs/" in result.output
 
 
-@pytest.mark.parametrize(("prompt", "told"), [("안녕", "2 characters"), ("a 안", "1 character"), ("ROMEO", "")])
+@pytest.mark.parametrize(
+    ("prompt", "told"), [("안녕", "2 of the prompt's 2"), ("a 안", "1 of the prompt's 3"), ("ROMEO", "")]
+)
 def test_generate_tells_how_much_of_a_prompt_the_model_does_not_know(prompt: str, told: str) -> None:
     words = ["generate", prompt, "--model", "shakespeare-lstm", "--max-tokens", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "meari.cli.main", *words], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    expected = f"meari: the model does not know {told} of the prompt"
-    assert (expected in done.stderr) if told else ("does not know" not in done.stderr)
+    expected = f"meari: unknown to the model: {told} tokens"
+    assert (expected in done.stderr) if told else ("unknown" not in done.stderr)

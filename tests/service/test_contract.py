@@ -643,3 +643,12 @@ def test_the_end_counts_by_default_where_the_training_text_had_ends(tmp_path: Pa
             assert sum(echoed["choices"][0]["logprobs"]["token_logprobs"]) == found[False]["logprob"]
     finally:
         registry.stop()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_of_a_prompt_that_the_model_does_not_know_are_counted(client: FlaskClient, stream: bool) -> None:
+    for prompt, unknown in [("a한글b1", 3), ("abc", None), ("", None)]:
+        response = client.post("/generate", json={"prompt": prompt, "max_tokens": 1, "stream": stream})
+        events = [line[6:] for line in response.text.splitlines() if line.startswith("data: {")] if stream else []
+        answer = json.loads(events[-1]) if stream else response.get_json()
+        assert answer["usage"].get("unknown_tokens") == unknown

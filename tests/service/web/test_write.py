@@ -59,6 +59,13 @@ def test_text_is_written_shaded_and_is_what_the_api_gives_for_that_seed(visit: V
     assert len({shade.split()[1] for shade in shades}) > 2
 
 
+def test_what_the_model_does_not_know_of_a_prompt_is_counted(visit: Visit) -> None:
+    for prompt, counted in [("한 O", True), ("O", False)]:
+        write(visit.page, 3, prompt=prompt, seed="1")
+        figures = visit.page.locator("#write-figures").inner_text()
+        assert ("that the model does not know: 1." in figures) is counted, figures
+
+
 def test_a_picked_alternative_stands_after_the_very_same_text(visit: Visit, released_server: Server) -> None:
     page = visit.page
     written = write(page, 40, prompt="JULIET:\n", seed="11", temperature="0.7")
