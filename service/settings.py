@@ -216,7 +216,7 @@ def _contradictions(settings: Settings) -> list[str]:
 
 
 def _unknown_default(name: str, bundles: Path) -> list[str]:
-    """Whether there is a bundle of that name; a folder that cannot be read is a problem of the start."""
+    """Return the problem of a name that no bundle has. A folder that cannot be read is a problem of the start."""
     try:
         names = find_bundles(bundles).folders
     except BundleError:

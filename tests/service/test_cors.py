@@ -34,12 +34,12 @@ def client_of(letters: Path, *origins: str, keys: tuple[str, ...] = ()) -> Itera
     app.extensions["meari"].registry.stop()
 
 
-@pytest.fixture(params=[(), (KEY,)], ids=["open", "keys"])
+@pytest.fixture(scope="module", params=[(), (KEY,)], ids=["open", "keys"])
 def named(request: pytest.FixtureRequest, letters: Path) -> Iterator[FlaskClient]:
     yield from client_of(letters, "http://localhost:5173", ORIGIN, keys=request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def wild(letters: Path) -> Iterator[FlaskClient]:
     yield from client_of(letters, "*", keys=(KEY,))
 

@@ -50,7 +50,7 @@ UNKNOWN = [
 ]
 
 
-@pytest.fixture(params=[(), ("a-key",)], ids=["open", "keys"])
+@pytest.fixture(scope="module", params=[(), ("a-key",)], ids=["open", "keys"])
 def answered(request: pytest.FixtureRequest, letters: Path) -> Iterator[FlaskClient]:
     app = create_app(Settings(bundles=letters, api_keys=request.param, workers=1, log_level="error"))
     assert app.extensions["meari"].registry.wait_loaded(PATIENCE)
