@@ -76,9 +76,9 @@ async function scoreAll(signal) {
   return { model, sentences: results.map((result, i) => ({ ...result, text: texts[i], number: i + 1, bits: -result.logprob, words: rowsOf(result) })) };
 }
 
-/** The words in bits; the end of the text, which has no length, is one without a text. */
+/** The words in bits; the end of the text, which has no length, is one without a text. name: as a table has it. */
 function rowsOf(result) {
-  return result.words.map(({ text, logprob, start, end, unknown }) => ({ text: start === end ? null : text, bits: -logprob, unknown }));
+  return result.words.map(({ text, logprob, start, end, unknown }) => ({ text: start === end ? null : text, name: text, bits: -logprob, unknown }));
 }
 
 function ranked() {
@@ -151,6 +151,6 @@ function sentenceRows() {
 }
 
 function wordRows() {
-  const rows = ranked().flatMap((each, i) => each.words.map((word, place) => [i + 1, each.number, place + 1, word.text ?? "<|end|>", word.bits, String(word.unknown)]));
+  const rows = ranked().flatMap((each, i) => each.words.map((word, place) => [i + 1, each.number, place + 1, word.name, word.bits, String(word.unknown)]));
   return [["rank", "number", "place", "word", "bits", "unknown"], ...rows];
 }

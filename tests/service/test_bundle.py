@@ -10,7 +10,6 @@ import math
 import os
 import re
 import shutil
-import socket
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import pytest
 from meari.service.bundle import open_bundle
 from meari.service.errors import BundleError
 from meari.service.graphs.bundle_graph import BundleGraph
-from tests.service.tiny_bundle import rewrite_manifest, sizes_of, write_tiny_bundle
+from tests.service.tiny_bundle import make_large, make_socket, rewrite_manifest, sizes_of, write_tiny_bundle
 
 RELEASED = Path(__file__).resolve().parents[2] / "bundles"
 
@@ -472,22 +471,8 @@ def test_graph_whose_weights_are_elsewhere_is_refused(folder: Path, place: str) 
         open_bundle(folder, max_slots=4)
 
 
-def make_fifo(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def make_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-
-
-def make_large(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(3 << 30)
-
-
 STRANGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "FIFO": (make_fifo, "got a FIFO, expected a file"),
+    "FIFO": (os.mkfifo, "got a FIFO, expected a file"),
     "socket": (make_socket, "got a socket, expected a file"),
     "folder": (Path.mkdir, "got a folder, expected a file"),
     "device": (lambda path: path.symlink_to("/dev/zero"), "got a device, expected a file"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from meari.service.bundle_folders import IN_PASSING, bundle_name, find_bundles
 from meari.service.errors import BundleError
 from tests.bulk.command import meari
 from tests.service.running import ROOT, clean_environment, running_server
-from tests.service.tiny_bundle import write_tiny_bundle
+from tests.service.tiny_bundle import make_large, make_socket, write_tiny_bundle
 
 STOPPED_EXPORT = """
 import os, shutil, sys
@@ -113,16 +112,6 @@ def test_bundle_itself_is_a_folder_of_one(bundles: Path) -> None:
         assert list(find_bundles(folder).folders) == [name]
     assert bundle_name(bundles / "letters" / ".." / "more") == "more"
     assert bundle_name(bundles / "more" / "..") == "bundles"
-
-
-def make_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-
-
-def make_large(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(3 << 30)
 
 
 def make_half(path: Path) -> None:

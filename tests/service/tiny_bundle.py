@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,18 @@ def rewrite_manifest(folder: Path, **changes: Any) -> None:
         **changes,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), "utf-8")
+
+
+def make_socket(path: Path) -> None:
+    """Put a socket where a file is expected."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+def make_large(path: Path) -> None:
+    """Write a file of 3 GiB that takes no room."""
+    with path.open("wb") as file:
+        file.truncate(3 << 30)
 
 
 def write_tiny_bundle(
