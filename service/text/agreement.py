@@ -23,7 +23,14 @@ KINDS: Final = {  # as `export` writes them
     "word": ("WordLevel", "Whitespace", None),
 }
 SPLIT: Final = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
-PLAIN_BPE: Final = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+PLAIN_BPE: Final = (
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "byte_fallback",
+    "ignore_merges",
+)
 NUM_BYTES: Final = 256
 
 
@@ -53,7 +60,10 @@ def check_tokenizer(manifest: Manifest, parts: Mapping[str, Any], vocabulary: Ma
 
 
 def check_reserved(manifest: Manifest, parts: Mapping[str, Any], spelled: Sequence[int]) -> None:
-    """No text may lead to the boundary token. Raises BundleError. spelled: ids of a text that reads like it."""
+    """No text may lead to the boundary token, and a token of characters is one of them. Raises BundleError.
+
+    spelled  ids of a text that reads like the boundary token
+    """
     token = manifest.boundary.token
     merged = (
         "".join(pair) if isinstance(pair, list) else pair.replace(" ", "") for pair in parts["model"].get("merges", [])
@@ -61,6 +71,11 @@ def check_reserved(manifest: Manifest, parts: Mapping[str, Any], spelled: Sequen
     if manifest.boundary.id in spelled or len(token) == 1 or token in merged:
         expected = f"a token that no text leads to; {token[:40]!r} is a part of texts"
         raise contradiction("boundary.id, boundary.token", [manifest.boundary.id, token], expected)
+    reserved = (token, parts["model"].get("unk_token"))
+    longer = next((entry for entry in parts["model"]["vocab"] if len(entry) != 1 and entry not in reserved), None)
+    if manifest.tokenizer.kind == "char" and longer is not None:
+        expected = f"single characters in tokenizer.json, which has {longer[:40]!r}"
+        raise contradiction("tokenizer.kind", manifest.tokenizer.kind, expected)
 
 
 def _check_kind(manifest: Manifest, parts: Mapping[str, Any]) -> None:
@@ -81,6 +96,8 @@ def _check_kind(manifest: Manifest, parts: Mapping[str, Any]) -> None:
         raise BundleError("tokenizer.json: pre_tokenizer: got another Split, expected one into single characters")
     if splits.get("add_prefix_space"):
         raise BundleError("tokenizer.json: pre_tokenizer.add_prefix_space: got true, expected false")
+    if not splits.get("use_regex", True):
+        raise BundleError("tokenizer.json: pre_tokenizer.use_regex: got false, expected true")
 
 
 def _check_unknown(manifest: Manifest, model: Mapping[str, Any], vocabulary: Mapping[str, int]) -> None:

@@ -23,7 +23,7 @@ import pytest
 from meari.service.bundle import open_bundle
 from meari.service.errors import BundleError
 from meari.service.graphs.bundle_graph import BundleGraph
-from tests.service.tiny_bundle import make_large, make_socket, rewrite_manifest, sizes_of, write_tiny_bundle
+from tests.service.tiny_bundle import VOCABULARY, make_large, make_socket, rewrite_manifest, sizes_of, write_tiny_bundle
 
 RELEASED = Path(__file__).resolve().parents[2] / "bundles"
 
@@ -328,6 +328,8 @@ def test_file_of_another_bundle_is_refused_though_hashes_fit(
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
+        ("model/vocab", {entry: i for i, entry in enumerate([*VOCABULARY[:-1], "yz"])}, r"tokenizer\.kind: .*'yz'"),
+        ("model/vocab", {entry: i for i, entry in enumerate([*VOCABULARY[:-1], ""])}, r"tokenizer\.kind: .*''"),
         ("model/unk_token", "a", r"tokenizer\.unknown_id"),
         ("model/unk_token", "nothing", r"tokenizer\.unknown_id"),
         ("normalizer", {"type": "NFD"}, r"tokenizer\.normalization"),
@@ -352,6 +354,26 @@ def test_tokenizer_that_does_something_else_is_refused(folder: Path, path: str, 
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
     rewrite_manifest(folder)
     with pytest.raises(BundleError, match=message):
+        open_bundle(folder, max_slots=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("model/dropout", 0.1),
+        ("model/byte_fallback", True),
+        ("model/ignore_merges", True),
+        ("pre_tokenizer/add_prefix_space", True),
+        ("pre_tokenizer/use_regex", False),
+    ],
+)
+def test_tokenizer_of_bytes_that_cuts_otherwise_is_refused(tmp_path: Path, path: str, value: object) -> None:
+    folder = Path(shutil.copytree(RELEASED / "nsmc-lstm", tmp_path / "nsmc"))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    change(tokenizer, path, value)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    mend(folder)
+    with pytest.raises(BundleError, match=rf"tokenizer\.json: {re.escape(path.replace('/', '.'))}: got "):
         open_bundle(folder, max_slots=1)
 
 
