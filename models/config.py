@@ -70,6 +70,7 @@ __all__ = [
 
 SEARCH = "search"  # a table for another verb
 MOST_VOCABULARY = 1_000_000
+MAX_THREADS = 1024  # far more end the process inside the library of threads, without an error
 
 
 def _share(default: float | None) -> Any:
@@ -262,7 +263,7 @@ class TrainingConfig:
     ema_decay: float = _share(0.999)
     trigger_patience: int = integer(0)
     precision: Precision = choice(Precision, Precision.FLOAT32)
-    threads: int = integer(0)
+    threads: int = integer(0, most=MAX_THREADS)
     device: Device = choice(Device, Device.AUTO)
 
 

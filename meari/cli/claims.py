@@ -10,6 +10,7 @@ from meari.cli._files import Use, check_apart
 from meari.cli._options import echo_json, json_option
 
 NUM_CLAIMS = 7
+MAX_THREADS = 1024  # as of training.threads
 OUTPUT = Path("docs/claims")
 
 
@@ -38,7 +39,7 @@ Examples:
 @click.option("--quick", is_flag=True, help="Small models and little text: a try, not a result.")
 @click.option("--redraw", "is_redrawn", is_flag=True, help="Judge and draw results.json anew; measure nothing.")
 @click.option("--resume", "is_resumed", is_flag=True, help="Keep what --output has of the same text and sizes.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Of torch.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, MAX_THREADS), help="Of torch.")
 @json_option
 def command(
     more_files: tuple[Path, ...],

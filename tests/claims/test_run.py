@@ -16,7 +16,10 @@ from meari.claims.page import page
 from meari.claims.results import FILE, Results, ResultsError
 from meari.claims.run import Order, check, measure_claims, redraw
 from meari.claims.sizes import Sizes
-from meari.cli.claims import NUM_CLAIMS, command
+from meari.cli.claims import MAX_THREADS, NUM_CLAIMS, command
+from meari.models import config
+from meari.models.errors import FolderInUse
+from meari.models.lock import locked
 from tests.claims.benches import TINY, small_text
 
 RELEASED = Path(__file__).resolve().parents[2] / "docs" / "claims"
@@ -176,6 +179,21 @@ def test_command_writes_the_page_and_prints_the_verdicts(folder: Path, tmp_path:
     assert done.exit_code == 0, done.output
     assert list(json.loads(done.stdout)["claims"]) == [str(claim.number) for claim in CLAIMS]
     assert (tmp_path / "README.md").exists()
+
+
+def test_folder_that_another_run_is_writing_is_refused(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        for way in (["--redraw"], ["--quick"], ["--quick", "--resume"]):
+            refused = CliRunner().invoke(command, [*way, "--output", str(tmp_path)])
+            assert isinstance(refused.exception, FolderInUse), refused.output
+            assert "another run is writing to it" in str(refused.exception)
+
+
+def test_number_of_threads_has_the_bound_of_a_training() -> None:
+    assert config.MAX_THREADS == MAX_THREADS
+    refused = CliRunner().invoke(command, ["--quick", "--threads", str(MAX_THREADS + 1)])
+    assert refused.exit_code == 2
+    assert "1<=x<=1024" in refused.output
 
 
 def test_text_that_is_too_short_is_refused(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def test_all_problems_are_reported_together() -> None:
         ({"training__min_learning_rate": 1.0}, "training.min_learning_rate: got 1.0, expected at most learning_rate"),
         ({"training__learning_rate": 10**400}, "training.learning_rate: got 1000"),
         ({"training__clip_norm": float("inf")}, "training.clip_norm: got Infinity"),
+        ({"training__threads": 999999999}, "training.threads: got 999999999, expected a whole number 0 … 1024"),
         ({"training__device": "tpu"}, 'training.device: got "tpu"'),
         ({"seed": -1}, "seed: got -1"),
         ({"seed": 2**63}, "seed: got 9223372036854775808"),
