@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from meari.export.errors import InvalidGraph
+
 OPSET = 21
 IR_VERSION = 10
 BATCH = "batch"  # the name of the free first dimension of every input and output
@@ -32,8 +34,10 @@ class GraphBuilder:
         return value
 
     def constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-        """A constant stored in the file. Its name must be new."""
+        """A constant stored in the file. Its name must be new. Raises InvalidGraph for numbers beyond float32."""
         assert name not in self._constants, name
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InvalidGraph(f"{name}: has numbers that float32 cannot hold")
         value = self._tape.initializer(ir.tensor(np.ascontiguousarray(array), name=name))
         self._constants[name] = value
         return value

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from meari.cli.main import group
+from meari.models.checkpoint import read_tensors, write_tensors
 from meari.models.config import load_config
 from meari.models.errors import BrokenText, CheckpointError, ConfigError, FolderInUse
 from meari.models.lock import locked
@@ -281,6 +283,17 @@ def test_a_training_that_diverged_says_so_at_its_end_and_when_it_is_exported(tmp
         shown = exported.output + str(exported.exception or "")
         assert "more than guessing evenly among" in shown
         assert "--precision fp32" not in shown
+
+
+def test_products_of_weights_beyond_float32_are_refused_without_a_warning(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path, steps=5), tmp_path / "run"
+    assert meari("train", config, "--run", run).exit_code == 0
+    weights = run / "best" / "model.safetensors"
+    write_tensors(weights, {name: torch.full_like(each, 1e25) for name, each in read_tensors(weights).items()})
+    for precision in ("fp32", "int8"):
+        refused = meari("export", run, tmp_path / precision, "--precision", precision)
+        assert "has numbers that float32 cannot hold" in str(refused.exception), refused.output
+        assert not (tmp_path / precision).exists()
 
 
 def test_a_training_that_explodes_says_what_to_change(tmp_path: Path) -> None:
