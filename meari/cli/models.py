@@ -27,7 +27,7 @@ def command(place: Place, as_json: bool) -> None:
     """List the bundles of a folder, or with --server the models that a service answers for.
 
     The default one has a star. Figures are those of the bundle on held-out text: the test part of its corpus, or where
-    there is none the validation part, which also chose the checkpoint. Bundles are not opened
+    there is none the validation part (val), which also chose the checkpoint. Bundles are not opened
     here: `meari inspect` does that. With --json: what GET /models says.
     """
     service = place.service()
@@ -73,7 +73,7 @@ def _table(found: dict[str, Any]) -> Table:
         "tokenizer",
         "perplexity",
         "bits/char",
-        "measured on",
+        "part",
         "corpus",
     )
     return Table("", columns, [_row(model, found["default"]) for model in found["models"]], NUMBERS)
@@ -94,6 +94,6 @@ def _row(model: dict[str, Any], default: str) -> tuple[str, ...]:
         f"{model['tokenizer']['kind']}, {model['tokenizer']['vocabulary_size']:,}",
         shown(perplexity) if perplexity is None else show_perplexity(perplexity, 4),
         shown(held_out.get("bits_per_char")),
-        part if held_out else "–",
+        ("test" if part == "test" else "val") if held_out else "–",
         str(model["corpus"].get("name") or "–"),
     )

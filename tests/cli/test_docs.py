@@ -62,6 +62,6 @@ def test_links_lead_somewhere() -> None:
 
 def test_readme_names_every_verb() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    [line] = re.findall(r"^cli/ +(meari .*)$", readme, re.MULTILINE)
+    [line] = re.findall(r"^ *cli/ +(meari .*)$", readme, re.MULTILINE)
     assert sorted(line.removeprefix("meari ").split(" · ")) == sorted(VERBS)
     assert "(docs/cli.md)" in readme

@@ -71,6 +71,7 @@ def test_pipe_gets_plain_columns(project: Path, environment: dict[str, str]) -> 
         "tokenizer",
         "perplexity",
         "bits/char",
+        "part",
         "corpus",
     ]
     assert len(rows) == 6
