@@ -17,9 +17,10 @@ from typing import Any, Final
 
 from meari.bulk.errors import BulkError, CannotResume
 
-__all__ = ["Checkpoint", "Journal", "is_interrupted", "journal_path", "read_run"]
+__all__ = ["Checkpoint", "Journal", "check_place", "is_interrupted", "journal_path", "read_run"]
 
 FORMAT: Final = 1
+START: Final = b'{"meari_progress": '  # of every journal
 READ_BYTES: Final = 1 << 20
 
 
@@ -54,6 +55,26 @@ class Checkpoint:
 def journal_path(output: Path) -> Path:
     """The file beside an output."""
     return output.with_name(output.name + ".progress")
+
+
+def check_place(output: Path) -> None:
+    """Raises BulkError where a journal beside this output would replace a file that is no journal."""
+    path = journal_path(output)
+    for place in (path, path.with_name(path.name + ".tmp")):
+        if place.exists() and not _is_ours(place):
+            raise BulkError(
+                f"{place}: got another file where the progress of the run is noted, expected none, or the progress of "
+                "an earlier run; move it away, or choose another -o FILE; nothing was written"
+            )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a journal, or the beginning of one."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(len(START))
+    return START.startswith(head)
 
 
 class Journal:

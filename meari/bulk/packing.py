@@ -36,13 +36,17 @@ def may_be_other(head: bytes) -> bool:
     return any(magic != head and magic.startswith(head) for magic in (GZIP, *(magic for magic, _, _ in _OTHERS)))
 
 
-def refuse_other_kinds(name: str, head: bytes) -> None:
-    """Raises BulkError for packed files and encodings that are not read here, with the command that converts them."""
+def refuse_other_kinds(name: str, head: bytes, *, is_unpacked: bool = False) -> None:
+    """Raises BulkError for packed files and encodings that are not read here, with the command that converts them.
+
+    is_unpacked  whether the first bytes were packed by gzip in the input
+    """
     kind, command = next(((kind, how) for magic, kind, how in _OTHERS if head.startswith(magic)), _wide(head))
     if kind:
         file = "" if name == "standard input" else f" {shlex.quote(name)}"
+        command, file = (f"gzip -dc{file} | {command}", "") if is_unpacked else (command, file)
         raise BulkError(f"{name}: got {kind}, expected UTF-8, plain or gzip; `{command}{file}` converts it")
-    if PurePath(name).suffix.lower() == ".gz" and head and not head.startswith(GZIP):
+    if not is_unpacked and PurePath(name).suffix.lower() == ".gz" and head and not head.startswith(GZIP):
         raise BulkError(f"{name}: got a .gz that is not gzip, expected gzip, or plain text by another name")
 
 

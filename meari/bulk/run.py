@@ -16,7 +16,7 @@ from meari.bulk.crew import Crew, Result, Share
 from meari.bulk.display import Display
 from meari.bulk.errors import BadLine, BulkError, CannotResume, Interrupted
 from meari.bulk.frames import Done, Setup
-from meari.bulk.journal import Checkpoint, Journal, is_interrupted, journal_path, read_run
+from meari.bulk.journal import Checkpoint, Journal, check_place, is_interrupted, journal_path, read_run
 from meari.bulk.options import GenerateOptions, ScoreOptions
 from meari.bulk.output import Output
 from meari.bulk.source import Source
@@ -219,9 +219,10 @@ def _resume(source: Source, output: Output, described: dict[str, Any]) -> Run | 
 
 def _check_output(plan: Plan) -> None:
     """Raises BulkError where the output would destroy something."""
-    if plan.output is None or not plan.output.is_file():
+    if plan.output is None or (plan.output.exists() and not plan.output.is_file()):
         return
-    if not plan.resume and not plan.overwrite and is_interrupted(plan.output):
+    check_place(plan.output)
+    if plan.output.exists() and not plan.resume and not plan.overwrite and is_interrupted(plan.output):
         raise BulkError(
             f"{plan.output}: holds what an interrupted run has done; --resume goes on with it, --overwrite begins anew"
         )

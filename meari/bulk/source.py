@@ -47,7 +47,7 @@ class Input:
         self._size = max(0, status.st_size - self._begin) if self.is_file else None
         self._head = b""
         self._unpacker: Unpacker | None = None
-        self._is_known = False
+        self._is_known = self._is_unpacked_known = False
         if self.is_file:
             self._know(os.pread(self.fd, HEAD_BYTES, self._begin))
         self._cutter = LineCutter()
@@ -89,7 +89,7 @@ class Input:
         try:
             data, ended = self._read(READ_BYTES)
         except BulkError as failure:
-            if not self._is_known:
+            if not self._is_known or not (self._unpacker is None or self._is_unpacked_known):
                 raise
             self.failure = failure
             self._cutter.break_off()
@@ -162,7 +162,7 @@ class Input:
         """Some unpacked bytes, and whether those were the last; waits until there are any."""
         while True:
             if self._unpacker is not None and self._unpacker.has_more:
-                data = self._unpacker.unpack(b"")
+                data = self._checked(self._unpacker.unpack(b""))
             else:
                 raw = self._read_raw(count)
                 data = self._known(raw)
@@ -181,7 +181,14 @@ class Input:
                 return b""
             self._know(self._head)
             raw, self._head = self._head, b""
-        return raw if self._unpacker is None else self._unpacker.unpack(raw)
+        return raw if self._unpacker is None else self._checked(self._unpacker.unpack(raw))
+
+    def _checked(self, unpacked: bytes) -> bytes:
+        """The same bytes. Raises BulkError where the first ones are of a kind that is not read."""
+        if unpacked and not self._is_unpacked_known:
+            refuse_other_kinds(self.name, unpacked[:HEAD_BYTES], is_unpacked=True)
+            self._is_unpacked_known = True
+        return unpacked
 
     def _know(self, head: bytes) -> None:
         refuse_other_kinds(self.name, head)

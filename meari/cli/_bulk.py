@@ -183,7 +183,7 @@ def input_names(files: Sequence[str]) -> tuple[list[str], bool]:
 
     if "-" in files and len(files) > 1:
         raise click.UsageError("-: got standard input beside files, expected it alone")
-    folders = {file for file in files if file != "-" and Path(file).is_dir()}
+    folders = {file for file in files if file not in ("-", "") and Path(file).is_dir()}
     names = [name for file in files for name in (map(str, list_files([file])) if file in folders else [file])]
     return names, len(files) > 1 or bool(folders)
 
@@ -333,7 +333,10 @@ def tell_summary(
     from meari.bulk.errors import BulkError
 
     if run.summary is not None:
-        run.summary.write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        try:
+            run.summary.write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n", "utf-8")
+        except OSError as error:
+            raise BulkError(f"{run.summary}: {error.strerror}, expected a file to write the summary to") from None
     if not run.quiet:
         click.echo(in_words(summary), err=True)
     if summary["num_bad_lines"] and not num_good:

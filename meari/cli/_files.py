@@ -40,7 +40,9 @@ class Use:
         return (found.st_dev, found.st_ino) if is_kept else None
 
     def __str__(self) -> str:
-        return "" if isinstance(self.place, int) else f" {self.place}"
+        if isinstance(self.place, int):
+            return " standard input" if self.place == 0 else " a file"
+        return f" {self.place}"
 
 
 def check_apart(reads: Iterable[Use], writes: Sequence[Use]) -> None:

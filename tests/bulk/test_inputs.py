@@ -112,6 +112,15 @@ def test_what_has_to_be_converted_first_is_told_how(
         assert output.read_text() == "precious"
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_what_is_packed_is_looked_at_as_well(bundles: Path, tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress("ab\ncd\nef\n".encode(encoding)))
+    done = meari("score", path, "--bundles", bundles, "--skip-bad")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert f"`gzip -dc {path} | iconv -f UTF-" in done.stderr.decode()
+
+
 @pytest.mark.parametrize("text", ["a\0b\nplain text\n", "BZhou Enlai\n", "PK\n", "\ufeffab\n", "é\n", "\x1f\n", ""])
 def test_text_that_begins_strangely_is_text(text: str) -> None:
     packing.refuse_other_kinds("x", text.encode())

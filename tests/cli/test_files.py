@@ -49,10 +49,10 @@ NAMES = ("in.txt", "./in.txt", "hard.txt", "soft.txt", "linked/in.txt", "bundle/
 TOUCHING = [
     *((f"score in.txt -o {name}", "--output", "FILE in.txt") for name in NAMES),
     *((f"score {name} --summary in.txt -o out", "--summary", f"FILE {name}") for name in NAMES[2:5]),
-    ("score - -o in.txt < in.txt", "--output", "FILE"),
+    ("score - -o in.txt < in.txt", "--output", "FILE standard input"),
     ("score /dev/stdin -o in.txt < in.txt", "--output", "FILE /dev/stdin"),
     ("score /dev/fd/3 -o hard.txt 3< in.txt", "--output", "FILE /dev/fd/3"),
-    ("score in.txt >> in.txt", "standard output", "FILE in.txt"),
+    ("score in.txt >> in.txt", "standard output", "got a file, which is read as well (FILE in.txt"),
     ("score in.txt --summary /dev/stdout > out", "--summary", "standard output"),
     ("score in.txt --summary out >> out", "--summary", "standard output"),
     ("score in.txt -o out --summary out", "--summary", "--output"),
@@ -96,6 +96,22 @@ def test_progress_that_would_replace_an_input_is_refused(place: Path) -> None:
     assert done.exit_code == 2
     assert "the progress of --output: got out.progress, which is read as well" in done.output
     assert (place / "out.progress").read_text() == TEXT
+
+
+@pytest.mark.parametrize("name", ["out.progress", "out.progress.tmp"])
+@pytest.mark.parametrize("words", [["score", "in.txt"], ["generate", "--prompts", "in.txt"]])
+def test_progress_replaces_nothing_but_progress(place: Path, name: str, words: list[str]) -> None:
+    (place / name).write_text(TEXT)
+    before = contents(place)
+    done = CliRunner().invoke(group, [*words, "-o", "out", "--bundles", "bundle"])
+    assert done.exit_code != 0
+    assert f"{name}: got another file where the progress of the run is noted" in str(done.exception)
+    assert contents(place) == before
+    resumed = CliRunner().invoke(group, [*words, "-o", "out", "--bundles", "bundle", "--resume"])
+    assert resumed.exit_code != 0
+    assert contents(place) == before
+    (place / name).write_bytes(b"")
+    assert CliRunner().invoke(group, [*words, "-o", "out", "--bundles", "bundle", "-q"]).exit_code == 0
 
 
 def test_pipes_and_devices_may_be_shared() -> None:
