@@ -1,5 +1,6 @@
 """Checks of finished graphs fail where something is wrong with them."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -53,9 +54,15 @@ def test_a_weight_of_the_output_layer_that_was_changed_is_noticed(model: Languag
 
 
 def test_weights_that_are_not_finite_are_noticed(model: LanguageModel, weights: ModelWeights) -> None:
+    graphs = build_graphs(weights, Precision.FP32)
     weights.output.maps[0].weight[0, 0] = np.nan
+    with pytest.raises(InvalidGraph, match=r"map0\.weight: has numbers that float32 cannot hold"):
+        build_graphs(weights, Precision.FP32)
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        next(broken.parameters())[:] = np.nan
     with pytest.raises(TorchMismatch):
-        check_against_torch(build_graphs(weights, Precision.FP32), model, NO_TOKENS, RUNS)
+        check_against_torch(graphs, broken, NO_TOKENS, RUNS)
 
 
 def test_rounding_that_torch_itself_shows_is_not_blamed_on_the_graphs() -> None:
