@@ -22,11 +22,15 @@ __all__ = [
 
 
 class TokenText(msgspec.Struct):
-    """A token of /tokenize. `bytes`, here and below: those of a token that is no whole characters."""
+    """A token of /tokenize. `bytes`, here and below: those of a token that is no whole characters.
+
+    `unknown` is true for a token that stands for what the model does not know, and left out for all others.
+    """
 
     id: int
     text: str
     bytes: list[int] | UnsetType = UNSET
+    unknown: bool | UnsetType = UNSET
 
 
 class Alternative(msgspec.Struct):

@@ -231,7 +231,7 @@ def begin_completion(
         )
         for index, sample in enumerate(generation.samples)
     )
-    unknown = 0 if vocabulary.unknown_id is None else prompt.count(vocabulary.unknown_id)
+    unknown = vocabulary.num_unknown(prompt)
     return Completion(model.name, call.sampling.seed, request.prompt, len(prompt), unknown, generation, writers)
 
 

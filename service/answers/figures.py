@@ -58,8 +58,7 @@ class ScoredText:
         num_chars = len(text)
         num_bytes = num_chars if text.isascii() else len(text.encode("utf-8"))
         units = _units(logprobs)
-        unknown_id = self.vocabulary.unknown_id
-        num_unknown = 0 if unknown_id is None else self.encoded.ids.count(unknown_id)
+        num_unknown = self.vocabulary.num_unknown(self.encoded.ids)
         known_units = units - _units(logprobs[: len(self.encoded.ids)][self._unknown()]) if num_unknown else units
         return TextSums(units, known_units, len(logprobs), num_chars, num_bytes, num_unknown)
 
@@ -184,7 +183,8 @@ def alternatives(vocabulary: Vocabulary, ids: Sequence[int], logprobs: Sequence[
 
 def token_texts(vocabulary: Vocabulary, ids: Sequence[int]) -> list[TokenText]:
     """Tokens as /tokenize tells them."""
-    return [TokenText(token, vocabulary.texts[token], vocabulary.parts.get(token, UNSET)) for token in ids]
+    texts, parts, unknown_id = vocabulary.texts, vocabulary.parts, vocabulary.unknown_id
+    return [TokenText(id_, texts[id_], parts.get(id_, UNSET), id_ == unknown_id or UNSET) for id_ in ids]
 
 
 def _units(logprobs: npt.NDArray[np.float64]) -> int:

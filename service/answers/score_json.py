@@ -34,6 +34,7 @@ class ScoreAnswer:
     with_words: bool
     computed_tokens: int
     cached_tokens: int
+    unknown_tokens: int  # of context and texts
     state_tokens: StateTokens | None  # None where no states are wanted
 
     def pieces(self) -> Iterator[bytes]:
@@ -47,7 +48,7 @@ class ScoreAnswer:
             "scored_tokens": self.scored_tokens,
             "computed_tokens": self.computed_tokens,
             "cached_tokens": self.cached_tokens,
-        }
+        } | ({"unknown_tokens": self.unknown_tokens} if self.unknown_tokens else {})
         yield b'],"usage":%b}' % _encode(usage)
 
     @property

@@ -25,7 +25,10 @@ FIELDS: Final[dict[str, Field]] = {
     ),
     "cache_bytes": ("What the prefix cache may hold.",),
     "cached_tokens": ("Tokens of prompts or contexts whose state was known from an earlier request.", 12),
-    "unknown_tokens": ("Tokens of the prompt that the model does not know; left out where there are none.", 1),
+    "unknown_tokens": (
+        "Tokens of what was sent that stand for what the model does not know; left out where there are none.",
+        1,
+    ),
     "choices": ("One a sample; in a stream, those that have something new.",),
     "code": ("The same word for every error of its kind.", "invalid_request"),
     "completion_tokens": ("Sampled tokens, end tokens included.", 16),

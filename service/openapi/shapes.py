@@ -72,11 +72,12 @@ class ScoreResult(TextFigures):
 
 
 class ScoreUsage(msgspec.Struct):
-    """Tokens reported, tokens really run, tokens of the context that were known from before."""
+    """Tokens reported, tokens really run, tokens of the context that were known from before, unknown ones."""
 
     scored_tokens: int
     computed_tokens: int
     cached_tokens: int
+    unknown_tokens: int | UnsetType = UNSET
 
 
 class ScoreBody(msgspec.Struct):

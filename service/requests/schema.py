@@ -106,11 +106,12 @@ class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
 
 
 class TokenReference(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
-    """A token as /tokenize gives it; its text and its bytes are not looked at."""
+    """A token as /tokenize gives it; nothing but its id is looked at."""
 
     id: Annotated[int, Meta(ge=0)]
     text: str | UnsetType = UNSET
     bytes: list[Annotated[int, Meta(ge=0, le=255)]] | UnsetType = UNSET
+    unknown: bool | UnsetType = UNSET
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):

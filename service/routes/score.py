@@ -44,7 +44,7 @@ def score_blueprint(service: Service) -> Blueprint:
         if request.return_state:
             exchange.ticket.take_bytes(_state_bytes(request, start, state_tokens))
         deadline = model.engine.clock() + service.settings.max_timeout_seconds
-        encoded, scoring = _begin(request, start, model, exchange, deadline)
+        encoded, scoring, num_unknown = _begin(request, start, model, exchange, deadline)
         exchange.watch(scoring, model).await_scores(scoring)
         answer = ScoreAnswer(
             model.name,
@@ -54,6 +54,7 @@ def score_blueprint(service: Service) -> Blueprint:
             bool(request.words),
             scoring.computed_tokens,
             scoring.cached_tokens,
+            num_unknown,
             state_tokens if request.return_state else None,
         )
         service.metrics.scored.labels(model.name).inc(answer.scored_tokens)
@@ -79,8 +80,8 @@ def _state_bytes(request: ScoreRequest, start: TextState | None, state_tokens: S
 
 def _begin(
     request: ScoreRequest, start: TextState | None, model: Model, exchange: Exchange, deadline: float
-) -> tuple[list[Encoded], Scoring]:
-    """Queue the texts. Raises Overloaded, NotReady."""
+) -> tuple[list[Encoded], Scoring, int]:
+    """Queue the texts; the number: of tokens that the model does not know. Raises Overloaded, NotReady."""
     with model.engine.reserve() as reservation:
         encoded = [model.tokenizer.encode_with_offsets(text) for text in request.all_texts]
         call = ScoreCall(
@@ -97,7 +98,8 @@ def _begin(
     num_tokens = len(call.context) + sum(map(len, call.texts))
     texts = (request.context, *request.all_texts) if request.context else tuple(request.all_texts)
     exchange.note_work(lambda: _work(scoring, num_tokens, texts))
-    return encoded, scoring
+    num_unknown = sum(map(model.tokenizer.vocabulary.num_unknown, (call.context, *call.texts)))
+    return encoded, scoring, num_unknown
 
 
 def _work(scoring: Scoring, num_tokens: int, texts: tuple[str, ...]) -> Work:

@@ -61,6 +61,10 @@ class Vocabulary:
         """Number of tokens, the boundary token included."""
         return len(self.texts)
 
+    def num_unknown(self, ids: Sequence[int]) -> int:
+        """How many of the tokens stand for what the vocabulary has not."""
+        return 0 if self.unknown_id is None else ids.count(self.unknown_id)
+
     @functools.cached_property
     def parts(self) -> dict[int, list[int]]:
         """The bytes of those tokens that are no whole characters, and so do not show in their texts."""

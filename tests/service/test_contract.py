@@ -652,3 +652,22 @@ def test_tokens_of_a_prompt_that_the_model_does_not_know_are_counted(client: Fla
         events = [line[6:] for line in response.text.splitlines() if line.startswith("data: {")] if stream else []
         answer = json.loads(events[-1]) if stream else response.get_json()
         assert answer["usage"].get("unknown_tokens") == unknown
+
+
+def test_tokens_of_texts_and_contexts_that_the_model_does_not_know_are_counted(client: FlaskClient) -> None:
+    asked: list[tuple[dict[str, Any], int | None]] = [
+        ({"text": "a한글"}, 2),
+        ({"texts": ["a한글", "b1"], "context": "?c"}, 4),
+        ({"text": "b", "context": "??"}, 2),
+        ({"text": "abc"}, None),
+    ]
+    for request, unknown in asked:
+        assert post(client, "/score", **request)["usage"].get("unknown_tokens") == unknown
+
+
+def test_tokens_that_stand_for_what_the_model_does_not_know_are_marked(client: FlaskClient) -> None:
+    for path in ("/tokenize", "/states"):
+        tokens = post(client, path, text="a1")["tokens"]
+        assert tokens[0] == {"id": tokens[0]["id"], "text": "a"}
+        assert tokens[1] == {"id": 1, "text": "<|unk|>", "unknown": True}
+        assert post(client, "/detokenize", tokens=tokens)["text"] == "a<|unk|>"

@@ -109,7 +109,7 @@ def test_words_and_tokens_that_the_model_does_not_know_are_marked() -> None:
 @pytest.mark.parametrize("length", [0, 1, SLICE - 1, SLICE, SLICE + 1, 3 * SLICE])
 def test_pieces_join_to_one_json_value(length: int) -> None:
     text = scored(("a b " * length)[:length], [-1.0] * (length + 1))
-    answer = json.loads(b"".join(ScoreAnswer("m", "e", [text, text], True, True, 7, 2, None).pieces()))
+    answer = json.loads(b"".join(ScoreAnswer("m", "e", [text, text], True, True, 7, 2, 0, None).pieces()))
     assert [len(result["tokens"]) for result in answer["results"]] == [length + 1] * 2
     assert answer["results"][0]["num_tokens"] == length + 1
     assert answer["usage"] == {"scored_tokens": 2 * (length + 1), "computed_tokens": 7, "cached_tokens": 2}

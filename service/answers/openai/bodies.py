@@ -53,12 +53,17 @@ class PromptTokensDetails(msgspec.Struct):
 
 
 class CompletionUsage(msgspec.Struct):
-    """Tokens of all prompts, without boundary tokens in front, and of all samples."""
+    """Tokens of all prompts, without boundary tokens in front, and of all samples.
+
+    `unknown_tokens`, which OpenAI does not have: those of the prompts that stand for what the model does not know, left
+    out where there are none.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    unknown_tokens: int | UnsetType = UNSET
 
 
 class CompletionAnswer(msgspec.Struct):

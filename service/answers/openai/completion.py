@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from msgspec import UNSET
+
 from meari.service.answers.completion import BYTES_PER_ALTERNATIVE, BYTES_PER_TOKEN, Budget, ChoiceWriter
 from meari.service.answers.openai.bodies import CompletionAnswer, CompletionUsage, PromptTokensDetails
 from meari.service.answers.openai.choices import OpenAIChoice, prompt_logprobs
@@ -192,7 +194,8 @@ def usage_of(works: Sequence[PromptWork], num_generated: int) -> CompletionUsage
     """The tokens of some prompts and of what was written after them."""
     prompt = sum(len(work.prompt.ids) for work in works)
     cached = sum(work.generation.cached_tokens for work in works if work.generation is not None)
-    return CompletionUsage(prompt, num_generated, prompt + num_generated, PromptTokensDetails(cached))
+    unknown = sum(work.prompt.num_unknown for work in works) or UNSET
+    return CompletionUsage(prompt, num_generated, prompt + num_generated, PromptTokensDetails(cached), unknown)
 
 
 def memory_bytes(request: CompletionsRequest, prompts: list[Prompt]) -> int:

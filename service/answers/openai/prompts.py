@@ -23,6 +23,7 @@ class ReadPrompt:
     text          as it is echoed
     offsets       where each of `ids` begins in it; empty where nobody asks
     text_end      how it ends, for the text that follows
+    num_unknown   how many of `ids` stand for what the model does not know
     """
 
     ids: list[int]
@@ -30,6 +31,7 @@ class ReadPrompt:
     text: str
     offsets: list[int]
     text_end: TextEnd
+    num_unknown: int
 
 
 class Places:
@@ -54,10 +56,13 @@ class Places:
 
 def read_text(text: str, tokenizer: TextTokenizer, with_offsets: bool) -> ReadPrompt:
     """A text by the model's own tokenizer."""
-    if not with_offsets:
-        return ReadPrompt(tokenizer.encode(text), False, text, [], NO_TEXT.then(text))
-    encoded = tokenizer.encode_with_offsets(text)
-    return ReadPrompt(encoded.ids, False, text, encoded.starts.tolist(), NO_TEXT.then(text))
+    offsets: list[int] = []
+    if with_offsets:
+        encoded = tokenizer.encode_with_offsets(text)
+        ids, offsets = encoded.ids, encoded.starts.tolist()
+    else:
+        ids = tokenizer.encode(text)
+    return ReadPrompt(ids, False, text, offsets, NO_TEXT.then(text), tokenizer.vocabulary.num_unknown(ids))
 
 
 def read_ids(ids: list[int], vocabulary: Vocabulary, path: str) -> ReadPrompt:
@@ -68,4 +73,4 @@ def read_ids(ids: list[int], vocabulary: Vocabulary, path: str) -> ReadPrompt:
     places = Places(vocabulary, NO_TEXT, 0)
     offsets = [places.of(token) for token in own]
     writer = Detokenizer(vocabulary)
-    return ReadPrompt(own, has_boundary, writer.feed_all(own), offsets, writer.text_end)
+    return ReadPrompt(own, has_boundary, writer.feed_all(own), offsets, writer.text_end, vocabulary.num_unknown(own))

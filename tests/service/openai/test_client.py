@@ -74,6 +74,26 @@ def test_many_at_once_without_waiting(server: Server) -> None:
     assert asyncio.run(ask()) == ["bc", "cd", "de", "ef", "bcde"]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "unknown"),
+    [("a한글", 2), (["a1", "b", "??"], 3), ([2, 1, 1], 2), ([[1], [2]], 1), ("abc", None), ("", None)],
+)
+@pytest.mark.parametrize("more", [{}, {"echo": True, "logprobs": 1}, {"n": 2}], ids=["plain", "echo", "two"])
+def test_the_client_is_told_how_many_tokens_of_its_prompts_are_unknown(
+    client: openai.OpenAI, prompt: Any, unknown: int | None, more: dict[str, Any]
+) -> None:
+    wanted: dict[str, Any] = {"model": "letters", "prompt": prompt, "max_tokens": 1, **more}
+    create: Any = client.completions.create
+    whole = create(**wanted).usage
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *parts, last = create(**wanted, stream=True, stream_options=options)
+    for usage in (whole, last.usage):
+        assert usage is not None
+        assert (usage.model_extra or {}).get("unknown_tokens") == unknown
+    of_each_prompt = {part.choices[0].index: (part.usage.model_extra or {}).get("unknown_tokens", 0) for part in parts}
+    assert sum(of_each_prompt.values()) == (unknown or 0) * more.get("n", 1)
+
+
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
     names = [model.id for model in client.models.list()]
     assert {"letters", "words"} <= set(names)
