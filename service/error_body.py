@@ -6,7 +6,7 @@ import re
 from collections.abc import Container
 from typing import Final
 
-from meari.service.errors import MeariError
+from meari.errors import MeariError
 
 __all__ = ["SAFE_HEADERS", "error_body", "openai_error_body", "wrong_field"]
 

@@ -7,8 +7,7 @@ import logging
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from meari.service.error_body import error_body, openai_error_body
-from meari.service.errors import (
+from meari.errors import (
     MAY_QUOTE,
     InvalidRequest,
     MeariError,
@@ -18,6 +17,7 @@ from meari.service.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from meari.service.error_body import error_body, openai_error_body
 from meari.service.process.client import ClientGone
 from meari.service.routes.exchange import CLIENT_GONE, asked_path, current_exchange, json_response
 

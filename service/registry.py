@@ -16,17 +16,17 @@ from typing import Final
 
 from msgspec import UNSET, UnsetType
 
-from meari.service.bundle import Bundle, open_bundle
-from meari.service.bundle_folders import MANIFEST, BundleFolders, bundle_name, find_bundles, printable
-from meari.service.engine import Engine, EngineLimits
-from meari.service.engine.cache import CacheRoom
-from meari.service.errors import BundleError, MeariError, NotReady, UnknownModel
+from meari.bundle_format.folders import MANIFEST, BundleFolders, bundle_name, find_bundles, printable
+from meari.errors import BundleError, MeariError, NotReady, UnknownModel
+from meari.nearest import did_you_mean
+from meari.runtime.bundle import Bundle, open_bundle
+from meari.runtime.engine import Engine, EngineLimits
+from meari.runtime.engine.cache import CacheRoom
+from meari.runtime.memory import release_free_memory
+from meari.runtime.text.tokenizer import TextTokenizer
 from meari.service.log import flush_log
-from meari.service.nearest import did_you_mean
 from meari.service.process.marks import ReadyMarks
-from meari.service.process.memory import release_free_memory
 from meari.service.settings import Settings
-from meari.service.text.tokenizer import TextTokenizer
 
 __all__ = ["Model", "Readiness", "Registry", "load_model"]
 

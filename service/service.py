@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from meari.service.bundle import Bundle
+from meari.runtime.bundle import Bundle
+from meari.runtime.state_tokens import StateTokens
 from meari.service.metrics import Metrics, WorkerFigures
 from meari.service.process.disconnects import Disconnects
 from meari.service.process.drain import Drain
@@ -12,7 +13,6 @@ from meari.service.registry import Registry
 from meari.service.requests.admission import Admission
 from meari.service.requests.schema import Schemas
 from meari.service.settings import Settings
-from meari.service.state_tokens import StateTokens
 from meari.service.tracing import Tracing
 
 __all__ = ["Service"]

@@ -13,10 +13,10 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from meari.service.bundle_folders import find_bundles
-from meari.service.errors import BundleError
-from meari.service.nearest import did_you_mean
-from meari.service.process.cpus import granted_cpus
+from meari.bundle_format.folders import find_bundles
+from meari.errors import BundleError
+from meari.nearest import did_you_mean
+from meari.runtime.cpus import granted_cpus
 from meari.service.setting_values import (
     FOLDER,
     HOST,

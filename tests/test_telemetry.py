@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 SWITCHES = ("CI", "GITHUB_ACTIONS", "ORT_DISABLE_TELEMETRY", "TF_BUILD", "XDG_CACHE_HOME")
 
 
-@pytest.mark.parametrize("module", ["meari.service.bundle", "meari.export.sessions"])
+@pytest.mark.parametrize("module", ["meari.runtime.bundle", "meari.export.sessions"])
 def test_importing_onnxruntime_leaves_no_device_identifier(module: str, tmp_path: Path) -> None:
     """onnxruntime keeps an identifier of the machine in the home folder as soon as its telemetry starts."""
     environment = {name: value for name, value in os.environ.items() if name not in SWITCHES}

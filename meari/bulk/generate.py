@@ -22,11 +22,11 @@ from meari.bulk.names import new_names, text_name
 from meari.bulk.options import GenerateOptions
 from meari.bulk.records import Problem, Reader, Record, up_to_bad
 from meari.bulk.totals import GenerateTotals
-from meari.service.answers.completion import Completion, begin_completion
+from meari.runtime.completion import Completion, begin_completion
+from meari.runtime.model_limits import checked_logit_bias
+from meari.runtime.state_tokens import StateTokens
 from meari.service.registry import Model
-from meari.service.requests.model_limits import checked_logit_bias
 from meari.service.requests.schema import GenerateRequest
-from meari.service.state_tokens import StateTokens
 
 __all__ = ["Completions", "GenerateWork", "GeneratedChunk", "LongPrompt", "line_seed"]
 

@@ -13,8 +13,8 @@ from meari.bulk.names import figure_names
 from meari.bulk.options import GenerateOptions
 from meari.bulk.records import Problem, Record
 from meari.bulk.tsv import cell, on_one_line
-from meari.service.answers.bodies import Choice, GenerateUsage
-from meari.service.answers.completion import Completion
+from meari.runtime.answers import Choice, GenerateUsage
+from meari.runtime.completion import Completion
 
 __all__ = ["Continued", "GenerateRows", "generate_rows"]
 

@@ -19,10 +19,10 @@ from meari.bulk.options import ScoreOptions
 from meari.bulk.records import Record
 from meari.bulk.score_rows import TokenRows, WordRows, figure_members
 from meari.bulk.tsv import cell, doubled, escaped
-from meari.service.answers.bodies import ScoredToken, ScoredWord
-from meari.service.answers.figures import ScoredText
-from meari.service.answers.score_json import SLICE
-from meari.service.answers.sums import TextSums
+from meari.runtime.answers import ScoredToken, ScoredWord
+from meari.runtime.score_json import SLICE
+from meari.runtime.scores import ScoredText
+from meari.runtime.sums import TextSums
 
 __all__ = ["LongRows"]
 

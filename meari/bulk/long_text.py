@@ -17,9 +17,9 @@ from meari.bulk.frames import Done, Part, in_parts
 from meari.bulk.long_rows import LongRows
 from meari.bulk.records import Problem, Record, not_utf8
 from meari.bulk.totals import ScoreTotals
-from meari.service.answers.sums import TextSums
-from meari.service.engine import Scoring, StateValue
-from meari.service.text.tokenizer import Encoded
+from meari.runtime.engine import Scoring, StateValue
+from meari.runtime.sums import TextSums
+from meari.runtime.text.tokenizer import Encoded
 
 if TYPE_CHECKING:
     from meari.bulk.score import ScoreWork

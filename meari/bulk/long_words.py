@@ -1,6 +1,6 @@
 """The rows of words of a text that comes in pieces; a piece may end inside a word, or in the white space between two.
 
-The rule is that of `service/answers/figures.py`: a token belongs to the word in which it begins, white space to the
+The rule is that of `meari/runtime/scores.py`: a token belongs to the word in which it begins, white space to the
 word that follows it, and at the end of a text to the last word. Sums are kept in nats, where they are exact.
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from meari.service.answers.bodies import ScoredWord
-from meari.service.answers.figures import ScoredText
-from meari.service.answers.sums import in_base
+from meari.runtime.answers import ScoredWord
+from meari.runtime.scores import ScoredText
+from meari.runtime.sums import in_base
+from meari.runtime.text.words import Words, open_run
 from meari.service.requests.schema import LogBase
-from meari.service.text.words import Words, open_run
 
 __all__ = ["LongWords"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from meari.bulk.options import ScoreOptions, WorkOptions
-from meari.service.answers.bodies import TextFigures
+from meari.runtime.answers import TextFigures
 
 __all__ = ["ERROR", "FILE", "TEXT_FIGURES", "figure_names", "new_names", "text_name"]
 

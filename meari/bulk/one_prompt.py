@@ -10,10 +10,10 @@ from meari.bulk.generate_rows import Continued, generate_rows
 from meari.bulk.options import GenerateOptions, OutputFormat
 from meari.bulk.records import Record
 from meari.bulk.worker import open_model
-from meari.service.answers.bodies import GenerateUsage
-from meari.service.answers.completion import Completion
+from meari.runtime.answers import GenerateUsage
+from meari.runtime.completion import Completion
+from meari.runtime.text.json_lines import escape_line_ends
 from meari.service.requests.schema import GenerateRequest
-from meari.service.text.json_lines import escape_line_ends
 
 __all__ = ["SEPARATOR", "continue_prompt", "rows_of_one"]
 

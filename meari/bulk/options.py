@@ -6,9 +6,9 @@ from typing import Final, Literal
 
 import msgspec
 
+from meari.runtime.text.words import Words
 from meari.service.requests.schema import GenerateRequest, LogBase, Schemas
 from meari.service.settings import Settings
-from meari.service.text.words import Words
 
 __all__ = ["GenerateOptions", "InputFormat", "OutputFormat", "ScoreOptions", "WorkOptions", "checked_request"]
 

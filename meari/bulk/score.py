@@ -20,12 +20,12 @@ from meari.bulk.options import ScoreOptions
 from meari.bulk.records import Problem, Reader, Record, up_to_bad
 from meari.bulk.score_rows import ScoreRows, score_rows
 from meari.bulk.totals import ScoreTotals
-from meari.service.answers.figures import ScoredText
-from meari.service.answers.sums import TextSums
-from meari.service.engine import ScoreCall, Scoring, StateValue, TextScore
+from meari.runtime.engine import ScoreCall, Scoring, StateValue, TextScore
+from meari.runtime.scores import ScoredText
+from meari.runtime.sums import TextSums
+from meari.runtime.text.tokenizer import Encoded, TokenizerKind
+from meari.runtime.text.words import require_segmenter
 from meari.service.registry import Model
-from meari.service.text.tokenizer import Encoded, TokenizerKind
-from meari.service.text.words import require_segmenter
 
 __all__ = ["NEVER_SECONDS", "RowsOf", "ScoreWork", "ScoredChunk", "batches", "by_context"]
 

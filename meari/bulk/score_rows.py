@@ -15,10 +15,10 @@ from meari.bulk.names import TEXT_FIGURES
 from meari.bulk.options import ScoreOptions
 from meari.bulk.records import Problem, Record
 from meari.bulk.tsv import cell
-from meari.service.answers.bodies import ScoredToken, ScoredWord
-from meari.service.answers.figures import ScoredText
-from meari.service.answers.score_json import SLICE, array, parts_of
-from meari.service.answers.sums import TextSums
+from meari.runtime.answers import ScoredToken, ScoredWord
+from meari.runtime.score_json import SLICE, array, parts_of
+from meari.runtime.scores import ScoredText
+from meari.runtime.sums import TextSums
 
 __all__ = [
     "JsonLines",

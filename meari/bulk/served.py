@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
-from meari.remote.models import find_model
-from meari.remote.service import RemoteService
+from meari.client.models import find_model
+from meari.client.service import RemoteService
 
 __all__ = ["Served"]
 

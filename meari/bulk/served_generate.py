@@ -21,9 +21,9 @@ from meari.bulk.one_prompt import SEPARATOR, rows_of_one
 from meari.bulk.options import GenerateOptions, OutputFormat
 from meari.bulk.records import Problem, Reader, Record, up_to_bad
 from meari.bulk.served import Served
-from meari.remote.service import RemoteService
-from meari.service.answers.bodies import Choice, GenerateAnswer, GenerateUsage
-from meari.service.requests.model_limits import checked_logit_bias
+from meari.client.service import RemoteService
+from meari.runtime.answers import Choice, GenerateAnswer, GenerateUsage
+from meari.runtime.model_limits import checked_logit_bias
 from meari.service.requests.schema import GenerateRequest
 
 __all__ = ["ServedGenerateWork", "continue_served_prompt"]

@@ -19,9 +19,9 @@ from meari.bulk.records import Problem, Reader, Record, up_to_bad
 from meari.bulk.score import RowsOf, ScoredChunk, by_context
 from meari.bulk.score_rows import JsonLines, ScoreRows, TextRows, TokenRows, WordRows, prefixed, score_rows
 from meari.bulk.served import Served
-from meari.service.answers.bodies import ScoredToken, ScoredWord, TextFigures
-from meari.service.answers.sums import LN_OF, TextSums
-from meari.service.engine.calls import GRID
+from meari.runtime.answers import ScoredToken, ScoredWord, TextFigures
+from meari.runtime.engine.calls import GRID
+from meari.runtime.sums import LN_OF, TextSums
 from meari.service.requests.schema import LogBase
 
 __all__ = ["ServedScoreWork"]

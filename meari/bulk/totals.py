@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import msgspec
 
-from meari.service.answers.sums import TextSums
+from meari.runtime.sums import TextSums
 from meari.service.requests.schema import LogBase
 
 __all__ = ["GenerateTotals", "ScoreTotals", "Totals"]

@@ -34,8 +34,8 @@ from meari.bulk.frames import (
     write_all,
 )
 from meari.bulk.options import GenerateOptions, ScoreOptions
-from meari.service.process.memory import keep_freed_memory
-from meari.service.text.json_lines import escape_line_ends
+from meari.runtime.memory import keep_freed_memory
+from meari.runtime.text.json_lines import escape_line_ends
 
 if TYPE_CHECKING:
     from meari.service.registry import Model
@@ -127,8 +127,8 @@ class Worker:
     def run(self) -> None:
         """Work until the input ends. What goes wrong is told in a frame."""
         from meari.bulk.errors import BulkError
-        from meari.remote.errors import RemoteError
-        from meari.service.errors import MeariError
+        from meari.client.errors import RemoteError
+        from meari.errors import MeariError
 
         try:
             setup = self._frames.get()

@@ -156,7 +156,7 @@ class RunOptions:
     def plan(self, hash_of_served: str | None, api_key: str) -> Plan:
         """The same for the run; the hash is that of the bundle of a service, where one does the work."""
         from meari.bulk.run import Plan, ServedBundle
-        from meari.service.process.cpus import granted_cpus
+        from meari.runtime.cpus import granted_cpus
 
         display = self.progress
         if display is None:
@@ -221,7 +221,7 @@ def work_options(
         folder = place.folder()
         bundle, facts = str(folder.resolve()), _facts_here(folder)
     else:
-        from meari.remote.models import find_model
+        from meari.client.models import find_model
 
         found = find_model(service, place.model)
         plan = run.plan(found["hashes"]["bundle"], service.api_key)
@@ -243,8 +243,8 @@ def work_options(
 def _facts_here(folder: Path) -> ModelFacts:
     from importlib.metadata import version
 
-    from meari.service.manifest import parse_manifest
-    from meari.service.process.cpus import cpu_name
+    from meari.bundle_format.manifest import parse_manifest
+    from meari.runtime.cpus import cpu_name
 
     has_ends = parse_manifest((folder / "manifest.json").read_bytes()).has_ends
     return ModelFacts(has_ends, {"cpu": cpu_name(), "onnxruntime": version("onnxruntime")})

@@ -19,8 +19,8 @@ RUNS = Path("runs")
 
 def complete_bundle(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names in the folder of bundles; a path where one has been begun."""
-    from meari.service.bundle_folders import find_bundles
-    from meari.service.errors import BundleError
+    from meari.bundle_format.folders import find_bundles
+    from meari.errors import BundleError
 
     folder = Path(ctx.params.get("bundles") or os.environ.get("MEARI_BUNDLES") or "bundles")
     try:

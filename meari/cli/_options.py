@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from meari.service.nearest import did_you_mean
+from meari.nearest import did_you_mean
 
 __all__ = ["Choice", "Decorator", "echo_json", "echo_json_line", "json_option", "packed"]
 
@@ -56,6 +56,6 @@ def echo_json(document: object) -> None:
 
 def echo_json_line(document: object) -> None:
     """One document on one line of standard output."""
-    from meari.service.text.json_lines import escape_line_ends
+    from meari.runtime.text.json_lines import escape_line_ends
 
     click.echo(escape_line_ends(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape")))

@@ -12,13 +12,13 @@ import click
 from meari.cli._completions import complete_bundle
 
 if TYPE_CHECKING:
-    from meari.remote.service import RemoteService
+    from meari.client.service import RemoteService
 
 __all__ = ["MODEL_OPTION", "WHERE_OPTIONS", "Place", "bundles_folder"]
 
 
 def _url(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    from meari.remote.service import checked_url
+    from meari.client.service import checked_url
 
     try:
         return None if value is None else checked_url(value)
@@ -64,7 +64,7 @@ class Place:
         """The service to ask, None for the bundles of this machine."""
         if self.server is None:
             return None
-        from meari.remote.service import RemoteService
+        from meari.client.service import RemoteService
 
         return RemoteService(self.server, self.api_key or "")
 

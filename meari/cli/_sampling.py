@@ -67,7 +67,7 @@ class SamplingOptions:
         import msgspec
 
         from meari.bulk.options import checked_request
-        from meari.service.errors import InvalidRequest
+        from meari.errors import InvalidRequest
 
         fields = asdict(self) | {"logit_bias": _biases(self.logit_bias)}
         for name, value in fields.items():

@@ -38,7 +38,7 @@ def command(run: Path, folder: Path, precision: str, overwrite: bool, as_json: b
     )
     description = exported.description
     if as_json:
-        from meari.service.inspection import describe_folder
+        from meari.runtime.inspection import describe_folder
 
         echo_json({**describe_folder(folder), "folder": str(folder), "bytes": exported.num_bytes})
         return

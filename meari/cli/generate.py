@@ -31,7 +31,7 @@ from meari.cli._tables import shown
 if TYPE_CHECKING:
     from meari.bulk.options import OutputFormat
     from meari.bulk.run import Outcome
-    from meari.service.answers.bodies import GenerateUsage
+    from meari.runtime.answers import GenerateUsage
     from meari.service.requests.schema import GenerateRequest
 
 EXAMPLES = """\b

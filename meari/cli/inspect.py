@@ -35,12 +35,12 @@ def command(place: Place, as_json: bool) -> None:
     service = place.service()
     problem = ""
     if service is None:
-        from meari.service.inspection import inspect_bundle
+        from meari.runtime.inspection import inspect_bundle
 
         inspection = inspect_bundle(place.folder())
         described, problem = inspection.description, inspection.problem
     else:
-        from meari.remote.models import find_model
+        from meari.client.models import find_model
 
         described = find_model(service, place.model)
     if as_json:

@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from meari import cli
-from meari.service.nearest import did_you_mean
+from meari.nearest import did_you_mean
 
 NOT_VERBS = frozenset({"main"})
 GROUPS = {
@@ -32,9 +32,9 @@ STAGES = tuple(verb for verbs in GROUPS.values() for verb in verbs)
 ERROR_ROOTS = (
     ("meari.models.errors", "ModelsError"),
     ("meari.export.errors", "ExportError"),
-    ("meari.service.errors", "MeariError"),
+    ("meari.errors", "MeariError"),
     ("meari.bulk.errors", "BulkError"),
-    ("meari.remote.errors", "RemoteError"),
+    ("meari.client.errors", "RemoteError"),
 )
 TRAINING_SIDE = frozenset({"matplotlib", "onnx", "onnx_ir", "onnxscript", "safetensors", "scipy", "torch"})
 INSTALL_TRAINING_SIDE = "this verb needs the training side, `pip install 'meari[train]'` or `make train` installs it"

@@ -35,7 +35,7 @@ def command(place: Place, as_json: bool) -> None:
         folder, default = bundles_folder(place.bundles)
         found = _local(folder, default)
     else:
-        from meari.remote.models import all_models
+        from meari.client.models import all_models
 
         found = all_models(service)
     for name, problem in found.get("failed", {}).items():
@@ -49,9 +49,9 @@ def command(place: Place, as_json: bool) -> None:
 def _local(folder: Path, default: str | None) -> dict[str, Any]:
     """As GET /models, without what a service alone knows. Raises BulkError where there is no bundle."""
     from meari.bulk.bundles import default_bundle, find_bundle, list_bundles
-    from meari.service.bundle_folders import bundle_name
-    from meari.service.errors import BundleError
-    from meari.service.inspection import describe_folder
+    from meari.bundle_format.folders import bundle_name
+    from meari.errors import BundleError
+    from meari.runtime.inspection import describe_folder
 
     found = list_bundles(folder)
     default_folder = find_bundle(folder, default) if default else default_bundle(folder, found)

@@ -61,8 +61,8 @@ def command(as_json: bool, **options: str | None) -> None:
 
 
 def _described(settings: Settings) -> dict[str, object]:
-    from meari.service.bundle_folders import find_bundles
-    from meari.service.errors import BundleError
+    from meari.bundle_format.folders import find_bundles
+    from meari.errors import BundleError
 
     try:
         models = list(find_bundles(settings.bundles).folders)

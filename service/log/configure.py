@@ -21,7 +21,7 @@ def configure_logging(level: str, line_format: str) -> None:
 
     line_format: text, json, or auto, which is text on a terminal.
     """
-    service = logging.getLogger("meari.service")
+    service = logging.getLogger("meari")
     service.setLevel(level.upper())
     service.propagate = False
     if not service.handlers:
@@ -33,7 +33,7 @@ def configure_logging(level: str, line_format: str) -> None:
 
 def line_format() -> logging.Formatter:
     """The format that was chosen; JSON before that."""
-    handlers = logging.getLogger("meari.service").handlers
+    handlers = logging.getLogger("meari").handlers
     return (handlers[0].formatter if handlers else None) or JsonFormat()
 
 
@@ -50,5 +50,5 @@ def show_libraries() -> None:
 
 def flush_log() -> None:
     """Write what waits to be written; to be called now and then."""
-    for handler in logging.getLogger("meari.service").handlers:
+    for handler in logging.getLogger("meari").handlers:
         handler.flush()

@@ -14,8 +14,8 @@ from typing import Final
 
 import msgspec
 
+from meari.runtime.text.json_lines import escape_line_ends
 from meari.service.log.request_line import RequestLine
-from meari.service.text.json_lines import escape_line_ends
 
 __all__ = ["JsonFormat", "TextFormat"]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
-from meari.service.answers.work import Work
-from meari.service.errors import MeariError
+from meari.errors import MeariError
+from meari.runtime.work import Work
 
 __all__ = ["NO_ROUTE", "Outcome", "RequestLine", "log_request"]
 

@@ -13,9 +13,9 @@ from typing import Final, Literal
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from meari.service.engine.gaps import GAP_SECONDS
+from meari.runtime.engine.gaps import GAP_SECONDS
+from meari.runtime.engine.tally import Tallied
 from meari.service.metrics.requests import HISTOGRAMS, Reason
-from meari.service.tally import Tallied
 
 __all__ = ["Families", "Histogram"]
 

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from meari.service.engine import Finish, Generation, Scoring
-from meari.service.engine.calls import Handle
-from meari.service.errors import ScoreTimeout
-from meari.service.tally import Tallied, Tally
+from meari.errors import ScoreTimeout
+from meari.runtime.engine import Finish, Generation, Scoring
+from meari.runtime.engine.calls import Handle
+from meari.runtime.engine.tally import Tallied, Tally
 
 __all__ = ["HISTOGRAMS", "Reason", "RequestFigures", "Told"]
 

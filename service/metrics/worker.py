@@ -19,12 +19,12 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from meari.service.engine import EngineStats
-from meari.service.engine.calls import Handle
+from meari.runtime.engine import EngineStats
+from meari.runtime.engine.calls import Handle
+from meari.runtime.engine.tally import NONE
+from meari.runtime.memory import resident_bytes
 from meari.service.metrics.families import Families
 from meari.service.metrics.requests import PROMPT, RequestFigures, Told
-from meari.service.process.memory import resident_bytes
-from meari.service.tally import NONE
 
 __all__ = ["CONTENT_TYPE", "Metrics", "WorkerFigures"]
 

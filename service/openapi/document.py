@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
+from meari.errors import MeariError
 from meari.service.error_body import error_body, openai_error_body
-from meari.service.errors import MeariError
 from meari.service.openapi import shapes
 from meari.service.openapi.fields import ENUMS, FIELDS, OWN_FIELDS
 from meari.service.openapi.operations import OPERATIONS, Operation

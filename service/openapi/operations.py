@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from meari.service.answers.bodies import GenerateAnswer, StatesAnswer
-from meari.service.answers.openai.bodies import CompletionAnswer, ModelCard, ModelList
-from meari.service.errors import (
+from meari.errors import (
     EngineFailed,
     InvalidRequest,
     MeariError,
@@ -19,6 +17,8 @@ from meari.service.errors import (
     UnknownModel,
     UnsupportedMediaType,
 )
+from meari.runtime.answers import GenerateAnswer, StatesAnswer
+from meari.service.openai.bodies import CompletionAnswer, ModelCard, ModelList
 from meari.service.openapi import shapes
 
 __all__ = ["OPERATIONS", "Operation"]

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from meari.service.answers.bodies import Choice, ScoredToken, ScoredWord, TextFigures, TokenText
-from meari.service.bundle import SelfTest
-from meari.service.manifest import Boundary, StateEntry
+from meari.bundle_format.manifest import Boundary, StateEntry
+from meari.runtime.answers import Choice, ScoredToken, ScoredWord, TextFigures, TokenText
+from meari.runtime.bundle import SelfTest
 from meari.service.requests.schema import LogBase
 
 __all__ = [

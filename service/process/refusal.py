@@ -12,8 +12,7 @@ from typing import Any, Final
 import msgspec
 from gunicorn.http import errors as http
 
-from meari.service.error_body import error_body, openai_error_body
-from meari.service.errors import (
+from meari.errors import (
     EngineFailed,
     ExpectationFailed,
     HeadersTooLarge,
@@ -24,6 +23,7 @@ from meari.service.errors import (
     TargetTooLong,
     VersionNotSupported,
 )
+from meari.service.error_body import error_body, openai_error_body
 from meari.service.process.request import HEAD_SECONDS
 
 __all__ = ["answer_bytes", "translated"]

@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from meari.service.bundle_folders import DEFAULT, find_bundles, printable
-from meari.service.errors import BundleError
+from meari.bundle_format.folders import DEFAULT, find_bundles, printable
+from meari.errors import BundleError
 
 if TYPE_CHECKING:
     from meari.service.registry import Registry

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from meari.service.engine.calls import Awaited
-from meari.service.errors import EngineFailed, NotReady
+from meari.errors import EngineFailed, NotReady
+from meari.runtime.engine.calls import Awaited
 from meari.service.process.client import Client, ClientGone
 from meari.service.process.drain import Drain
 

@@ -26,11 +26,11 @@ from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.util import close_graceful, write_nonblock
 from gunicorn.workers.gthread import _DEFER, DEFAULT_WORKER_DATA_TIMEOUT, TConn, ThreadWorker
 
+from meari.errors import MAY_QUOTE, EngineFailed
+from meari.runtime.memory import limit_arenas
 from meari.service.error_body import SAFE_HEADERS
-from meari.service.errors import MAY_QUOTE, EngineFailed
 from meari.service.log import NO_ROUTE, RequestLine, flush_log, log_request
 from meari.service.process.connection import Connection
-from meari.service.process.memory import limit_arenas
 from meari.service.process.quick_config import QuickConfig
 from meari.service.process.refusal import answer_bytes, translated
 from meari.service.process.request import HEAD_SECONDS, PromptParser, WaitingBody

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from meari.service.errors import Overloaded, TooLarge
+from meari.errors import Overloaded, TooLarge
 from meari.service.requests.overload import OverloadGate
 
 __all__ = ["Admission", "Ticket"]

@@ -13,7 +13,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from meari.service.errors import InvalidRequest
+from meari.errors import InvalidRequest
 
 __all__ = [
     "CHOICES",

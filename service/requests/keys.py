@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 
-from meari.service.errors import Unauthorized
+from meari.errors import Unauthorized
 
 __all__ = ["check_key"]
 

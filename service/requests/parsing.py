@@ -13,9 +13,9 @@ from typing import Generic, TypeVar
 import msgspec
 from msgspec import inspect
 
-from meari.service.errors import InvalidRequest
-from meari.service.requests.explain import explain_object, shown, why_malformed
-from meari.service.requests.lenient import read_leniently
+from meari.errors import InvalidRequest
+from meari.explain import explain_object, shown, why_malformed
+from meari.lenient import read_leniently
 
 __all__ = ["Parser"]
 

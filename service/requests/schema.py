@@ -17,7 +17,9 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from meari.service.errors import InvalidRequest
+from meari.errors import InvalidRequest
+from meari.explain import shown
+from meari.runtime.text.words import Words
 from meari.service.requests.completions import (
     CompletionsRequest,
     Seed,
@@ -26,10 +28,8 @@ from meari.service.requests.completions import (
     prompt_type,
     stop_strings,
 )
-from meari.service.requests.explain import shown
 from meari.service.requests.parsing import Parser
 from meari.service.settings import Settings
-from meari.service.text.words import Words
 
 __all__ = [
     "DetokenizeRequest",

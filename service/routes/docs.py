@@ -8,7 +8,7 @@ from typing import Final
 
 from flask import Blueprint, Response
 
-from meari.service.errors import NotFound
+from meari.errors import NotFound
 from meari.service.openapi.document import openapi_document
 from meari.service.routes.exchange import json_response
 from meari.service.service import Service

@@ -12,10 +12,7 @@ from flask import Response, g, request
 from gunicorn.http.errors import ParseException
 from gunicorn.util import split_request_uri
 
-from meari.service.answers.work import Work
-from meari.service.engine.calls import Awaited
-from meari.service.error_body import SAFE_HEADERS, wrong_field
-from meari.service.errors import (
+from meari.errors import (
     InvalidRequest,
     MeariError,
     NotImplementedHere,
@@ -24,6 +21,9 @@ from meari.service.errors import (
     TooLarge,
     UnsupportedMediaType,
 )
+from meari.runtime.engine.calls import Awaited
+from meari.runtime.work import Work
+from meari.service.error_body import SAFE_HEADERS, wrong_field
 from meari.service.log import NO_ROUTE, RequestLine, log_request
 from meari.service.process.client import Client, ClientGone
 from meari.service.process.watch import Watch

@@ -5,13 +5,13 @@ from __future__ import annotations
 from flask import Blueprint, Response
 from msgspec import UNSET
 
-from meari.service.answers.completion import Completion, begin_completion
-from meari.service.answers.streaming import PING_SECONDS, event_stream
+from meari.errors import MeariError
+from meari.runtime.completion import Completion, begin_completion
+from meari.runtime.model_limits import check_num_chars
 from meari.service.error_body import error_body
-from meari.service.errors import MeariError
 from meari.service.process.watch import Watch
-from meari.service.requests.model_limits import check_num_chars
 from meari.service.routes.exchange import Exchange, current_exchange, json_response
+from meari.service.routes.streaming import PING_SECONDS, event_stream
 from meari.service.service import Service
 
 __all__ = ["generate_blueprint"]

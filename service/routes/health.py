@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
+from meari.errors import NotReady
 from meari.service.error_body import error_body
-from meari.service.errors import NotReady
 from meari.service.routes.exchange import current_exchange, json_response
 from meari.service.service import Service
 

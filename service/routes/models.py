@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from meari.service.answers.description import describe_bundle
+from meari.runtime.description import describe_bundle
 from meari.service.registry import Model
 from meari.service.routes.exchange import json_response
 from meari.service.service import Service

@@ -6,17 +6,17 @@ import time
 
 from flask import Blueprint, Response
 
-from meari.service.answers.openai.bodies import ModelCard, ModelList
-from meari.service.answers.openai.completion import OpenAICompletion, begin_openai_completion
-from meari.service.answers.streaming import PING_SECONDS, event_stream
+from meari.errors import MeariError
+from meari.runtime.model_limits import check_num_chars
 from meari.service.error_body import openai_error_body
-from meari.service.errors import MeariError
+from meari.service.openai.bodies import ModelCard, ModelList
+from meari.service.openai.completion import OpenAICompletion, begin_openai_completion
 from meari.service.process.watch import Watch
 from meari.service.registry import Model
 from meari.service.requests.completions import prompts_of
-from meari.service.requests.model_limits import check_num_chars
 from meari.service.routes.exchange import Exchange, current_exchange, json_response
 from meari.service.routes.generate import STREAM_HEADERS
+from meari.service.routes.streaming import PING_SECONDS, event_stream
 from meari.service.service import Service
 
 __all__ = ["openai_blueprint"]

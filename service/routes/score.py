@@ -5,19 +5,19 @@ from __future__ import annotations
 from flask import Blueprint, Response
 from msgspec import UNSET
 
-from meari.service.answers.figures import ScoredText
-from meari.service.answers.score_json import ScoreAnswer
-from meari.service.answers.work import Work
-from meari.service.engine import ScoreCall, Scoring
+from meari.runtime.engine import ScoreCall, Scoring
+from meari.runtime.model_limits import check_num_chars
+from meari.runtime.score_json import ScoreAnswer
+from meari.runtime.scores import ScoredText
+from meari.runtime.state_tokens import StateTokens, TextState
+from meari.runtime.text.detokenizer import NO_TEXT
+from meari.runtime.text.tokenizer import Encoded
+from meari.runtime.text.words import require_segmenter
+from meari.runtime.work import Work
 from meari.service.registry import Model
-from meari.service.requests.model_limits import check_num_chars
 from meari.service.requests.schema import ScoreRequest
 from meari.service.routes.exchange import Exchange, current_exchange
 from meari.service.service import Service
-from meari.service.state_tokens import StateTokens, TextState
-from meari.service.text.detokenizer import NO_TEXT
-from meari.service.text.tokenizer import Encoded
-from meari.service.text.words import require_segmenter
 
 __all__ = ["score_blueprint"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from meari.service.answers.states import MAX_CHARS, MAX_TOKENS, states_answer, states_bytes, states_call
-from meari.service.answers.work import Work
-from meari.service.engine import Scoring
-from meari.service.errors import InvalidRequest
+from meari.errors import InvalidRequest
+from meari.runtime.engine import Scoring
+from meari.runtime.model_limits import check_num_chars
+from meari.runtime.states import MAX_CHARS, MAX_TOKENS, states_answer, states_bytes, states_call
+from meari.runtime.work import Work
 from meari.service.registry import Model
-from meari.service.requests.model_limits import check_num_chars
 from meari.service.requests.schema import StatesRequest
 from meari.service.routes.exchange import Exchange, current_exchange, json_response
 from meari.service.service import Service

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from meari.service.answers.figures import token_texts
-from meari.service.answers.work import Work
-from meari.service.requests.model_limits import check_num_chars, checked_ids
+from meari.runtime.model_limits import check_num_chars, checked_ids
+from meari.runtime.scores import token_texts
+from meari.runtime.text.detokenizer import detokenize, partial_bytes
+from meari.runtime.work import Work
 from meari.service.routes.exchange import current_exchange, json_response
 from meari.service.service import Service
-from meari.service.text.detokenizer import detokenize, partial_bytes
 
 __all__ = ["tokenize_blueprint"]
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 from flask import Blueprint, Response, request
 
-from meari.service.errors import NotFound
+from meari.errors import NotFound
 from meari.service.service import Service
 
 __all__ = ["CLAIMS_FOLDER", "WEB_FOLDER", "web_blueprint"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.spelling_bundle import byte_tokenizer, word_tokenizer, write_spelling_bundle
-from tests.service.tiny_bundle import write_tiny_bundle
+from tests.runtime.spelling_bundle import byte_tokenizer, word_tokenizer, write_spelling_bundle
+from tests.runtime.tiny_bundle import write_tiny_bundle
 
 SPELLED = "é😀한!"
 WORDS = ["good", "day", ",", "world"]

@@ -19,8 +19,8 @@ from meari.bulk.options import ScoreOptions
 from meari.bulk.score import ScoredChunk, ScoreWork
 from meari.bulk.totals import ScoreTotals
 from meari.bulk.worker import open_model
+from meari.runtime.text.words import Words
 from meari.service.registry import Model
-from meari.service.text.words import Words
 
 TEXTS = [
     "good day, world. " * 40,

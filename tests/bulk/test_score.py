@@ -18,7 +18,7 @@ from meari.service.app import create_app
 from meari.service.settings import Settings
 from tests.bulk.command import RELEASED, file_records, meari, records, started
 from tests.patience import PATIENCE
-from tests.service.tiny_bundle import rewrite_manifest, write_tiny_bundle
+from tests.runtime.tiny_bundle import rewrite_manifest, write_tiny_bundle
 
 LINES = ["abc", "", "the quick brown fox", 'éé 한국 "x"\t\\', "a" * 300, " lead and trail ", "abd"]
 

@@ -12,8 +12,8 @@ import pytest
 from meari.bulk.lines import LONG_BYTES
 from tests.bulk.command import file_records, meari, records, started
 from tests.bulk.test_resume import ended
+from tests.runtime.tiny_bundle import rewrite_manifest, write_tiny_bundle
 from tests.service.running import Server, running_server
-from tests.service.tiny_bundle import rewrite_manifest, write_tiny_bundle
 
 TEXTS = ["abc", "", 'say "a"', "a\tb", "abcabc", "abz", "한글", "abc"]
 MAX_TEXT_CHARS = 300_000

@@ -15,8 +15,8 @@ from meari.cli._files import Use, check_apart
 from meari.cli.main import group
 from tests.bulk.command import arguments
 from tests.patience import PATIENCE
+from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import ROOT, clean_environment
-from tests.service.tiny_bundle import write_tiny_bundle
 
 TEXT = "ab\ncd\n"
 

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from meari.service.engine import GenerateCall, Sampling, ScoreCall, TextScore
-from meari.service.engine.calls import Sample
+from meari.runtime.engine import GenerateCall, Sampling, ScoreCall, TextScore
+from meari.runtime.engine.calls import Sample
 from meari.service.registry import Model, load_model
 from meari.service.settings import Settings
 

@@ -21,7 +21,7 @@ from meari.models.config import Family, RecurrentConfig, ReservoirConfig
 from meari.models.errors import CheckpointError, FolderInUse
 from meari.models.language_model import LanguageModel
 from meari.models.lock import locked_beside
-from meari.service.bundle import open_bundle
+from meari.runtime.bundle import open_bundle
 from tests.export.tiny_models import make_run
 
 LSTM = RecurrentConfig(Family.LSTM, embedding_size=8, hidden_size=16)

@@ -10,7 +10,7 @@ from meari.export.bundle import export_bundle
 from meari.export.precision import Precision
 from meari.models.checkpoint import load_checkpoint
 from meari.models.config import Family, RecurrentConfig
-from meari.service.engine import Sampling
+from meari.runtime.engine import Sampling
 from tests.export.serving import generate, score, served
 from tests.export.tiny_models import make_run
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.loadtests.fake_server import NUM_TOKENS, PAUSE_SECONDS, running
 from tests.patience import PATIENCE
+from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import running_server
-from tests.service.tiny_bundle import write_tiny_bundle
 
 if find_spec("locust") is None:  # looked for, not imported: it makes all sockets of a process gevent's
     pytest.skip("Locust is not installed", allow_module_level=True)

@@ -12,9 +12,9 @@ from flask.testing import FlaskClient
 from meari.service.app import create_app
 from meari.service.settings import Settings
 from tests.patience import PATIENCE
+from tests.runtime.spelling_bundle import byte_tokenizer, word_tokenizer, write_spelling_bundle
+from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import Server, running_server
-from tests.service.spelling_bundle import byte_tokenizer, word_tokenizer, write_spelling_bundle
-from tests.service.tiny_bundle import write_tiny_bundle
 
 SPELLED = "é😀한!"  # no byte comes twice, so that a chain of bytes can spell it
 WORDS = ["good", "day", ",", "world"]

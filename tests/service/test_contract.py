@@ -12,19 +12,19 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from meari.errors import EngineFailed
 from meari.service.app import create_app
-from meari.service.errors import EngineFailed
 from meari.service.settings import Settings
 from tests.patience import PATIENCE
-from tests.service.conftest import SPELLED
-from tests.service.spelling_bundle import write_spelling_bundle
-from tests.service.tiny_bundle import (
+from tests.runtime.spelling_bundle import write_spelling_bundle
+from tests.runtime.tiny_bundle import (
     LETTERS,
     expected_logprob,
     rewrite_manifest,
     tiny_tokenizer,
     write_tiny_bundle,
 )
+from tests.service.conftest import SPELLED
 
 
 def post(client: FlaskClient, path: str, status: int = 200, **body: Any) -> Any:

@@ -16,9 +16,9 @@ from meari.service.process.client import Client
 from meari.service.process.connection import Connection
 from meari.service.process.disconnects import Disconnects
 from tests.patience import PATIENCE
+from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import Server, running_server
 from tests.service.test_server import ENDLESS, metric, raw_post, until
-from tests.service.tiny_bundle import write_tiny_bundle
 
 Connect = Callable[[], tuple[socket.socket, Client]]
 

@@ -18,9 +18,9 @@ from flask.testing import FlaskClient
 from meari.service.app import create_app
 from meari.service.settings import Settings
 from tests.patience import PATIENCE
+from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import Server
 from tests.service.test_server import raw_post
-from tests.service.tiny_bundle import write_tiny_bundle
 
 EVIL = 'evil.example"><script>'
 POSTS = ["/generate", "/score", "/tokenize", "/detokenize", "/states", "/v1/completions"]

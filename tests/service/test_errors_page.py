@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from flask.testing import FlaskClient
 
-from meari.service.errors import BundleError, MeariError
+from meari.errors import BundleError, MeariError
 from meari.service.routes.exchange import CLIENT_GONE
 from tests.service.running import ROOT
 

@@ -8,7 +8,7 @@ from collections import deque
 import pytest
 from flask import Flask
 
-from meari.service.errors import Overloaded
+from meari.errors import Overloaded
 from meari.service.registry import LEAST_KNEE
 from meari.service.requests.admission import Admission, Ticket
 from meari.service.requests.overload import OverloadGate

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from msgspec import UNSET
 
-from meari.service.bundle import open_bundle
-from meari.service.engine import Engine, GenerateCall
-from meari.service.engine.cache import CacheRoom, PrefixCache
-from meari.service.errors import NotReady, UnknownModel
+from meari.errors import NotReady, UnknownModel
+from meari.runtime.bundle import open_bundle
+from meari.runtime.engine import Engine, GenerateCall
+from meari.runtime.engine.cache import CacheRoom, PrefixCache
 from meari.service.process.marks import ReadyMarks
 from meari.service.registry import Registry
 from meari.service.settings import Settings
 from tests.patience import PATIENCE
-from tests.service.tiny_bundle import write_tiny_bundle
+from tests.runtime.tiny_bundle import write_tiny_bundle
 
 Open = Callable[..., Registry]
 RELEASED = Path(__file__).resolve().parents[2] / "bundles"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meari.service.errors import InvalidRequest
+from meari.errors import InvalidRequest
 from meari.service.requests.completions import prompts_of
 from meari.service.requests.schema import GenerateRequest, Schemas, ScoreRequest
 from meari.service.settings import Settings

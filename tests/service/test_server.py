@@ -20,8 +20,8 @@ import onnx
 import pytest
 
 from tests.patience import PATIENCE
+from tests.runtime.tiny_bundle import rewrite_manifest, write_tiny_bundle
 from tests.service.running import ROOT, Server, clean_environment, command, events, free_port, running_server
-from tests.service.tiny_bundle import rewrite_manifest, write_tiny_bundle
 
 ENDLESS = {"model": "letters", "logit_bias": {"0": -100}, "temperature": 0}  # never samples the end
 

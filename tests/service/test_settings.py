@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from meari.service.process.cpus import granted_cpus
+from meari.runtime.cpus import granted_cpus
 from meari.service.settings import SettingsError, load_settings
 from tests.patience import PATIENCE
+from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import ROOT, clean_environment, command
-from tests.service.tiny_bundle import write_tiny_bundle
 
 
 def problems_of(**environment: str) -> list[str]:

@@ -20,8 +20,8 @@ import pytest
 
 from meari.service.process.start import StartError, check_address, page_address
 from tests.patience import PATIENCE
+from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import ROOT, clean_environment, command, free_port
-from tests.service.tiny_bundle import write_tiny_bundle
 
 SERVE = [sys.executable, "-c", "from meari.cli.main import main; main()", "serve"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meari.service.answers.streaming import EVENTS_PER_SECOND, pause_seconds
+from meari.service.routes.streaming import EVENTS_PER_SECOND, pause_seconds
 
 LONGEST_WAIT = 0.05  # of a text, with the time to wake a thread and write an event
 

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loadtests.peers.plan import ENDLESS
-from meari.service.engine import Engine
-from meari.service.engine.calls import GenerateCall, Generation, Sampling
+from meari.runtime.engine import Engine
+from meari.runtime.engine.calls import GenerateCall, Generation, Sampling
 from meari.service.registry import Model, load_model
 from meari.service.settings import Settings
 

@@ -18,7 +18,7 @@ import kenlm
 
 from loadtests.peers.inside.engine import NO_END, open_model
 from loadtests.peers.inside.ngrams import write_arpa
-from meari.service.engine.calls import GenerateCall, Sampling, ScoreCall
+from meari.runtime.engine.calls import GenerateCall, Sampling, ScoreCall
 from meari.service.registry import Model
 
 NUM_SENTENCES, HELD_OUT, SENTENCE_TOKENS = 4000, 400, 50

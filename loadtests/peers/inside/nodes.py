@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from meari.service.graphs.bundle_graph import BundleGraph, Parts
-from meari.service.graphs.sampler import NUM_LIMITS
-from meari.service.graphs.writer import writer_graph
+from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
+from meari.runtime.graphs.sampler import NUM_LIMITS
+from meari.runtime.graphs.writer import writer_graph
 
 RUNS: Final = 60
 WARMUP_RUNS: Final = 5

@@ -15,7 +15,7 @@ from collections import deque
 from pathlib import Path
 
 from loadtests.peers.inside.engine import PROMPT_TOKENS, open_model, submit
-from meari.service.engine.calls import Generation, Sampling
+from meari.runtime.engine.calls import Generation, Sampling
 from meari.service.registry import Model
 
 ROWS, NEW_TOKENS, TURNS = 64, 64, 4

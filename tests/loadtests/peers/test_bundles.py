@@ -19,8 +19,8 @@ from loadtests.peers.words import make_words
 from meari.export.precision import Precision
 from meari.models.choices import Family
 from meari.models.config import RecurrentConfig, ReservoirConfig
-from meari.service.bundle import open_bundle
-from meari.service.engine.calls import Finish, Sampling
+from meari.runtime.bundle import open_bundle
+from meari.runtime.engine.calls import Finish, Sampling
 
 VOCABULARY = 120
 LSTM = RecurrentConfig(Family.LSTM, embedding_size=24, hidden_size=32, num_layers=2)

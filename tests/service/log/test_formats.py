@@ -12,8 +12,8 @@ import sys
 
 import pytest
 
-from meari.service.answers.work import Work
-from meari.service.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Overloaded, ScoreTimeout
+from meari.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Overloaded, ScoreTimeout
+from meari.runtime.work import Work
 from meari.service.log.formats import JsonFormat, TextFormat
 from meari.service.log.request_line import Outcome, RequestLine, log_request
 from tests.patience import PATIENCE

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from meari.runtime.engine.tally import NONE, Tally
 from meari.service.metrics.families import Histogram
-from meari.service.tally import NONE, Tally
 
 BOUNDS = (0.1, 1.0)
 

@@ -14,8 +14,8 @@ from flask.testing import FlaskClient
 from meari.service.app import create_app
 from meari.service.settings import Settings
 from tests.patience import PATIENCE
+from tests.runtime.tiny_bundle import expected_logprob
 from tests.service.conftest import SPELLED
-from tests.service.tiny_bundle import expected_logprob
 
 
 def post(client: FlaskClient, path: str = "/v1/completions", status: int = 200, **body: Any) -> Any:

@@ -1,0 +1,1 @@
+"""The bundle on disk, as training and serving both know it. No torch, no onnxruntime, no HTTP."""

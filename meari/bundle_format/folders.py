@@ -1,0 +1,176 @@
+"""Which entries of a folder are bundles, which of them is the default, and how the files of a bundle are read.
+
+Enters: a path. Leaves: folders by name, bytes of files, and the reason where there are none. This is the one place that
+says what counts as a bundle; whoever lists, completes, serves or scores asks here. It must not know what files hold.
+
+Whoever fills a folder may have been stopped halfway, or have put anything there. So nothing is read before it is known
+to be a regular file of the expected size: a FIFO would never answer, a device might never end.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from meari.errors import BundleError
+
+__all__ = [
+    "DEFAULT",
+    "MANIFEST",
+    "REQUIRED_FILES",
+    "BundleFolders",
+    "bundle_name",
+    "find_bundles",
+    "holds_bundle",
+    "open_file",
+    "printable",
+    "read_file",
+]
+
+MANIFEST: Final = "manifest.json"
+DEFAULT: Final = "DEFAULT"  # holds the name of the default bundle
+REQUIRED_FILES: Final = ("cell.onnx", "golden.npz", "output.onnx", "tokenizer.json")
+IN_PASSING: Final = (".new", ".old", ".part", ".partial", ".tmp")  # exports, downloads and copies on their way
+MAX_DEFAULT_BYTES: Final = 4096
+_KINDS: Final = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+@dataclass(frozen=True)
+class BundleFolders:
+    """The entries of a folder of bundles.
+
+    folders  name -> folder of each bundle, in the order of names; nothing in them was read
+    failed   name -> reason: what stands in the place of a bundle and cannot be one, and a DEFAULT that says nothing
+    default  the bundle that DEFAULT names, "" where it names none
+    """
+
+    folders: dict[str, Path] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    default: str = ""
+
+
+def find_bundles(root: Path) -> BundleFolders:
+    """The bundles in a folder; or the one that it is itself. Raises BundleError where it is no folder to be read."""
+    try:
+        paths = sorted(root.iterdir())
+    except FileNotFoundError:
+        raise BundleError(f"there is no folder {printable(root)}") from None
+    except OSError as error:
+        raise BundleError(f"{printable(root)}: got {_kind(root)}, expected a folder: {error.strerror}") from None
+    if root / MANIFEST in paths:
+        return BundleFolders({bundle_name(root): root})
+    found = BundleFolders()
+    for path in paths:
+        problem = _unfinished(path) if _is_in_passing(path.name) else _problem(path)
+        if problem is None:
+            found.folders[path.name] = path
+        elif problem:
+            found.failed[printable(path.name)] = problem
+    return _with_default(root / DEFAULT, found)
+
+
+def bundle_name(folder: Path) -> str:
+    """Return the name of a bundle: that of its folder, or of the link to it."""
+    return folder.absolute().name if folder.name not in ("", "..") else folder.resolve().name
+
+
+def _is_in_passing(name: str) -> bool:
+    """Tell an entry that is hidden, or stands there only while something is being written or replaced."""
+    return name[0] in "._" or name.endswith(IN_PASSING)
+
+
+def _unfinished(path: Path) -> str:
+    """Return what to do about an old bundle without its successor, which a stopped export left; "" for other names."""
+    name = path.name.removesuffix(".old")
+    if name in ("", path.name) or name[0] in "._" or os.path.lexists(path.with_name(name)) or not path.is_dir():
+        return ""
+    return f"its export was stopped while it took the place of {printable(name)}; rename it to that"
+
+
+def _problem(path: Path) -> str | None:
+    """Return why an entry cannot be a bundle; None where it may be one, "" where nobody means it to be."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if stat.S_ISREG(mode) or path.name == DEFAULT or (stat.S_ISDIR(mode) and not holds_bundle(path)):
+        return ""
+    if not stat.S_ISDIR(mode):
+        return f"got {_kind(path)}, expected the folder of a bundle"
+    return None if printable(path.name) == path.name else "name: got other than printable UTF-8; rename the folder"
+
+
+def holds_bundle(folder: Path) -> bool:
+    """Tell a folder that has any of a bundle's files, or cannot be listed."""
+    try:
+        return not {MANIFEST, *REQUIRED_FILES}.isdisjoint(path.name for path in folder.iterdir())
+    except OSError:
+        return True
+
+
+def _with_default(path: Path, found: BundleFolders) -> BundleFolders:
+    if not os.path.lexists(path):
+        return found
+    try:
+        named = read_file(path, MAX_DEFAULT_BYTES).decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return BundleFolders(found.folders, found.failed | {DEFAULT: "got other than UTF-8, expected a bundle's name"})
+    except BundleError as error:
+        return BundleFolders(found.folders, found.failed | {DEFAULT: str(error)})
+    if not named or named in found.folders:
+        return BundleFolders(found.folders, found.failed, named)
+    names = ", ".join(found.folders) or "a bundle beside it"
+    return BundleFolders(found.folders, found.failed | {DEFAULT: f"got {named[:100]!r}, expected one of {names}"})
+
+
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """All of a file. Raises BundleError, naming it, unless it is a regular one of at most `max_bytes`."""
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(max_bytes + 1) if size <= max_bytes else b""
+    if size > max_bytes or len(data) > max_bytes:
+        raise BundleError(f"{path.name}: got {max(size, len(data)):,} bytes, expected at most {max_bytes:,}")
+    return data
+
+
+def open_file(path: Path) -> io.BufferedReader:
+    """Open for reading. Raises BundleError, naming it, unless it is a regular file or a link to one."""
+    try:
+        if stat.S_ISREG(path.stat().st_mode):
+            # Not to wait, should something else have come into its place.
+            file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file
+            file.close()
+    except OSError as error:
+        raise BundleError(f"{path.name}: cannot be read: {error.strerror}") from None
+    raise BundleError(f"{path.name}: got {_kind(path)}, expected a file")
+
+
+def _kind(path: Path) -> str:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "nothing that can be read"
+    return next((name for is_kind, name in _KINDS if is_kind(mode)), "a file")
+
+
+def printable(name: str | Path) -> str:
+    """A path for messages: bytes that are not UTF-8, and characters that cannot be printed, as escapes."""
+    return "".join(_escaped(os.fsencode(name).decode("utf-8", "backslashreplace")))
+
+
+def _escaped(text: str) -> Iterator[str]:
+    for character in text:
+        yield character if character.isprintable() else character.encode("unicode_escape").decode("ascii")

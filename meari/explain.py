@@ -1,0 +1,228 @@
+"""Why a JSON value does not fit a field, in words derived from the field's own annotation.
+
+Enters: the raw JSON of a value and the field's type. Leaves: problems as `path: got WHAT, expected WHAT`. The limits
+are written once, in the annotations of `schema.py`; this file knows none of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import msgspec
+from msgspec import inspect
+
+from meari.lenient import is_left_out, members, read_leniently
+
+__all__ = ["describe", "explain", "range_text", "shown", "why_malformed"]
+
+MAX_SHOWN_CHARS = 60
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+NULL = msgspec.Raw(b"null")
+Number = inspect.IntType | inspect.FloatType
+
+
+def explain(path: str, raw: bytes, field_type: object) -> Iterator[str]:
+    """The problems of one value; none where it fits.
+
+    path        how the value is called in a message, as `texts[3]`
+    raw         its JSON as it came
+    field_type  its annotation
+    """
+    yield from _problems(path, raw, inspect.type_info(field_type))
+
+
+def _problems(path: str, raw: bytes, info: inspect.Type) -> Iterator[str]:
+    info = _member(raw, info)
+    if isinstance(info, inspect.ListType) and raw[:1] == b"[":
+        items = msgspec.json.decode(raw, type=list[msgspec.Raw])
+        for index, item in enumerate(items):
+            yield from _problems(f"{path}[{index}]", bytes(item), info.item_type)
+        if not _length_fits(len(items), info):
+            yield f"{path}: got {len(items)} items, expected {describe(info, path)}"
+    elif isinstance(info, inspect.DictType) and raw[:1] == b"{":
+        for key, value in msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).items():
+            yield from _problems(f'{path}["{_cut(key)}"]', bytes(value), info.value_type)
+    elif isinstance(info, inspect.StructType) and raw[:1] == b"{":
+        yield from explain_object(path + ".", raw, info)
+    elif not _fits(raw, info):
+        yield f"{path}: got {shown(raw)}, expected {_expected(raw, info, path)}"
+
+
+def explain_object(prefix: str, raw: bytes, info: inspect.StructType) -> Iterator[str]:
+    """The problems of an object's fields: unknown ones, missing ones, and those whose value does not fit."""
+    values = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    fields = {field.encode_name: field for field in info.fields}
+    for name in values:
+        if name not in fields:
+            yield f"{prefix}{_cut(name)}: got an unknown field, expected one of {', '.join(fields)}"
+    for name, field in fields.items():
+        if name in values and not (values[name] == NULL and is_left_out(field)):
+            yield from _problems(prefix + name, bytes(values[name]), field.type)
+        elif field.required and name not in values:
+            yield f"{prefix}{name}: missing, expected {describe(field.type, name)}"
+
+
+def why_malformed(data: bytes, error: Exception, cut_off: str) -> str:
+    """Why bytes in UTF-8 are no JSON.
+
+    error    what msgspec says of them
+    cut_off  what to say of JSON that ends too early
+    """
+    reason = str(error).removeprefix("JSON is malformed: ")
+    try:  # half a surrogate pair is to msgspec the end of the data, or something else
+        half = _HALF_PAIR.search(json.dumps(json.loads(data), ensure_ascii=False))
+    except (ValueError, RecursionError):
+        half = None
+    if half is None:
+        return reason if "(byte" in reason else cut_off
+    return f"\\u{ord(half[0]):04x} is half of a surrogate pair, which stands for no character"
+
+
+def describe(info: inspect.Type, name: str = "value") -> str:  # noqa: PLR0911 (one line a type)
+    """A type in words: `an integer, 1 <= n <= 16`, `a list of at most 8 non-empty strings`."""
+    match info:
+        case inspect.IntType() | inspect.FloatType():
+            kind = "an integer" if isinstance(info, inspect.IntType) else "a number"
+            bounds = range_text(info, _last(name))
+            return f"{kind}, {bounds}" if bounds else kind
+        case inspect.StrType():
+            return f"a {_string(info)}"
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.NoneType():
+            return "null"
+        case inspect.LiteralType():
+            return "one of " + ", ".join(msgspec.json.encode(value).decode() for value in info.values)
+        case inspect.ListType():
+            return f"a {_list(info)}"
+        case inspect.DictType():
+            return f"an object whose values are each {describe(info.value_type)}"
+        case inspect.UnionType() | inspect.Metadata():
+            return " or ".join(describe(member, name) for member in members(info))
+        case inspect.StructType():
+            return "an object with " + ", ".join(field.encode_name for field in info.fields)
+    return "a JSON value"
+
+
+def range_text(info: Number, name: str) -> str:
+    """The bounds of a number as an inequality: `0 <= top_p <= 1`, `n >= 1`, or nothing."""
+    low = f"{_bound(info.gt)} < " if info.gt is not None else f"{_bound(info.ge)} <= " if info.ge is not None else ""
+    high = f" < {_bound(info.lt)}" if info.lt is not None else f" <= {_bound(info.le)}" if info.le is not None else ""
+    if low and not high:
+        number, sign = low.split()
+        return f"{name} {sign.replace('<', '>')} {number}"
+    return f"{low}{name}{high}" if high else ""
+
+
+def shown(raw: bytes) -> str:
+    """A JSON value as it came, cut where it is long."""
+    return _cut(raw.decode("utf-8", "replace"))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}…"
+
+
+def _expected(raw: bytes, info: inspect.Type, path: str) -> str:
+    """Only the range where the kind of the value is right and the range is what it misses."""
+    if isinstance(info, inspect.IntType) and raw.lstrip(b"-").isdigit():
+        return range_text(info, _last(path)) or describe(info)
+    if isinstance(info, inspect.FloatType) and raw[:1] in b"-0123456789":
+        return range_text(info, _last(path)) or "a number that a 64-bit float holds"
+    return describe(info, path)
+
+
+def _member(raw: bytes, info: inspect.Type) -> inspect.Type:
+    """Of a union the member that a list, an object or a number was meant to be: the message names what that misses."""
+    choices = members(info)
+    wanted: tuple[type[inspect.Type], ...] = ()
+    if raw[:1] == b"[":
+        wanted = (inspect.ListType,)
+    elif raw[:1] == b"{":
+        wanted = (inspect.DictType, inspect.StructType)
+    elif raw[:1] in b"-0123456789":
+        wanted = (inspect.IntType, inspect.FloatType)
+    meant = [member for member in choices if isinstance(member, wanted)]
+    if len(meant) == 1:
+        return meant[0]
+    return choices[0] if len(choices) == 1 else info
+
+
+def _fits(raw: bytes, info: inspect.Type) -> bool:
+    choices = members(info)
+    if len(choices) > 1:
+        return any(_fits(raw, member) for member in choices)
+    try:
+        value = msgspec.convert(read_leniently(raw, info), _python_type(info), strict=True)
+    except (msgspec.MsgspecError, ArithmeticError):
+        return False
+    if isinstance(info, inspect.LiteralType):
+        return value in info.values
+    if isinstance(info, inspect.IntType | inspect.FloatType):
+        return _in_range(value, info)
+    return _length_fits(len(value), info) if isinstance(info, inspect.StrType) else True
+
+
+def _python_type(info: inspect.Type) -> object:
+    kinds: dict[type[inspect.Type], object] = {
+        inspect.IntType: int,
+        inspect.FloatType: float,
+        inspect.StrType: str,
+        inspect.BoolType: bool,
+        inspect.NoneType: None,
+        inspect.ListType: list,
+        inspect.DictType: dict,
+        inspect.LiteralType: str,
+        inspect.StructType: dict,
+    }
+    return kinds[type(info)]
+
+
+def _in_range(value: float, info: Number) -> bool:
+    return (
+        (info.gt is None or value > info.gt)
+        and (info.ge is None or value >= info.ge)
+        and (info.lt is None or value < info.lt)
+        and (info.le is None or value <= info.le)
+    )
+
+
+def _length_fits(length: int, info: inspect.StrType | inspect.ListType) -> bool:
+    return (info.min_length or 0) <= length and (info.max_length is None or length <= info.max_length)
+
+
+def _bound(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:.10g}"
+
+
+def _last(path: str) -> str:
+    return "value" if path.endswith("]") else path.rpartition(".")[2]
+
+
+def _string(info: inspect.StrType) -> str:
+    return "non-empty string" if info.min_length else "string"
+
+
+def _plural(info: inspect.Type) -> str:
+    match info:
+        case inspect.StrType():
+            return f"{_string(info)}s"
+        case inspect.IntType():
+            return "integers"
+        case inspect.ListType():
+            return f"lists of {_plural(info.item_type)}"
+        case inspect.UnionType():
+            return " or ".join(_plural(member) for member in members(info))
+        case inspect.StructType():
+            return "objects with " + ", ".join(field.encode_name for field in info.fields)
+    return "items"
+
+
+def _list(info: inspect.ListType) -> str:
+    items = _plural(info.item_type)
+    if info.max_length is None:
+        return f"{'non-empty ' if info.min_length else ''}list of {items}"
+    bounds = f"{info.min_length} to" if info.min_length else "at most"
+    return f"list of {bounds} {info.max_length} {items}"

@@ -1,0 +1,1 @@
+"""The inference library: a bundle and text → tokens, log-probabilities and states. No HTTP, no torch."""

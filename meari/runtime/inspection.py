@@ -1,0 +1,79 @@
+"""A bundle's folder → what it says of itself, what its files really hold, and how its self-test ended here.
+
+Opened as a server would: files against their hashes, golden figures on this CPU, rows in batches of many sizes. Where
+that fails, what could be read is told with the reason.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from meari.bundle_format.folders import MANIFEST, bundle_name, printable
+from meari.bundle_format.manifest import read_files, read_manifest
+from meari.errors import BundleError
+from meari.runtime.bundle import Bundle, open_bundle
+from meari.runtime.description import describe_bundle
+from meari.runtime.graphs.bundle_graph import BundleGraph
+
+__all__ = ["Inspection", "describe_folder", "inspect_bundle"]
+
+MAX_SLOTS = 64  # rows of the largest batch that is tried: a server's own default
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """`description` is JSON as of GET /models/NAME, with files and self-test; `problem` is "" where all is well."""
+
+    description: dict[str, Any]
+    problem: str
+
+
+def describe_folder(folder: Path) -> dict[str, Any]:
+    """What the manifest says; nothing is checked. Raises BundleError."""
+    manifest, digest = read_manifest(folder)
+    described: dict[str, Any] = msgspec.to_builtins(describe_bundle(bundle_name(folder), manifest, digest))
+    return described
+
+
+def inspect_bundle(folder: Path, clock: Callable[[], float] = time.monotonic) -> Inspection:
+    """Read the folder and run the self-test. Raises BundleError where there is no manifest to be read."""
+    try:
+        manifest, _ = read_manifest(folder)
+    except BundleError as error:
+        raise BundleError(f"{printable(folder)}: {error}") from None
+    described = describe_folder(folder)
+    described["folder"] = str(folder)
+    described["bytes"] = (folder / MANIFEST).stat().st_size + sum(entry.bytes for entry in manifest.files.values())
+    described["files"] = {name: entry.bytes for name, entry in manifest.files.items()}
+    started = clock()
+    try:
+        files = read_files(folder, manifest)
+        graphs = {name: f"{name}.onnx" for name in ("cell", "output")}
+        described["graphs"] = {name: _graph(file, files[file]) for name, file in graphs.items()}
+        bundle = open_bundle(folder, max_slots=MAX_SLOTS)
+    except BundleError as error:
+        described["self_test"] = {"passed": False, "problem": str(error)}
+        return Inspection(described, str(error))
+    described["state_bytes"] = bundle.runner.state_bytes
+    described["self_test"] = _found(bundle, clock() - started)
+    return Inspection(described, "")
+
+
+def _found(bundle: Bundle, seconds: float) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.to_builtins(bundle.self_test)
+    tolerance = bundle.manifest.golden.tolerance
+    return {"passed": True, **found, "golden_tolerance": tolerance, "seconds": round(seconds, 3)}
+
+
+def _graph(file: str, data: bytes) -> dict[str, Any]:
+    """As it stands in the file."""
+    try:
+        return {"file": file, "bytes": len(data), "operators": BundleGraph(data).operators()}
+    except ValueError as error:
+        raise BundleError(f"{file}: {error}") from None

@@ -1,0 +1,192 @@
+"""Log-probabilities of a text's tokens → the figures of /score.
+
+Enters: a text with its tokens and the engine's natural log-probabilities. Leaves: sums, perplexity, bits, figures by
+token and by word. Knows no JSON.
+
+The log-probabilities lie on a grid on which sums are exact, so `logprob` is their exact sum, in whatever order.
+
+Words are stretches without white space, or segments of them (`meari.runtime.text.words`). A token belongs to the word
+in which it begins; white space belongs to the word that follows it, and at the end of a text to the last word. White
+space that has no word beside it is a row of its own, and so is the end of the text where it is counted. So `logprob`
+is the sum over the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import UNSET
+
+from meari.runtime.answers import Alternative, ScoredToken, ScoredWord, TextFigures, TokenText
+from meari.runtime.engine import TextScore
+from meari.runtime.engine.calls import GRID
+from meari.runtime.state_tokens import TextState
+from meari.runtime.sums import LN_OF, TextSums, in_base
+from meari.runtime.text.tokenizer import Encoded, Vocabulary, nfc
+from meari.runtime.text.words import Words, word_spans
+from meari.service.requests.schema import LogBase
+
+__all__ = ["ScoredText", "alternatives", "token_texts"]
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredText:
+    """One scored text; `scores` has one row a token of `encoded`, and one more where the end was asked for.
+
+    `state` is the text's end, where it was asked for.
+    """
+
+    encoded: Encoded
+    scores: TextScore
+    vocabulary: Vocabulary
+    log_base: LogBase
+    state: TextState | None = None
+    split: Words = True  # what a word is
+
+    def figures(self) -> TextFigures:
+        """The sums over the whole text, as figures."""
+        return self.sums().figures(self.log_base)
+
+    def sums(self) -> TextSums:
+        """The sums over the whole text."""
+        logprobs = self.scores.logprobs
+        text = nfc(self.encoded.text)
+        num_chars = len(text)
+        num_bytes = num_chars if text.isascii() else len(text.encode("utf-8"))
+        units = _units(logprobs)
+        num_unknown = self.vocabulary.num_unknown(self.encoded.ids)
+        known_units = units - _units(logprobs[: len(self.encoded.ids)][self._unknown()]) if num_unknown else units
+        return TextSums(units, known_units, len(logprobs), num_chars, num_bytes, num_unknown)
+
+    def tokens(self, first: int, last: int) -> list[ScoredToken]:
+        """The figures of tokens number `first` to `last` (exclusive)."""
+        scores, texts = self.scores, self.vocabulary.texts
+        assert scores.ranks is not None, "ranks are asked for together with tokens"
+        logprobs = self._all_in_base(scores.logprobs[first:last])
+        ranks = scores.ranks[first:last].tolist()
+        tops = zip(
+            scores.alternative_ids[first:last].tolist(),
+            map(self._all_in_base, scores.alternative_logprobs[first:last]),
+            strict=True,
+        )
+        return [
+            ScoredToken(
+                token,
+                texts[token],
+                logprob,
+                rank,
+                start,
+                end,
+                alternatives(self.vocabulary, ids, values),
+                token == self.vocabulary.unknown_id,
+                self.vocabulary.parts.get(token, UNSET),
+            )
+            for (token, start, end), logprob, rank, (ids, values) in zip(
+                self._places(first, last), logprobs, ranks, tops, strict=True
+            )
+        ]
+
+    def words(self) -> list[ScoredWord]:
+        """The rows of the table of words, in order: words, or all of a text without any, then the end."""
+        words, rest = self.word_parts()
+        if words:
+            words[-1].logprob += rest.logprob
+            words[-1].unknown |= rest.unknown
+        elif self.encoded.ids:
+            words = [rest]
+        words += self.end_row()
+        for word in words:
+            word.logprob = in_base(word.logprob, self.log_base)
+        return words
+
+    def word_parts(self) -> tuple[list[ScoredWord], ScoredWord]:
+        """The words, each with the white space before it, then what is left behind the last one; all in nats."""
+        text = self.encoded.text
+        words = word_spans(text, self.split)
+        ends = [end for _, end in words]
+        owners = np.searchsorted(np.array(ends, np.int64), self.encoded.starts, side="right")
+        own = self.scores.logprobs[: len(self.encoded.ids)]
+        sums = np.bincount(owners, weights=own, minlength=len(words) + 1).tolist()
+        unknown = np.bincount(owners[self._unknown()], minlength=len(words) + 1).astype(bool).tolist()
+        rest = ends[-1] if ends else 0
+        spans = [*words, (rest, len(text))]
+        *rows, left = (
+            ScoredWord(text[start:end], logprob, start, end, is_unknown)
+            for (start, end), logprob, is_unknown in zip(spans, sums, unknown, strict=True)
+        )
+        return rows, left
+
+    def end_row(self) -> list[ScoredWord]:
+        """The end of the text in nats, as a list: empty where it is not counted."""
+        place = len(self.encoded.text)
+        logprobs: list[float] = self.scores.logprobs[len(self.encoded.ids) :].tolist()
+        return [
+            ScoredWord(self.vocabulary.texts[self.vocabulary.end_id], logprob, place, place) for logprob in logprobs
+        ]
+
+    def with_before(self, before: ScoredText) -> ScoredText:
+        """Two neighbouring pieces as one, for `word_parts`."""
+        first, second = before.encoded, self.encoded
+        shift = len(first.text)
+        starts = np.concatenate([first.starts, second.starts + shift])
+        ends = np.concatenate([first.ends, second.ends + shift])
+        encoded = Encoded(first.text + second.text, first.ids + second.ids, starts, ends)
+        logprobs = np.concatenate([before.scores.logprobs, self.scores.logprobs])
+        return replace(self, encoded=encoded, scores=replace(self.scores, logprobs=logprobs))
+
+    def parted(self, place: int) -> tuple[ScoredText, ScoredText]:
+        """The tokens that begin before a place, and the others, for `word_parts`."""
+        whole = self.encoded
+        text, ids, starts, ends = whole.text, whole.ids, whole.starts, whole.ends
+        count = int(np.searchsorted(starts, place))
+        first = Encoded(text[:place], ids[:count], starts[:count], ends[:count])
+        second = Encoded(text[place:], ids[count:], starts[count:] - place, ends[count:] - place)
+        logprobs = self.scores.logprobs
+        return (
+            replace(self, encoded=first, scores=replace(self.scores, logprobs=logprobs[:count])),
+            replace(self, encoded=second, scores=replace(self.scores, logprobs=logprobs[count:])),
+        )
+
+    def _places(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """Id, start and end of some tokens; the end token stands after the last character."""
+        encoded = self.encoded
+        yield from zip(
+            encoded.ids[first:last],
+            encoded.starts[first:last].tolist(),
+            encoded.ends[first:last].tolist(),
+            strict=True,
+        )
+        if last > len(encoded.ids) and first <= len(encoded.ids):
+            yield self.vocabulary.end_id, len(encoded.text), len(encoded.text)
+
+    def _unknown(self) -> npt.NDArray[np.bool_]:
+        """Which of the text's own tokens stand for unknown characters or words."""
+        ids = np.array(self.encoded.ids, np.int64)
+        return np.zeros(len(ids), bool) if self.vocabulary.unknown_id is None else ids == self.vocabulary.unknown_id
+
+    def _all_in_base(self, logprobs: npt.NDArray[np.float64]) -> list[float]:
+        values: list[float] = (logprobs / LN_OF[self.log_base] + 0.0).tolist()
+        return values
+
+
+def alternatives(vocabulary: Vocabulary, ids: Sequence[int], logprobs: Sequence[float]) -> list[Alternative]:
+    """The likeliest tokens at a place, with their figures."""
+    texts, parts = vocabulary.texts, vocabulary.parts
+    return [
+        Alternative(id_, texts[id_], value, parts.get(id_, UNSET)) for id_, value in zip(ids, logprobs, strict=True)
+    ]
+
+
+def token_texts(vocabulary: Vocabulary, ids: Sequence[int]) -> list[TokenText]:
+    """Tokens as /tokenize tells them."""
+    texts, parts, unknown_id = vocabulary.texts, vocabulary.parts, vocabulary.unknown_id
+    return [TokenText(id_, texts[id_], parts.get(id_, UNSET), id_ == unknown_id or UNSET) for id_ in ids]
+
+
+def _units(logprobs: npt.NDArray[np.float64]) -> int:
+    """Their sum in units of the grid, on which each of them lies."""
+    return round(math.fsum(logprobs.tolist()) * GRID)

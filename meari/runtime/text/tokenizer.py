@@ -1,0 +1,213 @@
+"""Text ↔ token ids with a bundle's own `tokenizer.json`.
+
+Enters: text as a request sends it. Leaves: ids with their offsets in that text (code points of the text as sent,
+whatever NFC makes of it). Also the vocabulary as text and as bytes, from which `detokenizer.py` writes text. Knows no
+requests.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from meari.bundle_format.manifest import Manifest
+from meari.errors import BundleError
+from meari.runtime.text.agreement import check_reserved, check_tokenizer
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it would start threads of its own
+
+__all__ = ["Encoded", "TextTokenizer", "TokenizerKind", "Vocabulary", "load_tokenizer", "nfc"]
+
+LONG_CHARS: Final = 1000
+Offsets = npt.NDArray[np.int32]
+_NFC: Final = tokenizers.normalizers.NFC()
+
+
+class TokenizerKind(enum.StrEnum):
+    """How text becomes tokens, and so how tokens become text again."""
+
+    CHAR = "char"  # a token is a character; texts are joined as they are
+    BPE = "bpe"  # a token is a run of UTF-8 bytes
+    WORD = "word"  # a token is a word or a run of punctuation; joined by one space
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Every token by id.
+
+    texts   as an answer shows a token alone; bytes that are no whole character appear as U+FFFD
+    pieces  its UTF-8 bytes, for byte-level BPE a part of a character perhaps
+    """
+
+    kind: TokenizerKind
+    texts: tuple[str, ...]
+    pieces: tuple[bytes, ...]
+    unknown_id: int | None
+    end_id: int  # the boundary token
+
+    @property
+    def size(self) -> int:
+        """Number of tokens, the boundary token included."""
+        return len(self.texts)
+
+    def num_unknown(self, ids: Sequence[int]) -> int:
+        """How many of the tokens stand for what the vocabulary has not."""
+        return 0 if self.unknown_id is None else ids.count(self.unknown_id)
+
+    @functools.cached_property
+    def parts(self) -> dict[int, list[int]]:
+        """The bytes of those tokens that are no whole characters, and so do not show in their texts."""
+        pairs = enumerate(zip(self.texts, self.pieces, strict=True))
+        return {token: list(piece) for token, (text, piece) in pairs if "\ufffd" in text and text.encode() != piece}
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A text as tokens: ids, and where each begins and ends in the text as sent."""
+
+    text: str
+    ids: list[int]
+    starts: Offsets
+    ends: Offsets
+
+
+class CharacterTable:
+    """Code point -> id: what a tokenizer of characters does, ten times as fast."""
+
+    def __init__(self, ids: npt.NDArray[np.int32]) -> None:
+        self._ids = ids
+
+    @classmethod
+    def of(cls, tokenizer: tokenizers.Tokenizer) -> CharacterTable | None:
+        """None where the tokenizer does more than NFC, one token a character, and one for all unknown ones."""
+        parts = json.loads(tokenizer.to_str())
+        split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+        model, entries = parts["model"], parts["model"].get("vocab", {})
+        unknown = entries.get(model.get("unk_token")) if model["type"] == "WordLevel" else None
+        found = (parts["normalizer"], parts["pre_tokenizer"], parts["post_processor"], parts["added_tokens"])
+        if unknown is None or found != ({"type": "NFC"}, split, None, []):
+            return None
+        ids = np.full(sys.maxunicode + 1, unknown, np.int32)
+        for entry, token in entries.items():
+            if len(entry) == 1:
+                ids[ord(entry)] = token
+        return cls(ids)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
+        normal = text if text.isascii() else _NFC.normalize_str(text)
+        ids: list[int] = self._ids[np.frombuffer(normal.encode("utf-32-le"), np.uint32)].tolist()
+        return ids
+
+
+class TextTokenizer:
+    """The tokenizer of one bundle; safe to use from several threads."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
+        self._tokenizer = tokenizer
+        self._characters = CharacterTable.of(tokenizer) if vocabulary.kind is TokenizerKind.CHAR else None
+        self.vocabulary = vocabulary
+
+    def normalized(self, text: str) -> str:
+        """The text in the form in which the model has read all texts, and so writes them."""
+        normalizer = self._tokenizer.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(text))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids alone, without boundary tokens."""
+        if self._characters is not None:
+            return self._characters.encode(text)
+        if len(text) > LONG_CHARS:
+            return self.encode_all([text])[0]  # without offsets, which take a third of the time
+        ids: list[int] = self._encode(text).ids
+        return ids
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids alone of many texts."""
+        if self._characters is not None:
+            return [self._characters.encode(text) for text in texts]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_with_offsets(self, text: str) -> Encoded:
+        """Ids and offsets, without boundary tokens."""
+        if self._characters is not None and unicodedata.is_normalized("NFC", text):
+            ids = self._characters.encode(text)
+            if len(ids) == len(text):  # the library's NFC may know a later Unicode
+                places = np.arange(len(text) + 1, dtype=np.int32)
+                return Encoded(text, ids, places[:-1], places[1:])
+        encoding = self._encode(text)
+        offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+        starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
+        if not unicodedata.is_normalized("NFC", text):
+            ends = _ends_over_composed(text, starts, ends)
+        return Encoded(text, encoding.ids, starts, ends)
+
+    def _encode(self, text: str) -> tokenizers.Encoding:
+        """A long text is tokenized as a batch of one: then the library lets other threads run meanwhile."""
+        if len(text) <= LONG_CHARS:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
+
+
+def load_tokenizer(data: bytes, manifest: Manifest) -> TextTokenizer:
+    """A bundle's tokenizer. Raises BundleError where it is none, or not the one that the manifest describes."""
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+        parts = json.loads(data)
+    except Exception as error:
+        raise BundleError("tokenizer.json: not a tokenizer as Hugging Face's tokenizers write it") from error
+    check_tokenizer(manifest, parts, tokenizer.get_vocab(with_added_tokens=False))
+    entries = sorted(tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
+    kind = TokenizerKind(manifest.tokenizer.kind)
+    pieces = tuple(_piece(entry, kind) for entry, _ in entries)
+    texts = tuple(piece.decode("utf-8", "replace") for piece in pieces)
+    vocabulary = Vocabulary(kind, texts, pieces, manifest.tokenizer.unknown_id, manifest.boundary.id)
+    read = TextTokenizer(tokenizer, vocabulary)
+    check_reserved(manifest, parts, read.encode(manifest.boundary.token))
+    return read
+
+
+def nfc(text: str) -> str:
+    """The normal form in which characters and bytes are counted."""
+    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+
+
+def _ends_over_composed(text: str, starts: Offsets, ends: Offsets) -> Offsets:
+    """Let a token reach over all code points that NFC made one character of; the library names the first alone.
+
+    Between two tokens there is nothing else than such code points, and between words white space.
+    """
+    following = np.append(starts, np.int32(len(text)))[np.searchsorted(starts, starts, side="right")]
+    reach = ends.copy()
+    for place in np.flatnonzero(ends < following):
+        while reach[place] < following[place] and not text[reach[place]].isspace():
+            reach[place] += 1
+    return reach
+
+
+def _piece(entry: str, kind: TokenizerKind) -> bytes:
+    if kind is not TokenizerKind.BPE:
+        return entry.encode("utf-8")
+    return bytes(_BYTE_OF[character] for character in entry)
+
+
+def _byte_of_character() -> dict[str, int]:
+    """The byte-level alphabet: printable bytes stand for themselves, the other 68 for the characters from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(0x100 + number): byte for number, byte in enumerate(rest)}
+
+
+_BYTE_OF: Final = _byte_of_character()

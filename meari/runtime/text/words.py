@@ -1,0 +1,58 @@
+"""Where the words of a text begin and end: between white space, or by the rules and dictionaries of Unicode (ICU).
+
+Enters: a text. Leaves: spans, in code points. Knows nothing of tokens.
+
+By ICU, words of Chinese, Japanese, Thai, Lao, Khmer and Burmese are found by dictionaries, and marks are words of their
+own. It looks at one run at a time: what stands between white space, up to a mark that ends a sentence or a clause, and
+at most so many characters. So a text that comes in pieces has the words of the whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final, Literal
+
+from meari.errors import InvalidRequest
+
+__all__ = ["Words", "open_run", "require_segmenter", "word_spans"]
+
+Words = bool | Literal["unicode"]  # none; by white space; by ICU
+MAX_RUN: Final = 4096
+_STRETCH: Final = re.compile(r"\S+")
+_MARKS: Final = "。、！？!?「」『』（）()《》"
+_RUN: Final = re.compile(rf"[^\s{_MARKS}]{{0,{MAX_RUN - 1}}}[{_MARKS}]|[^\s{_MARKS}]{{1,{MAX_RUN}}}")
+
+
+def require_segmenter() -> None:
+    """Raises InvalidRequest where ICU is not installed."""
+    try:
+        import icu4py.breakers  # noqa: F401
+    except ImportError:
+        raise InvalidRequest(
+            'words: got "unicode", which needs ICU, expected spaces (true), or an installation of meari[segment]'
+        ) from None
+
+
+def word_spans(text: str, words: Words) -> list[tuple[int, int]]:
+    """Start and end of every word, in order."""
+    if words != "unicode":
+        return [match.span() for match in _STRETCH.finditer(text)]
+    return [span for match in _RUN.finditer(text) for span in _segments(match.group(), match.start())]
+
+
+def open_run(text: str) -> int:
+    """Where the run begins whose words what follows the text may change; the text's end where there is none."""
+    last = None
+    for last in _RUN.finditer(text):  # noqa: B007
+        pass
+    is_open = last is not None and last.end() == len(text) and text[-1] not in _MARKS
+    return last.start() if last is not None and is_open and len(last.group()) < MAX_RUN else len(text)
+
+
+def _segments(run: str, start: int) -> Iterator[tuple[int, int]]:
+    from icu4py.breakers import WordBreaker
+
+    for segment in WordBreaker(run, "und"):
+        yield start, start + len(segment)
+        start += len(segment)

@@ -1,0 +1,181 @@
+"""Who is let in: in turn, whatever a request needs, and ended once even while it is being queued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from meari.errors import NotReady
+from meari.runtime.bundle import Bundle
+from meari.runtime.engine import (
+    Backlog,
+    Engine,
+    EngineLimits,
+    Finish,
+    GenerateCall,
+    Generation,
+    News,
+    Sampling,
+    ScoreCall,
+    Together,
+)
+from meari.runtime.engine.scheduler import Request, Reservation
+from tests.runtime.engine.conftest import Clock
+
+A = 2
+ENDLESS = Sampling(logit_bias=((0, -100.0),))
+MakeEngine = Callable[..., Engine]
+
+
+def generate(engine: Engine, max_tokens: int, **more: object) -> Generation:
+    call = GenerateCall([A], max_tokens, **{"deadline": 1e12, "sampling": ENDLESS, **more})  # type: ignore[arg-type]
+    return engine.generate(call, engine.reserve())
+
+
+def test_wide_request_is_not_passed_for_ever_by_narrow_ones(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_slots=4, max_waiting=64)
+    narrow = [generate(engine, 5 + n) for n in range(8)]
+    wide = generate(engine, 5, num_samples=3)
+    for turn in range(200):
+        narrow.append(generate(engine, 5 + turn % 7))
+        engine.step()
+        if wide.ended:
+            break
+    assert [sample.finish for sample in wide.samples] == [Finish.LENGTH] * 3
+    assert sum(not one.ended for one in narrow) > 4
+
+
+def test_sentence_gets_in_while_generations_and_lists_queue(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_slots=2, max_waiting=64)
+    for _ in range(10):
+        generate(engine, 10_000)
+        engine.score(ScoreCall([], [[n % 20 + 3, A] * 100 for n in range(50)], 1e12), engine.reserve())
+    engine.step()
+    sentence = engine.score(ScoreCall([], [[A, A, A]], 1e12), engine.reserve())
+    for _ in range(20):
+        engine.step()
+    assert sentence.ended
+
+
+def test_burst_of_sentences_stays_in_the_queue(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_slots=2, max_waiting=64)
+    for n in range(30):
+        engine.score(ScoreCall([], [[n % 20 + 3] * 200], 1e12), engine.reserve())
+    engine.step()
+    assert engine.stats().waiting == 28
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_request_that_ends_while_it_is_queued_ends_once(
+    bundle: Bundle, clock: Clock, monkeypatch: pytest.MonkeyPatch, closes: bool
+) -> None:
+    engine = Engine(bundle.runner, EngineLimits(2, 4), clock)
+    add = engine._scheduler.add
+
+    def add_late(request: Request, reservation: Reservation) -> bool:
+        clock.now = 10.0
+        engine.step()  # the engine's thread is faster
+        if closes:
+            engine.stop()
+        return add(request, reservation)
+
+    monkeypatch.setattr(engine._scheduler, "add", add_late)
+    if closes:
+        with pytest.raises(NotReady):
+            generate(engine, 5, deadline=5.0)
+    else:
+        generation = generate(engine, 5, deadline=5.0)
+        assert generation.samples[0].finish is Finish.TIMEOUT
+    monkeypatch.undo()
+    engine.step()
+    assert engine.stats().waiting == 0
+    assert not engine._live.everyone()
+
+
+def test_long_text_leaves_some_of_the_cache_to_others(bundle: Bundle, clock: Clock) -> None:
+    engine = Engine(bundle.runner, EngineLimits(2, 4, cache_bytes=100_000), clock)
+    for prompt in ([5, 6, 7, 8], [A] * 5000, [5, 6, 7, 8]):
+        generation = engine.generate(GenerateCall(prompt, 1, 1e12), engine.reserve())
+        while not generation.ended:
+            engine.step()
+    assert generation.cached_tokens == 4
+
+
+def a_list(engine: Engine, count: int, max_tokens: int = 3, **more: object) -> tuple[Together, list[Generation]]:
+    """The generations of a list of prompts, queued as far as there is room."""
+    news = News()
+    call = GenerateCall([A], max_tokens, **{"deadline": 1e12, "sampling": ENDLESS, "news": news, **more})  # type: ignore[arg-type]
+    handles = [Generation(call) for _ in range(count)]
+    backlog = Backlog(engine, [(call, handle) for handle in handles])
+    together = Together(handles, news, engine.clock(), backlog)
+    backlog.feed(engine.reserve())
+    return together, handles
+
+
+def test_lists_share_half_of_the_queue_and_all_get_on(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_slots=2, max_waiting=8)
+    lists = [a_list(engine, 30) for _ in range(3)]
+    assert engine.stats().waiting == 6  # half of the queue, and one of each list in any case
+    singles = []
+    for _ in range(400):
+        if engine.stats().waiting < 6:
+            singles.append(generate(engine, 3))
+        engine.step()
+        for together, _ in lists:
+            together.wait(0)
+    assert all(together.ended for together, _ in lists)
+    assert [sample.finish for _, handles in lists for one in handles for sample in one.samples] == [Finish.LENGTH] * 90
+    assert sum(one.ended for one in singles) > 50
+
+
+def test_list_gets_on_while_others_fill_the_half_for_lists(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_slots=1, max_waiting=4)
+    others = [generate(engine, 2) for _ in range(3)]
+    together, handles = a_list(engine, 3)
+    for _ in range(100):
+        engine.step()
+        if sum(not one.ended for one in others) < 3:
+            others.append(generate(engine, 2))
+        together.wait(0)
+    assert [one.ended for one in handles] == [True] * 3
+
+
+@pytest.mark.parametrize("end", ["cancelled", "out of time"])
+def test_what_no_place_was_found_for_ends_with_its_list(make_engine: MakeEngine, clock: Clock, end: str) -> None:
+    engine = make_engine(max_slots=2, max_waiting=8)
+    together, handles = a_list(engine, 30, 10_000, deadline=clock() + 5.0)
+    for _ in range(3):
+        engine.step()
+        together.wait(0)
+    assert sum(one.started_at is not None for one in handles) == 2
+    if end == "cancelled":
+        together.cancel()
+    else:
+        clock.now += 6.0
+    engine.step()
+    assert together.wait_end(0)
+    finish = Finish.CANCELLED if end == "cancelled" else Finish.TIMEOUT
+    assert {sample.finish for one in handles for sample in one.samples} == {finish}
+    assert together.cancelled == (end == "cancelled")
+    engine.step()
+    assert (engine.stats().waiting, engine.stats().running, engine._live.everyone()) == (0, 0, [])
+
+
+def test_call_that_was_cancelled_before_it_was_queued_ends_at_once(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    handle = Generation(call := GenerateCall([A], 10_000, 1e12, ENDLESS))
+    handle.cancel()
+    engine.generate(call, engine.reserve(), handle)
+    engine.step()
+    assert handle.ended
+
+
+def test_list_fails_when_the_engine_takes_no_more(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_slots=2, max_waiting=8)
+    together, handles = a_list(engine, 30)
+    engine.stop()
+    with pytest.raises(NotReady):
+        together.wait_end(0)
+    together.cancel()
+    assert all(one.ended for one in handles[10:])

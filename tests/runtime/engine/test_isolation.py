@@ -1,0 +1,145 @@
+"""Isolation on the released bundles: real cells, fp32 and int8, under the real engine.
+
+A request's tokens and log-probabilities are the same bits alone, beside others, and joined late.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from meari.runtime.bundle import Bundle, open_bundle
+from meari.runtime.engine import Engine, EngineLimits, GenerateCall, Generation, Sampling, ScoreCall, Scoring
+from meari.runtime.engine.isolation import rows_are_isolated
+from meari.runtime.engine.runs import NOTHING, Asked, Ids, Ran, States, Written
+
+BUNDLES = sorted(path.parent for path in (Path(__file__).parents[3] / "bundles").glob("*/manifest.json"))
+
+
+@pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
+def released(request: pytest.FixtureRequest) -> Bundle:
+    """Each released bundle, opened for 16 slots."""
+    return open_bundle(request.param, max_slots=16)
+
+
+def test_there_are_released_bundles() -> None:
+    assert BUNDLES
+
+
+def run(engine: Engine, *handles: Generation | Scoring) -> None:
+    while not all(handle.ended for handle in handles):
+        engine.step()
+
+
+def generate(engine: Engine, prompt: list[int], seed: int, max_tokens: int = 24) -> Generation:
+    settings = Sampling(temperature=0.9, top_p=0.95, repetition_penalty=1.1, seed=seed)
+    return engine.generate(GenerateCall(prompt, max_tokens, 1e12, settings), engine.reserve())
+
+
+def test_rows_are_isolated_on_this_cpu(released: Bundle) -> None:
+    assert released.self_test.rows_isolated
+
+
+@pytest.mark.parametrize("kind", ["written", "read", "read in long runs"])
+def test_rows_that_depend_on_how_they_are_run_are_found_out(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    runner = bundle.runner
+    write, run = runner.write, runner.run
+
+    def leaky_write(tokens: Ids, states: States, draw: Written) -> Ran:
+        ran = write(tokens, states, draw)
+        assert ran.picked_logprobs is not None
+        return replace(ran, picked_logprobs=ran.picked_logprobs - np.float32(1e-6 * (len(tokens) > 7)))
+
+    def leaky_run(tokens: Ids, states: States, asked: Asked = NOTHING, **more: Any) -> Ran:
+        ran = run(tokens, states, asked, **more)
+        most = 7 if kind == "read" else 8
+        if ran.picked_logprobs is None or len(asked.places) <= most:
+            return ran
+        return replace(ran, picked_logprobs=ran.picked_logprobs - np.float32(1e-6))
+
+    assert rows_are_isolated(runner, 8, (1, 2, 3, 7))
+    if kind == "written":
+        monkeypatch.setattr(runner, "write", leaky_write)
+    else:
+        monkeypatch.setattr(runner, "run", leaky_run)
+    assert not rows_are_isolated(runner, 8, (1, 2, 3, 7))
+
+
+def test_generation_is_the_same_alone_and_in_company(released: Bundle) -> None:
+    random = np.random.default_rng(0)
+    prompt = random.integers(2, released.runner.vocabulary_size, 12).tolist()
+    alone = Engine(released.runner, EngineLimits(16, 64))
+    expected = generate(alone, prompt, seed=1)
+    run(alone, expected)
+    busy = Engine(released.runner, EngineLimits(16, 64))
+    others = [generate(busy, random.integers(2, 40, n).tolist(), seed=n) for n in range(1, 12)]
+    for _ in range(7):
+        busy.step()
+    late = generate(busy, prompt, seed=1)
+    run(busy, late, *others)
+    assert late.samples[0].token_ids == expected.samples[0].token_ids
+    assert late.samples[0].logprobs == expected.samples[0].logprobs
+
+
+def test_no_way_of_sampling_changes_what_another_gives(released: Bundle) -> None:
+    ways = [
+        {"temperature": 0.0},
+        {"temperature": 1e-3},
+        {},
+        {"temperature": 0.3},
+        {"min_p": 0.05},
+        {"top_p": 0.9},
+        {"temperature": 0.3, "top_p": 0.3},
+        {"top_k": 5},
+        {"temperature": 3.0, "top_k": 50, "top_p": 0.9, "min_p": 0.01},
+        {"top_k": 10**6},
+        {"repetition_penalty": 1.3},
+        {"logit_bias": ((5, 2.0),)},
+    ]
+    calls = [
+        GenerateCall([5, 9, 7], 20, 1e12, Sampling(**way, seed=seed))  # type: ignore[arg-type]
+        for way in ways
+        for seed in range(3)
+    ]
+    together = Engine(released.runner, EngineLimits(16, 64))
+    got = [together.generate(call, together.reserve()) for call in calls]
+    run(together, *got)
+    for call, generation in zip(calls, got, strict=True):
+        alone = Engine(released.runner, EngineLimits(16, 64))
+        expected = alone.generate(call, alone.reserve())
+        run(alone, expected)
+        assert (generation.samples[0].token_ids, call.sampling) == (expected.samples[0].token_ids, call.sampling)
+        assert generation.samples[0].logprobs == expected.samples[0].logprobs
+
+
+def test_score_is_what_generation_reported(released: Bundle) -> None:
+    engine = Engine(released.runner, EngineLimits(16, 64))
+    generation = generate(engine, [5, 9, 7], seed=4)
+    run(engine, generation)
+    sample = generation.samples[0]
+    text = sample.token_ids
+    texts = [text, text[:9], [*text[:5], 3], [8] * 30]
+    scoring = engine.score(ScoreCall([5, 9, 7], texts, 1e12, add_end=False), engine.reserve())
+    others = [generate(engine, [n], seed=n) for n in range(2, 9)]
+    run(engine, scoring, *others)
+    assert scoring.results[0].logprobs.tolist() == sample.logprobs
+    assert scoring.results[1].logprobs.tolist() == sample.logprobs[:9]
+
+
+def test_probabilities_sum_to_one_in_any_context(released: Bundle) -> None:
+    runner = released.runner
+    random = np.random.default_rng(2)
+    states = runner.initial_states(16)
+    tokens = np.full(16, runner.end_id, np.int64)
+    for _ in range(40):
+        hidden, states = runner.step(tokens, states)
+        _, logprobs = runner.output(hidden)
+        sums = np.exp(logprobs.astype(np.float64)).sum(axis=1)
+        assert np.abs(sums - 1).max() < 1e-5
+        tokens = random.integers(0, runner.vocabulary_size, 16)

@@ -1,0 +1,683 @@
+"""A bundle is served only when it is what was exported, and computes here what it computed there."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import tracemalloc
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from meari.errors import BundleError
+from meari.runtime.bundle import open_bundle
+from meari.runtime.graphs.bundle_graph import BundleGraph
+from tests.runtime.tiny_bundle import VOCABULARY, make_large, make_socket, rewrite_manifest, sizes_of, write_tiny_bundle
+
+RELEASED = Path(__file__).resolve().parents[2] / "bundles"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_tiny_bundle(tmp_path / "tiny", decay=0.1)
+
+
+def edit_manifest(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text("utf-8"))
+    edit(manifest)
+    path.write_text(json.dumps(manifest), "utf-8")
+
+
+def edit_golden(folder: Path, **changes: Any) -> None:
+    path = folder / "golden.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive) | changes
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    rewrite_manifest(folder)
+
+
+def mend(folder: Path) -> None:
+    """Let the manifest's hashes and sizes be those of the files that lie there, so that they do not give them away."""
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    for name, entry in manifest["files"].items():
+        data = (folder / name).read_bytes()
+        entry |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    for name, graph in manifest["graphs"].items():
+        graph["bytes"] = manifest["files"][f"{name}.onnx"]["bytes"]
+    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+
+
+def test_sound_bundle_opens_and_says_what_it_found(folder: Path) -> None:
+    bundle = open_bundle(folder, max_slots=8)
+    assert bundle.manifest.name == "tiny"
+    assert bundle.self_test.golden_max_difference <= 1e-6
+    assert bundle.self_test.rows_isolated
+    assert len(bundle.hash) == 64
+
+
+def test_single_slot_is_enough_for_the_self_test(folder: Path) -> None:
+    assert open_bundle(folder, max_slots=1).self_test.batch_sizes == (1,)
+
+
+@pytest.mark.parametrize("name", ["cell.onnx", "output.onnx", "tokenizer.json", "golden.npz", "README.md"])
+def test_changed_file_is_named(folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(bytes(data))
+    with pytest.raises(BundleError, match=f"{name}: SHA-256"):
+        open_bundle(folder, max_slots=4)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "cell.onnx", "tokenizer.json"])
+def test_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=f"{name}: cannot be read"):
+        open_bundle(folder, max_slots=4)
+
+
+def test_later_format_is_refused(folder: Path) -> None:
+    edit_manifest(folder, lambda m: m.update(format_version=2, something_new=True))
+    with pytest.raises(BundleError, match="format_version: got 2, expected 1"):
+        open_bundle(folder, max_slots=4)
+
+
+def change(manifest: Any, field: str, value: object) -> None:
+    """Set the field of that path; a number is a place in a list."""
+    *way, last = field.split("/")
+    for part in way:
+        manifest = manifest[int(part) if isinstance(manifest, list) else part]
+    manifest[int(last) if isinstance(manifest, list) else last] = value
+
+
+# Every field of a manifest, and what it must not say. Hashes are those of the manifest that says so.
+HELD_OUT = {
+    "nats_per_token": 1.5,
+    "perplexity": math.exp(1.5),
+    "nats_per_char": 3.0,
+    "bits_per_char": 3 / math.log(2),
+    "bits_per_char_with_ends": 2 / math.log(2),
+    "bits_per_byte": 1 / math.log(2),
+    "num_tokens": 8,
+    "num_characters": 4,
+    "num_bytes": 12,
+    "num_ends": 2,
+}
+LISTED = ("README.md", "cell.onnx", "golden.npz", "output.onnx", "tokenizer.json")
+WRONG: dict[str, list[Any]] = {
+    "format_version": [2, 0, True, "1", None, 1.5],
+    "name": ["", "../elsewhere", "two words", "x" * 200, 5, None],
+    "family": ["gru", "lstm", "esn", "transformer", "", None],
+    "precision": ["int8", "fp16", None],
+    "sizes/vocabulary": [0, 1, 27, 29, 7, -28, 10**12, 10**30, "28", None, 28.5],
+    "sizes/hidden": [0, 1, 27, 29, 10**12, None],
+    "sizes/layers": [0, 2, 10**12, None],
+    "sizes/embedding": [0, 27, 10**12, None],
+    "sizes/parameters": [0, 1, 10, 1000, 10**12, None],
+    "sizes/trained_parameters": [0, 1, 10**12, None],
+    "state": [None, [], {}, "count"],
+    "state/0": [None, [], {"name": "count"}],
+    "state/0/name": ["", "other", "token", "next_count", "hidden", None, 5],
+    "state/0/shape": [[], [0], [2], [1, 1], [-1], [10**12], None, 1],
+    "state/0/dtype": ["float16", "float64", "int64", "", None],
+    "boundary/id": [-1, 1, 5, 27, 28, 10**9, 10**30, None, "0"],
+    "boundary/token": ["", "a", "<|unk|>", "<|END|>", "nothing", None],
+    "tokenizer/kind": ["word", "bpe", "unigram", None],
+    "tokenizer/normalization": ["NFD", "NFKC", "", None],
+    "tokenizer/unknown_id": [-1, 0, 2, 27, 28, 10**9, None, "1"],
+    "graphs": [None, [], {}, {"cell": {}}, {"cell": {}, "output": {}, "third": {}}],
+    "graphs/cell/file": ["output.onnx", "", None],
+    "graphs/cell/bytes": [0, 1, 10**12, None],
+    "graphs/cell/operators": [{}, {"Gather": 2}, {"Sin": 1}, None],
+    "graphs/output/file": ["cell.onnx", "", None],
+    "graphs/output/bytes": [0, 1, 10**12, None],
+    "graphs/output/operators": [{}, {"MatMul": 2, "LogSoftmax": 1}, None],
+    "corpus": [None, [], "alphabet"],
+    "corpus/name": [5, None, "another"],
+    "corpus/licence": [5, None, "another"],
+    "corpus/source": [5, None, "another"],
+    "corpus/document": ["word", "file", "", 5, None],
+    "corpus/has_ends": [0, "no", None, False],
+    "training": [None, [], "long"],
+    "training/model/family": ["gru"],
+    "training/model/embedding_size": [27],
+    "training/model/hidden_size": [27, "28"],
+    "training/model/num_layers": [2],
+    "training/tokenizer/kind": ["word"],
+    "training/tokenizer/vocabulary_size": [27, "28"],
+    "training/corpus/name": ["another"],
+    "training/corpus/licence": ["another"],
+    "training/corpus/source": ["another"],
+    "training/corpus/document": ["file"],
+    "figures": [None, [], 1.0],
+    "figures/parameters": [0, 1, 10**12, None],
+    "figures/validation": [None, [], "good", 1.5],
+    "figures/reported_part": ["test", "checkpoint", "", 5, True, []],
+    "figures/measured_on": [None, "here", 5],
+    "figures/precision_check": [None, [], "passed"],
+    "figures/precision_check/perplexity": [0.5, None],
+    "figures/checkpoint": [None, [], {"validation": 5}, {"validation": {"nats_per_token": "low"}}],
+    **{f"figures/validation/{name}": [-1.0, -1e300, "1", None, True, 7, 10**400] for name in HELD_OUT},
+    **{f"figures/checkpoint/validation/{name}": [-1, None, 7, 1e300] for name in HELD_OUT},
+    "golden": [None, {}, 1e-4],
+    "golden/tolerance": [0, -1, 1e-30, 5e-324, 1.0, 1e300, "1", None],
+    "files": [None, [], {}],
+    **{f"files/{name}/sha256": ["", "0" * 64, "x" * 64, None] for name in LISTED},
+    **{f"files/{name}/bytes": [0, 1, -1, 3 << 30, 10**30, None, "9"] for name in LISTED},
+}
+
+
+@pytest.fixture
+def described(folder: Path) -> dict[str, Any]:
+    """A manifest that says everything that an export says."""
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
+    operators = {name: BundleGraph((folder / f"{name}.onnx").read_bytes()).operators() for name in manifest["graphs"]}
+    for name, graph in manifest["graphs"].items():
+        graph |= {"bytes": manifest["files"][f"{name}.onnx"]["bytes"], "operators": operators[name]}
+    manifest["figures"] = {
+        "validation": dict(HELD_OUT),
+        "checkpoint": {"validation": dict(HELD_OUT)},
+        "reported_part": "validation",
+        "measured_on": {},
+        "precision_check": {"perplexity": HELD_OUT["perplexity"]},
+        "parameters": manifest["sizes"]["trained_parameters"],
+    }
+    manifest["training"] = {
+        "model": {"family": "rnn", "embedding_size": 28, "hidden_size": 28, "num_layers": 1},
+        "tokenizer": {"kind": "char", "vocabulary_size": 28},
+        "corpus": dict(manifest["corpus"]),
+    }
+    manifest["corpus"]["has_ends"] = True
+    return manifest
+
+
+def leaves(value: object, path: str = "") -> Iterator[str]:
+    """The paths of all fields that have no fields of their own."""
+    if path == "graphs/cell/operators" or path == "graphs/output/operators" or path.endswith("/shape"):
+        yield path
+    elif isinstance(value, dict | list):
+        for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(each, f"{path}/{name}".lstrip("/"))
+    else:
+        yield path
+
+
+def test_every_field_has_wrong_values(described: dict[str, Any]) -> None:
+    assert set(leaves(described)) <= WRONG.keys()
+
+
+def test_manifest_that_says_everything_is_right(folder: Path, described: dict[str, Any]) -> None:
+    (folder / "manifest.json").write_text(json.dumps(described), "utf-8")
+    assert open_bundle(folder, max_slots=1).manifest.sizes == described["sizes"]
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_field_that_contradicts_the_files_is_refused_by_name(
+    folder: Path, described: dict[str, Any], field: str
+) -> None:
+    name = "state" if field.startswith("state") else field.replace("/", ".")
+    for value in WRONG[field]:
+        manifest = copy.deepcopy(described)
+        change(manifest, field, value)
+        (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+        with pytest.raises(BundleError, match=re.escape(name)):
+            open_bundle(folder, max_slots=1)
+
+
+OPTIONAL = re.compile(r"sizes/trained_parameters|(corpus|figures|training)/.*|state/\d+|.*/.*/.*")
+
+
+@pytest.mark.parametrize("field", [field for field in WRONG if not OPTIONAL.fullmatch(field)])
+def test_field_that_is_missing_is_named(folder: Path, described: dict[str, Any], field: str) -> None:
+    *way, last = field.split("/")
+    table = described[way[0]] if way else described
+    del table[last]
+    (folder / "manifest.json").write_text(json.dumps(described), "utf-8")
+    with pytest.raises(BundleError, match=rf"manifest\.json: .*{'family' if last == 'embedding' else last}"):
+        open_bundle(folder, max_slots=1)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m.update(colour="blue"), "colour"),
+        (lambda m: m["boundary"].update(colour="blue"), "colour"),
+        (lambda m: m["sizes"].update(colour=3), "colour"),
+        (lambda m: m["state"].append(m["state"][0]), "state: .*count once"),
+        (lambda m: m["files"].pop("golden.npz"), "golden.npz"),
+        (lambda m: m["files"].update({"../x": m["files"]["cell.onnx"]}), "plain name"),
+        (lambda m: m["files"].update({"manifest.json": m["files"]["cell.onnx"]}), "plain name"),
+        (lambda m: m["files"].update({"a\0b": m["files"]["cell.onnx"]}), "plain name"),
+        (lambda m: m["boundary"].update(id=5, token="d"), r"boundary\.id, boundary\.token"),
+        (lambda m: m["boundary"].update(id=1, token="<|unk|>"), r"tokenizer\.unknown_id"),
+    ],
+)
+def test_manifest_that_is_not_understood_is_refused_by_field(
+    folder: Path, edit: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit_manifest(folder, edit)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(folder, max_slots=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "values"),
+    [
+        ("nsmc-lstm", "precision", ["fp32"]),
+        ("nsmc-lstm", "family", ["gru", "rnn", "esn"]),
+        ("nsmc-lstm", "sizes/parameters", [4004719, 1, 10**9]),
+        ("nsmc-lstm", "sizes/embedding", [255, 512]),
+        ("nsmc-lstm", "tokenizer/kind", ["char", "word"]),
+        ("nsmc-lstm", "tokenizer/unknown_id", [0, 1, 10**9]),
+        ("nsmc-lstm", "boundary/id", [1, 300]),
+        ("nsmc-lstm", "figures/test/perplexity", [0.0, 97.0]),
+        ("shakespeare-gru", "family", ["rnn", "lstm", "esn"]),
+        ("shakespeare-esn", "family", ["rnn", "gru", "lstm"]),
+        ("shakespeare-esn", "precision", ["int8"]),
+        ("shakespeare-esn", "sizes/trained_parameters", [851107, 480322]),
+    ],
+)
+def test_released_bundle_that_says_something_else_is_refused_by_field(
+    tmp_path: Path, name: str, field: str, values: list[Any]
+) -> None:
+    folder = Path(shutil.copytree(RELEASED / name, tmp_path / name))
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    for value in values:
+        changed = copy.deepcopy(manifest)
+        change(changed, field, value)
+        (folder / "manifest.json").write_text(json.dumps(changed), "utf-8")
+        with pytest.raises(BundleError, match=re.escape(field.replace("/", "."))):
+            open_bundle(folder, max_slots=1)
+
+
+@pytest.mark.parametrize(
+    ("file", "other", "message"),
+    [
+        ("tokenizer.json", "nsmc-lstm/tokenizer.json", r"tokenizer\.kind: got \"char\", expected bpe"),
+        ("cell.onnx", "shakespeare-lstm/output.onnx", "state"),
+        ("output.onnx", "shakespeare-lstm/cell.onnx", r"output\.onnx: inputs"),
+        ("cell.onnx", "shakespeare-gru/cell.onnx", "state"),
+        ("output.onnx", "nsmc-lstm/output.onnx", r"output\.onnx: input 'hidden'"),
+        ("output.onnx", "shakespeare-rnn/output.onnx", r"golden\.npz: a log-probability"),
+        ("golden.npz", "shakespeare-gru/golden.npz", r"golden\.npz: got "),
+        ("golden.npz", "shakespeare-lstm/cell.onnx", r"golden\.npz: cannot be read"),
+        ("tokenizer.json", "shakespeare-lstm/README.md", r"tokenizer\.json: not a tokenizer"),
+    ],
+)
+def test_file_of_another_bundle_is_refused_though_hashes_fit(
+    tmp_path: Path, file: str, other: str, message: str
+) -> None:
+    folder = Path(shutil.copytree(RELEASED / "shakespeare-lstm", tmp_path / "mixed"))
+    shutil.copyfile(RELEASED / other, folder / file)
+    mend(folder)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(folder, max_slots=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("model/vocab", {entry: i for i, entry in enumerate([*VOCABULARY[:-1], "yz"])}, r"tokenizer\.kind: .*'yz'"),
+        ("model/vocab", {entry: i for i, entry in enumerate([*VOCABULARY[:-1], ""])}, r"tokenizer\.kind: .*''"),
+        ("model/unk_token", "a", r"tokenizer\.unknown_id"),
+        ("model/unk_token", "nothing", r"tokenizer\.unknown_id"),
+        ("normalizer", {"type": "NFD"}, r"tokenizer\.normalization"),
+        ("normalizer", None, r"tokenizer\.normalization"),
+        ("decoder", None, r"tokenizer\.kind"),
+        ("pre_tokenizer", {"type": "Whitespace"}, r"tokenizer\.kind"),
+        ("pre_tokenizer/behavior", "Removed", r"pre_tokenizer"),
+        ("truncation", {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}, "truncation"),
+        (
+            "added_tokens",
+            [
+                {"id": 0, "content": "<|end|>", "single_word": False, "lstrip": False, "rstrip": False}
+                | {"normalized": False, "special": True}
+            ],
+            "added_tokens",
+        ),
+    ],
+)
+def test_tokenizer_that_does_something_else_is_refused(folder: Path, path: str, value: object, message: str) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    change(tokenizer, path, value)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    rewrite_manifest(folder)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(folder, max_slots=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("model/dropout", 0.1),
+        ("model/byte_fallback", True),
+        ("model/ignore_merges", True),
+        ("pre_tokenizer/add_prefix_space", True),
+        ("pre_tokenizer/use_regex", False),
+    ],
+)
+def test_tokenizer_of_bytes_that_cuts_otherwise_is_refused(tmp_path: Path, path: str, value: object) -> None:
+    folder = Path(shutil.copytree(RELEASED / "nsmc-lstm", tmp_path / "nsmc"))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    change(tokenizer, path, value)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    mend(folder)
+    with pytest.raises(BundleError, match=rf"tokenizer\.json: {re.escape(path.replace('/', '.'))}: got "):
+        open_bundle(folder, max_slots=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "JSON"),
+        (b"{", "JSON"),
+        (b"[]", "a JSON object"),
+        (b"null", "a JSON object"),
+        (b'{"format_version": 1}', "missing required field"),
+        (b"\xef\xbb\xbf{}", "byte-order mark"),
+        ("{}".encode("utf-16"), "UTF-8"),
+        (b'{"name": "\xff"}', "UTF-8"),
+        (b"[" * 500_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b'{"format_version": NaN}', "NaN"),
+        (b'{"format_version": -Infinity}', "-Infinity"),
+        (b'{"format_version": 1e999}', "1e999"),
+        (b'{"format_version": 1, "format_version": 1}', "format_version: got it twice"),
+        (b'{"boundary": {"id": 0, "id": 5}}', "id: got it twice"),
+        (b'{"format_version": ' + b"9" * 5000 + b"}", "JSON"),
+        (b" " * (1 << 20) + b"{}", "at most 1,048,576"),
+    ],
+)
+def test_manifest_that_is_no_manifest_is_refused(folder: Path, data: bytes, message: str) -> None:
+    (folder / "manifest.json").write_bytes(data)
+    with pytest.raises(BundleError, match=rf"manifest\.json: .*{message}"):
+        open_bundle(folder, max_slots=4)
+
+
+def test_graph_that_is_no_graph_is_refused(folder: Path) -> None:
+    (folder / "cell.onnx").write_bytes(b"not a graph")
+    mend(folder)
+    with pytest.raises(BundleError, match=r"cell\.onnx: not an ONNX file"):
+        open_bundle(folder, max_slots=4)
+
+
+def test_graph_that_computes_something_else_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = write_tiny_bundle(tmp_path / "other", decay=0.2)
+    (folder / "cell.onnx").write_bytes((other / "cell.onnx").read_bytes())
+    rewrite_manifest(folder)
+    with pytest.raises(BundleError, match=r"golden\.npz: a log-probability computed here differs by 0\."):
+        open_bundle(folder, max_slots=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"state_count": np.full((2, 1), 5.0, np.float32)}, "a state"),
+        ({"state_count": np.full((2, 1), np.nan, np.float32)}, "a state"),
+        ({"tokens": np.full((4, 2), 28)}, "from 0 to 27"),
+        ({"tokens": np.zeros((0, 2), np.int64)}, "tokens"),
+        ({"tokens": np.zeros((4, 2), np.float32)}, "tokens"),
+        ({"tokens": np.full((4, 2), 2)}, r"boundary\.id: got 0, expected 2"),
+        ({"logprobs": None}, "logprobs"),
+        ({"logprobs": np.zeros((4, 2, 28))}, "logprobs: got float64"),
+        ({"more": np.zeros(3)}, "more"),
+        ({"state_count": np.zeros((3, 1), np.float32)}, "state_count"),
+    ],
+)
+def test_golden_figures_must_fit_and_come_out(folder: Path, changes: dict[str, Any], message: str) -> None:
+    edit_golden(folder, **changes)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(folder, max_slots=4)
+
+
+def test_golden_file_with_a_pickle_is_refused(folder: Path) -> None:
+    edit_golden(folder, tokens=np.array([object()]))
+    with pytest.raises(BundleError, match=r"golden\.npz: tokens: got object"):
+        open_bundle(folder, max_slots=4)
+
+
+def test_golden_file_that_unpacks_without_end_is_refused_unread(folder: Path) -> None:
+    with np.load(folder / "golden.npz") as archive:
+        arrays = {name: archive[name] for name in ("tokens", "state_count")}
+    with zipfile.ZipFile(folder / "golden.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.save(member, array)
+        with archive.open("logprobs.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(
+                member, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 2, 28)}
+            )
+            for _ in range(64):
+                member.write(bytes(1 << 20))
+    mend(folder)
+    with peak_memory_below(32 << 20), pytest.raises(BundleError, match=r"golden\.npz: logprobs: got .* expected"):
+        open_bundle(folder, max_slots=4)
+
+
+@contextlib.contextmanager
+def peak_memory_below(num_bytes: int) -> Iterator[None]:
+    """Bound what Python allocates meanwhile."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < num_bytes
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("place", ["initializer", "attribute"])
+def test_graph_whose_weights_are_elsewhere_is_refused(folder: Path, place: str) -> None:
+    model = onnx.load(str(folder / "cell.onnx"))
+    weight = model.graph.initializer[0]
+    external = onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
+    external.data_location = onnx.TensorProto.EXTERNAL
+    external.external_data.add(key="location", value="../../etc/passwd")
+    if place == "initializer":
+        weight.CopyFrom(external)
+    else:
+        model.graph.node.append(onnx.helper.make_node("Constant", [], ["constant"], value=external))
+    (folder / "cell.onnx").write_bytes(model.SerializeToString())
+    mend(folder)
+    with pytest.raises(BundleError, match=r"cell\.onnx: tensor 'following': its data are in another file"):
+        open_bundle(folder, max_slots=4)
+
+
+STRANGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "FIFO": (os.mkfifo, "got a FIFO, expected a file"),
+    "socket": (make_socket, "got a socket, expected a file"),
+    "folder": (Path.mkdir, "got a folder, expected a file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "got a device, expected a file"),
+    "terminal": (lambda path: path.symlink_to("/dev/tty"), "got a device, expected a file|cannot be read"),
+    "itself": (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
+    "nowhere": (lambda path: path.symlink_to("nowhere"), "cannot be read: No such file"),
+    "elsewhere": (lambda path: path.symlink_to("/etc/passwd"), r"got .* bytes|got other than JSON"),
+    "3 GiB": (make_large, r"got 3,221,225,472 bytes, expected"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("name", ["manifest.json", "cell.onnx", "golden.npz", "tokenizer.json", "README.md"])
+def test_what_is_no_file_of_the_bundle_is_refused_unread(folder: Path, name: str, kind: str) -> None:
+    make, message = STRANGE[kind]
+    (folder / name).unlink()
+    make(folder / name)
+    with peak_memory_below(32 << 20), pytest.raises(BundleError, match=rf"{re.escape(name)}: ({message})"):
+        open_bundle(folder, max_slots=4)
+
+
+def test_large_file_that_the_manifest_lists_is_refused_unread(folder: Path) -> None:
+    make_large(folder / "cell.onnx")
+    edit_manifest(folder, lambda m: m["files"]["cell.onnx"].update(bytes=3 << 30))
+    with pytest.raises(BundleError, match=r"files\.cell\.onnx\.bytes: got 3221225472, expected at most 2147483647"):
+        open_bundle(folder, max_slots=4)
+
+
+def test_links_to_the_right_files_are_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    for path in list(folder.iterdir()):
+        path.rename(tmp_path / "store" / path.name)
+        path.symlink_to(tmp_path / "store" / path.name)
+    assert open_bundle(folder, max_slots=4).manifest.name == "tiny"
+
+
+def test_unreadable_file_is_named(folder: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read every file")
+    (folder / "cell.onnx").chmod(0)
+    with pytest.raises(BundleError, match=r"cell\.onnx: cannot be read: Permission denied"):
+        open_bundle(folder, max_slots=4)
+
+
+def test_leaking_rows_are_found(tmp_path: Path) -> None:
+    leaky = write_tiny_bundle(tmp_path / "leaky", decay=0.1, leak=True)
+    assert not open_bundle(leaky, max_slots=8).self_test.rows_isolated
+
+
+@pytest.mark.parametrize(
+    ("corpus", "documents", "has_ends"),
+    [
+        ({"document": "line"}, 1, True),
+        ({"document": "paragraph"}, None, True),
+        ({"document": "file"}, 1, False),
+        ({"document": "file"}, None, False),
+        ({"document": "file"}, 100, True),
+        ({}, None, True),
+        ({"document": "line", "has_ends": False}, 9, False),
+        ({"document": "file", "has_ends": True}, 1, True),
+    ],
+)
+def test_bundle_knows_whether_its_training_text_had_ends(
+    folder: Path, corpus: dict[str, Any], documents: int | None, has_ends: bool
+) -> None:
+    figures = {} if documents is None else {"training_documents": documents}
+    rewrite_manifest(folder, corpus=corpus, figures=figures)
+    assert open_bundle(folder, max_slots=4).manifest.has_ends is has_ends
+
+
+LIBRARY_WORDS = re.compile(
+    r"ONNXRuntimeError|onnxruntime_src|\.cc:|\.h:|/onnxruntime|INVALID_|std::|Traceback|see the log|line 1 column",
+    re.IGNORECASE,
+)
+
+
+def edit_cell(folder: Path, edit: Callable[[Any], object]) -> None:
+    """Change the graph of the cell, and let the manifest know it."""
+    model = onnx.load(folder / "cell.onnx")
+    edit(model)
+    (folder / "cell.onnx").write_bytes(model.SerializeToString())
+    rewrite_manifest(folder)
+    operators: dict[str, int] = {}
+    for node in model.graph.node:
+        operators[node.op_type] = operators.get(node.op_type, 0) + 1
+    edit_manifest(folder, lambda manifest: manifest["graphs"]["cell"].update(operators=operators))
+
+
+def set_operator(name: str, domain: str = "") -> Callable[[Any], object]:
+    def edit(model: Any) -> None:
+        node = model.graph.node[-1]
+        node.op_type, node.domain = name, domain
+        if domain:
+            model.opset_import.add(domain=domain, version=1)
+
+    return edit
+
+
+def set_opset(model: Any) -> None:
+    model.opset_import[0].version = 99
+
+
+def cut_input(model: Any) -> None:
+    model.graph.node[-1].input[0] = "nowhere"
+
+
+def close_circle(model: Any) -> None:
+    first, last = model.graph.node[0], model.graph.node[-1]
+    first.input[0] = last.output[0]
+
+
+def add_attribute(model: Any) -> None:
+    model.graph.node[-1].attribute.add(name="colour", type=onnx.AttributeProto.FLOAT, f=1.0)
+
+
+def leave_out_domain(model: Any) -> None:
+    model.graph.node[-1].domain = "my.ops"
+
+
+def first_tensor(model: Any) -> Any:
+    return next(tensor for tensor in model.graph.initializer if tensor.dims)
+
+
+def halve_tensor(model: Any) -> None:
+    tensor = first_tensor(model)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))  # raw bytes
+    tensor.raw_data = tensor.raw_data[: len(tensor.raw_data) // 2]
+
+
+def unknown_type(model: Any) -> None:
+    first_tensor(model).data_type = 99
+
+
+def more_inputs(model: Any) -> None:
+    model.graph.node[-1].input.append("peak")
+
+
+def other_type(model: Any) -> None:
+    model.graph.node[-1].op_type = "And"
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (set_operator("Frobnicate"), r"cell\.onnx: operator Frobnicate is not known in operator set \d+"),
+        (set_operator("Mine", "my.ops"), r"cell\.onnx: operator Mine is not known"),
+        (set_opset, r"operator sets?: got \[21, 99\]|operator set 99 is newer"),
+        (cut_input, r"cell\.onnx: a node takes 'nowhere', which nothing gives"),
+        (more_inputs, r"cell\.onnx: operator Mul has a wrong number of inputs"),
+        (close_circle, r"cell\.onnx: its nodes wait for one another in a circle"),
+        (add_attribute, r"cell\.onnx: operator Mul has no attribute 'colour'"),
+        (leave_out_domain, r"cell\.onnx: operators of 'my\.ops' are not known"),
+        (halve_tensor, r"cell\.onnx: tensor '\w+': got \d+ bytes, expected the \d+ of its shape"),
+        (unknown_type, r"cell\.onnx: tensor '\w+' has no type that is known"),
+        (other_type, r"cell\.onnx: operator And gets an input of a wrong type"),
+    ],
+)
+def test_a_graph_that_cannot_be_opened_is_told_in_words_of_our_own(
+    folder: Path, edit: Callable[[Any], object], reason: str
+) -> None:
+    edit_cell(folder, edit)
+    with pytest.raises(BundleError, match=reason) as caught:
+        open_bundle(folder, max_slots=4)
+    assert not LIBRARY_WORDS.search(str(caught.value)), caught.value
+
+
+@pytest.mark.parametrize("name", ["cell.onnx", "output.onnx", "tokenizer.json", "golden.npz"])
+@pytest.mark.parametrize("data", [b"", b"garbage", b"{}", b"PK\x03\x04" + b"\0" * 100, b"\x08\x0a" * 50, b"\xff" * 300])
+def test_a_file_that_is_none_is_told_in_words_of_our_own(folder: Path, name: str, data: bytes) -> None:
+    sizes = sizes_of(folder)
+    (folder / name).write_bytes(data)
+    rewrite_manifest(folder, sizes=sizes)
+    with pytest.raises(BundleError, match=re.escape(name)) as caught:
+        open_bundle(folder, max_slots=4)
+    assert not LIBRARY_WORDS.search(str(caught.value)), caught.value
+
+
+@pytest.mark.parametrize("name", ["cell.onnx", "output.onnx", "tokenizer.json", "golden.npz"])
+def test_a_file_that_was_cut_is_told_in_words_of_our_own(folder: Path, name: str) -> None:
+    data, sizes = (folder / name).read_bytes(), sizes_of(folder)
+    for size in (1, len(data) // 3, len(data) // 2, len(data) - 1):
+        (folder / name).write_bytes(data[:size])
+        rewrite_manifest(folder, sizes=sizes)
+        with pytest.raises(BundleError, match=r"\.onnx|\.json|\.npz") as caught:
+            open_bundle(folder, max_slots=4)
+        assert not LIBRARY_WORDS.search(str(caught.value)), caught.value

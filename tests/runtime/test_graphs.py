@@ -1,0 +1,172 @@
+"""The engine's graphs, put together from a bundle's two, give the bits of single steps of these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+import pytest
+
+from meari.runtime.bundle import open_bundle
+from meari.runtime.engine.runner import Runner
+from meari.runtime.engine.runs import Asked, Written
+from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
+from meari.runtime.graphs.drawing import Drawing
+from meari.runtime.graphs.onnx_format import new_message
+from meari.runtime.graphs.reader import reader_graph
+from meari.runtime.graphs.sampler import draw_likeliest, is_small
+
+BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+NAMES = sorted(folder.name for folder in BUNDLES.iterdir() if folder.is_dir())
+STEPS, ROWS = 6, 5
+
+
+class Plain:
+    """A bundle's two graphs as they are, a step at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._cell, self._output = (ort.InferenceSession(folder / f"{name}.onnx") for name in ("cell", "output"))
+
+    def steps(
+        self, runner: Runner, tokens: npt.NDArray[np.int64]
+    ) -> tuple[list[dict[str, Any]], list[Any], list[Any], list[Any]]:
+        """States, hidden rows, logits and log-probabilities after every step."""
+        states: dict[str, Any] = runner.initial_states(tokens.shape[1])
+        all_states: list[dict[str, Any]] = []
+        hiddens: list[Any] = []
+        logits: list[Any] = []
+        logprobs: list[Any] = []
+        for row in tokens:
+            hidden, *new = self._cell.run(["hidden", *(f"next_{name}" for name in states)], {"token": row, **states})
+            states = dict(zip(states, new, strict=True))
+            found = self._output.run(["logits", "logprobs"], {"hidden": hidden})
+            all_states.append(states)
+            for values, value in zip((hiddens, logits, logprobs), (hidden, *found), strict=True):
+                values.append(value)
+        return all_states, hiddens, logits, logprobs
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def both(request: pytest.FixtureRequest) -> tuple[Runner, Plain]:
+    """The engine's graphs and the plain ones of a released bundle."""
+    folder = BUNDLES / request.param
+    return open_bundle(folder, max_slots=8).runner, Plain(folder)
+
+
+def tokens_of(runner: Runner) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(3).integers(0, runner.vocabulary_size, (STEPS, ROWS))
+
+
+def test_several_steps_in_one_run_are_the_bits_of_single_ones(both: tuple[Runner, Plain]) -> None:
+    runner, plain = both
+    tokens = tokens_of(runner)
+    states, hiddens, logits, logprobs = plain.steps(runner, tokens)
+    places = np.random.default_rng(4).permutation(STEPS * ROWS)[:11]
+    asked = Asked.of(places, np.arange(11), whole=True)
+    ran = runner.run(tokens, runner.initial_states(ROWS), asked, want_hidden=True)
+    for step in range(STEPS):
+        assert all(np.array_equal(ran.states[name][step], values) for name, values in states[step].items())
+    assert np.array_equal(ran.hidden, np.stack(hiddens))  # type: ignore[arg-type]
+    assert np.array_equal(ran.logits, np.concatenate(logits)[places])  # type: ignore[arg-type]
+    assert np.array_equal(ran.logprobs, np.concatenate(logprobs)[places])  # type: ignore[arg-type]
+    assert np.array_equal(ran.picked_logprobs, np.concatenate(logprobs)[places, np.arange(11)])  # type: ignore[arg-type]
+
+
+def test_hidden_rows_from_elsewhere_give_the_same_distribution(both: tuple[Runner, Plain]) -> None:
+    runner, plain = both
+    _, hiddens, _, logprobs = plain.steps(runner, tokens_of(runner))
+    assert np.array_equal(runner.output(hiddens[-1])[1], logprobs[-1])
+
+
+@pytest.mark.parametrize("draws", [False, True], ids=["likeliest", "drawn"])
+@pytest.mark.parametrize("barred", [False, True], ids=["all", "without a token"])
+def test_what_is_written_is_what_single_steps_would_pick(both: tuple[Runner, Plain], draws: bool, barred: bool) -> None:
+    runner, plain = both
+    random = np.random.default_rng(5)
+    uniforms = (random.random((STEPS, ROWS, 1)) * 0.999).astype(np.float32)
+    inverse, limits = np.full((ROWS, 1), 1.25, np.float32), np.tile(np.array([[0.05, 1e9, 1e9]], np.float32), (ROWS, 1))
+    first = random.integers(0, runner.vocabulary_size, ROWS)
+    bars, limited = None, True
+    if barred:  # of every other row what it would be given first
+        plainly = runner.write(
+            first, runner.initial_states(ROWS), Written(uniforms, inverse, limits, draws, True, False)
+        )
+        assert plainly.picked is not None
+        bars, limited = np.where(np.arange(ROWS) % 2, plainly.picked[0], -1)[:, None], False
+    how = Written(uniforms, inverse, limits, draws, tempered=True, limited=limited, bars=bars)
+    ran = runner.write(first, runner.initial_states(ROWS), how)
+    assert ran.picked is not None
+    fed = np.concatenate([first[None], ran.picked[:-1]])
+    states, _, _, logprobs = plain.steps(runner, fed)
+    for step in range(STEPS):
+        assert np.array_equal(ran.picked_logprobs[step], logprobs[step][np.arange(ROWS), ran.picked[step]])  # type: ignore[index]
+        assert all(np.array_equal(ran.states[name][step], values) for name, values in states[step].items())
+        left = logprobs[step].copy()
+        if bars is not None:
+            left[bars[:, 0] >= 0, bars[bars[:, 0] >= 0, 0]] = -np.inf
+        expected = _drawn(left, uniforms[step], limited) if draws else left.argmax(axis=1)
+        assert ran.picked[step].tolist() == expected.tolist()
+
+
+def _drawn(
+    logprobs: npt.NDArray[np.float32], uniforms: npt.NDArray[np.float32], limited: bool
+) -> npt.NDArray[np.int64]:
+    """By the definition, in float64; equal to float32's picks for these numbers. A small vocabulary is sorted."""
+    weights = np.exp(1.25 * logprobs.astype(np.float64))
+    order = np.argsort(-weights, axis=1, kind="stable")
+    if not limited or not is_small(weights.shape[1]):
+        order = np.arange(weights.shape[1])[None].repeat(len(weights), axis=0)
+    if limited:
+        weights[weights < 0.05 * weights.max(axis=1, keepdims=True)] = 0.0
+    running = np.take_along_axis(weights, order, axis=1).cumsum(axis=1)
+    places = (running <= running[:, -1:] * uniforms).sum(axis=1)
+    picked: npt.NDArray[np.int64] = order[np.arange(len(order)), places]
+    return picked
+
+
+@pytest.mark.parametrize("size", [3, 512, 513, 521, 6000])
+def test_the_likeliest_is_the_lowest_of_equals(size: int) -> None:
+    drawing = Drawing("main")
+    drawing.input("logprobs", "float32", ["rows", size])
+    drawing.input("bars", "int64", ["rows", 1])
+    drawing.input("want_bars", "bool", [])
+    drawing.output(draw_likeliest(drawing, "logprobs", "bars", size), "int64", ["rows", 1])
+    model = new_message("Model")
+    model.ir_version = 10
+    model.opset_import.add(domain="", version=21)
+    model.graph.CopyFrom(drawing.graph)
+    logprobs = -np.random.default_rng(6).integers(1, 40, (50, size)).astype(np.float32)  # the largest more than once
+    logprobs[0], logprobs[1, -1] = -7.0, 0.0
+    session = ort.InferenceSession(model.SerializeToString())
+    bars = np.where(np.arange(50) % 3, logprobs.argmax(axis=1), -1)[:, None]
+    for wanted in (False, True):
+        (picked,) = session.run(None, {"logprobs": logprobs, "bars": bars, "want_bars": np.array(wanted)})
+        left = logprobs.copy()
+        if wanted:
+            left[np.arange(50) % 3 > 0, bars[np.arange(50) % 3 > 0, 0]] = -np.inf
+        assert picked[:, 0].tolist() == left.argmax(axis=1).tolist()
+
+
+def test_file_that_is_no_graph_is_refused() -> None:
+    for data in (b"", b"not a graph", b"\x08\x07"):
+        with pytest.raises(ValueError, match="not an ONNX file"):
+            BundleGraph(data)
+
+
+def test_operator_sets_that_differ_are_refused() -> None:
+    graphs = []
+    for version in (21, 17):
+        drawing = Drawing("part")
+        drawing.input("hidden", "float32", ["batch", 3])
+        drawing.input("token", "int64", ["batch"])
+        drawing.op("Identity", "token", outputs=["hidden"])
+        model = new_message("Model")
+        model.ir_version = 10
+        model.opset_import.add(domain="", version=version)
+        model.graph.CopyFrom(drawing.graph)
+        graphs.append(BundleGraph(model.SerializeToString()))
+    with pytest.raises(ValueError, match=r"operator sets: got \[17, 21\], expected one of at least 18"):
+        reader_graph(Parts(graphs[0], graphs[1], {}, 3))
