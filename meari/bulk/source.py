@@ -17,13 +17,13 @@ from typing import Final
 
 from meari.bulk.errors import BulkError, CannotResume
 from meari.bulk.lines import Chunk, LineCutter
-from meari.bulk.packing import Unpacker, may_be_other, refuse_other_kinds
+from meari.bulk.packing import Unpacker, refuse_other_kinds
+from meari.file_kinds import HEAD_BYTES, may_be_other
 
 __all__ = ["Source"]
 
 READ_BYTES: Final = 1 << 18
 BUFFER_BYTES: Final = 1 << 19
-HEAD_BYTES: Final = 1024  # by which a file is known
 
 
 class Input:
@@ -186,7 +186,7 @@ class Input:
     def _checked(self, unpacked: bytes) -> bytes:
         """The same bytes. Raises BulkError where the first ones are of a kind that is not read."""
         if unpacked and not self._is_unpacked_known:
-            refuse_other_kinds(self.name, unpacked[:HEAD_BYTES], is_unpacked=True)
+            refuse_other_kinds(self.name, unpacked, is_unpacked=True)
             self._is_unpacked_known = True
         return unpacked
 

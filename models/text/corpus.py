@@ -22,13 +22,13 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from meari.file_kinds import GZIP, OtherKind, kind_of_content, kind_of_name
 from meari.models.choices import Document as Unit
 from meari.models.errors import BrokenText, UnreadableFile
 from meari.models.text.borders import last_border, nfc
@@ -36,12 +36,6 @@ from meari.models.text.borders import last_border, nfc
 PIECE_CHARACTERS = 1 << 17
 _READ_BYTES = 1 << 18
 _SUFFIXES = (".txt", ".text", ".gz")
-_PACKED = {
-    ".xz": re.compile(rb"\xfd7zXZ\x00"),
-    ".zst": re.compile(rb"\x28\xb5\x2f\xfd"),
-    ".bz2": re.compile(rb"BZh[1-9]1AY&SY"),
-    ".zip": re.compile(rb"PK\x03\x04"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +114,33 @@ def _unreadable_kind(path: Path) -> str:
 
 def _files_below(folder: Path) -> list[Path]:
     entries = [path for path in _entries(folder, set()) if path.is_file()]
-    for path in entries:
-        if path.suffix.lower() in _PACKED and Path(path.stem).suffix.lower() in _SUFFIXES:
-            raise UnreadableFile(_packed(path.suffix.lower()), source=str(path))
-    inside = sorted(path for path in entries if path.suffix.lower() in _SUFFIXES)
+    inside = sorted(path for path in entries if _is_called_text(path.name))
+    for path in inside:
+        _refuse(path, kind_of_name(path.name))
     if not inside:
-        others = sorted({path.suffix.lower() for path in entries if path.suffix} & set(_PACKED))
+        others = sorted({path.suffix.lower() for path in entries if kind_of_name(path.name)})
         hint = f"; unpack those that end in {', '.join(others)}" if others else ""
         raise UnreadableFile(f"got a folder without .txt, .text or .gz files, expected some{hint}", source=str(folder))
     return inside
+
+
+def _is_called_text(name: str) -> bool:
+    """Whether a file of that name in a folder is read, or refused, as are those packed as nothing here unpacks them."""
+    path = PurePath(name)
+    if name.startswith("."):
+        return False
+    is_packed_text = kind_of_name(name) is not None and PurePath(path.stem).suffix.lower() in _SUFFIXES
+    return is_packed_text or path.suffix.lower() in _SUFFIXES
+
+
+def _refuse(path: Path, kind: OtherKind | None, *, is_gzip: bool = False) -> None:
+    """Raises BrokenText for another encoding, UnreadableFile for what is packed otherwise."""
+    if kind is None:
+        return
+    message = kind.refusal(str(path), is_gzip=is_gzip)
+    if kind.is_encoding:
+        raise BrokenText(message, source=str(path), line=1)
+    raise UnreadableFile(message, source=str(path))
 
 
 def _entries(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
@@ -291,7 +303,7 @@ def _read_bytes(path: Path) -> Iterator[bytes]:
             # read1 hands out what was unpacked before a damaged place, so that the line is right.
             while data := file.read1(_READ_BYTES):
                 if is_start:
-                    _check_kind(path, data)
+                    _refuse(path, kind_of_content(path.name, data), is_gzip=isinstance(file, gzip.GzipFile))
                 is_start = False
                 yield data
                 line += data.count(b"\n")
@@ -307,24 +319,8 @@ def _read_bytes(path: Path) -> Iterator[bytes]:
 @contextmanager
 def _opened(path: Path) -> Iterator[gzip.GzipFile | io.BufferedReader]:
     with path.open("rb") as file:
-        if is_packed(path) or file.peek(2)[:2] == b"\x1f\x8b":
+        if is_packed(path) or file.peek(2)[:2] == GZIP:
             with gzip.GzipFile(fileobj=file) as unpacked:
                 yield unpacked
         else:
             yield file
-
-
-def _check_kind(path: Path, start: bytes) -> None:
-    """Raises UnreadableFile or BrokenText where the first bytes are known to be something else than UTF-8."""
-    for suffix, magic in _PACKED.items():
-        if magic.match(start):
-            raise UnreadableFile(_packed(suffix), source=str(path))
-    is_utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    pairs = len(start[:1024]) // 2
-    if is_utf16 or (pairs and max(start[place : 2 * pairs : 2].count(0) for place in (0, 1)) > pairs // 2):
-        hint = "expected UTF-8: `iconv -f UTF-16 -t UTF-8` makes it of the file"
-        raise BrokenText(f"got UTF-16, {hint}", source=str(path), line=1)
-
-
-def _packed(suffix: str) -> str:
-    return f"got text packed as {suffix}, expected it plain or as .gz: unpack it first"

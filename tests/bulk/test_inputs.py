@@ -9,6 +9,8 @@ import io
 import json
 import lzma
 import signal
+import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,8 @@ def test_a_long_line_that_is_cut_off_is_no_line(bundles: Path, tmp_path: Path) -
         ("ab\ncd\n".encode("utf-32"), "UTF-32", "iconv -f UTF-32 -t UTF-8"),
         ("ab\ncd\n".encode("utf-32-be"), "UTF-32BE", "iconv -f UTF-32BE -t UTF-8"),
         ("한국어 글\n".encode("utf-16"), "UTF-16", "iconv -f UTF-16 -t UTF-8"),
+        ("재미있는영화였습니다정말추천".encode("utf-16-le"), "UTF-16LE", "iconv -f UTF-16LE -t UTF-8"),
+        (b"PK\3\4\n", "a ZIP archive", "unzip -p"),
     ],
 )
 def test_what_has_to_be_converted_first_is_told_how(
@@ -119,6 +123,19 @@ def test_what_is_packed_is_looked_at_as_well(bundles: Path, tmp_path: Path, enco
     done = meari("score", path, "--bundles", bundles, "--skip-bad")
     assert (done.returncode, done.stdout) == (1, b"")
     assert f"`gzip -dc {path} | iconv -f UTF-" in done.stderr.decode()
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.gz"])
+def test_archives_of_tar_are_no_text(bundles: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "inner.txt").write_text("one\ntwo\n")
+    with tarfile.open(tmp_path / name, "w:gz") as archive:
+        archive.add(tmp_path / "inner.txt", "inner.txt")
+    done = meari("score", tmp_path / name, "--bundles", bundles, "--skip-bad")
+    assert (done.returncode, done.stdout) == (1, b"")
+    hint = f"`gzip -dc {tmp_path / name} | tar -xOf -` converts it"
+    assert f"got a tar archive, expected UTF-8, plain or gzip; {hint}" in done.stderr.decode()
+    converted = subprocess.run(["sh", "-c", hint.split("`")[1]], capture_output=True, check=True)
+    assert converted.stdout == b"one\ntwo\n"
 
 
 @pytest.mark.parametrize("text", ["a\0b\nplain text\n", "BZhou Enlai\n", "PK\n", "\ufeffab\n", "é\n", "\x1f\n", ""])

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import lzma
 import os
+import tarfile
 import socket
 from pathlib import Path
 
@@ -83,14 +84,32 @@ def test_gzip_is_read_whatever_the_name(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
-    [(".xz", lzma.compress(b"text")), (".zst", b"\x28\xb5\x2f\xfd\x04"), (".bz2", bz2.compress(b"text"))],
+    ("name", "content", "command"),
+    [
+        (".xz", lzma.compress(b"text"), "xz -dc"),
+        (".zst", b"\x28\xb5\x2f\xfd\x04", "zstd -dc"),
+        (".bz2", bz2.compress(b"text"), "bzip2 -dc"),
+        (".zip", b"PK\3\4", "unzip -p"),
+    ],
 )
-def test_text_packed_in_another_way_is_told_apart_from_text(tmp_path: Path, name: str, content: bytes) -> None:
+def test_text_packed_in_another_way_is_told_apart_from_text(
+    tmp_path: Path, name: str, content: bytes, command: str
+) -> None:
     alone, named = written(tmp_path / "a.txt", content), written(tmp_path / "folder" / f"b.txt{name}", content)
-    for paths in ([alone], [named], [named.parent]):
-        with pytest.raises(UnreadableFile, match=rf"got text packed as \{name}, expected it plain or as \.gz"):
+    for paths, file in (([alone], alone), ([named], named), ([named.parent], named)):
+        with pytest.raises(UnreadableFile, match="expected UTF-8, plain or gzip") as caught:
             list(read_documents(paths, Unit.LINE))
+        assert f"`{command} {file}` converts it" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.gz", "a.TGZ", "a.txt"])
+def test_archives_of_tar_are_no_text(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    written(tmp_path / "inner", b"one\ntwo\n")
+    with tarfile.open(path, "w:" if name == "a.txt" else "w:gz") as archive:
+        archive.add(tmp_path / "inner", "inner")
+    with pytest.raises(UnreadableFile, match="got a tar archive, expected UTF-8"):
+        list(read_documents([path], Unit.LINE))
 
 
 def test_lines_that_are_not_utf8_are_read_as_blank_ones_up_to_a_limit(tmp_path: Path) -> None:
@@ -148,10 +167,12 @@ def test_character_cut_off_at_the_end_is_broken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_utf16_is_called_by_its_name(tmp_path: Path, encoding: str) -> None:
-    path = written(tmp_path / "a.txt", "plain text\n".encode(encoding))
+@pytest.mark.parametrize("text", ["plain text\n", "재미있는영화\n"])
+def test_utf16_is_called_by_its_name(tmp_path: Path, encoding: str, text: str) -> None:
+    path = written(tmp_path / "a.txt", text.encode(encoding))
+    name = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
     for bad in (None, BadLines(1000)):
-        with pytest.raises(BrokenText, match=r"a\.txt, line 1: got UTF-16, expected UTF-8: `iconv"):
+        with pytest.raises(BrokenText, match=rf"a\.txt, line 1: got {name}, expected .*; `iconv -f {name} -t UTF-8 .*a"):
             list(read_pieces([path], Unit.LINE, bad))
 
 

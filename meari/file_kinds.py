@@ -1,0 +1,180 @@
+"""Of what kind a file is by its name and its first bytes: text, gzip, or what has to be converted before it is read.
+
+Input: a name, and the first bytes. Output: what it is and the command that makes UTF-8 of it. Reads no files, and
+imports nothing but the standard library: training and the bulk verbs share these rules.
+
+UTF-16 and UTF-32 without a byte-order mark are told from UTF-8 by what no text in UTF-8 has, and only where they decode
+to nothing but characters of text:
+
+    UTF-32                every fourth byte is zero
+    UTF-16, valid UTF-8   zeros, and nearly every second byte is a control character (ASCII, Cyrillic, Arabic, Thai …)
+    UTF-16, other         a zero in a high byte (a space, a line end), or hardly anything but Hangul, Han and kana
+
+Of what is neither valid UTF-8 nor has zeros, nothing is claimed where an older encoding of East Asia could have
+written it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import shlex
+import unicodedata
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["GZIP", "HEAD_BYTES", "OtherKind", "kind_of_content", "kind_of_name", "may_be_other"]
+
+HEAD_BYTES: Final = 1024  # that are looked at
+GZIP: Final = b"\x1f\x8b"
+
+
+@dataclass(frozen=True, slots=True)
+class OtherKind:
+    """What a file is instead of text.
+
+    name         as a message calls it
+    command      makes text of it; the name of the file follows
+    is_encoding  whether it is text, in another encoding
+    """
+
+    name: str
+    command: str
+    is_encoding: bool = False
+
+    def refusal(self, file: str, *, is_gzip: bool = False) -> str:
+        """What came, what was expected, and the command that converts it.
+
+        file     how a shell calls it, "-" is standard input
+        is_gzip  whether this was found inside gzip
+        """
+        stdin = " -" if self is TAR else ""
+        named = stdin if file == "-" else f" {shlex.quote(file)}"
+        plain = self.command + named
+        packed = f"gzip -dc{'' if file == '-' else named} | {self.command}{stdin}"
+        return f"got {self.name}, expected UTF-8, plain or gzip; `{packed if is_gzip else plain}` converts it"
+
+
+TAR: Final = OtherKind("a tar archive", "tar -xOf")
+_ZIP: Final = OtherKind("a ZIP archive", "unzip -p")
+_PACKED: Final = (
+    (".xz", b"\xfd7zXZ\0", OtherKind("xz", "xz -dc")),
+    (".zst", b"\x28\xb5\x2f\xfd", OtherKind("Zstandard", "zstd -dc")),
+    (".lz4", b"\x04\x22\x4d\x18", OtherKind("lz4", "lz4 -dc")),
+    (".zip", b"PK\3\4", _ZIP),
+    (".zip", b"PK\5\6", _ZIP),
+    (".7z", b"7z\xbc\xaf\x27\x1c", OtherKind("a 7z archive", "7z x -so")),
+    *((".bz2", b"BZh%d1AY&SY" % level, OtherKind("bzip2", "bzip2 -dc")) for level in range(1, 10)),
+)
+
+
+def _encoding(name: str) -> OtherKind:
+    return OtherKind(name, f"iconv -f {name} -t UTF-8", is_encoding=True)
+
+
+_MARKS: Final = (
+    (codecs.BOM_UTF32_LE, _encoding("UTF-32")),
+    (codecs.BOM_UTF32_BE, _encoding("UTF-32")),
+    (codecs.BOM_UTF16_LE, _encoding("UTF-16")),
+    (codecs.BOM_UTF16_BE, _encoding("UTF-16")),
+)
+_STARTS: Final = (*((magic, kind) for _, magic, kind in _PACKED), *_MARKS)
+_TAR_NAME: Final = re.compile(r"\.(tar(\.(gz|xz|bz2|zst|lz|lz4|lzma|z))?|tgz|taz|tbz2?|txz|tlz|tzst)$", re.IGNORECASE)
+_TAR_MAGIC_AT: Final = 257
+
+_MIN_BYTES: Final = 4  # by which zeros tell something
+_MIN_OTHER_BYTES: Final = 8  # of what is not valid UTF-8
+_MIN_CONTROL_BYTES: Final = 16  # of other scripts than ASCII in what is valid UTF-8
+_MIN_EAST_ASIAN_BYTES: Final = 24
+_MIN_CONTROL_SHARE: Final = 0.7
+_MIN_EAST_ASIAN_SHARE: Final = 0.95
+_MIN_HIGH_BIT_SHARE: Final = 0.3
+_MAX_ASCII_SHARE: Final = 0.6  # of pairs of letters and the like: text in UTF-8 with a few other bytes
+_KANA: Final = 0x30  # the high byte of Japanese letters
+_EAST_ASIAN: Final = re.compile(r"[\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]")
+_EAST_ASIAN_ENCODINGS: Final = ("cp949", "gb18030", "big5", "shift_jis", "euc_jp")
+_IN_TEXT: Final = frozenset("\t\n\r\f\u00ad\u200b\u200c\u200d\u200e\u200f\ufeff")
+
+
+def may_be_other(head: bytes) -> bool:
+    """Whether more bytes are needed to know by which of the marks a file begins."""
+    return any(magic != head and magic.startswith(head) for magic in (GZIP, *(magic for magic, _ in _STARTS)))
+
+
+def kind_of_name(name: str) -> OtherKind | None:
+    """Of a file whose name says that it is packed, not as gzip; None for all others."""
+    if _TAR_NAME.search(name):
+        return TAR
+    return next((kind for suffix, _, kind in _PACKED if name.lower().endswith(suffix)), None)
+
+
+def kind_of_content(name: str, head: bytes) -> OtherKind | None:
+    """None for gzip and for what is read as text; archives of tar, of which old ones have no mark, also by name."""
+    head = head[:HEAD_BYTES]
+    if _TAR_NAME.search(name) or (head[_TAR_MAGIC_AT:].startswith(b"ustar") and 0 in head[:_TAR_MAGIC_AT]):
+        return TAR
+    found = next((kind for magic, kind in _STARTS if head.startswith(magic)), None)
+    if found is not None or head.startswith(GZIP):
+        return found
+    encoding = _utf32(head) or _utf16(head)
+    return _encoding(encoding) if encoding else None
+
+
+def _utf32(head: bytes) -> str:
+    if len(head) < 2 * _MIN_BYTES:
+        return ""
+    return next((name for name in ("UTF-32LE", "UTF-32BE") if _text_of(head, name) is not None), "")
+
+
+def _utf16(head: bytes) -> str:
+    """Of both orders that may be, the one with fewer high bytes: text keeps to some scripts."""
+    if len(head) < _MIN_BYTES:
+        return ""
+    found = [(len(set(high)), name) for name, high in _halves(head) if _is_utf16(head, name, high)]
+    return min(found, key=lambda one: one[0])[1] if found else ""
+
+
+def _halves(head: bytes) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
+    """The orders of bytes, with the high ones."""
+    return ("UTF-16LE", head[1::2]), ("UTF-16BE", head[: len(head) // 2 * 2 : 2])
+
+
+def _is_utf16(head: bytes, name: str, high: bytes) -> bool:
+    text = _text_of(head, name)
+    if text is None:
+        return False
+    if _decoded(head, "utf-8") is not None:
+        share = _MIN_CONTROL_SHARE if len(head) >= _MIN_CONTROL_BYTES else 1.0
+        others = 0 if share < 1.0 else sum(byte in b"\t\n\r\f" for byte in high)
+        return 0 in high and sum(byte < ord(" ") for byte in high) - others >= share * len(high)
+    pairs = zip(head[::2], head[1::2], high, strict=False)
+    num_ascii = sum(_is_ascii(first) and _is_ascii(second) and top != _KANA for first, second, top in pairs)
+    if len(head) < _MIN_OTHER_BYTES or num_ascii > _MAX_ASCII_SHARE * len(high):
+        return False
+    return 0 in high or _is_east_asian(head, text)
+
+
+def _is_ascii(byte: int) -> bool:
+    return ord(" ") <= byte <= ord("~")
+
+
+def _is_east_asian(head: bytes, text: str) -> bool:
+    if len(head) < _MIN_EAST_ASIAN_BYTES or sum(byte >> 7 for byte in head) < _MIN_HIGH_BIT_SHARE * len(head):
+        return False
+    if len(_EAST_ASIAN.findall(text)) < _MIN_EAST_ASIAN_SHARE * len(text):
+        return False
+    return all(_decoded(head, encoding) is None for encoding in _EAST_ASIAN_ENCODINGS)
+
+
+def _text_of(head: bytes, encoding: str) -> str | None:
+    """The text in that encoding, None where it would have characters that no text has."""
+    text = _decoded(head, encoding)
+    return text if text and all(char in _IN_TEXT or unicodedata.category(char)[0] != "C" for char in text) else None
+
+
+def _decoded(head: bytes, encoding: str) -> str | None:
+    """None where the bytes are not in that encoding; the last character may be cut off."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return None

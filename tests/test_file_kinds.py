@@ -1,0 +1,87 @@
+"""What a file is by its name and first bytes, without one mistake about text in UTF-8."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meari.file_kinds import kind_of_content, kind_of_name
+
+TEXTS = (
+    "hello\n",
+    "déjà vu cet été\n",
+    "zażółć gęślą jaźń\n",
+    "Привет, мир\n",
+    "Καλημέρα κόσμε\n",
+    "שלום עולם\n",
+    "مرحبا بالعالم\n",
+    "नमस्ते दुनिया कैसे हो\n",
+    "สวัสดีชาวโลก\nสบายดีไหม\n",
+    "გამარჯობა მსოფლიო\n",
+    "재미있는 영화 가나다\n",
+    "재미있는영화였습니다정말추천합니다여러분도꼭보세요",
+    "これはとてもおもしろいほんです。\n",
+    "我爱北京天安门，天安门上太阳升。\n",
+    "ok 😀😀 fine\n",
+)
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_wide_text_without_a_mark_is_found_in_every_script(text: str, encoding: str) -> None:
+    for data in (text.encode(encoding), (text * 200).encode(encoding), (text * 200).encode(encoding)[:1021]):
+        kind = kind_of_content("x.txt", data)
+        assert kind is not None
+        assert (kind.name, kind.is_encoding) == (encoding, True)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(text.encode() for text in TEXTS),
+        *(text.encode() + b"\xff\n" for text in TEXTS),
+        *("안녕하세요 여러분 재미있는 영화".encode(encoding) for encoding in ("cp949", "euc-kr")),
+        *("안녕하세요여러분재미있는영화였습니다".encode(encoding) for encoding in ("cp949", "euc-kr")),
+        "我爱北京天安门天安门上太阳升".encode("gb18030"),
+        "我愛北京天安門天安門上太陽昇".encode("big5"),
+        *("これはとても面白い本です".encode(encoding) for encoding in ("shift_jis", "euc_jp")),
+        *("Привет, мир и все его жители".encode(encoding) for encoding in ("cp1251", "koi8_r")),
+        b"a\0b\nplain text\n",
+        b"abc\0def\0ghi\0",
+        b"ab\0cd\0ef\0",
+        b"1\x012\x013\x014\x01\n",
+        b"1\t0\t1\t0\n1\t0\t1\t0\n",
+        b"\0" * 64,
+        b"\x1b[0m" * 9,
+        b"\r\n" * 20,
+        b"",
+    ],
+)
+def test_utf8_and_older_encodings_are_not_taken_for_wide_text(data: bytes) -> None:
+    assert kind_of_content("x.txt", data) is None
+
+
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs"], include_characters="\t\n\r")))
+def test_no_text_in_utf8_is_anything_else(text: str) -> None:
+    assert kind_of_content("x.txt", text.encode()) is None
+    assert kind_of_content("x.txt", text.encode()[:37]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.tar", "a tar archive"),
+        ("a.TAR.GZ", "a tar archive"),
+        ("a.txt.tgz", "a tar archive"),
+        ("a.tar.zst", "a tar archive"),
+        ("a.txt.zip", "a ZIP archive"),
+        ("a.XZ", "xz"),
+        ("a.gz", None),
+        ("a.tar.txt", None),
+        ("guitar", None),
+    ],
+)
+def test_names_say_how_a_file_is_packed(name: str, kind: str | None) -> None:
+    found = kind_of_name(name)
+    assert (found and found.name) == kind
