@@ -4,8 +4,8 @@ import bz2
 import gzip
 import lzma
 import os
-import tarfile
 import socket
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -172,7 +172,7 @@ def test_utf16_is_called_by_its_name(tmp_path: Path, encoding: str, text: str) -
     path = written(tmp_path / "a.txt", text.encode(encoding))
     name = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
     for bad in (None, BadLines(1000)):
-        with pytest.raises(BrokenText, match=rf"a\.txt, line 1: got {name}, expected .*; `iconv -f {name} -t UTF-8 .*a"):
+        with pytest.raises(BrokenText, match=rf"a\.txt, line 1: got {name}, expected .*; `iconv -f {name} -t UTF-8 "):
             list(read_pieces([path], Unit.LINE, bad))
 
 
