@@ -14,6 +14,7 @@ import msgspec
 from msgspec import inspect
 
 from meari.lenient import is_left_out, members, read_leniently
+from meari.nearest import did_you_mean
 
 __all__ = ["describe", "explain", "range_text", "shown", "why_malformed"]
 
@@ -47,7 +48,7 @@ def _problems(path: str, raw: bytes, info: inspect.Type) -> Iterator[str]:
     elif isinstance(info, inspect.StructType) and raw[:1] == b"{":
         yield from explain_object(path + ".", raw, info)
     elif not _fits(raw, info):
-        yield f"{path}: got {shown(raw)}, expected {_expected(raw, info, path)}"
+        yield f"{path}: got {shown(raw)}, expected {_expected(raw, info, path)}{_hint(raw, info)}"
 
 
 def explain_object(prefix: str, raw: bytes, info: inspect.StructType) -> Iterator[str]:
@@ -56,7 +57,8 @@ def explain_object(prefix: str, raw: bytes, info: inspect.StructType) -> Iterato
     fields = {field.encode_name: field for field in info.fields}
     for name in values:
         if name not in fields:
-            yield f"{prefix}{_cut(name)}: got an unknown field, expected one of {', '.join(fields)}"
+            hint = did_you_mean(name, fields)
+            yield f"{prefix}{_cut(name)}: got an unknown field, expected one of {', '.join(fields)}{hint}"
     for name, field in fields.items():
         if name in values and not (values[name] == NULL and is_left_out(field)):
             yield from _problems(prefix + name, bytes(values[name]), field.type)
@@ -132,6 +134,14 @@ def _expected(raw: bytes, info: inspect.Type, path: str) -> str:
     if isinstance(info, inspect.FloatType) and raw[:1] in b"-0123456789":
         return range_text(info, _last(path)) or "a number that a 64-bit float holds"
     return describe(info, path)
+
+
+def _hint(raw: bytes, info: inspect.Type) -> str:
+    """The nearest of the words that the field takes, where a word came."""
+    words = [word for kind in members(info) if isinstance(kind, inspect.LiteralType) for word in kind.values]
+    if not words or raw[:1] != b'"':
+        return ""
+    return did_you_mean(msgspec.json.decode(raw, type=str), map(str, words))
 
 
 def _member(raw: bytes, info: inspect.Type) -> inspect.Type:

@@ -154,7 +154,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _find(folder: Path) -> Path:
     if not folder.is_dir():
         beside = [each.name for each in folder.parent.glob("*") if each.is_dir()]
-        hint = did_you_mean(folder.name, beside)
+        hint = did_you_mean(folder.name, beside) or did_you_mean(str(folder), map(str, Path("runs").glob("*")))
         raise CheckpointError(f"{folder}: no such folder, expected a run or a checkpoint{hint}")
     if (folder / DESCRIPTION).exists():
         return folder

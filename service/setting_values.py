@@ -18,10 +18,11 @@ _ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9][a-
 
 @dataclass(frozen=True)
 class ValueKind:
-    """`parse` raises ValueError for a text that is not what `expected` says."""
+    """`parse` raises ValueError for a text that is not what `expected` says. words: that it may be mistyped for."""
 
     expected: str
     parse: Callable[[str], object]
+    words: tuple[str, ...] = ()
 
 
 def integer(low: int, high: int) -> ValueKind:
@@ -56,7 +57,7 @@ def choice(*words: str) -> ValueKind:
             raise ValueError
         return text.lower()
 
-    return ValueKind("one of " + ", ".join(words), parse)
+    return ValueKind("one of " + ", ".join(words), parse, words)
 
 
 def _keys(text: str) -> tuple[str, ...]:

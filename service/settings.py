@@ -170,7 +170,8 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
                 values[name] = setting.kind.parse(text)
             except ValueError:
                 came = "a value that is not shown" if setting.is_secret else repr(text)
-                problems.append(f"{variable}: got {came}, expected {setting.kind.expected}")
+                hint = did_you_mean(text, setting.kind.words)
+                problems.append(f"{variable}: got {came}, expected {setting.kind.expected}{hint}")
             break
     problems += _unknown_variables(environment)
     if problems:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meari.cli._files import Use, check_apart
+from meari.cli._options import Choice
 from meari.cli._place import Place
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ MAX_BAD = 1_000
 RUN_OPTIONS = (
     click.option(
         "--input-format",
-        type=click.Choice(["auto", "text", "jsonl"]),
+        type=Choice(["auto", "text", "jsonl"]),
         default="auto",
         show_default=True,
         help="A line is a text, or a JSON object.",

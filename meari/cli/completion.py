@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from meari.cli._options import echo_json, json_option
+from meari.cli._options import Choice, echo_json, json_option
 
 EXAMPLES = """\b
 Examples:
@@ -18,7 +18,7 @@ VARIABLE = "_MEARI_COMPLETE"
 
 
 @click.command("completion", short_help="Print a script for Tab completion.", epilog=EXAMPLES)
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=Choice(["bash", "zsh", "fish"]))
 @json_option
 @click.pass_context
 def command(ctx: click.Context, shell: str, as_json: bool) -> None:

@@ -23,7 +23,7 @@ from meari.cli._bulk import (
     uses,
     work_options,
 )
-from meari.cli._options import json_option, packed
+from meari.cli._options import Choice, json_option, packed
 from meari.cli._place import MODEL_OPTION, WHERE_OPTIONS, Place
 from meari.cli._sampling import SAMPLING_OPTIONS, SamplingOptions
 from meari.cli._tables import shown
@@ -54,7 +54,7 @@ Examples:
 @click.option(
     "--format",
     "output_format",
-    type=click.Choice(["text", "jsonl", "tsv"]),
+    type=Choice(["text", "jsonl", "tsv"]),
     help="Text as it comes, an object a prompt, or a row a sample.  [text; of --prompts jsonl]",
 )
 @packed("run", RunOptions, *RUN_OPTIONS)

@@ -23,7 +23,7 @@ from meari.cli._bulk import (
     uses,
     work_options,
 )
-from meari.cli._options import json_option, packed
+from meari.cli._options import Choice, json_option, packed
 from meari.cli._place import MODEL_OPTION, WHERE_OPTIONS, Place
 from meari.cli._scores import show_scores
 from meari.cli._tables import shown
@@ -59,12 +59,12 @@ class WordsCommand(click.Command):
 
 FIGURE_OPTIONS = (
     click.option(
-        "--log-base", type=click.Choice(["e", "2", "10"]), default="e", show_default=True, help="Of every logarithm."
+        "--log-base", type=Choice(["e", "2", "10"]), default="e", show_default=True, help="Of every logarithm."
     ),
     click.option("--tokens", is_flag=True, help="Figures of every token; in TSV a row a token."),
     click.option(
         "--words",
-        type=click.Choice(WORDS),
+        type=Choice(WORDS),
         is_flag=False,
         flag_value=WORDS[0],
         help="Figures of every word, in TSV a row a word; alone it means spaces. unicode (with meari[segment]) finds "
@@ -122,7 +122,7 @@ class FigureOptions:
 @click.option(
     "--format",
     "output_format",
-    type=click.Choice(["jsonl", "tsv", "table"]),
+    type=Choice(["jsonl", "tsv", "table"]),
     help="An object a text, tab-separated values, or of --text a table.  [jsonl; of --text table]",
 )
 @packed("figures", FigureOptions, *FIGURE_OPTIONS)

@@ -243,7 +243,7 @@ def finish_reason(finish: Finish) -> str:
 def _sampling(request: GenerateRequest, vocabulary: Vocabulary) -> Sampling:
     return Sampling(
         temperature=request.temperature,
-        top_k=effective_top_k(request.top_k, vocabulary.size),
+        top_k=effective_top_k(request.top_k, vocabulary.size, request.num_beams),
         top_p=request.top_p,
         min_p=request.min_p,
         repetition_penalty=request.repetition_penalty,

@@ -14,9 +14,13 @@ __all__ = ["check_num_chars", "checked_ids", "checked_logit_bias", "effective_to
 _TOKEN_ID: Final = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
-def effective_top_k(top_k: int, vocabulary_size: int) -> int:
-    """0, which is off, where the limit keeps every token."""
-    return top_k if 0 < top_k < vocabulary_size else 0
+def effective_top_k(top_k: int, vocabulary_size: int, num_beams: int = 1) -> int:
+    """0, which is off, where the limit keeps every token. Raises InvalidRequest for any other one of a beam search."""
+    if not 0 < top_k < vocabulary_size:
+        return 0
+    if num_beams > 1:
+        raise InvalidRequest(f"top_k: got {top_k} with num_beams {num_beams}, expected 0: nothing is sampled")
+    return top_k
 
 
 def checked_logit_bias(bias: dict[str, float] | None, vocabulary_size: int) -> tuple[tuple[int, float], ...]:

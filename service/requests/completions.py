@@ -24,12 +24,15 @@ __all__ = [
     "checked_completions",
     "prompt_type",
     "prompts_of",
+    "stop_problems",
     "stop_strings",
 ]
 
 DEFAULT_MAX_TOKENS: Final = 16  # OpenAI's
 Seed = Annotated[int, Meta(ge=-1, le=2**63 - 1)]  # -1 is vLLM's for a random one
-Stop = str | Annotated[list[str], Meta(max_length=8)]  # of which empty ones stop nothing
+MAX_STOPS: Final = 8
+_FEW_STOPS: Final = {"contains": {"minLength": 1}, "minContains": 0, "maxContains": MAX_STOPS}
+Stop = str | Annotated[list[str], Meta(extra_json_schema=_FEW_STOPS)]  # empty ones stop nothing and do not count
 CHOICES: Final = "x-choices"  # in a JSON schema: what stands for `anyOf` in the document
 MAX_ID: Final = 2**31 - 1
 TokenId = Annotated[int, Meta(ge=0, le=MAX_ID)]
@@ -136,6 +139,13 @@ def stop_strings(stop: Stop | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, strings)))
 
 
+def stop_problems(stop: Stop | None) -> Iterator[str]:
+    """Too many strings that stop something."""
+    count = len([text for text in stop if text]) if isinstance(stop, list) else 0
+    if count > MAX_STOPS:
+        yield f"stop: got {count} items, expected a list of at most {MAX_STOPS} strings that are not empty"
+
+
 def prompt_type(max_prompts: int) -> object:
     """The type of `prompt`; `CHOICES` in its JSON schema tell a list of prompts from the ids of one."""
     ids = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_ID}, "minItems": 1}
@@ -164,7 +174,7 @@ def prompts_of(request: CompletionsRequest) -> list[Prompt]:
 
 def checked_completions(request: CompletionsRequest, max_prompts: int, max_tokens: int) -> CompletionsRequest:
     """The same request, if its fields go together; max_tokens: the server's limit. Raises InvalidRequest."""
-    problems = [*_meaningless(request), *_contradictions(request)]
+    problems = [*_meaningless(request), *_contradictions(request), *stop_problems(request.stop)]
     if problems:
         raise InvalidRequest("; ".join(problems))
     if (count := len(prompts_of(request))) > max_prompts:

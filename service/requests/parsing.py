@@ -7,6 +7,7 @@ come. Knows nothing of the fields.
 
 from __future__ import annotations
 
+import codecs
 import json
 from typing import Generic, TypeVar
 
@@ -32,7 +33,8 @@ class Parser(Generic[Request]):
         self._decoder = msgspec.json.Decoder(struct, strict=True)
 
     def parse(self, body: bytes) -> Request:
-        """Raises InvalidRequest."""
+        """A byte-order mark in front is passed over (RFC 8259, 8.1). Raises InvalidRequest."""
+        body = body.removeprefix(codecs.BOM_UTF8)
         if not body.strip():
             raise InvalidRequest("body: got nothing, expected a JSON object")
         _check_utf8(body)

@@ -19,6 +19,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from meari.errors import InvalidRequest
 from meari.explain import shown
+from meari.runtime.engine.sampling import LEAST_TEMPERATURE
 from meari.runtime.text.words import Words
 from meari.service.requests.completions import (
     CompletionsRequest,
@@ -26,6 +27,7 @@ from meari.service.requests.completions import (
     Stop,
     checked_completions,
     prompt_type,
+    stop_problems,
     stop_strings,
 )
 from meari.service.requests.parsing import Parser
@@ -137,8 +139,7 @@ class StatesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fr
 _SAMPLING_DEFAULTS: Final[dict[str, object]] = {
     field.name: field.default
     for field in msgspec.structs.fields(GenerateRequest)
-    if field.name
-    in ("top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias")
+    if field.name in ("top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias")
 }
 Request = TypeVar("Request", bound=msgspec.Struct)
 
@@ -199,7 +200,8 @@ class Schemas:
             raise InvalidRequest(
                 f"min_tokens: got {request.min_tokens}, expected at most max_tokens, which is {request.max_tokens}"
             )
-        if request.num_beams > 1 and (problems := list(_beam_problems(request))):
+        problems = [*stop_problems(request.stop), *(_beam_problems(request) if request.num_beams > 1 else ())]
+        if problems:
             raise InvalidRequest("; ".join(problems))
         return request
 
@@ -248,11 +250,14 @@ def _without_minus_one(request: GenerateRequest) -> GenerateRequest:
 
 
 def _beam_problems(request: GenerateRequest) -> Iterator[str]:
-    """What a beam search cannot do: more samples than beams, or anything that changes what is sampled."""
+    """What a beam search cannot do: more samples than beams, or anything that changes what is sampled.
+
+    `top_k` is left to `model_limits.py`: a limit over the vocabulary changes nothing.
+    """
     beams = request.num_beams
     if request.n > beams:
         yield f"n: got {request.n}, expected at most num_beams, which is {beams}"
-    if request.temperature not in (0.0, 1.0):
+    if request.temperature != 1.0 and request.temperature >= LEAST_TEMPERATURE:
         yield f"temperature: got {request.temperature:g} with num_beams {beams}, expected 0 or 1: nothing is sampled"
     for name, default in _SAMPLING_DEFAULTS.items():
         value = getattr(request, name)

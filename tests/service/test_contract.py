@@ -164,6 +164,11 @@ def test_choices_after_a_state_are_repeated_by_their_seeds(client: FlaskClient) 
 
 def test_beams_tell_the_seed_of_their_request(client: FlaskClient) -> None:
     request: dict[str, Any] = {"model": "flat", "max_tokens": 8, "num_beams": 4, "n": 3}
+    size = client.get("/models/flat").get_json()["limits"]["max_top_k"]
+    all_kept = post(client, "/generate", **request, top_k=size, seed=1)
+    assert all_kept["choices"] == post(client, "/generate", **request, seed=1)["choices"]
+    refused = post(client, "/generate", 400, **request, top_k=size - 1)["error"]["message"]
+    assert refused == f"top_k: got {size - 1} with num_beams 4, expected 0: nothing is sampled"
     first = post(client, "/generate", **request)
     assert [choice["seed"] for choice in first["choices"]] == [first["seed"]] * 3
     assert post(client, "/generate", seed=first["seed"], **request) == first

@@ -136,7 +136,9 @@ MALFORMED: list[tuple[bytes, str]] = [
     (b'{"logit_bias": {"5": 1, "5": 2}}', "5: got the name twice"),
     (b'{"prompt": ' + b"[" * 100_000, "nested too deeply"),
     (b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
-    (b"\xef\xbb\xbf{}", "malformed JSON"),
+    (b"\xef\xbb\xbf", "body: got nothing"),
+    (b"\xef\xbb\xbf\xef\xbb\xbf{}", "malformed JSON"),
+    (b"\xef\xbb\xbf{'n': 1}", "malformed JSON"),
 ]
 
 
@@ -247,6 +249,7 @@ def test_all_problems_of_a_body_are_told_at_once() -> None:
 
 BEAMS_ACCEPTED: list[dict[str, Any]] = [
     {}, {"n": 4}, {"min_tokens": 5}, {"temperature": 0}, {"temperature": 1},
+    {"temperature": 9e-6}, {"temperature": 5e-324},
     {"top_k": 0, "top_p": 1, "min_p": 0, "logit_bias": {}},
     {"repetition_penalty": 1, "logit_bias": None, "seed": 3, "stop": "a", "logprobs": 2, "stream": True},
 ]  # fmt: skip
@@ -254,7 +257,6 @@ BEAMS_ACCEPTED: list[dict[str, Any]] = [
 BEAMS_REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"n": 5}, "n: got 5, expected at most num_beams, which is 4"),
     ({"temperature": 0.7}, "temperature: got 0.7 with num_beams 4, expected 0 or 1: nothing is sampled"),
-    ({"top_k": 5}, "top_k: got 5 with num_beams 4, expected 0: nothing is sampled"),
     ({"top_p": 0.9}, "top_p: got 0.9 with num_beams 4, expected 1.0: nothing is sampled"),
     ({"frequency_penalty": 1}, "frequency_penalty: got 1.0 with num_beams 4, expected 0.0: nothing is sampled"),
     ({"presence_penalty": -1}, "presence_penalty: got -1.0 with num_beams 4, expected 0.0: nothing is sampled"),
@@ -273,6 +275,45 @@ def test_beams_take_what_does_not_sample(body: dict[str, Any]) -> None:
 def test_beams_refuse_what_only_sampling_can_do(body: dict[str, Any], message: str) -> None:
     assert refusal_of(SCHEMAS.generate, json.dumps({"num_beams": 4, **body}).encode()) == message
     assert SCHEMAS.generate(json.dumps(body).encode()).num_beams == 1
+
+
+@pytest.mark.parametrize(
+    ("parse", "body", "hint"),
+    [
+        (SCHEMAS.generate, {"temprature": 1}, "temperature"),
+        (SCHEMAS.generate, {"Top_P": 1}, "top_p"),
+        (SCHEMAS.generate, {"repeat_penalty": 1}, "repetition_penalty"),
+        (SCHEMAS.completions, {"max_token": 1}, "max_tokens"),
+        (SCHEMAS.completions, {"stream": True, "stream_options": {"include_usages": True}}, "include_usage"),
+        (SCHEMAS.score, {"text": "a", "token": True}, "tokens"),
+        (SCHEMAS.score, {"text": "a", "words": "unicod"}, "unicode"),
+        (SCHEMAS.score, {"text": "a", "log_base": "E"}, "e"),
+        (SCHEMAS.tokenize, {"texts": "a"}, "text"),
+        (SCHEMAS.detokenize, {"tokens": [{"id": 1, "txt": "a"}]}, "text"),
+        (SCHEMAS.states, {"text": "a", "unit": 3}, "units"),
+    ],
+)
+def test_a_mistyped_field_or_word_gets_the_nearest_one(parse: Any, body: dict[str, Any], hint: str) -> None:
+    assert f"(did you mean {hint}?)" in refusal_of(parse, json.dumps(body).encode())
+
+
+def test_what_is_like_no_name_gets_no_hint() -> None:
+    assert "did you mean" not in refusal_of(SCHEMAS.generate, b'{"zzz": 1, "": 2}')
+    assert "did you mean" not in refusal_of(SCHEMAS.score, b'{"text": "a", "words": "zzz"}')
+
+
+@pytest.mark.parametrize("parse", [SCHEMAS.generate, SCHEMAS.completions])
+def test_empty_stop_texts_do_not_count(parse: Any) -> None:
+    eight = list("abcdefgh")
+    assert parse(json.dumps({"stop": ["", *eight, "", ""]}).encode()).stops == tuple(eight)
+    assert parse(json.dumps({"stop": [""] * 100}).encode()).stops == ()
+    message = "stop: got 9 items, expected a list of at most 8 strings that are not empty"
+    assert refusal_of(parse, json.dumps({"stop": [*eight, "", "i"]}).encode()) == message
+
+
+@pytest.mark.parametrize("parse", [SCHEMAS.generate, SCHEMAS.completions])
+def test_a_byte_order_mark_before_the_body_is_passed_over(parse: Any) -> None:
+    assert parse(b'\xef\xbb\xbf{"prompt": "\xef\xbb\xbfa"}').prompt == "\ufeffa"
 
 
 def test_long_values_are_cut_in_messages() -> None:

@@ -32,11 +32,14 @@ def test_own_variables_win_over_the_common_ones() -> None:
 
 
 def test_every_problem_is_told_at_once() -> None:
-    problems = problems_of(PORT="x", MEARI_WORKERS="0", MEARI_MAX_SLOT="3", MEARI_MAX_TIMEOUT_SECONDS="nan")
+    problems = problems_of(
+        PORT="x", MEARI_WORKERS="0", MEARI_MAX_SLOT="3", MEARI_MAX_TIMEOUT_SECONDS="nan", MEARI_LOG_LEVEL="wrning"
+    )
     assert problems == [
         "PORT: got 'x', expected an integer, 0 <= value <= 65535",
         "MEARI_WORKERS: got '0', expected an integer, 1 <= value <= 1024",
         "MEARI_MAX_TIMEOUT_SECONDS: got 'nan', expected a number of seconds, 0.001 <= value <= 86400",
+        "MEARI_LOG_LEVEL: got 'wrning', expected one of debug, info, warning, error (did you mean warning?)",
         "MEARI_MAX_SLOT: no such setting; did you mean MEARI_MAX_SLOTS?",
     ]
 
