@@ -59,7 +59,7 @@ load: $(LOAD) ## load-test a running server for 60 s (HOST, PORT, MEARI_LOAD_…
 	@HOST='$(HOST)' PORT='$(PORT)' exec $(BIN)/python -m loadtests
 
 bench: $(BENCH) ## measure meari beside other servers into docs/benchmarks/, 40 min (ARGS=--quick: 5 min)
-	@exec .venv-bench/bin/python -m loadtests.peers $(ARGS)
+	@exec .venv-bench/bin/python -m benchmarks.serving $(ARGS)
 
 harness: $(DEV) $(HARNESS) ## install lm-evaluation-harness into .venv-harness and compare its figures with ours
 	@exec $(BIN)/python -m pytest tests/service/openai/test_harness.py $(ARGS)

@@ -14,9 +14,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.step_times import step_table
 from examples.made_text import LANGUAGES, sentences
 from examples.tiny_model import meari
-from meari.export.measure import step_table
 
 CONFIG = """\
 name = "{name}"

@@ -15,7 +15,7 @@ lock serve --extra build "$@"
 lock load --extra build --extra load --constraint requirements/serve.txt "$@"
 lock train --extra build --extra train --constraint requirements/load.txt "$@"
 lock dev --extra build --extra dev --constraint requirements/load.txt --constraint requirements/train.txt "$@"
-ours=$(mktemp) # but for OpenTelemetry: the neighbours pin one of their own
+ours=$(mktemp) # but for OpenTelemetry: the servers of `make bench` pin one of their own
 trap 'rm -f "$ours"' EXIT
 grep -v -e '^opentelemetry' -e '^googleapis' requirements/dev.txt >"$ours"
 lock bench --extra build --extra bench --constraint "$ours" "$@"

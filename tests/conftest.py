@@ -11,6 +11,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime themselves
 TESTS: Final = Path(__file__).parent
 # Tests that train for long, measure, load, or need a browser, a Prometheus or an image: `make quick` leaves them out.
 SLOW: Final = (
+    "benchmarks/serving",
+    "benchmarks/training",
     "claims",
     "cli/test_completion.py",
     "cli/test_examples.py",
@@ -24,7 +26,6 @@ SLOW: Final = (
     "models/search",
     "models/training/test_grammar.py",
     "models/training/test_reservoir_training.py",
-    "models/training/test_throughput.py",
     "models/training/test_workers.py",
     "service/openai/test_harness.py",
     "service/web",

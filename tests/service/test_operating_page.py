@@ -21,7 +21,7 @@ from tests.service.test_server import until
 
 PAGE = (ROOT / "docs" / "operating.md").read_text("utf-8")
 COMMANDS = re.findall(r"^(curl .*?)(?: +#.*)?$", PAGE, re.MULTILINE)
-SOURCES = ("examples", "export", "loadtests", "meari", "models", "service")
+SOURCES = ("benchmarks", "examples", "export", "loadtests", "meari", "models", "service")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""Benchmarks: meari beside other servers, training speed, and the time of a bundle's step. Not part of the wheel."""

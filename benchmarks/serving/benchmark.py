@@ -1,0 +1,228 @@
+"""Goes through a plan: bundle by bundle, server by server, load by load. What fails is noted, and the rest goes on."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.serving.answers import read_answers
+from benchmarks.serving.driver import Address, drive_closed, drive_open
+from benchmarks.serving.measured_servers import SERVERS, Served, Server
+from benchmarks.serving.plan import CAPACITY, INSIDE, SCORING, Kind, Load, Plan, Round
+from benchmarks.serving.probes import Probes
+from benchmarks.serving.processes import Running, StartFailed, free_port, last_lines, serving
+from benchmarks.serving.programs import ProgramFailed, run_together
+from benchmarks.serving.requests import Requests
+from benchmarks.serving.results import Inside, Measurement, Results, summarise
+
+OUT_OF_TIME = "the time of the run was used up"
+ENGINE_CONCURRENCY = (1, 64)
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+@dataclass
+class Benchmark:
+    """One run. `bundle` gives the folder in which a model lies alone; `work` holds logs."""
+
+    plan: Plan
+    results: Results
+    bundle: Callable[[str], Path]
+    work: Path
+    num_cpus: int
+    deadline: float  # on time.monotonic's clock; the rounds end before it, by what the plan keeps for the probes
+
+    def run(self) -> None:
+        """Measure every round, then the machine's peak."""
+        for turn in self.plan.rounds:
+            try:
+                place = self.bundle(turn.model)
+            except Exception as error:  # noqa: BLE001 (the other models go on)
+                self.results.failures[f"all / {turn.model}"] = f"no bundle: {error}"
+                continue
+            for server in turn.servers:
+                self._measure(server, turn, place)
+        try:
+            self.peak()
+        except ProgramFailed as error:
+            self.results.failures["peak"] = str(error)
+
+    def _measure(self, server: str, turn: Round, place: Path) -> None:
+        key = f"{server} / {turn.model}"
+        if self._rounds_are_over():
+            self.results.failures[key] = OUT_OF_TIME
+            return
+        say(key)
+        try:
+            self._inside(server, turn.model, place) if server in INSIDE else self._serve(server, turn, place)
+        except (ProgramFailed, StartFailed) as error:
+            self.results.failures[key] = str(error)
+            say(f"  failed: {str(error).splitlines()[0]}")
+
+    def peak(self) -> None:
+        """The machine's peak at matrix products, beside what each bundle's graphs ask for."""
+        ((found,),) = run_together("gemm", [str(self.plan.raw_seconds)], num_processes=1, num_results=1, timeout=60)
+        models = dict.fromkeys(inside.model for inside in self.results.inside if inside.what == "raw")
+        found["operations_per_token"] = {model: self._operations(model) for model in models}
+        self.results.probes["peak"] = found
+        say(f"peak: {in_short(found)}")
+
+    def _operations(self, model: str) -> int:
+        ((found,),) = run_together("operations", [str(self.bundle(model))], num_processes=1, num_results=1, timeout=60)
+        return int(found["operations_per_token"])
+
+    def probe(self, probes: Probes, names: Sequence[str]) -> None:
+        """Run the small measurements."""
+        for name in names:
+            if time.monotonic() > self.deadline:
+                self.results.failures[name] = OUT_OF_TIME
+                continue
+            try:
+                self.results.probes[name] = probes.by_name()[name]()
+                say(f"{name}: {in_short(self.results.probes[name])}")
+            except Exception as error:  # noqa: BLE001 (one probe must not keep the others from running)
+                self.results.failures[name] = f"{type(error).__name__}: {error}"
+                say(f"{name}: failed: {self.results.failures[name][:300]}")
+
+    def _rounds_are_over(self) -> bool:
+        return time.monotonic() > self.deadline - self.plan.probe_seconds
+
+    # ---- in process ----
+
+    def _inside(self, what: str, model: str, place: Path) -> None:
+        sizes = self.plan.raw_batches if what == "raw" else ENGINE_CONCURRENCY
+        seconds = self.plan.raw_seconds if what == "raw" else self.plan.closed_seconds / 2
+        for processes in sorted({1, self.num_cpus}):
+            arguments = [str(place), str(seconds), *map(str, sizes)]
+            timeout = 60.0 + 3 * seconds * len(sizes)
+            rounds = run_together(what, arguments, num_processes=processes, num_results=len(sizes), timeout=timeout)
+            for size, figures in zip(sizes, rounds, strict=True):
+                inside = Inside(
+                    what,
+                    model,
+                    processes,
+                    size,
+                    tokens_per_second=round(sum(f["tokens_per_second"] for f in figures), 1),
+                    tokens_per_cpu_second=round(sum(f["tokens_per_cpu_second"] for f in figures) / processes, 1),
+                    **{name: round(figures[0].get(name, 0.0), 4) for name in ("step_ms", "cell_ms", "output_ms")},
+                )
+                self.results.inside.append(inside)
+                say(f"  {processes} × {size:>3} rows: {inside.tokens_per_second:>9,.0f} tokens/s")
+
+    # ---- over HTTP ----
+
+    def _serve(self, name: str, turn: Round, place: Path) -> None:
+        server = SERVERS[name]
+        served = Served(place, _family(place), self.num_cpus)
+        if server.needs_torch_weights and not (place / "torch.pt").exists():
+            self.results.failures[f"{name} / {turn.model}"] = "this bundle has no torch weights"
+            return
+        loads = [load for load in turn.loads if _takes(server, load)]
+        while loads:
+            loads = self._serve_once(server, served, loads)
+
+    def _serve_once(self, server: Server, served: Served, loads: list[Load]) -> list[Load]:
+        """Start the server and put loads on it; returns those that are left because it did not come to rest.
+
+        A server that goes on with requests whose clients are gone would carry one load into the next.
+        """
+        port = free_port()
+        command, environment = server.command(served, port)
+        log = self.work / "logs" / f"{server.name}-{served.name}.log"
+        with serving(command, environment, port, server.ready_path, log, self.plan.start_timeout) as running:
+            key = f"{server.name} / {served.name}"
+            self.results.ready_seconds.setdefault(key, round(running.ready_seconds, 2))
+            say(f"  ready after {running.ready_seconds:.1f} s")
+            for place, load in enumerate(loads):
+                self._load(server, served.name, load, running)
+                if running.process.poll() is not None:
+                    code = running.process.returncode
+                    raise StartFailed(f"it ended under {load.name} with code {code}\n{last_lines(log)}")
+                if self._rounds_are_over():
+                    self.results.failures[key] = OUT_OF_TIME
+                    return []
+                if not running.becomes_idle(self.plan.drain_seconds):
+                    return loads[place + 1 :]
+        return []
+
+    def _load(self, server: Server, model: str, load: Load, running: Running) -> None:
+        measured = self._closed(server, model, load, running) if load.clients else None
+        if load.share:
+            measured = self._open(server, model, load, running)
+        if measured is not None:
+            self.results.measurements.append(measured)
+            say("  " + in_a_line(measured))
+
+    def _closed(self, server: Server, model: str, load: Load, running: Running) -> Measurement:
+        longer = 2 if load.kind is Kind.MIXED else 1  # its answers are, and other loads are measured by this one
+        driven = drive_closed(
+            Address(running.port),
+            Requests(server, model).closed(load),
+            num_clients=load.clients,
+            seconds=self.plan.closed_seconds * longer,
+            warmup_seconds=self.plan.warmup_seconds * longer,
+            drain_seconds=self.plan.drain_seconds,
+            edge=running.usage,
+        )
+        return summarise(server.name, model, load, driven, read_answers(driven.exchanges), 0.0)
+
+    def _open(self, server: Server, model: str, load: Load, running: Running) -> Measurement | None:
+        capacity = self.results.find(server.name, model, CAPACITY)
+        if capacity is None or not capacity.answers_per_second:
+            return None
+        rate = load.share * capacity.answers_per_second
+        driven = drive_open(
+            Address(running.port),
+            Requests(server, model).open(load, rate, self.plan.open_seconds),
+            seconds=self.plan.open_seconds,
+            drain_seconds=self.plan.drain_seconds,
+            edge=running.usage,
+        )
+        return summarise(server.name, model, load, driven, read_answers(driven.exchanges), rate)
+
+
+def in_short(figures: dict[str, Any]) -> str:
+    """For the terminal."""
+    return ", ".join(f"{key} {value}" for key, value in figures.items() if not isinstance(value, list))
+
+
+def in_a_line(measured: Measurement) -> str:
+    """For the terminal."""
+    first = f"{measured.first_ms.p95:8.1f}" if measured.first_ms else "       –"
+    cpu = f"{measured.cpu_seconds_per_1000:.3f}" if measured.cpu_seconds_per_1000 else "–"
+    line = f"{measured.load:<18} {measured.tokens_per_second:>9,.0f} tokens/s  {cpu} CPU-s/1,000  first p95 {first} ms"
+    if measured.num_late:
+        line += f"  {measured.num_late} late"
+    if measured.num_refused:
+        line += f"  {measured.num_refused} refused"
+    if measured.num_failed:
+        line += f"  {measured.num_failed} failed ({measured.problems[0][:120]})"
+    return line
+
+
+def _takes(server: Server, load: Load) -> bool:
+    if load.kind in SCORING:
+        return server.scores
+    if load.kind is Kind.STREAM:
+        return server.streams
+    return load.kind is not Kind.WHOLE or server.wholes
+
+
+def _family(place: Path) -> str:
+    import json
+
+    return str(json.loads((place / "manifest.json").read_text("utf-8"))["family"])
+
+
+def granted_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))

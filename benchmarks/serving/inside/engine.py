@@ -1,0 +1,85 @@
+"""engine: meari's loop in process, no HTTP. `python -m benchmarks.serving.inside.engine`.
+
+Enters: a bundle, seconds, how many requests to keep running at a time. Leaves: tokens per second of wall and of CPU, as
+`raw` prints them. Prompts are token ids: no tokenizer, no text.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.serving.plan import ENDLESS
+from meari.runtime.engine import Engine
+from meari.runtime.engine.calls import GenerateCall, Generation, Sampling
+from meari.service.registry import Model, load_model
+from meari.service.settings import Settings
+
+PROMPT_TOKENS, NEW_TOKENS = 4, 64
+NO_END = ((0, -100.0),)
+WARMUP_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class EngineFigures:
+    """Of one process with `concurrency` requests at a time."""
+
+    concurrency: int
+    tokens_per_second: float
+    tokens_per_cpu_second: float
+
+
+def open_model(folder: Path) -> Model:
+    """A model whose engine runs."""
+    return load_model(folder, Settings(workers=1))
+
+
+def submit(engine: Engine, prompt: list[int], max_tokens: int, sampling: Sampling) -> Generation:
+    """Queue a continuation."""
+    call = GenerateCall(prompt, max_tokens, engine.clock() + 60.0, sampling)
+    return engine.generate(call, engine.reserve())
+
+
+def measure(model: Model, concurrency: int, seconds: float) -> EngineFigures:
+    """Keep so many requests running; count the tokens that the engine says it sampled."""
+    generator = random.Random(1)  # noqa: S311 (no secret)
+    bias = () if model.name in ENDLESS else NO_END
+    vocabulary_size = model.bundle.manifest.sizes["vocabulary"]
+    running: deque[Generation] = deque()
+    begin = time.perf_counter() + WARMUP_SECONDS
+    first: tuple[float, float, int] | None = None
+    number = 0
+    while True:
+        while len(running) < concurrency:
+            prompt = [generator.randrange(2, vocabulary_size) for _ in range(PROMPT_TOKENS)]
+            running.append(submit(model.engine, prompt, NEW_TOKENS, Sampling(seed=number, logit_bias=bias)))
+            number += 1
+        running.popleft().wait_end(60.0)
+        now = (time.perf_counter(), time.process_time(), model.engine.stats().tokens_sampled)
+        if first is None and now[0] >= begin:
+            first = now
+        if first is not None and now[0] >= first[0] + seconds:
+            break
+    for generation in running:
+        generation.wait_end(60.0)
+    took, cpu, tokens = (last - start for last, start in zip(now, first, strict=True))
+    return EngineFigures(concurrency, tokens / took, tokens / cpu)
+
+
+def main() -> None:
+    """Arguments: bundle, seconds, numbers of requests at a time."""
+    folder, seconds, numbers = Path(sys.argv[1]), float(sys.argv[2]), [int(word) for word in sys.argv[3:]]
+    model = open_model(folder)
+    for concurrency in numbers:
+        sys.stdin.readline()
+        print(json.dumps(asdict(measure(model, concurrency, seconds))), flush=True)  # noqa: T201
+    model.engine.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""kenlm beside a bundle, on text that the bundle wrote.
+
+Run by `python -m benchmarks.serving.inside.kenlm_scores BUNDLE FOLDER`.
+
+The bundle writes a corpus by sampling from itself; a 5-gram model over its tokens is counted on most of it, and both
+score the rest. So the bundle's own perplexity is the entropy of the source, which nothing can beat, and kenlm's says
+what 5-grams learn of it. Figures: perplexities a token (the end not counted: these texts have none of their own), and
+tokens a CPU-second of each scorer in process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import kenlm
+
+from benchmarks.serving.inside.engine import NO_END, open_model
+from benchmarks.serving.inside.ngrams import write_arpa
+from meari.runtime.engine.calls import GenerateCall, Sampling, ScoreCall
+from meari.service.registry import Model
+
+NUM_SENTENCES, HELD_OUT, SENTENCE_TOKENS = 4000, 400, 50
+AT_ONCE = 100
+Sentences = list[list[int]]
+
+
+def write_sentences(model: Model) -> Sentences:
+    """Sentences of so many tokens, sampled from the bundle."""
+    sentences: Sentences = []
+    while len(sentences) < NUM_SENTENCES:
+        running = []
+        for seed in range(len(sentences), len(sentences) + AT_ONCE):
+            sampling = Sampling(seed=seed, logit_bias=NO_END)
+            call = GenerateCall([], SENTENCE_TOKENS, model.engine.clock() + 120.0, sampling)
+            running.append(model.engine.generate(call, model.engine.reserve()))
+        for generation in running:
+            generation.wait_end(120.0)
+            sentences.append(list(generation.samples[0].token_ids))
+    return sentences
+
+
+def score_by_bundle(model: Model, sentences: Sentences) -> tuple[float, float]:
+    """Sum of log-probabilities, and tokens a CPU-second."""
+    cpu, total = time.process_time(), 0.0
+    for first in range(0, len(sentences), AT_ONCE):
+        texts = sentences[first : first + AT_ONCE]
+        call = ScoreCall([], texts, model.engine.clock() + 120.0, add_end=False)
+        scoring = model.engine.score(call, model.engine.reserve())
+        scoring.wait_end(120.0)
+        scoring.raise_for_failure()
+        total += sum(float(result.logprobs.sum()) for result in scoring.results)
+    return total, sum(map(len, sentences)) / (time.process_time() - cpu)
+
+
+def score_by_kenlm(scorer: kenlm.Model, texts: list[str], num_tokens: int) -> tuple[float, float]:
+    """The same of an n-gram model."""
+    cpu = time.process_time()
+    total = sum(scorer.score(text, bos=True, eos=False) for text in texts)
+    return total * math.log(10), num_tokens / (time.process_time() - cpu)
+
+
+def main() -> None:
+    """Arguments: bundle, a folder for the ARPA file."""
+    folder = Path(sys.argv[2])
+    folder.mkdir(parents=True, exist_ok=True)
+    model = open_model(Path(sys.argv[1]))
+    sys.stdin.readline()
+    names = [f"t{token}" for token in range(model.tokenizer.vocabulary.size)]  # white space is no word for kenlm
+    sentences = write_sentences(model)
+    train, held_out = sentences[:-HELD_OUT], sentences[-HELD_OUT:]
+    write_arpa(folder / "5-grams.arpa", [[names[token] for token in row] for row in train], names[1:])
+    scorer = kenlm.Model(str(folder / "5-grams.arpa"))
+    num_tokens = sum(map(len, held_out))
+    ours, our_rate = score_by_bundle(model, held_out)
+    texts = [" ".join(names[token] for token in row) for row in held_out]
+    theirs, their_rate = score_by_kenlm(scorer, texts, num_tokens)
+    figures = {
+        "training_tokens": sum(map(len, train)),
+        "held_out_tokens": num_tokens,
+        "perplexity_meari": round(math.exp(-ours / num_tokens), 2),
+        "perplexity_kenlm": round(math.exp(-theirs / num_tokens), 2),
+        "tokens_per_cpu_second_meari": round(our_rate),
+        "tokens_per_cpu_second_kenlm": round(their_rate),
+    }
+    print(json.dumps(figures), flush=True)  # noqa: T201
+    model.engine.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What is measured, for how long: options → one frozen `Plan`. Knows nothing of how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+SHARES = (0.5, 0.8, 1.1, 2.0)  # of capacity
+
+
+class Kind(StrEnum):
+    """What a load asks for."""
+
+    WHOLE = "whole"
+    STREAM = "stream"
+    MIXED = "mixed"
+    SCORE_ONE = "score one"
+    SCORE_LIST = "score list"
+    SCORE_NBEST = "score n-best"
+
+
+SCORING = frozenset({Kind.SCORE_ONE, Kind.SCORE_LIST, Kind.SCORE_NBEST})
+
+
+@dataclass(frozen=True)
+class Load:
+    """One load: closed with so many clients, or open at a share of the capacity that was measured before."""
+
+    kind: Kind
+    clients: int = 0
+    share: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """As the tables call it."""
+        if self.share:
+            return f"{self.kind} {self.share:.0%}"
+        return f"{self.kind} × {self.clients}"
+
+
+CAPACITY = Load(Kind.MIXED, clients=128)  # as many as two workers of 64 rows hold
+SCORES = (Load(Kind.SCORE_ONE, 16), Load(Kind.SCORE_LIST, 4), Load(Kind.SCORE_NBEST, 4))
+CLOSED = tuple(Load(kind, clients) for kind in (Kind.WHOLE, Kind.STREAM) for clients in (1, 16, 64))
+MIXED = (CAPACITY, *(Load(Kind.MIXED, share=share) for share in SHARES))
+EVERYTHING = (*CLOSED, *MIXED, *SCORES)
+SHORT = (Load(Kind.WHOLE, 1), Load(Kind.WHOLE, 64), Load(Kind.STREAM, 64))
+SHORTEST = (Load(Kind.WHOLE, 1), Load(Kind.WHOLE, 64))
+
+
+@dataclass(frozen=True)
+class Round:
+    """One bundle, behind which servers, under which loads."""
+
+    model: str
+    servers: tuple[str, ...]
+    loads: tuple[Load, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run; times in seconds."""
+
+    rounds: tuple[Round, ...]
+    closed_seconds: float
+    warmup_seconds: float
+    open_seconds: float
+    drain_seconds: float
+    raw_seconds: float  # a batch size
+    raw_batches: tuple[int, ...]
+    flat_seconds: float  # of the load under which a worker's memory must stay flat
+    budget_seconds: float  # of the whole run; what does not fit is named as not measured
+    probe_seconds: float  # of those, kept for the probes
+    start_timeout: float = 90.0
+
+
+INSIDE = ("raw", "engine")
+HTTP_SERVERS = ("meari", "mosec", "bentoml", "litserve", "ray", "flask-torch")
+CHOICES = (*INSIDE, *HTTP_SERVERS, "kenlm", "probes")  # what --only takes
+RANDOM = ("lstm-int8", "lstm-fp32", "gru-fp32", "esn-fp32")
+ENDLESS = frozenset({*RANDOM, "shakespeare-lstm", "shakespeare-gru", "shakespeare-rnn", "shakespeare-esn"})
+RELEASED = ("shakespeare-lstm", "shakespeare-gru", "shakespeare-rnn", "shakespeare-esn", "nsmc-lstm")
+FIRST_ROUND = (*INSIDE, *HTTP_SERVERS)
+OTHER_ROUND = ("raw", "meari", "flask-torch", "mosec")
+
+
+def full_plan() -> Plan:
+    """At most 40 minutes."""
+    rounds = [
+        Round("lstm-int8", FIRST_ROUND, EVERYTHING),
+        Round("lstm-fp32", FIRST_ROUND, (*SHORT, SCORES[1])),
+        *(Round(name, OTHER_ROUND, SHORT) for name in ("gru-fp32", "esn-fp32")),
+        *(Round(name, ("raw", "meari"), SHORTEST) for name in RELEASED),
+    ]
+    return Plan(
+        rounds=tuple(rounds),
+        closed_seconds=4.0,
+        warmup_seconds=1.0,
+        open_seconds=8.0,
+        drain_seconds=6.0,
+        raw_seconds=0.8,
+        raw_batches=(1, 4, 16, 32, 64, 128),
+        flat_seconds=600.0,
+        budget_seconds=39.5 * 60,
+        probe_seconds=11.5 * 60,
+    )
+
+
+def quick_plan() -> Plan:
+    """At most 5 minutes: the int8 LSTM under a few loads, and what its ratios need."""
+    few = (Load(Kind.WHOLE, 1), Load(Kind.WHOLE, 64), Load(Kind.STREAM, 64), CAPACITY, Load(Kind.MIXED, share=0.8))
+    rounds = (
+        Round("lstm-int8", (*INSIDE, "meari"), (*few, Load(Kind.MIXED, share=2.0), *SCORES)),
+        Round("lstm-fp32", ("raw", "meari", "flask-torch"), (Load(Kind.WHOLE, 1), *SHORT[1:])),
+        Round("lstm-int8", HTTP_SERVERS[1:-1], few),
+    )
+    return Plan(
+        rounds=rounds,
+        closed_seconds=1.5,
+        warmup_seconds=0.4,
+        open_seconds=2.5,
+        drain_seconds=2.0,
+        raw_seconds=0.4,
+        raw_batches=(1, 32, 64, 128),
+        flat_seconds=10.0,
+        budget_seconds=4.4 * 60,
+        probe_seconds=80.0,
+        start_timeout=40.0,
+    )

@@ -1,0 +1,80 @@
+"""Runs programs of `inside`, several at the same time: one process a CPU, started together. Knows nothing of models."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"), "1")
+
+
+class ProgramFailed(Exception):
+    """A program ended without its figures; the text is the end of what it wrote to standard error."""
+
+
+def run_together(
+    module: str, arguments: Sequence[str], *, num_processes: int, num_results: int, timeout: float
+) -> list[list[dict[str, Any]]]:
+    """Start a module so many times and give all of them the word at once, `num_results` times.
+
+    returns   for each result, what each process printed
+    Raises ProgramFailed.
+    """
+    command = [sys.executable, "-m", f"benchmarks.serving.inside.{module}", *arguments]
+    with contextlib.ExitStack() as stack:
+        processes = [_start(command, stack) for _ in range(num_processes)]
+        deadline = threading.Timer(timeout, _kill, [processes])
+        stack.callback(deadline.cancel)
+        deadline.start()
+        return [_round(processes, module) for _ in range(num_results)]
+
+
+def _start(command: Sequence[str], stack: contextlib.ExitStack) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **ENVIRONMENT},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    stack.callback(_end, process)
+    return process
+
+
+def _kill(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        process.kill()
+
+
+def _round(processes: list[subprocess.Popen[str]], module: str) -> list[dict[str, Any]]:
+    for process in processes:
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+    return [_read(process, module) for process in processes]
+
+
+def _read(process: subprocess.Popen[str], module: str) -> dict[str, Any]:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    line = process.stdout.readline()
+    if not line:
+        raise ProgramFailed(f"{module}: {process.stderr.read()[-800:].strip() or 'it took too long'}")
+    result: dict[str, Any] = json.loads(line)
+    return result
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        process.communicate(timeout=5)
+    if process.poll() is None:
+        process.kill()
+        process.wait()

@@ -1,0 +1,162 @@
+"""What was measured, as values, and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.serving.answers import Answers
+from benchmarks.serving.driver import Driven
+from benchmarks.serving.figures import Spread, overlap_share, spread_ms
+from benchmarks.serving.plan import Load
+
+Usages = Any
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One load on one server with one bundle.
+
+    tokens_per_second      generated (or scored) tokens within the window; an answer's tokens lie evenly over its time
+    cpu_seconds_per_1000   of all the server's processes, for 1,000 of those tokens
+    memory_mb              sum of PSS at the end of the window, the load still on
+    offered_per_second     requests, of an open load
+    num_late               answers that were not complete when the load had ended; their waiting so far counts as theirs
+    driver_cpu_share       of one CPU, used by the driver itself within the window
+    other_cpu_share        of one CPU, used by neither server nor driver: a quiet machine has next to nothing
+    """
+
+    server: str
+    model: str
+    load: str
+    kind: str
+    clients: int
+    share: float
+    seconds: float
+    tokens_per_second: float
+    answers_per_second: float
+    cpu_seconds_per_1000: float | None
+    memory_mb: float
+    driver_cpu_share: float
+    other_cpu_share: float
+    offered_per_second: float
+    num_answers: int
+    num_refused: int
+    num_failed: int
+    num_late: int
+    first_ms: Spread | None
+    gap_ms: Spread | None
+    whole_ms: Spread | None
+    refusal_ms: Spread | None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def tokens_per_cpu_second(self) -> float | None:
+        """Of all the server's processes."""
+        return 1000 / self.cpu_seconds_per_1000 if self.cpu_seconds_per_1000 else None
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Figures of `raw` or `engine`: `processes` of them at once, each with `batch` rows.
+
+    tokens_per_second of all processes together; tokens_per_cpu_second the mean over processes; step_ms and its parts
+    of raw alone
+    """
+
+    what: str
+    model: str
+    processes: int
+    batch: int
+    tokens_per_second: float
+    tokens_per_cpu_second: float
+    step_ms: float = 0.0
+    cell_ms: float = 0.0
+    output_ms: float = 0.0
+
+
+@dataclass
+class Results:
+    """Everything of one run, growing while it goes on."""
+
+    about: dict[str, Any] = field(default_factory=dict)
+    inside: list[Inside] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    ready_seconds: dict[str, float] = field(default_factory=dict)  # "server / model"
+    failures: dict[str, str] = field(default_factory=dict)  # "server / model", or a probe's name
+    probes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def find(self, server: str, model: str, load: Load) -> Measurement | None:
+        """The measurement of a load, None where there is none."""
+        found = (m for m in self.measurements if (m.server, m.model, m.load) == (server, model, load.name))
+        return next(found, None)
+
+    def best_inside(self, what: str, model: str, *, processes: int | None = None) -> Inside | None:
+        """The batch size with most tokens per CPU-second, with as many processes as there were, or so many."""
+        fitting = [i for i in self.inside if (i.what, i.model) == (what, model)]
+        wanted = processes or max((inside.processes for inside in fitting), default=0)
+        fitting = [inside for inside in fitting if inside.processes == wanted]
+        return max(fitting, key=lambda inside: inside.tokens_per_cpu_second, default=None)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1) + "\n"
+
+
+def results_from_json(text: str) -> Results:
+    """What `to_json` wrote."""
+    tables = json.loads(text)
+    return Results(
+        tables["about"],
+        [Inside(**entry) for entry in tables["inside"]],
+        [_measurement(entry) for entry in tables["measurements"]],
+        tables["ready_seconds"],
+        tables["failures"],
+        tables["probes"],
+    )
+
+
+def _measurement(entry: dict[str, Any]) -> Measurement:
+    for name in ("first_ms", "gap_ms", "whole_ms", "refusal_ms"):
+        entry[name] = Spread(**entry[name]) if entry[name] else None
+    return Measurement(**{**entry, "problems": tuple(entry["problems"])})
+
+
+def summarise(
+    server: str, model: str, load: Load, driven: Driven[Usages], answers: Answers, offered_per_second: float
+) -> Measurement:
+    """Figures of the window. Times of answers are those of answers that lie in it at least in part."""
+    seconds = driven.end - driven.begin
+    shares = [overlap_share(answer.begin, answer.end, driven.begin, driven.end) for answer in answers.whole]
+    tokens = sum(share * answer.tokens for share, answer in zip(shares, answers.whole, strict=True))
+    counted = [answer for share, answer in zip(shares, answers.whole, strict=True) if share > 0]
+    if load.share:
+        counted = answers.whole  # of an open load every arrival counts, however late its answer came
+    cpu = driven.last.cpu_seconds - driven.first.cpu_seconds
+    other = driven.last.machine_seconds - driven.first.machine_seconds - cpu - driven.driver_cpu_seconds
+    return Measurement(
+        server=server,
+        model=model,
+        load=load.name,
+        kind=str(load.kind),
+        clients=load.clients,
+        share=load.share,
+        seconds=round(seconds, 2),
+        tokens_per_second=round(tokens / seconds, 1),
+        answers_per_second=round(sum(shares) / seconds, 2),
+        cpu_seconds_per_1000=round(1000 * cpu / tokens, 4) if tokens else None,
+        memory_mb=round(driven.last.memory_mb, 1),
+        driver_cpu_share=round(driven.driver_cpu_seconds / seconds, 3),
+        other_cpu_share=round(max(0.0, other) / seconds, 3),
+        offered_per_second=round(offered_per_second, 2),
+        num_answers=len(counted),
+        num_refused=len(answers.refusal_seconds),
+        num_failed=answers.num_failed,
+        num_late=len(answers.late),
+        first_ms=spread_ms([*(answer.first for answer in counted), *(first for first, _ in answers.late)]),
+        gap_ms=spread_ms(gap for answer in counted for gap in answer.gaps),
+        whole_ms=spread_ms([*(answer.seconds for answer in counted), *(whole for _, whole in answers.late)]),
+        refusal_ms=spread_ms(answers.refusal_seconds),
+        problems=answers.problems,
+    )

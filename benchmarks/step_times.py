@@ -1,0 +1,56 @@
+"""Prints how long a step of a bundle takes: `python -m benchmarks.step_times bundles/NAME`.
+
+In: a bundle's folder. Out: a table of microseconds by batch size, one thread, the best of many repetitions.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from meari.export.precision import Precision
+from meari.export.sessions import GraphModel, Graphs
+
+BATCH_SIZES = (1, 4, 16, 64)
+SECONDS = 0.5  # of measuring for each figure
+
+
+def step_seconds(run: Callable[[], object], seconds: float) -> float:
+    """The shortest time that `run` took within `seconds` of running it again and again."""
+    best, end = float("inf"), time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def step_table(folder: Path, seconds: float = SECONDS) -> str:
+    """Rows: the cell and the output layer. Columns: batch sizes."""
+    graphs = Graphs(Precision.FP32, (folder / "cell.onnx").read_bytes(), (folder / "output.onnx").read_bytes())
+    model = GraphModel(graphs)
+    lines = ["µs a step".ljust(12) + "".join(f"{f'batch {batch}':>12}" for batch in BATCH_SIZES)]
+    generator = np.random.default_rng(0)
+    cell, output = [], []
+    for batch in BATCH_SIZES:
+        tokens = generator.integers(0, model.vocabulary_size, batch)
+        hidden, state = model.step(tokens, model.initial_state(batch))
+        cell.append(step_seconds(partial(model.step, tokens, state), seconds))
+        output.append(step_seconds(partial(model.logprobs, hidden), seconds))
+    for name, times in (("cell", cell), ("output", output)):
+        lines.append(name.ljust(12) + "".join(f"{1e6 * best:>12.0f}" for best in times))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table of the bundle that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="bundles/NAME")
+    sys.stdout.write(step_table(parser.parse_args().folder) + "\n")
+
+
+if __name__ == "__main__":
+    main()

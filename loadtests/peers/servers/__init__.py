@@ -1,1 +1,0 @@
-"""The neighbours: the same bundle behind other servers, each as its own documentation shows it. One file a server."""

@@ -1,0 +1,77 @@
+"""The command line of `make bench`, and a whole small run of it."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.serving.__main__ import chosen, parse
+from benchmarks.serving.benchmark import Benchmark
+from benchmarks.serving.bundles import Recipe, make_bundle
+from benchmarks.serving.plan import Kind, Load, Round, full_plan, quick_plan
+from benchmarks.serving.results import Results
+from meari.export.precision import Precision
+from meari.models.choices import Family
+from meari.models.config import RecurrentConfig
+
+LOADS = (
+    Load(Kind.WHOLE, 2),
+    Load(Kind.STREAM, 2),
+    Load(Kind.MIXED, clients=128),
+    Load(Kind.MIXED, share=0.5),
+    Load(Kind.SCORE_LIST, 4),
+)
+
+
+def test_only_what_was_asked_for_is_measured() -> None:
+    options = parse(["--quick", "--only", "raw,meari", "--models", "lstm-int8"])
+    plan = chosen(quick_plan(), options.only, options.models)
+    assert {turn.model for turn in plan.rounds} == {"lstm-int8"}
+    assert {name for turn in plan.rounds for name in turn.servers} == {"raw", "meari"}
+
+
+def test_unknown_server_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--only", "raw,nginx"])
+    assert "got nginx, expected some of raw" in capsys.readouterr().err
+
+
+def test_budgets_leave_room_under_the_promised_times() -> None:
+    assert full_plan().budget_seconds < 40 * 60
+    assert quick_plan().budget_seconds < 5 * 60
+
+
+@pytest.mark.timeout(180)
+def test_small_run_measures_raw_and_meari_and_names_what_fails(tmp_path: Path) -> None:
+    config = RecurrentConfig(Family.LSTM, embedding_size=16, hidden_size=16)
+    recipe = Recipe("tiny", config, Precision.FP32, 10_000)
+    plan = dataclasses.replace(
+        quick_plan(),
+        rounds=(Round("tiny", ("raw", "meari", "bentoml"), LOADS), Round("absent", ("raw",), LOADS)),
+        closed_seconds=0.3,
+        warmup_seconds=0.1,
+        open_seconds=0.5,
+        raw_seconds=0.02,
+        raw_batches=(1, 4),
+        start_timeout=30.0,
+    )
+
+    def bundle(name: str) -> Path:
+        if name == "absent":
+            raise FileNotFoundError("bundles/absent")
+        return make_bundle(recipe, tmp_path / "served")
+
+    results = Results()
+    benchmark = Benchmark(plan, results, bundle, tmp_path, 2, time.monotonic() + 150)
+    benchmark.run()
+    assert {(inside.processes, inside.batch) for inside in results.inside} == {(1, 1), (1, 4), (2, 1), (2, 4)}
+    found = {m.load: m for m in results.measurements if m.server == "meari"}
+    assert list(found) == [load.name for load in LOADS]
+    for measured in found.values():
+        assert measured.tokens_per_second > 0
+        assert measured.num_failed == 0, measured.problems
+        assert measured.memory_mb > 10
+    assert found["stream × 2"].gap_ms is not None
+    assert found["mixed 50%"].offered_per_second > 0
+    assert "bundles/absent" in results.failures["all / absent"]

@@ -1,0 +1,30 @@
+"""The profile of a writing step: every part of the graph is found, and a node counts where its name says."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.serving.inside.nodes import PARTS, measure, part_of
+
+BUNDLES = Path(__file__).parents[3] / "bundles"
+
+
+def test_every_part_of_a_step_takes_time() -> None:
+    figures = measure(BUNDLES / "shakespeare-gru", 3)
+    assert set(figures) == {*PARTS, "whole"}
+    assert all(figures[part] > 0 for part in PARTS)
+
+
+@pytest.mark.parametrize(
+    ("node", "kind", "part"),
+    [
+        ("cell.node_MatMulInteger_2_kernel_time", "MatMulIntegerToFloat", "products of the cell"),
+        ("cell.node_Mul_5_kernel_time", "Mul", "rest of the cell"),
+        ("write.node_MatMul_6_kernel_time", "MatMul", "product of the output layer"),
+        ("write.node_LogSoftmax_11_kernel_time", "LogSoftmax", "rest of the output layer"),
+        ("Exp_0_kernel_time", "Exp", "sampler"),
+        ("If_1_kernel_time", "If", "control"),
+    ],
+)
+def test_a_node_counts_where_its_name_says(node: str, kind: str, part: str) -> None:
+    assert part_of(node, kind) == part

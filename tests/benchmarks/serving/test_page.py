@@ -1,0 +1,133 @@
+"""Results → JSON, targets, tables, the page with its pictures."""
+
+import dataclasses
+from pathlib import Path
+
+from benchmarks.serving.figures import Spread
+from benchmarks.serving.page import write_page
+from benchmarks.serving.plan import CAPACITY, Kind, Load
+from benchmarks.serving.results import Inside, Measurement, Results, results_from_json
+from benchmarks.serving.tables import rates_table, table
+from benchmarks.serving.targets import target_rows
+
+TIMES = Spread(10.0, 20.0, 30.0, 100)
+
+
+def measured(server: str, load: Load, tokens_per_second: float, cpu: float = 0.1) -> Measurement:
+    return Measurement(
+        server=server,
+        model="lstm-int8",
+        load=load.name,
+        kind=str(load.kind),
+        clients=load.clients,
+        share=load.share,
+        seconds=5.0,
+        tokens_per_second=tokens_per_second,
+        answers_per_second=tokens_per_second / 64,
+        cpu_seconds_per_1000=cpu,
+        memory_mb=200.0,
+        driver_cpu_share=0.05,
+        other_cpu_share=0.01,
+        offered_per_second=0.0,
+        num_answers=100,
+        num_refused=0,
+        num_failed=0,
+        num_late=0,
+        first_ms=TIMES,
+        gap_ms=None,
+        whole_ms=TIMES,
+        refusal_ms=None,
+    )
+
+
+def some_results() -> Results:
+    alone, many = Load(Kind.WHOLE, 1), Load(Kind.WHOLE, 64)
+    return Results(
+        about={"cpu": "a CPU", "num_cpus": 2, "versions": {"meari": "0.1.0"}, "command": "make bench"},
+        inside=[
+            Inside("raw", "lstm-int8", 1, 1, 5000.0, 5000.0, 0.2, 0.1, 0.1),
+            Inside("raw", "lstm-int8", 2, 64, 24_000.0, 12_000.0, 5.3, 2.3, 3.0),
+        ],
+        measurements=[
+            measured("meari", alone, 4000.0),
+            measured("meari", many, 20_000.0, 1 / 11),
+            measured("meari", CAPACITY, 15_000.0),
+            measured("meari", Load(Kind.MIXED, share=0.8), 12_000.0),
+            measured("flask-torch", alone, 100.0),
+            measured("mosec", CAPACITY, 10_000.0),
+            measured("mosec", Load(Kind.MIXED, share=0.8), 8_000.0),
+        ],
+        failures={"ray / lstm-int8": "it ended with code 1\nand its log"},
+        probes={"start": {"seconds": 2.5, "bundles": 5, "of": [2.5]}},
+    )
+
+
+def test_results_survive_json() -> None:
+    results = some_results()
+    assert results_from_json(results.to_json()) == results
+
+
+def test_targets_are_met_missed_or_not_measured() -> None:
+    rows = {row.what: row for row in target_rows(some_results())}
+    flask = rows["one client, against Flask + PyTorch, int8"]
+    assert (flask.met, flask.figure) == (True, "40.0 × (4,000 against 100)")
+    whole = rows["64 clients, whole: tokens per server CPU-second against raw, lstm-int8"]
+    assert (whole.met, whole.figure) == (True, "92% (11,000 of 12,000)")
+    mixed = rows["mixed load: tokens/s against the best other server"]
+    assert (mixed.met, mixed.figure) == (False, "1.50 × (15,000 against 10,000 of mosec)")
+    assert rows["start to ready, five bundles"].met is False
+    assert rows["one client, against Flask + PyTorch, fp32"].met is None
+    assert rows["memory of a worker"].figure == "not measured"
+
+
+def test_time_beyond_raw_leaves_out_the_steps_of_the_prompt_too() -> None:
+    row = next(row for row in target_rows(some_results()) if "beyond the raw" in row.what)
+    # 68 steps of the cell and 64 of the output layer, 0.1 ms each, of 10 ms
+    assert row.figure.startswith("-3.20 ms (10.00 of which 13.20 are steps)")
+
+
+def test_short_run_does_not_tell_whether_memory_is_flat() -> None:
+    results = some_results()
+    results.probes["memory"] = {"growth": 0.0, "seconds": 60, "beyond_weights_mb": 90.0, "largest_mb": 104.0}
+    rows = {row.what: row for row in target_rows(results)}
+    assert rows["memory of a worker"].met is True
+    assert rows["memory of a worker under mixed load"].met is None
+
+
+def test_table_has_a_line_a_server_and_a_column_a_load() -> None:
+    lines = rates_table(some_results(), "lstm-int8").splitlines()
+    assert lines[0].count("|") == 2 + 4
+    assert lines[1] == "| --- | ---: | ---: | ---: | ---: |"
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == ["meari", "flask-torch", "mosec"]
+    assert "20,000 (0.091)" in lines[2]
+
+
+def test_numbers_stand_to_the_right() -> None:
+    assert table(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+
+
+def test_page_shows_targets_tables_pictures_and_what_failed(tmp_path: Path) -> None:
+    write_page(some_results(), tmp_path)
+    page = (tmp_path / "README.md").read_text("utf-8")
+    for part in ("## Targets", "## lstm-int8", "throughput.png", "first-token.png", "ray / lstm-int8: it ended"):
+        assert part in page
+    assert "and its log" not in page
+    assert (tmp_path / "details.md").read_text("utf-8").count("| meari |") == 4
+    assert all((tmp_path / name).stat().st_size > 5000 for name in ("throughput.png", "cpu.png", "first-token.png"))
+    assert results_from_json((tmp_path / "results.json").read_text("utf-8")) == some_results()
+
+
+def test_page_says_that_the_machine_was_not_quiet(tmp_path: Path) -> None:
+    results = some_results()
+    write_page(results, tmp_path)
+    assert "not quiet" not in (tmp_path / "README.md").read_text("utf-8")
+    results.measurements = [dataclasses.replace(m, other_cpu_share=0.5) for m in results.measurements]
+    write_page(results, tmp_path)
+    assert "other processes took 50% of a CPU" in (tmp_path / "README.md").read_text("utf-8")
+
+
+def test_results_without_the_main_models_make_a_page_without_pictures(tmp_path: Path) -> None:
+    results = some_results()
+    results.measurements = [dataclasses.replace(m, model="nsmc-lstm") for m in results.measurements]
+    write_page(results, tmp_path)
+    assert not list(tmp_path.glob("*.png"))

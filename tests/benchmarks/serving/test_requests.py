@@ -1,0 +1,66 @@
+"""What servers are asked for: the same of all, and of the shape that each load has."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+
+from benchmarks.serving.driver import Ask
+from benchmarks.serving.measured_servers import SERVERS
+from benchmarks.serving.plan import CAPACITY, HTTP_SERVERS, Kind, Load, full_plan, quick_plan
+from benchmarks.serving.requests import Requests
+
+MEASURED = [SERVERS[name] for name in HTTP_SERVERS]
+
+
+def body_of(ask: Ask) -> dict[str, Any]:
+    head, _, body = ask.request.partition(b"\r\n\r\n")
+    assert f"Content-Length: {len(body)}".encode() in head
+    found: dict[str, Any] = json.loads(body)
+    return found["asks"][0] if "asks" in found else found
+
+
+def first_bodies(server: str, load: Load, count: int = 5) -> list[dict[str, Any]]:
+    return [body_of(ask) for ask in itertools.islice(Requests(SERVERS[server], "lstm-int8").closed(load), count)]
+
+
+@pytest.mark.parametrize("load", [Load(Kind.WHOLE, 64), CAPACITY])
+def test_all_servers_get_the_same_prompts_and_lengths(load: Load) -> None:
+    asked = [[(body["prompt"], body["max_tokens"]) for body in first_bodies(name, load)] for name in HTTP_SERVERS]
+    assert all(other == asked[0] for other in asked)
+    assert len({prompt for prompt, _ in asked[0]}) == 5
+
+
+def test_end_is_biased_away_where_a_bundle_has_one() -> None:
+    for model, expected in (("lstm-int8", None), ("nsmc-lstm", {"0": -100.0})):
+        ask = SERVERS["meari"].generate("a", 64, stream=False, model=model)
+        assert body_of(ask).get("logit_bias") == expected
+
+
+def test_mixed_load_streams_where_a_server_can() -> None:
+    assert all(body["stream"] for body in first_bodies("mosec", CAPACITY))
+    assert not any(body["stream"] for body in first_bodies("bentoml", CAPACITY))
+
+
+def test_nbest_list_shares_prefixes() -> None:
+    (body,) = first_bodies("meari", Load(Kind.SCORE_NBEST, 4), 1)
+    texts = [tuple(text.split()) for text in body["texts"]]
+    prefixes = {text[:length] for text in texts for length in range(1, len(text) + 1)}
+    assert len(set(texts)) == 100
+    assert len(prefixes) < 0.7 * sum(map(len, texts))
+
+
+def test_open_load_has_its_rate() -> None:
+    arrivals = Requests(SERVERS["meari"], "lstm-int8").open(Load(Kind.MIXED, share=0.8), 40.0, 30.0)
+    assert 1000 < len(arrivals) < 1400
+    assert all(8 <= ask.num_tokens <= 256 for _, ask in arrivals)
+
+
+def test_plans_measure_meari_before_its_capacity_is_needed() -> None:
+    for plan in (full_plan(), quick_plan()):
+        for turn in plan.rounds:
+            names = [load.name for load in turn.loads]
+            assert len(set(names)) == len(names)
+            if any(load.share for load in turn.loads):
+                assert names.index(CAPACITY.name) < min(place for place, load in enumerate(turn.loads) if load.share)
