@@ -114,6 +114,20 @@ def test_links_lead_somewhere() -> None:
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
+def test_every_released_bundle_keeps_its_checkpoints_perplexity_as_told(name: str) -> None:
+    told = re.search(r"(?:within|float32 체크포인트의 값과) ([0-9.]+) %", (ROOT / name).read_text("utf-8"))
+    assert told is not None
+    ratios = [
+        figures[part]["perplexity"] / checkpoint["perplexity"]
+        for path in (ROOT / "bundles").glob("*/manifest.json")
+        for figures in [json.loads(path.read_text("utf-8"))["figures"]]
+        for part, checkpoint in figures["checkpoint"].items()
+    ]
+    assert len(ratios) >= 6
+    assert max(abs(ratio - 1) for ratio in ratios) <= float(told[1]) / 100
+
+
 @pytest.mark.parametrize("folder", sorted((ROOT / "bundles").glob("*/")), ids=lambda folder: folder.name)
 def test_figures_are_those_of_the_bundle(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))

@@ -7,6 +7,8 @@ then ends as gunicorn does.
 gunicorn's hands a connection back to its loop after every answer, and the loop hands the next request to another
 thread: two threads to wake that have nothing else to do. Here a thread stays with its connection for a moment.
 
+gunicorn's takes no new client while connections on which nothing happens hold all places. Here they give way.
+
 gunicorn's takes whatever connection it can get. This one lets a worker come first that has fewer (spread.py).
 
 The master process imports this file before it forks. It must not lead to onnxruntime, which starts threads when it is
@@ -17,14 +19,16 @@ from __future__ import annotations
 
 import errno
 import select
+import socket
 import time
+from collections import deque
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.util import close_graceful, write_nonblock
-from gunicorn.workers.gthread import _DEFER, DEFAULT_WORKER_DATA_TIMEOUT, TConn, ThreadWorker
+from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
 
 from meari.errors import MAY_QUOTE, EngineFailed
 from meari.runtime.memory import limit_arenas
@@ -70,11 +74,15 @@ class PolledConnection(TConn):  # type: ignore[misc]
 
     def wait_for_data(self, timeout: float) -> bool:
         """True once there is something to read, False after `timeout` seconds."""
-        if not self.data_ready:
-            readable = select.poll()
-            readable.register(self.sock, select.POLLIN)
-            self.data_ready = bool(readable.poll(timeout * 1000))
+        self.data_ready = self.data_ready or has_come(self.sock, timeout)
         return self.data_ready
+
+
+def has_come(connection: socket.socket, timeout: float) -> bool:
+    """True once there is something to read, False after `timeout` seconds."""
+    readable = select.poll()
+    readable.register(connection, select.POLLIN)
+    return bool(readable.poll(timeout * 1000))
 
 
 class DrainingWorker(ThreadWorker):  # type: ignore[misc]
@@ -107,8 +115,29 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
                 raise
             return
         self.nr_conns += 1
+        self._keep_a_place()
         SPREAD.note(self.age, self.nr_conns)
         self.enqueue_req(PolledConnection(self.cfg, Connection.over(accepted), address, listener.getsockname()))
+
+    def _keep_a_place(self) -> None:
+        """Where all places are taken, close connections on which nothing is under way, so that the next client gets in.
+
+        The longest idle go first. One whose next request has come is not idle, whatever the loop knows of it.
+        """
+        while self.nr_conns >= self.worker_connections and (idle := self._longest_idle()) is not None:
+            connections, connection = idle
+            connections.remove(connection)
+            self.poller.unregister(connection.sock)
+            self.nr_conns -= 1
+            connection.close()
+
+    def _longest_idle(self) -> tuple[deque[Any], Any] | None:
+        """A connection that waits for a request, and where gunicorn keeps it."""
+        waiting = [(each.timeout, kept, each) for kept in (self.keepalived_conns, self.pending_conns) for each in kept]
+        for _, kept, connection in sorted(waiting, key=lambda entry: entry[0]):
+            if not has_come(connection.sock, 0):
+                return kept, connection
+        return None
 
     def handle(self, conn: Any) -> Any:
         """The requests of a connection, as long as the next one comes soon; what gunicorn does with it then."""
@@ -125,7 +154,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         """Answer the next request; True where the connection may be used again. What clients do is no error here."""
         request = None
         try:
-            if not conn.initialized and not conn.wait_for_data(DEFAULT_WORKER_DATA_TIMEOUT):
+            if not conn.initialized and not conn.wait_for_data(STAY_SECONDS):
                 return _DEFER
             conn.sock.settimeout(HEAD_SECONDS)
             conn.init()
@@ -238,6 +267,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             flush_log()
         draining = service is not None and service.drain.has_begun
         super().wait_for_and_dispatch_events(min(timeout, CHECK_SECONDS) if draining else timeout)
+        self._keep_a_place()
         if draining and service is not None and service.drain.may_stop(service.admission.num_requests):
             self.alive = False
 

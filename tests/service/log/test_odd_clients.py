@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import select
 import socket
 import ssl
 import struct
@@ -16,12 +17,14 @@ import httpx
 import pytest
 
 from meari.service.process.request import HEAD_SECONDS
+from meari.service.process.worker import MAX_STAYING
 from tests.service.log.test_requests import line_of, lines
 from tests.service.running import Server, running_server
 from tests.service.test_server import ENDLESS, metric, raw_post, until
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\n"
 LONG = b"a" * 9000
+MAX_CONNECTIONS, RESERVE_THREADS = 1000, 32  # as gunicorn_conf.py has them
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +294,41 @@ def test_a_path_of_no_route_is_logged_as_it_came(server: Server, path: str) -> N
         received(connection)
     line = line_of(server, name)
     assert (line["path"], line["route"], line["status"], line["outcome"]) == (path, "none", 404, "invalid")
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 3000:
+        pytest.skip("needs 3000 open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3000 if soft == resource.RLIM_INFINITY else max(soft, 3000), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
+def test_idle_connections_give_way_to_new_clients(letters: Path, tmp_path: Path) -> None:
+    limit = MAX_CONNECTIONS + RESERVE_THREADS + MAX_STAYING + 1
+    ask = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(running_server(tmp_path, bundles=letters, max_requests=1))
+        server.client.close()
+        held = [stack.enter_context(server.connect()) for _ in range(limit)]
+        for connection in held[100:]:  # the first hundred say nothing at all
+            connection.sendall(ask)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        for _ in range(10):
+            newcomer = stack.enter_context(server.connect())
+            newcomer.sendall(ask)
+            assert newcomer.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        readable = select.poll()
+        for connection in held:
+            readable.register(connection, select.POLLIN)
+        closed = {number for number, _ in readable.poll(0)}
+        assert 1 <= len(closed) <= 200  # not all, as when their time is up
+        assert held[0].fileno() in closed
+        held[-1].sendall(ask)
+        assert held[-1].recv(65536).startswith(b"HTTP/1.1 200 OK")
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
