@@ -13,12 +13,13 @@ awaited, the first bytes of it, which are the same whatever it will be, can be s
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 import threading
 from typing import Any, Final, Self
 
-__all__ = ["STALL_SECONDS", "Connection"]
+__all__ = ["STALL_SECONDS", "Connection", "has_come"]
 
 STALL_SECONDS: Final = 60.0  # a client that takes or gives nothing for so long is let go
 ANSWER_START: Final = b"HTTP/1."
@@ -97,3 +98,10 @@ class Connection(socket.socket):
         seconds = self._seconds
         self.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
         return seconds
+
+
+def has_come(connection: socket.socket, timeout: float) -> bool:
+    """True once there is something to read, False after `timeout` seconds."""
+    readable = select.poll()
+    readable.register(connection, select.POLLIN)
+    return bool(readable.poll(timeout * 1000))

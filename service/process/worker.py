@@ -18,8 +18,6 @@ imported: a fork would lose them, and the worker would abort at its end.
 from __future__ import annotations
 
 import errno
-import select
-import socket
 import time
 from collections import deque
 from types import FrameType
@@ -34,7 +32,7 @@ from meari.errors import MAY_QUOTE, EngineFailed
 from meari.runtime.memory import limit_arenas
 from meari.service.error_body import SAFE_HEADERS
 from meari.service.log import NO_ROUTE, RequestLine, flush_log, log_request
-from meari.service.process.connection import Connection
+from meari.service.process.connection import Connection, has_come
 from meari.service.process.quick_config import QuickConfig
 from meari.service.process.refusal import answer_bytes, translated
 from meari.service.process.request import HEAD_SECONDS, PromptParser, WaitingBody
@@ -76,13 +74,6 @@ class PolledConnection(TConn):  # type: ignore[misc]
         """True once there is something to read, False after `timeout` seconds."""
         self.data_ready = self.data_ready or has_come(self.sock, timeout)
         return self.data_ready
-
-
-def has_come(connection: socket.socket, timeout: float) -> bool:
-    """True once there is something to read, False after `timeout` seconds."""
-    readable = select.poll()
-    readable.register(connection, select.POLLIN)
-    return bool(readable.poll(timeout * 1000))
 
 
 class DrainingWorker(ThreadWorker):  # type: ignore[misc]
@@ -251,7 +242,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         service = self._service()
         origins = () if service is None else service.settings.cors_origins
         headers = dict(SAFE_HEADERS) | cors_headers(origins, known.origin if known else None)
-        answer = answer_bytes(error, number, (known.uri or "") if known else "", headers)
+        answer = answer_bytes(error, number, known.target if known else "", headers)
         try:
             write_nonblock(client, answer[client.begin_answer() :])
         except OSError:

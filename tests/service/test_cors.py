@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import http.server
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,16 +157,35 @@ def served(
         yield server, request.param
 
 
-@pytest.mark.parametrize("header", [b"X-Long: " + b"a" * 9000, b"no colon", b"Transfer-Encoding: br, chunked"])
-def test_malformed_http_can_be_read(served: tuple[Server, str | None], page_origin: str, header: bytes) -> None:
-    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nOrigin: %b\r\n%b\r\n\r\n" % (page_origin.encode(), header)
+@pytest.mark.parametrize(
+    ("line", "header", "status"),
+    [
+        (b"POST /generate HTTP/1.1", b"X-Long: " + b"a" * 9000, 431),
+        (b"POST /generate HTTP/1.1", b"\r\n".join(b"X-%d: a" % number for number in range(101)), 431),
+        (b"POST /generate HTTP/1.1", b"\r\n".join([b"X-Long: " + b"a" * 8000] * 110), 431),
+        (b"POST /generate HTTP/1.1", b"no colon", 400),
+        (b"POST /generate HTTP/1.1", b"X-Bare: a\nb", 400),
+        (b"POST /generate HTTP/1.1", b"Transfer-Encoding: br, chunked", 501),
+        (b"POST /generate HTTP/1.1", b"Expect: tea", 417),
+        (b"POST /generate HTTP/3.0", b"X: a", 505),
+        (b"POST /generate SMTP", b"X: a", 400),
+        (b"GET /models?" + b"a" * 9000 + b" HTTP/1.1", b"X: a", 414),
+        (b"GET /v1/models?" + b"a" * 40_000 + b" HTTP/1.1", b"X: a", 414),
+    ],
+    ids=["long", "many", "large", "colon", "bare", "coding", "expect", "version", "protocol", "target", "longer"],
+)
+def test_malformed_http_can_be_read(
+    served: tuple[Server, str | None], page_origin: str, line: bytes, header: bytes, status: int
+) -> None:
+    head = b"%b\r\nHost: x\r\nOrigin: %b\r\n%b\r\n\r\n" % (line, page_origin.encode(), header)
     for sent, origin in ((head, page_origin), (head.replace(b"Origin", b"Origins"), None)):
         with served[0].connect() as connection:
             connection.sendall(sent)
             answer = http.client.HTTPResponse(connection)
             answer.begin()
-            assert answer.read()
-        assert answer.status in (400, 431, 501)
+            error = json.loads(answer.read())["error"]
+        assert answer.status == status
+        assert ("type" in error) == (b" /v1/" in line)
         assert answer.headers["Access-Control-Allow-Origin"] == origin
 
 
