@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from meari.bulk.errors import BulkError
-from meari.bulk.frames import Done, Failed, Frames, FromWorker, Lines, Part, Ready, Setup, Took, frame, write_all
+from meari.bulk.frames import Bad, Done, Failed, Frames, FromWorker, Lines, Part, Ready, Setup, Took, frame, write_all
 from meari.bulk.lines import Chunk
 from meari.bulk.source import Source
 
@@ -43,10 +43,11 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Some output, or with `done` the end of a chunk."""
+    """Some output, or before that of a bad line what is wrong with it, or with `done` the end of a chunk."""
 
     chunk: Chunk
     data: bytes = b""
+    problem: str = ""
     done: Done | None = None
 
 
@@ -57,7 +58,7 @@ class Hand:
     process: subprocess.Popen[bytes]
     frames: Frames[FromWorker] = field(default_factory=lambda: Frames(FromWorker))
     chunks: deque[Chunk] = field(default_factory=deque)  # handed out, not done; of a long line the last piece so far
-    messages: deque[Part | Done] = field(default_factory=deque)
+    messages: deque[Part | Bad | Done] = field(default_factory=deque)
     held: deque[tuple[int, int]] = field(default_factory=deque)  # lines and bytes that count for each of `chunks`
     num_bytes: int = 0  # in `messages`
     lines_held: int = 0
@@ -217,7 +218,7 @@ class Crew:
                     raise BulkError(message.message)
                 case Took():
                     hand.pieces_ahead -= 1
-                case Part() | Done():
+                case Part() | Bad() | Done():
                     hand.messages.append(message)
                     hand.num_bytes += len(message.data) if isinstance(message, Part) else 0
 
@@ -229,6 +230,8 @@ class Crew:
             if isinstance(message, Part):
                 hand.num_bytes -= len(message.data)
                 yield Result(chunk, data=message.data)
+            elif isinstance(message, Bad):
+                yield Result(chunk, problem=message.problem)
             else:
                 self._turns.popleft()
                 hand.chunks.popleft()

@@ -1,8 +1,8 @@
 """What the processes of a run say to one another: length-prefixed msgpack over pipes.
 
 To a worker: `Setup` once, then `Lines` for every chunk. From a worker: `Ready` once, then for each chunk, in the order
-in which they came, some `Part` and one `Done`; a `Took` for each piece of a long line that is not its last. Or
-`Failed`, and it ends.
+in which they came, some `Part`, before that of a bad line its `Bad`, and one `Done`; a `Took` for each piece of a long
+line that is not its last. Or `Failed`, and it ends.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from meari.bulk.options import GenerateOptions, ScoreOptions
 from meari.bulk.totals import Totals
 
 __all__ = [
+    "Bad",
     "Done",
     "Failed",
     "Frames",
@@ -75,19 +76,24 @@ class Part(msgspec.Struct, tag="part", frozen=True):
     data: bytes
 
 
+class Bad(msgspec.Struct, tag="bad", frozen=True):
+    """A bad line: everything before it was sent, its record comes next."""
+
+    problem: str
+
+
 class Done(msgspec.Struct, tag="done", frozen=True):
-    """A chunk is done; `problem` says which line ended the work and why, "" where none did.
+    """A chunk is done.
 
     counts  the sums by name, as JSON: an integer there may have any size
     """
 
     counts: str
-    problem: str = ""
 
     @classmethod
-    def of(cls, totals: Totals, problem: str = "") -> Done:
+    def of(cls, totals: Totals) -> Done:
         """With these sums."""
-        return cls(json.dumps(msgspec.structs.asdict(totals)), problem)
+        return cls(json.dumps(msgspec.structs.asdict(totals)))
 
     def totals(self) -> dict[str, int]:
         """The sums by name."""
@@ -105,7 +111,7 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     message: str
 
 
-FromWorker = Ready | Part | Done | Took | Failed
+FromWorker = Ready | Part | Bad | Done | Took | Failed
 ToWorker = Setup | Lines
 Message = TypeVar("Message")
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -124,16 +130,19 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def in_parts(pieces: Iterable[bytes]) -> Iterator[Part]:
-    """Pieces of the output, put together to parts of a good size."""
+def in_parts(pieces: Iterable[bytes | Bad]) -> Iterator[Part | Bad]:
+    """Pieces of the output, put together to parts of a good size that end before a bad line."""
     held: list[bytes] = []
     size = 0
     for piece in pieces:
-        held.append(piece)
-        size += len(piece)
-        if size >= PART_BYTES:
+        if isinstance(piece, bytes):
+            held.append(piece)
+            size += len(piece)
+        if held and (size >= PART_BYTES or isinstance(piece, Bad)):
             yield Part(b"".join(held))
             held, size = [], 0
+        if isinstance(piece, Bad):
+            yield piece
     if held:
         yield Part(b"".join(held))
 

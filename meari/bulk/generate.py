@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from meari.bulk.frames import Done, Part, in_parts
+from meari.bulk.frames import Bad, Done, Part, in_parts
 from meari.bulk.generate_rows import Continued, GenerateRows, generate_rows
 from meari.bulk.lines import LONG_BYTES
 from meari.bulk.names import new_names, text_name
@@ -70,7 +70,6 @@ class Work(Protocol):
     """What a chunk is written with."""
 
     rows: GenerateRows
-    skips_bad: bool
 
 
 class GenerateWork:
@@ -83,7 +82,6 @@ class GenerateWork:
         self._completions = Completions(model)
         self._reader = Reader(options.input_format, text_name(options), with_context=False, taken=new_names(options))
         self.rows: GenerateRows = generate_rows(options)
-        self.skips_bad = options.skip_bad
 
     @property
     def head(self) -> bytes:
@@ -92,7 +90,7 @@ class GenerateWork:
 
     def begin(self, data: bytes, first_line: int, file: str = "") -> GeneratedChunk:
         """Queue a chunk of whole lines."""
-        lines = up_to_bad(self._reader.read(data, first_line, file), skips_bad=self.skips_bad)
+        lines = up_to_bad(self._reader.read(data, first_line, file), skips_bad=self._options.skip_bad)
         return GeneratedChunk(self, [(line, self._begun(line)) for line in lines])
 
     def begin_long(self, line: int, file: str = "") -> LongPrompt:
@@ -112,21 +110,21 @@ class GeneratedChunk:
     work: Work
     lines: list[tuple[Record | Problem, Ending | None]]
 
-    def messages(self) -> Iterator[Part | Done]:
+    def messages(self) -> Iterator[Part | Bad | Done]:
         """Wait for the texts and write them, then the sums."""
         totals = [GenerateTotals()]
         yield from in_parts(self._pieces(totals))
-        problems = [] if self.work.skips_bad else [line for line, _ in self.lines if isinstance(line, Problem)]
-        yield Done.of(totals[0], str(problems[0]) if problems else "")
+        yield Done.of(totals[0])
 
-    def _pieces(self, totals: list[GenerateTotals]) -> Iterator[bytes]:
+    def _pieces(self, totals: list[GenerateTotals]) -> Iterator[bytes | Bad]:
         """The records; the sums are kept in `totals`."""
         for line, ending in self.lines:
             if ending is not None and isinstance(line, Record):
                 continued = ending()
                 totals[0] = totals[0].plus(_totals(continued))
                 yield self.work.rows.rows(line, continued)
-            elif self.work.skips_bad and isinstance(line, Problem):
+            elif isinstance(line, Problem):
+                yield Bad(str(line))
                 totals[0] = totals[0].plus(GenerateTotals(num_bad_lines=1))
                 yield self.work.rows.problem(line)
 
@@ -141,7 +139,7 @@ class LongPrompt:
     def feed(self, data: bytes, *, ends: bool) -> None:
         """Nothing is kept."""
 
-    def messages(self) -> Iterator[Part | Done]:
+    def messages(self) -> Iterator[Part | Bad | Done]:
         """A bad line."""
         return self._chunk.messages()
 

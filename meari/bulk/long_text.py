@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from meari.bulk.borders import last_border, last_starter
-from meari.bulk.frames import Done, Part, in_parts
+from meari.bulk.frames import Bad, Done, Part, in_parts
 from meari.bulk.long_rows import LongRows
 from meari.bulk.records import Problem, Record, not_utf8
 from meari.bulk.totals import ScoreTotals
@@ -66,17 +66,16 @@ class LongText:
                 self._feed_object(self._object, data, ends=ends)
         self._num_bytes += len(data)
 
-    def messages(self) -> Iterator[Part | Done]:
+    def messages(self) -> Iterator[Part | Bad | Done]:
         """Wait for the last piece, then write the record."""
         if self._problem is None:
             self._settle()
             yield from in_parts(self._rows.finished(self._record, self._sums))
             yield Done.of(ScoreTotals.of([] if self._is_blank else [self._sums], num_blank=int(self._is_blank)))
-        elif self._work.skips_bad:
+        else:
+            yield Bad(str(self._problem))
             yield Part(self._work.rows.problem(replace(self._problem, file=self._record.file)))
             yield Done.of(ScoreTotals(num_bad_lines=1))
-        else:
-            yield Done.of(ScoreTotals(), str(self._problem))
         self._rows.close()
 
     def _feed_text(self, data: bytes, *, ends: bool) -> None:

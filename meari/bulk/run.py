@@ -40,7 +40,7 @@ class Plan:
     overwrite  replace what an interrupted run has left
     display    whether a progress bar is drawn
     served     the service that does the work, where it is none of our own engines
-    max_bad    bad lines past which the run ends, where they are skipped
+    max_bad    bad lines that are skipped, at most; the next one ends the run. None: the first one does
     """
 
     output: Path | None
@@ -49,7 +49,7 @@ class Plan:
     overwrite: bool = False
     display: bool = False
     served: ServedBundle | None = None
-    max_bad: int = 0
+    max_bad: int | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _work(crew: Crew, source: Source, run: Run, plan: Plan) -> Run:
     num_done = source.bytes_before(run.at.file) + run.at.input_bytes
     display = Display(source.num_bytes, num_done, time.monotonic) if plan.display else None
     try:
-        _write_results(crew, source, run, display, plan.max_bad)
+        _write_results(crew, source, run, display, plan)
         run.note()
     except BaseException as ending:
         if isinstance(ending, Interrupted) and run.journal is not None:
@@ -161,22 +161,21 @@ def _work(crew: Crew, source: Source, run: Run, plan: Plan) -> Run:
     return run
 
 
-def _write_results(crew: Crew, source: Source, run: Run, display: Display | None, max_bad: int) -> None:
+def _write_results(crew: Crew, source: Source, run: Run, display: Display | None, plan: Plan) -> None:
     started = noted = time.monotonic()
     seconds_before, tokens_before = run.at.seconds, run.num_tokens()
+    num_bad = run.num_bad()
     for result in crew.results(source):
+        if result.problem:
+            num_bad += 1
+            if num_bad > (plan.max_bad or 0):  # the output ends before this line, the checkpoint before its chunk
+                raise BadLine(f"{source.name(result.chunk.file)}: {result.problem}; {_bad_hint(plan)}")
         if result.done is None:
             run.output.write(result.data)
             continue
-        if result.done.problem:  # the checkpoint stays before this chunk, whose last lines are not done
-            raise BadLine(f"{source.name(result.chunk.file)}: {result.done.problem}; {SKIP_HINT}")
         now = time.monotonic()
         run.advance(result, result.done, seconds_before + now - started)
-        if run.num_bad() > max_bad:
-            raise BadLine(
-                f"{source.name(run.at.file)}: got {run.num_bad():,} bad lines up to line {run.at.line:,}, "
-                f"expected at most {max_bad:,}; --max-bad sets the limit"
-            )
+        assert run.num_bad() == num_bad
         if now - noted >= CHECKPOINT_SECONDS:
             run.note()
             noted = now
@@ -184,6 +183,14 @@ def _write_results(crew: Crew, source: Source, run: Run, display: Display | None
             num_bytes = source.bytes_before(run.at.file) + run.at.input_bytes
             display.show(num_bytes, run.at.num_lines, run.num_tokens() - tokens_before)
     run.at = replace(run.at, seconds=seconds_before + time.monotonic() - started, complete=True)
+
+
+def _bad_hint(plan: Plan) -> str:
+    if plan.max_bad is None:
+        return SKIP_HINT
+    kept = "the records of all lines before are written"
+    resumed = "; --resume with a higher limit goes on from there" if plan.output is not None else ""
+    return f"that is one bad line more than the {plan.max_bad:,} of --max-bad; {kept}{resumed}"
 
 
 def _begin(output: Output, described: dict[str, Any], head: bytes) -> Run:

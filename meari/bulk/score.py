@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from meari.bulk.frames import Done, Part, in_parts
+from meari.bulk.frames import Bad, Done, Part, in_parts
 from meari.bulk.long_text import LongText
 from meari.bulk.names import new_names, text_name
 from meari.bulk.options import ScoreOptions
@@ -48,7 +48,6 @@ class Work(Protocol):
     """What a chunk is written with."""
 
     rows: ScoreRows
-    skips_bad: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +93,6 @@ class ScoreWork:
         self.options = options
         self.reader = Reader(options.input_format, text_name(options), with_context=True, taken=new_names(options))
         self.rows: ScoreRows = score_rows(options)
-        self.skips_bad = options.skip_bad
 
     @property
     def head(self) -> bytes:
@@ -103,7 +101,7 @@ class ScoreWork:
 
     def begin(self, data: bytes, first_line: int, file: str = "") -> ScoredChunk:
         """Queue a chunk of whole lines."""
-        lines = up_to_bad(self.reader.read(data, first_line, file), skips_bad=self.skips_bad)
+        lines = up_to_bad(self.reader.read(data, first_line, file), skips_bad=self.options.skip_bad)
         return ScoredChunk(self, lines, list(self._groups(lines)))
 
     def begin_long(self, line: int, file: str = "") -> LongText:
@@ -171,23 +169,21 @@ class ScoredChunk:
     lines: list[Record | Problem]
     groups: Sequence[Group]
 
-    def messages(self) -> Iterator[Part | Done]:
+    def messages(self) -> Iterator[Part | Bad | Done]:
         """Wait for the figures, then write them: parts of the output in order, then the sums."""
         results = {place: (sums, rows) for group in self.groups for place, sums, rows in group.results()}
         yield from in_parts(self._pieces({place: rows for place, (_, rows) in results.items()}))
-        problems = [line for line in self.lines if isinstance(line, Problem)]
+        num_bad = sum(isinstance(line, Problem) for line in self.lines)
         blank = {place for place, line in enumerate(self.lines) if isinstance(line, Record) and line.is_blank}
         sums = [sums for place, (sums, _) in results.items() if place not in blank]
-        if problems and not self.work.skips_bad:
-            yield Done.of(ScoreTotals.of(sums, num_blank=len(blank)), str(problems[0]))
-        else:
-            yield Done.of(ScoreTotals.of(sums, num_blank=len(blank), num_bad_lines=len(problems)))
+        yield Done.of(ScoreTotals.of(sums, num_blank=len(blank), num_bad_lines=num_bad))
 
-    def _pieces(self, rows: dict[int, RowsOf]) -> Iterator[bytes]:
+    def _pieces(self, rows: dict[int, RowsOf]) -> Iterator[bytes | Bad]:
         for place, line in enumerate(self.lines):
             if isinstance(line, Record):
                 yield from rows[place](line)
-            elif self.work.skips_bad:
+            else:
+                yield Bad(str(line))
                 yield self.work.rows.problem(line)
 
 

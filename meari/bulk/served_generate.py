@@ -54,7 +54,6 @@ class ServedGenerateWork:
         self._options = options
         self._reader = Reader(options.input_format, text_name(options), with_context=False, taken=new_names(options))
         self.rows: GenerateRows = generate_rows(options)
-        self.skips_bad = options.skip_bad
 
     @property
     def head(self) -> bytes:
@@ -63,7 +62,7 @@ class ServedGenerateWork:
 
     def begin(self, data: bytes, first_line: int, file: str = "") -> GeneratedChunk:
         """Ask for a chunk of whole lines."""
-        lines = up_to_bad(self._reader.read(data, first_line, file), skips_bad=self.skips_bad)
+        lines = up_to_bad(self._reader.read(data, first_line, file), skips_bad=self._options.skip_bad)
         return GeneratedChunk(self, [(line, self._begun(line)) for line in lines])
 
     def begin_long(self, line: int, file: str = "") -> LongPrompt:

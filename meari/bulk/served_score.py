@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from meari.bulk.frames import Done, Part
+from meari.bulk.frames import Bad, Done, Part
 from meari.bulk.names import new_names, text_name
 from meari.bulk.options import ScoreOptions
 from meari.bulk.records import Problem, Reader, Record, up_to_bad
@@ -55,7 +55,6 @@ class ServedScoreWork:
         self.options = options
         self.reader = Reader(options.input_format, text_name(options), with_context=True, taken=new_names(options))
         self.rows: ScoreRows = score_rows(options)
-        self.skips_bad = options.skip_bad
 
     @property
     def head(self) -> bytes:
@@ -72,7 +71,7 @@ class ServedScoreWork:
 
     def begin_lines(self, lines: list[Record | Problem]) -> ScoredChunk:
         """Ask for some lines."""
-        lines = up_to_bad([self._checked(line) for line in lines], skips_bad=self.skips_bad)
+        lines = up_to_bad([self._checked(line) for line in lines], skips_bad=self.options.skip_bad)
         return ScoredChunk(self, lines, list(self._groups(lines)))
 
     def _checked(self, line: Record | Problem) -> Record | Problem:
@@ -186,7 +185,7 @@ class ServedLongText:
         if ends:
             self._chunk = self._begun()
 
-    def messages(self) -> Iterator[Part | Done]:
+    def messages(self) -> Iterator[Part | Bad | Done]:
         """Wait for it, then write its record."""
         assert self._chunk is not None
         return self._chunk.messages()

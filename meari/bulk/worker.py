@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from meari.bulk.frames import (
+    Bad,
     Done,
     Failed,
     Frames,
@@ -50,7 +51,7 @@ log = logging.getLogger(__name__)
 class Begun(Protocol):
     """A chunk that the engine works on."""
 
-    def messages(self) -> Iterator[Part | Done]:
+    def messages(self) -> Iterator[Part | Bad | Done]:
         """Wait for it, then tell what came of it."""
 
 

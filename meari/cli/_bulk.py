@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meari.cli._files import Use, check_apart
+from meari.cli._files import STREAMS, Use, check_apart
 from meari.cli._options import Choice
 from meari.cli._place import Place
 
@@ -144,7 +144,8 @@ class RunOptions:
 
     def check_files(self, reads: Iterable[Use]) -> None:
         """Raises UsageError where a file would be written that is read or written by another option."""
-        writes = [Use("standard output", 1)] if self.output is None else [Use("--output", self.output)]
+        stdout, stderr = STREAMS
+        writes = [stdout] if self.output is None else [Use("--output", self.output)]
         if self.output is not None and (self.output.is_file() or not self.output.exists()):
             from meari.bulk.journal import journal_path
 
@@ -152,7 +153,7 @@ class RunOptions:
             beside = (progress, progress.with_name(progress.name + ".tmp"))
             writes += [Use("the progress of --output", path) for path in beside]
         writes += [] if self.summary is None else [Use("--summary", self.summary)]
-        check_apart(reads, writes)
+        check_apart(reads, [*writes, stderr])
 
     def plan(self, hash_of_served: str | None, api_key: str) -> Plan:
         """The same for the run; the hash is that of the bundle of a service, where one does the work."""
@@ -171,7 +172,7 @@ class RunOptions:
             overwrite=self.overwrite,
             display=display,
             served=served,
-            max_bad=self.bad_limit,
+            max_bad=self.bad_limit if self.skips_bad else None,
         )
 
 

@@ -2,12 +2,14 @@
 
 Input: what each option names, before anything is touched. Output: nothing, or a UsageError that names both options and
 the file. Files are the same if they are one on the disk, by whatever names and links; pipes and devices may be shared.
+Names of files that do not exist yet and differ in case or Unicode form alone are tried, for file systems differ.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,9 @@ import click
 
 if TYPE_CHECKING:
     from meari.models.config import Config
+    from meari.models.text.corpus import TextFolder
 
-__all__ = ["Use", "check_apart", "config_uses"]
+__all__ = ["STREAMS", "Use", "check_apart", "config_uses", "is_one_file"]
 
 FileKey = tuple[object, ...]
 
@@ -45,23 +48,38 @@ class Use:
         return f" {self.place}"
 
 
+STREAMS = (Use("standard output", 1), Use("standard error", 2))  # which may be one file
+
+
 def check_apart(reads: Iterable[Use], writes: Sequence[Use]) -> None:
-    """Raises UsageError for what is written twice or read as well, and for a written folder that holds what is read."""
+    """Raises UsageError for what is written twice or read as well, and for a written folder that holds what is read.
+
+    Of a folder that is read, text files count: those in it, and those that would be once they are written.
+    """
     written = [(use, use.key()) for use in writes]
     for number, (use, key) in enumerate(written):
         for other, other_key in written[:number]:
-            if key is not None and key == other_key:
+            if (use not in STREAMS or other not in STREAMS) and _are_one(key, other_key):
                 raise click.UsageError(
                     f"{use.option}: got{use}, which is written as well ({other.option}){_another(use)}"
                 )
     for read in reads:
-        keys = {key for key in (read.key(), *_folders_above(read)) if key is not None}
-        for use, key in written:
-            if key in keys:
-                how = "which is" if key == read.key() else "which holds what is"
-                raise click.UsageError(
-                    f"{use.option}: got{use}, {how} read as well ({read.option}{read}){_another(use)}"
-                )
+        _check_read(read, [(use, key) for use, key in written if key is not None])
+
+
+def _check_read(read: Use, written: Iterable[tuple[Use, FileKey]]) -> None:
+    folder = _text_folder(read)
+    files = [] if folder is None else [Use(read.option, file).key() for file in folder.files]
+    same, around = [read.key(), *files], _folders_above(read)
+    for use, key in written:
+        if key in same or key in around:
+            how = "which is" if key in same else "which holds what is"
+            raise click.UsageError(f"{use.option}: got{use}, {how} read as well ({read.option}{read}){_another(use)}")
+        if folder is not None and isinstance(use.place, Path) and folder.would_read(use.place):
+            raise click.UsageError(
+                f"{use.option}: got{use}, which the next run would read as well ({read.option}{read}), expected a "
+                "place outside of that folder, or a name with another ending; nothing was written"
+            )
 
 
 def config_uses(file: Path, config: Config) -> list[Use]:
@@ -84,11 +102,46 @@ def _folders_above(use: Use) -> list[FileKey | None]:
     return [Use(use.option, folder).key() for folder in Path(os.path.realpath(use.place)).parents]
 
 
+def _text_folder(read: Use) -> TextFolder | None:
+    if isinstance(read.place, int) or not read.place.is_dir():
+        return None
+    from meari.models.text.corpus import TextFolder
+
+    return TextFolder.of(read.place)
+
+
+def _are_one(key: FileKey | None, other: FileKey | None) -> bool:
+    if key is None or other is None:
+        return False
+    if key[:3] == other[:3]:
+        return True
+    are_missing = len(key) == len(other) == 4
+    if not are_missing or key[:2] != other[:2] or _folded(key) != _folded(other):
+        return False
+    return is_one_file(Path(str(key[3])), Path(str(other[3])))
+
+
+def _folded(key: FileKey) -> str:
+    return unicodedata.normalize("NFC", str(key[2])).casefold()
+
+
+def is_one_file(path: Path, other: Path) -> bool:
+    """Whether two names are of one file, where neither exists: for a moment the first one is made."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    except OSError:
+        return False
+    try:
+        return other.exists() and other.samefile(path)
+    finally:
+        path.unlink()
+
+
 def _key_of_missing(path: Path) -> FileKey:
-    """Of a file that does not exist yet: by its name in the folder that it will be in."""
+    """Of a file that does not exist yet: its folder, its name there, and its path."""
     real = Path(os.path.realpath(path))
     try:
         folder = real.parent.stat()
     except OSError:
         return (str(real),)
-    return (folder.st_dev, folder.st_ino, real.name)
+    return (folder.st_dev, folder.st_ino, real.name, str(real))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from meari.cli._files import Use, check_apart
+from meari.cli._files import STREAMS, Use, check_apart
 from meari.cli._options import echo_json, json_option
 
 NUM_CLAIMS = 7
@@ -63,7 +63,7 @@ def command(
     """
     if more_files and not files:
         raise click.UsageError(f"got {more_files[0]}, expected files after --text alone")
-    check_apart([Use("--text", file) for file in files + more_files], [Use("--output", output)])
+    check_apart([Use("--text", file) for file in files + more_files], [Use("--output", output), *STREAMS])
     from meari.claims.run import Order, measure_claims, monotonic, redraw
     from meari.claims.sizes import sizes_for
     from meari.claims.text import read_text

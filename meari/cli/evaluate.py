@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meari.cli._completions import complete_run
+from meari.cli._files import STREAMS, Use, check_apart
 from meari.cli._options import Choice, echo_json, json_option
 from meari.cli._tables import Table, facts, show
 
@@ -53,6 +54,7 @@ def command(run: Path, more_files: tuple[Path, ...], part: str | None, files: tu
         raise click.UsageError(f"got {more_files[0]} after RUN, expected files after --text alone")
     if files and part:
         raise click.UsageError("--part and --text exclude each other")
+    check_apart([Use("--text", file) for file in files + more_files], STREAMS)
     from meari.models.checkpoint import load_checkpoint
     from meari.models.training.device import choose_device, fast_torch
 

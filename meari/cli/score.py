@@ -199,7 +199,7 @@ def _score_lines(
 
     names, tells_files = input_names(files)
     source = Source(names, tells_files=tells_files)
-    common, plan, facts = work_options(place, run, uses("FILE", names), source, output_format)
+    common, plan, facts = work_options(place, run, uses("FILE", files), source, output_format)
     options = ScoreOptions(**common, **figures.fields(facts.has_ends))
     options = msgspec.structs.replace(options, columns=columns_of(source, options))
     check_names(source, options)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meari.cli._completions import complete_config
-from meari.cli._files import Use, check_apart, config_uses
+from meari.cli._files import STREAMS, Use, check_apart, config_uses
 from meari.cli._options import echo_json, json_option
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def command(
 
     tables = read_toml(config_file)
     config = parse_config(tables, str(config_file))
-    check_apart(config_uses(config_file, config), [Use("--run", folder or SEARCHES / config.name)])
+    check_apart(config_uses(config_file, config), [Use("--run", folder or SEARCHES / config.name), *STREAMS])
     options = read_options(
         tables, str(config_file), config, varied, trials=trials, trial_minutes=trial_minutes, minutes=minutes
     )

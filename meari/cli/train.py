@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meari.cli._completions import complete_config
-from meari.cli._files import Use, check_apart, config_uses
+from meari.cli._files import STREAMS, Use, check_apart, config_uses
 from meari.cli._options import echo_json, json_option
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def command(
     start = Start.RESUME if resume else Start.OVERWRITE if overwrite else Start.FRESH
     run = RunFolder(folder or RUNS / config.name)
     events_use = [] if events is None else [Use("--tensorboard", events)]
-    check_apart(config_uses(config_file, config), [Use("--run", run.path), *events_use])
+    check_apart(config_uses(config_file, config), [Use("--run", run.path), *events_use, *STREAMS])
     again = ["meari", "train", str(config_file), *(["--run", str(folder)] if folder else []), "--resume"]
     again += [] if limit is None else ["--max-bad", str(limit)]
     device = choose_device(config.training.device)

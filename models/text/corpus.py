@@ -22,11 +22,13 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Self
 
 from meari.file_kinds import GZIP, OtherKind, kind_of_content, kind_of_name
 from meari.models.choices import Document as Unit
@@ -75,6 +77,49 @@ class BadLines:
             raise BrokenText(f"{message}; --max-bad or corpus.max_bad sets the limit", source=str(path), line=line)
 
 
+@dataclass(frozen=True, slots=True)
+class TextFolder:
+    """What is read of a folder, and where a file has to be written to be read as well the next time.
+
+    files    called as text files, sorted by name
+    others   called otherwise
+    folders  device and inode of the folder and of all that are looked into
+    missing  where links lead that are called as text files and behind which nothing is
+    """
+
+    files: list[Path]
+    others: list[Path]
+    folders: set[tuple[int, int]]
+    missing: set[str]
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Look into it. Raises UnreadableFile where one cannot be listed."""
+        folders: set[tuple[int, int]] = set()
+        found = list(_entries(folder, folders))
+        called_text = {path: _is_called_text(path.name) for path in found}
+        missing = {os.path.realpath(path) for path in found if called_text[path] and not path.exists()}
+        files = [path for path in found if path.is_file()]
+        return cls(
+            sorted(path for path in files if called_text[path]),
+            [path for path in files if not called_text[path]],
+            folders,
+            missing,
+        )
+
+    def would_read(self, path: Path) -> bool:
+        """Whether a file written there would be read, or refused, the next time."""
+        real = Path(os.path.realpath(path))
+        return str(real) in self.missing or any(self._takes(place) for place in (path, real))
+
+    def _takes(self, path: Path) -> bool:
+        try:
+            status = path.absolute().parent.stat()
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) in self.folders and _is_called_text(path.name)
+
+
 def list_files(paths: Iterable[str | Path]) -> list[Path]:
     """The files themselves and, sorted by name, the text files anywhere in the folders.
 
@@ -113,15 +158,14 @@ def _unreadable_kind(path: Path) -> str:
 
 
 def _files_below(folder: Path) -> list[Path]:
-    entries = [path for path in _entries(folder, set()) if path.is_file()]
-    inside = sorted(path for path in entries if _is_called_text(path.name))
-    for path in inside:
+    found = TextFolder.of(folder)
+    for path in found.files:
         _refuse(path, kind_of_name(path.name))
-    if not inside:
-        others = sorted({path.suffix.lower() for path in entries if kind_of_name(path.name)})
+    if not found.files:
+        others = sorted({path.suffix.lower() for path in found.others if kind_of_name(path.name)})
         hint = f"; unpack those that end in {', '.join(others)}" if others else ""
         raise UnreadableFile(f"got a folder without .txt, .text or .gz files, expected some{hint}", source=str(folder))
-    return inside
+    return found.files
 
 
 def _is_called_text(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,9 +114,9 @@ def test_rows_of_words_and_of_tokens_add_up_to_the_text(model: Model, text: str,
 def test_bytes_that_are_not_utf8_are_found_in_any_piece(model: Model) -> None:
     work = ScoreWork(model, ScoreOptions(bundle="", input_format="text", format="jsonl"))
     data = "한".encode() * 100 + b"\xed\n"
-    _, done = in_pieces(work, data)
-    assert done.problem == "line 5: got bytes that are not UTF-8 at byte 301, expected UTF-8"
-    assert done.problem == written(work.begin(data, 5))[1].problem
+    found, done = in_pieces(work, data)
+    assert json.loads(found) == {"line": 5, "error": "got bytes that are not UTF-8 at byte 301, expected UTF-8"}
+    assert (found, done) == written(work.begin(data, 5))
 
 
 def test_an_object_may_not_grow_without_end(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

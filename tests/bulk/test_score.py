@@ -117,8 +117,13 @@ def test_more_bad_lines_than_allowed_end_the_run_and_a_higher_limit_goes_on(bund
     path.write_text('{"text": "a"}\n5\n' * 1500)
     done = meari("score", path, "--bundles", bundles, "-o", output, "--skip-bad")
     assert done.returncode == 1
-    assert "bad lines up to line" in done.stderr.decode()
-    assert "expected at most 1,000; --max-bad sets the limit" in done.stderr.decode()
+    message = done.stderr.decode()
+    assert f"{path}: line 2002: got 5, expected a JSON object" in message
+    assert (
+        "that is one bad line more than the 1,000 of --max-bad; the records of all lines before are written" in message
+    )
+    assert [record["line"] for record in file_records(output)] == list(range(1, 2002))
+    assert meari("score", path, "--bundles", bundles, "-o", output, "--skip-bad", "--resume").stderr == done.stderr
     summary = tmp_path / "summary.json"
     words = ["--max-bad", 1500, "--resume", "--summary", summary]
     again = meari("score", path, "--bundles", bundles, "-o", output, *words)
@@ -126,7 +131,26 @@ def test_more_bad_lines_than_allowed_end_the_run_and_a_higher_limit_goes_on(bund
     assert [record["line"] for record in file_records(output)] == list(range(1, 3001))
     found = json.loads(summary.read_text())
     assert (found["num_texts"], found["num_bad_lines"], found["max_bad_lines"]) == (1500, 1500, 1500)
-    assert meari("score", "-", "--bundles", bundles, "--max-bad", 0, stdin=b"a\n\xff\n").returncode == 1
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2])
+@pytest.mark.parametrize("verb", [["score"], ["generate", "--seed", 1, "--max-tokens", 2, "--prompts"]])
+def test_a_run_stops_at_the_line_that_is_one_too_many(bundles: Path, verb: list[object], limit: int) -> None:
+    stdin = b"a\n\xff\nb\n\xff\nc\n\xff\nd\n"
+    done = meari(*verb, "-", "--bundles", bundles, "--max-bad", limit, stdin=stdin)
+    assert done.returncode == 1
+    assert f"standard input: line {2 * limit + 2}: got bytes that are not UTF-8" in done.stderr.decode()
+    found = [("error" in record, record["line"]) for record in records(done.stdout)]
+    assert found == [(line % 2 == 0, line) for line in range(1, 2 * limit + 2)]
+    assert meari(*verb, "-", "--bundles", bundles, "--max-bad", 3, stdin=stdin).returncode == 0
+
+
+def test_lines_of_any_length_count_as_bad_lines(bundles: Path, tmp_path: Path) -> None:
+    path, output = tmp_path / "bad.txt", tmp_path / "out.jsonl"
+    path.write_bytes(b"a\n" + b"b " * 200_000 + b"\xff\n" + b"c\n" * 9 + b"\xff\nd\n")
+    done = meari("score", path, "--bundles", bundles, "-o", output, "--max-bad", 1)
+    assert (done.returncode, b"line 12: got bytes" in done.stderr) == (1, True)
+    assert [record["line"] for record in file_records(output)] == list(range(1, 12))
 
 
 @pytest.mark.parametrize("verb", [["score"], ["generate", "--prompts"]])

@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from meari.cli._files import Use, check_apart
+from meari.cli._files import Use, check_apart, is_one_file
 from meari.cli.main import group
 from tests.bulk.command import arguments
 from tests.patience import PATIENCE
@@ -55,6 +55,10 @@ TOUCHING = [
     ("score in.txt >> in.txt", "standard output", "got a file, which is read as well (FILE in.txt"),
     ("score in.txt --summary /dev/stdout > out", "--summary", "standard output"),
     ("score in.txt --summary out >> out", "--summary", "standard output"),
+    ("score in.txt 2>> in.txt", "standard error", "got a file, which is read as well (FILE in.txt"),
+    ("score - < in.txt > out 2>> hard.txt", "standard error", "read as well (FILE standard input"),
+    ("score in.txt -o out 2>> out", "standard error", "which is written as well (--output)"),
+    ("score . >> in.txt", "standard output", "which is read as well (FILE .)"),
     ("score in.txt -o out --summary out", "--summary", "--output"),
     ("score in.txt -o out --summary linked/out", "--summary", "--output"),
     ("score in.txt -o out --summary out.progress", "--summary", "the progress of --output"),
@@ -63,6 +67,7 @@ TOUCHING = [
     ("score linked/bundle/manifest.json -o out --summary bundle/tokenizer.json", "--summary", "--model"),
     ("score in.txt -o bundle/manifest.json", "--output", "--model"),
     ("score --text a --format tsv -o bundle/manifest.json", "--output", "--model"),
+    ("generate --prompts in.txt 2>> soft.txt", "standard error", "--prompts in.txt"),
     ("generate --prompts in.txt -o hard.txt", "--output", "--prompts in.txt"),
     ("generate --prompts in.txt -o out --summary soft.txt", "--summary", "--prompts in.txt"),
     ("generate --prompts - -o soft.txt < in.txt", "--output", "--prompts"),
@@ -83,10 +88,16 @@ def test_what_is_read_is_not_written(folder: Path, line: str, option: str, other
         check=False,
         timeout=PATIENCE,
     )
-    message = " ".join(done.stderr.decode().split())
+    after = contents(folder)
+    told = b"".join(
+        data.removeprefix(before.get(name, b"")) for name, data in after.items() if data != before.get(name)
+    )
+    message = " ".join((done.stderr + told).decode().split())
     assert done.returncode == 2, message
     assert f"Error: {option}: got" in message
     assert other in message
+    if option == "standard error":  # which only the error itself went to
+        return
     assert {**before, str(folder / "out"): b""} == {str(folder / "out"): b"", **contents(folder)}
 
 
@@ -120,6 +131,62 @@ def test_pipes_and_devices_may_be_shared() -> None:
     check_apart([], [Use("standard output", writer), Use("--summary", Path(f"/dev/fd/{writer}"))])
     os.close(reader)
     os.close(writer)
+
+
+IN_FOLDER = {
+    "texts/new.txt": True,
+    "texts/new.TEXT": True,
+    "texts/new.gz": True,
+    "texts/new.txt.xz": True,
+    "texts/deeper/new.txt": True,
+    "linked/texts/new.txt": True,
+    "elsewhere/new.txt": True,
+    "texts/bare.txt": True,
+    "missing.jsonl": True,
+    "texts/new.jsonl": False,
+    "texts/new.txt.jsonl": False,
+    "texts/.new.txt": False,
+    "texts/.hidden/new.txt": False,
+    "new.txt": False,
+}
+
+
+@pytest.mark.parametrize("option", ["-o", "--summary"])
+@pytest.mark.parametrize(("name", "is_read"), IN_FOLDER.items())
+def test_what_the_next_run_would_read_of_a_folder_is_not_written_there(
+    place: Path, option: str, name: str, is_read: bool
+) -> None:
+    for folder in ("texts/deeper", "texts/.hidden", "elsewhere"):
+        (place / folder).mkdir(parents=True)
+    (place / "texts" / "a.txt").write_text(TEXT)
+    (place / "texts" / "behind").symlink_to(place / "elsewhere")
+    (place / "texts" / "link.txt").symlink_to(place / "missing.jsonl")
+    (place / "texts" / "bare.txt").symlink_to(place / "nothing")
+    before = contents(place)
+    more = [] if option == "-o" else ["-o", "out"]
+    words = ["score", "texts", option, name, *more, "--bundles", "bundle", "-q"]
+    done = CliRunner().invoke(group, words)
+    if is_read:
+        assert done.exit_code == 2
+        message = " ".join(done.output.replace("\u2502", "").split())
+        assert f"got {name}, which the next run would read as well (FILE texts)" in message
+        assert contents(place) == before
+        return
+    assert done.exit_code == 0, done.output
+    (place / name).unlink()
+    assert CliRunner().invoke(group, [*words, "--overwrite"]).exit_code == 0
+
+
+def test_names_that_differ_in_case_are_one_file_where_the_file_system_says_so(place: Path) -> None:
+    (place / "OUT").symlink_to("out")
+    assert is_one_file(place / "out", place / "OUT")
+    (place / "OUT").unlink()
+    (place / "probe").touch()
+    are_one = (place / "PROBE").exists()
+    assert is_one_file(place / "out", place / "OUT") == are_one
+    assert not (place / "out").exists()
+    words = ["score", "in.txt", "-o", "out", "--summary", "OUT", "--bundles", "bundle", "-q"]
+    assert CliRunner().invoke(group, words).exit_code == (2 if are_one else 0)
 
 
 CONFIG = """
