@@ -1,13 +1,29 @@
-"""The Korean README says what the English one does: the same sections, examples, links, settings and figures."""
+"""The Korean README and guide say what the English ones do: sections, examples, links, figures, settings."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from meari.service.settings import SETTINGS
+
 ROOT = Path(__file__).parents[1]
-ENGLISH, KOREAN = ((ROOT / name).read_text("utf-8") for name in ("README.md", "README.ko.md"))
 FENCE = "```"
+LAST = (
+    "\n## 설정\n"  # from here on the Korean guide has what in English stands on the pages of operating and of bundles
+)
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+GUIDE_KO, _, ONLY_IN_KOREAN = read("docs/guide.ko.md").partition(LAST)
+PAIRS = {
+    "README": (read("README.md"), read("README.ko.md")),
+    "guide": (read("docs/guide.md").partition("\n## Settings\n")[0], GUIDE_KO),
+}
+both = pytest.mark.parametrize(("english", "korean"), PAIRS.values(), ids=PAIRS)
 
 
 def blocks(text: str) -> list[list[str]]:
@@ -25,38 +41,80 @@ def blocks(text: str) -> list[list[str]]:
 
 
 def outline(text: str) -> list[str]:
-    """What stands where: headings by their level, tables by their number of rows, lists by their items."""
+    """Headings by their level, tables by their number of rows, lists by their items, code, in their order."""
     outside = re.sub(r"^```.*?^```$", FENCE, text, flags=re.DOTALL | re.MULTILINE)
     marks = [re.match(r"#+|\||- |```|    \S", line) for line in outside.splitlines()]
     return ["code" if mark[0][0] == " " else mark[0].strip() for mark in marks if mark]
 
 
 def figures(text: str) -> list[list[str]]:
-    """Numbers and names of every row of the tables of settings and of bundles."""
-    rows = re.findall(r"^\| `(?:MEARI_|shakespeare-|books-|nsmc-).*$", text, re.MULTILINE)
+    """Numbers and names of every row of the table of bundles."""
+    rows = re.findall(r"^\| `(?:shakespeare-|books-|nsmc-).*$", text, re.MULTILINE)
     return [re.findall(r"[\d.,]*\d|`[^`]+`", row) for row in rows]
 
 
 def folders(text: str) -> list[str]:
-    return re.findall(r"^ *[a-z]+/(?= +\S)", text, re.MULTILINE)
+    return re.findall(r"^ *[a-z_]+/(?= +\S)", text, re.MULTILINE)
 
 
-def test_examples_are_the_same() -> None:
-    assert len(blocks(KOREAN)) > 10
-    assert blocks(KOREAN) == blocks(ENGLISH)
+@both
+def test_examples_are_the_same(english: str, korean: str) -> None:
+    assert len(blocks(korean)) > 3
+    assert blocks(korean) == blocks(english)
 
 
-@pytest.mark.parametrize("part", [outline, figures, folders], ids=lambda part: part.__name__)
-def test_parts_are_the_same(part) -> None:  # type: ignore[no-untyped-def]
-    assert len(part(KOREAN)) > 5
-    assert part(KOREAN) == part(ENGLISH)
+@both
+def test_outline_is_the_same(english: str, korean: str) -> None:
+    assert len(outline(korean)) > 20
+    assert outline(korean) == outline(english)
 
 
-def test_links_are_the_same() -> None:
-    english, korean = (sorted(set(re.findall(r"\]\(([^)]+)\)", text))) for text in (ENGLISH, KOREAN))
-    assert [link for link in korean if link != "README.md"] == [link for link in english if link != "README.ko.md"]
+@pytest.mark.parametrize("part", [figures, folders], ids=lambda part: part.__name__)
+def test_tables_and_folders_are_the_same(part) -> None:  # type: ignore[no-untyped-def]
+    english, korean = PAIRS["README"]
+    assert len(part(korean)) > 5
+    assert part(korean) == part(english)
 
 
-def test_settings_and_paths_are_named_in_both() -> None:
+def test_claims_have_the_same_numbers() -> None:
+    english, korean = (
+        sorted(
+            re.findall(r"\d[\d,.]*\d", "".join(re.findall(r"^- \*\*.*?(?=^- |^##)", text, re.DOTALL | re.MULTILINE)))
+        )
+        for text in PAIRS["README"]
+    )
+    assert len(korean) > 5
+    assert korean == english
+
+
+@both
+def test_links_are_the_same(english: str, korean: str) -> None:
+    """But for each other, and for the guide, which each has in its own language."""
+    links = [
+        sorted({link.replace(".ko.md", ".md") for link in re.findall(r"\]\(([^)]+)\)", text)})
+        for text in (english, korean)
+    ]
+    assert len(links[0]) > 5
+    assert links[1] == links[0]
+
+
+@both
+def test_paths_and_options_are_named_in_both(english: str, korean: str) -> None:
     names = r"MEARI_[A-Z_]+[A-Z]|`(?:GET|POST) /[^`]*`|--[a-z][a-z-]+"
-    assert set(re.findall(names, KOREAN)) == set(re.findall(names, ENGLISH))
+    assert set(re.findall(names, korean)) == set(re.findall(names, english))
+
+
+def test_every_setting_stands_in_the_korean_guide_with_its_default() -> None:
+    rows = re.findall(r"^\| `(MEARI_[A-Z_]+)` \| (.*?) \|", ONLY_IN_KOREAN, re.MULTILINE)
+    assert [name for name, _ in rows] == [setting.variable for setting in SETTINGS.values()]
+    for (name, korean), setting in zip(rows, SETTINGS.values(), strict=True):
+        number = re.fullmatch(r"(\d+)(?:\.0)?", setting.default)
+        if number:
+            amount, _, unit = korean.partition(" ")
+            assert int(amount) * (1 << 20 if unit == "MiB" else 1) == int(number[1]), name
+
+
+def test_figures_of_measuring_are_those_of_the_english_page() -> None:
+    numbers = re.findall(r"\d\.\d{3}", read("docs/released-bundles.md"))
+    assert numbers
+    assert set(numbers) <= set(re.findall(r"\d\.\d{3}", ONLY_IN_KOREAN))

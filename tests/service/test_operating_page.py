@@ -121,11 +121,6 @@ def test_figures_of_precision_are_those_of_the_benchmarks() -> None:
         assert all(f" {row[column]} (" in measured for row in rows)
 
 
-def test_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#]+)", PAGE)
-    assert [target for target in targets if not (ROOT / "docs" / target).exists()] == []
-
-
 def test_a_bundle_s_address_is_answered_with_its_hashes(server: Server) -> None:
     answer: httpx.Response = server.client.get("/models/shakespeare-lstm")
     assert len(answer.json()["hashes"]["bundle"]) == 64
