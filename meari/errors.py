@@ -27,6 +27,8 @@ This file knows nothing of Flask.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import ClassVar, Final
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "UnknownModel",
     "UnsupportedMediaType",
     "VersionNotSupported",
+    "did_you_mean",
 ]
 
 
@@ -189,3 +192,10 @@ class ScoreTimeout(MeariError):
 
 class BundleError(MeariError):
     """A bundle's folder is incomplete, changed, of an unknown format, or computes other figures than it should."""
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """` (did you mean NAME?)`, or an empty text where none is near; case does not count."""
+    spelled = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(name[:100].lower(), spelled, n=1)
+    return f" (did you mean {spelled[near[0]]}?)" if near else ""

@@ -1,8 +1,8 @@
 """The bundles being served, by name: loaded once, in the background, each on its own.
 
-Enters: the folder of bundles. Leaves: a `Model` by name, and whether the service is ready, with the reason where it
-is not. A bundle that cannot be loaded is named with its reason and does not keep the others from being served. No
-Flask here.
+Input: the folder of bundles. Output: a `LoadedModel` by name, and whether the service is ready, with the reason if
+not. A bundle that cannot be loaded is named with its reason and does not keep the others from being served. Must not
+know: Flask.
 """
 
 from __future__ import annotations
@@ -12,41 +12,25 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from msgspec import UNSET, UnsetType
 
-from meari.bundle_format.folders import MANIFEST, BundleFolders, bundle_name, find_bundles, printable
-from meari.errors import BundleError, MeariError, NotReady, UnknownModel
-from meari.nearest import did_you_mean
-from meari.runtime.bundle import Bundle, open_bundle
-from meari.runtime.engine import Engine, EngineLimits
+from meari.bundle_format.folders import BundleFolders, find_bundles, printable
+from meari.errors import BundleError, MeariError, NotReady, UnknownModel, did_you_mean
+from meari.runtime.engine import EngineLimits
 from meari.runtime.engine.cache import CacheRoom
-from meari.runtime.memory import release_free_memory
-from meari.runtime.text.tokenizer import TextTokenizer
+from meari.runtime.machine import release_free_memory
+from meari.runtime.model import LoadedModel, load_model
 from meari.service.log import flush_log
 from meari.service.process.marks import ReadyMarks
 from meari.service.settings import Settings
 
-__all__ = ["Model", "Readiness", "Registry", "load_model"]
+__all__ = ["Readiness", "Registry"]
 
 LEAST_KNEE = 8  # requests: what was seen of an engine may be of a bad moment
 KNEE_SHARE = 7 / 8  # an engine knows its knee as a power of two only; a few less cost 1 % of the tokens, 15 % of p95
 
-ROWS_OF_A_REQUEST: Final = 16  # n and num_beams go so far, however few slots there are
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A bundle that is being served; called by the name of its folder."""
-
-    name: str
-    bundle: Bundle
-    tokenizer: TextTokenizer
-    engine: Engine
-    written_at: int  # seconds since 1970; the folder may be gone by the time somebody asks
 
 
 @dataclass(frozen=True)
@@ -59,26 +43,16 @@ class Readiness:
     failed: dict[str, str]
 
 
-def load_model(folder: Path, settings: Settings, *, has_one_caller: bool = False) -> Model:
-    """Open a bundle and start its engine. Raises BundleError."""
-    written_at = _written_at(folder)
-    bundle = open_bundle(folder, max_slots=max(settings.max_slots, ROWS_OF_A_REQUEST))
-    limits = EngineLimits(settings.max_slots, settings.max_waiting, settings.cache_bytes, has_one_caller)
-    engine = Engine(bundle.runner, limits)
-    engine.start()
-    return Model(bundle_name(folder), bundle, bundle.tokenizer, engine, written_at)
-
-
 class Registry:
     """Filled by one background thread, read by all others; each attribute is replaced whole, once."""
 
     def __init__(
-        self, settings: Settings, marks: ReadyMarks, load: Callable[[Path, Settings], Model] = load_model
+        self, settings: Settings, marks: ReadyMarks, load: Callable[[Path, EngineLimits], LoadedModel] = load_model
     ) -> None:
         self._settings = settings
         self._marks = marks
         self._load = load
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, LoadedModel] = {}
         self._failed: dict[str, str] = {}
         self._problem: str | None = None
         self._named_default = ""
@@ -97,7 +71,7 @@ class Registry:
         """Block until every bundle was loaded or has failed; returns whether that is so."""
         return self._loaded.wait(timeout)
 
-    def get(self, name: str | UnsetType) -> Model:
+    def get(self, name: str | UnsetType) -> LoadedModel:
         """The model of that name, or the default. Raises UnknownModel, NotReady."""
         self._check_loaded()
         wanted = self.default if name is UNSET else name
@@ -108,12 +82,12 @@ class Registry:
         hint = did_you_mean(wanted, self._models)
         raise UnknownModel(f"model: got {wanted[:100]!r}, expected one of {', '.join(self._models)}{hint}")
 
-    def all(self) -> list[Model]:
+    def all(self) -> list[LoadedModel]:
         """Every model that is being served, by name. Raises NotReady."""
         self._check_loaded()
         return list(self._models.values())
 
-    def loaded(self) -> list[Model]:
+    def loaded(self) -> list[LoadedModel]:
         """The models that have been loaded so far."""
         return list(self._models.values())
 
@@ -184,14 +158,16 @@ class Registry:
             log.error("not ready: %s", self._problem)
         self._loaded.set()
 
-    def _load_each(self, found: BundleFolders) -> tuple[dict[str, Model], dict[str, str]]:
-        models: dict[str, Model] = {}
+    def _load_each(self, found: BundleFolders) -> tuple[dict[str, LoadedModel], dict[str, str]]:
+        models: dict[str, LoadedModel] = {}
         failed = dict(found.failed)
+        settings = self._settings
+        limits = EngineLimits(settings.max_slots, settings.max_waiting, settings.cache_bytes)
         for name, problem in failed.items():
             log.error("%s in the folder of bundles cannot be used: %s", name, problem)
         for name, folder in found.folders.items():
             try:
-                models[name] = self._load(folder, self._settings)
+                models[name] = self._load(folder, limits)
             except MeariError as error:
                 failed[name] = str(error)
                 log.error("bundle %s cannot be served: %s", name, error, exc_info=error.__cause__)  # noqa: TRY400
@@ -203,10 +179,3 @@ class Registry:
     def _nothing_to_serve(self, found: BundleFolders) -> str:
         root = printable(self._settings.bundles)
         return f"no bundle in {root} could be loaded" if found.folders else f"there is no bundle in {root}"
-
-
-def _written_at(folder: Path) -> int:
-    try:
-        return int((folder / MANIFEST).stat().st_mtime)
-    except OSError as error:
-        raise BundleError(f"manifest.json: cannot be read: {error.strerror}") from error

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from meari.bundle_format.folders import find_bundles
-from meari.errors import BundleError
-from meari.nearest import did_you_mean
-from meari.runtime.cpus import granted_cpus
+from meari.errors import BundleError, did_you_mean
+from meari.runtime.machine import granted_cpus
 from meari.service.setting_values import (
     FOLDER,
     HOST,

@@ -7,8 +7,7 @@ from pathlib import Path
 from meari.bulk.errors import BulkError
 from meari.bundle_format.folders import DEFAULT, BundleFolders, find_bundles, holds_bundle, printable
 from meari.bundle_format.manifest import read_files, read_manifest
-from meari.errors import BundleError
-from meari.nearest import did_you_mean
+from meari.errors import BundleError, did_you_mean
 
 __all__ = ["bundle_hash", "default_bundle", "find_bundle", "list_bundles"]
 

@@ -23,10 +23,9 @@ from meari.bulk.options import GenerateOptions
 from meari.bulk.records import Problem, Reader, Record, up_to_bad
 from meari.bulk.totals import GenerateTotals
 from meari.runtime.completion import Completion, begin_completion
-from meari.runtime.model_limits import checked_logit_bias
+from meari.runtime.model import LoadedModel
+from meari.runtime.requests import GenerateRequest, checked_logit_bias
 from meari.runtime.state_tokens import StateTokens
-from meari.service.registry import Model
-from meari.service.requests.schema import GenerateRequest
 
 __all__ = ["Completions", "GenerateWork", "GeneratedChunk", "LongPrompt", "line_seed"]
 
@@ -56,7 +55,7 @@ class Unbounded:
 class Completions:
     """Begins completions on one model, as many as are asked for."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: LoadedModel) -> None:
         self._model = model
         self._no_states = StateTokens.of(model.bundle, (secrets.token_hex(),))
 
@@ -75,7 +74,7 @@ class Work(Protocol):
 class GenerateWork:
     """What `meari generate` does with every chunk. Raises InvalidRequest where the settings do not fit the model."""
 
-    def __init__(self, model: Model, options: GenerateOptions) -> None:
+    def __init__(self, model: LoadedModel, options: GenerateOptions) -> None:
         vocabulary_size = model.tokenizer.vocabulary.size
         checked_logit_bias(options.request.logit_bias, vocabulary_size)
         self._options = options

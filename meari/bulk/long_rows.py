@@ -21,8 +21,7 @@ from meari.bulk.score_rows import TokenRows, WordRows, figure_members
 from meari.bulk.tsv import cell, doubled, escaped
 from meari.runtime.answers import ScoredToken, ScoredWord
 from meari.runtime.score_json import SLICE
-from meari.runtime.scores import ScoredText
-from meari.runtime.sums import TextSums
+from meari.runtime.scores import ScoredText, TextSums
 
 __all__ = ["LongRows"]
 

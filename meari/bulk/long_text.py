@@ -18,7 +18,7 @@ from meari.bulk.long_rows import LongRows
 from meari.bulk.records import Problem, Record, not_utf8
 from meari.bulk.totals import ScoreTotals
 from meari.runtime.engine import Scoring, StateValue
-from meari.runtime.sums import TextSums
+from meari.runtime.scores import TextSums
 from meari.runtime.text.tokenizer import Encoded
 
 if TYPE_CHECKING:

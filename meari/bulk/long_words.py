@@ -9,10 +9,9 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from meari.runtime.answers import ScoredWord
-from meari.runtime.scores import ScoredText
-from meari.runtime.sums import in_base
+from meari.runtime.requests import LogBase
+from meari.runtime.scores import ScoredText, in_base
 from meari.runtime.text.words import Words, open_run
-from meari.service.requests.schema import LogBase
 
 __all__ = ["LongWords"]
 

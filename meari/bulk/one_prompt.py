@@ -12,8 +12,8 @@ from meari.bulk.records import Record
 from meari.bulk.worker import open_model
 from meari.runtime.answers import GenerateUsage
 from meari.runtime.completion import Completion
+from meari.runtime.requests import GenerateRequest
 from meari.runtime.text.json_lines import escape_line_ends
-from meari.service.requests.schema import GenerateRequest
 
 __all__ = ["SEPARATOR", "continue_prompt", "rows_of_one"]
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
+from meari.runtime.requests import GenerateRequest, LogBase, checked_generate
 from meari.runtime.text.words import Words
-from meari.service.requests.schema import GenerateRequest, LogBase, Schemas
-from meari.service.settings import Settings
+from meari.validation.parsing import Parser
 
 __all__ = ["GenerateOptions", "InputFormat", "OutputFormat", "ScoreOptions", "WorkOptions", "checked_request"]
-
-MAX_TOKENS: Final = 1_000_000_000
 
 InputFormat = Literal["text", "jsonl"]
 OutputFormat = Literal["jsonl", "tsv", "text"]
@@ -61,6 +59,13 @@ class GenerateOptions(WorkOptions, frozen=True, kw_only=True, tag="generate"):
     seed: int
 
 
+class _Request(GenerateRequest, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] = 64
+
+
+_requests: Final = Parser(_Request)
+
+
 def checked_request(body: bytes) -> GenerateRequest:
     """A request in JSON, held to the ranges of POST /generate but for the server's limits. Raises InvalidRequest."""
-    return Schemas(Settings(workers=1, max_tokens=MAX_TOKENS)).generate(body)
+    return checked_generate(_requests.parse(body))

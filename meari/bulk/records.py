@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from meari.bulk.options import InputFormat
-from meari.explain import shown, why_malformed
+from meari.validation.explain import shown, why_malformed
 
 __all__ = ["Problem", "Reader", "Record", "clashing_names", "is_like_object", "not_utf8", "up_to_bad"]
 

@@ -21,11 +21,10 @@ from meari.bulk.records import Problem, Reader, Record, up_to_bad
 from meari.bulk.score_rows import ScoreRows, score_rows
 from meari.bulk.totals import ScoreTotals
 from meari.runtime.engine import ScoreCall, Scoring, StateValue, TextScore
-from meari.runtime.scores import ScoredText
-from meari.runtime.sums import TextSums
+from meari.runtime.model import LoadedModel
+from meari.runtime.scores import ScoredText, TextSums
 from meari.runtime.text.tokenizer import Encoded, TokenizerKind
 from meari.runtime.text.words import require_segmenter
-from meari.service.registry import Model
 
 __all__ = ["NEVER_SECONDS", "RowsOf", "ScoreWork", "ScoredChunk", "batches", "by_context"]
 
@@ -85,7 +84,7 @@ def by_context(lines: Sequence[Record | Problem], context: str) -> dict[str, lis
 class ScoreWork:
     """What `meari score` does with every chunk."""
 
-    def __init__(self, model: Model, options: ScoreOptions) -> None:
+    def __init__(self, model: LoadedModel, options: ScoreOptions) -> None:
         """Raises InvalidRequest where words are to be found by ICU, and there is none."""
         if options.words == "unicode":
             require_segmenter()

@@ -17,8 +17,7 @@ from meari.bulk.records import Problem, Record
 from meari.bulk.tsv import cell
 from meari.runtime.answers import ScoredToken, ScoredWord
 from meari.runtime.score_json import SLICE, array, parts_of
-from meari.runtime.scores import ScoredText
-from meari.runtime.sums import TextSums
+from meari.runtime.scores import ScoredText, TextSums
 
 __all__ = [
     "JsonLines",

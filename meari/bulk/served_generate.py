@@ -23,8 +23,7 @@ from meari.bulk.records import Problem, Reader, Record, up_to_bad
 from meari.bulk.served import Served
 from meari.client.service import RemoteService
 from meari.runtime.answers import Choice, GenerateAnswer, GenerateUsage
-from meari.runtime.model_limits import checked_logit_bias
-from meari.service.requests.schema import GenerateRequest
+from meari.runtime.requests import GenerateRequest, checked_logit_bias
 
 __all__ = ["ServedGenerateWork", "continue_served_prompt"]
 

@@ -21,8 +21,8 @@ from meari.bulk.score_rows import JsonLines, ScoreRows, TextRows, TokenRows, Wor
 from meari.bulk.served import Served
 from meari.runtime.answers import ScoredToken, ScoredWord, TextFigures
 from meari.runtime.engine.calls import GRID
-from meari.runtime.sums import LN_OF, TextSums
-from meari.service.requests.schema import LogBase
+from meari.runtime.requests import LogBase
+from meari.runtime.scores import LN_OF, TextSums
 
 __all__ = ["ServedScoreWork"]
 

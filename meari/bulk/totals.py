@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import msgspec
 
-from meari.runtime.sums import TextSums
-from meari.service.requests.schema import LogBase
+from meari.runtime.requests import LogBase
+from meari.runtime.scores import TextSums
 
 __all__ = ["GenerateTotals", "ScoreTotals", "Totals"]
 

@@ -35,11 +35,11 @@ from meari.bulk.frames import (
     write_all,
 )
 from meari.bulk.options import GenerateOptions, ScoreOptions
-from meari.runtime.memory import keep_freed_memory
+from meari.runtime.machine import keep_freed_memory
 from meari.runtime.text.json_lines import escape_line_ends
 
 if TYPE_CHECKING:
-    from meari.service.registry import Model
+    from meari.runtime.model import LoadedModel
 
 READ_BYTES: Final = 1 << 18
 MAX_SLOTS: Final = 128  # rows of a step: twice a server's, where every row waits for all others
@@ -76,13 +76,12 @@ class LineWork(Protocol):
         """A long line whose pieces follow."""
 
 
-def open_model(folder: str) -> Model:
+def open_model(folder: str) -> LoadedModel:
     """The bundle in that folder. Raises BundleError."""
-    from meari.service.registry import load_model
-    from meari.service.settings import Settings
+    from meari.runtime.engine import EngineLimits
+    from meari.runtime.model import load_model
 
-    settings = Settings(max_slots=MAX_SLOTS, max_waiting=MAX_WAITING, workers=1, cache_bytes=0)
-    return load_model(Path(folder), settings, has_one_caller=True)
+    return load_model(Path(folder), EngineLimits(MAX_SLOTS, MAX_WAITING, 0, has_one_caller=True))
 
 
 def open_work(setup: Setup) -> tuple[str, LineWork]:

@@ -158,7 +158,7 @@ class RunOptions:
     def plan(self, hash_of_served: str | None, api_key: str) -> Plan:
         """The same for the run; the hash is that of the bundle of a service, where one does the work."""
         from meari.bulk.run import Plan, ServedBundle
-        from meari.runtime.cpus import granted_cpus
+        from meari.runtime.machine import granted_cpus
 
         display = self.progress
         if display is None:
@@ -246,7 +246,7 @@ def _facts_here(folder: Path) -> ModelFacts:
     from importlib.metadata import version
 
     from meari.bundle_format.manifest import parse_manifest
-    from meari.runtime.cpus import cpu_name
+    from meari.runtime.machine import cpu_name
 
     has_ends = parse_manifest((folder / "manifest.json").read_bytes()).has_ends
     return ModelFacts(has_ends, {"cpu": cpu_name(), "onnxruntime": version("onnxruntime")})

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from meari.nearest import did_you_mean
+from meari.errors import did_you_mean
 
 __all__ = ["Choice", "Decorator", "echo_json", "echo_json_line", "json_option", "packed"]
 

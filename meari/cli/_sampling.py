@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from meari.service.requests.schema import GenerateRequest
+    from meari.runtime.requests import GenerateRequest
 
 __all__ = ["SAMPLING_OPTIONS", "SamplingOptions"]
 

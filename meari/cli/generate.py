@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from meari.bulk.options import OutputFormat
     from meari.bulk.run import Outcome
     from meari.runtime.answers import GenerateUsage
-    from meari.service.requests.schema import GenerateRequest
+    from meari.runtime.requests import GenerateRequest
 
 EXAMPLES = """\b
 Examples:

@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from meari import cli
-from meari.nearest import did_you_mean
+from meari.errors import did_you_mean
 
 NOT_VERBS = frozenset({"main"})
 GROUPS = {

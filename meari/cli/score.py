@@ -31,7 +31,7 @@ from meari.cli._tables import shown
 if TYPE_CHECKING:
     from meari.bulk.options import OutputFormat, ScoreOptions
     from meari.bulk.run import Outcome
-    from meari.service.requests.schema import LogBase
+    from meari.runtime.requests import LogBase
 
 EXAMPLES = """\b
 Examples:

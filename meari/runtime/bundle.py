@@ -20,7 +20,6 @@ import onnxruntime as ort
 
 from meari.bundle_format.manifest import Manifest, read_files, read_manifest
 from meari.errors import BundleError
-from meari.runtime.cpus import cpu_name
 from meari.runtime.engine.isolation import rows_are_isolated
 from meari.runtime.engine.runner import Runner, Sessions
 from meari.runtime.engine.runs import StateTensor
@@ -31,6 +30,7 @@ from meari.runtime.graphs.fusion import fuse_products, vectors_of
 from meari.runtime.graphs.problems import graph_problem
 from meari.runtime.graphs.reader import reader_graph
 from meari.runtime.graphs.writer import writer_graph
+from meari.runtime.machine import cpu_name
 from meari.runtime.text.tokenizer import TextTokenizer, load_tokenizer
 
 __all__ = ["Bundle", "SelfTest", "open_bundle"]

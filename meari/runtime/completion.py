@@ -14,17 +14,15 @@ from typing import Protocol
 
 from msgspec import UNSET
 
-from meari.runtime.answers import Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob
+from meari.runtime.answers import Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob, Work
 from meari.runtime.engine import Finish, GenerateCall, Generation, Sample, Sampling
-from meari.runtime.model_limits import checked_logit_bias, effective_top_k
+from meari.runtime.model import LoadedModel
+from meari.runtime.requests import GenerateRequest, checked_logit_bias, effective_top_k
 from meari.runtime.scores import alternatives
 from meari.runtime.state_tokens import StateTokens, TextState
 from meari.runtime.text.detokenizer import NO_TEXT, Detokenizer
 from meari.runtime.text.stop import StopPatterns, StopSearch, matcher_factory
 from meari.runtime.text.tokenizer import Vocabulary
-from meari.runtime.work import Work
-from meari.service.registry import Model
-from meari.service.requests.schema import GenerateRequest
 
 __all__ = ["Budget", "Completion", "begin_completion"]
 
@@ -189,7 +187,7 @@ class Completion:
 
 def begin_completion(
     request: GenerateRequest,
-    model: Model,
+    model: LoadedModel,
     budget: Budget,
     deadline: float,
     state_tokens: StateTokens,

@@ -15,13 +15,12 @@ from typing import Any
 import msgspec
 
 from meari.bundle_format.folders import MANIFEST, bundle_name, printable
-from meari.bundle_format.manifest import read_files, read_manifest
+from meari.bundle_format.manifest import Manifest, read_files, read_manifest
 from meari.errors import BundleError
 from meari.runtime.bundle import Bundle, open_bundle
-from meari.runtime.description import describe_bundle
 from meari.runtime.graphs.bundle_graph import BundleGraph
 
-__all__ = ["Inspection", "describe_folder", "inspect_bundle"]
+__all__ = ["Inspection", "describe_bundle", "describe_folder", "inspect_bundle"]
 
 MAX_SLOTS = 64  # rows of the largest batch that is tried: a server's own default
 
@@ -32,6 +31,32 @@ class Inspection:
 
     description: dict[str, Any]
     problem: str
+
+
+def describe_bundle(name: str, manifest: Manifest, bundle_hash: str) -> dict[str, Any]:
+    """The part of GET /models that any bundle has, served or not.
+
+    name         of its folder, by which it is called
+    bundle_hash  SHA-256 of the manifest's bytes
+    """
+    return {
+        "name": name,
+        "family": manifest.family,
+        "precision": manifest.precision,
+        "sizes": manifest.sizes,
+        "state": manifest.state,
+        "tokenizer": {
+            "kind": manifest.tokenizer.kind,
+            "normalization": manifest.tokenizer.normalization,
+            "unknown_id": manifest.tokenizer.unknown_id,
+            "vocabulary_size": manifest.sizes["vocabulary"],
+            "boundary": manifest.boundary,
+        },
+        "graphs": manifest.graphs,
+        "corpus": {**manifest.corpus, "has_ends": manifest.has_ends},
+        "figures": manifest.figures,
+        "hashes": {"bundle": bundle_hash, "files": {name: entry.sha256 for name, entry in manifest.files.items()}},
+    }
 
 
 def describe_folder(folder: Path) -> dict[str, Any]:

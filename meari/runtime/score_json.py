@@ -12,10 +12,9 @@ from typing import Final
 import msgspec
 
 from meari.runtime.answers import ScoredToken, ScoredWord
-from meari.runtime.scores import ScoredText
+from meari.runtime.requests import LogBase
+from meari.runtime.scores import ScoredText, TextSums
 from meari.runtime.state_tokens import StateTokens
-from meari.runtime.sums import TextSums
-from meari.service.requests.schema import LogBase
 
 __all__ = ["SLICE", "ScoreAnswer", "array", "open_result", "parts_of"]
 

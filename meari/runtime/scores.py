@@ -14,8 +14,10 @@ is the sum over the rows.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +26,79 @@ from msgspec import UNSET
 from meari.runtime.answers import Alternative, ScoredToken, ScoredWord, TextFigures, TokenText
 from meari.runtime.engine import TextScore
 from meari.runtime.engine.calls import GRID
+from meari.runtime.requests import LogBase
 from meari.runtime.state_tokens import TextState
-from meari.runtime.sums import LN_OF, TextSums, in_base
 from meari.runtime.text.tokenizer import Encoded, Vocabulary, nfc
 from meari.runtime.text.words import Words, word_spans
-from meari.service.requests.schema import LogBase
 
-__all__ = ["ScoredText", "alternatives", "token_texts"]
+__all__ = ["LN_OF", "ScoredText", "TextSums", "alternatives", "in_base", "token_texts"]
+
+
+LN2: Final = math.log(2.0)
+LN_OF: Final[dict[LogBase, float]] = {"e": 1.0, "2": LN2, "10": math.log(10.0)}
+
+
+@dataclass(frozen=True, slots=True)
+class TextSums:
+    """Log-probabilities in units of 1 / GRID nats: of all tokens, and without the unknown ones."""
+
+    logprob_units: int
+    known_logprob_units: int
+    num_tokens: int
+    num_chars: int
+    num_bytes: int
+    num_unknown: int
+
+    @property
+    def logprob(self) -> float:
+        """In nats."""
+        return self.logprob_units / GRID
+
+    @property
+    def known_logprob(self) -> float:
+        """In nats."""
+        return self.known_logprob_units / GRID
+
+    def plus(self, other: TextSums) -> TextSums:
+        """Both as one text."""
+        return TextSums(
+            self.logprob_units + other.logprob_units,
+            self.known_logprob_units + other.known_logprob_units,
+            self.num_tokens + other.num_tokens,
+            self.num_chars + other.num_chars,
+            self.num_bytes + other.num_bytes,
+            self.num_unknown + other.num_unknown,
+        )
+
+    def figures(self, log_base: LogBase) -> TextFigures:
+        """Logarithms in that base, bits always in base 2."""
+        total = self.logprob
+        return TextFigures(
+            logprob=in_base(total, log_base),
+            probability=math.exp(min(total, 0.0)),
+            perplexity=_exp(-total / self.num_tokens) if self.num_tokens else None,
+            bits_per_char=_per(-total / LN2, self.num_chars),
+            bits_per_byte=_per(-total / LN2, self.num_bytes),
+            num_tokens=self.num_tokens,
+            num_chars=self.num_chars,
+            num_bytes=self.num_bytes,
+            num_unknown=self.num_unknown,
+            logprob_without_unknown=in_base(self.known_logprob, log_base),
+        )
+
+
+def in_base(logprob: float, log_base: LogBase) -> float:
+    """Nats in another base; never -0.0."""
+    return logprob / LN_OF[log_base] + 0.0
+
+
+def _exp(nats: float) -> float:
+    """exp, or the largest float where that would overflow: JSON has no infinity."""
+    return math.exp(nats) if nats < 709.0 else sys.float_info.max
+
+
+def _per(bits: float, count: int) -> float | None:
+    return bits / count + 0.0 if count else None
 
 
 @dataclass(frozen=True, eq=False)

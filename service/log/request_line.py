@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import quote
 
 from meari.errors import MeariError
-from meari.runtime.work import Work
+from meari.runtime.answers import Work
 
 __all__ = ["NO_ROUTE", "Outcome", "RequestLine", "log_request"]
 

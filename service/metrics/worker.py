@@ -22,7 +22,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from meari.runtime.engine import EngineStats
 from meari.runtime.engine.calls import Handle
 from meari.runtime.engine.tally import NONE
-from meari.runtime.memory import resident_bytes
+from meari.runtime.machine import resident_bytes
 from meari.service.metrics.families import Families
 from meari.service.metrics.requests import PROMPT, RequestFigures, Told
 

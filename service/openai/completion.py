@@ -14,6 +14,7 @@ from typing import Final
 
 from msgspec import UNSET
 
+from meari.runtime.answers import Work
 from meari.runtime.completion import BYTES_PER_ALTERNATIVE, BYTES_PER_TOKEN, Budget, ChoiceWriter
 from meari.runtime.engine import (
     Backlog,
@@ -27,14 +28,13 @@ from meari.runtime.engine import (
     Scoring,
     Together,
 )
-from meari.runtime.model_limits import checked_logit_bias, effective_top_k
+from meari.runtime.model import LoadedModel
+from meari.runtime.requests import checked_logit_bias, effective_top_k
 from meari.runtime.text.detokenizer import Detokenizer
 from meari.runtime.text.stop import StopPatterns, StopSearch, matcher_factory
-from meari.runtime.work import Work
 from meari.service.openai.bodies import CompletionAnswer, CompletionUsage, PromptTokensDetails
 from meari.service.openai.choices import OpenAIChoice, prompt_logprobs
 from meari.service.openai.prompts import ReadPrompt, read_ids, read_text
-from meari.service.registry import Model
 from meari.service.requests.completions import CompletionsRequest, Prompt, prompts_of
 
 __all__ = ["OpenAICompletion", "begin_openai_completion", "memory_bytes"]
@@ -60,7 +60,7 @@ class OpenAICompletion:
 
     id: str
     created: int
-    model: Model
+    model: LoadedModel
     request: CompletionsRequest
     works: tuple[PromptWork, ...]
     scoring: Scoring | None
@@ -161,7 +161,7 @@ class OpenAICompletion:
 
 def begin_openai_completion(
     request: CompletionsRequest,
-    model: Model,
+    model: LoadedModel,
     budget: Budget,
     deadline: float,
     answer_id: str,
@@ -218,7 +218,7 @@ def mean_logprob(sample: Sample) -> float:
 def _score(
     request: CompletionsRequest,
     works: tuple[PromptWork, ...],
-    model: Model,
+    model: LoadedModel,
     deadline: float,
     places: list[Reservation],
 ) -> Scoring | None:
@@ -233,7 +233,7 @@ def _score(
 def _generate(
     works: tuple[PromptWork, ...],
     calls: list[GenerateCall],
-    model: Model,
+    model: LoadedModel,
     scoring: Scoring | None,
     places: list[Reservation],
     news: News,
@@ -254,7 +254,12 @@ def _generate(
 
 
 def _call(
-    request: CompletionsRequest, work: PromptWork, model: Model, deadline: float, news: News, patterns: StopPatterns
+    request: CompletionsRequest,
+    work: PromptWork,
+    model: LoadedModel,
+    deadline: float,
+    news: News,
+    patterns: StopPatterns,
 ) -> GenerateCall:
     return GenerateCall(
         prompt=work.prompt.ids,
@@ -270,7 +275,11 @@ def _call(
 
 
 def _choices(
-    request: CompletionsRequest, works: tuple[PromptWork, ...], model: Model, patterns: StopPatterns, kept_chars: int
+    request: CompletionsRequest,
+    works: tuple[PromptWork, ...],
+    model: LoadedModel,
+    patterns: StopPatterns,
+    kept_chars: int,
 ) -> Iterator[OpenAIChoice]:
     vocabulary = model.tokenizer.vocabulary
     index = 0
@@ -302,7 +311,7 @@ def _samples(work: PromptWork) -> tuple[Sample, ...]:
     return () if work.generation is None else work.generation.samples
 
 
-def _read(request: CompletionsRequest, prompt: Prompt, model: Model, path: str) -> ReadPrompt:
+def _read(request: CompletionsRequest, prompt: Prompt, model: LoadedModel, path: str) -> ReadPrompt:
     if isinstance(prompt, str):
         return read_text(prompt, model.tokenizer, request.wants_echo_logprobs)
     return read_ids(prompt, model.tokenizer.vocabulary, path)
@@ -314,7 +323,7 @@ def _paths(request: CompletionsRequest, count: int) -> list[str]:
     return ["prompt"] if alone else [f"prompt[{place}]" for place in range(count)]
 
 
-def _sampling(request: CompletionsRequest, model: Model) -> Sampling:
+def _sampling(request: CompletionsRequest, model: LoadedModel) -> Sampling:
     size = model.tokenizer.vocabulary.size
     return Sampling(
         temperature=1.0 if request.temperature is None else request.temperature,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from meari.runtime.model_limits import checked_ids
+from meari.runtime.requests import checked_ids
 from meari.runtime.text.detokenizer import NO_TEXT, Detokenizer, TextEnd
 from meari.runtime.text.tokenizer import TextTokenizer, Vocabulary
 

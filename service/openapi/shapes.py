@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 from meari.bundle_format.manifest import Boundary, StateEntry
 from meari.runtime.answers import Choice, ScoredToken, ScoredWord, TextFigures, TokenText
 from meari.runtime.bundle import SelfTest
-from meari.service.requests.schema import LogBase
+from meari.runtime.requests import LogBase
 
 __all__ = [
     "DetokenizeBody",

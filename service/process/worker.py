@@ -29,7 +29,7 @@ from gunicorn.util import close_graceful, write_nonblock
 from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
 
 from meari.errors import MAY_QUOTE, EngineFailed
-from meari.runtime.memory import limit_arenas
+from meari.runtime.machine import limit_arenas
 from meari.service.error_body import SAFE_HEADERS
 from meari.service.log import NO_ROUTE, RequestLine, flush_log, log_request
 from meari.service.process.connection import Connection, has_come

@@ -14,25 +14,18 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from meari.errors import InvalidRequest
+from meari.runtime.requests import Seed, Stop, stop_problems, stop_strings
 
 __all__ = [
     "CHOICES",
     "CompletionsRequest",
-    "Seed",
-    "Stop",
     "StreamOptions",
     "checked_completions",
     "prompt_type",
     "prompts_of",
-    "stop_problems",
-    "stop_strings",
 ]
 
 DEFAULT_MAX_TOKENS: Final = 16  # OpenAI's
-Seed = Annotated[int, Meta(ge=-1, le=2**63 - 1)]  # -1 is vLLM's for a random one
-MAX_STOPS: Final = 8
-_FEW_STOPS: Final = {"contains": {"minLength": 1}, "minContains": 0, "maxContains": MAX_STOPS}
-Stop = str | Annotated[list[str], Meta(extra_json_schema=_FEW_STOPS)]  # empty ones stop nothing and do not count
 CHOICES: Final = "x-choices"  # in a JSON schema: what stands for `anyOf` in the document
 MAX_ID: Final = 2**31 - 1
 TokenId = Annotated[int, Meta(ge=0, le=MAX_ID)]
@@ -131,19 +124,6 @@ class CompletionsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
         """True where every event of a stream has the usage of its choice."""
         options = self.stream_options
         return self.wants_usage and options is not None and bool(options.continuous_usage_stats)
-
-
-def stop_strings(stop: Stop | None) -> tuple[str, ...]:
-    """The strings that stop something, each once."""
-    strings = [stop or ""] if stop is None or isinstance(stop, str) else stop
-    return tuple(dict.fromkeys(filter(None, strings)))
-
-
-def stop_problems(stop: Stop | None) -> Iterator[str]:
-    """Too many strings that stop something."""
-    count = len([text for text in stop if text]) if isinstance(stop, list) else 0
-    if count > MAX_STOPS:
-        yield f"stop: got {count} items, expected a list of at most {MAX_STOPS} strings that are not empty"
 
 
 def prompt_type(max_prompts: int) -> object:

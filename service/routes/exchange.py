@@ -21,13 +21,13 @@ from meari.errors import (
     TooLarge,
     UnsupportedMediaType,
 )
+from meari.runtime.answers import Work
 from meari.runtime.engine.calls import Awaited
-from meari.runtime.work import Work
+from meari.runtime.model import LoadedModel
 from meari.service.error_body import SAFE_HEADERS, wrong_field
 from meari.service.log import NO_ROUTE, RequestLine, log_request
 from meari.service.process.client import Client, ClientGone
 from meari.service.process.watch import Watch
-from meari.service.registry import Model
 from meari.service.requests.admission import Ticket
 from meari.service.requests.cors import cors_headers
 from meari.service.requests.request_ids import request_id
@@ -55,7 +55,7 @@ class Exchange:
         self._service = service
         self._started = time.monotonic()  # the engines' clock
         self._ticket: Ticket | None = None
-        self._model: Model | None = None
+        self._model: LoadedModel | None = None
         self._handle: Awaited | None = None
         self._client: Client | None = None
         self._work: Callable[[], Work] | None = None
@@ -111,13 +111,13 @@ class Exchange:
         except ParseException as error:
             raise InvalidRequest(f"body: its transfer coding is malformed: {error}") from None
 
-    def use_model(self, model: Model) -> Model:
+    def use_model(self, model: LoadedModel) -> LoadedModel:
         """Note which model the request is for."""
         self._model = model
         self.line.model = model.name
         return model
 
-    def watch(self, handle: Awaited, model: Model) -> Watch:
+    def watch(self, handle: Awaited, model: LoadedModel) -> Watch:
         """Note what the engine does for the request, and watch over it."""
         self._handle = handle
         self._client = Client(request.environ.get("gunicorn.socket"))

@@ -7,7 +7,7 @@ from msgspec import UNSET
 
 from meari.errors import MeariError
 from meari.runtime.completion import Completion, begin_completion
-from meari.runtime.model_limits import check_num_chars
+from meari.runtime.requests import check_num_chars
 from meari.service.error_body import error_body
 from meari.service.process.watch import Watch
 from meari.service.routes.exchange import Exchange, current_exchange, json_response

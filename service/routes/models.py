@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from meari.runtime.description import describe_bundle
-from meari.service.registry import Model
+from meari.runtime.inspection import describe_bundle
+from meari.runtime.model import LoadedModel
 from meari.service.routes.exchange import json_response
 from meari.service.service import Service
 
@@ -28,7 +28,7 @@ def models_blueprint(service: Service) -> Blueprint:
     return blueprint
 
 
-def describe_model(model: Model, service: Service) -> dict[str, object]:
+def describe_model(model: LoadedModel, service: Service) -> dict[str, object]:
     """What a caller may want to know of a model before asking it anything."""
     settings, limits = service.settings, model.engine.limits
     return {

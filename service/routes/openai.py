@@ -7,12 +7,12 @@ import time
 from flask import Blueprint, Response
 
 from meari.errors import MeariError
-from meari.runtime.model_limits import check_num_chars
+from meari.runtime.model import LoadedModel
+from meari.runtime.requests import check_num_chars
 from meari.service.error_body import openai_error_body
 from meari.service.openai.bodies import ModelCard, ModelList
 from meari.service.openai.completion import OpenAICompletion, begin_openai_completion
 from meari.service.process.watch import Watch
-from meari.service.registry import Model
 from meari.service.requests.completions import prompts_of
 from meari.service.routes.exchange import Exchange, current_exchange, json_response
 from meari.service.routes.generate import STREAM_HEADERS
@@ -83,6 +83,6 @@ def _stream(service: Service, exchange: Exchange, completion: OpenAICompletion, 
     return Response(events, mimetype="text/event-stream", headers=STREAM_HEADERS)
 
 
-def _card(model: Model) -> ModelCard:
+def _card(model: LoadedModel) -> ModelCard:
     """`created` is when the bundle was written."""
     return ModelCard(model.name, model.written_at)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from flask import Blueprint, Response
 from msgspec import UNSET
 
+from meari.runtime.answers import Work
 from meari.runtime.engine import ScoreCall, Scoring
-from meari.runtime.model_limits import check_num_chars
+from meari.runtime.model import LoadedModel
+from meari.runtime.requests import ScoreRequest, check_num_chars
 from meari.runtime.score_json import ScoreAnswer
 from meari.runtime.scores import ScoredText
 from meari.runtime.state_tokens import StateTokens, TextState
 from meari.runtime.text.detokenizer import NO_TEXT
 from meari.runtime.text.tokenizer import Encoded
 from meari.runtime.text.words import require_segmenter
-from meari.runtime.work import Work
-from meari.service.registry import Model
-from meari.service.requests.schema import ScoreRequest
 from meari.service.routes.exchange import Exchange, current_exchange
 from meari.service.service import Service
 
@@ -79,7 +78,7 @@ def _state_bytes(request: ScoreRequest, start: TextState | None, state_tokens: S
 
 
 def _begin(
-    request: ScoreRequest, start: TextState | None, model: Model, exchange: Exchange, deadline: float
+    request: ScoreRequest, start: TextState | None, model: LoadedModel, exchange: Exchange, deadline: float
 ) -> tuple[list[Encoded], Scoring, int]:
     """Queue the texts; the number: of tokens that the model does not know. Raises Overloaded, NotReady."""
     with model.engine.reserve() as reservation:
@@ -109,7 +108,7 @@ def _work(scoring: Scoring, num_tokens: int, texts: tuple[str, ...]) -> Work:
 
 
 def _scored_texts(
-    request: ScoreRequest, start: TextState | None, model: Model, encoded: list[Encoded], scoring: Scoring
+    request: ScoreRequest, start: TextState | None, model: LoadedModel, encoded: list[Encoded], scoring: Scoring
 ) -> list[ScoredText]:
     vocabulary = model.tokenizer.vocabulary
     before = (NO_TEXT if start is None else start.text_end).then(request.context)

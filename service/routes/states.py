@@ -5,11 +5,11 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from meari.errors import InvalidRequest
+from meari.runtime.answers import Work
 from meari.runtime.engine import Scoring
-from meari.runtime.model_limits import check_num_chars
+from meari.runtime.model import LoadedModel
+from meari.runtime.requests import check_num_chars
 from meari.runtime.states import MAX_CHARS, MAX_TOKENS, states_answer, states_bytes, states_call
-from meari.runtime.work import Work
-from meari.service.registry import Model
 from meari.service.requests.schema import StatesRequest
 from meari.service.routes.exchange import Exchange, current_exchange, json_response
 from meari.service.service import Service
@@ -36,7 +36,9 @@ def states_blueprint(service: Service) -> Blueprint:
     return blueprint
 
 
-def _begin(request: StatesRequest, model: Model, exchange: Exchange, deadline: float) -> tuple[list[int], Scoring]:
+def _begin(
+    request: StatesRequest, model: LoadedModel, exchange: Exchange, deadline: float
+) -> tuple[list[int], Scoring]:
     """Queue the text. Raises InvalidRequest, Overloaded, NotReady."""
     with model.engine.reserve() as reservation:
         ids = model.tokenizer.encode(request.text)

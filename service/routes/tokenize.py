@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from meari.runtime.model_limits import check_num_chars, checked_ids
+from meari.runtime.answers import Work
+from meari.runtime.requests import check_num_chars, checked_ids
 from meari.runtime.scores import token_texts
 from meari.runtime.text.detokenizer import detokenize, partial_bytes
-from meari.runtime.work import Work
 from meari.service.routes.exchange import current_exchange, json_response
 from meari.service.service import Service
 

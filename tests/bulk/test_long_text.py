@@ -20,8 +20,8 @@ from meari.bulk.options import ScoreOptions
 from meari.bulk.score import ScoredChunk, ScoreWork
 from meari.bulk.totals import ScoreTotals
 from meari.bulk.worker import open_model
+from meari.runtime.model import LoadedModel
 from meari.runtime.text.words import Words
-from meari.service.registry import Model
 
 TEXTS = [
     "good day, world. " * 40,
@@ -45,7 +45,7 @@ CHARACTERS = st.sampled_from(
 
 
 @pytest.fixture(scope="module", params=["letters", "bytes", "words"])
-def model(request: pytest.FixtureRequest, bundles: Path) -> Iterator[Model]:
+def model(request: pytest.FixtureRequest, bundles: Path) -> Iterator[LoadedModel]:
     model = open_model(str(bundles / request.param))
     yield model
     model.engine.stop()
@@ -84,7 +84,7 @@ def in_pieces(work: ScoreWork, data: bytes) -> tuple[bytes, Done]:
         {"add_end": False, "with_text": False},
     ],
 )
-def test_record_is_that_of_the_whole(model: Model, output_format: Any, input_format: Any, figures: Any) -> None:
+def test_record_is_that_of_the_whole(model: LoadedModel, output_format: Any, input_format: Any, figures: Any) -> None:
     options = ScoreOptions(bundle="", input_format=input_format, format=output_format, context="day ", **figures)
     work = ScoreWork(model, options)
     for text in TEXTS:
@@ -94,7 +94,9 @@ def test_record_is_that_of_the_whole(model: Model, output_format: Any, input_for
 
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 @given(text=st.text(CHARACTERS, max_size=300), add_end=st.booleans(), words=st.sampled_from([True, "unicode"]))
-def test_rows_of_words_and_of_tokens_add_up_to_the_text(model: Model, text: str, add_end: bool, words: Words) -> None:
+def test_rows_of_words_and_of_tokens_add_up_to_the_text(
+    model: LoadedModel, text: str, add_end: bool, words: Words
+) -> None:
     options = ScoreOptions(bundle="", input_format="jsonl", format="jsonl", tokens=True, words=words, add_end=add_end)
     work = ScoreWork(model, options)
     line = msgspec.json.encode({"text": text}) + b"\n"
@@ -111,7 +113,7 @@ def test_rows_of_words_and_of_tokens_add_up_to_the_text(model: Model, text: str,
     assert in_pieces(work, line)[0] == data
 
 
-def test_bytes_that_are_not_utf8_are_found_in_any_piece(model: Model) -> None:
+def test_bytes_that_are_not_utf8_are_found_in_any_piece(model: LoadedModel) -> None:
     work = ScoreWork(model, ScoreOptions(bundle="", input_format="text", format="jsonl"))
     data = "한".encode() * 100 + b"\xed\n"
     found, done = in_pieces(work, data)
@@ -119,7 +121,7 @@ def test_bytes_that_are_not_utf8_are_found_in_any_piece(model: Model) -> None:
     assert (found, done) == written(work.begin(data, 5))
 
 
-def test_an_object_may_not_grow_without_end(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_may_not_grow_without_end(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_text, "MAX_OBJECT_BYTES", 1000)
     options = ScoreOptions(bundle="", input_format="jsonl", format="jsonl", skip_bad=True)
     data, done = in_pieces(ScoreWork(model, options), b'{"text": "' + b"a" * 2000 + b'"}\n')

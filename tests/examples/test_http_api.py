@@ -12,7 +12,7 @@ import pytest
 
 from examples.nbest import Reading
 from examples.server import post
-from meari.service.requests.schema import GenerateRequest, ScoreRequest
+from meari.runtime.requests import GenerateRequest, ScoreRequest
 from meari.service.settings import Settings
 from tests.examples.answers import ask, exchanges
 from tests.examples.pages import ROOT, page, run_example

@@ -2,19 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
-from meari.runtime.engine import GenerateCall, Sampling, ScoreCall, TextScore
+from meari.runtime.engine import EngineLimits, GenerateCall, Sampling, ScoreCall, TextScore
 from meari.runtime.engine.calls import Sample
-from meari.service.registry import Model, load_model
-from meari.service.settings import Settings
+from meari.runtime.model import LoadedModel, load_model
 
 
 @contextmanager
-def served(bundle: Path) -> Iterator[Model]:
+def served(bundle: Path) -> Iterator[LoadedModel]:
     """The opened bundle, its engine running."""
-    model = load_model(bundle, replace(Settings(), max_slots=16, workers=1))
+    model = load_model(bundle, EngineLimits(max_slots=16))
     try:
         yield model
     finally:
@@ -22,7 +20,7 @@ def served(bundle: Path) -> Iterator[Model]:
 
 
 def score(
-    model: Model, texts: Sequence[Sequence[int]], context: Sequence[int] = (), *, add_end: bool = True
+    model: LoadedModel, texts: Sequence[Sequence[int]], context: Sequence[int] = (), *, add_end: bool = True
 ) -> list[TextScore]:
     """Figures of texts, as token ids, after a context."""
     call = ScoreCall(context, texts, deadline=model.engine.clock() + 100, add_end=add_end)
@@ -32,7 +30,7 @@ def score(
     return scoring.results
 
 
-def generate(model: Model, prompt: Sequence[int], max_tokens: int, sampling: Sampling) -> Sample:
+def generate(model: LoadedModel, prompt: Sequence[int], max_tokens: int, sampling: Sampling) -> Sample:
     """One continuation of a prompt."""
     call = GenerateCall(prompt, max_tokens, model.engine.clock() + 100, sampling)
     generation = model.engine.generate(call, model.engine.reserve())

@@ -12,11 +12,11 @@ import pytest
 from meari.errors import InvalidRequest
 from meari.runtime.answers import ScoredWord
 from meari.runtime.engine import TextScore
+from meari.runtime.requests import LogBase
 from meari.runtime.score_json import SLICE, ScoreAnswer
 from meari.runtime.scores import ScoredText
 from meari.runtime.text.tokenizer import Encoded, TokenizerKind, Vocabulary
 from meari.runtime.text.words import open_run, require_segmenter, word_spans
-from meari.service.requests.schema import LogBase
 
 LETTERS = ("<|end|>", "<|unk|>", "a", "b", " ")
 VOCABULARY = Vocabulary(TokenizerKind.CHAR, LETTERS, tuple(x.encode() for x in LETTERS), unknown_id=1, end_id=0)

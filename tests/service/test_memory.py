@@ -13,7 +13,7 @@ from tests.service.running import ROOT
 PROGRAM = """
 import threading
 from pathlib import Path
-from meari.runtime.memory import limit_arenas, release_free_memory
+from meari.runtime.machine import limit_arenas, release_free_memory
 
 def memory_bytes():
     status = Path("/proc/self/status").read_text("ascii")
@@ -40,7 +40,7 @@ assert memory_bytes() - before < 10_000_000, (before, memory_bytes())
 AGAIN = """
 import resource
 import numpy as np
-from meari.runtime.memory import keep_freed_memory
+from meari.runtime.machine import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

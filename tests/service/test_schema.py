@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meari.errors import InvalidRequest
+from meari.runtime.requests import GenerateRequest, ScoreRequest
 from meari.service.requests.completions import prompts_of
-from meari.service.requests.schema import GenerateRequest, Schemas, ScoreRequest
+from meari.service.requests.schema import Schemas
 from meari.service.settings import Settings
 
 SCHEMAS = Schemas(Settings(max_tokens=500, max_texts=3, max_timeout_seconds=60.0, workers=1))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meari.runtime.cpus import granted_cpus
+from meari.runtime.machine import granted_cpus
 from meari.service.settings import SettingsError, load_settings
 from tests.patience import PATIENCE
 from tests.runtime.tiny_bundle import write_tiny_bundle

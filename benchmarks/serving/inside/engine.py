@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.serving.plan import ENDLESS
-from meari.runtime.engine import Engine
+from meari.runtime.engine import Engine, EngineLimits
 from meari.runtime.engine.calls import GenerateCall, Generation, Sampling
-from meari.service.registry import Model, load_model
-from meari.service.settings import Settings
+from meari.runtime.model import LoadedModel, load_model
 
 PROMPT_TOKENS, NEW_TOKENS = 4, 64
 NO_END = ((0, -100.0),)
@@ -34,9 +33,9 @@ class EngineFigures:
     tokens_per_cpu_second: float
 
 
-def open_model(folder: Path) -> Model:
+def open_model(folder: Path) -> LoadedModel:
     """A model whose engine runs."""
-    return load_model(folder, Settings(workers=1))
+    return load_model(folder, EngineLimits())
 
 
 def submit(engine: Engine, prompt: list[int], max_tokens: int, sampling: Sampling) -> Generation:
@@ -45,7 +44,7 @@ def submit(engine: Engine, prompt: list[int], max_tokens: int, sampling: Samplin
     return engine.generate(call, engine.reserve())
 
 
-def measure(model: Model, concurrency: int, seconds: float) -> EngineFigures:
+def measure(model: LoadedModel, concurrency: int, seconds: float) -> EngineFigures:
     """Keep so many requests running; count the tokens that the engine says it sampled."""
     generator = random.Random(1)  # noqa: S311 (no secret)
     bias = () if model.name in ENDLESS else NO_END

@@ -21,14 +21,14 @@ import kenlm
 from benchmarks.serving.inside.engine import NO_END, open_model
 from benchmarks.serving.inside.ngrams import write_arpa
 from meari.runtime.engine.calls import GenerateCall, Sampling, ScoreCall
-from meari.service.registry import Model
+from meari.runtime.model import LoadedModel
 
 NUM_SENTENCES, HELD_OUT, SENTENCE_TOKENS = 4000, 400, 50
 AT_ONCE = 100
 Sentences = list[list[int]]
 
 
-def write_sentences(model: Model) -> Sentences:
+def write_sentences(model: LoadedModel) -> Sentences:
     """Sentences of so many tokens, sampled from the bundle."""
     sentences: Sentences = []
     while len(sentences) < NUM_SENTENCES:
@@ -43,7 +43,7 @@ def write_sentences(model: Model) -> Sentences:
     return sentences
 
 
-def score_by_bundle(model: Model, sentences: Sentences) -> tuple[float, float]:
+def score_by_bundle(model: LoadedModel, sentences: Sentences) -> tuple[float, float]:
     """Sum of log-probabilities, and tokens a CPU-second."""
     cpu, total = time.process_time(), 0.0
     for first in range(0, len(sentences), AT_ONCE):

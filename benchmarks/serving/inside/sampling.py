@@ -16,12 +16,12 @@ from pathlib import Path
 
 from benchmarks.serving.inside.engine import PROMPT_TOKENS, open_model, submit
 from meari.runtime.engine.calls import Generation, Sampling
-from meari.service.registry import Model
+from meari.runtime.model import LoadedModel
 
 ROWS, NEW_TOKENS, TURNS = 64, 64, 4
 
 
-def seconds_per_token(model: Model, sampling: Sampling, seconds: float) -> float:
+def seconds_per_token(model: LoadedModel, sampling: Sampling, seconds: float) -> float:
     """CPU seconds a token, with so many requests always running."""
     generator = random.Random(1)  # noqa: S311 (no secret)
     vocabulary_size = model.bundle.manifest.sizes["vocabulary"]

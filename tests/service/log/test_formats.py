@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from meari.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Overloaded, ScoreTimeout
-from meari.runtime.work import Work
+from meari.runtime.answers import Work
 from meari.service.log.formats import JsonFormat, TextFormat
 from meari.service.log.request_line import Outcome, RequestLine, log_request
 from tests.patience import PATIENCE

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import inspect
 
-from meari.lenient import is_left_out, members, read_leniently
-from meari.nearest import did_you_mean
+from meari.errors import did_you_mean
+from meari.validation.lenient import is_left_out, members, read_leniently
 
 __all__ = ["describe", "explain", "range_text", "shown", "why_malformed"]
 

@@ -15,8 +15,8 @@ import msgspec
 from msgspec import inspect
 
 from meari.errors import InvalidRequest
-from meari.explain import explain_object, shown, why_malformed
-from meari.lenient import read_leniently
+from meari.validation.explain import explain_object, shown, why_malformed
+from meari.validation.lenient import read_leniently
 
 __all__ = ["Parser"]
 

@@ -1,0 +1,52 @@
+"""A bundle that is ready to be asked.
+
+Input: a bundle's folder and the limits of its engine. Output: a `LoadedModel` whose engine is running. Must not know:
+HTTP, settings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from meari.bundle_format.folders import MANIFEST, bundle_name
+from meari.errors import BundleError
+from meari.runtime.bundle import Bundle, open_bundle
+from meari.runtime.engine import Engine, EngineLimits
+from meari.runtime.text.tokenizer import TextTokenizer
+
+__all__ = ["LoadedModel", "load_model"]
+
+MAX_REQUEST_ROWS: Final = 16  # `n` and `num_beams` go so far, however few slots there are
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """An opened bundle with its running engine.
+
+    name        name of the bundle's folder, by which the model is called
+    written_at  seconds since 1970; kept because the folder may be removed while the model is served
+    """
+
+    name: str
+    bundle: Bundle
+    tokenizer: TextTokenizer
+    engine: Engine
+    written_at: int
+
+
+def load_model(folder: Path, limits: EngineLimits) -> LoadedModel:
+    """Open a bundle and start its engine. Raises BundleError."""
+    written_at = _written_at(folder)
+    bundle = open_bundle(folder, max_slots=max(limits.max_slots, MAX_REQUEST_ROWS))
+    engine = Engine(bundle.runner, limits)
+    engine.start()
+    return LoadedModel(bundle_name(folder), bundle, bundle.tokenizer, engine, written_at)
+
+
+def _written_at(folder: Path) -> int:
+    try:
+        return int((folder / MANIFEST).stat().st_mtime)
+    except OSError as error:
+        raise BundleError(f"manifest.json: cannot be read: {error.strerror}") from error

@@ -1,0 +1,201 @@
+"""Requests to generate and to score, as values: one struct each, every range in its field's annotation.
+
+Input: the fields of a JSON body or a command line. Output: a request whose fields agree with one another, or
+InvalidRequest, which names the field, what came and what was expected. Must not know: HTTP, and a server's own limits
+(tokens, texts, time).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from meari.errors import InvalidRequest, TooLarge
+from meari.runtime.engine.sampling import LEAST_TEMPERATURE
+from meari.runtime.text.words import Words
+from meari.validation.explain import shown
+
+__all__ = [
+    "GenerateRequest",
+    "LogBase",
+    "ScoreRequest",
+    "Seed",
+    "Stop",
+    "check_num_chars",
+    "checked_generate",
+    "checked_ids",
+    "checked_logit_bias",
+    "checked_score",
+    "effective_top_k",
+    "stop_problems",
+    "stop_strings",
+]
+
+Seed = Annotated[int, Meta(ge=-1, le=2**63 - 1)]  # -1 is vLLM's for a random one
+MAX_STOPS: Final = 8
+_FEW_STOPS: Final = {"contains": {"minLength": 1}, "minContains": 0, "maxContains": MAX_STOPS}
+Stop = str | Annotated[list[str], Meta(extra_json_schema=_FEW_STOPS)]  # empty ones stop nothing and do not count
+_TOKEN_ID: Final = re.compile(r"0|[1-9][0-9]{0,17}")
+LogBase = Literal["e", "2", "10"]
+
+
+class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """Body of POST /generate."""
+
+    model: str | UnsetType = UNSET
+    prompt: str = ""
+    state: str | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] = 64
+    min_tokens: Annotated[int, Meta(ge=0)] = 0
+    temperature: Annotated[float, Meta(ge=0, le=10)] = 1.0
+    top_k: Annotated[int, Meta(ge=-1)] = 0
+    top_p: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    min_p: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    seed: Seed | UnsetType = UNSET
+    stop: Stop | None = None
+    n: Annotated[int, Meta(ge=1, le=16)] = 1
+    num_beams: Annotated[int, Meta(ge=1, le=16)] = 1
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    return_state: bool = False
+    stream: bool = False
+    timeout_seconds: Annotated[float, Meta(gt=0)] | UnsetType = UNSET
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings, each once."""
+        return stop_strings(self.stop)
+
+
+class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """Body of POST /score."""
+
+    model: str | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    texts: Annotated[list[str], Meta(min_length=1)] | UnsetType = UNSET
+    context: str = ""
+    state: str | None = None
+    add_end: bool | UnsetType = UNSET
+    log_base: LogBase = "e"
+    tokens: bool = False
+    words: Words = False
+    top: Annotated[int, Meta(ge=0, le=20)] = 0
+    return_state: bool = False
+
+    @property
+    def all_texts(self) -> list[str]:
+        """What to score, in the order asked for."""
+        if self.texts is not UNSET:
+            return self.texts
+        return [] if self.text is UNSET else [self.text]
+
+
+_SAMPLING_DEFAULTS: Final[dict[str, object]] = {
+    field.name: field.default
+    for field in msgspec.structs.fields(GenerateRequest)
+    if field.name in ("top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias")
+}
+
+
+def checked_generate(request: GenerateRequest) -> GenerateRequest:
+    """The same request, if its fields go together. Raises InvalidRequest."""
+    request = _without_minus_one(request)
+    if request.min_tokens > request.max_tokens:
+        raise InvalidRequest(
+            f"min_tokens: got {request.min_tokens}, expected at most max_tokens, which is {request.max_tokens}"
+        )
+    problems = [*stop_problems(request.stop), *(_beam_problems(request) if request.num_beams > 1 else ())]
+    if problems:
+        raise InvalidRequest("; ".join(problems))
+    return request
+
+
+def checked_score(request: ScoreRequest) -> ScoreRequest:
+    """The same request, if its fields go together. Raises InvalidRequest."""
+    if request.text is UNSET and request.texts is UNSET:
+        raise InvalidRequest("text: missing, expected text or texts")
+    if request.text is not UNSET and request.texts is not UNSET:
+        raise InvalidRequest("texts: got both text and texts, expected one of the two")
+    if request.state is not None and request.context:
+        raise InvalidRequest("context: got both context and state, expected one of the two")
+    if request.top and not request.tokens:
+        raise InvalidRequest(f"top: got {request.top} with tokens false, expected 0, or tokens true")
+    return request
+
+
+def stop_strings(stop: Stop | None) -> tuple[str, ...]:
+    """The strings that stop something, each once."""
+    strings = [stop or ""] if stop is None or isinstance(stop, str) else stop
+    return tuple(dict.fromkeys(filter(None, strings)))
+
+
+def stop_problems(stop: Stop | None) -> Iterator[str]:
+    """Too many strings that stop something."""
+    count = len([text for text in stop if text]) if isinstance(stop, list) else 0
+    if count > MAX_STOPS:
+        yield f"stop: got {count} items, expected a list of at most {MAX_STOPS} strings that are not empty"
+
+
+def effective_top_k(top_k: int, vocabulary_size: int, num_beams: int = 1) -> int:
+    """0, which is off, where the limit keeps every token. Raises InvalidRequest for any other one of a beam search."""
+    if not 0 < top_k < vocabulary_size:
+        return 0
+    if num_beams > 1:
+        raise InvalidRequest(f"top_k: got {top_k} with num_beams {num_beams}, expected 0: nothing is sampled")
+    return top_k
+
+
+def checked_logit_bias(bias: dict[str, float] | None, vocabulary_size: int) -> tuple[tuple[int, float], ...]:
+    """Token ids as numbers, in ascending order. Raises InvalidRequest, naming the first key that is no token id."""
+    for key in bias or ():
+        if not _TOKEN_ID.fullmatch(key) or int(key) >= vocabulary_size:
+            raise InvalidRequest(
+                f"logit_bias: got the key {shown(key.encode())!r}, expected a token id, 0 <= id < {vocabulary_size}"
+            )
+    return tuple(sorted((int(key), value) for key, value in (bias or {}).items()))
+
+
+def checked_ids(ids: list[int], vocabulary_size: int, path: str = "tokens") -> list[int]:
+    """Raises InvalidRequest, naming the place in `path`."""
+    for place, token in enumerate(ids):
+        if token >= vocabulary_size:
+            raise InvalidRequest(f"{path}[{place}]: got {token}, expected a token id, 0 <= id < {vocabulary_size}")
+    return ids
+
+
+def check_num_chars(field: str, texts: Iterable[str | list[int]], max_chars: int) -> None:
+    """Raises TooLarge where the texts have too many characters together; a token id counts as one."""
+    count = sum(map(len, texts))
+    if count > max_chars:
+        raise TooLarge(f"{field}: got {count} characters, expected at most {max_chars}; send less at once")
+
+
+def _without_minus_one(request: GenerateRequest) -> GenerateRequest:
+    """vLLM's -1 is as if the field had not come: no limit, and a seed that is drawn."""
+    if request.top_k == -1:
+        request = msgspec.structs.replace(request, top_k=0)
+    return msgspec.structs.replace(request, seed=UNSET) if request.seed == -1 else request
+
+
+def _beam_problems(request: GenerateRequest) -> Iterator[str]:
+    """What a beam search cannot do: more samples than beams, or anything that changes what is sampled.
+
+    `top_k` is left to `model_limits.py`: a limit over the vocabulary changes nothing.
+    """
+    beams = request.num_beams
+    if request.n > beams:
+        yield f"n: got {request.n}, expected at most num_beams, which is {beams}"
+    if request.temperature != 1.0 and request.temperature >= LEAST_TEMPERATURE:
+        yield f"temperature: got {request.temperature:g} with num_beams {beams}, expected 0 or 1: nothing is sampled"
+    for name, default in _SAMPLING_DEFAULTS.items():
+        value = getattr(request, name)
+        if value not in (default, {}):
+            came, expected = shown(msgspec.json.encode(value)), msgspec.json.encode(default).decode()
+            yield f"{name}: got {came} with num_beams {beams}, expected {expected}: nothing is sampled"
