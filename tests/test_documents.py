@@ -1,4 +1,4 @@
-"""All pages: relative links and anchors lead somewhere, the index has every page, the READMEs are short."""
+"""All pages: links, anchors and paths lead somewhere, the indexes have every page, README and DESIGN are short."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ PAGES = sorted(path for path in TOP if not path.is_symlink())
 MAX_README_CHARS = 9000
 MAX_DESIGN_LINES = 200
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+CODE = {"benchmarks", "deploy", "docs", "examples", "export", "loadtests", "meari", "models", "service", "tests"}
 LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 
 
@@ -56,6 +57,13 @@ def test_every_link_and_anchor_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(file), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_path_of_the_repository_that_is_named_exists(page: Path) -> None:
+    paths = [path for path in re.findall(r"`([\w.-]+/[\w./-]*)`", prose(page)) if path.split("/")[0] in CODE]
+    made = ("NAME", "loadtests/results")  # by the reader, by a load test
+    assert [path for path in paths if not (ROOT / path).exists() and not any(part in path for part in made)] == []
+
+
 def test_links_and_anchors_are_found_at_all() -> None:
     assert len([link for page in PAGES for link in links(page)]) > 100
     assert {"settings", "sizing", "mearidown"} <= anchors(DOCS / "operating.md")
@@ -76,6 +84,10 @@ def test_index_has_every_page_of_its_folder_once(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
 def test_readme_is_short(name: str) -> None:
     assert len((ROOT / name).read_text("utf-8")) <= MAX_README_CHARS
+
+
+def test_design_is_short() -> None:
+    assert len((ROOT / "DESIGN.md").read_text("utf-8").splitlines()) <= MAX_DESIGN_LINES
 
 
 def test_newest_entry_of_the_changelog_is_the_version() -> None:

@@ -1,6 +1,7 @@
 """The import rules of pyproject.toml (who may import whom), as a test."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,11 @@ def test_serving_side_and_command_line_start_without_torch() -> None:
     code = "import sys, meari.cli.main, meari.service.app; sys.exit(bool({'torch', 'meari.models'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_nothing_that_is_installed_unpickles() -> None:
+    """Files of bundles, checkpoints and runs come from elsewhere; SECURITY.md promises that none is unpickled."""
+    files = [path for folder in ("export", "meari", "models", "service") for path in (ROOT / folder).rglob("*.py")]
+    risky = re.compile(r"torch\.load\(|^\s*(?:import|from) pickle|allow_pickle=True|joblib|np\.load\(", re.MULTILINE)
+    assert len(files) > 100
+    assert [str(path) for path in files if risky.search(path.read_text("utf-8"))] == []
