@@ -90,7 +90,7 @@ class JsonLines:
 
 
 class SampleRows:
-    """A row a sample; `logprob` is the sum over its tokens."""
+    """A row a sample; `logprob` is the sum over its tokens, `unknown_tokens` are those of the prompt."""
 
     def __init__(self, options: GenerateOptions) -> None:
         self._columns = CarriedColumns(options, with_text=options.with_text)
@@ -102,7 +102,7 @@ class SampleRows:
     def rows(self, record: Record, continued: Continued) -> bytes:
         """The rows."""
         samples = zip(continued.choices, continued.num_tokens, continued.logprobs, strict=True)
-        return self._columns.rows(record, [_cells(*sample) for sample in samples])
+        return self._columns.rows(record, [_cells(*sample, continued.usage.unknown_tokens or 0) for sample in samples])
 
     def problem(self, problem: Problem) -> bytes:
         """A row with the line's number and what is wrong."""
@@ -125,6 +125,6 @@ class TextLines:
         return b"\n"
 
 
-def _cells(choice: Choice, num_tokens: int, logprob: float) -> list[str]:
-    figures = (choice.seed, choice.index, choice.finish_reason, num_tokens, logprob, choice.text)
+def _cells(choice: Choice, num_tokens: int, logprob: float, num_unknown: int) -> list[str]:
+    figures = (choice.seed, choice.index, choice.finish_reason, num_tokens, logprob, num_unknown, choice.text)
     return [cell(figure) for figure in figures]

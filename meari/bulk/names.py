@@ -13,7 +13,7 @@ TEXT_FIGURES: Final[tuple[str, ...]] = TextFigures.__struct_fields__
 TOKEN_FIGURES: Final = ("token_number", "token", "token_id", "logprob", "surprisal", "rank", "start", "end", "unknown")
 WORD_FIGURES: Final = ("word_number", "word", "logprob", "surprisal", "start", "end", "unknown")
 ANSWER_FIELDS: Final = ("seed", "choices", "usage")
-SAMPLE_FIGURES: Final = ("seed", "index", "finish_reason", "generated_tokens", "logprob", "text")
+SAMPLE_FIGURES: Final = ("seed", "index", "finish_reason", "generated_tokens", "logprob", "unknown_tokens", "text")
 FILE: Final = "file"
 ERROR: Final = "error"
 

@@ -33,7 +33,7 @@ class Input:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = "standard input" if name == "-" else name
+        self.name = "standard input" if name == "-" else name or "''"
         try:
             self.fd = os.dup(0) if name == "-" else os.open(name, os.O_RDONLY | os.O_CLOEXEC)
             status = os.fstat(self.fd)

@@ -154,6 +154,19 @@ def test_tsv_has_a_row_a_sample_and_text_a_line_a_sample(prompts: Path) -> None:
     assert all(float(row["logprob"]) < 0 for row in found)
 
 
+@pytest.mark.parametrize("output_format", ["jsonl", "tsv"])
+def test_tokens_that_the_model_does_not_know_are_counted_in_every_row(output_format: str) -> None:
+    words = ["generate", "--prompts", "-", "--model", "shakespeare-lstm", "--max-tokens", 2, "--format", output_format]
+    done = meari(*words, stdin="안녕 the\nplain\n")
+    if output_format == "jsonl":
+        found = [record["usage"].get("unknown_tokens", 0) for record in records(done.stdout)]
+    else:
+        rows = csv.DictReader(io.StringIO(done.stdout.decode()), dialect="excel-tab")
+        found = [int(row["unknown_tokens"]) for row in rows]
+    assert found == [2, 0]
+    assert b"2 tokens of prompts unknown" in done.stderr
+
+
 def test_a_stop_in_any_form_of_unicode_is_found() -> None:
     words = ["generate", "이 영화는", "--model", "nsmc-lstm", "--max-tokens", 20, "--seed", 4]
     whole = meari(*words).stdout.decode().rstrip("\n")

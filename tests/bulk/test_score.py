@@ -327,6 +327,7 @@ def test_a_bundle_is_named_or_given_by_its_path(bundles: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
+        ([""], 1, "meari: '': No such file or directory, expected a readable file"),
         (["nowhere.txt"], 1, "nowhere.txt: No such file or directory, expected a readable file"),
         (
             ["-", "--model", "nothing"],
@@ -348,6 +349,19 @@ def test_what_cannot_be_done_is_said_in_a_line(bundles: Path, words: list[str], 
     assert message in done.stderr.decode()
     assert b"Traceback" not in done.stderr
     assert done.stdout == b""
+
+
+@pytest.mark.parametrize("verb", [["score"], ["generate", "--seed", 1, "--max-tokens", 2, "--prompts"]])
+def test_a_summary_that_cannot_be_written_costs_no_record(bundles: Path, tmp_path: Path, verb: list[object]) -> None:
+    output = tmp_path / "out.jsonl"
+    done = meari(*verb, "-", "--bundles", bundles, "-o", output, "--summary", "/dev/full", stdin="ab\ncd\n")
+    assert done.returncode == 1
+    assert b"meari: /dev/full: No space left on device, expected a file to write the summary to" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert [record["line"] for record in file_records(output)] == [1, 2]
+    again = meari(*verb, "-", "--bundles", bundles, "-o", output, "--summary", tmp_path / "s.json", stdin="ab\ncd\n")
+    assert again.returncode == 0
+    assert json.loads((tmp_path / "s.json").read_text())["num_bad_lines"] == 0
 
 
 def test_a_broken_bundle_leaves_an_existing_output_as_it_was(bundles: Path, tmp_path: Path) -> None:
