@@ -25,11 +25,10 @@ from meari.export.sessions import Graphs
 from meari.export.verification import Agreement, check_against_torch, check_isolation, check_valid
 from meari.export.weights import ModelWeights
 from meari.export.weights_from_torch import read_weights
-from meari.models.atomic import replaced_folder
 from meari.models.errors import NotFinite
 from meari.models.evaluation import evaluate
-from meari.models.lock import locked_beside
-from meari.models.shown import worse_than_guessing
+from meari.models.figures import worse_than_guessing
+from meari.models.files import locked_beside, replaced_folder
 from meari.models.text.token_file import TokenFile
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -11,8 +11,7 @@ from meari.export import samples
 from meari.export.description import Description
 from meari.export.recipe import recipe
 from meari.models.config import CorpusConfig, Document, RecurrentConfig, ReservoirConfig, TokenizerKind
-from meari.models.evaluation import Figures
-from meari.models.shown import show_figure, show_perplexity
+from meari.models.figures import Figures, show_figure, show_perplexity
 
 FAMILIES = {"rnn": "Elman RNN", "gru": "GRU", "lstm": "LSTM", "esn": "echo state network"}
 TOKENIZERS = {

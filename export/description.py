@@ -12,7 +12,7 @@ from meari.export.precision import Precision
 from meari.export.verification import Agreement
 from meari.models.checkpoint import Checkpoint
 from meari.models.config import RecurrentConfig
-from meari.models.training.device import processor
+from meari.models.training.process import processor
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,8 @@ from meari.export.precision import Precision
 from meari.export.sessions import GraphModel, Graphs
 from meari.export.verification import check_normalised
 from meari.models.choices import Document
-from meari.models.evaluation import (
-    MAX_ROWS,
-    NUM_WARM,
-    UNCOUNTED,
-    Figures,
-    Row,
-    chunks,
-    figures,
-    groups,
-    scored_rows,
-    segment_rows,
-)
-from meari.models.shown import show_perplexity
+from meari.models.evaluation import MAX_ROWS, NUM_WARM, UNCOUNTED, Row, chunks, groups, scored_rows, segment_rows
+from meari.models.figures import Figures, figures, show_perplexity
 from meari.models.text.token_file import TokenFile
 
 LEAST_TOKENS = 64  # both precisions run the same tokens, so that few tell one per cent

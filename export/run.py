@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from meari.export.sessions import Tokens
-from meari.models.atomic import settled
 from meari.models.checkpoint import Checkpoint, load_checkpoint
-from meari.models.held_out import has_ends
+from meari.models.evaluation import has_ends
+from meari.models.files import settled
 from meari.models.text.token_file import TokenFile, open_token_file
 
 MOST_HELD_OUT = 200_000  # tokens: more are not looked at

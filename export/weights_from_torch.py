@@ -24,12 +24,13 @@ from meari.export.weights import (
     ReservoirWeights,
     Sparse,
 )
-from meari.models.adaptive_softmax import AdaptiveSoftmax
 from meari.models.cells import Cell, LstmCell
 from meari.models.cells.esn import EchoStateNetwork
 from meari.models.cells.reservoir import SparseMatrix, TokenRows
 from meari.models.choices import Pattern
-from meari.models.language_model import LanguageModel, RecurrentLanguageModel
+from meari.models.families import RecurrentLanguageModel
+from meari.models.language_model import LanguageModel
+from meari.models.output_layer import AdaptiveSoftmax
 
 
 def read_weights(model: LanguageModel) -> ModelWeights:

@@ -20,11 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from meari.models.atomic import settled
 from meari.models.config import Config, Family, parse_config
 from meari.models.errors import CheckpointError, ConfigError
+from meari.models.families import build_model
 from meari.models.fields import did_you_mean
-from meari.models.language_model import LanguageModel, build_model
+from meari.models.files import settled
+from meari.models.language_model import LanguageModel
 from meari.models.text.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1

@@ -12,11 +12,11 @@ Every document's end counts as a token, unless the model never learned where tex
 character or a token of its text (KenLM's published figures).
 """
 
-import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,13 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from meari.models.config import Document
-from meari.models.errors import NotFinite
+from meari.models.errors import CheckpointError, EmptyCorpus, NotFinite
+from meari.models.figures import Figures, figures
+from meari.models.files import settled
 from meari.models.language_model import LanguageModel
-from meari.models.shown import perplexity
-from meari.models.text.tokenizer import END_ID
-from meari.models.text.tokens import TokenFile
+from meari.models.text.corpus import list_files, read_pieces
+from meari.models.text.token_file import TokenFile, open_token_file, write_token_file
+from meari.models.text.tokenizer import END_ID, Tokenizer
 
 Ids = NDArray[Any]
 
@@ -39,25 +41,6 @@ WINDOW_TOKENS = 1 << 20  # documents are sorted by length within this many token
 UNCOUNTED = -100  # target of a position that is not scored
 QUICK_TOKENS = 200_000  # of the held-out text, looked at while training
 NUM_WARM = 256  # tokens that warm up a piece of a stream
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Held-out figures. Characters and bytes are those of the text in NFC; `num_ends` are the ends in `num_tokens`."""
-
-    nats_per_token: float
-    perplexity: float
-    nats_per_char: float
-    bits_per_char: float
-    bits_per_char_with_ends: float
-    bits_per_byte: float
-    num_tokens: int
-    num_characters: int
-    num_bytes: int
-    num_ends: int
-
-    def to_json(self) -> dict[str, float | int]:
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -83,26 +66,6 @@ def evaluate(model: LanguageModel, tokens: TokenFile, *, counts_ends: bool = Tru
 def scored_rows(tokens: TokenFile) -> Iterator[Row]:
     """All of a token file, as it is served: documents, or one stream."""
     return iter([Row(tokens.ids)]) if tokens.unit is Document.FILE else document_rows(tokens.ids)
-
-
-def figures(nats: float, num_tokens: int, num_characters: int, num_bytes: int, num_ends: int) -> Figures:
-    """All figures of a sum of -ln P in nats. Raises NotFinite."""
-    if not math.isfinite(nats):
-        raise NotFinite(f"the cross-entropy of held-out text is {nats}: the weights are not usable")
-    bits = nats / math.log(2)
-    per_token = nats / num_tokens
-    return Figures(
-        nats_per_token=per_token,
-        perplexity=perplexity(per_token),
-        nats_per_char=nats / num_characters,
-        bits_per_char=bits / num_characters,
-        bits_per_char_with_ends=bits / (num_characters + num_ends),
-        bits_per_byte=bits / num_bytes,
-        num_tokens=num_tokens,
-        num_characters=num_characters,
-        num_bytes=num_bytes,
-        num_ends=num_ends,
-    )
 
 
 def document_rows(ids: Ids) -> Iterator[Row]:
@@ -220,3 +183,41 @@ def _whole_documents(ids: Ids, first: Ids) -> Ids:
     if len(ends):
         return first[: int(ends[-1]) + 1]
     return next(iter(document_rows(ids))).ids
+
+
+def open_part(folder: Path, part: str) -> TokenFile:
+    """The prepared tokens of a run's `validation` or `test` part.
+
+    folder   the run, or one of the checkpoint folders in it
+
+    Raises CheckpointError where the run has no such part, TokenFileError where it is damaged.
+    """
+    for place in (folder, folder.parent):
+        path = settled(place / "tokens") / f"{part}.tokens"
+        if path.exists():
+            return open_token_file(path)
+    raise CheckpointError(f"{folder}: has no prepared {part} text; choose another --part, or files with --text")
+
+
+def has_ends(folder: Path, unit: Document) -> bool:
+    """Whether the training text of a run, or of a checkpoint folder in it, had ends to learn from.
+
+    unit   a document of the corpus, which decides where the prepared text is gone: lines and paragraphs have ends
+    """
+    for place in (folder, folder.absolute().parent):
+        path = settled(place / "tokens") / "train.tokens"
+        if path.exists():
+            return open_token_file(path).counts.has_ends
+    return unit is not Document.FILE
+
+
+def encode_files(files: Sequence[Path], tokenizer: Tokenizer, unit: Document, folder: Path) -> TokenFile:
+    """Encode text files, or all text files of folders, into a token file in `folder`.
+
+    Raises CorpusError: a file that cannot be read, is not UTF-8, or no text at all.
+    """
+    path = folder / "text.tokens"
+    counts = write_token_file(path, read_pieces(list_files(files), unit), tokenizer, unit)
+    if not counts.num_documents:
+        raise EmptyCorpus("got no text, expected some", source=", ".join(map(str, files)))
+    return open_token_file(path)

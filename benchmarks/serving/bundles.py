@@ -25,7 +25,6 @@ from meari.export.precision import Precision
 from meari.export.run import NO_TOKENS
 from meari.export.verification import check_against_torch, check_valid
 from meari.export.weights_from_torch import read_weights
-from meari.models.atomic import replaced_folder
 from meari.models.checkpoint import Checkpoint
 from meari.models.choices import Document, Family, TokenizerKind
 from meari.models.config import (
@@ -37,7 +36,9 @@ from meari.models.config import (
     TokenizerConfig,
     TrainingConfig,
 )
-from meari.models.language_model import LanguageModel, RecurrentLanguageModel, build_model
+from meari.models.families import RecurrentLanguageModel, build_model
+from meari.models.files import replaced_folder
+from meari.models.language_model import LanguageModel
 from meari.models.text.tokenizer import Tokenizer, train_tokenizer
 
 NATS = 5.5

@@ -21,16 +21,15 @@ from typing import Any
 import torch
 
 from benchmarks.training.recipe_page import BASE, page
-from meari.models.atomic import settled, write_file
 from meari.models.checkpoint import load_checkpoint
 from meari.models.choices import Document, Family, Precision, TokenizerKind
 from meari.models.config import Config, CorpusConfig, RecurrentConfig, TokenizerConfig, TrainingConfig
 from meari.models.evaluation import evaluate
+from meari.models.files import settled, write_file
 from meari.models.search.space import with_settings
 from meari.models.text.tokens import prepare
-from meari.models.training.device import describe_machine, fast_torch
 from meari.models.training.display import Silent
-from meari.models.training.interrupt import StopRequest
+from meari.models.training.process import StopRequest, describe_machine, fast_torch
 from meari.models.training.run_folder import Start, open_run
 from meari.models.training.trainer import Trainer
 

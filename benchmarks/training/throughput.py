@@ -31,12 +31,11 @@ from benchmarks.training.throughput_page import BFLOAT16, FLOAT32, FLOAT32_COMPI
 from meari.models.choices import Document, Family, Precision, TokenizerKind
 from meari.models.config import Config, CorpusConfig, RecurrentConfig, TokenizerConfig, TrainingConfig
 from meari.models.text.tokens import PreparedCorpus, prepare
-from meari.models.training.corpus_streams import open_streams
-from meari.models.training.device import describe_machine, fast_torch
 from meari.models.training.display import Display
 from meari.models.training.history import EvaluationRecord, StepRecord
-from meari.models.training.interrupt import StopRequest
+from meari.models.training.process import StopRequest, describe_machine, fast_torch
 from meari.models.training.run_folder import Start, open_run
+from meari.models.training.streams import open_streams
 from meari.models.training.trainer import Trainer
 
 BATCH, LENGTH = 64, 64

@@ -13,7 +13,8 @@ from torch import nn
 
 from meari.claims.sizes import Sizes
 from meari.models.config import Family, ModelConfig, RecurrentConfig, ReservoirConfig
-from meari.models.language_model import LanguageModel, build_model
+from meari.models.families import build_model
+from meari.models.language_model import LanguageModel
 
 FAMILIES = (Family.RNN, Family.GRU, Family.LSTM, Family.ESN)
 THROUGH_TIME = (Family.RNN, Family.GRU, Family.LSTM)  # trained by back-propagation through time

@@ -32,8 +32,8 @@ from dataclasses import dataclass
 from meari.claims.families import NUM_GATES
 from meari.models.config import Family
 from meari.models.readout.ridge import BLOCK_UNITS
+from meari.models.readout.softmax import NUM_DIRECTIONS, NUM_PASSES, SAMPLE_TOKENS
 from meari.models.readout.states import MAX_ROWS, SHORTEST_PIECE, WARM_TOKENS
-from meari.models.readout.whitening import NUM_DIRECTIONS, NUM_PASSES, SAMPLE_TOKENS
 
 
 @dataclass(frozen=True)

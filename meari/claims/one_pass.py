@@ -10,8 +10,7 @@ import torch
 
 from meari.claims.text import Ids
 from meari.models.cells.esn import EchoStateNetwork
-from meari.models.readout.calibration import calibrate
-from meari.models.readout.ridge import RidgeSums
+from meari.models.readout.ridge import RidgeSums, calibrate
 
 RIDGE = 1.0
 CALIBRATION_SHARE = 0.1

@@ -11,8 +11,8 @@ import msgspec
 
 from meari.claims.families import Described
 from meari.claims.sizes import JUDGED_SEEDS, Sizes, below_judged
-from meari.models.atomic import write_file
 from meari.models.errors import ModelsError
+from meari.models.files import write_file
 
 FILE = "results.json"
 FORMAT_VERSION = 2

@@ -23,8 +23,8 @@ from meari.claims.results import FILE, FORMAT_VERSION, ClaimResult, Results, Res
 from meari.claims.sizes import Sizes, below_judged
 from meari.claims.text import Text
 from meari.claims.workbench import Workbench
-from meari.models.atomic import write_file
-from meari.models.training.device import describe_machine
+from meari.models.files import write_file
+from meari.models.training.process import describe_machine
 
 PAGE = "README.md"
 Tell = Callable[[str], None]

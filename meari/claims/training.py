@@ -24,8 +24,7 @@ from meari.claims.sizes import Sizes
 from meari.claims.text import Ids
 from meari.models.config import Family, TrainingConfig
 from meari.models.language_model import LanguageModel, State
-from meari.models.training.optimizer import build_optimizer, set_learning_rate, trained_parameters
-from meari.models.training.schedule import learning_rate
+from meari.models.training.optimizer import build_optimizer, learning_rate, set_learning_rate, trained_parameters
 
 LEARNING_RATES = {Family.RNN: 2e-3, Family.GRU: 4e-3, Family.LSTM: 5e-3, Family.ESN: 7e-3}
 WEIGHT_DECAYS = {Family.RNN: 0.05, Family.GRU: 0.05, Family.LSTM: 0.05, Family.ESN: 0.1}

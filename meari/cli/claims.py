@@ -67,8 +67,8 @@ def command(
     from meari.claims.run import Order, measure_claims, monotonic, redraw
     from meari.claims.sizes import sizes_for
     from meari.claims.text import read_text
-    from meari.models.lock import locked
-    from meari.models.training.device import fast_torch
+    from meari.models.files import locked
+    from meari.models.training.process import fast_torch
 
     if is_redrawn:
         with locked(output) if output.is_dir() else nullcontext():

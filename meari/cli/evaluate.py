@@ -56,7 +56,7 @@ def command(run: Path, more_files: tuple[Path, ...], part: str | None, files: tu
         raise click.UsageError("--part and --text exclude each other")
     check_apart([Use("--text", file) for file in files + more_files], STREAMS)
     from meari.models.checkpoint import load_checkpoint
-    from meari.models.training.device import choose_device, fast_torch
+    from meari.models.training.process import choose_device, fast_torch
 
     checkpoint = load_checkpoint(run)
     checkpoint.model.to(choose_device(checkpoint.config.training.device))
@@ -71,14 +71,14 @@ def command(run: Path, more_files: tuple[Path, ...], part: str | None, files: tu
 
 
 def _measure_part(checkpoint: "Checkpoint", run: Path, part: str | None) -> dict[str, Any]:
-    from meari.models.held_out import open_part
+    from meari.models.evaluation import open_part
 
     chosen = " (which also chose the step)" if part in (None, "validation") else ""
     return _measured(checkpoint, run, open_part(run, part or PARTS[0]), f"{part or PARTS[0]} part of {run}{chosen}")
 
 
 def _measure_files(checkpoint: "Checkpoint", run: Path, files: tuple[Path, ...]) -> dict[str, Any]:
-    from meari.models.held_out import encode_files
+    from meari.models.evaluation import encode_files
 
     unit = checkpoint.config.corpus.document
     with tempfile.TemporaryDirectory() as folder:
@@ -87,9 +87,8 @@ def _measure_files(checkpoint: "Checkpoint", run: Path, files: tuple[Path, ...])
 
 
 def _measured(checkpoint: "Checkpoint", run: Path, tokens: "TokenFile", text: str) -> dict[str, Any]:
-    from meari.models.evaluation import evaluate
-    from meari.models.held_out import has_ends
-    from meari.models.training.device import describe_machine
+    from meari.models.evaluation import evaluate, has_ends
+    from meari.models.training.process import describe_machine
 
     described = {"name": checkpoint.config.name, "step": checkpoint.step, "text": text}
     counts = {"num_documents": tokens.num_documents, "num_unknown": tokens.num_unknown}
@@ -99,7 +98,7 @@ def _measured(checkpoint: "Checkpoint", run: Path, tokens: "TokenFile", text: st
 
 
 def _table(measured: dict[str, Any]) -> Table:
-    from meari.models.shown import show_figure, show_perplexity
+    from meari.models.figures import show_figure, show_perplexity
 
     shown = {name: show_figure(measured[name]) for name in FIGURES}
     shown["perplexity"] = show_perplexity(measured["perplexity"], 4)

@@ -80,7 +80,7 @@ def _table(found: dict[str, Any]) -> Table:
 
 
 def _row(model: dict[str, Any], default: str) -> tuple[str, ...]:
-    from meari.models.shown import show_perplexity
+    from meari.models.figures import show_perplexity
 
     figures = model["figures"]
     part = figures.get("reported_part") or ("test" if "test" in figures else "validation")

@@ -13,7 +13,7 @@ from meari.cli._files import STREAMS, Use, check_apart, config_uses
 from meari.cli._options import echo_json, json_option
 
 if TYPE_CHECKING:
-    from meari.models.search.run import Found
+    from meari.models.search.journal import Found
 
 SEARCHES = Path("runs") / "search"
 EXAMPLES = """\b
@@ -66,11 +66,11 @@ def command(
     from rich.console import Console
 
     from meari.models.config import parse_config, read_toml
+    from meari.models.search.journal import as_json as json_of
     from meari.models.search.options import read_options
-    from meari.models.search.quiet import QuietDisplay
-    from meari.models.search.run import as_json as json_of
     from meari.models.search.run import search
     from meari.models.search.space import make_space
+    from meari.models.training.display import QuietDisplay
     from meari.models.training.run_folder import Start
 
     tables = read_toml(config_file)
@@ -103,8 +103,8 @@ def command(
 def _show(found: "Found", folder: Path) -> None:
     from rich.console import Console
 
+    from meari.models.search.report import plain_table, rich_table
     from meari.models.search.run import BEST, PICTURE
-    from meari.models.search.table import plain_table, rich_table
 
     console = Console()
     if console.is_terminal:

@@ -73,12 +73,11 @@ def command(
     from rich.console import Console
 
     from meari.models.check import check_files
-    from meari.models.lock import locked
-    from meari.models.training.device import choose_device
-    from meari.models.training.display import Silent, make_display
+    from meari.models.files import locked
+    from meari.models.training.display import Silent, TensorBoardDisplay, make_display
+    from meari.models.training.process import choose_device
     from meari.models.training.run import train
     from meari.models.training.run_folder import RunFolder, Start, claimed_run
-    from meari.models.training.tensorboard import TensorBoardDisplay
     from meari.models.training.trainer import Ending
     from meari.models.training.workers import joined_workers
 
@@ -115,7 +114,7 @@ def _config(file: Path, max_bad: int | None) -> "Config":
     """The config with what the options change in it. Raises ConfigError, and TrainingError for what no memory holds."""
     from meari.models.config import load_config
     from meari.models.memory import check_memory
-    from meari.models.training.device import choose_device
+    from meari.models.training.process import choose_device
 
     config = load_config(file)
     device = choose_device(config.training.device)
@@ -124,7 +123,7 @@ def _config(file: Path, max_bad: int | None) -> "Config":
 
 
 def _show(run: Path, ending: str, step: int, figures: dict[str, dict[str, float]]) -> None:
-    from meari.models.shown import show_figure, show_perplexity
+    from meari.models.figures import show_figure, show_perplexity
 
     click.echo(f"Training {ending} after step {step}; run folder {run}")
     for part in ("validation", "test"):

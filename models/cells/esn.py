@@ -13,16 +13,16 @@ e_t        recent          [batch, (k - 1) * E]     state "recent": the embeddin
 s^l_t      s               [batch, N]               state "s0", "s1", …
 m_t        hidden          [batch, L * N]           the states of all layers, and what enters the output layer
 a, b       leak, bias      [N]                      see `meari.models.cells.reservoir.layer`
-W          matrix          [N, N]                   see `meari.models.cells.reservoir.matrix`
+W          matrix          [N, N]                   see `meari.models.cells.reservoir.layer`
 W_in       entering                                 see `meari.models.cells.reservoir.token_input`
-G, d       expansion                                see `meari.models.cells.reservoir.expansion`
+G, d       expansion                                see `meari.models.cells.reservoir.layer`
 P          narrowing       [rank, M]                with its bias; M = L * N + features
 V, c       readout         [V, M] or [V, rank], [V]
 *          product of elements
 
 In: token ids and a state. Out: states and logits. Knows nothing of text or of how the readout is trained.
 
-Everything but the readout is a buffer: it is drawn once (`meari.models.cells.esn_drawing`) and has no gradient.
+Everything but the readout is a buffer: it is drawn once (`meari.models.cells.esn`) and has no gradient.
 
 Sources: Jaeger, "The echo state approach to analysing and training recurrent neural networks", 2001; leaky units:
 Jaeger et al., "Optimization and applications of echo state networks with leaky-integrator neurons", 2007; stacked:
@@ -31,14 +31,24 @@ Gallicchio, Micheli and Pedrelli, "Deep reservoir computing: a critical experime
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from meari.models.cells.reservoir import Expansion, RecentTokens, ReservoirLayer, TokenRows
 from meari.models.cells.reservoir.layer import DOUBLED
+from meari.models.cells.reservoir.weights import (
+    RecurrentWeights,
+    draw_blocks,
+    draw_edges,
+    side_by_side,
+    spectral_radius,
+    with_spectral_radius,
+)
+from meari.models.choices import Pattern, Reach, Spread
+from meari.models.config import ReservoirConfig
 from meari.models.language_model import LanguageModel, State, StateTensor
-from meari.models.reservoir import spectral_radius
 
 RECENT = "recent"
 
@@ -146,3 +156,106 @@ def _exactly(tensor: Tensor) -> torch.autocast:
     gives small differences of large sums.
     """
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+Generator = np.random.Generator
+
+
+def build_esn(config: ReservoirConfig, vocabulary_size: int, seed: int) -> EchoStateNetwork:
+    """Draw reservoirs and set their spectral radii; every token is equally likely.
+
+    Raises ReservoirError where the weights drawn cannot have the spectral radius that the config asks for.
+    """
+    recurrent, entering, leaking, biasing, stacking, expanding = np.random.default_rng(seed).spawn(6)
+    layers = []
+    for index in range(config.layers):
+        weights = side_by_side(
+            [with_spectral_radius(_draw(config, recurrent), radius) for radius in spectral_radii(config)]
+        )
+        below = _draw_below(config, stacking) if index else None
+        bias = _evenly(biasing, -config.bias_scale, config.bias_scale, (config.units,))
+        layers.append(ReservoirLayer(weights, below, _draw_leaks(config, leaking), bias))
+    return EchoStateNetwork(
+        _draw_input(config, vocabulary_size, entering), layers, _draw_expansion(config, expanding), config.readout_rank
+    )
+
+
+def spectral_radii(config: ReservoirConfig) -> list[float]:
+    """That of each reservoir of a layer, the smallest first."""
+    most, count = config.spectral_radius, config.reservoirs
+    least = most if config.spectral_radius_min is None else config.spectral_radius_min
+    if count == 1 or least == most:
+        return [most] * count
+    return [least * (most / least) ** (number / (count - 1)) for number in range(count)]
+
+
+def leak_ranges(config: ReservoirConfig) -> list[tuple[float, float]]:
+    """From where to where the leaks of each reservoir of a layer are drawn: all from the same, or the first from the
+    highest part.
+    """
+    least, most, count = config.leak_min, config.leak_max, config.reservoirs
+    if not config.leak_bands:
+        return [(least, most)] * count
+    if config.leak_spread is Spread.LOG:
+        edges = [float(edge) for edge in np.geomspace(most, least, count + 1)]
+    else:
+        edges = [float(edge) for edge in np.linspace(most, least, count + 1)]
+    return list(zip(edges[1:], edges[:-1], strict=True))
+
+
+def _draw(config: ReservoirConfig, generator: Generator) -> RecurrentWeights:
+    """The weights of one reservoir, of a radius of about one."""
+    units = config.units // config.reservoirs
+    if config.pattern is Pattern.BLOCK:
+        return draw_blocks(units, config.block_size, generator)
+    return draw_edges(units, config.in_edges, generator)
+
+
+def _draw_below(config: ReservoirConfig, generator: Generator) -> RecurrentWeights:
+    """From all units of the layer below to all of this one."""
+    if config.pattern is Pattern.BLOCK:
+        return draw_blocks(config.units, config.block_size, generator).scaled(config.layer_scale)
+    return draw_edges(config.units, config.in_edges, generator).scaled(config.layer_scale)
+
+
+def _draw_leaks(config: ReservoirConfig, generator: Generator) -> Tensor:
+    size = (config.units // config.reservoirs,)
+    drawn = []
+    for least, most in leak_ranges(config):
+        if config.leak_spread is Spread.LOG:
+            drawn.append(_evenly(generator, np.log(least), np.log(most), size).exp().clamp(least, most))
+        else:
+            drawn.append(_evenly(generator, least, most, size))
+    return torch.cat(drawn)
+
+
+def _draw_input(config: ReservoirConfig, vocabulary_size: int, generator: Generator) -> TokenRows | RecentTokens:
+    units, size, seen = config.units, config.embedding_size, config.input_tokens
+    if not size:
+        return TokenRows(_evenly(generator, -config.input_scale, config.input_scale, (vocabulary_size, units)))
+    embedding = generator.standard_normal((vocabulary_size, size))
+    strength = np.broadcast_to((config.input_decay ** np.arange(seen))[:, None], (seen, units))
+    if config.input_reach is Reach.STAGGERED:
+        strength = np.where(np.arange(seen)[:, None] <= np.arange(units) % seen, strength, 0.0)
+    weights = (generator.standard_normal((seen, size, units)) * strength[:, None, :]).reshape(seen * size, units)
+    weights *= config.input_scale / np.sqrt(np.square(weights).sum(0))
+    return RecentTokens(_floats(embedding), _floats(weights))
+
+
+def _draw_expansion(config: ReservoirConfig, generator: Generator) -> Expansion | None:
+    if not config.features:
+        return None
+    groups, edges, block = config.features // config.feature_block, config.feature_edges, config.feature_block
+    states = config.layers * config.units
+    sources = np.stack([generator.choice(states, edges, replace=False) for _ in range(groups)]).astype(np.int64)
+    weights = generator.standard_normal((groups, edges, block)) * config.feature_scale / np.sqrt(edges)
+    bias = generator.uniform(-config.feature_bias, config.feature_bias, (groups, 1, block))
+    return Expansion(torch.from_numpy(sources), _floats(weights), _floats(bias))
+
+
+def _evenly(generator: Generator, low: float, high: float, shape: Sequence[int]) -> Tensor:
+    return _floats(generator.uniform(low, high, tuple(shape)))
+
+
+def _floats(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.astype(np.float32))

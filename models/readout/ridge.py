@@ -1,7 +1,7 @@
 """Ridge regression of the next token's indicator on the state, in one pass over any amount of text.
 
 In: chunks of states and the tokens that follow them. Out: weight and bias of a linear readout. Its outputs estimate
-probabilities but are none: `models/readout/calibration.py` makes them so. Knows nothing of where the states come from.
+probabilities but are none: `models/readout/ridge.py` makes them so. Knows nothing of where the states come from.
 
 With states x_i, one-hot targets y_i and their means, sums over i:
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from meari.models.errors import RidgeError
 
@@ -86,3 +87,46 @@ class RidgeSums:
             )
         weight = torch.cholesky_solve(cross.t(), factor).t()
         return weight, mean_target - weight @ mean_state
+
+
+MAX_ITERATIONS = 300
+LEAST_DEVIATION = 1e-9  # of the scores of a token that never came in the training text: they are all the same
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """scale, shift   float64 [V]"""
+
+    scale: Tensor
+    shift: Tensor
+
+    def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight [V, N] and bias [V] of the readout whose outputs are the calibrated logits."""
+        return self.scale.unsqueeze(1) * weight, self.scale * bias + self.shift
+
+
+def calibrate(scores: Tensor, targets: Tensor, counts: Tensor) -> Calibration:
+    """Fit scales and shifts.
+
+    scores   floating [n, V]
+    targets  int64 [n]
+    counts   [V], how often each token came in the training text
+    """
+    scores = scores.detach().double()
+    mean, deviation = scores.mean(0), scores.std(0, correction=0).clamp_min(LEAST_DEVIATION)
+    standard = (scores - mean) / deviation
+    prior = ((counts.double() + 1) / (counts.double().sum() + len(counts))).log()
+    slope = torch.zeros_like(prior, requires_grad=True)
+    shift = prior.clone().requires_grad_()
+    search = torch.optim.LBFGS([slope, shift], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        held = (slope.square().sum() + (shift - prior).square().sum()) / (2 * len(targets))
+        value = functional.cross_entropy(slope * standard + shift, targets) + held
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    search.step(loss)  # type: ignore[no-untyped-call]
+    scale = slope.detach() / deviation
+    return Calibration(scale, shift.detach() - scale * mean)

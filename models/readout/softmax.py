@@ -3,11 +3,215 @@
 In: a reservoir, its training text, a config. Out: an optimizer. Knows nothing of the loop.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
 from meari.models.cells.esn import EchoStateNetwork
 from meari.models.config import TrainingConfig
-from meari.models.readout.optimizer import ReadoutAdamW
-from meari.models.readout.states import Ids
-from meari.models.readout.whitening import measure_whitening
+from meari.models.readout.states import Ids, state_chunks
+
+NUM_DIRECTIONS = 256
+SAMPLE_TOKENS = 32_768
+NUM_PASSES = 2  # of subspace iteration over the sample
+DAMPING = 0.01  # of the mean eigenvalue, which is one
+LEAST_DEVIATION = 1e-4  # a unit that hardly moves is not blown up
+SAMPLE_PIECES = 64
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """mean, deviation   float32 [N]
+    directions           float32 [N, r], orthonormal columns
+    gains                float32 [r + 1]: one a direction, and last the one of all that is left
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    directions: Tensor
+    gains: Tensor
+
+    def weights(self, coordinates: Tensor) -> Tensor:
+        """W of coordinates Z, both float32 [V, N]."""
+        return self._transformed(coordinates) / self.deviation
+
+    def gradient(self, weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
+        """Gradient for Z from those for W, float32 [V, N], and for the bias, float32 [V]."""
+        centred = weight_gradient - torch.outer(bias_gradient, self.mean)
+        return self._transformed(centred / self.deviation)
+
+    def bias_shift(self, weights: Tensor) -> Tensor:
+        """W m, float32 [V]: what the bias takes off so that states count from their mean."""
+        return weights @ self.mean
+
+    def _transformed(self, rows: Tensor) -> Tensor:
+        rest = self.gains[-1]
+        along = (rows @ self.directions) * (self.gains[:-1] - rest)
+        return torch.addmm(rows * rest, along, self.directions.t())
+
+
+@torch.no_grad()
+def measure_whitening(model: EchoStateNetwork, ids: Ids, seed: int) -> Whitening:
+    """Run a sample of the training text and find the leading directions by randomised subspace iteration.
+
+    Source: Halko, Martinsson and Tropp, "Finding structure with randomness", 2011.
+    """
+    sample = _sample(ids)
+    mean, deviation, num_states = _moments(model, sample)
+    units = len(mean)
+    rank = max(1, min(NUM_DIRECTIONS, units // 2, num_states // 2))
+    start = np.random.default_rng(seed).standard_normal((units, rank)).astype(np.float32)
+    directions = torch.linalg.qr(torch.from_numpy(start).to(mean.device))[0]
+    for _ in range(NUM_PASSES):
+        directions = torch.linalg.qr(_correlated(model, sample, mean, deviation, directions))[0]
+    # Within the space found, the eigenvectors of the correlations themselves.
+    within = directions.t() @ _correlated(model, sample, mean, deviation, directions) / num_states
+    values, turn = torch.linalg.eigh((within + within.t()) / 2)
+    # One layout, fresh or from a checkpoint: products of other layouts are rounded in another order.
+    leading = (directions @ turn).contiguous()
+    return Whitening(mean, deviation, leading, _gains(values.clamp_min(0.0), units))
+
+
+def _correlated(model: EchoStateNetwork, ids: Ids, mean: Tensor, deviation: Tensor, directions: Tensor) -> Tensor:
+    """The product of the states' correlations and the directions, float32 [N, r], times the number of states."""
+    product = torch.zeros_like(directions)
+    for states, _ in state_chunks(model, ids):
+        standard = (states - mean) / deviation
+        product.addmm_(standard.t(), standard @ directions)
+    return product
+
+
+def _sample(ids: Ids) -> Ids:
+    """Evenly spread pieces of the training text, SAMPLE_TOKENS in all at most."""
+    if len(ids) <= SAMPLE_TOKENS:
+        return ids
+    length = SAMPLE_TOKENS // SAMPLE_PIECES
+    begins = np.linspace(0, len(ids) - length, SAMPLE_PIECES).astype(np.int64)
+    pieces = [np.asarray(ids[begin : begin + length]) for begin in begins]
+    return np.concatenate(pieces)
+
+
+def _moments(model: EchoStateNetwork, ids: Ids) -> tuple[Tensor, Tensor, int]:
+    """Mean and deviation of each unit, float32 [N], and how many states there were."""
+    size = model.readout_inputs
+    sums = torch.zeros(2, size, dtype=torch.float64, device=model.device)
+    num_states = 0
+    for states, _ in state_chunks(model, ids):
+        exact = states.double()
+        sums += torch.stack((exact.sum(0), exact.square().sum(0)))
+        num_states += len(states)
+    mean = sums[0] / num_states
+    variance = (sums[1] / num_states - mean.square()).clamp_min(0.0)
+    return mean.float(), variance.sqrt().clamp_min(LEAST_DEVIATION).float(), num_states
+
+
+def _gains(values: Tensor, units: int) -> Tensor:
+    """One over the root of each eigenvalue, and of the mean of those that were not found."""
+    rest = ((units - values.sum()) / max(1, units - len(values))).clamp_min(0.0)
+    return torch.cat((values, rest.reshape(1))).add(DAMPING).rsqrt()
+
+
+EPSILON = 1e-10
+_WHITENING = ("mean", "deviation", "directions", "gains")
+
+
+class ReadoutAdamW(torch.optim.Optimizer):
+    """AdamW over one linear layer whose inputs are the states of a reservoir.
+
+    readout        its weight float32 [V, N] and bias float32 [V]; the weight is zero before the first step
+    behind         of a low-rank readout: the layer behind that one, whose inputs are no states: plain AdamW
+    measure        makes the whitening; called once, at the first step of a run
+    betas          decay of the gradient's two moments
+    weight_decay   pull towards zero, in the whitened coordinates; not on the bias
+
+    state[weight]  step, coordinates, exp_avg, exp_avg_sq float32 [V, N], and the whitening's tensors
+    state[bias]    step, coordinates (the bias that counts from the mean state), exp_avg, exp_avg_sq float32 [V]
+    """
+
+    def __init__(
+        self,
+        readout: nn.Linear,
+        measure: Callable[[], Whitening],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        behind: nn.Linear | None = None,
+    ) -> None:
+        self._measure = measure
+        self._whitening: Whitening | None = None
+        groups = [
+            {"params": [readout.weight], "weight_decay": weight_decay},
+            {"params": [readout.bias], "weight_decay": 0.0},
+        ]
+        if behind is not None:
+            groups += [{"params": [behind.weight], "weight_decay": 0.0}, {"params": [behind.bias], "weight_decay": 0.0}]
+        super().__init__(groups, {"lr": lr, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move all weights by one step; each needs a gradient."""
+        assert closure is None, "a step takes the gradients that are there"
+        weight, bias = self._parameters()
+        assert weight.grad is not None, "backward comes before a step"
+        assert bias.grad is not None, "backward comes before a step"
+        whitening = self._whitened()
+        self._move(0, whitening.gradient(weight.grad, bias.grad))
+        self._move(1, bias.grad)
+        weight.copy_(whitening.weights(self.state[weight]["coordinates"]))
+        bias.copy_(self.state[bias]["coordinates"] - whitening.bias_shift(weight))
+        for index, parameter in enumerate(self._plain(), 2):
+            assert parameter.grad is not None, "backward comes before a step"
+            self._move(index, parameter.grad)
+            parameter.copy_(self.state[parameter]["coordinates"])
+
+    def _parameters(self) -> tuple[Tensor, Tensor]:
+        weight, bias = (group["params"][0] for group in self.param_groups[:2])
+        return weight, bias
+
+    def _plain(self) -> list[Tensor]:
+        """Weights that are their own coordinates."""
+        return [group["params"][0] for group in self.param_groups[2:]]
+
+    def _whitened(self) -> Whitening:
+        """The whitening: measured at the first step of a run, later on what `state` holds, resumed or not."""
+        weight, bias = self._parameters()
+        kept = self.state[weight]
+        if "mean" not in kept:
+            whitening = self._measure()
+            kept.update({name: getattr(whitening, name) for name in _WHITENING})
+            for parameter in (weight, bias):
+                self.state[parameter].update(_beginning(parameter))
+            for parameter in self._plain():
+                self.state[parameter].update(_beginning(parameter) | {"coordinates": parameter.clone()})
+        if self._whitening is None or self._whitening.mean is not kept["mean"]:
+            self._whitening = Whitening(*(kept[name] for name in _WHITENING))
+        return self._whitening
+
+    def _move(self, index: int, gradient: Tensor) -> None:
+        """One step of AdamW on the coordinates of one parameter."""
+        group = self.param_groups[index]
+        kept = self.state[group["params"][0]]
+        first, second = group["betas"]
+        kept["step"] += 1
+        count = int(kept["step"])
+        kept["exp_avg"].lerp_(gradient, 1 - first)
+        kept["exp_avg_sq"].lerp_(gradient.square(), 1 - second)
+        deviation = (kept["exp_avg_sq"] / (1 - second**count)).sqrt_().add_(EPSILON)
+        coordinates = kept["coordinates"]
+        coordinates.mul_(1 - group["lr"] * group["weight_decay"])
+        coordinates.addcdiv_(kept["exp_avg"], deviation, value=-group["lr"] / (1 - first**count))
+
+
+def _beginning(parameter: Tensor) -> dict[str, Tensor]:
+    """Moments and coordinates before the first step."""
+    tensors = {name: torch.zeros_like(parameter) for name in ("coordinates", "exp_avg", "exp_avg_sq")}
+    return tensors | {"step": torch.tensor(0.0)}
+
 
 BETAS = (0.9, 0.99)
 SAMPLE_SEED = 0  # of the directions that the search for the leading ones starts with; the result hardly depends on it

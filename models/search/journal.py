@@ -5,6 +5,7 @@
 In: trials as they end. Out: a file, and the trials that it holds. A last line that was cut off is as if never written.
 """
 
+import dataclasses
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,3 +87,36 @@ class Journal:
 def ranked(trials: list[Trial]) -> list[Trial]:
     """The best first; those that failed last."""
     return sorted(trials, key=lambda trial: (trial.loss is None, trial.loss or 0.0, trial.number))
+
+
+@dataclass(frozen=True)
+class Found:
+    """trials   in the order in which they ran
+    shares      how much each setting explains, see `meari.models.search.importance`
+    signal      that ended the search, or None
+    """
+
+    trials: list[Trial]
+    shares: dict[str, float | None]
+    signal: int | None
+
+    @property
+    def best(self) -> Trial | None:
+        """None where no trial could be measured."""
+        first = ranked(self.trials)[:1]
+        return first[0] if first and first[0].loss is not None else None
+
+
+def shown(value: Value) -> str:
+    """A setting as a table shows it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def as_json(found: Found) -> dict[str, Any]:
+    """Everything that was found, as plain tables."""
+    best = found.best
+    return {
+        "best": None if best is None else dataclasses.asdict(best),
+        "explained": found.shares,
+        "trials": [dataclasses.asdict(trial) for trial in found.trials],
+    }

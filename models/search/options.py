@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from meari.models.config import SEARCH, Config
+from meari.models.choices import Readout
+from meari.models.config import SEARCH, Config, ReservoirConfig
 from meari.models.errors import ConfigError
 from meari.models.fields import integer, read_table, real, show
-from meari.models.search.defaults import default_ranges
 from meari.models.search.run import Budget
 from meari.models.search.space import read_option
 
@@ -64,3 +64,33 @@ def read_options(
     if varied:
         settings = dict(read_option(text) for text in varied)
     return Options(settings or default_ranges(config), Budget(**given))
+
+
+def default_ranges(config: Config) -> dict[str, Any]:
+    """By the name of the setting, as in TOML."""
+    if isinstance(config.model, ReservoirConfig):
+        return _reservoir(config.model)
+    return {
+        "training.learning_rate": {"log": [5e-4, 2e-2]},
+        "training.weight_decay": {"log": [1e-3, 1.0]},
+        "training.clip_norm": {"log": [0.1, 3.0]},
+        "model.dropout": {"even": [0.0, 0.6]},
+    }
+
+
+def _reservoir(model: ReservoirConfig) -> dict[str, Any]:
+    ranges: dict[str, Any] = {
+        "model.spectral_radius": {"log": [0.05, 1.5]},
+        "model.leak_min": {"log": [min(0.05, model.leak_max / 4), model.leak_max]},
+        "model.input_scale": {"log": [0.2, 5.0]},
+        "model.bias_scale": {"log": [0.02, 2.0]},
+    }
+    if model.spectral_radius_min is not None:
+        del ranges["model.spectral_radius"]
+    if model.input_tokens > 1:
+        ranges["model.input_decay"] = {"log": [0.25, 1.0]}
+    if model.features:
+        ranges["model.feature_scale"] = {"log": [0.25, 4.0]}
+    if model.readout is Readout.RIDGE:
+        return ranges | {"model.ridge": {"log": [1e-3, 1e3]}}
+    return ranges | {"training.learning_rate": {"log": [1e-3, 5e-2]}, "training.weight_decay": {"log": [1e-2, 3.0]}}

@@ -14,28 +14,24 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from meari.models.atomic import settled, write_file
 from meari.models.check import check_files
 from meari.models.checkpoint import load_checkpoint
 from meari.models.config import Config
 from meari.models.errors import ReservoirError, SearchError, TrainingError
 from meari.models.evaluation import evaluate
-from meari.models.lock import locked
+from meari.models.figures import show_figure
+from meari.models.files import locked, settled, write_file
 from meari.models.memory import check_memory, told_of_memory
 from meari.models.search.importance import importances
-from meari.models.search.journal import Journal, Trial, ranked
-from meari.models.search.picture import write_picture
-from meari.models.search.space import Space, Value, with_settings
-from meari.models.search.toml import to_toml
-from meari.models.shown import show_figure
+from meari.models.search.journal import Found, Journal, Trial, shown
+from meari.models.search.report import to_toml, write_picture
+from meari.models.search.space import Space, with_settings
 from meari.models.text.tokens import PreparedCorpus, prepare
-from meari.models.training.device import choose_device, fast_torch
 from meari.models.training.display import Display
-from meari.models.training.interrupt import StopRequest, stop_on_signals
+from meari.models.training.process import StopRequest, choose_device, fast_torch, stop_on_signals
 from meari.models.training.run import check_trainable, trainer_of
 from meari.models.training.run_folder import RunFolder, Start, open_run
 from meari.models.training.trainer import Ending
@@ -56,24 +52,6 @@ class Budget:
     trials: int
     trial_minutes: float
     minutes: float
-
-
-@dataclass(frozen=True)
-class Found:
-    """trials   in the order in which they ran
-    shares      how much each setting explains, see `meari.models.search.importance`
-    signal      that ended the search, or None
-    """
-
-    trials: list[Trial]
-    shares: dict[str, float | None]
-    signal: int | None
-
-    @property
-    def best(self) -> Trial | None:
-        """None where no trial could be measured."""
-        first = ranked(self.trials)[:1]
-        return first[0] if first and first[0].loss is not None else None
 
 
 def search(
@@ -215,18 +193,3 @@ def _line(trial: Trial) -> str:
     result = f"failed: {trial.problem}" if trial.loss is None else f"{show_figure(trial.loss)} nats/char"
     settings = ", ".join(f"{name}={shown(value)}" for name, value in trial.settings.items())
     return f"trial {trial.number}: {result}, {trial.seconds:.1f} s  ({settings})"
-
-
-def shown(value: Value) -> str:
-    """A setting as a table shows it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def as_json(found: Found) -> dict[str, Any]:
-    """Everything that was found, as plain tables."""
-    best = found.best
-    return {
-        "best": None if best is None else dataclasses.asdict(best),
-        "explained": found.shares,
-        "trials": [dataclasses.asdict(trial) for trial in found.trials],
-    }

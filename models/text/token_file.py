@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from meari.models.atomic import write_file
 from meari.models.choices import Document as Unit
 from meari.models.errors import TokenFileError
+from meari.models.files import write_file
 from meari.models.text.blocklist import Blocklist
 from meari.models.text.corpus import Piece
 from meari.models.text.tokenizer import Tokenizer

@@ -26,10 +26,10 @@ from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Model, WordLevel
 from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 
-from meari.models.atomic import write_file
 from meari.models.choices import TokenizerKind
 from meari.models.config import MOST_VOCABULARY, TokenizerConfig
 from meari.models.errors import TokenizerError
+from meari.models.files import write_file
 
 END = "<|end|>"
 UNKNOWN = "<|unk|>"

@@ -3,12 +3,15 @@
 In: steps and evaluations as they happen. Out: text on a console. Knows nothing of models or files.
 """
 
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.status import Status
 
-from meari.models.shown import perplexity, show_figure, show_perplexity
+from meari.models.errors import TrainingError
+from meari.models.figures import perplexity, show_figure, show_perplexity
 from meari.models.training.history import EvaluationRecord, StepRecord
 
 PLAIN_LINE_SECONDS = 10.0
@@ -142,3 +145,78 @@ class LineDisplay:
 
     def stop(self) -> None:
         pass
+
+
+INSTALL = "--tensorboard needs tensorboardX, which is not installed here: `pip install 'meari[tensorboard]'`"
+
+
+class TensorBoardDisplay:
+    """A display that also writes events into `folder`. Raises TrainingError where tensorboardX is not installed."""
+
+    def __init__(self, folder: Path, shown: Display) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ModuleNotFoundError as error:
+            raise TrainingError(INSTALL) from error
+        self._writer = SummaryWriter(str(folder))
+        self._shown = shown
+
+    def start(self, done: int, total: int) -> None:
+        self._shown.start(done, total)
+
+    def step(self, record: StepRecord, tokens_per_second: float) -> None:
+        figures = {
+            "loss": record.loss,
+            "gradient_norm": record.grad_norm,
+            "learning_rate": record.learning_rate,
+            "tokens_per_second": tokens_per_second,
+        }
+        for name, figure in figures.items():
+            self._writer.add_scalar(f"training/{name}", figure, record.step)
+        self._shown.step(record, tokens_per_second)
+
+    def evaluation(self, record: EvaluationRecord, is_best: bool) -> None:
+        self._writer.add_scalar("validation/loss", record.validation, record.step)
+        if is_best:
+            self._writer.add_scalar("validation/best", record.validation, record.step)
+        self._writer.flush()
+        self._shown.evaluation(record, is_best)
+
+    def note(self, text: str) -> None:
+        self._shown.note(text)
+
+    def stop(self) -> None:
+        """The end of the loop; an evaluation may still follow it."""
+        self._writer.flush()
+        self._shown.stop()
+
+
+class QuietDisplay:
+    """What the training of one trial reports to."""
+
+    def __init__(self, console: Console, number: int) -> None:
+        self._status = Status("", console=console) if console.is_terminal else None
+        self._number = number
+        self._total = 0
+
+    def start(self, done: int, total: int) -> None:
+        self._total = total
+        if self._status is not None:
+            self._status.start()
+
+    def step(self, record: StepRecord, tokens_per_second: float) -> None:
+        if self._status is not None:
+            self._status.update(
+                f"trial {self._number}: step {record.step}/{self._total}  loss {record.loss:.3f}  "
+                f"{tokens_per_second:,.0f} tokens/s"
+            )
+
+    def evaluation(self, record: EvaluationRecord, is_best: bool) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def stop(self) -> None:
+        if self._status is not None:
+            self._status.stop()

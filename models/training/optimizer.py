@@ -3,10 +3,15 @@
 In: a model, a config. Out: an optimizer. Knows nothing of steps or schedules.
 """
 
+import contextlib
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from meari.models.cells.esn import EchoStateNetwork
+from meari.models.choices import Averaging
 from meari.models.config import TrainingConfig
 from meari.models.readout.softmax import readout_optimizer
 from meari.models.readout.states import Ids
@@ -65,3 +70,101 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
                 moment: value.clone() if moment == "step" else value.to(parameter.device)
                 for moment, value in moments.items()
             }
+
+
+COUNT = "count"
+
+
+class WeightAverage:
+    """The mean of a model's trained weights; without averaging, or before the trigger, it is the weights themselves."""
+
+    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+        self._kind = config.averaging
+        self._decay = config.ema_decay
+        self._patience = config.trigger_patience
+        self._model = model
+        self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._weights = trained_parameters(model)
+        self._mean: list[Tensor] = []
+        self._count = 0
+        if self._kind is Averaging.EMA:
+            self._begin()
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Take the weights after a step into the mean."""
+        if not self._mean:
+            return
+        self._count += 1
+        share = 1 / self._count
+        if self._kind is Averaging.EMA:
+            share = 1 - min(self._decay, self._count / (10 + self._count))
+        torch._foreach_lerp_(self._mean, list(self._weights), share)
+
+    def evaluated(self, evaluations_since_best: int) -> None:
+        """Begin to average where the trigger waits for so many evaluations without a better one."""
+        if self._kind is Averaging.TRIGGERED and not self._mean and evaluations_since_best >= self._patience:
+            self._begin()
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The mean stands in the model's weights within; the weights themselves do again afterwards."""
+        if not self._mean:
+            yield
+            return
+        own = [weight.detach().clone() for weight in self._weights]
+        _copy(self._mean, self._weights)
+        try:
+            yield
+        finally:
+            _copy(own, self._weights)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a resumed run needs; empty where nothing is averaged."""
+        if not self._mean:
+            return {}
+        return dict(zip(self._names, self._mean, strict=True)) | {COUNT: torch.tensor(self._count)}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from what `tensors` gave."""
+        if tensors:
+            self._count = int(tensors[COUNT])
+            self._mean = [
+                tensors[name].to(weight.device) for name, weight in zip(self._names, self._weights, strict=True)
+            ]
+
+    def _begin(self) -> None:
+        self._mean = [weight.detach().clone() for weight in self._weights]
+
+
+@torch.no_grad()
+def _copy(sources: list[Tensor], targets: list[nn.Parameter]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
+
+
+def penalty(hidden: Tensor, config: TrainingConfig) -> Tensor:
+    """Activation regularisation and its temporal form.
+
+    hidden   float [B, T, H], what enters the output layer
+    returns  float32, a scalar: weighted means of h_t^2 and of (h_t - h_{t-1})^2
+    """
+    added = torch.zeros((), device=hidden.device)
+    if config.activation_regularisation:
+        added = added + config.activation_regularisation * hidden.float().square().mean()
+    if config.temporal_regularisation and hidden.shape[1] > 1:
+        added = added + config.temporal_regularisation * hidden.float().diff(dim=1).square().mean()
+    return added
+
+
+def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
+    """The rate of one step: a straight line up to `learning_rate`, then a half cosine down to `min_learning_rate`.
+
+    step   from 0 to total_steps - 1; the first one already learns
+    """
+    peak, floor = config.learning_rate, config.min_learning_rate
+    warmup = min(config.warmup_steps, total_steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    share_done = (step - warmup) / max(1, total_steps - warmup)
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * share_done))

@@ -22,26 +22,31 @@ from typing import Any
 import numpy as np
 import torch
 
-from meari.models.atomic import replaced_folder, settled
 from meari.models.cells.esn import EchoStateNetwork
 from meari.models.checkpoint import fill_checkpoint, read_description, read_tensors, write_tensors
 from meari.models.config import Config, ReservoirConfig
 from meari.models.errors import CheckpointError
 from meari.models.evaluation import quick_nats_per_token
-from meari.models.language_model import State, build_model
-from meari.models.readout.calibration import calibrate
-from meari.models.readout.ridge import RidgeSums
+from meari.models.families import build_model
+from meari.models.figures import perplexity
+from meari.models.files import replaced_folder, settled
+from meari.models.language_model import State
+from meari.models.readout.ridge import RidgeSums, calibrate
 from meari.models.readout.states import Ids, state_chunks
-from meari.models.shown import perplexity
 from meari.models.text.tokens import PreparedCorpus
-from meari.models.training.corpus_streams import fingerprint, starting_tokens
 from meari.models.training.display import Display
 from meari.models.training.history import EvaluationRecord, History, Unkept
-from meari.models.training.interrupt import StopRequest
+from meari.models.training.process import StopRequest
 from meari.models.training.run_folder import RunFolder
-from meari.models.training.schedule import chunk_length, num_steps, tokens_per_step
 from meari.models.training.snapshot import PROGRESS, Progress
-from meari.models.training.streams import Streams
+from meari.models.training.streams import (
+    Streams,
+    chunk_length,
+    fingerprint,
+    num_steps,
+    starting_tokens,
+    tokens_per_step,
+)
 from meari.models.training.trainer import ENDINGS, Ending
 from meari.models.training.workers import ALONE, Workers
 

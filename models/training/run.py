@@ -10,23 +10,22 @@ from typing import Any
 
 import torch
 
-from meari.models.atomic import settled, write_file
 from meari.models.cells.esn import EchoStateNetwork
 from meari.models.checkpoint import load_checkpoint
 from meari.models.config import Config, Readout, ReservoirConfig
-from meari.models.evaluation import Figures, evaluate
+from meari.models.evaluation import evaluate
+from meari.models.figures import Figures, worse_than_guessing
+from meari.models.files import settled, write_file
 from meari.models.memory import check_memory, told_of_memory
-from meari.models.report import write_report
-from meari.models.shown import worse_than_guessing
 from meari.models.text.tokens import PreparedCorpus, prepare
-from meari.models.training.device import choose_device, describe_machine, fast_torch
 from meari.models.training.display import Display
 from meari.models.training.history import read_history
-from meari.models.training.interrupt import StopRequest, stop_on_signals
+from meari.models.training.process import StopRequest, choose_device, describe_machine, fast_torch, stop_on_signals
+from meari.models.training.report import write_report
 from meari.models.training.ridge_trainer import RidgeTrainer
 from meari.models.training.run_folder import RunFolder
-from meari.models.training.schedule import chunk_length
 from meari.models.training.snapshot import Progress
+from meari.models.training.streams import chunk_length
 from meari.models.training.trainer import Ending, Trainer
 from meari.models.training.workers import ALONE, Workers
 

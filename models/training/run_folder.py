@@ -5,7 +5,7 @@ Knows nothing of what the files hold, but for the config.
 
     config.json  tokenizer.json  tokens/  best/  last/  history.jsonl  figures.json  report.png
 
-While a run is written, a lock in its folder keeps others out (`meari.models.lock`).
+While a run is written, a lock in its folder keeps others out (`meari.models.files`).
 """
 
 import contextlib
@@ -16,10 +16,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from meari.models.atomic import settled, write_file
 from meari.models.config import Config
 from meari.models.errors import CheckpointError, ConfigError
-from meari.models.lock import LOCK, locked
+from meari.models.files import LOCK, locked, settled, write_file
 
 
 class Start(StrEnum):

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meari.models.atomic import replaced_folder, settled
 from meari.models.checkpoint import (
     WEIGHTS,
     fill_checkpoint,
@@ -27,6 +26,7 @@ from meari.models.checkpoint import (
 )
 from meari.models.config import Config
 from meari.models.errors import CheckpointError
+from meari.models.files import replaced_folder, settled
 from meari.models.language_model import LanguageModel, State
 from meari.models.training.optimizer import optimizer_tensors, restore_optimizer
 from meari.models.training.run_folder import RunFolder

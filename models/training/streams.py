@@ -14,14 +14,17 @@ the very beginning, where the corpus ends, and by chance between chunks (`restar
     file              a random place of the corpus, moved on to the next beginning of a line
 """
 
+import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from meari.models.config import Document
-from meari.models.text.tokenizer import END_ID
+from meari.models.config import Config, Document, TrainingConfig
+from meari.models.text.tokenizer import END_ID, Tokenizer
+from meari.models.text.tokens import PreparedCorpus, TokenFile
 
 SEARCH_WINDOW = 1 << 12  # tokens that are looked through for a place to start at
 
@@ -134,3 +137,72 @@ class Streams:
             return place + int(found[0])
         is_past_the_last = end > self._last_start and self._unit is not Document.FILE
         return 0 if is_past_the_last else min(place, self._last_start)
+
+
+PIECE_TOKENS = 1 << 22
+
+
+def open_streams(config: Config, corpus: PreparedCorpus, generator: np.random.Generator) -> Streams:
+    """Streams over the training part, at its beginning."""
+    ids = corpus.train.ids
+    return Streams(
+        ids,
+        config.corpus.document,
+        starting_tokens(corpus.tokenizer, config.corpus.document),
+        batch_size=config.training.batch_size,
+        length=chunk_length(config.training, len(ids) - 1),
+        restart_share=config.training.restart_share,
+        generator=generator,
+        length_spread=config.training.chunk_spread,
+    )
+
+
+def starting_tokens(tokenizer: Tokenizer, unit: Document) -> Bools:
+    """Tokens after which a text may start, bool [vocabulary]: the boundary, and in whole files also line ends."""
+    starts = np.zeros(tokenizer.vocabulary_size, dtype=np.bool_)
+    if unit is Document.FILE:
+        for token in range(tokenizer.vocabulary_size):
+            starts[token] = tokenizer.decode([token]).endswith("\n")
+    starts[END_ID] = True
+    return starts
+
+
+def token_counts(ids: NDArray[Any], vocabulary_size: int) -> NDArray[np.int64]:
+    """How often each token of the vocabulary stands in a row of ids, which may lie on disk."""
+    counts = np.zeros(vocabulary_size, dtype=np.int64)
+    for begin in range(0, len(ids), PIECE_TOKENS):
+        counts += np.bincount(ids[begin : begin + PIECE_TOKENS], minlength=vocabulary_size)
+    return counts
+
+
+def fingerprint(corpus: PreparedCorpus) -> str:
+    """The same for the same training tokens and vocabulary, and for no others. Reads the corpus once."""
+    digest = hashlib.sha256(str(corpus.tokenizer.vocabulary_size).encode())
+    for part in (corpus.train, corpus.validation):
+        digest.update(_part_digest(part))
+    return digest.hexdigest()
+
+
+def _part_digest(part: TokenFile) -> bytes:
+    digest = hashlib.sha256(str(len(part.ids)).encode())
+    for begin in range(0, len(part.ids), PIECE_TOKENS):
+        digest.update(np.ascontiguousarray(part.ids[begin : begin + PIECE_TOKENS]).tobytes())
+    return digest.digest()
+
+
+def num_steps(config: TrainingConfig, num_targets: int) -> int:
+    """Steps of a whole run: as configured, or enough to take `epochs` times `num_targets` tokens."""
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None, "a config has steps or epochs"
+    return max(1, math.ceil(config.epochs * num_targets / tokens_per_step(config, num_targets)))
+
+
+def chunk_length(config: TrainingConfig, num_targets: int) -> int:
+    """Tokens that a stream takes in one step: as configured, and never more than the corpus has."""
+    return min(config.chunk_length, num_targets)
+
+
+def tokens_per_step(config: TrainingConfig, num_targets: int) -> int:
+    """Tokens that all streams take together in one step."""
+    return config.batch_size * chunk_length(config, num_targets)

@@ -17,26 +17,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meari.models.atomic import replaced_folder
 from meari.models.checkpoint import fill_checkpoint
 from meari.models.choices import Precision
 from meari.models.config import Config
 from meari.models.errors import NotFinite
 from meari.models.evaluation import quick_nats_per_token
-from meari.models.language_model import LanguageModel, RecurrentLanguageModel, State, build_model
-from meari.models.shown import perplexity
+from meari.models.families import RecurrentLanguageModel, build_model
+from meari.models.figures import perplexity
+from meari.models.files import replaced_folder
+from meari.models.language_model import LanguageModel, State
 from meari.models.text.tokens import PreparedCorpus
-from meari.models.training.averaging import WeightAverage
-from meari.models.training.corpus_streams import fingerprint, open_streams, token_counts
 from meari.models.training.display import Display
 from meari.models.training.history import EvaluationRecord, History, StepRecord, Unkept
-from meari.models.training.interrupt import StopRequest
-from meari.models.training.optimizer import build_optimizer, set_learning_rate, trained_parameters
-from meari.models.training.regularisation import penalty
+from meari.models.training.optimizer import (
+    WeightAverage,
+    build_optimizer,
+    learning_rate,
+    penalty,
+    set_learning_rate,
+    trained_parameters,
+)
+from meari.models.training.process import StopRequest
 from meari.models.training.run_folder import RunFolder
-from meari.models.training.schedule import chunk_length, learning_rate, num_steps, tokens_per_step
 from meari.models.training.snapshot import Progress, Snapshot, load_snapshot, save_snapshot
-from meari.models.training.streams import Chunk
+from meari.models.training.streams import (
+    Chunk,
+    chunk_length,
+    fingerprint,
+    num_steps,
+    open_streams,
+    token_counts,
+    tokens_per_step,
+)
 from meari.models.training.workers import ALONE, Workers
 
 

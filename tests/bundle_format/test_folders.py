@@ -26,7 +26,7 @@ from tests.service.running import ROOT, clean_environment, running_server
 STOPPED_EXPORT = """
 import os, shutil, sys
 from pathlib import Path
-from meari.models.atomic import replaced_folder
+from meari.models.files import replaced_folder
 source, target = map(Path, sys.argv[1:])
 with replaced_folder(target) as new:
     for path in source.iterdir():

@@ -6,7 +6,7 @@ import torch
 from meari.claims.claim import Verdict, verdict
 from meari.claims.measures.exploding import CLAIM, Exploding, Run, scale_recurrence
 from meari.models.config import Family, RecurrentConfig
-from meari.models.language_model import RecurrentLanguageModel, build_model
+from meari.models.families import RecurrentLanguageModel, build_model
 from tests.claims.benches import TINY, tiny_bench
 
 RATES = (0.1, 1.0, 10.0)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from meari.claims.families import reservoir
 from meari.claims.memory import memory_curve
-from meari.models.language_model import LanguageModel, State, StateTensor, build_model
+from meari.models.families import build_model
+from meari.models.language_model import LanguageModel, State, StateTensor
 
 VOCABULARY = 4
 

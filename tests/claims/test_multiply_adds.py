@@ -11,7 +11,7 @@ from meari.claims.families import THROUGH_TIME, reservoir
 from meari.claims.multiply_adds import NetSizes, one_pass, readout_step, through_time, whitening_setup
 from meari.claims.training import Plan, train
 from meari.models.config import Family, RecurrentConfig
-from meari.models.language_model import build_model
+from meari.models.families import build_model
 
 VOCABULARY, EMBEDDING, UNITS, LENGTH, BATCH = 7, 4, 5, 6, 3
 

@@ -19,7 +19,7 @@ from meari.claims.sizes import Sizes
 from meari.cli.claims import MAX_THREADS, NUM_CLAIMS, command
 from meari.models import config
 from meari.models.errors import FolderInUse
-from meari.models.lock import locked
+from meari.models.files import locked
 from tests.claims.benches import TINY, small_text
 
 RELEASED = Path(__file__).resolve().parents[2] / "docs" / "claims"

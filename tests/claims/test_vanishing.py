@@ -16,7 +16,8 @@ from meari.claims.measures.vanishing import (
     shares,
 )
 from meari.models.config import Family, RecurrentConfig
-from meari.models.language_model import LanguageModel, State, build_model
+from meari.models.families import build_model
+from meari.models.language_model import LanguageModel, State
 from tests.claims.benches import TINY, tiny_bench
 
 VOCABULARY = 5

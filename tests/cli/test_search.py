@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from meari.cli.search import command
 from meari.models.config import load_config
 from meari.models.errors import ConfigError
-from meari.models.search.toml import to_toml
+from meari.models.search.report import to_toml
 from tests.models.training.tiny_runs import tiny_config
 
 SEARCH = """

@@ -18,7 +18,7 @@ from meari.cli.main import group
 from meari.models.checkpoint import read_tensors, write_tensors
 from meari.models.config import load_config
 from meari.models.errors import BrokenText, CheckpointError, ConfigError, FolderInUse
-from meari.models.lock import locked
+from meari.models.files import locked
 from meari.models.training.run_folder import Start, claimed_run
 from tests.models.training.tiny_runs import chain_text
 from tests.patience import PATIENCE

@@ -19,8 +19,8 @@ from meari.export.weights import ModelWeights
 from meari.export.weights_from_torch import read_weights
 from meari.models.config import Family, RecurrentConfig, ReservoirConfig
 from meari.models.errors import CheckpointError, FolderInUse
+from meari.models.files import locked_beside
 from meari.models.language_model import LanguageModel
-from meari.models.lock import locked_beside
 from meari.runtime.bundle import open_bundle
 from tests.export.tiny_models import make_run
 

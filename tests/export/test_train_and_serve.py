@@ -25,8 +25,7 @@ from meari.models.config import (
     TokenizerKind,
     TrainingConfig,
 )
-from meari.models.evaluation import evaluate
-from meari.models.held_out import open_part
+from meari.models.evaluation import evaluate, open_part
 from meari.models.text.corpus import read_documents
 from tests.export.serving import score, served
 from tests.models.training.tiny_runs import run_training

@@ -24,7 +24,8 @@ from meari.models.config import (
     TokenizerKind,
     TrainingConfig,
 )
-from meari.models.language_model import LanguageModel, RecurrentLanguageModel, build_model
+from meari.models.families import RecurrentLanguageModel, build_model
+from meari.models.language_model import LanguageModel
 from meari.models.text.tokens import prepare
 
 RECURRENT = ("rnn", "gru", "lstm")

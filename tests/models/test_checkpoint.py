@@ -11,7 +11,8 @@ from meari.models.checkpoint import fill_checkpoint, load_checkpoint
 from meari.models.choices import Family
 from meari.models.config import Config, ModelConfig, RecurrentConfig, ReservoirConfig
 from meari.models.errors import CheckpointError, TokenizerError
-from meari.models.language_model import LanguageModel, build_model
+from meari.models.families import build_model
+from meari.models.language_model import LanguageModel
 from meari.models.text.tokenizer import train_tokenizer
 from tests.models.training.tiny_runs import tiny_config
 

@@ -13,15 +13,10 @@ from meari.models import evaluation
 from meari.models.choices import Document, Family
 from meari.models.config import RecurrentConfig
 from meari.models.errors import NotFinite
-from meari.models.evaluation import (
-    document_rows,
-    evaluate,
-    figures,
-    quick_nats_per_token,
-    segment_rows,
-    total_nats,
-)
-from meari.models.language_model import LanguageModel, RecurrentLanguageModel
+from meari.models.evaluation import document_rows, evaluate, quick_nats_per_token, segment_rows, total_nats
+from meari.models.families import RecurrentLanguageModel
+from meari.models.figures import figures
+from meari.models.language_model import LanguageModel
 from meari.models.text.token_file import TokenCounts, TokenFile
 
 VOCABULARY = 11

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from meari.models.cells import LstmCell
 from meari.models.choices import Family
 from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
-from meari.models.language_model import LanguageModel, RecurrentLanguageModel, State, build_model
+from meari.models.families import RecurrentLanguageModel, build_model
+from meari.models.language_model import LanguageModel, State
 
 VOCABULARY = 37
 

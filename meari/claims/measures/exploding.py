@@ -25,7 +25,8 @@ from meari.claims.spread import Expectation, around, between
 from meari.claims.training import Streams, chunk_loss
 from meari.claims.workbench import Workbench
 from meari.models.config import Family
-from meari.models.language_model import LanguageModel, RecurrentLanguageModel
+from meari.models.families import RecurrentLanguageModel
+from meari.models.language_model import LanguageModel
 from meari.models.training.optimizer import trained_parameters
 
 CLIP_NORM = 1.0

@@ -22,7 +22,8 @@ from meari.claims.text import BOUNDARIES, KINDS, CharacterKind, Ids
 from meari.claims.workbench import Workbench
 from meari.models.cells import Cell, GruCell, LstmCell
 from meari.models.config import Family
-from meari.models.language_model import LanguageModel, RecurrentLanguageModel
+from meari.models.families import RecurrentLanguageModel
+from meari.models.language_model import LanguageModel
 
 GATED = (Family.GRU, Family.LSTM)
 GATES = {Family.GRU: ("update", "reset"), Family.LSTM: ("forget", "input", "output")}

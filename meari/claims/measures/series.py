@@ -28,7 +28,8 @@ from meari.claims.training import Plan, train
 from meari.claims.workbench import Workbench
 from meari.models.cells.esn import EchoStateNetwork
 from meari.models.config import Family, ReservoirConfig
-from meari.models.language_model import LanguageModel, build_model
+from meari.models.families import build_model
+from meari.models.language_model import LanguageModel
 
 ONE_PASS = "esn, one pass"
 TRAININGS = (*(family.value for family in FAMILIES), ONE_PASS)

@@ -4,9 +4,7 @@
 what stands between states and readout. Each has two forms that agree: the equations as written, and a fast one.
 """
 
-from meari.models.cells.reservoir.expansion import Expansion
-from meari.models.cells.reservoir.layer import ReservoirLayer
-from meari.models.cells.reservoir.matrix import SparseMatrix
+from meari.models.cells.reservoir.layer import Expansion, ReservoirLayer, SparseMatrix
 from meari.models.cells.reservoir.token_input import RecentTokens, TokenRows
 
 __all__ = ["Expansion", "RecentTokens", "ReservoirLayer", "SparseMatrix", "TokenRows"]

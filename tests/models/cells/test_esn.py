@@ -10,7 +10,8 @@ from torch import Tensor
 from meari.models.cells.esn import EchoStateNetwork
 from meari.models.cells.reservoir import RecentTokens, TokenRows
 from meari.models.config import Family, Pattern, Reach, ReservoirConfig, Spread
-from meari.models.language_model import State, build_model
+from meari.models.families import build_model
+from meari.models.language_model import State
 
 VOCABULARY_SIZE = 11
 CONFIG = ReservoirConfig(family=Family.ESN, units=96, block_size=16, in_edges=6, spectral_radius=0.9)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from meari.models.errors import RidgeError
-from meari.models.readout.ridge import RidgeSums
+from meari.models.readout.ridge import RidgeSums, calibrate
 
 NUM_STATES, UNITS, VOCABULARY_SIZE = 600, 40, 7
 
@@ -70,3 +71,60 @@ def test_equations_without_a_solution_name_the_setting() -> None:
     states = states[:, :3] @ torch.randn(3, UNITS, generator=torch.Generator().manual_seed(4))
     with pytest.raises(RidgeError, match=r"model\.ridge: got 1e-300, too little for 600 states of 40 units"):
         add_up(states, targets, 100).solve(1e-300)
+
+
+NUM_TOKENS, NUM_SCORES = 4000, 5
+
+
+def draw_scores() -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, tokens drawn with logits that are 3 * scores + shift, and the shift."""
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randn(NUM_TOKENS, NUM_SCORES, generator=generator, dtype=torch.float64)
+    shift = torch.tensor([1.0, 0.0, -1.0, 0.5, -0.5], dtype=torch.float64)
+    targets = torch.multinomial((3 * scores + shift).softmax(1), 1, generator=generator)[:, 0]
+    return scores, targets, shift
+
+
+def test_the_scale_and_shift_that_drew_the_tokens_are_found() -> None:
+    scores, targets, shift = draw_scores()
+    fitted = calibrate(scores, targets, torch.bincount(targets))
+    torch.testing.assert_close(fitted.scale, torch.full_like(shift, 3.0), atol=0.4, rtol=0)
+    found = fitted.shift - fitted.shift.mean()
+    torch.testing.assert_close(found, shift - shift.mean(), atol=0.3, rtol=0)
+
+
+def test_the_fit_is_no_worse_than_the_truth() -> None:
+    scores, targets, shift = draw_scores()
+    fitted = calibrate(scores, targets, torch.bincount(targets))
+    found = functional.cross_entropy(fitted.scale * scores + fitted.shift, targets)
+    assert found <= functional.cross_entropy(3 * scores + shift, targets) + 1e-3
+
+
+def test_a_token_that_never_came_keeps_a_probability() -> None:
+    scores, targets, _ = draw_scores()
+    targets = targets.clamp_max(3)
+    counts = torch.bincount(targets, minlength=NUM_SCORES)
+    fitted = calibrate(scores, targets, counts)
+    probabilities = (fitted.scale * scores + fitted.shift).softmax(1)
+    assert torch.isfinite(probabilities).all()
+    assert 1e-9 < float(probabilities[:, 4].mean()) < 1e-2
+
+
+def test_scores_that_say_nothing_leave_each_token_its_share() -> None:
+    counts = torch.tensor([10, 20, 30, 40])
+    targets = torch.arange(4).repeat_interleave(counts * 5)
+    fitted = calibrate(torch.full((500, 4), 0.25), targets, counts)
+    probabilities = (fitted.scale * 0.25 + fitted.shift).softmax(0)
+    torch.testing.assert_close(probabilities, counts.double() / 100, atol=1e-2, rtol=0)
+
+
+def test_folded_into_a_readout_the_logits_are_the_calibrated_scores() -> None:
+    scores, targets, _ = draw_scores()
+    fitted = calibrate(scores, targets, torch.bincount(targets))
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(NUM_SCORES, 9, generator=generator, dtype=torch.float64)
+    bias = torch.randn(NUM_SCORES, generator=generator, dtype=torch.float64)
+    states = torch.randn(6, 9, generator=generator, dtype=torch.float64)
+    folded_weight, folded_bias = fitted.fold(weight, bias)
+    expected = fitted.scale * (states @ weight.t() + bias) + fitted.shift
+    torch.testing.assert_close(states @ folded_weight.t() + folded_bias, expected)

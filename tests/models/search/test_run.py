@@ -12,11 +12,11 @@ import pytest
 from meari.models.choices import Family, Readout
 from meari.models.config import Config, RecurrentConfig, ReservoirConfig, load_config
 from meari.models.errors import FolderInUse, SearchError
-from meari.models.lock import locked
-from meari.models.search.journal import NAME, Trial
-from meari.models.search.run import BEST, PICTURE, Budget, Found, search
+from meari.models.files import locked
+from meari.models.search.journal import NAME, Found, Trial
+from meari.models.search.report import plain_table
+from meari.models.search.run import BEST, PICTURE, Budget, search
 from meari.models.search.space import make_space
-from meari.models.search.table import plain_table
 from meari.models.training import run as training_run
 from meari.models.training.display import Display
 from meari.models.training.run_folder import Start

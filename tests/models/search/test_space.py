@@ -8,7 +8,7 @@ import pytest
 from meari.models.choices import Family
 from meari.models.config import Config, RecurrentConfig, ReservoirConfig
 from meari.models.errors import ConfigError
-from meari.models.search.defaults import default_ranges
+from meari.models.search.options import default_ranges
 from meari.models.search.space import Choices, Range, make_space, read_option
 from tests.models.training.tiny_runs import tiny_config
 

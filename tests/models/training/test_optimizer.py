@@ -1,13 +1,24 @@
 """AdamW: which weights decay, and that its state survives a checkpoint."""
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from meari.models.choices import Family
+from meari.models.choices import Averaging, Family
 from meari.models.config import RecurrentConfig, TrainingConfig
-from meari.models.language_model import LanguageModel, RecurrentLanguageModel
-from meari.models.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from meari.models.families import RecurrentLanguageModel
+from meari.models.language_model import LanguageModel
+from meari.models.training.optimizer import (
+    COUNT,
+    WeightAverage,
+    build_optimizer,
+    optimizer_tensors,
+    penalty,
+    restore_optimizer,
+)
 
 IDS = np.arange(8, dtype=np.uint16) % 7
 CONFIG = TrainingConfig(steps=10, weight_decay=0.1)
@@ -49,3 +60,135 @@ def test_the_restored_optimizer_takes_the_same_steps() -> None:
         take_step(model, optimizer)
         take_step(twin, twin_optimizer)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def one_weight(value: float = 0.0) -> nn.Linear:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, value)
+    return model
+
+
+def begun(model: nn.Module, kind: Averaging, **settings: Any) -> WeightAverage:
+    return WeightAverage(model, TrainingConfig(averaging=kind, **settings))
+
+
+def moved(model: nn.Linear, average: WeightAverage, *values: float) -> None:
+    """Steps after which the weight has these values."""
+    for value in values:
+        nn.init.constant_(model.weight, value)
+        average.add()
+
+
+def measured(model: nn.Linear, average: WeightAverage) -> float:
+    with average.applied():
+        return model.weight.item()
+
+
+def test_without_averaging_the_weights_are_measured_themselves() -> None:
+    model = one_weight()
+    average = begun(model, Averaging.NONE)
+    moved(model, average, 1.0, 2.0)
+    assert measured(model, average) == 2
+    assert average.tensors() == {}
+
+
+def test_the_decay_of_ema_rises_to_what_was_asked_for() -> None:
+    model = one_weight(5.0)
+    average = begun(model, Averaging.EMA, ema_decay=0.15)
+    expected = 5.0
+    for count, value in enumerate([1.0, 2.0, 4.0], 1):
+        moved(model, average, value)
+        decay = min(0.15, count / (10 + count))  # 1/11, then 0.15
+        expected = decay * expected + (1 - decay) * value
+    assert measured(model, average) == pytest.approx(expected)
+    assert model.weight.item() == 4
+
+
+def test_a_triggered_mean_begins_where_evaluations_stopped_to_improve() -> None:
+    model = one_weight()
+    average = begun(model, Averaging.TRIGGERED, trigger_patience=2)
+    moved(model, average, 1.0)
+    average.evaluated(1)
+    moved(model, average, 100.0)
+    assert measured(model, average) == 100
+    average.evaluated(2)
+    moved(model, average, 1.0, 2.0, 6.0)
+    assert measured(model, average) == pytest.approx(3)
+    average.evaluated(3)  # what has begun does not begin again
+    assert measured(model, average) == pytest.approx(3)
+
+
+def test_the_weights_come_back_also_after_an_error() -> None:
+    model = one_weight(1.0)
+    average = begun(model, Averaging.EMA)
+    moved(model, average, 2.0, 3.0)
+
+    def fail() -> None:
+        with average.applied():
+            assert model.weight.item() != 3
+            raise ValueError("failed")
+
+    with pytest.raises(ValueError, match="failed"):
+        fail()
+    assert model.weight.item() == 3
+
+
+@pytest.mark.parametrize("kind", [Averaging.EMA, Averaging.TRIGGERED])
+def test_a_restored_mean_goes_on_bit_for_bit(kind: Averaging) -> None:
+    whole, part = one_weight(), one_weight()
+    averages = [begun(model, kind, trigger_patience=1) for model in (whole, part)]
+    for model, average in zip((whole, part), averages, strict=True):
+        average.evaluated(1)
+        moved(model, average, 0.1, 0.7)
+    kept = {name: tensor.clone() for name, tensor in averages[1].tensors().items()}
+    assert int(kept[COUNT]) == 2
+    resumed = begun(part, kind, trigger_patience=1)
+    resumed.restore(kept)
+    moved(whole, averages[0], 0.3, 0.9)
+    moved(part, resumed, 0.3, 0.9)
+    with averages[0].applied(), resumed.applied():
+        assert torch.equal(whole.weight, part.weight)
+
+
+def test_frozen_weights_are_left_out() -> None:
+    model = nn.Sequential(one_weight(), one_weight())
+    model[0].requires_grad_(False)
+    assert set(begun(model, Averaging.EMA).tensors()) == {"1.weight", COUNT}
+
+
+HIDDEN = [[[1.0, 2.0], [3.0, 2.0], [0.0, 4.0]]]  # [1, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("activation", "temporal", "expected"),
+    [
+        (0.0, 0.0, 0.0),
+        (1.0, 0.0, (1 + 4 + 9 + 4 + 0 + 16) / 6),
+        (0.0, 1.0, (4 + 0 + 9 + 4) / 4),
+        (0.5, 2.0, 0.5 * 34 / 6 + 2 * 17 / 4),
+    ],
+)
+def test_penalties_by_hand(activation: float, temporal: float, expected: float) -> None:
+    config = TrainingConfig(activation_regularisation=activation, temporal_regularisation=temporal)
+    assert float(penalty(torch.tensor(HIDDEN), config)) == pytest.approx(expected)
+
+
+def test_one_step_does_not_change() -> None:
+    assert float(penalty(torch.ones(2, 1, 3), TrainingConfig(temporal_regularisation=1.0))) == 0
+
+
+def test_a_step_against_the_gradient_makes_vectors_smaller() -> None:
+    hidden = torch.tensor(HIDDEN, requires_grad=True)
+    (gradient,) = torch.autograd.grad(penalty(hidden, TrainingConfig(activation_regularisation=1.0)), hidden)
+    torch.testing.assert_close(gradient, hidden.detach() * 2 / 6)
+
+
+def test_a_step_against_the_temporal_gradient_makes_vectors_alike_and_keeps_their_mean() -> None:
+    hidden = torch.tensor(HIDDEN, requires_grad=True)
+    config = TrainingConfig(temporal_regularisation=1.0)
+    before = penalty(hidden, config)
+    (gradient,) = torch.autograd.grad(before, hidden)
+    torch.testing.assert_close(gradient.sum(1), torch.zeros(1, 2))
+    moved = hidden.detach() - 0.1 * gradient
+    assert penalty(moved, config) < before.detach()
+    assert moved.diff(dim=1).abs().sum() < hidden.detach().diff(dim=1).abs().sum()

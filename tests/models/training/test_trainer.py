@@ -19,9 +19,9 @@ from meari.models.evaluation import evaluate
 from meari.models.text.tokens import prepare
 from meari.models.training import trainer as trainer_module
 from meari.models.training.history import EvaluationRecord, StepRecord, read_history
+from meari.models.training.optimizer import learning_rate
 from meari.models.training.run import train
 from meari.models.training.run_folder import Start, open_run
-from meari.models.training.schedule import learning_rate
 from meari.models.training.streams import Chunk, Streams
 from meari.models.training.trainer import Ending
 from tests.models.training.tiny_runs import (

@@ -14,7 +14,7 @@ from torch import nn
 from meari.models.choices import Averaging, Family, Readout
 from meari.models.config import RecurrentConfig, ReservoirConfig
 from meari.models.errors import TrainingError
-from meari.models.language_model import build_model
+from meari.models.families import build_model
 from meari.models.training.run import train
 from meari.models.training.run_folder import Start, open_run
 from meari.models.training.workers import ALONE, TorchrunWorkers

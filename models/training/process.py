@@ -3,8 +3,11 @@
 import contextlib
 import os
 import platform
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -61,3 +64,35 @@ def processor() -> str:
     used = [each for each in (found.get("flags") or found.get("Features", "")).split() if each in INSTRUCTIONS]
     name = found.get("model name") or platform.processor() or platform.machine()
     return f"{name} ({', '.join(used)})" if used else name
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Which signal asked to stop, if any."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Catch the first SIGINT or SIGTERM within the block. Main thread only."""
+    request = StopRequest()
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        request.signal = signal.Signals(number)
+        _restore()
+
+    def _restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in _SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        _restore()

@@ -13,9 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from meari.models.atomic import write_file
-from meari.models.evaluation import Figures
-from meari.models.shown import show_figure, show_perplexity
+from meari.models.figures import Figures, show_figure, show_perplexity
+from meari.models.files import write_file
 from meari.models.training.history import EvaluationRecord, Record, StepRecord
 
 TRAINING_COLOUR = "#4c78a8"

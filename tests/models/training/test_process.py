@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from meari.models.training.device import fast_torch
+from meari.models.training.process import fast_torch
 
 
 def halved_smallest_normal() -> float:

@@ -6,13 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from meari.models.cells.esn import EchoStateNetwork
-from meari.models.cells.esn_drawing import build_esn
+from meari.models.cells.esn import EchoStateNetwork, build_esn
 from meari.models.config import Family, ReservoirConfig, TrainingConfig
-from meari.models.readout.optimizer import ReadoutAdamW
-from meari.models.readout.softmax import readout_optimizer
+from meari.models.readout.softmax import DAMPING, ReadoutAdamW, Whitening, measure_whitening, readout_optimizer
 from meari.models.readout.states import state_chunks
-from meari.models.readout.whitening import DAMPING, Whitening, measure_whitening
 
 UNITS, VOCABULARY_SIZE = 64, 9
 RANK = UNITS // 2

@@ -8,9 +8,16 @@ import scipy.sparse
 import scipy.sparse.linalg
 from scipy.sparse.linalg import ArpackNoConvergence
 
-from meari.models import reservoir
+from meari.models.cells.reservoir import weights as reservoir
+from meari.models.cells.reservoir.weights import (
+    BlockWeights,
+    EdgeWeights,
+    RecurrentWeights,
+    draw_blocks,
+    draw_edges,
+    spectral_radius,
+)
 from meari.models.errors import ReservoirError
-from meari.models.reservoir import BlockWeights, EdgeWeights, RecurrentWeights, draw_blocks, draw_edges, spectral_radius
 
 Draw = Callable[[int, int], RecurrentWeights]
 

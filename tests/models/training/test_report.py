@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from meari.models.evaluation import figures
-from meari.models.report import smoothed, write_report
+from meari.models.figures import figures
 from meari.models.training.history import EvaluationRecord, Record, StepRecord
+from meari.models.training.report import smoothed, write_report
 
 
 def test_a_report_is_drawn_for_runs_of_any_length(tmp_path: Path) -> None:

@@ -4,16 +4,21 @@ In: trials, what was varied, how much each setting explained. Out: a PNG.
 """
 
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich.table import Table
 
-from meari.models.atomic import write_file
-from meari.models.search.journal import Trial, ranked
+from meari.models.config import Config
+from meari.models.figures import show_figure
+from meari.models.files import write_file
+from meari.models.search.journal import Found, Trial, ranked, shown
 from meari.models.search.space import Choices, Range
 
 TRIAL_COLOUR, BEST_COLOUR, FAILED_COLOUR = "#4c78a8", "#e45756", "#9d755d"
@@ -83,3 +88,65 @@ def _highest(trials: Sequence[Trial]) -> float:
         return 1.0
     middle, inner = losses[len(losses) // 2], losses[(3 * len(losses)) // 4] - losses[len(losses) // 4]
     return min(losses[-1], middle + MOST_SPREAD * max(inner, 0.01))
+
+
+FAILED = "failed"
+
+
+def rich_table(found: Found) -> Table:
+    """For a terminal."""
+    head, rows, foot = _cells(found)
+    table = Table(show_footer=True)
+    for name, share in zip(head, foot, strict=True):
+        table.add_column(name, footer=share, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def plain_table(found: Found) -> str:
+    """For a file or a pipe: columns of equal width."""
+    head, rows, foot = _cells(found)
+    lines = [head, *rows, foot]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _cells(found: Found) -> tuple[list[str], list[list[str]], list[str]]:
+    """Heads, rows and feet; the settings that explain most come first."""
+    names = list(found.shares)
+    short = [name.split(".")[1] for name in names]
+    head = ["trial", "nats/char", "seconds", *(short if len(set(short)) == len(short) else names)]
+    rows = [_row(trial, names) for trial in ranked(found.trials)]
+    shares = ["" if found.shares[name] is None else f"{found.shares[name]:.0%}" for name in names]
+    return head, rows, ["", "explains", "", *shares]
+
+
+def _row(trial: Trial, names: list[str]) -> list[str]:
+    loss = FAILED if trial.loss is None else show_figure(trial.loss)
+    return [str(trial.number), loss, f"{trial.seconds:.0f}", *(shown(trial.settings[name]) for name in names)]
+
+
+def to_toml(config: Config) -> str:
+    """The whole config: top-level keys first, then its tables."""
+    return "".join(_lines("", config.to_tables())).lstrip("\n")
+
+
+def _lines(path: str, table: Mapping[str, Any]) -> list[str]:
+    lines = [f"\n[{path}]\n"] if path else []
+    lines += [f"{_key(key)} = {_value(value)}\n" for key, value in table.items() if not isinstance(value, Mapping)]
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines += _lines(f"{path}.{_key(key)}" if path else _key(key), value)
+    return lines
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+
+
+def _value(value: object) -> str:
+    """Numbers, truth values, strings and lists are written in TOML as in JSON, but for characters above U+FFFF."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -10,11 +10,15 @@ over another, so its swap has two renames; between them only `NAME.old` exists, 
     NAME.old   the one before, for the instant of the swap
 """
 
+import contextlib
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from meari.models.errors import FolderInUse
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -78,3 +82,65 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the only place of a writer in `folder`, which is made where there is none. Raises FolderInUse."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / LOCK, folder):
+        yield
+
+
+@contextlib.contextmanager
+def locked_beside(folder: Path) -> Iterator[None]:
+    """The same for a folder that is swapped as a whole: the lock lies beside it, in a folder that does not stay empty.
+
+    Raises FolderInUse.
+    """
+    is_made = not folder.parent.exists()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(folder.with_name(f".{folder.name}{LOCK}"), folder):
+            yield
+    finally:
+        if is_made and not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, folder: Path) -> Iterator[None]:
+    descriptor = _acquire(path, folder)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before the lock goes: whoever has the file open already sees that it is gone
+        os.close(descriptor)
+
+
+def _acquire(path: Path, folder: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 100).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise FolderInUse(f"{folder}: another run is writing to it{holder and f' ({holder})'}") from None
+        except OSError:  # a file system without locks
+            return descriptor
+        if _is_at(path, descriptor):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
+            return descriptor
+        os.close(descriptor)  # its holder has just removed it
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

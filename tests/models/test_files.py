@@ -1,0 +1,150 @@
+"""Files and folders are replaced whole or not at all, wherever a crash comes."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from meari.models.errors import FolderInUse
+from meari.models.files import locked, locked_beside, replaced_folder, settled, write_file
+
+
+class Crash(BaseException):
+    """Power loss, as far as a test can tell."""
+
+
+def save(folder: Path, text: str) -> None:
+    with replaced_folder(folder) as new:
+        (new / "a").write_text(text)
+        (new / "b").write_text(text)
+
+
+def fill_half(folder: Path) -> None:
+    with replaced_folder(folder) as new:
+        (new / "a").write_text("two")
+        raise Crash
+
+
+def read(folder: Path) -> set[str]:
+    return {path.read_text() for path in settled(folder).iterdir()}
+
+
+def test_a_file_is_replaced(tmp_path: Path) -> None:
+    write_file(tmp_path / "file", b"one")
+    write_file(tmp_path / "file", b"two")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"two"]
+
+
+def test_a_crash_while_filling_a_folder_leaves_the_old_one(tmp_path: Path) -> None:
+    folder = tmp_path / "last"
+    save(folder, "one")
+    with pytest.raises(Crash):
+        fill_half(folder)
+    assert read(folder) == {"one"}
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+@pytest.mark.parametrize("num_done", [0, 1, 2])
+def test_a_crash_at_any_rename_leaves_a_whole_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_done: int
+) -> None:
+    folder = tmp_path / "last"
+    save(folder, "one")
+    rename = Path.rename
+    calls: list[Path] = []
+
+    def crashing(path: Path, target: Path) -> Path:
+        if len(calls) == num_done:
+            raise Crash
+        calls.append(path)
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", crashing)
+        try:
+            save(folder, "two")
+        except Crash:
+            assert read(folder) == {"one"}
+        else:
+            assert read(folder) == {"two"}
+    save(folder, "three")
+    assert read(folder) == {"three"}
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_a_crash_before_the_old_one_is_removed_leaves_the_new_one(tmp_path: Path) -> None:
+    folder = tmp_path / "last"
+    save(folder, "two")
+    save(tmp_path / "last.old", "one")
+    assert read(folder) == {"two"}
+    save(folder, "three")
+    assert read(folder) == {"three"}
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from meari.models.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+RACE = """
+import sys
+from pathlib import Path
+from meari.models.errors import FolderInUse
+from meari.models.files import locked
+folder = Path(sys.argv[1])
+entered = 0
+while entered < 200:
+    try:
+        with locked(folder):
+            (folder / "inside").touch(exist_ok=False)
+            (folder / "inside").unlink()
+            entered += 1
+    except FolderInUse:
+        pass
+"""
+
+
+def started(script: str, folder: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", script, str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_folder_is_free_again_however_its_writer_ended(tmp_path: Path, number: signal.Signals) -> None:
+    holder = started(HOLD, tmp_path / "run")
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(FolderInUse, match=rf"run: another run is writing to it \(process {holder.pid} on "):
+            locked(tmp_path / "run").__enter__()
+        holder.send_signal(number)
+        holder.communicate()
+    finally:
+        holder.kill()
+    with locked(tmp_path / "run"):
+        pass
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_of_many_writers_no_two_are_inside_at_once(tmp_path: Path) -> None:
+    racers = [started(RACE, tmp_path) for _ in range(3)]
+    try:
+        assert [racer.wait() for racer in racers] == [0, 0, 0]
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.communicate()
+
+
+def test_a_folder_that_is_swapped_as_a_whole_is_locked_from_beside(tmp_path: Path) -> None:
+    target = tmp_path / "bundles" / "gru"
+    with locked_beside(target):
+        assert not target.exists()
+        with pytest.raises(FolderInUse, match="bundles/gru: another run is writing to it"):
+            locked_beside(target).__enter__()
+    assert list(tmp_path.iterdir()) == []
