@@ -19,7 +19,7 @@ const TERMS = [
   ["output gate", "출력 게이트", "o", "output_gate"],
   ["candidate state", "후보 상태", "n, g", "candidate"],
   ["cell state", "셀 상태", "c", "cell"],
-  ["echo state network (ESN)", "반향 상태 신경망", "", "esn"],
+  ["echo state network (ESN)", "에코 상태 네트워크", "", "esn"],
   ["reservoir", "저수지(리저버)", "W", "reservoir"],
   ["spectral radius", "스펙트럼 반지름", "ρ(W)", "radius"],
   ["leak rate", "누출률", "a", "leak"],
