@@ -37,6 +37,7 @@ RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/meari/l
 # --- the image ---
 FROM ${BASE}
 LABEL org.opencontainers.image.title="meari" \
+    org.opencontainers.image.version="0.2.0" \
     org.opencontainers.image.description="Small recurrent language models served over HTTP on ordinary CPUs" \
     org.opencontainers.image.licenses="MIT"
 ENV PATH=/opt/meari/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 MEARI_HOST=0.0.0.0 MEARI_PORT=8000

@@ -90,8 +90,11 @@ def test_design_is_short() -> None:
     assert len((ROOT / "DESIGN.md").read_text("utf-8").splitlines()) <= MAX_DESIGN_LINES
 
 
-def test_newest_entry_of_the_changelog_is_the_version() -> None:
-    changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
-    versions = re.findall(r"^## (\d+\.\d+\.\d+)(?: – \d{4}-\d{2}-\d{2})?$", changes, re.MULTILINE)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    assert versions[0] == project["version"]
+def test_changelog_and_image_have_the_version_of_the_project() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    dated = [re.fullmatch(r"(\d+\.\d+\.\d+) – \d{4}-\d{2}-\d{2}", heading) for heading in headings]
+    assert all(match or heading == "Unreleased" for match, heading in zip(dated, headings, strict=True))
+    assert next(match[1] for match in dated if match) == version
+    assert f'image.version="{version}"' in (ROOT / "Dockerfile").read_text("utf-8")
+    assert f"| {version.rpartition('.')[0]} | yes |" in (ROOT / "SECURITY.md").read_text("utf-8")
