@@ -138,8 +138,11 @@ def test_figures_are_those_of_the_bundle(folder: Path) -> None:
 
 def test_claims_are_those_of_the_evidence() -> None:
     benchmarks = (ROOT / "docs/benchmarks/README.md").read_text("utf-8")
-    [written, times] = re.findall(r"writes ([\d,]+) tokens/s for one client: ([\d.]+) times", README)[0]
-    assert f"{times} × ({written} against" in benchmarks
+    [[written, int8]] = re.findall(r"writes ([\d,]+) tokens/s for one client: ([\d.]+) times", README)
+    [fp32] = re.findall(r"in float32 meari writes ([\d.]+) times", README)
+    against = "one client, against Flask + PyTorch"
+    assert re.search(rf"^\| {re.escape(against)}, int8 \| .*\| {int8} × \({written} against", benchmarks, re.MULTILINE)
+    assert re.search(rf"^\| {re.escape(against)}, fp32 \| .*\| {fp32} × \(", benchmarks, re.MULTILINE)
     [[bundle, figure, baseline]] = re.findall(
         r"`([a-z-]+)` has (\d\.\d+) nats .* KenLM of order 6 has (\d\.\d+)", README
     )
