@@ -64,6 +64,12 @@ def test_every_path_of_the_repository_that_is_named_exists(page: Path) -> None:
     assert [path for path in paths if not (ROOT / path).exists() and not any(part in path for part in made)] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_make_command_that_is_named_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text("utf-8"), re.MULTILINE)) <= targets
+
+
 def test_links_and_anchors_are_found_at_all() -> None:
     assert len([link for page in PAGES for link in links(page)]) > 100
     assert {"settings", "sizing", "mearidown"} <= anchors(DOCS / "operating.md")
