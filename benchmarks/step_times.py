@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from meari.export.precision import Precision
+from meari.bundle_format.names import Precision
 from meari.export.sessions import GraphModel, Graphs
 
 BATCH_SIZES = (1, 4, 16, 64)

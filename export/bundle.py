@@ -10,30 +10,64 @@ from pathlib import Path
 
 import numpy as np
 
-from meari.export.card import model_card
-from meari.export.description import Description
+from meari.bundle_format.folders import CELL_GRAPH, GOLDEN, IN_PASSING, MANIFEST, OUTPUT_GRAPH, TOKENIZER
+from meari.bundle_format.names import NAME_PATTERN, Precision
+from meari.export.card import draw_samples, model_card
+from meari.export.description import Description, summarise
 from meari.export.errors import BundleExists, CheckFailed, ExportError, UnusableRun
-from meari.export.golden import make_golden
-from meari.export.graph_summary import summarise
 from meari.export.graphs import cell_graph, output_graph
-from meari.export.manifest import manifest_json
+from meari.export.manifest import make_manifest
 from meari.export.perplexity import TRY_FP32, HeldOut, check_precision, measure_graphs
-from meari.export.precision import Precision
-from meari.export.run import Run, read_run
-from meari.export.samples import draw_samples
-from meari.export.sessions import Graphs
-from meari.export.verification import Agreement, check_against_torch, check_isolation, check_valid
+from meari.export.sessions import Graphs, Tokens
+from meari.export.verification import Agreement, check_against_torch, check_isolation, check_valid, make_golden
 from meari.export.weights import ModelWeights
 from meari.export.weights_from_torch import read_weights
+from meari.models.checkpoint import Checkpoint, load_checkpoint
 from meari.models.errors import NotFinite
-from meari.models.evaluation import evaluate
+from meari.models.evaluation import evaluate, has_ends
 from meari.models.figures import worse_than_guessing
-from meari.models.files import locked_beside, replaced_folder
-from meari.models.text.token_file import TokenFile
+from meari.models.files import locked_beside, replaced_folder, settled
+from meari.models.text.token_file import TokenFile, open_token_file
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-IN_PASSING = (".new", ".old", ".part", ".partial", ".tmp")  # ends of names that no server takes for a bundle's
-MANIFEST = "manifest.json"
+MOST_HELD_OUT = 200_000  # tokens: more are not looked at
+NO_TOKENS = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model and what its training left beside it.
+
+    parts      what of the corpus is kept out of training, by name: `validation`, and `test` where there is one
+    has_ends   whether the training text taught where a text ends
+    report     report.png, or None where the folder has none
+    """
+
+    checkpoint: Checkpoint
+    parts: dict[str, TokenFile]
+    has_ends: bool
+    report: bytes | None
+
+    @property
+    def held_out(self) -> Tokens:
+        """The beginning of the validation text, int64 [num_tokens]; empty where the folder has none."""
+        validation = self.parts.get("validation")
+        return NO_TOKENS if validation is None else validation.ids[:MOST_HELD_OUT].astype(np.int64)
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder (its best weights), or a checkpoint folder inside one.
+
+    Raises CheckpointError or TokenFileError.
+    """
+    checkpoint = load_checkpoint(folder)
+    run_folder = next(
+        (place for place in (folder, folder.absolute().parent) if (place / "config.json").exists()), folder
+    )
+    paths = {part: settled(run_folder / "tokens") / f"{part}.tokens" for part in ("validation", "test")}
+    parts = {part: open_token_file(path) for part, path in paths.items() if path.exists()}
+    report = run_folder / "report.png"
+    taught = has_ends(folder, checkpoint.config.corpus.document)
+    return Run(checkpoint, parts, taught, report.read_bytes() if report.exists() else None)
 
 
 @dataclass(frozen=True)
@@ -82,7 +116,7 @@ def export_bundle(
 
 def check_target(folder: Path, *, overwrite: bool) -> None:
     """Raises ExportError for a name that no server takes, BundleExists where something is in the way."""
-    if not NAME.fullmatch(folder.name) or folder.name.endswith(IN_PASSING):
+    if not re.fullmatch(NAME_PATTERN, folder.name) or folder.name.endswith(IN_PASSING):
         ends = f"none of {', '.join(IN_PASSING)} at its end"
         raise ExportError(f"got the bundle name {folder.name!r}, expected letters, digits, '.', '_', '-', {ends}")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -156,17 +190,17 @@ def _describe(name: str, run: Run, checked: _Checked) -> Description:
 
 def _write(folder: Path, run: Run, graphs: Graphs, description: Description) -> Exported:
     files = {
-        "cell.onnx": graphs.cell,
-        "output.onnx": graphs.output,
-        "golden.npz": description.golden.content,
+        CELL_GRAPH: graphs.cell,
+        OUTPUT_GRAPH: graphs.output,
+        GOLDEN: description.golden.content,
         "README.md": model_card(description).encode(),
     }
     if run.report is not None:
         files["report.png"] = run.report
     with replaced_folder(folder) as new:
-        run.checkpoint.tokenizer.save(new / "tokenizer.json")
-        files["tokenizer.json"] = (new / "tokenizer.json").read_bytes()
-        files[MANIFEST] = manifest_json(description, files)
+        run.checkpoint.tokenizer.save(new / TOKENIZER)
+        files[TOKENIZER] = (new / TOKENIZER).read_bytes()
+        files[MANIFEST] = make_manifest(description, files).to_json()
         for name, content in files.items():
             (new / name).write_bytes(content)
     return Exported(folder, description, sum(map(len, files.values())))

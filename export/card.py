@@ -7,11 +7,15 @@ import json
 import math
 from typing import Any
 
-from meari.export import samples
+import numpy as np
+
+from meari.bundle_format.names import Document, TokenizerKind
 from meari.export.description import Description
 from meari.export.recipe import recipe
-from meari.models.config import CorpusConfig, Document, RecurrentConfig, ReservoirConfig, TokenizerKind
+from meari.export.sessions import GraphModel, Graphs
+from meari.models.config import CorpusConfig, RecurrentConfig, ReservoirConfig
 from meari.models.figures import Figures, show_figure, show_perplexity
+from meari.models.text.tokenizer import Tokenizer
 
 FAMILIES = {"rnn": "Elman RNN", "gru": "GRU", "lstm": "LSTM", "esn": "echo state network"}
 TOKENIZERS = {
@@ -214,7 +218,7 @@ def _samples(description: Description) -> str:
         "\n".join(f"    {line}".rstrip() for line in text.splitlines()) or "    (an empty text)"
         for text in description.samples
     ]
-    how = f"temperature {samples.TEMPERATURE}, at most {samples.MOST_TOKENS} tokens, not selected"
+    how = f"temperature {TEMPERATURE}, at most {MOST_TOKENS} tokens, not selected"
     return f"## Samples\n\nWritten by this bundle from nothing ({how}):\n\n" + "\n\n---\n\n".join(blocks)
 
 
@@ -236,3 +240,34 @@ def _table(titles: tuple[str, ...], rows: list[Any]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines)
+
+
+NUM_SAMPLES = 3
+MOST_TOKENS = 200
+TEMPERATURE = 0.8
+SEED = 1
+
+
+def draw_samples(graphs: Graphs, tokenizer: Tokenizer) -> list[str]:
+    """Texts from the boundary token to their end or 200 tokens, the same ones each time."""
+    opened = GraphModel(graphs)
+    return [
+        tokenizer.decode(_draw(opened, tokenizer, np.random.default_rng([SEED, row]))) for row in range(NUM_SAMPLES)
+    ]
+
+
+def _draw(opened: GraphModel, tokenizer: Tokenizer, generator: np.random.Generator) -> list[int]:
+    state = opened.initial_state(1)
+    token = tokenizer.end_id
+    tokens: list[int] = []
+    while len(tokens) < MOST_TOKENS:
+        hidden, state = opened.step(np.array([token]), state)
+        logits = opened.logprobs(hidden)[0].astype(np.float64) / TEMPERATURE
+        if tokenizer.unknown_id is not None:
+            logits[tokenizer.unknown_id] = -np.inf
+        weights = np.exp(logits - logits.max())
+        token = int(generator.choice(len(weights), p=weights / weights.sum()))
+        if token == tokenizer.end_id:
+            break
+        tokens.append(token)
+    return tokens

@@ -1,18 +1,52 @@
 """Everything that a bundle says about itself, gathered once for the manifest and the model card."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import onnx
 import onnxruntime as ort
 
-from meari.export.golden import Golden
-from meari.export.graph_summary import GraphSummary
+from meari.bundle_format.names import Precision
 from meari.export.perplexity import HeldOut
-from meari.export.precision import Precision
-from meari.export.verification import Agreement
+from meari.export.sessions import Graphs
+from meari.export.verification import Agreement, Golden
 from meari.models.checkpoint import Checkpoint
 from meari.models.config import RecurrentConfig
 from meari.models.training.process import processor
+
+
+@dataclass(frozen=True)
+class GraphSummary:
+    """One .onnx file; `operators` counts its nodes by their type, the most frequent first."""
+
+    file: str
+    num_bytes: int
+    operators: Mapping[str, int]
+
+    @property
+    def num_nodes(self) -> int:
+        return sum(self.operators.values())
+
+
+def summarise(graphs: Graphs) -> dict[str, GraphSummary]:
+    """Summaries by the graph's name: cell and output."""
+    return {name: _summary(f"{name}.onnx", graph) for name, graph in (("cell", graphs.cell), ("output", graphs.output))}
+
+
+def _summary(file: str, graph: bytes) -> GraphSummary:
+    nodes = onnx.load_model_from_string(graph).graph.node
+    counts = Counter(node.op_type for node in nodes)
+    return GraphSummary(file, len(graph), dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))))
+
+
+def summary_table(summaries: Sequence[GraphSummary]) -> str:
+    """A line a graph: file, size, number of nodes, operators."""
+    lines = [f"{'graph':<12} {'bytes':>12} {'nodes':>6}  operators"]
+    for summary in summaries:
+        operators = ", ".join(f"{name} {count}" for name, count in summary.operators.items())
+        lines.append(f"{summary.file:<12} {summary.num_bytes:>12,} {summary.num_nodes:>6}  {operators}")
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)

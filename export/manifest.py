@@ -1,24 +1,30 @@
-"""Writes manifest.json, the one thing that a server reads first.
+"""Manifest of a bundle that is about to be written.
 
-In: a `Description` and the bundle's other files. Out: JSON bytes of format_version 1.
+Input: a `Description` and the bundle's other files. Output: the `Manifest` that a server reads.
+Must not know: graphs beyond their summaries, or the folder that the bundle is written to.
 """
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from meari.bundle_format.manifest import (
+    FORMAT_VERSION,
+    PARTS,
+    Boundary,
+    FileEntry,
+    Golden,
+    Manifest,
+    TokenizerEntry,
+)
+from meari.bundle_format.names import END, NORMALIZATION
 from meari.export.description import Description
 from meari.export.verification import TORCH_TOLERANCE
-from meari.models.text.tokenizer import END
-
-FORMAT_VERSION = 1
-PARTS = ("validation", "test")
 
 
-def manifest_json(description: Description, files: Mapping[str, bytes]) -> bytes:
-    """The manifest of a bundle.
+def make_manifest(description: Description, files: Mapping[str, bytes]) -> Manifest:
+    """Return the manifest of a bundle.
 
     files   every other file of the folder, by name
     """
@@ -26,24 +32,23 @@ def manifest_json(description: Description, files: Mapping[str, bytes]) -> bytes
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
     config = checkpoint.config.to_tables()
     sizes = dataclasses.asdict(description.sizes)
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "name": description.name,
-        "family": model.family,
-        "precision": str(description.precision),
-        "sizes": {name: size for name, size in sizes.items() if size is not None},
-        "state": [dataclasses.asdict(tensor) for tensor in model.state_tensors],
-        "boundary": {"id": tokenizer.end_id, "token": END},
-        "tokenizer": {"kind": str(tokenizer.kind), "normalization": "NFC", "unknown_id": tokenizer.unknown_id},
-        "graphs": {name: _graph(description, name) for name in description.graphs},
-        "corpus": {key: config["corpus"][key] for key in ("name", "licence", "source", "document")}
-        | {"has_ends": description.has_ends, "baseline": config["corpus"].get("baseline", {})},
-        "training": config,
-        "figures": _figures(description),
-        "golden": {"tolerance": description.golden.tolerance},
-        "files": {name: _file(content) for name, content in sorted(files.items())},
-    }
-    return (json.dumps(manifest, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
+    corpus = {name: config["corpus"][name] for name in ("name", "licence", "source", "document")}
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        name=description.name,
+        family=model.family,
+        precision=description.precision,
+        sizes={name: size for name, size in sizes.items() if size is not None},
+        state=model.state_tensors,
+        boundary=Boundary(tokenizer.end_id, END),
+        tokenizer=TokenizerEntry(tokenizer.kind, NORMALIZATION, tokenizer.unknown_id),
+        graphs={name: _graph(description, name) for name in description.graphs},
+        corpus=corpus | {"has_ends": description.has_ends, "baseline": config["corpus"].get("baseline", {})},
+        training=config,
+        figures=_figures(description),
+        golden=Golden(description.golden.tolerance),
+        files={name: _file(content) for name, content in sorted(files.items())},
+    )
 
 
 def _figures(description: Description) -> dict[str, Any]:
@@ -85,5 +90,5 @@ def _graph(description: Description, name: str) -> dict[str, Any]:
     return {"file": summary.file, "bytes": summary.num_bytes, "operators": dict(summary.operators)}
 
 
-def _file(content: bytes) -> dict[str, Any]:
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+def _file(content: bytes) -> FileEntry:
+    return FileEntry(hashlib.sha256(content).hexdigest(), len(content))

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from meari.bundle_format.names import Document, Precision
 from meari.export.errors import PrecisionLost, UnusableRun
-from meari.export.precision import Precision
 from meari.export.sessions import GraphModel, Graphs
 from meari.export.verification import check_normalised
-from meari.models.choices import Document
 from meari.models.evaluation import MAX_ROWS, NUM_WARM, UNCOUNTED, Row, chunks, groups, scored_rows, segment_rows
 from meari.models.figures import Figures, figures, show_perplexity
 from meari.models.text.token_file import TokenFile

@@ -3,7 +3,7 @@
 In: a config. Out: rows of what and value; settings that are off have none.
 """
 
-from meari.models.choices import Averaging, Precision, Readout
+from meari.models.choices import Averaging, Readout, TrainingPrecision
 from meari.models.config import Config, RecurrentConfig, ReservoirConfig, TrainingConfig
 
 Row = tuple[str, str]
@@ -26,7 +26,7 @@ def recipe(config: Config) -> list[Row]:
         rows += [("fresh starts", f"each stream begins a text anew with probability {training.restart_share:g} a step")]
     if training.averaging is not Averaging.NONE:
         rows += [("averaging", _averaging(training))]
-    products = "bfloat16, the rest in float32" if training.precision is Precision.BFLOAT16 else "float32"
+    products = "bfloat16, the rest in float32" if training.precision is TrainingPrecision.BFLOAT16 else "float32"
     return [*rows, ("products in training", products)]
 
 

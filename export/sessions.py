@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from meari.export.precision import Precision
+from meari.bundle_format.names import Precision
 from meari.export.weights import Floats
 
 Tokens = NDArray[np.int64]

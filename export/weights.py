@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from meari.bundle_format.names import Family
+
 Floats = NDArray[np.float32]
 
 
@@ -68,7 +70,7 @@ class LayerWeights:
 class RecurrentWeights:
     """An embedding, float32 [V, E], and the layers above it; family is rnn, gru or lstm."""
 
-    family: str
+    family: Family
     embedding: Floats
     layers: tuple[LayerWeights, ...]
 

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from meari.models.config import Config, Family, parse_config
+from meari.bundle_format.names import Family
+from meari.models.config import Config, parse_config
 from meari.models.errors import CheckpointError, ConfigError
 from meari.models.families import build_model
 from meari.models.fields import did_you_mean

@@ -1,29 +1,8 @@
-"""The names that a config may choose from: documents, tokenizers, families and their variants."""
+"""Names that a config may choose from, besides those that a bundle has too (`meari.bundle_format.names`)."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-
-
-class Document(StrEnum):
-    """What counts as one document of the corpus."""
-
-    LINE = "line"
-    PARAGRAPH = "paragraph"
-    FILE = "file"
-
-
-class TokenizerKind(StrEnum):
-    CHAR = "char"
-    BPE = "bpe"
-    WORD = "word"
-
-
-class Family(StrEnum):
-    RNN = "rnn"
-    GRU = "gru"
-    LSTM = "lstm"
-    ESN = "esn"
 
 
 class Pattern(StrEnum):
@@ -54,7 +33,7 @@ class Readout(StrEnum):
     RIDGE = "ridge"
 
 
-class Precision(StrEnum):
+class TrainingPrecision(StrEnum):
     """What the products of a training are computed in; weights and their updates are float32 always."""
 
     FLOAT32 = "float32"

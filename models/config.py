@@ -16,18 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from meari.models.choices import (
-    Averaging,
-    Device,
-    Document,
-    Family,
-    Pattern,
-    Precision,
-    Reach,
-    Readout,
-    Spread,
-    TokenizerKind,
-)
+from meari.bundle_format.names import NAME_PATTERN, Document, Family, TokenizerKind
+from meari.models.choices import Averaging, Device, Pattern, Reach, Readout, Spread, TrainingPrecision
 from meari.models.config_rules import CORPUS_RULES, RECURRENT_RULES, RESERVOIR_RULES, TOKENIZER_RULES, TRAINING_RULES
 from meari.models.errors import ConfigError
 from meari.models.fields import (
@@ -44,29 +34,6 @@ from meari.models.fields import (
     switch,
     texts,
 )
-
-__all__ = [
-    "Averaging",
-    "Config",
-    "CorpusConfig",
-    "Device",
-    "Document",
-    "Family",
-    "ModelConfig",
-    "Pattern",
-    "Precision",
-    "Reach",
-    "Readout",
-    "RecurrentConfig",
-    "ReservoirConfig",
-    "Spread",
-    "TokenizerConfig",
-    "TokenizerKind",
-    "TrainingConfig",
-    "load_config",
-    "parse_config",
-    "read_toml",
-]
 
 SEARCH = "search"  # a table for another verb
 MOST_VOCABULARY = 1_000_000
@@ -262,7 +229,7 @@ class TrainingConfig:
     averaging: Averaging = choice(Averaging, Averaging.NONE)
     ema_decay: float = _share(0.999)
     trigger_patience: int = integer(0)
-    precision: Precision = choice(Precision, Precision.FLOAT32)
+    precision: TrainingPrecision = choice(TrainingPrecision, TrainingPrecision.FLOAT32)
     threads: int = integer(0, most=MAX_THREADS)
     device: Device = choice(Device, Device.AUTO)
 
@@ -275,7 +242,7 @@ class Config:
     tokenizer: TokenizerConfig
     model: ModelConfig
     training: TrainingConfig
-    name: str = string(pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", expected="a name of letters, digits, '.', '_', '-'")
+    name: str = string(pattern=NAME_PATTERN, expected="a name of letters, digits, '.', '_', '-'")
     seed: int = integer(1, most=2**63 - 1)
 
     def to_tables(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Enters: values that are right on their own. Leaves: a problem, `key: got X, expe
 
 from __future__ import annotations
 
-from meari.models.choices import Averaging, Family, Pattern, Readout, TokenizerKind
+from meari.bundle_format.names import Family, TokenizerKind
+from meari.models.choices import Averaging, Pattern, Readout
 from meari.models.fields import Together, show
 
 LEAST_VOCABULARY = {

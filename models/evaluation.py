@@ -24,14 +24,14 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from meari.models.config import Document
+from meari.bundle_format.names import END_ID, Document
 from meari.models.errors import CheckpointError, EmptyCorpus, NotFinite
 from meari.models.figures import Figures, figures
 from meari.models.files import settled
 from meari.models.language_model import LanguageModel
 from meari.models.text.corpus import list_files, read_pieces
 from meari.models.text.token_file import TokenFile, open_token_file, write_token_file
-from meari.models.text.tokenizer import END_ID, Tokenizer
+from meari.models.text.tokenizer import Tokenizer
 
 Ids = NDArray[Any]
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from meari.bundle_format.manifest import StateEntry
+from meari.bundle_format.names import STATE_DTYPE, Family
 from meari.models.cells import Cell, GruCell, LstmCell, RnnCell
 from meari.models.cells.esn import build_esn
-from meari.models.choices import Family
 from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
 from meari.models.errors import ConfigError
-from meari.models.language_model import LanguageModel, State, StateTensor
+from meari.models.language_model import LanguageModel, State
 from meari.models.output_layer import AdaptiveSoftmax, linear_cross_entropy
 
 
@@ -37,7 +38,7 @@ class RecurrentLanguageModel(LanguageModel):
 
     def __init__(self, config: RecurrentConfig, vocabulary_size: int) -> None:
         super().__init__()
-        self.family = str(config.family)
+        self.family = config.family
         self.vocabulary_size = vocabulary_size
         self.embedding_size = config.embedding_size
         self.hidden_size = config.sizes[-1]
@@ -53,7 +54,7 @@ class RecurrentLanguageModel(LanguageModel):
         self.adaptive: AdaptiveSoftmax | None = None
         self._make_output_layer(config.adaptive_cutoffs)
         self.state_tensors = tuple(
-            StateTensor(f"{name}{index}", (size,))
+            StateEntry(f"{name}{index}", (size,), STATE_DTYPE)
             for index, (cell, size) in enumerate(zip(self.cells, config.sizes, strict=True))
             for name in cell.state_names
         )

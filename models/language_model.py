@@ -8,22 +8,14 @@ A state is a dict from the name of each state tensor to float32 [B, *shape]; the
 changed in place.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from meari.bundle_format.manifest import StateEntry
+from meari.bundle_format.names import Family
+
 State = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class StateTensor:
-    """One tensor of the recurrent state: its name and its shape without the batch axis."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
 
 
 class LanguageModel(nn.Module):
@@ -32,10 +24,10 @@ class LanguageModel(nn.Module):
     `forward` and `step` agree to 1e-5 in evaluation mode; dropout acts in `forward` alone, while training.
     """
 
-    family: str
+    family: Family
     vocabulary_size: int
     hidden_size: int
-    state_tensors: tuple[StateTensor, ...]
+    state_tensors: tuple[StateEntry, ...]
 
     def initial_state(self, batch: int) -> State:
         """The state before any token: zeros, on the device of the weights."""

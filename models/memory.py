@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from meari.models.choices import Averaging, Family, Pattern, Readout
+from meari.bundle_format.names import Family
+from meari.models.choices import Averaging, Pattern, Readout
 from meari.models.config import Config, RecurrentConfig, ReservoirConfig
 from meari.models.config_rules import LEAST_VOCABULARY
 from meari.models.errors import TrainingError

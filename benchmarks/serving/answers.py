@@ -4,13 +4,141 @@ All servers answer in one shape, meari's: whole, `{"choices": [{"text"}], "usage
 one event a piece of text, then one with `usage`. BentoML puts a list around it.
 """
 
+from __future__ import annotations
+
+import asyncio
 import json
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from benchmarks.serving.connection import HEAD_END, Exchange
+HEAD_END = b"\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+@dataclass(eq=False)
+class Exchange:
+    """A request and what came back, on time.perf_counter's clock.
+
+    scheduled   when the request was to be sent; waiting times count from here
+    pieces      bytes in the order of their arrival, the head included
+    ended       None while the answer is incomplete
+    failure     why there is no whole answer; "" otherwise
+    cut_off     when the load ended before the answer did; None otherwise
+    """
+
+    num_tokens: int
+    scheduled: float
+    pieces: list[tuple[float, bytes]] = field(default_factory=list)
+    ended: float | None = None
+    failure: str = ""
+    cut_off: float | None = None
+
+    @property
+    def status(self) -> int:
+        """Of the answer; 0 where none came."""
+        if not self.pieces:
+            return 0
+        words = self.pieces[0][1][:20].split(b" ")
+        return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+
+
+class Connection(asyncio.Protocol):
+    """Kept alive as long as the server does; opens itself again where it was closed."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host, self._port = host, port
+        self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None
+        self._done: asyncio.Future[None] | None = None
+        self._body_left = -1  # bytes; -1 while the head is incomplete or the body is chunked
+        self._head = b""
+        self._tail = b""
+
+    async def fetch(self, request: bytes, exchange: Exchange, timeout_seconds: float) -> None:
+        """Send a request and wait for the end of its answer; failures are noted in the exchange."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.call_later(timeout_seconds, self._fail, f"no answer within {timeout_seconds:g} s")
+        try:
+            if self._transport is None or self._transport.is_closing():
+                await asyncio.wait_for(loop.create_connection(lambda: self, self._host, self._port), timeout_seconds)
+            self._exchange, self._done = exchange, loop.create_future()
+            self._body_left, self._head, self._tail = -1, b"", b""
+            assert self._transport is not None
+            self._transport.write(request)
+            await self._done
+        except (OSError, TimeoutError) as error:
+            exchange.failure = exchange.failure or f"{type(error).__name__}: {error}"
+        except asyncio.CancelledError:
+            exchange.cut_off = time.perf_counter()
+            self.close()
+            raise
+        finally:
+            deadline.cancel()
+            self._exchange = self._done = None
+
+    def close(self) -> None:
+        """Close the connection, whatever is going on."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ---- asyncio.Protocol ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self._exchange
+        if exchange is None:
+            return
+        now = time.perf_counter()
+        exchange.pieces.append((now, data))
+        if self._is_complete(data):
+            self._finish(now)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._fail(f"the connection was closed before the answer was complete: {exc or 'no error'}")
+
+    def _is_complete(self, data: bytes) -> bool:
+        if self._body_left >= 0:
+            self._body_left -= len(data)
+            return self._body_left <= 0
+        if self._head.endswith(HEAD_END):
+            self._tail = (self._tail + data)[-len(LAST_CHUNK) :]
+            return self._tail == LAST_CHUNK
+        head, end, body = (self._head + data).partition(HEAD_END)
+        self._head = head + end
+        if not end:
+            return False
+        lower = head.lower()
+        place = lower.find(b"content-length:")
+        if place < 0:
+            self._tail = body[-len(LAST_CHUNK) :]
+            return self._tail == LAST_CHUNK
+        self._body_left = int(lower[place + 15 :].split(b"\r\n", 1)[0]) - len(body)
+        return self._body_left <= 0
+
+    def _finish(self, now: float) -> None:
+        assert self._exchange is not None
+        self._exchange.ended = now
+        if b"connection: close" in self._head.lower() and self._transport is not None:
+            self._transport.close()
+        self._settle()
+
+    def _fail(self, why: str) -> None:
+        if self._exchange is not None and self._exchange.ended is None:
+            self._exchange.failure = why
+            self.close()
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)
+
 
 OK = 200
 REFUSALS = frozenset({429, 503})
@@ -72,7 +200,7 @@ def read_answers(exchanges: list[Exchange]) -> Answers:
 
 
 def _waited(exchange: Exchange, cut_off: float) -> tuple[float, float]:
-    first = next((time for time, piece in exchange.pieces if b'"text"' in piece), cut_off)
+    first = next((moment for moment, piece in exchange.pieces if b'"text"' in piece), cut_off)
     return first - exchange.scheduled, cut_off - exchange.scheduled
 
 
@@ -110,11 +238,11 @@ def _tokens(usage: dict[str, Any]) -> int:
 def _read_stream(exchange: Exchange) -> Answer | str:
     times: list[float] = []
     tokens = 0
-    for time, event in _events(exchange):
+    for moment, event in _events(exchange):
         if "error" in event:
             return f"error event: {event['error']}"
         if any(choice.get("text") for choice in event.get("choices", [])):
-            times.append(time)
+            times.append(moment)
         tokens = _tokens(event["usage"]) if event.get("usage") else tokens
     if not times or not tokens:
         return "a stream without text or without usage"
@@ -126,12 +254,12 @@ def _read_stream(exchange: Exchange) -> Answer | str:
 def _events(exchange: Exchange) -> Iterator[tuple[float, dict[str, Any]]]:
     """Events, each with the time at which its last byte came. Chunk sizes are lines that no event begins like."""
     left = b""
-    for time, piece in exchange.pieces:
+    for moment, piece in exchange.pieces:
         *lines, left = (left + piece).split(b"\n")
         for line in lines:
             data = line.strip()
             if data.startswith(b"data:") and not data.endswith(b"[DONE]"):
-                yield time, json.loads(data[5:])
+                yield moment, json.loads(data[5:])
 
 
 def _plain(head: bytes, body: bytes) -> bytes:

@@ -15,18 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.serving.words import make_words
-from meari.export.bundle import build_graphs
-from meari.export.description import Description
-from meari.export.golden import make_golden
-from meari.export.graph_summary import summarise
-from meari.export.manifest import manifest_json
-from meari.export.precision import Precision
-from meari.export.run import NO_TOKENS
-from meari.export.verification import check_against_torch, check_valid
+from benchmarks.serving.requests import make_words
+from meari.bundle_format.folders import CELL_GRAPH, GOLDEN, MANIFEST, OUTPUT_GRAPH, TOKENIZER
+from meari.bundle_format.names import Document, Family, Precision, TokenizerKind
+from meari.export.bundle import NO_TOKENS, build_graphs
+from meari.export.description import Description, summarise
+from meari.export.manifest import make_manifest
+from meari.export.verification import check_against_torch, check_valid, make_golden
 from meari.export.weights_from_torch import read_weights
 from meari.models.checkpoint import Checkpoint
-from meari.models.choices import Document, Family, TokenizerKind
 from meari.models.config import (
     Config,
     CorpusConfig,
@@ -174,12 +171,13 @@ def _fill(folder: Path, recipe: Recipe, checkpoint: Checkpoint) -> None:
         samples=(),
         has_report=False,
     )
-    checkpoint.tokenizer.save(folder / "tokenizer.json")
-    tokenizer = (folder / "tokenizer.json").read_bytes()
-    files = {"cell.onnx": graphs.cell, "output.onnx": graphs.output, "golden.npz": golden.content}
+    checkpoint.tokenizer.save(folder / TOKENIZER)
+    tokenizer = (folder / TOKENIZER).read_bytes()
+    files = {CELL_GRAPH: graphs.cell, OUTPUT_GRAPH: graphs.output, GOLDEN: golden.content}
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    (folder / "manifest.json").write_bytes(manifest_json(description, {**files, "tokenizer.json": tokenizer}))
+    manifest = make_manifest(description, {**files, TOKENIZER: tokenizer})
+    (folder / MANIFEST).write_bytes(manifest.to_json())
 
 
 def copy_bundle(source: Path, folder: Path) -> Path:

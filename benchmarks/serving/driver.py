@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from benchmarks.serving.connection import Connection, Exchange
+from benchmarks.serving.answers import Connection, Exchange
 
 REQUEST_TIMEOUT_SECONDS = 30.0
 MAX_CONNECTIONS = 1000

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import random
+import resource
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,18 +15,45 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.accounting import memory_by_process
 from benchmarks.serving.answers import read_answers
-from benchmarks.serving.bulk import bulk_rates
 from benchmarks.serving.client import Client
 from benchmarks.serving.driver import Address, drive_closed, drive_open
 from benchmarks.serving.measured_servers import SERVERS, Served
 from benchmarks.serving.plan import CAPACITY, Kind, Load, Plan
-from benchmarks.serving.processes import Running, free_port, serving
+from benchmarks.serving.processes import Running, free_port, memory_by_process, serving
 from benchmarks.serving.programs import run_together
-from benchmarks.serving.requests import SENTENCE_WORDS, Requests
+from benchmarks.serving.requests import NEW_TOKENS, PROMPT_WORDS, SENTENCE_WORDS, Requests, make_text, make_words
 from benchmarks.serving.results import Measurement, summarise
-from benchmarks.serving.words import make_text, make_words
+
+SHORT_RUN = 100  # lines, of a run that is subtracted for the start that both share
+LINES = {"score": 2000, "generate": 500}  # of the long run, for a second of it and a CPU, about
+TOKENS = {"score": SENTENCE_WORDS + 1, "generate": NEW_TOKENS}  # a line
+TIMEOUT_SECONDS = 120
+
+
+def bulk_rates(bundle: Path, work: Path, seconds: float) -> dict[str, int]:
+    """Tokens a CPU-second of both commands, from the difference of a short run and one of some `seconds`."""
+    rates = {}
+    for verb, lines in LINES.items():
+        many = SHORT_RUN + round(lines * seconds)
+        cpu = _cpu_seconds(bundle, work, verb, many) - _cpu_seconds(bundle, work, verb, SHORT_RUN)
+        rates[f"{verb}_tokens_per_cpu_second"] = round((many - SHORT_RUN) * TOKENS[verb] / cpu)
+    return rates
+
+
+def _cpu_seconds(bundle: Path, work: Path, verb: str, num_lines: int) -> float:
+    generator = random.Random(num_lines)  # noqa: S311 (no secret)
+    words = make_words()
+    length = SENTENCE_WORDS if verb == "score" else PROMPT_WORDS
+    lines = work / "lines.txt"
+    lines.write_text("".join(make_text(words, length, generator) + "\n" for _ in range(num_lines)), "utf-8")
+    files = [str(lines)] if verb == "score" else ["--prompts", str(lines), "--max-tokens", str(NEW_TOKENS)]
+    command = [sys.executable, "-m", "meari.cli.main", verb, *files, "--bundles", str(bundle), "--quiet"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True, timeout=TIMEOUT_SECONDS)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
 
 Figures = dict[str, Any]
 MEARI = SERVERS["meari"]

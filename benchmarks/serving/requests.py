@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from benchmarks.serving.arrivals import draw_length, poisson_times
 from benchmarks.serving.driver import Ask
 from benchmarks.serving.measured_servers import Server
 from benchmarks.serving.plan import Kind, Load
-from benchmarks.serving.words import make_text, make_words
+
+SHORTEST, LONGEST = 8, 256  # tokens
+MEDIAN = math.sqrt(SHORTEST * LONGEST)
+SIGMA = math.log(LONGEST / SHORTEST) / 4  # both ends two standard deviations away from the middle
+
+
+def draw_length(generator: random.Random) -> int:
+    """A log-normal length between 8 and 256 tokens, drawn again where it lies outside."""
+    while True:
+        length = round(generator.lognormvariate(math.log(MEDIAN), SIGMA))
+        if SHORTEST <= length <= LONGEST:
+            return length
+
+
+def poisson_times(rate: float, seconds: float, generator: random.Random) -> Iterator[float]:
+    """Times in [0, seconds) at which a Poisson process of so many events a second has one."""
+    time = generator.expovariate(rate)
+    while time < seconds:
+        yield time
+        time += generator.expovariate(rate)
+
+
+NUM_WORDS = 9_998  # and the two tokens that are no words: the end and the unknown one
+CONSONANTS = "bdfghjklmnprstvwz"
+VOWELS = "aeiou"
+WORDS_SEED = 20
+
+
+def make_words(count: int = NUM_WORDS) -> list[str]:
+    """Distinct words, always the same ones in the same order."""
+    generator = random.Random(WORDS_SEED)  # noqa: S311 (no secret)
+    words: dict[str, None] = {}
+    while len(words) < count:
+        syllables = [
+            generator.choice(CONSONANTS) + generator.choice(VOWELS) for _ in range(2 + (generator.random() < 0.75))
+        ]
+        words.setdefault("".join(syllables))
+    return list(words)
+
+
+def make_text(words: Sequence[str], num_words: int, generator: random.Random) -> str:
+    """Words drawn evenly, one space in between."""
+    return " ".join(generator.choices(words, k=num_words))
+
 
 PROMPT_WORDS, NEW_TOKENS = 4, 64
 SENTENCE_WORDS = 20

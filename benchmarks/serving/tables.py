@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.serving.figures import Spread
-from benchmarks.serving.results import Measurement, Results
+from benchmarks.serving.results import Measurement, Results, Spread
 from benchmarks.serving.targets import Row
 
 MARKS = {True: "met", False: "**missed**", None: "–"}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from meari.models.choices import Family
+from meari.bundle_format.names import Family
 from meari.models.config import RecurrentConfig, TrainingConfig
 from meari.models.training.streams import Streams
 

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from benchmarks.training.recipe_page import BASE, page
+from meari.bundle_format.names import Document, Family, TokenizerKind
 from meari.models.checkpoint import load_checkpoint
-from meari.models.choices import Document, Family, Precision, TokenizerKind
+from meari.models.choices import TrainingPrecision
 from meari.models.config import Config, CorpusConfig, RecurrentConfig, TokenizerConfig, TrainingConfig
 from meari.models.evaluation import evaluate
 from meari.models.files import settled, write_file
@@ -88,7 +89,11 @@ def base_config(corpus: CorpusConfig, steps: int, hidden_size: int) -> Config:
         tokenizer=TokenizerConfig(TokenizerKind.CHAR),
         model=RecurrentConfig(Family.LSTM, embedding_size=hidden_size // 2, hidden_size=hidden_size),
         training=TrainingConfig(
-            steps=steps, learning_rate=3e-3, evaluate_every=max(steps // 8, 1), threads=1, precision=Precision.BFLOAT16
+            steps=steps,
+            learning_rate=3e-3,
+            evaluate_every=max(steps // 8, 1),
+            threads=1,
+            precision=TrainingPrecision.BFLOAT16,
         ),
     )
 

@@ -28,7 +28,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.training.plain_loop import PlainLoop
 from benchmarks.training.throughput_page import BFLOAT16, FLOAT32, FLOAT32_COMPILED, PLAIN, PLAIN_COMPILED, page
-from meari.models.choices import Document, Family, Precision, TokenizerKind
+from meari.bundle_format.names import Document, Family, TokenizerKind
+from meari.models.choices import TrainingPrecision
 from meari.models.config import Config, CorpusConfig, RecurrentConfig, TokenizerConfig, TrainingConfig
 from meari.models.text.tokens import PreparedCorpus, prepare
 from meari.models.training.display import Display
@@ -114,14 +115,14 @@ def _loops(case: Case, folder: Path, compiled: bool) -> Iterator[dict[str, Calla
     config = _config(case, corpus_file)
     corpora: dict[str, PreparedCorpus] = {}
 
-    def trainer(name: str, precision: Precision) -> Trainer:
+    def trainer(name: str, precision: TrainingPrecision) -> Trainer:
         own = replace(config, training=replace(config.training, precision=precision))
         run = open_run(folder / name, own, Start.FRESH)
         corpora[name] = prepare(own, run.path)
         display: Display = Silent()
         return Trainer(own, corpora[name], run, torch.device("cpu"), display, time.perf_counter, StopRequest())
 
-    single, half = trainer("float32", Precision.FLOAT32), trainer("bfloat16", Precision.BFLOAT16)
+    single, half = trainer("float32", TrainingPrecision.FLOAT32), trainer("bfloat16", TrainingPrecision.BFLOAT16)
     size = corpora["float32"].tokenizer.vocabulary_size
 
     def plain(*, compiled: bool) -> PlainLoop:
@@ -130,7 +131,7 @@ def _loops(case: Case, folder: Path, compiled: bool) -> Iterator[dict[str, Calla
 
     loops = {PLAIN: plain(compiled=False).train_step, FLOAT32: single.train_step, BFLOAT16: half.train_step}
     if compiled:
-        third = trainer("compiled", Precision.FLOAT32)
+        third = trainer("compiled", TrainingPrecision.FLOAT32)
         third.model.compile()
         loops |= {PLAIN_COMPILED: plain(compiled=True).train_step, FLOAT32_COMPILED: third.train_step}
     yield loops

@@ -8,37 +8,21 @@ state was learned, what goes in and out is the difference from it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from meari.bundle_format.names import RECENT_STATE, RESERVOIR_STATE, STATE_NAMES, Family, Precision
 from meari.export.arithmetic import Arithmetic, arithmetic_of
 from meari.export.graph import GraphBuilder
 from meari.export.graphs.esn import esn_step, remembered
-from meari.export.graphs.gru import gru_step
-from meari.export.graphs.layer_input import HiddenInput, LayerInput, TokenInput
-from meari.export.graphs.lstm import lstm_step
-from meari.export.graphs.rnn import rnn_step
-from meari.export.precision import Precision
+from meari.export.graphs.recurrent import HiddenInput, LayerInput, TokenInput, gru_step, lstm_step, rnn_step
 from meari.export.weights import LayerWeights, NormWeights, RecurrentWeights, ReservoirWeights
 
 State = Sequence[ir.Value]
 Step = Callable[[GraphBuilder, Arithmetic, str, LayerWeights, LayerInput, State], State]
 
 
-@dataclass(frozen=True)
-class Recurrence:
-    """A family's step, and the names of its state tensors, the output first."""
-
-    step: Step
-    state_names: tuple[str, ...]
-
-
-RECURRENCES = {
-    "rnn": Recurrence(rnn_step, ("h",)),
-    "gru": Recurrence(gru_step, ("h",)),
-    "lstm": Recurrence(lstm_step, ("h", "c")),
-}
+STEPS: dict[Family, Step] = {Family.RNN: rnn_step, Family.GRU: gru_step, Family.LSTM: lstm_step}
 
 
 def cell_graph(weights: RecurrentWeights | ReservoirWeights, precision: Precision) -> bytes:
@@ -52,38 +36,39 @@ def _reservoir_graph(weights: ReservoirWeights) -> bytes:
     graph = GraphBuilder("esn_cell")
     token = graph.input("token", ir.DataType.INT64)
     recent = None
-    if size := remembered(weights):
-        recent = graph.input("recent", ir.DataType.FLOAT, [size])
+    if num_recent := remembered(weights):
+        recent = graph.input(RECENT_STATE, ir.DataType.FLOAT, [num_recent])
     units = [layer.leak.shape[0] for layer in weights.layers]
-    states = [graph.input(f"s{index}", ir.DataType.FLOAT, [number]) for index, number in enumerate(units)]
+    names = [f"{RESERVOIR_STATE}{index}" for index in range(len(units))]
+    states = [graph.input(name, ir.DataType.FLOAT, [size]) for name, size in zip(names, units, strict=True)]
     after = esn_step(graph, weights, token, recent, states)
     hidden = after.states[0] if len(units) == 1 else graph.op("Concat", *after.states, axis=1)
     graph.output("hidden", hidden, [sum(units)])
     if after.recent is not None:
-        graph.output("next_recent", after.recent, [size])
-    for index, state in enumerate(after.states):
-        graph.output(f"next_s{index}", state, [units[index]])
+        graph.output(f"next_{RECENT_STATE}", after.recent, [num_recent])
+    for name, state, size in zip(names, after.states, units, strict=True):
+        graph.output(f"next_{name}", state, [size])
     return graph.to_bytes()
 
 
 def _recurrent_graph(weights: RecurrentWeights, precision: Precision) -> bytes:
-    recurrence = RECURRENCES[weights.family]
+    state_names = STATE_NAMES[weights.family]
     graph = GraphBuilder(f"{weights.family}_cell")
     arithmetic = arithmetic_of(precision, graph)
     token = graph.input("token", ir.DataType.INT64)
     layer_input: LayerInput = TokenInput(graph, arithmetic, token, weights.embedding)
     states: list[tuple[str, ir.Value]] = []
     for index, layer in enumerate(weights.layers):
-        names = [f"{name}{index}" for name in recurrence.state_names]
+        names = [f"{name}{index}" for name in state_names]
         inputs = [graph.input(name, ir.DataType.FLOAT, [layer.hidden_size]) for name in names]
         initial = [graph.constant(f"{name}.initial", value) for name, value in zip(names, layer.initial, strict=False)]
         state = _with_initial(graph, "Add", inputs, initial)
-        next_state = recurrence.step(graph, arithmetic, f"layer{index}", layer, layer_input, state)
+        next_state = STEPS[weights.family](graph, arithmetic, f"layer{index}", layer, layer_input, state)
         states += zip(names, _with_initial(graph, "Sub", next_state, initial), strict=True)
         hidden = _normalised(graph, f"layer{index}", layer.norm, next_state[0])
         layer_input = HiddenInput(arithmetic, hidden)
     graph.output("hidden", hidden, [weights.layers[-1].hidden_size])
-    sizes = [layer.hidden_size for layer in weights.layers for _ in recurrence.state_names]
+    sizes = [layer.hidden_size for layer in weights.layers for _ in state_names]
     for (name, value), size in zip(states, sizes, strict=True):
         graph.output(f"next_{name}", value, [size])
     return graph.to_bytes()

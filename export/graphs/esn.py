@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from meari.export.arithmetic.fp32 import Fp32Arithmetic
+from meari.export.arithmetic import Fp32Arithmetic
 from meari.export.graph import GraphBuilder
-from meari.export.graphs.layer_input import TokenInput
+from meari.export.graphs.recurrent import TokenInput
 from meari.export.weights import (
     BlockPattern,
     ExpansionWeights,

@@ -20,10 +20,11 @@ from meari.bulk.options import ScoreOptions
 from meari.bulk.records import Problem, Reader, Record, up_to_bad
 from meari.bulk.score_rows import ScoreRows, score_rows
 from meari.bulk.totals import ScoreTotals
+from meari.bundle_format.names import TokenizerKind
 from meari.runtime.engine import ScoreCall, Scoring, StateValue, TextScore
 from meari.runtime.model import LoadedModel
 from meari.runtime.scores import ScoredText, TextSums
-from meari.runtime.text.tokenizer import Encoded, TokenizerKind
+from meari.runtime.text.tokenizer import Encoded
 from meari.runtime.text.words import require_segmenter
 
 __all__ = ["NEVER_SECONDS", "RowsOf", "ScoreWork", "ScoredChunk", "batches", "by_context"]

@@ -20,9 +20,14 @@ from typing import Final
 from meari.errors import BundleError
 
 __all__ = [
+    "CELL_GRAPH",
     "DEFAULT",
+    "GOLDEN",
+    "IN_PASSING",
     "MANIFEST",
+    "OUTPUT_GRAPH",
     "REQUIRED_FILES",
+    "TOKENIZER",
     "BundleFolders",
     "bundle_name",
     "find_bundles",
@@ -34,7 +39,11 @@ __all__ = [
 
 MANIFEST: Final = "manifest.json"
 DEFAULT: Final = "DEFAULT"  # holds the name of the default bundle
-REQUIRED_FILES: Final = ("cell.onnx", "golden.npz", "output.onnx", "tokenizer.json")
+CELL_GRAPH: Final = "cell.onnx"
+OUTPUT_GRAPH: Final = "output.onnx"
+GOLDEN: Final = "golden.npz"
+TOKENIZER: Final = "tokenizer.json"
+REQUIRED_FILES: Final = (CELL_GRAPH, GOLDEN, OUTPUT_GRAPH, TOKENIZER)
 IN_PASSING: Final = (".new", ".old", ".part", ".partial", ".tmp")  # exports, downloads and copies on their way
 MAX_DEFAULT_BYTES: Final = 4096
 _KINDS: Final = (

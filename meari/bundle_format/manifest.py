@@ -20,6 +20,7 @@ from typing import Annotated, Any, Final, Literal, NoReturn
 import msgspec
 
 from meari.bundle_format.folders import MANIFEST, REQUIRED_FILES, open_file, read_file
+from meari.bundle_format.names import Document, Family, Precision, TokenizerKind
 from meari.errors import BundleError
 
 __all__ = [
@@ -43,7 +44,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 SIZES: Final = ("vocabulary", "hidden", "layers", "parameters")  # the embedding is of trained families alone
 OPTIONAL_SIZES: Final = ("embedding", "trained_parameters")
-DOCUMENTS: Final = ("line", "paragraph", "file")
+DOCUMENTS: Final = tuple(Document)
 RATES: Final = ("nats_per_token", "nats_per_char", "bits_per_char", "bits_per_char_with_ends", "bits_per_byte")
 UNITS: Final = {  # of a rate: what it is counted by, and the nats of its unit
     "nats_per_char": (("num_characters",), 1.0),
@@ -81,7 +82,7 @@ class Boundary(_Strict, frozen=True):
 class TokenizerEntry(_Strict, frozen=True):
     """How `tokenizer.json` cuts text."""
 
-    kind: Literal["char", "bpe", "word"]
+    kind: TokenizerKind
     normalization: Literal["NFC"]
     unknown_id: Count | None
 
@@ -107,8 +108,8 @@ class Manifest(_Strict, frozen=True):
 
     format_version: int
     name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-    family: Literal["rnn", "gru", "lstm", "esn"]
-    precision: Literal["fp32", "int8"]
+    family: Family
+    precision: Precision
     sizes: dict[str, Positive]
     state: tuple[StateEntry, ...]
     boundary: Boundary
@@ -119,6 +120,10 @@ class Manifest(_Strict, frozen=True):
     figures: dict[str, Any]
     golden: Golden
     files: dict[str, FileEntry]
+
+    def to_json(self) -> bytes:
+        """Return the bytes of `manifest.json`. Raises ValueError for a number that is not finite."""
+        return (json.dumps(msgspec.to_builtins(self), ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
 
     @property
     def has_ends(self) -> bool:

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from meari.bundle_format.names import Family
 from meari.claims.sizes import Sizes
-from meari.models.config import Family, ModelConfig, RecurrentConfig, ReservoirConfig
+from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
 from meari.models.families import build_model
 from meari.models.language_model import LanguageModel
+from meari.models.readout.ridge import BLOCK_UNITS
+from meari.models.readout.softmax import NUM_DIRECTIONS, NUM_PASSES, SAMPLE_TOKENS
+from meari.models.readout.states import MAX_ROWS, SHORTEST_PIECE, WARM_TOKENS
 
 FAMILIES = (Family.RNN, Family.GRU, Family.LSTM, Family.ESN)
 THROUGH_TIME = (Family.RNN, Family.GRU, Family.LSTM)  # trained by back-propagation through time
@@ -76,3 +80,49 @@ def fresh_model(family: Family, vocabulary_size: int, sizes: Sizes, seed: int) -
 def num_trained(model: nn.Module) -> int:
     """How many numbers of a model learn."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+@dataclass(frozen=True)
+class NetSizes:
+    """V, E, H and K of the formulas; embedding and block are 0 where a family has none."""
+
+    vocabulary: int
+    units: int
+    embedding: int = 0
+    block: int = 0
+
+
+def through_time(family: Family, net: NetSizes, batch_size: int, length: int) -> int:
+    """One step of back-propagation through time."""
+    rows = NUM_GATES[family] * net.units
+    token = 3 * rows * net.embedding + 3 * rows * net.units + 3 * net.vocabulary * net.units
+    return batch_size * (length * token - rows * net.units)
+
+
+def readout_step(net: NetSizes, num_directions: int, batch_size: int, length: int) -> int:
+    """One gradient step of the readout of an echo state network."""
+    readout = net.vocabulary * net.units
+    return batch_size * length * (net.block * net.units + 2 * readout) + 4 * readout * num_directions + readout
+
+
+def whitening_setup(net: NetSizes, num_tokens: int) -> tuple[int, int]:
+    """Return the multiply-adds of finding the leading directions, and how many directions there are."""
+    targets = min(num_tokens, SAMPLE_TOKENS) - 1
+    num_rows = min(MAX_ROWS, max(1, targets // SHORTEST_PIECE))
+    read = targets // num_rows
+    seen = read - (WARM_TOKENS if num_rows > 1 else 0)
+    num_directions = max(1, min(NUM_DIRECTIONS, net.units // 2, num_rows * seen // 2))
+    runs = NUM_PASSES + 2  # one for the moments, one more for the eigenvectors within the directions
+    reading = runs * num_rows * read * net.block * net.units
+    products = (runs - 1) * num_rows * seen * 2 * net.units * num_directions
+    return reading + products + 2 * net.units * num_directions**2, num_directions
+
+
+def one_pass(net: NetSizes, num_fitted: int, num_calibrated: int) -> int:
+    """Ridge regression on `num_fitted` tokens and calibration on the following ones."""
+    begins = range(0, net.units, BLOCK_UNITS)
+    bands = sum(min(BLOCK_UNITS, net.units - begin) * (net.units - begin) for begin in begins)
+    readout = net.vocabulary * net.units
+    run = net.block * net.units
+    solving = readout * net.units + readout
+    return num_fitted * (run + bands) + num_calibrated * (run + readout) + solving

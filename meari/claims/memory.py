@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meari.claims.held_out import Floats
+from meari.claims.evaluation import Floats
 from meari.claims.text import Ids
 from meari.models.language_model import LanguageModel
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
 
-from meari.models.config import Family
+from meari.bundle_format.names import Family
 
 NUM_COLOURS = 128
 MAX_COLUMNS = 3

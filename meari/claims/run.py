@@ -13,15 +13,15 @@ from typing import Any
 import msgspec
 import torch
 
-from meari.claims.budget import Budget, Clock, OutOfTime
-from meari.claims.catalogue import CLAIMS, in_order_of_work
 from meari.claims.claim import Claim, Measured, Verdict, settled
 from meari.claims.families import FAMILIES, NAMES, Described, fresh_model, num_trained
+from meari.claims.measures import CLAIMS, in_order_of_work
 from meari.claims.page import page
 from meari.claims.pictures import as_png
 from meari.claims.results import FILE, FORMAT_VERSION, ClaimResult, Results, ResultsError, SettledCondition, Setup
 from meari.claims.sizes import Sizes, below_judged
 from meari.claims.text import Text
+from meari.claims.training import Budget, Clock, OutOfTime
 from meari.claims.workbench import Workbench
 from meari.models.files import write_file
 from meari.models.training.process import describe_machine

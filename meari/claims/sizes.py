@@ -1,7 +1,7 @@
 """How large everything is, for a budget in minutes, and from which sizes on a run is judged.
 
 Input: minutes. Output: `Sizes`. The same minutes give the same sizes on every machine, so that the numbers are the same
-wherever the budget suffices; what it does not suffice for is left out (`meari.claims.budget`).
+wherever the budget suffices; what it does not suffice for is left out (`meari.claims.training`).
 """
 
 from dataclasses import dataclass, replace

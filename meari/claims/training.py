@@ -18,13 +18,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from meari.claims.budget import Budget
-from meari.claims.held_out import held_out_loss
+from meari.bundle_format.names import Family
+from meari.claims.evaluation import held_out_loss
 from meari.claims.sizes import Sizes
 from meari.claims.text import Ids
-from meari.models.config import Family, TrainingConfig
+from meari.models.cells.esn import EchoStateNetwork
+from meari.models.config import TrainingConfig
 from meari.models.language_model import LanguageModel, State
+from meari.models.readout.ridge import RidgeSums, calibrate
 from meari.models.training.optimizer import build_optimizer, learning_rate, set_learning_rate, trained_parameters
+
+Clock = Callable[[], float]
+
+
+class OutOfTime(Exception):
+    """The budget ended before there was anything to judge a claim by."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """end   when the time is up, on the clock's scale, in seconds"""
+
+    end: float
+    clock: Clock
+
+    @staticmethod
+    def of(seconds: float, clock: Clock) -> "Budget":
+        """A budget that begins now."""
+        return Budget(clock() + seconds, clock)
+
+    @property
+    def seconds_left(self) -> float:
+        """Never below zero."""
+        return max(0.0, self.end - self.clock())
+
+    @property
+    def is_spent(self) -> bool:
+        return self.seconds_left <= 0
+
+    def part(self, share: float) -> "Budget":
+        """A budget of so large a share of what is left; what a part does not need stays with the whole."""
+        return Budget(self.clock() + share * self.seconds_left, self.clock)
+
 
 LEARNING_RATES = {Family.RNN: 2e-3, Family.GRU: 4e-3, Family.LSTM: 5e-3, Family.ESN: 7e-3}
 WEIGHT_DECAYS = {Family.RNN: 0.05, Family.GRU: 0.05, Family.LSTM: 0.05, Family.ESN: 0.1}
@@ -186,3 +221,40 @@ def training_config(family: Family, plan: Plan) -> TrainingConfig:
 def copied(model: LanguageModel) -> LanguageModel:
     """A model of its own with the same weights."""
     return copy.deepcopy(model)
+
+
+RIDGE = 1.0
+CALIBRATION_SHARE = 0.1
+
+
+@torch.no_grad()
+def train_in_one_pass(model: EchoStateNetwork, ids: Ids, batch_size: int, length: int) -> float:
+    """Set the readout in place.
+
+    ids       int64 [num_tokens], read as series of `length` tokens, `batch_size` of them side by side, each from the
+              state that the one before it left
+    returns   CPU-seconds
+    """
+    began = time.process_time()
+    num_columns = (len(ids) - 1) // batch_size
+    rows = torch.from_numpy(ids[: batch_size * num_columns].reshape(batch_size, num_columns))
+    following = torch.from_numpy(ids[1 : batch_size * num_columns + 1].reshape(batch_size, num_columns))
+    cut = num_columns - max(1, round(CALIBRATION_SHARE * num_columns))
+    sums = RidgeSums.zeros(model.hidden_size, model.vocabulary_size, model.device)
+    state = model.initial_state(batch_size)
+    for begin in range(0, cut, length):
+        end = min(cut, begin + length)
+        hidden, state = model(rows[:, begin:end], state)
+        sums.add(hidden.flatten(0, 1), following[:, begin:end].flatten())
+    weight, bias = sums.solve(RIDGE)
+    scores = []
+    for begin in range(cut, num_columns, length):
+        hidden, state = model(rows[:, begin : begin + length], state)
+        scores.append(torch.addmm(bias.float(), hidden.flatten(0, 1), weight.t().float()))
+    targets = torch.cat([following[:, begin : begin + length].flatten() for begin in range(cut, num_columns, length)])
+    with torch.enable_grad():
+        calibration = calibrate(torch.cat(scores), targets, sums.targets)
+    weight, bias = calibration.fold(weight, bias)
+    model.readout.weight.copy_(weight)
+    model.readout.bias.copy_(bias)
+    return time.process_time() - began

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from meari.claims.budget import Budget
+from meari.bundle_format.names import Family
 from meari.claims.families import NAMES, fresh_model
 from meari.claims.sizes import Sizes
 from meari.claims.text import Ids, Text
-from meari.claims.training import Plan, Trained, train_fitting
-from meari.models.config import Family
+from meari.claims.training import Budget, Plan, Trained, train_fitting
 from meari.models.language_model import LanguageModel
 
 TRAINING_BUDGET_SHARE = 0.25  # of what is left, at most, for one of the models that all claims need

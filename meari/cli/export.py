@@ -29,9 +29,9 @@ def command(run: Path, folder: Path, precision: str, overwrite: bool, as_json: b
     fails nothing is written, and a bundle that was there stays as it is.
     """
     check_apart([Use("RUN", run)], [Use("bundles/NAME", folder)])
+    from meari.bundle_format.names import Precision
     from meari.export.bundle import export_bundle
-    from meari.export.graph_summary import summary_table
-    from meari.export.precision import Precision
+    from meari.export.description import summary_table
 
     exported = export_bundle(
         run, folder, Precision(precision), overwrite=overwrite, tell=lambda line: click.echo(line, err=as_json)

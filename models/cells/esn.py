@@ -36,6 +36,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from meari.bundle_format.manifest import StateEntry
+from meari.bundle_format.names import RECENT_STATE, RESERVOIR_STATE, STATE_DTYPE, Family
 from meari.models.cells.reservoir import Expansion, RecentTokens, ReservoirLayer, TokenRows
 from meari.models.cells.reservoir.layer import DOUBLED
 from meari.models.cells.reservoir.weights import (
@@ -48,9 +50,7 @@ from meari.models.cells.reservoir.weights import (
 )
 from meari.models.choices import Pattern, Reach, Spread
 from meari.models.config import ReservoirConfig
-from meari.models.language_model import LanguageModel, State, StateTensor
-
-RECENT = "recent"
+from meari.models.language_model import LanguageModel, State
 
 
 class EchoStateNetwork(LanguageModel):
@@ -70,15 +70,15 @@ class EchoStateNetwork(LanguageModel):
         rank: int = 0,
     ) -> None:
         super().__init__()
-        self.family = "esn"
+        self.family = Family.ESN
         self.vocabulary_size, self.units = entering.vocabulary_size, entering.units
         self.entering = entering
         self.layers = nn.ModuleList(layers)
         self.expansion = expansion
         self.hidden_size = len(layers) * self.units
         self.readout_inputs = self.hidden_size + (expansion.features if expansion is not None else 0)
-        remembered = (StateTensor(RECENT, (entering.remembered,)),) if entering.remembered else ()
-        states = (StateTensor(f"s{index}", (self.units,)) for index in range(len(layers)))
+        remembered = (StateEntry(RECENT_STATE, (entering.remembered,), STATE_DTYPE),) if entering.remembered else ()
+        states = (StateEntry(f"{RESERVOIR_STATE}{index}", (self.units,), STATE_DTYPE) for index in range(len(layers)))
         self.state_tensors = (*remembered, *states)
         self.narrowing: nn.Linear | None = None
         self._make_readout(rank)
@@ -99,27 +99,27 @@ class EchoStateNetwork(LanguageModel):
 
     def _sequence(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         first = self.reservoir_layers[0]
-        drive, recent = self.entering.sequence(tokens, state.get(RECENT), first.bias, DOUBLED)
-        next_state: State = {} if recent is None else {RECENT: recent}
+        drive, recent = self.entering.sequence(tokens, state.get(RECENT_STATE), first.bias, DOUBLED)
+        next_state: State = {} if recent is None else {RECENT_STATE: recent}
         states: list[Tensor] = []
         for index, layer in enumerate(self.reservoir_layers):
             if states:
                 drive = layer.drive_from(states[-1])
-            states.append(layer.sequence(drive, tokens.shape[1], state[f"s{index}"].t().contiguous()))
-            next_state[f"s{index}"] = states[-1][-1].t().contiguous()
+            states.append(layer.sequence(drive, tokens.shape[1], state[f"{RESERVOIR_STATE}{index}"].t().contiguous()))
+            next_state[f"{RESERVOIR_STATE}{index}"] = states[-1][-1].t().contiguous()
         hidden = torch.cat([each.permute(2, 0, 1) for each in states], -1)  # [T, N, B] → [B, T, L * N]
         return hidden, next_state
 
     @torch.no_grad()
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        u, recent = self.entering.step(tokens, state.get(RECENT))
-        next_state: State = {} if recent is None else {RECENT: recent}
+        u, recent = self.entering.step(tokens, state.get(RECENT_STATE))
+        next_state: State = {} if recent is None else {RECENT_STATE: recent}
         states: list[Tensor] = []
         for index, layer in enumerate(self.reservoir_layers):
             if layer.below is not None:
                 u = layer.below.rows(states[-1])
-            states.append(layer.step(u, state[f"s{index}"]))
-            next_state[f"s{index}"] = states[-1]
+            states.append(layer.step(u, state[f"{RESERVOIR_STATE}{index}"]))
+            next_state[f"{RESERVOIR_STATE}{index}"] = states[-1]
         return torch.cat(states, -1), next_state
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ the reset gate, which runs as one product.
 import torch
 from torch import Tensor, nn
 
+from meari.bundle_format.names import STATE_NAMES, Family
 from meari.models.cells.cell import Cell, CellState
 from meari.models.cells.scan import GruScan, scan
 
@@ -29,7 +30,7 @@ from meari.models.cells.scan import GruScan, scan
 class GruCell(Cell):
     """The gated recurrent unit; its state is (h,)."""
 
-    state_names = ("h",)
+    state_names = STATE_NAMES[Family.GRU]
     num_gates = 3
 
     def __init__(self, input_size: int, hidden_size: int) -> None:

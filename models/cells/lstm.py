@@ -31,6 +31,7 @@ advice to start with open forget gates (b_f = 1) is taken; Melis et al., "Mogrif
 import torch
 from torch import Tensor, nn
 
+from meari.bundle_format.names import STATE_NAMES, Family
 from meari.models.cells.cell import Cell, CellState
 from meari.models.cells.scan import LstmScan, scan
 
@@ -42,7 +43,7 @@ class LstmCell(Cell):
     forget_bias        what b_f is at the start
     """
 
-    state_names = ("h", "c")
+    state_names = STATE_NAMES[Family.LSTM]
     num_gates = 4
 
     def __init__(

@@ -15,6 +15,7 @@ Source: Elman, "Finding structure in time", 1990. The output y_t = softmax(V s_t
 import torch
 from torch import Tensor, nn
 
+from meari.bundle_format.names import STATE_NAMES, Family
 from meari.models.cells.cell import Cell, CellState
 from meari.models.cells.scan import RnnScan, scan
 
@@ -22,7 +23,7 @@ from meari.models.cells.scan import RnnScan, scan
 class RnnCell(Cell):
     """The Elman recurrence with tanh; its state is (h,)."""
 
-    state_names = ("h",)
+    state_names = STATE_NAMES[Family.RNN]
     num_gates = 1
 
     def __init__(self, input_size: int, hidden_size: int) -> None:

@@ -30,8 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Self
 
+from meari.bundle_format.names import Document as Unit
 from meari.file_kinds import GZIP, OtherKind, kind_of_content, kind_of_name
-from meari.models.choices import Document as Unit
 from meari.models.errors import BrokenText, UnreadableFile
 from meari.models.text.borders import last_border, nfc
 

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from meari.models.choices import Document as Unit
+from meari.bundle_format.names import Document as Unit
 from meari.models.errors import TokenFileError
 from meari.models.files import write_file
 from meari.models.text.blocklist import Blocklist

@@ -26,15 +26,11 @@ from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Model, WordLevel
 from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 
-from meari.models.choices import TokenizerKind
+from meari.bundle_format.names import END, END_ID, UNKNOWN, UNKNOWN_ID, TokenizerKind
 from meari.models.config import MOST_VOCABULARY, TokenizerConfig
 from meari.models.errors import TokenizerError
 from meari.models.files import write_file
 
-END = "<|end|>"
-UNKNOWN = "<|unk|>"
-END_ID = 0
-UNKNOWN_ID = 1
 _NFC = normalizers.NFC()
 
 

@@ -24,8 +24,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from meari.models.choices import Document as Unit
-from meari.models.config import Config, CorpusConfig, TokenizerKind
+from meari.bundle_format.names import Document as Unit
+from meari.bundle_format.names import TokenizerKind
+from meari.models.config import Config, CorpusConfig
 from meari.models.errors import EmptyCorpus, ModelsError, UnreadableFile
 from meari.models.files import replaced_folder, settled, write_file
 from meari.models.text.blocklist import load_blocklist

@@ -11,7 +11,7 @@ from types import FrameType
 
 import torch
 
-from meari.models.config import Device
+from meari.models.choices import Device
 from meari.models.errors import TrainingError
 
 INSTRUCTIONS = frozenset(("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve"))

@@ -12,7 +12,8 @@ import torch
 
 from meari.models.cells.esn import EchoStateNetwork
 from meari.models.checkpoint import load_checkpoint
-from meari.models.config import Config, Readout, ReservoirConfig
+from meari.models.choices import Readout
+from meari.models.config import Config, ReservoirConfig
 from meari.models.evaluation import evaluate
 from meari.models.figures import Figures, worse_than_guessing
 from meari.models.files import settled, write_file

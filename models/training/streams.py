@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from meari.models.config import Config, Document, TrainingConfig
-from meari.models.text.tokenizer import END_ID, Tokenizer
+from meari.bundle_format.names import END_ID, Document
+from meari.models.config import Config, TrainingConfig
+from meari.models.text.tokenizer import Tokenizer
 from meari.models.text.tokens import PreparedCorpus, TokenFile
 
 SEARCH_WINDOW = 1 << 12  # tokens that are looked through for a place to start at

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from meari.models.checkpoint import fill_checkpoint
-from meari.models.choices import Precision
+from meari.models.choices import TrainingPrecision
 from meari.models.config import Config
 from meari.models.errors import NotFinite
 from meari.models.evaluation import quick_nats_per_token
@@ -184,7 +184,9 @@ class Trainer:
         """
         device = self.model.device
         self.model.train()
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._training.precision is Precision.BFLOAT16):
+        with torch.autocast(
+            device.type, torch.bfloat16, enabled=self._training.precision is TrainingPrecision.BFLOAT16
+        ):
             state = self.model.restarted(self._state, torch.from_numpy(chunk.fresh).to(device))
             hidden, state = self.model(torch.from_numpy(chunk.inputs).to(device), state)
             loss = self.model.loss(hidden, torch.from_numpy(chunk.targets).to(device))

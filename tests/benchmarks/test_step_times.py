@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from benchmarks.step_times import BATCH_SIZES, step_table
+from meari.bundle_format.names import Family, Precision
 from meari.export.bundle import build_graphs
-from meari.export.precision import Precision
 from meari.export.weights_from_torch import read_weights
-from meari.models.config import Family, RecurrentConfig
+from meari.models.config import RecurrentConfig
 from tests.export.tiny_models import make_model
 
 

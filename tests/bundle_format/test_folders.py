@@ -18,7 +18,8 @@ from meari.bundle_format.folders import IN_PASSING, bundle_name, find_bundles
 from meari.cli._completions import complete_bundle
 from meari.cli.generate import command
 from meari.errors import BundleError
-from meari.export.bundle import IN_PASSING as REFUSED_BY_EXPORT
+from meari.export.bundle import check_target
+from meari.export.errors import ExportError
 from tests.bulk.command import meari
 from tests.runtime.tiny_bundle import make_large, make_socket, write_tiny_bundle
 from tests.service.running import ROOT, clean_environment, running_server
@@ -74,8 +75,10 @@ def test_folders_in_passing_and_without_a_bundles_files_are_passed_over(bundles:
     assert find_bundles(bundles).failed == {}
 
 
-def test_an_export_takes_no_name_that_is_passed_over() -> None:
-    assert REFUSED_BY_EXPORT == IN_PASSING
+@pytest.mark.parametrize("ending", IN_PASSING)
+def test_an_export_takes_no_name_that_is_passed_over(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(ExportError, match="bundle name"):
+        check_target(tmp_path / f"echo{ending}", overwrite=False)
 
 
 def test_bundle_between_two_renames_is_named_with_what_to_do(bundles: Path) -> None:

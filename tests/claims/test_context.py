@@ -3,12 +3,12 @@ import math
 import numpy as np
 import pytest
 
+from meari.bundle_format.names import Family
 from meari.claims.claim import Verdict, verdict
+from meari.claims.evaluation import token_losses
 from meari.claims.families import FAMILIES
-from meari.claims.held_out import token_losses
 from meari.claims.measures.context import CLAIM, NEAR, Context, cut_losses
-from meari.models.config import Family
-from tests.claims.benches import TINY, tiny_bench
+from tests.claims.workbenches import TINY, tiny_bench
 
 LENGTHS = (1, 4, 16, 64)
 

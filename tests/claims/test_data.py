@@ -1,11 +1,11 @@
 import pytest
 
+from meari.bundle_format.names import Family
 from meari.claims.claim import Verdict, verdict
 from meari.claims.families import FAMILIES, TOLERANCE, fresh_model, num_trained
 from meari.claims.measures.data import CLAIM, Data, Learned
 from meari.claims.sizes import Sizes
-from meari.models.config import Family
-from tests.claims.benches import TINY, tiny_bench
+from tests.claims.workbenches import TINY, tiny_bench
 
 
 @pytest.mark.parametrize("vocabulary_size", [30, 67, 256])

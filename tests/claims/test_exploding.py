@@ -3,11 +3,12 @@ import math
 import pytest
 import torch
 
+from meari.bundle_format.names import Family
 from meari.claims.claim import Verdict, verdict
 from meari.claims.measures.exploding import CLAIM, Exploding, Run, scale_recurrence
-from meari.models.config import Family, RecurrentConfig
+from meari.models.config import RecurrentConfig
 from meari.models.families import RecurrentLanguageModel, build_model
-from tests.claims.benches import TINY, tiny_bench
+from tests.claims.workbenches import TINY, tiny_bench
 
 RATES = (0.1, 1.0, 10.0)
 WORKS, FAILS = 2.0, 5.0

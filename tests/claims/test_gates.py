@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from meari.bundle_format.names import Family
 from meari.claims.claim import Verdict, verdict
 from meari.claims.measures.gates import CLAIM, Gate, Gates, gate_values, read_gates, since
 from meari.claims.text import CharacterKind
 from meari.models.cells import Cell, GruCell, LstmCell
-from meari.models.config import Family
-from tests.claims.benches import tiny_bench
+from tests.claims.workbenches import tiny_bench
 
 
 @pytest.mark.parametrize("kind", [GruCell, LstmCell])

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from meari.bundle_format.manifest import StateEntry
+from meari.bundle_format.names import STATE_DTYPE
 from meari.claims.families import reservoir
 from meari.claims.memory import memory_curve
 from meari.models.families import build_model
-from meari.models.language_model import LanguageModel, State, StateTensor
+from meari.models.language_model import LanguageModel, State
 
 VOCABULARY = 4
 
@@ -19,7 +21,7 @@ class DelayLine(LanguageModel):
     def __init__(self, length: int) -> None:
         super().__init__()
         self.length = length
-        self.state_tensors = (StateTensor("line", (length, VOCABULARY)),)
+        self.state_tensors = (StateEntry("line", (length, VOCABULARY), STATE_DTYPE),)
 
     @property
     def device(self) -> torch.device:

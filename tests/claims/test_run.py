@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from meari.claims.catalogue import CLAIMS
 from meari.claims.claim import Verdict
+from meari.claims.measures import CLAIMS
 from meari.claims.page import page
 from meari.claims.results import FILE, Results, ResultsError
 from meari.claims.run import Order, check, measure_claims, redraw
@@ -20,7 +20,7 @@ from meari.cli.claims import MAX_THREADS, NUM_CLAIMS, command
 from meari.models import config
 from meari.models.errors import FolderInUse
 from meari.models.files import locked
-from tests.claims.benches import TINY, small_text
+from tests.claims.workbenches import TINY, small_text
 
 RELEASED = Path(__file__).resolve().parents[2] / "docs" / "claims"
 

@@ -1,14 +1,13 @@
 import pytest
 
-from meari.claims.budget import Budget, OutOfTime
+from meari.bundle_format.names import Family
 from meari.claims.claim import Verdict, verdict
-from meari.claims.held_out import held_out_loss
+from meari.claims.evaluation import held_out_loss
 from meari.claims.measures.series import CLAIM, ONE_PASS, TRAININGS, Cost, Series
-from meari.claims.one_pass import train_in_one_pass
+from meari.claims.training import Budget, OutOfTime, train_in_one_pass
 from meari.claims.workbench import Workbench
 from meari.models.cells.esn import EchoStateNetwork
-from meari.models.config import Family
-from tests.claims.benches import TINY, small_text, tiny_bench
+from tests.claims.workbenches import TINY, small_text, tiny_bench
 
 
 def costs(

@@ -3,8 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meari.claims.grammar import SPEAKERS, made_text
-from meari.claims.text import KINDS, CharacterKind, kind_of, read_text, split_text
+from meari.claims.text import KINDS, SPEAKERS, CharacterKind, kind_of, made_text, read_text, split_text
 from meari.models.errors import CorpusError
 
 

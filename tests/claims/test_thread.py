@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
+from meari.bundle_format.names import Family
 from meari.claims.claim import Verdict, verdict
+from meari.claims.evaluation import NGRAM, SAMPLINGS, WINDOW, Sampling, pick, repeated, write_texts
 from meari.claims.measures.thread import CLAIM, HELD_OUT, Course, Thread
-from meari.claims.sampling import NGRAM, SAMPLINGS, WINDOW, Sampling, pick, repeated, write_texts
-from meari.models.config import Family
-from tests.claims.benches import tiny_bench
+from tests.claims.workbenches import tiny_bench
 
 
 def test_repeated_looks_back_a_window_and_no_further() -> None:

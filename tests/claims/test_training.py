@@ -3,12 +3,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from meari.claims.budget import Budget
-from meari.claims.held_out import held_out_loss, token_losses
+from meari.bundle_format.names import Family
+from meari.claims.evaluation import held_out_loss, token_losses
 from meari.claims.sizes import FULL_MINUTES, QUICK, Sizes, below_judged, sizes_for
-from meari.claims.training import LEARNED_BY_HEART, Plan, Streams, Trained, train, train_fitting
-from meari.models.config import Family
-from tests.claims.benches import TINY, tiny_bench
+from meari.claims.training import LEARNED_BY_HEART, Budget, Plan, Streams, Trained, train, train_fitting
+from tests.claims.workbenches import TINY, tiny_bench
 
 
 def test_streams_run_on_from_chunk_to_chunk_and_start_again_at_the_end() -> None:

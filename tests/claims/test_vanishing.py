@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from meari.bundle_format.names import Family
 from meari.claims.claim import Verdict, verdict
 from meari.claims.families import THROUGH_TIME
 from meari.claims.measures.vanishing import (
@@ -15,10 +16,10 @@ from meari.claims.measures.vanishing import (
     gradient_norms,
     shares,
 )
-from meari.models.config import Family, RecurrentConfig
+from meari.models.config import RecurrentConfig
 from meari.models.families import build_model
 from meari.models.language_model import LanguageModel, State
-from tests.claims.benches import TINY, tiny_bench
+from tests.claims.workbenches import TINY, tiny_bench
 
 VOCABULARY = 5
 ROWS = np.array([[1, 4, 0, 2, 3, 1, 1], [0, 3, 3, 2, 4, 0, 2]])

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
+from meari.bundle_format.names import Family
 from meari.cli.export import command
 from meari.export.errors import BundleExists
-from meari.models.config import Family, RecurrentConfig
+from meari.models.config import RecurrentConfig
 from tests.export.tiny_models import make_run
 
 

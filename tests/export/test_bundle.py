@@ -10,14 +10,14 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from meari.bundle_format.names import Family, Precision
 from meari.export.bundle import export_bundle
+from meari.export.description import summarise, summary_table
 from meari.export.errors import BundleExists, ExportError, PrecisionLost, TorchMismatch, UnusableRun
-from meari.export.graph_summary import summarise, summary_table
-from meari.export.precision import Precision
 from meari.export.sessions import GraphModel, Graphs
 from meari.export.weights import ModelWeights
 from meari.export.weights_from_torch import read_weights
-from meari.models.config import Family, RecurrentConfig, ReservoirConfig
+from meari.models.config import RecurrentConfig, ReservoirConfig
 from meari.models.errors import CheckpointError, FolderInUse
 from meari.models.files import locked_beside
 from meari.models.language_model import LanguageModel
@@ -218,7 +218,7 @@ def test_failure_while_writing_leaves_an_existing_bundle_as_it_was(
     def full_disk(*_: object) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("meari.export.bundle.manifest_json", full_disk)
+    monkeypatch.setattr("meari.export.bundle.make_manifest", full_disk)
     with pytest.raises(OSError, match="No space"):
         export_bundle(run, folder, Precision.INT8, overwrite=True)
     assert _contents(folder) == before

@@ -7,10 +7,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from meari.bundle_format.names import Family, Precision
 from meari.export.bundle import build_graphs
-from meari.export.precision import Precision
 from meari.export.weights_from_torch import read_weights
-from meari.models.config import Family, RecurrentConfig
+from meari.models.config import RecurrentConfig
 from meari.runtime.graphs.bundle_graph import BundleGraph
 from meari.runtime.graphs.fusion import RUNTIME_DOMAIN, fuse_products, vectors_of
 from tests.export.tiny_models import make_model

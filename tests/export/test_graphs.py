@@ -4,14 +4,13 @@ import numpy as np
 import onnx
 import pytest
 
-from meari.export.bundle import build_graphs
-from meari.export.precision import Precision
-from meari.export.run import NO_TOKENS
+from meari.bundle_format.names import Family, Precision
+from meari.export.bundle import NO_TOKENS, build_graphs
 from meari.export.sessions import GraphModel, Graphs
 from meari.export.verification import check_against_torch, check_isolation, check_normalised, check_valid
 from meari.export.weights import BlockPattern, RandomPattern, ReservoirLayerWeights, ReservoirWeights
 from meari.export.weights_from_torch import read_weights
-from meari.models.config import Family, RecurrentConfig, ReservoirConfig
+from meari.models.config import RecurrentConfig, ReservoirConfig
 from tests.export.tiny_models import RESERVOIRS, all_models, make_model
 
 SHORT_RUNS = ((1, 200), (3, 60), (16, 20), (64, 5))

@@ -6,16 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from meari.bundle_format.names import Document, Family, Precision
 from meari.export import perplexity
 from meari.export.bundle import build_graphs
 from meari.export.errors import PrecisionLost, UnusableRun
 from meari.export.perplexity import HeldOut, check_precision, measure_graphs
-from meari.export.precision import Precision
 from meari.export.sessions import Graphs
 from meari.export.weights import ModelWeights
 from meari.export.weights_from_torch import read_weights
-from meari.models.choices import Document
-from meari.models.config import Family, RecurrentConfig
+from meari.models.config import RecurrentConfig
 from meari.models.evaluation import evaluate
 from meari.models.language_model import LanguageModel
 from meari.models.text.token_file import TokenCounts, TokenFile

@@ -2,19 +2,10 @@
 
 from dataclasses import replace
 
+from meari.bundle_format.names import Document, Family, TokenizerKind
 from meari.export.recipe import recipe
-from meari.models.choices import Averaging, Precision, Readout
-from meari.models.config import (
-    Config,
-    CorpusConfig,
-    Document,
-    Family,
-    RecurrentConfig,
-    ReservoirConfig,
-    TokenizerConfig,
-    TokenizerKind,
-    TrainingConfig,
-)
+from meari.models.choices import Averaging, Readout, TrainingPrecision
+from meari.models.config import Config, CorpusConfig, RecurrentConfig, ReservoirConfig, TokenizerConfig, TrainingConfig
 
 CONFIG = Config(
     CorpusConfig(("a.txt",), Document.LINE, validation_share=0.1),
@@ -47,7 +38,7 @@ def test_every_setting_of_the_recipe_that_is_on_is_told() -> None:
         activation_regularisation=2,
         temporal_regularisation=1,
         averaging=Averaging.EMA,
-        precision=Precision.BFLOAT16,
+        precision=TrainingPrecision.BFLOAT16,
     )
     rows = dict(recipe(replace(CONFIG, model=model, training=training)))
     assert rows["steps"] == (

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from meari.bundle_format.names import Family, Precision
 from meari.export.bundle import export_bundle
-from meari.export.precision import Precision
 from meari.models.checkpoint import load_checkpoint
-from meari.models.config import Family, RecurrentConfig
+from meari.models.config import RecurrentConfig
 from meari.runtime.engine import Sampling
 from tests.export.serving import generate, score, served
 from tests.export.tiny_models import make_run

@@ -9,20 +9,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from meari.bundle_format.names import Document, Family, Precision, TokenizerKind
 from meari.export.bundle import export_bundle
 from meari.export.perplexity import MOST_LOSS
-from meari.export.precision import Precision
 from meari.models.checkpoint import load_checkpoint
 from meari.models.config import (
     Config,
     CorpusConfig,
-    Document,
-    Family,
     ModelConfig,
     RecurrentConfig,
     ReservoirConfig,
     TokenizerConfig,
-    TokenizerKind,
     TrainingConfig,
 )
 from meari.models.evaluation import evaluate, open_part

@@ -8,11 +8,10 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from meari.export.bundle import build_graphs
+from meari.bundle_format.names import Family, Precision
+from meari.export.bundle import NO_TOKENS, build_graphs
 from meari.export.errors import InvalidGraph, NotIsolated, NotNormalised, TorchMismatch
 from meari.export.graph import GraphBuilder
-from meari.export.precision import Precision
-from meari.export.run import NO_TOKENS
 from meari.export.sessions import Graphs
 from meari.export.verification import (
     TORCH_TOLERANCE,
@@ -23,7 +22,7 @@ from meari.export.verification import (
 )
 from meari.export.weights import ModelWeights, RecurrentWeights
 from meari.export.weights_from_torch import read_weights
-from meari.models.config import Family, RecurrentConfig
+from meari.models.config import RecurrentConfig
 from meari.models.language_model import LanguageModel
 from tests.export.tiny_models import make_model
 

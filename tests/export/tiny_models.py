@@ -8,20 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from meari.bundle_format.names import Document, Family, TokenizerKind
 from meari.models.checkpoint import fill_checkpoint
+from meari.models.choices import Pattern, Reach, Spread
 from meari.models.config import (
     Config,
     CorpusConfig,
-    Document,
-    Family,
     ModelConfig,
-    Pattern,
-    Reach,
     RecurrentConfig,
     ReservoirConfig,
-    Spread,
     TokenizerConfig,
-    TokenizerKind,
     TrainingConfig,
 )
 from meari.models.families import RecurrentLanguageModel, build_model

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from meari.bundle_format.names import Family
 from meari.models.checkpoint import fill_checkpoint, load_checkpoint
-from meari.models.choices import Family
 from meari.models.config import Config, ModelConfig, RecurrentConfig, ReservoirConfig
 from meari.models.errors import CheckpointError, TokenizerError
 from meari.models.families import build_model

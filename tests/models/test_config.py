@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from meari.models.config import Config, Family, RecurrentConfig, ReservoirConfig, load_config, parse_config
+from meari.bundle_format.names import Family
+from meari.models.config import Config, RecurrentConfig, ReservoirConfig, load_config, parse_config
 from meari.models.errors import ConfigError, ModelsError
 
 SMALL: dict[str, Any] = {

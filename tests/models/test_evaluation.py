@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from meari.bundle_format.names import Document, Family
 from meari.models import evaluation
-from meari.models.choices import Document, Family
 from meari.models.config import RecurrentConfig
 from meari.models.errors import NotFinite
 from meari.models.evaluation import document_rows, evaluate, quick_nats_per_token, segment_rows, total_nats

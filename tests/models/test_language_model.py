@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from meari.bundle_format.names import Family
 from meari.models.cells import LstmCell
-from meari.models.choices import Family
 from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
 from meari.models.families import RecurrentLanguageModel, build_model
 from meari.models.language_model import LanguageModel, State

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from meari.models.choices import Family, Pattern, Readout
+from meari.bundle_format.names import Family
+from meari.models.choices import Pattern, Readout
 from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
 from meari.models.errors import TrainingError
 from meari.models.memory import _group_bytes, check_memory, told_of_memory

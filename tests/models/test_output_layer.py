@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from meari.bundle_format.names import Family
 from meari.models import output_layer as cross_entropy
-from meari.models.config import Family, RecurrentConfig
+from meari.models.config import RecurrentConfig
 from meari.models.errors import ConfigError
 from meari.models.families import build_model
 from meari.models.output_layer import AdaptiveSoftmax, linear_cross_entropy

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers, pre_tokenizers
 
-from meari.runtime.text.tokenizer import CharacterTable, TextTokenizer, TokenizerKind, Vocabulary
+from meari.bundle_format.names import TokenizerKind
+from meari.runtime.text.tokenizer import CharacterTable, TextTokenizer, Vocabulary
 from tests.runtime.spelling_bundle import byte_tokenizer, word_tokenizer
 from tests.runtime.tiny_bundle import VOCABULARY, tiny_tokenizer
 

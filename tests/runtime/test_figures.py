@@ -9,13 +9,14 @@ import sys
 import numpy as np
 import pytest
 
+from meari.bundle_format.names import TokenizerKind
 from meari.errors import InvalidRequest
 from meari.runtime.answers import ScoredWord
 from meari.runtime.engine import TextScore
 from meari.runtime.requests import LogBase
 from meari.runtime.score_json import SLICE, ScoreAnswer
 from meari.runtime.scores import ScoredText
-from meari.runtime.text.tokenizer import Encoded, TokenizerKind, Vocabulary
+from meari.runtime.text.tokenizer import Encoded, Vocabulary
 from meari.runtime.text.words import open_run, require_segmenter, word_spans
 
 LETTERS = ("<|end|>", "<|unk|>", "a", "b", " ")

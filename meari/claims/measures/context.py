@@ -12,14 +12,13 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional
 
-from meari.claims.claim import Claim, Condition, Measured
+from meari.bundle_format.names import Family
+from meari.claims.claim import Claim, Condition, Expectation, Measured, around, between
+from meari.claims.evaluation import Floats
 from meari.claims.families import FAMILIES, NAMES
-from meari.claims.held_out import Floats
 from meari.claims.pictures import LOOKS, finish, log_ticks, panels, plot_seeds
-from meari.claims.spread import Expectation, around, between
 from meari.claims.text import Ids
 from meari.claims.workbench import Workbench
-from meari.models.config import Family
 from meari.models.language_model import LanguageModel
 
 BATCH_TOKENS = 32_768

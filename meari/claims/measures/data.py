@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from meari.claims.claim import Claim, Condition, Measured
+from meari.bundle_format.names import Family
+from meari.claims.claim import Claim, Condition, Expectation, Measured, around
+from meari.claims.evaluation import held_out_loss
 from meari.claims.families import FAMILIES, NAMES
-from meari.claims.held_out import held_out_loss
 from meari.claims.pictures import LOOKS, finish, log_ticks, panels, plot_seeds
-from meari.claims.spread import Expectation, around
 from meari.claims.training import LEARNED_BY_HEART, Trained
 from meari.claims.workbench import Workbench
-from meari.models.config import Family
 
 WHOLE = 1.0
 WORSE = 0.01  # nats a token that more text may not cost

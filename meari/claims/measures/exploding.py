@@ -17,14 +17,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from meari.claims.claim import Claim, Condition, Measured
+from meari.bundle_format.names import Family
+from meari.claims.claim import Claim, Condition, Expectation, Measured, around, between
 from meari.claims.families import fresh_model, num_trained
 from meari.claims.memory import token_frequencies
 from meari.claims.pictures import BLACK, BLUE, GREEN, ORANGE, VERMILION, Look, finish, log_ticks, panels, plot_seeds
-from meari.claims.spread import Expectation, around, between
 from meari.claims.training import Streams, chunk_loss
 from meari.claims.workbench import Workbench
-from meari.models.config import Family
 from meari.models.families import RecurrentLanguageModel
 from meari.models.language_model import LanguageModel
 from meari.models.training.optimizer import trained_parameters

@@ -13,15 +13,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from meari.claims.claim import Claim, Condition, Measured
+from meari.bundle_format.names import Family
+from meari.claims.claim import Claim, Condition, Measured, around
+from meari.claims.evaluation import Floats
 from meari.claims.families import NAMES
-from meari.claims.held_out import Floats
 from meari.claims.pictures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, Look, finish, panels, plot_seeds
-from meari.claims.spread import around
 from meari.claims.text import BOUNDARIES, KINDS, CharacterKind, Ids
 from meari.claims.workbench import Workbench
 from meari.models.cells import Cell, GruCell, LstmCell
-from meari.models.config import Family
 from meari.models.families import RecurrentLanguageModel
 from meari.models.language_model import LanguageModel
 

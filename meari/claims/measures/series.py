@@ -15,19 +15,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from meari.claims.budget import OutOfTime
-from meari.claims.claim import Claim, Condition, Measured
-from meari.claims.families import FAMILIES, NAMES, SPECTRAL_RADIUS, THROUGH_TIME, model_config, reservoir
-from meari.claims.held_out import held_out_loss
+from meari.bundle_format.names import Family
+from meari.claims.claim import Claim, Condition, Expectation, Measured, around
+from meari.claims.evaluation import held_out_loss
+from meari.claims.families import (
+    FAMILIES,
+    NAMES,
+    SPECTRAL_RADIUS,
+    THROUGH_TIME,
+    NetSizes,
+    model_config,
+    one_pass,
+    readout_step,
+    reservoir,
+    through_time,
+    whitening_setup,
+)
 from meari.claims.memory import MemoryCurve, memory_curve, token_frequencies
-from meari.claims.multiply_adds import NetSizes, one_pass, readout_step, through_time, whitening_setup
-from meari.claims.one_pass import CALIBRATION_SHARE, train_in_one_pass
 from meari.claims.pictures import GREY, LOOKS, PURPLE, SKY, Look, finish, log_ticks, panels, plot_seeds
-from meari.claims.spread import Expectation, around
-from meari.claims.training import Plan, train
+from meari.claims.training import CALIBRATION_SHARE, OutOfTime, Plan, train, train_in_one_pass
 from meari.claims.workbench import Workbench
 from meari.models.cells.esn import EchoStateNetwork
-from meari.models.config import Family, ReservoirConfig
+from meari.models.config import ReservoirConfig
 from meari.models.families import build_model
 from meari.models.language_model import LanguageModel
 
@@ -144,7 +153,7 @@ def _train(bench: Workbench, training: str, length: int) -> Cost:
 
 
 def multiply_adds(bench: Workbench, training: str, batch_size: int, length: int) -> int:
-    """All of a training's multiply-adds, by `meari.claims.multiply_adds`."""
+    """All of a training's multiply-adds, by `meari.claims.families`."""
     sizes, steps = bench.sizes, bench.sizes.length_steps
     family = Family.ESN if training == ONE_PASS else Family(training)
     config = model_config(family, bench.text.vocabulary_size, sizes)

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from meari.claims.claim import Claim, Condition, Measured
+from meari.bundle_format.names import Family
+from meari.claims.claim import Claim, Condition, Measured, around
+from meari.claims.evaluation import NGRAM, SAMPLINGS, WINDOW, Floats, repeated, token_losses, write_texts
 from meari.claims.families import NAMES
-from meari.claims.held_out import Floats, token_losses
 from meari.claims.pictures import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Look, finish, panels, plot_seeds
-from meari.claims.sampling import NGRAM, SAMPLINGS, WINDOW, repeated, write_texts
-from meari.claims.spread import around
 from meari.claims.text import Ids
 from meari.claims.workbench import Workbench
-from meari.models.config import Family
 
 WRITER, READER = Family.LSTM, Family.GRU
 NUM_BINS = 10

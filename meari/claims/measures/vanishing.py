@@ -21,15 +21,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
-from meari.claims.claim import Claim, Condition, Measured
+from meari.bundle_format.names import Family
+from meari.claims.claim import Claim, Condition, Measured, between
+from meari.claims.evaluation import Floats
 from meari.claims.families import NAMES, THROUGH_TIME
-from meari.claims.held_out import Floats
 from meari.claims.pictures import LOOKS, Look, finish, panels, plot
-from meari.claims.spread import between
 from meari.claims.text import Ids
 from meari.claims.training import copied
 from meari.claims.workbench import Workbench
-from meari.models.config import Family
 from meari.models.language_model import LanguageModel
 
 WARM_TOKENS = 64  # read before the first retained state

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from meari.bundle_format.manifest import Manifest, contradiction
+from meari.bundle_format.names import RESERVOIR_STATE, STATE_NAMES
 from meari.errors import BundleError
 from meari.runtime.graphs.bundle_graph import BundleGraph
 from meari.runtime.graphs.onnx_format import FLOAT, INT64
@@ -17,7 +18,6 @@ from meari.runtime.graphs.onnx_format import FLOAT, INT64
 __all__ = ["check_graphs"]
 
 TOKEN: Final = "token"
-STATES_OF_A_LAYER: Final = {"rnn": 1, "gru": 1, "lstm": 2}
 GATES: Final = range(1, 5)  # of a layer, side by side in a table of finished products
 INTEGER_OPERATORS: Final = ("MatMulInteger", "QuantizeLinear")
 FEWEST: Final = 16  # numbers of a graph that are no weights: limits, ones, zeros
@@ -82,7 +82,7 @@ def _check_precision(manifest: Manifest, *graphs: BundleGraph) -> None:
 def _check_family(manifest: Manifest, cell: BundleGraph) -> None:
     """As far as it shows: how many states there are a layer, and whether there are gates."""
     family, layers, states = manifest.family, manifest.sizes["layers"], len(manifest.state)
-    expected = STATES_OF_A_LAYER.get(family, 1) * layers
+    expected = len(STATE_NAMES.get(family, (RESERVOIR_STATE,))) * layers
     if states != expected and (family != "esn" or states < expected):
         said = f"those that go with the state tensors of cell.onnx, which are {states}"
         raise contradiction("family, sizes.layers", [family, layers], said)

@@ -19,7 +19,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from meari.runtime.text.tokenizer import TokenizerKind, Vocabulary
+from meari.bundle_format.names import TokenizerKind
+from meari.runtime.text.tokenizer import Vocabulary
 
 __all__ = ["MAX_PARTIAL_BYTES", "NO_TEXT", "Detokenizer", "TextEnd", "detokenize", "partial_bytes"]
 

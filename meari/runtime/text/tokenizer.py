@@ -7,7 +7,6 @@ requests.
 
 from __future__ import annotations
 
-import enum
 import functools
 import json
 import os
@@ -22,24 +21,17 @@ import numpy.typing as npt
 import tokenizers
 
 from meari.bundle_format.manifest import Manifest
+from meari.bundle_format.names import TokenizerKind
 from meari.errors import BundleError
 from meari.runtime.text.agreement import check_reserved, check_tokenizer
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it would start threads of its own
 
-__all__ = ["Encoded", "TextTokenizer", "TokenizerKind", "Vocabulary", "load_tokenizer", "nfc"]
+__all__ = ["Encoded", "TextTokenizer", "Vocabulary", "load_tokenizer", "nfc"]
 
 LONG_CHARS: Final = 1000
 Offsets = npt.NDArray[np.int32]
 _NFC: Final = tokenizers.normalizers.NFC()
-
-
-class TokenizerKind(enum.StrEnum):
-    """How text becomes tokens, and so how tokens become text again."""
-
-    CHAR = "char"  # a token is a character; texts are joined as they are
-    BPE = "bpe"  # a token is a run of UTF-8 bytes
-    WORD = "word"  # a token is a word or a run of punctuation; joined by one space
 
 
 @dataclass(frozen=True)
@@ -169,7 +161,7 @@ def load_tokenizer(data: bytes, manifest: Manifest) -> TextTokenizer:
         raise BundleError("tokenizer.json: not a tokenizer as Hugging Face's tokenizers write it") from error
     check_tokenizer(manifest, parts, tokenizer.get_vocab(with_added_tokens=False))
     entries = sorted(tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
-    kind = TokenizerKind(manifest.tokenizer.kind)
+    kind = manifest.tokenizer.kind
     pieces = tuple(_piece(entry, kind) for entry, _ in entries)
     texts = tuple(piece.decode("utf-8", "replace") for piece in pieces)
     vocabulary = Vocabulary(kind, texts, pieces, manifest.tokenizer.unknown_id, manifest.boundary.id)

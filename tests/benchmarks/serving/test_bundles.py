@@ -14,10 +14,9 @@ from benchmarks.serving.bundles import Recipe, make_bundle, random_checkpoint
 from benchmarks.serving.inside.engine import open_model, submit
 from benchmarks.serving.inside.operations import operations_per_token
 from benchmarks.serving.inside.raw import measure
+from benchmarks.serving.requests import make_words
 from benchmarks.serving.servers.onnx_model import Batch, OnnxModel
-from benchmarks.serving.words import make_words
-from meari.export.precision import Precision
-from meari.models.choices import Family
+from meari.bundle_format.names import Family, Precision
 from meari.models.config import RecurrentConfig, ReservoirConfig
 from meari.runtime.bundle import open_bundle
 from meari.runtime.engine.calls import Finish, Sampling

@@ -11,8 +11,7 @@ from benchmarks.serving.benchmark import Benchmark
 from benchmarks.serving.bundles import Recipe, make_bundle
 from benchmarks.serving.plan import Kind, Load, Round, full_plan, quick_plan
 from benchmarks.serving.results import Results
-from meari.export.precision import Precision
-from meari.models.choices import Family
+from meari.bundle_format.names import Family, Precision
 from meari.models.config import RecurrentConfig
 
 LOADS = (

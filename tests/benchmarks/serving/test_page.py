@@ -3,10 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from benchmarks.serving.figures import Spread
 from benchmarks.serving.page import write_page
 from benchmarks.serving.plan import CAPACITY, Kind, Load
-from benchmarks.serving.results import Inside, Measurement, Results, results_from_json
+from benchmarks.serving.results import Inside, Measurement, Results, Spread, results_from_json
 from benchmarks.serving.tables import rates_table, table
 from benchmarks.serving.targets import target_rows
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.training.throughput import Case, main, measure
 from benchmarks.training.throughput_page import BFLOAT16, FLOAT32, PLAIN, page
-from meari.models.config import Family
+from meari.bundle_format.names import Family
 
 
 def cost(cpu_seconds: float, operators: dict[str, float] | None = None) -> dict[str, object]:

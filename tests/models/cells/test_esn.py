@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from meari.bundle_format.names import Family
 from meari.models.cells.esn import EchoStateNetwork
 from meari.models.cells.reservoir import RecentTokens, TokenRows
-from meari.models.config import Family, Pattern, Reach, ReservoirConfig, Spread
+from meari.models.choices import Pattern, Reach, Spread
+from meari.models.config import ReservoirConfig
 from meari.models.families import build_model
 from meari.models.language_model import State
 

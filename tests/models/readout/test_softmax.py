@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from meari.bundle_format.names import Family
 from meari.models.cells.esn import EchoStateNetwork, build_esn
-from meari.models.config import Family, ReservoirConfig, TrainingConfig
+from meari.models.config import ReservoirConfig, TrainingConfig
 from meari.models.readout.softmax import DAMPING, ReadoutAdamW, Whitening, measure_whitening, readout_optimizer
 from meari.models.readout.states import state_chunks
 

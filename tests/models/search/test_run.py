@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from meari.models.choices import Family, Readout
+from meari.bundle_format.names import Family
+from meari.models.choices import Readout
 from meari.models.config import Config, RecurrentConfig, ReservoirConfig, load_config
 from meari.models.errors import FolderInUse, SearchError
 from meari.models.files import locked

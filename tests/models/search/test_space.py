@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meari.models.choices import Family
+from meari.bundle_format.names import Family
 from meari.models.config import Config, RecurrentConfig, ReservoirConfig
 from meari.models.errors import ConfigError
 from meari.models.search.options import default_ranges

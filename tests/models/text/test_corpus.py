@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from meari.models.choices import Document as Unit
+from meari.bundle_format.names import Document as Unit
 from meari.models.errors import BrokenText, UnreadableFile
 from meari.models.text import corpus
 from meari.models.text.corpus import BadLines, list_files, read_documents, read_pieces

@@ -11,11 +11,11 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from meari.models.choices import TokenizerKind
+from meari.bundle_format.names import END, UNKNOWN, TokenizerKind
 from meari.models.config import TokenizerConfig
 from meari.models.errors import TokenizerError
 from meari.models.text.borders import last_border
-from meari.models.text.tokenizer import END, UNKNOWN, Tokenizer, train_tokenizer
+from meari.models.text.tokenizer import Tokenizer, train_tokenizer
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, don't you think?\n",

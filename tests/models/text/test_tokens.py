@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meari.models.choices import Document as Unit
-from meari.models.choices import TokenizerKind
+from meari.bundle_format.names import Document as Unit
+from meari.bundle_format.names import TokenizerKind
 from meari.models.config import Config, parse_config
 from meari.models.errors import BrokenText, CorpusError, EmptyCorpus, TokenFileError, UnreadableFile
 from meari.models.text import corpus, token_file

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from meari.models.choices import Document, Family, Readout
+from meari.bundle_format.names import Document, Family
+from meari.models.choices import Readout
 from meari.models.config import CorpusConfig, ModelConfig, RecurrentConfig, ReservoirConfig
 from tests.models.training.grammar import BRACKETS, LETTERS, Grammar, bigram_nats
 from tests.models.training.tiny_runs import run_training, tiny_config

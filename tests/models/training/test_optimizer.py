@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from meari.models.choices import Averaging, Family
+from meari.bundle_format.names import Family
+from meari.models.choices import Averaging
 from meari.models.config import RecurrentConfig, TrainingConfig
 from meari.models.families import RecurrentLanguageModel
 from meari.models.language_model import LanguageModel

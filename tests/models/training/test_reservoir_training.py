@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from meari.bundle_format.names import Family
 from meari.models.cells.esn import EchoStateNetwork
 from meari.models.checkpoint import load_checkpoint
-from meari.models.choices import Family, Pattern, Readout
+from meari.models.choices import Pattern, Readout
 from meari.models.config import Config, ReservoirConfig
 from meari.models.errors import CheckpointError, RidgeError
 from meari.models.readout.ridge import RidgeSums

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from meari.models.config import Document, TrainingConfig
+from meari.bundle_format.names import Document
+from meari.models.config import TrainingConfig
 from meari.models.training.optimizer import learning_rate
 from meari.models.training.streams import Streams, chunk_length, num_steps
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from meari.bundle_format.names import Family
 from meari.models.checkpoint import fill_checkpoint, load_checkpoint
-from meari.models.choices import Averaging, Family, Precision
+from meari.models.choices import Averaging, TrainingPrecision
 from meari.models.config import RecurrentConfig
 from meari.models.errors import CheckpointError, NotFinite
 from meari.models.evaluation import evaluate
@@ -228,14 +229,14 @@ RECIPES: dict[str, tuple[RecurrentConfig | None, dict[str, object]]] = {
     "ema": (None, {"averaging": Averaging.EMA}),
     "triggered": (None, {"averaging": Averaging.TRIGGERED, "trigger_patience": 1, "evaluate_every": 2}),
     "chunk_spread": (None, {"chunk_spread": 4.0}),
-    "bfloat16": (None, {"precision": Precision.BFLOAT16}),
+    "bfloat16": (None, {"precision": TrainingPrecision.BFLOAT16}),
     "weight drop": (RecurrentConfig(Family.GRU, 5, 7, 2, weight_drop=0.3, embedding_dropout=0.2), {}),
     "dropout at each step": (RecurrentConfig(Family.RNN, 5, 7, 2, dropout=0.3, locked_dropout=False), {}),
     "learned initial state": (RecurrentConfig(Family.LSTM, 5, 7, 2, learned_initial_state=True), {}),
     "adaptive softmax": (RecurrentConfig(Family.LSTM, 5, 7, adaptive_cutoffs=(2,)), {}),
     "all": (
         WHOLE_RECIPE,
-        AVERAGED | {"chunk_spread": 4.0, "precision": Precision.BFLOAT16, "temporal_regularisation": 0.5},
+        AVERAGED | {"chunk_spread": 4.0, "precision": TrainingPrecision.BFLOAT16, "temporal_regularisation": 0.5},
     ),
 }
 

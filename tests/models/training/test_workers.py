@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from meari.models.choices import Averaging, Family, Readout
+from meari.bundle_format.names import Family
+from meari.models.choices import Averaging, Readout
 from meari.models.config import RecurrentConfig, ReservoirConfig
 from meari.models.errors import TrainingError
 from meari.models.families import build_model

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from meari.models.choices import Document, Family, TokenizerKind
+from meari.bundle_format.names import Document, Family, TokenizerKind
 from meari.models.config import Config, CorpusConfig, RecurrentConfig, TokenizerConfig, TrainingConfig
 from meari.models.training.display import make_display
 from meari.models.training.history import Record

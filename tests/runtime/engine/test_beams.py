@@ -16,13 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meari.bundle_format.names import TokenizerKind
 from meari.runtime.engine.beams import BeamSearch, Hypothesis
 from meari.runtime.engine.calls import Finish
 from meari.runtime.engine.ranking import likeliest
 from meari.runtime.engine.sampling import on_grid
 from meari.runtime.text.detokenizer import TextEnd
 from meari.runtime.text.stop import StopPatterns, matcher_factory
-from meari.runtime.text.tokenizer import TokenizerKind, Vocabulary
+from meari.runtime.text.tokenizer import Vocabulary
 
 END = 0
 Floats = npt.NDArray[np.float32]

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from meari.bundle_format.names import Family, Precision
 from meari.cli.evaluate import command as evaluate_command
 from meari.export.bundle import export_bundle
-from meari.export.precision import Precision
-from meari.models.config import Family, RecurrentConfig
+from meari.models.config import RecurrentConfig
 from tests.export.tiny_models import WORDS, make_run
 from tests.service.openai.harness import needs_harness, run_harness, write_task, write_tokenizer
 from tests.service.running import Server, running_server

@@ -1,7 +1,6 @@
 import pytest
 
-from meari.claims.claim import Condition, Verdict, settled
-from meari.claims.spread import Expectation, around, between
+from meari.claims.claim import Condition, Expectation, Verdict, around, between, settled
 
 
 def test_figures_are_written_with_the_spread_of_their_seeds() -> None:

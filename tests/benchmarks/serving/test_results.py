@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.serving.figures import overlap_share, percentile, spread_ms
+from benchmarks.serving.results import overlap_share, percentile, spread_ms
 
 
 def test_percentile_lies_between_two_values_in_proportion() -> None:

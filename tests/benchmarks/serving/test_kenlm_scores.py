@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from benchmarks.serving.inside.ngrams import BEGIN, END, UNKNOWN, write_arpa
+from benchmarks.serving.inside.kenlm_scores import BEGIN, END, UNKNOWN, write_arpa
 
 WORDS = ["a", "b", "c", "d"]
 SENTENCES = [["a", "b", "a"], ["a", "b", "c"], ["b", "a", "b", "a"], ["c"]]

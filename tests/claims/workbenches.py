@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-from meari.claims.budget import Budget
-from meari.claims.grammar import made_text
 from meari.claims.sizes import QUICK, Sizes
-from meari.claims.text import Text, split_text
+from meari.claims.text import Text, made_text, split_text
+from meari.claims.training import Budget
 from meari.claims.workbench import Workbench
 
 TINY: Sizes = replace(

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from meari.bundle_format.names import Precision
+from meari.export.arithmetic import WEIGHT_LIMIT, quantise_columns, quantise_rows
 from meari.export.graphs import output_graph
-from meari.export.precision import Precision
-from meari.export.quantisation import WEIGHT_LIMIT, quantise_columns, quantise_rows
 from meari.export.sessions import Tokens, open_session
 from meari.export.weights import Affine, Floats, OutputWeights
 

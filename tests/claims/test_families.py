@@ -6,11 +6,18 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from meari.claims.budget import Budget
-from meari.claims.families import THROUGH_TIME, reservoir
-from meari.claims.multiply_adds import NetSizes, one_pass, readout_step, through_time, whitening_setup
-from meari.claims.training import Plan, train
-from meari.models.config import Family, RecurrentConfig
+from meari.bundle_format.names import Family
+from meari.claims.families import (
+    THROUGH_TIME,
+    NetSizes,
+    one_pass,
+    readout_step,
+    reservoir,
+    through_time,
+    whitening_setup,
+)
+from meari.claims.training import Budget, Plan, train
+from meari.models.config import RecurrentConfig
 from meari.models.families import build_model
 
 VOCABULARY, EMBEDDING, UNITS, LENGTH, BATCH = 7, 4, 5, 6, 3
