@@ -20,7 +20,7 @@ from meari.export.weights import Floats
 WEIGHT_LIMIT = 63
 ACTIVATION_LIMIT = 127
 ZERO_POINT = 128  # activations are stored as uint8 round(x / scale) + 128, in 1 … 255
-SMALLEST_MAGNITUDE = np.float32(1e-30)  # stands for the magnitude of a row of zeros
+MIN_MAGNITUDE = np.float32(1e-30)  # stands for the magnitude of a row of zeros
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def quantise_columns(weight: Floats) -> QuantisedColumns:
     Clipping the largest weights for a smaller squared error was tried: at 7 bits it changes the perplexity of trained
     models by less than 0.02 %, for the worse as often as for the better.
     """
-    magnitude = np.maximum(np.abs(weight).max(axis=0), SMALLEST_MAGNITUDE)
+    magnitude = np.maximum(np.abs(weight).max(axis=0), MIN_MAGNITUDE)
     scales = magnitude / np.float32(WEIGHT_LIMIT)
     values = np.clip(np.rint(weight / scales), -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8)
     return QuantisedColumns(values, scales)
@@ -66,7 +66,7 @@ def quantise_rows(x: Floats) -> QuantisedRows:
 
     x   float32 [rows, columns]
     """
-    magnitude = np.maximum(np.abs(x).max(axis=1, keepdims=True), SMALLEST_MAGNITUDE)
+    magnitude = np.maximum(np.abs(x).max(axis=1, keepdims=True), MIN_MAGNITUDE)
     scales = magnitude * np.float32(1 / ACTIVATION_LIMIT)
     return QuantisedRows((np.rint(x / scales) + ZERO_POINT).astype(np.uint8), scales)
 
@@ -133,7 +133,7 @@ class Int8Arithmetic:
     def operand(self, x: ir.Value) -> Operand:
         graph = self._graph
         magnitude = graph.op("ReduceMax", graph.op("Abs", x), graph.integers(1), keepdims=1)
-        magnitude = graph.op("Max", magnitude, self._float("smallest_magnitude", SMALLEST_MAGNITUDE))
+        magnitude = graph.op("Max", magnitude, self._float("smallest_magnitude", MIN_MAGNITUDE))
         scales = graph.op("Mul", magnitude, self._float("inverse_limit", 1 / ACTIVATION_LIMIT))
         ratio = graph.op("Div", x, scales)
         values = graph.op("QuantizeLinear", ratio, self._float("one", 1.0), self._zero_point())

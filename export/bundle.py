@@ -17,7 +17,7 @@ from meari.export.description import Description, summarise
 from meari.export.errors import BundleExists, CheckFailed, ExportError, UnusableRun
 from meari.export.graphs import cell_graph, output_graph
 from meari.export.manifest import make_manifest
-from meari.export.perplexity import TRY_FP32, HeldOut, check_precision, measure_graphs
+from meari.export.perplexity import TRY_FP32, HeldOutFigures, check_precision, measure_graphs
 from meari.export.sessions import Graphs, Tokens
 from meari.export.verification import Agreement, check_against_torch, check_isolation, check_valid, make_golden
 from meari.export.weights import ModelWeights
@@ -26,10 +26,10 @@ from meari.models.checkpoint import Checkpoint, load_checkpoint
 from meari.models.errors import NotFinite
 from meari.models.evaluation import evaluate, has_ends
 from meari.models.figures import worse_than_guessing
-from meari.models.files import locked_beside, replaced_folder, settled
+from meari.models.files import current_folder, locked_beside, replaced_folder
 from meari.models.text.token_file import TokenFile, open_token_file
 
-MOST_HELD_OUT = 200_000  # tokens: more are not looked at
+MAX_HELD_OUT = 200_000  # tokens: more are not looked at
 NO_TOKENS = np.zeros(0, dtype=np.int64)
 
 
@@ -51,7 +51,7 @@ class Run:
     def held_out(self) -> Tokens:
         """The beginning of the validation text, int64 [num_tokens]; empty where the folder has none."""
         validation = self.parts.get("validation")
-        return NO_TOKENS if validation is None else validation.ids[:MOST_HELD_OUT].astype(np.int64)
+        return NO_TOKENS if validation is None else validation.ids[:MAX_HELD_OUT].astype(np.int64)
 
 
 def read_run(folder: Path) -> Run:
@@ -63,7 +63,7 @@ def read_run(folder: Path) -> Run:
     run_folder = next(
         (place for place in (folder, folder.absolute().parent) if (place / "config.json").exists()), folder
     )
-    paths = {part: settled(run_folder / "tokens") / f"{part}.tokens" for part in ("validation", "test")}
+    paths = {part: current_folder(run_folder / "tokens") / f"{part}.tokens" for part in ("validation", "test")}
     parts = {part: open_token_file(path) for part, path in paths.items() if path.exists()}
     report = run_folder / "report.png"
     taught = has_ends(folder, checkpoint.config.corpus.document)
@@ -71,7 +71,7 @@ def read_run(folder: Path) -> Run:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedBundle:
     """A bundle that was written."""
 
     folder: Path
@@ -80,10 +80,10 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class _Checked:
+class _CheckedGraphs:
     graphs: Graphs
     agreement: Agreement
-    held_out: dict[str, HeldOut]
+    held_out: dict[str, HeldOutFigures]
 
 
 def export_bundle(
@@ -93,7 +93,7 @@ def export_bundle(
     *,
     overwrite: bool = False,
     tell: Callable[[str], None] = lambda _: None,
-) -> Exported:
+) -> ExportedBundle:
     """Write a run's best weights as a bundle.
 
     overwrite   replace a bundle that is there
@@ -132,7 +132,7 @@ def build_graphs(weights: ModelWeights, precision: Precision) -> Graphs:
     return Graphs(precision, cell_graph(weights.cell, precision), output_graph(weights.output, precision))
 
 
-def _usable(run: Run, precision: Precision, tell: Callable[[str], None]) -> _Checked:
+def _usable(run: Run, precision: Precision, tell: Callable[[str], None]) -> _CheckedGraphs:
     """As `_build`. Raises UnusableRun for a run that fails a check because its training diverged."""
     model, figures = run.checkpoint.model, run.checkpoint.figures.get("validation", {})
     problem = worse_than_guessing(figures.get("nats_per_token", 0.0), model.vocabulary_size)
@@ -146,7 +146,7 @@ def _usable(run: Run, precision: Precision, tell: Callable[[str], None]) -> _Che
         raise UnusableRun(f"{problem}. Nothing was written: {str(error).removesuffix(TRY_FP32)}") from error
 
 
-def _build(run: Run, precision: Precision, tell: Callable[[str], None]) -> _Checked:
+def _build(run: Run, precision: Precision, tell: Callable[[str], None]) -> _CheckedGraphs:
     """Build the graphs and make sure that they are right. The float32 ones are the reference of the int8 ones."""
     weights = read_weights(run.checkpoint.model)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by its name
@@ -163,17 +163,17 @@ def _build(run: Run, precision: Precision, tell: Callable[[str], None]) -> _Chec
     tell("Measuring held-out text")
     held_out = {part: _measure(run, graphs, tokens) for part, tokens in run.parts.items()}
     check_precision(precision, held_out.get("validation"))
-    return _Checked(graphs, agreement, held_out)
+    return _CheckedGraphs(graphs, agreement, held_out)
 
 
-def _measure(run: Run, graphs: Graphs, tokens: TokenFile) -> HeldOut:
-    return HeldOut(
+def _measure(run: Run, graphs: Graphs, tokens: TokenFile) -> HeldOutFigures:
+    return HeldOutFigures(
         measure_graphs(graphs, tokens, counts_ends=run.has_ends),
         evaluate(run.checkpoint.model, tokens, counts_ends=run.has_ends),
     )
 
 
-def _describe(name: str, run: Run, checked: _Checked) -> Description:
+def _describe(name: str, run: Run, checked: _CheckedGraphs) -> Description:
     return Description(
         name=name,
         precision=checked.graphs.precision,
@@ -188,7 +188,7 @@ def _describe(name: str, run: Run, checked: _Checked) -> Description:
     )
 
 
-def _write(folder: Path, run: Run, graphs: Graphs, description: Description) -> Exported:
+def _write(folder: Path, run: Run, graphs: Graphs, description: Description) -> ExportedBundle:
     files = {
         CELL_GRAPH: graphs.cell,
         OUTPUT_GRAPH: graphs.output,
@@ -203,4 +203,4 @@ def _write(folder: Path, run: Run, graphs: Graphs, description: Description) -> 
         files[MANIFEST] = make_manifest(description, files).to_json()
         for name, content in files.items():
             (new / name).write_bytes(content)
-    return Exported(folder, description, sum(map(len, files.values())))
+    return ExportedBundle(folder, description, sum(map(len, files.values())))

@@ -218,7 +218,7 @@ def _samples(description: Description) -> str:
         "\n".join(f"    {line}".rstrip() for line in text.splitlines()) or "    (an empty text)"
         for text in description.samples
     ]
-    how = f"temperature {TEMPERATURE}, at most {MOST_TOKENS} tokens, not selected"
+    how = f"temperature {TEMPERATURE}, at most {MAX_TOKENS} tokens, not selected"
     return f"## Samples\n\nWritten by this bundle from nothing ({how}):\n\n" + "\n\n---\n\n".join(blocks)
 
 
@@ -243,7 +243,7 @@ def _table(titles: tuple[str, ...], rows: list[Any]) -> str:
 
 
 NUM_SAMPLES = 3
-MOST_TOKENS = 200
+MAX_TOKENS = 200
 TEMPERATURE = 0.8
 SEED = 1
 
@@ -260,7 +260,7 @@ def _draw(opened: GraphModel, tokenizer: Tokenizer, generator: np.random.Generat
     state = opened.initial_state(1)
     token = tokenizer.end_id
     tokens: list[int] = []
-    while len(tokens) < MOST_TOKENS:
+    while len(tokens) < MAX_TOKENS:
         hidden, state = opened.step(np.array([token]), state)
         logits = opened.logprobs(hidden)[0].astype(np.float64) / TEMPERATURE
         if tokenizer.unknown_id is not None:

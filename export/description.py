@@ -8,7 +8,7 @@ import onnx
 import onnxruntime as ort
 
 from meari.bundle_format.names import Precision
-from meari.export.perplexity import HeldOut
+from meari.export.perplexity import HeldOutFigures
 from meari.export.sessions import Graphs
 from meari.export.verification import Agreement, Golden
 from meari.models.checkpoint import Checkpoint
@@ -76,7 +76,7 @@ class Description:
     has_ends: bool
     graphs: Mapping[str, GraphSummary]
     agreement: Agreement
-    held_out: Mapping[str, HeldOut]
+    held_out: Mapping[str, HeldOutFigures]
     golden: Golden
     samples: tuple[str, ...]
     has_report: bool

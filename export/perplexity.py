@@ -13,19 +13,19 @@ from meari.bundle_format.names import Document, Precision
 from meari.export.errors import PrecisionLost, UnusableRun
 from meari.export.sessions import GraphModel, Graphs
 from meari.export.verification import check_normalised
-from meari.models.evaluation import MAX_ROWS, NUM_WARM, UNCOUNTED, Row, chunks, groups, scored_rows, segment_rows
+from meari.models.evaluation import MAX_ROWS, NUM_WARMUP, UNCOUNTED, Row, chunks, groups, scored_rows, segment_rows
 from meari.models.figures import Figures, figures, show_perplexity
 from meari.models.text.token_file import TokenFile
 
-LEAST_TOKENS = 64  # both precisions run the same tokens, so that few tell one per cent
+MIN_TOKENS = 64  # both precisions run the same tokens, so that few tell one per cent
 TRY_FP32 = "; export with --precision fp32"
-MOST_LOSS = 0.01  # of the fp32 perplexity
-MOST_STREAM_TOKENS = 200_000  # run one after another; a longer stream is cut into such pieces, run side by side
+MAX_LOSS = 0.01  # of the fp32 perplexity
+MAX_STREAM_TOKENS = 200_000  # run one after another; a longer stream is cut into such pieces, run side by side
 CHECKED_EVERY = 16  # steps: sums of probabilities
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutFigures:
     """Figures of a part of the corpus: by the graphs that are exported, and by the checkpoint behind them."""
 
     served: Figures
@@ -59,26 +59,26 @@ def measure_graphs(graphs: Graphs, tokens: TokenFile, *, counts_ends: bool) -> F
     return figures(nats, num_tokens, tokens.num_characters, tokens.num_bytes, num_ends)
 
 
-def check_precision(precision: Precision, validation: HeldOut | None) -> None:
+def check_precision(precision: Precision, validation: HeldOutFigures | None) -> None:
     """Raises PrecisionLost at more than one per cent, UnusableRun where there is too little text for int8."""
     if precision is Precision.FP32:
         return
     num_tokens = validation.checkpoint.num_tokens if validation else 0
-    if validation is None or num_tokens < LEAST_TOKENS:
+    if validation is None or num_tokens < MIN_TOKENS:
         raise UnusableRun(
-            f"got {num_tokens} held-out tokens, expected at least {LEAST_TOKENS:,} to measure int8 on: "
+            f"got {num_tokens} held-out tokens, expected at least {MIN_TOKENS:,} to measure int8 on: "
             "give the run folder that holds tokens/, or a larger validation part, or export with --precision fp32"
         )
-    if not validation.loss <= MOST_LOSS:
+    if not validation.loss <= MAX_LOSS:
         raise PrecisionLost(
-            f"validation text: {validation.in_words(precision)}, expected at most {MOST_LOSS:+.0%}{TRY_FP32}"
+            f"validation text: {validation.in_words(precision)}, expected at most {MAX_LOSS:+.0%}{TRY_FP32}"
         )
 
 
 def _rows(tokens: TokenFile) -> Iterator[Row]:
-    num_pieces = -(-len(tokens.ids) // MOST_STREAM_TOKENS)
+    num_pieces = -(-len(tokens.ids) // MAX_STREAM_TOKENS)
     if tokens.unit is Document.FILE and num_pieces > 1:
-        return iter(segment_rows(tokens.ids, min(num_pieces, MAX_ROWS), NUM_WARM))
+        return iter(segment_rows(tokens.ids, min(num_pieces, MAX_ROWS), NUM_WARMUP))
     return scored_rows(tokens)
 
 

@@ -25,7 +25,7 @@ from meari.models.config import Config, parse_config
 from meari.models.errors import CheckpointError, ConfigError
 from meari.models.families import build_model
 from meari.models.fields import did_you_mean
-from meari.models.files import settled
+from meari.models.files import current_folder
 from meari.models.language_model import LanguageModel
 from meari.models.text.tokenizer import Tokenizer
 
@@ -90,7 +90,7 @@ def load_checkpoint(folder: Path, device: torch.device | None = None) -> Checkpo
 def _identity(folder: Path) -> tuple[int, int, int] | None:
     """What changes when another folder takes the place of a checkpoint."""
     try:
-        found = (folder if (folder / DESCRIPTION).exists() else settled(folder / BEST)).stat()
+        found = (folder if (folder / DESCRIPTION).exists() else current_folder(folder / BEST)).stat()
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns
@@ -160,7 +160,7 @@ def _find(folder: Path) -> Path:
         raise CheckpointError(f"{folder}: no such folder, expected a run or a checkpoint{hint}")
     if (folder / DESCRIPTION).exists():
         return folder
-    best = settled(folder / BEST)
+    best = current_folder(folder / BEST)
     if not best.is_dir():
         raise CheckpointError(f"{folder}: holds neither {DESCRIPTION} nor {BEST}/: not a run, or nothing saved yet")
     return best

@@ -21,7 +21,7 @@ from meari.models.choices import Averaging, Device, Pattern, Reach, Readout, Spr
 from meari.models.config_rules import CORPUS_RULES, RECURRENT_RULES, RESERVOIR_RULES, TOKENIZER_RULES, TRAINING_RULES
 from meari.models.errors import ConfigError
 from meari.models.fields import (
-    Together,
+    TableRule,
     choice,
     did_you_mean,
     integer,
@@ -36,7 +36,7 @@ from meari.models.fields import (
 )
 
 SEARCH = "search"  # a table for another verb
-MOST_VOCABULARY = 1_000_000
+MAX_VOCABULARY = 1_000_000
 MAX_THREADS = 1024  # far more end the process inside the library of threads, without an error
 
 
@@ -85,8 +85,8 @@ class TokenizerConfig:
     """
 
     kind: TokenizerKind = choice(TokenizerKind)
-    vocabulary_size: int = integer(0, most=MOST_VOCABULARY)
-    min_count: int = integer(1, least=1)
+    vocabulary_size: int = integer(0, maximum=MAX_VOCABULARY)
+    min_count: int = integer(1, minimum=1)
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ class RecurrentConfig:
     """
 
     family: Family = choice(Family)
-    embedding_size: int = integer(128, least=1)
-    hidden_size: int = integer(512, least=1)
-    num_layers: int = integer(1, least=1)
+    embedding_size: int = integer(128, minimum=1)
+    hidden_size: int = integer(512, minimum=1)
+    num_layers: int = integer(1, minimum=1)
     dropout: float = _share(0.0)
     tied: bool = switch(False)
     layer_sizes: tuple[int, ...] = integers(())
@@ -165,10 +165,10 @@ class ReservoirConfig:
     """
 
     family: Family = choice(Family)
-    units: int = integer(4096, least=1)
+    units: int = integer(4096, minimum=1)
     pattern: Pattern = choice(Pattern, Pattern.BLOCK)
-    block_size: int = integer(64, least=1)
-    in_edges: int = integer(10, least=1)
+    block_size: int = integer(64, minimum=1)
+    in_edges: int = integer(10, minimum=1)
     spectral_radius: float = _not_negative(0.9)
     leak_min: float = real(0.6, expected="0 < leak ≤ 1", fits=lambda leak: 0 < leak <= 1)
     leak_max: float = real(1.0, expected="0 < leak ≤ 1", fits=lambda leak: 0 < leak <= 1)
@@ -176,19 +176,19 @@ class ReservoirConfig:
     bias_scale: float = _not_negative(0.1)
     readout: Readout = choice(Readout, Readout.SOFTMAX)
     ridge: float = _positive(1.0)
-    layers: int = integer(1, least=1)
-    reservoirs: int = integer(1, least=1)
+    layers: int = integer(1, minimum=1)
+    reservoirs: int = integer(1, minimum=1)
     spectral_radius_min: float | None = _positive(None)
     leak_spread: Spread = choice(Spread, Spread.EVEN)
     leak_bands: bool = switch(False)
     layer_scale: float = _positive(1.0)
-    input_tokens: int = integer(1, least=1)
+    input_tokens: int = integer(1, minimum=1)
     embedding_size: int = integer(0)
     input_decay: float = real(0.6, expected="0 < decay ≤ 1", fits=lambda decay: 0 < decay <= 1)
     input_reach: Reach = choice(Reach, Reach.ALL)
     features: int = integer(0)
-    feature_edges: int = integer(16, least=1)
-    feature_block: int = integer(64, least=1)
+    feature_edges: int = integer(16, minimum=1)
+    feature_block: int = integer(64, minimum=1)
     feature_scale: float = _positive(1.0)
     feature_bias: float = _not_negative(0.5)
     readout_rank: int = integer(0)
@@ -210,17 +210,17 @@ class TrainingConfig:
     precision                    of products: bfloat16 is up to twice as fast on a CPU that has it
     """
 
-    steps: int | None = integer(None, least=1)
+    steps: int | None = integer(None, minimum=1)
     epochs: float | None = _positive(None)
-    batch_size: int = integer(32, least=1)
-    chunk_length: int = integer(64, least=1)
+    batch_size: int = integer(32, minimum=1)
+    chunk_length: int = integer(64, minimum=1)
     learning_rate: float = _positive(2e-3)
     min_learning_rate: float = _not_negative(0.0)
     warmup_steps: int = integer(100)
     weight_decay: float = _not_negative(0.01)
     clip_norm: float = _positive(1.0)
     restart_share: float = real(0.0, expected="0 ≤ share ≤ 1", fits=lambda share: 0 <= share <= 1)
-    evaluate_every: int = integer(500, least=1)
+    evaluate_every: int = integer(500, minimum=1)
     patience: int = integer(0)
     max_minutes: float = _not_negative(0.0)
     chunk_spread: float = _not_negative(0.0)
@@ -230,7 +230,7 @@ class TrainingConfig:
     ema_decay: float = _share(0.999)
     trigger_patience: int = integer(0)
     precision: TrainingPrecision = choice(TrainingPrecision, TrainingPrecision.FLOAT32)
-    threads: int = integer(0, most=MAX_THREADS)
+    threads: int = integer(0, maximum=MAX_THREADS)
     device: Device = choice(Device, Device.AUTO)
 
 
@@ -243,7 +243,7 @@ class Config:
     model: ModelConfig
     training: TrainingConfig
     name: str = string(pattern=NAME_PATTERN, expected="a name of letters, digits, '.', '_', '-'")
-    seed: int = integer(1, most=2**63 - 1)
+    seed: int = integer(1, maximum=2**63 - 1)
 
     def to_tables(self) -> dict[str, Any]:
         """The config as plain tables, as `parse_config` reads them; settings that are absent stay absent."""
@@ -311,13 +311,13 @@ def parse_config(tables: object, source: str = "config") -> Config:
     return Config(**values, **{section: kind(**given) for section, (kind, given) in parts.items()})
 
 
-def _model_kind(table: object) -> tuple[Any, tuple[Together, ...]]:
+def _model_kind(table: object) -> tuple[Any, tuple[TableRule, ...]]:
     is_reservoir = isinstance(table, Mapping) and table.get("family") == Family.ESN
     return (ReservoirConfig, RESERVOIR_RULES) if is_reservoir else (RecurrentConfig, RECURRENT_RULES)
 
 
 def _read_section(
-    kind: type, section: str, tables: Mapping[str, object], rules: tuple[Together, ...], problems: list[str]
+    kind: type, section: str, tables: Mapping[str, object], rules: tuple[TableRule, ...], problems: list[str]
 ) -> dict[str, Any]:
     table = tables.get(section, {})
     if not isinstance(table, Mapping):

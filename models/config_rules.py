@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from meari.bundle_format.names import Family, TokenizerKind
 from meari.models.choices import Averaging, Pattern, Readout
-from meari.models.fields import Together, show
+from meari.models.fields import TableRule, show
 
-LEAST_VOCABULARY = {
+MIN_VOCABULARY = {
     TokenizerKind.BPE: 257,  # the boundary token and 256 bytes
     TokenizerKind.CHAR: 3,  # the boundary and the unknown token, and something to tell apart
     TokenizerKind.WORD: 3,
@@ -41,7 +41,7 @@ def _shares_leave_training_text(validation: float, test: float) -> str | None:
 
 
 def _vocabulary_fits_kind(kind: TokenizerKind, size: int) -> str | None:
-    least = LEAST_VOCABULARY[kind]
+    least = MIN_VOCABULARY[kind]
     if size >= least or (size == 0 and kind is not TokenizerKind.BPE):
         return None
     no_limit = "" if kind is TokenizerKind.BPE else ", or 0 for no limit"
@@ -156,33 +156,33 @@ def _rates_in_order(least: float, most: float) -> str | None:
 
 
 CORPUS_RULES = (
-    Together(("train",), _some_training_files),
-    Together(("validation", "validation_share"), _one_source_of_validation),
-    Together(("test", "test_share"), _at_most_one_source_of_test),
-    Together(("validation_share", "test_share"), _shares_leave_training_text),
+    TableRule(("train",), _some_training_files),
+    TableRule(("validation", "validation_share"), _one_source_of_validation),
+    TableRule(("test", "test_share"), _at_most_one_source_of_test),
+    TableRule(("validation_share", "test_share"), _shares_leave_training_text),
 )
-TOKENIZER_RULES = (Together(("kind", "vocabulary_size"), _vocabulary_fits_kind),)
+TOKENIZER_RULES = (TableRule(("kind", "vocabulary_size"), _vocabulary_fits_kind),)
 RECURRENT_RULES = (
-    Together(("family", "mogrifier_rounds"), _lstm_alone_is_mogrified),
-    Together(("adaptive_cutoffs", "tied"), _adaptive_is_not_tied),
-    Together(("adaptive_cutoffs",), _cutoffs_rise),
-    Together(("adaptive_cutoffs", "hidden_size", "layer_sizes"), _clusters_have_width),
+    TableRule(("family", "mogrifier_rounds"), _lstm_alone_is_mogrified),
+    TableRule(("adaptive_cutoffs", "tied"), _adaptive_is_not_tied),
+    TableRule(("adaptive_cutoffs",), _cutoffs_rise),
+    TableRule(("adaptive_cutoffs", "hidden_size", "layer_sizes"), _clusters_have_width),
 )
 RESERVOIR_RULES = (
-    Together(("family",), _is_reservoir),
-    Together(("reservoirs", "units"), _reservoirs_share_units),
-    Together(("pattern", "units", "reservoirs", "block_size"), _blocks_fill_units),
-    Together(("pattern", "units", "reservoirs", "in_edges"), _edges_fit_units),
-    Together(("leak_min", "leak_max"), _leaks_in_order),
-    Together(("spectral_radius_min", "spectral_radius"), _radii_in_order),
-    Together(("input_tokens", "embedding_size"), _several_tokens_are_embedded),
-    Together(("features", "feature_block"), _feature_blocks_fill_features),
-    Together(("features", "feature_edges", "units", "layers"), _features_find_states),
-    Together(("readout_rank", "readout"), _low_rank_is_trained),
+    TableRule(("family",), _is_reservoir),
+    TableRule(("reservoirs", "units"), _reservoirs_share_units),
+    TableRule(("pattern", "units", "reservoirs", "block_size"), _blocks_fill_units),
+    TableRule(("pattern", "units", "reservoirs", "in_edges"), _edges_fit_units),
+    TableRule(("leak_min", "leak_max"), _leaks_in_order),
+    TableRule(("spectral_radius_min", "spectral_radius"), _radii_in_order),
+    TableRule(("input_tokens", "embedding_size"), _several_tokens_are_embedded),
+    TableRule(("features", "feature_block"), _feature_blocks_fill_features),
+    TableRule(("features", "feature_edges", "units", "layers"), _features_find_states),
+    TableRule(("readout_rank", "readout"), _low_rank_is_trained),
 )
 TRAINING_RULES = (
-    Together(("steps", "epochs"), _steps_or_epochs),
-    Together(("min_learning_rate", "learning_rate"), _rates_in_order),
-    Together(("averaging", "trigger_patience"), _trigger_has_patience),
-    Together(("averaging", "trigger_patience", "patience"), _average_comes_before_the_end),
+    TableRule(("steps", "epochs"), _steps_or_epochs),
+    TableRule(("min_learning_rate", "learning_rate"), _rates_in_order),
+    TableRule(("averaging", "trigger_patience"), _trigger_has_patience),
+    TableRule(("averaging", "trigger_patience", "patience"), _average_comes_before_the_end),
 )

@@ -16,7 +16,7 @@
     └── TrainingError           training cannot go on
         ├── RidgeError          the equations of a ridge regression have no stable solution
         ├── NotFinite           a loss, gradient or figure that is not a finite number
-        └── PeerFailed          another process of the same run failed, and says why itself
+        └── ProcessFailed          another process of the same run failed, and says why itself
 
 Messages say what came, what was expected and, where it helps, what to do. Whoever calls from a terminal
 catches `ModelsError` and prints its text.
@@ -106,5 +106,5 @@ class NotFinite(TrainingError):
     """A loss, gradient or figure is not a finite number."""
 
 
-class PeerFailed(TrainingError):
+class ProcessFailed(TrainingError):
     """Another process of the same run has ended or failed; its own message says why."""

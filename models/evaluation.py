@@ -27,7 +27,7 @@ from torch.nn import functional
 from meari.bundle_format.names import END_ID, Document
 from meari.models.errors import CheckpointError, EmptyCorpus, NotFinite
 from meari.models.figures import Figures, figures
-from meari.models.files import settled
+from meari.models.files import current_folder
 from meari.models.language_model import LanguageModel
 from meari.models.text.corpus import list_files, read_pieces
 from meari.models.text.token_file import TokenFile, open_token_file, write_token_file
@@ -40,15 +40,15 @@ MAX_ROWS = 64
 WINDOW_TOKENS = 1 << 20  # documents are sorted by length within this many tokens
 UNCOUNTED = -100  # target of a position that is not scored
 QUICK_TOKENS = 200_000  # of the held-out text, looked at while training
-NUM_WARM = 256  # tokens that warm up a piece of a stream
+NUM_WARMUP = 256  # tokens that warm up a piece of a stream
 
 
 @dataclass(frozen=True)
 class Row:
-    """A piece of the token row that is run from the initial state; the first `num_warm` targets are not counted."""
+    """A piece of the token row that is run from the initial state; the first `num_warmup` targets are not counted."""
 
     ids: Ids
-    num_warm: int = 0
+    num_warmup: int = 0
 
 
 def evaluate(model: LanguageModel, tokens: TokenFile, *, counts_ends: bool = True) -> Figures:
@@ -83,12 +83,12 @@ def document_rows(ids: Ids) -> Iterator[Row]:
         start += int(ends[-1])
 
 
-def segment_rows(ids: Ids, num_segments: int, num_warm: int) -> list[Row]:
+def segment_rows(ids: Ids, num_segments: int, num_warmup: int) -> list[Row]:
     """One stream cut into pieces that run side by side, each warmed up on the tokens before it: quick, nearly exact."""
     cuts = np.linspace(0, len(ids) - 1, num_segments + 1).astype(np.int64)
     rows = []
     for begin, end in itertools.pairwise(cuts.tolist()):
-        warm = min(num_warm, begin)
+        warm = min(num_warmup, begin)
         if end > begin:
             rows.append(Row(ids[begin - warm : end + 1], warm))
     return rows
@@ -156,7 +156,7 @@ def _chunk(group: list[Row], begin: int, length: int) -> tuple[NDArray[np.int64]
             continue
         inputs[index, : len(piece) - 1] = piece[:-1]
         targets[index, : len(piece) - 1] = piece[1:]
-        targets[index, : max(0, row.num_warm - begin)] = UNCOUNTED
+        targets[index, : max(0, row.num_warmup - begin)] = UNCOUNTED
     return inputs, targets
 
 
@@ -167,8 +167,8 @@ def quick_nats_per_token(model: LanguageModel, tokens: TokenFile) -> float:
     """
     ids = tokens.ids[: QUICK_TOKENS + 1]
     if tokens.unit is Document.FILE:
-        num_segments = max(1, min(MAX_ROWS, len(ids) // (4 * NUM_WARM)))
-        rows: Iterator[Row] | list[Row] = segment_rows(ids, num_segments, NUM_WARM)
+        num_segments = max(1, min(MAX_ROWS, len(ids) // (4 * NUM_WARMUP)))
+        rows: Iterator[Row] | list[Row] = segment_rows(ids, num_segments, NUM_WARMUP)
     else:
         rows = document_rows(_whole_documents(tokens.ids, ids))
     nats, num_tokens = total_nats(model, rows)
@@ -193,7 +193,7 @@ def open_part(folder: Path, part: str) -> TokenFile:
     Raises CheckpointError where the run has no such part, TokenFileError where it is damaged.
     """
     for place in (folder, folder.parent):
-        path = settled(place / "tokens") / f"{part}.tokens"
+        path = current_folder(place / "tokens") / f"{part}.tokens"
         if path.exists():
             return open_token_file(path)
     raise CheckpointError(f"{folder}: has no prepared {part} text; choose another --part, or files with --text")
@@ -205,7 +205,7 @@ def has_ends(folder: Path, unit: Document) -> bool:
     unit   a document of the corpus, which decides where the prepared text is gone: lines and paragraphs have ends
     """
     for place in (folder, folder.absolute().parent):
-        path = settled(place / "tokens") / "train.tokens"
+        path = current_folder(place / "tokens") / "train.tokens"
         if path.exists():
             return open_token_file(path).counts.has_ends
     return unit is not Document.FILE

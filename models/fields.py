@@ -33,8 +33,8 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Together:
-    """What several values of one table must be together: `check(*values)` returns a problem or None.
+class TableRule:
+    """What several values of one table must be rules: `check(*values)` returns a problem or None.
 
     It is asked only where every one of `keys` has a value that is right on its own.
     """
@@ -48,12 +48,12 @@ def _field(rule: Rule, default: object) -> Any:
     return dataclasses.field(default=default, metadata={_RULE: rule})
 
 
-def integer(default: object = dataclasses.MISSING, *, least: int = 0, most: int | None = None) -> Any:
-    """A whole number of least … most, both included; no bool."""
-    expected = f"a whole number ≥ {least}" if most is None else f"a whole number {least} … {most}"
+def integer(default: object = dataclasses.MISSING, *, minimum: int = 0, maximum: int | None = None) -> Any:
+    """A whole number of minimum … maximum, both included; no bool."""
+    expected = f"a whole number ≥ {minimum}" if maximum is None else f"a whole number {minimum} … {maximum}"
 
     def read(value: object) -> object:
-        fits = type(value) is int and value >= least and (most is None or value <= most)
+        fits = type(value) is int and value >= minimum and (maximum is None or value <= maximum)
         return value if fits else _REFUSED
 
     return _field(Rule(expected, read), default)
@@ -99,15 +99,15 @@ def string(default: object = dataclasses.MISSING, *, pattern: str = r"(?s:.*)", 
     return _field(Rule(expected, read), default)
 
 
-def integers(default: object = dataclasses.MISSING, *, least: int = 1) -> Any:
-    """A list of whole numbers of at least `least`; kept as a tuple."""
+def integers(default: object = dataclasses.MISSING, *, minimum: int = 1) -> Any:
+    """A list of whole numbers of at least `minimum`; kept as a tuple."""
 
     def read(value: object) -> object:
         if not isinstance(value, list | tuple):
             return _REFUSED
-        return tuple(value) if all(type(entry) is int and entry >= least for entry in value) else _REFUSED
+        return tuple(value) if all(type(entry) is int and entry >= minimum for entry in value) else _REFUSED
 
-    return _field(Rule(f"a list of whole numbers ≥ {least}", read), default)
+    return _field(Rule(f"a list of whole numbers ≥ {minimum}", read), default)
 
 
 def paths(default: object = dataclasses.MISSING) -> Any:
@@ -154,7 +154,7 @@ def read_table(
     kind: type,
     section: str,
     table: Mapping[str, object],
-    together: tuple[Together, ...],
+    rules: tuple[TableRule, ...],
     problems: list[str],
     known: tuple[str, ...] = (),
 ) -> dict[str, Any]:
@@ -182,8 +182,8 @@ def read_table(
             problems.append(f"{section}{name}: got {show(table[name])}, expected {rule.expected}{hint}")
         else:
             values[name] = value
-    for rules in together:
-        if all(key in values for key in rules.keys):
-            problem = rules.check(*(values[key] for key in rules.keys))
+    for rule_of_table in rules:
+        if all(key in values for key in rule_of_table.keys):
+            problem = rule_of_table.check(*(values[key] for key in rule_of_table.keys))
             problems += [] if problem is None else [section + problem]
     return values

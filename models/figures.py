@@ -10,25 +10,25 @@ from dataclasses import dataclass
 
 from meari.models.errors import NotFinite
 
-MOST_SHOWN = 1e6
-MOST_NATS = 700.0  # exp of more is no float
+MAX_SHOWN = 1e6
+MAX_NATS = 700.0  # exp of more is no float
 
 
 def perplexity(nats_per_token: float) -> float:
     """exp of nats per token, held below infinity."""
-    return math.exp(min(nats_per_token, MOST_NATS))
+    return math.exp(min(nats_per_token, MAX_NATS))
 
 
 def show_perplexity(figure: float, decimals: int = 2) -> str:
     """Beyond a million only that it is."""
     if math.isinf(figure):
         return "inf"
-    return f"{figure:.{decimals}f}" if figure < MOST_SHOWN else "> 1e6"
+    return f"{figure:.{decimals}f}" if figure < MAX_SHOWN else "> 1e6"
 
 
 def show_figure(figure: float, decimals: int = 4) -> str:
     """So many decimals, or a power of ten where a diverged training would fill a line with digits."""
-    return f"{figure:.{decimals}f}" if abs(figure) < MOST_SHOWN else f"{figure:.2e}"
+    return f"{figure:.{decimals}f}" if abs(figure) < MAX_SHOWN else f"{figure:.2e}"
 
 
 def worse_than_guessing(nats_per_token: float, vocabulary_size: int) -> str | None:

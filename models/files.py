@@ -3,7 +3,7 @@
 In: bytes, or a folder's worth of files. Out: the same on disk. Knows nothing of what is in them.
 
 A file is written beside its place, flushed to the disk, and renamed over the old one. A folder cannot be renamed
-over another, so its swap has two renames; between them only `NAME.old` exists, and `settled` finds it:
+over another, so its swap has two renames; between them only `NAME.old` exists, and `current_folder` finds it:
 
     NAME.new   being written; ignored by readers, removed by the next writer
     NAME       the current one
@@ -54,7 +54,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     _remove(old)
 
 
-def settled(folder: Path) -> Path:
+def current_folder(folder: Path) -> Path:
     """Where the newest whole version of a folder is: itself, or what a swap that was cut short left of it."""
     old = _beside(folder, ".old")
     return old if old.exists() and not folder.exists() else folder

@@ -5,7 +5,7 @@ Knows nothing of text.
 
 What is counted is what a training certainly holds at once: weights, their gradients and the optimizer's moments, fixed
 weights, and of a step the tokens and the outputs of every layer. So a config that is refused cannot run, and one that
-is not may still run out of memory: `told_of_memory` says so in a line.
+is not may still run out of memory: `memory_errors` says so in a line.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import torch
 from meari.bundle_format.names import Family
 from meari.models.choices import Averaging, Pattern, Readout
 from meari.models.config import Config, RecurrentConfig, ReservoirConfig
-from meari.models.config_rules import LEAST_VOCABULARY
+from meari.models.config_rules import MIN_VOCABULARY
 from meari.models.errors import TrainingError
 from meari.models.fields import show
 
@@ -47,7 +47,7 @@ def check_memory(
     vocabulary_size   None: not known yet, so the least that the tokenizer may have
     chunk_length      what it is at the least; 1 where the corpus is not known yet
     """
-    vocabulary = vocabulary_size or LEAST_VOCABULARY[config.tokenizer.kind]
+    vocabulary = vocabulary_size or MIN_VOCABULARY[config.tokenizer.kind]
     available = _available(device)
     needed = _least_bytes(config, vocabulary, chunk_length, num_processes)
     if available is None or needed <= available:
@@ -60,7 +60,7 @@ def check_memory(
 
 
 @contextlib.contextmanager
-def told_of_memory() -> Iterator[None]:
+def memory_errors() -> Iterator[None]:
     """Makes a TrainingError of the ways in which numpy and torch say that memory ran out."""
     try:
         yield

@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.serving.benchmark import Benchmark, granted_cpus, say
 from benchmarks.serving.machine import describe
 from benchmarks.serving.page import write_page
-from benchmarks.serving.plan import CHOICES, RANDOM, RELEASED, Plan, full_plan, quick_plan
+from benchmarks.serving.plan import CHOICES, RANDOM, RELEASED, BenchmarkPlan, full_plan, quick_plan
 from benchmarks.serving.probes import Probes
 from benchmarks.serving.results import Results
 from benchmarks.serving.tables import targets_table
@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def chosen(plan: Plan, servers: Sequence[str], models: Sequence[str] | None) -> Plan:
+def chosen(plan: BenchmarkPlan, servers: Sequence[str], models: Sequence[str] | None) -> BenchmarkPlan:
     """The plan without what was not asked for."""
     rounds = tuple(
         dataclasses.replace(turn, servers=tuple(name for name in turn.servers if name in servers))

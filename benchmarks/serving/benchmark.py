@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks.serving.answers import read_answers
 from benchmarks.serving.driver import Address, drive_closed, drive_open
-from benchmarks.serving.measured_servers import SERVERS, Served, Server
-from benchmarks.serving.plan import CAPACITY, INSIDE, SCORING, Kind, Load, Plan, Round
+from benchmarks.serving.measured_servers import SERVERS, ServedBundle, Server
+from benchmarks.serving.plan import CAPACITY, INSIDE, SCORING, BenchmarkPlan, Load, LoadKind, Round
 from benchmarks.serving.probes import Probes
 from benchmarks.serving.processes import Running, StartFailed, free_port, last_lines, serving
 from benchmarks.serving.programs import ProgramFailed, run_together
@@ -34,7 +34,7 @@ def say(text: str) -> None:
 class Benchmark:
     """One run. `bundle` gives the folder in which a model lies alone; `work` holds logs."""
 
-    plan: Plan
+    plan: BenchmarkPlan
     results: Results
     bundle: Callable[[str], Path]
     work: Path
@@ -122,7 +122,7 @@ class Benchmark:
 
     def _serve(self, name: str, turn: Round, place: Path) -> None:
         server = SERVERS[name]
-        served = Served(place, _family(place), self.num_cpus)
+        served = ServedBundle(place, _family(place), self.num_cpus)
         if server.needs_torch_weights and not (place / "torch.pt").exists():
             self.results.failures[f"{name} / {turn.model}"] = "this bundle has no torch weights"
             return
@@ -130,7 +130,7 @@ class Benchmark:
         while loads:
             loads = self._serve_once(server, served, loads)
 
-    def _serve_once(self, server: Server, served: Served, loads: list[Load]) -> list[Load]:
+    def _serve_once(self, server: Server, served: ServedBundle, loads: list[Load]) -> list[Load]:
         """Start the server and put loads on it; returns those that are left because it did not come to rest.
 
         A server that goes on with requests whose clients are gone would carry one load into the next.
@@ -163,7 +163,7 @@ class Benchmark:
             say("  " + in_a_line(measured))
 
     def _closed(self, server: Server, model: str, load: Load, running: Running) -> Measurement:
-        longer = 2 if load.kind is Kind.MIXED else 1  # its answers are, and other loads are measured by this one
+        longer = 2 if load.kind is LoadKind.MIXED else 1  # its answers are, and other loads are measured by this one
         driven = drive_closed(
             Address(running.port),
             Requests(server, model).closed(load),
@@ -212,9 +212,9 @@ def in_a_line(measured: Measurement) -> str:
 def _takes(server: Server, load: Load) -> bool:
     if load.kind in SCORING:
         return server.scores
-    if load.kind is Kind.STREAM:
+    if load.kind is LoadKind.STREAM:
         return server.streams
-    return load.kind is not Kind.WHOLE or server.wholes
+    return load.kind is not LoadKind.WHOLE or server.wholes
 
 
 def _family(place: Path) -> str:

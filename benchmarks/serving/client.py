@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 
-class Unexpected(Exception):
+class UnexpectedAnswer(Exception):
     """A server answered something else than was hoped for."""
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedAnswer:
     """An answer and how long it took; `first_seconds` to the first text, of a whole answer to its end."""
 
     body: dict[str, Any]
@@ -29,22 +29,22 @@ class Client:
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
-    def post(self, path: str, body: Mapping[str, object]) -> Timed:
-        """Ask and wait for the whole answer. Raises Unexpected."""
+    def post(self, path: str, body: Mapping[str, object]) -> TimedAnswer:
+        """Ask and wait for the whole answer. Raises UnexpectedAnswer."""
         begin = time.perf_counter()
         response = self._send(path, body)
         data = response.read()
         seconds = time.perf_counter() - begin
         if response.status != 200:
-            raise Unexpected(f"{path}: status {response.status}: {data[:300].decode('utf-8', 'replace')}")
-        return Timed(json.loads(data), seconds, seconds)
+            raise UnexpectedAnswer(f"{path}: status {response.status}: {data[:300].decode('utf-8', 'replace')}")
+        return TimedAnswer(json.loads(data), seconds, seconds)
 
-    def stream(self, path: str, body: Mapping[str, object]) -> Timed:
-        """Ask for a stream; the body is `text`, and `usage` as its event said. Raises Unexpected."""
+    def stream(self, path: str, body: Mapping[str, object]) -> TimedAnswer:
+        """Ask for a stream; the body is `text`, and `usage` as its event said. Raises UnexpectedAnswer."""
         begin = time.perf_counter()
         response = self._send(path, {**body, "stream": True})
         if response.status != 200:
-            raise Unexpected(f"{path}: status {response.status}: {response.read(300).decode('utf-8', 'replace')}")
+            raise UnexpectedAnswer(f"{path}: status {response.status}: {response.read(300).decode('utf-8', 'replace')}")
         text, first = "", 0.0
         usage: dict[str, Any] = {}
         while line := response.readline():
@@ -55,7 +55,7 @@ class Client:
             first = first or (time.perf_counter() - begin if piece else 0.0)
             text += piece
             usage = event.get("usage", usage)
-        return Timed({"text": text, "usage": usage}, time.perf_counter() - begin, first)
+        return TimedAnswer({"text": text, "usage": usage}, time.perf_counter() - begin, first)
 
     def close(self) -> None:
         """Close the connection."""

@@ -17,13 +17,13 @@ from benchmarks.serving.answers import Connection, Exchange
 
 REQUEST_TIMEOUT_SECONDS = 30.0
 MAX_CONNECTIONS = 1000
-MOST_TIMES = 3  # as long as asked for is the window of a slow server at most
+MAX_TIMES = 3  # as long as asked for is the window of a slow server at most
 POLL_SECONDS = 0.05
 Edge = TypeVar("Edge")
 
 
 @dataclass(frozen=True)
-class Ask:
+class LoadRequest:
     """A request as it goes over the wire, and how many tokens it asks for."""
 
     request: bytes
@@ -39,7 +39,7 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Driven(Generic[Edge]):
+class LoadResult(Generic[Edge]):
     """What one load gave.
 
     first, last   what `edge` returned at the beginning of the window and, called with True, at its end
@@ -57,14 +57,14 @@ class Driven(Generic[Edge]):
 
 def drive_closed(
     address: Address,
-    asks: Iterator[Ask],
+    asks: Iterator[LoadRequest],
     *,
     num_clients: int,
     seconds: float,
     warmup_seconds: float,
     drain_seconds: float,
     edge: Callable[[bool], Edge],
-) -> Driven[Edge]:
+) -> LoadResult[Edge]:
     """So many clients, each sending its next request when it has its answer; the window begins after the warm-up.
 
     A slow server gets a longer window, up to three times as long, until every client has had an answer in the mean.
@@ -76,17 +76,17 @@ def drive_closed(
 
 def drive_open(
     address: Address,
-    arrivals: Sequence[tuple[float, Ask]],
+    arrivals: Sequence[tuple[float, LoadRequest]],
     *,
     seconds: float,
     drain_seconds: float,
     edge: Callable[[bool], Edge],
-) -> Driven[Edge]:
+) -> LoadResult[Edge]:
     """Send each request at its time (seconds from the start), answered or not; wait at most `drain_seconds` after."""
     return _without_gc(lambda: _open(address, arrivals, seconds, drain_seconds, edge))
 
 
-def _without_gc(make: Callable[[], asyncio.Future[Driven[Edge]] | object]) -> Driven[Edge]:
+def _without_gc(make: Callable[[], asyncio.Future[LoadResult[Edge]] | object]) -> LoadResult[Edge]:
     """Collections of this process's garbage would show up as gaps between tokens."""
     gc.collect()
     gc.disable()
@@ -98,13 +98,13 @@ def _without_gc(make: Callable[[], asyncio.Future[Driven[Edge]] | object]) -> Dr
 
 async def _closed(
     address: Address,
-    asks: Iterator[Ask],
+    asks: Iterator[LoadRequest],
     num_clients: int,
     seconds: float,
     warmup: float,
     drain: float,
     edge: Callable[[bool], Edge],
-) -> Driven[Edge]:
+) -> LoadResult[Edge]:
     exchanges: list[Exchange] = []
     over = asyncio.Event()
 
@@ -123,22 +123,26 @@ async def _closed(
     await asyncio.sleep(warmup)
     first, begin, cpu = edge(False), time.perf_counter(), time.process_time()
     await asyncio.sleep(seconds)
-    while len(exchanges) < 2 * num_clients and time.perf_counter() < begin + MOST_TIMES * seconds:
+    while len(exchanges) < 2 * num_clients and time.perf_counter() < begin + MAX_TIMES * seconds:
         await asyncio.sleep(POLL_SECONDS)
     over.set()
     real_end, cpu, last = time.perf_counter(), time.process_time() - cpu, edge(True)
     await _drain(set(clients), drain)
-    return Driven(exchanges, begin, real_end, first, last, cpu)
+    return LoadResult(exchanges, begin, real_end, first, last, cpu)
 
 
 async def _open(
-    address: Address, arrivals: Sequence[tuple[float, Ask]], seconds: float, drain: float, edge: Callable[[bool], Edge]
-) -> Driven[Edge]:
+    address: Address,
+    arrivals: Sequence[tuple[float, LoadRequest]],
+    seconds: float,
+    drain: float,
+    edge: Callable[[bool], Edge],
+) -> LoadResult[Edge]:
     idle: list[Connection] = []
     exchanges: list[Exchange] = []
     running: set[asyncio.Task[None]] = set()
 
-    async def send(ask: Ask, scheduled: float) -> None:
+    async def send(ask: LoadRequest, scheduled: float) -> None:
         exchange = Exchange(ask.num_tokens, scheduled)
         exchanges.append(exchange)
         connection = idle.pop() if idle else Connection(address.host, address.port)
@@ -162,7 +166,7 @@ async def _open(
     await _drain(running, drain)
     for connection in idle:
         connection.close()
-    return Driven(exchanges, begin, end, first, last, cpu)
+    return LoadResult(exchanges, begin, end, first, last, cpu)
 
 
 async def _drain(running: set[asyncio.Task[None]], seconds: float) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.serving.driver import Ask
+from benchmarks.serving.driver import LoadRequest
 from benchmarks.serving.plan import ENDLESS
 
 PACKAGE = "benchmarks.serving.servers"
@@ -20,7 +20,7 @@ NO_END = {"0": -100.0}  # a logit bias that keeps the end token away where texts
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedBundle:
     """A bundle about to be served: its folder, and the folder around it in which it is alone."""
 
     bundle: Path
@@ -44,7 +44,7 @@ class Server:
     """
 
     name: str
-    command: Callable[[Served, int], tuple[Sequence[str], Mapping[str, str]]]
+    command: Callable[[ServedBundle, int], tuple[Sequence[str], Mapping[str, str]]]
     ready_path: str
     generate_path: str = "/generate"
     stream_path: str = "/generate"
@@ -56,19 +56,19 @@ class Server:
     wrap: Callable[[dict[str, object]], dict[str, object]] = dict
     needs_torch_weights: bool = False
 
-    def generate(self, prompt: str, max_tokens: int, *, stream: bool, model: str) -> Ask:
+    def generate(self, prompt: str, max_tokens: int, *, stream: bool, model: str) -> LoadRequest:
         """A request for a continuation of exactly `max_tokens` tokens."""
         body: dict[str, object] = {"prompt": prompt, "max_tokens": max_tokens, "stream": stream}
         if self.name == "meari":
             body |= {"model": model} if model in ENDLESS else {"model": model, "logit_bias": NO_END}
-        return Ask(http_post(self.stream_path if stream else self.generate_path, self.wrap(body)), max_tokens)
+        return LoadRequest(http_post(self.stream_path if stream else self.generate_path, self.wrap(body)), max_tokens)
 
-    def score(self, texts: Sequence[str], *, model: str) -> Ask:
+    def score(self, texts: Sequence[str], *, model: str) -> LoadRequest:
         """A request for the log-probabilities of some texts."""
         body: dict[str, object] = {"texts": list(texts)}
         if self.name == "meari":
             body["model"] = model
-        return Ask(http_post(self.score_path, self.wrap(body)), 0)
+        return LoadRequest(http_post(self.score_path, self.wrap(body)), 0)
 
 
 def http_post(path: str, body: Mapping[str, object]) -> bytes:
@@ -78,7 +78,7 @@ def http_post(path: str, body: Mapping[str, object]) -> bytes:
     return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
 
 
-def _own(served: Served, port: int) -> dict[str, str]:
+def _own(served: ServedBundle, port: int) -> dict[str, str]:
     """What the small servers of `servers/` are told."""
     return {
         "BENCH_BUNDLE": str(served.bundle.resolve()),
@@ -91,7 +91,7 @@ def _own(served: Served, port: int) -> dict[str, str]:
     }
 
 
-def _meari(served: Served, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
+def _meari(served: ServedBundle, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
     environment = {
         "MEARI_BUNDLES": str(served.bundle.parent.resolve()),
         "MEARI_PORT": str(port),
@@ -101,31 +101,31 @@ def _meari(served: Served, port: int) -> tuple[Sequence[str], Mapping[str, str]]
     return [sys.executable, "-m", "meari.cli.main", "serve"], environment
 
 
-def _flask_torch(served: Served, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
+def _flask_torch(served: ServedBundle, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
     arguments = ["--bind", f"127.0.0.1:{port}", "--workers", str(served.num_workers), "--threads", "8"]
     gunicorn = [sys.executable, "-m", "gunicorn", *arguments, "--timeout", "120"]
     return [*gunicorn, f"{PACKAGE}.flask_torch:app"], _own(served, port)
 
 
-def _script(name: str) -> Callable[[Served, int], tuple[Sequence[str], Mapping[str, str]]]:
-    def command(served: Served, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
+def _script(name: str) -> Callable[[ServedBundle, int], tuple[Sequence[str], Mapping[str, str]]]:
+    def command(served: ServedBundle, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
         return [sys.executable, "-m", f"{PACKAGE}.{name}"], _own(served, port)
 
     return command
 
 
-def _mosec(served: Served, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
+def _mosec(served: ServedBundle, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
     arguments = ["--address", "127.0.0.1", "--port", str(port), "--timeout", "120000", "--log-level", "warning"]
     return [sys.executable, "-m", f"{PACKAGE}.mosec_server", *arguments], _own(served, port)
 
 
-def _bentoml(served: Served, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
+def _bentoml(served: ServedBundle, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
     arguments = ["serve", f"{PACKAGE}.bentoml_server:Model", "--host", "127.0.0.1", "--port", str(port)]
     environment = {"BENTOML_HOME": str(Path("build/bench/bentoml").resolve()), "BENTOML_DO_NOT_TRACK": "True"}
     return [sys.executable, "-m", "bentoml", *arguments], {**_own(served, port), **environment}
 
 
-def _ray(served: Served, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
+def _ray(served: ServedBundle, port: int) -> tuple[Sequence[str], Mapping[str, str]]:
     environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
     return [sys.executable, "-m", f"{PACKAGE}.ray_server"], {**_own(served, port), **environment}
 

@@ -1,4 +1,4 @@
-"""What is measured, for how long: options → one frozen `Plan`. Knows nothing of how."""
+"""What is measured, for how long: options → one frozen `BenchmarkPlan`. Knows nothing of how."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 SHARES = (0.5, 0.8, 1.1, 2.0)  # of capacity
 
 
-class Kind(StrEnum):
+class LoadKind(StrEnum):
     """What a load asks for."""
 
     WHOLE = "whole"
@@ -19,14 +19,14 @@ class Kind(StrEnum):
     SCORE_NBEST = "score n-best"
 
 
-SCORING = frozenset({Kind.SCORE_ONE, Kind.SCORE_LIST, Kind.SCORE_NBEST})
+SCORING = frozenset({LoadKind.SCORE_ONE, LoadKind.SCORE_LIST, LoadKind.SCORE_NBEST})
 
 
 @dataclass(frozen=True)
 class Load:
     """One load: closed with so many clients, or open at a share of the capacity that was measured before."""
 
-    kind: Kind
+    kind: LoadKind
     clients: int = 0
     share: float = 0.0
 
@@ -38,13 +38,13 @@ class Load:
         return f"{self.kind} × {self.clients}"
 
 
-CAPACITY = Load(Kind.MIXED, clients=128)  # as many as two workers of 64 rows hold
-SCORES = (Load(Kind.SCORE_ONE, 16), Load(Kind.SCORE_LIST, 4), Load(Kind.SCORE_NBEST, 4))
-CLOSED = tuple(Load(kind, clients) for kind in (Kind.WHOLE, Kind.STREAM) for clients in (1, 16, 64))
-MIXED = (CAPACITY, *(Load(Kind.MIXED, share=share) for share in SHARES))
+CAPACITY = Load(LoadKind.MIXED, clients=128)  # as many as two workers of 64 rows hold
+SCORES = (Load(LoadKind.SCORE_ONE, 16), Load(LoadKind.SCORE_LIST, 4), Load(LoadKind.SCORE_NBEST, 4))
+CLOSED = tuple(Load(kind, clients) for kind in (LoadKind.WHOLE, LoadKind.STREAM) for clients in (1, 16, 64))
+MIXED = (CAPACITY, *(Load(LoadKind.MIXED, share=share) for share in SHARES))
 EVERYTHING = (*CLOSED, *MIXED, *SCORES)
-SHORT = (Load(Kind.WHOLE, 1), Load(Kind.WHOLE, 64), Load(Kind.STREAM, 64))
-SHORTEST = (Load(Kind.WHOLE, 1), Load(Kind.WHOLE, 64))
+SHORT = (Load(LoadKind.WHOLE, 1), Load(LoadKind.WHOLE, 64), Load(LoadKind.STREAM, 64))
+SHORTEST = (Load(LoadKind.WHOLE, 1), Load(LoadKind.WHOLE, 64))
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchmarkPlan:
     """A whole run; times in seconds."""
 
     rounds: tuple[Round, ...]
@@ -83,7 +83,7 @@ FIRST_ROUND = (*INSIDE, *HTTP_SERVERS)
 OTHER_ROUND = ("raw", "meari", "flask-torch", "mosec")
 
 
-def full_plan() -> Plan:
+def full_plan() -> BenchmarkPlan:
     """At most 40 minutes."""
     rounds = [
         Round("lstm-int8", FIRST_ROUND, EVERYTHING),
@@ -91,7 +91,7 @@ def full_plan() -> Plan:
         *(Round(name, OTHER_ROUND, SHORT) for name in ("gru-fp32", "esn-fp32")),
         *(Round(name, ("raw", "meari"), SHORTEST) for name in RELEASED),
     ]
-    return Plan(
+    return BenchmarkPlan(
         rounds=tuple(rounds),
         closed_seconds=4.0,
         warmup_seconds=1.0,
@@ -105,15 +105,21 @@ def full_plan() -> Plan:
     )
 
 
-def quick_plan() -> Plan:
+def quick_plan() -> BenchmarkPlan:
     """At most 5 minutes: the int8 LSTM under a few loads, and what its ratios need."""
-    few = (Load(Kind.WHOLE, 1), Load(Kind.WHOLE, 64), Load(Kind.STREAM, 64), CAPACITY, Load(Kind.MIXED, share=0.8))
+    few = (
+        Load(LoadKind.WHOLE, 1),
+        Load(LoadKind.WHOLE, 64),
+        Load(LoadKind.STREAM, 64),
+        CAPACITY,
+        Load(LoadKind.MIXED, share=0.8),
+    )
     rounds = (
-        Round("lstm-int8", (*INSIDE, "meari"), (*few, Load(Kind.MIXED, share=2.0), *SCORES)),
-        Round("lstm-fp32", ("raw", "meari", "flask-torch"), (Load(Kind.WHOLE, 1), *SHORT[1:])),
+        Round("lstm-int8", (*INSIDE, "meari"), (*few, Load(LoadKind.MIXED, share=2.0), *SCORES)),
+        Round("lstm-fp32", ("raw", "meari", "flask-torch"), (Load(LoadKind.WHOLE, 1), *SHORT[1:])),
         Round("lstm-int8", HTTP_SERVERS[1:-1], few),
     )
-    return Plan(
+    return BenchmarkPlan(
         rounds=rounds,
         closed_seconds=1.5,
         warmup_seconds=0.4,

@@ -18,8 +18,8 @@ from typing import Any
 from benchmarks.serving.answers import read_answers
 from benchmarks.serving.client import Client
 from benchmarks.serving.driver import Address, drive_closed, drive_open
-from benchmarks.serving.measured_servers import SERVERS, Served
-from benchmarks.serving.plan import CAPACITY, Kind, Load, Plan
+from benchmarks.serving.measured_servers import SERVERS, ServedBundle
+from benchmarks.serving.plan import CAPACITY, BenchmarkPlan, Load, LoadKind
 from benchmarks.serving.processes import Running, free_port, memory_by_process, serving
 from benchmarks.serving.programs import run_together
 from benchmarks.serving.requests import NEW_TOKENS, PROMPT_WORDS, SENTENCE_WORDS, Requests, make_text, make_words
@@ -58,7 +58,7 @@ def _cpu_seconds(bundle: Path, work: Path, verb: str, num_lines: int) -> float:
 Figures = dict[str, Any]
 MEARI = SERVERS["meari"]
 SEGMENT_SECONDS = 20.0
-LEAST_SEGMENTS = 2
+MIN_SEGMENTS = 2
 WRITER = "shakespeare-lstm"  # writes the corpus on which kenlm is measured
 
 
@@ -66,7 +66,7 @@ WRITER = "shakespeare-lstm"  # writes the corpus on which kenlm is measured
 class Probes:
     """`bundle` gives the folder in which a model lies alone, `released` the folder of the five released bundles."""
 
-    plan: Plan
+    plan: BenchmarkPlan
     bundle: Callable[[str], Path]
     released: Path
     work: Path
@@ -92,7 +92,7 @@ class Probes:
         """From the command to ready, with the released bundles; the middle of three."""
         seconds = []
         for _ in range(3):
-            served = Served(self.released / "any", "", self.num_cpus)
+            served = ServedBundle(self.released / "any", "", self.num_cpus)
             with self._running(served) as running:
                 seconds.append(round(running.ready_seconds, 2))
         return {"seconds": statistics.median(seconds), "of": seconds, "bundles": _count_bundles(self.released)}
@@ -185,7 +185,7 @@ class Probes:
         """Tokens a second with one worker and with one a CPU, 64 clients a worker."""
         rates = {}
         for workers in (1, self.num_cpus):
-            load = Load(Kind.WHOLE, 64 * workers)
+            load = Load(LoadKind.WHOLE, 64 * workers)
             with self._running(self._served(workers)) as running:
                 rates[workers] = self._closed(running, load).tokens_per_second
         return {"one": rates[1], "all": rates[self.num_cpus], "gain": round(rates[self.num_cpus] / rates[1], 3)}
@@ -203,8 +203,8 @@ class Probes:
             rate = 0.8 * self._closed(running, CAPACITY).answers_per_second
             begin = time.monotonic()
             end = min(begin + self.plan.flat_seconds, self.deadline - self.plan.drain_seconds)
-            segment = min(SEGMENT_SECONDS, self.plan.flat_seconds / LEAST_SEGMENTS)
-            while len(samples) < LEAST_SEGMENTS or time.monotonic() < end - segment / 2:
+            segment = min(SEGMENT_SECONDS, self.plan.flat_seconds / MIN_SEGMENTS)
+            while len(samples) < MIN_SEGMENTS or time.monotonic() < end - segment / 2:
                 self._open(running, rate, segment, part=len(samples))
                 largest = max(memory_by_process(running.process.pid, running.mark).values())
                 samples.append((round(time.monotonic() - begin, 1), round(largest, 2)))
@@ -227,15 +227,15 @@ class Probes:
 
     # ---- servers ----
 
-    def _served(self, workers: int) -> Served:
-        return Served(self.bundle(self.model), "", workers)
+    def _served(self, workers: int) -> ServedBundle:
+        return ServedBundle(self.bundle(self.model), "", workers)
 
     def _alone(self) -> contextlib.AbstractContextManager[Running]:
         """With one worker: what it does is done by that one, whatever the CPUs."""
         return self._running(self._served(1))
 
     @contextlib.contextmanager
-    def _running(self, served: Served) -> Iterator[Running]:
+    def _running(self, served: ServedBundle) -> Iterator[Running]:
         port = free_port()
         command, environment = MEARI.command(served, port)
         log = self.work / "logs" / "meari-probe.log"
@@ -255,7 +255,7 @@ class Probes:
         return summarise("meari", self.model, load, driven, read_answers(driven.exchanges), 0.0)
 
     def _open(self, running: Running, rate: float, seconds: float, part: int) -> None:
-        load = Load(Kind.MIXED, clients=part, share=0.8)
+        load = Load(LoadKind.MIXED, clients=part, share=0.8)
         arrivals = Requests(MEARI, self.model).open(load, rate, seconds)
         drive_open(
             Address(running.port), arrivals, seconds=seconds, drain_seconds=self.plan.drain_seconds, edge=running.usage

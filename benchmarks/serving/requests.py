@@ -6,9 +6,9 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 
-from benchmarks.serving.driver import Ask
+from benchmarks.serving.driver import LoadRequest
 from benchmarks.serving.measured_servers import Server
-from benchmarks.serving.plan import Kind, Load
+from benchmarks.serving.plan import Load, LoadKind
 
 SHORTEST, LONGEST = 8, 256  # tokens
 MEDIAN = math.sqrt(SHORTEST * LONGEST)
@@ -68,32 +68,32 @@ class Requests:
         self._model = model
         self._words = make_words()
 
-    def closed(self, load: Load) -> Iterator[Ask]:
+    def closed(self, load: Load) -> Iterator[LoadRequest]:
         """The requests that the clients of a closed load take in turn."""
         generator = random.Random(f"{SEED} {load.name}")  # noqa: S311 (no secret)
         while True:
             yield self._ask(load.kind, generator)
 
-    def open(self, load: Load, rate: float, seconds: float) -> list[tuple[float, Ask]]:
+    def open(self, load: Load, rate: float, seconds: float) -> list[tuple[float, LoadRequest]]:
         """Arrivals of an open load, `rate` a second."""
         generator = random.Random(f"{SEED} {load.name}")  # noqa: S311
         times = list(poisson_times(rate, seconds, generator))
         return [(time, self._ask(load.kind, generator)) for time in times]
 
-    def _ask(self, kind: Kind, generator: random.Random) -> Ask:
-        if kind is Kind.SCORE_ONE:
+    def _ask(self, kind: LoadKind, generator: random.Random) -> LoadRequest:
+        if kind is LoadKind.SCORE_ONE:
             return self._server.score([self._text(SENTENCE_WORDS, generator)], model=self._model)
-        if kind is Kind.SCORE_LIST:
+        if kind is LoadKind.SCORE_LIST:
             texts = [self._text(SENTENCE_WORDS, generator) for _ in range(LIST_TEXTS)]
             return self._server.score(texts, model=self._model)
-        if kind is Kind.SCORE_NBEST:
+        if kind is LoadKind.SCORE_NBEST:
             return self._server.score(self._nbest(generator), model=self._model)
-        if kind is Kind.MIXED:
+        if kind is LoadKind.MIXED:
             prompt = self._text(draw_length(generator), generator)
             stream = self._server.streams
             return self._server.generate(prompt, draw_length(generator), stream=stream, model=self._model)
         prompt = self._text(PROMPT_WORDS, generator)
-        return self._server.generate(prompt, NEW_TOKENS, stream=kind is Kind.STREAM, model=self._model)
+        return self._server.generate(prompt, NEW_TOKENS, stream=kind is LoadKind.STREAM, model=self._model)
 
     def _text(self, num_words: int, generator: random.Random) -> str:
         return make_text(self._words, num_words, generator)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.serving.answers import Answers
-from benchmarks.serving.driver import Driven
+from benchmarks.serving.driver import LoadResult
 from benchmarks.serving.plan import Load
 
 
@@ -160,7 +160,7 @@ def _measurement(entry: dict[str, Any]) -> Measurement:
 
 
 def summarise(
-    server: str, model: str, load: Load, driven: Driven[Usages], answers: Answers, offered_per_second: float
+    server: str, model: str, load: Load, driven: LoadResult[Usages], answers: Answers, offered_per_second: float
 ) -> Measurement:
     """Figures of the window. Times of answers are those of answers that lie in it at least in part."""
     seconds = driven.end - driven.begin

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.serving.plan import CAPACITY, HTTP_SERVERS, Kind, Load
+from benchmarks.serving.plan import CAPACITY, HTTP_SERVERS, Load, LoadKind
 from benchmarks.serving.requests import NEW_TOKENS, PROMPT_WORDS
 from benchmarks.serving.results import Measurement, Results
 
 INT8, FP32 = "lstm-int8", "lstm-fp32"
-ALONE, WHOLE, STREAM = Load(Kind.WHOLE, 1), Load(Kind.WHOLE, 64), Load(Kind.STREAM, 64)
-AT_80, AT_200 = Load(Kind.MIXED, share=0.8), Load(Kind.MIXED, share=2.0)
-LISTS = Load(Kind.SCORE_LIST, 4)
+SINGLE_PROCESS, WHOLE, STREAM = Load(LoadKind.WHOLE, 1), Load(LoadKind.WHOLE, 64), Load(LoadKind.STREAM, 64)
+AT_80, AT_200 = Load(LoadKind.MIXED, share=0.8), Load(LoadKind.MIXED, share=2.0)
+LISTS = Load(LoadKind.SCORE_LIST, 4)
 LONG_SECONDS = 540  # under load, before memory is called flat
 
 
@@ -90,20 +90,20 @@ def _probe(results: Results, name: str) -> dict[str, Any]:
 
 
 def _alone(results: Results, model: str, least: float) -> tuple[str, bool]:
-    ours = _measured(results, "meari", model, ALONE).tokens_per_second
+    ours = _measured(results, "meari", model, SINGLE_PROCESS).tokens_per_second
     theirs = _flask_torch(results, model).tokens_per_second
     return f"{ours / theirs:.1f} × ({ours:,.0f} against {theirs:,.0f})", ours >= least * theirs
 
 
 def _flask_torch(results: Results, model: str) -> Measurement:
     """Of either model: torch runs the same weights in float32 for both."""
-    found = results.find("flask-torch", model, ALONE)
-    return found or _measured(results, "flask-torch", FP32, ALONE)
+    found = results.find("flask-torch", model, SINGLE_PROCESS)
+    return found or _measured(results, "flask-torch", FP32, SINGLE_PROCESS)
 
 
 def _beyond_raw(results: Results) -> tuple[str, bool]:
     """The middle answer of one client, less what its steps take in the bare loop at batch 1."""
-    whole = _measured(results, "meari", INT8, ALONE).whole_ms
+    whole = _measured(results, "meari", INT8, SINGLE_PROCESS).whole_ms
     raw = next((i for i in results.inside if (i.what, i.model, i.batch, i.processes) == ("raw", INT8, 1, 1)), None)
     if whole is None or raw is None:
         raise NotMeasured("raw at batch 1")

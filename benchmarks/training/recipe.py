@@ -26,10 +26,10 @@ from meari.models.checkpoint import load_checkpoint
 from meari.models.choices import TrainingPrecision
 from meari.models.config import Config, CorpusConfig, RecurrentConfig, TokenizerConfig, TrainingConfig
 from meari.models.evaluation import evaluate
-from meari.models.files import settled, write_file
+from meari.models.files import current_folder, write_file
 from meari.models.search.space import with_settings
 from meari.models.text.tokens import prepare
-from meari.models.training.display import Silent
+from meari.models.training.display import NullDisplay
 from meari.models.training.process import StopRequest, describe_machine, fast_torch
 from meari.models.training.run_folder import Start, open_run
 from meari.models.training.trainer import Trainer
@@ -118,10 +118,10 @@ def measure(base: Config, change: Change, folder: Path) -> dict[str, float]:
     corpus = prepare(config, run.path)
     began = time.process_time()
     with fast_torch(1):
-        trainer = Trainer(config, corpus, run, torch.device("cpu"), Silent(), time.monotonic, StopRequest())
+        trainer = Trainer(config, corpus, run, torch.device("cpu"), NullDisplay(), time.monotonic, StopRequest())
         trainer.run()
     spent = time.process_time() - began
-    figures = evaluate(load_checkpoint(settled(run.best), torch.device("cpu")).model, corpus.validation)
+    figures = evaluate(load_checkpoint(current_folder(run.best), torch.device("cpu")).model, corpus.validation)
     return {"loss": figures.nats_per_char, "training_loss": _last_loss(run.path), "cpu_seconds": spent}
 
 

@@ -72,7 +72,7 @@ class Cost:
     operators: dict[str, float]
 
 
-class Silent:
+class NullDisplay:
     """A display that shows nothing."""
 
     def start(self, done: int, total: int) -> None: ...
@@ -119,7 +119,7 @@ def _loops(case: Case, folder: Path, compiled: bool) -> Iterator[dict[str, Calla
         own = replace(config, training=replace(config.training, precision=precision))
         run = open_run(folder / name, own, Start.FRESH)
         corpora[name] = prepare(own, run.path)
-        display: Display = Silent()
+        display: Display = NullDisplay()
         return Trainer(own, corpora[name], run, torch.device("cpu"), display, time.perf_counter, StopRequest())
 
     single, half = trainer("float32", TrainingPrecision.FLOAT32), trainer("bfloat16", TrainingPrecision.BFLOAT16)

@@ -47,14 +47,14 @@ def verdict(conditions: Sequence[Condition]) -> Verdict:
     return Verdict.IN_PART if any(condition.is_met for condition in conditions) else Verdict.DOES_NOT
 
 
-def settled(seeds: Sequence[Sequence[Condition]]) -> Verdict:
+def shared_verdict(seeds: Sequence[Sequence[Condition]]) -> Verdict:
     """Return the verdict that all seeds share, NOT SETTLED where they differ."""
     found = {verdict(conditions) for conditions in seeds}
     return found.pop() if len(found) == 1 else Verdict.NOT_SETTLED
 
 
 @dataclass(frozen=True)
-class Measured(Generic[Numbers]):
+class Measurement(Generic[Numbers]):
     """left_out   what the budget did not suffice for, a phrase each"""
 
     numbers: Numbers
@@ -133,7 +133,7 @@ class Claim(Generic[Numbers]):
     says: str
     kind: type[Numbers]
     setting: str
-    measure: Callable[[Workbench], Measured[Numbers]]
+    measure: Callable[[Workbench], Measurement[Numbers]]
     judge: Callable[[Numbers], tuple[Condition, ...]]
     describe: Callable[[Sequence[Numbers]], tuple[str, str]]
     draw: Callable[[Sequence[Numbers]], Figure]

@@ -12,7 +12,7 @@ from meari.claims.text import Ids
 from meari.models.language_model import LanguageModel
 
 NUM_ROWS = 32
-WARM_TOKENS = 128  # before each piece, read but not counted
+WARMUP_TOKENS = 128  # before each piece, read but not counted
 CHUNK_TOKENS = 64
 
 Floats = NDArray[np.float64]
@@ -23,7 +23,7 @@ def held_out_loss(model: LanguageModel, ids: Ids) -> float:
 
     ids   int64 [num_tokens]
     """
-    warm = min(WARM_TOKENS, len(ids) // 4)
+    warm = min(WARMUP_TOKENS, len(ids) // 4)
     num_rows = max(1, min(NUM_ROWS, (len(ids) - 1 - warm) // (2 * CHUNK_TOKENS)))
     length = (len(ids) - 1 - warm) // num_rows
     rows = ids[np.arange(num_rows)[:, None] * length + np.arange(warm + length + 1)]

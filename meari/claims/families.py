@@ -18,7 +18,7 @@ from meari.models.families import build_model
 from meari.models.language_model import LanguageModel
 from meari.models.readout.ridge import BLOCK_UNITS
 from meari.models.readout.softmax import NUM_DIRECTIONS, NUM_PASSES, SAMPLE_TOKENS
-from meari.models.readout.states import MAX_ROWS, SHORTEST_PIECE, WARM_TOKENS
+from meari.models.readout.states import MAX_ROWS, MIN_PIECE_TOKENS, WARMUP_TOKENS
 
 FAMILIES = (Family.RNN, Family.GRU, Family.LSTM, Family.ESN)
 THROUGH_TIME = (Family.RNN, Family.GRU, Family.LSTM)  # trained by back-propagation through time
@@ -29,7 +29,7 @@ TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class Described:
+class ModelSummary:
     """A model in numbers."""
 
     name: str
@@ -108,9 +108,9 @@ def readout_step(net: NetSizes, num_directions: int, batch_size: int, length: in
 def whitening_setup(net: NetSizes, num_tokens: int) -> tuple[int, int]:
     """Return the multiply-adds of finding the leading directions, and how many directions there are."""
     targets = min(num_tokens, SAMPLE_TOKENS) - 1
-    num_rows = min(MAX_ROWS, max(1, targets // SHORTEST_PIECE))
+    num_rows = min(MAX_ROWS, max(1, targets // MIN_PIECE_TOKENS))
     read = targets // num_rows
-    seen = read - (WARM_TOKENS if num_rows > 1 else 0)
+    seen = read - (WARMUP_TOKENS if num_rows > 1 else 0)
     num_directions = max(1, min(NUM_DIRECTIONS, net.units // 2, num_rows * seen // 2))
     runs = NUM_PASSES + 2  # one for the moments, one more for the eigenvectors within the directions
     reading = runs * num_rows * read * net.block * net.units

@@ -26,7 +26,7 @@ BLUE, VERMILION, PURPLE, BLACK, GREY = "#0072B2", "#D55E00", "#CC79A7", "#000000
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     """How a line is drawn."""
 
     label: str
@@ -35,11 +35,11 @@ class Look:
     line: str
 
 
-LOOKS = {
-    Family.RNN: Look("Elman", VERMILION, "s", "-"),
-    Family.GRU: Look("GRU", GREEN, "^", "-"),
-    Family.LSTM: Look("LSTM", BLUE, "o", "-"),
-    Family.ESN: Look("ESN", ORANGE, "D", "-"),
+LINE_STYLES = {
+    Family.RNN: LineStyle("Elman", VERMILION, "s", "-"),
+    Family.GRU: LineStyle("GRU", GREEN, "^", "-"),
+    Family.LSTM: LineStyle("LSTM", BLUE, "o", "-"),
+    Family.ESN: LineStyle("ESN", ORANGE, "D", "-"),
 }
 
 
@@ -64,7 +64,7 @@ def finish(axes: Axes, title: str, x_label: str, y_label: str, *, legend: bool =
         axes.legend(fontsize=8, frameon=False)
 
 
-def plot(axes: Axes, x: Sequence[float], y: Sequence[float], look: Look, *, is_marked: bool = True) -> None:
+def plot(axes: Axes, x: Sequence[float], y: Sequence[float], look: LineStyle, *, is_marked: bool = True) -> None:
     """One line."""
     marker = look.marker if is_marked else None
     axes.plot(
@@ -73,7 +73,7 @@ def plot(axes: Axes, x: Sequence[float], y: Sequence[float], look: Look, *, is_m
 
 
 def plot_seeds(
-    axes: Axes, x: Sequence[float], seeds: Sequence[Sequence[float]], look: Look, *, is_band: bool = False
+    axes: Axes, x: Sequence[float], seeds: Sequence[Sequence[float]], look: LineStyle, *, is_band: bool = False
 ) -> None:
     """One line of medians over seeds, with bars (or a band) from the smallest to the largest value.
 

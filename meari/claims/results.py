@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from meari.claims.families import Described
+from meari.claims.families import ModelSummary
 from meari.claims.sizes import JUDGED_SEEDS, Sizes, below_judged
 from meari.models.errors import ModelsError
 from meari.models.files import write_file
@@ -81,7 +81,7 @@ class Results:
     written: str
     minutes: float
     cpu_minutes: float
-    models: tuple[Described, ...]
+    models: tuple[ModelSummary, ...]
     claims: dict[str, ClaimResult] = field(default_factory=dict)
     skipped: tuple[int, ...] = ()
 

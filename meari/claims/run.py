@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import torch
 
-from meari.claims.claim import Claim, Measured, Verdict, settled
-from meari.claims.families import FAMILIES, NAMES, Described, fresh_model, num_trained
+from meari.claims.claim import Claim, Measurement, Verdict, shared_verdict
+from meari.claims.families import FAMILIES, NAMES, ModelSummary, fresh_model, num_trained
 from meari.claims.measures import CLAIMS, in_order_of_work
 from meari.claims.page import page
 from meari.claims.pictures import as_png
@@ -96,7 +96,7 @@ def _with_seed(known: ClaimResult, claim: Claim[Any], bench: Workbench, clock: C
     return known.with_seed(bench.seed, measured.numbers, measured.left_out, clock() - began)
 
 
-def _measured(claim: Claim[Any], bench: Workbench) -> Measured[Any]:
+def _measured(claim: Claim[Any], bench: Workbench) -> Measurement[Any]:
     if bench.budget.is_spent:
         raise OutOfTime
     return claim.measure(bench)
@@ -149,7 +149,7 @@ def _judged(claim: Claim[Any], results: Results) -> ClaimResult:
         SettledCondition(same[0].what, tuple(each.is_met for each in same), tuple(each.figures for each in same))
         for same in zip(*seeds, strict=True)
     )
-    verdict = Verdict.TOO_SMALL if results.too_small(str(claim.number)) else settled(seeds)
+    verdict = Verdict.TOO_SMALL if results.too_small(str(claim.number)) else shared_verdict(seeds)
     return replace(results.claims[str(claim.number)], title=claim.title, verdict=verdict.value, conditions=conditions)
 
 
@@ -159,7 +159,7 @@ def _beginning(text: Text, sizes: Sizes, order: Order) -> Results:
     setup = Setup(text.name, lengths, text.vocabulary_size, sizes)
     models = (fresh_model(family, text.vocabulary_size, sizes, sizes.seeds[0]) for family in FAMILIES)
     described = tuple(
-        Described(NAMES[family], num_trained(model), model.hidden_size)
+        ModelSummary(NAMES[family], num_trained(model), model.hidden_size)
         for family, model in zip(FAMILIES, models, strict=True)
     )
     machine = describe_machine(torch.device("cpu"))

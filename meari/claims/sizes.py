@@ -7,7 +7,7 @@ wherever the budget suffices; what it does not suffice for is left out (`meari.c
 from dataclasses import dataclass, replace
 
 FULL_MINUTES = 30.0
-LEAST_STEPS = 60
+MIN_STEPS = 60
 
 JUDGED_SEEDS = 3
 JUDGED_CHARACTERS = 300_000
@@ -110,9 +110,9 @@ def sizes_for(minutes: float, is_quick: bool) -> Sizes:
     full, share = Sizes(), min(1.0, minutes / FULL_MINUTES)
     return replace(
         full,
-        steps=max(LEAST_STEPS, round(full.steps * share)),
-        scaled_steps=max(LEAST_STEPS // 2, round(full.scaled_steps * share)),
-        length_steps=max(LEAST_STEPS // 2, round(full.length_steps * share)),
+        steps=max(MIN_STEPS, round(full.steps * share)),
+        scaled_steps=max(MIN_STEPS // 2, round(full.scaled_steps * share)),
+        length_steps=max(MIN_STEPS // 2, round(full.length_steps * share)),
         context_places=max(256, round(full.context_places * share)),
     )
 

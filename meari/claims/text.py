@@ -24,9 +24,9 @@ from meari.models.text.tokenizer import Tokenizer, train_tokenizer
 Ids = NDArray[np.int64]
 
 TRAINING_SHARE, VALIDATION_SHARE = 0.9, 0.05
-LEAST_CHARACTERS = 20_000
-MOST_CHARACTERS = 5_000_000  # more than any budget reads
-MOST_KINDS = 256  # of characters; rarer ones become the unknown token
+MIN_CHARACTERS = 20_000
+MAX_CHARACTERS = 5_000_000  # more than any budget reads
+MAX_KINDS = 256  # of characters; rarer ones become the unknown token
 MADE_SEED = 7
 
 
@@ -68,12 +68,12 @@ def read_text(files: Sequence[Path], made_characters: int) -> Text:
     Raises CorpusError: unreadable, not UTF-8, or too short to say anything.
     """
     if files:
-        whole = "\n".join(document.text for document in read_documents(files, Document.FILE))[:MOST_CHARACTERS]
+        whole = "\n".join(document.text for document in read_documents(files, Document.FILE))[:MAX_CHARACTERS]
         name = ", ".join(path.name if path.parent.name == "" else f"{path.parent.name}/{path.name}" for path in files)
     else:
         whole, name = made_text(made_characters, MADE_SEED), "a text made by a small probabilistic grammar"
-    if len(whole) < LEAST_CHARACTERS:
-        raise CorpusError(f"--text: got {len(whole)} characters, expected at least {LEAST_CHARACTERS}")
+    if len(whole) < MIN_CHARACTERS:
+        raise CorpusError(f"--text: got {len(whole)} characters, expected at least {MIN_CHARACTERS}")
     return split_text(name, whole)
 
 
@@ -81,7 +81,7 @@ def split_text(name: str, whole: str) -> Text:
     """Cut into the three parts; the tokenizer is made of the training part alone."""
     first, second = (int(share * len(whole)) for share in (TRAINING_SHARE, TRAINING_SHARE + VALIDATION_SHARE))
     parts = [whole[:first], whole[first:second], whole[second:]]
-    tokenizer = train_tokenizer(parts[:1], TokenizerConfig(TokenizerKind.CHAR, vocabulary_size=MOST_KINDS))
+    tokenizer = train_tokenizer(parts[:1], TokenizerConfig(TokenizerKind.CHAR, vocabulary_size=MAX_KINDS))
     training, validation, held_out = (array.astype(np.int64) for array in tokenizer.encode_arrays(parts))
     return Text(name, tokenizer, training, validation, held_out, _kinds(tokenizer))
 

@@ -66,11 +66,11 @@ WEIGHT_DECAYS = {Family.RNN: 0.05, Family.GRU: 0.05, Family.LSTM: 0.05, Family.E
 CLIP_NORMS = {Family.RNN: 1.0, Family.GRU: 1.0, Family.LSTM: 1.0, Family.ESN: 10.0}
 WARMUP_SHARE = 0.05
 RESTART_SHARE = 0.02
-LEARNED_BY_HEART = 0.05  # nats a token
+MEMORISED_LOSS = 0.05  # nats a token
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """evaluate_every   in steps, 0: only at the end
 
     Every training runs its whole schedule, and the weights at its end are measured: those from before it were made at a
@@ -83,13 +83,13 @@ class Plan:
     evaluate_every: int = 0
 
     @staticmethod
-    def of(sizes: Sizes) -> "Plan":
+    def of(sizes: Sizes) -> "TrainingPlan":
         """The plan that all claims share."""
-        return Plan(sizes.steps, sizes.batch_size, sizes.chunk_length, sizes.evaluate_every)
+        return TrainingPlan(sizes.steps, sizes.batch_size, sizes.chunk_length, sizes.evaluate_every)
 
 
 @dataclass(frozen=True)
-class Point:
+class TrainingPoint:
     """What was measured after a step: validation loss in nats a token, CPU-seconds of training until then."""
 
     step: int
@@ -98,7 +98,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A trained model in evaluation mode.
 
     cpu_seconds   of the training steps, the measuring of a reservoir's states at the first among them; no evaluations
@@ -106,7 +106,7 @@ class Trained:
     """
 
     model: LanguageModel
-    points: tuple[Point, ...]
+    points: tuple[TrainingPoint, ...]
     cpu_seconds: float
     steps: int
     is_cut: bool
@@ -149,7 +149,9 @@ class Streams:
         return torch.from_numpy(rows), torch.from_numpy(fresh | is_past)
 
 
-def train(model: LanguageModel, ids: Ids, validation: Ids, plan: Plan, budget: Budget, seed: int) -> Trained:
+def train(
+    model: LanguageModel, ids: Ids, validation: Ids, plan: TrainingPlan, budget: Budget, seed: int
+) -> TrainedModel:
     """Train in place until the plan or the budget ends."""
     family = Family(model.family)
     config = training_config(family, plan)
@@ -157,7 +159,7 @@ def train(model: LanguageModel, ids: Ids, validation: Ids, plan: Plan, budget: B
     optimizer = build_optimizer(model, config, ids)
     streams = Streams(ids, plan.batch_size, plan.chunk_length, np.random.default_rng(seed))
     state = model.initial_state(plan.batch_size)
-    points: list[Point] = []
+    points: list[TrainingPoint] = []
     step, spent = 0, 0.0
     model.train()
     while step < plan.steps and not budget.is_spent:
@@ -171,22 +173,22 @@ def train(model: LanguageModel, ids: Ids, validation: Ids, plan: Plan, budget: B
         step += 1
         spent += time.process_time() - began
         if plan.evaluate_every and step % plan.evaluate_every == 0:
-            points.append(Point(step, held_out_loss(model, validation), spent))
+            points.append(TrainingPoint(step, held_out_loss(model, validation), spent))
     if plan.evaluate_every and (not points or points[-1].step < step):
-        points.append(Point(step, held_out_loss(model, validation), spent))
-    return Trained(model.eval(), tuple(points), spent, step, step < plan.steps)
+        points.append(TrainingPoint(step, held_out_loss(model, validation), spent))
+    return TrainedModel(model.eval(), tuple(points), spent, step, step < plan.steps)
 
 
 def train_fitting(
-    make: Callable[[], LanguageModel], ids: Ids, validation: Ids, plan: Plan, budget: Budget, seed: int
-) -> Trained:
+    make: Callable[[], LanguageModel], ids: Ids, validation: Ids, plan: TrainingPlan, budget: Budget, seed: int
+) -> TrainedModel:
     """Train with a schedule whose length fits the text, and return the training with the lowest validation loss.
 
     Little text is learned by heart long before a long schedule ends. Where the validation loss has risen by more than
-    `LEARNED_BY_HEART` at the end, the model is trained afresh with a schedule of half the steps, as long as that helps.
+    `MEMORISED_LOSS` at the end, the model is trained afresh with a schedule of half the steps, as long as that helps.
     """
     trained = train(make(), ids, validation, plan, budget, seed)
-    while trained.rise > LEARNED_BY_HEART and not trained.is_cut:
+    while trained.rise > MEMORISED_LOSS and not trained.is_cut:
         plan = replace(plan, steps=plan.steps // 2, evaluate_every=max(1, plan.evaluate_every // 2))
         shorter = train(make(), ids, validation, plan, budget, seed)
         if shorter.is_cut or shorter.loss >= trained.loss:
@@ -205,7 +207,7 @@ def chunk_loss(model: LanguageModel, streams: Streams, state: State) -> tuple[Te
     return loss, {name: tensor.detach() for name, tensor in after.items()}
 
 
-def training_config(family: Family, plan: Plan) -> TrainingConfig:
+def training_config(family: Family, plan: TrainingPlan) -> TrainingConfig:
     """The settings of a family, as the released bundles' configs have them, a little faster for smaller models."""
     return TrainingConfig(
         steps=plan.steps,

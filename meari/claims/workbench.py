@@ -12,7 +12,7 @@ from meari.bundle_format.names import Family
 from meari.claims.families import NAMES, fresh_model
 from meari.claims.sizes import Sizes
 from meari.claims.text import Ids, Text
-from meari.claims.training import Budget, Plan, Trained, train_fitting
+from meari.claims.training import Budget, TrainedModel, TrainingPlan, train_fitting
 from meari.models.language_model import LanguageModel
 
 TRAINING_BUDGET_SHARE = 0.25  # of what is left, at most, for one of the models that all claims need
@@ -27,7 +27,7 @@ class Workbench:
     budget: Budget
     tell: Callable[[str], None]
     seed: int
-    _trained: dict[Family, Trained] = field(default_factory=dict)
+    _trained: dict[Family, TrainedModel] = field(default_factory=dict)
 
     @property
     def validation(self) -> Ids:
@@ -38,7 +38,7 @@ class Workbench:
         """A model before training."""
         return fresh_model(family, self.text.vocabulary_size, self.sizes, self.seed)
 
-    def trained(self, family: Family) -> Trained:
+    def trained(self, family: Family) -> TrainedModel:
         """The model trained on the whole training part; made when it is first asked for."""
         if family not in self._trained:
             self.tell(f"training the {NAMES[family]} on the whole training part")
@@ -46,9 +46,9 @@ class Workbench:
             self._trained[family] = self.train_on(family, self.text.training, budget)
         return self._trained[family]
 
-    def train_on(self, family: Family, ids: Ids, budget: Budget) -> Trained:
+    def train_on(self, family: Family, ids: Ids, budget: Budget) -> TrainedModel:
         """Train a fresh model on int64 [num_tokens] by the plan that all claims share."""
-        plan = Plan.of(self.sizes)
+        plan = TrainingPlan.of(self.sizes)
         return train_fitting(lambda: self.fresh(family), ids, self.validation, plan, budget, self.seed)
 
     def cut_short(self, families: tuple[Family, ...]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from meari.cli._files import STREAMS, Use, check_apart, config_uses
 from meari.cli._options import echo_json, json_option
 
 if TYPE_CHECKING:
-    from meari.models.search.journal import Found
+    from meari.models.search.journal import SearchResult
 
 SEARCHES = Path("runs") / "search"
 EXAMPLES = """\b
@@ -70,7 +70,7 @@ def command(
     from meari.models.search.options import read_options
     from meari.models.search.run import search
     from meari.models.search.space import make_space
-    from meari.models.training.display import QuietDisplay
+    from meari.models.training.display import TrialDisplay
     from meari.models.training.run_folder import Start
 
     tables = read_toml(config_file)
@@ -85,7 +85,7 @@ def command(
         options.budget,
         folder or SEARCHES / config.name,
         Start.RESUME if resume else Start.OVERWRITE if overwrite else Start.FRESH,
-        display_of=lambda number: QuietDisplay(console, number),
+        display_of=lambda number: TrialDisplay(console, number),
         tell=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
         clock=time.monotonic,
     )
@@ -100,7 +100,7 @@ def command(
         sys.exit(128 + found.signal)
 
 
-def _show(found: "Found", folder: Path) -> None:
+def _show(found: "SearchResult", folder: Path) -> None:
     from rich.console import Console
 
     from meari.models.search.report import plain_table, rich_table

@@ -74,7 +74,7 @@ def command(
 
     from meari.models.check import check_files
     from meari.models.files import locked
-    from meari.models.training.display import Silent, TensorBoardDisplay, make_display
+    from meari.models.training.display import NullDisplay, TensorBoardDisplay, make_display
     from meari.models.training.process import choose_device
     from meari.models.training.run import train
     from meari.models.training.run_folder import RunFolder, Start, claimed_run
@@ -91,7 +91,7 @@ def command(
     again += [] if limit is None else ["--max-bad", str(limit)]
     device = choose_device(config.training.device)
     with ExitStack() as held, joined_workers(device, config.training.batch_size) as workers:
-        display = make_display(Console(stderr=as_json)) if workers.is_first else Silent()
+        display = make_display(Console(stderr=as_json)) if workers.is_first else NullDisplay()
         workers.first(lambda: check_files(config))
         workers.first(lambda: held.enter_context(claimed_run(run.path, config, start)))
         if events is not None and workers.is_first:

@@ -90,7 +90,7 @@ class RidgeSums:
 
 
 MAX_ITERATIONS = 300
-LEAST_DEVIATION = 1e-9  # of the scores of a token that never came in the training text: they are all the same
+MIN_DEVIATION = 1e-9  # of the scores of a token that never came in the training text: they are all the same
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def calibrate(scores: Tensor, targets: Tensor, counts: Tensor) -> Calibration:
     counts   [V], how often each token came in the training text
     """
     scores = scores.detach().double()
-    mean, deviation = scores.mean(0), scores.std(0, correction=0).clamp_min(LEAST_DEVIATION)
+    mean, deviation = scores.mean(0), scores.std(0, correction=0).clamp_min(MIN_DEVIATION)
     standard = (scores - mean) / deviation
     prior = ((counts.double() + 1) / (counts.double().sum() + len(counts))).log()
     slope = torch.zeros_like(prior, requires_grad=True)

@@ -19,7 +19,7 @@ NUM_DIRECTIONS = 256
 SAMPLE_TOKENS = 32_768
 NUM_PASSES = 2  # of subspace iteration over the sample
 DAMPING = 0.01  # of the mean eigenvalue, which is one
-LEAST_DEVIATION = 1e-4  # a unit that hardly moves is not blown up
+MIN_DEVIATION = 1e-4  # a unit that hardly moves is not blown up
 SAMPLE_PIECES = 64
 
 
@@ -106,7 +106,7 @@ def _moments(model: EchoStateNetwork, ids: Ids) -> tuple[Tensor, Tensor, int]:
         num_states += len(states)
     mean = sums[0] / num_states
     variance = (sums[1] / num_states - mean.square()).clamp_min(0.0)
-    return mean.float(), variance.sqrt().clamp_min(LEAST_DEVIATION).float(), num_states
+    return mean.float(), variance.sqrt().clamp_min(MIN_DEVIATION).float(), num_states
 
 
 def _gains(values: Tensor, units: int) -> Tensor:

@@ -17,9 +17,9 @@ from meari.models.cells.esn import EchoStateNetwork
 Ids = NDArray[Any]
 
 MAX_ROWS = 64  # pieces of the row that are run side by side
-WARM_TOKENS = 64  # at the beginning of a piece, whose states are not handed out: the first one is not the text's own
+WARMUP_TOKENS = 64  # at the beginning of a piece, whose states are not handed out: the first one is not the text's own
 CHUNK_TOKENS = 4096  # handed out at a time
-SHORTEST_PIECE = 4 * WARM_TOKENS
+MIN_PIECE_TOKENS = 4 * WARMUP_TOKENS
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def state_chunks(model: EchoStateNetwork, ids: Ids) -> Iterator[tuple[Tensor, Te
     A row too short for several pieces is run as one, without warming up.
     """
     num_targets = len(ids) - 1
-    num_rows = min(MAX_ROWS, max(1, num_targets // SHORTEST_PIECE))
+    num_rows = min(MAX_ROWS, max(1, num_targets // MIN_PIECE_TOKENS))
     length = num_targets // num_rows
     places = np.arange(num_rows)[:, None] * length + np.arange(length + 1)
     rows = torch.from_numpy(np.asarray(ids)[places].astype(np.int64)).to(model.device)
@@ -40,8 +40,8 @@ def state_chunks(model: EchoStateNetwork, ids: Ids) -> Iterator[tuple[Tensor, Te
     state = model.initial_state(num_rows)
     begin = 0
     if num_rows > 1:
-        _, state = model(rows[:, :WARM_TOKENS], state)
-        begin = WARM_TOKENS
+        _, state = model(rows[:, :WARMUP_TOKENS], state)
+        begin = WARMUP_TOKENS
     for start in range(begin, length, step):
         stop = min(start + step, length)
         hidden, state = model(rows[:, start:stop], state)

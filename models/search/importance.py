@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from meari.models.search.journal import Trial
 from meari.models.search.space import Value
 
-LEAST_TRIALS = 5
+MIN_TRIALS = 5
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +29,7 @@ def importances(trials: Sequence[Trial]) -> dict[str, float | None]:
     if not trials:
         return {}
     names = list(trials[0].settings)
-    if len(trials) < LEAST_TRIALS:
+    if len(trials) < MIN_TRIALS:
         return dict.fromkeys(names, None)
     losses = ranks(np.array([np.inf if trial.loss is None else trial.loss for trial in trials]))
     shares = [(explained([trial.settings[name] for trial in trials], losses), name) for name in names]

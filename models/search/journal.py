@@ -90,7 +90,7 @@ def ranked(trials: list[Trial]) -> list[Trial]:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """trials   in the order in which they ran
     shares      how much each setting explains, see `meari.models.search.importance`
     signal      that ended the search, or None
@@ -107,12 +107,12 @@ class Found:
         return first[0] if first and first[0].loss is not None else None
 
 
-def shown(value: Value) -> str:
+def format_setting(value: Value) -> str:
     """A setting as a table shows it."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def as_json(found: Found) -> dict[str, Any]:
+def as_json(found: SearchResult) -> dict[str, Any]:
     """Everything that was found, as plain tables."""
     best = found.best
     return {

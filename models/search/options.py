@@ -23,7 +23,7 @@ def _minutes(default: float) -> Any:
 
 @dataclass(frozen=True)
 class _SearchTable:
-    trials: int = integer(20, least=1)
+    trials: int = integer(20, minimum=1)
     trial_minutes: float = _minutes(2.0)
     minutes: float = _minutes(0.0)
 

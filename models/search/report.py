@@ -18,13 +18,13 @@ from rich.table import Table
 from meari.models.config import Config
 from meari.models.figures import show_figure
 from meari.models.files import write_file
-from meari.models.search.journal import Found, Trial, ranked, shown
+from meari.models.search.journal import SearchResult, Trial, format_setting, ranked
 from meari.models.search.space import Choices, Range
 
 TRIAL_COLOUR, BEST_COLOUR, FAILED_COLOUR = "#4c78a8", "#e45756", "#9d755d"
 COLUMNS = 3
 INCHES_WIDE, INCHES_HIGH, DOTS_PER_INCH = 3.4, 2.8, 100
-MOST_SPREAD = 3.0  # the loss axis ends this many times the inner quartiles' distance above the median
+MAX_SPREAD = 3.0  # the loss axis ends this many times the inner quartiles' distance above the median
 
 
 def write_picture(
@@ -87,13 +87,13 @@ def _highest(trials: Sequence[Trial]) -> float:
     if not losses:
         return 1.0
     middle, inner = losses[len(losses) // 2], losses[(3 * len(losses)) // 4] - losses[len(losses) // 4]
-    return min(losses[-1], middle + MOST_SPREAD * max(inner, 0.01))
+    return min(losses[-1], middle + MAX_SPREAD * max(inner, 0.01))
 
 
 FAILED = "failed"
 
 
-def rich_table(found: Found) -> Table:
+def rich_table(found: SearchResult) -> Table:
     """For a terminal."""
     head, rows, foot = _cells(found)
     table = Table(show_footer=True)
@@ -104,7 +104,7 @@ def rich_table(found: Found) -> Table:
     return table
 
 
-def plain_table(found: Found) -> str:
+def plain_table(found: SearchResult) -> str:
     """For a file or a pipe: columns of equal width."""
     head, rows, foot = _cells(found)
     lines = [head, *rows, foot]
@@ -114,7 +114,7 @@ def plain_table(found: Found) -> str:
     )
 
 
-def _cells(found: Found) -> tuple[list[str], list[list[str]], list[str]]:
+def _cells(found: SearchResult) -> tuple[list[str], list[list[str]], list[str]]:
     """Heads, rows and feet; the settings that explain most come first."""
     names = list(found.shares)
     short = [name.split(".")[1] for name in names]
@@ -126,7 +126,7 @@ def _cells(found: Found) -> tuple[list[str], list[list[str]], list[str]]:
 
 def _row(trial: Trial, names: list[str]) -> list[str]:
     loss = FAILED if trial.loss is None else show_figure(trial.loss)
-    return [str(trial.number), loss, f"{trial.seconds:.0f}", *(shown(trial.settings[name]) for name in names)]
+    return [str(trial.number), loss, f"{trial.seconds:.0f}", *(format_setting(trial.settings[name]) for name in names)]
 
 
 def to_toml(config: Config) -> str:

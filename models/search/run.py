@@ -23,10 +23,10 @@ from meari.models.config import Config
 from meari.models.errors import ReservoirError, SearchError, TrainingError
 from meari.models.evaluation import evaluate
 from meari.models.figures import show_figure
-from meari.models.files import locked, settled, write_file
-from meari.models.memory import check_memory, told_of_memory
+from meari.models.files import current_folder, locked, write_file
+from meari.models.memory import check_memory, memory_errors
 from meari.models.search.importance import importances
-from meari.models.search.journal import Found, Journal, Trial, shown
+from meari.models.search.journal import Journal, SearchResult, Trial, format_setting
 from meari.models.search.report import to_toml, write_picture
 from meari.models.search.space import Space, with_settings
 from meari.models.text.tokens import PreparedCorpus, prepare
@@ -39,7 +39,7 @@ from meari.models.training.trainer import Ending
 TRIAL = "trial"
 PICTURE = "search.png"
 BEST = "best.toml"
-LEAST_SECONDS = 1.0  # left of the budget, under which no trial is started
+MIN_SECONDS = 1.0  # left of the budget, under which no trial is started
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def search(
     display_of: Callable[[int], Display],
     tell: Callable[[str], None],
     clock: Callable[[], float],
-) -> Found:
+) -> SearchResult:
     """Run trials until a budget is used up or somebody wants to stop.
 
     display_of   what the training of a trial reports to, by its number
@@ -89,7 +89,7 @@ def _search(
     display_of: Callable[[int], Display],
     tell: Callable[[str], None],
     clock: Callable[[], float],
-) -> Found:
+) -> SearchResult:
     folder = journal.path.parent
     described = {"config": space.config.to_tables(), "settings": space.described()}
     if start is Start.OVERWRITE:
@@ -121,7 +121,7 @@ def _minutes_left(budget: Budget, trials: list[Trial]) -> float | None:
     if not budget.minutes:
         return budget.trial_minutes
     left = budget.minutes - sum(trial.seconds for trial in trials) / 60
-    if left * 60 < LEAST_SECONDS:
+    if left * 60 < MIN_SECONDS:
         return None
     return min(left, budget.trial_minutes or left)
 
@@ -154,14 +154,14 @@ class _Searcher:
         run = self._folder_of_trial(config)
         device = choose_device(config.training.device)
         check_trainable(config, self._corpus, device)
-        with told_of_memory():
+        with memory_errors():
             trainer = trainer_of(config)(config, self._corpus, run, device, display, self._clock, self._stop)
             ending = trainer.run()
         if ending is Ending.INTERRUPTED:
             return None
-        if not settled(run.best).is_dir():
+        if not current_folder(run.best).is_dir():
             raise TrainingError("the time was up before the first step")
-        figures = evaluate(load_checkpoint(settled(run.best), device).model, self._corpus.validation)
+        figures = evaluate(load_checkpoint(current_folder(run.best), device).model, self._corpus.validation)
         return figures.nats_per_char, figures.nats_per_token, trainer.progress.step, str(ending)
 
     def _folder_of_trial(self, config: Config) -> RunFolder:
@@ -172,13 +172,13 @@ class _Searcher:
         return run
 
 
-def _conclude(space: Space, folder: Path, trials: list[Trial], stop: StopRequest) -> Found:
+def _conclude(space: Space, folder: Path, trials: list[Trial], stop: StopRequest) -> SearchResult:
     """Raises SearchError where there is nothing to conclude from."""
     if not trials:
         if stop.signal is not None:
-            return Found([], {}, stop.signal)
+            return SearchResult([], {}, stop.signal)
         raise SearchError("got a budget for no trial at all, expected one for at least one")
-    found = Found(trials, importances(trials), stop.signal)
+    found = SearchResult(trials, importances(trials), stop.signal)
     best = found.best
     head = f"{space.config.name}: {len(trials)} trials"
     if best is not None:
@@ -191,5 +191,5 @@ def _conclude(space: Space, folder: Path, trials: list[Trial], stop: StopRequest
 def _line(trial: Trial) -> str:
     """A trial in a line."""
     result = f"failed: {trial.problem}" if trial.loss is None else f"{show_figure(trial.loss)} nats/char"
-    settings = ", ".join(f"{name}={shown(value)}" for name, value in trial.settings.items())
+    settings = ", ".join(f"{name}={format_setting(value)}" for name, value in trial.settings.items())
     return f"trial {trial.number}: {result}, {trial.seconds:.1f} s  ({settings})"

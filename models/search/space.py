@@ -24,7 +24,7 @@ from meari.models.errors import ConfigError
 from meari.models.fields import show
 
 SECTIONS = ("model", "training")
-MOST_DRAWS = 200  # of one trial: settings drawn apart from one another may exclude each other
+MAX_DRAWS = 200  # of one trial: settings drawn apart from one another may exclude each other
 Value = float | int | str | bool
 
 
@@ -71,13 +71,13 @@ class Space:
 
         Raises ConfigError where hardly any draw gives settings that fit each other.
         """
-        for _ in range(MOST_DRAWS):
+        for _ in range(MAX_DRAWS):
             drawn = {name: _rounded(self.config, name, spec.draw(generator)) for name, spec in self.varied.items()}
             try:
                 return drawn, with_settings(self.config, drawn)
             except ConfigError as error:
                 refused = error
-        raise ConfigError("search", [f"{MOST_DRAWS} draws in a row do not fit together:", *refused.problems])
+        raise ConfigError("search", [f"{MAX_DRAWS} draws in a row do not fit together:", *refused.problems])
 
     def described(self) -> dict[str, Any]:
         return {name: spec.described() for name, spec in self.varied.items()}

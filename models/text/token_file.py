@@ -30,8 +30,8 @@ from meari.models.text.tokenizer import Tokenizer
 _BATCH_CHARACTERS = 1 << 17
 _BATCH_PIECES = 4096
 _FORMAT = 2  # of the counts
-FEWEST_FILES = 100  # whose ends can be learned; lines and paragraphs: two
-MOST_TOKENS_PER_END = 10_000
+MIN_FILES_WITH_ENDS = 100  # whose ends can be learned; lines and paragraphs: two
+MAX_TOKENS_PER_END = 10_000
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class TokenCounts:
         of 10,000 tokens each at most on average. Else the text is one stream, cut somewhere, and the probability of
         an end is noise.
         """
-        fewest = FEWEST_FILES if self.unit is Unit.FILE else 2
-        return self.num_documents >= fewest and self.num_tokens <= MOST_TOKENS_PER_END * self.num_documents
+        fewest = MIN_FILES_WITH_ENDS if self.unit is Unit.FILE else 2
+        return self.num_documents >= fewest and self.num_tokens <= MAX_TOKENS_PER_END * self.num_documents
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from tokenizers.models import BPE, Model, WordLevel
 from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 
 from meari.bundle_format.names import END, END_ID, UNKNOWN, UNKNOWN_ID, TokenizerKind
-from meari.models.config import MOST_VOCABULARY, TokenizerConfig
+from meari.models.config import MAX_VOCABULARY, TokenizerConfig
 from meari.models.errors import TokenizerError
 from meari.models.files import write_file
 
@@ -135,7 +135,7 @@ def _train_chars(texts: Iterable[str], config: TokenizerConfig) -> WordLevel:
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text if text.isascii() else _NFC.normalize_str(text))
-    most = config.vocabulary_size or MOST_VOCABULARY
+    most = config.vocabulary_size or MAX_VOCABULARY
     # Most frequent first; equally frequent ones by code point.
     found = sorted((-count, char) for char, count in counts.items() if count >= config.min_count)
     tokens = [END, UNKNOWN, *(char for _, char in found)][:most]
@@ -144,7 +144,7 @@ def _train_chars(texts: Iterable[str], config: TokenizerConfig) -> WordLevel:
 
 def _train_words(texts: Iterable[str], config: TokenizerConfig) -> WordLevel:
     trainer = WordLevelTrainer(
-        vocab_size=config.vocabulary_size or MOST_VOCABULARY,
+        vocab_size=config.vocabulary_size or MAX_VOCABULARY,
         min_frequency=config.min_count,
         special_tokens=[END, UNKNOWN],
         show_progress=False,

@@ -28,7 +28,7 @@ from meari.bundle_format.names import Document as Unit
 from meari.bundle_format.names import TokenizerKind
 from meari.models.config import Config, CorpusConfig
 from meari.models.errors import EmptyCorpus, ModelsError, UnreadableFile
-from meari.models.files import replaced_folder, settled, write_file
+from meari.models.files import current_folder, replaced_folder, write_file
 from meari.models.text.blocklist import load_blocklist
 from meari.models.text.corpus import BadLines, Piece, check_rereadable, is_packed, list_files, read_pieces
 from meari.models.text.token_file import TokenFile, open_token_file, write_token_file
@@ -178,7 +178,7 @@ def _thinned(pieces: Iterator[Piece], num_bytes: int) -> Iterator[Piece]:
 
 def _reopen(folder: Path, made_from: dict[str, Any], config: Config, parts: Sequence[Part]) -> PreparedCorpus | None:
     """What an earlier call made of the same settings and files; None where there is none or it is damaged."""
-    tokens = settled(folder / "tokens")
+    tokens = current_folder(folder / "tokens")
     try:
         found = json.loads((tokens / "prepared.json").read_text("utf-8"))
         num_bad_lines = int(found.pop(BAD_LINES, 0))

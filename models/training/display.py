@@ -16,7 +16,7 @@ from meari.models.training.history import EvaluationRecord, StepRecord
 
 PLAIN_LINE_SECONDS = 10.0
 BAR, REMAINING, GAPS = 12, 8, 3  # columns of a line: the bar, the time left, the spaces between the parts
-MATTERS_LEAST = (2, 1, 3)  # of what is told of a step, the least first
+DROPPED_FIRST = (2, 1, 3)  # of what is told of a step, the least first
 SMOOTHING = 0.98  # share of the past in the shown loss
 
 
@@ -35,7 +35,7 @@ def make_display(console: Console) -> Display:
     return BarDisplay(console) if console.is_terminal else LineDisplay(console)
 
 
-class Silent:
+class NullDisplay:
     """Shows nothing: for processes beside the one that shows."""
 
     def start(self, done: int, total: int) -> None: ...
@@ -45,7 +45,7 @@ class Silent:
     def stop(self) -> None: ...
 
 
-class _Smoothed:
+class _RunningMean:
     """A running mean of the loss that starts at its first value."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ def _described(record: StepRecord, loss: float, tokens_per_second: float, width:
         f"{tokens_per_second:,.0f} tokens/s",
     )
     shown = set(range(len(parts)))
-    for part in MATTERS_LEAST:
+    for part in DROPPED_FIRST:
         text = "  ".join(parts[each] for each in sorted(shown))
         if width is None or len(text) <= width:
             break
@@ -94,7 +94,7 @@ class BarDisplay:
         self._progress = Progress(*columns, console=console)
         self._task: TaskID | None = None
         self._total = 0
-        self._loss = _Smoothed()
+        self._loss = _RunningMean()
 
     def start(self, done: int, total: int) -> None:
         self._total = total
@@ -123,7 +123,7 @@ class LineDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._loss = _Smoothed()
+        self._loss = _RunningMean()
         self._total = 0
         self._next_seconds = 0.0
 
@@ -191,7 +191,7 @@ class TensorBoardDisplay:
         self._shown.stop()
 
 
-class QuietDisplay:
+class TrialDisplay:
     """What the training of one trial reports to."""
 
     def __init__(self, console: Console, number: int) -> None:

@@ -64,7 +64,7 @@ class History:
         beside.replace(self._path)
 
 
-class Unkept(History):
+class NullHistory(History):
     """Keeps nothing: for processes beside the one that writes."""
 
     def add(self, record: Record) -> None: ...

@@ -29,13 +29,13 @@ from meari.models.errors import CheckpointError
 from meari.models.evaluation import quick_nats_per_token
 from meari.models.families import build_model
 from meari.models.figures import perplexity
-from meari.models.files import replaced_folder, settled
+from meari.models.files import current_folder, replaced_folder
 from meari.models.language_model import State
 from meari.models.readout.ridge import RidgeSums, calibrate
 from meari.models.readout.states import Ids, state_chunks
 from meari.models.text.tokens import PreparedCorpus
 from meari.models.training.display import Display
-from meari.models.training.history import EvaluationRecord, History, Unkept
+from meari.models.training.history import EvaluationRecord, History, NullHistory
 from meari.models.training.process import StopRequest
 from meari.models.training.run_folder import RunFolder
 from meari.models.training.snapshot import PROGRESS, Progress
@@ -48,11 +48,11 @@ from meari.models.training.streams import (
     tokens_per_step,
 )
 from meari.models.training.trainer import ENDINGS, Ending
-from meari.models.training.workers import ALONE, Workers
+from meari.models.training.workers import SINGLE_PROCESS, Workers
 
 SUMS = "sums.safetensors"
 CALIBRATION_SHARE = 0.02
-MOST_SCORES = 50_000_000  # numbers that the calibration holds at a time: tokens times vocabulary
+MAX_SCORES = 50_000_000  # numbers that the calibration holds at a time: tokens times vocabulary
 NOTE_SECONDS = 10.0
 
 
@@ -68,7 +68,7 @@ class RidgeTrainer:
         display: Display,
         clock: Callable[[], float],
         stop: StopRequest,
-        workers: Workers = ALONE,
+        workers: Workers = SINGLE_PROCESS,
     ) -> None:
         assert isinstance(config.model, ReservoirConfig), "only a reservoir has such a readout"
         vocabulary_size = corpus.tokenizer.vocabulary_size
@@ -83,7 +83,7 @@ class RidgeTrainer:
         self._streams = self._open_streams()
         self._state: State = model.initial_state(self._rows.stop - self._rows.start)
         self._sums = RidgeSums.zeros(model.readout_inputs, vocabulary_size, device)
-        self._history = History(run.history) if workers.is_first else Unkept(run.history)
+        self._history = History(run.history) if workers.is_first else NullHistory(run.history)
         self._fingerprint = fingerprint(corpus)
         num_targets = len(self._ids) - 1
         one_pass = math.ceil(num_targets / tokens_per_step(config.training, num_targets))
@@ -93,7 +93,7 @@ class RidgeTrainer:
 
     def resume(self) -> None:
         """Go on from `last/`. Raises CheckpointError."""
-        folder = settled(self._run.last)
+        folder = current_folder(self._run.last)
         read_description(folder)
         described = _read_progress(folder, self._fingerprint)
         self._streams.restore(described.pop("streams"))
@@ -212,7 +212,7 @@ class RidgeTrainer:
 def split_ids(ids: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
     """The training row for the sums, and its last part for the calibration; they share the token at the cut."""
     share = int(CALIBRATION_SHARE * len(ids))
-    num_held_out = min(max(share, min(2000, len(ids) // 4)), max(2000, MOST_SCORES // vocabulary_size))
+    num_held_out = min(max(share, min(2000, len(ids) // 4)), max(2000, MAX_SCORES // vocabulary_size))
     cut = len(ids) - 1 - max(1, num_held_out)
     return ids[: cut + 1], ids[cut:]
 

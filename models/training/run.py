@@ -16,8 +16,8 @@ from meari.models.choices import Readout
 from meari.models.config import Config, ReservoirConfig
 from meari.models.evaluation import evaluate
 from meari.models.figures import Figures, worse_than_guessing
-from meari.models.files import settled, write_file
-from meari.models.memory import check_memory, told_of_memory
+from meari.models.files import current_folder, write_file
+from meari.models.memory import check_memory, memory_errors
 from meari.models.text.tokens import PreparedCorpus, prepare
 from meari.models.training.display import Display
 from meari.models.training.history import read_history
@@ -28,11 +28,11 @@ from meari.models.training.run_folder import RunFolder
 from meari.models.training.snapshot import Progress
 from meari.models.training.streams import chunk_length
 from meari.models.training.trainer import Ending, Trainer
-from meari.models.training.workers import ALONE, Workers
+from meari.models.training.workers import SINGLE_PROCESS, Workers
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """How a run ended; `figures` are there unless it was interrupted, and in the first process alone."""
 
     ending: Ending
@@ -48,19 +48,19 @@ def train(
     resume: bool,
     display: Display,
     clock: Callable[[], float],
-    workers: Workers = ALONE,
-) -> Outcome:
+    workers: Workers = SINGLE_PROCESS,
+) -> TrainingResult:
     """Train as configured, together with all `workers`.
 
     Raises CorpusError, CheckpointError, TrainingError (NotFinite among them); saved checkpoints stay whole.
     """
-    with fast_torch(config.training.threads), told_of_memory():
+    with fast_torch(config.training.threads), memory_errors():
         return _train(config, run, resume, display, clock, workers)
 
 
 def _train(
     config: Config, run: RunFolder, resume: bool, display: Display, clock: Callable[[], float], workers: Workers
-) -> Outcome:
+) -> TrainingResult:
     device = choose_device(config.training.device)
     display.note("Preparing the corpus")
     corpus = workers.in_turn(lambda: prepare(config, run.path))
@@ -73,13 +73,13 @@ def _train(
         ending = trainer.run()
     step = trainer.progress.step
     if ending is Ending.INTERRUPTED or not workers.is_first:
-        return Outcome(ending, step, stop, None)
+        return TrainingResult(ending, step, stop, None)
     machine = describe_machine(device, workers.size)
     figures = measure_run(config, corpus, run, trainer.progress, device, machine)
     problem = worse_than_guessing(figures["validation"]["nats_per_token"], corpus.tokenizer.vocabulary_size)
     if problem is not None:
         display.note(f"Warning: {problem}")
-    return Outcome(ending, step, stop, figures)
+    return TrainingResult(ending, step, stop, figures)
 
 
 def check_trainable(config: Config, corpus: PreparedCorpus, device: torch.device, num_processes: int = 1) -> None:
@@ -114,7 +114,7 @@ def measure_run(
     config: Config, corpus: PreparedCorpus, run: RunFolder, progress: Progress, device: torch.device, machine: str
 ) -> dict[str, Any]:
     """Measure the best weights on all held-out text and write `figures.json` and `report.png`."""
-    model = load_checkpoint(settled(run.best), device).model
+    model = load_checkpoint(current_folder(run.best), device).model
     parts = {"validation": corpus.validation} | ({"test": corpus.test} if corpus.test is not None else {})
     counts_ends = corpus.train.counts.has_ends
     held_out: dict[str, Figures] = {

@@ -18,7 +18,7 @@ from typing import Any
 
 from meari.models.config import Config
 from meari.models.errors import CheckpointError, ConfigError
-from meari.models.files import LOCK, locked, settled, write_file
+from meari.models.files import LOCK, current_folder, locked, write_file
 
 
 class Start(StrEnum):
@@ -69,7 +69,7 @@ class RunFolder:
 
     def has_snapshot(self) -> bool:
         """Whether there is something to resume from."""
-        return settled(self.last).is_dir()
+        return current_folder(self.last).is_dir()
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from meari.models.checkpoint import (
 )
 from meari.models.config import Config
 from meari.models.errors import CheckpointError
-from meari.models.files import replaced_folder, settled
+from meari.models.files import current_folder, replaced_folder
 from meari.models.language_model import LanguageModel, State
 from meari.models.training.optimizer import optimizer_tensors, restore_optimizer
 from meari.models.training.run_folder import RunFolder
@@ -94,7 +94,7 @@ def load_snapshot(run: RunFolder, model: LanguageModel, optimizer: torch.optim.O
 
     Raises CheckpointError: nothing there, damaged, or the corpus is not the one the run was started with.
     """
-    folder = settled(run.last)
+    folder = current_folder(run.last)
     read_description(folder)
     described = _read_progress(folder / PROGRESS)
     if described.pop("fingerprint") != fingerprint:

@@ -28,7 +28,7 @@ from meari.models.files import replaced_folder
 from meari.models.language_model import LanguageModel, State
 from meari.models.text.tokens import PreparedCorpus
 from meari.models.training.display import Display
-from meari.models.training.history import EvaluationRecord, History, StepRecord, Unkept
+from meari.models.training.history import EvaluationRecord, History, NullHistory, StepRecord
 from meari.models.training.optimizer import (
     WeightAverage,
     build_optimizer,
@@ -49,7 +49,7 @@ from meari.models.training.streams import (
     token_counts,
     tokens_per_step,
 )
-from meari.models.training.workers import ALONE, Workers
+from meari.models.training.workers import SINGLE_PROCESS, Workers
 
 
 class Ending(StrEnum):
@@ -76,7 +76,7 @@ class Trainer:
         display: Display,
         clock: Callable[[], float],
         stop: StopRequest,
-        workers: Workers = ALONE,
+        workers: Workers = SINGLE_PROCESS,
     ) -> None:
         self._config = config
         self._training = config.training
@@ -96,7 +96,7 @@ class Trainer:
         self._average = WeightAverage(self.model, config.training)
         self._streams = open_streams(config, corpus, np.random.default_rng(config.seed))
         self._state: State = self.model.initial_state(self._rows.stop - self._rows.start)
-        self._history = History(run.history) if workers.is_first else Unkept(run.history)
+        self._history = History(run.history) if workers.is_first else NullHistory(run.history)
         self._num_targets = len(corpus.train.ids) - 1
         self._length = chunk_length(config.training, self._num_targets)
         self.total_steps = num_steps(config.training, self._num_targets)

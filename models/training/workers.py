@@ -22,11 +22,11 @@ import torch.distributed as dist
 import torch.distributed.nn
 from torch import Tensor, nn
 
-from meari.models.errors import PeerFailed, TrainingError
+from meari.models.errors import ProcessFailed, TrainingError
 
 T = TypeVar("T")
 
-LONGEST_WAIT = dt.timedelta(days=1)  # the others wait while the first one reads the corpus or measures
+MAX_WAIT = dt.timedelta(days=1)  # the others wait while the first one reads the corpus or measures
 
 
 class Workers:
@@ -67,19 +67,19 @@ class Workers:
         return number
 
     def first(self, action: Callable[[], object]) -> None:
-        """Do something in the first process while the others wait. Raises PeerFailed in those if it fails."""
+        """Do something in the first process while the others wait. Raises ProcessFailed in those if it fails."""
         action()
 
     def from_first(self, measure: Callable[[], float]) -> float:
-        """What the first process measures. Raises PeerFailed in the others if it fails."""
+        """What the first process measures. Raises ProcessFailed in the others if it fails."""
         return measure()
 
     def in_turn(self, action: Callable[[], T]) -> T:
-        """Do something in one process after the other. Raises PeerFailed in all behind one in which it fails."""
+        """Do something in one process after the other. Raises ProcessFailed in all behind one in which it fails."""
         return action()
 
 
-ALONE = Workers()
+SINGLE_PROCESS = Workers()
 
 
 class TorchrunWorkers(Workers):
@@ -104,18 +104,18 @@ class TorchrunWorkers(Workers):
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
-            with _told_of_lost_peers():
+            with _lost_process_errors():
                 dist.all_reduce(tensor)
 
     def gathered(self, rows: Tensor) -> Tensor:
         parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(self.size)]
-        with _told_of_lost_peers():
+        with _lost_process_errors():
             dist.all_gather(parts, rows.detach().contiguous())
         return torch.cat(parts)
 
     def largest(self, number: int) -> int:
         numbers = torch.tensor([number], device=self._device)
-        with _told_of_lost_peers():
+        with _lost_process_errors():
             dist.all_reduce(numbers, dist.ReduceOp.MAX)
         return int(numbers)
 
@@ -129,7 +129,7 @@ class TorchrunWorkers(Workers):
         measured = [0.0]
         self.first(lambda: measured.insert(0, measure()))
         number = torch.tensor(measured[:1], dtype=torch.float64, device=self._device)
-        with _told_of_lost_peers():
+        with _lost_process_errors():
             dist.broadcast(number, src=0)
         return float(number)
 
@@ -154,7 +154,7 @@ class TorchrunWorkers(Workers):
 
     def _wait(self) -> None:
         if self.largest(0):
-            raise PeerFailed(f"process {self.rank} of {self.size} ends because another one failed")
+            raise ProcessFailed(f"process {self.rank} of {self.size} ends because another one failed")
 
 
 @contextlib.contextmanager
@@ -164,10 +164,10 @@ def joined_workers(device: torch.device, batch_size: int) -> Iterator[Workers]:
     Raises TrainingError: batch_size has no equal shares, or there are more processes on a machine than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     _take_gpu(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=MAX_WAIT)
     try:
         workers = TorchrunWorkers(device)
         workers.rows(batch_size)
@@ -188,8 +188,8 @@ def _take_gpu(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def _told_of_lost_peers() -> Iterator[None]:
+def _lost_process_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise PeerFailed(f"another process of this run has ended: {error}") from error
+        raise ProcessFailed(f"another process of this run has ended: {error}") from error

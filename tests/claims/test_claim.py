@@ -1,6 +1,6 @@
 import pytest
 
-from meari.claims.claim import Condition, Expectation, Verdict, around, between, settled
+from meari.claims.claim import Condition, Expectation, Verdict, around, between, shared_verdict
 
 
 def test_figures_are_written_with_the_spread_of_their_seeds() -> None:
@@ -50,4 +50,4 @@ MET, UNMET = Condition("what", True, ""), Condition("what", False, "")
     ],
 )
 def test_verdict_that_changes_with_the_seed_is_not_settled(seeds: list[list[Condition]], expected: Verdict) -> None:
-    assert settled(seeds) is expected
+    assert shared_verdict(seeds) is expected

@@ -16,7 +16,7 @@ from meari.claims.families import (
     through_time,
     whitening_setup,
 )
-from meari.claims.training import Budget, Plan, train
+from meari.claims.training import Budget, TrainingPlan, train
 from meari.models.config import RecurrentConfig
 from meari.models.families import build_model
 
@@ -59,7 +59,7 @@ def test_training_of_a_readout_is_what_torch_counts(num_tokens: int) -> None:
     counted = []
     for steps in (1, 2):
         with FlopCounterMode(display=False) as counter:
-            plan = Plan(steps, BATCH, LENGTH)
+            plan = TrainingPlan(steps, BATCH, LENGTH)
             model = build_model(reservoir(16, 4, 0.5), VOCABULARY, seed=1)
             train(model, ids, ids, plan, Budget.of(1.0, lambda: 0.0), seed=1)
         counted.append(counter.get_total_flops() // 2)

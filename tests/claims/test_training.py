@@ -6,7 +6,7 @@ import pytest
 from meari.bundle_format.names import Family
 from meari.claims.evaluation import held_out_loss, token_losses
 from meari.claims.sizes import FULL_MINUTES, QUICK, Sizes, below_judged, sizes_for
-from meari.claims.training import LEARNED_BY_HEART, Budget, Plan, Streams, Trained, train, train_fitting
+from meari.claims.training import MEMORISED_LOSS, Budget, Streams, TrainedModel, TrainingPlan, train, train_fitting
 from tests.claims.workbenches import TINY, tiny_bench
 
 
@@ -33,34 +33,34 @@ def test_training_lowers_the_loss_and_keeps_the_weights_of_its_end() -> None:
     assert trained.steps == TINY.steps
 
 
-def learned_by_heart(plan: Plan, fit: Callable[..., Trained]) -> Trained:
+def learned_by_heart(plan: TrainingPlan, fit: Callable[..., TrainedModel]) -> TrainedModel:
     """A training on a text so short that its validation loss soon rises."""
     bench = tiny_bench()
     return fit(lambda: bench.fresh(Family.GRU), bench.text.training[:30], bench.validation, plan, bench.budget, 1)
 
 
 def test_training_runs_its_schedule_to_the_end_though_the_validation_loss_has_long_risen() -> None:
-    plan = Plan(steps=300, batch_size=4, chunk_length=16, evaluate_every=20)
+    plan = TrainingPlan(steps=300, batch_size=4, chunk_length=16, evaluate_every=20)
     trained = learned_by_heart(plan, lambda make, *rest: train(make(), *rest))
     assert trained.steps == trained.points[-1].step == 300
     assert not trained.is_cut
-    assert trained.rise > LEARNED_BY_HEART
+    assert trained.rise > MEMORISED_LOSS
 
 
 def test_text_learned_by_heart_gets_a_shorter_schedule() -> None:
-    plan = Plan(steps=400, batch_size=4, chunk_length=16, evaluate_every=16)
+    plan = TrainingPlan(steps=400, batch_size=4, chunk_length=16, evaluate_every=16)
     whole = learned_by_heart(plan, lambda make, *rest: train(make(), *rest))
     fitting = learned_by_heart(plan, train_fitting)
-    assert whole.rise > LEARNED_BY_HEART
+    assert whole.rise > MEMORISED_LOSS
     assert fitting.steps == fitting.points[-1].step < 400
-    assert fitting.loss < whole.loss - LEARNED_BY_HEART
+    assert fitting.loss < whole.loss - MEMORISED_LOSS
 
 
 def test_training_ends_with_the_budget() -> None:
     bench = tiny_bench()
     ticks = iter(range(1000))
     budget = Budget.of(5, lambda: float(next(ticks)))
-    plan = Plan(steps=50, batch_size=4, chunk_length=16, evaluate_every=10)
+    plan = TrainingPlan(steps=50, batch_size=4, chunk_length=16, evaluate_every=10)
     trained = train(bench.fresh(Family.RNN), bench.text.training, bench.validation, plan, budget, seed=1)
     assert trained.is_cut
     assert trained.steps == 4

@@ -201,7 +201,7 @@ def test_failed_check_leaves_an_existing_bundle_as_it_was(
     folder = tmp_path / "echo"
     export_bundle(run, folder, Precision.FP32)
     before = _contents(folder)
-    monkeypatch.setattr("meari.export.perplexity.MOST_LOSS", -1.0)
+    monkeypatch.setattr("meari.export.perplexity.MAX_LOSS", -1.0)
     with pytest.raises(PrecisionLost, match=r"the int8 bundle has perplexity .* the checkpoint"):
         export_bundle(run, folder, Precision.INT8, overwrite=True)
     assert _contents(folder) == before

@@ -10,7 +10,7 @@ from meari.bundle_format.names import Document, Family, Precision
 from meari.export import perplexity
 from meari.export.bundle import build_graphs
 from meari.export.errors import PrecisionLost, UnusableRun
-from meari.export.perplexity import HeldOut, check_precision, measure_graphs
+from meari.export.perplexity import HeldOutFigures, check_precision, measure_graphs
 from meari.export.sessions import Graphs
 from meari.export.weights import ModelWeights
 from meari.export.weights_from_torch import read_weights
@@ -63,7 +63,7 @@ def test_float32_graphs_have_the_figures_of_evaluate(
 def test_long_stream_is_run_in_pieces_to_about_the_same(weights: ModelWeights, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = build_graphs(weights, Precision.FP32)
     whole = measure_graphs(graphs, token_file("file"), counts_ends=True)
-    monkeypatch.setattr(perplexity, "MOST_STREAM_TOKENS", 1000)
+    monkeypatch.setattr(perplexity, "MAX_STREAM_TOKENS", 1000)
     pieces = measure_graphs(graphs, token_file("file"), counts_ends=True)
     assert pieces.num_tokens == whole.num_tokens
     assert pieces.nats_per_token == pytest.approx(whole.nats_per_token, rel=1e-4)
@@ -72,7 +72,7 @@ def test_long_stream_is_run_in_pieces_to_about_the_same(weights: ModelWeights, m
 def test_good_int8_passes(model: LanguageModel, weights: ModelWeights) -> None:
     tokens = token_file()
     served = measure_graphs(build_graphs(weights, Precision.INT8), tokens, counts_ends=True)
-    found = HeldOut(served, evaluate(model, tokens))
+    found = HeldOutFigures(served, evaluate(model, tokens))
     check_precision(Precision.INT8, found)
     assert found.served.perplexity != found.checkpoint.perplexity
     assert abs(found.loss) < 0.01
@@ -85,10 +85,10 @@ def test_bad_int8_is_refused_with_both_figures(model: LanguageModel, weights: Mo
     one = measure_graphs(bad, token_file(), counts_ends=True)
     better, worse = sorted((one, evaluate(model, token_file())), key=lambda figures: figures.perplexity)
     with pytest.raises(PrecisionLost) as failure:
-        check_precision(Precision.INT8, HeldOut(served=worse, checkpoint=better))
+        check_precision(Precision.INT8, HeldOutFigures(served=worse, checkpoint=better))
     for figures in (better, worse):
         assert f"{figures.perplexity:.4f}" in str(failure.value)
-    check_precision(Precision.FP32, HeldOut(served=worse, checkpoint=better))
+    check_precision(Precision.FP32, HeldOutFigures(served=worse, checkpoint=better))
 
 
 def test_int8_needs_held_out_text_and_fp32_does_not(model: LanguageModel, weights: ModelWeights) -> None:
@@ -96,6 +96,8 @@ def test_int8_needs_held_out_text_and_fp32_does_not(model: LanguageModel, weight
     with pytest.raises(UnusableRun, match="got 0 held-out tokens"):
         check_precision(Precision.INT8, None)
     few = token_file(num_tokens=10)
-    found = HeldOut(measure_graphs(build_graphs(weights, Precision.INT8), few, counts_ends=True), evaluate(model, few))
+    found = HeldOutFigures(
+        measure_graphs(build_graphs(weights, Precision.INT8), few, counts_ends=True), evaluate(model, few)
+    )
     with pytest.raises(UnusableRun, match="got 9 held-out tokens"):
         check_precision(Precision.INT8, found)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from meari.bundle_format.names import Document, Family, Precision, TokenizerKind
 from meari.export.bundle import export_bundle
-from meari.export.perplexity import MOST_LOSS
+from meari.export.perplexity import MAX_LOSS
 from meari.models.checkpoint import load_checkpoint
 from meari.models.config import (
     Config,
@@ -105,7 +105,7 @@ def test_engine_measures_what_was_measured_on_the_checkpoint(run: Path, precisio
     if precision is Precision.FP32:
         assert abs(difference) < TOLERANCE
     else:
-        assert difference < math.log1p(MOST_LOSS)
+        assert difference < math.log1p(MAX_LOSS)
     manifest = json.loads((tmp_path / "tiny" / "manifest.json").read_text("utf-8"))
     written = manifest["figures"]["validation"]
     assert manifest["corpus"]["has_ends"] is (corpus.document is not Document.FILE)

@@ -109,7 +109,7 @@ def test_documents_are_found_whatever_the_window(monkeypatch: pytest.MonkeyPatch
 def test_segments_count_every_target_once() -> None:
     ids = random_ids(1000)
     rows = segment_rows(ids, 7, 50)
-    counted = np.concatenate([row.ids[1 + row.num_warm :] for row in rows])
+    counted = np.concatenate([row.ids[1 + row.num_warmup :] for row in rows])
     assert counted.tolist() == ids[1:].tolist()
 
 

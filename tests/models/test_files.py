@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from meari.models.errors import FolderInUse
-from meari.models.files import locked, locked_beside, replaced_folder, settled, write_file
+from meari.models.files import current_folder, locked, locked_beside, replaced_folder, write_file
 
 
 class Crash(BaseException):
@@ -28,7 +28,7 @@ def fill_half(folder: Path) -> None:
 
 
 def read(folder: Path) -> set[str]:
-    return {path.read_text() for path in settled(folder).iterdir()}
+    return {path.read_text() for path in current_folder(folder).iterdir()}
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from meari.bundle_format.names import Family
 from meari.models.choices import Pattern, Readout
 from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
 from meari.models.errors import TrainingError
-from meari.models.memory import _group_bytes, check_memory, told_of_memory
+from meari.models.memory import _group_bytes, check_memory, memory_errors
 from tests.models.training.tiny_runs import tiny_config
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ def test_the_tightest_limit_of_all_control_groups_counts(tmp_path: Path) -> None
 
 
 def test_memory_that_runs_out_later_is_told_in_a_line() -> None:
-    with pytest.raises(TrainingError, match=r"^memory ran out .* lower training\.batch_size"), told_of_memory():
+    with pytest.raises(TrainingError, match=r"^memory ran out .* lower training\.batch_size"), memory_errors():
         torch.empty(1 << 58, dtype=torch.uint8)
-    with pytest.raises(RuntimeError, match="unrelated"), told_of_memory():
+    with pytest.raises(RuntimeError, match="unrelated"), memory_errors():
         raise RuntimeError("unrelated")

@@ -13,16 +13,16 @@ from matplotlib.figure import Figure
 from torch.nn import functional
 
 from meari.bundle_format.names import Family
-from meari.claims.claim import Claim, Condition, Expectation, Measured, around, between
+from meari.claims.claim import Claim, Condition, Expectation, Measurement, around, between
 from meari.claims.evaluation import Floats
 from meari.claims.families import FAMILIES, NAMES
-from meari.claims.pictures import LOOKS, finish, log_ticks, panels, plot_seeds
+from meari.claims.pictures import LINE_STYLES, finish, log_ticks, panels, plot_seeds
 from meari.claims.text import Ids
 from meari.claims.workbench import Workbench
 from meari.models.language_model import LanguageModel
 
 BATCH_TOKENS = 32_768
-LEAST_DRAWN = 1e-3  # nats a token, on a logarithmic axis
+MIN_DRAWN = 1e-3  # nats a token, on a logarithmic axis
 NEAR = 0.02  # nats a token that a used-up history may cost
 WORSE = 0.01  # nats a token that more history may not cost
 
@@ -63,7 +63,7 @@ def cut_losses(model: LanguageModel, rows: Ids, length: int) -> Floats:
     return torch.cat(losses).double().numpy()
 
 
-def measure(bench: Workbench) -> Measured[Context]:
+def measure(bench: Workbench) -> Measurement[Context]:
     """Every family, every length, at the same places."""
     lengths = bench.sizes.contexts
     rows = bench.pieces(bench.sizes.context_places, lengths[-1] + 1)
@@ -71,7 +71,7 @@ def measure(bench: Workbench) -> Measured[Context]:
     for family in FAMILIES:
         model = bench.trained(family).model
         losses[family.value] = tuple(float(cut_losses(model, rows, length).mean()) for length in lengths)
-    return Measured(Context(lengths, losses), bench.cut_short(FAMILIES))
+    return Measurement(Context(lengths, losses), bench.cut_short(FAMILIES))
 
 
 def judge(numbers: Context) -> tuple[Condition, ...]:
@@ -116,9 +116,9 @@ def draw(seeds: Sequence[Context]) -> Figure:
     figure, (loss, excess) = panels(2)
     lengths = seeds[0].lengths
     for family in FAMILIES:
-        look = LOOKS[family]
+        look = LINE_STYLES[family]
         plot_seeds(loss, lengths, [numbers.losses[family.value] for numbers in seeds], look)
-        rows = [[max(value, LEAST_DRAWN) for value in numbers.excess(family)[:-1]] for numbers in seeds]
+        rows = [[max(value, MIN_DRAWN) for value in numbers.excess(family)[:-1]] for numbers in seeds]
         plot_seeds(excess, lengths[:-1], rows, look)
         used = float(np.median([numbers.used(family) for numbers in seeds]))
         excess.axvline(used, color=look.colour, linewidth=0.8, linestyle=":")

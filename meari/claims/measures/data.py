@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from meari.bundle_format.names import Family
-from meari.claims.claim import Claim, Condition, Expectation, Measured, around
+from meari.claims.claim import Claim, Condition, Expectation, Measurement, around
 from meari.claims.evaluation import held_out_loss
 from meari.claims.families import FAMILIES, NAMES
-from meari.claims.pictures import LOOKS, finish, log_ticks, panels, plot_seeds
-from meari.claims.training import LEARNED_BY_HEART, Trained
+from meari.claims.pictures import LINE_STYLES, finish, log_ticks, panels, plot_seeds
+from meari.claims.training import MEMORISED_LOSS, TrainedModel
 from meari.claims.workbench import Workbench
 
 WHOLE = 1.0
@@ -56,7 +56,7 @@ class Data:
         return self.of(family, share).loss - self.of(Family.LSTM, share).loss
 
 
-def measure(bench: Workbench) -> Measured[Data]:
+def measure(bench: Workbench) -> Measurement[Data]:
     """The whole part first, then the other shares in the order of the sizes; what there is no time for is left out."""
     learned = [_measured(bench, family, WHOLE, bench.trained(family)) for family in FAMILIES]
     left_out: list[str] = []
@@ -71,10 +71,10 @@ def measure(bench: Workbench) -> Measured[Data]:
                     learned.append(_measured(bench, family, share, trained))
                     continue
             left_out.append(f"the {NAMES[family]} on {share:.0%}")
-    return Measured(Data(tuple(learned)), (*bench.cut_short(FAMILIES), *left_out))
+    return Measurement(Data(tuple(learned)), (*bench.cut_short(FAMILIES), *left_out))
 
 
-def _measured(bench: Workbench, family: Family, share: float, trained: Trained) -> Learned:
+def _measured(bench: Workbench, family: Family, share: float, trained: TrainedModel) -> Learned:
     return Learned(
         family.value,
         share,
@@ -151,11 +151,11 @@ def draw(seeds: Sequence[Data]) -> Figure:
     percents = [100 * share for share in shares]
     for family in FAMILIES:
         rows = [[numbers.of(family, share).loss for share in shares] for numbers in seeds]
-        plot_seeds(loss, percents, rows, LOOKS[family])
+        plot_seeds(loss, percents, rows, LINE_STYLES[family])
         if family in OTHERS:
             rows = [[numbers.lead(family, share) for share in shares] for numbers in seeds]
-            plot_seeds(lead, percents, rows, LOOKS[family])
-    lead.axhline(0, color=LOOKS[Family.LSTM].colour, linewidth=1, label="LSTM")
+            plot_seeds(lead, percents, rows, LINE_STYLES[family])
+    lead.axhline(0, color=LINE_STYLES[Family.LSTM].colour, linewidth=1, label="LSTM")
     for axes in (loss, lead):
         log_ticks(axes, percents)
     share = "share of the training text, %"
@@ -171,7 +171,7 @@ CLAIM = Claim(
     says="With little text a simple model does as well; the more text there is, the more the LSTM is ahead.",
     kind=Data,
     setting="Trained parameters are within 2 % of one another. Every training runs its schedule to the end, and the "
-    f"weights there are measured. Where the validation loss has risen by more than {LEARNED_BY_HEART:g} nats by then, "
+    f"weights there are measured. Where the validation loss has risen by more than {MEMORISED_LOSS:g} nats by then, "
     "as on little text, schedules of half the steps are tried as long as they help. Learning rates and weight "
     "decay are the same at every share. A share is the beginning of the training part; the validation part is the same "
     "for all.",

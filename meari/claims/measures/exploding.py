@@ -18,10 +18,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from meari.bundle_format.names import Family
-from meari.claims.claim import Claim, Condition, Expectation, Measured, around, between
+from meari.claims.claim import Claim, Condition, Expectation, Measurement, around, between
 from meari.claims.families import fresh_model, num_trained
 from meari.claims.memory import token_frequencies
-from meari.claims.pictures import BLACK, BLUE, GREEN, ORANGE, VERMILION, Look, finish, log_ticks, panels, plot_seeds
+from meari.claims.pictures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    VERMILION,
+    LineStyle,
+    finish,
+    log_ticks,
+    panels,
+    plot_seeds,
+)
 from meari.claims.training import Streams, chunk_loss
 from meari.claims.workbench import Workbench
 from meari.models.families import RecurrentLanguageModel
@@ -33,7 +44,7 @@ EXPLODED = 10.0  # times the gradient at radius one
 NUM_CHUNKS = 10  # that the gradient before training is measured on
 LAST_SHARE = 0.2
 INFINITE = 1e300  # stands for a norm that is not finite
-LEAST_RISE = 0.3  # decimal orders of a gradient's norm
+MIN_RISE = 0.3  # decimal orders of a gradient's norm
 BROKEN_OFF = 10.0  # nats a token, where a training that broke off is drawn
 COLOURS = (BLUE, GREEN, ORANGE, VERMILION, BLACK)
 MARKERS = "o^Dsv"
@@ -138,7 +149,7 @@ def first_norm(bench: Workbench, radius: float) -> float:
     return min(float(np.nan_to_num(np.median(norms), nan=INFINITE)), INFINITE)
 
 
-def measure(bench: Workbench) -> Measured[Exploding]:
+def measure(bench: Workbench) -> Measurement[Exploding]:
     """Every radius and rate, clipped and not; radii that the budget does not reach are left out."""
     sizes = bench.sizes
     found: dict[float, tuple[float, list[Run]]] = {}
@@ -164,7 +175,7 @@ def measure(bench: Workbench) -> Measured[Exploding]:
         tuple(found[radius][0] for radius in radii),
         tuple(run for radius in radii for run in found[radius][1]),
     )
-    return Measured(numbers, tuple(left_out))
+    return Measurement(numbers, tuple(left_out))
 
 
 def judge(numbers: Exploding) -> tuple[Condition, ...]:
@@ -238,14 +249,14 @@ def expect(seeds: Sequence[Exploding]) -> tuple[Expectation, ...]:
         tuple(math.log10(numbers.norms[numbers.radii.index(radius)]) for radius in radii) for numbers in seeds
     )
     labels = tuple(f"radius {radius:g}" for radius in radii)
-    return (Expectation("logarithm of the gradient's norm before training", labels, values, LEAST_RISE),)
+    return (Expectation("logarithm of the gradient's norm before training", labels, values, MIN_RISE),)
 
 
 def draw(seeds: Sequence[Exploding]) -> Figure:
     figure, (norms, loose, clipped) = panels(3)
     radii = _radii(seeds)
     all_norms = [[_norms([numbers], radius)[0] for radius in radii] for numbers in seeds]
-    plot_seeds(norms, radii, all_norms, Look("before training", BLACK, "o", "-"))
+    plot_seeds(norms, radii, all_norms, LineStyle("before training", BLACK, "o", "-"))
     norms.set_yscale("log")
     norms.axhline(CLIP_NORM, color=BLACK, linewidth=0.6, linestyle="--")
     finish(norms, "gradient before training (dashed: clipped to)", "spectral radius", "gradient norm", legend=False)
@@ -260,7 +271,7 @@ def _draw_losses(axes: Axes, seeds: Sequence[Exploding], *, is_clipped: bool) ->
     """Loss against rate, one line a radius; what broke off or ended higher lies at the upper edge."""
     for radius, colour, marker in zip(_radii(seeds), COLOURS, MARKERS, strict=False):
         rows = [[min(run.end, BROKEN_OFF) for run in numbers.of(radius, is_clipped=is_clipped)] for numbers in seeds]
-        plot_seeds(axes, seeds[0].rates, rows, Look(f"radius {radius:g}", colour, marker, "-"))
+        plot_seeds(axes, seeds[0].rates, rows, LineStyle(f"radius {radius:g}", colour, marker, "-"))
     axes.axhline(seeds[0].guess, color=BLACK, linewidth=0.8, linestyle="--", label="guessing by frequencies")
     axes.set_ylim(1.9, BROKEN_OFF + 0.3)
     axes.set_yscale("log")

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from meari.bundle_format.names import Family
-from meari.claims.claim import Claim, Condition, Measured, around
+from meari.claims.claim import Claim, Condition, Measurement, around
 from meari.claims.evaluation import Floats
 from meari.claims.families import NAMES
-from meari.claims.pictures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, Look, finish, panels, plot_seeds
+from meari.claims.pictures import BLUE, GREEN, ORANGE, PURPLE, VERMILION, LineStyle, finish, panels, plot_seeds
 from meari.claims.text import BOUNDARIES, KINDS, CharacterKind, Ids
 from meari.claims.workbench import Workbench
 from meari.models.cells import Cell, GruCell, LstmCell
@@ -27,17 +27,19 @@ from meari.models.language_model import LanguageModel
 GATED = (Family.GRU, Family.LSTM)
 GATES = {Family.GRU: ("update", "reset"), Family.LSTM: ("forget", "input", "output")}
 KEEPING = {Family.GRU: "update", Family.LSTM: "forget"}  # open, it keeps what was there
-LOOKS = {
-    "GRU update": Look("GRU update z (open: keeps)", GREEN, "^", "-"),
-    "GRU reset": Look("GRU reset r", ORANGE, "v", "--"),
-    "LSTM forget": Look("LSTM forget f (open: keeps)", BLUE, "o", "-"),
-    "LSTM input": Look("LSTM input i", VERMILION, "s", "--"),
-    "LSTM output": Look("LSTM output o", PURPLE, "D", ":"),
+LINE_STYLES = {
+    "GRU update": LineStyle("GRU update z (open: keeps)", GREEN, "^", "-"),
+    "GRU reset": LineStyle("GRU reset r", ORANGE, "v", "--"),
+    "LSTM forget": LineStyle("LSTM forget f (open: keeps)", BLUE, "o", "-"),
+    "LSTM input": LineStyle("LSTM input i", VERMILION, "s", "--"),
+    "LSTM output": LineStyle("LSTM output o", PURPLE, "D", ":"),
 }
-SHIFTS = dict(zip(LOOKS, np.linspace(-0.24, 0.24, len(LOOKS)).tolist(), strict=True))  # so that bars do not overlap
-WARM_TOKENS = 64
+SHIFTS = dict(
+    zip(LINE_STYLES, np.linspace(-0.24, 0.24, len(LINE_STYLES)).tolist(), strict=True)
+)  # so that bars do not overlap
+WARMUP_TOKENS = 64
 LINE_PLACES = 30  # characters since the line end that are told apart
-LEAST_READ = 50  # readings that a mean is made of
+MIN_READ = 50  # readings that a mean is made of
 NUM_QUANTILES = 21
 REACTS = 0.05
 AGREEMENT = 1e-4  # between the gates' equations and the cell's own step
@@ -115,10 +117,10 @@ def read_gates(model: LanguageModel, rows: Ids) -> dict[str, Floats]:
     return {name: torch.stack(values, dim=1).double().numpy() for name, values in found.items()}
 
 
-def measure(bench: Workbench) -> Measured[Gates]:
+def measure(bench: Workbench) -> Measurement[Gates]:
     """Read pieces of the held-out text with each model, trained and fresh."""
     sizes = bench.sizes
-    rows = bench.pieces(sizes.gate_sequences, WARM_TOKENS + sizes.gate_tokens)
+    rows = bench.pieces(sizes.gate_sequences, WARMUP_TOKENS + sizes.gate_tokens)
     kinds = bench.text.kinds[rows]
     line_end = KINDS.index(CharacterKind.LINE_END)
     places = since(kinds == line_end)
@@ -128,16 +130,16 @@ def measure(bench: Workbench) -> Measured[Gates]:
         after = read_gates(bench.trained(family).model, rows)
         for name in GATES[family]:
             gates[f"{NAMES[family]} {name}"] = _gate(before[name], after[name], kinds, places)
-    return Measured(Gates(rows[:, WARM_TOKENS:].size, gates), bench.cut_short(GATED))
+    return Measurement(Gates(rows[:, WARMUP_TOKENS:].size, gates), bench.cut_short(GATED))
 
 
 def _gate(before: Floats, after: Floats, kinds: Ids, places: Ids) -> Gate:
-    warm = (slice(None), slice(WARM_TOKENS, None))
+    warm = (slice(None), slice(WARMUP_TOKENS, None))
     kinds, places, first, values = kinds[warm], places[warm], before[warm].mean(2), after[warm]
     means = values.mean(2)
-    read = [(place, kind) for place, kind in enumerate(KINDS) if (kinds == place).sum() >= LEAST_READ]
+    read = [(place, kind) for place, kind in enumerate(KINDS) if (kinds == place).sum() >= MIN_READ]
     by_place = tuple(
-        float(means[places == place].mean()) if (places == place).sum() >= LEAST_READ else None
+        float(means[places == place].mean()) if (places == place).sum() >= MIN_READ else None
         for place in range(LINE_PLACES)
     )
     return Gate(
@@ -199,7 +201,7 @@ def describe(seeds: Sequence[Gates]) -> tuple[str, str]:
 def draw(seeds: Sequence[Gates]) -> Figure:
     figure, (by_kind, by_place, by_unit) = panels(3)
     for name in seeds[0].gates:
-        look, gates = LOOKS[name], [numbers.gates[name] for numbers in seeds]
+        look, gates = LINE_STYLES[name], [numbers.gates[name] for numbers in seeds]
         kinds = [kind.value for kind in KINDS if kind.value in gates[0].by_kind]
         places = np.arange(len(kinds)) + SHIFTS[name]
         hollow = np.mean([[gate.by_kind_before[kind] for kind in kinds] for gate in gates], axis=0)

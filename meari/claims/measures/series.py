@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from meari.bundle_format.names import Family
-from meari.claims.claim import Claim, Condition, Expectation, Measured, around
+from meari.claims.claim import Claim, Condition, Expectation, Measurement, around
 from meari.claims.evaluation import held_out_loss
 from meari.claims.families import (
     FAMILIES,
@@ -32,8 +32,8 @@ from meari.claims.families import (
     whitening_setup,
 )
 from meari.claims.memory import MemoryCurve, memory_curve, token_frequencies
-from meari.claims.pictures import GREY, LOOKS, PURPLE, SKY, Look, finish, log_ticks, panels, plot_seeds
-from meari.claims.training import CALIBRATION_SHARE, OutOfTime, Plan, train, train_in_one_pass
+from meari.claims.pictures import GREY, LINE_STYLES, PURPLE, SKY, LineStyle, finish, log_ticks, panels, plot_seeds
+from meari.claims.training import CALIBRATION_SHARE, OutOfTime, TrainingPlan, train, train_in_one_pass
 from meari.claims.workbench import Workbench
 from meari.models.cells.esn import EchoStateNetwork
 from meari.models.config import ReservoirConfig
@@ -51,14 +51,16 @@ SCALES = (0.1, 10.0)
 WORSE = 0.02  # nats a token that a longer training may not cost
 GIGA = 1e9
 DRAWN_DELAYS = 20
-PICTURE = {family.value: LOOKS[family] for family in FAMILIES} | {ONE_PASS: Look("ESN, one pass", SKY, "v", "--")}
+PICTURE = {family.value: LINE_STYLES[family] for family in FAMILIES} | {
+    ONE_PASS: LineStyle("ESN, one pass", SKY, "v", "--")
+}
 RESERVOIRS = {
-    f"ESN, radius {SCALED_RADIUS:g}": Look("", PURPLE, "", "-"),
+    f"ESN, radius {SCALED_RADIUS:g}": LineStyle("", PURPLE, "", "-"),
     **{
-        f"ESN, radius {SCALED_RADIUS:g}, input × {scale:g}": Look("", PURPLE, "", line)
+        f"ESN, radius {SCALED_RADIUS:g}, input × {scale:g}": LineStyle("", PURPLE, "", line)
         for scale, line in zip(SCALES, (":", "--"), strict=True)
     },
-    "ESN, radius 0.99": Look("", GREY, "", ":"),
+    "ESN, radius 0.99": LineStyle("", GREY, "", ":"),
 }
 
 
@@ -106,7 +108,7 @@ class Series:
         return min(reached, default=math.inf)
 
 
-def measure(bench: Workbench) -> Measured[Series]:
+def measure(bench: Workbench) -> Measurement[Series]:
     """Memory curves first, then trainings: the longest and the shortest series first.
 
     Raises OutOfTime where the budget ends before one length is through.
@@ -129,7 +131,7 @@ def measure(bench: Workbench) -> Measured[Series]:
         else:
             raise OutOfTime
     num_tokens = bench.sizes.length_steps * bench.sizes.batch_size * bench.sizes.chunk_length
-    return Measured(Series(num_tokens, tuple(costs), memory), (*bench.cut_short(FAMILIES), *left_out))
+    return Measurement(Series(num_tokens, tuple(costs), memory), (*bench.cut_short(FAMILIES), *left_out))
 
 
 def _train(bench: Workbench, training: str, length: int) -> Cost:
@@ -143,7 +145,7 @@ def _train(bench: Workbench, training: str, length: int) -> Cost:
         points: tuple[tuple[float, float], ...] = ((held_out_loss(model, bench.validation), seconds),)
     else:
         model = bench.fresh(Family(training))
-        plan = Plan(sizes.length_steps, batch_size, length, max(1, sizes.length_steps // CURVE_POINTS))
+        plan = TrainingPlan(sizes.length_steps, batch_size, length, max(1, sizes.length_steps // CURVE_POINTS))
         trained = train(model, text.training, bench.validation, plan, bench.budget, bench.seed)
         seconds = trained.cpu_seconds
         points = tuple((point.loss, point.cpu_seconds) for point in trained.points)
@@ -300,8 +302,8 @@ def draw(seeds: Sequence[Series]) -> Figure:
 
 def _draw_memory(axes: Axes, seeds: Sequence[Series]) -> None:
     """Curves of all families, and, without bands, of the other reservoirs, from delay 1 on."""
-    looks = {NAMES[family]: LOOKS[family] for family in FAMILIES}
-    looks |= {f"{NAMES[family]}, untrained": replace(LOOKS[family], line="--") for family in THROUGH_TIME}
+    looks = {NAMES[family]: LINE_STYLES[family] for family in FAMILIES}
+    looks |= {f"{NAMES[family]}, untrained": replace(LINE_STYLES[family], line="--") for family in THROUGH_TIME}
     for name, look in (looks | RESERVOIRS).items():
         if name not in seeds[0].memory:
             continue

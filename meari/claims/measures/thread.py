@@ -12,10 +12,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from meari.bundle_format.names import Family
-from meari.claims.claim import Claim, Condition, Measured, around
+from meari.claims.claim import Claim, Condition, Measurement, around
 from meari.claims.evaluation import NGRAM, SAMPLINGS, WINDOW, Floats, repeated, token_losses, write_texts
 from meari.claims.families import NAMES
-from meari.claims.pictures import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, Look, finish, panels, plot_seeds
+from meari.claims.pictures import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, LineStyle, finish, panels, plot_seeds
 from meari.claims.text import Ids
 from meari.claims.workbench import Workbench
 
@@ -66,7 +66,7 @@ def _ends(tenths: tuple[float, ...]) -> tuple[float, float]:
     return (tenths[0] + tenths[1]) / 2, (tenths[-2] + tenths[-1]) / 2
 
 
-def measure(bench: Workbench) -> Measured[Thread]:
+def measure(bench: Workbench) -> Measurement[Thread]:
     """All samplings from the same prompts; those that the budget does not reach are left out."""
     sizes = bench.sizes
     writer, reader = bench.trained(WRITER).model, bench.trained(READER).model
@@ -87,7 +87,7 @@ def measure(bench: Workbench) -> Measured[Thread]:
         courses[sampling.name] = course(np.concatenate((prompts, written), axis=1))
     length = rows.shape[1] - sizes.prompt_tokens
     positions = tuple((tenth + 0.5) * length / NUM_BINS for tenth in range(NUM_BINS))
-    return Measured(Thread(len(rows), positions, courses), tuple(left_out))
+    return Measurement(Thread(len(rows), positions, courses), tuple(left_out))
 
 
 def _tenths(values: Floats) -> tuple[float, ...]:
@@ -132,7 +132,9 @@ def draw(seeds: Sequence[Thread]) -> Figure:
     figure, (loss, repetition) = panels(2)
     positions = seeds[0].positions
     for name in _names(seeds):
-        look = Look(name, BLACK, "", "--") if name == HELD_OUT else Look(name, COLOURS[name], MARKERS[name], "-")
+        look = (
+            LineStyle(name, BLACK, "", "--") if name == HELD_OUT else LineStyle(name, COLOURS[name], MARKERS[name], "-")
+        )
         plot_seeds(loss, positions, [numbers.courses[name].losses for numbers in seeds], look)
         plot_seeds(repetition, positions, [numbers.courses[name].repetition for numbers in seeds], look)
     repetition.set_ylim(-0.02, 1.02)

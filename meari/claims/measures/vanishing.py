@@ -22,22 +22,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from meari.bundle_format.names import Family
-from meari.claims.claim import Claim, Condition, Measured, between
+from meari.claims.claim import Claim, Condition, Measurement, between
 from meari.claims.evaluation import Floats
 from meari.claims.families import NAMES, THROUGH_TIME
-from meari.claims.pictures import LOOKS, Look, finish, panels, plot
+from meari.claims.pictures import LINE_STYLES, LineStyle, finish, panels, plot
 from meari.claims.text import Ids
 from meari.claims.training import copied
 from meari.claims.workbench import Workbench
 from meari.models.language_model import LanguageModel
 
-WARM_TOKENS = 64  # read before the first retained state
+WARMUP_TOKENS = 64  # read before the first retained state
 STATE, MEMORY = "h0", "c0"
 ELMAN, GATED = Family.RNN, (Family.GRU, Family.LSTM)
 QUARTILES = (0.25, 0.5, 0.75)
 TINY = 1e-300  # below it a share is that
 DENSE, EVERY = 10, 5  # every k up to the first, then every fifth
-LEAST_DRAWN = 1e-14
+MIN_DRAWN = 1e-14
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ def distances(horizon: int) -> tuple[int, ...]:
     return tuple(sorted({*range(1, min(DENSE, horizon) + 1), *sparse, horizon // 2, horizon}))
 
 
-def measure(bench: Workbench) -> Measured[Vanishing]:
+def measure(bench: Workbench) -> Measurement[Vanishing]:
     """Before and after training, over places of the held-out text."""
     sizes = bench.sizes
-    rows = bench.pieces(sizes.gradient_sequences * sizes.gradient_places, WARM_TOKENS + sizes.horizon + 2)
+    rows = bench.pieces(sizes.gradient_sequences * sizes.gradient_places, WARMUP_TOKENS + sizes.horizon + 2)
     ks, far = distances(sizes.horizon), sizes.horizon // 2
     before, after, gain = {}, {}, {}
     memory: tuple[Quartiles, ...] = ()
@@ -130,7 +130,7 @@ def measure(bench: Workbench) -> Measured[Vanishing]:
         after[family.value] = tuple(Quartiles.of(last[0][:, k]) for k in ks)
         gain[family.value] = Quartiles.of(last[0][:, far] / first[:, far])
         memory = tuple(Quartiles.of(last[1][:, k]) for k in ks) if family is Family.LSTM else memory
-    return Measured(Vanishing(ks, far, len(rows), before, after, gain, memory), bench.cut_short(THROUGH_TIME))
+    return Measurement(Vanishing(ks, far, len(rows), before, after, gain, memory), bench.cut_short(THROUGH_TIME))
 
 
 def judge(numbers: Vanishing) -> tuple[Condition, ...]:
@@ -178,19 +178,19 @@ def describe(seeds: Sequence[Vanishing]) -> tuple[str, str]:
 def draw(seeds: Sequence[Vanishing]) -> Figure:
     figure, (before, after) = panels(2)
     for family in THROUGH_TIME:
-        _draw_shares(before, [numbers.before[family.value] for numbers in seeds], seeds[0], LOOKS[family])
-        _draw_shares(after, [numbers.after[family.value] for numbers in seeds], seeds[0], LOOKS[family])
-    memory = Look("LSTM, its memory c", LOOKS[Family.LSTM].colour, "", "--")
+        _draw_shares(before, [numbers.before[family.value] for numbers in seeds], seeds[0], LINE_STYLES[family])
+        _draw_shares(after, [numbers.after[family.value] for numbers in seeds], seeds[0], LINE_STYLES[family])
+    memory = LineStyle("LSTM, its memory c", LINE_STYLES[Family.LSTM].colour, "", "--")
     middles = [[place.middle for place in numbers.memory] for numbers in seeds]
     plot(after, seeds[0].ks, np.median(middles, axis=0).tolist(), memory, is_marked=False)
-    low = max(LEAST_DRAWN, min(axes.get_ylim()[0] for axes in (before, after)))
+    low = max(MIN_DRAWN, min(axes.get_ylim()[0] for axes in (before, after)))
     for axes, title in ((before, "before training"), (after, "after training")):
         axes.set_ylim(low, 3)
         finish(axes, title, "k, tokens back", "share of the gradient at k = 1")
     return figure
 
 
-def _draw_shares(axes: Axes, rows: Sequence[Sequence[Quartiles]], numbers: Vanishing, look: Look) -> None:
+def _draw_shares(axes: Axes, rows: Sequence[Sequence[Quartiles]], numbers: Vanishing, look: LineStyle) -> None:
     """Medians over seeds of the quartiles, and bars over seeds of the median at every tenth part of the horizon."""
     low, middle, high = (
         np.array([[getattr(place, name) for place in row] for row in rows]) for name in ("low", "middle", "high")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.serving.answers import Answers, read_answers
-from benchmarks.serving.driver import Address, Ask, Driven, drive_closed, drive_open
+from benchmarks.serving.driver import Address, LoadRequest, LoadResult, drive_closed, drive_open
 from benchmarks.serving.measured_servers import http_post
 from tests.benchmarks.serving.small_server import NUM_PIECES, SmallServer, running
 
@@ -17,13 +17,13 @@ def server() -> Iterator[SmallServer]:
         yield started
 
 
-def ask(path: str, max_tokens: int = 7, *, stream: bool = False) -> Ask:
-    return Ask(http_post(path, {"prompt": "a", "max_tokens": max_tokens, "stream": stream}), max_tokens)
+def ask(path: str, max_tokens: int = 7, *, stream: bool = False) -> LoadRequest:
+    return LoadRequest(http_post(path, {"prompt": "a", "max_tokens": max_tokens, "stream": stream}), max_tokens)
 
 
 def drive(
-    server: SmallServer, *asks: Ask, num_clients: int = 3, seconds: float = 0.3, drain: float = 5.0
-) -> tuple[Driven[int], Answers]:
+    server: SmallServer, *asks: LoadRequest, num_clients: int = 3, seconds: float = 0.3, drain: float = 5.0
+) -> tuple[LoadResult[int], Answers]:
     counter = itertools.count()
     driven = drive_closed(
         Address(server.port),

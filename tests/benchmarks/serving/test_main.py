@@ -9,17 +9,17 @@ import pytest
 from benchmarks.serving.__main__ import chosen, parse
 from benchmarks.serving.benchmark import Benchmark
 from benchmarks.serving.bundles import Recipe, make_bundle
-from benchmarks.serving.plan import Kind, Load, Round, full_plan, quick_plan
+from benchmarks.serving.plan import Load, LoadKind, Round, full_plan, quick_plan
 from benchmarks.serving.results import Results
 from meari.bundle_format.names import Family, Precision
 from meari.models.config import RecurrentConfig
 
 LOADS = (
-    Load(Kind.WHOLE, 2),
-    Load(Kind.STREAM, 2),
-    Load(Kind.MIXED, clients=128),
-    Load(Kind.MIXED, share=0.5),
-    Load(Kind.SCORE_LIST, 4),
+    Load(LoadKind.WHOLE, 2),
+    Load(LoadKind.STREAM, 2),
+    Load(LoadKind.MIXED, clients=128),
+    Load(LoadKind.MIXED, share=0.5),
+    Load(LoadKind.SCORE_LIST, 4),
 )
 
 

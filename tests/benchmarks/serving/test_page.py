@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from benchmarks.serving.page import write_page
-from benchmarks.serving.plan import CAPACITY, Kind, Load
+from benchmarks.serving.plan import CAPACITY, Load, LoadKind
 from benchmarks.serving.results import Inside, Measurement, Results, Spread, results_from_json
 from benchmarks.serving.tables import rates_table, table
 from benchmarks.serving.targets import target_rows
@@ -40,7 +40,7 @@ def measured(server: str, load: Load, tokens_per_second: float, cpu: float = 0.1
 
 
 def some_results() -> Results:
-    alone, many = Load(Kind.WHOLE, 1), Load(Kind.WHOLE, 64)
+    alone, many = Load(LoadKind.WHOLE, 1), Load(LoadKind.WHOLE, 64)
     return Results(
         about={"cpu": "a CPU", "num_cpus": 2, "versions": {"meari": "0.1.0"}, "command": "make bench"},
         inside=[
@@ -51,10 +51,10 @@ def some_results() -> Results:
             measured("meari", alone, 4000.0),
             measured("meari", many, 20_000.0, 1 / 11),
             measured("meari", CAPACITY, 15_000.0),
-            measured("meari", Load(Kind.MIXED, share=0.8), 12_000.0),
+            measured("meari", Load(LoadKind.MIXED, share=0.8), 12_000.0),
             measured("flask-torch", alone, 100.0),
             measured("mosec", CAPACITY, 10_000.0),
-            measured("mosec", Load(Kind.MIXED, share=0.8), 8_000.0),
+            measured("mosec", Load(LoadKind.MIXED, share=0.8), 8_000.0),
         ],
         failures={"ray / lstm-int8": "it ended with code 1\nand its log"},
         probes={"start": {"seconds": 2.5, "bundles": 5, "of": [2.5]}},

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks.serving.driver import Ask
+from benchmarks.serving.driver import LoadRequest
 from benchmarks.serving.measured_servers import SERVERS
-from benchmarks.serving.plan import CAPACITY, HTTP_SERVERS, Kind, Load, full_plan, quick_plan
+from benchmarks.serving.plan import CAPACITY, HTTP_SERVERS, Load, LoadKind, full_plan, quick_plan
 from benchmarks.serving.requests import LONGEST, MEDIAN, SHORTEST, SIGMA, Requests, draw_length, poisson_times
 
 MEASURED = [SERVERS[name] for name in HTTP_SERVERS]
 
 
-def body_of(ask: Ask) -> dict[str, Any]:
+def body_of(ask: LoadRequest) -> dict[str, Any]:
     head, _, body = ask.request.partition(b"\r\n\r\n")
     assert f"Content-Length: {len(body)}".encode() in head
     found: dict[str, Any] = json.loads(body)
@@ -28,7 +28,7 @@ def first_bodies(server: str, load: Load, count: int = 5) -> list[dict[str, Any]
     return [body_of(ask) for ask in itertools.islice(Requests(SERVERS[server], "lstm-int8").closed(load), count)]
 
 
-@pytest.mark.parametrize("load", [Load(Kind.WHOLE, 64), CAPACITY])
+@pytest.mark.parametrize("load", [Load(LoadKind.WHOLE, 64), CAPACITY])
 def test_all_servers_get_the_same_prompts_and_lengths(load: Load) -> None:
     asked = [[(body["prompt"], body["max_tokens"]) for body in first_bodies(name, load)] for name in HTTP_SERVERS]
     assert all(other == asked[0] for other in asked)
@@ -47,7 +47,7 @@ def test_mixed_load_streams_where_a_server_can() -> None:
 
 
 def test_nbest_list_shares_prefixes() -> None:
-    (body,) = first_bodies("meari", Load(Kind.SCORE_NBEST, 4), 1)
+    (body,) = first_bodies("meari", Load(LoadKind.SCORE_NBEST, 4), 1)
     texts = [tuple(text.split()) for text in body["texts"]]
     prefixes = {text[:length] for text in texts for length in range(1, len(text) + 1)}
     assert len(set(texts)) == 100
@@ -55,7 +55,7 @@ def test_nbest_list_shares_prefixes() -> None:
 
 
 def test_open_load_has_its_rate() -> None:
-    arrivals = Requests(SERVERS["meari"], "lstm-int8").open(Load(Kind.MIXED, share=0.8), 40.0, 30.0)
+    arrivals = Requests(SERVERS["meari"], "lstm-int8").open(Load(LoadKind.MIXED, share=0.8), 40.0, 30.0)
     assert 1000 < len(arrivals) < 1400
     assert all(8 <= ask.num_tokens <= 256 for _, ask in arrivals)
 

@@ -14,7 +14,7 @@ from meari.models.choices import Readout
 from meari.models.config import Config, RecurrentConfig, ReservoirConfig, load_config
 from meari.models.errors import FolderInUse, SearchError
 from meari.models.files import locked
-from meari.models.search.journal import NAME, Found, Trial
+from meari.models.search.journal import NAME, SearchResult, Trial
 from meari.models.search.report import plain_table
 from meari.models.search.run import BEST, PICTURE, Budget, search
 from meari.models.search.space import make_space
@@ -39,7 +39,7 @@ def run(
     settings: dict[str, object] = RATES,
     display_of: Callable[[int], Display] = never,
     clock: Clock | None = None,
-) -> tuple[Found, list[str]]:
+) -> tuple[SearchResult, list[str]]:
     lines: list[str] = []
     space = make_space(config, settings)
     found = search(space, budget, folder, start, display_of=display_of, tell=lines.append, clock=clock or Clock())

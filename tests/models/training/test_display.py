@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from meari.cli.main import group
 from meari.models.errors import TrainingError
-from meari.models.training.display import BarDisplay, LineDisplay, Silent, TensorBoardDisplay, make_display
+from meari.models.training.display import BarDisplay, LineDisplay, NullDisplay, TensorBoardDisplay, make_display
 from meari.models.training.history import EvaluationRecord, StepRecord, read_history
 from tests.models.training.tiny_runs import tiny_config
 from tests.models.training.torchrun_runs import write_toml
@@ -120,4 +120,4 @@ def test_the_events_are_the_history_of_the_run(tmp_path: Path) -> None:
 def test_without_the_extra_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(TrainingError, match=r"meari\[tensorboard\]"):
-        TensorBoardDisplay(tmp_path, Silent())
+        TensorBoardDisplay(tmp_path, NullDisplay())

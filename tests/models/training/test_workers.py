@@ -18,7 +18,7 @@ from meari.models.errors import TrainingError
 from meari.models.families import build_model
 from meari.models.training.run import train
 from meari.models.training.run_folder import Start, open_run
-from meari.models.training.workers import ALONE, TorchrunWorkers
+from meari.models.training.workers import SINGLE_PROCESS, TorchrunWorkers
 from tests.models.training.tiny_runs import Clock, StopAt, read_json, run_training, tiny_config
 from tests.models.training.torchrun_runs import (
     assert_same_run,
@@ -109,9 +109,9 @@ def test_shares_of_a_batch_are_equal_and_in_order() -> None:
 def test_one_process_is_left_alone() -> None:
     weight = nn.Parameter(torch.zeros(2))
     loss = torch.tensor(1.0)
-    assert ALONE.average_gradients([weight], loss) is loss
-    assert ALONE.rows(7) == slice(0, 7)
-    assert ALONE.largest(3) == 3
+    assert SINGLE_PROCESS.average_gradients([weight], loss) is loss
+    assert SINGLE_PROCESS.rows(7) == slice(0, 7)
+    assert SINGLE_PROCESS.largest(3) == 3
 
 
 @pytest.mark.parametrize("is_locked", [True, False])

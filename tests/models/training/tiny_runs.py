@@ -16,7 +16,7 @@ from meari.bundle_format.names import Document, Family, TokenizerKind
 from meari.models.config import Config, CorpusConfig, RecurrentConfig, TokenizerConfig, TrainingConfig
 from meari.models.training.display import make_display
 from meari.models.training.history import Record
-from meari.models.training.run import Outcome, train
+from meari.models.training.run import TrainingResult, train
 from meari.models.training.run_folder import Start, open_run
 
 LETTERS = "abc"
@@ -73,7 +73,7 @@ class Clock:
 
 def run_training(
     config: Config, folder: Path, start: Start = Start.FRESH, *, clock: Callable[[], float] | None = None
-) -> tuple[Outcome, str]:
+) -> tuple[TrainingResult, str]:
     """Train in `folder`; returns the outcome and what was shown."""
     shown = StringIO()
     run = open_run(folder, config, start)
