@@ -53,7 +53,7 @@ def measure_graphs(graphs: Graphs, tokens: TokenFile, *, counts_ends: bool) -> F
     opened = GraphModel(graphs)
     nats, num_tokens = 0.0, 0
     for group in groups(_rows(tokens)):
-        added, counted = _group_nats(opened, group, counts_ends)
+        added, counted = _group_nats(opened, group, counts_ends=counts_ends)
         nats, num_tokens = nats + added, num_tokens + counted
     num_ends = tokens.num_documents if counts_ends else 0
     return figures(nats, num_tokens, tokens.num_characters, tokens.num_bytes, num_ends)
@@ -82,7 +82,7 @@ def _rows(tokens: TokenFile) -> Iterator[Row]:
     return scored_rows(tokens)
 
 
-def _group_nats(opened: GraphModel, group: list[Row], counts_ends: bool) -> tuple[float, int]:
+def _group_nats(opened: GraphModel, group: list[Row], *, counts_ends: bool) -> tuple[float, int]:
     state = opened.initial_state(len(group))
     nats, num_tokens = 0.0, 0
     for inputs, targets in chunks(group, counts_ends=counts_ends):

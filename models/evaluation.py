@@ -101,7 +101,7 @@ def total_nats(model: LanguageModel, rows: Iterator[Row] | list[Row], *, counts_
     model.eval()
     nats, num_tokens = 0.0, 0
     for group in groups(iter(rows)):
-        added, counted = _group_nats(model, group, counts_ends)
+        added, counted = _group_nats(model, group, counts_ends=counts_ends)
         nats, num_tokens = nats + added, num_tokens + counted
     model.train(was_training)
     return nats, num_tokens
@@ -134,7 +134,7 @@ def chunks(group: list[Row], *, counts_ends: bool) -> Iterator[tuple[NDArray[np.
         yield inputs, targets
 
 
-def _group_nats(model: LanguageModel, group: list[Row], counts_ends: bool) -> tuple[float, int]:
+def _group_nats(model: LanguageModel, group: list[Row], *, counts_ends: bool) -> tuple[float, int]:
     state = model.initial_state(len(group))
     nats, num_tokens = 0.0, 0
     for inputs, targets in chunks(group, counts_ends=counts_ends):

@@ -160,15 +160,15 @@ class _Dropouts:
         if training and self.embedding:
             kept = functional.dropout(x.new_ones(vocabulary_size, 1), self.embedding)
             x = x * kept[tokens]
-        return self._drop(x, self.input, training)
+        return self._drop(x, self.input, training=training)
 
     def between(self, x: Tensor, *, training: bool) -> Tensor:
-        return self._drop(x, self.layers, training)
+        return self._drop(x, self.layers, training=training)
 
     def at_output(self, x: Tensor, *, training: bool) -> Tensor:
-        return self._drop(x, self.output, training)
+        return self._drop(x, self.output, training=training)
 
-    def _drop(self, x: Tensor, share: float, training: bool) -> Tensor:
+    def _drop(self, x: Tensor, share: float, *, training: bool) -> Tensor:
         """x is [B, T, D]; a locked mask is [B, 1, D]."""
         if not training or not share:
             return x

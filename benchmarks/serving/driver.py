@@ -11,7 +11,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from benchmarks.serving.answers import Connection, Exchange
 
@@ -20,6 +20,13 @@ MAX_CONNECTIONS = 1000
 MAX_TIMES = 3  # as long as asked for is the window of a slow server at most
 POLL_SECONDS = 0.05
 Edge = TypeVar("Edge")
+Edge_co = TypeVar("Edge_co", covariant=True)
+
+
+class EdgeReader(Protocol[Edge_co]):
+    """Reads what a server has used so far, at both edges of the window; its memory at the end alone."""
+
+    def __call__(self, *, with_memory: bool) -> Edge_co: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Address:
 class LoadResult(Generic[Edge]):
     """What one load gave.
 
-    first, last   what `edge` returned at the beginning of the window and, called with True, at its end
+    first, last   what `edge` returned at the beginning of the window and, with the memory, at its end
     begin, end    the window, on time.perf_counter's clock
     driver_cpu_seconds   what this process itself used within the window
     """
@@ -63,7 +70,7 @@ def drive_closed(
     seconds: float,
     warmup_seconds: float,
     drain_seconds: float,
-    edge: Callable[[bool], Edge],
+    edge: EdgeReader[Edge],
 ) -> LoadResult[Edge]:
     """So many clients, each sending its next request when it has its answer; the window begins after the warm-up.
 
@@ -80,7 +87,7 @@ def drive_open(
     *,
     seconds: float,
     drain_seconds: float,
-    edge: Callable[[bool], Edge],
+    edge: EdgeReader[Edge],
 ) -> LoadResult[Edge]:
     """Send each request at its time (seconds from the start), answered or not; wait at most `drain_seconds` after."""
     return _without_gc(lambda: _open(address, arrivals, seconds, drain_seconds, edge))
@@ -103,7 +110,7 @@ async def _closed(
     seconds: float,
     warmup: float,
     drain: float,
-    edge: Callable[[bool], Edge],
+    edge: EdgeReader[Edge],
 ) -> LoadResult[Edge]:
     exchanges: list[Exchange] = []
     over = asyncio.Event()
@@ -121,12 +128,12 @@ async def _closed(
 
     clients = [asyncio.create_task(client()) for _ in range(num_clients)]
     await asyncio.sleep(warmup)
-    first, begin, cpu = edge(False), time.perf_counter(), time.process_time()
+    first, begin, cpu = edge(with_memory=False), time.perf_counter(), time.process_time()
     await asyncio.sleep(seconds)
     while len(exchanges) < 2 * num_clients and time.perf_counter() < begin + MAX_TIMES * seconds:
         await asyncio.sleep(POLL_SECONDS)
     over.set()
-    real_end, cpu, last = time.perf_counter(), time.process_time() - cpu, edge(True)
+    real_end, cpu, last = time.perf_counter(), time.process_time() - cpu, edge(with_memory=True)
     await _drain(set(clients), drain)
     return LoadResult(exchanges, begin, real_end, first, last, cpu)
 
@@ -136,7 +143,7 @@ async def _open(
     arrivals: Sequence[tuple[float, LoadRequest]],
     seconds: float,
     drain: float,
-    edge: Callable[[bool], Edge],
+    edge: EdgeReader[Edge],
 ) -> LoadResult[Edge]:
     idle: list[Connection] = []
     exchanges: list[Exchange] = []
@@ -149,7 +156,7 @@ async def _open(
         await connection.fetch(ask.request, exchange, REQUEST_TIMEOUT_SECONDS)
         idle.append(connection)
 
-    first, begin, cpu = edge(False), time.perf_counter(), time.process_time()
+    first, begin, cpu = edge(with_memory=False), time.perf_counter(), time.process_time()
     for offset, ask in arrivals:
         pause = begin + offset - time.perf_counter()
         if pause > 0:
@@ -162,7 +169,7 @@ async def _open(
         running.add(task)
         task.add_done_callback(running.discard)
     await asyncio.sleep(max(0.0, begin + seconds - time.perf_counter()))
-    end, cpu, last = time.perf_counter(), time.process_time() - cpu, edge(True)
+    end, cpu, last = time.perf_counter(), time.process_time() - cpu, edge(with_memory=True)
     await _drain(running, drain)
     for connection in idle:
         connection.close()

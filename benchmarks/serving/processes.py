@@ -130,17 +130,17 @@ class Running:
     ready_seconds: float
     log: Path
 
-    def usage(self, with_memory: bool) -> Usage:
+    def usage(self, *, with_memory: bool) -> Usage:
         """What it has used since it was started, over all of its processes."""
         return usage(self.process.pid, self.mark, memory=with_memory)
 
     def becomes_idle(self, timeout: float) -> bool:
         """Wait until it uses next to no CPU, at most so long; returns whether it does."""
         deadline = time.perf_counter() + timeout
-        before = self.usage(False).cpu_seconds
+        before = self.usage(with_memory=False).cpu_seconds
         while time.perf_counter() < deadline:
             time.sleep(IDLE_SECONDS)
-            now = self.usage(False).cpu_seconds
+            now = self.usage(with_memory=False).cpu_seconds
             if now - before <= IDLE_SHARE * IDLE_SECONDS:
                 return True
             before = now

@@ -77,14 +77,14 @@ class NullDisplay:
 
     def start(self, done: int, total: int) -> None: ...
     def step(self, record: StepRecord, tokens_per_second: float) -> None: ...
-    def evaluation(self, record: EvaluationRecord, is_best: bool) -> None: ...
+    def evaluation(self, record: EvaluationRecord, *, is_best: bool) -> None: ...
     def note(self, text: str) -> None: ...
     def stop(self) -> None: ...
 
 
 def measure(case: Case, rounds: int, *, compiled: bool, profiled: bool) -> dict[str, Cost]:
     """Costs of a step of every loop. One round more than `rounds` is run, and not counted."""
-    with fast_torch(1), tempfile.TemporaryDirectory() as folder, _loops(case, Path(folder), compiled) as loops:
+    with fast_torch(1), tempfile.TemporaryDirectory() as folder, _loops(case, Path(folder), compiled=compiled) as loops:
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}
         for _ in range(rounds + 1):
             for name, step in loops.items():
@@ -109,7 +109,7 @@ def _seconds(step: Callable[[], None]) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def _loops(case: Case, folder: Path, compiled: bool) -> Iterator[dict[str, Callable[[], None]]]:
+def _loops(case: Case, folder: Path, *, compiled: bool) -> Iterator[dict[str, Callable[[], None]]]:
     corpus_file = folder / "corpus.txt"
     corpus_file.write_text(_random_text(case.vocabulary_size), encoding="utf-8")
     config = _config(case, corpus_file)

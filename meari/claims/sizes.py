@@ -103,7 +103,7 @@ QUICK = Sizes(
 )
 
 
-def sizes_for(minutes: float, is_quick: bool) -> Sizes:
+def sizes_for(minutes: float, *, is_quick: bool) -> Sizes:
     """Sizes that fit so many minutes of one core; --quick takes a fixed small set."""
     if is_quick:
         return QUICK

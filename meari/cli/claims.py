@@ -74,7 +74,7 @@ def command(
         with locked(output) if output.is_dir() else nullcontext():
             results = redraw(output)
     else:
-        sizes = sizes_for(minutes, quick)
+        sizes = sizes_for(minutes, is_quick=quick)
         text = read_text(files + more_files, sizes.made_characters)
         with locked(output), fast_torch(threads):
             order = Order(output, minutes, only, is_resumed)

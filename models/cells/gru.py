@@ -39,7 +39,17 @@ class GruCell(Cell):
 
     def _fused(self, x: Tensor, state: CellState, weights: list[Tensor]) -> tuple[Tensor, CellState]:
         (h,) = state
-        outputs, last = torch.gru(x, h.unsqueeze(0), weights, True, 1, 0.0, self.training, False, True)
+        outputs, last = torch.gru(
+            x,
+            h.unsqueeze(0),
+            weights,
+            has_biases=True,
+            num_layers=1,
+            dropout=0.0,
+            train=self.training,
+            bidirectional=False,
+            batch_first=True,
+        )
         return outputs, (last.squeeze(0),)
 
     def _scan_bias(self, b_in: Tensor, b_rec: Tensor) -> Tensor:

@@ -69,7 +69,17 @@ class LstmCell(Cell):
 
     def _fused(self, x: Tensor, state: CellState, weights: list[Tensor]) -> tuple[Tensor, CellState]:
         rows = [tensor.unsqueeze(0) for tensor in state]
-        outputs, last_h, last_c = torch.lstm(x, rows, weights, True, 1, 0.0, self.training, False, True)
+        outputs, last_h, last_c = torch.lstm(
+            x,
+            rows,
+            weights,
+            has_biases=True,
+            num_layers=1,
+            dropout=0.0,
+            train=self.training,
+            bidirectional=False,
+            batch_first=True,
+        )
         return outputs, (last_h.squeeze(0), last_c.squeeze(0))
 
     def _scan(self, products: Tensor, weight: Tensor, bias: Tensor, state: CellState) -> tuple[Tensor, CellState]:

@@ -32,7 +32,17 @@ class RnnCell(Cell):
 
     def _fused(self, x: Tensor, state: CellState, weights: list[Tensor]) -> tuple[Tensor, CellState]:
         (h,) = state
-        outputs, last = torch.rnn_tanh(x, h.unsqueeze(0), weights, True, 1, 0.0, self.training, False, True)
+        outputs, last = torch.rnn_tanh(
+            x,
+            h.unsqueeze(0),
+            weights,
+            has_biases=True,
+            num_layers=1,
+            dropout=0.0,
+            train=self.training,
+            bidirectional=False,
+            batch_first=True,
+        )
         return outputs, (last.squeeze(0),)
 
     def _scan(self, products: Tensor, weight: Tensor, bias: Tensor, state: CellState) -> tuple[Tensor, CellState]:

@@ -135,7 +135,7 @@ def _read(name: str, spec: object, problems: list[str]) -> Range | Choices | Non
         return Choices(tuple(spec))
     elif isinstance(spec, Mapping) and len(spec) == 1 and next(iter(spec)) in ("log", "even"):
         ((kind, ends),) = spec.items()
-        if _are_ends(ends, kind == "log"):
+        if _are_ends(ends, is_log=kind == "log"):
             return Range(float(ends[0]), float(ends[1]), kind == "log")
         positive = "0 < low < high" if kind == "log" else "low < high"
         problems.append(f"{name}: got {show(ends)}, expected two finite numbers, {positive}")
@@ -144,7 +144,7 @@ def _read(name: str, spec: object, problems: list[str]) -> Range | Choices | Non
     return None
 
 
-def _are_ends(ends: object, is_log: bool) -> bool:
+def _are_ends(ends: object, *, is_log: bool) -> bool:
     if not isinstance(ends, list) or len(ends) != 2:
         return False
     if any(isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end) for end in ends):

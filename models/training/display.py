@@ -25,7 +25,7 @@ class Display(Protocol):
 
     def start(self, done: int, total: int) -> None: ...
     def step(self, record: StepRecord, tokens_per_second: float) -> None: ...
-    def evaluation(self, record: EvaluationRecord, is_best: bool) -> None: ...
+    def evaluation(self, record: EvaluationRecord, *, is_best: bool) -> None: ...
     def note(self, text: str) -> None: ...
     def stop(self) -> None: ...
 
@@ -40,7 +40,7 @@ class NullDisplay:
 
     def start(self, done: int, total: int) -> None: ...
     def step(self, record: StepRecord, tokens_per_second: float) -> None: ...
-    def evaluation(self, record: EvaluationRecord, is_best: bool) -> None: ...
+    def evaluation(self, record: EvaluationRecord, *, is_best: bool) -> None: ...
     def note(self, text: str) -> None: ...
     def stop(self) -> None: ...
 
@@ -74,7 +74,7 @@ def _described(record: StepRecord, loss: float, tokens_per_second: float, width:
     return "  ".join(parts[each] for each in sorted(shown))
 
 
-def _evaluated(record: EvaluationRecord, is_best: bool) -> str:
+def _evaluated(record: EvaluationRecord, *, is_best: bool) -> str:
     mark = "  best so far" if is_best else ""
     nats = record.validation
     shown = f"{show_figure(nats)} nats/token  perplexity {show_perplexity(perplexity(nats))}"
@@ -108,8 +108,8 @@ class BarDisplay:
         text = _described(record, self._loss.add(record.loss), tokens_per_second, width)
         self._progress.update(self._task, completed=record.step, description=text)
 
-    def evaluation(self, record: EvaluationRecord, is_best: bool) -> None:
-        self.note(_evaluated(record, is_best))
+    def evaluation(self, record: EvaluationRecord, *, is_best: bool) -> None:
+        self.note(_evaluated(record, is_best=is_best))
 
     def note(self, text: str) -> None:
         self._progress.console.print(text, markup=False, highlight=False)
@@ -136,8 +136,8 @@ class LineDisplay:
             self.note(f"step {record.step}/{self._total}  {_described(record, loss, tokens_per_second)}")
             self._next_seconds = record.seconds + PLAIN_LINE_SECONDS
 
-    def evaluation(self, record: EvaluationRecord, is_best: bool) -> None:
-        self.note(_evaluated(record, is_best))
+    def evaluation(self, record: EvaluationRecord, *, is_best: bool) -> None:
+        self.note(_evaluated(record, is_best=is_best))
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -175,12 +175,12 @@ class TensorBoardDisplay:
             self._writer.add_scalar(f"training/{name}", figure, record.step)
         self._shown.step(record, tokens_per_second)
 
-    def evaluation(self, record: EvaluationRecord, is_best: bool) -> None:
+    def evaluation(self, record: EvaluationRecord, *, is_best: bool) -> None:
         self._writer.add_scalar("validation/loss", record.validation, record.step)
         if is_best:
             self._writer.add_scalar("validation/best", record.validation, record.step)
         self._writer.flush()
-        self._shown.evaluation(record, is_best)
+        self._shown.evaluation(record, is_best=is_best)
 
     def note(self, text: str) -> None:
         self._shown.note(text)
@@ -211,7 +211,7 @@ class TrialDisplay:
                 f"{tokens_per_second:,.0f} tokens/s"
             )
 
-    def evaluation(self, record: EvaluationRecord, is_best: bool) -> None:
+    def evaluation(self, record: EvaluationRecord, *, is_best: bool) -> None:
         pass
 
     def note(self, text: str) -> None:

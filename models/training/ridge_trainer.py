@@ -174,7 +174,7 @@ class RidgeTrainer:
         nats = quick_nats_per_token(self.model, self._corpus.validation)
         record = EvaluationRecord(step, nats, round(self._seconds(), 3))
         self._history.add(record)
-        self._display.evaluation(record, True)
+        self._display.evaluation(record, is_best=True)
         tokens = self.progress.tokens
         self.progress = Progress(step, nats, step, 0, self._seconds(), is_finished=True, tokens=tokens)
         with replaced_folder(self._run.best) as folder:

@@ -55,11 +55,11 @@ def train(
     Raises CorpusError, CheckpointError, TrainingError (NotFinite among them); saved checkpoints stay whole.
     """
     with fast_torch(config.training.threads), memory_errors():
-        return _train(config, run, resume, display, clock, workers)
+        return _train(config, run, display, clock, workers, resume=resume)
 
 
 def _train(
-    config: Config, run: RunFolder, resume: bool, display: Display, clock: Callable[[], float], workers: Workers
+    config: Config, run: RunFolder, display: Display, clock: Callable[[], float], workers: Workers, *, resume: bool
 ) -> TrainingResult:
     device = choose_device(config.training.device)
     display.note("Preparing the corpus")

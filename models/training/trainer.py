@@ -220,7 +220,7 @@ class Trainer:
         else:
             waited = before.evaluations_since_best + 1
             self.progress = replace(before, evaluations_since_best=waited, seconds=record.seconds)
-        self._display.evaluation(record, is_best)
+        self._display.evaluation(record, is_best=is_best)
         return is_best
 
     def _save_best(self, nats: float) -> None:

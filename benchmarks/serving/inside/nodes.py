@@ -77,10 +77,10 @@ def feeds_of(parts: Parts, rows: int) -> Feeds:
         "uniforms": generator.random((STEPS, rows, 1), np.float32) * np.float32(0.99),
         "inverse_temperatures": np.ones((rows, 1), np.float32),
         "limits": np.zeros((rows, NUM_LIMITS), np.float32),
-        "want_samples": np.array(True),
-        "want_tempered": np.array(False),
-        "want_limits": np.array(False),
-        "want_bars": np.array(False),
+        "want_samples": np.array(object=True),
+        "want_tempered": np.array(object=False),
+        "want_limits": np.array(object=False),
+        "want_bars": np.array(object=False),
         "bars": np.empty((0, 1), np.int64),
     }
 

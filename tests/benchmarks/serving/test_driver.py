@@ -32,7 +32,7 @@ def drive(
         seconds=seconds,
         warmup_seconds=0.05,
         drain_seconds=drain,
-        edge=lambda _: next(counter),
+        edge=lambda with_memory: next(counter),
     )
     return driven, read_answers(driven.exchanges)
 
@@ -84,7 +84,7 @@ def test_open_loop_sends_every_arrival_at_its_time(server: SmallServer) -> None:
         [(offset, ask("/whole")) for offset in offsets],
         seconds=0.25,
         drain_seconds=5.0,
-        edge=lambda _: None,
+        edge=lambda with_memory: None,
     )
     scheduled = [exchange.scheduled - driven.begin for exchange in driven.exchanges]
     assert scheduled == pytest.approx(offsets, abs=1e-6)
@@ -95,7 +95,9 @@ def test_open_loop_sends_every_arrival_at_its_time(server: SmallServer) -> None:
 def test_server_that_is_not_there_is_a_failure() -> None:
     with running() as server:
         port = server.port
-    driven = drive_open(Address(port), [(0.0, ask("/whole"))], seconds=0.05, drain_seconds=5.0, edge=lambda _: None)
+    driven = drive_open(
+        Address(port), [(0.0, ask("/whole"))], seconds=0.05, drain_seconds=5.0, edge=lambda with_memory: None
+    )
     answers = read_answers(driven.exchanges)
     assert answers.num_failed == 1
     assert "Error" in answers.problems[0]

@@ -32,9 +32,9 @@ def test_server_is_ready_and_ends_with_all_its_processes(tmp_path: Path) -> None
     command = [sys.executable, "-c", SERVER]
     with serving(command, {"PORT": str(port)}, port, "/", tmp_path / "log", 20.0) as running:
         assert running.ready_seconds > 0
-        assert running.usage(False).num_processes == 2
+        assert running.usage(with_memory=False).num_processes == 2
         assert running.becomes_idle(20.0)
-    assert running.usage(False).num_processes == 0
+    assert running.usage(with_memory=False).num_processes == 0
     assert running.process.returncode is not None
 
 
