@@ -111,7 +111,7 @@ def _lstm_alone_is_mogrified(family: Family, rounds: int) -> str | None:
     return None
 
 
-def _adaptive_is_not_tied(cutoffs: tuple[int, ...], tied: bool) -> str | None:  # noqa: FBT001 (rules get positions)
+def _adaptive_is_not_tied(cutoffs: tuple[int, ...], tied: bool) -> str | None:
     if cutoffs and tied:
         return f"adaptive_cutoffs: got {list(cutoffs)} beside tied = true, expected one of the two"
     return None
