@@ -1,4 +1,4 @@
-"""Worked examples, one file a page of docs/: each makes its own text, trains its own small models and prints a table.
+"""Worked examples for the pages of docs/: each script makes its own text, trains small models and prints a table.
 
-They know of meari what a user knows: the command line and HTTP. `python examples/NAME.py` runs one.
+`python examples/NAME.py` runs one. Must not know: anything of meari beyond the command line and HTTP.
 """

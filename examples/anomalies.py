@@ -1,7 +1,8 @@
-"""Finds planted anomalies in logs as they come: `python examples/anomalies.py`, for docs/anomalies.md.
+"""Detect planted anomalies in a stream of log lines: `python examples/anomalies.py`, for docs/anomalies.md.
 
-A made disk service writes sessions: open, reads each followed by a write of the same block, sync, close. A model of
-normal lines scores new lines one by one; what it has read so far travels as a state token, one for each host.
+A simulated disk service writes sessions: open, several pairs of a read and a write of the same block, sync, close.
+A model trained on normal lines scores new lines one by one. A state token for each host carries what the model has
+read of that host's log.
 """
 
 import itertools
@@ -24,7 +25,7 @@ LINES_A_REQUEST = 500
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a host's log; `kind` is what was planted there, "" for nothing."""
+    """One line of a host's log; `kind` is the planted anomaly, "" for a normal line."""
 
     host: str
     text: str
@@ -33,14 +34,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Surprise:
-    """Bits of a line: of all its tokens together, and of the one that was expected least."""
+    """Surprisal of a line in bits: the sum over its tokens, and its least expected token."""
 
     whole: float
     worst: float
 
 
 def session(generator: random.Random, planted: str = "") -> Iterator[tuple[str, str]]:
-    """The lines of a session, and with each what was planted there."""
+    """Yield each line of a session with the kind of its planted anomaly."""
     num_blocks = generator.randint(2, 5)
     place = generator.randrange(num_blocks)
     yield "open session", ""
@@ -58,7 +59,7 @@ def session(generator: random.Random, planted: str = "") -> Iterator[tuple[str, 
 
 
 def log(num_lines: int, seed: int, *, anomalous_share: float = 0.0) -> list[Line]:
-    """The log of all hosts, their lines mixed as time would mix them."""
+    """Return the interleaved log of all hosts."""
     generator = random.Random(seed)
     streams = {host: _stream(random.Random(f"{seed} {host}"), anomalous_share) for host in HOSTS}
     lines = []
@@ -69,7 +70,10 @@ def log(num_lines: int, seed: int, *, anomalous_share: float = 0.0) -> list[Line
 
 
 def surprises(address: str, lines: Sequence[Line]) -> list[Surprise]:
-    """Of every line, given all that its host wrote before; nothing of a stream is kept but its last state token."""
+    """Return the surprisal of each line given all earlier lines of its host.
+
+    Only the last state token of each host is kept.
+    """
     states: dict[str, str | None] = dict.fromkeys(HOSTS)
     found = []
     for line in lines:
@@ -80,7 +84,7 @@ def surprises(address: str, lines: Sequence[Line]) -> list[Surprise]:
 
 
 def surprises_alone(address: str, lines: Sequence[Line]) -> list[Surprise]:
-    """Of every line, given nothing."""
+    """Return the surprisal of each line without any context."""
     found = []
     for begin in range(0, len(lines), LINES_A_REQUEST):
         texts = [line.text for line in lines[begin : begin + LINES_A_REQUEST]]
@@ -89,18 +93,18 @@ def surprises_alone(address: str, lines: Sequence[Line]) -> list[Surprise]:
 
 
 def roc_auc(normal: Sequence[float], planted: Sequence[float]) -> float:
-    """How often a planted line has more than a normal one, ties counted half: the area under the ROC curve."""
+    """Return the area under the ROC curve: the share of pairs in which the planted line is higher; ties count half."""
     wins = sum((high > low) + 0.5 * (high == low) for high in planted for low in normal)
     return wins / (len(normal) * len(planted))
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of the values does not exceed."""
+    """Return the smallest value that at least this share of the values does not exceed."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 def main(num_lines: int = 600) -> None:
-    """Train on normal lines, set the threshold on others, then watch a log with anomalies."""
+    """Train on normal lines, set the threshold on other normal lines, then score a log with anomalies."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         stream = _stream(random.Random(1), 0.0)
@@ -123,7 +127,7 @@ def main(num_lines: int = 600) -> None:
 
 
 def row(label: str, lines: Sequence[Line], bits: Sequence[float]) -> str:
-    """The AUC of each kind against the normal lines."""
+    """Return a table row: the AUC of each kind of anomaly against the normal lines."""
     normal = [value for line, value in zip(lines, bits, strict=True) if not line.kind]
     areas = []
     for kinds in (*((kind,) for kind in KINDS), KINDS):
@@ -144,7 +148,7 @@ def _surprise(result: dict[str, Any]) -> Surprise:
 
 
 def _stream(generator: random.Random, anomalous_share: float) -> Iterator[tuple[str, str]]:
-    """Session after session without an end."""
+    """Yield the lines of an endless series of sessions."""
     while True:
         planted = generator.choice(KINDS) if generator.random() < anomalous_share else ""
         yield from session(generator, planted)

@@ -1,8 +1,8 @@
-"""Trains every family in a few sizes on one text and compares them: `python examples/choosing.py`.
+"""Train every family in a few sizes on one text and compare them: `python examples/choosing.py`.
 
-In: a text, or none, in which case one is made; sizes, steps. Out: the table of docs/choosing.md, with the held-out
-loss, the CPU time of training and the time of a step of the exported bundle. Steps are the same for all, so that a row
-says what a model makes of the same reading.
+Input: a text (a made one by default), sizes and steps. Output: the table of docs/choosing.md with the held-out loss,
+the CPU time of training and the time of one step of the exported bundle. All models train for the same number of
+steps on the same text.
 """
 
 import argparse
@@ -46,15 +46,15 @@ threads = 1
 """
 RECURRENT = 'family = "{family}"\nembedding_size = 32\nhidden_size = {size}'
 RESERVOIR = 'family = "esn"\nunits = {units}\nspectral_radius = 0.9\nleak_min = 0.7'
-UNITS = 8  # of a reservoir for one of a trained network: about as many trained parameters
+UNITS = 8  # units of a reservoir for each unit of a trained network: about as many trained parameters
 LEARNING_RATES = {"rnn": 2e-3, "gru": 5e-3, "lstm": 5e-3, "esn": 5e-3}
 CLIP_NORMS = {"rnn": 1.0, "gru": 1.0, "lstm": 1.0, "esn": 10.0}
-STEP_SECONDS = 0.1  # of measuring for each figure
+STEP_SECONDS = 0.1  # time spent on measuring each figure
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model. `microseconds` are of a step with its output layer, in batches of 1 and of 64."""
+    """Figures of one model; `microseconds` is the time of a step with its output layer at batch sizes 1 and 64."""
 
     family: str
     size: int
@@ -76,7 +76,7 @@ HEAD = f"{'':<6}{'units':>6}{'parameters':>12}{'nats/char':>11}{'CPU s':>10}{'':
 
 
 def rows(folder: Path, text: Path, family: str, size: int, steps: int, precisions: tuple[str, ...]) -> list[Row]:
-    """Train one model and measure a bundle of it in each precision; a reservoir has fp32 alone."""
+    """Train one model and measure its bundle in each precision; reservoirs are exported in fp32 only."""
     name = f"{family}-{size}"
     units = size * UNITS if family == "esn" else size
     model = RESERVOIR.format(units=units) if family == "esn" else RECURRENT.format(family=family, size=size)
@@ -111,18 +111,20 @@ def rows(folder: Path, text: Path, family: str, size: int, steps: int, precision
 
 
 def step_microseconds(bundle: Path) -> tuple[float, float]:
-    """Cell and output layer together, in batches of 1 and of 64."""
+    """Return the time of cell and output layer together, at batch sizes 1 and 64."""
     _, *parts = (line.split()[1:] for line in step_table(bundle, STEP_SECONDS).splitlines())
     totals = [sum(map(float, column)) for column in zip(*parts, strict=True)]
     return totals[0], totals[-1]
 
 
 def main() -> None:
-    """Print a row a model, as it is done."""
+    """Print a row for each model when it is finished."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--text", type=Path, help="a file to train on, a text a line  [made here, English and Korean]")
+    parser.add_argument(
+        "--text", type=Path, help="file to train on, one text a line  [made text in English and Korean]"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[64], metavar="N", help="hidden units")
-    parser.add_argument("--steps", type=int, default=100, metavar="N", help="of training, 2,048 tokens each")
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="training steps of 2,048 tokens each")
     parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "int8"])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -132,7 +134,7 @@ def main() -> None:
             lines = [line for language in LANGUAGES for line in sentences(language, 4000, seed=1)]
             random.Random(1).shuffle(lines)
             text.write_text("\n".join(lines) + "\n", "utf-8")
-        importlib.import_module("torch")  # once, before the clock
+        importlib.import_module("torch")  # not part of the first model's CPU time
         print(HEAD)
         for size in arguments.sizes:
             for family in LEARNING_RATES:

@@ -1,8 +1,8 @@
-"""Filters a made corpus by perplexity: `python examples/filtering.py`, for docs/filtering.md.
+"""Filter a made corpus by perplexity: `python examples/filtering.py`, for docs/filtering.md.
 
-The corpus holds orders to four shops, in English and Korean, and among them damaged lines. First a model of clean
-lines tells the damaged ones; then, of what is left, two models tell the orders to the harbour shop (Moore and Lewis
-2010). Both steps read what `meari score` has written.
+The corpus holds orders to four shops in English and Korean; some lines are damaged. First a model of clean lines
+finds the damaged ones. Then two models select the orders to the harbour shop from the remaining lines (Moore and
+Lewis 2010). Both steps read the output of `meari score`.
 """
 
 import json
@@ -32,8 +32,8 @@ KOREAN_SHOPS = {
     "garden": ("갈퀴", "삽", "구근", "씨앗", "화분", "호스"),
 }
 MONTHS = ("January", "March", "April", "June", "August", "October")
-OWN_SHARE = 0.75  # of a shop's items that are its own; the others are anybody's
-CODE_SHARE = 0.3  # of lines with a code, which no model can foretell
+OWN_SHARE = 0.75  # share of ordered items that belong to the shop; the others come from any shop
+CODE_SHARE = 0.3  # share of lines with a random code, which no model can predict
 KEPT_QUANTILE = 0.98
 HARBOUR_SHARE = 0.25
 
@@ -41,7 +41,7 @@ Line = dict[str, Any]
 
 
 def order(shop: str, generator: random.Random) -> str:
-    """An order to a shop, in one of the two languages."""
+    """Return an order to a shop, in one of the two languages."""
     is_korean = generator.random() < 0.5
     items = KOREAN_SHOPS if is_korean else SHOPS
     first, second = (_item(items, shop, generator) for _ in range(2))
@@ -54,23 +54,23 @@ def order(shop: str, generator: random.Random) -> str:
 
 
 def shuffled(text: str, generator: random.Random) -> str:
-    """Its words in another order."""
+    """Return the words of the text in random order."""
     words = text.split()
     return " ".join(generator.sample(words, len(words)))
 
 
 def misspelt(text: str, generator: random.Random) -> str:
-    """One letter in eight replaced by another one of the line."""
+    """Replace one letter in eight by another letter of the text."""
     return "".join(generator.choice(text) if generator.random() < 1 / 8 else letter for letter in text)
 
 
 def misread(text: str, generator: random.Random) -> str:
-    """Bytes of UTF-8 read as Latin-1; of English, where that changes nothing, every other byte lost."""
+    """Decode UTF-8 as Latin-1. ASCII would not change: keep only every second or third letter of it."""
     return text[:: generator.choice((2, 3))] if text.isascii() else text.encode("utf-8").decode("latin-1")
 
 
 def marked_up(text: str, generator: random.Random) -> str:
-    """What a page has left around it."""
+    """Surround the text with remains of a web page."""
     return generator.choice(('<td class="x">{}</td>', "&nbsp;|&nbsp;{} [edit]", "{} >> 1 2 3 next")).format(text)
 
 
@@ -83,7 +83,7 @@ DAMAGES: dict[str, Callable[[str, random.Random], str]] = {
 
 
 def pool(num_lines: int, seed: int) -> list[Line]:
-    """Lines with what is true of them: `damage` ("" for none) and `shop`."""
+    """Return lines with their true labels `damage` ("" for none) and `shop`."""
     generator = random.Random(seed)
     lines = []
     for number in range(num_lines):
@@ -96,7 +96,7 @@ def pool(num_lines: int, seed: int) -> list[Line]:
 
 
 def scored(folder: Path, model: str, lines: Sequence[Line]) -> list[Line]:
-    """The same lines with figures named MODEL_…. The run is ended once it has written something, and then resumed."""
+    """Return the lines with figures named MODEL_…. The run is interrupted after its first output, then resumed."""
     source, output = folder / f"{model}.jsonl", folder / f"{model}.scores.jsonl"
     source.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
     arguments = ["score", source, "--model", folder / "bundles" / model, "-o", output, "--quiet", "--jobs", 1]
@@ -108,25 +108,25 @@ def scored(folder: Path, model: str, lines: Sequence[Line]) -> list[Line]:
     process.send_signal(signal.SIGTERM)
     process.wait()
     meari(*arguments, "--resume")
-    with output.open(encoding="utf-8") as file:  # a line ends at "\n" alone; str.splitlines knows ten other ends
+    with output.open(encoding="utf-8") as file:  # lines end only at "\n"; str.splitlines splits at other characters too
         return [json.loads(line) for line in file]
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of the values does not exceed."""
+    """Return the smallest value that at least this share of the values does not exceed."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 def precision_recall(
     kept: Sequence[Line], wanted: Callable[[Line], bool], lines: Sequence[Line]
 ) -> tuple[float, float]:
-    """Of the kept lines how many are wanted; of the wanted ones how many are kept."""
+    """Return the share of kept lines that are wanted and the share of wanted lines that are kept."""
     hits = sum(map(wanted, kept))
     return hits / max(1, len(kept)), hits / sum(map(wanted, lines))
 
 
 def drop_damaged(lines: Sequence[Line], clean: Sequence[Line]) -> list[Line]:
-    """The lines up to the quantile of clean ones, in bits a character; tells how well that went."""
+    """Return the lines below the quantile of clean lines in bits per character; print precision and recall."""
     threshold = quantile([line["all_bits_per_char"] for line in clean], KEPT_QUANTILE)
     kept = [line for line in lines if line["all_bits_per_char"] <= threshold]
     print(f"up to {threshold:.2f} bits/char{'lines':>12}{'kept':>8}")
@@ -140,19 +140,19 @@ def drop_damaged(lines: Sequence[Line], clean: Sequence[Line]) -> list[Line]:
 
 
 def select(lines: Sequence[Line], key: Callable[[Line], float], label: str) -> None:
-    """Take as many lines as there should be of the harbour shop, lowest first; tells how well that went."""
+    """Select the expected number of harbour orders, lowest key first; print precision and recall."""
     taken = sorted(lines, key=key)[: round(HARBOUR_SHARE * len(lines))]
     precision, recall = precision_recall(taken, lambda line: line["shop"] == "harbour", lines)
     print(f"{label:<36}precision {precision:.3f}, recall {recall:.3f}")
 
 
 def difference(line: Line) -> float:
-    """Bits a character by the model of one shop, less those by the model of all."""
+    """Return bits per character by the harbour model minus those by the model of all shops."""
     return float(line["harbour_bits_per_char"] - line["all_bits_per_char"])
 
 
 def main(num_lines: int = 1200) -> None:
-    """Train on clean lines of all shops and of one, then filter a pool."""
+    """Train on clean lines of all shops and of the harbour shop, then filter a pool."""
     with tempfile.TemporaryDirectory() as name:
         folder, generator = Path(name), random.Random(1)
         shops = list(SHOPS)

@@ -1,7 +1,7 @@
-"""A walk through every path of a running server: `python examples/http_tour.py [ADDRESS]`, for docs/http-api.md.
+"""Request every path of a running server: `python examples/http_tour.py [ADDRESS]`, for docs/http-api.md.
 
-In: the address of a server with the released bundles (`make serve`). Out: each request and what to look at in its
-answer. Nothing but the standard library is needed.
+Input: the address of a server with the released bundles (`make serve`). Output: each request with the main part of
+its response. Needs only the standard library.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from examples.server import events, fetch, get, post
 ENGLISH, KOREAN = "shakespeare-lstm", "nsmc-lstm"
 
 
-def tell(request: str, what: object) -> None:
-    """A line of the tour."""
-    print(f"{request:<24}{what}")
+def tell(request: str, result: object) -> None:
+    """Print one line of the tour."""
+    print(f"{request:<24}{result}")
 
 
-def look_around(address: str) -> None:
-    """What is served, and how it is."""
+def show_status(address: str) -> None:
+    """Request health, models and metrics."""
     tell("GET /healthz", get(address, "/healthz")["status"])
     tell("GET /readyz", get(address, "/readyz")["status"])
     served = get(address, "/models")
@@ -34,15 +34,15 @@ def look_around(address: str) -> None:
     tell("GET /metrics", first_sample.split()[0])
 
 
-def cut_into_tokens(address: str) -> None:
-    """A text's tokens, and back."""
+def tokenize(address: str) -> None:
+    """Split a text into tokens and join them again."""
     tokens = post(address, "/tokenize", model=KOREAN, text="정말 재미있는 영화")["tokens"]
     tell("POST /tokenize", [token["text"] for token in tokens])
     tell("POST /detokenize", post(address, "/detokenize", model=KOREAN, tokens=tokens)["text"])
 
 
-def write(address: str) -> None:
-    """A seed fixes a text; a stream brings it piece by piece; a state goes on from where it ended."""
+def generate(address: str) -> None:
+    """Generate one text from a seed: whole, streamed, and in two parts joined by a state token; then beam search."""
     asked: dict[str, Any] = {"model": ENGLISH, "prompt": "ROMEO:\n", "max_tokens": 40, "seed": 7}
     whole = post(address, "/generate", **asked)["choices"][0]["text"]
     tell("POST /generate", repr(whole))
@@ -58,7 +58,7 @@ def write(address: str) -> None:
 
 
 def score(address: str) -> None:
-    """How likely texts are; which word it is that makes one unlikely."""
+    """Score texts and their words, whole and in two parts; read hidden states."""
     texts = ["정말 재미있는 영화", "정말 재미있는 영하"]
     answer = post(address, "/score", model=KOREAN, texts=texts, log_base="2", words=True)
     for result in answer["results"]:
@@ -77,8 +77,8 @@ def score(address: str) -> None:
     tell("POST /states", {tensor["name"]: tensor["values"][-1] for tensor in states["tensors"]})
 
 
-def ask_as_openai_does(address: str) -> None:
-    """The same models behind OpenAI's paths."""
+def use_openai_paths(address: str) -> None:
+    """Request the same models through OpenAI's paths."""
     tell("GET /v1/models", [model["id"] for model in get(address, "/v1/models")["data"]])
     tell("GET /v1/models/{name}", get(address, f"/v1/models/{ENGLISH}")["owned_by"])
     answer = post(address, "/v1/completions", model=ENGLISH, prompt="To be", max_tokens=0, echo=True, logprobs=1)
@@ -87,8 +87,8 @@ def ask_as_openai_does(address: str) -> None:
     tell("POST /v1/completions", f"the sum that /score gives: {math.isclose(sum(figures), own)}")
 
 
-def be_refused(address: str) -> None:
-    """A request that is wrong: the message names the field."""
+def show_refusal(address: str) -> None:
+    """Send an invalid request; the error message names the field."""
     try:
         post(address, "/generate", prompt="To be", top_p=1.4)
     except urllib.error.HTTPError as refusal:
@@ -98,11 +98,11 @@ def be_refused(address: str) -> None:
 
 
 def main() -> None:
-    """Walk, and say which paths of the contract were left out."""
+    """Run all stages of the tour."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("address", nargs="?", default="http://127.0.0.1:8000")
     address = parser.parse_args().address
-    for stage in (look_around, cut_into_tokens, write, score, ask_as_openai_does, be_refused):
+    for stage in (show_status, tokenize, generate, score, use_openai_paths, show_refusal):
         stage(address)
     contract = get(address, "/openapi.json")["paths"]
     tell("GET /openapi.json", f"{len(contract)} paths")

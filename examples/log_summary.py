@@ -1,6 +1,6 @@
-"""What a service's log says: requests, refusals, times and tokens by route, from the JSON lines of `meari serve`.
+"""Summarize the JSON log of `meari serve`: requests, refusals, times and tokens by route.
 
-In: lines of JSON, from files or standard input; other lines are counted and skipped. Out: a table, and what went wrong.
+Input: JSON lines from standard input; other lines are counted and skipped. Output: a table and the errors.
 
     python examples/log_summary.py < service.log
 """
@@ -16,27 +16,27 @@ OUTCOMES = ("ok", "invalid", "refused", "failed", "aborted")
 
 
 def requests_of(lines: Iterable[str]) -> tuple[list[Line], int]:
-    """The lines of requests, and how many lines were no JSON."""
-    requests, strange = [], 0
+    """Return the request lines and the number of lines that are not JSON."""
+    requests, num_skipped = [], 0
     for text in lines:
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
-            strange += 1
+            num_skipped += 1
             continue
         if isinstance(line, dict) and "outcome" in line:
             requests.append(line)
-    return requests, strange
+    return requests, num_skipped
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value below which that share of the values lies; 0 where there are none."""
+    """Return the value below which this share of the values lies; 0 without values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
 def row(route: str, requests: list[Line]) -> str:
-    """A route's figures in one line."""
+    """Return one table row with the figures of a route."""
     outcomes = Counter(line["outcome"] for line in requests)
     done = [line for line in requests if line["outcome"] == "ok"]
     totals = [line["total_ms"] for line in done]
@@ -48,7 +48,7 @@ def row(route: str, requests: list[Line]) -> str:
 
 
 def summary(requests: list[Line]) -> list[str]:
-    """The table, then each error with its number and the id of its last request."""
+    """Return the table, then a line for each error with its count and the id of its last request."""
     by_route: dict[str, list[Line]] = defaultdict(list)
     for line in requests:
         by_route[line["route"]].append(line)
@@ -61,10 +61,10 @@ def summary(requests: list[Line]) -> list[str]:
 
 def main() -> None:
     """Print the summary of standard input."""
-    requests, strange = requests_of(sys.stdin)
+    requests, num_skipped = requests_of(sys.stdin)
     print("\n".join(summary(requests)))
-    if strange:
-        print(f"{strange} lines were no JSON")
+    if num_skipped:
+        print(f"{num_skipped} lines were not JSON")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Text made here, English or Korean, for whoever has no corpus at hand: `python examples/made_text.py english 5000`.
+"""Make English or Korean sentences for training without a corpus: `python examples/made_text.py english 5000`.
 
-In: a language, a number of sentences, a seed. Out: sentences of a small grammar. What a model can learn from it: the
-letters of words, what each verb takes as its object, a or an, the verb's number; in Korean 이 or 가, 을 or 를.
+Input: a language, a number of sentences, a seed. Output: sentences of a small grammar. A model can learn spelling,
+the objects that each verb takes, a or an, the verb's number, and in Korean the particles 이/가 and 을/를.
 """
 
 import argparse
@@ -36,13 +36,13 @@ KOREAN_TIMES = ("아침마다", "날마다", "해가 진 뒤에", "비가 오기
 
 
 def sentences(language: str, number: int, seed: int) -> list[str]:
-    """So many sentences of a language; the same seed gives the same ones."""
+    """Return `number` sentences of a language; the same seed gives the same sentences."""
     generator = random.Random(seed)
     return [LANGUAGES[language](generator) for _ in range(number)]
 
 
 def with_particle(noun: str, after_consonant: str, after_vowel: str) -> str:
-    """A Korean noun with the form of a particle that its last syllable asks for: 책을, 배를."""
+    """Return a Korean noun with the particle form that fits its last syllable: 책을, 배를."""
     has_final_consonant = (ord(noun[-1]) - ord("가")) % 28 > 0
     return noun + (after_consonant if has_final_consonant else after_vowel)
 
@@ -85,7 +85,7 @@ LANGUAGES: dict[str, Callable[[random.Random], str]] = {"english": _english, "ko
 
 
 def main() -> None:
-    """Print sentences, one a line."""
+    """Print one sentence a line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("language", choices=sorted(LANGUAGES))
     parser.add_argument("number", type=int)

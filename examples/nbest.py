@@ -1,8 +1,8 @@
-"""Rescores n-best lists of a made recogniser with a language model: `python examples/nbest.py`, for docs/nbest.md.
+"""Rescore n-best lists of a simulated recogniser with a language model: `python examples/nbest.py`, for docs/nbest.md.
 
-The recogniser reads sentences through noise: it takes letters for others that look alike and loses spaces. It gives
-its best readings with a score each, as recognisers of speech, print and handwriting do. The language model then
-says how likely each reading is as a sentence; a weight, tuned on one half of the lists, puts the two together.
+The recogniser reads sentences through noise: it confuses similar letters and loses spaces. It returns its best
+readings with scores, as recognisers of speech, print and handwriting do. The language model scores each reading as
+a sentence. A weight tuned on one half of the lists combines the two scores.
 """
 
 import heapq
@@ -25,18 +25,18 @@ INITIALS = (
     (6, 7),
     (9, 12),
     (3, 5),
-)  # ㄱㅋ, ㄴㅌ, ㅁㅂ, ㅅㅈ, ㄷㄹ: places among the first consonants
+)  # ㄱㅋ, ㄴㅌ, ㅁㅂ, ㅅㅈ, ㄷㄹ: indices of initial consonants
 VOWELS = ((0, 4, 20), (8, 13), (1, 5), (2, 6))  # ㅏㅓㅣ, ㅗㅜ, ㅐㅔ, ㅑㅕ
-SIGNAL, NOISE = 4.0, 1.75  # how clearly the right letter stands out, in nats, and how far each score strays
-LOST_SPACE = 1.5  # how much less likely it is that a space is lost
+SIGNAL, NOISE = 4.0, 1.75  # advantage of the right letter and standard deviation of each score, in nats
+LOST_SPACE = 1.5  # additional advantage of a space over its loss, in nats
 LIST_LENGTH = 20
-WEIGHTS = (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 3.0, 0.0)  # of equals the first is taken: 1 is the plain product
+WEIGHTS = (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 3.0, 0.0)  # ties go to the first; 1 is the plain product
 WORD_BONUSES = (0.0, 2.0, -2.0, 4.0)
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One hypothesis: ln P of the picture given the text, and once it is known ln P of the text."""
+    """One hypothesis: ln P(picture | text), and ln P(text) after rescoring."""
 
     text: str
     channel: float
@@ -45,14 +45,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Lists:
-    """Sentences, and what was read of each, best first."""
+    """True sentences with the readings of each, best first."""
 
     truths: list[str]
     readings: list[list[Reading]]
 
 
 def candidates(letter: str) -> list[str]:
-    """What a letter can be taken for, itself first."""
+    """Return the letters that a letter can be read as, itself first."""
     if letter == " ":
         return [" ", ""]
     if "가" <= letter <= "힣":
@@ -67,7 +67,7 @@ def candidates(letter: str) -> list[str]:
 
 
 def read(sentence: str, generator: random.Random) -> list[Reading]:
-    """The best readings of a noisy picture of a sentence; letters are scored independently of one another."""
+    """Return the best readings of a noisy sentence; letters are scored independently of one another."""
     best = [("", 0.0)]
     for letter in sentence:
         options = candidates(letter)
@@ -81,7 +81,7 @@ def read(sentence: str, generator: random.Random) -> list[Reading]:
 
 
 def word_errors(reading: str, truth: str) -> int:
-    """Words to insert, delete or replace until the reading is the truth (Levenshtein distance)."""
+    """Return the Levenshtein distance in words between a reading and the true sentence."""
     truths, row = truth.split(), list(range(len(truth.split()) + 1))
     for number, word in enumerate(reading.split(), 1):
         diagonal, row[0] = row[0], number
@@ -91,13 +91,13 @@ def word_errors(reading: str, truth: str) -> int:
 
 
 def word_error_rate(chosen: Sequence[str], truths: Sequence[str]) -> float:
-    """Errors of all texts over the words of all truths."""
+    """Return the word errors of all texts divided by the number of words in all true sentences."""
     errors = sum(word_errors(text, truth) for text, truth in zip(chosen, truths, strict=True))
     return errors / sum(len(truth.split()) for truth in truths)
 
 
 def best_of(readings: list[Reading], weight: float, word_bonus: float) -> str:
-    """The reading with the highest sum: ln P_channel + weight × ln P_language + bonus × words."""
+    """Return the reading with the highest ln P_channel + weight × ln P_language + bonus × words."""
     return max(
         readings,
         key=lambda reading: (
@@ -108,7 +108,7 @@ def best_of(readings: list[Reading], weight: float, word_bonus: float) -> str:
 
 
 def rescored(address: str, lists: Lists, usage: dict[str, int]) -> Lists:
-    """The same lists with ln P of every reading: one request a list, so that prefixes are run once."""
+    """Add ln P to every reading; one request for each list computes shared prefixes only once."""
     readings = []
     for hypotheses in lists.readings:
         answer = post(address, "/score", model="sentences", texts=[reading.text for reading in hypotheses])
@@ -120,7 +120,7 @@ def rescored(address: str, lists: Lists, usage: dict[str, int]) -> Lists:
 
 
 def tuned(lists: Lists) -> tuple[float, float]:
-    """The weight and the word bonus with the lowest word error rate; of equals the first."""
+    """Return the weight and word bonus with the lowest word error rate; ties go to the first."""
 
     def rate(pair: tuple[float, float]) -> float:
         return word_error_rate([best_of(readings, *pair) for readings in lists.readings], lists.truths)
@@ -129,14 +129,14 @@ def tuned(lists: Lists) -> tuple[float, float]:
 
 
 def made_lists(language: str, number: int, seed: int) -> Lists:
-    """Lists of sentences that no model was trained on."""
+    """Return lists for sentences drawn with a seed other than that of the training text."""
     generator = random.Random(seed)
     truths = sentences(language, number, seed)
     return Lists(truths, [read(truth, generator) for truth in truths])
 
 
 def main(num_lists: int = 60) -> None:
-    """Train, recognise, tune on the first half of the lists, and report the word error rates of the other."""
+    """Train, recognise, tune on one half of the lists, and print the word error rates of the other half."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = [line for language in LANGUAGES for line in sentences(language, 2500, seed=1)]
@@ -156,7 +156,7 @@ def main(num_lists: int = 60) -> None:
 
 
 def row(language: str, test: Lists, weight: float, word_bonus: float) -> str:
-    """The error rate of the recogniser alone, with the model, and of the best reading in each list."""
+    """Return a table row: the error rates of the recogniser, of rescoring, and of the best reading in each list."""
     chosen = [best_of(readings, weight, word_bonus) for readings in test.readings]
     pairs = list(zip(test.readings, test.truths, strict=True))
     nearest = [min(readings, key=lambda one: word_errors(one.text, truth)).text for readings, truth in pairs]

@@ -1,6 +1,6 @@
-"""A server for an example, and the little that a client needs: HTTP with nothing but the standard library.
+"""Start a server for an example and send it requests, with only the standard library.
 
-In: a folder of bundles, or an address and a request. Out: an address, or an answer.
+Input: a folder of bundles, or an address and a request. Output: an address, or a response.
 """
 
 import contextlib
@@ -26,24 +26,27 @@ OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the ser
 
 
 def fetch(address: str, path: str) -> str:
-    """The text of an answer."""
+    """Return the body of a response as text."""
     with OPENER.open(address + path, timeout=TIMEOUT_SECONDS) as answer:
         return str(answer.read(), "utf-8")
 
 
 def get(address: str, path: str) -> Any:
-    """The JSON of an answer."""
+    """Return the JSON body of a response."""
     return json.loads(fetch(address, path))
 
 
 def post(address: str, path: str, **body: Any) -> Any:
-    """The JSON of the answer to a JSON body. A refusal raises urllib.error.HTTPError, whose body says why."""
+    """Send a JSON body and return the JSON body of the response.
+
+    Raises urllib.error.HTTPError for an error response; its body holds the reason.
+    """
     with OPENER.open(_request(address, path, body), timeout=TIMEOUT_SECONDS) as answer:
         return json.load(answer)
 
 
 def events(address: str, path: str, **body: Any) -> Iterator[str]:
-    """What stands behind `data: ` in each event of a stream, as it comes."""
+    """Yield the data of each server-sent event as it arrives."""
     with OPENER.open(_request(address, path, body), timeout=TIMEOUT_SECONDS) as answer:
         for line in answer:
             if line.startswith(b"data: "):
@@ -57,7 +60,7 @@ def _request(address: str, path: str, body: dict[str, Any]) -> urllib.request.Re
 
 @contextlib.contextmanager
 def served(bundles: Path) -> Iterator[str]:
-    """`meari serve` over a folder of bundles, on a free port, until the block ends. Yields its address."""
+    """Run `meari serve` over a folder of bundles on a free port until the block ends; yield its address."""
     port = _free_port()
     command = [
         sys.executable,

@@ -1,8 +1,8 @@
-"""Surprisal of every word of made garden-path sentences, for R: `python examples/surprisal.py`, for docs/surprisal.md.
+"""Write the surprisal of words in garden-path sentences for R: `python examples/surprisal.py`, for docs/surprisal.md.
 
 A model is trained on made English and Korean in which one reading of a sentence's beginning is far more frequent than
-the other. Items come in pairs: a sentence that turns out to have the rare reading, and one that never seemed to have
-the frequent one. Written is a table with a row a word.
+the other. Each item is a pair: a sentence that turns out to have the rare reading, and a control without that
+ambiguity. Output: a table with one row for each word.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from examples.made_text import with_particle
 from examples.tiny_model import Recipe, meari, tiny_model
 
 SUBJECTS = ("I", "We", "She", "They")
-VERBS = ("knew", "heard", "saw", "found")  # somebody, or that something is the case
+VERBS = ("knew", "heard", "saw", "found")  # take an object or a clause
 NAMES = ("Ann", "Anna", "Eva", "Tom")
 ADVERBS = ("well", "at dawn", "again", "by chance")
 TIMES = {"Night.": ("slept", "sang"), "Day.": ("left", "fell")}
@@ -34,7 +34,7 @@ DEEDS = (
     ("훔쳤다", "훔친"),
     ("숨겼다", "숨긴"),
     ("옮겼다", "옮긴"),
-)  # end of a sentence, of a clause
+)  # (form that ends a sentence, form that ends a clause)
 MEETINGS = ("보았다", "만났다", "찾았다", "쫓았다")
 
 GARDEN_PATH, CONTROL = "garden path", "control"
@@ -45,11 +45,11 @@ Scored = dict[str, Any]
 
 @dataclass(frozen=True)
 class Word:
-    """A row of the table; figures in bits.
+    """One row of the table; figures in bits.
 
-    surprisal   of the word's letters and of what ends it, the space behind it or the end of the text
-    with_space  of its letters and of the space before it: what `words` of /score says
-    entropy     of the word to come, before it is read
+    surprisal   of the word's letters and of the following space or end of text
+    with_space  of the word's letters and of the preceding space, as in `words` of /score
+    entropy     of the distribution over the next word, before the word is read
     """
 
     item: int
@@ -64,7 +64,7 @@ class Word:
 
 
 def english(generator: random.Random) -> str:
-    """A sentence; what follows "knew Ann" is nearly always an adverb, seldom a verb with Ann as its subject."""
+    """Return a sentence; "knew Ann" mostly precedes an adverb, seldom a verb with Ann as its subject."""
     subject, verb, name = map(generator.choice, (SUBJECTS, VERBS, NAMES))
     adverb, end, time = map(generator.choice, (ADVERBS, ENDS, list(TIMES)))
     usual = generator.choice(TIMES[time]) if generator.random() < 0.9 else end
@@ -78,7 +78,7 @@ def english(generator: random.Random) -> str:
 
 
 def korean(generator: random.Random) -> str:
-    """A sentence; after subject and object the verb nearly always ends it, after the object alone it seldom does."""
+    """Return a sentence; the verb nearly always ends it after subject and object, but seldom after an object alone."""
     person = with_particle(generator.choice(PEOPLE), "이", "가")
     thing = with_particle(generator.choice(THINGS), "을", "를")
     animal = with_particle(generator.choice(ANIMALS), "을", "를")
@@ -94,7 +94,7 @@ def korean(generator: random.Random) -> str:
 
 
 def stimuli() -> list[Scored]:
-    """The pairs; `critical` is the number of the word at which the readings part."""
+    """Return the pairs; `critical` is the position of the word that tells the readings apart."""
     found = []
     for item, (subject, verb, name, end) in enumerate(zip(SUBJECTS, VERBS, NAMES, ENDS, strict=True), 1):
         found += [
@@ -112,7 +112,7 @@ def stimuli() -> list[Scored]:
 
 
 def words_of(scored: Scored, entropies: dict[str, float]) -> Iterable[Word]:
-    """Rows from the tokens of one text, wherever tokens do not reach across the border of a word."""
+    """Yield the rows of one text; its tokens must not cross word boundaries."""
     bits = [-token["logprob"] for token in scored["tokens"]]
     starts = [token["start"] for token in scored["tokens"]]
     for position, word in enumerate(words_alone(scored), 1):
@@ -132,18 +132,18 @@ def words_of(scored: Scored, entropies: dict[str, float]) -> Iterable[Word]:
 
 
 def words_alone(scored: Scored) -> list[Scored]:
-    """Without the row of the text's end, which has no length."""
+    """Return the words without the end of the text, which has no length."""
     return [word for word in scored["words"] if word["start"] < word["end"]]
 
 
 def entropy(logprobs: Sequence[float]) -> float:
-    """Of the words of a lexicon, in bits: −Σ p log₂ p, p normalised over the lexicon. `logprobs` in base 2."""
+    """Return the entropy in bits, −Σ p log₂ p, with p normalised over the lexicon; logprobs are in base 2."""
     mass = sum(2**logprob for logprob in logprobs)
     return math.log2(mass) - sum(2**logprob * logprob for logprob in logprobs) / mass
 
 
 def score(folder: Path, name: str, lines: Iterable[Scored], *options: str) -> list[Scored]:
-    """What `meari score` says of lines, in bits."""
+    """Run `meari score` on the lines and return its results in bits."""
     source, output = folder / f"{name}.jsonl", folder / f"{name}.scores.jsonl"
     source.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
     bundle = folder / "bundles" / "readers"
@@ -152,7 +152,7 @@ def score(folder: Path, name: str, lines: Iterable[Scored], *options: str) -> li
 
 
 def entropies_before(folder: Path, items: Sequence[Scored], lexicons: dict[str, set[str]]) -> dict[str, float]:
-    """Of the next word, by what stands before it: every word of the lexicon is scored there, with what ends it."""
+    """Return the entropy of the next word after each prefix; every word of the lexicon is scored with its ending."""
     befores = {}
     for item in items:
         for word in words_alone(item):
@@ -169,7 +169,7 @@ def entropies_before(folder: Path, items: Sequence[Scored], lexicons: dict[str, 
 
 
 def write_table(path: Path, rows: Sequence[Word]) -> None:
-    """Tab-separated values with a head, as `read.delim` of R takes them."""
+    """Write tab-separated values with a header, in the format of R's `read.delim`."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(field.name for field in fields(Word))
@@ -177,7 +177,7 @@ def write_table(path: Path, rows: Sequence[Word]) -> None:
 
 
 def measured(folder: Path) -> list[Word]:
-    """Train, score the items, and gather the rows."""
+    """Train, score the items and return the rows."""
     generator = random.Random(1)
     writers: dict[str, Callable[[random.Random], str]] = {"english": english, "korean": korean}
     texts = {language: [writers[language](generator) for _ in range(2500)] for language in LANGUAGES}
@@ -191,9 +191,9 @@ def measured(folder: Path) -> list[Word]:
 
 
 def main() -> None:
-    """Write the table, and print one garden path of each language and the means at the critical words."""
+    """Write the table; print one garden path of each language and the means at the critical words."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-o", "--output", type=Path, help="where the table goes  [nowhere]")
+    parser.add_argument("-o", "--output", type=Path, help="write the table to this file  [not written]")
     output = parser.parse_args().output
     with tempfile.TemporaryDirectory() as name:
         rows = measured(Path(name))

@@ -1,6 +1,6 @@
-"""A model that is trained in seconds: lines of text → a bundle, by the verbs that a person would type.
+"""Train a small model in seconds with the verbs of the command line.
 
-In: lines. Out: the folder of a bundle. Knows of meari its command line alone.
+Input: lines of text. Output: the folder of a bundle. Must not know: anything of meari beyond its command line.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from meari.cli.main import group
 
 __all__ = ["Recipe", "meari", "tiny_model"]
 
-HELD_OUT = 20  # one line in so many
+HELD_OUT = 20  # one line in 20 is held out
 CONFIG = """\
 name = "{name}"
 seed = 1
@@ -46,7 +46,7 @@ threads = 1
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs from example to example; `document` is a line, or a file where lines follow from one another."""
+    """Settings that differ between examples; `document` is "file" if a line depends on the lines before it."""
 
     steps: int = 220
     hidden_size: int = 96
@@ -54,7 +54,7 @@ class Recipe:
 
 
 def meari(*arguments: object) -> str:
-    """Run a verb as the command line does, in this process, so that torch is loaded once. Returns what it prints."""
+    """Run a verb in this process, which loads torch only once, and return its printed output."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         group.main([str(argument) for argument in arguments], prog_name="meari", standalone_mode=False)
@@ -62,7 +62,7 @@ def meari(*arguments: object) -> str:
 
 
 def tiny_model(folder: Path, name: str, lines: Sequence[str], recipe: Recipe) -> Path:
-    """Train on the first lines, measure on the last ones, export; what belongs to it lies in `folder`."""
+    """Train on the first lines, validate on the last ones and export; all files are written to `folder`."""
     held_out = max(1, len(lines) // HELD_OUT)
     train, validation = folder / f"{name}.train.txt", folder / f"{name}.validation.txt"
     train.write_text("\n".join(lines[:-held_out]) + "\n", "utf-8")

@@ -1,7 +1,7 @@
-"""From a text to a service, step by step: `python examples/train_your_own.py`, for docs/train-your-own.md.
+"""Train a model on a text and serve it, step by step: `python examples/train_your_own.py`, for docs/train-your-own.md.
 
-Every step is a command that can be typed; it is shown, and run in a folder of its own. With `--language korean` the
-text is Korean and the tokenizer's tokens are pieces of words rather than letters.
+Every step is a command line, which is printed and run in a separate folder. With `--language korean` the text is
+Korean, and the tokens are pieces of words instead of letters.
 """
 
 import argparse
@@ -48,8 +48,8 @@ PIECES = '[tokenizer]\nkind = "bpe"\nvocabulary_size = 500\n'
 
 
 @dataclass(frozen=True)
-class Walk:
-    """What differs from language to language: two sentences are compared, the first of which is right."""
+class Walkthrough:
+    """Settings of one language, with a grammatical and an ungrammatical sentence to compare."""
 
     config: str
     prompt: str
@@ -57,25 +57,27 @@ class Walk:
     wrong: str
 
 
-WALKS = {
-    "english": Walk(CONFIG, "The old", "The sailor mends a net by the river.", "The sailor mend an net by river the."),
-    "korean": Walk(
+WALKTHROUGHS = {
+    "english": Walkthrough(
+        CONFIG, "The old", "The sailor mends a net by the river.", "The sailor mend an net by river the."
+    ),
+    "korean": Walkthrough(
         CONFIG.replace(CHARACTERS, PIECES), "늙은", "어부가 강가에서 그물을 고친다.", "어부이 강가에서 그물를 고친다."
     ),
 }
 
 
 def run(command: str, *, last: int = 100) -> None:
-    """Show a command, run it, and show the last lines of what it prints."""
+    """Print a command, run it, and print the last lines of its output."""
     print(f"$ {command}")
     verb, *arguments = shlex.split(command.removeprefix("meari "))
     for line in meari(verb, *arguments).splitlines()[-last:]:
         print(line)
 
 
-def walk(language: str, num_sentences: int) -> None:
-    """All steps, in the working folder."""
-    steps = WALKS[language]
+def run_steps(language: str, num_sentences: int) -> None:
+    """Run all steps in the working folder."""
+    steps = WALKTHROUGHS[language]
     Path("my-text.txt").write_text("\n".join(sentences(language, num_sentences, seed=1)) + "\n", "utf-8")
     Path("my-model.toml").write_text(steps.config, "utf-8")
     Path("two.txt").write_text(f"{steps.right}\n{steps.wrong}\n", "utf-8")
@@ -101,17 +103,17 @@ def walk(language: str, num_sentences: int) -> None:
 
 
 def main() -> None:
-    """Walk in a folder that is kept where one is named."""
+    """Run all steps in the named folder, or in a temporary one."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--language", choices=sorted(WALKS), default="english")
-    parser.add_argument("--sentences", type=int, default=4000, metavar="N", help="of text to train on")
-    parser.add_argument("--folder", type=Path, help="where everything goes  [one that is removed at the end]")
+    parser.add_argument("--language", choices=sorted(WALKTHROUGHS), default="english")
+    parser.add_argument("--sentences", type=int, default=4000, metavar="N", help="number of sentences to train on")
+    parser.add_argument("--folder", type=Path, help="folder for all files  [a temporary one]")
     arguments = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(contextlib.chdir(folder))
-        walk(arguments.language, arguments.sentences)
+        run_steps(arguments.language, arguments.sentences)
 
 
 if __name__ == "__main__":

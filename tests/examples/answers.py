@@ -1,7 +1,7 @@
-"""Writes the answers of docs/http-api.md anew, after bundles have changed: `python -m tests.examples.answers`.
+"""Rewrite the responses in docs/http-api.md after bundles have changed: `python -m tests.examples.answers`.
 
-In: the page, and a server of the released bundles that is started here. Out: the page, each answer below its request.
-An answer keeps the fields that the page shows; figures are rounded, long texts cut.
+Input: the page, and a server of the released bundles started here. Output: the page with each response below its
+request. A response keeps the fields that the page shows; figures are rounded, long texts are cut.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from tests.service.running import Server, events, running_server
 
 EXCHANGE = re.compile(r"^\$ (curl .*?)\n(.*?)(?=^\$ |^```)", re.DOTALL | re.MULTILINE)
 WIDTH = 132
-LONGEST_TEXT = 300  # of what is not cut
+LONGEST_TEXT = 300  # characters; longer texts are cut
 SHOWN_OF_LONG = 24
 
 
 def exchanges(text: str) -> list[tuple[str, str]]:
-    """The curl lines of a page, and what it shows below each."""
+    """Return the curl commands of a page, each with the response shown below it."""
     return [(command, answer) for command, answer in EXCHANGE.findall(text) if "localhost:8000" in command]
 
 
 def ask(server: Server, command: str) -> httpx.Response:
-    """The answer of a server to a curl line of the page."""
+    """Send the request of a curl command to the server."""
     words = shlex.split(command)
     [path] = [word.removeprefix("localhost:8000") for word in words if word.startswith("localhost:8000")]
     if "--json" not in words:
@@ -41,14 +41,14 @@ def ask(server: Server, command: str) -> httpx.Response:
 
 
 def answer_text(response: httpx.Response, shown: str) -> str:
-    """An answer as the page shows it."""
+    """Format a response as the page shows it."""
     if shown.startswith("data:"):
         return "\n\n".join(f"data: {_event(event)}" for event in events(response)) + "\n"
     return layout(_kept(response.json(), json.loads(shown))) + "\n"
 
 
 def layout(value: Any, indent: int = 0) -> str:
-    """JSON in as few lines as the page is wide for."""
+    """Format JSON in as few lines as the width of the page allows."""
     flat = json.dumps(value, ensure_ascii=False)
     if indent + len(flat) <= WIDTH or not isinstance(value, dict | list):
         return flat
@@ -73,7 +73,7 @@ def _event(event: str) -> str:
 
 
 def _kept(value: Any, shown: Any) -> Any:
-    """The fields that were shown (all where nothing was), with short figures and texts."""
+    """Keep the fields that are shown (all if none are), with rounded figures and cut texts."""
     if isinstance(value, dict):
         before = shown if isinstance(shown, dict) and shown.keys() <= value.keys() else dict.fromkeys(value)
         return {name: _kept(value[name], before[name]) for name in value if name in before}
@@ -87,7 +87,7 @@ def _kept(value: Any, shown: Any) -> Any:
 
 
 def main() -> None:
-    """Ask for every answer again."""
+    """Request every response again and rewrite the page."""
     text = page("http-api")
     with tempfile.TemporaryDirectory() as folder, running_server(Path(folder), bundles=ROOT / "bundles") as server:
         for command, shown in exchanges(text):

@@ -1,4 +1,4 @@
-"""Examples run for real, and the pages of docs/ that quote what they print."""
+"""Run examples and read the pages of docs/ that quote their output."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def page(name: str) -> str:
 
 
 def run_example(script: str, *arguments: str, folder: Path) -> str:
-    """What `python examples/SCRIPT` prints."""
+    """Return the output of `python examples/SCRIPT`."""
     settings = {name: value for name, value in os.environ.items() if not name.startswith("MEARI_")}
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / script), *arguments],
@@ -37,13 +37,16 @@ def run_example(script: str, *arguments: str, folder: Path) -> str:
 
 
 def quoted(name: str, command: str) -> str:
-    """What a page says that a command prints: the rest of its block."""
+    """Return the output of a command as a page quotes it: the rest of the command's block."""
     [found] = re.findall(rf"```console\n\$ {re.escape(command)}\n(.*?)```", page(name), re.DOTALL)
     return str(found)
 
 
 def assert_alike(quoted_text: str, printed: str, *, relative: float = 0.3, absolute: float = 0.1) -> None:
-    """The same words in the same places; numbers as near as two machines train two small models."""
+    """Assert that words are the same and numbers differ only by the given tolerances.
+
+    The tolerances cover the differences between small models trained on two machines.
+    """
     for mine, theirs in zip(quoted_text.splitlines(), printed.splitlines(), strict=True):
         assert NUMBER.sub("#", mine).split() == NUMBER.sub("#", theirs).split()
         for one, other in zip(numbers(mine), numbers(theirs), strict=True):
@@ -51,11 +54,11 @@ def assert_alike(quoted_text: str, printed: str, *, relative: float = 0.3, absol
 
 
 def numbers(line: str) -> list[float]:
-    """All numbers of a line."""
+    """Return all numbers of a line."""
     return [float(found.replace(",", "")) for found in NUMBER.findall(line)]
 
 
 def numbers_of(printed: str, label: str) -> list[float]:
-    """The numbers behind a label, of the one line that begins with it."""
+    """Return the numbers after a label, from the single line that begins with the label."""
     [line] = [line.strip() for line in printed.splitlines() if line.strip().startswith(label)]
     return numbers(line.removeprefix(label))

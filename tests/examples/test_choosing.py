@@ -1,4 +1,4 @@
-"""docs/choosing.md: its tables are those of the bundles and the claims; the script makes the others."""
+"""Test docs/choosing.md: its tables match the bundles, the claims and the output of the script."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def test_script_compares_the_families(tmp_path: Path) -> None:
         units, parameters, loss, cpu_seconds, _, at_1, at_64 = numbers(row)
         assert units == (32 * choosing.UNITS if row.startswith("esn") else 32)
         assert parameters > 5000
-        assert loss < 4.2  # 4.8 is that of a model which knows nothing
+        assert loss < 4.2  # an untrained model has 4.8
         assert 0 < cpu_seconds < 100
         assert 0 < at_1 < at_64
     losses = {row.split()[0]: numbers(row)[2] for row in rows}
@@ -47,12 +47,12 @@ def test_measured_table_has_every_family_in_every_size() -> None:
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "bundles").glob("*/")), ids=lambda folder: folder.name)
-def test_rows_of_the_bundles_are_those_of_their_manifests(folder: Path) -> None:
+def test_rows_of_the_bundles_match_their_manifests(folder: Path) -> None:
     assert bundle_row(json.loads((folder / "manifest.json").read_text("utf-8"))) in PAGE.splitlines()
 
 
 def bundle_row(manifest: dict[str, Any]) -> str:
-    """What the table should say of a bundle."""
+    """Return the expected table row of a bundle."""
     figures, sizes = manifest["figures"], manifest["sizes"]
     held_out = figures[figures["reported_part"]]["bits_per_char"]
     state = sum(4 * math.prod(tensor["shape"]) for tensor in manifest["state"]) / 1024
@@ -66,7 +66,7 @@ def bundle_row(manifest: dict[str, Any]) -> str:
     )
 
 
-def test_figures_of_the_claims_are_theirs() -> None:
+def test_page_quotes_the_figures_of_the_claims() -> None:
     claims = json.loads((DOCS / "claims" / "results.json").read_text("utf-8"))
     seeds = [numbers["learned"] for numbers in claims["claims"]["4"]["numbers"].values()]
     losses = {

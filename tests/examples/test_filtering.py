@@ -1,4 +1,4 @@
-"""docs/filtering.md: damaged lines go, and lines of one kind are found."""
+"""Test docs/filtering.md: damaged lines are removed, and lines of one kind are selected."""
 
 import random
 from pathlib import Path
@@ -9,7 +9,7 @@ from examples import filtering
 from tests.examples.pages import assert_alike, numbers_of, quoted, run_example
 
 
-def test_filters_do_what_the_page_says(tmp_path: Path) -> None:
+def test_filters_reach_the_figures_of_the_page(tmp_path: Path) -> None:
     printed = run_example("filtering.py", folder=tmp_path)
     precision, recall = numbers_of(printed, "clean lines:")
     assert precision > 0.9
@@ -28,12 +28,12 @@ def test_damage_changes_the_line(damage: str) -> None:
     assert sum(one == other for one, other in zip(orders, damaged, strict=True)) <= 1
 
 
-def test_precision_and_recall_count_what_is_kept() -> None:
+def test_precision_and_recall_count_the_kept_lines() -> None:
     lines = [{"good": True}, {"good": True}, {"good": False}, {"good": False}]
     assert filtering.precision_recall(lines[1:3], lambda line: bool(line["good"]), lines) == (0.5, 0.5)
     assert filtering.precision_recall(lines[:2], lambda line: bool(line["good"]), lines) == (1.0, 1.0)
 
 
-def test_quantile_is_reached_by_its_share_of_the_values() -> None:
+def test_quantile_is_not_exceeded_by_its_share_of_the_values() -> None:
     assert filtering.quantile([5.0, 1.0, 4.0, 2.0, 3.0], 0.5) == 3.0
     assert filtering.quantile([1.0, 2.0], 1.0) == 2.0

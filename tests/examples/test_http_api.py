@@ -1,4 +1,4 @@
-"""docs/http-api.md: each request has an answer of the shape that the page shows; the tour misses no path."""
+"""Test docs/http-api.md: every response has the shape that the page shows, and the tour requests every path."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXCHANGES = exchanges(PAGE)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The released bundles, as `make serve` serves them."""
+    """Serve the released bundles like `make serve`."""
     with running_server(tmp_path_factory.mktemp("log"), bundles=ROOT / "bundles") as running:
         yield running
 
@@ -40,22 +40,22 @@ def test_answer_has_the_shape_that_the_page_shows(server: Server, command: str, 
     assert shown[-1] == came[-1] == "[DONE]"
     mine, theirs = ([json.loads(event) for event in some[:-1]] for some in (shown, came))
     _assert_shape(mine[-1], theirs[-1], "the last event")
-    for stream in (mine, theirs):  # how many tokens share an event is a matter of time
+    for stream in (mine, theirs):  # the number of tokens in an event depends on timing
         written = [event["choices"][0] for event in stream[:-1]]
         assert all(choice["text"] for choice in written)
         assert ["finish_reason" in choice for choice in written] == [False] * (len(written) - 1) + [True]
 
 
-def test_page_shows_the_limits_and_the_kind_of_state_tokens_that_are_served(server: Server) -> None:
+def test_page_shows_the_served_limits_and_state_token_format(server: Server) -> None:
     shown = {command: json.loads(answer) for command, answer in EXCHANGES if "-sN" not in command}
     [model] = [command for command in shown if command.endswith("/models/shakespeare-gru")]
     assert shown[model]["limits"] == ask(server, model).json()["limits"]
     [resumable] = [command for command in shown if "return_state" in command]
     beginnings = [answer["choices"][0]["state"][:8] for answer in (shown[resumable], ask(server, resumable).json())]
-    assert beginnings[0] == beginnings[1]  # the version of the format, and the bundle
+    assert beginnings[0] == beginnings[1]  # version of the format and id of the bundle
 
 
-def test_tour_asks_every_path_of_the_contract(server: Server, tmp_path: Path) -> None:
+def test_tour_requests_every_path_of_the_contract(server: Server, tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{server.port}"
     printed = run_example("http_tour.py", address, folder=tmp_path)
     contract = server.client.get("/openapi.json").json()["paths"]
@@ -67,7 +67,7 @@ def test_tour_asks_every_path_of_the_contract(server: Server, tmp_path: Path) ->
     assert "refused with 400" in printed
 
 
-def test_python_of_the_pages_runs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_code_of_the_pages_runs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     names = {"post": post, "address": f"http://127.0.0.1:{server.port}"}
     [watch] = re.findall(r"```python\n(.*?)```", page("anomalies"), re.DOTALL)
     exec(watch, names | {"stream": ["To be", "or not to be", "0x7f qqq"], "threshold": 20.0})
@@ -85,7 +85,7 @@ def test_page_names_every_path_of_the_contract(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("request_type", "heading"), [(GenerateRequest, "Generate"), (ScoreRequest, "Score")])
-def test_page_has_every_field_of_a_request_and_no_other(request_type: type, heading: str) -> None:
+def test_page_lists_exactly_the_fields_of_a_request(request_type: type, heading: str) -> None:
     section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     first_cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     named = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
@@ -102,9 +102,10 @@ def test_limits_of_the_page_are_the_defaults() -> None:
 
 
 def _assert_shape(shown: Any, came: Any, where: str) -> None:
-    """What the page shows is there, of the same type; it leaves fields out, shortens texts and rounds figures.
+    """Assert that every field shown on the page is present with the same type.
 
-    A bundle that is trained anew gives other figures; `python -m tests.examples.answers` writes them into the page.
+    The page omits fields, cuts texts and rounds figures. Retrained bundles give other figures;
+    `python -m tests.examples.answers` writes them into the page.
     """
     if isinstance(shown, dict):
         for name, value in shown.items():

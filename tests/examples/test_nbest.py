@@ -1,4 +1,4 @@
-"""docs/nbest.md: a language model corrects a noisy recogniser."""
+"""Test docs/nbest.md: a language model corrects a noisy recogniser."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from examples import nbest
 from tests.examples.pages import assert_alike, numbers_of, quoted, run_example
 
 
-def test_rescoring_lowers_the_word_error_rate_as_the_page_says(tmp_path: Path) -> None:
+def test_rescoring_lowers_the_word_error_rate_as_the_page_states(tmp_path: Path) -> None:
     printed = run_example("nbest.py", folder=tmp_path)
     for language in ("english", "korean"):
         first, rescored, at_best, weight, _ = numbers_of(printed, language)
@@ -19,7 +19,7 @@ def test_rescoring_lowers_the_word_error_rate_as_the_page_says(tmp_path: Path) -
     assert len(page) == len(own) == 4
     assert_alike(page[0], own[0])
     assert_alike(page[3], own[3], absolute=0.05, relative=0.1)
-    # The weight may come out differently where several are equally good.
+    # The weight may differ because several weights can be equally good.
     mine, theirs = ([line.split()[:4] for line in text.splitlines()[1:3]] for text in (quoted_table(), printed))
     assert_alike("\n".join(map(" ".join, mine)), "\n".join(map(" ".join, theirs)))
 
@@ -32,7 +32,7 @@ def quoted_table() -> str:
     ("reading", "truth", "errors"),
     [("a b c", "a b c", 0), ("a x c", "a b c", 1), ("ab c", "a b c", 2), ("", "a b", 2), ("a b c d", "b c d", 1)],
 )
-def test_word_errors_are_the_fewest_edits(reading: str, truth: str, errors: int) -> None:
+def test_word_errors_count_the_fewest_edits(reading: str, truth: str, errors: int) -> None:
     assert nbest.word_errors(reading, truth) == errors
 
 

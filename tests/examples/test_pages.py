@@ -1,4 +1,4 @@
-"""The pages of docs/ that have an example: the index has them, and each has a script."""
+"""Test the pages of docs/ that have an example: the index lists them, and each has a script."""
 
 import re
 
@@ -19,5 +19,5 @@ def test_page_is_in_the_index_and_has_a_script(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_page_is_short(name: str) -> None:
-    prose = re.sub(r"```.*?```|^\|[^\n]*$", "", page(name), flags=re.DOTALL | re.MULTILINE)  # tables are looked up
+    prose = re.sub(r"```.*?```|^\|[^\n]*$", "", page(name), flags=re.DOTALL | re.MULTILINE)  # without code and tables
     assert len(prose.split()) < 1400

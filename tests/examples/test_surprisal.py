@@ -1,4 +1,4 @@
-"""docs/surprisal.md: the garden path's peak, words that pay for what ends them, a table that R reads."""
+"""Test docs/surprisal.md: the peak of the garden path, surprisal with word endings, and the table for R."""
 
 import csv
 import math
@@ -26,7 +26,7 @@ def test_surprisal_peaks_where_the_garden_path_ends(tmp_path: Path) -> None:
             by_condition = {row["condition"]: float(row["surprisal"]) for row in words if row["region"] == "critical"}
             assert by_condition["garden path"] > by_condition["control"]
     ann = next(row for row in rows if row["word"] == "Ann" and row["condition"] == "garden path")
-    assert float(ann["surprisal"]) > float(ann["with_space"]) + 0.5  # that it is not the beginning of Anna
+    assert float(ann["surprisal"]) > float(ann["with_space"]) + 0.5  # includes that the word is not Anna
     shown = quoted("surprisal", ".venv/bin/python examples/surprisal.py -o surprisal.tsv")
     assert_alike(shown, printed, absolute=1.0, relative=0.4)
 
@@ -42,13 +42,13 @@ def test_every_bit_of_a_text_belongs_to_one_word() -> None:
     ]
     scored = {"item": 1, "language": "x", "condition": "y", "critical": 2, "context": "", "text": "Ab c"}
     found = list(surprisal.words_of(scored | {"tokens": tokens, "words": words}, {"": 0.5, "Ab ": 0.25}))
-    assert [word.surprisal for word in found] == [7.0, 24.0]  # the space counts for the word that it ends
+    assert [word.surprisal for word in found] == [7.0, 24.0]  # a space counts towards the word before it
     assert [word.with_space for word in found] == [3.0, 12.0]
     assert [word.region for word in found] == ["before", "critical"]
     assert [word.entropy for word in found] == [0.5, 0.25]
 
 
 @pytest.mark.parametrize("mass", [1.0, 0.25])
-def test_entropy_is_that_of_the_normalised_lexicon(mass: float) -> None:
+def test_entropy_is_normalised_over_the_lexicon(mass: float) -> None:
     logprobs = [math.log2(mass * share) for share in (0.5, 0.25, 0.25)]
     assert surprisal.entropy(logprobs) == pytest.approx(1.5)

@@ -1,4 +1,4 @@
-"""docs/train-your-own.md: the page's walk from a text to a service, in both languages."""
+"""Test docs/train-your-own.md: the steps from a text to a service, in both languages."""
 
 import re
 import shlex
@@ -15,25 +15,26 @@ CONFIGS = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = re.findall(r"^\.venv/bin/(meari (?!serve).*)$", PAGE, re.MULTILINE)
 
 
-@pytest.mark.parametrize("language", train_your_own.WALKS)
-def test_walk_ends_with_a_service_that_says_what_the_command_line_said(language: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("language", train_your_own.WALKTHROUGHS)
+def test_service_and_command_line_give_the_same_results(language: str, tmp_path: Path) -> None:
     arguments = [] if language == "english" else ["--language", language]
     printed = run_example("train_your_own.py", *arguments, "--folder", "walk", folder=tmp_path)
     assert "the server writes the same: True" in printed
     right, wrong = numbers_of(printed, "and scores:")
     assert right > wrong + 5
-    walk = train_your_own.WALKS[language]
-    on_the_command_line = [line for line in printed.splitlines() if line.strip().endswith((walk.right, walk.wrong))]
+    steps = train_your_own.WALKTHROUGHS[language]
+    on_the_command_line = [line for line in printed.splitlines() if line.strip().endswith((steps.right, steps.wrong))]
     assert [float(line.split()[0]) for line in on_the_command_line] == [right, wrong]
     assert (tmp_path / "walk" / "runs" / "my-model" / "report.png").is_file()
     command = " ".join([".venv/bin/python examples/train_your_own.py", *arguments])
-    assert_same_walk(quoted("train-your-own", command), printed)
+    assert_same_output(quoted("train-your-own", command), printed)
 
 
-def assert_same_walk(page_text: str, printed: str) -> None:
-    """Line by line: counts are equal, measured figures within a tenth, all others within a third.
+def assert_same_output(page_text: str, printed: str) -> None:
+    """Compare line by line: equal counts, losses within a tenth, all other figures within a third.
 
-    On one kind of CPU all is equal. Only words may differ: the machine's name, and the sentence that is written.
+    On the same kind of CPU all figures are equal. Only two texts may differ: the machine's name and the generated
+    sentence.
     """
     before = ""
     for mine, theirs in zip(page_text.splitlines(), printed.splitlines(), strict=True):
@@ -51,13 +52,13 @@ def assert_same_walk(page_text: str, printed: str) -> None:
         before = mine
 
 
-def test_config_of_the_page_is_that_of_the_script() -> None:
+def test_page_shows_the_config_of_the_script() -> None:
     first, tokenizer, _ = CONFIGS
     assert first == train_your_own.CONFIG
     assert tokenizer == train_your_own.PIECES
 
 
-def test_every_config_of_the_page_is_one(tmp_path: Path) -> None:
+def test_every_config_of_the_page_is_valid(tmp_path: Path) -> None:
     first, tokenizer, real = CONFIGS
     for text in (first, first.replace(train_your_own.CHARACTERS, tokenizer), real):
         path = tmp_path / "my-model.toml"
@@ -65,7 +66,7 @@ def test_every_config_of_the_page_is_one(tmp_path: Path) -> None:
         assert load_config(path).name == "my-model"
 
 
-def test_commands_of_the_page_are_those_that_the_script_runs() -> None:
+def test_script_runs_every_command_of_the_page() -> None:
     shown = quoted("train-your-own", ".venv/bin/python examples/train_your_own.py")
     ran = [set(shlex.split(line[2:])) for line in shown.splitlines() if line.startswith("$ meari")]
     assert len(COMMANDS) == 5

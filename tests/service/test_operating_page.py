@@ -97,7 +97,7 @@ def test_summary_tells_of_routes_times_and_errors(server: Server) -> None:
     assert int(rows["/score"][0]) >= 1
     assert int(rows["/score"][-1]) >= 5
     assert "invalid_request, the last with request id wrong" in done.stdout
-    assert "1 lines were no JSON" in done.stdout
+    assert "1 lines were not JSON" in done.stdout
 
 
 def test_figures_are_those_of_the_benchmarks() -> None:
