@@ -21,8 +21,8 @@ from meari.runtime.engine import EngineLimits
 from meari.runtime.engine.cache import CacheRoom
 from meari.runtime.machine import release_free_memory
 from meari.runtime.model import LoadedModel, load_model
+from meari.service.lifetime import ReadyMarks
 from meari.service.log import flush_log
-from meari.service.process.marks import ReadyMarks
 from meari.service.settings import Settings
 
 __all__ = ["Readiness", "Registry"]

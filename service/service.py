@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 from meari.runtime.bundle import Bundle
 from meari.runtime.state_tokens import StateTokens
+from meari.service.lifetime import Drain
 from meari.service.metrics import Metrics, WorkerFigures
-from meari.service.process.disconnects import Disconnects
-from meari.service.process.drain import Drain
 from meari.service.registry import Registry
 from meari.service.requests.admission import Admission
 from meari.service.requests.schema import Schemas
 from meari.service.settings import Settings
 from meari.service.tracing import Tracing
+from meari.service.watch import Disconnects
 
 __all__ = ["Service"]
 

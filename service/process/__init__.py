@@ -1,1 +1,1 @@
-"""The processes around the application: gunicorn's workers, what they share, how they end, who is still listening."""
+"""The processes that run the application: gunicorn's master and its workers."""

@@ -1,5 +1,4 @@
-"""gunicorn's configuration: the service's settings → its own, and what its master process does at the start and the
-end.
+"""gunicorn's configuration: the service's settings → its own, and what its master process does at start and end.
 
 Used as `gunicorn -c python:meari.service.process.gunicorn_conf`; `meari serve` does the same.
 Problems of the settings end the start here, before there is any worker.
@@ -16,16 +15,18 @@ import sys
 import threading
 from typing import Any
 
-from meari.service.log import configure_logging
-from meari.service.process.marks import forget_worker
-from meari.service.process.runtime import (
+from gunicorn.glogging import Logger
+
+from meari.service.lifetime import (
     MEMORY,
+    forget_worker,
     make_runtime_folder,
     marks_folder,
     metrics_folder,
     prepare_runtime_folder,
 )
-from meari.service.process.spread import allowed_connections
+from meari.service.log import configure_logging, line_format, show_libraries
+from meari.service.process.balance import allowed_connections
 from meari.service.process.start import (
     NOTHING_STATUS,
     StartError,
@@ -37,6 +38,8 @@ from meari.service.process.start import (
 )
 from meari.service.process.worker import MAX_STAYING, SPREAD
 from meari.service.settings import SettingsError, load_settings
+
+__all__ = ["ServiceLogger"]
 
 try:
     settings = load_settings(os.environ)
@@ -73,7 +76,7 @@ forwarded_allow_ips = "*"  # nobody is asked who he is, because nothing that a p
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 loglevel = settings.log_level
-logger_class = "meari.service.process.gunicorn_logger.ServiceLogger"
+logger_class = "meari.service.process.gunicorn_conf.ServiceLogger"
 accesslog = None  # the service writes its own line
 if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
     worker_tmp_dir = str(MEMORY)
@@ -135,3 +138,14 @@ def on_exit(_server: Any) -> None:
     if problem:
         sys.stderr.write(f"meari cannot start: {problem}")
         sys.exit(NOTHING_STATUS)
+
+
+class ServiceLogger(Logger):  # type: ignore[misc]
+    """gunicorn's own, to stderr or where its options say; `configure_logging` comes before it."""
+
+    def setup(self, cfg: Any) -> None:
+        """At the start, and again when the configuration is reloaded."""
+        super().setup(cfg)
+        for handler in self.error_log.handlers:
+            handler.setFormatter(line_format())
+        show_libraries()

@@ -30,16 +30,21 @@ from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
 
 from meari.errors import MAY_QUOTE, EngineFailed
 from meari.runtime.machine import limit_arenas
+from meari.service.connection import Connection, has_come
 from meari.service.error_body import SAFE_HEADERS
-from meari.service.log import NO_ROUTE, RequestLine, flush_log, log_request
-from meari.service.process.connection import Connection, has_come
-from meari.service.process.quick_config import QuickConfig
-from meari.service.process.refusal import answer_bytes, translated
-from meari.service.process.request import HEAD_SECONDS, PromptParser, WaitingBody
-from meari.service.process.response import JoinedResponse
-from meari.service.process.spread import Spread
-from meari.service.requests.cors import cors_headers
-from meari.service.requests.request_ids import request_id
+from meari.service.log import flush_log
+from meari.service.process.balance import Spread
+from meari.service.process.http import (
+    HEAD_SECONDS,
+    JoinedResponse,
+    PromptParser,
+    QuickConfig,
+    WaitingBody,
+    answer_bytes,
+    translated,
+)
+from meari.service.request_line import NO_ROUTE, RequestLine, log_request
+from meari.service.requests.headers import cors_headers, request_id
 
 if TYPE_CHECKING:
     from meari.service.service import Service

@@ -24,14 +24,13 @@ from meari.errors import (
 from meari.runtime.answers import Work
 from meari.runtime.engine.calls import Awaited
 from meari.runtime.model import LoadedModel
+from meari.service.connection import Client, ClientGone
 from meari.service.error_body import SAFE_HEADERS, wrong_field
-from meari.service.log import NO_ROUTE, RequestLine, log_request
-from meari.service.process.client import Client, ClientGone
-from meari.service.process.watch import Watch
+from meari.service.request_line import NO_ROUTE, RequestLine, log_request
 from meari.service.requests.admission import Ticket
-from meari.service.requests.cors import cors_headers
-from meari.service.requests.request_ids import request_id
+from meari.service.requests.headers import cors_headers, request_id
 from meari.service.service import Service
+from meari.service.watch import Watch
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

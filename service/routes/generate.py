@@ -9,10 +9,10 @@ from meari.errors import MeariError
 from meari.runtime.completion import Completion, begin_completion
 from meari.runtime.requests import check_num_chars
 from meari.service.error_body import error_body
-from meari.service.process.watch import Watch
 from meari.service.routes.exchange import Exchange, current_exchange, json_response
 from meari.service.routes.streaming import PING_SECONDS, event_stream
 from meari.service.service import Service
+from meari.service.watch import Watch
 
 __all__ = ["generate_blueprint"]
 

@@ -12,12 +12,12 @@ from meari.runtime.requests import check_num_chars
 from meari.service.error_body import openai_error_body
 from meari.service.openai.bodies import ModelCard, ModelList
 from meari.service.openai.completion import OpenAICompletion, begin_openai_completion
-from meari.service.process.watch import Watch
 from meari.service.requests.completions import prompts_of
 from meari.service.routes.exchange import Exchange, current_exchange, json_response
 from meari.service.routes.generate import STREAM_HEADERS
 from meari.service.routes.streaming import PING_SECONDS, event_stream
 from meari.service.service import Service
+from meari.service.watch import Watch
 
 __all__ = ["openai_blueprint"]
 

@@ -15,8 +15,8 @@ import msgspec
 
 from meari.errors import MAY_QUOTE, EngineFailed, MeariError
 from meari.runtime.engine import Awaited
-from meari.service.process.client import ClientGone
-from meari.service.process.watch import Watch
+from meari.service.connection import ClientGone
+from meari.service.watch import Watch
 
 __all__ = ["PING_SECONDS", "Streamed", "event_stream"]
 

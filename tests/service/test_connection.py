@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from meari.service.process.connection import STALL_SECONDS, Connection
+from meari.service.connection import STALL_SECONDS, Connection
 
 BRIEFLY = 0.02
 

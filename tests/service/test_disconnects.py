@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from meari.service.process.client import Client
-from meari.service.process.connection import Connection
-from meari.service.process.disconnects import Disconnects
+from meari.service.connection import Client, Connection
+from meari.service.watch import Disconnects
 from tests.patience import PATIENCE
 from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import Server, running_server

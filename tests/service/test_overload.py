@@ -10,8 +10,7 @@ from flask import Flask
 
 from meari.errors import Overloaded
 from meari.service.registry import LEAST_KNEE
-from meari.service.requests.admission import Admission, Ticket
-from meari.service.requests.overload import OverloadGate
+from meari.service.requests.admission import Admission, OverloadGate, Ticket
 
 FREE, KNEE = 64, 16
 SECONDS_ALONE, SECONDS_MORE = 0.0084, 0.01  # of a request, and more for each inside: at the knee 95 % of the most

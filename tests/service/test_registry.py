@@ -13,7 +13,7 @@ from meari.errors import NotReady, UnknownModel
 from meari.runtime.bundle import open_bundle
 from meari.runtime.engine import Engine, GenerateCall
 from meari.runtime.engine.cache import CacheRoom, PrefixCache
-from meari.service.process.marks import ReadyMarks
+from meari.service.lifetime import ReadyMarks
 from meari.service.registry import Registry
 from meari.service.settings import Settings
 from tests.patience import PATIENCE

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 from gunicorn.config import Config
 
-from meari.service.process.quick_config import QuickConfig
-from meari.service.process.response import JoinedResponse
+from meari.service.process.http import JoinedResponse, QuickConfig
 
 
 class Wire:

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from meari.service.log.buffered import MAX_LINES, WAIT_SECONDS, BufferedLines
+from meari.service.log import MAX_LINES, WAIT_SECONDS, BufferedLines
 
 
 class Stream(io.StringIO):

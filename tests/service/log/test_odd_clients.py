@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from meari.service.process.request import HEAD_SECONDS
+from meari.service.process.http import HEAD_SECONDS
 from meari.service.process.worker import MAX_STAYING
 from tests.service.log.test_requests import line_of, lines
 from tests.service.running import Server, running_server

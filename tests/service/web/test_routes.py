@@ -10,7 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from meari.service.app import create_app
-from meari.service.routes.web import WEB_FOLDER, read_pages
+from meari.service.routes.pages import WEB_FOLDER, read_pages
 from meari.service.settings import Settings
 
 FILES = sorted(str(path.relative_to(WEB_FOLDER)) for path in WEB_FOLDER.rglob("*") if path.is_file())

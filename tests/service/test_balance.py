@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from meari.service.process.spread import Spread
+from meari.service.process.balance import Spread
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_worker_holds_as_many_connections_as_it_may_have_files(
     soft: int, hard: int, allowed: int, left_as: int
 ) -> None:
     program = (
-        "import resource; from meari.service.process.spread import allowed_connections; "
+        "import resource; from meari.service.process.balance import allowed_connections; "
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); "
         "print(allowed_connections(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )

@@ -1,13 +1,16 @@
-"""A client's connection, as cheap to use as it can be while other threads want the interpreter.
+"""The connection of a client: a socket whose time-outs the kernel keeps, and whether the client is still there.
 
-With Python's own time-outs every receive and send waits in a second call of the kernel, and every change of them is a
-third. All of these let the interpreter go, and beside a busy engine it has to be waited for each time. So the
-connection always blocks, and the kernel itself keeps the time (SO_RCVTIMEO, SO_SNDTIMEO). It is told of a new time-out
-when something is received or sent under it: gunicorn sets several a request under which nothing is.
+Input: an accepted socket. Output: bytes received and sent, and whether the client has gone, which is found without
+reading from the socket. Must not know: requests and answers, but for the first bytes that every answer begins with.
 
-A client may end its half of the connection and still wait for its answer (RFC 9112, 9.6). From here that looks like a
-client that has gone, until something is sent: only the system of one that has gone refuses it. So while an answer is
-awaited, the first bytes of it, which are the same whatever it will be, can be sent one by one as questions.
+With Python's own time-outs every receive and send waits in a second system call, and every change of the time-out is a
+third. Each of them releases the interpreter, and beside a busy engine the thread has to wait to get it back. So the
+connection always blocks, and the kernel itself keeps the time (SO_RCVTIMEO, SO_SNDTIMEO). The kernel is told a new
+time-out when something is received or sent under it: gunicorn sets several per request under which nothing is.
+
+A client may shut down its sending half and still wait for its answer (RFC 9112, 9.6). To the server that looks like a
+client that has gone, until something is sent: only then does a client that has gone answer with a reset. So while an
+answer is pending, its first bytes, which are the same for every answer, can be sent one by one as probes.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ import select
 import socket
 import struct
 import threading
+import time
 from typing import Any, Final, Self
 
-__all__ = ["STALL_SECONDS", "Connection", "has_come"]
+__all__ = ["STALL_SECONDS", "Client", "ClientGone", "Connection", "has_come"]
 
 STALL_SECONDS: Final = 60.0  # a client that takes or gives nothing for so long is let go
 ANSWER_START: Final = b"HTTP/1."
@@ -105,3 +109,61 @@ def has_come(connection: socket.socket, timeout: float) -> bool:
     readable = select.poll()
     readable.register(connection, select.POLLIN)
     return bool(readable.poll(timeout * 1000))
+
+
+_GONE: Final = select.POLLHUP | select.POLLERR
+_ENDED: Final = getattr(select, "POLLRDHUP", 1 << 16)  # not everywhere
+ASK_SECONDS: Final = 1.0  # until a client that sends no more is asked again; doubles each time
+
+
+class ClientGone(Exception):
+    """The client closed its connection before its answer was ready."""
+
+
+class Client:
+    """The connection of one request; without a socket (tests) it never goes away."""
+
+    def __init__(self, connection: Connection | None) -> None:
+        self.connection = connection
+        self.fileno = -1 if connection is None else connection.fileno()
+        self.has_ended = False  # its half of the connection, when last looked at
+        self._wants_sign = False
+        self._ask_at, self._pause = 0.0, ASK_SECONDS
+        if connection is not None:
+            connection.settimeout(STALL_SECONDS)
+            connection.await_answer()
+
+    @property
+    def is_gone(self) -> bool:
+        """True once the connection is broken. A client that only sends no more may wait for its answer, and is asked.
+
+        The system of one that has gone refuses the question, and the next look finds that.
+        """
+        if self.connection is None:
+            return False
+        try:
+            events = _events(self.connection)
+        except (OSError, ValueError):  # closed on this side
+            return True
+        if events & _GONE:
+            return True
+        self.has_ended = bool(events & _ENDED)
+        if self.has_ended and time.monotonic() >= self._ask_at:
+            self._ask_at, self._pause = time.monotonic() + self._pause, self._pause * 2
+            self._wants_sign = not self.connection.ask()
+        return False
+
+    def takes_sign(self) -> bool:
+        """Whether a stream should write something now, for want of another way to ask; True once each time."""
+        wanted, self._wants_sign = self._wants_sign, False
+        return wanted
+
+
+def _events(connection: socket.socket) -> int:
+    """What poll(2) says. Bytes of a next request do not count; the end of all bytes does on every system."""
+    poll = select.poll()  # its own: several threads may ask
+    poll.register(connection, select.POLLIN | (_ENDED & 0xFFFF))
+    events = sum(mask for _, mask in poll.poll(0))
+    if events == select.POLLIN and not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+        return _ENDED
+    return events

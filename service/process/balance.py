@@ -1,12 +1,12 @@
 """How many connections each worker holds, so that all come to hold about as many.
 
-All workers wait for new connections at one door, and the kernel wakes them all: whoever is quickest takes them, as
-likely as not several in a row, and keeps them as long as their clients ask. So a worker that holds clearly more than
-another leaves it a moment to come first.
+Input: each worker's number of connections, in memory that the master process makes and all workers share. Output:
+whether a worker holds clearly more than another, and how many connections a worker may hold at all. Must not know:
+sockets.
 
-The counts lie in memory that the master process makes before its workers, and that all of them share.
-
-How many connections a worker may hold at all depends on the files that the system lets a process have open.
+All workers wait for new connections on one socket, and the kernel wakes them all: the quickest takes them, often
+several in a row, and keeps them as long as their clients send requests. So a worker that holds clearly more than
+another lets the others accept first.
 """
 
 from __future__ import annotations

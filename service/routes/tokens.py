@@ -1,4 +1,7 @@
-"""POST /states: the recurrent state after each token of a short text. For looking at, not part of the contract."""
+"""A look inside a model: POST /tokenize and /detokenize, text ↔ tokens; POST /states, the state after each token.
+
+/states is for looking at short texts and is no part of the contract.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,48 @@ from meari.errors import InvalidRequest
 from meari.runtime.answers import Work
 from meari.runtime.engine import Scoring
 from meari.runtime.model import LoadedModel
-from meari.runtime.requests import check_num_chars
+from meari.runtime.requests import check_num_chars, checked_ids
+from meari.runtime.scores import token_texts
 from meari.runtime.states import MAX_CHARS, MAX_TOKENS, states_answer, states_bytes, states_call
+from meari.runtime.text.detokenizer import detokenize, partial_bytes
 from meari.service.requests.schema import StatesRequest
 from meari.service.routes.exchange import Exchange, current_exchange, json_response
 from meari.service.service import Service
 
-__all__ = ["states_blueprint"]
+__all__ = ["states_blueprint", "tokenize_blueprint"]
+
+BYTES_PER_CHAR = 250  # of a text while it is tokenized and its tokens are written
+
+
+def tokenize_blueprint(service: Service) -> Blueprint:
+    """The routes, over the parts of `service`."""
+    blueprint = Blueprint("tokenize", __name__)
+
+    @blueprint.post("/tokenize")
+    def tokenize() -> Response:
+        exchange = current_exchange()
+        request = service.schemas.tokenize(exchange.read_body())
+        exchange.note_request(request)
+        model = exchange.use_model(service.registry.get(request.model))
+        check_num_chars("text", [request.text], service.settings.max_text_chars)
+        exchange.ticket.take_bytes(len(request.text) * BYTES_PER_CHAR)
+        tokens = token_texts(model.tokenizer.vocabulary, model.tokenizer.encode(request.text))
+        exchange.note_work(lambda: Work(len(tokens), prompts=(request.text,)))
+        return json_response({"model": model.name, "tokens": tokens})
+
+    @blueprint.post("/detokenize")
+    def detokenize_tokens() -> Response:
+        exchange = current_exchange()
+        request = service.schemas.detokenize(exchange.read_body())
+        exchange.note_request(request)
+        model = exchange.use_model(service.registry.get(request.model))
+        vocabulary = model.tokenizer.vocabulary
+        ids = checked_ids(request.ids, vocabulary.size)
+        text, part = detokenize(vocabulary, ids), partial_bytes(vocabulary, ids)
+        exchange.note_work(lambda: Work(len(request.tokens), answers=(text,)))
+        return json_response({"model": model.name, "text": text, **({} if part is None else {"bytes": part})})
+
+    return blueprint
 
 
 def states_blueprint(service: Service) -> Blueprint:

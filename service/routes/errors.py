@@ -1,4 +1,7 @@
-"""Every error → the one error body of the contract, under /v1 OpenAI's; Flask's own errors included."""
+"""Every exception that a route raises → the one error body of the contract, under /v1 OpenAI's.
+
+Input: our own errors, Flask's (404, 405, …) and unexpected ones. Output: an answer, noted in the request's log line.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from meari.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from meari.service.connection import ClientGone
 from meari.service.error_body import error_body, openai_error_body
-from meari.service.process.client import ClientGone
 from meari.service.routes.exchange import CLIENT_GONE, asked_path, current_exchange, json_response
 
 __all__ = ["register_error_handlers"]

@@ -1,14 +1,18 @@
-"""GET / and /web/…: the playground page, and the pictures of docs/claims/ where the project's folder has them.
+"""Pages for a browser: the playground (GET / and /web/…), the contract (GET /openapi.json) and its page (GET /docs).
 
-Enters: static files, read once when the application is made. Leaves: the same bytes with a tag by which a browser asks
-whether they have changed. Nothing on the page is loaded from elsewhere, and no script stands inside it: the
-Content-Security-Policy says so to the browser. Needs no key: a person enters one on the page.
+Input: static files, read once when the application is made, and the types of requests and answers. Output: the files
+with a tag by which a browser asks whether they have changed, and the OpenAPI document. Must not know: the engine.
+
+Nothing on a page is loaded from elsewhere, and the playground has no inline script: its Content-Security-Policy tells
+the browser so. Pages need no key: a person enters one on the page.
 """
 
 from __future__ import annotations
 
 import hashlib
+import mimetypes
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +20,58 @@ import msgspec
 from flask import Blueprint, Response, request
 
 from meari.errors import NotFound
+from meari.service.openapi.document import openapi_document
+from meari.service.routes.exchange import json_response
 from meari.service.service import Service
 
-__all__ = ["CLAIMS_FOLDER", "WEB_FOLDER", "web_blueprint"]
+__all__ = ["CLAIMS_FOLDER", "WEB_FOLDER", "docs_blueprint", "web_blueprint"]
+
+FILES: Final = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")  # of the package that brings Swagger UI
+CACHED: Final = {"Cache-Control": "max-age=3600", "X-Content-Type-Options": "nosniff"}
+POLICY: Final = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+PAGE: Final = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>meari: the HTTP API</title>
+<link rel="icon" href="docs/favicon-32x32.png">
+<link rel="stylesheet" href="docs/swagger-ui.css">
+</head>
+<body>
+<div id="contract"></div>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
+</body>
+</html>
+"""
+START: Final = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#contract", deepLinking: true, validatorUrl: null});\n'
+
+
+def docs_blueprint(service: Service) -> Blueprint:
+    """The routes, over the parts of `service`."""
+    blueprint = Blueprint("docs", __name__)
+
+    @blueprint.get("/openapi.json")
+    def openapi() -> Response:
+        names = [model.name for model in service.registry.loaded()]
+        return json_response(openapi_document(service.schemas.types, names, service.registry.default))
+
+    @blueprint.get("/docs")
+    def docs() -> Response:
+        return Response(PAGE, mimetype="text/html", headers={**CACHED, "Content-Security-Policy": POLICY})
+
+    @blueprint.get("/docs/<name>")
+    def docs_file(name: str) -> Response:
+        if name == "start.js":
+            return Response(START, mimetype="text/javascript", headers=CACHED)
+        if name not in FILES:
+            raise NotFound(f"path: got /docs/{name[:100]}, expected one of {', '.join((*FILES, 'start.js'))}")
+        data = (resources.files("flask_swagger_ui") / "dist" / name).read_bytes()
+        return Response(data, mimetype=mimetypes.guess_type(name)[0], headers=CACHED)
+
+    return blueprint
+
 
 WEB_FOLDER: Final = Path(__file__).resolve().parents[1] / "web"
 CLAIMS_FOLDER: Final = Path(__file__).resolve().parents[2] / "docs" / "claims"  # absent where only the package is

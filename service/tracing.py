@@ -1,8 +1,10 @@
-"""Are traces wanted, and can they be made?
+"""OpenTelemetry traces, where the standard OTEL_… variables ask for them.
 
-Enters: the environment. Leaves: what records a span for each request, or None; a warning says why what was asked for
-cannot be done. The packages are an extra (`meari[otel]`), imported only where traces are wanted: a variable that a
-whole cluster sets must not keep a service from starting. Knows nothing of Flask.
+Input: the environment. Output: a recorder of one span per request, or None; a warning tells why requested traces cannot
+be sent. Must not know: Flask.
+
+The packages are an extra (`meari[otel]`), imported only where traces are requested: a variable set for a whole
+cluster must not keep a service from starting.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import logging
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from meari.service.log import RequestLine
+from meari.service.request_line import RequestLine
 
 __all__ = ["Tracing", "start_tracing"]
 
@@ -42,7 +44,7 @@ def start_tracing(environment: Mapping[str, str]) -> Tracing | None:
     problem = problem_of(environment)
     if problem is None:
         try:
-            from meari.service.tracing.spans import OtlpTracing
+            from meari.service.spans import OtlpTracing
 
             return OtlpTracing()
         except ImportError as error:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from meari.service.tracing.start import is_wanted, problem_of
+from meari.service.tracing import is_wanted, problem_of
 from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment
 

@@ -1,9 +1,11 @@
-"""A request that is over → an OpenTelemetry span with the `gen_ai` attributes, sent over OTLP.
+"""A finished request → an OpenTelemetry span with the `gen_ai` attributes, sent over OTLP.
+
+Input: a `RequestLine`, the parsed request and the request's headers. Output: a span, and its ids in the line.
 
 Sampling, batches, limits, endpoint, headers and resource come from the standard OTEL_… variables, which the SDK reads
 itself. A span continues the trace that came with the request (`traceparent`, or as OTEL_PROPAGATORS says). It is made
-when the request ends, with its true times, so that a request costs nothing before. No text is ever an attribute: stop
-strings and prompts are not told.
+when the request ends, with its true times, so that a request costs nothing before. No text is ever an attribute:
+neither prompts nor stop strings.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode, format_span_id, format_trace_id
 
-from meari.service.log import Outcome, RequestLine
+from meari.service.request_line import Outcome, RequestLine
 
 __all__ = ["OtlpTracing", "attributes_of"]
 

@@ -1,10 +1,12 @@
-"""Clients that go away, noticed when it happens: one thread sleeps on the sockets of all requests under way.
+"""Clients that go away while the engine works for them.
 
-The thread of a request sleeps until the engine has news for it. If it looked at its client's socket now and then
-instead, an engine of fast steps would do hundreds of them for nobody before each look. Knows nothing of HTTP.
+Input: the clients of all requests in flight. Output: a call for each client that goes away, when it happens
+(`Disconnects`), and waits that end early when nobody is there for the result (`Watch`). Must not know: Flask.
 
-A connection is told to the kernel once, at its first request, and stays with it until it is closed: what is done for
-every request are two entries of a table.
+The thread of a request sleeps until the engine has an event for it. If it polled its client's socket instead, a fast
+engine would run hundreds of steps for nobody between two polls. So one thread sleeps on the sockets of all requests in
+flight. A connection is registered with the kernel once, at its first request, and stays registered until it is closed:
+each further request costs two entries of a table.
 """
 
 from __future__ import annotations
@@ -15,10 +17,15 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
 
-from meari.service.process.client import Client
+from meari.errors import EngineFailed, NotReady
+from meari.runtime.engine.calls import Awaited
+from meari.service.connection import Client, ClientGone
+from meari.service.lifetime import Drain
 
-__all__ = ["Disconnects"]
+__all__ = ["Disconnects", "Watch"]
 
 CallBack = tuple[Client, Callable[[], None]]
 
@@ -100,3 +107,67 @@ class Disconnects:
                     if descriptor in self._watched:
                         self._tell(descriptor)
         os.close(end)
+
+
+LOOK_SECONDS: Final = 0.25  # for what nobody calls back about
+LATE_SECONDS: Final = 10.0  # past its deadline the engine must have ended a request long ago
+
+
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """Of one request: its client, the worker's drain, the engine's clock."""
+
+    client: Client
+    drain: Drain
+    clock: Callable[[], float]
+
+    def await_end(self, handle: Awaited) -> None:
+        """Block until the request ended. Raises ClientGone, EngineFailed."""
+        while not handle.wait_end(LOOK_SECONDS):
+            self.check(handle)
+        self._check_cancelled(handle)
+
+    def await_scores(self, handle: Awaited) -> None:
+        """Block until all figures are there: a part of them is no answer.
+
+        Raises ScoreTimeout, NotReady where the worker had to end, EngineFailed, ClientGone.
+        """
+        self.await_end(handle)
+        try:
+            handle.raise_for_failure()
+        except EngineFailed:
+            if self.drain.must_end:
+                raise NotReady("the service is shutting down") from None
+            raise
+
+    def await_news(self, handle: Awaited, seconds: float) -> bool:
+        """Block until something was added or the request ended; False after `seconds`, or where a sign is wanted.
+
+        Raises ClientGone, EngineFailed.
+        """
+        until = self.clock() + seconds
+        while not handle.wait(max(0.0, min(LOOK_SECONDS, until - self.clock()))):
+            self.check(handle)
+            if self.client.takes_sign() or self.clock() >= until:
+                return False
+        self._check_cancelled(handle)
+        return True
+
+    def end_if_draining(self, handle: Awaited) -> None:
+        """Cancel what cannot be finished before the worker has to end."""
+        if self.drain.must_end and not handle.cancelled:
+            handle.cancel()
+
+    def _check_cancelled(self, handle: Awaited) -> None:
+        if handle.cancelled and self.client.is_gone:
+            raise ClientGone
+
+    def check(self, handle: Awaited) -> None:
+        """Cancel what nobody waits for any more. Raises ClientGone, EngineFailed."""
+        if self.client.is_gone:
+            handle.cancel()
+            raise ClientGone
+        self.end_if_draining(handle)
+        if self.clock() > handle.deadline + LATE_SECONDS:
+            handle.cancel()
+            raise EngineFailed("the engine did not end the request in time")
