@@ -11,7 +11,7 @@ from pathlib import Path
 
 from meari.models.config import Config, load_config
 from meari.models.errors import ModelsError, UnreadableFile
-from meari.models.text.corpus import check_rereadable, list_files
+from meari.models.text.text_files import check_rereadable, list_files
 
 
 def check_files(config: Config) -> None:

@@ -29,7 +29,8 @@ from meari.models.errors import CheckpointError, EmptyCorpus, NotFinite
 from meari.models.figures import Figures, figures
 from meari.models.files import current_folder
 from meari.models.language_model import LanguageModel
-from meari.models.text.corpus import list_files, read_pieces
+from meari.models.text.corpus import read_pieces
+from meari.models.text.text_files import list_files
 from meari.models.text.token_file import TokenFile, open_token_file, write_token_file
 from meari.models.text.tokenizer import Tokenizer
 

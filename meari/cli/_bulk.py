@@ -181,7 +181,7 @@ def input_names(files: Sequence[str]) -> tuple[list[str], bool]:
 
     Raises UsageError, ModelsError.
     """
-    from meari.models.text.corpus import list_files
+    from meari.models.text.text_files import list_files
 
     if "-" in files and len(files) > 1:
         raise click.UsageError("-: got standard input beside files, expected it alone")

@@ -19,7 +19,7 @@ import click
 
 if TYPE_CHECKING:
     from meari.models.config import Config
-    from meari.models.text.corpus import TextFolder
+    from meari.models.text.text_files import TextFolder
 
 __all__ = ["STREAMS", "Use", "check_apart", "config_uses", "is_one_file"]
 
@@ -105,7 +105,7 @@ def _folders_above(use: Use) -> list[FileKey | None]:
 def _text_folder(read: Use) -> TextFolder | None:
     if isinstance(read.place, int) or not read.place.is_dir():
         return None
-    from meari.models.text.corpus import TextFolder
+    from meari.models.text.text_files import TextFolder
 
     return TextFolder.of(read.place)
 

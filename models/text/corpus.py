@@ -7,11 +7,13 @@ What is taken of a folder: files that end in .txt, .text or .gz, in any case, al
 each folder once. Names that begin with a dot are passed over, as are pipes, sockets and devices.
 
 How text is read: UTF-8, plain or gzip; a byte-order mark at the head of a file is dropped; Windows line ends become
-"\n"; a last line needs no line end. A line that is not UTF-8 is an error, or with `BadLines` a blank one.
+"
+"; a last line needs no line end. A line that is not UTF-8 is an error, or with `BadLines` a blank one.
 Documents leave in NFC, so that nothing depends on a file's form. By unit:
 
     line        every line that is not blank; its spaces are kept, its line end is not
-    paragraph   every run of lines that are not blank, joined by "\n"
+    paragraph   every run of lines that are not blank, joined by "
+"
     file        every file that is not blank, as it is
 
 Blank means: nothing but white space. Lines are counted from 1, in the unpacked file.
@@ -22,22 +24,21 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
-import os
+import re
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
-from typing import Self
+from pathlib import Path
 
 from meari.bundle_format.names import Document as Unit
-from meari.file_kinds import GZIP, OtherKind, kind_of_content, kind_of_name
+from meari.file_kinds import GZIP, kind_of_content
 from meari.models.errors import BrokenText, UnreadableFile
-from meari.models.text.borders import last_border, nfc
+from meari.models.text.text_files import is_packed, list_files, refuse_kind
 
 PIECE_CHARACTERS = 1 << 17
 _READ_BYTES = 1 << 18
-_SUFFIXES = (".txt", ".text", ".gz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,137 +76,6 @@ class BadLines:
         if len(self.found) > self.most:
             message = f"got {len(self.found):,} lines that are not UTF-8, expected at most {self.most:,}"
             raise BrokenText(f"{message}; --max-bad or corpus.max_bad sets the limit", source=str(path), line=line)
-
-
-@dataclass(frozen=True, slots=True)
-class TextFolder:
-    """What is read of a folder, and where a file has to be written to be read as well the next time.
-
-    files    called as text files, sorted by name
-    others   called otherwise
-    folders  device and inode of the folder and of all that are looked into
-    missing  where links lead that are called as text files and behind which nothing is
-    """
-
-    files: list[Path]
-    others: list[Path]
-    folders: set[tuple[int, int]]
-    missing: set[str]
-
-    @classmethod
-    def of(cls, folder: Path) -> Self:
-        """Look into it. Raises UnreadableFile where one cannot be listed."""
-        folders: set[tuple[int, int]] = set()
-        found = list(_entries(folder, folders))
-        called_text = {path: _is_called_text(path.name) for path in found}
-        missing = {os.path.realpath(path) for path in found if called_text[path] and not path.exists()}
-        files = [path for path in found if path.is_file()]
-        return cls(
-            sorted(path for path in files if called_text[path]),
-            [path for path in files if not called_text[path]],
-            folders,
-            missing,
-        )
-
-    def would_read(self, path: Path) -> bool:
-        """Whether a file written there would be read, or refused, the next time."""
-        real = Path(os.path.realpath(path))
-        return str(real) in self.missing or any(self._takes(place) for place in (path, real))
-
-    def _takes(self, path: Path) -> bool:
-        try:
-            status = path.absolute().parent.stat()
-        except OSError:
-            return False
-        return (status.st_dev, status.st_ino) in self.folders and _is_called_text(path.name)
-
-
-def list_files(paths: Iterable[str | Path]) -> list[Path]:
-    """The files themselves and, sorted by name, the text files anywhere in the folders.
-
-    Raises UnreadableFile: a name that does not exist, a folder without text files or one that cannot be listed, a
-    socket or device, a text file packed as nothing here unpacks it.
-    """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            files += _files_below(path)
-        elif kind := _unreadable_kind(path):
-            raise UnreadableFile(f"got {kind}, expected a readable file or folder", source=str(path))
-        else:
-            files.append(path)
-    return files
-
-
-def check_rereadable(path: Path) -> None:
-    """Raises UnreadableFile for a pipe, which can be read once alone."""
-    if path.is_fifo():
-        message = "got a pipe, expected a file: it is read several times, so write the text into a file first"
-        raise UnreadableFile(message, source=str(path))
-
-
-def is_packed(path: Path) -> bool:
-    """Whether a file's name says that it is gzip."""
-    return path.suffix.lower() == ".gz"
-
-
-def _unreadable_kind(path: Path) -> str:
-    if not path.exists():
-        return "no such file or folder"
-    if path.is_socket():
-        return "a socket"
-    return "a device" if path.is_char_device() or path.is_block_device() else ""
-
-
-def _files_below(folder: Path) -> list[Path]:
-    found = TextFolder.of(folder)
-    for path in found.files:
-        _refuse(path, kind_of_name(path.name))
-    if not found.files:
-        others = sorted({path.suffix.lower() for path in found.others if kind_of_name(path.name)})
-        hint = f"; unpack those that end in {', '.join(others)}" if others else ""
-        raise UnreadableFile(f"got a folder without .txt, .text or .gz files, expected some{hint}", source=str(folder))
-    return found.files
-
-
-def _is_called_text(name: str) -> bool:
-    """Whether a file of that name in a folder is read, or refused, as are those packed as nothing here unpacks them."""
-    path = PurePath(name)
-    if name.startswith("."):
-        return False
-    is_packed_text = kind_of_name(name) is not None and PurePath(path.stem).suffix.lower() in _SUFFIXES
-    return is_packed_text or path.suffix.lower() in _SUFFIXES
-
-
-def _refuse(path: Path, kind: OtherKind | None, *, is_gzip: bool = False) -> None:
-    """Raises BrokenText for another encoding, UnreadableFile for what is packed otherwise."""
-    if kind is None:
-        return
-    message = kind.refusal(str(path), is_gzip=is_gzip)
-    if kind.is_encoding:
-        raise BrokenText(message, source=str(path), line=1)
-    raise UnreadableFile(message, source=str(path))
-
-
-def _entries(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
-    """What lies in a folder and below it, behind links too; no folder twice, and no name that begins with a dot."""
-    try:
-        status = folder.stat()
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        raise UnreadableFile(
-            f"got {error.strerror or error}, expected a readable folder", source=str(folder)
-        ) from error
-    if (status.st_dev, status.st_ino) in visited:
-        return
-    visited.add((status.st_dev, status.st_ino))
-    for path in entries:
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _entries(path, visited)
-        else:
-            yield path
 
 
 def read_documents(paths: Iterable[str | Path], unit: Unit) -> Iterator[Document]:
@@ -347,7 +217,7 @@ def _read_bytes(path: Path) -> Iterator[bytes]:
             # read1 hands out what was unpacked before a damaged place, so that the line is right.
             while data := file.read1(_READ_BYTES):
                 if is_start:
-                    _refuse(path, kind_of_content(path.name, data), is_gzip=isinstance(file, gzip.GzipFile))
+                    refuse_kind(path, kind_of_content(path.name, data), is_gzip=isinstance(file, gzip.GzipFile))
                 is_start = False
                 yield data
                 line += data.count(b"\n")
@@ -368,3 +238,38 @@ def _opened(path: Path) -> Iterator[gzip.GzipFile | io.BufferedReader]:
                 yield unpacked
         else:
             yield file
+
+
+_SPACE_AFTER_TEXT = re.compile(r"\S(?=[ \n\t])")
+_MARK_AFTER_LETTER = re.compile(r"[^\W\d_](?=[!-/:-@\[-^`{-~、。，！？：；])")
+_WINDOWS = (4096, 65536)
+
+
+def nfc(text: str) -> str:
+    """The normal form in which tokens are made, and in which characters and bytes are counted."""
+    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+
+
+def last_border(text: str) -> int:
+    """The last position > 0 of a text at which it can be cut; its own end is none, for what follows is unknown.
+
+    returns   in [1, len(text) − 1], or len(text) where the text is shorter than 2 or all marks
+    """
+    for window in (*_WINDOWS, len(text)):
+        start = max(0, len(text) - window)
+        spaces = [match.end() for match in _SPACE_AFTER_TEXT.finditer(text, start)]
+        # Numbers that are no digits (½, Ⅳ) match the pattern of letters; the tokenizers count them as numbers.
+        marks = [match.end() for match in _MARK_AFTER_LETTER.finditer(text, start) if match[0].isalpha()]
+        if spaces or marks:
+            return (spaces or marks)[-1]
+    return _last_starter(text)
+
+
+def _last_starter(text: str) -> int:
+    return next((place for place in range(len(text) - 1, 0, -1) if _starts_anew(text[place])), len(text))
+
+
+def _starts_anew(char: str) -> bool:
+    """Whether NFC never joins or reorders this character with one before it."""
+    composes_as_second = "\u1160" <= char <= "\u11ff" or "\U00016d63" <= char <= "\U00016d6a"
+    return not composes_as_second and not unicodedata.category(char).startswith("M")

@@ -30,7 +30,8 @@ from meari.models.config import Config, CorpusConfig
 from meari.models.errors import EmptyCorpus, ModelsError, UnreadableFile
 from meari.models.files import current_folder, replaced_folder, write_file
 from meari.models.text.blocklist import load_blocklist
-from meari.models.text.corpus import BadLines, Piece, check_rereadable, is_packed, list_files, read_pieces
+from meari.models.text.corpus import BadLines, Piece, read_pieces
+from meari.models.text.text_files import check_rereadable, is_packed, list_files
 from meari.models.text.token_file import TokenFile, open_token_file, write_token_file
 from meari.models.text.tokenizer import Tokenizer, train_tokenizer
 

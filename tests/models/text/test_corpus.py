@@ -13,7 +13,8 @@ import pytest
 from meari.bundle_format.names import Document as Unit
 from meari.models.errors import BrokenText, UnreadableFile
 from meari.models.text import corpus
-from meari.models.text.corpus import BadLines, list_files, read_documents, read_pieces
+from meari.models.text.corpus import BadLines, read_documents, read_pieces
+from meari.models.text.text_files import list_files
 
 
 def texts(path: Path, unit: Unit) -> list[str]:

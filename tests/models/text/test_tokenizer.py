@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from meari.bundle_format.names import END, UNKNOWN, TokenizerKind
 from meari.models.config import TokenizerConfig
 from meari.models.errors import TokenizerError
-from meari.models.text.borders import last_border
+from meari.models.text.corpus import last_border
 from meari.models.text.tokenizer import Tokenizer, train_tokenizer
 
 TEXTS = [
