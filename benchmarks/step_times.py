@@ -1,6 +1,7 @@
-"""Prints how long a step of a bundle takes: `python -m benchmarks.step_times bundles/NAME`.
+"""Times of a bundle's step: `python -m benchmarks.step_times bundles/NAME`.
 
-In: a bundle's folder. Out: a table of microseconds by batch size, one thread, the best of many repetitions.
+Input: a bundle's folder. Output: a table of microseconds by batch size, one thread, the best of many repetitions.
+Must not know: the service.
 """
 
 import argparse

@@ -1,8 +1,7 @@
-"""From a checkpoint to a bundle: plain ONNX graphs written by hand from the weights, and everything a server
-needs.
+"""From a checkpoint to a bundle: plain ONNX graphs written by hand from the weights, and every other file of a server.
 
-In: a run folder of `models/`. Out: a bundle folder that has been checked against torch before anybody can
-see it. Knows nothing of training or of HTTP.
+Input: a run folder of `models/`. Output: a bundle folder that was checked against torch before it became visible.
+Must not know: training, HTTP.
 
     weights_from_torch → weights → graphs (with arithmetic) → sessions → verification → bundle
 """

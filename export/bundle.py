@@ -1,6 +1,7 @@
 """From a run to a bundle: read, build, check, describe, and only then write.
 
-In: a run folder and the folder of the bundle. Out: the bundle, whole, or an error and nothing changed.
+Input: a run folder and the folder of the bundle. Output: the whole bundle, or an error and nothing changed.
+Must not know: HTTP.
 """
 
 import re

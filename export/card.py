@@ -1,6 +1,7 @@
-"""Writes the model card, README.md of a bundle.
+"""Model card of a bundle, its README.md, with a few texts that the bundle writes.
 
-In: a `Description`. Out: Markdown. Every figure in it comes from the run or from the export's own measurements.
+Input: a `Description`; graphs and a tokenizer for the texts. Output: Markdown. Must not know: figures that neither the
+run nor the export has measured.
 """
 
 import json

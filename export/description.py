@@ -1,4 +1,9 @@
-"""Everything that a bundle says about itself, gathered once for the manifest and the model card."""
+"""Description of a bundle, gathered once for the manifest and the model card, with the size and operators of its
+graphs.
+
+Input: a checkpoint and the results of the export's checks; .onnx bytes. Output: a `Description`, and a table of the
+graphs for the terminal. Must not know: the files' format.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

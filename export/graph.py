@@ -1,7 +1,7 @@
-"""Writes one ONNX graph, node by node.
+"""Builder of one ONNX graph, node by node.
 
-In: named inputs, constant arrays and operators in the order in which they run. Out: the bytes of an .onnx
-file. Knows nothing of language models.
+Input: named inputs, constant arrays and operators in the order in which they run. Output: the bytes of an .onnx file.
+Must not know: language models.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""Held-out figures of finished graphs, and what int8 may cost of them.
+"""Held-out figures of finished graphs, and the limit of what int8 may cost.
 
-In: graphs and held-out token files. Out: the figures that a server of these graphs gives, beside those of the
-checkpoint in float32, or `PrecisionLost`.
+Input: graphs and held-out token files. Output: the figures that a server of these graphs gives, beside those of the
+float32 checkpoint, or `PrecisionLost`. Must not know: the writing of a bundle.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
-"""A training's settings in words, for the model card.
+"""Settings of a training in words, for the model card.
 
-In: a config. Out: rows of what and value; settings that are off have none.
+Input: a config. Output: rows of name and value; settings that are off have none. Must not know: figures.
 """
 
 from meari.models.choices import Averaging, Readout, TrainingPrecision

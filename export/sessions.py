@@ -1,7 +1,6 @@
-"""Runs a bundle's two graphs in onnxruntime, a step at a time.
+"""The two graphs of a bundle in onnxruntime, run one step at a time.
 
-In: the graphs' bytes, tokens and states. Out: hidden vectors, states and log-probabilities. Knows nothing of
-torch.
+Input: the graphs' bytes, tokens and states. Output: hidden vectors, states and log-probabilities. Must not know: torch.
 
 Sizes: B batch, H hidden, V vocabulary. A state is a dict from the name of each tensor to float32 [B, *shape].
 """

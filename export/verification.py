@@ -1,7 +1,14 @@
-"""Checks finished graphs: valid ONNX, equal to torch, rows independent, probabilities that sum to one.
+"""Checks of finished graphs: valid ONNX, equal to torch, rows independent, probabilities that sum to one; and the
+golden figures with which a server repeats the check.
 
-In: graphs, and the model that they were made from. Out: the measured figures, or the `CheckFailed` that says
-what is wrong. Writes nothing.
+Input: graphs, and the model that they were made from. Output: the measured figures and the bytes of golden.npz, or a
+`CheckFailed` with the reason. Must not know: the bundle's folder.
+
+golden.npz holds, with the tolerance for other machines in the manifest:
+
+    tokens      int64 [steps, rows], the first step being the boundary token
+    logprobs    float32 [steps, rows, V], of the token after each step
+    state_NAME  float32 [rows, *shape], after the last step; before the first one it is zero
 """
 
 import copy

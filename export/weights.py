@@ -1,6 +1,6 @@
-"""A model's weights as plain float32 arrays, laid out for products of the form x @ weight.
+"""Weights of a model as plain float32 arrays, laid out for products of the form x @ weight.
 
-Knows nothing of torch or ONNX.
+Input: arrays. Output: frozen dataclasses. Must not know: torch, ONNX.
 
 Sizes: V vocabulary, E embedding, H hidden, G gates of the family, N units of a reservoir.
 """

@@ -1,6 +1,6 @@
-"""Reads the weights of a torch model into plain arrays.
+"""Weights of a torch model, read into plain arrays.
 
-In: a `LanguageModel` on any device. Out: `ModelWeights`. Knows nothing of ONNX.
+Input: a `LanguageModel` on any device. Output: `ModelWeights`. Must not know: ONNX.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """`python -m loadtests`: Locust, headless, for a while, against HOST:PORT; results go to loadtests/results/.
 
-Enters: the environment (see `locustfile.py`). Leaves: the process becomes Locust.
+Input: the environment (see `locustfile.py`). Output: the process becomes Locust. Must not know: requests.
 """
 
 import os

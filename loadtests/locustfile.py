@@ -1,8 +1,10 @@
 """Simulated users of the HTTP interface: whole answers, streamed answers and scores.
 
 `make load` runs them headless against a running server (HOST, PORT) and writes CSV and HTML into
-loadtests/results/. Enters: the server's address and the environment below. Leaves: rows of figures and an
-exit code. Knows the HTTP contract, not the service.
+loadtests/results/.
+
+Input: the server's address and the environment below. Output: rows of figures and an exit code. Must not know: the
+service behind the HTTP contract.
 
     MEARI_LOAD_USERS                   users at once, 8; of four, one generates, two stream, one scores
     MEARI_LOAD_SPAWN_RATE              users started a second, 4
@@ -12,7 +14,7 @@ exit code. Knows the HTTP contract, not the service.
     MEARI_LOAD_SEED                    of the users' choices, 1
     MEARI_LOAD_ALLOW_REMOTE            1: the target may be another machine than this one
 
-Thresholds. Whichever is broken ends the run with exit code 1; unset ones are not checked:
+Thresholds. A broken one ends the run with exit code 1; unset ones are not checked:
 
     MEARI_LOAD_MAX_FAILURE_RATIO       failed requests of all, 0
     MEARI_LOAD_MAX_REFUSED_RATIO       requests refused with 429 of all
@@ -21,8 +23,8 @@ Thresholds. Whichever is broken ends the run with exit code 1; unset ones are no
     MEARI_LOAD_MAX_GAP_P95_MS          95th percentile from one text of a stream to the next
     MEARI_LOAD_MIN_TOKENS_PER_SECOND   tokens/s of one stream, on average
 
-A refused request (429) is a row of its own and no failure; its user comes back
-after the time that the server asked for.
+A refused request (429) is a row of its own and not a failure; its user retries after the time that the server asked
+for.
 """
 
 import logging

@@ -1,4 +1,7 @@
-"""What the simulated users say: sentences in English and Korean, written for this purpose."""
+"""Prompts and texts of the simulated users: sentences in English and Korean, written for this purpose.
+
+Input: nothing. Output: strings. Must not know: requests.
+"""
 
 PROMPTS = (
     "The ferry left the harbour before dawn, and",

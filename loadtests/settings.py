@@ -1,7 +1,7 @@
-"""What a load test is told from outside: the environment → one frozen `LoadSettings`.
+"""Settings of a load test: the environment → one frozen `LoadSettings`.
 
-Enters: environment variables, each described at the head of `locustfile.py`. Leaves: their values, or one
-`SettingsError` with every problem. Knows nothing of Locust.
+Input: environment variables, each described at the head of `locustfile.py`. Output: their values, or one
+`SettingsError` with every problem. Must not know: Locust.
 """
 
 import ipaddress

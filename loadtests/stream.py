@@ -1,7 +1,7 @@
-"""One streamed answer, read as it arrives: lines of server-sent events → what was measured on them.
+"""One streamed answer, read as it arrives.
 
-Enters: lines (bytes) and a clock. Leaves: `StreamTimes`, or `StreamBroken` for one that reported an error
-or ended early. Knows nothing of Locust.
+Input: lines of server-sent events (bytes) and a clock. Output: `StreamTimes`, or `StreamBroken` for a stream that
+reported an error or ended early. Must not know: Locust.
 """
 
 import json

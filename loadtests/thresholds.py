@@ -1,4 +1,6 @@
-"""Whether a load test passed: Locust's rows and the thresholds → a list of what was broken.
+"""Thresholds of a load test, compared with Locust's rows.
+
+Input: rows and thresholds. Output: a list of the broken thresholds. Must not know: requests.
 
 Rows of requests have type POST. Rows of type STREAM hold figures taken inside streams, and the row of refused
 requests is a POST row of its own.

@@ -1,5 +1,5 @@
 """From text files to a checkpoint: the four model families, their training, evaluation and reports.
 
-Enters: a TOML file and the text files that it names. Leaves: a checkpoint (weights, tokenizer, config, figures).
-Knows nothing of ONNX or HTTP.
+Input: a TOML file and the text files that it names. Output: a checkpoint (weights, tokenizer, config, figures).
+Must not know: ONNX, HTTP.
 """

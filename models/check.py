@@ -1,8 +1,7 @@
-"""Whether a config can be read and its corpus is there: `python3 -m meari.models.check CONFIG.toml`.
+"""Check that a config can be read and its corpus exists: `python3 -m meari.models.check CONFIG.toml`.
 
-In: a config. Out: nothing, or an error that names the file and where to get it. Knows nothing of what the text is.
-
-Needs Python alone, so that it can be asked before anything is installed.
+Input: a config. Output: nothing, or an error that names the file and its source. Must not know: the text's content, any
+package besides Python's own library, so that it runs before anything is installed.
 """
 
 import itertools

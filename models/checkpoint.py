@@ -1,12 +1,13 @@
 """A trained model on disk: weights as safetensors, everything else as JSON. Nothing is pickled.
 
-In: a model, a tokenizer, a config, figures. Out: a folder, and the same things back. Knows nothing of training.
+Input: a model, a tokenizer, a config, figures. Output: a folder, and the same values read back. Must not know:
+training.
 
     model.safetensors   weights and buffers by their names in the model
     checkpoint.json     format_version, family, tokenizer, vocabulary_size, step, config, figures
-    tokenizer.json      the tokenizer, so that the folder stands on its own
+    tokenizer.json      the tokenizer, so that the folder is complete on its own
 
-A run folder holds such folders as `best/` and `last/`; `last/` holds more (`meari.models.training.snapshot`).
+A run folder holds such folders as `best/` and `last/`; `last/` holds more (`models/training/snapshot.py`).
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Names that a config may choose from, besides those that a bundle has too (`meari.bundle_format.names`)."""
+"""Names that a config may choose from, besides those that a bundle has too (`meari.bundle_format.names`).
+
+Input: nothing. Output: enums. Must not know: the settings that use them.
+"""
 
 from __future__ import annotations
 

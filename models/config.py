@@ -1,8 +1,8 @@
-"""How a model is trained: one frozen dataclass, read from a TOML file and kept as JSON in checkpoints and bundles.
+"""Config of a training: one frozen dataclass, read from a TOML file and kept as JSON in checkpoints and bundles.
 
-Enters: a TOML file or the JSON of an earlier run. Leaves: `Config`, or one `ConfigError` with every problem.
-Knows nothing of text, torch or files other than the config itself; paths in it stay as written and are relative
-to the working directory. The dataclasses check nothing when made in code: reading does.
+Input: a TOML file or the JSON of an earlier run. Output: `Config`, or one `ConfigError` with every problem.
+Must not know: text, torch, other files; paths stay as written and are relative to the working directory. Dataclasses
+made in code are not checked: reading checks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What several settings of one table must be together.
+"""Rules between several settings of one table.
 
-Enters: values that are right on their own. Leaves: a problem, `key: got X, expected Y`, or None.
+Input: values that are valid on their own. Output: a problem, `key: got X, expected Y`, or None. Must not know: files.
 """
 
 from __future__ import annotations

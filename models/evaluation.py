@@ -1,15 +1,15 @@
-"""How well a model predicts held-out text, measured in the way in which it is served.
+"""Evaluation of a model on held-out text, in the way in which the model is served; and the choice of that text.
 
-In: a model and a token file. Out: `Figures`. Knows nothing of training or of where the text came from.
+Input: a model and a token file; a run folder or text files. Output: `Figures`; token files. Must not know: training.
 
     line, paragraph   every document on its own, from the initial state and the boundary token
-    file              one stream from the boundary to the end, the state carried on
+    file              one stream from the boundary to the end, with the state carried on
 
-Every document's end counts as a token, unless the model never learned where texts end. Sums are float64.
+Every document's end counts as a token, unless the model's training text had no ends. Sums are float64.
 
-`bits_per_char` is that of `meari score` and of /score: characters of the text in NFC, to which ends add none.
-`bits_per_char_with_ends` takes each counted end for one character more, as tools do for which a line's end is a
-character or a token of its text (KenLM's published figures).
+`bits_per_char` is that of `meari score` and of /score: characters of the text in NFC, without ends.
+`bits_per_char_with_ends` counts each scored end as one more character, like tools in which a line's end is a character
+or a token of the text (KenLM's published figures).
 """
 
 import itertools

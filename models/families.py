@@ -1,9 +1,9 @@
 """Language models of every family, and the step from a config to a fresh model.
 
 Input: a [model] table of a config and the size of the vocabulary. Output: a model with weights drawn from a seed.
-Must not know: text, training, or the storage of a model.
+Must not know: text, training, the storage of a model.
 
-The recurrent families are written here around the cells of `models/cells`; a reservoir is `models/cells/esn.py`.
+The recurrent families are built here from the cells in `models/cells`; a reservoir is in `models/cells/esn.py`.
 Shapes: B batch, T time, H hidden_size, E embedding_size, V vocabulary_size.
 """
 

@@ -1,7 +1,7 @@
-"""Fields of config dataclasses that know what values they take, and the reader of one table of them.
+"""Fields of config dataclasses with the values that they take, and the reader of one table of them.
 
-Enters: a table (as from TOML or JSON) and a dataclass whose fields were made here. Leaves: the values, and a list of
-problems, each `section.key: got X, expected Y`. Knows nothing of what the settings mean.
+Input: a table (as from TOML or JSON) and a dataclass whose fields were made here. Output: the values, and a list of
+problems, each `section.key: got X, expected Y`. Must not know: the meaning of the settings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Held-out figures of a model, and how figures are written for a reader.
+"""Held-out figures of a model, and their text for a reader.
 
-Input: sums of -ln P in nats and counts. Output: `Figures`, and text that is never wider than its column, however badly
-a training went. Must not know: models, torch, files.
+Input: sums of -ln P in nats and counts. Output: `Figures`, and text that never exceeds its column, however badly a
+training went. Must not know: models, torch, files.
 """
 
 import dataclasses

@@ -1,13 +1,17 @@
-"""Files and folders that are either there in full or not at all, also when the machine stops in the middle.
+"""Files and folders that are complete or absent, even after a crash, and one writer at a time in a folder.
 
-In: bytes, or a folder's worth of files. Out: the same on disk. Knows nothing of what is in them.
+Input: bytes, or a folder's worth of files. Output: the same on disk, or `FolderInUse`. Must not know: their content.
 
-A file is written beside its place, flushed to the disk, and renamed over the old one. A folder cannot be renamed
-over another, so its swap has two renames; between them only `NAME.old` exists, and `current_folder` finds it:
+A file is written beside its final path, flushed to the disk, and renamed over the old one. A folder cannot be renamed
+over another, so its swap has two renames; between them only `NAME.old` exists, and `current_folder` returns it:
 
     NAME.new   being written; ignored by readers, removed by the next writer
     NAME       the current one
-    NAME.old   the one before, for the instant of the swap
+    NAME.old   the previous one, during the swap
+
+The lock is `flock` on a file, so it ends with its process however that ends: no lock has to be removed by hand. The
+file is removed when the block ends. Over NFS, locks hold between machines if the server supports them; on a file system
+without locks, nobody is refused.
 """
 
 import contextlib

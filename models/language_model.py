@@ -1,7 +1,7 @@
-"""The one interface of all language models, the trained recurrent ones behind it, and how a config becomes a model.
+"""Interface of all language models.
 
-In: token ids and a recurrent state. Out: hidden vectors, the next state, and logits over the vocabulary.
-Knows nothing of text, of training, or of how a model is stored.
+Input: token ids and a recurrent state. Output: hidden vectors, the next state, and logits over the vocabulary.
+Must not know: text, training, the storage of a model.
 
 Shapes: B batch, T time, H hidden_size, E embedding_size, V vocabulary_size.
 A state is a dict from the name of each state tensor to float32 [B, *shape]; the caller owns it and it is never

@@ -1,11 +1,11 @@
-"""Whether a training fits into memory, asked before anything is made.
+"""Memory that a training needs, compared with the memory of the machine before anything is allocated.
 
-In: a config, and what is known of its corpus so far. Out: nothing, or a TrainingError that names the setting to change.
-Knows nothing of text.
+Input: a config, and the sizes of its corpus as far as known. Output: nothing, or a TrainingError that names the setting
+to change. Must not know: text.
 
-What is counted is what a training certainly holds at once: weights, their gradients and the optimizer's moments, fixed
-weights, and of a step the tokens and the outputs of every layer. So a config that is refused cannot run, and one that
-is not may still run out of memory: `memory_errors` says so in a line.
+The estimate counts only tensors that a training certainly holds at once: weights, their gradients and the optimizer's
+moments, fixed weights, and of a step the tokens and the outputs of every layer. So a refused config cannot run, and an
+accepted one may still run out of memory: `memory_errors` then gives a one-line error.
 """
 
 import contextlib

@@ -1,15 +1,20 @@
-"""The adaptive softmax: an output layer for large vocabularies that spends little on rare tokens.
+"""Output layers for large vocabularies: the adaptive softmax, and the loss of a linear layer a few rows at a time.
 
-In: hidden vectors. Out: exact log-probabilities of every token, or the loss of given ones at a fraction of the work.
-Knows nothing of recurrences or text.
+Input: hidden vectors, weights, targets. Output: exact log-probabilities, or the mean loss. Must not know: recurrences,
+text, training.
 
-The vocabulary is cut into a head of frequent tokens and clusters of ever rarer ones. The head gives the frequent
-tokens and the clusters a probability; within a cluster, hidden vectors are projected to H / 4, H / 16, … numbers:
+Adaptive softmax. The vocabulary is cut into a head of frequent tokens and clusters of ever rarer ones. The head gives
+the frequent tokens and the clusters a probability; within a cluster, hidden vectors are projected to H / 4, H / 16, …
+numbers:
 
     P(token) = P_head(token)                              for a frequent token
     P(token) = P_head(cluster) * P(token | cluster)       for any other
 
-Source: Grave et al., "Efficient softmax approximation for GPUs", 2017.
+Linear layer. The logits of a whole chunk are by far the largest tensor of a training; computed and discarded a few rows
+at a time, they stay in the processor's cache. The gradients are ready when the loss is, so backward only scales them.
+
+Sources: Grave et al., "Efficient softmax approximation for GPUs", 2017; Wijmans et al., "Cut your losses in
+large-vocabulary language models", 2025.
 """
 
 from typing import Any

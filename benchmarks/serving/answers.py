@@ -1,4 +1,9 @@
-"""Exchanges → what was measured on them, after the load is over.
+"""Exchanges over one HTTP/1.1 connection, with the time of every piece, and the measurements taken from them.
+
+Input: bytes of a request; finished exchanges. Output: exchanges; answers, refusals and failures. Must not know: loads.
+
+The driver shares the machine with the server that it drives. So only the end of an answer is looked for while load
+runs: pieces are kept with their times, and parsed afterwards.
 
 All servers answer in one shape, meari's: whole, `{"choices": [{"text"}], "usage": {"generated_tokens"}}`; streamed,
 one event a piece of text, then one with `usage`. BentoML puts a list around it.

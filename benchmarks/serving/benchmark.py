@@ -1,4 +1,7 @@
-"""Goes through a plan: bundle by bundle, server by server, load by load. What fails is noted, and the rest goes on."""
+"""The benchmark: a plan, run bundle by bundle, server by server, load by load.
+
+Input: a plan. Output: results; a failure is recorded, and the rest continues. Must not know: pages.
+"""
 
 from __future__ import annotations
 

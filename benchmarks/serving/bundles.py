@@ -1,9 +1,9 @@
 """Bundles of random weights, made with the export's own functions and kept between runs.
 
-Enters: a recipe and a folder. Leaves: a bundle that `open_bundle` accepts, with a word tokenizer of 10,000 entries,
-and beside it the same weights as torch saves them, for servers that run torch.
+Input: a recipe and a folder. Output: a bundle that a server accepts, with a word tokenizer of 10,000 entries, and
+beside it the same weights as torch saves them, for servers that run torch. Must not know: servers.
 
-Random logits are nearly even at first, and no sampler is as cheap or as dear on those as on a trained model's. So the
+Random logits are nearly even at first, and samplers cost something else on those than on a trained model's. So the
 output weights are scaled until a step has about 5.5 nats, as word models of small corpora have. The end token and the
 unknown one are biased out of reach: every answer has the length that was asked for.
 """

@@ -1,4 +1,7 @@
-"""One client that asks one thing after another and takes the time; for probes, where a driver is too much."""
+"""Client that sends one request after another and measures times; for probes, which need no driver.
+
+Input: a port and bodies. Output: answers with their times. Must not know: loads.
+"""
 
 from __future__ import annotations
 

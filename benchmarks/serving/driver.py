@@ -1,7 +1,7 @@
-"""Drives a server: clients that wait for their answers (closed loop), or arrivals that wait for nobody (open loop).
+"""Driver of a server: clients that wait for their answers (closed loop), or arrivals at given times (open loop).
 
-Enters: requests as bytes, where to, for how long. Leaves: exchanges and the edges of the window that counts. Knows
-nothing of what is in a request or an answer.
+Input: requests as bytes, an address, a duration. Output: exchanges and the edges of the measured window. Must not know:
+the content of requests and answers.
 """
 
 from __future__ import annotations

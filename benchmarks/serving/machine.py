@@ -1,4 +1,7 @@
-"""What the figures were taken on: the CPU, the system, the versions of what was measured."""
+"""Machine of a run: the CPU, the system, and the versions of the measured packages.
+
+Input: nothing. Output: plain values for the page. Must not know: figures.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The servers that are measured: how each is started, and how it is spoken to.
+"""The measured servers: the command that starts each, and the requests that each takes.
+
+Input: a bundle, a port; prompts and texts. Output: commands, environments, requests as bytes. Must not know: loads.
 
 All get the same bodies: `prompt`, `max_tokens`, `stream`; `texts` to score. Every server has one worker a CPU and one
 thread a worker for the model.

@@ -1,4 +1,7 @@
-"""Writes docs/benchmarks/: the page, the details, the figures as JSON, the pictures."""
+"""Page of the benchmark in docs/benchmarks/: the page, the details, the figures as JSON, the pictures.
+
+Input: results. Output: files. Must not know: servers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is measured, for how long: options → one frozen `BenchmarkPlan`. Knows nothing of how."""
+"""Plan of a run: bundles, servers, loads, and their times.
+
+Input: options. Output: one frozen `BenchmarkPlan`. Must not know: servers, drivers.
+"""
 
 from __future__ import annotations
 

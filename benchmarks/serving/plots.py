@@ -1,4 +1,7 @@
-"""Results → pictures. Colours are the same for a server in all of them; meari's is the one that stands out."""
+"""Pictures of the results. A server has the same colour in all of them; meari's stands out.
+
+Input: results. Output: PNG files. Must not know: measurements.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Small measurements on meari alone, each with a server of its own. Every one returns plain figures for the targets."""
+"""Probes: small measurements of meari alone, each with a server of its own.
+
+Input: a plan, bundles. Output: plain figures for the targets. Must not know: pages.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Starts a server and ends it again: its whole process group, by the id of the process that was started.
+"""Processes of a server: start, CPU time and memory, end of the whole process group.
 
-Enters: a command. Leaves: a server that answers on its port, or StartFailed with the end of its log.
+Input: a command. Output: a server that answers on its port with its usage, or StartFailed with the end of its log.
+Must not know: requests.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Runs programs of `inside`, several at the same time: one process a CPU, started together. Knows nothing of models."""
+"""Programs of `inside`, run several at a time: one process a CPU, started together.
+
+Input: a module and its arguments. Output: the JSON objects that each process prints. Must not know: models.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""The requests of each load: endless, seeded, no two prompts alike."""
+"""Requests of each load: endless, seeded, no two prompts alike; Poisson arrivals, log-normal lengths, made words.
+
+Input: a server, a bundle's name, a load. Output: requests, times. Must not know: answers.
+
+A word is two or three syllables, so that a text of n words is n tokens of the word tokenizer.
+"""
 
 from __future__ import annotations
 

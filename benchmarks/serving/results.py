@@ -1,4 +1,7 @@
-"""What was measured, as values, and as JSON."""
+"""Results of a run, as values and as JSON.
+
+Input: exchanges, usage. Output: measurements, percentiles. Must not know: pages.
+"""
 
 from __future__ import annotations
 

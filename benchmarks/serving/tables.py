@@ -1,4 +1,7 @@
-"""Results → Markdown tables. Nothing is measured or judged here."""
+"""Markdown tables of the results.
+
+Input: results. Output: Markdown. Must not know: measurements, targets' verdicts.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The targets, each with the figure of this run beside it: results → rows. Knows how each figure is made of others."""
+"""Targets, each with the figure of this run beside it.
+
+Input: results. Output: rows. Must not know: servers, pages.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The plain PyTorch loop that meari's training step is measured against: torch's own modules in few lines.
+"""Plain PyTorch loop as the baseline of meari's training step: torch's own modules in few lines.
 
-In: a config and chunks of tokens. Out: moved weights. Same sizes, batches, clipping and optimizer as the real training;
-float32, no dropout, the state carried on from chunk to chunk.
+Input: a config and chunks of tokens. Output: moved weights. Must not know: meari's models. Sizes, batches, clipping and
+optimizer are those of the real training; float32, no dropout, the state carried on from chunk to chunk.
 """
 
 import torch

@@ -1,11 +1,11 @@
-"""Measures what each setting of the recipe does, alone: `python -m benchmarks.training.recipe --help`.
+"""Effect of each setting of the recipe on its own: `python -m benchmarks.training.recipe --help`.
 
-In: a plain text file. Out: one record a training, added to a JSON file as soon as it ends, and the page that
-`recipe_page` makes of all of them.
+Input: a plain text file. Output: one record a training, added to a JSON file as soon as it ends, and the page of all of
+them (`recipe_page`). Must not know: searches.
 
 Every training begins with the same base config and changes one thing. It is measured on the last tenth of the text;
-trained on is the first nine tenths, or a share of those from the beginning. A change is worth little where it moves
-the loss no further than another seed does, so the base is trained with several.
+trained on is the first nine tenths, or a share of those from the beginning. A change that moves the loss no further
+than another seed does is noise, so the base is trained with several seeds.
 """
 
 import argparse

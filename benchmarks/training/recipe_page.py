@@ -1,6 +1,6 @@
-"""The page about what each setting of the recipe does, made from the records of `recipe`.
+"""Page about the effect of each setting, made from the records of `recipe`.
 
-In: records. Out: Markdown. Every figure and every verdict in it is computed from the records.
+Input: records. Output: Markdown, every figure and verdict computed from the records. Must not know: trainings.
 """
 
 from collections.abc import Mapping, Sequence

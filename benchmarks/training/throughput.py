@@ -1,12 +1,12 @@
-"""Measures meari's training step beside the plain PyTorch loop: `python -m benchmarks.training.throughput --help`.
+"""Speed of meari's training step beside the plain PyTorch loop: `python -m benchmarks.training.throughput --help`.
 
-In: families, hidden sizes and vocabularies. Out: one record a case, added to a JSON file as soon as it is measured, and
-the page that `throughput_page` makes of all of them.
+Input: families, hidden sizes and vocabularies. Output: one record a case, added to a JSON file as soon as it is
+measured, and the page of all of them (`throughput_page`). Must not know: corpora.
 
-All loops of a case live in one process with one thread and take turns, a step each, on random text of 64 streams by 64
-tokens. The first round is left out; of the others the median counts: of the process's own CPU time, which other work
-on the machine touches little, and of wall time. Then the profiler says in which operators a step of each loop spends
-its time.
+All loops of a case run in one process with one thread and take turns, a step each, on random text of 64 streams by 64
+tokens. The first round is left out; the figures are medians of the others: of the process's own CPU time, which other
+work on the machine hardly affects, and of wall time. Then the profiler gives the operators in which a step of each loop
+spends its time.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""The page about training speed, made from the records of `throughput`.
+"""Page about training speed, made from the records of `throughput`.
 
-In: records by case. Out: Markdown. Every figure and every verdict in it is computed from the records.
+Input: records by case. Output: Markdown, every figure and verdict computed from the records. Must not know: trainings.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,8 +1,7 @@
-"""One file a family: what one step writes into the graph; `cell` and `output` put a bundle's two graphs
-together.
+"""The two graphs of a bundle, `cell` and `output`, and the step of each family.
 
-In: `weights`. Out: bytes of .onnx files. Plain operators only, no fused recurrent ones, so that every family
-can be quantised and rows stay exact.
+Input: `weights`. Output: bytes of .onnx files. Must not know: torch. Plain operators only, no fused recurrent ones, so
+that every family can be quantised and rows stay exact.
 """
 
 from meari.export.graphs.cell import cell_graph

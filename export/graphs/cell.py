@@ -1,10 +1,12 @@
-"""The cell graph: a token and the state in, the hidden vector and the next state out.
+"""Cell graph: a token and the state in, the hidden vector and the next state out.
+
+Input: weights of a cell. Output: the bytes of an .onnx file. Must not know: torch, the output layer.
 
 token      int64 [batch]              hidden     float32 [batch, H]
 NAME       float32 [batch, *shape]    next_NAME  float32 [batch, *shape], for each tensor of the state
 
-A state of zeros is the one before any token, so that whoever runs the graph need not know more. Where the initial
-state was learned, what goes in and out is the difference from it.
+A state of zeros is the one before any token, so that a runner of the graph need not know more. If the initial state was
+learned, the graph's inputs and outputs are differences from it.
 """
 
 from collections.abc import Callable, Sequence

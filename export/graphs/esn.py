@@ -1,9 +1,11 @@
-"""One step of a reservoir: s' = s + leak * (tanh(W s + u + bias) - s) in each layer, W kept sparse; and the frozen
-expansion of its states that a readout may see.
+"""Step of a reservoir, s' = s + leak * (tanh(W s + u + bias) - s) in each layer with W kept sparse, and the frozen
+expansion of its states for the readout.
 
-Always float32, also in an int8 bundle, where the readout alone is quantised: the readout was fitted to the states that
-float32 gives, errors of rounding feed back into later states, and no training adapts the reservoir to them. At 4,096
-units the blocks are 1 MB and their product half of a step.
+Input: a graph under construction and weights. Output: values of the graph. Must not know: torch, precisions.
+
+Always float32, also in an int8 bundle, where only the readout is quantised: the readout was fitted to the states of
+float32, rounding errors feed back into later states, and no training adapts the reservoir to them. At 4,096 units the
+blocks are 1 MB and their product half of a step.
 """
 
 from collections.abc import Sequence

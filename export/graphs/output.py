@@ -1,6 +1,12 @@
-"""The output graph: hidden vectors in, logits and log-probabilities over the vocabulary out.
+"""Output graph: hidden vectors in, logits and log-probabilities over the vocabulary out.
+
+Input: weights of an output layer. Output: the bytes of an .onnx file. Must not know: torch, cells.
 
 hidden  float32 [batch, H]        logits, logprobs  float32 [batch, V]; exp(logprobs) sums to 1 in each row
+
+Adaptive softmax: a token of the head has the log-probability that the head gives it; one of a cluster has the cluster's
+plus its own within the cluster. All of it sums to one, so logits and log-probabilities are the same. One product makes
+the head's logits and the narrowed hidden vectors of the clusters.
 """
 
 import numpy as np

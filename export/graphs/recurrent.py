@@ -1,6 +1,20 @@
-"""What enters a layer from below: tokens into the first, hidden vectors into the others.
+"""Steps of the trained layers (Elman, GRU, LSTM), and the input of a layer: tokens of the first, hidden vectors of the
+others.
 
-A layer asks for `input @ weight + bias` and need not know which of the two it gets.
+Input: a graph under construction, weights of a layer, values of the state. Output: values of the next state.
+Must not know: torch, precisions: a layer asks for `input @ weight + bias`, whichever input it has.
+
+    Elman   h' = tanh(U x + W h + b)
+
+    GRU     r = sigmoid(U_r x + W_r h + b_r), z = sigmoid(U_z x + W_z h + b_z)      one product over [W_r W_z]
+            n = tanh(U_n x + b_n + r * (W_n h + c_n))          another product: r is applied before its sum, as in torch
+            h' = n + z * (h - n)
+
+    LSTM    i, f, o = sigmoid(U x + W h + b), g = tanh(U_g x + W_g h + b_g)         all four from one sum
+            c' = f * c + i * g
+            h' = o * tanh(c')
+
+A mogrified LSTM first gates x and h by one another: x = 2 sigmoid(Q h) * x, h = 2 sigmoid(R x) * h, …
 """
 
 from collections.abc import Sequence

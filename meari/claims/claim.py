@@ -1,8 +1,10 @@
-"""What a claim is: what the lecture says, how it is measured, judged, put into words and drawn.
+"""A claim: the lecture's statement, its measurement, criterion, words and picture; and figures with their noise.
 
-A criterion is a handful of conditions, fixed before anything is measured and computed for every seed by itself. With
-one seed it HOLDS where all are met, HOLDS IN PART where some are, and DOES NOT HOLD where none is. Where seeds give
-different verdicts the claim is NOT SETTLED; where the run is below the sizes that are judged it is TOO SMALL TO JUDGE.
+Input: one value for each seed. Output: verdicts, text, and violated expectations. Must not know: single claims.
+
+A criterion is a handful of conditions, fixed before anything is measured and computed for every seed on its own. With
+one seed the claim HOLDS if all are met, HOLDS IN PART if some are, and DOES NOT HOLD if none is. If seeds give
+different verdicts the claim is NOT SETTLED; if the run is below the sizes that are judged it is TOO SMALL TO JUDGE.
 """
 
 import math

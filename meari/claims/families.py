@@ -1,10 +1,35 @@
-"""The four families at one number of trained parameters.
+"""The four families at one number of trained parameters, and the multiply-adds of their trainings.
 
-In: a family, a vocabulary and sizes. Out: a model config, and a fresh model. Knows nothing of training.
+Input: a family, a vocabulary and sizes. Output: a model config, a fresh model; numbers of multiply-adds, counted from
+sizes alone, so that they do not depend on the kernels. Must not know: training, measured times.
 
-Trained are, in an Elman net, GRU or LSTM, the embedding, the recurrence and the output layer; in the echo state
-network the output layer alone. Its number of units, a multiple of the block size, sets the number for all; the others'
-hidden size is the one that comes nearest.
+Trained parameters are, in an Elman net, GRU or LSTM, the embedding, the recurrence and the output layer; in the echo
+state network the output layer alone. Its number of units, a multiple of the block size, sets the number for all; each
+other family has the hidden size that comes nearest.
+
+Multiply-adds count products of matrices; elementwise work, table look-ups and decompositions are left out.
+
+    V  vocabulary   E  embedding   H  units   g  blocks of rows in a cell: Elman 1, GRU 3, LSTM 4
+    T  tokens in a series   B  series side by side   K  units in a block of the reservoir
+
+Back-propagation through time, a step. Each product costs as much again for the gradient of its weights and for that of
+its input; the state at the beginning of a chunk has no gradient:
+
+    B (T (3 g E H + 3 g H² + 3 V H) - g H²)
+
+Echo state network, a step. The reservoir runs forward alone, and the readout's input has no gradient; whitening turns
+the weights and their gradient into r leading directions and back:
+
+    B T (K H + 2 V H) + 4 V H r + V H
+
+and once, before the first step, r directions are found on a sample of S tokens, of which S' are not warm-up:
+
+    4 S K H + 6 S' H r + 2 H r²
+
+In one pass. X^T X is summed in bands from its diagonal on, and the targets select rows, which is no product; the last
+tokens, n', are scored once for calibration:
+
+    n (K H + bands) + n' (K H + V H) + V H² + V H          bands = sum of width (H - begin)
 """
 
 from dataclasses import dataclass

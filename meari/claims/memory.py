@@ -1,9 +1,9 @@
-"""Memory capacity: how far back an input can be read from the state by a linear readout.
+"""Memory capacity: the delays at which a linear readout can recover an input from the state.
 
-Input: a model. Output: R² against the delay, and their sum. Must not know text or training.
+Input: a model. Output: R² against the delay, and their sum. Must not know: text, training.
 
-The inputs are drawn independently of one another, so that nothing but the state can tell of an earlier one. For each
-delay k a ridge regression reads the token of k steps ago, as an indicator vector, from all numbers of the state:
+The inputs are drawn independently of one another, so that only the state can hold an earlier one. For each delay k a
+ridge regression reads the token of k steps ago, as an indicator vector, from all numbers of the state:
 
     R²_k = 1 - sum |y - ŷ|² / sum |y - mean y|²        on steps that the regression has not seen, at least 0
     MC   = R²_1 + R²_2 + …                             the present input, k = 0, is no memory

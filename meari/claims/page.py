@@ -1,4 +1,7 @@
-"""The page. Input: results. Output: Markdown; everything on it comes from the numbers, nothing from a corpus."""
+"""The page of the claims.
+
+Input: results. Output: Markdown, computed from the numbers alone. Must not know: the corpus, measurements.
+"""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,6 +1,8 @@
-"""One style for all pictures. Knows nothing of what they show.
+"""One style for all pictures.
 
-Colours are those of Okabe and Ito ("Color Universal Design", 2008), which the colour-blind can tell apart; a family
+Input: figures and axes. Output: PNG bytes. Must not know: the meaning of what is drawn.
+
+Colours are those of Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers can tell apart; a family
 also has its own marker and line, the same in every picture.
 """
 

@@ -1,6 +1,6 @@
-"""`results.json`: every number, and enough beside it to draw the pictures and write the page anew.
+"""`results.json`: every number, and enough beside it to draw the pictures and write the page again.
 
-Input: what was measured. Output: JSON, and back again. Must not know pictures or pages.
+Input: measurements. Output: JSON, and measurements read back. Must not know: pictures, pages.
 """
 
 from dataclasses import asdict, dataclass, field, is_dataclass

@@ -1,6 +1,7 @@
-"""All claims for one seed after the other: measured, and written after each, so that no interruption loses much.
+"""Run of all claims, one seed after the other, written after each claim, so that an interruption loses little.
 
-Input: text files or none, a folder, minutes. Output: README.md, pictures and results.json in the folder.
+Input: text files or none, a folder, minutes. Output: README.md, pictures and results.json in the folder. Must not know:
+single claims.
 """
 
 import time

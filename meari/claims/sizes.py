@@ -1,7 +1,7 @@
-"""How large everything is, for a budget in minutes, and from which sizes on a run is judged.
+"""Sizes of all measurements for a budget in minutes, and the smallest sizes that are judged.
 
-Input: minutes. Output: `Sizes`. The same minutes give the same sizes on every machine, so that the numbers are the same
-wherever the budget suffices; what it does not suffice for is left out (`meari.claims.training`).
+Input: minutes. Output: `Sizes`. Must not know: time: the same minutes give the same sizes on every machine, so that the
+numbers are the same wherever the budget suffices; measurements beyond it are left out (`meari.claims.training`).
 """
 
 from dataclasses import dataclass, replace

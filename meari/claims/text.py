@@ -1,9 +1,14 @@
-"""What is read: files, or the text made by `meari.claims.text`, as token ids in three parts.
+"""Text of the claims: files, or a text made here, as token ids in three parts.
 
-In: names of files. Out: a `Text`. Knows nothing of models.
+Input: names of files; or a length and a seed. Output: a `Text`. Must not know: models.
 
-Tokens are characters. The parts lie one behind the other, so that no part has seen another one: training, validation
-(for the length of schedules alone) and held-out (for the figures).
+Tokens are characters. The parts follow one another, so that none contains another: training, validation (only for the
+length of schedules) and held-out (for the figures).
+
+The made text has scenes of speakers, from a small probabilistic grammar. What a network can learn from it lies at
+several distances: letters of a word; words of a sentence; the number of the subject, which the verb repeats after a
+relative clause; the bracket that closes an aside; and the speaker's own animal, named in the head of each speech and
+again at its end.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,14 @@
-"""Truncated back-propagation through time in memory: no run folder, no resuming.
+"""Training in memory on a budget, without run folder or resuming: truncated back-propagation through time, or one pass.
 
-Input: a fresh model, token ids, a plan, a budget. Output: the trained model, and how it got there.
+Input: a fresh model, token ids, a plan, a budget. Output: the trained model, and its losses on the way. Must not know:
+run folders, claims.
 
 One step: take a chunk of every stream, zero the states of the streams that start afresh, run forward, take the mean
 cross-entropy in nats, run backward within the chunk, clip the gradient's norm, move the weights, carry the states on.
 Streams start afresh by chance at random places, so that every model has seen texts whose beginning is cut off.
+
+One pass: the readout of an echo state network from one linear system, without a gradient. The last part of the tokens
+calibrates the scores of the regression into probabilities (`meari.models.readout.ridge`).
 """
 
 import copy

@@ -1,6 +1,6 @@
-"""What all claims share with one seed: text, sizes, budget, and the models trained on the whole training part.
+"""Workbench of all claims with one seed: text, sizes, budget, and the models trained on the whole training part.
 
-Input: the text, sizes, a budget, a seed. Output: fresh and trained models. Must not know single claims.
+Input: the text, sizes, a budget, a seed. Output: fresh and trained models. Must not know: single claims.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
-"""One file a recurrence: what one step of a layer does to its state, and the same over a whole sequence.
+"""Recurrences, one a file: the effect of one step on the state of a layer, and the same over a whole sequence.
 
-In: input vectors and the state before them. Out: output vectors and the state after them. A cell knows nothing of
-tokens, vocabularies or training. `rnn`, `gru` and `lstm` are layers with trained weights that share `Cell`;
-`esn` is a whole reservoir model.
+Input: input vectors and the state before them. Output: output vectors and the state after them. Must not know: tokens,
+vocabularies, training; `esn`, a whole reservoir model, knows tokens. `rnn`, `gru` and `lstm` are layers with trained
+weights that share `Cell`.
 """
 
 from meari.models.cells.cell import Cell

@@ -1,11 +1,11 @@
-"""What the trained recurrences have in common: the weights' names, their initial values, and the two forms.
+"""Base of the trained recurrences: the weights' names, their initial values, and the two forms.
 
-In: vectors x and the state before them, as a tuple of tensors in the order of `state_names`.
-Out: output vectors and the state after them. Knows nothing of tokens or training.
+Input: vectors x and the state before them, as a tuple of tensors in the order of `state_names`.
+Output: output vectors and the state after them. Must not know: tokens, training.
 
 Whole sequences run through torch's fused kernels, or, where autocast asks for bfloat16 on a CPU, through
-`models/cells/scan.py`, which is faster there. The weights lie in `kernel`, a single-layer torch module. It has, with G
-gates stacked along the first axis:
+`models/cells/scan.py`, which is faster there. The weights are those of `kernel`, a single-layer torch module. It has,
+with G gates stacked along the first axis:
 
     weight_ih_l0  float32 [G * hidden_size, input_size]     U of the lecture, one block a gate
     weight_hh_l0  float32 [G * hidden_size, hidden_size]    W of the lecture, one block a gate

@@ -1,4 +1,4 @@
-"""The echo state network: fixed sparse reservoirs of leaky units, and the only trained part, a linear readout.
+"""Echo state network: fixed sparse reservoirs of leaky units, and the only trained part, a linear readout.
 
     u_t   = W_in[x_t]                     or W_in [e_t, … e_{t-k+1}], frozen embeddings of the last k tokens
     r^l_t = tanh(W^l s^l_{t-1} + u^l_t + b^l)            u^l_t = W_below^l s^{l-1}_t in the layers above the first
@@ -11,7 +11,7 @@ symbol     name            shape
 x_t        tokens          [batch]                  token ids
 e_t        recent          [batch, (k - 1) * E]     state "recent": the embeddings of the last k - 1 tokens
 s^l_t      s               [batch, N]               state "s0", "s1", …
-m_t        hidden          [batch, L * N]           the states of all layers, and what enters the output layer
+m_t        hidden          [batch, L * N]           the states of all layers, the input of the output layer
 a, b       leak, bias      [N]                      see `meari.models.cells.reservoir.layer`
 W          matrix          [N, N]                   see `meari.models.cells.reservoir.layer`
 W_in       entering                                 see `meari.models.cells.reservoir.token_input`
@@ -20,9 +20,11 @@ P          narrowing       [rank, M]                with its bias; M = L * N + f
 V, c       readout         [V, M] or [V, rank], [V]
 *          product of elements
 
-In: token ids and a state. Out: states and logits. Knows nothing of text or of how the readout is trained.
+Input: token ids and a state; to draw a network, a config and a seed. Output: states and logits. Must not know: text,
+the training of the readout.
 
-Everything but the readout is a buffer: it is drawn once (`meari.models.cells.esn`) and has no gradient.
+Everything but the readout is a buffer: `build_esn` draws it once, and it has no gradient. Each kind of matrix has a
+generator of its own, all of them spawned from the seed, so that a setting of one kind leaves the others unchanged.
 
 Sources: Jaeger, "The echo state approach to analysing and training recurrent neural networks", 2001; leaky units:
 Jaeger et al., "Optimization and applications of echo state networks with leaky-integrator neurons", 2007; stacked:

@@ -1,4 +1,7 @@
-"""The gated recurrent unit, with the reset gate applied after the product.
+"""Gated recurrent unit, with the reset gate applied after the product.
+
+Input: vectors x and the state before them. Output: output vectors and the state after them. Must not know: tokens,
+training.
 
     r_t = sigmoid(U_r x_t + W_r h_{t-1} + b_r)             reset gate
     z_t = sigmoid(U_z x_t + W_z h_{t-1} + b_z)             update gate

@@ -1,5 +1,8 @@
 """Long short-term memory with a forget gate.
 
+Input: vectors x and the state before them. Output: output vectors and the state after them. Must not know: tokens,
+training.
+
     i_t = sigmoid(U_i x_t + W_i h_{t-1} + b_i)   input gate
     f_t = sigmoid(U_f x_t + W_f h_{t-1} + b_f)   forget gate
     g_t = tanh   (U_g x_t + W_g h_{t-1} + b_g)   candidate
@@ -25,7 +28,7 @@ Q_1, Q_3, …           mogrifiers.0, mogrifiers.2, …            [input_size, 
 R_2, R_4, …           mogrifiers.1, mogrifiers.3, …            [hidden_size, input_size] each
 
 Sources: Hochreiter and Schmidhuber, "Long short-term memory", 1997; Gers et al., "Learning to forget", 2000, whose
-advice to start with open forget gates (b_f = 1) is taken; Melis et al., "Mogrifier LSTM", 2020.
+advice to start with open forget gates (b_f = 1) is followed; Melis et al., "Mogrifier LSTM", 2020.
 """
 
 import torch

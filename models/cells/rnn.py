@@ -1,4 +1,7 @@
-"""The Elman recurrence.
+"""Elman recurrence.
+
+Input: vectors x and the state before them. Output: output vectors and the state after them. Must not know: tokens,
+training.
 
     s_t = tanh(U x_t + W s_{t-1} + b)
 

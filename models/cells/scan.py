@@ -1,7 +1,7 @@
-"""The trained recurrences over whole sequences, forward and backward written out: what training in bfloat16 runs on.
+"""Trained recurrences over whole sequences, forward and backward written out, for training in bfloat16.
 
-In: the input products U x + b of all steps, which one large product made, and the state before them. Out: the states
-after every step. Knows nothing of layers or tokens.
+Input: the input products U x + b of all steps, computed by one large product, and the state before them. Output: the
+states after every step. Must not know: layers, tokens.
 
 torch's own recurrent kernels multiply in float32 on a CPU, or slowly. Here the type of `products` decides: in
 bfloat16 every product runs in it, while the LSTM's memory and its gradient stay in float32. Backward keeps the

@@ -1,5 +1,5 @@
-"""The trained part of an echo state network: from states of a fixed reservoir to an output layer.
+"""Training of a reservoir's readout, by cross-entropy or by ridge regression.
 
-In: a reservoir and a row of training token ids. Out: the weights of its readout, by cross-entropy or by ridge
-regression. Knows nothing of text, of checkpoints or of how a reservoir is made.
+Input: a reservoir and a row of training token ids. Output: the weights of its readout. Must not know: text,
+checkpoints, the drawing of a reservoir.
 """

@@ -1,14 +1,23 @@
-"""Ridge regression of the next token's indicator on the state, in one pass over any amount of text.
+"""Ridge regression of the next token's indicator on the state, in one pass over any amount of text, and its
+calibration.
 
-In: chunks of states and the tokens that follow them. Out: weight and bias of a linear readout. Its outputs estimate
-probabilities but are none: `models/readout/ridge.py` makes them so. Knows nothing of where the states come from.
+Input: chunks of states and the tokens that follow them. Output: weight and bias of a linear readout with calibrated
+logits. Must not know: the source of the states.
 
 With states x_i, one-hot targets y_i and their means, sums over i:
 
     A = sum (x_i - mean x)(x_i - mean x)^T + ridge I        B = sum (x_i - mean x)(y_i - mean y)^T
     weight = (A^-1 B)^T                                     bias = mean y - weight mean x
 
-so the bias is not held back. Only X^T X and X^T Y are kept, never the states.
+so the bias is not penalised. Only X^T X and X^T Y are kept, never the states.
+
+The outputs of the regression estimate probabilities but are none. A scale and a shift a token turn them into logits:
+
+    logits_v = scale_v * score_v + shift_v
+
+All scales and shifts are fitted together by cross-entropy on held-out text, a convex problem, on standardised scores z.
+A prior with the weight of one observation holds each scale to zero and each shift to the logarithm of the token's share
+of the training text: a token that is missing from the held-out text stays as likely as it was.
 """
 
 from dataclasses import dataclass

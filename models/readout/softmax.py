@@ -1,6 +1,21 @@
-"""The softmax readout: trained by cross-entropy in the same loop as every other model; only its optimizer is special.
+"""Softmax readout of a reservoir: trained by cross-entropy in the same loop as every other model, by AdamW in whitened
+coordinates.
 
-In: a reservoir, its training text, a config. Out: an optimizer. Knows nothing of the loop.
+Input: a reservoir, its training text, a config; gradients of the readout's weight and bias. Output: an optimizer, which
+moves them in place. Must not know: the training loop.
+
+States of reservoir units have different means and sizes and are strongly correlated: a few directions hold most of the
+variance. With m and d the mean and deviation of each unit, and U the r leading eigenvectors of the correlations, the
+readout W acts on whitened states through coordinates Z,
+
+    W = Z P D        D = diag(1 / d),   P = g I + U diag(gains - g) U^T,   gains = 1 / sqrt(eigenvalue + DAMPING),
+
+where g is the gain of the mean of the other eigenvalues, and the bias is c = bias' - W m. P costs 4 N r products for
+each token of the vocabulary, a small part of the cost of the gradient.
+
+The reservoir is fixed, so its states are measured once, and each step is taken in coordinates in which they vary
+evenly. The weight is always the finished one: nothing has to be folded later. Everything that the next step depends on
+is in `state`, as named tensors.
 """
 
 from collections.abc import Callable

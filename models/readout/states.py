@@ -1,7 +1,7 @@
-"""What the readout of a reservoir sees along a row of token ids, a bounded piece at a time.
+"""Inputs of a reservoir's readout along a row of token ids, a bounded piece at a time.
 
-In: a model and token ids. Out: states, features of an expansion among them, and the tokens that follow. Knows nothing
-of what is done with them.
+Input: a model and token ids. Output: states, with the features of an expansion, and the tokens that follow.
+Must not know: the use of the states.
 """
 
 from collections.abc import Iterator

@@ -1,11 +1,11 @@
-"""How much of what separates good trials from bad ones a setting explains on its own.
+"""Importance of settings: the share of the differences between trials that each setting explains on its own.
 
-In: trials. Out: a share for each setting, the largest first. Knows nothing of ranges.
+Input: trials. Output: a share for each setting, the largest first. Must not know: ranges.
 
 Both the setting and the loss are replaced by their ranks, which neither the scale of the setting nor a diverged trial
-upsets. A parabola is fitted to them, so that an optimum in the middle counts as well as one at an end; of choices that
-are no numbers, the means. The share is that of the variance explained, adjusted for the numbers of the fit, so that a
-setting without effect comes out near zero: R² of the fit, 1 - (1 - R²) (n - 1) / (n - p - 1).
+upsets. A parabola is fitted to them, so that an optimum in the middle counts as well as one at an end; for choices that
+are not numbers, the means are fitted. The share is that of the variance explained, adjusted for the number of fitted
+parameters, so that a setting without effect is near zero: R² of the fit, 1 - (1 - R²) (n - 1) / (n - p - 1).
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,9 @@
-"""The trials of a search, a line each, so that a search can be ended at any moment and gone on with.
+"""Trials of a search, one a line, so that a search can be stopped at any moment and resumed.
 
-    search.jsonl   first what is searched (`{"search": …}`), then each trial that came to an end
+    search.jsonl   first the search (`{"search": …}`), then each finished trial
 
-In: trials as they end. Out: a file, and the trials that it holds. A last line that was cut off is as if never written.
+Input: trials as they end. Output: a file, its trials, and a `SearchResult`. Must not know: trainings. A truncated last
+line is ignored.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
-"""What a search is told: by the command line, else by the [search] table of the TOML file, else by defaults.
+"""Options of a search: from the command line, else from the [search] table of the TOML file, else by default.
 
-In: a file, a config, options. Out: what varies, and the budget. Raises ConfigError with every problem.
+Input: a file, a config, options. Output: ranges and a budget. Must not know: trials. Raises ConfigError with every
+problem.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
-"""The picture of a search: each setting against the held-out loss, those that mattered most first.
+"""Report of a search: a table of all trials, a picture of each setting against the loss, and the best config as TOML.
 
-In: trials, what was varied, how much each setting explained. Out: a PNG.
+Input: trials, ranges, the share that each setting explained; a config. Output: text, a PNG. Must not know: trainings.
 """
 
 import io

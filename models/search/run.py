@@ -1,9 +1,9 @@
-"""The search itself: draw settings, train for a while, measure on validation text, note it down; again and again.
+"""The search: draw settings, train for a while, measure on validation text, record the trial; again and again.
 
-In: a space, budgets, a folder. Out: the trials, in the folder's journal, and a picture; the config of the best trial.
-Knows nothing of the command line; what is shown, the clock and the wish to stop are passed in.
+Input: a space, a budget, a folder. Output: trials in the folder's journal, a picture, the config of the best trial.
+Must not know: the command line; the display, the clock and the stop request are passed in.
 
-    search.jsonl   what is searched, and every trial that came to an end
+    search.jsonl   the search, and every finished trial
     search.png     each setting against the held-out loss
     best.toml      the config of the best trial, for `meari train`
     tokens/        the corpus, prepared once for all trials

@@ -1,12 +1,13 @@
-"""What a search may vary: ranges and lists of choices, by the name of a setting.
+"""Search space: ranges and lists of choices, by the name of a setting.
 
-In: the [search] table of a TOML file, or `NAME=SPEC` from a command line. Out: a `Space`, and configs drawn from it.
+Input: the [search] table of a TOML file, or `NAME=SPEC` from a command line. Output: a `Space`, and configs drawn from
+it. Must not know: trials.
 
     log     {log = [0.01, 1.0]}      0.01..1.0      evenly on a logarithmic scale
     even    {even = [0.0, 0.5]}      0.0~0.5        evenly
-    choice  [128, 256, 512]          128,256,512    each as likely as the others
+    choice  [128, 256, 512]          128,256,512    all equally likely
 
-A setting that takes whole numbers gets the drawn one rounded.
+A setting that takes whole numbers gets the drawn number rounded.
 """
 
 from __future__ import annotations

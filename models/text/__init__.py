@@ -1,5 +1,5 @@
-"""From text files to token ids in a memory-mapped file.
+"""From text files to token ids in memory-mapped files.
 
-Enters: the [corpus] and [tokenizer] tables of a config. Leaves: a tokenizer and one token file a part.
-Knows nothing of models and torch. A corpus is streamed: no more than a few pieces of it are ever in memory.
+Input: the [corpus] and [tokenizer] tables of a config. Output: a tokenizer and one token file a part. Must not know:
+models, torch. A corpus is streamed: only a few pieces of it are in memory at a time.
 """

@@ -1,10 +1,10 @@
-"""Leaving documents out of the training text.
+"""Blocklist of documents that are left out of the training text.
 
-Enters: a file with one regular expression a line; blank lines and lines that begin with "# " are passed over. Leaves:
-whether a document matches any of them anywhere. Case does not count; ^ and $ stand at the borders of lines; text is
-brought into NFC first. Knows nothing of tokenizers or of what becomes of the document.
+Input: a file with one regular expression a line; blank lines and lines that begin with "# " are skipped. Output: for
+each document, whether an expression matches in it. Must not know: tokenizers, the use of the answer.
 
-Long documents come in pieces: a match of up to OVERLAP characters is found across their borders.
+Case is ignored; ^ and $ match at the borders of lines; text is brought into NFC first. Long documents come in pieces: a
+match of up to OVERLAP characters is found across their borders.
 """
 
 from __future__ import annotations

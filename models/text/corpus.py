@@ -1,22 +1,23 @@
-"""Reading text files as documents.
+"""Documents of text files, in pieces that can be encoded apart.
 
-Enters: names of files and folders, and what counts as a document. Leaves: documents, or pieces of them where they are
-long. Knows nothing of tokenizers. Raises `UnreadableFile` and `BrokenText`, which name the file and the line.
+Input: files, and the unit that counts as a document. Output: documents, or pieces of long ones. Must not know:
+tokenizers. Raises `UnreadableFile` and `BrokenText`, which name the file and the line.
 
-What is taken of a folder: files that end in .txt, .text or .gz, in any case, also in folders below and behind links,
-each folder once. Names that begin with a dot are passed over, as are pipes, sockets and devices.
-
-How text is read: UTF-8, plain or gzip; a byte-order mark at the head of a file is dropped; Windows line ends become
-"
-"; a last line needs no line end. A line that is not UTF-8 is an error, or with `BadLines` a blank one.
-Documents leave in NFC, so that nothing depends on a file's form. By unit:
+Text is UTF-8, plain or gzip; a byte-order mark at the head of a file is dropped; Windows line ends become "\n"; the
+last line needs no line end. A line that is not UTF-8 is an error, or with `BadLines` a blank line. Documents are in
+NFC, so that nothing depends on a file's form. By unit:
 
     line        every line that is not blank; its spaces are kept, its line end is not
-    paragraph   every run of lines that are not blank, joined by "
-"
+    paragraph   every run of lines that are not blank, joined by "\n"
     file        every file that is not blank, as it is
 
-Blank means: nothing but white space. Lines are counted from 1, in the unpacked file.
+Blank means: only white space. Lines are counted from 1, in the unpacked file.
+
+A long document is cut where its pieces, encoded apart, give the ids of the whole. Two things could join across a cut:
+NFC (a mark with its letter, jamo with jamo) and the pre-tokenizers of all kinds (BPE merges never leave a pre-token).
+Neither joins a non-space with a following space, nor a letter with following punctuation; and spaces and punctuation
+are never second in a composition. Only a text without any such border is cut inside a pre-token, and even then where
+NFC cannot join.
 """
 
 from __future__ import annotations

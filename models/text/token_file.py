@@ -1,7 +1,7 @@
 """Token ids of one part of a corpus in a memory-mapped file.
 
-Enters: documents in pieces. Leaves: `NAME.tokens` (ids, little-endian) and `NAME.json` (counts) in a folder.
-Knows nothing of how text is read or split.
+Input: documents in pieces. Output: `NAME.tokens` (ids, little-endian) and `NAME.json` (counts) in a folder.
+Must not know: the reading or splitting of text.
 
     <|end|> document <|end|> document <|end|> … document <|end|>
 

@@ -1,12 +1,12 @@
 """Tokenizers of three kinds, all plain Hugging Face files.
 
-Enters: text. Leaves: token ids, and text again. Knows nothing of files of text, models or training.
+Input: text. Output: token ids, and text again. Must not know: files of text, models, training.
 
 Id 0 is the boundary token `<|end|>` in every kind; `char` and `word` have the unknown token `<|unk|>` as id 1. Both
 are ordinary vocabulary entries that no text leads to: `char` splits text into single characters, `bpe` and `word`
 never join letters with punctuation, so that the literal "<|end|>" in a text is text. All kinds bring text into NFC.
 
-    char   one token a character, line ends included; decoding gives NFC text back, but for unknown characters
+    char   one token a character, line ends included; decoding gives NFC text back, except for unknown characters
     bpe    byte-level, all 256 bytes in the vocabulary: no unknown token, decoding gives NFC text back exactly
     word   runs of word characters or of punctuation; decoded with one space in between, so spacing is lost
 """

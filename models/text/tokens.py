@@ -1,14 +1,18 @@
 """From a config to a trained tokenizer and one token file a part of the corpus.
 
-Enters: the [corpus] and [tokenizer] tables, and the folder of a run. Leaves, in that folder:
+Input: the [corpus] and [tokenizer] tables, and the folder of a run. Output, in that folder:
 
     tokenizer.json
     tokens/{train,validation,test}.tokens + .json    see `token_file`
-    tokens/prepared.json                             what they were made from: settings and hashes of all files
+    tokens/prepared.json                             settings and hashes of all files that they were made from
 
-Knows nothing of models. The corpus is read three times at most: counted (only where a share is to be split off), read
-by the tokenizer's trainer (BPE learns from an even sample where there is much text), encoded. What was made from the
-same settings and files before is used again.
+Must not know: models.
+
+The corpus is read three times at most: counted (only where a share is split off), read by the tokenizer's trainer (BPE
+learns from an even sample of a large text), encoded. Files made from the same settings and files are reused.
+
+A share is split off by character position. Lines and paragraphs go whole to the part in which they begin; a file is cut
+at a character, and each side is a document of its own.
 """
 
 from __future__ import annotations

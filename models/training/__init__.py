@@ -1,4 +1,4 @@
-"""From a prepared corpus and a config to a run folder with the best weights found.
+"""Training: from a prepared corpus and a config to a run folder with the best weights found.
 
-In: token files, a config. Out: checkpoints, a history of every step. Knows nothing of raw text, ONNX or HTTP.
+Input: token files, a config. Output: checkpoints, a history of every step. Must not know: raw text, ONNX, HTTP.
 """

@@ -1,6 +1,12 @@
-"""Shows a running training to the person who started it: a live bar in a terminal, plain lines anywhere else.
+"""Displays of a running training: a bar in a terminal, plain lines elsewhere, events for TensorBoard.
 
-In: steps and evaluations as they happen. Out: text on a console. Knows nothing of models or files.
+Input: steps and evaluations as they happen. Output: text on a console, an event file. Must not know: models.
+
+TensorBoard gets these scalars, losses in nats per token; a resumed run writes a file of its own, and repeated steps are
+in both:
+
+    training/loss  training/gradient_norm  training/learning_rate  training/tokens_per_second     at every step
+    validation/loss  validation/best                                                   at every evaluation
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""What happened at every step, as one line of JSON each, for the report and for resuming.
+"""History of a training, one line of JSON a step, for the report and for resuming.
 
-In: records. Out: `history.jsonl`. Two kinds of lines, told apart by their keys:
+Input: records. Output: `history.jsonl`. Must not know: models. There are two kinds of lines, told apart by their keys:
 
     {"step", "loss", "grad_norm", "learning_rate", "seconds"}   a training step; loss in nats per token
     {"step", "validation", "seconds"}                           an evaluation; nats per token of held-out text

@@ -1,6 +1,17 @@
-"""AdamW over a model's trained weights, and its state as named tensors that a checkpoint can hold.
+"""Optimizer, learning rate, penalties and the mean of the weights: everything that decides how weights move.
 
-In: a model, a config. Out: an optimizer. Knows nothing of steps or schedules.
+Input: a model, a config, gradients, hidden vectors. Output: an optimizer, a rate, a scalar that is added to the loss,
+the mean of the weights. Must not know: the training loop, files.
+
+The mean of the weights over many steps is measured and kept in place of the weights of the last step:
+
+    ema        mean ← mean + (1 - d) (weights - mean), d rising to ema_decay, so that the first weights fade soon
+    triggered  the weights themselves, until trigger_patience evaluations in a row brought no improvement; from then on
+               the plain mean over all steps since
+
+Sources: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992; the trigger: Merity et al.,
+"Regularizing and optimizing LSTM language models", 2017; the penalties: Merity et al., "Revisiting activation
+regularization for language RNNs", 2017.
 """
 
 import contextlib

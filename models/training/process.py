@@ -1,4 +1,10 @@
-"""Where a training runs: the device, its threads, and what the machine is called in the figures."""
+"""The training process: its device, its threads, the name of its machine, and the signals that stop it.
+
+Input: a device and a number of threads; signals. Output: settings of torch for a while; `StopRequest.signal`.
+Must not know: models, text.
+
+A signal is noted, and the loop asks for it between two steps. A second signal has its usual effect.
+"""
 
 import contextlib
 import os

@@ -1,6 +1,6 @@
-"""The picture of a run: training and validation loss, gradient norms, learning rate, over the steps.
+"""Picture of a run: training and validation loss, gradient norms, learning rate, over the steps.
 
-In: a run's history. Out: a PNG. Knows nothing of models.
+Input: a run's history. Output: a PNG. Must not know: models.
 """
 
 import io

@@ -1,11 +1,11 @@
 """Training of a reservoir's readout by ridge regression: one pass, one solution, one calibration.
 
-In: a config, a prepared corpus, a run folder. Out: `best/`, `last/` and `history.jsonl` in it, and how it ended, as
-from `models/training/trainer.py`. Knows nothing of raw text; what is shown, the clock, the wish to stop and the other
-processes, whose sums are added to its own at the end, are passed in.
+Input: a config, a prepared corpus, a run folder. Output: `best/`, `last/` and `history.jsonl` in it, and an `Ending`,
+as from `models/training/trainer.py`. Must not know: raw text, the command line; the display, the clock, the stop
+request and the other processes, whose sums are added at the end, are passed in.
 
-The last part of the training text is kept out of the sums: the scores are made into probabilities on it. A second pass
-would add nothing, so `steps` and `epochs` can only shorten the first. Interrupted, the sums so far are in `last/`:
+The last part of the training text is kept out of the sums: the scores are calibrated on it. A second pass would add
+nothing, so `steps` and `epochs` can only shorten the first. An interrupted run keeps its sums in `last/`:
 
     sums.safetensors   the sums, and the recurrent state of every stream
     progress.json      finished chunks, streams, seconds, fingerprint of the corpus

@@ -1,6 +1,6 @@
 """One training from beginning to end: prepare the corpus, train, measure the best weights, write the report.
 
-In: a config and a run folder. Out: the folder, filled, and how it ended. Knows nothing of the command line.
+Input: a config and a run folder. Output: the filled folder, and a `TrainingResult`. Must not know: the command line.
 """
 
 import json

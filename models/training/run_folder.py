@@ -1,11 +1,11 @@
-"""Where the files of a run are, and whether a command may start or go on there.
+"""Paths of a run folder, and the check whether a command may start or continue there.
 
-In: a folder's path, a config, what the user asked for. Out: paths, or an error that says what to do.
-Knows nothing of what the files hold, but for the config.
+Input: a folder's path, a config, the user's choice. Output: paths, or an error that says what to do. Must not know: the
+files' content, except the config.
 
     config.json  tokenizer.json  tokens/  best/  last/  history.jsonl  figures.json  report.png
 
-While a run is written, a lock in its folder keeps others out (`meari.models.files`).
+While a run is written, a lock in its folder excludes other writers (`models/files.py`).
 """
 
 import contextlib

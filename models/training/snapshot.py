@@ -1,6 +1,7 @@
-"""Everything that a run needs to go on bit for bit, in the run's `last/` folder.
+"""Snapshot of a run in its `last/` folder, from which training continues bit for bit.
 
-In: the moving parts of a training loop. Out: a checkpoint folder with two more files, and the parts restored from it.
+Input: the moving parts of a training loop. Output: a checkpoint folder with two more files, and the parts restored from
+it. Must not know: the loop.
 
     optimizer.safetensors   AdamW's moments, the mean of the weights, the recurrent state of every stream, torch's
                             generator states

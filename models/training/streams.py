@@ -1,14 +1,14 @@
-"""The parallel streams that truncated back-propagation runs along.
+"""Parallel streams through the training text, for truncated back-propagation.
 
-In: one long row of token ids, and a random generator. Out: chunks of inputs and targets, and which streams start
-afresh. Knows nothing of models.
+Input: one long row of token ids, a config, a random generator. Output: chunks of inputs and targets, and the streams
+that start afresh; the number of steps of a run; a fingerprint of the corpus. Must not know: models.
 
 The row reads  <|end|> document <|end|> document <|end|> …  A stream is a cursor into it: a chunk's inputs are
-ids[cursor : cursor + length], its targets the same one further on, and the cursor moves on by `length`. With a spread,
-lengths are drawn from a normal distribution around `length`, so that gradients are not cut at the same places in every
-epoch (Merity et al., "Regularizing and optimizing LSTM language models", 2017). A stream that
-starts afresh has its state zeroed and the boundary token as its first input, as a served text has. That happens at
-the very beginning, where the corpus ends, and by chance between chunks (`restart_share`), where a text may start:
+ids[cursor : cursor + length], its targets are the same one token later, and the cursor advances by `length`. With a
+spread, lengths are drawn from a normal distribution around `length`, so that gradients are not cut at the same places
+in every epoch (Merity et al., "Regularizing and optimizing LSTM language models", 2017). A stream that starts afresh
+has its state zeroed and the boundary token as its first input, like a served text. Streams start afresh at the very
+beginning, at the end of the corpus, and by chance between chunks (`restart_share`), where a text may start:
 
     line, paragraph   the next document
     file              a random place of the corpus, moved on to the next beginning of a line

@@ -1,11 +1,12 @@
 """The training loop: truncated back-propagation through time over parallel streams, stateful from chunk to chunk.
 
-In: a config, a prepared corpus, a run folder. Out: `best/`, `last/` and `history.jsonl` in it, and how it ended.
-Knows nothing of raw text; what is shown, the clock, the wish to stop and the other processes are passed in.
+Input: a config, a prepared corpus, a run folder. Output: `best/`, `last/` and `history.jsonl` in it, and an `Ending`.
+Must not know: raw text, the command line; the display, the clock, the stop request and the other processes are passed
+in.
 
-One step: take a chunk of every stream, put the states of the streams that start afresh back to the initial one, run
-forward, take the mean cross-entropy in nats, run backward within the chunk, clip the gradient's norm, move the
-weights, carry the states on. A chunk that is longer or shorter than most moves the weights as much more or less.
+One step: take a chunk of every stream, reset the states of the streams that start afresh, run forward, take the mean
+cross-entropy in nats, run backward within the chunk, clip the gradient's norm, move the weights, carry the states on.
+The learning rate of a step is proportional to the length of its chunk.
 """
 
 import math

@@ -1,11 +1,12 @@
-"""Several processes that train one model together, started by `torchrun`; or one process alone.
+"""Processes that train one model together, started by `torchrun`; or a single process.
 
-In: gradients, sums, states and decisions of one process. Out: those of all of them. Knows nothing of models or text.
+Input: gradients, sums, states and decisions of one process. Output: those of all processes. Must not know: models,
+text.
 
-Data-parallel training, so that N processes do what one would: all of them read the same chunks and draw the same
-random numbers, and each takes its share of the rows. Losses and gradients are means over equal shares, so their mean
-over the processes is that of the whole batch. Weights and moments stay equal because every process moves them alike;
-only the first one measures, shows and writes.
+Training is data-parallel, so that N processes compute what one would: all read the same chunks and draw the same random
+numbers, and each takes its share of the rows. Losses and gradients are means over equal shares, so their mean over the
+processes is that of the whole batch. Weights and moments stay equal because every process moves them alike; only the
+first one measures, shows and writes.
 """
 
 import contextlib

@@ -1,4 +1,5 @@
-"""Measured in process, without HTTP: the limit that onnxruntime sets, meari's engine, and single parts of it.
+"""Measurements in process, without HTTP: onnxruntime alone, meari's engine, and single parts of it.
 
-Each module is a program that prints one JSON object; the benchmark starts as many of them as it needs at once.
+Input: a bundle. Output: one JSON object a program; the benchmark starts as many of them at once as it needs.
+Must not know: servers.
 """

@@ -1,7 +1,7 @@
-"""engine: meari's loop in process, no HTTP. `python -m benchmarks.serving.inside.engine`.
+"""engine: meari's loop in process, without HTTP. `python -m benchmarks.serving.inside.engine`.
 
-Enters: a bundle, seconds, how many requests to keep running at a time. Leaves: tokens per second of wall and of CPU, as
-`raw` prints them. Prompts are token ids: no tokenizer, no text.
+Input: a bundle, seconds, numbers of requests at a time. Output: tokens per second of wall and of CPU, as `raw` prints
+them. Must not know: text: prompts are token ids.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The machine's peak at matrix products, one thread. `python -m benchmarks.serving.inside.gemm`.
+"""Peak of the machine at matrix products, with one thread. `python -m benchmarks.serving.inside.gemm`.
 
 float32 by numpy's BLAS; int8 (unsigned by signed, as in the bundles) by onnxruntime's MatMulInteger. In giga-operations
 a second, a multiplication and an addition counting as two.

@@ -3,8 +3,8 @@
 Run by `python -m benchmarks.serving.inside.kenlm_scores BUNDLE FOLDER`.
 
 The bundle writes a corpus by sampling from itself; a 5-gram model over its tokens is counted on most of it, and both
-score the rest. So the bundle's own perplexity is the entropy of the source, which nothing can beat, and kenlm's says
-what 5-grams learn of it. Figures: perplexities a token (the end not counted: these texts have none of their own), and
+score the rest. So the bundle's own perplexity is the entropy of the source, a lower bound, and kenlm's shows how
+much 5-grams learn. Figures: perplexities a token (the end not counted: these texts have none of their own), and
 tokens a CPU-second of each scorer in process.
 """
 

@@ -2,13 +2,13 @@
 
 Run by `python -m benchmarks.serving.inside.nodes`.
 
-Enters: a bundle, batch sizes. Leaves: a Markdown table, microseconds of a step by part of the graph, the middle of
-RUNS runs of STEPS steps in one process with one thread.
+Input: a bundle, batch sizes. Output: a Markdown table, microseconds of a step by part of the graph, the middle of
+RUNS runs of STEPS steps in one process with one thread. Must not know: servers.
 
     products of the cell, the output layer's product
     rest of the cell, rest of the output layer: scales, activations, the softmax
     sampler: from log-probabilities to a token
-    control: what Scan and If take beside the nodes in them
+    control: Scan and If without the nodes in them
     whole: a step without the profile, which takes about a microsecond a node
 
 A node's time is that of its kernel, so that parts add up to the step under the profile, not to the whole.

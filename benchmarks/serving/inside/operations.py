@@ -1,7 +1,7 @@
-"""What a token costs in a bundle's matrix products. `python -m benchmarks.serving.inside.operations BUNDLE`.
+"""Operations of a token in a bundle's matrix products. `python -m benchmarks.serving.inside.operations BUNDLE`.
 
 A multiplication and an addition count as two operations. Products with a constant matrix (MatMul, Gemm,
-MatMulInteger) are counted; what else the graphs do is little beside them.
+MatMulInteger) are counted; all else is little beside them.
 """
 
 from __future__ import annotations

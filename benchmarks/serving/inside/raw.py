@@ -1,9 +1,9 @@
 """raw: the bare onnxruntime loop over a bundle's two graphs, nothing else. `python -m benchmarks.serving.inside.raw`.
 
-Enters: a bundle, batch sizes, seconds. Leaves: for each batch size the time of a step, and tokens per second of wall
-and of CPU. One process, one onnxruntime thread; inputs and outputs are bound, states change places between two sets
-of buffers, and the outputs are those that the graphs have. It waits for a line on standard input before each batch
-size, so that several processes measure at the same time.
+Input: a bundle, batch sizes, seconds. Output: for each batch size the time of a step, and tokens per second of wall and
+of CPU. Must not know: meari's engine. One process, one onnxruntime thread; inputs and outputs are bound, states change
+places between two sets of buffers, and the outputs are those that the graphs have. It waits for a line on standard
+input before each batch size, so that several processes measure at the same time.
 """
 
 from __future__ import annotations

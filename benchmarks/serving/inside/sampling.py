@@ -1,8 +1,8 @@
-"""What sampling adds to a step. `python -m benchmarks.serving.inside.sampling BUNDLE SECONDS`.
+"""Cost of sampling in a step. `python -m benchmarks.serving.inside.sampling BUNDLE SECONDS`.
 
 64 requests at a time in meari's engine, once taking the likeliest token, once with temperature, top_k, top_p and min_p.
-The difference of the times of a token is what sampling adds; its share is of the dearer one. Taking the likeliest token
-costs something too, so the greedy run is compared with `raw` on the page.
+The difference of the times of a token is the cost of sampling; its share is of the larger time. Taking the likeliest
+token costs something too, so the greedy run is compared with `raw` on the page.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""The same bundle behind other servers, each as its own documentation shows it. One file a server."""
+"""The same bundle behind other servers, one a file, each written as its own documentation shows.
+
+Input: BENCH_BUNDLE, BENCH_PORT, BENCH_WORKERS. Output: an HTTP server. Must not know: meari.
+"""

@@ -1,6 +1,6 @@
 """Flask + PyTorch as tutorials write it: an nn.Module, a loop with one forward a token, gunicorn's threads.
 
-Enters: BENCH_BUNDLE, a folder with torch.pt and tokenizer.json. Serves POST /generate, POST /score, GET /health.
+Input: BENCH_BUNDLE, a folder with torch.pt and tokenizer.json. Output: POST /generate, POST /score, GET /health.
 """
 
 import json

@@ -1,9 +1,8 @@
-"""What the servers that run ONNX files share: a bundle under onnxruntime, and batches of sequences over it.
+"""Model of the servers that run ONNX files: a bundle under onnxruntime, and batches of sequences over it.
 
-Enters: a bundle's folder, prompts as text. Leaves: texts and log-probabilities. It is written as somebody would who
-serves these two files with care: rows that have ended leave the batch, the output layer is run for rows that need it,
-sampling is done for all rows at once. Text is joined with spaces, which is right for word tokenizers and does for
-measuring others.
+Input: a bundle's folder, prompts as text. Output: texts and log-probabilities. Must not know: meari. It serves these
+two files with care: rows that have ended leave the batch, the output layer is run for rows that need it, sampling is
+done for all rows at once. Text is joined with spaces, which is right for word tokenizers and does for measuring others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""One file a claim: how it is measured, judged, put into words and drawn."""
+"""The claims, one a file, in the lecture's order and in the order in which they are measured.
+
+Input: a workbench. Output: numbers, conditions, sentences and a picture a claim. Must not know: the page, results.json.
+
+Claims that can be cut short are measured last.
+"""
 
 from typing import Any
 

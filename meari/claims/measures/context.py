@@ -1,7 +1,8 @@
 """Claim 6: how much context each family uses.
 
 Input: trained models, held-out text. Output: the loss at the same places when only the last k tokens are read from the
-initial state. Training streams start afresh at random places, so a history that is cut off is nothing new to a model.
+initial state. Training streams start afresh at random places, so models know histories that are cut off.
+Must not know: the page.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,10 @@
 """Claim 4: more data favours the LSTM.
 
 Input: shares of the training part. Output: held-out loss of all four families at each, for equal trained parameters.
+Must not know: the page.
+
 Every training has the same steps at most and the same learning rates, runs its whole schedule, and gets a shorter one
-where the text is learned by heart (`meari.claims.training.train_fitting`); the weights at its end are measured. So a
+where the text is memorised (`meari.claims.training.train_fitting`); the weights at its end are measured. So a
 family is never blamed for having been trained too long on little text, nor for having been stopped while its rate was
 high.
 """

@@ -1,7 +1,8 @@
 """Claim 2: where the recurrent weights are large, gradients explode, and clipping widens the range of rates that work.
 
 Input: fresh Elman nets whose W is scaled to several spectral radii. Output: the gradient's norm before training, and
-the loss after plain gradient descent at every learning rate of a grid, with and without clipping.
+the loss after plain gradient descent at every learning rate of a grid, with and without clipping. Must not know: the
+page.
 
 Descent is plain because AdamW divides by the gradient's own size, which is a kind of clipping already. Both arms get
 the same rates, the same weights and the same text, so that neither is tuned for the other. A rate works where training

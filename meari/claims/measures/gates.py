@@ -2,7 +2,7 @@
 
 Input: the trained GRU and LSTM (and fresh ones, to compare), held-out text. Output: mean gates by kind of character, by
 place in the line, and by unit. Gates are computed by the equations at the head of `models/cells/gru.py` and `lstm.py`;
-the state that follows from them must be the one that `Cell.step` gives.
+the state that follows from them must be the one that `Cell.step` gives. Must not know: the page.
 """
 
 from collections.abc import Sequence

@@ -3,8 +3,8 @@
 Input: the text; fresh models. Output: CPU time, multiply-adds and held-out loss of training against the length of the
 series that the gradient goes back through, for equal tokens: a step has the same number of them at every length, so
 that long series leave fewer to run side by side. The ESN is trained twice: its readout by gradient in the same loop,
-and in one pass. Beside that, memory curves of all families before and after training, and of reservoirs of other
-spectral radii and input scales.
+and in one pass. Besides, memory curves of all families before and after training, and of reservoirs of other
+spectral radii and input scales. Must not know: the page.
 """
 
 import math

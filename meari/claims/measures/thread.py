@@ -2,7 +2,7 @@
 
 Input: the trained LSTM, which writes, and the trained GRU, which reads what was written. Output: the reader's loss and
 the share of repeated n-grams against the position, for several ways of sampling, and for the held-out text itself as
-it goes on behind the same prompts. No text is kept.
+it continues the same prompts. No text is kept. Must not know: the page.
 """
 
 from collections.abc import Callable, Sequence

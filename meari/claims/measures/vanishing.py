@@ -1,14 +1,14 @@
 """Claim 1: gradients vanish on their way back through time, and gated nets keep more of them once they are trained.
 
 Input: fresh and trained models, held-out text. Output: the norm of d loss_t / d h_{t-k} as a share of that at k = 1,
-for many places t, before and after training.
+for many places t, before and after training. Must not know: the page.
 
 The model runs step by step in float64, its hidden states retained; one backward pass from the loss of the last token
 gives the gradient at every state before it. Rows of a batch do not meet, so one pass serves many sequences. For the
 LSTM, h_{t-k} is its output; what its memory c_{t-k} hands on beside it is drawn as well.
 
 Shares differ by orders of magnitude from place to place, so that a mean is that of a few places: quartiles are kept.
-All three families are held to the same measure.
+All three families are judged by the same measure.
 """
 
 from collections.abc import Sequence

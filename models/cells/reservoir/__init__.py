@@ -1,7 +1,9 @@
-"""The fixed parts of an echo state network, each a module of buffers without a gradient.
+"""Fixed parts of an echo state network, each a module of buffers without a gradient.
 
-`matrix` is a sparse product, `token_input` what enters the first layer, `layer` a layer of leaky units and `expansion`
-what stands between states and readout. Each has two forms that agree: the equations as written, and a fast one.
+Input: token ids or states. Output: drives, states and features. Must not know: text, the training of the readout.
+
+`weights` draws matrices, `token_input` drives the first layer, `layer` holds the sparse product, a layer of leaky units
+and the expansion in front of the readout. Each part has two forms that agree: the equations, and a fast one.
 """
 
 from meari.models.cells.reservoir.layer import Expansion, ReservoirLayer, SparseMatrix

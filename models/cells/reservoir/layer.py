@@ -1,15 +1,24 @@
-"""A layer of leaky units behind fixed recurrent weights.
+"""Layer of leaky units behind fixed recurrent weights, its sparse product, and the expansion of its states.
 
     r_t = tanh(W s_{t-1} + u_t + b)
     s_t = (1 - a) * s_{t-1} + a * r_t
+    f   = tanh(G m + d)                    the expansion: features of the states m of all layers
 
-In: what drives each unit, u, and the state before. Out: states. Knows nothing of tokens or readouts.
+Input: the drive of each unit, u, and the state before. Output: states; of the expansion, states and features.
+Must not know: tokens, readouts.
 
 symbol   name     shape
 s_t      s        [B, N], or [N, B] where columns are meant
 W        matrix   [N, N]
 W_below  below    [N, N], from the layer below: u_t = W_below s'_t; None in the first layer
 a, b     leak, bias   [N]
+G, d     weights, bias of the expansion
+
+G is as sparse as the hardware likes: O features at a time share K states drawn from all of them, so that a product is
+F / O small dense ones. The expansion has no state, so a small state can have a wide readout.
+
+Source of the expansion: Gallicchio and Micheli, "Architectural and Markovian factors of echo state networks", Neural
+Networks 24, 2011.
 """
 
 import torch

@@ -1,6 +1,6 @@
-"""What enters the first layer of a reservoir: a row for each token, or frozen embeddings of the last few tokens.
+"""Input of a reservoir's first layer: a row for each token, or frozen embeddings of the last few tokens.
 
-In: token ids, and the embeddings of the tokens before them. Out: what each unit is driven by. Knows nothing of states.
+Input: token ids, and the embeddings of the tokens before them. Output: the drive of each unit. Must not know: states.
 
 B batch, T time, N units, V vocabulary_size, E embedding_size, k tokens that are seen.
 """

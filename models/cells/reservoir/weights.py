@@ -1,9 +1,9 @@
-"""The fixed recurrent weights of an echo state network: drawn sparse, their spectral radius measured and set.
+"""Fixed recurrent weights of an echo state network: drawn sparse, their spectral radius measured and set.
 
-In: sizes and a random generator. Out: weights W whose spectral radius is the one asked for, and the radius as measured.
-Knows nothing of torch, tokens or training.
+Input: sizes and a random generator. Output: weights W of the given spectral radius, and the measured radius.
+Must not know: torch, tokens, training.
 
-Two places where the weights that are not zero may lie; N units, each with k incoming edges:
+Two patterns of the nonzero weights; N units, each with k incoming edges:
 
     block    N = S * K. Units are dealt out like cards: unit j * S + s is the j-th input of block s, whose outputs are
              the units s * K … s * K + K - 1. A product is S small dense ones; the deal between two products
@@ -15,7 +15,7 @@ r * N / R … (r + 1) * N / R - 1, and units are dealt within it.
 
 The spectral radius is the largest absolute value among the eigenvalues of W. Those of a random matrix fill a disc, so
 many are nearly as large as the largest one: ARPACK gets a wide search space, a wider one if it does not converge, and
-what it cannot do LAPACK does on the dense matrix.
+and where it still does not, LAPACK solves the dense matrix.
 """
 
 from collections.abc import Sequence
