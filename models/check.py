@@ -14,7 +14,7 @@ from meari.models.text.text_files import check_rereadable, list_files
 
 
 def check_files(config: Config) -> None:
-    """Raises UnreadableFile where a file of the corpus is missing or is none that can be read several times."""
+    """Raise UnreadableFile if a file of the corpus is missing or cannot be read several times."""
     corpus = config.corpus
     blocklist = [corpus.blocklist] if corpus.blocklist else []
     try:
@@ -26,7 +26,7 @@ def check_files(config: Config) -> None:
 
 
 def main() -> int:
-    """Exit code 0, or 1 with a line on standard error."""
+    """Return exit code 0, or 1 after a line on standard error."""
     try:
         check_files(load_config(Path(sys.argv[1])))
     except ModelsError as error:

@@ -41,7 +41,7 @@ MAX_READS = 10  # of a checkpoint that is replaced while it is read
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model ready to be evaluated or exported, and what is known about it."""
+    """A model ready to be evaluated or exported, with its tokenizer, config and figures."""
 
     model: LanguageModel
     tokenizer: Tokenizer
@@ -89,7 +89,7 @@ def load_checkpoint(folder: Path, device: torch.device | None = None) -> Checkpo
 
 
 def _identity(folder: Path) -> tuple[int, int, int] | None:
-    """What changes when another folder takes the place of a checkpoint."""
+    """Return a value that changes when another folder takes the place of a checkpoint."""
     try:
         found = (folder if (folder / DESCRIPTION).exists() else current_folder(folder / BEST)).stat()
     except OSError:
@@ -116,7 +116,7 @@ def _load(folder: Path, device: torch.device | None) -> Checkpoint:
 
 
 def read_description(place: Path) -> dict[str, Any]:
-    """The JSON of a checkpoint folder. Raises CheckpointError."""
+    """Read the JSON of a checkpoint folder. Raises CheckpointError."""
     path = place / DESCRIPTION
     try:
         description = json.loads(path.read_text("utf-8"))
@@ -132,7 +132,7 @@ def read_description(place: Path) -> dict[str, Any]:
 
 
 def load_weights(model: LanguageModel, path: Path) -> None:
-    """Fill a model from a safetensors file. Raises CheckpointError where names or shapes do not fit."""
+    """Fill a model from a safetensors file. Raises CheckpointError if names or shapes differ."""
     tensors = read_tensors(path)
     try:
         model.load_state_dict(tensors)
@@ -179,7 +179,7 @@ def _config(place: Path, description: dict[str, Any]) -> Config:
 
 
 def _figures(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
-    """The figures of the finished run where there are any, else those of the moment the checkpoint was written."""
+    """Return the figures of the finished run, or those of the time of writing if the run has not finished."""
     path = folder / FIGURES
     if path.exists():
         try:

@@ -9,42 +9,42 @@ from enum import StrEnum
 
 
 class Pattern(StrEnum):
-    """Where a reservoir's recurrent weights are."""
+    """Places of a reservoir's recurrent weights."""
 
     BLOCK = "block"
     RANDOM = "random"
 
 
 class Spread(StrEnum):
-    """How numbers are drawn from a range: evenly, or evenly on a logarithmic scale."""
+    """Distribution over a range: even, or even on a logarithmic scale."""
 
     EVEN = "even"
     LOG = "log"
 
 
 class Reach(StrEnum):
-    """How many of the last tokens a unit sees: all of `input_tokens`, or the last 1, 2, … of them by turns."""
+    """Number of last tokens that a unit sees: all of `input_tokens`, or the last 1, 2, … of them in turn."""
 
     ALL = "all"
     STAGGERED = "staggered"
 
 
 class Readout(StrEnum):
-    """How a reservoir's output layer is trained."""
+    """Training of a reservoir's output layer."""
 
     SOFTMAX = "softmax"
     RIDGE = "ridge"
 
 
 class TrainingPrecision(StrEnum):
-    """What the products of a training are computed in; weights and their updates are float32 always."""
+    """Type of the products of a training; weights and their updates are always float32."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 
 
 class Averaging(StrEnum):
-    """Which mean of the weights over the steps is measured and kept."""
+    """Mean of the weights over the steps that is measured and kept."""
 
     NONE = "none"
     EMA = "ema"

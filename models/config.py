@@ -54,7 +54,7 @@ def _not_negative(default: object = dataclasses.MISSING) -> Any:
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """Which text, cut into which documents, split how.
+    """Text, the unit of a document, and the split into parts.
 
     train, validation, test   files, or folders whose .txt, .text and .gz files are taken in sorted order
     validation_share          in place of validation files: the last share of the training text
@@ -80,7 +80,9 @@ class CorpusConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """vocabulary_size   bpe: the size to reach, all 256 bytes included; char, word: at most so many, 0: no limit
+    """Kind and size of a vocabulary.
+
+    vocabulary_size   bpe: the size to reach, all 256 bytes included; char, word: at most so many, 0: no limit
     min_count            char, word: rarer entries become the unknown token; bpe: pairs rarer than this are not merged
     """
 
@@ -91,7 +93,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class RecurrentConfig:
-    """A gated or Elman network: family is rnn, gru or lstm.
+    """Gated or Elman network: family is rnn, gru or lstm.
 
     layer_sizes            hidden units of each layer, first to last, in place of hidden_size and num_layers
     dropout                between layers, and where the next two say nothing, at the input and the output too
@@ -134,7 +136,7 @@ class RecurrentConfig:
 
 @dataclass(frozen=True)
 class ReservoirConfig:
-    """An echo state network: family is esn. What is fixed is drawn once from the seed; the readout alone is trained.
+    """Echo state network: family is esn. The fixed weights are drawn once from the seed; the readout alone is trained.
 
     Reservoirs:
     layers, reservoirs      stacked layers; each one's units are dealt out to so many reservoirs side by side
@@ -199,7 +201,9 @@ ModelConfig = RecurrentConfig | ReservoirConfig
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """steps or epochs: one of the two. evaluate_every counts steps; patience counts evaluations, 0: never stop early;
+    """Length and optimizer of a training.
+
+    steps or epochs: one of the two. evaluate_every counts steps; patience counts evaluations, 0: never stop early;
     max_minutes 0: no limit; threads 0: torch's own choice.
 
     chunk_spread                 standard deviation of a chunk's length around chunk_length, in tokens; 0: all are equal
@@ -236,7 +240,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that fixes a training run. `name` names its folder and its bundle."""
+    """Everything that determines a training run. `name` is the name of its folder and its bundle."""
 
     corpus: CorpusConfig
     tokenizer: TokenizerConfig
@@ -246,7 +250,7 @@ class Config:
     seed: int = integer(1, maximum=2**63 - 1)
 
     def to_tables(self) -> dict[str, Any]:
-        """The config as plain tables, as `parse_config` reads them; settings that are absent stay absent."""
+        """Return the config as plain tables for `parse_config`; absent settings stay absent."""
         return {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
 
     def to_json(self) -> str:
@@ -254,7 +258,7 @@ class Config:
 
     @staticmethod
     def from_json(text: str, source: str = "config") -> Config:
-        """The config that `to_json` wrote. Raises ConfigError."""
+        """Read a config that `to_json` wrote. Raises ConfigError."""
         try:
             tables = json.loads(text)
         except ValueError as error:
@@ -276,7 +280,7 @@ def load_config(path: Path) -> Config:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file, with or without a byte-order mark, read once: it may be a pipe. Raises ConfigError."""
+    """Read the tables of a TOML file, with or without a byte-order mark, once: it may be a pipe. Raises ConfigError."""
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
@@ -333,7 +337,9 @@ def _read_section(
 
 
 def _foreign_keys(kind: type, table: Mapping[str, object]) -> dict[str, str]:
-    """Keys of a [model] table that the other kind of family has, each with the families that have it."""
+    """Return the keys of a [model] table that only the other kind of family has, each with the families that have
+    it.
+    """
     other, owner = (RecurrentConfig, "rnn, gru and lstm") if kind is ReservoirConfig else (ReservoirConfig, "esn")
     mine = {field.name for field in dataclasses.fields(kind)}
     return {field.name: owner for field in dataclasses.fields(other) if field.name in table and field.name not in mine}

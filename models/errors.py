@@ -28,7 +28,7 @@ from collections.abc import Sequence
 
 
 class ModelsError(Exception):
-    """Root of every error of `models`: its text is meant for the person who started the command."""
+    """Root of every error of `models`: its text is written for the person who started the command."""
 
 
 class ConfigError(ModelsError):
@@ -45,7 +45,7 @@ class ConfigError(ModelsError):
 
 
 class CorpusError(ModelsError):
-    """Something is wrong with the text files."""
+    """An error in the text files."""
 
     def __init__(self, message: str, *, source: str | None = None, line: int | None = None) -> None:
         self.source = source
@@ -55,56 +55,56 @@ class CorpusError(ModelsError):
 
 
 class UnreadableFile(CorpusError):
-    """A file or folder of the corpus cannot be read to its end."""
+    """A file or folder of the corpus that cannot be read to its end."""
 
 
 class BrokenText(CorpusError):
-    """A file of the corpus is not UTF-8."""
+    """A file of the corpus that is not UTF-8."""
 
 
 class EmptyCorpus(CorpusError):
-    """A part of the corpus holds no document."""
+    """A part of the corpus without a document."""
 
 
 class BlocklistError(CorpusError):
-    """A line of the blocklist is no regular expression, or one that matches every text."""
+    """A line of the blocklist that is not a regular expression, or one that matches every text."""
 
 
 class TokenizerError(ModelsError):
-    """A tokenizer cannot be trained, read or used."""
+    """A tokenizer that cannot be trained, read or used."""
 
 
 class TokenFileError(ModelsError):
-    """A prepared token file is damaged."""
+    """A damaged prepared token file."""
 
 
 class ReservoirError(ModelsError):
-    """A reservoir cannot have the spectral radius that was asked for."""
+    """A reservoir that cannot have the given spectral radius."""
 
 
 class SearchError(ModelsError):
-    """A search cannot be started, gone on with or ended."""
+    """A search that cannot be started, resumed or concluded."""
 
 
 class CheckpointError(ModelsError):
-    """A run or checkpoint folder cannot be used."""
+    """A run or checkpoint folder that cannot be used."""
 
 
 class FolderInUse(ModelsError):
-    """Another process is writing to a folder."""
+    """A folder that another process is writing to."""
 
 
 class TrainingError(ModelsError):
-    """Training cannot go on."""
+    """A training that cannot start or continue."""
 
 
 class RidgeError(TrainingError):
-    """The normal equations of a ridge regression have no stable solution."""
+    """Normal equations of a ridge regression without a stable solution."""
 
 
 class NotFinite(TrainingError):
-    """A loss, gradient or figure is not a finite number."""
+    """A loss, gradient or figure that is not a finite number."""
 
 
 class ProcessFailed(TrainingError):
-    """Another process of the same run has ended or failed; its own message says why."""
+    """The failure or end of another process of the same run; its own message gives the reason."""

@@ -53,7 +53,7 @@ class Row:
 
 
 def evaluate(model: LanguageModel, tokens: TokenFile, *, counts_ends: bool = True) -> Figures:
-    """Run all of a token file through the model.
+    """Run a whole token file through the model.
 
     counts_ends   False where the model's training text had no ends
 
@@ -65,12 +65,12 @@ def evaluate(model: LanguageModel, tokens: TokenFile, *, counts_ends: bool = Tru
 
 
 def scored_rows(tokens: TokenFile) -> Iterator[Row]:
-    """All of a token file, as it is served: documents, or one stream."""
+    """Return the rows of a whole token file, as served: documents, or one stream."""
     return iter([Row(tokens.ids)]) if tokens.unit is Document.FILE else document_rows(tokens.ids)
 
 
 def document_rows(ids: Ids) -> Iterator[Row]:
-    """One row a document, its two boundary tokens included, sorted by length within a window of the file."""
+    """Yield one row a document, including its two boundary tokens, sorted by length within a window of the file."""
     start = 0
     while start < len(ids) - 1:
         window = ids[start : start + WINDOW_TOKENS]
@@ -85,7 +85,9 @@ def document_rows(ids: Ids) -> Iterator[Row]:
 
 
 def segment_rows(ids: Ids, num_segments: int, num_warmup: int) -> list[Row]:
-    """One stream cut into pieces that run side by side, each warmed up on the tokens before it: quick, nearly exact."""
+    """Cut one stream into pieces that run side by side, each warmed up on the tokens before it: fast and nearly
+    exact.
+    """
     cuts = np.linspace(0, len(ids) - 1, num_segments + 1).astype(np.int64)
     rows = []
     for begin, end in itertools.pairwise(cuts.tolist()):
@@ -97,7 +99,7 @@ def segment_rows(ids: Ids, num_segments: int, num_warmup: int) -> list[Row]:
 
 @torch.no_grad()
 def total_nats(model: LanguageModel, rows: Iterator[Row] | list[Row], *, counts_ends: bool = True) -> tuple[float, int]:
-    """Sum of -ln P over every counted target of the rows, and how many they are. Leaves the model's mode as it was."""
+    """Return the sum of -ln P over every counted target of the rows, and their number. The model's mode is restored."""
     was_training = model.training
     model.eval()
     nats, num_tokens = 0.0, 0
@@ -109,7 +111,7 @@ def total_nats(model: LanguageModel, rows: Iterator[Row] | list[Row], *, counts_
 
 
 def groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    """Rows of about one length that may run side by side."""
+    """Group rows of similar length that may run side by side."""
     group: list[Row] = []
     for row in rows:
         longest = max([len(row.ids), *(len(other.ids) for other in group)])
@@ -122,7 +124,8 @@ def groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def chunks(group: list[Row], *, counts_ends: bool) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Inputs and targets of rows side by side, int64 [rows, length], UNCOUNTED where there is nothing to score.
+    """Yield inputs and targets of rows side by side, int64 [rows, length]; UNCOUNTED marks positions that are not
+    scored.
 
     A chunk of positions at a time, so that memory stays flat whatever the rows' length.
     """
@@ -162,7 +165,7 @@ def _chunk(group: list[Row], begin: int, length: int) -> tuple[NDArray[np.int64]
 
 
 def quick_nats_per_token(model: LanguageModel, tokens: TokenFile) -> float:
-    """Nats per token of at most the first QUICK_TOKENS tokens: for watching a training, not for reporting.
+    """Return nats per token of at most the first QUICK_TOKENS tokens: to watch a training, not to report.
 
     A stream is cut into pieces that run side by side. Raises NotFinite.
     """
@@ -179,7 +182,7 @@ def quick_nats_per_token(model: LanguageModel, tokens: TokenFile) -> float:
 
 
 def _whole_documents(ids: Ids, first: Ids) -> Ids:
-    """The documents that end within `first`, or the very first one where none does."""
+    """Return the documents that end within `first`, or the very first one if none does."""
     ends = np.flatnonzero(first[1:] == END_ID) + 1
     if len(ends):
         return first[: int(ends[-1]) + 1]
@@ -187,7 +190,7 @@ def _whole_documents(ids: Ids, first: Ids) -> Ids:
 
 
 def open_part(folder: Path, part: str) -> TokenFile:
-    """The prepared tokens of a run's `validation` or `test` part.
+    """Open the prepared tokens of a run's `validation` or `test` part.
 
     folder   the run, or one of the checkpoint folders in it
 
@@ -201,7 +204,7 @@ def open_part(folder: Path, part: str) -> TokenFile:
 
 
 def has_ends(folder: Path, unit: Document) -> bool:
-    """Whether the training text of a run, or of a checkpoint folder in it, had ends to learn from.
+    """Return whether the training text of a run, or of a checkpoint folder in it, had ends to learn from.
 
     unit   a document of the corpus, which decides where the prepared text is gone: lines and paragraphs have ends
     """

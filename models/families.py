@@ -64,11 +64,11 @@ class RecurrentLanguageModel(LanguageModel):
 
     @property
     def cells(self) -> list[Cell]:
-        """The layers, first to last."""
+        """Layers, first to last."""
         return [layer for layer in self.layers if isinstance(layer, Cell)]
 
     def initial_state(self, batch: int) -> State:
-        """The state before any token: zeros, or what was learned; on the device of the weights."""
+        """Return the state before any token: zeros, or learned values; on the device of the weights."""
         if not self.initial:
             return super().initial_state(batch)
         return {tensor.name: self.initial[tensor.name].expand(batch, -1) for tensor in self.state_tensors}
@@ -140,7 +140,7 @@ class RecurrentLanguageModel(LanguageModel):
 
 @dataclass(frozen=True)
 class _Dropouts:
-    """What is set to zero where, while training; masks are drawn for the whole batch that the rows are a share of."""
+    """Dropout at each place while training; masks are drawn for the whole batch, of which the rows are a share."""
 
     embedding: float
     input: float
@@ -169,7 +169,7 @@ class _Dropouts:
         return self._drop(x, self.output, training=training)
 
     def _drop(self, x: Tensor, share: float, *, training: bool) -> Tensor:
-        """x is [B, T, D]; a locked mask is [B, 1, D]."""
+        """Apply dropout to x, [B, T, D]; a locked mask is [B, 1, D]."""
         if not training or not share:
             return x
         batch, length, size = x.shape

@@ -22,7 +22,7 @@ _RULE = "rule"
 
 @dataclass(frozen=True)
 class Rule:
-    """What a single value must be: in words, and as a function that returns the value or `_REFUSED`.
+    """Rule of a single value: in words, and as a function that returns the value or `_REFUSED`.
 
     names   that a value may be mistyped for
     """
@@ -34,7 +34,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class TableRule:
-    """What several values of one table must be rules: `check(*values)` returns a problem or None.
+    """Rule between several values of one table: `check(*values)` returns a problem or None.
 
     It is asked only where every one of `keys` has a value that is right on its own.
     """
@@ -44,12 +44,12 @@ class TableRule:
 
 
 def _field(rule: Rule, default: object) -> Any:
-    """A dataclass field; without a default the key is required."""
+    """Make a dataclass field; without a default the key is required."""
     return dataclasses.field(default=default, metadata={_RULE: rule})
 
 
 def integer(default: object = dataclasses.MISSING, *, minimum: int = 0, maximum: int | None = None) -> Any:
-    """A whole number of minimum … maximum, both included; no bool."""
+    """Make a field of a whole number, minimum … maximum, both included; no bool."""
     expected = f"a whole number ≥ {minimum}" if maximum is None else f"a whole number {minimum} … {maximum}"
 
     def read(value: object) -> object:
@@ -60,7 +60,7 @@ def integer(default: object = dataclasses.MISSING, *, minimum: int = 0, maximum:
 
 
 def real(default: object = dataclasses.MISSING, *, expected: str, fits: Callable[[float], bool]) -> Any:
-    """A finite number, whole or not (no bool), that `fits`; kept as a float."""
+    """Make a field of a finite number, whole or not (no bool), that `fits`; kept as a float."""
 
     def read(value: object) -> object:
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -75,12 +75,12 @@ def real(default: object = dataclasses.MISSING, *, expected: str, fits: Callable
 
 
 def switch(default: object = dataclasses.MISSING) -> Any:
-    """True or false."""
+    """Make a field of true or false."""
     return _field(Rule("true or false", lambda value: value if isinstance(value, bool) else _REFUSED), default)
 
 
 def choice(kind: type[StrEnum], default: object = dataclasses.MISSING) -> Any:
-    """One of the names of an enum, read into its member."""
+    """Make a field of one of the names of an enum, read into its member."""
     names = {member.value: member for member in kind}
 
     def read(value: object) -> object:
@@ -90,7 +90,7 @@ def choice(kind: type[StrEnum], default: object = dataclasses.MISSING) -> Any:
 
 
 def string(default: object = dataclasses.MISSING, *, pattern: str = r"(?s:.*)", expected: str = "a string") -> Any:
-    """A string that the pattern matches in full."""
+    """Make a field of a string that the pattern matches in full."""
     compiled = re.compile(pattern)
 
     def read(value: object) -> object:
@@ -100,7 +100,7 @@ def string(default: object = dataclasses.MISSING, *, pattern: str = r"(?s:.*)", 
 
 
 def integers(default: object = dataclasses.MISSING, *, minimum: int = 1) -> Any:
-    """A list of whole numbers of at least `minimum`; kept as a tuple."""
+    """Make a field of a list of whole numbers of at least `minimum`; kept as a tuple."""
 
     def read(value: object) -> object:
         if not isinstance(value, list | tuple):
@@ -111,7 +111,7 @@ def integers(default: object = dataclasses.MISSING, *, minimum: int = 1) -> Any:
 
 
 def paths(default: object = dataclasses.MISSING) -> Any:
-    """A list of paths, none of them empty; kept as a tuple of strings."""
+    """Make a field of a list of paths, none of them empty; kept as a tuple of strings."""
 
     def read(value: object) -> object:
         is_list = isinstance(value, list | tuple) and all(isinstance(entry, str) and entry for entry in value)
@@ -121,7 +121,7 @@ def paths(default: object = dataclasses.MISSING) -> Any:
 
 
 def texts(default: object = dataclasses.MISSING) -> Any:
-    """A table of names and texts."""
+    """Make a field of a table of names and texts."""
 
     def read(value: object) -> object:
         is_table = isinstance(value, Mapping) and all(isinstance(entry, str) for entry in value.values())
@@ -131,7 +131,7 @@ def texts(default: object = dataclasses.MISSING) -> Any:
 
 
 def show(value: object) -> str:
-    """A value as a reader of the config file would write it, cut to a line's length."""
+    """Return a value as it is written in the config file, cut to a line's length."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError):
@@ -144,7 +144,7 @@ def _unknown(section: str, key: str, keys: list[str]) -> str:
 
 
 def did_you_mean(name: object, names: Iterable[str]) -> str:
-    """` (did you mean NAME?)`, or an empty text where none is near; case does not count."""
+    """Return ` (did you mean NAME?)`, or an empty text if no name is near; case is ignored."""
     spelled = {each.lower(): each for each in names}
     near = difflib.get_close_matches(name[:100].lower(), spelled, n=1) if isinstance(name, str) else []
     return f" (did you mean {spelled[near[0]]}?)" if near else ""

@@ -15,19 +15,19 @@ MAX_NATS = 700.0  # exp of more is no float
 
 
 def perplexity(nats_per_token: float) -> float:
-    """exp of nats per token, held below infinity."""
+    """Return exp of nats per token, held below infinity."""
     return math.exp(min(nats_per_token, MAX_NATS))
 
 
 def show_perplexity(figure: float, decimals: int = 2) -> str:
-    """Beyond a million only that it is."""
+    """Format a perplexity; beyond a million only as a bound."""
     if math.isinf(figure):
         return "inf"
     return f"{figure:.{decimals}f}" if figure < MAX_SHOWN else "> 1e6"
 
 
 def show_figure(figure: float, decimals: int = 4) -> str:
-    """So many decimals, or a power of ten where a diverged training would fill a line with digits."""
+    """Format a figure with that many decimals, or as a power of ten if it would fill the line."""
     return f"{figure:.{decimals}f}" if abs(figure) < MAX_SHOWN else f"{figure:.2e}"
 
 
@@ -63,7 +63,7 @@ class Figures:
 
 
 def figures(nats: float, num_tokens: int, num_characters: int, num_bytes: int, num_ends: int) -> Figures:
-    """All figures of a sum of -ln P in nats. Raises NotFinite."""
+    """Compute all figures from a sum of -ln P in nats. Raises NotFinite."""
     if not math.isfinite(nats):
         raise NotFinite(f"the cross-entropy of held-out text is {nats}: the weights are not usable")
     bits = nats / math.log(2)

@@ -59,7 +59,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def current_folder(folder: Path) -> Path:
-    """Where the newest whole version of a folder is: itself, or what a swap that was cut short left of it."""
+    """Return the path of the newest whole version of a folder: itself, or its predecessor after an interrupted swap."""
     old = _beside(folder, ".old")
     return old if old.exists() and not folder.exists() else folder
 
@@ -93,7 +93,7 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the only place of a writer in `folder`, which is made where there is none. Raises FolderInUse."""
+    """Hold the lock of the only writer in `folder`, which is created if absent. Raises FolderInUse."""
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / LOCK, folder):
         yield
@@ -101,7 +101,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_beside(folder: Path) -> Iterator[None]:
-    """The same for a folder that is swapped as a whole: the lock lies beside it, in a folder that does not stay empty.
+    """Hold the lock of a folder that is swapped as a whole: the lock lies beside it, in a folder that does not stay
+    empty.
 
     Raises FolderInUse.
     """

@@ -19,7 +19,7 @@ State = dict[str, Tensor]
 
 
 class LanguageModel(nn.Module):
-    """P(next token | all tokens before it), carried by a state of fixed size.
+    """Model of P(next token | all tokens before it), with a state of fixed size.
 
     `forward` and `step` agree to 1e-5 in evaluation mode; dropout acts in `forward` alone, while training.
     """
@@ -30,12 +30,12 @@ class LanguageModel(nn.Module):
     state_tensors: tuple[StateEntry, ...]
 
     def initial_state(self, batch: int) -> State:
-        """The state before any token: zeros, on the device of the weights."""
+        """Return the state before any token: zeros, on the device of the weights."""
         device = self.device
         return {tensor.name: torch.zeros(batch, *tensor.shape, device=device) for tensor in self.state_tensors}
 
     def restarted(self, state: State, fresh: Tensor) -> State:
-        """The state with the rows where `fresh`, bool [B], holds put back before any token."""
+        """Return the state with the rows in `fresh`, bool [B], reset to the state before any token."""
         initial = self.initial_state(len(fresh))
         return {
             name: torch.where(fresh.view(-1, *[1] * (tensor.dim() - 1)), initial[name], tensor)
@@ -44,11 +44,13 @@ class LanguageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     def take_share(self, index: int, num_shares: int) -> None:
-        """Train on the index-th of equal shares of a batch's rows, with the dropout that they have in the whole."""
+        """Train on the index-th of equal shares of a batch's rows, with the dropout that they have in the whole
+        batch.
+        """
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Run whole sequences.
@@ -60,7 +62,7 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Run one token, by the equations as they are written.
+        """Run one token by the written-out equations.
 
         tokens   int64 [B], each in [0, V)
         returns  hidden float32 [B, H] and the next state
@@ -68,7 +70,7 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Unnormalised log-probabilities of the next token.
+        """Return unnormalised log-probabilities of the next token.
 
         hidden   float32 [..., H]
         returns  float32 [..., V]
@@ -76,7 +78,7 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats.
+        """Return the mean cross-entropy in nats.
 
         hidden   float32 [..., H]
         targets  int64 [...], each in [0, V)

@@ -42,7 +42,7 @@ def check_memory(
     chunk_length: int = 1,
     num_processes: int = 1,
 ) -> None:
-    """Raises TrainingError where a training cannot fit into what there is.
+    """Raise TrainingError if a training cannot fit into the memory of the machine.
 
     vocabulary_size   None: not known yet, so the least that the tokenizer may have
     chunk_length      what it is at the least; 1 where the corpus is not known yet
@@ -61,7 +61,7 @@ def check_memory(
 
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
-    """Makes a TrainingError of the ways in which numpy and torch say that memory ran out."""
+    """Turn the ways in which numpy and torch report exhausted memory into a TrainingError."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -93,7 +93,7 @@ def _least_bytes(config: Config, vocabulary: int, chunk: int, num_processes: int
 
 
 def _recurrent_numbers(model: RecurrentConfig, vocabulary: int) -> tuple[int, int]:
-    """Trained weights, and outputs of all layers for one token."""
+    """Count trained weights, and the outputs of all layers for one token."""
     gates, embedding = GATES[model.family], model.embedding_size
     if model.layer_sizes:
         inputs = (embedding, *model.layer_sizes)
@@ -125,7 +125,7 @@ def _reservoir_bytes(model: ReservoirConfig, vocabulary: int, rows: int) -> int:
 
 
 def _largest(config: Config, vocabulary: int, chunk: int, num_processes: int) -> tuple[str, str]:
-    """The setting without which the least would be needed, by name and value."""
+    """Return name and value of the setting whose reduction saves most memory."""
     found = [
         (_least_bytes(replace(config, model=smaller), vocabulary, chunk, num_processes), f"model.{key}", value)
         for key, value, smaller in _smaller_models(config.model)
@@ -142,7 +142,7 @@ def _largest(config: Config, vocabulary: int, chunk: int, num_processes: int) ->
 
 
 def _smaller_models(model: Any) -> Iterator[tuple[str, object, Any]]:
-    """Each setting that is a size, its value, and the model with the smallest one."""
+    """Yield each setting that is a size, its value, and the model with that size at its smallest."""
     for field in dataclasses.fields(model):
         value = getattr(model, field.name)
         if isinstance(value, tuple) and value:
@@ -155,7 +155,7 @@ def _smaller_models(model: Any) -> Iterator[tuple[str, object, Any]]:
 
 
 def _available(device: torch.device) -> int | None:
-    """Bytes that the device has in all, swap and a container's limits taken into account; None: nobody says."""
+    """Return the bytes of the device, with swap and a container's limits; None if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     swap = _meminfo("SwapTotal") or 0
@@ -173,7 +173,7 @@ def _meminfo(name: str) -> int | None:
 
 
 def _group_bytes(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int | None:
-    """The tightest limit of this process' control groups and of those above them."""
+    """Return the tightest limit of this process' control groups and of those above them."""
     folders = [root, root / "memory"]
     for line in _read(membership).splitlines():
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
@@ -193,7 +193,7 @@ def _read(path: Path) -> str:
 
 
 def _shown(num_bytes: int) -> str:
-    """In the largest unit of which there is one at least."""
+    """Format bytes in the largest unit of which there is at least one."""
     place = min(max(0, (num_bytes.bit_length() - 1) // 10), len(UNITS) - 1)
     value = num_bytes / (1 << 10 * place) if num_bytes.bit_length() < 1000 else float("inf")
     return f"{value:,.1f} {UNITS[place]}" if value < 1e6 else f"{value:.1e} {UNITS[place]}"

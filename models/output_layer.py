@@ -47,17 +47,17 @@ class AdaptiveSoftmax(nn.Module):
         self.register_buffer("rank", torch.arange(vocabulary_size))
 
     def order_by(self, counts: NDArray[Any]) -> None:
-        """Put the tokens into the order of their counts, int64 [vocabulary_size], the most frequent one first."""
+        """Order the tokens by their counts, int64 [vocabulary_size], the most frequent one first."""
         order = torch.from_numpy((-counts).argsort(kind="stable"))
         self.rank[order] = torch.arange(len(order), device=self.rank.device)
 
     def log_probabilities(self, hidden: Tensor) -> Tensor:
-        """ln P of every token: float32 [..., H] → [..., V]; each row's probabilities add up to one."""
+        """Return ln P of every token: float32 [..., H] → [..., V]; each row's probabilities sum to one."""
         rows: Tensor = self.layers.log_prob(hidden.reshape(-1, hidden.shape[-1]))
         return rows.index_select(1, self.rank).view(*hidden.shape[:-1], -1)
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Mean of -ln P of the targets: hidden [N, H], targets int64 [N] → a scalar. Always in float32."""
+        """Return the mean of -ln P of the targets: hidden [N, H], targets int64 [N] → a scalar. Always in float32."""
         with torch.autocast(hidden.device.type, enabled=False):
             loss: Tensor = self.layers(hidden.float(), self.rank[targets]).loss
         return loss
@@ -67,7 +67,7 @@ LOGITS_AT_ONCE = 1 << 20
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-    """Mean of -ln softmax(weight h + bias)[target] in nats.
+    """Return the mean of -ln softmax(weight h + bias)[target] in nats.
 
     hidden   [N, H]; its type is that of the products
     weight   float32 [V, H], bias float32 [V]

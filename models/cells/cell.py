@@ -54,13 +54,13 @@ class Cell(nn.Module):
         return self._fused(x, state, weights)
 
     def _fused(self, x: Tensor, state: CellState, weights: list[Tensor]) -> tuple[Tensor, CellState]:
-        """`sequence` by torch's kernel; weights in torch's order: input, recurrent, both biases."""
+        """Run `sequence` by torch's kernel; weights in torch's order: input, recurrent, both biases."""
         raise NotImplementedError
 
     def _scanned(
         self, x: Tensor, state: CellState, weights: list[Tensor], dtype: torch.dtype
     ) -> tuple[Tensor, CellState]:
-        """`sequence` with products in `dtype`."""
+        """Run `sequence` with products in `dtype`."""
         with torch.autocast("cpu", enabled=False):
             w_in, w_rec, b_in, b_rec = weights
             bias = self._scan_bias(b_in, b_rec)
@@ -69,11 +69,11 @@ class Cell(nn.Module):
             return outputs.transpose(0, 1), last
 
     def _scan_bias(self, b_in: Tensor, b_rec: Tensor) -> Tensor:
-        """The bias of the input products."""
+        """Return the bias of the input products."""
         return b_in + b_rec
 
     def _scan(self, products: Tensor, weight: Tensor, bias: Tensor, state: CellState) -> tuple[Tensor, CellState]:
-        """Outputs [T, B, H] and the last state, from products [T, B, G * H] of the type of weight and bias."""
+        """Return outputs [T, B, H] and the last state, from products [T, B, G * H] of the type of weight and bias."""
         raise NotImplementedError
 
     def _sequence_weights(self) -> list[Tensor]:
@@ -93,12 +93,12 @@ class Cell(nn.Module):
         raise NotImplementedError
 
     def input_products(self, x: Tensor) -> tuple[Tensor, ...]:
-        """U x + b of every gate, each float32 [batch, hidden_size]."""
+        """Return U x + b of every gate, each float32 [batch, hidden_size]."""
         product = functional.linear(x, self._weight("weight_ih_l0"), self._weight("bias_ih_l0"))
         return product.chunk(self.num_gates, dim=-1)
 
     def state_products(self, h: Tensor) -> tuple[Tensor, ...]:
-        """W h + b of every gate, each float32 [batch, hidden_size]."""
+        """Return W h + b of every gate, each float32 [batch, hidden_size]."""
         product = functional.linear(h, self._weight("weight_hh_l0"), self._weight("bias_hh_l0"))
         return product.chunk(self.num_gates, dim=-1)
 

@@ -56,7 +56,7 @@ from meari.models.language_model import LanguageModel, State
 
 
 class EchoStateNetwork(LanguageModel):
-    """Reservoirs that only their readout was trained for.
+    """Reservoirs with a readout, which alone is trained.
 
     entering   what drives the first layer
     layers     first to last, all of one size
@@ -87,11 +87,13 @@ class EchoStateNetwork(LanguageModel):
 
     @property
     def reservoir_layers(self) -> list[ReservoirLayer]:
-        """The layers, first to last."""
+        """Layers, first to last."""
         return [layer for layer in self.layers if isinstance(layer, ReservoirLayer)]
 
     def measured_spectral_radius(self) -> float:
-        """The largest spectral radius of a layer as it is now: a fraction of a second, or a few at 8,192 units."""
+        """Return the largest spectral radius of a layer as it is now: in a fraction of a second, or a few at 8,192
+        units.
+        """
         return max(spectral_radius(layer.matrix.weights) for layer in self.reservoir_layers)
 
     @torch.no_grad()
@@ -126,7 +128,7 @@ class EchoStateNetwork(LanguageModel):
 
     @torch.no_grad()
     def readout_states(self, hidden: Tensor) -> Tensor:
-        """What the readout sees of each hidden vector: float32 [..., H] → [..., readout_inputs]."""
+        """Return the input of the readout for each hidden vector: float32 [..., H] → [..., readout_inputs]."""
         if self.expansion is None:
             return hidden
         seen: Tensor = self.expansion(hidden.flatten(0, -2))
@@ -140,7 +142,7 @@ class EchoStateNetwork(LanguageModel):
             return functional.linear(seen, self.readout.weight, self.readout.bias)
 
     def _make_readout(self, rank: int) -> None:
-        """A readout that finds every token equally likely."""
+        """Make a readout that gives every token the same probability."""
         self.readout = nn.Linear(rank or self.readout_inputs, self.vocabulary_size)
         nn.init.zeros_(self.readout.bias)
         if not rank:
@@ -154,8 +156,8 @@ class EchoStateNetwork(LanguageModel):
 
 
 def _exactly(tensor: Tensor) -> torch.autocast:
-    """No bfloat16: rounding errors would feed back into later states, and a readout of thousands of correlated units
-    gives small differences of large sums.
+    """Switch bfloat16 off: rounding errors would feed back into later states, and a readout of thousands of correlated
+    units gives small differences of large sums.
     """
     return torch.autocast(tensor.device.type, enabled=False)
 
@@ -183,7 +185,7 @@ def build_esn(config: ReservoirConfig, vocabulary_size: int, seed: int) -> EchoS
 
 
 def spectral_radii(config: ReservoirConfig) -> list[float]:
-    """That of each reservoir of a layer, the smallest first."""
+    """Return the spectral radius of each reservoir of a layer, the smallest first."""
     most, count = config.spectral_radius, config.reservoirs
     least = most if config.spectral_radius_min is None else config.spectral_radius_min
     if count == 1 or least == most:
@@ -192,9 +194,7 @@ def spectral_radii(config: ReservoirConfig) -> list[float]:
 
 
 def leak_ranges(config: ReservoirConfig) -> list[tuple[float, float]]:
-    """From where to where the leaks of each reservoir of a layer are drawn: all from the same, or the first from the
-    highest part.
-    """
+    """Return the range of the leaks of each reservoir of a layer: one range for all, or bands from the highest down."""
     least, most, count = config.leak_min, config.leak_max, config.reservoirs
     if not config.leak_bands:
         return [(least, most)] * count
@@ -206,7 +206,7 @@ def leak_ranges(config: ReservoirConfig) -> list[tuple[float, float]]:
 
 
 def _draw(config: ReservoirConfig, generator: Generator) -> RecurrentWeights:
-    """The weights of one reservoir, of a radius of about one."""
+    """Draw the weights of one reservoir, with a radius of about one."""
     units = config.units // config.reservoirs
     if config.pattern is Pattern.BLOCK:
         return draw_blocks(units, config.block_size, generator)
@@ -214,7 +214,7 @@ def _draw(config: ReservoirConfig, generator: Generator) -> RecurrentWeights:
 
 
 def _draw_below(config: ReservoirConfig, generator: Generator) -> RecurrentWeights:
-    """From all units of the layer below to all of this one."""
+    """Draw the weights from all units of the layer below to all units of this one."""
     if config.pattern is Pattern.BLOCK:
         return draw_blocks(config.units, config.block_size, generator).scaled(config.layer_scale)
     return draw_edges(config.units, config.in_edges, generator).scaled(config.layer_scale)

@@ -31,7 +31,7 @@ from meari.models.cells.scan import GruScan, scan
 
 
 class GruCell(Cell):
-    """The gated recurrent unit; its state is (h,)."""
+    """Gated recurrent unit; its state is (h,)."""
 
     state_names = STATE_NAMES[Family.GRU]
     num_gates = 3

@@ -24,7 +24,7 @@ from meari.models.cells.scan import RnnScan, scan
 
 
 class RnnCell(Cell):
-    """The Elman recurrence with tanh; its state is (h,)."""
+    """Elman recurrence with tanh; its state is (h,)."""
 
     state_names = STATE_NAMES[Family.RNN]
     num_gates = 1

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 
 def scan(recurrence: type[Function], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """The outputs of one of the recurrences below; gradients flow to its inputs."""
+    """Return the outputs of one of the recurrences below; gradients flow to its inputs."""
     outputs = recurrence.apply(*inputs)  # type: ignore[no-untyped-call]
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
@@ -150,10 +150,12 @@ class LstmScan(Function):
 
 
 def _tanh_(x: Tensor) -> Tensor:
-    """tanh in place, as 2 sigmoid(2 x) - 1: several times faster in torch on a CPU, and off by 1e-7 at most."""
+    """Apply tanh in place, as 2 sigmoid(2 x) - 1: several times faster in torch on a CPU, with an error of at most
+    1e-7.
+    """
     return x.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 
 def _weight_grad(grads: Tensor, states: Tensor) -> Tensor:
-    """Sum over time and batch of grads_t h_{t-1}^T: [T, B, G], [T + 1, B, H] → [G, H]."""
+    """Return the sum over time and batch of grads_t h_{t-1}^T: [T, B, G], [T + 1, B, H] → [G, H]."""
     return grads.flatten(0, 1).t() @ states[:-1].flatten(0, 1)

@@ -33,7 +33,7 @@ BLOCK_UNITS = 1024  # rows of X^T X that are added up at a time, and only from t
 
 @dataclass
 class RidgeSums:
-    """Sums over all states so far, float64: the products of a chunk are float32, so a chunk has a few thousand rows.
+    """Sums over all states so far, in float64; the products of a chunk are float32, so a chunk has a few thousand rows.
 
     count    [1]       how many states
     states   [N]       sum of x
@@ -57,7 +57,7 @@ class RidgeSums:
         return RidgeSums(zero(1), zero(units), zero(size), zero(units, units), zero(size, units))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The sums by their names; `RidgeSums(**tensors)` takes them back."""
+        """Return the sums by their names; `RidgeSums(**tensors)` restores them."""
         return dict(vars(self))
 
     @torch.no_grad()
@@ -78,7 +78,7 @@ class RidgeSums:
         self.count += len(targets)
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """Weight float64 [V, N] and bias float64 [V], by Cholesky.
+        """Solve for weight float64 [V, N] and bias float64 [V], by Cholesky.
 
         Raises RidgeError where rounding leaves the equations without a solution.
         """
@@ -104,13 +104,16 @@ MIN_DEVIATION = 1e-9  # of the scores of a token that never came in the training
 
 @dataclass(frozen=True)
 class Calibration:
-    """scale, shift   float64 [V]"""
+    """Scales and shifts of all tokens.
+
+    scale, shift   float64 [V]
+    """
 
     scale: Tensor
     shift: Tensor
 
     def fold(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight [V, N] and bias [V] of the readout whose outputs are the calibrated logits."""
+        """Return weight [V, N] and bias [V] of the readout whose outputs are the calibrated logits."""
         return self.scale.unsqueeze(1) * weight, self.scale * bias + self.shift
 
 

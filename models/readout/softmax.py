@@ -40,7 +40,9 @@ SAMPLE_PIECES = 64
 
 @dataclass(frozen=True)
 class Whitening:
-    """mean, deviation   float32 [N]
+    """Coordinates in which the states vary evenly.
+
+    mean, deviation   float32 [N]
     directions           float32 [N, r], orthonormal columns
     gains                float32 [r + 1]: one a direction, and last the one of all that is left
     """
@@ -51,16 +53,16 @@ class Whitening:
     gains: Tensor
 
     def weights(self, coordinates: Tensor) -> Tensor:
-        """W of coordinates Z, both float32 [V, N]."""
+        """Return W for coordinates Z, both float32 [V, N]."""
         return self._transformed(coordinates) / self.deviation
 
     def gradient(self, weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
-        """Gradient for Z from those for W, float32 [V, N], and for the bias, float32 [V]."""
+        """Return the gradient for Z from those for W, float32 [V, N], and for the bias, float32 [V]."""
         centred = weight_gradient - torch.outer(bias_gradient, self.mean)
         return self._transformed(centred / self.deviation)
 
     def bias_shift(self, weights: Tensor) -> Tensor:
-        """W m, float32 [V]: what the bias takes off so that states count from their mean."""
+        """Return W m, float32 [V]: the part of the bias that makes states count from their mean."""
         return weights @ self.mean
 
     def _transformed(self, rows: Tensor) -> Tensor:
@@ -92,7 +94,7 @@ def measure_whitening(model: EchoStateNetwork, ids: Ids, seed: int) -> Whitening
 
 
 def _correlated(model: EchoStateNetwork, ids: Ids, mean: Tensor, deviation: Tensor, directions: Tensor) -> Tensor:
-    """The product of the states' correlations and the directions, float32 [N, r], times the number of states."""
+    """Return the product of the states' correlations and the directions, float32 [N, r], times the number of states."""
     product = torch.zeros_like(directions)
     for states, _ in state_chunks(model, ids):
         standard = (states - mean) / deviation
@@ -101,7 +103,7 @@ def _correlated(model: EchoStateNetwork, ids: Ids, mean: Tensor, deviation: Tens
 
 
 def _sample(ids: Ids) -> Ids:
-    """Evenly spread pieces of the training text, SAMPLE_TOKENS in all at most."""
+    """Return evenly spread pieces of the training text, at most SAMPLE_TOKENS in all."""
     if len(ids) <= SAMPLE_TOKENS:
         return ids
     length = SAMPLE_TOKENS // SAMPLE_PIECES
@@ -111,7 +113,7 @@ def _sample(ids: Ids) -> Ids:
 
 
 def _moments(model: EchoStateNetwork, ids: Ids) -> tuple[Tensor, Tensor, int]:
-    """Mean and deviation of each unit, float32 [N], and how many states there were."""
+    """Return mean and deviation of each unit, float32 [N], and the number of states."""
     size = model.readout_inputs
     sums = torch.zeros(2, size, dtype=torch.float64, device=model.device)
     num_states = 0
@@ -125,7 +127,7 @@ def _moments(model: EchoStateNetwork, ids: Ids) -> tuple[Tensor, Tensor, int]:
 
 
 def _gains(values: Tensor, units: int) -> Tensor:
-    """One over the root of each eigenvalue, and of the mean of those that were not found."""
+    """Return one over the root of each eigenvalue, and of the mean of the other eigenvalues."""
     rest = ((units - values.sum()) / max(1, units - len(values))).clamp_min(0.0)
     return torch.cat((values, rest.reshape(1))).add(DAMPING).rsqrt()
 
@@ -189,11 +191,11 @@ class ReadoutAdamW(torch.optim.Optimizer):
         return weight, bias
 
     def _plain(self) -> list[Tensor]:
-        """Weights that are their own coordinates."""
+        """Return the weights that are their own coordinates."""
         return [group["params"][0] for group in self.param_groups[2:]]
 
     def _whitened(self) -> Whitening:
-        """The whitening: measured at the first step of a run, later on what `state` holds, resumed or not."""
+        """Return the whitening: measured at the first step of a run, later restored from `state`."""
         weight, bias = self._parameters()
         kept = self.state[weight]
         if "mean" not in kept:
@@ -208,7 +210,7 @@ class ReadoutAdamW(torch.optim.Optimizer):
         return self._whitening
 
     def _move(self, index: int, gradient: Tensor) -> None:
-        """One step of AdamW on the coordinates of one parameter."""
+        """Run one step of AdamW on the coordinates of one parameter."""
         group = self.param_groups[index]
         kept = self.state[group["params"][0]]
         first, second = group["betas"]
@@ -223,7 +225,7 @@ class ReadoutAdamW(torch.optim.Optimizer):
 
 
 def _beginning(parameter: Tensor) -> dict[str, Tensor]:
-    """Moments and coordinates before the first step."""
+    """Return moments and coordinates before the first step."""
     tensors = {name: torch.zeros_like(parameter) for name in ("coordinates", "exp_avg", "exp_avg_sq")}
     return tensors | {"step": torch.tensor(0.0)}
 
@@ -233,7 +235,7 @@ SAMPLE_SEED = 0  # of the directions that the search for the leading ones starts
 
 
 def readout_optimizer(model: EchoStateNetwork, ids: Ids, config: TrainingConfig) -> ReadoutAdamW:
-    """AdamW for the readout, whitened on a sample of the training text.
+    """Make AdamW for the readout, whitened on a sample of the training text.
 
     ids   the row of training tokens
     """

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 
 def importances(trials: Sequence[Trial]) -> dict[str, float | None]:
-    """By the setting's name, 0 … 1, the largest first; None where there are too few trials to tell.
+    """Return the share of each setting, 0 … 1, the largest first; None for every setting if there are too few trials.
 
     A failed trial counts as worse than all others.
     """
@@ -37,7 +37,7 @@ def importances(trials: Sequence[Trial]) -> dict[str, float | None]:
 
 
 def explained(values: Sequence[Value], losses: Floats) -> float:
-    """Adjusted share of the variance of `losses` that a setting explains, 0 … 1."""
+    """Return the adjusted share of the variance of `losses` that a setting explains, 0 … 1."""
     columns = _columns(values)
     spread = losses - losses.mean()
     free = len(losses) - columns.shape[1] - 1
@@ -50,7 +50,7 @@ def explained(values: Sequence[Value], losses: Floats) -> float:
 
 
 def ranks(values: Floats) -> Floats:
-    """1 for the smallest; equal values share the mean of their ranks."""
+    """Return ranks from 1 for the smallest; equal values share the mean of their ranks."""
     _, groups, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     means: Floats = (ends - (counts - 1) / 2).astype(np.float64)
@@ -58,7 +58,7 @@ def ranks(values: Floats) -> Floats:
 
 
 def _columns(values: Sequence[Value]) -> Floats:
-    """What the loss is fitted on, float64 [n, p]."""
+    """Return the regressors of the loss, float64 [n, p]."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         place = ranks(np.array(values, dtype=np.float64))
         place -= place.mean()

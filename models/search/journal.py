@@ -20,7 +20,9 @@ NAME = "search.jsonl"
 
 @dataclass(frozen=True)
 class Trial:
-    """number   from 1 on
+    """One finished trial.
+
+    number   from 1 on
     settings    as they were drawn
     loss        nats a character of the validation text; None where training failed
     problem     why it failed, or ""
@@ -38,13 +40,13 @@ class Trial:
 
 
 class Journal:
-    """Where trials are kept. `begin` or `resume` comes first."""
+    """File of the trials. Call `begin` or `resume` first."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
 
     def begin(self, described: dict[str, Any]) -> None:
-        """Start anew. Raises SearchError where a search is kept already."""
+        """Start a new search. Raises SearchError if the folder already has one."""
         if self.path.exists():
             raise SearchError(
                 f"{self.path}: this search exists; go on with --resume, replace it with --overwrite, or choose another "
@@ -54,7 +56,9 @@ class Journal:
         self.path.write_text(json.dumps({"search": described}) + "\n", "utf-8")
 
     def resume(self, described: dict[str, Any]) -> list[Trial]:
-        """The trials so far. Raises SearchError: there are none, the file is damaged, or another search is kept."""
+        """Return the trials so far. Raises SearchError if there are none, the file is damaged, or the search
+        differs.
+        """
         head, trials = self.read()
         if head != described:
             differ = sorted(key for key in {*head, *described} if head.get(key) != described.get(key))
@@ -69,7 +73,7 @@ class Journal:
         return trials
 
     def read(self) -> tuple[dict[str, Any], list[Trial]]:
-        """What is searched, and the trials so far. Raises SearchError."""
+        """Return the search and the trials so far. Raises SearchError."""
         try:
             lines = self.path.read_text("utf-8").splitlines(keepends=True)
         except OSError as error:
@@ -86,13 +90,15 @@ class Journal:
 
 
 def ranked(trials: list[Trial]) -> list[Trial]:
-    """The best first; those that failed last."""
+    """Sort trials, the best first and failed ones last."""
     return sorted(trials, key=lambda trial: (trial.loss is None, trial.loss or 0.0, trial.number))
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """trials   in the order in which they ran
+    """Result of a search.
+
+    trials   in the order in which they ran
     shares      how much each setting explains, see `meari.models.search.importance`
     signal      that ended the search, or None
     """
@@ -103,18 +109,18 @@ class SearchResult:
 
     @property
     def best(self) -> Trial | None:
-        """None where no trial could be measured."""
+        """Best trial; None if no trial could be measured."""
         first = ranked(self.trials)[:1]
         return first[0] if first and first[0].loss is not None else None
 
 
 def format_setting(value: Value) -> str:
-    """A setting as a table shows it."""
+    """Format a setting for a table."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def as_json(found: SearchResult) -> dict[str, Any]:
-    """Everything that was found, as plain tables."""
+    """Return the whole result as plain tables."""
     best = found.best
     return {
         "best": None if best is None else dataclasses.asdict(best),

@@ -31,7 +31,10 @@ class _SearchTable:
 
 @dataclass(frozen=True)
 class Options:
-    """settings   what varies, as TOML has it"""
+    """Ranges and budget of a search.
+
+    settings   what varies, as TOML has it
+    """
 
     settings: Mapping[str, object]
     budget: Budget
@@ -47,7 +50,7 @@ def read_options(
     trial_minutes: float | None,
     minutes: float | None,
 ) -> Options:
-    """Read [search] of the tables of a TOML file, `source`, and let options override it; None: not given."""
+    """Read [search] of the tables of a TOML file, `source`, overridden by options; None: not given."""
     table = tables.get(SEARCH, {})
     if not isinstance(table, Mapping):
         raise ConfigError(source, [f"search: got {show(table)}, expected a table"])
@@ -68,7 +71,7 @@ def read_options(
 
 
 def default_ranges(config: Config) -> dict[str, Any]:
-    """By the name of the setting, as in TOML."""
+    """Return the ranges of a family's most important settings, by the setting's name as in TOML."""
     if isinstance(config.model, ReservoirConfig):
         return _reservoir(config.model)
     return {

@@ -82,7 +82,7 @@ def _draw(axes: Axes, name: str, trials: Sequence[Trial], spec: Range | Choices)
 
 
 def _highest(trials: Sequence[Trial]) -> float:
-    """Where the loss axis ends: trials that are far worse, or failed, are crosses at the top."""
+    """Return the end of the loss axis; far worse or failed trials are crosses at the top."""
     losses = sorted(trial.loss for trial in trials if trial.loss is not None)
     if not losses:
         return 1.0
@@ -94,7 +94,7 @@ FAILED = "failed"
 
 
 def rich_table(found: SearchResult) -> Table:
-    """For a terminal."""
+    """Make a table for a terminal."""
     head, rows, foot = _cells(found)
     table = Table(show_footer=True)
     for name, share in zip(head, foot, strict=True):
@@ -105,7 +105,7 @@ def rich_table(found: SearchResult) -> Table:
 
 
 def plain_table(found: SearchResult) -> str:
-    """For a file or a pipe: columns of equal width."""
+    """Make a table for a file or a pipe: columns of equal width."""
     head, rows, foot = _cells(found)
     lines = [head, *rows, foot]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
@@ -115,7 +115,7 @@ def plain_table(found: SearchResult) -> str:
 
 
 def _cells(found: SearchResult) -> tuple[list[str], list[list[str]], list[str]]:
-    """Heads, rows and feet; the settings that explain most come first."""
+    """Return heads, rows and feet; the most important settings come first."""
     names = list(found.shares)
     short = [name.split(".")[1] for name in names]
     head = ["trial", "nats/char", "seconds", *(short if len(set(short)) == len(short) else names)]
@@ -130,7 +130,7 @@ def _row(trial: Trial, names: list[str]) -> list[str]:
 
 
 def to_toml(config: Config) -> str:
-    """The whole config: top-level keys first, then its tables."""
+    """Write the whole config as TOML: top-level keys first, then its tables."""
     return "".join(_lines("", config.to_tables())).lstrip("\n")
 
 
@@ -148,5 +148,7 @@ def _key(key: str) -> str:
 
 
 def _value(value: object) -> str:
-    """Numbers, truth values, strings and lists are written in TOML as in JSON, but for characters above U+FFFF."""
+    """Write numbers, truth values, strings and lists, in TOML the same as in JSON except for characters above
+    U+FFFF.
+    """
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

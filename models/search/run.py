@@ -44,7 +44,9 @@ MIN_SECONDS = 1.0  # left of the budget, under which no trial is started
 
 @dataclass(frozen=True)
 class Budget:
-    """trials        how many, those of an earlier part of the search included
+    """Limits of a search.
+
+    trials        how many, those of an earlier part of the search included
     trial_minutes    after which a trial's training is ended and measured; 0: as long as its config says
     minutes          of all trials together; 0: no limit
     """
@@ -64,7 +66,7 @@ def search(
     tell: Callable[[str], None],
     clock: Callable[[], float],
 ) -> SearchResult:
-    """Run trials until a budget is used up or somebody wants to stop.
+    """Run trials until a budget is used up or a signal asks to stop.
 
     display_of   what the training of a trial reports to, by its number
     tell         is given a line after each trial
@@ -115,7 +117,7 @@ def _search(
 
 
 def _minutes_left(budget: Budget, trials: list[Trial]) -> float | None:
-    """How long the next trial may train, 0 for no limit; None where there is to be none."""
+    """Return the longest training of the next trial, 0 for no limit; None if there is no next trial."""
     if len(trials) >= budget.trials:
         return None
     if not budget.minutes:
@@ -127,7 +129,7 @@ def _minutes_left(budget: Budget, trials: list[Trial]) -> float | None:
 
 
 class _Searcher:
-    """What all trials share."""
+    """State shared by all trials."""
 
     def __init__(
         self, space: Space, corpus: PreparedCorpus, folder: Path, stop: StopRequest, clock: Callable[[], float]
@@ -136,7 +138,7 @@ class _Searcher:
         self._stop, self._clock = stop, clock
 
     def trial(self, number: int, minutes: float, display: Display) -> Trial | None:
-        """Draw, train and measure; None where somebody wants to stop. The draw depends on the seed and the number."""
+        """Draw, train and measure; None if a signal asks to stop. The draw depends on the seed and the number alone."""
         began = self._clock()
         settings, config = self._space.draw(np.random.default_rng([self._space.config.seed, number]))
         if minutes and (not config.training.max_minutes or minutes < config.training.max_minutes):
@@ -150,7 +152,7 @@ class _Searcher:
         return Trial(number, settings, *measured, problem="", seconds=self._clock() - began)
 
     def _train(self, config: Config, display: Display) -> tuple[float, float, int, str] | None:
-        """Nats a character and a token of the validation text, steps and the ending; None if interrupted."""
+        """Return nats a character and a token of the validation text, steps and the ending; None if interrupted."""
         run = self._folder_of_trial(config)
         device = choose_device(config.training.device)
         check_trainable(config, self._corpus, device)
@@ -173,7 +175,7 @@ class _Searcher:
 
 
 def _conclude(space: Space, folder: Path, trials: list[Trial], stop: StopRequest) -> SearchResult:
-    """Raises SearchError where there is nothing to conclude from."""
+    """Rank the trials and write the picture and the best config. Raises SearchError if there is no trial."""
     if not trials:
         if stop.signal is not None:
             return SearchResult([], {}, stop.signal)
@@ -189,7 +191,7 @@ def _conclude(space: Space, folder: Path, trials: list[Trial], stop: StopRequest
 
 
 def _line(trial: Trial) -> str:
-    """A trial in a line."""
+    """Describe a trial in a line."""
     result = f"failed: {trial.problem}" if trial.loss is None else f"{show_figure(trial.loss)} nats/char"
     settings = ", ".join(f"{name}={format_setting(value)}" for name, value in trial.settings.items())
     return f"trial {trial.number}: {result}, {trial.seconds:.1f} s  ({settings})"

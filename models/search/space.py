@@ -31,7 +31,10 @@ Value = float | int | str | bool
 
 @dataclass(frozen=True)
 class Range:
-    """low, high   both may be drawn; low < high, and low > 0 on a logarithmic scale"""
+    """Range of numbers.
+
+    low, high   both may be drawn; low < high, and low > 0 on a logarithmic scale
+    """
 
     low: float
     high: float
@@ -60,7 +63,9 @@ class Choices:
 
 @dataclass(frozen=True)
 class Space:
-    """config   what every trial begins with
+    """Config and ranges of a search.
+
+    config   what every trial begins with
     varied      by the name of the setting: "model.units"
     """
 
@@ -68,7 +73,7 @@ class Space:
     varied: Mapping[str, Range | Choices]
 
     def draw(self, generator: np.random.Generator) -> tuple[dict[str, Value], Config]:
-        """Settings of one trial, and the config that has them.
+        """Draw the settings of one trial; return them and their config.
 
         Raises ConfigError where hardly any draw gives settings that fit each other.
         """
@@ -85,7 +90,7 @@ class Space:
 
 
 def with_settings(config: Config, settings: Mapping[str, object]) -> Config:
-    """The config with some settings changed. Raises ConfigError: unknown, of the wrong kind, out of range."""
+    """Return the config with some settings changed. Raises ConfigError: unknown, of the wrong kind, out of range."""
     tables = config.to_tables()
     for name, value in settings.items():
         section, key = name.split(".")
@@ -94,7 +99,7 @@ def with_settings(config: Config, settings: Mapping[str, object]) -> Config:
 
 
 def make_space(config: Config, described: Mapping[str, object]) -> Space:
-    """A space of `NAME = ranges or choices`, as from TOML. Raises ConfigError with every problem."""
+    """Make a space from `NAME = ranges or choices`, as in TOML. Raises ConfigError with every problem."""
     problems: list[str] = []
     varied: dict[str, Range | Choices] = {}
     for name, spec in described.items():
@@ -108,7 +113,7 @@ def make_space(config: Config, described: Mapping[str, object]) -> Space:
 
 
 def read_option(text: str) -> tuple[str, object]:
-    """`NAME=SPEC` of a command line as a name and what TOML would hold. Raises ConfigError."""
+    """Read `NAME=SPEC` of a command line into a name and the value that TOML would hold. Raises ConfigError."""
     name, equals, spec = text.partition("=")
     for separator, kind in (("..", "log"), ("~", "even")):
         low, found, high = spec.partition(separator)
@@ -122,7 +127,7 @@ def read_option(text: str) -> tuple[str, object]:
 
 
 def _read_value(text: str) -> object:
-    """A number or a truth value as TOML has them; anything else is a string."""
+    """Read a number or a truth value as in TOML; anything else is a string."""
     try:
         return tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
@@ -154,7 +159,7 @@ def _are_ends(ends: object, *, is_log: bool) -> bool:
 
 
 def _refusals(config: Config, name: str, spec: Range | Choices) -> list[str]:
-    """What is wrong with the ends of a range, or with a choice, taken alone."""
+    """Return the problems of the ends of a range, or of a choice, taken alone."""
     values: tuple[Value, ...] = (spec.low, spec.high) if isinstance(spec, Range) else spec.values
     problems: list[str] = []
     for value in values:
@@ -166,7 +171,7 @@ def _refusals(config: Config, name: str, spec: Range | Choices) -> list[str]:
 
 
 def _rounded(config: Config, name: str, value: Value) -> Value:
-    """A drawn number as the setting takes it: whole, or to four digits."""
+    """Round a drawn number for the setting: whole, or to four digits."""
     if not isinstance(value, float):
         return value
     section, key = name.split(".")

@@ -19,14 +19,14 @@ OVERLAP = 4096
 
 
 class Blocklist:
-    """The expressions, and how much of the current document is still held."""
+    """Regular expressions, and the end of the current document that may belong to a longer match."""
 
     def __init__(self, patterns: tuple[re.Pattern[str], ...] = ()) -> None:
         self._patterns = patterns
         self._held = ""
 
     def matches(self, text: str, *, ends: bool = True) -> bool:
-        """Whether an expression matches in this piece or across its border with the piece before.
+        """Return whether an expression matches in this piece or across its border with the piece before.
 
         ends   the document ends with this piece: the next one is of another document
         """
@@ -43,7 +43,7 @@ def _tail(text: str) -> str:
 
 
 def load_blocklist(path: str) -> Blocklist:
-    """Read a blocklist; the empty name is one that matches nothing.
+    """Read a blocklist; the empty name gives one that matches nothing.
 
     Raises UnreadableFile, BrokenText, and BlocklistError: a line that is no regular expression or matches any text.
     """

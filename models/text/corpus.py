@@ -44,7 +44,7 @@ _READ_BYTES = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A document, or the next part of a long one: the document ends with the piece that says so.
+    """A document, or the next part of a long one; the last part has `ends` set.
 
     line   where the piece begins; the source counts from 1
     """
@@ -66,13 +66,13 @@ class Document:
 
 @dataclass
 class BadLines:
-    """Lines that are not UTF-8 and are read as blank ones, at most `most`; one that is read again counts once."""
+    """Lines that are not UTF-8 and are read as blank ones, at most `most`; a line that is read again counts once."""
 
     most: int
     found: set[tuple[str, int]] = field(default_factory=set)
 
     def add(self, path: Path, line: int) -> None:
-        """Raises BrokenText for one too many."""
+        """Record a line. Raises BrokenText for one too many."""
         self.found.add((str(path), line))
         if len(self.found) > self.most:
             message = f"got {len(self.found):,} lines that are not UTF-8, expected at most {self.most:,}"
@@ -80,7 +80,7 @@ class BadLines:
 
 
 def read_documents(paths: Iterable[str | Path], unit: Unit) -> Iterator[Document]:
-    """The documents one by one, each whole in memory. Raises as `read_pieces`."""
+    """Yield the documents one by one, each whole in memory. Raises as `read_pieces`."""
     parts: list[str] = []
     line = 0
     for piece in read_pieces(list_files(paths), unit):
@@ -94,7 +94,7 @@ def read_documents(paths: Iterable[str | Path], unit: Unit) -> Iterator[Document
 
 
 def read_pieces(files: Sequence[Path], unit: Unit, bad: BadLines | None = None) -> Iterator[Piece]:
-    """The documents of the files in order, those over about PIECE_CHARACTERS in several pieces.
+    """Yield the documents of the files in order, those over about PIECE_CHARACTERS in several pieces.
 
     bad   takes the lines that are not UTF-8; None: the first one is an error
 
@@ -166,7 +166,7 @@ def _cut(text: str) -> tuple[str, str]:
 
 
 def _read_text(path: Path, bad: BadLines | None) -> Iterator[str]:
-    """The text of a file in chunks, line ends made "\\n", the byte-order mark dropped."""
+    """Yield the text of a file in chunks, with line ends as "\\n" and without the byte-order mark."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     line, is_start, held = 1, True, ""
     for data in _read_bytes(path) if bad is None else _mended(path, bad):
@@ -182,7 +182,7 @@ def _read_text(path: Path, bad: BadLines | None) -> Iterator[str]:
 
 
 def _mended(path: Path, bad: BadLines) -> Iterator[bytes]:
-    """As `_read_bytes`, in whole lines, those that are not UTF-8 made blank."""
+    """Yield bytes as `_read_bytes`, in whole lines, with blank lines in place of those that are not UTF-8."""
     line, held = 1, b""
     for data in _read_bytes(path):
         lines = (held + data).split(b"\n")
@@ -211,7 +211,7 @@ def _broken(path: Path, line: int, error: UnicodeDecodeError) -> BrokenText:
 
 
 def _read_bytes(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, unpacked, in chunks; an empty one at the end."""
+    """Yield the unpacked bytes of a file in chunks, and an empty chunk at the end."""
     line, is_start = 1, True
     try:
         with _opened(path) as file:
@@ -247,12 +247,13 @@ _WINDOWS = (4096, 65536)
 
 
 def nfc(text: str) -> str:
-    """The normal form in which tokens are made, and in which characters and bytes are counted."""
+    """Return the text in NFC, the form in which tokens are made and characters and bytes are counted."""
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
 
 
 def last_border(text: str) -> int:
-    """The last position > 0 of a text at which it can be cut; its own end is none, for what follows is unknown.
+    """Return the last position > 0 at which a text can be cut; its own end is not one, for the next character is
+    unknown.
 
     returns   in [1, len(text) − 1], or len(text) where the text is shorter than 2 or all marks
     """
@@ -271,6 +272,6 @@ def _last_starter(text: str) -> int:
 
 
 def _starts_anew(char: str) -> bool:
-    """Whether NFC never joins or reorders this character with one before it."""
+    """Return whether NFC never joins or reorders this character with one before it."""
     composes_as_second = "\u1160" <= char <= "\u11ff" or "\U00016d63" <= char <= "\U00016d6a"
     return not composes_as_second and not unicodedata.category(char).startswith("M")

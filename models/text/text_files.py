@@ -23,7 +23,7 @@ _SUFFIXES = (".txt", ".text", ".gz")
 
 @dataclass(frozen=True, slots=True)
 class TextFolder:
-    """What is read of a folder, and where a file has to be written to be read as well the next time.
+    """Text files of a folder, and the places in which a new file would be read the next time.
 
     files    called as text files, sorted by name
     others   called otherwise
@@ -38,7 +38,7 @@ class TextFolder:
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """Look into it. Raises UnreadableFile where one cannot be listed."""
+        """Look into a folder. Raises UnreadableFile if it or one below it cannot be listed."""
         folders: set[tuple[int, int]] = set()
         found = list(_entries(folder, folders))
         called_text = {path: _is_called_text(path.name) for path in found}
@@ -52,7 +52,7 @@ class TextFolder:
         )
 
     def would_read(self, path: Path) -> bool:
-        """Whether a file written there would be read, or refused, the next time."""
+        """Return whether a file written there would be read, or refused, the next time."""
         real = Path(os.path.realpath(path))
         return str(real) in self.missing or any(self._takes(place) for place in (path, real))
 
@@ -65,7 +65,7 @@ class TextFolder:
 
 
 def list_files(paths: Iterable[str | Path]) -> list[Path]:
-    """The files themselves and, sorted by name, the text files anywhere in the folders.
+    """Return the files themselves and, sorted by name, the text files anywhere in the folders.
 
     Raises UnreadableFile: a name that does not exist, a folder without text files or one that cannot be listed, a
     socket or device, a text file packed as nothing here unpacks it.
@@ -82,14 +82,14 @@ def list_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def check_rereadable(path: Path) -> None:
-    """Raises UnreadableFile for a pipe, which can be read once alone."""
+    """Raise UnreadableFile for a pipe, which can be read only once."""
     if path.is_fifo():
         message = "got a pipe, expected a file: it is read several times, so write the text into a file first"
         raise UnreadableFile(message, source=str(path))
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file's name says that it is gzip."""
+    """Return whether a file's name says that it is gzip."""
     return path.suffix.lower() == ".gz"
 
 
@@ -113,7 +113,7 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _is_called_text(name: str) -> bool:
-    """Whether a file of that name in a folder is read, or refused, as are those packed as nothing here unpacks them."""
+    """Return whether a file of that name in a folder is read, or refused because of its packing."""
     path = PurePath(name)
     if name.startswith("."):
         return False
@@ -122,7 +122,7 @@ def _is_called_text(name: str) -> bool:
 
 
 def refuse_kind(path: Path, kind: OtherKind | None, *, is_gzip: bool = False) -> None:
-    """Raises BrokenText for another encoding, UnreadableFile for what is packed otherwise."""
+    """Raise BrokenText for another encoding, UnreadableFile for another packing."""
     if kind is None:
         return
     message = kind.refusal(str(path), is_gzip=is_gzip)
@@ -132,7 +132,7 @@ def refuse_kind(path: Path, kind: OtherKind | None, *, is_gzip: bool = False) ->
 
 
 def _entries(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
-    """What lies in a folder and below it, behind links too; no folder twice, and no name that begins with a dot."""
+    """Yield the files in a folder and below it, behind links too; no folder twice, no name that begins with a dot."""
     try:
         status = folder.stat()
         entries = sorted(folder.iterdir())

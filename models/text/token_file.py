@@ -36,7 +36,7 @@ MAX_TOKENS_PER_END = 10_000
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """What was written: kept in the .json beside the ids.
+    """Counts of a token file, kept in the .json beside the ids.
 
     num_characters   of the documents in NFC, in Unicode code points; a document's end counts none
     num_bytes        of the same text in UTF-8
@@ -55,7 +55,7 @@ class TokenCounts:
 
     @property
     def has_ends(self) -> bool:
-        """Whether a model that is trained on this text learns where a text ends.
+        """Whether a model trained on this text learns where a text ends.
 
         There must be ends to learn from, and not too far apart: more than one line or paragraph, or a hundred files,
         of 10,000 tokens each at most on average. Else the text is one stream, cut somewhere, and the probability of
@@ -106,7 +106,7 @@ class TokenFile:
 
 
 def open_token_file(path: Path) -> TokenFile:
-    """Map a token file. Raises TokenFileError: missing, or its size is not what its .json says."""
+    """Map a token file. Raises TokenFileError: missing, or its size contradicts its .json."""
     try:
         tables = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         counts = _counts(tables)
@@ -119,7 +119,9 @@ def open_token_file(path: Path) -> TokenFile:
 
 
 def _counts(tables: dict[str, Any]) -> TokenCounts:
-    """Of the .json. In the first format, which names none, the end of a line or paragraph was one character more."""
+    """Read the counts. In the first format, which is unnamed, the end of a line or paragraph counted as one
+    character.
+    """
     earlier = tables.pop("format", 1) < _FORMAT
     counts = TokenCounts(**{**tables, "unit": Unit(tables["unit"])})
     num_ends = counts.num_documents if earlier and counts.unit is not Unit.FILE else 0
@@ -127,7 +129,7 @@ def _counts(tables: dict[str, Any]) -> TokenCounts:
 
 
 class DocumentFilter(Protocol):
-    """What leaves documents out."""
+    """Filter of documents."""
 
     def matches(self, text: str, *, ends: bool = True) -> bool: ...
 
@@ -165,7 +167,7 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 @dataclass
 class _Sums:
-    """Counts so far; plain integers, for they are added to once a document."""
+    """Counts so far, as plain integers: they change once a document."""
 
     tokens: int = 1
     documents: int = 0
@@ -175,7 +177,7 @@ class _Sums:
 
 
 class _Writer:
-    """Appends documents; takes back one of which a later piece shows that it is not wanted."""
+    """Writer of documents; it removes a document again if a later piece of it is blocked."""
 
     def __init__(self, file: BinaryIO, tokenizer: Tokenizer, unit: Unit) -> None:
         self._file, self._tokenizer, self._unit = file, tokenizer, unit

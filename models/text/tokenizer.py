@@ -46,25 +46,25 @@ class Tokenizer:
         self._char_ids = _char_ids(backend) if kind is TokenizerKind.CHAR else None
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text, without the boundary."""
+        """Return the token ids of a text, without the boundary."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of many texts at once, on all cores."""
+        """Return the token ids of many texts at once, using all cores."""
         return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """The same ids as arrays, uint32 [num_tokens] a text; many times faster for kind char."""
+        """Return the same ids as arrays, uint32 [num_tokens] a text; many times faster for kind char."""
         if self._char_ids is None:
             return [np.array(ids, dtype=np.uint32) for ids in self.encode_batch(texts)]
         return [self._char_ids[_code_points(text)] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids in [0, vocabulary_size). Special tokens appear by name."""
+        """Return the text of token ids in [0, vocabulary_size). Special tokens appear by name."""
         return str(self._backend.decode(list(ids), skip_special_tokens=False))
 
     def save(self, path: Path) -> None:
-        """Write tokenizer.json in one step."""
+        """Write tokenizer.json atomically."""
         write_file(path, (self._backend.to_str(pretty=True) + "\n").encode())
 
     @staticmethod
@@ -117,13 +117,13 @@ def _pipeline(kind: TokenizerKind, model: Model) -> tokenizers.Tokenizer:
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:
-    """The code points of a text in NFC, uint32 [num_characters]."""
+    """Return the code points of a text in NFC, uint32 [num_characters]."""
     normal = text if text.isascii() else _NFC.normalize_str(text)
     return np.frombuffer(normal.encode("utf-32-le"), dtype="<u4")
 
 
 def _char_ids(backend: tokenizers.Tokenizer) -> NDArray[np.uint32]:
-    """The id of every code point, uint32 [1,114,112]."""
+    """Return the id of every code point, uint32 [1,114,112]."""
     ids = np.full(sys.maxunicode + 1, UNKNOWN_ID, dtype=np.uint32)
     for token, index in backend.get_vocab(with_added_tokens=False).items():
         if len(token) == 1:

@@ -49,7 +49,7 @@ _FORMAT = 2  # counts up when the same settings and files would lead to other id
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """A corpus ready for training; `test` is there when the config says what it is.
+    """A corpus ready for training; `test` is None unless the config names a test part.
 
     num_bad_lines   that are not UTF-8 and were read as blank ones
     """
@@ -62,7 +62,8 @@ class PreparedCorpus:
 
 
 def prepare(config: Config, folder: Path) -> PreparedCorpus:
-    """Train the tokenizer and encode every part of the corpus, or open what an earlier call made of the same.
+    """Train the tokenizer and encode every part of the corpus, or open the files of an earlier call with the same
+    input.
 
     folder   of the run; made where it does not exist
 
@@ -92,7 +93,7 @@ def prepare(config: Config, folder: Path) -> PreparedCorpus:
 
 
 class _Corpus:
-    """The files of a config, and the pieces of each part."""
+    """Files of a config, and the pieces of each part."""
 
     def __init__(self, settings: CorpusConfig) -> None:
         self.settings = settings
@@ -109,7 +110,7 @@ class _Corpus:
         self.parts = (Part.TRAIN, Part.VALIDATION, Part.TEST) if has_test else (Part.TRAIN, Part.VALIDATION)
 
     def made_from(self, config: Config) -> dict[str, Any]:
-        """Everything that the ids depend on, as plain tables."""
+        """Return everything that the ids depend on, as plain tables."""
         tables = config.to_tables()
         used = ("document", "validation_share", "test_share", *(["max_bad"] if self.settings.max_bad else []))
         return {
@@ -121,12 +122,14 @@ class _Corpus:
         }
 
     def training_bytes(self) -> int:
-        """About how many bytes of text the training files hold, guessed from their sizes."""
+        """Estimate the bytes of text in the training files from their sizes."""
         sizes = ((path.stat().st_size, is_packed(path)) for path in self._files[Part.TRAIN])
         return sum(size * _GZIP_RATIO if is_packed else size for size, is_packed in sizes)
 
     def part_ends(self) -> tuple[int, int] | None:
-        """Where the shares split the training files, in characters; None where nothing is split off."""
+        """Return the ends of the training and the validation part, in characters: training, then validation, then
+        test.
+        """
         shares = (self.settings.validation_share, self.settings.test_share)
         if not any(shares):
             return None
@@ -134,11 +137,11 @@ class _Corpus:
         return part_ends(count_characters(self._read(Part.TRAIN), unit), *shares)
 
     def _read(self, part: Part) -> Iterator[Piece]:
-        """All pieces of a part's own files."""
+        """Read all pieces of a part's own files."""
         return read_pieces(self._files[part], self.settings.document, self.bad_lines if self.settings.max_bad else None)
 
     def pieces(self, part: Part, ends: tuple[int, int] | None) -> Iterator[Piece]:
-        """The pieces of one part, from its own files or from its share of the training files."""
+        """Return the pieces of one part, from its own files or from its share of the training files."""
         if self._files[part] and part is not Part.TRAIN:
             return self._read(part)
         pieces = self._read(Part.TRAIN)
@@ -147,14 +150,14 @@ class _Corpus:
         return (piece for owner, piece in split_pieces(pieces, self.settings.document, ends) if owner is part)
 
     def empty(self, part: Part) -> EmptyCorpus:
-        """The error for a part without a document."""
+        """Make the error for a part without a document."""
         sources = ", ".join(map(str, self._files[part] or self._files[Part.TRAIN]))
         after = " that the blocklist leaves" if part is Part.TRAIN and self.settings.blocklist else ""
         return EmptyCorpus(f"got no {self.settings.document}{after} for {part}, expected text", source=sources)
 
 
 def _training_texts(corpus: _Corpus, ends: tuple[int, int] | None, kind: TokenizerKind) -> Iterator[str]:
-    """What the tokenizer is trained on: the training part, in pieces. Raises EmptyCorpus where there is nothing."""
+    """Yield the text that the tokenizer is trained on: the training part, in pieces. Raises EmptyCorpus."""
     blocklist = load_blocklist(corpus.settings.blocklist)
     pieces = corpus.pieces(Part.TRAIN, ends)
     if kind is TokenizerKind.BPE:
@@ -170,7 +173,7 @@ def _training_texts(corpus: _Corpus, ends: tuple[int, int] | None, kind: Tokeniz
 
 
 def _thinned(pieces: Iterator[Piece], num_bytes: int) -> Iterator[Piece]:
-    """The same pieces each time, drawn evenly, so that BPE learns from about _BPE_LEARNS_BYTES at most.
+    """Yield an even sample of the pieces, always the same, so that BPE learns from at most about _BPE_LEARNS_BYTES.
 
     Its trainer holds every distinct word and where each pair occurs: that would grow with the corpus.
     """
@@ -182,7 +185,7 @@ def _thinned(pieces: Iterator[Piece], num_bytes: int) -> Iterator[Piece]:
 
 
 def _reopen(folder: Path, made_from: dict[str, Any], config: Config, parts: Sequence[Part]) -> PreparedCorpus | None:
-    """What an earlier call made of the same settings and files; None where there is none or it is damaged."""
+    """Open the files that an earlier call made from the same settings; None if there are none or they are damaged."""
     tokens = current_folder(folder / "tokens")
     try:
         found = json.loads((tokens / "prepared.json").read_text("utf-8"))
@@ -219,17 +222,17 @@ _PARTS = (Part.TRAIN, Part.VALIDATION, Part.TEST)
 
 
 def count_characters(pieces: Iterable[Piece], unit: Unit) -> int:
-    """Characters of all documents; the end of a line or paragraph counts as one."""
+    """Count the characters of all documents; the end of a line or paragraph counts as one."""
     return sum(len(piece.text) + end_length(piece, unit) for piece in pieces)
 
 
 def end_length(piece: Piece, unit: Unit) -> int:
-    """1 where the piece ends a line or paragraph, which the corpus spells as a line end; else 0."""
+    """Return 1 if the piece ends a line or paragraph, which has a line end in the corpus; else 0."""
     return int(piece.ends and unit is not Unit.FILE)
 
 
 def part_ends(total: int, validation_share: float, test_share: float) -> tuple[int, int]:
-    """Where the training and the validation part end, in characters: training, then validation, then test."""
+    """Return the ends of the shares of the training files, in characters; None if nothing is split off."""
     # The hundredth keeps 1 − 0.1 − 0.2 from losing a character to rounding.
     ends = (1 - validation_share - test_share, 1 - test_share)
     train, validation = (min(total, math.floor(total * end + 0.01)) for end in ends)
@@ -237,7 +240,7 @@ def part_ends(total: int, validation_share: float, test_share: float) -> tuple[i
 
 
 def split_pieces(pieces: Iterable[Piece], unit: Unit, ends: tuple[int, int]) -> Iterator[tuple[Part, Piece]]:
-    """Each piece with its part; a document never spans two parts."""
+    """Yield each piece with its part; a document never spans two parts."""
     start, begun = 0, 0  # of this piece; of its document
     for piece in pieces:
         if unit is Unit.FILE:

@@ -27,7 +27,7 @@ SMOOTHING = 0.98  # share of the past in the shown loss
 
 
 class Display(Protocol):
-    """What a training loop reports to."""
+    """Interface that a training loop reports to."""
 
     def start(self, done: int, total: int) -> None: ...
     def step(self, record: StepRecord, tokens_per_second: float) -> None: ...
@@ -37,12 +37,12 @@ class Display(Protocol):
 
 
 def make_display(console: Console) -> Display:
-    """A bar where the console is a terminal, lines where it is not."""
+    """Make a bar if the console is a terminal, else lines."""
     return BarDisplay(console) if console.is_terminal else LineDisplay(console)
 
 
 class NullDisplay:
-    """Shows nothing: for processes beside the one that shows."""
+    """Display that shows nothing: for all processes but the first."""
 
     def start(self, done: int, total: int) -> None: ...
     def step(self, record: StepRecord, tokens_per_second: float) -> None: ...
@@ -52,7 +52,7 @@ class NullDisplay:
 
 
 class _RunningMean:
-    """A running mean of the loss that starts at its first value."""
+    """Running mean of the loss that starts at its first value."""
 
     def __init__(self) -> None:
         self.value: float | None = None
@@ -64,7 +64,7 @@ class _RunningMean:
 
 
 def _described(record: StepRecord, loss: float, tokens_per_second: float, width: int | None = None) -> str:
-    """What a step is told of; where there is room for `width` columns alone, the parts that matter most."""
+    """Describe a step; if `width` is too small for all parts, keep the most important ones."""
     parts = (
         f"loss {show_figure(loss)}",
         f"perplexity {show_perplexity(perplexity(loss))}",
@@ -157,7 +157,7 @@ INSTALL = "--tensorboard needs tensorboardX, which is not installed here: `pip i
 
 
 class TensorBoardDisplay:
-    """A display that also writes events into `folder`. Raises TrainingError where tensorboardX is not installed."""
+    """Display that also writes events into `folder`. Raises TrainingError if tensorboardX is not installed."""
 
     def __init__(self, folder: Path, shown: Display) -> None:
         try:
@@ -192,13 +192,13 @@ class TensorBoardDisplay:
         self._shown.note(text)
 
     def stop(self) -> None:
-        """The end of the loop; an evaluation may still follow it."""
+        """End the loop's events; an evaluation may still follow."""
         self._writer.flush()
         self._shown.stop()
 
 
 class TrialDisplay:
-    """What the training of one trial reports to."""
+    """Display of one trial's training: a line that is overwritten in a terminal, nothing elsewhere."""
 
     def __init__(self, console: Console, number: int) -> None:
         self._status = Status("", console=console) if console.is_terminal else None

@@ -39,7 +39,7 @@ Record = StepRecord | EvaluationRecord
 
 
 class History:
-    """Appends records to a file. `flush` puts them on the disk: before every checkpoint, so that none is ahead."""
+    """Writer of records. `flush` puts them on the disk: before every checkpoint, so that no checkpoint is ahead."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -56,7 +56,7 @@ class History:
         self._lines.clear()
 
     def cut(self, step: int) -> None:
-        """Forget what was recorded after `step`: a resumed run goes through it again."""
+        """Remove the records after `step`: a resumed run repeats it."""
         kept = [record for record in read_history(self._path) if record.step <= step]
         self._lines.clear()
         beside = self._path.with_name(self._path.name + ".new")
@@ -65,7 +65,7 @@ class History:
 
 
 class NullHistory(History):
-    """Keeps nothing: for processes beside the one that writes."""
+    """History that keeps nothing: for all processes but the first."""
 
     def add(self, record: Record) -> None: ...
     def flush(self) -> None: ...
@@ -73,7 +73,7 @@ class NullHistory(History):
 
 
 def read_history(path: Path) -> list[Record]:
-    """All records of a file, in order; a last line that was cut short by a crash is left out."""
+    """Read all records of a file, in order; a last line that a crash cut short is left out."""
     records: list[Record] = []
     if not path.exists():
         return records

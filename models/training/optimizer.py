@@ -31,7 +31,7 @@ BETAS = (0.9, 0.99)
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig, ids: Ids) -> torch.optim.Optimizer:
-    """AdamW with weight decay on matrices alone: not on biases, not on embeddings.
+    """Make AdamW with weight decay on matrices alone: not on biases, not on embeddings.
 
     ids   the row of training tokens: the states of a reservoir are measured on it, so that its readout learns faster
     """
@@ -51,7 +51,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig, ids: Ids) -> torch
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The weights that learn, in the model's order."""
+    """Return the trained weights, in the model's order."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -62,7 +62,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's moments as `NAME OF WEIGHT/MOMENT`; empty before the first step."""
+    """Return the optimizer's moments as `NAME OF WEIGHT/MOMENT`; empty before the first step."""
     tensors = {}
     for name, parameter in model.named_parameters():
         for moment, value in optimizer.state.get(parameter, {}).items():
@@ -71,7 +71,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Take back what `optimizer_tensors` gave."""
+    """Restore what `optimizer_tensors` returned."""
     for name, parameter in model.named_parameters():
         prefix = f"{name}/"
         moments = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
@@ -87,7 +87,7 @@ COUNT = "count"
 
 
 class WeightAverage:
-    """The mean of a model's trained weights; without averaging, or before the trigger, it is the weights themselves."""
+    """Mean of a model's trained weights; without averaging, or before the trigger, the weights themselves."""
 
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
         self._kind = config.averaging
@@ -103,7 +103,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def add(self) -> None:
-        """Take the weights after a step into the mean."""
+        """Add the weights after a step to the mean."""
         if not self._mean:
             return
         self._count += 1
@@ -113,13 +113,13 @@ class WeightAverage:
         torch._foreach_lerp_(self._mean, list(self._weights), share)
 
     def evaluated(self, evaluations_since_best: int) -> None:
-        """Begin to average where the trigger waits for so many evaluations without a better one."""
+        """Start averaging if this many evaluations without an improvement pull the trigger."""
         if self._kind is Averaging.TRIGGERED and not self._mean and evaluations_since_best >= self._patience:
             self._begin()
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The mean stands in the model's weights within; the weights themselves do again afterwards."""
+        """Put the mean into the model's weights within the block, and the weights back afterwards."""
         if not self._mean:
             yield
             return
@@ -131,13 +131,13 @@ class WeightAverage:
             _copy(own, self._weights)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a resumed run needs; empty where nothing is averaged."""
+        """Return everything that a resumed run needs; empty if nothing is averaged."""
         if not self._mean:
             return {}
         return dict(zip(self._names, self._mean, strict=True)) | {COUNT: torch.tensor(self._count)}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from what `tensors` gave."""
+        """Restore what `tensors` returned."""
         if tensors:
             self._count = int(tensors[COUNT])
             self._mean = [
@@ -155,7 +155,7 @@ def _copy(sources: list[Tensor], targets: list[nn.Parameter]) -> None:
 
 
 def penalty(hidden: Tensor, config: TrainingConfig) -> Tensor:
-    """Activation regularisation and its temporal form.
+    """Return activation regularisation and its temporal form.
 
     hidden   float [B, T, H], what enters the output layer
     returns  float32, a scalar: weighted means of h_t^2 and of (h_t - h_{t-1})^2
@@ -169,7 +169,7 @@ def penalty(hidden: Tensor, config: TrainingConfig) -> Tensor:
 
 
 def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
-    """The rate of one step: a straight line up to `learning_rate`, then a half cosine down to `min_learning_rate`.
+    """Return the rate of one step: linear up to `learning_rate`, then half a cosine down to `min_learning_rate`.
 
     step   from 0 to total_steps - 1; the first one already learns
     """

@@ -24,7 +24,7 @@ INSTRUCTIONS = frozenset(("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int
 
 
 def choose_device(wanted: Device) -> torch.device:
-    """The GPU where there is one and it is wanted. Raises TrainingError where `cuda` is asked for in vain."""
+    """Return the GPU if there is one and it is wanted. Raises TrainingError if `cuda` is asked for and missing."""
     if wanted is Device.CUDA and not torch.cuda.is_available():
         raise TrainingError('training.device: got "cuda", but torch finds no GPU here; use "auto" or "cpu"')
     use_cuda = wanted is not Device.CPU and torch.cuda.is_available()
@@ -33,7 +33,7 @@ def choose_device(wanted: Device) -> torch.device:
 
 @contextlib.contextmanager
 def fast_torch(threads: int) -> Iterator[None]:
-    """Use so many threads (0: torch's own choice) and flush denormal numbers, which are slow, to zero.
+    """Use that many threads (0: torch's own choice) and flush denormal numbers, which are slow, to zero.
 
     Both hold for the whole process, so both are put back at the end.
     """
@@ -49,7 +49,7 @@ def fast_torch(threads: int) -> Iterator[None]:
 
 
 def describe_machine(device: torch.device, num_processes: int = 1) -> str:
-    """What a training ran on, for the figures."""
+    """Describe the machine of a training, for the figures."""
     described = _described(device)
     return described if num_processes == 1 else f"{num_processes} processes, each: {described}"
 
@@ -61,7 +61,7 @@ def _described(device: torch.device) -> str:
 
 
 def processor() -> str:
-    """The CPU by name, with the instructions that products of matrices may use: on them depend the last bits."""
+    """Return the CPU's name, with the instructions that matrix products may use: the last bits depend on them."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
@@ -76,7 +76,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Which signal asked to stop, if any."""
+    """Signal that asked to stop, if any."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None

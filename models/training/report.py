@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 
 def write_report(path: Path, name: str, records: Sequence[Record], validation: Figures) -> None:
-    """Draw `report.png` atomically. `records` may be empty; the curves then are."""
+    """Draw `report.png` atomically. Without `records` the curves are empty."""
     steps = [record for record in records if isinstance(record, StepRecord)]
     evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), dpi=DOTS_PER_INCH, layout="constrained")
@@ -79,7 +79,7 @@ def _draw_norms(axes: Axes, steps: Sequence[StepRecord]) -> None:
 
 
 def smoothed(values: Floats) -> Floats:
-    """A running mean over a fiftieth of the run, as long as `values`; shorter windows near both ends."""
+    """Return a running mean over a fiftieth of the run, as long as `values`; shorter windows near both ends."""
     window = max(1, len(values) // 50)
     if window == 1:
         return values
@@ -90,7 +90,7 @@ def smoothed(values: Floats) -> Floats:
 
 
 def _loss_limits(losses: Floats, evaluations: Sequence[EvaluationRecord]) -> tuple[float, float]:
-    """Limits that leave the steep beginning out of the picture's scale."""
+    """Return limits that leave the steep beginning out of the picture's scale."""
     measured = [record.validation for record in evaluations]
     lowest = min([*measured, *smoothed(losses)]) if len(losses) else min(measured)
     highest = max([*measured, float(np.quantile(losses, 0.97))]) if len(losses) else max(measured)

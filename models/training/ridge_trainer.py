@@ -57,7 +57,7 @@ NOTE_SECONDS = 10.0
 
 
 class RidgeTrainer:
-    """One run's moving parts; the same methods as `Trainer`."""
+    """State of one run; the same methods as `Trainer`."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class RidgeTrainer:
         self._ran_since = self._ran_before = self._noted = 0.0
 
     def resume(self) -> None:
-        """Go on from `last/`. Raises CheckpointError."""
+        """Continue from `last/`. Raises CheckpointError."""
         folder = current_folder(self._run.last)
         read_description(folder)
         described = _read_progress(folder, self._fingerprint)
@@ -106,7 +106,7 @@ class RidgeTrainer:
                 self._sums = RidgeSums(**tensors)
 
     def run(self) -> Ending:
-        """Add up, solve, calibrate. Raises RidgeError or NotFinite; a run resumed when finished ends at once."""
+        """Add up, solve, calibrate. Raises RidgeError or NotFinite; a finished run ends at once."""
         self._ran_before, self._ran_since = self.progress.seconds, self._clock()
         if self.progress.is_finished:
             return Ending.FINISHED
@@ -157,7 +157,7 @@ class RidgeTrainer:
             self._display.note(f"step {step}/{self.total_steps}  {int(self._sums.count):,} states added up")
 
     def _set_readout(self) -> None:
-        """Solve, calibrate on the text kept out, and make the model's readout of both."""
+        """Solve, calibrate on the held-back text, and set the model's readout."""
         weight, bias = self._sums.solve(self._ridge)
         pieces = [
             (torch.addmm(bias.float(), states, weight.t().float()), targets)
@@ -210,7 +210,9 @@ class RidgeTrainer:
 
 
 def split_ids(ids: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
-    """The training row for the sums, and its last part for the calibration; they share the token at the cut."""
+    """Split the training row into one part for the sums and a last one for the calibration; both have the token at the
+    cut.
+    """
     share = int(CALIBRATION_SHARE * len(ids))
     num_held_out = min(max(share, min(2000, len(ids) // 4)), max(2000, MAX_SCORES // vocabulary_size))
     cut = len(ids) - 1 - max(1, num_held_out)

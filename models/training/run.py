@@ -33,7 +33,7 @@ from meari.models.training.workers import SINGLE_PROCESS, Workers
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended; `figures` are there unless it was interrupted, and in the first process alone."""
+    """Result of a run; `figures` is None if the run was interrupted, and in every process but the first."""
 
     ending: Ending
     step: int
@@ -83,7 +83,7 @@ def _train(
 
 
 def check_trainable(config: Config, corpus: PreparedCorpus, device: torch.device, num_processes: int = 1) -> None:
-    """Raises TrainingError where the training of this very corpus cannot fit into memory."""
+    """Raise TrainingError if the training of this very corpus cannot fit into memory."""
     check_memory(
         config,
         device,
@@ -94,7 +94,7 @@ def check_trainable(config: Config, corpus: PreparedCorpus, device: torch.device
 
 
 def describe_corpus(corpus: PreparedCorpus) -> str:
-    """What there is to learn from and to measure on, in one line; what the blocklist left out is counted."""
+    """Describe the training and held-out text in one line, with the number of blocked documents."""
     train, vocabulary = corpus.train, corpus.tokenizer.vocabulary_size
     blocked = f", {train.num_blocked:,} left out by the blocklist" if train.num_blocked else ""
     bad = f"; {corpus.num_bad_lines:,} lines that are not UTF-8 read as blank" if corpus.num_bad_lines else ""
@@ -105,7 +105,7 @@ def describe_corpus(corpus: PreparedCorpus) -> str:
 
 
 def trainer_of(config: Config) -> type[RidgeTrainer] | type[Trainer]:
-    """The readout of a reservoir may be solved for; everything else is trained step by step."""
+    """Return the trainer's class: ridge regression for a reservoir that asks for it, else step by step."""
     is_ridge = isinstance(config.model, ReservoirConfig) and config.model.readout is Readout.RIDGE
     return RidgeTrainer if is_ridge else Trainer
 

@@ -22,7 +22,7 @@ from meari.models.files import LOCK, current_folder, locked, write_file
 
 
 class Start(StrEnum):
-    """What to do with a run folder that exists."""
+    """Treatment of an existing run folder."""
 
     FRESH = "fresh"
     RESUME = "resume"
@@ -31,7 +31,7 @@ class Start(StrEnum):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths inside a run folder."""
+    """Paths inside a run folder."""
 
     path: Path
 
@@ -68,20 +68,22 @@ class RunFolder:
         return self.path / "report.png"
 
     def has_snapshot(self) -> bool:
-        """Whether there is something to resume from."""
+        """Return whether there is a snapshot to resume from."""
         return current_folder(self.last).is_dir()
 
 
 @contextlib.contextmanager
 def claimed_run(path: Path, config: Config, start: Start) -> Iterator[RunFolder]:
-    """As `open_run`, the folder locked within the block; a foreign one is left alone. Raises FolderInUse too."""
+    """Call `open_run` with the folder locked within the block; a foreign folder is left alone. Raises FolderInUse
+    too.
+    """
     _check_kind(RunFolder(path), start)
     with locked(path):
         yield open_run(path, config, start)
 
 
 def open_run(path: Path, config: Config, start: Start) -> RunFolder:
-    """Make or take over a run folder and note the config in it.
+    """Make or take over a run folder and write the config into it.
 
     Raises CheckpointError: the folder exists and neither --resume nor --overwrite was asked for; it is not a run;
     it was made by another config (every setting that differs is named).
@@ -103,7 +105,7 @@ def open_run(path: Path, config: Config, start: Start) -> RunFolder:
 
 
 def _check_kind(run: RunFolder, start: Start) -> None:
-    """Raises CheckpointError: what is there is no run, or there is none to resume."""
+    """Raise CheckpointError if the folder is not a run, or there is none to resume."""
     if _is_used(run) and not run.config.exists():
         raise CheckpointError(f"{run.path}: exists and is not a run; choose another folder with --run")
     if start is Start.RESUME and not run.config.exists():
@@ -115,7 +117,9 @@ def _is_used(run: RunFolder) -> bool:
 
 
 def _never_began(run: RunFolder) -> bool:
-    """Whether a config of ours and the prepared corpus are all there is: no step was taken, so nothing is lost."""
+    """Return whether a config of ours and the prepared corpus are all there is: no step was taken, so nothing is
+    lost.
+    """
     prepared = {run.config, run.tokenizer, run.tokens, run.tokens.with_name("tokens.old"), run.path / LOCK}
     if any(path.with_name(path.name.removesuffix(".new")) not in prepared for path in run.path.iterdir()):
         return False
@@ -153,7 +157,7 @@ def _shown(value: object) -> str:
 
 
 def _empty(run: RunFolder) -> None:
-    """Remove what an earlier run left. The token files stay: they are made anew only where the corpus changed."""
+    """Remove the files of an earlier run. Token files stay: they are made again only if the corpus changed."""
     for folder in (run.best, run.last):
         for suffix in ("", ".new", ".old"):
             shutil.rmtree(folder.with_name(folder.name + suffix), ignore_errors=True)

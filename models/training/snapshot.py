@@ -38,7 +38,7 @@ PROGRESS = "progress.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     step                    finished steps
     best_validation         lowest nats per token so far, None before the first evaluation
@@ -60,7 +60,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What `load_snapshot` gives back beside the weights and moments that it fills in."""
+    """Values that `load_snapshot` returns besides the weights and moments that it fills in."""
 
     progress: Progress
     streams: dict[str, Any]

@@ -47,7 +47,7 @@ class Chunk:
     fresh: Bools
 
     def of(self, rows: slice) -> "Chunk":
-        """The chunk of some of the streams."""
+        """Return the chunk of some of the streams."""
         return Chunk(self.inputs[rows], self.targets[rows], self.fresh[rows])
 
 
@@ -85,7 +85,7 @@ class Streams:
         self._is_new = True
 
     def next_chunk(self) -> Chunk:
-        """Move every stream on by one chunk."""
+        """Advance every stream by one chunk."""
         fresh = self._restarts()
         length = self._next_length()
         rows = np.stack([self._ids[cursor : cursor + length + 1] for cursor in self._cursors]).astype(np.int64)
@@ -94,7 +94,7 @@ class Streams:
         return Chunk(rows[:, :-1], rows[:, 1:], fresh)
 
     def state(self) -> dict[str, Any]:
-        """All that the next chunks depend on, as JSON takes it."""
+        """Return everything that the next chunks depend on, as JSON values."""
         return {
             "cursors": self._cursors.tolist(),
             "is_new": self._is_new,
@@ -102,7 +102,7 @@ class Streams:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where the streams with this `state()` were."""
+        """Continue where the streams with this `state()` were."""
         self._cursors = np.array(state["cursors"], dtype=np.int64)
         self._is_new = bool(state["is_new"])
         self._generator.bit_generator.state = state["generator"]
@@ -128,7 +128,7 @@ class Streams:
         return fresh | at_end
 
     def _next_start(self, place: int) -> int:
-        """The first cursor from `place` on at which a text may start.
+        """Return the first cursor from `place` on at which a text may start.
 
         Where none is near, a file is entered at `place` itself, and documents from the very first one.
         """
@@ -144,7 +144,7 @@ PIECE_TOKENS = 1 << 22
 
 
 def open_streams(config: Config, corpus: PreparedCorpus, generator: np.random.Generator) -> Streams:
-    """Streams over the training part, at its beginning."""
+    """Open streams over the training part, at its beginning."""
     ids = corpus.train.ids
     return Streams(
         ids,
@@ -169,7 +169,7 @@ def starting_tokens(tokenizer: Tokenizer, unit: Document) -> Bools:
 
 
 def token_counts(ids: NDArray[Any], vocabulary_size: int) -> NDArray[np.int64]:
-    """How often each token of the vocabulary stands in a row of ids, which may lie on disk."""
+    """Count each token of the vocabulary in a row of ids, which may lie on disk."""
     counts = np.zeros(vocabulary_size, dtype=np.int64)
     for begin in range(0, len(ids), PIECE_TOKENS):
         counts += np.bincount(ids[begin : begin + PIECE_TOKENS], minlength=vocabulary_size)
@@ -177,7 +177,7 @@ def token_counts(ids: NDArray[Any], vocabulary_size: int) -> NDArray[np.int64]:
 
 
 def fingerprint(corpus: PreparedCorpus) -> str:
-    """The same for the same training tokens and vocabulary, and for no others. Reads the corpus once."""
+    """Return a value that is equal for the same training tokens and vocabulary only. Reads the corpus once."""
     digest = hashlib.sha256(str(corpus.tokenizer.vocabulary_size).encode())
     for part in (corpus.train, corpus.validation):
         digest.update(_part_digest(part))
@@ -192,7 +192,7 @@ def _part_digest(part: TokenFile) -> bytes:
 
 
 def num_steps(config: TrainingConfig, num_targets: int) -> int:
-    """Steps of a whole run: as configured, or enough to take `epochs` times `num_targets` tokens."""
+    """Return the steps of a whole run: as configured, or enough to take `epochs` times `num_targets` tokens."""
     if config.steps is not None:
         return config.steps
     assert config.epochs is not None, "a config has steps or epochs"
@@ -200,10 +200,10 @@ def num_steps(config: TrainingConfig, num_targets: int) -> int:
 
 
 def chunk_length(config: TrainingConfig, num_targets: int) -> int:
-    """Tokens that a stream takes in one step: as configured, and never more than the corpus has."""
+    """Return the tokens that a stream takes in one step: as configured, but never more than the corpus has."""
     return min(config.chunk_length, num_targets)
 
 
 def tokens_per_step(config: TrainingConfig, num_targets: int) -> int:
-    """Tokens that all streams take together in one step."""
+    """Return the tokens that all streams together take in one step."""
     return config.batch_size * chunk_length(config, num_targets)

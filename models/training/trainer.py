@@ -54,7 +54,7 @@ from meari.models.training.workers import SINGLE_PROCESS, Workers
 
 
 class Ending(StrEnum):
-    """Why the loop ended."""
+    """Reason for the end of the loop."""
 
     FINISHED = "finished"
     EARLY_STOPPED = "stopped early: validation no longer improves"
@@ -66,7 +66,7 @@ ENDINGS: tuple[Ending | None, ...] = (None, *Ending)  # numbered, for the proces
 
 
 class Trainer:
-    """One run's moving parts. `resume` takes them from `last/`; `run` goes on until there is a reason to end."""
+    """State of one run. `resume` restores it from `last/`; `run` trains until there is a reason to end."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Trainer:
         self._ran_before = 0.0
 
     def resume(self) -> None:
-        """Go on from `last/`. Raises CheckpointError."""
+        """Continue from `last/`. Raises CheckpointError."""
         snapshot = load_snapshot(self._run, self.model, self._optimizer, self._fingerprint)
         self.progress = snapshot.progress
         if not self.progress.tokens:  # a snapshot from before they were counted
@@ -120,7 +120,7 @@ class Trainer:
         self._history.cut(self.progress.step)
 
     def run(self) -> Ending:
-        """Train until done. Raises NotFinite; `best/` and `last/` then hold what they held before."""
+        """Train until done. Raises NotFinite, and leaves `best/` and `last/` as they were."""
         self._ran_before = self.progress.seconds
         self._ran_since = self._clock()
         self._display.start(self.progress.step, self.total_steps)
@@ -135,7 +135,9 @@ class Trainer:
         return ending
 
     def _ending(self) -> Ending | None:
-        """Whether to end: all processes do at the same step, also where the signal or the clock told only one."""
+        """Return the reason to end, the same in all processes even if only one got the signal or reached the time
+        limit.
+        """
         return ENDINGS[self._workers.largest(ENDINGS.index(self._own_ending()))]
 
     def _own_ending(self) -> Ending | None:
@@ -179,7 +181,7 @@ class Trainer:
         self._show(record, num_tokens / max(self._clock() - began, 1e-9))
 
     def _loss(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of a chunk in nats, and what is added to it before the gradient is taken.
+        """Return the mean cross-entropy of a chunk in nats, and the penalty that is added for the gradient.
 
         Carries the state on, cut off from this chunk's graph.
         """
@@ -199,7 +201,7 @@ class Trainer:
         return step % self._training.evaluate_every == 0 or step == self.total_steps
 
     def _evaluate(self) -> None:
-        """Measure on held-out text, keep the weights if they are the best so far, and save where the run is."""
+        """Measure on held-out text, keep the weights if they are the best so far, and save a snapshot."""
         with self._average.applied():
             is_best = self._measure()
         if not is_best:
@@ -207,7 +209,7 @@ class Trainer:
         self._save_last()
 
     def _measure(self) -> bool:
-        """Measure the weights as they stand in the model, keep them if they are the best so far, and say so."""
+        """Measure the model's present weights, keep them if they are the best so far, and return whether they are."""
         nats = self._workers.from_first(lambda: quick_nats_per_token(self.model, self._corpus.validation))
         before = self.progress
         is_best = before.best_validation is None or nats < before.best_validation

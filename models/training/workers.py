@@ -31,7 +31,7 @@ MAX_WAIT = dt.timedelta(days=1)  # the others wait while the first one reads the
 
 
 class Workers:
-    """All processes of a run, seen from one of them. This one is alone: whatever it has is all there is.
+    """All processes of a run, seen from one of them. This class is for a single process.
 
     rank, size   which of how many, from 0
     """
@@ -44,7 +44,7 @@ class Workers:
         return self.rank == 0
 
     def rows(self, batch_size: int) -> slice:
-        """The rows of a batch that are this process's own. Raises TrainingError where shares would not be equal."""
+        """Return the rows of a batch that belong to this process. Raises TrainingError if shares would not be equal."""
         if batch_size % self.size:
             raise TrainingError(
                 f"training.batch_size: got {batch_size}, expected a multiple of the number of processes ({self.size})"
@@ -60,23 +60,23 @@ class Workers:
         """Replace each tensor's numbers by their sum over all processes."""
 
     def gathered(self, rows: Tensor) -> Tensor:
-        """[B, …] of every process, one behind the other: [size * B, …]."""
+        """Return [B, …] of every process, concatenated: [size * B, …]."""
         return rows
 
     def largest(self, number: int) -> int:
-        """The largest of the numbers of all processes: how they agree on something."""
+        """Return the largest of the numbers of all processes: their way of agreeing on something."""
         return number
 
     def first(self, action: Callable[[], object]) -> None:
-        """Do something in the first process while the others wait. Raises ProcessFailed in those if it fails."""
+        """Do something in the first process while the others wait. Raises ProcessFailed in the others if it fails."""
         action()
 
     def from_first(self, measure: Callable[[], float]) -> float:
-        """What the first process measures. Raises ProcessFailed in the others if it fails."""
+        """Return a measurement of the first process. Raises ProcessFailed in the others if it fails."""
         return measure()
 
     def in_turn(self, action: Callable[[], T]) -> T:
-        """Do something in one process after the other. Raises ProcessFailed in all behind one in which it fails."""
+        """Do something in one process after the other. Raises ProcessFailed in all later ones if it fails."""
         return action()
 
 
@@ -84,7 +84,7 @@ SINGLE_PROCESS = Workers()
 
 
 class TorchrunWorkers(Workers):
-    """The processes that `torchrun` started; each calls the same methods in the same order."""
+    """Processes that `torchrun` started; each calls the same methods in the same order."""
 
     def __init__(self, device: torch.device) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -144,7 +144,7 @@ class TorchrunWorkers(Workers):
         return results[0]
 
     def _watched(self, action: Callable[[], T]) -> T:
-        """Do something that the others wait for, and tell them if it fails."""
+        """Do something that the others wait for, and notify them if it fails."""
         try:
             result = action()
         except BaseException:
@@ -160,7 +160,7 @@ class TorchrunWorkers(Workers):
 
 @contextlib.contextmanager
 def joined_workers(device: torch.device, batch_size: int) -> Iterator[Workers]:
-    """The processes of this run within the block; none leaves it in good order before all others are done.
+    """Join the processes of this run within the block; none leaves it normally before all others are done.
 
     Raises TrainingError: batch_size has no equal shares, or there are more processes on a machine than GPUs.
     """
@@ -179,7 +179,7 @@ def joined_workers(device: torch.device, batch_size: int) -> Iterator[Workers]:
 
 
 def _take_gpu(device: torch.device) -> None:
-    """Make the GPU that belongs to this process the one that `cuda` means."""
+    """Make this process's own GPU the one that `cuda` means."""
     if device.type != "cuda":
         return
     index, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

@@ -31,7 +31,7 @@ from meari.models.choices import Pattern
 
 
 class SparseMatrix(nn.Module):
-    """W, float32 [N, N] with few weights that are not zero.
+    """Fixed matrix W, float32 [N, N], with few nonzero weights.
 
     blocks      pattern "block": float32 [R, S, K, K], used as x @ block
     in_index    pattern "random": int64 [N, k], the units that each unit's edges come from
@@ -61,7 +61,7 @@ class SparseMatrix(nn.Module):
         return EdgeWeights(self.in_index.cpu().numpy(), self.in_weight.cpu().numpy())
 
     def rows(self, s: Tensor) -> Tensor:
-        """W s of each row: floating [B, N] → [B, N]."""
+        """Return W s of each row: floating [B, N] → [B, N]."""
         if self.pattern is Pattern.RANDOM:
             return (s[:, self.in_index] * self.in_weight).sum(-1)  # [B, N, k] → [B, N]
         reservoirs, blocks, size, _ = self.blocks.shape
@@ -69,11 +69,11 @@ class SparseMatrix(nn.Module):
         return (dealt @ self.blocks).permute(2, 0, 1, 3).reshape(-1, self.units)
 
     def scaled(self, factor: float) -> tuple[Tensor, ...]:
-        """The weights times a factor, as `add_columns` takes them: one weight an edge, or blocks as [R, S, out, in]."""
+        """Return the weights times a factor, for `add_columns`: one weight an edge, or blocks as [R, S, out, in]."""
         return (factor * (self.blocks.transpose(2, 3) if self.pattern is Pattern.BLOCK else self.in_weight),)
 
     def add_columns(self, r: Tensor, s: Tensor, weights: Tensor) -> Tensor:
-        """r + W s with `weights` of `scaled`: floating [N, X], both. The storage of r may be used again."""
+        """Return r + W s with `weights` from `scaled`: floating [N, X], both. The storage of r may be reused."""
         if self.pattern is Pattern.RANDOM:
             return r.add_(functional.embedding_bag(self.in_index, s, mode="sum", per_sample_weights=weights))
         reservoirs, blocks, size, _ = weights.shape
@@ -89,7 +89,9 @@ DOUBLED = 2.0
 
 
 class ReservoirLayer(nn.Module):
-    """weights, below   of either pattern, N units each
+    """Layer of leaky units.
+
+    weights, below   of either pattern, N units each
     leak, bias          float32 [N], leak in (0, 1]
     """
 
@@ -104,12 +106,12 @@ class ReservoirLayer(nn.Module):
         self.register_buffer("bias", bias)
 
     def step(self, u: Tensor, s: Tensor) -> Tensor:
-        """One step of each row: floating [B, N], all."""
+        """Run one step of each row: floating [B, N], all."""
         r = torch.tanh(self.matrix.rows(s) + u + self.bias)
         return (1 - self.leak) * s + self.leak * r
 
     def sequence(self, drive: Drive, length: int, s: Tensor) -> Tensor:
-        """All steps of a sequence: floating [T, N, B].
+        """Run all steps of a sequence: floating [T, N, B].
 
         drive   of each step, doubled and with the bias
         s       [N, B], contiguous
@@ -125,7 +127,7 @@ class ReservoirLayer(nn.Module):
         return states
 
     def drive_from(self, states: Tensor) -> Drive:
-        """The drive of every step by the layer below, whose states are floating [T, N, B]."""
+        """Return the drive of every step by the layer below, whose states are floating [T, N, B]."""
         assert self.below is not None, "the first layer is driven by tokens"
         length, units, batch = states.shape
         side = states.transpose(0, 1).reshape(units, length * batch)  # [N, T * B]
@@ -136,7 +138,9 @@ class ReservoirLayer(nn.Module):
 
 
 class Expansion(nn.Module):
-    """sources   int64 [S, K], the states that each group of features sees
+    """Frozen nonlinear expansion of states.
+
+    sources   int64 [S, K], the states that each group of features sees
     weights      float32 [S, K, O], S * O = F
     bias         float32 [S, 1, O]
     """
@@ -153,7 +157,7 @@ class Expansion(nn.Module):
         self.features = bias.numel()
 
     def forward(self, m: Tensor) -> Tensor:
-        """The states with their features behind them: floating [n, H] → [n, H + F].
+        """Return the states followed by their features: floating [n, H] → [n, H + F].
 
         Features come first in memory, [H + F, n]: sources are fetched as whole rows, and nothing has to be turned.
         """

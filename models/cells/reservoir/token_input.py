@@ -14,7 +14,7 @@ Drive = Callable[[int], Tensor]  # time → floating [N, B], in storage that may
 
 
 class TokenRows(nn.Module):
-    """W_in[x_t]: `rows`, float32 [V, N]. Nothing has to be remembered."""
+    """Drive W_in[x_t]: `rows`, float32 [V, N]. It has no state."""
 
     rows: Tensor
     remembered = 0
@@ -25,19 +25,19 @@ class TokenRows(nn.Module):
         self.vocabulary_size, self.units = rows.shape
 
     def step(self, tokens: Tensor, recent: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Drive of one step: floating [B, N]."""
+        """Return the drive of one step: floating [B, N]."""
         return self.rows[tokens], recent
 
     def sequence(
         self, tokens: Tensor, recent: Tensor | None, bias: Tensor, factor: float
     ) -> tuple[Drive, Tensor | None]:
-        """Drive of every step, with the bias of the units [N] added and all of it multiplied by `factor`."""
+        """Return the drive of every step, with the units' bias [N] added and all of it multiplied by `factor`."""
         table = (factor * (self.rows + bias)).t().contiguous()  # [N, V]
         return lambda time: table.index_select(1, tokens[:, time]), recent
 
 
 class RecentTokens(nn.Module):
-    """W_in [e_t, e_{t-1}, … e_{t-k+1}] with e_t = embedding[x_t].
+    """Drive W_in [e_t, e_{t-1}, … e_{t-k+1}] with e_t = embedding[x_t].
 
     embedding   float32 [V, E]
     weights     float32 [k * E, N]
@@ -56,14 +56,14 @@ class RecentTokens(nn.Module):
         self.remembered = weights.shape[0] - self.embedding_size
 
     def step(self, tokens: Tensor, recent: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Drive of one step: floating [B, N]."""
+        """Return the drive of one step: floating [B, N]."""
         seen = self._seen(tokens, recent)
         return seen @ self.weights, self._kept(seen)
 
     def sequence(
         self, tokens: Tensor, recent: Tensor | None, bias: Tensor, factor: float
     ) -> tuple[Drive, Tensor | None]:
-        """Drive of every step, with the bias of the units [N] added and all of it multiplied by `factor`."""
+        """Return the drive of every step, with the units' bias [N] added and all of it multiplied by `factor`."""
         seen = []
         for time in range(tokens.shape[1]):
             seen.append(self._seen(tokens[:, time], recent))
@@ -73,7 +73,7 @@ class RecentTokens(nn.Module):
         return drives.__getitem__, recent
 
     def _seen(self, tokens: Tensor, recent: Tensor | None) -> Tensor:
-        """Floating [B, k * E], the newest token first."""
+        """Return the embeddings of the last tokens, floating [B, k * E], the newest first."""
         newest = self.embedding[tokens]
         return newest if recent is None else torch.cat((newest, recent), 1)
 

@@ -43,7 +43,7 @@ _MEASURING_SEED = 0x5EED  # of ARPACK's first vector: measuring draws nothing fr
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """Pattern "block": blocks float32 [R * S, K, K] of R reservoirs with S blocks each.
+    """Weights of pattern "block": blocks float32 [R * S, K, K] of R reservoirs with S blocks each.
 
     blocks[s, j, k] of the first reservoir leads from unit j * S + s to unit s * K + k.
     """
@@ -56,7 +56,7 @@ class BlockWeights:
         return int(self.blocks.shape[0] * self.blocks.shape[1])
 
     def sparse(self) -> csr_array:
-        """W as float64 [N, N]: row i holds the weights of the edges into unit i."""
+        """Return W as float64 [N, N]: row i holds the weights of the edges into unit i."""
         num_blocks, size, _ = self.blocks.shape
         own = num_blocks // self.num_reservoirs
         block, source, target = np.indices(self.blocks.shape)
@@ -70,7 +70,9 @@ class BlockWeights:
 
 @dataclass(frozen=True)
 class EdgeWeights:
-    """Pattern "random": in_index int64 [N, k], the sources of each unit's edges; in_weight float32 [N, k]."""
+    """Weights of pattern "random": in_index int64 [N, k], the sources of each unit's edges; in_weight float32 [N,
+    k].
+    """
 
     in_index: Int64s
     in_weight: Float32s
@@ -80,7 +82,7 @@ class EdgeWeights:
         return int(self.in_index.shape[0])
 
     def sparse(self) -> csr_array:
-        """W as float64 [N, N]: row i holds the weights of the edges into unit i."""
+        """Return W as float64 [N, N]: row i holds the weights of the edges into unit i."""
         num_edges = self.in_index.shape[1]
         rows = np.repeat(np.arange(self.units), num_edges)
         values = self.in_weight.astype(np.float64).ravel()
@@ -115,7 +117,7 @@ def draw_edges(units: int, in_edges: int, generator: np.random.Generator) -> Edg
 
 
 def side_by_side(parts: Sequence[RecurrentWeights]) -> RecurrentWeights:
-    """One matrix of several reservoirs of one pattern and size, without edges between them."""
+    """Join several reservoirs of one pattern and size into one matrix, without edges between them."""
     blocks = [part.blocks for part in parts if isinstance(part, BlockWeights)]
     if blocks:
         return BlockWeights(np.concatenate(blocks), len(parts))
@@ -157,7 +159,7 @@ def _dense_radius(matrix: csr_array) -> float:
 
 
 def _arpack_radius(matrix: csr_array, width: int) -> float | None:
-    """By Arnoldi iterations in a space of `width` vectors; None where they do not converge."""
+    """Measure the radius by Arnoldi iterations in a space of `width` vectors; None if they do not converge."""
     units: int = matrix.shape[0]
     start = np.random.default_rng(_MEASURING_SEED).standard_normal(units)
     operator: Any = LinearOperator((units, units), matvec=lambda vector: matrix @ vector, dtype=np.float64)
