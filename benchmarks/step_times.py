@@ -21,7 +21,7 @@ SECONDS = 0.5  # of measuring for each figure
 
 
 def step_seconds(run: Callable[[], object], seconds: float) -> float:
-    """The shortest time that `run` took within `seconds` of running it again and again."""
+    """Return the shortest time of `run` within `seconds` of repetitions."""
     best, end = float("inf"), time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:
         run()
@@ -30,7 +30,7 @@ def step_seconds(run: Callable[[], object], seconds: float) -> float:
 
 
 def step_table(folder: Path, seconds: float = SECONDS) -> str:
-    """Rows: the cell and the output layer. Columns: batch sizes."""
+    """Return a table with rows for the cell and the output layer, and columns for batch sizes."""
     graphs = Graphs(Precision.FP32, (folder / "cell.onnx").read_bytes(), (folder / "output.onnx").read_bytes())
     model = GraphModel(graphs)
     lines = ["µs a step".ljust(12) + "".join(f"{f'batch {batch}':>12}" for batch in BATCH_SIZES)]

@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: plain ONNX graphs written by hand from the weights, and every other file of a server.
+"""Export: checkpoint → bundle. Plain ONNX graphs written by hand from the weights, and every other file of a server.
 
 Input: a run folder of `models/`. Output: a bundle folder that was checked against torch before it became visible.
 Must not know: training, HTTP.

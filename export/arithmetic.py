@@ -79,7 +79,7 @@ def quantise_columns(weight: Floats) -> QuantisedColumns:
 
 
 def quantise_rows(x: Floats) -> QuantisedRows:
-    """What the graph does to activations, done ahead: for the rows of an embedding.
+    """Quantise the rows of an embedding in advance, as the graph does with activations.
 
     x   float32 [rows, columns]
     """
@@ -90,7 +90,7 @@ def quantise_rows(x: Floats) -> QuantisedRows:
 
 @dataclass(frozen=True)
 class Operand:
-    """The left side of a product, made ready once for as many products as use it.
+    """Left side of a product, prepared once for all products that use it.
 
     values  [batch, inputs], float32 or uint8
     scales  float32 [batch, 1], or None where values are float32
@@ -101,19 +101,19 @@ class Operand:
 
 
 class Arithmetic(Protocol):
-    """Rows are independent of one another, bit for bit, in every operation."""
+    """Operations of one precision. In each of them rows are independent of one another, bit for bit."""
 
     def operand(self, x: ir.Value) -> Operand:
-        """Make float32 [batch, inputs] ready to be multiplied."""
+        """Prepare float32 [batch, inputs] for products."""
 
     def embedded(self, name: str, token: ir.Value, embedding: Floats) -> Operand:
-        """The rows of a float32 [V, E] table for int64 [batch] tokens, ready to be multiplied."""
+        """Look up rows of a float32 [V, E] table for int64 [batch] tokens, prepared for products."""
 
     def rows(self, name: str, token: ir.Value, embedding: Floats) -> ir.Value:
-        """The same rows as float32 [batch, E]."""
+        """Look up the same rows as float32 [batch, E]."""
 
     def product(self, name: str, x: Operand, weight: Floats, addend: ir.Value | Floats | None = None) -> ir.Value:
-        """x @ weight + addend, float32 [batch, outputs].
+        """Return x @ weight + addend, float32 [batch, outputs].
 
         name     of the constants that are stored; new in the graph
         weight   float32 [inputs, outputs]
@@ -195,5 +195,5 @@ __all__ = ["Arithmetic", "Operand", "arithmetic_of"]
 
 
 def arithmetic_of(precision: Precision, graph: GraphBuilder) -> Arithmetic:
-    """The arithmetic of this precision, writing into this graph."""
+    """Return the arithmetic of this precision, writing into this graph."""
     return Int8Arithmetic(graph) if precision is Precision.INT8 else Fp32Arithmetic(graph)

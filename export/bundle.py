@@ -1,4 +1,4 @@
-"""From a run to a bundle: read, build, check, describe, and only then write.
+"""Export of a run as a bundle: read, build, check, describe, and only then write.
 
 Input: a run folder and the folder of the bundle. Output: the whole bundle, or an error and nothing changed.
 Must not know: HTTP.
@@ -36,7 +36,7 @@ NO_TOKENS = np.zeros(0, dtype=np.int64)
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model and what its training left beside it.
+    """A trained model, its held-out text and its report.
 
     parts      what of the corpus is kept out of training, by name: `validation`, and `test` where there is one
     has_ends   whether the training text taught where a text ends
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def held_out(self) -> Tokens:
-        """The beginning of the validation text, int64 [num_tokens]; empty where the folder has none."""
+        """Beginning of the validation text, int64 [num_tokens]; empty if the folder has none."""
         validation = self.parts.get("validation")
         return NO_TOKENS if validation is None else validation.ids[:MAX_HELD_OUT].astype(np.int64)
 
@@ -73,7 +73,7 @@ def read_run(folder: Path) -> Run:
 
 @dataclass(frozen=True)
 class ExportedBundle:
-    """A bundle that was written."""
+    """A bundle on disk."""
 
     folder: Path
     description: Description
@@ -116,7 +116,7 @@ def export_bundle(
 
 
 def check_target(folder: Path, *, overwrite: bool) -> None:
-    """Raises ExportError for a name that no server takes, BundleExists where something is in the way."""
+    """Raise ExportError for a name that no server takes, BundleExists if the folder cannot be replaced."""
     if not re.fullmatch(NAME_PATTERN, folder.name) or folder.name.endswith(IN_PASSING):
         ends = f"none of {', '.join(IN_PASSING)} at its end"
         raise ExportError(f"got the bundle name {folder.name!r}, expected letters, digits, '.', '_', '-', {ends}")
@@ -129,12 +129,12 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
 
 
 def build_graphs(weights: ModelWeights, precision: Precision) -> Graphs:
-    """Both graphs of a bundle, not yet checked."""
+    """Build both graphs of a bundle, without checks."""
     return Graphs(precision, cell_graph(weights.cell, precision), output_graph(weights.output, precision))
 
 
 def _usable(run: Run, precision: Precision, tell: Callable[[str], None]) -> _CheckedGraphs:
-    """As `_build`. Raises UnusableRun for a run that fails a check because its training diverged."""
+    """Call `_build`. Raises UnusableRun for a run that fails a check because its training diverged."""
     model, figures = run.checkpoint.model, run.checkpoint.figures.get("validation", {})
     problem = worse_than_guessing(figures.get("nats_per_token", 0.0), model.vocabulary_size)
     if problem is not None:
@@ -148,7 +148,7 @@ def _usable(run: Run, precision: Precision, tell: Callable[[str], None]) -> _Che
 
 
 def _build(run: Run, precision: Precision, tell: Callable[[str], None]) -> _CheckedGraphs:
-    """Build the graphs and make sure that they are right. The float32 ones are the reference of the int8 ones."""
+    """Build the graphs and check them. The float32 graphs are the reference for the int8 ones."""
     weights = read_weights(run.checkpoint.model)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by its name
         reference = build_graphs(weights, Precision.FP32)

@@ -41,7 +41,7 @@ FIGURES = (
 
 
 def model_card(description: Description) -> str:
-    """The card's sections, one after another."""
+    """Write the card's sections, one after another."""
     sections = (
         _head(description),
         _corpus(description),
@@ -153,7 +153,7 @@ def _held_out(description: Description) -> str:
 
 
 def _measured(description: Description) -> str:
-    """Say how the figures were measured, and on what."""
+    """Describe how and on what the figures were measured."""
     unit = description.checkpoint.config.corpus.document
     rows = "as one stream" if unit is Document.FILE else f"each {unit} on its own"
     ends = "its end counted" if description.has_ends else "its end not counted"
@@ -250,7 +250,7 @@ SEED = 1
 
 
 def draw_samples(graphs: Graphs, tokenizer: Tokenizer) -> list[str]:
-    """Texts from the boundary token to their end or 200 tokens, the same ones each time."""
+    """Sample texts from the boundary token to their end or 200 tokens, always the same ones."""
     opened = GraphModel(graphs)
     return [
         tokenizer.decode(_draw(opened, tokenizer, np.random.default_rng([SEED, row]))) for row in range(NUM_SAMPLES)

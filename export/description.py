@@ -23,7 +23,7 @@ from meari.models.training.process import processor
 
 @dataclass(frozen=True)
 class GraphSummary:
-    """One .onnx file; `operators` counts its nodes by their type, the most frequent first."""
+    """Summary of one .onnx file; `operators` counts its nodes by their type, the most frequent first."""
 
     file: str
     num_bytes: int
@@ -35,7 +35,7 @@ class GraphSummary:
 
 
 def summarise(graphs: Graphs) -> dict[str, GraphSummary]:
-    """Summaries by the graph's name: cell and output."""
+    """Return the summaries by the graph's name: cell and output."""
     return {name: _summary(f"{name}.onnx", graph) for name, graph in (("cell", graphs.cell), ("output", graphs.output))}
 
 
@@ -46,7 +46,7 @@ def _summary(file: str, graph: bytes) -> GraphSummary:
 
 
 def summary_table(summaries: Sequence[GraphSummary]) -> str:
-    """A line a graph: file, size, number of nodes, operators."""
+    """Format a line a graph: file, size, number of nodes, operators."""
     lines = [f"{'graph':<12} {'bytes':>12} {'nodes':>6}  operators"]
     for summary in summaries:
         operators = ", ".join(f"{name} {count}" for name, count in summary.operators.items())
@@ -56,7 +56,7 @@ def summary_table(summaries: Sequence[GraphSummary]) -> str:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a model; embedding is None where the family has none. Parameters count fixed weights too."""
+    """Sizes of a model; embedding is None if the family has none. Parameters include fixed weights."""
 
     vocabulary: int
     embedding: int | None
@@ -88,12 +88,12 @@ class Description:
 
     @property
     def machine(self) -> dict[str, str]:
-        """CPU and onnxruntime that the figures were measured on, golden ones too: elsewhere int8 differs."""
+        """CPU and onnxruntime that the figures, golden ones included, were measured on: elsewhere int8 differs."""
         return {"cpu": processor(), "onnxruntime": ort.__version__}
 
     @property
     def reported_part(self) -> str | None:
-        """The part whose figures speak for the bundle: text that chose nothing, where there is some."""
+        """Part whose figures are reported for the bundle: the test part, which chose nothing, if there is one."""
         return next((part for part in ("test", "validation") if part in self.held_out), None)
 
     @property

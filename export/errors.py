@@ -15,36 +15,36 @@ Messages say what came, what was expected and, where it helps, what to do.
 
 
 class ExportError(Exception):
-    """Root of every error of `export`: its text is meant for the person who started the command."""
+    """Root of every error of `export`: its text is written for the person who started the command."""
 
 
 class BundleExists(ExportError):
-    """The target folder exists, and replacing it was not asked for or would destroy something else."""
+    """A target folder that exists and must not be replaced."""
 
 
 class UnusableRun(ExportError):
-    """The run cannot be exported as it is."""
+    """A run that cannot be exported as it is."""
 
 
 class CheckFailed(ExportError):
-    """A check of the finished graphs failed; no bundle was written."""
+    """A failed check of the finished graphs; no bundle was written."""
 
 
 class InvalidGraph(CheckFailed):
-    """A graph breaks the rules of ONNX."""
+    """A graph that breaks the rules of ONNX."""
 
 
 class TorchMismatch(CheckFailed):
-    """The graphs and the checkpoint give different log-probabilities."""
+    """Different log-probabilities of the graphs and the checkpoint."""
 
 
 class NotIsolated(CheckFailed):
-    """What stands in another row of the batch changes a result."""
+    """A result that depends on the other rows of the batch."""
 
 
 class NotNormalised(CheckFailed):
-    """The probabilities of some distribution do not sum to one."""
+    """A distribution whose probabilities do not sum to one."""
 
 
 class PrecisionLost(CheckFailed):
-    """Quantisation costs more perplexity than is allowed."""
+    """A quantisation that costs more perplexity than is allowed."""

@@ -28,13 +28,15 @@ class GraphBuilder:
         self._constants: dict[str, ir.Value] = {}
 
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int] = ()) -> ir.Value:
-        """An input of shape [batch, *shape]."""
+        """Add an input of shape [batch, *shape]."""
         value = ir.Value(name=name, shape=ir.Shape((BATCH, *shape)), type=ir.TensorType(dtype))
         self._inputs.append(value)
         return value
 
     def constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-        """A constant stored in the file. Its name must be new. Raises InvalidGraph for numbers beyond float32."""
+        """Add a constant that is stored in the file. Its name must be new. Raises InvalidGraph for numbers beyond
+        float32.
+        """
         assert name not in self._constants, name
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InvalidGraph(f"{name}: has numbers that float32 cannot hold")
@@ -43,11 +45,11 @@ class GraphBuilder:
         return value
 
     def shared_constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-        """A small constant that many nodes use: the same name always stands for the same array."""
+        """Return a small constant that many nodes use: the same name always stands for the same array."""
         return self._constants.get(name) or self.constant(name, array)
 
     def integers(self, *values: int) -> ir.Value:
-        """An int64 vector, as axes and shapes are given to operators."""
+        """Return an int64 vector, the form in which operators take axes and shapes."""
         name = "int64_" + "_".join(str(value).replace("-", "minus") for value in values)
         return self.shared_constant(name, np.array(values, dtype=np.int64))
 
@@ -62,7 +64,7 @@ class GraphBuilder:
         )
 
     def output(self, name: str, value: ir.Value, shape: Sequence[int]) -> None:
-        """Make a value a float32 output of shape [batch, *shape]; one that is an output already is copied."""
+        """Make a value a float32 output of shape [batch, *shape]; a value that is an output already is copied."""
         if value.name is not None:
             value = self.op("Identity", value)
         value.name = name
@@ -71,7 +73,7 @@ class GraphBuilder:
         self._outputs.append(value)
 
     def to_bytes(self) -> bytes:
-        """The finished graph as an .onnx file."""
+        """Return the finished graph as an .onnx file."""
         graph = ir.Graph(
             self._inputs,
             self._outputs,

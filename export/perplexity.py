@@ -26,18 +26,18 @@ CHECKED_EVERY = 16  # steps: sums of probabilities
 
 @dataclass(frozen=True)
 class HeldOutFigures:
-    """Figures of a part of the corpus: by the graphs that are exported, and by the checkpoint behind them."""
+    """Figures of a part of the corpus: by the exported graphs, and by their checkpoint."""
 
     served: Figures
     checkpoint: Figures
 
     @property
     def loss(self) -> float:
-        """Relative, of perplexity: 0.01 is one per cent above the checkpoint."""
+        """Relative loss of perplexity: 0.01 is one per cent above the checkpoint."""
         return self.served.perplexity / self.checkpoint.perplexity - 1
 
     def in_words(self, precision: Precision) -> str:
-        """Both perplexities; that of the checkpoint is the one that `meari evaluate` gives."""
+        """Return both perplexities in words; `meari evaluate` gives that of the checkpoint."""
         served, checkpoint = (show_perplexity(each.perplexity, 4) for each in (self.served, self.checkpoint))
         return (
             f"the {precision} bundle has perplexity {served} over {self.served.num_tokens:,} tokens, "
@@ -46,7 +46,7 @@ class HeldOutFigures:
 
 
 def measure_graphs(graphs: Graphs, tokens: TokenFile, *, counts_ends: bool) -> Figures:
-    """Run a token file as a server would: documents from the initial state and the boundary, or one stream.
+    """Run a token file as a server does: documents from the initial state and the boundary, or one stream.
 
     A stream of more than 200,000 tokens is run in pieces, each warmed up on the tokens before it.
     """
@@ -60,7 +60,7 @@ def measure_graphs(graphs: Graphs, tokens: TokenFile, *, counts_ends: bool) -> F
 
 
 def check_precision(precision: Precision, validation: HeldOutFigures | None) -> None:
-    """Raises PrecisionLost at more than one per cent, UnusableRun where there is too little text for int8."""
+    """Raise PrecisionLost at more than one per cent, UnusableRun if there is too little text for int8."""
     if precision is Precision.FP32:
         return
     num_tokens = validation.checkpoint.num_tokens if validation else 0

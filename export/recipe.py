@@ -10,7 +10,7 @@ Row = tuple[str, str]
 
 
 def recipe(config: Config) -> list[Row]:
-    """How a model was trained."""
+    """Return the settings that trained a model."""
     model, training = config.model, config.training
     if isinstance(model, ReservoirConfig) and model.readout is Readout.RIDGE:
         return [("readout", f"ridge regression over one pass, penalty {model.ridge:g}, then calibrated")]

@@ -28,7 +28,7 @@ class Graphs:
 
 
 class GraphModel:
-    """A bundle's graphs, opened."""
+    """Open graphs of a bundle."""
 
     def __init__(self, graphs: Graphs, num_threads: int = 1) -> None:
         self._cell = open_session(graphs.cell, num_threads)
@@ -41,7 +41,7 @@ class GraphModel:
         self.vocabulary_size: int = self._output.get_outputs()[0].shape[1]
 
     def initial_state(self, batch: int) -> State:
-        """Zeros."""
+        """Return zeros."""
         return {name: np.zeros((batch, *shape), np.float32) for name, shape in self.state_shapes.items()}
 
     def step(self, tokens: Tokens, state: State) -> tuple[Floats, State]:
@@ -55,14 +55,14 @@ class GraphModel:
         return named["hidden"], {name: named[f"next_{name}"] for name in state}
 
     def logprobs(self, hidden: Floats) -> Floats:
-        """ln P of every next token: float32 [B, H] to float32 [B, V]."""
+        """Return ln P of every next token: float32 [B, H] to float32 [B, V]."""
         (logprobs,) = self._output.run(["logprobs"], {"hidden": hidden})
         assert isinstance(logprobs, np.ndarray)
         return logprobs
 
 
 def open_session(graph: bytes, num_threads: int) -> ort.InferenceSession:
-    """A session on the CPU whose threads sleep while they have nothing to do."""
+    """Open a session on the CPU whose idle threads sleep."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1

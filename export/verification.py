@@ -40,8 +40,8 @@ THREADS = (1, 2)
 
 @dataclass(frozen=True)
 class Agreement:
-    """The largest differences found: from torch's log-probabilities in nats, on held-out text where there is some, and
-    of a sum of probabilities from 1.
+    """Largest differences: from torch's log-probabilities in nats (on held-out text if there is some), and of a sum of
+    probabilities from 1.
     """
 
     max_logprob_difference: float
@@ -50,7 +50,7 @@ class Agreement:
 
 
 def check_valid(graphs: Graphs) -> None:
-    """Raises InvalidGraph where ONNX's own checker finds a fault."""
+    """Raise InvalidGraph if ONNX's own checker finds a fault."""
     for name, graph in (("cell", graphs.cell), ("output", graphs.output)):
         try:
             onnx.checker.check_model(onnx.load_model_from_string(graph), full_check=True)
@@ -92,7 +92,7 @@ def check_against_torch(
 
 
 def check_normalised(logprobs: Floats) -> float:
-    """The largest distance of a row's sum of probabilities from 1. Raises NotNormalised above 1e-5."""
+    """Return the largest distance of a row's sum of probabilities from 1. Raises NotNormalised above 1e-5."""
     error = float(np.abs(np.exp(logprobs.astype(np.float64)).sum(axis=1) - 1).max())
     if not error <= SUM_TOLERANCE:
         raise NotNormalised(f"probabilities sum to 1 with an error of {error:.3g}, expected at most {SUM_TOLERANCE:g}")
@@ -122,7 +122,7 @@ def check_isolation(graphs: Graphs) -> None:
 
 
 def _rows(batch: int, num_steps: int, vocabulary_size: int, held_out: Tokens) -> Tokens:
-    """Tokens int64 [batch, num_steps], those of text first. All begin with the boundary, as served texts do."""
+    """Return tokens int64 [batch, num_steps], those of text first. All begin with the boundary, like served texts."""
     tokens = np.random.default_rng(batch).integers(0, vocabulary_size, (batch, num_steps))
     num_real = _num_text_rows(batch, num_steps, held_out)
     if num_real:
@@ -138,8 +138,8 @@ def _num_text_rows(batch: int, num_steps: int, held_out: Tokens) -> int:
 def _both(
     opened: GraphModel, model: LanguageModel, exact: LanguageModel, tokens: Tokens
 ) -> Iterator[tuple[Doubles, Doubles, Floats]]:
-    """After each step: the log-probabilities of torch in float64 [batch, V], how far off its float32 has
-    been at most in each row so far [batch], and the log-probabilities of the graphs [batch, V].
+    """Yield after each step: log-probabilities of torch in float64 [batch, V], the largest error of its float32 in
+    each row so far [batch], and log-probabilities of the graphs [batch, V].
     """
     batch, num_steps = tokens.shape
     initial = {name: tensor.double() for name, tensor in exact.initial_state(batch).items()}
@@ -158,7 +158,7 @@ def _both(
 
 
 def _plausible_state(opened: GraphModel, generator: np.random.Generator) -> State:
-    """A state that differs in every row, one of them all zeros, one near the ends of the range."""
+    """Make a state that differs in every row, one of them all zeros, one near the ends of the range."""
     state: State = {}
     for name, shape in opened.state_shapes.items():
         values = generator.uniform(-1, 1, (NUM_ROWS, *shape)) * generator.uniform(0, 1, (NUM_ROWS, 1))
@@ -168,7 +168,7 @@ def _plausible_state(opened: GraphModel, generator: np.random.Generator) -> Stat
 
 
 def _everything(opened: GraphModel, tokens: Tokens, state: State) -> dict[str, Floats]:
-    """Two steps, so that what the cell makes enters it again, and the distribution after them."""
+    """Run two steps, so that the cell's output enters it again; return states, hidden vectors and log-probabilities."""
     _, state = opened.step(tokens, state)
     hidden, state = opened.step(tokens, state)
     return {**state, "hidden": hidden, "logprobs": opened.logprobs(hidden)}
@@ -188,7 +188,7 @@ class Golden:
 
 
 def make_golden(graphs: Graphs, held_out: Tokens) -> Golden:
-    """Run two rows for eight steps: one of held-out text where there is some, one of random tokens."""
+    """Run two rows for eight steps: one of held-out text if there is some, one of random tokens."""
     opened = GraphModel(graphs)
     tokens = np.random.default_rng(0).integers(0, opened.vocabulary_size, (GOLDEN_STEPS, GOLDEN_ROWS))
     tokens[0] = END_ID

@@ -17,7 +17,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class NormWeights:
-    """(x - mean) / sqrt(variance + epsilon) * scale + shift, over the numbers of a row: float32 [H] each."""
+    """Weights of (x - mean) / sqrt(variance + epsilon) * scale + shift, over the numbers of a row: float32 [H] each."""
 
     scale: Floats
     shift: Floats
@@ -26,7 +26,7 @@ class NormWeights:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer of an RNN (G = 1), GRU (r, z, n) or LSTM (i, f, g, o), its gates side by side.
+    """Weights of one layer of an RNN (G = 1), GRU (r, z, n) or LSTM (i, f, g, o), its gates side by side.
 
     input       float32 [input_size, G * H]
     state       float32 [H, G * H]
@@ -51,11 +51,11 @@ class LayerWeights:
 
     @property
     def bias(self) -> Floats:
-        """Both biases in one, where nothing stands between the two products."""
+        """Sum of both biases, for layers without anything between the two products."""
         return self.input_bias + self.state_bias
 
     def gates(self, first: int, last: int) -> "LayerWeights":
-        """The layer cut down to its gates first … last - 1."""
+        """Return the layer reduced to its gates first … last - 1."""
         columns = slice(first * self.hidden_size, last * self.hidden_size)
         return replace(
             self,
@@ -68,7 +68,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class RecurrentWeights:
-    """An embedding, float32 [V, E], and the layers above it; family is rnn, gru or lstm."""
+    """Weights of an embedding, float32 [V, E], and the layers above it; family is rnn, gru or lstm."""
 
     family: Family
     embedding: Floats
@@ -99,7 +99,7 @@ Sparse = BlockPattern | RandomPattern
 
 @dataclass(frozen=True)
 class ReservoirLayerWeights:
-    """s' = (1 - leak) s + leak tanh(W s + u + bias), with W as the pattern says.
+    """Weights of s' = (1 - leak) s + leak tanh(W s + u + bias), with W as the pattern says.
 
     below  what makes u of the layer below; None in the first layer, which tokens drive
     leak   float32 [N], each in (0, 1]
@@ -114,7 +114,7 @@ class ReservoirLayerWeights:
 
 @dataclass(frozen=True)
 class RecentTokensWeights:
-    """u = [e, e of the token before, …] @ weights, with e of a token a row of the embedding.
+    """Weights of u = [e, e of the token before, …] @ weights, with e of a token a row of the embedding.
 
     embedding  float32 [V, E]
     weights    float32 [k * E, N]
@@ -126,7 +126,9 @@ class RecentTokensWeights:
 
 @dataclass(frozen=True)
 class ReservoirWeights:
-    """What drives the first layer (a row for each token, float32 [V, N], or embeddings), and all layers."""
+    """Weights of the drive of the first layer (a row for each token, float32 [V, N], or embeddings), and of all
+    layers.
+    """
 
     entering: Floats | RecentTokensWeights
     layers: tuple[ReservoirLayerWeights, ...]
@@ -134,7 +136,7 @@ class ReservoirWeights:
 
 @dataclass(frozen=True)
 class ExpansionWeights:
-    """tanh(G hidden + bias), S groups of features with inputs of their own.
+    """Weights of tanh(G hidden + bias), S groups of features with inputs of their own.
 
     sources  int64 [S, K]
     weights  float32 [S, K, outputs]
@@ -148,7 +150,7 @@ class ExpansionWeights:
 
 @dataclass(frozen=True)
 class Affine:
-    """x @ weight + bias: weight float32 [inputs, outputs], bias float32 [outputs]."""
+    """Weights of x @ weight + bias: weight float32 [inputs, outputs], bias float32 [outputs]."""
 
     weight: Floats
     bias: Floats
@@ -168,9 +170,9 @@ class AdaptiveWeights:
 
 @dataclass(frozen=True)
 class OutputWeights:
-    """The maps that turn a hidden vector into logits, first to last: one, or a projection and the tied
-    embedding. With an adaptive softmax it is one, to the logits of the head: its tokens, then its clusters. Before
-    them a reservoir may have an expansion, whose features stand behind the hidden vector.
+    """Maps from a hidden vector to logits, first to last: one, or a projection and the tied embedding. With an
+    adaptive softmax there is one, to the logits of the head: its tokens, then its clusters. A reservoir may have an
+    expansion before the maps, whose features follow the hidden vector.
     """
 
     maps: tuple[Affine, ...]
@@ -180,7 +182,7 @@ class OutputWeights:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """All of a model, cut where the bundle cuts it: the cell and the output layer."""
+    """All weights of a model, split like the bundle: the cell and the output layer."""
 
     cell: RecurrentWeights | ReservoirWeights
     output: OutputWeights

@@ -14,7 +14,7 @@ RESULTS = Path(os.environ.get("MEARI_LOAD_RESULTS") or FOLDER / "results")
 
 
 def locust_arguments(settings: LoadSettings, url: str, results: Path) -> list[str]:
-    """The command line of a headless run."""
+    """Return the command line of a headless run."""
     return [
         *(sys.executable, "-m", "locust", "--locustfile", str(FOLDER / "locustfile.py"), "--headless"),
         *("--host", url, "--users", str(settings.users), "--spawn-rate", str(settings.spawn_rate)),

@@ -62,12 +62,12 @@ choose = random.Random(SETTINGS.seed)  # noqa: S311  (which sentence a user says
 
 
 def request_body(fields: dict[str, object]) -> dict[str, object]:
-    """The fields, and the model where one was asked for."""
+    """Return the fields, with the model if one was asked for."""
     return fields if SETTINGS.model is None else {**fields, "model": SETTINGS.model}
 
 
 class MeariUser(FastHttpUser):
-    """What all users share: how a refusal is taken."""
+    """Base of all users: the treatment of a refusal."""
 
     abstract = True
     wait_time = between(0.0, 0.2)
@@ -89,31 +89,31 @@ class MeariUser(FastHttpUser):
 
 
 def pause_seconds(response: ResponseContextManager) -> float:
-    """What `Retry-After` says, within reason; one second where it says nothing sensible."""
+    """Return the pause that `Retry-After` asks for, within reason; one second if it is unusable."""
     text = str(response.headers.get("Retry-After", "")) if response.headers else ""
     return min(float(text), MAX_PAUSE_SECONDS) if text.isdecimal() else 1.0
 
 
 class GenerateUser(MeariUser):
-    """Asks for a text and waits for all of it."""
+    """User that asks for a text and waits for all of it."""
 
     weight = 1
 
     @task
     def generate(self) -> None:
-        """One continuation of a sentence."""
+        """Ask for one continuation of a sentence."""
         body: dict[str, object] = {"prompt": choose.choice(PROMPTS), "max_tokens": SETTINGS.max_tokens}
         self.ask("/generate", body)
 
 
 class StreamUser(MeariUser):
-    """Reads a text while it is written."""
+    """User that reads a text while it is written."""
 
     weight = 2
 
     @task
     def generate_streamed(self) -> None:
-        """One streamed continuation; its row counts until the last event."""
+        """Stream one continuation; its row counts until the last event."""
         body = {"prompt": choose.choice(PROMPTS), "max_tokens": SETTINGS.max_tokens, "stream": True}
         started = time.perf_counter()
         with self.client.post(
@@ -152,31 +152,31 @@ class StreamUser(MeariUser):
 
 
 def lines_of(response: ResponseContextManager) -> Iterator[bytes]:
-    """The lines of a body, each as soon as it has arrived."""
+    """Yield the lines of a body, each as soon as it has arrived."""
     while line := response.stream.readline(b"\n"):
         yield line
 
 
 class ScoreUser(MeariUser):
-    """Asks how likely texts are."""
+    """User that asks for log-probabilities of texts."""
 
     weight = 1
     wait_time = constant(0.1)
 
     @task(2)
     def score_one(self) -> None:
-        """One text, token by token."""
+        """Score one text, token by token."""
         self.ask("/score", {"text": choose.choice(TEXTS), "tokens": True})
 
     @task(1)
     def score_many(self) -> None:
-        """Several texts in one request, which may share prefixes."""
+        """Score several texts in one request, which may share prefixes."""
         self.ask("/score", {"texts": list(TEXTS)})
 
 
 @events.init.add_listener
 def refuse_other_machines(environment: Environment, **_: object) -> None:
-    """End at once where the target is not this machine."""
+    """End at once if the target is not this machine."""
     try:
         check_target(environment.host or "", SETTINGS)
     except SettingsError as error:
@@ -185,7 +185,7 @@ def refuse_other_machines(environment: Environment, **_: object) -> None:
 
 @events.test_start.add_listener
 def refuse_target_of_the_web_page(environment: Environment, **_: object) -> None:
-    """Locust's web page can change the target after the start."""
+    """Refuse a target from Locust's web page, which can change it after the start."""
     refuse_other_machines(environment)
 
 

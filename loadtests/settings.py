@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 
 
 class SettingsError(Exception):
-    """The environment asks for something that cannot be done; the text lists all of it."""
+    """An impossible environment; the text lists all problems."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What fails the run; None: not checked. Times in milliseconds, ratios of all requests in 0 … 1."""
+    """Thresholds of the run; None: not checked. Times in milliseconds, ratios of all requests in 0 … 1."""
 
     max_failure_ratio: float
     max_refused_ratio: float | None
@@ -29,7 +29,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """How many users do what for how long. `model` None: the server's default model."""
+    """Numbers of users and their requests. `model` None: the server's default model."""
 
     users: int
     spawn_rate: float
@@ -42,7 +42,7 @@ class LoadSettings:
 
 
 class _Reader:
-    """Reads one variable after the other and keeps the problems for the end."""
+    """Reader of one variable after the other, which keeps the problems for the end."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
@@ -81,7 +81,7 @@ class _Reader:
 
 
 def read_settings(environment: Mapping[str, str]) -> LoadSettings:
-    """Raises SettingsError, which names every variable that does not fit."""
+    """Read the environment. Raises SettingsError, which names every invalid variable."""
     reader = _Reader(environment)
     settings = LoadSettings(
         users=reader.count("USERS", 8),
@@ -106,7 +106,7 @@ def read_settings(environment: Mapping[str, str]) -> LoadSettings:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether the URL's host is this machine by its own address; other names are not looked up."""
+    """Return whether the URL's host is this machine by its own address; other names are not looked up."""
     host = urlsplit(url).hostname or ""
     if host == "localhost":
         return True
@@ -117,7 +117,7 @@ def is_loopback(url: str) -> bool:
 
 
 def check_target(url: str, settings: LoadSettings) -> None:
-    """Raises SettingsError where load would go to another machine and nobody allowed that."""
+    """Raise SettingsError if load would go to another machine without permission."""
     if is_loopback(url) or settings.allow_remote:
         return
     raise SettingsError(

@@ -11,12 +11,12 @@ from itertools import pairwise
 
 
 class StreamBroken(Exception):
-    """The stream reported an error, or ended without its last event."""
+    """A stream that reported an error, or ended without its last event."""
 
 
 @dataclass
 class StreamTimes:
-    """When the events of one stream arrived, in seconds of the clock.
+    """Arrival times of the events of one stream, in seconds of the clock.
 
     started      when the request was sent
     arrivals     one entry an event that holds text
@@ -29,12 +29,12 @@ class StreamTimes:
 
     @property
     def first_token_ms(self) -> float | None:
-        """From the request to the first text; None where no text came."""
+        """Time from the request to the first text; None without text."""
         return (self.arrivals[0] - self.started) * 1000 if self.arrivals else None
 
     @property
     def gaps_ms(self) -> list[float]:
-        """From one text to the next, empty where there were fewer than two."""
+        """Times from one text to the next, empty for fewer than two."""
         return [(later - earlier) * 1000 for earlier, later in pairwise(self.arrivals)]
 
     @property

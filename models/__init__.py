@@ -1,4 +1,4 @@
-"""From text files to a checkpoint: the four model families, their training, evaluation and reports.
+"""Training: text files → checkpoint. The four model families, their training, evaluation and reports.
 
 Input: a TOML file and the text files that it names. Output: a checkpoint (weights, tokenizer, config, figures).
 Must not know: ONNX, HTTP.

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line's options."""
+    """Parse the options of the command line."""
     parser = argparse.ArgumentParser(
         prog="make bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen(plan: BenchmarkPlan, servers: Sequence[str], models: Sequence[str] | None) -> BenchmarkPlan:
-    """The plan without what was not asked for."""
+    """Return the plan reduced to the requested servers and models."""
     rounds = tuple(
         dataclasses.replace(turn, servers=tuple(name for name in turn.servers if name in servers))
         for turn in plan.rounds
@@ -84,7 +84,7 @@ def _is_wanted(probe: str, options: argparse.Namespace) -> bool:
 
 
 def bundle_of(name: str) -> Path:
-    """The folder in which a bundle lies alone: a random one is made, a released one copied."""
+    """Return a folder that holds one bundle alone: a random one is made, a released one copied."""
     from benchmarks.serving.bundles import RECIPES, copy_bundle, make_bundle
 
     alone = WORK / "served" / name

@@ -43,7 +43,7 @@ class Exchange:
 
     @property
     def status(self) -> int:
-        """Of the answer; 0 where none came."""
+        """Status of the answer; 0 without one."""
         if not self.pieces:
             return 0
         words = self.pieces[0][1][:20].split(b" ")
@@ -51,7 +51,7 @@ class Exchange:
 
 
 class Connection(asyncio.Protocol):
-    """Kept alive as long as the server does; opens itself again where it was closed."""
+    """Connection that is kept alive as long as the server keeps it, and opened again when closed."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
@@ -85,7 +85,7 @@ class Connection(asyncio.Protocol):
             self._exchange = self._done = None
 
     def close(self) -> None:
-        """Close the connection, whatever is going on."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -151,7 +151,7 @@ REFUSALS = frozenset({429, 503})
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer that came whole; times in seconds.
+    """One whole answer; times in seconds.
 
     tokens     as the server counts them: generated, or scored
     first      from when the request was due to the first text; of a whole answer, to its end
@@ -171,7 +171,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """What became of the requests of one load.
+    """Outcome of the requests of one load.
 
     late       waiting times of answers that were not complete when the load was over: to the first text if there was
                one, and to the end; both are too short where the load ended first
@@ -217,7 +217,7 @@ def _reason(exchange: Exchange) -> str:
 
 
 def _read(exchange: Exchange) -> Answer | str:
-    """The answer, or what is wrong with it."""
+    """Return the answer, or its fault."""
     head, _, body = b"".join(piece for _, piece in exchange.pieces).partition(HEAD_END)
     assert exchange.ended is not None
     try:
@@ -257,7 +257,7 @@ def _read_stream(exchange: Exchange) -> Answer | str:
 
 
 def _events(exchange: Exchange) -> Iterator[tuple[float, dict[str, Any]]]:
-    """Events, each with the time at which its last byte came. Chunk sizes are lines that no event begins like."""
+    """Yield events, each with the time of its last byte. Chunk sizes are lines that no event begins like."""
     left = b""
     for moment, piece in exchange.pieces:
         *lines, left = (left + piece).split(b"\n")
@@ -268,7 +268,7 @@ def _events(exchange: Exchange) -> Iterator[tuple[float, dict[str, Any]]]:
 
 
 def _plain(head: bytes, body: bytes) -> bytes:
-    """The body without the frames of chunked transfer."""
+    """Return the body without the frames of chunked transfer."""
     if b"transfer-encoding: chunked" not in head.lower():
         return body
     plain = b""

@@ -28,7 +28,7 @@ ENGINE_CONCURRENCY = (1, 64)
 
 
 def say(text: str) -> None:
-    """Progress, on standard error."""
+    """Report progress on standard error."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
@@ -72,7 +72,7 @@ class Benchmark:
             say(f"  failed: {str(error).splitlines()[0]}")
 
     def peak(self) -> None:
-        """The machine's peak at matrix products, beside what each bundle's graphs ask for."""
+        """Measure the machine's peak at matrix products, beside the demand of each bundle's graphs."""
         ((found,),) = run_together("gemm", [str(self.plan.raw_seconds)], num_processes=1, num_results=1, timeout=60)
         models = dict.fromkeys(inside.model for inside in self.results.inside if inside.what == "raw")
         found["operations_per_token"] = {model: self._operations(model) for model in models}
@@ -134,7 +134,7 @@ class Benchmark:
             loads = self._serve_once(server, served, loads)
 
     def _serve_once(self, server: Server, served: ServedBundle, loads: list[Load]) -> list[Load]:
-        """Start the server and put loads on it; returns those that are left because it did not come to rest.
+        """Start the server and put loads on it; return the loads that are left because it did not come to rest.
 
         A server that goes on with requests whose clients are gone would carry one load into the next.
         """
@@ -194,12 +194,12 @@ class Benchmark:
 
 
 def in_short(figures: dict[str, Any]) -> str:
-    """For the terminal."""
+    """Describe a measurement for the terminal."""
     return ", ".join(f"{key} {value}" for key, value in figures.items() if not isinstance(value, list))
 
 
 def in_a_line(measured: Measurement) -> str:
-    """For the terminal."""
+    """Describe a measurement for the terminal, in a line."""
     first = f"{measured.first_ms.p95:8.1f}" if measured.first_ms else "       –"
     cpu = f"{measured.cpu_seconds_per_1000:.3f}" if measured.cpu_seconds_per_1000 else "–"
     line = f"{measured.load:<18} {measured.tokens_per_second:>9,.0f} tokens/s  {cpu} CPU-s/1,000  first p95 {first} ms"
@@ -227,5 +227,5 @@ def _family(place: Path) -> str:
 
 
 def granted_cpus() -> int:
-    """CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0))

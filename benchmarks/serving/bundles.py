@@ -73,7 +73,7 @@ RECIPES = {
 
 
 def make_bundle(recipe: Recipe, folder: Path) -> Path:
-    """Write the bundle `folder`/NAME, or keep the one that an earlier run wrote; returns where it is."""
+    """Write the bundle `folder`/NAME, or keep that of an earlier run; return its folder."""
     place = folder / recipe.name
     if (place / "manifest.json").exists() and (place / f"version-{VERSION}").exists():
         return place
@@ -88,7 +88,7 @@ def make_bundle(recipe: Recipe, folder: Path) -> Path:
 
 
 def random_checkpoint(recipe: Recipe) -> Checkpoint:
-    """A model that was never trained, with realistic entropy and endless texts."""
+    """Make an untrained model with realistic entropy and endless texts."""
     tokenizer = _tokenizer(recipe.vocabulary_size)
     config = Config(
         corpus=CorpusConfig(train=(), document=Document.LINE, name="nothing", licence="none", source="random weights"),
@@ -105,7 +105,7 @@ def random_checkpoint(recipe: Recipe) -> Checkpoint:
 
 @torch.no_grad()
 def set_entropy(model: LanguageModel, nats: float) -> None:
-    """Draw the output weights anew at the scale where a step has so many nats on random text."""
+    """Draw the output weights at the scale that gives a step so many nats on random text."""
     generator = torch.Generator().manual_seed(SEED)
     output = output_layer(model)
     output.weight.copy_(torch.randn(output.weight.shape, generator=generator))
@@ -124,14 +124,14 @@ def set_entropy(model: LanguageModel, nats: float) -> None:
 
 
 def output_layer(model: LanguageModel) -> nn.Linear:
-    """The last linear map of an untied model."""
+    """Return the last linear map of an untied model."""
     layer = getattr(model, "output", None) or getattr(model, "readout", None)
     assert isinstance(layer, nn.Linear)
     return layer
 
 
 def plain_weights(model: RecurrentLanguageModel) -> dict[str, Tensor]:
-    """The weights as an nn.Module of nn.Embedding, one nn.LSTM or nn.GRU, and nn.Linear names them."""
+    """Return the weights under the names of an nn.Module of nn.Embedding, one nn.LSTM or nn.GRU, and nn.Linear."""
     weights = {"embedding.weight": model.embedding.weight}
     for index, cell in enumerate(model.cells):
         for name, parameter in cell.kernel.named_parameters():
@@ -152,7 +152,7 @@ def _tokenizer(vocabulary_size: int) -> Tokenizer:
 
 
 def _fill(folder: Path, recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Write a bundle's files. The fp32 graphs are compared with torch, briefly; nobody reads the model card."""
+    """Write a bundle's files. The fp32 graphs are compared with torch, briefly; there is no model card."""
     weights = read_weights(checkpoint.model)
     reference = build_graphs(weights, Precision.FP32)
     agreement = check_against_torch(reference, checkpoint.model, NO_TOKENS, SHORT_RUNS)
@@ -181,5 +181,5 @@ def _fill(folder: Path, recipe: Recipe, checkpoint: Checkpoint) -> None:
 
 
 def copy_bundle(source: Path, folder: Path) -> Path:
-    """Put a released bundle into a folder of its own, where a server finds it alone."""
+    """Copy a released bundle into a folder of its own."""
     return Path(shutil.copytree(source, folder / source.name, dirs_exist_ok=True))

@@ -14,12 +14,12 @@ from typing import Any
 
 
 class UnexpectedAnswer(Exception):
-    """A server answered something else than was hoped for."""
+    """An answer that differs from the expected one."""
 
 
 @dataclass(frozen=True)
 class TimedAnswer:
-    """An answer and how long it took; `first_seconds` to the first text, of a whole answer to its end."""
+    """An answer and its time; `first_seconds` to the first text, of a whole answer to its end."""
 
     body: dict[str, Any]
     seconds: float
@@ -27,13 +27,13 @@ class TimedAnswer:
 
 
 class Client:
-    """A connection that is kept alive."""
+    """Client with a connection that is kept alive."""
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
     def post(self, path: str, body: Mapping[str, object]) -> TimedAnswer:
-        """Ask and wait for the whole answer. Raises UnexpectedAnswer."""
+        """Send a request and wait for the whole answer. Raises UnexpectedAnswer."""
         begin = time.perf_counter()
         response = self._send(path, body)
         data = response.read()
@@ -43,7 +43,7 @@ class Client:
         return TimedAnswer(json.loads(data), seconds, seconds)
 
     def stream(self, path: str, body: Mapping[str, object]) -> TimedAnswer:
-        """Ask for a stream; the body is `text`, and `usage` as its event said. Raises UnexpectedAnswer."""
+        """Send a request for a stream; the body is `text`, and `usage` as in its event. Raises UnexpectedAnswer."""
         begin = time.perf_counter()
         response = self._send(path, {**body, "stream": True})
         if response.status != 200:

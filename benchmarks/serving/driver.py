@@ -31,7 +31,7 @@ class EdgeReader(Protocol[Edge_co]):
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """A request as it goes over the wire, and how many tokens it asks for."""
+    """Bytes of a request, and the number of tokens that it asks for."""
 
     request: bytes
     num_tokens: int
@@ -39,7 +39,7 @@ class LoadRequest:
 
 @dataclass(frozen=True)
 class Address:
-    """Of a server on this machine."""
+    """Address of a server on this machine."""
 
     port: int
     host: str = "127.0.0.1"
@@ -47,7 +47,7 @@ class Address:
 
 @dataclass(frozen=True)
 class LoadResult(Generic[Edge]):
-    """What one load gave.
+    """Result of one load.
 
     first, last   what `edge` returned at the beginning of the window and, with the memory, at its end
     begin, end    the window, on time.perf_counter's clock
@@ -72,7 +72,7 @@ def drive_closed(
     drain_seconds: float,
     edge: EdgeReader[Edge],
 ) -> LoadResult[Edge]:
-    """So many clients, each sending its next request when it has its answer; the window begins after the warm-up.
+    """Run clients, each sending its next request after its answer; the window begins after the warm-up.
 
     A slow server gets a longer window, up to three times as long, until every client has had an answer in the mean.
     Requests that are under way when the window closes run to their end, so that their share of it is known, but no
@@ -94,7 +94,7 @@ def drive_open(
 
 
 def _without_gc(make: Callable[[], asyncio.Future[LoadResult[Edge]] | object]) -> LoadResult[Edge]:
-    """Collections of this process's garbage would show up as gaps between tokens."""
+    """Run without garbage collection, which would show up as gaps between tokens."""
     gc.collect()
     gc.disable()
     try:

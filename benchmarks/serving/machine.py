@@ -28,7 +28,7 @@ FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "neon", "asim
 
 
 def describe() -> dict[str, Any]:
-    """Plain values for the page."""
+    """Return plain values for the page."""
     return {
         "cpu": _cpu(),
         "num_cpus": len(os.sched_getaffinity(0)),

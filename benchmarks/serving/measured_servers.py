@@ -23,7 +23,7 @@ NO_END = {"0": -100.0}  # a logit bias that keeps the end token away where texts
 
 @dataclass(frozen=True)
 class ServedBundle:
-    """A bundle about to be served: its folder, and the folder around it in which it is alone."""
+    """A bundle to serve: its folder, inside a folder without other bundles."""
 
     bundle: Path
     family: str
@@ -36,7 +36,7 @@ class ServedBundle:
 
 @dataclass(frozen=True)
 class Server:
-    """A server.
+    """One measured server.
 
     command        arguments and environment for a bundle and a port
     families       of bundles that it can serve
@@ -59,14 +59,14 @@ class Server:
     needs_torch_weights: bool = False
 
     def generate(self, prompt: str, max_tokens: int, *, stream: bool, model: str) -> LoadRequest:
-        """A request for a continuation of exactly `max_tokens` tokens."""
+        """Make a request for a continuation of exactly `max_tokens` tokens."""
         body: dict[str, object] = {"prompt": prompt, "max_tokens": max_tokens, "stream": stream}
         if self.name == "meari":
             body |= {"model": model} if model in ENDLESS else {"model": model, "logit_bias": NO_END}
         return LoadRequest(http_post(self.stream_path if stream else self.generate_path, self.wrap(body)), max_tokens)
 
     def score(self, texts: Sequence[str], *, model: str) -> LoadRequest:
-        """A request for the log-probabilities of some texts."""
+        """Make a request for the log-probabilities of some texts."""
         body: dict[str, object] = {"texts": list(texts)}
         if self.name == "meari":
             body["model"] = model
@@ -74,14 +74,14 @@ class Server:
 
 
 def http_post(path: str, body: Mapping[str, object]) -> bytes:
-    """A request as it goes over the wire."""
+    """Return the bytes of a request."""
     data = json.dumps(body, ensure_ascii=False).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
 
 
 def _own(served: ServedBundle, port: int) -> dict[str, str]:
-    """What the small servers of `servers/` are told."""
+    """Return the environment of the small servers in `servers/`."""
     return {
         "BENCH_BUNDLE": str(served.bundle.resolve()),
         "BENCH_PORT": str(port),

@@ -84,7 +84,7 @@ def _page(results: Results, pictures: list[str]) -> str:
 
 
 def _noise(results: Results) -> list[str]:
-    """A warning where something else ran on the machine."""
+    """Return a warning if something else ran on the machine."""
     shares = [m.other_cpu_share for m in results.measurements]
     mean = sum(shares) / len(shares) if shares else 0.0
     if mean < QUIET_SHARE:

@@ -12,7 +12,7 @@ SHARES = (0.5, 0.8, 1.1, 2.0)  # of capacity
 
 
 class LoadKind(StrEnum):
-    """What a load asks for."""
+    """Kind of the requests of a load."""
 
     WHOLE = "whole"
     STREAM = "stream"
@@ -27,7 +27,7 @@ SCORING = frozenset({LoadKind.SCORE_ONE, LoadKind.SCORE_LIST, LoadKind.SCORE_NBE
 
 @dataclass(frozen=True)
 class Load:
-    """One load: closed with so many clients, or open at a share of the capacity that was measured before."""
+    """One load: closed with so many clients, or open at a share of the capacity measured before."""
 
     kind: LoadKind
     clients: int = 0
@@ -35,7 +35,7 @@ class Load:
 
     @property
     def name(self) -> str:
-        """As the tables call it."""
+        """Name in the tables."""
         if self.share:
             return f"{self.kind} {self.share:.0%}"
         return f"{self.kind} × {self.clients}"
@@ -52,7 +52,7 @@ SHORTEST = (Load(LoadKind.WHOLE, 1), Load(LoadKind.WHOLE, 64))
 
 @dataclass(frozen=True)
 class Round:
-    """One bundle, behind which servers, under which loads."""
+    """One bundle, its servers, and their loads."""
 
     model: str
     servers: tuple[str, ...]
@@ -61,7 +61,7 @@ class Round:
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """A whole run; times in seconds."""
+    """Plan of a whole run; times in seconds."""
 
     rounds: tuple[Round, ...]
     closed_seconds: float
@@ -87,7 +87,7 @@ OTHER_ROUND = ("raw", "meari", "flask-torch", "mosec")
 
 
 def full_plan() -> BenchmarkPlan:
-    """At most 40 minutes."""
+    """Return the plan of at most 40 minutes."""
     rounds = [
         Round("lstm-int8", FIRST_ROUND, EVERYTHING),
         Round("lstm-fp32", FIRST_ROUND, (*SHORT, SCORES[1])),
@@ -109,7 +109,7 @@ def full_plan() -> BenchmarkPlan:
 
 
 def quick_plan() -> BenchmarkPlan:
-    """At most 5 minutes: the int8 LSTM under a few loads, and what its ratios need."""
+    """Return the plan of at most 5 minutes: the int8 LSTM under a few loads, and the loads that its ratios need."""
     few = (
         Load(LoadKind.WHOLE, 1),
         Load(LoadKind.WHOLE, 64),

@@ -32,7 +32,7 @@ DPI = 110
 
 
 def draw_all(results: Results, folder: Path) -> list[str]:
-    """Write every picture that the results allow; returns the names of the files."""
+    """Write every picture that the results allow; return the names of the files."""
     written = []
     for name, draw in (("throughput.png", _throughput), ("cpu.png", _cpu), ("first-token.png", _first_token)):
         figure = draw(results)
@@ -53,7 +53,7 @@ def _cpu(results: Results) -> Figure | None:
 
 
 def _bars(results: Results, value: Callable[[Measurement], float | None], label: str, form: str) -> Figure | None:
-    """A row of panels for each model, a panel a load, a bar a server; each panel has its own scale."""
+    """Draw a row of panels for each model, a panel a load, a bar a server; each panel has its own scale."""
     models = [name for name in MAIN_MODELS if any(m.model == name for m in results.measurements)]
     if not models:
         return None
@@ -104,7 +104,7 @@ def _generating_loads(results: Results, model: str) -> Sequence[str]:
 
 
 def _first_token(results: Results) -> Figure | None:
-    """p95 of the first token over the share of its own capacity that each server was offered."""
+    """Draw p95 of the first token over the offered share of each server's own capacity."""
     model = MAIN_MODELS[0]
     found = [m for m in results.measurements if m.model == model and m.share and m.first_ms]
     if not found:

@@ -35,7 +35,7 @@ TIMEOUT_SECONDS = 120
 
 
 def bulk_rates(bundle: Path, work: Path, seconds: float) -> dict[str, int]:
-    """Tokens a CPU-second of both commands, from the difference of a short run and one of some `seconds`."""
+    """Return tokens a CPU-second of both commands, from the difference of a short run and one of some `seconds`."""
     rates = {}
     for verb, lines in LINES.items():
         many = SHORT_RUN + round(lines * seconds)
@@ -67,7 +67,9 @@ WRITER = "shakespeare-lstm"  # writes the corpus on which kenlm is measured
 
 @dataclass(frozen=True)
 class Probes:
-    """`bundle` gives the folder in which a model lies alone, `released` the folder of the five released bundles."""
+    """Probes of a run. `bundle` returns the folder that holds a model alone, `released` the folder of the five
+    released bundles.
+    """
 
     plan: BenchmarkPlan
     bundle: Callable[[str], Path]
@@ -78,7 +80,7 @@ class Probes:
     model: str = "lstm-int8"
 
     def by_name(self) -> dict[str, Callable[[], Figures]]:
-        """The probes in the order in which they are run, the long one last."""
+        """Return the probes in the order in which they are run, the long one last."""
         return {
             "start": self.start,
             "fairness": self.fairness,
@@ -92,7 +94,7 @@ class Probes:
         }
 
     def start(self) -> Figures:
-        """From the command to ready, with the released bundles; the middle of three."""
+        """Measure the time from the command to ready, with the released bundles; the middle of three."""
         seconds = []
         for _ in range(3):
             served = ServedBundle(self.released / "any", "", self.num_cpus)
@@ -101,7 +103,7 @@ class Probes:
         return {"seconds": statistics.median(seconds), "of": seconds, "bundles": _count_bundles(self.released)}
 
     def fairness(self) -> Figures:
-        """One sentence scored while nothing else is, and while one worker scores lists of a thousand."""
+        """Score one sentence on an idle server, and while one worker scores lists of a thousand."""
         generator = random.Random(5)  # noqa: S311 (no secret)
         words = make_words()
         texts = [make_text(words, SENTENCE_WORDS, generator) for _ in range(1040)]
@@ -132,7 +134,7 @@ class Probes:
         }
 
     def seen_prompt(self) -> Figures:
-        """A prompt of 1,000 tokens, cold and again: the first token, and whether the texts are the same."""
+        """Measure the first token of a prompt of 1,000 tokens, cold and repeated, and compare the texts."""
         generator = random.Random(6)  # noqa: S311
         words = make_words()
         cold, warm, equal, cached = [], [], True, []
@@ -156,7 +158,7 @@ class Probes:
         }
 
     def nbest(self) -> Figures:
-        """A hundred hypotheses from beams of the bundle, scored as a list and each alone."""
+        """Score a hundred hypotheses from beams of the bundle, as a list and each alone."""
         with self._alone() as running:
             client = Client(running.port)
             texts = _hypotheses(client)
@@ -179,13 +181,13 @@ class Probes:
         }
 
     def sampling(self) -> Figures:
-        """What sampling adds to a step of the engine, in process."""
+        """Measure the cost of sampling in a step of the engine, in process."""
         arguments = [str(self.bundle(self.model)), str(self.plan.closed_seconds)]
         ((figures,),) = run_together("sampling", arguments, num_processes=1, num_results=1, timeout=120)
         return figures
 
     def second_cpu(self) -> Figures:
-        """Tokens a second with one worker and with one a CPU, 64 clients a worker."""
+        """Measure tokens a second with one worker and with one a CPU, 64 clients a worker."""
         rates = {}
         for workers in (1, self.num_cpus):
             load = Load(LoadKind.WHOLE, 64 * workers)
@@ -194,11 +196,11 @@ class Probes:
         return {"one": rates[1], "all": rates[self.num_cpus], "gain": round(rates[self.num_cpus] / rates[1], 3)}
 
     def bulk(self) -> Figures:
-        """Tokens a CPU-second of `meari score` and `meari generate` over files, without what their start takes."""
+        """Measure tokens a CPU-second of `meari score` and `meari generate` over files, without their start."""
         return bulk_rates(self.bundle(self.model), self.work, self.plan.closed_seconds)
 
     def memory(self) -> Figures:
-        """A worker's PSS under mixed load at 80 % of capacity: the largest, and how it grows."""
+        """Measure a worker's PSS under mixed load at 80 % of capacity: the largest, and its growth."""
         place = self.bundle(self.model)
         weights = sum((place / name).stat().st_size for name in ("cell.onnx", "output.onnx")) / 2**20
         samples: list[tuple[float, float]] = []
@@ -223,7 +225,7 @@ class Probes:
         }
 
     def kenlm(self) -> Figures:
-        """An n-gram model under kenlm and a released bundle, on text that the bundle wrote."""
+        """Compare an n-gram model under kenlm with a released bundle, on text that the bundle wrote."""
         arguments = [str(self.released / WRITER), str(self.work / "kenlm")]
         ((figures,),) = run_together("kenlm_scores", arguments, num_processes=1, num_results=1, timeout=240)
         return figures
@@ -234,7 +236,7 @@ class Probes:
         return ServedBundle(self.bundle(self.model), "", workers)
 
     def _alone(self) -> contextlib.AbstractContextManager[Running]:
-        """With one worker: what it does is done by that one, whatever the CPUs."""
+        """Serve with one worker, so that it does all the work on any number of CPUs."""
         return self._running(self._served(1))
 
     @contextlib.contextmanager
@@ -266,7 +268,9 @@ class Probes:
 
 
 def _hypotheses(client: Client) -> list[str]:
-    """The 16 likeliest texts of 6 tokens, and the 16 likeliest continuations of the first of those: a hundred."""
+    """Return a hundred hypotheses: the 16 likeliest texts of 6 tokens, and the 16 likeliest continuations of the first
+    of those.
+    """
     beams = {"num_beams": 16, "n": 16}
     stems = client.post("/generate", {**beams, "prompt": "", "max_tokens": 6}).body["choices"]
     texts: list[str] = []

@@ -26,7 +26,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Usage:
-    """cpu_seconds since the start; memory_mb: the sum of PSS, shared pages counted once over all processes.
+    """Usage of a server: cpu_seconds since the start; memory_mb, the sum of PSS, in which shared pages count once.
 
     machine_seconds   CPU time of all that runs on the machine, since its start
     """
@@ -46,7 +46,7 @@ class _Process:
 
 
 def usage(pid: int, mark: str, *, memory: bool = True) -> Usage:
-    """Of the server that was started as process `pid` with `mark` in its environment."""
+    """Return the usage of the server that was started as process `pid` with `mark` in its environment."""
     found = processes_of(pid, mark)
     ticks = sum(process.cpu_ticks for process in _all_processes() if process.pid in found)
     machine = machine_seconds()
@@ -55,18 +55,18 @@ def usage(pid: int, mark: str, *, memory: bool = True) -> Usage:
 
 
 def machine_seconds() -> float:
-    """CPU time that the machine has spent on anything, stolen time included."""
+    """Return the CPU time that the machine has spent on anything, stolen time included."""
     user, nice, system, _idle, _waiting, *rest = map(int, (PROC / "stat").read_text().split("\n", 1)[0].split()[1:9])
     return (user + nice + system + sum(rest)) / TICKS
 
 
 def memory_by_process(pid: int, mark: str) -> dict[int, float]:
-    """PSS of each of a server's processes, in MB."""
+    """Return the PSS of each of a server's processes, in MB."""
     return {process: _pss_mb(process) for process in processes_of(pid, mark)}
 
 
 def processes_of(pid: int, mark: str) -> set[int]:
-    """The ids of a server's processes."""
+    """Return the ids of a server's processes."""
     everything = _all_processes()
     found = {process.pid for process in everything if process.session == pid or _has_mark(process.pid, mark)}
     grown = True
@@ -83,7 +83,7 @@ def _all_processes() -> list[_Process]:
 
 
 def _read(pid: int) -> _Process | None:
-    """None for a process that is gone, or whose end only has to be waited for."""
+    """Read a file of a process; None if the process is gone or ended."""
     try:
         text = (PROC / str(pid) / "stat").read_text()
     except OSError:
@@ -118,7 +118,7 @@ IDLE_SHARE = 0.5  # of one CPU: less than any load, more than what idle servers 
 
 
 class StartFailed(Exception):
-    """A server that did not become ready; the text holds the end of its log."""
+    """A server that did not become ready, with the end of its log."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,11 +132,11 @@ class Running:
     log: Path
 
     def usage(self, *, with_memory: bool) -> Usage:
-        """What it has used since it was started, over all of its processes."""
+        """Return the usage since the start, over all processes of the server."""
         return usage(self.process.pid, self.mark, memory=with_memory)
 
     def becomes_idle(self, timeout: float) -> bool:
-        """Wait until it uses next to no CPU, at most so long; returns whether it does."""
+        """Wait, at most so long, until the server uses next to no CPU; return whether it does."""
         deadline = time.perf_counter() + timeout
         before = self.usage(with_memory=False).cpu_seconds
         while time.perf_counter() < deadline:
@@ -149,7 +149,7 @@ class Running:
 
 
 def free_port() -> int:
-    """A port on which nobody listens now."""
+    """Return a port on which nobody listens now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
@@ -180,7 +180,7 @@ def serving(
 
 
 def end(process: subprocess.Popen[bytes], mark: str) -> None:
-    """SIGTERM to the process that was started, then SIGKILL to whatever of its own is left; waits for their end."""
+    """Send SIGTERM to the started process, then SIGKILL to the rest of its own processes; wait for their end."""
     others = processes_of(process.pid, mark)
     if process.poll() is None:
         process.terminate()
@@ -217,7 +217,7 @@ def _answers(url: str) -> bool:
 
 
 def last_lines(log: Path) -> str:
-    """The end of a log, for a message."""
+    """Return the end of a log, for a message."""
     try:
         return "\n".join(log.read_text("utf-8", "replace").splitlines()[-LOG_LINES:])
     except OSError:

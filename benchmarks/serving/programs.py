@@ -18,13 +18,13 @@ ENVIRONMENT = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 
 class ProgramFailed(Exception):
-    """A program ended without its figures; the text is the end of what it wrote to standard error."""
+    """A program that ended without its figures; the text is the end of its standard error."""
 
 
 def run_together(
     module: str, arguments: Sequence[str], *, num_processes: int, num_results: int, timeout: float
 ) -> list[list[dict[str, Any]]]:
-    """Start a module so many times and give all of them the word at once, `num_results` times.
+    """Start a module several times and start all measurements together, `num_results` times.
 
     returns   for each result, what each process printed
     Raises ProgramFailed.

@@ -21,7 +21,7 @@ SIGMA = math.log(LONGEST / SHORTEST) / 4  # both ends two standard deviations aw
 
 
 def draw_length(generator: random.Random) -> int:
-    """A log-normal length between 8 and 256 tokens, drawn again where it lies outside."""
+    """Draw a log-normal length between 8 and 256 tokens."""
     while True:
         length = round(generator.lognormvariate(math.log(MEDIAN), SIGMA))
         if SHORTEST <= length <= LONGEST:
@@ -29,7 +29,7 @@ def draw_length(generator: random.Random) -> int:
 
 
 def poisson_times(rate: float, seconds: float, generator: random.Random) -> Iterator[float]:
-    """Times in [0, seconds) at which a Poisson process of so many events a second has one."""
+    """Yield times in [0, seconds) of a Poisson process with so many events a second."""
     time = generator.expovariate(rate)
     while time < seconds:
         yield time
@@ -43,7 +43,7 @@ WORDS_SEED = 20
 
 
 def make_words(count: int = NUM_WORDS) -> list[str]:
-    """Distinct words, always the same ones in the same order."""
+    """Make distinct words, always the same ones in the same order."""
     generator = random.Random(WORDS_SEED)  # noqa: S311 (no secret)
     words: dict[str, None] = {}
     while len(words) < count:
@@ -55,7 +55,7 @@ def make_words(count: int = NUM_WORDS) -> list[str]:
 
 
 def make_text(words: Sequence[str], num_words: int, generator: random.Random) -> str:
-    """Words drawn evenly, one space in between."""
+    """Draw words evenly, one space in between."""
     return " ".join(generator.choices(words, k=num_words))
 
 
@@ -66,7 +66,7 @@ SEED = 3
 
 
 class Requests:
-    """What a server is asked for about one bundle. Every server gets the same sequence."""
+    """Requests to a server about one bundle. Every server gets the same sequence."""
 
     def __init__(self, server: Server, model: str) -> None:
         self._server = server
@@ -74,13 +74,13 @@ class Requests:
         self._words = make_words()
 
     def closed(self, load: Load) -> Iterator[LoadRequest]:
-        """The requests that the clients of a closed load take in turn."""
+        """Yield the requests that the clients of a closed load take in turn."""
         generator = random.Random(f"{SEED} {load.name}")  # noqa: S311 (no secret)
         while True:
             yield self._ask(load.kind, generator)
 
     def open(self, load: Load, rate: float, seconds: float) -> list[tuple[float, LoadRequest]]:
-        """Arrivals of an open load, `rate` a second."""
+        """Return the arrivals of an open load, `rate` a second."""
         generator = random.Random(f"{SEED} {load.name}")  # noqa: S311
         times = list(poisson_times(rate, seconds, generator))
         return [(time, self._ask(load.kind, generator)) for time in times]
@@ -104,7 +104,9 @@ class Requests:
         return make_text(self._words, num_words, generator)
 
     def _nbest(self, generator: random.Random) -> list[str]:
-        """A hundred sentences, each another one up to some word: what a recogniser's n-best list looks like."""
+        """Return a hundred sentences, each equal to another one up to some word: the shape of a recogniser's n-best
+        list.
+        """
         found = [generator.choices(self._words, k=SENTENCE_WORDS)]
         while len(found) < LIST_TEXTS:
             words = list(generator.choice(found))

@@ -19,7 +19,7 @@ from benchmarks.serving.plan import Load
 
 @dataclass(frozen=True)
 class Spread:
-    """Percentiles of some times, in milliseconds, and how many there were."""
+    """Percentiles of some times, in milliseconds, and their number."""
 
     p50: float
     p95: float
@@ -28,7 +28,7 @@ class Spread:
 
 
 def percentile(ordered: list[float], share: float) -> float:
-    """The value below which that share of the ordered values lies, between two of them in proportion."""
+    """Return the value below which that share of the ordered values lies, interpolated."""
     place = share * (len(ordered) - 1)
     low = math.floor(place)
     high = min(low + 1, len(ordered) - 1)
@@ -36,7 +36,7 @@ def percentile(ordered: list[float], share: float) -> float:
 
 
 def spread_ms(seconds: Iterable[float]) -> Spread | None:
-    """None where there are no values."""
+    """Return percentiles; None without values."""
     ordered = sorted(1000 * value for value in seconds)
     if not ordered:
         return None
@@ -45,7 +45,7 @@ def spread_ms(seconds: Iterable[float]) -> Spread | None:
 
 
 def overlap_share(begin: float, end: float, window_begin: float, window_end: float) -> float:
-    """The share of [begin, end] that lies in the window."""
+    """Return the share of [begin, end] that lies in the window."""
     if end <= begin:
         return float(window_begin <= begin < window_end)
     return max(0.0, min(end, window_end) - max(begin, window_begin)) / (end - begin)
@@ -56,7 +56,7 @@ Usages = Any
 
 @dataclass(frozen=True)
 class Measurement:
-    """One load on one server with one bundle.
+    """Measurement of one load on one server with one bundle.
 
     tokens_per_second      generated (or scored) tokens within the window; an answer's tokens lie evenly over its time
     cpu_seconds_per_1000   of all the server's processes, for 1,000 of those tokens
@@ -93,7 +93,7 @@ class Measurement:
 
     @property
     def tokens_per_cpu_second(self) -> float | None:
-        """Of all the server's processes."""
+        """Tokens a CPU-second of all the server's processes."""
         return 1000 / self.cpu_seconds_per_1000 if self.cpu_seconds_per_1000 else None
 
 
@@ -118,7 +118,7 @@ class Inside:
 
 @dataclass
 class Results:
-    """Everything of one run, growing while it goes on."""
+    """All results of one run, growing while it runs."""
 
     about: dict[str, Any] = field(default_factory=dict)
     inside: list[Inside] = field(default_factory=list)
@@ -128,12 +128,12 @@ class Results:
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def find(self, server: str, model: str, load: Load) -> Measurement | None:
-        """The measurement of a load, None where there is none."""
+        """Return the measurement of a load, None if there is none."""
         found = (m for m in self.measurements if (m.server, m.model, m.load) == (server, model, load.name))
         return next(found, None)
 
     def best_inside(self, what: str, model: str, *, processes: int | None = None) -> Inside | None:
-        """The batch size with most tokens per CPU-second, with as many processes as there were, or so many."""
+        """Return the batch size with most tokens per CPU-second, with as many processes as there were, or so many."""
         fitting = [i for i in self.inside if (i.what, i.model) == (what, model)]
         wanted = processes or max((inside.processes for inside in fitting), default=0)
         fitting = [inside for inside in fitting if inside.processes == wanted]
@@ -144,7 +144,7 @@ class Results:
 
 
 def results_from_json(text: str) -> Results:
-    """What `to_json` wrote."""
+    """Read what `to_json` wrote."""
     tables = json.loads(text)
     return Results(
         tables["about"],
@@ -165,7 +165,7 @@ def _measurement(entry: dict[str, Any]) -> Measurement:
 def summarise(
     server: str, model: str, load: Load, driven: LoadResult[Usages], answers: Answers, offered_per_second: float
 ) -> Measurement:
-    """Figures of the window. Times of answers are those of answers that lie in it at least in part."""
+    """Compute the figures of the window. Times of answers are those of answers that lie in it at least in part."""
     seconds = driven.end - driven.begin
     shares = [overlap_share(answer.begin, answer.end, driven.begin, driven.end) for answer in answers.whole]
     tokens = sum(share * answer.tokens for share, answer in zip(shares, answers.whole, strict=True))

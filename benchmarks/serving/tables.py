@@ -14,20 +14,20 @@ MARKS = {True: "met", False: "**missed**", None: "–"}
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, numbers_from: int = 1) -> str:
-    """A Markdown table; columns from `numbers_from` on are set to the right."""
+    """Write a Markdown table; columns from `numbers_from` on are aligned to the right."""
     rules = ["---" if place < numbers_from else "---:" for place in range(len(titles))]
     lines = [titles, rules, *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def targets_table(rows: Sequence[Row]) -> str:
-    """The targets."""
+    """Write the targets."""
     titles = ("what", "target", "this run", "")
     return table(titles, [(row.what, row.target, row.figure, MARKS[row.met]) for row in rows], numbers_from=9)
 
 
 def rates_table(results: Results, model: str) -> str:
-    """Tokens a second by server and load, and below them CPU-seconds for 1,000 tokens."""
+    """Write tokens a second by server and load, and below them CPU-seconds for 1,000 tokens."""
     found = [m for m in results.measurements if m.model == model]
     loads = list(dict.fromkeys(m.load for m in found))
     servers = list(dict.fromkeys(m.server for m in found))
@@ -44,7 +44,7 @@ def _rate(measured: Measurement | None) -> str:
 
 
 def waits_table(results: Results, model: str) -> str:
-    """Everything about times, refusals and memory, a line a server and load."""
+    """Write all times, refusals and memory, a line a server and load."""
     rows = [
         (
             m.server,
@@ -78,7 +78,7 @@ def _ms(value: float) -> str:
 
 
 def starts_table(results: Results) -> str:
-    """How long each server took to be ready, and the most memory it was seen with."""
+    """Write the time until each server was ready, and the most memory it was seen with."""
     peaks: dict[str, float] = {}
     for m in results.measurements:
         key = f"{m.server} / {m.model}"
@@ -91,7 +91,7 @@ def starts_table(results: Results) -> str:
 
 
 def inside_table(results: Results, what: str) -> str:
-    """`raw` or `engine`: tokens a second by model, processes and batch."""
+    """Write `raw` or `engine`: tokens a second by model, processes and batch."""
     found = [i for i in results.inside if i.what == what]
     if not found:
         return ""
@@ -107,7 +107,7 @@ def inside_table(results: Results, what: str) -> str:
 
 
 def peak_table(results: Results) -> str:
-    """The machine's peak at matrix products, and what share of it raw's best steps reach."""
+    """Write the machine's peak at matrix products, and the share of it that raw's best steps reach."""
     peaks = results.probes.get("peak", {})
     rows = []
     for model, operations in peaks.get("operations_per_token", {}).items():

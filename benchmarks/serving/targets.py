@@ -22,7 +22,7 @@ LONG_SECONDS = 540  # under load, before memory is called flat
 
 @dataclass(frozen=True)
 class Row:
-    """One target. `met` is None where this run has not measured it."""
+    """One target. `met` is None if this run has not measured it."""
 
     what: str
     target: str
@@ -35,7 +35,7 @@ class NotMeasured(Exception):
 
 
 def target_rows(results: Results) -> list[Row]:
-    """All targets, in the order of the page."""
+    """Return all targets, in the order of the page."""
     return [
         _row(lambda: _alone(results, INT8, 20.0), "one client, against Flask + PyTorch, int8", "≥ 20 × its tokens/s"),
         _row(lambda: _alone(results, FP32, 4.0), "one client, against Flask + PyTorch, fp32", "≥ 4 × its tokens/s"),
@@ -99,13 +99,13 @@ def _alone(results: Results, model: str, least: float) -> tuple[str, bool]:
 
 
 def _flask_torch(results: Results, model: str) -> Measurement:
-    """Of either model: torch runs the same weights in float32 for both."""
+    """Return the measurement of either model: torch runs the same weights in float32 for both."""
     found = results.find("flask-torch", model, SINGLE_PROCESS)
     return found or _measured(results, "flask-torch", FP32, SINGLE_PROCESS)
 
 
 def _beyond_raw(results: Results) -> tuple[str, bool]:
-    """The middle answer of one client, less what its steps take in the bare loop at batch 1."""
+    """Return the middle answer of one client, less the time of its steps in the bare loop at batch 1."""
     whole = _measured(results, "meari", INT8, SINGLE_PROCESS).whole_ms
     raw = next((i for i in results.inside if (i.what, i.model, i.batch, i.processes) == ("raw", INT8, 1, 1)), None)
     if whole is None or raw is None:

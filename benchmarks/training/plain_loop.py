@@ -17,7 +17,7 @@ State = Tensor | tuple[Tensor, ...] | None
 
 
 class PlainModel(nn.Module):
-    """nn.Embedding, nn.RNN, nn.GRU or nn.LSTM, nn.Linear."""
+    """Model of nn.Embedding, nn.RNN, nn.GRU or nn.LSTM, and nn.Linear."""
 
     def __init__(self, config: RecurrentConfig, vocabulary_size: int) -> None:
         super().__init__()
@@ -27,7 +27,9 @@ class PlainModel(nn.Module):
         self.output = nn.Linear(config.hidden_size, vocabulary_size)
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Logits float32 [B, T, V] and the next state, from tokens int64 [B, T]; None: the state before any token."""
+        """Return logits float32 [B, T, V] and the next state, from tokens int64 [B, T]; None: the state before any
+        token.
+        """
         hidden, state = self.recurrent(self.embedding(tokens), state)
         return self.output(hidden), state
 

@@ -81,7 +81,7 @@ CHANGES = (
 
 
 def base_config(corpus: CorpusConfig, steps: int, hidden_size: int) -> Config:
-    """What every training begins with: everything off that can be off; products in bfloat16, to save time."""
+    """Return the base config: everything off that can be off; products in bfloat16, to save time."""
     return Config(
         name="recipe",
         seed=1,
@@ -133,7 +133,7 @@ def _last_loss(run: Path) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is missing in the results file and write the page of all that it has."""
+    """Measure the changes that the results file lacks, and write the page of all that it has."""
     options = _options(arguments)
     results: dict[str, Any] = json.loads(options.results.read_text("utf-8")) if options.results.exists() else {}
     text = options.corpus.read_text("utf-8")

@@ -17,7 +17,7 @@ is that of held-out text, in nats a character, at its best evaluation; a change 
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """The page of all records that there are; a share of the text whose base is missing is left out."""
+    """Write the page of all records; a share of the text without a base record is left out."""
     machines = sorted({record["machine"] for record in results.values()})
     sections = [HEAD, "Machine: " + "; ".join(machines) + ", one thread; times are the process's own CPU time."]
     for share in sorted({record["share"] for record in results.values()}):

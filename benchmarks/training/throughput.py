@@ -60,7 +60,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step: seconds, medians.
+    """Cost of one step: median seconds.
 
     first_cpu_seconds  of the step that is not counted, which may have compiled
     operators          share of a step's time that each took itself; {}: not looked at
@@ -83,7 +83,7 @@ class NullDisplay:
 
 
 def measure(case: Case, rounds: int, *, compiled: bool, profiled: bool) -> dict[str, Cost]:
-    """Costs of a step of every loop. One round more than `rounds` is run, and not counted."""
+    """Return the costs of a step of every loop. One more round than `rounds` is run, and not counted."""
     with fast_torch(1), tempfile.TemporaryDirectory() as folder, _loops(case, Path(folder), compiled=compiled) as loops:
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}
         for _ in range(rounds + 1):
@@ -102,7 +102,7 @@ def measure(case: Case, rounds: int, *, compiled: bool, profiled: bool) -> dict[
 
 
 def _seconds(step: Callable[[], None]) -> tuple[float, float]:
-    """CPU time of the process, and wall time."""
+    """Return CPU time of the process, and wall time."""
     cpu, wall = time.process_time(), time.perf_counter()
     step()
     return time.process_time() - cpu, time.perf_counter() - wall
@@ -157,7 +157,7 @@ def _random_text(vocabulary_size: int) -> str:
 
 
 def _operators(step: Callable[[], None]) -> dict[str, float]:
-    """Shares of one step's time, of operators that took a thousandth of it or more."""
+    """Return shares of one step's time, of operators with a thousandth of it or more."""
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
         step()
     times: Counter[str] = Counter()

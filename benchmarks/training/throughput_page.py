@@ -33,7 +33,7 @@ time, which that work lengthens, stands beside it. Made by `python -m benchmarks
 
 
 def page(results: dict[str, Any]) -> str:
-    """The page of all records that there are, by key `family hidden vocabulary [compiled]`."""
+    """Write the page of all records, by key `family hidden vocabulary [compiled]`."""
     plain = {key: record for key, record in results.items() if not key.endswith("compiled")}
     compiled = {key: record for key, record in results.items() if key.endswith("compiled")}
     profiled = {key: record for key, record in plain.items() if record["costs"][PLAIN]["operators"]}
@@ -108,7 +108,7 @@ def _shares(operators: dict[str, float]) -> dict[str, float]:
 
 
 def _ratio(costs: dict[str, Any], name: str) -> float:
-    """How many times as many tokens a CPU-second as the plain loop."""
+    """Return tokens a CPU-second as a multiple of the plain loop's."""
     ratio: float = costs[PLAIN]["cpu_seconds"] / costs[name]["cpu_seconds"]
     return ratio
 

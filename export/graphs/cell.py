@@ -77,7 +77,7 @@ def _recurrent_graph(weights: RecurrentWeights, precision: Precision) -> bytes:
 
 
 def _with_initial(graph: GraphBuilder, op_type: str, state: State, initial: State) -> State:
-    """Each tensor of the state plus or minus what it is before any token."""
+    """Add or subtract the initial state, tensor by tensor."""
     return [graph.op(op_type, *pair) for pair in zip(state, initial, strict=True)] if initial else state
 
 

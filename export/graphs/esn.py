@@ -30,7 +30,9 @@ from meari.export.weights import (
 
 @dataclass(frozen=True)
 class ReservoirState:
-    """recent   float32 [batch, (k - 1) * E], the embeddings of the last tokens, or None where none are remembered
+    """State of a reservoir in the graph.
+
+    recent   float32 [batch, (k - 1) * E], the embeddings of the last tokens, or None where none are remembered
     states      float32 [batch, N], one a layer
     """
 
@@ -39,7 +41,7 @@ class ReservoirState:
 
 
 def remembered(weights: ReservoirWeights) -> int:
-    """How many numbers of the last tokens' embeddings the state holds."""
+    """Return the size of the last tokens' embeddings in the state."""
     entering = weights.entering
     if not isinstance(entering, RecentTokensWeights):
         return 0
@@ -78,7 +80,7 @@ def esn_step(
 
 
 def expand(graph: GraphBuilder, weights: ExpansionWeights, hidden: ir.Value) -> ir.Value:
-    """The hidden vector and its features behind it: float32 [batch, H] → [batch, H + F]."""
+    """Write the hidden vector followed by its features: float32 [batch, H] → [batch, H + F]."""
     groups, edges = weights.sources.shape
     x = _with_zero_row(graph, hidden, np.zeros((1, int(hidden.shape[1])), np.float32))  # type: ignore[index, arg-type]
     x = graph.op("Gather", x, graph.constant("expansion.sources", weights.sources.ravel()), axis=1)
@@ -112,7 +114,9 @@ def _product(graph: GraphBuilder, name: str, pattern: Sparse, s: ir.Value) -> ir
 
 
 def _block_product(graph: GraphBuilder, name: str, pattern: BlockPattern, s: ir.Value) -> ir.Value:
-    """Each block of units times its own matrix, units dealt to the blocks like cards, within each reservoir."""
+    """Multiply each block of units by its own matrix; units are dealt to the blocks like cards, within each
+    reservoir.
+    """
     reservoirs, num_blocks, size, _ = pattern.blocks.shape
     units = reservoirs * num_blocks * size
     x = _with_zero_row(graph, s, np.zeros((1, units), dtype=np.float32))
@@ -129,8 +133,8 @@ def _block_product(graph: GraphBuilder, name: str, pattern: BlockPattern, s: ir.
 
 
 def _with_zero_row(graph: GraphBuilder, x: ir.Value, zeros: Floats) -> ir.Value:
-    """A row of zeros carried along: onnxruntime takes another kernel for a batched product of one row, whose rounding
-    differs, so a lone row would not equal the same row in company.
+    """Append a row of zeros: onnxruntime takes another kernel, which rounds differently, for a batched product of one
+    row, so a lone row would differ from the same row in a batch.
     """
     return graph.op("Concat", x, graph.shared_constant(f"zero_row_{zeros.shape[1]}", zeros), axis=0)
 
@@ -140,7 +144,7 @@ def _without_last_row(graph: GraphBuilder, x: ir.Value) -> ir.Value:
 
 
 def _edge_product(graph: GraphBuilder, name: str, pattern: RandomPattern, s: ir.Value) -> ir.Value:
-    """The sum over a unit's incoming edges, one edge of all units at a time.
+    """Sum over a unit's incoming edges, one edge of all units at a time.
 
     Units come first, [N, batch], so that fetching a source copies a whole row of the batch. Elementwise sums
     in a fixed order keep rows exact; a reduction would pick its order by the batch size.

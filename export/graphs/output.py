@@ -40,7 +40,7 @@ def output_graph(weights: OutputWeights, precision: Precision) -> bytes:
 
 
 def _folded(maps: tuple[Affine, ...]) -> tuple[Affine, ...]:
-    """A projection and what follows it as one product, where that is not larger than the two."""
+    """Fold a projection and the map after it into one product, unless that is larger than the two."""
     if len(maps) < 2:
         return maps
     first, second = maps
@@ -53,7 +53,7 @@ Cluster = tuple[Floats, Floats | None]
 
 
 def adaptive_graph(head: Affine, adaptive: AdaptiveWeights, precision: Precision) -> bytes:
-    """Write an adaptive softmax as an .onnx file; see `output`.
+    """Write an adaptive softmax as an .onnx file.
 
     head  to the logits of the frequent tokens, then of the clusters
     """
@@ -73,7 +73,7 @@ def adaptive_graph(head: Affine, adaptive: AdaptiveWeights, precision: Precision
 def _by_rank(
     graph: GraphBuilder, arithmetic: Arithmetic, hidden: ir.Value, head: Affine, clusters: list[Cluster]
 ) -> ir.Value:
-    """Log-probabilities of the tokens of the head, then of each cluster, float32 [batch, V]."""
+    """Return log-probabilities of the tokens of the head, then of each cluster, float32 [batch, V]."""
     weight = np.concatenate([head.weight, *(first for first, _ in clusters)], axis=1)
     bias = np.pad(head.bias, (0, weight.shape[1] - head.bias.size))
     products = arithmetic.product("head", arithmetic.operand(hidden), weight, bias)
@@ -92,6 +92,6 @@ def _by_rank(
 
 
 def _folded_cluster(first: Floats, second: Floats) -> Cluster:
-    """Both products of a cluster as one, where that is not larger than the two."""
+    """Fold both products of a cluster into one, unless that is larger than the two."""
     product = first @ second
     return (product, None) if product.size <= first.size + second.size else (first, second)

@@ -30,16 +30,14 @@ from meari.export.weights import Floats, LayerWeights
 
 class LayerInput(Protocol):
     def product(self, name: str, weight: Floats, bias: Floats) -> ir.Value:
-        """Input @ weight + bias, float32 [batch, outputs]; weight float32 [inputs, outputs], bias
-        [outputs].
-        """
+        """Return input @ weight + bias, float32 [batch, outputs]; weight float32 [inputs, outputs], bias [outputs]."""
 
     def vectors(self) -> ir.Value:
-        """The input itself, float32 [batch, inputs]; asked for once, and then no products are."""
+        """Return the input itself, float32 [batch, inputs]; called once, and then products are not."""
 
 
 class TokenInput:
-    """Tokens: looked up in an embedding and multiplied, or in a table of finished products where that is
+    """Input of tokens: looked up in an embedding and multiplied, or in a table of finished products if that is
     smaller.
     """
 
@@ -65,7 +63,7 @@ class TokenInput:
 
 
 class HiddenInput:
-    """The float32 [batch, hidden] output of the layer below."""
+    """Input from the layer below, float32 [batch, hidden]."""
 
     def __init__(self, arithmetic: Arithmetic, hidden: ir.Value) -> None:
         self._arithmetic = arithmetic

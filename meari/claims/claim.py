@@ -57,7 +57,10 @@ def shared_verdict(seeds: Sequence[Sequence[Condition]]) -> Verdict:
 
 @dataclass(frozen=True)
 class Measurement(Generic[Numbers]):
-    """left_out   what the budget did not suffice for, a phrase each"""
+    """Numbers of a claim with one seed.
+
+    left_out   what the budget did not suffice for, a phrase each
+    """
 
     numbers: Numbers
     left_out: tuple[str, ...] = ()
@@ -67,20 +70,20 @@ CONFIDENCE = 0.975  # one-sided, of the test whether a figure is worse beyond th
 
 
 def around(values: Sequence[float], shape: str = ".2f") -> str:
-    """Mean ± sample standard deviation over seeds; the value alone where there is one seed."""
+    """Format mean ± sample standard deviation over seeds; the value alone with one seed."""
     mean = f"{np.mean(values):{shape}}"
     return f"{mean} ± {np.std(values, ddof=1):{shape.lstrip('+')}}" if len(values) > 1 else mean
 
 
 def between(values: Sequence[float], shape: str = ".1e") -> str:
-    """Median, with the smallest and the largest value: for figures of very different sizes."""
+    """Format the median, with the smallest and the largest value: for figures of very different sizes."""
     middle = f"{np.median(values):{shape}}"
     return f"{middle} ({min(values):{shape}} … {max(values):{shape}})" if len(values) > 1 else middle
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """Figures that cannot rise from left to right unless the measurement is at fault.
+    """Figures that cannot rise from left to right unless the measurement is wrong.
 
     what     what falls, for example "the held-out loss of the ESN with more text"
     labels   of the columns, left to right
@@ -94,7 +97,7 @@ class Expectation:
     least: float
 
     def violations(self) -> list[str]:
-        """A phrase for every pair of columns whose rise is larger than `least` and than the noise of the seeds.
+        """Return a phrase for every pair of columns whose rise is larger than `least` and than the noise of the seeds.
 
         The noise is that of a paired t-test over seeds; one seed has no known noise, so nothing can be beyond it.
         """
@@ -115,13 +118,15 @@ class Expectation:
 
 
 def nothing_expected(_seeds: Sequence[Numbers]) -> tuple[Expectation, ...]:
-    """A claim without figures that must fall."""
+    """Return no expectation: for a claim without figures that must fall."""
     return ()
 
 
 @dataclass(frozen=True)
 class Claim(Generic[Numbers]):
-    """kind      the dataclass of the claim's numbers, so that they can be read back from JSON
+    """A claim.
+
+    kind      the dataclass of the claim's numbers, so that they can be read back from JSON
     says       what the lecture says
     setting    how it was measured, from the sizes alone
     judge      the conditions, from the numbers of one seed alone
@@ -143,5 +148,5 @@ class Claim(Generic[Numbers]):
 
     @property
     def picture(self) -> str:
-        """The name of its picture's file."""
+        """File name of the picture."""
         return f"{self.number}-{self.slug}.png"

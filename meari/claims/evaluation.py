@@ -23,7 +23,8 @@ Floats = NDArray[np.float64]
 
 
 def held_out_loss(model: LanguageModel, ids: Ids) -> float:
-    """Nats a token; the row is cut into equal pieces that run side by side, each warmed up on the tokens before it.
+    """Return nats a token; the row is cut into equal pieces that run side by side, each warmed up on the tokens before
+    it.
 
     ids   int64 [num_tokens]
     """
@@ -36,7 +37,8 @@ def held_out_loss(model: LanguageModel, ids: Ids) -> float:
 
 @torch.no_grad()
 def token_losses(model: LanguageModel, rows: Ids) -> Floats:
-    """-ln P of every token after the first, from the initial state: int64 [batch, time + 1] → float64 [batch, time].
+    """Return -ln P of every token after the first, from the initial state: int64 [batch, time + 1] → float64 [batch,
+    time].
 
     Leaves the model's mode as it was.
     """
@@ -60,7 +62,7 @@ WINDOW = 256  # characters before, in which an n-gram is looked for: fixed, so t
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0: the likeliest token; top_p 1: no limit"""
+    """Way of sampling. temperature 0: the likeliest token; top_p 1: no limit."""
 
     name: str
     temperature: float = 1.0
@@ -78,7 +80,7 @@ SAMPLINGS = (
 
 @torch.no_grad()
 def write_texts(model: LanguageModel, prompts: Ids, num_tokens: int, sampling: Sampling, seed: int) -> Ids:
-    """Go on with every prompt: int64 [batch, prompt] → int64 [batch, num_tokens]."""
+    """Continue every prompt: int64 [batch, prompt] → int64 [batch, num_tokens]."""
     generator = torch.Generator().manual_seed(seed)
     hidden, state = model(torch.from_numpy(prompts), model.initial_state(len(prompts)))
     last, written = hidden[:, -1], []
@@ -90,7 +92,7 @@ def write_texts(model: LanguageModel, prompts: Ids, num_tokens: int, sampling: S
 
 
 def pick(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """One token a row: float32 [batch, V] → int64 [batch]."""
+    """Pick one token a row: float32 [batch, V] → int64 [batch]."""
     if sampling.temperature == 0:
         return logits.argmax(1)
     probabilities = (logits / sampling.temperature).softmax(1)
@@ -103,7 +105,7 @@ def pick(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tens
 
 
 def repeated(rows: Ids, begin: int) -> Floats:
-    """Whether the NGRAM that ends at a place has been seen within the WINDOW before: 0 or 1, from place `begin` on.
+    """Mark with 1 where the NGRAM that ends at a place has occurred within the WINDOW before, from place `begin` on.
 
     rows     int64 [batch, time]
     returns  float64 [batch, time - begin]

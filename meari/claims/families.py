@@ -63,7 +63,7 @@ class ModelSummary:
 
 
 def model_config(family: Family, vocabulary_size: int, sizes: Sizes) -> ModelConfig:
-    """The config of a family, its trained parameters within TOLERANCE of every other's."""
+    """Return the config of a family, its trained parameters within TOLERANCE of every other's."""
     units = _units(vocabulary_size, sizes)
     if family is Family.ESN:
         return reservoir(units, sizes.block_size, SPECTRAL_RADIUS)
@@ -75,7 +75,7 @@ def model_config(family: Family, vocabulary_size: int, sizes: Sizes) -> ModelCon
 
 
 def reservoir(units: int, block_size: int, spectral_radius: float, input_scale: float = 1.0) -> ReservoirConfig:
-    """An echo state network with the leak rates of the released one."""
+    """Return an echo state network with the leak rates of the released one."""
     return ReservoirConfig(
         Family.ESN,
         units=units,
@@ -98,18 +98,18 @@ def _recurrent_count(family: Family, hidden_size: int, vocabulary_size: int, siz
 
 
 def fresh_model(family: Family, vocabulary_size: int, sizes: Sizes, seed: int) -> LanguageModel:
-    """A model before any training."""
+    """Make an untrained model."""
     return build_model(model_config(family, vocabulary_size, sizes), vocabulary_size, seed)
 
 
 def num_trained(model: nn.Module) -> int:
-    """How many numbers of a model learn."""
+    """Count the trained parameters of a model."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 @dataclass(frozen=True)
 class NetSizes:
-    """V, E, H and K of the formulas; embedding and block are 0 where a family has none."""
+    """Sizes V, E, H and K of the formulas; embedding and block are 0 for a family without them."""
 
     vocabulary: int
     units: int
@@ -118,20 +118,20 @@ class NetSizes:
 
 
 def through_time(family: Family, net: NetSizes, batch_size: int, length: int) -> int:
-    """One step of back-propagation through time."""
+    """Count one step of back-propagation through time."""
     rows = NUM_GATES[family] * net.units
     token = 3 * rows * net.embedding + 3 * rows * net.units + 3 * net.vocabulary * net.units
     return batch_size * (length * token - rows * net.units)
 
 
 def readout_step(net: NetSizes, num_directions: int, batch_size: int, length: int) -> int:
-    """One gradient step of the readout of an echo state network."""
+    """Count one gradient step of the readout of an echo state network."""
     readout = net.vocabulary * net.units
     return batch_size * length * (net.block * net.units + 2 * readout) + 4 * readout * num_directions + readout
 
 
 def whitening_setup(net: NetSizes, num_tokens: int) -> tuple[int, int]:
-    """Return the multiply-adds of finding the leading directions, and how many directions there are."""
+    """Return the multiply-adds of finding the leading directions, and the number of directions."""
     targets = min(num_tokens, SAMPLE_TOKENS) - 1
     num_rows = min(MAX_ROWS, max(1, targets // MIN_PIECE_TOKENS))
     read = targets // num_rows
@@ -144,7 +144,7 @@ def whitening_setup(net: NetSizes, num_tokens: int) -> tuple[int, int]:
 
 
 def one_pass(net: NetSizes, num_fitted: int, num_calibrated: int) -> int:
-    """Ridge regression on `num_fitted` tokens and calibration on the following ones."""
+    """Count ridge regression on `num_fitted` tokens and calibration on the following ones."""
     begins = range(0, net.units, BLOCK_UNITS)
     bands = sum(min(BLOCK_UNITS, net.units - begin) * (net.units - begin) for begin in begins)
     readout = net.vocabulary * net.units

@@ -38,13 +38,13 @@ class MemoryCurve:
 
     @property
     def capacity(self) -> float:
-        """The sum from k = 1."""
+        """Sum from k = 1."""
         return sum(self.r_squared[1:])
 
 
 @torch.no_grad()
 def states_of(model: LanguageModel, tokens: Tensor) -> Tensor:
-    """All state tensors after every token: int64 [batch, time] → float64 [time, batch, numbers]."""
+    """Return all state tensors after every token: int64 [batch, time] → float64 [time, batch, numbers]."""
     state = model.initial_state(len(tokens))
     states = []
     for time in range(tokens.shape[1]):
@@ -54,7 +54,7 @@ def states_of(model: LanguageModel, tokens: Tensor) -> Tensor:
 
 
 def memory_curve(model: LanguageModel, frequencies: Floats, num_tokens: int, num_delays: int, seed: int) -> MemoryCurve:
-    """R² for delays 0 … num_delays - 1.
+    """Return R² for delays 0 … num_delays - 1.
 
     frequencies   float64 [V], how likely each token is drawn
     num_tokens    in all; NUM_ROWS sequences run side by side
@@ -67,7 +67,7 @@ def memory_curve(model: LanguageModel, frequencies: Floats, num_tokens: int, num
 
 
 def delayed_r_squared(states: Tensor, tokens: Tensor, num_delays: int, vocabulary_size: int) -> list[float]:
-    """R² of the token of k steps ago, read from the state.
+    """Return R² of the token of k steps ago, read from the state.
 
     states   float64 [time - num_delays, batch, numbers], after token num_delays and the following
     tokens   int64 [batch, time]
@@ -98,11 +98,11 @@ def _indicators(tokens: Tensor, vocabulary_size: int) -> Tensor:
 
 
 def _r_squared(estimates: Tensor, targets: Tensor) -> float:
-    """One less the share of the targets' variance that is left; both float64 [n, V]."""
+    """Return one less the share of the targets' variance that is left; both float64 [n, V]."""
     total = float((targets - targets.mean(0)).square().sum())
     return 1 - float((targets - estimates).square().sum()) / max(total, 1e-12)
 
 
 def token_frequencies(ids: Ids, vocabulary_size: int) -> Floats:
-    """How often each token comes, float64 [V]."""
+    """Return the frequency of each token, float64 [V]."""
     return np.bincount(ids, minlength=vocabulary_size).astype(np.float64)

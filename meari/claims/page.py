@@ -16,7 +16,7 @@ TITLE = "# The lecture's claims, measured"
 
 
 def page(results: Results, claims: Sequence[Claim[Any]]) -> str:
-    """README.md: a head, a table of verdicts, and a section for every claim that was measured."""
+    """Write README.md: a head, a table of verdicts, and a section for every measured claim."""
     measured = [claim for claim in claims if str(claim.number) in results.claims]
     parts = [TITLE, _head(results), _table(results, measured)]
     if results.skipped:
@@ -74,7 +74,7 @@ def _table(results: Results, claims: Sequence[Claim[Any]]) -> str:
 
 
 def _anchor(claim: Claim[Any]) -> str:
-    """The anchor that GitHub makes of a section's heading."""
+    """Return the anchor that GitHub makes of a section's heading."""
     kept = (char for char in _heading(claim).lower() if char.isalnum() or char in " -")
     return "".join(kept).replace(" ", "-")
 

@@ -29,7 +29,7 @@ BLUE, VERMILION, PURPLE, BLACK, GREY = "#0072B2", "#D55E00", "#CC79A7", "#000000
 
 @dataclass(frozen=True)
 class LineStyle:
-    """How a line is drawn."""
+    """Style of a line."""
 
     label: str
     colour: str
@@ -46,7 +46,7 @@ LINE_STYLES = {
 
 
 def panels(num_panels: int) -> tuple[Figure, list[Axes]]:
-    """A figure with panels side by side, four of them in two rows."""
+    """Make a figure with panels side by side, four of them in two rows."""
     rows = 2 if num_panels > MAX_COLUMNS else 1
     columns = -(-num_panels // rows)
     size = (columns * PANEL_INCHES + 0.4, rows * HEIGHT_INCHES)
@@ -56,7 +56,7 @@ def panels(num_panels: int) -> tuple[Figure, list[Axes]]:
 
 
 def finish(axes: Axes, title: str, x_label: str, y_label: str, *, legend: bool = True) -> None:
-    """Title, labels, grid and legend of a panel."""
+    """Set title, labels, grid and legend of a panel."""
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
@@ -67,7 +67,7 @@ def finish(axes: Axes, title: str, x_label: str, y_label: str, *, legend: bool =
 
 
 def plot(axes: Axes, x: Sequence[float], y: Sequence[float], look: LineStyle, *, is_marked: bool = True) -> None:
-    """One line."""
+    """Draw one line."""
     marker = look.marker if is_marked else None
     axes.plot(
         x, y, color=look.colour, marker=marker, markersize=4, linestyle=look.line, linewidth=1.5, label=look.label
@@ -77,7 +77,7 @@ def plot(axes: Axes, x: Sequence[float], y: Sequence[float], look: LineStyle, *,
 def plot_seeds(
     axes: Axes, x: Sequence[float], seeds: Sequence[Sequence[float]], look: LineStyle, *, is_band: bool = False
 ) -> None:
-    """One line of medians over seeds, with bars (or a band) from the smallest to the largest value.
+    """Draw one line of medians over seeds, with bars (or a band) from the smallest to the largest value.
 
     seeds   one row a seed, one value for each x
     """
@@ -92,7 +92,7 @@ def plot_seeds(
 
 
 def log_ticks(axes: Axes, values: Sequence[float], shape: str = "{:g}") -> None:
-    """A logarithmic x axis with a tick at each of the values alone."""
+    """Set a logarithmic x axis with ticks at the values alone."""
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(list(values)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -100,7 +100,9 @@ def log_ticks(axes: Axes, values: Sequence[float], shape: str = "{:g}") -> None:
 
 
 def as_png(figure: Figure) -> bytes:
-    """The picture's bytes, the same for the same figure; few colours, since every version of a picture is kept."""
+    """Return the picture's bytes, the same for the same figure; with few colours, since git keeps every version of a
+    picture.
+    """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     picture = io.BytesIO()

@@ -26,7 +26,7 @@ class ResultsError(ModelsError):
 
 @dataclass(frozen=True)
 class Setup:
-    """All that the numbers depend on but the machine: results of one setup belong on one page."""
+    """Everything that the numbers depend on except the machine: results of one setup belong on one page."""
 
     text: str
     num_characters: tuple[int, int, int]
@@ -45,7 +45,9 @@ class SettledCondition:
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """verdict, conditions   of all seeds; empty as long as nothing has been judged
+    """Result of a claim.
+
+    verdict, conditions   of all seeds; empty as long as nothing has been judged
     numbers               by seed, the claim's numbers as plain JSON
     left_out              what the budget did not suffice for, a phrase each
     seconds               of all seeds, by the clock, models trained for others included
@@ -59,7 +61,7 @@ class ClaimResult:
     conditions: tuple[SettledCondition, ...] = ()
 
     def with_seed(self, seed: int, numbers: Any, left_out: tuple[str, ...], seconds: float) -> "ClaimResult":
-        """The result with one more seed's numbers, a dataclass."""
+        """Return the result with one more seed's numbers, a dataclass."""
         return ClaimResult(
             self.title,
             {**self.numbers, str(seed): plain(numbers)},
@@ -70,7 +72,9 @@ class ClaimResult:
 
 @dataclass(frozen=True)
 class Results:
-    """minutes, cpu_minutes   of the last run, by the clock and of its process
+    """All results of a run.
+
+    minutes, cpu_minutes   of the last run, by the clock and of its process
     models                 the four families as they were measured
     skipped                numbers of claims that the budget did not reach
     """
@@ -86,7 +90,7 @@ class Results:
     skipped: tuple[int, ...] = ()
 
     def too_small(self, number: str) -> tuple[str, ...]:
-        """Return why a claim cannot be judged, a phrase each; nothing where it can."""
+        """Return why a claim cannot be judged, a phrase each; nothing if it can."""
         claim, sizes = self.claims[number], self.setup.sizes
         reasons = below_judged(sizes, sum(self.setup.num_characters))
         measured = len(claim.numbers)
@@ -96,16 +100,16 @@ class Results:
 
     @property
     def has_verdicts(self) -> bool:
-        """Whether any claim has been judged."""
+        """True if any claim has been judged."""
         return any(claim.verdict and not self.too_small(number) for number, claim in self.claims.items())
 
     def write(self, folder: Path) -> None:
-        """Write results.json in one step."""
+        """Write results.json atomically."""
         write_file(folder / FILE, (_lines(plain(self)) + "\n").encode())
 
     @staticmethod
     def read(folder: Path) -> "Results":
-        """What `write` wrote. Raises ResultsError."""
+        """Read what `write` wrote. Raises ResultsError."""
         path = folder / FILE
         try:
             content = path.read_bytes()
@@ -125,7 +129,7 @@ class _Version:
 
 
 def plain(value: Any) -> Any:
-    """A dataclass, or anything in one, as plain JSON with DIGITS significant digits."""
+    """Turn a dataclass, or anything in one, into plain JSON with DIGITS significant digits."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, dict):
@@ -136,7 +140,7 @@ def plain(value: Any) -> Any:
 
 
 def _lines(value: Any, indent: str = "") -> str:
-    """JSON with a line for whatever fits on one."""
+    """Write JSON with a line for every value that fits on one."""
     line = msgspec.json.encode(value).decode()
     if len(line) <= LINE_CHARACTERS or not isinstance(value, dict | list):
         return line

@@ -33,7 +33,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Order:
-    """What is wanted.
+    """Claims to measure, and where.
 
     minutes      the budget
     only         numbers of claims, none for all
@@ -73,7 +73,7 @@ def measure_claims(text: Text, sizes: Sizes, order: Order, clock: Clock, tell: T
 
 @dataclass(frozen=True)
 class _Start:
-    """When a run began, and the minutes that the run it resumes had taken."""
+    """Start of a run, and the minutes of the run that it resumes."""
 
     clock: float
     cpu: float
@@ -87,7 +87,7 @@ class _Start:
 
 
 def _with_seed(known: ClaimResult, claim: Claim[Any], bench: Workbench, clock: Clock) -> ClaimResult:
-    """What is known of a claim, and the numbers of one more seed unless the budget has ended."""
+    """Return the known result of a claim with the numbers of one more seed, unless the budget has ended."""
     began = clock()
     try:
         measured = _measured(claim, bench)
@@ -104,7 +104,7 @@ def _measured(claim: Claim[Any], bench: Workbench) -> Measurement[Any]:
 
 
 def redraw(folder: Path) -> Results:
-    """Judge, draw and write anew what results.json holds. Raises ResultsError."""
+    """Judge, draw and write again from results.json. Raises ResultsError."""
     return write_page(Results.read(folder), folder)
 
 
@@ -126,7 +126,7 @@ def write_page(results: Results, folder: Path) -> Results:
 
 
 def check(results: Results) -> None:
-    """Raise ResultsError where a claim that is judged violates what `Claim.expect` says."""
+    """Raise ResultsError if a judged claim violates `Claim.expect`."""
     found = [
         f"claim {claim.number}: {violation}, beyond the noise of the seeds"
         for claim in CLAIMS
@@ -139,12 +139,12 @@ def check(results: Results) -> None:
 
 
 def _numbers(claim: Claim[Any], results: Results) -> list[Any]:
-    """The claim's numbers of every seed, read back."""
+    """Read the claim's numbers of every seed back."""
     return [msgspec.convert(numbers, claim.kind) for numbers in results.claims[str(claim.number)].numbers.values()]
 
 
 def _judged(claim: Claim[Any], results: Results) -> ClaimResult:
-    """A claim's result with its verdict: that of every seed, if it is large enough to be judged."""
+    """Return a claim's result with its verdict: that of every seed, if it is large enough to be judged."""
     seeds = [claim.judge(numbers) for numbers in _numbers(claim, results)]
     conditions = tuple(
         SettledCondition(same[0].what, tuple(each.is_met for each in same), tuple(each.figures for each in same))
@@ -155,7 +155,7 @@ def _judged(claim: Claim[Any], results: Results) -> ClaimResult:
 
 
 def _beginning(text: Text, sizes: Sizes, order: Order) -> Results:
-    """Results without the claims that are to be measured."""
+    """Return the results without the claims that are to be measured."""
     lengths = (len(text.training), len(text.validation), len(text.held_out))
     setup = Setup(text.name, lengths, text.vocabulary_size, sizes)
     models = (fresh_model(family, text.vocabulary_size, sizes, sizes.seeds[0]) for family in FAMILIES)
@@ -180,7 +180,7 @@ def _beginning(text: Text, sizes: Sizes, order: Order) -> Results:
 
 
 def _refuse_to_replace(before: Results, setup: Setup, folder: Path) -> None:
-    """Raise ResultsError where verdicts would make room for a run that is too small to give any."""
+    """Raise ResultsError if a run that is too small for verdicts would replace verdicts."""
     reasons = below_judged(setup.sizes, sum(setup.num_characters))
     if reasons and before.has_verdicts:
         raise ResultsError(
@@ -190,5 +190,5 @@ def _refuse_to_replace(before: Results, setup: Setup, folder: Path) -> None:
 
 
 def monotonic() -> float:
-    """The clock that the command passes in."""
+    """Clock that the command passes in."""
     return time.monotonic()

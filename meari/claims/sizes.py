@@ -22,7 +22,9 @@ JUDGED_SIZES = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """seeds               of weights, streams and sampling; everything is measured once for each
+    """Sizes of all measurements.
+
+    seeds               of weights, streams and sampling; everything is measured once for each
     parameters          trained ones of every model
     steps, batch_size, chunk_length, evaluate_every   of training
     evaluated_tokens       of the validation part, for choosing the length of schedules
@@ -104,7 +106,7 @@ QUICK = Sizes(
 
 
 def sizes_for(minutes: float, *, is_quick: bool) -> Sizes:
-    """Sizes that fit so many minutes of one core; --quick takes a fixed small set."""
+    """Return the sizes that fit so many minutes of one core; --quick takes a fixed small set."""
     if is_quick:
         return QUICK
     full, share = Sizes(), min(1.0, minutes / FULL_MINUTES)
@@ -118,7 +120,7 @@ def sizes_for(minutes: float, *, is_quick: bool) -> Sizes:
 
 
 def below_judged(sizes: Sizes, num_characters: int) -> tuple[str, ...]:
-    """Return what is too small for a verdict, a phrase each; nothing where the sizes are judged."""
+    """Return the sizes that are too small for a verdict, a phrase each; nothing if all are large enough."""
     counts = [(getattr(sizes, name), least, noun) for name, (least, noun) in JUDGED_SIZES.items()]
     counts += [(num_characters, JUDGED_CHARACTERS, "characters of text"), (len(sizes.seeds), JUDGED_SEEDS, "seeds")]
     return tuple(f"{noun}: {count:,}, judged from {least:,}" for count, least, noun in counts if count < least)

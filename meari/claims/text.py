@@ -36,7 +36,7 @@ MADE_SEED = 7
 
 
 class CharacterKind(StrEnum):
-    """What a character is to a reader."""
+    """Kind of a character."""
 
     LETTER = "letter"
     CAPITAL = "capital"
@@ -51,7 +51,9 @@ KINDS = tuple(CharacterKind)
 
 @dataclass(frozen=True)
 class Text:
-    """training, validation, held_out   int64 [num_tokens]
+    """Text as token ids in three parts.
+
+    training, validation, held_out   int64 [num_tokens]
     kinds                               int64 [vocabulary], the place in KINDS of each token's character
     """
 
@@ -68,7 +70,7 @@ class Text:
 
 
 def read_text(files: Sequence[Path], made_characters: int) -> Text:
-    """Read files in order, or make a text of `made_characters` where there are none.
+    """Read files in order, or make a text of `made_characters` if there are none.
 
     Raises CorpusError: unreadable, not UTF-8, or too short to say anything.
     """
@@ -97,7 +99,7 @@ def _kinds(tokenizer: Tokenizer) -> Ids:
 
 
 def kind_of(token: str) -> CharacterKind:
-    """The kind of a token's character; special tokens, which no text leads to, count as punctuation."""
+    """Return the kind of a token's character; special tokens, which no text leads to, count as punctuation."""
     if len(token) != 1:
         return CharacterKind.PUNCTUATION
     if token == "\n":
@@ -127,7 +129,7 @@ ZIPF = 0.7  # earlier entries of a list are likelier: weights (rank + 1) ** -ZIP
 
 
 def made_text(num_characters: int, seed: int) -> str:
-    """At least so many characters of speeches; the same seed gives the same text."""
+    """Make at least so many characters of speeches; the same seed gives the same text."""
     generator = np.random.default_rng(seed)
     speeches: list[str] = []
     length = 0
@@ -157,7 +159,9 @@ def _sentence(generator: np.random.Generator) -> str:
 
 
 def _noun_phrase(generator: np.random.Generator, depth: int) -> tuple[str, int]:
-    """A noun phrase, and 1 where it is a plural; at depth 0 it may have a relative clause with a verb of its own."""
+    """Make a noun phrase, and return 1 if it is a plural; at depth 0 it may have a relative clause with its own
+    verb.
+    """
     is_plural = int(generator.random() < PLURAL_SHARE)
     adjective = _pick(generator, ADJECTIVES) + " " if generator.random() < ADJECTIVE_SHARE else ""
     phrase = "the " + adjective + _pick(generator, NOUNS) + "s" * is_plural

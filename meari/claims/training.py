@@ -36,24 +36,27 @@ Clock = Callable[[], float]
 
 
 class OutOfTime(Exception):
-    """The budget ended before there was anything to judge a claim by."""
+    """End of the budget before there was anything to judge a claim by."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """end   when the time is up, on the clock's scale, in seconds"""
+    """Time that may be spent.
+
+    end   when the time is up, on the clock's scale, in seconds
+    """
 
     end: float
     clock: Clock
 
     @staticmethod
     def of(seconds: float, clock: Clock) -> "Budget":
-        """A budget that begins now."""
+        """Return a budget that begins now."""
         return Budget(clock() + seconds, clock)
 
     @property
     def seconds_left(self) -> float:
-        """Never below zero."""
+        """Seconds left, never below zero."""
         return max(0.0, self.end - self.clock())
 
     @property
@@ -61,7 +64,7 @@ class Budget:
         return self.seconds_left <= 0
 
     def part(self, share: float) -> "Budget":
-        """A budget of so large a share of what is left; what a part does not need stays with the whole."""
+        """Return a budget of this share of the remaining time; what a part does not need stays with the whole."""
         return Budget(self.clock() + share * self.seconds_left, self.clock)
 
 
@@ -75,7 +78,9 @@ MEMORISED_LOSS = 0.05  # nats a token
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """evaluate_every   in steps, 0: only at the end
+    """Plan of a training.
+
+    evaluate_every   in steps, 0: only at the end
 
     Every training runs its whole schedule, and the weights at its end are measured: those from before it were made at a
     rate that was still high.
@@ -88,13 +93,13 @@ class TrainingPlan:
 
     @staticmethod
     def of(sizes: Sizes) -> "TrainingPlan":
-        """The plan that all claims share."""
+        """Return the plan that all claims share."""
         return TrainingPlan(sizes.steps, sizes.batch_size, sizes.chunk_length, sizes.evaluate_every)
 
 
 @dataclass(frozen=True)
 class TrainingPoint:
-    """What was measured after a step: validation loss in nats a token, CPU-seconds of training until then."""
+    """Measurement after a step: validation loss in nats a token, CPU-seconds of training until then."""
 
     step: int
     loss: float
@@ -117,17 +122,17 @@ class TrainedModel:
 
     @property
     def loss(self) -> float:
-        """The validation loss at the end; infinite where nothing was evaluated."""
+        """Validation loss at the end; infinite if nothing was evaluated."""
         return self.points[-1].loss if self.points else math.inf
 
     @property
     def rise(self) -> float:
-        """By how much the validation loss has risen from its lowest to the end."""
+        """Rise of the validation loss from its lowest value to the end."""
         return self.loss - min(point.loss for point in self.points) if self.points else 0.0
 
 
 class Streams:
-    """Cursors into a row of token ids, evenly spread, that start again at the row's beginning when they reach its end.
+    """Cursors into a row of token ids, evenly spread, that return to the row's beginning at its end.
 
     ids      int64 [num_tokens], longer than `length`
     """
@@ -143,7 +148,7 @@ class Streams:
         return len(self._cursors)
 
     def next_chunk(self) -> tuple[Tensor, Tensor]:
-        """Tokens int64 [batch, length + 1], and which streams start afresh, bool [batch]."""
+        """Return tokens int64 [batch, length + 1], and the streams that start afresh, bool [batch]."""
         fresh = self._generator.random(len(self._cursors)) < RESTART_SHARE
         self._cursors[fresh] = self._generator.integers(0, self._last + 1, int(fresh.sum()))
         is_past = self._cursors > self._last
@@ -202,7 +207,9 @@ def train_fitting(
 
 
 def chunk_loss(model: LanguageModel, streams: Streams, state: State) -> tuple[Tensor, State]:
-    """Mean cross-entropy of the next chunk in nats a token, and the state after it, cut off from its graph."""
+    """Return the mean cross-entropy of the next chunk in nats a token, and the state after it, detached from its
+    graph.
+    """
     rows, fresh = streams.next_chunk()
     kept = ~fresh.unsqueeze(1)
     state = {name: torch.where(kept, tensor, 0.0) for name, tensor in state.items()}
@@ -212,7 +219,7 @@ def chunk_loss(model: LanguageModel, streams: Streams, state: State) -> tuple[Te
 
 
 def training_config(family: Family, plan: TrainingPlan) -> TrainingConfig:
-    """The settings of a family, as the released bundles' configs have them, a little faster for smaller models."""
+    """Return the settings of a family, those of the released bundles' configs, a little faster for smaller models."""
     return TrainingConfig(
         steps=plan.steps,
         batch_size=plan.batch_size,
@@ -225,7 +232,7 @@ def training_config(family: Family, plan: TrainingPlan) -> TrainingConfig:
 
 
 def copied(model: LanguageModel) -> LanguageModel:
-    """A model of its own with the same weights."""
+    """Return a copy of the model."""
     return copy.deepcopy(model)
 
 
@@ -235,7 +242,7 @@ CALIBRATION_SHARE = 0.1
 
 @torch.no_grad()
 def train_in_one_pass(model: EchoStateNetwork, ids: Ids, batch_size: int, length: int) -> float:
-    """Set the readout in place.
+    """Fit the readout in place, in one pass.
 
     ids       int64 [num_tokens], read as series of `length` tokens, `batch_size` of them side by side, each from the
               state that the one before it left

@@ -20,7 +20,10 @@ TRAINING_BUDGET_SHARE = 0.25  # of what is left, at most, for one of the models 
 
 @dataclass
 class Workbench:
-    """tell   called with a line about what is being done"""
+    """Everything that claims share.
+
+    tell   called with a line about what is being done
+    """
 
     text: Text
     sizes: Sizes
@@ -31,15 +34,15 @@ class Workbench:
 
     @property
     def validation(self) -> Ids:
-        """The part of the validation text that chooses among schedules."""
+        """Part of the validation text that chooses among schedules."""
         return self.text.validation[: self.sizes.evaluated_tokens]
 
     def fresh(self, family: Family) -> LanguageModel:
-        """A model before training."""
+        """Make an untrained model."""
         return fresh_model(family, self.text.vocabulary_size, self.sizes, self.seed)
 
     def trained(self, family: Family) -> TrainedModel:
-        """The model trained on the whole training part; made when it is first asked for."""
+        """Return the model trained on the whole training part; trained on first use."""
         if family not in self._trained:
             self.tell(f"training the {NAMES[family]} on the whole training part")
             budget = self.budget.part(TRAINING_BUDGET_SHARE)
@@ -52,7 +55,7 @@ class Workbench:
         return train_fitting(lambda: self.fresh(family), ids, self.validation, plan, budget, self.seed)
 
     def cut_short(self, families: tuple[Family, ...]) -> tuple[str, ...]:
-        """What to say of those whose training the budget ended."""
+        """Return a phrase for each model whose training the budget ended."""
         cut = ((family, self._trained[family]) for family in families if family in self._trained)
         return tuple(
             f"the {NAMES[family]} had {trained.steps:,} of {self.sizes.steps:,} training steps"
@@ -61,7 +64,9 @@ class Workbench:
         )
 
     def pieces(self, num_pieces: int, length: int) -> Ids:
-        """Evenly spread pieces of the held-out part, int64 [num_pieces, length]; they overlap where it is short."""
+        """Return evenly spread pieces of the held-out part, int64 [num_pieces, length]; they overlap in a short
+        text.
+        """
         ids = self.text.held_out
         length = min(length, len(ids))
         places = np.linspace(0, len(ids) - length, num_pieces).astype(np.int64)

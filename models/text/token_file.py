@@ -55,7 +55,7 @@ class TokenCounts:
 
     @property
     def has_ends(self) -> bool:
-        """Whether a model trained on this text learns where a text ends.
+        """True if a model trained on this text learns where a text ends.
 
         There must be ends to learn from, and not too far apart: more than one line or paragraph, or a hundred files,
         of 10,000 tokens each at most on average. Else the text is one stream, cut somewhere, and the probability of

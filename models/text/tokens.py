@@ -1,4 +1,4 @@
-"""From a config to a trained tokenizer and one token file a part of the corpus.
+"""Preparation of a corpus: config → trained tokenizer and one token file a part.
 
 Input: the [corpus] and [tokenizer] tables, and the folder of a run. Output, in that folder:
 

@@ -26,7 +26,7 @@ WARMUP_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class EngineFigures:
-    """Of one process with `concurrency` requests at a time."""
+    """Figures of one process with `concurrency` requests at a time."""
 
     concurrency: int
     tokens_per_second: float
@@ -34,7 +34,7 @@ class EngineFigures:
 
 
 def open_model(folder: Path) -> LoadedModel:
-    """A model whose engine runs."""
+    """Open a model and start its engine."""
     return load_model(folder, EngineLimits())
 
 
@@ -45,7 +45,7 @@ def submit(engine: Engine, prompt: list[int], max_tokens: int, sampling: Samplin
 
 
 def measure(model: LoadedModel, concurrency: int, seconds: float) -> EngineFigures:
-    """Keep so many requests running; count the tokens that the engine says it sampled."""
+    """Keep so many requests running; count the tokens that the engine reports as sampled."""
     generator = random.Random(1)  # noqa: S311 (no secret)
     bias = () if model.name in ENDLESS else NO_END
     vocabulary_size = model.bundle.manifest.sizes["vocabulary"]

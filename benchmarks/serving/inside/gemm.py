@@ -19,7 +19,7 @@ ROWS, INNER, COLUMNS = 512, 1024, 2048
 
 
 def float32_peak(seconds: float) -> float:
-    """Of numpy's matmul; OMP_NUM_THREADS and OPENBLAS_NUM_THREADS must be 1 before the start."""
+    """Measure numpy's matmul; OMP_NUM_THREADS and OPENBLAS_NUM_THREADS must be 1 before the start."""
     random = np.random.default_rng(0)
     left = random.standard_normal((ROWS, INNER), dtype=np.float32)
     right = random.standard_normal((INNER, COLUMNS), dtype=np.float32)
@@ -28,7 +28,7 @@ def float32_peak(seconds: float) -> float:
 
 
 def int8_peak(seconds: float) -> float:
-    """Of MatMulInteger with a constant right side."""
+    """Measure MatMulInteger with a constant right side."""
     random = np.random.default_rng(0)
     right = random.integers(-64, 64, (INNER, COLUMNS)).astype(np.int8)
     left = random.integers(0, 256, (ROWS, INNER)).astype(np.uint8)
@@ -48,7 +48,7 @@ def int8_peak(seconds: float) -> float:
 
 
 def _rate(multiply: Callable[[], object], seconds: float) -> float:
-    """The best of the calls within so many seconds."""
+    """Return the best rate of the calls within so many seconds."""
     multiply()
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:

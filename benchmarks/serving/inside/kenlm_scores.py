@@ -28,7 +28,7 @@ Gram = tuple[str, ...]
 
 
 def write_arpa(path: Path, sentences: Iterable[Sequence[str]], vocabulary: Sequence[str]) -> None:
-    """Count and write. Words of the vocabulary that no sentence has get their share too."""
+    """Count n-grams and write them. Words of the vocabulary that occur in no sentence get their share too."""
     counts = count_ngrams(sentences)
     words = [UNKNOWN, END, *vocabulary]
     probabilities: list[dict[Gram, float]] = [{(): 1 / len(words)}]
@@ -47,7 +47,7 @@ def write_arpa(path: Path, sentences: Iterable[Sequence[str]], vocabulary: Seque
 
 
 def count_ngrams(sentences: Iterable[Sequence[str]]) -> list[Counter[Gram]]:
-    """Of every order, the begin of a sentence as context alone."""
+    """Count n-grams of every order, the begin of a sentence as context alone."""
     counts: list[Counter[Gram]] = [Counter() for _ in range(ORDER)]
     for sentence in sentences:
         padded = [BEGIN, *sentence, END]
@@ -60,7 +60,7 @@ def count_ngrams(sentences: Iterable[Sequence[str]]) -> list[Counter[Gram]]:
 def _smoothed(
     counts: Counter[Gram], shorter: dict[Gram, float], backoffs: dict[Gram, float], words: Sequence[str], order: int
 ) -> dict[Gram, float]:
-    """P(last | context) of every n-gram seen (of every word for order 1); adds each context's backoff weight."""
+    """Return P(last | context) of every n-gram seen (of every word for order 1); add each context's backoff weight."""
     totals: defaultdict[Gram, int] = defaultdict(int)
     kinds: defaultdict[Gram, int] = defaultdict(int)
     for gram, count in counts.items():
@@ -85,7 +85,7 @@ Sentences = list[list[int]]
 
 
 def write_sentences(model: LoadedModel) -> Sentences:
-    """Sentences of so many tokens, sampled from the bundle."""
+    """Sample sentences of so many tokens from the bundle."""
     sentences: Sentences = []
     while len(sentences) < NUM_SENTENCES:
         running = []
@@ -100,7 +100,7 @@ def write_sentences(model: LoadedModel) -> Sentences:
 
 
 def score_by_bundle(model: LoadedModel, sentences: Sentences) -> tuple[float, float]:
-    """Sum of log-probabilities, and tokens a CPU-second."""
+    """Return the sum of log-probabilities, and tokens a CPU-second."""
     cpu, total = time.process_time(), 0.0
     for first in range(0, len(sentences), AT_ONCE):
         texts = sentences[first : first + AT_ONCE]
@@ -113,7 +113,9 @@ def score_by_bundle(model: LoadedModel, sentences: Sentences) -> tuple[float, fl
 
 
 def score_by_kenlm(arpa_file: Path, texts: list[str], num_tokens: int) -> tuple[float, float]:
-    """Sum of log-probabilities by an n-gram model, and tokens a CPU-second without the loading of the file."""
+    """Return the sum of log-probabilities by an n-gram model, and tokens a CPU-second without the loading of the
+    file.
+    """
     import kenlm  # installed in .venv-bench alone
 
     scorer = kenlm.Model(str(arpa_file))

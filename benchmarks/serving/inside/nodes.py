@@ -48,7 +48,7 @@ Feeds = dict[str, npt.NDArray[Any]]
 
 
 def read_parts(folder: Path) -> Parts:
-    """The two graphs of a bundle as the engine takes them to write."""
+    """Read the two graphs of a bundle in the form in which the engine writes."""
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     cell, output = (BundleGraph((folder / name).read_bytes()) for name in ("cell.onnx", "output.onnx"))
     states = {entry["name"]: tuple(entry["shape"]) for entry in manifest["state"]}
@@ -56,7 +56,7 @@ def read_parts(folder: Path) -> Parts:
 
 
 def open_writer(graph: bytes, profile: Path | None) -> Any:
-    """A session of one thread; with a profile that begins with that path."""
+    """Open a session of one thread; with a profile whose path has that beginning."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
@@ -68,7 +68,7 @@ def open_writer(graph: bytes, profile: Path | None) -> Any:
 
 
 def feeds_of(parts: Parts, rows: int) -> Feeds:
-    """A plain sampling run: no temperature but 1, no limits."""
+    """Make the inputs of a plain sampling run: temperature 1, no limits."""
     generator = np.random.default_rng(rows)
     states = {f"state.{name}": np.zeros((rows, *shape), np.float32) for name, shape in parts.state.items()}
     return {
@@ -86,7 +86,7 @@ def feeds_of(parts: Parts, rows: int) -> Feeds:
 
 
 def run(session: Any, feeds: Feeds) -> list[float]:
-    """Microseconds of CPU a step, for every run but the first ones."""
+    """Return microseconds of CPU a step, for every run but the first ones."""
     times = []
     for _ in range(WARMUP_RUNS + RUNS):
         begin = time.thread_time()
@@ -96,7 +96,7 @@ def run(session: Any, feeds: Feeds) -> list[float]:
 
 
 def part_of(node: str, kind: str) -> str:
-    """Which of PARTS a node belongs to; nodes of the bundle's graphs have the writer's prefixes."""
+    """Return the part in PARTS of a node; nodes of the bundle's graphs have the writer's prefixes."""
     is_product = kind.startswith(("MatMul", "Gemm", "FusedMatMul"))
     if node.startswith("cell."):
         return PARTS[0] if is_product else PARTS[1]
@@ -106,7 +106,7 @@ def part_of(node: str, kind: str) -> str:
 
 
 def by_part(events: list[dict[str, Any]]) -> dict[str, float]:
-    """Microseconds a step of the profiled runs, by part."""
+    """Return microseconds a step of the profiled runs, by part."""
     runs = [event for event in events if event["name"] == "model_run"][WARMUP_RUNS:]
     begin, num_steps = runs[0]["ts"], len(runs) * STEPS
     sums: Counter[str] = Counter()
@@ -124,7 +124,7 @@ def by_part(events: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def measure(folder: Path, rows: int) -> dict[str, float]:
-    """Microseconds a step by part, and the whole without the profile."""
+    """Return microseconds a step by part, and of the whole without the profile."""
     parts = read_parts(folder)
     graph = writer_graph(parts)
     feeds = feeds_of(parts, rows)

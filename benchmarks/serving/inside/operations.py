@@ -17,7 +17,7 @@ PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulInteger"})
 
 
 def operations_per_token(folder: Path) -> int:
-    """Of the cell and the output layer together."""
+    """Count the operations of the cell and the output layer together."""
     return sum(_operations(onnx.load(str(folder / f"{name}.onnx")).graph) for name in ("cell", "output"))
 
 

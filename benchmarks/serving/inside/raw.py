@@ -24,7 +24,7 @@ WARMUP_STEPS = 3
 
 @dataclass(frozen=True)
 class RawFigures:
-    """Of one batch size in one process; cell_ms and output_ms are the two graphs' parts of step_ms."""
+    """Figures of one batch size in one process; cell_ms and output_ms are the two graphs' parts of step_ms."""
 
     batch: int
     step_ms: float
@@ -35,7 +35,7 @@ class RawFigures:
 
 
 def open_session(path: Path) -> Any:
-    """One thread that does not spin, as meari's workers have it."""
+    """Open a session with one thread that does not spin, like meari's workers."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -78,7 +78,7 @@ class StepLoop:
         self._turn = 1 - self._turn
 
     def run_output(self) -> None:
-        """The distribution of every row."""
+        """Compute the distribution of every row."""
         self._output.run_with_iobinding(self._outputs)
 
 

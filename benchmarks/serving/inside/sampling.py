@@ -22,7 +22,7 @@ ROWS, NEW_TOKENS, TURNS = 64, 64, 4
 
 
 def seconds_per_token(model: LoadedModel, sampling: Sampling, seconds: float) -> float:
-    """CPU seconds a token, with so many requests always running."""
+    """Return CPU seconds a token, with so many requests always running."""
     generator = random.Random(1)  # noqa: S311 (no secret)
     vocabulary_size = model.bundle.manifest.sizes["vocabulary"]
     running: deque[Generation] = deque()
@@ -38,7 +38,7 @@ def seconds_per_token(model: LoadedModel, sampling: Sampling, seconds: float) ->
 
 
 def main() -> None:
-    """Alternate the two, so that a noisy moment meets both."""
+    """Alternate the two, so that a noisy moment affects both."""
     model, seconds = open_model(Path(sys.argv[1])), float(sys.argv[2])
     sys.stdin.readline()
     greedy = Sampling(temperature=0.0)

@@ -46,16 +46,16 @@ class OnnxModel:
         self._random = np.random.default_rng()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, without the boundary token."""
+        """Return token ids, without the boundary token."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def text_of(self, token: int) -> str:
-        """One generated token as text."""
+        """Return one generated token as text."""
         return f" {self.tokenizer.id_to_token(token)}"
 
     def initial(self, rows: int) -> dict[str, Any]:
-        """The state before anything was read, float32 [rows, *shape] a tensor."""
+        """Return the state before any token, float32 [rows, *shape] a tensor."""
         return {name: np.zeros((rows, *shape), np.float32) for name, shape in self.state_shapes.items()}
 
     def step(self, tokens: Any, states: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -64,11 +64,11 @@ class OnnxModel:
         return hidden, dict(zip(self.state_shapes, new, strict=True))
 
     def logprobs(self, hidden: Any) -> Any:
-        """Of the next token, float32 [rows, vocabulary]."""
+        """Return log-probabilities of the next token, float32 [rows, vocabulary]."""
         return self._output.run(["logprobs"], {"hidden": hidden})[0]
 
     def sample(self, hidden: Any) -> Any:
-        """One token a row, int64 [rows], never the end token."""
+        """Sample one token a row, int64 [rows], never the end token."""
         probabilities = np.exp(self.logprobs(hidden))
         probabilities[:, self.end_id] = 0.0
         sums = np.cumsum(probabilities, axis=1)
@@ -76,7 +76,7 @@ class OnnxModel:
         return np.minimum((sums <= picks).sum(axis=1), sums.shape[1] - 1)
 
     def generate(self, asks: Sequence[Ask]) -> list[Ask]:
-        """Whole answers of one batch."""
+        """Return whole answers of one batch."""
         ids: list[list[int]] = [[] for _ in asks]
         for step in self.steps(asks):
             for index, token in step:
@@ -87,7 +87,7 @@ class OnnxModel:
         ]
 
     def steps(self, asks: Sequence[Ask]) -> Iterator[list[tuple[int, int]]]:
-        """Tokens of one batch as they come, a list a step: (which request, which token)."""
+        """Yield the tokens of one batch, a list a step: (request, token)."""
         batch = Batch(self)
         for index, ask in enumerate(asks):
             batch.add(index, ask)
@@ -97,7 +97,7 @@ class OnnxModel:
                 yield step
 
     def score(self, ask: Ask) -> Ask:
-        """The log-probability of each text, its end included."""
+        """Return the log-probability of each text, its end included."""
         ids = [self.encode(text) for text in ask["texts"]]
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
         logprobs = [0.0] * len(ids)
@@ -166,12 +166,12 @@ class Batch:
 
 
 def text_event(text: str) -> Ask:
-    """A piece of a streamed answer."""
+    """Return a piece of a streamed answer."""
     return {"choices": [{"text": text}]}
 
 
 def usage_event(num_tokens: int) -> Ask:
-    """The last event of a streamed answer."""
+    """Return the last event of a streamed answer."""
     return {"usage": {"generated_tokens": num_tokens}}
 
 

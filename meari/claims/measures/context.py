@@ -36,12 +36,13 @@ class Context:
     losses: dict[str, tuple[float, ...]]
 
     def excess(self, family: Family) -> list[float]:
-        """Each loss less that with the longest history, at the same places."""
+        """Return each loss less that with the longest history, at the same places."""
         losses = self.losses[family.value]
         return [loss - losses[-1] for loss in losses]
 
     def used(self, family: Family) -> float:
-        """Tokens of history from which on the loss is within NEAR of the longest history's, by interpolation in log k.
+        """Return the tokens of history from which on the loss is within NEAR of the longest history's, interpolated in
+        log k.
 
         A cut between two measured lengths; the shortest length where that is near already.
         """
@@ -55,7 +56,9 @@ class Context:
 
 @torch.no_grad()
 def cut_losses(model: LanguageModel, rows: Ids, length: int) -> Floats:
-    """-ln P of the last token of each row after only the `length` tokens before it: int64 [n, time] → float64 [n]."""
+    """Return -ln P of the last token of each row after only the `length` tokens before it: int64 [n, time] → float64
+    [n].
+    """
     tokens = torch.from_numpy(rows[:, -length - 1 :])
     losses = []
     for piece in torch.split(tokens, max(1, BATCH_TOKENS // length)):
@@ -65,7 +68,7 @@ def cut_losses(model: LanguageModel, rows: Ids, length: int) -> Floats:
 
 
 def measure(bench: Workbench) -> Measurement[Context]:
-    """Every family, every length, at the same places."""
+    """Measure every family at every length, at the same places."""
     lengths = bench.sizes.contexts
     rows = bench.pieces(bench.sizes.context_places, lengths[-1] + 1)
     losses = {}
@@ -103,7 +106,7 @@ def describe(seeds: Sequence[Context]) -> tuple[str, str]:
 
 
 def expect(seeds: Sequence[Context]) -> tuple[Expectation, ...]:
-    """More history gives no worse a loss, to any family."""
+    """Expect that more history gives no worse a loss, to any family."""
     labels = tuple(f"{length} tokens of history" for length in seeds[0].lengths)
     return tuple(
         Expectation(

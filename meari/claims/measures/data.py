@@ -46,7 +46,7 @@ class Data:
 
     @property
     def shares(self) -> list[float]:
-        """Those that every family was trained on, in rising order."""
+        """Shares that every family was trained on, in rising order."""
         every = sorted({one.share for one in self.learned})
         return [share for share in every if sum(one.share == share for one in self.learned) == len(FAMILIES)]
 
@@ -54,12 +54,12 @@ class Data:
         return next(one for one in self.learned if (one.family, one.share) == (family.value, share))
 
     def lead(self, family: Family, share: float) -> float:
-        """How many nats a token the LSTM is ahead of another family."""
+        """Return how many nats a token the LSTM is ahead of another family."""
         return self.of(family, share).loss - self.of(Family.LSTM, share).loss
 
 
 def measure(bench: Workbench) -> Measurement[Data]:
-    """The whole part first, then the other shares in the order of the sizes; what there is no time for is left out."""
+    """Measure the whole part first, then the other shares in the order of the sizes, as far as time allows."""
     learned = [_measured(bench, family, WHOLE, bench.trained(family)) for family in FAMILIES]
     left_out: list[str] = []
     for share in bench.sizes.shares:
@@ -107,7 +107,7 @@ def judge(numbers: Data) -> tuple[Condition, ...]:
 
 
 def _shares(seeds: Sequence[Data]) -> list[float]:
-    """Those that every seed has."""
+    """Return the shares that every seed has."""
     return [share for share in seeds[0].shares if all(share in numbers.shares for numbers in seeds)]
 
 
@@ -133,7 +133,7 @@ def describe(seeds: Sequence[Data]) -> tuple[str, str]:
 
 
 def expect(seeds: Sequence[Data]) -> tuple[Expectation, ...]:
-    """More text gives no worse a loss, to any family."""
+    """Expect that more text gives no worse a loss, to any family."""
     shares = _shares(seeds)
     labels = tuple(f"{share:.0%} of the text" for share in shares)
     return tuple(

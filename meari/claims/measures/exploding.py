@@ -62,13 +62,15 @@ class Run:
 
     @property
     def end(self) -> float:
-        """The loss, infinite where training broke off."""
+        """Loss, infinite if training broke off."""
         return math.inf if self.loss is None else self.loss
 
 
 @dataclass(frozen=True)
 class Exploding:
-    """num_parameters   of the net; num_tokens   that a gradient goes back through
+    """Numbers of claim 2.
+
+    num_parameters   of the net; num_tokens   that a gradient goes back through
     guess            nats a token of guessing by the characters' frequencies
     norms            one for each of radii: of the gradient before training, the median over chunks
     """
@@ -83,15 +85,15 @@ class Exploding:
     runs: tuple[Run, ...]
 
     def of(self, radius: float, *, is_clipped: bool) -> list[Run]:
-        """The trainings of one arm, in the order of the rates."""
+        """Return the trainings of one arm, in the order of the rates."""
         return [run for run in self.runs if (run.radius, run.is_clipped) == (radius, is_clipped)]
 
     def working(self, radius: float, *, is_clipped: bool) -> list[float]:
-        """The rates that work."""
+        """Return the rates that work."""
         return [run.rate for run in self.of(radius, is_clipped=is_clipped) if run.end < self.guess]
 
     def best(self, radius: float, *, is_clipped: bool) -> float:
-        """The loss at the arm's best rate."""
+        """Return the loss at the arm's best rate."""
         return min(run.end for run in self.of(radius, is_clipped=is_clipped))
 
 
@@ -105,7 +107,7 @@ def scale_recurrence(model: LanguageModel, radius: float) -> None:
 
 
 def train_at(bench: Workbench, radius: float, rate: float, *, is_clipped: bool) -> Run:
-    """Plain gradient descent from the same weights, on the same chunks, for every radius and rate."""
+    """Run plain gradient descent from the same weights, on the same chunks, for every radius and rate."""
     model, streams = _scaled_net(bench, radius), _streams(bench)
     optimizer = torch.optim.SGD(trained_parameters(model), lr=rate)
     state = model.initial_state(bench.sizes.batch_size)
@@ -133,14 +135,14 @@ def _streams(bench: Workbench) -> Streams:
 
 
 def _gradient_norm(model: LanguageModel, loss: torch.Tensor, limit: float) -> float:
-    """Make the gradient of the loss, scaled down to `limit`; returns its norm before that."""
+    """Compute the gradient of the loss, scaled down to `limit`; return its norm before that."""
     model.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     return torch.nn.utils.clip_grad_norm_(trained_parameters(model), limit).item()
 
 
 def first_norm(bench: Workbench, radius: float) -> float:
-    """The median over chunks, the state carried on and the weights left as they are; INFINITE where not finite."""
+    """Return the median over chunks, with the state carried on and the weights unchanged; INFINITE if not finite."""
     model, streams = _scaled_net(bench, radius), _streams(bench)
     state = model.initial_state(len(streams))
     norms = []
@@ -151,7 +153,7 @@ def first_norm(bench: Workbench, radius: float) -> float:
 
 
 def measure(bench: Workbench) -> Measurement[Exploding]:
-    """Every radius and rate, clipped and not; radii that the budget does not reach are left out."""
+    """Measure every radius and rate, clipped and not; radii that the budget does not reach are left out."""
     sizes = bench.sizes
     found: dict[float, tuple[float, list[Run]]] = {}
     left_out: list[str] = []
@@ -211,7 +213,7 @@ def judge(numbers: Exploding) -> tuple[Condition, ...]:
 
 
 def _radii(seeds: Sequence[Exploding]) -> list[float]:
-    """Those that every seed has."""
+    """Return the radii that every seed has."""
     return [radius for radius in seeds[0].radii if all(radius in numbers.radii for numbers in seeds)]
 
 
@@ -244,7 +246,7 @@ def _best(seeds: Sequence[Exploding], radius: float, *, is_clipped: bool) -> str
 
 
 def expect(seeds: Sequence[Exploding]) -> tuple[Expectation, ...]:
-    """Before training, a larger radius gives no smaller gradient."""
+    """Expect that before training a larger radius gives no smaller gradient."""
     radii = _radii(seeds)[::-1]
     values = tuple(
         tuple(math.log10(numbers.norms[numbers.radii.index(radius)]) for radius in radii) for numbers in seeds
@@ -269,7 +271,7 @@ def draw(seeds: Sequence[Exploding]) -> Figure:
 
 
 def _draw_losses(axes: Axes, seeds: Sequence[Exploding], *, is_clipped: bool) -> None:
-    """Loss against rate, one line a radius; what broke off or ended higher lies at the upper edge."""
+    """Draw loss against rate, one line a radius; trainings that broke off or ended higher lie at the upper edge."""
     for radius, colour, marker in zip(_radii(seeds), COLOURS, MARKERS, strict=False):
         rows = [[min(run.end, BROKEN_OFF) for run in numbers.of(radius, is_clipped=is_clipped)] for numbers in seeds]
         plot_seeds(axes, seeds[0].rates, rows, LineStyle(f"radius {radius:g}", colour, marker, "-"))

@@ -60,11 +60,11 @@ class Gate:
 
     @property
     def range(self) -> float:
-        """The largest difference between two kinds."""
+        """Largest difference between two kinds."""
         return max(self.by_kind.values()) - min(self.by_kind.values())
 
     def mean_of(self, kinds: tuple[CharacterKind, ...]) -> float:
-        """The mean over kinds, each counting the same."""
+        """Return the mean over kinds, each counting the same."""
         return float(np.mean([self.by_kind[kind] for kind in kinds if kind in self.by_kind]))
 
 
@@ -77,7 +77,7 @@ class Gates:
 
 
 def gate_values(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], Tensor]:
-    """The gates of one step, each float32 [batch, hidden_size], and the output h that follows from them.
+    """Return the gates of one step, each float32 [batch, hidden_size], and the output h that follows from them.
 
     x        float32 [batch, input_size]
     state    as the cell has it
@@ -98,7 +98,7 @@ def gate_values(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[dict[
 
 @torch.no_grad()
 def read_gates(model: LanguageModel, rows: Ids) -> dict[str, Floats]:
-    """Every gate at every token: int64 [batch, time] → float64 [batch, time, hidden_size] by the gate's name.
+    """Read every gate at every token: int64 [batch, time] → float64 [batch, time, hidden_size] by the gate's name.
 
     The model has one layer.
     """
@@ -151,7 +151,9 @@ def _gate(before: Floats, after: Floats, kinds: Ids, places: Ids) -> Gate:
 
 
 def since(marks: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Ids:
-    """Places since the last mark, 0 at the mark itself, -1 before the first: bool [batch, time] → int64 alike."""
+    """Return places since the last mark, 0 at the mark itself, -1 before the first: bool [batch, time] → int64
+    alike.
+    """
     steps = np.arange(marks.shape[1])
     last = np.maximum.accumulate(np.where(marks, steps, -1), axis=1)
     return np.asarray(np.where(last >= 0, steps - last, -1), dtype=np.int64)

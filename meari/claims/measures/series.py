@@ -87,7 +87,7 @@ class Series:
 
     @property
     def lengths(self) -> list[int]:
-        """Those that every training has been measured at."""
+        """Lengths that every training has been measured at."""
         every = {cost.length for cost in self.costs}
         return [length for length in sorted(every) if all(self._has(name, length) for name in TRAININGS)]
 
@@ -98,18 +98,18 @@ class Series:
         return next(cost for cost in self.costs if (cost.training, cost.length) == (training, length))
 
     def growth(self, training: str) -> float:
-        """CPU time at the longest series over that at the shortest."""
+        """Return CPU time at the longest series over that at the shortest."""
         lengths = self.lengths
         return self.cost(training, lengths[-1]).cpu_seconds / self.cost(training, lengths[0]).cpu_seconds
 
     def seconds_to(self, training: str, loss: float, length: int) -> float:
-        """CPU-seconds until the validation loss is as low as that; infinite where it never is."""
+        """Return CPU-seconds until the validation loss is that low; infinite if it never is."""
         reached = (seconds for value, seconds in self.cost(training, length).points if value <= loss)
         return min(reached, default=math.inf)
 
 
 def measure(bench: Workbench) -> Measurement[Series]:
-    """Memory curves first, then trainings: the longest and the shortest series first.
+    """Measure memory curves first, then trainings: the longest and the shortest series first.
 
     Raises OutOfTime where the budget ends before one length is through.
     """
@@ -155,7 +155,7 @@ def _train(bench: Workbench, training: str, length: int) -> Cost:
 
 
 def multiply_adds(bench: Workbench, training: str, batch_size: int, length: int) -> int:
-    """All of a training's multiply-adds, by `meari.claims.families`."""
+    """Return all multiply-adds of a training, by `meari.claims.families`."""
     sizes, steps = bench.sizes, bench.sizes.length_steps
     family = Family.ESN if training == ONE_PASS else Family(training)
     config = model_config(family, bench.text.vocabulary_size, sizes)
@@ -232,7 +232,7 @@ def _listed(values: dict[Family, float], shape: str) -> str:
 
 
 def _lengths(seeds: Sequence[Series]) -> list[int]:
-    """Those that every seed has."""
+    """Return the lengths that every seed has."""
     return [length for length in seeds[0].lengths if all(length in numbers.lengths for numbers in seeds)]
 
 
@@ -260,7 +260,7 @@ def describe(seeds: Sequence[Series]) -> tuple[str, str]:
 
 
 def expect(seeds: Sequence[Series]) -> tuple[Expectation, ...]:
-    """A training goes on to lower the validation loss until its end."""
+    """Expect that a training lowers the validation loss until its end."""
     longest = _lengths(seeds)[-1]
     courses = {name: [numbers.cost(name, longest).points for numbers in seeds] for name in TRAININGS}
     return tuple(
@@ -301,7 +301,7 @@ def draw(seeds: Sequence[Series]) -> Figure:
 
 
 def _draw_memory(axes: Axes, seeds: Sequence[Series]) -> None:
-    """Curves of all families, and, without bands, of the other reservoirs, from delay 1 on."""
+    """Draw curves of all families, and, without bands, of the other reservoirs, from delay 1 on."""
     looks = {NAMES[family]: LINE_STYLES[family] for family in FAMILIES}
     looks |= {f"{NAMES[family]}, untrained": replace(LINE_STYLES[family], line="--") for family in THROUGH_TIME}
     for name, look in (looks | RESERVOIRS).items():

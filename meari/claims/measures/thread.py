@@ -48,12 +48,12 @@ class Thread:
         return [name for name in self.courses if name != HELD_OUT]
 
     def repeats_more(self, name: str) -> float:
-        """By how much repetition grows from the first to the last fifth, beyond what the held-out text's does."""
+        """Return the growth of repetition from the first to the last fifth, beyond that of the held-out text."""
         mine, its = _ends(self.courses[name].repetition), _ends(self.courses[HELD_OUT].repetition)
         return (mine[1] - mine[0]) - (its[1] - its[0])
 
     def strays(self, name: str) -> float:
-        """How much further the reader's loss is from the held-out text's in the last fifth than in the first."""
+        """Return how much further the reader's loss is from the held-out text's in the last fifth than in the first."""
         mine, its = _ends(self.courses[name].losses), _ends(self.courses[HELD_OUT].losses)
         return abs(mine[1] - its[1]) - abs(mine[0] - its[0])
 
@@ -62,12 +62,12 @@ class Thread:
 
 
 def _ends(tenths: tuple[float, ...]) -> tuple[float, float]:
-    """The means of the first and of the last fifth."""
+    """Return the means of the first and of the last fifth."""
     return (tenths[0] + tenths[1]) / 2, (tenths[-2] + tenths[-1]) / 2
 
 
 def measure(bench: Workbench) -> Measurement[Thread]:
-    """All samplings from the same prompts; those that the budget does not reach are left out."""
+    """Measure all samplings from the same prompts; those that the budget does not reach are left out."""
     sizes = bench.sizes
     writer, reader = bench.trained(WRITER).model, bench.trained(READER).model
     rows = bench.pieces(sizes.written_texts, sizes.prompt_tokens + sizes.written_tokens)
@@ -91,7 +91,7 @@ def measure(bench: Workbench) -> Measurement[Thread]:
 
 
 def _tenths(values: Floats) -> tuple[float, ...]:
-    """Means of ten equal stretches: float64 [texts, time] → ten numbers."""
+    """Return means of ten equal stretches: float64 [texts, time] → ten numbers."""
     return tuple(float(part.mean()) for part in np.array_split(values, NUM_BINS, axis=1))
 
 
@@ -107,7 +107,7 @@ def judge(numbers: Thread) -> tuple[Condition, ...]:
 
 
 def _names(seeds: Sequence[Thread]) -> list[str]:
-    """What every seed has: the held-out text and samplings."""
+    """Return the names that every seed has: the held-out text and samplings."""
     return [name for name in seeds[0].courses if all(name in numbers.courses for numbers in seeds)]
 
 

@@ -50,13 +50,15 @@ class Quartiles:
 
     @staticmethod
     def of(values: Floats) -> "Quartiles":
-        """Of float64 [places]."""
+        """Return the quartiles of float64 [places]."""
         return Quartiles(*(float(value) for value in np.quantile(values, QUARTILES)))
 
 
 @dataclass(frozen=True)
 class Vanishing:
-    """ks             distances, in tokens, in rising order from 1
+    """Numbers of claim 1.
+
+    ks             distances, in tokens, in rising order from 1
     far            the k that is judged, one of ks
     before, after  by family, the share of the gradient at k = 1 that is left at each of ks
     gain           by family, the share after training over that before it, at `far` and at the same place
@@ -72,13 +74,13 @@ class Vanishing:
     memory: tuple[Quartiles, ...]
 
     def kept(self, family: Family, *, is_trained: bool = True) -> Quartiles:
-        """The share that is left at `far`."""
+        """Share that is left at `far`."""
         shares = self.after if is_trained else self.before
         return shares[family.value][self.ks.index(self.far)]
 
 
 def gradient_norms(model: LanguageModel, rows: Ids, horizon: int, names: tuple[str, ...] = (STATE,)) -> list[Floats]:
-    """Norms of d loss_t / d state_{t-k}, where t is the last position that has a next token.
+    """Return norms of d loss_t / d state_{t-k}, where t is the last position that has a next token.
 
     rows     int64 [batch, time], time >= horizon + 2; what lies before the horizon warms the state up
     names    the state tensors that are looked at
@@ -105,18 +107,18 @@ def gradient_norms(model: LanguageModel, rows: Ids, horizon: int, names: tuple[s
 
 
 def shares(norms: Floats) -> Floats:
-    """Each place's norms as shares of its norm at k = 1: float64 [places, horizon + 1], both."""
+    """Return each place's norms as shares of its norm at k = 1: float64 [places, horizon + 1], both."""
     return np.maximum(norms / np.maximum(norms[:, 1:2], TINY), TINY)
 
 
 def distances(horizon: int) -> tuple[int, ...]:
-    """The k that are kept: all small ones, every fifth, half the horizon and the horizon."""
+    """Return the k that are kept: all small ones, every fifth, half the horizon and the horizon."""
     sparse = range(EVERY, horizon + 1, EVERY)
     return tuple(sorted({*range(1, min(DENSE, horizon) + 1), *sparse, horizon // 2, horizon}))
 
 
 def measure(bench: Workbench) -> Measurement[Vanishing]:
-    """Before and after training, over places of the held-out text."""
+    """Measure before and after training, over places of the held-out text."""
     sizes = bench.sizes
     rows = bench.pieces(sizes.gradient_sequences * sizes.gradient_places, WARMUP_TOKENS + sizes.horizon + 2)
     ks, far = distances(sizes.horizon), sizes.horizon // 2
@@ -134,7 +136,7 @@ def measure(bench: Workbench) -> Measurement[Vanishing]:
 
 
 def judge(numbers: Vanishing) -> tuple[Condition, ...]:
-    """The same measure for all: the quartiles of a gated net lie above those of the Elman net."""
+    """Judge all families by one measure: the quartiles of a gated net lie above those of the Elman net."""
     conditions = []
     for family in GATED:
         elman, gated = numbers.kept(ELMAN), numbers.kept(family)
@@ -191,7 +193,9 @@ def draw(seeds: Sequence[Vanishing]) -> Figure:
 
 
 def _draw_shares(axes: Axes, rows: Sequence[Sequence[Quartiles]], numbers: Vanishing, look: LineStyle) -> None:
-    """Medians over seeds of the quartiles, and bars over seeds of the median at every tenth part of the horizon."""
+    """Draw medians over seeds of the quartiles, and bars over seeds of the median at every tenth part of the
+    horizon.
+    """
     low, middle, high = (
         np.array([[getattr(place, name) for place in row] for row in rows]) for name in ("low", "middle", "high")
     )
