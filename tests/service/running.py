@@ -67,13 +67,18 @@ def command() -> list[str]:
 
 
 @contextlib.contextmanager
-def running_server(folder: Path, *, wait_ready: bool = True, **settings: object) -> Iterator[Server]:
-    """Start the service with these settings; `folder` takes its log. It is stopped at the end, whatever happened."""
+def running_server(
+    folder: Path, *, wait_ready: bool = True, started_by: list[str] | None = None, **settings: object
+) -> Iterator[Server]:
+    """Start the service with these settings; `folder` takes its log. It is stopped at the end, whatever happened.
+
+    started_by: another command that starts it.
+    """
     port = free_port()
     log_path = folder / f"server-{port}.log"
     environment = clean_environment(**{"port": port, "workers": 1, **settings})
     with log_path.open("wb") as log:
-        process = subprocess.Popen(command(), cwd=ROOT, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(started_by or command(), cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client:
             server = Server(process, port, log_path, client)

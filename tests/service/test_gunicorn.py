@@ -1,0 +1,145 @@
+"""The parts of gunicorn that are no public interface and that the service stands on, by name.
+
+The service pins gunicorn's exact version. Before another one is taken, this file says what has gone or changed.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import tomllib
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gunicorn import util
+from gunicorn.arbiter import Arbiter
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from gunicorn.http import errors, wsgi
+from gunicorn.http.body import Body
+from gunicorn.http.message import Request
+from gunicorn.http.parser import RequestParser
+from gunicorn.http.unreader import SocketUnreader
+from gunicorn.workers import gthread
+from gunicorn.workers.gthread import PollableMethodQueue, TConn, ThreadWorker
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Read, set, called or overridden in service/process/ and service/routes/exchange.py.
+ATTRIBUTES: dict[type, str] = {
+    ThreadWorker: """
+        _keepalive_after accept age alive cfg enqueue_req handle handle_error handle_exit handle_request init_process
+        keepalived_conns log max_keepalived method_queue nr_conns pending_conns poller sockets
+        wait_for_and_dispatch_events worker_connections wsgi
+    """,
+    TConn: "cfg client close data_ready init initialized parser server sock timeout wait_for_data",
+    PollableMethodQueue: "defer",
+    Request: "_expected_100_continue body read_into read_line uri",
+    RequestParser: "mesg_class unreader",
+    SocketUnreader: "buf sock unread",
+    Body: "read",
+    wsgi.Response: """
+        _emit_body chunked close default_headers force_close headers headers_sent send_headers should_close sock
+        start_response write
+    """,
+    errors.InvalidHTTPVersion: "version",
+    errors.ExpectationFailed: "expect",
+    errors.UnsupportedTransferCoding: "hdr",
+    Logger: "error_log exception setup warning",
+    Arbiter: "cfg log",
+}
+SETTINGS = """
+    accesslog backlog bind child_exit control_socket_disable forwarded_allow_ips forwarder_headers graceful_timeout
+    http_parser keepalive logger_class loglevel on_exit on_starting post_worker_init preload_app secure_scheme_headers
+    threads timeout worker_class worker_connections worker_exit worker_tmp_dir workers wsgi_app
+"""
+CALLS: list[tuple[Callable[..., Any], tuple[str, ...]]] = [  # with the names of what is passed by position
+    (wsgi.create, ("req", "sock", "client", "server", "cfg", "response_class")),
+    (TConn.__init__, ("self", "cfg", "sock", "client", "server")),
+    (TConn.wait_for_data, ("self", "timeout")),
+    (Request.__init__, ("self", "cfg", "unreader")),
+    (Request.read_into, ("self", "unreader", "buf", "stop")),
+    (Request.read_line, ("self", "unreader", "buf", "limit")),
+    (RequestParser.__init__, ("self", "cfg", "source", "source_addr")),
+    (SocketUnreader.unread, ("self", "data")),
+    (ThreadWorker.accept, ("self", "listener")),
+    (ThreadWorker.enqueue_req, ("self", "conn")),
+    (ThreadWorker.handle, ("self", "conn")),
+    (ThreadWorker.handle_request, ("self", "req", "conn")),
+    (ThreadWorker.handle_exit, ("self", "sig", "frame")),
+    (ThreadWorker.handle_error, ("self", "req", "client", "addr", "exc")),
+    (ThreadWorker.wait_for_and_dispatch_events, ("self", "timeout")),
+    (ThreadWorker._keepalive_after, ("self", "conn", "keepalive")),
+    (PollableMethodQueue.defer, ("self", "callback")),
+    (wsgi.Response._emit_body, ("self", "data")),
+    (Logger.setup, ("self", "cfg")),
+    (util.close_graceful, ("sock",)),
+    (util.split_request_uri, ("uri",)),
+    (util.write, ("sock", "data")),
+    (util.write_nonblock, ("sock", "data")),
+]
+
+
+def names_of(kind: type) -> set[str]:
+    """Names of a class: what stands in its body or its bases', and what any of their methods assigns to `self`."""
+    names = set(dir(kind))
+    for each in kind.__mro__:
+        if each.__module__.startswith("gunicorn."):
+            tree = ast.parse(textwrap.dedent(inspect.getsource(each)))
+            names |= {
+                node.attr
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Attribute)
+                and isinstance(node.ctx, ast.Store)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "self"
+            }
+    return names
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        pytest.param(kind, name, id=f"{kind.__name__}.{name}")
+        for kind, names in ATTRIBUTES.items()
+        for name in names.split()
+    ],
+)
+def test_gunicorn_still_has(kind: type, name: str) -> None:
+    assert name in names_of(kind), f"gunicorn {metadata.version('gunicorn')} has no {kind.__name__}.{name}"
+
+
+@pytest.mark.parametrize("name", SETTINGS.split())
+def test_gunicorn_still_has_the_setting(name: str) -> None:
+    assert name in Config().settings
+
+
+@pytest.mark.parametrize(("function", "names"), [pytest.param(*call, id=call[0].__qualname__) for call in CALLS])
+def test_gunicorn_still_takes_by_position(function: Callable[..., Any], names: tuple[str, ...]) -> None:
+    assert tuple(inspect.signature(function).parameters)[: len(names)] == names
+
+
+def test_gunicorn_still_defers_a_connection_by_a_value_of_its_own() -> None:
+    assert gthread._DEFER is not None
+    assert "_DEFER" in inspect.getsource(ThreadWorker.finish_request)
+
+
+def test_every_import_of_gunicorn_is_one_that_this_file_knows() -> None:
+    known = "gunicorn gunicorn.glogging gunicorn.http gunicorn.http.errors gunicorn.http.message gunicorn.http.parser "
+    known += "gunicorn.http.wsgi gunicorn.util gunicorn.workers.gthread"
+    found = {
+        node.module
+        for path in (ROOT / "service").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "gunicorn"
+    }
+    assert found == set(known.split())
+
+
+def test_the_exact_version_of_gunicorn_is_asked_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert f"gunicorn=={metadata.version('gunicorn')}" in project["dependencies"]
