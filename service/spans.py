@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode, format_span_id, format_trace_id
 
-from meari.service.request_line import Outcome, RequestLine
+from meari.service.log import Outcome, RequestLine
 
 __all__ = ["OtlpTracing", "attributes_of"]
 

@@ -13,13 +13,13 @@ import logging
 from collections.abc import Mapping
 from typing import Final, Protocol
 
-from meari.service.request_line import RequestLine
+from meari.service.log import RequestLine
 
 __all__ = ["Tracing", "start_tracing"]
 
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-log = logging.getLogger(__name__)
+log = logging.getLogger("meari.service.tracing.start")  # as operators know it
 
 
 class Tracing(Protocol):

@@ -23,7 +23,7 @@ from typing import Final
 from meari.errors import EngineFailed, NotReady
 from meari.runtime.engine.calls import Awaited
 from meari.service.connection import Client, ClientGone
-from meari.service.lifetime import Drain
+from meari.service.workers import Drain
 
 __all__ = ["Disconnects", "Watch"]
 

@@ -17,16 +17,7 @@ from typing import Any
 
 from gunicorn.glogging import Logger
 
-from meari.service.lifetime import (
-    MEMORY,
-    forget_worker,
-    make_runtime_folder,
-    marks_folder,
-    metrics_folder,
-    prepare_runtime_folder,
-)
 from meari.service.log import configure_logging, line_format, show_libraries
-from meari.service.process.balance import allowed_connections
 from meari.service.process.start import (
     NOTHING_STATUS,
     StartError,
@@ -36,8 +27,17 @@ from meari.service.process.start import (
     start_problem,
     tell_start,
 )
-from meari.service.process.worker import MAX_STAYING, SPREAD
+from meari.service.process.worker import BALANCE, MAX_STAYING
 from meari.service.settings import SettingsError, load_settings
+from meari.service.workers import (
+    MEMORY,
+    allowed_connections,
+    forget_worker,
+    make_runtime_folder,
+    marks_folder,
+    metrics_folder,
+    prepare_runtime_folder,
+)
 
 __all__ = ["ServiceLogger"]
 
@@ -127,7 +127,7 @@ def child_exit(_server: Any, worker: Any) -> None:
 
     mark_process_dead(worker.pid, str(metrics_folder(runtime_folder)))  # type: ignore[no-untyped-call]
     forget_worker(marks_folder(runtime_folder), worker.pid)
-    SPREAD.forget(worker.age)
+    BALANCE.forget(worker.age)
 
 
 def on_exit(_server: Any) -> None:

@@ -18,7 +18,7 @@ from meari.bundle_format.folders import DEFAULT, find_bundles, printable
 from meari.errors import BundleError
 
 if TYPE_CHECKING:
-    from meari.service.registry import Registry
+    from meari.service.service import Registry
     from meari.service.settings import Settings
 
 __all__ = [

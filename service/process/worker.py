@@ -9,7 +9,7 @@ thread: two threads to wake that have nothing else to do. Here a thread stays wi
 
 gunicorn's takes no new client while connections on which nothing happens hold all places. Here they give way.
 
-gunicorn's takes whatever connection it can get. This one lets a worker come first that has fewer (spread.py).
+gunicorn's takes whatever connection it can get. This one lets a worker come first that has fewer (ConnectionBalance).
 
 The master process imports this file before it forks. It must not lead to onnxruntime, which starts threads when it is
 imported: a fork would lose them, and the worker would abort at its end.
@@ -32,8 +32,7 @@ from meari.errors import MAY_QUOTE, EngineFailed
 from meari.runtime.machine import limit_arenas
 from meari.service.connection import Connection, has_come
 from meari.service.error_body import SAFE_HEADERS
-from meari.service.log import flush_log
-from meari.service.process.balance import Spread
+from meari.service.log import NO_ROUTE, RequestLine, flush_log, log_request, request_id
 from meari.service.process.http import (
     HEAD_SECONDS,
     JoinedResponse,
@@ -43,13 +42,13 @@ from meari.service.process.http import (
     answer_bytes,
     translated,
 )
-from meari.service.request_line import NO_ROUTE, RequestLine, log_request
-from meari.service.requests.headers import cors_headers, request_id
+from meari.service.requests.cors import cors_headers
+from meari.service.workers import ConnectionBalance
 
 if TYPE_CHECKING:
     from meari.service.service import Service
 
-__all__ = ["MAX_STAYING", "SPREAD", "DrainingWorker"]
+__all__ = ["BALANCE", "MAX_STAYING", "DrainingWorker"]
 
 CHECK_SECONDS: Final = 0.05
 OBSERVE_SECONDS: Final = 0.5  # between two looks at the engines, for the metrics
@@ -60,7 +59,7 @@ HEAD_BYTES: Final = 8192
 CLIENT_ERRORS: Final = (ConnectionError, TimeoutError, NoMoreData)  # of a connection, like the next
 CLIENT_NUMBERS: Final = (errno.ENOTCONN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-SPREAD: Final = Spread()  # made in the master process
+BALANCE: Final = ConnectionBalance()  # made in the master process
 
 
 class PolledConnection(TConn):  # type: ignore[misc]
@@ -99,7 +98,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
 
     def accept(self, listener: Any) -> None:
         """A new connection, if no other worker was quicker."""
-        if SPREAD.has_clearly_more(self.age):
+        if BALANCE.has_clearly_more(self.age):
             time.sleep(HOLD_SECONDS)
         try:
             accepted, address = listener.accept()
@@ -112,7 +111,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             return
         self.nr_conns += 1
         self._keep_a_place()
-        SPREAD.note(self.age, self.nr_conns)
+        BALANCE.note(self.age, self.nr_conns)
         self.enqueue_req(PolledConnection(self.cfg, Connection.over(accepted), address, listener.getsockname()))
 
     def _keep_a_place(self) -> None:
@@ -255,7 +254,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """One turn of gunicorn's loop; while draining, look often whether the end has come."""
-        SPREAD.note(self.age, self.nr_conns)
+        BALANCE.note(self.age, self.nr_conns)
         service = self._service()
         if service is not None and time.monotonic() - self._observed_at >= OBSERVE_SECONDS:
             self._observed_at = time.monotonic()

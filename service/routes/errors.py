@@ -26,7 +26,7 @@ from meari.service.routes.exchange import CLIENT_GONE, asked_path, current_excha
 
 __all__ = ["register_error_handlers"]
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("meari.service.error_handler")  # as operators know it
 
 
 def register_error_handlers(app: Flask) -> None:

@@ -26,9 +26,9 @@ from meari.runtime.engine.calls import Awaited
 from meari.runtime.model import LoadedModel
 from meari.service.connection import Client, ClientGone
 from meari.service.error_body import SAFE_HEADERS, wrong_field
-from meari.service.request_line import NO_ROUTE, RequestLine, log_request
+from meari.service.log import NO_ROUTE, RequestLine, log_request, request_id
 from meari.service.requests.admission import Ticket
-from meari.service.requests.headers import cors_headers, request_id
+from meari.service.requests.cors import cors_headers
 from meari.service.service import Service
 from meari.service.watch import Watch
 

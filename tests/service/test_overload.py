@@ -9,8 +9,8 @@ import pytest
 from flask import Flask
 
 from meari.errors import Overloaded
-from meari.service.registry import LEAST_KNEE
 from meari.service.requests.admission import Admission, OverloadGate, Ticket
+from meari.service.service import LEAST_KNEE
 
 FREE, KNEE = 64, 16
 SECONDS_ALONE, SECONDS_MORE = 0.0084, 0.01  # of a request, and more for each inside: at the knee 95 % of the most

@@ -11,7 +11,7 @@ import httpx
 from tests.patience import PATIENCE
 from tests.service.running import ROOT, running_server
 
-MAX_FILES = 42
+MAX_FILES = 40
 NUM_REQUESTS = 5
 # gunicorn as always, with a hook that every thread of its processes calls at each function. While the shared byte says
 # the number of a request, the hook notes the files of the functions that run.

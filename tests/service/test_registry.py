@@ -13,9 +13,9 @@ from meari.errors import NotReady, UnknownModel
 from meari.runtime.bundle import open_bundle
 from meari.runtime.engine import Engine, GenerateCall
 from meari.runtime.engine.cache import CacheRoom, PrefixCache
-from meari.service.lifetime import ReadyMarks
-from meari.service.registry import Registry
+from meari.service.service import Registry
 from meari.service.settings import Settings
+from meari.service.workers import ReadyMarks
 from tests.patience import PATIENCE
 from tests.runtime.tiny_bundle import write_tiny_bundle
 

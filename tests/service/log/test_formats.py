@@ -14,8 +14,7 @@ import pytest
 
 from meari.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Overloaded, ScoreTimeout
 from meari.runtime.answers import Work
-from meari.service.log import JsonFormat, TextFormat
-from meari.service.request_line import Outcome, RequestLine, log_request
+from meari.service.log import JsonFormat, Outcome, RequestLine, TextFormat, log_request
 from tests.patience import PATIENCE
 from tests.service.running import ROOT
 

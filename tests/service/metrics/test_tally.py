@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, generate_latest
 
 from meari.runtime.engine.tally import NONE, Tally
-from meari.service.metrics.families import Histogram
+from meari.service.metric_families import Histogram
 
 BOUNDS = (0.1, 1.0)
 

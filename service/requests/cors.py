@@ -1,44 +1,17 @@
-"""Headers of requests: API keys, request ids, and cross-origin requests of browsers.
+"""Cross-origin requests of browsers (https://fetch.spec.whatwg.org/#cors-protocol).
 
-Input: values of headers as they came, and the settings. Output: headers of the answer, an id, or Unauthorized. Must not
-know: Flask.
+Input: the allowed origins, and headers of a request. Output: headers of its answer. Must not know: Flask.
 
-Cross-origin rules: https://fetch.spec.whatwg.org/#cors-protocol. Keys come in `Authorization`, which a page sets
-itself, so there are no credentials of the browser's own to allow.
+Keys come in `Authorization`, which a page sets itself, so there are no credentials of the browser's own to allow.
 """
 
 from __future__ import annotations
 
-import hmac
 import re
-import secrets
 from collections.abc import Mapping
 from typing import Final
 
-from meari.errors import Unauthorized
-
-__all__ = ["check_key", "cors_headers", "preflight_headers", "request_id"]
-
-
-def check_key(authorization: str | None, keys: tuple[str, ...]) -> None:
-    """Raises Unauthorized, unless no keys are set or the header carries one of them."""
-    if not keys:
-        return
-    scheme, _, key = (authorization or "").partition(" ")
-    sent = key.strip().encode("utf-8", "surrogateescape")
-    matches = [hmac.compare_digest(sent, known.encode()) for known in keys]
-    if scheme.lower() != "bearer" or not any(matches):
-        came = "no Authorization header" if authorization is None else "a key that is not known"
-        raise Unauthorized(f"Authorization: got {came}, expected Bearer and a key of this service")
-
-
-_SANE: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
-
-
-def request_id(sent: str | None) -> str:
-    """The id to log and to send back."""
-    return sent if sent is not None and _SANE.fullmatch(sent) else secrets.token_hex(8)
-
+__all__ = ["cors_headers", "preflight_headers"]
 
 METHODS: Final = "GET, HEAD, POST"
 HEADERS: Final = "Authorization, Content-Type, X-Request-Id"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from meari.service.process.balance import Spread
+from meari.service.workers import ConnectionBalance
 
 
 @pytest.mark.parametrize(
@@ -27,29 +27,29 @@ from meari.service.process.balance import Spread
     ],
 )
 def test_who_has_clearly_more_than_another(held: list[int], has_more: bool) -> None:
-    spread = Spread()
+    balance = ConnectionBalance()
     for worker, count in enumerate(held, 1):
-        spread.note(worker, count)
-    assert spread.has_clearly_more(1) is has_more
+        balance.note(worker, count)
+    assert balance.has_clearly_more(1) is has_more
 
 
 def test_a_worker_that_has_ended_does_not_count() -> None:
-    spread = Spread()
-    spread.note(1, 5)
-    spread.note(2, 0)
-    spread.forget(2)
-    assert not spread.has_clearly_more(1)
+    balance = ConnectionBalance()
+    balance.note(1, 5)
+    balance.note(2, 0)
+    balance.forget(2)
+    assert not balance.has_clearly_more(1)
 
 
 def test_processes_see_one_another() -> None:
-    spread = Spread()
-    spread.note(1, 5)
+    balance = ConnectionBalance()
+    balance.note(1, 5)
     child = os.fork()
     if not child:
-        spread.note(2, 0)
+        balance.note(2, 0)
         os._exit(0)
     os.waitpid(child, 0)
-    assert spread.has_clearly_more(1)
+    assert balance.has_clearly_more(1)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_worker_holds_as_many_connections_as_it_may_have_files(
     soft: int, hard: int, allowed: int, left_as: int
 ) -> None:
     program = (
-        "import resource; from meari.service.process.balance import allowed_connections; "
+        "import resource; from meari.service.workers import allowed_connections; "
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); "
         "print(allowed_connections(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )

@@ -1,20 +1,31 @@
-"""The life of a worker beside its siblings: ready, draining, ended, and the folder that the workers of a host share.
+"""What the workers of a host share, and how each of them ends.
 
-Input: the shared folder, signals, the time. Output: whether all workers have been ready, and whether this one must
-refuse work, may stop or must end. Must not know: bundles and requests.
+Input: a folder and memory that the master process makes for its workers; signals and the time. Output: whether all
+workers have been ready, who holds clearly more connections than another, and whether a worker must refuse work, may
+stop or must end. Must not know: bundles, requests, sockets.
+
+All workers wait for new connections on one socket, and the kernel wakes them all: the quickest takes them, often
+several in a row, and keeps them as long as their clients send requests. So a worker that holds clearly more than
+another lets the others accept first.
 """
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 __all__ = [
+    "ConnectionBalance",
     "Drain",
     "ReadyMarks",
+    "allowed_connections",
     "clear_marks",
     "forget_worker",
     "make_runtime_folder",
@@ -132,3 +143,47 @@ class Drain:
         if self._began_at is None:
             return False
         return self._clock() - self._began_at >= self._grace_seconds - LAST_SECONDS
+
+
+NUM_PLACES: Final = 64  # of workers that live at the same time; where there are more, they share places
+NOBODY: Final = -1
+CLEARLY: Final = 1.125  # times as many
+OTHER_FILES: Final = 64  # of a worker: its log, its engines, and what it reads now and then
+
+
+class ConnectionBalance:
+    """The connections of all workers, by a worker's number; each writes its own alone."""
+
+    def __init__(self) -> None:
+        self._counts = memoryview(mmap.mmap(-1, 4 * NUM_PLACES)).cast("i")
+        for place in range(NUM_PLACES):
+            self.forget(place)
+
+    def note(self, worker: int, num_connections: int) -> None:
+        """What a worker holds now."""
+        self._counts[worker % NUM_PLACES] = num_connections
+
+    def forget(self, worker: int) -> None:
+        """A worker has ended."""
+        self._counts[worker % NUM_PLACES] = NOBODY
+
+    def has_clearly_more(self, worker: int) -> bool:
+        """Whether a worker holds clearly more than some other."""
+        own = self._counts[worker % NUM_PLACES]
+        least = min((count for count in self._counts.tolist() if count != NOBODY), default=own)
+        return own > CLEARLY * least
+
+
+def allowed_connections(wanted: int) -> int:
+    """Ask the system for room for `wanted` connections; as many as it gives.
+
+    Called in the master process, whose workers inherit the limit.
+    """
+    needed = wanted + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    with contextlib.suppress(OSError, ValueError):
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - OTHER_FILES)

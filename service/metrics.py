@@ -1,6 +1,7 @@
 """The metrics of one worker, and the exposition text for all workers of the host.
 
-Enters: what the engine counts, the requests that have ended, the state of the worker. Leaves: the exposition text.
+Input: the engines' counters, the requests that have ended, the state of the worker. Output: Prometheus' text. Must not
+know: Flask. docs/metrics.md describes every metric.
 
 With several workers, prometheus_client keeps the values in files of a shared folder (PROMETHEUS_MULTIPROC_DIR, which
 `gunicorn_conf.py` makes and empties), and any worker answers for all. A value there costs a few microseconds, so engine
@@ -11,22 +12,124 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from meari.runtime.engine import EngineStats
+from meari.errors import ScoreTimeout
+from meari.runtime.engine import EngineStats, Finish, Generation, Scoring
 from meari.runtime.engine.calls import Handle
-from meari.runtime.engine.tally import NONE
+from meari.runtime.engine.tally import NONE, Tallied, Tally
 from meari.runtime.machine import resident_bytes
-from meari.service.metrics.families import Families
-from meari.service.metrics.requests import PROMPT, RequestFigures, Told
+from meari.service.metric_families import (
+    DECODE,
+    E2E,
+    FIRST_TOKEN,
+    GENERATION,
+    HISTOGRAMS,
+    INFERENCE,
+    PREFILL,
+    PROMPT,
+    QUEUE,
+    Families,
+    Reason,
+)
 
-__all__ = ["CONTENT_TYPE", "Metrics", "WorkerFigures"]
+__all__ = ["CONTENT_TYPE", "Metrics", "RequestFigures", "Told", "WorkerFigures"]
+
+REASONS: Final = {
+    Finish.END: Reason.STOP,
+    Finish.STOP: Reason.STOP,
+    Finish.LENGTH: Reason.LENGTH,
+    Finish.TIMEOUT: Reason.TIMEOUT,
+    Finish.CANCELLED: Reason.ABORT,
+    Finish.FAILED: Reason.ERROR,
+    None: Reason.ABORT,
+}
+BROKEN: Final = {Reason.ABORT, Reason.ERROR}  # how long such a request took says nothing
+
+
+@dataclass
+class Told:
+    """Figures of the requests of one model.
+
+    tallies  by the names of HISTOGRAMS
+    reasons  choices and texts by why they ended
+    """
+
+    tallies: dict[str, Tallied] = field(default_factory=dict)
+    reasons: dict[Reason, int] = field(default_factory=dict)
+
+
+class RequestFigures:
+    """Counts the requests of one model; safe from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tallies = {name: Tally(bounds) for name, (_, bounds) in HISTOGRAMS.items()}
+        self._reasons = dict.fromkeys(Reason, 0)
+
+    def note(self, calls: Iterable[Handle], arrived_at: float) -> None:
+        """Count the calls of a request that is over; a prompt that was scored and continued counts once.
+
+        arrived_at  when the request's head came, on the engine's clock
+        """
+        everyone = list(calls)
+        for call in [call for call in everyone if isinstance(call, Generation)] or everyone:
+            values, reasons = list(_values(call, arrived_at)), _reasons(call)
+            with self._lock:
+                for name, value in values:
+                    self._tallies[name].note(value)
+                for reason in reasons:
+                    self._reasons[reason] += 1
+
+    def read(self) -> Told:
+        """What has been counted so far."""
+        with self._lock:
+            return Told({name: tally.read() for name, tally in self._tallies.items()}, dict(self._reasons))
+
+
+def _values(call: Handle, arrived_at: float) -> Iterator[tuple[str, float]]:
+    """What goes into which histogram."""
+    started, first, ended = call.started_at, call.first_token_at, call.ended_at
+    is_whole = not BROKEN.intersection(_reasons(call))
+    if started is not None:
+        yield QUEUE, started - call.submitted_at
+    if first is not None:
+        yield FIRST_TOKEN, first - arrived_at
+        if started is not None:
+            yield PREFILL, first - started
+    if first is not None or (isinstance(call, Scoring) and is_whole and call.failure is None):
+        yield PROMPT, call.num_prompt_tokens
+    if ended is None or not is_whole:
+        return
+    yield E2E, ended - arrived_at
+    if started is not None:
+        yield INFERENCE, ended - started
+    if first is not None:
+        yield DECODE, ended - first
+    if isinstance(call, Generation):
+        for sample in call.samples:
+            yield GENERATION, len(sample.token_ids)
+
+
+def _reasons(call: Handle) -> list[Reason]:
+    """Of each choice, or of each text."""
+    if isinstance(call, Generation):
+        return [REASONS[sample.finish] for sample in call.samples]
+    assert isinstance(call, Scoring)
+    if not call.ended or call.cancelled:
+        reason = Reason.ABORT
+    elif call.failure is None:
+        reason = Reason.SCORED
+    else:
+        reason = Reason.TIMEOUT if isinstance(call.failure, ScoreTimeout) else Reason.ERROR
+    return [reason] * call.num_texts
+
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 NOTHING_DONE: Final = EngineStats(0, 0, 0, 0, 0, 0, 0)

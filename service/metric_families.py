@@ -1,4 +1,6 @@
-"""The metrics: names, types, labels, bounds. What each means is told in full in docs/metrics.md.
+"""The metrics by name, type, labels and bounds. docs/metrics.md describes each in full.
+
+Input: figures. Output: Prometheus' registry. Must not know: the engine's loop, requests.
 
 `vllm:` stands before what vLLM measures too: the same names, types, units and `model_name` label, so that dashboards,
 alerts and autoscalers made for it work here. The bounds are our own: a token takes microseconds here. `meari_` stands
@@ -7,6 +9,7 @@ before everything else.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from typing import Final, Literal
 
@@ -15,14 +18,61 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from meari.runtime.engine.gaps import GAP_SECONDS
 from meari.runtime.engine.tally import Tallied
-from meari.service.metrics.requests import HISTOGRAMS, Reason
 
-__all__ = ["Families", "Histogram"]
+__all__ = [
+    "DECODE",
+    "E2E",
+    "FIRST_TOKEN",
+    "GENERATION",
+    "HISTOGRAMS",
+    "INFERENCE",
+    "PREFILL",
+    "PROMPT",
+    "QUEUE",
+    "Families",
+    "Histogram",
+    "Reason",
+]
 
 REQUEST_SECONDS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
 )  # fmt: skip
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+SECONDS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0,
+)  # fmt: skip
+TOKENS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000, 1_000_000)
+E2E: Final = "e2e_request_latency_seconds"
+QUEUE: Final = "request_queue_time_seconds"
+FIRST_TOKEN: Final = "time_to_first_token_seconds"
+PREFILL: Final = "request_prefill_time_seconds"
+DECODE: Final = "request_decode_time_seconds"
+INFERENCE: Final = "request_inference_time_seconds"
+PROMPT: Final = "request_prompt_tokens"
+GENERATION: Final = "request_generation_tokens"
+HISTOGRAMS: Final[dict[str, tuple[str, tuple[float, ...]]]] = {
+    E2E: ("From the request's head to its last token", SECONDS),
+    QUEUE: ("From queueing to the first slot", SECONDS),
+    FIRST_TOKEN: ("From the request's head to its first token", SECONDS),
+    PREFILL: ("From the first slot to the first token", SECONDS),
+    DECODE: ("From the first token to the last one", SECONDS),
+    INFERENCE: ("From the first slot to the end", SECONDS),
+    PROMPT: ("Tokens of a request's prompt, or of its context and texts", TOKENS),
+    GENERATION: ("Tokens of a choice", TOKENS),
+}
+
+
+class Reason(enum.StrEnum):
+    """Why a choice or a scored text ended: vLLM's words, and two for what it does not have."""
+
+    STOP = "stop"  # the end token, or a stop string
+    LENGTH = "length"
+    TIMEOUT = "timeout"
+    SCORED = "scored"
+    ABORT = "abort"  # the client has gone, or the service had to end
+    ERROR = "error"
 
 
 class Histogram(prometheus_client.Histogram):
