@@ -1,12 +1,12 @@
-# The serving side and the released bundles, without torch. `make image` builds it; then
+# Image of the service and the released bundles, without torch. `make image` builds it; run it with
 #
 #   docker run --rm -p 127.0.0.1:8000:8000 meari:latest
 #
-# Everything that changes while it runs is in /tmp: --read-only --tmpfs /tmp works.
+# The service writes only to /tmp: --read-only --tmpfs /tmp works.
 
 ARG BASE=python:3.11-slim-bookworm
 
-# --- build: the locked packages and the project in one environment, then what no server needs taken out ---
+# --- build: install the locked packages and the project, then remove files that a server does not need ---
 FROM ${BASE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
@@ -16,10 +16,10 @@ COPY requirements/serve.txt requirements/
 RUN pip install --quiet --no-deps --no-compile --requirement requirements/serve.txt
 COPY . .
 RUN pip install --quiet --no-deps --no-compile --no-build-isolation .
-# The playground shows the pictures of the claims from beside the package.
+# The playground reads the pictures of the claims from a folder of the package.
 RUN cd /opt/meari/lib/python3.*/site-packages && mkdir meari/docs && cp -r /build/docs/claims meari/docs/
-# Tests, stubs and headers of numpy; onnxruntime's converters and its second copy for C programs; what rich draws
-# source code and Markdown with; the installers. The last line shows that what is left imports.
+# Remove installers, tests, stubs and headers of numpy, onnxruntime's converters and C library, and rich's source code
+# and Markdown renderers. The last line checks that the remaining packages can be imported.
 RUN cd /opt/meari/lib/python3.*/site-packages \
     && rm -rf pip pip-* setuptools setuptools-* pkg_resources _distutils_hack distutils-precedence.pth \
     && rm -rf onnxruntime/transformers onnxruntime/tools onnxruntime/quantization onnxruntime/datasets \
@@ -30,8 +30,8 @@ RUN cd /opt/meari/lib/python3.*/site-packages \
     && find . -depth -type d -name tests -exec rm -rf {} + \
     && find . -type f \( -name '*.a' -o -name '*.h' -o -name '*.pxd' -o -name '*.pyi' \) -delete \
     && cd / && python -B -c 'import flask, gunicorn.app.base, msgspec, numpy, onnxruntime, prometheus_client, rich.console, rich.table, tokenizers'
-# Compiled here, since nothing can be written there later: with the 12 MB of this line `import meari.service.app` takes
-# half as long, and every worker does it at every start.
+# Compile now, because the installed files are read-only at run time. The 12 MB of bytecode halve the time of
+# `import meari.service.app`, which every worker runs at every start.
 RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/meari/lib
 
 # --- the image ---

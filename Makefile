@@ -1,9 +1,9 @@
-# meari: the commands of a newcomer and of CI. `make help` lists them.
+# Commands for development and CI; `make help` lists them.
 #
-# One environment, .venv, filled in layers: the serving side, then the load tests' or training, then all of development.
-# A stamp in .venv named after the checksum of what was installed says that a layer is there, so that pip
-# runs only where a lock file has changed. `make bench` has .venv-bench: the servers that it measures beside meari bring
-# a hundred packages along. `make harness` has .venv-harness for the same reason.
+# The environment .venv is filled in layers: serving, then load tests or training, then development. A stamp file in
+# .venv, named after the checksum of the lock files, marks an installed layer; pip runs again only after a lock file
+# has changed. `make bench` uses .venv-bench because the servers that meari is compared with need a hundred further
+# packages. `make harness` uses .venv-harness for the same reason.
 
 PYTHON ?= python3
 HOST ?= $(or $(MEARI_HOST),127.0.0.1)
@@ -35,10 +35,10 @@ serve: $(SERVE) ## serve bundles/ over HTTP (HOST, PORT, MEARI_…)
 test: $(DEV) ## run all tests (ARGS: arguments for pytest)
 	@exec $(BIN)/python -m pytest $(ARGS)
 
-quick: $(DEV) ## run the tests that need neither long trainings nor a browser, in parallel (ARGS)
+quick: $(DEV) ## run the fast tests in parallel: no long trainings, no browser (ARGS)
 	@exec $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile -m 'not slow' $(ARGS)
 
-check: $(DEV) ## lint, format, strict types, import rules: changes nothing
+check: $(DEV) ## check lint, format, types and import rules without changing files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -51,26 +51,26 @@ format: $(DEV) ## format the code and apply the safe fixes
 train: train-config $(TRAIN) ## train a model (CONFIG: a TOML file)
 	@exec $(BIN)/meari train '$(CONFIG)'
 
-train-config: # before anything is installed
-	@test -n '$(CONFIG)' || { echo 'make train: say which: make train CONFIG=models/configs/NAME.toml' >&2; exit 2; }
+train-config: # check the config before anything is installed
+	@test -n '$(CONFIG)' || { echo 'make train: no config given; run make train CONFIG=models/configs/NAME.toml' >&2; exit 2; }
 	@'$(PYTHON)' -B -m meari.models.check '$(CONFIG)'
 
 load: $(LOAD) ## load-test a running server for 60 s (HOST, PORT, MEARI_LOAD_…)
 	@HOST='$(HOST)' PORT='$(PORT)' exec $(BIN)/python -m loadtests
 
-bench: $(BENCH) ## measure meari beside other servers into docs/benchmarks/, 40 min (ARGS=--quick: 5 min)
+bench: $(BENCH) ## benchmark meari and other servers into docs/benchmarks/, 40 min (ARGS=--quick: 5 min)
 	@exec .venv-bench/bin/python -m benchmarks.serving $(ARGS)
 
-harness: $(DEV) $(HARNESS) ## install lm-evaluation-harness into .venv-harness and compare its figures with ours
+harness: $(DEV) $(HARNESS) ## run lm-evaluation-harness from .venv-harness and compare its figures with meari's
 	@exec $(BIN)/python -m pytest tests/service/openai/test_harness.py $(ARGS)
 
 image: ## build the container image (IMAGE, DOCKER)
 	DOCKER_BUILDKIT=1 $(DOCKER) build --tag '$(IMAGE)' .
 
-lock: $(DEV) ## write requirements/ anew from pyproject.toml (UPGRADE=1: newest versions)
+lock: $(DEV) ## rewrite requirements/ from pyproject.toml (UPGRADE=1: newest versions)
 	sh requirements/lock.sh $(BIN)/uv $(if $(UPGRADE),--upgrade)
 
-clean: ## remove .venv, .venv-bench, .venv-harness and what tools leave behind; runs/ stays
+clean: ## remove .venv, .venv-bench, .venv-harness, caches and build files; keep runs/
 	rm -rf .venv .venv-bench .venv-harness build dist meari.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -rf loadtests/results
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -91,23 +91,23 @@ $(LOAD): $(SERVE)
 	@rm -f .venv/load-*
 	@touch $@
 
-# torch's GPU builds declare libraries that the lock does not name: the last line adds those, if any.
+# GPU builds of torch declare libraries that the lock file does not list; the second install adds them.
 $(TRAIN): $(SERVE)
-	@echo 'Installing what training needs into .venv …'
+	@echo 'Installing training into .venv …'
 	@$(PIP) $(LOCKED) requirements/train.txt
 	@$(PIP) install --no-compile --constraint requirements/train.txt torch
 	@rm -f .venv/train-*
 	@touch $@
 
 $(DEV): $(TRAIN)
-	@echo 'Installing everything for tests and checks into .venv …'
+	@echo 'Installing tests and checks into .venv …'
 	@$(PIP) $(LOCKED) requirements/dev.txt
 	@rm -f .venv/dev-*
 	@touch $@
 
 $(BENCH):
 	@sh requirements/venv.sh '$(PYTHON)' .venv-bench
-	@echo 'Installing meari and the servers that it is measured beside into .venv-bench …'
+	@echo 'Installing meari and the other servers into .venv-bench …'
 	@.venv-bench/bin/python -m pip --disable-pip-version-check -qq $(LOCKED) requirements/bench.txt
 	@.venv-bench/bin/python -m pip --disable-pip-version-check -qq install --no-compile --constraint requirements/bench.txt torch
 	@.venv-bench/bin/python -m pip --disable-pip-version-check -qq install --no-deps --no-build-isolation --editable .

@@ -1,5 +1,1 @@
-"""Load tests of a running server.
-
-Input: a URL and thresholds. Output: rows of latencies, an exit code. Must not know: the service behind the HTTP
-contract.
-"""
+"""Load tests with Locust. Input: HTTP requests. Output: rows of latencies. Must not know: the service's code."""

@@ -1,6 +1,6 @@
-"""`python -m loadtests`: Locust, headless, for a while, against HOST:PORT; results go to loadtests/results/.
+"""Run Locust headless against HOST:PORT: `python -m loadtests`.
 
-Input: the environment (see `locustfile.py`). Output: the process becomes Locust. Must not know: requests.
+Input: environment variables (see `locustfile.py`). Output: files in loadtests/results/ and Locust's exit code.
 """
 
 import os
@@ -24,7 +24,7 @@ def locust_arguments(settings: LoadSettings, url: str, results: Path) -> list[st
 
 
 def main() -> None:
-    """Check everything that can be checked without Locust, then become Locust."""
+    """Check settings and target, then replace this process by Locust."""
     host, port = os.environ.get("HOST") or "127.0.0.1", os.environ.get("PORT") or "8000"
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     try:

@@ -1,30 +1,27 @@
-"""Simulated users of the HTTP interface: whole answers, streamed answers and scores.
+"""Simulate users of the HTTP API: whole generations, streamed generations and scores.
 
-`make load` runs them headless against a running server (HOST, PORT) and writes CSV and HTML into
-loadtests/results/.
+`make load` runs the users headless against a running server (HOST, PORT) and writes CSV and HTML files to
+loadtests/results/. Input: the server's address and the environment variables below. Output: rows of figures and an
+exit code. Must not know: the service's code.
 
-Input: the server's address and the environment below. Output: rows of figures and an exit code. Must not know: the
-service behind the HTTP contract.
-
-    MEARI_LOAD_USERS                   users at once, 8; of four, one generates, two stream, one scores
-    MEARI_LOAD_SPAWN_RATE              users started a second, 4
-    MEARI_LOAD_SECONDS                 length of the run, 60
+    MEARI_LOAD_USERS                   number of concurrent users, 8; of four, one generates, two stream, one scores
+    MEARI_LOAD_SPAWN_RATE              users started per second, 4
+    MEARI_LOAD_SECONDS                 duration of the run, 60
     MEARI_LOAD_MODEL                   name of a bundle; the server's default model
-    MEARI_LOAD_MAX_TOKENS              tokens of a generation, 64
-    MEARI_LOAD_SEED                    of the users' choices, 1
-    MEARI_LOAD_ALLOW_REMOTE            1: the target may be another machine than this one
+    MEARI_LOAD_MAX_TOKENS              maximum tokens of a generation, 64
+    MEARI_LOAD_SEED                    seed of the users' choices, 1
+    MEARI_LOAD_ALLOW_REMOTE            1 allows a target on another machine
 
-Thresholds. A broken one ends the run with exit code 1; unset ones are not checked:
+Thresholds. A broken threshold gives exit code 1; thresholds without a default are not checked unless set:
 
-    MEARI_LOAD_MAX_FAILURE_RATIO       failed requests of all, 0
-    MEARI_LOAD_MAX_REFUSED_RATIO       requests refused with 429 of all
+    MEARI_LOAD_MAX_FAILURE_RATIO       failed requests / all requests, 0
+    MEARI_LOAD_MAX_REFUSED_RATIO       requests refused with 429 / all requests
     MEARI_LOAD_MAX_P95_MS              95th percentile of each request row
-    MEARI_LOAD_MAX_FIRST_TOKEN_P95_MS  95th percentile from a streamed request to its first text
-    MEARI_LOAD_MAX_GAP_P95_MS          95th percentile from one text of a stream to the next
-    MEARI_LOAD_MIN_TOKENS_PER_SECOND   tokens/s of one stream, on average
+    MEARI_LOAD_MAX_FIRST_TOKEN_P95_MS  95th percentile of the time from a streamed request to its first text
+    MEARI_LOAD_MAX_GAP_P95_MS          95th percentile of the time between two texts of a stream
+    MEARI_LOAD_MIN_TOKENS_PER_SECOND   mean tokens/s of a stream
 
-A refused request (429) is a row of its own and not a failure; its user retries after the time that the server asked
-for.
+Refused requests (429) have their own row and do not count as failures. Their users wait for the time in Retry-After.
 """
 
 import logging
@@ -58,16 +55,16 @@ OK = 200
 TOO_MANY_REQUESTS = 429
 
 log = logging.getLogger("loadtests")
-choose = random.Random(SETTINGS.seed)  # noqa: S311  (which sentence a user says is no secret)
+choose = random.Random(SETTINGS.seed)  # noqa: S311  (the choice of sentences need not be secure)
 
 
 def request_body(fields: dict[str, object]) -> dict[str, object]:
-    """Return the fields, with the model if one was asked for."""
+    """Return the fields, with the model if one is set."""
     return fields if SETTINGS.model is None else {**fields, "model": SETTINGS.model}
 
 
 class MeariUser(FastHttpUser):
-    """Base of all users: the treatment of a refusal."""
+    """Base class of the users; handles refused requests."""
 
     abstract = True
     wait_time = between(0.0, 0.2)
@@ -75,12 +72,12 @@ class MeariUser(FastHttpUser):
     connection_timeout = 10.0
 
     def ask(self, path: str, body: dict[str, object]) -> None:
-        """Send one request and read the whole answer."""
+        """Send one request and read the whole response."""
         with self.client.post(path, json=request_body(body), catch_response=True) as response:
             self.note_refusal(response)
 
     def note_refusal(self, response: ResponseContextManager) -> None:
-        """Move a refused request to its own row, and wait as the server asked."""
+        """Move a refused request to its own row and wait for the time that the server asks for."""
         if response.status_code != TOO_MANY_REQUESTS:
             return
         response.request_meta["name"] = REFUSED
@@ -89,31 +86,31 @@ class MeariUser(FastHttpUser):
 
 
 def pause_seconds(response: ResponseContextManager) -> float:
-    """Return the pause that `Retry-After` asks for, within reason; one second if it is unusable."""
+    """Return the seconds in `Retry-After`, at most MAX_PAUSE_SECONDS; 1 if the header is missing or not a number."""
     text = str(response.headers.get("Retry-After", "")) if response.headers else ""
     return min(float(text), MAX_PAUSE_SECONDS) if text.isdecimal() else 1.0
 
 
 class GenerateUser(MeariUser):
-    """User that asks for a text and waits for all of it."""
+    """User that generates texts without streaming."""
 
     weight = 1
 
     @task
     def generate(self) -> None:
-        """Ask for one continuation of a sentence."""
+        """Generate one continuation of a sentence."""
         body: dict[str, object] = {"prompt": choose.choice(PROMPTS), "max_tokens": SETTINGS.max_tokens}
         self.ask("/generate", body)
 
 
 class StreamUser(MeariUser):
-    """User that reads a text while it is written."""
+    """User that generates texts as streams."""
 
     weight = 2
 
     @task
     def generate_streamed(self) -> None:
-        """Stream one continuation; its row counts until the last event."""
+        """Generate one streamed continuation; its response time ends with the last event."""
         body = {"prompt": choose.choice(PROMPTS), "max_tokens": SETTINGS.max_tokens, "stream": True}
         started = time.perf_counter()
         with self.client.post(
@@ -139,7 +136,7 @@ class StreamUser(MeariUser):
         self._fire(TOKENS_PER_SECOND, times.tokens_per_second)
 
     def _fire(self, name: str, value: float | None) -> None:
-        """Add one value to a row of its own; Locust calls every value a response time."""
+        """Add one value to a separate row; Locust calls every value a response time."""
         if value is not None:
             self.environment.events.request.fire(
                 request_type=STREAM,
@@ -152,31 +149,31 @@ class StreamUser(MeariUser):
 
 
 def lines_of(response: ResponseContextManager) -> Iterator[bytes]:
-    """Yield the lines of a body, each as soon as it has arrived."""
+    """Yield each line of a body as soon as it arrives."""
     while line := response.stream.readline(b"\n"):
         yield line
 
 
 class ScoreUser(MeariUser):
-    """User that asks for log-probabilities of texts."""
+    """User that scores texts."""
 
     weight = 1
     wait_time = constant(0.1)
 
     @task(2)
     def score_one(self) -> None:
-        """Score one text, token by token."""
+        """Score one text, with figures for each token."""
         self.ask("/score", {"text": choose.choice(TEXTS), "tokens": True})
 
     @task(1)
     def score_many(self) -> None:
-        """Score several texts in one request, which may share prefixes."""
+        """Score several texts in one request; some share prefixes."""
         self.ask("/score", {"texts": list(TEXTS)})
 
 
 @events.init.add_listener
 def refuse_other_machines(environment: Environment, **_: object) -> None:
-    """End at once if the target is not this machine."""
+    """End the run if the target is another machine and none is allowed."""
     try:
         check_target(environment.host or "", SETTINGS)
     except SettingsError as error:
@@ -185,13 +182,13 @@ def refuse_other_machines(environment: Environment, **_: object) -> None:
 
 @events.test_start.add_listener
 def refuse_target_of_the_web_page(environment: Environment, **_: object) -> None:
-    """Refuse a target from Locust's web page, which can change it after the start."""
+    """Check the target again: Locust's web page can change it after the start."""
     refuse_other_machines(environment)
 
 
 @events.quitting.add_listener
 def judge(environment: Environment, **_: object) -> None:
-    """Turn broken thresholds into the exit code, and leave Locust the time to write its last CSV rows."""
+    """Wait until Locust has written its last CSV rows, then set the exit code from the thresholds."""
     gevent.sleep(CSV_STATS_INTERVAL_SEC + 0.5)
     broken = broken_thresholds(environment.stats, SETTINGS.thresholds)
     for line in broken:

@@ -1,7 +1,4 @@
-"""Prompts and texts of the simulated users: sentences in English and Korean, written for this purpose.
-
-Input: nothing. Output: strings. Must not know: requests.
-"""
+"""Prompts and texts of the simulated users, in English and Korean, written for this purpose."""
 
 PROMPTS = (
     "The ferry left the harbour before dawn, and",

@@ -1,6 +1,6 @@
-"""Settings of a load test: the environment → one frozen `LoadSettings`.
+"""Settings of a load test, read from the environment.
 
-Input: environment variables, each described at the head of `locustfile.py`. Output: their values, or one
+Input: environment variables, each described at the head of `locustfile.py`. Output: one `LoadSettings`, or one
 `SettingsError` with every problem. Must not know: Locust.
 """
 
@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 
 
 class SettingsError(Exception):
-    """An impossible environment; the text lists all problems."""
+    """The environment holds invalid values; the message lists all of them."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Thresholds of the run; None: not checked. Times in milliseconds, ratios of all requests in 0 … 1."""
+    """Bounds that fail the run when broken; None: not checked. Times in ms, ratios of all requests in 0 … 1."""
 
     max_failure_ratio: float
     max_refused_ratio: float | None
@@ -29,7 +29,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """Numbers of users and their requests. `model` None: the server's default model."""
+    """Settings of one run; `model` None means the server's default model."""
 
     users: int
     spawn_rate: float
@@ -42,7 +42,7 @@ class LoadSettings:
 
 
 class _Reader:
-    """Reader of one variable after the other, which keeps the problems for the end."""
+    """Reads variables one by one and collects their problems."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
@@ -81,7 +81,7 @@ class _Reader:
 
 
 def read_settings(environment: Mapping[str, str]) -> LoadSettings:
-    """Read the environment. Raises SettingsError, which names every invalid variable."""
+    """Read all settings; raises SettingsError, which names every invalid variable."""
     reader = _Reader(environment)
     settings = LoadSettings(
         users=reader.count("USERS", 8),
@@ -106,7 +106,7 @@ def read_settings(environment: Mapping[str, str]) -> LoadSettings:
 
 
 def is_loopback(url: str) -> bool:
-    """Return whether the URL's host is this machine by its own address; other names are not looked up."""
+    """Return whether the URL's host is "localhost" or a loopback address; other names are not resolved."""
     host = urlsplit(url).hostname or ""
     if host == "localhost":
         return True
@@ -117,10 +117,10 @@ def is_loopback(url: str) -> bool:
 
 
 def check_target(url: str, settings: LoadSettings) -> None:
-    """Raise SettingsError if load would go to another machine without permission."""
+    """Raise SettingsError if the target is another machine and `allow_remote` is off."""
     if is_loopback(url) or settings.allow_remote:
         return
     raise SettingsError(
-        f"got {url}, expected a loopback address: load goes to this machine only. "
-        "If that host is yours and meant, set MEARI_LOAD_ALLOW_REMOTE=1"
+        f"got {url}, expected a loopback address: by default only this machine is load-tested. "
+        "Set MEARI_LOAD_ALLOW_REMOTE=1 if you operate that host"
     )

@@ -1,6 +1,6 @@
-"""One streamed answer, read as it arrives.
+"""Times of the events of one streamed response.
 
-Input: lines of server-sent events (bytes) and a clock. Output: `StreamTimes`, or `StreamBroken` for a stream that
+Input: lines of server-sent events (bytes) and a clock. Output: `StreamTimes`, or `StreamBroken` if the stream
 reported an error or ended early. Must not know: Locust.
 """
 
@@ -11,16 +11,16 @@ from itertools import pairwise
 
 
 class StreamBroken(Exception):
-    """A stream that reported an error, or ended without its last event."""
+    """The stream reported an error or ended without its last event."""
 
 
 @dataclass
 class StreamTimes:
     """Arrival times of the events of one stream, in seconds of the clock.
 
-    started      when the request was sent
-    arrivals     one entry an event that holds text
-    num_tokens   generated tokens, as the `usage` event counts them
+    started      time at which the request was sent
+    arrivals     arrival time of each event with text
+    num_tokens   number of generated tokens, from the `usage` event
     """
 
     started: float
@@ -34,24 +34,24 @@ class StreamTimes:
 
     @property
     def gaps_ms(self) -> list[float]:
-        """Times from one text to the next, empty for fewer than two."""
+        """Times between consecutive texts; empty with fewer than two texts."""
         return [(later - earlier) * 1000 for earlier, later in pairwise(self.arrivals)]
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens over the time from the request to the last text; None where no text came."""
+        """Tokens divided by the time from the request to the last text; None without text."""
         seconds = self.arrivals[-1] - self.started if self.arrivals else 0.0
         return self.num_tokens / seconds if seconds > 0 else None
 
 
 def read_stream(lines: Iterable[bytes], started: float, clock: Callable[[], float]) -> StreamTimes:
-    """Read events until `data: [DONE]` and note when each came.
+    """Read events until `data: [DONE]` and record their arrival times.
 
     Raises StreamBroken, also for an event that is not JSON.
     """
     times = StreamTimes(started)
     for line in lines:
-        if not line.startswith(b"data:"):  # blank lines between events, comments that keep the line open
+        if not line.startswith(b"data:"):  # blank lines and keep-alive comments
             continue
         data = line.removeprefix(b"data:").strip()
         if data == b"[DONE]":

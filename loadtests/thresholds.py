@@ -1,9 +1,7 @@
-"""Thresholds of a load test, compared with Locust's rows.
+"""Thresholds of a load test.
 
-Input: rows and thresholds. Output: a list of the broken thresholds. Must not know: requests.
-
-Rows of requests have type POST. Rows of type STREAM hold figures taken inside streams, and the row of refused
-requests is a POST row of its own.
+Input: Locust's rows and the thresholds. Output: a list of the broken ones. Request rows have type POST; refused
+requests have a POST row of their own. Rows of type STREAM hold figures measured inside streams.
 """
 
 from collections.abc import Iterator
@@ -21,9 +19,9 @@ TOKENS_PER_SECOND = "tokens/s of a stream"
 
 
 def broken_thresholds(stats: RequestStats, thresholds: Thresholds) -> list[str]:
-    """One line for each threshold that the run broke; empty where it passed.
+    """Return one line for each broken threshold; empty if the run passed.
 
-    A run in which nothing was answered has not passed, whatever the thresholds.
+    A run without any answered request has failed, whatever the thresholds.
     """
     answered = [row for row in stats.entries.values() if row.method == POST and row.name != REFUSED]
     if not any(row.num_requests for row in answered):

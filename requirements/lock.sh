@@ -1,5 +1,5 @@
-# Writes the lock files anew from pyproject.toml: lock.sh UV [--upgrade]
-# One set of versions for every platform and Python; what is served is what is tested.
+# Rewrite the lock files from pyproject.toml: lock.sh UV [--upgrade]
+# All platforms and Python versions use one set of versions, and the tests use the versions of the service.
 set -eu
 uv=$1
 shift
@@ -15,7 +15,7 @@ lock serve --extra build "$@"
 lock load --extra build --extra load --constraint requirements/serve.txt "$@"
 lock train --extra build --extra train --constraint requirements/load.txt "$@"
 lock dev --extra build --extra dev --constraint requirements/load.txt --constraint requirements/train.txt "$@"
-ours=$(mktemp) # but for OpenTelemetry: the servers of `make bench` pin one of their own
+ours=$(mktemp) # without OpenTelemetry: the other servers of `make bench` pin their own version
 trap 'rm -f "$ours"' EXIT
 grep -v -e '^opentelemetry' -e '^googleapis' requirements/dev.txt >"$ours"
 lock bench --extra build --extra bench --constraint "$ours" "$@"

@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Configuration of all tests."""
 
 import os
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Final
 
 import pytest
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime themselves, and before the project does
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime before meari can set this
 
 TESTS: Final = Path(__file__).parent
-# Tests that train for long, measure, load, or need a browser, a Prometheus or an image: `make quick` leaves them out.
+# Excluded from `make quick`: tests that train for long, measure, or need a browser, Prometheus or an image.
 SLOW: Final = (
     "benchmarks/serving",
     "benchmarks/training",
@@ -34,8 +34,8 @@ SLOW: Final = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make quick` leaves out."""
-    slow = {TESTS / place for place in SLOW}
+    """Mark the tests that `make quick` excludes."""
+    slow = {TESTS / path for path in SLOW}
     for item in items:
         if slow.intersection([item.path, *item.path.parents]):
             item.add_marker(pytest.mark.slow)

@@ -1,5 +1,5 @@
-"""How long a test waits for something that must happen: a bound for what hangs, never a measure of speed."""
+"""Time limit of every wait in the tests: it ends tests that hang and never measures speed."""
 
 from typing import Final
 
-PATIENCE: Final = 300.0  # seconds; machines are up to five times slower than a quiet one
+PATIENCE: Final = 300.0  # seconds; busy machines can be five times slower

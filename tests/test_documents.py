@@ -1,4 +1,4 @@
-"""All pages: links, anchors and paths lead somewhere, the indexes have every page, README and DESIGN are short."""
+"""Test all pages: links, anchors and paths exist, the indexes list every page, README and DESIGN are short."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 
 
 def prose(path: Path) -> str:
-    """Text of a page without its code blocks."""
+    """Return the text of a page without its code blocks."""
     return FENCED.sub("", path.read_text("utf-8"))
 
 
 def anchors(path: Path) -> set[str]:
-    """Anchors that GitHub makes of the headings of a page."""
+    """Return the anchors that GitHub creates for the headings of a page."""
     found: set[str] = set()
     for heading in re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE):
         text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
@@ -38,7 +38,7 @@ def anchors(path: Path) -> set[str]:
 
 
 def links(path: Path) -> list[str]:
-    """Relative targets of the links and pictures of a page."""
+    """Return the relative targets of the links and pictures of a page."""
     text = re.sub(r"`[^`\n]*`", "", prose(path))
     targets = [one or other for one, other in LINK.findall(text)]
     return [target for target in targets if not re.match(r"[a-z]+:", target)]
@@ -49,7 +49,7 @@ def named(path: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_link_and_anchor_leads_somewhere(page: Path) -> None:
+def test_target_of_every_link_and_anchor_exists(page: Path) -> None:
     for link in links(page):
         target, _, anchor = link.partition("#")
         file = (page.parent / target).resolve() if target else page
@@ -58,25 +58,25 @@ def test_every_link_and_anchor_leads_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_path_of_the_repository_that_is_named_exists(page: Path) -> None:
+def test_every_mentioned_path_exists(page: Path) -> None:
     paths = [path for path in re.findall(r"`([\w.-]+/[\w./-]*)`", prose(page)) if path.split("/")[0] in CODE]
-    made = ("NAME", "loadtests/results")  # by the reader, by a load test
+    made = ("NAME", "loadtests/results")  # created by the reader and by load tests
     assert [path for path in paths if not (ROOT / path).exists() and not any(part in path for part in made)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_every_make_command_that_is_named_exists(page: Path) -> None:
+def test_every_mentioned_make_target_exists(page: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     assert set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text("utf-8"), re.MULTILINE)) <= targets
 
 
-def test_links_and_anchors_are_found_at_all() -> None:
+def test_search_for_links_and_anchors_finds_some() -> None:
     assert len([link for page in PAGES for link in links(page)]) > 100
     assert {"settings", "sizing", "mearidown"} <= anchors(DOCS / "operating.md")
 
 
 @pytest.mark.parametrize("folder", [DOCS, DOCS / "decisions"], ids=named)
-def test_index_has_every_page_of_its_folder_once(folder: Path) -> None:
+def test_index_lists_every_page_of_its_folder_once(folder: Path) -> None:
     index = folder / "README.md"
     lines = [line for line in index.read_text("utf-8").splitlines() if line.startswith(("- ", "| ["))]
     listed = [target for line in lines for target in re.findall(r"\]\(([^)]+\.md)\)", line)]

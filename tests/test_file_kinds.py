@@ -1,4 +1,4 @@
-"""What a file is by its name and first bytes, without one mistake about text in UTF-8."""
+"""Test the recognition of file kinds by name and first bytes; UTF-8 text must never be mistaken for another kind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEXTS = (
 
 @pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "UTF-32LE", "UTF-32BE"])
 @pytest.mark.parametrize("text", TEXTS)
-def test_wide_text_without_a_mark_is_found_in_every_script(text: str, encoding: str) -> None:
+def test_utf16_and_utf32_without_byte_order_mark_are_recognised_in_every_script(text: str, encoding: str) -> None:
     for data in (text.encode(encoding), (text * 200).encode(encoding), (text * 200).encode(encoding)[:1021]):
         kind = kind_of_content("x.txt", data)
         assert kind is not None
@@ -58,12 +58,12 @@ def test_wide_text_without_a_mark_is_found_in_every_script(text: str, encoding: 
         b"",
     ],
 )
-def test_utf8_and_older_encodings_are_not_taken_for_wide_text(data: bytes) -> None:
+def test_utf8_and_legacy_encodings_are_not_mistaken_for_utf16_or_utf32(data: bytes) -> None:
     assert kind_of_content("x.txt", data) is None
 
 
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs"], include_characters="\t\n\r")))
-def test_no_text_in_utf8_is_anything_else(text: str) -> None:
+def test_utf8_text_is_never_another_kind(text: str) -> None:
     assert kind_of_content("x.txt", text.encode()) is None
     assert kind_of_content("x.txt", text.encode()[:37]) is None
 
@@ -82,6 +82,6 @@ def test_no_text_in_utf8_is_anything_else(text: str) -> None:
         ("guitar", None),
     ],
 )
-def test_names_say_how_a_file_is_packed(name: str, kind: str | None) -> None:
+def test_file_name_tells_the_kind_of_archive(name: str, kind: str | None) -> None:
     found = kind_of_name(name)
     assert (found and found.name) == kind

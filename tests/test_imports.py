@@ -1,4 +1,4 @@
-"""The import rules of pyproject.toml (who may import whom), as a test."""
+"""Test the import rules of pyproject.toml."""
 
 import os
 import re
@@ -28,14 +28,14 @@ def test_every_import_rule_is_kept() -> None:
     assert " 0 broken" in run.stdout
 
 
-def test_serving_side_and_command_line_start_without_torch() -> None:
+def test_service_and_command_line_start_without_torch() -> None:
     code = "import sys, meari.cli.main, meari.service.app; sys.exit(bool({'torch', 'meari.models'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
 
-def test_nothing_that_is_installed_unpickles() -> None:
-    """Files of bundles, checkpoints and runs come from elsewhere; SECURITY.md promises that none is unpickled."""
+def test_installed_code_never_unpickles() -> None:
+    """Files of bundles, checkpoints and runs may be untrusted; SECURITY.md promises that none is unpickled."""
     files = [path for folder in ("export", "meari", "models", "service") for path in (ROOT / folder).rglob("*.py")]
     risky = re.compile(r"torch\.load\(|^\s*(?:import|from) pickle|allow_pickle=True|joblib|np\.load\(", re.MULTILINE)
     assert len(files) > 100

@@ -1,4 +1,4 @@
-"""Every example of the README and of the guide works: curl lines and Python against a real server, verbs, config."""
+"""Test the examples of the README and the guide: curl and Python against a real server, verbs, config."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ CURLS = re.findall(r"^(?:\$ )?(curl .*)$", EXAMPLES, re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The released bundles, as `make serve` serves them."""
+    """Serve the released bundles like `make serve`."""
     with running_server(tmp_path_factory.mktemp("log"), bundles=ROOT / "bundles") as running:
         yield running
 
 
 @pytest.mark.parametrize("command", CURLS)
-def test_curl_line_is_answered(server: Server, command: str) -> None:
+def test_curl_command_succeeds(server: Server, command: str) -> None:
     words = shlex.split(command)
     [path] = [word.removeprefix("localhost:8000") for word in words if word.startswith("localhost:8000")]
     headers = {"Content-Type": "application/json"}
     response = server.client.post(path, content=words[words.index("-d") + 1].encode(), headers=headers)
     assert response.status_code == 200, response.text
     shown = re.findall(rf"^\$ {re.escape(command)}\n(.*)$", EXAMPLES, re.MULTILINE)
-    if path == "/score" and shown:  # to the last bit on one kind of CPU; on another int8 differs a little
+    if path == "/score" and shown:  # bit for bit on one kind of CPU; int8 results differ slightly between CPUs
         figures, expected = (json.loads(text)["results"][0] for text in (response.text, shown[0]))
         assert figures == pytest.approx(expected, rel=0.02)
     if "-sN" in words:
@@ -49,7 +49,7 @@ def test_curl_line_is_answered(server: Server, command: str) -> None:
         assert response.json()["model"] in command
 
 
-def test_bulk_examples_run_one_after_the_other(tmp_path: Path) -> None:
+def test_bulk_examples_run_in_order(tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("To be, or not to be\n\nHe said so.\n", "utf-8")
     (tmp_path / "prompts.txt").write_text("ROMEO:\nJULIET:\n", "utf-8")
     (tmp_path / "nbest.jsonl").write_text('{"id": 1, "text": "a day", "context": "What "}\n', "utf-8")
@@ -89,7 +89,7 @@ def test_openai_example_scores_and_streams(server: Server) -> None:
 
 
 def _output(server: Server, phrase: str) -> str:
-    """Output of the Python example with that phrase."""
+    """Run the Python example that contains the phrase and return its output."""
     [code] = [code for code in re.findall(r"```python\n(.*?)```", EXAMPLES, re.DOTALL) if phrase in code]
     code = code.replace("localhost:8000", f"127.0.0.1:{server.port}")
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=PATIENCE)
@@ -97,7 +97,7 @@ def _output(server: Server, phrase: str) -> str:
     return done.stdout
 
 
-def test_config_example_is_a_config(tmp_path: Path) -> None:
+def test_config_example_is_valid(tmp_path: Path) -> None:
     [example] = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
     path = tmp_path / "my-model.toml"
     path.write_text(example, "utf-8")
@@ -105,9 +105,9 @@ def test_config_example_is_a_config(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["docs/released-bundles.md", "docs/guide.ko.md"])
-def test_every_released_bundle_keeps_its_checkpoints_perplexity_as_the_page_says(name: str) -> None:
-    told = re.search(r"(?:within|float32 체크포인트의 값과) ([0-9.]+) %", (ROOT / name).read_text("utf-8"))
-    assert told is not None
+def test_released_bundles_are_as_close_to_their_checkpoints_as_the_page_states(name: str) -> None:
+    stated = re.search(r"(?:within|float32 체크포인트의 값과) ([0-9.]+) %", (ROOT / name).read_text("utf-8"))
+    assert stated is not None
     ratios = [
         figures[part]["perplexity"] / checkpoint["perplexity"]
         for path in (ROOT / "bundles").glob("*/manifest.json")
@@ -115,11 +115,11 @@ def test_every_released_bundle_keeps_its_checkpoints_perplexity_as_the_page_says
         for part, checkpoint in figures["checkpoint"].items()
     ]
     assert len(ratios) >= 6
-    assert max(abs(ratio - 1) for ratio in ratios) <= float(told[1]) / 100
+    assert max(abs(ratio - 1) for ratio in ratios) <= float(stated[1]) / 100
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "bundles").glob("*/")), ids=lambda folder: folder.name)
-def test_figures_are_those_of_the_bundle(folder: Path) -> None:
+def test_figures_match_the_bundle(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     figures = manifest["figures"]
     [row] = re.findall(rf"^\| `{folder.name}` \|(.*)\|$", README, re.MULTILINE)
@@ -130,13 +130,13 @@ def test_figures_are_those_of_the_bundle(folder: Path) -> None:
     )
     assert f"**{figures[part][name]:.3f}** {unit}, {part}" in row
     if part == "test":
-        assert f"{figures[part]['bits_per_char']:.3f}" in MEASURED  # as /score counts
+        assert f"{figures[part]['bits_per_char']:.3f}" in MEASURED  # counted like /score
     assert f"{figures['training_seconds'] / 60:.1f} min" in row
     assert manifest["precision"] in row
     assert f"{manifest['sizes']['trained_parameters']:,}" in row
 
 
-def test_claims_are_those_of_the_evidence() -> None:
+def test_claims_match_their_evidence() -> None:
     benchmarks = (ROOT / "docs/benchmarks/README.md").read_text("utf-8")
     [[written, int8]] = re.findall(r"writes ([\d,]+) tokens/s for one client: ([\d.]+) times", README)
     [fp32] = re.findall(r"in float32 meari writes ([\d.]+) times", README)
@@ -151,7 +151,7 @@ def test_claims_are_those_of_the_evidence() -> None:
     assert manifest["corpus"]["baseline"]["KenLM, characters, order 6, validation"] == f"{baseline} nats/char"
 
 
-def test_number_of_batch_sizes_is_that_of_the_self_test(server: Server) -> None:
+def test_number_of_batch_sizes_matches_the_self_test(server: Server) -> None:
     [sizes] = re.findall(r"batches of (\d+) sizes, from 1 to 64", README)
     batches = server.client.get("/models/shakespeare-lstm").json()["self_test"]["batch_sizes"]
     assert (len(batches), min(batches), max(batches)) == (int(sizes), 1, 64)

@@ -1,4 +1,4 @@
-"""The Korean README and guide say what the English ones do: sections, examples, links, figures, settings."""
+"""Test that the Korean README and guide match the English ones: sections, examples, links, figures, settings."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from meari.service.settings import SETTINGS
 ROOT = Path(__file__).parents[1]
 FENCE = "```"
 LAST = (
-    "\n## 설정\n"  # from here on the Korean guide has what in English stands on the pages of operating and of bundles
+    "\n## 설정\n"  # the rest of the Korean guide corresponds to docs/operating.md and docs/released-bundles.md
 )
 
 
@@ -27,7 +27,7 @@ both = pytest.mark.parametrize(("english", "korean"), PAIRS.values(), ids=PAIRS)
 
 
 def blocks(text: str) -> list[list[str]]:
-    """The examples, line by line, without the comments, which are in the reader's language."""
+    """Return the lines of each example without comments, which are translated."""
     found: list[list[str]] = []
     is_inside = False
     for line in text.splitlines():
@@ -37,18 +37,18 @@ def blocks(text: str) -> list[list[str]]:
                 found.append([line])
         elif is_inside:
             found[-1].append(re.sub(r"\s+# .*$", "", line))
-    return [block for block in found if block[0] != FENCE]  # the tree of folders is all description
+    return [block for block in found if block[0] != FENCE]  # the folder tree is translated
 
 
 def outline(text: str) -> list[str]:
-    """Headings by their level, tables by their number of rows, lists by their items, code, in their order."""
+    """Return the sequence of headings (by level), table rows, list items and code blocks."""
     outside = re.sub(r"^```.*?^```$", FENCE, text, flags=re.DOTALL | re.MULTILINE)
     marks = [re.match(r"#+|\||- |```|    \S", line) for line in outside.splitlines()]
     return ["code" if mark[0][0] == " " else mark[0].strip() for mark in marks if mark]
 
 
 def figures(text: str) -> list[list[str]]:
-    """Numbers and names of every row of the table of bundles."""
+    """Return the numbers and names in each row of the table of bundles."""
     rows = re.findall(r"^\| `(?:shakespeare-|books-|nsmc-).*$", text, re.MULTILINE)
     return [re.findall(r"[\d.,]*\d|`[^`]+`", row) for row in rows]
 
@@ -89,7 +89,7 @@ def test_claims_have_the_same_numbers() -> None:
 
 @both
 def test_links_are_the_same(english: str, korean: str) -> None:
-    """But for each other, and for the guide, which each has in its own language."""
+    """Compare links; a link to a Korean page counts as one to the English page."""
     links = [
         sorted({link.replace(".ko.md", ".md") for link in re.findall(r"\]\(([^)]+)\)", text)})
         for text in (english, korean)
@@ -99,12 +99,12 @@ def test_links_are_the_same(english: str, korean: str) -> None:
 
 
 @both
-def test_paths_and_options_are_named_in_both(english: str, korean: str) -> None:
+def test_both_mention_the_same_settings_paths_and_options(english: str, korean: str) -> None:
     names = r"MEARI_[A-Z_]+[A-Z]|`(?:GET|POST) /[^`]*`|--[a-z][a-z-]+"
     assert set(re.findall(names, korean)) == set(re.findall(names, english))
 
 
-def test_every_setting_stands_in_the_korean_guide_with_its_default() -> None:
+def test_korean_guide_lists_every_setting_with_its_default() -> None:
     rows = re.findall(r"^\| `(MEARI_[A-Z_]+)` \| (.*?) \|", ONLY_IN_KOREAN, re.MULTILINE)
     assert [name for name, _ in rows] == [setting.variable for setting in SETTINGS.values()]
     for (name, korean), setting in zip(rows, SETTINGS.values(), strict=True):
@@ -114,7 +114,7 @@ def test_every_setting_stands_in_the_korean_guide_with_its_default() -> None:
             assert int(amount) * (1 << 20 if unit == "MiB" else 1) == int(number[1]), name
 
 
-def test_figures_of_measuring_are_those_of_the_english_page() -> None:
+def test_measured_figures_match_the_english_page() -> None:
     numbers = re.findall(r"\d\.\d{3}", read("docs/released-bundles.md"))
     assert numbers
     assert set(numbers) <= set(re.findall(r"\d\.\d{3}", ONLY_IN_KOREAN))

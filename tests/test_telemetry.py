@@ -1,4 +1,4 @@
-"""Nothing here reports to anybody: onnxruntime's telemetry, on by default, never starts."""
+"""Test that onnxruntime's telemetry, which is on by default, never starts."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ SWITCHES = ("CI", "GITHUB_ACTIONS", "ORT_DISABLE_TELEMETRY", "TF_BUILD", "XDG_CA
 
 @pytest.mark.parametrize("module", ["meari.runtime.bundle", "meari.export.sessions"])
 def test_importing_onnxruntime_leaves_no_device_identifier(module: str, tmp_path: Path) -> None:
-    """onnxruntime keeps an identifier of the machine in the home folder as soon as its telemetry starts."""
+    """onnxruntime writes a device identifier to the home folder when its telemetry starts."""
     environment = {name: value for name, value in os.environ.items() if name not in SWITCHES}
     code = f"import {module}, os, onnxruntime; assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'"
     run = subprocess.run(

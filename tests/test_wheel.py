@@ -1,4 +1,4 @@
-"""The wheel: one import name, everything in it, and no file of the folder where it is used in its way."""
+"""Test the wheel: one import name, all files, and no interference from files in the working folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(command: list[str], folder: Path, **environment: str) -> subprocess.Comp
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project built from a copy, so that nothing that an earlier build left gets in."""
+    """Build the project from a copy, without files of earlier builds."""
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for part in PARTS:
         if (ROOT / part).is_dir():
@@ -53,7 +53,7 @@ def test_wheel_has_one_package_and_all_of_its_files(wheel: Path) -> None:
     assert {"meari/py.typed", "meari/service/web/index.html", "meari/models/configs/shakespeare-lstm.toml"} <= names
 
 
-def test_a_folder_full_of_decoys_is_in_nobodys_way(wheel: Path, tmp_path: Path) -> None:
+def test_decoy_modules_in_the_working_folder_are_not_imported(wheel: Path, tmp_path: Path) -> None:
     installed, folder = tmp_path / "installed", tmp_path / "decoys"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)

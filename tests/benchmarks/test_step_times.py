@@ -1,4 +1,4 @@
-"""The table of step times."""
+"""Test the table of step times."""
 
 from pathlib import Path
 

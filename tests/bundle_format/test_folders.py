@@ -1,4 +1,4 @@
-"""What counts as a bundle is one rule for service, command line and completion, whatever else lies in the folder."""
+"""Test that service, command line and completion find the same bundles in a folder with arbitrary other entries."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ with replaced_folder(target) as new:
 
 @pytest.fixture
 def bundles(tmp_path: Path) -> Path:
-    """letters and more, and beside them what an export leaves that was killed: its name is the first."""
+    """Make bundles "letters" and "more", and "aaa.new", the remains of a killed export, first in the alphabet."""
     folder = tmp_path / "bundles"
     for name in ("letters", "more"):
         write_tiny_bundle(folder / name)
@@ -54,7 +54,7 @@ def offered(bundles: Path) -> list[str]:
     return [item.value for item in complete_bundle(context, click.Argument(["model"]), "")]
 
 
-def test_what_a_killed_export_left_is_nobodys_default(bundles: Path) -> None:
+def test_remains_of_a_killed_export_are_never_the_default(bundles: Path) -> None:
     assert list(find_bundles(bundles).folders) == offered(bundles) == ["letters", "more"]
     assert find_bundles(bundles).failed == {}
     assert find_bundle(bundles, None) == bundles / "letters"
@@ -66,22 +66,22 @@ def test_what_a_killed_export_left_is_nobodys_default(bundles: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["aaa.new", "aaa.old", "aaa.part", "aaa.partial", "aaa.tmp", ".aaa", "_aaa", "aaa"])
-def test_folders_in_passing_and_without_a_bundles_files_are_passed_over(bundles: Path, name: str) -> None:
+def test_temporary_folders_and_folders_without_bundle_files_are_ignored(bundles: Path, name: str) -> None:
     (bundles / name).mkdir(exist_ok=True)
     (bundles / name / "notes.txt").touch()
-    (bundles / "aaa").mkdir(exist_ok=True)  # aaa.old without aaa is another matter
+    (bundles / "aaa").mkdir(exist_ok=True)  # aaa.old without aaa is reported as a stopped export
     (bundles / ".letters.lock").touch()
     assert list(find_bundles(bundles).folders) == ["letters", "more"]
     assert find_bundles(bundles).failed == {}
 
 
 @pytest.mark.parametrize("ending", IN_PASSING)
-def test_an_export_takes_no_name_that_is_passed_over(tmp_path: Path, ending: str) -> None:
+def test_export_rejects_names_that_are_ignored(tmp_path: Path, ending: str) -> None:
     with pytest.raises(ExportError, match="bundle name"):
         check_target(tmp_path / f"echo{ending}", overwrite=False)
 
 
-def test_bundle_between_two_renames_is_named_with_what_to_do(bundles: Path) -> None:
+def test_bundle_stopped_between_two_renames_is_reported_with_the_remedy(bundles: Path) -> None:
     (bundles / "letters").rename(bundles / "letters.old")
     found = find_bundles(bundles)
     assert list(found.folders) == ["more"]
@@ -90,7 +90,7 @@ def test_bundle_between_two_renames_is_named_with_what_to_do(bundles: Path) -> N
     }
 
 
-def test_half_a_bundle_is_named_and_is_not_the_default(bundles: Path) -> None:
+def test_incomplete_bundle_is_reported_and_never_the_default(bundles: Path) -> None:
     (bundles / "half").mkdir()
     (bundles / "half" / "cell.onnx").touch()
     assert list(find_bundles(bundles).folders) == ["half", "letters", "more"]
@@ -100,16 +100,16 @@ def test_half_a_bundle_is_named_and_is_not_the_default(bundles: Path) -> None:
     assert b"letters *" in done.stdout
 
 
-def test_path_is_a_bundle_where_it_has_a_bundles_files(bundles: Path) -> None:
+def test_path_is_a_bundle_if_it_has_the_files_of_one(bundles: Path) -> None:
     assert find_bundle(bundles, str(bundles / "more")) == bundles / "more"
-    assert find_bundle(bundles, str(bundles / "aaa.new")) == bundles / "aaa.new"  # asked for by its path
+    assert find_bundle(bundles, str(bundles / "aaa.new")) == bundles / "aaa.new"  # a path is not checked for temporary names
     with pytest.raises(BulkError, match=r"model: got 'aaa\.new', expected letters, more, or the path of a bundle"):
         find_bundle(bundles, "aaa.new")
     with pytest.raises(BulkError, match="expected letters, more, or the path of a bundle"):
         find_bundle(bundles, str(bundles))
 
 
-def test_bundle_itself_is_a_folder_of_one(bundles: Path) -> None:
+def test_path_of_a_bundle_is_a_folder_of_one_bundle(bundles: Path) -> None:
     (bundles / "link").symlink_to("letters")
     for folder, name in [(bundles / "letters", "letters"), (bundles / "link", "link")]:
         assert list(find_bundles(folder).folders) == [name]
@@ -145,7 +145,7 @@ BAD_DEFAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_DEFAULTS)
-def test_default_that_says_nothing_is_named_and_gives_way(bundles: Path, kind: str) -> None:
+def test_invalid_default_is_reported_and_ignored(bundles: Path, kind: str) -> None:
     make, reason = BAD_DEFAULTS[kind]
     make(bundles / "DEFAULT")
     found = find_bundles(bundles)
@@ -162,7 +162,7 @@ def test_default_names_a_bundle_or_nothing(bundles: Path, text: str) -> None:
     assert find_bundle(bundles, None).name == (text.strip() or "letters")
 
 
-def test_odd_but_sayable_names_are_served(bundles: Path) -> None:
+def test_unusual_printable_names_are_served(bundles: Path) -> None:
     for name in ("한국어", "it's", 'a "b"', "a b", "-x", "a,b"):
         (bundles / "letters").rename(bundles / name)
         assert find_bundle(bundles, name) == bundles / name
@@ -179,10 +179,10 @@ def test_odd_but_sayable_names_are_served(bundles: Path) -> None:
         (Path.mkdir, "there is no bundle in"),
     ],
 )
-def test_place_that_holds_no_bundles_is_named(tmp_path: Path, make: Callable[[Path], object], reason: str) -> None:
+def test_path_without_bundles_is_reported(tmp_path: Path, make: Callable[[Path], object], reason: str) -> None:
     place = tmp_path / "place"
     make(place)
-    assert offered(place) == [""]  # let the shell offer paths
+    assert offered(place) == [""]  # the shell completes paths instead
     with pytest.raises(BulkError, match=reason):
         find_bundle(place, None)
     with pytest.raises(BulkError, match="model: got 'letters', expected a bundle in"):
@@ -192,8 +192,8 @@ def test_place_that_holds_no_bundles_is_named(tmp_path: Path, make: Callable[[Pa
             find_bundles(place)
 
 
-def test_everything_else_is_served_and_each_bad_entry_is_named(bundles: Path) -> None:
-    """In the service, its log, and on the command line."""
+def test_bad_entries_are_reported_and_all_others_served(bundles: Path) -> None:
+    """Check the service, its log and the command line."""
     expected = {}
     for name, (make, reason) in BAD_ENTRIES.items():
         make(bundles / name)
@@ -225,7 +225,7 @@ def test_everything_else_is_served_and_each_bad_entry_is_named(bundles: Path) ->
     listed = json.loads(meari("models", "--bundles", bundles, "--json").stdout)
     assert listed["default"] == "letters"
     assert {"letters", "more"} <= {model["name"] for model in listed["models"]}
-    for name in [*(n for n in expected if not n.startswith("bad-")), "bad-manifest.json"]:  # no others are opened here
+    for name in [*(n for n in expected if not n.startswith("bad-")), "bad-manifest.json"]:  # `meari models` opens only manifests
         assert listed["failed"][name].startswith(expected[name])
     scored_here = meari("score", "--text", "ab", "--bundles", bundles, "--json")
     assert scored_here.returncode == 0, scored_here.stderr

@@ -1,4 +1,4 @@
-"""The dashboard of deploy/ as panels and expressions."""
+"""Panels and expressions of the dashboard in deploy/."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ PATH: Final = ROOT / "deploy" / "grafana" / "dashboards" / "meari.json"
 
 
 def dashboard() -> dict[str, Any]:
-    """The whole document."""
+    """Return the dashboard as JSON."""
     found: dict[str, Any] = json.loads(PATH.read_text("utf-8"))
     return found
 
 
 def panels() -> list[dict[str, Any]]:
-    """Those that show something: rows are left out."""
+    """Return the panels that show figures; rows are left out."""
     return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
 
 
 def expressions() -> list[str]:
-    """What the panels ask, with every variable given a value."""
+    """Return the queries of all panels, with a value for every variable."""
     found = [target["expr"] for panel in panels() for target in panel["targets"]]
     return [expr.replace("$__rate_interval", "1m").replace("$model", ".*") for expr in found]

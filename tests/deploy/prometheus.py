@@ -1,4 +1,4 @@
-"""A real Prometheus over a real service, and what it says."""
+"""Run a real Prometheus against a real service and query it."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from tests.service.running import ROOT, free_port
 DEPLOY = ROOT / "deploy" / "prometheus"
 PROMETHEUS = os.environ.get("PROMETHEUS") or shutil.which("prometheus")
 PROMTOOL = os.environ.get("PROMTOOL") or shutil.which("promtool")
-MISSING = "needs Prometheus: install Debian's prometheus, or say where it is in PROMETHEUS and PROMTOOL"
+MISSING = "Prometheus was not found: install Debian's prometheus, or set PROMETHEUS and PROMTOOL to its programs"
 METRIC = re.compile(r"\b(?:vllm:|meari_)\w+|\bup\b")
 
 
 @dataclass(frozen=True)
 class Prometheus:
-    """A running Prometheus."""
+    """Client of a running Prometheus."""
 
     client: httpx.Client
 
     def ask(self, path: str, **parameters: str) -> Any:
-        """The data of an answer of its API."""
+        """Return the data of an API response."""
         answer = self.client.get(f"/api/v1/{path}", params=parameters).json()
         assert answer["status"] == "success", answer
         return answer["data"]
 
     def query(self, expression: str) -> list[float]:
-        """The values of an expression now."""
+        """Return the current values of an expression."""
         return [float(series["value"][1]) for series in self.ask("query", query=expression)["result"]]
 
     def names(self) -> set[str]:
-        """All metrics that it has ever scraped."""
+        """Return the names of all scraped metrics."""
         return set(self.ask("label/__name__/values"))
 
     def alerts(self) -> dict[str, str]:
-        """The alerts that are pending or firing."""
+        """Return the state of each pending or firing alert."""
         return {alert["labels"]["alertname"]: alert["state"] for alert in self.ask("alerts")["alerts"]}
 
 
 def alert_rules() -> list[dict[str, Any]]:
-    """The rules of deploy/, in their order."""
+    """Return the rules of deploy/ in their order."""
     groups = yaml.safe_load((DEPLOY / "alerts.yml").read_text("utf-8"))["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
 
 @contextlib.contextmanager
 def running_prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
-    """Prometheus as deploy/ configures it, but for its target and its patience: all happens every two seconds."""
+    """Run Prometheus with the configuration of deploy/, but with this target and an interval of two seconds."""
     assert PROMETHEUS is not None
     port = free_port()
     config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""The alert rules: they load, each fires on what it is for, and each says what to do."""
+"""Test the alert rules: all load, each fires on its condition, and each has a runbook."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ def promtool(*arguments: str) -> str:
 
 
 @needs_promtool
-def test_the_configuration_and_every_rule_are_valid() -> None:
+def test_configuration_and_rules_are_valid() -> None:
     assert f"{len(alert_rules())} rules found" in promtool("check", "rules", str(DEPLOY / "alerts.yml"))
     promtool("check", "config", str(DEPLOY / "prometheus.yml"))
 
 
 @needs_promtool
-def test_every_alert_fires_on_what_it_is_for_and_not_else(tmp_path: Path) -> None:
+def test_every_alert_fires_on_its_condition_only(tmp_path: Path) -> None:
     rules = yaml.safe_load((DEPLOY / "alerts.yml").read_text("utf-8"))
     for group in rules["groups"]:
         for rule in group["rules"]:
-            del rule["annotations"]  # promtool would compare them word for word
+            del rule["annotations"]  # promtool compares annotations literally
     (tmp_path / "alerts.yml").write_text(yaml.safe_dump(rules), "utf-8")
     (tmp_path / SCENARIOS.name).write_text(SCENARIOS.read_text("utf-8"), "utf-8")
     assert "SUCCESS" in promtool("test", "rules", str(tmp_path / SCENARIOS.name))
 
 
-def test_no_alert_is_without_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
+def test_every_alert_has_a_firing_and_a_silent_case() -> None:
     cases = [case for test in yaml.safe_load(SCENARIOS.read_text("utf-8"))["tests"] for case in test["alert_rule_test"]]
     names = {rule["alert"] for rule in alert_rules()}
     assert {case["alertname"] for case in cases if case.get("exp_alerts")} == names
     assert {case["alertname"] for case in cases if not case.get("exp_alerts")} == names
 
 
-def test_every_alert_says_what_happened_and_what_to_do() -> None:
+def test_every_alert_has_a_severity_and_annotations() -> None:
     assert len(alert_rules()) > 8
     for rule in alert_rules():
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}
         assert set(rule["annotations"]) == {"summary", "description", "runbook"}
 
 
-def test_every_runbook_is_a_section_of_the_page_on_operating() -> None:
+def test_every_runbook_is_a_section_of_the_operating_page() -> None:
     page = (ROOT / "docs" / "operating.md").read_text("utf-8")
     sections = {heading.lower() for heading in re.findall(r"^#+ (\w+)$", page, re.MULTILINE)}
     for rule in alert_rules():

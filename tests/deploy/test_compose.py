@@ -1,4 +1,4 @@
-"""compose.yaml: what can be known of it without its images."""
+"""Test compose.yaml without its images."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def volumes(service: str) -> list[list[str]]:
     return [volume.split(":") for volume in SERVICES[service]["volumes"]]
 
 
-def test_there_are_the_service_its_figures_and_its_load() -> None:
+def test_services_are_meari_monitoring_and_load_test() -> None:
     assert set(SERVICES) == {"meari", "prometheus", "grafana", "locust"}
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_service_listens_on_loopback_unless_told_otherwise(service: str) -> None:
+def test_service_listens_on_loopback_by_default(service: str) -> None:
     assert port_of(service)["address"] == "127.0.0.1"
 
 
@@ -47,7 +47,7 @@ def test_no_two_services_share_a_port() -> None:
     assert len({port_of(service)["name"] for service in SERVICES}) == len(SERVICES)
 
 
-def test_ports_are_those_that_the_programs_listen_on() -> None:
+def test_published_ports_match_the_ports_of_the_programs() -> None:
     assert port_of("meari")["inside"] in re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
     assert f"--web-port={port_of('locust')['inside']}" in SERVICES["locust"]["command"]
     for service in ("prometheus", "grafana", "locust"):
@@ -58,17 +58,17 @@ def test_ports_are_those_that_the_programs_listen_on() -> None:
 
 
 def test_every_service_has_a_health_check() -> None:
-    assert "\nHEALTHCHECK " in DOCKERFILE  # of the image that is built here
+    assert "\nHEALTHCHECK " in DOCKERFILE  # the image of meari
     assert {name for name, service in SERVICES.items() if "healthcheck" in service} == set(SERVICES) - {"meari"}
 
 
-def test_images_from_elsewhere_have_a_version() -> None:
+def test_external_images_have_a_pinned_version() -> None:
     for name, service in SERVICES.items():
         if "build" not in service:
             assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), name
 
 
-def test_what_is_mounted_exists_and_stays_as_it_is() -> None:
+def test_mounted_folders_exist_and_are_read_only() -> None:
     for service in SERVICES:
         for source, _, *mode in volumes(service):
             if source.startswith("."):
@@ -76,7 +76,7 @@ def test_what_is_mounted_exists_and_stays_as_it_is() -> None:
                 assert mode == ["ro"], source
 
 
-def test_prometheus_finds_its_configuration_in_what_is_mounted() -> None:
+def test_prometheus_finds_its_configuration_in_its_mount() -> None:
     [config] = [word for word in SERVICES["prometheus"]["command"] if word.startswith("--config.file=")]
     inside = Path(config.removeprefix("--config.file="))
     mounts = {target: source for source, target, *_ in volumes("prometheus")}
@@ -85,7 +85,7 @@ def test_prometheus_finds_its_configuration_in_what_is_mounted() -> None:
     assert all((folder / rule).is_file() for rule in rules)
 
 
-def test_locust_shows_its_page_with_that_command(tmp_path: Path) -> None:
+def test_command_of_the_locust_service_starts_its_page(tmp_path: Path) -> None:
     [[source, inside, _]] = volumes("locust")
     port = free_port()
     options = [word.replace(inside, str(ROOT / source)) for word in SERVICES["locust"]["command"]]
@@ -113,10 +113,10 @@ def _status(client: httpx.Client) -> int:
         return 0
 
 
-def test_compose_itself_takes_the_file() -> None:
+def test_docker_compose_accepts_the_file() -> None:
     command = find_compose()
     if command is None:
-        pytest.skip("no Docker Compose here (`docker compose`, or Debian's docker-compose)")
+        pytest.skip("Docker Compose was not found (`docker compose`, or Debian's docker-compose)")
     arguments = [*command, "--file", str(ROOT / "compose.yaml"), "config"]
     done = subprocess.run(
         arguments, capture_output=True, text=True, check=False, timeout=PATIENCE, env=clean_environment()

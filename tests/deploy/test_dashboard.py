@@ -1,4 +1,4 @@
-"""The dashboard by itself: what a person needs to read it, and that Grafana is given it."""
+"""Test that the dashboard is complete and that Grafana is configured to show it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.service.running import ROOT
 PROVISIONING = ROOT / "deploy" / "grafana" / "provisioning"
 
 
-def test_every_panel_says_what_it_shows_and_in_which_unit() -> None:
+def test_every_panel_has_a_description_and_a_unit() -> None:
     assert len(panels()) > 20
     for panel in panels():
         assert panel["title"]
@@ -22,7 +22,7 @@ def test_every_panel_says_what_it_shows_and_in_which_unit() -> None:
         assert all(target["legendFormat"] for target in panel["targets"]), panel["title"]
 
 
-def test_panels_lie_beside_one_another_and_have_numbers_of_their_own() -> None:
+def test_panels_do_not_overlap_and_have_unique_ids() -> None:
     everything = dashboard()["panels"]
     assert len({panel["id"] for panel in everything}) == len(everything)
     for left, right in itertools.combinations((panel["gridPos"] for panel in everything), 2):
@@ -32,7 +32,7 @@ def test_panels_lie_beside_one_another_and_have_numbers_of_their_own() -> None:
         assert left["x"] + left["w"] <= 24
 
 
-def test_every_panel_asks_the_chosen_prometheus() -> None:
+def test_every_panel_queries_the_selected_prometheus() -> None:
     variables = {variable["name"]: variable for variable in dashboard()["templating"]["list"]}
     assert variables["datasource"]["query"] == "prometheus"
     for panel in panels():
@@ -40,7 +40,7 @@ def test_every_panel_asks_the_chosen_prometheus() -> None:
             assert source["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
 
 
-def test_grafana_is_given_the_datasource_and_the_dashboard() -> None:
+def test_grafana_is_configured_with_the_datasource_and_the_dashboard() -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))["services"]
     mounts = dict(volume.split(":")[:2] for volume in compose["grafana"]["volumes"])
     [source] = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yml").read_text("utf-8"))["datasources"]

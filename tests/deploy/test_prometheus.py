@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real service of two workers under load."""
+"""Test a real Prometheus that scrapes a real service of two workers under load."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TIMES = 8
 
 
 class Load:
-    """What was asked of a service, and what its answers said of it."""
+    """Send requests to a service and count the tokens and sequences in its responses."""
 
     def __init__(self, server: Server) -> None:
         address, each_anew = str(server.client.base_url), {"Connection": "close"}  # the kernel chooses the worker
@@ -48,7 +48,7 @@ class Load:
         self.ended = sum(ended for _, _, ended in answers)
 
     def _ask(self, client: httpx.Client, path: str, body: Body) -> tuple[int, int, int]:
-        """Tokens written, tokens read, choices and texts."""
+        """Send one request; return the numbers of generated tokens, read tokens, and choices or texts."""
         response = client.post(path, json={"model": "letters", **body})
         assert response.status_code == 200, response.text
         if body.get("stream"):
@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[Server]:
-    """Two workers; one bundle of three cannot be loaded."""
+    """Run two workers with three bundles, one of which cannot be loaded."""
     write_tiny_bundle(folder / "bundles" / "letters")
     write_tiny_bundle(folder / "bundles" / "idle")
     write_tiny_bundle(folder / "bundles" / "broken")
@@ -82,7 +82,7 @@ def service(folder: Path) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def prometheus(folder: Path, service: Server) -> Iterator[Prometheus]:
     with running_prometheus(folder, f"127.0.0.1:{service.port}") as found:
-        until(lambda: _answers(lambda: found.query('up{job="meari"}') == [1.0]), PATIENCE)
+        until(lambda: _holds(lambda: found.query('up{job="meari"}') == [1.0]), PATIENCE)
         yield found
 
 
@@ -91,15 +91,15 @@ def load(service: Server, prometheus: Prometheus) -> Load:
     return Load(service)
 
 
-def _answers(question: Callable[[], bool]) -> bool:
-    """Whether so; no, as long as Prometheus takes no connections."""
+def _holds(condition: Callable[[], bool]) -> bool:
+    """Return the condition; False while Prometheus accepts no connections."""
     try:
-        return question()
+        return condition()
     except (httpx.TransportError, json.JSONDecodeError):
         return False
 
 
-def test_the_sums_over_all_workers_are_those_of_the_answers(prometheus: Prometheus, load: Load, folder: Path) -> None:
+def test_sums_over_all_workers_match_the_responses(prometheus: Prometheus, load: Load, folder: Path) -> None:
     def total(metric: str) -> float:
         return sum(prometheus.query(f'sum({metric}{{model_name="letters"}})'))
 
@@ -112,14 +112,14 @@ def test_the_sums_over_all_workers_are_those_of_the_answers(prometheus: Promethe
     assert len(list((folder / "runtime" / "metrics").glob("histogram_*.db"))) == 2
 
 
-def test_every_metric_of_the_dashboard_and_the_rules_exists(prometheus: Prometheus, load: Load) -> None:
+def test_every_metric_of_dashboard_and_rules_exists(prometheus: Prometheus, load: Load) -> None:
     named = {name for text in expressions() for name in METRIC.findall(text)}
     named |= {name for rule in alert_rules() for name in METRIC.findall(rule["expr"])}
     assert len(named) > 25
     until(lambda: named <= prometheus.names(), PATIENCE)
 
 
-def test_every_panel_has_something_to_show(prometheus: Prometheus, load: Load) -> None:
+def test_every_panel_has_data(prometheus: Prometheus, load: Load) -> None:
     def empty() -> list[str]:
         return [expression for expression in expressions() if not prometheus.query(expression)]
 
@@ -137,7 +137,7 @@ def test_every_rule_loads_and_is_evaluated(prometheus: Prometheus) -> None:
     ]
 
 
-def test_alerts_fire_when_a_bundle_is_broken_and_when_the_service_has_gone(
+def test_alerts_fire_for_a_broken_bundle_and_a_stopped_service(
     prometheus: Prometheus, service: Server, load: Load
 ) -> None:
     until(lambda: prometheus.alerts().get("MeariBundleFailed") == "firing", PATIENCE)

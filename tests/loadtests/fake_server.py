@@ -1,6 +1,6 @@
-"""A small HTTP server of the contract's shape: it answers at once, without any model.
+"""Small HTTP server with responses in the shape of the contract and no model.
 
-It streams events with a pause between them, so that times in a stream can be told from the time of the whole.
+A pause before each event of a stream makes times inside the stream differ from the time of the whole response.
 """
 
 import json
@@ -17,7 +17,7 @@ REFUSED_EVERY = 3
 
 
 class FakeServer(ThreadingHTTPServer):
-    """Answers /generate and /score; `refuse` turns every third away, `failing` breaks all streams."""
+    """Server of /generate and /score; `refuse` refuses every third request, `failing` breaks all streams."""
 
     daemon_threads = True
 
@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Stay silent: requests are in `bodies`."""
+        """Log nothing; requests are kept in `bodies`."""
 
 
 @contextmanager

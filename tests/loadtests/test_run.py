@@ -1,4 +1,4 @@
-"""`python -m loadtests` as `make load` starts it, for a few seconds against a server that answers at once."""
+"""Test `python -m loadtests`, the command of `make load`, for a few seconds against a fast server."""
 
 import csv
 import os
@@ -15,7 +15,7 @@ from tests.patience import PATIENCE
 from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import running_server
 
-if find_spec("locust") is None:  # looked for, not imported: it makes all sockets of a process gevent's
+if find_spec("locust") is None:  # not imported: Locust replaces all sockets of the process by gevent's
     pytest.skip("Locust is not installed", allow_module_level=True)
 
 Row = Mapping[str, str]
@@ -60,7 +60,7 @@ def test_run_writes_its_rows_and_passes_its_thresholds(tmp_path: Path) -> None:
     assert_stream_was_read_as_it_arrived(rows)
 
 
-def test_refused_requests_are_a_row_and_no_failure(tmp_path: Path) -> None:
+def test_refused_requests_are_a_row_and_not_failures(tmp_path: Path) -> None:
     with running(refuse=True) as server:
         run = run_load(server.port, tmp_path)
     assert run.returncode == 0, run.stderr
@@ -70,7 +70,7 @@ def test_refused_requests_are_a_row_and_no_failure(tmp_path: Path) -> None:
 
 
 def assert_stream_was_read_as_it_arrived(rows: Mapping[str, Row]) -> None:
-    """The server waits before each of its events: the first comes long before the last."""
+    """Assert that the first event was read long before the last: the server pauses before each event."""
     pause_ms = PAUSE_SECONDS * 1000
     first = float(rows["first token (ms)"]["Average Response Time"])
     gap = float(rows["gap between tokens (ms)"]["Average Response Time"])
@@ -106,7 +106,7 @@ def test_error_inside_a_stream_is_a_failure(tmp_path: Path) -> None:
     assert "failed requests: " in run.stderr
 
 
-def test_server_that_is_not_there_fails_the_run(tmp_path: Path) -> None:
+def test_missing_server_fails_the_run(tmp_path: Path) -> None:
     with running() as server:
         port = server.port
     run = run_load(port, tmp_path, MEARI_LOAD_SECONDS="1")
@@ -120,7 +120,7 @@ def test_load_on_another_machine_is_refused_before_it_starts(tmp_path: Path) -> 
     assert not any(tmp_path.iterdir())
 
 
-def test_service_itself_passes(tmp_path: Path) -> None:
+def test_real_service_passes(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "bundles" / "tiny")
     with running_server(tmp_path, bundles=bundle.parent) as server:
         run = run_load(server.port, tmp_path, MEARI_LOAD_MAX_TOKENS="8")

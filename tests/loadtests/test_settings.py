@@ -3,7 +3,7 @@ import pytest
 from loadtests.settings import SettingsError, check_target, is_loopback, read_settings
 
 
-def test_nothing_set_means_a_minute_and_no_failures() -> None:
+def test_defaults_are_one_minute_and_no_failures() -> None:
     settings = read_settings({})
     assert settings.seconds == 60
     assert settings.thresholds.max_failure_ratio == 0

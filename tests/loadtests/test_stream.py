@@ -13,7 +13,7 @@ def ticks(*seconds: float) -> Iterator[float]:
     return iter(seconds)
 
 
-def test_times_are_those_of_the_events_that_hold_text() -> None:
+def test_times_come_from_the_events_with_text() -> None:
     last = b'data: {"choices": [{"index": 0, "text": "", "finish_reason": "length"}]}\n'
     clock = ticks(10.5, 10.75, 11.5, 11.75, 12.0)
     lines = [TEXT, b"\n", b": ping\n", TEXT, TEXT, last, USAGE, DONE]
@@ -33,10 +33,10 @@ def test_stream_without_text_has_no_figures() -> None:
     [
         pytest.param([TEXT, USAGE], id="no [DONE]"),
         pytest.param([TEXT, b'data: {"error": {"code": "internal"}}\n', DONE], id="an error"),
-        pytest.param([b"data: {\n", DONE], id="no JSON"),
+        pytest.param([b"data: {\n", DONE], id="not JSON"),
         pytest.param([], id="nothing"),
     ],
 )
-def test_broken_streams_are_told_from_finished_ones(lines: list[bytes]) -> None:
+def test_broken_stream_raises_an_error(lines: list[bytes]) -> None:
     with pytest.raises(StreamBroken):
         read_stream(lines, 0.0, lambda: 1.0)

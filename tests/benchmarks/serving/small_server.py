@@ -1,4 +1,4 @@
-"""A small real HTTP server that answers as the measured servers do: whole, streamed, chunked, refusing, silent."""
+"""Small HTTP server with every kind of response of the measured servers: whole, streamed, chunked, refused, none."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ NUM_PIECES = 3
 
 
 class SmallServer(ThreadingHTTPServer):
-    """`release` lets the requests for /silent end."""
+    """HTTP server; `release` ends the requests for /silent."""
 
     daemon_threads = True
 
@@ -72,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"0\r\n\r\n")
 
     def log_request(self, *_: Any) -> None:
-        """A line a request is too much."""
+        """Log nothing."""
 
 
 def answer(body: dict[str, Any]) -> dict[str, Any]:

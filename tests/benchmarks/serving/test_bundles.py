@@ -1,4 +1,4 @@
-"""Random bundles: opened, served, and the same weights behind the servers that they are compared with."""
+"""Test random bundles: they open and generate, and the compared servers compute with the same weights."""
 
 import importlib
 import math
@@ -33,14 +33,14 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("random")
+    parent = tmp_path_factory.mktemp("random")
     for recipe in RECIPES.values():
-        make_bundle(recipe, place)
-    return place
+        make_bundle(recipe, parent)
+    return parent
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_random_bundle_opens_and_writes_texts_of_the_length_asked_for(folder: Path, name: str) -> None:
+def test_random_bundle_generates_texts_of_the_requested_length(folder: Path, name: str) -> None:
     assert open_bundle(folder / name, max_slots=8).manifest.sizes["vocabulary"] == VOCABULARY
     model = open_model(folder / name)
     try:
@@ -54,20 +54,20 @@ def test_random_bundle_opens_and_writes_texts_of_the_length_asked_for(folder: Pa
         model.engine.stop()
 
 
-def test_made_bundle_is_kept(folder: Path) -> None:
+def test_existing_bundle_is_not_made_again(folder: Path) -> None:
     before = (folder / "lstm" / "manifest.json").stat().st_mtime_ns
     assert make_bundle(RECIPES["lstm"], folder) == folder / "lstm"
     assert (folder / "lstm" / "manifest.json").stat().st_mtime_ns == before
 
 
-def test_steps_have_the_entropy_that_was_set() -> None:
+def test_distributions_have_the_configured_entropy() -> None:
     model = random_checkpoint(Recipe("wide", LSTM, Precision.FP32, 2000)).model
     tokens = torch.randint(2, 2000, (32, 20), generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
         hidden, _ = model(tokens, model.initial_state(32))
         logprobs = torch.log_softmax(model.logits(hidden[:, 10:]), dim=-1)
     entropy = float(-(logprobs.exp() * logprobs).sum(-1).mean())
-    assert abs(entropy - 5.5) < 0.5  # other tokens, and a narrow model
+    assert abs(entropy - 5.5) < 0.5  # other tokens and a narrower model than the one it was tuned on
 
 
 def test_every_word_is_one_token(folder: Path) -> None:
@@ -85,7 +85,7 @@ def flask_torch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modul
     torch.set_num_threads(threads)
 
 
-def test_torch_server_scores_as_the_graphs_do(folder: Path, flask_torch: ModuleType) -> None:
+def test_torch_server_and_graphs_give_the_same_scores(folder: Path, flask_torch: ModuleType) -> None:
     words = make_words(VOCABULARY - 2)
     texts = [" ".join(words[:9]), words[4], " ".join(words[20:50])]
     theirs = flask_torch.app.test_client().post("/score", json={"texts": texts}).get_json()
@@ -95,7 +95,7 @@ def test_torch_server_scores_as_the_graphs_do(folder: Path, flask_torch: ModuleT
         assert math.isclose(left["logprob"], right["logprob"], rel_tol=1e-4)
 
 
-def test_torch_server_writes_whole_and_streamed_answers(flask_torch: ModuleType) -> None:
+def test_torch_server_generates_whole_and_streamed_responses(flask_torch: ModuleType) -> None:
     client = flask_torch.app.test_client()
     body = {"prompt": "", "max_tokens": 12, "stream": False}
     assert client.post("/generate", json=body).get_json()["usage"] == {"generated_tokens": 12}
@@ -104,7 +104,7 @@ def test_torch_server_writes_whole_and_streamed_answers(flask_torch: ModuleType)
     assert '"generated_tokens": 12' in streamed
 
 
-def test_batch_of_the_other_servers_lets_rows_join_and_leave(folder: Path) -> None:
+def test_rows_join_and_leave_the_batch_of_the_compared_servers(folder: Path) -> None:
     model = OnnxModel(folder / "gru")
     batch = Batch(model)
     words = make_words(VOCABULARY - 2)
@@ -128,6 +128,6 @@ def test_raw_loop_feeds_states_back(folder: Path) -> None:
     assert np.isclose(figures.cell_ms + figures.output_ms, figures.step_ms)
 
 
-def test_operations_are_those_of_the_matrices(folder: Path) -> None:
+def test_operations_count_the_matrix_products(folder: Path) -> None:
     cell = 2 * 4 * 32 * ((24 + 32) + (32 + 32))
     assert operations_per_token(folder / "lstm") == cell + 2 * 32 * VOCABULARY

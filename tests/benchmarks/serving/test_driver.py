@@ -1,4 +1,4 @@
-"""The driver and the reading of answers, against a small real server."""
+"""Test the load driver and the reading of responses against a small real server."""
 
 import itertools
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def drive(
 
 
 @pytest.mark.parametrize("path", ["/whole", "/chunked", "/close"])
-def test_every_request_of_a_closed_loop_gets_its_whole_answer(server: SmallServer, path: str) -> None:
+def test_closed_loop_reads_every_whole_response(server: SmallServer, path: str) -> None:
     driven, answers = drive(server, ask(path, 7), ask(path, 9))
     assert len(answers.whole) == len(driven.exchanges) == server.num_requests
     assert {answer.tokens for answer in answers.whole} == {7, 9}
@@ -46,7 +46,7 @@ def test_every_request_of_a_closed_loop_gets_its_whole_answer(server: SmallServe
     assert all(answer.first == answer.seconds for answer in answers.whole)
 
 
-def test_window_lies_between_its_two_edges(server: SmallServer) -> None:
+def test_window_begins_and_ends_with_a_measurement(server: SmallServer) -> None:
     driven, _ = drive(server, ask("/whole"))
     assert (driven.first, driven.last) == (0, 1)
     assert driven.begin < driven.end
@@ -62,7 +62,7 @@ def test_stream_has_a_first_text_and_the_gaps_between_texts(server: SmallServer)
         assert 0 < answer.first <= answer.seconds
 
 
-def test_refusals_and_failures_are_told_apart(server: SmallServer) -> None:
+def test_refusals_and_failures_are_counted_separately(server: SmallServer) -> None:
     _, answers = drive(server, ask("/refuse"), ask("/break"), num_clients=2)
     assert answers.refusal_seconds
     assert answers.num_failed > 0
@@ -70,7 +70,7 @@ def test_refusals_and_failures_are_told_apart(server: SmallServer) -> None:
     assert "status 500" in answers.problems[0]
 
 
-def test_answer_that_does_not_come_in_time_is_late_and_not_failed(server: SmallServer) -> None:
+def test_response_after_the_deadline_is_late_and_not_failed(server: SmallServer) -> None:
     _, answers = drive(server, ask("/silent"), num_clients=2, seconds=0.1, drain=0.05)
     assert len(answers.late) == 2
     assert answers.num_failed == 0
@@ -92,7 +92,7 @@ def test_open_loop_sends_every_arrival_at_its_time(server: SmallServer) -> None:
     assert len(read_answers(driven.exchanges).whole) == len(offsets)
 
 
-def test_server_that_is_not_there_is_a_failure() -> None:
+def test_missing_server_is_a_failure() -> None:
     with running() as server:
         port = server.port
     driven = drive_open(

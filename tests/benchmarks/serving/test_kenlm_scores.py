@@ -1,4 +1,4 @@
-"""The n-gram model that kenlm reads: an ARPA file, held against the rules of the format by hand."""
+"""Test the ARPA file that kenlm reads against a hand-written evaluation of the format's rules."""
 
 import math
 from pathlib import Path
@@ -19,7 +19,7 @@ def read_arpa(path: Path) -> dict[tuple[str, ...], tuple[float, float]]:
 
 
 def log10_probability(model: dict[tuple[str, ...], tuple[float, float]], context: tuple[str, ...], word: str) -> float:
-    """As the format says: the longest n-gram that is there, else the context's backoff and a shorter context."""
+    """Return the probability as the format defines it: the longest known n-gram, else the backoff to a shorter context."""
     if (*context, word) in model:
         return model[*context, word][0]
     return model.get(context, (0.0, 0.0))[1] + log10_probability(model, context[1:], word)
@@ -38,11 +38,11 @@ def test_probabilities_of_every_context_sum_to_one(tmp_path: Path) -> None:
 def test_seen_words_get_the_witten_bell_share_of_their_context(tmp_path: Path) -> None:
     write_arpa(tmp_path / "model.arpa", SENTENCES, WORDS)
     model = read_arpa(tmp_path / "model.arpa")
-    # 15 tokens of 4 kinds (ends included) after the empty context: a 5 times; the rest is even over 6 outcomes.
+    # The empty context has 15 tokens (ends included) of 4 kinds; "a" occurs 5 times. The rest is uniform over 6 outcomes.
     assert math.isclose(10 ** model["a",][0], (5 + 4 / 6) / (15 + 4), rel_tol=1e-3)
 
 
-def test_head_counts_the_ngrams(tmp_path: Path) -> None:
+def test_header_counts_the_ngrams(tmp_path: Path) -> None:
     write_arpa(tmp_path / "model.arpa", SENTENCES, WORDS)
     lines = (tmp_path / "model.arpa").read_text().splitlines()
     assert lines[0] == "\\data\\"

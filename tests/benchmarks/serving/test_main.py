@@ -1,4 +1,4 @@
-"""The command line of `make bench`, and a whole small run of it."""
+"""Test the command line of `make bench` and one small complete run."""
 
 import dataclasses
 import time
@@ -23,7 +23,7 @@ LOADS = (
 )
 
 
-def test_only_what_was_asked_for_is_measured() -> None:
+def test_options_select_servers_and_models() -> None:
     options = parse(["--quick", "--only", "raw,meari", "--models", "lstm-int8"])
     plan = chosen(quick_plan(), options.only, options.models)
     assert {turn.model for turn in plan.rounds} == {"lstm-int8"}
@@ -36,13 +36,13 @@ def test_unknown_server_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -
     assert "got nginx, expected some of raw" in capsys.readouterr().err
 
 
-def test_budgets_leave_room_under_the_promised_times() -> None:
+def test_time_budgets_are_below_the_documented_durations() -> None:
     assert full_plan().budget_seconds < 40 * 60
     assert quick_plan().budget_seconds < 5 * 60
 
 
 @pytest.mark.timeout(180)
-def test_small_run_measures_raw_and_meari_and_names_what_fails(tmp_path: Path) -> None:
+def test_small_run_measures_raw_and_meari_and_reports_failures(tmp_path: Path) -> None:
     config = RecurrentConfig(Family.LSTM, embedding_size=16, hidden_size=16)
     recipe = Recipe("tiny", config, Precision.FP32, 10_000)
     plan = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The profile of a writing step: every part of the graph is found, and a node counts where its name says."""
+"""Test the profile of a generation step: every part of the graph has a time, and node names determine the part."""
 
 from pathlib import Path
 
@@ -26,5 +26,5 @@ def test_every_part_of_a_step_takes_time() -> None:
         ("If_1_kernel_time", "If", "control"),
     ],
 )
-def test_a_node_counts_where_its_name_says(node: str, kind: str, part: str) -> None:
+def test_name_of_a_node_determines_its_part(node: str, kind: str, part: str) -> None:
     assert part_of(node, kind) == part

@@ -1,4 +1,4 @@
-"""Results → JSON, targets, tables, the page with its pictures."""
+"""Test the benchmark page: JSON of the results, targets, tables and pictures."""
 
 import dataclasses
 from pathlib import Path
@@ -79,13 +79,13 @@ def test_targets_are_met_missed_or_not_measured() -> None:
     assert rows["memory of a worker"].figure == "not measured"
 
 
-def test_time_beyond_raw_leaves_out_the_steps_of_the_prompt_too() -> None:
+def test_overhead_over_raw_excludes_the_steps_of_the_prompt() -> None:
     row = next(row for row in target_rows(some_results()) if "beyond the raw" in row.what)
-    # 68 steps of the cell and 64 of the output layer, 0.1 ms each, of 10 ms
+    # of 10 ms: 68 steps of the cell and 64 of the output layer, 0.1 ms each
     assert row.figure.startswith("-3.20 ms (10.00 of which 13.20 are steps)")
 
 
-def test_short_run_does_not_tell_whether_memory_is_flat() -> None:
+def test_short_run_gives_no_verdict_on_memory_growth() -> None:
     results = some_results()
     results.probes["memory"] = {"growth": 0.0, "seconds": 60, "beyond_weights_mb": 90.0, "largest_mb": 104.0}
     rows = {row.what: row for row in target_rows(results)}
@@ -93,7 +93,7 @@ def test_short_run_does_not_tell_whether_memory_is_flat() -> None:
     assert rows["memory of a worker under mixed load"].met is None
 
 
-def test_table_has_a_line_a_server_and_a_column_a_load() -> None:
+def test_table_has_a_row_for_each_server_and_a_column_for_each_load() -> None:
     lines = rates_table(some_results(), "lstm-int8").splitlines()
     assert lines[0].count("|") == 2 + 4
     assert lines[1] == "| --- | ---: | ---: | ---: | ---: |"
@@ -101,11 +101,11 @@ def test_table_has_a_line_a_server_and_a_column_a_load() -> None:
     assert "20,000 (0.091)" in lines[2]
 
 
-def test_numbers_stand_to_the_right() -> None:
+def test_numbers_are_right_aligned() -> None:
     assert table(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
 
 
-def test_page_shows_targets_tables_pictures_and_what_failed(tmp_path: Path) -> None:
+def test_page_shows_targets_tables_pictures_and_failures(tmp_path: Path) -> None:
     write_page(some_results(), tmp_path)
     page = (tmp_path / "README.md").read_text("utf-8")
     for part in ("## Targets", "## lstm-int8", "throughput.png", "first-token.png", "ray / lstm-int8: it ended"):
@@ -116,7 +116,7 @@ def test_page_shows_targets_tables_pictures_and_what_failed(tmp_path: Path) -> N
     assert results_from_json((tmp_path / "results.json").read_text("utf-8")) == some_results()
 
 
-def test_page_says_that_the_machine_was_not_quiet(tmp_path: Path) -> None:
+def test_page_reports_a_busy_machine(tmp_path: Path) -> None:
     results = some_results()
     write_page(results, tmp_path)
     assert "not quiet" not in (tmp_path / "README.md").read_text("utf-8")

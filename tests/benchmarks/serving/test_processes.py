@@ -1,4 +1,4 @@
-"""Servers as processes: started, awaited, ended, and what is said of one that fails."""
+"""Test server processes: start, readiness, end and error reports."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), http.server.Simpl
 """
 
 
-def test_server_is_ready_and_ends_with_all_its_processes(tmp_path: Path) -> None:
+def test_stopped_server_leaves_no_processes(tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-c", SERVER]
     with serving(command, {"PORT": str(port)}, port, "/", tmp_path / "log", 20.0) as running:
@@ -47,7 +47,7 @@ def test_server_that_ends_at_once_is_reported_with_its_log(tmp_path: Path) -> No
         pass
 
 
-def test_server_that_never_answers_is_ended_when_its_time_is_over(tmp_path: Path) -> None:
+def test_server_that_is_never_ready_is_stopped_after_its_timeout(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys, threading; threading.Event().wait()"]
     with (
         pytest.raises(StartFailed, match=r"not ready within 0\.3 s"),
@@ -68,7 +68,7 @@ process.communicate()
 
 @contextmanager
 def burning(kind: str) -> Iterator[subprocess.Popen[str]]:
-    """A process whose child has used 0.4 CPU-seconds."""
+    """Run a process whose child has used 0.4 CPU-seconds."""
     process = subprocess.Popen(
         [sys.executable, "-c", BURN, kind],
         env={**os.environ, MARK: "a-mark"},
@@ -85,7 +85,7 @@ def burning(kind: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def test_children_count_whether_they_stay_in_the_session_or_leave_it() -> None:
+def test_usage_includes_children_in_and_outside_the_session() -> None:
     for kind in ("attached", "detached"):
         with burning(kind) as process:
             found = usage(process.pid, "a-mark")
@@ -95,14 +95,14 @@ def test_children_count_whether_they_stay_in_the_session_or_leave_it() -> None:
             assert sum(memory_by_process(process.pid, "a-mark").values()) > 1
 
 
-def test_process_that_left_its_parent_is_found_by_its_mark() -> None:
+def test_detached_process_is_found_by_its_mark() -> None:
     with burning("detached") as process:
         assert len(processes_of(-1, "a-mark")) == 2
         assert processes_of(-1, "another mark") == set()
         assert process.pid in processes_of(-1, "a-mark")
 
 
-def test_machine_is_never_less_busy_than_one_of_its_processes() -> None:
+def test_cpu_time_of_the_machine_includes_that_of_each_process() -> None:
     before = machine_seconds()
     with burning("attached") as process:
         found = usage(process.pid, "a-mark")
@@ -110,7 +110,7 @@ def test_machine_is_never_less_busy_than_one_of_its_processes() -> None:
     assert found.machine_seconds > 0.9 * found.cpu_seconds
 
 
-def test_server_that_has_ended_has_no_processes() -> None:
+def test_ended_server_has_no_processes() -> None:
     with burning("attached") as process:
         pid = process.pid
     assert processes_of(pid, "a-mark") == set()

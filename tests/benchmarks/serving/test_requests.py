@@ -1,4 +1,4 @@
-"""What servers are asked for: the same of all, and of the shape that each load has."""
+"""Test the requests: all servers get the same ones, shaped by the load."""
 
 import itertools
 import json
@@ -35,13 +35,13 @@ def test_all_servers_get_the_same_prompts_and_lengths(load: Load) -> None:
     assert len({prompt for prompt, _ in asked[0]}) == 5
 
 
-def test_end_is_biased_away_where_a_bundle_has_one() -> None:
+def test_logit_bias_prevents_the_end_token_of_bundles_that_have_one() -> None:
     for model, expected in (("lstm-int8", None), ("nsmc-lstm", {"0": -100.0})):
         ask = SERVERS["meari"].generate("a", 64, stream=False, model=model)
         assert body_of(ask).get("logit_bias") == expected
 
 
-def test_mixed_load_streams_where_a_server_can() -> None:
+def test_mixed_load_streams_if_the_server_can() -> None:
     assert all(body["stream"] for body in first_bodies("mosec", CAPACITY))
     assert not any(body["stream"] for body in first_bodies("bentoml", CAPACITY))
 
@@ -60,7 +60,7 @@ def test_open_load_has_its_rate() -> None:
     assert all(8 <= ask.num_tokens <= 256 for _, ask in arrivals)
 
 
-def test_plans_measure_meari_before_its_capacity_is_needed() -> None:
+def test_plans_measure_capacity_before_loads_that_depend_on_it() -> None:
     for plan in (full_plan(), quick_plan()):
         for turn in plan.rounds:
             names = [load.name for load in turn.loads]
@@ -69,18 +69,18 @@ def test_plans_measure_meari_before_its_capacity_is_needed() -> None:
                 assert names.index(CAPACITY.name) < min(place for place, load in enumerate(turn.loads) if load.share)
 
 
-def test_lengths_are_log_normal_between_their_ends() -> None:
+def test_lengths_are_log_normal_within_their_bounds() -> None:
     generator = random.Random(1)
     lengths = [draw_length(generator) for _ in range(20_000)]
     logs = [math.log(length) for length in lengths]
     assert min(lengths) >= SHORTEST
     assert max(lengths) <= LONGEST
     assert abs(statistics.median(lengths) - MEDIAN) < 2
-    # Cut at two deviations, a normal distribution keeps 0.88 of its deviation.
+    # Truncation at two standard deviations reduces the standard deviation of a normal distribution to 0.88.
     assert abs(statistics.stdev(logs) - 0.88 * SIGMA) < 0.02
 
 
-def test_arrivals_come_at_their_rate_and_as_irregularly_as_chance() -> None:
+def test_arrivals_are_a_poisson_process_of_the_given_rate() -> None:
     times = list(poisson_times(50.0, 400.0, random.Random(2)))
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert times == sorted(times)

@@ -1,4 +1,4 @@
-"""Each setting of the recipe alone: every change can be trained, and the page tells gains from noise."""
+"""Test the recipe benchmark: every single change trains, and the page tells gains from noise."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from benchmarks.training.recipe_page import page
 
 TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 sheep sleep; "
 
-UNSEEN = ("averaging", "clip_norm")  # touch what is kept, or gradients that are larger than those of this text
+UNSEEN = ("averaging", "clip_norm")  # these change the kept weights, or only gradients larger than those of this text
 
 
 def record(name: str, loss: float, share: float = 0.5) -> dict[str, object]:
@@ -39,14 +39,14 @@ def test_every_change_trains_and_differs_from_the_base(tmp_path: Path, change) -
         assert measured["training_loss"] != base_loss
 
 
-def test_held_out_text_is_the_last_tenth_whatever_the_share(tmp_path: Path) -> None:
+def test_held_out_text_is_the_last_tenth_for_every_share(tmp_path: Path) -> None:
     text = "".join(chr(0x4E00 + place) for place in range(1000))
     split(text, 0.2, tmp_path)
     assert (tmp_path / "train.txt").read_text("utf-8") == text[:180]
     assert (tmp_path / "validation.txt").read_text("utf-8") == text[900:]
 
 
-def test_results_are_kept_and_not_measured_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measured_results_are_kept_and_reused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = tmp_path / "corpus.txt"
     corpus.write_text(TEXT * 40, "utf-8")
     arguments = [str(corpus), "--share", "1", "--steps", "4", "--hidden", "8", "--results", str(tmp_path / "r.json")]
@@ -59,7 +59,7 @@ def test_results_are_kept_and_not_measured_twice(tmp_path: Path, capsys: pytest.
     assert "| tied |" in (tmp_path / "r.md").read_text("utf-8")
 
 
-def test_page_tells_gain_from_noise() -> None:
+def test_page_distinguishes_gain_and_noise() -> None:
     records = [record("base", 1.60), record("base, seed 2", 1.61), record("tied", 1.50), record("layer_norm", 1.62)]
     records += [record("clip_norm 0.25", 1.70), record("tied", 1.0, share=1.0)]
     text = page({f"{entry['share']} {entry['name']}": entry for entry in records})
@@ -71,4 +71,4 @@ def test_page_tells_gain_from_noise() -> None:
         "| layer_norm | 1.6200 | +0.0150 | noise | 1.500 | 1.00 × |",
         "| clip_norm 0.25 | 1.7000 | +0.0950 | loss | 1.500 | 1.00 × |",
     ]
-    assert text.count("## ") == 1  # the other share has no base
+    assert text.count("## ") == 1  # the other share has no base result

@@ -1,4 +1,4 @@
-"""The measured training steps: every loop runs and learns, and the page says what was found."""
+"""Test the training benchmark: every loop runs, and the page shows the results."""
 
 import json
 from pathlib import Path
@@ -28,13 +28,13 @@ def test_every_loop_is_measured_and_the_page_is_written(tmp_path: Path) -> None:
     assert "| gru | 8 | 30 |" in (tmp_path / "training.md").read_text("utf-8")
 
 
-def test_large_vocabularies_are_of_words() -> None:
+def test_operator_shares_sum_to_one_for_large_vocabularies() -> None:
     costs = measure(Case(Family.RNN, 4, 150), 1, compiled=False, profiled=True)
     for entry in costs.values():
         assert 0.5 < sum(entry.operators.values()) <= 1.001
 
 
-def test_page_tells_ratios_verdict_and_parts() -> None:
+def test_page_shows_ratios_verdict_and_operator_shares() -> None:
     operators = {"aten::mkldnn_rnn_layer": 0.5, "aten::mul": 0.25, "Optimizer.step#AdamW.step": 0.05, "aten::odd": 0.1}
     costs = {PLAIN: cost(2.0, operators), FLOAT32: cost(1.6, operators), BFLOAT16: cost(1.0, operators)}
     text = page({"lstm 512 65": {"machine": "a machine", "rounds": 3, "costs": costs}})
