@@ -9,9 +9,7 @@ from meari.service.settings import SETTINGS
 
 ROOT = Path(__file__).parents[1]
 FENCE = "```"
-LAST = (
-    "\n## 설정\n"  # the rest of the Korean guide corresponds to docs/operating.md and docs/released-bundles.md
-)
+LAST = "\n## 설정\n"  # the rest of the Korean guide corresponds to docs/operating.md and docs/released-bundles.md
 
 
 def read(name: str) -> str:

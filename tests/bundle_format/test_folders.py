@@ -102,7 +102,9 @@ def test_incomplete_bundle_is_reported_and_never_the_default(bundles: Path) -> N
 
 def test_path_is_a_bundle_if_it_has_the_files_of_one(bundles: Path) -> None:
     assert find_bundle(bundles, str(bundles / "more")) == bundles / "more"
-    assert find_bundle(bundles, str(bundles / "aaa.new")) == bundles / "aaa.new"  # a path is not checked for temporary names
+    assert (
+        find_bundle(bundles, str(bundles / "aaa.new")) == bundles / "aaa.new"
+    )  # a path is not checked for temporary names
     with pytest.raises(BulkError, match=r"model: got 'aaa\.new', expected letters, more, or the path of a bundle"):
         find_bundle(bundles, "aaa.new")
     with pytest.raises(BulkError, match="expected letters, more, or the path of a bundle"):
@@ -225,7 +227,10 @@ def test_bad_entries_are_reported_and_all_others_served(bundles: Path) -> None:
     listed = json.loads(meari("models", "--bundles", bundles, "--json").stdout)
     assert listed["default"] == "letters"
     assert {"letters", "more"} <= {model["name"] for model in listed["models"]}
-    for name in [*(n for n in expected if not n.startswith("bad-")), "bad-manifest.json"]:  # `meari models` opens only manifests
+    for name in [
+        *(n for n in expected if not n.startswith("bad-")),
+        "bad-manifest.json",
+    ]:  # `meari models` opens only manifests
         assert listed["failed"][name].startswith(expected[name])
     scored_here = meari("score", "--text", "ab", "--bundles", bundles, "--json")
     assert scored_here.returncode == 0, scored_here.stderr

@@ -19,7 +19,7 @@ def read_arpa(path: Path) -> dict[tuple[str, ...], tuple[float, float]]:
 
 
 def log10_probability(model: dict[tuple[str, ...], tuple[float, float]], context: tuple[str, ...], word: str) -> float:
-    """Return the probability as the format defines it: the longest known n-gram, else the backoff to a shorter context."""
+    """Return the probability as the format defines it: the longest known n-gram, else a backoff."""
     if (*context, word) in model:
         return model[*context, word][0]
     return model.get(context, (0.0, 0.0))[1] + log10_probability(model, context[1:], word)
@@ -38,7 +38,7 @@ def test_probabilities_of_every_context_sum_to_one(tmp_path: Path) -> None:
 def test_seen_words_get_the_witten_bell_share_of_their_context(tmp_path: Path) -> None:
     write_arpa(tmp_path / "model.arpa", SENTENCES, WORDS)
     model = read_arpa(tmp_path / "model.arpa")
-    # The empty context has 15 tokens (ends included) of 4 kinds; "a" occurs 5 times. The rest is uniform over 6 outcomes.
+    # The empty context has 15 tokens (ends included) of 4 kinds, "a" 5 times; the rest is uniform over 6 outcomes.
     assert math.isclose(10 ** model["a",][0], (5 + 4 / 6) / (15 + 4), rel_tol=1e-3)
 
 
