@@ -8,4 +8,6 @@ Must not know: training, HTTP.
 
 import os
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is imported: it would report every session to its makers
+os.environ["ORT_DISABLE_TELEMETRY"] = (
+    "1"  # before the import of onnxruntime, which would otherwise report every session
+)

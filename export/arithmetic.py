@@ -37,7 +37,7 @@ from meari.export.weights import Floats
 WEIGHT_LIMIT = 63
 ACTIVATION_LIMIT = 127
 ZERO_POINT = 128  # activations are stored as uint8 round(x / scale) + 128, in 1 … 255
-MIN_MAGNITUDE = np.float32(1e-30)  # stands for the magnitude of a row of zeros
+MIN_MAGNITUDE = np.float32(1e-30)  # in place of the magnitude of a row of zeros
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from meari.models.figures import worse_than_guessing
 from meari.models.files import current_folder, locked_beside, replaced_folder
 from meari.models.text.token_file import TokenFile, open_token_file
 
-MAX_HELD_OUT = 200_000  # tokens: more are not looked at
+MAX_HELD_OUT = 200_000  # tokens at most
 NO_TOKENS = np.zeros(0, dtype=np.int64)
 
 
@@ -108,7 +108,7 @@ def export_bundle(
     tell(f"Reading {run_folder}")
     run = read_run(run_folder)
     with locked_beside(folder):
-        check_target(folder, overwrite=overwrite)  # another export may have ended since
+        check_target(folder, overwrite=overwrite)  # another export may have finished meanwhile
         checked = _usable(run, precision, tell)
         tell("Writing the golden figures and the samples")
         description = _describe(folder.name, run, checked)
@@ -150,7 +150,7 @@ def _usable(run: Run, precision: Precision, tell: Callable[[str], None]) -> _Che
 def _build(run: Run, precision: Precision, tell: Callable[[str], None]) -> _CheckedGraphs:
     """Build the graphs and check them. The float32 graphs are the reference for the int8 ones."""
     weights = read_weights(run.checkpoint.model)
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused by its name
+    with np.errstate(over="ignore", invalid="ignore"):  # an overflow is refused later, by the constant's name
         reference = build_graphs(weights, Precision.FP32)
     tell("Comparing the float32 graphs with torch")
     check_valid(reference)

@@ -1,4 +1,6 @@
-"""Every error that exporting raises on purpose.
+"""Errors of the export, as one tree.
+
+Input: a message. Output: an exception. Must not know: the code that raises it.
 
     ExportError
     ├── BundleExists        there is something at the target already
@@ -6,11 +8,11 @@
     └── CheckFailed         the graphs are not good enough: nothing was written
         ├── InvalidGraph    not a model that ONNX allows
         ├── TorchMismatch   log-probabilities differ from the checkpoint's
-        ├── NotIsolated     a row depends on its neighbours in the batch
+        ├── NotIsolated     a row depends on the other rows of the batch
         ├── NotNormalised   probabilities over the vocabulary do not sum to one
         └── PrecisionLost   int8 costs too much perplexity
 
-Messages say what came, what was expected and, where it helps, what to do.
+Messages state the value, the expected value and, where it helps, what to do.
 """
 
 

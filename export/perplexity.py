@@ -17,10 +17,10 @@ from meari.models.evaluation import MAX_ROWS, NUM_WARMUP, UNCOUNTED, Row, chunks
 from meari.models.figures import Figures, figures, show_perplexity
 from meari.models.text.token_file import TokenFile
 
-MIN_TOKENS = 64  # both precisions run the same tokens, so that few tell one per cent
+MIN_TOKENS = 64  # both precisions run the same tokens, so a few show a difference of one per cent
 TRY_FP32 = "; export with --precision fp32"
 MAX_LOSS = 0.01  # of the fp32 perplexity
-MAX_STREAM_TOKENS = 200_000  # run one after another; a longer stream is cut into such pieces, run side by side
+MAX_STREAM_TOKENS = 200_000  # run in sequence; a longer stream is cut into such pieces, which run side by side
 CHECKED_EVERY = 16  # steps: sums of probabilities
 
 

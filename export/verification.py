@@ -33,7 +33,7 @@ Doubles = NDArray[np.float64]
 TORCH_TOLERANCE = 1e-4  # nats
 SUM_TOLERANCE = 1e-5
 RUNS = ((1, 1024), (2, 256), (5, 256), (16, 128), (64, 64))  # batch sizes and steps of the comparison
-NUM_ROWS = 67  # of the isolation check, and the batch sizes at which they must come out the same
+NUM_ROWS = 67  # rows of the isolation check, and the batch sizes in which they must be the same
 SUBSETS = (1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 32, 33, 63, 64, NUM_ROWS)
 THREADS = (1, 2)
 

@@ -21,7 +21,7 @@ def check_files(config: Config) -> None:
         for path in list_files(itertools.chain(corpus.train, corpus.validation, corpus.test, blocklist)):
             check_rereadable(path)
     except UnreadableFile as error:
-        hint = f"; corpus.source says where it is from: {corpus.source}" if corpus.source else ""
+        hint = f"; its source, by corpus.source: {corpus.source}" if corpus.source else ""
         raise UnreadableFile(f"{error}{hint}") from error
 
 

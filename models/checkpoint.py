@@ -36,7 +36,7 @@ DESCRIPTION = "checkpoint.json"
 TOKENIZER = "tokenizer.json"
 FIGURES = "figures.json"
 BEST = "best"
-MAX_READS = 10  # of a checkpoint that is replaced while it is read
+MAX_READS = 10  # attempts to read a checkpoint that is being replaced
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _load(folder: Path, device: torch.device | None) -> Checkpoint:
         raise CheckpointError(f"{place / DESCRIPTION}: damaged: {error}") from error
     if tokenizer.vocabulary_size != model.vocabulary_size:
         sizes = f"{tokenizer.vocabulary_size} tokens, the model {model.vocabulary_size}"
-        raise CheckpointError(f"{place}: the tokenizer has {sizes}; they are not of the same run")
+        raise CheckpointError(f"{place}: the tokenizer has {sizes}; they are from different runs")
     model.to(device or torch.device("cpu")).eval()
     return Checkpoint(model, tokenizer, config, _figures(folder, description), step)
 
@@ -148,7 +148,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file. Raises CheckpointError."""
     try:
-        # Copies lie on torch's own alignment: matrix products may round otherwise where memory begins elsewhere.
+        # Copies have torch's own alignment: matrix products may round differently at another alignment.
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error

@@ -35,9 +35,9 @@ from meari.models.fields import (
     texts,
 )
 
-SEARCH = "search"  # a table for another verb
+SEARCH = "search"  # the table of another verb
 MAX_VOCABULARY = 1_000_000
-MAX_THREADS = 1024  # far more end the process inside the library of threads, without an error
+MAX_THREADS = 1024  # many more crash the process inside the thread library, without an error
 
 
 def _share(default: float | None) -> Any:

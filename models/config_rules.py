@@ -11,7 +11,7 @@ from meari.models.fields import TableRule, show
 
 MIN_VOCABULARY = {
     TokenizerKind.BPE: 257,  # the boundary token and 256 bytes
-    TokenizerKind.CHAR: 3,  # the boundary and the unknown token, and something to tell apart
+    TokenizerKind.CHAR: 3,  # the boundary token, the unknown token, and one more
     TokenizerKind.WORD: 3,
 }
 

@@ -1,4 +1,6 @@
-"""Every error that the training side raises on purpose.
+"""Errors of training, as one tree.
+
+Input: a message. Output: an exception. Must not know: the code that raises it.
 
     ModelsError
     ├── ConfigError             the TOML file or the JSON of a checkpoint; carries all problems at once
@@ -10,16 +12,16 @@
     ├── TokenizerError          a tokenizer.json that is missing, damaged or not ours; an unsuitable vocabulary
     ├── TokenFileError          a prepared token file that is damaged
     ├── ReservoirError          a reservoir that cannot have the spectral radius asked for
-    ├── SearchError             a search that exists already, cannot be gone on with, or found nothing
+    ├── SearchError             a search that exists already, cannot be resumed, or found nothing
     ├── CheckpointError         a run or checkpoint folder that is missing, incomplete or does not fit
     ├── FolderInUse             another process is writing to a folder
-    └── TrainingError           training cannot go on
+    └── TrainingError           a training that cannot start or continue
         ├── RidgeError          the equations of a ridge regression have no stable solution
         ├── NotFinite           a loss, gradient or figure that is not a finite number
-        └── ProcessFailed          another process of the same run failed, and says why itself
+        └── ProcessFailed          another process of the same run failed and gives the reason itself
 
-Messages say what came, what was expected and, where it helps, what to do. Whoever calls from a terminal
-catches `ModelsError` and prints its text.
+Messages state the value, the expected value and, where it helps, what to do. The command line catches `ModelsError`
+and prints its text.
 """
 
 from __future__ import annotations

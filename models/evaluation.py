@@ -40,7 +40,7 @@ BATCH_TOKENS = 4096  # rows times length of one call of the model
 MAX_ROWS = 64
 WINDOW_TOKENS = 1 << 20  # documents are sorted by length within this many tokens
 UNCOUNTED = -100  # target of a position that is not scored
-QUICK_TOKENS = 200_000  # of the held-out text, looked at while training
+QUICK_TOKENS = 200_000  # of the held-out text that is measured while training
 NUM_WARMUP = 256  # tokens that warm up a piece of a stream
 
 

@@ -131,7 +131,7 @@ class RecurrentLanguageModel(LanguageModel):
             nn.init.xavier_uniform_(self.output.weight)
             nn.init.zeros_(self.output.bias)
             return
-        # The embedding is an output matrix too: rows of length one keep the first logits small.
+        # The embedding is also the output matrix: rows of length one keep the first logits small.
         nn.init.normal_(self.embedding.weight, std=self.embedding_size**-0.5)
         self.output_bias = nn.Parameter(torch.zeros(self.vocabulary_size))
         if self.hidden_size != self.embedding_size:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from meari.models.errors import NotFinite
 
 MAX_SHOWN = 1e6
-MAX_NATS = 700.0  # exp of more is no float
+MAX_NATS = 700.0  # exp of more overflows
 
 
 def perplexity(nats_per_token: float) -> float:

@@ -122,7 +122,9 @@ def _locked(path: Path, folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the lock goes: whoever has the file open already sees that it is gone
+        path.unlink(
+            missing_ok=True
+        )  # before the unlock, so that a process that has the file open sees that it was removed
         os.close(descriptor)
 
 

@@ -54,8 +54,8 @@ def check_memory(
         return
     key, value = _largest(config, vocabulary, chunk_length, num_processes)
     raise TrainingError(
-        f"{key}: got {value}, which makes a training that needs at least {_shown(needed)} of memory; "
-        f"{_shown(available)} is all there is"
+        f"{key}: got {value}, with which the training needs at least {_shown(needed)} of memory, "
+        f"expected at most {_shown(available)}, the memory of this machine"
     )
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-NARROWING = 4.0  # each cluster's vectors are so many times as short as those of the one before
+NARROWING = 4.0  # ratio of the vector sizes of one cluster and the next
 
 
 class AdaptiveSoftmax(nn.Module):

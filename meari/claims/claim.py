@@ -66,7 +66,7 @@ class Measurement(Generic[Numbers]):
     left_out: tuple[str, ...] = ()
 
 
-CONFIDENCE = 0.975  # one-sided, of the test whether a figure is worse beyond the noise
+CONFIDENCE = 0.975  # of the one-sided test whether a figure is worse beyond the noise
 
 
 def around(values: Sequence[float], shape: str = ".2f") -> str:

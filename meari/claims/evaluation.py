@@ -16,7 +16,7 @@ from meari.claims.text import Ids
 from meari.models.language_model import LanguageModel
 
 NUM_ROWS = 32
-WARMUP_TOKENS = 128  # before each piece, read but not counted
+WARMUP_TOKENS = 128  # before each piece, not counted
 CHUNK_TOKENS = 64
 
 Floats = NDArray[np.float64]
@@ -57,7 +57,7 @@ def token_losses(model: LanguageModel, rows: Ids) -> Floats:
 
 
 NGRAM = 8  # characters
-WINDOW = 256  # characters before, in which an n-gram is looked for: fixed, so that a longer text has no more chances
+WINDOW = 256  # characters before, searched for the n-gram; fixed, so that a longer text has no more chances
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def pick(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tens
     probabilities = (logits / sampling.temperature).softmax(1)
     if sampling.top_p < 1:
         ordered, places = probabilities.sort(dim=1, descending=True)
-        # A token stays where what is likelier weighs less than top_p: so the first one always does.
+        # A token stays if the likelier ones weigh less than top_p together, so the first one always stays.
         ordered[ordered.cumsum(1) - ordered >= sampling.top_p] = 0
         probabilities = torch.zeros_like(probabilities).scatter_(1, places, ordered)
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)

@@ -26,7 +26,7 @@ from meari.models.language_model import LanguageModel
 NUM_ROWS = 64
 FIT, CHOOSE = 0.6, 0.2  # of the steps: to fit on, to choose the ridge on; the rest measures
 RIDGES = (1e-6, 1e-4, 1e-2, 1.0)  # times the mean eigenvalue
-FORGOTTEN = 3  # delays in a row without a trace: nothing older is looked for
+FORGOTTEN = 3  # delays in a row without a trace, after which the search ends
 
 
 @dataclass(frozen=True)

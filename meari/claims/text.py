@@ -30,7 +30,7 @@ Ids = NDArray[np.int64]
 
 TRAINING_SHARE, VALIDATION_SHARE = 0.9, 0.05
 MIN_CHARACTERS = 20_000
-MAX_CHARACTERS = 5_000_000  # more than any budget reads
+MAX_CHARACTERS = 5_000_000  # more than any budget can read
 MAX_KINDS = 256  # of characters; rarer ones become the unknown token
 MADE_SEED = 7
 

@@ -15,7 +15,7 @@ from meari.claims.text import Ids, Text
 from meari.claims.training import Budget, TrainedModel, TrainingPlan, train_fitting
 from meari.models.language_model import LanguageModel
 
-TRAINING_BUDGET_SHARE = 0.25  # of what is left, at most, for one of the models that all claims need
+TRAINING_BUDGET_SHARE = 0.25  # largest share of the remaining budget for one of the models that all claims need
 
 
 @dataclass

@@ -148,7 +148,7 @@ class EchoStateNetwork(LanguageModel):
         if not rank:
             nn.init.zeros_(self.readout.weight)
             return
-        # One of the two factors is zero, not both: else neither would ever get a gradient.
+        # Only one of the two factors is zero: otherwise neither would ever get a gradient.
         nn.init.normal_(self.readout.weight, std=rank**-0.5)
         self.narrowing = nn.Linear(self.readout_inputs, rank)
         nn.init.zeros_(self.narrowing.weight)

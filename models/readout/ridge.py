@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from meari.models.errors import RidgeError
 
-BLOCK_UNITS = 1024  # rows of X^T X that are added up at a time, and only from the diagonal on: it is symmetric
+BLOCK_UNITS = 1024  # rows of the symmetric X^T X that are added at a time, from the diagonal on
 
 
 @dataclass
@@ -99,7 +99,7 @@ class RidgeSums:
 
 
 MAX_ITERATIONS = 300
-MIN_DEVIATION = 1e-9  # of the scores of a token that never came in the training text: they are all the same
+MIN_DEVIATION = 1e-9  # for a token that never occurs in the training text, whose scores are all equal
 
 
 @dataclass(frozen=True)

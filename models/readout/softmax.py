@@ -34,7 +34,7 @@ NUM_DIRECTIONS = 256
 SAMPLE_TOKENS = 32_768
 NUM_PASSES = 2  # of subspace iteration over the sample
 DAMPING = 0.01  # of the mean eigenvalue, which is one
-MIN_DEVIATION = 1e-4  # a unit that hardly moves is not blown up
+MIN_DEVIATION = 1e-4  # a unit that hardly varies is not amplified
 SAMPLE_PIECES = 64
 
 
@@ -85,10 +85,10 @@ def measure_whitening(model: EchoStateNetwork, ids: Ids, seed: int) -> Whitening
     directions = torch.linalg.qr(torch.from_numpy(start).to(mean.device))[0]
     for _ in range(NUM_PASSES):
         directions = torch.linalg.qr(_correlated(model, sample, mean, deviation, directions))[0]
-    # Within the space found, the eigenvectors of the correlations themselves.
+    # Find the eigenvectors of the correlations within that space.
     within = directions.t() @ _correlated(model, sample, mean, deviation, directions) / num_states
     values, turn = torch.linalg.eigh((within + within.t()) / 2)
-    # One layout, fresh or from a checkpoint: products of other layouts are rounded in another order.
+    # The layout is the same when fresh and when restored: products of another layout round differently.
     leading = (directions @ turn).contiguous()
     return Whitening(mean, deviation, leading, _gains(values.clamp_min(0.0), units))
 
@@ -231,7 +231,7 @@ def _beginning(parameter: Tensor) -> dict[str, Tensor]:
 
 
 BETAS = (0.9, 0.99)
-SAMPLE_SEED = 0  # of the directions that the search for the leading ones starts with; the result hardly depends on it
+SAMPLE_SEED = 0  # seed of the start vectors of the search for the leading directions; it hardly affects the result
 
 
 def readout_optimizer(model: EchoStateNetwork, ids: Ids, config: TrainingConfig) -> ReadoutAdamW:

@@ -17,8 +17,10 @@ from meari.models.cells.esn import EchoStateNetwork
 Ids = NDArray[Any]
 
 MAX_ROWS = 64  # pieces of the row that are run side by side
-WARMUP_TOKENS = 64  # at the beginning of a piece, whose states are not handed out: the first one is not the text's own
-CHUNK_TOKENS = 4096  # handed out at a time
+WARMUP_TOKENS = (
+    64  # at the beginning of a piece; their states are not yielded, because the first one is not the text's own
+)
+CHUNK_TOKENS = 4096  # yielded at a time
 MIN_PIECE_TOKENS = 4 * WARMUP_TOKENS
 
 

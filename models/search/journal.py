@@ -49,8 +49,8 @@ class Journal:
         """Start a new search. Raises SearchError if the folder already has one."""
         if self.path.exists():
             raise SearchError(
-                f"{self.path}: this search exists; go on with --resume, replace it with --overwrite, or choose another "
-                "folder with --run"
+                f"{self.path}: this search exists; continue it with --resume, replace it with --overwrite, "
+                "or choose another folder with --run"
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps({"search": described}) + "\n", "utf-8")
@@ -63,7 +63,7 @@ class Journal:
         if head != described:
             differ = sorted(key for key in {*head, *described} if head.get(key) != described.get(key))
             raise SearchError(
-                f"{self.path}: was started with another {', '.join(differ)}, so it cannot be gone on with; undo the "
+                f"{self.path}: was started with another {', '.join(differ)}, so it cannot be resumed; undo the "
                 "changes, replace it with --overwrite, or choose another folder with --run"
             )
         self.path.write_text(
@@ -77,7 +77,7 @@ class Journal:
         try:
             lines = self.path.read_text("utf-8").splitlines(keepends=True)
         except OSError as error:
-            raise SearchError(f"{self.path}: got {error.strerror or error}, expected a search to go on with") from error
+            raise SearchError(f"{self.path}: got {error.strerror or error}, expected a search to resume") from error
         try:
             whole = [json.loads(line) for line in lines if line.endswith("\n")]
             return whole[0]["search"], [Trial(**line) for line in whole[1:]]

@@ -39,7 +39,7 @@ from meari.models.training.trainer import Ending
 TRIAL = "trial"
 PICTURE = "search.png"
 BEST = "best.toml"
-MIN_SECONDS = 1.0  # left of the budget, under which no trial is started
+MIN_SECONDS = 1.0  # of remaining budget, below which no trial is started
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class _Searcher:
         if ending is Ending.INTERRUPTED:
             return None
         if not current_folder(run.best).is_dir():
-            raise TrainingError("the time was up before the first step")
+            raise TrainingError("the time limit came before the first step")
         figures = evaluate(load_checkpoint(current_folder(run.best), device).model, self._corpus.validation)
         return figures.nats_per_char, figures.nats_per_token, trainer.progress.step, str(ending)
 
@@ -179,7 +179,7 @@ def _conclude(space: Space, folder: Path, trials: list[Trial], stop: StopRequest
     if not trials:
         if stop.signal is not None:
             return SearchResult([], {}, stop.signal)
-        raise SearchError("got a budget for no trial at all, expected one for at least one")
+        raise SearchError("got a budget without a trial, expected at least one trial")
     found = SearchResult(trials, importances(trials), stop.signal)
     best = found.best
     head = f"{space.config.name}: {len(trials)} trials"

@@ -25,7 +25,7 @@ from meari.models.errors import ConfigError
 from meari.models.fields import show
 
 SECTIONS = ("model", "training")
-MAX_DRAWS = 200  # of one trial: settings drawn apart from one another may exclude each other
+MAX_DRAWS = 200  # for one trial: settings drawn independently may exclude each other
 Value = float | int | str | bool
 
 

@@ -110,7 +110,7 @@ def read_pieces(files: Sequence[Path], unit: Unit, bad: BadLines | None = None) 
             is_first = ends
 
 
-# Below, a part of a document is (text, the line it begins in, whether the document ends with it).
+# Below, a part of a document is (text, line of its beginning, True for the document's last part).
 _Part = tuple[str, int, bool]
 
 
@@ -139,7 +139,7 @@ def _lines(path: Path, bad: BadLines | None) -> Iterator[_Part]:
 
 
 def _paragraphs(path: Path, bad: BadLines | None) -> Iterator[_Part]:
-    held: list[str] = []  # parts of lines, line ends in between; no more than PIECE_CHARACTERS and a part
+    held: list[str] = []  # parts of lines, with line ends in between; at most PIECE_CHARACTERS and one part
     size, first, is_inside, is_line_start = 0, 1, False, True
     for text, line, ends in _lines(path, bad):
         if is_line_start and ends and not text.strip():
@@ -215,7 +215,7 @@ def _read_bytes(path: Path) -> Iterator[bytes]:
     line, is_start = 1, True
     try:
         with _opened(path) as file:
-            # read1 hands out what was unpacked before a damaged place, so that the line is right.
+            # read1 returns the bytes unpacked before a damaged place, so that the line is right.
             while data := file.read1(_READ_BYTES):
                 if is_start:
                     refuse_kind(path, kind_of_content(path.name, data), is_gzip=isinstance(file, gzip.GzipFile))
@@ -260,7 +260,7 @@ def last_border(text: str) -> int:
     for window in (*_WINDOWS, len(text)):
         start = max(0, len(text) - window)
         spaces = [match.end() for match in _SPACE_AFTER_TEXT.finditer(text, start)]
-        # Numbers that are no digits (½, Ⅳ) match the pattern of letters; the tokenizers count them as numbers.
+        # Numbers that are not digits (½, Ⅳ) match the pattern of letters; the tokenizers treat them as numbers.
         marks = [match.end() for match in _MARK_AFTER_LETTER.finditer(text, start) if match[0].isalpha()]
         if spaces or marks:
             return (spaces or marks)[-1]

@@ -30,7 +30,7 @@ from meari.models.text.tokenizer import Tokenizer
 _BATCH_CHARACTERS = 1 << 17
 _BATCH_PIECES = 4096
 _FORMAT = 2  # of the counts
-MIN_FILES_WITH_ENDS = 100  # whose ends can be learned; lines and paragraphs: two
+MIN_FILES_WITH_ENDS = 100  # smallest number of files whose ends can be learned; two for lines and paragraphs
 MAX_TOKENS_PER_END = 10_000
 
 

@@ -75,7 +75,7 @@ class Tokenizer:
         """
         try:
             backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises plain Exception
+        except Exception as error:  # tokenizers raises plain Exception
             raise TokenizerError(f"{path}: got {error}, expected a tokenizer.json") from error
         reserved = _reserved(kind)
         found = [backend.id_to_token(index) for index in range(len(reserved))]

@@ -44,7 +44,7 @@ __all__ = ["PreparedCorpus", "TokenFile", "prepare"]
 _BPE_LEARNS_BYTES = 1 << 24
 _GZIP_RATIO = 3
 BAD_LINES = "bad_lines"
-_FORMAT = 2  # counts up when the same settings and files would lead to other ids or counts
+_FORMAT = 2  # increased when the same settings and files would give other ids or counts
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _training_texts(corpus: _Corpus, ends: tuple[int, int] | None, kind: Tokeniz
         if not blocklist.matches(piece.text, ends=piece.ends):
             is_empty = is_empty and not piece.text.strip()
             yield piece.text
-    # BPE has its bytes: what the sample lacks may be in the whole, and the token file will tell.
+    # BPE has its bytes, and the sample may lack text that the whole has: the token file is checked later.
     if is_empty and kind is not TokenizerKind.BPE:
         raise corpus.empty(Part.TRAIN)
 
@@ -233,7 +233,7 @@ def end_length(piece: Piece, unit: Unit) -> int:
 
 def part_ends(total: int, validation_share: float, test_share: float) -> tuple[int, int]:
     """Return the ends of the shares of the training files, in characters; None if nothing is split off."""
-    # The hundredth keeps 1 − 0.1 − 0.2 from losing a character to rounding.
+    # The hundredth prevents that 1 − 0.1 − 0.2 loses a character to rounding.
     ends = (1 - validation_share - test_share, 1 - test_share)
     train, validation = (min(total, math.floor(total * end + 0.01)) for end in ends)
     return train, validation
@@ -264,4 +264,4 @@ def _cut_at(piece: Piece, start: int, ends: tuple[int, int]) -> Iterator[tuple[P
             piece, start = Piece(piece.text[head:], piece.source, line, piece.ends), end
     if piece.text:
         yield _part_at(start, ends), piece
-    # Nothing left: the document was ended with the head, and what follows begins another.
+    # Nothing is left: the head ended the document, and the next piece begins another.

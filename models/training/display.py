@@ -22,7 +22,7 @@ from meari.models.training.history import EvaluationRecord, StepRecord
 
 PLAIN_LINE_SECONDS = 10.0
 BAR, REMAINING, GAPS = 12, 8, 3  # columns of a line: the bar, the time left, the spaces between the parts
-DROPPED_FIRST = (2, 1, 3)  # of what is told of a step, the least first
+DROPPED_FIRST = (2, 1, 3)  # parts of a step's description, the least important first
 SMOOTHING = 0.98  # share of the past in the shown loss
 
 

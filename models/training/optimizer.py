@@ -76,7 +76,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
         prefix = f"{name}/"
         moments = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if moments:
-            # The count of steps stays where AdamW made it; the moments lie beside their weight.
+            # The count of steps stays on AdamW's device; the moments are on the device of their weight.
             optimizer.state[parameter] = {
                 moment: value.clone() if moment == "step" else value.to(parameter.device)
                 for moment, value in moments.items()

@@ -102,7 +102,7 @@ class RidgeTrainer:
         if not self.progress.is_finished:
             tensors = {name: value.to(self.model.device) for name, value in read_tensors(folder / SUMS).items()}
             self._state = {name: tensors.pop(name)[self._rows] for name in self._state}
-            if self._workers.is_first:  # the sums so far count once; the others go on from zero
+            if self._workers.is_first:  # the sums so far count once; the other processes start from zero
                 self._sums = RidgeSums(**tensors)
 
     def run(self) -> Ending:

@@ -27,7 +27,7 @@ from meari.models.config import Config, TrainingConfig
 from meari.models.text.tokenizer import Tokenizer
 from meari.models.text.tokens import PreparedCorpus, TokenFile
 
-SEARCH_WINDOW = 1 << 12  # tokens that are looked through for a place to start at
+SEARCH_WINDOW = 1 << 12  # tokens that are searched for a place to start
 
 Ids = NDArray[Any]
 Int64s = NDArray[np.int64]

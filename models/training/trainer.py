@@ -62,7 +62,7 @@ class Ending(StrEnum):
     INTERRUPTED = "interrupted"
 
 
-ENDINGS: tuple[Ending | None, ...] = (None, *Ending)  # numbered, for the processes to agree on one
+ENDINGS: tuple[Ending | None, ...] = (None, *Ending)  # numbered, so that the processes can agree on one
 
 
 class Trainer:

@@ -92,7 +92,7 @@ class TorchrunWorkers(Workers):
 
     def average_gradients(self, weights: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
         # One reduction for all. A weight that no process used has no gradient, and the optimizer leaves it alone; one
-        # that another process used has zeros here.
+        # that only another process used has zeros here.
         shares = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
         used = torch.tensor([weight.grad is not None for weight in weights], dtype=torch.float32, device=self._device)
         flat = torch.cat([loss.detach().view(1), used, *(share.flatten() for share in shares)])

@@ -101,5 +101,5 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
 def test_a_tokenizer_of_another_run_is_refused(tmp_path: Path) -> None:
     _, config = save(tmp_path, MODELS[0])
     train_tokenizer(["abcdefg"], config.tokenizer).save(tmp_path / "run" / "best" / "tokenizer.json")
-    with pytest.raises(CheckpointError, match="not of the same run"):
+    with pytest.raises(CheckpointError, match="from different runs"):
         load_checkpoint(tmp_path / "run")

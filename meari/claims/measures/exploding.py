@@ -42,9 +42,9 @@ from meari.models.training.optimizer import trained_parameters
 
 CLIP_NORM = 1.0
 EXPLODED = 10.0  # times the gradient at radius one
-NUM_CHUNKS = 10  # that the gradient before training is measured on
+NUM_CHUNKS = 10  # on which the gradient before training is measured
 LAST_SHARE = 0.2
-INFINITE = 1e300  # stands for a norm that is not finite
+INFINITE = 1e300  # in place of a norm that is not finite
 MIN_RISE = 0.3  # decimal orders of a gradient's norm
 BROKEN_OFF = 10.0  # nats a token, where a training that broke off is drawn
 COLOURS = (BLUE, GREEN, ORANGE, VERMILION, BLACK)

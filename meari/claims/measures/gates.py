@@ -26,7 +26,7 @@ from meari.models.language_model import LanguageModel
 
 GATED = (Family.GRU, Family.LSTM)
 GATES = {Family.GRU: ("update", "reset"), Family.LSTM: ("forget", "input", "output")}
-KEEPING = {Family.GRU: "update", Family.LSTM: "forget"}  # open, it keeps what was there
+KEEPING = {Family.GRU: "update", Family.LSTM: "forget"}  # open: it keeps the old value
 LINE_STYLES = {
     "GRU update": LineStyle("GRU update z (open: keeps)", GREEN, "^", "-"),
     "GRU reset": LineStyle("GRU reset r", ORANGE, "v", "--"),
@@ -38,7 +38,7 @@ SHIFTS = dict(
     zip(LINE_STYLES, np.linspace(-0.24, 0.24, len(LINE_STYLES)).tolist(), strict=True)
 )  # so that bars do not overlap
 WARMUP_TOKENS = 64
-LINE_PLACES = 30  # characters since the line end that are told apart
+LINE_PLACES = 30  # characters since the line end that are distinguished
 MIN_READ = 50  # readings that a mean is made of
 NUM_QUANTILES = 21
 REACTS = 0.05

@@ -42,7 +42,7 @@ from meari.models.language_model import LanguageModel
 
 ONE_PASS = "esn, one pass"
 TRAININGS = (*(family.value for family in FAMILIES), ONE_PASS)
-BUDGET_SHARE = 0.4  # of what is left, for the trainings: claim 4 comes after this one
+BUDGET_SHARE = 0.4  # share of the remaining budget for the trainings: claim 4 is measured later
 CURVE_POINTS = 6  # evaluations in a training
 CHEAPER = 2.0
 RADII = (0.9, 0.99)

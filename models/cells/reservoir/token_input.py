@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-Drive = Callable[[int], Tensor]  # time → floating [N, B], in storage that may be written into
+Drive = Callable[[int], Tensor]  # time → floating [N, B], which may be overwritten
 
 
 class TokenRows(nn.Module):

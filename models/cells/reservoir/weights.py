@@ -33,12 +33,12 @@ Float32s = NDArray[np.float32]
 Float64s = NDArray[np.float64]
 Int64s = NDArray[np.int64]
 
-DENSE_UNITS = 384  # up to here all eigenvalues are computed: a fraction of a second
+DENSE_UNITS = 384  # up to this size all eigenvalues are computed, in a fraction of a second
 SEARCH_WIDTHS = (96, 256)  # Arnoldi vectors that ARPACK keeps, one try after another
 NUM_EIGENVALUES = 6
 TOLERANCE = 1e-6
-MAX_RESTARTS = 60  # a random reservoir takes a few; where all eigenvalues lie on one circle none suffice
-_MEASURING_SEED = 0x5EED  # of ARPACK's first vector: measuring draws nothing from the model's own generators
+MAX_RESTARTS = 60  # a random reservoir needs a few; if all eigenvalues lie on one circle, no number suffices
+_MEASURING_SEED = 0x5EED  # seed of ARPACK's first vector: measuring does not use the model's own generators
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def test_an_interrupted_trial_is_run_again(tmp_path: Path, config: Config) -> No
 def test_a_search_is_neither_lost_nor_mixed_with_another(tmp_path: Path, config: Config) -> None:
     folder = tmp_path / "search"
     run(config, folder, replace(ALL, trials=1))
-    with pytest.raises(SearchError, match="go on with --resume, replace it with --overwrite"):
+    with pytest.raises(SearchError, match="continue it with --resume, replace it with --overwrite"):
         run(config, folder)
     with pytest.raises(SearchError, match="was started with another settings"):
         run(config, folder, start=Start.RESUME, settings={"model.hidden_size": [4]})
@@ -105,7 +105,7 @@ def test_a_search_is_neither_lost_nor_mixed_with_another(tmp_path: Path, config:
     (folder / NAME).write_text("no journal\n")
     with pytest.raises(SearchError, match="is damaged"):
         run(config, folder, start=Start.RESUME)
-    with pytest.raises(SearchError, match="expected a search to go on with"):
+    with pytest.raises(SearchError, match="expected a search to resume"):
         run(config, tmp_path / "none", start=Start.RESUME)
 
 
@@ -120,7 +120,7 @@ def test_budgets_of_time_end_trials_and_searches(tmp_path: Path, config: Config)
 def test_a_trial_without_time_for_a_step_has_failed(tmp_path: Path, config: Config) -> None:
     budget = Budget(trials=1, trial_minutes=0.5, minutes=0)
     found, _ = run(config, tmp_path / "search", budget, clock=Clock(seconds_per_look=60.0))
-    assert found.trials[0].problem == "the time was up before the first step"
+    assert found.trials[0].problem == "the time limit came before the first step"
     assert found.best is None
     assert not (tmp_path / "search" / BEST).exists()
 
