@@ -38,9 +38,9 @@ NO_TOKENS = np.zeros(0, dtype=np.int64)
 class Run:
     """A trained model, its held-out text and its report.
 
-    parts      what of the corpus is kept out of training, by name: `validation`, and `test` where there is one
+    parts      held-out parts of the corpus, by name: `validation`, and perhaps `test`
     has_ends   whether the training text taught where a text ends
-    report     report.png, or None where the folder has none
+    report     report.png, or None without one
     """
 
     checkpoint: Checkpoint
@@ -97,8 +97,8 @@ def export_bundle(
 ) -> ExportedBundle:
     """Write a run's best weights as a bundle.
 
-    overwrite   replace a bundle that is there
-    tell        is given a line before each stage
+    overwrite   replace an existing bundle
+    tell        called with a line before each stage
 
     Raises BundleExists, CheckFailed and UnusableRun, or what `models` raises for a run that cannot be read or a
     folder that another export is writing. In all of these cases the folder is as it was.

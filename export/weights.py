@@ -32,7 +32,7 @@ class LayerWeights:
     state       float32 [H, G * H]
     input_bias  float32 [G * H]
     state_bias  float32 [G * H]
-    initial     float32 [H] for each tensor of the state: what it is before any token; none: zero
+    initial     float32 [H] for each tensor of the state: its value before any token; none: zero
     norm        of the outputs, or None
     mogrifiers  of an LSTM, in turn float32 [H, input_size] and [input_size, H]
     """
@@ -101,7 +101,7 @@ Sparse = BlockPattern | RandomPattern
 class ReservoirLayerWeights:
     """Weights of s' = (1 - leak) s + leak tanh(W s + u + bias), with W as the pattern says.
 
-    below  what makes u of the layer below; None in the first layer, which tokens drive
+    below  matrix from the layer below to u; None in the first layer, which tokens drive
     leak   float32 [N], each in (0, 1]
     bias   float32 [N]
     """
@@ -160,7 +160,7 @@ class Affine:
 class AdaptiveWeights:
     """Clusters of rare tokens below the head of an adaptive softmax.
 
-    clusters  for each, what narrows a hidden vector, [H, D], and what turns that into logits, [D, tokens]
+    clusters  for each, the matrix that narrows a hidden vector, [H, D], and the one from there to logits, [D, tokens]
     rank      int64 [V]: a token's place among the tokens of the head, then of all clusters
     """
 

@@ -71,7 +71,7 @@ def fill_checkpoint(
 def load_checkpoint(folder: Path, device: torch.device | None = None) -> Checkpoint:
     """Read a run folder (its best weights) or a checkpoint folder; the model comes in evaluation mode.
 
-    A training that goes on may replace the checkpoint meanwhile: then the new one is read, whole.
+    A running training may replace the checkpoint meanwhile: then the new one is read.
 
     Raises CheckpointError where the folder is none, is incomplete, or its parts do not fit one another.
     """

@@ -82,7 +82,7 @@ class CorpusConfig:
 class TokenizerConfig:
     """Kind and size of a vocabulary.
 
-    vocabulary_size   bpe: the size to reach, all 256 bytes included; char, word: at most so many, 0: no limit
+    vocabulary_size      bpe: the size to reach, all 256 bytes included; char, word: the largest size, 0: no limit
     min_count            char, word: rarer entries become the unknown token; bpe: pairs rarer than this are not merged
     """
 
@@ -139,7 +139,7 @@ class ReservoirConfig:
     """Echo state network: family is esn. The fixed weights are drawn once from the seed; the readout alone is trained.
 
     Reservoirs:
-    layers, reservoirs      stacked layers; each one's units are dealt out to so many reservoirs side by side
+    layers, reservoirs      stacked layers; the units of each are divided among the reservoirs, side by side
     units                   of one layer, all of its reservoirs together
     pattern                 of recurrent weights and of those between layers: block (block_size) or random (in_edges)
     spectral_radius         of every reservoir; with spectral_radius_min the reservoirs of a layer have radii from that
@@ -152,7 +152,7 @@ class ReservoirConfig:
     Input:
     input_tokens            how many of the last tokens enter the first layer; more than one need an embedding_size
     embedding_size          of the frozen embeddings of tokens; 0: a row of its own for every token
-    input_scale             how strongly they enter: the largest weight without embeddings, the deviation of what enters
+    input_scale             strength of the input: the largest weight without embeddings, else deviation of the drive
                             a unit with them
     input_decay             how strongly a token enters compared with the one after it
     input_reach             all: every unit sees all input_tokens; staggered: by turns the last 1, 2, … of them
@@ -160,10 +160,10 @@ class ReservoirConfig:
     Readout:
     features                units of a frozen expansion between states and readout: products with feature_edges states
                             each, shared by feature_block units, then tanh; 0: the readout sees the states alone
-    feature_scale           deviation of what enters a feature, as far as states have a deviation of one
+    feature_scale           deviation of a feature's input if states have a deviation of one
     feature_bias            biases of the features are drawn evenly from -feature_bias … feature_bias
     readout, ridge          trained by cross-entropy, or solved by ridge regression with this much of a ridge
-    readout_rank            softmax alone: logits are V (P x) with P of so many rows; 0: one matrix
+    readout_rank            softmax only: logits are V (P x), where P has this many rows; 0: one matrix
     """
 
     family: Family = choice(Family)
@@ -207,8 +207,8 @@ class TrainingConfig:
     max_minutes 0: no limit; threads 0: torch's own choice.
 
     chunk_spread                 standard deviation of a chunk's length around chunk_length, in tokens; 0: all are equal
-    activation_regularisation    this times the mean square of what enters the output layer is added to the loss
-    temporal_regularisation      this times the mean square of its change from step to step
+    activation_regularisation    factor of the mean square of the output layer's input, added to the loss
+    temporal_regularisation      factor of the mean square of its change from step to step, added to the loss
     averaging                    ema: of all steps, each ema_decay times the one before; triggered: of all steps since
                                  trigger_patience evaluations brought nothing better
     precision                    of products: bfloat16 is up to twice as fast on a CPU that has it

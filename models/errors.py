@@ -4,11 +4,11 @@ Input: a message. Output: an exception. Must not know: the code that raises it.
 
     ModelsError
     ├── ConfigError             the TOML file or the JSON of a checkpoint; carries all problems at once
-    ├── CorpusError             names the file and, where there is one, the line
+    ├── CorpusError             names the file and, if known, the line
     │   ├── UnreadableFile      missing, no permission, a damaged or truncated .gz
     │   ├── BrokenText          bytes that are not UTF-8
     │   ├── EmptyCorpus         no document, or none left, in a part of the corpus
-    │   └── BlocklistError      a line of the blocklist that is no regular expression
+    │   └── BlocklistError      a line of the blocklist that is not a regular expression
     ├── TokenizerError          a tokenizer.json that is missing, damaged or not ours; an unsuitable vocabulary
     ├── TokenFileError          a prepared token file that is damaged
     ├── ReservoirError          a reservoir that cannot have the spectral radius asked for

@@ -27,7 +27,7 @@ class RecurrentLanguageModel(LanguageModel):
     """Embedding, a stack of RNN, GRU or LSTM layers, and an output layer that may share the embedding's weights.
 
     x_t = embedding[token_t]              h^0_t = x_t
-    h^l_t = cell_l(h^{l-1}_t)             l = 1 … num_layers; normalised where there are norms
+    h^l_t = cell_l(h^{l-1}_t)             l = 1 … num_layers; normalised if `norms` is not empty
     y_t = V h_t + b                       V is `output`, or a head and clusters: `adaptive`
     y_t = embedding (P h_t) + b           tied: P is `projection`, left out where H = E
 

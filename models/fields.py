@@ -24,7 +24,7 @@ _RULE = "rule"
 class Rule:
     """Rule of a single value: in words, and as a function that returns the value or `_REFUSED`.
 
-    names   that a value may be mistyped for
+    names   valid values, for the hint about a mistyped one
     """
 
     expected: str
@@ -36,7 +36,7 @@ class Rule:
 class TableRule:
     """Rule between several values of one table: `check(*values)` returns a problem or None.
 
-    It is asked only where every one of `keys` has a value that is right on its own.
+    It is called only if each of `keys` has a value that is valid on its own.
     """
 
     keys: tuple[str, ...]
@@ -162,7 +162,7 @@ def read_table(
 
     section   what stands before a key in a problem: "corpus." or, for the top of the file, ""
     problems  appended to
-    known     names of tables beside the fields, told to whoever mistypes a key
+    known     names of tables beside the fields, listed in the message about a mistyped key
     returns   the values that are right, defaults included; incomplete where `problems` grew
     """
     fields = {field.name: field for field in dataclasses.fields(kind) if _RULE in field.metadata}

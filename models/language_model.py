@@ -57,7 +57,7 @@ class LanguageModel(nn.Module):
 
         tokens   int64 [B, T], each in [0, V), T >= 1
         state    before the first token
-        returns  hidden float32 [B, T, H], what enters the output layer after each token, and the state after the last
+        returns  hidden float32 [B, T, H], the output layer's input after each token, and the state after the last
         """
         raise NotImplementedError
 

@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 
-from meari.bundle_format.names import Family
+from meari.models.cells import NUM_GATES
 from meari.models.choices import Averaging, Pattern, Readout
 from meari.models.config import Config, RecurrentConfig, ReservoirConfig
 from meari.models.config_rules import MIN_VOCABULARY
 from meari.models.errors import TrainingError
 from meari.models.fields import show
 
-GATES = {Family.RNN: 1, Family.GRU: 3, Family.LSTM: 4}
 FLOAT, DOUBLE, INDEX = 4, 8, 8  # bytes
 TRAINED = 4 * FLOAT  # a weight, its gradient, two moments
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
@@ -44,8 +43,8 @@ def check_memory(
 ) -> None:
     """Raise TrainingError if a training cannot fit into the memory of the machine.
 
-    vocabulary_size   None: not known yet, so the least that the tokenizer may have
-    chunk_length      what it is at the least; 1 where the corpus is not known yet
+    vocabulary_size   None: unknown yet, so the smallest that the tokenizer may have
+    chunk_length      smallest length of a chunk; 1 while the corpus is unknown
     """
     vocabulary = vocabulary_size or MIN_VOCABULARY[config.tokenizer.kind]
     available = _available(device)
@@ -79,7 +78,7 @@ def _ran_out(error: BaseException) -> TrainingError:
     )
 
 
-# --- what is needed -----------------------------------------------------------------------------------
+# --- memory needed -----------------------------------------------------------------------------------
 
 
 def _least_bytes(config: Config, vocabulary: int, chunk: int, num_processes: int) -> int:
@@ -94,7 +93,7 @@ def _least_bytes(config: Config, vocabulary: int, chunk: int, num_processes: int
 
 def _recurrent_numbers(model: RecurrentConfig, vocabulary: int) -> tuple[int, int]:
     """Count trained weights, and the outputs of all layers for one token."""
-    gates, embedding = GATES[model.family], model.embedding_size
+    gates, embedding = NUM_GATES[model.family], model.embedding_size
     if model.layer_sizes:
         inputs = (embedding, *model.layer_sizes)
         weights = sum(gates * size * (below + size) for below, size in itertools.pairwise(inputs))
@@ -151,7 +150,7 @@ def _smaller_models(model: Any) -> Iterator[tuple[str, object, Any]]:
             yield field.name, value, replace(model, **{field.name: 1})
 
 
-# --- what there is ------------------------------------------------------------------------------------
+# --- memory available --------------------------------------------------------------------------------
 
 
 def _available(device: torch.device) -> int | None:

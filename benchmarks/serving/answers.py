@@ -30,8 +30,8 @@ class Exchange:
     scheduled   when the request was to be sent; waiting times count from here
     pieces      bytes in the order of their arrival, the head included
     ended       None while the answer is incomplete
-    failure     why there is no whole answer; "" otherwise
-    cut_off     when the load ended before the answer did; None otherwise
+    failure     reason of an incomplete answer; "" otherwise
+    cut_off     end of the load, if the answer had not ended by then; None otherwise
     """
 
     num_tokens: int

@@ -35,21 +35,21 @@ def say(text: str) -> None:
 
 @dataclass
 class Benchmark:
-    """One run. `bundle` gives the folder in which a model lies alone; `work` holds logs."""
+    """One run. `bundle` returns the folder of a model without other bundles; `work` holds logs."""
 
     plan: BenchmarkPlan
     results: Results
     bundle: Callable[[str], Path]
     work: Path
     num_cpus: int
-    deadline: float  # on time.monotonic's clock; the rounds end before it, by what the plan keeps for the probes
+    deadline: float  # on time.monotonic's clock; the rounds end earlier, by the probes' share of the plan
 
     def run(self) -> None:
         """Measure every round, then the machine's peak."""
         for turn in self.plan.rounds:
             try:
                 place = self.bundle(turn.model)
-            except Exception as error:  # noqa: BLE001 (the other models go on)
+            except Exception as error:  # noqa: BLE001 (the other models follow)
                 self.results.failures[f"all / {turn.model}"] = f"no bundle: {error}"
                 continue
             for server in turn.servers:
@@ -136,7 +136,7 @@ class Benchmark:
     def _serve_once(self, server: Server, served: ServedBundle, loads: list[Load]) -> list[Load]:
         """Start the server and put loads on it; return the loads that are left because it did not come to rest.
 
-        A server that goes on with requests whose clients are gone would carry one load into the next.
+        A server that continues requests of closed connections would carry one load into the next.
         """
         port = free_port()
         command, environment = server.command(served, port)

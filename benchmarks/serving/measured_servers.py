@@ -42,7 +42,7 @@ class Server:
     families       of bundles that it can serve
     streams        whether text comes before the answer is complete
     scores         whether it takes /score
-    wrap           what its framework puts around a body
+    wrap           puts the framework's own frame around a body
     """
 
     name: str

@@ -114,7 +114,7 @@ POLL_SECONDS = 0.02
 END_SECONDS = 10.0
 LOG_LINES = 15
 IDLE_SECONDS = 0.2
-IDLE_SHARE = 0.5  # of one CPU: less than any load, more than what idle servers do for themselves
+IDLE_SHARE = 0.5  # of one CPU: less than any load, more than idle servers use
 
 
 class StartFailed(Exception):

@@ -26,7 +26,7 @@ def run_together(
 ) -> list[list[dict[str, Any]]]:
     """Start a module several times and start all measurements together, `num_results` times.
 
-    returns   for each result, what each process printed
+    returns   for each result, the JSON of each process
     Raises ProgramFailed.
     """
     command = [sys.executable, "-m", f"benchmarks.serving.inside.{module}", *arguments]

@@ -36,7 +36,7 @@ def poisson_times(rate: float, seconds: float, generator: random.Random) -> Iter
         time += generator.expovariate(rate)
 
 
-NUM_WORDS = 9_998  # and the two tokens that are no words: the end and the unknown one
+NUM_WORDS = 9_998  # without the two tokens that are not words: the end and the unknown one
 CONSONANTS = "bdfghjklmnprstvwz"
 VOWELS = "aeiou"
 WORDS_SEED = 20

@@ -110,8 +110,8 @@ def split(text: str, share: float, folder: Path) -> CorpusConfig:
 def measure(base: Config, change: Change, folder: Path) -> dict[str, float]:
     """Train once.
 
-    Returns `loss`, nats a character of the held-out part; `training_loss`, nats a token at the end, what regularisation
-    adds included; `cpu_seconds`, evaluations included.
+    Returns `loss`, nats a character of the held-out part; `training_loss`, nats a token at the end, with the
+    penalties of regularisation; `cpu_seconds`, evaluations included.
     """
     config = replace(with_settings(base, change.settings), seed=change.seed)
     run = open_run(folder, config, Start.OVERWRITE)

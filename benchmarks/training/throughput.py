@@ -63,7 +63,7 @@ class Cost:
     """Cost of one step: median seconds.
 
     first_cpu_seconds  of the step that is not counted, which may have compiled
-    operators          share of a step's time that each took itself; {}: not looked at
+    operators          share of a step's time that each took itself; {}: not profiled
     """
 
     cpu_seconds: float

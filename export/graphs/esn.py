@@ -32,7 +32,7 @@ from meari.export.weights import (
 class ReservoirState:
     """State of a reservoir in the graph.
 
-    recent   float32 [batch, (k - 1) * E], the embeddings of the last tokens, or None where none are remembered
+    recent      float32 [batch, (k - 1) * E], the embeddings of the last tokens, or None where none are remembered
     states      float32 [batch, N], one a layer
     """
 
@@ -59,7 +59,7 @@ def esn_step(
 
     token    int64 [batch]
     recent   as in `ReservoirState`, like the states
-    returns  what they are after the token
+    returns  both after the token
     """
     first = weights.layers[0]
     if isinstance(weights.entering, RecentTokensWeights):

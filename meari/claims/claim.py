@@ -32,7 +32,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition of a criterion: in words, whether it is met, and the figures that say so.
+    """One condition of a criterion: in words, its outcome, and its figures.
 
     what   the same for every seed
     """
@@ -59,7 +59,7 @@ def shared_verdict(seeds: Sequence[Sequence[Condition]]) -> Verdict:
 class Measurement(Generic[Numbers]):
     """Numbers of a claim with one seed.
 
-    left_out   what the budget did not suffice for, a phrase each
+    left_out   parts that the budget did not reach, a phrase each
     """
 
     numbers: Numbers
@@ -126,12 +126,12 @@ def nothing_expected(_seeds: Sequence[Numbers]) -> tuple[Expectation, ...]:
 class Claim(Generic[Numbers]):
     """A claim.
 
-    kind      the dataclass of the claim's numbers, so that they can be read back from JSON
-    says       what the lecture says
-    setting    how it was measured, from the sizes alone
+    kind       the dataclass of the claim's numbers, so that they can be read back from JSON
+    says       the lecture's statement
+    setting    the way of measuring, from the sizes alone
     judge      the conditions, from the numbers of one seed alone
     describe   two sentences, from the numbers of all seeds
-    expect     what must hold if the measurement is sound, whatever the verdict; the page is refused where it does not
+    expect     conditions of a sound measurement, whatever the verdict; otherwise the page is refused
     """
 
     number: int

@@ -26,8 +26,8 @@ and once, before the first step, r directions are found on a sample of S tokens,
 
     4 S K H + 6 S' H r + 2 H r²
 
-In one pass. X^T X is summed in bands from its diagonal on, and the targets select rows, which is no product; the last
-tokens, n', are scored once for calibration:
+In one pass. X^T X is summed in bands from its diagonal on, and the targets select rows, which is not a product; the
+last tokens, n', are scored once for calibration:
 
     n (K H + bands) + n' (K H + V H) + V H² + V H          bands = sum of width (H - begin)
 """
@@ -38,6 +38,7 @@ from torch import nn
 
 from meari.bundle_format.names import Family
 from meari.claims.sizes import Sizes
+from meari.models.cells import NUM_GATES
 from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
 from meari.models.families import build_model
 from meari.models.language_model import LanguageModel
@@ -48,7 +49,6 @@ from meari.models.readout.states import MAX_ROWS, MIN_PIECE_TOKENS, WARMUP_TOKEN
 FAMILIES = (Family.RNN, Family.GRU, Family.LSTM, Family.ESN)
 THROUGH_TIME = (Family.RNN, Family.GRU, Family.LSTM)  # trained by back-propagation through time
 NAMES = {Family.RNN: "Elman", Family.GRU: "GRU", Family.LSTM: "LSTM", Family.ESN: "ESN"}
-NUM_GATES = {Family.RNN: 1, Family.GRU: 3, Family.LSTM: 4}
 SPECTRAL_RADIUS, LEAK_MIN = 0.5, 0.7  # a short memory serves a language model best, see models/configs
 TOLERANCE = 0.02
 

@@ -47,9 +47,9 @@ class SettledCondition:
 class ClaimResult:
     """Result of a claim.
 
-    verdict, conditions   of all seeds; empty as long as nothing has been judged
+    verdict, conditions   of all seeds; empty until the claim is judged
     numbers               by seed, the claim's numbers as plain JSON
-    left_out              what the budget did not suffice for, a phrase each
+    left_out              parts that the budget did not reach, a phrase each
     seconds               of all seeds, by the clock, models trained for others included
     """
 

@@ -37,7 +37,7 @@ class Order:
 
     minutes      the budget
     only         numbers of claims, none for all
-    is_resumed   keep what the folder has of the same text and sizes, and measure what is missing
+    is_resumed   keep the folder's results of the same text and sizes, and measure the missing ones
     """
 
     output: Path

@@ -24,7 +24,7 @@ JUDGED_SIZES = {
 class Sizes:
     """Sizes of all measurements.
 
-    seeds               of weights, streams and sampling; everything is measured once for each
+    seeds                  of weights, streams and sampling; everything is measured once for each
     parameters          trained ones of every model
     steps, batch_size, chunk_length, evaluate_every   of training
     evaluated_tokens       of the validation part, for choosing the length of schedules

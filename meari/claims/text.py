@@ -53,7 +53,7 @@ KINDS = tuple(CharacterKind)
 class Text:
     """Text as token ids in three parts.
 
-    training, validation, held_out   int64 [num_tokens]
+    training, validation, held_out      int64 [num_tokens]
     kinds                               int64 [vocabulary], the place in KINDS of each token's character
     """
 
@@ -129,7 +129,7 @@ ZIPF = 0.7  # earlier entries of a list are likelier: weights (rank + 1) ** -ZIP
 
 
 def made_text(num_characters: int, seed: int) -> str:
-    """Make at least so many characters of speeches; the same seed gives the same text."""
+    """Make speeches of at least `num_characters` characters; the same seed gives the same text."""
     generator = np.random.default_rng(seed)
     speeches: list[str] = []
     length = 0

@@ -22,7 +22,7 @@ TRAINING_BUDGET_SHARE = 0.25  # largest share of the remaining budget for one of
 class Workbench:
     """Everything that claims share.
 
-    tell   called with a line about what is being done
+    tell   called with a line about each piece of work
     """
 
     text: Text

@@ -5,9 +5,13 @@ vocabularies, training; `esn`, a whole reservoir model, knows tokens. `rnn`, `gr
 weights that share `Cell`.
 """
 
+from meari.bundle_format.names import Family
 from meari.models.cells.cell import Cell
 from meari.models.cells.gru import GruCell
 from meari.models.cells.lstm import LstmCell
 from meari.models.cells.rnn import RnnCell
 
-__all__ = ["Cell", "GruCell", "LstmCell", "RnnCell"]
+__all__ = ["NUM_GATES", "Cell", "GruCell", "LstmCell", "RnnCell"]
+
+# Blocks of rows in the weights of a trained family's cell.
+NUM_GATES = {Family.RNN: RnnCell.num_gates, Family.GRU: GruCell.num_gates, Family.LSTM: LstmCell.num_gates}

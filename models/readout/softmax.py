@@ -42,7 +42,7 @@ SAMPLE_PIECES = 64
 class Whitening:
     """Coordinates in which the states vary evenly.
 
-    mean, deviation   float32 [N]
+    mean, deviation      float32 [N]
     directions           float32 [N, r], orthonormal columns
     gains                float32 [r + 1]: one a direction, and last the one of all that is left
     """
@@ -140,7 +140,7 @@ class ReadoutAdamW(torch.optim.Optimizer):
     """AdamW over one linear layer whose inputs are the states of a reservoir.
 
     readout        its weight float32 [V, N] and bias float32 [V]; the weight is zero before the first step
-    behind         of a low-rank readout: the layer behind that one, whose inputs are no states: plain AdamW
+    behind         of a low-rank readout: the second layer, whose inputs are not states: plain AdamW
     measure        makes the whitening; called once, at the first step of a run
     betas          decay of the gradient's two moments
     weight_decay   pull towards zero, in the whitened coordinates; not on the bias

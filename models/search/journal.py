@@ -22,11 +22,11 @@ NAME = "search.jsonl"
 class Trial:
     """One finished trial.
 
-    number   from 1 on
-    settings    as they were drawn
+    number      counted from 1
+    settings    drawn values
     loss        nats a character of the validation text; None where training failed
-    problem     why it failed, or ""
-    seconds     that the trial took in all
+    problem     reason of a failure, or ""
+    seconds     of the whole trial
     """
 
     number: int
@@ -98,9 +98,9 @@ def ranked(trials: list[Trial]) -> list[Trial]:
 class SearchResult:
     """Result of a search.
 
-    trials   in the order in which they ran
-    shares      how much each setting explains, see `meari.models.search.importance`
-    signal      that ended the search, or None
+    trials      in the order of their runs
+    shares      share that each setting explains, see `meari.models.search.importance`
+    signal      number of the signal that ended the search, or None
     """
 
     trials: list[Trial]

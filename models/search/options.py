@@ -33,7 +33,7 @@ class _SearchTable:
 class Options:
     """Ranges and budget of a search.
 
-    settings   what varies, as TOML has it
+    settings   ranges, as in TOML
     """
 
     settings: Mapping[str, object]

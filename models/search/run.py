@@ -46,7 +46,7 @@ MIN_SECONDS = 1.0  # of remaining budget, below which no trial is started
 class Budget:
     """Limits of a search.
 
-    trials        how many, those of an earlier part of the search included
+    trials           how many, those of an earlier part of the search included
     trial_minutes    after which a trial's training is ended and measured; 0: as long as its config says
     minutes          of all trials together; 0: no limit
     """
@@ -68,11 +68,11 @@ def search(
 ) -> SearchResult:
     """Run trials until a budget is used up or a signal asks to stop.
 
-    display_of   what the training of a trial reports to, by its number
-    tell         is given a line after each trial
+    display_of   returns the display of a trial's training, by its number
+    tell         called with a line after each trial
 
     Raises SearchError, FolderInUse, ConfigError, CorpusError; the trials that ended before stay in the journal. A trial
-    whose training fails (TrainingError, ReservoirError) is noted as such, and the search goes on.
+    whose training fails (TrainingError, ReservoirError) is recorded as failed, and the search continues.
     """
     journal = Journal(folder)
     if start is Start.RESUME:

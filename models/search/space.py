@@ -65,8 +65,8 @@ class Choices:
 class Space:
     """Config and ranges of a search.
 
-    config   what every trial begins with
-    varied      by the name of the setting: "model.units"
+    config      settings that all trials share
+    varied      ranges by the name of the setting: "model.units"
     """
 
     config: Config
@@ -75,7 +75,7 @@ class Space:
     def draw(self, generator: np.random.Generator) -> tuple[dict[str, Value], Config]:
         """Draw the settings of one trial; return them and their config.
 
-        Raises ConfigError where hardly any draw gives settings that fit each other.
+        Raises ConfigError if hardly any draw gives settings that fit one another.
         """
         for _ in range(MAX_DRAWS):
             drawn = {name: _rounded(self.config, name, spec.draw(generator)) for name, spec in self.varied.items()}

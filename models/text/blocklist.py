@@ -45,7 +45,7 @@ def _tail(text: str) -> str:
 def load_blocklist(path: str) -> Blocklist:
     """Read a blocklist; the empty name gives one that matches nothing.
 
-    Raises UnreadableFile, BrokenText, and BlocklistError: a line that is no regular expression or matches any text.
+    Raises UnreadableFile, BrokenText, and BlocklistError: a line that is not a regular expression or matches any text.
     """
     if not path:
         return Blocklist()

@@ -40,7 +40,7 @@ class TokenCounts:
 
     num_characters   of the documents in NFC, in Unicode code points; a document's end counts none
     num_bytes        of the same text in UTF-8
-    num_unknown      tokens that are <|unk|>
+    num_unknown      tokens <|unk|>
     num_blocked      documents that the blocklist left out; not in the other counts
     """
 
@@ -57,9 +57,9 @@ class TokenCounts:
     def has_ends(self) -> bool:
         """True if a model trained on this text learns where a text ends.
 
-        There must be ends to learn from, and not too far apart: more than one line or paragraph, or a hundred files,
-        of 10,000 tokens each at most on average. Else the text is one stream, cut somewhere, and the probability of
-        an end is noise.
+        There must be enough ends, and not too far apart: more than one line or paragraph, or a hundred files, of at
+        most 10,000 tokens each on average. Otherwise the text is one stream, cut somewhere, and the probability of an
+        end is noise.
         """
         fewest = MIN_FILES_WITH_ENDS if self.unit is Unit.FILE else 2
         return self.num_documents >= fewest and self.num_tokens <= MAX_TOKENS_PER_END * self.num_documents

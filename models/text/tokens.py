@@ -67,8 +67,8 @@ def prepare(config: Config, folder: Path) -> PreparedCorpus:
 
     folder   of the run; made where it does not exist
 
-    Raises CorpusError (UnreadableFile, BrokenText, EmptyCorpus, BlocklistError), which names the file and, where
-    there is one, the line; TokenizerError. What was there before stays until all parts are written.
+    Raises CorpusError (UnreadableFile, BrokenText, EmptyCorpus, BlocklistError), which names the file and, if known,
+    the line; TokenizerError. The earlier files stay until all parts are written.
     """
     corpus = _Corpus(config.corpus)
     made_from = corpus.made_from(config)

@@ -157,7 +157,7 @@ def _copy(sources: list[Tensor], targets: list[nn.Parameter]) -> None:
 def penalty(hidden: Tensor, config: TrainingConfig) -> Tensor:
     """Return activation regularisation and its temporal form.
 
-    hidden   float [B, T, H], what enters the output layer
+    hidden   float [B, T, H], the input of the output layer
     returns  float32, a scalar: weighted means of h_t^2 and of (h_t - h_{t-1})^2
     """
     added = torch.zeros((), device=hidden.device)

@@ -42,11 +42,11 @@ class Progress:
 
     step                    finished steps
     best_validation         lowest nats per token so far, None before the first evaluation
-    best_step               when that was
+    best_step               its step
     evaluations_since_best  for early stopping
     seconds                 of training, all parts of the run together
-    is_finished             nothing is left to do
-    tokens                  that all streams have taken together
+    is_finished             True if nothing is left to do
+    tokens                  of all streams together
     """
 
     step: int = 0

@@ -1,7 +1,7 @@
 """BentoML with adaptive batching of whole requests. A batchable endpoint takes and returns a list; it cannot stream.
 
-Tuned by its documentation: one worker a CPU, `max_batch_size` of what the model takes, `max_latency_ms` far above what
-an answer takes, so that its dispatcher refuses nothing.
+Tuned by its documentation: one worker a CPU, `max_batch_size` as large as the model takes, `max_latency_ms` far above
+the time of an answer, so that its dispatcher refuses nothing.
 """
 
 import os

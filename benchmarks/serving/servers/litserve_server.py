@@ -59,7 +59,7 @@ class Generate(litserve.LitAPI):
 
 
 class Loop(ContinuousBatchingLoop):
-    """Takes what waits between two steps, and goes on at once."""
+    """Loop that takes waiting requests between two steps, without a pause."""
 
     async def run(self, lit_api: Generate, *arguments: Any, **named: Any) -> None:
         if not lit_api.has_active_requests():

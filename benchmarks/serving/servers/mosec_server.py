@@ -1,6 +1,6 @@
 """mosec with dynamic batching of whole requests; streamed answers by its server-sent events worker.
 
-Tuned by its documentation: one worker process a CPU, `max_batch_size` of what the model takes, a short
+Tuned by its documentation: one worker process a CPU, `max_batch_size` as large as the model takes, a short
 `max_wait_time`, a timeout and a queue that no request of the load runs into.
 """
 

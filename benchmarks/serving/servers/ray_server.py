@@ -1,8 +1,8 @@
 """Ray Serve with dynamic batching; answers stream through its batched generators.
 
-Tuned by its documentation: one replica a CPU, `max_batch_size` of what the model takes, a short
+Tuned by its documentation: one replica a CPU, `max_batch_size` as large as the model takes, a short
 `batch_wait_timeout_s`, `max_ongoing_requests` above the batch size. The model runs in a thread, so that a replica's
-event loop goes on collecting requests.
+event loop continues to collect requests.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class Model:
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=WAIT_SECONDS)
     async def stream(self, asks: list[Ask]) -> AsyncIterator[list[Any]]:
-        """One list a step: an event a request, "" where there is none yet, StopIteration where it has ended."""
+        """Yield one list a step: an event a request, "" before its first, StopIteration after its end."""
         left = [ask["max_tokens"] for ask in asks]
         steps = self.model.steps(asks)
         while step := await asyncio.to_thread(next, steps, None):

@@ -91,7 +91,7 @@ DOUBLED = 2.0
 class ReservoirLayer(nn.Module):
     """Layer of leaky units.
 
-    weights, below   of either pattern, N units each
+    weights, below      of either pattern, N units each
     leak, bias          float32 [N], leak in (0, 1]
     """
 
@@ -140,7 +140,7 @@ class ReservoirLayer(nn.Module):
 class Expansion(nn.Module):
     """Frozen nonlinear expansion of states.
 
-    sources   int64 [S, K], the states that each group of features sees
+    sources      int64 [S, K], the states that each group of features sees
     weights      float32 [S, K, O], S * O = F
     bias         float32 [S, 1, O]
     """
