@@ -21,7 +21,7 @@ def page(results: Results, claims: Sequence[Claim[Any]]) -> str:
     parts = [TITLE, _head(results), _table(results, measured)]
     if results.skipped:
         numbers = ", ".join(map(str, results.skipped))
-        parts.append(f"The budget of time ended before these claims were measured: {numbers}.")
+        parts.append(f"The time budget ended before these claims were measured: {numbers}.")
     parts += [_section(claim, results) for claim in measured]
     return "\n\n".join(parts) + "\n"
 
@@ -41,24 +41,24 @@ def _head(results: Results) -> str:
             f"{results.cpu_minutes:g} of them CPU time; {results.machine}."
         ),
         (
-            f"Text: {setup.text}; {training:,} characters to train on, {validation:,} for choosing "
-            f"the length of schedules, "
-            f"{held_out:,} held out, one part behind the other. A token is a character. All losses are in nats a token."
+            f"Text: {setup.text}; {training:,} characters for training, {validation:,} to choose the length of "
+            f"schedules, {held_out:,} held out, in this order. A token is a character. All losses are in nats a token."
         ),
         (
-            f"Trained parameters: {models}. The echo state network's are its readout alone, the others' are all they "
-            f"have. Every model has one layer and is trained from {seeds} (weights, order of the text, sampling); "
-            f"AdamW, a half cosine, at most {sizes.steps:,} steps of {sizes.batch_size} × {sizes.chunk_length} tokens "
-            "where nothing else is said; no training stops before its schedule ends, and the weights at its end are "
-            "measured. Figures are the mean ± standard deviation over seeds, or, where they differ by "
-            "orders of magnitude, the median (smallest … largest)."
+            f"Trained parameters: {models}. Those of the echo state network are its readout alone, those of the others "
+            f"all of their parameters. Every model has one layer and is trained from {seeds} (weights, order of the "
+            f"text, sampling); AdamW, a half cosine, at most {sizes.steps:,} steps of "
+            f"{sizes.batch_size} × {sizes.chunk_length} tokens unless stated otherwise; every training runs its "
+            "schedule to the end, and the final weights are measured. "
+            "Figures are the mean ± standard deviation over seeds, or, if they differ by orders of magnitude, the "
+            "median (smallest … largest)."
         ),
         (
-            "A criterion is a list of conditions, fixed in the code and computed from the numbers of each seed by "
-            f"itself: a claim {Verdict.HOLDS} where all are met, {Verdict.IN_PART} where some are, {Verdict.DOES_NOT} "
-            f"where none is, and is {Verdict.NOT_SETTLED} where seeds give different verdicts. Judged are runs of at "
-            f"least {judged}, {JUDGED_CHARACTERS:,} characters of text and {JUDGED_SEEDS} seeds that the budget left "
-            f"nothing out of; others are {Verdict.TOO_SMALL}. Small models and one text: a demonstration, no proof. "
+            "A criterion is a list of conditions, fixed in the code and computed from the numbers of each seed on its "
+            f"own: a claim {Verdict.HOLDS} if all are met, {Verdict.IN_PART} if some are, {Verdict.DOES_NOT} if none "
+            f"is, and is {Verdict.NOT_SETTLED} if seeds give different verdicts. A run is judged if it has at least "
+            f"{judged}, {JUDGED_CHARACTERS:,} characters of text and {JUDGED_SEEDS} seeds, and the budget left nothing "
+            f"out; other runs are {Verdict.TOO_SMALL}. Small models and one text: a demonstration, not a proof. "
             "Every number is in [results.json](results.json)."
         ),
     )
@@ -89,7 +89,9 @@ def _section(claim: Claim[Any], results: Results) -> str:
     reasons = results.too_small(str(claim.number))
     verdict = f"**{result.verdict}.**" + (f" Reasons: {'; '.join(reasons)}." if reasons else "")
     seeds = "seed" if len(result.numbers) == 1 else "each of the seeds"
-    left_out = [f"Left out, for want of time: {'; '.join(result.left_out)}.", ""] if result.left_out else []
+    left_out = (
+        [f"Left out, because the time budget ended: {'; '.join(result.left_out)}.", ""] if result.left_out else []
+    )
     return "\n".join(
         [
             f"## {_heading(claim)}",
@@ -100,12 +102,12 @@ def _section(claim: Claim[Any], results: Results) -> str:
             "",
             f"{verdict} {first} {second}",
             "",
-            f"| condition | measured, with {seeds} {', '.join(result.numbers)} (one line where all are alike) | |",
+            f"| condition | measured, with {seeds} {', '.join(result.numbers)} (one line if all are equal) | |",
             "|---|---|---|",
             *(_row(condition, is_judged=not reasons) for condition in result.conditions),
             "",
             *left_out,
-            f"{claim.setting} Took {result.seconds:.0f} s, models included that later claims share.",
+            f"{claim.setting} Took {result.seconds:.0f} s, including models that later claims share.",
         ]
     )
 

@@ -96,7 +96,7 @@ class Results:
         measured = len(claim.numbers)
         if measured < min(len(sizes.seeds), JUDGED_SEEDS):
             reasons += (f"{measured} of {len(sizes.seeds)} seeds measured, judged from {JUDGED_SEEDS}",)
-        return reasons + (("the budget of time left parts out",) if claim.left_out else ())
+        return reasons + (("the time budget left parts out",) if claim.left_out else ())
 
     @property
     def has_verdicts(self) -> bool:

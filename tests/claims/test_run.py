@@ -108,7 +108,7 @@ def test_judged_claim_needs_every_seed_and_all_of_its_parts() -> None:
     short = replace(claim, numbers=dict(list(claim.numbers.items())[:2]))
     parts = replace(claim, left_out=("the LSTM had 3 of 400 training steps (seed 1)",))
     assert replace(results, claims={"1": short}).too_small("1") == ("2 of 3 seeds measured, judged from 3",)
-    assert replace(results, claims={"1": parts}).too_small("1") == ("the budget of time left parts out",)
+    assert replace(results, claims={"1": parts}).too_small("1") == ("the time budget left parts out",)
 
 
 def test_links_of_the_page_exist(folder: Path) -> None:
@@ -162,7 +162,7 @@ def test_what_the_budget_does_not_reach_is_said(tmp_path: Path) -> None:
     ticks = count(step=1000)
     results = measured_into(tmp_path, 1, 2, clock=lambda: float(next(ticks)))
     assert results.skipped
-    assert "The budget of time ended before these claims were measured" in (tmp_path / "README.md").read_text()
+    assert "The time budget ended before these claims were measured" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize("content", [None, b"{", b'{"format_version": 1}', b'{"format_version": 2}'])

@@ -100,8 +100,8 @@ def describe(seeds: Sequence[Context]) -> tuple[str, str]:
     )
     ends = ", ".join(f"{NAMES[family]} {loss(family, 0)} → {loss(family, -1)}" for family in FAMILIES)
     return (
-        f"Within {NEAR:g} nats a token of the loss with {lengths[-1]} tokens of history are: {used} tokens.",
-        f"From {lengths[0]} to {lengths[-1]} tokens of history the loss goes: {ends}.",
+        f"The loss is within {NEAR:g} nats a token of that with {lengths[-1]} tokens of history after: {used} tokens.",
+        f"From {lengths[0]} to {lengths[-1]} tokens of history the loss falls: {ends}.",
     )
 
 
@@ -139,11 +139,12 @@ CLAIM = Claim(
     number=6,
     slug="context",
     title="How much context each family uses",
-    says="A recurrent net could use all that it has read; in fact an Elman net uses little of it, a gated one more, "
-    "and a fixed reservoir only the last few tokens.",
+    says="A recurrent net could use everything that it has read; in fact an Elman net uses little of it, a gated one "
+    "more, and a fixed reservoir only the last few tokens.",
     kind=Context,
     setting=f"Loss at the same held-out places after only the last k tokens, read from the initial state; the context "
-    f"used is where it comes within {NEAR:g} nats of the longest, interpolated between the measured k.",
+    f"used is the k at which it comes within {NEAR:g} nats of that of the longest history, interpolated between the "
+    "measured k.",
     measure=measure,
     judge=judge,
     describe=describe,

@@ -99,7 +99,7 @@ def judge(numbers: Data) -> tuple[Condition, ...]:
             ", ".join(f"{NAMES[family]} {loss:.3f}" for family, loss in whole.items()),
         ),
         Condition(
-            f"its lead on each of the others has grown since {shares[0]:.0%}",
+            f"its lead over each of the others has grown since {shares[0]:.0%}",
             len(shares) > 1 and min(grown.values()) > 0,
             ", ".join(f"{NAMES[family]} {growth:+.3f}" for family, growth in grown.items()),
         ),
@@ -128,7 +128,7 @@ def describe(seeds: Sequence[Data]) -> tuple[str, str]:
             f"Held-out loss in nats a token, at {shares[0]:.0%} of the text: {listed(shares[0])}; at {shares[-1]:.0%}: "
             f"{listed(shares[-1])}."
         ),
-        f"The LSTM's lead from the smallest to the largest share goes, on: {leads} nats a token.",
+        f"The LSTM's lead from the smallest to the largest share: over {leads} nats a token.",
     )
 
 
@@ -170,11 +170,11 @@ CLAIM = Claim(
     number=4,
     slug="more-data",
     title="More data favours the LSTM",
-    says="With little text a simple model does as well; the more text there is, the more the LSTM is ahead.",
+    says="With little text a simple model does as well; the more text there is, the larger the LSTM's lead.",
     kind=Data,
     setting="Trained parameters are within 2 % of one another. Every training runs its schedule to the end, and the "
-    f"weights there are measured. Where the validation loss has risen by more than {MEMORISED_LOSS:g} nats by then, "
-    "as on little text, schedules of half the steps are tried as long as they help. Learning rates and weight "
+    f"final weights are measured. If the validation loss has risen by more than {MEMORISED_LOSS:g} nats by then, as on "
+    "little text, schedules of half the steps are tried as long as they help. Learning rates and weight "
     "decay are the same at every share. A share is the beginning of the training part; the validation part is the same "
     "for all.",
     measure=measure,

@@ -234,7 +234,7 @@ def describe(seeds: Sequence[Exploding]) -> tuple[str, str]:
             f"before training, the norm {norms}."
         ),
         (
-            f"After {seeds[0].num_steps} steps, each arm at its best of the rates {rates}, the training loss without "
+            f"After {seeds[0].num_steps} steps, at the best of the rates {rates} for each, the training loss without "
             f"and with clipping is: {best} nats a token; guessing by frequencies gives {seeds[0].guess:.2f}."
         ),
     )
@@ -287,13 +287,13 @@ CLAIM = Claim(
     number=2,
     slug="exploding-gradients",
     title="Gradients explode, and clipping widens the range of rates that work",
-    says="Where the recurrent weights are large, a gradient grows at every step back through time until training is "
-    "thrown off; with its norm clipped, more learning rates work.",
+    says="If the recurrent weights are large, a gradient grows at every step back through time until training fails; "
+    "with its norm clipped, more learning rates work.",
     kind=Exploding,
     setting="A small Elman net whose recurrent matrix is scaled to a spectral radius, trained by plain gradient "
-    f"descent from the same weights on the same text, at every rate once as it is and once clipped to norm "
-    f"{CLIP_NORM:g}. A rate works where training ends below guessing by the characters' frequencies. All trainings "
-    "have the same number of steps: at a small rate clipped steps may not lead far enough in them. Bars: smallest to "
+    f"descent from the same weights on the same text, at every rate once unclipped and once clipped to norm "
+    f"{CLIP_NORM:g}. A rate works if training ends below the loss of guessing by the characters' frequencies. All "
+    "trainings have the same number of steps: at a small rate clipped steps may be too short. Bars: smallest to "
     "largest of the seeds.",
     measure=measure,
     judge=judge,

@@ -189,12 +189,9 @@ def describe(seeds: Sequence[Gates]) -> tuple[str, str]:
         return ", ".join(f"{kind} {around([gate.by_kind[kind] for gate in gates])}" for kind in gates[0].by_kind)
 
     return (
+        (f"Mean openness of the trained gates over {seeds[0].num_tokens:,} tokens, all units and time: {means}."),
         (
-            f"While {seeds[0].num_tokens:,} tokens are read the trained gates are open by, in the mean over units and "
-            f"time: {means}."
-        ),
-        (
-            f"By the character just read the forget gate is at {listed('LSTM forget')}; the update gate at "
+            f"By the character just read, the forget gate is at {listed('LSTM forget')}; the update gate at "
             f"{listed('GRU update')}."
         ),
     )
@@ -229,8 +226,8 @@ CLAIM = Claim(
     number=3,
     slug="gates",
     title="Gates open and close with the text",
-    says="Gates decide at every step what is kept, what is written and what is shown; a trained net lets go at "
-    "boundaries and keeps what it has inside a word.",
+    says="Gates decide at every step what is kept, what is written and what is shown; a trained net forgets at "
+    "boundaries and keeps its memory inside a word.",
     kind=Gates,
     setting="Mean over sequences of the held-out text. z is the share of the old state that the GRU keeps, f the share "
     "of its memory that the LSTM keeps. Bars and bands: smallest to largest of the seeds, around their median.",

@@ -209,18 +209,19 @@ def judge(numbers: Series) -> tuple[Condition, ...]:
             f"{PICTURE[esn].label} {costs[esn].cpu_seconds:.1f} s; {_listed(seconds, '{:.1f} s')}",
         ),
         Condition(
-            f"its training with fewer multiply-adds needs at most 1/{CHEAPER:g} of those of every other family",
+            f"the ESN's training with fewer multiply-adds needs at most 1/{CHEAPER:g} of those of every other family",
             CHEAPER * least <= min(products.values()),
             f"{PICTURE[fewest].label} {least:.1f} · 10⁹; {_listed(products, '{:.1f} · 10⁹')}",
         ),
         Condition(
-            f"the ESN's CPU time grows less than theirs from series of {numbers.lengths[0]} to those of {longest}",
+            f"the ESN's CPU time grows less than that of the others from series of {numbers.lengths[0]} to those of "
+            f"{longest}",
             numbers.growth(esn) < min(numbers.growth(name) for name in THROUGH_TIME),
             f"× {numbers.growth(esn):.1f}; "
             + _listed({name: numbers.growth(name) for name in THROUGH_TIME}, "× {:.1f}"),
         ),
         Condition(
-            f"on series of {longest} tokens none of them comes to the ESN's validation loss in less CPU time",
+            f"on series of {longest} tokens no other family reaches the ESN's validation loss in less CPU time",
             min(reached.values()) >= costs[esn].cpu_seconds,
             f"to {loss:.2f}: {_listed(reached, '{:.1f} s')}".replace("inf s", "never"),
         ),
@@ -252,10 +253,10 @@ def describe(seeds: Sequence[Series]) -> tuple[str, str]:
     )
     return (
         (
-            f"{seeds[0].num_tokens:,} tokens in series of {longest} cost and come to a held-out loss of: "
+            f"{seeds[0].num_tokens:,} tokens in series of {longest}, with their cost and the held-out loss: "
             f"{'; '.join(listed(name) for name in TRAININGS)}."
         ),
-        f"Of tokens drawn at random the state gives back, as the sum of R² over the delays from 1 on: {memory}.",
+        f"Memory capacity of the state, the sum of R² over the delays from 1 on, for random tokens: {memory}.",
     )
 
 
@@ -265,7 +266,7 @@ def expect(seeds: Sequence[Series]) -> tuple[Expectation, ...]:
     courses = {name: [numbers.cost(name, longest).points for numbers in seeds] for name in TRAININGS}
     return tuple(
         Expectation(
-            f"validation loss of the {PICTURE[name].label} in the course of training",
+            f"validation loss of the {PICTURE[name].label} during training",
             tuple(f"evaluation {index + 1}" for index in range(len(rows[0]))),
             tuple(tuple(loss for loss, _ in row) for row in rows),
             WORSE,
@@ -316,16 +317,16 @@ CLAIM = Claim(
     number=5,
     slug="long-series",
     title="The echo state network is cheap on long series",
-    says="Since only its readout is trained, an echo state network needs no way back through time and is cheap where "
-    "series are long.",
+    says="Since only its readout is trained, an echo state network needs no back-propagation through time and is cheap "
+    "if series are long.",
     kind=Series,
-    setting="CPU time of this implementation, one thread, evaluations left out; a step has equally many tokens at "
-    "every length, so a longer series leaves fewer to run side by side. CPU time compares kernels as much as families, "
-    "and the LSTM's is the only fused one. Multiply-adds are counted from the sizes, products of matrices alone, "
-    "and the ESN's contain the search for the directions in which its states vary, once. "
+    setting="CPU time of this implementation, one thread, evaluations left out; a step has the same number of tokens "
+    "at every length, so with longer series fewer run side by side. CPU time compares kernels as much as families, "
+    "and the LSTM's is the only fused one. Multiply-adds are counted from the sizes, only products of matrices, "
+    "and those of the ESN include the search for the directions in which its states vary, once. "
     "One pass: ridge regression instead of gradients. Memory: a linear readout of the token of k steps ago, from all "
     "numbers of the state, tokens drawn independently with the text's frequencies; the capacity sums from k = 1 "
-    "(Jaeger 2001). It depends on how strongly a token enters: × 1 is the scale of the networks trained here.",
+    "(Jaeger 2001). It depends on the strength of the input: × 1 is the scale of the networks trained here.",
     measure=measure,
     judge=judge,
     describe=describe,

@@ -121,10 +121,10 @@ def describe(seeds: Sequence[Thread]) -> tuple[str, str]:
 
     return (
         (
-            f"From the first to the last fifth of {seeds[0].num_texts} texts the {NAMES[READER]}'s loss on what the "
-            f"{NAMES[WRITER]} wrote goes: {listed(lambda course: course.losses)} nats a token."
+            f"Loss of the {NAMES[READER]} on {seeds[0].num_texts} texts by the {NAMES[WRITER]}, from their first to "
+            f"their last fifth: {listed(lambda course: course.losses)} nats a token."
         ),
-        f"The share of repeated {NGRAM}-grams goes: {listed(lambda course: course.repetition)}.",
+        f"Share of repeated {NGRAM}-grams: {listed(lambda course: course.repetition)}.",
     )
 
 
@@ -153,9 +153,9 @@ CLAIM = Claim(
     says="What a recurrent net writes sounds right for a sentence or two; the longer it writes, the more it repeats "
     "itself or drifts away.",
     kind=Thread,
-    setting=f"The {NAMES[WRITER]} goes on from prompts of the held-out text, the {NAMES[READER]} reads prompt and "
-    f"continuation. Repeated is an {NGRAM}-gram that has been seen in the {WINDOW} tokens before it. A sampling loses "
-    f"the thread where, from the first to the last fifth of the text, repetition grows by {STRAYS:g} more than in the "
+    setting=f"The {NAMES[WRITER]} continues prompts of the held-out text, the {NAMES[READER]} reads prompt and "
+    f"continuation. An {NGRAM}-gram is repeated if it occurs in the {WINDOW} tokens before it. A way of sampling loses "
+    f"the thread if, from the first to the last fifth of the text, repetition grows by {STRAYS:g} more than in the "
     f"held-out text, or the reader's loss strays {STRAYS:g} nats a token further from the held-out text's.",
     measure=measure,
     judge=judge,

@@ -170,10 +170,10 @@ def describe(seeds: Sequence[Vanishing]) -> tuple[str, str]:
     )
     return (
         (
-            f"Of the gradient at k = 1 there is left at k = {far}, in the median over {seeds[0].num_places} places, "
-            f"before training: {listed(is_trained=False)}; after it: {listed(is_trained=True)}."
+            f"Share of the gradient at k = 1 that is left at k = {far}, median over {seeds[0].num_places} places: "
+            f"before training {listed(is_trained=False)}; after training {listed(is_trained=True)}."
         ),
-        f"Training changes the share at the same place by: {gains}.",
+        f"Ratio of the share after training to that before, at the same place: {gains}.",
     )
 
 
@@ -212,8 +212,8 @@ CLAIM = Claim(
     number=1,
     slug="vanishing-gradients",
     title="Gradients vanish, in trained gated nets less",
-    says="Going back through time a gradient shrinks at every step, so that an Elman net cannot learn from what lies "
-    "far back; gates learn to give it a way on which more of it survives.",
+    says="A gradient shrinks at every step back through time, so that an Elman net cannot learn from distant inputs; "
+    "gates learn to keep a path on which more of it survives.",
     kind=Vanishing,
     setting="Norm of ∂loss_t/∂h_{t−k} as a share of that at k = 1, at places of the held-out text, the same before and "
     "after training. Line: median; shaded: quartiles over places; bars: smallest to largest median of the seeds. "
