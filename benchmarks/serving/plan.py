@@ -71,7 +71,7 @@ class BenchmarkPlan:
     raw_seconds: float  # a batch size
     raw_batches: tuple[int, ...]
     flat_seconds: float  # of the load under which a worker's memory must stay flat
-    budget_seconds: float  # of the whole run; what does not fit is named as not measured
+    budget_seconds: float  # of the whole run; the rest is listed as not measured
     probe_seconds: float  # of those, kept for the probes
     start_timeout: float = 90.0
 

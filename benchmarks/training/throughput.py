@@ -41,7 +41,7 @@ from meari.models.training.trainer import Trainer
 
 BATCH, LENGTH = 64, 64
 NUM_TOKENS = 60_000
-OPTIMIZER = "Optimizer."  # what torch calls an optimizer's calls begins so
+OPTIMIZER = "Optimizer."  # beginning of torch's names for an optimizer's calls
 CHARACTERS = 100  # up to so many entries are characters; beyond, words
 
 

@@ -117,7 +117,7 @@ def by_part(events: list[dict[str, Any]]) -> dict[str, float]:
         kind = event["args"]["op_name"]
         if kind == "Scan":
             outer += event["dur"]
-        elif kind != "If":  # its time is that of the nodes in it and of its own: it comes out as what is left
+        elif kind != "If":  # its time includes that of its nodes: its own is the rest
             sums[part_of(event["name"], kind)] += event["dur"]
     sums["control"] = int(outer - sum(sums.values()))
     return {part: num / num_steps for part, num in sums.items()}
