@@ -1,10 +1,10 @@
-"""Which entries of a folder are bundles, which of them is the default, and how the files of a bundle are read.
+"""Bundles of a folder, the default one, and the reading of a bundle's files.
 
-Enters: a path. Leaves: folders by name, bytes of files, and the reason where there are none. This is the one place that
-says what counts as a bundle; whoever lists, completes, serves or scores asks here. It must not know what files hold.
+Input: a path. Output: folders by name, bytes of files, or the reason why there are none. Must not know: the content of
+the files. This is the only place that decides what counts as a bundle.
 
-Whoever fills a folder may have been stopped halfway, or have put anything there. So nothing is read before it is known
-to be a regular file of the expected size: a FIFO would never answer, a device might never end.
+A folder may hold anything, for example what an interrupted copy left. So nothing is read before it is known to be a
+regular file of the expected size: a FIFO would never answer, a device might never end.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ _KINDS: Final = (
 
 @dataclass(frozen=True)
 class BundleFolders:
-    """The entries of a folder of bundles.
+    """Entries of a folder of bundles.
 
-    folders  name -> folder of each bundle, in the order of names; nothing in them was read
-    failed   name -> reason: what stands in the place of a bundle and cannot be one, and a DEFAULT that says nothing
-    default  the bundle that DEFAULT names, "" where it names none
+    folders  name -> folder of each bundle, in the order of names; unread
+    failed   name -> reason, for entries that look like a bundle and cannot be one, and for an unusable DEFAULT
+    default  the bundle that DEFAULT names, "" if it names none
     """
 
     folders: dict[str, Path] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class BundleFolders:
 
 
 def find_bundles(root: Path) -> BundleFolders:
-    """The bundles in a folder; or the one that it is itself. Raises BundleError where it is no folder to be read."""
+    """Find the bundles in a folder, or take the folder as one. Raises BundleError if it is not a readable folder."""
     try:
         paths = sorted(root.iterdir())
     except FileNotFoundError:
@@ -95,7 +95,7 @@ def bundle_name(folder: Path) -> str:
 
 
 def _is_in_passing(name: str) -> bool:
-    """Tell an entry that is hidden, or stands there only while something is being written or replaced."""
+    """Return whether an entry is hidden, or exists only while something is being written or replaced."""
     return name[0] in "._" or name.endswith(IN_PASSING)
 
 
@@ -108,7 +108,7 @@ def _unfinished(path: Path) -> str:
 
 
 def _problem(path: Path) -> str | None:
-    """Return why an entry cannot be a bundle; None where it may be one, "" where nobody means it to be."""
+    """Return why an entry cannot be a bundle; None if it may be one, "" if it is not meant to be one."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -121,7 +121,7 @@ def _problem(path: Path) -> str | None:
 
 
 def holds_bundle(folder: Path) -> bool:
-    """Tell a folder that has any of a bundle's files, or cannot be listed."""
+    """Return whether a folder has any of a bundle's files, or cannot be listed."""
     try:
         return not {MANIFEST, *REQUIRED_FILES}.isdisjoint(path.name for path in folder.iterdir())
     except OSError:
@@ -144,7 +144,7 @@ def _with_default(path: Path, found: BundleFolders) -> BundleFolders:
 
 
 def read_file(path: Path, max_bytes: int) -> bytes:
-    """All of a file. Raises BundleError, naming it, unless it is a regular one of at most `max_bytes`."""
+    """Read a whole file. Raises BundleError, naming the file, unless it is a regular one of at most `max_bytes`."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(max_bytes + 1) if size <= max_bytes else b""
@@ -154,10 +154,10 @@ def read_file(path: Path, max_bytes: int) -> bytes:
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """Open for reading. Raises BundleError, naming it, unless it is a regular file or a link to one."""
+    """Open a file for reading. Raises BundleError, naming it, unless it is a regular file or a link to one."""
     try:
         if stat.S_ISREG(path.stat().st_mode):
-            # Not to wait, should something else have come into its place.
+            # O_NONBLOCK, in case that something else has taken its place.
             file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return file
@@ -176,7 +176,7 @@ def _kind(path: Path) -> str:
 
 
 def printable(name: str | Path) -> str:
-    """A path for messages: bytes that are not UTF-8, and characters that cannot be printed, as escapes."""
+    """Return a path for messages, with bytes that are not UTF-8 and unprintable characters as escapes."""
     return "".join(_escaped(os.fsencode(name).decode("utf-8", "backslashreplace")))
 
 
