@@ -16,8 +16,7 @@ from typing import Final, Literal
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from meari.runtime.engine.gaps import GAP_SECONDS
-from meari.runtime.engine.tally import Tallied
+from meari.runtime.engine.stats import GAP_SECONDS, HistogramCounts
 
 __all__ = [
     "DECODE",
@@ -78,12 +77,12 @@ class Reason(enum.StrEnum):
 class Histogram(prometheus_client.Histogram):
     """One that takes what was counted elsewhere."""
 
-    def add(self, tallied: Tallied) -> None:
+    def add(self, counts: HistogramCounts) -> None:
         """Add counts that were made with this histogram's bounds."""
-        if not any(tallied.counts):
+        if not any(counts.counts):
             return
-        self._sum.inc(tallied.total)
-        for bucket, count in zip(self._buckets, tallied.counts, strict=True):
+        self._sum.inc(counts.total)
+        for bucket, count in zip(self._buckets, counts.counts, strict=True):
             if count:
                 bucket.inc(count)
 

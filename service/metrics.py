@@ -21,9 +21,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from meari.errors import ScoreTimeout
-from meari.runtime.engine import EngineStats, Finish, Generation, Scoring
-from meari.runtime.engine.calls import Handle
-from meari.runtime.engine.tally import NONE, Tallied, Tally
+from meari.runtime.engine import EngineStats, Finish, Generation, Handle, Scoring
+from meari.runtime.engine.stats import EMPTY, HistogramCounts
+from meari.runtime.engine.stats import Histogram as RequestHistogram
 from meari.runtime.machine import resident_bytes
 from meari.service.metric_families import (
     DECODE,
@@ -61,7 +61,7 @@ class Told:
     reasons  choices and texts by why they ended
     """
 
-    tallies: dict[str, Tallied] = field(default_factory=dict)
+    tallies: dict[str, HistogramCounts] = field(default_factory=dict)
     reasons: dict[Reason, int] = field(default_factory=dict)
 
 
@@ -70,7 +70,7 @@ class RequestFigures:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tallies = {name: Tally(bounds) for name, (_, bounds) in HISTOGRAMS.items()}
+        self._histograms = {name: RequestHistogram(bounds) for name, (_, bounds) in HISTOGRAMS.items()}
         self._reasons = dict.fromkeys(Reason, 0)
 
     def note(self, calls: Iterable[Handle], arrived_at: float) -> None:
@@ -83,14 +83,14 @@ class RequestFigures:
             values, reasons = list(_values(call, arrived_at)), _reasons(call)
             with self._lock:
                 for name, value in values:
-                    self._tallies[name].note(value)
+                    self._histograms[name].add(value)
                 for reason in reasons:
                     self._reasons[reason] += 1
 
     def read(self) -> Told:
         """What has been counted so far."""
         with self._lock:
-            return Told({name: tally.read() for name, tally in self._tallies.items()}, dict(self._reasons))
+            return Told({name: histogram.read() for name, histogram in self._histograms.items()}, dict(self._reasons))
 
 
 def _values(call: Handle, arrived_at: float) -> Iterator[tuple[str, float]]:
@@ -132,7 +132,7 @@ def _reasons(call: Handle) -> list[Reason]:
 
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-NOTHING_DONE: Final = EngineStats(0, 0, 0, 0, 0, 0, 0)
+NOTHING_DONE: Final = EngineStats()
 
 
 @dataclass(frozen=True)
@@ -237,8 +237,8 @@ class Metrics:
 
     def _carry_requests(self, model: str, before: Told, told: Told) -> None:
         families = self._families
-        for name, tallied in told.tallies.items():
-            added = tallied.since(before.tallies.get(name, NONE))
+        for name, counts in told.tallies.items():
+            added = counts.since(before.tallies.get(name, EMPTY))
             families.of_requests[name].labels(model).add(added)
             if name == PROMPT:
                 families.prompt_tokens.labels(model).inc(added.total)

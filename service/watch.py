@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from meari.errors import EngineFailed, NotReady
-from meari.runtime.engine.calls import Awaited
+from meari.runtime.engine import Waitable
 from meari.service.connection import Client, ClientGone
 from meari.service.workers import Drain
 
@@ -121,13 +121,13 @@ class Watch:
     drain: Drain
     clock: Callable[[], float]
 
-    def await_end(self, handle: Awaited) -> None:
+    def await_end(self, handle: Waitable) -> None:
         """Block until the request ended. Raises ClientGone, EngineFailed."""
         while not handle.wait_end(LOOK_SECONDS):
             self.check(handle)
         self._check_cancelled(handle)
 
-    def await_scores(self, handle: Awaited) -> None:
+    def await_scores(self, handle: Waitable) -> None:
         """Block until all figures are there: a part of them is no answer.
 
         Raises ScoreTimeout, NotReady where the worker had to end, EngineFailed, ClientGone.
@@ -140,7 +140,7 @@ class Watch:
                 raise NotReady("the service is shutting down") from None
             raise
 
-    def await_news(self, handle: Awaited, seconds: float) -> bool:
+    def await_news(self, handle: Waitable, seconds: float) -> bool:
         """Block until something was added or the request ended; False after `seconds`, or where a sign is wanted.
 
         Raises ClientGone, EngineFailed.
@@ -153,16 +153,16 @@ class Watch:
         self._check_cancelled(handle)
         return True
 
-    def end_if_draining(self, handle: Awaited) -> None:
+    def end_if_draining(self, handle: Waitable) -> None:
         """Cancel what cannot be finished before the worker has to end."""
         if self.drain.must_end and not handle.cancelled:
             handle.cancel()
 
-    def _check_cancelled(self, handle: Awaited) -> None:
+    def _check_cancelled(self, handle: Waitable) -> None:
         if handle.cancelled and self.client.is_gone:
             raise ClientGone
 
-    def check(self, handle: Awaited) -> None:
+    def check(self, handle: Waitable) -> None:
         """Cancel what nobody waits for any more. Raises ClientGone, EngineFailed."""
         if self.client.is_gone:
             handle.cancel()

@@ -81,7 +81,7 @@ def open_model(folder: str) -> LoadedModel:
     from meari.runtime.engine import EngineLimits
     from meari.runtime.model import load_model
 
-    return load_model(Path(folder), EngineLimits(MAX_SLOTS, MAX_WAITING, 0, has_one_caller=True))
+    return load_model(Path(folder), EngineLimits(MAX_SLOTS, MAX_WAITING, 0, offline=True))
 
 
 def open_work(setup: Setup) -> tuple[str, LineWork]:

@@ -10,44 +10,28 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
 from meari.bundle_format.manifest import Manifest, read_files, read_manifest
 from meari.errors import BundleError
-from meari.runtime.engine.isolation import rows_are_isolated
-from meari.runtime.engine.runner import Runner, Sessions
-from meari.runtime.engine.runs import StateTensor
-from meari.runtime.golden import read_golden
+from meari.runtime.engine.runner import RowByRowRunner, Runner, Sessions, StateTensor
 from meari.runtime.graphs.agreement import check_graphs
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.fusion import fuse_products, vectors_of
 from meari.runtime.graphs.problems import graph_problem
 from meari.runtime.graphs.reader import reader_graph
 from meari.runtime.graphs.writer import writer_graph
-from meari.runtime.machine import cpu_name
+from meari.runtime.self_test import SelfTest, check_golden, read_golden, rows_are_isolated
 from meari.runtime.text.tokenizer import TextTokenizer, load_tokenizer
 
-__all__ = ["Bundle", "SelfTest", "open_bundle"]
+__all__ = ["Bundle", "open_bundle"]
 
 # Full batches, lone rows, and sizes around the widths of vector registers and kernels.
 BATCH_SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 31, 32, 48)
-
-
-@dataclass(frozen=True)
-class SelfTest:
-    """What was found at load, on this CPU."""
-
-    golden_max_difference: float  # nats
-    rows_isolated: bool  # False: rows are run one by one, so that results still do not depend on neighbours
-    batch_sizes: tuple[int, ...]  # compared with one another, bit for bit
-    cpu: str = field(default_factory=cpu_name)  # figures repeat to the bit on one kind of CPU
-    onnxruntime: str = ort.__version__  # and one version
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +59,11 @@ def open_bundle(folder: Path, *, max_slots: int) -> Bundle:
     sizes = tuple(size for size in BATCH_SIZES if size < max_slots)
     with _reading("cell.onnx, output.onnx"):
         runner = _open_runner(parts, manifest)
-        difference = _check_golden(golden, manifest, runner)
-        runner.rows_isolated = rows_are_isolated(runner, max_slots, sizes)
-    self_test = SelfTest(difference, runner.rows_isolated, (*sizes, max_slots))
+        difference, runner.hidden_state = check_golden(golden, manifest, runner)
+        isolated = rows_are_isolated(runner, max_slots, sizes)
+    if not isolated:
+        runner = RowByRowRunner.replacing(runner)
+    self_test = SelfTest(difference, isolated, (*sizes, max_slots), ort.__version__)
     return Bundle(folder, manifest, digest, tokenizer, runner, self_test)
 
 
@@ -160,34 +146,3 @@ def _as_file(graph: bytes) -> Iterator[str | bytes]:
         file.write(graph)
         file.flush()
         yield f"/proc/self/fd/{file.fileno()}"
-
-
-def _check_golden(golden: Mapping[str, npt.NDArray[Any]], manifest: Manifest, runner: Runner) -> float:
-    """Run the golden tokens; returns the largest difference of a log-probability or a state."""
-    tokens = golden["tokens"]
-    steps, rows = tokens.shape
-    states = runner.initial_states(rows)
-    logprobs, differences = golden["logprobs"], []
-    same = set(states)  # as the hidden vector, so far
-    for step in range(steps):
-        hidden, states = runner.step(tokens[step], states)
-        same &= {name for name, values in states.items() if np.array_equal(values, hidden)}
-        differences.append(("log-probability", _largest(runner.output(hidden)[1], logprobs[step])))
-    runner.hidden_state = min(same, default=None)
-    differences += [("state", _largest(values, golden[f"state_{name}"])) for name, values in states.items()]
-    for what, difference in differences:
-        if not difference <= manifest.golden.tolerance:  # written so that NaN is refused
-            raise BundleError(
-                f"golden.npz: a {what} computed here differs by {difference:.2g}, "
-                f"expected at most {manifest.golden.tolerance:.2g}: this CPU or onnxruntime computes something else"
-            )
-    return max(difference for _, difference in differences)
-
-
-def _largest(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> float:
-    """The largest difference of two arrays; not a number where either holds one.
-
-    Beyond 32 in magnitude (a token as unlikely as e**-32) differences count in proportion: float32 holds 24 bits.
-    """
-    scale = np.maximum(1.0, np.abs(right) / 32)
-    return float((np.abs(left.astype(np.float64) - right) / scale).max(initial=0.0))

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from meari.errors import InvalidRequest, TooLarge
-from meari.runtime.engine.sampling import LEAST_TEMPERATURE
+from meari.runtime.engine.sampling import MIN_TEMPERATURE
 from meari.runtime.text.words import Words
 from meari.validation.explain import shown
 
@@ -192,7 +192,7 @@ def _beam_problems(request: GenerateRequest) -> Iterator[str]:
     beams = request.num_beams
     if request.n > beams:
         yield f"n: got {request.n}, expected at most num_beams, which is {beams}"
-    if request.temperature != 1.0 and request.temperature >= LEAST_TEMPERATURE:
+    if request.temperature != 1.0 and request.temperature >= MIN_TEMPERATURE:
         yield f"temperature: got {request.temperature:g} with num_beams {beams}, expected 0 or 1: nothing is sampled"
     for name, default in _SAMPLING_DEFAULTS.items():
         value = getattr(request, name)

@@ -18,15 +18,15 @@ from meari.runtime.answers import Work
 from meari.runtime.completion import BYTES_PER_ALTERNATIVE, BYTES_PER_TOKEN, Budget, ChoiceWriter
 from meari.runtime.engine import (
     Backlog,
+    Event,
     GenerateCall,
     Generation,
-    News,
+    HandleGroup,
     Reservation,
     Sample,
     Sampling,
     ScoreCall,
     Scoring,
-    Together,
 )
 from meari.runtime.model import LoadedModel
 from meari.runtime.requests import checked_logit_bias, effective_top_k
@@ -64,7 +64,7 @@ class OpenAICompletion:
     request: CompletionsRequest
     works: tuple[PromptWork, ...]
     scoring: Scoring | None
-    generation: Together
+    generation: HandleGroup
     choices: tuple[OpenAIChoice, ...]
 
     def note_scores(self) -> None:
@@ -175,7 +175,7 @@ def begin_openai_completion(
     prompts = prompts_of(request)
     sampling = _sampling(request, model)
     budget.take_bytes(memory_bytes(request, prompts))
-    news = News()
+    event = Event()
     with contextlib.ExitStack() as opened:
         places = [opened.enter_context(model.engine.reserve())] if request.asks_engine else []
         works = tuple(
@@ -183,9 +183,9 @@ def begin_openai_completion(
             for prompt, path in zip(prompts, _paths(request, len(prompts)), strict=True)
         )
         patterns = StopPatterns.of(request.stops, model.tokenizer.normalized, request.min_tokens or 0)
-        calls = [_call(request, work, model, deadline, news, patterns) for work in works if request.num_tokens]
+        calls = [_call(request, work, model, deadline, event, patterns) for work in works if request.num_tokens]
         scoring = _score(request, works, model, deadline, places)
-        together = _generate(works, calls, model, scoring, places, news)
+        together = _generate(works, calls, model, scoring, places, event)
     choices = tuple(_choices(request, works, model, patterns, kept_chars))
     return OpenAICompletion(answer_id, created, model, request, works, scoring, together, choices)
 
@@ -236,15 +236,15 @@ def _generate(
     model: LoadedModel,
     scoring: Scoring | None,
     places: list[Reservation],
-    news: News,
-) -> Together:
+    event: Event,
+) -> HandleGroup:
     """Queue the calls, one a prompt, as far as there is room; none is left running if that fails. Raises NotReady."""
     generations = [Generation(call) for call in calls]
     for work, generation in zip(works, generations, strict=False):
         work.generation = generation
     backlog = Backlog(model.engine, zip(calls, generations, strict=True))
     handles = generations if scoring is None else [scoring, *generations]
-    together = Together(handles, news, model.engine.clock(), backlog)
+    together = HandleGroup(handles, event, model.engine.clock(), backlog)
     try:
         backlog.feed(places.pop() if places else None)
     except BaseException:
@@ -258,7 +258,7 @@ def _call(
     work: PromptWork,
     model: LoadedModel,
     deadline: float,
-    news: News,
+    event: Event,
     patterns: StopPatterns,
 ) -> GenerateCall:
     return GenerateCall(
@@ -270,7 +270,7 @@ def _call(
         num_alternatives=request.logprobs,
         stop=matcher_factory(patterns, model.tokenizer.vocabulary, work.prompt.text_end),
         ignores_end=bool(request.ignore_eos),
-        news=news,
+        event=event,
     )
 
 

@@ -10,8 +10,8 @@ from msgspec import UNSET, UnsetType
 
 from meari.bundle_format.manifest import Boundary, StateEntry
 from meari.runtime.answers import Choice, ScoredToken, ScoredWord, TextFigures, TokenText
-from meari.runtime.bundle import SelfTest
 from meari.runtime.requests import LogBase
+from meari.runtime.self_test import SelfTest
 
 __all__ = [
     "DetokenizeBody",

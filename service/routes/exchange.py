@@ -22,7 +22,7 @@ from meari.errors import (
     UnsupportedMediaType,
 )
 from meari.runtime.answers import Work
-from meari.runtime.engine.calls import Awaited
+from meari.runtime.engine import Waitable
 from meari.runtime.model import LoadedModel
 from meari.service.connection import Client, ClientGone
 from meari.service.error_body import SAFE_HEADERS, wrong_field
@@ -55,7 +55,7 @@ class Exchange:
         self._started = time.monotonic()  # the engines' clock
         self._ticket: Ticket | None = None
         self._model: LoadedModel | None = None
-        self._handle: Awaited | None = None
+        self._handle: Waitable | None = None
         self._client: Client | None = None
         self._work: Callable[[], Work] | None = None
         self._asked: object = None
@@ -116,7 +116,7 @@ class Exchange:
         self.line.model = model.name
         return model
 
-    def watch(self, handle: Awaited, model: LoadedModel) -> Watch:
+    def watch(self, handle: Waitable, model: LoadedModel) -> Watch:
         """Note what the engine does for the request, and watch over it."""
         self._handle = handle
         self._client = Client(request.environ.get("gunicorn.socket"))

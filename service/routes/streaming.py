@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import msgspec
 
 from meari.errors import MAY_QUOTE, EngineFailed, MeariError
-from meari.runtime.engine import Awaited
+from meari.runtime.engine import Waitable
 from meari.service.connection import ClientGone
 from meari.service.watch import Watch
 
@@ -35,7 +35,7 @@ class Streamed(Protocol):
     """What a stream is written from: a running completion of one call of the engine, or of several."""
 
     @property
-    def generation(self) -> Awaited: ...
+    def generation(self) -> Waitable: ...
     @property
     def done(self) -> bool:
         """True once everything but the last events was given out."""

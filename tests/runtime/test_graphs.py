@@ -11,8 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from meari.runtime.bundle import open_bundle
-from meari.runtime.engine.runner import Runner
-from meari.runtime.engine.runs import Asked, Written
+from meari.runtime.engine.runner import ReadInputs, Runner, WriteInputs
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.drawing import Drawing
 from meari.runtime.graphs.onnx_format import new_message
@@ -65,14 +64,14 @@ def test_several_steps_in_one_run_are_the_bits_of_single_ones(both: tuple[Runner
     tokens = tokens_of(runner)
     states, hiddens, logits, logprobs = plain.steps(runner, tokens)
     places = np.random.default_rng(4).permutation(STEPS * ROWS)[:11]
-    asked = Asked.of(places, np.arange(11), whole=True)
-    ran = runner.run(tokens, runner.initial_states(ROWS), asked, want_hidden=True)
+    inputs = ReadInputs.for_targets(places, np.arange(11), whole=True)
+    ran = runner.run(tokens, runner.initial_states(ROWS), inputs, want_hidden=True)
     for step in range(STEPS):
         assert all(np.array_equal(ran.states[name][step], values) for name, values in states[step].items())
-    assert np.array_equal(ran.hidden, np.stack(hiddens))  # type: ignore[arg-type]
-    assert np.array_equal(ran.logits, np.concatenate(logits)[places])  # type: ignore[arg-type]
-    assert np.array_equal(ran.logprobs, np.concatenate(logprobs)[places])  # type: ignore[arg-type]
-    assert np.array_equal(ran.picked_logprobs, np.concatenate(logprobs)[places, np.arange(11)])  # type: ignore[arg-type]
+    assert np.array_equal(ran.hidden, np.stack(hiddens))
+    assert np.array_equal(ran.logits, np.concatenate(logits)[places])
+    assert np.array_equal(ran.logprobs, np.concatenate(logprobs)[places])
+    assert np.array_equal(ran.picked_logprobs, np.concatenate(logprobs)[places, np.arange(11)])
 
 
 def test_hidden_rows_from_elsewhere_give_the_same_distribution(both: tuple[Runner, Plain]) -> None:
@@ -92,17 +91,17 @@ def test_what_is_written_is_what_single_steps_would_pick(both: tuple[Runner, Pla
     bars, limited = None, True
     if barred:  # of every other row what it would be given first
         plainly = runner.write(
-            first, runner.initial_states(ROWS), Written(uniforms, inverse, limits, draws, True, False)
+            first,
+            runner.initial_states(ROWS),
+            WriteInputs(uniforms, inverse, limits, draws, tempered=True, limited=False),
         )
-        assert plainly.picked is not None
         bars, limited = np.where(np.arange(ROWS) % 2, plainly.picked[0], -1)[:, None], False
-    how = Written(uniforms, inverse, limits, draws, tempered=True, limited=limited, bars=bars)
+    how = WriteInputs(uniforms, inverse, limits, draws, tempered=True, limited=limited, bars=bars)
     ran = runner.write(first, runner.initial_states(ROWS), how)
-    assert ran.picked is not None
     fed = np.concatenate([first[None], ran.picked[:-1]])
     states, _, _, logprobs = plain.steps(runner, fed)
     for step in range(STEPS):
-        assert np.array_equal(ran.picked_logprobs[step], logprobs[step][np.arange(ROWS), ran.picked[step]])  # type: ignore[index]
+        assert np.array_equal(ran.picked_logprobs[step], logprobs[step][np.arange(ROWS), ran.picked[step]])
         assert all(np.array_equal(ran.states[name][step], values) for name, values in states[step].items())
         left = logprobs[step].copy()
         if bars is not None:

@@ -98,7 +98,7 @@ def test_every_model_can_have_the_whole_cache() -> None:
         runner = open_bundle(folder, max_slots=1).runner
         assert runner.cached_hidden_size == 0  # the hidden vector is a part of the state, and not kept twice
         shapes = {tensor.name: tensor.shape for tensor in runner.state_tensors}
-        assert PrefixCache(CacheRoom(Settings().cache_bytes), shapes, 0).most_tokens > 1001
+        assert PrefixCache(CacheRoom(Settings().cache_bytes), shapes, 0).max_tokens > 1001
 
 
 def test_models_share_one_cache(open_registry: Open, bundles: Path) -> None:

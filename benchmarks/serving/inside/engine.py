@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.serving.plan import ENDLESS
-from meari.runtime.engine import Engine, EngineLimits
-from meari.runtime.engine.calls import GenerateCall, Generation, Sampling
+from meari.runtime.engine import Engine, EngineLimits, GenerateCall, Generation, Sampling
 from meari.runtime.model import LoadedModel, load_model
 
 PROMPT_TOKENS, NEW_TOKENS = 4, 64

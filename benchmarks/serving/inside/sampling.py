@@ -15,7 +15,7 @@ from collections import deque
 from pathlib import Path
 
 from benchmarks.serving.inside.engine import PROMPT_TOKENS, open_model, submit
-from meari.runtime.engine.calls import Generation, Sampling
+from meari.runtime.engine import Generation, Sampling
 from meari.runtime.model import LoadedModel
 
 ROWS, NEW_TOKENS, TURNS = 64, 64, 4

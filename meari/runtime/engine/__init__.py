@@ -1,60 +1,52 @@
 """The engine: sequences of forced and sampled tokens → tokens and log-probabilities.
 
-What enters: calls that hold token ids (`GenerateCall`, `ScoreCall`). What leaves: handles that fill while the loop
-runs (`Generation`, `Scoring`). The engine knows nothing of HTTP, JSON, text or tokenizers.
+Input: calls that hold token ids (`GenerateCall`, `ScoreCall`). Output: handles that fill while the loop runs
+(`Generation`, `Scoring`). Must not know: HTTP, JSON, text, tokenizers.
 
-    calls.py      what a caller asks for and the handle it gets back
-    together.py   the handles of several calls as one
-    sequence.py   one row of work: tokens to force, tokens to sample, where it forks
-    prefixes.py   the texts of one call as sequences that run what they share once
-    scheduler.py  who waits to be admitted
-    live.py       who has been accepted and not ended yet, and when each must end
-    lanes.py      which sequences run together, and whose turn it is
-    batch.py      the recurrent states of the sequences of a lane, one row each
-    reading.py    a turn of forced tokens: prompts, texts to score
-    writing.py    a turn of sampled tokens
-    beaming.py    a turn of the hypotheses of beams.py, the search itself
-    outcome.py    what came of a turn
-    sampling.py   a distribution → the next token of one sample
-    draws.py      the samplers of the rows of a run together
-    ranking.py    the likeliest tokens of some rows
-    cache.py      states by prefix
-    runs.py       what a run of a graph is asked for, and what comes of it
-    runner.py     onnxruntime: the graphs that read and write
-    gaps.py       the time from one token to the next
-    isolation.py  whether rows influence one another on this CPU
-    loop.py       the thread: admit → run a turn → settle
+The life of a request:
+
+    1  the caller reserves a place in the queue, then makes a call and submits it       calls, handles
+    2  the call becomes a request and its sequences, which share what they can          sequences, prefixes, beams
+    3  the queue admits it once there is room for it                                    scheduler
+    4  its longest known prefix is taken from the cache                                 prefixes, cache
+    5  a reading lane feeds the forced tokens, a writing lane the sampled ones          reading, writing
+    6  a turn is one run of a graph, and gives tokens and log-probabilities             runner, row_samplers, sampling
+    7  the loop settles the turn: handles grow, sequences fork, join and end            loop
+    8  the handle ends, once                                                            handles, stats
+
+Threads. The engine's thread, started by `Engine.start`, owns runner, lanes, sequences, cache and statistics, and alone
+fills and ends handles. Any other thread may reserve, submit, read a handle, wait for it and cancel it, and may read
+`Engine.stats`. A lock guards the queue, the requests that have not ended, and the room that caches share; nothing else
+is shared.
 """
 
 from meari.runtime.engine.calls import (
-    Awaited,
     EngineLimits,
-    EngineStats,
+    Event,
     Finish,
     GenerateCall,
-    Generation,
-    News,
+    Reservation,
     Sample,
     Sampling,
     ScoreCall,
-    Scoring,
     StateValue,
     TextScore,
 )
+from meari.runtime.engine.handles import Backlog, Generation, Handle, HandleGroup, Scoring, Waitable
 from meari.runtime.engine.loop import Engine
-from meari.runtime.engine.scheduler import Reservation
-from meari.runtime.engine.together import Backlog, Together
+from meari.runtime.engine.stats import EngineStats
 
 __all__ = [
-    "Awaited",
     "Backlog",
     "Engine",
     "EngineLimits",
     "EngineStats",
+    "Event",
     "Finish",
     "GenerateCall",
     "Generation",
-    "News",
+    "Handle",
+    "HandleGroup",
     "Reservation",
     "Sample",
     "Sampling",
@@ -62,5 +54,5 @@ __all__ = [
     "Scoring",
     "StateValue",
     "TextScore",
-    "Together",
+    "Waitable",
 ]

@@ -1,41 +1,45 @@
-"""Beam search: log-probabilities of the live hypotheses of a request → which of them go on, each with which token.
+"""Beam search: the log-probabilities of a request's live hypotheses → the hypotheses that continue.
 
-Enters: the distributions of a step. Leaves: hypotheses, the likeliest first. It knows nothing of states or of the loop,
-which runs a row for every live hypothesis; a row's number is the hypothesis' rank.
+Input: the distributions of a step, one row a live hypothesis in the order of rank. Output: hypotheses, the likeliest
+first, as rows of the writing lane. Must not know: lanes, the loop. `BeamSearch` knows no sequences and no states.
 
-A hypothesis' score is the plain sum of the model's log-probabilities on the grid of 2**-30 nats, so it is exact. Of
-equals the one with the earlier parent goes first, then the one with the lower token id, and of finished ones the one
-that finished first.
+A hypothesis' score is the plain sum of the model's log-probabilities on the grid of 2**-30 nats, so it is exact. Ties
+go to the earlier parent, then to the lower token id; among finished hypotheses, to the one that finished first.
 
-At each step the continuations of all live hypotheses are gone through, best first, until `num_beams` of them are live.
-Those on the way that end, complete a stop string or reach `max_tokens` are finished; they take no place. What cannot
-come among the `num_results` best finished ones any more is dropped at once: scores only fall, so it would not have
-changed the result. With beams enough for every prefix that is still in play, the search is exhaustive. What has no
-probability at all is no continuation.
+Each step visits the continuations of all live hypotheses, best first, until `num_beams` of them are live. Continuations
+that end, complete a stop string or reach `max_tokens` on the way are finished; they take no place. Those that can no
+longer be among the `num_results` best are dropped at once: scores only fall, so the result is the same. With enough
+beams for every prefix that is still in play, the search is exhaustive. A token of probability 0 is no continuation.
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-from meari.runtime.engine.calls import Finish, StateValue, StopMatcher
-from meari.runtime.engine.ranking import likeliest
-from meari.runtime.engine.sampling import on_grid
+from meari.errors import MeariError
+from meari.runtime.engine.calls import Finish, GenerateCall, StateValue, StopMatcher, sample_seed
+from meari.runtime.engine.handles import Generation
+from meari.runtime.engine.sampling import Floats32, Floats64, Ids, likeliest, on_grid
+from meari.runtime.engine.sequences import (
+    CopyState,
+    FirstToken,
+    GenerationRequest,
+    GenerationSequence,
+    TurnResult,
+    matcher_failure,
+)
 
-Floats32 = npt.NDArray[np.float32]
-Floats64 = npt.NDArray[np.float64]
-Ids = npt.NDArray[np.int64]
 Alternatives = tuple[list[int], list[float]]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Step:
-    """A token of a hypothesis; those before it hang on `before` and are shared with other hypotheses."""
+    """A token of a hypothesis, linked to those before it, which other hypotheses share."""
 
     before: Step | None
     token: int
@@ -48,10 +52,10 @@ class Hypothesis:
     """A continuation, finished or live.
 
     last    its last token, None before the first one
-    score   the sum of its tokens' log-probabilities
-    row     whose state stands before its last token: of the step that finished it, or of the one that is due
+    score   sum of its tokens' log-probabilities
+    row     the row whose state is the one before its last token: of the last step if finished, else of the next one
     finish  None while it is live; END and STOP with their token counted in, as in a Sample
-    state   for the loop to fill
+    state   the state before its last token, filled by BeamRequest
     """
 
     last: Step | None
@@ -63,17 +67,17 @@ class Hypothesis:
 
     @property
     def token_ids(self) -> list[int]:
-        """Its tokens in order."""
+        """The tokens in order."""
         return [step.token for step in self._steps()]
 
     @property
     def logprobs(self) -> list[float]:
-        """Of each token, on the grid."""
+        """The log-probability of each token, on the grid."""
         return [step.logprob for step in self._steps()]
 
     @property
     def alternatives(self) -> list[Alternatives]:
-        """The likeliest tokens in each token's place; empty where nobody asked."""
+        """The likeliest tokens in each token's place; empty if not wanted."""
         return [step.alternatives for step in self._steps() if step.alternatives is not None]
 
     def _steps(self) -> list[Step]:
@@ -88,13 +92,13 @@ class Hypothesis:
 class BeamSearch:
     """The search of one request.
 
-    num_beams         hypotheses that stay live at most
+    num_beams         maximum number of live hypotheses
     num_results       hypotheses wanted, at most num_beams
-    max_tokens        after which a hypothesis is finished
+    max_tokens        length at which a hypothesis is finished
     end_id            the token that finishes one
-    num_alternatives  the likeliest tokens to note at each place, or None
-    stop              makes a matcher that is fed a hypothesis' tokens. What a matcher raises, `advance` raises
-    min_tokens        the end token is none of the first so many
+    num_alternatives  number of the likeliest tokens to keep at each place, or None
+    stop              makes a matcher that is fed a hypothesis' tokens; `advance` raises what a matcher raises
+    min_tokens        the first min_tokens tokens cannot be the end token
     """
 
     def __init__(
@@ -113,7 +117,7 @@ class BeamSearch:
         self._num_tokens_left = max_tokens
         self._end_id = end_id
         self._num_alternatives = num_alternatives
-        # No more tokens of a row are looked at than can go on live or finish, be it by the end token alone.
+        # No more tokens of a row can stay live or finish, by the end token alone where there are no stop strings.
         self._num_likeliest = max(num_beams + (1 if stop is None else num_results), num_alternatives or 0)
         self._live = [Hypothesis(None, 0.0, 0, matcher=stop() if stop is not None else None)]
         self._finished: list[Hypothesis] = []  # at most num_results, best first
@@ -121,14 +125,14 @@ class BeamSearch:
 
     @property
     def live(self) -> list[Hypothesis]:
-        """Those that go on, in the order of their rows."""
+        """The hypotheses that continue, in the order of their rows."""
         return self._live
 
     def advance(self, logprobs: Floats32) -> list[tuple[int, int]]:
-        """Take the next token of every live hypothesis.
+        """Add the next token to every live hypothesis.
 
-        logprobs  float32 [live, vocabulary_size]: of the prompt at first, then of what the last call returned
-        returns   (parent row, token) of each hypothesis that goes on, best first; empty when the search is over
+        logprobs  float32 [live, vocabulary_size]: after the prompt at first, then after the last call's tokens
+        returns   (parent row, token) of each hypothesis that continues, best first; empty when the search is over
         """
         self._num_tokens_left -= 1
         best = likeliest(logprobs, self._num_likeliest)
@@ -147,16 +151,16 @@ class BeamSearch:
             last = Step(parent.last, token, logprob, alternatives[row])
             (live if finish is None else finished).append(Hypothesis(last, score, row, finish, matcher))
         self._add(finished)
-        self._live = [hypothesis for hypothesis in live if hypothesis.score > self._least_score]
-        going_on = [(h.row, h.last.token) for h in self._live if h.last is not None]
+        self._live = [hypothesis for hypothesis in live if hypothesis.score > self._score_to_beat]
+        continuing = [(h.row, h.last.token) for h in self._live if h.last is not None]
         for row, hypothesis in enumerate(self._live):
             hypothesis.row = row
-        return going_on
+        return continuing
 
     def results(self, unfinished: Finish) -> list[Hypothesis]:
-        """The best hypotheses, best first, at most `num_results`: live ones where not enough have finished.
+        """Return the best hypotheses, best first, at most `num_results`: live ones where not enough have finished.
 
-        unfinished  why those end that are still live
+        unfinished  the reason why those end that are still live
         """
         live = self._live[: self._num_results - len(self._finished)]
         for hypothesis in live:
@@ -164,30 +168,30 @@ class BeamSearch:
         return sorted([*self._finished, *live], key=lambda hypothesis: -hypothesis.score)
 
     @property
-    def _least_score(self) -> float:
-        """What has no more than this will not be among the results."""
+    def _score_to_beat(self) -> float:
+        """A hypothesis with no higher score cannot be among the results."""
         return self._finished[-1].score if len(self._finished) == self._num_results else -np.inf
 
     def _candidates(self, best: Ids, values: Floats64) -> Iterator[tuple[float, int, int, float]]:
-        """(score, row, token, log-probability) of what may follow, best first.
+        """Yield (score, row, token, log-probability) of the possible continuations, best first.
 
         best    int64 [live, n], each row's likeliest tokens, likeliest first
         values  float64 [live, n], their log-probabilities
         """
         scores = (values + np.array([[hypothesis.score] for hypothesis in self._live])).reshape(-1)
-        order = np.argsort(-scores, kind="stable")[: np.count_nonzero(scores > self._least_score)]
+        order = np.argsort(-scores, kind="stable")[: np.count_nonzero(scores > self._score_to_beat)]
         columns = scores[order], order // best.shape[1], best.reshape(-1)[order], values.reshape(-1)[order]
         return zip(*(column.tolist() for column in columns), strict=True)
 
     def _alternatives(self, best: Ids, values: Floats64) -> list[Alternatives | None]:
-        """What is to be noted of each row."""
+        """Return the alternatives to keep of each row."""
         count = self._num_alternatives
         if count is None:
             return [None] * len(best)
         return list(zip(best[:, :count].tolist(), values[:, :count].tolist(), strict=True))
 
     def _end_of(self, parent: Hypothesis, token: int) -> tuple[Finish | None, StopMatcher | None]:
-        """Whether and why `token` finishes a hypothesis, and the matcher for what follows."""
+        """Return why `token` finishes a hypothesis, if it does, and the matcher of what follows."""
         if token == self._end_id:
             return Finish.END, None
         matcher = parent.matcher.fork() if parent.matcher is not None else None
@@ -200,3 +204,104 @@ class BeamSearch:
             insort(self._finished, hypothesis, key=lambda one: -one.score)
         del self._finished[self._num_results :]
         self.just_finished = [(hypothesis.row, hypothesis) for hypothesis in finished if hypothesis in self._finished]
+
+
+@dataclass(eq=False, kw_only=True)
+class BeamSequence(GenerationSequence):
+    """The row of a prompt to search from, then of a live hypothesis."""
+
+    request: BeamRequest
+
+    @property
+    def row_sampler(self) -> None:
+        """None: nothing is sampled."""
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Always true."""
+        return True
+
+    def begin(self, first: FirstToken, result: TurnResult) -> None:
+        """Find the first hypotheses, which wait for rows."""
+        for _, sequence in self.request.advance([self], first.logprobs, lambda _: first.state, result):
+            sequence.state = first.state
+            result.continuing.append(sequence)
+
+
+class BeamRequest(GenerationRequest):
+    """The results of one beam search; its rows are the live hypotheses."""
+
+    handle: Generation
+
+    def __init__(self, number: int, call: GenerateCall, handle: Generation, end_id: int) -> None:
+        super().__init__(number, call, handle, end_id)
+        self.num_rows, self.num_live = call.num_beams, 1
+        self._search = BeamSearch(
+            call.num_beams,
+            call.num_samples,
+            call.max_tokens,
+            end_id,
+            call.num_alternatives,
+            call.stop,
+            call.sampling.min_tokens,
+        )
+
+    def _sequences(
+        self, call: GenerateCall, handle: Generation, forced: list[int], end_id: int
+    ) -> SequenceOf[GenerationSequence]:
+        return [BeamSequence(request=self, forced=forced, start=call.start)]
+
+    def advance(
+        self,
+        parents: SequenceOf[BeamSequence],
+        logprobs: Floats32,
+        copy_state: Callable[[int], dict[str, Floats32]],
+        result: TurnResult,
+    ) -> list[tuple[int, BeamSequence]]:
+        """Run one step of the search.
+
+        parents     the live hypotheses, in the search's order
+        logprobs    float32 [parents, vocabulary_size]
+        copy_state  copies the state of a parent, given its number
+        returns     the hypotheses that continue, each with the number of its parent
+        """
+        result.changed.add(self.handle)
+        try:
+            continuing = self._search.advance(logprobs)
+        except Exception as error:  # noqa: BLE001 (a caller's matcher must not hurt other requests)
+            self.handle.failure = matcher_failure(error)
+            for sample in self.handle.samples:
+                sample.finish = Finish.FAILED
+            result.ended.append(parents[0])
+            return []
+        result.num_searched += len(continuing)
+        for parent, hypothesis in self._search.just_finished if self.want_state else ():
+            hypothesis.state = parents[parent].state_value(copy_state(parent), hypothesis.token_ids)
+        if not continuing:
+            self._fill_samples(Finish.LENGTH)
+            result.ended.append(parents[0])
+        return [(parent, replace(parents[parent], next_token=token, state=None)) for parent, token in continuing]
+
+    def store_states(self, rows: list[tuple[GenerationSequence, CopyState]]) -> None:
+        """Store the state of each live hypothesis before its last token."""
+        for hypothesis, (sequence, copy_state) in zip(self._search.live, rows, strict=False):
+            hypothesis.state = sequence.state_value(copy_state(), hypothesis.token_ids)
+
+    def end(self, finish: Finish, now: float, failure: MeariError | None = None) -> int:
+        """End the handle, with the best hypotheses so far where the search is not over."""
+        if finish is not Finish.LENGTH:
+            self._fill_samples(finish)
+        num_written = sum(len(sample.token_ids) for sample in self.handle.samples)
+        super().end(finish, now, failure)
+        return num_written
+
+    def _fill_samples(self, unfinished: Finish) -> None:
+        """Make the best hypotheses the samples; `unfinished` is the reason why those end that are still live."""
+        results = self._search.results(unfinished)
+        for rank, (sample, hypothesis) in enumerate(zip(self.handle.samples, results, strict=False)):
+            sample.alternatives.extend(hypothesis.alternatives)
+            sample.logprobs.extend(hypothesis.logprobs)
+            sample.token_ids.extend(hypothesis.token_ids)  # after their figures: who sees a token looks for these
+            if (state := hypothesis.state) is not None:
+                sample.state = replace(state, seed=sample_seed(sample.seed, state.position, rank))
+            sample.finish = hypothesis.finish  # last: who sees it sees all the rest

@@ -139,7 +139,7 @@ class PrefixCache:
         self._num_bytes = self._num_tokens = 0
 
     @property
-    def most_tokens(self) -> int:
+    def max_tokens(self) -> int:
         """Of one text: it shall not drive out all others."""
         return self._room.max_bytes * 7 // 8 // (self.bytes_per_token + EDGE_BYTES // EDGE_TOKENS)
 

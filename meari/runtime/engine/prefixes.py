@@ -1,74 +1,132 @@
-"""Calls as sequences that run whatever they share once.
+"""Prefixes that are run once: those that the texts of one call share, and those of earlier prompts.
 
-Texts are sorted by their tokens, so that each stands beside the one with which it has most in common; a text forks
-off the sequence that has just run their common prefix. The samples of one prompt fork off after its last token.
+Input: calls, the prefix cache. Output: sequences that fork off one another or start from a cached state. Must not know:
+lanes, the loop.
+
+Texts are sorted by their tokens, so that each stands beside the one with which it has most in common; a text forks off
+the sequence that has just run their common prefix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from meari.runtime.engine.calls import GenerateCall, Sample, ScoreCall, StateValue, TextScore
-from meari.runtime.engine.sampling import Sampler
-from meari.runtime.engine.sequence import Continuation, Sequence, Snapshot, StateRow, TargetLog
+from meari.errors import MeariError
+from meari.runtime.engine.cache import EDGE_TOKENS, PrefixCache
+from meari.runtime.engine.calls import Finish, ScoreCall, StateValue, TextScore
+from meari.runtime.engine.handles import Scoring
+from meari.runtime.engine.runner import Floats, Ids, Runner, RunResult, StateRow, States
+from meari.runtime.engine.sequences import LaneKind, Request, Sequence, Snapshot, TargetLog, TextSequence
+from meari.runtime.engine.stats import EngineStats
 
-if TYPE_CHECKING:
-    from meari.runtime.engine.scheduler import Request
-
-
+FEW_TEXTS: Final = 4  # more are a list, which has a lane of its own
 PIECE: Final = 64  # tokens that are compared at once
 
 
-def generation_sequence(call: GenerateCall, samples: SequenceOf[Sample], request: Request, end_id: int) -> Sequence:
-    """The sequence of the first sample; the others fork off it after the prompt. For beams it only reads the prompt."""
-    forced = [end_id if call.start is None else call.start.token, *call.prompt]
-    seen = {*call.prompt, *(call.start.seen if call.start is not None else ())}
-    generated = call.start.generated if call.start is not None else {}
-    sequences = [Sequence(request, forced, start=call.start)] if call.num_beams > 1 else []
-    for index, sample in enumerate(samples if call.num_beams == 1 else ()):
-        continuation = Continuation(
-            sample,
-            Sampler(call.sampling, index, seen, call.position, end_id, generated),
-            call.max_tokens,
-            call.num_alternatives,
-            call.stop() if call.stop is not None else None,
-            call.want_state,
-            call.ignores_end,
-        )
-        sequences.append(Sequence(request, forced, continuation=continuation, start=call.start))
-    first, *others = sequences
-    first.forks = [(len(forced), other) for other in reversed(others)]
-    if call.start is None:
-        first.num_to_cache = len(forced)
-    else:
-        first.state = dict(call.start.rows)
-    return first
+class CachedPrompts:
+    """The prefix cache as sequences use it: look up, keep, release. Without a cache nothing is found or kept."""
+
+    def __init__(self, runner: Runner, cache: PrefixCache | None, stats: EngineStats) -> None:
+        self._runner = runner
+        self._cache = cache
+        self._stats = stats
+
+    def look_up(self, root: Sequence) -> Floats | None:
+        """Let a sequence start from the longest prefix whose state is known.
+
+        returns  the hidden vector after the prompt, float32 [H], where the first token can be sampled at once
+
+        The last token of a text's context is run in any case: the first token of the text is scored after it.
+        """
+        if self._cache is None or not root.num_to_cache:
+            return None
+        stats, handle = self._stats, root.request.handle
+        stats.looked_up_tokens += root.num_to_cache - 1  # without the boundary token
+        stats.cache_queries += 1
+        root.num_to_cache = min(root.num_to_cache, self._cache.max_tokens)
+        longest = root.num_to_cache if root.has_continuation else min(root.num_to_cache - 1, len(root.forced) - 2)
+        match = self._cache.longest(root.forced[:longest])
+        if match is None:
+            return None
+        root.fed, root.state = match.length, match.states
+        while root.snapshots and root.snapshots[-1][0] == root.fed:
+            root.snapshots.pop()[1].state = {name: values.copy() for name, values in match.states.items()}
+        handle.cached_tokens = match.length - 1  # the boundary token does not belong to the prompt
+        stats.cached_tokens += handle.cached_tokens
+        stats.cache_hits += handle.cached_tokens > 0
+        if not root.has_continuation or match.length < len(root.forced):
+            return None
+        copied = self._runner.hidden_state
+        return match.hidden if copied is None else match.states[copied]
+
+    def wants_hidden(self, sequences: SequenceOf[Sequence]) -> bool:
+        """Whether hidden vectors of these sequences are to be kept beside their states."""
+        if self._cache is None or self._runner.hidden_state is not None:
+            return False
+        return any(sequence.fed < sequence.num_to_cache for sequence in sequences)
+
+    def keep(self, sequences: SequenceOf[Sequence], counts: SequenceOf[int], result: RunResult) -> None:
+        """Keep the states of prompts after a run that feeds counts[row] tokens to each sequence."""
+        if self._cache is None:
+            return
+        fresh = [max(0, min(s.fed + n, s.num_to_cache) - s.fed) for s, n in zip(sequences, counts, strict=True)]
+        if not any(fresh):
+            return
+        places = self._cache.keep(*_rows_of(result, np.array(fresh, np.int64)))
+        for sequence, num in zip(sequences, fresh, strict=True):
+            if num:
+                self._add(self._cache, sequence, num, places[:num])
+                places = places[num:]
+
+    def _add(self, cache: PrefixCache, sequence: Sequence, num: int, places: Ids) -> None:
+        """Take over the cached rows of a prompt's next `num` tokens; joining the tree is slow, so many do at a time."""
+        kept = sequence.request.kept
+        kept.append(places)
+        last = sequence.fed + len(places)
+        if len(places) < num:
+            sequence.num_to_cache = last
+        num_kept = sum(map(len, kept))
+        if last >= sequence.num_to_cache or num_kept >= EDGE_TOKENS:
+            cache.insert(sequence.forced, last - num_kept, np.concatenate(kept))
+            kept.clear()
+
+    def release(self, request: Request) -> None:
+        """Drop the kept states of a prompt that will not be read to its end."""
+        while request.kept and self._cache is not None:
+            self._cache.drop(request.kept.pop())
+
+
+def _rows_of(result: RunResult, counts: Ids) -> tuple[States, Floats]:
+    """Return states and hidden vectors after the first counts[row] steps of every row, row after row."""
+    rows = np.repeat(np.arange(len(counts)), counts)
+    steps = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    hidden = result.hidden[steps, rows] if result.hidden.size else np.empty((len(rows), 0), np.float32)
+    return {name: values[steps, rows] for name, values in result.states.items()}, hidden
 
 
 @dataclass(frozen=True, eq=False)
 class _Planted:
-    """A text's sequence, and where it forks off that of another text, its owner."""
+    """A text's sequence, and the depth at which it forks off that of another text, its owner."""
 
-    sequence: Sequence
+    sequence: TextSequence
     owner: int | None
     depth: int
 
 
-class SharedTexts:
-    """The texts of a ScoreCall as one tree of sequences.
+class ScoringRequest(Request):
+    """The texts of a ScoreCall as one tree of sequences."""
 
-    initial  the state before anything was read
-    root     the sequence to submit, or None where nothing needs to be run
-    collect  the figures in the order of the texts, once all sequences have ended
-    """
+    handle: Scoring
+    lane = LaneKind.SHORT
 
     def __init__(
-        self, call: ScoreCall, request: Request, end_id: int, num_alternatives: int, initial: StateRow
+        self, number: int, call: ScoreCall, handle: Scoring, end_id: int, num_alternatives: int, initial: StateRow
     ) -> None:
+        """initial: the state before the first token."""
         self._call = call
         self._start = call.start or StateValue(initial, end_id, 0)
         self._num_alternatives = num_alternatives
@@ -77,23 +135,26 @@ class SharedTexts:
         self._report_from = len(prefix)
         self._forced = [[*prefix, *text, *tail] for text in call.texts]
         self._order = sorted((i for i, f in enumerate(self._forced) if self._is_run(f)), key=self._forced.__getitem__)
+        super().__init__(number, handle, len(self._order))
         self._planted: dict[int, _Planted] = {}  # by text
         self._snapshots: dict[int, Snapshot] = {}
-        self._plant(request)
+        self._plant()
         if call.want_state:
             self._place_snapshots()
-        self.root = self._root()
+        if self._order:
+            self.root = self._first()
 
-    @property
-    def num_sequences(self) -> int:
-        """How many sequences end before the call is done."""
-        return len(self._order)
+    def end(self, finish: Finish, now: float, failure: MeariError | None = None) -> int:
+        """End the handle, with the figures of all texts where everything was run."""
+        if finish is Finish.LENGTH:
+            self.handle.results = self._collect()
+        return super().end(finish, now, failure)
 
     def _is_run(self, forced: list[int]) -> bool:
-        """Whether a text has a token to score, or a state to find after more than its first token."""
+        """Whether a text has a token to score, or a state to compute after more than its first token."""
         return len(forced) > self._report_from or (self._call.want_state and len(forced) > 1)
 
-    def _plant(self, request: Request) -> None:
+    def _plant(self) -> None:
         forced = self._forced
         path: list[tuple[int, int]] = []  # (text, depth at which it forked), outermost first
         previous: list[int] = []
@@ -105,7 +166,7 @@ class SharedTexts:
                 shared = min(shared, path.pop()[1])
             owner = path[-1][0] if path else None
             depth = 0 if owner is None else min(shared, len(forced[owner]) - 1, len(tokens) - 1)
-            self._planted[text] = _Planted(self._sequence(tokens, depth, request), owner, depth)
+            self._planted[text] = _Planted(self._sequence(tokens, depth), owner, depth)
             if owner is not None:
                 self._planted[owner].sequence.forks.append((depth, self._planted[text].sequence))
             path.append((text, depth))
@@ -113,9 +174,8 @@ class SharedTexts:
         for planted in self._planted.values():
             planted.sequence.forks.sort(key=lambda fork: -fork[0])
 
-    def _root(self) -> Sequence | None:
-        if not self._order:
-            return None
+    def _first(self) -> Sequence:
+        """Return the sequence from which all others fork off."""
         root = self._planted[self._order[0]].sequence
         if self._call.start is None:
             root.num_to_cache = self._report_from if self._report_from > 1 else 0
@@ -123,17 +183,18 @@ class SharedTexts:
             root.state = dict(self._call.start.rows)
         return root
 
-    def _sequence(self, tokens: list[int], depth: int, request: Request) -> Sequence:
+    def _sequence(self, tokens: list[int], depth: int) -> TextSequence:
         start = max(depth, self._report_from)
-        log = TargetLog.empty(start, max(0, len(tokens) - start), self._num_alternatives, self._call.want_ranks)
-        return Sequence(request, tokens, log=log, start=self._call.start)
+        num_targets = max(0, len(tokens) - start)
+        log = TargetLog.empty(start, num_targets, self._num_alternatives, want_ranks=self._call.want_ranks)
+        return TextSequence(request=self, forced=tokens, log=log, start=self._call.start)
 
     def _place_snapshots(self) -> None:
-        """Let the sequence that comes by it copy the state before each text's last token."""
+        """Let the sequence that feeds the token before each text's last one copy the state."""
         for text in self._order:
             depth, planted = self._num_before(text), self._planted[text]
             if depth == 0:
-                continue  # where everything starts
+                continue  # the initial state
             while planted.owner is not None and depth <= planted.depth:
                 planted = self._planted[planted.owner]
             self._snapshots[text] = Snapshot()
@@ -142,11 +203,11 @@ class SharedTexts:
             planted.sequence.snapshots.sort(key=lambda snapshot: -snapshot[0])
 
     def _num_before(self, text: int) -> int:
-        """How many tokens stand before the last one of a text, or of the context where the text is empty."""
+        """Return the number of tokens before the last one of a text, or of the context where the text is empty."""
         return self._report_from + len(self._call.texts[text]) - 1
 
     def _state(self, text: int) -> StateValue | None:
-        """Where the text ends, its last token pending."""
+        """Return the state at the end of a text, its last token pending."""
         if not self._call.want_state:
             return None
         depth = self._num_before(text)
@@ -159,22 +220,21 @@ class SharedTexts:
             seen=self._start.seen.union(self._call.context, self._call.texts[text]),
         )
 
-    def collect(self) -> list[TextScore]:
-        """One TextScore a text: what it shares is taken from the text it forked off."""
+    def _collect(self) -> list[TextScore]:
+        """Return one TextScore a text: what it shares is taken from the text it forked off."""
         done: dict[int, TextScore] = {}
         for text in self._order:
             planted = self._planted[text]
             log = planted.sequence.log
-            assert log is not None
             shared = None if planted.owner is None else done[planted.owner]
             done[text] = _joined(shared, log, log.start - self._report_from)
-        nothing = _joined(None, TargetLog.empty(0, 0, self._num_alternatives, self._call.want_ranks), 0)
+        nothing = _joined(None, TargetLog.empty(0, 0, self._num_alternatives, want_ranks=self._call.want_ranks), 0)
         texts = range(len(self._call.texts))
         return [replace(done.get(text, nothing), state=self._state(text)) for text in texts]
 
 
 def shared_length(left: SequenceOf[int], right: SequenceOf[int]) -> int:
-    """How many first tokens two lists have in common."""
+    """Return the number of first tokens that two lists have in common."""
     length, first = min(len(left), len(right)), 0
     while first < length and left[first : first + PIECE] == right[first : first + PIECE]:
         first += PIECE

@@ -1,35 +1,47 @@
-"""A reading turn: forced tokens of prompts and texts to score, several steps in one run.
+"""Lanes that read: forced tokens of prompts and texts to score, several steps in one run.
 
-The run is asked for the distributions that somebody wants: those of reported tokens, and the one after a prompt, from
-which the first token is sampled. Owned by the engine's thread.
+Input: sequences with forced tokens to feed. Output: the result of each turn. Must not know: other lanes, the loop.
+
+A run computes only the distributions that are wanted: those of reported tokens, and the one after a prompt, from which
+the first token is sampled. Owned by the engine's thread.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from meari.runtime.engine.batch import Batch
-from meari.runtime.engine.cache import EDGE_TOKENS, PrefixCache
-from meari.runtime.engine.calls import Scoring
-from meari.runtime.engine.draws import Draws
-from meari.runtime.engine.outcome import Outcome, alternatives
-from meari.runtime.engine.runner import Runner
-from meari.runtime.engine.runs import Floats, Ran, States
-from meari.runtime.engine.sampling import on_grid
-from meari.runtime.engine.scheduler import Request
-from meari.runtime.engine.sequence import Sequence
-from meari.runtime.engine.writing import begin_sample, row_after, sampler_of, wants_whole
+from meari.runtime.engine.calls import EngineLimits
+from meari.runtime.engine.prefixes import FEW_TEXTS, CachedPrompts
+from meari.runtime.engine.row_samplers import RowSamplers
+from meari.runtime.engine.runner import Floats, Ids, ReadInputs, Runner, RunResult
+from meari.runtime.engine.sampling import alternatives, on_grid
+from meari.runtime.engine.sequences import (
+    Batch,
+    FirstToken,
+    GenerationSequence,
+    Request,
+    Sequence,
+    TargetLog,
+    TextSequence,
+    TurnResult,
+)
+from meari.runtime.engine.stats import MAX_STEPS, Pace
 
-Ids = npt.NDArray[np.int64]
+TURN_SECONDS: Final = 0.005
+OFFLINE_TURN_SECONDS: Final = 0.05  # nobody waits for a turn
+MAX_TOKENS: Final = 512  # of a turn, steps times rows: their states and hidden vectors are held at once
+MAX_FLOATS: Final = 640_000  # of the distributions of a turn
+OFFLINE_MAX_FLOATS: Final = 2_560_000  # in a process that does nothing else
 
 
 @dataclass(frozen=True)
-class Stand:
-    """A sequence that stands after step `step` of row `row`: the row's own, or one that forks off it there."""
+class Position:
+    """A sequence after step `step` of row `row`: the row's own, or one that forks off it there."""
 
     sequence: Sequence
     row: int
@@ -37,202 +49,239 @@ class Stand:
 
 
 @dataclass
-class Wanted:
-    """Which distributions are asked for: those of forced tokens, span by span, and those to sample from.
+class ReadPlan:
+    """The distributions that a turn computes: those of forced tokens, span by span, then those to sample from.
 
-    spans  (sequence, its first figure, how many)
+    spans      (log, its first figure, number of figures)
+    places     step * batch + row of each forced token, and `targets` the token itself
+    to_sample  prompts that are read to their end
+    forked     texts that fork off here
     """
 
-    spans: list[tuple[Sequence, int, int]] = field(default_factory=list)
+    num_rows: int
+    spans: list[tuple[TargetLog, int, int]] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
-    to_sample: list[Stand] = field(default_factory=list)
-    forked: list[Stand] = field(default_factory=list)
+    to_sample: list[tuple[GenerationSequence, Position]] = field(default_factory=list)
+    forked: list[Position] = field(default_factory=list)
 
+    def add(self, sequence: Sequence, row: int, count: int) -> None:
+        """Plan to feed `count` tokens of a sequence, and what forks off it on the way."""
+        last = sequence.fed + count
+        if isinstance(sequence, TextSequence):
+            self._add_targets(sequence, row, last)
+        elif isinstance(sequence, GenerationSequence) and last == len(sequence.forced):
+            self.to_sample.append((sequence, Position(sequence, row, count - 1)))
+        while sequence.forks and sequence.forks[-1][0] <= last:
+            depth, child = sequence.forks.pop()
+            self._add_fork(Position(child, row, depth - sequence.fed - 1), depth)
 
-class Reading:
-    """Callable once a turn."""
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether more than the log-probability of one token is wanted anywhere."""
+        figures = any(not log.is_plain for log, _, _ in self.spans)
+        return figures or any(sequence.wants_logprobs for sequence, _ in self.to_sample)
 
-    def __init__(self, runner: Runner, cache: PrefixCache | None, clock: Callable[[], float]) -> None:
-        self._runner = runner
-        self._cache = cache
-        self._clock = clock
-
-    def __call__(self, batch: Batch, steps: int) -> Outcome:
-        """Feed up to `steps` forced tokens to every sequence of `batch`, and drop those that are done with them."""
-        counts = [min(steps, sequence.num_to_feed) for sequence in batch.sequences]
-        wanted = self._wanted(batch.sequences, counts)
-        samplers = [sampler_of(stand.sequence) for stand in wanted.to_sample]
-        draws = Draws(samplers, self._runner.sorts, whole=_whole(wanted))
-        asked = draws.asked(
-            np.array([stand.step * len(batch) + stand.row for stand in wanted.to_sample], np.int64),
-            (np.array(wanted.places, np.int64), np.array(wanted.targets, np.int64)),
-        )
-        keeps = self._cache is not None and any(s.fed < s.num_to_cache for s in batch.sequences)
-        keeps = keeps and self._runner.hidden_state is None
-        ran = self._runner.run(_tokens(batch.sequences, counts, steps), batch.states, asked, want_hidden=keeps)
-        outcome = Outcome(sum(counts), len(asked.places))
-        self._report(wanted, ran)
-        self._keep_states(batch.sequences, counts, ran)
-        self._settle(batch, counts, ran, outcome)
-        self._sample(wanted, draws, ran, outcome)
-        self._fork(wanted, ran, outcome)
-        return outcome
-
-    def _wanted(self, sequences: list[Sequence], counts: list[int]) -> Wanted:
-        wanted = Wanted()
-        width = len(sequences)
-        for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
-            last = sequence.fed + count
-            if sequence.log is not None:
-                _want_targets(wanted, sequence, row, width, max(sequence.log.start, sequence.fed + 1), last)
-            if sequence.goes_on and last == len(sequence.forced):
-                wanted.to_sample.append(Stand(sequence, row, count - 1))
-            while sequence.forks and sequence.forks[-1][0] <= last:
-                depth, child = sequence.forks.pop()
-                self._want_fork(wanted, child, Stand(child, row, depth - sequence.fed - 1), depth, width)
-        return wanted
-
-    def _want_fork(self, wanted: Wanted, child: Sequence, stand: Stand, depth: int, width: int) -> None:
-        child.fed = depth
-        if child.goes_on:
-            wanted.to_sample.append(stand)
+    def _add_targets(self, sequence: TextSequence, row: int, last: int) -> None:
+        """Ask for the forced tokens that are reported; token number d is due after d tokens have been fed."""
+        first = max(sequence.log.start, sequence.fed + 1)
+        last = min(last, len(sequence.forced) - 1)
+        if first > last:
             return
-        wanted.forked.append(stand)
-        if child.log is not None and child.log.start <= depth < len(child.forced):
-            wanted.spans.append((child, depth - child.log.start, 1))
-            wanted.places.append(stand.step * width + stand.row)
-            wanted.targets.append(child.forced[depth])
+        self.spans.append((sequence.log, first - sequence.log.start, last - first + 1))
+        step, width = first - sequence.fed - 1, self.num_rows
+        self.places.extend(range(step * width + row, (last - sequence.fed) * width, width))
+        self.targets.extend(sequence.forced[first : last + 1])
+
+    def _add_fork(self, position: Position, depth: int) -> None:
+        child = position.sequence
+        child.fed = depth
+        if isinstance(child, GenerationSequence):
+            self.to_sample.append((child, position))
+            return
+        self.forked.append(position)
+        if isinstance(child, TextSequence) and child.log.start <= depth < len(child.forced):
+            self.spans.append((child.log, depth - child.log.start, 1))
+            self.places.append(position.step * self.num_rows + position.row)
+            self.targets.append(child.forced[depth])
         while child.forks and child.forks[-1][0] == depth:  # a fork of a fork at the same depth
             grandchild = child.forks.pop()[1]
-            self._want_fork(wanted, grandchild, Stand(grandchild, stand.row, stand.step), depth, width)
+            self._add_fork(Position(grandchild, position.row, position.step), depth)
 
-    def _report(self, wanted: Wanted, ran: Ran) -> None:
-        """Note the figures of forced tokens."""
-        if not wanted.spans:
-            return
-        assert ran.picked_logprobs is not None
-        values = on_grid(ran.picked_logprobs[: len(wanted.places)])
-        first = 0
-        for sequence, at, count in wanted.spans:
-            figures = sequence.log
-            assert figures is not None
-            figures.logprobs[at : at + count] = values[first : first + count]
-            if not figures.is_plain:
-                assert ran.logprobs is not None
-                for i in range(count):
-                    row = ran.logprobs[first + i]
-                    if figures.ranks is not None:
-                        figures.ranks[at + i] = 1 + int(np.count_nonzero(row > ran.picked_logprobs[first + i]))
-                    if figures.num_alternatives:
-                        found = alternatives(row[None], figures.num_alternatives)
-                        figures.alternative_ids[at + i], figures.alternative_logprobs[at + i] = found
-            first += count
 
-    def _settle(self, batch: Batch, counts: list[int], ran: Ran, outcome: Outcome) -> None:
-        """Let the sequences go that have no forced tokens left."""
-        keep = []
-        for row, (sequence, count) in enumerate(zip(batch.sequences, counts, strict=True)):
-            sequence.fed += count
-            if isinstance(sequence.request.handle, Scoring):
-                sequence.request.handle.computed_tokens += count
-            if sequence.num_to_feed > 0:
-                keep.append(row)
-            elif not sequence.goes_on:
-                outcome.ended.append(sequence)
-        if keep:
-            last = np.array(counts, np.int64) - 1
-            even = (last == last[0]).all()
-            rows = np.arange(len(counts))
-            batch.states = {k: v[last[0]] if even else v[last, rows] for k, v in ran.states.items()}
-        batch.keep(keep)
+class TokenReader:
+    """Feeds forced tokens and reports on them; shared by the reading lanes of an engine."""
 
-    def _keep_states(self, sequences: list[Sequence], counts: list[int], ran: Ran) -> None:
-        """Copy the states that somebody wants: snapshots, and those of prompts for the cache."""
+    def __init__(self, runner: Runner, cached: CachedPrompts, clock: Callable[[], float]) -> None:
+        self._runner = runner
+        self._cached = cached
+        self.clock = clock
+
+    def read(self, batch: Batch[Sequence], steps: int) -> TurnResult:
+        """Feed up to `steps` forced tokens to every sequence of a batch, and drop the sequences that are done."""
+        sequences = batch.sequences
+        counts = [min(steps, sequence.num_to_feed) for sequence in sequences]
+        plan = ReadPlan(len(sequences))
         for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
-            fed = sequence.fed
-            while sequence.snapshots and fed < (depth := sequence.snapshots[-1][0]) <= fed + count:
-                sequence.snapshots.pop()[1].state = row_after(ran, depth - fed - 1, row)
-        fresh = [max(0, min(s.fed + n, s.num_to_cache) - s.fed) for s, n in zip(sequences, counts, strict=True)]
-        if self._cache is None or not any(fresh):
-            return
-        places = self._cache.keep(*_rows_of(ran, np.array(fresh, np.int64)))
-        for sequence, num in zip(sequences, fresh, strict=True):
-            if num:
-                self._note_kept(self._cache, sequence, num, places[:num])
-                places = places[num:]
+            plan.add(sequence, row, count)
+        samplers = RowSamplers(
+            [sequence.row_sampler for sequence, _ in plan.to_sample],
+            sorts=self._runner.sorts,
+            whole=plan.wants_logprobs,
+        )
+        inputs = _inputs(plan, samplers)
+        wants_hidden = self._cached.wants_hidden(sequences)
+        tokens = _tokens(sequences, counts, steps)
+        run = self._runner.run(tokens, batch.states, inputs, want_hidden=wants_hidden)
+        result = TurnResult(sum(counts), len(inputs.places))
+        _report(plan, run)
+        _take_snapshots(sequences, counts, run)
+        self._cached.keep(sequences, counts, run)
+        _advance(batch, counts, run, result)
+        self._sample(plan, samplers, run, result)
+        _fork(plan, run, result)
+        return result
 
-    def _note_kept(self, cache: PrefixCache, sequence: Sequence, num: int, places: Ids) -> None:
-        """Take up the cached rows of a prompt's next `num` tokens; they join the tree many at a time, which is slow."""
-        kept = sequence.request.kept
-        kept.append(places)
-        last = sequence.fed + len(places)
-        if len(places) < num:
-            sequence.num_to_cache = last
-        num_kept = sum(map(len, kept))
-        if last >= sequence.num_to_cache or num_kept >= EDGE_TOKENS:
-            cache.insert(sequence.forced, last - num_kept, np.concatenate(kept))
-            kept.clear()
-
-    def let_go(self, request: Request) -> None:
-        """Drop what is kept of a prompt that will not be read to its end."""
-        while request.kept and self._cache is not None:
-            self._cache.drop(request.kept.pop())
-
-    def _sample(self, wanted: Wanted, draws: Draws, ran: Ran, outcome: Outcome) -> None:
+    def _sample(self, plan: ReadPlan, samplers: RowSamplers, run: RunResult, result: TurnResult) -> None:
         """Take the first token after each prompt that has been read."""
-        if not wanted.to_sample:
+        if not plan.to_sample:
             return
-        first = len(wanted.places)
-        tokens, values = draws.choose(ran, first)
-        now = self._clock()
-        for number, stand in enumerate(wanted.to_sample):
-            sequence = stand.sequence
-            handle = sequence.request.handle
-            handle.first_token_at = now if handle.first_token_at is None else handle.first_token_at
-            rows = row_after(ran, stand.step, stand.row)
-            logprobs = None if ran.logprobs is None else ran.logprobs[first + number : first + number + 1]
-            begin_sample(sequence, rows, (tokens[number], values[number]), logprobs, self._runner.end_id, outcome)
-
-    def _fork(self, wanted: Wanted, ran: Ran, outcome: Outcome) -> None:
-        for stand in wanted.forked:
-            sequence = stand.sequence
-            if sequence.num_to_feed > 0:
-                sequence.state = row_after(ran, stand.step, stand.row)
-                outcome.forked.append(sequence)
-            else:
-                outcome.ended.append(sequence)
+        first = len(plan.places)
+        tokens, values = samplers.choose(run, first)
+        now = self.clock()
+        for number, (sequence, position) in enumerate(plan.to_sample):
+            sequence.request.handle.note_first_token(now)
+            state = run.state_after(position.step, position.row)
+            logprobs = run.logprobs[first + number : first + number + 1]
+            sequence.begin(FirstToken(tokens[number], values[number], logprobs, state), result)
 
 
-def _rows_of(ran: Ran, counts: Ids) -> tuple[States, Floats]:
-    """States and hidden vectors after the first counts[row] steps of every row, row after row; [sum(counts), …]."""
-    rows = np.repeat(np.arange(len(counts)), counts)
-    steps = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    hidden = np.empty((len(rows), 0), np.float32) if ran.hidden is None else ran.hidden[steps, rows]
-    return {name: values[steps, rows] for name, values in ran.states.items()}, hidden
+class ReadingLane:
+    """Sequences with forced tokens to feed: rows that run, and sequences that wait for a row.
+
+    spent  seconds of the lane's turns
+    """
+
+    def __init__(self, runner: Runner, reader: TokenReader, pace: Pace, limits: EngineLimits) -> None:
+        self._batch: Batch[Sequence] = Batch(runner)
+        self._waiting: deque[Sequence] = deque()
+        self._reader = reader
+        self._pace = pace
+        self._max_rows = limits.max_slots
+        self._turn_seconds = OFFLINE_TURN_SECONDS if limits.offline else TURN_SECONDS
+        max_floats = OFFLINE_MAX_FLOATS if limits.offline else MAX_FLOATS
+        self._max_output_rows = max(64, min(MAX_TOKENS, max_floats // runner.vocabulary_size))
+        self.spent = 0.0
+
+    def __len__(self) -> int:
+        return len(self._batch) + len(self._waiting)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of sequences that hold a row."""
+        return len(self._batch)
+
+    def add(self, root: Sequence) -> None:
+        """Let the first sequence of a request wait for a row."""
+        self._waiting.append(root)
+
+    def drop(self, request: Request) -> None:
+        """Forget the sequences of a request."""
+        self._batch.drop(request)
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.request is not request)
+
+    def turn(self) -> TurnResult:
+        """Run a turn: some steps of all rows."""
+        started = self._reader.clock()
+        free = min(self._max_rows - len(self._batch), len(self._waiting))
+        self._batch.join([self._waiting.popleft() for _ in range(free)])
+        rows, steps = len(self._batch), self.plan()
+        result = self._reader.read(self._batch, steps)
+        self._waiting.extendleft(result.forked)  # before those that have not begun
+        self._pace.add(rows, steps, self._reader.clock() - started)
+        return result
+
+    def plan(self) -> int:
+        """Return the number of steps to run: as many as fit into a turn without feeding much padding."""
+        needs = [sequence.num_to_feed for sequence in self._batch.sequences]
+        rows = len(needs)
+        in_time = self._pace.max_steps(rows, self._turn_seconds)
+        steps = min(max(needs), MAX_STEPS, max(1, MAX_TOKENS // rows), in_time)
+        if any(isinstance(sequence, TextSequence) for sequence in self._batch.sequences):
+            steps = min(steps, max(1, self._max_output_rows // rows))
+        useful = 0.9 if rows > FEW_TEXTS else 0.5  # few rows cost hardly more than one
+        while steps > 1 and sum(min(need, steps) for need in needs) < useful * steps * rows:
+            steps -= 1
+        return steps
 
 
-def _want_targets(wanted: Wanted, sequence: Sequence, row: int, width: int, first: int, last: int) -> None:
-    """Ask for the forced tokens number `first` to `last`, both included; token d is due after d have been fed."""
-    assert sequence.log is not None
-    last = min(last, len(sequence.forced) - 1)
-    if first > last:
-        return
-    wanted.spans.append((sequence, first - sequence.log.start, last - first + 1))
-    step = first - sequence.fed - 1
-    wanted.places.extend(range(step * width + row, (last - sequence.fed) * width, width))
-    wanted.targets.extend(sequence.forced[first : last + 1])
-
-
-def _whole(wanted: Wanted) -> bool:
-    """Whether somebody wants more than the log-probability of one token."""
-    figures = any(sequence.log is not None and not sequence.log.is_plain for sequence, _, _ in wanted.spans)
-    return figures or any(wants_whole(stand.sequence) for stand in wanted.to_sample)
+def _inputs(plan: ReadPlan, samplers: RowSamplers) -> ReadInputs:
+    sampled = [position.step * plan.num_rows + position.row for _, position in plan.to_sample]
+    given = np.array(plan.places, np.int64), np.array(plan.targets, np.int64)
+    return samplers.read_inputs(np.array(sampled, np.int64), given)
 
 
 def _tokens(sequences: list[Sequence], counts: list[int], steps: int) -> Ids:
-    """int64 [steps, batch]; what a sequence has not got is filled up, and nobody looks at what comes of it."""
+    """Return the tokens to feed, int64 [steps, batch], padded with 0 after each sequence's own."""
     tokens = np.zeros((steps, len(sequences)), np.int64)
     for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
         tokens[:count, row] = sequence.forced[sequence.fed : sequence.fed + count]
     return tokens
+
+
+def _report(plan: ReadPlan, run: RunResult) -> None:
+    """Write the figures of forced tokens into their logs."""
+    if not plan.spans:
+        return
+    values = on_grid(run.picked_logprobs[: len(plan.places)])
+    first = 0
+    for log, at, count in plan.spans:
+        log.logprobs[at : at + count] = values[first : first + count]
+        if not log.is_plain:
+            for i in range(count):
+                _report_place(log, at + i, run.logprobs[first + i], run.picked_logprobs[first + i])
+        first += count
+
+
+def _report_place(log: TargetLog, at: int, logprobs: Floats, logprob: np.float32) -> None:
+    """Write rank and alternatives of one token. logprobs: float32 [V]."""
+    if log.ranks is not None:
+        log.ranks[at] = 1 + int(np.count_nonzero(logprobs > logprob))
+    if log.num_alternatives:
+        log.alternative_ids[at], log.alternative_logprobs[at] = alternatives(logprobs[None], log.num_alternatives)
+
+
+def _take_snapshots(sequences: list[Sequence], counts: list[int], run: RunResult) -> None:
+    for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
+        fed = sequence.fed
+        while sequence.snapshots and fed < (depth := sequence.snapshots[-1][0]) <= fed + count:
+            sequence.snapshots.pop()[1].state = run.state_after(depth - fed - 1, row)
+
+
+def _advance(batch: Batch[Sequence], counts: list[int], run: RunResult, result: TurnResult) -> None:
+    """Count the tokens as fed, and drop the sequences that have no forced tokens left."""
+    keep = []
+    for row, (sequence, count) in enumerate(zip(batch.sequences, counts, strict=True)):
+        sequence.fed += count
+        sequence.request.handle.computed_tokens += count
+        if sequence.num_to_feed > 0:
+            keep.append(row)
+        elif not sequence.has_continuation:
+            result.ended.append(sequence)
+    if keep:
+        last = np.array(counts, np.int64) - 1
+        even = (last == last[0]).all()
+        rows = np.arange(len(counts))
+        batch.states = {k: v[last[0]] if even else v[last, rows] for k, v in run.states.items()}
+    batch.keep(keep)
+
+
+def _fork(plan: ReadPlan, run: RunResult, result: TurnResult) -> None:
+    """Let the texts that have forked off wait for a row, where they have tokens of their own to feed."""
+    for position in plan.forked:
+        sequence = position.sequence
+        if sequence.num_to_feed > 0:
+            sequence.state = run.state_after(position.step, position.row)
+            result.forked.append(sequence)
+        else:
+            result.ended.append(sequence)

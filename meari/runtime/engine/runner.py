@@ -1,39 +1,143 @@
-"""A bundle under onnxruntime: some steps of the cell, and the output layer and a token for some of the rows.
+"""A bundle under onnxruntime: steps of the cell, and the output layer and a token for some of the rows.
 
-Enters: token ids, states, which distributions are wanted. Leaves: states, hidden rows, tokens, log-probabilities. It
-knows nothing of sequences. onnxruntime takes one thread a session; a Runner belongs to one thread at a time.
-
-Rows must not influence one another. Where the check at load finds that on this CPU they do (`rows_isolated` false),
-every row is run alone, so that results stay the same whatever else runs: slower, never different.
+Input: token ids, states, which distributions are wanted. Output: states, hidden rows, tokens, log-probabilities. Must
+not know: sequences. A Runner belongs to one thread at a time, and a session computes in one thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from meari.runtime.engine.runs import NOTHING, Asked, Floats, Ids, Ran, States, StateTensor, Written
 from meari.runtime.graphs.reader import WANTS
 from meari.runtime.graphs.sampler import NUM_LIMITS, is_small
 
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+States = dict[str, Floats]  # state tensor -> float32 [rows, *shape]
+StateRow = dict[str, Floats]  # state tensor -> float32 [*shape], a copy that nobody else holds
+
 NO_BARS: Final = np.empty((0, 1), np.int64)
+NO_IDS: Final = np.empty(0, np.int64)
+NO_FLOATS: Final = np.empty((0, 0), np.float32)
+NO_HIDDEN: Final = np.empty((0, 0, 0), np.float32)
 TRUE: Final = np.array(True)
 FALSE: Final = np.array(False)
 
 
+@dataclass(frozen=True)
+class StateTensor:
+    """One tensor of the recurrent state, without its batch dimension."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ReadInputs:
+    """The distributions that a run computes, and the tokens to take from them.
+
+    places                int64 [rows]: step * batch + row, or past all of these a row of `more_hidden`
+    targets               int64 [rows, 1]: the token whose log-probability is wanted, or -1: sample one
+    uniforms              float32 [rows, 1], in [0, 1), for rows that are sampled; likewise the next two
+    inverse_temperatures  float32 [rows, 1]
+    limits                float32 [rows, 3]: min_p, top_p, top_k
+    samples, tempered, limited, masses   whether any row is sampled, has a temperature, a limit, a top_p by rejection
+    whole                 whether logits and log-probabilities of all tokens are wanted
+    bars                  int64 [rows, 1], a token that is not sampled, or -1; None where no row has one
+    """
+
+    places: Ids
+    targets: Ids
+    uniforms: Floats
+    inverse_temperatures: Floats
+    limits: Floats
+    samples: bool = False
+    tempered: bool = False
+    limited: bool = False
+    masses: bool = False
+    whole: bool = False
+    bars: Ids | None = None
+
+    @classmethod
+    def for_targets(cls, places: Ids, targets: Ids, *, whole: bool = False) -> ReadInputs:
+        """Ask for the log-probabilities of given targets, int64 [rows] each; nothing is sampled."""
+        zeros = np.zeros((len(places), 1), np.float32)
+        limits = np.zeros((len(places), NUM_LIMITS), np.float32)
+        return cls(places, targets[:, None], zeros, zeros, limits, whole=whole)
+
+
+@dataclass(frozen=True, eq=False)
+class WriteInputs:
+    """How tokens are chosen when every step samples its own.
+
+    uniforms              float32 [steps, rows, 1], in [0, 1)
+    inverse_temperatures  float32 [rows, 1]
+    limits                float32 [rows, 3]: min_p, top_p, top_k
+    samples               False: the likeliest tokens are taken
+    tempered, limited     whether any row has a temperature, a limit
+    bars                  int64 [rows, 1], a token that is not taken, or -1; None where no row has one
+    """
+
+    uniforms: Floats
+    inverse_temperatures: Floats
+    limits: Floats
+    samples: bool
+    tempered: bool
+    limited: bool
+    bars: Ids | None = None
+
+
+Inputs = TypeVar("Inputs", ReadInputs, WriteInputs)
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """The result of a run; arrays that were not asked for are empty.
+
+    states           state tensor -> float32 [steps, batch, *shape], after every step
+    hidden           float32 [steps, batch, H]
+    picked           int64 [rows], of a writing run [steps, rows]
+    picked_logprobs  float32, likewise
+    mass_from, mass  float32 [rows]: see graphs/sampler.py
+    logits, logprobs float32 [rows, V]
+    """
+
+    states: States
+    hidden: Floats = field(default_factory=lambda: NO_HIDDEN)
+    picked: Ids = field(default_factory=lambda: NO_IDS)
+    picked_logprobs: Floats = field(default_factory=lambda: NO_FLOATS)
+    mass_from: Floats = field(default_factory=lambda: NO_FLOATS)
+    mass: Floats = field(default_factory=lambda: NO_FLOATS)
+    logits: Floats = field(default_factory=lambda: NO_FLOATS)
+    logprobs: Floats = field(default_factory=lambda: NO_FLOATS)
+
+    def state_after(self, step: int, row: int) -> StateRow:
+        """Copy the state of one row after a step."""
+        return {name: values[step, row].copy() for name, values in self.states.items()}
+
+
+NOTHING: Final = ReadInputs.for_targets(NO_IDS, NO_IDS)
+
+
 @dataclass(frozen=True, eq=False)
 class Sessions:
-    """onnxruntime's sessions of the two graphs in runtime/graphs: reader.py and writer.py."""
+    """onnxruntime's sessions of the two graphs in graphs/engine_graphs.py."""
 
     reader: Any
     writer: Any
 
 
 class Runner:
-    """See the head of this file."""
+    """See the head of this file.
+
+    hidden_state  the state tensor that the hidden vector is a copy of, or None
+    sorts         whether the graph applies top_p and top_k
+    """
 
     def __init__(
         self,
@@ -43,19 +147,18 @@ class Runner:
         vocabulary_size: int,
         end_id: int,
     ) -> None:
-        self._reader, self._writer = sessions.reader, sessions.writer
+        self.sessions = sessions
         self.state_tensors = tuple(state_tensors)
         self.hidden_size = hidden_size
         self.vocabulary_size = vocabulary_size
         self.end_id = end_id
-        self.rows_isolated = True
-        self.sorts = is_small(vocabulary_size)  # whether the graph applies top_p and top_k
-        self.hidden_state: str | None = None  # the state tensor that the hidden vector is a copy of, if there is one
+        self.sorts = is_small(vocabulary_size)
+        self.hidden_state: str | None = None
         self._next = [f"next.{tensor.name}" for tensor in self.state_tensors]
         self._no_hidden = np.empty((0, hidden_size), np.float32)
         self._unused = {
             "more_hidden": self._no_hidden,
-            "rows": np.empty(0, np.int64),
+            "rows": NO_IDS,
             "targets": np.empty((0, 1), np.int64),
             "uniforms": np.empty((0, 1), np.float32),
             "inverse_temperatures": np.empty((0, 1), np.float32),
@@ -71,159 +174,193 @@ class Runner:
 
     @property
     def cached_hidden_size(self) -> int:
-        """How much of the hidden vector a prefix cache keeps beside the state: nothing where that is a part of it."""
+        """Floats of the hidden vector that a prefix cache keeps beside the state: none where the state holds it."""
         return 0 if self.hidden_state is not None else self.hidden_size
 
     def initial_states(self, rows: int) -> States:
-        """The state before anything was read: zeros, float32 [rows, *shape]."""
+        """Return the state before the first token: zeros, float32 [rows, *shape]."""
         return {t.name: np.zeros((rows, *t.shape), np.float32) for t in self.state_tensors}
 
     def run(
         self,
         tokens: Ids,
         states: Mapping[str, Floats],
-        asked: Asked = NOTHING,
+        inputs: ReadInputs = NOTHING,
         *,
         more_hidden: Floats | None = None,
         want_hidden: bool = False,
-    ) -> Ran:
-        """Feed tokens, and look at some of the distributions.
+    ) -> RunResult:
+        """Feed tokens, and compute some of the distributions.
 
         tokens       int64 [steps, batch], steps and batch >= 1
         states       float32 [batch, *shape] a tensor, before the first step
-        more_hidden  float32 [more, H], hidden rows whose distribution is asked for beside those made here
+        more_hidden  float32 [more, H], hidden rows whose distribution is wanted beside those computed here
         """
-        more = self._no_hidden if more_hidden is None else more_hidden
-        if self.rows_isolated or (tokens.size == 1 and len(asked.places) <= 1):
-            return self._run(tokens, states, asked, more, want_hidden)
-        return self._run_alone(tokens, states, asked, more, want_hidden)
+        names = list(self._next)
+        if want_hidden:
+            names.append("hidden")
+        feeds = {**self._unused, "tokens": tokens}
+        if more_hidden is not None:
+            feeds["more_hidden"] = more_hidden
+        if len(inputs.places):
+            names += ("picked", "picked_logprob")
+            if inputs.masses:
+                names += ("mass_from", "mass")
+            if inputs.whole:
+                names += ("logits", "logprobs")
+            feeds |= _row_feeds(inputs)
+        for name, values in states.items():
+            feeds[f"state.{name}"] = values
+        found = dict(zip(names, self.sessions.reader.run(names, feeds), strict=True))
+        return RunResult(
+            states={tensor.name: found[f"next.{tensor.name}"] for tensor in self.state_tensors},
+            **{field: found[name] for field, name in _TABLES if name in found},
+            **{field: found[name][:, 0] for field, name in _COLUMNS if name in found},
+        )
 
-    def step(self, tokens: Ids, states: Mapping[str, Floats]) -> tuple[Floats, States]:
-        """Feed one token to every row, int64 [rows]; returns hidden float32 [rows, H] and the states after it."""
-        ran = self.run(tokens[None], states, want_hidden=True)
-        assert ran.hidden is not None
-        return ran.hidden[0], {name: values[0] for name, values in ran.states.items()}
-
-    def output(self, hidden: Floats) -> tuple[Floats, Floats]:
-        """Logits and log-probabilities, float32 [rows, V] each, of hidden rows [rows, H]."""
-        places = 1 + np.arange(len(hidden))
-        asked = Asked.of(places, np.zeros(len(hidden), np.int64), whole=True)
-        ran = self.run(np.zeros((1, 1), np.int64), self.initial_states(1), asked, more_hidden=hidden)
-        assert ran.logits is not None
-        assert ran.logprobs is not None
-        return ran.logits, ran.logprobs
-
-    def write(self, tokens: Ids, states: Mapping[str, Floats], draw: Written) -> Ran:
-        """Feed each row its token, then what was sampled, and so on.
+    def write(self, tokens: Ids, states: Mapping[str, Floats], inputs: WriteInputs) -> RunResult:
+        """Feed each row its token, then the token that was sampled, and so on.
 
         tokens   int64 [rows]
         states   float32 [rows, *shape] a tensor
         returns  `picked` and `picked_logprobs` as [steps, rows]
         """
-        if self.rows_isolated or len(tokens) == 1:
-            return self._write(tokens, states, draw)
-        lone = [
-            self._write(tokens[r : r + 1], {k: v[r : r + 1] for k, v in states.items()}, draw.row(r))
-            for r in range(len(tokens))
-        ]
-        return Ran(
-            {name: np.concatenate([ran.states[name] for ran in lone], axis=1) for name in states},
-            picked=np.concatenate([ran.picked for ran in lone if ran.picked is not None], axis=1),
-            picked_logprobs=np.concatenate([r.picked_logprobs for r in lone if r.picked_logprobs is not None], axis=1),
-        )
-
-    def _write(self, tokens: Ids, states: Mapping[str, Floats], draw: Written) -> Ran:
         feeds = {
             "token": tokens,
-            "uniforms": draw.uniforms,
-            "inverse_temperatures": draw.inverse_temperatures,
-            "limits": draw.limits,
-            "want_samples": TRUE if draw.draws else FALSE,
-            "want_tempered": TRUE if draw.tempered else FALSE,
-            "want_limits": TRUE if draw.limited else FALSE,
-            "bars": NO_BARS if draw.bars is None else draw.bars,
-            "want_bars": FALSE if draw.bars is None else TRUE,
+            "uniforms": inputs.uniforms,
+            "inverse_temperatures": inputs.inverse_temperatures,
+            "limits": inputs.limits,
+            "want_samples": TRUE if inputs.samples else FALSE,
+            "want_tempered": TRUE if inputs.tempered else FALSE,
+            "want_limits": TRUE if inputs.limited else FALSE,
+            "bars": NO_BARS if inputs.bars is None else inputs.bars,
+            "want_bars": FALSE if inputs.bars is None else TRUE,
         }
         for name, values in states.items():
             feeds[f"state.{name}"] = values
-        *new, picked, logprobs = self._writer.run([*self._next, "picked", "picked_logprob"], feeds)
-        return Ran(
+        *new, picked, logprobs = self.sessions.writer.run([*self._next, "picked", "picked_logprob"], feeds)
+        return RunResult(
             {tensor.name: values for tensor, values in zip(self.state_tensors, new, strict=True)},
             picked=picked[:, :, 0],
             picked_logprobs=logprobs[:, :, 0],
         )
 
-    def _run(self, tokens: Ids, states: Mapping[str, Floats], asked: Asked, more: Floats, want_hidden: bool) -> Ran:
-        names = list(self._next)
-        if want_hidden:
-            names.append("hidden")
-        any_rows = len(asked.places) > 0
-        if any_rows:
-            names += ("picked", "picked_logprob")
-            if asked.masses:
-                names += ("mass_from", "mass")
-            if asked.whole:
-                names += ("logits", "logprobs")
-        feeds = {**self._unused, "tokens": tokens, "more_hidden": more}
-        if any_rows:
-            feeds |= {
-                "rows": asked.places,
-                "targets": asked.targets,
-                "uniforms": asked.uniforms,
-                "inverse_temperatures": asked.inverse_temperatures,
-                "limits": asked.limits,
-                "want_rows": TRUE,
-                "want_samples": TRUE if asked.samples else FALSE,
-                "want_tempered": TRUE if asked.tempered else FALSE,
-                "want_limits": TRUE if asked.limited else FALSE,
-                "bars": NO_BARS if asked.bars is None else asked.bars,
-                "want_bars": FALSE if asked.bars is None else TRUE,
-                "want_masses": TRUE if asked.masses else FALSE,
-            }
-        for name, values in states.items():
-            feeds[f"state.{name}"] = values
-        found = dict(zip(names, self._reader.run(names, feeds), strict=True))
-        return Ran(
-            states={tensor.name: found[f"next.{tensor.name}"] for tensor in self.state_tensors},
-            hidden=found.get("hidden"),
-            logits=found.get("logits"),
-            logprobs=found.get("logprobs"),
-            **{field: found[name][:, 0] for field, name in _COLUMNS if name in found},
+    def step(self, tokens: Ids, states: Mapping[str, Floats]) -> tuple[Floats, States]:
+        """Feed one token to every row, int64 [rows]; returns hidden float32 [rows, H] and the states after it."""
+        result = self.run(tokens[None], states, want_hidden=True)
+        return result.hidden[0], {name: values[0] for name, values in result.states.items()}
+
+    def output(self, hidden: Floats) -> tuple[Floats, Floats]:
+        """Compute logits and log-probabilities, float32 [rows, V] each, of hidden rows [rows, H]."""
+        places = 1 + np.arange(len(hidden))
+        inputs = ReadInputs.for_targets(places, np.zeros(len(hidden), np.int64), whole=True)
+        result = self.run(np.zeros((1, 1), np.int64), self.initial_states(1), inputs, more_hidden=hidden)
+        return result.logits, result.logprobs
+
+
+class RowByRowRunner(Runner):
+    """A runner for a CPU on which rows influence one another: every row and step is run alone.
+
+    Results stay the same whatever else runs: slower, never different.
+    """
+
+    @classmethod
+    def replacing(cls, runner: Runner) -> RowByRowRunner:
+        """Make a runner of the same sessions."""
+        sizes = runner.hidden_size, runner.vocabulary_size, runner.end_id
+        other = cls(runner.sessions, runner.state_tensors, *sizes)
+        other.hidden_state = runner.hidden_state
+        return other
+
+    def run(
+        self,
+        tokens: Ids,
+        states: Mapping[str, Floats],
+        inputs: ReadInputs = NOTHING,
+        *,
+        more_hidden: Floats | None = None,
+        want_hidden: bool = False,
+    ) -> RunResult:
+        """Run the cell for each row and step, then the output layer for each distribution."""
+        rows = [self._run_row(tokens[:, [row]], _row_of(states, row)) for row in range(tokens.shape[1])]
+        hidden = np.concatenate([result.hidden for result in rows], axis=1)
+        new = {name: np.concatenate([result.states[name] for result in rows], axis=1) for name in states}
+        more = self._no_hidden if more_hidden is None else more_hidden
+        wanted = np.concatenate([hidden.reshape(-1, self.hidden_size), more])[inputs.places]
+        token, state = np.zeros((1, 1), np.int64), self.initial_states(1)
+        outputs = [
+            super(RowByRowRunner, self).run(token, state, _one_output(inputs, row), more_hidden=wanted[[row]])
+            for row in range(len(wanted))
+        ]
+        joined = {name: np.concatenate([getattr(one, name) for one in outputs]) for name in _OF_ROWS if outputs}
+        return RunResult(new, hidden if want_hidden else NO_HIDDEN, **joined)
+
+    def write(self, tokens: Ids, states: Mapping[str, Floats], inputs: WriteInputs) -> RunResult:
+        """Write the tokens of each row."""
+        rows = [
+            super(RowByRowRunner, self).write(
+                tokens[[row]], _row_of(states, row), replace(_one_row(inputs, row), uniforms=inputs.uniforms[:, [row]])
+            )
+            for row in range(len(tokens))
+        ]
+        return RunResult(
+            {name: np.concatenate([result.states[name] for result in rows], axis=1) for name in states},
+            picked=np.concatenate([result.picked for result in rows], axis=1),
+            picked_logprobs=np.concatenate([result.picked_logprobs for result in rows], axis=1),
         )
 
-    def _run_steps(self, tokens: Ids, states: States, more: Floats) -> Ran:
-        """Tokens of one row, int64 [steps, 1], each in a run of its own."""
-        runs = []
+    def _run_row(self, tokens: Ids, states: States) -> RunResult:
+        """Feed the tokens of one row, int64 [steps, 1], each in a run of its own."""
+        steps = []
         for step in range(len(tokens)):
-            runs.append(self._run(tokens[step : step + 1], states, NOTHING, more, True))
-            states = {name: values[0] for name, values in runs[-1].states.items()}
-        hidden = np.concatenate([ran.hidden for ran in runs if ran.hidden is not None])
-        return Ran({name: np.concatenate([ran.states[name] for ran in runs]) for name in states}, hidden)
-
-    def _run_alone(
-        self, tokens: Ids, states: Mapping[str, Floats], asked: Asked, more: Floats, want_hidden: bool
-    ) -> Ran:
-        """The same with every row and step by itself: first the cell, then each distribution that is asked for."""
-        lone = [
-            self._run_steps(tokens[:, row : row + 1], {k: v[row : row + 1] for k, v in states.items()}, more)
-            for row in range(tokens.shape[1])
-        ]
-        hidden = np.concatenate([ran.hidden for ran in lone if ran.hidden is not None], axis=1)
-        new = {name: np.concatenate([ran.states[name] for ran in lone], axis=1) for name in states}
-        rows = np.concatenate([hidden.reshape(-1, self.hidden_size), more])[asked.places]
-        dummy, start = np.zeros((1, 1), np.int64), self.initial_states(1)
-        seen = [
-            self._run(dummy, start, asked.row(number), rows[number : number + 1], False) for number in range(len(rows))
-        ]
-        fields = ("picked", "picked_logprobs", "mass_from", "mass", "logits", "logprobs")
-        parts = {field: [getattr(ran, field) for ran in seen] for field in fields if seen}
-        joined = {field: np.concatenate(values) for field, values in parts.items() if values[0] is not None}
-        return Ran(new, hidden if want_hidden else None, **joined)
+            steps.append(super().run(tokens[[step]], states, want_hidden=True))
+            states = {name: values[0] for name, values in steps[-1].states.items()}
+        new = {name: np.concatenate([result.states[name] for result in steps]) for name in states}
+        return RunResult(new, np.concatenate([result.hidden for result in steps]))
 
 
+_TABLES: Final = (("hidden", "hidden"), ("logits", "logits"), ("logprobs", "logprobs"))
 _COLUMNS: Final = (
     ("picked", "picked"),
     ("picked_logprobs", "picked_logprob"),
     ("mass_from", "mass_from"),
     ("mass", "mass"),
 )
+_OF_ROWS: Final = ("picked", "picked_logprobs", "mass_from", "mass", "logits", "logprobs")
+
+
+def _row_feeds(inputs: ReadInputs) -> dict[str, Any]:
+    return {
+        "rows": inputs.places,
+        "targets": inputs.targets,
+        "uniforms": inputs.uniforms,
+        "inverse_temperatures": inputs.inverse_temperatures,
+        "limits": inputs.limits,
+        "want_rows": TRUE,
+        "want_samples": TRUE if inputs.samples else FALSE,
+        "want_tempered": TRUE if inputs.tempered else FALSE,
+        "want_limits": TRUE if inputs.limited else FALSE,
+        "bars": NO_BARS if inputs.bars is None else inputs.bars,
+        "want_bars": FALSE if inputs.bars is None else TRUE,
+        "want_masses": TRUE if inputs.masses else FALSE,
+    }
+
+
+def _row_of(states: Mapping[str, Floats], row: int) -> States:
+    return {name: values[[row]] for name, values in states.items()}
+
+
+def _one_output(inputs: ReadInputs, row: int) -> ReadInputs:
+    """Ask for one distribution, of the first row of `more_hidden` beside one row of the cell."""
+    one = _one_row(inputs, row)
+    return replace(one, places=np.ones(1, np.int64), targets=inputs.targets[[row]], uniforms=inputs.uniforms[[row]])
+
+
+def _one_row(inputs: Inputs, row: int) -> Inputs:
+    """Keep one row of the inputs that do not change from step to step."""
+    return replace(
+        inputs,
+        inverse_temperatures=inputs.inverse_temperatures[[row]],
+        limits=inputs.limits[[row]],
+        bars=None if inputs.bars is None else inputs.bars[[row]],
+    )

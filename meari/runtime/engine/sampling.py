@@ -1,17 +1,18 @@
-"""From a distribution to the next token of one sample.
+"""A distribution → the next token of one sample.
+
+Input: logits or log-probabilities of one row, settings, a seed. Output: a token. Must not know: sequences, other rows.
 
 The order and the meaning are vLLM's: logit bias, repetition penalty (CTRL, Keskar et al. 2019, arXiv 1909.05858: the
 logit of a token that has occurred is divided by r where positive, multiplied by r where negative), frequency and
-presence penalties (OpenAI's: the one is subtracted for each time that a token was generated, the other once; the prompt
-counts nothing), temperature (below 1e-5 the likeliest token), min_p, top_k (with all that are as likely as the k-th),
-and top_p of what these leave (nucleus, Holtzman et al. 2019, arXiv 1904.09751). Then one uniform number picks a token
-from what is left. Of equals the lowest id goes first, where vLLM leaves the order to its sort.
+presence penalties (OpenAI's: the frequency penalty is subtracted each time a token was generated, the presence penalty
+once; the prompt does not count), temperature (below 1e-5 the likeliest token), min_p, top_k (with all tokens as likely
+as the k-th), and top_p of the tokens left (nucleus, Holtzman et al. 2019, arXiv 1904.09751). Then one uniform number
+picks a token. Ties go to the lowest id, where vLLM leaves the order to its sort.
 
-This file does it for one sample; `draws.py` says which rows of a run are sampled inside the graph instead.
+`row_samplers.py` decides which rows of a run are sampled inside the graph instead.
 
 The uniform number of a token is a function of the sample's seed and of the token's position in the whole text: it does
-not matter in how many requests a text was written. Every operation works on a row by itself: a row's token does not
-depend on the rows beside it.
+not matter in how many requests a text was written.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from meari.runtime.engine.calls import GRID, Sampling, sample_seed
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
-LEAST_TEMPERATURE: Final = 1e-5  # below, the likeliest token is taken
-LEAST_TEMPERATURE_IN_GRAPH: Final = 0.2  # float32 weights of a flat distribution would underflow below
-MOST_MIN_P_IN_GRAPH: Final = 1 - 2.0**-20  # float32 weights are not told apart more finely
-LEAST_PENALTY: Final = 1e-30  # a smaller one changes nothing but what overflows
+MIN_TEMPERATURE: Final = 1e-5  # below, the likeliest token is taken
+MIN_TEMPERATURE_IN_GRAPH: Final = 0.2  # below, float32 weights of a flat distribution underflow
+MAX_MIN_P_IN_GRAPH: Final = 1 - 2.0**-20  # the resolution of float32 weights
+MIN_PENALTY: Final = 1e-30  # smaller ones only overflow
 NO_LIMIT: Final = 1e9
 BLOCK: Final = 8  # positions whose uniform numbers come from one hash
 UNPACK: Final = struct.Struct("<8Q").unpack
@@ -43,14 +44,14 @@ NOTHING_GENERATED: Final[Mapping[int, int]] = MappingProxyType({})
 
 
 class Sampler:
-    """How one sample takes its tokens: settings, random numbers, tokens seen so far.
+    """The settings, random numbers and token counts of one sample.
 
     index     number of the sample within its request: samples of one seed are independent, and the first is the same
               however many there are
-    seen      the tokens of the text so far: the repetition penalty counts them
-    position  of the first token that will be sampled: how many there are before it
-    end_id    the token that settings.min_tokens keeps away
-    generated how often each token of the text so far was sampled: the other two penalties count them
+    seen      tokens of the text so far, for the repetition penalty
+    position  number of tokens before the first that will be sampled
+    end_id    the token that settings.min_tokens bars
+    generated how often each token of the text so far was sampled, for the frequency and presence penalties
     """
 
     def __init__(
@@ -74,13 +75,13 @@ class Sampler:
         bias = dict(settings.logit_bias)
         self._bias = (np.array(list(bias), np.int64), np.array(list(bias.values()), np.float64)) if bias else None
         self._reshapes = not (self._seen is None and self._generated is None and self._bias is None)
-        self._takes_likeliest = settings.temperature < LEAST_TEMPERATURE
+        self._takes_likeliest = settings.temperature < MIN_TEMPERATURE
         self._has_limits = settings.top_k > 0 or settings.top_p < 1.0 or settings.min_p > 0.0
-        is_warm = settings.temperature >= LEAST_TEMPERATURE_IN_GRAPH
-        self._is_in_reach = is_warm and settings.min_p <= MOST_MIN_P_IN_GRAPH
+        is_warm = settings.temperature >= MIN_TEMPERATURE_IN_GRAPH
+        self._is_in_reach = is_warm and settings.min_p <= MAX_MIN_P_IN_GRAPH
         top_p = settings.top_p if settings.top_p < 1.0 else NO_LIMIT
         inverse = 1.0 / settings.temperature if is_warm else 1.0
-        self.columns = (inverse, settings.min_p, top_p, settings.top_k or NO_LIMIT)  # as the graph takes them
+        self.columns = (inverse, settings.min_p, top_p, settings.top_k or NO_LIMIT)  # as the graph expects them
 
     @property
     def num_before_end(self) -> int:
@@ -89,13 +90,13 @@ class Sampler:
 
     @property
     def reshapes(self) -> bool:
-        """True where the next token is taken from logits that the graph cannot make of the model's."""
+        """True where the next token is sampled from logits that only this file computes."""
         needs_order = self._has_limits and not self._takes_likeliest
         return self._reshapes or (self._num_before_end > 0 and needs_order)
 
     @property
     def is_greedy(self) -> bool:
-        """True where the next token is the model's likeliest one."""
+        """True where the next token is the model's likeliest."""
         return self._takes_likeliest and not self.reshapes
 
     @property
@@ -105,19 +106,15 @@ class Sampler:
 
     @property
     def is_top_k(self) -> bool:
-        """True where the next token is one of the model's top_k likeliest ones."""
+        """True where the next token is one of the model's top_k likeliest."""
         return self.settings.top_k > 0 and not self._takes_likeliest and not self.reshapes
 
     def uniform(self) -> float:
-        """The number of the next token, in [0, 1)."""
-        number, place = divmod(self._position, BLOCK)
-        if self._block[0] != number:
-            self._block = (number, self._numbers(number))
-        self._position += 1
-        return self._block[1][place]
+        """Return the uniform number of the next token, in [0, 1)."""
+        return self.uniforms(1)[0]
 
     def uniforms(self, count: int) -> list[float]:
-        """The numbers of the next `count` tokens."""
+        """Return the uniform numbers of the next `count` tokens."""
         found: list[float] = []
         while len(found) < count:
             number, place = divmod(self._position, BLOCK)
@@ -129,7 +126,10 @@ class Sampler:
         return found
 
     def _numbers(self, number: int, attempt: int = 0) -> tuple[float, ...]:
-        """Those of a block of positions, as far as it was drawn again: hashed, so that any of them is found at once."""
+        """Hash a block of positions to its uniform numbers, so that any of them is found at once.
+
+        attempt  0, or the number of the redraw
+        """
         message = struct.pack("<QQ", number, attempt)
         return tuple((bits >> 11) * 2.0**-53 for bits in UNPACK(hashlib.blake2b(message, key=self._key).digest()))
 
@@ -137,7 +137,7 @@ class Sampler:
         """Count down the tokens that cannot be the end."""
         self._num_before_end -= count
 
-    def saw(self, token: int) -> None:
+    def count(self, token: int) -> None:
         """Count a sampled token."""
         if self._seen is not None:
             self._seen.add(token)
@@ -145,7 +145,7 @@ class Sampler:
             self._generated[token] += 1
 
     def pick(self, logits: Floats32) -> int:
-        """Take a token by all the settings. logits: float32 [vocabulary_size]."""
+        """Pick a token by all the settings. logits: float32 [vocabulary_size]."""
         settings = self.settings
         scores = self._reshaped(logits)
         if self._takes_likeliest:
@@ -157,12 +157,12 @@ class Sampler:
         choice = pick_by_cumulative(np.exp(scores[kept])[None], np.array([self.uniform()]))[0]
         return int(kept[choice])
 
-    def settle(self, logprobs: Floats32, token: int) -> int:
-        """A token of the nucleus, where `token`, sampled without regard to top_p, may lie outside.
+    def redraw(self, logprobs: Floats32, token: int) -> int:
+        """Return a token of the nucleus by rejection: `token`, sampled without regard to top_p, or one drawn again.
 
         logprobs  float32 [vocabulary_size]
 
-        By rejection: what weighs as much as a rejected token or less is left out of the next draw, so a few will do.
+        Each draw leaves out the tokens that weigh no more than the rejected one, so a few draws are enough.
         """
         settings = self.settings
         scores = (logprobs.astype(np.float64) - float(logprobs.max())) / settings.temperature
@@ -184,7 +184,7 @@ class Sampler:
             scores[self._bias[0]] += self._bias[1]
         if self._seen:
             seen = np.array(sorted(self._seen), np.int64)
-            penalty = max(self.settings.repetition_penalty, LEAST_PENALTY)
+            penalty = max(self.settings.repetition_penalty, MIN_PENALTY)
             scores[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
         if self._generated:
             counts = np.array(list(self._generated.values()), np.float64)
@@ -231,6 +231,72 @@ def truncated(scores: Floats64, top_k: int, top_p: float, min_p: float) -> Ids |
 
 
 def on_grid(logprobs: Floats32) -> Floats64:
-    """Log-probabilities as they are handed out: float64, rounded to the grid of 2**-30 nats (see calls.py)."""
+    """Round log-probabilities to the grid of 2**-30 nats (see calls.py), as float64."""
     rounded: Floats64 = np.rint(logprobs.astype(np.float64) * GRID) / GRID
     return rounded
+
+
+def ranked(logprobs: Floats32, counts: Ids) -> tuple[Floats64, Ids]:
+    """Return the counts[row] likeliest tokens of each row, those as likely as the last of them, and maybe some more.
+
+    returns  log-probabilities float64 and ids int64 [rows, longest], likeliest first, ties to the lower id; shorter
+             rows are padded with a log-probability of -inf
+
+    Bounds from block maxima leave few candidates, and only those are sorted: as integers, the bits of a log-probability
+    above its token's id, since larger non-positive floats have smaller bits.
+    """
+    num_rows, size = logprobs.shape
+    flat = np.flatnonzero(logprobs >= _lower_bounds(logprobs, counts)[:, None])
+    rows, ids = np.divmod(flat, size)
+    first = np.searchsorted(rows, np.arange(num_rows + 1))
+    bits = logprobs.reshape(-1)[flat].view(np.uint32).astype(np.uint64)
+    keys = np.full((num_rows, int(np.diff(first).max())), np.iinfo(np.uint64).max)
+    keys[rows, np.arange(len(rows)) - first[rows]] = (bits << np.uint64(32)) | ids.astype(np.uint64)
+    keys.sort(axis=1)
+    last = keys[np.arange(num_rows), counts - 1] | np.uint64(2**32 - 1)
+    keys = keys[:, : (keys <= last[:, None]).sum(axis=1).max()]
+    scores = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32).astype(np.float64)
+    scores[np.isnan(scores)] = -np.inf  # the padding
+    return scores, (keys & np.uint64(2**32 - 1)).astype(np.int64)
+
+
+def _lower_bounds(logprobs: Floats32, counts: Ids) -> Floats32:
+    """Return a lower bound of the counts[row]-th largest value of each row, float32 [rows].
+
+    The k-th largest of the maxima of some blocks is at most the k-th largest of all.
+    """
+    num_rows, size = logprobs.shape
+    length = max(1, size // max(512, 2 * int(counts.max())))  # many blocks: their maxima are computed side by side
+    num_blocks = size // length
+    maxima = logprobs[:, : num_blocks * length].reshape(num_rows, length, num_blocks).max(axis=1)
+    bounds: Floats32
+    if (counts == counts[0]).all():
+        place = num_blocks - int(counts[0])
+        bounds = np.partition(maxima, place, axis=1)[:, place]
+    else:
+        bounds = np.sort(maxima, axis=1)[np.arange(num_rows), num_blocks - counts]
+    return bounds
+
+
+def likeliest(logprobs: Floats32, count: int) -> Ids:
+    """Return the `count` likeliest tokens of each row, likeliest first, ties to the lower id.
+
+    logprobs  float32 [rows, vocabulary_size]
+    returns   int64 [rows, min(count, vocabulary_size)]
+    """
+    num_rows, size = logprobs.shape
+    count = min(count, size)
+    flat = np.flatnonzero(logprobs >= _lower_bounds(logprobs, np.full(num_rows, count))[:, None])
+    rows = flat // size
+    order = np.lexsort((-logprobs.reshape(-1)[flat], rows))  # stable: ties stay in the order of their ids
+    first = np.searchsorted(rows, np.arange(num_rows))
+    best: Ids = flat[order[first[:, None] + np.arange(count)]] % size
+    return best
+
+
+def alternatives(logprobs: Floats32, count: int) -> tuple[Ids, Floats64]:
+    """Return the `count` likeliest tokens of one row, float32 [1, vocabulary_size], and their log-probabilities."""
+    if count == 0:
+        return np.empty(0, np.int64), np.empty(0)
+    ids = likeliest(logprobs, count)[0]
+    return ids, on_grid(logprobs[0, ids])

@@ -1,108 +1,58 @@
-"""Who waits to be admitted.
+"""Who is admitted, and whose turn it is.
 
-The queue is bounded in requests. A caller reserves its place first, before it does any work such as tokenizing, and
-is refused at once when there is none. Requests are admitted in the order of their arrival; one that there is no room
-for lets those pass that need a lane of another kind (see lanes.py), and no others: they would keep it waiting for ever.
+Input: requests. Output: the lane of the next turn. Must not know: what a turn computes.
 
-Threads: `reserve` and `add` from any thread, the rest from the engine's thread; one lock guards the queue and the
-counts.
+The queue is bounded in requests. A caller reserves its place first, before it does any work such as tokenizing, and is
+refused at once when there is none. Requests are admitted in the order of their arrival; a request without room is
+skipped only for requests of another lane kind, since others would keep it waiting for ever.
+
+    writing   one lane of all sequences that have read their prompt
+    short     one lane that reads prompts, and texts of requests with few of them
+    lists     a lane for each request with many texts
+
+A run of one sequence is several times as fast as a run of sixty-four, so a sentence never runs beside a long list: they
+take turns of limited time. The turn goes to the kind of lane that has had the least time (start-time fair queueing,
+Goyal et al. 1996); an idle kind gets no credit. So lists, however many, take at most a third of the time while other
+kinds want it.
+
+Threads: any thread may reserve and add, and use `LiveRequests`; a lock guards each. The rest, and all of `Lanes`, is
+for the engine's thread.
 """
 
 from __future__ import annotations
 
-import enum
+import heapq
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Final, Self
-
-import numpy as np
-import numpy.typing as npt
+from typing import Final, Protocol
 
 from meari.errors import Overloaded
-from meari.runtime.engine.beams import BeamSearch
-from meari.runtime.engine.calls import Handle
-from meari.runtime.engine.sequence import Sequence
+from meari.runtime.engine.calls import EngineLimits, Reservation
+from meari.runtime.engine.reading import ReadingLane, TokenReader
+from meari.runtime.engine.runner import Floats, Runner
+from meari.runtime.engine.sequences import LaneKind, Phase, Request, Sequence, TurnResult
+from meari.runtime.engine.stats import Pace
+from meari.runtime.engine.writing import WritingLane
 
-FEW_TEXTS: Final = 4
-
-
-class Kind(enum.Enum):
-    """What kind of lane a request needs; of two that have had as much time the first comes first."""
-
-    BRIEF = 0  # to score few texts
-    WRITING = 1
-    LIST = 2
+MAX_LISTS: Final = 4
+MAX_PROMPT_DELAY_TURNS: Final = 8  # writing turns that a prompt waits for others to be read with
 
 
-@dataclass(eq=False)
-class Request:
-    """A call inside the engine: its handle, and the sequence from which all of its others fork off."""
-
-    number: int
-    handle: Handle
-    num_rows: int = 1  # sequences that may want a row at the same time
-    num_live: int = 0  # sequences that have not ended yet, forks to come included
-    samples: bool = False  # a generation; else a scoring
-    want_state: bool = False  # at the end of each sample
-    is_list: bool = False  # many texts, which have a lane of their own
-    root: Sequence | None = None
-    beams: BeamSearch | None = None
-    waiting: bool = True  # in the queue
-    admitted: bool = False  # in the lanes
-    kept: list[npt.NDArray[np.int64]] = field(default_factory=list)  # rows of the cache that are in no text of it yet
-
-    @property
-    def kind(self) -> Kind:
-        """Of the lane that it needs first."""
-        if self.samples:
-            return Kind.WRITING
-        return Kind.LIST if self.is_list else Kind.BRIEF
-
-
-class Reservation:
-    """A place in the queue. Use it as a context manager: what is not used is given back."""
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler: Scheduler | None = scheduler
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
-    def use(self) -> None:
-        """Hand the place over to the request that is added now."""
-        if self._scheduler is None:
-            raise ValueError("reservation: already used or released, expected a fresh one for each call")
-        self._scheduler = None
-
-    def release(self) -> None:
-        """Give the place back, unless it was used."""
-        if self._scheduler is not None:
-            self._scheduler.release_place()
-            self._scheduler = None
-
-
-class Scheduler:
-    """The queue of waiting requests, bounded to `max_waiting` places."""
+class RequestQueue:
+    """The requests that wait to be admitted, bounded to `max_waiting` places."""
 
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
-        self._queue: deque[Request] = deque()
+        self._requests: deque[Request] = deque()
         self._changed = threading.Condition()
-        self._num_waiting = 0  # reserved or added, without a slot so far
+        self._num_waiting = 0
         self._num_refused = 0
         self._open = True
 
     @property
     def num_waiting(self) -> int:
-        """Requests that hold a place and have no slot yet."""
+        """Requests that hold a place, reserved or added, and are not admitted yet."""
         return self._num_waiting
 
     @property
@@ -124,31 +74,26 @@ class Scheduler:
                     f"{self._num_waiting} requests are waiting already, at most {self._max_waiting} may; try again"
                 )
             self._num_waiting += 1
-        return Reservation(self)
+        return Reservation(self._release_place)
 
-    def try_reserve(self, for_list: bool) -> Reservation | None:
-        """A place where there is one; for_list: only of the half of the queue that long lists share."""
+    def try_reserve(self, *, for_list: bool) -> Reservation | None:
+        """Take a place if there is one; for_list: only of the half of the queue that long lists share."""
         with self._changed:
             if self._num_waiting >= (max(1, self._max_waiting // 2) if for_list else self._max_waiting):
                 return None
             self._num_waiting += 1
-        return Reservation(self)
-
-    def release_place(self) -> None:
-        """A place of the queue is free again."""
-        with self._changed:
-            self._num_waiting -= 1
+        return Reservation(self._release_place)
 
     def add(self, request: Request, reservation: Reservation) -> bool:
-        """Queue a request on its reserved place; False when the scheduler is closed."""
+        """Queue a request on its reserved place; returns False when the queue is closed."""
         reservation.use()
         with self._changed:
             if self._open:
-                if request.waiting:  # else its time is up already
-                    self._queue.append(request)
+                if request.phase is Phase.WAITING:  # else its time is up already
+                    self._requests.append(request)
                     self._changed.notify()
-            elif request.waiting:
-                self._leave_queue(request)
+            elif request.phase is Phase.WAITING:
+                self._leave(request, Phase.ENDED)
             return self._open
 
     def wake(self) -> None:
@@ -163,38 +108,205 @@ class Scheduler:
             self._changed.notify()
 
     def wait_for_work(self) -> None:
-        """Block until a request waits or the scheduler is closed. A call of `wake` may end it early."""
+        """Block until a request waits or the queue is closed. A call of `wake` may end it early."""
         with self._changed:
-            if not self._queue and self._open:
+            if not self._requests and self._open:
                 self._changed.wait()
 
-    def admit(self, has_room: Callable[[Request], bool]) -> list[Request]:
-        """Take the waiting requests, first come first, for which `has_room` says yes; it counts those it lets in."""
-        if not self._queue:
+    def admit(self, take: Callable[[Request], bool]) -> list[Request]:
+        """Admit the waiting requests, first come first, for which `take` finds room and returns True."""
+        if not self._requests:
             return []
         admitted = []
-        full: set[Kind] = set()
+        full: set[LaneKind] = set()
         with self._changed:
-            for request in list(self._queue):
-                if request.kind in full:
+            for request in list(self._requests):
+                if request.lane in full:
                     continue
-                if not has_room(request):
-                    full.add(request.kind)
+                if not take(request):
+                    full.add(request.lane)
                     continue
-                self._queue.remove(request)
-                self._leave_queue(request)
-                request.admitted = True
+                self._requests.remove(request)
+                self._leave(request, Phase.RUNNING)
                 admitted.append(request)
         return admitted
 
     def remove(self, request: Request) -> None:
-        """Forget a request that has ended, be it before it was added."""
+        """Forget a request that ends, even before it is added."""
         with self._changed:
-            if request.waiting:
-                if request in self._queue:
-                    self._queue.remove(request)
-                self._leave_queue(request)
+            if request.phase is Phase.WAITING:
+                if request in self._requests:
+                    self._requests.remove(request)
+                self._leave(request, Phase.ENDED)
 
-    def _leave_queue(self, request: Request) -> None:
-        request.waiting = False
+    def _leave(self, request: Request, phase: Phase) -> None:
+        request.phase = phase
         self._num_waiting -= 1
+
+    def _release_place(self) -> None:
+        with self._changed:
+            self._num_waiting -= 1
+
+
+class LiveRequests:
+    """The accepted requests that have not ended, by number, and a heap of their deadlines.
+
+    A request is ended by whoever claims it, so it ends once, whatever happens at the same time.
+    """
+
+    def __init__(self) -> None:
+        self._requests: dict[int, Request] = {}
+        self._deadlines: list[tuple[float, int]] = []
+        self._lock = threading.Lock()
+
+    def add(self, request: Request) -> None:
+        """Take a request that has to be ended from now on."""
+        with self._lock:
+            self._requests[request.number] = request
+            heapq.heappush(self._deadlines, (request.handle.deadline, request.number))
+            if len(self._deadlines) > 64 + 2 * len(self._requests):
+                self._deadlines = [entry for entry in self._deadlines if entry[1] in self._requests]
+                heapq.heapify(self._deadlines)
+
+    def claim(self, request: Request) -> bool:
+        """Return True for the one caller who is to end the request."""
+        with self._lock:
+            return self._requests.pop(request.number, None) is not None
+
+    def expired(self, now: float) -> list[Request]:
+        """Return the requests whose deadline is past."""
+        if not self._deadlines or self._deadlines[0][0] > now:
+            return []
+        due = []
+        with self._lock:
+            while self._deadlines and self._deadlines[0][0] <= now:
+                number = heapq.heappop(self._deadlines)[1]
+                if number in self._requests:
+                    due.append(self._requests[number])
+        return due
+
+    def cancelled(self) -> list[Request]:
+        """Return the requests that their callers gave up."""
+        return [request for request in self.everyone() if request.handle.cancelled]
+
+    def everyone(self) -> list[Request]:
+        """Return all requests that have not ended."""
+        with self._lock:
+            return list(self._requests.values())
+
+
+class Lane(Protocol):
+    """Sequences that run together. `spent` is the seconds of its turns."""
+
+    spent: float
+
+    def __len__(self) -> int: ...
+    @property
+    def num_rows(self) -> int: ...
+    def plan(self) -> int: ...
+    def turn(self) -> TurnResult: ...
+    def drop(self, request: Request) -> None: ...
+
+
+class Lanes:
+    """All lanes of an engine; at most `max_slots` rows each."""
+
+    def __init__(self, runner: Runner, reader: TokenReader, limits: EngineLimits) -> None:
+        self._runner = runner
+        self._reader = reader
+        self._limits = limits
+        self._reading_pace = Pace()
+        self.writing = WritingLane(runner, reader.clock)
+        self._short = self._reading_lane()
+        self._lists: dict[Request, ReadingLane] = {}
+        self._spent = dict.fromkeys(LaneKind, 0.0)
+        self._num_writing_rows = 0  # that admitted requests may come to need
+        self._num_short = 0  # admitted requests with few texts
+        self._turns_since_short = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Number of sequences that hold a row."""
+        lanes: list[Lane] = [self.writing, self._short, *self._lists.values()]
+        return sum(lane.num_rows for lane in lanes)
+
+    def take(self, request: Request) -> bool:
+        """Make room for a request; returns False where there is none."""
+        if request.lane is LaneKind.WRITING:
+            if self._num_writing_rows and self._num_writing_rows + request.num_rows > self._limits.max_slots:
+                return False
+            self._num_writing_rows += request.num_rows
+        elif request.lane is LaneKind.SHORT:
+            if self._num_short >= self._limits.max_slots:
+                return False
+            self._num_short += 1
+        elif len(self._lists) >= MAX_LISTS:
+            return False
+        else:
+            lane = self._reading_lane()
+            lane.spent = min((other.spent for other in self._lists.values()), default=0.0)
+            self._lists[request] = lane
+        return True
+
+    def begin(self, root: Sequence, hidden: Floats | None) -> None:
+        """Let an admitted request's first sequence wait for a row, or write at once.
+
+        hidden  the hidden vector after its prompt, float32 [H], if that came from the cache as a whole
+        """
+        if hidden is None:
+            self._lists.get(root.request, self._short).add(root)
+        else:
+            self.writing.add_cached(root, hidden)
+
+    def leave(self, request: Request) -> None:
+        """Give back the room of a request, if it was admitted."""
+        if request.phase is not Phase.RUNNING:
+            return
+        request.phase = Phase.ENDED
+        if request.lane is LaneKind.WRITING:
+            self._num_writing_rows -= request.num_rows
+            self.writing.drop(request)
+            self._short.drop(request)
+        elif request.lane is LaneKind.SHORT:
+            self._num_short -= 1
+            self._short.drop(request)
+        else:
+            del self._lists[request]
+
+    def next(self) -> tuple[LaneKind, Lane] | None:
+        """Return the lane whose turn it is, None where all are idle."""
+        kinds = self._busy_kinds()
+        if not len(self._short) or (len(self.writing) and not self._short_is_due()):
+            kinds -= {LaneKind.SHORT}
+        if not kinds:
+            return None
+        kind = min(kinds, key=lambda kind: (self._spent[kind], kind.value))
+        self._turns_since_short = 0 if kind is LaneKind.SHORT else self._turns_since_short + (kind is LaneKind.WRITING)
+        if kind is LaneKind.LIST:
+            return kind, min((lane for lane in self._lists.values() if len(lane)), key=lambda lane: lane.spent)
+        return kind, self._short if kind is LaneKind.SHORT else self.writing
+
+    def charge(self, kind: LaneKind, lane: Lane, seconds: float) -> None:
+        """Charge a turn to a lane and its kind; idle kinds get no credit for it."""
+        lane.spent += seconds
+        self._spent[kind] += seconds
+        busy = self._busy_kinds()
+        least = min(self._spent[kind] for kind in busy or LaneKind)
+        for idle in set(LaneKind) - busy:
+            self._spent[idle] = max(self._spent[idle], least)
+
+    def _reading_lane(self) -> ReadingLane:
+        return ReadingLane(self._runner, self._reader, self._reading_pace, self._limits)
+
+    def _busy_kinds(self) -> set[LaneKind]:
+        found = {LaneKind.WRITING} if len(self.writing) else set()
+        if len(self._short):
+            found.add(LaneKind.SHORT)
+        if any(len(lane) for lane in self._lists.values()):
+            found.add(LaneKind.LIST)
+        return found
+
+    def _short_is_due(self) -> bool:
+        """Whether an eighth as many prompts wait as sequences write, or they have waited for eight turns of writing."""
+        enough = len(self._short) * MAX_PROMPT_DELAY_TURNS >= self.writing.num_rows
+        return enough or self._turns_since_short >= MAX_PROMPT_DELAY_TURNS

@@ -1,257 +1,274 @@
-"""A writing turn: sampled tokens, one or some, for every sequence that has read its prompt.
+"""The lane that writes: sampled tokens, one or several a turn, for every sequence that has read its prompt.
 
-    newcomers   their state came from the cache with the hidden vector, so the first token needs no step of the cell
-    joining     they have a token to feed and wait for a row, which they get at the next turn
-    batch       one row each
+Input: sequences with a token to feed. Output: the result of each turn. Must not know: other lanes, the loop.
+
+    new from cache  their prompt's state came from the cache with the hidden vector: the first token needs no step
+    joining         they have a token to feed and wait for a row, which they get at the next turn
+    batch           one row each
 
 Owned by the engine's thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import numpy as np
 
-from meari.runtime.engine.batch import Batch
-from meari.runtime.engine.beaming import advance_beams, begin_beams, note_live_states
-from meari.runtime.engine.calls import Handle
-from meari.runtime.engine.draws import Draws
-from meari.runtime.engine.outcome import Outcome, note_alternatives, note_state, take
-from meari.runtime.engine.runner import Runner
-from meari.runtime.engine.runs import Asked, Floats, Ran, States
-from meari.runtime.engine.sampling import Sampler, on_grid
-from meari.runtime.engine.scheduler import Request
-from meari.runtime.engine.sequence import Sequence, StateRow
+from meari.runtime.engine.beams import BeamRequest, BeamSequence
+from meari.runtime.engine.prefixes import FEW_TEXTS
+from meari.runtime.engine.row_samplers import RowSamplers
+from meari.runtime.engine.runner import Floats, ReadInputs, Runner, RunResult, StateRow, States
+from meari.runtime.engine.sampling import on_grid
+from meari.runtime.engine.sequences import (
+    Batch,
+    CopyState,
+    FirstToken,
+    GenerationSequence,
+    Request,
+    SampledSequence,
+    Sequence,
+    TurnResult,
+)
+from meari.runtime.engine.stats import HistogramCounts, Pace, TokenGaps
 
-MOST_IN_VAIN: Final = 0.04  # of the tokens of a turn, those that are past the end of what they belong to
+MAX_WASTED_SHARE: Final = 0.04  # maximum share of tokens computed after their sequence has ended
+TURN_SECONDS: Final = 0.002
+MAX_TOKENS: Final = 32  # of each sequence in a turn
+CROWDED_TURN_SECONDS: Final = 0.016  # with many rows, the fixed cost of a turn weighs more,
+CROWDED_MAX_TOKENS: Final = 8  # and sequences that end before the turn does cost more
 
 
-class Writing:
-    """The sequences that write, and a turn of them. Callable once a turn."""
+@dataclass(frozen=True, eq=False)
+class CachedStart:
+    """A sequence whose prompt is known: the state after it, and the hidden vector, float32 [H]."""
+
+    sequence: GenerationSequence
+    state: StateRow
+    hidden: Floats
+
+
+class WritingLane:
+    """The sequences that write. `spent` is the seconds of the lane's turns."""
 
     def __init__(self, runner: Runner, clock: Callable[[], float]) -> None:
         self._runner = runner
         self._clock = clock
-        self.batch = Batch(runner)
-        self.newcomers: list[Sequence] = []
-        self.joining: list[Sequence] = []
-        self._draws = Draws([], runner.sorts)
+        self._batch: Batch[GenerationSequence] = Batch(runner)
+        self._starts: list[CachedStart] = []
+        self._joining: list[GenerationSequence] = []
+        self._samplers = RowSamplers([], sorts=runner.sorts)
         self._places = np.arange(0)
-        self._drawn_for: list[Sequence] | None = None
+        self._prepared_for: list[GenerationSequence] | None = None
+        self._pace = Pace()
+        self._gaps = TokenGaps()
+        self.spent = 0.0
 
     def __len__(self) -> int:
-        return len(self.batch) + len(self.newcomers) + len(self.joining)
+        return len(self._batch) + len(self._starts) + len(self._joining)
 
-    def drop(self, keeps: Callable[[Sequence], bool]) -> None:
-        """Forget the sequences that `keeps` says no to."""
-        self.batch.keep([row for row, sequence in enumerate(self.batch.sequences) if keeps(sequence)])
-        self.newcomers = [sequence for sequence in self.newcomers if keeps(sequence)]
-        self.joining = [sequence for sequence in self.joining if keeps(sequence)]
+    @property
+    def num_rows(self) -> int:
+        """Number of sequences that hold a row."""
+        return len(self._batch)
 
-    def note_states(self, request: Request) -> None:
-        """Let the samples of a request that is ended before its time have the states where they stand."""
+    @property
+    def knee(self) -> int:
+        """The least number of rows with nearly the most tokens a CPU-second, see `Pace.knee`."""
+        return self._pace.knee
+
+    @property
+    def gaps(self) -> HistogramCounts:
+        """Times from one token of a sample to the next, in seconds."""
+        return self._gaps.read()
+
+    def add_cached(self, root: Sequence, hidden: Floats) -> None:
+        """Take a prompt whose state came from the cache, and the samples that fork off it."""
+        sequences = [root, *(child for _, child in reversed(root.forks))]
+        root.forks.clear()
+        for sequence in sequences:
+            if isinstance(sequence, GenerationSequence) and root.state is not None:
+                sequence.fed = root.fed
+                self._starts.append(CachedStart(sequence, root.state, hidden))
+
+    def add(self, sequences: list[GenerationSequence]) -> None:
+        """Let sequences with a token to feed wait for a row, before those that wait already."""
+        self._joining = sequences + self._joining
+
+    def drop(self, request: Request) -> None:
+        """Forget the sequences of a request."""
+        self._batch.drop(request)
+        self._starts = [start for start in self._starts if start.sequence.request is not request]
+        self._joining = [sequence for sequence in self._joining if sequence.request is not request]
+
+    def store_states(self, request: Request) -> None:
+        """Store the current states of a request that ends early, where they are wanted."""
         if not request.want_state:
             return
-        stands = [(s, partial(self.batch.copy_row, row)) for row, s in enumerate(self.batch.sequences)]
-        stands += [(sequence, partial(_rows, sequence)) for sequence in self.joining]
-        own = [(sequence, copy_rows) for sequence, copy_rows in stands if sequence.request is request]
-        if request.beams is not None:
-            note_live_states(request, own)
-            return
-        for sequence, copy_rows in own:
-            note_state(sequence, copy_rows)
+        rows: list[tuple[GenerationSequence, CopyState]] = [
+            (sequence, partial(self._batch.copy_row, row)) for row, sequence in enumerate(self._batch.sequences)
+        ]
+        rows += [(s, partial(dict, state)) for s in self._joining if (state := s.state) is not None]
+        request.store_states([row for row in rows if row[0].request is request])
 
-    def __call__(self, most_steps: int) -> Outcome:
-        """Feed each sequence its token and take the next one; up to `most_steps` times where the graph can do so."""
-        self.batch.join(self.joining)
-        newcomers, self.newcomers, self.joining = self.newcomers, [], []
-        sequences = self.batch.sequences
-        if newcomers or self._drawn_for is not sequences or self._draws.is_stale:
-            self._prepare(sequences, newcomers)
-        if self._draws.may_write and not newcomers:
-            return self._write(most_steps)
-        asked = self._draws.asked(self._places)
-        ran = self._run(sequences, newcomers, asked)
-        outcome = Outcome(len(sequences), len(self._places))
-        tokens, values = self._draws.choose(ran)
+    def turn(self) -> TurnResult:
+        """Run a turn: several tokens of each sequence where a token takes hardly any time."""
+        started, cpu_started = self._clock(), time.thread_time()
+        joining, starts = self._joining, self._starts
+        self._batch.join(joining)
+        self._joining, self._starts = [], []
+        rows = len(self._batch)
+        result = self._advance_all(starts, self.plan())
+        if rows:
+            now, steps = self._clock(), max(1, result.num_rows // rows)
+            self._pace.add(rows, steps, now - started)
+            self._pace.add_cost(rows, steps, time.thread_time() - cpu_started)
+            num_first = sum(isinstance(start.sequence, SampledSequence) for start in starts)
+            self._gaps.add(_gaps_of(joining), result.num_sampled - num_first, steps, now)
+        return result
+
+    def plan(self) -> int:
+        """Return the maximum number of steps of the turn."""
+        rows = len(self._batch)
+        crowded = rows > FEW_TEXTS
+        most, seconds = (CROWDED_MAX_TOKENS, CROWDED_TURN_SECONDS) if crowded else (MAX_TOKENS, TURN_SECONDS)
+        return min(most, self._pace.max_steps(rows, seconds))
+
+    def _advance_all(self, starts: list[CachedStart], max_steps: int) -> TurnResult:
+        """Feed each sequence its token and take the next; up to `max_steps` times where the graph can do so."""
+        sequences = self._batch.sequences
+        if starts or self._prepared_for is not sequences or self._samplers.is_stale:
+            self._prepare(sequences, starts)
+        if self._samplers.may_write and not starts:
+            return self._write(max_steps)
+        run = self._run(sequences, starts, self._samplers.read_inputs(self._places))
+        result = TurnResult(len(sequences), len(self._places))
+        tokens, values = self._samplers.choose(run)
         now = self._clock()
-        for number, sequence in enumerate(newcomers, len(sequences)):
-            handle = sequence.request.handle
-            handle.first_token_at = now if handle.first_token_at is None else handle.first_token_at
-            rows = sequence.state
-            assert rows is not None
-            logprobs = None if ran.logprobs is None else ran.logprobs[number : number + 1]
-            begin_sample(sequence, rows, (tokens[number], values[number]), logprobs, self._runner.end_id, outcome)
-        self._advance(ran, tokens, values, outcome)
-        return outcome
+        for number, start in enumerate(starts, len(sequences)):
+            start.sequence.request.handle.note_first_token(now)
+            logprobs = run.logprobs[number : number + 1]
+            start.sequence.begin(FirstToken(tokens[number], values[number], logprobs, start.state), result)
+        self._take_one(run, tokens, values, result)
+        return result
 
-    def _write(self, most_steps: int) -> Outcome:
-        """Some tokens for every row; what a row would have written past its end is thrown away."""
-        batch, end_id = self.batch, self._runner.end_id
-        left = [c.num_left for s in batch.sequences if (c := s.continuation) is not None]
-        steps = useful_steps(left, min(most_steps, self._draws.most_steps))
-        tokens = np.array([sequence.next_token for sequence in batch.sequences], np.int64)
-        ran = self._runner.write(tokens, batch.states, self._draws.written(steps))
-        assert ran.picked is not None
-        assert ran.picked_logprobs is not None
-        outcome = Outcome(steps * len(batch), steps * len(batch))
-        keep = []
-        columns = zip(ran.picked.T.tolist(), on_grid(ran.picked_logprobs).T.tolist(), strict=True)
-        for row, (sequence, (written, values)) in enumerate(zip(batch.sequences, columns, strict=True)):
-            outcome.news.add(sequence.request.handle)
-            continuation = sequence.continuation
-            assert continuation is not None
-            if continuation.take_all(written, values, end_id):
-                sequence.next_token = written[-1]
-                sequence.fed += steps
-                outcome.sampled += steps
-                keep.append(row)
-            elif self._take_each(sequence, written, values, partial(row_after, ran, row=row), outcome):
-                keep.append(row)
-        batch.states = {name: values[-1] for name, values in ran.states.items()}
-        batch.keep(keep)
-        return outcome
-
-    def _take_each(
-        self,
-        sequence: Sequence,
-        tokens: list[int],
-        values: list[float],
-        state_after: Callable[[int], StateRow],
-        outcome: Outcome,
-    ) -> bool:
-        """Add one token after another; False when one of them was the last."""
-        for step, (token, value) in enumerate(zip(tokens, values, strict=True)):
-            sequence.fed += 1
-            outcome.sampled += 1
-            if take(sequence, token, value, self._runner.end_id, partial(state_after, step)):
-                outcome.ended.append(sequence)
-                return False
-        return True
-
-    def _prepare(self, sequences: list[Sequence], newcomers: list[Sequence]) -> None:
-        everyone = [*sequences, *newcomers]
-        self._draws = Draws(
-            [sampler_of(s) for s in everyone], self._runner.sorts, whole=any(map(wants_whole, everyone))
+    def _prepare(self, sequences: list[GenerationSequence], starts: list[CachedStart]) -> None:
+        """Make the samplers of all rows; they are kept while the same sequences run."""
+        everyone = [*sequences, *(start.sequence for start in starts)]
+        self._samplers = RowSamplers(
+            [sequence.row_sampler for sequence in everyone],
+            sorts=self._runner.sorts,
+            whole=any(sequence.wants_logprobs for sequence in everyone),
         )
-        self._places = np.arange(len(everyone)) + (0 if sequences else 1)  # a run has a row at least
-        self._drawn_for = None if newcomers else sequences
+        self._places = np.arange(len(everyone)) + (0 if sequences else 1)  # a run has at least one row
+        self._prepared_for = None if starts else sequences
 
-    def _run(self, sequences: list[Sequence], newcomers: list[Sequence], asked: Asked) -> Ran:
+    def _run(self, sequences: list[GenerationSequence], starts: list[CachedStart], inputs: ReadInputs) -> RunResult:
         tokens = np.array([[sequence.next_token for sequence in sequences] or [0]], np.int64)
-        states = self.batch.states if sequences else self._runner.initial_states(1)
-        more = np.stack([s.hidden for s in newcomers if s.hidden is not None]) if newcomers else None
-        ran = self._runner.run(tokens, states, asked, more_hidden=more)
+        states = self._batch.states if sequences else self._runner.initial_states(1)
+        more = np.stack([start.hidden for start in starts]) if starts else None
+        run = self._runner.run(tokens, states, inputs, more_hidden=more)
         if sequences:
-            self.batch.states = {name: values[0] for name, values in ran.states.items()}
-        return ran
+            self._batch.states = {name: values[0] for name, values in run.states.items()}
+        return run
 
-    def _advance(self, ran: Ran, tokens: list[int], values: list[float], outcome: Outcome) -> None:
+    def _write(self, max_steps: int) -> TurnResult:
+        """Write several tokens in every row; those past the end of a sample are thrown away."""
+        batch = self._batch
+        samples = [sequence for sequence in batch.sequences if isinstance(sequence, SampledSequence)]
+        assert len(samples) == len(batch), "beams want all log-probabilities, which the graph does not write"
+        steps = useful_steps([sequence.num_left for sequence in samples], min(max_steps, self._samplers.max_steps))
+        tokens = np.array([sequence.next_token for sequence in samples], np.int64)
+        run = self._runner.write(tokens, batch.states, self._samplers.write_inputs(steps))
+        result = TurnResult(steps * len(batch), steps * len(batch))
+        keep = []
+        columns = zip(run.picked.T.tolist(), on_grid(run.picked_logprobs).T.tolist(), strict=True)
+        for row, (sequence, (written, values)) in enumerate(zip(samples, columns, strict=True)):
+            result.changed.add(sequence.request.handle)
+            if sequence.take_all(written, values):
+                sequence.fed += steps
+                result.num_sampled += steps
+                keep.append(row)
+            elif not _take_each(sequence, written, values, partial(run.state_after, row=row), result):
+                keep.append(row)
+        batch.states = {name: values[-1] for name, values in run.states.items()}
+        batch.keep(keep)
+        return result
+
+    def _take_one(self, run: RunResult, tokens: list[int], values: list[float], result: TurnResult) -> None:
         """Give every row its token; rows of beams are given to their search."""
-        batch, end_id = self.batch, self._runner.end_id
+        batch = self._batch
         keep: list[int] = []
-        beams: dict[Handle, list[int]] = {}
+        beams: dict[BeamRequest, list[int]] = {}
         for row, sequence in enumerate(batch.sequences):
             sequence.fed += 1
-            continuation = sequence.continuation
-            if continuation is None:
-                beams.setdefault(sequence.request.handle, []).append(row)
-                continue
-            if continuation.num_alternatives is not None:
-                assert ran.logprobs is not None
-                note_alternatives(sequence, ran.logprobs[row : row + 1])
-            outcome.sampled += 1
-            outcome.news.add(sequence.request.handle)
-            if continuation.take_all(tokens[row : row + 1], values[row : row + 1], end_id):
-                sequence.next_token = tokens[row]
-                keep.append(row)
-            elif take(sequence, tokens[row], values[row], end_id, partial(batch.copy_row, row)):
-                outcome.ended.append(sequence)
-            else:
-                keep.append(row)
+            if isinstance(sequence, SampledSequence):
+                result.num_sampled += 1
+                result.changed.add(sequence.request.handle)
+                sequence.add_alternatives(run.logprobs[row : row + 1])
+                if sequence.take(tokens[row], values[row], partial(batch.copy_row, row)):
+                    result.ended.append(sequence)
+                else:
+                    keep.append(row)
+            elif isinstance(sequence, BeamSequence):
+                beams.setdefault(sequence.request, []).append(row)
         if beams:
-            self._advance_beams(keep, list(beams.values()), ran.logprobs, outcome)
+            self._advance_beams(keep, beams, run.logprobs, result)
         else:
             batch.keep(keep)
 
     def _advance_beams(
-        self, keep: list[int], groups: list[list[int]], logprobs: Floats | None, outcome: Outcome
+        self, keep: list[int], beams: dict[BeamRequest, list[int]], logprobs: Floats, result: TurnResult
     ) -> None:
-        """Rearrange the rows: those that are kept, then those of the hypotheses that go on."""
-        assert logprobs is not None
-        batch = self.batch
+        """Rearrange the rows: those that are kept, then those of the hypotheses that continue."""
+        batch = self._batch
         sequences = [batch.sequences[row] for row in keep]
-        for rows in groups:
-            parents = [batch.sequences[row] for row in rows]
+        for request, rows in beams.items():
+            parents = [sequence for row in rows if isinstance(sequence := batch.sequences[row], BeamSequence)]
             states = {name: values[rows] for name, values in batch.states.items()}
-            going = advance_beams(parents, logprobs[rows], partial(state_of, states), outcome)
-            keep += [rows[parent] for parent, _ in going]
-            sequences += [sequence for _, sequence in going]
+            continuing = request.advance(parents, logprobs[rows], partial(_copy_row, states), result)
+            keep += [rows[parent] for parent, _ in continuing]
+            sequences += [sequence for _, sequence in continuing]
         batch.rearrange(keep, sequences)
 
 
-def useful_steps(left: list[int], most_steps: int) -> int:
-    """How many steps to run at most where each sequence wants so many more tokens."""
-    steps = min(most_steps, max(left))
-    while steps > 1 and sum(steps - num for num in left if num < steps) > MOST_IN_VAIN * steps * len(left):
+def useful_steps(left: list[int], max_steps: int) -> int:
+    """Return the number of steps to run where each sequence wants so many more tokens."""
+    steps = min(max_steps, max(left))
+    while steps > 1 and sum(steps - num for num in left if num < steps) > MAX_WASTED_SHARE * steps * len(left):
         steps -= 1
     return steps
 
 
-def begin_sample(
-    sequence: Sequence,
-    rows: StateRow,
-    first: tuple[int, float],
-    logprobs: Floats | None,
-    end_id: int,
-    outcome: Outcome,
-) -> None:
-    """Give a sequence that has read its prompt its first token, or begin its beam search.
-
-    rows      the state after the prompt
-    first     a sampled token and its log-probability
-    logprobs  float32 [1, vocabulary_size], where wanted
-    """
-    outcome.news.add(sequence.request.handle)
-    continuation = sequence.continuation
-    if continuation is None:
-        assert logprobs is not None
-        begin_beams(sequence, rows, logprobs, outcome)
-        return
-    outcome.sampled += 1
-    if continuation.num_alternatives is not None:
-        assert logprobs is not None
-        note_alternatives(sequence, logprobs)
-    if take(sequence, *first, end_id, lambda: rows):
-        outcome.ended.append(sequence)
-    else:
-        sequence.state = rows
-        outcome.continuing.append(sequence)
+def _take_each(
+    sequence: SampledSequence,
+    tokens: list[int],
+    values: list[float],
+    state_after: Callable[[int], StateRow],
+    result: TurnResult,
+) -> bool:
+    """Add one token after another; returns True when one of them was the last."""
+    for step, (token, value) in enumerate(zip(tokens, values, strict=True)):
+        sequence.fed += 1
+        result.num_sampled += 1
+        if sequence.take(token, value, partial(state_after, step)):
+            result.ended.append(sequence)
+            return True
+    return False
 
 
-def _rows(sequence: Sequence) -> StateRow:
-    assert sequence.state is not None
-    return sequence.state
+def _gaps_of(joined: Iterable[GenerationSequence]) -> list[tuple[float, int]]:
+    """Return when each sample had its first token, and the number of tokens since."""
+    return [
+        (first, len(sequence.sample.token_ids) - 1)
+        for sequence in joined
+        if isinstance(sequence, SampledSequence) and (first := sequence.request.handle.first_token_at) is not None
+    ]
 
 
-def row_after(ran: Ran, step: int, row: int) -> StateRow:
-    """The state of one row after a step of a run, as a value of its own."""
-    return {name: values[step, row].copy() for name, values in ran.states.items()}
-
-
-def state_of(states: States, row: int) -> StateRow:
-    """One row of some states, as a value of its own."""
+def _copy_row(states: States, row: int) -> StateRow:
     return {name: values[row].copy() for name, values in states.items()}
-
-
-def sampler_of(sequence: Sequence) -> Sampler | None:
-    """What takes its tokens; beams have none."""
-    return None if sequence.continuation is None else sequence.continuation.sampler
-
-
-def wants_whole(sequence: Sequence) -> bool:
-    """Whether all log-probabilities are needed: for alternatives or for beams."""
-    return sequence.continuation is None or sequence.continuation.num_alternatives is not None

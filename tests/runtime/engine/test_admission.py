@@ -12,15 +12,16 @@ from meari.runtime.engine import (
     Backlog,
     Engine,
     EngineLimits,
+    Event,
     Finish,
     GenerateCall,
     Generation,
-    News,
+    HandleGroup,
+    Reservation,
     Sampling,
     ScoreCall,
-    Together,
 )
-from meari.runtime.engine.scheduler import Request, Reservation
+from meari.runtime.engine.sequences import Request
 from tests.runtime.engine.conftest import Clock
 
 A = 2
@@ -71,7 +72,7 @@ def test_request_that_ends_while_it_is_queued_ends_once(
     bundle: Bundle, clock: Clock, monkeypatch: pytest.MonkeyPatch, closes: bool
 ) -> None:
     engine = Engine(bundle.runner, EngineLimits(2, 4), clock)
-    add = engine._scheduler.add
+    add = engine._queue.add
 
     def add_late(request: Request, reservation: Reservation) -> bool:
         clock.now = 10.0
@@ -80,7 +81,7 @@ def test_request_that_ends_while_it_is_queued_ends_once(
             engine.stop()
         return add(request, reservation)
 
-    monkeypatch.setattr(engine._scheduler, "add", add_late)
+    monkeypatch.setattr(engine._queue, "add", add_late)
     if closes:
         with pytest.raises(NotReady):
             generate(engine, 5, deadline=5.0)
@@ -102,13 +103,13 @@ def test_long_text_leaves_some_of_the_cache_to_others(bundle: Bundle, clock: Clo
     assert generation.cached_tokens == 4
 
 
-def a_list(engine: Engine, count: int, max_tokens: int = 3, **more: object) -> tuple[Together, list[Generation]]:
+def a_list(engine: Engine, count: int, max_tokens: int = 3, **more: object) -> tuple[HandleGroup, list[Generation]]:
     """The generations of a list of prompts, queued as far as there is room."""
-    news = News()
-    call = GenerateCall([A], max_tokens, **{"deadline": 1e12, "sampling": ENDLESS, "news": news, **more})  # type: ignore[arg-type]
+    event = Event()
+    call = GenerateCall([A], max_tokens, **{"deadline": 1e12, "sampling": ENDLESS, "event": event, **more})  # type: ignore[arg-type]
     handles = [Generation(call) for _ in range(count)]
     backlog = Backlog(engine, [(call, handle) for handle in handles])
-    together = Together(handles, news, engine.clock(), backlog)
+    together = HandleGroup(handles, event, engine.clock(), backlog)
     backlog.feed(engine.reserve())
     return together, handles
 

@@ -14,8 +14,8 @@ import pytest
 
 from meari.runtime.bundle import Bundle, open_bundle
 from meari.runtime.engine import Engine, EngineLimits, GenerateCall, Generation, Sampling, ScoreCall, Scoring
-from meari.runtime.engine.isolation import rows_are_isolated
-from meari.runtime.engine.runs import NOTHING, Asked, Ids, Ran, States, Written
+from meari.runtime.engine.runner import NOTHING, Ids, ReadInputs, RunResult, States, WriteInputs
+from meari.runtime.self_test import rows_are_isolated
 
 BUNDLES = sorted(path.parent for path in (Path(__file__).parents[3] / "bundles").glob("*/manifest.json"))
 
@@ -51,15 +51,14 @@ def test_rows_that_depend_on_how_they_are_run_are_found_out(
     runner = bundle.runner
     write, run = runner.write, runner.run
 
-    def leaky_write(tokens: Ids, states: States, draw: Written) -> Ran:
-        ran = write(tokens, states, draw)
-        assert ran.picked_logprobs is not None
+    def leaky_write(tokens: Ids, states: States, inputs: WriteInputs) -> RunResult:
+        ran = write(tokens, states, inputs)
         return replace(ran, picked_logprobs=ran.picked_logprobs - np.float32(1e-6 * (len(tokens) > 7)))
 
-    def leaky_run(tokens: Ids, states: States, asked: Asked = NOTHING, **more: Any) -> Ran:
-        ran = run(tokens, states, asked, **more)
+    def leaky_run(tokens: Ids, states: States, inputs: ReadInputs = NOTHING, **more: Any) -> RunResult:
+        ran = run(tokens, states, inputs, **more)
         most = 7 if kind == "read" else 8
-        if ran.picked_logprobs is None or len(asked.places) <= most:
+        if len(inputs.places) <= most:
             return ran
         return replace(ran, picked_logprobs=ran.picked_logprobs - np.float32(1e-6))
 

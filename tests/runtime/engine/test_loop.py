@@ -283,11 +283,11 @@ def test_single_sentence_takes_turns_with_a_long_list(make_engine: MakeEngine) -
     run(engine, long_list, most=5000)
 
 
-def test_lists_of_one_caller_run_together(bundle: Bundle, clock: Clock) -> None:
+def test_lists_of_an_offline_engine_run_together(bundle: Bundle, clock: Clock) -> None:
     lists = [[[5 + n, A, m] for n in range(6)] for m in (B, C)]
     steps, figures = [], []
-    for has_one_caller in (False, True):
-        engine = Engine(bundle.runner, EngineLimits(16, 8, has_one_caller=has_one_caller), clock)
+    for offline in (False, True):
+        engine = Engine(bundle.runner, EngineLimits(16, 8, offline=offline), clock)
         scorings = [score(engine, texts) for texts in lists]
         run(engine, *scorings)
         steps.append(engine.stats().steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meari.runtime.engine.lanes import Pace
+from meari.runtime.engine.stats import Pace
 
 
 def seen(**seconds: float) -> Pace:
@@ -12,7 +12,7 @@ def seen(**seconds: float) -> Pace:
     pace = Pace()
     for rows, taken in seconds.items():
         for _ in range(20):
-            pace.note_cost(int(rows[1:]), 1, taken)
+            pace.add_cost(int(rows[1:]), 1, taken)
     return pace
 
 
@@ -24,7 +24,7 @@ def test_before_the_first_run_nothing_is_known() -> None:
 def test_the_knee_is_the_fewest_rows_with_nearly_the_most_tokens(steps: int) -> None:
     pace = Pace()
     for rows, step_seconds in [(1, 195e-6), (4, 302e-6), (12, 770e-6), (20, 1240e-6), (40, 2600e-6), (64, 4378e-6)]:
-        pace.note_cost(rows, steps, steps * step_seconds)
+        pace.add_cost(rows, steps, steps * step_seconds)
     assert pace.knee == 16
 
 
@@ -40,5 +40,5 @@ def test_what_was_seen_last_counts() -> None:
     pace = seen(r8=0.001, r32=0.002)
     assert pace.knee == 64
     for _ in range(30):
-        pace.note_cost(32, 1, 0.02)
+        pace.add_cost(32, 1, 0.02)
     assert pace.knee == 16

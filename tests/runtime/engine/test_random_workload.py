@@ -156,13 +156,8 @@ def test_every_request_gets_what_it_gets_alone(chosen: Bundle) -> None:
         assert (stats.running, stats.waiting) == (0, 0)
         assert not engine._live.everyone()
         lanes = engine._lanes
-        assert (lanes._num_writers, lanes._num_brief, len(lanes.writing), len(lanes.brief), lanes.lists) == (
-            0,
-            0,
-            0,
-            0,
-            {},
-        )
+        assert (lanes._num_writing_rows, lanes._num_short, len(lanes.writing)) == (0, 0, 0)
+        assert (len(lanes._short), lanes._lists) == (0, {})
         check_cache(engine, chosen)
 
     holds()

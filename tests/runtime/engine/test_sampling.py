@@ -11,11 +11,9 @@ import onnxruntime as ort
 import pytest
 
 from meari.runtime.engine.calls import Sampling, sample_seed
-from meari.runtime.engine.draws import Draws
-from meari.runtime.engine.ranking import likeliest
-from meari.runtime.engine.runner import Runner, Sessions
-from meari.runtime.engine.runs import Floats, StateTensor
-from meari.runtime.engine.sampling import Sampler, on_grid, pick_by_cumulative, truncated
+from meari.runtime.engine.row_samplers import RowSamplers
+from meari.runtime.engine.runner import Floats, Runner, Sessions, StateTensor
+from meari.runtime.engine.sampling import Sampler, likeliest, on_grid, pick_by_cumulative, truncated
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.drawing import Drawing
 from meari.runtime.graphs.onnx_format import new_message
@@ -53,10 +51,10 @@ def _bundle_graph(drawing: Drawing) -> BundleGraph:
 def sample_rows(samplers: Sequence[Sampler], logits: Floats) -> list[int]:
     """One token for each row, as a turn of the engine takes them."""
     runner = runner_of(logits.shape[1])
-    draws = Draws(samplers, runner.sorts)
-    asked = draws.asked(1 + np.arange(len(samplers)))
-    ran = runner.run(np.zeros((1, 1), np.int64), runner.initial_states(1), asked, more_hidden=logits)
-    return draws.choose(ran)[0]
+    together = RowSamplers(samplers, sorts=runner.sorts)
+    inputs = together.read_inputs(1 + np.arange(len(samplers)))
+    run = runner.run(np.zeros((1, 1), np.int64), runner.initial_states(1), inputs, more_hidden=logits)
+    return together.choose(run)[0]
 
 
 def draw(settings: Sampling, logits: Floats = LOGITS, count: int = 4000) -> npt.NDArray[np.float64]:
@@ -125,9 +123,9 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits() ->
     logits = np.array([2.0, 1.5, -1.0, -1.2], np.float32)
     penalised = sampler(Sampling(temperature=0.0, repetition_penalty=2.0), 0, [0])
     assert penalised.pick(logits) == 1  # 2.0 / 2 < 1.5
-    penalised.saw(1)
+    penalised.count(1)
     assert penalised._reshaped(logits).tolist() == pytest.approx([1.0, 0.75, -1.0, -1.2])
-    penalised.saw(2)
+    penalised.count(2)
     assert penalised._reshaped(logits)[2] == pytest.approx(-2.0)
 
 

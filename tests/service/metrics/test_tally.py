@@ -4,38 +4,38 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from meari.runtime.engine.tally import NONE, Tally
+from meari.runtime.engine import stats
 from meari.service.metric_families import Histogram
 
 BOUNDS = (0.1, 1.0)
 
 
 def test_a_value_lies_in_the_bucket_whose_bound_it_does_not_pass() -> None:
-    tally = Tally(BOUNDS)
+    histogram = stats.Histogram(BOUNDS)
     for value in (0.1, 0.11, 1.0, 1.1):
-        tally.note(value)
-    assert tally.read().counts == (1, 2, 1)
+        histogram.add(value)
+    assert histogram.read().counts == (1, 2, 1)
 
 
 def test_what_was_added_is_the_difference_of_two_looks() -> None:
-    tally = Tally(BOUNDS)
-    tally.note(0.5, times=3)
-    before = tally.read()
-    tally.note(2.0, times=2)
-    assert before.since(NONE) == before
-    assert tally.read().since(before).counts == (0, 0, 2)
-    assert tally.read().since(before).total == 4.0
+    histogram = stats.Histogram(BOUNDS)
+    histogram.add(0.5, times=3)
+    before = histogram.read()
+    histogram.add(2.0, times=2)
+    assert before.since(stats.EMPTY) == before
+    assert histogram.read().since(before).counts == (0, 0, 2)
+    assert histogram.read().since(before).total == 4.0
 
 
 def test_a_histogram_takes_counts_as_if_it_had_observed_the_values() -> None:
     values = (0.05, 0.1, 0.5, 0.5, 7.0)
     counted, observed = CollectorRegistry(), CollectorRegistry()
-    tally = Tally(BOUNDS)
+    histogram = stats.Histogram(BOUNDS)
     direct = Histogram("h", "h", ["model"], buckets=BOUNDS, registry=observed).labels("m")
     for value in values:
         direct.observe(value)
-        tally.note(value)
-    Histogram("h", "h", ["model"], buckets=BOUNDS, registry=counted).labels("m").add(tally.read())
+        histogram.add(value)
+    Histogram("h", "h", ["model"], buckets=BOUNDS, registry=counted).labels("m").add(histogram.read())
 
     def samples(registry: CollectorRegistry) -> list[str]:
         return [line for line in generate_latest(registry).decode().splitlines() if "_created" not in line]

@@ -420,7 +420,7 @@ def test_bytes_are_accounted_for_before_a_prompt_is_tokenized(app: Flask, monkey
 
 def test_a_full_queue_refuses_a_list_and_gives_its_places_back(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = app.extensions["meari"].registry.get("letters").engine
-    monkeypatch.setattr(engine._scheduler, "_max_waiting", 2)
+    monkeypatch.setattr(engine._queue, "_max_waiting", 2)
     scored: dict[str, Any] = {"echo": True, "logprobs": 0}
     with engine.reserve(), engine.reserve():
         assert post(app.test_client(), status=429, prompt=["a", "b", "c"])["error"]["code"] == "overloaded"

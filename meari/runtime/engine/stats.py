@@ -1,0 +1,148 @@
+"""What an engine counts and measures of itself.
+
+Input: numbers. Output: `EngineStats`, `HistogramCounts`, the pace of its runs. Must not know: sequences, Prometheus.
+
+Owned by the engine's thread. Other threads may read: they may miss what is being counted, and see it the next time.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+GAP_SECONDS: Final = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+)  # fmt: skip
+KNEE_SHARE: Final = 0.95  # of the most tokens a CPU-second
+FIRST_STEPS: Final = 8  # of a turn, while the time of a step is unknown
+MAX_STEPS: Final = 64  # of a turn, when a step takes no measurable time
+
+
+@dataclass(frozen=True)
+class HistogramCounts:
+    """The content of a histogram at some moment.
+
+    counts  values in each bucket, not cumulative: up to its bound, and past the last bound
+    total   sum of the values
+    """
+
+    counts: tuple[int, ...] = ()
+    total: float = 0.0
+
+    def since(self, before: HistogramCounts) -> HistogramCounts:
+        """Return what has been added to `before`, which may be `EMPTY`."""
+        if not before.counts:
+            return self
+        counts = tuple(now - then for now, then in zip(self.counts, before.counts, strict=True))
+        return HistogramCounts(counts, self.total - before.total)
+
+
+EMPTY: Final = HistogramCounts()
+
+
+class Histogram:
+    """Counts of values by size, cheap enough for a busy loop. Its owner guards it."""
+
+    __slots__ = ("_bounds", "_counts", "_total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """bounds: the largest value of each bucket, ascending; values above all have a bucket of their own."""
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._total = 0.0
+
+    def add(self, value: float, times: int = 1) -> None:
+        """Count a value `times` times."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._total += value * times
+
+    def read(self) -> HistogramCounts:
+        """Return the counts so far."""
+        return HistogramCounts(tuple(self._counts), self._total)
+
+
+@dataclass
+class EngineStats:
+    """Counters since the start, kept by the engine's thread; and, in a copy that `Engine.stats` returns, gauges."""
+
+    steps: int = 0  # runs of the graph: a token of every sequence that writes, or some of those that read
+    rows: int = 0  # tokens fed, over all steps
+    output_rows: int = 0  # distributions computed
+    tokens_sampled: int = 0  # those of every hypothesis of a beam search included
+    tokens_written: int = 0  # of samples; of a beam search those of its results
+    cache_queries: int = 0  # requests that looked for their prefix in the cache
+    cache_hits: int = 0  # requests that found at least one token there
+    cached_tokens: int = 0  # tokens that were taken from the cache, not run
+    looked_up_tokens: int = 0  # tokens whose state was looked for in the cache
+    requests_running: int = 0  # admitted and not ended
+    requests_refused: int = 0
+    running: int = 0  # sequences that hold a row
+    waiting: int = 0  # requests that hold a place in the queue
+    cache_bytes: int = 0  # in use
+    token_gaps: HistogramCounts = EMPTY  # seconds from one token of a sample to the next
+
+
+class TokenGaps:
+    """Times that samples wait from one token to the next.
+
+    Counted once a turn, not once a token: the tokens of a turn share the time since the turn before it evenly. A sample
+    that has just joined has waited since its first token. Tokens of beams are not counted: they come all at once, at
+    the end.
+    """
+
+    def __init__(self) -> None:
+        self._histogram = Histogram(GAP_SECONDS)
+        self._turn_ended_at = 0.0
+
+    def add(self, joined: Iterable[tuple[float, int]], num_tokens: int, steps: int, now: float) -> None:
+        """Count the gaps of a turn that ended `now`.
+
+        joined      (time of its first token, tokens since) of each sample whose only token came before this turn
+        num_tokens  of all samples in this turn, their first ones left out
+        steps       tokens of each sample that did not end
+        """
+        for first_token_at, count in joined:
+            self._histogram.add((now - first_token_at) / steps, count)
+            num_tokens -= count
+        if num_tokens > 0:
+            self._histogram.add((now - self._turn_ended_at) / steps, num_tokens)
+        self._turn_ended_at = now
+
+    def read(self) -> HistogramCounts:
+        """Return the gaps so far."""
+        return self._histogram.read()
+
+
+class Pace:
+    """Time and cost of a step by the number of rows, as observed."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}  # by the bit length of the number of rows, as is the next
+        self._tokens_per_cpu_second: dict[int, float] = {}
+
+    def add(self, rows: int, steps: int, seconds: float) -> None:
+        """Take the time of a run into account."""
+        size, found = rows.bit_length(), seconds / steps
+        self._seconds[size] = 0.75 * self._seconds.get(size, found) + 0.25 * found
+
+    def add_cost(self, rows: int, steps: int, cpu_seconds: float) -> None:
+        """Take the CPU time of a run into account, which other threads do not change."""
+        if cpu_seconds > 0:
+            size, rate = rows.bit_length(), rows * steps / cpu_seconds
+            self._tokens_per_cpu_second[size] = 0.75 * self._tokens_per_cpu_second.get(size, rate) + 0.25 * rate
+
+    def max_steps(self, rows: int, turn_seconds: float) -> int:
+        """Return the number of steps that fit into a turn."""
+        seconds = self._seconds.get(rows.bit_length())
+        if seconds is None:
+            return FIRST_STEPS
+        return max(1, int(turn_seconds / seconds)) if seconds > 0 else MAX_STEPS
+
+    @property
+    def knee(self) -> int:
+        """The least number of rows, a power of two, that gives nearly the most tokens a CPU-second; 0 if unknown."""
+        rates = dict(self._tokens_per_cpu_second)
+        highest = max(rates.values(), default=0.0)
+        return min((2**size for size, rate in rates.items() if rate >= KNEE_SHARE * highest), default=0)
