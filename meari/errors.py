@@ -1,4 +1,4 @@
-"""Every error that a caller of the service can meet, with the status and the code of the HTTP contract.
+"""Every error that a caller can meet, with the status and the code of the HTTP contract.
 
     MeariError
     ├── InvalidRequest        400  invalid_request
@@ -14,21 +14,24 @@
     ├── UnsupportedMediaType  415  unsupported_media_type
     ├── Overloaded            429  overloaded      (with Retry-After)
     ├── EngineFailed          500  internal
-    ├── NotImplementedHere    501  not_implemented (of HTTP, by the service: the caller's mistake)
+    ├── NotImplementedHere    501  not_implemented (a part of HTTP; the caller's mistake)
     │   └── VersionNotSupported 505 not_implemented
     ├── NotReady              503  not_ready       (with Retry-After)
     ├── ScoreTimeout          504  timeout
-    └── BundleError           500  internal        (a bundle that cannot be served; seen at load, never by a request)
+    └── BundleError           500  internal        (a bundle that cannot be served; raised at load, never by a request)
 
-A message says what came, what was expected and, where there is something, what to do. What came may be a text that
-nobody should find in a log: `quotes_request` says where, and `MAY_QUOTE` marks log records of unexpected exceptions.
-This file knows nothing of Flask.
+Input: problems as data (field, what came, what was expected) or a plain message. Output: an exception whose text is the
+message a caller may see. Must not know: HTTP libraries.
+
+What came may be a text that must not appear in a log: `quotes_request` tells which errors repeat it, and `MAY_QUOTE`
+marks log records of unexpected exceptions.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import ClassVar, Final
 
 __all__ = [
@@ -45,6 +48,7 @@ __all__ = [
     "NotImplementedHere",
     "NotReady",
     "Overloaded",
+    "Problem",
     "ScoreTimeout",
     "TargetTooLong",
     "TooLarge",
@@ -59,13 +63,47 @@ __all__ = [
 MAY_QUOTE: Final = {"may_quote": True}  # `extra` of a log record whose exception may quote a request
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A value that is not as it should be: `field: got G, expected E: reason`.
+
+    field     path of a field (`texts[3]`, `stream_options.include_usage`), or another part of the request (`body`)
+    got       the value that came, in words or as it came; None for a field that is missing
+    expected  the values that are allowed; "" where the reason says everything
+    reason    further words, "" for none
+    """
+
+    field: str
+    got: str | None = None
+    expected: str = ""
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """The outermost field of the path."""
+        return self.field.partition(".")[0].partition("[")[0]
+
+    def __str__(self) -> str:
+        if not self.expected:
+            return f"{self.field}: {self.reason}"
+        came = "missing" if self.got is None else f"got {self.got}"
+        return f"{self.field}: {came}, expected {self.expected}" + (f": {self.reason}" if self.reason else "")
+
+
 class MeariError(Exception):
-    """The root. `str(error)` is the message a caller may see; `quotes_request`: it may repeat what the caller sent."""
+    """Root of all errors.
+
+    `str(error)` is the message a caller may see; `quotes_request` is true where it may repeat what the caller sent.
+    """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     quotes_request: ClassVar[bool] = True
     retry_after_seconds: int | None = None
+
+    def __init__(self, *problems: Problem | str) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = tuple(problem for problem in problems if isinstance(problem, Problem))
 
 
 class InvalidRequest(MeariError):

@@ -16,7 +16,7 @@ from pathlib import Path
 from msgspec import UNSET, UnsetType
 
 from meari.bundle_format.folders import BundleFolders, find_bundles, printable
-from meari.errors import BundleError, MeariError, NotReady, UnknownModel, did_you_mean
+from meari.errors import BundleError, MeariError, NotReady, Problem, UnknownModel, did_you_mean
 from meari.runtime.bundle import Bundle
 from meari.runtime.engine import EngineLimits
 from meari.runtime.engine.cache import CacheRoom
@@ -34,7 +34,7 @@ from meari.service.workers import Drain, ReadyMarks
 
 __all__ = ["Readiness", "Registry", "Service"]
 
-LEAST_KNEE = 8  # requests: what was seen of an engine may be of a bad moment
+MIN_KNEE = 8  # requests: what was seen of an engine may be of a bad moment
 KNEE_SHARE = 7 / 8  # an engine knows its knee as a power of two only; a few less cost 1 % of the tokens, 15 % of p95
 
 log = logging.getLogger("meari.service.registry")  # as operators know it
@@ -85,9 +85,9 @@ class Registry:
         if wanted in self._models:
             return self._models[wanted]
         if wanted in self._failed:
-            raise UnknownModel(f"model: {wanted!r} could not be loaded: {self._failed[wanted]}")
+            raise UnknownModel(Problem("model", reason=f"{wanted!r} could not be loaded: {self._failed[wanted]}"))
         hint = did_you_mean(wanted, self._models)
-        raise UnknownModel(f"model: got {wanted[:100]!r}, expected one of {', '.join(self._models)}{hint}")
+        raise UnknownModel(Problem("model", repr(wanted[:100]), f"one of {', '.join(self._models)}{hint}"))
 
     def all(self) -> list[LoadedModel]:
         """Every model that is being served, by name. Raises NotReady."""
@@ -101,7 +101,7 @@ class Registry:
     def knee(self) -> int:
         """Requests that keep the engines of this worker at their best; more make each of them wait longer."""
         rows = (min(model.engine.knee, model.engine.limits.max_slots) for model in self.loaded())
-        return max(LEAST_KNEE, int(KNEE_SHARE * max(rows, default=0)))
+        return max(MIN_KNEE, int(KNEE_SHARE * max(rows, default=0)))
 
     @property
     def default(self) -> str:

@@ -13,14 +13,17 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec.inspect import IntType
+
 from meari.bundle_format.folders import find_bundles
-from meari.errors import BundleError, did_you_mean
+from meari.errors import BundleError, Problem, did_you_mean
 from meari.runtime.machine import granted_cpus
+from meari.validation.explain import describe, in_range
 
 __all__ = [
     "FOLDER",
@@ -47,7 +50,12 @@ _ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9][a-
 
 @dataclass(frozen=True)
 class ValueKind:
-    """`parse` raises ValueError for a text that is not what `expected` says. words: that it may be mistyped for."""
+    """Kind of a setting's values.
+
+    expected  the allowed values in words
+    parse     raises ValueError for any other text
+    words     the words that a mistyped one may stand for
+    """
 
     expected: str
     parse: Callable[[str], object]
@@ -55,19 +63,20 @@ class ValueKind:
 
 
 def integer(low: int, high: int) -> ValueKind:
-    """A whole number, written with ASCII digits."""
+    """Return the kind of a whole number, written with ASCII digits."""
+    bounds = IntType(ge=low, le=high)
 
     def parse(text: str) -> int:
         digits = text.removeprefix("-")
-        if not digits.isascii() or not digits.isdigit() or len(text) > 20 or not low <= int(text) <= high:
+        if not digits.isascii() or not digits.isdigit() or len(text) > 20 or not in_range(int(text), bounds):
             raise ValueError
         return int(text)
 
-    return ValueKind(f"an integer, {low} <= value <= {high}", parse)
+    return ValueKind(describe(bounds), parse)
 
 
 def seconds(low: float, high: float) -> ValueKind:
-    """A finite number."""
+    """Return the kind of a finite number of seconds."""
 
     def parse(text: str) -> float:
         value = float(text)
@@ -79,7 +88,7 @@ def seconds(low: float, high: float) -> ValueKind:
 
 
 def choice(*words: str) -> ValueKind:
-    """One of some words, in any case."""
+    """Return the kind of a few words, in upper or lower case."""
 
     def parse(text: str) -> str:
         if text.lower() not in words:
@@ -116,7 +125,7 @@ def _origins(text: str) -> tuple[str, ...]:
 
 
 def _origin(text: str) -> str:
-    """As a browser writes it: without the port that its scheme has anyway."""
+    """Return an origin as a browser writes it: without the default port of its scheme."""
     found = _ORIGIN.fullmatch(text)
     if found is None or int(found[3] or 1) not in range(1, MAX_PORT + 1):
         raise ValueError
@@ -148,16 +157,16 @@ LOG_FORMATS: Final = ("auto", "text", "json")
 
 
 class SettingsError(ValueError):
-    """What is wrong with the environment, one line a problem."""
+    """Problems of the environment, one per line."""
 
-    def __init__(self, problems: list[str]) -> None:
-        self.problems = problems
-        super().__init__("\n".join(problems))
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, problems)))
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of one variable; `default` as a reader would write it."""
+    """An environment variable; `default` in words for a reader."""
 
     variable: str
     default: str
@@ -175,7 +184,11 @@ def _setting(
     factory: Callable[[], object] | None = None,
     secret: bool = False,
 ) -> Any:
-    """A field of `Settings`. says: the default in words, where its value is none; factory: makes it at start."""
+    """Declare a field of `Settings`.
+
+    says     the default in words, where the value alone does not tell it
+    factory  makes the default at start
+    """
     words = str(default) if says is None else says
     return dataclasses.field(
         default=MISSING if factory else default,
@@ -268,7 +281,7 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     Raises SettingsError with every problem: values out of range, unknown MEARI_ variables, contradictions.
     """
     values: dict[str, object] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     for name, setting in SETTINGS.items():
         for variable in _variables(name):
             text = environment.get(variable, "").strip()
@@ -279,13 +292,13 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
             except ValueError:
                 came = "a value that is not shown" if setting.is_secret else repr(text)
                 hint = did_you_mean(text, setting.kind.words)
-                problems.append(f"{variable}: got {came}, expected {setting.kind.expected}{hint}")
+                problems.append(Problem(variable, came, f"{setting.kind.expected}{hint}"))
             break
     problems += _unknown_variables(environment)
     if problems:
         raise SettingsError(problems)
     settings = Settings(**values)  # type: ignore[arg-type]
-    if contradictions := _contradictions(settings):
+    if contradictions := list(_contradictions(settings)):
         raise SettingsError(contradictions)
     return settings
 
@@ -295,44 +308,36 @@ def _variables(name: str) -> list[str]:
     return [own, name.upper()] if name in ("host", "port") else [own]
 
 
-def _unknown_variables(environment: Mapping[str, str]) -> list[str]:
+def _unknown_variables(environment: Mapping[str, str]) -> Iterator[Problem]:
     known = [setting.variable for setting in SETTINGS.values()]
-    problems = []
     for variable in sorted(environment):
         ours = variable.startswith("MEARI_") and not variable.startswith(OTHERS)
         if ours and variable not in known:
             near = difflib.get_close_matches(variable, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(known))}"
-            problems.append(f"{variable}: no such setting{hint}")
-    return problems
+            yield Problem(variable, reason=f"no such setting{hint}")
 
 
-def _contradictions(settings: Settings) -> list[str]:
-    problems = []
+def _contradictions(settings: Settings) -> Iterator[Problem]:
     if settings.max_inflight_bytes < settings.max_body_bytes:
-        problems.append(
-            f"MEARI_MAX_INFLIGHT_BYTES: got {settings.max_inflight_bytes}, "
-            f"expected at least MEARI_MAX_BODY_BYTES, which is {settings.max_body_bytes}"
-        )
+        expected = f"at least MEARI_MAX_BODY_BYTES, which is {settings.max_body_bytes}"
+        yield Problem("MEARI_MAX_INFLIGHT_BYTES", str(settings.max_inflight_bytes), expected)
     if settings.drain_seconds > settings.graceful_timeout_seconds:
-        problems.append(
-            f"MEARI_DRAIN_SECONDS: got {settings.drain_seconds:g}, "
-            f"expected at most MEARI_GRACEFUL_TIMEOUT_SECONDS, which is {settings.graceful_timeout_seconds:g}"
-        )
+        expected = f"at most MEARI_GRACEFUL_TIMEOUT_SECONDS, which is {settings.graceful_timeout_seconds:g}"
+        yield Problem("MEARI_DRAIN_SECONDS", f"{settings.drain_seconds:g}", expected)
     if settings.default_model:
-        problems += _unknown_default(settings.default_model, settings.bundles)
-    return problems
+        yield from _unknown_default(settings.default_model, settings.bundles)
 
 
-def _unknown_default(name: str, bundles: Path) -> list[str]:
-    """Return the problem of a name that no bundle has. A folder that cannot be read is a problem of the start."""
+def _unknown_default(name: str, bundles: Path) -> Iterator[Problem]:
+    """Yield the problem of a name that no bundle has. A folder that cannot be read is a problem of the start."""
     try:
         names = find_bundles(bundles).folders
     except BundleError:
-        return []
-    if name in names:
-        return []
-    return [f"MEARI_DEFAULT_MODEL: got {name!r}, expected the name of a bundle in {bundles}{did_you_mean(name, names)}"]
+        return
+    if name not in names:
+        expected = f"the name of a bundle in {bundles}{did_you_mean(name, names)}"
+        yield Problem("MEARI_DEFAULT_MODEL", repr(name), expected)
 
 
 SETTINGS: Final = {

@@ -1,7 +1,7 @@
-"""Why a JSON value does not fit a field, in words derived from the field's own annotation.
+"""Problems of a JSON value, in words derived from the annotation of its field.
 
-Enters: the raw JSON of a value and the field's type. Leaves: problems as `path: got WHAT, expected WHAT`. The limits
-are written once, in the annotations of `schema.py`; this file knows none of them.
+Input: the raw JSON of a value and the field's type. Output: a `Problem` for each part that does not fit. Must not know:
+any field or limit: both are written once, in the annotations of the structs.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import inspect
 
-from meari.errors import did_you_mean
+from meari.errors import Problem, did_you_mean
 from meari.validation.lenient import is_left_out, members, read_leniently
 
-__all__ = ["describe", "explain", "range_text", "shown", "why_malformed"]
+__all__ = ["describe", "explain_object", "in_range", "shown", "why_malformed"]
 
 MAX_SHOWN_CHARS = 60
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
@@ -24,56 +24,52 @@ NULL = msgspec.Raw(b"null")
 Number = inspect.IntType | inspect.FloatType
 
 
-def explain(path: str, raw: bytes, field_type: object) -> Iterator[str]:
-    """The problems of one value; none where it fits.
+def _problems(path: str, raw: bytes, info: inspect.Type) -> Iterator[Problem]:
+    """Yield the problems of one value; none where it fits.
 
-    path        how the value is called in a message, as `texts[3]`
-    raw         its JSON as it came
-    field_type  its annotation
+    path  name of the value in messages, as `texts[3]`
+    raw   its JSON as it came
+    info  its type
     """
-    yield from _problems(path, raw, inspect.type_info(field_type))
-
-
-def _problems(path: str, raw: bytes, info: inspect.Type) -> Iterator[str]:
     info = _member(raw, info)
     if isinstance(info, inspect.ListType) and raw[:1] == b"[":
         items = msgspec.json.decode(raw, type=list[msgspec.Raw])
         for index, item in enumerate(items):
             yield from _problems(f"{path}[{index}]", bytes(item), info.item_type)
         if not _length_fits(len(items), info):
-            yield f"{path}: got {len(items)} items, expected {describe(info, path)}"
+            yield Problem(path, f"{len(items)} items", describe(info, path))
     elif isinstance(info, inspect.DictType) and raw[:1] == b"{":
         for key, value in msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).items():
             yield from _problems(f'{path}["{_cut(key)}"]', bytes(value), info.value_type)
     elif isinstance(info, inspect.StructType) and raw[:1] == b"{":
         yield from explain_object(path + ".", raw, info)
     elif not _fits(raw, info):
-        yield f"{path}: got {shown(raw)}, expected {_expected(raw, info, path)}{_hint(raw, info)}"
+        yield Problem(path, shown(raw), f"{_expected(raw, info, path)}{_hint(raw, info)}")
 
 
-def explain_object(prefix: str, raw: bytes, info: inspect.StructType) -> Iterator[str]:
-    """The problems of an object's fields: unknown ones, missing ones, and those whose value does not fit."""
+def explain_object(prefix: str, raw: bytes, info: inspect.StructType) -> Iterator[Problem]:
+    """Yield the problems of an object's fields: unknown ones, missing ones, and those whose value does not fit."""
     values = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
     fields = {field.encode_name: field for field in info.fields}
     for name in values:
         if name not in fields:
             hint = did_you_mean(name, fields)
-            yield f"{prefix}{_cut(name)}: got an unknown field, expected one of {', '.join(fields)}{hint}"
+            yield Problem(f"{prefix}{_cut(name)}", "an unknown field", f"one of {', '.join(fields)}{hint}")
     for name, field in fields.items():
         if name in values and not (values[name] == NULL and is_left_out(field)):
             yield from _problems(prefix + name, bytes(values[name]), field.type)
         elif field.required and name not in values:
-            yield f"{prefix}{name}: missing, expected {describe(field.type, name)}"
+            yield Problem(f"{prefix}{name}", None, describe(field.type, name))
 
 
 def why_malformed(data: bytes, error: Exception, cut_off: str) -> str:
-    """Why bytes in UTF-8 are no JSON.
+    """Return the reason why bytes in UTF-8 are no JSON.
 
-    error    what msgspec says of them
-    cut_off  what to say of JSON that ends too early
+    error    msgspec's own
+    cut_off  the reason to give for JSON that ends too early
     """
     reason = str(error).removeprefix("JSON is malformed: ")
-    try:  # half a surrogate pair is to msgspec the end of the data, or something else
+    try:  # msgspec takes half a surrogate pair for the end of the data, or for something else
         half = _HALF_PAIR.search(json.dumps(json.loads(data), ensure_ascii=False))
     except (ValueError, RecursionError):
         half = None
@@ -83,11 +79,11 @@ def why_malformed(data: bytes, error: Exception, cut_off: str) -> str:
 
 
 def describe(info: inspect.Type, name: str = "value") -> str:  # noqa: PLR0911 (one line a type)
-    """A type in words: `an integer, 1 <= n <= 16`, `a list of at most 8 non-empty strings`."""
+    """Return a type in words: `an integer, 1 <= n <= 16`, `a list of at most 8 non-empty strings`."""
     match info:
         case inspect.IntType() | inspect.FloatType():
             kind = "an integer" if isinstance(info, inspect.IntType) else "a number"
-            bounds = range_text(info, _last(name))
+            bounds = _range_text(info, _last(name))
             return f"{kind}, {bounds}" if bounds else kind
         case inspect.StrType():
             return f"a {_string(info)}"
@@ -108,8 +104,8 @@ def describe(info: inspect.Type, name: str = "value") -> str:  # noqa: PLR0911 (
     return "a JSON value"
 
 
-def range_text(info: Number, name: str) -> str:
-    """The bounds of a number as an inequality: `0 <= top_p <= 1`, `n >= 1`, or nothing."""
+def _range_text(info: Number, name: str) -> str:
+    """Return the bounds of a number as an inequality: `0 <= top_p <= 1`, `n >= 1`, or nothing."""
     low = f"{_bound(info.gt)} < " if info.gt is not None else f"{_bound(info.ge)} <= " if info.ge is not None else ""
     high = f" < {_bound(info.lt)}" if info.lt is not None else f" <= {_bound(info.le)}" if info.le is not None else ""
     if low and not high:
@@ -119,7 +115,7 @@ def range_text(info: Number, name: str) -> str:
 
 
 def shown(raw: bytes) -> str:
-    """A JSON value as it came, cut where it is long."""
+    """Return a JSON value as it came, cut where it is long."""
     return _cut(raw.decode("utf-8", "replace"))
 
 
@@ -128,16 +124,16 @@ def _cut(text: str) -> str:
 
 
 def _expected(raw: bytes, info: inspect.Type, path: str) -> str:
-    """Only the range where the kind of the value is right and the range is what it misses."""
+    """Describe the type, or only its range where a number of the right kind is out of it."""
     if isinstance(info, inspect.IntType) and raw.lstrip(b"-").isdigit():
-        return range_text(info, _last(path)) or describe(info)
+        return _range_text(info, _last(path)) or describe(info)
     if isinstance(info, inspect.FloatType) and raw[:1] in b"-0123456789":
-        return range_text(info, _last(path)) or "a number that a 64-bit float holds"
+        return _range_text(info, _last(path)) or "a number that a 64-bit float holds"
     return describe(info, path)
 
 
 def _hint(raw: bytes, info: inspect.Type) -> str:
-    """The nearest of the words that the field takes, where a word came."""
+    """Return a hint at the nearest of the words that the field takes, where a word came."""
     words = [word for kind in members(info) if isinstance(kind, inspect.LiteralType) for word in kind.values]
     if not words or raw[:1] != b'"':
         return ""
@@ -145,7 +141,7 @@ def _hint(raw: bytes, info: inspect.Type) -> str:
 
 
 def _member(raw: bytes, info: inspect.Type) -> inspect.Type:
-    """Of a union the member that a list, an object or a number was meant to be: the message names what that misses."""
+    """Return the member of a union that a list, an object or a number was meant for: the message explains that one."""
     choices = members(info)
     wanted: tuple[type[inspect.Type], ...] = ()
     if raw[:1] == b"[":
@@ -171,7 +167,7 @@ def _fits(raw: bytes, info: inspect.Type) -> bool:
     if isinstance(info, inspect.LiteralType):
         return value in info.values
     if isinstance(info, inspect.IntType | inspect.FloatType):
-        return _in_range(value, info)
+        return in_range(value, info)
     return _length_fits(len(value), info) if isinstance(info, inspect.StrType) else True
 
 
@@ -190,7 +186,8 @@ def _python_type(info: inspect.Type) -> object:
     return kinds[type(info)]
 
 
-def _in_range(value: float, info: Number) -> bool:
+def in_range(value: float, info: Number) -> bool:
+    """Tell whether a number lies within the bounds of its type."""
     return (
         (info.gt is None or value > info.gt)
         and (info.ge is None or value >= info.ge)

@@ -1,8 +1,8 @@
-"""Reads JSON values as JSON Schema and OpenAI's clients mean them.
+"""JSON values as JSON Schema and OpenAI's clients understand them.
 
-Enters: the bytes of a body, or of a value in it, and its type. Leaves: the value, with integers written as `3.0` or
-`3e0` as integers, and without the null of fields that need not come. Nothing else is mended: `3.5` and `"3"` stay what
-they are.
+Input: the bytes of a body, or of a value in it, and its type. Output: the value, with integers written as `3.0` or
+`3e0` as integers, and without the null of optional fields. Nothing else is converted: `3.5` and `"3"` stay as they are.
+Must not know: any field.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ _decode: Final = msgspec.json.Decoder(float_hook=Decimal).decode
 
 
 def read_leniently(raw: bytes, info: inspect.Type) -> Any:
-    """The value of some JSON, for `msgspec.convert`. Raises msgspec.DecodeError where it is malformed."""
-    return _taken(_decode(raw), info)
+    """Return the value of some JSON, for `msgspec.convert`. Raises msgspec.DecodeError where it is malformed."""
+    return _converted(_decode(raw), info)
 
 
 def is_left_out(field: inspect.Field) -> bool:
-    """True where null for this field is as if it had not come."""
+    """Tell whether null for this field means that it was not sent."""
     return not field.required and not any(isinstance(kind, inspect.NoneType) for kind in members(field.type))
 
 
-def _taken(value: Any, info: inspect.Type) -> Any:
+def _converted(value: Any, info: inspect.Type) -> Any:
     kinds = members(info)
     match value:
         case Decimal():
             return _number(value, kinds)
         case list():
             items = next((kind.item_type for kind in kinds if isinstance(kind, inspect.ListType)), inspect.AnyType())
-            return [_taken(item, items) for item in value]
+            return [_converted(item, items) for item in value]
         case dict():
             struct = next((kind for kind in kinds if isinstance(kind, inspect.StructType)), None)
             return value if struct is None else _fields(value, struct)
@@ -44,7 +44,7 @@ def _taken(value: Any, info: inspect.Type) -> Any:
 
 
 def members(info: inspect.Type) -> tuple[inspect.Type, ...]:
-    """The types of which a value may be any: those of a union, or the type alone."""
+    """Return the members of a union, or the type alone."""
     if isinstance(info, inspect.Metadata):
         return members(info.type)
     if isinstance(info, inspect.UnionType):
@@ -62,7 +62,7 @@ def _number(value: Decimal, kinds: tuple[inspect.Type, ...]) -> int | float:
 def _fields(values: dict[str, Any], struct: inspect.StructType) -> dict[str, Any]:
     fields = {field.encode_name: field for field in struct.fields}
     return {
-        name: _taken(value, fields[name].type) if name in fields else value
+        name: _converted(value, fields[name].type) if name in fields else value
         for name, value in values.items()
         if value is not None or name not in fields or not is_left_out(fields[name])
     }

@@ -1,26 +1,28 @@
-"""The bytes of a body → a Struct, or InvalidRequest that says where and why not.
+"""The bytes of a body → a Struct.
 
-The fast way is one decode into the Struct; only a body that fails is looked at field by field. Then two things are
-taken that JSON's own schema and OpenAI's clients take: an integer written as `3.0`, and null for a field that need not
-come. Knows nothing of the fields.
+Input: a body. Output: a Struct, or InvalidRequest with every problem. Must not know: any field.
+
+The fast path is one decode into the Struct; only a body that fails is read field by field. Then two forms are accepted
+that JSON Schema and OpenAI's clients accept: an integer written as `3.0`, and null for an optional field.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import msgspec
 from msgspec import inspect
 
-from meari.errors import InvalidRequest
+from meari.errors import InvalidRequest, Problem
 from meari.validation.explain import explain_object, shown, why_malformed
 from meari.validation.lenient import read_leniently
 
 __all__ = ["Parser"]
 
 MAX_PROBLEMS = 8
+TOO_DEEP: Final = Problem("body", "JSON that is nested too deeply", "a JSON object")
 Request = TypeVar("Request", bound=msgspec.Struct)
 
 
@@ -33,10 +35,10 @@ class Parser(Generic[Request]):
         self._decoder = msgspec.json.Decoder(struct, strict=True)
 
     def parse(self, body: bytes) -> Request:
-        """A byte-order mark in front is passed over (RFC 8259, 8.1). Raises InvalidRequest."""
+        """Parse a body, without a byte-order mark in front (RFC 8259, 8.1). Raises InvalidRequest."""
         body = body.removeprefix(codecs.BOM_UTF8)
         if not body.strip():
-            raise InvalidRequest("body: got nothing, expected a JSON object")
+            raise InvalidRequest(Problem("body", "nothing", "a JSON object"))
         _check_utf8(body)
         try:
             request = self._decoder.decode(body)
@@ -45,7 +47,7 @@ class Parser(Generic[Request]):
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidRequest(_malformed(body, error)) from None
         except RecursionError:
-            raise InvalidRequest("body: got JSON that is nested too deeply, expected a JSON object") from None
+            raise InvalidRequest(TOO_DEEP) from None
         _check_distinct_names(body)
         return request
 
@@ -54,46 +56,47 @@ class Parser(Generic[Request]):
         try:
             return msgspec.convert(read_leniently(body, self._info), self.struct, strict=True)
         except (msgspec.MsgspecError, ArithmeticError, RecursionError):
-            raise InvalidRequest(self._problems(body, error)) from None
+            raise InvalidRequest(*self._problems(body, error)[:MAX_PROBLEMS]) from None
 
-    def _problems(self, body: bytes, error: msgspec.ValidationError) -> str:
-        """Every problem of a body that is not of this kind: unknown fields first, then those that do not fit."""
+    def _problems(self, body: bytes, error: msgspec.ValidationError) -> list[Problem]:
+        """Return the problems of a body that does not fit: unknown fields first, then values."""
         try:
             msgspec.json.decode(body, type=msgspec.Raw)  # malformed JSON comes before wrong values
             if body.lstrip()[:1] != b"{":
-                return f"body: got {shown(body.strip())}, expected a JSON object"
+                return [Problem("body", shown(body.strip()), "a JSON object")]
             assert isinstance(self._info, inspect.StructType)
             problems = list(explain_object("", body, self._info))
         except msgspec.DecodeError as malformed:
-            return _malformed(body, malformed)
+            return [_malformed(body, malformed)]
         except RecursionError:
-            return "body: got JSON that is nested too deeply, expected a JSON object"
-        return "; ".join(problems[:MAX_PROBLEMS]) or f"body: {error}"
+            return [TOO_DEEP]
+        return problems or [Problem("body", reason=str(error))]
 
 
 def _check_utf8(body: bytes) -> None:
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"body: got bytes that are not UTF-8 at byte {error.start}, expected UTF-8") from None
+        got = f"bytes that are not UTF-8 at byte {error.start}"
+        raise InvalidRequest(Problem("body", got, "UTF-8")) from None
 
 
 def _check_distinct_names(body: bytes) -> None:
-    """A name that comes twice in an object would silently hide a value."""
+    """Refuse a name that comes twice in an object: it would silently hide a value."""
     try:
         json.loads(body, object_pairs_hook=_distinct)
     except RecursionError:
-        raise InvalidRequest("body: got JSON that is nested too deeply, expected a JSON object") from None
+        raise InvalidRequest(TOO_DEEP) from None
 
 
 def _distinct(pairs: list[tuple[str, object]]) -> None:
     seen = set()
     for name, _ in pairs:
         if name in seen:
-            raise InvalidRequest(f"{shown(name.encode())}: got the name twice, expected it once")
+            raise InvalidRequest(Problem(shown(name.encode()), "the name twice", "it once"))
         seen.add(name)
 
 
-def _malformed(body: bytes, error: Exception) -> str:
+def _malformed(body: bytes, error: Exception) -> Problem:
     reason = why_malformed(body, error, f"it ends too early (byte {len(body)})")
-    return f"body: got malformed JSON, expected a JSON object: {reason}"
+    return Problem("body", "malformed JSON", "a JSON object", reason)

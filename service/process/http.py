@@ -32,6 +32,7 @@ from meari.errors import (
     InvalidRequest,
     MeariError,
     NotImplementedHere,
+    Problem,
     TargetTooLong,
     VersionNotSupported,
 )
@@ -186,11 +187,11 @@ def translated(error: Exception) -> MeariError:
 def _version(error: Any) -> MeariError:
     if isinstance(error.version, str):  # none at all
         return _malformed(error)
-    return VersionNotSupported(f"request: got HTTP/{'.'.join(map(str, error.version))}, expected HTTP/1.1")
+    return VersionNotSupported(Problem("request", f"HTTP/{'.'.join(map(str, error.version))}", "HTTP/1.1"))
 
 
 def _malformed(error: Exception) -> MeariError:
-    return InvalidRequest(f"request: got malformed HTTP, expected HTTP/1.1: {_shown(error)}")
+    return InvalidRequest(Problem("request", "malformed HTTP", "HTTP/1.1", _shown(error)))
 
 
 def _shown(value: object) -> str:
@@ -198,19 +199,19 @@ def _shown(value: object) -> str:
 
 
 TRANSLATIONS: Final[dict[type[Exception], Callable[[Any], MeariError]]] = {
-    TimeoutError: lambda _: HeadTimeout(f"request: its head was not complete after {HEAD_SECONDS:g} seconds"),
-    http.NoMoreData: lambda _: InvalidRequest("request: it broke off before its head was complete"),
+    TimeoutError: lambda _: HeadTimeout(
+        Problem("request", reason=f"its head was not complete after {HEAD_SECONDS:g} seconds")
+    ),
+    http.NoMoreData: lambda _: InvalidRequest(Problem("request", reason="it broke off before its head was complete")),
     http.LimitRequestLine: lambda _: TargetTooLong(
-        f"request: its first line is too long, expected at most {LIMIT} bytes"
+        Problem("request", reason=f"its first line is too long, expected at most {LIMIT} bytes")
     ),
     http.LimitRequestHeaders: lambda _: HeadersTooLarge(
-        f"request: its headers are too large, expected at most {NUM_FIELDS} of at most {LIMIT} bytes"
+        Problem("request", reason=f"its headers are too large, expected at most {NUM_FIELDS} of at most {LIMIT} bytes")
     ),
-    http.ExpectationFailed: lambda error: ExpectationFailed(
-        f"Expect: got {_shown(error.expect)}, expected 100-continue"
-    ),
+    http.ExpectationFailed: lambda error: ExpectationFailed(Problem("Expect", _shown(error.expect), "100-continue")),
     http.UnsupportedTransferCoding: lambda error: NotImplementedHere(
-        f"Transfer-Encoding: got {_shown(error.hdr)}, expected chunked or none"
+        Problem("Transfer-Encoding", _shown(error.hdr), "chunked or none")
     ),
     http.InvalidHTTPVersion: _version,
     http.ParseException: _malformed,

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from meari.errors import Overloaded, TooLarge, Unauthorized
+from meari.errors import Overloaded, Problem, TooLarge, Unauthorized
 
 __all__ = ["Admission", "OverloadGate", "Ticket", "check_key"]
 
@@ -181,4 +181,4 @@ def check_key(authorization: str | None, keys: tuple[str, ...]) -> None:
     matches = [hmac.compare_digest(sent, known.encode()) for known in keys]
     if scheme.lower() != "bearer" or not any(matches):
         came = "no Authorization header" if authorization is None else "a key that is not known"
-        raise Unauthorized(f"Authorization: got {came}, expected Bearer and a key of this service")
+        raise Unauthorized(Problem("Authorization", came, "Bearer and a key of this service"))

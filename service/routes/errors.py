@@ -16,6 +16,7 @@ from meari.errors import (
     MeariError,
     MethodNotAllowed,
     NotFound,
+    Problem,
     TooLarge,
     Unauthorized,
     UnsupportedMediaType,
@@ -51,7 +52,7 @@ def _meari_error(error: MeariError) -> Response:
 
 
 def _client_gone(_: ClientGone) -> Response:
-    error = InvalidRequest("request: the connection was closed before its answer was ready")
+    error = InvalidRequest(Problem("request", reason="the connection was closed before its answer was ready"))
     return json_response(_body(error, current_exchange().request_id), CLIENT_GONE)
 
 
@@ -71,16 +72,16 @@ def _http_exception(error: HTTPException) -> Response:
 def _translated(error: HTTPException) -> MeariError:
     path = asked_path()[:200]
     if error.code == 404:
-        return NotFound(f"path: got {path}, expected one that the contract names")
+        return NotFound(Problem("path", path, "one that the contract names"))
     if error.code == 405:
         methods = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
-        return MethodNotAllowed(f"method: got {request.method} for {path}, expected one of {methods}")
+        return MethodNotAllowed(Problem("method", f"{request.method} for {path}", f"one of {methods}"))
     if error.code == 413:
-        return TooLarge("body: it is too large")
+        return TooLarge(Problem("body", reason="it is too large"))
     if error.code == 415:
-        return UnsupportedMediaType("Content-Type: expected application/json")
+        return UnsupportedMediaType(Problem("Content-Type", reason="expected application/json"))
     if error.code is not None and 400 <= error.code < 500:
-        return InvalidRequest(f"request: {error.description or error.name}")
+        return InvalidRequest(Problem("request", reason=error.description or error.name))
     return MeariError(error.name)
 
 

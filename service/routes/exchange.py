@@ -18,6 +18,7 @@ from meari.errors import (
     NotImplementedHere,
     NotReady,
     Overloaded,
+    Problem,
     TooLarge,
     UnsupportedMediaType,
 )
@@ -99,16 +100,15 @@ class Exchange:
                 _check_length(size, self._service.settings.max_body_bytes)
                 self.ticket.take_bytes(len(piece))
                 if time.monotonic() > until:
-                    raise InvalidRequest(f"body: not complete after {BODY_SECONDS:g} seconds")
+                    raise InvalidRequest(Problem("body", reason=f"not complete after {BODY_SECONDS:g} seconds"))
                 yield piece
             if request.content_length is not None and size < request.content_length:
-                raise InvalidRequest(
-                    f"body: got {size} bytes, expected {request.content_length} as Content-Length says"
-                )
+                announced = f"{request.content_length} as Content-Length says"
+                raise InvalidRequest(Problem("body", f"{size} bytes", announced))
         except OSError:
-            raise InvalidRequest("body: it broke off before it was complete") from None
+            raise InvalidRequest(Problem("body", reason="it broke off before it was complete")) from None
         except ParseException as error:
-            raise InvalidRequest(f"body: its transfer coding is malformed: {error}") from None
+            raise InvalidRequest(Problem("body", reason=f"its transfer coding is malformed: {error}")) from None
 
     def use_model(self, model: LoadedModel) -> LoadedModel:
         """Note which model the request is for."""
@@ -264,21 +264,18 @@ def _check_media_type() -> None:
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if request.mimetype != "application/json" or charset not in ("utf-8", "utf8"):
         came = request.content_type
-        raise UnsupportedMediaType(
-            f"Content-Type: got {came[:100] if came else 'nothing'}, expected application/json in UTF-8"
-        )
+        got = came[:100] if came else "nothing"
+        raise UnsupportedMediaType(Problem("Content-Type", got, "application/json in UTF-8"))
 
 
 def _check_codings(environ: WSGIEnvironment) -> None:
     """Bodies are read as they come: a coding of the body is refused by the name of its header."""
     content = environ.get("HTTP_CONTENT_ENCODING", "")
     if not _codings(content) <= {"identity"}:
-        raise UnsupportedMediaType(
-            f"Content-Encoding: got {content[:100]}, expected none: the body is read as it comes"
-        )
+        raise UnsupportedMediaType(Problem("Content-Encoding", content[:100], "none", "the body is read as it comes"))
     transfer = environ.get("HTTP_TRANSFER_ENCODING", "")
     if not _codings(transfer) <= {"identity", "chunked"}:
-        raise NotImplementedHere(f"Transfer-Encoding: got {transfer[:100]}, expected chunked or none")
+        raise NotImplementedHere(Problem("Transfer-Encoding", transfer[:100], "chunked or none"))
 
 
 def _codings(value: str) -> set[str]:
@@ -292,4 +289,4 @@ def _check_announced_length(max_bytes: int) -> None:
 
 def _check_length(size: int, max_bytes: int) -> None:
     if size > max_bytes:
-        raise TooLarge(f"body: got {size} bytes or more, expected at most {max_bytes}")
+        raise TooLarge(Problem("body", f"{size} bytes or more", f"at most {max_bytes}"))

@@ -19,7 +19,7 @@ from typing import Any, Final
 import msgspec
 from flask import Blueprint, Response, request
 
-from meari.errors import NotFound
+from meari.errors import NotFound, Problem
 from meari.service.openapi.document import openapi_document
 from meari.service.routes.exchange import json_response
 from meari.service.service import Service
@@ -66,7 +66,7 @@ def docs_blueprint(service: Service) -> Blueprint:
         if name == "start.js":
             return Response(START, mimetype="text/javascript", headers=CACHED)
         if name not in FILES:
-            raise NotFound(f"path: got /docs/{name[:100]}, expected one of {', '.join((*FILES, 'start.js'))}")
+            raise NotFound(Problem("path", f"/docs/{name[:100]}", f"one of {', '.join((*FILES, 'start.js'))}"))
         data = (resources.files("flask_swagger_ui") / "dist" / name).read_bytes()
         return Response(data, mimetype=mimetypes.guess_type(name)[0], headers=CACHED)
 
@@ -119,7 +119,7 @@ def web_blueprint(_service: Service) -> Blueprint:
     @blueprint.get("/web/<path:name>")
     def file(name: str) -> Response:
         if name not in pages:
-            raise NotFound(f"path: got /web/{name[:200]}, expected a file of the playground")
+            raise NotFound(Problem("path", f"/web/{name[:200]}", "a file of the playground"))
         return _answer(pages[name])
 
     return blueprint

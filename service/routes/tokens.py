@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from flask import Blueprint, Response
 
-from meari.errors import InvalidRequest
+from meari.errors import InvalidRequest, Problem
 from meari.runtime.answers import Work
 from meari.runtime.engine import Scoring
 from meari.runtime.model import LoadedModel
@@ -81,7 +81,7 @@ def _begin(
     with model.engine.reserve() as reservation:
         ids = model.tokenizer.encode(request.text)
         if len(ids) > MAX_TOKENS:
-            raise InvalidRequest(f"text: got {len(ids)} tokens, expected at most {MAX_TOKENS}")
+            raise InvalidRequest(Problem("text", f"{len(ids)} tokens", f"at most {MAX_TOKENS}"))
         num_tensors = len(model.bundle.manifest.state)
         exchange.ticket.take_bytes(states_bytes(len(ids), model.bundle.runner.state_bytes, num_tensors, request.units))
         scoring = model.engine.score(states_call(ids, model.tokenizer.vocabulary.end_id, deadline), reservation)

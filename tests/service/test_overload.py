@@ -10,7 +10,7 @@ from flask import Flask
 
 from meari.errors import Overloaded
 from meari.service.requests.admission import Admission, OverloadGate, Ticket
-from meari.service.service import LEAST_KNEE
+from meari.service.service import MIN_KNEE
 
 FREE, KNEE = 64, 16
 SECONDS_ALONE, SECONDS_MORE = 0.0084, 0.01  # of a request, and more for each inside: at the knee 95 % of the most
@@ -159,7 +159,7 @@ def test_who_is_refused_is_told_to_come_back_later_the_more_is_asked() -> None:
 
 def test_a_worker_whose_engines_have_not_run_yet_lets_some_in_all_the_same(app: Flask) -> None:
     service = app.extensions["meari"]
-    assert LEAST_KNEE <= service.registry.knee() <= service.settings.max_slots
+    assert MIN_KNEE <= service.registry.knee() <= service.settings.max_slots
 
 
 def test_past_its_bound_the_worker_refuses_a_burst_too() -> None:

@@ -17,7 +17,7 @@ from tests.service.running import ROOT, clean_environment, command
 def problems_of(**environment: str) -> list[str]:
     with pytest.raises(SettingsError) as caught:
         load_settings(environment)
-    return caught.value.problems
+    return [str(problem) for problem in caught.value.problems]
 
 
 def test_defaults_hold_where_nothing_is_set() -> None:
