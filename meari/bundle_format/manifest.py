@@ -1,8 +1,10 @@
-"""A bundle's `manifest.json` as a value.
+"""Manifest of a bundle: the type that the export writes and a server reads.
 
-Enters: the bytes of the file. Leaves: a Manifest that does not contradict itself, or a BundleError that names the
-field. What is not understood is refused: a bundle of a later format could mean something else by the same numbers.
-What the other files say of the fields is compared in `text/agreement.py` and `graphs/agreement.py`.
+Input: the bytes of `manifest.json`, or its fields. Output: a Manifest that does not contradict itself, or a BundleError
+that names the field; the bytes of the file. Must not know: the content of other files, which is compared with the
+fields in `text/agreement.py` and `graphs/agreement.py` of the runtime.
+
+Unknown fields are refused: a bundle of a later format could mean something else by the same numbers.
 """
 
 from __future__ import annotations
@@ -73,14 +75,14 @@ class StateEntry(_Strict, frozen=True):
 
 
 class Boundary(_Strict, frozen=True):
-    """The token that begins every text as context and ends it as outcome."""
+    """Token that begins every text as context and ends it as outcome."""
 
     id: Count
     token: str
 
 
 class TokenizerEntry(_Strict, frozen=True):
-    """How `tokenizer.json` cuts text."""
+    """Kind of `tokenizer.json`."""
 
     kind: TokenizerKind
     normalization: Literal["NFC"]
@@ -88,23 +90,23 @@ class TokenizerEntry(_Strict, frozen=True):
 
 
 class Golden(_Strict, frozen=True):
-    """How far the figures of `golden.npz` may be from those computed here, in nats.
+    """Largest difference in nats between the figures of `golden.npz` and those computed here.
 
-    float32 is no finer than the least, and what is off by more than the most is another model.
+    The smallest tolerance is the resolution of float32; a difference beyond the largest means another model.
     """
 
     tolerance: Annotated[float, msgspec.Meta(ge=1e-6, le=0.1)]
 
 
 class FileEntry(_Strict, frozen=True):
-    """What a file of the folder has to be."""
+    """Hash and size of a file of the folder."""
 
     sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
     bytes: Count
 
 
 class Manifest(_Strict, frozen=True):
-    """What a bundle says of itself. `name` is the one it was exported under; it is called by that of its folder."""
+    """Content of `manifest.json`. `name` is the name at export; a bundle is called by the name of its folder."""
 
     format_version: int
     name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
@@ -127,10 +129,10 @@ class Manifest(_Strict, frozen=True):
 
     @property
     def has_ends(self) -> bool:
-        """True where the training text taught where a text ends, so that the end counts in a score by default.
+        """True if the training text taught where a text ends, so that the end counts in a score by default.
 
-        A bundle from before `corpus.has_ends` is judged by what its documents are: lines and paragraphs have ends,
-        and so have files where there were many of them.
+        A bundle from before `corpus.has_ends` is judged by its documents: lines and paragraphs have ends, and so have
+        files if there were many of them.
         """
         stated = self.corpus.get("has_ends")
         if isinstance(stated, bool):
@@ -141,18 +143,20 @@ class Manifest(_Strict, frozen=True):
 
 
 def contradiction(field: str, got: object, expected: str) -> BundleError:
-    """Return the error for a field that contradicts the rest of the bundle."""
+    """Make the error for a field that contradicts the rest of the bundle."""
     return BundleError(Problem(f"{MANIFEST}: {field}", _shown(got), expected))
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
-    """A bundle's manifest, and the SHA-256 of its bytes, which hold those of all other files. Raises BundleError."""
+    """Read a bundle's manifest; return it with the SHA-256 of its bytes, which cover all other files. Raises
+    BundleError.
+    """
     data = read_file(folder / MANIFEST, MAX_MANIFEST_BYTES)
     return parse_manifest(data), hashlib.sha256(data).hexdigest()
 
 
 def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
-    """Read the files that a server needs, and compare all that are listed with their sizes and SHA-256.
+    """Read the files that a server needs, and compare all listed files with their sizes and SHA-256.
 
     Raises BundleError naming the first that differs.
     """
@@ -165,7 +169,7 @@ def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
 
 
 def _read(path: Path, entry: FileEntry) -> bytes | None:
-    """The bytes of a file that a server needs, None of another."""
+    """Return the bytes of a file that a server needs, None for another."""
     says = f"as files.{path.name}.{{}} of {MANIFEST} says; the file was changed after the export"
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -232,7 +236,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _explained(message: str, raw: dict[str, Any]) -> BundleError:
-    """msgspec's sentence, with the field's full name and what stands there."""
+    """Return msgspec's sentence, with the field's full name and its value."""
     reason, _, path = message.partition(" - at `$")
     names: list[str] = []
     value: Any = raw
@@ -245,7 +249,7 @@ def _explained(message: str, raw: dict[str, Any]) -> BundleError:
 
 
 def _wrong_entry(table: str, entries: dict[str, Any]) -> str:
-    """The first entry that does not fit; msgspec does not name it."""
+    """Return the first entry that does not fit; msgspec does not name it."""
     kind: Any = {"files": FileEntry, "sizes": Positive}.get(table, dict[str, Any])
     for name, value in entries.items():
         try:
@@ -301,7 +305,7 @@ def _check_corpus(manifest: Manifest) -> None:
 
 
 def _check_training(manifest: Manifest) -> None:
-    """The config that it was trained by, as far as it is there, says the same as the fields."""
+    """Compare the config of the training, as far as there is one, with the fields."""
     for path in ("corpus", "model", "tokenizer"):
         if not isinstance(manifest.training.get(path, {}), dict):
             raise contradiction(f"training.{path}", manifest.training[path], "an object or no such field")
@@ -327,7 +331,7 @@ def _check_training(manifest: Manifest) -> None:
 
 
 def _trained_layers(manifest: Manifest) -> dict[str, tuple[object, str]]:
-    """Sizes of the layers, which a config says either in one list or as one size and a number."""
+    """Return the sizes of the layers, which a config gives either as one list or as one size and a number."""
     model = manifest.training.get("model", {})
     if manifest.family == "esn" or model.get("layer_sizes"):
         return {}
@@ -356,7 +360,7 @@ def _check_figures(manifest: Manifest) -> None:
 
 
 def _check_parts(manifest: Manifest, parts: list[str]) -> None:
-    """Compare the part that speaks for the bundle, and whether its texts had ends, with the figures."""
+    """Compare the reported part, and whether its texts had ends, with the figures."""
     figures = manifest.figures
     if figures.get("reported_part") not in (None, *parts):
         said = f"one of the parts that have figures: {', '.join(parts) or 'none'}"
@@ -369,7 +373,7 @@ def _check_parts(manifest: Manifest, parts: list[str]) -> None:
 
 
 def _check_held_out(where: str, part: dict[str, Any]) -> None:
-    """Figures of a part of the corpus; which of them there are is open."""
+    """Check the figures of a part of the corpus; any of them may be absent."""
     bounds = ((RATES, 0.0), (COUNTS, 1), (("num_ends",), 0), (("perplexity", "perplexity_fp32"), 1.0))
     for names, least in bounds:
         for name in part.keys() & set(names):
@@ -383,7 +387,7 @@ def _check_held_out(where: str, part: dict[str, Any]) -> None:
 
 
 def _derived(part: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...], float]]:
-    """Figures, perhaps rounded, that follow from others: their name, those of the others, and what they have to be."""
+    """Yield figures, perhaps rounded, that follow from others: name, names of the others, and the expected value."""
     nats = float(part.get("nats_per_token", 0.0))
     if {"perplexity", "nats_per_token"} <= part.keys():
         yield "perplexity", ("nats_per_token",), math.exp(min(nats, MAX_EXP))
