@@ -1,27 +1,25 @@
-"""Bulk work: files or pipes of any size in, JSONL, TSV or text out in the order of the input.
+"""Bulk work: files or pipes of any size in; JSONL, TSV or text out, in the order of the input.
 
-What enters: lines of text or JSONL, a bundle or a running service, options. What leaves: one record a line, a summary,
-and beside an output file a journal from which an interrupted run goes on. Knows nothing of Flask, gunicorn, training or
-export.
+Input: lines of text or JSONL, a bundle or a running service, options. Output: one record a line, a summary, and beside
+an output file a journal from which an interrupted run continues. Must not know: Flask, gunicorn, training, export.
 
 One process cuts lines and puts results in order:
 
-    source.py, packing.py    files one after another, unpacked
-    lines.py                 bytes → chunks of whole lines
-    crew.py                  chunks to the workers, results back in order
-    output.py, journal.py    to a file or a pipe; how far a file is
-    display.py, run.py       the progress bar; all of it together
+    source.py, lines.py      files one after another → unpacked bytes → chunks of whole lines
+    worker_pool.py           chunks to the workers, results back in order
+    output.py                a file or a pipe, and the journal of how far a file is
+    run.py, progress.py      all of it together, and the progress bar
 
-A worker process for each CPU runs an engine:
+A worker process for each CPU has a backend:
 
     worker.py, records.py    frames → lines → records, bad lines by number
+    backends.py, remote.py   an engine here, or a service elsewhere (then one worker sends all requests)
     score.py, score_rows.py  texts → figures → bytes
-    long_*.py, borders.py    the same of one line of any length, piece by piece
-    generate*.py             prompts → continuations → bytes; one_prompt.py: one, as it comes
-    served*.py               the same by asking a running service, one worker process for all requests
-    carried.py, tsv.py       what of an input line stands in its record; cells
+    long_text.py             the same of one line of any length, piece by piece; long_words.py joins its words
+    generate.py              prompts → continuations → bytes; also of one prompt
+    rows.py                  the input's fields in an output record; cells of TSV
 
-Both know options.py, names.py, totals.py, frames.py (what they say to one another) and errors.py.
+Both know options.py, totals.py, frames.py (their messages) and errors.py.
 
-A *chunk* is some whole lines; its size changes nothing in the results. Figures are the service's own.
+A *chunk* is some whole lines; its size changes nothing in the results.
 """

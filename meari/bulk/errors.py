@@ -1,16 +1,23 @@
-"""What can end bulk work early.
+"""Reasons for which bulk work ends early, and signals as one of them.
 
 BulkError
 ├── BadLine        a line of the input that is not what was expected
 └── CannotResume   the output file belongs to other input or other settings, or to nothing known
 Interrupted        a signal asked for the end
+ReaderGone         nobody reads standard output any more
+
+Input: signals. Output: exceptions. Must not know: anything else, for it is imported first.
 """
 
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
-__all__ = ["BadLine", "BulkError", "CannotResume", "Interrupted", "ReaderGone"]
+__all__ = ["BadLine", "BulkError", "CannotResume", "Interrupted", "ReaderGone", "interruptible"]
 
 
 class BulkError(Exception):
@@ -22,18 +29,42 @@ class BadLine(BulkError):
 
 
 class CannotResume(BulkError):
-    """Going on would not give what one run would have given."""
+    """A resumed run would not give the output of one whole run."""
 
 
 class ReaderGone(Exception):
-    """Whoever read standard output has ended."""
+    """The reader of standard output has ended."""
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM came. `line` is how far the output file is, None without one; `file` what it is of, if told."""
+    """SIGINT or SIGTERM came.
+
+    line  last line that is in the output file, None without a file
+    file  input file of that line, "" unless records name files
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
         self.line: int | None = None
         self.file = ""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let SIGINT and SIGTERM raise Interrupted in the main thread, once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

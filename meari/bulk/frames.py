@@ -1,8 +1,10 @@
-"""What the processes of a run say to one another: length-prefixed msgpack over pipes.
+"""Messages between the processes of a run: length-prefixed msgpack over pipes.
+
+Input: bytes of a pipe, or messages. Output: the other of the two. Must not know: what the work is.
 
 To a worker: `Setup` once, then `Lines` for every chunk. From a worker: `Ready` once, then for each chunk, in the order
 in which they came, some `Part`, before that of a bad line its `Bad`, and one `Done`; a `Took` for each piece of a long
-line that is not its last. Or `Failed`, and it ends.
+line that is not its last. Or `Failed`, and the worker ends.
 """
 
 from __future__ import annotations
@@ -10,20 +12,24 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
-from meari.bulk.options import GenerateOptions, ScoreOptions
+from meari.bulk.options import GenerateOptions, ScoreOptions, WorkOptions
 from meari.bulk.totals import Totals
+from meari.runtime.text.json_lines import escape_line_ends
 
 __all__ = [
     "Bad",
+    "Begun",
     "Done",
     "Failed",
     "Frames",
     "FromWorker",
+    "LineWork",
     "Lines",
+    "LongLine",
     "Part",
     "Ready",
     "Setup",
@@ -39,21 +45,22 @@ PART_BYTES: Final = 1 << 18
 
 
 class Setup(msgspec.Struct, tag="setup", frozen=True):
-    """What all the work is about.
+    """The options of the whole run.
 
-    api_key       for the service that does the work, where there is one
-    num_requests  that it is asked at a time
+    api_key       for the service that does the work, if one does
+    num_requests  at a time, to that service; 0: each is sent when its answer is waited for
     """
 
     options: ScoreOptions | GenerateOptions
     api_key: str = ""
-    num_requests: int = 1
+    num_requests: int = 0
 
 
 class Lines(msgspec.Struct, tag="lines", frozen=True):
-    """A chunk: see `lines.Chunk`. `ends` is false for a piece of a long line that is not its last.
+    """A chunk; see `lines.Chunk`.
 
-    file  as records call it, "" where they do not
+    ends  false for a piece of a long line that is not its last
+    file  its name in records, "" if they name no file
     """
 
     data: bytes
@@ -64,7 +71,11 @@ class Lines(msgspec.Struct, tag="lines", frozen=True):
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
-    """The worker takes chunks. `head` is what stands before the first record of an output."""
+    """The worker takes chunks.
+
+    model  its name
+    head   bytes of the output before the first record
+    """
 
     model: str
     head: bytes
@@ -77,7 +88,7 @@ class Part(msgspec.Struct, tag="part", frozen=True):
 
 
 class Bad(msgspec.Struct, tag="bad", frozen=True):
-    """A bad line: everything before it was sent, its record comes next."""
+    """A bad line: everything before it has been sent, its record comes next."""
 
     problem: str
 
@@ -85,18 +96,18 @@ class Bad(msgspec.Struct, tag="bad", frozen=True):
 class Done(msgspec.Struct, tag="done", frozen=True):
     """A chunk is done.
 
-    counts  the sums by name, as JSON: an integer there may have any size
+    counts  sums by name, as JSON, in which an integer may have any size
     """
 
     counts: str
 
     @classmethod
     def of(cls, totals: Totals) -> Done:
-        """With these sums."""
+        """Return the message with these sums."""
         return cls(json.dumps(msgspec.structs.asdict(totals)))
 
     def totals(self) -> dict[str, int]:
-        """The sums by name."""
+        """Return the sums by name."""
         counts: dict[str, int] = json.loads(self.counts)
         return counts
 
@@ -111,6 +122,35 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     message: str
 
 
+class Begun(Protocol):
+    """A chunk that the backend works on."""
+
+    def messages(self) -> Iterator[Part | Bad | Done]:
+        """Wait for the results, then yield the output and the sums."""
+
+
+class LongLine(Begun, Protocol):
+    """A line that comes in pieces."""
+
+    def feed(self, data: bytes, *, ends: bool) -> None:
+        """Take a piece, with the last one its line end."""
+
+
+class LineWork(Protocol):
+    """The work on lines.
+
+    head  bytes of the output before the first record
+    """
+
+    head: bytes
+
+    def begin(self, data: bytes, first_line: int, file: str = "") -> Begun:
+        """Queue whole lines."""
+
+    def begin_long(self, line: int, file: str = "") -> LongLine:
+        """Begin a long line whose pieces follow."""
+
+
 FromWorker = Ready | Part | Bad | Done | Took | Failed
 ToWorker = Setup | Lines
 Message = TypeVar("Message")
@@ -118,20 +158,20 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def frame(message: FromWorker | ToWorker) -> bytes:
-    """A message with its length in front."""
+    """Return a message with its length in front."""
     body = _encode(message)
     return len(body).to_bytes(LENGTH_BYTES, "little") + body
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write everything, waiting for room."""
+    """Write all bytes, waiting for room."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
-def in_parts(pieces: Iterable[bytes | Bad]) -> Iterator[Part | Bad]:
-    """Pieces of the output, put together to parts of a good size that end before a bad line."""
+def in_parts(pieces: Iterable[bytes | Bad], options: WorkOptions) -> Iterator[Part | Bad]:
+    """Join pieces of the output to parts of a good size that end before a bad line; JSONL keeps to single lines."""
     held: list[bytes] = []
     size = 0
     for piece in pieces:
@@ -139,23 +179,28 @@ def in_parts(pieces: Iterable[bytes | Bad]) -> Iterator[Part | Bad]:
             held.append(piece)
             size += len(piece)
         if held and (size >= PART_BYTES or isinstance(piece, Bad)):
-            yield Part(b"".join(held))
+            yield _part(held, options)
             held, size = [], 0
         if isinstance(piece, Bad):
             yield piece
     if held:
-        yield Part(b"".join(held))
+        yield _part(held, options)
+
+
+def _part(pieces: list[bytes], options: WorkOptions) -> Part:
+    data = b"".join(pieces)
+    return Part(escape_line_ends(data) if options.format == "jsonl" else data)
 
 
 class Frames(Generic[Message]):
-    """Bytes as they come → messages of one kind."""
+    """Decodes messages of one kind from bytes as they come."""
 
     def __init__(self, kind: Any) -> None:
         self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(kind)
         self._data = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """The messages that are complete with `data`."""
+        """Yield the messages that `data` completes."""
         self._data += data
         while len(self._data) >= LENGTH_BYTES:
             end = LENGTH_BYTES + int.from_bytes(self._data[:LENGTH_BYTES], "little")

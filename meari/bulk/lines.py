@@ -1,28 +1,37 @@
-"""Bytes as they come → chunks of whole lines, in bounded memory.
+"""Bytes as they come → unpacked bytes → chunks of whole lines, in bounded memory.
+
+Input: the bytes of one file or pipe. Output: chunks, or for a packed or encoded input that is not read here an error
+with the command that converts it. Must not know: what stands in a line, where the bytes come from.
 
 A line ends with "\\n"; the last one needs none. A line longer than LONG_BYTES is handed out in pieces. A byte-order
-mark at the head of the input is dropped. Knows nothing of what stands in a line.
+mark at the head of the input is dropped. gzip is unpacked as it comes.
 """
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
-from typing import Final
+from pathlib import PurePath
+from typing import Final, Self
 
-__all__ = ["LONG_BYTES", "Chunk", "LineCutter"]
+from meari.bulk.errors import BulkError
+from meari.file_kinds import GZIP, kind_of_content
+
+__all__ = ["LONG_BYTES", "Chunk", "LineCutter", "Unpacker", "refuse_other_kinds"]
 
 LONG_BYTES: Final = 1 << 18
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+UNPACKED_BYTES: Final = 1 << 18  # at once
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Whole lines, or a piece of one long line.
+    """Some whole lines, or a piece of one long line.
 
     first_line  number of the first line, from 1
-    num_lines   lines in it; of a long line's pieces the last one has 1, the others 0
+    num_lines   lines in it; the last piece of a long line has 1, the others 0
     end_offset  bytes of the input up to the end of the chunk
-    is_long     a piece of a long line; `num_lines` says whether it is the last
+    is_long     a piece of a long line
     file        number of its file, from 0
     """
 
@@ -36,7 +45,7 @@ class Chunk:
 
 
 class LineCutter:
-    """Feed it bytes, take chunks. Starts `offset` bytes into the input, at line `line`."""
+    """Cuts bytes that are fed into chunks. Starts `offset` bytes into the input, at line `line`."""
 
     def __init__(self, offset: int = 0, line: int = 1) -> None:
         self._data = b""
@@ -49,12 +58,12 @@ class LineCutter:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that wait to be taken."""
+        """Number of bytes that wait to be taken."""
         return len(self._data) - self._at
 
     @property
     def offset(self) -> int:
-        """Where in the input they begin."""
+        """Position of those bytes in the input."""
         return self._offset
 
     @property
@@ -70,33 +79,33 @@ class LineCutter:
             self._at = self._offset = len(BYTE_ORDER_MARK)
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Note that nothing more will come."""
         self._closed = True
 
     def break_off(self) -> None:
-        """Nothing more can be read: a line without an end is not the whole line, and not handed out."""
+        """Note that the rest cannot be read: a line without its end is not handed out."""
         self._data = self._data[: self._data.rfind(b"\n") + 1]
         self._at = min(self._at, len(self._data))
         self._closed = self._is_broken = True
 
     def drain(self) -> bytes:
-        """Take everything as it is."""
+        """Return all bytes that wait, as they are."""
         data, self._data, self._at = self._data[self._at :], b"", 0
         self._offset += len(data)
         return data
 
     def first_line(self) -> bytes | None:
-        """The line that is next, or as much as LONG_BYTES of it; None where it has not come completely."""
+        """Return the next line, or LONG_BYTES of it; None until that much has come."""
         end = self._data.find(b"\n", self._at)
         if end >= 0 or self._closed or self.num_bytes >= LONG_BYTES:
             return self._data[self._at : end if end >= 0 else len(self._data)]
         return None
 
     def take(self, max_lines: int, max_bytes: int, *, partial: bool) -> Chunk | None:
-        """The next chunk: at most `max_lines` lines and, from the second on, `max_bytes` bytes.
+        """Return the next chunk: at most `max_lines` lines and, from the second on, `max_bytes` bytes.
 
-        partial  hand out what is there, though it fills no chunk
-        returns  None where more has to come first
+        partial  hand out the lines that are there even if they fill no chunk
+        returns  None if more has to come first
         """
         if self._is_broken and not self.num_bytes:
             return None
@@ -133,3 +142,56 @@ class LineCutter:
         chunk = Chunk(data, self._line, num_lines, self._offset, is_long)
         self._line += num_lines
         return chunk
+
+
+def refuse_other_kinds(name: str, head: bytes, *, is_unpacked: bool = False) -> None:
+    """Raise BulkError for packed files and encodings that are not read here, with the command that converts them.
+
+    is_unpacked  the first bytes were packed by gzip in the input
+    """
+    if kind := kind_of_content(name, head):
+        file = "-" if name == "standard input" else name
+        is_gzip = is_unpacked or head.startswith(GZIP)
+        raise BulkError(f"{name}: {kind.refusal(file, is_gzip=is_gzip)}")
+    if not is_unpacked and PurePath(name).suffix.lower() == ".gz" and head and not head.startswith(GZIP):
+        raise BulkError(f"{name}: got a .gz that is not gzip, expected gzip, or plain text by another name")
+
+
+class Unpacker:
+    """Unpacks gzip as it comes, a bounded number of bytes at a time."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._member = zlib.decompressobj(wbits=31)
+        self._left = b""
+        self.has_more = False  # there may be more without further bytes
+
+    @classmethod
+    def of(cls, name: str, head: bytes) -> Self | None:
+        """Return an unpacker, or None if the bytes are not gzip."""
+        return cls(name) if head.startswith(GZIP) else None
+
+    def unpack(self, data: bytes) -> bytes:
+        """Unpack some more bytes, or those that are left. Raises BulkError if they are damaged."""
+        data = self._left + data
+        if self._member.eof:  # further members may follow, or zeros that fill a tape's block
+            data = data.lstrip(b"\0")
+            if not data:
+                self._left, self.has_more = b"", False
+                return b""
+            self._member = zlib.decompressobj(wbits=31)
+        try:
+            unpacked = self._member.decompress(data, UNPACKED_BYTES)
+        except zlib.error as error:
+            raise self._damaged(str(error)) from None
+        self._left = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+        self.has_more = bool(self._left) or len(unpacked) == UNPACKED_BYTES
+        return unpacked
+
+    def end(self) -> None:
+        """Note that nothing more comes. Raises BulkError if something is missing."""
+        if not self._member.eof:
+            raise self._damaged("it ends too early")
+
+    def _damaged(self, reason: str) -> BulkError:
+        return BulkError(f"{self._name}: got a damaged .gz ({reason}), expected a complete one")

@@ -1,56 +1,70 @@
-"""One line of any length → its figures, piece by piece, in flat memory.
+"""One line of any length → its record, piece by piece, in flat memory.
+
+Input: pieces of a line, and a scorer. Output: the record that the whole line would have. Must not know: the other
+lines.
 
 A piece is scored from the state in which the one before ended, which gives the same bits as the whole at once. Tokens,
-words and the text itself, which an output record may hold, wait in files until its figures are known. Of JSONL a whole
-line is held, so there it has a limit.
+words and the text itself, which an output record may hold, wait in temporary files (small ones in memory) until the
+figures of the whole are known. A whole line of JSONL is held, so it has a limit there.
 """
 
 from __future__ import annotations
 
 import codecs
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import IO, Final, TypeVar
 
-from meari.bulk.borders import last_border, last_starter
-from meari.bulk.frames import Bad, Done, Part, in_parts
-from meari.bulk.long_rows import LongRows
-from meari.bulk.records import Problem, Record, not_utf8
+import msgspec
+
+from meari.bulk.backends import PieceScorer
+from meari.bulk.frames import Bad, Done, LongLine, Part, in_parts
+from meari.bulk.long_words import LongWords
+from meari.bulk.options import ScoreOptions
+from meari.bulk.records import Problem, Reader, Record, not_utf8
+from meari.bulk.rows import CarriedFields, doubled, escaped
+from meari.bulk.score_rows import TextRows, TokenRows, WordRows, figure_members, score_rows
 from meari.bulk.totals import ScoreTotals
+from meari.bundle_format.text_borders import last_space, last_starter
+from meari.runtime.answers import ScoredToken, ScoredWord
 from meari.runtime.engine import Scoring, StateValue
-from meari.runtime.scores import TextSums
+from meari.runtime.scores import SLICE, ScoredText, TextSums
 from meari.runtime.text.tokenizer import Encoded
-
-if TYPE_CHECKING:
-    from meari.bulk.score import ScoreWork
 
 __all__ = ["LongText"]
 
 PIECE_CHARS: Final = 1 << 15
 MAX_HELD_CHARS: Final = 1 << 20  # of a text without a border between two words
 MAX_OBJECT_BYTES: Final = 1 << 24
+MEMORY_BYTES: Final = 1 << 20  # of a spool
+READ_BYTES: Final = 1 << 18
 NO_SUMS: Final = TextSums(0, 0, 0, 0, 0, 0)
+Item = TypeVar("Item", ScoredToken, ScoredWord)
+_encode: Final = msgspec.json.Encoder().encode
 
 
-class LongText:
-    """A long line on its way; see `meari.bulk.worker.LongLine`."""
+class LongText(LongLine):
+    """A long line whose text is scored piece by piece."""
 
-    def __init__(self, work: ScoreWork, line: int, file: str) -> None:
-        self._work = work
+    def __init__(self, scorer: PieceScorer, reader: Reader, options: ScoreOptions, line: int, file: str) -> None:
+        self._scorer = scorer
+        self._reader = reader
+        self._options = options
         self._line = line
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._carriage_return = b""  # held back until it is known whether it belongs to the line end
+        self._carriage_return = b""  # held back until the next byte shows if it belongs to the line end
         self._num_bytes = 0
-        self._object: bytearray | None = None if work.reads_text else bytearray()
+        self._object: bytearray | None = None if options.input_format == "text" else bytearray()
         self._problem: Problem | None = None
         self._record = Record(line, "", file=file)
         self._is_blank = True
-        self._held = ""  # not tokenized yet
-        self._context = work.context_of(self._record)
+        self._held = ""  # text that is not tokenized yet
+        self._context = options.context
         self._state: StateValue | None = None
         self._running: tuple[Encoded, Scoring] | None = None
         self._sums = NO_SUMS
-        self._rows = LongRows(work.options)
+        self._rows = LongRows(options)
 
     def feed(self, data: bytes, *, ends: bool) -> None:
         """Take a piece of the line, with the last one its line end."""
@@ -67,14 +81,14 @@ class LongText:
         self._num_bytes += len(data)
 
     def messages(self) -> Iterator[Part | Bad | Done]:
-        """Wait for the last piece, then write the record."""
+        """Wait for the last piece, then yield the record."""
         if self._problem is None:
             self._settle()
-            yield from in_parts(self._rows.finished(self._record, self._sums))
+            yield from in_parts(self._rows.finished(self._record, self._sums), self._options)
             yield Done.of(ScoreTotals.of([] if self._is_blank else [self._sums], num_blank=int(self._is_blank)))
         else:
-            yield Bad(str(self._problem))
-            yield Part(self._work.rows.problem(replace(self._problem, file=self._record.file)))
+            problem = replace(self._problem, file=self._record.file)
+            yield from in_parts([Bad(str(problem)), score_rows(self._options).problem(problem)], self._options)
             yield Done.of(ScoreTotals(num_bad_lines=1))
         self._rows.close()
 
@@ -97,17 +111,18 @@ class LongText:
         held += data
         if not ends:
             return
-        record = self._work.reader.line(bytes(held), self._line)
+        record = self._reader.line(bytes(held), self._line)
         held.clear()
         if isinstance(record, Problem):
             self._problem = record
             return
-        self._record, self._context = replace(record, file=self._record.file), self._work.context_of(record)
+        self._record = replace(record, file=self._record.file)
+        self._context = self._options.context if record.context is None else record.context
         for at in range(0, len(record.text) or 1, PIECE_CHARS):
             self._add(record.text[at : at + PIECE_CHARS], ends=at + PIECE_CHARS >= len(record.text))
 
     def _add(self, text: str, *, ends: bool) -> None:
-        """Score what can be cut off; the last piece with all that is left."""
+        """Score the pieces that can be cut off; the last piece takes all that is left."""
         num_before = len(self._held)
         self._is_blank = self._is_blank and not text.strip()
         self._held += text
@@ -119,22 +134,22 @@ class LongText:
             self._held = ""
 
     def _border(self, num_before: int) -> int:
-        """Where to cut a piece off: in what has come last, for before that there was no border."""
+        """Return where to cut a piece off, 0 if nowhere yet; before the newest text there was no border."""
         head = self._held[: num_before + PIECE_CHARS]
-        border = last_border(head, max(0, num_before - 1)) or last_border(self._held, max(0, num_before - 1))
-        if not border and (self._work.has_characters or len(self._held) > MAX_HELD_CHARS):
+        border = last_space(head, max(0, num_before - 1)) or last_space(self._held, max(0, num_before - 1))
+        if not border and (self._scorer.has_characters or len(self._held) > MAX_HELD_CHARS):
             border = last_starter(head)
         return border
 
     def _score(self, text: str, *, is_last: bool) -> None:
-        """Queue a piece behind the one that is running."""
-        encoded = self._work.encode([text])[0]
+        """Queue a piece once the one before has ended."""
+        encoded = self._scorer.encode([text])[0]
         self._settle()
-        scoring = self._work.score_piece(self._context, self._state, encoded.ids, is_last=is_last)
+        scoring = self._scorer.score_piece(self._context, self._state, encoded.ids, is_last=is_last)
         self._running = (encoded, scoring)
 
     def _settle(self) -> None:
-        """Wait for the piece that is running, and take up its figures."""
+        """Wait for the running piece, and add its figures."""
         if self._running is None:
             return
         encoded, scoring = self._running
@@ -143,7 +158,130 @@ class LongText:
         scoring.raise_for_failure()
         [scores] = scoring.results
         self._state = scores.state
-        scored = self._work.scored(encoded, scores)
+        scored = self._scorer.scored(encoded, scores)
         sums = scored.sums()
         self._rows.add(self._record, scored, sums)
         self._sums = self._sums.plus(sums)
+
+
+class Spool:
+    """Bytes that are kept until they are read, once."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(MEMORY_BYTES)  # noqa: SIM115 (closed by `close`)
+        self.is_empty = True
+
+    def write(self, data: bytes) -> None:
+        """Add some bytes."""
+        self._file.write(data)
+        self.is_empty = False
+
+    def read(self) -> Iterator[bytes]:
+        """Yield all bytes."""
+        self._file.seek(0)
+        while data := self._file.read(READ_BYTES):
+            yield data
+
+    def close(self) -> None:
+        """Throw the bytes away."""
+        self._file.close()
+
+
+class LongRows:
+    """Takes the pieces of one line, then writes the record that `score_rows` would write of the whole."""
+
+    def __init__(self, options: ScoreOptions) -> None:
+        self._options = options
+        self._is_json = options.format == "jsonl"
+        self._text, self._tokens, self._words = Spool(), Spool(), Spool()
+        self._token_rows, self._word_rows = TokenRows(options), WordRows(options)
+        self._num_chars = self._num_tokens = self._num_words = 0
+        self._joiner = LongWords(options.log_base, options.words)
+        self._is_quoted = False
+
+    def add_text(self, text: str) -> None:
+        """Take the next part of a line of text, which the output repeats."""
+        if not self._options.with_text or not text:
+            return
+        if self._is_json:
+            self._text.write(_encode(text)[1:-1])
+            return
+        self._is_quoted = self._is_quoted or '"' in text
+        self._text.write(doubled(escaped(text)).encode("utf-8"))
+
+    def add(self, record: Record, scored: ScoredText, sums: TextSums) -> None:
+        """Take the next piece with its figures."""
+        if self._options.tokens:
+            for at in range(0, sums.num_tokens, SLICE):
+                self._add_tokens(record, scored.tokens(at, min(at + SLICE, sums.num_tokens)))
+        if self._options.words:
+            self._write_words(record, self._joiner.add(scored))
+        self._num_chars += len(scored.encoded.text)
+
+    def finished(self, record: Record, sums: TextSums) -> Iterator[bytes]:
+        """Yield the whole record."""
+        self._write_words(record, self._joiner.end())
+        if self._is_json:
+            yield from self._object(record, sums)
+        elif self._options.tokens or self._options.words:
+            yield from self._tokens.read()
+            yield from self._words.read()
+        else:
+            yield from self._row(record, sums)
+
+    def close(self) -> None:
+        """Throw away all that was kept."""
+        for spool in (self._text, self._tokens, self._words):
+            spool.close()
+
+    def _add_tokens(self, record: Record, tokens: list[ScoredToken]) -> None:
+        for token in tokens:
+            token.start += self._num_chars
+            token.end += self._num_chars
+        if self._is_json:
+            self._write_items(self._tokens, tokens)
+        else:
+            self._tokens.write(self._token_rows.some(record, tokens, self._num_tokens))
+        self._num_tokens += len(tokens)
+
+    def _write_words(self, record: Record, words: list[ScoredWord]) -> None:
+        for at in range(0, len(words), SLICE):
+            some = words[at : at + SLICE]
+            if self._is_json:
+                self._write_items(self._words, some)
+            else:
+                self._words.write(self._word_rows.some(record, some, self._num_words))
+            self._num_words += len(some)
+
+    @staticmethod
+    def _write_items(spool: Spool, items: list[Item]) -> None:
+        if items:
+            spool.write((b"" if spool.is_empty else b",") + _encode(items)[1:-1])
+
+    def _object(self, record: Record, sums: TextSums) -> Iterator[bytes]:
+        if record.fields is None and self._options.with_text:
+            yield CarriedFields(self._options).opening(record).removesuffix(b'"')
+            yield from self._text.read()
+            yield b'"'
+        else:
+            yield CarriedFields(self._options).opening(record)
+        yield b"," + figure_members(sums, self._options)
+        for name, is_wanted, spool in (
+            ("tokens", self._options.tokens, self._tokens),
+            ("words", bool(self._options.words), self._words),
+        ):
+            if is_wanted:
+                yield b",%b:[" % _encode(self._options.prefix + name)
+                yield from spool.read()
+                yield b"]"
+        yield b"}\n"
+
+    def _row(self, record: Record, sums: TextSums) -> Iterator[bytes]:
+        row = TextRows(self._options).row(record, sums)
+        if record.fields is not None or not self._options.with_text:
+            yield row
+            return
+        tail = b"\t\n" if self._options.skip_bad else b"\n"  # behind the cell of the text, which is empty so far
+        yield row.removesuffix(tail) + (b'"' if self._is_quoted else b"")
+        yield from self._text.read()
+        yield (b'"' if self._is_quoted else b"") + tail

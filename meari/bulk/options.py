@@ -1,4 +1,7 @@
-"""What a run is told to do, as it goes to the workers. Leaves nothing; knows no command line."""
+"""Options of a run, as they go to the workers, and the names that they give to the fields and columns of the output.
+
+Input: fields of options. Output: frozen structs, and names. Must not know: the command line, values of figures.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,46 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from meari.runtime.answers import TextFigures
 from meari.runtime.requests import GenerateRequest, LogBase, checked_generate
 from meari.runtime.text.words import Words
 from meari.validation.parsing import Parser
 
-__all__ = ["GenerateOptions", "InputFormat", "OutputFormat", "ScoreOptions", "WorkOptions", "checked_request"]
+__all__ = [
+    "ERROR",
+    "FILE",
+    "TEXT_FIGURES",
+    "GenerateOptions",
+    "InputFormat",
+    "OutputFormat",
+    "ScoreOptions",
+    "WorkOptions",
+    "checked_request",
+    "figure_names",
+    "new_names",
+    "text_name",
+]
 
 InputFormat = Literal["text", "jsonl"]
 OutputFormat = Literal["jsonl", "tsv", "text"]
+TEXT_FIGURES: Final[tuple[str, ...]] = TextFigures.__struct_fields__
+TOKEN_FIGURES: Final = ("token_number", "token", "token_id", "logprob", "surprisal", "rank", "start", "end", "unknown")
+WORD_FIGURES: Final = ("word_number", "word", "logprob", "surprisal", "start", "end", "unknown")
+ANSWER_FIELDS: Final = ("seed", "choices", "usage")
+SAMPLE_FIGURES: Final = ("seed", "index", "finish_reason", "generated_tokens", "logprob", "unknown_tokens", "text")
+FILE: Final = "file"
+ERROR: Final = "error"
 
 
 class WorkOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Of every kind of work.
+    """Options that both verbs share.
 
     bundle    path of the bundle's folder; with `server` the name of one of its models
     server    URL of the service that does the work, "" for engines of our own
     columns   fields of the input that are columns of a TSV output
     skip_bad  a bad line becomes an error record instead of the end
-    with_text whether the input's text is repeated in the output
-    with_file whether records say which file they are of
+    with_text repeat the input's text in the output
+    with_file name the file in every record
     field     of JSONL the text, "" is `text` of `meari score` and `prompt` of `meari generate`
     prefix    of the names of all figures in the output
     """
@@ -42,7 +66,7 @@ class WorkOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScoreOptions(WorkOptions, frozen=True, kw_only=True, tag="score"):
-    """Of `meari score`; fields as in POST /score, `add_end` with what the bundle says where nobody did."""
+    """Options of `meari score`; fields as in POST /score, `add_end` as the bundle says unless the user said it."""
 
     context: str = ""
     add_end: bool = True
@@ -53,7 +77,7 @@ class ScoreOptions(WorkOptions, frozen=True, kw_only=True, tag="score"):
 
 
 class GenerateOptions(WorkOptions, frozen=True, kw_only=True, tag="generate"):
-    """Of `meari generate`. The request's prompt and seed are set anew for every line, the seed from `seed`."""
+    """Options of `meari generate`. Each line sets the request's prompt and seed anew, the seed from `seed`."""
 
     request: GenerateRequest
     seed: int
@@ -67,5 +91,33 @@ _requests: Final = Parser(_Request)
 
 
 def checked_request(body: bytes) -> GenerateRequest:
-    """A request in JSON, held to the ranges of POST /generate but for the server's limits. Raises InvalidRequest."""
+    """Parse a JSON request within the ranges of POST /generate, without a server's limits. Raises InvalidRequest."""
     return checked_generate(_requests.parse(body))
+
+
+def text_name(options: WorkOptions) -> str:
+    """Return the field of JSONL that is the text to work on."""
+    return options.field or ("text" if isinstance(options, ScoreOptions) else "prompt")
+
+
+def figure_names(options: WorkOptions) -> tuple[str, ...]:
+    """Return the names of the output's figures, in its order."""
+    return tuple(options.prefix + name for name in _figure_names(options))
+
+
+def new_names(options: WorkOptions) -> tuple[str, ...]:
+    """Return all names that the output adds, which no field of the input may have."""
+    file = [options.prefix + FILE] if options.with_file else []
+    error = [options.prefix + ERROR] if options.skip_bad else []
+    return (*file, *figure_names(options), *error)
+
+
+def _figure_names(options: WorkOptions) -> tuple[str, ...]:
+    if not isinstance(options, ScoreOptions):
+        return SAMPLE_FIGURES if options.format == "tsv" else ANSWER_FIELDS
+    if options.format == "jsonl":
+        parts = (name for name, is_there in (("tokens", options.tokens), ("words", options.words)) if is_there)
+        return (*TEXT_FIGURES, *parts)
+    if options.tokens:
+        return (*TOKEN_FIGURES, "top") if options.top else TOKEN_FIGURES
+    return WORD_FIGURES if options.words else TEXT_FIGURES

@@ -1,8 +1,9 @@
 """A chunk of lines → records, and bad lines by their number.
 
-Enters: bytes. Leaves: a `Record` or a `Problem` a line, in order. A line of text is a text as it stands, without its
-line end ("\\n" or "\\r\\n"); an empty one is an empty text. A line of JSONL is an object whose `key` field is the text;
-what other fields it has is carried over as it was written.
+Input: bytes. Output: a `Record` or a `Problem` a line, in order. Must not know: what is done with a record.
+
+A line of text is a text as it stands, without its line end ("\\n" or "\\r\\n"); an empty one is an empty text. A line
+of JSONL is an object whose `key` field is the text; its other fields are kept as they were written.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ _decode_string: Final = msgspec.json.Decoder(str).decode
 class Record:
     """One line of the input.
 
-    text     what to score or to continue
-    context  what it stands after, None where the line says nothing
-    fields   its fields as they were written, JSON by name; of a line of text none
-    file     how records call the file that it is of, "" where they do not
+    text     to be scored or continued
+    context  text before it, None if the line names none
+    fields   its fields as they were written, JSON by name; None for a line of text
+    file     its file, "" if records name no file
     """
 
     line: int
@@ -43,13 +44,13 @@ class Record:
 
     @property
     def is_blank(self) -> bool:
-        """Whether there is nothing but white space, which counts for no text of a corpus."""
+        """True for white space alone, which counts for no text of a corpus."""
         return not self.text.strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A bad line: what came and what was expected."""
+    """A bad line. The message says what came and what was expected."""
 
     line: int
     message: str
@@ -60,7 +61,11 @@ class Problem:
 
 
 class Reader:
-    """Reads chunks of one input. `key` names the field of the text; `taken` are names that the output needs."""
+    """Reads chunks of one input.
+
+    key    the field of the text
+    taken  names that the output needs
+    """
 
     def __init__(self, input_format: InputFormat, key: str, *, with_context: bool, taken: Collection[str] = ()) -> None:
         self._is_text = input_format == "text"
@@ -69,7 +74,7 @@ class Reader:
         self._taken = frozenset(taken)
 
     def read(self, data: bytes, first_line: int, file: str = "") -> list[Record | Problem]:
-        """The lines of a chunk of a file."""
+        """Return the lines of a chunk of a file."""
         lines = self._lines(data, first_line)
         return [replace(line, file=file) for line in lines] if file else lines
 
@@ -82,7 +87,7 @@ class Reader:
         return [self.line(line, number) for number, line in enumerate(lines, first_line)]
 
     def line(self, line: bytes, number: int) -> Record | Problem:
-        """One line, without its line end."""
+        """Read one line, given without its line end."""
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -126,7 +131,7 @@ class Reader:
 
 
 def clashing_names(fields: Iterable[str], taken: Collection[str]) -> str:
-    """What is wrong with fields that are called as figures of the output; "" where nothing is."""
+    """Return the problem of fields that are named like figures of the output, "" if there is none."""
     names = [name for name in fields if name in taken]
     if not names:
         return ""
@@ -136,25 +141,25 @@ def clashing_names(fields: Iterable[str], taken: Collection[str]) -> str:
 
 
 def up_to_bad(lines: list[Record | Problem], *, skips_bad: bool) -> list[Record | Problem]:
-    """All of them, or without `skips_bad` up to the first bad one: nothing behind it is wanted."""
+    """Return all lines, or without `skips_bad` those up to the first bad one."""
     if skips_bad:
         return lines
     return lines[: next((i for i, line in enumerate(lines, 1) if isinstance(line, Problem)), len(lines))]
 
 
 def split_lines(data: bytes) -> list[bytes]:
-    """The lines without their ends; the last one needs none."""
+    """Return the lines without their ends; the last one needs none."""
     lines = data.replace(b"\r\n", b"\n").split(b"\n")
     return lines if lines[-1] else lines[:-1]
 
 
 def not_utf8(line: int, start: int) -> Problem:
-    """start: the first byte of the line that is not, from 0."""
+    """Return the problem of a line that is not UTF-8. start: its first bad byte, from 0."""
     return Problem(line, f"got bytes that are not UTF-8 at byte {start + 1}, expected UTF-8")
 
 
 def is_like_object(line: bytes) -> bool:
-    """Whether a first line looks like the beginning of JSONL."""
+    """Return whether a first line looks like the beginning of JSONL."""
     return line.lstrip()[:1] == b"{" and line.lstrip()[1:].lstrip()[:1] in (b'"', b"}")
 
 
@@ -167,7 +172,7 @@ def _is_string(raw: bytes) -> bool:
 
 
 def _name_that_comes_twice(line: bytes) -> str | None:
-    """Of any object in the line: the second value would silently hide the first."""
+    """Return a name that any object in the line has twice: its second value would silently hide the first."""
     found: list[str] = []
 
     def look(pairs: list[tuple[str, object]]) -> None:

@@ -1,28 +1,33 @@
-"""A whole run: an input, work for every line of it, an output in order, and a summary."""
+"""A whole run: an input, work for every line of it, an output in order, and a summary.
+
+Input: a source of lines, or a few texts, with options. Output: records in the order of the input, and the sums. Must
+not know: the command line.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import secrets
 import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
-from meari.bulk.bundles import bundle_hash
-from meari.bulk.crew import Crew, Result, Share
-from meari.bulk.display import Display
 from meari.bulk.errors import BadLine, BulkError, CannotResume, Interrupted
-from meari.bulk.frames import Done, Setup
-from meari.bulk.journal import Checkpoint, Journal, check_place, is_interrupted, journal_path, read_run
+from meari.bulk.frames import Bad, Done, Part, Setup
+from meari.bulk.lines import Chunk
 from meari.bulk.options import GenerateOptions, ScoreOptions
-from meari.bulk.output import Output
-from meari.bulk.source import Source
+from meari.bulk.output import Checkpoint, Journal, Output, check_journal, is_interrupted, journal_paths, read_run
+from meari.bulk.progress import Progress
+from meari.bulk.source import Source, TextSource
 from meari.bulk.totals import GenerateTotals, ScoreTotals
+from meari.bulk.worker_pool import Result, Share, WorkerPool
+from meari.bundle_format.manifest import read_manifest
 
-__all__ = ["Outcome", "Plan", "ServedBundle", "run", "seed_of"]
+__all__ = ["RemoteBundle", "RunPlan", "RunResult", "run", "run_texts", "score_texts", "seed_of"]
 
 CHECKPOINT_SECONDS: Final = 1.0
 SKIP_HINT: Final = "--skip-bad writes an error record in its place and goes on"
@@ -32,29 +37,8 @@ AnyTotals = ScoreTotals | GenerateTotals
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run is told, beside its options.
-
-    output     None is standard output
-    resume     go on where the output ends
-    overwrite  replace what an interrupted run has left
-    display    whether a progress bar is drawn
-    served     the service that does the work, where it is none of our own engines
-    max_bad    bad lines that are skipped, at most; the next one ends the run. None: the first one does
-    """
-
-    output: Path | None
-    num_workers: int
-    resume: bool = False
-    overwrite: bool = False
-    display: bool = False
-    served: ServedBundle | None = None
-    max_bad: int | None = None
-
-
-@dataclass(frozen=True)
-class ServedBundle:
-    """What of a service's model is known before the work begins.
+class RemoteBundle:
+    """The bundle of a service that does the work.
 
     hash     of the bundle, as a local one's would be
     api_key  for the service
@@ -65,47 +49,105 @@ class ServedBundle:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a run came to. `seconds` are those of all runs that it took."""
+class RunPlan:
+    """Where a run writes and how it goes about it, beside its options.
+
+    output       None is standard output
+    num_workers  worker processes, or requests to a service at a time
+    resume       continue where the output ends
+    overwrite    replace the output of an interrupted run
+    progress     draw a progress bar
+    remote       the service's bundle, None for engines of our own
+    max_bad      bad lines that are skipped, at most; the next one ends the run. None: the first one does
+    """
+
+    output: Path | None
+    num_workers: int
+    resume: bool = False
+    overwrite: bool = False
+    progress: bool = False
+    remote: RemoteBundle | None = None
+    max_bad: int | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The sums of a run. `seconds` are those of all runs that it took."""
 
     model: str
     totals: AnyTotals
     seconds: float
 
 
-def run(source: Source, options: ScoreOptions | GenerateOptions, plan: Plan) -> Outcome:
-    """Do the work. Raises BulkError, Interrupted, ReaderGone."""
+class Lines(Protocol):
+    """The source of a run's lines, as messages and checkpoints need it; see `Source`."""
+
+    num_bytes: int | None
+
+    def name(self, number: int) -> str:
+        """Return the name of a file in messages."""
+
+    def label(self, number: int) -> str:
+        """Return the name of a file in records."""
+
+    def bytes_before(self, number: int) -> int:
+        """Return the bytes of all files before one of them."""
+
+    def identity(self) -> dict[str, object]:
+        """Return what tells this input from others."""
+
+
+def run(source: Source, options: ScoreOptions | GenerateOptions, plan: RunPlan) -> RunResult:
+    """Work on every line with worker processes. Raises BulkError, Interrupted, ReaderGone."""
     _check_output(plan)
     share = SCORE_SHARE if isinstance(options, ScoreOptions) else GENERATE_SHARE
-    with Crew(_num_workers(source, plan, share), _setup(options, plan), share) as crew:
+    with WorkerPool(_num_workers(source, plan, share), _setup(options, plan, plan.num_workers), share) as workers:
         described = _described(source, options, plan) if plan.output is not None else {}
-        ready = crew.wait_ready()
+        ready = workers.wait_ready()
         output = Output(plan.output)
         try:
             begun = _resume(source, output, described) if plan.resume else None
             begun = begun or _begin(output, described, ready.head)
-            done = begun if begun.at.complete else _work(crew, source, begun, plan)
+            done = begun if begun.at.complete else _work(workers.results(source), source, begun, plan)
         finally:
             output.close()
-    return Outcome(ready.model, done.totals(options), done.at.seconds)
+    return RunResult(ready.model, done.totals(options), done.at.seconds)
 
 
-def seed_of(plan: Plan) -> int:
-    """The seed of the run to resume, else a random one. Raises CannotResume."""
+def run_texts(texts: Sequence[str], options: ScoreOptions, plan: RunPlan) -> None:
+    """Score a few texts in this process, as if they were lines of a file. Raises as `run`, RemoteError, MeariError."""
+    _check_output(plan)
+    source = TextSource(texts)
+    described = _described(source, options, plan) if plan.output is not None else {}
+    with contextlib.closing(_results(source, options, plan)) as results:
+        head = next(results).data  # the bundle is opened before the output is touched
+        with contextlib.closing(Output(plan.output)) as output:
+            _work(results, source, _begin(output, described, head), plan)
+
+
+def score_texts(texts: Sequence[str], options: ScoreOptions, plan: RunPlan) -> bytes:
+    """Score a few texts in this process and return their records. Raises as `run_texts`."""
+    source = TextSource(texts)
+    with contextlib.closing(_results(source, options, plan)) as results:
+        return b"".join(_without_bad(results, source, plan))
+
+
+def seed_of(plan: RunPlan) -> int:
+    """Return the seed of the run to resume, else a random one. Raises CannotResume."""
     earlier = read_run(plan.output) if plan.resume and plan.output is not None else None
     return secrets.randbits(53) if earlier is None else int(earlier.get("seed", 0))
 
 
 @dataclass
 class Run:
-    """A run under way. `at` is replaced whole, so that an interruption finds it as it was or as it will be."""
+    """A run under way. `at` is replaced whole, so that an interruption finds it before or after a chunk."""
 
     output: Output
     journal: Journal | None
     at: Checkpoint
 
     def advance(self, result: Result, done: Done, seconds: float) -> None:
-        """A chunk is written."""
+        """Count a chunk that has been written."""
         chunk = result.chunk
         added = done.totals()
         before = self.at.totals or {}
@@ -122,54 +164,56 @@ class Run:
         )
 
     def note(self) -> None:
-        """Make it durable how far the run is."""
+        """Make the checkpoint durable."""
         if self.journal is not None:
             self.output.sync()
             self.journal.note(self.at)
 
     def totals(self, options: ScoreOptions | GenerateOptions) -> AnyTotals:
-        """The sums so far."""
+        """Return the sums so far."""
         kind = ScoreTotals if isinstance(options, ScoreOptions) else GenerateTotals
         return kind(**(self.at.totals or {}))
 
     def num_bad(self) -> int:
-        """Bad lines so far."""
+        """Return the number of bad lines so far."""
         return (self.at.totals or {}).get("num_bad_lines", 0)
 
     def num_tokens(self) -> int:
-        """What rates are counted in."""
+        """Return the number of tokens so far, in which speed is counted."""
         totals = self.at.totals or {}
         return totals.get("num_tokens", 0) + totals.get("prompt_tokens", 0) + totals.get("generated_tokens", 0)
 
 
-def _work(crew: Crew, source: Source, run: Run, plan: Plan) -> Run:
-    """Write everything that is left, and note how far it came, whatever ends it."""
+def _work(results: Iterable[Result], source: Lines, run: Run, plan: RunPlan) -> Run:
+    """Write all results, and note how far the output is, whatever ends the run."""
     num_done = source.bytes_before(run.at.file) + run.at.input_bytes
-    display = Display(source.num_bytes, num_done, time.monotonic) if plan.display else None
+    progress = Progress(source.num_bytes, num_done, time.monotonic) if plan.progress else None
     try:
-        _write_results(crew, source, run, display, plan)
+        _write_results(results, source, run, progress, plan)
         run.note()
     except BaseException as ending:
         if isinstance(ending, Interrupted) and run.journal is not None:
             ending.line, ending.file = run.at.line, source.label(run.at.file)
-        with contextlib.suppress(BulkError):  # what ended the run is the one to tell
+        with contextlib.suppress(BulkError):  # the error that ended the run is the one to report
             run.note()
         raise
     finally:
-        if display is not None:
-            display.end()
+        if progress is not None:
+            progress.end()
     return run
 
 
-def _write_results(crew: Crew, source: Source, run: Run, display: Display | None, plan: Plan) -> None:
+def _write_results(
+    results: Iterable[Result], source: Lines, run: Run, progress: Progress | None, plan: RunPlan
+) -> None:
     started = noted = time.monotonic()
     seconds_before, tokens_before = run.at.seconds, run.num_tokens()
     num_bad = run.num_bad()
-    for result in crew.results(source):
+    for result in results:
         if result.problem:
             num_bad += 1
             if num_bad > (plan.max_bad or 0):  # the output ends before this line, the checkpoint before its chunk
-                raise BadLine(f"{source.name(result.chunk.file)}: {result.problem}; {_bad_hint(plan)}")
+                raise _bad_line(result, source, plan)
         if result.done is None:
             run.output.write(result.data)
             continue
@@ -179,13 +223,43 @@ def _write_results(crew: Crew, source: Source, run: Run, display: Display | None
         if now - noted >= CHECKPOINT_SECONDS:
             run.note()
             noted = now
-        if display is not None:
+        if progress is not None:
             num_bytes = source.bytes_before(run.at.file) + run.at.input_bytes
-            display.show(num_bytes, run.at.num_lines, run.num_tokens() - tokens_before)
+            progress.show(num_bytes, run.at.num_lines, run.num_tokens() - tokens_before)
     run.at = replace(run.at, seconds=seconds_before + time.monotonic() - started, complete=True)
 
 
-def _bad_hint(plan: Plan) -> str:
+def _results(source: TextSource, options: ScoreOptions, plan: RunPlan) -> Generator[Result]:
+    """Yield the head of the output, then the results of a few texts, scored in this process."""
+    from meari.bulk.worker import open_backend, open_work
+
+    setup = _setup(options, plan, 0)
+    chunk = Chunk(source.data, 1, source.num_lines, len(source.data))
+    with contextlib.closing(open_backend(setup)) as backend:
+        work = open_work(backend, setup)
+        yield Result(chunk, data=work.head)
+        for message in work.begin(source.data, 1).messages():
+            match message:
+                case Part():
+                    yield Result(chunk, data=message.data)
+                case Bad():
+                    yield Result(chunk, problem=message.problem)
+                case Done():
+                    yield Result(chunk, done=message)
+
+
+def _without_bad(results: Iterable[Result], source: Lines, plan: RunPlan) -> Iterator[bytes]:
+    for result in results:
+        if result.problem:
+            raise _bad_line(result, source, plan)
+        yield result.data
+
+
+def _bad_line(result: Result, source: Lines, plan: RunPlan) -> BadLine:
+    return BadLine(f"{source.name(result.chunk.file)}: {result.problem}; {_bad_hint(plan)}")
+
+
+def _bad_hint(plan: RunPlan) -> str:
     if plan.max_bad is None:
         return SKIP_HINT
     kept = "the records of all lines before are written"
@@ -194,7 +268,7 @@ def _bad_hint(plan: Plan) -> str:
 
 
 def _begin(output: Output, described: dict[str, Any], head: bytes) -> Run:
-    """From the first line on."""
+    """Begin with the first line."""
     journal = None
     if output.is_file and output.path is not None:
         journal = Journal.begin(output.path, described)
@@ -204,15 +278,14 @@ def _begin(output: Output, described: dict[str, Any], head: bytes) -> Run:
 
 
 def _resume(source: Source, output: Output, described: dict[str, Any]) -> Run | None:
-    """From where the output ends; None where there is nothing to go on with."""
+    """Continue where the output ends; None if there is nothing to continue."""
     path = output.path
     if path is None or not output.is_file:
         raise CannotResume(f"{path or 'standard output'}: no file that was written before, expected one after -o")
-    if not journal_path(path).exists():
+    journal_path, _ = journal_paths(path)
+    if not journal_path.exists():
         if path.stat().st_size:
-            raise CannotResume(
-                f"{path}: there is no {journal_path(path).name} beside it, so nobody knows what it is of"
-            )
+            raise CannotResume(f"{path}: there is no {journal_path.name} beside it, so nobody knows what it is of")
         return None
     journal, at = Journal.resume(path, described)
     if not at.output_bytes:
@@ -224,37 +297,37 @@ def _resume(source: Source, output: Output, described: dict[str, Any]) -> Run | 
     return Run(output, journal, at)
 
 
-def _check_output(plan: Plan) -> None:
-    """Raises BulkError where the output would destroy something."""
+def _check_output(plan: RunPlan) -> None:
+    """Raise BulkError if the output would destroy another file or the work of an interrupted run."""
     if plan.output is None or (plan.output.exists() and not plan.output.is_file()):
         return
-    check_place(plan.output)
+    check_journal(plan.output)
     if plan.output.exists() and not plan.resume and not plan.overwrite and is_interrupted(plan.output):
         raise BulkError(
             f"{plan.output}: holds what an interrupted run has done; --resume goes on with it, --overwrite begins anew"
         )
 
 
-def _setup(options: ScoreOptions | GenerateOptions, plan: Plan) -> Setup:
-    return Setup(options) if plan.served is None else Setup(options, plan.served.api_key, plan.num_workers)
+def _setup(options: ScoreOptions | GenerateOptions, plan: RunPlan, num_requests: int) -> Setup:
+    return Setup(options, "" if plan.remote is None else plan.remote.api_key, num_requests)
 
 
-def _described(source: Source, options: ScoreOptions | GenerateOptions, plan: Plan) -> dict[str, Any]:
-    """Everything on which the output depends, flat: of the bundle what it holds, not where it is."""
+def _described(source: Lines, options: ScoreOptions | GenerateOptions, plan: RunPlan) -> dict[str, Any]:
+    """Return all that the output depends on, flat: of the bundle its hash, not its folder."""
     settings: dict[str, Any] = msgspec.to_builtins(options)
     settings = {**settings.pop("request", {}), **settings}
-    settings["bundle"] = bundle_hash(Path(options.bundle)) if plan.served is None else plan.served.hash
+    settings["bundle"] = read_manifest(Path(options.bundle))[1] if plan.remote is None else plan.remote.hash
     del settings["server"]
     if options.format != "tsv":
-        del settings["skip_bad"]  # lines that are no bad ones come out the same
+        del settings["skip_bad"]  # good lines come out the same
     settings |= {f"input_{name}": value for name, value in source.identity().items()}
     flat: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(settings))
     return flat
 
 
-def _num_workers(source: Source, plan: Plan, share: Share) -> int:
-    """No more than there is work for; with a service one, which asks it several things at a time."""
-    if plan.served is not None:
+def _num_workers(source: Source, plan: RunPlan, share: Share) -> int:
+    """Return no more than there is work for; for a service one, which sends several requests at a time."""
+    if plan.remote is not None:
         return 1
     if source.num_bytes is None:
         return plan.num_workers

@@ -1,201 +1,146 @@
-"""Texts → their figures, a chunk of lines at a time, in a worker.
+"""Lines → scored records, a chunk at a time, over either backend.
 
-`begin` parses, tokenizes and queues a chunk; `ScoredChunk.messages` waits for the engine and writes. Between the two
-the engine runs other chunks as well. `served_score.py` does the same with a running service.
+Input: chunks of lines, or pieces of a long line. Output: parts of the output in order, then sums. Must not know: which
+backend scores, where output goes.
+
+`begin` parses and queues a chunk; `ScoredChunk.messages` waits for the figures and writes. Between the two the backend
+works on other chunks as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
 
-import numpy as np
-
-from meari.bulk.frames import Bad, Done, Part, in_parts
+from meari.bulk.backends import Backend
+from meari.bulk.frames import Bad, Begun, Done, LongLine, Part, in_parts
 from meari.bulk.long_text import LongText
-from meari.bulk.names import new_names, text_name
-from meari.bulk.options import ScoreOptions
+from meari.bulk.options import ScoreOptions, new_names, text_name
 from meari.bulk.records import Problem, Reader, Record, up_to_bad
 from meari.bulk.score_rows import ScoreRows, score_rows
 from meari.bulk.totals import ScoreTotals
-from meari.bundle_format.names import TokenizerKind
-from meari.runtime.engine import ScoreCall, Scoring, StateValue, TextScore
-from meari.runtime.model import LoadedModel
-from meari.runtime.scores import ScoredText, TextSums
-from meari.runtime.text.tokenizer import Encoded
-from meari.runtime.text.words import require_segmenter
+from meari.runtime.scores import Scored, TextSums
 
-__all__ = ["NEVER_SECONDS", "RowsOf", "ScoreWork", "ScoredChunk", "batches", "by_context"]
+__all__ = ["ScoreWork", "ScoredChunk"]
 
-NEVER_SECONDS: Final = 1e8
-TOKENIZED_CHARS: Final = 1 << 16  # at once: the library holds much for each of them
-_NOWHERE: Final = np.empty(0, np.int32)
-
-
-RowsOf = Callable[[Record], Iterator[bytes]]
-
-
-class Group(Protocol):
-    """Records of a chunk with one context, which are being scored."""
-
-    def results(self) -> Iterator[tuple[int, TextSums, RowsOf]]:
-        """Wait for them; then of each its place in the chunk, its sums, and what writes its rows."""
-
-
-class Work(Protocol):
-    """What a chunk is written with."""
-
-    rows: ScoreRows
-
-
-@dataclass(frozen=True, eq=False)
-class EngineGroup:
-    """Scored by an engine of this process."""
-
-    work: ScoreWork
-    places: list[int]
-    encoded: list[Encoded]
-    scoring: Scoring
-
-    def results(self) -> Iterator[tuple[int, TextSums, RowsOf]]:
-        """As `Group` says."""
-        self.scoring.wait_end()
-        self.scoring.raise_for_failure()
-        for place, encoded, scores in zip(self.places, self.encoded, self.scoring.results, strict=True):
-            scored = self.work.scored(encoded, scores)
-            sums = scored.sums()
-            yield place, sums, partial(self._rows, scored, sums)
-
-    def _rows(self, scored: ScoredText, sums: TextSums, record: Record) -> Iterator[bytes]:
-        return self.work.rows.rows(record, scored, sums)
-
-
-def by_context(lines: Sequence[Record | Problem], context: str) -> dict[str, list[tuple[int, str]]]:
-    """The texts that stand after each context, with their places; `context` is that of lines that name none."""
-    found: dict[str, list[tuple[int, str]]] = {}
-    for place, line in enumerate(lines):
-        if isinstance(line, Record):
-            own = context if line.context is None else line.context
-            found.setdefault(own, []).append((place, line.text))
-    return found
+BYTES_PER_CHAR: Final = 4  # of UTF-8, at most
 
 
 class ScoreWork:
-    """What `meari score` does with every chunk."""
+    """The work of `meari score` on every chunk. Raises InvalidRequest if the options do not fit."""
 
-    def __init__(self, model: LoadedModel, options: ScoreOptions) -> None:
-        """Raises InvalidRequest where words are to be found by ICU, and there is none."""
-        if options.words == "unicode":
-            require_segmenter()
-        self._model = model
-        self.options = options
-        self.reader = Reader(options.input_format, text_name(options), with_context=True, taken=new_names(options))
-        self.rows: ScoreRows = score_rows(options)
-
-    @property
-    def head(self) -> bytes:
-        """What stands before the first record of the output."""
-        return self.rows.head()
+    def __init__(self, backend: Backend, options: ScoreOptions) -> None:
+        backend.check(options)
+        self._backend = backend
+        self._options = options
+        self._reader = Reader(options.input_format, text_name(options), with_context=True, taken=new_names(options))
+        self._rows: ScoreRows = score_rows(options)
+        self.head = self._rows.head()  # before the first record of the output
 
     def begin(self, data: bytes, first_line: int, file: str = "") -> ScoredChunk:
         """Queue a chunk of whole lines."""
-        lines = up_to_bad(self.reader.read(data, first_line, file), skips_bad=self.options.skip_bad)
-        return ScoredChunk(self, lines, list(self._groups(lines)))
+        return self.begin_lines(self._reader.read(data, first_line, file))
 
-    def begin_long(self, line: int, file: str = "") -> LongText:
-        """A long line whose pieces follow."""
-        return LongText(self, line, file)
+    def begin_long(self, line: int, file: str = "") -> LongLine:
+        """Begin a long line whose pieces follow."""
+        if (max_chars := self._backend.max_text_chars) is not None:
+            return WholeLine(self, line, file, BYTES_PER_CHAR * max_chars)
+        return LongText(self._backend.piece_scorer(self._options), self._reader, self._options, line, file)
 
-    def _groups(self, lines: Sequence[Record | Problem]) -> Iterator[Group]:
-        for context, texts in by_context(lines, self.options.context).items():
-            encoded = self.encode([text for _, text in texts])
-            scoring = self.score_texts(context, [text.ids for text in encoded])
-            yield EngineGroup(self, [place for place, _ in texts], encoded, scoring)
+    def begin_lines(self, lines: list[Record | Problem]) -> ScoredChunk:
+        """Queue some lines, one call for each context."""
+        lines = up_to_bad([self._checked(line) for line in lines], skips_bad=self._options.skip_bad)
+        groups = [
+            ([place for place, _ in texts], self._backend.score(context, [text for _, text in texts], self._options))
+            for context, texts in by_context(lines, self._options.context).items()
+        ]
+        return ScoredChunk(self._rows, self._options, lines, groups)
 
-    def context_of(self, record: Record) -> str:
-        """The record's own context, else that of all."""
-        return self.options.context if record.context is None else record.context
+    def too_long(self, length: str) -> str:
+        """Return the problem of a text that the backend does not take."""
+        limit = f"{self._backend.max_text_chars:,}, which {self._backend.source} takes in one request"
+        return f"got {length}, expected at most {limit}"
 
-    def score_texts(self, context: str, texts: list[list[int]]) -> Scoring:
-        """Queue texts after one context."""
-        return self._queue(ScoreCall(self._model.tokenizer.encode(context), texts, 0.0, self.options.add_end))
+    def _checked(self, line: Record | Problem) -> Record | Problem:
+        """Return the line, or a problem if its text is too long for the backend."""
+        max_chars = self._backend.max_text_chars
+        if max_chars is None or isinstance(line, Problem):
+            return line
+        num_chars = len(line.text) + len(self._options.context if line.context is None else line.context)
+        if num_chars <= max_chars:
+            return line
+        return Problem(line.line, self.too_long(f"{num_chars:,} characters"), line.file)
 
-    def score_piece(self, context: str, start: StateValue | None, ids: list[int], *, is_last: bool) -> Scoring:
-        """Queue a piece of a text: the first one after its context, the others from where the one before ended."""
-        before = self._model.tokenizer.encode(context) if start is None else ()
-        add_end = is_last and self.options.add_end
-        return self._queue(ScoreCall(before, [ids], 0.0, add_end, start=start, want_state=not is_last))
 
-    def _queue(self, call: ScoreCall) -> Scoring:
-        engine, options = self._model.engine, self.options
-        deadline = engine.clock() + NEVER_SECONDS
-        call = replace(call, deadline=deadline, num_alternatives=options.top, want_ranks=options.tokens)
-        with engine.reserve() as reservation:
-            return engine.score(call, reservation)
-
-    @property
-    def has_characters(self) -> bool:
-        """Whether every character is a token."""
-        return self._model.tokenizer.vocabulary.kind is TokenizerKind.CHAR
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether a line is a text as it stands."""
-        return self.options.input_format == "text"
-
-    def encode(self, texts: list[str]) -> list[Encoded]:
-        """Offsets only where figures of tokens or words need them."""
-        if self.options.tokens or self.options.words:
-            return [self._model.tokenizer.encode_with_offsets(text) for text in texts]
-        encoded = []
-        for some in batches(texts, TOKENIZED_CHARS):
-            for text, ids in zip(some, self._model.tokenizer.encode_all(some), strict=True):
-                encoded.append(Encoded(text, ids, _NOWHERE, _NOWHERE))
-        return encoded
-
-    def scored(self, encoded: Encoded, scores: TextScore) -> ScoredText:
-        """A text with its figures."""
-        vocabulary, options = self._model.tokenizer.vocabulary, self.options
-        return ScoredText(encoded, scores, vocabulary, options.log_base, split=options.words)
+def by_context(lines: Sequence[Record | Problem], context: str) -> dict[str, list[tuple[int, str]]]:
+    """Return the texts after each context, with their places; `context` is that of lines that name none."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for place, line in enumerate(lines):
+        if isinstance(line, Record):
+            found.setdefault(context if line.context is None else line.context, []).append((place, line.text))
+    return found
 
 
 @dataclass(frozen=True, eq=False)
-class ScoredChunk:
-    """A chunk that is being scored."""
+class ScoredChunk(Begun):
+    """A chunk that is being scored. A group has the places of some lines in it, and waits for their figures."""
 
-    work: Work
+    rows: ScoreRows
+    options: ScoreOptions
     lines: list[Record | Problem]
-    groups: Sequence[Group]
+    groups: list[tuple[list[int], Callable[[], Iterable[Scored]]]]
 
     def messages(self) -> Iterator[Part | Bad | Done]:
-        """Wait for the figures, then write them: parts of the output in order, then the sums."""
-        results = {place: (sums, rows) for group in self.groups for place, sums, rows in group.results()}
-        yield from in_parts(self._pieces({place: rows for place, (_, rows) in results.items()}))
+        """Wait for the figures, then yield parts of the output in order, then the sums."""
+        found: dict[int, tuple[Scored, TextSums]] = {}
+        for places, await_scores in self.groups:
+            for place, scored in zip(places, await_scores(), strict=True):
+                found[place] = scored, scored.sums()
+        yield from in_parts(self._pieces(found), self.options)
         num_bad = sum(isinstance(line, Problem) for line in self.lines)
         blank = {place for place, line in enumerate(self.lines) if isinstance(line, Record) and line.is_blank}
-        sums = [sums for place, (sums, _) in results.items() if place not in blank]
+        sums = [sums for place, (_, sums) in found.items() if place not in blank]
         yield Done.of(ScoreTotals.of(sums, num_blank=len(blank), num_bad_lines=num_bad))
 
-    def _pieces(self, rows: dict[int, RowsOf]) -> Iterator[bytes | Bad]:
+    def _pieces(self, found: dict[int, tuple[Scored, TextSums]]) -> Iterator[bytes | Bad]:
         for place, line in enumerate(self.lines):
             if isinstance(line, Record):
-                yield from rows[place](line)
+                yield from self.rows.rows(line, *found[place])
             else:
                 yield Bad(str(line))
-                yield self.work.rows.problem(line)
+                yield self.rows.problem(line)
 
 
-def batches(texts: Sequence[str], max_chars: int) -> Iterator[list[str]]:
-    """Neighbours together, up to `max_chars` characters; a longer one alone."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        if batch and size + len(text) > max_chars:
-            yield batch
-            batch, size = [], 0
-        batch.append(text)
-        size += len(text)
-    if batch:
-        yield batch
+class WholeLine(LongLine):
+    """A long line that goes to the backend whole, as far as the backend takes it."""
+
+    def __init__(self, work: ScoreWork, line: int, file: str, max_bytes: int) -> None:
+        self._work = work
+        self._file = file
+        self._line = line
+        self._max_bytes = max_bytes
+        self._held = bytearray()
+        self._is_too_long = False
+        self._chunk: ScoredChunk | None = None
+
+    def feed(self, data: bytes, *, ends: bool) -> None:
+        """Take a piece of the line, with the last one its line end."""
+        self._is_too_long |= len(self._held) + len(data) > self._max_bytes
+        if self._is_too_long:
+            self._held.clear()
+        else:
+            self._held += data
+        if ends:
+            self._chunk = self._begun()
+
+    def messages(self) -> Iterator[Part | Bad | Done]:
+        """Wait for the figures, then yield the record."""
+        assert self._chunk is not None
+        return self._chunk.messages()
+
+    def _begun(self) -> ScoredChunk:
+        if self._is_too_long:
+            message = self._work.too_long(f"more than {self._max_bytes:,} bytes")
+            return self._work.begin_lines([Problem(self._line, message, self._file)])
+        return self._work.begin(bytes(self._held), self._line, self._file)

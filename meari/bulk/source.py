@@ -1,7 +1,9 @@
-"""Where the input comes from: files one after another, or standard input. Leaves: chunks of lines.
+"""The input of a run: files one after another, standard input, or a few texts.
+
+Input: names of files. Output: chunks of lines, each of one file. Must not know: what stands in a line.
 
 A regular file is known by its size and SHA-256 before it is read, and read no further than that size. Of a pipe only
-what has been read so far is known, by its SHA-256. Offsets count unpacked bytes; a chunk is of one file.
+the bytes read so far are known, by their SHA-256. Offsets count unpacked bytes.
 """
 
 from __future__ import annotations
@@ -15,21 +17,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from meari.bulk.errors import BulkError, CannotResume
-from meari.bulk.lines import Chunk, LineCutter
-from meari.bulk.packing import Unpacker, refuse_other_kinds
+from meari.bulk.lines import Chunk, LineCutter, Unpacker, refuse_other_kinds
 from meari.file_kinds import HEAD_BYTES, may_be_other
 
-__all__ = ["Source"]
+__all__ = ["Source", "TextSource"]
 
 READ_BYTES: Final = 1 << 18
 BUFFER_BYTES: Final = 1 << 19
 
 
 class Input:
-    """One open file or pipe. `name` is how messages call it; "-" is standard input.
+    """One open file or pipe; "-" is standard input.
 
-    failure     why it could not be read to its end; the whole lines before that place are handed out all the same
+    name     in messages
+    failure  why it could not be read to its end; the whole lines before that point are handed out all the same
     """
 
     def __init__(self, name: str) -> None:
@@ -58,7 +62,7 @@ class Input:
 
     @property
     def num_bytes(self) -> int | None:
-        """Size of a regular file that is not packed, None of any other."""
+        """Size of a regular file that is not packed, None for any other."""
         return self._size if self._unpacker is None else None
 
     @property
@@ -68,16 +72,16 @@ class Input:
 
     @property
     def is_done(self) -> bool:
-        """True once every line was taken."""
+        """True once every line has been taken."""
         return self._cutter.is_done
 
     @property
     def num_left(self) -> int | None:
-        """Bytes that have not been taken yet, None where nobody knows."""
+        """Bytes that have not been taken yet, None if unknown."""
         return None if self.num_bytes is None else self.num_bytes - self._num_read + self._cutter.num_bytes
 
     def is_readable(self) -> bool:
-        """Whether `read` would not have to wait."""
+        """Return whether `read` would return without waiting."""
         if self._unpacker is not None and self._unpacker.has_more:
             return True
         poll = select.poll()
@@ -85,7 +89,7 @@ class Input:
         return bool(poll.poll(0))
 
     def read(self) -> None:
-        """Take in some bytes, waiting for them if need be. Raises BulkError for an input of a kind that is not read."""
+        """Read some bytes, waiting for them if need be. Raises BulkError for an input of a kind that is not read."""
         try:
             data, ended = self._read(READ_BYTES)
         except BulkError as failure:
@@ -102,7 +106,7 @@ class Input:
             self._ended = True
 
     def first_line(self) -> bytes:
-        """The next line, or as much of it as tells what it is; waits for it. Raises BulkError."""
+        """Wait for the next line and return it, or as much of it as shows its format. Raises BulkError."""
         while (line := self._cutter.first_line()) is None:
             self.read()
         if self.failure is not None and self._cutter.is_done:
@@ -110,7 +114,7 @@ class Input:
         return line
 
     def take(self, max_lines: int, max_bytes: int, *, partial: bool) -> Chunk | None:
-        """As `LineCutter.take`."""
+        """Take the next chunk; see `LineCutter.take`."""
         chunk = self._cutter.take(max_lines, max_bytes, partial=partial)
         if chunk is None or self.is_file:
             return chunk
@@ -118,7 +122,7 @@ class Input:
         return replace(chunk, digest=self._taken.hexdigest())
 
     def identity(self) -> dict[str, object]:
-        """What tells this input from others, found without taking anything of it."""
+        """Return what tells this input from others; nothing of it is taken."""
         if not self.is_file:
             return {"pipe": True}
         digest = hashlib.sha256()
@@ -127,9 +131,9 @@ class Input:
         return {"bytes": self._size, "sha256": digest.hexdigest()}
 
     def skip(self, offset: int, line: int, digest: str) -> None:
-        """Go on `offset` bytes into the input, at `line`, where nothing has been taken yet.
+        """Continue `offset` bytes into the input, at `line`; nothing has been taken yet.
 
-        digest  SHA-256 of what comes before, of a pipe. Raises CannotResume where it brings other bytes.
+        digest  SHA-256 of the bytes before, for a pipe. Raises CannotResume if the pipe brings other bytes.
         """
         if self.is_file and self._unpacker is None:
             os.lseek(self.fd, self._begin + offset, os.SEEK_SET)
@@ -159,7 +163,7 @@ class Input:
             self._cutter.close()
 
     def _read(self, count: int) -> tuple[bytes, bool]:
-        """Some unpacked bytes, and whether those were the last; waits until there are any."""
+        """Wait for some unpacked bytes; return them, and whether those were the last."""
         while True:
             if self._unpacker is not None and self._unpacker.has_more:
                 data = self._checked(self._unpacker.unpack(b""))
@@ -174,7 +178,7 @@ class Input:
                 return data, False
 
     def _known(self, raw: bytes) -> bytes:
-        """The next bytes unpacked, once it is known of what kind they are."""
+        """Return the next bytes unpacked, once their kind is known."""
         if not self._is_known:
             self._head += raw
             if raw and may_be_other(self._head):
@@ -184,7 +188,7 @@ class Input:
         return raw if self._unpacker is None else self._checked(self._unpacker.unpack(raw))
 
     def _checked(self, unpacked: bytes) -> bytes:
-        """The same bytes. Raises BulkError where the first ones are of a kind that is not read."""
+        """Return the same bytes. Raises BulkError if the first ones are of a kind that is not read."""
         if unpacked and not self._is_unpacked_known:
             refuse_other_kinds(self.name, unpacked, is_unpacked=True)
             self._is_unpacked_known = True
@@ -216,8 +220,8 @@ class Source:
     """All inputs, in order; each is open while it is read.
 
     names        of the files; "-" is standard input, which stands alone
-    tells_files  whether records say which file they are of
-    num_bytes    of all of them, None where nobody knows
+    tells_files  records name their file
+    num_bytes    of all files, None if unknown
     """
 
     def __init__(self, names: Sequence[str], *, tells_files: bool = False) -> None:
@@ -230,7 +234,7 @@ class Source:
 
     @property
     def fd(self) -> int:
-        """What is being read."""
+        """Descriptor of the input that is being read."""
         return self._input.fd
 
     @property
@@ -240,50 +244,50 @@ class Source:
 
     @property
     def is_done(self) -> bool:
-        """True once every line was taken."""
+        """True once every line has been taken."""
         return self._input.is_done and self._number + 1 == len(self._names)
 
     @property
     def failure(self) -> BulkError | None:
-        """Why the input that is being read has no end."""
+        """The reason why the current input has no end."""
         return self._input.failure
 
     @property
     def is_broken_off(self) -> bool:
-        """True once every whole line of an input was taken that has no end."""
+        """True once every whole line has been taken of an input without an end."""
         return self.failure is not None and self._input.is_done
 
     @property
     def num_left(self) -> int | None:
-        """Bytes that have not been taken yet, None where nobody knows."""
+        """Bytes that have not been taken yet, None if unknown."""
         return _sum([self._input.num_left, *self._sizes[self._number + 1 :]])
 
     def name(self, number: int) -> str:
-        """How messages call a file."""
+        """Return the name of a file in messages."""
         return self._input.name if number == self._number else self._names[number]
 
     def label(self, number: int) -> str:
-        """How the records of a file call it."""
+        """Return the name of a file in records, "" if they name none."""
         return self._names[number] if self.tells_files else ""
 
     def bytes_before(self, number: int) -> int:
-        """Bytes of all files before one of them, where their sizes are known."""
+        """Return the bytes of all files before one of them, 0 if their sizes are unknown."""
         return _sum(self._sizes[:number]) or 0
 
     def is_readable(self) -> bool:
-        """Whether `read` would not have to wait."""
+        """Return whether `read` would return without waiting."""
         return self._input.is_readable()
 
     def read(self) -> None:
-        """Take in some bytes, waiting for them if need be. Raises BulkError."""
+        """Read some bytes, waiting for them if need be. Raises BulkError."""
         self._input.read()
 
     def first_line(self) -> bytes:
-        """The next line, or as much of it as tells what it is; waits for it. Raises BulkError."""
+        """Wait for the next line and return it, or as much of it as shows its format. Raises BulkError."""
         return self._input.first_line()
 
     def first_lines(self) -> Iterator[tuple[str, bytes]]:
-        """The name and the first line of every file, where nothing has been taken yet. Raises BulkError."""
+        """Yield the name and the first line of every file; nothing has been taken yet. Raises BulkError."""
         yield self._names[0], self.first_line()
         for name in self._names[1:]:
             one = Input(name)
@@ -292,7 +296,7 @@ class Source:
             yield name, line
 
     def take(self, max_lines: int, max_bytes: int, *, partial: bool) -> Chunk | None:
-        """As `LineCutter.take`; goes on with the next file behind the last line of one."""
+        """Take the next chunk, after the last line of a file from the next file; see `LineCutter.take`."""
         while (chunk := self._input.take(max_lines, max_bytes, partial=partial)) is None:
             if not self._input.is_done or self.failure is not None or self.is_done:
                 return None
@@ -301,7 +305,7 @@ class Source:
         return replace(chunk, file=self._number)
 
     def identity(self) -> dict[str, object]:
-        """What tells these inputs from others, found without taking anything of them."""
+        """Return what tells these inputs from others; nothing of them is taken."""
         if not self.tells_files:
             return self._input.identity()
         digest = hashlib.sha256()
@@ -312,7 +316,7 @@ class Source:
         return {"files": len(self._names), "sha256": digest.hexdigest()}
 
     def skip(self, number: int, offset: int, line: int, digest: str) -> None:
-        """Go on in one of the files; see `Input.skip`."""
+        """Continue in one of the files; see `Input.skip`."""
         if number:
             self._open(number)
         self._input.skip(offset, line, digest)
@@ -324,7 +328,7 @@ class Source:
 
     @staticmethod
     def _size_of(name: str) -> int | None:
-        """Of a file that comes later. Raises BulkError where it cannot be read, or not more than once."""
+        """Return the size of a file that comes later. Raises BulkError if it cannot be read, or not more than once."""
         one = Input(name)
         one.close()
         if not one.is_file and not Path(name).is_file():
@@ -332,7 +336,35 @@ class Source:
         return one.num_bytes if one.is_file else 0
 
 
+class TextSource:
+    """A few texts, as the lines of a JSONL file that would hold them.
+
+    data  those lines
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.data = b"".join(msgspec.json.encode({"text": text}) + b"\n" for text in texts)
+        self.num_lines = len(texts)
+        self.num_bytes: int | None = len(self.data)
+
+    def name(self, number: int) -> str:
+        """Return the name in messages."""
+        return "--text"
+
+    def label(self, number: int) -> str:
+        """Return the name in records: none."""
+        return ""
+
+    def bytes_before(self, number: int) -> int:
+        """Return the bytes of all files before this one: none."""
+        return 0
+
+    def identity(self) -> dict[str, object]:
+        """Return what tells these texts from others."""
+        return {"bytes": len(self.data), "sha256": hashlib.sha256(self.data).hexdigest()}
+
+
 def _sum(sizes: Sequence[int | None]) -> int | None:
-    """None where one of them is not known."""
+    """Return the sum, None if one of the sizes is unknown."""
     known = [size for size in sizes if size is not None]
     return sum(known) if len(known) == len(sizes) else None

@@ -1,4 +1,6 @@
-"""Sums over a whole run, and what they come to.
+"""Sums over a whole run, and the figures that they give.
+
+Input: the sums of texts. Output: a summary. Must not know: lines, processes.
 
 Log-probabilities are summed as integers of the engine's grid, so a sum is exact and does not depend on the order, on
 how many processes ran or on whether a run was interrupted.
@@ -26,15 +28,15 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     num_bad_lines: int = 0
 
     def plus(self, other: Self) -> Self:
-        """Both together."""
+        """Return the sums of both."""
         names = self.__struct_fields__
         return type(self)(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 class ScoreTotals(Totals, frozen=True, kw_only=True, tag="score"):
-    """Of scored texts; the last two in units of the grid (see service.engine.calls).
+    """Sums of scored texts; the last two in units of the grid (see `meari.runtime.engine.calls`).
 
-    num_blank  texts of nothing but white space, which count for nothing else: training passes over them, too
+    num_blank  texts of white space alone, which count for nothing else: training skips them, too
     """
 
     num_texts: int = 0
@@ -48,7 +50,7 @@ class ScoreTotals(Totals, frozen=True, kw_only=True, tag="score"):
 
     @classmethod
     def of(cls, texts: Sequence[TextSums], *, num_blank: int = 0, num_bad_lines: int = 0) -> ScoreTotals:
-        """Of the texts of a chunk that are not blank."""
+        """Return the sums of the texts of a chunk that are not blank."""
         return cls(
             num_bad_lines=num_bad_lines,
             num_texts=len(texts),
@@ -62,7 +64,7 @@ class ScoreTotals(Totals, frozen=True, kw_only=True, tag="score"):
         )
 
     def sums(self) -> TextSums:
-        """All texts as if they were one."""
+        """Return the sums of all texts as if they were one."""
         return TextSums(
             self.logprob_units,
             self.known_logprob_units,
@@ -73,9 +75,9 @@ class ScoreTotals(Totals, frozen=True, kw_only=True, tag="score"):
         )
 
     def summary(self, log_base: LogBase, *, add_end: bool) -> dict[str, Any]:
-        """The figures of the corpus: perplexities weighted by tokens, bits by characters and bytes.
+        """Return the figures of the corpus: perplexities weighted by tokens, bits by characters and bytes.
 
-        add_end   whether the end of each text is among its tokens; then a figure takes it for a character as well
+        add_end  the end of each text is among its tokens; then one figure counts it as a character as well
         """
         num_ends = self.num_texts if add_end else 0
         sums = self.sums()
@@ -102,7 +104,7 @@ class ScoreTotals(Totals, frozen=True, kw_only=True, tag="score"):
 
 
 class GenerateTotals(Totals, frozen=True, kw_only=True, tag="generate"):
-    """Of continued prompts."""
+    """Sums of continued prompts."""
 
     num_prompts: int = 0
     num_samples: int = 0
@@ -114,7 +116,7 @@ class GenerateTotals(Totals, frozen=True, kw_only=True, tag="generate"):
     num_cut: int = 0
 
     def summary(self) -> dict[str, Any]:
-        """The counts by their names."""
+        """Return the counts by their names."""
         counts: dict[str, Any] = msgspec.structs.asdict(self)
         ended, stopped, cut = (counts.pop(name) for name in ("num_ended", "num_stopped", "num_cut"))
         return {**counts, "finish_reasons": {"end": ended, "stop": stopped, "length": cut}}

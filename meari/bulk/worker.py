@@ -1,8 +1,10 @@
-"""A worker process: frames on standard input → frames on standard output. One engine, one CPU.
+"""A worker process: frames on standard input → frames on standard output. One backend, one CPU.
+
+Input: `Setup`, then chunks of lines. Output: their results, in the order in which the chunks came. Must not know:
+files, the other workers.
 
 A thread reads frames; the main thread parses, queues and writes; the engine's thread runs. Chunks are queued as they
-come, so the engine has several of them, and their results leave in the order in which they came. How many there may be
-is decided where they come from. The process ends with its input.
+come, so the engine has several of them; the process that sends them decides how many. The worker ends with its input.
 """
 
 from __future__ import annotations
@@ -15,18 +17,19 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final
 
+from meari.bulk.backends import Backend, open_local
+from meari.bulk.errors import BulkError
 from meari.bulk.frames import (
-    Bad,
-    Done,
+    Begun,
     Failed,
     Frames,
     FromWorker,
     Lines,
-    Part,
+    LineWork,
+    LongLine,
     Ready,
     Setup,
     Took,
@@ -34,84 +37,34 @@ from meari.bulk.frames import (
     frame,
     write_all,
 )
-from meari.bulk.options import GenerateOptions, ScoreOptions
+from meari.bulk.generate import GenerateWork
+from meari.bulk.options import ScoreOptions
+from meari.bulk.score import ScoreWork
+from meari.client.errors import RemoteError
+from meari.errors import MeariError
 from meari.runtime.machine import keep_freed_memory
-from meari.runtime.text.json_lines import escape_line_ends
 
-if TYPE_CHECKING:
-    from meari.runtime.model import LoadedModel
+__all__ = ["main", "open_backend", "open_work"]
 
 READ_BYTES: Final = 1 << 18
-MAX_SLOTS: Final = 128  # rows of a step: twice a server's, where every row waits for all others
-MAX_WAITING: Final = 100_000  # every line may have a context of its own, and so a call
-
 log = logging.getLogger(__name__)
 
 
-class Begun(Protocol):
-    """A chunk that the engine works on."""
-
-    def messages(self) -> Iterator[Part | Bad | Done]:
-        """Wait for it, then tell what came of it."""
-
-
-class LongLine(Begun, Protocol):
-    """A line that comes in pieces."""
-
-    def feed(self, data: bytes, *, ends: bool) -> None:
-        """Take a piece."""
-
-
-class LineWork(Protocol):
-    """What is done with the lines."""
-
-    @property
-    def head(self) -> bytes:
-        """What stands before the first record of the output."""
-
-    def begin(self, data: bytes, first_line: int, file: str = "") -> Begun:
-        """Queue whole lines."""
-
-    def begin_long(self, line: int, file: str = "") -> LongLine:
-        """A long line whose pieces follow."""
-
-
-def open_model(folder: str) -> LoadedModel:
-    """The bundle in that folder. Raises BundleError."""
-    from meari.runtime.engine import EngineLimits
-    from meari.runtime.model import load_model
-
-    return load_model(Path(folder), EngineLimits(MAX_SLOTS, MAX_WAITING, 0, offline=True))
-
-
-def open_work(setup: Setup) -> tuple[str, LineWork]:
-    """The model's name and what is done with it. Raises BundleError, InvalidRequest, RemoteError."""
-    return _open_served(setup) if setup.options.server else _open_engine(setup.options)
-
-
-def _open_engine(options: ScoreOptions | GenerateOptions) -> tuple[str, LineWork]:
-    model = open_model(options.bundle)
-    if isinstance(options, ScoreOptions):
-        from meari.bulk.score import ScoreWork
-
-        return model.name, ScoreWork(model, options)
-    from meari.bulk.generate import GenerateWork
-
-    return model.name, GenerateWork(model, options)
-
-
-def _open_served(setup: Setup) -> tuple[str, LineWork]:
-    from meari.bulk.served import Served
-
+def open_backend(setup: Setup) -> Backend:
+    """Open the bundle, or ask the service for its model. Raises BundleError, RemoteError."""
     options = setup.options
-    served = Served.open(options.server, options.bundle, setup.api_key, setup.num_requests)
-    if isinstance(options, ScoreOptions):
-        from meari.bulk.served_score import ServedScoreWork
+    if not options.server:
+        return open_local(Path(options.bundle))
+    from meari.bulk.remote import open_remote
+    from meari.client.service import RemoteService
 
-        return served.model, ServedScoreWork(served, options)
-    from meari.bulk.served_generate import ServedGenerateWork
+    return open_remote(RemoteService(options.server, setup.api_key), options.bundle, setup.num_requests)
 
-    return served.model, ServedGenerateWork(served, options)
+
+def open_work(backend: Backend, setup: Setup) -> LineWork:
+    """Return the work that the options ask for. Raises InvalidRequest."""
+    options = setup.options
+    return ScoreWork(backend, options) if isinstance(options, ScoreOptions) else GenerateWork(backend, options)
 
 
 class Worker:
@@ -121,22 +74,17 @@ class Worker:
         self._frames = frames
         self._out = out
         self._begun: deque[Begun] = deque()
-        self._is_jsonl = False
         self._long: LongLine | None = None  # the last one begun, while pieces of it are still to come
 
     def run(self) -> None:
-        """Work until the input ends. What goes wrong is told in a frame."""
-        from meari.bulk.errors import BulkError
-        from meari.client.errors import RemoteError
-        from meari.errors import MeariError
-
+        """Work until the input ends, or an error does; the last frame reports the error."""
         try:
             setup = self._frames.get()
             if not isinstance(setup, Setup):
                 return
-            self._is_jsonl = setup.options.format == "jsonl"
-            model, work = open_work(setup)
-            self._send(Ready(model, work.head))
+            backend = open_backend(setup)
+            work = open_work(backend, setup)
+            self._send(Ready(backend.name, work.head))
             while self._turn(work):
                 pass
         except BrokenPipeError:
@@ -145,20 +93,22 @@ class Worker:
             self._send(Failed(str(error)))
 
     def _turn(self, work: LineWork) -> bool:
-        """Begin a chunk if one is there, else finish one; False at the end."""
+        """Begin a chunk if one is there, else finish one; return False at the end."""
         can_finish = bool(self._begun) and not (self._long is not None and self._begun[0] is self._long)
         if can_finish and self._frames.empty():
-            for message in self._begun.popleft().messages():
-                self._send(message)
+            self._finish_oldest()
             return True
         lines = self._frames.get()
         if isinstance(lines, Lines):
             self._take(lines, work)
             return True
         while self._begun and self._long is None:
-            for message in self._begun.popleft().messages():
-                self._send(message)
+            self._finish_oldest()
         return False
+
+    def _finish_oldest(self) -> None:
+        for message in self._begun.popleft().messages():
+            self._send(message)
 
     def _take(self, lines: Lines, work: LineWork) -> None:
         if not lines.is_long:
@@ -174,8 +124,6 @@ class Worker:
             self._send(Took())
 
     def _send(self, message: FromWorker) -> None:
-        if isinstance(message, Part) and self._is_jsonl:
-            message = Part(escape_line_ends(message.data))
         write_all(self._out, frame(message))
 
 
@@ -190,7 +138,7 @@ def _read_frames(frames: queue.SimpleQueue[ToWorker | None]) -> None:
 def main() -> None:
     """Run as `python -m meari.bulk.worker` at the other end of two pipes."""
     keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interruptions
     out = os.dup(1)
     os.dup2(2, 1)  # nothing else may write between frames
     frames: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()

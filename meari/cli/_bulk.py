@@ -1,4 +1,7 @@
-"""What the bulk verbs share: how to run, the way from a first line to its format, endings and their exit codes."""
+"""The parts that the bulk verbs share: options of a run, the format of the input, endings and their exit codes.
+
+Input: options, the first lines of the input. Output: `WorkOptions`, a `RunPlan`, a summary. Must not know: figures.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ import click
 
 from meari.cli._files import STREAMS, Use, check_apart
 from meari.cli._options import Choice
-from meari.cli._place import Place
+from meari.cli._target import Target
 
 if TYPE_CHECKING:
     from meari.bulk.options import InputFormat, OutputFormat, WorkOptions
-    from meari.bulk.run import Outcome, Plan
+    from meari.bulk.run import RemoteBundle, RunPlan, RunResult
     from meari.bulk.source import Source
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "check_names",
     "columns_of",
     "endings",
+    "format_of",
     "input_names",
     "rate",
     "tell_summary",
@@ -36,7 +40,7 @@ __all__ = [
 
 _TEXT_SUFFIXES = (".txt", ".text")
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
-SERVED_REQUESTS = 8
+REMOTE_REQUESTS = 8
 MAX_BAD = 1_000
 
 RUN_OPTIONS = (
@@ -73,7 +77,7 @@ RUN_OPTIONS = (
         "--jobs",
         metavar="N",
         type=click.IntRange(1, 1024),
-        help=f"Worker processes, or requests at a time; they change no result.  [CPUs granted, or {SERVED_REQUESTS}]",
+        help=f"Worker processes, or requests at a time; they change no result.  [CPUs granted, or {REMOTE_REQUESTS}]",
     ),
     click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [on a terminal]"),
     click.option(
@@ -85,7 +89,7 @@ RUN_OPTIONS = (
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run, as the options say."""
+    """The options of a run."""
 
     input_format: str
     field: str
@@ -102,7 +106,7 @@ class RunOptions:
     quiet: bool
 
     def check(self) -> None:
-        """Raises UsageError where they contradict each other: before the work rather than after it."""
+        """Raise UsageError if options contradict each other: before the work rather than after it."""
         if self.resume and self.overwrite:
             raise click.UsageError("--resume and --overwrite exclude each other")
         if self.resume and self.output is None:
@@ -118,19 +122,19 @@ class RunOptions:
 
     @property
     def skips_bad(self) -> bool:
-        """Whether bad lines are skipped."""
+        """True if bad lines are skipped."""
         return self.skip_bad or self.max_bad is not None
 
     @property
     def bad_limit(self) -> int:
-        """How many bad lines there may be."""
+        """Maximum number of bad lines."""
         if self.max_bad is not None:
             return self.max_bad
         return MAX_BAD if self.skip_bad else 0
 
     @property
     def needs_lines(self) -> list[str]:
-        """The options given that mean something for a file of lines alone."""
+        """Names of the options given that apply to a file of lines alone."""
         given = {
             "--resume": self.resume,
             "--overwrite": self.overwrite,
@@ -143,41 +147,38 @@ class RunOptions:
         return [name for name, is_given in given.items() if is_given]
 
     def check_files(self, reads: Iterable[Use]) -> None:
-        """Raises UsageError where a file would be written that is read or written by another option."""
+        """Raise UsageError if a file would be written that another option reads or writes."""
         stdout, stderr = STREAMS
         writes = [stdout] if self.output is None else [Use("--output", self.output)]
         if self.output is not None and (self.output.is_file() or not self.output.exists()):
-            from meari.bulk.journal import journal_path
+            from meari.bulk.output import journal_paths
 
-            progress = journal_path(self.output)
-            beside = (progress, progress.with_name(progress.name + ".tmp"))
-            writes += [Use("the progress of --output", path) for path in beside]
+            writes += [Use("the progress of --output", path) for path in journal_paths(self.output)]
         writes += [] if self.summary is None else [Use("--summary", self.summary)]
         check_apart(reads, [*writes, stderr])
 
-    def plan(self, hash_of_served: str | None, api_key: str) -> Plan:
-        """The same for the run; the hash is that of the bundle of a service, where one does the work."""
-        from meari.bulk.run import Plan, ServedBundle
+    def plan(self, remote: RemoteBundle | None) -> RunPlan:
+        """Return the plan of a run; remote: the bundle of the service that does the work, if one does."""
+        from meari.bulk.run import RunPlan
         from meari.runtime.machine import granted_cpus
 
-        display = self.progress
-        if display is None:
-            display = sys.stderr.isatty() and (self.output is not None or not sys.stdout.isatty())
-        served = None if hash_of_served is None else ServedBundle(hash_of_served, api_key)
-        jobs = self.jobs or (granted_cpus() if served is None else SERVED_REQUESTS)
-        return Plan(
+        progress = self.progress
+        if progress is None:
+            progress = sys.stderr.isatty() and (self.output is not None or not sys.stdout.isatty())
+        jobs = self.jobs or (granted_cpus() if remote is None else REMOTE_REQUESTS)
+        return RunPlan(
             self.output,
             jobs,
             resume=self.resume,
             overwrite=self.overwrite,
-            display=display,
-            served=served,
+            progress=progress,
+            remote=remote,
             max_bad=self.bad_limit if self.skips_bad else None,
         )
 
 
 def input_names(files: Sequence[str]) -> tuple[list[str], bool]:
-    """The files to read, in place of folders the text files in them; and whether records tell which file they are of.
+    """Return the files to read, for a folder the text files in it; and whether records name their file.
 
     Raises UsageError, ModelsError.
     """
@@ -191,51 +192,55 @@ def input_names(files: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def uses(option: str, names: Iterable[str]) -> list[Use]:
-    """The inputs as they are compared with outputs."""
+    """Return inputs in the form in which they are compared with outputs."""
     return [Use(option, 0 if name == "-" else Path(name)) for name in names]
 
 
-def bundle_uses(place: Place) -> list[Use]:
-    """The files of the bundle that does the work, none where a service does. Raises BulkError."""
-    return [Use("--model", path) for path in place.folder().iterdir()] if place.server is None else []
+def bundle_uses(target: Target) -> list[Use]:
+    """Return the files of the bundle that does the work, none if a service does. Raises BundleError."""
+    return [Use("--model", path) for path in target.folder().iterdir()] if target.server is None else []
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Whether the model has learned where texts end, and the CPU and the onnxruntime that do its work."""
+    """Facts of the model that a run needs.
+
+    has_ends  it has learned where texts end
+    machine   CPU and onnxruntime that do its work
+    """
 
     has_ends: bool
     machine: dict[str, str | None]
 
 
 def work_options(
-    place: Place, run: RunOptions, inputs: list[Use], source: Source, output_format: OutputFormat
-) -> tuple[dict[str, Any], Plan, ModelFacts]:
-    """What `WorkOptions` are made of, the plan, and what is to be known of the model.
+    target: Target, run: RunOptions, inputs: list[Use], input_format: InputFormat, output_format: OutputFormat
+) -> tuple[dict[str, Any], RunPlan, ModelFacts]:
+    """Return fields of `WorkOptions`, the plan, and facts of the model.
 
-    Raises UsageError, BulkError, BundleError, RemoteError.
+    Raises UsageError, BundleError, RemoteError.
     """
     run.check()
-    run.check_files([*inputs, *bundle_uses(place)])
-    service = place.service()
+    run.check_files([*inputs, *bundle_uses(target)])
+    service = target.service()
     if service is None:
-        plan = run.plan(None, "")
-        folder = place.folder()
+        plan = run.plan(None)
+        folder = target.folder()
         bundle, facts = str(folder.resolve()), _facts_here(folder)
     else:
-        from meari.client.models import find_model
+        from meari.bulk.run import RemoteBundle
+        from meari.client.service import find_model
 
-        found = find_model(service, place.model)
-        plan = run.plan(found["hashes"]["bundle"], service.api_key)
+        found = find_model(service, target.model)
+        plan = run.plan(RemoteBundle(found["hashes"]["bundle"], service.api_key))
         bundle, facts = found["name"], _facts_there(found)
     common = {
         "bundle": bundle,
         "server": "" if service is None else service.url,
-        "input_format": format_of(run, source),
+        "input_format": input_format,
         "format": output_format,
         "skip_bad": run.skips_bad,
         "with_text": not run.no_text,
-        "with_file": source.tells_files,
         "field": run.field,
         "prefix": run.prefix,
     }
@@ -253,14 +258,14 @@ def _facts_here(folder: Path) -> ModelFacts:
 
 
 def _facts_there(described: dict[str, Any]) -> ModelFacts:
-    """An earlier service says neither, and counts ends."""
+    """Read the description of a service's model; an earlier service gives neither, and counts ends."""
     found = described["self_test"]
     machine = {name: found.get(name) for name in ("cpu", "onnxruntime")}
     return ModelFacts(described["corpus"].get("has_ends", True), machine)
 
 
 def format_of(run: RunOptions, source: Source) -> InputFormat:
-    """As said; else as the names end; else as the first lines look. Raises UsageError for files of both kinds."""
+    """Return the format by the option, the files' names or their first lines. Raises UsageError for a mixture."""
     found: dict[InputFormat, str] = {}
     for name, line in source.first_lines():
         found.setdefault(_format_of_one(run, name, line), name)
@@ -282,10 +287,10 @@ def _format_of_one(run: RunOptions, name: str, first_line: bytes) -> InputFormat
 
 
 def check_names(source: Source, options: WorkOptions) -> None:
-    """Raises UsageError where the first line has a field that is called as a figure of the output."""
+    """Raise UsageError if the first line has a field that is named like a figure of the output."""
     import msgspec
 
-    from meari.bulk.names import new_names
+    from meari.bulk.options import new_names
     from meari.bulk.records import clashing_names
 
     if options.input_format != "jsonl":
@@ -293,33 +298,32 @@ def check_names(source: Source, options: WorkOptions) -> None:
     try:
         fields = msgspec.json.decode(source.first_line(), type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return  # it will be met as a bad line
+        return  # the run reports it as a bad line
     if clash := clashing_names(fields, new_names(options)):
         raise click.UsageError(clash)
 
 
 def columns_of(source: Source, options: WorkOptions) -> tuple[str, ...]:
-    """Of a TSV output the fields of the first line that are columns of their own."""
+    """Return the fields of the first line that get columns of their own in a TSV output."""
     if options.format != "tsv" or options.input_format != "jsonl":
         return ()
-    from meari.bulk.carried import carried_columns
+    from meari.bulk.rows import carried_columns
 
     return carried_columns(source.first_line(), options)
 
 
 @contextmanager
 def endings() -> Iterator[None]:
-    """A signal: exit code 130 or 143. A reader of standard output that has gone: a quiet end."""
-    from meari.bulk.errors import Interrupted, ReaderGone
-    from meari.bulk.interruption import interruptible
+    """End with exit code 130 or 143 after a signal, and quietly if the reader of standard output has gone."""
+    from meari.bulk.errors import Interrupted, ReaderGone, interruptible
 
     try:
         with interruptible():
             yield
     except Interrupted as interrupted:
         of_file = f" of {interrupted.file}" if interrupted.file else ""
-        place = "" if interrupted.line is None else f" after line {interrupted.line:,}{of_file}"
-        reached = place and f"{place}; --resume goes on from there"
+        position = "" if interrupted.line is None else f" after line {interrupted.line:,}{of_file}"
+        reached = position and f"{position}; --resume goes on from there"
         click.echo(f"meari: interrupted by {interrupted}{reached}", err=True)
         sys.exit(interrupted.exit_code)
     except ReaderGone:
@@ -329,7 +333,7 @@ def endings() -> Iterator[None]:
 def tell_summary(
     summary: dict[str, Any], in_words: Callable[[dict[str, Any]], str], run: RunOptions, num_good: int
 ) -> None:
-    """Print it on standard error, and write it as JSON. Raises BulkError where lines came and none was good."""
+    """Print the summary on standard error, and write it as JSON. Raises BulkError if lines came and none was good."""
     import json
 
     from meari.bulk.errors import BulkError
@@ -345,7 +349,7 @@ def tell_summary(
         raise BulkError(f"got {summary['num_bad_lines']:,} bad lines and no good one, expected text in UTF-8, or JSONL")
 
 
-def rate(outcome: Outcome, num_tokens: int) -> dict[str, Any]:
-    """Time and speed, for a summary."""
-    seconds = outcome.seconds
+def rate(result: RunResult, num_tokens: int) -> dict[str, Any]:
+    """Return time and speed, for a summary."""
+    seconds = result.seconds
     return {"seconds": round(seconds, 3), "tokens_per_second": round(num_tokens / seconds, 1) if seconds else None}

@@ -1,26 +1,47 @@
-"""How verbs share options: several together become one value; `--json` is the same everywhere."""
+"""The options that verbs share, and the names that a shell completes: bundles, configs, folders of runs.
+
+Input: values of options, a name that is begun. Output: one value for several options, JSON on standard output, names.
+Must not know: what a verb does. Completion reads folders alone, and quickly.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from meari.errors import did_you_mean
 
-__all__ = ["Choice", "Decorator", "echo_json", "echo_json_line", "json_option", "packed"]
+__all__ = [
+    "Choice",
+    "Decorator",
+    "complete_bundle",
+    "complete_config",
+    "complete_run",
+    "echo_json",
+    "echo_json_line",
+    "json_option",
+    "packed",
+]
 
+MAX_DEPTH = 3  # folders below the one that was typed
+MAX_ITEMS = 200
+RUNS = Path("runs")
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, all else beside it.")
 
 
 def packed(name: str, kind: type[Any], *options: Decorator) -> Decorator:
-    """Adds the options to a command, which gets what they say as one `kind`, a dataclass, in its parameter `name`."""
+    """Add options to a command, which gets their values as one `kind`, a dataclass, in its parameter `name`."""
     names = [field.name for field in dataclasses.fields(kind)]
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -38,10 +59,10 @@ def packed(name: str, kind: type[Any], *options: Decorator) -> Decorator:
 
 
 class Choice(click.Choice[str]):
-    """As click's, with the nearest choice for one that is none."""
+    """A choice of click's whose error suggests the nearest value."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """As click does. Raises BadParameter."""
+        """Return the value. Raises BadParameter."""
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter as error:
@@ -50,12 +71,56 @@ class Choice(click.Choice[str]):
 
 
 def echo_json(document: object) -> None:
-    """One document on standard output."""
+    """Print one document on standard output."""
     click.echo(json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False))
 
 
 def echo_json_line(document: object) -> None:
-    """One document on one line of standard output."""
+    """Print one document on one line of standard output."""
     from meari.runtime.text.json_lines import escape_line_ends
 
     click.echo(escape_line_ends(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape")))
+
+
+def complete_bundle(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return names in the folder of bundles, or let the shell complete a path."""
+    from meari.bundle_format.folders import find_bundles
+    from meari.errors import BundleError
+
+    folder = Path(ctx.params.get("bundles") or os.environ.get("MEARI_BUNDLES") or "bundles")
+    try:
+        names = list(find_bundles(folder).folders)
+    except BundleError:
+        names = []
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="dir")]
+
+
+def complete_config(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return TOML files, also a few folders down."""
+    folder = Path(incomplete).parent if not incomplete.endswith("/") else Path(incomplete)
+    paths = islice(_files(folder, ".toml", MAX_DEPTH), MAX_ITEMS)
+    found = [CompletionItem(str(path)) for path in sorted(paths) if str(path).startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
+def complete_run(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return run folders in runs/, or let the shell complete a path."""
+    found = [path.parent for path in sorted(RUNS.glob("*/config.json"))]
+    items = [CompletionItem(str(path)) for path in found if str(path).startswith(incomplete)]
+    return items or [CompletionItem(incomplete, type="dir")]
+
+
+def _files(folder: Path, suffix: str, depth: int) -> Iterator[Path]:
+    """Yield files below the folder, without those that are hidden or cannot be read."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.suffix == suffix and entry.is_file():
+            yield entry
+        elif depth and entry.is_dir():
+            yield from _files(entry, suffix, depth - 1)

@@ -1,4 +1,7 @@
-"""Tables: with lines and colours on a terminal, in plain columns anywhere else. NO_COLOR leaves the colours out."""
+"""Tables: with lines and colours on a terminal, in plain columns anywhere else. NO_COLOR leaves the colours out.
+
+Input: cells as they are to be read. Output: standard output. Must not know: where the figures come from.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ GAP = "  "
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as they are to be read. `right` names the columns of numbers; a table of facts has no head."""
+    """A table. `right` names the columns of numbers; a table of facts has no head."""
 
     title: str
     columns: tuple[str, ...]
@@ -27,12 +30,12 @@ class Table:
 
 
 def facts(title: str, rows: list[tuple[str, object]]) -> Table:
-    """Names with their values; those without one are left out."""
+    """Return a table of names with their values, without those that have none."""
     return Table(title, ("", " "), [(name, str(value)) for name, value in rows if value is not None], has_head=False)
 
 
 def shown(figure: float | None) -> str:
-    """A figure for reading; one that there is none of is a dash."""
+    """Return a figure for reading, a dash if there is none."""
     if figure is None:
         return "–"
     if abs(figure) < 1e6:
@@ -41,7 +44,7 @@ def shown(figure: float | None) -> str:
 
 
 def show(*tables: Table) -> None:
-    """On standard output."""
+    """Print tables on standard output."""
     if sys.stdout.isatty():
         _show_rich(tables)
     else:
@@ -64,11 +67,11 @@ def _show_rich(tables: tuple[Table, ...]) -> None:
             show_header=table.has_head,
             header_style="bold cyan",
         )
-        for place, name in enumerate(table.columns):
+        for number, name in enumerate(table.columns):
             drawn.add_column(
                 name,
                 justify="right" if name in table.right else "left",
-                style="green" if place == 0 else None,
+                style="green" if number == 0 else None,
                 overflow="fold",
             )
         for row in table.rows:
@@ -78,19 +81,19 @@ def _show_rich(tables: tuple[Table, ...]) -> None:
 
 def _plain(table: Table) -> str:
     lines = [*([table.columns] if table.has_head else []), *table.rows]
-    widths = [max(_width(line[place]) for line in lines) for place in range(len(table.columns))] if lines else []
-    are_right = [name in table.right for name in table.columns]
-    aligned = [GAP.join(map(_padded, line, widths, are_right)) for line in lines]
+    widths = [max(_width(line[number]) for line in lines) for number in range(len(table.columns))] if lines else []
+    sides = ["right" if name in table.right else "left" for name in table.columns]
+    aligned = [GAP.join(map(_padded, line, widths, sides)) for line in lines]
     if not table.title:
         return "\n".join(line.rstrip() for line in aligned)
     return "\n".join([table.title, *(GAP + line.rstrip() for line in aligned)])
 
 
-def _padded(cell: str, width: int, is_right: bool) -> str:
+def _padded(cell: str, width: int, side: str) -> str:
     padding = " " * (width - _width(cell))
-    return padding + cell if is_right else cell + padding
+    return padding + cell if side == "right" else cell + padding
 
 
 def _width(cell: str) -> int:
-    """Columns of a terminal."""
+    """Return the columns that a cell takes on a terminal."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in cell)

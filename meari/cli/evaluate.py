@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meari.cli._completions import complete_run
 from meari.cli._files import STREAMS, Use, check_apart
-from meari.cli._options import Choice, echo_json, json_option
+from meari.cli._options import Choice, complete_run, echo_json, json_option
 from meari.cli._tables import Table, facts, show
 
 if TYPE_CHECKING:

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import click
 
-from meari.cli._completions import complete_run
 from meari.cli._files import Use, check_apart
-from meari.cli._options import Choice, echo_json, json_option
+from meari.cli._options import Choice, complete_run, echo_json, json_option
 
 EXAMPLES = """\b
 Examples:

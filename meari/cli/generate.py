@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import asdict, dataclass
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,19 +19,19 @@ from meari.cli._bulk import (
     check_names,
     columns_of,
     endings,
+    format_of,
     rate,
     tell_summary,
     uses,
     work_options,
 )
 from meari.cli._options import Choice, json_option, packed
-from meari.cli._place import MODEL_OPTION, WHERE_OPTIONS, Place
-from meari.cli._sampling import SAMPLING_OPTIONS, SamplingOptions
 from meari.cli._tables import shown
+from meari.cli._target import MODEL_OPTION, TARGET_OPTIONS, Target
 
 if TYPE_CHECKING:
     from meari.bulk.options import OutputFormat
-    from meari.bulk.run import Outcome
+    from meari.bulk.run import RunResult
     from meari.runtime.answers import GenerateUsage
     from meari.runtime.requests import GenerateRequest
 
@@ -46,10 +47,90 @@ Examples:
 """
 
 
+SAMPLING_OPTIONS = (
+    click.option("--max-tokens", metavar="N", type=int, default=64, show_default=True, help="New tokens at most."),
+    click.option("--min-tokens", metavar="N", type=int, default=0, help="No end and no stop before so many tokens."),
+    click.option(
+        "--temperature", metavar="T", type=float, default=1.0, show_default=True, help="0 takes the likeliest."
+    ),
+    click.option("--top-k", metavar="K", type=int, default=0, help="Keep the K likeliest tokens; 0 is off."),
+    click.option("--top-p", metavar="P", type=float, default=1.0, help="Keep the nucleus of probability P."),
+    click.option(
+        "--min-p", metavar="P", type=float, default=0.0, help="Keep what has this share of the likeliest one's."
+    ),
+    click.option("--repetition-penalty", metavar="R", type=float, default=1.0, help="As in the CTRL paper; 1 is off."),
+    click.option(
+        "--frequency-penalty", metavar="F", type=float, default=0.0, help="Off a logit for each time it was generated."
+    ),
+    click.option(
+        "--presence-penalty", metavar="P", type=float, default=0.0, help="Off the logits of what was generated."
+    ),
+    click.option("--logit-bias", metavar="ID=BIAS", multiple=True, help="Added to a token's logit; may be repeated."),
+    click.option("--seed", metavar="N", type=int, help="The same seed gives the same text.  [random, told]"),
+    click.option("--stop", metavar="TEXT", multiple=True, help="End before it; may be repeated, at most 8 times."),
+    click.option("--n", metavar="N", type=int, default=1, help="Samples of each prompt, at most 16."),
+    click.option(
+        "--num-beams", metavar="N", type=int, default=1, help="Over 1: beam search, which returns the best --n."
+    ),
+    click.option("--logprobs", metavar="K", type=int, help="Figures of every token and K alternatives, 0 to 20."),
+)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """The options that are fields of POST /generate, by its names."""
+
+    max_tokens: int
+    min_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: tuple[str, ...]
+    seed: int | None
+    stop: tuple[str, ...]
+    n: int
+    num_beams: int
+    logprobs: int | None
+
+    def request(self) -> GenerateRequest:
+        """Return the options as a checked request. Raises UsageError, naming the option."""
+        import msgspec
+
+        from meari.bulk.options import checked_request
+        from meari.errors import InvalidRequest
+
+        fields = asdict(self) | {"logit_bias": _biases(self.logit_bias)}
+        for name, value in fields.items():
+            if isinstance(value, float) and not math.isfinite(value):  # JSON has none of these
+                raise click.UsageError(f"--{name.replace('_', '-')}: got {value}, expected a number")
+        if self.seed is None:
+            del fields["seed"]
+        try:
+            return checked_request(msgspec.json.encode(fields))
+        except InvalidRequest as error:
+            name, colon, rest = str(error).partition(":")
+            raise click.UsageError(f"--{name.replace('_', '-')}{colon}{rest}") from None
+
+
+def _biases(pairs: tuple[str, ...]) -> dict[str, float] | None:
+    biases = {}
+    for pair in pairs:
+        token, _, bias = pair.partition("=")
+        try:
+            biases[token] = float(bias)
+        except ValueError:
+            raise click.UsageError(f"--logit-bias: got {pair!r}, expected ID=BIAS, as 17=-2.5") from None
+    return biases or None
+
+
 @click.command("generate", short_help="Continue a prompt or a file of prompts.", epilog=EXAMPLES)
 @click.argument("prompt", required=False)
 @click.option("--prompts", metavar="FILE|-", type=click.Path(), help="Continue every line of a file instead.")
-@packed("place", Place, MODEL_OPTION, *WHERE_OPTIONS)
+@packed("target", Target, MODEL_OPTION, *TARGET_OPTIONS)
 @packed("sampling", SamplingOptions, *SAMPLING_OPTIONS)
 @click.option(
     "--format",
@@ -62,7 +143,7 @@ Examples:
 def command(
     prompt: str | None,
     prompts: str | None,
-    place: Place,
+    target: Target,
     sampling: SamplingOptions,
     output_format: OutputFormat | None,
     run: RunOptions,
@@ -82,7 +163,7 @@ def command(
         if given := run.needs_lines:
             raise click.UsageError(f"{given[0]}: got it without --prompts, which alone has lines")
         with endings():
-            _one(prompt or "", request, place, wanted or "text", run)
+            _one(prompt or "", request, target, wanted or "text", run)
         return
     if prompt is not None:
         raise click.UsageError(f"PROMPT and --prompts: got {prompt!r} and {prompts!r}, expected one of the two")
@@ -91,11 +172,11 @@ def command(
             "--skip-bad, --max-bad: got --format text, which has no place for errors, expected jsonl or tsv"
         )
     with endings():
-        _many(prompts, request, place, wanted or "jsonl", run)
+        _many(prompts, request, target, wanted or "jsonl", run)
 
 
-def _many(name: str, request: GenerateRequest, place: Place, output_format: OutputFormat, run: RunOptions) -> None:
-    """Every line of a file."""
+def _many(name: str, request: GenerateRequest, target: Target, output_format: OutputFormat, run: RunOptions) -> None:
+    """Continue every line of a file."""
     import msgspec
 
     from meari.bulk.options import GenerateOptions
@@ -104,19 +185,20 @@ def _many(name: str, request: GenerateRequest, place: Place, output_format: Outp
     from meari.bulk.source import Source
 
     source = Source([name])
-    common, plan, _ = work_options(place, run, uses("--prompts", [name]), source, output_format)
+    run.check()
+    common, plan, _ = work_options(target, run, uses("--prompts", [name]), format_of(run, source), output_format)
     options = GenerateOptions(
         request=request, seed=seed_of(plan) if request.seed is msgspec.UNSET else request.seed, **common
     )
     options = msgspec.structs.replace(options, columns=columns_of(source, options))
     check_names(source, options)
-    outcome = run_bulk(source, options, plan)
-    summary = {**_summary(outcome, options.seed), "max_bad_lines": run.bad_limit}
+    result = run_bulk(source, options, plan)
+    summary = {**_summary(result, options.seed), "max_bad_lines": run.bad_limit}
     tell_summary(summary, _in_words, run, summary["num_prompts"])
 
 
-def _one(prompt: str, request: GenerateRequest, place: Place, output_format: OutputFormat, run: RunOptions) -> None:
-    """One prompt; text is written as it comes. A seed that nobody gave is told."""
+def _one(prompt: str, request: GenerateRequest, target: Target, output_format: OutputFormat, run: RunOptions) -> None:
+    """Continue one prompt; text is written as it comes. A random seed is reported."""
     import msgspec
 
     from meari.bulk.output import Output
@@ -124,10 +206,10 @@ def _one(prompt: str, request: GenerateRequest, place: Place, output_format: Out
     is_random = request.seed is msgspec.UNSET
     seed = secrets.randbits(53) if is_random else request.seed  # exact in every reader of JSON
     request = msgspec.structs.replace(request, prompt=prompt, seed=seed)
-    run.check_files(bundle_uses(place))
+    run.check_files(bundle_uses(target))
     note_usage = (lambda _: None) if run.quiet else _tell_unknown
-    with closing(Output(run.output)) as output, closing(_pieces(request, place, output_format, note_usage)) as pieces:
-        first = next(pieces)  # before it, the bundle is opened: what a file holds stays if that fails
+    with closing(Output(run.output)) as output, closing(_pieces(request, target, output_format, note_usage)) as pieces:
+        first = next(pieces)  # this opens the bundle: if that fails, an output file is not touched
         output.start_at(0, 0)
         for piece in chain([first], pieces):
             output.write(piece)
@@ -143,24 +225,30 @@ def _tell_unknown(usage: GenerateUsage) -> None:
 
 
 def _pieces(
-    request: GenerateRequest, place: Place, output_format: OutputFormat, note_usage: Callable[[GenerateUsage], None]
+    request: GenerateRequest, target: Target, output_format: OutputFormat, note_usage: Callable[[GenerateUsage], None]
 ) -> Generator[bytes]:
-    service = place.service()
+    """Yield the output of one prompt."""
+    from meari.bulk.backends import Backend, open_local
+    from meari.bulk.generate import continue_prompt
+
+    service = target.service()
+    backend: Backend
     if service is None:
-        from meari.bulk.one_prompt import continue_prompt
+        backend = open_local(target.folder())
+    else:
+        from meari.bulk.remote import RemoteBackend
 
-        return continue_prompt(Path(place.folder()), request, output_format, note_usage)
-    from meari.bulk.served_generate import continue_served_prompt
+        backend = RemoteBackend(service, target.model)
+    with closing(backend):
+        yield from continue_prompt(backend, request, output_format, note_usage)
 
-    return continue_served_prompt(service, place.model, request, output_format, note_usage)
 
-
-def _summary(outcome: Outcome, seed: int) -> dict[str, Any]:
+def _summary(result: RunResult, seed: int) -> dict[str, Any]:
     from meari.bulk.totals import GenerateTotals
 
-    totals = outcome.totals
+    totals = result.totals
     assert isinstance(totals, GenerateTotals)
-    return {"model": outcome.model, "seed": seed, **totals.summary(), **rate(outcome, totals.generated_tokens)}
+    return {"model": result.model, "seed": seed, **totals.summary(), **rate(result, totals.generated_tokens)}
 
 
 def _in_words(summary: dict[str, Any]) -> str:

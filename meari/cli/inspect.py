@@ -8,10 +8,9 @@ from typing import Any
 
 import click
 
-from meari.cli._completions import complete_bundle
-from meari.cli._options import echo_json, json_option, packed
-from meari.cli._place import WHERE_OPTIONS, Place
+from meari.cli._options import complete_bundle, echo_json, json_option, packed
 from meari.cli._tables import Table, facts, show
+from meari.cli._target import TARGET_OPTIONS, Target
 
 EXAMPLES = """\b
 Examples:
@@ -23,26 +22,26 @@ Examples:
 
 @click.command("inspect", short_help="Show and test a bundle.", epilog=EXAMPLES)
 @click.argument("model", metavar="[BUNDLE]", required=False, shell_complete=complete_bundle)
-@packed("place", Place, *WHERE_OPTIONS)
+@packed("target", Target, *TARGET_OPTIONS)
 @json_option
-def command(place: Place, as_json: bool) -> None:
+def command(target: Target, as_json: bool) -> None:
     """Show sizes, operators, held-out figures and files of BUNDLE, a name or a path, and run its self-test.
 
     The self-test is the one at the start of a server: every file against its hash, golden log-probabilities and states
     on this CPU, rows bit for bit in batches of many sizes. Where it fails, the exit code is 1. With --server: what
     GET /models/NAME says, its self-test that of the service's CPU.
     """
-    service = place.service()
+    service = target.service()
     problem = ""
     if service is None:
         from meari.runtime.inspection import inspect_bundle
 
-        inspection = inspect_bundle(place.folder())
+        inspection = inspect_bundle(target.folder())
         described, problem = inspection.description, inspection.problem
     else:
-        from meari.client.models import find_model
+        from meari.client.service import find_model
 
-        described = find_model(service, place.model)
+        described = find_model(service, target.model)
     if as_json:
         echo_json(described)
     else:

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from meari.cli._options import echo_json, json_option, packed
-from meari.cli._place import WHERE_OPTIONS, Place, bundles_folder
 from meari.cli._tables import Table, show, shown
+from meari.cli._target import TARGET_OPTIONS, Target, bundles_folder, default_bundle, find_bundle, list_bundles
 
 EXAMPLES = """\b
 Examples:
@@ -21,21 +21,21 @@ NUMBERS = frozenset({"parameters", "perplexity", "bits/char"})
 
 
 @click.command("models", short_help="List bundles, or the models of a running service.", epilog=EXAMPLES)
-@packed("place", Place, *WHERE_OPTIONS)
+@packed("target", Target, *TARGET_OPTIONS)
 @json_option
-def command(place: Place, as_json: bool) -> None:
+def command(target: Target, as_json: bool) -> None:
     """List the bundles of a folder, or with --server the models that a service answers for.
 
     The default one has a star. Figures are those of the bundle on held-out text: the test part of its corpus, or where
     there is none the validation part (val), which also chose the checkpoint. Bundles are not opened
     here: `meari inspect` does that. With --json: what GET /models says.
     """
-    service = place.service()
+    service = target.service()
     if service is None:
-        folder, default = bundles_folder(place.bundles)
+        folder, default = bundles_folder(target.bundles)
         found = _local(folder, default)
     else:
-        from meari.client.models import all_models
+        from meari.client.service import all_models
 
         found = all_models(service)
     for name, problem in found.get("failed", {}).items():
@@ -48,7 +48,6 @@ def command(place: Place, as_json: bool) -> None:
 
 def _local(folder: Path, default: str | None) -> dict[str, Any]:
     """As GET /models, without what a service alone knows. Raises BulkError where there is no bundle."""
-    from meari.bulk.bundles import default_bundle, find_bundle, list_bundles
     from meari.bundle_format.folders import bundle_name
     from meari.errors import BundleError
     from meari.runtime.inspection import describe_folder

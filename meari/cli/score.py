@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -17,20 +15,21 @@ from meari.cli._bulk import (
     check_names,
     columns_of,
     endings,
+    format_of,
     input_names,
     rate,
     tell_summary,
     uses,
     work_options,
 )
+from meari.cli._files import Use
 from meari.cli._options import Choice, json_option, packed
-from meari.cli._place import MODEL_OPTION, WHERE_OPTIONS, Place
-from meari.cli._scores import show_scores
-from meari.cli._tables import shown
+from meari.cli._tables import Table, show, shown
+from meari.cli._target import MODEL_OPTION, TARGET_OPTIONS, Target
 
 if TYPE_CHECKING:
-    from meari.bulk.options import OutputFormat, ScoreOptions
-    from meari.bulk.run import Outcome
+    from meari.bulk.options import InputFormat, OutputFormat, ScoreOptions
+    from meari.bulk.run import RunPlan, RunResult
     from meari.runtime.requests import LogBase
 
 EXAMPLES = """\b
@@ -48,7 +47,7 @@ WORDS = ("spaces", "unicode")
 
 
 class WordsCommand(click.Command):
-    """Lets `--words` stand alone before whatever is none of its values, which click would take for one."""
+    """A command whose `--words` may stand alone before an argument that click would take for its value."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         following = [*args[1:], ""]
@@ -93,7 +92,7 @@ FIGURE_OPTIONS = (
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """Which figures. Raises UsageError where the options contradict each other."""
+    """The figures that are asked for. Raises UsageError if the options contradict each other."""
 
     log_base: LogBase
     tokens: bool
@@ -106,8 +105,8 @@ class FigureOptions:
         if self.top and not self.tokens:
             raise click.UsageError(f"--top: got {self.top} without --tokens, expected 0, or --tokens")
 
-    def fields(self, has_ends: bool) -> dict[str, Any]:
-        """As `ScoreOptions` call them; `has_ends` is what the model says."""
+    def fields(self, *, has_ends: bool) -> dict[str, Any]:
+        """Return fields of `ScoreOptions`; has_ends: the model's training text had ends."""
         named = {name: getattr(self, name) for name in ("log_base", "tokens", "top", "context")}
         words = self.words if self.words == "unicode" else self.words is not None
         return {**named, "words": words, "add_end": has_ends if self.end is None else self.end}
@@ -118,7 +117,7 @@ class FigureOptions:
 )
 @click.argument("files", metavar="[FILE|DIR|-]…", nargs=-1, type=click.Path())
 @click.option("--text", "texts", metavar="TEXT", multiple=True, help="Score this instead; may be repeated.")
-@packed("place", Place, MODEL_OPTION, *WHERE_OPTIONS)
+@packed("target", Target, MODEL_OPTION, *TARGET_OPTIONS)
 @click.option(
     "--format",
     "output_format",
@@ -131,7 +130,7 @@ class FigureOptions:
 def command(
     files: tuple[str, ...],
     texts: tuple[str, ...],
-    place: Place,
+    target: Target,
     output_format: Literal["jsonl", "tsv", "table"] | None,
     figures: FigureOptions,
     run: RunOptions,
@@ -154,68 +153,85 @@ def command(
         )
     with endings():
         if not files:
-            _score_texts(texts, place, wanted, figures, run)
+            _score_texts(texts, target, wanted, figures, run)
         elif wanted == "table":
             raise click.UsageError("--format: got table with FILE, expected jsonl or tsv, or --text")
         else:
-            outcome, options, facts = _score_lines(files, place, wanted, figures, run)
-            summary = {**_summary(outcome, options, facts), "max_bad_lines": run.bad_limit}
+            result, options, model_facts = _score_lines(files, target, wanted, figures, run)
+            summary = {**_summary(result, options, model_facts), "max_bad_lines": run.bad_limit}
             tell_summary(summary, _in_words, run, summary["num_texts"] + summary["num_blank"])
 
 
 def _score_texts(
     texts: tuple[str, ...],
-    place: Place,
+    target: Target,
     output_format: Literal["jsonl", "tsv", "table"],
     figures: FigureOptions,
     run: RunOptions,
 ) -> None:
-    """A few texts, as the lines of a file that is here for them alone."""
+    """Score a few texts in this process, as if they were lines of a file."""
     import msgspec
+
+    from meari.bulk.run import run_texts, score_texts
 
     if given := run.needs_lines:
         raise click.UsageError(f"{given[0]}: got it with --text, expected FILE, which alone has lines")
-    with tempfile.TemporaryDirectory() as name:
-        lines, scores = Path(name, "texts.jsonl"), Path(name, "scores.jsonl")
-        lines.write_bytes(b"".join(msgspec.json.encode({"text": text}) + b"\n" for text in texts))
-        if output_format != "table":
-            _score_lines([str(lines)], place, output_format, figures, run)
-            return
-        if run.output is not None:
-            raise click.UsageError("--output: got it for a table, expected --format jsonl or tsv with it")
-        run = replace(run, output=scores, no_text=False, prefix="")
-        _score_lines([str(lines)], place, "jsonl", figures, run)
-        show_scores([msgspec.json.decode(line) for line in scores.read_bytes().splitlines()], figures.log_base)
+    if output_format != "table":
+        options, plan, _ = _plan(target, figures, run, [], "jsonl", output_format)
+        run_texts(texts, options, plan)
+        return
+    if run.output is not None:
+        raise click.UsageError("--output: got it for a table, expected --format jsonl or tsv with it")
+    run = replace(run, no_text=False, prefix="")
+    options, plan, _ = _plan(target, figures, run, [], "jsonl", "jsonl")
+    records = score_texts(texts, options, plan).splitlines()
+    show_scores([msgspec.json.decode(record) for record in records], figures.log_base)
 
 
 def _score_lines(
-    files: Sequence[str], place: Place, output_format: OutputFormat, figures: FigureOptions, run: RunOptions
-) -> tuple[Outcome, ScoreOptions, ModelFacts]:
+    files: Sequence[str], target: Target, output_format: OutputFormat, figures: FigureOptions, run: RunOptions
+) -> tuple[RunResult, ScoreOptions, ModelFacts]:
+    """Score every line of some files."""
     import msgspec
 
-    from meari.bulk.options import ScoreOptions
     from meari.bulk.run import run as run_bulk
     from meari.bulk.source import Source
 
     names, tells_files = input_names(files)
     source = Source(names, tells_files=tells_files)
-    common, plan, facts = work_options(place, run, uses("FILE", files), source, output_format)
-    options = ScoreOptions(**common, **figures.fields(facts.has_ends))
+    run.check()
+    input_format = format_of(run, source)
+    options, plan, model_facts = _plan(target, figures, run, uses("FILE", files), input_format, output_format)
+    options = msgspec.structs.replace(options, with_file=tells_files)
     options = msgspec.structs.replace(options, columns=columns_of(source, options))
     check_names(source, options)
-    return run_bulk(source, options, plan), options, facts
+    return run_bulk(source, options, plan), options, model_facts
 
 
-def _summary(outcome: Outcome, options: ScoreOptions, facts: ModelFacts) -> dict[str, Any]:
+def _plan(
+    target: Target,
+    figures: FigureOptions,
+    run: RunOptions,
+    inputs: list[Use],
+    input_format: InputFormat,
+    output_format: OutputFormat,
+) -> tuple[ScoreOptions, RunPlan, ModelFacts]:
+    from meari.bulk.options import ScoreOptions
+
+    common, plan, model_facts = work_options(target, run, inputs, input_format, output_format)
+    return ScoreOptions(**common, **figures.fields(has_ends=model_facts.has_ends)), plan, model_facts
+
+
+def _summary(result: RunResult, options: ScoreOptions, model_facts: ModelFacts) -> dict[str, Any]:
     from meari.bulk.totals import ScoreTotals
 
-    totals = outcome.totals
+    totals = result.totals
     assert isinstance(totals, ScoreTotals)
     return {
-        "model": outcome.model,
+        "model": result.model,
         **totals.summary(options.log_base, add_end=options.add_end),
-        **rate(outcome, totals.num_tokens),
-        **facts.machine,
+        **rate(result, totals.num_tokens),
+        **model_facts.machine,
     }
 
 
@@ -240,3 +256,75 @@ def _in_words(summary: dict[str, Any]) -> str:
     if summary["cpu"]:
         lines.append(f"  on {summary['cpu']}, onnxruntime {summary['onnxruntime']}")
     return "\n".join(lines)
+
+
+def show_scores(records: list[dict[str, Any]], log_base: str) -> None:
+    """Print records of the JSONL output as tables: a row a text, then a row a word or token, which add up."""
+    logprob = "ln P" if log_base == "e" else f"log{log_base} P"
+    tables = [_texts(records, logprob)]
+    for record in records:
+        if "words" in record:
+            tables.append(_parts(record, "word", logprob))
+        if "tokens" in record:
+            tables.append(_parts(record, "token", logprob))
+    show(*tables)
+
+
+def _texts(records: list[dict[str, Any]], logprob: str) -> Table:
+    figures = ("logprob", "perplexity", "bits_per_char")
+    numbers = (logprob, "perplexity", "bits/char", "tokens", "unknown")
+    rows = [
+        (
+            _quoted(record["text"]),
+            *(shown(record[name]) for name in figures),
+            str(record["num_tokens"]),
+            str(record["num_unknown"]),
+        )
+        for record in records
+    ]
+    return Table("", ("text", *numbers), rows, frozenset(numbers))
+
+
+def _parts(record: dict[str, Any], name: str, logprob: str) -> Table:
+    """Return a table of words or tokens and their total; tokens have a rank, and alternatives if wanted."""
+    parts: list[dict[str, Any]] = record[f"{name}s"]
+    more: dict[str, Callable[[dict[str, Any]], str]] = {
+        "rank": lambda part: str(part["rank"]),
+        "likeliest": lambda part: "  ".join(f"{_token(x)} {shown(x['logprob'])}" for x in part["top"]),
+        "unknown": lambda part: "yes" if part["unknown"] else "",
+    }
+    wanted = [
+        column
+        for column, is_wanted in (
+            ("rank", any("rank" in part for part in parts)),
+            ("likeliest", any(part.get("top") for part in parts)),
+            ("unknown", any(part["unknown"] for part in parts)),
+        )
+        if is_wanted
+    ]
+    rows = [(_name(part), *_both(part["logprob"]), *(more[column](part) for column in wanted)) for part in parts]
+    rows.append(("total", *_both(record["logprob"]), *("" for _ in wanted)))
+    title = f"{name}s of {_quoted(record['text'])}"
+    return Table(title, (name, logprob, "surprisal", *wanted), rows, frozenset({logprob, "surprisal", "rank"}))
+
+
+def _both(logprob: float) -> tuple[str, str]:
+    """Return a log-probability and its surprisal."""
+    return shown(logprob), shown(0.0 - logprob)
+
+
+def _name(part: dict[str, Any]) -> str:
+    """Return the text in quotation marks, but for the end of a text, which has no length."""
+    return str(part["text"]) if part["start"] == part["end"] else _token(part)
+
+
+def _token(part: dict[str, Any]) -> str:
+    """Return the token in quotation marks; a part of a character as its bytes."""
+    if "bytes" in part:
+        return '"' + "".join(f"\\x{byte:02x}" for byte in part["bytes"]) + '"'
+    return _quoted(part["text"])
+
+
+def _quoted(text: str) -> str:
+    """Return the text on one line, with its white space visible."""
+    return '"' + text.replace("\\", r"\\").replace("\n", r"\n").replace("\t", r"\t").replace("\r", r"\r") + '"'

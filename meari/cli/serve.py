@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meari.cli._completions import complete_bundle
-from meari.cli._options import echo_json_line, json_option
+from meari.cli._options import complete_bundle, echo_json_line, json_option
 
 if TYPE_CHECKING:
     from meari.service.settings import Settings

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meari.cli._completions import complete_config
 from meari.cli._files import STREAMS, Use, check_apart, config_uses
-from meari.cli._options import echo_json, json_option
+from meari.cli._options import complete_config, echo_json, json_option
 
 if TYPE_CHECKING:
     from meari.models.config import Config

@@ -1,9 +1,9 @@
-"""What can go wrong between here and a service.
+"""The ways in which a request to a service can fail.
 
 RemoteError
 ├── Refused       the service answered with an error; `status` and `code` are those of the contract
 ├── Unreachable   nobody answers there
-└── BadAnswer     what came is no answer of this service, or is cut off
+└── BadAnswer     the answer is not one of this service, or is cut off
 
 `str(error)` is one line that begins with the service's address.
 """
@@ -21,7 +21,7 @@ class RemoteError(Exception):
 
 
 class Refused(RemoteError):
-    """The service's own refusal. `status` is None where it came in the middle of a stream."""
+    """The service's own refusal. `status` is None in the middle of a stream."""
 
     def __init__(self, url: str, status: int | None, code: str, message: str) -> None:
         self.status = status
@@ -34,4 +34,4 @@ class Unreachable(RemoteError):
 
 
 class BadAnswer(RemoteError):
-    """Something else than the contract says."""
+    """An answer that does not keep the contract."""

@@ -1,4 +1,7 @@
-"""A service behind a URL: JSON in, the bytes of its answers out.
+"""A running service: its models, and the bytes of its answers.
+
+Input: a URL, paths and JSON bodies. Output: answers, whole or as a stream, or errors of one line. Must not know: any
+other module of the project; it knows the HTTP contract, not how the service keeps it.
 
 A refusal with `Retry-After` (429, and 503 while bundles are loaded) is asked again after so many seconds, as long as
 that adds up to no more than `patience_seconds`. Connections are the standard library's: proxies and certificates as
@@ -17,11 +20,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from meari.client.errors import BadAnswer, Refused, RemoteError, Unreachable
 
-__all__ = ["RemoteService", "checked_url"]
+__all__ = ["RemoteService", "all_models", "checked_url", "find_model"]
 
 CONNECT_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 600.0  # of silence: a service's own limit for a request is below that
@@ -34,7 +37,7 @@ LAST_EVENT: Final = b"[DONE]"
 
 
 def checked_url(url: str) -> str:
-    """The URL without a slash at its end. Raises ValueError where it is none of a service."""
+    """Return the URL without a slash at its end. Raises ValueError if it is not the URL of a service."""
     try:
         parts = urlsplit(url)
         well_formed = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -49,10 +52,10 @@ def checked_url(url: str) -> str:
 class RemoteService:
     """One service.
 
-    url               as `checked_url` gives it
-    api_key           sent as a bearer token, where there is one
-    patience_seconds  how long to wait, all refusals of one request together
-    sleep             waits so many seconds
+    url               as `checked_url` returns it
+    api_key           sent as a bearer token, unless it is empty
+    patience_seconds  longest wait after refusals, all of one request together
+    sleep             waits a number of seconds
     """
 
     url: str
@@ -61,16 +64,16 @@ class RemoteService:
     sleep: Callable[[float], None] = time.sleep
 
     def get(self, path: str) -> bytes:
-        """The answer of GET. Raises RemoteError."""
+        """Return the answer of GET. Raises RemoteError."""
         return self._read(path, None)
 
     def post(self, path: str, body: bytes) -> bytes:
-        """The answer of POST. Raises RemoteError."""
+        """Return the answer of POST. Raises RemoteError."""
         return self._read(path, body)
 
     def stream(self, path: str, body: bytes) -> Iterator[bytes]:
-        """The data of each server-sent event, as it comes. Raises RemoteError, also where the stream is cut off."""
-        with self._told(), self._open(path, body) as answer:
+        """Yield the data of each server-sent event as it comes. Raises RemoteError, also if the stream is cut off."""
+        with self._translated(), self._open(path, body) as answer:
             for line in answer:
                 data = line.removeprefix(EVENT).strip() if line.startswith(EVENT) else b""
                 if data == LAST_EVENT:
@@ -82,7 +85,7 @@ class RemoteService:
             raise BadAnswer(self.url, "the stream ended before the text did")
 
     def _read(self, path: str, body: bytes | None) -> bytes:
-        with self._told(), self._open(path, body) as answer:
+        with self._translated(), self._open(path, body) as answer:
             data: bytes = answer.read()
             return data
 
@@ -105,7 +108,7 @@ class RemoteService:
             self.sleep(wait)
 
     def _refused(self, status: int | None, body: bytes, reason: str) -> Refused:
-        """The error of the contract, else what HTTP says."""
+        """Return the error of the contract, else that of HTTP."""
         try:
             detail = json.loads(body)["error"]
             code, message = str(detail["code"]), str(detail["message"])
@@ -114,8 +117,8 @@ class RemoteService:
         return Refused(self.url, status, code, message[:MESSAGE_CHARS])
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """What the standard library raises, in words."""
+    def _translated(self) -> Iterator[None]:
+        """Turn errors of the standard library into errors of one line."""
         try:
             yield
         except RemoteError:
@@ -126,6 +129,31 @@ class RemoteService:
             raise BadAnswer(self.url, "the answer was cut off") from None
         except http.client.HTTPException as error:
             raise BadAnswer(self.url, f"got no answer in HTTP ({type(error).__name__})") from None
+
+
+def all_models(service: RemoteService) -> dict[str, Any]:
+    """Return the answer of GET /models. Raises RemoteError."""
+    return _object(service, service.get("/models"), "models")
+
+
+def find_model(service: RemoteService, name: str | None) -> dict[str, Any]:
+    """Return the answer of GET /models/NAME; without a name that of the default model. Raises RemoteError."""
+    if name is not None:
+        return _object(service, service.get(f"/models/{quote(name, safe='')}"), "hashes")
+    served = all_models(service)
+    found: dict[str, Any] = next(model for model in served["models"] if model["name"] == served["default"])
+    return found
+
+
+def _object(service: RemoteService, data: bytes, field: str) -> dict[str, Any]:
+    """Return an answer as an object. Raises BadAnswer if it lacks the field."""
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or field not in answer:
+        raise BadAnswer(service.url, f"got an answer without {field}, expected a meari service")
+    return answer
 
 
 def _reason(error: object) -> str:
@@ -139,7 +167,7 @@ def _reason(error: object) -> str:
 
 
 def _retry_seconds(header: str | None) -> float:
-    """As the header says; what is not a number of seconds counts as the default."""
+    """Return the seconds of the header; the default if it is not a number of seconds."""
     try:
         seconds = float(header or DEFAULT_RETRY_SECONDS)
     except ValueError:
@@ -148,7 +176,7 @@ def _retry_seconds(header: str | None) -> float:
 
 
 class _QuickConnect(http.client.HTTPConnection):
-    """Waits for a connection for less long than for an answer."""
+    """A connection that is given up earlier than an answer."""
 
     def connect(self) -> None:
         _connect(self, super().connect)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 from msgspec import UNSET, UnsetType
+
+from meari.runtime.text.tokenizer import Vocabulary
 
 __all__ = [
     "Alternative",
@@ -20,6 +23,8 @@ __all__ = [
     "TextFigures",
     "TokenText",
     "TokenWithLogprob",
+    "alternatives",
+    "token_texts",
 ]
 
 
@@ -180,3 +185,17 @@ class Work:
     finish_reasons: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+
+
+def alternatives(vocabulary: Vocabulary, ids: Sequence[int], logprobs: Sequence[float]) -> list[Alternative]:
+    """Return some of the likeliest tokens with their log-probabilities."""
+    texts, parts = vocabulary.texts, vocabulary.parts
+    return [
+        Alternative(id_, texts[id_], value, parts.get(id_, UNSET)) for id_, value in zip(ids, logprobs, strict=True)
+    ]
+
+
+def token_texts(vocabulary: Vocabulary, ids: Sequence[int]) -> list[TokenText]:
+    """Return tokens as POST /tokenize does."""
+    texts, parts, unknown_id = vocabulary.texts, vocabulary.parts, vocabulary.unknown_id
+    return [TokenText(id_, texts[id_], parts.get(id_, UNSET), id_ == unknown_id or UNSET) for id_ in ids]

@@ -14,11 +14,10 @@ from typing import Protocol
 
 from msgspec import UNSET
 
-from meari.runtime.answers import Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob, Work
+from meari.runtime.answers import Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob, Work, alternatives
 from meari.runtime.engine import Finish, GenerateCall, Generation, Sample, Sampling
 from meari.runtime.model import LoadedModel
 from meari.runtime.requests import GenerateRequest, checked_logit_bias, effective_top_k
-from meari.runtime.scores import alternatives
 from meari.runtime.state_tokens import StateTokens, TextState
 from meari.runtime.text.detokenizer import NO_TEXT, Detokenizer
 from meari.runtime.text.stop import StopPatterns, StopSearch, matcher_factory

@@ -15,25 +15,38 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import UNSET
 
-from meari.runtime.answers import Alternative, ScoredToken, ScoredWord, TextFigures, TokenText
+from meari.bundle_format.text_borders import nfc
+from meari.runtime.answers import ScoredToken, ScoredWord, TextFigures, alternatives
 from meari.runtime.engine import TextScore
 from meari.runtime.engine.calls import GRID
 from meari.runtime.requests import LogBase
-from meari.runtime.state_tokens import TextState
-from meari.runtime.text.tokenizer import Encoded, Vocabulary, nfc
+from meari.runtime.state_tokens import StateTokens, TextState
+from meari.runtime.text.tokenizer import Encoded, Vocabulary
 from meari.runtime.text.words import Words, word_spans
 
-__all__ = ["LN_OF", "ScoredText", "TextSums", "alternatives", "in_base", "token_texts"]
+__all__ = [
+    "LN_OF",
+    "SLICE",
+    "ScoreAnswer",
+    "Scored",
+    "ScoredText",
+    "TextSums",
+    "array",
+    "in_base",
+    "parts_of",
+]
 
-
+SLICE: Final = 256  # tokens or words that are encoded at a time
+_encode: Final = msgspec.json.Encoder().encode
 LN2: Final = math.log(2.0)
 LN_OF: Final[dict[LogBase, float]] = {"e": 1.0, "2": LN2, "10": math.log(10.0)}
 
@@ -99,6 +112,19 @@ def _exp(nats: float) -> float:
 
 def _per(bits: float, count: int) -> float | None:
     return bits / count + 0.0 if count else None
+
+
+class Scored(Protocol):
+    """A scored text, computed here or by a service."""
+
+    def sums(self) -> TextSums:
+        """Return the sums over the whole text."""
+
+    def tokens(self, first: int, last: int) -> list[ScoredToken]:
+        """Return the figures of tokens number `first` to `last` (exclusive)."""
+
+    def words(self) -> list[ScoredWord]:
+        """Return the rows of the table of words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,20 +267,80 @@ class ScoredText:
         return values
 
 
-def alternatives(vocabulary: Vocabulary, ids: Sequence[int], logprobs: Sequence[float]) -> list[Alternative]:
-    """The likeliest tokens at a place, with their figures."""
-    texts, parts = vocabulary.texts, vocabulary.parts
-    return [
-        Alternative(id_, texts[id_], value, parts.get(id_, UNSET)) for id_, value in zip(ids, logprobs, strict=True)
-    ]
-
-
-def token_texts(vocabulary: Vocabulary, ids: Sequence[int]) -> list[TokenText]:
-    """Tokens as /tokenize tells them."""
-    texts, parts, unknown_id = vocabulary.texts, vocabulary.parts, vocabulary.unknown_id
-    return [TokenText(id_, texts[id_], parts.get(id_, UNSET), id_ == unknown_id or UNSET) for id_ in ids]
-
-
 def _units(logprobs: npt.NDArray[np.float64]) -> int:
     """Their sum in units of the grid, on which each of them lies."""
     return round(math.fsum(logprobs.tolist()) * GRID)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreAnswer:
+    """Everything that an answer of /score says."""
+
+    model: str
+    log_base: LogBase
+    texts: list[ScoredText]
+    with_tokens: bool
+    with_words: bool
+    computed_tokens: int
+    cached_tokens: int
+    unknown_tokens: int  # of context and texts
+    state_tokens: StateTokens | None  # None where no states are wanted
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body, piece by piece."""
+        yield b'{"model":%b,"log_base":%b,"results":[' % (_encode(self.model), _encode(self.log_base))
+        for number, text in enumerate(self.texts):
+            if number:
+                yield b","
+            yield from self._result(text)
+        usage = {
+            "scored_tokens": self.scored_tokens,
+            "computed_tokens": self.computed_tokens,
+            "cached_tokens": self.cached_tokens,
+        } | ({"unknown_tokens": self.unknown_tokens} if self.unknown_tokens else {})
+        yield b'],"usage":%b}' % _encode(usage)
+
+    @property
+    def scored_tokens(self) -> int:
+        """Number of log-probabilities in all results."""
+        return sum(len(text.scores.logprobs) for text in self.texts)
+
+    @property
+    def is_long(self) -> bool:
+        """True where the body should be sent as it is made."""
+        if self.state_tokens is not None and len(self.texts) > SLICE:
+            return True
+        return (self.with_tokens or self.with_words) and self.scored_tokens > SLICE
+
+    def _result(self, text: ScoredText) -> Iterator[bytes]:
+        yield from open_result(text, text.sums(), with_tokens=self.with_tokens, with_words=self.with_words)
+        if self.state_tokens is not None:
+            yield b',"state":%b' % _encode(None if text.state is None else self.state_tokens.encode(text.state))
+        yield b"}"
+
+
+def open_result(text: ScoredText, sums: TextSums, *, with_tokens: bool, with_words: bool) -> Iterator[bytes]:
+    """The object of one text, piece by piece, without its closing brace. sums: those of the text."""
+    yield _encode(sums.figures(text.log_base))[:-1]
+    for name, slices in parts_of(text, sums, with_tokens=with_tokens, with_words=with_words):
+        yield from array(name.encode(), slices)
+
+
+def parts_of(
+    text: Scored, sums: TextSums, *, with_tokens: bool, with_words: bool
+) -> Iterator[tuple[str, Iterator[Sequence[ScoredToken | ScoredWord]]]]:
+    """The names of what a text is made of, each with its items a slice at a time."""
+    if with_tokens:
+        count = sums.num_tokens
+        yield "tokens", (text.tokens(at, min(at + SLICE, count)) for at in range(0, count, SLICE))
+    if with_words:
+        words = text.words()
+        yield "words", (words[at : at + SLICE] for at in range(0, len(words), SLICE))
+
+
+def array(name: bytes, slices: Iterable[Sequence[object]]) -> Iterator[bytes]:
+    """A further member of an object, its items a slice at a time."""
+    yield b',"%b":[' % name
+    for number, items in enumerate(slices):
+        yield (b"," if number else b"") + _encode(items)[1:-1]
+    yield b"]"

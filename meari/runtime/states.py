@@ -13,9 +13,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from meari.runtime.answers import StatesAnswer, StatesUsage, StateTensorValues
+from meari.runtime.answers import StatesAnswer, StatesUsage, StateTensorValues, token_texts
 from meari.runtime.engine import ScoreCall, Scoring, StateValue
-from meari.runtime.scores import token_texts
 from meari.runtime.text.tokenizer import Vocabulary
 
 __all__ = ["MAX_CHARS", "MAX_TOKENS", "states_answer", "states_bytes", "states_call"]

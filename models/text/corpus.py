@@ -25,8 +25,6 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
-import re
-import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from meari.bundle_format.names import Document as Unit
+from meari.bundle_format.text_borders import last_border, nfc
 from meari.file_kinds import GZIP, kind_of_content
 from meari.models.errors import BrokenText, UnreadableFile
 from meari.models.text.text_files import is_packed, list_files, refuse_kind
@@ -239,39 +238,3 @@ def _opened(path: Path) -> Iterator[gzip.GzipFile | io.BufferedReader]:
                 yield unpacked
         else:
             yield file
-
-
-_SPACE_AFTER_TEXT = re.compile(r"\S(?=[ \n\t])")
-_MARK_AFTER_LETTER = re.compile(r"[^\W\d_](?=[!-/:-@\[-^`{-~、。，！？：；])")
-_WINDOWS = (4096, 65536)
-
-
-def nfc(text: str) -> str:
-    """Return the text in NFC, the form in which tokens are made and characters and bytes are counted."""
-    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
-
-
-def last_border(text: str) -> int:
-    """Return the last position > 0 at which a text can be cut; its own end is not one, for the next character is
-    unknown.
-
-    returns   in [1, len(text) − 1], or len(text) where the text is shorter than 2 or all marks
-    """
-    for window in (*_WINDOWS, len(text)):
-        start = max(0, len(text) - window)
-        spaces = [match.end() for match in _SPACE_AFTER_TEXT.finditer(text, start)]
-        # Numbers that are not digits (½, Ⅳ) match the pattern of letters; the tokenizers treat them as numbers.
-        marks = [match.end() for match in _MARK_AFTER_LETTER.finditer(text, start) if match[0].isalpha()]
-        if spaces or marks:
-            return (spaces or marks)[-1]
-    return _last_starter(text)
-
-
-def _last_starter(text: str) -> int:
-    return next((place for place in range(len(text) - 1, 0, -1) if _starts_anew(text[place])), len(text))
-
-
-def _starts_anew(char: str) -> bool:
-    """Return whether NFC never joins or reorders this character with one before it."""
-    composes_as_second = "\u1160" <= char <= "\u11ff" or "\U00016d63" <= char <= "\U00016d6a"
-    return not composes_as_second and not unicodedata.category(char).startswith("M")

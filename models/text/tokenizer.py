@@ -87,7 +87,7 @@ class Tokenizer:
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     """Train a tokenizer; the same texts in the same order give the same one.
 
-    texts   streamed; a long text may come in pieces cut at `meari.models.text.corpus`
+    texts   streamed; a long text may come in pieces cut at `meari.bundle_format.text_borders`
     Raises TokenizerError where the texts hold nothing to tell apart.
     """
     train = {TokenizerKind.CHAR: _train_chars, TokenizerKind.BPE: _train_bpe, TokenizerKind.WORD: _train_words}

@@ -9,8 +9,7 @@ from meari.runtime.answers import Work
 from meari.runtime.engine import ScoreCall, Scoring
 from meari.runtime.model import LoadedModel
 from meari.runtime.requests import ScoreRequest, check_num_chars
-from meari.runtime.score_json import ScoreAnswer
-from meari.runtime.scores import ScoredText
+from meari.runtime.scores import ScoreAnswer, ScoredText
 from meari.runtime.state_tokens import StateTokens, TextState
 from meari.runtime.text.detokenizer import NO_TEXT
 from meari.runtime.text.tokenizer import Encoded

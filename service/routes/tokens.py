@@ -8,11 +8,10 @@ from __future__ import annotations
 from flask import Blueprint, Response
 
 from meari.errors import InvalidRequest, Problem
-from meari.runtime.answers import Work
+from meari.runtime.answers import Work, token_texts
 from meari.runtime.engine import Scoring
 from meari.runtime.model import LoadedModel
 from meari.runtime.requests import check_num_chars, checked_ids
-from meari.runtime.scores import token_texts
 from meari.runtime.states import MAX_CHARS, MAX_TOKENS, states_answer, states_bytes, states_call
 from meari.runtime.text.detokenizer import detokenize, partial_bytes
 from meari.service.requests.schema import StatesRequest

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from meari.bulk import packing
-from meari.bulk.packing import Unpacker
+from meari.bulk import lines
+from meari.bulk.lines import Unpacker
 from meari.bulk.source import Source
 from tests.bulk.command import file_records, meari, records, started
 from tests.patience import PATIENCE
@@ -140,7 +140,7 @@ def test_archives_of_tar_are_no_text(bundles: Path, tmp_path: Path, name: str) -
 
 @pytest.mark.parametrize("text", ["a\0b\nplain text\n", "BZhou Enlai\n", "PK\n", "\ufeffab\n", "é\n", "\x1f\n", ""])
 def test_text_that_begins_strangely_is_text(text: str) -> None:
-    packing.refuse_other_kinds("x", text.encode())
+    lines.refuse_other_kinds("x", text.encode())
     assert Unpacker.of("x", text.encode()) is None
 
 

@@ -14,13 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meari.bulk import long_text
-from meari.bulk.frames import Done, Part
-from meari.bulk.long_text import LongText
+from meari.bulk.backends import LocalBackend, open_local
+from meari.bulk.frames import Begun, Done, Part
 from meari.bulk.options import ScoreOptions
-from meari.bulk.score import ScoredChunk, ScoreWork
+from meari.bulk.score import ScoreWork
 from meari.bulk.totals import ScoreTotals
-from meari.bulk.worker import open_model
-from meari.runtime.model import LoadedModel
 from meari.runtime.text.words import Words
 
 TEXTS = [
@@ -45,10 +43,10 @@ CHARACTERS = st.sampled_from(
 
 
 @pytest.fixture(scope="module", params=["letters", "bytes", "words"])
-def model(request: pytest.FixtureRequest, bundles: Path) -> Iterator[LoadedModel]:
-    model = open_model(str(bundles / request.param))
-    yield model
-    model.engine.stop()
+def backend(request: pytest.FixtureRequest, bundles: Path) -> Iterator[LocalBackend]:
+    backend = open_local(bundles / request.param)
+    yield backend
+    backend.close()
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +54,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_text, "PIECE_CHARS", 100)
 
 
-def written(begun: ScoredChunk | LongText) -> tuple[bytes, Done]:
+def written(begun: Begun) -> tuple[bytes, Done]:
     *parts, done = begun.messages()
     assert isinstance(done, Done)
     return b"".join(part.data for part in parts if isinstance(part, Part)), done
@@ -84,9 +82,11 @@ def in_pieces(work: ScoreWork, data: bytes) -> tuple[bytes, Done]:
         {"add_end": False, "with_text": False},
     ],
 )
-def test_record_is_that_of_the_whole(model: LoadedModel, output_format: Any, input_format: Any, figures: Any) -> None:
+def test_record_is_that_of_the_whole(
+    backend: LocalBackend, output_format: Any, input_format: Any, figures: Any
+) -> None:
     options = ScoreOptions(bundle="", input_format=input_format, format=output_format, context="day ", **figures)
-    work = ScoreWork(model, options)
+    work = ScoreWork(backend, options)
     for text in TEXTS:
         line = text.encode() if input_format == "text" else msgspec.json.encode({"id": 1, "text": text, "context": "a"})
         assert in_pieces(work, line + b"\r\n") == written(work.begin(line + b"\r\n", 5))
@@ -95,10 +95,10 @@ def test_record_is_that_of_the_whole(model: LoadedModel, output_format: Any, inp
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 @given(text=st.text(CHARACTERS, max_size=300), add_end=st.booleans(), words=st.sampled_from([True, "unicode"]))
 def test_rows_of_words_and_of_tokens_add_up_to_the_text(
-    model: LoadedModel, text: str, add_end: bool, words: Words
+    backend: LocalBackend, text: str, add_end: bool, words: Words
 ) -> None:
     options = ScoreOptions(bundle="", input_format="jsonl", format="jsonl", tokens=True, words=words, add_end=add_end)
-    work = ScoreWork(model, options)
+    work = ScoreWork(backend, options)
     line = msgspec.json.encode({"text": text}) + b"\n"
     data, _ = written(work.begin(line, 5))
     record = msgspec.json.decode(data)
@@ -113,17 +113,17 @@ def test_rows_of_words_and_of_tokens_add_up_to_the_text(
     assert in_pieces(work, line)[0] == data
 
 
-def test_bytes_that_are_not_utf8_are_found_in_any_piece(model: LoadedModel) -> None:
-    work = ScoreWork(model, ScoreOptions(bundle="", input_format="text", format="jsonl"))
+def test_bytes_that_are_not_utf8_are_found_in_any_piece(backend: LocalBackend) -> None:
+    work = ScoreWork(backend, ScoreOptions(bundle="", input_format="text", format="jsonl"))
     data = "한".encode() * 100 + b"\xed\n"
     found, done = in_pieces(work, data)
     assert json.loads(found) == {"line": 5, "error": "got bytes that are not UTF-8 at byte 301, expected UTF-8"}
     assert (found, done) == written(work.begin(data, 5))
 
 
-def test_an_object_may_not_grow_without_end(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_may_not_grow_without_end(backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_text, "MAX_OBJECT_BYTES", 1000)
     options = ScoreOptions(bundle="", input_format="jsonl", format="jsonl", skip_bad=True)
-    data, done = in_pieces(ScoreWork(model, options), b'{"text": "' + b"a" * 2000 + b'"}\n')
+    data, done = in_pieces(ScoreWork(backend, options), b'{"text": "' + b"a" * 2000 + b'"}\n')
     assert b'"error":"got a JSON object of more than 1,000 bytes' in data
     assert done.totals() == msgspec.structs.asdict(ScoreTotals(num_bad_lines=1))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from meari.bulk.journal import journal_path
+from meari.bulk.output import journal_paths
 from tests.bulk.command import file_records, meari, started
 from tests.patience import PATIENCE
 
@@ -88,7 +88,7 @@ def test_an_output_cut_anywhere_is_completed(
 ) -> None:
     output = tmp_path / "out.jsonl"
     output.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size) - 3])
-    journal_path(output).write_bytes(journal_path(whole).read_bytes())
+    journal_paths(output)[0].write_bytes(journal_paths(whole)[0].read_bytes())
     done = meari("score", text, "--bundles", bundles, "-o", output, "--resume")
     assert done.returncode == 0, done.stderr
     assert output.read_bytes() == whole.read_bytes()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from meari.bulk.journal import journal_path
+from meari.bulk.output import journal_paths
 from meari.service.app import create_app
 from meari.service.settings import Settings
 from tests.bulk.command import RELEASED, file_records, meari, records, started
@@ -266,7 +266,7 @@ def test_the_end_counts_as_the_bundle_says_and_the_journal_keeps_it(
     for words in ([], ["--end"], ["--no-end"]):
         done = meari("score", text, "--bundles", bundle, "-o", output, "--overwrite", *words)
         assert done.returncode == 0, done.stderr
-        head = json.loads(journal_path(output).read_text().splitlines()[0])
+        head = json.loads(journal_paths(output)[0].read_text().splitlines()[0])
         [record] = file_records(output)
         assert record["num_tokens"] == 2 + head["add_end"]
         found["".join(map(str, words))] = head["add_end"]

@@ -12,10 +12,9 @@ from pathlib import Path
 import click
 import pytest
 
-from meari.bulk.bundles import find_bundle
-from meari.bulk.errors import BulkError
 from meari.bundle_format.folders import IN_PASSING, bundle_name, find_bundles
-from meari.cli._completions import complete_bundle
+from meari.cli._options import complete_bundle
+from meari.cli._target import find_bundle
 from meari.cli.generate import command
 from meari.errors import BundleError
 from meari.export.bundle import check_target
@@ -105,9 +104,9 @@ def test_path_is_a_bundle_if_it_has_the_files_of_one(bundles: Path) -> None:
     assert (
         find_bundle(bundles, str(bundles / "aaa.new")) == bundles / "aaa.new"
     )  # a path is not checked for temporary names
-    with pytest.raises(BulkError, match=r"model: got 'aaa\.new', expected letters, more, or the path of a bundle"):
+    with pytest.raises(BundleError, match=r"model: got 'aaa\.new', expected letters, more, or the path of a bundle"):
         find_bundle(bundles, "aaa.new")
-    with pytest.raises(BulkError, match="expected letters, more, or the path of a bundle"):
+    with pytest.raises(BundleError, match="expected letters, more, or the path of a bundle"):
         find_bundle(bundles, str(bundles))
 
 
@@ -185,9 +184,9 @@ def test_path_without_bundles_is_reported(tmp_path: Path, make: Callable[[Path],
     place = tmp_path / "place"
     make(place)
     assert offered(place) == [""]  # the shell completes paths instead
-    with pytest.raises(BulkError, match=reason):
+    with pytest.raises(BundleError, match=reason):
         find_bundle(place, None)
-    with pytest.raises(BulkError, match="model: got 'letters', expected a bundle in"):
+    with pytest.raises(BundleError, match="model: got 'letters', expected a bundle in"):
         find_bundle(place, "letters")
     if "no bundle" not in reason:
         with pytest.raises(BundleError, match=reason):

@@ -21,7 +21,7 @@ def loaded_after(code: str) -> set[str]:
 
 
 def test_bulk_needs_the_serving_side_alone_and_no_http() -> None:
-    code = "from meari.bulk import generate, one_prompt, run, score, worker; import meari.cli.generate, meari.cli.score"
+    code = "from meari.bulk import generate, remote, run, score, worker; import meari.cli.generate, meari.cli.score"
     assert loaded_after(code).isdisjoint(ELSEWHERE)
 
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from meari.client.errors import BadAnswer, Refused, RemoteError, Unreachable
-from meari.client.models import all_models, find_model
-from meari.client.service import RemoteService, checked_url
+from meari.client.service import RemoteService, all_models, checked_url, find_model
 from tests.service.running import free_port
 
 OVERLOADED = b'{"error": {"code": "overloaded", "message": "too many requests", "request_id": "1"}}'

@@ -14,8 +14,7 @@ from meari.errors import InvalidRequest
 from meari.runtime.answers import ScoredWord
 from meari.runtime.engine import TextScore
 from meari.runtime.requests import LogBase
-from meari.runtime.score_json import SLICE, ScoreAnswer
-from meari.runtime.scores import ScoredText
+from meari.runtime.scores import SLICE, ScoreAnswer, ScoredText
 from meari.runtime.text.tokenizer import Encoded, Vocabulary
 from meari.runtime.text.words import open_run, require_segmenter, word_spans
 

@@ -27,7 +27,7 @@ from meari.runtime.text.agreement import check_reserved, check_tokenizer
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it would start threads of its own
 
-__all__ = ["Encoded", "TextTokenizer", "Vocabulary", "load_tokenizer", "nfc"]
+__all__ = ["Encoded", "TextTokenizer", "Vocabulary", "load_tokenizer"]
 
 LONG_CHARS: Final = 1000
 Offsets = npt.NDArray[np.int32]
@@ -168,11 +168,6 @@ def load_tokenizer(data: bytes, manifest: Manifest) -> TextTokenizer:
     read = TextTokenizer(tokenizer, vocabulary)
     check_reserved(manifest, parts, read.encode(manifest.boundary.token))
     return read
-
-
-def nfc(text: str) -> str:
-    """The normal form in which characters and bytes are counted."""
-    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
 
 
 def _ends_over_composed(text: str, starts: Offsets, ends: Offsets) -> Offsets:

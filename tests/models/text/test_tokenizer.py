@@ -12,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meari.bundle_format.names import END, UNKNOWN, TokenizerKind
+from meari.bundle_format.text_borders import last_border
 from meari.models.config import TokenizerConfig
 from meari.models.errors import TokenizerError
-from meari.models.text.corpus import last_border
 from meari.models.text.tokenizer import Tokenizer, train_tokenizer
 
 TEXTS = [

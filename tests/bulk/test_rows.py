@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meari.bulk.tsv import cell, escaped, json_cell, row
+from meari.bulk.rows import cell, escaped, json_cell, row
 from tests.bulk.command import meari
 from tests.patience import PATIENCE
 from tests.service.running import ROOT

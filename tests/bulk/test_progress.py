@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from meari.bulk.display import Display, duration
+from meari.bulk.progress import Progress, duration
 
 
 class Terminal(io.StringIO):
@@ -23,28 +23,28 @@ def clock(*seconds: float) -> Iterator[float]:
 
 def test_bar_shows_share_rate_and_what_is_left() -> None:
     times, stream = clock(0.0, 2.0), Terminal()
-    Display(1000, 0, lambda: next(times), stream).show(250, 10, 4000)
+    Progress(1000, 0, lambda: next(times), stream).show(250, 10, 4000)
     assert stream.getvalue().strip() == " 25% █████░░░░░░░░░░░░░░░ 10 lines, 2,000 tokens/s, 0:06 left".strip()
 
 
 def test_what_an_earlier_run_has_done_is_no_speed_of_this_one() -> None:
     times, stream = clock(0.0, 1.0), Terminal()
-    Display(1000, 500, lambda: next(times), stream).show(600, 10, 100)
+    Progress(1000, 500, lambda: next(times), stream).show(600, 10, 100)
     assert "60% " in stream.getvalue()
     assert "0:04 left" in stream.getvalue()
 
 
 def test_input_of_unknown_size_has_no_share() -> None:
     times, stream = clock(0.0, 6.0), io.StringIO()
-    Display(None, 0, lambda: next(times), stream).show(250, 1234, 600)
+    Progress(None, 0, lambda: next(times), stream).show(250, 1234, 600)
     assert stream.getvalue() == "1,234 lines, 100 tokens/s, 0:06\n"
 
 
 def test_it_is_not_drawn_more_often_than_it_can_be_read() -> None:
     times, stream = clock(0.0, 0.1, 0.15, 0.3), Terminal()
-    display = Display(100, 0, lambda: next(times), stream)
+    progress = Progress(100, 0, lambda: next(times), stream)
     for num_bytes in (10, 20, 30):
-        display.show(num_bytes, 1, 1)
+        progress.show(num_bytes, 1, 1)
     assert stream.getvalue().count("\r") == 1
 
 

@@ -1,4 +1,6 @@
-"""The worker processes: hands chunks out as they have room, and gives results back in the order of the input.
+"""The worker processes of a run: they get chunks as they have room, and their results come in the order of the input.
+
+Input: a source of chunks. Output: results, in order. Must not know: the work, where output goes.
 
 Each worker answers its chunks in the order in which it got them, so the next result always comes from the worker that
 got the oldest chunk. From a worker that is far ahead nothing is read until its turn comes: that bounds what is held.
@@ -22,7 +24,7 @@ from meari.bulk.frames import Bad, Done, Failed, Frames, FromWorker, Lines, Part
 from meari.bulk.lines import Chunk
 from meari.bulk.source import Source
 
-__all__ = ["Crew", "Result", "Share"]
+__all__ = ["Result", "Share", "WorkerPool"]
 
 READ_BYTES: Final = 1 << 18
 AHEAD_BYTES: Final = 1 << 23  # of results held for one worker whose turn has not come
@@ -32,7 +34,7 @@ END_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How much work a chunk is, and how much one worker holds at a time."""
+    """Bounds of a chunk, and of the work that one worker holds at a time."""
 
     lines: int
     min_bytes: int
@@ -43,7 +45,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Some output, or before that of a bad line what is wrong with it, or with `done` the end of a chunk."""
+    """Some output, or the problem of a bad line whose record comes next, or with `done` the end of a chunk."""
 
     chunk: Chunk
     data: bytes = b""
@@ -52,8 +54,8 @@ class Result:
 
 
 @dataclass(eq=False)
-class Hand:
-    """One worker, seen from here."""
+class WorkerProxy:
+    """A worker process as the pool sees it."""
 
     process: subprocess.Popen[bytes]
     frames: Frames[FromWorker] = field(default_factory=lambda: Frames(FromWorker))
@@ -68,27 +70,27 @@ class Hand:
 
     @property
     def stdin(self) -> int:
-        """What it reads."""
+        """Descriptor of its standard input."""
         assert self.process.stdin is not None
         return self.process.stdin.fileno()
 
     @property
     def stdout(self) -> int:
-        """What it writes."""
+        """Descriptor of its standard output."""
         assert self.process.stdout is not None
         return self.process.stdout.fileno()
 
 
-class Crew:
-    """Use it as a context manager: at its end no worker is left."""
+class WorkerPool:
+    """The workers of one run. A context manager: at its end no worker is left."""
 
     def __init__(self, num_workers: int, setup: Setup, share: Share) -> None:
         self._num_workers = num_workers
         self._setup = setup
         self._share = share
-        self._hands: list[Hand] = []
-        self._turns: deque[Hand] = deque()  # whose result is next
-        self._long: Hand | None = None  # who gets the rest of the line that is being cut
+        self._workers: list[WorkerProxy] = []
+        self._turns: deque[WorkerProxy] = deque()  # the worker of the next result first
+        self._long: WorkerProxy | None = None  # gets the rest of the long line that is being cut
 
     def __enter__(self) -> Self:
         root = str(Path(__file__).resolve().parents[2])
@@ -102,35 +104,35 @@ class Crew:
                 env={**os.environ, "PYTHONPATH": paths},
                 process_group=0,  # Ctrl-C is for this process alone
             )
-            hand = Hand(process)
-            self._hands.append(hand)
-            self._send(hand, self._setup)
+            worker = WorkerProxy(process)
+            self._workers.append(worker)
+            self._send(worker, self._setup)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for hand in self._hands:
-            for pipe in (hand.process.stdin, hand.process.stdout):
+        for worker in self._workers:
+            for pipe in (worker.process.stdin, worker.process.stdout):
                 with contextlib.suppress(OSError):
                     assert pipe is not None
                     pipe.close()
-            hand.process.terminate()
-        for hand in self._hands:
+            worker.process.terminate()
+        for worker in self._workers:
             try:
-                hand.process.wait(END_SECONDS)
+                worker.process.wait(END_SECONDS)
             except subprocess.TimeoutExpired:
-                hand.process.kill()
-                hand.process.wait()
+                worker.process.kill()
+                worker.process.wait()
 
     def wait_ready(self) -> Ready:
-        """Until every worker has opened the bundle. Raises BulkError with what went wrong."""
-        while waiting := [hand for hand in self._hands if hand.ready is None]:
+        """Wait until every worker has opened its backend. Raises BulkError with the reason if one cannot."""
+        while waiting := [worker for worker in self._workers if worker.ready is None]:
             self._poll(waiting)
-        ready = self._hands[0].ready
+        ready = self._workers[0].ready
         assert ready is not None
         return ready
 
     def results(self, source: Source) -> Iterator[Result]:
-        """Everything that comes of the lines of `source`, in order. Raises BulkError."""
+        """Yield the results of all lines of `source`, in order. Raises BulkError."""
         while True:
             self._hand_out(source)
             if source.failure is not None and self._only_cut_line_left(source):
@@ -141,61 +143,61 @@ class Crew:
             yield from self._due()
 
     def _only_cut_line_left(self, source: Source) -> bool:
-        """Whether everything has come but a long line whose end cannot be read."""
+        """Return whether all results have come but that of a long line whose end cannot be read."""
         if self._long is None:
             return not self._turns and source.is_broken_off
         return self._turns[0] is self._long and len(self._long.chunks) == 1 and not self._long.messages
 
     def _hand_out(self, source: Source) -> None:
-        while (hand := self._free_hand()) is not None:
+        while (worker := self._free_worker()) is not None:
             while source.wants_more and source.is_readable():
                 source.read()
-            partial = not hand.chunks
+            partial = not worker.chunks
             chunk = source.take(self._share.lines, self._chunk_bytes(source.num_left), partial=partial)
             if chunk is None:
                 return
-            self._give(hand, chunk, source.label(chunk.file))
+            self._give(worker, chunk, source.label(chunk.file))
 
-    def _free_hand(self) -> Hand | None:
-        """Who takes the next chunk: of those with room, who has least."""
+    def _free_worker(self) -> WorkerProxy | None:
+        """Return the worker that takes the next chunk: of those with room the one that holds least."""
         if self._long is not None:
             return self._long if self._long.pieces_ahead < PIECES_AHEAD else None
         share = self._share
-        free = [h for h in self._hands if h.lines_held < share.lines_held and h.bytes_held < share.bytes_held]
-        return min(free, key=lambda hand: hand.bytes_held, default=None)
+        free = [w for w in self._workers if w.lines_held < share.lines_held and w.bytes_held < share.bytes_held]
+        return min(free, key=lambda worker: worker.bytes_held, default=None)
 
     def _chunk_bytes(self, num_left: int | None) -> int:
-        """Smaller ones towards the end, so that all workers end at the same time."""
+        """Return the size of the next chunk: smaller towards the end, so that all workers end at the same time."""
         share = self._share
         if num_left is None:
             return share.max_bytes
         return max(share.min_bytes, min(share.max_bytes, num_left // (4 * self._num_workers)))
 
-    def _give(self, hand: Hand, chunk: Chunk, file: str) -> None:
-        goes_on = self._long is hand
+    def _give(self, worker: WorkerProxy, chunk: Chunk, file: str) -> None:
+        continues = self._long is worker
         ends = chunk.num_lines > 0
-        if goes_on:
-            hand.chunks[-1] = chunk
+        if continues:
+            worker.chunks[-1] = chunk
         else:
-            hand.chunks.append(chunk)
-            self._turns.append(hand)
-            hand.held.append((chunk.num_lines, len(chunk.data)))
-            hand.lines_held += chunk.num_lines
-            hand.bytes_held += len(chunk.data)
-        self._long = hand if chunk.is_long and not ends else None
-        hand.pieces_ahead += chunk.is_long and not ends
-        self._send(hand, Lines(chunk.data, chunk.first_line, chunk.is_long, ends, file))
+            worker.chunks.append(chunk)
+            self._turns.append(worker)
+            worker.held.append((chunk.num_lines, len(chunk.data)))
+            worker.lines_held += chunk.num_lines
+            worker.bytes_held += len(chunk.data)
+        self._long = worker if chunk.is_long and not ends else None
+        worker.pieces_ahead += chunk.is_long and not ends
+        self._send(worker, Lines(chunk.data, chunk.first_line, chunk.is_long, ends, file))
 
     def _wait(self, source: Source) -> None:
-        """Until a worker has written or, where somebody could take more, there is more to read."""
-        hands = [h for h in self._hands if h.chunks and (h is self._turns[0] or h.num_bytes < AHEAD_BYTES)]
-        free = self._free_hand()
+        """Wait until a worker has written or, if a worker has room, there is more to read."""
+        workers = [w for w in self._workers if w.chunks and (w is self._turns[0] or w.num_bytes < AHEAD_BYTES)]
+        free = self._free_worker()
         # A worker that has something to do can wait for a full chunk; its results come first.
-        self._poll(hands, source if free is not None and source.wants_more else None)
+        self._poll(workers, source if free is not None and source.wants_more else None)
 
-    def _poll(self, hands: list[Hand], source: Source | None = None) -> None:
+    def _poll(self, workers: list[WorkerProxy], source: Source | None = None) -> None:
         poll = select.poll()
-        by_fd = {hand.stdout: hand for hand in hands}
+        by_fd = {worker.stdout: worker for worker in workers}
         for fd in by_fd:
             poll.register(fd, select.POLLIN)
         if source is not None:
@@ -206,50 +208,50 @@ class Crew:
             elif source is not None:
                 source.read()
 
-    def _receive(self, hand: Hand) -> None:
-        data = os.read(hand.stdout, READ_BYTES)
+    def _receive(self, worker: WorkerProxy) -> None:
+        data = os.read(worker.stdout, READ_BYTES)
         if not data:
-            raise BulkError(_ended(hand.process))
-        for message in hand.frames.feed(data):
+            raise BulkError(_ended(worker.process))
+        for message in worker.frames.feed(data):
             match message:
                 case Ready():
-                    hand.ready = message
+                    worker.ready = message
                 case Failed():
                     raise BulkError(message.message)
                 case Took():
-                    hand.pieces_ahead -= 1
+                    worker.pieces_ahead -= 1
                 case Part() | Bad() | Done():
-                    hand.messages.append(message)
-                    hand.num_bytes += len(message.data) if isinstance(message, Part) else 0
+                    worker.messages.append(message)
+                    worker.num_bytes += len(message.data) if isinstance(message, Part) else 0
 
     def _due(self) -> Iterator[Result]:
-        """What has come and whose turn it is."""
-        while self._turns and (hand := self._turns[0]).messages:
-            message = hand.messages.popleft()
-            chunk = hand.chunks[0]
+        """Yield the results that have come, as far as it is their turn."""
+        while self._turns and (worker := self._turns[0]).messages:
+            message = worker.messages.popleft()
+            chunk = worker.chunks[0]
             if isinstance(message, Part):
-                hand.num_bytes -= len(message.data)
+                worker.num_bytes -= len(message.data)
                 yield Result(chunk, data=message.data)
             elif isinstance(message, Bad):
                 yield Result(chunk, problem=message.problem)
             else:
                 self._turns.popleft()
-                hand.chunks.popleft()
-                num_lines, num_bytes = hand.held.popleft()
-                hand.lines_held -= num_lines
-                hand.bytes_held -= num_bytes
+                worker.chunks.popleft()
+                num_lines, num_bytes = worker.held.popleft()
+                worker.lines_held -= num_lines
+                worker.bytes_held -= num_bytes
                 yield Result(chunk, done=message)
 
-    def _send(self, hand: Hand, message: Setup | Lines) -> None:
+    def _send(self, worker: WorkerProxy, message: Setup | Lines) -> None:
         try:
-            write_all(hand.stdin, frame(message))
+            write_all(worker.stdin, frame(message))
         except BrokenPipeError:
-            self._receive_last(hand)
+            self._receive_last(worker)
 
-    def _receive_last(self, hand: Hand) -> None:
-        """A worker that reads no more has said why, or has ended."""
+    def _receive_last(self, worker: WorkerProxy) -> None:
+        """Read the reason from a worker that reads no more."""
         while True:
-            self._receive(hand)
+            self._receive(worker)
 
 
 def _ended(process: subprocess.Popen[bytes]) -> str:

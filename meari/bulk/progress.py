@@ -1,4 +1,8 @@
-"""The progress bar, on standard error. Enters: counts. Leaves: one line, written over itself on a terminal."""
+"""The progress bar on standard error: a line that is written over itself on a terminal, now and then one in a log.
+
+Input: counts. Output: lines. Must not know: the run. `rich.progress` takes 0.12 s of a CPU to import at every start,
+and writes nothing into a log.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,17 @@ import sys
 from collections.abc import Callable
 from typing import Final, TextIO
 
-__all__ = ["Display", "duration"]
+__all__ = ["Progress", "duration"]
 
-TERMINAL_SECONDS: Final = 0.2  # between two looks of the bar
-LOG_SECONDS: Final = 5.0  # and where it is written to a file
+TERMINAL_SECONDS: Final = 0.2  # between two updates of the bar
+LOG_SECONDS: Final = 5.0  # between two lines of a log
 BAR_CELLS: Final = 20
 
 
-class Display:
+class Progress:
     """Shows how far a run is.
 
-    num_bytes  of the whole input, None where nobody knows
+    num_bytes  of the whole input, None if unknown
     done       bytes that an earlier run has done
     """
 
@@ -33,7 +37,7 @@ class Display:
         self._is_drawn = False
 
     def show(self, num_bytes: int, num_lines: int, num_tokens: int) -> None:
-        """Draw it, if it is time to.
+        """Update the bar if it is time to.
 
         num_bytes   of the input that are done, of all runs
         num_lines   likewise
@@ -53,7 +57,7 @@ class Display:
         self._stream.flush()
 
     def end(self) -> None:
-        """Leave a clean line."""
+        """Clear the line."""
         if self._is_drawn and self._on_terminal:
             width = shutil.get_terminal_size().columns - 1
             self._stream.write(f"\r{'':<{width}}\r")
@@ -72,7 +76,7 @@ class Display:
 
 
 def duration(seconds: float) -> str:
-    """As `1:02:03` or `2:03`."""
+    """Return a time as `1:02:03` or `2:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from meari.bulk.errors import CannotResume
-from meari.bulk.journal import Checkpoint, Journal, is_interrupted, journal_path
+from meari.bulk.output import Checkpoint, Journal, is_interrupted, journal_paths
 
 RUN = {"log_base": "e", "input_sha256": "ab"}
 DATA = b"first\nsecond\nthird\n"
@@ -44,7 +44,7 @@ def test_run_goes_on_from_the_last_checkpoint_that_the_output_reaches(output: Pa
 
 
 def test_half_written_checkpoint_is_none(output: Path) -> None:
-    path = journal_path(output)
+    path = journal_paths(output)[0]
     path.write_bytes(path.read_bytes()[:-7])
     assert resumed(output).line == 1
     journal, _ = Journal.resume(output, RUN)
@@ -54,7 +54,7 @@ def test_half_written_checkpoint_is_none(output: Path) -> None:
 
 
 def test_zeros_after_a_power_cut_are_no_checkpoint(output: Path) -> None:
-    with journal_path(output).open("ab") as file:
+    with journal_paths(output)[0].open("ab") as file:
         file.write(b"\x00" * 100 + b"\n")
     assert resumed(output).line == 2
 
@@ -76,10 +76,10 @@ def test_output_that_was_changed_is_refused(output: Path) -> None:
 
 
 def test_damaged_or_foreign_journal_is_refused(output: Path) -> None:
-    journal_path(output).write_bytes(b"not json\n")
+    journal_paths(output)[0].write_bytes(b"not json\n")
     with pytest.raises(CannotResume, match="damaged"):
         Journal.resume(output, RUN)
-    journal_path(output).unlink()
+    journal_paths(output)[0].unlink()
     with pytest.raises(CannotResume, match="No such file"):
         Journal.resume(output, RUN)
 

@@ -1,0 +1,199 @@
+"""Bulk work by a running service, over HTTP; see `meari.bulk.backends.Backend`.
+
+Input: a service and the name of a model. Output: a backend. Must not know: lines, files, formats of the output.
+
+The figures in JSON lie on the engine's grid, so both backends give the same figures, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final
+
+import msgspec
+from msgspec import UNSET
+
+from meari.bulk.backends import Generated, PieceScorer, batches
+from meari.bulk.errors import BulkError
+from meari.bulk.options import GenerateOptions, ScoreOptions
+from meari.client.service import RemoteService, find_model
+from meari.runtime.answers import Choice, GenerateAnswer, GenerateUsage, ScoredToken, ScoredWord, TextFigures
+from meari.runtime.engine.calls import GRID
+from meari.runtime.requests import GenerateRequest, LogBase, checked_logit_bias
+from meari.runtime.scores import LN_OF, Scored, TextSums
+
+__all__ = ["RemoteBackend", "open_remote"]
+
+OUT_OF_TIME: Final = "timeout"
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class RemoteScored(TextFigures):
+    """A result of POST /score; see `Scored`."""
+
+    token_rows: list[ScoredToken] = msgspec.field(default_factory=list, name="tokens")
+    word_rows: list[ScoredWord] = msgspec.field(default_factory=list, name="words")
+    log_base: LogBase = "e"  # not in the result itself
+
+    def sums(self) -> TextSums:
+        """Return the engine's own sums: they lie on its grid, so rounding finds them again."""
+        units = GRID * LN_OF[self.log_base]
+        return TextSums(
+            round(self.logprob * units),
+            round(self.logprob_without_unknown * units),
+            self.num_tokens,
+            self.num_chars,
+            self.num_bytes,
+            self.num_unknown,
+        )
+
+    def tokens(self, first: int, last: int) -> list[ScoredToken]:
+        """Return the figures of tokens number `first` to `last` (exclusive)."""
+        return self.token_rows[first:last]
+
+    def words(self) -> list[ScoredWord]:
+        """Return the rows of words."""
+        return self.word_rows
+
+
+class ScoreResults(msgspec.Struct):
+    """The part of an answer of POST /score that is read."""
+
+    results: list[RemoteScored]
+
+
+class Event(msgspec.Struct):
+    """The part of an event of a stream that is read; the last one has `usage` and no choices."""
+
+    choices: list[Choice]
+    usage: GenerateUsage | None = None
+
+
+_decode_scores: Final = msgspec.json.Decoder(ScoreResults).decode
+_decode_answer: Final = msgspec.json.Decoder(GenerateAnswer).decode
+_decode_event: Final = msgspec.json.Decoder(Event).decode
+
+
+def open_remote(service: RemoteService, model: str, num_requests: int) -> RemoteBackend:
+    """Ask a service for one of its models. Raises RemoteError."""
+    found = find_model(service, model)
+    limits = found["limits"]
+    return RemoteBackend(
+        service,
+        found["name"],
+        num_requests,
+        found["sizes"]["vocabulary"],
+        max_texts=limits["max_texts"],
+        max_text_chars=limits["max_text_chars"],
+    )
+
+
+class RemoteBackend:
+    """A model of a running service, asked for several things at a time; see `Backend`. Raises RemoteError.
+
+    model         None is the service's default
+    num_requests  at a time; 0: each is sent when its answer is waited for
+    max_texts     of one request
+    """
+
+    def __init__(
+        self,
+        service: RemoteService,
+        model: str | None,
+        num_requests: int = 0,
+        vocabulary_size: int = 0,
+        *,
+        max_texts: int = 1,
+        max_text_chars: int = 0,
+    ) -> None:
+        self.name = model or ""
+        self.source = service.url
+        self.max_text_chars: int | None = max_text_chars
+        self._max_chars, self._max_texts = max_text_chars, max_texts
+        self._service = service
+        self._model = UNSET if model is None else model
+        self._vocabulary_size = vocabulary_size
+        self._pool = ThreadPoolExecutor(num_requests, "requests") if num_requests else None
+
+    def check(self, options: ScoreOptions | GenerateOptions) -> None:
+        """Raise InvalidRequest for a bias of no token."""
+        if isinstance(options, GenerateOptions):
+            checked_logit_bias(options.request.logit_bias, self._vocabulary_size)
+
+    def score(self, context: str, texts: Sequence[str], options: ScoreOptions) -> Callable[[], Iterable[Scored]]:
+        """Ask for texts, as many in one request as the service takes."""
+        answers = [
+            self._ask("/score", _encode(self._score_body(context, some, options)))
+            for some in batches(texts, self._max_chars - len(context), self._max_texts)
+        ]
+        return partial(_await_scores, answers, options.log_base)
+
+    def piece_scorer(self, options: ScoreOptions) -> PieceScorer:
+        """Texts go whole."""
+        raise NotImplementedError
+
+    def generate(self, request: GenerateRequest, *, wants_counts: bool, label: str) -> Callable[[], Generated]:
+        """Ask for the continuations of a prompt."""
+        logprobs = 0 if wants_counts and request.logprobs is None else request.logprobs
+        body = msgspec.structs.replace(request, model=self._model, logprobs=logprobs)
+        answer = self._ask("/generate", _encode(body))
+        return partial(_await_answer, answer, with_tokens=request.logprobs is not None, label=label)
+
+    def stream(self, request: GenerateRequest, note_usage: Callable[[GenerateUsage], None]) -> Iterator[str]:
+        """Yield the text of one sample as it comes, then a line end. Raises BulkError if the service's time was up."""
+        reason, usage = "", None
+        body = _encode(msgspec.structs.replace(request, model=self._model, stream=True))
+        for event in map(_decode_event, self._service.stream("/generate", body)):
+            for choice in event.choices:
+                if choice.text:
+                    yield choice.text
+                reason = choice.finish_reason or reason
+            usage = event.usage or usage
+        yield "\n"
+        if usage is not None:
+            note_usage(usage)
+        _check_time("the prompt", reason)
+
+    def close(self) -> None:
+        """Begin no more requests."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, path: str, body: bytes) -> Callable[[], bytes]:
+        """POST the body when its turn comes; call the result to wait for the answer. Raises RemoteError there."""
+        if self._pool is None:
+            return partial(self._service.post, path, body)
+        return self._pool.submit(self._service.post, path, body).result
+
+    def _score_body(self, context: str, texts: list[str], options: ScoreOptions) -> dict[str, object]:
+        named = {name: getattr(options, name) for name in ("add_end", "log_base", "tokens", "words", "top")}
+        return {"model": self._model, "texts": texts, "context": context, **named}
+
+
+def _await_scores(answers: Iterable[Callable[[], bytes]], log_base: LogBase) -> Iterator[Scored]:
+    for answer in answers:
+        for result in _decode_scores(answer()).results:
+            result.log_base = log_base
+            yield result
+
+
+def _await_answer(answer: Callable[[], bytes], *, with_tokens: bool, label: str) -> Generated:
+    """Wait for an answer. Its tokens stay in the choices only if the user asked for them."""
+    found = _decode_answer(answer())
+    tokens = [[] if choice.tokens is UNSET else choice.tokens for choice in found.choices]
+    num_tokens = [len(some) for some in tokens]
+    if not any(num_tokens):  # only the sum over the samples is known
+        num_tokens = [found.usage.generated_tokens, *[0] * (len(found.choices) - 1)]
+    for choice in found.choices:
+        _check_time(label, choice.finish_reason)
+        choice.tokens = choice.tokens if with_tokens else UNSET
+    logprobs = [math.fsum(token.logprob for token in some) for some in tokens]
+    return Generated(found.seed, found.choices, found.usage, num_tokens, logprobs)
+
+
+def _check_time(label: str, reason: object) -> None:
+    if reason == OUT_OF_TIME:
+        raise BulkError(f"{label}: the service's time for a request was up before the text was complete")

@@ -1,0 +1,154 @@
+"""The model that a verb asks: a bundle of this machine, or a model of a running service.
+
+Input: options. Output: a folder or a service. Must not know: what the model is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from meari.cli._options import complete_bundle
+from meari.errors import BundleError, did_you_mean
+
+if TYPE_CHECKING:
+    from meari.bundle_format.folders import BundleFolders
+    from meari.client.service import RemoteService
+
+__all__ = [
+    "MODEL_OPTION",
+    "TARGET_OPTIONS",
+    "Target",
+    "bundles_folder",
+    "default_bundle",
+    "find_bundle",
+    "list_bundles",
+]
+
+
+def _url(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    from meari.client.service import checked_url
+
+    try:
+        return None if value is None else checked_url(value)
+    except ValueError as problem:
+        raise click.BadParameter(str(problem)) from None
+
+
+MODEL_OPTION = click.option(
+    "--model",
+    metavar="NAME",
+    help="Bundle by name, or its path.  [as DEFAULT in the folder, or the service, says]",
+    shell_complete=complete_bundle,
+)
+TARGET_OPTIONS = (
+    click.option(
+        "--bundles",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        is_eager=True,
+        help="Folder of bundles, or a bundle.  [MEARI_BUNDLES, or bundles]",
+    ),
+    click.option("--server", metavar="URL", callback=_url, help="Ask a running service, as http://localhost:8000."),
+    click.option(
+        "--api-key", metavar="KEY", envvar="MEARI_CLIENT_API_KEY", help="For --server.  [MEARI_CLIENT_API_KEY]"
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The values of the options. Raises UsageError if they contradict each other."""
+
+    model: str | None = None
+    bundles: Path | None = None
+    server: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.server is not None and self.bundles is not None:
+            raise click.UsageError("--bundles: got it with --server, expected one of the two")
+
+    def service(self) -> RemoteService | None:
+        """Return the service to ask, None for the bundles of this machine."""
+        if self.server is None:
+            return None
+        from meari.client.service import RemoteService
+
+        return RemoteService(self.server, self.api_key or "")
+
+    def folder(self) -> Path:
+        """Return the bundle's folder; without options that of `meari serve`. Raises BundleError."""
+        folder, default = bundles_folder(self.bundles)
+        return find_bundle(folder, self.model or default)
+
+
+def bundles_folder(bundles: Path | None) -> tuple[Path, str | None]:
+    """Return the folder of bundles, and the default model if the settings name one."""
+    from meari.service.settings import SettingsError, load_settings
+
+    if bundles is not None:
+        return bundles, None
+    try:
+        settings = load_settings(os.environ)
+    except SettingsError as problems:
+        raise click.UsageError(f"the settings are wrong:\n{problems}") from None
+    return settings.bundles, settings.default_model
+
+
+def find_bundle(bundles: Path, model: str | None) -> Path:
+    """Return the folder of a bundle: `model` in `bundles`, or a path; without `model` the default. Raises BundleError.
+
+    bundles  a folder of bundles, or a bundle
+    model    a name, or the path of a bundle
+    """
+    from meari.bundle_format.folders import DEFAULT, BundleFolders, holds_bundle, printable
+
+    found = list_bundles(bundles) if model is None or bundles.is_dir() else BundleFolders()
+    if model is None:
+        return default_bundle(bundles, found)
+    if model in found.folders:
+        return found.folders[model]
+    if Path(model).is_dir() and holds_bundle(Path(model)):
+        return Path(model)
+    if model in found.failed and model != DEFAULT:
+        raise BundleError(f"model: {model}: {found.failed[model]}")
+    expected = ", ".join(found.folders) or f"a bundle in {printable(bundles)}, which has none"
+    hint = did_you_mean(model, found.folders)
+    raise BundleError(f"model: got {model!r}, expected {expected}, or the path of a bundle{hint}")
+
+
+def default_bundle(bundles: Path, found: BundleFolders) -> Path:
+    """Return the bundle that DEFAULT names, else the first whose files match its manifest. Raises BundleError."""
+    from meari.bundle_format.folders import printable
+    from meari.bundle_format.manifest import read_files, read_manifest
+
+    names = [found.default, *found.folders] if found.default else list(found.folders)
+    reasons = [f"{name}: {problem}" for name, problem in found.failed.items()]
+    for name in names:
+        try:
+            folder = found.folders[name]
+            read_files(folder, read_manifest(folder)[0])
+        except BundleError as error:
+            reasons.append(f"{name}: {error}")
+        else:
+            return folder
+    if reasons:
+        raise BundleError(
+            f"bundles: no bundle in {printable(bundles)} can be read: {'; '.join(dict.fromkeys(reasons))}"
+        )
+    raise BundleError(f"bundles: there is no bundle in {printable(bundles)}, expected a folder of bundles, or a bundle")
+
+
+def list_bundles(bundles: Path) -> BundleFolders:
+    """Return the bundles in a folder, or the bundle that it is itself. Raises BundleError."""
+    from meari.bundle_format.folders import find_bundles
+
+    try:
+        return find_bundles(bundles)
+    except BundleError as error:
+        raise BundleError(f"bundles: {error}") from None
