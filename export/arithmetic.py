@@ -191,9 +191,6 @@ class Int8Arithmetic:
         return self._graph.shared_constant(name, np.array(value, dtype=np.float32))
 
 
-__all__ = ["Arithmetic", "Operand", "arithmetic_of"]
-
-
 def arithmetic_of(precision: Precision, graph: GraphBuilder) -> Arithmetic:
     """Return the arithmetic of this precision, writing into this graph."""
     return Int8Arithmetic(graph) if precision is Precision.INT8 else Fp32Arithmetic(graph)

@@ -38,6 +38,10 @@ FIGURES = (
     ("bits_per_byte", "bits/byte"),
     ("num_tokens", "tokens"),
 )
+NUM_SAMPLES = 3
+MAX_TOKENS = 200
+TEMPERATURE = 0.8
+SEED = 1
 
 
 def model_card(description: Description) -> str:
@@ -241,12 +245,6 @@ def _table(titles: tuple[str, ...], rows: list[Any]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines)
-
-
-NUM_SAMPLES = 3
-MAX_TOKENS = 200
-TEMPERATURE = 0.8
-SEED = 1
 
 
 def draw_samples(graphs: Graphs, tokenizer: Tokenizer) -> list[str]:

@@ -9,15 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from meari.bundle_format.manifest import (
-    FORMAT_VERSION,
-    PARTS,
-    Boundary,
-    FileEntry,
-    Golden,
-    Manifest,
-    TokenizerEntry,
-)
+from meari.bundle_format.manifest import FORMAT_VERSION, PARTS, Boundary, FileEntry, Golden, Manifest, TokenizerEntry
 from meari.bundle_format.names import END, NORMALIZATION
 from meari.export.description import Description
 from meari.export.verification import TORCH_TOLERANCE

@@ -36,6 +36,11 @@ RUNS = ((1, 1024), (2, 256), (5, 256), (16, 128), (64, 64))  # batch sizes and s
 NUM_ROWS = 67  # rows of the isolation check, and the batch sizes in which they must be the same
 SUBSETS = (1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 32, 33, 63, 64, NUM_ROWS)
 THREADS = (1, 2)
+GOLDEN_STEPS = 8
+GOLDEN_ROWS = 2
+# Processors round exp and tanh differently in the last bit. In int8 such a bit can move an activation to the next
+# integer: with random noise of 1e-6 in the states, up to 0.01 nats were seen.
+TOLERANCES = {Precision.FP32: 1e-4, Precision.INT8: 5e-2}
 
 
 @dataclass(frozen=True)
@@ -172,13 +177,6 @@ def _everything(opened: GraphModel, tokens: Tokens, state: State) -> dict[str, F
     _, state = opened.step(tokens, state)
     hidden, state = opened.step(tokens, state)
     return {**state, "hidden": hidden, "logprobs": opened.logprobs(hidden)}
-
-
-GOLDEN_STEPS = 8
-GOLDEN_ROWS = 2
-# Processors round exp and tanh differently in the last bit. In int8 such a bit can move an activation to the next
-# integer: with random noise of 1e-6 in the states, up to 0.01 nats were seen.
-TOLERANCES = {Precision.FP32: 1e-4, Precision.INT8: 5e-2}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from pathlib import Path
 
 from meari.models.errors import FolderInUse
 
+LOCK = ".lock"
+
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a whole file atomically."""
@@ -86,9 +88,6 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-LOCK = ".lock"
 
 
 @contextlib.contextmanager

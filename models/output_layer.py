@@ -26,6 +26,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 NARROWING = 4.0  # ratio of the vector sizes of one cluster and the next
+LOGITS_AT_ONCE = 1 << 20
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -61,9 +62,6 @@ class AdaptiveSoftmax(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             loss: Tensor = self.layers(hidden.float(), self.rank[targets]).loss
         return loss
-
-
-LOGITS_AT_ONCE = 1 << 20
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:

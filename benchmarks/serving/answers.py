@@ -21,6 +21,8 @@ from typing import Any
 
 HEAD_END = b"\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
+OK = 200
+REFUSALS = frozenset({429, 503})
 
 
 @dataclass(eq=False)
@@ -143,10 +145,6 @@ class Connection(asyncio.Protocol):
     def _settle(self) -> None:
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
-
-
-OK = 200
-REFUSALS = frozenset({429, 503})
 
 
 @dataclass(frozen=True)

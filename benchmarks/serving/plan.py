@@ -9,6 +9,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 SHARES = (0.5, 0.8, 1.1, 2.0)  # of capacity
+INSIDE = ("raw", "engine")
+HTTP_SERVERS = ("meari", "mosec", "bentoml", "litserve", "ray", "flask-torch")
+CHOICES = (*INSIDE, *HTTP_SERVERS, "kenlm", "probes")  # what --only takes
+RANDOM = ("lstm-int8", "lstm-fp32", "gru-fp32", "esn-fp32")
+ENDLESS = frozenset({*RANDOM, "shakespeare-lstm", "shakespeare-gru", "shakespeare-rnn", "shakespeare-esn"})
+RELEASED = ("shakespeare-lstm", "shakespeare-gru", "shakespeare-rnn", "shakespeare-esn", "nsmc-lstm")
+FIRST_ROUND = (*INSIDE, *HTTP_SERVERS)
+OTHER_ROUND = ("raw", "meari", "flask-torch", "mosec")
 
 
 class LoadKind(StrEnum):
@@ -74,16 +82,6 @@ class BenchmarkPlan:
     budget_seconds: float  # of the whole run; the rest is listed as not measured
     probe_seconds: float  # of those, kept for the probes
     start_timeout: float = 90.0
-
-
-INSIDE = ("raw", "engine")
-HTTP_SERVERS = ("meari", "mosec", "bentoml", "litserve", "ray", "flask-torch")
-CHOICES = (*INSIDE, *HTTP_SERVERS, "kenlm", "probes")  # what --only takes
-RANDOM = ("lstm-int8", "lstm-fp32", "gru-fp32", "esn-fp32")
-ENDLESS = frozenset({*RANDOM, "shakespeare-lstm", "shakespeare-gru", "shakespeare-rnn", "shakespeare-esn"})
-RELEASED = ("shakespeare-lstm", "shakespeare-gru", "shakespeare-rnn", "shakespeare-esn", "nsmc-lstm")
-FIRST_ROUND = (*INSIDE, *HTTP_SERVERS)
-OTHER_ROUND = ("raw", "meari", "flask-torch", "mosec")
 
 
 def full_plan() -> BenchmarkPlan:

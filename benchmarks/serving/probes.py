@@ -32,6 +32,11 @@ SHORT_RUN = 100  # lines, of a run that is subtracted for the start that both sh
 LINES = {"score": 2000, "generate": 500}  # of the long run, for a second of it and a CPU, about
 TOKENS = {"score": SENTENCE_WORDS + 1, "generate": NEW_TOKENS}  # a line
 TIMEOUT_SECONDS = 120
+Figures = dict[str, Any]
+MEARI = SERVERS["meari"]
+SEGMENT_SECONDS = 20.0
+MIN_SEGMENTS = 2
+WRITER = "shakespeare-lstm"  # writes the corpus on which kenlm is measured
 
 
 def bulk_rates(bundle: Path, work: Path, seconds: float) -> dict[str, int]:
@@ -56,13 +61,6 @@ def _cpu_seconds(bundle: Path, work: Path, verb: str, num_lines: int) -> float:
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True, timeout=TIMEOUT_SECONDS)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-
-
-Figures = dict[str, Any]
-MEARI = SERVERS["meari"]
-SEGMENT_SECONDS = 20.0
-MIN_SEGMENTS = 2
-WRITER = "shakespeare-lstm"  # writes the corpus on which kenlm is measured
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,11 @@ from pathlib import Path
 MARK = "BENCH_SERVER_MARK"
 PROC = Path("/proc")
 TICKS = os.sysconf("SC_CLK_TCK")
+POLL_SECONDS = 0.02
+END_SECONDS = 10.0
+LOG_LINES = 15
+IDLE_SECONDS = 0.2
+IDLE_SHARE = 0.5  # of one CPU: less than any load, more than idle servers use
 
 
 @dataclass(frozen=True)
@@ -108,13 +113,6 @@ def _pss_mb(pid: int) -> float:
         return 0.0
     line = next((line for line in text.splitlines() if line.startswith("Pss:")), "Pss: 0 kB")
     return int(line.split()[1]) / 1024
-
-
-POLL_SECONDS = 0.02
-END_SECONDS = 10.0
-LOG_LINES = 15
-IDLE_SECONDS = 0.2
-IDLE_SHARE = 0.5  # of one CPU: less than any load, more than idle servers use
 
 
 class StartFailed(Exception):

@@ -18,6 +18,14 @@ from benchmarks.serving.plan import Load, LoadKind
 SHORTEST, LONGEST = 8, 256  # tokens
 MEDIAN = math.sqrt(SHORTEST * LONGEST)
 SIGMA = math.log(LONGEST / SHORTEST) / 4  # both ends two standard deviations away from the middle
+NUM_WORDS = 9_998  # without the two tokens that are not words: the end and the unknown one
+CONSONANTS = "bdfghjklmnprstvwz"
+VOWELS = "aeiou"
+WORDS_SEED = 20
+PROMPT_WORDS, NEW_TOKENS = 4, 64
+SENTENCE_WORDS = 20
+LIST_TEXTS = 100
+SEED = 3
 
 
 def draw_length(generator: random.Random) -> int:
@@ -36,12 +44,6 @@ def poisson_times(rate: float, seconds: float, generator: random.Random) -> Iter
         time += generator.expovariate(rate)
 
 
-NUM_WORDS = 9_998  # without the two tokens that are not words: the end and the unknown one
-CONSONANTS = "bdfghjklmnprstvwz"
-VOWELS = "aeiou"
-WORDS_SEED = 20
-
-
 def make_words(count: int = NUM_WORDS) -> list[str]:
     """Make distinct words, always the same ones in the same order."""
     generator = random.Random(WORDS_SEED)  # noqa: S311 (no secret)
@@ -57,12 +59,6 @@ def make_words(count: int = NUM_WORDS) -> list[str]:
 def make_text(words: Sequence[str], num_words: int, generator: random.Random) -> str:
     """Draw words evenly, one space in between."""
     return " ".join(generator.choices(words, k=num_words))
-
-
-PROMPT_WORDS, NEW_TOKENS = 4, 64
-SENTENCE_WORDS = 20
-LIST_TEXTS = 100
-SEED = 3
 
 
 class Requests:

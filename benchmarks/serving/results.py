@@ -16,6 +16,8 @@ from benchmarks.serving.answers import Answers
 from benchmarks.serving.driver import LoadResult
 from benchmarks.serving.plan import Load
 
+Usages = Any
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -49,9 +51,6 @@ def overlap_share(begin: float, end: float, window_begin: float, window_end: flo
     if end <= begin:
         return float(window_begin <= begin < window_end)
     return max(0.0, min(end, window_end) - max(begin, window_begin)) / (end - begin)
-
-
-Usages = Any
 
 
 @dataclass(frozen=True)

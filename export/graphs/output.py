@@ -18,6 +18,8 @@ from meari.export.graph import GraphBuilder
 from meari.export.graphs.esn import expand
 from meari.export.weights import AdaptiveWeights, Affine, Floats, OutputWeights
 
+Cluster = tuple[Floats, Floats | None]
+
 
 def output_graph(weights: OutputWeights, precision: Precision) -> bytes:
     """Write the output layer as an .onnx file."""
@@ -47,9 +49,6 @@ def _folded(maps: tuple[Affine, ...]) -> tuple[Affine, ...]:
     if first.weight.shape[0] * second.weight.shape[1] > first.weight.size + second.weight.size:
         return maps
     return (Affine(first.weight @ second.weight, first.bias @ second.weight + second.bias),)
-
-
-Cluster = tuple[Floats, Floats | None]
 
 
 def adaptive_graph(head: Affine, adaptive: AdaptiveWeights, precision: Precision) -> bytes:

@@ -25,7 +25,7 @@ from meari.bulk.progress import Progress
 from meari.bulk.source import Source, TextSource
 from meari.bulk.totals import GenerateTotals, ScoreTotals
 from meari.bulk.worker_pool import Result, Share, WorkerPool
-from meari.bundle_format.manifest import read_manifest
+from meari.bundle_format.reader import read_manifest
 
 __all__ = ["RemoteBundle", "RunPlan", "RunResult", "run", "run_texts", "score_texts", "seed_of"]
 

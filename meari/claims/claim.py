@@ -20,6 +20,7 @@ from scipy.stats import t as student_t
 from meari.claims.workbench import Workbench
 
 Numbers = TypeVar("Numbers")
+CONFIDENCE = 0.975  # of the one-sided test whether a figure is worse beyond the noise
 
 
 class Verdict(StrEnum):
@@ -64,9 +65,6 @@ class Measurement(Generic[Numbers]):
 
     numbers: Numbers
     left_out: tuple[str, ...] = ()
-
-
-CONFIDENCE = 0.975  # of the one-sided test whether a figure is worse beyond the noise
 
 
 def around(values: Sequence[float], shape: str = ".2f") -> str:

@@ -20,6 +20,8 @@ WARMUP_TOKENS = 128  # before each piece, not counted
 CHUNK_TOKENS = 64
 
 Floats = NDArray[np.float64]
+NGRAM = 8  # characters
+WINDOW = 256  # characters before, searched for the n-gram; fixed, so that a longer text has no more chances
 
 
 def held_out_loss(model: LanguageModel, ids: Ids) -> float:
@@ -54,10 +56,6 @@ def token_losses(model: LanguageModel, rows: Ids) -> Floats:
         pieces.append(functional.cross_entropy(logits, piece[:, 1:], reduction="none").double().numpy())
     model.train(was_training)
     return np.concatenate(pieces, axis=1)
-
-
-NGRAM = 8  # characters
-WINDOW = 256  # characters before, searched for the n-gram; fixed, so that a longer text has no more chances
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,19 @@ MIN_CHARACTERS = 20_000
 MAX_CHARACTERS = 5_000_000  # more than any budget can read
 MAX_KINDS = 256  # of characters; rarer ones become the unknown token
 MADE_SEED = 7
+Entry = TypeVar("Entry")
+SPEAKERS = {"Ada": "owl", "Ben": "fox", "Cleo": "heron", "Dov": "mole", "Edda": "hare", "Finn": "stork"}
+NOUNS = ("baker", "sailor", "teacher", "miller", "gardener", "painter", "doctor", "farmer", "singer", "weaver")
+PLACES = ("by the river", "in the hall", "near the old mill", "under the bridge", "at the market", "on the hill")
+ADJECTIVES = ("old", "young", "quiet", "proud", "clever", "tired", "merry", "lonely")
+VERBS = (("sees", "see"), ("knows", "know"), ("greets", "greet"), ("follows", "follow"), ("helps", "help"))
+ENDS = (("sleeps", "sleep"), ("waits", "wait"), ("sings", "sing"), ("works", "work"), ("is silent", "are silent"))
+CLAUSE_SHARE = 0.45
+ADJECTIVE_SHARE = 0.4
+PLURAL_SHARE = 0.5
+ASIDE_SHARE = 0.2
+OBJECT_SHARE = 0.5
+ZIPF = 0.7  # earlier entries of a list are likelier: weights (rank + 1) ** -ZIPF
 
 
 class CharacterKind(StrEnum):
@@ -109,23 +122,6 @@ def kind_of(token: str) -> CharacterKind:
     if token.isalpha():
         return CharacterKind.CAPITAL if token.isupper() else CharacterKind.LETTER
     return CharacterKind.PUNCTUATION
-
-
-Entry = TypeVar("Entry")
-
-SPEAKERS = {"Ada": "owl", "Ben": "fox", "Cleo": "heron", "Dov": "mole", "Edda": "hare", "Finn": "stork"}
-NOUNS = ("baker", "sailor", "teacher", "miller", "gardener", "painter", "doctor", "farmer", "singer", "weaver")
-PLACES = ("by the river", "in the hall", "near the old mill", "under the bridge", "at the market", "on the hill")
-ADJECTIVES = ("old", "young", "quiet", "proud", "clever", "tired", "merry", "lonely")
-VERBS = (("sees", "see"), ("knows", "know"), ("greets", "greet"), ("follows", "follow"), ("helps", "help"))
-ENDS = (("sleeps", "sleep"), ("waits", "wait"), ("sings", "sing"), ("works", "work"), ("is silent", "are silent"))
-
-CLAUSE_SHARE = 0.45
-ADJECTIVE_SHARE = 0.4
-PLURAL_SHARE = 0.5
-ASIDE_SHARE = 0.2
-OBJECT_SHARE = 0.5
-ZIPF = 0.7  # earlier entries of a list are likelier: weights (rank + 1) ** -ZIPF
 
 
 def made_text(num_characters: int, seed: int) -> str:

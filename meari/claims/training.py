@@ -33,6 +33,14 @@ from meari.models.readout.ridge import RidgeSums, calibrate
 from meari.models.training.optimizer import build_optimizer, learning_rate, set_learning_rate, trained_parameters
 
 Clock = Callable[[], float]
+LEARNING_RATES = {Family.RNN: 2e-3, Family.GRU: 4e-3, Family.LSTM: 5e-3, Family.ESN: 7e-3}
+WEIGHT_DECAYS = {Family.RNN: 0.05, Family.GRU: 0.05, Family.LSTM: 0.05, Family.ESN: 0.1}
+CLIP_NORMS = {Family.RNN: 1.0, Family.GRU: 1.0, Family.LSTM: 1.0, Family.ESN: 10.0}
+WARMUP_SHARE = 0.05
+RESTART_SHARE = 0.02
+MEMORISED_LOSS = 0.05  # nats a token
+RIDGE = 1.0
+CALIBRATION_SHARE = 0.1
 
 
 class OutOfTime(Exception):
@@ -66,14 +74,6 @@ class Budget:
     def part(self, share: float) -> "Budget":
         """Return a budget of this share of the remaining time; what a part does not need stays with the whole."""
         return Budget(self.clock() + share * self.seconds_left, self.clock)
-
-
-LEARNING_RATES = {Family.RNN: 2e-3, Family.GRU: 4e-3, Family.LSTM: 5e-3, Family.ESN: 7e-3}
-WEIGHT_DECAYS = {Family.RNN: 0.05, Family.GRU: 0.05, Family.LSTM: 0.05, Family.ESN: 0.1}
-CLIP_NORMS = {Family.RNN: 1.0, Family.GRU: 1.0, Family.LSTM: 1.0, Family.ESN: 10.0}
-WARMUP_SHARE = 0.05
-RESTART_SHARE = 0.02
-MEMORISED_LOSS = 0.05  # nats a token
 
 
 @dataclass(frozen=True)
@@ -234,10 +234,6 @@ def training_config(family: Family, plan: TrainingPlan) -> TrainingConfig:
 def copied(model: LanguageModel) -> LanguageModel:
     """Return a copy of the model."""
     return copy.deepcopy(model)
-
-
-RIDGE = 1.0
-CALIBRATION_SHARE = 0.1
 
 
 @torch.no_grad()

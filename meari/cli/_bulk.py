@@ -250,7 +250,7 @@ def work_options(
 def _facts_here(folder: Path) -> ModelFacts:
     from importlib.metadata import version
 
-    from meari.bundle_format.manifest import parse_manifest
+    from meari.bundle_format.reader import parse_manifest
     from meari.runtime.machine import cpu_name
 
     has_ends = parse_manifest((folder / "manifest.json").read_bytes()).has_ends

@@ -125,7 +125,7 @@ def find_bundle(bundles: Path, model: str | None) -> Path:
 def default_bundle(bundles: Path, found: BundleFolders) -> Path:
     """Return the bundle that DEFAULT names, else the first whose files match its manifest. Raises BundleError."""
     from meari.bundle_format.folders import printable
-    from meari.bundle_format.manifest import read_files, read_manifest
+    from meari.bundle_format.reader import read_files, read_manifest
 
     names = [found.default, *found.folders] if found.default else list(found.folders)
     reasons = [f"{name}: {problem}" for name, problem in found.failed.items()]

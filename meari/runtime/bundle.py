@@ -16,7 +16,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from meari.bundle_format.manifest import Manifest, read_files, read_manifest
+from meari.bundle_format.manifest import Manifest
+from meari.bundle_format.reader import read_files, read_manifest
 from meari.errors import BundleError
 from meari.runtime.engine.runner import RowByRowRunner, Runner, Sessions, StateTensor
 from meari.runtime.graphs.agreement import check_graphs

@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from meari.bundle_format.folders import MANIFEST, bundle_name, printable
-from meari.bundle_format.manifest import Manifest, read_files, read_manifest
+from meari.bundle_format.manifest import Manifest
+from meari.bundle_format.reader import read_files, read_manifest
 from meari.errors import BundleError
 from meari.runtime.bundle import Bundle, open_bundle
 from meari.runtime.graphs.bundle_graph import BundleGraph

@@ -54,6 +54,8 @@ from meari.models.choices import Pattern, Reach, Spread
 from meari.models.config import ReservoirConfig
 from meari.models.language_model import LanguageModel, State
 
+Generator = np.random.Generator
+
 
 class EchoStateNetwork(LanguageModel):
     """Reservoirs with a readout, which alone is trained.
@@ -160,9 +162,6 @@ def _exactly(tensor: Tensor) -> torch.autocast:
     units gives small differences of large sums.
     """
     return torch.autocast(tensor.device.type, enabled=False)
-
-
-Generator = np.random.Generator
 
 
 def build_esn(config: ReservoirConfig, vocabulary_size: int, seed: int) -> EchoStateNetwork:

@@ -29,6 +29,8 @@ from torch.nn import functional
 from meari.models.errors import RidgeError
 
 BLOCK_UNITS = 1024  # rows of the symmetric X^T X that are added at a time, from the diagonal on
+MAX_ITERATIONS = 300
+MIN_DEVIATION = 1e-9  # for a token that never occurs in the training text, whose scores are all equal
 
 
 @dataclass
@@ -96,10 +98,6 @@ class RidgeSums:
             )
         weight = torch.cholesky_solve(cross.t(), factor).t()
         return weight, mean_target - weight @ mean_state
-
-
-MAX_ITERATIONS = 300
-MIN_DEVIATION = 1e-9  # for a token that never occurs in the training text, whose scores are all equal
 
 
 @dataclass(frozen=True)

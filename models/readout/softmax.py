@@ -36,6 +36,10 @@ NUM_PASSES = 2  # of subspace iteration over the sample
 DAMPING = 0.01  # of the mean eigenvalue, which is one
 MIN_DEVIATION = 1e-4  # a unit that hardly varies is not amplified
 SAMPLE_PIECES = 64
+EPSILON = 1e-10
+_WHITENING = ("mean", "deviation", "directions", "gains")
+BETAS = (0.9, 0.99)
+SAMPLE_SEED = 0  # seed of the start vectors of the search for the leading directions; it hardly affects the result
 
 
 @dataclass(frozen=True)
@@ -132,10 +136,6 @@ def _gains(values: Tensor, units: int) -> Tensor:
     return torch.cat((values, rest.reshape(1))).add(DAMPING).rsqrt()
 
 
-EPSILON = 1e-10
-_WHITENING = ("mean", "deviation", "directions", "gains")
-
-
 class ReadoutAdamW(torch.optim.Optimizer):
     """AdamW over one linear layer whose inputs are the states of a reservoir.
 
@@ -228,10 +228,6 @@ def _beginning(parameter: Tensor) -> dict[str, Tensor]:
     """Return moments and coordinates before the first step."""
     tensors = {name: torch.zeros_like(parameter) for name in ("coordinates", "exp_avg", "exp_avg_sq")}
     return tensors | {"step": torch.tensor(0.0)}
-
-
-BETAS = (0.9, 0.99)
-SAMPLE_SEED = 0  # seed of the start vectors of the search for the leading directions; it hardly affects the result
 
 
 def readout_optimizer(model: EchoStateNetwork, ids: Ids, config: TrainingConfig) -> ReadoutAdamW:

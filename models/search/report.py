@@ -25,6 +25,7 @@ TRIAL_COLOUR, BEST_COLOUR, FAILED_COLOUR = "#4c78a8", "#e45756", "#9d755d"
 COLUMNS = 3
 INCHES_WIDE, INCHES_HIGH, DOTS_PER_INCH = 3.4, 2.8, 100
 MAX_SPREAD = 3.0  # the loss axis ends this many times the inner quartiles' distance above the median
+FAILED = "failed"
 
 
 def write_picture(
@@ -88,9 +89,6 @@ def _highest(trials: Sequence[Trial]) -> float:
         return 1.0
     middle, inner = losses[len(losses) // 2], losses[(3 * len(losses)) // 4] - losses[len(losses) // 4]
     return min(losses[-1], middle + MAX_SPREAD * max(inner, 0.01))
-
-
-FAILED = "failed"
 
 
 def rich_table(found: SearchResult) -> Table:

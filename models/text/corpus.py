@@ -39,6 +39,8 @@ from meari.models.text.text_files import is_packed, list_files, refuse_kind
 
 PIECE_CHARACTERS = 1 << 17
 _READ_BYTES = 1 << 18
+# A part of a document: text, line of its beginning, True for the document's last part.
+_Part = tuple[str, int, bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +109,6 @@ def read_pieces(files: Sequence[Path], unit: Unit, bad: BadLines | None = None) 
             if not (is_first and ends and not text.strip()):
                 yield Piece(nfc(text), str(path), line, ends)
             is_first = ends
-
-
-# Below, a part of a document is (text, line of its beginning, True for the document's last part).
-_Part = tuple[str, int, bool]
 
 
 def _whole(path: Path, bad: BadLines | None) -> Iterator[_Part]:

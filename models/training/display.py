@@ -24,6 +24,7 @@ PLAIN_LINE_SECONDS = 10.0
 BAR, REMAINING, GAPS = 12, 8, 3  # columns of a line: the bar, the time left, the spaces between the parts
 DROPPED_FIRST = (2, 1, 3)  # parts of a step's description, the least important first
 SMOOTHING = 0.98  # share of the past in the shown loss
+INSTALL = "--tensorboard needs tensorboardX, which is not installed here: `pip install 'meari[tensorboard]'`"
 
 
 class Display(Protocol):
@@ -151,9 +152,6 @@ class LineDisplay:
 
     def stop(self) -> None:
         pass
-
-
-INSTALL = "--tensorboard needs tensorboardX, which is not installed here: `pip install 'meari[tensorboard]'`"
 
 
 class TensorBoardDisplay:

@@ -28,6 +28,7 @@ from meari.models.readout.softmax import readout_optimizer
 from meari.models.readout.states import Ids
 
 BETAS = (0.9, 0.99)
+COUNT = "count"
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig, ids: Ids) -> torch.optim.Optimizer:
@@ -81,9 +82,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensor
                 moment: value.clone() if moment == "step" else value.to(parameter.device)
                 for moment, value in moments.items()
             }
-
-
-COUNT = "count"
 
 
 class WeightAverage:

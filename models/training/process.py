@@ -21,6 +21,7 @@ from meari.models.choices import Device
 from meari.models.errors import TrainingError
 
 INSTRUCTIONS = frozenset(("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve"))
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def choose_device(wanted: Device) -> torch.device:
@@ -70,9 +71,6 @@ def processor() -> str:
     used = [each for each in (found.get("flags") or found.get("Features", "")).split() if each in INSTRUCTIONS]
     name = found.get("model name") or platform.processor() or platform.machine()
     return f"{name} ({', '.join(used)})" if used else name
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:

@@ -32,6 +32,7 @@ SEARCH_WINDOW = 1 << 12  # tokens that are searched for a place to start
 Ids = NDArray[Any]
 Int64s = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+PIECE_TOKENS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,6 @@ class Streams:
             return place + int(found[0])
         is_past_the_last = end > self._last_start and self._unit is not Document.FILE
         return 0 if is_past_the_last else min(place, self._last_start)
-
-
-PIECE_TOKENS = 1 << 22
 
 
 def open_streams(config: Config, corpus: PreparedCorpus, generator: np.random.Generator) -> Streams:

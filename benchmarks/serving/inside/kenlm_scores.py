@@ -25,6 +25,9 @@ from meari.runtime.model import LoadedModel
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 ORDER = 5
 Gram = tuple[str, ...]
+NUM_SENTENCES, HELD_OUT, SENTENCE_TOKENS = 4000, 400, 50
+AT_ONCE = 100
+Sentences = list[list[int]]
 
 
 def write_arpa(path: Path, sentences: Iterable[Sequence[str]], vocabulary: Sequence[str]) -> None:
@@ -77,11 +80,6 @@ def _smoothed(
         if context:
             backoffs[context] = kinds[context] / (total + kinds[context])
     return found
-
-
-NUM_SENTENCES, HELD_OUT, SENTENCE_TOKENS = 4000, 400, 50
-AT_ONCE = 100
-Sentences = list[list[int]]
 
 
 def write_sentences(model: LoadedModel) -> Sentences:

@@ -29,6 +29,9 @@ from meari.models.cells.reservoir.token_input import Drive
 from meari.models.cells.reservoir.weights import BlockWeights, EdgeWeights, RecurrentWeights
 from meari.models.choices import Pattern
 
+# tanh z = 2 sigmoid(2 z) - 1, several times faster in torch; doubling is exact
+DOUBLED = 2.0
+
 
 class SparseMatrix(nn.Module):
     """Fixed matrix W, float32 [N, N], with few nonzero weights.
@@ -82,10 +85,6 @@ class SparseMatrix(nn.Module):
             return r.add_((weights @ dealt).view_as(r))
         sums = r.view(blocks, size, -1)
         return torch.baddbmm(sums, weights[0], dealt[0], out=sums).view_as(r)
-
-
-# tanh z = 2 sigmoid(2 z) - 1, several times faster in torch; doubling is exact
-DOUBLED = 2.0
 
 
 class ReservoirLayer(nn.Module):
