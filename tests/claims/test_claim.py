@@ -3,7 +3,7 @@ import pytest
 from meari.claims.claim import Condition, Expectation, Verdict, around, between, shared_verdict
 
 
-def test_figures_are_written_with_the_spread_of_their_seeds() -> None:
+def test_figures_are_formatted_with_their_spread_over_seeds() -> None:
     assert around([1.0, 2.0, 3.0]) == "2.00 ± 1.00"
     assert around([1.0, 2.0, 3.0], "+.1f") == "+2.0 ± 1.0"
     assert around([1.5]) == "1.50"
@@ -15,24 +15,24 @@ def falling(*rows: tuple[float, ...]) -> list[str]:
     return Expectation("loss", ("a", "b", "c"), rows, least=0.01).violations()
 
 
-def test_figures_that_fall_violate_nothing() -> None:
+def test_falling_figures_are_no_violation() -> None:
     assert falling((3.0, 2.0, 1.0), (3.1, 2.1, 1.1), (2.9, 1.9, 0.9)) == []
 
 
-def test_rise_within_the_noise_of_the_seeds_violates_nothing() -> None:
+def test_rise_within_the_noise_of_the_seeds_is_no_violation() -> None:
     assert falling((1.0, 1.3, 1.0), (1.0, 0.9, 1.0), (1.0, 1.0, 1.0)) == []
 
 
-def test_rise_too_small_to_matter_violates_nothing() -> None:
+def test_rise_below_the_minimum_is_no_violation() -> None:
     assert falling((1.0, 1.005, 1.0), (1.0, 1.005, 1.0), (1.0, 1.005, 1.0)) == []
 
 
-def test_rise_of_every_seed_is_told_wherever_it_is() -> None:
-    told = falling((1.0, 0.5, 0.8), (1.1, 0.6, 0.91), (1.2, 0.7, 1.02))
-    assert told == ["loss: got 0.91 ± 0.11 at c, expected at most 0.6 ± 0.1 as at b"]
+def test_rise_of_every_seed_is_reported_with_its_position() -> None:
+    reported = falling((1.0, 0.5, 0.8), (1.1, 0.6, 0.91), (1.2, 0.7, 1.02))
+    assert reported == ["loss: got 0.91 ± 0.11 at c, expected at most 0.6 ± 0.1 as at b"]
 
 
-def test_one_seed_has_no_noise_to_be_beyond() -> None:
+def test_single_seed_is_never_a_violation() -> None:
     assert falling((1.0, 2.0, 3.0)) == []
 
 

@@ -32,7 +32,7 @@ def test_criterion(elman: tuple[float, ...], gru: tuple[float, ...], esn: tuple[
     assert verdict(CLAIM.judge(numbers(rnn=elman, gru=gru, lstm=LONG, esn=esn))) is expected
 
 
-def test_context_used_lies_where_the_line_between_two_lengths_comes_near() -> None:
+def test_used_context_is_interpolated_between_two_lengths() -> None:
     halfway = numbers(rnn=(1.0, 2 * NEAR, 0.0, 0.0), gru=(NEAR, 0.0, 0.0, 0.0))
     assert halfway.used(Family.RNN) == pytest.approx(math.sqrt(4 * 16))
     assert halfway.used(Family.GRU) == pytest.approx(1.0)
@@ -52,7 +52,7 @@ def test_tiny_run_has_every_length_for_every_family() -> None:
     assert len(CLAIM.draw([measured.numbers]).axes) == 2
 
 
-def test_more_history_that_costs_loss_in_every_seed_is_a_fault_of_the_measurement() -> None:
+def test_loss_that_rises_with_history_in_every_seed_is_a_measurement_error() -> None:
     sound = [numbers(rnn=MIDDLE, gru=LONG, lstm=LONG, esn=SHORT) for _ in range(3)]
     assert not any(expectation.violations() for expectation in CLAIM.expect(sound))
     worse = [numbers(rnn=MIDDLE, gru=LONG, lstm=LONG, esn=(1.0, 0.01, 0.0, rise)) for rise in (0.11, 0.12, 0.13)]

@@ -40,7 +40,7 @@ def test_criterion(lstm: tuple[float, float], expected: Verdict) -> None:
     assert verdict(CLAIM.judge(learned(lstm))) is expected
 
 
-def test_share_that_only_some_families_have_is_no_share_of_the_claim() -> None:
+def test_share_without_all_families_is_ignored() -> None:
     numbers = learned((2.1, 1.6))
     more = Learned("rnn", 0.3, 30, 1.9, 10, 0.0, 1.0)
     assert Data((*numbers.learned, more)).shares == [0.1, 1.0]
@@ -53,7 +53,7 @@ def test_tiny_run_trains_every_family_on_every_share() -> None:
     assert len(CLAIM.draw([measured.numbers]).axes) == 2
 
 
-def test_trainings_that_the_budget_does_not_reach_are_left_out_and_named() -> None:
+def test_trainings_beyond_the_budget_are_skipped_and_reported() -> None:
     measured = CLAIM.measure(tiny_bench(seconds=0.0))
     assert measured.numbers.shares == [1.0]
     assert "the LSTM on 10%" in measured.left_out
@@ -62,13 +62,13 @@ def test_trainings_that_the_budget_does_not_reach_are_left_out_and_named() -> No
     CLAIM.draw([measured.numbers])
 
 
-def test_loss_that_rises_with_the_text_beyond_the_noise_of_the_seeds_is_a_fault_of_the_measurement() -> None:
+def test_loss_that_rises_with_more_text_beyond_the_noise_is_a_measurement_error() -> None:
     def violations(*ends: float) -> list[str]:
         seeds = [learned((2.1, end)) for end in ends]
         return [violation for expectation in CLAIM.expect(seeds) for violation in expectation.violations()]
 
     assert violations(1.6, 1.7, 1.8) == []
-    assert violations(2.05, 2.4, 2.0) == []  # the mean rises, within the noise
+    assert violations(2.05, 2.4, 2.0) == []  # the mean rises within the noise
     assert violations(2.20, 2.21, 2.22) == [
         "held-out loss of the LSTM: got 2.21 ± 0.01 at 100% of the text, expected at most 2.1 ± 0 as at 10% of the text"
     ]

@@ -15,7 +15,7 @@ WORKS, FAILS = 2.0, 5.0
 Arm = tuple[float | None, float | None, float | None]
 
 
-def test_recurrent_weights_get_the_spectral_radius_asked_for() -> None:
+def test_recurrent_weights_are_scaled_to_the_spectral_radius() -> None:
     model = build_model(RecurrentConfig(Family.RNN, embedding_size=4, hidden_size=12), 5, seed=1)
     scale_recurrence(model, 2.5)
     assert isinstance(model, RecurrentLanguageModel)
@@ -42,7 +42,7 @@ ONE, TWO, SHIFTED = (WORKS, FAILS, None), (WORKS, WORKS, FAILS), (FAILS, WORKS, 
     [
         (100.0, ONE, TWO, Verdict.HOLDS),
         (100.0, (FAILS, None, None), ONE, Verdict.HOLDS),
-        (100.0, ONE, SHIFTED, Verdict.IN_PART),  # larger rates work, but no more of them
+        (100.0, ONE, SHIFTED, Verdict.IN_PART),  # larger rates work, but not more rates
         (100.0, TWO, TWO, Verdict.IN_PART),
         (2.0, TWO, ONE, Verdict.DOES_NOT),
     ],
@@ -51,20 +51,20 @@ def test_criterion(large_norm: float, loose: Arm, clipped: Arm, expected: Verdic
     assert verdict(CLAIM.judge(numbers(large_norm, loose, clipped))) is expected
 
 
-def test_each_arm_is_told_at_its_own_best_rate() -> None:
+def test_each_arm_is_reported_at_its_own_best_rate() -> None:
     found = numbers(100.0, (2.6, 4.0, None), (4.0, 3.2, 3.0))
     assert (found.best(3.0, is_clipped=False), found.best(3.0, is_clipped=True)) == (2.6, 3.0)
     assert "radius 3 2.60 and 3.00 nats a token" in CLAIM.describe([found])[1]
 
 
-def test_training_that_broke_off_at_every_rate_is_said_and_drawn() -> None:
+def test_arm_that_diverges_at_every_rate_is_reported_and_drawn() -> None:
     broken = numbers(100.0, (None, None, None), TWO)
     assert broken.best(1.0, is_clipped=False) == math.inf
     assert "radius 3 not finite and 2.00 nats a token" in CLAIM.describe([broken])[1]
     assert len(CLAIM.draw([broken]).axes) == 3
 
 
-def test_gradient_that_falls_with_the_radius_is_a_fault_of_the_measurement() -> None:
+def test_gradient_that_falls_with_the_radius_is_a_measurement_error() -> None:
     sound, faulty = numbers(100.0, ONE, TWO), numbers(0.01, ONE, TWO)
     assert CLAIM.expect([sound, sound, sound])[0].violations() == []
     assert len(CLAIM.expect([faulty, faulty, faulty])[0].violations()) == 1
@@ -79,7 +79,7 @@ def test_tiny_run_has_every_radius_and_rate_in_both_arms() -> None:
     CLAIM.draw([measured.numbers])
 
 
-def test_what_the_budget_does_not_reach_is_left_out_and_named() -> None:
+def test_radii_beyond_the_budget_are_skipped_and_reported() -> None:
     measured = CLAIM.measure(tiny_bench(seconds=0.0))
     assert measured.numbers.radii == (1.0,)
     assert measured.left_out == ("the spectral radius 3", "the spectral radius 0.5")

@@ -1,4 +1,4 @@
-"""Multiply-adds: worked by hand, and beside torch's own counter of matrix products."""
+"""Test counts of multiply-adds against values worked by hand and against torch's counter."""
 
 import numpy as np
 import pytest
@@ -24,22 +24,22 @@ VOCABULARY, EMBEDDING, UNITS, LENGTH, BATCH = 7, 4, 5, 6, 3
 
 
 def test_elman_step_worked_by_hand() -> None:
-    # A token: 3 · 4 · 5 + 3 · 5 · 5 + 3 · 7 · 5 = 60 + 75 + 105 = 240; less 5 · 5 at the first: 3 · (6 · 240 - 25).
+    # Each token: 3 · 4 · 5 + 3 · 5 · 5 + 3 · 7 · 5 = 60 + 75 + 105 = 240; 5 · 5 less at the first: 3 · (6 · 240 - 25).
     assert through_time(Family.RNN, NetSizes(7, 5, embedding=4), batch_size=3, length=6) == 4_245
 
 
 def test_readout_step_worked_by_hand() -> None:
-    # Of 18 tokens each 4 · 16 + 2 · 7 · 16 = 288; whitening by 8 directions 4 · 7 · 16 · 8 + 7 · 16 = 3,696.
+    # Each of 18 tokens: 4 · 16 + 2 · 7 · 16 = 288; whitening by 8 directions: 4 · 7 · 16 · 8 + 7 · 16 = 3,696.
     assert readout_step(NetSizes(7, 16, block=4), num_directions=8, batch_size=3, length=6) == 18 * 288 + 3_696
 
 
 def test_one_pass_worked_by_hand() -> None:
-    # 10 tokens each 4 · 16 + 16 · 16 = 320, 2 tokens each 64 + 7 · 16 = 176, the solution 7 · 16 · 16 + 7 · 16 = 1,904.
+    # Each of 10 tokens: 4 · 16 + 16 · 16 = 320; each of 2: 64 + 7 · 16 = 176; solution: 7 · 16 · 16 + 7 · 16 = 1,904.
     assert one_pass(NetSizes(7, 16, block=4), num_fitted=10, num_calibrated=2) == 3_200 + 352 + 1_904
 
 
 @pytest.mark.parametrize("family", THROUGH_TIME)
-def test_step_through_time_is_what_torch_counts(family: Family) -> None:
+def test_step_through_time_matches_the_counter_of_torch(family: Family) -> None:
     model = build_model(RecurrentConfig(family, embedding_size=EMBEDDING, hidden_size=UNITS), VOCABULARY, seed=1)
     tokens = torch.randint(0, VOCABULARY, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(1))
     state, outputs = model.initial_state(BATCH), []
@@ -54,7 +54,7 @@ def test_step_through_time_is_what_torch_counts(family: Family) -> None:
 
 
 @pytest.mark.parametrize("num_tokens", [700, 3_000])
-def test_training_of_a_readout_is_what_torch_counts(num_tokens: int) -> None:
+def test_training_of_a_readout_matches_the_counter_of_torch(num_tokens: int) -> None:
     ids = np.random.default_rng(1).integers(0, VOCABULARY, num_tokens)
     counted = []
     for steps in (1, 2):
@@ -66,7 +66,7 @@ def test_training_of_a_readout_is_what_torch_counts(num_tokens: int) -> None:
     net = NetSizes(VOCABULARY, 16, block=4)
     setup, num_directions = whitening_setup(net, num_tokens)
     step = readout_step(net, num_directions, BATCH, LENGTH)
-    shift = VOCABULARY * 16  # the counter leaves out the product with one vector, and those that add in place
+    shift = VOCABULARY * 16  # the counter ignores matrix-vector products and in-place additions
     assert counted[1] - counted[0] == step - shift
     num_states = (num_tokens - 1) // _pieces(num_tokens) - (64 if _pieces(num_tokens) > 1 else 0)
     in_place = 3 * _pieces(num_tokens) * num_states * 16 * num_directions

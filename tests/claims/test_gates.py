@@ -12,7 +12,7 @@ from tests.claims.workbenches import tiny_bench
 
 @pytest.mark.parametrize("kind", [GruCell, LstmCell])
 @torch.no_grad()
-def test_state_that_follows_from_the_gates_is_that_of_the_cell(kind: type[GruCell] | type[LstmCell]) -> None:
+def test_state_computed_from_the_gates_matches_the_cell(kind: type[GruCell] | type[LstmCell]) -> None:
     torch.manual_seed(1)
     cell: Cell = kind(3, 5)
     x = torch.randn(4, 3)
@@ -22,7 +22,7 @@ def test_state_that_follows_from_the_gates_is_that_of_the_cell(kind: type[GruCel
 
 
 @torch.no_grad()
-def test_gates_of_shut_biases_are_shut() -> None:
+def test_large_negative_biases_close_the_gates() -> None:
     cell = LstmCell(3, 2)
     for name, weight in cell.kernel.named_parameters():
         weight.fill_(-40.0 if name == "bias_ih_l0" else 0.0)
@@ -39,7 +39,7 @@ def test_gates_are_read_at_every_token() -> None:
     assert all(value.min() > 0 and value.max() < 1 for value in values.values())
 
 
-def test_places_count_from_the_last_mark() -> None:
+def test_positions_count_from_the_last_mark() -> None:
     marks = np.array([[False, True, False, False, True, False]])
     assert since(marks).tolist() == [[-1, 0, 1, 2, 0, 1]]
 

@@ -1,4 +1,4 @@
-"""The memory curve, by networks whose memory is known."""
+"""Test the memory curve on networks of known memory."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ VOCABULARY = 4
 
 
 class DelayLine(LanguageModel):
-    """A state that holds the last tokens as they came, one place of the line for each."""
+    """Network whose state holds the last `length` tokens, one-hot."""
 
     def __init__(self, length: int) -> None:
         super().__init__()
@@ -37,16 +37,16 @@ def test_delay_line_remembers_its_length_and_nothing_more() -> None:
     curve = memory_curve(DelayLine(3), np.array([1.0, 2.0, 3.0, 4.0]), num_tokens=6_400, num_delays=8, seed=1)
     assert curve.r_squared[:3] == pytest.approx((1.0, 1.0, 1.0), abs=1e-4)
     assert max(curve.r_squared[3:]) < 0.01
-    assert curve.capacity == pytest.approx(2.0, abs=0.02)  # delays 1 and 2: the present token is no memory
+    assert curve.capacity == pytest.approx(2.0, abs=0.02)  # delays 1 and 2; the current token does not count as memory
     assert curve.num_states == 3 * VOCABULARY
 
 
-def test_tokens_that_never_come_do_no_harm() -> None:
+def test_tokens_of_zero_frequency_are_allowed() -> None:
     curve = memory_curve(DelayLine(1), np.array([0.0, 0.0, 1.0, 1.0]), num_tokens=3_200, num_delays=2, seed=1)
     assert curve.r_squared[0] == pytest.approx(1.0, abs=1e-4)
 
 
-def test_reservoir_whose_input_is_weaker_remembers_longer() -> None:
+def test_reservoir_with_weaker_input_remembers_longer() -> None:
     def capacity(scale: float) -> float:
         model = build_model(reservoir(64, 16, 0.9, scale), VOCABULARY, seed=1)
         return memory_curve(model, np.ones(VOCABULARY), num_tokens=6_400, num_delays=20, seed=1).capacity

@@ -1,4 +1,4 @@
-"""The whole: measuring into a folder, the page, results.json and the command."""
+"""Test whole runs: the folder of results, the page, results.json and the command."""
 
 import json
 import re
@@ -26,14 +26,14 @@ RELEASED = Path(__file__).resolve().parents[2] / "docs" / "claims"
 
 
 def silent(line: str) -> None:
-    """Nobody reads this."""
+    """Ignore a progress line."""
 
 
-def standing() -> float:
+def stopped_clock() -> float:
     return 0.0
 
 
-def measured_into(folder: Path, *only: int, clock: Callable[[], float] = standing) -> Results:
+def measured_into(folder: Path, *only: int, clock: Callable[[], float] = stopped_clock) -> Results:
     return measure_claims(small_text(), TINY, Order(folder, 1.0, only), clock, silent)
 
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_claim_has_a_section_a_verdict_and_its_picture(folder: Path) -> None:
+def test_every_claim_has_a_section_a_verdict_and_a_picture(folder: Path) -> None:
     text = (folder / "README.md").read_text()
     for claim in CLAIMS:
         assert f"## {claim.number}. {claim.title}\n" in text
@@ -53,7 +53,7 @@ def test_every_claim_has_a_section_a_verdict_and_its_picture(folder: Path) -> No
     assert not re.search(r"\*\*(?:HOLDS|HOLDS IN PART|DOES NOT HOLD|NOT SETTLED)|\| met \|", text)
 
 
-def test_page_of_the_repository_is_that_of_its_results() -> None:
+def test_page_of_the_repository_matches_its_results() -> None:
     results = Results.read(RELEASED)
     assert page(results, CLAIMS) == (RELEASED / "README.md").read_text("utf-8")
     assert results.setup.sizes == Sizes()
@@ -63,11 +63,11 @@ def test_page_of_the_repository_is_that_of_its_results() -> None:
         assert len(claim.numbers) == len(Sizes().seeds) >= 3
 
 
-def test_results_of_the_repository_get_no_worse_with_more_data() -> None:
+def test_results_of_the_repository_meet_the_expectations() -> None:
     check(Results.read(RELEASED))
 
 
-def test_no_page_is_made_where_more_data_gives_a_worse_figure_beyond_the_noise(tmp_path: Path) -> None:
+def test_page_is_refused_if_more_data_increases_the_loss_beyond_the_noise(tmp_path: Path) -> None:
     raw = json.loads((RELEASED / FILE).read_text("utf-8"))
     for numbers in raw["claims"]["4"]["numbers"].values():
         for learned in numbers["learned"]:
@@ -79,7 +79,7 @@ def test_no_page_is_made_where_more_data_gives_a_worse_figure_beyond_the_noise(t
     assert not (tmp_path / "README.md").exists()
 
 
-def test_verdict_that_one_seed_does_not_share_is_not_settled(tmp_path: Path) -> None:
+def test_verdict_that_differs_between_seeds_is_not_settled(tmp_path: Path) -> None:
     raw = json.loads((RELEASED / FILE).read_text("utf-8"))
     first, *others = raw["claims"]["4"]["numbers"].values()
     for numbers, loss in ((first, 0.5), *((numbers, 9.0) for numbers in others)):
@@ -92,7 +92,7 @@ def test_verdict_that_one_seed_does_not_share_is_not_settled(tmp_path: Path) -> 
     assert "**not settled**: met by 1 of 3 seeds" in (tmp_path / "README.md").read_text("utf-8")
 
 
-def test_run_too_small_to_judge_does_not_replace_verdicts(tmp_path: Path) -> None:
+def test_run_that_is_too_small_to_judge_does_not_replace_verdicts(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes((RELEASED / FILE).read_bytes())
     with pytest.raises(
         ResultsError, match=r"which has verdicts; expected another folder .* training steps: 12, judged"
@@ -121,28 +121,28 @@ def test_links_of_the_page_exist(folder: Path) -> None:
         assert link.removeprefix("#") in anchors if link.startswith("#") else (folder / link).is_file()
 
 
-def test_page_is_a_function_of_the_results_alone(folder: Path) -> None:
+def test_page_depends_only_on_the_results(folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     redraw(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert page(Results.read(folder), CLAIMS) == (folder / "README.md").read_text()
 
 
-def test_same_seed_gives_the_same_numbers_and_another_one_others(folder: Path, tmp_path: Path) -> None:
+def test_numbers_depend_on_the_seed_only(folder: Path, tmp_path: Path) -> None:
     again = measured_into(tmp_path, 1).claims["1"].numbers
     assert again == Results.read(folder).claims["1"].numbers
     assert list(again) == ["1", "2"]
     assert again["1"] != again["2"]
 
 
-def test_resumed_run_measures_what_is_missing_alone(folder: Path, tmp_path: Path) -> None:
+def test_resumed_run_measures_only_missing_claims(folder: Path, tmp_path: Path) -> None:
     whole = Results.read(folder)
     half = replace(whole.claims["4"], numbers={"1": whole.claims["4"].numbers["1"]})
     others = {number: claim for number, claim in whole.claims.items() if number not in ("2", "4")}
     replace(whole, claims={**others, "4": half}).write(tmp_path)
-    told: list[str] = []
-    resumed = measure_claims(small_text(), TINY, Order(tmp_path, 1.0, is_resumed=True), standing, told.append)
-    assert [line for line in told if line.startswith("seed")] == [
+    lines: list[str] = []
+    resumed = measure_claims(small_text(), TINY, Order(tmp_path, 1.0, is_resumed=True), stopped_clock, lines.append)
+    assert [line for line in lines if line.startswith("seed")] == [
         f"seed 1, claim 2: {CLAIMS[1].title}",
         f"seed 2, claim 2: {CLAIMS[1].title}",
         f"seed 2, claim 4: {CLAIMS[3].title}",
@@ -151,14 +151,14 @@ def test_resumed_run_measures_what_is_missing_alone(folder: Path, tmp_path: Path
     assert list(resumed.claims["4"].numbers) == ["1", "2"]
 
 
-def test_only_some_claims_keeps_the_others_of_the_same_setup(folder: Path, tmp_path: Path) -> None:
+def test_selected_claims_keep_the_other_results_of_the_same_setup(folder: Path, tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes((folder / FILE).read_bytes())
     assert list(measured_into(tmp_path, 2).claims) == list(Results.read(folder).claims)
-    other = measure_claims(small_text(30_000), TINY, Order(tmp_path, 1.0, (2,)), standing, silent)
+    other = measure_claims(small_text(30_000), TINY, Order(tmp_path, 1.0, (2,)), stopped_clock, silent)
     assert list(other.claims) == ["2"]
 
 
-def test_what_the_budget_does_not_reach_is_said(tmp_path: Path) -> None:
+def test_claims_beyond_the_budget_are_reported(tmp_path: Path) -> None:
     ticks = count(step=1000)
     results = measured_into(tmp_path, 1, 2, clock=lambda: float(next(ticks)))
     assert results.skipped
@@ -166,7 +166,7 @@ def test_what_the_budget_does_not_reach_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"{", b'{"format_version": 1}', b'{"format_version": 2}'])
-def test_results_that_cannot_be_read_are_refused(content: bytes | None, tmp_path: Path) -> None:
+def test_unreadable_results_are_refused(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / FILE).write_bytes(content)
     with pytest.raises(ResultsError, match=FILE):
@@ -181,7 +181,7 @@ def test_command_writes_the_page_and_prints_the_verdicts(folder: Path, tmp_path:
     assert (tmp_path / "README.md").exists()
 
 
-def test_folder_that_another_run_is_writing_is_refused(tmp_path: Path) -> None:
+def test_folder_in_use_by_another_run_is_refused(tmp_path: Path) -> None:
     with locked(tmp_path):
         for way in (["--redraw"], ["--quick"], ["--quick", "--resume"]):
             refused = CliRunner().invoke(command, [*way, "--output", str(tmp_path)])
@@ -189,14 +189,14 @@ def test_folder_that_another_run_is_writing_is_refused(tmp_path: Path) -> None:
             assert "another run is writing to it" in str(refused.exception)
 
 
-def test_number_of_threads_has_the_bound_of_a_training() -> None:
+def test_number_of_threads_has_the_same_bound_as_training() -> None:
     assert config.MAX_THREADS == MAX_THREADS
     refused = CliRunner().invoke(command, ["--quick", "--threads", str(MAX_THREADS + 1)])
     assert refused.exit_code == 2
     assert "1<=x<=1024" in refused.output
 
 
-def test_text_that_is_too_short_is_refused(tmp_path: Path) -> None:
+def test_short_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("To be, or not to be")
     done = CliRunner().invoke(command, ["--text", str(tmp_path / "short.txt"), "--output", str(tmp_path / "out")])
     assert "--text: got 19 characters, expected at least" in str(done.exception)

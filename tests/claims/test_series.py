@@ -13,9 +13,9 @@ from tests.claims.workbenches import TINY, small_text, tiny_bench
 def costs(
     esn: tuple[float, float], through_time: tuple[float, float], best: float, products: tuple[int, int] = (100, 300)
 ) -> Series:
-    """CPU-seconds at both lengths; `best` is the validation loss that the families trained through time come to.
+    """Make costs from CPU-seconds at both lengths; `best` is the final loss of the families trained through time.
 
-    products   multiply-adds of the ESN and of the others
+    products   multiply-adds of the ESN and of the other families
     """
     found = []
     for name in TRAININGS:
@@ -47,20 +47,20 @@ def test_criterion(
     assert verdict(CLAIM.judge(costs(esn, through_time, best, products))) is expected
 
 
-def test_loss_that_rises_in_the_course_of_training_is_a_fault_of_the_measurement() -> None:
+def test_loss_that_rises_during_training_is_a_measurement_error() -> None:
     sound, faulty = costs((1.0, 1.0), (1.0, 3.0), 2.5), costs((1.0, 1.0), (1.0, 3.0), 3.5)
     assert not any(expectation.violations() for expectation in CLAIM.expect([sound] * 3))
     violated = [expectation.what for expectation in CLAIM.expect([faulty] * 3) if expectation.violations()]
     assert violated == [f"validation loss of the {name} in the course of training" for name in ("Elman", "GRU", "LSTM")]
 
 
-def test_time_to_a_loss_is_that_of_the_first_point_below_it() -> None:
+def test_time_to_a_loss_is_the_time_of_the_first_lower_point() -> None:
     numbers = costs((1.0, 1.0), (2.0, 4.0), 1.5)
     assert numbers.seconds_to("gru", 2.9, 64) == 2.0
     assert numbers.seconds_to("gru", 1.0, 64) == float("inf")
 
 
-def test_one_pass_learns_what_a_reservoir_can_learn() -> None:
+def test_training_in_one_pass_lowers_the_loss() -> None:
     bench = tiny_bench()
     model = bench.fresh(Family.ESN)
     assert isinstance(model, EchoStateNetwork)
@@ -69,7 +69,7 @@ def test_one_pass_learns_what_a_reservoir_can_learn() -> None:
     assert held_out_loss(model, bench.text.held_out) < before - 1
 
 
-def test_series_in_one_pass_are_the_same_at_every_length() -> None:
+def test_result_of_one_pass_does_not_depend_on_the_series_length() -> None:
     bench = tiny_bench()
     losses = []
     for length in (7, 50):
@@ -89,11 +89,11 @@ def test_tiny_run_has_every_training_at_every_length_and_memory_curves() -> None
     assert all(sentence.endswith(".") for sentence in CLAIM.describe([measured.numbers]))
 
 
-def test_lengths_that_the_budget_does_not_reach_are_left_out_and_named() -> None:
+def test_lengths_beyond_the_budget_are_skipped_and_reported() -> None:
     now = [0.0]
 
     def tell(line: str) -> None:
-        if line == "series of 4 tokens":  # the budget ends in the middle of these
+        if line == "series of 4 tokens":  # the budget ends during these
             now[0] = 2000.0
 
     bench = Workbench(small_text(), TINY, Budget.of(1000.0, lambda: now[0]), tell, 1)
@@ -102,6 +102,6 @@ def test_lengths_that_the_budget_does_not_reach_are_left_out_and_named() -> None
     assert measured.left_out[-1] == "series of 4 tokens"
 
 
-def test_budget_that_ends_before_the_first_length_leaves_nothing_to_judge() -> None:
+def test_budget_that_ends_before_the_first_length_raises() -> None:
     with pytest.raises(OutOfTime):
         CLAIM.measure(tiny_bench(seconds=0.0))

@@ -7,13 +7,13 @@ from meari.claims.text import KINDS, SPEAKERS, CharacterKind, kind_of, made_text
 from meari.models.errors import CorpusError
 
 
-def test_made_text_is_that_of_its_seed() -> None:
+def test_made_text_depends_on_its_seed() -> None:
     assert made_text(5_000, seed=1) == made_text(5_000, seed=1)
     assert made_text(5_000, seed=1) != made_text(5_000, seed=2)
     assert len(made_text(5_000, seed=1)) >= 5_000
 
 
-def test_every_speech_ends_with_the_animal_that_it_began_with() -> None:
+def test_every_speech_ends_with_the_animal_of_its_first_line() -> None:
     for speech in made_text(20_000, seed=3).strip().split("\n\n"):
         head, *_, last = speech.split("\n")
         speaker, _, animal = head.rstrip(":").partition(", the ")
@@ -21,7 +21,7 @@ def test_every_speech_ends_with_the_animal_that_it_began_with() -> None:
         assert last == f"So says the {animal}."
 
 
-def test_parts_lie_behind_one_another_and_tell_the_whole() -> None:
+def test_parts_of_a_split_join_to_the_whole_text() -> None:
     whole = made_text(30_000, seed=1)
     text = split_text("made", whole)
     ids = np.concatenate((text.training, text.validation, text.held_out))
@@ -42,11 +42,11 @@ def test_parts_lie_behind_one_another_and_tell_the_whole() -> None:
         ("<|end|>", CharacterKind.PUNCTUATION),
     ],
 )
-def test_kinds_of_characters(token: str, kind: CharacterKind) -> None:
+def test_every_character_has_its_kind(token: str, kind: CharacterKind) -> None:
     assert kind_of(token) is kind
 
 
-def test_kinds_are_those_of_the_tokens() -> None:
+def test_kinds_are_indexed_by_token_id() -> None:
     text = split_text("made", made_text(30_000, seed=1))
     (space,) = text.tokenizer.encode(" ")
     assert KINDS[text.kinds[space]] is CharacterKind.SPACE

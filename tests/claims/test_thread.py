@@ -9,7 +9,7 @@ from meari.claims.measures.thread import CLAIM, HELD_OUT, Course, Thread
 from tests.claims.workbenches import tiny_bench
 
 
-def test_repeated_looks_back_a_window_and_no_further() -> None:
+def test_repetitions_are_found_within_the_window_only() -> None:
     gram = np.arange(NGRAM)
     fresh = np.arange(100, 100 + 2 * WINDOW)
     near = np.concatenate((gram, fresh[:10], gram))
@@ -18,12 +18,12 @@ def test_repeated_looks_back_a_window_and_no_further() -> None:
     assert repeated(far[None], NGRAM).sum() == 0
 
 
-def test_loop_is_repeated_throughout() -> None:
+def test_loop_counts_as_fully_repeated() -> None:
     loop = np.tile(np.arange(5), 20)[None]
     assert repeated(loop, NGRAM + 5).mean() == 1.0
 
 
-def test_greedy_takes_the_likeliest_and_top_p_no_rest() -> None:
+def test_greedy_picks_the_likeliest_token_and_top_p_only_the_nucleus() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(2000, 1)
     generator = torch.Generator().manual_seed(1)
     assert set(pick(logits, SAMPLINGS[0], generator).tolist()) == {0}
@@ -33,7 +33,7 @@ def test_greedy_takes_the_likeliest_and_top_p_no_rest() -> None:
     assert float(cold[0]) == pytest.approx(0.25 / (0.25 + 0.09 + 0.0225 + 0.0025), abs=0.04)
 
 
-def test_texts_of_one_seed_are_equal() -> None:
+def test_same_seed_gives_the_same_texts() -> None:
     bench = tiny_bench()
     texts = [write_texts(bench.fresh(Family.GRU), bench.pieces(2, 9), 6, SAMPLINGS[3], seed=5) for _ in range(2)]
     assert texts[0].shape == (2, 6)

@@ -10,7 +10,7 @@ from meari.claims.training import MEMORISED_LOSS, Budget, Streams, TrainedModel,
 from tests.claims.workbenches import TINY, tiny_bench
 
 
-def test_streams_run_on_from_chunk_to_chunk_and_start_again_at_the_end() -> None:
+def test_streams_continue_across_chunks_and_restart_at_the_end() -> None:
     ids = np.arange(100)
     streams = Streams(ids, batch_size=2, length=10, generator=np.random.default_rng(1))
     rows, _ = streams.next_chunk()
@@ -23,7 +23,7 @@ def test_streams_run_on_from_chunk_to_chunk_and_start_again_at_the_end() -> None
     assert any(bool(fresh.any()) for _, fresh in seen)
 
 
-def test_training_lowers_the_loss_and_keeps_the_weights_of_its_end() -> None:
+def test_training_lowers_the_loss_and_returns_the_final_weights() -> None:
     bench = tiny_bench()
     before = held_out_loss(bench.fresh(Family.LSTM), bench.validation)
     trained = bench.trained(Family.LSTM)
@@ -33,24 +33,24 @@ def test_training_lowers_the_loss_and_keeps_the_weights_of_its_end() -> None:
     assert trained.steps == TINY.steps
 
 
-def learned_by_heart(plan: TrainingPlan, fit: Callable[..., TrainedModel]) -> TrainedModel:
-    """A training on a text so short that its validation loss soon rises."""
+def train_to_overfit(plan: TrainingPlan, fit: Callable[..., TrainedModel]) -> TrainedModel:
+    """Train on a text so short that the validation loss soon rises."""
     bench = tiny_bench()
     return fit(lambda: bench.fresh(Family.GRU), bench.text.training[:30], bench.validation, plan, bench.budget, 1)
 
 
-def test_training_runs_its_schedule_to_the_end_though_the_validation_loss_has_long_risen() -> None:
+def test_training_completes_its_schedule_despite_a_rising_validation_loss() -> None:
     plan = TrainingPlan(steps=300, batch_size=4, chunk_length=16, evaluate_every=20)
-    trained = learned_by_heart(plan, lambda make, *rest: train(make(), *rest))
+    trained = train_to_overfit(plan, lambda make, *rest: train(make(), *rest))
     assert trained.steps == trained.points[-1].step == 300
     assert not trained.is_cut
     assert trained.rise > MEMORISED_LOSS
 
 
-def test_text_learned_by_heart_gets_a_shorter_schedule() -> None:
+def test_memorised_text_gets_a_shorter_schedule() -> None:
     plan = TrainingPlan(steps=400, batch_size=4, chunk_length=16, evaluate_every=16)
-    whole = learned_by_heart(plan, lambda make, *rest: train(make(), *rest))
-    fitting = learned_by_heart(plan, train_fitting)
+    whole = train_to_overfit(plan, lambda make, *rest: train(make(), *rest))
+    fitting = train_to_overfit(plan, train_fitting)
     assert whole.rise > MEMORISED_LOSS
     assert fitting.steps == fitting.points[-1].step < 400
     assert fitting.loss < whole.loss - MEMORISED_LOSS
@@ -66,19 +66,19 @@ def test_training_ends_with_the_budget() -> None:
     assert trained.steps == 4
 
 
-def test_part_of_a_budget_leaves_the_rest_to_the_others() -> None:
+def test_part_of_a_budget_does_not_change_the_whole() -> None:
     budget = Budget.of(100.0, lambda: 0.0)
     assert budget.part(0.25).seconds_left == 25.0
     assert budget.seconds_left == 100.0
 
 
-def test_fewer_minutes_mean_fewer_steps() -> None:
+def test_fewer_minutes_give_fewer_steps() -> None:
     assert sizes_for(FULL_MINUTES, is_quick=False) == Sizes()
     assert sizes_for(FULL_MINUTES / 2, is_quick=False).steps == Sizes().steps // 2
     assert sizes_for(2 * FULL_MINUTES, is_quick=False) == Sizes()
 
 
-def test_untrained_readout_has_the_entropy_of_even_odds() -> None:
+def test_untrained_readout_has_the_loss_of_a_uniform_distribution() -> None:
     bench = tiny_bench()
     model = bench.fresh(Family.ESN)  # its readout is zero
     losses = token_losses(model, bench.pieces(3, 20))
@@ -86,7 +86,7 @@ def test_untrained_readout_has_the_entropy_of_even_odds() -> None:
     assert np.allclose(losses, np.log(bench.text.vocabulary_size), atol=1e-5)
 
 
-def test_sizes_that_are_judged_are_those_of_a_whole_run_alone() -> None:
+def test_only_the_sizes_of_a_full_run_are_judged() -> None:
     assert below_judged(Sizes(), 600_000) == ()
     assert (
         below_judged(sizes_for(FULL_MINUTES / 10, is_quick=False), 600_000)[0] == "training steps: 60, judged from 300"

@@ -30,7 +30,7 @@ def tiny_model(family: Family) -> LanguageModel:
 
 
 def loss_after(model: LanguageModel, row: torch.Tensor, state: State, begin: int) -> float:
-    """The loss of the last token, the model run on from the state that stands after token `begin`."""
+    """Run the model from the state after token `begin` and return the loss of the last token."""
     hidden = state[STATE]
     for time in range(begin + 1, len(row) - 1):
         hidden, state = model.step(row[None, time], state)
@@ -60,18 +60,18 @@ def test_gradient_norms_agree_with_finite_differences(family: Family) -> None:
         assert norms[index, k] == pytest.approx(np.linalg.norm(slopes), rel=1e-5)
 
 
-def test_memory_of_the_lstm_has_a_gradient_of_its_own() -> None:
+def test_memory_of_the_lstm_has_its_own_gradient() -> None:
     hidden, memory = gradient_norms(tiny_model(Family.LSTM), ROWS, 4, (STATE, MEMORY))
     assert hidden.shape == memory.shape == (2, 5)
     assert not np.allclose(hidden, memory)
 
 
-def test_share_is_that_of_one_place_and_no_mean_over_places() -> None:
+def test_shares_are_computed_for_each_position_separately() -> None:
     norms = np.array([[9.0, 2.0, 1.0], [9.0, 100.0, 1.0]])
     assert shares(norms)[:, 1:].tolist() == [[1.0, 0.5], [1.0, 0.01]]
 
 
-def test_distances_have_the_judged_one_and_both_ends() -> None:
+def test_distances_include_the_judged_one_and_both_ends() -> None:
     assert distances(12) == (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12)
     assert {1, 50, 100} <= set(distances(100))
 
@@ -95,16 +95,16 @@ FRESH = {"rnn": 1e-5, "gru": 1e-7, "lstm": 1e-3}
     ("after", "expected"),
     [
         ({"rnn": 1e-8, "gru": 1e-3, "lstm": 1e-3}, Verdict.HOLDS),
-        ({"rnn": 1e-3, "gru": 1e-3, "lstm": 1e-3}, Verdict.IN_PART),  # the GRU alone has gained more
+        ({"rnn": 1e-3, "gru": 1e-3, "lstm": 1e-3}, Verdict.IN_PART),  # only the GRU gains more
         ({"rnn": 1e-5, "gru": 1e-4, "lstm": 1e-5}, Verdict.IN_PART),
         ({"rnn": 1e-1, "gru": 1e-3, "lstm": 1e-3}, Verdict.DOES_NOT),
     ],
 )
-def test_criterion_holds_all_families_to_the_same_measure(after: dict[str, float], expected: Verdict) -> None:
+def test_criterion_is_the_same_for_all_families(after: dict[str, float], expected: Verdict) -> None:
     assert verdict(CLAIM.judge(vanishing(FRESH, after))) is expected
 
 
-def test_tiny_run_gives_quartiles_a_family_and_a_picture() -> None:
+def test_tiny_run_gives_quartiles_for_each_family_and_a_picture() -> None:
     measured = CLAIM.measure(tiny_bench())
     numbers = measured.numbers
     assert set(numbers.before) == set(numbers.after) == set(numbers.gain) == {"rnn", "gru", "lstm"}

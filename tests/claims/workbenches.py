@@ -1,4 +1,4 @@
-"""A workbench small enough for a test: a made text, models of a few hundred weights, a few steps of training."""
+"""Workbenches for tests: a made text, models of about 1,500 weights, a few training steps."""
 
 from dataclasses import replace
 
@@ -43,5 +43,5 @@ def small_text(num_characters: int = 24_000) -> Text:
 
 
 def tiny_bench(seconds: float = 1000.0, seed: int = 1) -> Workbench:
-    """A bench whose clock stands still, so that the budget never ends unless it is zero from the beginning."""
+    """Make a workbench with a stopped clock; a positive budget never ends."""
     return Workbench(small_text(), TINY, Budget.of(seconds, lambda: 0.0), lambda line: None, seed)

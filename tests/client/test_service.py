@@ -1,4 +1,4 @@
-"""A service seen from outside, against small servers that answer as they are told."""
+"""Test the client against small servers with scripted responses."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ OVERLOADED = b'{"error": {"code": "overloaded", "message": "too many requests", 
 
 
 @dataclass
-class Told:
-    """What a server is to answer, in order, and what it was asked."""
+class Script:
+    """Responses that a server sends, in order, and the requests that it received."""
 
-    answers: list[tuple[int, dict[str, str], bytes]]
-    asked: list[tuple[str, str | None, bytes]] = field(default_factory=list)
+    responses: list[tuple[int, dict[str, str], bytes]]
+    received: list[tuple[str, str | None, bytes]] = field(default_factory=list)
 
 
 @contextmanager
-def serving(*answers: tuple[int, dict[str, str], bytes]) -> Iterator[tuple[str, Told]]:
-    told = Told(list(answers))
+def serving(*responses: tuple[int, dict[str, str], bytes]) -> Iterator[tuple[str, Script]]:
+    script = Script(list(responses))
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            told.asked.append((self.path, self.headers.get("Authorization"), body))
-            status, headers, answer = told.answers.pop(0)
+            script.received.append((self.path, self.headers.get("Authorization"), body))
+            status, headers, body = script.responses.pop(0)
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
             if "Content-Length" not in headers:
-                self.send_header("Content-Length", str(len(answer)))
+                self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(answer)
+            self.wfile.write(body)
 
         def do_POST(self) -> None:
             self.do_GET()
@@ -51,7 +51,7 @@ def serving(*answers: tuple[int, dict[str, str], bytes]) -> Iterator[tuple[str, 
         thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{listening.server_port}", told
+            yield f"http://127.0.0.1:{listening.server_port}", script
         finally:
             listening.shutdown()
             thread.join()
@@ -62,52 +62,52 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def test_refusal_is_asked_again_after_the_seconds_it_names() -> None:
+def test_refused_request_is_retried_after_the_given_seconds() -> None:
     slept: list[float] = []
     refusals = [(429, {"Retry-After": "3"}, OVERLOADED), (503, {"Retry-After": "2"}, OVERLOADED)]
-    with serving(*refusals, (200, {}, b"done")) as (url, told):
+    with serving(*refusals, (200, {}, b"done")) as (url, script):
         assert RemoteService(url, sleep=slept.append).post("/score", b"{}") == b"done"
     assert slept == [3.0, 2.0]
-    assert [body for _, _, body in told.asked] == [b"{}"] * 3
+    assert [body for _, _, body in script.received] == [b"{}"] * 3
 
 
-def test_patience_ends() -> None:
+def test_retries_end_after_the_given_patience() -> None:
     slept: list[float] = []
-    with serving(*[(429, {"Retry-After": "4"}, OVERLOADED)] * 3) as (url, told):
+    with serving(*[(429, {"Retry-After": "4"}, OVERLOADED)] * 3) as (url, script):
         with pytest.raises(Refused, match=r"429 overloaded: too many requests$") as refused:
             RemoteService(url, patience_seconds=10, sleep=slept.append).post("/score", b"{}")
         assert (refused.value.status, refused.value.code) == (429, "overloaded")
     assert slept == [4.0, 4.0]
-    assert told.answers == []
+    assert script.responses == []
 
 
-def test_error_of_the_contract_is_one_line_with_status_and_code() -> None:
+def test_error_of_a_meari_service_is_one_line_with_status_and_code() -> None:
     body = b'{"error": {"code": "unknown_model", "message": "model: got \'x\',\\nexpected y", "request_id": "1"}}'
     with serving((404, {}, body)) as (url, _), pytest.raises(Refused) as refused:
         RemoteService(url).get("/models/x")
     assert str(refused.value) == f"{url}: 404 unknown_model: model: got 'x', expected y"
 
 
-def test_error_of_something_else_says_what_http_says() -> None:
+def test_error_of_another_server_shows_the_http_status() -> None:
     with serving((502, {}, b"<html>")) as (url, _), pytest.raises(Refused, match=r"502: Bad Gateway$"):
         RemoteService(url).get("/models")
 
 
-def test_nobody_there() -> None:
+def test_unreachable_service_is_reported() -> None:
     url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(Unreachable, match=f"^{url}: connection refused: is the service running there"):
         RemoteService(url).get("/models")
 
 
-def test_key_is_sent_and_not_shown() -> None:
-    with serving((200, {}, b"")) as (url, told):
+def test_key_is_sent_and_never_shown() -> None:
+    with serving((200, {}, b"")) as (url, script):
         service = RemoteService(url, "s3cret")
         service.get("/models")
-    assert told.asked == [("/models", "Bearer s3cret", b"")]
+    assert script.received == [("/models", "Bearer s3cret", b"")]
     assert "s3cret" not in repr(service)
 
 
-def test_stream_gives_each_event_and_leaves_pings_out() -> None:
+def test_stream_yields_each_event_without_pings() -> None:
     stream = b'data: {"a": 1}\n\n: ping\n\ndata: {"a": 2}\n\ndata: [DONE]\n\n'
     with serving((200, {}, stream)) as (url, _):
         assert list(RemoteService(url).stream("/generate", b"{}")) == [b'{"a": 1}', b'{"a": 2}']
@@ -120,40 +120,40 @@ def test_stream_gives_each_event_and_leaves_pings_out() -> None:
         (b'data: {"a": 1}\n\ndata: {"error": {"code": "internal", "message": "oh"}}\n\n', Refused, "internal: oh"),
     ],
 )
-def test_stream_that_breaks_off_is_an_error(stream: bytes, error: type[RemoteError], message: str) -> None:
+def test_incomplete_stream_is_an_error(stream: bytes, error: type[RemoteError], message: str) -> None:
     found: list[bytes] = []
     with serving((200, {}, stream)) as (url, _), pytest.raises(error, match=message):
         found.extend(RemoteService(url).stream("/generate", b"{}"))
 
 
-def test_answer_that_is_cut_off_is_an_error() -> None:
+def test_truncated_response_is_an_error() -> None:
     answer = (200, {"Content-Length": "1000"}, b"{}")
     with serving(answer) as (url, _), pytest.raises(BadAnswer, match="cut off"):
         RemoteService(url).get("/models")
 
 
-def test_another_kind_of_service_is_told_apart() -> None:
+def test_another_kind_of_service_is_recognised() -> None:
     with serving((200, {}, b"<html>"), (200, {}, b"[]")) as (url, _):
         for ask in (all_models, lambda service: find_model(service, "a/b")):
             with pytest.raises(BadAnswer, match="expected a meari service"):
                 ask(RemoteService(url))
 
 
-def test_default_model_is_the_one_that_the_service_names() -> None:
+def test_default_model_is_the_default_of_the_service() -> None:
     models = b'{"models": [{"name": "a"}, {"name": "b"}], "default": "b"}'
-    with serving((200, {}, models), (200, {}, b'{"hashes": {}}')) as (url, told):
+    with serving((200, {}, models), (200, {}, b'{"hashes": {}}')) as (url, script):
         assert find_model(RemoteService(url), None) == {"name": "b"}
         find_model(RemoteService(url), "a/b")
-    assert [path for path, _, _ in told.asked] == ["/models", "/models/a%2Fb"]
+    assert [path for path, _, _ in script.received] == ["/models", "/models/a%2Fb"]
 
 
 @pytest.mark.parametrize(
     "url", ["localhost:8000", "http://", "ftp://a", "http://a:x", "http://a:0", "http://a b", "http://a?b"]
 )
-def test_what_is_no_address_of_a_service(url: str) -> None:
+def test_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="expected http://HOST:PORT"):
         checked_url(url)
 
 
-def test_address_may_have_a_path_and_a_slash_at_its_end() -> None:
+def test_url_may_have_a_path_and_a_trailing_slash() -> None:
     assert checked_url("https://a.example/meari/") == "https://a.example/meari"

@@ -1,4 +1,4 @@
-"""HTTP requests to a container, with nothing but the standard library."""
+"""HTTP client for containers, from the standard library."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ Address = tuple[str, int]
 
 
 def post(address: Address, path: str, body: Mapping[str, object]) -> dict[str, Any]:
-    """The answer to one request, which has to be 200."""
+    """Send one request and return the JSON response; the status must be 200."""
     with sent(address, path, body) as response:
         data = response.read()
     assert response.status == 200, data
@@ -19,7 +19,7 @@ def post(address: Address, path: str, body: Mapping[str, object]) -> dict[str, A
 
 
 def get(address: Address, path: str) -> dict[str, Any]:
-    """The answer to a GET, which has to be 200."""
+    """Send a GET request and return the JSON response; the status must be 200."""
     with closing(HTTPConnection(*address, timeout=30)) as connection:
         connection.request("GET", path)
         with connection.getresponse() as response:
@@ -31,7 +31,7 @@ def get(address: Address, path: str) -> dict[str, Any]:
 
 @contextmanager
 def sent(address: Address, path: str, body: Mapping[str, object]) -> Iterator[HTTPResponse]:
-    """Send a request; the block reads the answer's body, as it arrives."""
+    """Send a request; the block reads the body of the response as it arrives."""
     with closing(HTTPConnection(*address, timeout=120)) as connection:
         connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
         with connection.getresponse() as response:
@@ -39,7 +39,7 @@ def sent(address: Address, path: str, body: Mapping[str, object]) -> Iterator[HT
 
 
 def is_ready(address: Address) -> bool:
-    """Whether /readyz says so; a server that takes no connections is not ready."""
+    """Return whether /readyz answers 200; a server that accepts no connections is not ready."""
     with closing(HTTPConnection(*address, timeout=10)) as connection:
         try:
             connection.request("GET", "/readyz")
@@ -50,7 +50,7 @@ def is_ready(address: Address) -> bool:
 
 
 def events_of(response: HTTPResponse) -> Iterator[dict[str, Any]]:
-    """The events of a stream until `[DONE]`; a stream that ends without it raises AssertionError."""
+    """Yield the events of a stream until `[DONE]`; raises AssertionError if the stream ends without it."""
     for line in response:
         data = line.removeprefix(b"data:").strip()
         if data == b"[DONE]":

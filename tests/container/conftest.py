@@ -1,4 +1,4 @@
-"""The image, built once, and a container that runs it; all are removed at the end."""
+"""Fixtures: the image, built once, and a container that runs it; both are removed at the end."""
 
 import os
 import threading
@@ -21,7 +21,7 @@ RUN = ("run", "--detach", "--read-only", "--tmpfs", "/tmp", "--publish", "127.0.
 def docker() -> Docker:
     found = find_docker()
     if found is None:
-        pytest.skip("no Docker engine answers here (DOCKER and DOCKER_HOST say which one to use)")
+        pytest.skip("no Docker engine is running (DOCKER and DOCKER_HOST select one)")
     return found
 
 
@@ -35,7 +35,7 @@ def image(docker: Docker) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def start(docker: Docker, image: str) -> Iterator[Callable[..., str]]:
-    """Start a container of the image, on a read-only root, and wait until it takes requests."""
+    """Start a container of the image with a read-only root and wait until it is ready."""
     started: list[str] = []
 
     def start_one(*options: str) -> str:
@@ -55,7 +55,7 @@ def container(start: Callable[..., str]) -> str:
 
 
 def wait_until(holds: Callable[[], bool], explain: Callable[[], str]) -> None:
-    """Ask again and again until it holds; after a minute fail with the explanation."""
+    """Poll a condition until it holds; fail with the explanation after a minute."""
     pause = threading.Event()
     for _ in range(int(READY_SECONDS / POLL_SECONDS)):
         if holds():

@@ -1,4 +1,4 @@
-"""A Docker engine as the container tests use it: thin, typed calls of its command line."""
+"""Typed calls of Docker's command line."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Docker:
-    """The client program; which engine it talks to is said by DOCKER_HOST, as always."""
+    """Docker's client program; DOCKER_HOST selects the engine."""
 
     program: str
 
     def run(self, *arguments: str, timeout: float = 60) -> str:
-        """Run one command and give back what it printed; raises AssertionError with its errors."""
+        """Run one command and return its output; raises AssertionError with its errors."""
         done = subprocess.run(
             [self.program, *arguments],
             env={**os.environ, "DOCKER_BUILDKIT": "1"},
@@ -28,18 +28,18 @@ class Docker:
         return done.stdout.strip()
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """What the engine knows of an image or a container."""
+        """Return the engine's description of an image or a container."""
         found: list[dict[str, Any]] = json.loads(self.run("inspect", name))
         return found[0]
 
     def address(self, container: str) -> tuple[str, int]:
-        """Host and port under which the container's port 8000 is reached."""
+        """Return the host and port at which the container's port 8000 is published."""
         host, _, port = self.run("port", container, "8000/tcp").splitlines()[0].rpartition(":")
         return host, int(port)
 
 
 def find_compose() -> list[str] | None:
-    """The command that takes compose files here, be it Docker's plug-in or a program of its own."""
+    """Return the Docker Compose command: Docker's plug-in or the program docker-compose."""
     docker = shutil.which(os.environ.get("DOCKER") or "docker")
     if docker and subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0:
         return [docker, "compose"]
@@ -48,7 +48,7 @@ def find_compose() -> list[str] | None:
 
 
 def find_docker() -> Docker | None:
-    """The client that DOCKER names or PATH holds, where an engine answers it."""
+    """Return the client from DOCKER or PATH if its engine is running."""
     program = shutil.which(os.environ.get("DOCKER") or "docker")
     if program is None:
         return None

@@ -1,4 +1,4 @@
-"""The service as compose.yaml runs it, for real; the other images come from a registry, which need not be reachable."""
+"""Test the service of compose.yaml in a container; the other images come from a registry and are not tested."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def compose(image: str, *arguments: str) -> str:
-    """Run Docker Compose for a project of the test's own, on a port that is free."""
+    """Run Docker Compose for a separate project on a free port."""
     program = find_compose()
     assert program is not None
     done = subprocess.run(
@@ -36,9 +36,9 @@ def compose(image: str, *arguments: str) -> str:
 
 @pytest.fixture
 def composed(docker: Docker, image: str) -> Iterator[str]:
-    """The container of the service."""
+    """Start the service and yield the id of its container."""
     if find_compose() is None:
-        pytest.skip("no Docker Compose here (`docker compose`, or Debian's docker-compose)")
+        pytest.skip("Docker Compose was not found (`docker compose`, or Debian's docker-compose)")
     try:
         compose(image, "up", "--no-build", "--detach", "meari")
         yield compose(image, "ps", "--quiet", "meari")
@@ -47,13 +47,13 @@ def composed(docker: Docker, image: str) -> Iterator[str]:
 
 
 def metrics(address: tuple[str, int]) -> str:
-    """What Prometheus would read."""
+    """Return the text that Prometheus would scrape."""
     with urllib.request.urlopen("http://{}:{}/metrics".format(*address), timeout=20) as response:
         text: str = response.read().decode()
     return text
 
 
-def test_the_service_runs_as_composed(docker: Docker, composed: str) -> None:
+def test_service_of_the_compose_file_runs(docker: Docker, composed: str) -> None:
     address = docker.address(composed)
     assert address[0] == "127.0.0.1"
     wait_until(lambda: is_ready(address), lambda: docker.run("logs", composed))
@@ -63,5 +63,5 @@ def test_the_service_runs_as_composed(docker: Docker, composed: str) -> None:
     )
     assert post(address, "/score", {"text": "all the bells"})["results"][0]["logprob"] < 0
     counted = 'vllm:request_success_total{finished_reason="scored",model_name="shakespeare-lstm"} 1.0'
-    # a worker tells the others twice a second what it has counted, and any of them may answer
+    # workers exchange their counts twice a second, and any worker may answer
     wait_until(lambda: counted in metrics(address), lambda: metrics(address))

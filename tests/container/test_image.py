@@ -1,4 +1,4 @@
-"""The image is built and run for real: what is in it, what it answers, and how it stops."""
+"""Test the built image: its contents, its responses and its shutdown."""
 
 import json
 import subprocess
@@ -14,22 +14,22 @@ from tests.container.docker import Docker
 pytestmark = [pytest.mark.container, pytest.mark.timeout(600)]
 
 MAX_SIZE_BYTES = 350_000_000
-STREAM_SECONDS = 8  # long enough that a signal arrives while the stream is open
-NEVER_END = {"0": -100.0}  # the boundary token, so that a text is as long as was asked for
+STREAM_SECONDS = 8  # long enough for the signal to arrive while the stream is open
+NEVER_END = {"0": -100.0}  # excludes the boundary token, to make texts exactly as long as requested
 
 
 def test_image_is_small(docker: Docker, image: str) -> None:
     assert docker.inspect(image)["Size"] <= MAX_SIZE_BYTES
 
 
-def test_image_runs_as_a_user_with_a_number_who_is_not_root(docker: Docker, container: str) -> None:
+def test_image_runs_as_a_numeric_non_root_user(docker: Docker, container: str) -> None:
     assert docker.inspect(container)["Config"]["User"].partition(":")[0].isdecimal()
     uid = docker.run("exec", container, "python", "-c", "import os; print(os.getuid())")
     assert int(uid) > 0
 
 
 @pytest.mark.parametrize("package", ["torch", "onnx", "huggingface_hub", "pip", "setuptools"])
-def test_image_holds_nothing_that_serving_does_not_need(docker: Docker, container: str, package: str) -> None:
+def test_image_excludes_packages_that_serving_does_not_need(docker: Docker, container: str, package: str) -> None:
     code = f"import importlib.util; print(importlib.util.find_spec('{package}'))"
     assert docker.run("exec", "--workdir", "/", container, "python", "-c", code) == "None"
 
@@ -68,7 +68,7 @@ def test_container_scores_in_bulk_without_a_server(docker: Docker, container: st
     assert unlikely["logprob"] < likely["logprob"] < 0
 
 
-def test_every_verb_that_needs_no_training_runs_in_the_container(docker: Docker, container: str) -> None:
+def test_verbs_without_training_run_in_the_container(docker: Docker, container: str) -> None:
     listed = json.loads(docker.run("exec", container, "meari", "models", "--json"))
     asked = json.loads(docker.run("exec", container, "meari", "models", "--server", "http://127.0.0.1:8000", "--json"))
     inspected = json.loads(docker.run("exec", container, "meari", "inspect", "shakespeare-lstm", "--json"))
@@ -77,7 +77,9 @@ def test_every_verb_that_needs_no_training_runs_in_the_container(docker: Docker,
     assert "complete" in docker.run("exec", container, "meari", "completion", "bash")
 
 
-def test_stopped_container_finishes_its_open_stream_and_exits_with_0(docker: Docker, start: Callable[..., str]) -> None:
+def test_stopped_container_finishes_its_open_stream_and_exits_with_code_0(
+    docker: Docker, start: Callable[..., str]
+) -> None:
     container = start("--env", "MEARI_MAX_TOKENS=100000", "--env", "MEARI_WORKERS=1")
     address = docker.address(container)
     num_tokens = tokens_of_a_long_stream(address)
@@ -89,7 +91,7 @@ def test_stopped_container_finishes_its_open_stream_and_exits_with_0(docker: Doc
         wait_until(lambda: not is_ready(address), lambda: docker.run("logs", container))
         refused = time.monotonic()
         rest = list(events)
-    assert time.monotonic() - refused > 0.5, "the stream was over before the signal came"
+    assert time.monotonic() - refused > 0.5, "the stream ended before the signal arrived"
     assert [event["choices"][0]["finish_reason"] for event in rest if finished(event)] == ["length"]
     assert rest[-1]["usage"]["generated_tokens"] == num_tokens
     assert stop.wait(timeout=90) == 0
@@ -102,7 +104,7 @@ def finished(event: dict[str, list[dict[str, str]]]) -> bool:
 
 
 def tokens_of_a_long_stream(address: tuple[str, int]) -> int:
-    """How many tokens take STREAM_SECONDS here, by the time of a short stream."""
+    """Return the number of tokens that take STREAM_SECONDS on this machine, estimated from a short stream."""
     num_tokens = 1000
     body = {"max_tokens": num_tokens, "seed": 1, "logit_bias": NEVER_END, "stream": True}
     started = time.monotonic()
