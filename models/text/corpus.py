@@ -13,11 +13,7 @@ NFC, so that nothing depends on a file's form. By unit:
 
 Blank means: only white space. Lines are counted from 1, in the unpacked file.
 
-A long document is cut where its pieces, encoded apart, give the ids of the whole. Two things could join across a cut:
-NFC (a mark with its letter, jamo with jamo) and the pre-tokenizers of all kinds (BPE merges never leave a pre-token).
-Neither joins a non-space with a following space, nor a letter with following punctuation; and spaces and punctuation
-are never second in a composition. Only a text without any such border is cut inside a pre-token, and even then where
-NFC cannot join.
+A long document is cut where its pieces, encoded apart, give the ids of the whole (`meari.bundle_format.text_borders`).
 """
 
 from __future__ import annotations

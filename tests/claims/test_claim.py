@@ -1,3 +1,5 @@
+"""Test verdicts, and figures with the noise of their seeds."""
+
 import pytest
 
 from meari.claims.claim import Condition, Expectation, Verdict, around, between, shared_verdict

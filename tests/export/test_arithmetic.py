@@ -1,4 +1,4 @@
-"""Quantised matrices, and the int8 product in the graph against the same arithmetic in numpy."""
+"""Test quantised matrices, and the int8 product in the graph against the same arithmetic in numpy."""
 
 import numpy as np
 import pytest

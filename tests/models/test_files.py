@@ -1,4 +1,4 @@
-"""Files and folders are replaced whole or not at all, wherever a crash comes."""
+"""Test files and folders that are replaced whole or not at all, and the lock of their one writer."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""The adaptive softmax: true probabilities, the loss that belongs to them, gradients, and the order of the tokens."""
+"""Test the adaptive softmax and the loss of a linear layer: probabilities, gradients, the order of the tokens."""
 
 import numpy as np
 import pytest

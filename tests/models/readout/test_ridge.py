@@ -1,4 +1,4 @@
-"""Streaming ridge regression, against the normal equations solved at once in float64."""
+"""Test streaming ridge regression against numpy's solution, and the calibration of its scores."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""States, their whitening, and the optimizer that steps in whitened coordinates."""
+"""Test states, their whitening, and the optimizer that steps in whitened coordinates."""
 
 import numpy as np
 import pytest

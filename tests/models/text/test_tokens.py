@@ -1,4 +1,4 @@
-"""Preparing a corpus: what is in the token files, what is used again, how little memory it takes."""
+"""Test the preparation of a corpus: split, token files, reuse, memory."""
 
 import gzip
 import os

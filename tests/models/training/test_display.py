@@ -1,4 +1,4 @@
-"""What a person sees of a training."""
+"""Test the displays of a training: bar, lines, TensorBoard."""
 
 import re
 import struct

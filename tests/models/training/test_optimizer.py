@@ -1,4 +1,4 @@
-"""AdamW: which weights decay, and that its state survives a checkpoint."""
+"""Test AdamW, its state in a checkpoint, the mean of the weights and the penalties."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a training sets for the whole process is put back when it ends."""
+"""Test that settings of the whole process are restored when a training ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Streams: what they feed, where they start afresh, and that they can be resumed."""
+"""Test streams: their tokens, fresh starts, resuming; the number of steps and the learning rate."""
 
 import numpy as np
 import pytest
