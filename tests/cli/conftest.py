@@ -1,4 +1,4 @@
-"""A running service, for the verbs that can ask one, and the command line in a process of its own."""
+"""Fixtures: a running service, an environment with the `meari` command, and a folder with the released bundles."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from tests.service.running import ROOT, Server, clean_environment, running_serve
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The released bundles, as `make serve` serves them."""
+    """Serve the released bundles like `make serve`."""
     with running_server(tmp_path_factory.mktemp("log"), bundles=ROOT / "bundles") as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def url(server: Server) -> str:
-    """Where it is."""
+    """Return the URL of the service."""
     return f"http://127.0.0.1:{server.port}"
 
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which `meari` is this checkout's command."""
+    """Return an environment in which `meari` runs this checkout."""
     folder = tmp_path_factory.mktemp("bin")
     command = folder / "meari"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m meari.cli.main "$@"\n')
@@ -38,7 +38,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder with the released bundles, where more may be added."""
+    """Make a folder with links to the released bundles."""
     (tmp_path / "bundles").mkdir()
     for bundle in (ROOT / "bundles").iterdir():
         (tmp_path / "bundles" / bundle.name).symlink_to(bundle)

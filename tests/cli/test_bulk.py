@@ -1,4 +1,4 @@
-"""The bulk verbs on the command line: what they need, and what their help says."""
+"""Test the bulk verbs on the command line: their imports, their help and `--words`."""
 
 import json
 import subprocess
@@ -20,12 +20,12 @@ def loaded_after(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_bulk_needs_the_serving_side_alone_and_no_http() -> None:
+def test_bulk_verbs_import_neither_training_nor_http() -> None:
     code = "from meari.bulk import generate, remote, run, score, worker; import meari.cli.generate, meari.cli.score"
     assert loaded_after(code).isdisjoint(ELSEWHERE)
 
 
-def test_help_costs_no_engine() -> None:
+def test_help_does_not_import_the_engine() -> None:
     code = "from meari.cli.main import group\ngroup(['score', '--help'], standalone_mode=False)"
     assert loaded_after(code).isdisjoint({*ELSEWHERE, "onnxruntime", "numpy", "tokenizers", "msgspec"})
 
@@ -49,7 +49,7 @@ def test_help_shows_examples(verb: str, example: str) -> None:
         (["TEXT", "--words", "unicode"], ["ab", "cd", "."]),
     ],
 )
-def test_words_may_stand_alone_or_say_how_they_are_found(words: list[str], found: list[str], tmp_path: Path) -> None:
+def test_words_is_a_flag_or_takes_a_method(words: list[str], found: list[str], tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("ab cd.\n")
     own = [str(tmp_path / "text.txt") if word == "TEXT" else word for word in words]
     arguments = ["score", *own, "--no-end", "--quiet", "--bundles", str(ROOT / "bundles" / "shakespeare-rnn")]
@@ -59,7 +59,7 @@ def test_words_may_stand_alone_or_say_how_they_are_found(words: list[str], found
     assert [word["text"] for word in json.loads(done.stdout)["words"]] == found
 
 
-def test_score_without_words_says_what_it_needs() -> None:
+def test_score_without_arguments_is_a_usage_error() -> None:
     result = CliRunner().invoke(group, ["score"])
     assert result.exit_code == 2
     assert "got none" in result.output

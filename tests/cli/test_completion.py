@@ -1,4 +1,4 @@
-"""`meari completion` in real shells."""
+"""Test `meari completion` in real shells."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.patience import PATIENCE
 
 
 def bash(line: str, folder: Path, environment: dict[str, str]) -> list[str]:
-    """What bash would offer at the end of a line, by the function of the script."""
+    """Return the completions of the bash script at the end of a line."""
     words = line.split(" ")
     code = f"""
         source <(meari completion bash)
@@ -86,17 +86,17 @@ def read_until(descriptor: int, text: str) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_script_is_one_that_the_shell_reads(shell: str, tmp_path: Path) -> None:
+def test_shell_parses_the_script(shell: str, tmp_path: Path) -> None:
     script = CliRunner().invoke(group, ["completion", shell]).output
     assert f"_MEARI_COMPLETE={shell}_complete" in script
     if shutil.which(shell) is None:
-        pytest.skip(f"there is no {shell} here")
+        pytest.skip(f"{shell} is not installed")
     path = tmp_path / "script"
     path.write_text(script)
     assert subprocess.run([shell, "-n", path], capture_output=True, check=True).stderr == b""
 
 
-@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish here")
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
 def test_fish_offers_bundles(project: Path, environment: dict[str, str]) -> None:
     code = "meari completion fish | source; complete -C 'meari inspect nsmc'"
     own = environment | {"HOME": str(project)}
@@ -104,7 +104,7 @@ def test_fish_offers_bundles(project: Path, environment: dict[str, str]) -> None
     assert done.stdout.split() == ["nsmc-lstm"]
 
 
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh here")
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
 def test_zsh_offers_bundles(project: Path, environment: dict[str, str]) -> None:
     code = """
         autoload -U compinit; compinit -u -d zcompdump

@@ -1,4 +1,4 @@
-"""`docs/cli.md` tells of every verb and option that there is, and of no other; its examples are those of the help."""
+"""Test that docs/cli.md documents exactly the existing verbs and options, with the examples of the help."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def options_of(verb: str) -> dict[str, click.Option]:
     return {option.opts[-1]: option for option in options}
 
 
-def test_every_verb_has_a_section_and_a_row_of_the_table() -> None:
+def test_every_verb_has_a_section_and_a_table_row() -> None:
     assert [name for name in SECTIONS if name[0].islower()] == VERBS
     assert re.findall(r"^\| \[`(\w+)`\]\(#\1\)", PAGE, re.MULTILINE) == VERBS
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_option_is_documented_and_no_other(verb: str) -> None:
+def test_documented_options_are_the_existing_ones(verb: str) -> None:
     rows = re.findall(r"^\| `((?:[^`|]|\\\|)+)` \| (.*) \|$", SECTIONS[verb], re.MULTILINE)
     documented = {re.findall(r"--[a-z-]+", names)[0]: meaning for names, meaning in rows}
     assert set(documented) == set(options_of(verb))
@@ -38,7 +38,7 @@ def test_every_option_is_documented_and_no_other(verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_options_that_the_text_names_exist(verb: str) -> None:
+def test_mentioned_options_exist(verb: str) -> None:
     known = {
         name for each in VERBS for option in options_of(each).values() for name in option.opts + option.secondary_opts
     }
@@ -46,7 +46,7 @@ def test_options_that_the_text_names_exist(verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_examples_are_those_of_the_help(verb: str) -> None:
+def test_examples_match_the_help(verb: str) -> None:
     [block] = re.findall(r"```sh\n(.*?)```", SECTIONS[verb], re.DOTALL)
     assert [re.sub(r"\s{2,}#.*", "", line) for line in block.splitlines()] == examples(verb)
 
@@ -55,7 +55,7 @@ def test_exit_codes_are_documented() -> None:
     assert re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE) == ["0", "1", "2", "130"]
 
 
-def test_readme_names_every_verb() -> None:
+def test_readme_lists_every_verb() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     [line] = re.findall(r"^ *cli/ +(meari .*)$", readme, re.MULTILINE)
     assert sorted(line.removeprefix("meari ").split(" · ")) == sorted(VERBS)

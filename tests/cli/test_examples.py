@@ -1,4 +1,4 @@
-"""The examples in the help of every verb: those that take seconds are run as they are written, the others parsed."""
+"""Test the examples in the help of every verb: fast ones are run, the others only parsed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.models.training.tiny_runs import chain_text
 from tests.patience import PATIENCE
 
 VERBS = group.list_commands(click.Context(group))
-PARSED = ("claims", "search", "serve")  # they take minutes, or do not end
+PARSED = ("claims", "search", "serve")  # take minutes or do not end
 CONFIG = """
 name = "my-model"
 [corpus]
@@ -44,14 +44,14 @@ ADDRESS = "http://localhost:8000"
 
 
 def examples(verb: str) -> list[str]:
-    """The lines of the help, without the comments at their ends."""
+    """Return the examples in the help of a verb, without comments."""
     help_text = CliRunner().invoke(group, [verb, "--help"] if verb else ["--help"]).output
     lines = help_text.split("Examples:\n")[1].split("\n\n")[0].splitlines()
     return [re.sub(r"\s{2,}#.*", "", line).strip() for line in lines]
 
 
-def parsed(line: str) -> None:
-    """As click takes it, or a UsageError."""
+def parse(line: str) -> None:
+    """Parse a command line; raises UsageError if it is invalid."""
     words = shlex.split(line.split(" > ", maxsplit=1)[0])
     assert words[0] == "meari"
     command = group.get_command(click.Context(group), words[1])
@@ -61,7 +61,7 @@ def parsed(line: str) -> None:
 
 @pytest.fixture
 def folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the files are that the examples name."""
+    """Make the files that the examples name and change to their folder."""
     (project / "my-text.txt").write_text(chain_text(4000).replace("ca", "c\na"))
     (project / "my-model.toml").write_text(CONFIG)
     (project / "corpus.txt").write_text("To be, or not to be\n\nHe said so.\n")
@@ -81,12 +81,12 @@ def folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the config."""
-    place = tmp_path_factory.mktemp("trained")
-    (place / "my-text.txt").write_text(chain_text(4000).replace("ca", "c\na"))
-    (place / "my-model.toml").write_text(CONFIG.replace("my-text.txt", str(place / "my-text.txt")))
-    run = place / "runs" / "my-model"
-    result = CliRunner().invoke(group, ["train", str(place / "my-model.toml"), "--run", str(run)])
+    """Train a run of the config."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "my-text.txt").write_text(chain_text(4000).replace("ca", "c\na"))
+    (folder / "my-model.toml").write_text(CONFIG.replace("my-text.txt", str(folder / "my-text.txt")))
+    run = folder / "runs" / "my-model"
+    result = CliRunner().invoke(group, ["train", str(folder / "my-model.toml"), "--run", str(run)])
     assert result.exit_code == 0, result.output
     return run
 
@@ -97,23 +97,25 @@ def test_every_verb_has_examples_that_parse(verb: str, folder: Path) -> None:
     assert len(found) >= 3
     for line in found:
         assert line.startswith(f"meari {verb}")
-        parsed(line)
+        parse(line)
 
 
-def test_examples_of_the_command_itself_parse() -> None:
+def test_examples_of_the_main_help_parse() -> None:
     found = examples("")
     assert len(found) >= 5
     for line in found:
-        parsed(line)
+        parse(line)
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in (*PARSED, "evaluate", "export")])
-def test_examples_run_one_after_the_other(verb: str, folder: Path, url: str, environment: dict[str, str]) -> None:
+def test_examples_run_in_order(verb: str, folder: Path, url: str, environment: dict[str, str]) -> None:
     run_examples(verb, folder, url, environment)
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "export"])
-def test_examples_of_a_run_run(verb: str, trained: Path, folder: Path, environment: dict[str, str]) -> None:
+def test_examples_with_a_trained_run_succeed(
+    verb: str, trained: Path, folder: Path, environment: dict[str, str]
+) -> None:
     shutil.copytree(trained, folder / "runs" / "my-model")
     run_examples(verb, folder, "", environment)
 

@@ -1,4 +1,4 @@
-"""`meari export` from the command line."""
+"""Test `meari export` from the command line."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""No verb writes a file that it reads or writes by another option, by whatever name."""
+"""Test that no verb writes a file that it also reads, or writes through another option, under any name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXT = "ab\ncd\n"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A file of text with links to it, and a bundle."""
+    """Make a text file, links to it, and a bundle."""
     (tmp_path / "in.txt").write_text(TEXT)
     (tmp_path / "hard.txt").hardlink_to(tmp_path / "in.txt")
     (tmp_path / "soft.txt").symlink_to("in.txt")
@@ -33,8 +33,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def place(folder: Path) -> Iterator[Path]:
-    """The folder as the current one."""
+def working_folder(folder: Path) -> Iterator[Path]:
+    """Make `folder` the working folder."""
     before = Path.cwd()
     os.chdir(folder)
     yield folder
@@ -76,7 +76,7 @@ TOUCHING = [
 
 
 @pytest.mark.parametrize(("line", "option", "other"), TOUCHING)
-def test_what_is_read_is_not_written(folder: Path, line: str, option: str, other: str) -> None:
+def test_input_is_never_an_output(folder: Path, line: str, option: str, other: str) -> None:
     verb, *rest = line.split(" ", 1)
     command = f'"$@" --bundles bundle {rest[0]}'
     before = contents(folder)
@@ -89,39 +89,39 @@ def test_what_is_read_is_not_written(folder: Path, line: str, option: str, other
         timeout=PATIENCE,
     )
     after = contents(folder)
-    told = b"".join(
+    appended = b"".join(
         data.removeprefix(before.get(name, b"")) for name, data in after.items() if data != before.get(name)
     )
-    message = " ".join((done.stderr + told).decode().split())
+    message = " ".join((done.stderr + appended).decode().split())
     assert done.returncode == 2, message
     assert f"Error: {option}: got" in message
     assert other in message
-    if option == "standard error":  # which only the error itself went to
+    if option == "standard error":  # receives the message itself
         return
     assert {**before, str(folder / "out"): b""} == {str(folder / "out"): b"", **contents(folder)}
 
 
-def test_progress_that_would_replace_an_input_is_refused(place: Path) -> None:
-    (place / "out.progress").write_text(TEXT)
+def test_progress_that_would_replace_an_input_is_refused(working_folder: Path) -> None:
+    (working_folder / "out.progress").write_text(TEXT)
     done = CliRunner().invoke(group, ["score", "out.progress", "-o", "out", "--bundles", "bundle"])
     assert done.exit_code == 2
     assert "the progress of --output: got out.progress, which is read as well" in done.output
-    assert (place / "out.progress").read_text() == TEXT
+    assert (working_folder / "out.progress").read_text() == TEXT
 
 
 @pytest.mark.parametrize("name", ["out.progress", "out.progress.tmp"])
 @pytest.mark.parametrize("words", [["score", "in.txt"], ["generate", "--prompts", "in.txt"]])
-def test_progress_replaces_nothing_but_progress(place: Path, name: str, words: list[str]) -> None:
-    (place / name).write_text(TEXT)
-    before = contents(place)
+def test_progress_file_replaces_only_a_progress_file(working_folder: Path, name: str, words: list[str]) -> None:
+    (working_folder / name).write_text(TEXT)
+    before = contents(working_folder)
     done = CliRunner().invoke(group, [*words, "-o", "out", "--bundles", "bundle"])
     assert done.exit_code != 0
     assert f"{name}: got another file where the progress of the run is noted" in str(done.exception)
-    assert contents(place) == before
+    assert contents(working_folder) == before
     resumed = CliRunner().invoke(group, [*words, "-o", "out", "--bundles", "bundle", "--resume"])
     assert resumed.exit_code != 0
-    assert contents(place) == before
-    (place / name).write_bytes(b"")
+    assert contents(working_folder) == before
+    (working_folder / name).write_bytes(b"")
     assert CliRunner().invoke(group, [*words, "-o", "out", "--bundles", "bundle", "-q"]).exit_code == 0
 
 
@@ -153,16 +153,16 @@ IN_FOLDER = {
 
 @pytest.mark.parametrize("option", ["-o", "--summary"])
 @pytest.mark.parametrize(("name", "is_read"), IN_FOLDER.items())
-def test_what_the_next_run_would_read_of_a_folder_is_not_written_there(
-    place: Path, option: str, name: str, is_read: bool
+def test_output_in_an_input_folder_is_refused_if_the_next_run_would_read_it(
+    working_folder: Path, option: str, name: str, is_read: bool
 ) -> None:
     for folder in ("texts/deeper", "texts/.hidden", "elsewhere"):
-        (place / folder).mkdir(parents=True)
-    (place / "texts" / "a.txt").write_text(TEXT)
-    (place / "texts" / "behind").symlink_to(place / "elsewhere")
-    (place / "texts" / "link.txt").symlink_to(place / "missing.jsonl")
-    (place / "texts" / "bare.txt").symlink_to(place / "nothing")
-    before = contents(place)
+        (working_folder / folder).mkdir(parents=True)
+    (working_folder / "texts" / "a.txt").write_text(TEXT)
+    (working_folder / "texts" / "behind").symlink_to(working_folder / "elsewhere")
+    (working_folder / "texts" / "link.txt").symlink_to(working_folder / "missing.jsonl")
+    (working_folder / "texts" / "bare.txt").symlink_to(working_folder / "nothing")
+    before = contents(working_folder)
     more = [] if option == "-o" else ["-o", "out"]
     words = ["score", "texts", option, name, *more, "--bundles", "bundle", "-q"]
     done = CliRunner().invoke(group, words)
@@ -170,21 +170,21 @@ def test_what_the_next_run_would_read_of_a_folder_is_not_written_there(
         assert done.exit_code == 2
         message = " ".join(done.output.replace("\u2502", "").split())
         assert f"got {name}, which the next run would read as well (FILE texts)" in message
-        assert contents(place) == before
+        assert contents(working_folder) == before
         return
     assert done.exit_code == 0, done.output
-    (place / name).unlink()
+    (working_folder / name).unlink()
     assert CliRunner().invoke(group, [*words, "--overwrite"]).exit_code == 0
 
 
-def test_names_that_differ_in_case_are_one_file_where_the_file_system_says_so(place: Path) -> None:
-    (place / "OUT").symlink_to("out")
-    assert is_one_file(place / "out", place / "OUT")
-    (place / "OUT").unlink()
-    (place / "probe").touch()
-    are_one = (place / "PROBE").exists()
-    assert is_one_file(place / "out", place / "OUT") == are_one
-    assert not (place / "out").exists()
+def test_names_that_differ_in_case_are_one_file_if_the_file_system_ignores_case(working_folder: Path) -> None:
+    (working_folder / "OUT").symlink_to("out")
+    assert is_one_file(working_folder / "out", working_folder / "OUT")
+    (working_folder / "OUT").unlink()
+    (working_folder / "probe").touch()
+    are_one = (working_folder / "PROBE").exists()
+    assert is_one_file(working_folder / "out", working_folder / "OUT") == are_one
+    assert not (working_folder / "out").exists()
     words = ["score", "in.txt", "-o", "out", "--summary", "OUT", "--bundles", "bundle", "-q"]
     assert CliRunner().invoke(group, words).exit_code == (2 if are_one else 0)
 
@@ -216,12 +216,12 @@ epochs = 1
         (["export", "run/deeper", "linked/run", "--overwrite"], "which holds what is read as well (RUN run/deeper)"),
     ],
 )  # fmt: skip
-def test_a_folder_that_is_replaced_holds_nothing_that_is_read(place: Path, words: list[str], message: str) -> None:
-    (place / "run" / "deeper").mkdir(parents=True)
-    (place / "run" / "text.txt").write_text(TEXT)
-    (place / "c.toml").write_text(CONFIG)
-    before = contents(place)
+def test_replaced_folder_must_not_hold_an_input(working_folder: Path, words: list[str], message: str) -> None:
+    (working_folder / "run" / "deeper").mkdir(parents=True)
+    (working_folder / "run" / "text.txt").write_text(TEXT)
+    (working_folder / "c.toml").write_text(CONFIG)
+    before = contents(working_folder)
     with pytest.raises(click.UsageError) as caught:
         group(words, standalone_mode=False)
     assert message in caught.value.message
-    assert contents(place) == before
+    assert contents(working_folder) == before

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class OurError(Exception):
-    """Stands for the root error class of a part of the project."""
+    """Root error class of a part of the project."""
 
 
 @click.command("greet")
@@ -34,7 +34,7 @@ def greet(fail: str | None) -> None:
 
 @pytest.fixture
 def verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A verb `greet` in the command line's folder, and the errors of the part that it belongs to."""
+    """Add a verb `greet` and an errors module to the command line."""
     (tmp_path / "greet.py").write_text("from tests_cli_greet import greet as command\n")
     module, errors = ModuleType("tests_cli_greet"), ModuleType("meari.models.errors")
     vars(module)["greet"] = greet
@@ -53,7 +53,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | No
     return ended.value.code
 
 
-def test_verb_is_imported_only_when_it_is_asked_for(verb: str) -> None:
+def test_verb_is_imported_only_on_use(verb: str) -> None:
     assert verb in entry.group.list_commands(click.Context(entry.group))
     assert "meari.cli.greet" not in sys.modules
     assert CliRunner().invoke(entry.group, [verb]).output == "hello\n"
@@ -68,14 +68,14 @@ def test_error_of_the_project_is_one_line_and_exit_code_1(
     assert capsys.readouterr() == ("", "meari: runs/x: got nothing, expected a checkpoint\n")
 
 
-def test_missing_training_side_is_explained(
+def test_missing_training_packages_are_explained(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_main(monkeypatch, verb, "--fail", "missing") == 1
     assert capsys.readouterr().err.startswith("meari: torch is not installed here")
 
 
-def test_mistake_in_the_program_keeps_its_traceback(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_error_keeps_its_traceback(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["meari", verb, "--fail", "foreign"])
     with pytest.raises(ValueError, match="a mistake in the program"):
         entry.main()
@@ -87,14 +87,14 @@ def test_unknown_verb_is_a_usage_error() -> None:
     assert "sing" in result.output
 
 
-def test_version_is_that_of_the_installed_distribution() -> None:
+def test_version_is_the_version_of_the_installed_distribution() -> None:
     result = CliRunner().invoke(entry.group, ["--version"])
     expected = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert entry.installed_version() in {expected, "not installed"}
     assert result.output == f"meari, version {entry.installed_version()}\n"
 
 
-def test_help_groups_the_verbs_and_leaves_none_out() -> None:
+def test_help_shows_every_verb_in_a_group() -> None:
     shown = CliRunner().invoke(entry.group, ["--help"]).output
     groups = re.findall(r"^(Train|Look|Use):\n((?:  .+\n)+)", shown, re.MULTILINE)
     assert [name for name, _ in groups] == ["Train", "Look", "Use"]
@@ -124,7 +124,7 @@ def test_help_groups_the_verbs_and_leaves_none_out() -> None:
         ("train models/configs/shakespear-lstm.toml", "did you mean shakespeare-lstm.toml?"),
     ],
 )
-def test_a_mistyped_name_gets_the_nearest_one(words: str, hint: str) -> None:
+def test_mistyped_name_gets_a_suggestion(words: str, hint: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "meari.cli.main", *words.split()], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -140,12 +140,12 @@ def test_help_shows_examples() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "told"), [("안녕", "2 of the prompt's 2"), ("a 안", "1 of the prompt's 3"), ("ROMEO", "")]
+    ("prompt", "reported"), [("안녕", "2 of the prompt's 2"), ("a 안", "1 of the prompt's 3"), ("ROMEO", "")]
 )
-def test_generate_tells_how_much_of_a_prompt_the_model_does_not_know(prompt: str, told: str) -> None:
+def test_generate_reports_unknown_tokens_of_the_prompt(prompt: str, reported: str) -> None:
     words = ["generate", prompt, "--model", "shakespeare-lstm", "--max-tokens", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "meari.cli.main", *words], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    expected = f"meari: unknown to the model: {told} tokens"
-    assert (expected in done.stderr) if told else ("unknown" not in done.stderr)
+    expected = f"meari: unknown to the model: {reported} tokens"
+    assert (expected in done.stderr) if reported else ("unknown" not in done.stderr)

@@ -1,4 +1,4 @@
-"""`meari search` from the command line."""
+"""Test `meari search` from the command line."""
 
 import json
 import re
@@ -29,11 +29,11 @@ def config_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_config_comes_back_from_toml_as_it_was(tmp_path: Path, config_file: Path) -> None:
+def test_config_survives_a_round_trip_through_toml(tmp_path: Path, config_file: Path) -> None:
     assert load_config(config_file) == tiny_config(tmp_path)
 
 
-def test_the_table_of_the_file_says_what_is_searched(config_file: Path, tmp_path: Path) -> None:
+def test_search_table_of_the_config_sets_trials_and_settings(config_file: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(command, [str(config_file), "--run", str(tmp_path / "s")], catch_exceptions=False)
     assert result.exit_code == 0
     assert "hidden_size" in result.stdout
@@ -42,7 +42,7 @@ def test_the_table_of_the_file_says_what_is_searched(config_file: Path, tmp_path
     assert "trial 2: " in result.stderr
 
 
-def test_options_come_before_the_file(config_file: Path, tmp_path: Path) -> None:
+def test_options_override_the_config(config_file: Path, tmp_path: Path) -> None:
     words = ["--trials", "1", "--vary", "model.dropout=0.0~0.5", "--json", "--run", str(tmp_path / "s")]
     result = CliRunner().invoke(command, [str(config_file), *words], catch_exceptions=False)
     found = json.loads(result.stdout)
@@ -59,7 +59,7 @@ def test_options_come_before_the_file(config_file: Path, tmp_path: Path) -> None
         ("[search]\nsettings = 3", r"search\.settings: got 3, expected a table"),
     ],
 )
-def test_a_wrong_table_is_told(tmp_path: Path, table: str, problem: str) -> None:
+def test_invalid_search_table_is_refused(tmp_path: Path, table: str, problem: str) -> None:
     path = tmp_path / "tiny.toml"
     path.write_text(to_toml(tiny_config(tmp_path)) + table)
     result = CliRunner().invoke(command, [str(path), "--run", str(tmp_path / "s")])

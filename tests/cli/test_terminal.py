@@ -1,4 +1,4 @@
-"""Tables on a terminal, in a pipe, with NO_COLOR; `--json` of every verb; exit codes."""
+"""Test tables on a terminal, in a pipe and with NO_COLOR; `--json` of every verb; exit codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VERBS = group.list_commands(click.Context(group))
 
 
 def on_terminal(words: list[str], folder: Path, environment: dict[str, str]) -> str:
-    """What a verb writes to a terminal of its own."""
+    """Run a verb on a pseudo-terminal and return its output."""
     ours, theirs = pty.openpty()
     own = environment | {"TERM": "xterm-256color", "COLUMNS": "120"}
     with subprocess.Popen(["meari", *words], cwd=folder, env=own, stdout=theirs) as process:
@@ -54,7 +54,7 @@ def test_terminal_gets_colours(project: Path, environment: dict[str, str]) -> No
     assert "shakespeare-gru" in written
 
 
-def test_no_color_leaves_them_out(project: Path, environment: dict[str, str]) -> None:
+def test_no_color_disables_colours(project: Path, environment: dict[str, str]) -> None:
     written = on_terminal(["models"], project, environment | {"NO_COLOR": "1"})
     assert ESCAPE not in written
     assert "shakespeare-gru" in written
@@ -87,12 +87,12 @@ def test_plain_columns_count_wide_characters_twice(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "text   n\n한글   1\nab    20\n\nmore\n  a  1\n"
 
 
-def test_figure_that_there_is_none_of_is_a_dash() -> None:
+def test_missing_figure_is_a_dash() -> None:
     assert (shown(None), shown(1234.5), shown(1e7)) == ("–", "1,234.5000", "10,000,000.0")
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_knows_json(verb: str) -> None:
+def test_every_verb_has_a_json_option(verb: str) -> None:
     command = group.get_command(click.Context(group), verb)
     assert command is not None
     assert any("--json" in parameter.opts for parameter in command.params)
@@ -108,15 +108,13 @@ def test_every_verb_knows_json(verb: str) -> None:
         ["score", "--text", "To be", "--model", "shakespeare-rnn"],
     ],
 )
-def test_json_is_all_that_stands_on_standard_output(
-    words: list[str], project: Path, environment: dict[str, str]
-) -> None:
+def test_standard_output_is_one_json_object(words: list[str], project: Path, environment: dict[str, str]) -> None:
     done = run([*words, "--json"], project, environment)
     assert done.returncode == 0, done.stderr
     assert isinstance(json.loads(done.stdout), dict)
 
 
-def test_serve_says_what_it_serves_and_ends_with_0(project: Path, environment: dict[str, str]) -> None:
+def test_serve_describes_itself_in_json_and_exits_with_code_0(project: Path, environment: dict[str, str]) -> None:
     own = environment | {"MEARI_PORT": "0", "MEARI_WORKERS": "1"}
     serve = ["meari", "serve", "--json", "--default-model", "shakespeare-rnn"]
     with subprocess.Popen(serve, cwd=project, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -153,7 +151,7 @@ CODES = [
 
 
 @pytest.mark.parametrize(("words", "code", "message"), CODES)
-def test_exit_code_and_one_line(
+def test_error_has_an_exit_code_and_a_one_line_message(
     words: list[str], code: int, message: str, project: Path, environment: dict[str, str]
 ) -> None:
     done = run(words, project, environment)
@@ -165,8 +163,8 @@ def test_exit_code_and_one_line(
 
 
 @pytest.mark.parametrize("words", [["--help"], ["models", "--json"], ["completion", "bash"]])
-def test_closed_pipe_is_a_quiet_end(words: list[str], project: Path, environment: dict[str, str]) -> None:
-    with gone_reader() as writer:
+def test_closed_pipe_ends_a_verb_silently(words: list[str], project: Path, environment: dict[str, str]) -> None:
+    with unread_pipe() as writer:
         done = subprocess.run(
             ["meari", *words], cwd=project, env=environment, stdout=writer, stderr=subprocess.PIPE, check=False
         )
@@ -174,8 +172,8 @@ def test_closed_pipe_is_a_quiet_end(words: list[str], project: Path, environment
 
 
 @contextmanager
-def gone_reader() -> Iterator[int]:
-    """The writing end of a pipe that nobody reads."""
+def unread_pipe() -> Iterator[int]:
+    """Open a pipe, close its reading end, and yield its writing end."""
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -184,12 +182,12 @@ def gone_reader() -> Iterator[int]:
         os.close(writer)
 
 
-def test_interrupted_verb_ends_with_130(environment: dict[str, str]) -> None:
+def test_interrupted_verb_exits_with_code_130(environment: dict[str, str]) -> None:
     code = """
 import signal
 from meari.cli import main
 from tests.patience import PATIENCE
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent process may ignore it
 main.group = lambda **_: signal.raise_signal(signal.SIGINT)
 main.main()
 """

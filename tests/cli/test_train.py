@@ -1,4 +1,4 @@
-"""`meari train` and `meari evaluate` from the command line, with real processes where signals matter."""
+"""Test `meari train` and `meari evaluate` from the command line, in subprocesses if signals matter."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_train_leaves_a_whole_run_folder(run: Path) -> None:
+def test_train_writes_a_complete_run_folder(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert names == {
         "best", "last", "tokens", "config.json", "tokenizer.json", "history.jsonl", "figures.json", "report.png",
@@ -80,14 +80,14 @@ def test_train_leaves_a_whole_run_folder(run: Path) -> None:
     }  # fmt: skip
 
 
-def test_the_run_folder_is_named_for_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_folder_has_the_name_of_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_config(tmp_path, steps=1)
     monkeypatch.chdir(tmp_path)
     assert meari("train", config).exit_code == 0
     assert (tmp_path / "runs" / "tiny" / "figures.json").exists()
 
 
-def test_a_run_that_exists_needs_resume_or_overwrite(run: Path) -> None:
+def test_existing_run_requires_resume_or_overwrite(run: Path) -> None:
     config = run.parent / "tiny.toml"
     refused = meari("train", config, "--run", run)
     assert isinstance(refused.exception, CheckpointError)
@@ -97,7 +97,7 @@ def test_a_run_that_exists_needs_resume_or_overwrite(run: Path) -> None:
     assert meari("train", config, "--run", run, "--resume", "--overwrite").exit_code == 2
 
 
-def test_every_problem_of_a_config_is_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_a_config_are_reported_together(tmp_path: Path) -> None:
     path = write_config(tmp_path)
     path.write_text(
         path.read_text().replace("batch_size = 4", 'batch_size = "four"').replace("steps = 12", "stepz = 12")
@@ -108,7 +108,7 @@ def test_every_problem_of_a_config_is_told_at_once(tmp_path: Path) -> None:
     assert "stepz" in str(result.exception)
 
 
-def test_errors_reach_the_terminal_as_text_without_a_traceback(tmp_path: Path) -> None:
+def test_errors_are_printed_without_a_traceback(tmp_path: Path) -> None:
     for arguments, piece in (
         (["train", str(tmp_path / "nowhere.toml")], "nowhere.toml"),
         (["evaluate", str(tmp_path / "nowhere")], "no such folder"),
@@ -121,7 +121,7 @@ def test_errors_reach_the_terminal_as_text_without_a_traceback(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("document", ["file", "line"])
-def test_evaluate_finds_the_figures_of_the_run_again(tmp_path: Path, document: str) -> None:
+def test_evaluate_reproduces_the_figures_of_the_run(tmp_path: Path, document: str) -> None:
     run = tmp_path / "run"
     assert meari("train", write_config(tmp_path, document=document), "--run", run).exit_code == 0
     figures = json.loads((run / "figures.json").read_text())
@@ -144,7 +144,7 @@ def test_evaluate_measures_any_text(run: Path, tmp_path: Path) -> None:
         assert name in shown
 
 
-def test_evaluate_refuses_what_does_not_go_together(run: Path) -> None:
+def test_evaluate_refuses_contradictory_arguments(run: Path) -> None:
     assert meari("evaluate", run, "stray.txt").exit_code == 2
     assert meari("evaluate", run, "--part", "test", "--text", run / "config.json").exit_code == 2
     assert meari("evaluate", run, "--part", "training").exit_code == 2
@@ -156,11 +156,13 @@ def read_until(stream: IO[str], piece: str) -> str:
         shown += line
         if piece in line:
             return shown
-    pytest.fail(f"never saw {piece!r} in:\n{shown}")
+    pytest.fail(f"{piece!r} did not appear in:\n{shown}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_run_that_can_be_resumed_and_says_how(tmp_path: Path, number: signal.Signals) -> None:
+def test_signal_ends_training_with_a_resumable_run_and_prints_the_command(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     config = write_config(tmp_path, steps=1_000_000)
     command = [sys.executable, "-u", "-m", "meari.cli.main", "train", str(config), "--run", str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -180,7 +182,7 @@ def test_a_signal_leaves_a_run_that_can_be_resumed_and_says_how(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("key", ["train", "validation", "blocklist"])
-def test_a_pipe_in_place_of_a_corpus_file_is_refused_before_the_folder_is_made(tmp_path: Path, key: str) -> None:
+def test_pipe_as_corpus_file_is_refused_before_the_run_folder_is_made(tmp_path: Path, key: str) -> None:
     config, pipe = write_config(tmp_path), tmp_path / "pipe"
     os.mkfifo(pipe)
     text = config.read_text()
@@ -197,7 +199,7 @@ def test_a_pipe_in_place_of_a_corpus_file_is_refused_before_the_folder_is_made(t
     assert not (tmp_path / "run").exists()
 
 
-def test_a_config_and_a_text_to_evaluate_may_come_through_pipes(tmp_path: Path) -> None:
+def test_config_and_evaluated_text_may_be_pipes(tmp_path: Path) -> None:
     config, run = write_config(tmp_path, steps=1), tmp_path / "run"
     config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
     for verb, options in (("search", "--trials 1"), ("train", "")):
@@ -212,7 +214,7 @@ def test_a_config_and_a_text_to_evaluate_may_come_through_pipes(tmp_path: Path) 
     ) | {"text": "/dev/stdin"}
 
 
-def test_bad_lines_of_a_corpus_end_a_training_unless_they_are_few_enough(tmp_path: Path) -> None:
+def test_bad_corpus_lines_end_training_unless_they_are_allowed(tmp_path: Path) -> None:
     config, run = write_config(tmp_path, steps=1), tmp_path / "run"
     with (tmp_path / "chain.txt").open("ab") as file:
         file.write(b"\n\xff\n\xfe\n")
@@ -226,7 +228,7 @@ def test_bad_lines_of_a_corpus_end_a_training_unless_they_are_few_enough(tmp_pat
     assert "; 2 lines that are not UTF-8 read as blank" in again.output
 
 
-def test_a_run_is_written_by_one_process_and_read_by_any_number_meanwhile(tmp_path: Path) -> None:
+def test_run_has_one_writer_and_any_number_of_readers(tmp_path: Path) -> None:
     config, run = write_config(tmp_path, steps=1_000_000), tmp_path / "run"
     command = [sys.executable, "-u", "-m", "meari.cli.main", "train", str(config), "--run", str(run)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -247,7 +249,7 @@ def test_a_run_is_written_by_one_process_and_read_by_any_number_meanwhile(tmp_pa
         assert (run / "last" / "checkpoint.json").exists()
 
 
-def test_a_folder_of_events_belongs_to_one_training_at_a_time(tmp_path: Path) -> None:
+def test_tensorboard_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
     config, events = write_config(tmp_path, steps=1), tmp_path / "events"
     with locked(events):
         refused = meari("train", config, "--run", tmp_path / "run", "--tensorboard", events)
@@ -255,7 +257,7 @@ def test_a_folder_of_events_belongs_to_one_training_at_a_time(tmp_path: Path) ->
     assert meari("train", config, "--run", tmp_path / "run", "--tensorboard", events).exit_code == 0
 
 
-def test_a_model_too_large_for_memory_leaves_no_folder_behind(tmp_path: Path) -> None:
+def test_model_too_large_for_memory_is_refused_before_the_run_folder_is_made(tmp_path: Path) -> None:
     config, run = write_config(tmp_path, steps=1), tmp_path / "run"
     right = config.read_text()
     for verb in ("train", "search"):
@@ -269,7 +271,7 @@ def test_a_model_too_large_for_memory_leaves_no_folder_behind(tmp_path: Path) ->
     assert meari("train", config, "--run", run).exit_code == 0
 
 
-def test_a_training_that_diverged_says_so_at_its_end_and_when_it_is_exported(tmp_path: Path) -> None:
+def test_diverged_training_is_reported_by_train_and_export(tmp_path: Path) -> None:
     config, run = write_config(tmp_path, steps=20, rate="1e3"), tmp_path / "run"
     trained = meari("train", config, "--run", run)
     assert trained.exit_code == 0, trained.exception
@@ -285,7 +287,7 @@ def test_a_training_that_diverged_says_so_at_its_end_and_when_it_is_exported(tmp
         assert "--precision fp32" not in shown
 
 
-def test_products_of_weights_beyond_float32_are_refused_without_a_warning(tmp_path: Path) -> None:
+def test_weights_whose_products_overflow_float32_are_refused(tmp_path: Path) -> None:
     config, run = write_config(tmp_path, steps=5), tmp_path / "run"
     assert meari("train", config, "--run", run).exit_code == 0
     weights = run / "best" / "model.safetensors"
@@ -296,7 +298,7 @@ def test_products_of_weights_beyond_float32_are_refused_without_a_warning(tmp_pa
         assert not (tmp_path / precision).exists()
 
 
-def test_a_training_that_explodes_says_what_to_change(tmp_path: Path) -> None:
+def test_exploding_training_suggests_a_remedy(tmp_path: Path) -> None:
     result = meari("train", write_config(tmp_path, rate="1e38"), "--run", tmp_path / "run")
     assert result.exit_code == 1
     assert "Lower training.learning_rate" in str(result.exception)
@@ -311,10 +313,10 @@ FORMS: dict[str, Callable[[str], bytes]] = {
 
 
 @pytest.mark.parametrize("document", ["line", "file"])
-def test_figures_do_not_depend_on_the_form_of_a_file(tmp_path: Path, document: str) -> None:
-    """Through training, evaluate, export and score: the same tokens, the same figures."""
+def test_figures_do_not_depend_on_encoding_details_of_a_file(tmp_path: Path, document: str) -> None:
+    """Compare the figures of train, evaluate, export and score."""
     lines = [f"{word} café {other}" for word in ("바다", "메아리", "산") for other in ("한글", "é", "x")] * 12
-    text = "\n".join(lines) + "\n\n \n"  # blank lines count for neither
+    text = "\n".join(lines) + "\n\n \n"  # both ignore blank lines
     trained, exported, evaluated, scored = [], [], [], []
     for form, encode in FORMS.items():
         folder = tmp_path / form
