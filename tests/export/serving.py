@@ -1,4 +1,4 @@
-"""A bundle behind the service's engine, in this process."""
+"""Run the engine of a bundle in this process."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from meari.runtime.model import LoadedModel, load_model
 
 @contextmanager
 def served(bundle: Path) -> Iterator[LoadedModel]:
-    """The opened bundle, its engine running."""
+    """Open a bundle and run its engine until the block ends."""
     model = load_model(bundle, EngineLimits(max_slots=16))
     try:
         yield model
@@ -22,7 +22,7 @@ def served(bundle: Path) -> Iterator[LoadedModel]:
 def score(
     model: LoadedModel, texts: Sequence[Sequence[int]], context: Sequence[int] = (), *, add_end: bool = True
 ) -> list[TextScore]:
-    """Figures of texts, as token ids, after a context."""
+    """Score texts, given as token ids, after a context."""
     call = ScoreCall(context, texts, deadline=model.engine.clock() + 100, add_end=add_end)
     scoring = model.engine.score(call, model.engine.reserve())
     scoring.wait_end()
@@ -31,7 +31,7 @@ def score(
 
 
 def generate(model: LoadedModel, prompt: Sequence[int], max_tokens: int, sampling: Sampling) -> Sample:
-    """One continuation of a prompt."""
+    """Generate one continuation of a prompt."""
     call = GenerateCall(prompt, max_tokens, model.engine.clock() + 100, sampling)
     generation = model.engine.generate(call, model.engine.reserve())
     generation.wait_end()

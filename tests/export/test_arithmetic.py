@@ -21,7 +21,7 @@ def test_weights_use_seven_bits_in_every_column(weight: Floats) -> None:
     assert (np.abs(values).max(axis=0) == WEIGHT_LIMIT).all()
 
 
-def test_weights_come_back_within_half_a_step(weight: Floats) -> None:
+def test_rounding_error_of_weights_is_at_most_half_a_step(weight: Floats) -> None:
     columns = quantise_columns(weight)
     assert (np.abs(columns.values * columns.scales - weight) <= columns.scales * 0.501).all()
 
@@ -33,7 +33,7 @@ def test_column_of_zeros_stays_zero(weight: Floats) -> None:
     assert np.isfinite(columns.scales).all()
 
 
-def test_rows_come_back_within_half_a_step() -> None:
+def test_rounding_error_of_rows_is_at_most_half_a_step() -> None:
     x = np.random.default_rng(1).standard_normal((5, 40)).astype(np.float32)
     x[2] = 0
     rows = quantise_rows(x)
@@ -56,7 +56,7 @@ def test_graph_computes_the_integer_product(weight: Floats) -> None:
 
 
 def test_extreme_activations_and_weights_do_not_saturate() -> None:
-    """Pairs of 255 times 63 are the worst case of 16-bit partial sums."""
+    """Multiply pairs of 255 and 63, the worst case for 16-bit partial sums."""
     x = np.ones((2, 64), np.float32)
     weight = np.ones((64, 16), np.float32)
     logits = _logits(weight, np.zeros(16, np.float32), x)

@@ -1,4 +1,4 @@
-"""Exporting a run folder: what is in the bundle, and what is left behind where something fails."""
+"""Test the export of a run folder: the contents of the bundle, and the folder after a failure."""
 
 import dataclasses
 import hashlib
@@ -47,12 +47,12 @@ def manifest(bundle: Path) -> dict[str, object]:
     return loaded
 
 
-def test_bundle_holds_its_files_and_nothing_else(bundle: Path) -> None:
+def test_bundle_contains_exactly_its_files(bundle: Path) -> None:
     assert {path.name for path in bundle.iterdir()} == FILES
     assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
 
 
-def test_one_export_at_a_time_writes_a_bundle(run: Path, tmp_path: Path) -> None:
+def test_second_export_to_the_same_folder_is_refused(run: Path, tmp_path: Path) -> None:
     with locked_beside(tmp_path / "tiny"), pytest.raises(FolderInUse, match="another run is writing to it"):
         export_bundle(run, tmp_path / "tiny", Precision.FP32)
     assert list(tmp_path.iterdir()) == []
@@ -67,7 +67,7 @@ def test_manifest_has_size_and_hash_of_every_other_file(bundle: Path, manifest: 
         assert entry == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
-def test_manifest_tells_what_the_bundle_is(manifest: dict[str, object]) -> None:
+def test_manifest_describes_the_bundle(manifest: dict[str, object]) -> None:
     expected = {
         "format_version": 1,
         "name": "tiny-int8",
@@ -98,14 +98,14 @@ def test_manifest_tells_what_the_bundle_is(manifest: dict[str, object]) -> None:
     assert training["model"]["hidden_size"] == 16
 
 
-def test_server_opens_the_bundle_and_finds_its_rows_isolated(bundle: Path) -> None:
+def test_exported_bundle_passes_the_self_test_of_the_server(bundle: Path) -> None:
     opened = open_bundle(bundle, max_slots=16)
     assert opened.self_test.golden_max_difference <= 1e-6
     assert opened.self_test.rows_isolated
 
 
 @pytest.mark.parametrize("family", ["rnn", "gru", "esn"])
-def test_other_families_are_opened_too(family: str, tmp_path: Path) -> None:
+def test_bundles_of_all_families_pass_the_self_test(family: str, tmp_path: Path) -> None:
     reservoir = ReservoirConfig(Family.ESN, units=32, block_size=8)
     model = reservoir if family == "esn" else dataclasses.replace(LSTM, family=Family(family), num_layers=2, tied=True)
     run = make_run(tmp_path / "run", model)
@@ -117,7 +117,7 @@ def test_other_families_are_opened_too(family: str, tmp_path: Path) -> None:
         assert opened.self_test.rows_isolated
 
 
-def test_golden_figures_begin_with_the_boundary_in_the_initial_state(bundle: Path) -> None:
+def test_golden_figures_begin_with_the_boundary_token_and_the_initial_state(bundle: Path) -> None:
     golden = np.load(bundle / "golden.npz")
     assert golden["tokens"].shape == (8, 2)
     assert golden["tokens"].dtype == np.int64
@@ -131,7 +131,7 @@ def test_golden_figures_begin_with_the_boundary_in_the_initial_state(bundle: Pat
     np.testing.assert_array_equal(state["c0"], golden["state_c0"])
 
 
-def test_model_card_is_made_from_the_run(bundle: Path) -> None:
+def test_model_card_describes_the_run(bundle: Path) -> None:
     card = (bundle / "README.md").read_text("utf-8")
     for piece in (
         "# tiny-int8",
@@ -154,20 +154,20 @@ def test_model_card_is_made_from_the_run(bundle: Path) -> None:
         assert piece in card, piece
 
 
-def test_same_run_gives_the_same_bundle_again(run: Path, bundle: Path, tmp_path: Path) -> None:
+def test_repeated_export_gives_the_same_bytes(run: Path, bundle: Path, tmp_path: Path) -> None:
     again = tmp_path / bundle.name
     export_bundle(run, again, Precision.INT8)
     for name in FILES:
         assert (again / name).read_bytes() == (bundle / name).read_bytes(), name
 
 
-def test_bundle_is_readable_by_others(bundle: Path) -> None:
+def test_permissions_of_the_bundle_follow_the_umask(bundle: Path) -> None:
     umask = os.umask(0o022)
     os.umask(umask)
     assert bundle.stat().st_mode & 0o777 == 0o777 & ~umask
 
 
-def test_existing_bundle_is_replaced_only_when_asked(run: Path, tmp_path: Path) -> None:
+def test_existing_bundle_is_replaced_only_with_overwrite(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "echo"
     export_bundle(run, folder, Precision.FP32)
     before = _contents(folder)
@@ -179,7 +179,7 @@ def test_existing_bundle_is_replaced_only_when_asked(run: Path, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["echo"]
 
 
-def test_folder_that_is_no_bundle_is_never_replaced(run: Path, tmp_path: Path) -> None:
+def test_folder_without_a_bundle_is_never_replaced(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "thesis"
     folder.mkdir()
     (folder / "chapter1.txt").write_text("years of work", encoding="utf-8")
@@ -188,16 +188,16 @@ def test_folder_that_is_no_bundle_is_never_replaced(run: Path, tmp_path: Path) -
     assert (folder / "chapter1.txt").exists()
 
 
-def test_weights_changed_on_the_way_leave_no_bundle(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_weights_fail_the_export_without_leaving_a_bundle(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("meari.export.bundle.read_weights", _tampered)
     with pytest.raises(TorchMismatch):
         export_bundle(run, tmp_path / "echo", Precision.FP32)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_failed_check_leaves_an_existing_bundle_as_it_was(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_check_keeps_the_existing_bundle(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "echo"
     export_bundle(run, folder, Precision.FP32)
     before = _contents(folder)
@@ -208,9 +208,7 @@ def test_failed_check_leaves_an_existing_bundle_as_it_was(
     assert [path.name for path in tmp_path.iterdir()] == ["echo"]
 
 
-def test_failure_while_writing_leaves_an_existing_bundle_as_it_was(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_write_keeps_the_existing_bundle(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "echo"
     export_bundle(run, folder, Precision.FP32)
     before = _contents(folder)
@@ -225,7 +223,7 @@ def test_failure_while_writing_leaves_an_existing_bundle_as_it_was(
     assert [path.name for path in tmp_path.iterdir()] == ["echo"]
 
 
-def test_checkpoint_folder_can_be_exported_like_its_run(run: Path, bundle: Path, tmp_path: Path) -> None:
+def test_export_accepts_a_checkpoint_folder(run: Path, bundle: Path, tmp_path: Path) -> None:
     export_bundle(run / "best", tmp_path / "best-int8", Precision.INT8)
     assert (tmp_path / "best-int8" / "cell.onnx").read_bytes() == (bundle / "cell.onnx").read_bytes()
 
@@ -238,14 +236,14 @@ def test_int8_without_held_out_text_is_refused(tmp_path: Path) -> None:
     export_bundle(run, tmp_path / "bundles" / "echo", Precision.FP32)
 
 
-def test_missing_run_and_impossible_name_are_named(run: Path, tmp_path: Path) -> None:
+def test_missing_run_and_invalid_name_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         export_bundle(tmp_path / "nothing", tmp_path / "echo", Precision.FP32)
     with pytest.raises(ExportError, match="bundle name"):
         export_bundle(run, tmp_path / ".hidden", Precision.FP32)
 
 
-def test_summary_counts_the_operators(run: Path, bundle: Path, manifest: dict[str, object]) -> None:
+def test_summary_counts_operators(run: Path, bundle: Path, manifest: dict[str, object]) -> None:
     graphs = Graphs(Precision.INT8, (bundle / "cell.onnx").read_bytes(), (bundle / "output.onnx").read_bytes())
     summaries = summarise(graphs)
     stated = manifest["graphs"]

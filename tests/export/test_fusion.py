@@ -1,4 +1,4 @@
-"""Fused products of int8 graphs, as the service loads them, against the graphs as the export wrote them."""
+"""Test the fused products of int8 graphs, as loaded by the service, against the exported graphs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +36,7 @@ def _run(content: bytes, inputs: Mapping[str, Any]) -> list[Any]:
 
 @pytest.mark.parametrize("rows", [1, 5, 33])
 @pytest.mark.parametrize("name", MODELS)
-def test_fused_products_are_the_same_bits(name: str, rows: int) -> None:
+def test_fused_products_give_the_same_bits(name: str, rows: int) -> None:
     generator = np.random.default_rng(rows)
     graphs = build_graphs(read_weights(make_model(*MODELS[name])), Precision.INT8)
     for content in (graphs.cell, graphs.output):
@@ -55,13 +55,13 @@ def test_fused_products_are_the_same_bits(name: str, rows: int) -> None:
         assert all(np.array_equal(left, right) for left, right in zip(plain, quick, strict=True))
 
 
-def test_graphs_in_float_stay_as_they_are() -> None:
+def test_float32_graphs_are_not_changed() -> None:
     graphs = build_graphs(read_weights(make_model(*MODELS["two layers"])), Precision.FP32)
     for content in (graphs.cell, graphs.output):
         assert _fused(content).model.graph == BundleGraph(content).model.graph
 
 
-def test_product_that_somebody_else_uses_is_left_alone() -> None:
+def test_product_with_another_consumer_is_not_fused() -> None:
     graphs = build_graphs(read_weights(make_model(*MODELS["two layers"])), Precision.INT8)
     graph = BundleGraph(graphs.output).model.graph
     (cast,) = (node for node in graph.node if node.op_type == "Cast")

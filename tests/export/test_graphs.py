@@ -1,4 +1,4 @@
-"""The graphs of every family, precision and shape, run by onnxruntime, against torch and against themselves."""
+"""Test the graphs of every family, precision and shape in onnxruntime, against torch and against one another."""
 
 import numpy as np
 import onnx
@@ -24,7 +24,7 @@ def graphs_by_precision(request: pytest.FixtureRequest) -> dict[Precision, Graph
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_fp32_graphs_give_the_log_probabilities_of_torch(name: str) -> None:
+def test_fp32_graphs_give_the_logprobs_of_torch(name: str) -> None:
     model = make_model(*MODELS[name])
     graphs = build_graphs(read_weights(model), Precision.FP32)
     agreement = check_against_torch(graphs, model, NO_TOKENS, SHORT_RUNS)
@@ -49,7 +49,7 @@ def test_graphs_are_valid_with_a_free_batch_dimension(
             assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
-def test_int8_stays_near_fp32_and_sums_to_one(graphs_by_precision: dict[Precision, Graphs]) -> None:
+def test_int8_is_close_to_fp32_and_sums_to_one(graphs_by_precision: dict[Precision, Graphs]) -> None:
     generator = np.random.default_rng(0)
     opened = {precision: GraphModel(graphs) for precision, graphs in graphs_by_precision.items()}
     states = {precision: model.initial_state(8) for precision, model in opened.items()}
@@ -66,7 +66,7 @@ def test_int8_stays_near_fp32_and_sums_to_one(graphs_by_precision: dict[Precisio
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("esn")])
-def test_int8_weights_are_matrices_that_can_be_packed_at_load(name: str) -> None:
+def test_int8_weights_are_constant_matrices(name: str) -> None:
     graphs = build_graphs(read_weights(make_model(*MODELS[name])), Precision.INT8)
     for content in (graphs.cell, graphs.output):
         graph = onnx.load_model_from_string(content).graph
@@ -80,14 +80,14 @@ def test_int8_weights_are_matrices_that_can_be_packed_at_load(name: str) -> None
         assert not any(node.op_type in {"Gemm", "MatMul"} for node in graph.node)
 
 
-def test_small_vocabulary_needs_no_embedding_and_no_input_product() -> None:
+def test_small_vocabulary_folds_the_embedding_and_input_product_into_a_table() -> None:
     operators = _operators(make_model(RecurrentConfig(Family.LSTM, 128, 64), 30))
     assert operators.count("Gemm") == 1
     large = _operators(make_model(RecurrentConfig(Family.LSTM, 8, 64), 400))
     assert large.count("Gemm") == 2
 
 
-def test_projection_is_folded_only_where_that_is_smaller() -> None:
+def test_projection_is_folded_only_if_the_result_is_smaller() -> None:
     small = build_graphs(read_weights(make_model(RecurrentConfig(Family.RNN, 30, 40, tied=True), 10)), Precision.FP32)
     large = build_graphs(read_weights(make_model(RecurrentConfig(Family.RNN, 10, 40, tied=True), 90)), Precision.FP32)
     assert len(small.output) < len(large.output)
@@ -110,7 +110,7 @@ def test_reservoir_stays_sparse_in_the_graph(name: str) -> None:
     assert stored < weights.entering.size + units * units
 
 
-def test_random_reservoir_follows_its_edges_by_hand() -> None:
+def test_step_of_a_random_reservoir_matches_a_step_worked_by_hand() -> None:
     config = ReservoirConfig(Family.ESN, units=3, block_size=1)
     weights = read_weights(make_model(config, 4))
     pattern = RandomPattern(np.array([[1, 2], [0, 2], [0, 1]]), np.array([[1, 2], [3, 4], [5, 6]], np.float32))

@@ -1,4 +1,4 @@
-"""Held-out figures of graphs, by hand and beside torch's, and the refusal of int8 that costs too much."""
+"""Test held-out figures of graphs against hand-worked values and torch, and the refusal of inaccurate int8 graphs."""
 
 import dataclasses
 from pathlib import Path
@@ -40,7 +40,7 @@ def token_file(unit: str = "line", num_tokens: int = 3001) -> TokenFile:
     return TokenFile(Path("x"), ids, TokenCounts(Document(unit), "uint16", num_tokens, num_documents, 2500, 5000))
 
 
-def test_model_that_knows_nothing_has_the_vocabulary_as_perplexity(weights: ModelWeights) -> None:
+def test_perplexity_of_a_uniform_model_is_its_vocabulary_size(weights: ModelWeights) -> None:
     for affine in weights.output.maps:
         affine.weight[:], affine.bias[:] = 0.0, 0.0
     found = measure_graphs(build_graphs(weights, Precision.FP32), token_file(), counts_ends=True)
@@ -50,7 +50,7 @@ def test_model_that_knows_nothing_has_the_vocabulary_as_perplexity(weights: Mode
 
 @pytest.mark.parametrize("unit", ["line", "paragraph", "file"])
 @pytest.mark.parametrize("counts_ends", [True, False])
-def test_float32_graphs_have_the_figures_of_evaluate(
+def test_float32_graphs_give_the_figures_of_evaluate(
     model: LanguageModel, weights: ModelWeights, unit: str, counts_ends: bool
 ) -> None:
     tokens = token_file(unit)
@@ -60,7 +60,9 @@ def test_float32_graphs_have_the_figures_of_evaluate(
     assert found.num_tokens == 3000 - (0 if counts_ends else tokens.num_documents)
 
 
-def test_long_stream_is_run_in_pieces_to_about_the_same(weights: ModelWeights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_stream_in_pieces_gives_nearly_the_same_figures(
+    weights: ModelWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graphs = build_graphs(weights, Precision.FP32)
     whole = measure_graphs(graphs, token_file("file"), counts_ends=True)
     monkeypatch.setattr(perplexity, "MAX_STREAM_TOKENS", 1000)
@@ -69,7 +71,7 @@ def test_long_stream_is_run_in_pieces_to_about_the_same(weights: ModelWeights, m
     assert pieces.nats_per_token == pytest.approx(whole.nats_per_token, rel=1e-4)
 
 
-def test_good_int8_passes(model: LanguageModel, weights: ModelWeights) -> None:
+def test_accurate_int8_graphs_pass(model: LanguageModel, weights: ModelWeights) -> None:
     tokens = token_file()
     served = measure_graphs(build_graphs(weights, Precision.INT8), tokens, counts_ends=True)
     found = HeldOutFigures(served, evaluate(model, tokens))
@@ -78,7 +80,7 @@ def test_good_int8_passes(model: LanguageModel, weights: ModelWeights) -> None:
     assert abs(found.loss) < 0.01
 
 
-def test_bad_int8_is_refused_with_both_figures(model: LanguageModel, weights: ModelWeights) -> None:
+def test_inaccurate_int8_graphs_are_refused_with_both_figures(model: LanguageModel, weights: ModelWeights) -> None:
     other = read_weights(make_model(RecurrentConfig(Family.LSTM, 8, 12), VOCABULARY_SIZE, seed=2)).output
     bad_output = build_graphs(dataclasses.replace(weights, output=other), Precision.INT8).output
     bad = Graphs(Precision.INT8, build_graphs(weights, Precision.FP32).cell, bad_output)
@@ -91,7 +93,7 @@ def test_bad_int8_is_refused_with_both_figures(model: LanguageModel, weights: Mo
     check_precision(Precision.FP32, HeldOutFigures(served=worse, checkpoint=better))
 
 
-def test_int8_needs_held_out_text_and_fp32_does_not(model: LanguageModel, weights: ModelWeights) -> None:
+def test_only_int8_needs_held_out_text(model: LanguageModel, weights: ModelWeights) -> None:
     check_precision(Precision.FP32, None)
     with pytest.raises(UnusableRun, match="got 0 held-out tokens"):
         check_precision(Precision.INT8, None)

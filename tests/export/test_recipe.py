@@ -1,4 +1,4 @@
-"""The settings of a training in words: all that were used, none that were off."""
+"""Test the description of a training: it names the settings in use and omits those that are off."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ CONFIG = Config(
 )
 
 
-def test_settings_that_are_off_are_left_out() -> None:
+def test_settings_that_are_off_are_omitted() -> None:
     assert dict(recipe(CONFIG)) == {
         "steps": "1,500 steps of 32 streams by 64 tokens",
         "learning rate": "0.002, reached after 100 steps, then along a cosine to 0",
@@ -25,7 +25,7 @@ def test_settings_that_are_off_are_left_out() -> None:
     }
 
 
-def test_every_setting_of_the_recipe_that_is_on_is_told() -> None:
+def test_settings_in_use_are_described() -> None:
     model = RecurrentConfig(
         Family.LSTM, num_layers=2, dropout=0.3, output_dropout=0.4, embedding_dropout=0.1, weight_drop=0.5
     )
@@ -58,6 +58,6 @@ def test_every_setting_of_the_recipe_that_is_on_is_told() -> None:
     )
 
 
-def test_a_ridge_readout_has_no_steps() -> None:
+def test_ridge_readout_has_no_steps() -> None:
     config = replace(CONFIG, model=ReservoirConfig(Family.ESN, readout=Readout.RIDGE, ridge=0.5))
     assert recipe(config) == [("readout", "ridge regression over one pass, penalty 0.5, then calibrated")]

@@ -1,4 +1,4 @@
-"""Bundles of the newer options behind the service's engine: exact probabilities, and sampling from them."""
+"""Test bundles with all model options in the engine: exact probabilities and sampling."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ ALL_OPTIONS = RecurrentConfig(
     adaptive_cutoffs=(5, 9, 12),
 )
 ADAPTIVE = RecurrentConfig(Family.GRU, 12, 64, adaptive_cutoffs=(50, 300))
-MANY_CHARACTERS = tuple(chr(0x4E00 + index) for index in range(800))  # more than are sorted to be sampled
+MANY_CHARACTERS = tuple(chr(0x4E00 + index) for index in range(800))  # more tokens than the sampler sorts
 CONTEXTS: tuple[list[int], ...] = ([], [5], [2, 7, 7, 3, 1, 9, 4])
 
 
@@ -43,9 +43,7 @@ def bundle(run: Path, request: pytest.FixtureRequest) -> Path:
     return folder
 
 
-def test_probabilities_of_a_whole_adaptive_vocabulary_add_up_to_one_and_are_those_of_torch(
-    run: Path, bundle: Path
-) -> None:
+def test_probabilities_of_the_whole_vocabulary_sum_to_one_and_match_torch(run: Path, bundle: Path) -> None:
     network = load_checkpoint(run).model
     size = network.vocabulary_size
     with served(bundle) as model, torch.inference_mode():
@@ -69,7 +67,7 @@ def test_probabilities_of_a_whole_adaptive_vocabulary_add_up_to_one_and_are_thos
     ],
     ids=["greedy", "plain", "limited", "reshaped"],
 )
-def test_what_is_generated_has_the_log_probabilities_that_scoring_gives(bundle: Path, sampling: Sampling) -> None:
+def test_generated_tokens_have_the_logprobs_of_scoring(bundle: Path, sampling: Sampling) -> None:
     with served(bundle) as model:
         sample = generate(model, [4, 2], 30, sampling)
         ended = sample.token_ids[-1] == 0
@@ -82,7 +80,7 @@ def test_what_is_generated_has_the_log_probabilities_that_scoring_gives(bundle: 
             assert sample.logprobs[0] >= best
 
 
-def test_rows_are_found_isolated_at_load(bundle: Path) -> None:
+def test_self_test_finds_rows_isolated(bundle: Path) -> None:
     with served(bundle) as model:
         assert model.bundle.self_test.rows_isolated
         assert model.bundle.self_test.golden_max_difference <= 1e-6

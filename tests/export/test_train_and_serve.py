@@ -1,4 +1,4 @@
-"""What was measured on a checkpoint is what a server measures of the same text."""
+"""Test that engine and checkpoint give the same figures for the same text."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from tests.export.serving import score, served
 from tests.models.training.tiny_runs import run_training
 
 WORDS = ("바다", "the", "sea", "echo", "answers", "a", "mountain", "falls", "silent", "Über", "e\u0301t\u00e9")
-UNSEEN = ("zebra", "≠", "漢字")  # in the held-out text alone
+UNSEEN = ("zebra", "≠", "漢字")  # only in the held-out text
 TOLERANCE = 1e-4  # nats a token
 CASES: dict[str, tuple[ModelConfig, TokenizerConfig, Document]] = {
     "rnn, lines of characters": (
@@ -60,7 +60,7 @@ CASES: dict[str, tuple[ModelConfig, TokenizerConfig, Document]] = {
 
 
 def write_text(path: Path, words: tuple[str, ...], num_lines: int, seed: int) -> Path:
-    """Lines of words with doubled spaces, tabs, Windows line ends and, between paragraphs, blank lines."""
+    """Write lines of words with repeated spaces, tabs, Windows line ends and blank lines between paragraphs."""
     generator = np.random.default_rng(seed)
     lines = []
     for _ in range(num_lines):
@@ -74,7 +74,7 @@ def write_text(path: Path, words: tuple[str, ...], num_lines: int, seed: int) ->
 
 @pytest.fixture(params=CASES, scope="module")
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished training."""
+    """Train a model and return the run folder."""
     folder = tmp_path_factory.mktemp("train_and_serve")
     model, tokenizer, unit = CASES[request.param]
     train = write_text(folder / "train.txt", WORDS, 300, seed=1)
@@ -92,7 +92,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize("precision", Precision)
-def test_engine_measures_what_was_measured_on_the_checkpoint(run: Path, precision: Precision, tmp_path: Path) -> None:
+def test_engine_gives_the_figures_of_the_checkpoint(run: Path, precision: Precision, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(run)
     figures = evaluate(checkpoint.model, open_part(run, "validation"))
     export_bundle(run, tmp_path / "tiny", precision)
@@ -117,7 +117,7 @@ def test_engine_measures_what_was_measured_on_the_checkpoint(run: Path, precisio
 
 
 def as_served(bundle: Path, texts: list[str]) -> tuple[NDArray[np.float64], int]:
-    """ln P of every token of the texts, ends included, as the engine gives them; how many tokens are unknown."""
+    """Return the engine's ln P of every token of the texts, ends included, and the number of unknown tokens."""
     with served(bundle) as model:
         encoded = [model.tokenizer.encode(text) for text in texts]
         unknown_id = model.bundle.manifest.tokenizer.unknown_id

@@ -1,4 +1,4 @@
-"""Checks of finished graphs fail where something is wrong with them."""
+"""Test that the checks of finished graphs find errors."""
 
 import copy
 import dataclasses
@@ -39,20 +39,20 @@ def weights(model: LanguageModel) -> ModelWeights:
     return read_weights(model)
 
 
-def test_a_weight_of_the_cell_that_was_changed_is_noticed(model: LanguageModel, weights: ModelWeights) -> None:
+def test_changed_weight_of_the_cell_is_found(model: LanguageModel, weights: ModelWeights) -> None:
     assert isinstance(weights.cell, RecurrentWeights)
     weights.cell.layers[0].state[3, 5] += 0.01
     with pytest.raises(TorchMismatch, match=r"expected at most 0\.0001"):
         check_against_torch(build_graphs(weights, Precision.FP32), model, NO_TOKENS, RUNS)
 
 
-def test_a_weight_of_the_output_layer_that_was_changed_is_noticed(model: LanguageModel, weights: ModelWeights) -> None:
+def test_changed_weight_of_the_output_layer_is_found(model: LanguageModel, weights: ModelWeights) -> None:
     weights.output.maps[0].bias[7] += 0.001
     with pytest.raises(TorchMismatch):
         check_against_torch(build_graphs(weights, Precision.FP32), model, NO_TOKENS, RUNS)
 
 
-def test_weights_that_are_not_finite_are_noticed(model: LanguageModel, weights: ModelWeights) -> None:
+def test_weights_that_are_not_finite_are_found(model: LanguageModel, weights: ModelWeights) -> None:
     graphs = build_graphs(weights, Precision.FP32)
     weights.output.maps[0].weight[0, 0] = np.nan
     with pytest.raises(InvalidGraph, match=r"map0\.weight: has numbers that float32 cannot hold"):
@@ -64,17 +64,17 @@ def test_weights_that_are_not_finite_are_noticed(model: LanguageModel, weights: 
         check_against_torch(graphs, broken, NO_TOKENS, RUNS)
 
 
-def test_rounding_that_torch_itself_shows_is_not_blamed_on_the_graphs() -> None:
-    loud = make_model(RecurrentConfig(Family.GRU, embedding_size=8, hidden_size=16), 30)
+def test_rounding_error_of_torch_itself_is_tolerated() -> None:
+    large = make_model(RecurrentConfig(Family.GRU, embedding_size=8, hidden_size=16), 30)
     with torch.no_grad():
-        for name, parameter in loud.named_parameters():
+        for name, parameter in large.named_parameters():
             if name.startswith("output"):
-                parameter.mul_(20_000)  # logits so large that float32 holds no 1e-4
-    agreement = check_against_torch(build_graphs(read_weights(loud), Precision.FP32), loud, NO_TOKENS, RUNS)
+                parameter.mul_(20_000)  # float32 cannot represent logits of this size to 1e-4
+    agreement = check_against_torch(build_graphs(read_weights(large), Precision.FP32), large, NO_TOKENS, RUNS)
     assert agreement.max_logprob_difference > TORCH_TOLERANCE
 
 
-def test_gates_in_another_order_are_noticed(model: LanguageModel, weights: ModelWeights) -> None:
+def test_gates_in_another_order_are_found(model: LanguageModel, weights: ModelWeights) -> None:
     assert isinstance(weights.cell, RecurrentWeights)
     (layer,) = weights.cell.layers
     swapped = dataclasses.replace(layer, state=np.roll(layer.state, layer.hidden_size, axis=1))
@@ -83,19 +83,19 @@ def test_gates_in_another_order_are_noticed(model: LanguageModel, weights: Model
         check_against_torch(build_graphs(ModelWeights(cell, weights.output), Precision.FP32), model, NO_TOKENS, RUNS)
 
 
-def test_held_out_text_is_compared_too(model: LanguageModel, weights: ModelWeights) -> None:
+def test_held_out_text_is_compared(model: LanguageModel, weights: ModelWeights) -> None:
     held_out = np.random.default_rng(0).integers(0, 30, 500)
     agreement = check_against_torch(build_graphs(weights, Precision.FP32), model, held_out, RUNS)
     assert agreement.num_distributions == 80
 
 
-def test_one_activation_scale_for_the_whole_batch_is_noticed(weights: ModelWeights) -> None:
+def test_shared_activation_scale_of_a_batch_is_found(weights: ModelWeights) -> None:
     graphs = build_graphs(weights, Precision.FP32)
     with pytest.raises(NotIsolated, match="logprobs of a row depends on the batch"):
         check_isolation(Graphs(Precision.INT8, graphs.cell, _ordinary_dynamic_quantisation()))
 
 
-def test_probabilities_that_do_not_sum_to_one_are_noticed() -> None:
+def test_probabilities_that_do_not_sum_to_one_are_found() -> None:
     uniform = np.full((2, 4), np.log(0.25), np.float32)
     assert check_normalised(uniform) < 1e-6
     uniform[1, 2] += 1e-4
@@ -103,7 +103,7 @@ def test_probabilities_that_do_not_sum_to_one_are_noticed() -> None:
         check_normalised(uniform)
 
 
-def test_graph_that_breaks_the_rules_of_onnx_is_noticed(weights: ModelWeights) -> None:
+def test_invalid_onnx_graph_is_found(weights: ModelWeights) -> None:
     graph = GraphBuilder("wrong")
     x = graph.input("hidden", ir.DataType.FLOAT, [16])
     graph.output("logprobs", graph.op("NoSuchOperator", x), [16])
@@ -111,7 +111,7 @@ def test_graph_that_breaks_the_rules_of_onnx_is_noticed(weights: ModelWeights) -
         check_valid(Graphs(Precision.FP32, build_graphs(weights, Precision.FP32).cell, graph.to_bytes()))
 
 
-def test_reading_weights_copies_them(model: LanguageModel) -> None:
+def test_read_weights_returns_copies(model: LanguageModel) -> None:
     weights = read_weights(model)
     before = weights.output.maps[0].bias.copy()
     weights.output.maps[0].bias[:] = 5.0

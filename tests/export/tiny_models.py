@@ -1,4 +1,4 @@
-"""Small random models of every family, and a run folder around one of them."""
+"""Small random models of every family, and a run folder of an untrained model."""
 
 import dataclasses
 import json
@@ -92,7 +92,7 @@ def recurrent_config(family: str, variant: str) -> RecurrentConfig:
 
 
 def all_models() -> dict[str, tuple[ModelConfig, int]]:
-    """Every family in every variant, each with a vocabulary size."""
+    """Return every family in every variant, each with a vocabulary size."""
     models: dict[str, tuple[ModelConfig, int]] = {}
     for variant in VARIANTS:
         for family in RECURRENT:
@@ -105,7 +105,7 @@ def all_models() -> dict[str, tuple[ModelConfig, int]]:
 
 
 def make_model(config: ModelConfig, vocabulary_size: int, seed: int = 1) -> LanguageModel:
-    """A random model with all weights, biases included, away from zero."""
+    """Make a random model without zero weights or biases."""
     model = build_model(config, vocabulary_size, seed).eval()
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def make_model(config: ModelConfig, vocabulary_size: int, seed: int = 1) -> Lang
 def make_run(
     folder: Path, model: ModelConfig, *, num_words: int = 6000, seed: int = 1, words: Sequence[str] = WORDS
 ) -> Path:
-    """A run folder of an untrained model on a text of a few words."""
+    """Make the run folder of an untrained model on a text of a few words."""
     folder.mkdir()
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(len(words), (num_words,), generator=generator).tolist()

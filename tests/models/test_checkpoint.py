@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, and what is damaged is named."""
+"""Test checkpoints: a saved model is loaded unchanged, and damaged files are reported by name."""
 
 import json
 from dataclasses import replace
@@ -36,7 +36,7 @@ def save(folder: Path, model_config: ModelConfig) -> tuple[LanguageModel, Config
 
 
 @pytest.mark.parametrize("model_config", MODELS, ids=lambda config: str(config.family))
-def test_a_model_comes_back_as_it_was(tmp_path: Path, model_config: ModelConfig) -> None:
+def test_saved_model_is_loaded_unchanged(tmp_path: Path, model_config: ModelConfig) -> None:
     model, config = save(tmp_path, model_config)
     for folder in (tmp_path / "run", tmp_path / "run" / "best"):
         checkpoint = load_checkpoint(folder)
@@ -49,19 +49,19 @@ def test_a_model_comes_back_as_it_was(tmp_path: Path, model_config: ModelConfig)
         assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
 
 
-def test_the_figures_of_the_finished_run_win(tmp_path: Path) -> None:
+def test_figures_of_a_finished_run_replace_those_of_the_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, MODELS[0])
     (tmp_path / "run" / "figures.json").write_text('{"steps": 3}')
     assert load_checkpoint(tmp_path / "run").figures == {"steps": 3}
 
 
-def test_a_swap_that_was_cut_short_is_read_all_the_same(tmp_path: Path) -> None:
+def test_checkpoint_of_an_interrupted_swap_is_loaded(tmp_path: Path) -> None:
     save(tmp_path, MODELS[0])
     (tmp_path / "run" / "best").rename(tmp_path / "run" / "best.old")
     assert load_checkpoint(tmp_path / "run").step == 7
 
 
-def test_folders_without_a_checkpoint_are_named(tmp_path: Path) -> None:
+def test_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         load_checkpoint(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="nothing saved yet"):
@@ -83,7 +83,7 @@ def change_description(best: Path, **changes: object) -> None:
         ({"config": {"name": "x"}}, "problem"),
     ],
 )
-def test_a_description_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_inconsistent_description_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     save(tmp_path, MODELS[0])
     change_description(tmp_path / "run" / "best", **changes)
     with pytest.raises(CheckpointError, match=message):
@@ -91,14 +91,14 @@ def test_a_description_that_does_not_fit_is_refused(tmp_path: Path, changes: dic
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "checkpoint.json", "tokenizer.json"])
-def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+def test_damaged_file_is_reported_by_name(tmp_path: Path, name: str) -> None:
     save(tmp_path, MODELS[0])
     (tmp_path / "run" / "best" / name).write_bytes(b"{ half")
     with pytest.raises((CheckpointError, TokenizerError), match=name):
         load_checkpoint(tmp_path / "run")
 
 
-def test_a_tokenizer_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_tokenizer_of_another_run_is_refused(tmp_path: Path) -> None:
     _, config = save(tmp_path, MODELS[0])
     train_tokenizer(["abcdefg"], config.tokenizer).save(tmp_path / "run" / "best" / "tokenizer.json")
     with pytest.raises(CheckpointError, match="from different runs"):

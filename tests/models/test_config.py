@@ -1,4 +1,4 @@
-"""Configs: every problem at once, nothing dropped, and back from JSON as they were."""
+"""Test configs: all problems are reported together, no key is ignored, and JSON round trips are exact."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {
 
 
 def changed(**changes: Any) -> dict[str, Any]:
-    """SMALL with `section__key=value` set; None takes the key away."""
+    """Return SMALL with `section__key=value` set; None removes the key."""
     tables = deepcopy(SMALL)
     for path, value in changes.items():
         section, _, key = path.rpartition("__")
@@ -42,20 +42,20 @@ def problems_of(tables: object) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def test_small_config_takes_the_defaults() -> None:
+def test_missing_settings_take_their_defaults() -> None:
     config = parse_config(SMALL)
     assert isinstance(config.model, RecurrentConfig)
     assert (config.seed, config.corpus.train, config.training.epochs) == (1, ("a.txt",), None)
 
 
 @pytest.mark.parametrize("changes", [{}, {"model__family": "esn"}, {"training__steps": None, "training__epochs": 2}])
-def test_config_comes_back_from_json_as_it_was(changes: dict[str, Any]) -> None:
+def test_config_survives_a_round_trip_through_json(changes: dict[str, Any]) -> None:
     config = parse_config(changed(**changes))
     assert Config.from_json(config.to_json()) == config
     assert parse_config(config.to_tables()) == config
 
 
-def test_layer_sizes_stand_in_place_of_size_and_number() -> None:
+def test_layer_sizes_replace_hidden_size_and_num_layers() -> None:
     config = parse_config(changed(model__hidden_size=8, model__num_layers=3)).model
     assert isinstance(config, RecurrentConfig)
     assert config.sizes == (8, 8, 8)
@@ -64,7 +64,7 @@ def test_layer_sizes_stand_in_place_of_size_and_number() -> None:
     assert config.sizes == (16, 4)
 
 
-def test_family_decides_which_settings_there_are() -> None:
+def test_family_determines_the_model_settings() -> None:
     config = parse_config(changed(model__family="esn", model__units=128))
     assert isinstance(config.model, ReservoirConfig)
     assert (config.model.family, config.model.units) == (Family.ESN, 128)
@@ -182,16 +182,16 @@ def test_all_problems_are_reported_together() -> None:
         ({"training": None}, "training.steps: got neither"),
     ],
 )
-def test_problem_names_the_key_what_came_and_what_was_expected(changes: dict[str, Any], problem: str) -> None:
+def test_problem_names_the_key_the_value_and_the_expected_values(changes: dict[str, Any], problem: str) -> None:
     assert [found for found in problems_of(changed(**changes)) if found.startswith(problem)]
 
 
-def test_edges_of_a_random_reservoir_fit_its_units() -> None:
+def test_random_reservoir_has_at_most_as_many_edges_as_units() -> None:
     tables = changed(model__family="esn", model__pattern="random", model__units=4)
     assert problems_of(tables) == ("model.in_edges: got 10, expected at most units (4)",)
 
 
-def test_file_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:
+def test_missing_or_invalid_toml_file_is_reported_by_name(tmp_path: Path) -> None:
     for name, content in {"none.toml": None, "bad.toml": b"name = [", "latin.toml": b'name = "\xe9"'}.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
@@ -200,7 +200,7 @@ def test_file_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_toml_file_becomes_a_config(tmp_path: Path, encoding: str) -> None:
+def test_config_is_loaded_from_a_toml_file(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "small.toml"
     path.write_text(
         'name = "small"\n[corpus]\ntrain = ["가.txt"]\ndocument = "file"\nvalidation_share = 0.1\n'
@@ -212,7 +212,7 @@ def test_toml_file_becomes_a_config(tmp_path: Path, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "nul", '{"name": null}'])
-def test_json_that_is_no_config_is_refused(text: str) -> None:
+def test_json_without_a_config_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         Config.from_json(text)
 
@@ -227,7 +227,7 @@ def test_json_that_is_no_config_is_refused(text: str) -> None:
         ("model", "hiden_size", 3, "did you mean hidden_size?"),
     ],
 )
-def test_a_mistyped_name_gets_the_nearest_one(table: str, key: str, value: object, hint: str) -> None:
+def test_mistyped_name_gets_a_suggestion(table: str, key: str, value: object, hint: str) -> None:
     tables: dict[str, dict[str, object]] = {
         "corpus": {"train": ["a"], "document": "line", "validation_share": 0.1},
         "tokenizer": {"kind": "char"},
@@ -240,7 +240,7 @@ def test_a_mistyped_name_gets_the_nearest_one(table: str, key: str, value: objec
     assert hint in str(caught.value)
 
 
-def test_a_missing_corpus_is_told_with_python_alone_and_where_it_is_from(tmp_path: Path) -> None:
+def test_missing_corpus_is_reported_with_its_source_without_installed_packages(tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
     path.write_text(
         'name = "a"\n[corpus]\ntrain = ["nowhere.txt"]\nsource = "a shelf"\ndocument = "line"\nvalidation_share = 0.1\n'

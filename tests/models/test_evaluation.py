@@ -1,4 +1,4 @@
-"""Held-out figures: worked by hand, and as the text is served."""
+"""Test held-out figures against hand-worked values and a step-by-step evaluation."""
 
 import itertools
 import math
@@ -44,7 +44,7 @@ def make_model(family: str = "lstm") -> RecurrentLanguageModel:
 
 @torch.no_grad()
 def nats_by_steps(model: LanguageModel, ids: np.ndarray, *, counts_ends: bool = True) -> float:
-    """-ln P of a row of ids behind its first one, a step at a time: the slow and obvious way."""
+    """Return -ln P of a row of ids after the first one, computed step by step as a slow reference."""
     state, nats = model.initial_state(1), 0.0
     for token, target in zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True):
         hidden, state = model.step(torch.tensor([token]), state)
@@ -53,7 +53,7 @@ def nats_by_steps(model: LanguageModel, ids: np.ndarray, *, counts_ends: bool = 
     return nats
 
 
-def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary() -> None:
+def test_perplexity_of_a_uniform_model_is_its_vocabulary_size() -> None:
     model = make_model()
     for parameter in model.parameters():
         parameter.data.zero_()
@@ -69,7 +69,7 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary() -> No
 
 
 @pytest.mark.parametrize("unit", list(Document))
-def test_ends_that_were_never_learned_count_nowhere(unit: Document) -> None:
+def test_untrained_ends_are_left_out_of_all_figures(unit: Document) -> None:
     model, ids = make_model(), random_ids(400)
     tokens = token_file(ids, unit)
     rows = [ids] if unit is Document.FILE else [row.ids for row in document_rows(ids)]
@@ -82,7 +82,7 @@ def test_ends_that_were_never_learned_count_nowhere(unit: Document) -> None:
 
 
 @pytest.mark.parametrize("family", ["rnn", "gru", "lstm"])
-def test_a_file_is_one_stream_from_the_boundary(family: str) -> None:
+def test_file_is_one_stream_from_the_boundary_token(family: str) -> None:
     model, ids = make_model(family), random_ids(300)
     expected = nats_by_steps(model, ids)
     assert evaluate(model, token_file(ids, Document.FILE)).nats_per_token * 299 == pytest.approx(expected, rel=1e-6)
@@ -98,7 +98,7 @@ def test_every_line_starts_from_the_initial_state(unit: Document) -> None:
     assert measured.nats_per_token * 399 == pytest.approx(expected, rel=1e-6)
 
 
-def test_documents_are_found_whatever_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documents_do_not_depend_on_the_window_size(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = random_ids(500)
     expected = sorted(tuple(row.ids.tolist()) for row in document_rows(ids))
     monkeypatch.setattr(evaluation, "WINDOW_TOKENS", 7)
@@ -113,13 +113,13 @@ def test_segments_count_every_target_once() -> None:
     assert counted.tolist() == ids[1:].tolist()
 
 
-def test_the_quick_figure_of_a_stream_is_near_the_exact_one() -> None:
+def test_quick_figure_of_a_stream_is_close_to_the_exact_one() -> None:
     model, ids = make_model(), random_ids(6000)
     tokens = token_file(ids, Document.FILE)
     assert quick_nats_per_token(model, tokens) == pytest.approx(evaluate(model, tokens).nats_per_token, abs=1e-4)
 
 
-def test_the_quick_figure_looks_at_whole_documents_at_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_figure_uses_whole_documents_from_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = make_model(), random_ids(2000)
     tokens = token_file(ids, Document.LINE)
     assert quick_nats_per_token(model, tokens) == pytest.approx(evaluate(model, tokens).nats_per_token, rel=1e-6)
@@ -129,7 +129,7 @@ def test_the_quick_figure_looks_at_whole_documents_at_the_beginning(monkeypatch:
     assert quick_nats_per_token(model, tokens) == pytest.approx(nats / num_tokens, rel=1e-6)
 
 
-def test_a_long_document_is_run_in_pieces_of_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_document_is_evaluated_in_pieces_of_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = make_model(), random_ids(300)
     exact = evaluate(model, token_file(ids, Document.FILE))
     monkeypatch.setattr(evaluation, "BATCH_TOKENS", 16)
@@ -146,7 +146,7 @@ def test_a_long_document_is_run_in_pieces_of_bounded_memory(monkeypatch: pytest.
     assert max(lengths) == 16
 
 
-def test_the_models_mode_is_left_as_it_was() -> None:
+def test_evaluation_restores_the_training_mode() -> None:
     model = make_model().train()
     evaluate(model, token_file([0, 1, 0], Document.FILE))
     assert model.training

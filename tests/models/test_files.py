@@ -12,7 +12,7 @@ from meari.models.files import current_folder, locked, locked_beside, replaced_f
 
 
 class Crash(BaseException):
-    """Power loss, as far as a test can tell."""
+    """Simulated power loss."""
 
 
 def save(folder: Path, text: str) -> None:
@@ -31,13 +31,13 @@ def read(folder: Path) -> set[str]:
     return {path.read_text() for path in current_folder(folder).iterdir()}
 
 
-def test_a_file_is_replaced(tmp_path: Path) -> None:
+def test_write_file_replaces_the_content(tmp_path: Path) -> None:
     write_file(tmp_path / "file", b"one")
     write_file(tmp_path / "file", b"two")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"two"]
 
 
-def test_a_crash_while_filling_a_folder_leaves_the_old_one(tmp_path: Path) -> None:
+def test_crash_while_filling_a_folder_keeps_the_old_one(tmp_path: Path) -> None:
     folder = tmp_path / "last"
     save(folder, "one")
     with pytest.raises(Crash):
@@ -47,7 +47,7 @@ def test_a_crash_while_filling_a_folder_leaves_the_old_one(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("num_done", [0, 1, 2])
-def test_a_crash_at_any_rename_leaves_a_whole_version(
+def test_crash_at_any_rename_leaves_a_complete_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_done: int
 ) -> None:
     folder = tmp_path / "last"
@@ -74,7 +74,7 @@ def test_a_crash_at_any_rename_leaves_a_whole_version(
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
-def test_a_crash_before_the_old_one_is_removed_leaves_the_new_one(tmp_path: Path) -> None:
+def test_crash_before_the_old_folder_is_removed_keeps_the_new_one(tmp_path: Path) -> None:
     folder = tmp_path / "last"
     save(folder, "two")
     save(tmp_path / "last.old", "one")
@@ -115,7 +115,7 @@ def started(script: str, folder: Path) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_folder_is_free_again_however_its_writer_ended(tmp_path: Path, number: signal.Signals) -> None:
+def test_lock_is_released_when_its_process_is_killed(tmp_path: Path, number: signal.Signals) -> None:
     holder = started(HOLD, tmp_path / "run")
     try:
         assert holder.stdout is not None
@@ -131,7 +131,7 @@ def test_a_folder_is_free_again_however_its_writer_ended(tmp_path: Path, number:
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_of_many_writers_no_two_are_inside_at_once(tmp_path: Path) -> None:
+def test_lock_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     racers = [started(RACE, tmp_path) for _ in range(3)]
     try:
         assert [racer.wait() for racer in racers] == [0, 0, 0]
@@ -141,7 +141,7 @@ def test_of_many_writers_no_two_are_inside_at_once(tmp_path: Path) -> None:
             racer.communicate()
 
 
-def test_a_folder_that_is_swapped_as_a_whole_is_locked_from_beside(tmp_path: Path) -> None:
+def test_locked_beside_locks_a_folder_that_need_not_exist(tmp_path: Path) -> None:
     target = tmp_path / "bundles" / "gru"
     with locked_beside(target):
         assert not target.exists()

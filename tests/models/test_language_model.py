@@ -1,4 +1,4 @@
-"""The language models: both forms agree, the equations are right, the interface is kept."""
+"""Test the language models: step and sequence agree, the equations are right, and families share one interface."""
 
 import math
 
@@ -38,7 +38,7 @@ OPTIONS = {
 
 
 def jittered(config: RecurrentConfig) -> RecurrentLanguageModel:
-    """A model whose weights, biases and initial states are all away from zero."""
+    """Make a model without zero weights, biases or initial states."""
     model = build_model(config, VOCABULARY, seed=3).eval()
     assert isinstance(model, RecurrentLanguageModel)
     torch.manual_seed(0)
@@ -94,7 +94,7 @@ def test_step_agrees_with_the_sequence_with_every_option(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 @torch.no_grad()
-def test_sequence_in_bfloat16_is_near_that_in_float32(name: str) -> None:
+def test_sequence_in_bfloat16_is_close_to_float32(name: str) -> None:
     model = jittered(OPTIONS[name])
     tokens = torch.arange(3 * 40).view(3, 40) * 7 % VOCABULARY
     expected = model.logits(model(tokens, model.initial_state(3))[0]).log_softmax(-1)
@@ -107,7 +107,7 @@ def test_sequence_in_bfloat16_is_near_that_in_float32(name: str) -> None:
     assert all(tensor.dtype == torch.float32 for tensor in last.values())
 
 
-def test_learned_initial_state_gets_a_gradient_and_is_what_a_text_starts_with() -> None:
+def test_learned_initial_state_gets_a_gradient_and_starts_every_text() -> None:
     model = jittered(OPTIONS["initial state"])
     tokens = torch.arange(12).view(2, 6)
     hidden, state = model(tokens, model.initial_state(2))
@@ -123,16 +123,16 @@ def test_learned_initial_state_gets_a_gradient_and_is_what_a_text_starts_with() 
 
 
 @torch.no_grad()
-def test_layer_norm_gives_outputs_of_mean_zero_and_variance_one_before_scale_and_shift() -> None:
+def test_untrained_layer_norm_gives_outputs_of_mean_zero_and_variance_one() -> None:
     model = build_model(RecurrentConfig(Family.GRU, 13, 29, 2, layer_norm=True), VOCABULARY, seed=1)
     hidden, state = model(torch.arange(20).view(2, 10), model.initial_state(2))
     torch.testing.assert_close(hidden.mean(-1), torch.zeros(2, 10), atol=1e-5, rtol=0)
     torch.testing.assert_close(hidden.var(-1, unbiased=False), torch.ones(2, 10), atol=0.05, rtol=0)
-    assert (state["h1"] - hidden[:, -1]).abs().max() > 0.1  # the state itself is not normalised
+    assert (state["h1"] - hidden[:, -1]).abs().max() > 0.1  # the state is not normalised
 
 
 @torch.no_grad()
-def test_mogrified_gates_are_the_papers_equations_worked_by_hand() -> None:
+def test_mogrifier_matches_the_equations_of_the_paper_worked_by_hand() -> None:
     cell = LstmCell(1, 1, mogrifier_rounds=3)
     for mogrifier, weight in zip(cell.mogrifiers.parameters(), (0.5, -1.0, 2.0), strict=True):
         mogrifier.fill_(weight)
@@ -148,7 +148,7 @@ def test_mogrified_gates_are_the_papers_equations_worked_by_hand() -> None:
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
-def test_each_layer_has_the_size_that_the_config_gives_it() -> None:
+def test_each_layer_has_its_configured_size() -> None:
     model = build_model(RecurrentConfig(Family.RNN, 13, layer_sizes=(40, 16, 27)), VOCABULARY, seed=1)
     assert [tensor.shape for tensor in model.state_tensors] == [(40,), (16,), (27,)]
     assert model.hidden_size == 27
@@ -156,7 +156,7 @@ def test_each_layer_has_the_size_that_the_config_gives_it() -> None:
 
 @pytest.mark.parametrize("family", ["rnn", "gru", "lstm"])
 @torch.no_grad()
-def test_a_sequence_in_pieces_is_the_sequence(family: str) -> None:
+def test_sequence_in_pieces_equals_the_whole_sequence(family: str) -> None:
     model = build_model(recurrent(family, 2), VOCABULARY, seed=1).eval()
     tokens = torch.arange(90).view(2, 45) % VOCABULARY
     whole, last = model(tokens, model.initial_state(2))
@@ -180,7 +180,7 @@ def test_gradients_of_both_forms_agree(family: str) -> None:
 
 
 @torch.no_grad()
-def test_elman_step_is_the_lectures_equation_worked_by_hand() -> None:
+def test_elman_step_matches_the_equation_worked_by_hand() -> None:
     model = RecurrentLanguageModel(RecurrentConfig(Family.RNN, 1, 1), 2)
     kernel = model.cells[0].kernel
     model.embedding.weight.copy_(torch.tensor([[1.0], [2.0]]))
@@ -191,7 +191,7 @@ def test_elman_step_is_the_lectures_equation_worked_by_hand() -> None:
 
 
 @torch.no_grad()
-def test_gru_and_lstm_steps_agree_with_torchs_own_cells() -> None:
+def test_gru_and_lstm_steps_agree_with_the_cells_of_torch() -> None:
     for family, oracle in (("gru", nn.GRUCell(13, 29)), ("lstm", nn.LSTMCell(13, 29))):
         model = RecurrentLanguageModel(RecurrentConfig(Family(family), 13, 29), VOCABULARY)
         kernel: nn.Module = model.cells[0].kernel
@@ -204,7 +204,7 @@ def test_gru_and_lstm_steps_agree_with_torchs_own_cells() -> None:
         torch.testing.assert_close(model.step(tokens, state)[0], expected, atol=1e-6, rtol=0)
 
 
-def test_the_same_seed_gives_the_same_weights_and_leaves_torchs_generator_alone() -> None:
+def test_seed_determines_the_weights_without_changing_the_generator_of_torch() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     first, second, other = (build_model(recurrent("lstm"), VOCABULARY, seed) for seed in (1, 1, 2))
@@ -229,7 +229,7 @@ def test_state_tensors_name_every_layer() -> None:
     assert not any(value.any() for value in state.values())
 
 
-def test_dropout_acts_while_training_alone() -> None:
+def test_dropout_acts_only_during_training() -> None:
     model = build_model(recurrent("gru", dropout=0.5), VOCABULARY, seed=1)
     tokens = torch.arange(20).view(1, 20)
     state = model.initial_state(1)
@@ -251,7 +251,7 @@ def test_tied_output_shares_the_embedding() -> None:
     torch.testing.assert_close(wider.logits(hidden), expected)
 
 
-def test_the_state_that_is_passed_in_is_not_changed() -> None:
+def test_input_state_is_not_modified() -> None:
     model = build_model(recurrent("lstm"), VOCABULARY, seed=1)
     state = random_state(model, 2)
     copy = {name: value.clone() for name, value in state.items()}
@@ -261,7 +261,7 @@ def test_the_state_that_is_passed_in_is_not_changed() -> None:
 
 
 @pytest.mark.parametrize("config", [recurrent("rnn"), ReservoirConfig(Family.ESN, units=64, block_size=8)])
-def test_every_family_has_the_one_interface(config: ModelConfig) -> None:
+def test_every_family_has_the_same_interface(config: ModelConfig) -> None:
     model = build_model(config, VOCABULARY, seed=1)
     hidden, state = model(torch.tensor([[0, 5]]), model.initial_state(1))
     assert model.family == config.family

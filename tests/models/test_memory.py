@@ -1,4 +1,4 @@
-"""Sizes that no machine has the memory for are refused by name; those that fit are let through."""
+"""Test that sizes beyond the memory are refused with the setting's name, and that sizes that fit are accepted."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ ESN = ReservoirConfig(Family.ESN, units=64)
         (replace(ESN, readout_rank=HUGE), "readout_rank"),
     ],
 )
-def test_the_setting_that_makes_a_model_too_large_is_named(tmp_path: Path, model: ModelConfig, key: str) -> None:
+def test_setting_that_makes_the_model_too_large_is_reported(tmp_path: Path, model: ModelConfig, key: str) -> None:
     config = replace(tiny_config(tmp_path), model=model)
     with pytest.raises(
         TrainingError, match=rf"^model\.{key}: got .* needs at least .*iB of memory, expected at most .*iB"
@@ -47,25 +47,25 @@ def test_the_setting_that_makes_a_model_too_large_is_named(tmp_path: Path, model
 
 
 @pytest.mark.parametrize("changed", [{"batch_size": HUGE}, {"batch_size": 64, "chunk_length": HUGE}])
-def test_so_is_the_setting_that_makes_a_step_too_large(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_setting_that_makes_a_step_too_large_is_reported(tmp_path: Path, changed: dict[str, Any]) -> None:
     config = tiny_config(tmp_path, **changed)
     key = list(changed)[-1]
     with pytest.raises(TrainingError, match=rf"^training\.{key}: got {HUGE},"):
         check_memory(config, CPU, vocabulary_size=100, chunk_length=config.training.chunk_length)
 
 
-def test_a_long_chunk_is_no_longer_than_its_corpus(tmp_path: Path) -> None:
+def test_memory_of_a_chunk_is_bounded_by_the_corpus(tmp_path: Path) -> None:
     check_memory(tiny_config(tmp_path, chunk_length=HUGE), CPU)
 
 
-def test_a_vocabulary_that_is_too_large_is_named_once_it_is_known(tmp_path: Path) -> None:
+def test_large_vocabulary_is_reported_once_its_size_is_known(tmp_path: Path) -> None:
     config = replace(tiny_config(tmp_path), model=replace(LSTM, hidden_size=1024))
     with pytest.raises(TrainingError, match=r"^tokenizer\.vocabulary_size: got 1000000000"):
         check_memory(config, CPU, vocabulary_size=10**9)
     check_memory(config, CPU, vocabulary_size=10**4)
 
 
-def test_the_tightest_limit_of_all_control_groups_counts(tmp_path: Path) -> None:
+def test_lowest_limit_of_all_control_groups_applies(tmp_path: Path) -> None:
     for name, limit in (("", "max"), ("outer", "4096"), ("outer/inner", "8192"), ("memory/old", "2048")):
         folder = tmp_path / "groups" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def test_the_tightest_limit_of_all_control_groups_counts(tmp_path: Path) -> None
     assert _group_bytes(tmp_path / "groups", membership) is None
 
 
-def test_memory_that_runs_out_later_is_told_in_a_line() -> None:
+def test_failed_allocation_is_reported_in_one_line() -> None:
     with pytest.raises(TrainingError, match=r"^memory ran out .* lower training\.batch_size"), memory_errors():
         torch.empty(1 << 58, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="unrelated"), memory_errors():

@@ -30,14 +30,14 @@ def hidden() -> Tensor:
     return torch.randn(7, HIDDEN, generator=torch.Generator().manual_seed(2))
 
 
-def test_probabilities_of_all_tokens_add_up_to_one(softmax: AdaptiveSoftmax, hidden: Tensor) -> None:
+def test_probabilities_of_all_tokens_sum_to_one(softmax: AdaptiveSoftmax, hidden: Tensor) -> None:
     logprobs = softmax.double().log_probabilities(hidden.double().view(7, 1, HIDDEN))
     assert logprobs.shape == (7, 1, VOCABULARY)
     torch.testing.assert_close(softmax.log_probabilities(hidden[3].double()), logprobs[3, 0])
     torch.testing.assert_close(logprobs.exp().sum(-1), torch.ones(7, 1, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
-def test_a_rare_token_has_its_clusters_probability_times_its_own_within(
+def test_probability_of_a_rare_token_is_that_of_its_cluster_times_that_within_the_cluster(
     softmax: AdaptiveSoftmax, hidden: Tensor
 ) -> None:
     rarest = int(COUNTS.argmin())
@@ -48,17 +48,17 @@ def test_a_rare_token_has_its_clusters_probability_times_its_own_within(
     torch.testing.assert_close(softmax.log_probabilities(hidden)[:, rarest], expected, atol=1e-5, rtol=0)
 
 
-def test_loss_is_the_mean_of_minus_log_probability_of_the_targets(softmax: AdaptiveSoftmax, hidden: Tensor) -> None:
+def test_loss_is_the_mean_negative_logprob_of_the_targets(softmax: AdaptiveSoftmax, hidden: Tensor) -> None:
     for first in range(0, VOCABULARY, 7):
         targets = (torch.arange(7) + first) % VOCABULARY
         logprobs = softmax.log_probabilities(hidden).gather(1, targets[:, None])
         torch.testing.assert_close(softmax.loss(hidden, targets), -logprobs.mean(), atol=1e-5, rtol=0)
 
 
-def test_gradients_of_the_loss_are_those_of_the_log_probabilities(softmax: AdaptiveSoftmax, hidden: Tensor) -> None:
+def test_gradients_of_loss_and_logprobs_agree(softmax: AdaptiveSoftmax, hidden: Tensor) -> None:
     targets = torch.from_numpy(
         np.argsort(-COUNTS)[[0, 9, 12, 30, 44, 49, 2]].copy()
-    )  # of the head and of every cluster
+    )  # tokens of the head and of every cluster
     gradients = []
     for loss in (
         lambda x: softmax.loss(x, targets),
@@ -72,7 +72,7 @@ def test_gradients_of_the_loss_are_those_of_the_log_probabilities(softmax: Adapt
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
 
 
-def test_tokens_stand_in_the_order_of_their_counts_and_equals_in_that_of_their_ids() -> None:
+def test_tokens_are_ranked_by_count_then_by_id() -> None:
     softmax = AdaptiveSoftmax(HIDDEN, 6, (2, 4))
     assert softmax.rank.tolist() == [0, 1, 2, 3, 4, 5]
     softmax.order_by(np.array([3, 9, 3, 0, 9, 5]))
@@ -94,7 +94,7 @@ def inputs(num_rows: int, width: int, vocabulary_size: int) -> tuple[Tensor, Ten
 
 
 @pytest.mark.parametrize("logits_at_once", [1, 100, 1 << 20])
-def test_it_is_torchs_loss_with_torchs_gradients(monkeypatch: pytest.MonkeyPatch, logits_at_once: int) -> None:
+def test_chunked_loss_and_gradients_match_torch(monkeypatch: pytest.MonkeyPatch, logits_at_once: int) -> None:
     monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", logits_at_once)
     hidden, weight, bias, targets = inputs(23, 7, 31)
     ours = linear_cross_entropy(hidden, weight, bias, targets)
@@ -109,7 +109,7 @@ def test_large_logits_do_not_overflow() -> None:
     assert torch.isfinite(linear_cross_entropy(hidden * 1e4, weight, bias, targets))
 
 
-def test_products_in_bfloat16_come_near() -> None:
+def test_products_in_bfloat16_are_close_to_float32() -> None:
     hidden, weight, bias, targets = inputs(200, 16, 50)
     exact = linear_cross_entropy(hidden, weight, bias, targets)
     rounded = linear_cross_entropy(hidden.bfloat16(), weight, bias, targets)

@@ -1,4 +1,4 @@
-"""The echo state network: both forms, its settings, and the property it is named after."""
+"""Test the echo state network: step and sequence, its settings, and the echo state property."""
 
 from dataclasses import replace
 
@@ -83,7 +83,7 @@ def test_sequence_in_pieces_equals_the_whole(variant: str) -> None:
 
 
 @both_patterns
-def test_a_step_is_the_equation_in_dense_float64(config: ReservoirConfig) -> None:
+def test_step_matches_the_equation_in_dense_float64(config: ReservoirConfig) -> None:
     model = build(config)
     state, tokens = draw_state(4, config.units), draw_tokens(4, 1)[:, 0]
     (layer,) = model.reservoir_layers
@@ -97,7 +97,7 @@ def test_a_step_is_the_equation_in_dense_float64(config: ReservoirConfig) -> Non
 
 
 @both_patterns
-def test_states_given_are_left_as_they_were(config: ReservoirConfig) -> None:
+def test_input_state_is_not_modified(config: ReservoirConfig) -> None:
     model, state = build(config), draw_state(2, config.units)
     before = state["s0"].clone()
     model(draw_tokens(2, 5), state)
@@ -116,7 +116,7 @@ def test_different_initial_states_are_forgotten_below_radius_one(config: Reservo
 
 
 @both_patterns
-def test_different_initial_states_are_kept_far_above_radius_one(config: ReservoirConfig) -> None:
+def test_different_initial_states_persist_far_above_radius_one(config: ReservoirConfig) -> None:
     model = build(replace(config, spectral_radius=4.0, input_scale=0.01))
     tokens = draw_tokens(1, 400)
     _, one = model(tokens, draw_state(1, config.units, seed=1))
@@ -125,7 +125,7 @@ def test_different_initial_states_are_kept_far_above_radius_one(config: Reservoi
 
 
 @both_patterns
-def test_the_radius_that_was_set_is_measured(config: ReservoirConfig) -> None:
+def test_measured_radius_equals_the_setting(config: ReservoirConfig) -> None:
     model = build(replace(config, spectral_radius=0.7))
     dense = np.linalg.eigvals(model.reservoir_layers[0].matrix.weights.sparse().toarray())
     assert model.measured_spectral_radius() == pytest.approx(0.7, rel=1e-5)
@@ -133,7 +133,7 @@ def test_the_radius_that_was_set_is_measured(config: ReservoirConfig) -> None:
 
 
 @pytest.mark.parametrize("pattern", list(Pattern))
-def test_a_seed_fixes_every_matrix(pattern: Pattern) -> None:
+def test_seed_determines_every_matrix(pattern: Pattern) -> None:
     config = replace(EVERYTHING, pattern=pattern)
     one, same, other = build(config, 1).state_dict(), build(config, 1).state_dict(), build(config, 2).state_dict()
     assert all(torch.equal(one[name], same[name]) for name in one)
@@ -141,14 +141,14 @@ def test_a_seed_fixes_every_matrix(pattern: Pattern) -> None:
     assert all(not torch.equal(one[name], other[name]) for name in drawn)
 
 
-def test_a_setting_of_one_matrix_leaves_the_others_as_they_were() -> None:
+def test_setting_of_one_matrix_does_not_change_the_others() -> None:
     plain, other = build(BLOCK).state_dict(), build(replace(BLOCK, block_size=32, input_scale=0.5)).state_dict()
     torch.testing.assert_close(other["entering.rows"], plain["entering.rows"] * 0.5)
     assert torch.equal(plain["layers.0.leak"], other["layers.0.leak"])
     assert torch.equal(plain["layers.0.bias"], other["layers.0.bias"])
 
 
-def test_settings_bound_what_is_drawn() -> None:
+def test_drawn_values_lie_within_their_settings() -> None:
     config = replace(BLOCK, units=1024, leak_min=0.2, leak_max=0.6, input_scale=0.3, bias_scale=0.05)
     model = build(config)
     (layer,) = model.reservoir_layers
@@ -159,7 +159,7 @@ def test_settings_bound_what_is_drawn() -> None:
 
 
 @both_patterns
-def test_reservoirs_side_by_side_have_radii_of_their_own_and_no_edges_between_them(config: ReservoirConfig) -> None:
+def test_parallel_reservoirs_have_their_own_radii_and_no_edges_between_them(config: ReservoirConfig) -> None:
     settings = replace(config, reservoirs=3, spectral_radius=0.9, spectral_radius_min=0.1)
     w = build(settings).reservoir_layers[0].matrix.weights.sparse().toarray()
     radii = [float(np.abs(np.linalg.eigvals(w[begin : begin + 32, begin : begin + 32])).max()) for begin in (0, 32, 64)]
@@ -176,7 +176,7 @@ def test_reservoirs_have_bands_of_leaks_from_fast_to_slow() -> None:
         assert edges[number + 1] - 1e-6 <= float(band.min()) <= float(band.max()) <= edges[number] + 1e-6
 
 
-def test_leaks_spread_over_a_logarithmic_range_have_their_median_at_its_geometric_mean() -> None:
+def test_median_of_logarithmic_leaks_is_the_geometric_mean_of_the_range() -> None:
     config = replace(CONFIG, units=4096, block_size=64, leak_min=0.01, leak_max=1.0, leak_spread=Spread.LOG)
     leak = build(config).reservoir_layers[0].leak
     assert float(leak.min()) >= 0.01
@@ -185,7 +185,7 @@ def test_leaks_spread_over_a_logarithmic_range_have_their_median_at_its_geometri
 
 
 @both_patterns
-def test_an_upper_layer_is_driven_by_the_one_below(config: ReservoirConfig) -> None:
+def test_upper_layer_is_driven_by_the_layer_below(config: ReservoirConfig) -> None:
     model = build(replace(config, layers=2))
     state, tokens = draw_states(model, 3), draw_tokens(3, 1)[:, 0]
     hidden, next_state = model.step(tokens, state)
@@ -199,7 +199,7 @@ def test_an_upper_layer_is_driven_by_the_one_below(config: ReservoirConfig) -> N
     assert torch.equal(hidden, torch.cat((next_state["s0"], next_state["s1"]), 1))
 
 
-def test_a_unit_sees_exactly_as_many_tokens_as_it_should() -> None:
+def test_staggered_unit_reads_its_number_of_tokens() -> None:
     model = build(replace(RECENT, input_reach=Reach.STAGGERED, spectral_radius=0.0, leak_min=1.0))
     for lag in range(6):
         one, other = torch.full((1, 6), 3), torch.full((1, 6), 3)
@@ -209,7 +209,7 @@ def test_a_unit_sees_exactly_as_many_tokens_as_it_should() -> None:
         assert changed.tolist() == [unit for unit in range(96) if lag < min(unit % 4 + 1, 4)]
 
 
-def test_embeddings_of_tokens_before_the_first_are_zero() -> None:
+def test_embeddings_before_the_first_token_are_zero() -> None:
     model = build(RECENT)
     assert isinstance(model.entering, RecentTokens)
     _, state = model(torch.tensor([[7]]), model.initial_state(1))
@@ -217,7 +217,7 @@ def test_embeddings_of_tokens_before_the_first_are_zero() -> None:
     assert not state["recent"][0, 5:].any()
 
 
-def test_features_are_the_equation_in_dense_float64() -> None:
+def test_features_match_the_equation_in_dense_float64() -> None:
     model = build(replace(CONFIG, features=64, feature_block=16, feature_edges=8, feature_scale=2.0))
     assert model.expansion is not None
     hidden = draw_state(3, 96)["s0"]
@@ -230,7 +230,7 @@ def test_features_are_the_equation_in_dense_float64() -> None:
     np.testing.assert_allclose(seen[:, 96:].numpy(), features, atol=1e-6)
 
 
-def test_a_readout_of_low_rank_is_the_product_of_two() -> None:
+def test_low_rank_readout_is_a_product_of_two_matrices() -> None:
     model = build(EVERYTHING)
     assert model.narrowing is not None
     with torch.no_grad():
@@ -254,7 +254,7 @@ def test_only_the_readout_is_trained() -> None:
     }
 
 
-def test_a_fresh_readout_finds_every_token_equally_likely() -> None:
+def test_untrained_readout_gives_a_uniform_distribution() -> None:
     model = build(BLOCK)
     logits = model.logits(draw_state(2, 96)["s0"])
     assert logits.shape == (2, VOCABULARY_SIZE)
@@ -263,7 +263,7 @@ def test_a_fresh_readout_finds_every_token_equally_likely() -> None:
     assert not low_rank.logits(torch.rand(2, low_rank.hidden_size)).any()
 
 
-def test_bfloat16_is_left_to_other_families() -> None:
+def test_autocast_to_bfloat16_does_not_affect_the_reservoir() -> None:
     model, tokens = build(EVERYTHING), draw_tokens(2, 20)
     with torch.no_grad():
         for parameter in model.parameters():

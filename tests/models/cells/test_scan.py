@@ -1,4 +1,4 @@
-"""The scans: their gradients are right, and they agree with torch's kernels in float32 and nearly so in bfloat16."""
+"""Test the scans: their gradients, and their agreement with torch's kernels in float32 and bfloat16."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def doubles(*shape: int) -> Tensor:
     ("recurrence", "num_gates", "more"),
     [(RnnScan, 1, [(BATCH, SIZE)]), (GruScan, 3, [(SIZE,), (BATCH, SIZE)]), (LstmScan, 4, [(BATCH, SIZE)] * 2)],
 )
-def test_gradients_are_those_of_finite_differences(
+def test_gradients_agree_with_finite_differences(
     recurrence: type[Function], num_gates: int, more: list[tuple[int, ...]]
 ) -> None:
     torch.manual_seed(1)
@@ -31,7 +31,7 @@ def test_gradients_are_those_of_finite_differences(
 
 
 def run(cell: Cell, dtype: torch.dtype | None) -> tuple[Tensor, list[Tensor]]:
-    """Outputs, and the gradients of x, of the state and of all weights; without a type, by torch's kernel."""
+    """Return outputs and the gradients of x, state and weights; uses torch's kernel if `dtype` is None."""
     torch.manual_seed(2)
     x = torch.randn(5, 12, cell.input_size, requires_grad=True)
     state = tuple(torch.randn(5, cell.hidden_size, requires_grad=True) for _ in cell.state_names)
@@ -45,7 +45,7 @@ def run(cell: Cell, dtype: torch.dtype | None) -> tuple[Tensor, list[Tensor]]:
 
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.filterwarnings("ignore:In CPU autocast")
-def test_a_scan_agrees_with_torchs_kernel(kind: type[RnnCell] | type[GruCell] | type[LstmCell]) -> None:
+def test_scan_agrees_with_the_kernel_of_torch(kind: type[RnnCell] | type[GruCell] | type[LstmCell]) -> None:
     torch.manual_seed(3)
     cell = kind(7, 16)
     exact, exact_grads = run(cell, None)
@@ -59,7 +59,7 @@ def test_a_scan_agrees_with_torchs_kernel(kind: type[RnnCell] | type[GruCell] | 
 
 
 @pytest.mark.parametrize("kind", CELLS)
-def test_dropped_recurrent_weights_change_training_alone(kind: type[RnnCell] | type[GruCell] | type[LstmCell]) -> None:
+def test_weight_drop_acts_only_during_training(kind: type[RnnCell] | type[GruCell] | type[LstmCell]) -> None:
     cell = kind(3, 8)
     x, state = torch.randn(2, 5, 3), tuple(torch.randn(2, 8) for _ in cell.state_names)
     whole, _ = cell.eval().sequence(x, state)

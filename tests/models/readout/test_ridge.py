@@ -26,7 +26,7 @@ def add_up(states: Tensor, targets: Tensor, chunk: int) -> RidgeSums:
 
 
 def solve_at_once(states: Tensor, targets: Tensor, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares over [X - mean; sqrt(ridge) I], by numpy."""
+    """Solve least squares over [X - mean; sqrt(ridge) I] with numpy."""
     x, y = states.double().numpy(), np.eye(VOCABULARY_SIZE)[targets.numpy()]
     tall = np.vstack((x - x.mean(0), np.sqrt(ridge) * np.eye(UNITS)))
     wanted = np.vstack((y - y.mean(0), np.zeros((UNITS, VOCABULARY_SIZE))))
@@ -36,7 +36,7 @@ def solve_at_once(states: Tensor, targets: Tensor, ridge: float) -> tuple[np.nda
 
 @pytest.mark.parametrize("chunk", [1, 37, NUM_STATES])
 @pytest.mark.parametrize("ridge", [1e-3, 1.0, 100.0])
-def test_a_streamed_solution_is_that_of_all_states_at_once(chunk: int, ridge: float) -> None:
+def test_streamed_solution_matches_the_solution_of_all_states(chunk: int, ridge: float) -> None:
     states, targets = draw()
     weight, bias = add_up(states, targets, chunk).solve(ridge)
     expected_weight, expected_bias = solve_at_once(states, targets, ridge)
@@ -44,7 +44,7 @@ def test_a_streamed_solution_is_that_of_all_states_at_once(chunk: int, ridge: fl
     np.testing.assert_allclose(bias.numpy(), expected_bias, atol=1e-6)
 
 
-def test_blocks_of_the_sums_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_solution_does_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     states, targets = draw()
     whole = add_up(states, targets, 100).solve(1.0)
     monkeypatch.setattr("meari.models.readout.ridge.BLOCK_UNITS", 16)
@@ -52,21 +52,21 @@ def test_blocks_of_the_sums_fit_together(monkeypatch: pytest.MonkeyPatch) -> Non
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
-def test_scores_of_all_tokens_add_up_to_one() -> None:
+def test_scores_of_all_tokens_sum_to_one() -> None:
     states, targets = draw()
     weight, bias = add_up(states, targets, 100).solve(1.0)
     scores = states.double() @ weight.t() + bias
     torch.testing.assert_close(scores.sum(1), torch.ones(NUM_STATES, dtype=torch.float64))
 
 
-def test_sums_survive_being_stored() -> None:
+def test_sums_restored_from_tensors_give_the_same_solution() -> None:
     states, targets = draw()
     sums = add_up(states, targets, 100)
     again = RidgeSums(**sums.tensors())
     assert torch.equal(again.solve(1.0)[0], sums.solve(1.0)[0])
 
 
-def test_equations_without_a_solution_name_the_setting() -> None:
+def test_singular_equations_are_reported_with_the_setting() -> None:
     states, targets = draw()
     states = states[:, :3] @ torch.randn(3, UNITS, generator=torch.Generator().manual_seed(4))
     with pytest.raises(RidgeError, match=r"model\.ridge: got 1e-300, too little for 600 states of 40 units"):
@@ -77,7 +77,7 @@ NUM_TOKENS, NUM_SCORES = 4000, 5
 
 
 def draw_scores() -> tuple[Tensor, Tensor, Tensor]:
-    """Scores, tokens drawn with logits that are 3 * scores + shift, and the shift."""
+    """Return scores, tokens drawn with logits 3 * scores + shift, and the shift."""
     generator = torch.Generator().manual_seed(1)
     scores = torch.randn(NUM_TOKENS, NUM_SCORES, generator=generator, dtype=torch.float64)
     shift = torch.tensor([1.0, 0.0, -1.0, 0.5, -0.5], dtype=torch.float64)
@@ -85,7 +85,7 @@ def draw_scores() -> tuple[Tensor, Tensor, Tensor]:
     return scores, targets, shift
 
 
-def test_the_scale_and_shift_that_drew_the_tokens_are_found() -> None:
+def test_calibration_recovers_the_true_scale_and_shift() -> None:
     scores, targets, shift = draw_scores()
     fitted = calibrate(scores, targets, torch.bincount(targets))
     torch.testing.assert_close(fitted.scale, torch.full_like(shift, 3.0), atol=0.4, rtol=0)
@@ -93,14 +93,14 @@ def test_the_scale_and_shift_that_drew_the_tokens_are_found() -> None:
     torch.testing.assert_close(found, shift - shift.mean(), atol=0.3, rtol=0)
 
 
-def test_the_fit_is_no_worse_than_the_truth() -> None:
+def test_calibration_fits_at_least_as_well_as_the_true_parameters() -> None:
     scores, targets, shift = draw_scores()
     fitted = calibrate(scores, targets, torch.bincount(targets))
     found = functional.cross_entropy(fitted.scale * scores + fitted.shift, targets)
     assert found <= functional.cross_entropy(3 * scores + shift, targets) + 1e-3
 
 
-def test_a_token_that_never_came_keeps_a_probability() -> None:
+def test_unseen_token_keeps_a_positive_probability() -> None:
     scores, targets, _ = draw_scores()
     targets = targets.clamp_max(3)
     counts = torch.bincount(targets, minlength=NUM_SCORES)
@@ -110,7 +110,7 @@ def test_a_token_that_never_came_keeps_a_probability() -> None:
     assert 1e-9 < float(probabilities[:, 4].mean()) < 1e-2
 
 
-def test_scores_that_say_nothing_leave_each_token_its_share() -> None:
+def test_constant_scores_give_each_token_its_frequency() -> None:
     counts = torch.tensor([10, 20, 30, 40])
     targets = torch.arange(4).repeat_interleave(counts * 5)
     fitted = calibrate(torch.full((500, 4), 0.25), targets, counts)
@@ -118,7 +118,7 @@ def test_scores_that_say_nothing_leave_each_token_its_share() -> None:
     torch.testing.assert_close(probabilities, counts.double() / 100, atol=1e-2, rtol=0)
 
 
-def test_folded_into_a_readout_the_logits_are_the_calibrated_scores() -> None:
+def test_folded_readout_gives_the_calibrated_scores() -> None:
     scores, targets, _ = draw_scores()
     fitted = calibrate(scores, targets, torch.bincount(targets))
     generator = torch.Generator().manual_seed(2)

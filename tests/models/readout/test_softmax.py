@@ -28,7 +28,7 @@ def all_states(model: EchoStateNetwork, ids: np.ndarray) -> Tensor:
     return torch.cat([states for states, _ in state_chunks(model, ids)])
 
 
-def test_a_short_row_gives_every_state_from_the_beginning() -> None:
+def test_short_text_gives_every_state() -> None:
     model, ids = build(), draw_ids(300)
     tokens = torch.from_numpy(ids.astype(np.int64))
     expected, _ = model(tokens[None, :-1], model.initial_state(1))
@@ -37,7 +37,7 @@ def test_a_short_row_gives_every_state_from_the_beginning() -> None:
     assert torch.equal(torch.cat([targets for _, targets in chunks]), tokens[1:])
 
 
-def test_a_long_row_gives_nearly_every_state_within_bounds() -> None:
+def test_long_text_gives_most_states_in_bounded_chunks() -> None:
     model, ids = build(), draw_ids(50_000)
     chunks = list(state_chunks(model, ids))
     assert max(len(states) for states, _ in chunks) <= 4096
@@ -51,17 +51,17 @@ def test_whitening_finds_the_leading_directions() -> None:
     standard = ((states - states.mean(0)) / states.std(0, correction=0)).double()
     values = torch.linalg.eigvalsh(standard.t() @ standard / len(standard)).flip(0)
     torch.testing.assert_close(whitening.mean, states.mean(0), atol=1e-5, rtol=0)
-    found = whitening.gains[-9:-1].double() ** -2 - DAMPING  # the last one is of all the rest
+    found = whitening.gains[-9:-1].double() ** -2 - DAMPING  # the last one is the gain of all other directions
     torch.testing.assert_close(found.sort(descending=True).values, values[:8], atol=0, rtol=0.05)
     identity = torch.eye(RANK)
     torch.testing.assert_close(whitening.directions.t() @ whitening.directions, identity, atol=1e-5, rtol=0)
 
 
-def test_whitened_states_vary_far_more_evenly() -> None:
+def test_whitening_reduces_the_condition_number_of_the_states() -> None:
     model, ids = build(), draw_ids(20_000)
     whitening = measure_whitening(model, ids, 0)
     states = all_states(model, ids)
-    # Rows of the identity as coordinates: each one's weights give one whitened direction.
+    # The weights of each row of the identity give one whitened direction.
     whitened = (states - whitening.mean) @ whitening.weights(torch.eye(UNITS)).t()
     before = torch.linalg.cond(torch.cov(states.t()))
     assert torch.linalg.cond(torch.cov(whitened.t())) < before / 10
@@ -74,7 +74,7 @@ def draw_whitening() -> Whitening:
     return Whitening(mean, deviation, directions, torch.tensor([0.2, 0.4, 0.6, 0.8, 2.0]))
 
 
-def test_the_gradient_is_that_of_the_coordinates() -> None:
+def test_gradient_matches_that_of_the_whitened_coordinates() -> None:
     whitening = draw_whitening()
     coordinates = torch.randn(VOCABULARY_SIZE, UNITS, requires_grad=True)
     free_bias = torch.randn(VOCABULARY_SIZE, requires_grad=True)
@@ -86,13 +86,13 @@ def test_the_gradient_is_that_of_the_coordinates() -> None:
     functional.cross_entropy(functional.linear(states, weight, bias), targets).backward()
     assert weight.grad is not None
     assert bias.grad is not None
-    # weight.grad holds both paths by now; the optimizer sees the first one alone.
+    # weight.grad includes the path through the bias, which the optimizer does not see.
     direct = weight.grad + torch.outer(bias.grad, whitening.mean)
     torch.testing.assert_close(whitening.gradient(direct, bias.grad), coordinates.grad, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(bias.grad, free_bias.grad)
 
 
-def test_without_whitening_a_step_is_that_of_torch() -> None:
+def test_steps_without_whitening_match_adamw_of_torch() -> None:
     plain = Whitening(torch.zeros(UNITS), torch.ones(UNITS), torch.eye(UNITS)[:, :1], torch.ones(2))
     ours, theirs = nn.Linear(UNITS, VOCABULARY_SIZE), nn.Linear(UNITS, VOCABULARY_SIZE)
     for layer in (ours, theirs):
@@ -116,7 +116,7 @@ def test_without_whitening_a_step_is_that_of_torch() -> None:
 @pytest.mark.parametrize("steps", [60])
 def test_whitened_steps_learn_faster_than_plain_ones(steps: int) -> None:
     model, ids = build(), draw_ids(4000)
-    ids[2::2] = ids[1:-1:2]  # every second token repeats the one before
+    ids[2::2] = ids[1:-1:2]  # every second token repeats its predecessor
     states = all_states(model, ids)
     targets = torch.cat([targets for _, targets in state_chunks(model, ids)])
 
@@ -137,10 +137,10 @@ def test_whitened_steps_learn_faster_than_plain_ones(steps: int) -> None:
     assert loss_after(ours, whitened) < loss_after(theirs, plain)
 
 
-def test_a_readout_of_low_rank_learns_through_both_of_its_matrices() -> None:
+def test_low_rank_readout_trains_both_matrices() -> None:
     config = ReservoirConfig(family=Family.ESN, units=UNITS, block_size=16, readout_rank=4)
     model, ids = build_esn(config, VOCABULARY_SIZE, 1), draw_ids(4000)
-    ids[2::2] = ids[1:-1:2]  # every second token repeats the one before
+    ids[2::2] = ids[1:-1:2]  # every second token repeats its predecessor
     optimizer = readout_optimizer(model, ids, TrainingConfig(steps=60, learning_rate=0.02, weight_decay=0.0))
     tokens = torch.from_numpy(ids.astype(np.int64))[None]
     hidden, _ = model(tokens[:, :-1], model.initial_state(1))

@@ -1,4 +1,4 @@
-"""How much a setting explains, on trials whose loss is known to depend on some settings alone."""
+"""Test the importance of settings on trials whose loss depends on known settings."""
 
 import numpy as np
 import pytest
@@ -16,11 +16,11 @@ def trials_of(settings: dict[str, list[float]], losses: list[float | None]) -> l
     ]
 
 
-def test_equal_values_share_the_mean_of_their_ranks() -> None:
+def test_equal_values_get_their_mean_rank() -> None:
     np.testing.assert_array_equal(ranks(np.array([3.0, 1.0, 3.0, np.inf])), [2.5, 1.0, 2.5, 4.0])
 
 
-def test_what_the_loss_depends_on_comes_first() -> None:
+def test_settings_are_ordered_by_their_effect_on_the_loss() -> None:
     random = np.random.default_rng(0)
     rate, size, noise = (10 ** random.uniform(-3, 0, 60) for _ in range(3))
     losses = np.log10(rate) + 0.3 * np.log10(size)
@@ -34,21 +34,21 @@ def test_what_the_loss_depends_on_comes_first() -> None:
     assert shares[2] < 0.1
 
 
-def test_an_optimum_in_the_middle_is_seen() -> None:
+def test_setting_with_an_optimum_in_the_middle_is_important() -> None:
     random = np.random.default_rng(1)
     rate = 10 ** random.uniform(-4, 0, 50)
     losses = (np.log10(rate) + 2) ** 2
     assert explained(rate.tolist(), ranks(losses)) > 0.9
 
 
-def test_choices_that_are_no_numbers_are_compared_by_their_means() -> None:
+def test_categorical_settings_are_compared_by_mean_rank() -> None:
     values = ["block", "random"] * 20
     losses = np.array([1.0, 2.0] * 20) + np.random.default_rng(2).normal(0, 0.1, 40)
     assert explained(values, ranks(losses)) > 0.7
     assert explained(values, np.random.default_rng(3).normal(size=40)) < 0.1
 
 
-def test_a_setting_without_effect_explains_next_to_nothing() -> None:
+def test_setting_without_effect_has_little_importance() -> None:
     shares = []
     for seed in range(20):
         random = np.random.default_rng(seed)
@@ -65,10 +65,10 @@ def test_failed_trials_count_as_the_worst() -> None:
 
 
 @pytest.mark.parametrize("constant", [[1.0] * 8, ["same"] * 8])
-def test_a_setting_that_does_not_vary_explains_nothing(constant: list[float]) -> None:
+def test_constant_setting_has_no_importance(constant: list[float]) -> None:
     assert explained(constant, np.arange(8.0)) == 0.0
 
 
-def test_too_few_trials_tell_nothing() -> None:
+def test_few_trials_give_no_importance() -> None:
     assert importances(trials_of({"rate": [1.0, 2.0]}, [1.0, 2.0])) == {"rate": None}
     assert importances([]) == {}

@@ -1,4 +1,4 @@
-"""Whole searches of tiny models: found, resumed, ended, and what they leave behind."""
+"""Test whole searches of tiny models: results, resumption, time limits and files."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def config(tmp_path: Path) -> Config:
     return tiny_config(tmp_path, model=RecurrentConfig(Family.GRU, 5, 7))
 
 
-def test_a_search_finds_the_best_of_its_trials_and_draws_them(tmp_path: Path, config: Config) -> None:
+def test_search_writes_its_best_config_a_table_and_a_picture(tmp_path: Path, config: Config) -> None:
     found, lines = run(config, tmp_path / "search", replace(ALL, trials=5))
     losses = [trial.loss for trial in found.trials]
     assert len(losses) == len(lines) == 5
@@ -69,18 +69,18 @@ def test_a_search_finds_the_best_of_its_trials_and_draws_them(tmp_path: Path, co
     assert "explains" in table[-1]
 
 
-def test_a_resumed_search_is_the_uninterrupted_one(tmp_path: Path, config: Config) -> None:
+def test_resumed_search_equals_an_uninterrupted_one(tmp_path: Path, config: Config) -> None:
     whole, _ = run(config, tmp_path / "whole")
     run(config, tmp_path / "part", replace(ALL, trials=1))
     with (tmp_path / "part" / NAME).open("a") as file:
-        file.write('{"number": 2, "sett')  # what a power cut leaves
+        file.write('{"number": 2, "sett')  # a line cut off by a power failure
     resumed, lines = run(config, tmp_path / "part", start=Start.RESUME)
     assert resumed.trials == whole.trials
     assert len(lines) == 2
     assert (tmp_path / "part" / NAME).read_bytes() == (tmp_path / "whole" / NAME).read_bytes()
 
 
-def test_an_interrupted_trial_is_run_again(tmp_path: Path, config: Config) -> None:
+def test_interrupted_trial_is_repeated(tmp_path: Path, config: Config) -> None:
     whole, _ = run(config, tmp_path / "whole")
 
     def second_is_stopped(number: int) -> Display:
@@ -92,7 +92,7 @@ def test_an_interrupted_trial_is_run_again(tmp_path: Path, config: Config) -> No
     assert run(config, tmp_path / "part", start=Start.RESUME)[0].trials == whole.trials
 
 
-def test_a_search_is_neither_lost_nor_mixed_with_another(tmp_path: Path, config: Config) -> None:
+def test_search_is_not_overwritten_or_continued_with_other_settings(tmp_path: Path, config: Config) -> None:
     folder = tmp_path / "search"
     run(config, folder, replace(ALL, trials=1))
     with pytest.raises(SearchError, match="continue it with --resume, replace it with --overwrite"):
@@ -109,7 +109,7 @@ def test_a_search_is_neither_lost_nor_mixed_with_another(tmp_path: Path, config:
         run(config, tmp_path / "none", start=Start.RESUME)
 
 
-def test_budgets_of_time_end_trials_and_searches(tmp_path: Path, config: Config) -> None:
+def test_time_budgets_end_trials_and_searches(tmp_path: Path, config: Config) -> None:
     endless = replace(config, training=replace(config.training, steps=10**6, evaluate_every=10**6))
     budget = Budget(trials=100, trial_minutes=1.0, minutes=2.5)
     found, _ = run(endless, tmp_path / "search", budget, clock=Clock(seconds_per_look=2.0))
@@ -117,7 +117,7 @@ def test_budgets_of_time_end_trials_and_searches(tmp_path: Path, config: Config)
     assert all("time limit" in trial.ending and trial.loss is not None for trial in found.trials[:2])
 
 
-def test_a_trial_without_time_for_a_step_has_failed(tmp_path: Path, config: Config) -> None:
+def test_trial_without_time_for_a_step_fails(tmp_path: Path, config: Config) -> None:
     budget = Budget(trials=1, trial_minutes=0.5, minutes=0)
     found, _ = run(config, tmp_path / "search", budget, clock=Clock(seconds_per_look=60.0))
     assert found.trials[0].problem == "the time limit came before the first step"
@@ -125,7 +125,7 @@ def test_a_trial_without_time_for_a_step_has_failed(tmp_path: Path, config: Conf
     assert not (tmp_path / "search" / BEST).exists()
 
 
-def test_a_trial_that_fails_is_noted_and_the_search_goes_on(tmp_path: Path, config: Config) -> None:
+def test_search_continues_after_a_failed_trial(tmp_path: Path, config: Config) -> None:
     settings: dict[str, object] = {"training.learning_rate": [1e-2, 1e30], "training.clip_norm": [1e30]}
     found, lines = run(config, tmp_path / "search", replace(ALL, trials=6), settings=settings)
     failed = [trial for trial in found.trials if trial.loss is None]
@@ -147,14 +147,14 @@ def test_reservoirs_of_both_readouts_are_searched(tmp_path: Path, readout: Reado
     assert all(trial.loss is not None and trial.loss < 2 for trial in found.trials)
 
 
-def test_the_test_part_is_never_measured(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_never_measures_the_test_part(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_run, "measure_run", pytest.fail)
     run(config, tmp_path / "search", replace(ALL, trials=1))
     text = (tmp_path / "search" / NAME).read_text()
     assert "test" not in {key for line in text.splitlines()[1:] for key in json.loads(line)}
 
 
-def test_trials_are_lines_of_their_own(tmp_path: Path, config: Config) -> None:
+def test_journal_has_one_line_for_each_trial(tmp_path: Path, config: Config) -> None:
     found, _ = run(config, tmp_path / "search", replace(ALL, trials=2))
     head, *lines = (tmp_path / "search" / NAME).read_text().splitlines()
     assert json.loads(head)["search"]["settings"] == RATES
@@ -162,7 +162,7 @@ def test_trials_are_lines_of_their_own(tmp_path: Path, config: Config) -> None:
     assert not (tmp_path / "search" / "trial").exists()
 
 
-def test_a_search_that_is_being_written_is_refused(tmp_path: Path, config: Config) -> None:
+def test_search_in_use_by_another_process_is_refused(tmp_path: Path, config: Config) -> None:
     run(config, tmp_path / "search", replace(ALL, trials=1))
     before = (tmp_path / "search" / NAME).read_bytes()
     with locked(tmp_path / "search"):

@@ -1,4 +1,4 @@
-"""What a search may vary, and what is drawn from it."""
+"""Test the settings that a search may vary and the values drawn for them."""
 
 from pathlib import Path
 
@@ -18,14 +18,14 @@ def config(tmp_path: Path) -> Config:
     return tiny_config(tmp_path, model=RecurrentConfig(Family.GRU, 5, 7))
 
 
-def test_a_logarithmic_range_is_drawn_from_evenly_by_magnitude(config: Config) -> None:
+def test_logarithmic_range_is_sampled_uniformly_in_its_logarithm(config: Config) -> None:
     space = make_space(config, {"training.learning_rate": {"log": [1e-4, 1e-2]}})
     drawn = [space.draw(np.random.default_rng(seed))[0]["training.learning_rate"] for seed in range(400)]
     assert all(isinstance(rate, float) and 1e-4 <= rate <= 1e-2 for rate in drawn)
     assert 150 < sum(float(rate) < 1e-3 for rate in drawn) < 250
 
 
-def test_whole_numbers_stay_whole_and_settings_enter_the_config(config: Config) -> None:
+def test_drawn_settings_are_put_into_the_config_with_their_types(config: Config) -> None:
     space = make_space(
         config, {"model.hidden_size": {"log": [4, 64]}, "model.dropout": [0.25], "model.tied": [True, False]}
     )
@@ -37,14 +37,14 @@ def test_whole_numbers_stay_whole_and_settings_enter_the_config(config: Config) 
     assert drawn.corpus == config.corpus
 
 
-def test_the_same_generator_draws_the_same_settings(config: Config) -> None:
+def test_seed_determines_the_drawn_settings(config: Config) -> None:
     space = make_space(config, default_ranges(config))
     one, same, other = (space.draw(np.random.default_rng(seed))[0] for seed in (1, 1, 2))
     assert one == same
     assert one != other
 
 
-def test_draws_that_do_not_fit_together_are_drawn_again(config: Config) -> None:
+def test_inconsistent_settings_are_drawn_again(config: Config) -> None:
     space = make_space(
         config, {"training.learning_rate": {"log": [1e-4, 1e-2]}, "training.min_learning_rate": {"log": [1e-4, 1e-2]}}
     )
@@ -53,7 +53,7 @@ def test_draws_that_do_not_fit_together_are_drawn_again(config: Config) -> None:
         assert drawn.training.min_learning_rate <= drawn.training.learning_rate
 
 
-def test_settings_that_never_fit_together_are_refused(config: Config) -> None:
+def test_settings_that_are_always_inconsistent_are_refused(config: Config) -> None:
     space = make_space(config, {"training.learning_rate": [0.001], "training.min_learning_rate": [0.01]})
     with pytest.raises(ConfigError, match=r"200 draws in a row do not fit together(.|\n)*min_learning_rate: got 0.01"):
         space.draw(np.random.default_rng(1))
@@ -74,7 +74,7 @@ def test_settings_that_never_fit_together_are_refused(config: Config) -> None:
         ("model.units", [64], "model.units: got a setting of esn"),
     ],
 )
-def test_problem_names_the_setting_what_came_and_what_was_expected(
+def test_problem_names_the_setting_the_value_and_the_expected_values(
     config: Config, name: str, spec: object, problem: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -92,12 +92,12 @@ def test_problem_names_the_setting_what_came_and_what_was_expected(
         ("model.tied=true", [True]),
     ],
 )
-def test_options_are_read_as_toml_would_be(text: str, expected: object) -> None:
+def test_vary_option_is_parsed_like_toml(text: str, expected: object) -> None:
     assert read_option(text) == (text.partition("=")[0], expected)
 
 
 @pytest.mark.parametrize("text", ["model.dropout", "=1,2", "model.dropout=", "model.dropout=,"])
-def test_options_that_say_nothing_are_refused(text: str) -> None:
+def test_incomplete_vary_option_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--vary: got .*, expected NAME=LOW"):
         read_option(text)
 
@@ -111,7 +111,7 @@ def test_options_that_say_nothing_are_refused(text: str) -> None:
         ReservoirConfig(Family.ESN, units=64, input_tokens=3, embedding_size=4, features=64, leak_max=0.1),
     ],
 )
-def test_every_family_has_ranges_that_fit(tmp_path: Path, model: RecurrentConfig) -> None:
+def test_default_ranges_of_every_family_give_valid_configs(tmp_path: Path, model: RecurrentConfig) -> None:
     config = tiny_config(tmp_path, model=model)
     space = make_space(config, default_ranges(config))
     assert len(space.varied) >= 4
@@ -119,7 +119,7 @@ def test_every_family_has_ranges_that_fit(tmp_path: Path, model: RecurrentConfig
         space.draw(np.random.default_rng(seed))
 
 
-def test_a_range_and_choices_say_what_they_are() -> None:
+def test_ranges_and_choices_describe_themselves() -> None:
     assert Range(0.1, 1.0).described() == {"log": [0.1, 1.0]}
     assert Range(0.1, 1.0, is_log=False).described() == {"even": [0.1, 1.0]}
     assert Choices((1, 2)).described() == [1, 2]

@@ -1,4 +1,4 @@
-"""The blocklist: which documents match, and errors that name its line."""
+"""Test the blocklist: matching documents, and errors with their line number."""
 
 import unicodedata
 from pathlib import Path
@@ -17,7 +17,7 @@ def written(folder: Path, content: bytes) -> str:
     return str(path)
 
 
-def test_expression_matches_anywhere_in_any_case_and_form(tmp_path: Path) -> None:
+def test_expression_matches_anywhere_in_any_case_and_normalisation(tmp_path: Path) -> None:
     blocklist = load_blocklist(written(tmp_path, "# a comment\n\n  나쁜 말 \r\nrude\n^only$\n".encode()))
     assert blocklist.matches("so RUDE of you")
     assert blocklist.matches(unicodedata.normalize("NFD", "이런 나쁜 말을"))
@@ -37,12 +37,12 @@ def test_match_across_pieces_of_one_document_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "error"), [(b"fine\n(", BlocklistError), (b"a\nx*", BlocklistError), (b"a\n\xff", BrokenText)]
 )
-def test_bad_line_is_named(tmp_path: Path, content: bytes, error: type[Exception]) -> None:
+def test_invalid_line_is_reported_with_its_number(tmp_path: Path, content: bytes, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"blocklist\.txt, line 2"):
         load_blocklist(written(tmp_path, content))
 
 
-def test_missing_blocklist_is_named(tmp_path: Path) -> None:
+def test_missing_blocklist_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFile, match="none"):
         load_blocklist(str(tmp_path / "none"))
 
@@ -109,5 +109,5 @@ def test_innocent_korean_is_kept(text: str) -> None:
         "토 나온다",
     ],
 )
-def test_rude_korean_and_its_disguises_are_left_out(text: str) -> None:
+def test_rude_korean_and_its_disguises_match(text: str) -> None:
     assert load_blocklist(str(KOREAN)).matches(text)

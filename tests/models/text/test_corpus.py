@@ -1,4 +1,4 @@
-"""Reading documents: units, line ends, packed files, and errors that name the file and the line."""
+"""Test the reading of documents: units, line ends, compressed files, and errors with file and line."""
 
 import bz2
 import gzip
@@ -28,26 +28,26 @@ def written(path: Path, content: bytes) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
-def test_line_is_a_document_and_blank_lines_are_none(tmp_path: Path, name: str) -> None:
+def test_every_line_that_is_not_blank_is_a_document(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / name, "\ufeff 하나 \r\n\r\n \t\ntwo\nthree".encode())
     found = list(read_documents([path], Unit.LINE))
     assert [(document.text, document.line) for document in found] == [(" 하나 ", 1), ("two", 4), ("three", 5)]
     assert {document.source for document in found} == {str(path)}
 
 
-def test_paragraph_is_a_run_of_lines(tmp_path: Path) -> None:
+def test_paragraph_is_a_series_of_lines_that_are_not_blank(tmp_path: Path) -> None:
     path = written(tmp_path / "a.txt", b"\n\na\r\n b\n\n \nc\n")
     found = list(read_documents([path], Unit.PARAGRAPH))
     assert [(document.text, document.line) for document in found] == [("a\n b", 3), ("c", 7)]
 
 
-def test_file_is_a_document_as_it_is(tmp_path: Path) -> None:
+def test_file_is_one_unchanged_document(tmp_path: Path) -> None:
     path = written(tmp_path / "a.txt", b"\xef\xbb\xbf\n\na\r\n\rb\n")
     assert texts(path, Unit.FILE) == ["\n\na\n\rb\n"]
     assert texts(written(tmp_path / "b.txt", b" \n\n"), Unit.FILE) == []
 
 
-def test_folder_gives_its_text_files_sorted(tmp_path: Path) -> None:
+def test_folder_lists_its_text_files_in_order(tmp_path: Path) -> None:
     for name in ("b.txt", "a.gz", "sub/c.TXT", "d.Text", "notes.md", "._b.txt", ".cache/e.txt"):
         written(tmp_path / name, name.encode())
     names = [path.relative_to(tmp_path).as_posix() for path in list_files([tmp_path])]
@@ -55,7 +55,7 @@ def test_folder_gives_its_text_files_sorted(tmp_path: Path) -> None:
     assert list_files([tmp_path / "notes.md"]) == [tmp_path / "notes.md"]
 
 
-def test_folders_behind_links_are_read_once_and_loops_end(tmp_path: Path) -> None:
+def test_linked_folders_are_read_once_and_loops_end(tmp_path: Path) -> None:
     written(tmp_path / "elsewhere" / "a.txt", b"text")
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "link").symlink_to("../elsewhere")
@@ -64,10 +64,10 @@ def test_folders_behind_links_are_read_once_and_loops_end(tmp_path: Path) -> Non
     assert list_files([tmp_path / "corpus"]) == [tmp_path / "corpus" / "link" / "a.txt"]
 
 
-def test_pipes_and_sockets_of_a_folder_are_passed_over(tmp_path: Path) -> None:
+def test_pipes_and_sockets_in_a_folder_are_ignored(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind(str(tmp_path / "s.txt"))
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "s.txt"))
         with pytest.raises(UnreadableFile, match="folder without"):
             list_files([tmp_path])
         with pytest.raises(UnreadableFile, match=r"s\.txt: got a socket, expected"):
@@ -79,7 +79,7 @@ def test_pipes_and_sockets_of_a_folder_are_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.GZ", "a.txt", "a"])
-def test_gzip_is_read_whatever_the_name(tmp_path: Path, name: str) -> None:
+def test_gzip_is_recognised_under_any_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(gzip.compress(b"one\ntwo\n"))
     assert texts(tmp_path / name, Unit.LINE) == ["one", "two"]
 
@@ -93,7 +93,7 @@ def test_gzip_is_read_whatever_the_name(tmp_path: Path, name: str) -> None:
         (".zip", b"PK\3\4", "unzip -p"),
     ],
 )
-def test_text_packed_in_another_way_is_told_apart_from_text(
+def test_other_compression_is_refused_with_a_command_that_converts_it(
     tmp_path: Path, name: str, content: bytes, command: str
 ) -> None:
     alone, named = written(tmp_path / "a.txt", content), written(tmp_path / "folder" / f"b.txt{name}", content)
@@ -104,7 +104,7 @@ def test_text_packed_in_another_way_is_told_apart_from_text(
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.gz", "a.TGZ", "a.txt"])
-def test_archives_of_tar_are_no_text(tmp_path: Path, name: str) -> None:
+def test_tar_archives_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     written(tmp_path / "inner", b"one\ntwo\n")
     with tarfile.open(path, "w:" if name == "a.txt" else "w:gz") as archive:
@@ -113,7 +113,7 @@ def test_archives_of_tar_are_no_text(tmp_path: Path, name: str) -> None:
         list(read_documents([path], Unit.LINE))
 
 
-def test_lines_that_are_not_utf8_are_read_as_blank_ones_up_to_a_limit(tmp_path: Path) -> None:
+def test_lines_that_are_not_utf8_are_read_as_blank_up_to_a_limit(tmp_path: Path) -> None:
     path = written(tmp_path / "a.txt", b"one\n\xff\n" + "둘\n".encode() * 9 + b"\xffthree\nfour\xfe")
     bad = BadLines(3)
     for _ in range(2):
@@ -126,7 +126,7 @@ def test_lines_that_are_not_utf8_are_read_as_blank_ones_up_to_a_limit(tmp_path: 
 
 @pytest.mark.parametrize("chunk", [1, 3, 1 << 18])
 @pytest.mark.parametrize("end", [b"", b"\n", b"\n\n"])
-def test_good_text_is_the_same_where_bad_lines_are_looked_for(
+def test_tolerance_of_bad_lines_does_not_change_valid_text(
     tmp_path: Path, chunk: int, end: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path / "a.txt", "\ufeff하나\r\n\n둘\r\n  셋".encode() + end)
@@ -136,9 +136,7 @@ def test_good_text_is_the_same_where_bad_lines_are_looked_for(
 
 
 @pytest.mark.parametrize("unit", list(Unit))
-def test_long_documents_in_pieces_are_the_same_documents(
-    tmp_path: Path, unit: Unit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_documents_read_in_pieces_are_unchanged(tmp_path: Path, unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
     content = "\n\n".join("a" * n + " 한국어 " * n + "\r\nb, c" * n for n in (0, 1, 9, 70, 300)).encode() + b"\n"
     path = written(tmp_path / "a.txt", content)
     whole = list(read_documents([path], unit))
@@ -154,14 +152,14 @@ def test_long_documents_in_pieces_are_the_same_documents(
 
 @pytest.mark.parametrize("name", ["a.txt", "a.gz"])
 @pytest.mark.parametrize("unit", list(Unit))
-def test_broken_utf8_names_file_and_line(tmp_path: Path, name: str, unit: Unit) -> None:
+def test_invalid_utf8_is_reported_with_file_and_line(tmp_path: Path, name: str, unit: Unit) -> None:
     path = written(tmp_path / name, "좋다\n".encode() * 99_999 + b"good \xff bad\nmore\n")
     with pytest.raises(BrokenText, match=rf"{name}, line 100000: got byte 0xff") as caught:
         texts(path, unit)
     assert (caught.value.source, caught.value.line) == (str(path), 100_000)
 
 
-def test_character_cut_off_at_the_end_is_broken(tmp_path: Path) -> None:
+def test_truncated_character_at_the_end_is_an_error(tmp_path: Path) -> None:
     path = written(tmp_path / "a.txt", "하나\n둘".encode()[:-1])
     with pytest.raises(BrokenText, match="line 2"):
         texts(path, Unit.LINE)
@@ -169,7 +167,7 @@ def test_character_cut_off_at_the_end_is_broken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("text", ["plain text\n", "재미있는영화\n"])
-def test_utf16_is_called_by_its_name(tmp_path: Path, encoding: str, text: str) -> None:
+def test_utf16_and_utf32_are_reported_by_name(tmp_path: Path, encoding: str, text: str) -> None:
     path = written(tmp_path / "a.txt", text.encode(encoding))
     name = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
     for bad in (None, BadLines(1000)):
@@ -177,7 +175,7 @@ def test_utf16_is_called_by_its_name(tmp_path: Path, encoding: str, text: str) -
             list(read_pieces([path], Unit.LINE, bad))
 
 
-def test_truncated_gz_names_file_and_line(tmp_path: Path) -> None:
+def test_truncated_gz_is_reported_with_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "a.gz"
     content = b"".join(os.urandom(40).hex().encode() + b"\n" for _ in range(9000))
     path.write_bytes(gzip.compress(content)[:-1000])
@@ -188,14 +186,14 @@ def test_truncated_gz_names_file_and_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"plain text\n", b"\x1f\x8b\x08\x00garbage-garbage", b"\x1f\x8b"])
-def test_gz_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
+def test_invalid_gz_file_is_reported(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.gz"
     path.write_bytes(content)
     with pytest.raises(UnreadableFile, match=r"a\.gz"):
         texts(path, Unit.LINE)
 
 
-def test_gz_with_a_wrong_checksum_is_named(tmp_path: Path) -> None:
+def test_gz_file_with_a_wrong_checksum_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.gz"
     packed = bytearray(gzip.compress(b"one\ntwo\n"))
     packed[-6] ^= 1
@@ -204,15 +202,15 @@ def test_gz_with_a_wrong_checksum_is_named(tmp_path: Path) -> None:
         texts(path, Unit.LINE)
 
 
-def test_missing_file_and_folder_without_text_are_named(tmp_path: Path) -> None:
+def test_missing_file_and_folder_without_text_are_reported(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("none.txt", "empty"):
         with pytest.raises(UnreadableFile, match=name):
             list_files([tmp_path / name])
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser reads everything")
-def test_file_without_permission_is_named(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser can read all files")
+def test_file_without_read_permission_is_reported(tmp_path: Path) -> None:
     path = written(tmp_path / "a.txt", b"text")
     path.chmod(0)
     with pytest.raises(UnreadableFile, match=r"a\.txt"):

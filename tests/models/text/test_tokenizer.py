@@ -1,4 +1,4 @@
-"""Tokenizers: fixed ids, exact round trips, and text that spells a special token."""
+"""Test tokenizers: fixed ids, exact round trips, and text that contains special tokens."""
 
 import json
 import subprocess
@@ -44,7 +44,7 @@ def backend_of(tokenizer: Tokenizer, folder: Path) -> tokenizers.Tokenizer:
 
 
 @ALL
-def test_boundary_has_id_0_and_nothing_is_an_added_token(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_boundary_token_has_id_0_and_no_token_is_an_added_token(tokenizer: Tokenizer, tmp_path: Path) -> None:
     backend = backend_of(tokenizer, tmp_path)
     assert backend.token_to_id(END) == tokenizer.end_id == 0
     assert backend.token_to_id(UNKNOWN) == tokenizer.unknown_id
@@ -57,14 +57,14 @@ def test_boundary_has_id_0_and_nothing_is_an_added_token(tokenizer: Tokenizer, t
 @given(NASTY)
 @example("<|end|>")
 @example("a<|unk|>b <|end|><|end|>")
-def test_no_text_leads_to_the_boundary(tokenizer: Tokenizer, text: str) -> None:
+def test_no_text_encodes_to_the_boundary_token(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert 0 not in ids
     assert tokenizer.encode_arrays([text])[0].tolist() == ids
 
 
 @ALL
-def test_special_tokens_spelled_out_in_known_words_are_known(tokenizer: Tokenizer) -> None:
+def test_text_of_special_tokens_is_encoded_like_other_text(tokenizer: Tokenizer) -> None:
     assert not {0, 1 if tokenizer.unknown_id else 0} & set(tokenizer.encode("<|end|> <|unk|>"))
 
 
@@ -77,43 +77,43 @@ def test_bpe_round_trip_is_exact(text: str) -> None:
     assert BPE.decode(BPE.encode(text)) == unicodedata.normalize("NFC", text)
 
 
-def test_char_round_trip_of_known_characters_is_exact() -> None:
+def test_char_round_trip_is_exact_for_known_characters() -> None:
     for text in TEXTS:
         assert CHAR.decode(CHAR.encode(text)) == unicodedata.normalize("NFC", text)
 
 
-def test_char_has_one_token_a_character_line_ends_included() -> None:
+def test_char_gives_one_token_for_each_character_including_line_ends() -> None:
     text = "영화\r\n good\n"
     assert len(CHAR.encode(text)) == len(text)
     assert CHAR.encode("é") == CHAR.encode("e\u0301")
     assert CHAR.encode("漢a")[0] == CHAR.unknown_id
 
 
-def test_decomposed_korean_is_composed_korean() -> None:
+def test_decomposed_korean_gives_the_ids_of_composed_korean() -> None:
     text = "재미있었어요 한국어"
     for tokenizer in (CHAR, BPE, WORD):
         assert tokenizer.encode(unicodedata.normalize("NFD", text)) == tokenizer.encode(text)
 
 
-def test_offsets_begin_where_the_text_as_given_does(tmp_path: Path) -> None:
-    # The library ends a composed character with its first code point: only where a token begins can be relied on.
+def test_start_offsets_refer_to_the_original_text(tmp_path: Path) -> None:
+    # The library ends a composed character at its first code point, which leaves only the starts reliable.
     encoding = backend_of(CHAR, tmp_path).encode(unicodedata.normalize("NFD", "각 영화"))
     assert [start for start, _ in encoding.offsets] == [0, 3, 4, 7]
 
 
-def test_word_counts_and_limits_its_vocabulary() -> None:
+def test_word_vocabulary_respects_min_count_and_size() -> None:
     texts = ["a a a b b c, c; d."]
     assert train("word", min_count=2, texts=texts).vocabulary_size == 2 + 3
     assert train("word", vocabulary_size=4, texts=texts).encode("a b c") == [2, 3, 1]
     assert WORD.decode(WORD.encode("The  fox,\njumps ?")) == "The fox , jumps ?"
 
 
-def test_char_counts_and_limits_its_vocabulary() -> None:
+def test_char_vocabulary_respects_min_count_and_size() -> None:
     assert train("char", min_count=2, texts=["aab"]).encode("ab") == [2, 1]
     assert train("char", vocabulary_size=3, texts=["abb"]).encode("ab") == [1, 2]
 
 
-def test_bpe_reaches_its_size_and_merges_korean() -> None:
+def test_bpe_reaches_its_vocabulary_size_and_merges_korean() -> None:
     assert BPE.vocabulary_size == 400
     assert len(BPE.encode("영화")) < len("영화".encode())
     assert train("bpe", 5000, texts=["little"]).vocabulary_size < 5000
@@ -121,19 +121,19 @@ def test_bpe_reaches_its_size_and_merges_korean() -> None:
 
 
 @pytest.mark.parametrize("kind", ["char", "word"])
-def test_vocabulary_of_nothing_is_refused(kind: str) -> None:
+def test_empty_vocabulary_is_refused(kind: str) -> None:
     with pytest.raises(TokenizerError, match="min_count"):
         train(kind, min_count=9, texts=["once"])
 
 
 @ALL
-def test_saved_tokenizer_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_loaded_tokenizer_equals_the_saved_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.load(tmp_path / "tokenizer.json", tokenizer.kind)
     assert [loaded.encode(text) for text in TEXTS] == tokenizer.encode_batch(TEXTS)
 
 
-def test_tokenizer_that_is_none_or_another_is_refused(tmp_path: Path) -> None:
+def test_missing_invalid_or_different_tokenizer_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         Tokenizer.load(path, TokenizerKind.CHAR)
@@ -168,7 +168,7 @@ def test_same_texts_give_the_same_tokenizer_in_any_process(kind: str, tmp_path: 
     )
 )
 @settings(max_examples=300)
-def test_pieces_cut_at_borders_have_the_ids_of_the_whole(tokenizer: Tokenizer, parts: list[str]) -> None:
+def test_pieces_cut_at_borders_have_the_ids_of_the_whole_text(tokenizer: Tokenizer, parts: list[str]) -> None:
     text = "".join(parts)
     place = last_border(text) if text else 0
     if place < len(text) and (tokenizer is CHAR or has_sure_border(text, place)):
@@ -176,7 +176,7 @@ def test_pieces_cut_at_borders_have_the_ids_of_the_whole(tokenizer: Tokenizer, p
 
 
 def has_sure_border(text: str, place: int) -> bool:
-    """Whether the cut is at a space behind text or at punctuation behind a letter, not a forced one inside a run."""
+    """Return whether the cut is before a space or punctuation, not a forced cut inside a word."""
     before, after = text[place - 1], text[place]
     return (after in " \n\t" and not before.isspace()) or (after in ".,'" and before.isalpha())
 
@@ -189,7 +189,7 @@ def test_long_decomposed_korean_is_cut_between_words() -> None:
         assert tokenizer.encode(text[:place]) + tokenizer.encode(text[place:]) == tokenizer.encode(text)
 
 
-def test_run_without_borders_is_cut_where_nfc_cannot_join() -> None:
+def test_text_without_borders_is_cut_between_nfc_characters() -> None:
     text = unicodedata.normalize("NFD", "각" * 5000)
     place = last_border(text)
     assert 0 < place < len(text)

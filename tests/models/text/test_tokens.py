@@ -42,7 +42,7 @@ def written(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_boundary_stands_around_every_document(tmp_path: Path) -> None:
+def test_documents_are_separated_by_boundary_tokens(tmp_path: Path) -> None:
     train, valid = written(tmp_path / "a.gz", "ab\n\nba\n"), written(tmp_path / "v.txt", "b\r\nxa")
     prepared = prepare(config_of(train=[train], validation=[valid]), tmp_path / "run")
     a, b = prepared.tokenizer.encode("ab")
@@ -57,7 +57,7 @@ def test_boundary_stands_around_every_document(tmp_path: Path) -> None:
     assert saved.encode("ab") == [a, b]
 
 
-def test_file_counts_no_line_end_more_than_it_has(tmp_path: Path) -> None:
+def test_parts_of_a_file_add_up_to_its_text(tmp_path: Path) -> None:
     text = "영화 좋다\n" * 20
     config = config_of(document="file", train=[written(tmp_path / "a.txt", text)], validation_share=0.1, test_share=0.2)
     prepared = prepare(config, tmp_path / "run")
@@ -69,14 +69,14 @@ def test_file_counts_no_line_end_more_than_it_has(tmp_path: Path) -> None:
     assert "".join(prepared.tokenizer.decode(part.ids[1:-1].tolist()) for part in parts) == text
 
 
-def test_vocabulary_comes_from_the_training_part_alone(tmp_path: Path) -> None:
+def test_vocabulary_comes_only_from_the_training_part(tmp_path: Path) -> None:
     config = config_of(train=[written(tmp_path / "a.txt", "aaa\naaa\naaa\nzzz\n")], validation_share=0.25)
     prepared = prepare(config, tmp_path / "run")
     assert prepared.tokenizer.vocabulary_size == 3
     assert prepared.validation.num_unknown == 3
 
 
-def test_blocklist_holds_for_training_text_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocklist_applies_only_to_training_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 40)
     monkeypatch.setattr(corpus, "_READ_BYTES", 16)
     monkeypatch.setattr(token_file, "_BATCH_CHARACTERS", 16)
@@ -94,7 +94,7 @@ def test_blocklist_holds_for_training_text_only(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe", "word"])
-def test_pieces_of_a_large_file_have_the_ids_of_the_whole(
+def test_pieces_of_a_large_file_have_the_ids_of_the_whole_file(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 300)
@@ -108,7 +108,7 @@ def test_pieces_of_a_large_file_have_the_ids_of_the_whole(
     assert prepared.train.ids.tolist() == [0, *prepared.tokenizer.encode(text.replace("\r\n", "\n")), 0]
 
 
-def test_same_corpus_is_used_again_and_a_changed_one_is_not(tmp_path: Path) -> None:
+def test_unchanged_corpus_is_reused_and_a_changed_one_is_not(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     written(path, "aab\n" * 9)
     config = config_of(train=[str(path)], validation_share=0.2)
@@ -126,7 +126,7 @@ def test_same_corpus_is_used_again_and_a_changed_one_is_not(tmp_path: Path) -> N
     assert again.train.num_documents == 7
 
 
-def test_failed_preparation_leaves_the_earlier_one(tmp_path: Path) -> None:
+def test_failed_preparation_keeps_the_earlier_one(tmp_path: Path) -> None:
     good, bad = written(tmp_path / "a.txt", "ab\n" * 9), tmp_path / "bad.txt"
     bad.write_bytes(b"fine\n\xff\n")
     config = config_of(train=[good], validation_share=0.2)
@@ -147,7 +147,7 @@ def test_failed_preparation_leaves_the_earlier_one(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("document", ["line", "paragraph", "file"])
-def test_part_without_text_is_named(
+def test_part_without_text_is_reported(
     tmp_path: Path, kind: str, train: str, valid: str, blocklist: str, part: str, name: str, document: str
 ) -> None:
     files = {"train": [written(tmp_path / "a.txt", train)], "validation": [written(tmp_path / "v.txt", valid)]}
@@ -158,7 +158,7 @@ def test_part_without_text_is_named(
     assert part in str(caught.value)
 
 
-def test_share_too_small_for_a_document_is_named(tmp_path: Path) -> None:
+def test_share_too_small_for_a_document_is_reported(tmp_path: Path) -> None:
     config = config_of(train=[written(tmp_path / "a.txt", "one line only\n")], validation_share=0.1)
     with pytest.raises(EmptyCorpus, match=r"a\.txt: got no line for validation"):
         prepare(config, tmp_path / "run")
@@ -171,7 +171,7 @@ def test_missing_file_is_a_corpus_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("limit", "size", "dtype"), [(0, 66_002, np.uint32), (65_536, 65_536, np.uint16)])
-def test_large_vocabulary_takes_32_bits(tmp_path: Path, limit: int, size: int, dtype: type[np.generic]) -> None:
+def test_large_vocabulary_uses_32_bit_ids(tmp_path: Path, limit: int, size: int, dtype: type[np.generic]) -> None:
     path = written(tmp_path / "a.txt", " ".join(f"w{number}" for number in range(66_000)))
     prepared = prepare(config_of("word", "file", limit, train=[path], validation=[path]), tmp_path / "run")
     assert prepared.tokenizer.vocabulary_size == size
@@ -179,7 +179,7 @@ def test_large_vocabulary_takes_32_bits(tmp_path: Path, limit: int, size: int, d
     assert int(prepared.train.ids.max()) == size - 1
 
 
-# Prepares the file named first with the unit named second; prints by how many bytes the peak of memory grew.
+# Prepares the file in argument 1 with the unit in argument 2; prints the growth of peak memory in bytes.
 MEASURE = """
 import resource, sys
 from pathlib import Path
@@ -200,7 +200,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, coun
 @pytest.mark.parametrize(("unit", "kind"), [("file", "char"), ("line", "word"), ("file", "bpe"), ("line", "char")])
 def test_corpus_larger_than_memory_is_streamed(tmp_path: Path, unit: str, kind: str) -> None:
     line = "the quick brown fox jumps over 영화 " * 40
-    separator = "" if unit == "line" and kind == "char" else "\n"  # also one line as long as the file
+    separator = "" if unit == "line" and kind == "char" else "\n"  # includes a file of one long line
     small, large = tmp_path / "small.txt", tmp_path / "large.gz"
     small.write_text((line + "\n") * 700, encoding="utf-8")
     repeats = 10_000 if kind == "char" else 4_000
@@ -220,7 +220,7 @@ def test_corpus_larger_than_memory_is_streamed(tmp_path: Path, unit: str, kind: 
     ("unit", "num_documents", "num_tokens", "has_ends"),
     [
         ("line", 2, 40, True),
-        ("line", 1, 40, False),  # one line: nothing says where another would end
+        ("line", 1, 40, False),  # a single line does not show where lines end
         ("line", 5, 50_001, False),
         ("paragraph", 5, 50_000, True),
         ("file", 1, 1_000_000, False),
@@ -229,7 +229,7 @@ def test_corpus_larger_than_memory_is_streamed(tmp_path: Path, unit: str, kind: 
         ("file", 100, 1_000_001, False),
     ],
 )
-def test_ends_are_learned_where_there_are_some_and_not_far_apart(
+def test_ends_are_learned_if_documents_are_several_and_short(
     unit: str, num_documents: int, num_tokens: int, has_ends: bool
 ) -> None:
     counts = TokenCounts(Unit(unit), "uint16", num_tokens=num_tokens, num_documents=num_documents)
@@ -247,11 +247,13 @@ def parts_of(pieces: Iterable[Piece], unit: Unit, ends: tuple[int, int]) -> dict
     ("total", "shares", "ends"),
     [(1_115_394, (0.1, 0.0), (1_003_854, 1_115_394)), (10, (0.1, 0.2), (7, 8)), (10, (0.0, 0.3), (7, 7))],
 )
-def test_shares_are_the_last_of_the_text(total: int, shares: tuple[float, float], ends: tuple[int, int]) -> None:
+def test_held_out_shares_are_at_the_end_of_the_text(
+    total: int, shares: tuple[float, float], ends: tuple[int, int]
+) -> None:
     assert part_ends(total, *shares) == ends
 
 
-def test_lines_go_whole_to_the_part_in_which_they_begin() -> None:
+def test_line_belongs_to_the_part_in_which_it_begins() -> None:
     pieces = [
         Piece("aaa", "f", 1, True),
         Piece("bb", "f", 2, False),
@@ -265,7 +267,7 @@ def test_lines_go_whole_to_the_part_in_which_they_begin() -> None:
 
 
 @pytest.mark.parametrize("ends", [(4, 5), (6, 6), (3, 7), (1, 6), (9, 9), (6, 9), (3, 3)])
-def test_file_is_cut_at_a_character_and_each_side_ends(ends: tuple[int, int]) -> None:
+def test_file_is_split_at_a_character_and_both_parts_end(ends: tuple[int, int]) -> None:
     pieces = [Piece("012", "f", 1, False), Piece("345", "f", 1, True), Piece("678", "g", 1, True)]
     found = parts_of(pieces, Unit.FILE, ends)
     joined = ["".join(text for text, _ in found[part]) for part in Part]
