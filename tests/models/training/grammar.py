@@ -1,8 +1,7 @@
-"""Small probabilistic grammars whose texts have a known probability, and so a known entropy.
+"""Small probabilistic grammars with a known entropy.
 
-A right-linear grammar: from each state a letter is drawn, and the letter says which state comes next. Every text has
-one derivation, so its probability is a product, and no model's cross-entropy on enough text can be below the entropy
-rate.
+A grammar is right-linear: each state draws a letter, and the letter determines the next state. Every text has one
+derivation, so its probability is a product. On enough text, the cross-entropy of a model is at least the entropy rate.
 """
 
 import itertools
@@ -17,7 +16,7 @@ Rules = dict[str, dict[str, tuple[float, str]]]  # state → letter → (probabi
 
 @dataclass(frozen=True)
 class Grammar:
-    """States and their rules; the first state begins a text."""
+    """Rules by state; texts begin in the first state."""
 
     rules: Rules
 
@@ -36,7 +35,7 @@ class Grammar:
         return "".join(letters)
 
     def nats(self, text: str) -> float:
-        """-ln P(text), from the start; infinite for a text that the grammar cannot write."""
+        """Return -ln P(text) from the first state; infinite for a text that the grammar cannot generate."""
         state, nats = self.start, 0.0
         for letter in text:
             if letter not in self.rules[state]:
@@ -46,7 +45,7 @@ class Grammar:
         return nats
 
     def entropy_rate(self) -> float:
-        """Nats per letter: the mean entropy of the states, each as often as it is met in the long run."""
+        """Return nats per letter: the mean entropy of the states under their stationary distribution."""
         names = list(self.rules)
         moves = np.zeros((len(names), len(names)))
         for state, choices in self.rules.items():
@@ -60,7 +59,7 @@ class Grammar:
 
 
 def bigram_nats(train: str, text: str) -> float:
-    """-ln P of a text but for its first letter, under the bigram frequencies of another, each count one higher."""
+    """Return -ln P of a text without its first letter, under add-one smoothed bigram frequencies of `train`."""
     alphabet = sorted(set(train))
     pairs, firsts = Counter(itertools.pairwise(train)), Counter(train[:-1])
     return -sum(
@@ -69,7 +68,7 @@ def bigram_nats(train: str, text: str) -> float:
     )
 
 
-# After an a, what follows depends on the letter before it.
+# The letter after an "a" depends on the letter before the "a".
 LETTERS = Grammar(
     {
         "S": {"a": (0.5, "A"), "b": (0.5, "B")},
@@ -78,7 +77,7 @@ LETTERS = Grammar(
     }
 )
 
-# What closes a bracket depends on what opened it, two letters or twenty before.
+# The closing bracket depends on the opening one, which may be many letters earlier.
 BRACKETS = Grammar(
     {
         "outside": {"(": (0.5, "round"), "[": (0.5, "square")},

@@ -31,7 +31,7 @@ def show(console: Console) -> str:
     return console.file.getvalue()
 
 
-def test_a_pipe_gets_plain_lines_now_and_then() -> None:
+def test_pipe_gets_occasional_plain_lines() -> None:
     console = Console(file=StringIO(), width=40)
     assert isinstance(make_display(console), LineDisplay)
     assert show(console).splitlines() == [
@@ -41,7 +41,7 @@ def test_a_pipe_gets_plain_lines_now_and_then() -> None:
     ]
 
 
-def test_a_terminal_gets_a_bar_with_all_figures() -> None:
+def test_terminal_gets_a_bar_with_all_figures() -> None:
     console = Console(file=StringIO(), width=160, force_terminal=True, color_system=None)
     assert isinstance(make_display(console), BarDisplay)
     shown = show(console)
@@ -56,7 +56,7 @@ def test_a_terminal_gets_a_bar_with_all_figures() -> None:
         assert piece in shown
 
 
-def test_a_loss_that_exploded_can_still_be_shown() -> None:
+def test_huge_loss_is_shown() -> None:
     written = StringIO()
     display = make_display(Console(file=written))
     display.start(0, 1)
@@ -65,8 +65,10 @@ def test_a_loss_that_exploded_can_still_be_shown() -> None:
     assert "loss 1.00e+30  perplexity > 1e6" in written.getvalue()
 
 
-@pytest.mark.parametrize(("width", "told"), [(60, "loss 1.2345"), (80, "12,345 tokens/s"), (120, "gradient norm 0.10")])
-def test_a_bar_keeps_the_time_left_whatever_the_width_of_the_terminal(width: int, told: str) -> None:
+@pytest.mark.parametrize(
+    ("width", "figure"), [(60, "loss 1.2345"), (80, "12,345 tokens/s"), (120, "gradient norm 0.10")]
+)
+def test_bar_shows_the_remaining_time_at_every_width(width: int, figure: str) -> None:
     written = StringIO()
     display = make_display(Console(file=written, force_terminal=True, width=width, color_system=None))
     display.start(10_000, 100_000)
@@ -74,14 +76,14 @@ def test_a_bar_keeps_the_time_left_whatever_the_width_of_the_terminal(width: int
     display.stop()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue()).replace("\r", "\n").rstrip().splitlines()[-1]
     assert re.fullmatch(r"step 12345/100000 .{12} loss 1.2345.* (-:--:--|\d+:\d\d:\d\d)", plain.rstrip()), plain
-    assert told in plain
+    assert figure in plain
 
 
 Scalars = dict[str, list[tuple[int, float]]]
 
 
 def read_scalars(folder: Path) -> Scalars:
-    """Every scalar of a folder's event file: a record is its length, a checksum, that many bytes, and a checksum."""
+    """Read every scalar of the event file; a record is a length, a checksum, the data and a checksum."""
     (path,) = folder.iterdir()
     content = path.read_bytes()
     scalars: Scalars = defaultdict(list)
@@ -94,12 +96,12 @@ def read_scalars(folder: Path) -> Scalars:
     return scalars
 
 
-def test_the_events_are_the_history_of_the_run(tmp_path: Path) -> None:
+def test_tensorboard_events_match_the_history(tmp_path: Path) -> None:
     config = write_toml(tiny_config(tmp_path), tmp_path / "tiny.toml")
     arguments = ["train", str(config), "--run", str(tmp_path / "run"), "--tensorboard", str(tmp_path / "events")]
     result = CliRunner().invoke(group, arguments)
     assert result.exit_code == 0, result.output
-    assert "step 12: validation" in result.output  # the display of the terminal goes on beside it
+    assert "step 12: validation" in result.output  # the terminal display still runs
     records = read_history(tmp_path / "run" / "history.jsonl")
     steps = [record for record in records if isinstance(record, StepRecord)]
     evaluations = [record for record in records if isinstance(record, EvaluationRecord)]
@@ -117,7 +119,9 @@ def test_the_events_are_the_history_of_the_run(tmp_path: Path) -> None:
     assert all(speed > 0 for _, speed in scalars["training/tokens_per_second"])
 
 
-def test_without_the_extra_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_tensorboard_package_is_reported_with_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(TrainingError, match=r"meari\[tensorboard\]"):
         TensorBoardDisplay(tmp_path, NullDisplay())

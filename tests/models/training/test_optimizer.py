@@ -47,7 +47,7 @@ def test_matrices_decay_but_not_biases_or_embeddings() -> None:
         assert len(decay) == len(list(model.parameters()))
 
 
-def test_the_restored_optimizer_takes_the_same_steps() -> None:
+def test_restored_optimizer_takes_the_same_steps() -> None:
     torch.manual_seed(0)
     model = RecurrentLanguageModel(RecurrentConfig(Family.LSTM, 3, 5), 7)
     optimizer = build_optimizer(model, CONFIG, IDS)
@@ -74,7 +74,7 @@ def begun(model: nn.Module, kind: Averaging, **settings: Any) -> WeightAverage:
 
 
 def moved(model: nn.Linear, average: WeightAverage, *values: float) -> None:
-    """Steps after which the weight has these values."""
+    """Set the weight to each value in turn and average it."""
     for value in values:
         nn.init.constant_(model.weight, value)
         average.add()
@@ -85,7 +85,7 @@ def measured(model: nn.Linear, average: WeightAverage) -> float:
         return model.weight.item()
 
 
-def test_without_averaging_the_weights_are_measured_themselves() -> None:
+def test_without_averaging_the_current_weights_are_measured() -> None:
     model = one_weight()
     average = begun(model, Averaging.NONE)
     moved(model, average, 1.0, 2.0)
@@ -93,7 +93,7 @@ def test_without_averaging_the_weights_are_measured_themselves() -> None:
     assert average.tensors() == {}
 
 
-def test_the_decay_of_ema_rises_to_what_was_asked_for() -> None:
+def test_decay_of_ema_rises_to_its_setting() -> None:
     model = one_weight(5.0)
     average = begun(model, Averaging.EMA, ema_decay=0.15)
     expected = 5.0
@@ -105,7 +105,7 @@ def test_the_decay_of_ema_rises_to_what_was_asked_for() -> None:
     assert model.weight.item() == 4
 
 
-def test_a_triggered_mean_begins_where_evaluations_stopped_to_improve() -> None:
+def test_triggered_mean_begins_when_evaluations_stop_improving() -> None:
     model = one_weight()
     average = begun(model, Averaging.TRIGGERED, trigger_patience=2)
     moved(model, average, 1.0)
@@ -115,11 +115,11 @@ def test_a_triggered_mean_begins_where_evaluations_stopped_to_improve() -> None:
     average.evaluated(2)
     moved(model, average, 1.0, 2.0, 6.0)
     assert measured(model, average) == pytest.approx(3)
-    average.evaluated(3)  # what has begun does not begin again
+    average.evaluated(3)  # the mean does not begin again
     assert measured(model, average) == pytest.approx(3)
 
 
-def test_the_weights_come_back_also_after_an_error() -> None:
+def test_weights_are_restored_after_an_error() -> None:
     model = one_weight(1.0)
     average = begun(model, Averaging.EMA)
     moved(model, average, 2.0, 3.0)
@@ -135,7 +135,7 @@ def test_the_weights_come_back_also_after_an_error() -> None:
 
 
 @pytest.mark.parametrize("kind", [Averaging.EMA, Averaging.TRIGGERED])
-def test_a_restored_mean_goes_on_bit_for_bit(kind: Averaging) -> None:
+def test_restored_mean_continues_bit_for_bit(kind: Averaging) -> None:
     whole, part = one_weight(), one_weight()
     averages = [begun(model, kind, trigger_patience=1) for model in (whole, part)]
     for model, average in zip((whole, part), averages, strict=True):
@@ -169,22 +169,22 @@ HIDDEN = [[[1.0, 2.0], [3.0, 2.0], [0.0, 4.0]]]  # [1, 3, 2]
         (0.5, 2.0, 0.5 * 34 / 6 + 2 * 17 / 4),
     ],
 )
-def test_penalties_by_hand(activation: float, temporal: float, expected: float) -> None:
+def test_penalties_match_values_worked_by_hand(activation: float, temporal: float, expected: float) -> None:
     config = TrainingConfig(activation_regularisation=activation, temporal_regularisation=temporal)
     assert float(penalty(torch.tensor(HIDDEN), config)) == pytest.approx(expected)
 
 
-def test_one_step_does_not_change() -> None:
+def test_single_step_has_no_temporal_penalty() -> None:
     assert float(penalty(torch.ones(2, 1, 3), TrainingConfig(temporal_regularisation=1.0))) == 0
 
 
-def test_a_step_against_the_gradient_makes_vectors_smaller() -> None:
+def test_gradient_of_the_activation_penalty_is_proportional_to_the_vectors() -> None:
     hidden = torch.tensor(HIDDEN, requires_grad=True)
     (gradient,) = torch.autograd.grad(penalty(hidden, TrainingConfig(activation_regularisation=1.0)), hidden)
     torch.testing.assert_close(gradient, hidden.detach() * 2 / 6)
 
 
-def test_a_step_against_the_temporal_gradient_makes_vectors_alike_and_keeps_their_mean() -> None:
+def test_step_against_the_temporal_gradient_reduces_changes_and_keeps_the_mean() -> None:
     hidden = torch.tensor(HIDDEN, requires_grad=True)
     config = TrainingConfig(temporal_regularisation=1.0)
     before = penalty(hidden, config)

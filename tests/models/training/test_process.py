@@ -9,11 +9,11 @@ from meari.models.training.process import fast_torch
 
 
 def halved_smallest_normal() -> float:
-    """Half of the smallest normal float64: denormal, or zero where those are flushed."""
+    """Return half of the smallest normal float64: a denormal, or zero if denormals are flushed."""
     return float(np.array([np.finfo(np.float64).tiny])[0] / np.array([2.0])[0])
 
 
-def test_denormals_are_flushed_within_and_kept_after() -> None:
+def test_denormals_are_flushed_only_during_training() -> None:
     before = torch.get_num_threads()
     with fast_torch(threads=1):
         assert torch.get_num_threads() == 1

@@ -1,4 +1,4 @@
-"""The picture of a run."""
+"""Test the picture of a run."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from meari.models.training.history import EvaluationRecord, Record, StepRecord
 from meari.models.training.report import smoothed, write_report
 
 
-def test_a_report_is_drawn_for_runs_of_any_length(tmp_path: Path) -> None:
+def test_report_is_drawn_for_runs_of_any_length(tmp_path: Path) -> None:
     for num_steps in (0, 1, 3, 400):
         records: list[Record] = [
             StepRecord(step, 2 + 2 / step, 0.5, 1e-3, float(step)) for step in range(1, num_steps + 1)

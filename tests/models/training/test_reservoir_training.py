@@ -1,4 +1,4 @@
-"""Both readouts of a reservoir through the whole of `meari train`: they learn the chain, resume, and are reported."""
+"""Test whole trainings of reservoirs with both readouts: loss, resumption and report."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ def config_of(folder: Path, readout: Readout = Readout.RIDGE, **training: object
 
 
 def interrupted_run(config: Config, folder: Path, start: Start, step: int, patch: pytest.MonkeyPatch) -> Ending:
-    """Send SIGINT to this process while the sums take their `step`-th chunk from here on."""
+    """Train and send SIGINT to this process after `step` chunks have been added to the sums."""
     add, chunks = RidgeSums.add, []
 
     def add_and_send(self: RidgeSums, states: Tensor, targets: Tensor) -> None:
@@ -70,7 +70,7 @@ def test_cross_entropy_approaches_the_entropy_of_a_known_chain(
 
 
 @both_readouts
-def test_figures_and_report_are_those_of_every_family(tmp_path: Path, readout: Readout) -> None:
+def test_figures_and_report_are_written(tmp_path: Path, readout: Readout) -> None:
     run_training(config_of(tmp_path, readout), tmp_path / "run")
     figures = read_json(tmp_path / "run" / "figures.json")
     assert {"validation", "test", "training_seconds", "steps", "epochs", "machine"} <= set(figures)
@@ -79,7 +79,7 @@ def test_figures_and_report_are_those_of_every_family(tmp_path: Path, readout: R
 
 
 @both_readouts
-def test_a_checkpoint_gives_true_probabilities(tmp_path: Path, readout: Readout) -> None:
+def test_checkpoint_gives_normalised_probabilities(tmp_path: Path, readout: Readout) -> None:
     run_training(config_of(tmp_path, readout), tmp_path / "run")
     model = load_checkpoint(tmp_path / "run").model
     assert isinstance(model, EchoStateNetwork)
@@ -90,7 +90,7 @@ def test_a_checkpoint_gives_true_probabilities(tmp_path: Path, readout: Readout)
 
 
 @pytest.mark.parametrize("steps", [(1,), (3, 5, 1)])
-def test_an_interrupted_ridge_run_that_is_resumed_is_the_uninterrupted_one(
+def test_resumed_ridge_run_equals_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]
 ) -> None:
     config = config_of(tmp_path, steps=None, epochs=1.0)
@@ -105,7 +105,7 @@ def test_an_interrupted_ridge_run_that_is_resumed_is_the_uninterrupted_one(
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 
 
-def test_an_interrupted_softmax_run_that_is_resumed_is_the_uninterrupted_one(tmp_path: Path) -> None:
+def test_resumed_softmax_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     config = config_of(tmp_path, Readout.SOFTMAX)
     run_training(config, tmp_path / "whole")
     run = open_run(tmp_path / "part", config, Start.FRESH)
@@ -115,7 +115,7 @@ def test_an_interrupted_softmax_run_that_is_resumed_is_the_uninterrupted_one(tmp
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 
 
-def test_a_finished_ridge_run_that_is_resumed_stays_as_it_is(tmp_path: Path) -> None:
+def test_resuming_a_finished_ridge_run_changes_nothing(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     run_training(config, tmp_path / "run")
     before = contents(tmp_path / "run")
@@ -123,7 +123,7 @@ def test_a_finished_ridge_run_that_is_resumed_stays_as_it_is(tmp_path: Path) -> 
     assert contents(tmp_path / "run") == before
 
 
-def test_a_ridge_run_is_not_resumed_on_another_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ridge_run_is_not_resumed_on_another_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(tmp_path, steps=None, epochs=1.0)
     interrupted_run(config, tmp_path / "run", Start.FRESH, 2, monkeypatch)
     (tmp_path / "chain.txt").write_text("cab" * 2000)
@@ -131,14 +131,14 @@ def test_a_ridge_run_is_not_resumed_on_another_corpus(tmp_path: Path, monkeypatc
         run_training(config, tmp_path / "run", Start.RESUME)
 
 
-def test_the_time_limit_of_a_ridge_run_solves_what_was_added_up(tmp_path: Path) -> None:
+def test_time_limit_of_a_ridge_run_solves_the_sums_so_far(tmp_path: Path) -> None:
     config = config_of(tmp_path, steps=None, epochs=1.0, max_minutes=1.0)
     outcome, _ = run_training(config, tmp_path / "run", clock=Clock(seconds_per_look=5.0))
     assert outcome.ending is Ending.TIME_LIMIT
     assert outcome.figures is not None
 
 
-def test_too_little_ridge_stops_with_advice(tmp_path: Path) -> None:
+def test_small_ridge_penalty_fails_with_the_name_of_the_setting(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     assert isinstance(config.model, ReservoirConfig)
     silent = replace(config.model, ridge=1e-300, leak_min=1.0, bias_scale=0.0, spectral_radius=0.0)
@@ -147,7 +147,7 @@ def test_too_little_ridge_stops_with_advice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [3, 100, 5000, 1_000_000])
-def test_the_text_kept_out_of_the_sums_is_the_last_part(length: int) -> None:
+def test_text_held_out_of_the_sums_is_the_last_part(length: int) -> None:
     ids = torch.arange(length).numpy()
     summed, held_out = split_ids(ids, 50)
     assert len(summed) >= 2

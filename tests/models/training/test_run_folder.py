@@ -1,4 +1,4 @@
-"""Run folders: what may be started, resumed and replaced where."""
+"""Test run folders: starting, resuming and replacing runs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +10,13 @@ from meari.models.training.run_folder import Start, claimed_run, open_run
 from tests.models.training.tiny_runs import tiny_config
 
 
-def test_a_new_run_notes_its_config(tmp_path: Path) -> None:
+def test_new_run_writes_its_config(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     run = open_run(tmp_path / "runs" / "tiny", config, Start.FRESH)
     assert run.config.read_text() == config.to_json()
 
 
-def test_an_existing_run_is_refused_with_both_ways_out(tmp_path: Path) -> None:
+def test_existing_run_is_refused_with_both_options(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", tiny_config(tmp_path), Start.FRESH)
     run.best.mkdir()
     with pytest.raises(CheckpointError, match=r"--resume.*--overwrite"):
@@ -24,7 +24,7 @@ def test_an_existing_run_is_refused_with_both_ways_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [[], ["tokens", "tokenizer.json", ".lock"], ["tokens.new", "config.json.new"]])
-def test_a_run_that_took_no_step_starts_again_with_other_settings(tmp_path: Path, left: list[str]) -> None:
+def test_run_without_a_step_can_start_again_with_other_settings(tmp_path: Path, left: list[str]) -> None:
     open_run(tmp_path / "run", tiny_config(tmp_path), Start.FRESH)
     for name in left:
         (tmp_path / "run" / name).mkdir() if name.startswith("tokens") else (tmp_path / "run" / name).touch()
@@ -33,14 +33,14 @@ def test_a_run_that_took_no_step_starts_again_with_other_settings(tmp_path: Path
 
 
 @pytest.mark.parametrize("content", ['{"photos": 3}', "no JSON"])
-def test_a_config_that_is_not_ours_is_never_written_over(tmp_path: Path, content: str) -> None:
+def test_foreign_config_file_is_never_overwritten(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match="--overwrite"):
         open_run(tmp_path, tiny_config(tmp_path), Start.FRESH)
     assert (tmp_path / "config.json").read_text() == content
 
 
-def test_resuming_with_other_settings_names_every_one_of_them(tmp_path: Path) -> None:
+def test_resuming_reports_every_changed_setting(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     open_run(tmp_path / "run", config, Start.FRESH)
     training = replace(config.training, learning_rate=0.5, steps=None, epochs=2.0)
@@ -54,20 +54,20 @@ def test_resuming_with_other_settings_names_every_one_of_them(tmp_path: Path) ->
     assert "clip_norm" not in message
 
 
-def test_there_is_nothing_to_resume_in_a_new_folder(tmp_path: Path) -> None:
+def test_new_folder_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no run to resume"):
         open_run(tmp_path / "run", tiny_config(tmp_path), Start.RESUME)
 
 
 @pytest.mark.parametrize("start", list(Start))
-def test_a_folder_that_is_no_run_is_never_touched(tmp_path: Path, start: Start) -> None:
+def test_folder_without_a_run_is_never_changed(tmp_path: Path, start: Start) -> None:
     (tmp_path / "holiday.txt").write_text("photos")
     with pytest.raises(CheckpointError, match="not a run"):
         open_run(tmp_path, tiny_config(tmp_path), start)
     assert (tmp_path / "holiday.txt").read_text() == "photos"
 
 
-def test_overwriting_removes_what_the_earlier_run_left(tmp_path: Path) -> None:
+def test_overwriting_removes_the_files_of_the_earlier_run(tmp_path: Path) -> None:
     run = open_run(tmp_path / "run", tiny_config(tmp_path), Start.FRESH)
     for folder in (run.best, run.last, run.path / "last.old"):
         folder.mkdir()
@@ -79,7 +79,7 @@ def test_overwriting_removes_what_the_earlier_run_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", list(Start))
-def test_a_run_that_is_being_written_is_refused_and_stays_as_it_is(tmp_path: Path, start: Start) -> None:
+def test_run_in_use_is_refused_and_not_changed(tmp_path: Path, start: Start) -> None:
     config = tiny_config(tmp_path)
     with claimed_run(tmp_path / "run", config, Start.FRESH) as run:
         run.best.mkdir()

@@ -36,20 +36,20 @@ def test_targets_are_the_inputs_one_token_later() -> None:
     assert chunk.targets.tolist() == [[1, 2, 3, 4]]
 
 
-def test_a_stream_goes_on_where_its_last_chunk_ended() -> None:
+def test_stream_continues_after_its_last_chunk() -> None:
     streams = make([0, *range(1, 100), 0], batch_size=3)
     first, second = streams.next_chunk(), streams.next_chunk()
     assert (second.inputs[:, 0] == first.targets[:, -1]).all()
     assert not second.fresh.any()
 
 
-def test_every_stream_starts_afresh_with_the_boundary() -> None:
+def test_every_stream_starts_with_the_boundary_token() -> None:
     chunk = make([0, *range(1, 100), 0], batch_size=5).next_chunk()
     assert chunk.fresh.all()
     assert (chunk.inputs[:, 0] == 0).all()
 
 
-def test_a_stream_starts_afresh_where_the_corpus_ends() -> None:
+def test_stream_restarts_at_the_end_of_the_corpus() -> None:
     streams = make([0, 1, 2, 3, 4, 5, 6, 7, 8, 0], batch_size=1)
     streams.next_chunk(), streams.next_chunk()
     chunk = streams.next_chunk()
@@ -68,11 +68,11 @@ def test_restarts_of_lines_are_at_document_starts() -> None:
             restarted += 1
             first = chunk.targets[row, 0]
             length = 3 + first % 5
-            assert (chunk.targets[row, : min(4, length)] == first).all()  # from the document's first token on
+            assert (chunk.targets[row, : min(4, length)] == first).all()  # begins with the document's first token
     assert restarted > 50
 
 
-def test_restarts_of_a_file_are_at_random_beginnings_of_lines() -> None:
+def test_restarts_of_a_file_are_at_random_line_starts() -> None:
     newline = 1
     line = [2, 3, 4, 5, 6, newline]
     streams = make([0, *(line * 200), 0], batch_size=4, restart_share=0.5, starts=(0, newline))
@@ -86,7 +86,7 @@ def test_restarts_of_a_file_are_at_random_beginnings_of_lines() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
-def test_the_share_of_restarts_is_as_asked(share: float) -> None:
+def test_share_of_restarts_matches_its_setting(share: float) -> None:
     streams = make([0, *range(1, 5000), 0], batch_size=50, restart_share=share)
     streams.next_chunk()
     fresh = np.mean([streams.next_chunk().fresh.mean() for _ in range(20)])
@@ -107,7 +107,7 @@ def test_streams_resume_exactly() -> None:
         assert np.array_equal(expected.fresh, chunk.fresh)
 
 
-def test_the_lengths_of_chunks_are_spread_around_the_one_asked_for() -> None:
+def test_chunk_lengths_are_spread_around_their_setting() -> None:
     streams = make([0, *([1, 2, 3] * 40_000), 0], batch_size=1, length=40, spread=4.0)
     lengths = np.array([streams.next_chunk().inputs.shape[1] for _ in range(2000)])
     assert lengths.mean() == pytest.approx(40, abs=0.4)
@@ -115,14 +115,14 @@ def test_the_lengths_of_chunks_are_spread_around_the_one_asked_for() -> None:
 
 
 @pytest.mark.parametrize("num_tokens", [3, 30, 58, 3000])
-def test_no_chunk_is_half_as_long_again_or_longer_than_the_corpus(num_tokens: int) -> None:
+def test_chunk_is_at_most_one_and_a_half_lengths_and_at_most_the_corpus(num_tokens: int) -> None:
     streams = make([0, *range(1, num_tokens - 1), 0], batch_size=2, length=min(40, num_tokens - 1), spread=100.0)
     lengths = {streams.next_chunk().inputs.shape[1] for _ in range(200)}
     assert max(lengths) == min(60, num_tokens - 1, int(1.5 * min(40, num_tokens - 1)))
     assert min(lengths) >= min(40, num_tokens - 1) // 2
 
 
-def test_streams_of_uneven_chunks_leave_nothing_out_and_resume_exactly() -> None:
+def test_streams_of_uneven_chunks_are_contiguous_and_resume_exactly() -> None:
     ids = [0, *range(1, 3000), 0]
     streams, resumed = make(ids, batch_size=1, length=20, spread=5.0), make(ids, batch_size=1, length=20, spread=5.0)
     for _ in range(7):
@@ -133,14 +133,14 @@ def test_streams_of_uneven_chunks_leave_nothing_out_and_resume_exactly() -> None
     assert np.array_equal(second.inputs, expected.inputs)
 
 
-def test_a_corpus_of_one_character_trains() -> None:
+def test_corpus_of_one_character_is_accepted() -> None:
     streams = make([0, 1, 0], batch_size=3, length=2)
     for _ in range(3):
         chunk = streams.next_chunk()
         assert chunk.targets.tolist() == [[1, 0]] * 3
 
 
-def test_a_file_without_line_ends_is_entered_at_random_places() -> None:
+def test_file_without_line_ends_is_entered_at_random_positions() -> None:
     streams = make([0, *range(1, 300), 0], batch_size=4, restart_share=0.5)
     assert len(set(streams.state()["cursors"])) == 4
     streams.next_chunk()
@@ -151,32 +151,32 @@ def test_a_file_without_line_ends_is_entered_at_random_places() -> None:
     assert len(places) > 20
 
 
-def test_warmup_is_a_straight_line_up_to_the_peak() -> None:
+def test_warmup_is_linear_up_to_the_peak() -> None:
     config = TrainingConfig(steps=100, learning_rate=0.4, warmup_steps=4)
     assert [learning_rate(config, step, 100) for step in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
-def test_cosine_falls_from_the_peak_over_half_to_the_floor() -> None:
+def test_cosine_falls_from_the_peak_to_the_minimum() -> None:
     config = TrainingConfig(steps=110, learning_rate=0.5, min_learning_rate=0.1, warmup_steps=10)
     assert learning_rate(config, 10, 110) == pytest.approx(0.5)
     assert learning_rate(config, 60, 110) == pytest.approx(0.3)
     assert learning_rate(config, 109, 110) == pytest.approx(0.1, abs=1e-3)
 
 
-def test_without_warmup_the_first_step_takes_the_peak() -> None:
+def test_first_step_without_warmup_has_the_peak_rate() -> None:
     assert learning_rate(TrainingConfig(steps=10, learning_rate=0.5, warmup_steps=0), 0, 10) == pytest.approx(0.5)
 
 
-def test_warmup_longer_than_the_run_is_cut() -> None:
+def test_warmup_longer_than_the_run_is_shortened() -> None:
     config = TrainingConfig(steps=2, learning_rate=0.5, warmup_steps=100)
     assert [learning_rate(config, step, 2) for step in range(2)] == pytest.approx([0.25, 0.5])
 
 
-def test_epochs_become_steps() -> None:
+def test_epochs_are_converted_to_steps() -> None:
     config = TrainingConfig(epochs=1.5, batch_size=4, chunk_length=10)
-    assert num_steps(config, 1000) == 38  # 1,500 targets, 40 a step
+    assert num_steps(config, 1000) == 38  # 1,500 targets, 40 in each step
     assert num_steps(TrainingConfig(steps=7), 1000) == 7
 
 
-def test_a_chunk_is_never_longer_than_the_corpus() -> None:
+def test_chunk_is_never_longer_than_the_corpus() -> None:
     assert chunk_length(TrainingConfig(steps=1, chunk_length=64), 5) == 5

@@ -1,4 +1,4 @@
-"""The training loop: it learns what there is to learn, resumes bit for bit, and ends as it should."""
+"""Test the training loop: loss near the entropy, bit-for-bit resumption, and every way to end."""
 
 import math
 import os
@@ -51,7 +51,7 @@ def interrupt_at(step: int, folder: Path, config_folder: Path, number: signal.Si
 
 
 @pytest.mark.parametrize("family", ["rnn", "gru", "lstm"])
-def test_cross_entropy_approaches_the_entropy_of_a_known_chain_from_above(tmp_path: Path, family: str) -> None:
+def test_cross_entropy_approaches_the_entropy_of_a_known_chain(tmp_path: Path, family: str) -> None:
     model = RecurrentConfig(Family(family), 8, 16)
     config = tiny_config(tmp_path, model=model, steps=250, batch_size=8, evaluate_every=250)
     figures = run_training(config, tmp_path / "run")[0].figures
@@ -61,12 +61,12 @@ def test_cross_entropy_approaches_the_entropy_of_a_known_chain_from_above(tmp_pa
     measured = evaluate(load_checkpoint(tmp_path / "run").model, corpus.train).nats_per_token
     assert isinstance(first, StepRecord)
     assert first.loss > 1.0
-    assert chain_entropy() - 0.03 < measured < chain_entropy() + 0.03  # 4,800 letters: a sample's entropy wavers
+    assert chain_entropy() - 0.03 < measured < chain_entropy() + 0.03  # 4,800 letters: the entropy of a sample varies
     assert figures["validation"]["nats_per_token"] < chain_entropy() + 0.12  # 600 letters
 
 
 @pytest.mark.parametrize("step", [1, 4, 5, 7, 11])
-def test_a_run_interrupted_at_any_step_and_resumed_is_the_uninterrupted_one(tmp_path: Path, step: int) -> None:
+def test_run_resumed_at_any_step_equals_an_uninterrupted_one(tmp_path: Path, step: int) -> None:
     run_training(tiny_config(tmp_path), tmp_path / "whole")
     assert interrupt_at(step, tmp_path / "part", tmp_path) is Ending.INTERRUPTED
     assert read_json(tmp_path / "part" / "last" / "checkpoint.json")["step"] == step
@@ -76,7 +76,7 @@ def test_a_run_interrupted_at_any_step_and_resumed_is_the_uninterrupted_one(tmp_
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 
 
-def test_a_run_interrupted_many_times_is_the_uninterrupted_one(tmp_path: Path) -> None:
+def test_run_resumed_many_times_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     run_training(tiny_config(tmp_path), tmp_path / "whole")
     for step in (2, 3, 6, 10):
         interrupt_at(step, tmp_path / "part", tmp_path, signal.SIGTERM)
@@ -84,7 +84,7 @@ def test_a_run_interrupted_many_times_is_the_uninterrupted_one(tmp_path: Path) -
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 
 
-def test_a_killed_run_goes_on_from_its_last_evaluation(tmp_path: Path) -> None:
+def test_killed_run_resumes_from_its_last_evaluation(tmp_path: Path) -> None:
     run_training(tiny_config(tmp_path), tmp_path / "whole")
 
     class Killed(BaseException):
@@ -102,7 +102,7 @@ def test_a_killed_run_goes_on_from_its_last_evaluation(tmp_path: Path) -> None:
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 
 
-def test_a_crash_while_saving_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crash_while_saving_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_training(tiny_config(tmp_path), tmp_path / "whole")
     config = tiny_config(tmp_path)
     run = open_run(tmp_path / "part", config, Start.FRESH)
@@ -124,7 +124,7 @@ def test_a_crash_while_saving_leaves_the_checkpoint_before(tmp_path: Path, monke
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 
 
-def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_last_good_checkpoint(
+def test_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(tmp_path)
@@ -138,7 +138,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_keeps_the_last_good_che
     assert run_training(config, tmp_path / "run", Start.RESUME)[0].ending is Ending.FINISHED
 
 
-def test_the_best_checkpoint_is_kept_when_later_ones_are_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_checkpoint_is_kept_if_later_ones_are_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = iter([1.5, 1.2, 1.4, 1.3])
     monkeypatch.setattr(trainer_module, "quick_nats_per_token", lambda *_: next(figures))
     run_training(tiny_config(tmp_path, steps=20), tmp_path / "run")
@@ -158,7 +158,7 @@ def test_training_stops_early_when_validation_no_longer_improves(
     assert load_checkpoint(tmp_path / "run").step == 10
 
 
-def test_the_time_limit_ends_a_run_with_checkpoint_figures_and_report(tmp_path: Path) -> None:
+def test_time_limit_ends_a_run_with_checkpoint_figures_and_report(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, steps=100_000, max_minutes=1.0)
     outcome, _ = run_training(config, tmp_path / "run", clock=Clock(seconds_per_look=1.0))
     assert outcome.ending is Ending.TIME_LIMIT
@@ -171,14 +171,14 @@ def test_the_time_limit_ends_a_run_with_checkpoint_figures_and_report(tmp_path: 
     assert figures["training_seconds"] >= 60
 
 
-def test_the_history_has_every_step_once(tmp_path: Path) -> None:
+def test_history_has_every_step_once(tmp_path: Path) -> None:
     run_training(tiny_config(tmp_path), tmp_path / "run")
     records = read_history(tmp_path / "run" / "history.jsonl")
     assert [record.step for record in records if isinstance(record, StepRecord)] == list(range(1, 13))
     assert [record.step for record in records if isinstance(record, EvaluationRecord)] == [5, 10, 12]
 
 
-def test_a_changed_corpus_is_not_resumed(tmp_path: Path) -> None:
+def test_run_is_not_resumed_on_a_changed_corpus(tmp_path: Path) -> None:
     interrupt_at(3, tmp_path / "run", tmp_path)
     text = tmp_path / "chain.txt"
     text.write_text(text.read_text()[::-1])
@@ -186,7 +186,7 @@ def test_a_changed_corpus_is_not_resumed(tmp_path: Path) -> None:
         run_training(tiny_config(tmp_path), tmp_path / "run", Start.RESUME)
 
 
-def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     run_training(config, tmp_path / "run")
     before = contents(tmp_path / "run")
@@ -195,14 +195,14 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_nothing_in_a_run_is_pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every part of the recipe: the files are JSON and safetensors, and hold all that is needed to go on."""
+    """Check with every setting of the recipe that a run of JSON and safetensors files can be resumed."""
     config = tiny_config(tmp_path, model=WHOLE_RECIPE, **AVERAGED)
     run_training(config, tmp_path / "run")
     suffixes = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert suffixes == {".json", ".jsonl", ".png", ".safetensors", ".tokens"}
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("something is unpickled")
+        raise AssertionError("pickle was used")
 
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
@@ -242,12 +242,12 @@ RECIPES: dict[str, tuple[RecurrentConfig | None, dict[str, object]]] = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_with_every_part_of_the_recipe_a_resumed_run_and_a_second_one_are_the_first_bit_for_bit(
+def test_resumed_and_repeated_runs_of_every_recipe_are_equal_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
     model, training = RECIPES[recipe]
     config = tiny_config(tmp_path, model=model, **training)
-    if config.training.averaging is Averaging.TRIGGERED:  # at the second evaluation, before the interruption
+    if config.training.averaging is Averaging.TRIGGERED:  # triggers at the second evaluation, before the interruption
         monkeypatch.setattr(trainer_module, "quick_nats_per_token", lambda *_: 1.0)
     run_training(config, tmp_path / "whole")
     part = open_run(tmp_path / "part", config, Start.FRESH)
@@ -262,7 +262,7 @@ def test_with_every_part_of_the_recipe_a_resumed_run_and_a_second_one_are_the_fi
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
 
 
-def test_epochs_count_the_tokens_that_were_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epochs_count_the_tokens_of_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[int] = []
     next_chunk = Streams.next_chunk
 
@@ -279,8 +279,8 @@ def test_epochs_count_the_tokens_that_were_taken(tmp_path: Path, monkeypatch: py
     assert figures["epochs"] == round(sum(lengths) / num_targets, 3)
 
 
-def test_the_state_is_carried_from_chunk_to_chunk(tmp_path: Path) -> None:
-    """With chunks of one token, only the state can tell an LSTM what came two letters before."""
+def test_state_is_carried_from_chunk_to_chunk(tmp_path: Path) -> None:
+    """Train with chunks of one token, in which only the state holds earlier letters."""
     model = RecurrentConfig(Family.LSTM, 4, 16)
     (tmp_path / "chain.txt").write_text("aabb" * 1500)
     config = tiny_config(tmp_path, model=model, steps=300, chunk_length=1, batch_size=8, evaluate_every=300)

@@ -1,4 +1,4 @@
-"""Two processes do what one does: losses, checkpoints, interruption, ridge sums. Each test starts real ones."""
+"""Test that two real processes train like one: losses, checkpoints, interruption and ridge sums."""
 
 import json
 import os
@@ -29,28 +29,26 @@ from tests.models.training.torchrun_runs import (
     trained,
 )
 
-# Every random part of the recipe: two processes must draw what one draws.
+# Every random part of the recipe: two processes must draw the same numbers as one.
 REGULARISED = RecurrentConfig(
     Family.LSTM, 5, 7, 2, dropout=0.2, embedding_dropout=0.1, weight_drop=0.2, learned_initial_state=True
 )
 
 
-def test_two_processes_train_as_one_does_and_leave_the_same_files(tmp_path: Path) -> None:
+def test_two_processes_give_the_same_run_as_one(tmp_path: Path) -> None:
     settings = {"chunk_spread": 3.0, "averaging": Averaging.EMA, "activation_regularisation": 0.1}
     config = tiny_config(tmp_path, model=REGULARISED, **settings)
     run_training(config, tmp_path / "one", clock=Clock(1e-3))
     shown = trained(config, tmp_path / "two")
     assert_same_run(tmp_path / "two", tmp_path / "one")
-    assert shown.count("Preparing the corpus") == 1  # one of the two writes, shows and measures
+    assert shown.count("Preparing the corpus") == 1  # only one process writes, prints and measures
     assert len(losses(tmp_path / "two")) == 12
     figures = json.loads((tmp_path / "two" / "figures.json").read_text())
     assert figures["machine"].startswith("2 processes, each: ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_process_goes_on_where_two_were_interrupted_at_the_same_step(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_one_process_resumes_an_interrupted_run_of_two(tmp_path: Path, number: signal.Signals) -> None:
     model = replace(REGULARISED, locked_dropout=False)
     config = tiny_config(tmp_path, model=model, steps=400, evaluate_every=40)
     shown = interrupted(config, tmp_path / "part", number)
@@ -65,7 +63,7 @@ def test_one_process_goes_on_where_two_were_interrupted_at_the_same_step(
     assert_same_run(tmp_path / "part", tmp_path / "whole")
 
 
-def test_two_processes_go_on_where_one_was_interrupted(tmp_path: Path) -> None:
+def test_two_processes_resume_an_interrupted_run_of_one(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, model=REGULARISED)
     run = open_run(tmp_path / "part", config, Start.FRESH)
     display = StopAt(7, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -75,7 +73,7 @@ def test_two_processes_go_on_where_one_was_interrupted(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "part", tmp_path / "whole")
 
 
-def test_the_sums_of_a_ridge_readout_are_those_of_one_process(tmp_path: Path) -> None:
+def test_ridge_readout_of_two_processes_matches_that_of_one(tmp_path: Path) -> None:
     model = ReservoirConfig(Family.ESN, units=64, block_size=16, ridge=1e-2, readout=Readout.RIDGE)
     config = replace(tiny_config(tmp_path, steps=None, epochs=1.0), model=model)
     run_training(config, tmp_path / "one")
@@ -85,14 +83,16 @@ def test_the_sums_of_a_ridge_readout_are_those_of_one_process(tmp_path: Path) ->
     torch.testing.assert_close(two["readout.weight"], one["readout.weight"], rtol=1e-3, atol=1e-3)
 
 
-def test_an_error_of_the_first_process_ends_all_and_is_told_once(tmp_path: Path) -> None:
+def test_error_of_the_first_process_ends_all_and_is_reported_once(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "stray.txt").write_text("not a run")
     code, shown = ended(started(config, tmp_path / "run"))
     assert code == 1
     assert shown.count("exists and is not a run") == 1
-    assert "Traceback" not in shown.split("torch/distributed/elastic", maxsplit=1)[0]  # torchrun tells of itself there
+    assert (
+        "Traceback" not in shown.split("torch/distributed/elastic", maxsplit=1)[0]
+    )  # torchrun prints its own traceback after this
 
 
 def test_shares_of_a_batch_are_equal_and_in_order() -> None:
@@ -106,7 +106,7 @@ def test_shares_of_a_batch_are_equal_and_in_order() -> None:
         workers.rows(32)
 
 
-def test_one_process_is_left_alone() -> None:
+def test_single_process_averages_and_splits_nothing() -> None:
     weight = nn.Parameter(torch.zeros(2))
     loss = torch.tensor(1.0)
     assert SINGLE_PROCESS.average_gradients([weight], loss) is loss
@@ -115,7 +115,7 @@ def test_one_process_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("is_locked", [True, False])
-def test_shares_of_the_rows_get_the_dropout_that_they_have_in_the_whole_batch(is_locked: bool) -> None:
+def test_each_share_of_a_batch_gets_the_dropout_of_the_whole_batch(is_locked: bool) -> None:
     config = RecurrentConfig(
         Family.GRU, 6, 8, 2, dropout=0.4, locked_dropout=is_locked, embedding_dropout=0.3, weight_drop=0.3
     )

@@ -1,6 +1,6 @@
-"""Real training runs that take a second: a corpus drawn from a known chain, a tiny config, a clock that can be set.
+"""Real training runs of about a second: a corpus drawn from a known chain, a tiny config, a clock that can be set.
 
-The chain writes one of three letters after another; which one is likely depends on the letter before it.
+The chain is a Markov chain over three letters.
 """
 
 import json
@@ -24,7 +24,7 @@ CHAIN = np.array([[0.8, 0.1, 0.1], [0.1, 0.2, 0.7], [0.3, 0.6, 0.1]])
 
 
 def chain_entropy() -> float:
-    """Nats per letter of the chain, once it has settled: the floor of any model's cross-entropy."""
+    """Return nats per letter of the stationary chain, the minimum of any model's cross-entropy."""
     values, vectors = np.linalg.eig(CHAIN.T)
     settled = np.real(vectors[:, np.argmax(np.real(values))])
     settled /= settled.sum()
@@ -41,7 +41,7 @@ def chain_text(num_letters: int, seed: int = 0) -> str:
 
 
 def tiny_config(folder: Path, *, model: RecurrentConfig | None = None, **training: object) -> Config:
-    """A config over 6,000 letters of the chain, written to `folder`; a tenth of them held out, a tenth for the test."""
+    """Make a config for 6,000 letters of the chain, written to `folder`; a tenth each for validation and test."""
     path = folder / "chain.txt"
     if not path.exists():
         path.write_text(chain_text(6000))
@@ -60,7 +60,7 @@ def tiny_config(folder: Path, *, model: RecurrentConfig | None = None, **trainin
 
 
 class Clock:
-    """Seconds that pass by a fixed amount each time somebody looks."""
+    """Clock that advances by a fixed number of seconds at each reading."""
 
     def __init__(self, seconds_per_look: float = 0.0) -> None:
         self.now = 0.0
@@ -74,7 +74,7 @@ class Clock:
 def run_training(
     config: Config, folder: Path, start: Start = Start.FRESH, *, clock: Callable[[], float] | None = None
 ) -> tuple[TrainingResult, str]:
-    """Train in `folder`; returns the outcome and what was shown."""
+    """Train in `folder`; return the result and the printed text."""
     shown = StringIO()
     run = open_run(folder, config, start)
     display = make_display(Console(file=shown, width=200))
@@ -83,13 +83,13 @@ def run_training(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a run but for the picture, whose drawing is not ours."""
+    """Return every file of a run except the picture, which matplotlib may draw differently."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".png"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 class StopAt:
-    """A display that asks the loop to stop after a given step, as a signal would."""
+    """Display that calls `send` after a given step."""
 
     def __init__(self, step: int, send: Callable[[], None]) -> None:
         self._step = step

@@ -1,4 +1,4 @@
-"""Trains in two real processes that `torchrun` starts, and compares what runs leave."""
+"""Train in two real processes started by `torchrun`, and compare run folders."""
 
 import dataclasses
 import os
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def write_toml(config: Config, path: Path) -> Path:
-    """The config as a TOML file."""
+    """Write the config as a TOML file."""
     tables = config.to_tables()
     lines = [f"{key} = {_toml(value)}" for key, value in tables.items() if not isinstance(value, dict)]
     for name, table in tables.items():
@@ -37,7 +37,7 @@ def _toml(value: object) -> str:
 
 
 def started(config: Config, run: Path, *options: str) -> subprocess.Popen[str]:
-    """`meari train` in two processes of one thread each."""
+    """Start `meari train` in two processes of one thread each."""
     path = write_toml(config, run.with_suffix(".toml"))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
     command = [sys.executable, "-u", *launcher, "meari.cli.main", "train", str(path), "--run", str(run), *options]
@@ -48,26 +48,26 @@ def started(config: Config, run: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str], number: signal.Signals | None = None) -> tuple[int, str]:
-    """Exit code and what was shown, after a signal to the process where one is given."""
+    """Send the signal, if any; return the exit code and the output of the process."""
     try:
         if number is not None:
             process.send_signal(number)
         shown, _ = process.communicate()
     finally:
-        process.terminate()  # torchrun ends its processes; killed, it would leave them
+        process.terminate()  # torchrun ends its processes on SIGTERM but not on SIGKILL
         process.wait()
     return process.returncode, shown
 
 
 def trained(config: Config, run: Path, *options: str) -> str:
-    """Train to the end; returns what was shown."""
+    """Train to the end; return the output."""
     code, shown = ended(started(config, run, *options))
     assert code == 0, shown
     return shown
 
 
 def interrupted(config: Config, run: Path, number: signal.Signals) -> str:
-    """Train until the first checkpoint is there, then send a signal; returns what was shown."""
+    """Train until the first checkpoint exists, then send a signal; return the output."""
     process = started(config, run)
     while not (run / "last" / "progress.json").exists():
         assert process.poll() is None, ended(process)[1]
@@ -78,7 +78,7 @@ def interrupted(config: Config, run: Path, number: signal.Signals) -> str:
 
 
 def assert_same_run(run: Path, other: Path, tolerance: float = 1e-4) -> None:
-    """The same files, step for step the same losses within `tolerance` nats, and the same tensors by name and shape."""
+    """Assert the same files, the same losses within `tolerance` nats, and the same tensor names and shapes."""
     assert {path.relative_to(run) for path in run.rglob("*")} == {path.relative_to(other) for path in other.rglob("*")}
     for record, expected in zip(*(read_history(folder / "history.jsonl") for folder in (run, other)), strict=True):
         assert type(record) is type(expected)
@@ -91,5 +91,5 @@ def assert_same_run(run: Path, other: Path, tolerance: float = 1e-4) -> None:
 
 
 def losses(run: Path) -> list[float]:
-    """The loss of every step, in order."""
+    """Return the loss of every step, in order."""
     return [record.loss for record in read_history(run / "history.jsonl") if isinstance(record, StepRecord)]
