@@ -27,6 +27,9 @@ __all__ = ["STALL_SECONDS", "Client", "ClientGone", "Connection", "has_come"]
 
 STALL_SECONDS: Final = 60.0  # a client that takes or gives nothing for so long is let go
 ANSWER_START: Final = b"HTTP/1."
+_GONE: Final = select.POLLHUP | select.POLLERR
+_ENDED: Final = getattr(select, "POLLRDHUP", 1 << 16)  # not everywhere
+ASK_SECONDS: Final = 1.0  # until a client that sends no more is asked again; doubles each time
 
 
 class Connection(socket.socket):
@@ -109,11 +112,6 @@ def has_come(connection: socket.socket, timeout: float) -> bool:
     readable = select.poll()
     readable.register(connection, select.POLLIN)
     return bool(readable.poll(timeout * 1000))
-
-
-_GONE: Final = select.POLLHUP | select.POLLERR
-_ENDED: Final = getattr(select, "POLLRDHUP", 1 << 16)  # not everywhere
-ASK_SECONDS: Final = 1.0  # until a client that sends no more is asked again; doubles each time
 
 
 class ClientGone(Exception):

@@ -55,6 +55,11 @@ NO_ROUTE: Final = "none"
 NOT_OURS: Final = (501, 505)  # HTTP that the service does not have was asked for
 _access: Final = logging.getLogger("meari.service.access")
 _SANE: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+WAIT_SECONDS: Final = 0.1
+MAX_LINES: Final = 64
+MAX_CAUSES: Final = 8
+_encode: Final = msgspec.json.Encoder().encode
+_IN_MESSAGE: Final = ("method", "path", "status")  # of a request
 
 
 class Outcome(enum.StrEnum):
@@ -175,10 +180,6 @@ def request_id(sent: str | None) -> str:
     return sent if sent is not None and _SANE.fullmatch(sent) else secrets.token_hex(8)
 
 
-WAIT_SECONDS: Final = 0.1
-MAX_LINES: Final = 64
-
-
 class BufferedLines(logging.Handler):
     """Writes a line at once, unless it has just written some; then with those that follow. Warnings never wait."""
 
@@ -207,11 +208,6 @@ class BufferedLines(logging.Handler):
                 self._written_at = self._clock()
                 self._stream.write("".join(lines))
                 self._stream.flush()
-
-
-MAX_CAUSES: Final = 8
-_encode: Final = msgspec.json.Encoder().encode
-_IN_MESSAGE: Final = ("method", "path", "status")  # of a request
 
 
 class JsonFormat(logging.Formatter):

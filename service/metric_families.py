@@ -64,7 +64,7 @@ HISTOGRAMS: Final[dict[str, tuple[str, tuple[float, ...]]]] = {
 
 
 class Reason(enum.StrEnum):
-    """Why a choice or a scored text ended: vLLM's words, and two for what it does not have."""
+    """Reason why a choice or a scored text ended: vLLM's words, and two that it does not have."""
 
     STOP = "stop"  # the end token, or a stop string
     LENGTH = "length"
@@ -75,7 +75,7 @@ class Reason(enum.StrEnum):
 
 
 class Histogram(prometheus_client.Histogram):
-    """One that takes what was counted elsewhere."""
+    """A histogram that takes counts made elsewhere."""
 
     def add(self, counts: HistogramCounts) -> None:
         """Add counts that were made with this histogram's bounds."""
@@ -157,7 +157,7 @@ class Families:
         self.cpu_seconds = Counter("meari_cpu_seconds", "CPU time of the worker processes", registry=own)
 
     def begin(self, model: str) -> None:
-        """Let every metric of a model be there, at 0, before anything has happened."""
+        """Make every metric of a model appear at 0, before anything has happened."""
         for family in (
             self.requests_running, self.requests_waiting, self.generation_tokens, self.prompt_tokens,
             self.prefix_cache_queries, self.prefix_cache_hits, self.token_gaps, *self.of_requests.values(),

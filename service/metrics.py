@@ -39,7 +39,7 @@ from meari.service.metric_families import (
     Reason,
 )
 
-__all__ = ["CONTENT_TYPE", "Metrics", "RequestFigures", "Told", "WorkerFigures"]
+__all__ = ["CONTENT_TYPE", "Metrics", "RequestFigures", "RequestTotals", "WorkerFigures"]
 
 REASONS: Final = {
     Finish.END: Reason.STOP,
@@ -50,11 +50,13 @@ REASONS: Final = {
     Finish.FAILED: Reason.ERROR,
     None: Reason.ABORT,
 }
-BROKEN: Final = {Reason.ABORT, Reason.ERROR}  # how long such a request took says nothing
+BROKEN: Final = {Reason.ABORT, Reason.ERROR}  # their durations mean nothing
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+NOTHING_DONE: Final = EngineStats()
 
 
 @dataclass
-class Told:
+class RequestTotals:
     """Figures of the requests of one model.
 
     tallies  by the names of HISTOGRAMS
@@ -74,9 +76,9 @@ class RequestFigures:
         self._reasons = dict.fromkeys(Reason, 0)
 
     def note(self, calls: Iterable[Handle], arrived_at: float) -> None:
-        """Count the calls of a request that is over; a prompt that was scored and continued counts once.
+        """Count the calls of a finished request; a prompt that was scored and continued counts once.
 
-        arrived_at  when the request's head came, on the engine's clock
+        arrived_at  time of the request's head, on the engine's clock
         """
         everyone = list(calls)
         for call in [call for call in everyone if isinstance(call, Generation)] or everyone:
@@ -87,14 +89,16 @@ class RequestFigures:
                 for reason in reasons:
                     self._reasons[reason] += 1
 
-    def read(self) -> Told:
-        """What has been counted so far."""
+    def read(self) -> RequestTotals:
+        """Return the counts so far."""
         with self._lock:
-            return Told({name: histogram.read() for name, histogram in self._histograms.items()}, dict(self._reasons))
+            return RequestTotals(
+                {name: histogram.read() for name, histogram in self._histograms.items()}, dict(self._reasons)
+            )
 
 
 def _values(call: Handle, arrived_at: float) -> Iterator[tuple[str, float]]:
-    """What goes into which histogram."""
+    """Yield the name of each histogram and the value to put in."""
     started, first, ended = call.started_at, call.first_token_at, call.ended_at
     is_whole = not BROKEN.intersection(_reasons(call))
     if started is not None:
@@ -118,7 +122,7 @@ def _values(call: Handle, arrived_at: float) -> Iterator[tuple[str, float]]:
 
 
 def _reasons(call: Handle) -> list[Reason]:
-    """Of each choice, or of each text."""
+    """Return the reason of each choice, or of each text."""
     if isinstance(call, Generation):
         return [REASONS[sample.finish] for sample in call.samples]
     assert isinstance(call, Scoring)
@@ -131,13 +135,9 @@ def _reasons(call: Handle) -> list[Reason]:
     return [reason] * call.num_texts
 
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-NOTHING_DONE: Final = EngineStats()
-
-
 @dataclass(frozen=True)
 class WorkerFigures:
-    """How a worker stands."""
+    """State of a worker."""
 
     workers: int  # that there should be on this host
     is_ready: bool
@@ -146,13 +146,13 @@ class WorkerFigures:
     inflight_bytes: int
 
 
-class Model:
-    """What has been carried over of one model."""
+class ObservedModel:
+    """Figures of one model that have been copied to Prometheus."""
 
     def __init__(self) -> None:
         self.stats = NOTHING_DONE
         self.requests = RequestFigures()
-        self.told = Told()
+        self.totals = RequestTotals()
 
 
 class Metrics:
@@ -161,12 +161,12 @@ class Metrics:
     def __init__(self, multiprocess_folder: Path | None = None) -> None:
         self._folder = multiprocess_folder
         self._lock = threading.Lock()
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, ObservedModel] = {}
         self._families = Families()
         self._cpu_seconds = 0.0
         self._families.starts.inc()
 
-    # ---- what is told at once ----
+    # ---- counted at once ----
 
     @property
     def requests(self) -> Counter:
@@ -180,35 +180,35 @@ class Metrics:
 
     @property
     def seconds(self) -> Histogram:
-        """How long a request took, by route and model."""
+        """Durations of requests by route and model."""
         return self._families.seconds
 
     @property
     def scored(self) -> Counter:
-        """Log-probabilities told, by model."""
+        """Log-probabilities reported, by model."""
         return self._families.scored
 
-    # ---- what is counted, and carried over later ----
+    # ---- counted in plain numbers, copied later ----
 
     def note_request(self, model: str, calls: Iterable[Handle], arrived_at: float) -> None:
-        """Count a request that is over: its calls of the engine, and when its head came, on the engine's clock."""
+        """Count a finished request: its calls of the engine, and when its head arrived, on the engine's clock."""
         self._model(model).requests.note(calls, arrived_at)
 
     def observe_engine(self, model: str, num_slots: int, read_stats: Callable[[], EngineStats]) -> None:
-        """Carry over what an engine has done; it is read under the lock, so that no look is older than one before."""
+        """Copy an engine's counters; they are read under the lock, so that no reading is older than the one before."""
         seen = self._model(model)
         with self._lock:
             before, stats = seen.stats, read_stats()
             seen.stats = stats
-            told_before, told = seen.told, seen.requests.read()
-            seen.told = told
+            totals_before, totals = seen.totals, seen.requests.read()
+            seen.totals = totals
             self._families.slots.labels(model).set(num_slots)
-            self._carry_requests(model, told_before, told)
+            self._carry_requests(model, totals_before, totals)
             if before != stats:
                 self._carry_engine(model, before, stats)
 
     def observe_worker(self, figures: WorkerFigures) -> None:
-        """Say how the worker stands."""
+        """Copy the worker's state."""
         families = self._families
         families.workers.set(figures.workers)
         families.ready_workers.set(figures.is_ready)
@@ -221,28 +221,28 @@ class Metrics:
             families.cpu_seconds.inc(self._cpu_seconds - before)
 
     def exposition(self) -> bytes:
-        """The text of /metrics, for all workers of this host."""
+        """Return the text of /metrics, for all workers of this host."""
         if self._folder is None:
             return generate_latest(self._families.registry)
         everyone = CollectorRegistry()
         MultiProcessCollector(everyone, path=str(self._folder))  # type: ignore[no-untyped-call]
         return generate_latest(everyone)
 
-    def _model(self, name: str) -> Model:
+    def _model(self, name: str) -> ObservedModel:
         with self._lock:
             if name not in self._models:
-                self._models[name] = Model()
+                self._models[name] = ObservedModel()
                 self._families.begin(name)
             return self._models[name]
 
-    def _carry_requests(self, model: str, before: Told, told: Told) -> None:
+    def _carry_requests(self, model: str, before: RequestTotals, totals: RequestTotals) -> None:
         families = self._families
-        for name, counts in told.tallies.items():
+        for name, counts in totals.tallies.items():
             added = counts.since(before.tallies.get(name, EMPTY))
             families.of_requests[name].labels(model).add(added)
             if name == PROMPT:
                 families.prompt_tokens.labels(model).inc(added.total)
-        for reason, count in told.reasons.items():
+        for reason, count in totals.reasons.items():
             if new := count - before.reasons.get(reason, 0):
                 families.success.labels(model, reason.value).inc(new)
 

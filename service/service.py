@@ -34,7 +34,7 @@ from meari.service.workers import Drain, ReadyMarks
 
 __all__ = ["Readiness", "Registry", "Service"]
 
-MIN_KNEE = 8  # requests: what was seen of an engine may be of a bad moment
+MIN_KNEE = 8  # requests; an engine may have measured its knee at a bad moment
 KNEE_SHARE = 7 / 8  # an engine knows its knee as a power of two only; a few less cost 1 % of the tokens, 15 % of p95
 
 log = logging.getLogger("meari.service.registry")  # as operators know it
@@ -42,7 +42,10 @@ log = logging.getLogger("meari.service.registry")  # as operators know it
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether requests are taken. `failed` names the bundles that could not be loaded, with the reason."""
+    """State of the service: ready to take requests or not, and why.
+
+    `failed` maps the bundles that could not be loaded to the reason.
+    """
 
     ready: bool
     reason: str
@@ -51,7 +54,7 @@ class Readiness:
 
 
 class Registry:
-    """Filled by one background thread, read by all others; each attribute is replaced whole, once."""
+    """The bundles by name. One background thread fills it, all others read; each attribute is replaced whole, once."""
 
     def __init__(
         self, settings: Settings, marks: ReadyMarks, load: Callable[[Path, EngineLimits], LoadedModel] = load_model
@@ -66,7 +69,7 @@ class Registry:
         self._loaded = threading.Event()
 
     def start(self) -> None:
-        """Begin to load every bundle, in the background."""
+        """Start loading every bundle, in the background."""
         threading.Thread(target=self._load_all, name="registry", daemon=True).start()
 
     def stop(self) -> None:
@@ -75,11 +78,11 @@ class Registry:
             model.engine.stop()
 
     def wait_loaded(self, timeout: float | None = None) -> bool:
-        """Block until every bundle was loaded or has failed; returns whether that is so."""
+        """Block until every bundle was loaded or has failed; return whether that is so."""
         return self._loaded.wait(timeout)
 
     def get(self, name: str | UnsetType) -> LoadedModel:
-        """The model of that name, or the default. Raises UnknownModel, NotReady."""
+        """Return the model of that name, or the default. Raises UnknownModel, NotReady."""
         self._check_loaded()
         wanted = self.default if name is UNSET else name
         if wanted in self._models:
@@ -90,36 +93,36 @@ class Registry:
         raise UnknownModel(Problem("model", repr(wanted[:100]), f"one of {', '.join(self._models)}{hint}"))
 
     def all(self) -> list[LoadedModel]:
-        """Every model that is being served, by name. Raises NotReady."""
+        """Return every model that is being served, in the order of names. Raises NotReady."""
         self._check_loaded()
         return list(self._models.values())
 
     def loaded(self) -> list[LoadedModel]:
-        """The models that have been loaded so far."""
+        """Return the models that have been loaded so far."""
         return list(self._models.values())
 
     def knee(self) -> int:
-        """Requests that keep the engines of this worker at their best; more make each of them wait longer."""
+        """Return the number of requests at which this worker's engines run best; with more, each waits longer."""
         rows = (min(model.engine.knee, model.engine.limits.max_slots) for model in self.loaded())
         return max(MIN_KNEE, int(KNEE_SHARE * max(rows, default=0)))
 
     @property
     def default(self) -> str:
-        """The name of the model that a request means when it names none.
+        """Name of the model for requests that name none.
 
-        As set; else as the folder's DEFAULT file says, if that model is served; else the first by name.
+        The setting; else the name in the folder's DEFAULT file, if that model is served; else the first by name.
         """
         if self._settings.default_model:
             return self._settings.default_model
         return self._named_default if self._named_default in self._models else next(iter(self._models), "")
 
     def readiness(self) -> Readiness:
-        """Of this worker, and until it was so once, of all workers beside it."""
+        """Return the state of this worker and, until all workers were ready once, of those beside it."""
         return Readiness(self._reason() == "", self._reason(), tuple(self._models), self._failed)
 
     @property
     def nothing_to_serve(self) -> str:
-        """Why there is no bundle, and what is wrong with each; "" where there is one, here or in another worker."""
+        """Reason why no worker has a bundle, with the problem of each bundle; "" where one has."""
         if self._problem is None or self._models or self._marks.some_are_ready:
             return ""
         failed = "; ".join(f"{name}: {reason}" for name, reason in self._failed.items())
@@ -159,7 +162,7 @@ class Registry:
             self._problem = f"loading the bundles failed, which is a fault of the service: {type(error).__name__}"
         if self._problem is None:
             log.info("serving %s; default %s", ", ".join(self._models), self.default)
-            flush_log()  # so that nothing of the start comes after the word that all are ready
+            flush_log()  # so that no line of the start follows the message that all are ready
             self._marks.mark()
         else:
             log.error("not ready: %s", self._problem)
@@ -190,7 +193,7 @@ class Registry:
 
 @dataclass(frozen=True, eq=False)
 class Service:
-    """Safe to share between threads: every part guards itself."""
+    """The parts of the service; safe to share between threads, because every part guards itself."""
 
     settings: Settings
     schemas: Schemas
@@ -201,17 +204,17 @@ class Service:
     disconnects: Disconnects
     state_keys: tuple[str, ...] = field(repr=False)  # the first signs state tokens, every one verifies
     tracing: Tracing | None = None  # None where no traces are wanted
-    streams: set[object] = field(default_factory=set, repr=False)  # that are open; the interpreter makes changes whole
+    streams: set[object] = field(default_factory=set, repr=False)  # open ones; `add` and `discard` are atomic
     _state_tokens: dict[str, StateTokens] = field(default_factory=dict, init=False, repr=False)  # by the bundle's hash
 
     def state_tokens(self, bundle: Bundle) -> StateTokens:
-        """What writes and reads the state tokens of a bundle."""
+        """Return the codec of a bundle's state tokens."""
         if bundle.hash not in self._state_tokens:
             self._state_tokens[bundle.hash] = StateTokens.of(bundle, self.state_keys)
         return self._state_tokens[bundle.hash]
 
     def observe(self) -> None:
-        """Carry over to the metrics what the engines have done and how the worker stands."""
+        """Copy the engines' counters and the worker's state to the metrics."""
         for model in self.registry.loaded():
             self.metrics.observe_engine(model.name, model.engine.limits.max_slots, model.engine.stats)
         readiness = self.registry.readiness()

@@ -46,6 +46,11 @@ __all__ = [
 MIN_STATE_KEY_CHARS: Final = 32
 MAX_PORT: Final = 65535
 _ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9][a-z0-9._-]*)(?::([0-9]{1,5}))?")
+MIB: Final = 1024 * 1024
+GIB: Final = 1024 * MIB
+OTHERS: Final = ("MEARI_CLIENT_", "MEARI_LOAD_")  # variables of the command line as a client, and of the load tests
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("auto", "text", "json")
 
 
 @dataclass(frozen=True)
@@ -147,13 +152,6 @@ ORIGINS: Final = ValueKind("`*`, or origins (scheme://host, scheme://host:port),
 STATE_KEYS: Final = ValueKind(
     f"keys of at least {MIN_STATE_KEY_CHARS} characters each, separated by commas", _state_keys
 )
-
-
-MIB: Final = 1024 * 1024
-GIB: Final = 1024 * MIB
-OTHERS: Final = ("MEARI_CLIENT_", "MEARI_LOAD_")  # variables of the command line as a client, and of the load tests
-LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-LOG_FORMATS: Final = ("auto", "text", "json")
 
 
 class SettingsError(ValueError):

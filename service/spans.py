@@ -45,12 +45,12 @@ class WsgiHeaders(Getter[Mapping[str, object]]):
     """Reads headers by their HTTP names."""
 
     def get(self, carrier: Mapping[str, object], key: str) -> list[str] | None:
-        """The header's value, None where it did not come."""
+        """Return the header's value, None where it was not sent."""
         value = carrier.get("HTTP_" + key.upper().replace("-", "_"))
         return [value] if isinstance(value, str) else None
 
     def keys(self, carrier: Mapping[str, object]) -> list[str]:
-        """Names of the headers that came."""
+        """Return the names of the headers that were sent."""
         return [key[5:].lower().replace("_", "-") for key in carrier if key.startswith("HTTP_")]
 
 
@@ -58,7 +58,7 @@ _HEADERS: Final = WsgiHeaders()
 
 
 class OtlpTracing:
-    """Records and sends spans; made after the fork, for the batches are sent by a thread."""
+    """Records and sends spans; made after the fork, because a thread sends the batches."""
 
     def __init__(self) -> None:
         self._provider = TracerProvider(resource=_resource())
@@ -88,7 +88,7 @@ class OtlpTracing:
 
 
 def attributes_of(line: RequestLine, asked: object) -> dict[str, Value]:
-    """What a span says of a request, by the names of the HTTP and `gen_ai` conventions."""
+    """Return the attributes of a request's span, named by the HTTP and `gen_ai` conventions."""
     attributes: dict[str, Value] = {
         "http.request.method": line.method,
         "url.path": line.quoted_path,
@@ -140,7 +140,7 @@ def _gen_ai(line: RequestLine, asked: object) -> dict[str, Value]:
 
 
 def _resource() -> Resource:
-    """Ours where OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say nothing else."""
+    """Return our resource, overridden by OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES."""
     own = Resource({"service.name": "meari", "service.version": _version(), "process.pid": os.getpid()})
     return Resource.create().merge(own).merge(OTELResourceDetector().detect())
 

@@ -26,19 +26,19 @@ class Tracing(Protocol):
     """Records spans; safe from any thread."""
 
     def record(self, line: RequestLine, asked: object, headers: Mapping[str, object]) -> None:
-        """Record the span of a request that is over, and put its ids into the line.
+        """Record the span of a finished request, and put its ids into the line.
 
         asked: the parsed request, None where there is none; headers: in WSGI's names.
         """
         ...
 
     def stop(self) -> None:
-        """Send what was recorded, and end."""
+        """Send the recorded spans, and end."""
         ...
 
 
 def start_tracing(environment: Mapping[str, str]) -> Tracing | None:
-    """In a worker, after the fork: the exporter has a thread of its own."""
+    """Start tracing where it is requested. Called in a worker, after the fork: the exporter has a thread of its own."""
     if not is_wanted(environment):
         return None
     problem = problem_of(environment)
@@ -54,7 +54,7 @@ def start_tracing(environment: Mapping[str, str]) -> Tracing | None:
 
 
 def is_wanted(environment: Mapping[str, str]) -> bool:
-    """True where an exporter or a place for traces is named, and nothing switches the SDK off."""
+    """Tell whether an exporter or an endpoint is named, and nothing switches the SDK off."""
     exporter = _value(environment, "OTEL_TRACES_EXPORTER").lower()
     if _value(environment, "OTEL_SDK_DISABLED").lower() == "true" or exporter == "none":
         return False
@@ -62,7 +62,7 @@ def is_wanted(environment: Mapping[str, str]) -> bool:
 
 
 def problem_of(environment: Mapping[str, str]) -> str | None:
-    """What is asked for and not there: this sends OTLP over HTTP in protobuf, and nothing else."""
+    """Return why the requested exporter or protocol is not supported: only OTLP over HTTP in protobuf is."""
     exporter = _value(environment, "OTEL_TRACES_EXPORTER").lower()
     if exporter not in ("", "otlp"):
         return f"OTEL_TRACES_EXPORTER: got {exporter!r}, expected otlp or none"

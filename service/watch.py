@@ -28,6 +28,8 @@ from meari.service.workers import Drain
 __all__ = ["Disconnects", "Watch"]
 
 CallBack = tuple[Client, Callable[[], None]]
+LOOK_SECONDS: Final = 0.25  # for what nobody calls back about
+LATE_SECONDS: Final = 10.0  # past its deadline the engine must have ended a request long ago
 
 
 class Disconnects:
@@ -107,10 +109,6 @@ class Disconnects:
                     if descriptor in self._watched:
                         self._tell(descriptor)
         os.close(end)
-
-
-LOOK_SECONDS: Final = 0.25  # for what nobody calls back about
-LATE_SECONDS: Final = 10.0  # past its deadline the engine must have ended a request long ago
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""What the workers of a host share, and how each of them ends.
+"""State that the workers of a host share, and the end of each worker.
 
 Input: a folder and memory that the master process makes for its workers; signals and the time. Output: whether all
 workers have been ready, who holds clearly more connections than another, and whether a worker must refuse work, may
@@ -35,15 +35,20 @@ __all__ = [
 ]
 
 MEMORY = Path("/dev/shm")  # noqa: S108 (only a folder made by mkdtemp is used there; writes stay in memory)
+LAST_SECONDS = 1.0  # of the grace period, reserved for sending the text so far
+NUM_ENTRIES: Final = 64  # workers alive at the same time; more of them share entries
+UNUSED: Final = -1
+CLEARLY_MORE: Final = 1.125  # times as many
+OTHER_FILES: Final = 64  # of a worker: its log, its engines, and files that it reads now and then
 
 
 def make_runtime_folder() -> Path:
-    """A new folder, in memory where there is such a place."""
+    """Make a new folder, in memory where the system offers such a place."""
     return Path(tempfile.mkdtemp(prefix="meari-", dir=MEMORY if _is_writable(MEMORY) else None))
 
 
 def prepare_runtime_folder(folder: Path) -> None:
-    """Make what is missing, and take away what an earlier run left there; nothing else is touched."""
+    """Make missing folders, and remove the files of an earlier run; nothing else is touched."""
     clear_marks(marks_folder(folder))
     metrics = metrics_folder(folder)
     metrics.mkdir(parents=True, exist_ok=True)
@@ -52,12 +57,12 @@ def prepare_runtime_folder(folder: Path) -> None:
 
 
 def marks_folder(folder: Path) -> Path:
-    """Where workers note that they are ready."""
+    """Return the folder of the workers' marks of readiness."""
     return folder / "workers"
 
 
 def metrics_folder(folder: Path) -> Path:
-    """Where prometheus_client keeps its values."""
+    """Return the folder of prometheus_client's values."""
     return folder / "metrics"
 
 
@@ -70,7 +75,10 @@ def _is_writable(folder: Path) -> bool:
 
 
 class ReadyMarks:
-    """The marks as one worker sees them. Without a folder the worker is on its own."""
+    """Marks of the workers that have loaded their bundles, one file a worker; without a folder the worker is alone.
+
+    A connection may reach any worker, so none reports that it is ready before all have been so once.
+    """
 
     def __init__(self, folder: Path | None, num_workers: int) -> None:
         self._folder = folder
@@ -84,12 +92,12 @@ class ReadyMarks:
 
     @property
     def some_are_ready(self) -> bool:
-        """True while a worker has its mark."""
+        """True while any worker has its mark."""
         return self._folder is not None and any(self._folder.iterdir())
 
     @property
     def all_were_ready(self) -> bool:
-        """True from the moment when every worker had its mark; one that is replaced later does not change it."""
+        """True once every worker has had its mark; a worker that is replaced later does not change it."""
         if not self._all_were_ready and self._folder is not None:
             self._all_were_ready = len(list(self._folder.iterdir())) >= self._num_workers
         return self._all_were_ready
@@ -104,18 +112,19 @@ def clear_marks(folder: Path) -> None:
 
 
 def forget_worker(folder: Path, pid: int) -> None:
-    """Take back the mark of a worker that has ended."""
+    """Remove the mark of a worker that has ended."""
     (folder / str(pid)).unlink(missing_ok=True)
 
 
-LAST_SECONDS = 1.0  # kept of the grace for sending what is there
-
-
 class Drain:
-    """Begun at most once; every thread may ask."""
+    """The end of a worker, from SIGTERM until its last answer is sent; begun at most once, safe from any thread.
 
-    def __init__(self, least_seconds: float, grace_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._least_seconds = least_seconds
+    Readiness fails first and new work is refused, while answers in progress are finished; those that are not done when
+    the time is up end with the text so far. Plain attributes, so that a signal handler may call `begin`.
+    """
+
+    def __init__(self, min_seconds: float, grace_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._min_seconds = min_seconds
         self._grace_seconds = grace_seconds
         self._clock = clock
         self._began_at: float | None = None
@@ -131,51 +140,45 @@ class Drain:
         return self._began_at is not None
 
     def may_stop(self, num_requests: int) -> bool:
-        """True once the worker need not take connections any more: nothing is under way, or time is up."""
+        """Tell whether the worker may stop accepting connections: no request is in progress, or the time is up."""
         if self._began_at is None:
             return False
         waited = self._clock() - self._began_at
-        return waited >= self._grace_seconds or (num_requests == 0 and waited >= self._least_seconds)
+        return waited >= self._grace_seconds or (num_requests == 0 and waited >= self._min_seconds)
 
     @property
     def must_end(self) -> bool:
-        """True when answers under way have to end now."""
+        """True when answers in progress have to end now."""
         if self._began_at is None:
             return False
         return self._clock() - self._began_at >= self._grace_seconds - LAST_SECONDS
 
 
-NUM_PLACES: Final = 64  # of workers that live at the same time; where there are more, they share places
-NOBODY: Final = -1
-CLEARLY: Final = 1.125  # times as many
-OTHER_FILES: Final = 64  # of a worker: its log, its engines, and what it reads now and then
-
-
 class ConnectionBalance:
-    """The connections of all workers, by a worker's number; each writes its own alone."""
+    """Numbers of connections by a worker's number, in shared memory; each worker writes its own entry alone."""
 
     def __init__(self) -> None:
-        self._counts = memoryview(mmap.mmap(-1, 4 * NUM_PLACES)).cast("i")
-        for place in range(NUM_PLACES):
-            self.forget(place)
+        self._counts = memoryview(mmap.mmap(-1, 4 * NUM_ENTRIES)).cast("i")
+        for entry in range(NUM_ENTRIES):
+            self.forget(entry)
 
     def note(self, worker: int, num_connections: int) -> None:
-        """What a worker holds now."""
-        self._counts[worker % NUM_PLACES] = num_connections
+        """Note how many connections a worker holds."""
+        self._counts[worker % NUM_ENTRIES] = num_connections
 
     def forget(self, worker: int) -> None:
-        """A worker has ended."""
-        self._counts[worker % NUM_PLACES] = NOBODY
+        """Free the entry of a worker that has ended."""
+        self._counts[worker % NUM_ENTRIES] = UNUSED
 
     def has_clearly_more(self, worker: int) -> bool:
-        """Whether a worker holds clearly more than some other."""
-        own = self._counts[worker % NUM_PLACES]
-        least = min((count for count in self._counts.tolist() if count != NOBODY), default=own)
-        return own > CLEARLY * least
+        """Tell whether a worker holds clearly more than some other."""
+        own = self._counts[worker % NUM_ENTRIES]
+        fewest = min((count for count in self._counts.tolist() if count != UNUSED), default=own)
+        return own > CLEARLY_MORE * fewest
 
 
 def allowed_connections(wanted: int) -> int:
-    """Ask the system for room for `wanted` connections; as many as it gives.
+    """Ask the system for room for `wanted` connections; return the number that it grants.
 
     Called in the master process, whose workers inherit the limit.
     """

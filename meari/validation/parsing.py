@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -27,10 +28,11 @@ Request = TypeVar("Request", bound=msgspec.Struct)
 
 
 class Parser(Generic[Request]):
-    """Parses the bodies of one kind of request."""
+    """Parses the bodies of one kind of request; `check` raises InvalidRequest where its fields do not go together."""
 
-    def __init__(self, struct: type[Request]) -> None:
+    def __init__(self, struct: type[Request], check: Callable[[Request], Request] | None = None) -> None:
         self.struct = struct
+        self._check = check
         self._info = inspect.type_info(struct)
         self._decoder = msgspec.json.Decoder(struct, strict=True)
 
@@ -49,7 +51,7 @@ class Parser(Generic[Request]):
         except RecursionError:
             raise InvalidRequest(TOO_DEEP) from None
         _check_distinct_names(body)
-        return request
+        return request if self._check is None else self._check(request)
 
     def _read_leniently(self, body: bytes, error: msgspec.ValidationError) -> Request:
         """Raises InvalidRequest with every problem where the body does not fit even so."""

@@ -46,6 +46,10 @@ REST_SECONDS: Final = 0.2  # for more of a head that is refused before its field
 REST_BYTES: Final = 65536
 _ORIGIN: Final = re.compile(rb"^origin:[ \t]*([!-~]*)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+MAX_SHOWN_CHARS: Final = 100
+LIMIT: Final = 8190  # bytes of a line of the head, as gunicorn's own default
+NUM_FIELDS: Final = 100
+OWN_FAULTS: Final = (http.InvalidResponseHeader, http.InvalidResponseHeaderName, http.ConfigurationProblem)
 
 
 class PromptRequest(Request):  # type: ignore[misc]
@@ -166,12 +170,6 @@ class JoinedResponse(Response):  # type: ignore[misc]
         if self._head:
             util.write(self.sock, self._head)
             self._head = b""
-
-
-MAX_SHOWN_CHARS: Final = 100
-LIMIT: Final = 8190  # bytes of a line of the head, as gunicorn's own default
-NUM_FIELDS: Final = 100
-OWN_FAULTS: Final = (http.InvalidResponseHeader, http.InvalidResponseHeaderName, http.ConfigurationProblem)
 
 
 def translated(error: Exception) -> MeariError:

@@ -1,16 +1,15 @@
-"""What a request may say: one Struct an endpoint, every limit in its field's annotation.
+"""Request bodies: one Struct an endpoint, every limit in its field's annotation.
 
-Enters: the bytes of a body. Leaves: a request whose every field is in range, or InvalidRequest naming the field, what
-came and what was expected. Limits that are settings (`max_tokens`, `texts`, `timeout_seconds`) are put into the
-annotations by `Schemas`; those that a bundle sets (`top_k`, `logit_bias`) are checked in `model_limits.py`, and a
-state token by `state_tokens.py`. No Flask here.
+Input: the bytes of a body. Output: a request whose every field is in range, or InvalidRequest naming the field, what
+came and what was expected. Must not know: Flask, and what a bundle limits (`top_k`, `logit_bias`, a state token).
 
-Null is as if a field had not come, wherever that may be (`lenient.py`); UNSET stands for a field that did not.
+The structs of /generate and /score are the runtime's. Limits that are settings (`max_tokens`, `texts`,
+`timeout_seconds`) are put into the annotations by `Schemas`. Null means that a field was not sent, wherever that may
+be (`meari/validation/lenient.py`); UNSET stands for a field that was not sent.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -74,81 +73,50 @@ Request = TypeVar("Request", bound=msgspec.Struct)
 
 
 class Schemas:
-    """The parsers of one service, with its settings' limits in the annotations."""
+    """The parsers of one service, with the limits of its settings in the annotations.
+
+    Each takes the bytes of a body and raises InvalidRequest.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._generate = Parser(
-            _limited(
-                GenerateRequest,
-                ("max_tokens", Annotated[int, Meta(ge=1, le=settings.max_tokens)], min(64, settings.max_tokens)),
-                (
-                    "timeout_seconds",
-                    Annotated[float, Meta(gt=0, le=settings.max_timeout_seconds)] | UnsetType,
-                    UNSET,
-                ),
-            )
+        timeout = Annotated[float, Meta(gt=0, le=settings.max_timeout_seconds)] | UnsetType
+        generate = _limited(
+            GenerateRequest,
+            ("max_tokens", Annotated[int, Meta(ge=1, le=settings.max_tokens)], min(64, settings.max_tokens)),
+            ("timeout_seconds", timeout, UNSET),
         )
         texts = Annotated[list[str], Meta(min_length=1, max_length=settings.max_texts)] | UnsetType
-        self._score = Parser(_limited(ScoreRequest, ("texts", texts, UNSET)))
-        self._tokenize = Parser(TokenizeRequest)
-        self._detokenize = Parser(DetokenizeRequest)
+        score = _limited(ScoreRequest, ("texts", texts, UNSET))
         new_tokens = Annotated[int, Meta(ge=0, le=settings.max_tokens)] | None
-        self._completions = Parser(
-            _limited(
-                CompletionsRequest,
-                ("prompt", prompt_type(settings.max_texts), None),
-                ("max_tokens", new_tokens, None),
-                ("max_completion_tokens", new_tokens, None),
-            )
+        completions = _limited(
+            CompletionsRequest,
+            ("prompt", prompt_type(settings.max_texts), None),
+            ("max_tokens", new_tokens, None),
+            ("max_completion_tokens", new_tokens, None),
         )
-        self._max_tokens = settings.max_tokens
-        self._max_prompts = settings.max_texts
-        self._states = Parser(StatesRequest)
 
-    @property
-    def types(self) -> dict[str, type[msgspec.Struct]]:
-        """The type of each request, with the limits of the settings."""
-        return {
-            "generate": self._generate.struct,
-            "score": self._score.struct,
-            "tokenize": self._tokenize.struct,
-            "detokenize": self._detokenize.struct,
-            "states": self._states.struct,
-            "completions": self._completions.struct,
+        def check_completions(request: CompletionsRequest) -> CompletionsRequest:
+            return checked_completions(request, settings.max_texts, settings.max_tokens)
+
+        self.generate = Parser(generate, checked_generate).parse
+        self.score = Parser(score, checked_score).parse
+        self.completions = Parser(completions, check_completions).parse
+        self.tokenize = Parser(TokenizeRequest).parse
+        self.detokenize = Parser(DetokenizeRequest).parse
+        self.states = Parser(StatesRequest).parse
+        self.types: dict[str, type[msgspec.Struct]] = {  # of requests, by the names of operations
+            "generate": generate,
+            "score": score,
+            "tokenize": TokenizeRequest,
+            "detokenize": DetokenizeRequest,
+            "states": StatesRequest,
+            "completions": completions,
         }
-
-    @functools.cached_property
-    def field_names(self) -> frozenset[str]:
-        """Of all requests."""
-        return frozenset(name for struct in self.types.values() for name in struct.__struct_fields__)
-
-    def generate(self, body: bytes) -> GenerateRequest:
-        """Raises InvalidRequest."""
-        return checked_generate(self._generate.parse(body))
-
-    def score(self, body: bytes) -> ScoreRequest:
-        """Raises InvalidRequest."""
-        return checked_score(self._score.parse(body))
-
-    def completions(self, body: bytes) -> CompletionsRequest:
-        """Raises InvalidRequest."""
-        return checked_completions(self._completions.parse(body), self._max_prompts, self._max_tokens)
-
-    def tokenize(self, body: bytes) -> TokenizeRequest:
-        """Raises InvalidRequest."""
-        return self._tokenize.parse(body)
-
-    def detokenize(self, body: bytes) -> DetokenizeRequest:
-        """Raises InvalidRequest."""
-        return self._detokenize.parse(body)
-
-    def states(self, body: bytes) -> StatesRequest:
-        """Raises InvalidRequest."""
-        return self._states.parse(body)
+        self.field_names = frozenset(name for struct in self.types.values() for name in struct.__struct_fields__)
 
 
 def _limited(struct: type[Request], *fields: tuple[str, object, object]) -> type[Request]:
-    """The same request with the annotations of some fields replaced."""
+    """Return the same request with the annotations of some fields replaced."""
     return msgspec.defstruct(  # type: ignore[return-value]
         struct.__name__, list(fields), bases=(struct,), kw_only=True, forbid_unknown_fields=True, frozen=True
     )

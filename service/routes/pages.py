@@ -46,6 +46,24 @@ PAGE: Final = """<!doctype html>
 </html>
 """
 START: Final = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#contract", deepLinking: true, validatorUrl: null});\n'
+WEB_FOLDER: Final = Path(__file__).resolve().parents[1] / "web"
+CLAIMS_FOLDER: Final = Path(__file__).resolve().parents[2] / "docs" / "claims"  # absent where only the package is
+MEDIA_TYPES: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+}
+HEADERS: Final = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 def docs_blueprint(service: Service) -> Blueprint:
@@ -71,26 +89,6 @@ def docs_blueprint(service: Service) -> Blueprint:
         return Response(data, mimetype=mimetypes.guess_type(name)[0], headers=CACHED)
 
     return blueprint
-
-
-WEB_FOLDER: Final = Path(__file__).resolve().parents[1] / "web"
-CLAIMS_FOLDER: Final = Path(__file__).resolve().parents[2] / "docs" / "claims"  # absent where only the package is
-MEDIA_TYPES: Final = {
-    ".css": "text/css; charset=utf-8",
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".json": "application/json",
-    ".png": "image/png",
-    ".svg": "image/svg+xml",
-}
-HEADERS: Final = {
-    "Cache-Control": "no-cache",
-    "Content-Security-Policy": (
-        "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
-    ),
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 @dataclass(frozen=True)
