@@ -1,5 +1,7 @@
 """The Flask application: settings → parts of the service → blueprints.
 
+Input: settings. Output: a WSGI application. Must not know: gunicorn.
+
 `create_app()` is what gunicorn calls in every worker, after the fork. It starts the loading of the bundles and
 returns at once.
 """
@@ -36,15 +38,15 @@ __all__ = ["create_app"]
 
 
 class _SynchronousFlask(Flask):
-    """Flask without the question whether a function is a coroutine, asked several times a request: none is."""
+    """Flask without its check whether a function is a coroutine, made several times per request: none is."""
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """The function itself."""
+        """Return the function itself."""
         return func
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """The application over `settings`, or over those of the environment. Raises SettingsError."""
+    """Make the application over `settings`, or over those of the environment. Raises SettingsError."""
     settings = settings or load_settings(os.environ)
     configure_logging(settings.log_level, settings.log_format)
     service = _service(settings)
@@ -90,7 +92,7 @@ def _service(settings: Settings) -> Service:
 
 
 def _frame_requests(app: Flask, service: Service) -> None:
-    """What happens before and after every request, whatever its route."""
+    """Run code before and after every request, whatever its route."""
 
     @app.before_request
     def begin() -> Response | None:
@@ -114,5 +116,5 @@ def _frame_requests(app: Flask, service: Service) -> None:
 
 
 def _is_no_path(target: str, path: str) -> bool:
-    """Whether a path only becomes a route's because slashes were added up (by Flask) or decoded (by WSGI)."""
+    """Tell whether a path matches a route only because slashes were merged (by Flask) or decoded (by WSGI)."""
     return path.startswith("//") or "%2f" in target.partition("?")[0].lower()

@@ -25,66 +25,66 @@ from typing import Any, Final, Self
 
 __all__ = ["STALL_SECONDS", "Client", "ClientGone", "Connection", "has_come"]
 
-STALL_SECONDS: Final = 60.0  # a client that takes or gives nothing for so long is let go
+STALL_SECONDS: Final = 60.0  # a client that sends and receives nothing for this long is dropped
 ANSWER_START: Final = b"HTTP/1."
 _GONE: Final = select.POLLHUP | select.POLLERR
-_ENDED: Final = getattr(select, "POLLRDHUP", 1 << 16)  # not everywhere
-ASK_SECONDS: Final = 1.0  # until a client that sends no more is asked again; doubles each time
+_ENDED: Final = getattr(select, "POLLRDHUP", 1 << 16)  # Linux has it
+PROBE_SECONDS: Final = 1.0  # between two probes of a client that sends no more; doubles each time
 
 
 class Connection(socket.socket):
-    """Behaves as a socket with a time-out; there is no other mode."""
+    """A socket with time-outs; there is no other mode."""
 
     _seconds: float = STALL_SECONDS
-    _receive_seconds = _send_seconds = 0.0  # as the kernel was told
-    _lock: threading.Lock  # of the next two: the thread that asks is not the one that answers
-    _is_awaited = False  # an answer, of which no more was sent than questions
-    _num_asked = 0  # bytes of its first line
+    _receive_seconds = _send_seconds = 0.0  # as last set in the kernel
+    _lock: threading.Lock  # guards the next two: the thread that probes is not the one that answers
+    _is_pending = False  # an answer of which nothing but probes was sent
+    _num_probes = 0  # bytes of its first line that were sent
 
     @classmethod
     def over(cls, accepted: socket.socket) -> Self:
-        """Take an accepted connection over; the old object is closed by that."""
+        """Take over an accepted connection; the old object is detached."""
         connection = cls(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
         super(cls, connection).setblocking(True)
         connection._lock = threading.Lock()
         return connection
 
     def await_answer(self) -> None:
-        """From now on `ask` may send the first bytes of the answer."""
+        """Allow `probe` to send the first bytes of the answer."""
         with self._lock:
-            self._is_awaited = True
+            self._is_pending = True
 
-    def ask(self) -> bool:
-        """Ask the client's system whether the client is still there; False where there is nothing to ask with."""
+    def probe(self) -> bool:
+        """Send a byte of the answer to find out whether the client is still there; False where none may be sent."""
         with self._lock:
-            byte = ANSWER_START[self._num_asked : self._num_asked + 1]
-            if not self._is_awaited or not byte:
+            byte = ANSWER_START[self._num_probes : self._num_probes + 1]
+            if not self._is_pending or not byte:
                 return False
-            with contextlib.suppress(OSError):  # then the state of the connection tells
-                self._num_asked += super().send(byte, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            with contextlib.suppress(OSError):  # the next look at the connection finds the reason
+                self._num_probes += super().send(byte, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             return True
 
     def begin_answer(self) -> int:
-        """To be called before the head is sent: the bytes of it that the client has already."""
+        """End the probes, and return how many bytes of the head the client already has; called before the head."""
         with self._lock:
-            sent, self._num_asked, self._is_awaited = self._num_asked, 0, False
+            sent, self._num_probes, self._is_pending = self._num_probes, 0, False
         return sent
 
     def settimeout(self, value: float | None) -> None:
-        """Seconds for each receive and each send; None stands for the longest that any client gets."""
+        """Set the seconds for each receive and each send; None stands for STALL_SECONDS."""
         self._seconds = STALL_SECONDS if value is None else max(value, 0.001)
 
     def gettimeout(self) -> float | None:
-        """Seconds, as set."""
+        """Return the seconds, as set."""
         return self._seconds
 
     def setblocking(self, flag: bool) -> None:
-        """Back to the longest time-out. gunicorn's loop, for which it means to unblock, only asks what is readable."""
+        """Reset to the longest time-out. gunicorn's loop, which wants a socket that never blocks, only polls it."""
         if flag:
             self.settimeout(None)
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """Raises TimeoutError."""
+        """Receive as a socket does. Raises TimeoutError."""
         if self._receive_seconds != self._seconds:
             self._receive_seconds = self._tell_kernel(socket.SO_RCVTIMEO)
         try:
@@ -93,7 +93,7 @@ class Connection(socket.socket):
             raise TimeoutError("the client sent nothing in time") from None
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """Raises TimeoutError."""
+        """Send as a socket does. Raises TimeoutError."""
         if self._send_seconds != self._seconds:
             self._send_seconds = self._tell_kernel(socket.SO_SNDTIMEO)
         try:
@@ -108,7 +108,7 @@ class Connection(socket.socket):
 
 
 def has_come(connection: socket.socket, timeout: float) -> bool:
-    """True once there is something to read, False after `timeout` seconds."""
+    """Wait until there is something to read; return False after `timeout` seconds."""
     readable = select.poll()
     readable.register(connection, select.POLLIN)
     return bool(readable.poll(timeout * 1000))
@@ -119,23 +119,23 @@ class ClientGone(Exception):
 
 
 class Client:
-    """The connection of one request; without a socket (tests) it never goes away."""
+    """The client of one request; without a socket (tests) it never goes away."""
 
     def __init__(self, connection: Connection | None) -> None:
         self.connection = connection
         self.fileno = -1 if connection is None else connection.fileno()
-        self.has_ended = False  # its half of the connection, when last looked at
-        self._wants_sign = False
-        self._ask_at, self._pause = 0.0, ASK_SECONDS
+        self.has_ended = False  # its half of the connection, at the last look
+        self._wants_ping = False
+        self._probe_at, self._pause = 0.0, PROBE_SECONDS
         if connection is not None:
             connection.settimeout(STALL_SECONDS)
             connection.await_answer()
 
     @property
     def is_gone(self) -> bool:
-        """True once the connection is broken. A client that only sends no more may wait for its answer, and is asked.
+        """True once the connection is broken. A client that only sends no more may still wait, and is probed.
 
-        The system of one that has gone refuses the question, and the next look finds that.
+        The system of a client that has gone answers the probe with a reset, which the next look finds.
         """
         if self.connection is None:
             return False
@@ -146,20 +146,20 @@ class Client:
         if events & _GONE:
             return True
         self.has_ended = bool(events & _ENDED)
-        if self.has_ended and time.monotonic() >= self._ask_at:
-            self._ask_at, self._pause = time.monotonic() + self._pause, self._pause * 2
-            self._wants_sign = not self.connection.ask()
+        if self.has_ended and time.monotonic() >= self._probe_at:
+            self._probe_at, self._pause = time.monotonic() + self._pause, self._pause * 2
+            self._wants_ping = not self.connection.probe()
         return False
 
-    def takes_sign(self) -> bool:
-        """Whether a stream should write something now, for want of another way to ask; True once each time."""
-        wanted, self._wants_sign = self._wants_sign, False
+    def takes_ping(self) -> bool:
+        """Tell, once each time, whether a stream should write a comment: nothing else can probe the client any more."""
+        wanted, self._wants_ping = self._wants_ping, False
         return wanted
 
 
 def _events(connection: socket.socket) -> int:
-    """What poll(2) says. Bytes of a next request do not count; the end of all bytes does on every system."""
-    poll = select.poll()  # its own: several threads may ask
+    """Return the events of poll(2), without bytes of a next request; the end of all bytes counts on every system."""
+    poll = select.poll()  # a new one, because several threads may call
     poll.register(connection, select.POLLIN | (_ENDED & 0xFFFF))
     events = sum(mask for _, mask in poll.poll(0))
     if events == select.POLLIN and not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):

@@ -39,8 +39,8 @@ __all__ = [
     "WAIT_SECONDS",
     "BufferedLines",
     "JsonFormat",
-    "Outcome",
     "RequestLine",
+    "RequestOutcome",
     "TextFormat",
     "configure_logging",
     "flush_log",
@@ -52,7 +52,7 @@ __all__ = [
 
 MAX_PATH_CHARS: Final = 200
 NO_ROUTE: Final = "none"
-NOT_OURS: Final = (501, 505)  # HTTP that the service does not have was asked for
+CLIENT_FAULTS: Final = (501, 505)  # parts of HTTP that the service does not have were requested
 _access: Final = logging.getLogger("meari.service.access")
 _SANE: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 WAIT_SECONDS: Final = 0.1
@@ -62,19 +62,19 @@ _encode: Final = msgspec.json.Encoder().encode
 _IN_MESSAGE: Final = ("method", "path", "status")  # of a request
 
 
-class Outcome(enum.StrEnum):
-    """How a request ended."""
+class RequestOutcome(enum.StrEnum):
+    """End of a request."""
 
     OK = "ok"
-    INVALID = "invalid"  # the caller's mistake
-    REFUSED = "refused"  # for want of room, or while starting or ending
-    FAILED = "failed"  # the service's own
+    INVALID = "invalid"  # a mistake of the caller
+    REFUSED = "refused"  # overloaded, starting or ending
+    FAILED = "failed"  # a fault of the service
     ABORTED = "aborted"  # the client went away first
 
 
 @dataclass(slots=True)
 class RequestLine:
-    """Filled in while the request is handled; seconds count from its head."""
+    """The line of one request, filled in while the request is handled; seconds count from its head."""
 
     request_id: str
     method: str
@@ -85,8 +85,8 @@ class RequestLine:
     stream: bool = False
     aborted: bool = False
     error: MeariError | None = None
-    error_field: str = ""  # the first that is wrong, where it is one of the contract's
-    error_message: str = ""  # where it quotes nothing, or texts are shown
+    error_field: str = ""  # the first wrong field, if it is one of the contract's
+    error_message: str = ""  # only if it quotes nothing, or if texts are logged
     work: Work | None = None
     queue_seconds: float | None = None
     first_token_seconds: float | None = None
@@ -98,23 +98,23 @@ class RequestLine:
 
     @property
     def has_route(self) -> bool:
-        """False where the path is none of the service's."""
+        """False for a path that the service does not have."""
         return self.route != NO_ROUTE
 
     @property
-    def outcome(self) -> Outcome:
-        """From what was noted; a stream that fails has a status of 200."""
+    def outcome(self) -> RequestOutcome:
+        """End of the request, from the error or the status: a stream that fails has a status of 200."""
         if self.aborted:
-            return Outcome.ABORTED
+            return RequestOutcome.ABORTED
         status = self.status if self.error is None else self.error.status
         if status in (429, 503):
-            return Outcome.REFUSED
+            return RequestOutcome.REFUSED
         if status >= 400:
-            return Outcome.FAILED if status >= 500 and status not in NOT_OURS else Outcome.INVALID
-        return Outcome.OK
+            return RequestOutcome.FAILED if status >= 500 and status not in CLIENT_FAULTS else RequestOutcome.INVALID
+        return RequestOutcome.OK
 
     def fields(self) -> dict[str, object]:
-        """What applies to this request, named and with units."""
+        """Return the members of the line, in the order in which they are written, with units in their names."""
         fields: dict[str, object] = {"request_id": self.request_id}
         if self.trace_id:
             fields |= {"trace_id": self.trace_id, "span_id": self.span_id}
@@ -146,14 +146,14 @@ class RequestLine:
 
     @property
     def quoted_path(self) -> str:
-        """One word of ASCII, whatever came."""
+        """The path as one word of ASCII."""
         return quote(self.path[:MAX_PATH_CHARS], safe="/%")
 
 
 def log_request(line: RequestLine) -> None:
-    """Write the line: an error where the service failed, a warning where a time limit did, else information."""
+    """Write the line: an error if the service failed, a warning if a time limit was reached, else information."""
     level = logging.INFO
-    if line.outcome is Outcome.FAILED:
+    if line.outcome is RequestOutcome.FAILED:
         level = logging.WARNING if line.error is not None and line.error.status == 504 else logging.ERROR
     if _access.isEnabledFor(level):
         _access.log(level, "%s %s %d", line.method, line.quoted_path, line.status, extra={"request": line})
@@ -176,12 +176,16 @@ def _milliseconds(seconds: float) -> float:
 
 
 def request_id(sent: str | None) -> str:
-    """The id to log and to send back."""
+    """Return the id to log and to send back: the caller's if it is a sane one, else a new one."""
     return sent if sent is not None and _SANE.fullmatch(sent) else secrets.token_hex(8)
 
 
 class BufferedLines(logging.Handler):
-    """Writes a line at once, unless it has just written some; then with those that follow. Warnings never wait."""
+    """Writes a line at once, unless it has just written some; then it writes the line with those that follow.
+
+    Each write releases the interpreter, and beside a busy engine the thread has to wait to get it back. Warnings never
+    wait.
+    """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -191,7 +195,7 @@ class BufferedLines(logging.Handler):
         self._written_at = -WAIT_SECONDS
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Add the record's line."""
+        """Add the record's line, and write if it is time."""
         try:
             self._lines.append(self.format(record) + "\n")
             waited = self._clock() - self._written_at
@@ -201,7 +205,7 @@ class BufferedLines(logging.Handler):
             self.handleError(record)
 
     def flush(self) -> None:
-        """Write every line there is."""
+        """Write every waiting line."""
         with self.lock or contextlib.nullcontext():
             lines, self._lines = self._lines, []
             if lines:
@@ -211,10 +215,10 @@ class BufferedLines(logging.Handler):
 
 
 class JsonFormat(logging.Formatter):
-    """One object a line: time (UTC), level, logger, process, message, what a request's line has, and an exception."""
+    """One object per line: time (UTC), level, logger, process, message, a request's fields, and an exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's line."""
+        """Return the record's line."""
         members: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
             "level": record.levelname.lower(),
@@ -234,10 +238,10 @@ class JsonFormat(logging.Formatter):
 
 
 class TextFormat(logging.Formatter):
-    """Local time, level, process, logger and message; what a request's line has follows as name=value."""
+    """Local time, level, process, logger and message, then a request's fields as name=value."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's line, and below it an exception."""
+        """Return the record's line, and below it an exception."""
         pieces = [self.formatTime(record), record.levelname, str(record.process), _name(record), record.getMessage()]
         request = _request_of(record)
         if request is not None:
@@ -248,19 +252,19 @@ class TextFormat(logging.Formatter):
 
 
 def exception_text(record: logging.LogRecord) -> str:
-    """As Python shows it; where it may quote a request, without its message and those of its causes."""
+    """Return an exception as Python shows it; if it may quote a request, without any message."""
     error = record.exc_info[1] if record.exc_info else None
     if error is None or not getattr(record, "may_quote", False):
         return "".join(traceback.format_exception(error)).rstrip()
-    told: list[str] = []
-    while error is not None and len(told) < MAX_CAUSES:
-        told.append("".join(traceback.format_tb(error.__traceback__)) + type(error).__qualname__)
+    lines: list[str] = []
+    while error is not None and len(lines) < MAX_CAUSES:
+        lines.append("".join(traceback.format_tb(error.__traceback__)) + type(error).__qualname__)
         error = error.__cause__ or error.__context__
-    return "\n".join(told)
+    return "\n".join(lines)
 
 
 def _name(record: logging.LogRecord) -> str:
-    """Return the logger's name as the log shows it: the place below the package."""
+    """Return the logger's name as the log shows it: its module below the package."""
     return record.name.removeprefix("meari.")
 
 
@@ -276,7 +280,7 @@ def _cell(value: object) -> str:
 
 
 def configure_logging(level: str, line_format: str) -> None:
-    """Send the service's records of this level and above to stderr; asking again changes level and format.
+    """Send the service's records of this level and above to stderr; another call changes level and format.
 
     line_format: text, json, or auto, which is text on a terminal.
     """
@@ -291,7 +295,7 @@ def configure_logging(level: str, line_format: str) -> None:
 
 
 def line_format() -> logging.Formatter:
-    """The format that was chosen; JSON before that."""
+    """Return the configured format; JSON before there is one."""
     handlers = logging.getLogger("meari").handlers
     return (handlers[0].formatter if handlers else None) or JsonFormat()
 
@@ -299,7 +303,7 @@ def line_format() -> logging.Formatter:
 def show_libraries() -> None:
     """Write warnings and errors of all other libraries, and Python's own warnings, in the same format."""
     root = logging.getLogger()
-    logging.captureWarnings(True)
+    logging.captureWarnings(capture=True)
     if not root.handlers:
         root.addHandler(logging.StreamHandler(sys.stderr))
         root.setLevel(logging.WARNING)
@@ -308,6 +312,6 @@ def show_libraries() -> None:
 
 
 def flush_log() -> None:
-    """Write what waits to be written; to be called now and then."""
+    """Write the waiting lines; to be called now and then."""
     for handler in logging.getLogger("meari").handlers:
         handler.flush()

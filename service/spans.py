@@ -25,7 +25,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode, format_span_id, format_trace_id
 
-from meari.service.log import Outcome, RequestLine
+from meari.service.log import RequestLine, RequestOutcome
 
 __all__ = ["OtlpTracing", "attributes_of"]
 
@@ -76,7 +76,7 @@ class OtlpTracing:
             attributes=attributes_of(line, asked),
             start_time=started,
         )
-        if line.outcome is Outcome.FAILED:
+        if line.outcome is RequestOutcome.FAILED:
             span.set_status(Status(StatusCode.ERROR, line.error_message or None))
         span.end(ended)
         context = span.get_span_context()
@@ -100,9 +100,9 @@ def attributes_of(line: RequestLine, asked: object) -> dict[str, Value]:
         attributes["http.route"] = line.route
     if line.error is not None:
         attributes["meari.error.code"] = line.error.code
-    if line.outcome is Outcome.FAILED:
+    if line.outcome is RequestOutcome.FAILED:
         attributes["error.type"] = "internal" if line.error is None else line.error.code
-    elif line.outcome is Outcome.ABORTED:
+    elif line.outcome is RequestOutcome.ABORTED:
         attributes["error.type"] = "client_gone"
     return attributes | (_gen_ai(line, asked) if line.model else {})
 

@@ -28,21 +28,21 @@ from meari.service.workers import Drain
 __all__ = ["Disconnects", "Watch"]
 
 CallBack = tuple[Client, Callable[[], None]]
-LOOK_SECONDS: Final = 0.25  # for what nobody calls back about
-LATE_SECONDS: Final = 10.0  # past its deadline the engine must have ended a request long ago
+LOOK_SECONDS: Final = 0.25  # between two looks for changes that nothing reports
+LATE_SECONDS: Final = 10.0  # past its deadline, when the engine should have ended a request long ago
 
 
 class Disconnects:
     """Calls back for each client that goes away; safe from any thread.
 
-    Where there is no epoll it does nothing, and a client is missed at its request's next look only.
+    Without epoll it does nothing, and the request's next look finds the client gone.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # no call of the kernel is made under it but for clients that went away
-        self._watched: dict[int, CallBack] = {}  # by file descriptor, as are the next two
-        self._known: dict[int, weakref.ref[socket.socket]] = {}  # connections that the kernel watches
-        self._ended: set[int] = set()  # send no more, or have gone
+        self._lock = threading.Lock()  # no system call is made under it but for clients that have gone
+        self._watched: dict[int, CallBack] = {}  # by file descriptor, as the next two
+        self._known: dict[int, weakref.ref[socket.socket]] = {}  # connections registered with the kernel
+        self._ended: set[int] = set()  # clients that send no more, or have gone
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         self._thread: threading.Thread | None = None
 
@@ -61,7 +61,7 @@ class Disconnects:
             self._thread = None
 
     def watch(self, client: Client, on_gone: Callable[[], None]) -> None:
-        """Call `on_gone` from the thread, once, when the client has gone, unless it is forgotten before."""
+        """Call `on_gone` from the thread, once, when the client has gone, unless `forget` comes first."""
         if self._epoll is None or client.connection is None:
             return
         descriptor = client.fileno
@@ -73,23 +73,23 @@ class Disconnects:
                 self._known[descriptor] = weakref.ref(client.connection)
                 self._ended.discard(descriptor)
             elif descriptor in self._ended:
-                self._tell(descriptor)
+                self._report(descriptor)
         if is_new:
-            events = select.EPOLLRDHUP | select.EPOLLET  # told once
+            events = select.EPOLLRDHUP | select.EPOLLET  # one event per change
             try:
                 self._epoll.register(descriptor, events)
             except FileExistsError:
                 self._epoll.modify(descriptor, events)
 
     def forget(self, client: Client) -> None:
-        """Before the connection is closed here or serves its next request. `on_gone` is not called any more."""
+        """Stop watching, before the connection is closed here or serves its next request."""
         with self._lock:
             self._watched.pop(client.fileno, None)
 
-    def _tell(self, descriptor: int) -> None:
-        """Call back, if it is that client who has gone: the number may have been another connection's before.
+    def _report(self, descriptor: int) -> None:
+        """Call back if this client has gone: the descriptor may have been another connection's before.
 
-        One who only sends no more is asked by `is_gone`; if that is refused, there is a next event.
+        `is_gone` probes a client that only sends no more; if the probe is refused, another event follows.
         """
         client, on_gone = self._watched[descriptor]
         if client.is_gone:
@@ -107,26 +107,29 @@ class Disconnects:
                 with self._lock:
                     self._ended.add(descriptor)
                     if descriptor in self._watched:
-                        self._tell(descriptor)
+                        self._report(descriptor)
         os.close(end)
 
 
 @dataclass(frozen=True, eq=False)
 class Watch:
-    """Of one request: its client, the worker's drain, the engine's clock."""
+    """Waits of one request, which end early when its client goes away or its worker must end.
+
+    clock  the engine's
+    """
 
     client: Client
     drain: Drain
     clock: Callable[[], float]
 
     def await_end(self, handle: Waitable) -> None:
-        """Block until the request ended. Raises ClientGone, EngineFailed."""
+        """Block until the request has ended. Raises ClientGone, EngineFailed."""
         while not handle.wait_end(LOOK_SECONDS):
             self.check(handle)
         self._check_cancelled(handle)
 
     def await_scores(self, handle: Waitable) -> None:
-        """Block until all figures are there: a part of them is no answer.
+        """Block until all figures are computed: a part of them is no answer.
 
         Raises ScoreTimeout, NotReady where the worker had to end, EngineFailed, ClientGone.
         """
@@ -139,20 +142,20 @@ class Watch:
             raise
 
     def await_news(self, handle: Waitable, seconds: float) -> bool:
-        """Block until something was added or the request ended; False after `seconds`, or where a sign is wanted.
+        """Block until there is an event or the request has ended; return False after `seconds`, or to send a ping.
 
         Raises ClientGone, EngineFailed.
         """
         until = self.clock() + seconds
         while not handle.wait(max(0.0, min(LOOK_SECONDS, until - self.clock()))):
             self.check(handle)
-            if self.client.takes_sign() or self.clock() >= until:
+            if self.client.takes_ping() or self.clock() >= until:
                 return False
         self._check_cancelled(handle)
         return True
 
     def end_if_draining(self, handle: Waitable) -> None:
-        """Cancel what cannot be finished before the worker has to end."""
+        """Cancel a request that cannot be finished before the worker has to end."""
         if self.drain.must_end and not handle.cancelled:
             handle.cancel()
 
@@ -161,7 +164,7 @@ class Watch:
             raise ClientGone
 
     def check(self, handle: Waitable) -> None:
-        """Cancel what nobody waits for any more. Raises ClientGone, EngineFailed."""
+        """Cancel a request that nobody waits for any more. Raises ClientGone, EngineFailed."""
         if self.client.is_gone:
             handle.cancel()
             raise ClientGone

@@ -1,7 +1,7 @@
 """The types of requests and answers, and the table of operations → one OpenAPI 3.1 document.
 
-Every range stands in the types. Limits that are settings are those of this service, names of models those that it
-serves.
+Input: types, operations, and this service's limits and models. Output: the document as JSON values. Must not know:
+Flask. Every range stands in the types.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["ALL_ERRORS", "openapi_document"]
 
 Json = dict[str, Any]
 REFERENCE: Final = "#/components/schemas/{name}"
-ABOUT: Final = ("default", "description", "examples")  # what a schema says of a value, whatever its type
+ABOUT: Final = ("default", "description", "examples")  # members of a schema for any type
 REQUEST_ID: Final = "3f6f6a1c2b7d4e90"
 DESCRIPTION: Final = (
     "Continuations, and true probabilities of texts, by small recurrent language models. Log-probabilities are natural "
@@ -43,10 +43,10 @@ ALL_ERRORS: Final = tuple(error for error in _errors(MeariError) if error.__name
 
 
 def openapi_document(requests: Mapping[str, type[msgspec.Struct]], models: Sequence[str], default: str) -> Json:
-    """The whole document.
+    """Return the whole document.
 
     requests  the request types by name, with the limits of the service's settings
-    models    names of what is served; none while the bundles are being loaded
+    models    names of the served models; none while the bundles are being loaded
     """
     answers = [operation.answer for operation in OPERATIONS if operation.answer is not None]
     others = [shapes.ErrorBody, shapes.OpenAIErrorBody, shapes.NotReadyBody, shapes.StreamEvent]
@@ -77,7 +77,7 @@ def openapi_document(requests: Mapping[str, type[msgspec.Struct]], models: Seque
 
 
 def _version() -> str:
-    """Of the installed distribution; a checkout that was never installed has none."""
+    """Return the version of the installed distribution; a checkout that was never installed has none."""
     try:
         return metadata.version("meari")
     except metadata.PackageNotFoundError:
@@ -85,7 +85,7 @@ def _version() -> str:
 
 
 def _describe(name: str, schema: Json) -> None:
-    """Say what each field means."""
+    """Add the meaning of each field."""
     for field, own in schema.get("properties", {}).items():
         if CHOICES in own:
             own["anyOf"] = own.pop(CHOICES)
@@ -110,7 +110,7 @@ def _name_models(schema: Json, models: Sequence[str], default: str) -> None:
 
 
 def _allow_null(schema: Json) -> None:
-    """Null is as if a field that need not come had not."""
+    """Allow null for optional fields: it means that the field was not sent."""
     for name in schema["properties"].keys() - set(schema["required"]):
         own = schema["properties"][name]
         choices = own.get("anyOf", [{key: value for key, value in own.items() if key not in ABOUT}])
@@ -151,13 +151,13 @@ def _responses(operation: Operation) -> Json:
     responses: Json = {"200": good}
     for status in sorted({error.status for error in operation.errors}):
         errors = [error for error in operation.errors if error.status == status]
-        responses[str(status)] = _error_response(errors, operation.is_openai)
+        responses[str(status)] = _error_response(errors, is_openai=operation.is_openai)
     if operation.name == "readyz":
         responses["503"]["content"]["application/json"]["schema"] = _reference(shapes.NotReadyBody)
     return responses
 
 
-def _error_response(errors: list[type[MeariError]], is_openai: bool) -> Json:
+def _error_response(errors: list[type[MeariError]], *, is_openai: bool) -> Json:
     schema = _reference(shapes.OpenAIErrorBody if is_openai else shapes.ErrorBody)
     examples = {}
     for error in errors:
@@ -172,7 +172,7 @@ def _error_response(errors: list[type[MeariError]], is_openai: bool) -> Json:
 
 
 def _event(bodies: tuple[type, ...]) -> Json:
-    """Of one server-sent event; the last one's data is `[DONE]`."""
+    """Return the schema of one server-sent event; the last one's data is `[DONE]`."""
     body = {
         "type": "string",
         "contentMediaType": "application/json",
@@ -182,7 +182,7 @@ def _event(bodies: tuple[type, ...]) -> Json:
     return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
-def _headers(retry: bool = False) -> Json:
+def _headers(*, retry: bool = False) -> Json:
     headers: Json = {"X-Request-Id": {"required": True, "schema": {"type": "string", "minLength": 1}}}
     if retry:
         seconds = {"type": "integer", "minimum": 1}

@@ -1,5 +1,7 @@
-"""What the fields of requests and answers mean, with an example where a value says more than words. Ranges are not
-repeated here: they stand in the types."""
+"""Meanings of the fields of requests and answers, with an example where a value says more than words.
+
+Ranges are not repeated here: they stand in the types.
+"""
 
 from __future__ import annotations
 

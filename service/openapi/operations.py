@@ -1,4 +1,4 @@
-"""What the service answers: every path with its request, its answer, its errors, and an example."""
+"""Operations: every path with its request, its answer, its errors, and an example."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Operation:
 
     @property
     def is_openai(self) -> bool:
-        """True where errors have OpenAI's shape."""
+        """True if errors have OpenAI's shape."""
         return self.path.startswith("/v1/")
 
 

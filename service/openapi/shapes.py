@@ -1,5 +1,4 @@
-"""Types of answers that are written piece by piece or as plain dicts: for the document, and for the tests that hold
-answers to it. Structs only."""
+"""Types of answers that are written piece by piece or as plain dicts, for the document and for tests. Structs only."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ __all__ = [
 
 
 class ErrorDetail(msgspec.Struct):
-    """What went wrong: a word for programs, a sentence for people, and the id to find it in the log."""
+    """An error: a word for programs, a sentence for people, and the id to find it in the log."""
 
     code: str
     message: str
@@ -105,7 +104,7 @@ class DetokenizeBody(msgspec.Struct):
 
 
 class TokenizerDescription(msgspec.Struct):
-    """How a model reads text."""
+    """A model's tokenizer."""
 
     kind: Literal["char", "bpe", "word"]
     normalization: str
@@ -122,7 +121,7 @@ class Hashes(msgspec.Struct):
 
 
 class Limits(msgspec.Struct):
-    """What a request may ask of the model."""
+    """Limits of a request to the model."""
 
     max_tokens: int
     max_texts: int
@@ -138,7 +137,7 @@ class Limits(msgspec.Struct):
 
 
 class ModelDescription(msgspec.Struct):
-    """What a caller may want to know of a model."""
+    """Properties, figures and limits of a model."""
 
     name: str
     family: Literal["rnn", "gru", "lstm", "esn"]
@@ -168,7 +167,7 @@ class Health(msgspec.Struct):
 
 
 class ReadyBody(msgspec.Struct):
-    """Whether requests are taken; `failed` names the bundles that could not be loaded, with the reason."""
+    """Readiness; `failed` maps the bundles that could not be loaded to the reason."""
 
     status: Literal["ready", "not_ready"]
     reason: str | None

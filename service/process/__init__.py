@@ -1,1 +1,1 @@
-"""The processes that run the application: gunicorn's master and its workers."""
+"""The processes that run the application: gunicorn's master process and its workers."""

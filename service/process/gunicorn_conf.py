@@ -49,8 +49,8 @@ except SettingsError as problems:
 
 configure_logging(settings.log_level, settings.log_format)
 
-RESERVE_THREADS = 32  # for refusals, health and metrics while every request in flight has its own
-MAX_CONNECTIONS = 1000  # beyond the threads: kept alive, or waiting for their first bytes
+RESERVE_THREADS = 32  # for refusals, health and metrics while every request in flight holds a thread
+MAX_CONNECTIONS = 1000  # in addition to the threads: kept alive, or waiting for their first bytes
 
 made_here = settings.runtime_folder is None
 runtime_folder = settings.runtime_folder or make_runtime_folder()
@@ -66,13 +66,13 @@ worker_class = "meari.service.process.worker.DrainingWorker"
 threads = settings.max_requests + RESERVE_THREADS + MAX_STAYING
 worker_connections = allowed_connections(threads + MAX_CONNECTIONS)
 backlog = 2048
-keepalive = 75  # longer than clients keep idle connections, so that they are the ones to close
-timeout = 60  # a worker whose loop is silent for so long is replaced; requests may take longer
+keepalive = 75  # longer than clients keep idle connections, so that the client closes first
+timeout = 60  # a worker whose loop is silent for this long is replaced; requests may take longer
 graceful_timeout = max(1, int(settings.graceful_timeout_seconds) + 2)
 preload_app = False  # sessions are made after the fork
 control_socket_disable = True
-http_parser = "python"  # process/request.py is one
-forwarded_allow_ips = "*"  # nobody is asked who he is, because nothing that a proxy may say is believed:
+http_parser = "python"  # process/http.py adapts it
+forwarded_allow_ips = "*"  # no address is checked, because no header of a proxy is trusted:
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
 loglevel = settings.log_level
@@ -83,7 +83,7 @@ if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
 
 
 def on_starting(server: Any) -> None:
-    """In the master, before the first fork."""
+    """Check and prepare the start; runs in the master, before the first fork."""
     try:
         check_start(settings)
     except StartError as problem:
@@ -94,15 +94,15 @@ def on_starting(server: Any) -> None:
     os.environ["MEARI_WORKERS"] = str(server.cfg.workers)
     prepare_runtime_folder(runtime_folder)
     clear_start(runtime_folder)
-    # Imported once, so that the workers share the memory of it and start sooner; frozen, so that no collection of
-    # theirs writes to it. There are no threads yet, and no sessions.
+    # Imported once, so that the workers share its memory and start sooner; frozen, so that their garbage collection
+    # does not write to it. There are no threads yet, and no sessions.
     importlib.import_module("meari.service.app")
     gc.collect()
     gc.freeze()
 
 
 def post_worker_init(worker: Any) -> None:
-    """In the worker, once it has the application, which loads its bundles by itself."""
+    """Announce the worker when it is ready; runs in the worker, once it has the application."""
     registry = worker.wsgi.extensions["meari"].registry
     address = page_address(settings.host, worker.sockets[0].getsockname()[1])
     aloud = sys.stdout.isatty() and settings.log_format != "json"
@@ -111,18 +111,18 @@ def post_worker_init(worker: Any) -> None:
 
 
 def worker_exit(_server: Any, worker: Any) -> None:
-    """In the worker, at its end: an engine must not run while the interpreter is taken down."""
+    """Stop threads and engines at the end of a worker: an engine must not run while the interpreter shuts down."""
     app = getattr(worker, "wsgi", None)
     if app is not None:
         app.extensions["meari"].disconnects.stop()
         app.extensions["meari"].registry.stop()
-        app.extensions["meari"].observe()  # what was done since the last look
+        app.extensions["meari"].observe()  # the work since the last look
         if app.extensions["meari"].tracing is not None:
             app.extensions["meari"].tracing.stop()
 
 
 def child_exit(_server: Any, worker: Any) -> None:
-    """In the master, after a worker has ended."""
+    """Forget a worker that has ended; runs in the master."""
     from prometheus_client.multiprocess import mark_process_dead
 
     mark_process_dead(worker.pid, str(metrics_folder(runtime_folder)))  # type: ignore[no-untyped-call]
@@ -131,7 +131,7 @@ def child_exit(_server: Any, worker: Any) -> None:
 
 
 def on_exit(_server: Any) -> None:
-    """In the master, at the very end."""
+    """Clean up, and report a service that had nothing to serve; runs in the master at its end."""
     problem = start_problem(runtime_folder)
     if made_here:
         shutil.rmtree(runtime_folder, ignore_errors=True)
@@ -141,10 +141,10 @@ def on_exit(_server: Any) -> None:
 
 
 class ServiceLogger(Logger):  # type: ignore[misc]
-    """gunicorn's own, to stderr or where its options say; `configure_logging` comes before it."""
+    """gunicorn's logger with the service's format, so that whatever reads the log meets one kind of line."""
 
     def setup(self, cfg: Any) -> None:
-        """At the start, and again when the configuration is reloaded."""
+        """Set up the handlers, at the start and when the configuration is reloaded."""
         super().setup(cfg)
         for handler in self.error_log.handlers:
             handler.setFormatter(line_format())

@@ -1,11 +1,11 @@
-"""gunicorn's HTTP with other manners: its parser of requests, its writer of answers, and its errors as the contract's.
+"""HTTP on a connection: gunicorn's parser and writer, adapted, and refusals of malformed requests.
 
 Input: the bytes of a connection. Output: gunicorn's request, the bytes of an answer, or those of a refusal. Must not
 know: the application.
 
 A head has to be complete HEAD_SECONDS after its first byte: a silent client, or one that sends a byte at a time, would
-hold a thread. What does not begin like HTTP (TLS on the plain port, say) is refused at its first bytes, because its
-client waits for an answer. A refused request knows how far it was understood: `error.request`.
+hold a thread. Bytes that do not begin like HTTP (TLS on the plain port, say) are refused at once, because their client
+waits for an answer. A refused request keeps the part that was understood: `error.request`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from meari.service.error_body import error_body, openai_error_body
 __all__ = ["HEAD_SECONDS", "JoinedResponse", "PromptParser", "QuickConfig", "WaitingBody", "answer_bytes", "translated"]
 
 HEAD_SECONDS: Final = 10.0
-REST_SECONDS: Final = 0.2  # for more of a head that is refused before its fields are reached
+REST_SECONDS: Final = 0.2  # to read on in a head that is refused before its fields
 REST_BYTES: Final = 65536
 _ORIGIN: Final = re.compile(rb"^origin:[ \t]*([!-~]*)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -59,7 +59,7 @@ class PromptRequest(Request):  # type: ignore[misc]
 
     def __init__(self, cfg: Any, unreader: Any, *arguments: Any) -> None:
         self._until = time.monotonic() + HEAD_SECONDS
-        self._head = bytearray()  # or the end of it, as far as it has come
+        self._head = bytearray()  # or its end, as far as it was received
         try:
             super().__init__(cfg, unreader, *arguments)
         except ParseException as error:
@@ -69,7 +69,7 @@ class PromptRequest(Request):  # type: ignore[misc]
             raise
 
     def _read_on(self, unreader: Any) -> None:
-        """Read the fields after a first line that is too long, where they come at once."""
+        """Read the fields after a first line that is too long, if they arrive at once."""
         while b"\r\n\r\n" not in self._head and len(self._head) < REST_BYTES and has_come(unreader.sock, REST_SECONDS):
             try:
                 super().read_into(unreader, self._head)
@@ -78,64 +78,67 @@ class PromptRequest(Request):  # type: ignore[misc]
 
     @property
     def origin(self) -> str | None:
-        """Of the page that asks, also where other fields are malformed."""
+        """Origin of the page that sends the request, even if other fields are malformed."""
         found = _ORIGIN.search(self._head.partition(b"\r\n\r\n")[0])
         return None if found is None else found[1].decode("ascii")
 
     @property
     def target(self) -> str:
-        """What is asked for, also where the first line is too long."""
+        """Target of the request, even if the first line is too long."""
         return self.uri or self._head.partition(b" ")[2][:100].decode("latin-1")
 
     def read_into(self, unreader: Any, buf: Any, stop: bool = False) -> None:
-        """One more piece of the head."""
+        """Read one more piece of the head."""
         if time.monotonic() > self._until:
             raise TimeoutError("the head of a request took too long")
         super().read_into(unreader, buf, stop)
         self._head = buf
 
     def read_line(self, unreader: Any, buf: Any, limit: int = 0) -> Any:
-        """The first line."""
+        """Read the first line."""
         if buf and not _TOKEN.match(buf):
             raise InvalidRequestLine("it does not begin with a method")
         return super().read_line(unreader, buf, limit)
 
 
 class WaitingBody:
-    """The body of a client that waits to be told to send it (Expect: 100-continue): told when it is first read.
+    """The body of a client that waits for permission to send it (Expect: 100-continue), given at the first read.
 
-    So what is refused before, by its head alone, is never sent.
+    So the body of a request that is refused by its head alone is never sent.
     """
 
     def __init__(self, body: Any, connection: Any) -> None:
         self._body = body
         self._connection = connection
-        self._is_told = False
+        self._is_allowed = False
         self.is_refused = False
 
     def refuse(self) -> None:
-        """To be called when the answer begins: from then on nobody is told to send anything."""
-        self.is_refused = not self._is_told
+        """Never give the permission from now on; called when the answer begins."""
+        self.is_refused = not self._is_allowed
 
     def read(self, size: int | None = None) -> bytes:
-        """As gunicorn's bodies do."""
+        """Read as gunicorn's bodies do."""
         if self.is_refused:
             return b""
-        if not self._is_told:
-            self._is_told = True
+        if not self._is_allowed:
+            self._is_allowed = True
             self._connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         data: bytes = self._body.read(size)
         return data
 
 
 class PromptParser(RequestParser):  # type: ignore[misc]
-    """The requests of a connection."""
+    """Yields the requests of a connection."""
 
     mesg_class = PromptRequest
 
 
 class JoinedResponse(Response):  # type: ignore[misc]
-    """Head and body as gunicorn makes them."""
+    """An answer whose head and first piece of the body are one write.
+
+    Each write is a system call, a packet, and a moment in which another thread may take the interpreter.
+    """
 
     headers_sent: bool
 
@@ -145,11 +148,11 @@ class JoinedResponse(Response):  # type: ignore[misc]
         self.waiting: WaitingBody | None = None
 
     def should_close(self) -> bool:
-        """Also where a client waits with its body: it may send it after all, or not."""
+        """Close also if a client still waits with its body, which it may or may not send."""
         return (self.waiting is not None and self.waiting.is_refused) or bool(super().should_close())
 
     def send_headers(self) -> None:
-        """Keep the head until there is something to send with it."""
+        """Keep the head until there is a piece of the body to send with it."""
         if not self.headers_sent:
             if self.waiting is not None:
                 self.waiting.refuse()
@@ -163,7 +166,7 @@ class JoinedResponse(Response):  # type: ignore[misc]
         self.sock.sendall(b"".join(pieces))
 
     def close(self) -> None:
-        """Send what is left: the head of an answer without a body, the end of one that came in chunks."""
+        """Send the rest: the head of an answer without a body, or the last chunk."""
         self.send_headers()
         if self.chunked:
             self._head += b"0\r\n\r\n"
@@ -173,7 +176,7 @@ class JoinedResponse(Response):  # type: ignore[misc]
 
 
 def translated(error: Exception) -> MeariError:
-    """The error of the contract that this one is; EngineFailed where it is the service's own fault."""
+    """Translate gunicorn's error to that of the contract; EngineFailed if the service itself is at fault."""
     if isinstance(error, OWN_FAULTS):
         return EngineFailed("the request could not be handled")
     for kind, translate in TRANSLATIONS.items():
@@ -183,7 +186,7 @@ def translated(error: Exception) -> MeariError:
 
 
 def _version(error: Any) -> MeariError:
-    if isinstance(error.version, str):  # none at all
+    if isinstance(error.version, str):  # no version at all
         return _malformed(error)
     return VersionNotSupported(Problem("request", f"HTTP/{'.'.join(map(str, error.version))}", "HTTP/1.1"))
 
@@ -217,10 +220,10 @@ TRANSLATIONS: Final[dict[type[Exception], Callable[[Any], MeariError]]] = {
 
 
 def answer_bytes(error: MeariError, number: str, target: str, headers: dict[str, str]) -> bytes:
-    """The whole answer, after which the connection is closed.
+    """Return a whole answer, after which the connection is closed.
 
-    target   of the request, as far as it was understood
-    headers  further ones
+    target   target of the request, as far as it was understood
+    headers  further headers
     """
     is_openai = target.startswith("/v1/")
     body = msgspec.json.encode(openai_error_body(error) if is_openai else error_body(error, number))
@@ -236,7 +239,7 @@ def answer_bytes(error: MeariError, number: str, target: str, headers: dict[str,
 
 
 class QuickConfig:
-    """Reads like the configuration it stands for; what has been read is kept as a plain attribute."""
+    """gunicorn's configuration with each value looked up once: its parser reads some twenty of them per request."""
 
     def __init__(self, config: Any) -> None:
         self._config = config

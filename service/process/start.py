@@ -1,7 +1,8 @@
-"""The start of the service: can it listen, is there anything to serve, and where is it to be opened.
+"""The start of the service: checks of address and bundles, and the line that tells where to open it.
 
-Enters: settings in the master process, a registry in each worker. Leaves: a line for whoever started the service. The
-workers tell the master by files in the folder that they share. Nothing is said of a worker that is replaced later.
+Input: settings in the master process, a registry in each worker. Output: a line on standard output, or StartError. Must
+not know: requests. The workers report to the master by files in the folder that they share; workers that are replaced
+later report nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ __all__ = [
 NOTHING_STATUS: Final = 2
 PROBLEM: Final = "nothing-to-serve"
 ANNOUNCED: Final = "announced"
-ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 (what to open instead)
+ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 (the address to open instead)
 TO_DO: Final = (
     "Train and export a model (docs/train-your-own.md), or say where bundles are: --bundles or MEARI_BUNDLES."
 )
@@ -47,7 +48,7 @@ REASONS: Final = {
 
 
 class StartError(Exception):
-    """The service cannot start; one or two lines say why and what to do. `status` is that of the process."""
+    """The service cannot start: one or two lines with the reason and the remedy, and the exit status of the process."""
 
     def __init__(self, problem: str, status: int = 1) -> None:
         super().__init__(problem)
@@ -55,14 +56,14 @@ class StartError(Exception):
 
 
 def check_start(settings: Settings) -> None:
-    """What can be known before there are workers. Raises StartError."""
+    """Check what can be checked before there are workers. Raises StartError."""
     _check_folder(settings.bundles)
-    if not {"GUNICORN_FD", "LISTEN_FDS"} & set(os.environ):  # else there is a socket already
+    if not {"GUNICORN_FD", "LISTEN_FDS"} & set(os.environ):  # otherwise the socket is inherited
         check_address(settings.host, settings.port)
 
 
 def _check_folder(bundles: Path) -> None:
-    """Whether there is anything that could be a bundle; what it is worth, the workers find out."""
+    """Check that the folder has bundles; whether they can be served, the workers find out. Raises StartError."""
     try:
         found = find_bundles(bundles)
     except BundleError as error:
@@ -73,7 +74,7 @@ def _check_folder(bundles: Path) -> None:
 
 
 def check_address(host: str, port: int) -> None:
-    """Bind as gunicorn will, which else tries a taken port for five seconds. Raises StartError."""
+    """Bind as gunicorn will, which would retry a port in use for five seconds. Raises StartError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
@@ -87,7 +88,7 @@ def check_address(host: str, port: int) -> None:
 
 
 def page_address(host: str, port: int) -> str:
-    """Where a browser on this machine finds the service that listens there."""
+    """Return the URL at which a browser on this machine reaches the service."""
     return f"http://{_joined(ANY_ADDRESS.get(host, host), port)}"
 
 
@@ -96,13 +97,13 @@ def _joined(host: str, port: int) -> str:
 
 
 def clear_start(folder: Path) -> None:
-    """Forget what an earlier run has left."""
+    """Remove the files of an earlier run."""
     for name in (PROBLEM, ANNOUNCED):
         (folder / name).unlink(missing_ok=True)
 
 
 def start_problem(folder: Path) -> str:
-    """Why no worker has anything to serve; "" where that is not so."""
+    """Return the reason why no worker has anything to serve; "" if one has."""
     try:
         return (folder / PROBLEM).read_text("utf-8")
     except FileNotFoundError:
@@ -110,10 +111,12 @@ def start_problem(folder: Path) -> str:
 
 
 def tell_start(registry: Registry, folder: Path, address: str, *, aloud: bool) -> None:
-    """In each worker: wait for its bundles; then end a service without any, or tell once that all workers are ready.
+    """Wait for the worker's bundles; then end a service without any, or announce once that all workers are ready.
+
+    Runs in each worker.
 
     folder   shared by the workers
-    aloud    whether to tell a person on standard output
+    aloud    whether to announce it on standard output
     """
     registry.wait_loaded()
     problem = registry.nothing_to_serve

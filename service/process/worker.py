@@ -1,15 +1,19 @@
-"""A gunicorn worker that goes on answering while it drains, and wakes few threads for a request.
+"""A gunicorn worker that keeps answering while it drains, and wakes few threads per request.
 
-gunicorn's own gthread worker closes its door at once on SIGTERM: who asks for readiness then meets a closed or silent
-port. This one tells the app to refuse work, keeps its door open until nothing is under way (or the grace is over), and
-then ends as gunicorn does.
+Input: connections of clients, signals. Output: answers of the application, refusals of malformed requests. Must not
+know: onnxruntime, Flask.
 
-gunicorn's hands a connection back to its loop after every answer, and the loop hands the next request to another
-thread: two threads to wake that have nothing else to do. Here a thread stays with its connection for a moment.
+gunicorn's gthread worker closes its port at once on SIGTERM: probes of readiness then meet a closed or silent port.
+This one tells the application to refuse work, keeps the port open until no request is in progress (or the grace period
+is over), and then ends as gunicorn does.
 
-gunicorn's takes no new client while connections on which nothing happens hold all places. Here they give way.
+gunicorn's worker hands a connection back to its loop after every answer, and the loop hands the next request to another
+thread: two threads are woken for nothing. Here a thread stays with its connection for a moment.
 
-gunicorn's takes whatever connection it can get. This one lets a worker come first that has fewer (ConnectionBalance).
+gunicorn's worker accepts no new client while idle connections use up its limit. Here the idle ones are closed.
+
+gunicorn's worker accepts any connection that it can get. This one lets workers with fewer connections accept first
+(`ConnectionBalance`).
 
 The master process imports this file before it forks. It must not lead to onnxruntime, which starts threads when it is
 imported: a fork would lose them, and the worker would abort at its end.
@@ -51,53 +55,53 @@ if TYPE_CHECKING:
 __all__ = ["BALANCE", "MAX_STAYING", "DrainingWorker"]
 
 CHECK_SECONDS: Final = 0.05
-OBSERVE_SECONDS: Final = 0.5  # between two looks at the engines, for the metrics
-MAX_STAYING: Final = 64  # threads that wait for the next request of their connection
+OBSERVE_SECONDS: Final = 0.5  # between two updates of the metrics
+MAX_STAYING: Final = 64  # threads that wait for the next request on their connection
 STAY_SECONDS: Final = 0.05
-HOLD_SECONDS: Final = 0.00025  # an idle worker is awake by then
+HOLD_SECONDS: Final = 0.00025  # an idle worker wakes up within it
 HEAD_BYTES: Final = 8192
-CLIENT_ERRORS: Final = (ConnectionError, TimeoutError, NoMoreData)  # of a connection, like the next
+CLIENT_ERRORS: Final = (ConnectionError, TimeoutError, NoMoreData)  # of a connection, as the next
 CLIENT_NUMBERS: Final = (errno.ENOTCONN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 BALANCE: Final = ConnectionBalance()  # made in the master process
 
 
 class PolledConnection(TConn):  # type: ignore[misc]
-    """gunicorn's, whose first wait for a client makes, fills, asks and closes an `epoll`: four calls instead of one."""
+    """A connection that waits for its client with one system call; gunicorn's makes an `epoll` and needs four."""
 
     data_ready: bool
     initialized: bool
 
     def init(self) -> None:
-        """Before the first request."""
+        """Make the parser, before the first request."""
         if not self.initialized:
             self.initialized = True
             self.parser = PromptParser(self.cfg, self.sock, self.client)
 
     def wait_for_data(self, timeout: float) -> bool:
-        """True once there is something to read, False after `timeout` seconds."""
+        """Wait until there is something to read; return False after `timeout` seconds."""
         self.data_ready = self.data_ready or has_come(self.sock, timeout)
         return self.data_ready
 
 
 class DrainingWorker(ThreadWorker):  # type: ignore[misc]
-    """gthread, with a drain before its end and threads that stay with their connections."""
+    """gunicorn's gthread worker, with a drain before its end and threads that stay with their connections."""
 
     cfg: Any
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._staying: set[object] = set()  # connections; the interpreter makes `add` and `discard` whole
+        self._staying: set[object] = set()  # connections; `add` and `discard` are atomic
         self._observed_at = 0.0
 
     def init_process(self) -> None:
-        """In the new process: load the app, and run the loop until the end."""
+        """Load the application, and run the loop until the end; called in the new process."""
         limit_arenas()
         self.cfg = QuickConfig(self.cfg)
         super().init_process()
 
     def accept(self, listener: Any) -> None:
-        """A new connection, if no other worker was quicker."""
+        """Accept a new connection, if no other worker was quicker."""
         if BALANCE.has_clearly_more(self.age):
             time.sleep(HOLD_SECONDS)
         try:
@@ -110,14 +114,15 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
                 raise
             return
         self.nr_conns += 1
-        self._keep_a_place()
+        self._make_room()
         BALANCE.note(self.age, self.nr_conns)
         self.enqueue_req(PolledConnection(self.cfg, Connection.over(accepted), address, listener.getsockname()))
 
-    def _keep_a_place(self) -> None:
-        """Where all places are taken, close connections on which nothing is under way, so that the next client gets in.
+    def _make_room(self) -> None:
+        """At the limit of connections, close idle ones, so that the next client gets in.
 
-        The longest idle go first. One whose next request has come is not idle, whatever the loop knows of it.
+        The longest idle go first. A connection whose next request has arrived is not idle, even if the loop does not
+        know of it yet.
         """
         while self.nr_conns >= self.worker_connections and (idle := self._longest_idle()) is not None:
             connections, connection = idle
@@ -127,7 +132,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             connection.close()
 
     def _longest_idle(self) -> tuple[deque[Any], Any] | None:
-        """A connection that waits for a request, and where gunicorn keeps it."""
+        """Return the connection that has waited longest for a request, with gunicorn's collection that holds it."""
         waiting = [(each.timeout, kept, each) for kept in (self.keepalived_conns, self.pending_conns) for each in kept]
         for _, kept, connection in sorted(waiting, key=lambda entry: entry[0]):
             if not has_come(connection.sock, 0):
@@ -135,18 +140,16 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         return None
 
     def handle(self, conn: Any) -> Any:
-        """The requests of a connection, as long as the next one comes soon; what gunicorn does with it then."""
+        """Answer a connection's requests, as long as the next one comes soon; return gunicorn's next step for it."""
         outcome = self._handle_one(conn)
         while outcome is True and self._comes_soon(conn):
             outcome = self._handle_one(conn)
         if not outcome:
-            close_graceful(
-                conn.sock
-            )  # here, for gunicorn's loop would wait two seconds for a client that does not close
+            close_graceful(conn.sock)  # gunicorn's loop would wait two seconds for a client that does not close
         return outcome
 
     def _handle_one(self, conn: Any) -> Any:
-        """Answer the next request; True where the connection may be used again. What clients do is no error here."""
+        """Answer the next request; return True if the connection may be used again."""
         request = None
         try:
             if not conn.initialized and not conn.wait_for_data(STAY_SECONDS):
@@ -155,18 +158,18 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             conn.init()
             request = next(conn.parser)
             keep = self.handle_request(request, conn)
-        except StopIteration:  # closed between two requests, or by us
+        except StopIteration:  # closed between two requests, or by this side
             return False
-        except Exception as error:  # noqa: BLE001 (told there)
+        except Exception as error:  # noqa: BLE001 (logged there)
             self.handle_error(request, conn.sock, conn.client, error)
             return False
         try:
             return self._keepalive_after(conn, keep)
-        except (OSError, ParseException):  # of a body that nobody wanted
+        except (OSError, ParseException):  # in a body that nobody read
             return False
 
     def _comes_soon(self, conn: Any) -> bool:
-        """Wait a moment for the next request, unless many threads do so already."""
+        """Wait a moment for the next request, unless many threads already do; return whether it has come."""
         unreader = conn.parser.unreader
         if unreader.buf.getvalue():
             return True
@@ -176,7 +179,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         try:
             conn.sock.settimeout(STAY_SECONDS)
             unreader.unread(conn.sock.recv(HEAD_BYTES))
-        except OSError:  # nothing in time, or no client any more
+        except OSError:  # nothing in time, or the client has gone
             return False
         else:
             return True
@@ -184,14 +187,14 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             self._staying.discard(conn)
 
     def handle_request(self, req: Any, conn: Any) -> bool:
-        """Answer one request; True where the connection may be used again. As gunicorn does, without what is off here.
+        """Answer one request as gunicorn does; return True if the connection may be used again.
 
-        That is access log, hooks, files sent by the kernel and a restart after so many requests.
+        Left out is what the configuration switches off: access log, hooks, sendfile, a restart after N requests.
         """
-        waits, req._expected_100_continue = req._expected_100_continue, False  # noqa: SLF001 (else gunicorn tells it at once)
+        waits, req._expected_100_continue = req._expected_100_continue, False  # noqa: SLF001 (otherwise gunicorn asks for the body at once)
         response, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, JoinedResponse)
         environ["wsgi.multithread"] = True
-        environ.pop("HTTP_UPGRADE", None)  # to another protocol, which is never done here
+        environ.pop("HTTP_UPGRADE", None)  # no other protocol is spoken here
         if waits:
             environ["wsgi.input"] = response.waiting = WaitingBody(req.body, conn.sock)
         if not self._may_keep():
@@ -216,9 +219,10 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         return not response.should_close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM: begin to drain. A request that comes from now on is the last one of its connection.
+        """Begin to drain on SIGTERM. A request that arrives from now on is the last one of its connection.
 
-        What was answered before without saying so stays open: its client may be sending the next one already.
+        Connections that were answered before without `Connection: close` stay open: their clients may already be
+        sending the next request.
         """
         service = self._service()
         if service is None:
@@ -228,11 +232,11 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         self.method_queue.defer(lambda: None)  # wakes the loop
 
     def handle_error(self, req: Any, client: Any, addr: object, exc: Exception) -> None:
-        """What did not become a request is answered with the same body as every other error.
+        """Answer bytes that are no request with the same body as every other error.
 
-        What came may be the rest of a body whose length was wrong, so the log tells the kind of the error alone.
+        They may be the rest of a body whose length was wrong, so the log has the kind of the error alone.
         """
-        is_half = req is None and isinstance(exc, TimeoutError | NoMoreData)  # a request
+        is_half = req is None and isinstance(exc, TimeoutError | NoMoreData)  # a part of a request arrived
         if not is_half and (isinstance(exc, CLIENT_ERRORS) or getattr(exc, "errno", None) in CLIENT_NUMBERS):
             self.log.debug("a client has gone: %s", type(exc).__name__)
             return
@@ -253,7 +257,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             self.log.debug("a client did not wait for its refusal")
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """One turn of gunicorn's loop; while draining, look often whether the end has come."""
+        """Run one turn of gunicorn's loop; while draining, check often whether the worker may stop."""
         BALANCE.note(self.age, self.nr_conns)
         service = self._service()
         if service is not None and time.monotonic() - self._observed_at >= OBSERVE_SECONDS:
@@ -262,12 +266,12 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             flush_log()
         draining = service is not None and service.drain.has_begun
         super().wait_for_and_dispatch_events(min(timeout, CHECK_SECONDS) if draining else timeout)
-        self._keep_a_place()
+        self._make_room()
         if draining and service is not None and service.drain.may_stop(service.admission.num_requests):
             self.alive = False
 
     def _may_keep(self) -> bool:
-        """True where the connection of the request at hand may serve another one."""
+        """Tell whether the connection of the current request may serve another one."""
         service = self._service()
         if not self.alive or (service is not None and service.drain.has_begun):
             return False

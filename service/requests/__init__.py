@@ -1,1 +1,1 @@
-"""From the bytes of a request to a frozen struct within its limits, or to an error that names the field."""
+"""Requests before they are handled: admitted, parsed into frozen structs within their limits, or refused. No Flask."""

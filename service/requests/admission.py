@@ -27,15 +27,15 @@ __all__ = ["Admission", "OverloadGate", "Ticket", "check_key"]
 
 SLICE_SECONDS: Final = 0.1
 NUM_SLICES: Final = 30
-BURST_SLICES: Final = 3  # of the window are not counted, those that grew the most: a burst falls into as many
+BURST_SLICES: Final = 3  # the ones that grew most are not counted: a burst falls into as many
 GROWTH: Final = 8  # requests, in all other slices together: more than chance
-CALM_RATIO: Final = 1.05  # of what arrived to what left: what is asked for can be done
+CALM_RATIO: Final = 1.05  # arrivals to departures: the engine keeps up
 MAX_RETRY_SECONDS: Final = 60
 
 
 @dataclass
 class Slice:
-    """What happened in a stretch of SLICE_SECONDS."""
+    """Arrivals and departures within SLICE_SECONDS."""
 
     number: int
     arrived: int = 0
@@ -43,20 +43,20 @@ class Slice:
 
 
 class OverloadGate:
-    """Not safe by itself: its owner holds a lock around every call."""
+    """Detects overload by how the number of requests inside grows. Not thread-safe: its owner holds a lock."""
 
     def __init__(self, num_free: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """`num_free` requests are let in whatever happens, until there is overload."""
+        """Let in `num_free` requests at any time, until there is overload."""
         self._num_free = num_free
         self._clock = clock
         self._slices: deque[Slice] = deque()
         self.is_limiting = False
 
     def admits(self, num_inside: int, knee: Callable[[], int]) -> bool:
-        """Note an arrival; true where it is let in.
+        """Note an arrival, and tell whether it is let in.
 
-        num_inside   requests that were let in and have not left
-        knee         so many of them are enough to keep the engine at its best
+        num_inside   number of requests that were let in and have not ended
+        knee         number of them at which the engine runs best
         """
         self._now().arrived += 1
         if self.is_limiting:
@@ -70,7 +70,7 @@ class OverloadGate:
         self._now().left += 1
 
     def retry_after_seconds(self) -> int:
-        """When one that is refused may ask again: the later, the more is asked for."""
+        """Return when a refused request may be sent again: the more requests arrive, the later."""
         arrived, left = self._totals()
         return min(MAX_RETRY_SECONDS, math.ceil(arrived / left)) if arrived > left > 0 else 1
 
@@ -95,7 +95,10 @@ class OverloadGate:
 
 
 class Admission:
-    """The bounds of one worker; safe from any thread. `knee` says how many requests keep the engine at its best."""
+    """The bounds of one worker; safe from any thread.
+
+    knee  returns the number of requests at which the engine runs best
+    """
 
     def __init__(self, max_requests: int, max_bytes: int, gate: OverloadGate, knee: Callable[[], int]) -> None:
         self._max_requests = max_requests
@@ -113,15 +116,16 @@ class Admission:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that they hold."""
+        """Bytes that the requests in flight hold."""
         return self._bytes
 
     def enter(self) -> Ticket:
         """Admit a request; its ticket must be released. Raises Overloaded."""
         with self._lock:
             if not self._gate.admits(self._requests, self._knee):
-                error = Overloaded("more is asked of the service than it can do; try again")
-                error.retry_after_seconds = self._gate.retry_after_seconds()
+                seconds = self._gate.retry_after_seconds()
+                error = Overloaded(f"the service is overloaded; retry after {seconds} s")
+                error.retry_after_seconds = seconds
                 raise error
             if self._requests >= self._max_requests:
                 raise Overloaded(
@@ -131,7 +135,7 @@ class Admission:
         return Ticket(self)
 
     def take(self, count: int) -> None:
-        """Account for bytes about to be held. Raises TooLarge where they could never fit, Overloaded where not now."""
+        """Account for bytes about to be held. Raises TooLarge if they can never fit, Overloaded if not now."""
         with self._lock:
             if count > self._max_bytes:
                 raise TooLarge(
@@ -145,7 +149,7 @@ class Admission:
             self._bytes += count
 
     def give_back(self, count: int) -> None:
-        """The counterpart of `enter` and `take`, called by tickets."""
+        """Undo `enter` and `take`; called by tickets."""
         with self._lock:
             self._requests -= 1
             self._bytes -= count
@@ -153,7 +157,7 @@ class Admission:
 
 
 class Ticket:
-    """An admitted request's share; released once, however often that is asked for."""
+    """The share of an admitted request; releasing it again does nothing."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission: Admission | None = admission
@@ -166,14 +170,14 @@ class Ticket:
         self._bytes += count
 
     def release(self) -> None:
-        """Give everything back."""
+        """Release the request and its bytes."""
         admission, self._admission = self._admission, None
         if admission is not None:
             admission.give_back(self._bytes)
 
 
 def check_key(authorization: str | None, keys: tuple[str, ...]) -> None:
-    """Raises Unauthorized, unless no keys are set or the header carries one of them."""
+    """Raise Unauthorized, unless no keys are set or the header carries one of them. Compares in constant time."""
     if not keys:
         return
     scheme, _, key = (authorization or "").partition(" ")

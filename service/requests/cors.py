@@ -21,10 +21,10 @@ _NAMES: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z, -]{1,2000}")
 
 
 def cors_headers(origins: tuple[str, ...], origin: str | None) -> dict[str, str]:
-    """Headers of every answer, errors and streams included.
+    """Return headers of every answer, errors and streams included.
 
-    origins  those that are allowed; ("*",) allows all, () switches all of this off
-    origin   of the page that asks, as its browser says
+    origins  allowed ones; ("*",) allows all, () allows none and adds no header
+    origin   of the page, as its browser sent it
     """
     if origins == ("*",):
         return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": EXPOSED}
@@ -34,12 +34,12 @@ def cors_headers(origins: tuple[str, ...], origin: str | None) -> dict[str, str]
 
 
 def preflight_headers(origins: tuple[str, ...], asked: Mapping[str, str]) -> dict[str, str] | None:
-    """Further headers of the answer to a browser that asks before it sends a request; None for any other OPTIONS.
+    """Return further headers of the answer to a browser's preflight; None for any other OPTIONS.
 
-    asked  the request's headers
+    asked  headers of the request
 
-    A page may send whatever headers it likes: none means anything here but those of the contract. Pages of the open
-    network may reach a server of a private one where their origin is allowed by name.
+    A page may send any headers: only those of the contract mean anything here. Pages of the public network may reach a
+    server of a private one if their origin is allowed by name.
     """
     is_allowed = "Access-Control-Allow-Origin" in cors_headers(origins, asked.get("Origin"))
     if not is_allowed or "Origin" not in asked or "Access-Control-Request-Method" not in asked:

@@ -31,7 +31,7 @@ log = logging.getLogger("meari.service.error_handler")  # as operators know it
 
 
 def register_error_handlers(app: Flask) -> None:
-    """Answer every exception that a route lets out."""
+    """Answer every exception that a route raises."""
     app.register_error_handler(MeariError, _meari_error)
     app.register_error_handler(HTTPException, _http_exception)
     app.register_error_handler(ClientGone, _client_gone)

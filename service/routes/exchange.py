@@ -1,4 +1,8 @@
-"""One request on its way through Flask: its id, its ticket, its body, and what is noted when it is over."""
+"""One request on its way through Flask.
+
+Input: Flask's request. Output: its id, ticket and body; at its end metrics, a span and a line of the log. Must not
+know: what a route does with it.
+"""
 
 from __future__ import annotations
 
@@ -38,18 +42,18 @@ if TYPE_CHECKING:
 
 __all__ = ["CLIENT_GONE", "OPEN_BLUEPRINTS", "Exchange", "asked_path", "current_exchange", "json_response"]
 
-STEP_SECONDS: Final = 0.5  # a step takes less, and so a cancelled request ends within that time
+STEP_SECONDS: Final = 0.5  # longer than a step, so a cancelled request ends within it
 OPEN_BLUEPRINTS: Final = ("docs", "health", "metrics", "web")  # answered without a key, and left out of traces
-CLIENT_GONE: Final = 499  # nobody reads it; it is for the log
+CLIENT_GONE: Final = 499  # for the log alone
 MESSAGE_CHARS: Final = 500  # of an error, in the log
 PIECE_BYTES: Final = 64 * 1024
-BODY_SECONDS: Final = 30.0  # for the whole body, and without a byte of it
+BODY_SECONDS: Final = 30.0  # for the whole body, and between two bytes of it
 DISCARD_BYTES: Final = 1024
-DISCARD_SECONDS: Final = 2.0  # for a body that is still on its way when its request is refused
+DISCARD_SECONDS: Final = 2.0  # to read the rest of a refused request's body
 
 
 class Exchange:
-    """Made before a request is handled, closed once after its answer was sent."""
+    """A request from its head until its answer was sent; closed exactly once."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -63,14 +67,14 @@ class Exchange:
         self._closed = False
         self.request_id = request_id(request.environ.get("HTTP_X_REQUEST_ID"))
         self.route = request.url_rule.rule if request.url_rule else NO_ROUTE
-        self._environ = request.environ  # a stream ends when the request is out of Flask's hands
+        self._environ = request.environ  # a stream ends after Flask has dropped its request
         tracing = service.tracing
         self._tracing = None if tracing is None or request.blueprint in OPEN_BLUEPRINTS else tracing
         self.line = RequestLine(self.request_id, request.method, asked_path(), self.route)
 
     @property
     def ticket(self) -> Ticket:
-        """What was admitted; `read_body` admits."""
+        """The share of the admitted request; `read_body` admits it."""
         assert self._ticket is not None, "a request is admitted before it takes memory"
         return self._ticket
 
@@ -91,7 +95,7 @@ class Exchange:
         return b"".join(self._pieces())
 
     def _pieces(self) -> Iterable[bytes]:
-        """The body, accounted for piece by piece: a chunked one announces no length."""
+        """Yield the body, accounted for piece by piece: a chunked one announces no length."""
         size, until = 0, time.monotonic() + BODY_SECONDS
         try:
             stream = request.stream
@@ -111,13 +115,13 @@ class Exchange:
             raise InvalidRequest(Problem("body", reason=f"its transfer coding is malformed: {error}")) from None
 
     def use_model(self, model: LoadedModel) -> LoadedModel:
-        """Note which model the request is for."""
+        """Note the model of the request."""
         self._model = model
         self.line.model = model.name
         return model
 
     def watch(self, handle: Waitable, model: LoadedModel) -> Watch:
-        """Note what the engine does for the request, and watch over it."""
+        """Note the engine's handle of the request, and watch its client."""
         self._handle = handle
         self._client = Client(request.environ.get("gunicorn.socket"))
         self._service.disconnects.watch(self._client, handle.cancel)
@@ -125,19 +129,19 @@ class Exchange:
 
     @property
     def kept_chars(self) -> int:
-        """How much of an answer's text is kept for the log: none, as a rule."""
+        """Characters of an answer that are kept for the log; 0 by default."""
         return self._service.settings.log_text_chars
 
     def note_request(self, asked: object) -> None:
-        """Note what was asked for, once it is parsed."""
+        """Note the parsed request."""
         self._asked = asked
 
     def note_work(self, work: Callable[[], Work]) -> None:
-        """Note who knows what was done for the request; asked when it is over, however that came."""
+        """Register a callback that reports the work done; called once when the request ends."""
         self._work = work
 
     def note_error(self, error: MeariError) -> None:
-        """Note why the request failed."""
+        """Note the error of the request."""
         self.line.error = error
         self.line.error_field = wrong_field(error, self._service.schemas.field_names) or ""
         if not error.quotes_request or self.kept_chars:
@@ -146,7 +150,7 @@ class Exchange:
             self._service.metrics.refusals.labels(self.line.model).inc()
 
     def stream(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        """The same pieces; a request whose pieces were not all taken was aborted."""
+        """Yield the same pieces; a request whose pieces were not all sent was aborted."""
         self.line.aborted = True
         try:
             yield from pieces
@@ -155,7 +159,7 @@ class Exchange:
         self.line.aborted = False
 
     def finish(self, response: Response) -> Response:
-        """Name the request in its answer, and close once that is sent."""
+        """Add the headers of every answer, and close the exchange once the answer is sent."""
         response.headers["X-Request-Id"] = self.request_id
         for name, value in SAFE_HEADERS:
             response.headers.setdefault(name, value)
@@ -163,7 +167,7 @@ class Exchange:
         if origins:
             response.headers.update(cors_headers(origins, request.environ.get("HTTP_ORIGIN")))
         if not response.is_streamed and not response.content_length:
-            response.headers.pop("Content-Type", None)  # Flask says HTML of an answer without a body
+            response.headers.pop("Content-Type", None)  # Flask sets HTML for an answer without a body
         if response.status_code >= 400:
             environ = request.environ
             response.call_on_close(lambda: _discard_body(environ))
@@ -218,7 +222,7 @@ class Exchange:
 
 
 def cut(texts: Iterable[str], max_chars: int) -> tuple[str, ...]:
-    """The texts, of `max_chars` characters together."""
+    """Return the texts, cut to `max_chars` characters together."""
     kept, left = [], max_chars
     for text in texts:
         kept.append(text[:left])
@@ -229,24 +233,24 @@ def cut(texts: Iterable[str], max_chars: int) -> tuple[str, ...]:
 
 
 def current_exchange() -> Exchange:
-    """The exchange of the request being handled."""
+    """Return the exchange of the request being handled."""
     return cast(Exchange, g.exchange)
 
 
 def asked_path() -> str:
-    """The path of the request. One that is no route's is told as it came: Flask adds slashes up, WSGI decodes them."""
+    """Return the path of the request; one that matches no route as it came: Flask merges slashes, WSGI decodes them."""
     if request.url_rule is not None:
         return request.path
     return split_request_uri(request.environ.get("RAW_URI", "")).path or request.path
 
 
 def json_response(body: object, status: int = 200) -> Response:
-    """An answer in JSON, UTF-8."""
+    """Return an answer in JSON, UTF-8."""
     return Response(msgspec.json.encode(body), status, mimetype="application/json")
 
 
 def _discard_body(environ: WSGIEnvironment) -> None:
-    """Read on once the refusal is sent: a connection that is closed under a client's body may lose it the answer."""
+    """Read the rest of the body after a refusal: a client may lose the answer if its body meets a closed connection."""
     connection = environ.get("gunicorn.socket")
     if connection is None:
         return
@@ -269,7 +273,7 @@ def _check_media_type() -> None:
 
 
 def _check_codings(environ: WSGIEnvironment) -> None:
-    """Bodies are read as they come: a coding of the body is refused by the name of its header."""
+    """Refuse codings of the body, which is read as it comes."""
     content = environ.get("HTTP_CONTENT_ENCODING", "")
     if not _codings(content) <= {"identity"}:
         raise UnsupportedMediaType(Problem("Content-Encoding", content[:100], "none", "the body is read as it comes"))

@@ -67,7 +67,7 @@ HEADERS: Final = {
 
 
 def docs_blueprint(service: Service) -> Blueprint:
-    """The routes, over the parts of `service`."""
+    """Make the routes over the parts of `service`."""
     blueprint = Blueprint("docs", __name__)
 
     @blueprint.get("/openapi.json")
@@ -101,12 +101,12 @@ class Page:
 
     @classmethod
     def of(cls, data: bytes, suffix: str) -> Page:
-        """With a tag made of its bytes."""
+        """Make a page with a tag computed from its bytes."""
         return cls(data, MEDIA_TYPES[suffix], hashlib.sha256(data).hexdigest()[:32])
 
 
 def web_blueprint(_service: Service) -> Blueprint:
-    """The routes; they need no part of the service."""
+    """Make the routes; they need no part of the service."""
     blueprint = Blueprint("web", __name__)
     pages = read_pages(WEB_FOLDER, CLAIMS_FOLDER)
 
@@ -124,7 +124,7 @@ def web_blueprint(_service: Service) -> Blueprint:
 
 
 def read_pages(web: Path, claims: Path) -> dict[str, Page]:
-    """Every file of the playground, and under claims/ what there is of the claims, by its name below /web/."""
+    """Return the files of the playground, and under claims/ those of the claims, by their names below /web/."""
     pages = {
         str(path.relative_to(web)): Page.of(path.read_bytes(), path.suffix)
         for path in sorted(web.rglob("*"))
@@ -139,7 +139,7 @@ def read_pages(web: Path, claims: Path) -> dict[str, Page]:
 
 
 def _claims(folder: Path) -> list[dict[str, str]]:
-    """The claims that have a picture, in their order: number, title, verdict, picture."""
+    """Return the claims that have a picture, in order: number, title, verdict, picture."""
     try:
         results = msgspec.json.decode((folder / "results.json").read_bytes(), type=dict[str, Any])
         claims = sorted(results["claims"].items(), key=lambda claim: int(claim[0]))
@@ -155,7 +155,7 @@ def _claims(folder: Path) -> list[dict[str, str]]:
             if pictures
         ]
     except (OSError, msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
-        return []  # not there, or of another version: the page says that there is nothing to show
+        return []  # missing, or of another version: the page says that there is nothing to show
 
 
 def _answer(page: Page) -> Response:

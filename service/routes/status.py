@@ -1,4 +1,4 @@
-"""The state of the service: GET /healthz, /readyz, /metrics, /models and /models/NAME.
+"""State of the service: GET /healthz, /readyz, /metrics, /models and /models/NAME.
 
 Input: the registry, the drain and the metrics. Output: JSON, and Prometheus' text. Must not know: requests to a model.
 """
@@ -19,7 +19,7 @@ __all__ = ["health_blueprint", "metrics_blueprint", "models_blueprint"]
 
 
 def health_blueprint(service: Service) -> Blueprint:
-    """The routes, over the parts of `service`."""
+    """Make the routes over the parts of `service`."""
     blueprint = Blueprint("health", __name__)
 
     @blueprint.get("/healthz")
@@ -59,7 +59,7 @@ def metrics_blueprint(service: Service) -> Blueprint:
 
 
 def models_blueprint(service: Service) -> Blueprint:
-    """The routes, over the parts of `service`."""
+    """Make the routes over the parts of `service`."""
     blueprint = Blueprint("models", __name__)
 
     @blueprint.get("/models")
@@ -75,7 +75,7 @@ def models_blueprint(service: Service) -> Blueprint:
 
 
 def describe_model(model: LoadedModel, service: Service) -> dict[str, object]:
-    """What a caller may want to know of a model before asking it anything."""
+    """Return the properties, figures and limits of a model."""
     settings, limits = service.settings, model.engine.limits
     return {
         **describe_bundle(model.name, model.bundle.manifest, model.bundle.hash),

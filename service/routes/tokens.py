@@ -20,11 +20,11 @@ from meari.service.service import Service
 
 __all__ = ["states_blueprint", "tokenize_blueprint"]
 
-BYTES_PER_CHAR = 250  # of a text while it is tokenized and its tokens are written
+BYTES_PER_CHAR = 250  # while a text is tokenized and its tokens are written
 
 
 def tokenize_blueprint(service: Service) -> Blueprint:
-    """The routes, over the parts of `service`."""
+    """Make the routes over the parts of `service`."""
     blueprint = Blueprint("tokenize", __name__)
 
     @blueprint.post("/tokenize")
@@ -55,7 +55,7 @@ def tokenize_blueprint(service: Service) -> Blueprint:
 
 
 def states_blueprint(service: Service) -> Blueprint:
-    """The route, over the parts of `service`."""
+    """Make the route over the parts of `service`."""
     blueprint = Blueprint("states", __name__)
 
     @blueprint.post("/states")

@@ -61,12 +61,12 @@ def test_a_timeout_of_nothing_does_not_wait_for_ever(pair: tuple[socket.socket, 
 
 def test_while_an_answer_is_awaited_its_first_bytes_are_questions(pair: tuple[socket.socket, Connection]) -> None:
     theirs, connection = pair
-    assert not connection.ask()
+    assert not connection.probe()
     connection.await_answer()
-    assert [connection.ask() for _ in range(9)] == [True] * 7 + [False] * 2
+    assert [connection.probe() for _ in range(9)] == [True] * 7 + [False] * 2
     assert connection.begin_answer() == 7
-    assert not connection.ask()
+    assert not connection.probe()
     assert theirs.recv(100) == b"HTTP/1."
     connection.await_answer()
-    assert connection.ask()
+    assert connection.probe()
     assert connection.begin_answer() == 1

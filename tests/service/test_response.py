@@ -13,15 +13,15 @@ from meari.service.process.http import JoinedResponse, QuickConfig
 class Wire:
     """Notes every write."""
 
-    def __init__(self, num_asked: int = 0) -> None:
+    def __init__(self, num_probes: int = 0) -> None:
         self.writes: list[bytes] = []
-        self.num_asked = num_asked
+        self.num_probes = num_probes
 
     def sendall(self, data: bytes) -> None:
         self.writes.append(data)
 
     def begin_answer(self) -> int:
-        return self.num_asked
+        return self.num_probes
 
 
 def answer(wire: Wire, *pieces: bytes, method: str = "POST", **headers: str) -> None:
@@ -54,7 +54,7 @@ def test_a_stream_sends_its_head_with_the_first_piece() -> None:
 
 
 def test_bytes_of_the_head_that_were_sent_as_questions_are_not_sent_again() -> None:
-    wire = Wire(num_asked=3)
+    wire = Wire(num_probes=3)
     answer(wire, b"hello", Content_Length="5")
     assert wire.writes[0].startswith(b"P/1.1 200 OK\r\n")
 

@@ -14,7 +14,7 @@ import pytest
 
 from meari.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Overloaded, ScoreTimeout
 from meari.runtime.answers import Work
-from meari.service.log import JsonFormat, Outcome, RequestLine, TextFormat, log_request
+from meari.service.log import JsonFormat, RequestLine, RequestOutcome, TextFormat, log_request
 from tests.patience import PATIENCE
 from tests.service.running import ROOT
 
@@ -82,17 +82,17 @@ def test_a_request_is_one_line_of_words_for_a_person() -> None:
 
 
 @pytest.mark.parametrize(("noted", "outcome", "level"), [
-    ({}, Outcome.OK, "INFO"),
-    ({"status": 400, "error": InvalidRequest("x")}, Outcome.INVALID, "INFO"),
-    ({"status": 429, "error": Overloaded("x")}, Outcome.REFUSED, "INFO"),
-    ({"status": 503}, Outcome.REFUSED, "INFO"),
-    ({"status": 504, "error": ScoreTimeout("x")}, Outcome.FAILED, "WARNING"),
-    ({"status": 200, "error": EngineFailed("x")}, Outcome.FAILED, "ERROR"),
-    ({"status": 200, "aborted": True}, Outcome.ABORTED, "INFO"),
-    ({"status": 499, "aborted": True}, Outcome.ABORTED, "INFO"),
+    ({}, RequestOutcome.OK, "INFO"),
+    ({"status": 400, "error": InvalidRequest("x")}, RequestOutcome.INVALID, "INFO"),
+    ({"status": 429, "error": Overloaded("x")}, RequestOutcome.REFUSED, "INFO"),
+    ({"status": 503}, RequestOutcome.REFUSED, "INFO"),
+    ({"status": 504, "error": ScoreTimeout("x")}, RequestOutcome.FAILED, "WARNING"),
+    ({"status": 200, "error": EngineFailed("x")}, RequestOutcome.FAILED, "ERROR"),
+    ({"status": 200, "aborted": True}, RequestOutcome.ABORTED, "INFO"),
+    ({"status": 499, "aborted": True}, RequestOutcome.ABORTED, "INFO"),
 ])  # fmt: skip
 def test_outcome_and_level_say_whose_fault_it_was(
-    noted: dict[str, object], outcome: Outcome, level: str, caplog: pytest.LogCaptureFixture
+    noted: dict[str, object], outcome: RequestOutcome, level: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     access = logging.getLogger("meari.service.access")
     access.addHandler(caplog.handler)
