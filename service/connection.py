@@ -45,7 +45,7 @@ class Connection(socket.socket):
     def over(cls, accepted: socket.socket) -> Self:
         """Take over an accepted connection; the old object is detached."""
         connection = cls(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
-        super(cls, connection).setblocking(True)
+        super(cls, connection).setblocking(True)  # noqa: FBT003 (the socket's own signature)
         connection._lock = threading.Lock()
         return connection
 
@@ -78,7 +78,7 @@ class Connection(socket.socket):
         """Return the seconds, as set."""
         return self._seconds
 
-    def setblocking(self, flag: bool) -> None:
+    def setblocking(self, flag: bool) -> None:  # noqa: FBT001 (the socket's own signature)
         """Reset to the longest time-out. gunicorn's loop, which wants a socket that never blocks, only polls it."""
         if flag:
             self.settimeout(None)

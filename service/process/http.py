@@ -87,7 +87,7 @@ class PromptRequest(Request):  # type: ignore[misc]
         """Target of the request, even if the first line is too long."""
         return self.uri or self._head.partition(b" ")[2][:100].decode("latin-1")
 
-    def read_into(self, unreader: Any, buf: Any, stop: bool = False) -> None:
+    def read_into(self, unreader: Any, buf: Any, stop: bool = False) -> None:  # noqa: FBT001, FBT002 (gunicorn's own)
         """Read one more piece of the head."""
         if time.monotonic() > self._until:
             raise TimeoutError("the head of a request took too long")
