@@ -1,38 +1,61 @@
 """From a bundle's folder to a runner that is known to compute what it should, on this CPU.
 
-Enters: a folder. Leaves: a Bundle, or a BundleError that says which file, tensor or figure is wrong. On the way:
-the manifest is understood, every file is the one that was exported, tokenizer and graphs are what the manifest says,
-the golden figures come out, and rows do not influence one another. It knows nothing of requests.
+Input: a folder. Output: a Bundle, or a BundleError that says which file, tensor or figure is wrong. Must not know:
+requests. The manifest must be understood, every file must be the one that was exported, tokenizer and graphs must be as
+the manifest says, and the golden figures must come out. Where rows influence one another, each is run alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import onnxruntime as ort
 
 from meari.bundle_format.manifest import Manifest
 from meari.bundle_format.reader import read_files, read_manifest
 from meari.errors import BundleError
+from meari.runtime.agreement import check_graphs, check_reserved, check_tokenizer
 from meari.runtime.engine.runner import RowByRowRunner, Runner, Sessions, StateTensor
-from meari.runtime.graphs.agreement import check_graphs
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
-from meari.runtime.graphs.fusion import fuse_products, vectors_of
-from meari.runtime.graphs.problems import graph_problem
-from meari.runtime.graphs.reader import reader_graph
-from meari.runtime.graphs.writer import writer_graph
+from meari.runtime.graphs.engine_graphs import reader_graph, writer_graph
+from meari.runtime.graphs.layers import fuse_products, vectors_of
 from meari.runtime.self_test import SelfTest, check_golden, read_golden, rows_are_isolated
-from meari.runtime.text.tokenizer import TextTokenizer, load_tokenizer
+from meari.runtime.text.tokenizer import TextTokenizer, parse_tokenizer, text_tokenizer
 
 __all__ = ["Bundle", "open_bundle"]
 
-# Full batches, lone rows, and sizes around the widths of vector registers and kernels.
-BATCH_SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 31, 32, 48)
+# Full batches, single rows, and sizes around the widths of vector registers and kernels.
+BATCH_SIZES: Final = (1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 31, 32, 48)
+OTHERWISE: Final = "the graph is not valid ONNX, or does not fit the inputs that it gets"
+_REASONS: Final = tuple(
+    (re.compile(pattern), words)
+    for pattern, words in (
+        (r"No Op registered for (\w+) with domain_version of (\d+)", "operator {0} is not known in operator set {1}"),
+        (r"Fatal error: (?:[\w.]*:)?(\w+)\(-?\d+\) is not a registered", "operator {0} is not known"),
+        (r"Could not find an implementation for (?:\w+:)?(\w+)\(\d+\)", "operator {0} cannot be run on this CPU"),
+        (r"[Oo]pset (\d+) is under development", "operator set {0} is newer than this onnxruntime knows"),
+        (r"IR version: (\d+), max supported IR version: (\d+)", "ONNX IR version: got {0}, expected at most {1}"),
+        (r"Node input '([^']{1,100})' is not a graph input", "a node takes {0!r}, which nothing gives"),
+        (r"Type Error: .*operator \((\w+)\)", "operator {0} gets an input of a wrong type"),
+        (r"Unrecognized attribute: (\w+) for operator (\w+)", "operator {1} has no attribute {0!r}"),
+        (r"No opset import for domain '([^']{0,100})'", "operators of {0!r} are not known"),
+        (r"Tensor '([^']{1,100})' does not have valid data type", "tensor {0!r} has no type that is known"),
+        (
+            r"Initializer '([^']{1,100})': raw_data size \((\d+) bytes\).* \((\d+) bytes\)",
+            "tensor {0!r}: got {1} bytes, expected the {2} of its shape",
+        ),
+        (r"not acyclic", "its nodes wait for one another in a circle"),
+        (r"schema\((?:[\w.]*::)?(\w+):\d+\) has (input|output) size", "operator {0} has a wrong number of {1}s"),
+        (r"running (\w+) node", "operator {0} fails on the inputs that it gets"),
+        (r"[Pp]rotobuf parsing failed|No graph was found", "not an ONNX file, or a damaged one"),
+    )
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +75,7 @@ def open_bundle(folder: Path, *, max_slots: int) -> Bundle:
     manifest, digest = read_manifest(folder)
     files = read_files(folder, manifest)
     with _reading("tokenizer.json"):
-        tokenizer = load_tokenizer(files["tokenizer.json"], manifest)
+        tokenizer = _load_tokenizer(files["tokenizer.json"], manifest)
     with _reading("cell.onnx, output.onnx"):
         parts = _read_parts(files, manifest)
     with _reading("golden.npz"):
@@ -70,13 +93,24 @@ def open_bundle(folder: Path, *, max_slots: int) -> Bundle:
 
 @contextlib.contextmanager
 def _reading(files: str) -> Iterator[None]:
-    """Name the files that whatever goes wrong comes from; a library's own words are for the log alone."""
+    """Name the files that an error comes from; a library's own message is for the log alone."""
     try:
         yield
     except BundleError:
         raise
     except Exception as error:
-        raise BundleError(f"{files}: {graph_problem(error)}" if ".onnx" in files else f"{files}: not usable") from error
+        raise BundleError(
+            f"{files}: {_graph_problem(error)}" if ".onnx" in files else f"{files}: not usable"
+        ) from error
+
+
+def _load_tokenizer(data: bytes, manifest: Manifest) -> TextTokenizer:
+    """Return the bundle's tokenizer. Raises BundleError where it is not the one that the manifest describes."""
+    tokenizer, parts = parse_tokenizer(data)
+    check_tokenizer(manifest, parts, tokenizer.get_vocab(with_added_tokens=False))
+    found = text_tokenizer(tokenizer, manifest)
+    check_reserved(manifest, parts, found.encode(manifest.boundary.token))
+    return found
 
 
 def _read_parts(files: Mapping[str, bytes], manifest: Manifest) -> Parts:
@@ -99,7 +133,7 @@ def _open_runner(parts: Parts, manifest: Manifest) -> Runner:
 
 
 def _draw_graphs(parts: Parts) -> tuple[bytes, bytes]:
-    """The reader's graph and the writer's."""
+    """Return the reader's graph and the writer's."""
     output = parts.output.model.graph
     try:
         writer = writer_graph(parts)
@@ -121,25 +155,25 @@ def _open_session(graph: bytes) -> Any:
     options.intra_op_num_threads = 1  # one engine a worker, a worker a CPU
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_cpu_mem_arena = False  # malloc is as quick, and gives back what a large batch took
-    options.log_severity_level = 4  # what goes wrong is told by who catches it
+    options.enable_cpu_mem_arena = False  # malloc is as fast, and gives memory back after a large batch
+    options.log_severity_level = 4  # who catches an error logs it
     with _as_file(graph) as file:
         return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
 def _whose_problem(parts: Parts, error: Exception) -> str:
-    """Which file cannot be opened on its own, and why; else what is wrong with both together."""
+    """Return which file cannot be opened on its own, and why; else what is wrong with both together."""
     for name, graph in (("cell.onnx", parts.cell), ("output.onnx", parts.output)):
         try:
             _open_session(graph.model.SerializeToString())
         except Exception as own:  # noqa: BLE001 (it becomes the reason)
-            return f"{name}: {graph_problem(own)}"
-    return f"cell.onnx, output.onnx: {graph_problem(error)}"
+            return f"{name}: {_graph_problem(own)}"
+    return f"cell.onnx, output.onnx: {_graph_problem(error)}"
 
 
 @contextlib.contextmanager
 def _as_file(graph: bytes) -> Iterator[str | bytes]:
-    """A path in memory, where there is such a thing: a session keeps the bytes that it was made from, a path's not."""
+    """Yield a path in memory where possible: a session keeps the bytes that it is made from, but no file."""
     if not hasattr(os, "memfd_create"):
         yield graph
         return
@@ -147,3 +181,15 @@ def _as_file(graph: bytes) -> Iterator[str | bytes]:
         file.write(graph)
         file.flush()
         yield f"/proc/self/fd/{file.fileno()}"
+
+
+def _graph_problem(error: Exception) -> str:
+    """Return why a graph cannot be opened or run, in our own words, which a client may read.
+
+    The runtime's text has paths of its source and changes with its versions; it stays the error's cause, for the log.
+    """
+    for pattern, words in _REASONS:
+        found = pattern.search(str(error))
+        if found is not None:
+            return words.format(*found.groups())
+    return "there is not enough memory for it" if isinstance(error, MemoryError) else OTHERWISE

@@ -19,8 +19,7 @@ from meari.runtime.engine import Finish, GenerateCall, Generation, Sample, Sampl
 from meari.runtime.model import LoadedModel
 from meari.runtime.requests import GenerateRequest, checked_logit_bias, effective_top_k
 from meari.runtime.state_tokens import StateTokens, TextState
-from meari.runtime.text.detokenizer import NO_TEXT, Detokenizer
-from meari.runtime.text.stop import StopPatterns, StopSearch, matcher_factory
+from meari.runtime.text.detokenizer import NO_TEXT, Detokenizer, StopPatterns, StopSearch, matcher_factory
 from meari.runtime.text.tokenizer import Vocabulary
 
 __all__ = ["Budget", "Completion", "begin_completion"]

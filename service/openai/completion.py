@@ -30,8 +30,7 @@ from meari.runtime.engine import (
 )
 from meari.runtime.model import LoadedModel
 from meari.runtime.requests import checked_logit_bias, effective_top_k
-from meari.runtime.text.detokenizer import Detokenizer
-from meari.runtime.text.stop import StopPatterns, StopSearch, matcher_factory
+from meari.runtime.text.detokenizer import Detokenizer, StopPatterns, StopSearch, matcher_factory
 from meari.service.openai.bodies import CompletionAnswer, CompletionUsage, PromptTokensDetails
 from meari.service.openai.choices import OpenAIChoice, prompt_logprobs
 from meari.service.openai.prompts import ReadPrompt, read_ids, read_text

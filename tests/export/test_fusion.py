@@ -12,7 +12,8 @@ from meari.export.bundle import build_graphs
 from meari.export.weights_from_torch import read_weights
 from meari.models.config import RecurrentConfig
 from meari.runtime.graphs.bundle_graph import BundleGraph
-from meari.runtime.graphs.fusion import RUNTIME_DOMAIN, fuse_products, vectors_of
+from meari.runtime.graphs.layers import fuse_products, vectors_of
+from meari.runtime.graphs.onnx_graph import RUNTIME_DOMAIN
 from tests.export.tiny_models import make_model
 
 MODELS = {

@@ -13,9 +13,8 @@ import pytest
 from meari.runtime.bundle import open_bundle
 from meari.runtime.engine.runner import ReadInputs, Runner, WriteInputs
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
-from meari.runtime.graphs.drawing import Drawing
-from meari.runtime.graphs.onnx_format import new_message
-from meari.runtime.graphs.reader import reader_graph
+from meari.runtime.graphs.engine_graphs import reader_graph
+from meari.runtime.graphs.onnx_graph import Drawing, new_message
 from meari.runtime.graphs.sampler import draw_likeliest, is_small
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"

@@ -11,9 +11,8 @@ import onnxruntime as ort
 import pytest
 
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts, finished
-from meari.runtime.graphs.drawing import Drawing
 from meari.runtime.graphs.layers import draw_layers, find_layers
-from meari.runtime.graphs.onnx_format import new_message
+from meari.runtime.graphs.onnx_graph import Drawing, new_message
 
 Floats = npt.NDArray[np.float32]
 SIZE, VOCABULARY_SIZE, STEPS, ROWS = 3, 7, 6, 4

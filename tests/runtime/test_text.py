@@ -9,8 +9,16 @@ from tokenizers.normalizers import NFC, Lowercase, Sequence, Strip
 
 from meari.bundle_format.text_borders import nfc
 from meari.runtime.bundle import open_bundle
-from meari.runtime.text.detokenizer import MAX_PARTIAL_BYTES, NO_TEXT, Detokenizer, TextEnd, detokenize
-from meari.runtime.text.stop import StopPatterns, StopSearch, matcher_factory
+from meari.runtime.text.detokenizer import (
+    MAX_PARTIAL_BYTES,
+    NO_TEXT,
+    Detokenizer,
+    StopPatterns,
+    StopSearch,
+    TextEnd,
+    detokenize,
+    matcher_factory,
+)
 from meari.runtime.text.tokenizer import LONG_CHARS, TextTokenizer
 from tests.runtime.spelling_bundle import byte_tokenizer, word_tokenizer, write_spelling_bundle
 from tests.runtime.tiny_bundle import LETTERS, write_tiny_bundle

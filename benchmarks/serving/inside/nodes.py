@@ -30,8 +30,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
+from meari.runtime.graphs.engine_graphs import writer_graph
 from meari.runtime.graphs.sampler import NUM_LIMITS
-from meari.runtime.graphs.writer import writer_graph
 
 RUNS: Final = 60
 WARMUP_RUNS: Final = 5

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from meari.runtime.graphs.reader import WANTS
+from meari.runtime.graphs.engine_graphs import READER_WANTS
 from meari.runtime.graphs.sampler import NUM_LIMITS, is_small
 
 Floats = npt.NDArray[np.float32]
@@ -164,7 +164,7 @@ class Runner:
             "inverse_temperatures": np.empty((0, 1), np.float32),
             "limits": np.empty((0, NUM_LIMITS), np.float32),
             "bars": NO_BARS,
-            **dict.fromkeys(WANTS, FALSE),
+            **dict.fromkeys(READER_WANTS, FALSE),
         }
 
     @property

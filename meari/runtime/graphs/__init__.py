@@ -1,13 +1,10 @@
-"""The engine's own graphs, put together at load from the two that a bundle holds.
+"""The engine's own graphs, drawn at load from the two that a bundle holds.
 
-    onnx_format.py   the parts of ONNX' file format that are read and written here
-    drawing.py       nodes and constants, appended one after another
-    sampler.py       log-probabilities → the next token, inside the graph
-    bundle_graph.py  what a bundle holds
-    fusion.py        products in 8-bit integers with fewer passes over them
-    layers.py        cell → many steps over given tokens, layer by layer
-    reader.py        cell and output layer → many steps over given tokens, and the figures of some of them
-    writer.py        cell and output layer → many steps, each over the token that the one before has sampled
+    onnx_graph.py     the file format, and graphs drawn node by node
+    bundle_graph.py   the two graphs of a bundle
+    layers.py         cell → many steps over given tokens, layer by layer
+    sampler.py        log-probabilities → the next token, inside the graph
+    engine_graphs.py  cell and output layer → the reader, which is given tokens, and the writer, which samples them
 
-Knows nothing of onnxruntime, of sequences or of requests.
+Input: bytes of .onnx files. Output: bytes of .onnx files. Must not know: onnxruntime, sequences, requests.
 """

@@ -1,4 +1,8 @@
-"""A bundle's graphs as they are read, and how their nodes get into another graph."""
+"""A bundle's graphs, and how their nodes get into another graph.
+
+Input: the bytes of cell.onnx and output.onnx. Output: `BundleGraph`, `Parts`, copies of nodes. Must not know: the
+manifest, onnxruntime.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from meari.runtime.graphs.drawing import Drawing
-from meari.runtime.graphs.fusion import RUNTIME_DOMAIN
-from meari.runtime.graphs.onnx_format import FLOAT, INT8, UINT8, new_message, read_model
+from meari.runtime.graphs.onnx_graph import FLOAT, INT8, RUNTIME_DOMAIN, UINT8, Drawing, new_message, read_model
 
 __all__ = ["BundleGraph", "Parts", "copy_node", "copy_nodes", "finished"]
 
-LEAST_OPSET: Final = 18
+MIN_OPSET: Final = 18
 WEIGHT_TYPES: Final = (FLOAT, UINT8, INT8)
 NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class BundleGraph:
-    """One of a bundle's graphs, as it was read. Raises ValueError where the bytes are no ONNX file.
+    """One of a bundle's graphs. Raises ValueError where the bytes are no ONNX file.
 
     inputs, outputs  name -> dimensions, a free one by its name
     dtypes           name of one of those -> TensorProto.DataType of its numbers
@@ -37,18 +39,18 @@ class BundleGraph:
 
     @property
     def num_weights(self) -> int:
-        """How many numbers its constants hold, sizes and places left out."""
+        """Number of values in its constants, those of integer type left out."""
         tensors = self.model.graph.initializer
         return sum(math.prod(t.dims) for t in tensors if t.data_type in WEIGHT_TYPES)
 
     def table_widths(self, index: str) -> set[int]:
-        """Widths of the constant tables in which the graph looks up rows by that input, scales left out."""
+        """Return the widths of the constant tables in which an input looks up rows, scales left out."""
         dims = {tensor.name: tuple(tensor.dims) for tensor in self.model.graph.initializer}
         tables = [node.input[0] for node in self.model.graph.node if node.op_type == "Gather" and index in node.input]
         return {dims[name][1] for name in tables if len(dims.get(name, ())) == 2 and dims[name][1] > 1}
 
     def operators(self) -> dict[str, int]:
-        """How many nodes there are of each operator, the most frequent first."""
+        """Count the nodes of each operator, the most frequent first."""
         counts = Counter(node.op_type for node in self.model.graph.node)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
@@ -60,7 +62,7 @@ def _dimensions(info: Any) -> list[int | str]:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a bundle is made of.
+    """The parts of a bundle that compute.
 
     cell              `cell.onnx`
     output            `output.onnx`
@@ -75,12 +77,12 @@ class Parts:
 
     @property
     def hidden_size(self) -> int:
-        """H."""
+        """Size of the hidden vector, H."""
         return int(self.output.inputs["hidden"][1])
 
 
 def finished(drawing: Drawing, parts: Parts) -> bytes:
-    """The .onnx file of a graph that uses the bundle's constants as `cell.NAME` and `output.NAME`.
+    """Return the .onnx file of a graph that uses the bundle's constants as `cell.NAME` and `output.NAME`.
 
     Raises ValueError where the operator sets of the bundle's graphs differ or are too old.
     """
@@ -101,8 +103,8 @@ def finished(drawing: Drawing, parts: Parts) -> bytes:
 
 def _opset(*models: Any) -> int:
     versions = {entry.version for model in models for entry in model.opset_import if not entry.domain}
-    if len(versions) != 1 or min(versions) < LEAST_OPSET:
-        raise ValueError(f"operator sets: got {sorted(versions)}, expected one of at least {LEAST_OPSET}")
+    if len(versions) != 1 or min(versions) < MIN_OPSET:
+        raise ValueError(f"operator sets: got {sorted(versions)}, expected one of at least {MIN_OPSET}")
     version: int = versions.pop()
     return version
 

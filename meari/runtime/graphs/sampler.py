@@ -26,14 +26,13 @@ from typing import Final
 
 import numpy as np
 
-from meari.runtime.graphs.drawing import Drawing
-from meari.runtime.graphs.onnx_format import FLOAT, INT64
+from meari.runtime.graphs.onnx_graph import FLOAT, INT64, Drawing
 
 __all__ = ["NUM_LIMITS", "Choice", "draw_likeliest", "draw_masses", "draw_sampler", "is_small"]
 
 NUM_LIMITS: Final = 3  # min_p, top_p, top_k
 ALMOST_ONE: Final = 1 - 2.0**-23  # what is divided by itself by way of its reciprocal is more than that
-LEAST_WEIGHT: Final = 2.0**-100  # less counts nothing beside limits; its reciprocal times a vocabulary is finite
+MIN_WEIGHT: Final = 2.0**-100  # less counts nothing beside limits; its reciprocal times a vocabulary is finite
 SMALL: Final = 512  # tokens that are sorted sooner than anything else is done
 
 
@@ -296,7 +295,7 @@ def _min_p_unit(drawing: Drawing, weights: str, limits: str) -> str:
 
 def _not_underflown(drawing: Drawing, weight: str) -> str:
     """Bound the weight from below, so that its reciprocal is finite."""
-    return drawing.op("Max", weight, drawing.constant(np.array(LEAST_WEIGHT, np.float32)))
+    return drawing.op("Max", weight, drawing.constant(np.array(MIN_WEIGHT, np.float32)))
 
 
 def _where(drawing: Drawing, weights: str, mask: str) -> str:

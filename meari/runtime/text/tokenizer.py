@@ -1,8 +1,7 @@
 """Text ↔ token ids with a bundle's own `tokenizer.json`.
 
-Enters: text as a request sends it. Leaves: ids with their offsets in that text (code points of the text as sent,
-whatever NFC makes of it). Also the vocabulary as text and as bytes, from which `detokenizer.py` writes text. Knows no
-requests.
+Input: text as a request sends it. Output: ids with their offsets in that text (code points of the text as sent, before
+NFC); and the vocabulary as text and as bytes, from which `detokenizer.py` writes text. Must not know: requests.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +22,10 @@ import tokenizers
 from meari.bundle_format.manifest import Manifest
 from meari.bundle_format.names import TokenizerKind
 from meari.errors import BundleError
-from meari.runtime.text.agreement import check_reserved, check_tokenizer
 
-os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it would start threads of its own
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else the library starts threads
 
-__all__ = ["Encoded", "TextTokenizer", "Vocabulary", "load_tokenizer"]
+__all__ = ["Encoded", "TextTokenizer", "Vocabulary", "parse_tokenizer", "text_tokenizer"]
 
 LONG_CHARS: Final = 1000
 Offsets = npt.NDArray[np.int32]
@@ -38,8 +36,8 @@ _NFC: Final = tokenizers.normalizers.NFC()
 class Vocabulary:
     """Every token by id.
 
-    texts   as an answer shows a token alone; bytes that are no whole character appear as U+FFFD
-    pieces  its UTF-8 bytes, for byte-level BPE a part of a character perhaps
+    texts   each token as an answer shows it alone; bytes that are no whole character appear as U+FFFD
+    pieces  its UTF-8 bytes, in byte-level BPE perhaps a part of a character
     """
 
     kind: TokenizerKind
@@ -54,19 +52,19 @@ class Vocabulary:
         return len(self.texts)
 
     def num_unknown(self, ids: Sequence[int]) -> int:
-        """How many of the tokens stand for what the vocabulary has not."""
+        """Count the tokens that stand for unknown text."""
         return 0 if self.unknown_id is None else ids.count(self.unknown_id)
 
     @functools.cached_property
     def parts(self) -> dict[int, list[int]]:
-        """The bytes of those tokens that are no whole characters, and so do not show in their texts."""
+        """The bytes of the tokens that are no whole characters, whose texts do not show them."""
         pairs = enumerate(zip(self.texts, self.pieces, strict=True))
         return {token: list(piece) for token, (text, piece) in pairs if "\ufffd" in text and text.encode() != piece}
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A text as tokens: ids, and where each begins and ends in the text as sent."""
+    """A text as tokens: ids, and the start and end of each in the text as sent, in code points."""
 
     text: str
     ids: list[int]
@@ -75,14 +73,14 @@ class Encoded:
 
 
 class CharacterTable:
-    """Code point -> id: what a tokenizer of characters does, ten times as fast."""
+    """Code point -> id: a tokenizer of characters, ten times as fast as the library."""
 
     def __init__(self, ids: npt.NDArray[np.int32]) -> None:
         self._ids = ids
 
     @classmethod
     def of(cls, tokenizer: tokenizers.Tokenizer) -> CharacterTable | None:
-        """None where the tokenizer does more than NFC, one token a character, and one for all unknown ones."""
+        """Return None where the tokenizer does more than NFC, one token a character, and one for all unknown ones."""
         parts = json.loads(tokenizer.to_str())
         split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
         model, entries = parts["model"], parts["model"].get("vocab", {})
@@ -97,7 +95,7 @@ class CharacterTable:
         return cls(ids)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text."""
+        """Return the ids of a text."""
         normal = text if text.isascii() else _NFC.normalize_str(text)
         ids: list[int] = self._ids[np.frombuffer(normal.encode("utf-32-le"), np.uint32)].tolist()
         return ids
@@ -112,12 +110,12 @@ class TextTokenizer:
         self.vocabulary = vocabulary
 
     def normalized(self, text: str) -> str:
-        """The text in the form in which the model has read all texts, and so writes them."""
+        """Return the text in the normal form of the model's training text, which is also the form that it writes."""
         normalizer = self._tokenizer.normalizer
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
     def encode(self, text: str) -> list[int]:
-        """Ids alone, without boundary tokens."""
+        """Return ids without offsets and boundary tokens."""
         if self._characters is not None:
             return self._characters.encode(text)
         if len(text) > LONG_CHARS:
@@ -126,13 +124,13 @@ class TextTokenizer:
         return ids
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids alone of many texts."""
+        """Return the ids of many texts."""
         if self._characters is not None:
             return [self._characters.encode(text) for text in texts]
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_with_offsets(self, text: str) -> Encoded:
-        """Ids and offsets, without boundary tokens."""
+        """Return ids and offsets, without boundary tokens."""
         if self._characters is not None and unicodedata.is_normalized("NFC", text):
             ids = self._characters.encode(text)
             if len(ids) == len(text):  # the library's NFC may know a later Unicode
@@ -146,34 +144,36 @@ class TextTokenizer:
         return Encoded(text, encoding.ids, starts, ends)
 
     def _encode(self, text: str) -> tokenizers.Encoding:
-        """A long text is tokenized as a batch of one: then the library lets other threads run meanwhile."""
+        """Tokenize a text, a long one as a batch of one: then the library lets other threads run meanwhile."""
         if len(text) <= LONG_CHARS:
             return self._tokenizer.encode(text, add_special_tokens=False)
         return self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
 
 
-def load_tokenizer(data: bytes, manifest: Manifest) -> TextTokenizer:
-    """A bundle's tokenizer. Raises BundleError where it is none, or not the one that the manifest describes."""
+def parse_tokenizer(data: bytes) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """Parse tokenizer.json, as a tokenizer and as its parts. Raises BundleError where it is none."""
     try:
         tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
-        parts = json.loads(data)
+        parts: dict[str, Any] = json.loads(data)
     except Exception as error:
         raise BundleError("tokenizer.json: not a tokenizer as Hugging Face's tokenizers write it") from error
-    check_tokenizer(manifest, parts, tokenizer.get_vocab(with_added_tokens=False))
+    return tokenizer, parts
+
+
+def text_tokenizer(tokenizer: tokenizers.Tokenizer, manifest: Manifest) -> TextTokenizer:
+    """Return a bundle's tokenizer; it has to be the one that the manifest describes."""
     entries = sorted(tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
-    kind = manifest.tokenizer.kind
+    kind = TokenizerKind(manifest.tokenizer.kind)
     pieces = tuple(_piece(entry, kind) for entry, _ in entries)
     texts = tuple(piece.decode("utf-8", "replace") for piece in pieces)
     vocabulary = Vocabulary(kind, texts, pieces, manifest.tokenizer.unknown_id, manifest.boundary.id)
-    read = TextTokenizer(tokenizer, vocabulary)
-    check_reserved(manifest, parts, read.encode(manifest.boundary.token))
-    return read
+    return TextTokenizer(tokenizer, vocabulary)
 
 
 def _ends_over_composed(text: str, starts: Offsets, ends: Offsets) -> Offsets:
-    """Let a token reach over all code points that NFC made one character of; the library names the first alone.
+    """Extend each token over all code points that NFC composed into one character; the library counts the first alone.
 
-    Between two tokens there is nothing else than such code points, and between words white space.
+    Only such code points lie between two tokens, and white space between words.
     """
     following = np.append(starts, np.int32(len(text)))[np.searchsorted(starts, starts, side="right")]
     reach = ends.copy()
@@ -190,7 +190,7 @@ def _piece(entry: str, kind: TokenizerKind) -> bytes:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """The byte-level alphabet: printable bytes stand for themselves, the other 68 for the characters from U+0100 on."""
+    """Return the byte-level alphabet: printable bytes are themselves, the other 68 the characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): byte for byte in printable}

@@ -20,8 +20,7 @@ from meari.bundle_format.names import TokenizerKind
 from meari.runtime.engine.beams import BeamSearch, Hypothesis
 from meari.runtime.engine.calls import Finish
 from meari.runtime.engine.sampling import likeliest, on_grid
-from meari.runtime.text.detokenizer import TextEnd
-from meari.runtime.text.stop import StopPatterns, matcher_factory
+from meari.runtime.text.detokenizer import StopPatterns, TextEnd, matcher_factory
 from meari.runtime.text.tokenizer import Vocabulary
 
 END = 0

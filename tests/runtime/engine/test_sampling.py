@@ -15,10 +15,8 @@ from meari.runtime.engine.row_samplers import RowSamplers
 from meari.runtime.engine.runner import Floats, Runner, Sessions, StateTensor
 from meari.runtime.engine.sampling import Sampler, likeliest, on_grid, pick_by_cumulative, truncated
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
-from meari.runtime.graphs.drawing import Drawing
-from meari.runtime.graphs.onnx_format import new_message
-from meari.runtime.graphs.reader import reader_graph
-from meari.runtime.graphs.writer import writer_graph
+from meari.runtime.graphs.engine_graphs import reader_graph, writer_graph
+from meari.runtime.graphs.onnx_graph import Drawing, new_message
 
 END = 0
 LOGITS = np.log(np.array([0.4, 0.3, 0.2, 0.06, 0.04], np.float32))
