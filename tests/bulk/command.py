@@ -1,4 +1,4 @@
-"""The command line in a process of its own."""
+"""Run the command line in a subprocess."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def arguments(*words: object) -> list[str]:
 
 
 def meari(*words: object, stdin: str | bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """Run a verb to its end."""
+    """Run a verb and return its result."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
     return subprocess.run(
         arguments(*words), input=data, cwd=ROOT, env=clean_environment(), capture_output=True, check=False, timeout=100
@@ -38,10 +38,10 @@ def started(*words: object) -> subprocess.Popen[bytes]:
 
 
 def records(data: bytes) -> list[dict[str, Any]]:
-    """JSONL as objects."""
+    """Parse JSONL."""
     return [json.loads(line) for line in data.splitlines()]
 
 
 def file_records(path: Path) -> list[dict[str, Any]]:
-    """JSONL of a file as objects."""
+    """Parse a JSONL file."""
     return records(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Bundles to score with, and the command line in a process of its own."""
+"""Fixtures of the bulk tests: a folder of bundles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORDS = ["good", "day", ",", "world"]
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of bundles: letters, bytes, words; letters is the default."""
+    """Make a folder of bundles: letters (the default), bytes, words."""
     folder = tmp_path_factory.mktemp("bundles")
     write_tiny_bundle(folder / "letters", peak=3.0, decay=0.01)
     write_spelling_bundle(folder / "bytes", byte_tokenizer(), "bpe", byte_tokenizer().encode(SPELLED).ids, peak=2.0)

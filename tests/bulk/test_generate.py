@@ -1,4 +1,4 @@
-"""`meari generate` from outside: one prompt or a file of them, the same texts whatever runs beside them."""
+"""Test `meari generate` with one prompt and with files of prompts; texts do not depend on other prompts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def http() -> Any:
-    """The released bundles behind POST /generate."""
+    """Return a function that sends POST /generate to the released bundles."""
     app = create_app(Settings(bundles=RELEASED, workers=1, log_level="error"))
     registry = app.extensions["meari"].registry
     assert registry.wait_loaded(PATIENCE)
@@ -58,7 +58,7 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def test_every_line_is_what_http_gives_for_its_seed(prompts: Path, http: Any) -> None:
+def test_every_line_equals_the_response_of_http_for_its_seed(prompts: Path, http: Any) -> None:
     done = meari("generate", "--prompts", prompts, "--model", "shakespeare-gru", "--seed", 11, *WORDS, "--jobs", 2)
     assert done.returncode == 0, done.stderr
     found = records(done.stdout)
@@ -73,10 +73,10 @@ def test_every_line_is_what_http_gives_for_its_seed(prompts: Path, http: Any) ->
             alone = {**SETTINGS, "n": 1, "seed": choice["seed"]}
             [again] = http(model="shakespeare-gru", prompt=record["prompt"], **alone)["choices"]
             assert again == choice | {"index": 0}
-    assert found[0]["choices"] != found[4]["choices"]  # the same prompt in another line
+    assert found[0]["choices"] != found[4]["choices"]  # the same prompt on another line
 
 
-def test_a_line_s_text_depends_on_the_seed_and_its_number_alone(bundles: Path, tmp_path: Path) -> None:
+def test_text_of_a_line_depends_only_on_the_seed_and_the_line_number(bundles: Path, tmp_path: Path) -> None:
     many, few = tmp_path / "many.txt", tmp_path / "few.txt"
     many.write_text("ab\n" * 400)
     few.write_text("ab\n" * 3)
@@ -88,7 +88,7 @@ def test_a_line_s_text_depends_on_the_seed_and_its_number_alone(bundles: Path, t
     assert [record["seed"] for record in first] == [line_seed(5, line) for line in range(1, 401)]
 
 
-def test_without_a_seed_the_one_taken_is_told(bundles: Path, tmp_path: Path) -> None:
+def test_random_seed_is_reported(bundles: Path, tmp_path: Path) -> None:
     summary = tmp_path / "summary.json"
     first = meari("generate", "--bundles", bundles, "--prompts", "-", "--summary", summary, stdin="a\nb\n")
     seed = json.loads(summary.read_text())["seed"]
@@ -97,7 +97,7 @@ def test_without_a_seed_the_one_taken_is_told(bundles: Path, tmp_path: Path) -> 
     assert first.stdout != meari("generate", "--bundles", bundles, "--prompts", "-", stdin="a\nb\n").stdout
 
 
-def test_killed_it_goes_on_with_the_same_seed(bundles: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes_with_the_same_seed(bundles: Path, tmp_path: Path) -> None:
     path, output, summary = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl", tmp_path / "summary.json"
     path.write_text("".join(json.dumps({"id": i, "prompt": "ab" * (i % 3)}) + "\n" for i in range(6000)))
     words = ["generate", "--prompts", path, "--bundles", bundles, "-o", output, "--resume"]
@@ -112,7 +112,7 @@ def test_killed_it_goes_on_with_the_same_seed(bundles: Path, tmp_path: Path) -> 
     assert f"seed: got {seed + 1}, the run to resume had {seed}" in other.stderr.decode()
 
 
-def test_one_prompt_is_the_text_that_http_gives(http: Any) -> None:
+def test_single_prompt_gives_the_text_of_http(http: Any) -> None:
     words = ["--model", "shakespeare-lstm", "--seed", 7, "--max-tokens", 60, "--temperature", 0.7]
     done = meari("generate", "ROMEO:\n", *words)
     answer = http(model="shakespeare-lstm", prompt="ROMEO:\n", seed=7, max_tokens=60, temperature=0.7)
@@ -122,7 +122,7 @@ def test_one_prompt_is_the_text_that_http_gives(http: Any) -> None:
     assert record["seed"] == 7
 
 
-def test_text_comes_before_it_is_complete(bundles: Path) -> None:
+def test_text_is_written_while_it_is_generated(bundles: Path) -> None:
     words = ["generate", "ab", "--bundles", bundles, "--max-tokens", 50_000_000, "--logit-bias", "0=-100"]
     with started(*words) as process:
         assert process.stdout is not None
@@ -132,14 +132,14 @@ def test_text_comes_before_it_is_complete(bundles: Path) -> None:
         assert process.wait(PATIENCE) == 130
 
 
-def test_beams_come_best_first(http: Any) -> None:
+def test_beams_are_written_best_first(http: Any) -> None:
     words = ["--model", "shakespeare-rnn", "--num-beams", 4, "--n", 3, "--max-tokens", 8]
     done = meari("generate", "ROMEO:", *words)
     answer = http(model="shakespeare-rnn", prompt="ROMEO:", num_beams=4, n=3, max_tokens=8)
     assert done.stdout.decode() == "---\n".join(choice["text"] + "\n" for choice in answer["choices"])
 
 
-def test_tsv_has_a_row_a_sample_and_text_a_line_a_sample(prompts: Path) -> None:
+def test_tsv_and_text_have_one_line_for_each_sample(prompts: Path) -> None:
     words = ["generate", "--prompts", prompts, "--seed", 3, "--n", 2, "--max-tokens", 30, "--model", "shakespeare-rnn"]
     expected = [choice for record in records(meari(*words).stdout) for choice in record["choices"]]
     tsv = meari(*words, "--format", "tsv").stdout.decode()
@@ -155,7 +155,7 @@ def test_tsv_has_a_row_a_sample_and_text_a_line_a_sample(prompts: Path) -> None:
 
 
 @pytest.mark.parametrize("output_format", ["jsonl", "tsv"])
-def test_tokens_that_the_model_does_not_know_are_counted_in_every_row(output_format: str) -> None:
+def test_unknown_tokens_are_counted_in_every_row(output_format: str) -> None:
     words = ["generate", "--prompts", "-", "--model", "shakespeare-lstm", "--max-tokens", 2, "--format", output_format]
     done = meari(*words, stdin="안녕 the\nplain\n")
     if output_format == "jsonl":
@@ -167,7 +167,7 @@ def test_tokens_that_the_model_does_not_know_are_counted_in_every_row(output_for
     assert b"2 tokens of prompts unknown" in done.stderr
 
 
-def test_a_stop_in_any_form_of_unicode_is_found() -> None:
+def test_stop_string_matches_in_every_unicode_normalisation() -> None:
     words = ["generate", "이 영화는", "--model", "nsmc-lstm", "--max-tokens", 20, "--seed", 4]
     whole = meari(*words).stdout.decode().rstrip("\n")
     stop = whole.split()[-1][:2]
@@ -175,7 +175,7 @@ def test_a_stop_in_any_form_of_unicode_is_found() -> None:
     assert cut[0] == cut[1] == (whole[: whole.index(stop)] + "\n").encode()
 
 
-def test_bad_lines_keep_their_place(bundles: Path) -> None:
+def test_bad_lines_keep_their_position(bundles: Path) -> None:
     stdin = '{"prompt": "a", "id": 1}\n{"text": "a"}\n{"prompt": "b"}\n'
     done = meari("generate", "--bundles", bundles, "--prompts", "-", "--skip-bad", stdin=stdin)
     found = records(done.stdout)

@@ -1,4 +1,4 @@
-"""Where lines come from: packed files, several files, folders, other encodings, and fields of JSONL."""
+"""Test inputs: compressed files, several files, folders, other encodings, and fields of JSONL."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXT = "ab\n\ncd e\n"
 
 
 def lines_of(*names: Path) -> list[tuple[int, bytes]]:
-    """Number of the file and bytes of every chunk."""
+    """Return file number and bytes of every chunk."""
     source, found = Source([str(name) for name in names], tells_files=True), []
     while not source.is_done and source.failure is None:
         if source.wants_more:
@@ -37,7 +37,7 @@ def lines_of(*names: Path) -> list[tuple[int, bytes]]:
 
 @pytest.mark.parametrize("verb", [["score"], ["generate", "--seed", 1, "--max-tokens", 3, "--prompts"]])
 @pytest.mark.parametrize("name", ["x.gz", "X.GZ", "x.txt.gz", "x", "x.txt"])
-def test_gzip_is_read_by_any_name_and_from_a_pipe(bundles: Path, tmp_path: Path, verb: list[str], name: str) -> None:
+def test_gzip_is_read_under_any_name_and_from_a_pipe(bundles: Path, tmp_path: Path, verb: list[str], name: str) -> None:
     plain, packed = tmp_path / "plain.txt", tmp_path / name
     plain.write_text(TEXT)
     packed.write_bytes(gzip.compress(b"ab\n\nc") + gzip.compress(b"d e\n") + b"\0" * 7)
@@ -48,7 +48,7 @@ def test_gzip_is_read_by_any_name_and_from_a_pipe(bundles: Path, tmp_path: Path,
     assert piped.stdout == expected.stdout
 
 
-def test_packed_jsonl_is_jsonl_and_endings_have_no_case(bundles: Path, tmp_path: Path) -> None:
+def test_compressed_jsonl_is_recognised_by_its_ending_in_any_case(bundles: Path, tmp_path: Path) -> None:
     for name in ("x.jsonl.gz", "X.NDJSON", "x.JSONL"):
         data = b'\n{"text":"ab"}\n'
         (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
@@ -61,7 +61,7 @@ def test_packed_jsonl_is_jsonl_and_endings_have_no_case(bundles: Path, tmp_path:
         assert record["text"] == '{"text":"ab"}'
 
 
-def test_a_truncated_file_loses_nothing_before_the_damage(bundles: Path, tmp_path: Path) -> None:
+def test_truncated_file_is_read_up_to_the_damage(bundles: Path, tmp_path: Path) -> None:
     text = "".join(f"line {number} {number * 7919 % 1000}\n" for number in range(5000))
     path, output = tmp_path / "cut.gz", tmp_path / "out.jsonl"
     packed = gzip.compress(text.encode())
@@ -75,7 +75,7 @@ def test_a_truncated_file_loses_nothing_before_the_damage(bundles: Path, tmp_pat
     assert b"other input" in meari("score", path, "--bundles", bundles, "-o", output, "--no-text", "--resume").stderr
 
 
-def test_a_long_line_that_is_cut_off_is_no_line(bundles: Path, tmp_path: Path) -> None:
+def test_truncated_long_line_is_not_a_line(bundles: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.gz"
     text = "".join(f"{number * 7919 % 100_003} " for number in range(150_000))
     packed = gzip.compress(f"ab\n{text}".encode())
@@ -102,7 +102,7 @@ def test_a_long_line_that_is_cut_off_is_no_line(bundles: Path, tmp_path: Path) -
         (b"PK\3\4\n", "a ZIP archive", "unzip -p"),
     ],
 )
-def test_what_has_to_be_converted_first_is_told_how(
+def test_unsupported_files_are_refused_with_a_command_that_converts_them(
     bundles: Path, tmp_path: Path, data: bytes, kind: str, command: str
 ) -> None:
     path, output = tmp_path / "it's.txt", tmp_path / "out.jsonl"
@@ -117,7 +117,7 @@ def test_what_has_to_be_converted_first_is_told_how(
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
-def test_what_is_packed_is_looked_at_as_well(bundles: Path, tmp_path: Path, encoding: str) -> None:
+def test_content_of_compressed_files_is_checked(bundles: Path, tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress("ab\ncd\nef\n".encode(encoding)))
     done = meari("score", path, "--bundles", bundles, "--skip-bad")
@@ -126,7 +126,7 @@ def test_what_is_packed_is_looked_at_as_well(bundles: Path, tmp_path: Path, enco
 
 
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.gz"])
-def test_archives_of_tar_are_no_text(bundles: Path, tmp_path: Path, name: str) -> None:
+def test_tar_archives_are_refused(bundles: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "inner.txt").write_text("one\ntwo\n")
     with tarfile.open(tmp_path / name, "w:gz") as archive:
         archive.add(tmp_path / "inner.txt", "inner.txt")
@@ -139,12 +139,12 @@ def test_archives_of_tar_are_no_text(bundles: Path, tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize("text", ["a\0b\nplain text\n", "BZhou Enlai\n", "PK\n", "\ufeffab\n", "é\n", "\x1f\n", ""])
-def test_text_that_begins_strangely_is_text(text: str) -> None:
+def test_text_with_unusual_first_bytes_is_accepted(text: str) -> None:
     lines.refuse_other_kinds("x", text.encode())
     assert Unpacker.of("x", text.encode()) is None
 
 
-def test_a_file_that_only_says_that_it_is_gzip_is_refused(bundles: Path, tmp_path: Path) -> None:
+def test_file_with_only_a_gzip_header_is_refused(bundles: Path, tmp_path: Path) -> None:
     (tmp_path / "x.gz").write_text("plain\n")
     done = meari("score", tmp_path / "x.gz", "--bundles", bundles)
     assert (done.returncode, b"got a .gz that is not gzip" in done.stderr) == (1, True)
@@ -152,7 +152,7 @@ def test_a_file_that_only_says_that_it_is_gzip_is_refused(bundles: Path, tmp_pat
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two files of text, packed and plain, in a folder; the last line of the first has no end."""
+    """Make a folder with a compressed and a plain text file; the last line of the first file has no line end."""
     folder = tmp_path / "texts"
     (folder / "deeper").mkdir(parents=True)
     (folder / "a.txt").write_text("\ufeffab\ncd", "utf-8")
@@ -162,7 +162,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("output_format", ["jsonl", "tsv"])
-def test_records_of_several_files_say_which_they_are_of(bundles: Path, folder: Path, output_format: str) -> None:
+def test_records_of_several_files_name_their_file(bundles: Path, folder: Path, output_format: str) -> None:
     done = meari("score", folder, folder / "a.txt", "--bundles", bundles, "--format", output_format)
     assert done.returncode == 0, done.stderr
     rows = (
@@ -190,7 +190,7 @@ def test_bad_lines_of_several_files_name_their_file(bundles: Path, tmp_path: Pat
     assert bad == [(str(name), 2) for name in names]
 
 
-def test_an_interrupted_run_goes_on_in_the_right_file(bundles: Path, tmp_path: Path) -> None:
+def test_interrupted_run_resumes_in_the_right_file(bundles: Path, tmp_path: Path) -> None:
     names = [tmp_path / name for name in ("a.txt", "b.txt.gz", "c.txt")]
     texts = ["".join(f"{'abcdefgh'[: i % 9]} {i} {name}\n" for i in range(4000)) for name in "abc"]
     for name, text in zip(names, texts, strict=True):
@@ -213,7 +213,7 @@ def test_an_interrupted_run_goes_on_in_the_right_file(bundles: Path, tmp_path: P
     assert lines_of(*names)[4001] == (1, b"abc... 1 b\n".replace(b"abc...", b"a"))
 
 
-def test_other_files_are_no_run_to_resume(bundles: Path, folder: Path, tmp_path: Path) -> None:
+def test_run_is_not_resumed_on_other_files(bundles: Path, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     assert meari("score", folder, "--bundles", bundles, "-o", output).returncode == 0
     (folder / "c.txt").write_text("new\n")
@@ -232,7 +232,7 @@ def test_other_files_are_no_run_to_resume(bundles: Path, folder: Path, tmp_path:
         (["a.txt", "-o", "."], 2, "--output: got ., a folder, expected a file"),
     ],
 )
-def test_inputs_that_do_not_go_together_are_refused(
+def test_incompatible_inputs_are_refused(
     bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, message: str
 ) -> None:
     (tmp_path / "a.txt").write_text("ab\n")
@@ -243,7 +243,7 @@ def test_inputs_that_do_not_go_together_are_refused(
     assert message in done.stderr.decode()
 
 
-def test_field_names_the_text(bundles: Path) -> None:
+def test_field_option_selects_the_text(bundles: Path) -> None:
     stdin = '{"review":"ab","text":"cd","context":"x"}\n'
     [plain] = records(meari("score", "-", "--bundles", bundles, stdin='{"text":"ab","context":"x"}\n').stdout)
     [found] = records(meari("score", "-", "--bundles", bundles, "--field", "review", stdin=stdin).stdout)
@@ -267,7 +267,7 @@ VERBS = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_no_field_is_replaced_and_a_prefix_keeps_both(bundles: Path, verb: str) -> None:
+def test_existing_fields_are_never_replaced_and_a_prefix_keeps_both(bundles: Path, verb: str) -> None:
     words, name = VERBS[verb]
     line = json.dumps({"text" if "score" in verb else "prompt": "ab", name: "kept"}) + "\n"
     done = meari(*words, "--bundles", bundles, stdin=line)

@@ -1,4 +1,4 @@
-"""Bytes as they come → chunks of whole lines."""
+"""Test the splitting of input bytes into chunks of whole lines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cut(pieces: list[bytes], max_lines: int = 3, max_bytes: int = 20) -> list[Ch
 
 @given(st.lists(st.binary(max_size=12).map(lambda data: data.replace(b"\x00", b"\n"))))
 def test_chunks_are_the_input_in_order_with_its_line_numbers(pieces: list[bytes]) -> None:
-    data = b"".join(pieces).removeprefix(b"\xef\xbb\xbf")  # a byte order mark is none of the text's
+    data = b"".join(pieces).removeprefix(b"\xef\xbb\xbf")  # a byte order mark is not part of the text
     line = 1
     for chunk in (chunks := cut(pieces)):
         assert chunk.first_line == line
@@ -33,7 +33,7 @@ def test_chunks_are_the_input_in_order_with_its_line_numbers(pieces: list[bytes]
     assert line - 1 == data.count(b"\n") + (not data.endswith(b"\n") and data != b"")
 
 
-def test_chunk_ends_before_the_line_that_would_be_too_many() -> None:
+def test_chunk_ends_before_the_line_that_exceeds_its_size() -> None:
     assert [chunk.data for chunk in cut([b"a\nb\nc\nd\n"])] == [b"a\nb\nc\n", b"d\n"]
     assert [chunk.data for chunk in cut([b"a" * 15 + b"\n" + b"b" * 15 + b"\n"])] == [
         b"a" * 15 + b"\n",
@@ -41,7 +41,7 @@ def test_chunk_ends_before_the_line_that_would_be_too_many() -> None:
     ]
 
 
-def test_what_is_there_is_handed_out_when_it_is_asked_for() -> None:
+def test_available_lines_are_returned_without_waiting_for_more() -> None:
     cutter = LineCutter()
     cutter.feed(b"one\ntw")
     assert cutter.take(3, 20, partial=False) is None
@@ -50,11 +50,11 @@ def test_what_is_there_is_handed_out_when_it_is_asked_for() -> None:
     assert cutter.take(3, 20, partial=True) is None
 
 
-def test_byte_order_mark_is_no_text_and_counts_as_read() -> None:
+def test_byte_order_mark_is_dropped_and_counted_as_read() -> None:
     assert cut([b"\xef", b"\xbb\xbfa\n"]) == [Chunk(b"a\n", 1, 1, 5)]
 
 
-def test_long_line_comes_in_pieces_between_its_neighbours() -> None:
+def test_long_line_is_split_into_pieces_in_order() -> None:
     long = b"x" * (2 * LONG_BYTES + 5)
     chunks = cut([b"a\n", long[:100], long[100:], b"\nb\n"])
     assert [(len(chunk.data), chunk.is_long, chunk.num_lines) for chunk in chunks] == [

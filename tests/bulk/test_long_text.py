@@ -1,4 +1,4 @@
-"""A line of any length has the record that it would have as a whole."""
+"""Test that a line read in pieces has the same record as the whole line."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ TEXTS = [
     "a" * 350 + " " * 350,
     "我爱北京天安门，今天天气很好。" * 60 + "b",
     "สวัสดีชาวโลกวันนี้อากาศดี" * 40,
-    "我爱北京天安门" * 900,  # longer than what is looked at at a time
+    "我爱北京天安门" * 900,  # longer than one piece
     "It's 3.14, o'clock! " * 40,
 ]
-# Letters, unknown ones, marks that join, white space of all kinds, bytes that make no character of their own.
+# Known and unknown letters, combining marks, all kinds of white space, and incomplete characters.
 CHARACTERS = st.sampled_from(
     "abgd,.'\"  \t\n\r\u0301\u1112\u1161\u11ab\u00e9\ud55c\U0001f600\x00\x1c\x85\u2028\u3000我爱北京。，วันนี้'\u200d3"
 )
@@ -61,7 +61,7 @@ def written(begun: Begun) -> tuple[bytes, Done]:
 
 
 def in_pieces(work: ScoreWork, data: bytes) -> tuple[bytes, Done]:
-    """The line in pieces of all lengths, as a pipe may bring it."""
+    """Split the line into pieces of various lengths, like reads from a pipe."""
     long, at, lengths = work.begin_long(5), 0, random.Random(len(data))
     while at < len(data):
         end = min(len(data), at + lengths.choice([1, 7, 130]))
@@ -82,7 +82,7 @@ def in_pieces(work: ScoreWork, data: bytes) -> tuple[bytes, Done]:
         {"add_end": False, "with_text": False},
     ],
 )
-def test_record_is_that_of_the_whole(
+def test_record_equals_that_of_the_whole_line(
     backend: LocalBackend, output_format: Any, input_format: Any, figures: Any
 ) -> None:
     options = ScoreOptions(bundle="", input_format=input_format, format=output_format, context="day ", **figures)
@@ -113,7 +113,7 @@ def test_rows_of_words_and_of_tokens_add_up_to_the_text(
     assert in_pieces(work, line)[0] == data
 
 
-def test_bytes_that_are_not_utf8_are_found_in_any_piece(backend: LocalBackend) -> None:
+def test_invalid_utf8_is_found_in_any_piece(backend: LocalBackend) -> None:
     work = ScoreWork(backend, ScoreOptions(bundle="", input_format="text", format="jsonl"))
     data = "한".encode() * 100 + b"\xed\n"
     found, done = in_pieces(work, data)
@@ -121,7 +121,7 @@ def test_bytes_that_are_not_utf8_are_found_in_any_piece(backend: LocalBackend) -
     assert (found, done) == written(work.begin(data, 5))
 
 
-def test_an_object_may_not_grow_without_end(backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_size_of_a_json_object_is_bounded(backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_text, "MAX_OBJECT_BYTES", 1000)
     options = ScoreOptions(bundle="", input_format="jsonl", format="jsonl", skip_bad=True)
     data, done = in_pieces(ScoreWork(backend, options), b'{"text": "' + b"a" * 2000 + b'"}\n')

@@ -1,4 +1,4 @@
-"""Memory does not grow with the input: neither with its lines nor with the length of one."""
+"""Test that memory grows neither with the number of lines nor with the length of a line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment
 
-MIB = 1024  # of ru_maxrss, which counts kibibytes
+MIB = 1024  # ru_maxrss is in KiB
 PEAK = """
 import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -20,7 +20,7 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def peak_kib(*words: object) -> int:
-    """The largest process of a run, its workers included."""
+    """Return the peak memory of the largest process of a run, including workers."""
     command = [sys.executable, "-c", PEAK, sys.executable, "-m", "meari.cli.main", *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, check=True, timeout=PATIENCE)
     return int(done.stdout)

@@ -1,4 +1,4 @@
-"""How far an output is, whatever was left of it."""
+"""Test the progress of an output: checkpoints, resumption and damaged journals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def checkpoint(line: int, size: int, **more: object) -> Checkpoint:
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    """An output with checkpoints after its first and its second line."""
+    """Make an output with checkpoints after the first and second line."""
     path = tmp_path / "out.jsonl"
     path.write_bytes(DATA)
     journal = Journal.begin(path, RUN)
@@ -38,12 +38,12 @@ def resumed(path: Path) -> Checkpoint:
 
 
 @pytest.mark.parametrize(("size", "line"), [(19, 2), (14, 2), (13, 2), (12, 1), (6, 1), (5, 0), (0, 0)])
-def test_run_goes_on_from_the_last_checkpoint_that_the_output_reaches(output: Path, size: int, line: int) -> None:
+def test_run_resumes_from_the_last_checkpoint_within_the_output(output: Path, size: int, line: int) -> None:
     output.write_bytes(DATA[:size])
     assert resumed(output).line == line
 
 
-def test_half_written_checkpoint_is_none(output: Path) -> None:
+def test_incomplete_checkpoint_is_ignored(output: Path) -> None:
     path = journal_paths(output)[0]
     path.write_bytes(path.read_bytes()[:-7])
     assert resumed(output).line == 1
@@ -53,23 +53,23 @@ def test_half_written_checkpoint_is_none(output: Path) -> None:
     assert resumed(output).line == 3
 
 
-def test_zeros_after_a_power_cut_are_no_checkpoint(output: Path) -> None:
+def test_zeros_after_a_power_failure_are_ignored(output: Path) -> None:
     with journal_paths(output)[0].open("ab") as file:
         file.write(b"\x00" * 100 + b"\n")
     assert resumed(output).line == 2
 
 
-def test_sums_come_back(output: Path) -> None:
+def test_sums_are_restored(output: Path) -> None:
     output.write_bytes(DATA[:6])
     assert resumed(output).totals == {"num_texts": 1}
 
 
-def test_other_settings_are_named(output: Path) -> None:
+def test_changed_settings_are_reported(output: Path) -> None:
     with pytest.raises(CannotResume, match="log_base: got '2', the run to resume had 'e'"):
         Journal.resume(output, {**RUN, "log_base": "2"})
 
 
-def test_output_that_was_changed_is_refused(output: Path) -> None:
+def test_changed_output_is_refused(output: Path) -> None:
     output.write_bytes(DATA.replace(b"first", b"fifth"))
     with pytest.raises(CannotResume, match="it was changed"):
         Journal.resume(output, RUN)
@@ -84,7 +84,7 @@ def test_damaged_or_foreign_journal_is_refused(output: Path) -> None:
         Journal.resume(output, RUN)
 
 
-def test_only_a_run_that_came_to_its_end_is_not_interrupted(output: Path) -> None:
+def test_run_without_a_final_checkpoint_counts_as_interrupted(output: Path) -> None:
     assert is_interrupted(output)
     journal, last = Journal.resume(output, RUN)
     journal.note(replace(last, complete=True))

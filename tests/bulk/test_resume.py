@@ -1,4 +1,4 @@
-"""Runs that are ended at any moment go on without lost or doubled lines."""
+"""Test that interrupted runs resume without lost or repeated lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUM_LINES = 30_000
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Lines of many lengths, each with its number."""
+    """Write numbered lines of many lengths."""
     path = tmp_path_factory.mktemp("texts") / "many.txt"
     path.write_text("".join(f"{'abcdefgh' * (i % 7)} {i}\n" for i in range(1, NUM_LINES + 1)))
     return path
@@ -28,7 +28,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(text: Path, bundles: Path) -> Path:
-    """The output of a run that nothing interrupted, its summary beside it."""
+    """Run without interruption; the summary is beside the output."""
     output = text.with_name("whole.jsonl")
     done = meari("score", text, "--bundles", bundles, "-o", output, "--summary", text.with_name("whole.json"))
     assert done.returncode == 0, done.stderr
@@ -36,7 +36,7 @@ def whole(text: Path, bundles: Path) -> Path:
 
 
 def ended(process: subprocess.Popen[bytes], output: Path, num_bytes: int, number: signal.Signals) -> int:
-    """End a run by a signal once its output has so many bytes."""
+    """Send a signal to a run when its output has `size` bytes."""
     with process:
         while process.poll() is None and (not output.exists() or output.stat().st_size < num_bytes):
             os.sched_yield()
@@ -50,9 +50,7 @@ def without_time(path: Path) -> dict[str, object]:
     return {name: value for name, value in found.items() if name not in ("seconds", "tokens_per_second")}
 
 
-def test_killed_again_and_again_it_comes_to_the_same_bytes(
-    text: Path, whole: Path, bundles: Path, tmp_path: Path
-) -> None:
+def test_run_killed_many_times_gives_the_same_bytes(text: Path, whole: Path, bundles: Path, tmp_path: Path) -> None:
     output, summary = tmp_path / "out.jsonl", tmp_path / "summary.json"
     words = ["score", text, "--bundles", bundles, "-o", output, "--resume", "--summary", summary]
     size = whole.stat().st_size
@@ -67,7 +65,7 @@ def test_killed_again_and_again_it_comes_to_the_same_bytes(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_with_its_own_exit_code(
+def test_each_signal_has_its_exit_code(
     text: Path, whole: Path, bundles: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     output = tmp_path / "out.jsonl"
@@ -83,7 +81,7 @@ def test_a_signal_ends_it_with_its_own_exit_code(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.999])
-def test_an_output_cut_anywhere_is_completed(
+def test_output_truncated_anywhere_is_completed(
     whole: Path, text: Path, bundles: Path, tmp_path: Path, share: float
 ) -> None:
     output = tmp_path / "out.jsonl"
@@ -94,7 +92,7 @@ def test_an_output_cut_anywhere_is_completed(
     assert output.read_bytes() == whole.read_bytes()
 
 
-def test_a_finished_run_is_left_as_it_is(whole: Path, text: Path, bundles: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(whole: Path, text: Path, bundles: Path) -> None:
     before, changed = whole.read_bytes(), whole.stat().st_mtime_ns
     done = meari("score", text, "--bundles", bundles, "-o", whole, "--resume")
     assert done.returncode == 0
@@ -111,7 +109,7 @@ def test_a_finished_run_is_left_as_it_is(whole: Path, text: Path, bundles: Path)
         (["--input-format", "jsonl"], "input_format: got 'jsonl', the run to resume had 'text'"),
     ],
 )
-def test_other_settings_are_refused_and_named(
+def test_changed_settings_are_refused_and_reported(
     whole: Path, text: Path, bundles: Path, words: list[str], message: str
 ) -> None:
     before = whole.read_bytes()
@@ -122,7 +120,7 @@ def test_other_settings_are_refused_and_named(
 
 
 @pytest.mark.parametrize("change", ["first", "last", "longer"])
-def test_other_input_is_refused(whole: Path, text: Path, bundles: Path, tmp_path: Path, change: str) -> None:
+def test_changed_input_is_refused(whole: Path, text: Path, bundles: Path, tmp_path: Path, change: str) -> None:
     other = tmp_path / "other.txt"
     data = text.read_bytes()
     other.write_bytes({"first": b"x" + data[1:], "last": data[:-2] + b"x\n", "longer": data + b"more\n"}[change])
@@ -131,7 +129,7 @@ def test_other_input_is_refused(whole: Path, text: Path, bundles: Path, tmp_path
     assert b"input_sha256: got" in done.stderr
 
 
-def test_a_pipe_is_resumed_by_what_it_brought_before(text: Path, whole: Path, bundles: Path, tmp_path: Path) -> None:
+def test_pipe_with_the_same_content_can_be_resumed(text: Path, whole: Path, bundles: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     data = text.read_bytes()
     words = ["score", "-", "--bundles", bundles, "-o", output]
@@ -145,7 +143,7 @@ def test_a_pipe_is_resumed_by_what_it_brought_before(text: Path, whole: Path, bu
     assert output.read_bytes() == whole.read_bytes()
 
 
-def test_an_output_that_nobody_knows_is_refused(text: Path, bundles: Path, tmp_path: Path) -> None:
+def test_output_without_a_journal_is_refused(text: Path, bundles: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     output.write_text("precious\n")
     done = meari("score", text, "--bundles", bundles, "-o", output, "--resume")
@@ -154,14 +152,14 @@ def test_an_output_that_nobody_knows_is_refused(text: Path, bundles: Path, tmp_p
     assert output.read_text() == "precious\n"
 
 
-def test_nothing_to_go_on_with_is_a_beginning(bundles: Path, tmp_path: Path) -> None:
+def test_resume_without_an_output_starts_a_new_run(bundles: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.tsv"
     done = meari("score", "-", "--bundles", bundles, "-o", output, "--resume", "--format", "tsv", stdin="a\nb\n")
     assert done.returncode == 0, done.stderr
     assert output.read_text().count("\n") == 3
 
 
-def test_two_runs_do_not_write_to_one_output(bundles: Path, tmp_path: Path) -> None:
+def test_second_run_with_the_same_output_is_refused(bundles: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     with started("score", "-", "--bundles", bundles, "-o", output) as process:
         assert process.stdin is not None
@@ -176,7 +174,7 @@ def test_two_runs_do_not_write_to_one_output(bundles: Path, tmp_path: Path) -> N
     assert [record["text"] for record in file_records(output)] == ["a", "c"]
 
 
-def test_workers_end_with_a_run_that_was_killed(bundles: Path, tmp_path: Path) -> None:
+def test_workers_of_a_killed_run_end(bundles: Path, tmp_path: Path) -> None:
     with started("score", "-", "--bundles", bundles, "--jobs", 2) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Cells that every reader of tab-separated values understands: Python's csv, pandas, and R where it is installed."""
+"""Test tab-separated values with several readers: Python's csv, pandas, and R if it is installed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEXTS = [
 [PANDAS_COMMAND] = re.findall(
     r"^words = pd\.read_csv\(.*\)$", (ROOT / "docs" / "surprisal.md").read_text("utf-8"), re.MULTILINE
 )
-needs_r = pytest.mark.skipif(shutil.which("Rscript") is None, reason="needs R: install Debian's r-base-core")
+needs_r = pytest.mark.skipif(shutil.which("Rscript") is None, reason="R is not installed (Debian's r-base-core)")
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ needs_r = pytest.mark.skipif(shutil.which("Rscript") is None, reason="needs R: i
         ('"', '""""'),
     ],
 )
-def test_cells(value: object, expected: str) -> None:
+def test_values_are_formatted_as_cells(value: object, expected: str) -> None:
     assert cell(value) == expected
 
 
@@ -65,25 +65,25 @@ def test_cells(value: object, expected: str) -> None:
         (b'{"a":1}', '"{""a"":1}"'),
     ],
 )
-def test_json_values_as_cells(raw: bytes | None, expected: str) -> None:
+def test_json_values_are_formatted_as_cells(raw: bytes | None, expected: str) -> None:
     assert json_cell(raw) == expected
 
 
 def read_csv(path: Path) -> list[str]:
-    """The column `word` by the standard library."""
+    """Read the column `word` with the standard library."""
     with path.open(encoding="utf-8", newline="") as file:
         return [row["word"] for row in csv.DictReader(file, dialect="excel-tab")]
 
 
 def read_pandas(path: Path) -> list[str]:
-    """By pandas, as the page has it."""
+    """Read the column with pandas, as documented."""
     names = {"pd": pd}
     exec(PANDAS_COMMAND.replace("words.tsv", str(path)), names)
     return ["" if word is None or word != word else str(word) for word in names["words"]["word"]]
 
 
 def read_r(path: Path) -> list[str]:
-    """By R, as the page has it."""
+    """Read the column with R, as documented."""
     command = f"{R_COMMAND}\nwriteLines(words$word, useBytes = TRUE)".replace("words.tsv", str(path))
     done = subprocess.run(["Rscript", "--vanilla", "-e", command], capture_output=True, check=True, timeout=PATIENCE)
     assert done.stderr == b""
@@ -94,7 +94,7 @@ READERS = [read_csv, read_pandas, pytest.param(read_r, marks=needs_r)]
 
 
 @pytest.mark.parametrize("read", READERS)
-def test_readers_find_every_row_and_every_text(read: Callable[[Path], list[str]], tmp_path: Path) -> None:
+def test_readers_return_every_row_and_text(read: Callable[[Path], list[str]], tmp_path: Path) -> None:
     path = tmp_path / "words.tsv"
     rows = [row([str(n), cell(text), cell(text), "0.5"]) for n, text in enumerate(TEXTS, 1)]
     path.write_bytes(row(["line", "word", "other", "logprob"]) + b"".join(rows))
@@ -102,7 +102,7 @@ def test_readers_find_every_row_and_every_text(read: Callable[[Path], list[str]]
 
 
 @pytest.mark.parametrize("read", READERS)
-def test_readers_find_every_word_of_scored_texts(
+def test_readers_return_every_word_of_scored_texts(
     bundles: Path, read: Callable[[Path], list[str]], tmp_path: Path
 ) -> None:
     texts = 'He said "no way" to me.\nThe 5" nail and the 6" board\n"So," he said.\nplain words here\nNA #1 \'x\n'
@@ -113,7 +113,7 @@ def test_readers_find_every_word_of_scored_texts(
 
 
 @given(st.lists(st.text(), min_size=2, max_size=5))
-def test_any_text_is_a_cell_of_one_line(texts: list[str]) -> None:
+def test_every_text_is_one_cell_on_one_line(texts: list[str]) -> None:
     data = row(map(cell, texts)).decode()
     assert len(data.splitlines()) == 1
     assert next(csv.reader(io.StringIO(data), dialect="excel-tab")) == [escaped(text) for text in texts]

@@ -1,4 +1,4 @@
-"""`meari score` from outside: order, figures, bad lines, formats, endings."""
+"""Test `meari score`: order, figures, bad lines, formats and exit codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def http() -> Any:
-    """The released bundles behind POST /score."""
+    """Return a function that sends POST /score to the released bundles."""
     app = create_app(Settings(bundles=RELEASED, workers=1, log_level="error"))
     registry = app.extensions["meari"].registry
     assert registry.wait_loaded(PATIENCE)
@@ -49,7 +49,7 @@ def http() -> Any:
 
 
 @pytest.mark.parametrize("model", ["shakespeare-lstm", "nsmc-lstm", "shakespeare-esn"])
-def test_figures_are_those_of_http_bit_for_bit(model: str, text: Path, http: Any) -> None:
+def test_figures_match_http_bit_for_bit(model: str, text: Path, http: Any) -> None:
     options: dict[str, Any] = {"log_base": "2", "tokens": True, "words": True, "top": 2, "context": "Now "}
     expected = http(model=model, texts=LINES, **options)
     words = ["--log-base", "2", "--tokens", "--words", "--top", 2, "--context", "Now "]
@@ -60,7 +60,7 @@ def test_figures_are_those_of_http_bit_for_bit(model: str, text: Path, http: Any
     assert found == expected
 
 
-def test_a_line_has_its_own_context_and_its_fields_stay(bundles: Path) -> None:
+def test_line_has_its_own_context_and_keeps_its_fields(bundles: Path) -> None:
     lines = [
         {"id": "x", "text": "cd", "context": "ab", "note": [1, {"a": None}]},
         {"text": "cd", "tokens": "of another model"},
@@ -75,7 +75,7 @@ def test_a_line_has_its_own_context_and_its_fields_stay(bundles: Path) -> None:
     assert list(found[0])[:5] == ["line", "id", "text", "context", "note"]
 
 
-def test_order_and_bytes_do_not_depend_on_the_number_of_processes(bundles: Path, tmp_path: Path) -> None:
+def test_output_does_not_depend_on_the_number_of_processes(bundles: Path, tmp_path: Path) -> None:
     path = tmp_path / "many.txt"
     path.write_text("".join(f"{'abcdefgh'[: i % 9]} {i}\n" for i in range(3000)))
     first, *others = (
@@ -85,7 +85,7 @@ def test_order_and_bytes_do_not_depend_on_the_number_of_processes(bundles: Path,
     assert [record["line"] for record in records(first)] == list(range(1, 3001))
 
 
-def test_bad_line_ends_the_run_behind_all_good_ones(bundles: Path, tmp_path: Path) -> None:
+def test_bad_line_ends_the_run_after_all_earlier_lines(bundles: Path, tmp_path: Path) -> None:
     path, output = tmp_path / "bad.jsonl", tmp_path / "out.jsonl"
     path.write_text('{"text": "a"}\n' * 1999 + '{"text": 5}\n' + '{"text": "b"}\n' * 2000)
     done = meari("score", path, "--bundles", bundles, "-o", output)
@@ -103,7 +103,7 @@ def test_bad_line_ends_the_run_behind_all_good_ones(bundles: Path, tmp_path: Pat
     assert b"1 bad line" in again.stderr
 
 
-def test_skipped_lines_keep_their_place_and_number(bundles: Path) -> None:
+def test_skipped_lines_keep_their_position_and_number(bundles: Path) -> None:
     stdin = b'{"text":"a"}\n\nnot json\n{"text":"b\xff"}\n{"text":"c"}'
     done = meari("score", "-", "--bundles", bundles, "--skip-bad", stdin=stdin)
     assert done.returncode == 0
@@ -112,7 +112,7 @@ def test_skipped_lines_keep_their_place_and_number(bundles: Path) -> None:
     ]  # fmt: skip
 
 
-def test_more_bad_lines_than_allowed_end_the_run_and_a_higher_limit_goes_on(bundles: Path, tmp_path: Path) -> None:
+def test_run_ended_by_bad_lines_resumes_with_a_higher_limit(bundles: Path, tmp_path: Path) -> None:
     path, output = tmp_path / "bad.jsonl", tmp_path / "out.jsonl"
     path.write_text('{"text": "a"}\n5\n' * 1500)
     done = meari("score", path, "--bundles", bundles, "-o", output, "--skip-bad")
@@ -135,7 +135,7 @@ def test_more_bad_lines_than_allowed_end_the_run_and_a_higher_limit_goes_on(bund
 
 @pytest.mark.parametrize("limit", [0, 1, 2])
 @pytest.mark.parametrize("verb", [["score"], ["generate", "--seed", 1, "--max-tokens", 2, "--prompts"]])
-def test_a_run_stops_at_the_line_that_is_one_too_many(bundles: Path, verb: list[object], limit: int) -> None:
+def test_run_stops_at_the_first_bad_line_over_the_limit(bundles: Path, verb: list[object], limit: int) -> None:
     stdin = b"a\n\xff\nb\n\xff\nc\n\xff\nd\n"
     done = meari(*verb, "-", "--bundles", bundles, "--max-bad", limit, stdin=stdin)
     assert done.returncode == 1
@@ -154,7 +154,7 @@ def test_lines_of_any_length_count_as_bad_lines(bundles: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("verb", [["score"], ["generate", "--prompts"]])
-def test_an_input_without_one_good_line_is_no_success(bundles: Path, verb: list[str]) -> None:
+def test_input_without_valid_lines_fails(bundles: Path, verb: list[str]) -> None:
     done = meari(*verb, "-", "--bundles", bundles, "--skip-bad", stdin=b"\xff\n\xff\n")
     assert done.returncode == 1
     assert [record["line"] for record in records(done.stdout)] == [1, 2]
@@ -162,7 +162,7 @@ def test_an_input_without_one_good_line_is_no_success(bundles: Path, verb: list[
 
 
 @pytest.mark.parametrize("text", ["a\u2028b\u2029c\x85d"])
-def test_jsonl_has_no_line_ends_but_its_own(bundles: Path, text: str) -> None:
+def test_jsonl_has_no_line_separators_inside_records(bundles: Path, text: str) -> None:
     line = json.dumps({"text": text, "prompt": text, text: text}, ensure_ascii=False) + "\n"
     for words in (["score", "-", "--tokens", "--words"], ["generate", "--prompts", "-", "--max-tokens", "2"]):
         done = meari(*words, "--bundles", bundles, stdin=line * 2)
@@ -171,7 +171,7 @@ def test_jsonl_has_no_line_ends_but_its_own(bundles: Path, text: str) -> None:
         assert first["text"] == first[text] == second["text"] == text
 
 
-def test_tokens_that_are_parts_of_characters_have_their_bytes(bundles: Path) -> None:
+def test_tokens_that_are_parts_of_characters_have_bytes(bundles: Path) -> None:
     words = ["score", "--bundles", bundles, "--model", "bytes", "--tokens", "--top", 2, "--no-end"]
     done = meari(*words, "-", stdin="é한\n")
     [record] = records(done.stdout)
@@ -181,7 +181,7 @@ def test_tokens_that_are_parts_of_characters_have_their_bytes(bundles: Path) -> 
     assert re.findall(r'"(.+?)"  ', table.partition("tokens of")[2])[-2:] == [r"\xc3", r"\xa9"]
 
 
-def test_summary_is_that_of_all_texts_weighted_by_tokens(bundles: Path, tmp_path: Path) -> None:
+def test_summary_weights_texts_by_their_tokens(bundles: Path, tmp_path: Path) -> None:
     summary = tmp_path / "summary.json"
     done = meari("score", "-", "--bundles", bundles, "--summary", summary, "--log-base", "2", stdin="abc\n\nx?é\nab")
     found = json.loads(summary.read_text())
@@ -200,7 +200,7 @@ def test_summary_is_that_of_all_texts_weighted_by_tokens(bundles: Path, tmp_path
     assert meari("score", "-", "--bundles", bundles, "--quiet", stdin="a").stderr == b""
 
 
-def test_empty_input_gives_nothing_and_no_perplexity(bundles: Path, tmp_path: Path) -> None:
+def test_empty_input_gives_no_records_and_no_perplexity(bundles: Path, tmp_path: Path) -> None:
     summary = tmp_path / "summary.json"
     done = meari("score", "-", "--bundles", bundles, "--summary", summary)
     assert (done.returncode, done.stdout) == (0, b"")
@@ -212,7 +212,7 @@ def rows(data: bytes) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(data.decode()), dialect="excel-tab"))
 
 
-def test_tsv_has_a_row_a_text(bundles: Path, text: Path) -> None:
+def test_tsv_has_one_row_for_each_text(bundles: Path, text: Path) -> None:
     found = rows(meari("score", text, "--bundles", bundles, "--format", "tsv").stdout)
     expected = records(meari("score", text, "--bundles", bundles).stdout)
     assert [row["line"] for row in found] == [str(n) for n in range(1, len(LINES) + 1)]
@@ -222,7 +222,7 @@ def test_tsv_has_a_row_a_text(bundles: Path, text: Path) -> None:
 
 
 @pytest.mark.parametrize(("option", "name"), [("--tokens", "token"), ("--words", "word")])
-def test_tsv_has_a_row_a_token_or_a_word_with_the_text_number(
+def test_tsv_has_one_row_for_each_token_or_word_with_the_text_number(
     bundles: Path, text: Path, option: str, name: str
 ) -> None:
     found = rows(meari("score", text, "--bundles", bundles, "--format", "tsv", option).stdout)
@@ -243,7 +243,7 @@ def test_tsv_has_a_row_a_token_or_a_word_with_the_text_number(
     assert all(float(row["surprisal"]) == 0 - float(row["logprob"]) for row in found)
 
 
-def test_tsv_columns_are_the_first_line_s_fields_and_nothing_is_lost(bundles: Path) -> None:
+def test_tsv_columns_are_the_fields_of_the_first_line_without_loss(bundles: Path) -> None:
     stdin = '{"id":"1","text":"a","who":{"x":1}}\n{"text":"b","new":2}\n{"id":null,"text":5}\n'
     done = meari("score", "-", "--bundles", bundles, "--format", "tsv", "--skip-bad", stdin=stdin)
     found = rows(done.stdout)
@@ -255,7 +255,7 @@ def test_tsv_columns_are_the_first_line_s_fields_and_nothing_is_lost(bundles: Pa
 
 
 @pytest.mark.parametrize(("corpus", "has_ends"), [({"has_ends": False}, False), ({"document": "line"}, True)])
-def test_the_end_counts_as_the_bundle_says_and_the_journal_keeps_it(
+def test_default_of_add_end_comes_from_the_bundle_and_is_kept_in_the_journal(
     tmp_path: Path, corpus: dict[str, object], has_ends: bool
 ) -> None:
     bundle = write_tiny_bundle(tmp_path / "letters")
@@ -271,7 +271,7 @@ def test_the_end_counts_as_the_bundle_says_and_the_journal_keeps_it(
         assert record["num_tokens"] == 2 + head["add_end"]
         found["".join(map(str, words))] = head["add_end"]
     assert found == {"": has_ends, "--end": True, "--no-end": False}
-    # What was said and what is the default are one run where they are the same.
+    # An option with its default value does not make another run.
     same, other = (["--end"], ["--no-end"]) if has_ends else (["--no-end"], ["--end"])
     meari("score", text, "--bundles", bundle, "-o", output, "--overwrite")
     assert meari("score", text, "--bundles", bundle, "-o", output, "--resume", *same).returncode == 0
@@ -280,13 +280,13 @@ def test_the_end_counts_as_the_bundle_says_and_the_journal_keeps_it(
     assert b"add_end" in refused.stderr
 
 
-def test_no_end_and_no_text(bundles: Path) -> None:
+def test_empty_text_without_end_is_scored(bundles: Path) -> None:
     [record] = records(meari("score", "-", "--bundles", bundles, "--no-end", "--no-text", stdin="ab\n").stdout)
     assert record["num_tokens"] == 2
     assert "text" not in record
 
 
-def test_a_reader_that_has_gone_ends_it_quietly(bundles: Path, tmp_path: Path) -> None:
+def test_closed_pipe_ends_the_run_silently(bundles: Path, tmp_path: Path) -> None:
     path = tmp_path / "many.txt"
     path.write_text("abc\n" * 50_000)
     with started("score", path, "--bundles", bundles) as process:
@@ -298,7 +298,7 @@ def test_a_reader_that_has_gone_ends_it_quietly(bundles: Path, tmp_path: Path) -
         assert process.wait(PATIENCE) == 0
 
 
-def test_results_come_while_the_input_is_still_open(bundles: Path) -> None:
+def test_results_are_written_while_the_input_is_open(bundles: Path) -> None:
     with started("score", "-", "--bundles", bundles) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -310,7 +310,7 @@ def test_results_come_while_the_input_is_still_open(bundles: Path) -> None:
         assert json.loads(out)["line"] == 3
 
 
-def test_a_bundle_is_named_or_given_by_its_path(bundles: Path) -> None:
+def test_bundle_is_given_by_name_or_path(bundles: Path) -> None:
     outputs = [
         meari("score", "-", *words, stdin="ab").stdout
         for words in (
@@ -343,7 +343,7 @@ def test_a_bundle_is_named_or_given_by_its_path(bundles: Path) -> None:
         ([], 2, "FILE"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(bundles: Path, words: list[str], code: int, message: str) -> None:
+def test_errors_are_one_line(bundles: Path, words: list[str], code: int, message: str) -> None:
     done = meari("score", "--bundles", bundles, *words)
     assert done.returncode == code
     assert message in done.stderr.decode()
@@ -352,7 +352,7 @@ def test_what_cannot_be_done_is_said_in_a_line(bundles: Path, words: list[str], 
 
 
 @pytest.mark.parametrize("verb", [["score"], ["generate", "--seed", 1, "--max-tokens", 2, "--prompts"]])
-def test_a_summary_that_cannot_be_written_costs_no_record(bundles: Path, tmp_path: Path, verb: list[object]) -> None:
+def test_unwritable_summary_loses_no_records(bundles: Path, tmp_path: Path, verb: list[object]) -> None:
     output = tmp_path / "out.jsonl"
     done = meari(*verb, "-", "--bundles", bundles, "-o", output, "--summary", "/dev/full", stdin="ab\ncd\n")
     assert done.returncode == 1
@@ -364,7 +364,7 @@ def test_a_summary_that_cannot_be_written_costs_no_record(bundles: Path, tmp_pat
     assert json.loads((tmp_path / "s.json").read_text())["num_bad_lines"] == 0
 
 
-def test_a_broken_bundle_leaves_an_existing_output_as_it_was(bundles: Path, tmp_path: Path) -> None:
+def test_broken_bundle_does_not_change_an_existing_output(bundles: Path, tmp_path: Path) -> None:
     broken, output = tmp_path / "broken", tmp_path / "out.jsonl"
     broken.mkdir()
     (broken / "manifest.json").write_bytes((bundles / "letters" / "manifest.json").read_bytes())

@@ -1,4 +1,4 @@
-"""The bulk verbs with a running service: the bytes that engines of this machine would write."""
+"""Test that the bulk verbs with `--server` write the same bytes as with local engines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_TEXT_CHARS = 300_000
 
 @pytest.fixture(scope="module")
 def server(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A service with narrow limits, so that chunks need several requests."""
+    """Run a service with low limits, which split chunks into several requests."""
     log = tmp_path_factory.mktemp("log")
     with running_server(log, bundles=bundles, max_texts=3, max_text_chars=MAX_TEXT_CHARS) as running:
         yield running
@@ -52,7 +52,7 @@ def texts(tmp_path: Path) -> Path:
         ["--words", "unicode"],
     ],
 )
-def test_scores_are_the_same_bytes(texts: Path, bundles: Path, url: str, tmp_path: Path, words: list[object]) -> None:
+def test_score_writes_the_same_bytes(texts: Path, bundles: Path, url: str, tmp_path: Path, words: list[object]) -> None:
     here, there = tmp_path / "here.json", tmp_path / "there.json"
     words = ["score", texts, "--model", "words", *words]
     local = meari(*words, "--bundles", bundles, "--summary", here)
@@ -65,7 +65,7 @@ def test_scores_are_the_same_bytes(texts: Path, bundles: Path, url: str, tmp_pat
     assert figures[0] == figures[1]
 
 
-def test_long_line_goes_in_one_request_and_one_that_is_too_long_is_a_bad_line(bundles: Path, url: str) -> None:
+def test_long_line_is_one_request_and_a_longer_one_is_a_bad_line(bundles: Path, url: str) -> None:
     long = "ab" * (LONG_BYTES // 2 + 1) + "\nab\n"
     words = ["score", "-", "--no-text", "--quiet"]
     local = records(meari(*words, "--bundles", bundles, stdin=long).stdout)
@@ -88,7 +88,7 @@ def test_long_line_goes_in_one_request_and_one_that_is_too_long_is_a_bad_line(bu
         ["--num-beams", 3, "--format", "tsv"],
     ],
 )
-def test_texts_are_the_same(bundles: Path, url: str, words: list[object]) -> None:
+def test_generate_writes_the_same_texts(bundles: Path, url: str, words: list[object]) -> None:
     words = ["generate", "--prompts", "-", "--seed", 3, "--n", 2, "--max-tokens", 9, *words]
     stdin = "ab\n\nabc\n" * 4
     local = meari(*words, "--bundles", bundles, stdin=stdin)
@@ -96,12 +96,12 @@ def test_texts_are_the_same(bundles: Path, url: str, words: list[object]) -> Non
     assert served.returncode == 0, served.stderr
     if "--format" in words:
         assert served.stdout == local.stdout
-    else:  # what a service had in its cache is told
+    else:  # a service also reports cached tokens
         for here, there in zip(records(local.stdout), records(served.stdout), strict=True):
             assert there | {"usage": 0} == here | {"usage": 0}
 
 
-def test_a_run_begun_here_goes_on_there(bundles: Path, url: str, tmp_path: Path) -> None:
+def test_local_run_resumes_on_a_service(bundles: Path, url: str, tmp_path: Path) -> None:
     text, output = tmp_path / "many.txt", tmp_path / "out.jsonl"
     text.write_text("".join(f"{'abcdefgh' * (i % 7)} {i}\n" for i in range(1, 6001)))
     words = ["score", text, "-o", output, "--resume", "--quiet"]
@@ -123,7 +123,7 @@ def test_a_run_begun_here_goes_on_there(bundles: Path, url: str, tmp_path: Path)
         (["--model", "nowhere", "--format", "tsv"], "404 unknown_model"),
     ],
 )
-def test_refusal_of_the_service_is_one_line(url: str, words: list[object], message: str) -> None:
+def test_error_of_the_service_is_one_line(url: str, words: list[object], message: str) -> None:
     for verb in (["score", "-"], ["generate", "--prompts", "-"], ["generate", "ab"]):
         done = meari(*verb, *words, "--server", url, stdin="ab\n")
         assert done.returncode == 1
@@ -133,7 +133,7 @@ def test_refusal_of_the_service_is_one_line(url: str, words: list[object], messa
         assert done.stderr.count(b"\n") == 1
 
 
-def test_the_end_counts_as_the_served_model_says(tmp_path: Path) -> None:
+def test_default_of_add_end_comes_from_the_served_model(tmp_path: Path) -> None:
     folder = tmp_path / "bundles"
     rewrite_manifest(write_tiny_bundle(folder / "stream"), corpus={"has_ends": False})
     with running_server(tmp_path, bundles=folder) as server:

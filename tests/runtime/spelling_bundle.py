@@ -1,4 +1,4 @@
-"""Bundles over any tokenizer whose model spells a chain of tokens: after each its successor is the likeliest."""
+"""Bundles with any tokenizer whose model follows a chain: after each token its successor is the likeliest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FLOATS = TensorProto.FLOAT
 
 
 def byte_tokenizer() -> tokenizers.Tokenizer:
-    """Byte-level BPE without merges: id 0 is the end, id 1 + b the byte b of the sorted alphabet."""
+    """Make a byte-level BPE tokenizer without merges: id 0 is the end, id 1 + b is byte b of the sorted alphabet."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab={e: i for i, e in enumerate([END, *alphabet])}, merges=[]))
     tokenizer.normalizer = normalizers.NFC()
@@ -29,7 +29,7 @@ def byte_tokenizer() -> tokenizers.Tokenizer:
 
 
 def word_tokenizer(words: list[str]) -> tokenizers.Tokenizer:
-    """Words and runs of punctuation; what is not in the list is unknown."""
+    """Make a tokenizer of words and runs of punctuation; words not in the list are unknown."""
     vocabulary = {entry: i for i, entry in enumerate([END, "<|unk|>", *words])}
     tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
     tokenizer.normalizer = normalizers.NFC()
@@ -40,7 +40,7 @@ def word_tokenizer(words: list[str]) -> tokenizers.Tokenizer:
 def write_spelling_bundle(
     folder: Path, tokenizer: tokenizers.Tokenizer, kind: str, chain: list[int], peak: float = 20.0, end: int = 0
 ) -> Path:
-    """Write a bundle that spells `chain` from the boundary on, then ends."""
+    """Write a bundle that generates `chain` after the boundary token, then the end."""
     folder.mkdir(parents=True)
     size = tokenizer.get_vocab_size()
     following = np.zeros((size, size), np.float32)

@@ -1,4 +1,4 @@
-"""A bundle is served only when it is what was exported, and computes here what it computed there."""
+"""Test that only intact bundles that reproduce their golden figures are opened."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def edit_golden(folder: Path, **changes: Any) -> None:
 
 
 def mend(folder: Path) -> None:
-    """Let the manifest's hashes and sizes be those of the files that lie there, so that they do not give them away."""
+    """Update the manifest's hashes and sizes to those of the files."""
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     for name, entry in manifest["files"].items():
         data = (folder / name).read_bytes()
@@ -59,7 +59,7 @@ def mend(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
 
 
-def test_sound_bundle_opens_and_says_what_it_found(folder: Path) -> None:
+def test_valid_bundle_opens_with_self_test_results(folder: Path) -> None:
     bundle = open_bundle(folder, max_slots=8)
     assert bundle.manifest.name == "tiny"
     assert bundle.self_test.golden_max_difference <= 1e-6
@@ -72,7 +72,7 @@ def test_single_slot_is_enough_for_the_self_test(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["cell.onnx", "output.onnx", "tokenizer.json", "golden.npz", "README.md"])
-def test_changed_file_is_named(folder: Path, name: str) -> None:
+def test_changed_file_is_reported(folder: Path, name: str) -> None:
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(bytes(data))
@@ -81,7 +81,7 @@ def test_changed_file_is_named(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "cell.onnx", "tokenizer.json"])
-def test_missing_file_is_named(folder: Path, name: str) -> None:
+def test_missing_file_is_reported(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(BundleError, match=f"{name}: cannot be read"):
         open_bundle(folder, max_slots=4)
@@ -94,14 +94,14 @@ def test_later_format_is_refused(folder: Path) -> None:
 
 
 def change(manifest: Any, field: str, value: object) -> None:
-    """Set the field of that path; a number is a place in a list."""
+    """Set the field at a path; numbers index lists."""
     *way, last = field.split("/")
     for part in way:
         manifest = manifest[int(part) if isinstance(manifest, list) else part]
     manifest[int(last) if isinstance(manifest, list) else last] = value
 
 
-# Every field of a manifest, and what it must not say. Hashes are those of the manifest that says so.
+# Invalid values for every field of a manifest; the hashes are valid.
 HELD_OUT = {
     "nats_per_token": 1.5,
     "perplexity": math.exp(1.5),
@@ -180,7 +180,7 @@ WRONG: dict[str, list[Any]] = {
 
 @pytest.fixture
 def described(folder: Path) -> dict[str, Any]:
-    """A manifest that says everything that an export says."""
+    """Return a manifest with every field of an export."""
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text("utf-8"))
     operators = {name: BundleGraph((folder / f"{name}.onnx").read_bytes()).operators() for name in manifest["graphs"]}
     for name, graph in manifest["graphs"].items():
@@ -203,7 +203,7 @@ def described(folder: Path) -> dict[str, Any]:
 
 
 def leaves(value: object, path: str = "") -> Iterator[str]:
-    """The paths of all fields that have no fields of their own."""
+    """Return the paths of all leaf fields."""
     if path == "graphs/cell/operators" or path == "graphs/output/operators" or path.endswith("/shape"):
         yield path
     elif isinstance(value, dict | list):
@@ -213,19 +213,17 @@ def leaves(value: object, path: str = "") -> Iterator[str]:
         yield path
 
 
-def test_every_field_has_wrong_values(described: dict[str, Any]) -> None:
+def test_invalid_values_are_listed_for_every_field(described: dict[str, Any]) -> None:
     assert set(leaves(described)) <= WRONG.keys()
 
 
-def test_manifest_that_says_everything_is_right(folder: Path, described: dict[str, Any]) -> None:
+def test_complete_manifest_is_valid(folder: Path, described: dict[str, Any]) -> None:
     (folder / "manifest.json").write_text(json.dumps(described), "utf-8")
     assert open_bundle(folder, max_slots=1).manifest.sizes == described["sizes"]
 
 
 @pytest.mark.parametrize("field", WRONG)
-def test_field_that_contradicts_the_files_is_refused_by_name(
-    folder: Path, described: dict[str, Any], field: str
-) -> None:
+def test_field_that_contradicts_the_files_is_reported(folder: Path, described: dict[str, Any], field: str) -> None:
     name = "state" if field.startswith("state") else field.replace("/", ".")
     for value in WRONG[field]:
         manifest = copy.deepcopy(described)
@@ -239,7 +237,7 @@ OPTIONAL = re.compile(r"sizes/trained_parameters|(corpus|figures|training)/.*|st
 
 
 @pytest.mark.parametrize("field", [field for field in WRONG if not OPTIONAL.fullmatch(field)])
-def test_field_that_is_missing_is_named(folder: Path, described: dict[str, Any], field: str) -> None:
+def test_missing_field_is_reported(folder: Path, described: dict[str, Any], field: str) -> None:
     *way, last = field.split("/")
     table = described[way[0]] if way else described
     del table[last]
@@ -263,7 +261,7 @@ def test_field_that_is_missing_is_named(folder: Path, described: dict[str, Any],
         (lambda m: m["boundary"].update(id=1, token="<|unk|>"), r"tokenizer\.unknown_id"),
     ],
 )
-def test_manifest_that_is_not_understood_is_refused_by_field(
+def test_invalid_manifest_is_refused_with_the_field(
     folder: Path, edit: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     edit_manifest(folder, edit)
@@ -288,7 +286,7 @@ def test_manifest_that_is_not_understood_is_refused_by_field(
         ("shakespeare-esn", "sizes/trained_parameters", [851107, 480322]),
     ],
 )
-def test_released_bundle_that_says_something_else_is_refused_by_field(
+def test_changed_manifest_of_a_released_bundle_is_refused_with_the_field(
     tmp_path: Path, name: str, field: str, values: list[Any]
 ) -> None:
     folder = Path(shutil.copytree(RELEASED / name, tmp_path / name))
@@ -315,7 +313,7 @@ def test_released_bundle_that_says_something_else_is_refused_by_field(
         ("tokenizer.json", "shakespeare-lstm/README.md", r"tokenizer\.json: not a tokenizer"),
     ],
 )
-def test_file_of_another_bundle_is_refused_though_hashes_fit(
+def test_file_of_another_bundle_is_refused_despite_valid_hashes(
     tmp_path: Path, file: str, other: str, message: str
 ) -> None:
     folder = Path(shutil.copytree(RELEASED / "shakespeare-lstm", tmp_path / "mixed"))
@@ -348,7 +346,7 @@ def test_file_of_another_bundle_is_refused_though_hashes_fit(
         ),
     ],
 )
-def test_tokenizer_that_does_something_else_is_refused(folder: Path, path: str, value: object, message: str) -> None:
+def test_unsupported_tokenizer_is_refused(folder: Path, path: str, value: object, message: str) -> None:
     tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     change(tokenizer, path, value)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
@@ -367,7 +365,7 @@ def test_tokenizer_that_does_something_else_is_refused(folder: Path, path: str, 
         ("pre_tokenizer/use_regex", False),
     ],
 )
-def test_tokenizer_of_bytes_that_cuts_otherwise_is_refused(tmp_path: Path, path: str, value: object) -> None:
+def test_byte_tokenizer_with_another_split_is_refused(tmp_path: Path, path: str, value: object) -> None:
     folder = Path(shutil.copytree(RELEASED / "nsmc-lstm", tmp_path / "nsmc"))
     tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     change(tokenizer, path, value)
@@ -399,20 +397,20 @@ def test_tokenizer_of_bytes_that_cuts_otherwise_is_refused(tmp_path: Path, path:
         (b" " * (1 << 20) + b"{}", "at most 1,048,576"),
     ],
 )
-def test_manifest_that_is_no_manifest_is_refused(folder: Path, data: bytes, message: str) -> None:
+def test_malformed_manifest_is_refused(folder: Path, data: bytes, message: str) -> None:
     (folder / "manifest.json").write_bytes(data)
     with pytest.raises(BundleError, match=rf"manifest\.json: .*{message}"):
         open_bundle(folder, max_slots=4)
 
 
-def test_graph_that_is_no_graph_is_refused(folder: Path) -> None:
+def test_malformed_graph_is_refused(folder: Path) -> None:
     (folder / "cell.onnx").write_bytes(b"not a graph")
     mend(folder)
     with pytest.raises(BundleError, match=r"cell\.onnx: not an ONNX file"):
         open_bundle(folder, max_slots=4)
 
 
-def test_graph_that_computes_something_else_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_graph_with_other_results_is_refused(folder: Path, tmp_path: Path) -> None:
     other = write_tiny_bundle(tmp_path / "other", decay=0.2)
     (folder / "cell.onnx").write_bytes((other / "cell.onnx").read_bytes())
     rewrite_manifest(folder)
@@ -435,7 +433,9 @@ def test_graph_that_computes_something_else_is_refused(folder: Path, tmp_path: P
         ({"state_count": np.zeros((3, 1), np.float32)}, "state_count"),
     ],
 )
-def test_golden_figures_must_fit_and_come_out(folder: Path, changes: dict[str, Any], message: str) -> None:
+def test_golden_figures_must_have_the_right_shape_and_be_reproduced(
+    folder: Path, changes: dict[str, Any], message: str
+) -> None:
     edit_golden(folder, **changes)
     with pytest.raises(BundleError, match=message):
         open_bundle(folder, max_slots=4)
@@ -447,7 +447,7 @@ def test_golden_file_with_a_pickle_is_refused(folder: Path) -> None:
         open_bundle(folder, max_slots=4)
 
 
-def test_golden_file_that_unpacks_without_end_is_refused_unread(folder: Path) -> None:
+def test_golden_file_that_decompresses_to_a_huge_size_is_refused_unread(folder: Path) -> None:
     with np.load(folder / "golden.npz") as archive:
         arrays = {name: archive[name] for name in ("tokens", "state_count")}
     with zipfile.ZipFile(folder / "golden.npz", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -467,7 +467,7 @@ def test_golden_file_that_unpacks_without_end_is_refused_unread(folder: Path) ->
 
 @contextlib.contextmanager
 def peak_memory_below(num_bytes: int) -> Iterator[None]:
-    """Bound what Python allocates meanwhile."""
+    """Assert an upper bound for Python's allocations in the block."""
     tracemalloc.start()
     try:
         yield
@@ -477,7 +477,7 @@ def peak_memory_below(num_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("place", ["initializer", "attribute"])
-def test_graph_whose_weights_are_elsewhere_is_refused(folder: Path, place: str) -> None:
+def test_graph_with_external_weights_is_refused(folder: Path, place: str) -> None:
     model = onnx.load(str(folder / "cell.onnx"))
     weight = model.graph.initializer[0]
     external = onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
@@ -508,7 +508,7 @@ STRANGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("kind", STRANGE)
 @pytest.mark.parametrize("name", ["manifest.json", "cell.onnx", "golden.npz", "tokenizer.json", "README.md"])
-def test_what_is_no_file_of_the_bundle_is_refused_unread(folder: Path, name: str, kind: str) -> None:
+def test_special_files_are_refused_unread(folder: Path, name: str, kind: str) -> None:
     make, message = STRANGE[kind]
     (folder / name).unlink()
     make(folder / name)
@@ -516,7 +516,7 @@ def test_what_is_no_file_of_the_bundle_is_refused_unread(folder: Path, name: str
         open_bundle(folder, max_slots=4)
 
 
-def test_large_file_that_the_manifest_lists_is_refused_unread(folder: Path) -> None:
+def test_oversized_file_in_the_manifest_is_refused_unread(folder: Path) -> None:
     make_large(folder / "cell.onnx")
     edit_manifest(folder, lambda m: m["files"]["cell.onnx"].update(bytes=3 << 30))
     with pytest.raises(BundleError, match=r"files\.cell\.onnx\.bytes: got 3221225472, expected at most 2147483647"):
@@ -531,15 +531,15 @@ def test_links_to_the_right_files_are_followed(folder: Path, tmp_path: Path) -> 
     assert open_bundle(folder, max_slots=4).manifest.name == "tiny"
 
 
-def test_unreadable_file_is_named(folder: Path) -> None:
+def test_unreadable_file_is_reported(folder: Path) -> None:
     if os.geteuid() == 0:
-        pytest.skip("root may read every file")
+        pytest.skip("root can read every file")
     (folder / "cell.onnx").chmod(0)
     with pytest.raises(BundleError, match=r"cell\.onnx: cannot be read: Permission denied"):
         open_bundle(folder, max_slots=4)
 
 
-def test_leaking_rows_are_found(tmp_path: Path) -> None:
+def test_rows_that_influence_one_another_are_detected(tmp_path: Path) -> None:
     leaky = write_tiny_bundle(tmp_path / "leaky", decay=0.1, leak=True)
     assert not open_bundle(leaky, max_slots=8).self_test.rows_isolated
 
@@ -557,7 +557,7 @@ def test_leaking_rows_are_found(tmp_path: Path) -> None:
         ({"document": "file", "has_ends": True}, 1, True),
     ],
 )
-def test_bundle_knows_whether_its_training_text_had_ends(
+def test_bundle_states_whether_its_training_text_had_ends(
     folder: Path, corpus: dict[str, Any], documents: int | None, has_ends: bool
 ) -> None:
     figures = {} if documents is None else {"training_documents": documents}
@@ -572,7 +572,7 @@ LIBRARY_WORDS = re.compile(
 
 
 def edit_cell(folder: Path, edit: Callable[[Any], object]) -> None:
-    """Change the graph of the cell, and let the manifest know it."""
+    """Change the graph of the cell and update the manifest."""
     model = onnx.load(folder / "cell.onnx")
     edit(model)
     (folder / "cell.onnx").write_bytes(model.SerializeToString())
@@ -652,7 +652,7 @@ def other_type(model: Any) -> None:
         (other_type, r"cell\.onnx: operator And gets an input of a wrong type"),
     ],
 )
-def test_a_graph_that_cannot_be_opened_is_told_in_words_of_our_own(
+def test_unloadable_graph_is_reported_without_the_message_of_onnxruntime(
     folder: Path, edit: Callable[[Any], object], reason: str
 ) -> None:
     edit_cell(folder, edit)
@@ -663,7 +663,7 @@ def test_a_graph_that_cannot_be_opened_is_told_in_words_of_our_own(
 
 @pytest.mark.parametrize("name", ["cell.onnx", "output.onnx", "tokenizer.json", "golden.npz"])
 @pytest.mark.parametrize("data", [b"", b"garbage", b"{}", b"PK\x03\x04" + b"\0" * 100, b"\x08\x0a" * 50, b"\xff" * 300])
-def test_a_file_that_is_none_is_told_in_words_of_our_own(folder: Path, name: str, data: bytes) -> None:
+def test_malformed_file_is_reported_without_the_message_of_its_library(folder: Path, name: str, data: bytes) -> None:
     sizes = sizes_of(folder)
     (folder / name).write_bytes(data)
     rewrite_manifest(folder, sizes=sizes)
@@ -673,7 +673,7 @@ def test_a_file_that_is_none_is_told_in_words_of_our_own(folder: Path, name: str
 
 
 @pytest.mark.parametrize("name", ["cell.onnx", "output.onnx", "tokenizer.json", "golden.npz"])
-def test_a_file_that_was_cut_is_told_in_words_of_our_own(folder: Path, name: str) -> None:
+def test_truncated_file_is_reported_without_the_message_of_its_library(folder: Path, name: str) -> None:
     data, sizes = (folder / name).read_bytes(), sizes_of(folder)
     for size in (1, len(data) // 3, len(data) // 2, len(data) - 1):
         (folder / name).write_bytes(data[:size])

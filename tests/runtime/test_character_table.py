@@ -1,4 +1,4 @@
-"""Characters encoded by a table: the same ids as the library gives, or no table."""
+"""Test the character table: it gives the ids of the tokenizers library, or is not used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_table_gives_the_ids_of_the_library(text: str) -> None:
 
 
 @given(TEXTS)
-def test_offsets_are_those_of_the_library(text: str) -> None:
+def test_offsets_match_the_library(text: str) -> None:
     vocabulary = Vocabulary(TokenizerKind.CHAR, tuple(VOCABULARY), tuple(x.encode() for x in VOCABULARY), 1, 0)
     fast, slow = TextTokenizer(BACKEND, vocabulary), TextTokenizer(BACKEND, vocabulary)
     slow._characters = None
@@ -58,5 +58,5 @@ def added_token() -> tokenizers.Tokenizer:
 @pytest.mark.parametrize(
     "backend", [lower_case(), whole_words(), added_token(), byte_tokenizer(), word_tokenizer(["a"])]
 )
-def test_a_tokenizer_that_does_anything_else_has_no_table(backend: tokenizers.Tokenizer) -> None:
+def test_other_tokenizer_has_no_table(backend: tokenizers.Tokenizer) -> None:
     assert CharacterTable.of(backend) is None

@@ -1,4 +1,4 @@
-"""The figures of /score, worked out by hand."""
+"""Test the figures of /score against values worked by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def scored(text: str, logprobs: list[float], log_base: LogBase = "e") -> ScoredT
     return ScoredText(Encoded(text, ids, starts, starts + 1), scores, VOCABULARY, log_base)
 
 
-def test_sums_perplexity_and_bits() -> None:
+def test_sums_perplexity_and_bits_match_values_worked_by_hand() -> None:
     figures = scored("ab", [-0.5, -1.0, -1.5]).figures()
     assert figures.logprob == -3.0
     assert figures.probability == math.exp(-3.0)
@@ -48,7 +48,7 @@ def test_characters_and_bytes_are_counted_in_the_normal_form() -> None:
 
 
 @pytest.mark.parametrize(("log_base", "divisor"), [("e", 1.0), ("2", math.log(2)), ("10", math.log(10))])
-def test_only_logarithms_follow_the_base(log_base: LogBase, divisor: float) -> None:
+def test_log_base_affects_only_logarithms(log_base: LogBase, divisor: float) -> None:
     text = scored("ab", [-0.5, -1.0], log_base)
     figures = text.figures()
     assert figures.logprob == -1.5 / divisor
@@ -59,14 +59,14 @@ def test_only_logarithms_follow_the_base(log_base: LogBase, divisor: float) -> N
     assert text.words()[0].logprob == -1.5 / divisor
 
 
-def test_nothing_to_score_has_no_perplexity() -> None:
+def test_empty_score_has_no_perplexity() -> None:
     figures = scored("", []).figures()
     assert (figures.logprob, figures.probability, figures.num_tokens) == (0.0, 1.0, 0)
     assert figures.perplexity is figures.bits_per_char is figures.bits_per_byte is None
     assert not math.copysign(1, figures.logprob) < 0
 
 
-def test_the_empty_text_still_ends() -> None:
+def test_empty_text_is_scored_with_its_end() -> None:
     text = scored("", [-2.0])
     assert text.figures().perplexity == math.exp(2.0)
     assert text.figures().bits_per_char is None
@@ -74,31 +74,31 @@ def test_the_empty_text_still_ends() -> None:
     assert text.words() == [ScoredWord("<|end|>", -2.0, 0, 0)]
 
 
-def test_unknown_tokens_are_counted_and_left_out_of_the_second_sum() -> None:
+def test_unknown_tokens_are_counted_and_excluded_from_the_second_sum() -> None:
     figures = scored("aéb", [-1.0, -8.0, -1.0, -0.5]).figures()
     assert (figures.num_unknown, figures.logprob, figures.logprob_without_unknown) == (1, -10.5, -2.5)
 
 
-def test_improbable_texts_underflow_to_zero_and_stay_json() -> None:
+def test_improbable_texts_underflow_to_zero_in_valid_json() -> None:
     figures = scored("ab", [-5000.0, -1e6]).figures()
     assert figures.probability == 0.0
     assert figures.perplexity is not None
     assert math.isfinite(figures.perplexity)
 
 
-def test_every_token_belongs_to_one_word_and_the_end_to_a_row_of_its_own() -> None:
+def test_every_token_belongs_to_one_word_and_the_end_to_its_own_row() -> None:
     text = scored("  ab b  ", [-1.0, -2.0, -4.0, -8.0, -16.0, -32.0, -64.0, -128.0, -256.0])
     words = [(word.text, word.logprob, word.start, word.end) for word in text.words()]
     assert words == [("ab", -15.0, 2, 4), ("b", -240.0, 5, 6), ("<|end|>", -256.0, 8, 8)]
     assert sum(word.logprob for word in text.words()) == text.figures().logprob
 
 
-def test_white_space_alone_is_a_row() -> None:
+def test_text_of_white_space_is_one_row() -> None:
     assert scored("  ", [-1.0, -1.0]).words() == [ScoredWord("  ", -2.0, 0, 2)]
     assert scored("", []).words() == []
 
 
-def test_words_and_tokens_that_the_model_does_not_know_are_marked() -> None:
+def test_unknown_words_and_tokens_are_marked() -> None:
     text = scored("aé b é", [-1.0] * 7)
     assert [token.unknown for token in text.tokens(0, 7)] == [False, True, False, False, False, True, False]
     assert [(word.text, word.unknown) for word in text.words()] == [
@@ -128,7 +128,7 @@ def test_pieces_join_to_one_json_value(length: int) -> None:
         ("a" * 5000, ["a" * 4096, "a" * 904]),
     ],
 )
-def test_words_of_unicode_are_found_without_spaces(text: str, words: list[str]) -> None:
+def test_unicode_words_are_found_without_spaces(text: str, words: list[str]) -> None:
     spans = word_spans(text, "unicode")
     assert [text[start:end] for start, end in spans] == words
     assert [word_spans(text[: open_run(text)], "unicode"), open_run(text) <= len(text)] == [
@@ -137,7 +137,7 @@ def test_words_of_unicode_are_found_without_spaces(text: str, words: list[str]) 
     ]
 
 
-def test_missing_segmenter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_segmenter_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "icu4py.breakers", None)
     with pytest.raises(InvalidRequest, match=r"words: got \"unicode\", which needs ICU, .* meari\[segment\]"):
         require_segmenter()

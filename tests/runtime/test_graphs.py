@@ -1,4 +1,4 @@
-"""The engine's graphs, put together from a bundle's two, give the bits of single steps of these."""
+"""Test that the engine's combined graphs give the same bits as single steps of a bundle's two graphs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEPS, ROWS = 6, 5
 
 
 class Plain:
-    """A bundle's two graphs as they are, a step at a time."""
+    """Bundle's two graphs, run step by step."""
 
     def __init__(self, folder: Path) -> None:
         self._cell, self._output = (ort.InferenceSession(folder / f"{name}.onnx") for name in ("cell", "output"))
@@ -31,7 +31,7 @@ class Plain:
     def steps(
         self, runner: Runner, tokens: npt.NDArray[np.int64]
     ) -> tuple[list[dict[str, Any]], list[Any], list[Any], list[Any]]:
-        """States, hidden rows, logits and log-probabilities after every step."""
+        """Return states, hidden rows, logits and logprobs after every step."""
         states: dict[str, Any] = runner.initial_states(tokens.shape[1])
         all_states: list[dict[str, Any]] = []
         hiddens: list[Any] = []
@@ -49,7 +49,7 @@ class Plain:
 
 @pytest.fixture(scope="module", params=NAMES)
 def both(request: pytest.FixtureRequest) -> tuple[Runner, Plain]:
-    """The engine's graphs and the plain ones of a released bundle."""
+    """Open the engine's graphs and the plain graphs of a released bundle."""
     folder = BUNDLES / request.param
     return open_bundle(folder, max_slots=8).runner, Plain(folder)
 
@@ -58,7 +58,7 @@ def tokens_of(runner: Runner) -> npt.NDArray[np.int64]:
     return np.random.default_rng(3).integers(0, runner.vocabulary_size, (STEPS, ROWS))
 
 
-def test_several_steps_in_one_run_are_the_bits_of_single_ones(both: tuple[Runner, Plain]) -> None:
+def test_several_steps_in_one_run_equal_single_steps_bit_for_bit(both: tuple[Runner, Plain]) -> None:
     runner, plain = both
     tokens = tokens_of(runner)
     states, hiddens, logits, logprobs = plain.steps(runner, tokens)
@@ -73,7 +73,7 @@ def test_several_steps_in_one_run_are_the_bits_of_single_ones(both: tuple[Runner
     assert np.array_equal(ran.picked_logprobs, np.concatenate(logprobs)[places, np.arange(11)])
 
 
-def test_hidden_rows_from_elsewhere_give_the_same_distribution(both: tuple[Runner, Plain]) -> None:
+def test_given_hidden_rows_give_the_same_distribution(both: tuple[Runner, Plain]) -> None:
     runner, plain = both
     _, hiddens, _, logprobs = plain.steps(runner, tokens_of(runner))
     assert np.array_equal(runner.output(hiddens[-1])[1], logprobs[-1])
@@ -81,14 +81,14 @@ def test_hidden_rows_from_elsewhere_give_the_same_distribution(both: tuple[Runne
 
 @pytest.mark.parametrize("draws", [False, True], ids=["likeliest", "drawn"])
 @pytest.mark.parametrize("barred", [False, True], ids=["all", "without a token"])
-def test_what_is_written_is_what_single_steps_would_pick(both: tuple[Runner, Plain], draws: bool, barred: bool) -> None:
+def test_generated_tokens_equal_those_of_single_steps(both: tuple[Runner, Plain], draws: bool, barred: bool) -> None:
     runner, plain = both
     random = np.random.default_rng(5)
     uniforms = (random.random((STEPS, ROWS, 1)) * 0.999).astype(np.float32)
     inverse, limits = np.full((ROWS, 1), 1.25, np.float32), np.tile(np.array([[0.05, 1e9, 1e9]], np.float32), (ROWS, 1))
     first = random.integers(0, runner.vocabulary_size, ROWS)
     bars, limited = None, True
-    if barred:  # of every other row what it would be given first
+    if barred:  # for every other row, its first token
         plainly = runner.write(
             first,
             runner.initial_states(ROWS),
@@ -112,7 +112,7 @@ def test_what_is_written_is_what_single_steps_would_pick(both: tuple[Runner, Pla
 def _drawn(
     logprobs: npt.NDArray[np.float32], uniforms: npt.NDArray[np.float32], limited: bool
 ) -> npt.NDArray[np.int64]:
-    """By the definition, in float64; equal to float32's picks for these numbers. A small vocabulary is sorted."""
+    """Sample by the definition in float64, which gives the same tokens as float32 here; sort a small vocabulary."""
     weights = np.exp(1.25 * logprobs.astype(np.float64))
     order = np.argsort(-weights, axis=1, kind="stable")
     if not limited or not is_small(weights.shape[1]):
@@ -126,7 +126,7 @@ def _drawn(
 
 
 @pytest.mark.parametrize("size", [3, 512, 513, 521, 6000])
-def test_the_likeliest_is_the_lowest_of_equals(size: int) -> None:
+def test_likeliest_token_of_a_tie_has_the_lowest_id(size: int) -> None:
     drawing = Drawing("main")
     drawing.input("logprobs", "float32", ["rows", size])
     drawing.input("bars", "int64", ["rows", 1])
@@ -136,7 +136,9 @@ def test_the_likeliest_is_the_lowest_of_equals(size: int) -> None:
     model.ir_version = 10
     model.opset_import.add(domain="", version=21)
     model.graph.CopyFrom(drawing.graph)
-    logprobs = -np.random.default_rng(6).integers(1, 40, (50, size)).astype(np.float32)  # the largest more than once
+    logprobs = (
+        -np.random.default_rng(6).integers(1, 40, (50, size)).astype(np.float32)
+    )  # the maximum occurs more than once
     logprobs[0], logprobs[1, -1] = -7.0, 0.0
     session = ort.InferenceSession(model.SerializeToString())
     bars = np.where(np.arange(50) % 3, logprobs.argmax(axis=1), -1)[:, None]
@@ -148,13 +150,13 @@ def test_the_likeliest_is_the_lowest_of_equals(size: int) -> None:
         assert picked[:, 0].tolist() == left.argmax(axis=1).tolist()
 
 
-def test_file_that_is_no_graph_is_refused() -> None:
+def test_malformed_graph_file_is_refused() -> None:
     for data in (b"", b"not a graph", b"\x08\x07"):
         with pytest.raises(ValueError, match="not an ONNX file"):
             BundleGraph(data)
 
 
-def test_operator_sets_that_differ_are_refused() -> None:
+def test_different_operator_sets_are_refused() -> None:
     graphs = []
     for version in (21, 17):
         drawing = Drawing("part")

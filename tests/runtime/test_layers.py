@@ -1,4 +1,4 @@
-"""A cell drawn over time has the bits of its single steps, whichever way its states hang together."""
+"""Test that a cell unrolled over time gives the bits of single steps for every dependency between its states."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def embedded(cell: Drawing) -> str:
 
 
 def updated(cell: Drawing, name: str, *driven_by: str) -> str:
-    """next_NAME = tanh(NAME · W + all that drives it)."""
+    """Add nodes for next_NAME = tanh(NAME · W + inputs)."""
     total = cell.op("MatMul", name, weights(cell, f"recurrent_{name}"))
     for value in driven_by:
         total = cell.op("Add", total, value)
@@ -38,14 +38,14 @@ def updated(cell: Drawing, name: str, *driven_by: str) -> str:
 
 
 def stacked(cell: Drawing) -> None:
-    """A layer above another."""
+    """Add a layer above another."""
     below = updated(cell, "h0", embedded(cell))
     above = updated(cell, "h1", cell.op("MatMul", below, weights(cell, "between")))
     cell.op("Identity", above, outputs=["hidden"])
 
 
 def late(cell: Drawing) -> None:
-    """The upper layer sees the lower one as it was before the step, by weights that a node computes; both are shown."""
+    """Make the upper layer read the lower layer's previous state, with computed weights; output both."""
     below = updated(cell, "h0", embedded(cell))
     doubled = cell.op("Add", weights(cell, "half"), weights(cell, "half"))
     above = updated(cell, "h1", cell.op("MatMul", "h0", doubled), cell.op("Mul", "h1", doubled_row(cell)))
@@ -58,14 +58,14 @@ def doubled_row(cell: Drawing) -> str:
 
 
 def upside_down(cell: Drawing) -> None:
-    """The layer that comes first by name stands above the other."""
+    """Put the layer with the first name above the other."""
     below = updated(cell, "h1", embedded(cell))
     updated(cell, "h0", below)
     cell.op("Sub", "next_h0", "h1", outputs=["hidden"])
 
 
 def remembering(cell: Drawing) -> None:
-    """One state is the last token's embedding, whatever it was before; the other sees it a step later."""
+    """Make one state the embedding of the last token; the other reads it one step later."""
     now = embedded(cell)
     cell.op("Identity", now, outputs=["next_h0"])
     updated(cell, "h1", now, "h0")
@@ -73,14 +73,14 @@ def remembering(cell: Drawing) -> None:
 
 
 def coupled(cell: Drawing) -> None:
-    """Each drives the other: one layer."""
+    """Make two states drive each other, as one layer."""
     first = updated(cell, "h0", embedded(cell), "h1")
     updated(cell, "h1", first)
     cell.op("Identity", "next_h1", outputs=["hidden"])
 
 
 def aware_of_its_batch(cell: Drawing) -> None:
-    """Stretches a row over the batch by its size: not to be run for several steps together."""
+    """Expand a row to the batch size, which excludes running several steps together."""
     size = cell.op("Shape", embedded(cell))
     row = cell.op("Expand", cell.constant(np.full((1, SIZE), 0.25, np.float32), "stretched"), size)
     below = updated(cell, "h0", embedded(cell), row)
@@ -99,7 +99,7 @@ CELLS: dict[Callable[[Drawing], None], list[tuple[str, ...]]] = {
 
 
 def drawn(draw: Callable[[Drawing], None]) -> BundleGraph:
-    """A cell as a bundle would hold it."""
+    """Build a cell like that of a bundle."""
     cell = Drawing("cell")
     cell.input("token", "int64", ["batch"])
     for name in NAMES:
@@ -133,7 +133,7 @@ def over_time(cell: BundleGraph) -> bytes:
 
 @pytest.mark.parametrize("draw", CELLS, ids=lambda draw: draw.__name__)
 @pytest.mark.parametrize(("steps", "rows"), [(1, 1), (STEPS, 1), (1, ROWS), (STEPS, ROWS)])
-def test_many_steps_are_the_bits_of_single_ones(draw: Callable[[Drawing], None], steps: int, rows: int) -> None:
+def test_many_steps_equal_single_steps_bit_for_bit(draw: Callable[[Drawing], None], steps: int, rows: int) -> None:
     random = np.random.default_rng(0)
     tokens = random.integers(0, VOCABULARY_SIZE, (steps, rows))
     states: dict[str, Any] = {name: random.normal(0, 1, (rows, SIZE)).astype(np.float32) for name in NAMES}
@@ -149,12 +149,16 @@ def test_many_steps_are_the_bits_of_single_ones(draw: Callable[[Drawing], None],
 
 
 @pytest.mark.parametrize("draw", CELLS, ids=lambda draw: draw.__name__)
-def test_layers_are_found_from_below(draw: Callable[[Drawing], None]) -> None:
+def test_layers_are_found_from_bottom_to_top(draw: Callable[[Drawing], None]) -> None:
     layers = find_layers(drawn(draw).model.graph, NAMES)
     assert [layer.state for layer in layers] == CELLS[draw]
 
 
-def test_what_needs_no_state_of_a_layer_is_not_run_step_by_step() -> None:
+def test_nodes_that_need_no_state_are_run_once_for_all_steps() -> None:
     lower, upper = find_layers(drawn(stacked).model.graph, NAMES)
     assert [node.op_type for node in lower.nodes] == ["MatMul", "Add", "Tanh"]
-    assert [node.op_type for node in upper.nodes] == ["MatMul", "Add", "Tanh"]  # without the product from below
+    assert [node.op_type for node in upper.nodes] == [
+        "MatMul",
+        "Add",
+        "Tanh",
+    ]  # excluding the product of the lower layer

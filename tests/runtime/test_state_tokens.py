@@ -1,4 +1,4 @@
-"""State tokens: what was signed comes back bit for bit, everything else is refused with the reason."""
+"""Test state tokens: signed states are restored bit for bit, all other tokens are refused with the reason."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ floats = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), mi
     partial=st.binary(max_size=3),
     is_seeded=st.booleans(),
 )
-def test_a_state_comes_back_bit_for_bit(
+def test_state_is_restored_bit_for_bit(
     numbers: list[float],
     token: int,
     position: int,
@@ -87,7 +87,7 @@ def test_a_state_comes_back_bit_for_bit(
     }
 
 
-def test_a_token_is_text_that_fits_a_url_and_is_little_more_than_its_numbers() -> None:
+def test_token_is_url_safe_and_little_larger_than_its_numbers() -> None:
     text = codec().encode(TextState(state(seen=frozenset(range(100)))))
     assert set(text) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
     assert len(text) < 4 / 3 * (4 * 10 + 100 + 32 + 50)
@@ -95,7 +95,7 @@ def test_a_token_is_text_that_fits_a_url_and_is_little_more_than_its_numbers() -
 
 @pytest.mark.parametrize("vocabulary_size", [10, 1001])
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.2, 1.0])
-def test_seen_tokens_never_take_more_than_a_bit_each(vocabulary_size: int, share: float) -> None:
+def test_seen_tokens_take_at_most_one_bit_each(vocabulary_size: int, share: float) -> None:
     tokens = codec(vocabulary_size=vocabulary_size)
     count = int(share * vocabulary_size)
     seen = frozenset(np.random.default_rng(2).permutation(vocabulary_size)[:count].tolist()) | {vocabulary_size - 1}
@@ -105,21 +105,21 @@ def test_seen_tokens_never_take_more_than_a_bit_each(vocabulary_size: int, share
     assert len(text) - len(bare) <= 4 / 3 * -(-vocabulary_size // 8) + 2
 
 
-def test_how_often_tokens_were_generated_takes_few_bytes() -> None:
+def test_counts_of_generated_tokens_take_few_bytes() -> None:
     counts = {token: 1 + token % 100 for token in range(0, VOCABULARY_SIZE, 7)}
     bare, text = (codec().encode(TextState(state(generated=one))) for one in ({}, counts))
     assert codec().decode(text).value.generated == counts
     assert len(text) - len(bare) <= 4 / 3 * 2 * len(counts) + 2
 
 
-def test_every_changed_bit_is_refused() -> None:
+def test_token_with_a_changed_bit_is_refused() -> None:
     text = codec().encode(TextState(state(seen=frozenset({1, 2, 900}))))
     for place in range(len(text) * 3 // 4):
         for bit in range(8):
             refusal(codec(), flipped(text, place, bit))
 
 
-def test_every_cut_and_every_lengthening_is_refused() -> None:
+def test_truncated_or_extended_token_is_refused() -> None:
     text = codec().encode(TextState(state()))
     for length in range(len(text)):
         refusal(codec(), text[:length])
@@ -130,21 +130,21 @@ def test_every_cut_and_every_lengthening_is_refused() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a", "한글", "{}", "A" * 70, "A" * 71, "+/" * 40, "\x00" * 80, "=" * 80])
-def test_other_text_is_no_token(text: str) -> None:
+def test_other_text_is_refused(text: str) -> None:
     refusal(codec(), text)
 
 
 @given(data=st.binary(max_size=200))
-def test_no_bytes_make_it_fail_otherwise(data: bytes) -> None:
+def test_arbitrary_bytes_raise_only_the_refusal(data: bytes) -> None:
     refusal(codec(), base64.urlsafe_b64encode(data).rstrip(b"=").decode())
 
 
-def test_long_text_is_refused_by_its_length_alone() -> None:
+def test_long_text_is_refused_by_its_length() -> None:
     limit = codec().max_chars
     assert f"got {limit + 1} characters, expected at most {limit}" in refusal(codec(), "A" * (limit + 1))
 
 
-def test_the_reason_says_whose_token_it_is() -> None:
+def test_refusal_names_the_bundle_of_the_token() -> None:
     own = codec().encode(TextState(state()))
     assert "another model" in refusal(codec(bundle_hash=OTHER_HASH), own)
     assert "signed with a key that this service does not hold" in refusal(codec(OTHER_KEY), own)
@@ -152,8 +152,8 @@ def test_the_reason_says_whose_token_it_is() -> None:
     assert "format version 3, expected 2" in refusal(codec(), flipped(own, 0, 0))
 
 
-def test_a_token_that_claims_another_bundle_or_key_is_still_refused() -> None:
-    """What is said of bundle and key is only for the message; the signature does not follow it."""
+def test_token_that_claims_another_bundle_or_key_is_refused() -> None:
+    """Bundle and key in the token serve only the message; the signature does not depend on them."""
     own = bytearray(base64.urlsafe_b64decode(codec().encode(TextState(state())) + "=="))
     other_bundle = base64.urlsafe_b64decode(codec(bundle_hash=OTHER_HASH).encode(TextState(state())) + "==")
     other_key = base64.urlsafe_b64decode(codec(OTHER_KEY).encode(TextState(state())) + "==")
@@ -162,7 +162,7 @@ def test_a_token_that_claims_another_bundle_or_key_is_still_refused() -> None:
         assert "changed or cut" in refusal(codec(), base64.urlsafe_b64encode(forged).rstrip(b"=").decode())
 
 
-def test_keys_can_be_changed_without_ending_tokens() -> None:
+def test_tokens_stay_valid_while_keys_are_rotated() -> None:
     old = codec(KEY).encode(TextState(state()))
     rotated = codec(OTHER_KEY, KEY)
     assert rotated.decode(old).value.token == 5
@@ -171,7 +171,7 @@ def test_keys_can_be_changed_without_ending_tokens() -> None:
     assert "key" in refusal(codec(KEY), new)
 
 
-def test_signed_nonsense_is_refused_too() -> None:
+def test_malformed_token_with_a_valid_signature_is_refused() -> None:
     rows = {"hidden": np.full((2, 3), np.nan, np.float32), "cell": np.zeros(4, np.float32)}
     assert "not finite" in refusal(codec(), codec().encode(TextState(state(rows=rows))))
     assert "out of range" in refusal(codec(), codec().encode(TextState(state(token=VOCABULARY_SIZE))))
@@ -187,7 +187,7 @@ def test_signed_nonsense_is_refused_too() -> None:
     assert "less than" in refusal(codec(), _signed(b"\x00" + b"\x00" * 40 + b"\xff" * 4 + b"\x01" * 40))
 
 
-def test_a_token_of_the_version_before_is_taken_and_counts_nothing_as_generated() -> None:
+def test_token_of_the_previous_version_is_accepted_without_generated_counts() -> None:
     found = codec().decode(_signed(b"\x00\x01\xc3" + b"\x00" * 40 + b"\x05\x02", version=1))
     assert found.value.seen == {5, 7}
     assert found.value.generated == {}
@@ -195,7 +195,7 @@ def test_a_token_of_the_version_before_is_taken_and_counts_nothing_as_generated(
 
 
 def _signed(rest: bytes, version: int = 2) -> str:
-    """A token with the right signature over a head and any rest."""
+    """Return a token with a valid signature over a header and any payload."""
     tokens = codec()
     data = struct.pack("<B8s4sBIQQ", version, bytes.fromhex(HASH)[:8], tokens._key_id, 0, 1, 1, 1) + rest
     return base64.urlsafe_b64encode(data + tokens._signature(tokens._key_id, data)).rstrip(b"=").decode()

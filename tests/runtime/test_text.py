@@ -1,4 +1,4 @@
-"""Tokens become text the same way whole and piece by piece, and stop strings cut it at the same place."""
+"""Test decoding: whole and in pieces give the same text, and stop strings cut it at the same position."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TextTokeni
 
 
 @given(text=st.text(max_size=30))
-def test_bytes_round_trip_to_the_normal_form(tokenizers: dict[str, TextTokenizer], text: str) -> None:
+def test_byte_round_trip_gives_normalised_text(tokenizers: dict[str, TextTokenizer], text: str) -> None:
     bpe = tokenizers["bpe"]
     assert detokenize(bpe.vocabulary, bpe.encode(text)) == nfc(text)
 
 
 @given(ids=st.lists(st.integers(0, 256), max_size=40))
-def test_pieces_of_any_bytes_are_whole_characters(tokenizers: dict[str, TextTokenizer], ids: list[int]) -> None:
+def test_pieces_of_any_bytes_contain_whole_characters(tokenizers: dict[str, TextTokenizer], ids: list[int]) -> None:
     vocabulary = tokenizers["bpe"].vocabulary
     writer = Detokenizer(vocabulary)
     streamed = "".join(map(writer.feed, ids))
@@ -51,7 +51,7 @@ def test_pieces_of_any_bytes_are_whole_characters(tokenizers: dict[str, TextToke
     assert data.decode("utf-8", "replace").startswith(streamed)
 
 
-def test_an_incomplete_character_waits_for_its_last_byte(tokenizers: dict[str, TextTokenizer]) -> None:
+def test_incomplete_character_is_held_back_until_its_last_byte(tokenizers: dict[str, TextTokenizer]) -> None:
     bpe = tokenizers["bpe"]
     writer = Detokenizer(bpe.vocabulary)
     assert [writer.feed(token) for token in bpe.encode("한é")] == ["", "", "한", "", "é"]
@@ -70,7 +70,7 @@ PARTS = ["한글 문장이에요.", "😀 é🏳️‍🌈!", "good day , good",
 
 @pytest.mark.parametrize("kind", ["char", "bpe", "word"])
 @pytest.mark.parametrize("text", PARTS)
-def test_parts_joined_are_the_whole_wherever_it_is_split(
+def test_text_decoded_in_parts_equals_the_whole_at_every_split(
     tokenizers: dict[str, TextTokenizer], kind: str, text: str
 ) -> None:
     vocabulary = tokenizers[kind].vocabulary
@@ -87,7 +87,7 @@ def test_parts_joined_are_the_whole_wherever_it_is_split(
 
 
 @given(ids=st.lists(st.integers(0, 256), max_size=30), split=st.integers(0, 30))
-def test_parts_of_any_bytes_joined_are_the_whole(
+def test_any_bytes_decoded_in_parts_equal_the_whole(
     tokenizers: dict[str, TextTokenizer], ids: list[int], split: int
 ) -> None:
     vocabulary = tokenizers["bpe"].vocabulary
@@ -97,18 +97,18 @@ def test_parts_of_any_bytes_joined_are_the_whole(
     assert start + "".join(map(rest.feed, ids[split:])) + rest.end() == detokenize(vocabulary, ids)
 
 
-def test_text_after_an_incomplete_character_leaves_it_out(tokenizers: dict[str, TextTokenizer]) -> None:
+def test_incomplete_character_is_dropped_before_other_text(tokenizers: dict[str, TextTokenizer]) -> None:
     assert TextEnd(partial=b"\xed\x95").then("") == TextEnd(partial=b"\xed\x95")
     assert TextEnd(partial=b"\xed\x95").then("a") == TextEnd(needs_space=True)
     assert TextEnd(needs_space=True).then("a ") == NO_TEXT
 
 
 @pytest.mark.parametrize("kind", ["char", "bpe", "word"])
-def test_the_boundary_token_never_comes_out_of_text(tokenizers: dict[str, TextTokenizer], kind: str) -> None:
+def test_text_never_encodes_to_the_boundary_token(tokenizers: dict[str, TextTokenizer], kind: str) -> None:
     assert 0 not in tokenizers[kind].encode("a<|end|>b <|end|> <|unk|>")
 
 
-def test_offsets_are_those_of_the_text_as_sent(tokenizers: dict[str, TextTokenizer]) -> None:
+def test_offsets_refer_to_the_original_text(tokenizers: dict[str, TextTokenizer]) -> None:
     def offsets(kind: str, text: str) -> list[tuple[int, int]]:
         encoded = tokenizers[kind].encode_with_offsets(text)
         return list(zip(encoded.starts.tolist(), encoded.ends.tolist(), strict=True))
@@ -127,7 +127,7 @@ def test_long_and_short_texts_are_tokenized_alike(tokenizers: dict[str, TextToke
 
 
 def first_match(text: str, stops: list[str]) -> int | None:
-    """The rule by brute force: complete first, then the longest."""
+    """Find the match by brute force: first to complete, then longest."""
     for end in range(1, len(text) + 1):
         lengths = [len(stop) for stop in stops if text[:end].endswith(stop)]
         if lengths:
@@ -140,7 +140,7 @@ STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=5), min_size=1, max
 
 
 @given(AB, STOPS, st.data())
-def test_the_first_match_does_not_depend_on_the_pieces(text: str, stops: list[str], data: st.DataObject) -> None:
+def test_first_match_does_not_depend_on_the_pieces(text: str, stops: list[str], data: st.DataObject) -> None:
     search = StopSearch(StopPatterns.of(stops, str))
     rest = text
     while rest:
@@ -151,7 +151,7 @@ def test_the_first_match_does_not_depend_on_the_pieces(text: str, stops: list[st
 
 
 @given(AB, STOPS)
-def test_what_is_given_out_is_never_taken_back(text: str, stops: list[str]) -> None:
+def test_returned_text_is_never_withdrawn(text: str, stops: list[str]) -> None:
     search = StopSearch(StopPatterns.of(stops, str))
     given_out = 0
     for position, character in enumerate(text, start=1):
@@ -162,7 +162,7 @@ def test_what_is_given_out_is_never_taken_back(text: str, stops: list[str]) -> N
         given_out = max(given_out, position - search.held_back)
 
 
-def test_a_matcher_is_made_for_each_sample(tokenizers: dict[str, TextTokenizer]) -> None:
+def test_each_sample_has_its_own_matcher(tokenizers: dict[str, TextTokenizer]) -> None:
     vocabulary = tokenizers["char"].vocabulary
     make = matcher_factory(StopPatterns.of(("bc",), str), vocabulary, NO_TEXT)
     assert make is not None
@@ -177,23 +177,23 @@ def test_a_matcher_is_made_for_each_sample(tokenizers: dict[str, TextTokenizer])
     [
         (["\u1112\u1161\u11ab", "한"], ["한"]),  # conjoining jamo
         (["cafe\u0301"], ["café"]),
-        (["\u0301"], ["\u0301"]),  # alone it is as it is, and no part of a letter
+        (["\u0301"], ["\u0301"]),  # alone it is unchanged and not part of a letter
         (["\u11ab"], ["\u11ab"]),
         (["\u212b"], ["\u00c5"]),
-        (["\u0958"], ["\u0915\u093c"]),  # longer than it came
+        (["\u0958"], ["\u0915\u093c"]),  # longer after normalisation
     ],
 )
 @pytest.mark.parametrize("kind", ["char", "bpe", "word"])
-def test_stop_strings_take_the_form_in_which_the_model_writes(
+def test_stop_strings_are_normalised_like_the_model(
     tokenizers: dict[str, TextTokenizer], kind: str, stops: list[str], strings: list[str]
 ) -> None:
     patterns = StopPatterns.of(stops, tokenizers[kind].normalized).patterns
     assert [pattern.text for pattern in patterns] == strings
 
 
-def test_stop_strings_take_any_normalizer(tokenizers: dict[str, TextTokenizer]) -> None:
+def test_stop_strings_support_every_normalizer(tokenizers: dict[str, TextTokenizer]) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.normalizer = Sequence([NFC(), Lowercase(), Strip()])
     normalized = TextTokenizer(tokenizer, tokenizers["bpe"].vocabulary).normalized
     patterns = StopPatterns.of(["END", "End", "\n"], normalized).patterns
-    assert [pattern.text for pattern in patterns] == ["end", "\n"]  # of a line end, stripping would leave nothing
+    assert [pattern.text for pattern in patterns] == ["end", "\n"]  # stripping would remove a line end entirely

@@ -1,9 +1,9 @@
-"""A bundle made by hand, so small that every figure can be worked out on paper.
+"""Handmade bundle, small enough to work out every figure by hand.
 
-Tokens are `<|end|>` `<|unk|>` a b … z. After a token the next letter has the logit `peak`, everything else 0: after the
-boundary comes a, after z the end. The recurrent state counts the steps, and `decay` takes so much off the peak at each,
-so that a result shows whether its state is its own. With `leak`, rows influence one another, as they must not. With
-`work`, a step takes as long as a product of two square matrices of that size.
+The tokens are `<|end|>` `<|unk|>` a b … z. After each token the next letter has the logit `peak` and all other tokens
+have 0: `a` follows the boundary token, the end follows `z`. The recurrent state counts the steps. `decay` reduces the
+peak at each step, which makes results depend on their state. `leak` makes rows influence one another (a fault). `work`
+adds a product of two square matrices of this size to each step.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ OPSET = [helper.make_opsetid("", 21)]
 
 
 def next_id(token: int) -> int:
-    """The likeliest token after `token`: letters in order, then the end."""
+    """Return the likeliest token after `token`: letters in order, then the end."""
     return 2 if token in (0, 1) else (token + 1) % len(VOCABULARY)
 
 
 def expected_logprob(token: int, after: int, step: int, peak: float = 8.0, decay: float = 0.0) -> float:
-    """ln P(token) by hand, `step` tokens having been fed, the last of them `after`."""
+    """Return ln P(token), worked by hand, after `step` fed tokens ending with `after`."""
     logits = np.zeros(len(VOCABULARY))
     logits[next_id(after)] = peak - decay * step
     return float(logits[token] - np.log(np.exp(logits).sum()))
 
 
 def tiny_tokenizer(entries: Sequence[str] = VOCABULARY) -> tokenizers.Tokenizer:
-    """Characters of the vocabulary above; everything else is unknown."""
+    """Make a tokenizer of the characters above; all others are unknown."""
     tokenizer = tokenizers.Tokenizer(
         models.WordLevel({token: i for i, token in enumerate(entries)}, unk_token="<|unk|>")
     )
@@ -59,7 +59,7 @@ def _save(nodes: list[Any], inputs: list[Any], outputs: list[Any], weights: dict
 
 
 def _work(size: int, one: str) -> tuple[list[Any], dict[str, Any]]:
-    """Nodes that compute `one` by way of a large product of each step, to which it comes to nothing."""
+    """Add nodes that compute `one` with a large product that does not change the result."""
     nodes = [
         helper.make_node("ReduceSum", ["count"], ["steps"], keepdims=0),
         helper.make_node("Add", ["square", "steps"], ["shifted"]),
@@ -81,7 +81,7 @@ def _cell(path: Path, peak: float, decay: float, leak: bool, work: int) -> None:
         helper.make_node("Sub", ["peak", "lost"], ["height"]),
         helper.make_node("Mul", ["one_hot", "height"], ["alone" if leak else "hidden"]),
     ]
-    if leak:  # like a dynamic quantisation with one scale for the whole batch
+    if leak:  # like dynamic quantisation with one scale for the whole batch
         nodes += [
             helper.make_node("ReduceMax", ["next_count", "axes"], ["largest"], keepdims=1),
             helper.make_node("Mul", ["largest", "tiny"], ["shift"]),
@@ -142,7 +142,7 @@ def _golden(folder: Path) -> None:
 
 
 def sizes_of(folder: Path) -> dict[str, int]:
-    """As the graphs have them; a token is looked up as a whole row of the vocabulary."""
+    """Return the sizes of the graphs; each token is a row of the size of the vocabulary."""
     graphs = [onnx.load(str(folder / name)).graph for name in ("cell.onnx", "output.onnx")]
     size = graphs[1].output[0].type.tensor_type.shape.dim[1].dim_value
     hidden = graphs[1].input[0].type.tensor_type.shape.dim[1].dim_value
@@ -153,7 +153,7 @@ def sizes_of(folder: Path) -> dict[str, int]:
 
 
 def rewrite_manifest(folder: Path, **changes: Any) -> None:
-    """Write the manifest of what lies in `folder`, with `changes` of its top-level fields."""
+    """Write the manifest of the files in `folder`, with `changes` to its top-level fields."""
     files = {
         path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
@@ -180,13 +180,13 @@ def rewrite_manifest(folder: Path, **changes: Any) -> None:
 
 
 def make_socket(path: Path) -> None:
-    """Put a socket where a file is expected."""
+    """Create a socket at the path."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
 
 
 def make_large(path: Path) -> None:
-    """Write a file of 3 GiB that takes no room."""
+    """Create a sparse file of 3 GiB."""
     with path.open("wb") as file:
         file.truncate(3 << 30)
 
@@ -194,7 +194,7 @@ def make_large(path: Path) -> None:
 def write_tiny_bundle(
     folder: Path, *, peak: float = 8.0, decay: float = 0.0, leak: bool = False, work: int = 0
 ) -> Path:
-    """Write a bundle into `folder`, which is made; its name is the folder's."""
+    """Create `folder` with a bundle of the same name."""
     folder.mkdir(parents=True)
     _cell(folder / "cell.onnx", peak, decay, leak, work)
     _output(folder / "output.onnx")

@@ -1,4 +1,4 @@
-"""Who is let in: in turn, whatever a request needs, and ended once even while it is being queued."""
+"""Test admission: fair turns for requests of every kind, and a single end even while a request is queued."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def generate(engine: Engine, max_tokens: int, **more: object) -> Generation:
     return engine.generate(call, engine.reserve())
 
 
-def test_wide_request_is_not_passed_for_ever_by_narrow_ones(make_engine: MakeEngine) -> None:
+def test_wide_request_is_admitted_despite_many_narrow_ones(make_engine: MakeEngine) -> None:
     engine = make_engine(max_slots=4, max_waiting=64)
     narrow = [generate(engine, 5 + n) for n in range(8)]
     wide = generate(engine, 5, num_samples=3)
@@ -47,7 +47,7 @@ def test_wide_request_is_not_passed_for_ever_by_narrow_ones(make_engine: MakeEng
     assert sum(not one.ended for one in narrow) > 4
 
 
-def test_sentence_gets_in_while_generations_and_lists_queue(make_engine: MakeEngine) -> None:
+def test_sentence_is_admitted_while_generations_and_lists_wait(make_engine: MakeEngine) -> None:
     engine = make_engine(max_slots=2, max_waiting=64)
     for _ in range(10):
         generate(engine, 10_000)
@@ -76,7 +76,7 @@ def test_request_that_ends_while_it_is_queued_ends_once(
 
     def add_late(request: Request, reservation: Reservation) -> bool:
         clock.now = 10.0
-        engine.step()  # the engine's thread is faster
+        engine.step()  # the engine's thread may be faster
         if closes:
             engine.stop()
         return add(request, reservation)
@@ -94,7 +94,7 @@ def test_request_that_ends_while_it_is_queued_ends_once(
     assert not engine._live.everyone()
 
 
-def test_long_text_leaves_some_of_the_cache_to_others(bundle: Bundle, clock: Clock) -> None:
+def test_long_text_does_not_take_the_whole_cache(bundle: Bundle, clock: Clock) -> None:
     engine = Engine(bundle.runner, EngineLimits(2, 4, cache_bytes=100_000), clock)
     for prompt in ([5, 6, 7, 8], [A] * 5000, [5, 6, 7, 8]):
         generation = engine.generate(GenerateCall(prompt, 1, 1e12), engine.reserve())
@@ -104,7 +104,7 @@ def test_long_text_leaves_some_of_the_cache_to_others(bundle: Bundle, clock: Clo
 
 
 def a_list(engine: Engine, count: int, max_tokens: int = 3, **more: object) -> tuple[HandleGroup, list[Generation]]:
-    """The generations of a list of prompts, queued as far as there is room."""
+    """Submit a list of prompts; return the generations that have a place in the queue."""
     event = Event()
     call = GenerateCall([A], max_tokens, **{"deadline": 1e12, "sampling": ENDLESS, "event": event, **more})  # type: ignore[arg-type]
     handles = [Generation(call) for _ in range(count)]
@@ -114,10 +114,10 @@ def a_list(engine: Engine, count: int, max_tokens: int = 3, **more: object) -> t
     return together, handles
 
 
-def test_lists_share_half_of_the_queue_and_all_get_on(make_engine: MakeEngine) -> None:
+def test_lists_share_half_of_the_queue_and_all_progress(make_engine: MakeEngine) -> None:
     engine = make_engine(max_slots=2, max_waiting=8)
     lists = [a_list(engine, 30) for _ in range(3)]
-    assert engine.stats().waiting == 6  # half of the queue, and one of each list in any case
+    assert engine.stats().waiting == 6  # half of the queue, and at least one request of each list
     singles = []
     for _ in range(400):
         if engine.stats().waiting < 6:
@@ -130,7 +130,7 @@ def test_lists_share_half_of_the_queue_and_all_get_on(make_engine: MakeEngine) -
     assert sum(one.ended for one in singles) > 50
 
 
-def test_list_gets_on_while_others_fill_the_half_for_lists(make_engine: MakeEngine) -> None:
+def test_list_progresses_while_other_lists_fill_their_half_of_the_queue(make_engine: MakeEngine) -> None:
     engine = make_engine(max_slots=1, max_waiting=4)
     others = [generate(engine, 2) for _ in range(3)]
     together, handles = a_list(engine, 3)
@@ -143,7 +143,7 @@ def test_list_gets_on_while_others_fill_the_half_for_lists(make_engine: MakeEngi
 
 
 @pytest.mark.parametrize("end", ["cancelled", "out of time"])
-def test_what_no_place_was_found_for_ends_with_its_list(make_engine: MakeEngine, clock: Clock, end: str) -> None:
+def test_unqueued_requests_end_with_their_list(make_engine: MakeEngine, clock: Clock, end: str) -> None:
     engine = make_engine(max_slots=2, max_waiting=8)
     together, handles = a_list(engine, 30, 10_000, deadline=clock() + 5.0)
     for _ in range(3):
@@ -163,7 +163,7 @@ def test_what_no_place_was_found_for_ends_with_its_list(make_engine: MakeEngine,
     assert (engine.stats().waiting, engine.stats().running, engine._live.everyone()) == (0, 0, [])
 
 
-def test_call_that_was_cancelled_before_it_was_queued_ends_at_once(make_engine: MakeEngine) -> None:
+def test_call_cancelled_before_queueing_ends_at_once(make_engine: MakeEngine) -> None:
     engine = make_engine()
     handle = Generation(call := GenerateCall([A], 10_000, 1e12, ENDLESS))
     handle.cancel()
@@ -172,7 +172,7 @@ def test_call_that_was_cancelled_before_it_was_queued_ends_at_once(make_engine: 
     assert handle.ended
 
 
-def test_list_fails_when_the_engine_takes_no_more(make_engine: MakeEngine) -> None:
+def test_list_fails_when_the_engine_has_stopped(make_engine: MakeEngine) -> None:
     engine = make_engine(max_slots=2, max_waiting=8)
     together, handles = a_list(engine, 30)
     engine.stop()

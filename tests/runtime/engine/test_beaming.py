@@ -1,4 +1,4 @@
-"""Beams in the engine: rows fork, are given back, and every result says where it stands."""
+"""Test beam search in the engine: rows fork and are released, and every result has its state."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(engine: Engine, *handles: Generation | Scoring, most: int = 500) -> None
     pytest.fail(f"not ended after {most} steps")
 
 
-def test_beams_find_the_best_of_all_continuations(make_engine: MakeEngine, bundle: Bundle) -> None:
+def test_beam_search_finds_the_best_continuation(make_engine: MakeEngine, bundle: Bundle) -> None:
     engine = make_engine(max_slots=64)
     generation = search(engine, [A], 2, num_beams=28, num_samples=5)
     size = bundle.runner.vocabulary_size
@@ -43,7 +43,7 @@ def test_beams_find_the_best_of_all_continuations(make_engine: MakeEngine, bundl
     assert generation.samples[0].token_ids == [B, C]
 
 
-def test_score_of_a_result_is_what_the_search_reported(make_engine: MakeEngine) -> None:
+def test_scoring_a_result_gives_the_score_of_the_search(make_engine: MakeEngine) -> None:
     engine = make_engine(max_slots=8)
     generation = search(engine, [A, B], 6, num_samples=4)
     run(engine, generation)
@@ -53,7 +53,7 @@ def test_score_of_a_result_is_what_the_search_reported(make_engine: MakeEngine) 
     assert [text.logprobs.tolist() for text in scoring.results] == [sample.logprobs for sample in generation.samples]
 
 
-def test_search_gives_its_rows_back(make_engine: MakeEngine) -> None:
+def test_search_releases_its_rows(make_engine: MakeEngine) -> None:
     engine = make_engine(max_slots=4)
     first, second = (search(engine, [A], 8, num_samples=4) for _ in range(2))
     while not second.ended:
@@ -64,7 +64,7 @@ def test_search_gives_its_rows_back(make_engine: MakeEngine) -> None:
     assert [sample.token_ids for sample in second.samples] == [sample.token_ids for sample in first.samples]
 
 
-def test_failing_stop_matcher_ends_its_own_search_alone(make_engine: MakeEngine) -> None:
+def test_failing_stop_matcher_ends_only_its_own_search(make_engine: MakeEngine) -> None:
     class Broken:
         def __call__(self, token: int, /) -> bool:
             raise ZeroDivisionError
@@ -81,7 +81,7 @@ def test_failing_stop_matcher_ends_its_own_search_alone(make_engine: MakeEngine)
         broken.raise_for_failure()
 
 
-def test_search_out_of_time_gives_what_is_live_and_where_it_stands(make_engine: MakeEngine, clock: Clock) -> None:
+def test_search_past_its_deadline_returns_live_hypotheses_with_states(make_engine: MakeEngine, clock: Clock) -> None:
     engine = make_engine(max_slots=8)
     generation = search(engine, [A], 1000, num_samples=4, deadline=5.0, want_state=True)
     for _ in range(3):
@@ -96,7 +96,7 @@ def test_search_out_of_time_gives_what_is_live_and_where_it_stands(make_engine: 
     assert live[0] == [B + n for n in range(len(live[0]))]
 
 
-def test_states_are_kept_only_where_they_are_wanted(make_engine: MakeEngine) -> None:
+def test_states_are_kept_only_on_request(make_engine: MakeEngine) -> None:
     engine = make_engine(max_slots=8)
     plain, wanted = search(engine, [A], 3), search(engine, [A], 3, want_state=True)
     run(engine, plain, wanted)

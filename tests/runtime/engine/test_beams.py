@@ -1,6 +1,6 @@
-"""Beam search: exhaustive where the beams suffice, a plain beam search otherwise, and the same every time.
+"""Test beam search against an exhaustive search and a plain beam search.
 
-The models are tables: a prefix → the log-probabilities of the next token. Ties are frequent on purpose.
+The models are tables from a prefix to the logprobs of the next token. Ties are frequent on purpose.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Model = Callable[[tuple[int, ...]], Floats]
 
 
 def normalised(weights: npt.NDArray[np.float64]) -> Floats:
-    """Log-probabilities of weights, of which some may be 0."""
+    """Return the logprobs of weights, some of which may be 0."""
     with np.errstate(divide="ignore"):
         logprobs: Floats = np.log(weights / weights.sum()).astype(np.float32)
     return logprobs
@@ -37,7 +37,7 @@ def normalised(weights: npt.NDArray[np.float64]) -> Floats:
 
 @dataclass(frozen=True)
 class Table:
-    """A model by chance: each prefix has a distribution of its own, made of few different weights."""
+    """Random model: each prefix has its own distribution, made of few different weights."""
 
     size: int
     seed: int
@@ -51,7 +51,7 @@ class Table:
 
 @dataclass
 class Pair:
-    """A stop matcher by hand: over once two given tokens have come one after the other."""
+    """Stop matcher that matches two given consecutive tokens."""
 
     pair: tuple[int, int]
     last: int = -1
@@ -65,8 +65,8 @@ class Pair:
 
 
 @dataclass
-class Wanted:
-    """What a search is asked for."""
+class SearchSettings:
+    """Parameters of a search."""
 
     model: Model
     num_beams: int
@@ -84,7 +84,7 @@ class Wanted:
 
 @dataclass(order=True)
 class Candidate:
-    """By score, then by the rank of its parent, then by its token; all on paper."""
+    """Candidate ordered by score, then by the rank of its parent, then by its token."""
 
     loss: float
     parent: int
@@ -95,8 +95,8 @@ class Candidate:
 Found = list[tuple[tuple[int, ...], float, Finish]]
 
 
-def search(wanted: Wanted, num_steps: int | None = None) -> tuple[BeamSearch, int]:
-    """Run a search to its end, or so many steps; returns it and how many rows were run."""
+def search(wanted: SearchSettings, num_steps: int | None = None) -> tuple[BeamSearch, int]:
+    """Run a search to its end or for `num_steps`; return the search and the number of computed rows."""
     pair = wanted.pair
     stop = None if pair is None else (lambda: Pair(pair))
     beams = BeamSearch(wanted.num_beams, wanted.num_results, wanted.max_tokens, END, None, stop)
@@ -115,7 +115,7 @@ def search(wanted: Wanted, num_steps: int | None = None) -> tuple[BeamSearch, in
 
 
 def found(hypotheses: list[Hypothesis]) -> Found:
-    """Tokens, score and finish; the score must be the sum of the figures."""
+    """Return tokens, score and finish of each result; check that the score is the sum of the logprobs."""
     listed = []
     for hypothesis in hypotheses:
         assert hypothesis.finish is not None
@@ -128,8 +128,8 @@ def score(model: Model, tokens: tuple[int, ...]) -> float:
     return float(sum(on_grid(model(tokens[:n]))[token] for n, token in enumerate(tokens)))
 
 
-def exhaustive(wanted: Wanted) -> Found:
-    """All sequences of tokens that finish, scored; the best of them."""
+def exhaustive(wanted: SearchSettings) -> Found:
+    """Score all finished sequences and return the best ones."""
     finished = []
     size = len(wanted.model(()))
     for length in range(1, wanted.max_tokens + 1):
@@ -142,8 +142,8 @@ def exhaustive(wanted: Wanted) -> Found:
     return [(tokens, -loss, finish) for loss, _, _, tokens, finish in best if loss < np.inf]
 
 
-def plain_beam_search(wanted: Wanted) -> Found:
-    """Everything is kept until the end, and nothing is dropped before it has to be."""
+def plain_beam_search(wanted: SearchSettings) -> Found:
+    """Run a beam search that keeps all finished results until the end."""
     live: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     finished: Found = []
     for _ in range(wanted.max_tokens):
@@ -176,24 +176,24 @@ pairs = st.none() | st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 @settings(max_examples=150, deadline=None)
 @given(tables, st.integers(1, 3), st.integers(1, 12), pairs)
-def test_with_beams_enough_it_is_exhaustive(
+def test_search_with_enough_beams_is_exhaustive(
     model: Model, max_tokens: int, num_results: int, pair: tuple[int, int] | None
 ) -> None:
-    wanted = Wanted(model, 4**3, num_results, max_tokens, pair)
+    wanted = SearchSettings(model, 4**3, num_results, max_tokens, pair)
     assert found(search(wanted)[0].results(Finish.TIMEOUT)) == exhaustive(wanted)
 
 
 @settings(max_examples=300, deadline=None)
 @given(tables, st.integers(1, 6), st.integers(1, 8), st.data(), pairs)
-def test_with_few_beams_it_is_a_plain_beam_search(
+def test_search_with_few_beams_equals_a_plain_beam_search(
     model: Model, num_beams: int, max_tokens: int, data: st.DataObject, pair: tuple[int, int] | None
 ) -> None:
-    wanted = Wanted(model, num_beams, data.draw(st.integers(1, num_beams)), max_tokens, pair)
+    wanted = SearchSettings(model, num_beams, data.draw(st.integers(1, num_beams)), max_tokens, pair)
     assert found(search(wanted)[0].results(Finish.TIMEOUT)) == plain_beam_search(wanted)
 
 
 def certain(*rows: dict[int, float]) -> Model:
-    """The same distribution for all prefixes of a length; what is not named shares the rest of the probability."""
+    """Make a model with one distribution for each prefix length; unnamed tokens share the remaining probability."""
 
     def model(prefix: tuple[int, ...]) -> Floats:
         named = rows[min(len(prefix), len(rows) - 1)]
@@ -204,28 +204,28 @@ def certain(*rows: dict[int, float]) -> Model:
     return model
 
 
-def test_hand_worked_search_finds_what_greed_misses() -> None:
+def test_search_finds_a_better_sequence_than_greedy_sampling() -> None:
     def model(prefix: tuple[int, ...]) -> Floats:
         if not prefix:
             return normalised(np.array([0.0, 0.6, 0.4]))
         return normalised(np.array([0.5, 0.25, 0.25]) if prefix == (1,) else np.array([0.9, 0.05, 0.05]))
 
-    greedy, _ = search(Wanted(model, 1, 1, 2))
-    wide, _ = search(Wanted(model, 2, 2, 2))
+    greedy, _ = search(SearchSettings(model, 1, 1, 2))
+    wide, _ = search(SearchSettings(model, 2, 2, 2))
     assert found(greedy.results(Finish.TIMEOUT))[0][0] == (1, END)
     best, second = found(wide.results(Finish.TIMEOUT))
     assert (best[0], second[0]) == ((2, END), (1, END))
     assert np.exp([best[1], second[1]]) == pytest.approx([0.36, 0.3])
 
 
-def test_search_ends_when_nothing_can_beat_the_results() -> None:
-    wanted = Wanted(certain({END: 0.9}), 4, 1, 1000)
+def test_search_ends_when_no_hypothesis_can_beat_the_results() -> None:
+    wanted = SearchSettings(certain({END: 0.9}), 4, 1, 1000)
     beams, num_rows = search(wanted)
     assert num_rows == 1
     assert found(beams.results(Finish.TIMEOUT)) == [((END,), score(wanted.model, (END,)), Finish.END)]
 
 
-def test_equals_go_by_parent_and_then_by_token() -> None:
+def test_ties_are_broken_by_parent_then_by_token() -> None:
     beams = BeamSearch(3, 3, 5, END, None, None)
     flat = normalised(np.array([0.0, 1.0, 1.0, 1.0, 1.0]))
     assert beams.advance(flat[None]) == [(0, 1), (0, 2), (0, 3)]
@@ -233,20 +233,20 @@ def test_equals_go_by_parent_and_then_by_token() -> None:
     assert [h.token_ids for h in beams.results(Finish.TIMEOUT)] == [[1, 1], [1, 2], [1, 3]]
 
 
-def test_live_hypotheses_count_where_too_few_have_finished() -> None:
-    wanted = Wanted(certain({END: 0.3, 1: 0.5}, {END: 0.01, 2: 0.7}), 2, 2, 9)
+def test_live_hypotheses_fill_up_missing_results() -> None:
+    wanted = SearchSettings(certain({END: 0.3, 1: 0.5}, {END: 0.01, 2: 0.7}), 2, 2, 9)
     beams, _ = search(wanted, num_steps=2)
     hypotheses = beams.results(Finish.TIMEOUT)
     assert [(h.token_ids, h.finish) for h in hypotheses] == [([1, 2], Finish.TIMEOUT), ([END], Finish.END)]
     assert hypotheses[0].row == 0
 
 
-def test_search_that_has_not_begun_has_a_hypothesis_without_tokens() -> None:
+def test_new_search_has_one_hypothesis_without_tokens() -> None:
     (hypothesis,) = BeamSearch(2, 2, 5, END, None, None).results(Finish.CANCELLED)
     assert (hypothesis.token_ids, hypothesis.finish, hypothesis.score) == ([], Finish.CANCELLED, 0.0)
 
 
-def test_alternatives_are_those_of_each_tokens_place() -> None:
+def test_alternatives_belong_to_the_position_of_each_token() -> None:
     rows = [{1: 0.5, 2: 0.3}, {END: 0.7, 3: 0.2}]
     beams = BeamSearch(2, 1, 5, END, 2, None)
     model = certain(*rows)
@@ -258,7 +258,7 @@ def test_alternatives_are_those_of_each_tokens_place() -> None:
     assert np.exp([logprobs for _, logprobs in best.alternatives]) == pytest.approx(np.array([[0.5, 0.3], [0.7, 0.2]]))
 
 
-def test_stop_that_every_token_completes_is_looked_for_in_few_of_them() -> None:
+def test_stop_matcher_is_asked_about_few_candidates() -> None:
     fed = []
 
     class Always:
@@ -272,17 +272,17 @@ def test_stop_that_every_token_completes_is_looked_for_in_few_of_them() -> None:
     beams = BeamSearch(4, 3, 5, END, None, Always)
     flat = normalised(np.ones(10_000))
     assert beams.advance(flat[None]) == []
-    assert fed == [1, 2]  # the end token is the third of them
+    assert fed == [1, 2]  # the end token is the third candidate
     assert [h.finish for h in beams.results(Finish.TIMEOUT)] == [Finish.END, Finish.STOP, Finish.STOP]
 
 
-def test_unlikely_end_finishes_nothing() -> None:
-    wanted = Wanted(certain({END: 0.01, 1: 0.5, 2: 0.4}), 2, 2, 3)
+def test_unlikely_end_token_finishes_no_hypothesis() -> None:
+    wanted = SearchSettings(certain({END: 0.01, 1: 0.5, 2: 0.4}), 2, 2, 3)
     beams, _ = search(wanted)
     assert [h.token_ids for h in beams.results(Finish.TIMEOUT)] == [[1, 1, 1], [1, 1, 2]]
 
 
-def test_fork_of_a_stop_matcher_goes_its_own_way() -> None:
+def test_fork_of_a_stop_matcher_is_independent() -> None:
     texts = ("", "", "하나", "둘")
     vocabulary = Vocabulary(TokenizerKind.WORD, texts, tuple(text.encode() for text in texts), None, 0)
     make = matcher_factory(StopPatterns.of(("하나 둘",), str), vocabulary, TextEnd())
@@ -298,7 +298,7 @@ def test_fork_of_a_stop_matcher_goes_its_own_way() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 60), st.integers(1, 70), st.integers(0, 2**32))
-def test_likeliest_is_a_full_sort(num_rows: int, size: int, count: int, seed: int) -> None:
+def test_likeliest_matches_a_full_sort(num_rows: int, size: int, count: int, seed: int) -> None:
     logprobs = np.random.default_rng(seed).integers(-9, 0, (num_rows, size)).astype(np.float32)
     expected = np.argsort(-logprobs, axis=1, kind="stable")[:, :count]
     assert (likeliest(logprobs, count) == expected).all()

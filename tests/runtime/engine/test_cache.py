@@ -1,4 +1,4 @@
-"""The prefix cache: exact at every token, never larger than it may be, the least recently used out first."""
+"""Test the prefix cache: exact states at every token, bounded memory, least recently used eviction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from meari.runtime.engine.cache import EDGE_BYTES, EDGE_TOKENS, ID_BYTES, PAGE_BYTES, CacheRoom, Edge, PrefixCache
 
-SHAPES = {"h": (2, 67), "c": (1,)}  # a tensor of two pages that does not fill them
+SHAPES = {"h": (2, 67), "c": (1,)}  # a tensor that partly fills two pages
 HIDDEN = 2
 ROW_PAGES = 2 + 1 + 1
 ROW_BYTES = ID_BYTES + ROW_PAGES * (PAGE_BYTES + ID_BYTES)
@@ -23,7 +23,7 @@ Row = dict[str, npt.NDArray[np.float32]]
 
 
 def row_after(prefix: Sequence[int]) -> Row:
-    """A state that no other prefix has."""
+    """Return a state that is unique to the prefix."""
     digest = hashlib.shake_128(repr(tuple(prefix)).encode()).digest(4 * 137)
     values = np.frombuffer(digest, np.int32).astype(np.float32)
     return {"h": values[:134].reshape(2, 67), "c": values[134:135], "hidden": values[135:]}
@@ -39,12 +39,12 @@ def insert(cache: PrefixCache, tokens: Sequence[int], first: int = 0) -> None:
     hidden = stacked.pop("hidden")
     places = cache.keep(stacked, hidden)
     for given in (*stacked.values(), hidden):
-        given[:] = np.nan  # what the cache keeps is its own
+        given[:] = np.nan  # the cache must hold copies
     cache.insert(tokens, first, places)
 
 
 def found(cache: PrefixCache, tokens: Sequence[int]) -> int:
-    """How long the match is; its rows must be those of the prefix."""
+    """Return the length of the match; check that its rows are those of the prefix."""
     match = cache.longest(tokens)
     if match is None:
         return 0
@@ -56,7 +56,7 @@ def found(cache: PrefixCache, tokens: Sequence[int]) -> int:
 
 
 def edges(cache: PrefixCache) -> Iterator[tuple[tuple[int, ...], Edge]]:
-    """Every edge, and the tokens above it."""
+    """Yield every edge with the tokens above it."""
     below: list[tuple[tuple[int, ...], Edge]] = [((), cache._root)]
     while below:
         above, edge = below.pop()
@@ -68,7 +68,7 @@ def edges(cache: PrefixCache) -> Iterator[tuple[tuple[int, ...], Edge]]:
 
 
 def check(cache: PrefixCache) -> set[tuple[int, ...]]:
-    """Hold a cache to its own rules; returns the prefixes that it holds."""
+    """Check the invariants of a cache; return its prefixes."""
     everything = list(edges(cache))
     by_age = cache._room.by_age
     ages = {edge: age for age, edge in enumerate(by_age)}
@@ -85,7 +85,7 @@ def check(cache: PrefixCache) -> set[tuple[int, ...]]:
 
 
 def check_room(room: CacheRoom, caches: Sequence[PrefixCache]) -> None:
-    """Hold a room to its rules: every page has one owner or none, and its bytes are those of its caches."""
+    """Check the invariants of the memory: each page has at most one owner, and its bytes are those of its caches."""
     assert room.num_bytes == sum(cache.num_bytes for cache in caches) <= room.max_bytes
     held = [edge.places.ravel() for cache in caches for _, edge in edges(cache)]
     pages = np.sort(np.concatenate([*held, room._free[: room._num_free]]))
@@ -93,7 +93,7 @@ def check_room(room: CacheRoom, caches: Sequence[PrefixCache]) -> None:
     assert room._num_touched <= len(room._pages)
 
 
-# Texts share trunks longer than an edge, and part from them at any token.
+# Texts share prefixes longer than an edge and diverge at any token.
 trunks = st.sampled_from([[0] * 150, [0, *[1, 2] * 75], [0, *range(1, 150)]])
 texts = st.builds(
     lambda trunk, length, tail: [*trunk[:length], *tail],
@@ -108,9 +108,9 @@ which_cache = st.sampled_from([0, 1])
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Random texts, found and inserted in pieces, by two models that share a room; theirs have no token in common.
+    """Find and insert random texts in pieces, in the caches of two models that share memory and no tokens.
 
-    The model is the set of all prefixes ever inserted.
+    The reference is the set of all prefixes ever inserted.
     """
 
     @initialize(max_rows=st.one_of(st.just(MANY_ROWS), st.integers(0, 400)))
@@ -155,7 +155,7 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 def own(text: list[int], which: int) -> list[int]:
-    """A text in one model's tokens."""
+    """Map a text to one model's tokens."""
     return [token + 1000 * which for token in text]
 
 
@@ -184,7 +184,7 @@ def test_least_recently_used_text_is_evicted_first() -> None:
     assert [found(cache, [n] * 3) for n in (1, 2, 3, 4)] == [3, 0, 3, 3]
 
 
-def test_a_text_gives_way_from_its_end() -> None:
+def test_text_is_evicted_from_its_end() -> None:
     cache = cache_of(bytes_of(10, 2))
     insert(cache, [0] * 8)
     insert(cache, [1] * 2)
@@ -193,7 +193,7 @@ def test_a_text_gives_way_from_its_end() -> None:
     assert found(cache, [1] * 5) == 5
 
 
-def test_beginning_that_others_share_outlives_its_branches() -> None:
+def test_shared_prefix_is_evicted_after_its_branches() -> None:
     cache = cache_of(bytes_of(9, 4))
     insert(cache, [0, 0, 0, 1, 1])
     insert(cache, [0, 0, 0, 2, 2])
@@ -213,13 +213,13 @@ def test_text_larger_than_the_cache_keeps_its_beginning() -> None:
 
 
 @pytest.mark.parametrize("max_bytes", [0, bytes_of(1, 1) - 1])
-def test_cache_without_room_for_one_state_keeps_none(max_bytes: int) -> None:
+def test_cache_smaller_than_one_state_stays_empty(max_bytes: int) -> None:
     cache = cache_of(max_bytes)
     insert(cache, [0, 1])
     assert (found(cache, [0, 1]), cache.num_bytes, cache.num_tokens) == (0, 0, 0)
 
 
-def test_piece_whose_beginning_is_gone_is_not_kept() -> None:
+def test_piece_without_its_prefix_is_not_kept() -> None:
     cache = cache_of(10**6)
     insert(cache, [0, 1, 2, 3], first=2)
     assert cache.num_tokens == 0
@@ -228,7 +228,7 @@ def test_piece_whose_beginning_is_gone_is_not_kept() -> None:
     assert found(cache, [0, 1, 2, 3]) == 4
 
 
-def test_text_that_comes_piece_by_piece_lies_in_few_edges() -> None:
+def test_text_inserted_in_pieces_has_few_edges() -> None:
     cache = cache_of(10**6)
     text = [0, *range(200)]
     for first in range(len(text)):
@@ -237,7 +237,7 @@ def test_text_that_comes_piece_by_piece_lies_in_few_edges() -> None:
     assert found(cache, text) == len(text)
 
 
-def test_matched_rows_are_the_callers_own() -> None:
+def test_matched_rows_are_copies() -> None:
     cache = cache_of(10**6)
     insert(cache, [0, 1])
     match = cache.longest([0, 1])
@@ -252,7 +252,7 @@ def test_fewer_tokens_than_rows_are_refused() -> None:
         cache_of(100).insert([0, 1], 1, np.zeros((3, ROW_PAGES), np.int64))
 
 
-def test_rows_of_no_text_take_room_until_they_are_dropped() -> None:
+def test_rows_without_a_text_use_memory_until_they_are_dropped() -> None:
     cache = cache_of(bytes_of(4, 1))
     insert(cache, [0, 1])
     rows = [row_after([7] * n) for n in range(1, 4)]
@@ -266,7 +266,7 @@ def test_rows_of_no_text_take_room_until_they_are_dropped() -> None:
     assert found(cache, [0, 1, 2, 3]) == 4
 
 
-def test_a_model_in_use_takes_the_room_of_one_that_is_not() -> None:
+def test_active_model_takes_the_memory_of_an_idle_one() -> None:
     room = CacheRoom(bytes_of(200, 3))
     idle, busy = (PrefixCache(room, SHAPES, HIDDEN) for _ in range(2))
     insert(idle, [0] * 100)
@@ -277,7 +277,7 @@ def test_a_model_in_use_takes_the_room_of_one_that_is_not() -> None:
     check_room(room, [idle, busy])
 
 
-def test_engines_can_use_one_room_at_the_same_time() -> None:
+def test_engines_use_shared_memory_concurrently() -> None:
     room = CacheRoom(bytes_of(300, 20))
     caches = [PrefixCache(room, SHAPES, HIDDEN) for _ in range(4)]
     problems: list[BaseException] = []

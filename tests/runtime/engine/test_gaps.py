@@ -1,4 +1,4 @@
-"""The time from one token to the next, under a clock that goes on by a second a step."""
+"""Test the time between tokens under a clock that advances one second with each step."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MakeEngine = Callable[..., Engine]
 
 
 def finish(engine: Engine, clock: Clock, *generations: Generation) -> float:
-    """Step until all have ended; the seconds from their first tokens to their last ones together."""
+    """Step until all requests have ended; return the sum of the seconds from their first to their last tokens."""
     while not all(generation.ended for generation in generations):
         clock.now += 1.0
         engine.step()
     return sum((g.ended_at or 0.0) - (g.first_token_at or 0.0) for g in generations)
 
 
-def test_the_gaps_of_a_text_come_to_the_time_that_it_took(make_engine: MakeEngine, clock: Clock) -> None:
+def test_gaps_of_a_text_add_up_to_its_duration(make_engine: MakeEngine, clock: Clock) -> None:
     engine = make_engine()
     generation = generate(engine, [A] * 3, 9)
     seconds = finish(engine, clock, generation)
@@ -30,7 +30,7 @@ def test_the_gaps_of_a_text_come_to_the_time_that_it_took(make_engine: MakeEngin
     assert gaps.total == pytest.approx(seconds)
 
 
-def test_a_text_that_joins_others_has_gaps_of_its_own(make_engine: MakeEngine, clock: Clock) -> None:
+def test_text_that_joins_others_has_its_own_gaps(make_engine: MakeEngine, clock: Clock) -> None:
     engine = make_engine()
     early = generate(engine, [A], 30)
     for _ in range(3):
@@ -40,10 +40,12 @@ def test_a_text_that_joins_others_has_gaps_of_its_own(make_engine: MakeEngine, c
     seconds = finish(engine, clock, early, late)
     gaps = engine.stats().token_gaps
     assert sum(gaps.counts) == sum(len(g.samples[0].token_ids) - 1 for g in (early, late))
-    assert gaps.total == pytest.approx(seconds, rel=0.1)  # a text may end within a turn, whose rest is no gap of its
+    assert gaps.total == pytest.approx(
+        seconds, rel=0.1
+    )  # a text may end within a turn; the rest of the turn is not a gap
 
 
-def test_time_without_work_is_no_gap(make_engine: MakeEngine, clock: Clock) -> None:
+def test_idle_time_is_not_a_gap(make_engine: MakeEngine, clock: Clock) -> None:
     engine = make_engine()
     finish(engine, clock, generate(engine, [A], 4))
     clock.now += 3600.0
@@ -52,7 +54,7 @@ def test_time_without_work_is_no_gap(make_engine: MakeEngine, clock: Clock) -> N
     assert engine.stats().token_gaps.since(before).total == pytest.approx(seconds)
 
 
-def test_requests_are_running_from_their_first_slot_to_their_end(make_engine: MakeEngine, clock: Clock) -> None:
+def test_request_runs_from_its_first_slot_to_its_end(make_engine: MakeEngine, clock: Clock) -> None:
     engine = make_engine(max_slots=2)
     generations = [generate(engine, [A], 4, num_samples=2) for _ in range(2)]
     clock.now += 1.0

@@ -1,6 +1,6 @@
-"""Isolation on the released bundles: real cells, fp32 and int8, under the real engine.
+"""Test isolation on the released bundles, fp32 and int8, in the real engine.
 
-A request's tokens and log-probabilities are the same bits alone, beside others, and joined late.
+A request's tokens and logprobs have the same bits alone, in a batch, and when it joins a batch late.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ BUNDLES = sorted(path.parent for path in (Path(__file__).parents[3] / "bundles")
 
 @pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
 def released(request: pytest.FixtureRequest) -> Bundle:
-    """Each released bundle, opened for 16 slots."""
+    """Open each released bundle for 16 slots."""
     return open_bundle(request.param, max_slots=16)
 
 
-def test_there_are_released_bundles() -> None:
+def test_released_bundles_exist() -> None:
     assert BUNDLES
 
 
@@ -45,9 +45,7 @@ def test_rows_are_isolated_on_this_cpu(released: Bundle) -> None:
 
 
 @pytest.mark.parametrize("kind", ["written", "read", "read in long runs"])
-def test_rows_that_depend_on_how_they_are_run_are_found_out(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_rows_that_depend_on_the_batch_are_detected(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     runner = bundle.runner
     write, run = runner.write, runner.run
 
@@ -70,7 +68,7 @@ def test_rows_that_depend_on_how_they_are_run_are_found_out(
     assert not rows_are_isolated(runner, 8, (1, 2, 3, 7))
 
 
-def test_generation_is_the_same_alone_and_in_company(released: Bundle) -> None:
+def test_generation_is_the_same_alone_and_in_a_batch(released: Bundle) -> None:
     random = np.random.default_rng(0)
     prompt = random.integers(2, released.runner.vocabulary_size, 12).tolist()
     alone = Engine(released.runner, EngineLimits(16, 64))
@@ -86,7 +84,7 @@ def test_generation_is_the_same_alone_and_in_company(released: Bundle) -> None:
     assert late.samples[0].logprobs == expected.samples[0].logprobs
 
 
-def test_no_way_of_sampling_changes_what_another_gives(released: Bundle) -> None:
+def test_sampling_settings_do_not_affect_other_rows(released: Bundle) -> None:
     ways = [
         {"temperature": 0.0},
         {"temperature": 1e-3},
@@ -117,7 +115,7 @@ def test_no_way_of_sampling_changes_what_another_gives(released: Bundle) -> None
         assert generation.samples[0].logprobs == expected.samples[0].logprobs
 
 
-def test_score_is_what_generation_reported(released: Bundle) -> None:
+def test_score_equals_the_logprobs_of_generation(released: Bundle) -> None:
     engine = Engine(released.runner, EngineLimits(16, 64))
     generation = generate(engine, [5, 9, 7], seed=4)
     run(engine, generation)

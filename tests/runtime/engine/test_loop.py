@@ -1,4 +1,4 @@
-"""The engine's promises, one step at a time: what a request gets, how it ends, and that it ends once."""
+"""Test the engine step by step: results, ends, and that each request ends once."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_greedy_continuation_follows_the_alphabet(make_engine: MakeEngine) -> No
     assert generation.samples[0].finish is Finish.LENGTH
 
 
-def test_logprobs_are_those_worked_out_by_hand(make_engine: MakeEngine) -> None:
+def test_logprobs_match_values_worked_by_hand(make_engine: MakeEngine) -> None:
     engine = make_engine()
     generation = generate(engine, [A, B], 3)
     run(engine, generation)
@@ -81,7 +81,7 @@ def test_stop_matcher_ends_a_sample_after_the_token_that_completes_it(make_engin
     assert generation.samples[0].finish is Finish.STOP
 
 
-def test_a_failing_stop_matcher_hurts_only_its_own_request(make_engine: MakeEngine) -> None:
+def test_failing_stop_matcher_fails_only_its_own_request(make_engine: MakeEngine) -> None:
     engine = make_engine()
     broken = generate(engine, [A], 20, stop=lambda: lambda token: token < 1 // 0)
     sound = generate(engine, [A], 3)
@@ -99,7 +99,7 @@ def test_first_token_and_end_token_are_scored(make_engine: MakeEngine) -> None:
     assert scoring.results[0].logprobs == pytest.approx(by_hand, abs=1e-6)
 
 
-def test_without_the_end_the_last_token_is_not_run(make_engine: MakeEngine) -> None:
+def test_scoring_without_the_end_does_not_run_the_last_token(make_engine: MakeEngine) -> None:
     engine = make_engine()
     scoring = score(engine, [[A, B]], add_end=False)
     run(engine, scoring)
@@ -128,13 +128,15 @@ def test_score_equals_what_generation_reports_bit_for_bit(make_engine: MakeEngin
     assert float(scoring.results[0].logprobs.sum()) == sum(sample.logprobs) == sum(reversed(sample.logprobs))
 
 
-def test_shared_prefixes_run_once_and_change_nothing(make_engine: MakeEngine) -> None:
+def test_shared_prefixes_are_computed_once_without_changing_scores(make_engine: MakeEngine) -> None:
     texts = [[A, B, C], [A, B], [A, B, C], [], [Z], [A, B, C, 9], [A, 7, 7]]
     engine = make_engine(max_slots=2)
     together = score(engine, texts, context=[9, 9], num_alternatives=3, want_ranks=True)
     run(engine, together)
     prefixes = {tuple(text[:n]) for text in texts for n in range(len(text) + 1)}
-    assert together.computed_tokens == 2 + len(prefixes)  # boundary and context but for its last token, which is ()
+    assert together.computed_tokens == 2 + len(
+        prefixes
+    )  # boundary and context without its last token; () is the empty context
     for text, result in zip(texts, together.results, strict=True):
         alone = score(engine, [text], context=[9, 9], num_alternatives=3, want_ranks=True)
         run(engine, alone)
@@ -146,7 +148,7 @@ def test_shared_prefixes_run_once_and_change_nothing(make_engine: MakeEngine) ->
         assert result.ranks.tolist() == alone.results[0].ranks.tolist()
 
 
-def test_any_set_of_texts_scores_as_if_each_were_alone(make_engine: MakeEngine) -> None:
+def test_texts_score_the_same_in_a_list_and_alone(make_engine: MakeEngine) -> None:
     random = np.random.default_rng(3)
     for add_end in (True, False):
         texts = [random.integers(2, 4, random.integers(0, 6)).tolist() for _ in range(40)]
@@ -167,12 +169,12 @@ def test_ranks_and_alternatives_name_the_likeliest(make_engine: MakeEngine) -> N
     run(engine, scoring)
     result = scoring.results[0]
     assert result.ranks is not None
-    assert result.ranks.tolist() == [1, 2, 2]  # a after a shares the second place with all but b
+    assert result.ranks.tolist() == [1, 2, 2]  # "a" after "a" shares rank 2 with all tokens except "b"
     assert result.alternative_ids[:, 0].tolist() == [next_id(0), next_id(A), next_id(A)]
     assert result.alternative_logprobs[0, 0] == result.logprobs[0]
 
 
-def test_more_alternatives_than_tokens_give_them_all(make_engine: MakeEngine) -> None:
+def test_more_alternatives_than_tokens_returns_all_tokens(make_engine: MakeEngine) -> None:
     engine = make_engine()
     scoring = score(engine, [[A]], num_alternatives=100)
     run(engine, scoring)
@@ -186,11 +188,11 @@ def test_samples_share_the_prompt_and_differ(make_engine: MakeEngine) -> None:
     run(engine, generation)
     stats = engine.stats()
     assert stats.tokens_sampled == sum(len(s.token_ids) for s in generation.samples)
-    assert stats.rows < 2 * 11 + stats.tokens_sampled  # the prompt was fed once
+    assert stats.rows < 2 * 11 + stats.tokens_sampled  # the prompt is fed once
     assert len({tuple(s.token_ids) for s in generation.samples}) == 4
 
 
-def test_first_sample_does_not_depend_on_how_many_there_are(make_engine: MakeEngine) -> None:
+def test_first_sample_does_not_depend_on_the_number_of_samples(make_engine: MakeEngine) -> None:
     engine = make_engine(max_slots=2)
     settings = Sampling(temperature=8.0, seed=11)
     one = generate(engine, [A], 12, sampling=settings)
@@ -201,7 +203,7 @@ def test_first_sample_does_not_depend_on_how_many_there_are(make_engine: MakeEng
 
 
 @pytest.mark.parametrize("late", [0, 1, 7])
-def test_result_is_the_same_alone_in_company_and_joined_late(make_engine: MakeEngine, late: int) -> None:
+def test_result_is_the_same_alone_in_a_batch_and_joined_late(make_engine: MakeEngine, late: int) -> None:
     settings = Sampling(temperature=5.0, top_k=20, top_p=0.95, repetition_penalty=1.2, seed=99)
     alone = make_engine(max_slots=8)
     expected = generate(alone, [A, B], 15, sampling=settings)
@@ -219,7 +221,7 @@ def test_result_is_the_same_alone_in_company_and_joined_late(make_engine: MakeEn
     assert got.samples[0].logprobs == expected.samples[0].logprobs
 
 
-def test_leaky_graph_is_found_out_and_served_row_by_row(leaky_bundle: Bundle, clock: Clock) -> None:
+def test_leaky_graph_is_detected_and_run_row_by_row(leaky_bundle: Bundle, clock: Clock) -> None:
     assert not leaky_bundle.self_test.rows_isolated
     results = []
     for neighbours in (0, 3):
@@ -239,14 +241,14 @@ def test_requests_past_the_queue_are_refused_at_once(make_engine: MakeEngine) ->
     with pytest.raises(Overloaded, match="2 requests"):
         engine.reserve()
     held[0].release()
-    held[0].release()  # twice gives back once
+    held[0].release()  # a second release has no effect
     engine.reserve()
     with pytest.raises(Overloaded):
         engine.reserve()
     assert engine.stats().requests_refused == 2
 
 
-def test_a_slot_frees_a_place_in_the_queue(make_engine: MakeEngine) -> None:
+def test_request_that_gets_a_slot_frees_its_place_in_the_queue(make_engine: MakeEngine) -> None:
     engine = make_engine(max_slots=1, max_waiting=1)
     first = generate(engine, [A], 5)
     with pytest.raises(Overloaded):
@@ -257,7 +259,7 @@ def test_a_slot_frees_a_place_in_the_queue(make_engine: MakeEngine) -> None:
     assert engine.stats().waiting == 0
 
 
-def test_unused_reservation_is_given_back(make_engine: MakeEngine) -> None:
+def test_unused_reservation_is_released(make_engine: MakeEngine) -> None:
     engine = make_engine(max_waiting=1)
     with pytest.raises(ZeroDivisionError), engine.reserve():
         _ = 1 // 0
@@ -279,7 +281,7 @@ def test_single_sentence_takes_turns_with_a_long_list(make_engine: MakeEngine) -
         engine.step()
         steps += 1
     assert not long_list.ended
-    assert steps <= 12  # at most one text of the list has to end first
+    assert steps <= 12  # waits for at most one text of the list
     run(engine, long_list, most=5000)
 
 
@@ -296,7 +298,7 @@ def test_lists_of_an_offline_engine_run_together(bundle: Bundle, clock: Clock) -
     assert steps[1] < steps[0]
 
 
-def test_timeout_gives_the_text_so_far_and_frees_the_slot(make_engine: MakeEngine, clock: Clock) -> None:
+def test_timeout_returns_the_text_so_far_and_frees_the_slot(make_engine: MakeEngine, clock: Clock) -> None:
     engine = make_engine(max_slots=1)
     slow = generate(engine, [A], 1000, deadline=10.0, sampling=Sampling(logit_bias=((0, -100.0),), temperature=0.0))
     waiting = generate(engine, [B], 1, deadline=5.0)
@@ -338,7 +340,7 @@ def test_cancelled_request_frees_its_slots_within_a_step(make_engine: MakeEngine
     assert engine.stats().running == 0
 
 
-def test_cancelling_an_ended_request_changes_nothing(make_engine: MakeEngine) -> None:
+def test_cancelling_an_ended_request_has_no_effect(make_engine: MakeEngine) -> None:
     engine = make_engine()
     generation = generate(engine, [A], 2)
     run(engine, generation)
@@ -361,7 +363,7 @@ def test_failure_in_a_step_fails_every_request_once_and_closes_the_engine(bundle
         engine.reserve()
 
 
-def test_stopping_ends_what_is_left(bundle: Bundle) -> None:
+def test_stopping_ends_all_requests(bundle: Bundle) -> None:
     engine = Engine(bundle.runner, EngineLimits(1, 8))
     engine.start()
     forever = Sampling(logit_bias=((0, -100.0),))
@@ -374,7 +376,7 @@ def test_stopping_ends_what_is_left(bundle: Bundle) -> None:
         engine.reserve()
 
 
-def test_many_threads_each_get_their_own_answer(running_engine: Engine) -> None:
+def test_concurrent_threads_get_their_own_results(running_engine: Engine) -> None:
     expected = {}
     for seed in range(6):
         generation = generate(running_engine, [A], 20, sampling=Sampling(temperature=4.0, seed=seed))
@@ -396,7 +398,7 @@ def test_many_threads_each_get_their_own_answer(running_engine: Engine) -> None:
     assert not failures
 
 
-def test_waiting_for_news_sees_every_token_in_order(running_engine: Engine) -> None:
+def test_waiting_for_events_yields_every_token_in_order(running_engine: Engine) -> None:
     generation = generate(running_engine, [A], 20, deadline=time.monotonic() + 20)
     seen: list[int] = []
     while True:
@@ -408,7 +410,7 @@ def test_waiting_for_news_sees_every_token_in_order(running_engine: Engine) -> N
     assert seen == [3 + n for n in range(20)]
 
 
-def test_live_requests_are_forgotten_after_they_ended(make_engine: MakeEngine) -> None:
+def test_ended_requests_are_not_live(make_engine: MakeEngine) -> None:
     engine = make_engine(max_waiting=300)
     handles = [generate(engine, [A], 1) for _ in range(300)]
     run(engine, *handles)

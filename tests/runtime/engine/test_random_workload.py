@@ -1,6 +1,6 @@
-"""Random mixes of requests: each gets what it gets alone on a fresh engine without a cache, bit for bit.
+"""Test random mixes of requests: each result equals that on a fresh engine without a cache, bit for bit.
 
-Requests come at any turn, are cancelled or run out of time at any turn, and continue states of one another.
+Requests arrive, are cancelled or time out at any turn, and continue states of one another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from meari.runtime.engine import Engine, EngineLimits, Finish, GenerateCall, Gen
 from tests.runtime.engine.workload import (
     TRUNKS,
     Job,
-    Ran,
+    SubmittedJob,
     Ticking,
     generations,
     jobs,
@@ -36,7 +36,7 @@ BUNDLES = ["tiny", "leaky", "released"]
 
 
 def step_through(bundle: Bundle, ids: list[int]) -> dict[str, bytes]:
-    """The hidden row and the state after these tokens, one step at a time."""
+    """Return the hidden row and the state after these tokens, computed step by step."""
     hidden, states = np.empty(0, np.float32), bundle.runner.initial_states(1)
     for token in ids:
         hidden, states = bundle.runner.step(np.array([token]), states)
@@ -44,7 +44,7 @@ def step_through(bundle: Bundle, ids: list[int]) -> dict[str, bytes]:
 
 
 def check_state(state: StateValue, bundle: Bundle, call: GenerateCall | ScoreCall, ids: list[int]) -> None:
-    """A state is that of the text so far, without its last token, which is pending."""
+    """Check that a state is that of the text without its last, pending token."""
     if call.start is not None:
         return
     text = [0, *(call.prompt if isinstance(call, GenerateCall) else call.context), *ids]
@@ -65,7 +65,7 @@ def same_state(got: StateValue | None, expected: StateValue | None) -> bool:
     )
 
 
-def check_generation(ran: Ran, got: Generation, alone: Generation, bundle: Bundle) -> None:
+def check_generation(ran: SubmittedJob, got: Generation, alone: Generation, bundle: Bundle) -> None:
     call = ran.call
     assert isinstance(call, GenerateCall)
     for sample, expected in zip(got.samples, alone.samples, strict=True):
@@ -74,7 +74,7 @@ def check_generation(ran: Ran, got: Generation, alone: Generation, bundle: Bundl
         if sample.state is not None:
             check_state(sample.state, bundle, call, sample.token_ids)
         if call.num_beams > 1 and ran.job.is_cut:
-            assert sample.finish is not None  # the best of those that had finished by then
+            assert sample.finish is not None  # the best of the results finished by then
         elif sample.finish in {Finish.TIMEOUT, Finish.CANCELLED}:
             assert ran.job.is_cut
             assert (sample.token_ids, sample.logprobs) == (expected.token_ids[:length], expected.logprobs[:length])
@@ -85,14 +85,14 @@ def check_generation(ran: Ran, got: Generation, alone: Generation, bundle: Bundl
 
 
 def num_prefixes(call: ScoreCall) -> int:
-    """How many distinct prefixes must be run for the figures, and for the states where they are wanted."""
+    """Return the number of distinct prefixes needed for the figures and the requested states."""
     before = [call.start.token if call.start is not None else 0, *call.context]
     texts = [[*before, *text, *([0] if call.add_end else [])] for text in call.texts]
     run = [text for text in texts if len(text) > len(before) or call.want_state]
     return len({tuple(text[:n]) for text in run for n in range(1, len(text))})
 
 
-def check_scoring(ran: Ran, got: Scoring, alone: Scoring, bundle: Bundle) -> None:
+def check_scoring(ran: SubmittedJob, got: Scoring, alone: Scoring, bundle: Bundle) -> None:
     call = ran.call
     assert isinstance(call, ScoreCall)
     if got.failure is not None:
@@ -112,14 +112,14 @@ def check_scoring(ran: Ran, got: Scoring, alone: Scoring, bundle: Bundle) -> Non
 
 
 def check_cache(engine: Engine, bundle: Bundle) -> None:
-    """What the cache holds is what stepping through the tokens gives."""
+    """Check that the cache holds the states of a step-by-step computation."""
     if engine._cache is None:
         return
     assert engine._cache.num_bytes <= engine.limits.cache_bytes
     for trunk in TRUNKS:
         match = engine._cache.longest([0, *trunk])
         if match is not None:
-            copied = bundle.runner.hidden_state  # then the hidden vector is not kept beside the state
+            copied = bundle.runner.hidden_state  # the hidden vector is part of the state and not stored separately
             hidden = match.hidden if copied is None else match.states[copied]
             held = {name: values.tobytes() for name, values in {"hidden": hidden, **match.states}.items()}
             assert held == step_through(bundle, [0, *trunk][: match.length])
@@ -127,18 +127,18 @@ def check_cache(engine: Engine, bundle: Bundle) -> None:
 
 @cache
 def released() -> Bundle:
-    """A real cell, opened once."""
+    """Open a released bundle."""
     return open_bundle(RELEASED, max_slots=16)
 
 
 @pytest.fixture
 def chosen(request: pytest.FixtureRequest, bundle: Bundle, leaky_bundle: Bundle) -> Bundle:
-    """A bundle whose rows show their state, one that is served row by row, and a real one."""
+    """Return a bundle whose rows show their state, one that is run row by row, or a released one."""
     return {"tiny": bundle, "leaky": leaky_bundle}.get(request.param) or released()
 
 
 @pytest.mark.parametrize("chosen", BUNDLES, indirect=True)
-def test_every_request_gets_what_it_gets_alone(chosen: Bundle) -> None:
+def test_every_request_gets_the_result_that_it_gets_alone(chosen: Bundle) -> None:
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(jobs, min_size=1, max_size=8), limits, ticks)
     def holds(jobs: list[Job], limits: EngineLimits, tick: float) -> None:
@@ -164,7 +164,7 @@ def test_every_request_gets_what_it_gets_alone(chosen: Bundle) -> None:
 
 
 @pytest.mark.parametrize("chosen", BUNDLES, indirect=True)
-def test_text_written_in_parts_is_the_text_written_at_once(chosen: Bundle) -> None:
+def test_text_generated_in_parts_equals_the_text_generated_at_once(chosen: Bundle) -> None:
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
         generations,
@@ -186,7 +186,7 @@ def test_text_written_in_parts_is_the_text_written_at_once(chosen: Bundle) -> No
         assert isinstance(got, Generation)
         for first_part, expected in zip(got.samples, whole.samples, strict=True):
             sample, tokens, logprobs = first_part, list(first_part.token_ids), list(first_part.logprobs)
-            for length in [*lengths[1:], lengths[0]]:  # once more where the first part was cut short
+            for length in [*lengths[1:], lengths[0]]:  # once more if the first part was cut short
                 num_left = min(length, sum(lengths) - len(tokens))
                 state = sample.state
                 if state is None or sample.finish in {Finish.END, Finish.STOP} or not num_left:

@@ -1,4 +1,4 @@
-"""Sampling: what each setting leaves, how often tokens come, and that rows do not see one another."""
+"""Test sampling: the tokens that each setting keeps, token frequencies, and isolation of rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOGITS = np.log(np.array([0.4, 0.3, 0.2, 0.06, 0.04], np.float32))
 
 @cache
 def runner_of(size: int) -> Runner:
-    """The engine's graph over a bundle whose hidden vectors are the logits."""
+    """Open the engine's graph of a bundle whose hidden vectors are the logits."""
     cell, output = Drawing("cell"), Drawing("output")
     cell.input("token", "int64", ["batch"])
     cell.input("s", "float32", ["batch", size])
@@ -47,7 +47,7 @@ def _bundle_graph(drawing: Drawing) -> BundleGraph:
 
 
 def sample_rows(samplers: Sequence[Sampler], logits: Floats) -> list[int]:
-    """One token for each row, as a turn of the engine takes them."""
+    """Sample one token for each row, like a turn of the engine."""
     runner = runner_of(logits.shape[1])
     together = RowSamplers(samplers, sorts=runner.sorts)
     inputs = together.read_inputs(1 + np.arange(len(samplers)))
@@ -56,7 +56,7 @@ def sample_rows(samplers: Sequence[Sampler], logits: Floats) -> list[int]:
 
 
 def draw(settings: Sampling, logits: Floats = LOGITS, count: int = 4000) -> npt.NDArray[np.float64]:
-    """Relative frequencies of the tokens over independent samplers' first tokens."""
+    """Return the relative frequencies of the first tokens of independent samplers."""
     tokens = sample_rows([sampler(settings, index) for index in range(count)], np.tile(logits, (count, 1)))
     return np.bincount(tokens, minlength=len(logits)) / count
 
@@ -94,15 +94,15 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float, expected: se
     assert kept(Sampling(top_p=top_p)) == expected
 
 
-def test_top_p_is_taken_of_what_top_k_leaves() -> None:
-    assert kept(Sampling(top_k=2, top_p=0.55)) == {0}  # 0.4 of 0.7 is 0.571
+def test_top_p_applies_to_the_tokens_kept_by_top_k() -> None:
+    assert kept(Sampling(top_k=2, top_p=0.55)) == {0}  # 0.4 / 0.7 = 0.571
     assert kept(Sampling(top_k=2, top_p=0.58)) == {0, 1}
 
 
 @pytest.mark.parametrize(
     ("min_p", "expected"), [(0.49, {0, 1, 2}), (0.74, {0, 1}), (0.99, {0}), (0.09, {0, 1, 2, 3, 4})]
 )
-def test_min_p_is_a_share_of_the_likeliest(min_p: float, expected: set[int]) -> None:
+def test_min_p_is_relative_to_the_likeliest_token(min_p: float, expected: set[int]) -> None:
     assert kept(Sampling(min_p=min_p)) == expected
 
 
@@ -127,19 +127,19 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits() ->
     assert penalised._reshaped(logits)[2] == pytest.approx(-2.0)
 
 
-def test_penalty_below_one_favours_what_was_seen() -> None:
+def test_penalty_below_one_favours_seen_tokens() -> None:
     favouring = sampler(Sampling(temperature=0.0, repetition_penalty=0.5), 0, [1])
     assert favouring.pick(np.array([2.0, 1.5], np.float32)) == 1
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 5e-324])
-def test_tiniest_penalty_leaves_nothing_but_what_was_seen(temperature: float) -> None:
+def test_smallest_penalty_keeps_only_seen_tokens(temperature: float) -> None:
     logits = np.array([[3.0, 1.0, 2.0, -1.0]], np.float32)
     penalised = sampler(Sampling(temperature=temperature, repetition_penalty=5e-324), 0, [1, 2])
     assert {sample_rows([penalised], logits)[0] for _ in range(50)} <= {1, 2}
 
 
-def test_rows_do_not_see_one_another() -> None:
+def test_rows_do_not_affect_one_another() -> None:
     random = np.random.default_rng(0)
     logits = random.normal(size=(64, 1000)).astype(np.float32)
     settings = [
@@ -157,7 +157,7 @@ def test_rows_do_not_see_one_another() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 7, 65, 101, 4099, 10_000])
-def test_every_size_of_vocabulary_is_sampled_as_its_distribution_says(size: int) -> None:
+def test_sampling_follows_the_distribution_for_every_vocabulary_size(size: int) -> None:
     logits = np.full(size, -20.0, np.float32)
     likely = [0, size // 2, size - 1]
     logits[likely] = np.log([0.2, 0.3, 0.5])
@@ -171,7 +171,7 @@ def test_every_size_of_vocabulary_is_sampled_as_its_distribution_says(size: int)
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9])
 @pytest.mark.parametrize("min_p", [0.0, 0.2])
 @pytest.mark.parametrize("size", [30, 600], ids=["sorted", "by rejection"])
-def test_nucleus_is_that_of_the_sorted_tokens(size: int, spread: float, top_p: float, min_p: float) -> None:
+def test_nucleus_matches_that_of_sorted_tokens(size: int, spread: float, top_p: float, min_p: float) -> None:
     logits = np.full(size, -30.0, np.float32)
     logits[:30] = np.random.default_rng(4).normal(size=30).astype(np.float32) * np.float32(spread)
     exact = truncated((logits - logits.max()).astype(np.float64), 0, top_p, min_p)
@@ -185,7 +185,7 @@ def test_nucleus_is_that_of_the_sorted_tokens(size: int, spread: float, top_p: f
 
 
 @pytest.mark.parametrize("size", [300, 700], ids=["in the graph", "outside"])
-def test_top_k_of_many_rows_is_that_of_one_sorted_row(size: int) -> None:
+def test_top_k_of_many_rows_matches_that_of_a_sorted_row(size: int) -> None:
     random = np.random.default_rng(5)
     logits = np.round(random.normal(size=(40, size)) * 3).astype(np.float32)  # with many ties
     for row, top_k in enumerate(random.integers(1, size, 40).tolist()):
@@ -196,7 +196,7 @@ def test_top_k_of_many_rows_is_that_of_one_sorted_row(size: int) -> None:
         assert set(found) <= set(exact.tolist())
 
 
-def test_uniform_number_depends_on_seed_and_position_alone() -> None:
+def test_uniform_number_depends_only_on_seed_and_position() -> None:
     settings = Sampling(seed=11)
     whole = Sampler(settings, 0, [], 3, END)
     numbers = [whole.uniform() for _ in range(40)]
@@ -210,7 +210,7 @@ def test_uniform_number_depends_on_seed_and_position_alone() -> None:
     assert drawn[2] == resumed.uniform()
 
 
-def test_every_sample_has_a_seed_of_its_own() -> None:
+def test_every_sample_has_its_own_seed() -> None:
     seeds = [0, 1, 2, 3, 4, 2**53, 2**63 - 2, 2**63 - 1]
     own = [sample_seed(seed, position, index) for seed in seeds for position in range(1, 9) for index in range(1, 16)]
     assert len({*own, *seeds}) == len(own) + len(seeds)
@@ -218,7 +218,7 @@ def test_every_sample_has_a_seed_of_its_own() -> None:
     assert max(own) > 2**52
     assert [sample_seed(seed, 7, 0) for seed in seeds] == seeds
     of_samples = [sample_seed(seed, 7, 3) for seed in own[::3]]
-    assert not {*of_samples} & {*own}  # nor do samples of a sample's seed have it
+    assert not {*of_samples} & {*own}  # seeds derived from a sample's seed also differ
 
 
 def test_samples_of_neighbouring_seeds_are_independent() -> None:
@@ -231,13 +231,13 @@ def test_samples_of_neighbouring_seeds_are_independent() -> None:
     assert np.abs(drawn.mean(0) - 0.5).max() < 6 / np.sqrt(12 * count)
 
 
-def test_choice_of_weight_zero_is_never_taken() -> None:
+def test_token_of_weight_zero_is_never_sampled() -> None:
     weights = np.array([[0.0, 1.0, 0.0, 2.0, 0.0]])
     for uniform in (0.0, 0.3333333333333333, 0.34, 1 - 2**-53):
         assert pick_by_cumulative(weights, np.array([uniform]))[0] in {1, 3}
 
 
-def test_seed_fixes_the_tokens_and_samples_of_a_seed_differ() -> None:
+def test_seed_determines_the_tokens_and_samples_of_a_seed_differ() -> None:
     def tokens(seed: int, index: int) -> list[int]:
         drawing = sampler(Sampling(seed=seed), index)
         return [sample_rows([drawing], LOGITS[None])[0] for _ in range(50)]

@@ -1,8 +1,7 @@
-"""The sampler against vLLM's definition, written anew with NumPy: the same support, the same probabilities.
+"""Test the sampler against vLLM's definition, reimplemented with NumPy: same support, same probabilities.
 
 vLLM's order: min_tokens; logit bias; repetition, frequency and presence penalty; temperature; min_p; top_k with all
-that equal the k-th; top_p of what is left. Where an order of equals decides, at the edge of a nucleus, the lower id
-goes first.
+tokens equal to the k-th; top_p of the remaining tokens. Ties at the edge of a nucleus go to the lower id.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ RELEASED: Final = sorted(folder.parent for folder in (Path(__file__).parents[3] 
 
 
 class EvenSampler(Sampler):
-    """Draws the numbers of a grid, so that frequencies are probabilities but for what a grid leaves open."""
+    """Sampler that draws the numbers of a grid; frequencies equal probabilities up to the grid's resolution."""
 
     def __init__(self, settings: Sampling, number: int, prompt: list[int], generated: list[int]) -> None:
         super().__init__(settings, number, [*prompt, *generated], 0, END, Counter(generated))
@@ -47,7 +46,7 @@ class EvenSampler(Sampler):
 def vllm_probabilities(
     logits: Floats64, settings: Sampling, prompt: list[int] = NOTHING, generated: list[int] = NOTHING
 ) -> Floats64:
-    """float64 [vocabulary_size] each."""
+    """Return vLLM's probabilities; all arrays are float64 [vocabulary_size]."""
     scores = logits.copy()
     if len(generated) < settings.min_tokens:
         scores[END] = -np.inf
@@ -95,7 +94,7 @@ def frequencies(
 
 
 def logits_of(size: int, spread: float = 2.0) -> npt.NDArray[np.float32]:
-    """Few tokens of a large vocabulary are likely, and many of those are exactly as likely as others."""
+    """Draw logits with few likely tokens, many of which are exactly tied."""
     random = np.random.default_rng(size)
     logits = np.full(size, -14.0, np.float32)
     likely = random.permutation(size)[:40]
@@ -120,7 +119,7 @@ def logits_of(size: int, spread: float = 2.0) -> npt.NDArray[np.float32]:
     ids=str,
 )
 @pytest.mark.parametrize("temperature", [0.1, 0.7, 3.0])
-def test_support_and_probabilities_are_those_of_vllm(size: int, limits: dict[str, Any], temperature: float) -> None:
+def test_support_and_probabilities_match_vllm(size: int, limits: dict[str, Any], temperature: float) -> None:
     logits = logits_of(size)
     settings = Sampling(**{**limits, "top_k": min(limits.get("top_k", 0), size)}, temperature=temperature)
     expected = vllm_probabilities(logits.astype(np.float64), settings)
@@ -145,7 +144,7 @@ PENALTIES: Final[list[dict[str, Any]]] = [
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("fields", PENALTIES, ids=str)
 @pytest.mark.parametrize("temperature", [0.0, 0.15, 1.0])
-def test_penalties_and_lengths_are_those_of_vllm(size: int, fields: dict[str, Any], temperature: float) -> None:
+def test_penalties_and_lengths_match_vllm(size: int, fields: dict[str, Any], temperature: float) -> None:
     logits = logits_of(size)
     logits[:3] = (1.5, 1.0, -0.5)
     prompt, generated = [0, 1, 1], [1, 1, 1, 2, size - 1, size - 1, 1, 2]
@@ -159,8 +158,8 @@ def test_penalties_and_lengths_are_those_of_vllm(size: int, fields: dict[str, An
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("temperature", [0.0, 1e-3, 0.2, 1.0, 10.0])
-def test_what_is_left_without_a_certain_end_is_sampled_as_ever(size: int, temperature: float) -> None:
-    """Beside an end of probability 1 the weights of all others are 0 in float32."""
+def test_remaining_tokens_are_sampled_correctly_without_a_certain_end(size: int, temperature: float) -> None:
+    """Exclude an end token of probability 1, beside which all other weights are 0 in float32."""
     logits = np.full(size, -400.0, np.float32)
     logits[:3] = (600.0, -10.0, -11.0)
     logits[END], logits[size - 1] = 600.0, -10.5
@@ -169,7 +168,7 @@ def test_what_is_left_without_a_certain_end_is_sampled_as_ever(size: int, temper
     assert frequencies(logits, settings) == pytest.approx(expected, abs=0.003)
 
 
-def test_all_that_equal_the_kth_token_stay() -> None:
+def test_tokens_tied_with_the_kth_are_kept() -> None:
     for size in SIZES:
         logits = np.full(size, -30.0, np.float32)
         logits[:3] = (2.0, 1.0, 1.0)
@@ -177,8 +176,8 @@ def test_all_that_equal_the_kth_token_stay() -> None:
         assert set(np.flatnonzero(found)) == {0, 1, 2}
 
 
-def test_min_p_goes_before_top_p() -> None:
-    """Of 0.4, 0.35 and 0.25 a min_p of 0.7 leaves two, of which 0.52 is one: top_p first would have left both."""
+def test_min_p_is_applied_before_top_p() -> None:
+    """Of 0.4, 0.35 and 0.25, min_p 0.7 keeps two and top_p 0.52 then one; top_p first would keep both."""
     for size in SIZES:
         logits = np.full(size, -40.0, np.float32)
         logits[:3] = np.log([0.4, 0.35, 0.25])
@@ -206,7 +205,7 @@ def test_likeliest_token_survives_every_limit(size: int, temperature: float) -> 
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_tiny_share_of_the_likeliest_is_no_limit(size: int) -> None:
+def test_tiny_min_p_has_no_effect(size: int) -> None:
     logits = logits_of(size)
     for min_p, temperature in itertools.product((*TINY, 1e-30, 1e-20), (0.2, 1.0, 10.0)):
         settings = Sampling(min_p=min_p, temperature=temperature)
@@ -216,7 +215,7 @@ def test_tiny_share_of_the_likeliest_is_no_limit(size: int) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40, 1e-9, 9e-6, 0.0])
-def test_tiny_temperature_takes_the_likeliest_token_and_of_equals_the_lowest(size: int, temperature: float) -> None:
+def test_tiny_temperature_takes_the_likeliest_token_with_ties_to_the_lowest_id(size: int, temperature: float) -> None:
     logits = logits_of(size)
     tied = np.zeros(size, np.float32)
     for fields in ({}, {"top_p": 1e-300}, {"min_p": NEARLY_ONE}, {"top_k": 2, "top_p": 5e-324}, {"min_p": 1e-40}):
@@ -226,14 +225,14 @@ def test_tiny_temperature_takes_the_likeliest_token_and_of_equals_the_lowest(siz
             assert set(found) == {expected}
 
 
-def test_tiny_top_p_takes_the_lowest_of_equals() -> None:
+def test_tiny_top_p_takes_the_lowest_id_of_tied_tokens() -> None:
     for size, top_p in itertools.product(SIZES, TINY):
         rows = [Sampler(Sampling(top_p=top_p, seed=seed), 0, [], 0, END) for seed in range(20)]
         assert set(sample_rows(rows, np.zeros((20, size), np.float32))) == {0}
 
 
 @pytest.mark.parametrize("penalty", [5e-324, 1e-300, sys.float_info.min, 1e-45, 1e-30])
-def test_tiniest_penalty_keeps_the_order_of_what_was_seen(penalty: float) -> None:
+def test_smallest_penalty_keeps_the_order_of_seen_tokens(penalty: float) -> None:
     logits = np.array([1.0, 3.0, 2.0, -1.0, -2.0], np.float32)
     for temperature in (0.0, 5e-324, 1e-3, 1.0, 10.0):
         settings = Sampling(repetition_penalty=penalty, temperature=temperature)
@@ -242,7 +241,7 @@ def test_tiniest_penalty_keeps_the_order_of_what_was_seen(penalty: float) -> Non
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-40, 0.01, 0.2, 1.0])
-def test_largest_bias_decides_beside_every_temperature(temperature: float) -> None:
+def test_largest_bias_dominates_at_every_temperature(temperature: float) -> None:
     for size in SIZES:
         logits = logits_of(size)
         last = size - 1
@@ -252,8 +251,8 @@ def test_largest_bias_decides_beside_every_temperature(temperature: float) -> No
 
 
 @pytest.mark.parametrize("folder", RELEASED, ids=lambda folder: folder.name)
-def test_extremes_write_what_greedy_writes_whoever_is_beside(folder: Path) -> None:
-    """Read and written, in one engine together, with neighbours that are sampled plainly."""
+def test_extreme_settings_generate_the_greedy_text_in_any_batch(folder: Path) -> None:
+    """Run extreme and plain sampling together in one engine, for reading and for writing."""
     engine = Engine(open_bundle(folder, max_slots=32).runner, EngineLimits())
     engine.start()
     fields: list[dict[str, Any]] = [{"temperature": 0.0}, {}, {"min_p": 1e-40}, {"min_p": 0.5, "top_p": 0.5}]

@@ -1,6 +1,6 @@
-"""Requests at random, and engines that run them: together by hand, or each alone.
+"""Random requests, and engines that run them together or alone.
 
-The clock moves by a drawn amount at each look, so that turns are cut anywhere.
+The clock advances by a random amount at each reading, which ends turns at random points.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_TURNS = 3000
 
 @dataclass
 class Ticking:
-    """A clock that moves at each look."""
+    """Clock that advances at each reading."""
 
     tick: float
     now: float = 0.0
@@ -40,7 +40,7 @@ class Ticking:
 
 @dataclass
 class Ends:
-    """A stop matcher: over at a token of this set."""
+    """Stop matcher that matches any token of a set."""
 
     tokens: frozenset[int]
 
@@ -53,11 +53,11 @@ class Ends:
 
 @dataclass(frozen=True)
 class Job:
-    """A request, when it comes, whose state it continues, and when it is given up.
+    """Request with its arrival, the job whose state it continues, and its cancellation.
 
-    follows    a number: of the jobs before it, as it falls out; None continues nothing
-    cancelled  so many turns after it came
-    lifetime   deadline by the engine's clock, in ticks
+    follows    number that selects an earlier job; None continues no job
+    cancelled  turns from arrival to cancellation
+    lifetime   ticks of the engine's clock until the deadline
     """
 
     call: GenerateCall | ScoreCall
@@ -72,8 +72,8 @@ class Job:
 
 
 @dataclass
-class Ran:
-    """A job in the engine: the call as it was submitted, and its handle."""
+class SubmittedJob:
+    """Job in the engine with its submitted call and its handle."""
 
     job: Job
     call: GenerateCall | ScoreCall
@@ -82,7 +82,7 @@ class Ran:
 
     @property
     def state(self) -> StateValue | None:
-        """A state to continue from: of the last sample or text, whose seed may be of its own."""
+        """Return the state of the last sample or text to continue from."""
         if isinstance(self.handle, Generation):
             return self.handle.samples[-1].state
         return self.handle.results[-1].state if self.handle.results else None
@@ -103,9 +103,9 @@ def run_alone(bundle: Bundle, call: GenerateCall | ScoreCall) -> Generation | Sc
     raise AssertionError("did not end alone")
 
 
-def run_together(engine: Engine, clock: Ticking, jobs: list[Job]) -> list[Ran]:
-    """All jobs in one engine; returns them in the order in which they came."""
-    ran: list[Ran] = []
+def run_together(engine: Engine, clock: Ticking, jobs: list[Job]) -> list[SubmittedJob]:
+    """Run all jobs in one engine; return them in order of arrival."""
+    ran: list[SubmittedJob] = []
     waiting = sorted(jobs, key=lambda job: job.arrives)
     for turn in range(MOST_TURNS):
         for job in [job for job in waiting if job.arrives <= turn]:
@@ -119,7 +119,7 @@ def run_together(engine: Engine, clock: Ticking, jobs: list[Job]) -> list[Ran]:
                 call = dataclasses.replace(call, context=[]) if isinstance(call, ScoreCall) else call
             if job.lifetime is not None:
                 call = dataclasses.replace(call, deadline=clock.now + job.lifetime * clock.tick)
-            ran.append(Ran(job, call, submit(engine, call), turn))
+            ran.append(SubmittedJob(job, call, submit(engine, call), turn))
         for one in ran:
             if one.job.cancelled is not None and turn == one.arrived + one.job.cancelled:
                 one.handle.cancel()
