@@ -51,7 +51,7 @@ def test_loss_that_rises_during_training_is_a_measurement_error() -> None:
     sound, faulty = costs((1.0, 1.0), (1.0, 3.0), 2.5), costs((1.0, 1.0), (1.0, 3.0), 3.5)
     assert not any(expectation.violations() for expectation in CLAIM.expect([sound] * 3))
     violated = [expectation.what for expectation in CLAIM.expect([faulty] * 3) if expectation.violations()]
-    assert violated == [f"validation loss of the {name} in the course of training" for name in ("Elman", "GRU", "LSTM")]
+    assert violated == [f"validation loss of the {name} during training" for name in ("Elman", "GRU", "LSTM")]
 
 
 def test_time_to_a_loss_is_the_time_of_the_first_lower_point() -> None:

@@ -263,9 +263,7 @@ def test_model_too_large_for_memory_is_refused_before_the_run_folder_is_made(tmp
     for verb in ("train", "search"):
         config.write_text(right.replace("hidden_size = 8", "hidden_size = 99999999999"))
         refused = meari(verb, config, "--run", run)
-        assert str(refused.exception).startswith(
-            "model.hidden_size: got 99999999999, which makes a training that needs"
-        )
+        assert str(refused.exception).startswith("model.hidden_size: got 99999999999, with which the training needs")
         assert not run.exists()
     config.write_text(right)
     assert meari("train", config, "--run", run).exit_code == 0
