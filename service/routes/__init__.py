@@ -1,1 +1,1 @@
-"""HTTP routes, one blueprint a concern. Each reads a request, asks the parts of the service, and writes the answer."""
+"""HTTP routes, one blueprint per concern: each reads a request, calls the parts of the service and writes the answer."""
