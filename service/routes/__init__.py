@@ -1,1 +1,1 @@
-"""HTTP routes, one blueprint per concern: each reads a request, calls the parts of the service and writes the answer."""
+"""HTTP routes, one blueprint per concern: each reads a request, calls parts of the service and writes the answer."""
