@@ -1,8 +1,8 @@
 """Consistency of a manifest: rules between its fields.
 
 Input: a `Manifest` whose fields are valid on their own. Output: nothing, or a BundleError that names the fields that
-contradict one another. Must not know: the content of other files, which `agreement.py`
-of the runtime compare with the fields.
+contradict one another. Must not know: the content of other files, which `agreement.py` of
+the runtime compares with the fields.
 """
 
 from __future__ import annotations

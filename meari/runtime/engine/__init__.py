@@ -10,7 +10,7 @@ The life of a request:
     3  the queue admits it once there is room for it                                    scheduler
     4  its longest known prefix is taken from the cache                                 prefixes, cache
     5  a reading lane feeds the forced tokens, a writing lane the sampled ones          reading, writing
-    6  a turn is one run of a graph, and gives tokens and log-probabilities             runner, row_samplers, sampling
+    6  a turn is one run of a graph, and gives tokens and log-probabilities             batch, runner, sampling
     7  the loop settles the turn: handles grow, sequences fork, join and end            loop
     8  the handle ends, once                                                            handles, stats
 

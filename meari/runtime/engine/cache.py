@@ -1,16 +1,16 @@
-"""States by prefix: where a text that begins like an earlier one can go on instead of beginning anew.
+"""States by prefix: a text that begins like an earlier one starts from the state that was computed then.
 
-Enters: token ids, and the state and hidden row after each of them. Leaves: the longest prefix of a text whose state is
-there. Exact at every token, because a state is kept for every token.
+Input: token ids, and the state and hidden row after each of them. Output: the longest prefix of a text whose state is
+kept. Must not know: sequences. Exact at every token, because a state is kept for every token.
 
-A radix tree: an edge holds up to `EDGE_TOKENS` tokens and says where the state after each of them lies; children are
-told apart by their first token. With a prefix all shorter ones are there.
+A radix tree: an edge holds up to `EDGE_TOKENS` tokens and the places of the states after each; children differ in their
+first token. The tree that holds a prefix holds all shorter ones.
 
-Recency: a text that is found or added makes its whole path new, the deepest edge first. So every edge is older than
-those above it, and the oldest of all is a leaf; it gives way from its last token on.
+Recency: a text that is found or added renews its whole path, the deepest edge first. So every edge is older than those
+above it, and the oldest of all is a leaf, which is evicted from its last token on.
 
-The caches of several models can share one room: then whichever is used has what the others do not need. Every engine's
-thread calls its own cache; the room's lock keeps them apart.
+The caches of several models can share one room, in which a busy model uses the space that others do not need. Every
+engine's thread calls its own cache; the room's lock guards them all.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
-EDGE_TOKENS: Final = 128  # they age together
-EDGE_BYTES: Final = 512  # of an edge's objects
-PAGE_FLOATS: Final = 128  # so many divide the states of usual sizes, whatever the model
+EDGE_TOKENS: Final = 128  # that age together
+EDGE_BYTES: Final = 512  # of the Python objects of an edge
+PAGE_FLOATS: Final = 128  # a divisor of the usual state sizes, so that one size of page fits all models
 PAGE_BYTES: Final = 4 * PAGE_FLOATS
-PAGE: Final = np.dtype((np.void, PAGE_BYTES))  # copied whole, which takes half the time of as many floats
+PAGE: Final = np.dtype((np.void, PAGE_BYTES))  # copied as a whole, in half the time of as many floats
 ID_BYTES: Final = 8  # of a token, and of the number of a page
 
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """What stands after the first `length` tokens: copies.
+    """The state after the first `length` tokens, as copies.
 
     states  state tensor -> float32 [*shape]
     hidden  float32 [hidden_size]
@@ -49,27 +49,27 @@ class Match:
 
 
 class CacheRoom:
-    """At most `max_bytes` for the states of one cache or of several, the least recently used of all out first.
+    """Memory of at most `max_bytes` for the states of one or several caches; the least recently used are evicted first.
 
-    Pages that fit every model, set aside once: memory is touched as it fills and used again as it empties, also by
-    another model. Fresh memory costs many times what copying into it does.
+    Its pages fit every model and are allocated once: memory is touched as it fills, and reused as it empties, also by
+    another model. Fresh memory costs many times as much as copying into it.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self.lock = threading.Lock()  # of the room and of all caches in it
+        self.lock = threading.Lock()  # guards the room and all caches in it
         self.by_age: OrderedDict[Edge, PrefixCache] = OrderedDict()  # without the roots; oldest first
         self._pages = np.empty(max_bytes // PAGE_BYTES, PAGE)
-        self._free = np.empty(max_bytes // PAGE_BYTES, np.int64)  # the first `_num_free` are pages that were let go
+        self._free = np.empty(max_bytes // PAGE_BYTES, np.int64)  # the first `_num_free` entries are pages to reuse
         self._num_free = self._num_touched = 0
 
     def lacking(self, num_bytes: int) -> int:
-        """How many bytes more than there is room for."""
+        """Return by how much `num_bytes` more would exceed the room; negative if they fit."""
         return self.num_bytes + num_bytes - self.max_bytes
 
     def take(self, num_rows: int, pages_a_row: int) -> Ids:
-        """Pages that nobody has, int64 [rows, pages_a_row]."""
+        """Take unused pages, int64 [rows, pages_a_row]."""
         num = num_rows * pages_a_row
         num_used = min(num, self._num_free)
         self._num_free -= num_used
@@ -78,8 +78,8 @@ class CacheRoom:
         used = self._free[self._num_free : self._num_free + num_used]
         return np.concatenate([used, fresh]).reshape(num_rows, pages_a_row)
 
-    def let_go(self, pages: Ids) -> None:
-        """Let others have these pages."""
+    def release(self, pages: Ids) -> None:
+        """Give pages back."""
         self._free[self._num_free : self._num_free + pages.size] = pages.ravel()
         self._num_free += pages.size
 
@@ -91,16 +91,16 @@ class CacheRoom:
         self._pages[pages.ravel()] = flat.ravel().view(PAGE)
 
     def read(self, pages: Ids, shape: tuple[int, ...]) -> Floats:
-        """A copy of the row that lies in these pages, int64 [pages of a row]."""
+        """Copy a row out of its pages, int64 [pages of a row]."""
         return self._pages[pages].view(np.float32)[: math.prod(shape)].reshape(shape)
 
 
 @dataclass(eq=False, slots=True)
 class Edge:
-    """From one node of the tree to the next; the edges that go on from there are its children.
+    """The way from one node of the tree to the next; the edges from there are its children.
 
-    tokens  int64 [1 to EDGE_TOKENS], none of the root
-    places  int64 [tokens, pages]: where the state after each of them lies
+    tokens  int64 [1 to EDGE_TOKENS]; the root has none
+    places  int64 [tokens, pages]: the pages of the state after each token
     """
 
     tokens: Ids
@@ -128,7 +128,7 @@ class PrefixCache:
     def __init__(self, room: CacheRoom, shapes: Mapping[str, tuple[int, ...]], hidden_size: int) -> None:
         self._room = room
         self._shapes = {**shapes, "": (hidden_size,)}
-        self._spans: dict[str, slice] = {}  # which of a row's pages are a tensor's
+        self._spans: dict[str, slice] = {}  # a row's pages by tensor
         self._num_pages = 0
         for name, shape in self._shapes.items():
             end = self._num_pages - -math.prod(shape) // PAGE_FLOATS
@@ -140,21 +140,21 @@ class PrefixCache:
 
     @property
     def max_tokens(self) -> int:
-        """Of one text: it shall not drive out all others."""
+        """Maximum length of one text, so that it does not evict all others."""
         return self._room.max_bytes * 7 // 8 // (self.bytes_per_token + EDGE_BYTES // EDGE_TOKENS)
 
     @property
     def num_bytes(self) -> int:
-        """What this model has of the room."""
+        """Bytes of the room that this model uses."""
         return self._num_bytes
 
     @property
     def num_tokens(self) -> int:
-        """For how many prefixes a state is held."""
+        """Number of prefixes whose state is kept."""
         return self._num_tokens
 
     def longest(self, tokens: Sequence[int] | Ids) -> Match | None:
-        """The longest prefix of `tokens`, which begin with the boundary token, whose state is there; None without one.
+        """Return the longest prefix of `tokens`, which begin with the boundary token, whose state is kept, or None.
 
         It counts as used now.
         """
@@ -169,11 +169,11 @@ class PrefixCache:
             return Match(length, states, states.pop(""))
 
     def keep(self, states: Mapping[str, Floats], hidden: Floats) -> Ids:
-        """Copy rows that no text has yet: `insert` gives them to one, `drop` lets go of them.
+        """Copy rows that belong to no text yet: `insert` gives them to one, `drop` frees them.
 
         states   state tensor -> float32 [T, *shape]
         hidden   float32 [T, hidden_size]
-        returns  int64 [at most T, pages], where they lie: the first ones, as many as there is room for
+        returns  int64 [at most T, pages]: the places of the first rows, as many as fit
         """
         with self._room.lock:
             self._free(len(hidden) * self.bytes_per_token)
@@ -185,19 +185,19 @@ class PrefixCache:
             return places
 
     def drop(self, places: Ids) -> None:
-        """Let go of rows that no text has."""
+        """Free rows that belong to no text."""
         with self._room.lock:
             self._drop(places)
 
     def insert(self, tokens: Sequence[int] | Ids, first: int, places: Ids) -> None:
-        """Give kept rows to a text: they stand after tokens[: first + 1], tokens[: first + 2], …
+        """Give kept rows to a text, as the states after tokens[: first + 1], tokens[: first + 2], …
 
-        tokens  begin with the boundary token; those past first + T are not looked at. A long text is best given as an
-                array of int64, which is taken as it is
-        first   how many of them were read before the first row. Where their states are gone, the rows are dropped
-        places  int64 [T, pages], as `keep` returned them; they are the caller's no more
+        tokens  begin with the boundary token; those past first + T are ignored. A long text is best given as an array
+                of int64, which is not copied
+        first   number of tokens before the first row; if their states have been evicted, the rows are dropped
+        places  int64 [T, pages], as `keep` returned them; the caller must not use them any more
 
-        What is there already stays and counts as used now.
+        States that are kept already stay and count as used now.
         """
         end = first + len(places)
         if len(tokens) < end:
@@ -226,11 +226,11 @@ class PrefixCache:
         self._room.num_bytes += num_bytes
 
     def _drop(self, places: Ids) -> None:
-        self._room.let_go(places)
+        self._room.release(places)
         self._count(-len(places) * self.bytes_per_token)
 
     def _find(self, tokens: Ids) -> tuple[Edge, int, int]:
-        """Walk down along `tokens`; returns the deepest edge, how many of its tokens agree, and how many in all."""
+        """Walk down along `tokens`; returns the deepest edge, the number of its tokens that agree, and that of all."""
         edge, at, length = self._root, 0, 0
         while at == len(edge) and length < len(tokens):
             child = edge.children.get(int(tokens[length]))
@@ -258,7 +258,7 @@ class PrefixCache:
         return upper
 
     def _fitting(self, places: Ids, edge: Edge) -> Ids:
-        """As many of the rows as there is room for beside what they need to follow `edge`; the others are dropped."""
+        """Return as many of the rows as fit after `edge`, after evicting others; the rest is dropped."""
         edge_bytes = 0 if self._grows(edge) or not len(places) else EDGE_BYTES
         self._free(edge_bytes, edge)
         lacking = max(0, self._room.lacking(edge_bytes))
@@ -267,13 +267,13 @@ class PrefixCache:
         return places[:num]
 
     def _grows(self, edge: Edge) -> bool:
-        """Whether more tokens can be put to the edge itself."""
+        """Whether more tokens can be appended to the edge itself."""
         return edge is not self._root and not edge.children and len(edge) < EDGE_TOKENS
 
     def _append(self, edge: Edge, tokens: Ids, places: Ids) -> tuple[Edge, int]:
-        """Put rows after the newest path, which ends in `edge`: to that edge or to one that follows it.
+        """Append rows to the newest path, which ends in `edge`: to that edge or to a new child.
 
-        Returns the path's last edge then, and how many of the rows it took.
+        Returns the path's last edge then, and the number of rows that were appended.
         """
         if self._grows(edge):
             num = min(len(places), EDGE_TOKENS - len(edge))
@@ -288,7 +288,7 @@ class PrefixCache:
         return edge, num
 
     def _free(self, num_bytes: int, last: Edge | None = None) -> None:
-        """Evict the oldest of all until so many bytes fit, but nothing of the newest path where that ends in `last`."""
+        """Evict the oldest edges until so many bytes fit, but nothing of the newest path if that ends in `last`."""
         while self._room.by_age and (lacking := self._room.lacking(num_bytes)) > 0:
             oldest, cache = next(iter(self._room.by_age.items()))
             if oldest is last:
@@ -296,7 +296,7 @@ class PrefixCache:
             cache.evict(oldest, -(-lacking // cache.bytes_per_token))
 
     def evict(self, edge: Edge, num_tokens: int) -> None:
-        """Drop so many tokens from the end of a leaf, or all of it; under the room's lock."""
+        """Drop tokens from the end of a leaf, or all of it; under the room's lock."""
         assert edge.above is not None
         assert not edge.children, "an edge is always older than those above it"
         if num_tokens >= len(edge):
@@ -308,7 +308,7 @@ class PrefixCache:
 
 
 def _num_equal(left: Ids, right: Ids) -> int:
-    """How many first tokens two arrays, not empty, have in common."""
+    """Return the number of first tokens that two non-empty arrays have in common."""
     length = min(len(left), len(right))
     differ = left[:length] != right[:length]
     first = int(differ.argmax())

@@ -1,4 +1,4 @@
-"""What a caller asks of the engine, and the values that it gets back.
+"""Calls of the engine, and the values that a caller gets back.
 
 Input: token ids, limits, a deadline. Output: token ids and log-probabilities. Must not know: text, HTTP, handles.
 
@@ -92,7 +92,7 @@ class StateValue:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen from the distribution; the defaults sample from the model itself."""
+    """Settings for choosing the next token; the defaults sample from the model's own distribution."""
 
     temperature: float = 1.0  # 0 takes the likeliest token
     top_k: int = 0  # 0 is off

@@ -186,7 +186,7 @@ class Engine:
             self._lanes.charge(kind, lane, self._clock() - started)
 
     def _settle(self, result: TurnResult) -> None:
-        """Count what a turn did, let sequences go to the writing lane, and end requests."""
+        """Count the work of a turn, move sequences to the writing lane, and end requests."""
         stats = self._stats
         stats.steps += 1
         stats.rows += result.num_rows
@@ -211,7 +211,7 @@ class Engine:
                 self._end(request, Finish.CANCELLED)
 
     def _end(self, request: Request, finish: Finish, failure: MeariError | None = None) -> None:
-        """Take a request out of queue and lanes, and end its handle, unless somebody else does."""
+        """Take a request out of queue and lanes, and end its handle, unless another thread has claimed it."""
         self._queue.remove(request)
         if finish in (Finish.TIMEOUT, Finish.CANCELLED):
             self._lanes.writing.store_states(request)

@@ -3,8 +3,8 @@
 Input: calls, the prefix cache. Output: sequences that fork off one another or start from a cached state. Must not know:
 lanes, the loop.
 
-Texts are sorted by their tokens, so that each stands beside the one with which it has most in common; a text forks off
-the sequence that has just run their common prefix.
+Texts are sorted by their tokens, so that each follows the one with which it has most in common; a text forks off the
+sequence that has just run their common prefix.
 """
 
 from __future__ import annotations

@@ -15,13 +15,12 @@ from typing import Final
 
 import numpy as np
 
+from meari.runtime.engine.batch import Batch, RowSamplers
 from meari.runtime.engine.calls import EngineLimits
 from meari.runtime.engine.prefixes import FEW_TEXTS, CachedPrompts
-from meari.runtime.engine.row_samplers import RowSamplers
 from meari.runtime.engine.runner import Floats, Ids, ReadInputs, Runner, RunResult
 from meari.runtime.engine.sampling import alternatives, on_grid
 from meari.runtime.engine.sequences import (
-    Batch,
     FirstToken,
     GenerationSequence,
     Request,

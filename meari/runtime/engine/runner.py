@@ -73,7 +73,7 @@ class ReadInputs:
 
 @dataclass(frozen=True, eq=False)
 class WriteInputs:
-    """How tokens are chosen when every step samples its own.
+    """Settings of the rows of a run in which every step samples its own tokens.
 
     uniforms              float32 [steps, rows, 1], in [0, 1)
     inverse_temperatures  float32 [rows, 1]
@@ -261,7 +261,7 @@ class Runner:
 class RowByRowRunner(Runner):
     """A runner for a CPU on which rows influence one another: every row and step is run alone.
 
-    Results stay the same whatever else runs: slower, never different.
+    It is slower, but results still do not depend on what else runs.
     """
 
     @classmethod

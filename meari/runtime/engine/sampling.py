@@ -9,7 +9,7 @@ once; the prompt does not count), temperature (below 1e-5 the likeliest token), 
 as the k-th), and top_p of the tokens left (nucleus, Holtzman et al. 2019, arXiv 1904.09751). Then one uniform number
 picks a token. Ties go to the lowest id, where vLLM leaves the order to its sort.
 
-`row_samplers.py` decides which rows of a run are sampled inside the graph instead.
+`batch.py` decides which rows of a run are sampled inside the graph instead.
 
 The uniform number of a token is a function of the sample's seed and of the token's position in the whole text: it does
 not matter in how many requests a text was written.
@@ -111,7 +111,11 @@ class Sampler:
 
     def uniform(self) -> float:
         """Return the uniform number of the next token, in [0, 1)."""
-        return self.uniforms(1)[0]
+        number, place = divmod(self._position, BLOCK)
+        if self._block[0] != number:
+            self._block = (number, self._numbers(number))
+        self._position += 1
+        return self._block[1][place]
 
     def uniforms(self, count: int) -> list[float]:
         """Return the uniform numbers of the next `count` tokens."""

@@ -151,7 +151,7 @@ class RequestQueue:
 class LiveRequests:
     """The accepted requests that have not ended, by number, and a heap of their deadlines.
 
-    A request is ended by whoever claims it, so it ends once, whatever happens at the same time.
+    The one caller who claims a request ends it, so it ends exactly once.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Requests, their sequences, and the rows that run together.
+"""Requests and their sequences.
 
 Input: calls. Output: sequences of forced and sampled tokens, and the result of a turn. Must not know: lanes, the loop.
 
@@ -20,7 +20,6 @@ import logging
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +27,7 @@ import numpy.typing as npt
 from meari.errors import MAY_QUOTE, EngineFailed, MeariError
 from meari.runtime.engine.calls import Finish, GenerateCall, Sample, StateValue, StopMatcher
 from meari.runtime.engine.handles import Generation, Handle
-from meari.runtime.engine.runner import Floats, Ids, Runner, StateRow, States
+from meari.runtime.engine.runner import Floats, Ids, StateRow
 from meari.runtime.engine.sampling import Sampler, alternatives
 
 log = logging.getLogger(__name__)
@@ -377,59 +376,3 @@ class TurnResult:
     continuing: list[GenerationSequence] = field(default_factory=list)
     ended: list[Sequence] = field(default_factory=list)
     changed: set[Handle] = field(default_factory=set)
-
-
-S = TypeVar("S", bound=Sequence)
-
-
-class Batch(Generic[S]):
-    """The sequences that run together, and their recurrent states, dense.
-
-    sequences   row i belongs to sequences[i]
-    states      state tensor -> float32 [rows, *shape]
-
-    The states after a run are those before the next one, so nothing is copied while the same sequences run; only when
-    some leave or join are the rows gathered anew.
-    """
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self.sequences: list[S] = []
-        self.states: States = runner.initial_states(0)
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def keep(self, rows: SequenceOf[int]) -> None:
-        """Keep these rows, ascending and distinct, and drop the others."""
-        if len(rows) != len(self.sequences):
-            self.rearrange(rows, [self.sequences[row] for row in rows])
-
-    def drop(self, request: Request) -> None:
-        """Drop the rows of a request."""
-        self.keep([row for row, sequence in enumerate(self.sequences) if sequence.request is not request])
-
-    def rearrange(self, rows: SequenceOf[int], sequences: list[S]) -> None:
-        """Let sequences[i] continue from the state of row rows[i]; a row may be taken more than once."""
-        places = np.asarray(rows, np.int64)
-        self.states = {name: values[places] for name, values in self.states.items()}
-        self.sequences = sequences
-
-    def join(self, sequences: SequenceOf[S]) -> None:
-        """Append a row for each sequence."""
-        if not sequences:
-            return
-        fresh = self._runner.initial_states(len(sequences))
-        for row, sequence in enumerate(sequences):
-            if sequence.state is not None:
-                for name, values in sequence.state.items():
-                    fresh[name][row] = values
-                sequence.state = None
-        if self.sequences:
-            fresh = {name: np.concatenate([old, fresh[name]]) for name, old in self.states.items()}
-        self.states = fresh
-        self.sequences = [*self.sequences, *sequences]
-
-    def copy_row(self, row: int) -> StateRow:
-        """Copy the state of one row."""
-        return {name: values[row].copy() for name, values in self.states.items()}

@@ -1,4 +1,4 @@
-"""What an engine counts and measures of itself.
+"""Counters and measurements of an engine.
 
 Input: numbers. Output: `EngineStats`, `HistogramCounts`, the pace of its runs. Must not know: sequences, Prometheus.
 

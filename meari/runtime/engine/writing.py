@@ -19,13 +19,12 @@ from typing import Final
 
 import numpy as np
 
+from meari.runtime.engine.batch import Batch, RowSamplers
 from meari.runtime.engine.beams import BeamRequest, BeamSequence
 from meari.runtime.engine.prefixes import FEW_TEXTS
-from meari.runtime.engine.row_samplers import RowSamplers
 from meari.runtime.engine.runner import Floats, ReadInputs, Runner, RunResult, StateRow, States
 from meari.runtime.engine.sampling import on_grid
 from meari.runtime.engine.sequences import (
-    Batch,
     CopyState,
     FirstToken,
     GenerationSequence,

@@ -1,5 +1,7 @@
 """Log-probabilities → the next token of each row, inside the graph.
 
+Input: names of values in a graph. Output: nodes that pick a token. Must not know: bundles, sequences.
+
     weight      w_i = exp(logprob_i / temperature)
     pick        the first token at which the running sum of the weights passes uniform * total; with min_p, a token that
                 weighs less than that share of the likeliest one counts nothing
@@ -31,9 +33,9 @@ from meari.runtime.graphs.onnx_graph import FLOAT, INT64, Drawing
 __all__ = ["NUM_LIMITS", "Choice", "draw_likeliest", "draw_masses", "draw_sampler", "is_small"]
 
 NUM_LIMITS: Final = 3  # min_p, top_p, top_k
-ALMOST_ONE: Final = 1 - 2.0**-23  # what is divided by itself by way of its reciprocal is more than that
-MIN_WEIGHT: Final = 2.0**-100  # less counts nothing beside limits; its reciprocal times a vocabulary is finite
-SMALL: Final = 512  # tokens that are sorted sooner than anything else is done
+ALMOST_ONE: Final = 1 - 2.0**-23  # x times 1/x in float32 is more than that
+MIN_WEIGHT: Final = 2.0**-100  # weights below count nothing beside limits; its reciprocal times a vocabulary is finite
+SMALL: Final = 512  # a vocabulary that is sorted faster than it is processed otherwise
 
 
 def is_small(vocabulary_size: int) -> bool:
@@ -43,7 +45,12 @@ def is_small(vocabulary_size: int) -> bool:
 
 @dataclass(frozen=True)
 class Choice:
-    """Names of what decides on a row's token, float32 [rows, 1], [rows, 1], [rows, 3], int64 [rows, 1]: reader.py."""
+    """Names of the values that decide on a row's token, see engine_graphs.py.
+
+    uniforms, inverse_temperatures  float32 [rows, 1]
+    limits                          float32 [rows, 3]
+    bars                            int64 [rows, 1]
+    """
 
     uniforms: str
     inverse_temperatures: str
@@ -52,7 +59,7 @@ class Choice:
 
 
 class _Blocks:
-    """How a row of the vocabulary is cut: a small one not at all, others without padding where a divisor is near."""
+    """The blocks of a row of the vocabulary: one if small, else about sqrt(V), unpadded if a divisor is near."""
 
     def __init__(self, vocabulary_size: int) -> None:
         if is_small(vocabulary_size):
@@ -66,19 +73,19 @@ class _Blocks:
         self.padding = self.count * self.size - vocabulary_size
 
     def of(self, drawing: Drawing, flat: str) -> str:
-        """[rows, V] as [rows, blocks, size]."""
+        """Reshape [rows, V] to [rows, blocks, size]."""
         return drawing.op("Reshape", flat, drawing.integers(-1, self.count, self.size))
 
     def sums(self, drawing: Drawing, blocks: str) -> str:
-        """[rows, blocks]."""
+        """Return the sum of each block, [rows, blocks]."""
         return drawing.op("ReduceSum", blocks, drawing.integers(2), keepdims=0)
 
     def last(self, drawing: Drawing, running: str, count: int) -> str:
-        """The end of a running sum, [rows, 1]."""
+        """Return the end of a running sum, [rows, 1]."""
         return _column(drawing, running, count - 1)
 
     def mass(self, drawing: Drawing, flat: str) -> str:
-        """The sum of each row, [rows, 1]."""
+        """Return the sum of each row, [rows, 1]."""
         if self.count == 1:
             return self.last(drawing, drawing.op("CumSum", flat, drawing.number(1)), self.size)
         running = drawing.op("CumSum", self.sums(drawing, self.of(drawing, flat)), drawing.number(1))
@@ -140,7 +147,7 @@ def draw_likeliest(drawing: Drawing, logprobs: str, bars: str, vocabulary_size: 
 
 
 def _likeliest(drawing: Drawing, logprobs: str, vocabulary_size: int) -> str:
-    """The likeliest token, int64 [rows, 1].
+    """Return the likeliest token, int64 [rows, 1].
 
     onnxruntime's ArgMax takes ten times as long as its ReduceMax, so it gets the maxima of blocks, then one block.
     """
@@ -158,7 +165,7 @@ def _likeliest(drawing: Drawing, logprobs: str, vocabulary_size: int) -> str:
 
 
 def draw_masses(drawing: Drawing, weights: str, picked: str, limits: str, vocabulary_size: int) -> list[str]:
-    """Append what decides on a nucleus: mass_from and mass, float32 [rows, 1] each; anything where it is not wanted."""
+    """Append the masses that decide on a nucleus, mass_from and mass, float32 [rows, 1] each (undefined if unwanted)."""
     cut = _Blocks(vocabulary_size)
 
     def mass_of(branch: Drawing, unit: str) -> str:
@@ -183,7 +190,7 @@ def draw_masses(drawing: Drawing, weights: str, picked: str, limits: str, vocabu
 
 
 def _barred(drawing: Drawing, logprobs: str, bars: str) -> str:
-    """The log-probabilities with the least of numbers in the place of each row's barred token, [rows, V]."""
+    """Return the log-probabilities with the lowest float32 at each row's barred token, [rows, V]."""
     least = drawing.constant(np.array(np.finfo(np.float32).min, np.float32))
     place = drawing.op("Max", bars, drawing.number(0))
     own = drawing.op("GatherElements", logprobs, place, axis=1)
@@ -208,7 +215,7 @@ def _either(
 
 
 def _pick(drawing: Drawing, weights: str, uniforms: str, cut: _Blocks) -> str:
-    """The token at which the running sum passes uniform * total, int64 [rows, 1]."""
+    """Return the token at which the running sum passes uniform * total, int64 [rows, 1]."""
     if cut.count == 1:
         running = drawing.op("CumSum", weights, drawing.number(1))
         threshold = drawing.op("Mul", cut.last(drawing, running, cut.size), uniforms)
@@ -228,9 +235,9 @@ def _pick(drawing: Drawing, weights: str, uniforms: str, cut: _Blocks) -> str:
 
 
 def _pick_sorted(drawing: Drawing, logprobs: str, weights: str, choice: Choice, vocabulary_size: int) -> str:
-    """The same among the tokens that min_p, top_k and top_p leave, int64 [rows, 1].
+    """Draw a pick among the tokens that min_p, top_k and top_p leave, int64 [rows, 1].
 
-    All that are as likely as the k-th stay with it; of equals at the edge of a nucleus the lowest tokens stay.
+    All tokens as likely as the k-th are kept; of ties at the edge of a nucleus the lowest ids are kept.
     """
     axis, last = drawing.number(1), vocabulary_size - 1
     ranked_logprobs, tokens = f"{drawing.name}.ranked", f"{drawing.name}.tokens"
@@ -268,12 +275,12 @@ def _has_limits(drawing: Drawing, limits: str, vocabulary_size: int) -> str:
 
 
 def _column(drawing: Drawing, table: str, number: int) -> str:
-    """One column of [rows, columns], as [rows, 1]."""
+    """Return one column of [rows, columns], as [rows, 1]."""
     return drawing.op("Gather", table, drawing.integers(number), axis=1)
 
 
 def _first_past(drawing: Drawing, running: str, threshold: str) -> str:
-    """Where `running` [rows, n] first passes `threshold`, int64 [rows, 1]."""
+    """Return the first place at which `running` [rows, n] passes `threshold`, int64 [rows, 1]."""
     return _count(drawing, drawing.op("LessOrEqual", running, threshold))
 
 
@@ -282,13 +289,13 @@ def _count(drawing: Drawing, mask: str) -> str:
 
 
 def _in_units_of(drawing: Drawing, weights: str, unit: str) -> str:
-    """The weights divided by `unit` [rows, 1], 0 where they are below it."""
+    """Return the weights divided by `unit` [rows, 1], 0 where they are below it."""
     times = drawing.op("Div", drawing.constant(np.array(1, np.float32)), unit)
     return drawing.op("ThresholdedRelu", drawing.op("Mul", weights, times), alpha=ALMOST_ONE)
 
 
 def _min_p_unit(drawing: Drawing, weights: str, limits: str) -> str:
-    """The least weight that min_p leaves, as a unit, [rows, 1]."""
+    """Return the least weight that min_p leaves, as a unit, [rows, 1]."""
     largest = drawing.op("ReduceMax", weights, drawing.integers(1), keepdims=1)
     return _not_underflown(drawing, drawing.op("Mul", largest, _column(drawing, limits, 0)))
 
@@ -299,5 +306,5 @@ def _not_underflown(drawing: Drawing, weight: str) -> str:
 
 
 def _where(drawing: Drawing, weights: str, mask: str) -> str:
-    """The weights, 0 where the mask is false."""
+    """Return the weights, 0 where the mask is false."""
     return drawing.op("Mul", weights, drawing.op("Cast", mask, to=FLOAT))

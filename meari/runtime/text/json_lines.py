@@ -1,7 +1,7 @@
 """JSON → JSON on one line, for every reader.
 
-Input: JSON in UTF-8 without line ends outside its strings. Output: the same value. U+0085, U+2028 and U+2029 may stand
-in a JSON string as they are, but `str.splitlines` and other readers of lines cut there. Knows nothing of what it is.
+Input: JSON in UTF-8 without line ends outside its strings. Output: the same value. Must not know: its content. A JSON
+string may contain U+0085, U+2028 and U+2029, but `str.splitlines` and other readers of lines split there.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Where the words of a text begin and end: between white space, or by the rules and dictionaries of Unicode (ICU).
+"""Words of a text: stretches between white space, or segments by the rules and dictionaries of Unicode (ICU).
 
-Enters: a text. Leaves: spans, in code points. Knows nothing of tokens.
+Input: a text. Output: spans, in code points. Must not know: tokens.
 
-By ICU, words of Chinese, Japanese, Thai, Lao, Khmer and Burmese are found by dictionaries, and marks are words of their
-own. It looks at one run at a time: what stands between white space, up to a mark that ends a sentence or a clause, and
-at most so many characters. So a text that comes in pieces has the words of the whole.
+ICU finds words of Chinese, Japanese, Thai, Lao, Khmer and Burmese by dictionaries, and treats marks as words. It gets
+one run at a time: a stretch between white space, up to a mark that ends a sentence or a clause, of at most `MAX_RUN`
+characters. So a text that comes in pieces has the words of the whole.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RUN: Final = re.compile(rf"[^\s{_MARKS}]{{0,{MAX_RUN - 1}}}[{_MARKS}]|[^\s{_MAR
 
 
 def require_segmenter() -> None:
-    """Raises InvalidRequest where ICU is not installed."""
+    """Raise InvalidRequest where ICU is not installed."""
     try:
         import icu4py.breakers  # noqa: F401
     except ImportError:
@@ -35,14 +35,14 @@ def require_segmenter() -> None:
 
 
 def word_spans(text: str, words: Words) -> list[tuple[int, int]]:
-    """Start and end of every word, in order."""
+    """Return start and end of every word, in order."""
     if words != "unicode":
         return [match.span() for match in _STRETCH.finditer(text)]
     return [span for match in _RUN.finditer(text) for span in _segments(match.group(), match.start())]
 
 
 def open_run(text: str) -> int:
-    """Where the run begins whose words what follows the text may change; the text's end where there is none."""
+    """Return the start of the last run if text that follows may change its words; else the text's end."""
     last = None
     for last in _RUN.finditer(text):  # noqa: B007
         pass

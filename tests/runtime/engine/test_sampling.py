@@ -10,8 +10,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 
+from meari.runtime.engine.batch import RowSamplers
 from meari.runtime.engine.calls import Sampling, sample_seed
-from meari.runtime.engine.row_samplers import RowSamplers
 from meari.runtime.engine.runner import Floats, Runner, Sessions, StateTensor
 from meari.runtime.engine.sampling import Sampler, likeliest, on_grid, pick_by_cumulative, truncated
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts

@@ -1,7 +1,7 @@
-"""The samplers of the rows of a run together.
+"""The rows of a run together: their states, and their samplers.
 
-Input: one sampler a row, the result of a run. Output: the inputs of a run, and the tokens that it gave. Must not know:
-sequences.
+Input: sequences, one sampler a row, the result of a run. Output: states, the inputs of a run, and the tokens that it
+gave. Must not know: lanes, what becomes of the tokens.
 
 Most rows are sampled inside the graph (graphs/sampler.py): those with a temperature of at least 0.2, min_p, top_p and,
 of a small vocabulary, top_k. The others are sampled here from their log-probabilities, and so are, with a large
@@ -10,26 +10,81 @@ vocabulary, the few whose token lies outside its nucleus. A row's token does not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Sequence as SequenceOf
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from meari.runtime.engine.runner import ReadInputs, RunResult, WriteInputs
+from meari.runtime.engine.runner import ReadInputs, Runner, RunResult, StateRow, States, WriteInputs
 from meari.runtime.engine.sampling import NO_LIMIT, Floats32, Ids, Sampler, on_grid, pick_by_cumulative, ranked
+from meari.runtime.engine.sequences import Request, Sequence
 from meari.runtime.graphs.sampler import NUM_LIMITS
 
 MAX_STEPS: Final = 2**31
 BELOW_ONE: Final = np.float32(1 - 2**-22)
 NO_COLUMNS: Final = (1.0, 0.0, NO_LIMIT, NO_LIMIT)
 Rows = list[tuple[int, Sampler]]
+S = TypeVar("S", bound=Sequence)
+
+
+class Batch(Generic[S]):
+    """The sequences that run together, and their recurrent states, dense.
+
+    sequences   row i belongs to sequences[i]
+    states      state tensor -> float32 [rows, *shape]
+
+    The states after a run are those before the next one, so nothing is copied while the same sequences run; only when
+    some leave or join are the rows gathered again.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.sequences: list[S] = []
+        self.states: States = runner.initial_states(0)
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def keep(self, rows: SequenceOf[int]) -> None:
+        """Keep these rows, ascending and distinct, and drop the others."""
+        if len(rows) != len(self.sequences):
+            self.rearrange(rows, [self.sequences[row] for row in rows])
+
+    def drop(self, request: Request) -> None:
+        """Drop the rows of a request."""
+        self.keep([row for row, sequence in enumerate(self.sequences) if sequence.request is not request])
+
+    def rearrange(self, rows: SequenceOf[int], sequences: list[S]) -> None:
+        """Let sequences[i] continue from the state of row rows[i]; a row may be taken more than once."""
+        places = np.asarray(rows, np.int64)
+        self.states = {name: values[places] for name, values in self.states.items()}
+        self.sequences = sequences
+
+    def join(self, sequences: SequenceOf[S]) -> None:
+        """Append a row for each sequence."""
+        if not sequences:
+            return
+        fresh = self._runner.initial_states(len(sequences))
+        for row, sequence in enumerate(sequences):
+            if sequence.state is not None:
+                for name, values in sequence.state.items():
+                    fresh[name][row] = values
+                sequence.state = None
+        if self.sequences:
+            fresh = {name: np.concatenate([old, fresh[name]]) for name, old in self.states.items()}
+        self.states = fresh
+        self.sequences = [*self.sequences, *sequences]
+
+    def copy_row(self, row: int) -> StateRow:
+        """Copy the state of one row."""
+        return {name: values[row].copy() for name, values in self.states.items()}
 
 
 class RowSamplers:
     """Prepares runs for some rows, and chooses their tokens."""
 
-    def __init__(self, samplers: Sequence[Sampler | None], *, sorts: bool, whole: bool = False) -> None:
+    def __init__(self, samplers: SequenceOf[Sampler | None], *, sorts: bool, whole: bool = False) -> None:
         """Sort the rows by how their tokens are chosen.
 
         samplers  one a row, None for a row of which only the log-probabilities are wanted (then `whole`)
@@ -164,7 +219,7 @@ class RowSamplers:
 class TopKSampler:
     """Samplers with a top_k, and maybe a min_p and a top_p of the tokens that it leaves."""
 
-    def __init__(self, samplers: Sequence[Sampler]) -> None:
+    def __init__(self, samplers: SequenceOf[Sampler]) -> None:
         self._samplers = samplers
         settings = [sampler.settings for sampler in samplers]
         self._counts = np.array([s.top_k for s in settings])
