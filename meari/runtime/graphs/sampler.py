@@ -165,7 +165,7 @@ def _likeliest(drawing: Drawing, logprobs: str, vocabulary_size: int) -> str:
 
 
 def draw_masses(drawing: Drawing, weights: str, picked: str, limits: str, vocabulary_size: int) -> list[str]:
-    """Append the masses that decide on a nucleus, mass_from and mass, float32 [rows, 1] each (undefined if unwanted)."""
+    """Append the masses that decide on a nucleus, mass_from and mass, float32 [rows, 1] each (undefined if unused)."""
     cut = _Blocks(vocabulary_size)
 
     def mass_of(branch: Drawing, unit: str) -> str:
