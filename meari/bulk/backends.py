@@ -140,7 +140,7 @@ class LocalBackend:
         while not completion.done:
             completion.generation.wait()
             completion.generation.raise_for_failure()
-            text = "".join(choice.text for choice in completion.news())
+            text = "".join(choice.text for choice in completion.new_choices())
             if text:
                 yield text
         yield "\n"
@@ -226,7 +226,7 @@ def _await_completion(completion: Completion) -> Generated:
     """Wait for the end. Raises MeariError."""
     completion.generation.wait_end()
     completion.generation.raise_for_failure()
-    choices = list(completion.news())
+    choices = list(completion.new_choices())
     samples = [writer.sample for writer in completion.writers]
     num_tokens = [len(sample.token_ids) for sample in samples]
     logprobs = [math.fsum(sample.logprobs) for sample in samples]

@@ -1,7 +1,9 @@
-"""One /generate: a request → a call of the engine → the text of its choices, whole or as it grows.
+"""Prompts → calls of the engine → the text of their choices, whole or as it grows.
 
-Enters: a checked request and the model it is for. Leaves: `Choice` objects. Whole answers and streams are written by
-the same `ChoiceWriter`, so their texts are equal. Knows nothing of Flask or of server-sent events.
+Input: a checked request, the model that it is for, and its prompts. Output: a `Completion` for each prompt, which
+gives `Choice` objects. Must not know: Flask, server-sent events, OpenAI's shape.
+
+The same `ChoiceWriter` writes whole answers and streams, so their texts are equal.
 """
 
 from __future__ import annotations
@@ -10,27 +12,53 @@ import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import UNSET
 
 from meari.runtime.answers import Choice, GenerateAnswer, GenerateUsage, TokenWithLogprob, Work, alternatives
-from meari.runtime.engine import Finish, GenerateCall, Generation, Sample, Sampling
+from meari.runtime.engine import Event, Finish, GenerateCall, Generation, Sample, Sampling
 from meari.runtime.model import LoadedModel
 from meari.runtime.requests import GenerateRequest, checked_logit_bias, effective_top_k
 from meari.runtime.state_tokens import StateTokens, TextState
-from meari.runtime.text.detokenizer import NO_TEXT, Detokenizer, StopPatterns, StopSearch, matcher_factory
+from meari.runtime.text.detokenizer import NO_TEXT, Detokenizer, StopPatterns, StopSearch, TextEnd, matcher_factory
 from meari.runtime.text.tokenizer import Vocabulary
 
-__all__ = ["Budget", "Completion", "begin_completion"]
+__all__ = [
+    "BYTES_PER_ALTERNATIVE",
+    "BYTES_PER_TOKEN",
+    "Budget",
+    "Completion",
+    "CompletionPlan",
+    "ReadPrompt",
+    "begin_completion",
+    "sampling_of",
+    "seed_of",
+]
 
-BYTES_PER_TOKEN = 120  # of a generated token: its id, log-probability and text
-BYTES_PER_ALTERNATIVE = 80
-TOKENS_PER_CHAR = 4  # at most: bytes of UTF-8
+BYTES_PER_TOKEN: Final = 120  # of a generated token: its id, log-probability and text
+BYTES_PER_ALTERNATIVE: Final = 80
+TOKENS_PER_CHAR: Final = 4  # at most: bytes of UTF-8
+
+
+@dataclass(frozen=True, eq=False)
+class ReadPrompt:
+    """A prompt as the engine reads it.
+
+    text         as it was sent, or as its token ids spell it
+    ids          its tokens, without a boundary token in front
+    text_end     end of the text so far, to which the first token is joined
+    num_unknown  tokens of `ids` that stand for text that the model does not know
+    """
+
+    text: str
+    ids: list[int]
+    text_end: TextEnd
+    num_unknown: int
 
 
 class Budget(Protocol):
-    """What a request's memory is accounted to."""
+    """Account of the memory that a request takes."""
 
     def take_bytes(self, count: int) -> None:
         """Hold `count` bytes more. Raises TooLarge, Overloaded."""
@@ -38,7 +66,7 @@ class Budget(Protocol):
 
 @dataclass(eq=False)
 class ChoiceWriter:
-    """Writes what is certain of one sample's text.
+    """Writes the text of one sample as far as it is certain.
 
     Text that may be the beginning of a stop string is held back until it is known not to be. A state stands after all
     tokens of the sample, whatever a stop string cut off its text.
@@ -50,7 +78,7 @@ class ChoiceWriter:
     writer: Detokenizer
     search: StopSearch
     with_tokens: bool
-    state_tokens: StateTokens | None  # None where no state is wanted
+    state_tokens: StateTokens | None  # None if no state is wanted
     is_ranked: bool  # a hypothesis of a beam search
     num_tokens: int = 0
     done: bool = False
@@ -60,7 +88,7 @@ class ChoiceWriter:
     _given: int = 0  # characters given out
 
     def take(self) -> Choice | None:
-        """What has come since the last call, None where that is nothing; `finish_reason` is in the last one."""
+        """Return the text since the last call, None if there is none; the last choice has `finish_reason`."""
         if self.done:
             return None
         finish = self.sample.finish  # before the lists: once it is set they are complete
@@ -127,60 +155,123 @@ class ChoiceWriter:
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """A running /generate."""
+    """One prompt that is being continued."""
 
     model: str
     seed: int
-    prompt: str
-    prompt_tokens: int
-    unknown_tokens: int  # of the prompt
+    prompt: ReadPrompt
     generation: Generation
     writers: tuple[ChoiceWriter, ...]
 
-    def news(self) -> Iterator[Choice]:
-        """What has come of each choice since the last call."""
+    def new_choices(self) -> Iterator[Choice]:
+        """Yield the text of each choice since the last call."""
         for writer in self.writers:
             choice = writer.take()
             if choice is not None:
                 yield choice
 
     def events(self) -> list[object]:
-        """Bodies of a stream's events: what has come since the last call."""
-        return [{"choices": [choice]} for choice in self.news()]
+        """Return bodies of a stream's events: the text of each choice since the last call."""
+        return [{"choices": [choice]} for choice in self.new_choices()]
 
     def last_events(self) -> list[object]:
-        """The body of a stream's last event."""
-        return [self.answer([])]
+        """Return the body of a stream's last event."""
+        return [self._answer([])]
+
+    def answer(self) -> GenerateAnswer:
+        """Return the whole answer, once the generation has ended."""
+        return self._answer(list(self.new_choices()))
 
     @property
     def done(self) -> bool:
         """True once every choice has been given out with its finish reason."""
         return all(writer.done for writer in self.writers)
 
-    @property
-    def generated_tokens(self) -> int:
-        """Tokens of all samples, as far as they were taken up."""
-        return sum(writer.num_tokens for writer in self.writers)
-
     def work(self) -> Work:
-        """What was done so far, for the log."""
+        """Return the work so far, for the log."""
         return Work(
-            self.prompt_tokens,
+            len(self.prompt.ids),
             self.generation.cached_tokens,
             sum(len(sample.token_ids) for sample in self.generation.samples),
             finish_reasons=tuple(sample.finish.value for sample in self.generation.samples if sample.finish),
-            prompts=(self.prompt,),
+            prompts=(self.prompt.text,),
             answers=tuple(writer.kept for writer in self.writers),
         )
 
-    def answer(self, choices: list[Choice]) -> GenerateAnswer:
-        """The whole answer, or with no choices the end of a stream."""
+    def usage(self) -> GenerateUsage:
+        """Return the tokens that were read and given out so far."""
+        num_generated = sum(writer.num_tokens for writer in self.writers)
+        unknown = self.prompt.num_unknown or UNSET
+        return GenerateUsage(len(self.prompt.ids), self.generation.cached_tokens, num_generated, unknown)
+
+    def _answer(self, choices: list[Choice]) -> GenerateAnswer:
         return GenerateAnswer(self.model, self.seed, choices, self.usage())
 
-    def usage(self) -> GenerateUsage:
-        """Tokens that were read and written so far."""
-        unknown = self.unknown_tokens or UNSET
-        return GenerateUsage(self.prompt_tokens, self.generation.cached_tokens, self.generated_tokens, unknown)
+
+@dataclass(frozen=True, eq=False)
+class CompletionPlan:
+    """All that the prompts of one request have in common.
+
+    sampling      without a seed, which each prompt has of its own
+    state_tokens  None if no states are wanted
+    kept_chars    of each text, for the log
+    """
+
+    request: GenerateRequest
+    model: LoadedModel
+    deadline: float
+    sampling: Sampling
+    patterns: StopPatterns
+    state_tokens: StateTokens | None = None
+    kept_chars: int = 0
+
+    def call(
+        self,
+        prompt: ReadPrompt,
+        seed: int,
+        *,
+        start: TextState | None = None,
+        event: Event | None = None,
+        ignores_end: bool = False,
+    ) -> GenerateCall:
+        """Return the call of the engine for one prompt.
+
+        event  shared by several calls that one thread waits for
+        """
+        request, vocabulary = self.request, self.model.tokenizer.vocabulary
+        return GenerateCall(
+            prompt=prompt.ids,
+            max_tokens=request.max_tokens,
+            deadline=self.deadline,
+            sampling=replace(self.sampling, seed=seed),
+            num_samples=request.n,
+            num_alternatives=request.logprobs,
+            stop=matcher_factory(self.patterns, vocabulary, prompt.text_end),
+            start=None if start is None else start.value,
+            want_state=self.state_tokens is not None,
+            num_beams=request.num_beams,
+            ignores_end=ignores_end,
+            event=event,
+        )
+
+    def completion(self, prompt: ReadPrompt, seed: int, generation: Generation) -> Completion:
+        """Return the completion of one prompt, whose call is `generation`."""
+        vocabulary = self.model.tokenizer.vocabulary
+        writers = tuple(
+            ChoiceWriter(
+                index,
+                sample,
+                vocabulary,
+                Detokenizer(vocabulary, prompt.text_end),
+                StopSearch(self.patterns),
+                with_tokens=self.request.logprobs is not None,
+                state_tokens=self.state_tokens,
+                is_ranked=self.request.num_beams > 1,
+                kept_chars=self.kept_chars,
+            )
+            for index, sample in enumerate(generation.samples)
+        )
+        return Completion(self.model.name, seed, prompt, generation, writers)
 
 
 def begin_completion(
@@ -192,51 +283,23 @@ def begin_completion(
     kept_chars: int = 0,
 ) -> Completion:
     """Queue a request. kept_chars: of each text, for the log. Raises InvalidRequest, Overloaded, TooLarge, NotReady."""
-    vocabulary = model.tokenizer.vocabulary
-    sampling = _sampling(request, vocabulary)
+    sampling = sampling_of(request, model.tokenizer.vocabulary)
     with model.engine.reserve() as reservation:
         start = None if request.state is None else state_tokens.decode(request.state)
         budget.take_bytes(_memory_bytes(request, start, state_tokens))
-        prompt = model.tokenizer.encode(request.prompt)
-        before = (NO_TEXT if start is None else start.text_end).then(request.prompt)
+        ids = model.tokenizer.encode(request.prompt)
+        text_end = (NO_TEXT if start is None else start.text_end).then(request.prompt)
+        prompt = ReadPrompt(request.prompt, ids, text_end, model.tokenizer.vocabulary.num_unknown(ids))
         patterns = StopPatterns.of(request.stops, model.tokenizer.normalized, request.min_tokens)
-        call = GenerateCall(
-            prompt=prompt,
-            max_tokens=request.max_tokens,
-            deadline=deadline,
-            sampling=_seeded(sampling, request, start),
-            num_samples=request.n,
-            num_alternatives=request.logprobs,
-            stop=matcher_factory(patterns, vocabulary, before),
-            start=None if start is None else start.value,
-            want_state=request.return_state,
-            num_beams=request.num_beams,
-        )
-        generation = model.engine.generate(call, reservation)
-    writers = tuple(
-        ChoiceWriter(
-            index,
-            sample,
-            vocabulary,
-            Detokenizer(vocabulary, before),
-            StopSearch(patterns),
-            request.logprobs is not None,
-            state_tokens if request.return_state else None,
-            request.num_beams > 1,
-            kept_chars=kept_chars,
-        )
-        for index, sample in enumerate(generation.samples)
-    )
-    unknown = vocabulary.num_unknown(prompt)
-    return Completion(model.name, call.sampling.seed, request.prompt, len(prompt), unknown, generation, writers)
+        returned = state_tokens if request.return_state else None
+        plan = CompletionPlan(request, model, deadline, sampling, patterns, returned, kept_chars)
+        seed = seed_of(request, start)
+        generation = model.engine.generate(plan.call(prompt, seed, start=start), reservation)
+    return plan.completion(prompt, seed, generation)
 
 
-def finish_reason(finish: Finish) -> str:
-    """As the contract names it; what a closing server cut off counts as out of time."""
-    return Finish.TIMEOUT.value if finish is Finish.CANCELLED else finish.value
-
-
-def _sampling(request: GenerateRequest, vocabulary: Vocabulary) -> Sampling:
+def sampling_of(request: GenerateRequest, vocabulary: Vocabulary) -> Sampling:
+    """Return how the tokens of a request are sampled, without its seed. Raises InvalidRequest."""
     return Sampling(
         temperature=request.temperature,
         top_k=effective_top_k(request.top_k, vocabulary.size, request.num_beams),
@@ -250,19 +313,22 @@ def _sampling(request: GenerateRequest, vocabulary: Vocabulary) -> Sampling:
     )
 
 
-def _seeded(sampling: Sampling, request: GenerateRequest, start: TextState | None) -> Sampling:
-    """With the request's seed, else that of its state, else a random one."""
+def seed_of(request: GenerateRequest, start: TextState | None = None) -> int:
+    """Return the seed of the request, else that of its state, else a random one, exact in every reader of JSON."""
     if request.seed is not UNSET:
-        seed = request.seed
-    elif start is not None and start.is_seeded:
-        seed = start.value.seed
-    else:
-        seed = secrets.randbits(53)  # exact in every JSON reader
-    return replace(sampling, seed=seed)
+        return request.seed
+    if start is not None and start.is_seeded:
+        return start.value.seed
+    return secrets.randbits(53)
+
+
+def finish_reason(finish: Finish) -> str:
+    """Return the contract's name; a choice that a closing server cut off counts as out of time."""
+    return Finish.TIMEOUT.value if finish is Finish.CANCELLED else finish.value
 
 
 def _memory_bytes(request: GenerateRequest, start: TextState | None, state_tokens: StateTokens) -> int:
-    """What the samples and their states may come to."""
+    """Return the most bytes that the samples and their states may take."""
     token_bytes = BYTES_PER_TOKEN + BYTES_PER_ALTERNATIVE * (request.logprobs or 0)
     num_bytes = max(request.n, request.num_beams) * request.max_tokens * token_bytes
     if request.return_state:

@@ -1,18 +1,26 @@
-"""The choices of /v1/completions: what the engine says of one sample, and of its prompt, in OpenAI's shape."""
+"""A prompt of /v1/completions as it is read and echoed, and its choices in OpenAI's shape.
+
+Input: a prompt as text or token ids; choices of the runtime, scores of the prompt's tokens. Output: `EchoedPrompt`,
+`CompletionChoice`. Must not know: Flask, the engine's queue.
+
+Token ids may begin with the boundary token: it is the one that stands in front of every text anyway.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from meari.runtime.answers import Alternative, Choice, TokenWithLogprob
-from meari.runtime.completion import ChoiceWriter
+from meari.runtime.completion import ChoiceWriter, ReadPrompt
 from meari.runtime.engine import TextScore
-from meari.runtime.text.tokenizer import Vocabulary
+from meari.runtime.requests import checked_ids
+from meari.runtime.text.detokenizer import NO_TEXT, Detokenizer, TextEnd
+from meari.runtime.text.tokenizer import TextTokenizer, Vocabulary
 from meari.service.openai.bodies import CompletionChoice, Logprobs
-from meari.service.openai.prompts import Places, ReadPrompt
 
-__all__ = ["OpenAIChoice", "prompt_logprobs", "token_name"]
+__all__ = ["EchoedPrompt", "OpenAIChoice", "prompt_logprobs", "read_ids", "read_text", "token_name"]
 
 # Out of time is a limit that was reached, too: OpenAI has no word for it.
 FINISH: Final[dict[str, Literal["stop", "length"]]] = {
@@ -23,16 +31,78 @@ FINISH: Final[dict[str, Literal["stop", "length"]]] = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class EchoedPrompt(ReadPrompt):
+    """A prompt that may be echoed.
+
+    has_boundary  a boundary token came in front of `ids`
+    offsets       of `ids` in the text; empty if not needed
+    """
+
+    has_boundary: bool
+    offsets: list[int]
+
+
+class Offsets:
+    """Offsets of tokens in a text to which they are joined one after another."""
+
+    def __init__(self, vocabulary: Vocabulary, before: TextEnd, length: int) -> None:
+        """Begin after `length` characters."""
+        self._writer = Detokenizer(vocabulary, before)
+        self._vocabulary = vocabulary
+        self.length = length
+
+    def of(self, token: int) -> int:
+        """Return the offset of the next token."""
+        first = self.length
+        text = self._writer.feed(token)
+        self.length += len(text)
+        own = self._vocabulary.texts[token]
+        if text.endswith(own) and "\ufffd" not in own:
+            return self.length - len(own)  # before it may stand a space, or U+FFFD for bytes that were no character
+        return first
+
+
+def read_text(text: str, tokenizer: TextTokenizer, *, with_offsets: bool) -> EchoedPrompt:
+    """Read a text by the model's own tokenizer."""
+    offsets: list[int] = []
+    if with_offsets:
+        encoded = tokenizer.encode_with_offsets(text)
+        ids, offsets = encoded.ids, encoded.starts.tolist()
+    else:
+        ids = tokenizer.encode(text)
+    num_unknown = tokenizer.vocabulary.num_unknown(ids)
+    return EchoedPrompt(text, ids, NO_TEXT.then(text), num_unknown, has_boundary=False, offsets=offsets)
+
+
+def read_ids(ids: list[int], vocabulary: Vocabulary, path: str) -> EchoedPrompt:
+    """Read token ids, which a message calls `path`. Raises InvalidRequest."""
+    checked_ids(ids, vocabulary.size, path)
+    has_boundary = ids[:1] == [vocabulary.end_id]
+    own = ids[1:] if has_boundary else ids
+    counted = Offsets(vocabulary, NO_TEXT, 0)
+    offsets = [counted.of(token) for token in own]
+    writer = Detokenizer(vocabulary)
+    text = writer.feed_all(own)
+    num_unknown = vocabulary.num_unknown(own)
+    return EchoedPrompt(text, own, writer.text_end, num_unknown, has_boundary=has_boundary, offsets=offsets)
+
+
 class OpenAIChoice:
-    """Writes one choice: first what is echoed, then the sample as it grows. writer: None where there is no sample."""
+    """Writes one choice: first the echo, then the sample as it grows.
+
+    writer    None if there is no sample
+    logprobs  alternatives of each token, None if no figures are wanted
+    """
 
     def __init__(
         self,
         index: int,
         seed: int,
-        prompt: ReadPrompt,
+        prompt: EchoedPrompt,
         writer: ChoiceWriter | None,
         vocabulary: Vocabulary,
+        *,
         echo: bool,
         logprobs: int | None,
     ) -> None:
@@ -40,7 +110,7 @@ class OpenAIChoice:
         self._seed = seed
         self._writer = writer
         self._vocabulary = vocabulary
-        self._places = Places(vocabulary, prompt.text_end, len(prompt.text))
+        self._offsets = Offsets(vocabulary, prompt.text_end, len(prompt.text))
         self._echoed = prompt.text if echo else ""
         self._with_logprobs = logprobs is not None
         self._prompt_logprobs: Logprobs | None = None
@@ -48,20 +118,20 @@ class OpenAIChoice:
 
     @property
     def num_tokens(self) -> int:
-        """Sampled tokens that were taken up."""
+        """Number of sampled tokens that were given out."""
         return 0 if self._writer is None else self._writer.num_tokens
 
     @property
     def kept(self) -> str:
-        """As much of the sampled text as is kept for the log."""
+        """The beginning of the sampled text, as far as the log keeps it."""
         return "" if self._writer is None else self._writer.kept
 
     def echo_logprobs(self, logprobs: Logprobs) -> None:
-        """Before the first `take`: the figures of the prompt's tokens."""
+        """Take the figures of the prompt's tokens, before the first `take`."""
         self._prompt_logprobs = logprobs
 
     def take(self) -> CompletionChoice | None:
-        """What has come since the last call, None where that is nothing."""
+        """Return the text since the last call, None if there is none."""
         if self.done:
             return None
         choice = None if self._writer is None else self._writer.take()
@@ -98,16 +168,16 @@ class OpenAIChoice:
         tops: list[dict[str, float] | None] = [
             self._top(name, token.logprob, token.top) for name, token in zip(names, tokens, strict=True)
         ]
-        places = [self._places.of(token.id) for token in tokens]
-        return Logprobs(names, [token.logprob for token in tokens], tops, places)
+        offsets = [self._offsets.of(token.id) for token in tokens]
+        return Logprobs(names, [token.logprob for token in tokens], tops, offsets)
 
     def _top(self, name: str, logprob: float, alternatives: Iterable[Alternative]) -> dict[str, float]:
         top = {token_name(self._vocabulary, other.id): other.logprob for other in alternatives}
         return top | {name: logprob}
 
 
-def prompt_logprobs(prompt: ReadPrompt, scores: TextScore, vocabulary: Vocabulary) -> Logprobs:
-    """The figures of a prompt's tokens; those of a boundary token in front are null, for nothing stands before it."""
+def prompt_logprobs(prompt: EchoedPrompt, scores: TextScore, vocabulary: Vocabulary) -> Logprobs:
+    """Return the figures of a prompt's tokens; those of a boundary token in front are null."""
     names = [token_name(vocabulary, token) for token in prompt.ids]
     logprobs: list[float] = (scores.logprobs + 0.0).tolist()
     tops: list[dict[str, float] | None] = [
@@ -127,6 +197,6 @@ def prompt_logprobs(prompt: ReadPrompt, scores: TextScore, vocabulary: Vocabular
 
 
 def token_name(vocabulary: Vocabulary, token: int) -> str:
-    """The token as text; where its bytes are no whole characters, `bytes:` and the bytes, so that no two look alike."""
+    """Return the token as text, or for a part of a character `bytes:` and the bytes, so that no two look alike."""
     part = vocabulary.parts.get(token)
     return vocabulary.texts[token] if part is None else "bytes:" + "".join(f"\\x{byte:02x}" for byte in part)

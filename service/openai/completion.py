@@ -1,79 +1,91 @@
-"""One /v1/completions: a request → calls of the engine → an answer in OpenAI's shape, whole or as a stream.
+"""One /v1/completions: a list of completions, and an answer in OpenAI's shape, whole or as a stream.
 
-Each prompt is a call of its own, the very one that /generate would make; prompts whose tokens are to be scored are one
-call together, as those of a /score are. All wait in the engine's queue at once and are cancelled together. No Flask.
+Input: a checked request and the model that it is for. Output: bodies of an answer or of events. Must not know: Flask.
+
+Each prompt is the completion that POST /generate would make of it; prompts whose tokens are scored are one call
+together, as those of a POST /score are. All wait in the engine's queue at once and are cancelled together.
 """
 
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from msgspec import UNSET
 
 from meari.runtime.answers import Work
-from meari.runtime.completion import BYTES_PER_ALTERNATIVE, BYTES_PER_TOKEN, Budget, ChoiceWriter
-from meari.runtime.engine import (
-    Backlog,
-    Event,
-    GenerateCall,
-    Generation,
-    HandleGroup,
-    Reservation,
-    Sample,
-    Sampling,
-    ScoreCall,
-    Scoring,
+from meari.runtime.completion import (
+    BYTES_PER_ALTERNATIVE,
+    BYTES_PER_TOKEN,
+    Budget,
+    Completion,
+    CompletionPlan,
+    sampling_of,
+    seed_of,
 )
+from meari.runtime.engine import Backlog, Event, Generation, HandleGroup, Sample, ScoreCall, Scoring
 from meari.runtime.model import LoadedModel
-from meari.runtime.requests import checked_logit_bias, effective_top_k
-from meari.runtime.text.detokenizer import Detokenizer, StopPatterns, StopSearch, matcher_factory
+from meari.runtime.text.detokenizer import StopPatterns
 from meari.service.openai.bodies import CompletionAnswer, CompletionUsage, PromptTokensDetails
-from meari.service.openai.choices import OpenAIChoice, prompt_logprobs
-from meari.service.openai.prompts import ReadPrompt, read_ids, read_text
+from meari.service.openai.choices import EchoedPrompt, OpenAIChoice, prompt_logprobs, read_ids, read_text
 from meari.service.requests.completions import CompletionsRequest, Prompt, prompts_of
 
 __all__ = ["OpenAICompletion", "begin_openai_completion", "memory_bytes"]
 
 BYTES_PER_UNIT: Final = 100  # of a prompt, a character or a token id, while it is tokenized and read
-BYTES_PER_SAMPLE: Final = 2000  # whatever its length
+BYTES_PER_SAMPLE: Final = 2000  # of any length
 BYTES_PER_ECHOED: Final = 350  # of a prompt's token with its figures
 BYTES_PER_WRITTEN: Final = 60  # of the same, each time it is written
 
 
-@dataclass(eq=False)
-class PromptWork:
-    """What is done for one prompt."""
+@dataclass(frozen=True, eq=False)
+class PromptChoices:
+    """The choices of one prompt, all that were sampled. completion: None if no token is generated."""
 
-    prompt: ReadPrompt
-    sampling: Sampling
-    generation: Generation | None = None
+    prompt: EchoedPrompt
+    completion: Completion | None
+    choices: tuple[OpenAIChoice, ...]
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The samples of the choices, in their order."""
+        return () if self.completion is None else self.completion.generation.samples
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens of the prompt whose state was cached."""
+        return 0 if self.completion is None else self.completion.generation.cached_tokens
+
+    def best(self, count: int) -> Iterator[OpenAIChoice]:
+        """Yield the best choices, or all of them in their order if no more were sampled."""
+        if len(self.choices) <= count or not self.samples:
+            yield from self.choices[:count]
+            return
+        order = sorted(range(len(self.choices)), key=lambda index: -mean_logprob(self.samples[index]))
+        yield from (self.choices[index] for index in order[:count])
 
 
 @dataclass(frozen=True, eq=False)
 class OpenAICompletion:
-    """A running /v1/completions; `id` and `created` are what every event of a stream repeats."""
+    """A running /v1/completions; every event of a stream repeats `id` and `created`."""
 
     id: str
     created: int
     model: LoadedModel
     request: CompletionsRequest
-    works: tuple[PromptWork, ...]
+    prompts: tuple[PromptChoices, ...]
     scoring: Scoring | None
     generation: HandleGroup
-    choices: tuple[OpenAIChoice, ...]
 
     def note_scores(self) -> None:
-        """Once the scoring has ended: hand the prompts' figures to their choices."""
+        """Give the prompts' figures to their choices, once the scoring has ended."""
         if self.scoring is None:
             return
-        each = self.request.num_samples
-        for number, (work, scores) in enumerate(zip(self.works, self.scoring.results, strict=True)):
-            logprobs = prompt_logprobs(work.prompt, scores, self.model.tokenizer.vocabulary)
-            for choice in self.choices[number * each : (number + 1) * each]:
+        for own, scores in zip(self.prompts, self.scoring.results, strict=True):
+            logprobs = prompt_logprobs(own.prompt, scores, self.model.tokenizer.vocabulary)
+            for choice in own.choices:
                 choice.echo_logprobs(logprobs)
 
     @property
@@ -84,55 +96,55 @@ class OpenAICompletion:
     @property
     def num_generated(self) -> int:
         """Tokens of all samples so far."""
-        return sum(len(sample.token_ids) for work in self.works for sample in _samples(work))
+        return sum(len(sample.token_ids) for own in self.prompts for sample in own.samples)
 
     @property
     def done(self) -> bool:
         """True once every choice has been given out with its finish reason."""
-        return all(choice.done for choice in self.choices)
+        return all(choice.done for own in self.prompts for choice in own.choices)
 
     def work(self) -> Work:
-        """What was done so far, for the log."""
-        samples = [sample for work in self.works for sample in _samples(work)]
+        """Return the work so far, for the log."""
         return Work(
-            sum(len(work.prompt.ids) for work in self.works),
-            sum(work.generation.cached_tokens for work in self.works if work.generation is not None),
+            sum(len(own.prompt.ids) for own in self.prompts),
+            sum(own.num_cached for own in self.prompts),
             self.num_generated,
             self.num_scored,
-            tuple(sample.finish.value for sample in samples if sample.finish),
-            prompts=tuple(work.prompt.text for work in self.works),
-            answers=tuple(choice.kept for choice in self.choices),
+            tuple(sample.finish.value for own in self.prompts for sample in own.samples if sample.finish),
+            prompts=tuple(own.prompt.text for own in self.prompts),
+            answers=tuple(choice.kept for own in self.prompts for choice in own.choices),
         )
 
     def answer(self) -> CompletionAnswer:
-        """The whole answer, once everything has ended."""
-        choices = [choice for writer in self._ranked() if (choice := writer.take()) is not None]
+        """Return the whole answer, once everything has ended."""
+        best = [choice for own in self.prompts for choice in own.best(self.request.num_choices)]
+        choices = [choice for writer in best if (choice := writer.take()) is not None]
         for index, choice in enumerate(choices):
             choice.index = index
         answer = self._answer()
-        answer.choices, answer.usage = choices, self._usage()
+        answer.choices, answer.usage = choices, usage_of(self.prompts, self.num_generated)
         return answer
 
     def events(self) -> list[object]:
-        """Bodies of a stream's events: what has come of each choice since the last call."""
+        """Return bodies of a stream's events: the text of each choice since the last call."""
         bodies: list[object] = []
-        for number, writer in enumerate(self.choices):
-            choice = writer.take()
-            if choice is not None:
-                answer = self._answer()
-                answer.choices = [choice]
-                if self.request.wants_continuous_usage:
-                    work = self.works[number // self.request.num_samples]
-                    answer.usage = usage_of([work], writer.num_tokens)
-                bodies.append(answer)
+        for own in self.prompts:
+            for writer in own.choices:
+                choice = writer.take()
+                if choice is not None:
+                    answer = self._answer()
+                    answer.choices = [choice]
+                    if self.request.wants_continuous_usage:
+                        answer.usage = usage_of([own], writer.num_tokens)
+                    bodies.append(answer)
         return bodies
 
     def last_events(self) -> list[object]:
-        """The event with the usage, if it is wanted."""
+        """Return the event with the usage, if it is wanted."""
         if not self.request.wants_usage:
             return []
         answer = self._answer()
-        answer.usage = self._usage()
+        answer.usage = usage_of(self.prompts, self.num_generated)
         return [answer]
 
     def _answer(self) -> CompletionAnswer:
@@ -141,21 +153,6 @@ class OpenAICompletion:
         if self.request.wants_usage:
             answer.usage = None
         return answer
-
-    def _usage(self) -> CompletionUsage:
-        return usage_of(self.works, self.num_generated)
-
-    def _ranked(self) -> Iterator[OpenAIChoice]:
-        """The best choices of each prompt, all of them in their order where no more were sampled than are wanted."""
-        each, wanted = self.request.num_samples, self.request.num_choices
-        for number, work in enumerate(self.works):
-            own = self.choices[number * each : (number + 1) * each]
-            if each > wanted and work.generation is not None:
-                samples = work.generation.samples
-                order = sorted(range(each), key=lambda place, of=samples: -mean_logprob(of[place]))  # type: ignore[misc]
-                yield from (own[place] for place in order[:wanted])
-            else:
-                yield from own[:wanted]
 
 
 def begin_openai_completion(
@@ -171,34 +168,52 @@ def begin_openai_completion(
 
     Raises InvalidRequest, Overloaded, TooLarge, NotReady.
     """
-    prompts = prompts_of(request)
-    sampling = _sampling(request, model)
+    prompts, generate = prompts_of(request), request.generate_request
+    sampling = sampling_of(generate, model.tokenizer.vocabulary)
     budget.take_bytes(memory_bytes(request, prompts))
-    event = Event()
     with contextlib.ExitStack() as opened:
         places = [opened.enter_context(model.engine.reserve())] if request.asks_engine else []
-        works = tuple(
-            PromptWork(_read(request, prompt, model, path), _seeded(sampling, request))
+        read = [
+            _read(request, prompt, model, path)
             for prompt, path in zip(prompts, _paths(request, len(prompts)), strict=True)
-        )
-        patterns = StopPatterns.of(request.stops, model.tokenizer.normalized, request.min_tokens or 0)
-        calls = [_call(request, work, model, deadline, event, patterns) for work in works if request.num_tokens]
-        scoring = _score(request, works, model, deadline, places)
-        together = _generate(works, calls, model, scoring, places, event)
-    choices = tuple(_choices(request, works, model, patterns, kept_chars))
-    return OpenAICompletion(answer_id, created, model, request, works, scoring, together, choices)
+        ]
+        seeds = [seed_of(generate) for _ in read]
+        patterns = StopPatterns.of(generate.stops, model.tokenizer.normalized, generate.min_tokens)
+        plan = CompletionPlan(generate, model, deadline, sampling, patterns, kept_chars=kept_chars)
+        event = Event()
+        calls = [
+            plan.call(prompt, seed, event=event, ignores_end=bool(request.ignore_eos))
+            for prompt, seed in zip(read, seeds, strict=True)
+            if request.num_tokens
+        ]
+        scoring = None
+        if request.wants_echo_logprobs:
+            texts = [prompt.ids for prompt in read]
+            call = ScoreCall([], texts, deadline, add_end=False, num_alternatives=request.logprobs or 0)
+            scoring = model.engine.score(call, places.pop())
+        generations = [Generation(call) for call in calls]
+        backlog = Backlog(model.engine, zip(calls, generations, strict=True))
+        handles = generations if scoring is None else [scoring, *generations]
+        group = HandleGroup(handles, event, model.engine.clock(), backlog)
+        try:
+            backlog.feed(places.pop() if places else None)
+        except BaseException:
+            group.cancel()  # nothing is left running
+            raise
+    own = tuple(_choices(request, plan, read, seeds, generations))
+    return OpenAICompletion(answer_id, created, model, request, own, scoring, group)
 
 
-def usage_of(works: Sequence[PromptWork], num_generated: int) -> CompletionUsage:
-    """The tokens of some prompts and of what was written after them."""
-    prompt = sum(len(work.prompt.ids) for work in works)
-    cached = sum(work.generation.cached_tokens for work in works if work.generation is not None)
-    unknown = sum(work.prompt.num_unknown for work in works) or UNSET
-    return CompletionUsage(prompt, num_generated, prompt + num_generated, PromptTokensDetails(cached), unknown)
+def usage_of(prompts: Sequence[PromptChoices], num_generated: int) -> CompletionUsage:
+    """Return the tokens of some prompts and of their choices."""
+    num_prompt = sum(len(own.prompt.ids) for own in prompts)
+    cached = sum(own.num_cached for own in prompts)
+    unknown = sum(own.prompt.num_unknown for own in prompts) or UNSET
+    return CompletionUsage(num_prompt, num_generated, num_prompt + num_generated, PromptTokensDetails(cached), unknown)
 
 
 def memory_bytes(request: CompletionsRequest, prompts: list[Prompt]) -> int:
-    """What the prompts, their figures and the samples may come to."""
+    """Return the most bytes that the prompts, their figures and the samples may take."""
     alternatives = 0 if request.logprobs is None else request.logprobs
     each = BYTES_PER_UNIT
     if request.wants_echo_logprobs:
@@ -210,134 +225,44 @@ def memory_bytes(request: CompletionsRequest, prompts: list[Prompt]) -> int:
 
 
 def mean_logprob(sample: Sample) -> float:
-    """What OpenAI ranks by: the log-probability a token."""
+    """Return the log-probability a token, by which OpenAI ranks."""
     return sum(sample.logprobs) / len(sample.logprobs) if sample.logprobs else float("-inf")
-
-
-def _score(
-    request: CompletionsRequest,
-    works: tuple[PromptWork, ...],
-    model: LoadedModel,
-    deadline: float,
-    places: list[Reservation],
-) -> Scoring | None:
-    """Queue the scoring of all prompts as one call, where it is wanted. Raises NotReady."""
-    if not request.wants_echo_logprobs:
-        return None
-    texts = [work.prompt.ids for work in works]
-    call = ScoreCall([], texts, deadline, add_end=False, num_alternatives=request.logprobs or 0)
-    return model.engine.score(call, places.pop())
-
-
-def _generate(
-    works: tuple[PromptWork, ...],
-    calls: list[GenerateCall],
-    model: LoadedModel,
-    scoring: Scoring | None,
-    places: list[Reservation],
-    event: Event,
-) -> HandleGroup:
-    """Queue the calls, one a prompt, as far as there is room; none is left running if that fails. Raises NotReady."""
-    generations = [Generation(call) for call in calls]
-    for work, generation in zip(works, generations, strict=False):
-        work.generation = generation
-    backlog = Backlog(model.engine, zip(calls, generations, strict=True))
-    handles = generations if scoring is None else [scoring, *generations]
-    together = HandleGroup(handles, event, model.engine.clock(), backlog)
-    try:
-        backlog.feed(places.pop() if places else None)
-    except BaseException:
-        together.cancel()
-        raise
-    return together
-
-
-def _call(
-    request: CompletionsRequest,
-    work: PromptWork,
-    model: LoadedModel,
-    deadline: float,
-    event: Event,
-    patterns: StopPatterns,
-) -> GenerateCall:
-    return GenerateCall(
-        prompt=work.prompt.ids,
-        max_tokens=request.num_tokens,
-        deadline=deadline,
-        sampling=work.sampling,
-        num_samples=request.num_samples,
-        num_alternatives=request.logprobs,
-        stop=matcher_factory(patterns, model.tokenizer.vocabulary, work.prompt.text_end),
-        ignores_end=bool(request.ignore_eos),
-        event=event,
-    )
 
 
 def _choices(
     request: CompletionsRequest,
-    works: tuple[PromptWork, ...],
-    model: LoadedModel,
-    patterns: StopPatterns,
-    kept_chars: int,
-) -> Iterator[OpenAIChoice]:
-    vocabulary = model.tokenizer.vocabulary
-    index = 0
-    for work in works:
-        samples = _samples(work)
-        for place in range(request.num_samples):
-            seed, writer = work.sampling.seed, None
-            if samples:
-                seed = samples[place].seed
-                detokenizer = Detokenizer(vocabulary, work.prompt.text_end)
-                with_tokens = request.logprobs is not None
-                search = StopSearch(patterns)
-                writer = ChoiceWriter(
-                    index,
-                    samples[place],
-                    vocabulary,
-                    detokenizer,
-                    search,
-                    with_tokens,
-                    None,
-                    False,
-                    kept_chars=kept_chars,
-                )
-            yield OpenAIChoice(index, seed, work.prompt, writer, vocabulary, bool(request.echo), request.logprobs)
-            index += 1
+    plan: CompletionPlan,
+    prompts: list[EchoedPrompt],
+    seeds: list[int],
+    generations: list[Generation],
+) -> Iterator[PromptChoices]:
+    """Yield the choices of each prompt, numbered through; without generations they have the echo alone."""
+    vocabulary, each = plan.model.tokenizer.vocabulary, request.num_samples
+    for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        completion = plan.completion(prompt, seed, generations[number]) if generations else None
+        writers = [None] * each if completion is None else completion.writers
+        choices = tuple(
+            OpenAIChoice(
+                number * each + index,
+                seed if writer is None else writer.sample.seed,
+                prompt,
+                writer,
+                vocabulary,
+                echo=bool(request.echo),
+                logprobs=request.logprobs,
+            )
+            for index, writer in enumerate(writers)
+        )
+        yield PromptChoices(prompt, completion, choices)
 
 
-def _samples(work: PromptWork) -> tuple[Sample, ...]:
-    return () if work.generation is None else work.generation.samples
-
-
-def _read(request: CompletionsRequest, prompt: Prompt, model: LoadedModel, path: str) -> ReadPrompt:
+def _read(request: CompletionsRequest, prompt: Prompt, model: LoadedModel, path: str) -> EchoedPrompt:
     if isinstance(prompt, str):
-        return read_text(prompt, model.tokenizer, request.wants_echo_logprobs)
+        return read_text(prompt, model.tokenizer, with_offsets=request.wants_echo_logprobs)
     return read_ids(prompt, model.tokenizer.vocabulary, path)
 
 
 def _paths(request: CompletionsRequest, count: int) -> list[str]:
-    """How each prompt is called in a message."""
+    """Return the path of each prompt in a message."""
     alone = isinstance(request.prompt, str) or request.prompt is None or isinstance(request.prompt[0], int)
-    return ["prompt"] if alone else [f"prompt[{place}]" for place in range(count)]
-
-
-def _sampling(request: CompletionsRequest, model: LoadedModel) -> Sampling:
-    size = model.tokenizer.vocabulary.size
-    return Sampling(
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_k=effective_top_k(request.top_k or 0, size),
-        top_p=1.0 if request.top_p is None else request.top_p,
-        min_p=request.min_p or 0.0,
-        repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
-        frequency_penalty=request.frequency_penalty or 0.0,
-        presence_penalty=request.presence_penalty or 0.0,
-        min_tokens=request.min_tokens or 0,
-        logit_bias=checked_logit_bias(request.logit_bias, size),
-    )
-
-
-def _seeded(sampling: Sampling, request: CompletionsRequest) -> Sampling:
-    """With the request's seed, as every prompt would have it alone, or else a random one for each."""
-    seed = secrets.randbits(53) if request.fixed_seed is None else request.fixed_seed
-    return replace(sampling, seed=seed)
+    return ["prompt"] if alone else [f"prompt[{index}]" for index in range(count)]

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Annotated, Final
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta
 
 from meari.errors import InvalidRequest
-from meari.runtime.requests import Seed, Stop, stop_problems, stop_strings
+from meari.runtime.requests import GenerateRequest, Seed, Stop, stop_problems
 
 __all__ = [
     "CHOICES",
@@ -28,6 +28,19 @@ __all__ = [
 DEFAULT_MAX_TOKENS: Final = 16  # OpenAI's
 CHOICES: Final = "x-choices"  # in a JSON schema: what stands for `anyOf` in the document
 MAX_ID: Final = 2**31 - 1
+SHARED_FIELDS: Final = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "min_tokens",
+    "logit_bias",
+    "logprobs",
+    "stop",
+)  # with POST /generate, each with the meaning and the default that it has there
 TokenId = Annotated[int, Meta(ge=0, le=MAX_ID)]
 PromptItem = str | TokenId | list[TokenId]
 Prompt = str | list[int]  # text or token ids
@@ -70,11 +83,6 @@ class CompletionsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     user: str | None = None
 
     @property
-    def model_name(self) -> str | UnsetType:
-        """As the registry asks for it."""
-        return UNSET if self.model is None else self.model
-
-    @property
     def num_choices(self) -> int:
         """Of each prompt, in the answer."""
         return self.n or 1
@@ -85,14 +93,12 @@ class CompletionsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
         return max(self.best_of or 1, self.num_choices)
 
     @property
-    def fixed_seed(self) -> int | None:
-        """None where one is to be drawn."""
-        return None if self.seed == -1 else self.seed
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The stop strings, each once."""
-        return stop_strings(self.stop)
+    def generate_request(self) -> GenerateRequest:
+        """The request of POST /generate that continues one of the prompts; its prompt is left out."""
+        given = {name: getattr(self, name) for name in SHARED_FIELDS if getattr(self, name) is not None}
+        seed = UNSET if self.seed in (None, -1) else self.seed
+        max_tokens = self.num_tokens
+        return GenerateRequest(**given | {"max_tokens": max_tokens, "n": self.num_samples, "seed": seed})
 
     @property
     def num_tokens(self) -> int:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Final, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 import msgspec
 from flask import Response, g, request
 from gunicorn.http.errors import ParseException
 from gunicorn.util import split_request_uri
+from msgspec import UNSET, UnsetType
 
 from meari.errors import (
     InvalidRequest,
@@ -29,6 +30,7 @@ from meari.errors import (
 from meari.runtime.answers import Work
 from meari.runtime.engine import Waitable
 from meari.runtime.model import LoadedModel
+from meari.runtime.requests import check_num_chars
 from meari.service.connection import Client, ClientGone
 from meari.service.error_body import SAFE_HEADERS, wrong_field
 from meari.service.log import NO_ROUTE, RequestLine, log_request, request_id
@@ -50,6 +52,16 @@ PIECE_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 30.0  # for the whole body, and between two bytes of it
 DISCARD_BYTES: Final = 1024
 DISCARD_SECONDS: Final = 2.0  # to read the rest of a refused request's body
+
+
+class ModelRequest(Protocol):
+    """A request that is for a model; without a name for the default."""
+
+    @property
+    def model(self) -> str | UnsetType | None: ...
+
+
+Request = TypeVar("Request", bound=ModelRequest)
 
 
 class Exchange:
@@ -114,11 +126,32 @@ class Exchange:
         except ParseException as error:
             raise InvalidRequest(Problem("body", reason=f"its transfer coding is malformed: {error}")) from None
 
-    def use_model(self, model: LoadedModel) -> LoadedModel:
-        """Note the model of the request."""
-        self._model = model
+    def accept(self, parse: Callable[[bytes], Request]) -> tuple[Request, LoadedModel]:
+        """Admit the request, read and parse its body, and find the model that it is for.
+
+        Raises as `read_body`, `parse` and `Registry.get` do.
+        """
+        asked = parse(self.read_body())
+        self._asked = asked
+        self._model = model = self._service.registry.get(UNSET if asked.model is None else asked.model)
         self.line.model = model.name
-        return model
+        return asked, model
+
+    def hold_texts(
+        self, field: str, texts: Sequence[str | list[int]], bytes_per_char: int, max_chars: int | None = None
+    ) -> None:
+        """Account for texts before they are tokenized. Raises TooLarge for too many characters, Overloaded.
+
+        max_chars  lower limit than that of the settings
+        """
+        limit = self._service.settings.max_text_chars
+        check_num_chars(field, texts, limit if max_chars is None else min(max_chars, limit))
+        self.ticket.take_bytes(sum(map(len, texts)) * bytes_per_char)
+
+    @property
+    def open_streams(self) -> set[object]:
+        """All streams that are open in this worker."""
+        return self._service.streams
 
     def watch(self, handle: Waitable, model: LoadedModel) -> Watch:
         """Note the engine's handle of the request, and watch its client."""
@@ -131,10 +164,6 @@ class Exchange:
     def kept_chars(self) -> int:
         """Characters of an answer that are kept for the log; 0 by default."""
         return self._service.settings.log_text_chars
-
-    def note_request(self, asked: object) -> None:
-        """Note the parsed request."""
-        self._asked = asked
 
     def note_work(self, work: Callable[[], Work]) -> None:
         """Register a callback that reports the work done; called once when the request ends."""

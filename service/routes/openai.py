@@ -1,4 +1,4 @@
-"""POST /v1/completions, GET /v1/models: what OpenAI's clients ask for."""
+"""POST /v1/completions, GET /v1/models: the routes of OpenAI's clients."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import time
 
 from flask import Blueprint, Response
 
-from meari.errors import MeariError
 from meari.runtime.model import LoadedModel
-from meari.runtime.requests import check_num_chars
 from meari.service.error_body import openai_error_body
 from meari.service.openai.bodies import ModelCard, ModelList
 from meari.service.openai.completion import OpenAICompletion, begin_openai_completion
 from meari.service.requests.completions import prompts_of
-from meari.service.routes.exchange import Exchange, current_exchange, json_response
-from meari.service.routes.generate import STREAM_HEADERS
-from meari.service.routes.streaming import PING_SECONDS, event_stream
+from meari.service.routes.exchange import current_exchange, json_response
+from meari.service.routes.streaming import respond
 from meari.service.service import Service
 from meari.service.watch import Watch
 
@@ -29,11 +26,9 @@ def openai_blueprint(service: Service) -> Blueprint:
     @blueprint.post("/completions")
     def completions() -> Response:
         exchange = current_exchange()
-        request = service.schemas.completions(exchange.read_body())
-        exchange.note_request(request)
+        request, model = exchange.accept(service.schemas.completions)
         exchange.line.stream = bool(request.stream)
-        model = exchange.use_model(service.registry.get(request.model_name))
-        check_num_chars("prompt", prompts_of(request), service.settings.max_text_chars)
+        exchange.hold_texts("prompt", prompts_of(request), 0)  # the completion takes the memory
         deadline = model.engine.clock() + service.settings.max_timeout_seconds
         answer_id = f"cmpl-{exchange.request_id}"
         completion = begin_openai_completion(
@@ -42,7 +37,7 @@ def openai_blueprint(service: Service) -> Blueprint:
         exchange.note_work(completion.work)
         watch = exchange.watch(completion.generation, model)
         _await_scores(service, completion, watch)
-        return _stream(service, exchange, completion, watch) if request.stream else _whole(completion, watch)
+        return respond(completion, exchange, watch, openai_error_body)
 
     @blueprint.get("/models")
     def models() -> Response:
@@ -56,7 +51,7 @@ def openai_blueprint(service: Service) -> Blueprint:
 
 
 def _await_scores(service: Service, completion: OpenAICompletion, watch: Watch) -> None:
-    """The prompts' figures come first, in a stream too. Raises ScoreTimeout, NotReady, EngineFailed, ClientGone."""
+    """Wait for the prompts' figures, which come first. Raises ScoreTimeout, NotReady, EngineFailed, ClientGone."""
     if completion.scoring is None:
         return
     watch.await_scores(completion.scoring)
@@ -64,25 +59,6 @@ def _await_scores(service: Service, completion: OpenAICompletion, watch: Watch) 
     service.metrics.scored.labels(completion.model.name).inc(completion.num_scored)
 
 
-def _whole(completion: OpenAICompletion, watch: Watch) -> Response:
-    watch.await_end(completion.generation)
-    completion.generation.raise_for_failure()
-    return json_response(completion.answer())
-
-
-def _stream(service: Service, exchange: Exchange, completion: OpenAICompletion, watch: Watch) -> Response:
-    """Wait for the first token before the head is sent, so that what fails until then has its own status."""
-    watch.await_news(completion.generation, PING_SECONDS)
-    completion.generation.raise_for_failure()
-
-    def noted(error: MeariError) -> object:
-        exchange.note_error(error)
-        return openai_error_body(error)
-
-    events = exchange.stream(event_stream(completion, watch, service.streams, noted))
-    return Response(events, mimetype="text/event-stream", headers=STREAM_HEADERS)
-
-
 def _card(model: LoadedModel) -> ModelCard:
-    """`created` is when the bundle was written."""
+    """Return the description of a model; `created` is when its bundle was written."""
     return ModelCard(model.name, model.written_at)

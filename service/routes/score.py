@@ -8,7 +8,7 @@ from msgspec import UNSET
 from meari.runtime.answers import Work
 from meari.runtime.engine import ScoreCall, Scoring
 from meari.runtime.model import LoadedModel
-from meari.runtime.requests import ScoreRequest, check_num_chars
+from meari.runtime.requests import ScoreRequest
 from meari.runtime.scores import ScoreAnswer, ScoredText
 from meari.runtime.state_tokens import StateTokens, TextState
 from meari.runtime.text.detokenizer import NO_TEXT
@@ -31,12 +31,11 @@ def score_blueprint(service: Service) -> Blueprint:
     @blueprint.post("/score")
     def score() -> Response:
         exchange = current_exchange()
-        request = service.schemas.score(exchange.read_body())
-        exchange.note_request(request)
+        request, model = exchange.accept(service.schemas.score)
         if request.words == "unicode":
             require_segmenter()
-        model = exchange.use_model(service.registry.get(request.model))
-        _check_size(service, exchange, request)
+        bytes_per_char = BYTES_PER_CHAR + BYTES_PER_ALTERNATIVE * request.top
+        exchange.hold_texts("texts", [request.context, *request.all_texts], bytes_per_char)
         state_tokens = service.state_tokens(model.bundle)
         start = None if request.state is None else state_tokens.decode(request.state)
         if request.return_state:
@@ -61,13 +60,6 @@ def score_blueprint(service: Service) -> Blueprint:
         return Response(body, mimetype="application/json")
 
     return blueprint
-
-
-def _check_size(service: Service, exchange: Exchange, request: ScoreRequest) -> None:
-    """Refuse what is too much before it is tokenized. Raises TooLarge, Overloaded."""
-    texts = [request.context, *request.all_texts]
-    check_num_chars("texts", texts, service.settings.max_text_chars)
-    exchange.ticket.take_bytes(sum(map(len, texts)) * (BYTES_PER_CHAR + BYTES_PER_ALTERNATIVE * request.top))
 
 
 def _state_bytes(request: ScoreRequest, start: TextState | None, state_tokens: StateTokens) -> int:

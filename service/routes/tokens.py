@@ -11,7 +11,7 @@ from meari.errors import InvalidRequest, Problem
 from meari.runtime.answers import Work, token_texts
 from meari.runtime.engine import Scoring
 from meari.runtime.model import LoadedModel
-from meari.runtime.requests import check_num_chars, checked_ids
+from meari.runtime.requests import checked_ids
 from meari.runtime.states import MAX_CHARS, MAX_TOKENS, states_answer, states_bytes, states_call
 from meari.runtime.text.detokenizer import detokenize, partial_bytes
 from meari.service.requests.schema import StatesRequest
@@ -30,11 +30,8 @@ def tokenize_blueprint(service: Service) -> Blueprint:
     @blueprint.post("/tokenize")
     def tokenize() -> Response:
         exchange = current_exchange()
-        request = service.schemas.tokenize(exchange.read_body())
-        exchange.note_request(request)
-        model = exchange.use_model(service.registry.get(request.model))
-        check_num_chars("text", [request.text], service.settings.max_text_chars)
-        exchange.ticket.take_bytes(len(request.text) * BYTES_PER_CHAR)
+        request, model = exchange.accept(service.schemas.tokenize)
+        exchange.hold_texts("text", [request.text], BYTES_PER_CHAR)
         tokens = token_texts(model.tokenizer.vocabulary, model.tokenizer.encode(request.text))
         exchange.note_work(lambda: Work(len(tokens), prompts=(request.text,)))
         return json_response({"model": model.name, "tokens": tokens})
@@ -42,9 +39,7 @@ def tokenize_blueprint(service: Service) -> Blueprint:
     @blueprint.post("/detokenize")
     def detokenize_tokens() -> Response:
         exchange = current_exchange()
-        request = service.schemas.detokenize(exchange.read_body())
-        exchange.note_request(request)
-        model = exchange.use_model(service.registry.get(request.model))
+        request, model = exchange.accept(service.schemas.detokenize)
         vocabulary = model.tokenizer.vocabulary
         ids = checked_ids(request.ids, vocabulary.size)
         text, part = detokenize(vocabulary, ids), partial_bytes(vocabulary, ids)
@@ -61,10 +56,8 @@ def states_blueprint(service: Service) -> Blueprint:
     @blueprint.post("/states")
     def states() -> Response:
         exchange = current_exchange()
-        request = service.schemas.states(exchange.read_body())
-        exchange.note_request(request)
-        model = exchange.use_model(service.registry.get(request.model))
-        check_num_chars("text", [request.text], min(MAX_CHARS, service.settings.max_text_chars))
+        request, model = exchange.accept(service.schemas.states)
+        exchange.hold_texts("text", [request.text], 0, MAX_CHARS)
         deadline = model.engine.clock() + service.settings.max_timeout_seconds
         ids, scoring = _begin(request, model, exchange, deadline)
         exchange.watch(scoring, model).await_scores(scoring)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from meari.errors import InvalidRequest
 from meari.runtime.requests import GenerateRequest, ScoreRequest
@@ -204,7 +205,7 @@ def test_null_is_no_value_of_a_field_that_must_come() -> None:
     assert SCHEMAS.score(b'{"text": null, "texts": ["a"], "context": null, "top": null}').all_texts == ["a"]
 
 
-@pytest.mark.parametrize("parse", [SCHEMAS.generate, SCHEMAS.completions])
+@pytest.mark.parametrize("parse", [SCHEMAS.generate, lambda body: SCHEMAS.completions(body).generate_request])
 @pytest.mark.parametrize(("stop", "strings"), [("", ()), ([], ()), (["", "a", "", "a"], ("a",)), ("a", ("a",))])
 def test_an_empty_text_stops_nothing(parse: Any, stop: Any, strings: tuple[str, ...]) -> None:
     assert parse(json.dumps({"stop": stop}).encode()).stops == strings
@@ -212,7 +213,7 @@ def test_an_empty_text_stops_nothing(parse: Any, stop: Any, strings: tuple[str, 
 
 def test_vllms_minus_one_is_as_if_a_field_had_not_come() -> None:
     assert SCHEMAS.generate(b'{"seed": -1, "top_k": -1}') == SCHEMAS.generate(b"{}")
-    assert SCHEMAS.completions(b'{"seed": -1}').fixed_seed is None
+    assert SCHEMAS.completions(b'{"seed": -1}').generate_request.seed is UNSET
     assert SCHEMAS.generate(b'{"num_beams": 2, "top_k": -1}').num_beams == 2
 
 
@@ -303,7 +304,7 @@ def test_what_is_like_no_name_gets_no_hint() -> None:
     assert "did you mean" not in refusal_of(SCHEMAS.score, b'{"text": "a", "words": "zzz"}')
 
 
-@pytest.mark.parametrize("parse", [SCHEMAS.generate, SCHEMAS.completions])
+@pytest.mark.parametrize("parse", [SCHEMAS.generate, lambda body: SCHEMAS.completions(body).generate_request])
 def test_empty_stop_texts_do_not_count(parse: Any) -> None:
     eight = list("abcdefgh")
     assert parse(json.dumps({"stop": ["", *eight, "", ""]}).encode()).stops == tuple(eight)
