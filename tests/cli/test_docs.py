@@ -24,6 +24,12 @@ def options_of(verb: str) -> dict[str, click.Option]:
     return {option.opts[-1]: option for option in options}
 
 
+def help_of(option: click.Option) -> str:
+    """Help of an option as the page has it: on one line, defaults without the word."""
+    record = option.get_help_record(click.Context(group))
+    return re.sub(r"\s+", " ", record[1]).replace("[default: ", "[").strip() if record else ""
+
+
 def test_every_verb_has_a_section_and_a_table_row() -> None:
     assert [name for name in SECTIONS if name[0].islower()] == VERBS
     assert re.findall(r"^\| \[`(\w+)`\]\(#\1\)", PAGE, re.MULTILINE) == VERBS
@@ -33,8 +39,8 @@ def test_every_verb_has_a_section_and_a_table_row() -> None:
 def test_documented_options_are_the_existing_ones(verb: str) -> None:
     rows = re.findall(r"^\| `((?:[^`|]|\\\|)+)` \| (.*) \|$", SECTIONS[verb], re.MULTILINE)
     documented = {re.findall(r"--[a-z-]+", names)[0]: meaning for names, meaning in rows}
-    assert set(documented) == set(options_of(verb))
-    assert all(documented.values())
+    helps = {name: help_of(option) for name, option in options_of(verb).items()}
+    assert {name: meaning.replace(r"\|", "|").strip() for name, meaning in documented.items()} == helps
 
 
 @pytest.mark.parametrize("verb", VERBS)
