@@ -6,7 +6,6 @@ Flask.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container
 from typing import Final
 
@@ -19,7 +18,6 @@ INTERNAL_MESSAGE: Final = "an error of the server's own; its log has the details
 FIELD_STATUSES: Final = (400, 404, 413)
 NOT_FIELDS: Final = ("body", "request", "path")  # other parts of a request that a problem may be about
 OPENAI_TYPES: Final = {401: "authentication_error", 429: "rate_limit_error"}
-_FIELD: Final = re.compile(r"([a-z_]+)[^: ]*: ")
 
 
 def error_body(error: MeariError, request_id: str) -> dict[str, object]:
@@ -42,13 +40,9 @@ def wrong_field(error: MeariError, known: Container[str]) -> str | None:
 
 
 def _named_field(error: MeariError) -> str | None:
-    if error.status not in FIELD_STATUSES:
+    if error.status not in FIELD_STATUSES or not error.problems:
         return None
-    if error.problems:
-        name = error.problems[0].name
-    else:
-        found = _FIELD.match(str(error))
-        name = found[1] if found else NOT_FIELDS[0]
+    name = error.problems[0].name
     return None if name in NOT_FIELDS else name
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from meari.errors import InvalidRequest, TooLarge
+from meari.errors import InvalidRequest, Problem, TooLarge
 from meari.runtime.engine.sampling import MIN_TEMPERATURE
 from meari.runtime.text.words import Words
 from meari.validation.explain import shown
@@ -37,6 +37,7 @@ __all__ = [
 
 Seed = Annotated[int, Meta(ge=-1, le=2**63 - 1)]  # -1 is vLLM's for a random one
 MAX_STOPS: Final = 8
+NOT_SAMPLED: Final = "nothing is sampled"  # by a beam search
 _FEW_STOPS: Final = {"contains": {"minLength": 1}, "minContains": 0, "maxContains": MAX_STOPS}
 Stop = str | Annotated[list[str], Meta(extra_json_schema=_FEW_STOPS)]  # empty ones stop nothing and do not count
 _TOKEN_ID: Final = re.compile(r"0|[1-9][0-9]{0,17}")
@@ -108,25 +109,24 @@ def checked_generate(request: GenerateRequest) -> GenerateRequest:
     """The same request, if its fields go together. Raises InvalidRequest."""
     request = _without_minus_one(request)
     if request.min_tokens > request.max_tokens:
-        raise InvalidRequest(
-            f"min_tokens: got {request.min_tokens}, expected at most max_tokens, which is {request.max_tokens}"
-        )
+        expected = f"at most max_tokens, which is {request.max_tokens}"
+        raise InvalidRequest(Problem("min_tokens", str(request.min_tokens), expected))
     problems = [*stop_problems(request.stop), *(_beam_problems(request) if request.num_beams > 1 else ())]
     if problems:
-        raise InvalidRequest("; ".join(problems))
+        raise InvalidRequest(*problems)
     return request
 
 
 def checked_score(request: ScoreRequest) -> ScoreRequest:
     """The same request, if its fields go together. Raises InvalidRequest."""
     if request.text is UNSET and request.texts is UNSET:
-        raise InvalidRequest("text: missing, expected text or texts")
+        raise InvalidRequest(Problem("text", None, "text or texts"))
     if request.text is not UNSET and request.texts is not UNSET:
-        raise InvalidRequest("texts: got both text and texts, expected one of the two")
+        raise InvalidRequest(Problem("texts", "both text and texts", "one of the two"))
     if request.state is not None and request.context:
-        raise InvalidRequest("context: got both context and state, expected one of the two")
+        raise InvalidRequest(Problem("context", "both context and state", "one of the two"))
     if request.top and not request.tokens:
-        raise InvalidRequest(f"top: got {request.top} with tokens false, expected 0, or tokens true")
+        raise InvalidRequest(Problem("top", f"{request.top} with tokens false", "0, or tokens true"))
     return request
 
 
@@ -136,11 +136,11 @@ def stop_strings(stop: Stop | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, strings)))
 
 
-def stop_problems(stop: Stop | None) -> Iterator[str]:
+def stop_problems(stop: Stop | None) -> Iterator[Problem]:
     """Too many strings that stop something."""
     count = len([text for text in stop if text]) if isinstance(stop, list) else 0
     if count > MAX_STOPS:
-        yield f"stop: got {count} items, expected a list of at most {MAX_STOPS} strings that are not empty"
+        yield Problem("stop", f"{count} items", f"a list of at most {MAX_STOPS} strings that are not empty")
 
 
 def effective_top_k(top_k: int, vocabulary_size: int, num_beams: int = 1) -> int:
@@ -148,7 +148,7 @@ def effective_top_k(top_k: int, vocabulary_size: int, num_beams: int = 1) -> int
     if not 0 < top_k < vocabulary_size:
         return 0
     if num_beams > 1:
-        raise InvalidRequest(f"top_k: got {top_k} with num_beams {num_beams}, expected 0: nothing is sampled")
+        raise InvalidRequest(Problem("top_k", f"{top_k} with num_beams {num_beams}", "0", NOT_SAMPLED))
     return top_k
 
 
@@ -156,9 +156,8 @@ def checked_logit_bias(bias: dict[str, float] | None, vocabulary_size: int) -> t
     """Token ids as numbers, in ascending order. Raises InvalidRequest, naming the first key that is no token id."""
     for key in bias or ():
         if not _TOKEN_ID.fullmatch(key) or int(key) >= vocabulary_size:
-            raise InvalidRequest(
-                f"logit_bias: got the key {shown(key.encode())!r}, expected a token id, 0 <= id < {vocabulary_size}"
-            )
+            got = f"the key {shown(key.encode())!r}"
+            raise InvalidRequest(Problem("logit_bias", got, f"a token id, 0 <= id < {vocabulary_size}"))
     return tuple(sorted((int(key), value) for key, value in (bias or {}).items()))
 
 
@@ -166,7 +165,7 @@ def checked_ids(ids: list[int], vocabulary_size: int, path: str = "tokens") -> l
     """Raises InvalidRequest, naming the place in `path`."""
     for place, token in enumerate(ids):
         if token >= vocabulary_size:
-            raise InvalidRequest(f"{path}[{place}]: got {token}, expected a token id, 0 <= id < {vocabulary_size}")
+            raise InvalidRequest(Problem(f"{path}[{place}]", str(token), f"a token id, 0 <= id < {vocabulary_size}"))
     return ids
 
 
@@ -174,7 +173,7 @@ def check_num_chars(field: str, texts: Iterable[str | list[int]], max_chars: int
     """Raises TooLarge where the texts have too many characters together; a token id counts as one."""
     count = sum(map(len, texts))
     if count > max_chars:
-        raise TooLarge(f"{field}: got {count} characters, expected at most {max_chars}; send less at once")
+        raise TooLarge(Problem(field, f"{count} characters", f"at most {max_chars}; send less at once"))
 
 
 def _without_minus_one(request: GenerateRequest) -> GenerateRequest:
@@ -184,18 +183,18 @@ def _without_minus_one(request: GenerateRequest) -> GenerateRequest:
     return msgspec.structs.replace(request, seed=UNSET) if request.seed == -1 else request
 
 
-def _beam_problems(request: GenerateRequest) -> Iterator[str]:
+def _beam_problems(request: GenerateRequest) -> Iterator[Problem]:
     """What a beam search cannot do: more samples than beams, or anything that changes what is sampled.
 
     `top_k` is left to `model_limits.py`: a limit over the vocabulary changes nothing.
     """
     beams = request.num_beams
     if request.n > beams:
-        yield f"n: got {request.n}, expected at most num_beams, which is {beams}"
+        yield Problem("n", str(request.n), f"at most num_beams, which is {beams}")
     if request.temperature != 1.0 and request.temperature >= MIN_TEMPERATURE:
-        yield f"temperature: got {request.temperature:g} with num_beams {beams}, expected 0 or 1: nothing is sampled"
+        yield Problem("temperature", f"{request.temperature:g} with num_beams {beams}", "0 or 1", NOT_SAMPLED)
     for name, default in _SAMPLING_DEFAULTS.items():
         value = getattr(request, name)
         if value not in (default, {}):
             came, expected = shown(msgspec.json.encode(value)), msgspec.json.encode(default).decode()
-            yield f"{name}: got {came} with num_beams {beams}, expected {expected}: nothing is sampled"
+            yield Problem(name, f"{came} with num_beams {beams}", expected, NOT_SAMPLED)

@@ -36,7 +36,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from meari.errors import InvalidRequest
+from meari.errors import InvalidRequest, Problem
 from meari.runtime.bundle import Bundle
 from meari.runtime.engine import StateValue
 from meari.runtime.text.detokenizer import MAX_PARTIAL_BYTES, NO_TEXT, TextEnd
@@ -51,7 +51,7 @@ STEP_BYTES: Final = 2  # a token on average, or less: together the steps are no 
 _COUNT: Final = struct.Struct("<I")
 _HEAD: Final = struct.Struct("<B8s4sBIQQ")
 _SIGNATURE_BYTES: Final = 32
-_SOME_TOKEN: Final = "expected one as an earlier answer gave it"
+_SOME_TOKEN: Final = "one as an earlier answer gave it"
 Rows = dict[str, npt.NDArray[np.float32]]
 
 
@@ -119,36 +119,32 @@ class StateTokens:
         signed, signature = data[:-_SIGNATURE_BYTES], data[-_SIGNATURE_BYTES:]
         version, bundle, key_id, *_ = _HEAD.unpack_from(signed)
         if version not in (VERSION, OLDER_VERSION):
-            raise InvalidRequest(
-                f"state: got a token of format version {version}, expected {VERSION}: run its text again"
-            )
+            raise _refused(f"a token of format version {version}", f"{VERSION}: run its text again")
         if bundle != self._bundle[:8]:
-            raise InvalidRequest(
-                "state: got a token of another model or another export of it, expected one of this model"
-            )
+            raise _refused("a token of another model or another export of it", "one of this model")
         if key_id not in self._keys:
-            raise InvalidRequest(
-                "state: got a token signed with a key that this service does not hold, expected one of its own: "
-                "run its text again; without MEARI_STATE_KEY a service makes a new key at every start"
+            raise _refused(
+                "a token signed with a key that this service does not hold",
+                "one of its own: run its text again; without MEARI_STATE_KEY a service makes a new key at every start",
             )
         if not hmac.compare_digest(signature, self._signature(key_id, signed)):
-            raise InvalidRequest(f"state: got a token that was changed or cut since it was signed, {_SOME_TOKEN}")
+            raise _refused("a token that was changed or cut since it was signed", _SOME_TOKEN)
         try:
             return self._state(signed)
         except ValueError as problem:
-            raise InvalidRequest(f"state: got a token that holds {problem}, {_SOME_TOKEN}") from None
+            raise _refused(f"a token that holds {problem}", _SOME_TOKEN) from None
 
     def _bytes(self, text: str) -> bytes:
         """What the text stands for; one text alone stands for it."""
         if len(text) > self.max_chars:
-            raise InvalidRequest(f"state: got {len(text)} characters, expected at most {self.max_chars} for this model")
+            raise _refused(f"{len(text)} characters", f"at most {self.max_chars} for this model")
         try:
             data = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
         except (binascii.Error, UnicodeEncodeError):
             data = b""
         is_canonical = base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii") == text
         if not is_canonical or len(data) < _HEAD.size + 2 + _SIGNATURE_BYTES:
-            raise InvalidRequest(f"state: got text that is no state token, {_SOME_TOKEN}")
+            raise _refused("text that is no state token", _SOME_TOKEN)
         return data
 
     def _signature(self, key_id: bytes, signed: bytes) -> bytes:
@@ -292,3 +288,7 @@ def _steps(data: bytes) -> Iterator[int]:
             raise ValueError("a token id out of range")
     if shift:
         raise ValueError("less than it should")
+
+
+def _refused(got: str, expected: str) -> InvalidRequest:
+    return InvalidRequest(Problem("state", got, expected))

@@ -13,7 +13,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import UNSET, Meta
 
-from meari.errors import InvalidRequest
+from meari.errors import InvalidRequest, Problem
 from meari.runtime.requests import GenerateRequest, Seed, Stop, stop_problems
 
 __all__ = [
@@ -151,10 +151,9 @@ def prompts_of(request: CompletionsRequest) -> list[Prompt]:
     kind = type(prompt[0])
     for place, item in enumerate(prompt):
         if type(item) is not kind:
-            raise InvalidRequest(
-                f"prompt[{place}]: got {_NAMES[type(item)]} after {_NAMES[kind]}, expected {_NAMES[kind]}: "
-                "a prompt is a text, a list of texts, a list of token ids, or a list of such lists"
-            )
+            reason = "a prompt is a text, a list of texts, a list of token ids, or a list of such lists"
+            got = f"{_NAMES[type(item)]} after {_NAMES[kind]}"
+            raise InvalidRequest(Problem(f"prompt[{place}]", got, _NAMES[kind], reason))
     return [prompt] if kind is int else prompt  # type: ignore[list-item, return-value]
 
 
@@ -162,37 +161,36 @@ def checked_completions(request: CompletionsRequest, max_prompts: int, max_token
     """The same request, if its fields go together; max_tokens: the server's limit. Raises InvalidRequest."""
     problems = [*_meaningless(request), *_contradictions(request), *stop_problems(request.stop)]
     if problems:
-        raise InvalidRequest("; ".join(problems))
+        raise InvalidRequest(*problems)
     if (count := len(prompts_of(request))) > max_prompts:
-        raise InvalidRequest(f"prompt: got a list of {count} prompts, expected at most {max_prompts}")
+        raise InvalidRequest(Problem("prompt", f"a list of {count} prompts", f"at most {max_prompts}"))
     return msgspec.structs.replace(request, max_tokens=min(request.num_tokens, max_tokens))
 
 
-def _meaningless(request: CompletionsRequest) -> Iterator[str]:
+def _meaningless(request: CompletionsRequest) -> Iterator[Problem]:
     """Wishes that a recurrent model of text has no answer to."""
     if request.suffix:
-        yield "suffix: got a text, expected none: it is not supported, a text is only continued at its end"
+        yield Problem("suffix", "a text", "none", "it is not supported, a text is only continued at its end")
     if request.stream_options is not None and request.stream_options.include_obfuscation:
-        yield "stream_options.include_obfuscation: got true, expected false: it is not supported"
+        yield Problem("stream_options.include_obfuscation", "true", "false", "it is not supported")
 
 
-def _contradictions(request: CompletionsRequest) -> Iterator[str]:
+def _contradictions(request: CompletionsRequest) -> Iterator[Problem]:
     n, best_of = request.num_choices, request.best_of
     if best_of is not None and best_of < n:
-        yield f"best_of: got {best_of}, expected at least n, which is {n}"
+        yield Problem("best_of", str(best_of), f"at least n, which is {n}")
     if best_of is not None and best_of > n and request.stream:
-        yield f"best_of: got {best_of} with stream true, expected n, which is {n}: the best is known at the end only"
+        reason = "the best is known at the end only"
+        yield Problem("best_of", f"{best_of} with stream true", f"n, which is {n}", reason)
     if None is not request.max_completion_tokens != request.num_tokens:
-        yield (
-            f"max_completion_tokens: got {request.max_completion_tokens} with max_tokens {request.max_tokens}, "
-            "expected one of the two, or the same"
-        )
+        got = f"{request.max_completion_tokens} with max_tokens {request.max_tokens}"
+        yield Problem("max_completion_tokens", got, "one of the two, or the same")
     if (request.min_tokens or 0) > request.num_tokens:
-        yield f"min_tokens: got {request.min_tokens}, expected at most max_tokens, which is {request.num_tokens}"
+        yield Problem("min_tokens", str(request.min_tokens), f"at most max_tokens, which is {request.num_tokens}")
     if request.num_tokens == 0 and not request.echo:
-        yield "max_tokens: got 0 with echo false, expected max_tokens >= 1, or echo true"
+        yield Problem("max_tokens", "0 with echo false", "max_tokens >= 1, or echo true")
     if request.stream_options is not None and not request.stream:
-        yield "stream_options: got an object with stream false, expected null, or stream true"
+        yield Problem("stream_options", "an object with stream false", "null, or stream true")
 
 
 _NAMES: Final[dict[type, str]] = {str: "a text", int: "a token id", list: "a list of token ids"}

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Final, Literal
 
-from meari.errors import InvalidRequest
+from meari.errors import InvalidRequest, Problem
 
 __all__ = ["Words", "open_run", "require_segmenter", "word_spans"]
 
@@ -29,9 +29,8 @@ def require_segmenter() -> None:
     try:
         import icu4py.breakers  # noqa: F401
     except ImportError:
-        raise InvalidRequest(
-            'words: got "unicode", which needs ICU, expected spaces (true), or an installation of meari[segment]'
-        ) from None
+        expected = "spaces (true), or an installation of meari[segment]"
+        raise InvalidRequest(Problem("words", '"unicode", which needs ICU', expected)) from None
 
 
 def word_spans(text: str, words: Words) -> list[tuple[int, int]]:
