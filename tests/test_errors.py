@@ -2,7 +2,8 @@
 
 import pytest
 
-from meari.errors import InvalidRequest, Problem
+from meari.errors import InvalidRequest, MeariError, NotReady, Problem, TooLarge
+from meari.service.error_body import openai_error_body, wrong_field
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,26 @@ def test_an_error_joins_its_problems_and_keeps_them() -> None:
 
 def test_an_error_with_a_plain_message_has_no_problem() -> None:
     assert InvalidRequest("the service is busy: come back").problems == ()
+
+
+@pytest.mark.parametrize(
+    ("error", "param"),
+    [
+        (InvalidRequest(Problem("texts[3]", "1", "a string"), Problem("n", "0", "n >= 1")), "texts"),
+        (InvalidRequest(Problem("a name: with words", "an unknown field", "one of n")), "a name: with words"),
+        (TooLarge(Problem("prompt", "9 characters", "at most 8")), "prompt"),
+        (InvalidRequest(Problem("body", "nothing", "a JSON object")), None),
+        (InvalidRequest("n: a plain message names no field"), None),
+        (NotReady("the bundles are being loaded"), None),
+    ],
+)
+def test_openai_clients_are_told_the_first_field_that_is_wrong(error: MeariError, param: str | None) -> None:
+    body = openai_error_body(error)["error"]
+    assert isinstance(body, dict)
+    assert body["param"] == param
+
+
+def test_the_log_names_a_field_of_the_contract_alone() -> None:
+    error = InvalidRequest(Problem("secret", "an unknown field", "one of n"))
+    assert wrong_field(error, {"n"}) is None
+    assert wrong_field(error, {"n", "secret"}) == "secret"
