@@ -93,10 +93,13 @@ def command(
     elif found.trials:
         _show(found, folder or SEARCHES / config.name)
     if found.signal is not None:
-        words = ["meari", "search", *sys.argv[2:]]
-        words += [] if resume else ["--resume"]
-        click.echo(f"Interrupted. Go on with:\n  {shlex.join(w for w in words if w != '--overwrite')}", err=True)
+        _tell_how_to_resume([*sys.argv[2:], *([] if resume else ["--resume"])])
         sys.exit(128 + found.signal)
+
+
+def _tell_how_to_resume(arguments: list[str]) -> None:
+    words = ["meari", "search", *(word for word in arguments if word != "--overwrite")]
+    click.echo(f"Interrupted. Go on with:\n  {shlex.join(words)}", err=True)
 
 
 def _show(found: "SearchResult", folder: Path) -> None:
