@@ -25,7 +25,7 @@ LINES_A_REQUEST = 500
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a host's log; `kind` is the planted anomaly, "" for a normal line."""
+    """Line of a host's log; `kind` is the planted anomaly, "" for a normal line."""
 
     host: str
     text: str

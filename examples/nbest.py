@@ -36,7 +36,7 @@ WORD_BONUSES = (0.0, 2.0, -2.0, 4.0)
 
 @dataclass(frozen=True)
 class Reading:
-    """One hypothesis: ln P(picture | text), and ln P(text) after rescoring."""
+    """Hypothesis with ln P(picture | text), and ln P(text) after rescoring."""
 
     text: str
     channel: float

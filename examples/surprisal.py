@@ -45,7 +45,7 @@ Scored = dict[str, Any]
 
 @dataclass(frozen=True)
 class Word:
-    """One row of the table; figures in bits.
+    """Row of the table; figures in bits.
 
     surprisal   of the word's letters and of the following space or end of text
     with_space  of the word's letters and of the preceding space, as in `words` of /score

@@ -144,7 +144,7 @@ def test_text_with_unusual_first_bytes_is_accepted(text: str) -> None:
     assert Unpacker.of("x", text.encode()) is None
 
 
-def test_file_with_only_a_gzip_header_is_refused(bundles: Path, tmp_path: Path) -> None:
+def test_plain_text_with_a_gz_ending_is_refused(bundles: Path, tmp_path: Path) -> None:
     (tmp_path / "x.gz").write_text("plain\n")
     done = meari("score", tmp_path / "x.gz", "--bundles", bundles)
     assert (done.returncode, b"got a .gz that is not gzip" in done.stderr) == (1, True)

@@ -280,7 +280,7 @@ def test_default_of_add_end_comes_from_the_bundle_and_is_kept_in_the_journal(
     assert b"add_end" in refused.stderr
 
 
-def test_empty_text_without_end_is_scored(bundles: Path) -> None:
+def test_options_leave_out_the_end_and_the_text(bundles: Path) -> None:
     [record] = records(meari("score", "-", "--bundles", bundles, "--no-end", "--no-text", stdin="ab\n").stdout)
     assert record["num_tokens"] == 2
     assert "text" not in record

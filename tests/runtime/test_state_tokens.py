@@ -144,7 +144,7 @@ def test_long_text_is_refused_by_its_length() -> None:
     assert f"got {limit + 1} characters, expected at most {limit}" in refusal(codec(), "A" * (limit + 1))
 
 
-def test_refusal_names_the_bundle_of_the_token() -> None:
+def test_refusal_states_its_reason() -> None:
     own = codec().encode(TextState(state()))
     assert "another model" in refusal(codec(bundle_hash=OTHER_HASH), own)
     assert "signed with a key that this service does not hold" in refusal(codec(OTHER_KEY), own)

@@ -1,4 +1,4 @@
-"""Tiny bundles, the application over them for Flask's test client, and a real server."""
+"""Fixtures: tiny bundles, an application for Flask's test client, and a real server."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.runtime.spelling_bundle import byte_tokenizer, word_tokenizer, write_
 from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import Server, running_server
 
-SPELLED = "é😀한!"  # no byte comes twice, so that a chain of bytes can spell it
+SPELLED = "é😀한!"  # all bytes differ, which a chain of bytes requires
 WORDS = ["good", "day", ",", "world"]
 
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of bundles: letters, flat (letters, nearly uniform), bytes, noise (bytes, uniform), words, broken."""
+    """Make bundles: letters, flat (letters, nearly uniform), bytes, noise (bytes, uniform), words, broken."""
     folder = tmp_path_factory.mktemp("bundles")
     write_tiny_bundle(folder / "letters")
     write_tiny_bundle(folder / "flat", peak=1.0)
@@ -38,7 +38,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def letters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the bundle of letters alone: quick to load where a test needs a server of its own."""
+    """Make a folder with only the bundle of letters, which loads fast in tests with their own server."""
     folder = tmp_path_factory.mktemp("letters")
     write_tiny_bundle(folder / "letters")
     return folder
@@ -65,7 +65,7 @@ def client(app: Flask) -> FlaskClient:
 
 @pytest.fixture(scope="session")
 def server(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two workers over all bundles."""
+    """Run two workers over all bundles."""
     folder = tmp_path_factory.mktemp("server")
     with running_server(folder, bundles=bundles, default_model="letters", workers=2, max_tokens=200_000) as server:
         yield server

@@ -1,4 +1,4 @@
-"""A real service under gunicorn in a process of its own."""
+"""Run a real service under gunicorn in a subprocess."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Server:
-    """A running service; its log is what it has written so far."""
+    """Running service; `log` is its output so far."""
 
     process: subprocess.Popen[bytes]
     port: int
     log_path: Path
     client: httpx.Client
-    start_seconds: float = 1.0  # from its start until it was ready: about one on a quiet machine
+    start_seconds: float = 1.0  # from start to readiness; about one on an idle machine
 
     @property
     def log(self) -> str:
@@ -39,7 +39,7 @@ class Server:
         return self.client.post(path, json=body)
 
     def connect(self) -> socket.socket:
-        """A plain connection, for what a client library would not send."""
+        """Open a plain connection, for bytes that a client library would not send."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
     def terminate(self) -> None:
@@ -70,9 +70,9 @@ def command() -> list[str]:
 def running_server(
     folder: Path, *, wait_ready: bool = True, started_by: list[str] | None = None, **settings: object
 ) -> Iterator[Server]:
-    """Start the service with these settings; `folder` takes its log. It is stopped at the end, whatever happened.
+    """Run the service with these settings until the block ends, with its log in `folder`.
 
-    started_by: another command that starts it.
+    started_by: another command that starts the service.
     """
     port = free_port()
     log_path = folder / f"server-{port}.log"
@@ -97,7 +97,7 @@ def running_server(
 
 
 def _await_status(server: Server, status: int | None) -> None:
-    """Until /readyz answers with `status`, or at all."""
+    """Wait until /readyz answers with `status`, or with any status if None."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         if server.process.poll() is not None:
@@ -113,5 +113,5 @@ def _await_status(server: Server, status: int | None) -> None:
 
 
 def events(response: httpx.Response) -> list[str]:
-    """The data of each server-sent event."""
+    """Return the data of each server-sent event."""
     return [line.removeprefix("data: ") for line in response.text.split("\n\n") if line.startswith("data: ")]

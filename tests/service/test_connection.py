@@ -1,4 +1,4 @@
-"""A connection whose time-outs the kernel keeps."""
+"""Test connections with time-outs kept by the kernel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pair() -> Iterator[tuple[socket.socket, Connection]]:
         yield theirs, connection
 
 
-def test_what_was_sent_is_received_and_the_end_is_empty(pair: tuple[socket.socket, Connection]) -> None:
+def test_sent_bytes_are_received_and_the_end_is_empty(pair: tuple[socket.socket, Connection]) -> None:
     theirs, connection = pair
     theirs.sendall(b"hello")
     theirs.shutdown(socket.SHUT_WR)
@@ -27,21 +27,21 @@ def test_what_was_sent_is_received_and_the_end_is_empty(pair: tuple[socket.socke
     assert connection.recv(100) == b""
 
 
-def test_silence_is_a_timeout(pair: tuple[socket.socket, Connection]) -> None:
+def test_silent_client_causes_a_timeout(pair: tuple[socket.socket, Connection]) -> None:
     _, connection = pair
     connection.settimeout(BRIEFLY)
     with pytest.raises(TimeoutError, match="sent nothing"):
         connection.recv(100)
 
 
-def test_a_client_that_takes_nothing_is_a_timeout(pair: tuple[socket.socket, Connection]) -> None:
+def test_client_that_reads_nothing_causes_a_timeout(pair: tuple[socket.socket, Connection]) -> None:
     _, connection = pair
     connection.settimeout(BRIEFLY)
     with pytest.raises(TimeoutError, match="took nothing"):
         connection.sendall(b"x" * 100_000_000)
 
 
-def test_gunicorn_gets_the_longest_timeout_whatever_mode_it_sets(pair: tuple[socket.socket, Connection]) -> None:
+def test_gunicorn_gets_the_longest_timeout_in_every_mode(pair: tuple[socket.socket, Connection]) -> None:
     theirs, connection = pair
     connection.settimeout(BRIEFLY)
     connection.setblocking(False)
@@ -52,14 +52,14 @@ def test_gunicorn_gets_the_longest_timeout_whatever_mode_it_sets(pair: tuple[soc
     assert connection.recv(1) == b"x"
 
 
-def test_a_timeout_of_nothing_does_not_wait_for_ever(pair: tuple[socket.socket, Connection]) -> None:
+def test_timeout_of_zero_does_not_block(pair: tuple[socket.socket, Connection]) -> None:
     _, connection = pair
     connection.settimeout(0.0)
     with pytest.raises(TimeoutError):
         connection.recv(1)
 
 
-def test_while_an_answer_is_awaited_its_first_bytes_are_questions(pair: tuple[socket.socket, Connection]) -> None:
+def test_first_response_bytes_probe_the_client_while_it_waits(pair: tuple[socket.socket, Connection]) -> None:
     theirs, connection = pair
     assert not connection.probe()
     connection.await_answer()

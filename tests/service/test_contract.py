@@ -1,4 +1,4 @@
-"""The HTTP contract, answer by answer, without a server."""
+"""Test the HTTP contract response by response, without a server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def post(client: FlaskClient, path: str, status: int = 200, **body: Any) -> Any:
     return response.get_json()
 
 
-def test_generate_answers_in_the_shape_of_the_contract(client: FlaskClient) -> None:
+def test_generate_response_has_the_shape_of_the_contract(client: FlaskClient) -> None:
     answer = post(client, "/generate", prompt="abc", temperature=0, max_tokens=4, logprobs=1, seed=7)
     logprob = answer["choices"][0]["tokens"][0]["logprob"]
     assert logprob == pytest.approx(expected_logprob(5, 4, 4), abs=1e-6)
@@ -51,13 +51,13 @@ def test_generate_answers_in_the_shape_of_the_contract(client: FlaskClient) -> N
     assert tokens[0]["top"] == [{"id": 5, "text": "d", "logprob": logprob}]
 
 
-def test_an_empty_object_is_a_request(client: FlaskClient) -> None:
+def test_empty_object_is_a_valid_request(client: FlaskClient) -> None:
     answer = post(client, "/generate")
     assert set(answer["choices"][0]) == {"index", "text", "finish_reason", "seed"}
     assert 0 <= answer["seed"] < 2**53
 
 
-def test_the_end_token_is_counted_and_shown_and_is_no_text(client: FlaskClient) -> None:
+def test_end_token_is_counted_and_listed_without_text(client: FlaskClient) -> None:
     answer = post(client, "/generate", prompt="xy", temperature=0, logprobs=0)
     choice = answer["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == ("z", "end")
@@ -69,19 +69,19 @@ def test_the_end_token_is_counted_and_shown_and_is_no_text(client: FlaskClient) 
     ("stop", "text", "num_tokens"),
     [("e", "bcd", 4), (["ef", "zz"], "bcd", 5), (["efg", "f"], "bcde", 5), (["cd", "bcd"], "", 3), ("b", "", 1)],
 )
-def test_stop_cuts_before_the_first_match(client: FlaskClient, stop: Any, text: str, num_tokens: int) -> None:
+def test_stop_string_cuts_before_the_first_match(client: FlaskClient, stop: Any, text: str, num_tokens: int) -> None:
     answer = post(client, "/generate", prompt="a", temperature=0, stop=stop, logprobs=0)
     assert answer["choices"][0]["text"] == text
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert len(answer["choices"][0]["tokens"]) == answer["usage"]["generated_tokens"] == num_tokens
 
 
-def test_the_prompt_is_no_part_of_a_stop_match(client: FlaskClient) -> None:
+def test_stop_match_excludes_the_prompt(client: FlaskClient) -> None:
     answer = post(client, "/generate", prompt="a", temperature=0, stop="ab", max_tokens=3, seed=1)
     assert answer["choices"][0] == {"index": 0, "text": "bcd", "finish_reason": "length", "seed": 1}
 
 
-def test_neither_the_end_nor_a_stop_comes_before_min_tokens(client: FlaskClient) -> None:
+def test_min_tokens_delays_the_end_token_and_stop_strings(client: FlaskClient) -> None:
     request: dict[str, Any] = {"prompt": "xy", "temperature": 0, "logprobs": 0, "max_tokens": 10}
     for least in range(2, 11):
         for beams in (1, 3):
@@ -95,7 +95,7 @@ def test_neither_the_end_nor_a_stop_comes_before_min_tokens(client: FlaskClient)
         assert answer["choices"][0]["text"] == ("bcdef" if "ghi" in stop else "bcdefghijklmnopqrstuvwxyz")
 
 
-def test_a_stop_that_begins_before_min_tokens_and_is_complete_after_them_cuts(client: FlaskClient) -> None:
+def test_stop_match_across_min_tokens_cuts(client: FlaskClient) -> None:
     for least, text in ((0, "bc"), (4, "bc"), (5, "bcdefghijklm")):
         answer = post(client, "/generate", prompt="a", temperature=0, min_tokens=least, stop="def", max_tokens=12)
         assert answer["choices"][0]["text"] == text
@@ -103,7 +103,7 @@ def test_a_stop_that_begins_before_min_tokens_and_is_complete_after_them_cuts(cl
         assert "".join(choice["text"] for part in parts for choice in part["choices"]) == text
 
 
-def test_figures_stay_the_models_own_whatever_is_kept_away(client: FlaskClient) -> None:
+def test_sampling_limits_do_not_change_logprobs(client: FlaskClient) -> None:
     settings: list[dict[str, Any]] = [
         {"min_tokens": 8, "seed": 1},
         {"frequency_penalty": 2, "presence_penalty": 2, "seed": 3},
@@ -118,7 +118,7 @@ def test_figures_stay_the_models_own_whatever_is_kept_away(client: FlaskClient) 
 
 
 @pytest.mark.parametrize("name", ["frequency_penalty", "presence_penalty"])
-def test_penalties_count_what_was_generated_and_not_the_prompt(client: FlaskClient, name: str) -> None:
+def test_penalties_count_generated_tokens_and_not_the_prompt(client: FlaskClient, name: str) -> None:
     request: dict[str, Any] = {"model": "flat", "temperature": 0, "max_tokens": 27, "logit_bias": {"0": -100}}
     plain = post(client, "/generate", prompt="abcabc", **request)["choices"][0]["text"]
     for value in (2, -2):
@@ -127,7 +127,7 @@ def test_penalties_count_what_was_generated_and_not_the_prompt(client: FlaskClie
         assert len(set(text.replace("<|unk|>", "?"))) == (27 if value > 0 else 1)
 
 
-def test_a_seed_fixes_the_text_and_samples_differ(client: FlaskClient) -> None:
+def test_seed_determines_the_text_and_samples_differ(client: FlaskClient) -> None:
     request: dict[str, Any] = {"model": "flat", "seed": 11, "n": 3, "max_tokens": 30}
     first, again = post(client, "/generate", **request), post(client, "/generate", **request)
     assert first == again
@@ -138,7 +138,7 @@ def test_a_seed_fixes_the_text_and_samples_differ(client: FlaskClient) -> None:
 
 @pytest.mark.parametrize("model", ["flat", "noise", "words"])
 @pytest.mark.parametrize("more", [{}, {"logprobs": 2, "repetition_penalty": 1.2}, {"top_p": 0.9, "stop": ["e", "f"]}])
-def test_every_choice_is_repeated_by_its_seed(client: FlaskClient, model: str, more: dict[str, Any]) -> None:
+def test_seed_of_a_choice_reproduces_it(client: FlaskClient, model: str, more: dict[str, Any]) -> None:
     request: dict[str, Any] = {"model": model, "prompt": "ab", "max_tokens": 25, "return_state": True, **more}
     several = post(client, "/generate", n=4, **request)
     assert several["choices"][0]["seed"] == several["seed"]
@@ -146,7 +146,7 @@ def test_every_choice_is_repeated_by_its_seed(client: FlaskClient, model: str, m
     for choice in several["choices"]:
         [alone] = post(client, "/generate", seed=choice["seed"], **request)["choices"]
         assert alone == choice | {"index": 0}
-        if choice["finish_reason"] == "length":  # its state goes on with its own seed
+        if choice["finish_reason"] == "length":  # its state continues with its own seed
             [whole] = post(client, "/generate", **{**request, "seed": choice["seed"], "max_tokens": 50})["choices"]
             [rest] = post(client, "/generate", **request | {"prompt": "", "state": choice["state"]})["choices"]
             assert rest["seed"] == choice["seed"]
@@ -154,7 +154,7 @@ def test_every_choice_is_repeated_by_its_seed(client: FlaskClient, model: str, m
                 assert choice["text"] + rest["text"] == whole["text"]
 
 
-def test_choices_after_a_state_are_repeated_by_their_seeds(client: FlaskClient) -> None:
+def test_seeds_reproduce_choices_after_a_state(client: FlaskClient) -> None:
     request: dict[str, Any] = {"model": "flat", "max_tokens": 20}
     state = post(client, "/generate", seed=3, prompt="abc", return_state=True, **request)["choices"][0]["state"]
     for choice in post(client, "/generate", state=state, n=3, **request)["choices"]:
@@ -162,7 +162,7 @@ def test_choices_after_a_state_are_repeated_by_their_seeds(client: FlaskClient) 
         assert alone == choice | {"index": 0}
 
 
-def test_beams_tell_the_seed_of_their_request(client: FlaskClient) -> None:
+def test_beams_report_the_seed_of_their_request(client: FlaskClient) -> None:
     request: dict[str, Any] = {"model": "flat", "max_tokens": 8, "num_beams": 4, "n": 3}
     size = client.get("/models/flat").get_json()["limits"]["max_top_k"]
     all_kept = post(client, "/generate", **request, top_k=size, seed=1)
@@ -174,7 +174,7 @@ def test_beams_tell_the_seed_of_their_request(client: FlaskClient) -> None:
     assert post(client, "/generate", seed=first["seed"], **request) == first
 
 
-def test_samples_of_neighbouring_seeds_are_not_the_same(client: FlaskClient) -> None:
+def test_samples_of_consecutive_seeds_differ(client: FlaskClient) -> None:
     request: dict[str, Any] = {"model": "noise", "max_tokens": 30, "n": 4, "logit_bias": {"0": -100}}
     texts = [
         choice["text"] for seed in range(8) for choice in post(client, "/generate", seed=seed, **request)["choices"]
@@ -200,9 +200,7 @@ def test_logit_bias_forces_a_token(client: FlaskClient) -> None:
         ({"max_tokens": 501}, "max_tokens: got 501, expected 1 <= max_tokens <= 500"),
     ],
 )
-def test_limits_of_the_model_and_of_the_server_are_named(
-    client: FlaskClient, body: dict[str, Any], message: str
-) -> None:
+def test_limits_of_model_and_server_are_reported(client: FlaskClient, body: dict[str, Any], message: str) -> None:
     assert message in post(client, "/generate", 400, **body)["error"]["message"]
 
 
@@ -213,7 +211,7 @@ def test_top_k_over_the_vocabulary_keeps_every_token(client: FlaskClient) -> Non
 
 
 @pytest.mark.parametrize("model", ["flat", "noise"])
-def test_a_nucleus_of_nothing_is_the_likeliest_token(client: FlaskClient, model: str) -> None:
+def test_top_p_of_zero_keeps_the_likeliest_token(client: FlaskClient, model: str) -> None:
     request: dict[str, Any] = {"model": model, "max_tokens": 30, "seed": 4, "logit_bias": {"0": -100}}
     greedy = post(client, "/generate", temperature=0, **request)["choices"]
     assert post(client, "/generate", top_p=0, **request)["choices"] == greedy
@@ -225,14 +223,14 @@ def sse(client: FlaskClient, **body: Any) -> list[Any]:
     assert response.headers["Content-Type"].startswith("text/event-stream")
     assert response.headers["Cache-Control"] == "no-store"
     lines = response.text.split("\n\n")
-    response.close()  # else the request stays inside
+    response.close()  # otherwise the request would stay in the generator
     assert lines[-2:] == ["data: [DONE]", ""]
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-2] if line.startswith("data: ")]
 
 
 @pytest.mark.parametrize("model", ["letters", "flat", "bytes", "noise", "words"])
 @pytest.mark.parametrize("more", [{}, {"stop": ["fg", "a", "😀", "day ,"]}, {"logprobs": 2, "n": 3}])
-def test_streamed_and_whole_answers_are_equal(client: FlaskClient, model: str, more: dict[str, Any]) -> None:
+def test_streamed_and_whole_responses_are_equal(client: FlaskClient, model: str, more: dict[str, Any]) -> None:
     request = {"model": model, "seed": 5, "max_tokens": 60, **more}
     whole = post(client, "/generate", **request)
     *parts, last = sse(client, **request)
@@ -245,13 +243,13 @@ def test_streamed_and_whole_answers_are_equal(client: FlaskClient, model: str, m
 
 
 def spelled(tokens: list[dict[str, Any]]) -> bytes:
-    """The bytes of tokens, as the contract says them."""
+    """Return the bytes of tokens by the rules of the contract."""
     return b"".join(bytes(token["bytes"]) if "bytes" in token else token["text"].encode() for token in tokens)
 
 
 @pytest.mark.parametrize("model", ["letters", "bytes", "words"])
 @pytest.mark.parametrize("text", ["good day", "e\u0301a 😀", "\u1112\u1161\u11ab글\ufffd!", "abc"])
-def test_bytes_of_tokens_join_to_those_of_the_text(client: FlaskClient, model: str, text: str) -> None:
+def test_bytes_of_tokens_join_to_the_text(client: FlaskClient, model: str, text: str) -> None:
     tokens = post(client, "/tokenize", model=model, text=text)["tokens"]
     [scored] = post(client, "/score", model=model, text=text, tokens=True, top=20, add_end=False)["results"]
     assert [(t["id"], t["text"], t.get("bytes")) for t in scored["tokens"]] == [
@@ -269,7 +267,7 @@ def test_bytes_of_tokens_join_to_those_of_the_text(client: FlaskClient, model: s
         assert ("bytes" in token) == ("\ufffd" in token["text"] and model == "bytes")
 
 
-def test_bytes_of_generated_tokens_join_to_those_of_the_text(client: FlaskClient) -> None:
+def test_bytes_of_generated_tokens_join_to_the_text(client: FlaskClient) -> None:
     request: dict[str, Any] = {"model": "noise", "seed": 3, "logprobs": 3, "max_tokens": 100, "logit_bias": {"0": -100}}
     [choice] = post(client, "/generate", **request)["choices"]
     assert spelled(choice["tokens"]).decode("utf-8", "replace").startswith(choice["text"])
@@ -284,7 +282,7 @@ def test_bytes_of_generated_tokens_join_to_those_of_the_text(client: FlaskClient
     assert [token for part in parts for own in part["choices"] for token in own["tokens"]] == choice["tokens"]
 
 
-def test_bytes_become_whole_characters(client: FlaskClient) -> None:
+def test_byte_tokens_are_decoded_to_whole_characters(client: FlaskClient) -> None:
     *parts, _ = sse(client, model="bytes", temperature=0)
     pieces = [choice["text"] for part in parts for choice in part["choices"]]
     assert "".join(pieces) == SPELLED
@@ -301,7 +299,7 @@ def test_words_follow_a_prompt_after_a_space(client: FlaskClient) -> None:
     )
 
 
-def test_score_answers_in_the_shape_of_the_contract(client: FlaskClient) -> None:
+def test_score_response_has_the_shape_of_the_contract(client: FlaskClient) -> None:
     answer = post(client, "/score", text="ab", tokens=True, words=True, top=2)
     result = answer["results"][0]
     logprobs = [expected_logprob(2, 0, 1), expected_logprob(3, 2, 2), expected_logprob(0, 3, 3)]
@@ -327,7 +325,7 @@ def test_score_answers_in_the_shape_of_the_contract(client: FlaskClient) -> None
     assert plain == {name: value for name, value in result.items() if name not in ("tokens", "words")}
 
 
-def test_score_equals_what_generate_reports_bit_for_bit(client: FlaskClient) -> None:
+def test_score_equals_the_logprobs_of_generate_bit_for_bit(client: FlaskClient) -> None:
     generated = post(client, "/generate", model="flat", prompt="ab", seed=3, logprobs=0, max_tokens=200)
     choice = generated["choices"][0]
     assert choice["finish_reason"] == "end"
@@ -337,7 +335,7 @@ def test_score_equals_what_generate_reports_bit_for_bit(client: FlaskClient) -> 
     assert scored["logprob"] == math.fsum(t["logprob"] for t in scored["tokens"])
 
 
-def test_texts_come_in_their_order_and_share_their_prefixes(client: FlaskClient) -> None:
+def test_texts_are_scored_in_order_with_shared_prefixes(client: FlaskClient) -> None:
     texts = ["abcd", "", "abce", "abcd", "한", "x" * 50]
     together = post(client, "/score", texts=texts)
     alone = [post(client, "/score", text=text)["results"][0] for text in texts]
@@ -345,7 +343,7 @@ def test_texts_come_in_their_order_and_share_their_prefixes(client: FlaskClient)
     assert together["usage"]["computed_tokens"] < together["usage"]["scored_tokens"]
 
 
-def test_words_without_spaces_are_found_by_the_rules_of_unicode(client: FlaskClient) -> None:
+def test_words_without_spaces_are_found_by_unicode_rules(client: FlaskClient) -> None:
     [found] = post(client, "/score", text="我爱北京天安门。ab c", words="unicode")["results"]
     assert [word["text"] for word in found["words"]] == ["我", "爱", "北京", "天安门", "。", "ab", "c", "<|end|>"]
     assert sum(word["logprob"] for word in found["words"]) == found["logprob"]
@@ -354,8 +352,8 @@ def test_words_without_spaces_are_found_by_the_rules_of_unicode(client: FlaskCli
     assert 'words: got "icu", expected true or false or one of "unicode"' in message
 
 
-def test_any_token_may_bound_texts(tmp_path: Path) -> None:
-    """The same model twice, with the boundary token first and last, and so with other ids: texts and figures agree."""
+def test_boundary_token_can_have_any_id(tmp_path: Path) -> None:
+    """Compare one model with the boundary token first and last in the vocabulary: texts and figures agree."""
     letters = ["<|unk|>", *"abcd"]
     answers: list[Any] = []
     for end, entries in [(0, ["<|end|>", *letters]), (5, [*letters, "<|end|>"])]:
@@ -375,7 +373,7 @@ def test_any_token_may_bound_texts(tmp_path: Path) -> None:
 
 
 def rounded(value: Any) -> Any:
-    """Sums over the vocabulary come in the order of its ids."""
+    """Round logprobs, because sums over the vocabulary depend on the order of ids."""
     if isinstance(value, dict):
         return {name: rounded(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -384,7 +382,7 @@ def rounded(value: Any) -> Any:
 
 
 def everything_of(client: FlaskClient, end: int) -> list[object]:
-    """What the endpoints say, without ids."""
+    """Return the responses of the endpoints without ids."""
     described = client.get("/models/model").get_json()["tokenizer"]["boundary"]
     assert described == {"id": end, "token": "<|end|>"}
     written = post(client, "/generate", prompt="a", temperature=0, logprobs=1, return_state=True, max_tokens=2)
@@ -409,7 +407,7 @@ def everything_of(client: FlaskClient, end: int) -> list[object]:
     ]
 
 
-def test_the_end_is_counted_unless_asked_otherwise(client: FlaskClient) -> None:
+def test_end_is_scored_by_default(client: FlaskClient) -> None:
     with_end = post(client, "/score", text="abc")["results"][0]
     without = post(client, "/score", text="abc", add_end=False)["results"][0]
     assert (with_end["num_tokens"], without["num_tokens"]) == (4, 3)
@@ -419,7 +417,7 @@ def test_the_end_is_counted_unless_asked_otherwise(client: FlaskClient) -> None:
     assert nothing["usage"] == {"scored_tokens": 0, "computed_tokens": 0, "cached_tokens": 0}
 
 
-def test_tokenize_and_detokenize_undo_each_other(client: FlaskClient) -> None:
+def test_detokenize_inverts_tokenize(client: FlaskClient) -> None:
     text = "한글 😀 and <|end|>\n"
     tokens = post(client, "/tokenize", model="bytes", text=text)
     assert set(tokens) == {"model", "tokens"}
@@ -450,7 +448,7 @@ def test_models_are_described(client: FlaskClient) -> None:
     assert model["self_test"]["rows_isolated"] is True
 
 
-def test_a_broken_bundle_is_named_and_the_others_are_served(client: FlaskClient) -> None:
+def test_broken_bundle_is_reported_and_the_others_are_served(client: FlaskClient) -> None:
     ready = client.get("/readyz")
     assert ready.status_code == 200
     assert "cell.onnx" in ready.get_json()["failed"]["broken"]
@@ -460,7 +458,7 @@ def test_a_broken_bundle_is_named_and_the_others_are_served(client: FlaskClient)
 
 
 @pytest.mark.parametrize("path", ["/models/nothing", "/models/..%2f"])
-def test_models_that_are_not_there_are_not_found(client: FlaskClient, path: str) -> None:
+def test_unknown_model_is_not_found(client: FlaskClient, path: str) -> None:
     assert client.get(path).status_code == 404
 
 
@@ -474,7 +472,7 @@ def test_models_that_are_not_there_are_not_found(client: FlaskClient, path: str)
         ("PUT", "/healthz", 405, "method_not_allowed"),
     ],
 )
-def test_flasks_own_errors_have_the_one_body(
+def test_errors_of_flask_have_the_error_body(
     client: FlaskClient, method: str, path: str, status: int, code: str
 ) -> None:
     response = client.open(path, method=method, headers={"X-Request-Id": "abc-1.2_3"})
@@ -501,7 +499,7 @@ def test_other_media_types_are_refused(client: FlaskClient, content_type: str | 
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=UTF-8", "Application/JSON"])
-def test_json_in_utf8_is_taken(client: FlaskClient, content_type: str) -> None:
+def test_json_with_a_charset_of_utf8_is_accepted(client: FlaskClient, content_type: str) -> None:
     body = '{"text": "한"}'.encode()
     assert client.post("/tokenize", data=body, content_type=content_type).status_code == 200
 
@@ -510,7 +508,7 @@ def test_json_in_utf8_is_taken(client: FlaskClient, content_type: str) -> None:
     ("sent", "is_kept"),
     [("a", True), ("A-1_b.c", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ("é", False), ("", False)],
 )
-def test_every_answer_carries_an_id(client: FlaskClient, sent: str, is_kept: bool) -> None:
+def test_every_response_has_a_request_id(client: FlaskClient, sent: str, is_kept: bool) -> None:
     response = client.get("/healthz", headers={"X-Request-Id": sent})
     assert (response.headers["X-Request-Id"] == sent) == is_kept
     assert response.headers["X-Request-Id"]
@@ -521,9 +519,7 @@ def test_malformed_json_is_an_invalid_request(client: FlaskClient) -> None:
     assert (response.status_code, response.get_json()["error"]["code"]) == (400, "invalid_request")
 
 
-def test_errors_of_our_own_show_nothing_of_ours(
-    app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_internal_errors_reveal_no_details(app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     service = app.extensions["meari"]
     for error in (RuntimeError("secret"), EngineFailed("secret"), KeyError("secret")):
         monkeypatch.setattr(service.registry, "get", lambda _name, error=error: (_ for _ in ()).throw(error))
@@ -532,7 +528,7 @@ def test_errors_of_our_own_show_nothing_of_ours(
         assert "secret" not in response.text
 
 
-def test_keys_are_asked_for_where_they_are_set(bundles: Any) -> None:
+def test_keys_are_required_if_they_are_set(bundles: Any) -> None:
     app = create_app(Settings(bundles=bundles / "nothing", api_keys=("k1", "k2"), workers=1, log_level="error"))
     client = app.test_client()
     assert app.extensions["meari"].registry.wait_loaded(PATIENCE)
@@ -547,7 +543,7 @@ def test_keys_are_asked_for_where_they_are_set(bundles: Any) -> None:
         assert client.get(path).status_code == status
 
 
-def test_no_bundle_at_all_is_not_ready_and_says_why(tmp_path: Any) -> None:
+def test_service_without_bundles_is_not_ready_with_the_reason(tmp_path: Any) -> None:
     for folder, reason in [(tmp_path, "there is no bundle"), (tmp_path / "x", "there is no folder")]:
         app = create_app(Settings(bundles=folder, workers=1, log_level="error"))
         client = app.test_client()
@@ -561,7 +557,7 @@ def test_no_bundle_at_all_is_not_ready_and_says_why(tmp_path: Any) -> None:
         assert refused.headers["Retry-After"]
 
 
-def test_too_much_is_refused_before_it_is_tokenized(bundles: Any) -> None:
+def test_oversized_requests_are_refused_before_tokenization(bundles: Any) -> None:
     limits: dict[str, Any] = {
         "max_body_bytes": 2048,
         "max_inflight_bytes": 20_000,
@@ -598,7 +594,7 @@ def test_too_much_is_refused_before_it_is_tokenized(bundles: Any) -> None:
     service.registry.stop()
 
 
-def test_timeouts_end_a_generation_with_its_text_and_a_score_with_an_error(bundles: Any) -> None:
+def test_timeout_returns_the_text_of_a_generation_and_an_error_for_a_score(bundles: Any) -> None:
     settings = Settings(bundles=bundles, workers=1, log_level="error", max_timeout_seconds=0.5, max_tokens=1_000_000)
     app = create_app(settings)
     client = app.test_client()
@@ -612,7 +608,7 @@ def test_timeouts_end_a_generation_with_its_text_and_a_score_with_an_error(bundl
     app.extensions["meari"].registry.stop()
 
 
-def test_metrics_are_those_of_prometheus(client: FlaskClient) -> None:
+def test_metrics_have_the_format_of_prometheus(client: FlaskClient) -> None:
     post(client, "/generate", max_tokens=5, temperature=0)
     post(client, "/score", text="abc")
     response = client.get("/metrics")
@@ -627,7 +623,7 @@ def test_metrics_are_those_of_prometheus(client: FlaskClient) -> None:
     assert 'meari_requests_total{route="/score",status="200"}' in response.text
 
 
-def test_the_end_counts_by_default_where_the_training_text_had_ends(tmp_path: Path) -> None:
+def test_end_is_scored_by_default_if_the_training_text_had_ends(tmp_path: Path) -> None:
     for name, has_ends in (("lines", True), ("stream", False)):
         write_tiny_bundle(tmp_path / name)
         rewrite_manifest(tmp_path / name, corpus={"document": "line", "has_ends": has_ends})
@@ -651,7 +647,7 @@ def test_the_end_counts_by_default_where_the_training_text_had_ends(tmp_path: Pa
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_tokens_of_a_prompt_that_the_model_does_not_know_are_counted(client: FlaskClient, stream: bool) -> None:
+def test_unknown_tokens_of_a_prompt_are_counted(client: FlaskClient, stream: bool) -> None:
     for prompt, unknown in [("a한글b1", 3), ("abc", None), ("", None)]:
         response = client.post("/generate", json={"prompt": prompt, "max_tokens": 1, "stream": stream})
         events = [line[6:] for line in response.text.splitlines() if line.startswith("data: {")] if stream else []
@@ -659,7 +655,7 @@ def test_tokens_of_a_prompt_that_the_model_does_not_know_are_counted(client: Fla
         assert answer["usage"].get("unknown_tokens") == unknown
 
 
-def test_tokens_of_texts_and_contexts_that_the_model_does_not_know_are_counted(client: FlaskClient) -> None:
+def test_unknown_tokens_of_texts_and_contexts_are_counted(client: FlaskClient) -> None:
     asked: list[tuple[dict[str, Any], int | None]] = [
         ({"text": "a한글"}, 2),
         ({"texts": ["a한글", "b1"], "context": "?c"}, 4),
@@ -670,7 +666,7 @@ def test_tokens_of_texts_and_contexts_that_the_model_does_not_know_are_counted(c
         assert post(client, "/score", **request)["usage"].get("unknown_tokens") == unknown
 
 
-def test_tokens_that_stand_for_what_the_model_does_not_know_are_marked(client: FlaskClient) -> None:
+def test_unknown_tokens_are_marked(client: FlaskClient) -> None:
     for path in ("/tokenize", "/states"):
         tokens = post(client, path, text="a1")["tokens"]
         assert tokens[0] == {"id": tokens[0]["id"], "text": "a"}

@@ -1,4 +1,4 @@
-"""Pages of other origins: told by headers what they may do, on every answer; and a real page in a real browser."""
+"""Test CORS headers on every response, and a real page of another origin in a real browser."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ def test_a_preflight_needs_no_key(named: FlaskClient, path: str) -> None:
     assert response.headers["Vary"] == "Origin"
 
 
-def test_what_is_no_list_of_names_does_not_come_back(named: FlaskClient) -> None:
+def test_invalid_header_lists_are_not_echoed(named: FlaskClient) -> None:
     response = named.options("/generate", headers=ASKED | {"Access-Control-Request-Headers": "a<b>(c)"})
     assert response.headers["Access-Control-Allow-Headers"] == "Authorization, Content-Type, X-Request-Id"
 
 
-def test_a_private_network_is_opened_to_named_origins_alone(named: FlaskClient, wild: FlaskClient) -> None:
+def test_private_network_access_is_allowed_only_to_listed_origins(named: FlaskClient, wild: FlaskClient) -> None:
     asked = ASKED | {"Access-Control-Request-Private-Network": "true"}
     assert named.options("/generate", headers=asked).headers["Access-Control-Allow-Private-Network"] == "true"
     assert "Access-Control-Allow-Private-Network" not in wild.options("/generate", headers=asked).headers
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "https://app.example.evil", "http://app.example", "null"])
-def test_another_origin_gets_no_word_of_it(named: FlaskClient, origin: str) -> None:
+def test_unlisted_origin_gets_no_cors_headers(named: FlaskClient, origin: str) -> None:
     for response in (
         named.options("/generate", headers=ASKED | {"Origin": origin}),
         named.get("/models", headers={"Origin": origin, "Authorization": f"Bearer {KEY}"}),
@@ -85,7 +85,7 @@ def test_another_origin_gets_no_word_of_it(named: FlaskClient, origin: str) -> N
         assert response.headers["Vary"] == "Origin"
 
 
-def test_without_the_setting_there_is_none_of_it(client: FlaskClient) -> None:
+def test_cors_is_off_without_the_setting(client: FlaskClient) -> None:
     for response in (client.options("/generate", headers=ASKED), client.get("/models", headers={"Origin": ORIGIN})):
         assert cors_of(response) == {}
         assert "Vary" not in response.headers
@@ -105,7 +105,7 @@ def test_without_the_setting_there_is_none_of_it(client: FlaskClient) -> None:
         ("GET", "/docs", None, 200),
     ],
 )
-def test_every_answer_can_be_read(
+def test_every_response_can_be_read(
     named: FlaskClient, wild: FlaskClient, method: str, path: str, body: Any, status: int
 ) -> None:
     headers = {"Origin": ORIGIN, "Authorization": f"Bearer {KEY}"}
@@ -118,14 +118,14 @@ def test_every_answer_can_be_read(
         }
 
 
-def test_a_missing_key_can_be_read(wild: FlaskClient) -> None:
+def test_error_for_a_missing_key_can_be_read(wild: FlaskClient) -> None:
     response = wild.post("/generate", json={}, headers={"Origin": ORIGIN})
     assert (response.status_code, response.headers["Access-Control-Allow-Origin"]) == (401, "*")
 
 
 @pytest.fixture(scope="module")
 def page_origin() -> Iterator[str]:
-    """Another origin: an empty page under a server of its own."""
+    """Serve an empty page from another origin."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), EmptyPage) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -174,7 +174,7 @@ def served(
     ],
     ids=["long", "many", "large", "colon", "bare", "coding", "expect", "version", "protocol", "target", "longer"],
 )
-def test_malformed_http_can_be_read(
+def test_error_for_malformed_http_can_be_read(
     served: tuple[Server, str | None], page_origin: str, line: bytes, header: bytes, status: int
 ) -> None:
     head = b"%b\r\nHost: x\r\nOrigin: %b\r\n%b\r\n\r\n" % (line, page_origin.encode(), header)
@@ -197,7 +197,7 @@ FETCH = """async ([url, key, body]) => {
 }"""
 
 
-def test_a_page_of_an_allowed_origin_reads_answers_streams_and_errors(
+def test_page_of_an_allowed_origin_reads_responses_streams_and_errors(
     browser: Any,  # noqa: F811
     served: tuple[Server, str | None],
     page_origin: str,

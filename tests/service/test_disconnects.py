@@ -1,4 +1,4 @@
-"""A client that goes away is noticed when it happens: its slots and its place in the queue are free within 3 steps."""
+"""Test the detection of disconnected clients: their slots and places in the queue are free within 3 steps."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def disconnects() -> Iterator[Disconnects]:
 
 @pytest.fixture
 def connect() -> Iterator[Connect]:
-    """Connections: the client's end, and the service's as a Client."""
+    """Return both ends of a connection, the service's end as a Client."""
     with contextlib.ExitStack() as sockets:
 
         def make() -> tuple[socket.socket, Client]:
@@ -43,7 +43,7 @@ def connect() -> Iterator[Connect]:
         yield make
 
 
-def test_who_closes_is_noticed_and_nobody_else(disconnects: Disconnects, connect: Connect) -> None:
+def test_only_the_disconnected_client_is_detected(disconnects: Disconnects, connect: Connect) -> None:
     noticed: dict[int, threading.Event] = {number: threading.Event() for number in range(20)}
     pairs = [connect() for _ in noticed]
     for number, (_, client) in enumerate(pairs):
@@ -57,7 +57,7 @@ def test_who_closes_is_noticed_and_nobody_else(disconnects: Disconnects, connect
     assert not any(noticed[number].is_set() or pairs[number][1].is_gone for number in range(1, 20, 2))
 
 
-def test_who_has_gone_before_is_noticed_at_once(disconnects: Disconnects, connect: Connect) -> None:
+def test_earlier_disconnect_is_detected_at_once(disconnects: Disconnects, connect: Connect) -> None:
     theirs, client = connect()
     theirs.close()
     noticed = threading.Event()
@@ -65,7 +65,7 @@ def test_who_has_gone_before_is_noticed_at_once(disconnects: Disconnects, connec
     assert noticed.wait(PATIENCE)
 
 
-def test_who_is_forgotten_is_not_called_back(disconnects: Disconnects, connect: Connect) -> None:
+def test_forgotten_client_gets_no_callback(disconnects: Disconnects, connect: Connect) -> None:
     (theirs, client), (last, last_client) = connect(), connect()
     calls: list[str] = []
     noticed = threading.Event()
@@ -79,12 +79,12 @@ def test_who_is_forgotten_is_not_called_back(disconnects: Disconnects, connect: 
     assert calls == []
 
 
-def test_who_only_sends_no_more_is_not_gone_until_he_is(disconnects: Disconnects, connect: Connect) -> None:
+def test_half_closed_client_counts_as_connected_until_it_closes(disconnects: Disconnects, connect: Connect) -> None:
     theirs, client = connect()
     noticed = threading.Event()
     theirs.shutdown(socket.SHUT_WR)
     disconnects.watch(client, noticed.set)
-    assert theirs.recv(1) == b"H"  # the question, which is the first byte of an answer
+    assert theirs.recv(1) == b"H"  # the probe, which is the first byte of the response
     assert not client.is_gone
     assert client.has_ended
     assert not noticed.is_set()
@@ -93,7 +93,7 @@ def test_who_only_sends_no_more_is_not_gone_until_he_is(disconnects: Disconnects
     assert client.is_gone
 
 
-def test_a_connection_serves_one_request_after_another(disconnects: Disconnects, connect: Connect) -> None:
+def test_connection_serves_successive_requests(disconnects: Disconnects, connect: Connect) -> None:
     theirs, client = connect()
     first, second = threading.Event(), threading.Event()
     disconnects.watch(client, first.set)
@@ -104,7 +104,7 @@ def test_a_connection_serves_one_request_after_another(disconnects: Disconnects,
     assert not first.is_set()
 
 
-def test_without_a_connection_nothing_is_watched(disconnects: Disconnects) -> None:
+def test_request_without_a_connection_is_not_watched(disconnects: Disconnects) -> None:
     client, calls = Client(None), list[str]()
     disconnects.watch(client, lambda: calls.append("gone"))
     disconnects.forget(client)
@@ -114,7 +114,7 @@ def test_without_a_connection_nothing_is_watched(disconnects: Disconnects) -> No
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Steps that take longer than to ask for a metric, four slots."""
+    """Run a service with four slots and steps that take longer than a request for metrics."""
     folder = tmp_path_factory.mktemp("slow")
     write_tiny_bundle(folder / "bundles" / "letters", work=1280)
     limits: dict[str, Any] = {"max_slots": 4, "max_tokens": 100_000, "max_inflight_bytes": 2**32}
@@ -135,18 +135,20 @@ def in_the_engine(server: Server) -> tuple[float, float]:
     ],
     ids=["whole", "stream", "score"],
 )
-def test_clients_that_go_away_free_their_slots_within_three_steps(
+def test_disconnected_clients_free_their_slots_within_three_steps(
     slow: Server, path: bytes, body: dict[str, Any]
 ) -> None:
     until(lambda: in_the_engine(slow) == (0, 0))
-    known = metric(slow, "meari_steps_total") + 24  # by then the engine knows how long a step takes
+    known = metric(slow, "meari_steps_total") + 24  # the engine has then measured the time of a step
     with contextlib.ExitStack() as clients:
         for _ in range(12):
             clients.enter_context(slow.connect()).sendall(raw_post(json.dumps(body).encode(), path=path))
         until(lambda: in_the_engine(slow)[0] == 4 and metric(slow, "meari_steps_total") >= known, PATIENCE)
         before = metric(slow, "meari_steps_total")
     until(lambda: in_the_engine(slow) == (0, 0))
-    assert metric(slow, "meari_steps_total") - before <= 1 + 3  # one may end between the question and the closing
+    assert (
+        metric(slow, "meari_steps_total") - before <= 1 + 3
+    )  # one request may end between the metric and the disconnect
 
 
 REQUESTS: list[tuple[bytes, dict[str, Any]]] = [
@@ -161,14 +163,14 @@ IDS = [f"{path.decode()}-{'stream' if 'stream' in body else 'whole'}" for path, 
 
 
 def received(connection: socket.socket) -> bytes:
-    """All that comes until the other side closes."""
+    """Return all bytes received until the other side closes."""
     connection.settimeout(60)
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 @pytest.fixture(scope="module")
 def lone(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One slot."""
+    """Run a service with one slot."""
     limits: dict[str, Any] = {"max_slots": 1, "max_tokens": 1_000_000}
     with running_server(tmp_path_factory.mktemp("lone"), bundles=letters, **limits) as server:
         yield server
@@ -176,14 +178,12 @@ def lone(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
 @pytest.mark.parametrize(("path", "body"), REQUESTS, ids=IDS)
-def test_a_client_that_sends_no_more_gets_its_answer(
-    lone: Server, path: bytes, body: dict[str, Any], version: bytes
-) -> None:
+def test_half_closed_client_gets_its_response(lone: Server, path: bytes, body: dict[str, Any], version: bytes) -> None:
     request = raw_post(json.dumps(body).encode(), path=path).replace(b"HTTP/1.1", b"HTTP/" + version, 1)
     for is_busy in (False, path not in (b"/score", b"/tokenize")):
         until(lambda: in_the_engine(lone) == (0, 0))
         with lone.connect() as connection, lone.connect() as other:
-            if is_busy:  # the request waits in the queue first
+            if is_busy:  # the request waits in the queue at first
                 other.sendall(raw_post(json.dumps({**ENDLESS, "max_tokens": 1_000_000}).encode()))
                 until(lambda: in_the_engine(lone)[0] == 1)
             connection.sendall(request)
@@ -200,7 +200,7 @@ def test_a_client_that_sends_no_more_gets_its_answer(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("reads", [False, True])
-def test_a_client_that_sends_no_more_and_goes_away_later_is_noticed(lone: Server, stream: bool, reads: bool) -> None:
+def test_disconnect_of_a_half_closed_client_is_detected(lone: Server, stream: bool, reads: bool) -> None:
     until(lambda: in_the_engine(lone) == (0, 0))
     body = json.dumps({**ENDLESS, "max_tokens": 1_000_000, "stream": stream}).encode()
     with lone.connect() as connection:
@@ -212,7 +212,7 @@ def test_a_client_that_sends_no_more_and_goes_away_later_is_noticed(lone: Server
     until(lambda: in_the_engine(lone) == (0, 0), PATIENCE)
 
 
-def test_requests_that_came_together_before_the_client_ended_are_all_answered(lone: Server) -> None:
+def test_pipelined_requests_of_a_half_closed_client_are_all_answered(lone: Server) -> None:
     request = raw_post(json.dumps(REQUESTS[0][1]).encode())
     with lone.connect() as connection:
         connection.sendall(request * 3)

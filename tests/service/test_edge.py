@@ -1,4 +1,4 @@
-"""What holds for every answer, whatever is asked and however: paths, headers that change a body, headers of answers."""
+"""Test rules for all responses: unknown paths, headers that change a body, and response headers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def answered(request: pytest.FixtureRequest, letters: Path) -> Iterator[FlaskCli
 
 
 def ask(server: Server, request: bytes) -> tuple[http.client.HTTPResponse, bytes]:
-    """The answer to these very bytes."""
+    """Send these bytes and return the response."""
     with server.connect() as connection:
         connection.sendall(request)
         answer = http.client.HTTPResponse(connection, method=request.split(b" ")[0].decode())
@@ -69,9 +69,7 @@ def ask(server: Server, request: bytes) -> tuple[http.client.HTTPResponse, bytes
 
 @pytest.mark.parametrize("path", UNKNOWN)
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "OPTIONS", "DELETE"])
-def test_every_unknown_path_is_the_json_404_with_and_without_a_key(
-    answered: FlaskClient, method: str, path: str
-) -> None:
+def test_unknown_path_gets_a_json_404_with_and_without_a_key(answered: FlaskClient, method: str, path: str) -> None:
     target = {"RAW_URI": path, "PATH_INFO": urllib.parse.unquote(path)}
     response = answered.open("/", method=method, headers={"Host": EVIL}, environ_overrides=target)
     assert (response.status_code, response.content_type) == (404, "application/json")
@@ -84,7 +82,7 @@ def test_every_unknown_path_is_the_json_404_with_and_without_a_key(
         assert ("type" in error) == ("v1" in path)
 
 
-def test_a_target_without_a_path_is_the_page(server: Server) -> None:
+def test_request_target_without_a_path_gets_the_page(server: Server) -> None:
     answer, _ = ask(server, b"GET http://evil.example HTTP/1.1\r\nHost: x\r\n\r\n")
     assert (answer.status, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert b"evil" not in bytes(answer.headers)
@@ -94,7 +92,7 @@ def test_a_target_without_a_path_is_the_page(server: Server) -> None:
     "target", ["//generate", "/v1//completions", "http://evil.example/v1//completions", "http://evil.example//generate"]
 )
 @pytest.mark.parametrize("host", [b"evil.example", EVIL.encode(), b"", b"evil.example:99999", b"@evil.example/"])
-def test_nothing_of_the_callers_host_comes_back(server: Server, target: str, host: bytes) -> None:
+def test_host_header_is_not_echoed(server: Server, target: str, host: bytes) -> None:
     head = b"POST %b HTTP/1.1\r\nHost: %b\r\nContent-Length: 2\r\n\r\n{}"
     answer, body = ask(server, head % (target.encode(), host))
     assert answer.status == 404
@@ -105,19 +103,19 @@ def test_nothing_of_the_callers_host_comes_back(server: Server, target: str, hos
 @pytest.mark.parametrize(
     "path", ["/", "/docs", "/openapi.json", "/models", "/v1/models", "/readyz", "/metrics", "/web"]
 )
-def test_no_page_and_no_document_names_the_callers_host(client: FlaskClient, path: str) -> None:
+def test_pages_and_documents_do_not_contain_the_host_header(client: FlaskClient, path: str) -> None:
     response = client.get(path, headers={"Host": "evil.example", "X-Forwarded-Host": "evil.example"})
     assert "evil" not in str(response.headers) + response.text
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
-def test_what_is_sent_to_an_absolute_target_is_answered(server: Server, path: str) -> None:
+def test_absolute_request_target_is_accepted(server: Server, path: str) -> None:
     body = b'{"prompt": "a", "max_tokens": 1}'
     answer, _ = ask(server, raw_post(body, path=b"http://anywhere" + path.encode()))
     assert answer.status == 200
 
 
-def test_no_answer_is_html_but_the_pages(client: FlaskClient) -> None:
+def test_only_pages_are_html(client: FlaskClient) -> None:
     for path in ("/generate", "/healthz", "/models", "/v1/models"):
         for method in ("OPTIONS", "PUT", "TRACE", "POST", "GET", "HEAD"):
             response = client.open(path, method=method)
@@ -137,7 +135,7 @@ def json_error(response: Any, path: str, status: int, code: str) -> str:
 
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("coding", ["gzip", "GZIP", "x-gzip", "deflate", "br", "zstd", "identity, gzip", "gzip,,br"])
-def test_a_body_with_a_coding_is_refused_by_the_name_of_its_header(client: FlaskClient, path: str, coding: str) -> None:
+def test_encoded_body_is_refused_with_the_name_of_the_header(client: FlaskClient, path: str, coding: str) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": coding}
     response = client.post(path, data=gzip.compress(b"{}"), headers=headers)
     message = json_error(response, path, 415, "unsupported_media_type")
@@ -158,7 +156,9 @@ def test_a_body_with_a_coding_is_refused_by_the_name_of_its_header(client: Flask
         "",
     ],
 )
-def test_a_body_of_another_kind_is_refused_by_the_name_of_its_header(client: FlaskClient, path: str, kind: str) -> None:
+def test_body_of_another_content_type_is_refused_with_the_name_of_the_header(
+    client: FlaskClient, path: str, kind: str
+) -> None:
     response = client.post(path, data=b"{}", headers={"Content-Type": kind})
     message = json_error(response, path, 415, "unsupported_media_type")
     assert message == f"Content-Type: got {kind or 'nothing'}, expected application/json in UTF-8"
@@ -180,7 +180,7 @@ def test_a_body_of_another_kind_is_refused_by_the_name_of_its_header(client: Fla
         {"Content-Language": "ko"},
     ],
 )
-def test_headers_that_leave_a_body_as_it_is_are_taken(client: FlaskClient, headers: dict[str, str]) -> None:
+def test_headers_without_effect_on_the_body_are_accepted(client: FlaskClient, headers: dict[str, str]) -> None:
     response = client.post("/tokenize", data=b'{"text": "a"}', headers={"Content-Type": "application/json"} | headers)
     assert response.status_code == 200
 
@@ -197,7 +197,7 @@ def test_headers_that_leave_a_body_as_it_is_are_taken(client: FlaskClient, heade
     ],
 )
 @pytest.mark.parametrize("path", ["/tokenize", "/v1/completions"])
-def test_a_body_whose_framing_is_not_understood_is_refused_and_the_service_goes_on(
+def test_body_with_unsupported_framing_is_refused_and_the_service_continues(
     server: Server, path: str, header: bytes, status: int, code: str
 ) -> None:
     answer, body = ask(server, raw_post(b'{"text": "a"}', header, path=path.encode()))
@@ -207,7 +207,7 @@ def test_a_body_whose_framing_is_not_understood_is_refused_and_the_service_goes_
     assert server.post("/tokenize", text="a").status_code == 200
 
 
-def test_a_refused_body_leaves_its_connection_in_order(server: Server) -> None:
+def test_connection_is_usable_after_a_refused_body(server: Server) -> None:
     refused = raw_post(b"\x1f\x8b" * 50_000, b"Content-Encoding: gzip", path=b"/tokenize")
     with server.connect() as connection:
         connection.sendall(refused + raw_post(b'{"text": "a"}', b"Connection: close", path=b"/tokenize"))
@@ -215,7 +215,7 @@ def test_a_refused_body_leaves_its_connection_in_order(server: Server) -> None:
     assert answers.count(b"HTTP/1.1 415 ") == answers.count(b"HTTP/1.1 200 ") == 1
 
 
-def test_a_body_shorter_than_announced_is_no_body(server: Server) -> None:
+def test_body_shorter_than_its_content_length_is_refused(server: Server) -> None:
     with server.connect() as connection:
         connection.sendall(raw_post(b'{"text": "a"}', b"Content-Length: 99", path=b"/tokenize"))
         connection.shutdown(1)
@@ -242,9 +242,7 @@ def test_a_body_shorter_than_announced_is_no_body(server: Server) -> None:
         ("POST", "/generate", 415),
     ],
 )
-def test_answers_are_taken_as_they_are_named_and_kept_nowhere(
-    client: FlaskClient, method: str, path: str, status: int
-) -> None:
+def test_responses_have_nosniff_and_no_store(client: FlaskClient, method: str, path: str, status: int) -> None:
     response = client.open(path, method=method)
     assert response.status_code == status
     assert response.headers["X-Content-Type-Options"] == "nosniff"
@@ -253,13 +251,13 @@ def test_answers_are_taken_as_they_are_named_and_kept_nowhere(
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_texts_are_kept_nowhere_whole_and_streamed(client: FlaskClient, path: str, stream: bool) -> None:
+def test_whole_and_streamed_texts_have_no_store(client: FlaskClient, path: str, stream: bool) -> None:
     response = client.post(path, json={"model": "flat", "max_tokens": 2, "stream": stream})
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.headers["Cache-Control"] == "no-store"
 
 
-def test_pages_may_be_kept_as_they_say(client: FlaskClient) -> None:
+def test_pages_have_their_own_cache_headers(client: FlaskClient) -> None:
     for path, kept in [("/", "no-cache"), ("/web/app.js", "no-cache"), ("/docs", "max-age"), ("/docs/start.js", "max")]:
         response = client.get(path)
         assert response.headers["Cache-Control"].startswith(kept)
@@ -268,7 +266,7 @@ def test_pages_may_be_kept_as_they_say(client: FlaskClient) -> None:
 
 @pytest.fixture
 def removed(tmp_path: Path) -> Iterator[Flask]:
-    """An application whose bundles are gone from the disk."""
+    """Make an application whose bundles have been deleted."""
     for name in ("letters", "other"):
         write_tiny_bundle(tmp_path / "bundles" / name)
     app = create_app(Settings(bundles=tmp_path / "bundles", workers=1, log_level="error"))
@@ -279,7 +277,7 @@ def removed(tmp_path: Path) -> Iterator[Flask]:
     app.extensions["meari"].registry.stop()
 
 
-def test_what_was_loaded_is_served_when_its_folder_has_gone(removed: Flask) -> None:
+def test_loaded_bundles_are_served_after_their_folder_is_deleted(removed: Flask) -> None:
     client = removed.test_client()
     for path in ("/models", "/models/letters", "/v1/models/letters", "/readyz", "/openapi.json", "/metrics", "/docs"):
         assert client.get(path).status_code == 200, path

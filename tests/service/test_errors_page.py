@@ -1,4 +1,4 @@
-"""docs/errors.md lists the errors that the code can answer with, each once, and no other."""
+"""Test that docs/errors.md lists exactly the error codes of the service, each once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def every_error(root: type[MeariError] = MeariError) -> Iterator[type[MeariError
         yield from every_error(error)
 
 
-def test_page_has_every_code_of_the_code_and_no_other() -> None:
+def test_page_lists_exactly_the_error_codes() -> None:
     documented = re.findall(r"^\| (\d{3}) \| `(\w+)` \| [^|]+ \| [^|]+ \|$", PAGE, re.MULTILINE)
     assert len(documented) == len(set(documented))
     known = {(str(error.status), error.code) for error in every_error() if error is not BundleError}
@@ -29,7 +29,7 @@ def test_page_has_every_code_of_the_code_and_no_other() -> None:
     assert f"| {CLIENT_GONE} |" in PAGE
 
 
-def test_example_is_what_the_service_answers(client: FlaskClient) -> None:
+def test_example_matches_the_response_of_the_service(client: FlaskClient) -> None:
     [example] = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
     shown = json.loads(example)["error"]
     came = client.post("/generate", json={"top_p": 1.4}).get_json()["error"]

@@ -1,6 +1,6 @@
-"""The parts of gunicorn that are no public interface and that the service stands on, by name.
+"""Test that the private parts of gunicorn on which the service relies exist.
 
-The service pins gunicorn's exact version. Before another one is taken, this file says what has gone or changed.
+The service pins gunicorn's exact version. For another version, these tests report the removed or changed parts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gunicorn.workers.gthread import PollableMethodQueue, TConn, ThreadWorker
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Read, set, called or overridden in service/process/ and service/routes/exchange.py.
+# Names read, set, called or overridden in service/process/ and service/routes/exchange.py.
 ATTRIBUTES: dict[type, str] = {
     ThreadWorker: """
         _keepalive_after accept age alive cfg enqueue_req handle handle_error handle_exit handle_request init_process
@@ -57,7 +57,7 @@ SETTINGS = """
     http_parser keepalive logger_class loglevel on_exit on_starting post_worker_init preload_app secure_scheme_headers
     threads timeout worker_class worker_connections worker_exit worker_tmp_dir workers wsgi_app
 """
-CALLS: list[tuple[Callable[..., Any], tuple[str, ...]]] = [  # with the names of what is passed by position
+CALLS: list[tuple[Callable[..., Any], tuple[str, ...]]] = [  # with the names of positional arguments
     (wsgi.create, ("req", "sock", "client", "server", "cfg", "response_class")),
     (TConn.__init__, ("self", "cfg", "sock", "client", "server")),
     (TConn.wait_for_data, ("self", "timeout")),
@@ -85,7 +85,7 @@ CALLS: list[tuple[Callable[..., Any], tuple[str, ...]]] = [  # with the names of
 
 
 def names_of(kind: type) -> set[str]:
-    """Names of a class: what stands in its body or its bases', and what any of their methods assigns to `self`."""
+    """Return the names in the body of a class or its bases, and the names that their methods assign to `self`."""
     names = set(dir(kind))
     for each in kind.__mro__:
         if each.__module__.startswith("gunicorn."):
@@ -119,16 +119,16 @@ def test_gunicorn_still_has_the_setting(name: str) -> None:
 
 
 @pytest.mark.parametrize(("function", "names"), [pytest.param(*call, id=call[0].__qualname__) for call in CALLS])
-def test_gunicorn_still_takes_by_position(function: Callable[..., Any], names: tuple[str, ...]) -> None:
+def test_gunicorn_still_accepts_positional_arguments(function: Callable[..., Any], names: tuple[str, ...]) -> None:
     assert tuple(inspect.signature(function).parameters)[: len(names)] == names
 
 
-def test_gunicorn_still_defers_a_connection_by_a_value_of_its_own() -> None:
+def test_gunicorn_still_defers_a_connection_with_a_special_value() -> None:
     assert gthread._DEFER is not None
     assert "_DEFER" in inspect.getsource(ThreadWorker.finish_request)
 
 
-def test_every_import_of_gunicorn_is_one_that_this_file_knows() -> None:
+def test_every_import_of_gunicorn_is_listed_here() -> None:
     known = "gunicorn gunicorn.glogging gunicorn.http gunicorn.http.errors gunicorn.http.message gunicorn.http.parser "
     known += "gunicorn.http.wsgi gunicorn.util gunicorn.workers.gthread"
     found = {
@@ -140,6 +140,6 @@ def test_every_import_of_gunicorn_is_one_that_this_file_knows() -> None:
     assert found == set(known.split())
 
 
-def test_the_exact_version_of_gunicorn_is_asked_for() -> None:
+def test_gunicorn_is_pinned_to_an_exact_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert f"gunicorn=={metadata.version('gunicorn')}" in project["dependencies"]

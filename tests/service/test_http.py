@@ -1,4 +1,4 @@
-"""How answers go over the wire, and gunicorn's configuration as a worker reads it."""
+"""Test how responses are written to the connection, and how a worker reads gunicorn's configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from meari.service.process.http import JoinedResponse, QuickConfig
 
 
 class Wire:
-    """Notes every write."""
+    """Connection that records every write."""
 
     def __init__(self, num_probes: int = 0) -> None:
         self.writes: list[bytes] = []
@@ -33,7 +33,7 @@ def answer(wire: Wire, *pieces: bytes, method: str = "POST", **headers: str) -> 
     response.close()
 
 
-def test_an_answer_of_known_length_is_one_write() -> None:
+def test_response_of_known_length_is_one_write() -> None:
     wire = Wire()
     answer(wire, b"hello", Content_Length="5")
     (sent,) = wire.writes
@@ -43,7 +43,7 @@ def test_an_answer_of_known_length_is_one_write() -> None:
     assert body == b"hello"
 
 
-def test_a_stream_sends_its_head_with_the_first_piece() -> None:
+def test_stream_sends_its_head_with_the_first_piece() -> None:
     wire = Wire()
     answer(wire, b"first", b"", b"a second piece")
     first, second, end = wire.writes
@@ -53,14 +53,14 @@ def test_a_stream_sends_its_head_with_the_first_piece() -> None:
     assert end == b"0\r\n\r\n"
 
 
-def test_bytes_of_the_head_that_were_sent_as_questions_are_not_sent_again() -> None:
+def test_head_bytes_sent_as_probes_are_not_sent_again() -> None:
     wire = Wire(num_probes=3)
     answer(wire, b"hello", Content_Length="5")
     assert wire.writes[0].startswith(b"P/1.1 200 OK\r\n")
 
 
 @pytest.mark.parametrize("pieces", [(), (b"",), (b"what nobody asked for",)])
-def test_the_answer_to_head_is_a_head(pieces: tuple[bytes, ...]) -> None:
+def test_response_to_a_head_request_has_no_body(pieces: tuple[bytes, ...]) -> None:
     wire = Wire()
     answer(wire, *pieces, method="HEAD", Content_Length="21")
     (sent,) = wire.writes
@@ -68,14 +68,14 @@ def test_the_answer_to_head_is_a_head(pieces: tuple[bytes, ...]) -> None:
     assert sent.endswith(b"\r\n\r\n")
 
 
-def test_an_empty_stream_is_head_and_end_in_one() -> None:
+def test_empty_stream_is_one_write() -> None:
     wire = Wire()
     answer(wire)
     (sent,) = wire.writes
     assert sent.endswith(b"\r\n\r\n0\r\n\r\n")
 
 
-def test_a_setting_is_read_once() -> None:
+def test_setting_is_read_once() -> None:
     config = Config()
     quick = QuickConfig(config)
     before = quick.keepalive

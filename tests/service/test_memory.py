@@ -1,4 +1,4 @@
-"""The allocator, in a process of its own: its settings are the whole process'."""
+"""Test the allocator settings in a subprocess, because they apply to a whole process."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ assert faults() < without / 20, (faults(), without)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
-def test_what_a_busy_process_frees_it_uses_again() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings need glibc")
+def test_busy_process_reuses_freed_memory() -> None:
     subprocess.run([sys.executable, "-c", AGAIN], cwd=ROOT, check=True)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
-def test_what_many_threads_have_freed_goes_back_to_the_system() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings need glibc")
+def test_memory_freed_by_many_threads_is_returned_to_the_system() -> None:
     subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, check=True)

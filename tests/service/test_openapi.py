@@ -1,4 +1,4 @@
-"""The contract as a document: complete, and held against the running service by schemathesis."""
+"""Test the OpenAPI document: it is complete, and schemathesis checks the service against it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PAIRS = [
     (operation, mode)
     for operation in OPERATIONS
     for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
-    if operation.request is not None or mode is GenerationMode.POSITIVE  # else there is nothing to say wrongly
+    if operation.request is not None or mode is GenerationMode.POSITIVE  # otherwise no field can be invalid
 ]
 BOUNDED = hypothesis.settings(
     max_examples=30,
@@ -56,7 +56,7 @@ WANTED = (
 
 @pytest.fixture(scope="module")
 def small_app(bundles: Path) -> Iterator[Flask]:
-    """A service that does little for a request."""
+    """Make a service with little work for each request."""
     settings = Settings(
         bundles=bundles, default_model="letters", max_texts=4, max_tokens=16, workers=1, log_level="error"
     )
@@ -77,7 +77,7 @@ def checks() -> list[Any]:
 
 
 @pytest.mark.parametrize(("operation", "mode"), [pytest.param(*pair, id=f"{pair[0].name}-{pair[1]}") for pair in PAIRS])
-def test_no_answer_is_outside_its_schema(contract: Any, operation: Operation, mode: GenerationMode) -> None:
+def test_every_response_matches_its_schema(contract: Any, operation: Operation, mode: GenerationMode) -> None:
     found = contract[operation.path][operation.method.upper()]
 
     @BOUNDED
@@ -88,7 +88,7 @@ def test_no_answer_is_outside_its_schema(contract: Any, operation: Operation, mo
     answers()
 
 
-def test_no_answer_is_outside_its_schema_when_requests_build_on_one_another(contract: Any) -> None:
+def test_every_response_to_dependent_requests_matches_its_schema(contract: Any) -> None:
     class Machine(contract.as_state_machine()):  # type: ignore[misc]
         def validate_response(self, response: Any, case: Any, **kwargs: Any) -> None:
             case.validate_response(response, checks=checks())
@@ -97,7 +97,7 @@ def test_no_answer_is_outside_its_schema_when_requests_build_on_one_another(cont
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
-def test_every_example_works(small_app: Flask, operation: Any) -> None:
+def test_every_example_succeeds(small_app: Flask, operation: Any) -> None:
     client = small_app.test_client()
     for body in operation.examples.values():
         response = client.post(operation.path, json=body | ({"max_tokens": 9} if "max_tokens" in body else {}))
@@ -129,7 +129,7 @@ def test_every_error_is_in_the_document() -> None:
     assert all(f'"code": "{error.code}"' in text for error in ALL_ERRORS)
 
 
-def test_ranges_are_those_of_the_settings_and_models_those_that_are_served() -> None:
+def test_ranges_match_the_settings_and_models_the_served_ones() -> None:
     tokens = SCHEMAS["GenerateRequest"]["properties"]["max_tokens"]
     assert tokens["anyOf"] == [{"type": "integer", "minimum": 1, "maximum": 77}, {"type": "null"}]
     assert tokens["default"] == 64
@@ -138,13 +138,13 @@ def test_ranges_are_those_of_the_settings_and_models_those_that_are_served() -> 
     assert SCHEMAS["GenerateRequest"]["additionalProperties"] is False
 
 
-def test_the_document_is_there_before_the_bundles_are() -> None:
+def test_document_is_available_before_the_bundles_are_loaded() -> None:
     document = openapi_document(Schemas(Settings(workers=1)).types, [], "")
     model = document["components"]["schemas"]["GenerateRequest"]["properties"]["model"]
     assert model["anyOf"] == [{"type": "string"}, {"type": "null"}]
 
 
-def test_the_page_loads_nothing_from_elsewhere(client: FlaskClient) -> None:
+def test_page_loads_nothing_from_other_hosts(client: FlaskClient) -> None:
     page = client.get("/docs")
     assert page.mimetype == "text/html"
     own = re.findall(r'(?:src|href)="([^"]+)"', page.text)
@@ -155,7 +155,7 @@ def test_the_page_loads_nothing_from_elsewhere(client: FlaskClient) -> None:
     assert client.get("/openapi.json").get_json()["openapi"].startswith("3.1")
 
 
-def test_a_small_request_is_parsed_in_microseconds() -> None:
+def test_small_request_is_parsed_in_microseconds() -> None:
     schemas = Schemas(Settings(workers=1))
     body = b'{"model": "letters", "prompt": "To be", "max_tokens": 40, "temperature": 0.7, "seed": 7, "stream": true}'
     for parse in (schemas.generate, schemas.completions):

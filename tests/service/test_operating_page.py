@@ -1,4 +1,4 @@
-"""docs/operating.md: its list of settings is that of the code, its commands run against a real service."""
+"""Test docs/operating.md: its settings match the code, and its commands run against a real service."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SOURCES = ("benchmarks", "examples", "export", "loadtests", "meari", "models", "
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The released bundles, as `make serve` serves them."""
+    """Serve the released bundles like `make serve`."""
     with running_server(tmp_path_factory.mktemp("log"), bundles=ROOT / "bundles") as running:
         yield running
 
@@ -35,12 +35,12 @@ def row(setting: Setting) -> str:
     return f"| `{setting.variable}` | {setting.default} | {setting.kind.expected} | {setting.meaning} |"
 
 
-def test_table_of_settings_is_that_of_the_code() -> None:
+def test_table_of_settings_matches_the_code() -> None:
     table = [line for line in PAGE.splitlines() if line.startswith("| `MEARI_") and line.count(" | ") == 3]
     assert table == [row(setting) for setting in SETTINGS.values()]
 
 
-def test_every_field_is_a_setting_whose_default_is_what_is_said() -> None:
+def test_every_field_is_a_setting_with_its_documented_default() -> None:
     assert list(SETTINGS) == [field.name for field in dataclasses.fields(Settings)]
     defaults = Settings(workers=1)
     for name, setting in SETTINGS.items():
@@ -50,34 +50,34 @@ def test_every_field_is_a_setting_whose_default_is_what_is_said() -> None:
             assert setting.default == str(value)
 
 
-def test_no_variable_is_named_anywhere_that_is_not_a_setting() -> None:
-    """Of the load tests' own `loadtests/` tells, of the client's docs/cli.md."""
+def test_every_mentioned_variable_is_a_setting() -> None:
+    """Exclude the variables of the load tests (in `loadtests/`) and of the client (in docs/cli.md)."""
     known = {setting.variable for setting in SETTINGS.values()}
     code = [path.read_text("utf-8") for folder in SOURCES for path in (ROOT / folder).rglob("*.py")]
     named = {name for text in [PAGE, *code] for name in re.findall(r"\bMEARI_[A-Z_]*[A-Z]\b", text)}
-    elsewhere = ("MEARI_LOAD", "MEARI_CLIENT")  # the load tests, and the command line as a client
+    elsewhere = ("MEARI_LOAD", "MEARI_CLIENT")  # load tests; command line as a client
     assert {name for name in named if not name.startswith(elsewhere)} - known == set()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_are_answered(server: Server, command: str) -> None:
+def test_commands_of_the_page_succeed(server: Server, command: str) -> None:
     [path] = [word.removeprefix("localhost:8000") for word in shlex.split(command) if word.startswith("localhost")]
     assert server.client.get(path).status_code == 200
 
 
-def test_the_example_of_a_line_has_what_a_line_has(server: Server) -> None:
+def test_example_of_a_log_line_has_the_fields_of_a_real_line(server: Server) -> None:
     [example] = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)]
     body = {"model": "shakespeare-lstm", "prompt": "ROMEO:", "max_tokens": 5}
     answer = server.client.post("/generate", json=body, headers={"X-Request-Id": "example"})
     assert answer.status_code == 200
-    until(lambda: '"example"' in server.log)  # lines that come fast are written together
+    until(lambda: '"example"' in server.log)  # frequent lines are written together
     line = next(line for line in map(json.loads, server.log.splitlines()) if line.get("request_id") == "example")
     assert list(line) == list(example)
     documented = set(re.findall(r"`(\w+)`", PAGE.split("| member | meaning |")[1].split("\n\n")[0]))
     assert set(line) <= documented
 
 
-def test_summary_tells_of_routes_times_and_errors(server: Server) -> None:
+def test_log_summary_shows_routes_times_and_errors(server: Server) -> None:
     server.client.post("/generate", json={"top_p": 7}, headers={"X-Request-Id": "wrong"})
     server.post("/score", model="shakespeare-lstm", text="To be")
     until(lambda: '"route":"/score"' in server.log and '"wrong"' in server.log)
@@ -100,7 +100,7 @@ def test_summary_tells_of_routes_times_and_errors(server: Server) -> None:
     assert "1 lines were not JSON" in done.stdout
 
 
-def test_figures_are_those_of_the_benchmarks() -> None:
+def test_figures_match_the_benchmarks() -> None:
     benchmarks = (ROOT / "docs" / "benchmarks" / "README.md").read_text("utf-8")
     for model in ("lstm-int8", "lstm-fp32"):
         [figures] = re.findall(rf"^\| `{model}` \|(.*)\|$", PAGE, re.MULTILINE)
@@ -109,7 +109,7 @@ def test_figures_are_those_of_the_benchmarks() -> None:
         assert f"({streamed:,} of " in benchmarks
 
 
-def test_figures_of_precision_are_those_of_the_benchmarks() -> None:
+def test_figures_of_precision_match_the_benchmarks() -> None:
     benchmarks = (ROOT / "docs" / "benchmarks" / "README.md").read_text("utf-8")
     choosing = (ROOT / "docs" / "choosing.md").read_text("utf-8")
     rows = re.findall(
@@ -121,6 +121,6 @@ def test_figures_of_precision_are_those_of_the_benchmarks() -> None:
         assert all(f" {row[column]} (" in measured for row in rows)
 
 
-def test_a_bundle_s_address_is_answered_with_its_hashes(server: Server) -> None:
+def test_model_response_has_the_hashes_of_the_bundle(server: Server) -> None:
     answer: httpx.Response = server.client.get("/models/shakespeare-lstm")
     assert len(answer.json()["hashes"]["bundle"]) == 64

@@ -1,4 +1,4 @@
-"""Overload is told from clients that wait for their answers and from bursts, by the clock of the test."""
+"""Test that overload is distinguished from waiting clients and from bursts, under the test's clock."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from meari.service.requests.admission import Admission, OverloadGate, Ticket
 from meari.service.service import MIN_KNEE
 
 FREE, KNEE = 64, 16
-SECONDS_ALONE, SECONDS_MORE = 0.0084, 0.01  # of a request, and more for each inside: at the knee 95 % of the most
+SECONDS_ALONE, SECONDS_MORE = (
+    0.0084,
+    0.01,
+)  # seconds of a request, and more for each request inside: 95 % of the best rate at the knee
 
 
 class Clock:
-    """Stands still until it is set."""
+    """Clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -27,14 +30,14 @@ class Clock:
 
 
 class Worker:
-    """A worker under a gate: the requests inside share what it can do in a second."""
+    """Worker behind a gate; the requests inside share its capacity."""
 
     def __init__(self, max_requests: int = 192) -> None:
         self.clock = Clock()
         self.gate = OverloadGate(FREE, self.clock)
         self.admission = Admission(max_requests, 1000, self.gate, lambda: KNEE)
-        self.inside: deque[tuple[float, float, Ticket]] = deque()  # work at which it ends, arrival, ticket
-        self._work = 0.0  # done for each request that was inside all the time
+        self.inside: deque[tuple[float, float, Ticket]] = deque()  # work at its end, arrival, ticket
+        self._work = 0.0  # work done for each request that is inside all the time
         self.retry_after_seconds: int | None = None
         self.seconds: list[float] = []
         self.num_refused = 0
@@ -52,7 +55,7 @@ class Worker:
         self.most_inside = max(self.most_inside, len(self.inside))
 
     def advance(self, to: float) -> int:
-        """Let time pass; returns how many requests have ended."""
+        """Let time pass; return the number of ended requests."""
         ended = 0
         while self.inside:
             rate = 1.0 / (SECONDS_ALONE + SECONDS_MORE * len(self.inside))
@@ -71,7 +74,7 @@ class Worker:
 
 
 def offer(worker: Worker, rate: float, seconds: float, seed: int = 1) -> int:
-    """Arrivals that wait for nobody; returns how many."""
+    """Let requests arrive independently of responses; return their number."""
     generator, at, count = random.Random(seed), worker.clock.now, 0
     until = at + seconds
     while (at := at + generator.expovariate(rate)) < until:
@@ -82,7 +85,7 @@ def offer(worker: Worker, rate: float, seconds: float, seed: int = 1) -> int:
 
 
 def closed_loop(worker: Worker, num_clients: int, seconds: float) -> None:
-    """Clients that ask again when they have their answer."""
+    """Run clients that send a request after each response."""
     start = worker.clock.now
     for client in range(num_clients):
         worker.arrive(start + client * 0.001)
@@ -99,7 +102,7 @@ CAPACITY = KNEE / (SECONDS_ALONE + SECONDS_MORE * KNEE)
 
 
 @pytest.mark.parametrize("num_clients", [16, 64])
-def test_clients_that_wait_for_their_answers_are_never_refused(num_clients: int) -> None:
+def test_clients_that_wait_for_their_responses_are_never_refused(num_clients: int) -> None:
     worker = Worker()
     closed_loop(worker, num_clients, 10.0)
     assert worker.num_refused == 0
@@ -107,7 +110,7 @@ def test_clients_that_wait_for_their_answers_are_never_refused(num_clients: int)
 
 
 @pytest.mark.parametrize("size", [64, 150])
-def test_a_burst_is_not_refused(size: int) -> None:
+def test_burst_is_not_refused(size: int) -> None:
     worker = Worker()
     for number in range(size):
         worker.arrive(100.0 + number * 0.0005)
@@ -116,13 +119,13 @@ def test_a_burst_is_not_refused(size: int) -> None:
     assert len(worker.seconds) == size
 
 
-def test_below_capacity_nothing_is_refused() -> None:
+def test_load_below_capacity_is_not_refused() -> None:
     worker = Worker()
     offer(worker, 0.8 * CAPACITY, 60.0)
     assert worker.num_refused == 0
 
 
-def test_twice_the_capacity_is_halved_and_what_is_let_in_is_answered_soon() -> None:
+def test_half_of_a_double_load_is_admitted_and_answered_soon() -> None:
     busy, flooded = Worker(), Worker()
     offer(busy, 0.8 * CAPACITY, 60.0)
     offer(flooded, 2 * CAPACITY, 60.0)
@@ -131,14 +134,14 @@ def test_twice_the_capacity_is_halved_and_what_is_let_in_is_answered_soon() -> N
     assert flooded.most_inside <= FREE + 1
 
 
-def test_a_gate_that_limits_keeps_the_engine_at_its_knee() -> None:
+def test_limiting_gate_keeps_the_engine_at_its_knee() -> None:
     worker = Worker()
     offer(worker, 2 * CAPACITY, 10.0)
     assert worker.gate.is_limiting
     assert len(worker.inside) <= KNEE
 
 
-def test_when_overload_is_over_all_are_let_in_again() -> None:
+def test_all_requests_are_admitted_after_an_overload() -> None:
     worker = Worker()
     offer(worker, 3 * CAPACITY, 10.0)
     offer(worker, 0.5 * CAPACITY, 5.0)
@@ -148,7 +151,7 @@ def test_when_overload_is_over_all_are_let_in_again() -> None:
     assert worker.num_refused == before
 
 
-def test_who_is_refused_is_told_to_come_back_later_the_more_is_asked() -> None:
+def test_retry_after_grows_with_the_overload() -> None:
     waits = []
     for load in (1.5, 5.0):
         worker = Worker()
@@ -157,12 +160,12 @@ def test_who_is_refused_is_told_to_come_back_later_the_more_is_asked() -> None:
     assert waits in ([2, 5], [2, 6])
 
 
-def test_a_worker_whose_engines_have_not_run_yet_lets_some_in_all_the_same(app: Flask) -> None:
+def test_worker_admits_requests_before_its_engines_have_run(app: Flask) -> None:
     service = app.extensions["meari"]
     assert MIN_KNEE <= service.registry.knee() <= service.settings.max_slots
 
 
-def test_past_its_bound_the_worker_refuses_a_burst_too() -> None:
+def test_burst_beyond_the_bound_of_a_worker_is_refused() -> None:
     worker = Worker(max_requests=100)
     for number in range(150):
         worker.arrive(100.0 + number * 1e-6)

@@ -1,4 +1,4 @@
-"""How many files of the project one request passes through."""
+"""Test the number of project files through which one request passes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.service.running import ROOT, running_server
 
 MAX_FILES = 40
 NUM_REQUESTS = 5
-# gunicorn as always, with a hook that every thread of its processes calls at each function. While the shared byte says
-# the number of a request, the hook notes the files of the functions that run.
+# Runs gunicorn with a hook that every thread calls at each function call. While the shared byte holds the number of a
+# request, the hook records the files of the called functions.
 TRACED = """
 import mmap, os, sys, threading
 byte = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 1)
@@ -32,8 +32,8 @@ run()
 """
 
 
-def test_a_generate_passes_through_few_files(letters: Path, tmp_path: Path) -> None:
-    """A warm one on a connection of its own, from its acceptance to the answer, the engine's thread included."""
+def test_generate_request_passes_through_few_files(letters: Path, tmp_path: Path) -> None:
+    """Trace a warm request on its own connection, from acceptance to response, including the engine's thread."""
     number, noted = tmp_path / "number", tmp_path / "noted"
     number.write_bytes(b"\0")
     noted.touch()
@@ -44,7 +44,7 @@ def test_a_generate_passes_through_few_files(letters: Path, tmp_path: Path) -> N
         running_server(tmp_path, started_by=command, bundles=letters) as server,
     ):
         for each in range(NUM_REQUESTS + 1):
-            byte[0] = each  # 0: the first one warms
+            byte[0] = each  # 0: the first request warms up
             _generate(server.port)
             byte[0] = 0
     ours = {str(path.resolve()): str(path.relative_to(ROOT)) for path in _files()}
@@ -53,7 +53,7 @@ def test_a_generate_passes_through_few_files(letters: Path, tmp_path: Path) -> N
         which, _, path = line.partition(" ")
         if name := ours.get(str(Path(path).resolve())):
             runs[int(which) - 1].add(name)
-    passed = sorted(set.intersection(*runs))  # twice a second the worker also looks at its engines
+    passed = sorted(set.intersection(*runs))  # twice a second the worker also checks its engines
     assert "service/routes/generate.py" in passed
     assert len(passed) <= MAX_FILES, "\n".join(passed)
 

@@ -1,4 +1,4 @@
-"""Which bundles are served, which is the default, and what is said of those that cannot be."""
+"""Test the loaded bundles, the default model, and the reports of bundles that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ def test_first_by_name_is_the_default(bundles: Path, open_registry: Open) -> Non
     assert open_registry(bundles).get(UNSET).name == "alpha"
 
 
-def test_the_folder_can_name_its_default(bundles: Path, open_registry: Open) -> None:
+def test_file_in_the_folder_names_the_default(bundles: Path, open_registry: Open) -> None:
     (bundles / "DEFAULT").write_text("beta\n", "utf-8")
     assert open_registry(bundles).get(UNSET).name == "beta"
 
 
-def test_the_setting_wins_over_the_folder(bundles: Path, open_registry: Open) -> None:
+def test_setting_overrides_the_default_of_the_folder(bundles: Path, open_registry: Open) -> None:
     (bundles / "DEFAULT").write_text("beta\n", "utf-8")
     assert open_registry(bundles, default_model="alpha").get(UNSET).name == "alpha"
 
 
 @pytest.mark.parametrize("name", ["gamma", "", "../alpha"])
-def test_a_named_default_that_is_not_served_gives_way(bundles: Path, open_registry: Open, name: str) -> None:
+def test_default_that_is_not_served_is_ignored(bundles: Path, open_registry: Open, name: str) -> None:
     (bundles / "DEFAULT").write_text(name, "utf-8")
     assert open_registry(bundles).get(UNSET).name == "alpha"
 
 
-def test_broken_bundle_is_named_and_the_others_are_served(bundles: Path, open_registry: Open) -> None:
+def test_broken_bundle_is_reported_and_the_others_are_served(bundles: Path, open_registry: Open) -> None:
     (bundles / "alpha" / "cell.onnx").write_bytes(b"changed")
     registry = open_registry(bundles)
     readiness = registry.readiness()
@@ -78,7 +78,7 @@ def test_broken_bundle_is_named_and_the_others_are_served(bundles: Path, open_re
         registry.get("alpha")
 
 
-def test_folders_in_passing_are_no_bundles(bundles: Path, open_registry: Open) -> None:
+def test_temporary_folders_are_ignored(bundles: Path, open_registry: Open) -> None:
     for name in (".alpha", "alpha.new", "alpha.old", "_notes"):
         (bundles / name).mkdir()
     readiness = open_registry(bundles).readiness()
@@ -86,31 +86,31 @@ def test_folders_in_passing_are_no_bundles(bundles: Path, open_registry: Open) -
     assert readiness.failed == {}
 
 
-def test_nothing_to_serve_is_not_ready_and_says_why(tmp_path: Path, open_registry: Open) -> None:
+def test_service_without_bundles_is_not_ready_with_the_reason(tmp_path: Path, open_registry: Open) -> None:
     registry = open_registry(tmp_path / "nowhere")
     assert not registry.readiness().ready
     with pytest.raises(NotReady, match="there is no folder"):
         registry.get(UNSET)
 
 
-def test_every_model_can_have_the_whole_cache() -> None:
+def test_every_model_can_use_the_whole_cache() -> None:
     for folder in (folder for folder in RELEASED.iterdir() if folder.is_dir()):
         runner = open_bundle(folder, max_slots=1).runner
-        assert runner.cached_hidden_size == 0  # the hidden vector is a part of the state, and not kept twice
+        assert runner.cached_hidden_size == 0  # the hidden vector is part of the state and not stored twice
         shapes = {tensor.name: tensor.shape for tensor in runner.state_tensors}
         assert PrefixCache(CacheRoom(Settings().cache_bytes), shapes, 0).max_tokens > 1001
 
 
 def test_models_share_one_cache(open_registry: Open, bundles: Path) -> None:
-    registry = open_registry(bundles, cache_bytes=60_000)  # one prompt of these fits in
+    registry = open_registry(bundles, cache_bytes=60_000)  # one of these prompts fits
     first, second = (registry.get(name).engine for name in ("alpha", "beta"))
     alone = [cached_tokens(engine) for engine in (first, first, second, second)]
     assert alone == [0, 40, 0, 40]
-    assert 0 < cached_tokens(first) < 40  # the second model's prompt has taken what the first one's had
+    assert 0 < cached_tokens(first) < 40  # the second model's prompt has evicted that of the first
 
 
 def cached_tokens(engine: Engine) -> int:
-    """Of a prompt of 40 tokens."""
+    """Generate from a prompt of 40 tokens and return its number of cached tokens."""
     generation = engine.generate(GenerateCall([2] * 40, 1, time.monotonic() + 10), engine.reserve())
     generation.wait()
     return generation.cached_tokens

@@ -1,4 +1,4 @@
-"""Every field of both endpoints at its edges: what is accepted, and what is said of the rest."""
+"""Test the limits of every field of both endpoints: accepted values and error messages."""
 
 from __future__ import annotations
 
@@ -151,18 +151,18 @@ def refusal_of(parse: Any, body: bytes) -> str:
 
 
 @pytest.mark.parametrize(("field", "value"), GENERATE_ACCEPTED)
-def test_generate_accepts_the_edges_of_every_field(field: str, value: Any) -> None:
+def test_generate_accepts_the_limits_of_every_field(field: str, value: Any) -> None:
     request = SCHEMAS.generate(json.dumps({field: value}).encode())
     assert getattr(request, field) == value
 
 
 @pytest.mark.parametrize(("field", "value", "message"), GENERATE_REFUSED)
-def test_generate_says_what_came_and_what_was_expected(field: str, value: Any, message: str) -> None:
+def test_generate_errors_have_the_value_and_the_expected_values(field: str, value: Any, message: str) -> None:
     assert refusal_of(SCHEMAS.generate, json.dumps({field: value}).encode()).startswith(message)
 
 
 def integers(schemas: Schemas) -> list[tuple[Any, str, dict[str, Any]]]:
-    """Every integer field of every request, with what else the request needs."""
+    """Return every integer field of every request, with the other required fields."""
     return [
         *((schemas.generate, name, {}) for name in ("max_tokens", "top_k", "seed", "n", "logprobs")),
         (schemas.generate, "num_beams", {"n": 1}),
@@ -184,7 +184,7 @@ def test_an_integer_may_be_written_with_a_fraction_of_zero(parse: Any, field: st
         assert refusal_of(parse, body.encode()).startswith(f"{field}: got {written}, expected an integer")
 
 
-def test_integers_in_lists_may_be_written_so_too() -> None:
+def test_integers_in_lists_may_be_written_with_a_fraction_of_zero() -> None:
     assert SCHEMAS.detokenize(b'{"tokens": [1.0, {"id": 2.0, "text": null}]}').ids == [1, 2]
     assert prompts_of(SCHEMAS.completions(b'{"prompt": [[1.0, 2], [3e0]]}')) == [[1, 2], [3]]
     assert prompts_of(SCHEMAS.completions(b'{"prompt": [1.0, 2]}')) == [[1, 2]]
@@ -192,7 +192,7 @@ def test_integers_in_lists_may_be_written_so_too() -> None:
 
 
 @pytest.mark.parametrize("parse", [SCHEMAS.generate, SCHEMAS.completions])
-def test_null_is_as_if_a_field_had_not_come(parse: Any) -> None:
+def test_null_means_the_default(parse: Any) -> None:
     plain = parse(b"{}")
     for field in plain.__struct_fields__:
         assert parse(json.dumps({field: None}).encode()) == plain
@@ -200,18 +200,18 @@ def test_null_is_as_if_a_field_had_not_come(parse: Any) -> None:
     assert "unknown field" in refusal_of(parse, b'{"temprature": null}')
 
 
-def test_null_is_no_value_of_a_field_that_must_come() -> None:
+def test_null_is_refused_for_required_fields() -> None:
     assert refusal_of(SCHEMAS.tokenize, b'{"text": null}') == "text: got null, expected a string"
     assert SCHEMAS.score(b'{"text": null, "texts": ["a"], "context": null, "top": null}').all_texts == ["a"]
 
 
 @pytest.mark.parametrize("parse", [SCHEMAS.generate, lambda body: SCHEMAS.completions(body).generate_request])
 @pytest.mark.parametrize(("stop", "strings"), [("", ()), ([], ()), (["", "a", "", "a"], ("a",)), ("a", ("a",))])
-def test_an_empty_text_stops_nothing(parse: Any, stop: Any, strings: tuple[str, ...]) -> None:
+def test_empty_stop_string_stops_nothing(parse: Any, stop: Any, strings: tuple[str, ...]) -> None:
     assert parse(json.dumps({"stop": stop}).encode()).stops == strings
 
 
-def test_vllms_minus_one_is_as_if_a_field_had_not_come() -> None:
+def test_minus_one_of_vllm_means_the_default() -> None:
     assert SCHEMAS.generate(b'{"seed": -1, "top_k": -1}') == SCHEMAS.generate(b"{}")
     assert SCHEMAS.completions(b'{"seed": -1}').generate_request.seed is UNSET
     assert SCHEMAS.generate(b'{"num_beams": 2, "top_k": -1}').num_beams == 2
@@ -221,7 +221,7 @@ def test_vllms_minus_one_is_as_if_a_field_had_not_come() -> None:
     ("body", "count"),
     [(b"{}", 16), (b'{"max_completion_tokens": 9}', 9), (b'{"max_completion_tokens": 9, "max_tokens": 9}', 9)],
 )
-def test_new_tokens_have_two_names(body: bytes, count: int) -> None:
+def test_max_tokens_has_two_names(body: bytes, count: int) -> None:
     assert SCHEMAS.completions(body).num_tokens == count
     assert Schemas(Settings(max_tokens=4, workers=1)).completions(b"{}").num_tokens == 4
     two = refusal_of(SCHEMAS.completions, b'{"max_completion_tokens": 9, "max_tokens": 8}')
@@ -229,22 +229,22 @@ def test_new_tokens_have_two_names(body: bytes, count: int) -> None:
 
 
 @pytest.mark.parametrize("body", SCORE_ACCEPTED)
-def test_score_accepts_the_edges_of_every_field(body: dict[str, Any]) -> None:
+def test_score_accepts_the_limits_of_every_field(body: dict[str, Any]) -> None:
     request = SCHEMAS.score(json.dumps(body).encode())
     assert request.all_texts == body.get("texts", [body.get("text")])
 
 
 @pytest.mark.parametrize(("body", "message"), SCORE_REFUSED)
-def test_score_says_what_came_and_what_was_expected(body: dict[str, Any], message: str) -> None:
+def test_score_errors_have_the_value_and_the_expected_values(body: dict[str, Any], message: str) -> None:
     assert refusal_of(SCHEMAS.score, json.dumps(body).encode()).startswith(message)
 
 
 @pytest.mark.parametrize(("body", "message"), MALFORMED)
-def test_malformed_bodies_are_refused_with_the_place(body: bytes, message: str) -> None:
+def test_malformed_bodies_are_refused_with_the_position(body: bytes, message: str) -> None:
     assert message in refusal_of(SCHEMAS.generate, body)
 
 
-def test_all_problems_of_a_body_are_told_at_once() -> None:
+def test_all_problems_of_a_body_are_reported_together() -> None:
     message = refusal_of(SCHEMAS.generate, b'{"n": 0, "top_p": 2, "foo": 1}')
     assert [part.split(":")[0] for part in message.split("; ")] == ["foo", "top_p", "n"]
 
@@ -269,12 +269,12 @@ BEAMS_REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("body", BEAMS_ACCEPTED)
-def test_beams_take_what_does_not_sample(body: dict[str, Any]) -> None:
+def test_beam_search_accepts_fields_unrelated_to_sampling(body: dict[str, Any]) -> None:
     assert SCHEMAS.generate(json.dumps({"num_beams": 4, **body}).encode()).num_beams == 4
 
 
 @pytest.mark.parametrize(("body", "message"), BEAMS_REFUSED)
-def test_beams_refuse_what_only_sampling_can_do(body: dict[str, Any], message: str) -> None:
+def test_beam_search_refuses_sampling_fields(body: dict[str, Any], message: str) -> None:
     assert refusal_of(SCHEMAS.generate, json.dumps({"num_beams": 4, **body}).encode()) == message
     assert SCHEMAS.generate(json.dumps(body).encode()).num_beams == 1
 
@@ -295,17 +295,17 @@ def test_beams_refuse_what_only_sampling_can_do(body: dict[str, Any], message: s
         (SCHEMAS.states, {"text": "a", "unit": 3}, "units"),
     ],
 )
-def test_a_mistyped_field_or_word_gets_the_nearest_one(parse: Any, body: dict[str, Any], hint: str) -> None:
+def test_mistyped_field_or_value_gets_a_suggestion(parse: Any, body: dict[str, Any], hint: str) -> None:
     assert f"(did you mean {hint}?)" in refusal_of(parse, json.dumps(body).encode())
 
 
-def test_what_is_like_no_name_gets_no_hint() -> None:
+def test_unrelated_name_gets_no_suggestion() -> None:
     assert "did you mean" not in refusal_of(SCHEMAS.generate, b'{"zzz": 1, "": 2}')
     assert "did you mean" not in refusal_of(SCHEMAS.score, b'{"text": "a", "words": "zzz"}')
 
 
 @pytest.mark.parametrize("parse", [SCHEMAS.generate, lambda body: SCHEMAS.completions(body).generate_request])
-def test_empty_stop_texts_do_not_count(parse: Any) -> None:
+def test_empty_stop_strings_are_ignored(parse: Any) -> None:
     eight = list("abcdefgh")
     assert parse(json.dumps({"stop": ["", *eight, "", ""]}).encode()).stops == tuple(eight)
     assert parse(json.dumps({"stop": [""] * 100}).encode()).stops == ()
@@ -314,7 +314,7 @@ def test_empty_stop_texts_do_not_count(parse: Any) -> None:
 
 
 @pytest.mark.parametrize("parse", [SCHEMAS.generate, SCHEMAS.completions])
-def test_a_byte_order_mark_before_the_body_is_passed_over(parse: Any) -> None:
+def test_byte_order_mark_before_the_body_is_ignored(parse: Any) -> None:
     assert parse(b'\xef\xbb\xbf{"prompt": "\xef\xbb\xbfa"}').prompt == "\ufeffa"
 
 
@@ -332,7 +332,7 @@ def test_long_values_are_cut_in_messages() -> None:
         ({"tokens": "a"}, 'tokens: got "a", expected a list'),
     ],
 )
-def test_detokenize_names_the_token_that_is_wrong(body: dict[str, Any], message: str) -> None:
+def test_detokenize_reports_the_invalid_token(body: dict[str, Any], message: str) -> None:
     assert refusal_of(SCHEMAS.detokenize, json.dumps(body).encode()).startswith(message)
 
 
@@ -345,7 +345,7 @@ NAMES = st.sampled_from([case[0] for case in GENERATE_REFUSED]) | st.text(max_si
 
 
 def is_read_or_refused(read: Callable[[bytes], object], body: bytes) -> bool:
-    """Whether a body becomes a request, or an InvalidRequest whose message says where and what."""
+    """Check that a body becomes a request or raises InvalidRequest with position and reason."""
     try:
         return isinstance(read(body), GenerateRequest | ScoreRequest)
     except InvalidRequest as error:
@@ -353,11 +353,11 @@ def is_read_or_refused(read: Callable[[bytes], object], body: bytes) -> bool:
 
 
 @given(st.dictionaries(NAMES, JSON, max_size=4))
-def test_any_object_is_accepted_or_refused_with_a_reason(body: dict[str, Any]) -> None:
+def test_arbitrary_objects_are_accepted_or_refused_with_a_reason(body: dict[str, Any]) -> None:
     data = json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
     assert is_read_or_refused(SCHEMAS.generate, data)
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_are_accepted_or_refused_with_a_reason(body: bytes) -> None:
+def test_arbitrary_bytes_are_accepted_or_refused_with_a_reason(body: bytes) -> None:
     assert is_read_or_refused(SCHEMAS.score, body)

@@ -1,4 +1,4 @@
-"""The service under real gunicorn: streams, refusals, clients that go away, and its end."""
+"""Test the service under real gunicorn: streams, refusals, disconnects and shutdown."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.patience import PATIENCE
 from tests.runtime.tiny_bundle import rewrite_manifest, write_tiny_bundle
 from tests.service.running import ROOT, Server, clean_environment, command, events, free_port, running_server
 
-ENDLESS = {"model": "letters", "logit_bias": {"0": -100}, "temperature": 0}  # never samples the end
+ENDLESS = {"model": "letters", "logit_bias": {"0": -100}, "temperature": 0}  # never samples the end token
 
 
 def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    """Wait for something that another process does."""
+    """Wait for a condition that another process fulfils."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -46,13 +46,13 @@ def raw_post(body: bytes, *headers: bytes, path: bytes = b"/generate") -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
-def test_ready_is_said_when_every_worker_is(server: Server) -> None:
+def test_service_is_ready_when_every_worker_is(server: Server) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: server.post("/generate", max_tokens=1).status_code, range(40)))
     assert answers == [200] * 40
 
 
-def test_a_stream_is_server_sent_events(server: Server) -> None:
+def test_stream_consists_of_server_sent_events(server: Server) -> None:
     response = server.post("/generate", prompt="w", temperature=0, stream=True)
     assert response.headers["content-type"].startswith("text/event-stream")
     assert (response.headers["cache-control"], response.headers["x-accel-buffering"]) == ("no-store", "no")
@@ -65,7 +65,7 @@ def test_a_stream_is_server_sent_events(server: Server) -> None:
     assert json.loads(usage)["usage"] == {"prompt_tokens": 1, "cached_tokens": 0, "generated_tokens": 4}
 
 
-def test_a_stream_comes_while_it_is_made(server: Server) -> None:
+def test_stream_arrives_while_it_is_generated(server: Server) -> None:
     body = {**ENDLESS, "max_tokens": 200_000, "stream": True}
     with server.client.stream("POST", "/generate", json=body) as response:
         lines = response.iter_lines()
@@ -74,7 +74,7 @@ def test_a_stream_comes_while_it_is_made(server: Server) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_frees_its_slot(bundles: Path, tmp_path: Path, stream: bool) -> None:
+def test_disconnected_client_frees_its_slot(bundles: Path, tmp_path: Path, stream: bool) -> None:
     with running_server(tmp_path, bundles=bundles, max_slots=1, max_tokens=1_000_000) as server:
         with server.connect() as connection:
             body = json.dumps({**ENDLESS, "max_tokens": 1_000_000, "stream": stream}).encode()
@@ -92,7 +92,7 @@ def test_a_client_that_goes_away_frees_its_slot(bundles: Path, tmp_path: Path, s
             until(lambda: ' 499"' in server.log)
 
 
-def test_past_its_bounds_the_service_refuses_at_once(bundles: Path, tmp_path: Path) -> None:
+def test_requests_beyond_the_bounds_are_refused_at_once(bundles: Path, tmp_path: Path) -> None:
     limits: dict[str, Any] = {"max_requests": 3, "max_slots": 1, "max_waiting": 1, "max_tokens": 1_000_000}
     body = {**ENDLESS, "max_tokens": 1_000_000, "stream": True}
     with running_server(tmp_path, bundles=bundles, **limits) as server:
@@ -116,7 +116,7 @@ def test_past_its_bounds_the_service_refuses_at_once(bundles: Path, tmp_path: Pa
         assert metric(server, "meari_refusals_total") + metric(server, "meari_refusals_total", "") >= 61
 
 
-def test_bodies_are_bounded_with_and_without_a_length(bundles: Path, tmp_path: Path) -> None:
+def test_bodies_are_bounded_with_and_without_a_content_length(bundles: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, bundles=bundles, max_body_bytes=2000, default_model="letters") as server:
         assert server.post("/tokenize", text="a" * 3000).json()["error"]["code"] == "too_large"
 
@@ -140,7 +140,7 @@ def test_bodies_are_bounded_with_and_without_a_length(bundles: Path, tmp_path: P
         assert server.post("/tokenize", text="a").status_code == 200
 
 
-def test_a_refusal_reaches_a_client_that_sends_its_whole_body_first(server: Server) -> None:
+def test_refusal_reaches_a_client_that_sends_its_whole_body_first(server: Server) -> None:
     body = b" " * 20_000_000
     for path, status in [("/tokenize", 413), ("/nowhere", 404)]:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
@@ -149,13 +149,13 @@ def test_a_refusal_reaches_a_client_that_sends_its_whole_body_first(server: Serv
         connection.close()
 
 
-def test_an_answer_without_a_body_leaves_the_connection_in_order(server: Server) -> None:
+def test_connection_is_usable_after_a_response_without_a_body(server: Server) -> None:
     assert server.client.head("/healthz").headers["content-length"] == "15"
     assert server.client.options("/generate").status_code == 200
     assert server.client.get("/healthz").json() == {"status": "ok"}
 
 
-def test_requests_that_come_together_are_answered_in_order(server: Server) -> None:
+def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     texts = [b"a", b"bc", b"d"]
     with server.connect() as connection:
         requests = [raw_post(b'{"text": "%b"}' % text, path=b"/tokenize") for text in texts]
@@ -167,7 +167,7 @@ def test_requests_that_come_together_are_answered_in_order(server: Server) -> No
     assert places == sorted(places)
 
 
-def test_a_long_text_is_scored_in_flat_memory(server: Server) -> None:
+def test_long_text_is_scored_in_constant_memory(server: Server) -> None:
     text = "abcdefghij" * 2_000
 
     def peak() -> int:
@@ -194,7 +194,7 @@ def _peak_memory_bytes(pid: int) -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
-def test_seeds_fix_texts_whatever_else_runs(server: Server) -> None:
+def test_seeds_determine_texts_under_any_load(server: Server) -> None:
     def text(seed: int) -> Any:
         return server.post("/generate", model="flat", seed=seed, max_tokens=50).json()["choices"][0]["text"]
 
@@ -213,11 +213,9 @@ def test_metrics_count_the_work_of_all_workers(server: Server) -> None:
 
 
 @pytest.mark.parametrize("kept_alive", [False, True])
-def test_the_end_waits_for_open_streams_and_readiness_fails_first(
-    bundles: Path, tmp_path: Path, kept_alive: bool
-) -> None:
+def test_shutdown_fails_readiness_then_waits_for_open_streams(bundles: Path, tmp_path: Path, kept_alive: bool) -> None:
     with running_server(tmp_path, bundles=bundles, default_model="letters", max_tokens=1_000_000) as server:
-        open_seconds = max(1.5, 2 * server.start_seconds)  # long enough for the questions below, on any machine
+        open_seconds = max(1.5, 2 * server.start_seconds)  # long enough for the requests below on any machine
         body = {**ENDLESS, "max_tokens": 1_000_000, "timeout_seconds": open_seconds, "stream": True}
         prober = server.client if kept_alive else httpx.Client(base_url=server.client.base_url, trust_env=False)
         with httpx.stream("POST", f"{server.client.base_url}/generate", json=body, timeout=PATIENCE) as response:
@@ -240,10 +238,10 @@ def test_the_end_waits_for_open_streams_and_readiness_fails_first(
         assert "SIGABRT" not in server.log
 
 
-def test_a_connection_that_was_kept_before_the_end_is_answered_once_more(bundles: Path, tmp_path: Path) -> None:
+def test_kept_connection_gets_one_more_response_during_shutdown(bundles: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, bundles=bundles, default_model="letters", max_tokens=1_000_000) as server:
         endless = {**ENDLESS, "max_tokens": 1_000_000}
-        short_seconds = max(1.0, server.start_seconds)  # long enough for the steps below, on any machine
+        short_seconds = max(1.0, server.start_seconds)  # long enough for the steps below on any machine
         stream = {**endless, "timeout_seconds": 3 * short_seconds, "stream": True}
         with httpx.stream("POST", f"{server.client.base_url}/generate", json=stream, timeout=PATIENCE) as response:
             lines = response.iter_lines()
@@ -256,7 +254,7 @@ def test_a_connection_that_was_kept_before_the_end_is_answered_once_more(bundles
             answer = kept.getresponse()
             assert (answer.status, answer.getheader("connection")) == (200, "keep-alive")
             assert answer.read()
-            time.sleep(short_seconds / 2)  # well beyond the turns of the worker's loop
+            time.sleep(short_seconds / 2)  # longer than a turn of the worker's loop
             kept.request("GET", "/readyz")
             answer = kept.getresponse()
             assert (answer.status, answer.getheader("connection")) == (503, "close")
@@ -265,7 +263,7 @@ def test_a_connection_that_was_kept_before_the_end_is_answered_once_more(bundles
         assert server.wait() == 0
 
 
-def test_what_is_not_done_in_time_ends_with_what_it_has(bundles: Path, tmp_path: Path) -> None:
+def test_unfinished_requests_end_with_partial_results_at_the_shutdown_timeout(bundles: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"default_model": "letters", "max_tokens": 1_000_000, "graceful_timeout_seconds": 2}
     with running_server(tmp_path, bundles=bundles, **settings) as server:
         body = {**ENDLESS, "max_tokens": 1_000_000}
@@ -278,14 +276,14 @@ def test_what_is_not_done_in_time_ends_with_what_it_has(bundles: Path, tmp_path:
         assert server.wait() == 0
 
 
-def test_an_idle_service_ends_at_once(bundles: Path, tmp_path: Path) -> None:
+def test_idle_service_stops_at_once(bundles: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, bundles=bundles) as server:
         server.client.close()
         server.terminate()
         assert server.wait() == 0, "its grace of 310 s is for requests in flight"
 
 
-def test_a_worker_that_dies_is_replaced(bundles: Path, tmp_path: Path) -> None:
+def test_killed_worker_is_replaced(bundles: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, bundles=bundles, default_model="letters") as server:
         (pid,) = _children(server.process.pid)
         subprocess.run(["kill", "-KILL", str(pid)], check=True)
@@ -302,10 +300,10 @@ def _is_ready(server: Server) -> bool:
         return False
 
 
-def test_connections_spread_more_evenly_over_the_workers_than_by_chance(bundles: Path, tmp_path: Path) -> None:
-    """Of 12 connections two workers hold |a - b| = 2.71 apart on average where a fair coin deals them out.
+def test_connections_are_spread_more_evenly_over_workers_than_by_chance(bundles: Path, tmp_path: Path) -> None:
+    """Compare with a fair coin, which leaves two workers 2.71 connections of 12 apart on average.
 
-    A busy machine may let one worker take several at once, so the mean over many pools counts, not any single pool.
+    On a busy machine one worker may accept several at once; therefore the test uses the mean over many pools.
     """
     apart_by_chance = 12 * math.comb(11, 5) / 2**11
     apart: list[int] = []
@@ -314,7 +312,9 @@ def test_connections_spread_more_evenly_over_the_workers_than_by_chance(bundles:
         while len(apart) < 8 or (statistics.mean(apart) > 0.75 * apart_by_chance and len(apart) < 60):
             until(lambda: _connections_by_worker(server) == [0, 0], PATIENCE)
             with contextlib.ExitStack() as stack:
-                connections = [stack.enter_context(server.connect()) for _ in range(12)]  # as a pool makes them
+                connections = [
+                    stack.enter_context(server.connect()) for _ in range(12)
+                ]  # like the connections of a pool
                 for connection in connections:
                     connection.sendall(raw_post(b'{"max_tokens": 1}'))
                     assert connection.recv(100).startswith(b"HTTP/1.1 200")
@@ -325,7 +325,7 @@ def test_connections_spread_more_evenly_over_the_workers_than_by_chance(bundles:
 
 
 def _connections_by_worker(server: Server) -> list[int]:
-    """Established connections to the server's port that each worker holds, by the inodes of their sockets."""
+    """Return the number of established connections of each worker, found by the inodes of their sockets."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text("ascii").splitlines()[1:]]
     port = f":{server.port:04X}"
     sockets = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(port) and row[3] == "01"}
@@ -333,19 +333,19 @@ def _connections_by_worker(server: Server) -> list[int]:
 
 
 def _open_files(pid: int) -> Iterator[str]:
-    """Targets of the process's descriptors; those closed meanwhile are left out."""
+    """Return the targets of a process's descriptors, without those closed meanwhile."""
     for file in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             yield str(file.readlink())
 
 
-def test_a_broken_bundle_is_logged(bundles: Path, tmp_path: Path) -> None:
+def test_broken_bundle_is_logged(bundles: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, bundles=bundles) as server:
         assert "broken" in server.client.get("/readyz").json()["failed"]
         assert "bundle broken cannot be served: cell.onnx" in server.log
 
 
-def test_a_load_error_is_told_in_words_of_our_own_and_logged_in_the_librarys(tmp_path: Path) -> None:
+def test_load_error_is_reported_in_plain_words_and_logged_with_the_library_message(tmp_path: Path) -> None:
     folder = tmp_path / "bundles"
     write_tiny_bundle(folder / "letters")
     broken = write_tiny_bundle(folder / "unknown")
@@ -361,7 +361,7 @@ def test_a_load_error_is_told_in_words_of_our_own_and_logged_in_the_librarys(tmp
         assert "No Op registered for Frobnicate" in server.log
 
 
-def test_meari_serve_takes_its_options(bundles: Path, tmp_path: Path) -> None:
+def test_meari_serve_accepts_its_options(bundles: Path, tmp_path: Path) -> None:
     port = free_port()
     arguments = ["serve", "--port", str(port), "--bundles", str(bundles), "--workers", "1"]
     log = tmp_path / "log"
@@ -378,7 +378,7 @@ def test_meari_serve_takes_its_options(bundles: Path, tmp_path: Path) -> None:
         assert process.wait(PATIENCE) == 0
 
 
-def test_two_hundred_connections_are_all_answered(server: Server) -> None:
+def test_two_hundred_connections_all_get_responses(server: Server) -> None:
     barrier = threading.Barrier(100)
 
     def ask(number: int) -> int:

@@ -1,4 +1,4 @@
-"""Settings: all problems at once, the nearest name, nothing guessed."""
+"""Test settings: all problems are reported together, with suggestions for mistyped names."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def problems_of(**environment: str) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
-def test_defaults_hold_where_nothing_is_set() -> None:
+def test_unset_variables_have_their_defaults() -> None:
     settings = load_settings({"PATH": "/bin", "HOST": "", "MEARI_MAX_SLOTS": " "})
     assert (settings.host, settings.port, settings.max_slots) == ("127.0.0.1", 8000, 64)
     assert settings.workers >= 1
 
 
-def test_own_variables_win_over_the_common_ones() -> None:
+def test_meari_variables_override_common_ones() -> None:
     settings = load_settings({"PORT": "1", "HOST": "0.0.0.0", "MEARI_PORT": "2", "MEARI_LOAD_USERS": "3"})
     assert (settings.host, settings.port) == ("0.0.0.0", 2)
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     problems = problems_of(
         PORT="x", MEARI_WORKERS="0", MEARI_MAX_SLOT="3", MEARI_MAX_TIMEOUT_SECONDS="nan", MEARI_LOG_LEVEL="wrning"
     )
@@ -49,7 +49,7 @@ def test_keys_are_never_shown() -> None:
     assert "s3cret" not in repr(load_settings({"MEARI_API_KEYS": "s3cret"}))
 
 
-def test_state_keys_are_long_and_never_shown() -> None:
+def test_state_keys_must_be_long_and_are_never_shown() -> None:
     key = "k3y" * 11
     for wrong in (key[:31], f"{key},short", f"{key},", f"{key} x"):
         [problem] = problems_of(MEARI_STATE_KEY=wrong)
@@ -60,7 +60,7 @@ def test_state_keys_are_long_and_never_shown() -> None:
     assert "k3y" not in repr(settings)
 
 
-def test_contradictions_are_told(tmp_path: Path) -> None:
+def test_contradictory_settings_are_reported(tmp_path: Path) -> None:
     problems = problems_of(
         MEARI_MAX_BODY_BYTES="4096",
         MEARI_MAX_INFLIGHT_BYTES="2048",
@@ -71,7 +71,7 @@ def test_contradictions_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["shakespear", "bundle.new", "folder", "Letters"])
-def test_a_default_model_that_is_no_bundle_is_refused_with_the_nearest(tmp_path: Path, name: str) -> None:
+def test_unknown_default_model_is_refused_with_a_suggestion(tmp_path: Path, name: str) -> None:
     for bundle in ("shakespeare", "letters", "bundle.new"):
         write_tiny_bundle(tmp_path / bundle)
     (tmp_path / "folder").mkdir()
@@ -81,13 +81,13 @@ def test_a_default_model_that_is_no_bundle_is_refused_with_the_nearest(tmp_path:
     assert problem == f"MEARI_DEFAULT_MODEL: got {name!r}, {expected}{hint}"
 
 
-def test_a_bundle_that_is_served_alone_may_be_the_default(tmp_path: Path) -> None:
+def test_single_served_bundle_may_be_the_default(tmp_path: Path) -> None:
     write_tiny_bundle(tmp_path / "letters")
     settings = load_settings({"MEARI_BUNDLES": str(tmp_path / "letters"), "MEARI_DEFAULT_MODEL": "letters"})
     assert settings.default_model == "letters"
 
 
-def test_wrong_settings_end_the_start_without_a_traceback() -> None:
+def test_invalid_settings_end_the_start_without_a_traceback() -> None:
     environment = clean_environment(max_slots="many", max_slotz="3")
     done = subprocess.run(
         command(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -106,7 +106,7 @@ def test_wrong_settings_end_the_start_without_a_traceback() -> None:
     ({"pod/box/cpu.max": "100000 100000"}, 1),
     ({}, None),
 ])  # fmt: skip
-def test_cpus_are_those_that_the_container_is_granted(
+def test_number_of_cpus_respects_the_limit_of_the_container(
     tmp_path: Path, files: dict[str, str], expected: int | None
 ) -> None:
     for name, content in files.items():
@@ -128,7 +128,7 @@ def test_cpus_are_those_that_the_container_is_granted(
         ("vscode-webview://abc", ("vscode-webview://abc",)),
     ],
 )
-def test_origins_are_read_as_browsers_write_them(text: str, origins: tuple[str, ...]) -> None:
+def test_origins_are_normalised_like_in_browsers(text: str, origins: tuple[str, ...]) -> None:
     assert load_settings({"MEARI_CORS_ORIGINS": text}).cors_origins == origins
 
 
@@ -149,7 +149,7 @@ def test_origins_are_read_as_browsers_write_them(text: str, origins: tuple[str, 
         "https://app.example?x",
     ],
 )
-def test_what_is_no_origin_is_refused(text: str) -> None:
+def test_invalid_origin_is_refused(text: str) -> None:
     [problem] = problems_of(MEARI_CORS_ORIGINS=text)
     assert "MEARI_CORS_ORIGINS: got" in problem
     assert "scheme://host" in problem

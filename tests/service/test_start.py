@@ -1,4 +1,4 @@
-"""The start of the service: what it says on a terminal, and how it ends where it cannot start."""
+"""Test the start of the service: its messages on a terminal, and its exit if it cannot start."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def broken(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("make", [False, True], ids=["missing", "empty"])
 @pytest.mark.parametrize("arguments", [SERVE, command()], ids=["meari", "gunicorn"])
-def test_without_bundles_the_start_ends_with_what_to_do(tmp_path: Path, arguments: list[str], make: bool) -> None:
+def test_start_without_bundles_ends_with_advice(tmp_path: Path, arguments: list[str], make: bool) -> None:
     folder = tmp_path / "folder"
     if make:
         folder.mkdir()
@@ -63,7 +63,7 @@ def test_without_bundles_the_start_ends_with_what_to_do(tmp_path: Path, argument
 
 
 @pytest.mark.parametrize("arguments", [SERVE, command()], ids=["meari", "gunicorn"])
-def test_bundles_that_are_all_broken_end_the_start_by_their_names(broken: Path, arguments: list[str]) -> None:
+def test_start_with_only_broken_bundles_ends_with_their_names(broken: Path, arguments: list[str]) -> None:
     done = ended(arguments, bundles=broken)
     assert done.returncode == 2, done.stderr
     first, second, third = without_log(done.stderr)
@@ -81,7 +81,7 @@ def taken_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("arguments", [[*SERVE, "--json"], command()], ids=["meari", "gunicorn"])
-def test_a_taken_port_is_one_line(letters: Path, arguments: list[str]) -> None:
+def test_used_port_is_reported_in_one_line(letters: Path, arguments: list[str]) -> None:
     with taken_port() as port:
         done = ended(arguments, bundles=letters, port=port)
     assert (done.returncode, done.stdout) == (1, "")
@@ -99,13 +99,13 @@ def test_a_taken_port_is_one_line(letters: Path, arguments: list[str]) -> None:
         ("2001:db8::9", r"cannot listen on \[2001:db8::9\]:1: "),
     ],
 )
-def test_a_host_that_is_not_of_this_machine_is_named(host: str, says: str) -> None:
+def test_address_of_another_machine_is_reported(host: str, says: str) -> None:
     with pytest.raises(StartError, match=says):
         check_address(host, 1 if host[0] == "2" else 0)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="whoever is root may listen anywhere")
-def test_a_port_that_this_user_may_not_have_is_said_so() -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may listen on any port")
+def test_forbidden_port_is_reported() -> None:
     with pytest.raises(StartError, match="this user may not listen there"):
         check_address("127.0.0.1", 1)
 
@@ -121,13 +121,13 @@ def test_a_port_that_this_user_may_not_have_is_said_so() -> None:
         ("192.168.1.5", "http://192.168.1.5:8000"),
     ],
 )
-def test_an_address_is_shown_as_one_that_can_be_opened(host: str, shown: str) -> None:
+def test_printed_address_can_be_opened(host: str, shown: str) -> None:
     assert page_address(host, 8000) == shown
 
 
 @contextmanager
 def on_a_terminal(arguments: list[str], **settings: object) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
-    """The process, and a function that reads its terminal up to a line with some text."""
+    """Start the service on a pseudo-terminal; yield the process and a function that reads up to a line with a text."""
     ours, theirs = pty.openpty()
     environment = clean_environment(**settings)
     process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=theirs, stderr=theirs, stdin=theirs)
@@ -139,7 +139,7 @@ def on_a_terminal(arguments: list[str], **settings: object) -> Iterator[tuple[su
             shown.extend(os.read(ours, 65536))
         return shown.decode().splitlines()
 
-    guard = threading.Timer(200, process.kill)  # then the read ends with an error
+    guard = threading.Timer(200, process.kill)  # the read then fails
     guard.start()
     try:
         yield process, read_to
@@ -151,10 +151,10 @@ def on_a_terminal(arguments: list[str], **settings: object) -> Iterator[tuple[su
 
 
 @pytest.mark.parametrize("how", ["meari", "make"])
-def test_a_terminal_is_told_once_and_last_that_the_service_is_ready(letters: Path, how: str) -> None:
+def test_terminal_shows_readiness_once_as_the_last_message(letters: Path, how: str) -> None:
     port = free_port()
     if how == "make" and shutil.which("make") is None:
-        pytest.skip("needs make")
+        pytest.skip("make is not installed")
     arguments = SERVE if how == "meari" else ["make", "--no-print-directory", "serve"]
     with on_a_terminal(arguments, bundles=letters, port=port, workers=3) as (_, read_to):
         lines = read_to(b"Ready: ")
@@ -165,7 +165,7 @@ def test_a_terminal_is_told_once_and_last_that_the_service_is_ready(letters: Pat
         assert "\n".join(read_to(b"/nowhere")).count("Ready: ") == 1
 
 
-def test_a_log_of_json_is_not_mixed_with_it(letters: Path) -> None:
+def test_json_log_has_no_terminal_messages(letters: Path) -> None:
     port = free_port()
     with on_a_terminal(SERVE, bundles=letters, port=port, workers=1, log_format="json") as (_, read_to):
         read_to(b"serving letters")

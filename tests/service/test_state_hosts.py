@@ -1,4 +1,4 @@
-"""State tokens under real gunicorn: which workers and hosts take them, and that the key stays where it is."""
+"""Test state tokens under real gunicorn: acceptance by workers and hosts, and secrecy of the key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.service.running import Server, running_server
 NO_END = {"logit_bias": {"0": -100}}
 
 
-def test_a_state_is_good_on_every_worker_and_every_host_with_the_key(bundles: Path, tmp_path: Path) -> None:
+def test_state_is_valid_on_every_worker_and_host_with_the_key(bundles: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"bundles": bundles, "default_model": "flat", "state_key": "k" * 40}
     request: dict[str, Any] = {"max_tokens": 10, "return_state": True, **NO_END}
     with running_server(tmp_path, workers=2, **settings) as server, running_server(tmp_path, **settings) as other:
@@ -23,7 +23,7 @@ def test_a_state_is_good_on_every_worker_and_every_host_with_the_key(bundles: Pa
                 assert first["text"] + rest["choices"][0]["text"] == whole
 
 
-def test_the_workers_of_a_host_agree_without_a_key_until_it_starts_anew(bundles: Path, tmp_path: Path) -> None:
+def test_workers_without_a_configured_key_share_one_until_a_restart(bundles: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"bundles": bundles, "default_model": "flat", "workers": 2}
     with running_server(tmp_path, **settings) as server:
         state = server.post("/generate", return_state=True).json()["choices"][0]["state"]
@@ -35,11 +35,11 @@ def test_the_workers_of_a_host_agree_without_a_key_until_it_starts_anew(bundles:
 
 
 def _on_a_new_connection(server: Server, body: dict[str, Any]) -> Any:
-    """The kernel picks the worker anew for each connection."""
+    """Send a request on a new connection, for which the kernel picks a worker."""
     return server.client.post("/generate", json=body, headers={"Connection": "close"}).json()
 
 
-def test_the_key_is_in_no_answer_and_no_log(bundles: Path, tmp_path: Path) -> None:
+def test_key_is_in_no_response_and_no_log(bundles: Path, tmp_path: Path) -> None:
     key = "q7" * 20
     with running_server(tmp_path, bundles=bundles, default_model="flat", state_key=key, log_level="debug") as server:
         answers = [

@@ -1,4 +1,4 @@
-"""State as a value, over HTTP: a text that is run in parts is the text that is run at once, bit for bit."""
+"""Test state tokens over HTTP: a text run in parts equals the text run at once, bit for bit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlaskClient]:
-    """Two released models: characters, and byte-level pieces of Korean."""
+    """Make an application with two released models: characters, and byte-level pieces of Korean."""
     folder = tmp_path_factory.mktemp("released")
     for name in RELEASED:
         (folder / name).symlink_to(ROOT / "bundles" / name)
@@ -47,7 +47,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlaskClient]:
 
 
 def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """One choice out of the choices of several answers that continue one another."""
+    """Join the choices of successive responses into one."""
     return {
         "text": "".join(part["text"] for part in parts),
         "tokens": [token for part in parts for token in part["tokens"]],
@@ -64,7 +64,7 @@ def only(choice: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("model", "prompt"), [(RELEASED[0], "ROMEO:\n"), (RELEASED[1], "이 영화는 😀 "), (RELEASED[1], "")]
 )
-def test_parts_joined_are_the_whole(
+def test_text_generated_in_parts_equals_the_whole(
     released: FlaskClient, model: str, prompt: str, sampling: dict[str, Any], again: bool
 ) -> None:
     request: dict[str, Any] = {"model": model, "logprobs": 3, **sampling}
@@ -84,7 +84,7 @@ def test_parts_joined_are_the_whole(
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
 @pytest.mark.parametrize("form", ["NFC", "NFD", "NFKD"])
-def test_a_stop_in_any_form_of_unicode_is_found(released: FlaskClient, path: str, form: Any) -> None:
+def test_stop_string_matches_in_every_unicode_normalisation(released: FlaskClient, path: str, form: Any) -> None:
     request: dict[str, Any] = {"model": RELEASED[1], "max_tokens": 20, "seed": 4, "prompt": "이 영화는"}
     [whole] = post(released, path, **request)["choices"]
     word = next(word for word in whole["text"].split()[1:] if len(word) > 1)
@@ -100,7 +100,7 @@ def test_a_stop_in_any_form_of_unicode_is_found(released: FlaskClient, path: str
 
 
 @pytest.mark.parametrize("model", ["bytes", "noise", "words", "flat"])
-def test_parts_of_every_length_join(client: FlaskClient, model: str) -> None:
+def test_parts_of_every_length_join_to_the_whole(client: FlaskClient, model: str) -> None:
     request: dict[str, Any] = {"model": model, "logprobs": 1, **NO_END}
     whole = post(client, "/generate", max_tokens=10, seed=3, **request)["choices"][0]
     for length in range(1, 10):
@@ -109,7 +109,7 @@ def test_parts_of_every_length_join(client: FlaskClient, model: str) -> None:
         assert joined([begun, rest]) == only(whole)
 
 
-def test_token_by_token_the_bytes_of_a_character_come_out_whole(client: FlaskClient) -> None:
+def test_character_generated_byte_by_byte_is_whole(client: FlaskClient) -> None:
     request: dict[str, Any] = {"model": "bytes", "temperature": 0, "max_tokens": 1, "return_state": True}
     choice = post(client, "/generate", **request)["choices"][0]
     pieces = [choice["text"]]
@@ -120,7 +120,7 @@ def test_token_by_token_the_bytes_of_a_character_come_out_whole(client: FlaskCli
     assert pieces == ["", "é", "", "", "", "😀", "", "", "한", "!", ""]
 
 
-def test_a_prompt_after_a_state_is_appended(released: FlaskClient, client: FlaskClient) -> None:
+def test_prompt_after_a_state_is_appended(released: FlaskClient, client: FlaskClient) -> None:
     request: dict[str, Any] = {"model": RELEASED[0], "max_tokens": 20, "logprobs": 0, "seed": 1}
     whole = post(released, "/generate", prompt="ROMEO:\nBut soft", **request)
     state = post(released, "/score", model=RELEASED[0], text="ROMEO:\nBut", return_state=True)["results"][0]["state"]
@@ -149,7 +149,7 @@ def test_scores_of_parts_add_up_to_the_whole(released: FlaskClient, model: str, 
         answer = post(released, "/score", text=text[place:], state=first["state"], return_state=True, **request)
         [rest] = answer["results"]
         if [token["id"] for token in first["tokens"] + rest["tokens"]] != ids:
-            continue  # the tokenizer cuts the parts otherwise
+            continue  # the tokenizer splits the parts differently
         figures = [(token["logprob"], token["rank"], token["top"]) for token in first["tokens"] + rest["tokens"]]
         assert figures == [(token["logprob"], token["rank"], token["top"]) for token in expected["tokens"]]
         assert first["logprob"] + rest["logprob"] == pytest.approx(expected["logprob"], rel=1e-12)
@@ -157,7 +157,7 @@ def test_scores_of_parts_add_up_to_the_whole(released: FlaskClient, model: str, 
         assert answer["usage"]["scored_tokens"] == len(rest["tokens"])
 
 
-def test_a_state_scores_like_a_context(released: FlaskClient) -> None:
+def test_state_scores_like_a_context(released: FlaskClient) -> None:
     request: dict[str, Any] = {"model": RELEASED[0], "texts": ["Romeo", "Rome", "", "Romeo, Romeo"], "tokens": True}
     expected = post(released, "/score", context="O Romeo, ", **request)
     state = post(released, "/score", model=RELEASED[0], text="O Romeo, ", return_state=True)["results"][0]["state"]
@@ -165,7 +165,7 @@ def test_a_state_scores_like_a_context(released: FlaskClient) -> None:
     assert found["results"] == expected["results"]
 
 
-def test_every_scored_text_has_a_state_of_its_own(released: FlaskClient) -> None:
+def test_every_scored_text_has_its_own_state(released: FlaskClient) -> None:
     texts = ["a", "ab", "a", "", "b"]
     together = post(released, "/score", model=RELEASED[0], texts=texts, return_state=True)["results"]
     alone = [post(released, "/score", model=RELEASED[0], text=t, return_state=True)["results"][0] for t in texts]
@@ -174,14 +174,14 @@ def test_every_scored_text_has_a_state_of_its_own(released: FlaskClient) -> None
     assert "state" not in post(released, "/score", model=RELEASED[0], text="a")["results"][0]
 
 
-def test_the_end_token_is_not_part_of_a_scored_texts_state(released: FlaskClient) -> None:
+def test_state_of_a_scored_text_excludes_the_end_token(released: FlaskClient) -> None:
     request: dict[str, Any] = {"model": RELEASED[0], "text": "ab", "return_state": True}
     with_end, without = (post(released, "/score", add_end=end, **request)["results"][0] for end in (True, False))
     assert with_end["state"] == without["state"]
 
 
 @pytest.mark.parametrize("more", [{}, {"n": 3}, {"stop": ["e", "o"]}, {"num_beams": 3, "n": 2, "seed": 5}])
-def test_a_stream_gives_the_same_states_at_the_end_of_each_choice(released: FlaskClient, more: dict[str, Any]) -> None:
+def test_stream_gives_the_same_states_at_the_end_of_each_choice(released: FlaskClient, more: dict[str, Any]) -> None:
     request: dict[str, Any] = {"model": RELEASED[0], "seed": 5, "max_tokens": 30, "return_state": True, **more}
     whole = post(released, "/generate", **request)["choices"]
     *events, _ = sse(released, **request)
@@ -190,21 +190,21 @@ def test_a_stream_gives_the_same_states_at_the_end_of_each_choice(released: Flas
     assert {c["index"]: c["state"] for c in choices if "state" in c} == {c["index"]: c["state"] for c in whole}
 
 
-def test_a_state_stands_after_the_token_that_completed_a_stop(client: FlaskClient) -> None:
+def test_state_includes_the_token_that_completes_a_stop_string(client: FlaskClient) -> None:
     request: dict[str, Any] = {"temperature": 0, "max_tokens": 10, "return_state": True}
     first = post(client, "/generate", stop="cd", **request)["choices"][0]
     assert first["text"] == "ab"
     assert post(client, "/generate", state=first["state"], **request)["choices"][0]["text"] == "efghijklmn"
 
 
-def test_after_the_end_a_new_text_begins(client: FlaskClient) -> None:
+def test_state_after_the_end_begins_a_new_text(client: FlaskClient) -> None:
     request: dict[str, Any] = {"temperature": 0, "max_tokens": 3, "return_state": True}
     ended = post(client, "/generate", prompt="xy", **request)["choices"][0]
     assert (ended["text"], ended["finish_reason"]) == ("z", "end")
     assert post(client, "/generate", state=ended["state"], **request)["choices"][0]["text"] == "abc"
 
 
-def test_a_generation_that_timed_out_can_go_on(bundles: Path) -> None:
+def test_timed_out_generation_can_be_continued(bundles: Path) -> None:
     app = create_app(Settings(bundles=bundles, workers=1, log_level="error", max_tokens=1_000_000))
     client = app.test_client()
     assert app.extensions["meari"].registry.wait_loaded(PATIENCE)
@@ -218,7 +218,7 @@ def test_a_generation_that_timed_out_can_go_on(bundles: Path) -> None:
     app.extensions["meari"].registry.stop()
 
 
-def test_a_state_brings_its_seed_unless_it_never_had_one(client: FlaskClient) -> None:
+def test_state_of_a_generation_carries_its_seed(client: FlaskClient) -> None:
     request: dict[str, Any] = {"model": "flat", "max_tokens": 5, "return_state": True}
     state = post(client, "/generate", seed=12, **request)["choices"][0]["state"]
     assert [post(client, "/generate", state=state, **request)["seed"] for _ in range(2)] == [12, 12]
@@ -229,25 +229,25 @@ def test_a_state_brings_its_seed_unless_it_never_had_one(client: FlaskClient) ->
     assert len({post(client, "/generate", state=never, **request)["seed"] for _ in range(2)}) == 2
 
 
-def test_states_of_samples_go_different_ways(client: FlaskClient) -> None:
+def test_states_of_samples_have_different_continuations(client: FlaskClient) -> None:
     request: dict[str, Any] = {"model": "flat", "max_tokens": 30, **NO_END}
     first = post(client, "/generate", n=3, seed=1, return_state=True, **request)["choices"]
     forked = [post(client, "/generate", n=2, state=c["state"], **request)["choices"] for c in first]
     assert len({choice["text"] for choices in forked for choice in choices}) == 6
 
 
-def test_a_state_can_be_used_often_and_is_never_used_up(client: FlaskClient) -> None:
+def test_state_can_be_used_any_number_of_times(client: FlaskClient) -> None:
     state = post(client, "/generate", model="flat", seed=1, return_state=True)["choices"][0]["state"]
     answers = [post(client, "/generate", model="flat", state=state, max_tokens=8)["choices"] for _ in range(3)]
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_only_what_was_asked_for_is_there(client: FlaskClient) -> None:
+def test_states_are_returned_only_on_request(client: FlaskClient) -> None:
     assert "state" not in post(client, "/generate", max_tokens=1)["choices"][0]
     assert isinstance(post(client, "/generate", max_tokens=1, return_state=True)["choices"][0]["state"], str)
 
 
-def test_no_state_is_longer_than_the_model_says(released: FlaskClient) -> None:
+def test_state_is_at_most_as_long_as_the_model_states(released: FlaskClient) -> None:
     for model in RELEASED:
         limit = released.get(f"/models/{model}").get_json()["limits"]["max_state_chars"]
         request: dict[str, Any] = {"model": model, "text": "".join(map(chr, range(32, 2000))), "return_state": True}
@@ -259,7 +259,7 @@ def test_no_state_is_longer_than_the_model_says(released: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/generate", "/score"])
-def test_a_foreign_or_forged_state_is_refused_by_name(client: FlaskClient, bundles: Path, path: str) -> None:
+def test_foreign_or_forged_state_is_refused(client: FlaskClient, bundles: Path, path: str) -> None:
     body: dict[str, Any] = {"text": "a"} if path == "/score" else {}
     state = post(client, "/generate", model="flat", return_state=True)["choices"][0]["state"]
     other = create_app(Settings(bundles=bundles, default_model="flat", workers=1, log_level="error"))
@@ -281,7 +281,7 @@ def test_a_foreign_or_forged_state_is_refused_by_name(client: FlaskClient, bundl
     other.extensions["meari"].registry.stop()
 
 
-def test_beams_give_the_best_first_and_states_to_go_on_from(released: FlaskClient) -> None:
+def test_beams_are_ordered_best_first_with_states(released: FlaskClient) -> None:
     request: dict[str, Any] = {
         "model": RELEASED[0],
         "prompt": "ROMEO:\n",
@@ -306,7 +306,7 @@ def test_beams_give_the_best_first_and_states_to_go_on_from(released: FlaskClien
         assert greedy[0] == greedy[1]
 
 
-def test_beams_come_whole_in_a_stream(released: FlaskClient) -> None:
+def test_stream_has_whole_beams(released: FlaskClient) -> None:
     request: dict[str, Any] = {"model": RELEASED[0], "num_beams": 3, "n": 2, "max_tokens": 12, "logprobs": 1, "seed": 1}
     *events, _ = sse(released, **request)
     assert [choice for event in events for choice in event["choices"]] == post(released, "/generate", **request)[
@@ -314,7 +314,7 @@ def test_beams_come_whole_in_a_stream(released: FlaskClient) -> None:
     ]
 
 
-def test_a_prompt_seen_before_is_taken_from_the_cache(released: FlaskClient) -> None:
+def test_repeated_prompt_comes_from_the_cache(released: FlaskClient) -> None:
     prompt = "The old mill by the river was quiet"
     request: dict[str, Any] = {"model": RELEASED[0], "prompt": prompt, "seed": 1, "logprobs": 1}
     cold, warm = (post(released, "/generate", **request) for _ in range(2))

@@ -1,4 +1,4 @@
-"""POST /states: the state after each token, as it would be if the text ended there."""
+"""Test POST /states, which returns the state after each token."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def post(client: FlaskClient, status: int = 200, **body: Any) -> Any:
     return response.get_json()
 
 
-def test_the_state_is_told_after_every_token_and_each_is_run_once(client: FlaskClient) -> None:
+def test_states_of_all_tokens_are_returned_with_one_run_each(client: FlaskClient) -> None:
     answer = post(client, text="abcd")
     assert answer["tokens"] == [{"id": 2 + i, "text": letter} for i, letter in enumerate("abcd")]
-    # This bundle's state counts its steps; the boundary token was the first.
+    # This bundle's state counts its steps, beginning with the boundary token.
     assert answer["tensors"] == [{"name": "count", "size": 1, "units": [0], "values": [[2], [3], [4], [5]]}]
     assert answer["usage"] == {"computed_tokens": 5}
 
 
-def test_no_text_has_no_states(client: FlaskClient) -> None:
+def test_empty_text_has_no_states(client: FlaskClient) -> None:
     assert post(client, text="") == {
         "model": "letters",
         "tokens": [],
@@ -52,7 +52,7 @@ def test_no_text_has_no_states(client: FlaskClient) -> None:
         ({"text": "a", "model": "nothing"}, 404, "nothing"),
     ],
 )
-def test_what_is_too_much_or_unknown_is_named(
+def test_invalid_units_and_tensors_are_reported(
     client: FlaskClient, body: dict[str, Any], status: int, message: str
 ) -> None:
     assert message in post(client, status, **body)["error"]["message"]
@@ -68,7 +68,7 @@ def released() -> Iterator[Flask]:
 
 
 @pytest.mark.parametrize("model", ["shakespeare-rnn", "shakespeare-lstm", "shakespeare-esn", "nsmc-lstm"])
-def test_released_models_tell_the_states_that_their_state_tokens_hold(released: Flask, model: str) -> None:
+def test_states_of_released_models_match_their_state_tokens(released: Flask, model: str) -> None:
     client = released.test_client()
     text = "정말 좋은 영화" if model == "nsmc-lstm" else "To be, or"
     answer = post(client, model=model, text=text, units=128)
@@ -76,7 +76,7 @@ def test_released_models_tell_the_states_that_their_state_tokens_hold(released: 
     assert [(each["name"], each["size"]) for each in answer["tensors"]] == [
         (each["name"], int(np.prod(each["shape"]))) for each in described
     ]
-    # A state token's floats are the state before its last token: that of the text is told for the last token but one.
+    # A state token holds the state before its last token, which /states returns for the last token but one.
     token = client.post("/score", json={"model": model, "text": text, "return_state": True}).get_json()["results"][0]
     data = base64.urlsafe_b64decode(token["state"] + "=" * (-len(token["state"]) % 4))
     for tensor in answer["tensors"]:

@@ -1,4 +1,4 @@
-"""Workers know of one another how many connections they hold."""
+"""Test that workers share their numbers of connections."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from meari.service.workers import ConnectionBalance
         ([5, 9, 5], False),
     ],
 )
-def test_who_has_clearly_more_than_another(held: list[int], has_more: bool) -> None:
+def test_worker_with_clearly_more_connections_is_found(held: list[int], has_more: bool) -> None:
     balance = ConnectionBalance()
     for worker, count in enumerate(held, 1):
         balance.note(worker, count)
     assert balance.has_clearly_more(1) is has_more
 
 
-def test_a_worker_that_has_ended_does_not_count() -> None:
+def test_ended_worker_does_not_count() -> None:
     balance = ConnectionBalance()
     balance.note(1, 5)
     balance.note(2, 0)
@@ -41,7 +41,7 @@ def test_a_worker_that_has_ended_does_not_count() -> None:
     assert not balance.has_clearly_more(1)
 
 
-def test_processes_see_one_another() -> None:
+def test_processes_read_the_counts_of_one_another() -> None:
     balance = ConnectionBalance()
     balance.note(1, 5)
     child = os.fork()
@@ -55,13 +55,13 @@ def test_processes_see_one_another() -> None:
 @pytest.mark.parametrize(
     ("soft", "hard", "allowed", "left_as"),
     [
-        (200, 2000, 1000, 1064),  # asked for as much as is needed
-        (200, 500, 436, 500),  # as much as there is
+        (200, 2000, 1000, 1064),  # raised to the needed number
+        (200, 500, 436, 500),  # raised to the hard limit
         (1500, 2000, 1000, 1500),
         (40, 40, 1, 40),
     ],
 )
-def test_a_worker_holds_as_many_connections_as_it_may_have_files(
+def test_limit_of_open_files_bounds_the_connections_of_a_worker(
     soft: int, hard: int, allowed: int, left_as: int
 ) -> None:
     program = (

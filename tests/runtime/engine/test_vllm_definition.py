@@ -177,7 +177,7 @@ def test_tokens_tied_with_the_kth_are_kept() -> None:
 
 
 def test_min_p_is_applied_before_top_p() -> None:
-    """Of 0.4, 0.35 and 0.25, min_p 0.7 keeps two and top_p 0.52 then one; top_p first would keep both."""
+    """Sample from 0.4, 0.35 and 0.25: min_p 0.7 keeps two and top_p 0.52 then one; top_p first would keep both."""
     for size in SIZES:
         logits = np.full(size, -40.0, np.float32)
         logits[:3] = np.log([0.4, 0.35, 0.25])

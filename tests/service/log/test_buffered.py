@@ -1,4 +1,4 @@
-"""Lines of the log: at once where there are few, together where there are many."""
+"""Test the buffered log: single lines are written at once, many lines together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from meari.service.log import MAX_LINES, WAIT_SECONDS, BufferedLines
 
 
 class Stream(io.StringIO):
-    """Counts how often it is written to."""
+    """Stream that counts its writes."""
 
     num_writes = 0
 
@@ -39,14 +39,14 @@ def log() -> Log:
     return Log()
 
 
-def test_a_line_that_comes_alone_is_written_at_once(log: Log) -> None:
+def test_single_line_is_written_at_once(log: Log) -> None:
     log.add("one")
     log.now += WAIT_SECONDS
     log.add("two")
     assert log.stream.lines == ["one", "two"]
 
 
-def test_lines_that_come_fast_are_written_together_and_in_order(log: Log) -> None:
+def test_frequent_lines_are_written_together_in_order(log: Log) -> None:
     log.add("first")
     for number in range(MAX_LINES):
         assert log.stream.num_writes == 1
@@ -55,14 +55,14 @@ def test_lines_that_come_fast_are_written_together_and_in_order(log: Log) -> Non
     assert log.stream.num_writes == 2
 
 
-def test_a_warning_does_not_wait_nor_overtake(log: Log) -> None:
+def test_warning_is_written_at_once_after_earlier_lines(log: Log) -> None:
     log.add("one")
     log.add("two")
     log.add("three", logging.WARNING)
     assert log.stream.lines == ["one", "two", "three"]
 
 
-def test_what_waits_is_written_when_asked_for(log: Log) -> None:
+def test_flush_writes_buffered_lines(log: Log) -> None:
     log.add("one")
     log.add("two")
     log.handler.flush()

@@ -1,4 +1,4 @@
-"""A record as a line: JSON where a program reads it, words where a person does, and never what a request said."""
+"""Test the formats of log records: JSON for programs, words for people, and no content of requests."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ def line(**noted: object) -> RequestLine:
     return made
 
 
-def test_a_line_of_json_has_time_level_logger_process_and_message() -> None:
+def test_json_line_has_time_level_logger_process_and_message() -> None:
     members = json.loads(JsonFormat().format(record("two\nlines of %s", "ü한")))
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", members.pop("time"))
     assert members == {"level": "error", "logger": "service.x", "process": os.getpid(), "message": "two\nlines of ü한"}
 
 
-def test_a_line_of_json_is_one_line_for_every_reader() -> None:
+def test_json_line_contains_no_line_separator() -> None:
     [line] = JsonFormat().format(record("a\u2028b\u2029c\x85d")).splitlines()
     assert json.loads(line)["message"] == "a\u2028b\u2029c\x85d"
 
 
-def test_what_no_unicode_is_becomes_json_all_the_same() -> None:
+def test_lone_surrogates_are_written_as_valid_json() -> None:
     assert json.loads(JsonFormat().format(record("a file called \udcff")))["message"] == "a file called \udcff"
 
 
 @pytest.mark.parametrize("format_", [JsonFormat(), TextFormat()], ids=["json", "text"])
-def test_an_exception_that_may_quote_a_request_tells_its_types_and_places(format_: logging.Formatter) -> None:
+def test_exception_that_may_quote_a_request_is_logged_with_types_and_locations_only(format_: logging.Formatter) -> None:
     told = format_.format(record("it failed", error=raised(), **MAY_QUOTE))
     assert SECRET not in told
     assert "ValueError" in told
@@ -70,7 +70,7 @@ def test_an_exception_that_may_quote_a_request_tells_its_types_and_places(format
     assert format_.format(record("it failed", error=raised())).count(SECRET) >= 2
 
 
-def test_a_request_is_one_line_of_words_for_a_person() -> None:
+def test_request_is_one_line_of_words_in_the_text_format() -> None:
     noted = line(
         model="letters", work=Work(3, 1, 4, 0, ("end",)), total_seconds=0.0125, error=Overloaded("no room here")
     )
@@ -91,7 +91,7 @@ def test_a_request_is_one_line_of_words_for_a_person() -> None:
     ({"status": 200, "aborted": True}, RequestOutcome.ABORTED, "INFO"),
     ({"status": 499, "aborted": True}, RequestOutcome.ABORTED, "INFO"),
 ])  # fmt: skip
-def test_outcome_and_level_say_whose_fault_it_was(
+def test_outcome_and_level_depend_on_whose_fault_an_error_is(
     noted: dict[str, object], outcome: RequestOutcome, level: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     access = logging.getLogger("meari.service.access")
@@ -105,7 +105,7 @@ def test_outcome_and_level_say_whose_fault_it_was(
     assert [found.levelname for found in caplog.records][:1] == [level]
 
 
-def test_a_path_is_one_word_of_ascii() -> None:
+def test_path_is_logged_as_one_ascii_word() -> None:
     assert line(path="/a b\n한" + "x" * 500).quoted_path.startswith("/a%20b%0A%ED%95%9C")
     assert len(line(path="x" * 500).quoted_path) == 200
 
@@ -116,7 +116,7 @@ def test_a_path_is_one_word_of_ascii() -> None:
     ("json", True, True),
     ("text", False, False),
 ])  # fmt: skip
-def test_a_terminal_gets_words_and_everything_else_json(line_format: str, on_terminal: bool, is_json: bool) -> None:
+def test_terminal_gets_words_and_other_outputs_json(line_format: str, on_terminal: bool, is_json: bool) -> None:
     code = f"import meari.service.log as l, logging; l.configure_logging('info', {line_format!r}); "
     code += "logging.getLogger('meari.service.x').info('hello')"
     reader, writer = pty.openpty() if on_terminal else os.pipe()

@@ -1,4 +1,4 @@
-"""Whatever clients do, the log has no error and no traceback of it, and what is answered is the one error body."""
+"""Test that clients cause no errors or tracebacks in the log, and that every error response has the error body."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.service.test_server import ENDLESS, metric, raw_post, until
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\n"
 LONG = b"a" * 9000
-MAX_CONNECTIONS, RESERVE_THREADS = 1000, 32  # as gunicorn_conf.py has them
+MAX_CONNECTIONS, RESERVE_THREADS = 1000, 32  # the values of gunicorn_conf.py
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def complaints(server: Server) -> list[dict[str, Any]]:
 
 
 def reset(connection: socket.socket) -> None:
-    """Close with a reset."""
+    """Close the connection with a reset."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
@@ -85,18 +85,18 @@ def error_of(answer: bytes) -> tuple[int, dict[str, Any], bytes]:
         (HEAD + b"Transfer-Encoding: br, chunked\r\n\r\n", 501, "not_implemented"),
         (HEAD + b"Content-Length: x\r\n\r\n", 400, "invalid_request"),
         (HEAD + b"Content-Length: -1\r\n\r\n", 400, "invalid_request"),
-        (HEAD + b"Content-Len", 400, "invalid_request"),  # and the end
+        (HEAD + b"Content-Len", 400, "invalid_request"),  # end of the stream
         (raw_post(b"zz\r\n", b"Transfer-Encoding: chunked"), 400, "invalid_request"),
         (raw_post(b"5\r\nab", b"Transfer-Encoding: chunked"), 400, "invalid_request"),
         (raw_post(b'{"pro', b"Content-Length: 50"), 400, "invalid_request"),
     ],
 )
-def test_what_is_no_proper_http_gets_the_one_error_body(server: Server, sent: bytes, status: int, code: str) -> None:
+def test_malformed_http_gets_the_error_body(server: Server, sent: bytes, status: int, code: str) -> None:
     with server.connect() as connection:
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
         answer = received(connection)
-    if not code:  # what gunicorn leaves out is as if it had never come
+    if not code:  # gunicorn drops these headers
         return
     found, error, head = error_of(answer)
     assert (found, error["code"]) == (status, code), answer
@@ -109,7 +109,7 @@ def test_what_is_no_proper_http_gets_the_one_error_body(server: Server, sent: by
     assert complaints(server) == []
 
 
-def test_malformed_http_under_v1_has_the_body_of_openai(server: Server) -> None:
+def test_malformed_http_under_v1_gets_the_error_body_of_openai(server: Server) -> None:
     with server.connect() as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: br, chunked\r\n\r\n")
         _, error, _ = error_of(received(connection))
@@ -117,7 +117,7 @@ def test_malformed_http_under_v1_has_the_body_of_openai(server: Server) -> None:
     assert error["message"] == "Transfer-Encoding: got br, chunked, expected chunked or none"
 
 
-def test_a_tls_client_on_the_plain_port_is_told_at_once(server: Server) -> None:
+def test_tls_client_on_the_plain_port_gets_an_immediate_error(server: Server) -> None:
     context = ssl.create_default_context()
     with server.connect() as connection, pytest.raises(ssl.SSLError):
         context.wrap_socket(connection, server_hostname="localhost")
@@ -133,7 +133,7 @@ def half_heads(server: Server) -> Iterator[socket.socket]:
 
 
 def dripped(connection: socket.socket) -> bytes:
-    """What comes while a byte is sent now and then."""
+    """Send bytes slowly and return the response."""
     connection.settimeout(0.3)
     answer = b""
     with contextlib.suppress(ConnectionError):
@@ -148,7 +148,7 @@ def dripped(connection: socket.socket) -> bytes:
     return answer
 
 
-def test_half_a_head_and_then_silence_is_answered_and_is_no_error(server: Server) -> None:
+def test_incomplete_head_times_out_with_a_response_and_without_an_error(server: Server) -> None:
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(connection) for connection in half_heads(server)]
         drip = stack.enter_context(server.connect())
@@ -225,7 +225,7 @@ def gone_at_once(server: Server) -> None:
         gone_at_once,
     ],
 )
-def test_clients_that_break_off_are_no_errors(server: Server, leave: Callable[[Server], None]) -> None:
+def test_aborted_connections_are_not_errors(server: Server, leave: Callable[[Server], None]) -> None:
     for _ in range(3):
         leave(server)
         until(lambda: metric(server, "meari_running_sequences") == 0)
@@ -233,7 +233,7 @@ def test_clients_that_break_off_are_no_errors(server: Server, leave: Callable[[S
     assert complaints(server) == []
 
 
-def test_clients_that_do_not_close_hold_up_nobody(server: Server) -> None:
+def test_clients_that_do_not_close_do_not_delay_others(server: Server) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(30):
             connection = stack.enter_context(server.connect())
@@ -243,13 +243,13 @@ def test_clients_that_do_not_close_hold_up_nobody(server: Server) -> None:
         assert httpx.get(address, trust_env=False, timeout=30).status_code == 200, "not two seconds for each of them"
 
 
-def test_a_body_that_nobody_wanted_and_that_is_malformed_has_one_answer(server: Server) -> None:
+def test_unread_malformed_body_gets_one_response(server: Server) -> None:
     with server.connect() as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
         assert received(connection).count(b"HTTP/1.1 ") == 1
 
 
-def test_a_client_that_waits_to_be_told_to_go_on_is_told(server: Server) -> None:
+def test_expect_header_gets_100_continue(server: Server) -> None:
     body = b'{"prompt": "w", "temperature": 0}'
     head = raw_post(b"", b"Expect: 100-Continue", b"Content-Length: %d" % len(body), b"Connection: close")
     with server.connect() as connection:
@@ -268,7 +268,7 @@ def test_a_client_that_waits_to_be_told_to_go_on_is_told(server: Server) -> None
         (b"/healthz", b"Content-Length: 99", 405),
     ],
 )
-def test_a_client_that_waits_is_refused_without_being_told_to_go_on(
+def test_refused_request_with_an_expect_header_gets_no_100_continue(
     server: Server, path: bytes, header: bytes, status: int
 ) -> None:
     with server.connect() as connection:
@@ -281,13 +281,13 @@ def test_a_client_that_waits_is_refused_without_being_told_to_go_on(
     assert b"100 Continue" not in answer
 
 
-def test_an_upgrade_to_another_protocol_is_not_taken(server: Server) -> None:
+def test_upgrade_to_another_protocol_is_ignored(server: Server) -> None:
     headers = {"Connection": "Upgrade", "Upgrade": "websocket"}
     assert server.client.get("/healthz", headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["//generate", "/%2fgenerate", "/v1%2Fcompletions", "/nowhere"])
-def test_a_path_of_no_route_is_logged_as_it_came(server: Server, path: str) -> None:
+def test_unknown_path_is_logged_verbatim(server: Server, path: str) -> None:
     name = path.translate({ord("/"): ".", ord("%"): "."})
     with server.connect() as connection:
         connection.sendall(raw_post(b"", b"X-Request-Id: %b" % name.encode(), b"Connection: close", path=path.encode()))
@@ -314,7 +314,7 @@ def test_idle_connections_give_way_to_new_clients(letters: Path, tmp_path: Path)
         server = stack.enter_context(running_server(tmp_path, bundles=letters, max_requests=1))
         server.client.close()
         held = [stack.enter_context(server.connect()) for _ in range(limit)]
-        for connection in held[100:]:  # the first hundred say nothing at all
+        for connection in held[100:]:  # the first hundred send nothing
             connection.sendall(ask)
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
         for _ in range(10):
@@ -325,23 +325,24 @@ def test_idle_connections_give_way_to_new_clients(letters: Path, tmp_path: Path)
         for connection in held:
             readable.register(connection, select.POLLIN)
         closed = {number for number, _ in readable.poll(0)}
-        assert 1 <= len(closed) <= 200  # not all, as when their time is up
+        assert 1 <= len(closed) <= 200  # not all of them, unlike after a timeout
         assert held[0].fileno() in closed
         held[-1].sendall(ask)
         assert held[-1].recv(65536).startswith(b"HTTP/1.1 200 OK")
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
-def test_more_clients_than_there_may_be_files_wait_and_end_no_worker(server: Server) -> None:
+def test_clients_beyond_the_limit_of_open_files_wait_without_ending_a_worker(server: Server) -> None:
     [worker] = {line["process"] for line in lines(server) if line["logger"] == "service.access"}
     limits = resource.prlimit(worker, resource.RLIMIT_NOFILE)
-    assert server.client.get("/healthz").status_code == 200  # whose connection stays
+    assert server.client.get("/healthz").status_code == 200  # this connection stays open
     with contextlib.ExitStack() as stack:
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (64, limits[1]))
         stack.callback(resource.prlimit, worker, resource.RLIMIT_NOFILE, limits)
         for _ in range(100):
             stack.enter_context(server.connect())
-        refused = "no connection can be taken: Too many open files"  # told every 50 ms; the metrics look every 500
+        # The worker logs this every 50 ms; the metrics try every 500 ms.
+        refused = "no connection can be taken: Too many open files"
         until(lambda: server.log.count(refused) >= 40)
         assert server.client.get("/healthz").status_code == 200
     with server.connect() as connection:

@@ -1,4 +1,4 @@
-"""The log of a real service: every line JSON, one line a request, and no text of any request unless that is wanted."""
+"""Test the log of a real service: JSON, one line for each request, and texts only if a setting enables them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.service.running import Server, events, running_server
 from tests.service.test_server import ENDLESS, metric, raw_post, until
 
 PROMPT = "abcdefgh"
-WRITTEN = "ijklmnopqrstuvwxyz"  # what the model of letters goes on with
+WRITTEN = "ijklmnopqrstuvwxyz"  # the continuation by the model of letters
 KEY, STATE_KEY = "key-of-a-caller", "k3y" * 11
 
 
@@ -30,12 +30,12 @@ def server(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def lines(server: Server) -> list[dict[str, Any]]:
-    """Every line that is whole."""
+    """Return all complete lines."""
     return [json.loads(line) for line in server.log.split("\n")[:-1]]
 
 
 def line_of(server: Server, request_id: str) -> dict[str, Any]:
-    """The one line of a request, once it is there."""
+    """Wait for the line of a request and return it."""
     until(lambda: request_id in server.log)
     [found] = [line for line in lines(server) if line.get("request_id") == request_id]
     return found
@@ -47,7 +47,7 @@ def ask(server: Server, path: str, request_id: str, **body: Any) -> Any:
     return response
 
 
-def test_the_line_of_a_generation_says_what_its_answer_does(server: Server) -> None:
+def test_line_of_a_generation_matches_its_response(server: Server) -> None:
     usage = ask(server, "/generate", "whole-1", prompt=PROMPT, temperature=0, n=2).json()["usage"]
     line = line_of(server, "whole-1")
     assert (line["level"], line["logger"], line["message"]) == ("info", "service.access", "POST /generate 200")
@@ -59,7 +59,7 @@ def test_the_line_of_a_generation_says_what_its_answer_does(server: Server) -> N
     assert not {"error", "prompts", "answers"} & set(line)
 
 
-def test_the_line_of_a_scoring_counts_what_was_scored(server: Server) -> None:
+def test_line_of_a_score_counts_scored_tokens(server: Server) -> None:
     usage = ask(server, "/score", "score-1", context="ab", texts=["cd", "cde"]).json()["usage"]
     line = line_of(server, "score-1")
     assert (line["prompt_tokens"], line["scored_tokens"], line["generated_tokens"]) == (7, usage["scored_tokens"], 0)
@@ -67,7 +67,7 @@ def test_the_line_of_a_scoring_counts_what_was_scored(server: Server) -> None:
     assert "first_token_ms" not in line
 
 
-def test_the_line_of_openai_s_completions_counts_both(server: Server) -> None:
+def test_line_of_a_completion_counts_generated_and_scored_tokens(server: Server) -> None:
     body = {"prompt": [[1, 2], [2, 3]], "max_tokens": 2, "echo": True, "logprobs": 1, "temperature": 0}
     answer = ask(server, "/v1/completions", "openai-1", **body)
     assert answer.status_code == 200, answer.text
@@ -79,7 +79,7 @@ def test_the_line_of_openai_s_completions_counts_both(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
-def test_a_stream_is_logged_when_it_ends(server: Server, path: str) -> None:
+def test_stream_is_logged_at_its_end(server: Server, path: str) -> None:
     request_id = f"stream{path.replace('/', '-')}"
     body = {**ENDLESS, "max_tokens": 3000, "stream": True}
     with server.client.stream("POST", path, json=body, headers={"X-Request-Id": request_id}) as response:
@@ -94,7 +94,7 @@ def test_a_stream_is_logged_when_it_ends(server: Server, path: str) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_request_whose_client_goes_away_is_logged_as_aborted(server: Server, stream: bool) -> None:
+def test_request_of_a_disconnected_client_is_logged_as_aborted(server: Server, stream: bool) -> None:
     request_id = f"gone-{stream}"
     body = json.dumps({**ENDLESS, "prompt": PROMPT, "max_tokens": 1_000_000, "stream": stream}).encode()
     with server.connect() as connection:
@@ -109,7 +109,7 @@ def test_a_request_whose_client_goes_away_is_logged_as_aborted(server: Server, s
     assert 0 < line["generated_tokens"] < 1_000_000
 
 
-def test_a_long_answer_that_nobody_reads_is_aborted(server: Server) -> None:
+def test_long_unread_response_is_aborted(server: Server) -> None:
     body = json.dumps({"texts": [PROMPT * 700], "tokens": True, "top": 20}).encode()
     with server.connect() as connection:
         connection.settimeout(90)
@@ -119,7 +119,7 @@ def test_a_long_answer_that_nobody_reads_is_aborted(server: Server) -> None:
     assert (line["outcome"], line["scored_tokens"]) == ("aborted", 8 * 700 + 1)
 
 
-def test_a_refusal_says_which_bound_was_reached(server: Server) -> None:
+def test_refusal_is_logged_with_the_bound(server: Server) -> None:
     body = {**ENDLESS, "max_tokens": 1_000_000, "stream": True}
     with contextlib.ExitStack() as streams:
         responses = [streams.enter_context(server.client.stream("POST", "/generate", json=body)) for _ in range(2)]
@@ -132,7 +132,7 @@ def test_a_refusal_says_which_bound_was_reached(server: Server) -> None:
     until(lambda: metric(server, "meari_running_sequences") == 0)
 
 
-def test_a_mistake_is_logged_with_its_field_and_without_what_came(server: Server) -> None:
+def test_invalid_request_is_logged_with_the_field_but_not_the_value(server: Server) -> None:
     ask(server, "/generate", "bad-1", top_p=PROMPT)
     line = line_of(server, "bad-1")
     assert (line["status"], line["outcome"], line["error"]) == (400, "invalid", "invalid_request")
@@ -140,7 +140,7 @@ def test_a_mistake_is_logged_with_its_field_and_without_what_came(server: Server
     assert "error_message" not in line
 
 
-def test_no_text_of_a_request_or_an_answer_is_in_the_log(server: Server) -> None:
+def test_log_has_no_text_of_requests_or_responses(server: Server) -> None:
     before = len(lines(server))
     mark = "quickzephyr"
     json_type = {"Content-Type": "application/json"}
@@ -166,7 +166,7 @@ def test_no_text_of_a_request_or_an_answer_is_in_the_log(server: Server) -> None
         server.client.post(path, params={"prompt": mark}, content=b"\xff", headers=json_type)
         server.client.get(path, params={"prompt": mark}, headers={"X-Request-Id": f"{mark}!"})
     for length in (b"Content-Length: 3", b"Content-Length: x", b"Transfer-Encoding: " + mark.encode()):
-        with server.connect() as connection:  # what is behind the body's end is no request
+        with server.connect() as connection:  # bytes after the body are not a request
             connection.sendall(raw_post(b'{}\n{"prompt": "%b"}\r\n\r\n' % mark.encode(), length, path=b"/tokenize"))
             connection.shutdown(1)
             while connection.recv(10_000):
@@ -181,7 +181,7 @@ def test_no_text_of_a_request_or_an_answer_is_in_the_log(server: Server) -> None
     assert kinds, "malformed HTTP is told by its kind"
 
 
-def test_every_line_is_json_from_the_start_to_the_end(letters: Path, tmp_path: Path) -> None:
+def test_every_line_is_json_from_start_to_shutdown(letters: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, bundles=letters, default_model="letters", api_keys=KEY) as server:
         ready = next(line for line in lines(server) if "Booting worker" in line["message"])
         for key in (KEY, KEY + "x"):
@@ -190,7 +190,7 @@ def test_every_line_is_json_from_the_start_to_the_end(letters: Path, tmp_path: P
             connection.sendall(b"GARBAGE\r\n\r\n")
             assert connection.recv(20)
         until(lambda: server.log.count("; default letters") == 1)
-        until(lambda: '"unauthorized"' in server.log)  # the lines of an idle worker are written soon
+        until(lambda: '"unauthorized"' in server.log)  # an idle worker writes its lines soon
         os.kill(ready["process"], signal.SIGKILL)
         until(lambda: server.log.count("Booting worker") == 2, PATIENCE)
         until(lambda: server.log.count("; default letters") == 2, PATIENCE)
@@ -205,7 +205,7 @@ def test_every_line_is_json_from_the_start_to_the_end(letters: Path, tmp_path: P
     assert KEY not in server.log
 
 
-def test_texts_are_shown_where_that_is_wanted_and_cut(letters: Path, tmp_path: Path) -> None:
+def test_setting_logs_texts_and_cuts_them(letters: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, bundles=letters, default_model="letters", log_text_chars=10) as server:
         ask(server, "/generate", "on-1", prompt=PROMPT, temperature=0)
         ask(server, "/generate", "on-2", prompt=PROMPT + WRITTEN, temperature=0, n=2)
@@ -224,7 +224,7 @@ def test_texts_are_shown_where_that_is_wanted_and_cut(letters: Path, tmp_path: P
     assert PROMPT in texts[6]["error_message"]
 
 
-def test_a_log_for_people_is_said_by_a_setting(letters: Path, tmp_path: Path) -> None:
+def test_setting_selects_the_text_format(letters: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, bundles=letters, default_model="letters", log_format="text") as server:
         ask(server, "/generate", "text-1", prompt=PROMPT)
         until(lambda: "text-1" in server.log)

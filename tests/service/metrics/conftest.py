@@ -1,4 +1,4 @@
-"""An application of its own: what these tests ask for is in no other test's cache."""
+"""Fixtures: a separate application, whose prefix cache no other test uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text of /metrics as numbers."""
+"""Parse the text of /metrics."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 
 class Exposition:
-    """One look at /metrics."""
+    """Samples of one response of /metrics."""
 
     def __init__(self, text: str) -> None:
         self.families = {family.name: family for family in text_string_to_metric_families(text)}
         self._samples = [sample for family in self.families.values() for sample in family.samples]
 
     def value(self, name: str, **labels: str) -> float:
-        """The sum of the samples of that name that have these labels, which must be there."""
+        """Return the sum of the samples with this name and these labels; at least one must exist."""
         found = [
             sample.value for sample in self._samples if sample.name == name and labels.items() <= sample.labels.items()
         ]

@@ -1,4 +1,4 @@
-"""docs/metrics.md lists what /metrics of a real service gives: names, types and labels, no more and no less."""
+"""Test that docs/metrics.md lists exactly the names, types and labels in /metrics of a real service."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def told(server: Server) -> Listed:
     return found
 
 
-def test_the_list_is_complete_and_right(server: Server) -> None:
+def test_list_of_metrics_is_complete_and_correct(server: Server) -> None:
     assert documented() == told(server)
 
 

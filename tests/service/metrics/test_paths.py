@@ -1,4 +1,4 @@
-"""Every way of asking is counted rightly: one worker, the tiny bundles, one request and a look before and after it."""
+"""Test that every kind of request is counted correctly, with one worker and /metrics before and after a request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.service.metrics.exposition import Exposition
 
 
 class Difference:
-    """What one request changed in the metrics of a model."""
+    """Change of a model's metrics by one request."""
 
     def __init__(self, client: FlaskClient, model: str = "letters") -> None:
         self._client = client
@@ -24,7 +24,7 @@ class Difference:
         return Exposition(self._client.get("/metrics").text)
 
     def read(self) -> Callable[..., float]:
-        """A function from a metric of vLLM's to what was added to it."""
+        """Return a function from a vLLM metric to its increase."""
         after = self._look()
 
         def change(name: str, **labels: str) -> float:
@@ -51,7 +51,7 @@ def difference(client: FlaskClient) -> Difference:
     return Difference(client)
 
 
-def test_a_whole_answer(client: FlaskClient, difference: Difference) -> None:
+def test_whole_generation_is_counted(client: FlaskClient, difference: Difference) -> None:
     answer = ask(client, "/generate", prompt="ab", temperature=0, max_tokens=5)
     change = difference.read()
     assert change("generation_tokens_total") == answer["usage"]["generated_tokens"] == 5
@@ -74,7 +74,7 @@ def test_a_whole_answer(client: FlaskClient, difference: Difference) -> None:
     assert change("time_to_first_token_seconds_sum") <= change("e2e_request_latency_seconds_sum")
 
 
-def test_a_stream_and_the_end_of_a_text(client: FlaskClient, difference: Difference) -> None:
+def test_stream_and_its_end_token_are_counted(client: FlaskClient, difference: Difference) -> None:
     response = ask(client, "/generate", prompt="w", temperature=0, stream=True)
     assert '"finish_reason":"end"' in response.text
     response.close()
@@ -84,7 +84,7 @@ def test_a_stream_and_the_end_of_a_text(client: FlaskClient, difference: Differe
     assert finished(change) == {"stop": 1}
 
 
-def test_several_choices_share_a_prompt(client: FlaskClient, difference: Difference) -> None:
+def test_shared_prompt_of_several_choices_is_counted_once(client: FlaskClient, difference: Difference) -> None:
     answer = ask(client, "/generate", prompt="ab", n=3, max_tokens=6, seed=1, logit_bias={"0": -100})
     change = difference.read()
     assert change("generation_tokens_total") == answer["usage"]["generated_tokens"] == 18
@@ -95,7 +95,7 @@ def test_several_choices_share_a_prompt(client: FlaskClient, difference: Differe
     assert finished(change) == {"length": 3}
 
 
-def test_beams_count_what_they_give(client: FlaskClient, difference: Difference) -> None:
+def test_beam_search_counts_its_results(client: FlaskClient, difference: Difference) -> None:
     answer = ask(client, "/generate", prompt="ab", num_beams=4, n=2, max_tokens=6)
     change = difference.read()
     assert change("generation_tokens_total") == answer["usage"]["generated_tokens"] > 2
@@ -103,13 +103,13 @@ def test_beams_count_what_they_give(client: FlaskClient, difference: Difference)
     assert sum(finished(change).values()) == 2
 
 
-def test_a_stop_string_and_a_timeout(client: FlaskClient, difference: Difference) -> None:
+def test_stop_string_and_timeout_are_counted(client: FlaskClient, difference: Difference) -> None:
     ask(client, "/generate", prompt="a", temperature=0, stop="d")
     ask(client, "/generate", max_tokens=500, logit_bias={"0": -100}, timeout_seconds=0.000_001)
     assert finished(difference.read()) == {"stop": 1, "timeout": 1}
 
 
-def test_scores(client: FlaskClient, difference: Difference) -> None:
+def test_scores_are_counted(client: FlaskClient, difference: Difference) -> None:
     ask(client, "/score", context="ab", texts=["cd", "cde"])
     change = difference.read()
     assert change("prompt_tokens_total") == 2 + 2 + 3
@@ -119,14 +119,14 @@ def test_scores(client: FlaskClient, difference: Difference) -> None:
     assert finished(change) == {"scored": 2}
 
 
-def test_states_of_a_text_are_one_text(client: FlaskClient, difference: Difference) -> None:
+def test_states_request_counts_one_text(client: FlaskClient, difference: Difference) -> None:
     ask(client, "/states", text="abc")
     change = difference.read()
     assert change("prompt_tokens_total") == 3
     assert finished(change) == {"scored": 1}
 
 
-def test_completions_of_several_prompts(client: FlaskClient, difference: Difference) -> None:
+def test_completions_of_several_prompts_are_counted(client: FlaskClient, difference: Difference) -> None:
     answer = ask(client, "/v1/completions", prompt=["ab", "abc"], n=2, max_tokens=4, logit_bias={"0": -100})
     change = difference.read()
     assert change("generation_tokens_total") == answer["usage"]["completion_tokens"] == 16
@@ -136,7 +136,7 @@ def test_completions_of_several_prompts(client: FlaskClient, difference: Differe
 
 
 @pytest.mark.parametrize(("max_tokens", "reason"), [(0, "scored"), (3, "length")])
-def test_an_echoed_prompt_counts_once(
+def test_echoed_prompt_is_counted_once(
     client: FlaskClient, difference: Difference, max_tokens: int, reason: str
 ) -> None:
     body: dict[str, Any] = {
@@ -153,7 +153,7 @@ def test_an_echoed_prompt_counts_once(
     assert finished(change) == {reason: 1}
 
 
-def test_what_is_refused_is_no_request_of_a_model(client: FlaskClient, difference: Difference) -> None:
+def test_refused_request_is_not_counted_for_a_model(client: FlaskClient, difference: Difference) -> None:
     ask(client, "/generate", 400, max_tokens=0)
     ask(client, "/generate", 404, model="none")
     change = difference.read()
@@ -161,7 +161,7 @@ def test_what_is_refused_is_no_request_of_a_model(client: FlaskClient, differenc
     assert finished(change) == {}
 
 
-def test_the_prefix_cache_is_counted_in_tokens(client: FlaskClient) -> None:
+def test_prefix_cache_is_counted_in_tokens(client: FlaskClient) -> None:
     prompt = f"thepromptofthistest{time.monotonic_ns()}"
     cold = Difference(client, "bytes")
     first = ask(client, "/generate", model="bytes", prompt=prompt, max_tokens=1)["usage"]
@@ -175,7 +175,7 @@ def test_the_prefix_cache_is_counted_in_tokens(client: FlaskClient) -> None:
     assert change("prefix_cache_hits_total") == second["cached_tokens"] > 0
 
 
-def test_every_metric_of_a_model_is_there_before_its_first_request(client: FlaskClient) -> None:
+def test_every_metric_of_a_model_exists_before_its_first_request(client: FlaskClient) -> None:
     look = Exposition(client.get("/metrics").text)
     assert look.value("vllm:request_success_total", model_name="words", finished_reason="error") == 0
     assert look.value("vllm:num_requests_running", model_name="words") == 0

@@ -1,4 +1,4 @@
-"""Histograms that only count."""
+"""Test histograms that only count."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from meari.service.metric_families import Histogram
 BOUNDS = (0.1, 1.0)
 
 
-def test_a_value_lies_in_the_bucket_whose_bound_it_does_not_pass() -> None:
+def test_value_belongs_to_the_first_bucket_whose_bound_it_does_not_exceed() -> None:
     histogram = stats.Histogram(BOUNDS)
     for value in (0.1, 0.11, 1.0, 1.1):
         histogram.add(value)
     assert histogram.read().counts == (1, 2, 1)
 
 
-def test_what_was_added_is_the_difference_of_two_looks() -> None:
+def test_increase_is_the_difference_of_two_readings() -> None:
     histogram = stats.Histogram(BOUNDS)
     histogram.add(0.5, times=3)
     before = histogram.read()
@@ -27,7 +27,7 @@ def test_what_was_added_is_the_difference_of_two_looks() -> None:
     assert histogram.read().since(before).total == 4.0
 
 
-def test_a_histogram_takes_counts_as_if_it_had_observed_the_values() -> None:
+def test_added_counts_equal_observed_values() -> None:
     values = (0.05, 0.1, 0.5, 0.5, 7.0)
     counted, observed = CollectorRegistry(), CollectorRegistry()
     histogram = stats.Histogram(BOUNDS)

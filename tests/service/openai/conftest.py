@@ -1,4 +1,4 @@
-"""An application of these tests' own: what they leave in its prefix cache would show in others' `cached_tokens`."""
+"""Fixtures: a separate application, because cached prefixes would change the `cached_tokens` of other tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks for lm-evaluation-harness, made by the test, and its command line in an environment of its own."""
+"""Write tasks for lm-evaluation-harness and run its command line in .venv-harness."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = ROOT / ".venv-harness" / "bin" / "lm_eval"
 needs_harness = pytest.mark.skipif(
-    not PROGRAM.exists(), reason="lm-evaluation-harness is not installed: `make harness` does it"
+    not PROGRAM.exists(), reason="lm-evaluation-harness is not installed; `make harness` installs it"
 )
 
 TASKS = {
@@ -71,14 +71,14 @@ metric_list:
 
 
 def write_task(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
-    """A task of that name over these documents."""
+    """Write a task with this name and these documents."""
     data = folder / f"{name}.jsonl"
     data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     (folder / f"{name}.yaml").write_text(TASKS[name].replace("DATA", json.dumps(str(data))), "utf-8")
 
 
 def write_tokenizer(folder: Path, bundle: Path) -> Path:
-    """A bundle's tokenizer as `transformers` reads one; the boundary token starts texts and ends them."""
+    """Write a bundle's tokenizer for `transformers`; the boundary token starts and ends texts."""
     folder.mkdir()
     (folder / "tokenizer.json").write_bytes((bundle / "tokenizer.json").read_bytes())
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|end|>", "eos_token": "<|end|>"}
@@ -89,7 +89,7 @@ def write_tokenizer(folder: Path, bundle: Path) -> Path:
 def run_harness(
     folder: Path, port: int, model: str, batch_size: int, **arguments: object
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run all tasks in `folder`: metrics by task, and its samples by task."""
+    """Run all tasks in `folder`; return metrics by task and samples by task."""
     own = {
         "model": model,
         "base_url": f"http://127.0.0.1:{port}/v1/completions",

@@ -1,4 +1,4 @@
-"""The `openai` client, unchanged, against a real server."""
+"""Test the unmodified `openai` client against a real server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_a_whole_answer_with_figures(client: openai.OpenAI) -> None:
+def test_whole_completion_has_logprobs(client: openai.OpenAI) -> None:
     answer = client.completions.create(
         model="letters", prompt="abc", temperature=0, max_tokens=3, logprobs=2, echo=True
     )
@@ -42,7 +42,7 @@ def test_a_whole_answer_with_figures(client: openai.OpenAI) -> None:
     assert answer.system_fingerprint
 
 
-def test_a_stream_joins_to_the_whole(client: openai.OpenAI) -> None:
+def test_streamed_pieces_join_to_the_whole_text(client: openai.OpenAI) -> None:
     prompts = ["abc", "x"]
     whole = client.completions.create(model="flat", prompt=prompts, seed=4, max_tokens=30, n=2)
     texts, usage = [""] * 4, None
@@ -58,7 +58,7 @@ def test_a_stream_joins_to_the_whole(client: openai.OpenAI) -> None:
     assert usage.completion_tokens == whole.usage.completion_tokens
 
 
-def test_many_at_once_without_waiting(server: Server) -> None:
+def test_concurrent_requests_of_an_async_client_succeed(server: Server) -> None:
     async def ask() -> list[str]:
         async with openai.AsyncOpenAI(base_url=url(server), api_key="none") as client:
             whole = [client.completions.create(model="letters", prompt=c, temperature=0, max_tokens=2) for c in "abcd"]
@@ -79,7 +79,7 @@ def test_many_at_once_without_waiting(server: Server) -> None:
     [("a한글", 2), (["a1", "b", "??"], 3), ([2, 1, 1], 2), ([[1], [2]], 1), ("abc", None), ("", None)],
 )
 @pytest.mark.parametrize("more", [{}, {"echo": True, "logprobs": 1}, {"n": 2}], ids=["plain", "echo", "two"])
-def test_the_client_is_told_how_many_tokens_of_its_prompts_are_unknown(
+def test_usage_counts_unknown_tokens_of_the_prompts(
     client: openai.OpenAI, prompt: Any, unknown: int | None, more: dict[str, Any]
 ) -> None:
     wanted: dict[str, Any] = {"model": "letters", "prompt": prompt, "max_tokens": 1, **more}
@@ -101,7 +101,7 @@ def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
     assert client.models.retrieve("letters").owned_by == "meari"
 
 
-def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
+def test_errors_raise_the_exceptions_of_the_client(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         client.completions.create(model="letters", prompt="a", suffix="b")
     assert (bad.value.param, bad.value.code, bad.value.type) == ("suffix", "invalid_request", "invalid_request_error")
@@ -112,7 +112,7 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
         client.models.retrieve("none")
 
 
-def test_the_client_retries_when_there_is_no_room(bundles: Path, tmp_path: Path) -> None:
+def test_client_retries_refused_requests(bundles: Path, tmp_path: Path) -> None:
     with (
         running_server(tmp_path, bundles=bundles, max_tokens=200_000, max_requests=1) as server,
         openai.OpenAI(base_url=url(server), api_key="none", max_retries=0) as hasty,
@@ -138,7 +138,7 @@ def test_the_client_retries_when_there_is_no_room(bundles: Path, tmp_path: Path)
         assert statuses[-1] == 200
 
 
-def test_a_client_that_goes_away_frees_all_its_slots(server: Server, client: openai.OpenAI) -> None:
+def test_disconnected_client_frees_all_its_slots(server: Server, client: openai.OpenAI) -> None:
     stream = client.completions.create(prompt=["a", "b"], n=3, stream=True, **ENDLESS)
     next(stream)
     stream.close()
@@ -148,7 +148,7 @@ def test_a_client_that_goes_away_frees_all_its_slots(server: Server, client: ope
 
 
 def _await_no_rows(server: Server) -> None:
-    """Until no worker runs a sequence any more; the metrics are of all of them together."""
+    """Wait until no worker runs a sequence; the metrics cover all workers."""
     for _ in range(200):
         text = server.client.get("/metrics").text
         rows = [line for line in text.splitlines() if line.startswith("meari_running") and "noise" in line]

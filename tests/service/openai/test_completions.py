@@ -1,4 +1,4 @@
-"""/v1/completions, answer by answer: the figures are those of /generate and /score, the shape is OpenAI's."""
+"""Test /v1/completions: the figures match /generate and /score, the shape is OpenAI's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def chunks(client: FlaskClient, **body: Any) -> list[Any]:
     return [json.loads(line.removeprefix("data: ")) for line in lines[:-2] if line.startswith("data: ")]
 
 
-def test_the_answer_has_the_shape_of_openai(client: FlaskClient) -> None:
+def test_response_has_the_shape_of_openai(client: FlaskClient) -> None:
     answer = post(client, prompt="klm", temperature=0, max_tokens=2, logprobs=1, seed=7)
     created, fingerprint = answer.pop("created"), answer.pop("system_fingerprint")
     assert isinstance(created, int)
@@ -68,13 +68,13 @@ def test_the_answer_has_the_shape_of_openai(client: FlaskClient) -> None:
     }
 
 
-def test_an_empty_object_is_a_request_of_sixteen_tokens(client: FlaskClient) -> None:
+def test_empty_object_is_a_request_of_sixteen_tokens(client: FlaskClient) -> None:
     answer = post(client, logit_bias={"9": 100})
     assert answer["choices"][0]["text"] == "h" * 16
     assert answer["choices"][0]["logprobs"] is None
 
 
-def test_null_is_as_if_a_field_had_not_come(client: FlaskClient) -> None:
+def test_null_means_the_default(client: FlaskClient) -> None:
     fields: list[str] = [
         "model", "prompt", "best_of", "echo", "frequency_penalty", "logit_bias", "logprobs", "max_completion_tokens",
         "max_tokens", "min_p", "min_tokens", "ignore_eos", "n",
@@ -96,7 +96,7 @@ def test_null_is_as_if_a_field_had_not_come(client: FlaskClient) -> None:
         {"min_tokens": 25, "stop": ["fg", "a", "😀", "day ,"], "logprobs": 0},
     ],
 )
-def test_texts_and_figures_are_those_of_generate(client: FlaskClient, model: str, more: dict[str, Any]) -> None:
+def test_texts_and_figures_match_generate(client: FlaskClient, model: str, more: dict[str, Any]) -> None:
     prompts = ["", "abc", "good day"]
     request = {"model": model, "seed": 5, "max_tokens": 40, "top_p": 0.9, "repetition_penalty": 1.2, **more}
     ours = [choice for text in prompts for choice in post(client, "/generate", prompt=text, **request)["choices"]]
@@ -112,7 +112,7 @@ def test_texts_and_figures_are_those_of_generate(client: FlaskClient, model: str
 
 
 @pytest.mark.parametrize("model", ["letters", "flat", "bytes", "noise", "words"])
-def test_streamed_and_whole_answers_are_equal(client: FlaskClient, model: str) -> None:
+def test_streamed_and_whole_responses_are_equal(client: FlaskClient, model: str) -> None:
     request: dict[str, Any] = {
         "model": model, "prompt": ["good", "day", ""], "seed": 5, "max_tokens": 30, "n": 2, "echo": True, "logprobs": 2,
         "stop": ["fg", "😀"],
@@ -133,11 +133,11 @@ def test_streamed_and_whole_answers_are_equal(client: FlaskClient, model: str) -
             assert [figure for choice in own for figure in choice["logprobs"][name]] == expected["logprobs"][name]
 
 
-def test_a_stream_without_the_option_has_no_usage(client: FlaskClient) -> None:
+def test_stream_without_the_option_has_no_usage(client: FlaskClient) -> None:
     assert all("usage" not in part for part in chunks(client, prompt="a", max_tokens=3))
 
 
-def test_every_event_has_its_choices_usage_where_that_is_asked_for(client: FlaskClient) -> None:
+def test_option_adds_the_usage_of_its_choice_to_every_event(client: FlaskClient) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     request: dict[str, Any] = {"model": "flat", "prompt": ["abc", "de"], "max_tokens": 9, "n": 2, "seed": 1}
     *parts, last = chunks(client, stream_options=options, **request)
@@ -156,7 +156,7 @@ def test_every_event_has_its_choices_usage_where_that_is_asked_for(client: Flask
     assert all("usage" not in part for part in chunks(client, stream_options=options, **request))
 
 
-def test_what_load_generators_send_is_taken(client: FlaskClient) -> None:
+def test_requests_of_load_generators_are_accepted(client: FlaskClient) -> None:
     vllm: dict[str, Any] = {"repetition_penalty": 1.0, "max_tokens": 3, "logprobs": None, "temperature": 0.0}
     guidellm: dict[str, Any] = {
         "max_tokens": 3, "max_completion_tokens": 3, "min_tokens": 3, "ignore_eos": True, "stop": None,
@@ -174,7 +174,7 @@ def test_what_load_generators_send_is_taken(client: FlaskClient) -> None:
 
 @pytest.mark.parametrize("model", ["letters", "flat", "bytes", "words"])
 @pytest.mark.parametrize("text", ["abc zq", "good day", "é한!", ""])
-def test_echo_scores_the_prompt_as_score_does(client: FlaskClient, model: str, text: str) -> None:
+def test_echo_scores_the_prompt_like_score(client: FlaskClient, model: str, text: str) -> None:
     request: dict[str, Any] = {"model": model, "text": text, "tokens": True, "top": 3, "add_end": False}
     [expected] = post(client, "/score", **request)["results"]
     answer = post(client, model=model, prompt=text, max_tokens=0, echo=True, logprobs=3)
@@ -189,7 +189,7 @@ def test_echo_scores_the_prompt_as_score_does(client: FlaskClient, model: str, t
     assert answer["usage"]["completion_tokens"] == 0
 
 
-def test_token_ids_are_read_as_the_text_is(client: FlaskClient) -> None:
+def test_token_ids_give_the_same_result_as_their_text(client: FlaskClient) -> None:
     ids = [token["id"] for token in post(client, "/tokenize", text="abc")["tokens"]]
     request: dict[str, Any] = {"echo": True, "logprobs": 1, "max_tokens": 3, "seed": 1}
     text, own = post(client, prompt="abc", **request), post(client, prompt=ids, **request)
@@ -198,7 +198,7 @@ def test_token_ids_are_read_as_the_text_is(client: FlaskClient) -> None:
     assert [choice["text"] for choice in both] == ["abcdef"] * 2
 
 
-def test_a_boundary_token_in_front_is_the_one_that_stands_there_anyway(client: FlaskClient) -> None:
+def test_leading_boundary_token_is_not_added_twice(client: FlaskClient) -> None:
     request: dict[str, Any] = {"echo": True, "logprobs": 1, "max_tokens": 0}
     plain = post(client, prompt=[2, 3], **request)["choices"][0]["logprobs"]
     marked = post(client, prompt=[0, 2, 3], **request)
@@ -211,14 +211,14 @@ def test_a_boundary_token_in_front_is_the_one_that_stands_there_anyway(client: F
     assert marked["usage"]["prompt_tokens"] == 2
 
 
-def test_a_boundary_token_at_the_end_is_the_end_of_the_text(client: FlaskClient) -> None:
+def test_trailing_boundary_token_is_the_end_of_the_text(client: FlaskClient) -> None:
     [expected] = post(client, "/score", text="xyz", tokens=True)["results"]
     choice = post(client, prompt=[25, 26, 27, 0], echo=True, logprobs=0, max_tokens=0)["choices"][0]
     assert choice["text"] == "xyz"
     assert choice["logprobs"]["token_logprobs"] == [token["logprob"] for token in expected["tokens"]]
 
 
-def test_the_end_token_has_its_figures_and_is_no_text(client: FlaskClient) -> None:
+def test_end_token_has_figures_and_no_text(client: FlaskClient) -> None:
     choice = post(client, prompt="xy", temperature=0, logprobs=1)["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == ("z", "stop")
     assert choice["logprobs"]["tokens"] == ["z", "<|end|>"]
@@ -227,7 +227,7 @@ def test_the_end_token_has_its_figures_and_is_no_text(client: FlaskClient) -> No
 
 @pytest.mark.parametrize("model", ["letters", "flat", "bytes", "noise", "words"])
 @pytest.mark.parametrize("text", ["good day", "e\u0301x 😀", "\u1112\u1161\u11ab!", ""])
-def test_offsets_count_from_the_beginning_of_the_prompt_echoed_or_not(
+def test_offsets_count_from_the_beginning_of_the_prompt_with_and_without_echo(
     client: FlaskClient, model: str, text: str
 ) -> None:
     request: dict[str, Any] = {"model": model, "max_tokens": 12, "logprobs": 0, "seed": 3, "n": 2}
@@ -253,20 +253,20 @@ def test_offsets_count_from_the_beginning_of_the_prompt_echoed_or_not(
             ]
 
 
-def test_parts_of_characters_are_told_apart(client: FlaskClient) -> None:
+def test_parts_of_characters_have_distinct_names(client: FlaskClient) -> None:
     choice = post(client, model="bytes", temperature=0, logprobs=20)["choices"][0]
     assert choice["text"] == SPELLED
     assert choice["logprobs"]["tokens"][:2] == ["bytes:\\xc3", "bytes:\\xa9"]
     assert [len(top) for top in choice["logprobs"]["top_logprobs"]] == [20] * len(choice["logprobs"]["tokens"])
 
 
-def test_a_character_cut_in_two_is_completed_by_the_continuation(client: FlaskClient) -> None:
+def test_incomplete_character_of_the_prompt_is_completed_by_the_continuation(client: FlaskClient) -> None:
     ids = [token["id"] for token in post(client, "/tokenize", model="bytes", text="é😀")["tokens"]]
     choice = post(client, model="bytes", prompt=ids[:4], temperature=0, echo=True, max_tokens=2)["choices"][0]
     assert choice["text"] == "é😀"
 
 
-def test_best_of_gives_the_likeliest_by_token(client: FlaskClient) -> None:
+def test_best_of_returns_the_choices_likeliest_per_token(client: FlaskClient) -> None:
     request: dict[str, Any] = {"model": "flat", "seed": 3, "max_tokens": 12, "logprobs": 0}
     every = post(client, n=6, **request)["choices"]
     mean = {choice["text"]: sum(lp := choice["logprobs"]["token_logprobs"]) / len(lp) for choice in every}
@@ -278,7 +278,7 @@ def test_best_of_gives_the_likeliest_by_token(client: FlaskClient) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"n": 3}, {"n": 2, "best_of": 5}, {"n": 2, "echo": True, "logprobs": 1}])
 @pytest.mark.parametrize("seed", [None, 7])
-def test_every_choice_is_repeated_by_its_seed(client: FlaskClient, more: dict[str, Any], seed: int | None) -> None:
+def test_seed_of_a_choice_reproduces_it(client: FlaskClient, more: dict[str, Any], seed: int | None) -> None:
     prompts = ["a", "bcd", ""]
     request: dict[str, Any] = {"model": "flat", "max_tokens": 20, "top_p": 0.95}
     choices = post(client, prompt=prompts, seed=seed, **request, **more)["choices"]
@@ -301,14 +301,14 @@ def test_every_choice_is_repeated_by_its_seed(client: FlaskClient, more: dict[st
         assert [streamed[index] for index in range(each)] == [choice["text"] for choice in choices[:each]]
 
 
-def test_prompts_without_a_seed_differ_and_say_theirs(client: FlaskClient) -> None:
+def test_prompts_without_a_seed_differ_and_report_their_seeds(client: FlaskClient) -> None:
     choices = post(client, model="flat", prompt=["a", "a"], max_tokens=30)["choices"]
     assert choices[0]["text"] != choices[1]["text"]
     again = post(client, "/generate", model="flat", prompt="a", max_tokens=30, seed=choices[1]["seed"])
     assert again["choices"][0]["text"] == choices[1]["text"]
 
 
-def test_vllms_sampling_fields_are_taken(client: FlaskClient) -> None:
+def test_sampling_fields_of_vllm_are_accepted(client: FlaskClient) -> None:
     assert post(client, model="flat", prompt="ab", top_k=1, max_tokens=3)["choices"][0]["text"] == "cde"
     assert post(client, prompt="ab", top_k=-1, min_p=0.9, repetition_penalty=1, max_tokens=1)["choices"]
 
@@ -349,7 +349,7 @@ def test_vllms_sampling_fields_are_taken(client: FlaskClient) -> None:
         ({"chat": 1}, "chat", "unknown field"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(
+def test_unsupported_fields_are_refused_by_name(
     client: FlaskClient, body: dict[str, Any], param: str, message: str
 ) -> None:
     error = post(client, status=400, **body)["error"]
@@ -358,7 +358,7 @@ def test_what_cannot_be_done_is_refused_by_name(
     assert message in error["message"]
 
 
-def test_harmless_fields_are_taken(client: FlaskClient) -> None:
+def test_fields_without_effect_are_accepted(client: FlaskClient) -> None:
     more: dict[str, Any] = {"user": "somebody", "frequency_penalty": 0, "presence_penalty": 0.0, "suffix": ""}
     assert post(client, prompt="a", temperature=0, max_tokens=2, **more)["choices"][0]["text"] == "bc"
 
@@ -382,14 +382,16 @@ def test_models_are_listed_and_found(client: FlaskClient) -> None:
         ("POST", "/v1/completions", 415, "unsupported_media_type"),
     ],
 )
-def test_other_errors_have_openais_shape(client: FlaskClient, method: str, path: str, status: int, code: str) -> None:
+def test_other_errors_have_the_shape_of_openai(
+    client: FlaskClient, method: str, path: str, status: int, code: str
+) -> None:
     response = client.open(path, method=method, headers={"X-Request-Id": "my-id"})
     error = response.get_json()["error"]
     assert (response.status_code, error["code"], error["type"]) == (status, code, "invalid_request_error")
     assert response.headers["X-Request-Id"] == "my-id"
 
 
-def test_refusals_and_keys_have_openais_shape(settings: Settings) -> None:
+def test_refusals_and_key_errors_have_the_shape_of_openai(settings: Settings) -> None:
     app = create_app(
         Settings(bundles=settings.bundles, api_keys=("secret",), workers=1, log_level="error", max_requests=1)
     )
@@ -412,13 +414,13 @@ def test_bytes_are_accounted_for_before_a_prompt_is_tokenized(app: Flask, monkey
     model = service.registry.get("letters")
     held = service.admission.num_bytes
     monkeypatch.setattr(service.admission, "_max_bytes", held + 50_000)
-    monkeypatch.setattr(model.tokenizer, "encode", lambda text: pytest.fail("it was tokenized"))
+    monkeypatch.setattr(model.tokenizer, "encode", lambda text: pytest.fail("the prompt was tokenized"))
     error = post(app.test_client(), status=413, prompt="a" * 10_000)["error"]
     assert error["code"] == "too_large"
     assert service.admission.num_bytes == held
 
 
-def test_a_full_queue_refuses_a_list_and_gives_its_places_back(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_queue_refuses_a_list_and_releases_its_places(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = app.extensions["meari"].registry.get("letters").engine
     monkeypatch.setattr(engine._queue, "_max_waiting", 2)
     scored: dict[str, Any] = {"echo": True, "logprobs": 0}
@@ -438,7 +440,7 @@ NUMBERED: dict[str, Any] = {"model": "flat", "max_tokens": 12, "seed": 3, "top_p
 
 @pytest.fixture(scope="module")
 def short_queue(settings: Settings) -> Iterator[FlaskClient]:
-    """A service of the documented number of prompts, whose queue holds few of them."""
+    """Make a service with the documented number of prompts and a short queue."""
     app = create_app(dataclasses.replace(settings, max_texts=1024, max_waiting=8, max_slots=16))
     registry = app.extensions["meari"].registry
     assert registry.wait_loaded(PATIENCE)
@@ -447,12 +449,12 @@ def short_queue(settings: Settings) -> Iterator[FlaskClient]:
 
 
 def numbered(count: int) -> list[str]:
-    """As many prompts, no two of them the same."""
+    """Return this many distinct prompts."""
     return ["".join("abcdefghij"[int(digit)] for digit in str(number)) for number in range(count)]
 
 
 @pytest.mark.parametrize("more", [{}, {"n": 2}, {"n": 2, "best_of": 3}, {"echo": True, "logprobs": 1}])
-def test_a_list_longer_than_the_queue_is_written(
+def test_list_longer_than_the_queue_is_generated(
     client: FlaskClient, short_queue: FlaskClient, more: dict[str, Any]
 ) -> None:
     prompts = numbered(100)
@@ -472,14 +474,14 @@ def test_a_list_longer_than_the_queue_is_written(
         assert texts == [choice["text"] for choice in answer["choices"]]
 
 
-def test_as_many_prompts_as_texts_are_scored_as_one_call(short_queue: FlaskClient) -> None:
+def test_prompts_up_to_the_limit_of_texts_are_scored_in_one_call(short_queue: FlaskClient) -> None:
     texts = numbered(1024)
     ids = [[2 + "abcdefghijklmnopqrstuvwxyz".index(letter) for letter in text] for text in texts]
     request: dict[str, Any] = {"model": "flat", "max_tokens": 0, "echo": True, "logprobs": 0}
     engine = short_queue.application.extensions["meari"].registry.get("flat").engine
     before = engine.stats().rows
     answer = post(short_queue, prompt=texts, **request)
-    assert engine.stats().rows - before <= 1 + 10 + 100 + 1024  # what texts share is run once
+    assert engine.stats().rows - before <= 1 + 10 + 100 + 1024  # shared prefixes are computed once
     assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] == sum(map(len, texts))
     assert post(short_queue, prompt=ids, **request)["choices"][5]["logprobs"] == answer["choices"][5]["logprobs"]
     results = post(short_queue, "/score", model="flat", texts=texts, tokens=True, add_end=False)["results"]
@@ -488,23 +490,23 @@ def test_as_many_prompts_as_texts_are_scored_as_one_call(short_queue: FlaskClien
     for prompt in (["a"] * 1025, [[2]] * 1025):
         message = post(short_queue, status=400, prompt=prompt, **request)["error"]["message"]
         assert message == "prompt: got a list of 1025 prompts, expected at most 1024"
-    assert post(short_queue, prompt=[2] * 1025, **request)["usage"]["prompt_tokens"] == 1025  # one prompt of ids
+    assert post(short_queue, prompt=[2] * 1025, **request)["usage"]["prompt_tokens"] == 1025  # one prompt of token ids
 
 
-def test_as_many_prompts_as_texts_are_written(short_queue: FlaskClient) -> None:
+def test_prompts_up_to_the_limit_of_texts_are_generated(short_queue: FlaskClient) -> None:
     answer = post(short_queue, prompt=numbered(1024), model="flat", max_tokens=2, seed=1, logit_bias={"0": -100})
     assert len(answer["choices"]) == 1024
     assert answer["usage"]["completion_tokens"] == 2048
 
 
-def test_the_number_of_prompts_is_told(short_queue: FlaskClient) -> None:
+def test_model_reports_the_maximum_number_of_prompts(short_queue: FlaskClient) -> None:
     assert short_queue.get("/models/flat").get_json()["limits"]["max_prompts"] == 1024
     schema = short_queue.get("/openapi.json").get_json()["components"]["schemas"]["CompletionsRequest"]
     lists = [choice for choice in schema["properties"]["prompt"]["anyOf"] if choice.get("maxItems")]
     assert [choice["maxItems"] for choice in lists] == [1024, 1024]
 
 
-def test_a_list_whose_time_is_up_has_what_there_was_time_for(settings: Settings) -> None:
+def test_list_past_its_deadline_returns_the_texts_so_far(settings: Settings) -> None:
     app = create_app(dataclasses.replace(settings, max_texts=1024, max_waiting=8, max_slots=2, max_timeout_seconds=3.0))
     service = app.extensions["meari"]
     assert service.registry.wait_loaded(PATIENCE)
@@ -518,7 +520,7 @@ def test_a_list_whose_time_is_up_has_what_there_was_time_for(settings: Settings)
     service.registry.stop()
 
 
-def test_a_new_text_begins_where_the_end_token_is_ignored(client: FlaskClient) -> None:
+def test_ignored_end_token_begins_a_new_text(client: FlaskClient) -> None:
     request: dict[str, Any] = {"prompt": "xy", "temperature": 0, "max_tokens": 6, "logprobs": 0}
     ended = post(client, **request)["choices"][0]
     assert (ended["text"], ended["finish_reason"], ended["logprobs"]["tokens"]) == ("z", "stop", ["z", "<|end|>"])
@@ -534,7 +536,7 @@ def test_a_new_text_begins_where_the_end_token_is_ignored(client: FlaskClient) -
 
 
 @pytest.mark.parametrize("model", ["flat", "noise", "words"])
-def test_a_text_that_ignores_its_end_is_as_long_as_asked_for(client: FlaskClient, model: str) -> None:
+def test_text_with_ignored_ends_has_the_requested_length(client: FlaskClient, model: str) -> None:
     request: dict[str, Any] = {
         "model": model,
         "prompt": ["", "a"],

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness, unchanged, against a real server: its figures are those of `meari evaluate` and /score."""
+"""Test the unmodified lm-evaluation-harness against a real server: its figures match `meari evaluate` and /score."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROMPTS = ["the ", "a mountain and", "silent"]
 
 @dataclass(frozen=True)
 class Measured:
-    """What the harness found, beside a server that can be asked the same."""
+    """Results of the harness, with a server to compare them with."""
 
     run: Path
     server: Server
@@ -60,12 +60,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
 
 
 def loglikelihood(sample: Any) -> float:
-    """Of one document, as the harness logs it."""
+    """Return the loglikelihood of one document from the harness's log."""
     value = sample["filtered_resps"][0]
     return float(value[0] if isinstance(value, list) else value)
 
 
-def test_perplexity_is_that_of_meari_evaluate(measured: Measured, tmp_path: Path) -> None:
+def test_perplexity_matches_meari_evaluate(measured: Measured, tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text(TEXT, "utf-8")
     done = CliRunner().invoke(evaluate_command, [str(measured.run), "--text", str(path), "--json"])
@@ -76,7 +76,7 @@ def test_perplexity_is_that_of_meari_evaluate(measured: Measured, tmp_path: Path
     assert perplexity == pytest.approx(figures["perplexity"], rel=1e-4)
 
 
-def test_rolling_figures_are_those_of_score(measured: Measured) -> None:
+def test_rolling_figures_match_score(measured: Measured) -> None:
     texts = [TEXT, "the sea answers"]
     scored = [measured.score(text=text, add_end=False) for text in texts]
     nats = -sum(result["logprob"] for result in scored)
@@ -88,7 +88,7 @@ def test_rolling_figures_are_those_of_score(measured: Measured) -> None:
     assert logged == pytest.approx(sorted(result["logprob"] for result in scored), rel=1e-9)
 
 
-def test_loglikelihoods_are_those_of_score(measured: Measured) -> None:
+def test_loglikelihoods_match_score(measured: Measured) -> None:
     for sample in measured.samples["likelihood"]:
         context, target = sample["doc"]["context"], sample["doc"]["target"]
         body = {"context": context, "text": target, "add_end": False, "tokens": True}
@@ -98,7 +98,7 @@ def test_loglikelihoods_are_those_of_score(measured: Measured) -> None:
         assert sample["acc"] == is_greedy
 
 
-def test_texts_are_those_of_generate(measured: Measured) -> None:
+def test_texts_match_generate(measured: Measured) -> None:
     for sample in measured.samples["writing"]:
         body = {"prompt": sample["doc"]["context"], "temperature": 0, "max_tokens": 40, "stop": ["e"]}
         answer = measured.server.post("/generate", model="tiny", **body).json()

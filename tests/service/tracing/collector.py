@@ -1,4 +1,4 @@
-"""A receiver of OTLP over HTTP: what a real exporter sends, decoded."""
+"""Receiver of OTLP over HTTP that decodes the data of a real exporter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Values = dict[str, Any]
 
 
 class Collector:
-    """Every body that came to /v1/traces, as sent."""
+    """Collector of the bodies sent to /v1/traces."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -22,16 +22,16 @@ class Collector:
 
     @property
     def resources(self) -> list[Values]:
-        """Attributes of whoever sent."""
+        """Return the attributes of each sender."""
         return [values(sent.resource.attributes) for sent in self._sent()]
 
     @property
     def spans(self) -> list[Any]:
-        """Every span."""
+        """Return all spans."""
         return [span for sent in self._sent() for scope in sent.scope_spans for span in scope.spans]
 
     def span_of(self, request_id: str) -> tuple[Any, Values]:
-        """The one span of a request, and its attributes."""
+        """Return the single span of a request and its attributes."""
         found = [(span, values(span.attributes)) for span in self.spans]
         [one] = [pair for pair in found if pair[1]["http.response.header.x-request-id"] == [request_id]]
         return one
@@ -42,7 +42,7 @@ class Collector:
 
 
 def values(attributes: Any) -> Values:
-    """Plain values by name."""
+    """Return attributes as plain values by name."""
     return {pair.key: _plain(pair.value) for pair in attributes}
 
 
@@ -54,7 +54,7 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def running_collector() -> Iterator[Collector]:
-    """On a port of its own."""
+    """Run a collector on a free port."""
     collector = Collector()
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Spans of a real service, as a real OTLP receiver gets them."""
+"""Test the spans of a real service with a real OTLP receiver."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ask(server: Server, path: str, request_id: str, body: Any, **headers: str) -
 
 @pytest.fixture(scope="module")
 def traced(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Collector, list[dict[str, Any]]]]:
-    """What came of some requests to two workers, which send it at their end; and the lines of the log."""
+    """Send requests to two workers; return the spans, which are exported at shutdown, and the log lines."""
     with running_collector() as collector, pytest.MonkeyPatch.context() as environment:
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
         environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
@@ -53,7 +53,7 @@ def traced(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             yield collector, [json.loads(line) for line in server.log.splitlines()]
 
 
-def test_a_generation_has_the_names_of_the_conventions(traced: tuple[Collector, list[dict[str, Any]]]) -> None:
+def test_span_of_a_generation_follows_the_naming_conventions(traced: tuple[Collector, list[dict[str, Any]]]) -> None:
     span, attributes = traced[0].span_of("whole")
     assert (span.name, span.kind, span.status.code) == ("POST /generate", SERVER_KIND, 0)
     assert attributes["gen_ai.operation.name"] == "text_completion"
@@ -74,7 +74,7 @@ def test_a_generation_has_the_names_of_the_conventions(traced: tuple[Collector, 
     assert attributes["gen_ai.latency.time_in_queue"] <= attributes["gen_ai.latency.time_to_first_token"] <= seconds
 
 
-def test_the_caller_s_trace_goes_on_and_stands_in_the_log(traced: tuple[Collector, list[dict[str, Any]]]) -> None:
+def test_trace_of_the_caller_is_continued_and_logged(traced: tuple[Collector, list[dict[str, Any]]]) -> None:
     collector, lines = traced
     span, _ = collector.span_of("whole")
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
@@ -85,14 +85,14 @@ def test_the_caller_s_trace_goes_on_and_stands_in_the_log(traced: tuple[Collecto
     assert by_id["score"]["trace_id"] == own.trace_id.hex() != TRACE
 
 
-def test_what_the_caller_does_not_sample_is_not_sent(traced: tuple[Collector, list[dict[str, Any]]]) -> None:
+def test_unsampled_trace_of_the_caller_is_not_exported(traced: tuple[Collector, list[dict[str, Any]]]) -> None:
     collector, lines = traced
     ids = [name for span in collector.spans for name in [span.trace_id.hex()]]
     assert ids.count(TRACE) == 1
     assert [line["trace_id"] for line in lines if line.get("request_id") == "unsampled"] == [TRACE]
 
 
-def test_streams_and_aborted_ones_have_spans_of_their_whole_length(
+def test_spans_of_complete_and_aborted_streams_cover_their_duration(
     traced: tuple[Collector, list[dict[str, Any]]],
 ) -> None:
     span, attributes = traced[0].span_of("stream")
@@ -104,7 +104,7 @@ def test_streams_and_aborted_ones_have_spans_of_their_whole_length(
     assert span.end_time_unix_nano > span.start_time_unix_nano
 
 
-def test_openai_s_route_and_scores_are_told(traced: tuple[Collector, list[dict[str, Any]]]) -> None:
+def test_openai_route_and_scores_have_spans(traced: tuple[Collector, list[dict[str, Any]]]) -> None:
     _, openai = traced[0].span_of("openai")
     assert (openai["gen_ai.response.id"], openai["gen_ai.operation.name"]) == ("cmpl-openai", "text_completion")
     assert (openai["gen_ai.usage.input_tokens"], openai["gen_ai.request.max_tokens"]) == (3, 2)
@@ -113,7 +113,7 @@ def test_openai_s_route_and_scores_are_told(traced: tuple[Collector, list[dict[s
     assert score["meari.usage.scored_tokens"] == 18
 
 
-def test_a_caller_s_mistake_is_no_error_of_the_service(traced: tuple[Collector, list[dict[str, Any]]]) -> None:
+def test_invalid_request_is_not_a_span_error(traced: tuple[Collector, list[dict[str, Any]]]) -> None:
     span, attributes = traced[0].span_of("invalid")
     assert (span.status.code, attributes["meari.error.code"]) == (0, "invalid_request")
     assert "error.type" not in attributes
@@ -122,14 +122,14 @@ def test_a_caller_s_mistake_is_no_error_of_the_service(traced: tuple[Collector, 
     assert "http.route" not in attributes
 
 
-def test_probes_have_no_spans_and_no_text_is_in_any(traced: tuple[Collector, list[dict[str, Any]]]) -> None:
+def test_probes_have_no_spans_and_spans_have_no_text(traced: tuple[Collector, list[dict[str, Any]]]) -> None:
     collector, _ = traced
     names = {span.name for span in collector.spans}
     assert names == {"POST /generate", "POST /v1/completions", "POST /score", "POST"}
     assert PROMPT.encode() not in b"".join(collector.bodies)
 
 
-def test_the_sender_is_named(traced: tuple[Collector, list[dict[str, Any]]]) -> None:
+def test_exported_resource_names_the_service(traced: tuple[Collector, list[dict[str, Any]]]) -> None:
     for resource in traced[0].resources:
         assert resource["service.name"] == "meari"
         assert resource["service.version"]

@@ -1,4 +1,4 @@
-"""Traces are off unless the standard variables ask for them, and then nothing of OpenTelemetry is imported."""
+"""Test that tracing is off, and OpenTelemetry is not imported, unless the standard variables enable it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
     ({**ENDPOINT, "OTEL_TRACES_EXPORTER": "none"}, False),
     ({**ENDPOINT, "OTEL_SDK_DISABLED": "True"}, False),
 ])  # fmt: skip
-def test_the_standard_variables_decide(environment: dict[str, str], wanted: bool) -> None:
+def test_standard_variables_enable_tracing(environment: dict[str, str], wanted: bool) -> None:
     assert is_wanted(environment) is wanted
 
 
@@ -34,7 +34,7 @@ def test_the_standard_variables_decide(environment: dict[str, str], wanted: bool
     ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}, None),
     (ENDPOINT, None),
 ])  # fmt: skip
-def test_what_cannot_be_done_is_named(environment: dict[str, str], named: str | None) -> None:
+def test_unsupported_variables_are_reported(environment: dict[str, str], named: str | None) -> None:
     problem = problem_of(environment)
     assert problem is None if named is None else str(problem).startswith(named)
 
@@ -54,14 +54,14 @@ def run(code: str, **variables: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_without_the_variables_nothing_is_imported() -> None:
+def test_opentelemetry_is_not_imported_without_the_variables() -> None:
     code = "import os, sys, meari.service.app; from meari.service.tracing import start_tracing; "
     code += "print(start_tracing(os.environ)); "
     code += "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     assert run(code) == "None\n[]\n"
 
 
-def test_without_the_packages_the_service_goes_on_and_says_how_to_get_them() -> None:
+def test_service_without_the_packages_runs_and_reports_how_to_install_them() -> None:
     code = "import os, sys; sys.modules['opentelemetry'] = None; from meari.service.log import configure_logging; "
     code += "from meari.service.tracing import start_tracing; configure_logging('info', 'text'); "
     code += "print(start_tracing(os.environ))"

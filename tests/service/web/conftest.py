@@ -1,4 +1,4 @@
-"""A real Chromium on a real server over the released bundles; skipped where there is no Chromium."""
+"""Fixtures: a real Chromium on a real server of the released bundles; tests are skipped without Chromium."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def released_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
         yield server
 
 
-@pytest.fixture(scope="module")  # its event loop must not be running in the tests of other modules
+@pytest.fixture(scope="module")  # Playwright's event loop must not run in the tests of other modules
 def browser() -> Iterator[Browser]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (dev)")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
-        pytest.skip("needs Chromium: install Debian's chromium, or say where it is in CHROMIUM")
+        pytest.skip("Chromium was not found: install Debian's chromium, or set CHROMIUM to the program")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--disable-gpu"])
         yield browser
@@ -44,7 +44,7 @@ def visit(browser: Browser, released_server: Server) -> Iterator[Visit]:
 
 
 class Visit:
-    """A page in a browser of its own language and colours, and what it said on the console."""
+    """Page in a browser with its own language and colour scheme, and its console messages."""
 
     def __init__(self, browser: Browser, url: str, *, wait: bool = True, **context: Any) -> None:
         self.context = browser.new_context(**{"locale": "en-GB", "viewport": {"width": 1200, "height": 900}, **context})
@@ -58,7 +58,7 @@ class Visit:
             self.page.wait_for_selector("#write-go:enabled")
 
     def open_pane(self, name: str) -> Page:
-        """Choose a tab."""
+        """Select a tab."""
         self.page.click(f"#tab-{name}")
         self.page.wait_for_selector(f"#pane-{name}")
         return self.page

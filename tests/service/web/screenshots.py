@@ -1,4 +1,4 @@
-"""Takes the pictures of docs/playground/: python -m tests.service.web.screenshots [FOLDER]"""
+"""Take the screenshots in docs/playground/: `python -m tests.service.web.screenshots [FOLDER]`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.service.running import ROOT, running_server
 from tests.service.web.conftest import CHROMIUM, Visit
 from tests.service.web.test_access import fill
 
-COLOURS = 128  # a picture of a page needs no more, and is a third as large
+COLOURS = 128  # enough for a screenshot, and a third of the size
 NARROW = {"width": 360, "height": 740}
 WIDE = {"width": 1200, "height": 900}
 TALL = {"width": 1200, "height": 1500}
-PICTURES = {  # name: pane, language, colours, size
+PICTURES = {  # name: pane, language, colour scheme, size
     "write-light": ("write", "en-GB", "light", WIDE),
     "write-dark-narrow-korean": ("write", "ko-KR", "dark", NARROW),
     "score-light": ("score", "en-GB", "light", WIDE),
@@ -30,7 +30,7 @@ PICTURES = {  # name: pane, language, colours, size
 
 
 def main(folder: Path) -> None:
-    """Take them all, on the released bundles."""
+    """Take all screenshots with the released bundles."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as logs,
@@ -53,7 +53,7 @@ def main(folder: Path) -> None:
 
 
 def show_echo(visit: Visit) -> None:
-    """Of the thirteenth token."""
+    """Show the echo of the thirteenth token."""
     visit.page.wait_for_selector("#compare-go:enabled")
     visit.page.locator("#compare-at").focus()
     for _ in range(12):

@@ -1,4 +1,4 @@
-"""Nothing that axe-core calls serious or critical, in any pane, light or dark; and nothing wider than a telephone."""
+"""Test that axe-core finds no serious problems in any pane, light or dark, and that pages fit a telephone's width."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PANES = ["write", "score", "compare", "learn"]
 
 
 def fill(visit: Visit, pane: str, tokens: int = 30) -> None:
-    """Bring a pane to where there is something on it."""
+    """Fill a pane with content."""
     page = visit.open_pane(pane)
     if pane == "write":
         page.fill("#write-max_tokens", str(tokens))
@@ -37,8 +37,8 @@ def fill(visit: Visit, pane: str, tokens: int = 30) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("language", ["en-GB", "ko-KR"])
-def test_axe_finds_nothing_serious(browser: Browser, released_server: Server, scheme: str, language: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python (dev)")
+def test_axe_finds_no_serious_problems(browser: Browser, released_server: Server, scheme: str, language: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     url = f"http://127.0.0.1:{released_server.port}/"
     size = {"width": 360, "height": 740} if language == "ko-KR" else {"width": 1200, "height": 900}
     visit = Visit(browser, url, color_scheme=scheme, locale=language, viewport=size, reduced_motion="reduce")

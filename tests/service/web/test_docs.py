@@ -1,4 +1,4 @@
-"""The page of the HTTP API in a real browser: every operation, one tried out, nothing from elsewhere."""
+"""Test the page of the HTTP API in a real browser: it shows every operation, runs one, and loads nothing external."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-def test_the_contract_is_shown_and_tried_out(browser: Browser, released_server: Server) -> None:
+def test_page_shows_the_contract_and_sends_a_request(browser: Browser, released_server: Server) -> None:
     own = f"http://127.0.0.1:{released_server.port}/"
     visit = Visit(browser, own + "docs", wait=False)
     asked: list[str] = []

@@ -1,4 +1,4 @@
-"""Score, Compare and Learn as a person uses them: in a real browser, on a real server."""
+"""Test the panes Score, Compare and Learn in a real browser on a real server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.service.web.conftest import Visit
 SENTENCES = ["the king is dead", "The king is dead.", "The king is =cabbage, red."]
 
 
-def test_sentences_are_ranked_as_the_api_scores_them_and_can_be_kept(visit: Visit, released_server: Server) -> None:
+def test_sentences_are_ranked_by_their_api_scores_and_can_be_downloaded(visit: Visit, released_server: Server) -> None:
     page = visit.open_pane("score")
     page.fill("#score-texts", "\n".join(["", *SENTENCES, "  "]))
     page.check("#score-end")
@@ -39,12 +39,12 @@ def test_sentences_are_ranked_as_the_api_scores_them_and_can_be_kept(visit: Visi
     assert [row["word"] for row in first[:-1]] == SENTENCES[best[0]].split()
     assert first[-1]["word"] == "<|end|>"
     assert math.isclose(sum(float(row["bits"]) for row in first), -results[best[0]]["logprob"])
-    assert "'=cabbage," in {row["word"] for row in words}  # no formula in a spreadsheet
+    assert "'=cabbage," in {row["word"] for row in words}  # a spreadsheet must not read it as a formula
     assert {row["word"] for row in words if row["unknown"] == "true"} == {"'=cabbage,"}
     assert page.locator("#score-list .token", has=page.locator("small.unknown")).count() == 1
 
 
-def test_the_end_counts_as_the_chosen_model_has_learned_it(visit: Visit, released_server: Server) -> None:
+def test_end_is_scored_by_the_default_of_the_selected_model(visit: Visit, released_server: Server) -> None:
     page = visit.open_pane("score")
     for name, has_ends in (("nsmc-lstm", True), ("shakespeare-gru", False), ("books-lstm", True)):
         page.select_option("#score-model", name)
@@ -59,7 +59,7 @@ def test_the_end_counts_as_the_chosen_model_has_learned_it(visit: Visit, release
         assert (row["model"], row["tokens"]) == (name, str(expected["num_tokens"]))
 
 
-def test_two_sentences_part_where_their_words_do(visit: Visit) -> None:
+def test_two_sentences_diverge_at_their_first_different_word(visit: Visit) -> None:
     page = visit.open_pane("score")
     page.fill("#score-texts", "I do love you\nI do not love you")
     page.check("#score-end")
@@ -79,7 +79,7 @@ def test_two_sentences_part_where_their_words_do(visit: Visit) -> None:
     assert rows.nth(0).locator("td").last.inner_text() == "0.00"
 
 
-def test_four_families_write_at_once_and_show_their_states(visit: Visit) -> None:
+def test_four_families_generate_together_and_show_their_states(visit: Visit) -> None:
     page = visit.open_pane("compare")
     page.fill("#compare-max_tokens", "40")
     page.click("#compare-go")
@@ -106,12 +106,12 @@ def test_four_families_write_at_once_and_show_their_states(visit: Visit) -> None
     page.wait_for_selector("#compare-back:visible")
     notes = page.locator("#compare-cards .scroll + p").all_inner_texts()
     assert all("token 2 (O)" in note for note in notes)
-    assert "gone after" in notes[3]  # a reservoir forgets, by its echo state property
+    assert "gone after" in notes[3]  # the echo state property makes a reservoir forget
     page.click("#compare-back")
     assert "moves by" in page.locator("#compare-cards .scroll + p").first.inner_text()
 
 
-def test_the_four_cells_and_the_terms_are_explained_in_both_languages(visit: Visit, released_server: Server) -> None:
+def test_cells_and_terms_are_explained_in_both_languages(visit: Visit, released_server: Server) -> None:
     page = visit.open_pane("learn")
     assert page.locator("#pane-learn article svg").count() == 4
     assert page.locator("#pane-learn math").count() == 15
@@ -132,7 +132,7 @@ def test_the_four_cells_and_the_terms_are_explained_in_both_languages(visit: Vis
 
 
 @pytest.mark.parametrize("name", ["score", "compare", "learn"])
-def test_tabs_go_by_arrow_keys_and_the_address_keeps_which(visit: Visit, name: str) -> None:
+def test_arrow_keys_select_tabs_and_the_address_keeps_the_selection(visit: Visit, name: str) -> None:
     page = visit.page
     page.focus("#tab-write")
     for _ in range(["write", "score", "compare", "learn"].index(name)):

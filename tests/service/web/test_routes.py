@@ -1,4 +1,4 @@
-"""The playground's files as they are served: headers, tags, no key, nothing from elsewhere."""
+"""Test the served files of the playground: headers, entity tags, no key, nothing external."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = sorted(str(path.relative_to(WEB_FOLDER)) for path in WEB_FOLDER.rglob("*
 MAX_BYTES = 150_000
 
 
-def test_the_page_is_sent_with_a_tag_and_a_strict_policy(client: FlaskClient) -> None:
+def test_page_has_an_entity_tag_and_a_strict_content_policy(client: FlaskClient) -> None:
     response = client.get("/")
     assert (response.status_code, response.content_type) == (200, "text/html; charset=utf-8")
     assert response.headers["Content-Security-Policy"].startswith("default-src 'self'; ")
@@ -28,7 +28,7 @@ def test_the_page_is_sent_with_a_tag_and_a_strict_policy(client: FlaskClient) ->
     assert (again.status_code, again.data) == (304, b"")
 
 
-def test_every_file_is_there_and_together_they_are_small(client: FlaskClient) -> None:
+def test_all_files_are_served_and_small(client: FlaskClient) -> None:
     sizes = []
     for name in FILES:
         response = client.get(f"/web/{name}")
@@ -45,7 +45,7 @@ def test_every_file_is_there_and_together_they_are_small(client: FlaskClient) ->
     assert sum(sizes) < MAX_BYTES
 
 
-def test_nothing_comes_from_elsewhere_and_no_text_is_taken_as_markup() -> None:
+def test_page_loads_nothing_external_and_inserts_no_markup() -> None:
     for name in FILES:
         text = (WEB_FOLDER / name).read_text("utf-8")
         assert not re.findall(r"(?:src|href|url|import)\W{0,3}https?:", text), name
@@ -53,7 +53,7 @@ def test_nothing_comes_from_elsewhere_and_no_text_is_taken_as_markup() -> None:
     assert not re.findall(r"<script>|\son\w+=|\sstyle=", (WEB_FOLDER / "index.html").read_text("utf-8"))
 
 
-def test_both_languages_have_every_text_and_the_page_asks_for_no_other() -> None:
+def test_both_languages_define_exactly_the_texts_of_the_page() -> None:
     def keys(language: str) -> set[str]:
         text = (WEB_FOLDER / f"words-{language}.js").read_text("utf-8")
         return set(re.findall(r'^  "?([\w.]+)"?: "', text, re.MULTILINE))
@@ -67,24 +67,24 @@ def test_both_languages_have_every_text_and_the_page_asks_for_no_other() -> None
 
 
 @pytest.mark.parametrize(("path", "status"), [("/web/none.js", 404), ("/web/../app.py", 404), ("/web/", 404)])
-def test_what_is_no_file_of_the_page_is_not_found(client: FlaskClient, path: str, status: int) -> None:
+def test_other_files_are_not_found(client: FlaskClient, path: str, status: int) -> None:
     assert client.get(path).status_code == status
 
 
-def test_only_reading_is_allowed(client: FlaskClient) -> None:
+def test_only_get_and_head_are_allowed(client: FlaskClient) -> None:
     assert client.head("/").status_code == 200
     assert client.head("/").data == b""
     assert client.post("/", json={}).get_json()["error"]["code"] == "method_not_allowed"
 
 
-def test_the_page_needs_no_key_and_what_it_asks_for_does(tmp_path: Path) -> None:
+def test_page_needs_no_key_but_its_requests_do(tmp_path: Path) -> None:
     app = create_app(Settings(bundles=tmp_path, api_keys=("secret",), workers=1, log_level="error"))
     client = app.test_client()
     assert [client.get(path).status_code for path in ("/", "/web/app.js", "/models")] == [200, 200, 401]
     app.extensions["meari"].registry.stop()
 
 
-def test_the_pictures_of_the_claims_are_listed_where_there_are_any(tmp_path: Path) -> None:
+def test_existing_pictures_of_the_claims_are_listed(tmp_path: Path) -> None:
     assert json.loads(read_pages(WEB_FOLDER, tmp_path)["claims.json"].data) == {"claims": []}
     claims = {number: {"title": f"Claim {number}", "verdict": "HOLDS"} for number in ("2", "10", "3")}
     (tmp_path / "results.json").write_text(json.dumps({"claims": claims}), "utf-8")
@@ -96,6 +96,6 @@ def test_the_pictures_of_the_claims_are_listed_where_there_are_any(tmp_path: Pat
     assert pages["claims/10-ten.png"].data == b"ten"
 
 
-def test_claims_of_another_version_are_as_good_as_none(tmp_path: Path) -> None:
+def test_claims_of_another_version_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"claims": [1]}', "utf-8")
     assert json.loads(read_pages(WEB_FOLDER, tmp_path)["claims.json"].data) == {"claims": []}

@@ -1,4 +1,4 @@
-"""What a person reads when something goes wrong: a key, a busy server, a lost connection."""
+"""Test the error messages of the playground: missing key, busy server, lost connection."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Route
 
 
-def test_a_server_with_keys_is_asked_with_the_one_that_the_person_enters(
-    browser: Browser, bundles: Path, tmp_path: Path
-) -> None:
+def test_entered_key_is_sent_to_a_server_with_keys(browser: Browser, bundles: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, bundles=bundles, default_model="letters", api_keys="open-sesame") as server:
         visit = Visit(browser, f"http://127.0.0.1:{server.port}/", wait=False)
         page = visit.page
@@ -33,7 +31,7 @@ def test_a_server_with_keys_is_asked_with_the_one_that_the_person_enters(
         visit.context.close()
 
 
-def test_a_busy_server_is_said_to_be_busy_and_trying_again_works(visit: Visit) -> None:
+def test_busy_server_is_reported_and_retry_works(visit: Visit) -> None:
     page = visit.page
 
     def refuse(route: Route) -> None:
@@ -55,7 +53,7 @@ def test_a_busy_server_is_said_to_be_busy_and_trying_again_works(visit: Visit) -
     visit.complaints.clear()
 
 
-def test_a_value_out_of_range_is_named_in_the_servers_words(visit: Visit) -> None:
+def test_value_out_of_range_shows_the_message_of_the_server(visit: Visit) -> None:
     page = visit.page
     page.route("**/generate", lambda route: route.continue_(post_data='{"temperature": 99}'))
     page.click("#write-go")
@@ -65,7 +63,7 @@ def test_a_value_out_of_range_is_named_in_the_servers_words(visit: Visit) -> Non
     visit.complaints.clear()
 
 
-def test_a_lost_connection_is_said_and_the_text_is_kept(browser: Browser, bundles: Path, tmp_path: Path) -> None:
+def test_lost_connection_is_reported_and_the_text_is_kept(browser: Browser, bundles: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, bundles=bundles, default_model="flat", max_tokens=200_000) as server:
         visit = Visit(browser, f"http://127.0.0.1:{server.port}/", locale="ko-KR")
         page = visit.page

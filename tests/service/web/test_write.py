@@ -1,4 +1,4 @@
-"""The Write pane as a person uses it: in a real browser, on a real server."""
+"""Test the Write pane in a real browser on a real server."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def answer(server: Server, **body: object) -> httpx.Response:
     return server.post("/generate", model="shakespeare-lstm", **body)
 
 
-def test_text_is_written_shaded_and_is_what_the_api_gives_for_that_seed(visit: Visit, released_server: Server) -> None:
+def test_generated_text_is_shaded_and_matches_the_api_for_its_seed(visit: Visit, released_server: Server) -> None:
     written = write(visit.page, 40, prompt="JULIET:\n", seed="11", temperature="0.7")
     choice = answer(released_server, prompt="JULIET:\n", max_tokens=40, seed=11, temperature=0.7, logprobs=1).json()[
         "choices"
@@ -59,14 +59,14 @@ def test_text_is_written_shaded_and_is_what_the_api_gives_for_that_seed(visit: V
     assert len({shade.split()[1] for shade in shades}) > 2
 
 
-def test_what_the_model_does_not_know_of_a_prompt_is_counted(visit: Visit) -> None:
+def test_unknown_tokens_of_a_prompt_are_counted(visit: Visit) -> None:
     for prompt, counted in [("한 O", True), ("O", False)]:
         write(visit.page, 3, prompt=prompt, seed="1")
         figures = visit.page.locator("#write-figures").inner_text()
         assert ("that the model does not know: 1." in figures) is counted, figures
 
 
-def test_a_picked_alternative_stands_after_the_very_same_text(visit: Visit, released_server: Server) -> None:
+def test_selected_alternative_follows_the_unchanged_text(visit: Visit, released_server: Server) -> None:
     page = visit.page
     written = write(page, 40, prompt="JULIET:\n", seed="11", temperature="0.7")
     page.locator("#write-tokens .token").nth(20).hover()
@@ -79,7 +79,7 @@ def test_a_picked_alternative_stands_after_the_very_same_text(visit: Visit, rele
     rewritten = finished(page)
     assert rewritten.startswith(written[:20] + picked)
     assert len(rewritten) == 21 + 40
-    # The state after those 21 characters is that of the text itself, so the API continues it in the same way.
+    # The state after those 21 characters equals that of the text, hence the API gives the same continuation.
     first = answer(released_server, prompt="JULIET:\n" + written[:20] + picked, max_tokens=40, seed=11, temperature=0.7)
     assert rewritten[21:] == first.json()["choices"][0]["text"]
     page.click("#write-again")
@@ -88,7 +88,7 @@ def test_a_picked_alternative_stands_after_the_very_same_text(visit: Visit, rele
     assert "bit for bit" in page.locator("#write-outcome").inner_text()
 
 
-def test_arrow_keys_reach_every_token_and_enter_its_alternatives(visit: Visit) -> None:
+def test_arrow_keys_move_between_tokens_and_into_alternatives(visit: Visit) -> None:
     page = visit.page
     write(page, 12, prompt="ROMEO:\n", seed="5")
     page.locator("#write-tokens .token").first.focus()
@@ -100,7 +100,7 @@ def test_arrow_keys_reach_every_token_and_enter_its_alternatives(visit: Visit) -
     assert page.evaluate("() => document.activeElement.dataset.index") == "10"
 
 
-def test_stop_keeps_what_there_is_and_it_can_be_written_on(visit: Visit, released_server: Server) -> None:
+def test_stop_keeps_the_text_which_can_be_continued(visit: Visit, released_server: Server) -> None:
     page = visit.page
     page.locator("#pane-write details").evaluate("details => { details.open = true }")
     for name, value in {"max_tokens": "4000", "seed": "3", "prompt": "ROMEO:\n"}.items():
@@ -117,7 +117,7 @@ def test_stop_keeps_what_there_is_and_it_can_be_written_on(visit: Visit, release
     assert len(longer) == len(stopped) + 25
 
 
-def test_korean_tokens_that_are_parts_of_characters_join_to_the_text(visit: Visit, released_server: Server) -> None:
+def test_korean_tokens_with_parts_of_characters_join_to_the_text(visit: Visit, released_server: Server) -> None:
     page = visit.page
     page.select_option("#write-model", "nsmc-lstm")
     written = write(page, 60, prompt="이 영화는", seed="14", temperature="1.6")
