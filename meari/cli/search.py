@@ -65,7 +65,6 @@ def command(
     from rich.console import Console
 
     from meari.models.config import parse_config, read_toml
-    from meari.models.search.journal import as_json as json_of
     from meari.models.search.options import read_options
     from meari.models.search.run import search
     from meari.models.search.space import make_space
@@ -88,10 +87,7 @@ def command(
         tell=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
         clock=time.monotonic,
     )
-    if as_json:
-        echo_json(json_of(found))
-    elif found.trials:
-        _show(found, folder or SEARCHES / config.name)
+    _show(found, folder or SEARCHES / config.name, as_json=as_json)
     if found.signal is not None:
         _tell_how_to_resume([*sys.argv[2:], *([] if resume else ["--resume"])])
         sys.exit(128 + found.signal)
@@ -102,12 +98,17 @@ def _tell_how_to_resume(arguments: list[str]) -> None:
     click.echo(f"Interrupted. Go on with:\n  {shlex.join(words)}", err=True)
 
 
-def _show(found: "SearchResult", folder: Path) -> None:
+def _show(found: "SearchResult", folder: Path, *, as_json: bool) -> None:
     from rich.console import Console
 
+    from meari.models.search.journal import as_json as json_of
     from meari.models.search.report import plain_table, rich_table
     from meari.models.search.run import BEST, PICTURE
 
+    if as_json:
+        echo_json(json_of(found))
+    if as_json or not found.trials:
+        return
     console = Console()
     if console.is_terminal:
         console.print(rich_table(found))
