@@ -119,14 +119,9 @@ class BeamSearch:
         self._num_alternatives = num_alternatives
         # No more tokens of a row can stay live or finish, by the end token alone where there are no stop strings.
         self._num_likeliest = max(num_beams + (1 if stop is None else num_results), num_alternatives or 0)
-        self._live = [Hypothesis(None, 0.0, 0, matcher=stop() if stop is not None else None)]
+        self.live = [Hypothesis(None, 0.0, 0, matcher=stop() if stop is not None else None)]  # in the order of rows
         self._finished: list[Hypothesis] = []  # at most num_results, best first
         self.just_finished: list[tuple[int, Hypothesis]] = []  # by the last `advance`: (parent row, hypothesis)
-
-    @property
-    def live(self) -> list[Hypothesis]:
-        """The hypotheses that continue, in the order of their rows."""
-        return self._live
 
     def advance(self, logprobs: Floats32) -> list[tuple[int, int]]:
         """Add the next token to every live hypothesis.
@@ -146,14 +141,14 @@ class BeamSearch:
         for score, row, token, logprob in self._candidates(best, values):
             if len(live) == self._num_beams or len(finished) == self._num_results:
                 break
-            parent = self._live[row]
+            parent = self.live[row]
             finish, matcher = self._end_of(parent, token)
             last = Step(parent.last, token, logprob, alternatives[row])
             (live if finish is None else finished).append(Hypothesis(last, score, row, finish, matcher))
         self._add(finished)
-        self._live = [hypothesis for hypothesis in live if hypothesis.score > self._score_to_beat]
-        continuing = [(h.row, h.last.token) for h in self._live if h.last is not None]
-        for row, hypothesis in enumerate(self._live):
+        self.live = [hypothesis for hypothesis in live if hypothesis.score > self._score_to_beat]
+        continuing = [(h.row, h.last.token) for h in self.live if h.last is not None]
+        for row, hypothesis in enumerate(self.live):
             hypothesis.row = row
         return continuing
 
@@ -162,7 +157,7 @@ class BeamSearch:
 
         unfinished  the reason why those end that are still live
         """
-        live = self._live[: self._num_results - len(self._finished)]
+        live = self.live[: self._num_results - len(self._finished)]
         for hypothesis in live:
             hypothesis.finish = unfinished
         return sorted([*self._finished, *live], key=lambda hypothesis: -hypothesis.score)
@@ -178,7 +173,7 @@ class BeamSearch:
         best    int64 [live, n], each row's likeliest tokens, likeliest first
         values  float64 [live, n], their log-probabilities
         """
-        scores = (values + np.array([[hypothesis.score] for hypothesis in self._live])).reshape(-1)
+        scores = (values + np.array([[hypothesis.score] for hypothesis in self.live])).reshape(-1)
         order = np.argsort(-scores, kind="stable")[: np.count_nonzero(scores > self._score_to_beat)]
         columns = scores[order], order // best.shape[1], best.reshape(-1)[order], values.reshape(-1)[order]
         return zip(*(column.tolist() for column in columns), strict=True)
@@ -211,15 +206,6 @@ class BeamSequence(GenerationSequence):
     """The row of a prompt to search from, then of a live hypothesis."""
 
     request: BeamRequest
-
-    @property
-    def row_sampler(self) -> None:
-        """None: nothing is sampled."""
-
-    @property
-    def wants_logprobs(self) -> bool:
-        """Always true."""
-        return True
 
     def begin(self, first: FirstToken, result: TurnResult) -> None:
         """Find the first hypotheses, which wait for rows."""
@@ -291,9 +277,8 @@ class BeamRequest(GenerationRequest):
         """End the handle, with the best hypotheses so far where the search is not over."""
         if finish is not Finish.LENGTH:
             self._fill_samples(finish)
-        num_written = sum(len(sample.token_ids) for sample in self.handle.samples)
         super().end(finish, now, failure)
-        return num_written
+        return sum(len(sample.token_ids) for sample in self.handle.samples)
 
     def _fill_samples(self, unfinished: Finish) -> None:
         """Make the best hypotheses the samples; `unfinished` is the reason why those end that are still live."""

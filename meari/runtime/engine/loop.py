@@ -9,6 +9,7 @@ more: `failure` says why.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import logging
 import threading
@@ -24,11 +25,58 @@ from meari.runtime.engine.handles import Generation, Scoring
 from meari.runtime.engine.prefixes import FEW_TEXTS, CachedPrompts, ScoringRequest
 from meari.runtime.engine.reading import TokenReader
 from meari.runtime.engine.runner import Runner
-from meari.runtime.engine.scheduler import Lanes, LiveRequests, RequestQueue
+from meari.runtime.engine.scheduler import Lanes, RequestQueue
 from meari.runtime.engine.sequences import GenerationRequest, LaneKind, Phase, Request, TurnResult
 from meari.runtime.engine.stats import EngineStats
 
 log = logging.getLogger(__name__)
+
+
+class LiveRequests:
+    """The accepted requests that have not ended, by number, and a heap of their deadlines.
+
+    The one caller who claims a request ends it, so it ends exactly once. Any thread; a lock guards it.
+    """
+
+    def __init__(self) -> None:
+        self._requests: dict[int, Request] = {}
+        self._deadlines: list[tuple[float, int]] = []
+        self._lock = threading.Lock()
+
+    def add(self, request: Request) -> None:
+        """Take a request that has to be ended from now on."""
+        with self._lock:
+            self._requests[request.number] = request
+            heapq.heappush(self._deadlines, (request.handle.deadline, request.number))
+            if len(self._deadlines) > 64 + 2 * len(self._requests):
+                self._deadlines = [entry for entry in self._deadlines if entry[1] in self._requests]
+                heapq.heapify(self._deadlines)
+
+    def claim(self, request: Request) -> bool:
+        """Return True for the one caller who is to end the request."""
+        with self._lock:
+            return self._requests.pop(request.number, None) is not None
+
+    def expired(self, now: float) -> list[Request]:
+        """Return the requests whose deadline is past."""
+        if not self._deadlines or self._deadlines[0][0] > now:
+            return []
+        due = []
+        with self._lock:
+            while self._deadlines and self._deadlines[0][0] <= now:
+                number = heapq.heappop(self._deadlines)[1]
+                if number in self._requests:
+                    due.append(self._requests[number])
+        return due
+
+    def cancelled(self) -> list[Request]:
+        """Return the requests that their callers gave up."""
+        return [request for request in self.everyone() if request.handle.cancelled]
+
+    def everyone(self) -> list[Request]:
+        """Return all requests that have not ended."""
+        with self._lock:
+            return list(self._requests.values())
 
 
 class Engine:

@@ -15,13 +15,12 @@ take turns of limited time. The turn goes to the kind of lane that has had the l
 Goyal et al. 1996); an idle kind gets no credit. So lists, however many, take at most a third of the time while other
 kinds want it.
 
-Threads: any thread may reserve and add, and use `LiveRequests`; a lock guards each. The rest, and all of `Lanes`, is
-for the engine's thread.
+Threads: any thread may reserve, add and release; a lock guards the queue. The rest, and all of `Lanes`, is for the
+engine's thread.
 """
 
 from __future__ import annotations
 
-import heapq
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -146,53 +145,6 @@ class RequestQueue:
     def _release_place(self) -> None:
         with self._changed:
             self._num_waiting -= 1
-
-
-class LiveRequests:
-    """The accepted requests that have not ended, by number, and a heap of their deadlines.
-
-    The one caller who claims a request ends it, so it ends exactly once.
-    """
-
-    def __init__(self) -> None:
-        self._requests: dict[int, Request] = {}
-        self._deadlines: list[tuple[float, int]] = []
-        self._lock = threading.Lock()
-
-    def add(self, request: Request) -> None:
-        """Take a request that has to be ended from now on."""
-        with self._lock:
-            self._requests[request.number] = request
-            heapq.heappush(self._deadlines, (request.handle.deadline, request.number))
-            if len(self._deadlines) > 64 + 2 * len(self._requests):
-                self._deadlines = [entry for entry in self._deadlines if entry[1] in self._requests]
-                heapq.heapify(self._deadlines)
-
-    def claim(self, request: Request) -> bool:
-        """Return True for the one caller who is to end the request."""
-        with self._lock:
-            return self._requests.pop(request.number, None) is not None
-
-    def expired(self, now: float) -> list[Request]:
-        """Return the requests whose deadline is past."""
-        if not self._deadlines or self._deadlines[0][0] > now:
-            return []
-        due = []
-        with self._lock:
-            while self._deadlines and self._deadlines[0][0] <= now:
-                number = heapq.heappop(self._deadlines)[1]
-                if number in self._requests:
-                    due.append(self._requests[number])
-        return due
-
-    def cancelled(self) -> list[Request]:
-        """Return the requests that their callers gave up."""
-        return [request for request in self.everyone() if request.handle.cancelled]
-
-    def everyone(self) -> list[Request]:
-        """Return all requests that have not ended."""
-        with self._lock:
-            return list(self._requests.values())
 
 
 class Lane(Protocol):

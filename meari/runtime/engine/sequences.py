@@ -198,14 +198,14 @@ class GenerationSequence(Sequence, abc.ABC):
         return True
 
     @property
-    @abc.abstractmethod
     def row_sampler(self) -> Sampler | None:
-        """The sampler of its row; beams have none."""
+        """The sampler of its row; None for beams, which sample nothing."""
+        return None
 
     @property
-    @abc.abstractmethod
     def wants_logprobs(self) -> bool:
-        """Whether the log-probabilities of all tokens are needed."""
+        """Whether the log-probabilities of all tokens are needed, as for beams."""
+        return True
 
     @abc.abstractmethod
     def begin(self, first: FirstToken, result: TurnResult) -> None:
