@@ -1,4 +1,4 @@
-"""Problems as data, and the messages that are made of them."""
+"""Test problems as data and the messages made from them."""
 
 import pytest
 
@@ -18,7 +18,7 @@ from meari.service.error_body import openai_error_body, wrong_field
         (Problem("body", reason="it broke off"), "body: it broke off"),
     ],
 )
-def test_a_problem_tells_field_what_came_and_what_was_expected(problem: Problem, message: str) -> None:
+def test_message_of_a_problem_has_the_field_the_value_and_the_expected_values(problem: Problem, message: str) -> None:
     assert str(problem) == message
 
 
@@ -26,18 +26,18 @@ def test_a_problem_tells_field_what_came_and_what_was_expected(problem: Problem,
     ("path", "name"),
     [("n", "n"), ("texts[3]", "texts"), ('logit_bias["a: b"]', "logit_bias"), ("options.usage", "options")],
 )
-def test_a_problem_is_named_by_its_outermost_field(path: str, name: str) -> None:
+def test_name_of_a_problem_is_its_outermost_field(path: str, name: str) -> None:
     assert Problem(path, "1", "2").name == name
 
 
-def test_an_error_joins_its_problems_and_keeps_them() -> None:
+def test_message_of_an_error_joins_its_problems() -> None:
     problems = (Problem("n", "0", "n >= 1"), Problem("foo", "an unknown field", "one of n"))
     error = InvalidRequest(*problems)
     assert str(error) == "n: got 0, expected n >= 1; foo: got an unknown field, expected one of n"
     assert error.problems == problems
 
 
-def test_an_error_with_a_plain_message_has_no_problem() -> None:
+def test_error_with_a_plain_message_has_no_problems() -> None:
     assert InvalidRequest("the service is busy: come back").problems == ()
 
 
@@ -52,13 +52,13 @@ def test_an_error_with_a_plain_message_has_no_problem() -> None:
         (NotReady("the bundles are being loaded"), None),
     ],
 )
-def test_openai_clients_are_told_the_first_field_that_is_wrong(error: MeariError, param: str | None) -> None:
+def test_openai_error_body_names_the_first_invalid_field(error: MeariError, param: str | None) -> None:
     body = openai_error_body(error)["error"]
     assert isinstance(body, dict)
     assert body["param"] == param
 
 
-def test_the_log_names_a_field_of_the_contract_alone() -> None:
+def test_log_names_only_fields_of_the_contract() -> None:
     error = InvalidRequest(Problem("secret", "an unknown field", "one of n"))
     assert wrong_field(error, {"n"}) is None
     assert wrong_field(error, {"n", "secret"}) == "secret"

@@ -92,7 +92,7 @@ def test_held_out_text_is_compared(model: LanguageModel, weights: ModelWeights) 
 def test_shared_activation_scale_of_a_batch_is_found(weights: ModelWeights) -> None:
     graphs = build_graphs(weights, Precision.FP32)
     with pytest.raises(NotIsolated, match="logprobs of a row depends on the batch"):
-        check_isolation(Graphs(Precision.INT8, graphs.cell, _ordinary_dynamic_quantisation()))
+        check_isolation(Graphs(Precision.INT8, graphs.cell, _dynamic_quantisation_graph()))
 
 
 def test_probabilities_that_do_not_sum_to_one_are_found() -> None:
@@ -118,7 +118,7 @@ def test_read_weights_returns_copies(model: LanguageModel) -> None:
     np.testing.assert_array_equal(read_weights(model).output.maps[0].bias, before)
 
 
-def _ordinary_dynamic_quantisation() -> bytes:
+def _dynamic_quantisation_graph() -> bytes:
     graph = GraphBuilder("output")
     weight = np.random.default_rng(0).integers(-63, 64, (16, 30)).astype(np.int8)
     x = graph.input("hidden", ir.DataType.FLOAT, [16])

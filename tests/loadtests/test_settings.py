@@ -36,7 +36,7 @@ def test_this_machine_is_a_target(url: str) -> None:
     "url",
     ["http://10.0.0.1:8000", "http://example.org", "http://localhost.example.org", "http://[fd00::1]", ""],
 )
-def test_another_machine_is_a_target_only_where_allowed(url: str) -> None:
+def test_another_machine_is_a_target_only_if_allowed(url: str) -> None:
     with pytest.raises(SettingsError, match="loopback"):
         check_target(url, read_settings({}))
     check_target(url, read_settings({"MEARI_LOAD_ALLOW_REMOTE": "1"}))

@@ -37,7 +37,7 @@ OPTIONS = {
 }
 
 
-def jittered(config: RecurrentConfig) -> RecurrentLanguageModel:
+def nonzero_model(config: RecurrentConfig) -> RecurrentLanguageModel:
     """Make a model without zero weights, biases or initial states."""
     model = build_model(config, VOCABULARY, seed=3).eval()
     assert isinstance(model, RecurrentLanguageModel)
@@ -80,7 +80,7 @@ def test_step_agrees_with_the_whole_sequence(family: str, tied: bool, num_layers
 @pytest.mark.parametrize("name", OPTIONS)
 @torch.no_grad()
 def test_step_agrees_with_the_sequence_with_every_option(name: str) -> None:
-    model = jittered(OPTIONS[name])
+    model = nonzero_model(OPTIONS[name])
     tokens = torch.arange(3 * 90).view(3, 90) * 7 % VOCABULARY
     hidden, last = model(tokens, model.initial_state(3))
     stepped, stepped_last = run_steps(model, tokens, model.initial_state(3))
@@ -95,7 +95,7 @@ def test_step_agrees_with_the_sequence_with_every_option(name: str) -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 @torch.no_grad()
 def test_sequence_in_bfloat16_is_close_to_float32(name: str) -> None:
-    model = jittered(OPTIONS[name])
+    model = nonzero_model(OPTIONS[name])
     tokens = torch.arange(3 * 40).view(3, 40) * 7 % VOCABULARY
     expected = model.logits(model(tokens, model.initial_state(3))[0]).log_softmax(-1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -108,7 +108,7 @@ def test_sequence_in_bfloat16_is_close_to_float32(name: str) -> None:
 
 
 def test_learned_initial_state_gets_a_gradient_and_starts_every_text() -> None:
-    model = jittered(OPTIONS["initial state"])
+    model = nonzero_model(OPTIONS["initial state"])
     tokens = torch.arange(12).view(2, 6)
     hidden, state = model(tokens, model.initial_state(2))
     model.loss(hidden, tokens).backward()

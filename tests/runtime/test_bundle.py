@@ -48,7 +48,7 @@ def edit_golden(folder: Path, **changes: Any) -> None:
     rewrite_manifest(folder)
 
 
-def mend(folder: Path) -> None:
+def update_hashes(folder: Path) -> None:
     """Update the manifest's hashes and sizes to those of the files."""
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     for name, entry in manifest["files"].items():
@@ -318,7 +318,7 @@ def test_file_of_another_bundle_is_refused_despite_valid_hashes(
 ) -> None:
     folder = Path(shutil.copytree(RELEASED / "shakespeare-lstm", tmp_path / "mixed"))
     shutil.copyfile(RELEASED / other, folder / file)
-    mend(folder)
+    update_hashes(folder)
     with pytest.raises(BundleError, match=message):
         open_bundle(folder, max_slots=1)
 
@@ -370,7 +370,7 @@ def test_byte_tokenizer_with_another_split_is_refused(tmp_path: Path, path: str,
     tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     change(tokenizer, path, value)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
-    mend(folder)
+    update_hashes(folder)
     with pytest.raises(BundleError, match=rf"tokenizer\.json: {re.escape(path.replace('/', '.'))}: got "):
         open_bundle(folder, max_slots=1)
 
@@ -405,7 +405,7 @@ def test_malformed_manifest_is_refused(folder: Path, data: bytes, message: str) 
 
 def test_malformed_graph_is_refused(folder: Path) -> None:
     (folder / "cell.onnx").write_bytes(b"not a graph")
-    mend(folder)
+    update_hashes(folder)
     with pytest.raises(BundleError, match=r"cell\.onnx: not an ONNX file"):
         open_bundle(folder, max_slots=4)
 
@@ -460,7 +460,7 @@ def test_golden_file_that_decompresses_to_a_huge_size_is_refused_unread(folder: 
             )
             for _ in range(64):
                 member.write(bytes(1 << 20))
-    mend(folder)
+    update_hashes(folder)
     with peak_memory_below(32 << 20), pytest.raises(BundleError, match=r"golden\.npz: logprobs: got .* expected"):
         open_bundle(folder, max_slots=4)
 
@@ -488,7 +488,7 @@ def test_graph_with_external_weights_is_refused(folder: Path, place: str) -> Non
     else:
         model.graph.node.append(onnx.helper.make_node("Constant", [], ["constant"], value=external))
     (folder / "cell.onnx").write_bytes(model.SerializeToString())
-    mend(folder)
+    update_hashes(folder)
     with pytest.raises(BundleError, match=r"cell\.onnx: tensor 'following': its data are in another file"):
         open_bundle(folder, max_slots=4)
 

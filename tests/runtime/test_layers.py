@@ -79,7 +79,7 @@ def coupled(cell: Drawing) -> None:
     cell.op("Identity", "next_h1", outputs=["hidden"])
 
 
-def aware_of_its_batch(cell: Drawing) -> None:
+def depends_on_the_batch_size(cell: Drawing) -> None:
     """Expand a row to the batch size, which excludes running several steps together."""
     size = cell.op("Shape", embedded(cell))
     row = cell.op("Expand", cell.constant(np.full((1, SIZE), 0.25, np.float32), "stretched"), size)
@@ -94,11 +94,11 @@ CELLS: dict[Callable[[Drawing], None], list[tuple[str, ...]]] = {
     upside_down: [("h1",), ("h0",)],
     remembering: [("h1",)],
     coupled: [NAMES],
-    aware_of_its_batch: [NAMES],
+    depends_on_the_batch_size: [NAMES],
 }
 
 
-def drawn(draw: Callable[[Drawing], None]) -> BundleGraph:
+def build_cell(draw: Callable[[Drawing], None]) -> BundleGraph:
     """Build a cell like that of a bundle."""
     cell = Drawing("cell")
     cell.input("token", "int64", ["batch"])
@@ -137,7 +137,7 @@ def test_many_steps_equal_single_steps_bit_for_bit(draw: Callable[[Drawing], Non
     random = np.random.default_rng(0)
     tokens = random.integers(0, VOCABULARY_SIZE, (steps, rows))
     states: dict[str, Any] = {name: random.normal(0, 1, (rows, SIZE)).astype(np.float32) for name in NAMES}
-    cell = drawn(draw)
+    cell = build_cell(draw)
     names = ["hidden", *(f"next_{name}" for name in NAMES)]
     feeds = {"tokens": tokens, **{f"state.{name}": values for name, values in states.items()}}
     found = ort.InferenceSession(over_time(cell)).run([n.replace("next_", "next.") for n in names], feeds)
@@ -150,12 +150,12 @@ def test_many_steps_equal_single_steps_bit_for_bit(draw: Callable[[Drawing], Non
 
 @pytest.mark.parametrize("draw", CELLS, ids=lambda draw: draw.__name__)
 def test_layers_are_found_from_bottom_to_top(draw: Callable[[Drawing], None]) -> None:
-    layers = find_layers(drawn(draw).model.graph, NAMES)
+    layers = find_layers(build_cell(draw).model.graph, NAMES)
     assert [layer.state for layer in layers] == CELLS[draw]
 
 
 def test_nodes_that_need_no_state_are_run_once_for_all_steps() -> None:
-    lower, upper = find_layers(drawn(stacked).model.graph, NAMES)
+    lower, upper = find_layers(build_cell(stacked).model.graph, NAMES)
     assert [node.op_type for node in lower.nodes] == ["MatMul", "Add", "Tanh"]
     assert [node.op_type for node in upper.nodes] == [
         "MatMul",

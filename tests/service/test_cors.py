@@ -50,7 +50,7 @@ def cors_of(response: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/models", "/nowhere", "/v1//completions"])
-def test_a_preflight_needs_no_key(named: FlaskClient, path: str) -> None:
+def test_preflight_needs_no_key(named: FlaskClient, path: str) -> None:
     response = named.options(path, headers=ASKED)
     assert (response.status_code, response.data) == (204, b"")
     assert cors_of(response) == {

@@ -169,27 +169,29 @@ def received(connection: socket.socket) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def lone(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def single_slot(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Run a service with one slot."""
     limits: dict[str, Any] = {"max_slots": 1, "max_tokens": 1_000_000}
-    with running_server(tmp_path_factory.mktemp("lone"), bundles=letters, **limits) as server:
+    with running_server(tmp_path_factory.mktemp("single_slot"), bundles=letters, **limits) as server:
         yield server
 
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
 @pytest.mark.parametrize(("path", "body"), REQUESTS, ids=IDS)
-def test_half_closed_client_gets_its_response(lone: Server, path: bytes, body: dict[str, Any], version: bytes) -> None:
+def test_half_closed_client_gets_its_response(
+    single_slot: Server, path: bytes, body: dict[str, Any], version: bytes
+) -> None:
     request = raw_post(json.dumps(body).encode(), path=path).replace(b"HTTP/1.1", b"HTTP/" + version, 1)
     for is_busy in (False, path not in (b"/score", b"/tokenize")):
-        until(lambda: in_the_engine(lone) == (0, 0))
-        with lone.connect() as connection, lone.connect() as other:
+        until(lambda: in_the_engine(single_slot) == (0, 0))
+        with single_slot.connect() as connection, single_slot.connect() as other:
             if is_busy:  # the request waits in the queue at first
                 other.sendall(raw_post(json.dumps({**ENDLESS, "max_tokens": 1_000_000}).encode()))
-                until(lambda: in_the_engine(lone)[0] == 1)
+                until(lambda: in_the_engine(single_slot)[0] == 1)
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
             if is_busy:
-                until(lambda: in_the_engine(lone) == (1, 1))
+                until(lambda: in_the_engine(single_slot) == (1, 1))
             other.close()
             answer = received(connection)
         assert answer.startswith(b"HTTP/%b 200 OK\r\n" % version)
@@ -200,21 +202,21 @@ def test_half_closed_client_gets_its_response(lone: Server, path: bytes, body: d
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("reads", [False, True])
-def test_disconnect_of_a_half_closed_client_is_detected(lone: Server, stream: bool, reads: bool) -> None:
-    until(lambda: in_the_engine(lone) == (0, 0))
+def test_disconnect_of_a_half_closed_client_is_detected(single_slot: Server, stream: bool, reads: bool) -> None:
+    until(lambda: in_the_engine(single_slot) == (0, 0))
     body = json.dumps({**ENDLESS, "max_tokens": 1_000_000, "stream": stream}).encode()
-    with lone.connect() as connection:
+    with single_slot.connect() as connection:
         connection.sendall(raw_post(body))
         connection.shutdown(socket.SHUT_WR)
-        until(lambda: in_the_engine(lone)[0] == 1)
+        until(lambda: in_the_engine(single_slot)[0] == 1)
         if reads:
             assert connection.recv(65536)
-    until(lambda: in_the_engine(lone) == (0, 0), PATIENCE)
+    until(lambda: in_the_engine(single_slot) == (0, 0), PATIENCE)
 
 
-def test_pipelined_requests_of_a_half_closed_client_are_all_answered(lone: Server) -> None:
+def test_pipelined_requests_of_a_half_closed_client_are_all_answered(single_slot: Server) -> None:
     request = raw_post(json.dumps(REQUESTS[0][1]).encode())
-    with lone.connect() as connection:
+    with single_slot.connect() as connection:
         connection.sendall(request * 3)
         connection.shutdown(socket.SHUT_WR)
         assert received(connection).count(b"HTTP/1.1 200 OK") == 3

@@ -174,7 +174,7 @@ def integers(schemas: Schemas) -> list[tuple[Any, str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(("parse", "field", "more"), integers(SCHEMAS))
-def test_an_integer_may_be_written_with_a_fraction_of_zero(parse: Any, field: str, more: dict[str, Any]) -> None:
+def test_integer_may_be_written_with_a_fraction_of_zero(parse: Any, field: str, more: dict[str, Any]) -> None:
     for written in ("3.0", "3e0", "30.00e-1", "3"):
         body = json.dumps({**more, field: 0}).replace(f'"{field}": 0', f'"{field}": {written}')
         value = getattr(parse(body.encode()), field)

@@ -6,7 +6,7 @@ import pytest
 
 from meari.service.routes.streaming import EVENTS_PER_SECOND, pause_seconds
 
-LONGEST_WAIT = 0.05  # seconds for an event, including waking a thread and writing
+MAX_WAIT_SECONDS = 0.05  # seconds for an event, including waking a thread and writing
 
 
 def test_single_stream_never_pauses() -> None:
@@ -15,7 +15,7 @@ def test_single_stream_never_pauses() -> None:
 
 @pytest.mark.parametrize("num_streams", [2, 8, 16, 64, 1000])
 def test_pause_is_bounded_for_any_number_of_streams(num_streams: int) -> None:
-    assert 0.0 < pause_seconds(1, num_streams) <= 0.8 * LONGEST_WAIT
+    assert 0.0 < pause_seconds(1, num_streams) <= 0.8 * MAX_WAIT_SECONDS
 
 
 @pytest.mark.parametrize("num_streams", [2, 16, 32])

@@ -67,7 +67,7 @@ process.communicate()
 
 
 @contextmanager
-def burning(kind: str) -> Iterator[subprocess.Popen[str]]:
+def busy_process(kind: str) -> Iterator[subprocess.Popen[str]]:
     """Run a process whose child has used 0.4 CPU-seconds."""
     process = subprocess.Popen(
         [sys.executable, "-c", BURN, kind],
@@ -87,7 +87,7 @@ def burning(kind: str) -> Iterator[subprocess.Popen[str]]:
 
 def test_usage_includes_children_in_and_outside_the_session() -> None:
     for kind in ("attached", "detached"):
-        with burning(kind) as process:
+        with busy_process(kind) as process:
             found = usage(process.pid, "a-mark")
             assert found.num_processes == 2
             assert 0.35 < found.cpu_seconds < 5
@@ -96,7 +96,7 @@ def test_usage_includes_children_in_and_outside_the_session() -> None:
 
 
 def test_detached_process_is_found_by_its_mark() -> None:
-    with burning("detached") as process:
+    with busy_process("detached") as process:
         assert len(processes_of(-1, "a-mark")) == 2
         assert processes_of(-1, "another mark") == set()
         assert process.pid in processes_of(-1, "a-mark")
@@ -104,13 +104,13 @@ def test_detached_process_is_found_by_its_mark() -> None:
 
 def test_cpu_time_of_the_machine_includes_that_of_each_process() -> None:
     before = machine_seconds()
-    with burning("attached") as process:
+    with busy_process("attached") as process:
         found = usage(process.pid, "a-mark")
     assert found.machine_seconds >= before
     assert found.machine_seconds > 0.9 * found.cpu_seconds
 
 
 def test_ended_server_has_no_processes() -> None:
-    with burning("attached") as process:
+    with busy_process("attached") as process:
         pid = process.pid
     assert processes_of(pid, "a-mark") == set()

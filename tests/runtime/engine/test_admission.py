@@ -103,7 +103,9 @@ def test_long_text_does_not_take_the_whole_cache(bundle: Bundle, clock: Clock) -
     assert generation.cached_tokens == 4
 
 
-def a_list(engine: Engine, count: int, max_tokens: int = 3, **more: object) -> tuple[HandleGroup, list[Generation]]:
+def submit_list(
+    engine: Engine, count: int, max_tokens: int = 3, **more: object
+) -> tuple[HandleGroup, list[Generation]]:
     """Submit a list of prompts; return the generations that have a place in the queue."""
     event = Event()
     call = GenerateCall([A], max_tokens, **{"deadline": 1e12, "sampling": ENDLESS, "event": event, **more})  # type: ignore[arg-type]
@@ -116,7 +118,7 @@ def a_list(engine: Engine, count: int, max_tokens: int = 3, **more: object) -> t
 
 def test_lists_share_half_of_the_queue_and_all_progress(make_engine: MakeEngine) -> None:
     engine = make_engine(max_slots=2, max_waiting=8)
-    lists = [a_list(engine, 30) for _ in range(3)]
+    lists = [submit_list(engine, 30) for _ in range(3)]
     assert engine.stats().waiting == 6  # half of the queue, and at least one request of each list
     singles = []
     for _ in range(400):
@@ -133,7 +135,7 @@ def test_lists_share_half_of_the_queue_and_all_progress(make_engine: MakeEngine)
 def test_list_progresses_while_other_lists_fill_their_half_of_the_queue(make_engine: MakeEngine) -> None:
     engine = make_engine(max_slots=1, max_waiting=4)
     others = [generate(engine, 2) for _ in range(3)]
-    together, handles = a_list(engine, 3)
+    together, handles = submit_list(engine, 3)
     for _ in range(100):
         engine.step()
         if sum(not one.ended for one in others) < 3:
@@ -145,7 +147,7 @@ def test_list_progresses_while_other_lists_fill_their_half_of_the_queue(make_eng
 @pytest.mark.parametrize("end", ["cancelled", "out of time"])
 def test_unqueued_requests_end_with_their_list(make_engine: MakeEngine, clock: Clock, end: str) -> None:
     engine = make_engine(max_slots=2, max_waiting=8)
-    together, handles = a_list(engine, 30, 10_000, deadline=clock() + 5.0)
+    together, handles = submit_list(engine, 30, 10_000, deadline=clock() + 5.0)
     for _ in range(3):
         engine.step()
         together.wait(0)
@@ -174,7 +176,7 @@ def test_call_cancelled_before_queueing_ends_at_once(make_engine: MakeEngine) ->
 
 def test_list_fails_when_the_engine_has_stopped(make_engine: MakeEngine) -> None:
     engine = make_engine(max_slots=2, max_waiting=8)
-    together, handles = a_list(engine, 30)
+    together, handles = submit_list(engine, 30)
     engine.stop()
     with pytest.raises(NotReady):
         together.wait_end(0)

@@ -115,7 +115,7 @@ def test_empty_text_without_end_has_no_token_and_needs_no_step(make_engine: Make
     assert engine.stats().waiting == 0
 
 
-def test_score_equals_what_generation_reports_bit_for_bit(make_engine: MakeEngine) -> None:
+def test_score_equals_the_logprobs_of_generation_bit_for_bit(make_engine: MakeEngine) -> None:
     engine = make_engine()
     generation = generate(engine, [C], 30, sampling=Sampling(temperature=3.0, seed=5))
     run(engine, generation)

@@ -23,7 +23,7 @@ from meari.runtime.engine import (
 )
 
 NEVER = 1e12
-MOST_TURNS = 3000
+MAX_TURNS = 3000
 
 
 @dataclass
@@ -96,7 +96,7 @@ def submit(engine: Engine, call: GenerateCall | ScoreCall) -> Generation | Scori
 def run_alone(bundle: Bundle, call: GenerateCall | ScoreCall) -> Generation | Scoring:
     engine = Engine(bundle.runner, EngineLimits(16, 4), lambda: 0.0)
     handle = submit(engine, dataclasses.replace(call, deadline=NEVER))
-    for _ in range(MOST_TURNS):
+    for _ in range(MAX_TURNS):
         if handle.ended:
             return handle
         engine.step()
@@ -107,7 +107,7 @@ def run_together(engine: Engine, clock: Ticking, jobs: list[Job]) -> list[Submit
     """Run all jobs in one engine; return them in order of arrival."""
     ran: list[SubmittedJob] = []
     waiting = sorted(jobs, key=lambda job: job.arrives)
-    for turn in range(MOST_TURNS):
+    for turn in range(MAX_TURNS):
         for job in [job for job in waiting if job.arrives <= turn]:
             leader = ran[job.follows % len(ran)] if job.follows is not None and ran else None
             if leader is not None and not leader.handle.ended:

@@ -132,7 +132,7 @@ def half_heads(server: Server) -> Iterator[socket.socket]:
         yield connection
 
 
-def dripped(connection: socket.socket) -> bytes:
+def send_slowly(connection: socket.socket) -> bytes:
     """Send bytes slowly and return the response."""
     connection.settimeout(0.3)
     answer = b""
@@ -153,7 +153,7 @@ def test_incomplete_head_times_out_with_a_response_and_without_an_error(server: 
         connections = [stack.enter_context(connection) for connection in half_heads(server)]
         drip = stack.enter_context(server.connect())
         drip.sendall(HEAD + b"X-Slow: ")
-        drip_answer = dripped(drip)
+        drip_answer = send_slowly(drip)
         assert error_of(drip_answer)[0] == 408
         for connection in connections:
             status, error, _ = error_of(received(connection))
@@ -161,38 +161,38 @@ def test_incomplete_head_times_out_with_a_response_and_without_an_error(server: 
     assert complaints(server) == []
 
 
-def gone_in_mid_head(server: Server) -> None:
+def leave_in_mid_head(server: Server) -> None:
     for connection in half_heads(server):
         reset(connection)
 
 
-def gone_in_mid_body(server: Server) -> None:
+def leave_in_mid_body(server: Server) -> None:
     connection = server.connect()
     connection.sendall(raw_post(b'{"prompt"', b"Content-Length: 50000"))
     reset(connection)
 
 
-def gone_in_mid_chunk(server: Server) -> None:
+def leave_in_mid_chunk(server: Server) -> None:
     connection = server.connect()
     connection.sendall(raw_post(b'9\r\n{"pro', b"Transfer-Encoding: chunked"))
     reset(connection)
 
 
-def gone_before_the_answer(server: Server) -> None:
+def leave_before_the_answer(server: Server) -> None:
     connection = server.connect()
     connection.sendall(raw_post(json.dumps({**ENDLESS, "max_tokens": 1_000_000}).encode()))
     until(lambda: metric(server, "meari_running_sequences") == 1)
     reset(connection)
 
 
-def gone_in_mid_stream(server: Server) -> None:
+def leave_in_mid_stream(server: Server) -> None:
     connection = server.connect()
     connection.sendall(raw_post(json.dumps({**ENDLESS, "max_tokens": 1_000_000, "stream": True}).encode()))
     assert connection.recv(20)
     reset(connection)
 
 
-def gone_in_mid_answer(server: Server) -> None:
+def leave_in_mid_answer(server: Server) -> None:
     connection = server.connect()
     body = json.dumps({"texts": ["abc" * 2000], "tokens": True, "top": 20}).encode()
     connection.sendall(raw_post(body, path=b"/score"))
@@ -200,14 +200,14 @@ def gone_in_mid_answer(server: Server) -> None:
     reset(connection)
 
 
-def gone_between_requests(server: Server) -> None:
+def leave_between_requests(server: Server) -> None:
     connection = server.connect()
     connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
     assert connection.recv(20)
     reset(connection)
 
 
-def gone_at_once(server: Server) -> None:
+def leave_at_once(server: Server) -> None:
     reset(server.connect())
     server.connect().close()
 
@@ -215,14 +215,14 @@ def gone_at_once(server: Server) -> None:
 @pytest.mark.parametrize(
     "leave",
     [
-        gone_in_mid_head,
-        gone_in_mid_body,
-        gone_in_mid_chunk,
-        gone_before_the_answer,
-        gone_in_mid_stream,
-        gone_in_mid_answer,
-        gone_between_requests,
-        gone_at_once,
+        leave_in_mid_head,
+        leave_in_mid_body,
+        leave_in_mid_chunk,
+        leave_before_the_answer,
+        leave_in_mid_stream,
+        leave_in_mid_answer,
+        leave_between_requests,
+        leave_at_once,
     ],
 )
 def test_aborted_connections_are_not_errors(server: Server, leave: Callable[[Server], None]) -> None:
