@@ -9,7 +9,7 @@ From the outside in, each layer above those that it uses:
     service.py    the parts that the routes share, and the bundles that are served
     openai/       OpenAI's shape of requests and answers
     requests/     admission, parsing, cross-origin rules
-    watch.py      clients that go away; connection.py: one of them
+    clients.py    their connections, and the watch over those that go away
     tracing.py    OpenTelemetry, where it is requested; spans.py: one request's span
     metrics.py    Prometheus; metric_families.py: names, types and bounds
     settings.py   environment variables; log.py: lines on stderr; error_body.py: bodies of errors

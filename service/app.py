@@ -15,15 +15,15 @@ from typing import Any
 
 from flask import Flask, Response, abort, g, request
 
+from meari.service.clients import Disconnects
 from meari.service.log import configure_logging
 from meari.service.metrics import Metrics
 from meari.service.requests.admission import Admission, OverloadGate, check_key
 from meari.service.requests.cors import preflight_headers
 from meari.service.requests.schema import Schemas
+from meari.service.routes.completions import generate_blueprint, openai_blueprint
 from meari.service.routes.errors import register_error_handlers
 from meari.service.routes.exchange import OPEN_BLUEPRINTS, Exchange, current_exchange
-from meari.service.routes.generate import generate_blueprint
-from meari.service.routes.openai import openai_blueprint
 from meari.service.routes.pages import docs_blueprint, web_blueprint
 from meari.service.routes.score import score_blueprint
 from meari.service.routes.status import health_blueprint, metrics_blueprint, models_blueprint
@@ -31,7 +31,6 @@ from meari.service.routes.tokens import states_blueprint, tokenize_blueprint
 from meari.service.service import Registry, Service
 from meari.service.settings import Settings, load_settings
 from meari.service.tracing import start_tracing
-from meari.service.watch import Disconnects
 from meari.service.workers import Drain, ReadyMarks, marks_folder, metrics_folder
 
 __all__ = ["create_app"]

@@ -23,13 +23,13 @@ from meari.runtime.engine.cache import CacheRoom
 from meari.runtime.machine import release_free_memory
 from meari.runtime.model import LoadedModel, load_model
 from meari.runtime.state_tokens import StateTokens
+from meari.service.clients import Disconnects
 from meari.service.log import flush_log
 from meari.service.metrics import Metrics, WorkerFigures
 from meari.service.requests.admission import Admission
 from meari.service.requests.schema import Schemas
 from meari.service.settings import Settings
 from meari.service.tracing import Tracing
-from meari.service.watch import Disconnects
 from meari.service.workers import Drain, ReadyMarks
 
 __all__ = ["Readiness", "Registry", "Service"]

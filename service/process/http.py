@@ -36,7 +36,7 @@ from meari.errors import (
     TargetTooLong,
     VersionNotSupported,
 )
-from meari.service.connection import has_come
+from meari.service.clients import has_come
 from meari.service.error_body import error_body, openai_error_body
 
 __all__ = ["HEAD_SECONDS", "JoinedResponse", "PromptParser", "QuickConfig", "WaitingBody", "answer_bytes", "translated"]

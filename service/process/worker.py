@@ -34,7 +34,7 @@ from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
 
 from meari.errors import MAY_QUOTE, EngineFailed
 from meari.runtime.machine import limit_arenas
-from meari.service.connection import Connection, has_come
+from meari.service.clients import Connection, has_come
 from meari.service.error_body import SAFE_HEADERS
 from meari.service.log import NO_ROUTE, RequestLine, flush_log, log_request, request_id
 from meari.service.process.http import (

@@ -21,7 +21,7 @@ from meari.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from meari.service.connection import ClientGone
+from meari.service.clients import ClientGone
 from meari.service.error_body import error_body, openai_error_body
 from meari.service.routes.exchange import CLIENT_GONE, asked_path, current_exchange, json_response
 

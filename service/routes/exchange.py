@@ -31,13 +31,12 @@ from meari.runtime.answers import Work
 from meari.runtime.engine import Waitable
 from meari.runtime.model import LoadedModel
 from meari.runtime.requests import check_num_chars
-from meari.service.connection import Client, ClientGone
+from meari.service.clients import Client, ClientGone, Watch
 from meari.service.error_body import SAFE_HEADERS, wrong_field
 from meari.service.log import NO_ROUTE, RequestLine, log_request, request_id
 from meari.service.requests.admission import Ticket
 from meari.service.requests.cors import cors_headers
 from meari.service.service import Service
-from meari.service.watch import Watch
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

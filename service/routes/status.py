@@ -1,4 +1,4 @@
-"""State of the service: GET /healthz, /readyz, /metrics, /models and /models/NAME.
+"""State of the service: GET /healthz, /readyz, /metrics, /models and /v1/models.
 
 Input: the registry, the drain and the metrics. Output: JSON, and Prometheus' text. Must not know: requests to a model.
 """
@@ -12,6 +12,7 @@ from meari.runtime.inspection import describe_bundle
 from meari.runtime.model import LoadedModel
 from meari.service.error_body import error_body
 from meari.service.metrics import CONTENT_TYPE
+from meari.service.openai.bodies import ModelCard, ModelList
 from meari.service.routes.exchange import current_exchange, json_response
 from meari.service.service import Service
 
@@ -71,6 +72,14 @@ def models_blueprint(service: Service) -> Blueprint:
     def model(name: str) -> Response:
         return json_response(describe_model(service.registry.get(name), service))
 
+    @blueprint.get("/v1/models")
+    def openai_models() -> Response:
+        return json_response(ModelList([_card(model) for model in service.registry.all()]))
+
+    @blueprint.get("/v1/models/<name>")
+    def openai_model(name: str) -> Response:
+        return json_response(_card(service.registry.get(name)))
+
     return blueprint
 
 
@@ -94,3 +103,8 @@ def describe_model(model: LoadedModel, service: Service) -> dict[str, object]:
         },
         "self_test": model.bundle.self_test,
     }
+
+
+def _card(model: LoadedModel) -> ModelCard:
+    """Return the description of a model; `created` is when its bundle was written."""
+    return ModelCard(model.name, model.written_at)

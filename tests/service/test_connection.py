@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from meari.service.connection import STALL_SECONDS, Connection
+from meari.service.clients import STALL_SECONDS, Connection
 
 BRIEFLY = 0.02
 

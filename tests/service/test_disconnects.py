@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from meari.service.connection import Client, Connection
-from meari.service.watch import Disconnects
+from meari.service.clients import Client, Connection, Disconnects
 from tests.patience import PATIENCE
 from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import Server, running_server

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meari.service.routes.streaming import EVENTS_PER_SECOND, pause_seconds
+from meari.service.routes.completions import EVENTS_PER_SECOND, pause_seconds
 
 MAX_WAIT_SECONDS = 0.05  # seconds for an event, including waking a thread and writing
 

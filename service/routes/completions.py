@@ -1,6 +1,6 @@
-"""A running completion → its answer, whole or as server-sent events.
+"""POST /generate and POST /v1/completions: text that continues prompts, whole or as server-sent events.
 
-Input: a completion of either route. Output: a response. Must not know: the shape of a body.
+Input: a request of either shape. Output: a response. Must not know: the shape of a body, but for the error in a stream.
 
 An event carries the text since the last event of its choice. A lone stream gets each token when it is there; beside
 others, tokens that come faster than events are worth their cost go out together, and none waits over 50 ms.
@@ -9,30 +9,89 @@ others, tokens that come faster than events are worth their cost go out together
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 import msgspec
-from flask import Response
+from flask import Blueprint, Response
+from msgspec import UNSET
 
 from meari.errors import MAY_QUOTE, EngineFailed, MeariError
+from meari.runtime.completion import begin_completion
 from meari.runtime.engine import Waitable
-from meari.service.connection import ClientGone
-from meari.service.routes.exchange import Exchange, json_response
-from meari.service.watch import Watch
+from meari.service.clients import ClientGone, Watch
+from meari.service.error_body import error_body, openai_error_body
+from meari.service.openai.completion import OpenAICompletion, begin_openai_completion
+from meari.service.requests.completions import prompts_of
+from meari.service.routes.exchange import Exchange, current_exchange, json_response
+from meari.service.service import Service
 
-__all__ = ["RunningCompletion", "respond"]
+__all__ = ["RunningCompletion", "generate_blueprint", "openai_blueprint", "respond"]
 
+PROMPT_BYTES_PER_CHAR = 100  # of a prompt while it is tokenized
 PING_SECONDS: Final = 5.0  # of silence, then a comment keeps the connection alive
 EVENTS_PER_SECOND: Final = 800.0  # of a worker, all streams together: about a twentieth of a CPU
 MAX_PAUSE_SECONDS: Final = 0.04  # and then a thread has to be woken, and an event written
 PING: Final = b": ping\n\n"
 DONE: Final = b"data: [DONE]\n\n"
 STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-
-log = logging.getLogger(__name__)
+log = logging.getLogger("meari.service.routes.streaming")  # as operators know it
 ErrorBody = Callable[[MeariError], object]
 _encode: Final = msgspec.json.Encoder().encode
+
+
+def generate_blueprint(service: Service) -> Blueprint:
+    """Make the route of /generate over the parts of `service`."""
+    blueprint = Blueprint("generate", __name__)
+
+    @blueprint.post("/generate")
+    def generate() -> Response:
+        exchange = current_exchange()
+        request, model = exchange.accept(service.schemas.generate)
+        exchange.line.stream = request.stream
+        exchange.hold_texts("prompt", [request.prompt], PROMPT_BYTES_PER_CHAR)
+        seconds = service.settings.max_timeout_seconds if request.timeout_seconds is UNSET else request.timeout_seconds
+        deadline = model.engine.clock() + seconds
+        state_tokens = service.state_tokens(model.bundle)
+        completion = begin_completion(request, model, exchange.ticket, deadline, state_tokens, exchange.kept_chars)
+        exchange.note_work(completion.work)
+        watch = exchange.watch(completion.generation, model)
+        return respond(completion, exchange, watch, lambda error: error_body(error, exchange.request_id))
+
+    return blueprint
+
+
+def openai_blueprint(service: Service) -> Blueprint:
+    """Make the route of /v1/completions over the parts of `service`."""
+    blueprint = Blueprint("openai", __name__)
+
+    @blueprint.post("/v1/completions")
+    def completions() -> Response:
+        exchange = current_exchange()
+        request, model = exchange.accept(service.schemas.completions)
+        exchange.line.stream = bool(request.stream)
+        exchange.hold_texts("prompt", prompts_of(request), 0)  # the completion takes the memory
+        deadline = model.engine.clock() + service.settings.max_timeout_seconds
+        answer_id = f"cmpl-{exchange.request_id}"
+        completion = begin_openai_completion(
+            request, model, exchange.ticket, deadline, answer_id, int(time.time()), exchange.kept_chars
+        )
+        exchange.note_work(completion.work)
+        watch = exchange.watch(completion.generation, model)
+        _await_scores(service, completion, watch)
+        return respond(completion, exchange, watch, openai_error_body)
+
+    return blueprint
+
+
+def _await_scores(service: Service, completion: OpenAICompletion, watch: Watch) -> None:
+    """Wait for the prompts' figures, which come first. Raises ScoreTimeout, NotReady, EngineFailed, ClientGone."""
+    if completion.scoring is None:
+        return
+    watch.await_scores(completion.scoring)
+    completion.note_scores()
+    service.metrics.scored.labels(completion.model.name).inc(completion.num_scored)
 
 
 class RunningCompletion(Protocol):

@@ -1,0 +1,328 @@
+"""The clients of requests: their connections, and the watch over clients that go away.
+
+Input: accepted sockets. Output: bytes received and sent, a call for each client that goes away while the engine works
+for it (`Disconnects`), and waits that end early when nobody is there for the result (`Watch`). Must not know: Flask,
+requests, and answers but for the first bytes of each.
+
+With Python's own time-outs every receive and send waits in a second system call, and every change of the time-out is a
+third. Each of them releases the interpreter, and beside a busy engine the thread has to wait to get it back. So a
+connection always blocks, and the kernel itself keeps the time (SO_RCVTIMEO, SO_SNDTIMEO). The kernel is told a new
+time-out when something is received or sent under it: gunicorn sets several per request under which nothing is.
+
+A client may shut down its sending half and still wait for its answer (RFC 9112, 9.6). To the server that looks like a
+client that has gone, until something is sent: only then does a client that has gone answer with a reset. So while an
+answer is pending, its first bytes, which are the same for every answer, can be sent one by one as probes.
+
+The thread of a request sleeps until the engine has an event for it. If it polled its client's socket instead, a fast
+engine would run hundreds of steps for nobody between two polls. So one thread sleeps on the sockets of all requests in
+flight. A connection is registered with the kernel once, at its first request, and stays registered until it is closed:
+each further request costs two entries of a table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from meari.errors import EngineFailed, NotReady
+from meari.runtime.engine import Waitable
+from meari.service.workers import Drain
+
+__all__ = ["STALL_SECONDS", "Client", "ClientGone", "Connection", "Disconnects", "Watch", "has_come"]
+
+STALL_SECONDS: Final = 60.0  # a client that sends and receives nothing for this long is dropped
+ANSWER_START: Final = b"HTTP/1."
+_GONE: Final = select.POLLHUP | select.POLLERR
+_ENDED: Final = getattr(select, "POLLRDHUP", 1 << 16)  # Linux has it
+PROBE_SECONDS: Final = 1.0  # between two probes of a client that sends no more; doubles each time
+LOOK_SECONDS: Final = 0.25  # between two looks for changes that nothing reports
+LATE_SECONDS: Final = 10.0  # past its deadline, when the engine should have ended a request long ago
+
+
+class Connection(socket.socket):
+    """A socket with time-outs; there is no other mode."""
+
+    _seconds: float = STALL_SECONDS
+    _receive_seconds = _send_seconds = 0.0  # as last set in the kernel
+    _lock: threading.Lock  # guards the next two: the thread that probes is not the one that answers
+    _is_pending = False  # an answer of which nothing but probes was sent
+    _num_probes = 0  # bytes of its first line that were sent
+
+    @classmethod
+    def over(cls, accepted: socket.socket) -> Self:
+        """Take over an accepted connection; the old object is detached."""
+        connection = cls(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
+        super(cls, connection).setblocking(True)  # noqa: FBT003 (the socket's own signature)
+        connection._lock = threading.Lock()
+        return connection
+
+    def await_answer(self) -> None:
+        """Allow `probe` to send the first bytes of the answer."""
+        with self._lock:
+            self._is_pending = True
+
+    def probe(self) -> bool:
+        """Send a byte of the answer to find out whether the client is still there; False where none may be sent."""
+        with self._lock:
+            byte = ANSWER_START[self._num_probes : self._num_probes + 1]
+            if not self._is_pending or not byte:
+                return False
+            with contextlib.suppress(OSError):  # the next look at the connection finds the reason
+                self._num_probes += super().send(byte, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            return True
+
+    def begin_answer(self) -> int:
+        """End the probes, and return how many bytes of the head the client already has; called before the head."""
+        with self._lock:
+            sent, self._num_probes, self._is_pending = self._num_probes, 0, False
+        return sent
+
+    def settimeout(self, value: float | None) -> None:
+        """Set the seconds for each receive and each send; None stands for STALL_SECONDS."""
+        self._seconds = STALL_SECONDS if value is None else max(value, 0.001)
+
+    def gettimeout(self) -> float | None:
+        """Return the seconds, as set."""
+        return self._seconds
+
+    def setblocking(self, flag: bool) -> None:  # noqa: FBT001 (the socket's own signature)
+        """Reset to the longest time-out. gunicorn's loop, which wants a socket that never blocks, only polls it."""
+        if flag:
+            self.settimeout(None)
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        """Receive as a socket does. Raises TimeoutError."""
+        if self._receive_seconds != self._seconds:
+            self._receive_seconds = self._tell_kernel(socket.SO_RCVTIMEO)
+        try:
+            return super().recv(bufsize, flags)
+        except BlockingIOError:
+            raise TimeoutError("the client sent nothing in time") from None
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """Send as a socket does. Raises TimeoutError."""
+        if self._send_seconds != self._seconds:
+            self._send_seconds = self._tell_kernel(socket.SO_SNDTIMEO)
+        try:
+            super().sendall(data, flags)
+        except BlockingIOError:
+            raise TimeoutError("the client took nothing in time") from None
+
+    def _tell_kernel(self, option: int) -> float:
+        seconds = self._seconds
+        self.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
+        return seconds
+
+
+def has_come(connection: socket.socket, timeout: float) -> bool:
+    """Wait until there is something to read; return False after `timeout` seconds."""
+    readable = select.poll()
+    readable.register(connection, select.POLLIN)
+    return bool(readable.poll(timeout * 1000))
+
+
+class ClientGone(Exception):
+    """The client closed its connection before its answer was ready."""
+
+
+class Client:
+    """The client of one request; without a socket (tests) it never goes away."""
+
+    def __init__(self, connection: Connection | None) -> None:
+        self.connection = connection
+        self.fileno = -1 if connection is None else connection.fileno()
+        self.has_ended = False  # its half of the connection, at the last look
+        self._wants_ping = False
+        self._probe_at, self._pause = 0.0, PROBE_SECONDS
+        if connection is not None:
+            connection.settimeout(STALL_SECONDS)
+            connection.await_answer()
+
+    @property
+    def is_gone(self) -> bool:
+        """True once the connection is broken. A client that only sends no more may still wait, and is probed.
+
+        The system of a client that has gone answers the probe with a reset, which the next look finds.
+        """
+        if self.connection is None:
+            return False
+        try:
+            events = _events(self.connection)
+        except (OSError, ValueError):  # closed on this side
+            return True
+        if events & _GONE:
+            return True
+        self.has_ended = bool(events & _ENDED)
+        if self.has_ended and time.monotonic() >= self._probe_at:
+            self._probe_at, self._pause = time.monotonic() + self._pause, self._pause * 2
+            self._wants_ping = not self.connection.probe()
+        return False
+
+    def takes_ping(self) -> bool:
+        """Tell, once each time, whether a stream should write a comment: nothing else can probe the client any more."""
+        wanted, self._wants_ping = self._wants_ping, False
+        return wanted
+
+
+def _events(connection: socket.socket) -> int:
+    """Return the events of poll(2), without bytes of a next request; the end of all bytes counts on every system."""
+    poll = select.poll()  # a new one, because several threads may call
+    poll.register(connection, select.POLLIN | (_ENDED & 0xFFFF))
+    events = sum(mask for _, mask in poll.poll(0))
+    if events == select.POLLIN and not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+        return _ENDED
+    return events
+
+
+CallBack = tuple[Client, Callable[[], None]]
+
+
+class Disconnects:
+    """Calls back for each client that goes away; safe from any thread.
+
+    Without epoll it does nothing, and the request's next look finds the client gone.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # no system call is made under it but for clients that have gone
+        self._watched: dict[int, CallBack] = {}  # by file descriptor, as the next two
+        self._known: dict[int, weakref.ref[socket.socket]] = {}  # connections registered with the kernel
+        self._ended: set[int] = set()  # clients that send no more, or have gone
+        self._epoll = select.epoll() if hasattr(select, "epoll") else None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread."""
+        if self._epoll is not None:
+            end, self._end = os.pipe()
+            self._thread = threading.Thread(target=self._run, args=(self._epoll, end), name="disconnects", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        if self._thread is not None:
+            os.close(self._end)
+            self._thread.join()
+            self._thread = None
+
+    def watch(self, client: Client, on_gone: Callable[[], None]) -> None:
+        """Call `on_gone` from the thread, once, when the client has gone, unless `forget` comes first."""
+        if self._epoll is None or client.connection is None:
+            return
+        descriptor = client.fileno
+        with self._lock:
+            self._watched[descriptor] = client, on_gone
+            known = self._known.get(descriptor)
+            is_new = known is None or known() is not client.connection
+            if is_new:
+                self._known[descriptor] = weakref.ref(client.connection)
+                self._ended.discard(descriptor)
+            elif descriptor in self._ended:
+                self._report(descriptor)
+        if is_new:
+            events = select.EPOLLRDHUP | select.EPOLLET  # one event per change
+            try:
+                self._epoll.register(descriptor, events)
+            except FileExistsError:
+                self._epoll.modify(descriptor, events)
+
+    def forget(self, client: Client) -> None:
+        """Stop watching, before the connection is closed here or serves its next request."""
+        with self._lock:
+            self._watched.pop(client.fileno, None)
+
+    def _report(self, descriptor: int) -> None:
+        """Call back if this client has gone: the descriptor may have been another connection's before.
+
+        `is_gone` probes a client that only sends no more; if the probe is refused, another event follows.
+        """
+        client, on_gone = self._watched[descriptor]
+        if client.is_gone:
+            del self._watched[descriptor]
+            on_gone()
+        elif not client.has_ended:
+            self._ended.discard(descriptor)
+
+    def _run(self, epoll: select.epoll, end: int) -> None:
+        news = select.poll()
+        news.register(epoll, select.POLLIN)
+        news.register(end, select.POLLHUP)
+        while not any(descriptor == end for descriptor, _ in news.poll()):
+            for descriptor, _ in epoll.poll(0):
+                with self._lock:
+                    self._ended.add(descriptor)
+                    if descriptor in self._watched:
+                        self._report(descriptor)
+        os.close(end)
+
+
+@dataclass(frozen=True, eq=False)
+class Watch:
+    """Waits of one request, which end early when its client goes away or its worker must end.
+
+    clock  the engine's
+    """
+
+    client: Client
+    drain: Drain
+    clock: Callable[[], float]
+
+    def await_end(self, handle: Waitable) -> None:
+        """Block until the request has ended. Raises ClientGone, EngineFailed."""
+        while not handle.wait_end(LOOK_SECONDS):
+            self.check(handle)
+        self._check_cancelled(handle)
+
+    def await_scores(self, handle: Waitable) -> None:
+        """Block until all figures are computed: a part of them is no answer.
+
+        Raises ScoreTimeout, NotReady where the worker had to end, EngineFailed, ClientGone.
+        """
+        self.await_end(handle)
+        try:
+            handle.raise_for_failure()
+        except EngineFailed:
+            if self.drain.must_end:
+                raise NotReady("the service is shutting down") from None
+            raise
+
+    def await_news(self, handle: Waitable, seconds: float) -> bool:
+        """Block until there is an event or the request has ended; return False after `seconds`, or to send a ping.
+
+        Raises ClientGone, EngineFailed.
+        """
+        until = self.clock() + seconds
+        while not handle.wait(max(0.0, min(LOOK_SECONDS, until - self.clock()))):
+            self.check(handle)
+            if self.client.takes_ping() or self.clock() >= until:
+                return False
+        self._check_cancelled(handle)
+        return True
+
+    def end_if_draining(self, handle: Waitable) -> None:
+        """Cancel a request that cannot be finished before the worker has to end."""
+        if self.drain.must_end and not handle.cancelled:
+            handle.cancel()
+
+    def _check_cancelled(self, handle: Waitable) -> None:
+        if handle.cancelled and self.client.is_gone:
+            raise ClientGone
+
+    def check(self, handle: Waitable) -> None:
+        """Cancel a request that nobody waits for any more. Raises ClientGone, EngineFailed."""
+        if self.client.is_gone:
+            handle.cancel()
+            raise ClientGone
+        self.end_if_draining(handle)
+        if self.clock() > handle.deadline + LATE_SECONDS:
+            handle.cancel()
+            raise EngineFailed("the engine did not end the request in time")
