@@ -21,7 +21,7 @@ __all__ = ["LongWords"]
 class LongWords:
     """Joins the words of pieces that are added in order."""
 
-    def __init__(self, log_base: LogBase, split: Words = True) -> None:
+    def __init__(self, log_base: LogBase, split: Words) -> None:
         self._log_base = log_base
         self._has_segments = split == "unicode"
         self._held: ScoredText | None = None  # the end of a piece whose segments depend on what follows

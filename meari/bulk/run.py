@@ -50,7 +50,7 @@ class RemoteBundle:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Where a run writes and how it goes about it, beside its options.
+    """The output of a run and its manner of working, beside its options.
 
     output       None is standard output
     num_workers  worker processes, or requests to a service at a time

@@ -1,8 +1,10 @@
-"""Whether what a verb writes is apart from all that it reads, and from whatever else it writes.
+"""A check that a verb writes no file twice, and none that it reads.
 
-Input: what each option names, before anything is touched. Output: nothing, or a UsageError that names both options and
-the file. Files are the same if they are one on the disk, by whatever names and links; pipes and devices may be shared.
-Names of files that do not exist yet and differ in case or Unicode form alone are tried, for file systems differ.
+Input: the files that options name, before anything is touched. Output: nothing, or a UsageError that names both options
+and the file. Must not know: the work of a verb.
+
+Files are the same if they are one on the disk, under any names and links; pipes and devices may be shared. Names of
+files that do not exist yet and differ in case or Unicode form alone are tried, for file systems differ.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ FileKey = tuple[object, ...]
 
 @dataclass(frozen=True)
 class Use:
-    """A file or folder, or an open file of this process, and what it is in a message."""
+    """A file or folder, or an open file of this process, and its name in a message."""
 
     option: str
     place: Path | int
 
     def key(self) -> FileKey | None:
-        """What tells it from all other files, None for pipes and devices."""
+        """Return what tells it from all other files, None for pipes and devices."""
         try:
             found = os.fstat(self.place) if isinstance(self.place, int) else self.place.stat()
         except OSError:
@@ -52,7 +54,7 @@ STREAMS = (Use("standard output", 1), Use("standard error", 2))  # which may be 
 
 
 def check_apart(reads: Iterable[Use], writes: Sequence[Use]) -> None:
-    """Raises UsageError for what is written twice or read as well, and for a written folder that holds what is read.
+    """Raise UsageError for a file that is written twice or also read, and for a written folder around a read file.
 
     Of a folder that is read, text files count: those in it, and those that would be once they are written.
     """
@@ -83,7 +85,7 @@ def _check_read(read: Use, written: Iterable[tuple[Use, FileKey]]) -> None:
 
 
 def config_uses(file: Path, config: Config) -> list[Use]:
-    """What a training reads: its config and every file or folder of its corpus."""
+    """Return the files that a training reads: its config and every file or folder of its corpus."""
     corpus = config.corpus
     parts = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
     named = [Use(f"corpus.{part}", Path(path)) for part, paths in parts.items() for path in paths]
@@ -126,7 +128,7 @@ def _folded(key: FileKey) -> str:
 
 
 def is_one_file(path: Path, other: Path) -> bool:
-    """Whether two names are of one file, where neither exists: for a moment the first one is made."""
+    """Return whether two names are of one file; neither exists, so the first is made for a moment."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     except OSError:
@@ -138,7 +140,7 @@ def is_one_file(path: Path, other: Path) -> bool:
 
 
 def _key_of_missing(path: Path) -> FileKey:
-    """Of a file that does not exist yet: its folder, its name there, and its path."""
+    """Return folder, name and path of a file that does not exist yet."""
     real = Path(os.path.realpath(path))
     try:
         folder = real.parent.stat()

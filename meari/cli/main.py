@@ -1,10 +1,10 @@
 """The `meari` command: finds the verbs of this folder and runs one of them.
 
-Enters: the arguments of the command line. Leaves: an exit code that scripts can trust, and errors as one line on
+Input: the arguments of the command line. Output: an exit code that scripts can trust, and errors as one line on
 standard error: 0 done, 1 failed, 2 used wrongly, 130 interrupted (SIGTERM 143). A reader of standard output that has
 gone ends a verb quietly, with 0.
 
-Knows nothing of what a verb does: `cli/VERB.py` holds one click command named `command`, imported only when
+Must not know: the work of a verb. `cli/VERB.py` holds one click command named `command`, imported only when
 that verb is asked for, so that `meari --help` costs no torch and no onnxruntime.
 """
 
@@ -56,12 +56,12 @@ Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted.
 
 
 class ReaderGone(Exception):
-    """Whoever read standard output has ended. Of the system's own error click would make exit code 1."""
+    """The reader of standard output has ended. The system's own error would become exit code 1 in click."""
 
 
 @contextmanager
 def quiet_end() -> Iterator[None]:
-    """Raises ReaderGone for a pipe that nobody reads any more."""
+    """Raise ReaderGone for a pipe that nobody reads any more."""
     try:
         yield
     except BrokenPipeError:
@@ -74,23 +74,23 @@ class Verbs(click.Group):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """As click does; `--help` writes here already. Raises ReaderGone."""
+        """Make a context; `--help` already writes here. Raises ReaderGone."""
         with quiet_end():
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As click does. Raises ReaderGone."""
+        """Run the verb. Raises ReaderGone."""
         with quiet_end():
             return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The verbs, the known stages first and in their order."""
+        """Return the verbs, the known stages first and in their order."""
         names = {module.name for module in pkgutil.iter_modules(cli.__path__)}
         verbs = sorted(name for name in names - NOT_VERBS if not name.startswith("_"))
         return sorted(verbs, key=lambda verb: STAGES.index(verb) if verb in STAGES else len(STAGES))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The verbs with a line each, in groups; one of no group stands in the last."""
+        """Write the verbs with a line each, in groups; a verb without a group stands in the last."""
         verbs = {verb: self.get_command(ctx, verb) for verb in self.list_commands(ctx)}
         width = formatter.width - 6 - max(map(len, verbs))
         for name, group in GROUPS.items():
@@ -101,14 +101,14 @@ class Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, with the nearest verb where there is none of that name."""
+        """Find the verb, or suggest the nearest one."""
         hint = did_you_mean(args[0], self.list_commands(ctx))
         if hint and args[0] not in self.list_commands(ctx) and not ctx.resilient_parsing:
             ctx.fail(f"No such command {args[0]!r}.{hint}")
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The click command of `cli/VERB.py`, or None where there is no such verb."""
+        """Return the click command of `cli/VERB.py`, or None if there is no such verb."""
         if cmd_name not in self.list_commands(ctx):
             return None
         command: click.Command = importlib.import_module(f"meari.cli.{cmd_name}").command
@@ -118,7 +118,7 @@ class Verbs(click.Group):
 
 
 def _no_server(verb: str) -> click.Option:
-    """What says that a verb cannot be asked of a service."""
+    """Return an option that refuses --server for a verb that no service can do."""
 
     def refuse(_context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
         if value is not None:
@@ -130,7 +130,7 @@ def _no_server(verb: str) -> click.Option:
 
 
 def installed_version() -> str:
-    """The version of the installed distribution; a checkout that was never installed has none."""
+    """Return the version of the installed distribution; a checkout that was never installed has none."""
     try:
         return version("meari")
     except PackageNotFoundError:
@@ -144,7 +144,7 @@ def group() -> None:
 
 
 def project_errors() -> tuple[type[Exception], ...]:
-    """The root error classes of the modules that this run has imported.
+    """Return the root error classes of the modules that this run has imported.
 
     A module that was not imported cannot have raised, so nothing is imported here.
     """
@@ -153,13 +153,13 @@ def project_errors() -> tuple[type[Exception], ...]:
 
 
 def main() -> None:
-    """Run the command line. What is wrong with the program itself keeps its traceback."""
+    """Run the command line. An error of the program itself keeps its traceback."""
     try:
         code = _run()
         with quiet_end():
             sys.stdout.flush()
     except ReaderGone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to flush at the end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the last flush goes nowhere
         code = 0
     sys.exit(code)
 
@@ -168,7 +168,7 @@ def _run() -> int:
     try:
         code = group(prog_name="meari", standalone_mode=False)
     except click.ClickException as error:
-        return _told(error)
+        return _reported(error)
     except (click.Abort, KeyboardInterrupt):
         click.echo("meari: interrupted", err=True)
         return INTERRUPTED
@@ -187,7 +187,7 @@ def _run() -> int:
     return code if isinstance(code, int) else 0
 
 
-def _told(error: click.ClickException) -> int:
+def _reported(error: click.ClickException) -> int:
     if isinstance(error, click.UsageError):
         error.show()
         return USED_WRONGLY

@@ -47,7 +47,7 @@ def command(target: Target, as_json: bool) -> None:
 
 
 def _local(folder: Path, default: str | None) -> dict[str, Any]:
-    """As GET /models, without what a service alone knows. Raises BulkError where there is no bundle."""
+    """Return the answer of GET /models as far as no service is needed. Raises BundleError if there is no bundle."""
     from meari.bundle_format.folders import bundle_name
     from meari.errors import BundleError
     from meari.runtime.inspection import describe_folder

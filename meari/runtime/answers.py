@@ -1,4 +1,7 @@
-"""What the service answers, field by field as the contract names them. Structs only; no logic, no Flask."""
+"""Answers as values, with the fields of the HTTP contract.
+
+Input: figures, token ids. Output: structs that encode to the JSON of the contract. Must not know: HTTP, the engine.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ class TokenWithLogprob(msgspec.Struct):
 
 
 class Choice(msgspec.Struct):
-    """A sample, or in a stream what has come of it since its last event.
+    """A sample, or in a stream its text since its last event.
 
     With `finish_reason` come `seed`, with which the same request for one sample gives the same text (of a beam search
     it is the request's); `state`, null where the time was up before the prompt had been read; and, of a beam search,
@@ -158,7 +161,7 @@ class StatesUsage(msgspec.Struct):
 
 
 class StatesAnswer(msgspec.Struct):
-    """What /states answers; `tokens` are those of the text, the boundary token before them left out."""
+    """Answer of POST /states; `tokens` are those of the text, without the boundary token before them."""
 
     model: str
     tokens: list[TokenText]
@@ -168,7 +171,7 @@ class StatesAnswer(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Of a request that is over, or was given up.
+    """The work that was done for a request that is over.
 
     prompt_tokens     of all prompts, contexts and texts, boundary tokens left out
     cached_tokens     those of them whose state was known already

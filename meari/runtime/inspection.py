@@ -1,7 +1,9 @@
-"""A bundle's folder → what it says of itself, what its files really hold, and how its self-test ended here.
+"""A bundle's folder → its description, the contents of its files, and the result of its self-test on this CPU.
 
-Opened as a server would: files against their hashes, golden figures on this CPU, rows in batches of many sizes. Where
-that fails, what could be read is told with the reason.
+Input: a folder. Output: a description as of GET /models/NAME. Must not know: HTTP, requests.
+
+The bundle is opened as a server would: files against their hashes, golden figures on this CPU, rows in batches of many
+sizes. If that fails, the description has the parts that could be read, and the reason.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class Inspection:
 
 
 def describe_bundle(name: str, manifest: Manifest, bundle_hash: str) -> dict[str, Any]:
-    """The part of GET /models that any bundle has, served or not.
+    """Return the part of GET /models that any bundle has, served or not.
 
     name         of its folder, by which it is called
     bundle_hash  SHA-256 of the manifest's bytes
@@ -61,7 +63,7 @@ def describe_bundle(name: str, manifest: Manifest, bundle_hash: str) -> dict[str
 
 
 def describe_folder(folder: Path) -> dict[str, Any]:
-    """What the manifest says; nothing is checked. Raises BundleError."""
+    """Return the description in the manifest; nothing is checked. Raises BundleError."""
     manifest, digest = read_manifest(folder)
     described: dict[str, Any] = msgspec.to_builtins(describe_bundle(bundle_name(folder), manifest, digest))
     return described
@@ -98,7 +100,7 @@ def _found(bundle: Bundle, seconds: float) -> dict[str, Any]:
 
 
 def _graph(file: str, data: bytes) -> dict[str, Any]:
-    """As it stands in the file."""
+    """Return size and operators of the graph in a file."""
     try:
         return {"file": file, "bytes": len(data), "operators": BundleGraph(data).operators()}
     except ValueError as error:

@@ -92,7 +92,7 @@ class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fro
 
     @property
     def all_texts(self) -> list[str]:
-        """What to score, in the order asked for."""
+        """The texts to score, in the order asked for."""
         if self.texts is not UNSET:
             return self.texts
         return [] if self.text is UNSET else [self.text]
@@ -106,7 +106,7 @@ _SAMPLING_DEFAULTS: Final[dict[str, object]] = {
 
 
 def checked_generate(request: GenerateRequest) -> GenerateRequest:
-    """The same request, if its fields go together. Raises InvalidRequest."""
+    """Return the same request if its fields agree. Raises InvalidRequest."""
     request = _without_minus_one(request)
     if request.min_tokens > request.max_tokens:
         expected = f"at most max_tokens, which is {request.max_tokens}"
@@ -118,7 +118,7 @@ def checked_generate(request: GenerateRequest) -> GenerateRequest:
 
 
 def checked_score(request: ScoreRequest) -> ScoreRequest:
-    """The same request, if its fields go together. Raises InvalidRequest."""
+    """Return the same request if its fields agree. Raises InvalidRequest."""
     if request.text is UNSET and request.texts is UNSET:
         raise InvalidRequest(Problem("text", None, "text or texts"))
     if request.text is not UNSET and request.texts is not UNSET:
@@ -131,20 +131,20 @@ def checked_score(request: ScoreRequest) -> ScoreRequest:
 
 
 def stop_strings(stop: Stop | None) -> tuple[str, ...]:
-    """The strings that stop something, each once."""
+    """Return the strings that stop something, each once."""
     strings = [stop or ""] if stop is None or isinstance(stop, str) else stop
     return tuple(dict.fromkeys(filter(None, strings)))
 
 
 def stop_problems(stop: Stop | None) -> Iterator[Problem]:
-    """Too many strings that stop something."""
+    """Yield the problem of too many stop strings."""
     count = len([text for text in stop if text]) if isinstance(stop, list) else 0
     if count > MAX_STOPS:
         yield Problem("stop", f"{count} items", f"a list of at most {MAX_STOPS} strings that are not empty")
 
 
 def effective_top_k(top_k: int, vocabulary_size: int, num_beams: int = 1) -> int:
-    """0, which is off, where the limit keeps every token. Raises InvalidRequest for any other one of a beam search."""
+    """Return the limit, 0 (off) if it keeps every token. Raises InvalidRequest for any other one of a beam search."""
     if not 0 < top_k < vocabulary_size:
         return 0
     if num_beams > 1:
@@ -153,7 +153,7 @@ def effective_top_k(top_k: int, vocabulary_size: int, num_beams: int = 1) -> int
 
 
 def checked_logit_bias(bias: dict[str, float] | None, vocabulary_size: int) -> tuple[tuple[int, float], ...]:
-    """Token ids as numbers, in ascending order. Raises InvalidRequest, naming the first key that is no token id."""
+    """Return ascending token ids as numbers. Raises InvalidRequest, naming the first key that is no token id."""
     for key in bias or ():
         if not _TOKEN_ID.fullmatch(key) or int(key) >= vocabulary_size:
             got = f"the key {shown(key.encode())!r}"
@@ -162,7 +162,7 @@ def checked_logit_bias(bias: dict[str, float] | None, vocabulary_size: int) -> t
 
 
 def checked_ids(ids: list[int], vocabulary_size: int, path: str = "tokens") -> list[int]:
-    """Raises InvalidRequest, naming the place in `path`."""
+    """Return the same ids. Raises InvalidRequest, naming the position in `path`."""
     for place, token in enumerate(ids):
         if token >= vocabulary_size:
             raise InvalidRequest(Problem(f"{path}[{place}]", str(token), f"a token id, 0 <= id < {vocabulary_size}"))
@@ -170,21 +170,21 @@ def checked_ids(ids: list[int], vocabulary_size: int, path: str = "tokens") -> l
 
 
 def check_num_chars(field: str, texts: Iterable[str | list[int]], max_chars: int) -> None:
-    """Raises TooLarge where the texts have too many characters together; a token id counts as one."""
+    """Raise TooLarge if the texts have too many characters together; a token id counts as one."""
     count = sum(map(len, texts))
     if count > max_chars:
         raise TooLarge(Problem(field, f"{count} characters", f"at most {max_chars}; send less at once"))
 
 
 def _without_minus_one(request: GenerateRequest) -> GenerateRequest:
-    """vLLM's -1 is as if the field had not come: no limit, and a seed that is drawn."""
+    """Return the request without vLLM's -1, which stands for a field that did not come."""
     if request.top_k == -1:
         request = msgspec.structs.replace(request, top_k=0)
     return msgspec.structs.replace(request, seed=UNSET) if request.seed == -1 else request
 
 
 def _beam_problems(request: GenerateRequest) -> Iterator[Problem]:
-    """What a beam search cannot do: more samples than beams, or anything that changes what is sampled.
+    """Yield requests that a beam search cannot fulfil: more samples than beams, or any change of the sampling.
 
     `top_k` is left to `model_limits.py`: a limit over the vocabulary changes nothing.
     """

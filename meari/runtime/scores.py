@@ -1,7 +1,7 @@
 """Log-probabilities of a text's tokens → the figures of /score.
 
-Enters: a text with its tokens and the engine's natural log-probabilities. Leaves: sums, perplexity, bits, figures by
-token and by word. Knows no JSON.
+Input: a text with its tokens and the engine's natural log-probabilities. Output: sums, perplexity, bits, figures by
+token and by word, and the JSON of POST /score in pieces. Must not know: HTTP.
 
 The log-probabilities lie on a grid on which sums are exact, so `logprob` is their exact sum, in whatever order.
 
@@ -64,16 +64,16 @@ class TextSums:
 
     @property
     def logprob(self) -> float:
-        """In nats."""
+        """Log-probability in nats."""
         return self.logprob_units / GRID
 
     @property
     def known_logprob(self) -> float:
-        """In nats."""
+        """Log-probability in nats."""
         return self.known_logprob_units / GRID
 
     def plus(self, other: TextSums) -> TextSums:
-        """Both as one text."""
+        """Return the sums of both as one text."""
         return TextSums(
             self.logprob_units + other.logprob_units,
             self.known_logprob_units + other.known_logprob_units,
@@ -84,7 +84,7 @@ class TextSums:
         )
 
     def figures(self, log_base: LogBase) -> TextFigures:
-        """Logarithms in that base, bits always in base 2."""
+        """Return the figures; logarithms in that base, bits always in base 2."""
         total = self.logprob
         return TextFigures(
             logprob=in_base(total, log_base),
@@ -101,12 +101,12 @@ class TextSums:
 
 
 def in_base(logprob: float, log_base: LogBase) -> float:
-    """Nats in another base; never -0.0."""
+    """Return nats in another base; never -0.0."""
     return logprob / LN_OF[log_base] + 0.0
 
 
 def _exp(nats: float) -> float:
-    """exp, or the largest float where that would overflow: JSON has no infinity."""
+    """Return exp, or the largest float instead of infinity, which JSON does not have."""
     return math.exp(nats) if nats < 709.0 else sys.float_info.max
 
 
@@ -142,11 +142,11 @@ class ScoredText:
     split: Words = True  # what a word is
 
     def figures(self) -> TextFigures:
-        """The sums over the whole text, as figures."""
+        """Return the figures of the whole text."""
         return self.sums().figures(self.log_base)
 
     def sums(self) -> TextSums:
-        """The sums over the whole text."""
+        """Return the sums over the whole text."""
         logprobs = self.scores.logprobs
         text = nfc(self.encoded.text)
         num_chars = len(text)
@@ -157,7 +157,7 @@ class ScoredText:
         return TextSums(units, known_units, len(logprobs), num_chars, num_bytes, num_unknown)
 
     def tokens(self, first: int, last: int) -> list[ScoredToken]:
-        """The figures of tokens number `first` to `last` (exclusive)."""
+        """Return the figures of tokens number `first` to `last` (exclusive)."""
         scores, texts = self.scores, self.vocabulary.texts
         assert scores.ranks is not None, "ranks are asked for together with tokens"
         logprobs = self._all_in_base(scores.logprobs[first:last])
@@ -185,7 +185,7 @@ class ScoredText:
         ]
 
     def words(self) -> list[ScoredWord]:
-        """The rows of the table of words, in order: words, or all of a text without any, then the end."""
+        """Return the rows of the table of words, in order: words, or all of a text without any, then the end."""
         words, rest = self.word_parts()
         if words:
             words[-1].logprob += rest.logprob
@@ -198,7 +198,7 @@ class ScoredText:
         return words
 
     def word_parts(self) -> tuple[list[ScoredWord], ScoredWord]:
-        """The words, each with the white space before it, then what is left behind the last one; all in nats."""
+        """Return the words, each with the white space before it, then the rest behind the last one; all in nats."""
         text = self.encoded.text
         words = word_spans(text, self.split)
         ends = [end for _, end in words]
@@ -215,7 +215,7 @@ class ScoredText:
         return rows, left
 
     def end_row(self) -> list[ScoredWord]:
-        """The end of the text in nats, as a list: empty where it is not counted."""
+        """Return the end of the text in nats, as a list: empty if it is not counted."""
         place = len(self.encoded.text)
         logprobs: list[float] = self.scores.logprobs[len(self.encoded.ids) :].tolist()
         return [
@@ -223,7 +223,7 @@ class ScoredText:
         ]
 
     def with_before(self, before: ScoredText) -> ScoredText:
-        """Two neighbouring pieces as one, for `word_parts`."""
+        """Return two neighbouring pieces as one, for `word_parts`."""
         first, second = before.encoded, self.encoded
         shift = len(first.text)
         starts = np.concatenate([first.starts, second.starts + shift])
@@ -233,7 +233,7 @@ class ScoredText:
         return replace(self, encoded=encoded, scores=replace(self.scores, logprobs=logprobs))
 
     def parted(self, place: int) -> tuple[ScoredText, ScoredText]:
-        """The tokens that begin before a place, and the others, for `word_parts`."""
+        """Return the tokens that begin before a position, and the others, for `word_parts`."""
         whole = self.encoded
         text, ids, starts, ends = whole.text, whole.ids, whole.starts, whole.ends
         count = int(np.searchsorted(starts, place))
@@ -246,7 +246,7 @@ class ScoredText:
         )
 
     def _places(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-        """Id, start and end of some tokens; the end token stands after the last character."""
+        """Yield id, start and end of some tokens; the end token stands after the last character."""
         encoded = self.encoded
         yield from zip(
             encoded.ids[first:last],
@@ -258,7 +258,7 @@ class ScoredText:
             yield self.vocabulary.end_id, len(encoded.text), len(encoded.text)
 
     def _unknown(self) -> npt.NDArray[np.bool_]:
-        """Which of the text's own tokens stand for unknown characters or words."""
+        """Return a mask of the text's own tokens that stand for unknown characters or words."""
         ids = np.array(self.encoded.ids, np.int64)
         return np.zeros(len(ids), bool) if self.vocabulary.unknown_id is None else ids == self.vocabulary.unknown_id
 
@@ -268,13 +268,16 @@ class ScoredText:
 
 
 def _units(logprobs: npt.NDArray[np.float64]) -> int:
-    """Their sum in units of the grid, on which each of them lies."""
+    """Return the sum in units of the grid, on which each log-probability lies."""
     return round(math.fsum(logprobs.tolist()) * GRID)
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreAnswer:
-    """Everything that an answer of /score says."""
+    """An answer of POST /score.
+
+    A text of 100,000 tokens is never a tree of 100,000 objects: tokens and words are encoded a few hundred at a time.
+    """
 
     model: str
     log_base: LogBase
@@ -287,7 +290,7 @@ class ScoreAnswer:
     state_tokens: StateTokens | None  # None where no states are wanted
 
     def pieces(self) -> Iterator[bytes]:
-        """The body, piece by piece."""
+        """Yield the body, piece by piece."""
         yield b'{"model":%b,"log_base":%b,"results":[' % (_encode(self.model), _encode(self.log_base))
         for number, text in enumerate(self.texts):
             if number:
@@ -307,7 +310,7 @@ class ScoreAnswer:
 
     @property
     def is_long(self) -> bool:
-        """True where the body should be sent as it is made."""
+        """True if the body should be sent as it is made."""
         if self.state_tokens is not None and len(self.texts) > SLICE:
             return True
         return (self.with_tokens or self.with_words) and self.scored_tokens > SLICE
@@ -320,7 +323,7 @@ class ScoreAnswer:
 
 
 def open_result(text: ScoredText, sums: TextSums, *, with_tokens: bool, with_words: bool) -> Iterator[bytes]:
-    """The object of one text, piece by piece, without its closing brace. sums: those of the text."""
+    """Yield the object of one text, piece by piece, without its closing brace. sums: those of the text."""
     yield _encode(sums.figures(text.log_base))[:-1]
     for name, slices in parts_of(text, sums, with_tokens=with_tokens, with_words=with_words):
         yield from array(name.encode(), slices)
@@ -329,7 +332,7 @@ def open_result(text: ScoredText, sums: TextSums, *, with_tokens: bool, with_wor
 def parts_of(
     text: Scored, sums: TextSums, *, with_tokens: bool, with_words: bool
 ) -> Iterator[tuple[str, Iterator[Sequence[ScoredToken | ScoredWord]]]]:
-    """The names of what a text is made of, each with its items a slice at a time."""
+    """Yield the names of the parts of a text, each with its items a slice at a time."""
     if with_tokens:
         count = sums.num_tokens
         yield "tokens", (text.tokens(at, min(at + SLICE, count)) for at in range(0, count, SLICE))
@@ -339,7 +342,7 @@ def parts_of(
 
 
 def array(name: bytes, slices: Iterable[Sequence[object]]) -> Iterator[bytes]:
-    """A further member of an object, its items a slice at a time."""
+    """Yield a further member of an object, its items a slice at a time."""
     yield b',"%b":[' % name
     for number, items in enumerate(slices):
         yield (b"," if number else b"") + _encode(items)[1:-1]

@@ -1,7 +1,10 @@
 """A state as text that a client keeps: `TextState` ↔ a signed token.
 
-Any worker of any host that has the same bundle and one of the same keys takes it. What was not signed here is refused
-before anything in it is looked at. Knows nothing of HTTP or of the engine's threads.
+Input: a state, or a token. Output: the other of the two, or InvalidRequest with the reason. Must not know: HTTP, the
+engine's threads.
+
+Any worker of any host that has the same bundle and one of the same keys accepts a token. One that was not signed with
+such a key is rejected before its contents are read.
 
 Layout, numbers in little endian, the whole as base64url without padding:
 
@@ -57,11 +60,11 @@ Rows = dict[str, npt.NDArray[np.float32]]
 
 @dataclass(frozen=True, eq=False)
 class TextState:
-    """Where a text stands.
+    """State of a text after its last token.
 
     value      the engine's part
-    text_end   how its text ends
-    is_seeded  whether value.seed is one that a client knows; a text that was only scored has none
+    text_end   end of its text
+    is_seeded  a client knows value.seed; a text that was only scored has no seed
     """
 
     value: StateValue
@@ -87,34 +90,34 @@ class StateTokens:
 
     @classmethod
     def of(cls, bundle: Bundle, keys: tuple[str, ...]) -> StateTokens:
-        """Those of an opened bundle."""
+        """Return the reader and writer for an opened bundle."""
         manifest = bundle.manifest
         tensors = {entry.name: entry.shape for entry in manifest.state}
         return cls(keys, bundle.hash, tensors, manifest.sizes["vocabulary"])
 
     @property
     def max_chars(self) -> int:
-        """No token of this bundle is longer."""
+        """Length of the longest token of this bundle."""
         return self._max_chars(self._vocabulary_size)
 
     def memory_bytes(self, num_seen: int) -> int:
-        """About what a state and its token take while an answer is made, after `num_seen` tokens of text at most."""
+        """Return about the bytes of a state and its token while an answer is made, after at most `num_seen` tokens."""
         num_distinct = min(num_seen, self._vocabulary_size)
         return 2 * self._max_chars(num_distinct) + 4 * self._num_floats + 128 * num_distinct
 
     def _max_chars(self, num_distinct: int) -> int:
-        """Longest token of a state whose text has so many distinct tokens."""
+        """Return the length of the longest token of a state whose text has so many distinct tokens."""
         size = _HEAD.size + 1 + MAX_PARTIAL_BYTES + 4 * self._num_floats + self._bitmap_bytes
         size += _COUNT.size + (STEP_BYTES + COUNT_BYTES) * num_distinct
         return -(-4 * (size + _SIGNATURE_BYTES) // 3)
 
     def encode(self, state: TextState) -> str:
-        """The token of a state of this bundle."""
+        """Return the token of a state of this bundle."""
         signed = self._payload(state)
         return base64.urlsafe_b64encode(signed + self._signature(self._key_id, signed)).rstrip(b"=").decode("ascii")
 
     def decode(self, text: str) -> TextState:
-        """Raises InvalidRequest, naming the field `state` and why it is refused."""
+        """Return the state of a token. Raises InvalidRequest, naming the field `state` and the reason."""
         data = self._bytes(text)
         signed, signature = data[:-_SIGNATURE_BYTES], data[-_SIGNATURE_BYTES:]
         version, bundle, key_id, *_ = _HEAD.unpack_from(signed)
@@ -135,7 +138,7 @@ class StateTokens:
             raise _refused(f"a token that holds {problem}", _SOME_TOKEN) from None
 
     def _bytes(self, text: str) -> bytes:
-        """What the text stands for; one text alone stands for it."""
+        """Return the bytes of a token; only one text stands for them."""
         if len(text) > self.max_chars:
             raise _refused(f"{len(text)} characters", f"at most {self.max_chars} for this model")
         try:
@@ -165,7 +168,7 @@ class StateTokens:
         )
 
     def _packed(self, seen: frozenset[int]) -> tuple[bytes, int]:
-        """Token ids as bytes, and the flag that says in which way."""
+        """Return token ids as bytes, and the flag of their form."""
         if len(seen) < self._bitmap_bytes:
             steps = np.diff(np.array(sorted(seen), np.int64), prepend=0)
             data = b"".join(map(_leb128, steps.tolist()))
@@ -176,7 +179,7 @@ class StateTokens:
         return np.packbits(bits, bitorder="little").tobytes(), BITMAP
 
     def _state(self, signed: bytes) -> TextState:
-        """The parts of a payload whose signature is right. Raises ValueError with what is wrong all the same."""
+        """Return the state in a payload whose signature is right. Raises ValueError if the payload is not."""
         version, _, _, flags, token, position, seed = _HEAD.unpack_from(signed)
         rest = _Rest(signed, _HEAD.size)
         if version == OLDER_VERSION and rest.count():
@@ -224,18 +227,18 @@ class StateTokens:
 
 
 class _Rest:
-    """Reads bytes from a place on; what would reach past the end is refused."""
+    """Reads bytes from a position on, never past the end."""
 
     def __init__(self, data: bytes, at: int) -> None:
         self._data = data
         self.at = at
 
     def count(self) -> int:
-        """A count of one byte."""
+        """Read a count of one byte."""
         return self.take(1)[0]
 
     def leb128(self) -> int:
-        """A number of at most COUNT_BYTES bytes. Raises ValueError where there is none."""
+        """Read a number of at most COUNT_BYTES bytes. Raises ValueError if there is none."""
         number = 0
         for place in range(COUNT_BYTES):
             byte = self.count()
@@ -245,7 +248,7 @@ class _Rest:
         raise ValueError("a number out of range")
 
     def take(self, size: int) -> bytes:
-        """Raises ValueError where there are not so many."""
+        """Read `size` bytes. Raises ValueError if there are fewer."""
         if self.at + size > len(self._data):
             raise ValueError("less than it should")
         self.at += size
@@ -268,7 +271,7 @@ def _packed_counts(counts: Mapping[int, int]) -> bytes:
 
 
 def _leb128(number: int) -> bytes:
-    """A number that is not negative, seven bits a byte, the lowest first; the eighth bit says that more follow."""
+    """Return a number >= 0 in seven bits a byte, the lowest first; the eighth bit says that more follow."""
     parts = bytearray()
     while number > 0x7F:
         parts.append(number & 0x7F | 0x80)

@@ -1,8 +1,9 @@
 """The recurrent state after each token of a short text → numbers for a picture.
 
-Enters: the token ids of a text, and what the engine says of it. Leaves: `StatesAnswer`. The engine has no call of its
-own for this: a text's state is its value before its last token, so the prefixes of one text, scored as one list that
-shares what it has in common, have all the states that the text goes through, and every token is run once.
+Input: the token ids of a text, and its scoring by the engine. Output: `StatesAnswer`. Must not know: HTTP.
+
+The engine has no call of its own for this: a text's state is its value before its last token, so the prefixes of one
+text, scored as one list that runs shared prefixes once, have all the states of the text, and every token is run once.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ BYTES_PER_NUMBER: Final = 64  # as a Python number, then as text
 
 
 def states_call(ids: Sequence[int], end_id: int, deadline: float) -> ScoreCall:
-    """What to ask the engine: every prefix with the token behind it, the last one with the end token."""
+    """Return the call of the engine: every prefix with the token behind it, the last one with the end token."""
     read = [*ids, end_id]
     prefixes = [read[:length] for length in range(2, len(read) + 1)]
     return ScoreCall(context=(), texts=prefixes, deadline=deadline, add_end=False, want_state=True)
 
 
 def states_bytes(num_tokens: int, state_bytes: int, num_tensors: int, units: int) -> int:
-    """What an answer may come to while it is made: the whole states, then the numbers that are told."""
+    """Return the most bytes of an answer while it is made: the whole states, then the numbers that it holds."""
     return num_tokens * (state_bytes + 4 * num_tokens + num_tensors * units * BYTES_PER_NUMBER)
 
 
 def states_answer(model: str, ids: Sequence[int], vocabulary: Vocabulary, scoring: Scoring, units: int) -> StatesAnswer:
-    """The states of an ended `scoring` of `states_call`, `units` numbers of each tensor at most."""
+    """Return the states of an ended `scoring` of `states_call`, at most `units` numbers of each tensor."""
     states = [result.state for result in scoring.results if result.state is not None]
     tokens = token_texts(vocabulary, ids)
     names = list(states[0].rows) if states else []

@@ -1,4 +1,7 @@
-"""What /v1 answers, field by field as OpenAI names them. Structs only; no logic, no Flask."""
+"""Answers of /v1 with the fields that OpenAI names.
+
+Input: values. Output: structs that encode to JSON. Must not know: Flask, the runtime.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class Logprobs(msgspec.Struct):
 
 
 class CompletionChoice(msgspec.Struct):
-    """A continuation of a prompt, or in a stream what has come of it since its last event.
+    """A continuation of a prompt, or in a stream its text since its last event.
 
     `seed` is that with which the same request for one choice gives the same text.
     """

@@ -44,7 +44,7 @@ class EchoedPrompt(ReadPrompt):
 
 
 class Offsets:
-    """Offsets of tokens in a text to which they are joined one after another."""
+    """Counts the offsets of tokens that are joined to a text one after another."""
 
     def __init__(self, vocabulary: Vocabulary, before: TextEnd, length: int) -> None:
         """Begin after `length` characters."""

@@ -1,8 +1,10 @@
-"""What a POST /v1/completions may say: OpenAI's fields, and those of vLLM's that mean something here.
+"""The request of POST /v1/completions: OpenAI's fields, and those of vLLM's that have a meaning here.
 
-Enters: a body's fields. Leaves: a request that can be done. A field may be null wherever OpenAI allows it, and is then
-as if it had not come. What has no meaning here is refused by name where it asks for something: `suffix`, obfuscation.
-`user` is taken and goes nowhere: it asks for nothing. No Flask.
+Input: a body's fields. Output: a request that can be fulfilled, also as requests of POST /generate. Must not know:
+Flask.
+
+A field may be null wherever OpenAI allows it, and then counts as absent. A field without a meaning here is rejected by
+name if it asks for something (`suffix`, obfuscation). `user` is accepted without an effect: it asks for nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ Prompt = str | list[int]  # text or token ids
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
-    """What comes with a stream."""
+    """Options of a stream."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None  # vLLM's
@@ -84,12 +86,12 @@ class CompletionsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def num_choices(self) -> int:
-        """Of each prompt, in the answer."""
+        """Choices of each prompt in the answer."""
         return self.n or 1
 
     @property
     def num_samples(self) -> int:
-        """Of each prompt, from which the choices are taken."""
+        """Samples of each prompt, of which the best become choices."""
         return max(self.best_of or 1, self.num_choices)
 
     @property
@@ -133,7 +135,7 @@ class CompletionsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
 
 
 def prompt_type(max_prompts: int) -> object:
-    """The type of `prompt`; `CHOICES` in its JSON schema tell a list of prompts from the ids of one."""
+    """Return the type of `prompt`; `CHOICES` in its JSON schema tell a list of prompts from the ids of one."""
     ids = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_ID}, "minItems": 1}
     lists = {"type": "array", "minItems": 1, "maxItems": max_prompts}
     texts, lists_of_ids = lists | {"items": {"type": "string"}}, lists | {"items": ids | {"minItems": 0}}
@@ -144,7 +146,7 @@ def prompt_type(max_prompts: int) -> object:
 
 
 def prompts_of(request: CompletionsRequest) -> list[Prompt]:
-    """The prompts one by one; none is the empty text. Raises InvalidRequest where texts and token ids are mixed."""
+    """Return the prompts one by one; none is the empty text. Raises InvalidRequest for a mixture of both kinds."""
     prompt = request.prompt
     if prompt is None or isinstance(prompt, str):
         return [prompt or ""]
@@ -158,7 +160,7 @@ def prompts_of(request: CompletionsRequest) -> list[Prompt]:
 
 
 def checked_completions(request: CompletionsRequest, max_prompts: int, max_tokens: int) -> CompletionsRequest:
-    """The same request, if its fields go together; max_tokens: the server's limit. Raises InvalidRequest."""
+    """Return the same request if its fields agree; max_tokens: the server's limit. Raises InvalidRequest."""
     problems = [*_meaningless(request), *_contradictions(request), *stop_problems(request.stop)]
     if problems:
         raise InvalidRequest(*problems)
@@ -168,7 +170,7 @@ def checked_completions(request: CompletionsRequest, max_prompts: int, max_token
 
 
 def _meaningless(request: CompletionsRequest) -> Iterator[Problem]:
-    """Wishes that a recurrent model of text has no answer to."""
+    """Yield the problems of fields that a recurrent model cannot fulfil."""
     if request.suffix:
         yield Problem("suffix", "a text", "none", "it is not supported, a text is only continued at its end")
     if request.stream_options is not None and request.stream_options.include_obfuscation:

@@ -63,7 +63,7 @@ def score_blueprint(service: Service) -> Blueprint:
 
 
 def _state_bytes(request: ScoreRequest, start: TextState | None, state_tokens: StateTokens) -> int:
-    """What the states after the texts may come to."""
+    """Return the most bytes that the states after the texts may take."""
     before = TOKENS_PER_CHAR * len(request.context) if start is None else len(start.value.seen)
     return sum(state_tokens.memory_bytes(before + TOKENS_PER_CHAR * len(text)) for text in request.all_texts)
 
