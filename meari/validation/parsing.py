@@ -54,7 +54,7 @@ class Parser(Generic[Request]):
         return request if self._check is None else self._check(request)
 
     def _read_leniently(self, body: bytes, error: msgspec.ValidationError) -> Request:
-        """Raises InvalidRequest with every problem where the body does not fit even so."""
+        """Parse a body that needs conversion. Raises InvalidRequest with every problem if it does not fit even so."""
         try:
             return msgspec.convert(read_leniently(body, self._info), self.struct, strict=True)
         except (msgspec.MsgspecError, ArithmeticError, RecursionError):

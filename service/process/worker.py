@@ -119,7 +119,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         self.enqueue_req(PolledConnection(self.cfg, Connection.over(accepted), address, listener.getsockname()))
 
     def _make_room(self) -> None:
-        """At the limit of connections, close idle ones, so that the next client gets in.
+        """Close idle connections at the limit of connections, so that the next client gets in.
 
         The longest idle go first. A connection whose next request has arrived is not idle, even if the loop does not
         know of it yet.

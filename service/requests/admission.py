@@ -1,4 +1,4 @@
-"""Which requests are let in: those with a key, within bounds on number and bytes, and fewer under overload.
+"""Admission of requests: keys, bounds on their number and bytes, and fewer requests under overload.
 
 Input: arriving requests, the bytes that each is about to hold, and when each ends. Output: a ticket, or Unauthorized,
 Overloaded or TooLarge. Must not know: models, and what a request asks for.

@@ -25,8 +25,8 @@ NO_BARS: Final = np.empty((0, 1), np.int64)
 NO_IDS: Final = np.empty(0, np.int64)
 NO_FLOATS: Final = np.empty((0, 0), np.float32)
 NO_HIDDEN: Final = np.empty((0, 0, 0), np.float32)
-TRUE: Final = np.array(True)
-FALSE: Final = np.array(False)
+TRUE: Final = np.array(True)  # noqa: FBT003 (the value itself)
+FALSE: Final = np.array(False)  # noqa: FBT003 (the value itself)
 
 
 @dataclass(frozen=True)
