@@ -1,17 +1,16 @@
-"""Of what kind a file is by its name and its first bytes: text, gzip, or what has to be converted before it is read.
+"""Kind of a file by its name and first bytes: text, gzip, or something that must be converted before it is read.
 
-Input: a name, and the first bytes. Output: what it is and the command that makes UTF-8 of it. Reads no files, and
-imports nothing but the standard library: training and the bulk verbs share these rules.
+Input: a name and the first bytes. Output: the kind, and the command that converts the file to UTF-8. Must not know:
+files, and anything beyond the standard library; training and the bulk verbs share these rules.
 
-UTF-16 and UTF-32 without a byte-order mark are told from UTF-8 by what no text in UTF-8 has, and only where they decode
-to nothing but characters of text:
+UTF-16 and UTF-32 without a byte-order mark are recognised by patterns that UTF-8 text never has, and only if all of
+the decoded characters are characters of text:
 
     UTF-32                every fourth byte is zero
     UTF-16, valid UTF-8   zeros, and nearly every second byte is a control character (ASCII, Cyrillic, Arabic, Thai …)
     UTF-16, other         a zero in a high byte (a space, a line end), or hardly anything but Hangul, Han and kana
 
-Of what is neither valid UTF-8 nor has zeros, nothing is claimed where an older encoding of East Asia could have
-written it.
+Bytes that are not valid UTF-8 and contain no zero are not claimed if they are valid in a legacy East Asian encoding.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from typing import Final
 
 __all__ = ["GZIP", "HEAD_BYTES", "OtherKind", "kind_of_content", "kind_of_name", "may_be_other"]
 
-HEAD_BYTES: Final = 1024  # that are looked at
+HEAD_BYTES: Final = 1024  # bytes examined
 GZIP: Final = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
 class OtherKind:
-    """What a file is instead of text.
+    """Kind of a file that is not UTF-8 text.
 
-    name         as a message calls it
-    command      makes text of it; the name of the file follows
-    is_encoding  whether it is text, in another encoding
+    name         the kind, as messages name it
+    command      command that converts the file; the file's name is appended
+    is_encoding  True for text in another encoding
     """
 
     name: str
@@ -43,10 +42,10 @@ class OtherKind:
     is_encoding: bool = False
 
     def refusal(self, file: str, *, is_gzip: bool = False) -> str:
-        """What came, what was expected, and the command that converts it.
+        """Return the message: what came, what was expected, and the command that converts the file.
 
-        file     how a shell calls it, "-" is standard input
-        is_gzip  whether this was found inside gzip
+        file     its path; "-" is standard input
+        is_gzip  True if this kind was found inside gzip
         """
         stdin = " -" if self is TAR else ""
         named = stdin if file == "-" else f" {shlex.quote(file)}"
@@ -97,19 +96,19 @@ _IN_TEXT: Final = frozenset("\t\n\r\f\u00ad\u200b\u200c\u200d\u200e\u200f\ufeff"
 
 
 def may_be_other(head: bytes) -> bool:
-    """Whether more bytes are needed to know by which of the marks a file begins."""
+    """Return True if more bytes are needed to tell which signature the file begins with."""
     return any(magic != head and magic.startswith(head) for magic in (GZIP, *(magic for magic, _ in _STARTS)))
 
 
 def kind_of_name(name: str) -> OtherKind | None:
-    """Of a file whose name says that it is packed, not as gzip; None for all others."""
+    """Return the kind of a packed file (gzip excepted) by its name; None for all other names."""
     if _TAR_NAME.search(name):
         return TAR
     return next((kind for suffix, _, kind in _PACKED if name.lower().endswith(suffix)), None)
 
 
 def kind_of_content(name: str, head: bytes) -> OtherKind | None:
-    """None for gzip and for what is read as text; archives of tar, of which old ones have no mark, also by name."""
+    """Return the kind by content; None for gzip and for text. Old tar archives have no signature: the name decides."""
     head = head[:HEAD_BYTES]
     if _TAR_NAME.search(name) or (head[_TAR_MAGIC_AT:].startswith(b"ustar") and 0 in head[:_TAR_MAGIC_AT]):
         return TAR
@@ -127,7 +126,7 @@ def _utf32(head: bytes) -> str:
 
 
 def _utf16(head: bytes) -> str:
-    """Of both orders that may be, the one with fewer high bytes: text keeps to some scripts."""
+    """Return the possible byte order with fewer distinct high bytes: a text uses few scripts."""
     if len(head) < _MIN_BYTES:
         return ""
     found = [(len(set(high)), name) for name, high in _halves(head) if _is_utf16(head, name, high)]
@@ -135,7 +134,7 @@ def _utf16(head: bytes) -> str:
 
 
 def _halves(head: bytes) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
-    """The orders of bytes, with the high ones."""
+    """Return both byte orders, each with its high bytes."""
     return ("UTF-16LE", head[1::2]), ("UTF-16BE", head[: len(head) // 2 * 2 : 2])
 
 
@@ -167,13 +166,13 @@ def _is_east_asian(head: bytes, text: str) -> bool:
 
 
 def _text_of(head: bytes, encoding: str) -> str | None:
-    """The text in that encoding, None where it would have characters that no text has."""
+    """Return the decoded text; None if it has control characters or cannot be decoded."""
     text = _decoded(head, encoding)
     return text if text and all(char in _IN_TEXT or unicodedata.category(char)[0] != "C" for char in text) else None
 
 
 def _decoded(head: bytes, encoding: str) -> str | None:
-    """None where the bytes are not in that encoding; the last character may be cut off."""
+    """Decode; return None if the bytes are not valid. The last character may be incomplete."""
     try:
         return codecs.getincrementaldecoder(encoding)().decode(head)
     except UnicodeDecodeError:

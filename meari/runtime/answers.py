@@ -44,7 +44,7 @@ class TokenText(msgspec.Struct):
 
 
 class Alternative(msgspec.Struct):
-    """One of the likeliest tokens at a place."""
+    """Likely token at a place, with its figures."""
 
     id: int
     text: str
@@ -143,7 +143,7 @@ class TextFigures(msgspec.Struct):
 
 
 class StateTensorValues(msgspec.Struct):
-    """One tensor of the recurrent state over time.
+    """Tensor of the recurrent state over time.
 
     `size` counts its numbers, `units` are those that are told, and `values[i][j]` is unit `units[j]` after token i.
     """

@@ -1,4 +1,4 @@
-"""From a bundle's folder to a runner that is known to compute what it should, on this CPU.
+"""Bundle folder → runner whose results have been checked on this CPU.
 
 Input: a folder. Output: a Bundle, or a BundleError that says which file, tensor or figure is wrong. Must not know:
 requests. The manifest must be understood, every file must be the one that was exported, tokenizer and graphs must be as

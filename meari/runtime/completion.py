@@ -155,7 +155,7 @@ class ChoiceWriter:
 
 @dataclass(frozen=True, eq=False)
 class Completion:
-    """One prompt that is being continued."""
+    """Running continuation of one prompt."""
 
     model: str
     seed: int

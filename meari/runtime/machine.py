@@ -77,20 +77,20 @@ def _read(path: Path) -> str:
 
 
 def limit_arenas() -> None:
-    """To be called before there are threads, which would have up to eight arenas a CPU.
+    """Limit malloc's arenas; call it before any thread starts, as glibc allows up to eight arenas per CPU.
 
-    What is freed in one arena is of no use to the others. The threads here take turns at the interpreter in any case;
-    the engine, while it runs a graph, has a second arena.
+    Memory freed in one arena cannot be reused by the others. The threads take turns at the interpreter anyway; the
+    engine uses the second arena while it runs a graph.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, NUM_ARENAS)
 
 
 def keep_freed_memory() -> None:
-    """For a process that takes large arrays over and over: what it frees it uses again, up to KEPT_BYTES.
+    """Keep up to KEPT_BYTES of freed memory, for a process that allocates large arrays repeatedly.
 
-    Else the C library gives them back to the system and has them anew page by page, which costs as much as a pass over
-    them. There is one arena then: others are mapped and unmapped in pieces that large arrays do not fit into.
+    Otherwise the C library returns them to the system and maps them again page by page, which costs as much as a pass
+    over them. One arena is used: secondary arenas grow in pieces that are too small for large arrays.
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")

@@ -55,6 +55,6 @@ def _tensor(name: str, states: Sequence[StateValue], units: int) -> StateTensorV
 
 
 def spread(size: int, count: int) -> npt.NDArray[np.int64]:
-    """At most `count` of `size` places, evenly spread, in ascending order."""
+    """Return at most `count` of `size` places, evenly spread, in ascending order."""
     count = min(size, count)
     return np.arange(count, dtype=np.int64) * size // count

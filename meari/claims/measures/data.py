@@ -29,7 +29,11 @@ OTHERS = tuple(family for family in FAMILIES if family is not Family.LSTM)
 
 @dataclass(frozen=True)
 class Learned:
-    """One training. steps   of its schedule; rise   of the validation loss from its lowest to the end"""
+    """One training.
+
+    steps  number of steps of its schedule
+    rise   rise of the validation loss from its minimum to the end, in nats
+    """
 
     family: str
     share: float

@@ -145,7 +145,7 @@ class RowSamplers:
 
     @property
     def may_write(self) -> bool:
-        """Whether the graph can sample several tokens of these rows one after another."""
+        """Return True if the graph can sample several tokens of these rows one after another."""
         return bool(self._num_rows) and (not self.whole or (self._is_greedy and not self._wants_whole))
 
     @property

@@ -267,7 +267,7 @@ class PrefixCache:
         return places[:num]
 
     def _grows(self, edge: Edge) -> bool:
-        """Whether more tokens can be appended to the edge itself."""
+        """Return True if more tokens can be appended to the edge itself."""
         return edge is not self._root and not edge.children and len(edge) < EDGE_TOKENS
 
     def _append(self, edge: Edge, tokens: Ids, places: Ids) -> tuple[Edge, int]:

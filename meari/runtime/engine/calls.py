@@ -148,7 +148,7 @@ class ScoreCall:
 
 
 class Finish(enum.StrEnum):
-    """Why a sample ended."""
+    """Reason for which a sample ended."""
 
     END = "end"
     STOP = "stop"

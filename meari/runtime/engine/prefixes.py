@@ -64,7 +64,7 @@ class CachedPrompts:
         return match.hidden if copied is None else match.states[copied]
 
     def wants_hidden(self, sequences: SequenceOf[Sequence]) -> bool:
-        """Whether hidden vectors of these sequences are to be kept beside their states."""
+        """Return True if hidden vectors of these sequences must be kept beside their states."""
         if self._cache is None or self._runner.hidden_state is not None:
             return False
         return any(sequence.fed < sequence.num_to_cache for sequence in sequences)
@@ -151,7 +151,7 @@ class ScoringRequest(Request):
         return super().end(finish, now, failure)
 
     def _is_run(self, forced: list[int]) -> bool:
-        """Whether a text has a token to score, or a state to compute after more than its first token."""
+        """Return True if a text has a token to score, or a state to compute after more than its first token."""
         return len(forced) > self._report_from or (self._call.want_state and len(forced) > 1)
 
     def _plant(self) -> None:

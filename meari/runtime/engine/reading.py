@@ -77,7 +77,7 @@ class ReadPlan:
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether more than the log-probability of one token is wanted anywhere."""
+        """Return True if any row needs more than the log-probability of one token."""
         figures = any(not log.is_plain for log, _, _ in self.spans)
         return figures or any(sequence.wants_logprobs for sequence, _ in self.to_sample)
 

@@ -1,4 +1,4 @@
-"""Who is admitted, and whose turn it is.
+"""Admission of requests, and the choice of the lane that runs next.
 
 Input: requests. Output: the lane of the next turn. Must not know: what a turn computes.
 
@@ -259,6 +259,6 @@ class Lanes:
         return found
 
     def _short_is_due(self) -> bool:
-        """Whether an eighth as many prompts wait as sequences write, or they have waited for eight turns of writing."""
+        """Return True if prompts waiting are an eighth of the writing sequences, or have waited for eight turns."""
         enough = len(self._short) * MAX_PROMPT_DELAY_TURNS >= self.writing.num_rows
         return enough or self._turns_since_short >= MAX_PROMPT_DELAY_TURNS

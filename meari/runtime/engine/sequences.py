@@ -117,7 +117,7 @@ class Sequence:
 
     @property
     def has_continuation(self) -> bool:
-        """Whether tokens follow the forced ones: sampled, or found by beam search."""
+        """True if tokens follow the forced ones: sampled, or found by beam search."""
         return False
 
     @property
@@ -204,7 +204,7 @@ class GenerationSequence(Sequence, abc.ABC):
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether the log-probabilities of all tokens are needed, as for beams."""
+        """True if the log-probabilities of all tokens are needed, as for beams."""
         return True
 
     @abc.abstractmethod

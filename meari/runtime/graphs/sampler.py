@@ -39,7 +39,7 @@ SMALL: Final = 512  # a vocabulary that is sorted faster than it is processed ot
 
 
 def is_small(vocabulary_size: int) -> bool:
-    """Whether all limits are applied in the graph, by sorting."""
+    """True if all limits are applied in the graph, by sorting."""
     return vocabulary_size <= SMALL
 
 
