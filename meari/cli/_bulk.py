@@ -49,29 +49,32 @@ RUN_OPTIONS = (
         type=Choice(["auto", "text", "jsonl"]),
         default="auto",
         show_default=True,
-        help="A line is a text, or a JSON object.",
+        help="Each line is a text, or a JSON object.",
     ),
-    click.option("--field", metavar="NAME", default="", help="The field of JSONL that is the text.  [text, or prompt]"),
+    click.option("--field", metavar="NAME", default="", help="JSONL field that holds the text.  [text, or prompt]"),
     click.option(
-        "--prefix", metavar="NAME_", default="", help="Put before the names of all figures, so that they meet no field."
+        "--prefix",
+        metavar="NAME_",
+        default="",
+        help="Prefix for the names of all figures, to keep them apart from input fields.",
     ),
     click.option(
         "-o",
         "--output",
         metavar="FILE",
         type=click.Path(path_type=Path),
-        help="Write there; FILE.progress beside it keeps how far the run is.  [standard output]",
+        help="Output file; FILE.progress beside it records the progress.  [standard output]",
     ),
-    click.option("--resume", is_flag=True, help="Go on where FILE ends, after an interruption of any kind."),
-    click.option("--overwrite", is_flag=True, help="Begin anew, though FILE holds an interrupted run."),
-    click.option("--skip-bad", is_flag=True, help="Write an error record for a bad line and go on."),
+    click.option("--resume", is_flag=True, help="Continue where FILE ends, after any interruption."),
+    click.option("--overwrite", is_flag=True, help="Start again, even if FILE holds an interrupted run."),
+    click.option("--skip-bad", is_flag=True, help="Write an error record for a bad line and continue."),
     click.option(
         "--max-bad",
         metavar="N",
         type=click.IntRange(0),
         help=f"The same, for at most N bad lines.  [{MAX_BAD:,} with --skip-bad]",
     ),
-    click.option("--no-text", is_flag=True, help="Leave the input's text out of the output."),
+    click.option("--no-text", is_flag=True, help="Do not repeat the input's text in the output."),
     click.option(
         "-j",
         "--jobs",
@@ -81,9 +84,12 @@ RUN_OPTIONS = (
     ),
     click.option("--progress/--no-progress", default=None, help="Show a progress bar.  [on a terminal]"),
     click.option(
-        "--summary", metavar="FILE", type=click.Path(path_type=Path), help="Write the summary there too, as JSON."
+        "--summary",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Also write the summary to this file, as JSON.",
     ),
-    click.option("-q", "--quiet", is_flag=True, help="No summary on standard error."),
+    click.option("-q", "--quiet", is_flag=True, help="Write no summary to standard error."),
 )
 
 

@@ -37,7 +37,9 @@ MAX_ITEMS = 200
 RUNS = Path("runs")
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on standard output, all else beside it.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON on standard output, everything else on standard error."
+)
 
 
 def packed(name: str, kind: type[Any], *options: Decorator) -> Decorator:

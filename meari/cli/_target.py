@@ -42,7 +42,7 @@ def _url(_context: click.Context, _parameter: click.Parameter, value: str | None
 MODEL_OPTION = click.option(
     "--model",
     metavar="NAME",
-    help="Bundle by name, or its path.  [as DEFAULT in the folder, or the service, says]",
+    help="Name or path of a bundle.  [as DEFAULT in the folder, or the service, says]",
     shell_complete=complete_bundle,
 )
 TARGET_OPTIONS = (
@@ -53,9 +53,11 @@ TARGET_OPTIONS = (
         is_eager=True,
         help="Folder of bundles, or a bundle.  [MEARI_BUNDLES, or bundles]",
     ),
-    click.option("--server", metavar="URL", callback=_url, help="Ask a running service, as http://localhost:8000."),
     click.option(
-        "--api-key", metavar="KEY", envvar="MEARI_CLIENT_API_KEY", help="For --server.  [MEARI_CLIENT_API_KEY]"
+        "--server", metavar="URL", callback=_url, help="Use a running service, such as http://localhost:8000."
+    ),
+    click.option(
+        "--api-key", metavar="KEY", envvar="MEARI_CLIENT_API_KEY", help="API key for --server.  [MEARI_CLIENT_API_KEY]"
     ),
 )
 

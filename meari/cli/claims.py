@@ -30,16 +30,25 @@ Examples:
 """
 
 
-@click.command("claims", short_help="Measure what the lecture says of recurrent networks.", epilog=EXAMPLES)
+@click.command("claims", short_help="Measure the lecture's claims about recurrent networks.", epilog=EXAMPLES)
 @click.argument("more_files", metavar="", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--text", "files", metavar="FILE…", multiple=True, type=click.Path(path_type=Path), help="What is read.")
+@click.option(
+    "--text",
+    "files",
+    metavar="FILE…",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Text to train and measure on.",
+)
 @click.option("--output", metavar="DIR", default=OUTPUT, show_default=True, type=click.Path(path_type=Path))
-@click.option("--minutes", default=30.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Budget.")
+@click.option(
+    "--minutes", default=30.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Time budget."
+)
 @click.option("--only", metavar="N,…", multiple=True, callback=_numbers, help="Claims to measure, such as 1,3.  [all]")
-@click.option("--quick", is_flag=True, help="Small models and little text: a try, not a result.")
-@click.option("--redraw", "is_redrawn", is_flag=True, help="Judge and draw results.json anew; measure nothing.")
-@click.option("--resume", "is_resumed", is_flag=True, help="Keep what --output has of the same text and sizes.")
-@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, MAX_THREADS), help="Of torch.")
+@click.option("--quick", is_flag=True, help="Small models and little text: a trial run, not a result.")
+@click.option("--redraw", "is_redrawn", is_flag=True, help="Judge and draw results.json again; measure nothing.")
+@click.option("--resume", "is_resumed", is_flag=True, help="Keep results in --output of the same text and sizes.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1, MAX_THREADS), help="Threads of torch.")
 @json_option
 def command(
     more_files: tuple[Path, ...],

@@ -38,7 +38,14 @@ Examples:
 @click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.argument("more_files", metavar="", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--part", type=Choice(PARTS), help="Part of the run's own corpus.  [validation]")
-@click.option("--text", "files", metavar="FILE…", multiple=True, type=click.Path(path_type=Path), help="Other text.")
+@click.option(
+    "--text",
+    "files",
+    metavar="FILE…",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Measure this text instead.",
+)
 @json_option
 def command(run: Path, more_files: tuple[Path, ...], part: str | None, files: tuple[Path, ...], as_json: bool) -> None:
     """Measure the best weights of RUN (or of a checkpoint folder) on held-out text.

@@ -48,31 +48,60 @@ Examples:
 
 
 SAMPLING_OPTIONS = (
-    click.option("--max-tokens", metavar="N", type=int, default=64, show_default=True, help="New tokens at most."),
-    click.option("--min-tokens", metavar="N", type=int, default=0, help="No end and no stop before so many tokens."),
     click.option(
-        "--temperature", metavar="T", type=float, default=1.0, show_default=True, help="0 takes the likeliest."
+        "--max-tokens", metavar="N", type=int, default=64, show_default=True, help="Maximum number of new tokens."
+    ),
+    click.option(
+        "--min-tokens", metavar="N", type=int, default=0, help="Minimum number of tokens before an end or a stop."
+    ),
+    click.option(
+        "--temperature",
+        metavar="T",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Sampling temperature; 0 takes the likeliest token.",
     ),
     click.option("--top-k", metavar="K", type=int, default=0, help="Keep the K likeliest tokens; 0 is off."),
     click.option("--top-p", metavar="P", type=float, default=1.0, help="Keep the nucleus of probability P."),
     click.option(
-        "--min-p", metavar="P", type=float, default=0.0, help="Keep what has this share of the likeliest one's."
+        "--min-p",
+        metavar="P",
+        type=float,
+        default=0.0,
+        help="Keep tokens with this share of the likeliest token's probability.",
     ),
-    click.option("--repetition-penalty", metavar="R", type=float, default=1.0, help="As in the CTRL paper; 1 is off."),
     click.option(
-        "--frequency-penalty", metavar="F", type=float, default=0.0, help="Off a logit for each time it was generated."
+        "--repetition-penalty",
+        metavar="R",
+        type=float,
+        default=1.0,
+        help="Repetition penalty of the CTRL paper; 1 is off.",
     ),
     click.option(
-        "--presence-penalty", metavar="P", type=float, default=0.0, help="Off the logits of what was generated."
+        "--frequency-penalty",
+        metavar="F",
+        type=float,
+        default=0.0,
+        help="Subtracted from a token's logit per earlier occurrence.",
+    ),
+    click.option(
+        "--presence-penalty",
+        metavar="P",
+        type=float,
+        default=0.0,
+        help="Subtracted from the logits of tokens generated before.",
     ),
     click.option("--logit-bias", metavar="ID=BIAS", multiple=True, help="Added to a token's logit; may be repeated."),
     click.option("--seed", metavar="N", type=int, help="The same seed gives the same text.  [random, told]"),
-    click.option("--stop", metavar="TEXT", multiple=True, help="End before it; may be repeated, at most 8 times."),
+    click.option(
+        "--stop", metavar="TEXT", multiple=True, help="Stop before this text; may be repeated, at most 8 times."
+    ),
     click.option("--n", metavar="N", type=int, default=1, help="Samples of each prompt, at most 16."),
     click.option(
-        "--num-beams", metavar="N", type=int, default=1, help="Over 1: beam search, which returns the best --n."
+        "--num-beams", metavar="N", type=int, default=1, help="Above 1: beam search, which returns the best --n."
     ),
-    click.option("--logprobs", metavar="K", type=int, help="Figures of every token and K alternatives, 0 to 20."),
+    click.option("--logprobs", metavar="K", type=int, help="Figures of each token with K alternatives, 0 to 20."),
 )
 
 
@@ -129,14 +158,14 @@ def _biases(pairs: tuple[str, ...]) -> dict[str, float] | None:
 
 @click.command("generate", short_help="Continue a prompt or a file of prompts.", epilog=EXAMPLES)
 @click.argument("prompt", required=False)
-@click.option("--prompts", metavar="FILE|-", type=click.Path(), help="Continue every line of a file instead.")
+@click.option("--prompts", metavar="FILE|-", type=click.Path(), help="Continue each line of a file instead.")
 @packed("target", Target, MODEL_OPTION, *TARGET_OPTIONS)
 @packed("sampling", SamplingOptions, *SAMPLING_OPTIONS)
 @click.option(
     "--format",
     "output_format",
     type=Choice(["text", "jsonl", "tsv"]),
-    help="Text as it comes, an object a prompt, or a row a sample.  [text; of --prompts jsonl]",
+    help="Text as it is written, one object per prompt, or one row per sample.  [text; of --prompts jsonl]",
 )
 @packed("run", RunOptions, *RUN_OPTIONS)
 @json_option

@@ -58,15 +58,15 @@ class WordsCommand(click.Command):
 
 FIGURE_OPTIONS = (
     click.option(
-        "--log-base", type=Choice(["e", "2", "10"]), default="e", show_default=True, help="Of every logarithm."
+        "--log-base", type=Choice(["e", "2", "10"]), default="e", show_default=True, help="Base of all logarithms."
     ),
-    click.option("--tokens", is_flag=True, help="Figures of every token; in TSV a row a token."),
+    click.option("--tokens", is_flag=True, help="Figures of each token; in TSV one row per token."),
     click.option(
         "--words",
         type=Choice(WORDS),
         is_flag=False,
         flag_value=WORDS[0],
-        help="Figures of every word, in TSV a row a word; alone it means spaces. unicode (with meari[segment]) finds "
+        help="Figures of each word, in TSV one row per word; without a value words end at spaces. unicode (with meari[segment]) finds "
         "words also where no spaces stand between them, and takes marks for words.",
     ),
     click.option(
@@ -74,7 +74,7 @@ FIGURE_OPTIONS = (
         metavar="K",
         type=click.IntRange(0, 20),
         default=0,
-        help="Likeliest alternatives at every token (with --tokens).",
+        help="Number of likeliest alternatives per token (with --tokens).",
     ),
     click.option(
         "--end/--no-end",
@@ -85,7 +85,7 @@ FIGURE_OPTIONS = (
         "--context",
         metavar="TEXT",
         default="",
-        help="What every text stands after; a line's own `context` comes first.",
+        help="Context of every text; a line's own `context` takes precedence.",
     ),
 )
 
@@ -113,16 +113,21 @@ class FigureOptions:
 
 
 @click.command(
-    "score", cls=WordsCommand, short_help="Tell how likely texts are, or every line of a file.", epilog=EXAMPLES
+    "score",
+    cls=WordsCommand,
+    short_help="Compute the probability of texts, or of each line of a file.",
+    epilog=EXAMPLES,
 )
 @click.argument("files", metavar="[FILE|DIR|-]…", nargs=-1, type=click.Path())
-@click.option("--text", "texts", metavar="TEXT", multiple=True, help="Score this instead; may be repeated.")
+@click.option(
+    "--text", "texts", metavar="TEXT", multiple=True, help="Score this text instead of a file; may be repeated."
+)
 @packed("target", Target, MODEL_OPTION, *TARGET_OPTIONS)
 @click.option(
     "--format",
     "output_format",
     type=Choice(["jsonl", "tsv", "table"]),
-    help="An object a text, tab-separated values, or of --text a table.  [jsonl; of --text table]",
+    help="One object per text, tab-separated values, or for --text a table.  [jsonl; of --text table]",
 )
 @packed("figures", FigureOptions, *FIGURE_OPTIONS)
 @packed("run", RunOptions, *RUN_OPTIONS)

@@ -27,11 +27,11 @@ Examples:
 @click.option("--bundles", type=click.Path(), help="Folder of the bundles to serve (MEARI_BUNDLES).")
 @click.option(
     "--default-model",
-    help="Bundle of requests that name none (MEARI_DEFAULT_MODEL).",
+    help="Bundle for requests that name none (MEARI_DEFAULT_MODEL).",
     shell_complete=complete_bundle,
 )
-@click.option("--workers", help="Worker processes, by default one a CPU (MEARI_WORKERS).")
-@click.option("--log-level", help="debug, info, warning or error (MEARI_LOG_LEVEL).")
+@click.option("--workers", help="Worker processes, by default one per CPU (MEARI_WORKERS).")
+@click.option("--log-level", help="Log level: debug, info, warning or error (MEARI_LOG_LEVEL).")
 @json_option
 def command(as_json: bool, **options: str | None) -> None:
     """Serve bundles over HTTP until SIGTERM or Ctrl-C, which both end it with 0. All else is set by MEARI_… variables.

@@ -31,16 +31,16 @@ Examples:
 @click.command("train", short_help="Train a model as a TOML file says.", epilog=EXAMPLES)
 @click.argument("config_file", metavar="CONFIG.toml", type=click.Path(path_type=Path), shell_complete=complete_config)
 @click.option("--run", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Run folder.  [runs/NAME]")
-@click.option("--resume", is_flag=True, help="Go on with the run in that folder.")
+@click.option("--resume", is_flag=True, help="Continue the run in that folder.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in that folder.")
 @click.option(
     "--tensorboard",
     "events",
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Also write losses, gradient norm, learning rate and tokens/s there for TensorBoard.",
+    help="Folder for TensorBoard: losses, gradient norm, learning rate, tokens/s.",
 )
-@click.option("--skip-bad", is_flag=True, help="Read lines of the corpus that are not UTF-8 as blank ones.")
+@click.option("--skip-bad", is_flag=True, help="Read lines of the corpus that are not UTF-8 as blank lines.")
 @click.option(
     "--max-bad",
     metavar="N",
