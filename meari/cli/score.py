@@ -66,8 +66,8 @@ FIGURE_OPTIONS = (
         type=Choice(WORDS),
         is_flag=False,
         flag_value=WORDS[0],
-        help="Figures of each word, in TSV one row per word; without a value words end at spaces. unicode (with meari[segment]) finds "
-        "words also where no spaces stand between them, and takes marks for words.",
+        help="Figures of each word, in TSV one row per word; without a value words end at spaces. unicode (with "
+        "meari[segment]) also finds words that no spaces separate, and takes marks for words.",
     ),
     click.option(
         "--top",
