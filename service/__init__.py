@@ -15,7 +15,3 @@ From the outside in, each layer above those that it uses:
     settings.py   environment variables; log.py: lines on stderr; error_body.py: bodies of errors
     workers.py    state that the workers of a host share
 """
-
-import os
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is imported: it would report every session
