@@ -67,12 +67,12 @@ class Backend(Protocol):
 
     name             of the model
     source           where texts that are too long were sent, "" if any length is taken
-    max_text_chars   of a text with its context; None: texts of any length are taken, piece by piece
+    max_text_chars   of a text with its context
     """
 
     name: str
     source: str
-    max_text_chars: int | None
+    max_text_chars: int
 
     def check(self, options: ScoreOptions | GenerateOptions) -> None:
         """Raise InvalidRequest if the options do not fit the model or this installation."""
@@ -80,8 +80,8 @@ class Backend(Protocol):
     def score(self, context: str, texts: Sequence[str], options: ScoreOptions) -> Callable[[], Iterable[Scored]]:
         """Queue texts; call the result to wait for their figures, which come in the order of the texts."""
 
-    def piece_scorer(self, options: ScoreOptions) -> PieceScorer:
-        """Return a scorer of texts that come in pieces; only for `max_text_chars` None."""
+    def piece_scorer(self, options: ScoreOptions) -> PieceScorer | None:
+        """Return a scorer of texts that come in pieces; None if texts must come whole."""
 
     def generate(self, request: GenerateRequest, *, wants_counts: bool, label: str) -> Callable[[], Generated]:
         """Queue a prompt; call the result to wait for its continuations.
@@ -108,7 +108,7 @@ class LocalBackend:
     """An engine of this process; see `Backend`."""
 
     source = ""
-    max_text_chars: int | None = None
+    max_text_chars = sys.maxsize  # any length, piece by piece
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model

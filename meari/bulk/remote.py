@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 from msgspec import UNSET
 
-from meari.bulk.backends import Generated, PieceScorer, batches
+from meari.bulk.backends import Generated, batches
 from meari.bulk.errors import BulkError
 from meari.bulk.options import GenerateOptions, ScoreOptions
 from meari.client.service import RemoteService, find_model
@@ -111,8 +111,7 @@ class RemoteBackend:
     ) -> None:
         self.name = model or ""
         self.source = service.url
-        self.max_text_chars: int | None = max_text_chars
-        self._max_chars, self._max_texts = max_text_chars, max_texts
+        self.max_text_chars, self._max_texts = max_text_chars, max_texts
         self._service = service
         self._model = UNSET if model is None else model
         self._vocabulary_size = vocabulary_size
@@ -127,13 +126,12 @@ class RemoteBackend:
         """Ask for texts, as many in one request as the service takes."""
         answers = [
             self._ask("/score", _encode(self._score_body(context, some, options)))
-            for some in batches(texts, self._max_chars - len(context), self._max_texts)
+            for some in batches(texts, self.max_text_chars - len(context), self._max_texts)
         ]
         return partial(_await_scores, answers, options.log_base)
 
-    def piece_scorer(self, options: ScoreOptions) -> PieceScorer:
-        """Texts go whole."""
-        raise NotImplementedError
+    def piece_scorer(self, options: ScoreOptions) -> None:
+        """Return None: texts are sent whole."""
 
     def generate(self, request: GenerateRequest, *, wants_counts: bool, label: str) -> Callable[[], Generated]:
         """Ask for the continuations of a prompt."""

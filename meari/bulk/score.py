@@ -44,9 +44,10 @@ class ScoreWork:
 
     def begin_long(self, line: int, file: str = "") -> LongLine:
         """Begin a long line whose pieces follow."""
-        if (max_chars := self._backend.max_text_chars) is not None:
-            return WholeLine(self, line, file, BYTES_PER_CHAR * max_chars)
-        return LongText(self._backend.piece_scorer(self._options), self._reader, self._options, line, file)
+        scorer = self._backend.piece_scorer(self._options)
+        if scorer is None:
+            return WholeLine(self, line, file, BYTES_PER_CHAR * self._backend.max_text_chars)
+        return LongText(scorer, self._reader, self._options, line, file)
 
     def begin_lines(self, lines: list[Record | Problem]) -> ScoredChunk:
         """Queue some lines, one call for each context."""
@@ -64,11 +65,10 @@ class ScoreWork:
 
     def _checked(self, line: Record | Problem) -> Record | Problem:
         """Return the line, or a problem if its text is too long for the backend."""
-        max_chars = self._backend.max_text_chars
-        if max_chars is None or isinstance(line, Problem):
+        if isinstance(line, Problem):
             return line
         num_chars = len(line.text) + len(self._options.context if line.context is None else line.context)
-        if num_chars <= max_chars:
+        if num_chars <= self._backend.max_text_chars:
             return line
         return Problem(line.line, self.too_long(f"{num_chars:,} characters"), line.file)
 
