@@ -71,9 +71,14 @@ def test_perplexity_matches_meari_evaluate(measured: Measured, tmp_path: Path) -
     done = CliRunner().invoke(evaluate_command, [str(measured.run), "--text", str(path), "--json"])
     assert done.exit_code == 0, done.output
     figures = json.loads(done.output)
-    [sample] = measured.samples["ended"]
-    perplexity = math.exp(-loglikelihood(sample) / figures["num_tokens"])
+    [sample] = [sample for sample in measured.samples["rolling"] if sample["doc"]["text"] == TEXT]
+    perplexity = math.exp(-loglikelihood(sample) / figures["num_tokens"])  # without the end: the training text had none
     assert perplexity == pytest.approx(figures["perplexity"], rel=1e-4)
+
+
+def test_likelihood_of_text_with_its_end_matches_score(measured: Measured) -> None:
+    [sample] = measured.samples["ended"]
+    assert loglikelihood(sample) == pytest.approx(measured.score(text=TEXT, add_end=True)["logprob"], rel=1e-9)
 
 
 def test_rolling_figures_match_score(measured: Measured) -> None:
