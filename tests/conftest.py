@@ -9,10 +9,14 @@ import pytest
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime before meari can set this
 
 TESTS: Final = Path(__file__).parent
-# Excluded from `make quick`: tests that train for long, measure, or need a browser, Prometheus or an image.
+# Excluded from `make quick`: tests that train for long, measure, start a process for each of
+# many cases, or need a browser, Prometheus or an image.
 SLOW: Final = (
     "benchmarks/serving",
     "benchmarks/training",
+    "bulk/test_inputs.py",
+    "bulk/test_resume.py",
+    "bulk/test_served.py",
     "claims",
     "cli/test_completion.py",
     "cli/test_examples.py",
