@@ -24,7 +24,7 @@ BENCH := .venv-bench/bench-$(call sum,pyproject.toml requirements/bench.txt)
 HARNESS := .venv-harness/harness-$(call sum,requirements/harness.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test quick check format train train-config load bench harness image lock clean
+.PHONY: help serve test quick drills check format train train-config load bench harness image lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ test: $(DEV) ## run all tests (ARGS: arguments for pytest)
 
 quick: $(DEV) ## run the fast tests in parallel: no long trainings, no browser (ARGS)
 	@exec $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile -m 'not slow' $(ARGS)
+
+drills: $(DEV) ## run the long drills, 30 min, and write docs/reliability.md (ARGS: some of tests/drills)
+	@exec $(BIN)/python -m pytest --long $(if $(filter tests/%,$(ARGS)),,tests/drills) $(ARGS)
 
 check: $(DEV) ## check lint, format, types and import rules without changing files
 	$(BIN)/ruff check .

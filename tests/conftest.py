@@ -24,6 +24,7 @@ SLOW: Final = (
     "cli/test_train.py",
     "container",
     "deploy",
+    "drills",
     "examples",
     "export/test_train_and_serve.py",
     "loadtests",

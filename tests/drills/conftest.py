@@ -1,0 +1,62 @@
+"""Options and fixtures of the drills.
+
+Every drill is an ordinary test. Its short form takes seconds and runs with all other tests; `make drills` runs the
+long forms (`--long`) and writes their figures to docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.drills.drill import PAGE, Drill
+from tests.service.conftest import bundles, letters
+
+__all__ = ["bundles", "letters"]  # fixtures: folders of tiny bundles for `running_server`
+
+MAX_LONG_SECONDS: Final = 2400
+FAILURE: Final = pytest.StashKey[str]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("drills")
+    group.addoption("--long", action="store_true", help="run the long forms and write docs/reliability.md")
+    group.addoption("--soak-minutes", type=float, default=8.0, help="length of the soak in its long form")
+    group.addoption("--drill-seed", type=int, help="seed of random choices: 1, and a new one for each long form")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give long forms the time that they need."""
+    if config.getoption("--long", default=False):
+        seconds = MAX_LONG_SECONDS + 60 * config.getoption("--soak-minutes")
+        for item in items:
+            if item.path.is_relative_to(Path(__file__).parent):
+                item.add_marker(pytest.mark.timeout(seconds))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep the message of a failed drill for the page."""
+    report = yield
+    if report.when == "call" and report.failed and call.excinfo is not None:
+        item.stash[FAILURE] = call.excinfo.exconly().splitlines()[0]
+    return report
+
+
+@pytest.fixture
+def drill(request: pytest.FixtureRequest) -> Iterator[Drill]:
+    """Return the form of the drill and take its figures; after a long form they are on the page."""
+    config, item = request.config, request.node
+    is_long = config.getoption("--long", default=False)
+    seed = config.getoption("--drill-seed", default=None) or (random.SystemRandom().getrandbits(31) if is_long else 1)
+    name = f"{item.path.name}::{item.name}"
+    drill = Drill(name, is_long, config.getoption("--soak-minutes", default=0.0), seed)
+    yield drill
+    if is_long:
+        drill.write(PAGE, failure=item.stash.get(FAILURE, ""))

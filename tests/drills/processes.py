@@ -1,0 +1,51 @@
+"""What the processes of a service hold: memory, threads, descriptors.
+
+Input: the process id of a gunicorn master. Output: its workers and their counts, from /proc.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Held", "held_by", "workers_of"]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one process holds now; resident_mb counts pages shared with others, private_mb does not."""
+
+    resident_mb: float
+    private_mb: float
+    num_threads: int
+    num_descriptors: int
+
+
+def workers_of(master: int) -> list[int]:
+    """Return the process ids of a master's living workers, oldest first."""
+    text = Path(f"/proc/{master}/task/{master}/children").read_text("ascii")
+    return sorted(pid for pid in map(int, text.split()) if _is_alive(pid))
+
+
+def held_by(pid: int) -> Held:
+    """Return what a process holds. Raises OSError if it has ended."""
+    process = Path(f"/proc/{pid}")
+    rollup = _kilobytes((process / "smaps_rollup").read_text("ascii"))
+    return Held(
+        resident_mb=rollup["Rss"] / 1024,
+        private_mb=(rollup["Private_Clean"] + rollup["Private_Dirty"]) / 1024,
+        num_threads=len(list((process / "task").iterdir())),
+        num_descriptors=len(list((process / "fd").iterdir())),
+    )
+
+
+def _kilobytes(text: str) -> dict[str, int]:
+    lines = (line.split() for line in text.splitlines())
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if words[-1] == "kB"}
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
