@@ -5,6 +5,7 @@
     │   ├── HeadTimeout       408  invalid_request
     │   └── ExpectationFailed 417  invalid_request
     ├── Unauthorized          401  unauthorized
+    ├── Forbidden             403  forbidden
     ├── NotFound              404  not_found
     │   └── UnknownModel      404  unknown_model
     ├── MethodNotAllowed      405  method_not_allowed
@@ -39,6 +40,7 @@ __all__ = [
     "BundleError",
     "EngineFailed",
     "ExpectationFailed",
+    "Forbidden",
     "HeadTimeout",
     "HeadersTooLarge",
     "InvalidRequest",
@@ -131,6 +133,14 @@ class Unauthorized(MeariError):
 
     status = 401
     code = "unauthorized"
+    quotes_request = False
+
+
+class Forbidden(MeariError):
+    """The key is known, but it may not do this."""
+
+    status = 403
+    code = "forbidden"
     quotes_request = False
 
 

@@ -18,8 +18,9 @@ from flask import Flask, Response, abort, g, request
 from meari.service.clients import Disconnects
 from meari.service.log import configure_logging
 from meari.service.metrics import Metrics
-from meari.service.requests.admission import Admission, OverloadGate, check_key
+from meari.service.requests.admission import Admission, OverloadGate
 from meari.service.requests.cors import preflight_headers
+from meari.service.requests.keys import KeyRing
 from meari.service.requests.schema import Schemas
 from meari.service.routes.completions import generate_blueprint, openai_blueprint
 from meari.service.routes.errors import register_error_handlers
@@ -86,6 +87,7 @@ def _service(settings: Settings) -> Service:
         drain=Drain(settings.drain_seconds, settings.graceful_timeout_seconds),
         disconnects=Disconnects(),
         state_keys=settings.state_key or (secrets.token_hex(32),),
+        keys=KeyRing.of(settings),
         tracing=start_tracing(os.environ),
     )
 
@@ -106,12 +108,18 @@ def _frame_requests(app: Flask, service: Service) -> None:
         if is_no_path:
             abort(404)
         if request.blueprint is not None and request.blueprint not in OPEN_BLUEPRINTS:
-            check_key(request.headers.get("Authorization"), service.settings.api_keys)
+            _identify(service)
         return None
 
     @app.after_request
     def finish(response: Response) -> Response:
         return current_exchange().finish(response)
+
+
+def _identify(service: Service) -> None:
+    """Note whose request this is. Raises Unauthorized."""
+    if service.keys is not None:
+        current_exchange().caller = service.keys.caller(request.headers.get("Authorization"))
 
 
 def _is_no_path(target: str, path: str) -> bool:

@@ -249,6 +249,13 @@ class Settings:
         says="none",
         secret=True,
     )
+    admin_keys: tuple[str, ...] = _setting(
+        (),
+        KEYS,
+        "secret; keys that may also load and unload models; alone they close nothing",
+        says="none",
+        secret=True,
+    )
     cors_origins: tuple[str, ...] = _setting(
         (), ORIGINS, "web pages of these origins may ask from a browser; `*` allows all", says="none"
     )

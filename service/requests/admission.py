@@ -1,7 +1,7 @@
-"""Admission of requests: keys, bounds on their number and bytes, and fewer requests under overload.
+"""Admission of requests: bounds on their number and bytes, and fewer requests under overload.
 
-Input: arriving requests, the bytes that each is about to hold, and when each ends. Output: a ticket, or Unauthorized,
-Overloaded or TooLarge. Must not know: models, and what a request asks for.
+Input: arriving requests, the bytes that each is about to hold, and when each ends. Output: a ticket, or Overloaded or
+TooLarge. Must not know: models, and what a request asks for.
 
 With N requests inside and X answered per second, each takes N / X seconds (Little's law). X hardly grows once the
 engine's batch has reached its knee, so every further request only makes all of them wait longer. Yet a limit on N alone
@@ -12,7 +12,6 @@ another leaves; under overload it keeps growing.
 
 from __future__ import annotations
 
-import hmac
 import math
 import threading
 import time
@@ -21,9 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from meari.errors import Overloaded, Problem, TooLarge, Unauthorized
+from meari.errors import Overloaded, TooLarge
 
-__all__ = ["Admission", "OverloadGate", "Ticket", "check_key"]
+__all__ = ["Admission", "OverloadGate", "Ticket"]
 
 SLICE_SECONDS: Final = 0.1
 NUM_SLICES: Final = 30
@@ -174,15 +173,3 @@ class Ticket:
         admission, self._admission = self._admission, None
         if admission is not None:
             admission.give_back(self._bytes)
-
-
-def check_key(authorization: str | None, keys: tuple[str, ...]) -> None:
-    """Raise Unauthorized, unless no keys are set or the header carries one of them. Compares in constant time."""
-    if not keys:
-        return
-    scheme, _, key = (authorization or "").partition(" ")
-    sent = key.strip().encode("utf-8", "surrogateescape")
-    matches = [hmac.compare_digest(sent, known.encode()) for known in keys]
-    if scheme.lower() != "bearer" or not any(matches):
-        came = "no Authorization header" if authorization is None else "a key that is not known"
-        raise Unauthorized(Problem("Authorization", came, "Bearer and a key of this service"))

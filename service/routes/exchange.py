@@ -36,6 +36,7 @@ from meari.service.error_body import SAFE_HEADERS, wrong_field
 from meari.service.log import NO_ROUTE, RequestLine, log_request, request_id
 from meari.service.requests.admission import Ticket
 from meari.service.requests.cors import cors_headers
+from meari.service.requests.keys import ANYBODY, Caller
 from meari.service.service import Service
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Exchange:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self.caller: Caller = ANYBODY
         self._started = time.monotonic()  # the engines' clock
         self._ticket: Ticket | None = None
         self._model: LoadedModel | None = None
