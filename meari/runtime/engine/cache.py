@@ -206,6 +206,16 @@ class PrefixCache:
         with self._room.lock:
             self._insert(ids, first, places)
 
+    def clear(self) -> None:
+        """Evict all texts of this model, so that the models that stay have the room."""
+        while self._root.children:
+            with self._room.lock:  # for one edge at a time: other engines run meanwhile
+                edge = self._root
+                while edge.children:
+                    edge = next(iter(edge.children.values()))
+                if edge is not self._root:
+                    self.evict(edge, len(edge))
+
     def _insert(self, ids: Ids, first: int, places: Ids) -> None:
         edge, at, length = self._find(ids)
         if length < first:

@@ -130,11 +130,19 @@ class Engine:
         self._cached = CachedPrompts(runner, self._cache, self._stats)
         self._lanes = Lanes(runner, TokenReader(runner, self._cached, self._clock), self._limits)
 
-    def stop(self, timeout_seconds: float = 5.0) -> None:
-        """Take no more requests, fail those that are left, and end the thread."""
+    def stop(self, timeout_seconds: float = 5.0) -> bool:
+        """Take no more requests, fail those that are left, end the thread, and give up the room in the cache.
+
+        Returns False if a run of the graph takes longer than `timeout_seconds`; it may be called again then.
+        """
         self._queue.close()
         if self._thread is not None:
             self._thread.join(timeout_seconds)
+            if self._thread.is_alive():
+                return False
+        if self._cache is not None:
+            self._cache.clear()
+        return True
 
     def reserve(self) -> Reservation:
         """Take a place in the queue, before any work is done for a request. Raises Overloaded, NotReady."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -299,4 +300,41 @@ def test_engines_use_shared_memory_concurrently() -> None:
     assert not problems
     for cache in caches:
         check(cache)
+    check_room(room, caches)
+
+
+def test_cleared_model_leaves_the_room_to_the_others() -> None:
+    room = CacheRoom(bytes_of(200, 6))
+    gone, stays = (PrefixCache(room, SHAPES, HIDDEN) for _ in range(2))
+    for text in ([0] * 150, [0, 1, 2], [3]):
+        insert(gone, text)
+    insert(stays, [1] * 20)
+    gone.clear()
+    assert (gone.num_bytes, gone.num_tokens, room.num_bytes) == (0, 0, stays.num_bytes)
+    assert (found(gone, [0] * 150), found(stays, [1] * 20)) == (0, 20)
+    check_room(room, [gone, stays])
+
+
+def test_models_come_and_go_while_others_use_the_room() -> None:
+    room = CacheRoom(bytes_of(120, 20))
+    caches = [PrefixCache(room, SHAPES, HIDDEN) for _ in range(2)]
+    swapped = threading.Event()
+
+    def work(cache: PrefixCache, which: int) -> None:
+        for round_ in itertools.count():
+            insert(cache, own([round_ % 7] * (20 + round_ % 50), which))
+            if swapped.is_set():
+                return
+
+    threads = [threading.Thread(target=work, args=(cache, which)) for which, cache in enumerate(caches)]
+    for thread in threads:
+        thread.start()
+    for round_ in range(60):
+        new = PrefixCache(room, SHAPES, HIDDEN)
+        insert(new, [round_ % 7] * 40)
+        new.clear()
+        assert new.num_bytes == 0
+    swapped.set()
+    for thread in threads:
+        thread.join()
     check_room(room, caches)

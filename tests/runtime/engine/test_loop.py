@@ -22,6 +22,7 @@ from meari.runtime.engine import (
     ScoreCall,
     Scoring,
 )
+from meari.runtime.engine.cache import CacheRoom
 from tests.patience import PATIENCE
 from tests.runtime.engine.conftest import Clock
 from tests.runtime.tiny_bundle import expected_logprob, next_id
@@ -374,6 +375,20 @@ def test_stopping_ends_all_requests(bundle: Bundle) -> None:
         handles[0].raise_for_failure()
     with pytest.raises(NotReady):
         engine.reserve()
+
+
+def test_stopped_engine_gives_up_its_room_in_the_cache(bundle: Bundle) -> None:
+    room = CacheRoom(10**6)
+    engines = [Engine(bundle.runner, EngineLimits(1, 8)) for _ in range(2)]
+    for engine in engines:
+        engine.share_cache(room)
+        engine.start()
+        assert generate(engine, [A, B, A], 2).wait_end(10)
+    before = room.num_bytes
+    assert engines[0].stop()
+    assert (engines[0].stats().cache_bytes, room.num_bytes) == (0, before // 2)
+    assert engines[1].stop()
+    assert room.num_bytes == 0
 
 
 def test_concurrent_threads_get_their_own_results(running_engine: Engine) -> None:
