@@ -3,7 +3,8 @@
     MeariError
     ├── InvalidRequest        400  invalid_request
     │   ├── HeadTimeout       408  invalid_request
-    │   └── ExpectationFailed 417  invalid_request
+    │   ├── ExpectationFailed 417  invalid_request
+    │   └── WrongHost         421  invalid_request
     ├── Unauthorized          401  unauthorized
     ├── Forbidden             403  forbidden
     ├── NotFound              404  not_found
@@ -58,6 +59,7 @@ __all__ = [
     "UnknownModel",
     "UnsupportedMediaType",
     "VersionNotSupported",
+    "WrongHost",
     "did_you_mean",
 ]
 
@@ -126,6 +128,13 @@ class ExpectationFailed(InvalidRequest):
     """An `Expect` that is not `100-continue`."""
 
     status = 417
+
+
+class WrongHost(InvalidRequest):
+    """A public name in `Host` that is not one of the service's own."""
+
+    status = 421
+    quotes_request = False
 
 
 class Unauthorized(MeariError):

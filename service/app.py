@@ -15,12 +15,13 @@ from typing import Any
 
 from flask import Flask, Response, abort, g, request
 
+from meari.errors import Problem, WrongHost
 from meari.service.clients import Disconnects
 from meari.service.log import configure_logging
 from meari.service.metrics import Metrics
 from meari.service.requests.admission import Admission, OverloadGate
-from meari.service.requests.cors import preflight_headers
 from meari.service.requests.keys import KeyRing
+from meari.service.requests.origins import may_answer_host, preflight_headers
 from meari.service.requests.schema import Schemas
 from meari.service.routes.completions import generate_blueprint, openai_blueprint
 from meari.service.routes.errors import register_error_handlers
@@ -107,6 +108,8 @@ def _frame_requests(app: Flask, service: Service) -> None:
                 return Response(status=204, headers=preflight)
         if is_no_path:
             abort(404)
+        if request.url_rule is not None:
+            _check_host(request.environ.get("HTTP_HOST", ""), service.settings.allowed_hosts)
         if request.blueprint is not None and request.blueprint not in OPEN_BLUEPRINTS:
             _identify(service)
         return None
@@ -114,6 +117,13 @@ def _frame_requests(app: Flask, service: Service) -> None:
     @app.after_request
     def finish(response: Response) -> Response:
         return current_exchange().finish(response)
+
+
+def _check_host(host: str, allowed: tuple[str, ...]) -> None:
+    """Raise WrongHost for a name under which nobody should ask; the name is not repeated."""
+    if not may_answer_host(host, allowed):
+        expected = "an address, localhost, or a name that MEARI_ALLOWED_HOSTS has"
+        raise WrongHost(Problem("Host", "another public name", expected))
 
 
 def _identify(service: Service) -> None:

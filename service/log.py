@@ -81,6 +81,7 @@ class RequestLine:
     path: str
     route: str
     status: int = 0
+    client_address: str = ""
     model: str = ""
     stream: bool = False
     aborted: bool = False
@@ -125,6 +126,8 @@ class RequestLine:
             "status": self.status,
             "outcome": self.outcome.value,
         }
+        if self.client_address:
+            fields["client_address"] = self.client_address
         if self.model:
             fields |= {"model": self.model, "stream": self.stream}
         if self.work is not None:
@@ -136,10 +139,8 @@ class RequestLine:
         fields["total_ms"] = _milliseconds(self.total_seconds)
         if self.error is not None:
             fields["error"] = self.error.code
-        if self.error_field:
-            fields["error_field"] = self.error_field
-        if self.error_message:
-            fields["error_message"] = self.error_message
+        named = {"error_field": self.error_field, "error_message": self.error_message}
+        fields |= {name: value for name, value in named.items() if value}
         if self.prompts or self.answers:
             fields |= {"prompts": self.prompts, "answers": self.answers}
         return fields

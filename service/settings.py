@@ -28,6 +28,7 @@ from meari.validation.explain import describe, in_range
 __all__ = [
     "FOLDER",
     "HOST",
+    "HOSTS",
     "KEYS",
     "MODEL_NAME",
     "ORIGINS",
@@ -46,6 +47,7 @@ __all__ = [
 MIN_STATE_KEY_CHARS: Final = 32
 MAX_PORT: Final = 65535
 _ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9][a-z0-9._-]*)(?::([0-9]{1,5}))?")
+_NAME: Final = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 MIB: Final = 1024 * 1024
 GIB: Final = 1024 * MIB
 OTHERS: Final = ("MEARI_CLIENT_", "MEARI_LOAD_")  # variables of the command line as a client, and of the load tests
@@ -138,6 +140,13 @@ def _origin(text: str) -> str:
     return text.removesuffix(f":{usual}") if found[3] == usual else text
 
 
+def _hosts(text: str) -> tuple[str, ...]:
+    names = tuple(each.strip().lower().removesuffix(".") for each in text.split(","))
+    if not all(name == "*" or _NAME.fullmatch(name) for name in names):
+        raise ValueError
+    return names
+
+
 def _model_name(text: str) -> str:
     if "/" in text or text in (".", ".."):
         raise ValueError
@@ -149,6 +158,7 @@ HOST: Final = ValueKind("a host name or an address", _host)
 MODEL_NAME: Final = ValueKind("the name of a bundle's folder", _model_name)
 KEYS: Final = ValueKind("keys of printable ASCII without spaces, separated by commas", _keys)
 ORIGINS: Final = ValueKind("`*`, or origins (scheme://host, scheme://host:port), separated by commas", _origins)
+HOSTS: Final = ValueKind("names without ports, `*.` before one for all below it, or `*`, separated by commas", _hosts)
 STATE_KEYS: Final = ValueKind(
     f"keys of at least {MIN_STATE_KEY_CHARS} characters each, separated by commas", _state_keys
 )
@@ -258,6 +268,17 @@ class Settings:
     )
     cors_origins: tuple[str, ...] = _setting(
         (), ORIGINS, "web pages of these origins may ask from a browser; `*` allows all", says="none"
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        (),
+        HOSTS,
+        "public names under which the service is asked (`Host`); past these 421, and `*` allows all",
+        says="addresses and names that are not public",
+    )
+    trusted_hops: int = _setting(
+        0,
+        integer(0, 16),
+        "proxies in front whose `Forwarded` or `X-Forwarded-…` headers are believed",
     )
     state_key: tuple[str, ...] = _setting(
         (),

@@ -46,7 +46,7 @@ from meari.service.process.http import (
     answer_bytes,
     translated,
 )
-from meari.service.requests.cors import cors_headers
+from meari.service.requests.origins import believe_proxies, cors_headers
 from meari.service.workers import ConnectionBalance
 
 if TYPE_CHECKING:
@@ -93,12 +93,20 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         super().__init__(*arguments)
         self._staying: set[object] = set()  # connections; `add` and `discard` are atomic
         self._observed_at = 0.0
+        self._trusted_hops = 0
 
     def init_process(self) -> None:
         """Load the application, and run the loop until the end; called in the new process."""
         limit_arenas()
         self.cfg = QuickConfig(self.cfg)
         super().init_process()
+
+    def load_wsgi(self) -> None:
+        """Make the application, and note what its settings say about connections."""
+        super().load_wsgi()
+        service = self._service()
+        if service is not None:
+            self._trusted_hops = service.settings.trusted_hops
 
     def accept(self, listener: Any) -> None:
         """Accept a new connection, if no other worker was quicker."""
@@ -195,6 +203,8 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         response, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, JoinedResponse)
         environ["wsgi.multithread"] = True
         environ.pop("HTTP_UPGRADE", None)  # no other protocol is spoken here
+        if self._trusted_hops:
+            believe_proxies(environ, self._trusted_hops)
         if waits:
             environ["wsgi.input"] = response.waiting = WaitingBody(req.body, conn.sock)
         if not self._may_keep():
@@ -245,7 +255,9 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         if error.status == EngineFailed.status:
             self.log.error("request %s could not be handled", number, exc_info=exc, extra=MAY_QUOTE)
         kind = type(exc).__name__
-        log_request(RequestLine(number, "-", "-", NO_ROUTE, error.status, error=error, error_message=kind))
+        line = RequestLine(number, "-", "-", NO_ROUTE, error.status, error=error, error_message=kind)
+        line.client_address = addr[0] if isinstance(addr, tuple) else ""
+        log_request(line)
         known = req or getattr(exc, "request", None)  # as far as it was understood
         service = self._service()
         origins = () if service is None else service.settings.cors_origins

@@ -35,8 +35,8 @@ from meari.service.clients import Client, ClientGone, Watch
 from meari.service.error_body import SAFE_HEADERS, wrong_field
 from meari.service.log import NO_ROUTE, RequestLine, log_request, request_id
 from meari.service.requests.admission import Ticket
-from meari.service.requests.cors import cors_headers
 from meari.service.requests.keys import ANYBODY, Caller
+from meari.service.requests.origins import cors_headers
 from meari.service.service import Service
 
 if TYPE_CHECKING:
@@ -84,6 +84,12 @@ class Exchange:
         tracing = service.tracing
         self._tracing = None if tracing is None or request.blueprint in OPEN_BLUEPRINTS else tracing
         self.line = RequestLine(self.request_id, request.method, asked_path(), self.route)
+        self.line.client_address = self.client_address
+
+    @property
+    def client_address(self) -> str:
+        """Address of the client, as trusted proxies report it; "" where it is unknown."""
+        return str(self._environ.get("REMOTE_ADDR", ""))
 
     @property
     def ticket(self) -> Ticket:

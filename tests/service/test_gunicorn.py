@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ATTRIBUTES: dict[type, str] = {
     ThreadWorker: """
         _keepalive_after accept age alive cfg enqueue_req handle handle_error handle_exit handle_request init_process
-        keepalived_conns log max_keepalived method_queue nr_conns pending_conns poller sockets
+        keepalived_conns load_wsgi log max_keepalived method_queue nr_conns pending_conns poller sockets
         wait_for_and_dispatch_events worker_connections wsgi
     """,
     TConn: "cfg client close data_ready init initialized parser server sock timeout wait_for_data",
