@@ -150,7 +150,7 @@ def _steps_are_isolated(runner: Runner, num_rows: int) -> bool:
 
 
 def _equal(part: list[Array], everything: list[Array], rows: slice) -> bool:
-    return all(np.array_equal(got, want[rows]) for got, want in zip(part, everything, strict=True))
+    return all(np.array_equal(got, want[rows], equal_nan=True) for got, want in zip(part, everything, strict=True))
 
 
 def _rows_as_they_meet(runner: Runner, random: np.random.Generator, num_rows: int) -> _Rows:

@@ -3,7 +3,9 @@
 The tokens are `<|end|>` `<|unk|>` a b … z. After each token the next letter has the logit `peak` and all other tokens
 have 0: `a` follows the boundary token, the end follows `z`. The recurrent state counts the steps. `decay` reduces the
 peak at each step, which makes results depend on their state. `leak` makes rows influence one another (a fault). `work`
-adds a product of two square matrices of this size to each step.
+adds a product of two square matrices of this size to each step. `fault` makes the graph fail where a text's token
+number FAULT_AFTER or later is `fault_token`: an operator throws, or hidden vector or state become NaN. The self-test,
+whose texts are shorter, does not notice it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import json
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -24,6 +26,9 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = ["<|end|>", "<|unk|>", *LETTERS]
+UNKNOWN, Z = 1, 27
+FAULT_AFTER = 12
+Fault = Literal["", "throw", "hidden", "state"]
 OPSET = [helper.make_opsetid("", 21)]
 
 
@@ -71,15 +76,47 @@ def _work(size: int, one: str) -> tuple[list[Any], dict[str, Any]]:
     return nodes, {"square": np.ones((size, size), np.float32), "zero": np.float32(0)}
 
 
-def _cell(path: Path, peak: float, decay: float, leak: bool, work: int) -> None:
+def _fault(kind: str, token: int) -> tuple[list[Any], dict[str, Any]]:
+    """Return nodes that add a fault to `sound_count` or `sound`, and their weights."""
+    mask = np.zeros((len(VOCABULARY), 1), np.float32)
+    mask[token] = 1.0
+    nodes = [
+        helper.make_node("Gather", ["mask", "token"], ["is_faulty"]),
+        helper.make_node("Sub", ["sound_count", "allowed"], ["past"]),
+        helper.make_node("Mul", ["past", "is_faulty"], ["excess"]),
+        helper.make_node("Greater", ["excess", "nothing_at_all"], ["fails"]),
+    ]
+    if kind == "throw":
+        nodes += [
+            helper.make_node("Cast", ["fails"], ["place"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["one_entry", "place"], ["added"]),  # there is no entry 1
+        ]
+    else:
+        nodes.append(helper.make_node("Where", ["fails", "nan", "nothing_at_all"], ["added"]))
+    target, result = ("sound_count", "next_count") if kind == "state" else ("sound", "hidden")
+    nodes.append(helper.make_node("Add", [target, "added"], [result]))
+    weights = {
+        "mask": mask,
+        "allowed": np.float32(FAULT_AFTER - 1),
+        "nothing_at_all": np.float32(0),
+        "nan": np.float32(np.nan),
+        "one_entry": np.zeros(1, np.float32),
+    }
+    return nodes, weights
+
+
+def _cell(path: Path, peak: float, decay: float, leak: bool, work: int, fault: str, fault_token: int) -> None:
     size = len(VOCABULARY)
+    count, hidden = "next_count", "hidden"
+    if fault:
+        count, hidden = "sound_count", "hidden" if fault == "state" else "sound"
     following = np.eye(size, dtype=np.float32)[[next_id(token) for token in range(size)]]
     nodes = [
         helper.make_node("Gather", ["following", "token"], ["one_hot"]),
-        helper.make_node("Add", ["count", "worked_one" if work else "one"], ["next_count"]),
-        helper.make_node("Mul", ["next_count", "decay"], ["lost"]),
+        helper.make_node("Add", ["count", "worked_one" if work else "one"], [count]),
+        helper.make_node("Mul", [count, "decay"], ["lost"]),
         helper.make_node("Sub", ["peak", "lost"], ["height"]),
-        helper.make_node("Mul", ["one_hot", "height"], ["alone" if leak else "hidden"]),
+        helper.make_node("Mul", ["one_hot", "height"], ["alone" if leak else hidden]),
     ]
     if leak:  # like dynamic quantisation with one scale for the whole batch
         nodes += [
@@ -90,12 +127,17 @@ def _cell(path: Path, peak: float, decay: float, leak: bool, work: int) -> None:
         ]
     work_nodes, work_weights = _work(work, "worked_one") if work else ([], {})
     nodes[:0] = work_nodes
+    fault_nodes, fault_weights = _fault(fault, fault_token) if fault else ([], {})
+    nodes += fault_nodes
+    if fault and fault != "state":
+        nodes.append(helper.make_node("Identity", ["sound_count"], ["next_count"]))
     weights = {
         "following": following,
         "one": np.float32(1),
         "decay": np.float32(decay),
         "peak": np.float32(peak),
         **work_weights,
+        **fault_weights,
         **({"axes": np.array([0]), "tiny": np.float32(1e-3)} if leak else {}),
     }
     floats = TensorProto.FLOAT
@@ -192,11 +234,18 @@ def make_large(path: Path) -> None:
 
 
 def write_tiny_bundle(
-    folder: Path, *, peak: float = 8.0, decay: float = 0.0, leak: bool = False, work: int = 0
+    folder: Path,
+    *,
+    peak: float = 8.0,
+    decay: float = 0.0,
+    leak: bool = False,
+    work: int = 0,
+    fault: Fault = "",
+    fault_token: int = UNKNOWN,
 ) -> Path:
     """Create `folder` with a bundle of the same name."""
     folder.mkdir(parents=True)
-    _cell(folder / "cell.onnx", peak, decay, leak, work)
+    _cell(folder / "cell.onnx", peak, decay, leak, work, fault, fault_token)
     _output(folder / "output.onnx")
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
     _golden(folder)

@@ -10,7 +10,10 @@ vocabulary, the few whose token lies outside its nucleus. A row's token does not
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
 from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
@@ -55,6 +58,10 @@ class Batch(Generic[S]):
         """Drop the rows of a request."""
         self.keep([row for row, sequence in enumerate(self.sequences) if sequence.request is not request])
 
+    def clear(self) -> None:
+        """Drop all rows, whatever state a failed turn has left them in."""
+        self.sequences, self.states = [], self._runner.initial_states(0)
+
     def rearrange(self, rows: SequenceOf[int], sequences: list[S]) -> None:
         """Let sequences[i] continue from the state of row rows[i]; a row may be taken more than once."""
         places = np.asarray(rows, np.int64)
@@ -79,6 +86,43 @@ class Batch(Generic[S]):
     def copy_row(self, row: int) -> StateRow:
         """Copy the state of one row."""
         return {name: values[row].copy() for name, values in self.states.items()}
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def all_finite(values: Iterable[Floats32]) -> bool:
+    """Return True if no number is NaN or infinite.
+
+    A sum takes a third of the time of a look at each number. It is finite only if they are, but it may also overflow.
+    """
+    return all(math.isfinite(each.sum()) or bool(np.isfinite(each).all()) for each in values)
+
+
+def broken_steps(values: Iterable[Floats32]) -> npt.NDArray[np.bool_]:
+    """Return the steps of each row with a number that is not finite, bool [steps, rows].
+
+    values  float32 [steps, rows, ...] each
+    """
+    found = [~np.isfinite(each).reshape(*each.shape[:2], -1).all(axis=2) for each in values]
+    broken: npt.NDArray[np.bool_] = np.logical_or.reduce(found)
+    return broken
+
+
+def broken_outputs(run: RunResult) -> list[int]:
+    """Return the numbers of the computed rows that hold no distribution: with NaN, or a token of infinite weight."""
+    maxima = [run.picked_logprobs, *(each.max(axis=1) for each in (run.logits, run.logprobs) if each.size)]
+    if not any(each.size and not each.max() < np.inf for each in maxima):
+        return []
+    found: list[int] = np.flatnonzero(~np.logical_and.reduce([each < np.inf for each in maxima])).tolist()
+    return found
+
+
+def with_placeholders(run: RunResult, outputs: list[int]) -> RunResult:
+    """Return a result with zeros in place of some of its computed rows, so that the others can be sampled."""
+    copies = {name: getattr(run, name).copy() for name in ("logits", "logprobs", "picked_logprobs")}
+    for values in copies.values():
+        if values.size:
+            values[outputs] = 0.0
+    return replace(run, **copies)
 
 
 class RowSamplers:

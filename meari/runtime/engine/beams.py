@@ -14,6 +14,7 @@ beams for every prefix that is still in play, the search is exhaustive. A token 
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
@@ -32,6 +33,7 @@ from meari.runtime.engine.sequences import (
     GenerationSequence,
     TurnResult,
     matcher_failure,
+    not_finite,
 )
 
 Alternatives = tuple[list[int], list[float]]
@@ -254,8 +256,8 @@ class BeamRequest(GenerationRequest):
         result.changed.add(self.handle)
         try:
             continuing = self._search.advance(logprobs)
-        except Exception as error:  # noqa: BLE001 (a caller's matcher must not hurt other requests)
-            self.handle.failure = matcher_failure(error)
+        except BaseException as error:  # noqa: BLE001 (a caller's matcher must not hurt other requests)
+            self.note_failure(matcher_failure(error))
             for sample in self.handle.samples:
                 sample.finish = Finish.FAILED
             result.ended.append(parents[0])
@@ -274,8 +276,8 @@ class BeamRequest(GenerationRequest):
             hypothesis.state = sequence.state_value(copy_state(), hypothesis.token_ids)
 
     def end(self, finish: Finish, now: float, failure: MeariError | None = None) -> int:
-        """End the handle, with the best hypotheses so far where the search is not over."""
-        if finish is not Finish.LENGTH:
+        """End the handle, with the best hypotheses so far where the search was cut short."""
+        if finish in (Finish.TIMEOUT, Finish.CANCELLED):
             self._fill_samples(finish)
         super().end(finish, now, failure)
         return sum(len(sample.token_ids) for sample in self.handle.samples)
@@ -284,6 +286,8 @@ class BeamRequest(GenerationRequest):
         """Make the best hypotheses the samples; `unfinished` is the reason why those end that are still live."""
         results = self._search.results(unfinished)
         for rank, (sample, hypothesis) in enumerate(zip(self.handle.samples, results, strict=False)):
+            if not all(math.isfinite(value) for _, values in hypothesis.alternatives for value in values):
+                self.note_failure(not_finite())
             sample.alternatives.extend(hypothesis.alternatives)
             sample.logprobs.extend(hypothesis.logprobs)
             sample.token_ids.extend(hypothesis.token_ids)  # after their figures: who sees a token looks for these

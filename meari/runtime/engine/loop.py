@@ -3,8 +3,12 @@
 Input: calls, from any thread. Output: handles that fill while the loop runs. Must not know: text, HTTP, JSON.
 
 A turn is one run of a graph for the sequences of one lane: some forced tokens of each that reads, or some sampled
-tokens of each that writes. An error in a turn fails all requests in the engine, each once, and the engine takes no
-more: `failure` says why.
+tokens of each that writes.
+
+A row with a number that is not finite fails its request, and an exception fails the requests of its turn, each once;
+all others go on. After each such turn the boundary token is run by itself. Where that fails, too, several times in a
+row, or where the loop meets an error outside a turn, all requests fail and the engine takes no more: `failure` says
+why, and the process has to be replaced.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Final
 
-from meari.errors import EngineFailed, MeariError, NotReady
+from meari.errors import MAY_QUOTE, EngineFailed, MeariError, NotReady
 from meari.runtime.engine.beams import BeamRequest
 from meari.runtime.engine.cache import CacheRoom, PrefixCache
 from meari.runtime.engine.calls import EngineLimits, Finish, GenerateCall, Reservation, ScoreCall
@@ -25,10 +30,11 @@ from meari.runtime.engine.handles import Generation, Scoring
 from meari.runtime.engine.prefixes import FEW_TEXTS, CachedPrompts, ScoringRequest
 from meari.runtime.engine.reading import TokenReader
 from meari.runtime.engine.runner import Runner
-from meari.runtime.engine.scheduler import Lanes, RequestQueue
-from meari.runtime.engine.sequences import GenerationRequest, LaneKind, Phase, Request, TurnResult
+from meari.runtime.engine.scheduler import Lane, Lanes, RequestQueue
+from meari.runtime.engine.sequences import GenerationRequest, LaneKind, Phase, Request, TurnResult, not_finite
 from meari.runtime.engine.stats import EngineStats
 
+MAX_FAILED_TRIALS: Final = 3  # in a row, of the boundary token alone
 log = logging.getLogger(__name__)
 
 
@@ -93,6 +99,7 @@ class Engine:
         self._numbers = itertools.count()
         self._any_cancelled = False
         self._busy = False
+        self._num_failed_trials = 0
         self._thread: threading.Thread | None = None
         self.failure: str | None = None
 
@@ -217,7 +224,7 @@ class Engine:
                     self._queue.wait_for_work()
                 self.step()
             reason: MeariError = NotReady("the service is shutting down")
-        except Exception as error:
+        except BaseException as error:  # whatever ends this thread must not leave anybody waiting
             log.exception("the engine failed and takes no more requests")
             self.failure = f"its loop ended with {type(error).__name__}; the process has to be started again"
             self._queue.close()
@@ -229,17 +236,48 @@ class Engine:
         """Run one turn of the loop. Tests without a thread call it themselves."""
         self._end_cancelled_and_expired()
         for request in self._queue.admit(self._lanes.take):
-            self._stats.requests_running += 1
-            request.handle.started_at = self._clock()
-            root = request.take_root()
-            self._lanes.begin(root, self._cached.look_up(root))
+            self._begin(request)
         turn = self._lanes.next()
         self._busy = turn is not None
         if turn is not None:
             kind, lane = turn
             started = self._clock()
-            self._settle(lane.turn())
+            self._settle(self._run_turn(lane))
             self._lanes.charge(kind, lane, self._clock() - started)
+
+    def _begin(self, request: Request) -> None:
+        self._stats.requests_running += 1
+        request.handle.started_at = self._clock()
+        root = request.take_root()
+        self._lanes.begin(root, self._cached.look_up(root))
+
+    def _run_turn(self, lane: Lane) -> TurnResult:
+        """Run a turn; an exception fails its requests alone. Raises EngineFailed where nothing can be run any more."""
+        try:
+            result = lane.turn()
+        except BaseException:
+            log.exception("a turn failed", extra=MAY_QUOTE)
+            result = TurnResult()
+            for request in lane.clear():
+                self._end(request, Finish.FAILED, EngineFailed("the engine failed while this request was running"))
+            self._try_boundary_token()
+        else:
+            if result.failed:
+                self._try_boundary_token()
+            else:
+                self._num_failed_trials = 0
+        return result
+
+    def _try_boundary_token(self) -> None:
+        """Find out whether the graphs still run. Raises EngineFailed after several trials that failed."""
+        try:
+            is_sound = self._runner.runs_boundary_token()
+        except Exception:
+            log.exception("the boundary token alone cannot be run")
+            is_sound = False
+        self._num_failed_trials = 0 if is_sound else self._num_failed_trials + 1
+        if self._num_failed_trials >= MAX_FAILED_TRIALS:
+            raise EngineFailed("the graphs do not even run the boundary token")
 
     def _settle(self, result: TurnResult) -> None:
         """Count the work of a turn, move sequences to the writing lane, and end requests."""
@@ -249,7 +287,10 @@ class Engine:
         stats.output_rows += result.num_output_rows
         stats.tokens_sampled += result.num_sampled + result.num_searched
         stats.tokens_written += result.num_sampled
-        self._lanes.writing.add(result.continuing)
+        for request in result.failed:
+            log.error("the model computed numbers that are not finite, and a request failed")
+            self._end(request, Finish.FAILED, not_finite())
+        self._lanes.writing.add([s for s in result.continuing if s.request.phase is Phase.RUNNING])
         for sequence in result.ended:
             request = sequence.request
             request.num_live -= 1

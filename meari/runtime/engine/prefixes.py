@@ -9,6 +9,7 @@ sequence that has just run their common prefix.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
 from typing import Final
@@ -20,7 +21,15 @@ from meari.runtime.engine.cache import EDGE_TOKENS, PrefixCache
 from meari.runtime.engine.calls import Finish, ScoreCall, StateValue, TextScore
 from meari.runtime.engine.handles import Scoring
 from meari.runtime.engine.runner import Floats, Ids, Runner, RunResult, StateRow, States
-from meari.runtime.engine.sequences import LaneKind, Request, Sequence, Snapshot, TargetLog, TextSequence
+from meari.runtime.engine.sequences import (
+    LaneKind,
+    Request,
+    Sequence,
+    Snapshot,
+    TargetLog,
+    TextSequence,
+    not_finite,
+)
 from meari.runtime.engine.stats import EngineStats
 
 FEW_TEXTS: Final = 4  # more are a list, which has a lane of its own
@@ -69,10 +78,18 @@ class CachedPrompts:
             return False
         return any(sequence.fed < sequence.num_to_cache for sequence in sequences)
 
-    def keep(self, sequences: SequenceOf[Sequence], counts: SequenceOf[int], result: RunResult) -> None:
-        """Keep the states of prompts after a run that feeds counts[row] tokens to each sequence."""
+    def keep(
+        self, sequences: SequenceOf[Sequence], counts: SequenceOf[int], result: RunResult, failed: Collection[Request]
+    ) -> None:
+        """Keep the states of prompts after a run that feeds counts[row] tokens to each sequence.
+
+        failed  requests of which no state is kept
+        """
         if self._cache is None:
             return
+        for sequence in sequences if failed else ():
+            if sequence.request in failed:
+                sequence.num_to_cache = 0
         fresh = [max(0, min(s.fed + n, s.num_to_cache) - s.fed) for s, n in zip(sequences, counts, strict=True)]
         if not any(fresh):
             return
@@ -148,6 +165,9 @@ class ScoringRequest(Request):
         """End the handle, with the figures of all texts where everything was run."""
         if finish is Finish.LENGTH:
             self.handle.results = self._collect()
+            figures = [(result.logprobs, result.alternative_logprobs) for result in self.handle.results]
+            if not all(np.isfinite(values).all() for pair in figures for values in pair):
+                self.note_failure(not_finite())
         return super().end(finish, now, failure)
 
     def _is_run(self, forced: list[int]) -> bool:

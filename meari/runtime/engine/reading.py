@@ -8,6 +8,7 @@ the first token is sampled. Owned by the engine's thread.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,14 @@ from typing import Final
 
 import numpy as np
 
-from meari.runtime.engine.batch import Batch, RowSamplers
+from meari.runtime.engine.batch import (
+    Batch,
+    RowSamplers,
+    all_finite,
+    broken_outputs,
+    broken_steps,
+    with_placeholders,
+)
 from meari.runtime.engine.calls import EngineLimits
 from meari.runtime.engine.prefixes import FEW_TEXTS, CachedPrompts
 from meari.runtime.engine.runner import Floats, Ids, ReadInputs, Runner, RunResult
@@ -133,9 +141,10 @@ class TokenReader:
         tokens = _tokens(sequences, counts, steps)
         run = self._runner.run(tokens, batch.states, inputs, want_hidden=wants_hidden)
         result = TurnResult(sum(counts), len(inputs.places))
+        run = _without_broken(sequences, counts, inputs.places, run, result)
         _report(plan, run)
         _take_snapshots(sequences, counts, run)
-        self._cached.keep(sequences, counts, run)
+        self._cached.keep(sequences, counts, run, result.failed)
         _advance(batch, counts, run, result)
         self._sample(plan, samplers, run, result)
         _fork(plan, run, result)
@@ -149,6 +158,10 @@ class TokenReader:
         tokens, values = samplers.choose(run, first)
         now = self.clock()
         for number, (sequence, position) in enumerate(plan.to_sample):
+            if not math.isfinite(values[number]):
+                result.failed.add(sequence.request)
+            if sequence.request in result.failed:
+                continue
             sequence.request.handle.note_first_token(now)
             state = run.state_after(position.step, position.row)
             logprobs = run.logprobs[first + number : first + number + 1]
@@ -189,6 +202,12 @@ class ReadingLane:
         self._batch.drop(request)
         self._waiting = deque(sequence for sequence in self._waiting if sequence.request is not request)
 
+    def clear(self) -> set[Request]:
+        """Drop all rows after a turn that failed; returns their requests."""
+        requests = {sequence.request for sequence in self._batch.sequences}
+        self._batch.clear()
+        return requests
+
     def turn(self) -> TurnResult:
         """Run a turn: some steps of all rows."""
         started = self._reader.clock()
@@ -226,6 +245,23 @@ def _tokens(sequences: list[Sequence], counts: list[int], steps: int) -> Ids:
     for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
         tokens[:count, row] = sequence.forced[sequence.fed : sequence.fed + count]
     return tokens
+
+
+def _without_broken(
+    sequences: list[Sequence], counts: list[int], places: Ids, run: RunResult, result: TurnResult
+) -> RunResult:
+    """Fail the requests of rows with numbers that are not finite, within the tokens that are the row's own.
+
+    places   int64 [computed rows], step * batch + row
+    returns  the run with placeholders for their distributions
+    """
+    tensors = [values for values in (*run.states.values(), run.hidden) if values.size]
+    if not all_finite(tensors):
+        broken = broken_steps(tensors)
+        result.failed |= {s.request for row, s in enumerate(sequences) if broken[: counts[row], row].any()}
+    outputs = broken_outputs(run)
+    result.failed |= {sequences[place % len(sequences)].request for place in places[outputs].tolist()}
+    return with_placeholders(run, outputs) if outputs else run
 
 
 def _report(plan: ReadPlan, run: RunResult) -> None:

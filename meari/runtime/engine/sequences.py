@@ -17,6 +17,7 @@ from __future__ import annotations
 import abc
 import enum
 import logging
+import math
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
@@ -80,6 +81,10 @@ class Request:
 
     def store_states(self, rows: list[tuple[GenerationSequence, CopyState]]) -> None:
         """Store the current states of the request's rows, because it ends early."""
+
+    def note_failure(self, failure: MeariError) -> None:
+        """Note why the request fails; the first reason counts."""
+        self.handle.failure = self.handle.failure or failure
 
     def end(self, finish: Finish, now: float, failure: MeariError | None = None) -> int:
         """End the handle; returns the number of tokens that were added to it only now."""
@@ -287,12 +292,17 @@ class SampledSequence(GenerationSequence):
         """Add the likeliest tokens in the place of the next one, if wanted. logprobs: float32 [1, V]."""
         if self.num_alternatives is not None:
             ids, best = alternatives(logprobs, self.num_alternatives)
+            if not math.isfinite(best.sum()):
+                self.request.note_failure(not_finite())
             self.sample.alternatives.append((ids.tolist(), best.tolist()))
 
     def store_state(self, copy_state: CopyState) -> None:
         """Store the state before the sample's last token, if wanted."""
         if self.request.want_state and self.sample.token_ids:
-            self.sample.state = self.state_value(copy_state(), self.sample.token_ids, self.sampler.seed)
+            rows = copy_state()
+            if not all(np.isfinite(values).all() for values in rows.values()):
+                self.request.note_failure(not_finite())
+            self.sample.state = self.state_value(rows, self.sample.token_ids, self.sampler.seed)
 
     def _finish(self, token: int) -> Finish | None:
         if token == self.sampler.end_id and not self.ignores_end:
@@ -300,13 +310,18 @@ class SampledSequence(GenerationSequence):
         try:
             if self.stop is not None and self.stop(token):
                 return Finish.STOP
-        except Exception as error:  # noqa: BLE001 (a caller's matcher must not hurt other requests)
-            self.request.handle.failure = matcher_failure(error)
+        except BaseException as error:  # noqa: BLE001 (a caller's matcher must not hurt other requests)
+            self.request.note_failure(matcher_failure(error))
             return Finish.FAILED
         return Finish.LENGTH if self.num_left <= 0 else None
 
 
-def matcher_failure(error: Exception) -> EngineFailed:
+def not_finite() -> EngineFailed:
+    """Return the failure of a request for which the model computes NaN or an infinite number."""
+    return EngineFailed("the model computed a number that is not finite")
+
+
+def matcher_failure(error: BaseException) -> EngineFailed:
     """Log the error of a caller's stop matcher; returns the failure of its request."""
     log.error("a stop matcher failed", exc_info=error, extra=MAY_QUOTE)
     return EngineFailed(f"the stop matcher failed: {type(error).__name__}")
@@ -365,6 +380,7 @@ class TurnResult:
     forked           texts that have forked off and have tokens of their own to feed
     continuing       sequences whose prompt is read, with a token to feed
     ended            sequences that are done
+    failed           requests with a row whose numbers are not finite, or all of the turn if its run failed
     changed          handles to which something was added
     """
 
@@ -375,4 +391,5 @@ class TurnResult:
     forked: list[Sequence] = field(default_factory=list)
     continuing: list[GenerationSequence] = field(default_factory=list)
     ended: list[Sequence] = field(default_factory=list)
+    failed: set[Request] = field(default_factory=set)
     changed: set[Handle] = field(default_factory=set)

@@ -11,6 +11,7 @@ Owned by the engine's thread.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +20,14 @@ from typing import Final
 
 import numpy as np
 
-from meari.runtime.engine.batch import Batch, RowSamplers
+from meari.runtime.engine.batch import (
+    Batch,
+    RowSamplers,
+    all_finite,
+    broken_outputs,
+    broken_steps,
+    with_placeholders,
+)
 from meari.runtime.engine.beams import BeamRequest, BeamSequence
 from meari.runtime.engine.prefixes import FEW_TEXTS
 from meari.runtime.engine.runner import Floats, ReadInputs, Runner, RunResult, StateRow, States
@@ -104,6 +112,13 @@ class WritingLane:
         self._starts = [start for start in self._starts if start.sequence.request is not request]
         self._joining = [sequence for sequence in self._joining if sequence.request is not request]
 
+    def clear(self) -> set[Request]:
+        """Drop all rows after a turn that failed; returns their requests."""
+        everyone = [*self._batch.sequences, *self._joining, *(start.sequence for start in self._starts)]
+        self._joining, self._starts, self._prepared_for = [], [], None
+        self._batch.clear()
+        return {sequence.request for sequence in everyone}
+
     def store_states(self, request: Request) -> None:
         """Store the current states of a request that ends early, where they are wanted."""
         if not request.want_state:
@@ -119,9 +134,10 @@ class WritingLane:
         started, cpu_started = self._clock(), time.thread_time()
         joining, starts = self._joining, self._starts
         self._batch.join(joining)
-        self._joining, self._starts = [], []
+        self._joining = []
         rows = len(self._batch)
         result = self._advance_all(starts, self.plan())
+        self._starts = []
         if rows:
             now, steps = self._clock(), max(1, result.num_rows // rows)
             self._pace.add(rows, steps, now - started)
@@ -146,9 +162,14 @@ class WritingLane:
             return self._write(max_steps)
         run = self._run(sequences, starts, self._samplers.read_inputs(self._places))
         result = TurnResult(len(sequences), len(self._places))
+        everyone = [*sequences, *(start.sequence for start in starts)]
+        run = self._without_broken(everyone, run, result)
         tokens, values = self._samplers.choose(run)
+        result.failed |= {everyone[n].request for n, value in enumerate(values) if not math.isfinite(value)}
         now = self._clock()
         for number, start in enumerate(starts, len(sequences)):
+            if start.sequence.request in result.failed:
+                continue
             start.sequence.request.handle.note_first_token(now)
             logprobs = run.logprobs[number : number + 1]
             start.sequence.begin(FirstToken(tokens[number], values[number], logprobs, start.state), result)
@@ -175,6 +196,16 @@ class WritingLane:
             self._batch.states = {name: values[0] for name, values in run.states.items()}
         return run
 
+    def _without_broken(self, everyone: list[GenerationSequence], run: RunResult, result: TurnResult) -> RunResult:
+        """Fail the requests of rows with numbers that are not finite; returns the run with placeholders for those."""
+        states = list(self._batch.states.values()) if len(self._batch) else []
+        if not all_finite(states):
+            broken = broken_steps(values[None] for values in states)[0]
+            result.failed |= {everyone[row].request for row in np.flatnonzero(broken)}
+        outputs = broken_outputs(run)
+        result.failed |= {everyone[number].request for number in outputs}
+        return with_placeholders(run, outputs) if outputs else run
+
     def _write(self, max_steps: int) -> TurnResult:
         """Write several tokens in every row; those past the end of a sample are thrown away."""
         batch = self._batch
@@ -185,10 +216,15 @@ class WritingLane:
         run = self._runner.write(tokens, batch.states, self._samplers.write_inputs(steps))
         result = TurnResult(steps * len(batch), steps * len(batch))
         keep = []
+        sound = _sound_steps(run, steps, len(batch))
         columns = zip(run.picked.T.tolist(), on_grid(run.picked_logprobs).T.tolist(), strict=True)
         for row, (sequence, (written, values)) in enumerate(zip(samples, columns, strict=True)):
             result.changed.add(sequence.request.handle)
-            if sequence.take_all(written, values):
+            if (num_sound := sound[row]) < steps:
+                written, values = written[:num_sound], values[:num_sound]  # noqa: PLW2901 (the rest is no text)
+                if not _take_each(sequence, written, values, partial(run.state_after, row=row), result):
+                    result.failed.add(sequence.request)
+            elif sequence.take_all(written, values):
                 sequence.fed += steps
                 result.num_sampled += steps
                 keep.append(row)
@@ -204,6 +240,8 @@ class WritingLane:
         keep: list[int] = []
         beams: dict[BeamRequest, list[int]] = {}
         for row, sequence in enumerate(batch.sequences):
+            if sequence.request in result.failed:
+                continue
             sequence.fed += 1
             if isinstance(sequence, SampledSequence):
                 result.num_sampled += 1
@@ -241,6 +279,16 @@ def useful_steps(left: list[int], max_steps: int) -> int:
     while steps > 1 and sum(steps - num for num in left if num < steps) > MAX_WASTED_SHARE * steps * len(left):
         steps -= 1
     return steps
+
+
+def _sound_steps(run: RunResult, steps: int, rows: int) -> list[int]:
+    """Return the number of steps of each row before the first with a number that is not finite."""
+    last = [values[-1] for values in run.states.values()]
+    if all_finite((run.picked_logprobs, *last)):
+        return [steps] * rows
+    broken = broken_steps((run.picked_logprobs[:, :, None], *run.states.values()))
+    sound: list[int] = np.where(broken.any(axis=0), broken.argmax(axis=0), steps).tolist()
+    return sound
 
 
 def _take_each(
