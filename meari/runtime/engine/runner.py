@@ -247,12 +247,11 @@ class Runner:
 
     def runs_boundary_token(self) -> bool:
         """Run the boundary token alone in both graphs; returns whether the results are finite."""
-        end, states, ones = np.array([self.end_id]), self.initial_states(1), np.ones((1, 1), np.float32)
-        inputs = ReadInputs(
-            np.zeros(1, np.int64), np.array([[-1]]), ones / 2, ones, np.zeros((1, NUM_LIMITS), np.float32)
-        )
-        settings = WriteInputs(ones[None] / 2, ones, inputs.limits, samples=True, tempered=False, limited=False)
-        runs = self.run(end[None], states, replace(inputs, samples=True)), self.write(end, states, settings)
+        end, states, one = np.array([self.end_id]), self.initial_states(1), np.ones((1, 1), np.float32)
+        half, limits = np.full((1, 1), 0.5, np.float32), np.zeros((1, NUM_LIMITS), np.float32)
+        inputs = ReadInputs(np.zeros(1, np.int64), np.array([[-1]]), half, one, limits, samples=True)
+        settings = WriteInputs(half[None], one, limits, samples=True, tempered=False, limited=False)
+        runs = self.run(end[None], states, inputs), self.write(end, states, settings)
         found = [values for run in runs for values in (run.picked_logprobs, *run.states.values())]
         return all(bool(np.isfinite(values).all()) for values in found)
 

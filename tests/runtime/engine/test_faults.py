@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,7 +132,7 @@ def test_sample_that_ended_before_the_fault_is_whole(open_faulty: OpenFaulty) ->
 @pytest.mark.parametrize("more", [{}, {"want_ranks": True}, {"num_alternatives": 3}, {"want_state": True}], ids=str)
 @pytest.mark.parametrize("num_texts", [1, 6])
 def test_text_at_which_the_model_fails_fails_its_request(
-    open_faulty: OpenFaulty, kind: Fault, more: dict[str, bool], num_texts: int
+    open_faulty: OpenFaulty, kind: Fault, more: dict[str, Any], num_texts: int
 ) -> None:
     engine = make(open_faulty(kind))
     broken = score(engine, [[A, B], *([*READS_FAULT, number] for number in range(A, A + num_texts))], **more)
@@ -169,7 +170,7 @@ def test_state_at_which_the_model_fails_is_not_returned(open_faulty: OpenFaulty)
 def test_state_with_nan_that_comes_in_fails_the_request(bundle: Bundle) -> None:
     engine = make(bundle)
     start = StateValue({"count": np.array([np.nan], np.float32)}, A, 1)
-    handles = [generate(engine, [B], 3, start=start), score(engine, [[B]], start=start, want_state=True)]
+    handles = generate(engine, [B], 3, start=start), score(engine, [[B]], start=start, want_state=True)
     run(engine, *handles)
     for handle in handles:
         assert_failed(handle)
