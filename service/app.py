@@ -129,7 +129,10 @@ def _check_host(host: str, allowed: tuple[str, ...]) -> None:
 def _identify(service: Service) -> None:
     """Note whose request this is. Raises Unauthorized."""
     if service.keys is not None:
-        current_exchange().caller = service.keys.caller(request.headers.get("Authorization"))
+        header, address = request.headers.get("Authorization"), request.remote_addr or ""
+        exchange = current_exchange()
+        exchange.caller = service.keys.caller(header, address)
+        exchange.line.key = exchange.caller.name
 
 
 def _is_no_path(target: str, path: str) -> bool:

@@ -82,6 +82,7 @@ class RequestLine:
     route: str
     status: int = 0
     client_address: str = ""
+    key: str = ""  # its name
     model: str = ""
     stream: bool = False
     aborted: bool = False
@@ -126,8 +127,8 @@ class RequestLine:
             "status": self.status,
             "outcome": self.outcome.value,
         }
-        if self.client_address:
-            fields["client_address"] = self.client_address
+        client = {"client_address": self.client_address, "key": self.key}
+        fields |= {name: value for name, value in client.items() if value}
         if self.model:
             fields |= {"model": self.model, "stream": self.stream}
         if self.work is not None:

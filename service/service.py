@@ -82,21 +82,28 @@ class Registry:
         """Block until every bundle was loaded or has failed; return whether that is so."""
         return self._loaded.wait(timeout)
 
-    def get(self, name: str | UnsetType) -> LoadedModel:
-        """Return the model of that name, or the default. Raises UnknownModel, NotReady."""
-        self._check_loaded()
-        wanted = self.default if name is UNSET else name
-        if wanted in self._models:
-            return self._models[wanted]
-        if wanted in self._failed:
-            raise UnknownModel(Problem("model", reason=f"{wanted!r} could not be loaded: {self._failed[wanted]}"))
-        hint = did_you_mean(wanted, self._models)
-        raise UnknownModel(Problem("model", repr(wanted[:100]), f"one of {', '.join(self._models)}{hint}"))
+    def get(self, name: str | UnsetType, allowed: tuple[str, ...] | None = None) -> LoadedModel:
+        """Return the model of that name, or the default. Raises UnknownModel, NotReady.
 
-    def all(self) -> list[LoadedModel]:
-        """Return every model that is being served, in the order of names. Raises NotReady."""
+        allowed  names of the models that the caller may know of; None for all
+        """
         self._check_loaded()
-        return list(self._models.values())
+        wanted = self.default_of(allowed) if name is UNSET else name
+        is_allowed = allowed is None or wanted in allowed
+        if is_allowed and wanted in self._models:
+            return self._models[wanted]
+        if is_allowed and wanted in self._failed:
+            raise UnknownModel(Problem("model", reason=f"{wanted!r} could not be loaded: {self._failed[wanted]}"))
+        known = [each for each in self._models if allowed is None or each in allowed]
+        if not known:
+            raise UnknownModel(Problem("model", reason="no model that this key is for is being served"))
+        hint = did_you_mean(wanted, known)
+        raise UnknownModel(Problem("model", repr(wanted[:100]), f"one of {', '.join(known)}{hint}"))
+
+    def all(self, allowed: tuple[str, ...] | None = None) -> list[LoadedModel]:
+        """Return every allowed model that is being served, in the order of names. Raises NotReady."""
+        self._check_loaded()
+        return [model for name, model in self._models.items() if allowed is None or name in allowed]
 
     def loaded(self) -> list[LoadedModel]:
         """Return the models that have been loaded so far."""
@@ -116,6 +123,13 @@ class Registry:
         if self._settings.default_model:
             return self._settings.default_model
         return self._named_default if self._named_default in self._models else next(iter(self._models), "")
+
+    def default_of(self, allowed: tuple[str, ...] | None) -> str:
+        """Return the default where it is allowed, else the first allowed model that is being served; "" for none."""
+        default = self.default
+        if allowed is None or default in allowed:
+            return default
+        return next((name for name in allowed if name in self._models), "")
 
     def readiness(self) -> Readiness:
         """Return the state of this worker and, until all workers were ready once, of those beside it."""

@@ -26,6 +26,7 @@ from meari.runtime.machine import granted_cpus
 from meari.validation.explain import describe, in_range
 
 __all__ = [
+    "FILE",
     "FOLDER",
     "HOST",
     "HOSTS",
@@ -154,6 +155,7 @@ def _model_name(text: str) -> str:
 
 
 FOLDER: Final = ValueKind("a folder", Path)
+FILE: Final = ValueKind("a file", Path)
 HOST: Final = ValueKind("a host name or an address", _host)
 MODEL_NAME: Final = ValueKind("the name of a bundle's folder", _model_name)
 KEYS: Final = ValueKind("keys of printable ASCII without spaces, separated by commas", _keys)
@@ -259,6 +261,12 @@ class Settings:
         says="none",
         secret=True,
     )
+    keys_file: Path | None = _setting(
+        None,
+        FILE,
+        "file that `meari keys` writes: further keys, each with its models and limits; changes are taken over at once",
+        says="none",
+    )
     admin_keys: tuple[str, ...] = _setting(
         (),
         KEYS,
@@ -299,6 +307,11 @@ class Settings:
     runtime_folder: Path | None = _setting(
         None, FOLDER, "what the workers of one host share: metrics, marks of readiness", says="made at start"
     )
+
+    @property
+    def has_keys(self) -> bool:
+        """True where there may be a key to know."""
+        return bool(self.api_keys or self.admin_keys) or self.keys_file is not None
 
 
 def load_settings(environment: Mapping[str, str]) -> Settings:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from meari.bundle_format.folders import DEFAULT, find_bundles, printable
-from meari.errors import BundleError
+from meari.errors import BundleError, MeariError
+from meari.service.requests.keys import read_keys
 
 if TYPE_CHECKING:
     from meari.service.service import Registry
@@ -58,6 +59,7 @@ class StartError(Exception):
 def check_start(settings: Settings) -> None:
     """Check what can be checked before there are workers. Raises StartError."""
     _check_folder(settings.bundles)
+    _check_keys(settings.keys_file)
     if not {"GUNICORN_FD", "LISTEN_FDS"} & set(os.environ):  # otherwise the socket is inherited
         check_address(settings.host, settings.port)
 
@@ -71,6 +73,18 @@ def _check_folder(bundles: Path) -> None:
     if not found.folders:
         failed = "".join(f"\n{name}: {problem}" for name, problem in found.failed.items() if name != DEFAULT)
         raise StartError(f"there is no bundle in {printable(bundles)}{failed}\n{TO_DO}", NOTHING_STATUS)
+
+
+def _check_keys(path: Path | None) -> None:
+    """Check that the file of keys can be used. Raises StartError."""
+    try:
+        if path is not None:
+            read_keys(path)
+    except OSError as error:
+        advice = "meari keys add NAME makes one"
+        raise StartError(f"MEARI_KEYS_FILE: {path}: {error.strerror}; {advice}", NOTHING_STATUS) from None
+    except MeariError as error:
+        raise StartError(f"MEARI_KEYS_FILE: {error}", NOTHING_STATUS) from None
 
 
 def check_address(host: str, port: int) -> None:

@@ -140,7 +140,8 @@ class Exchange:
         """
         asked = parse(self.read_body())
         self._asked = asked
-        self._model = model = self._service.registry.get(UNSET if asked.model is None else asked.model)
+        name = UNSET if asked.model is None else asked.model
+        self._model = model = self._service.registry.get(name, self.caller.models)
         self.line.model = model.name
         return asked, model
 

@@ -65,20 +65,22 @@ def models_blueprint(service: Service) -> Blueprint:
 
     @blueprint.get("/models")
     def models() -> Response:
-        descriptions = [describe_model(model, service) for model in service.registry.all()]
-        return json_response({"models": descriptions, "default": service.registry.default})
+        allowed = current_exchange().caller.models
+        descriptions = [describe_model(model, service) for model in service.registry.all(allowed)]
+        return json_response({"models": descriptions, "default": service.registry.default_of(allowed)})
 
     @blueprint.get("/models/<name>")
     def model(name: str) -> Response:
-        return json_response(describe_model(service.registry.get(name), service))
+        return json_response(describe_model(service.registry.get(name, current_exchange().caller.models), service))
 
     @blueprint.get("/v1/models")
     def openai_models() -> Response:
-        return json_response(ModelList([_card(model) for model in service.registry.all()]))
+        allowed = current_exchange().caller.models
+        return json_response(ModelList([_card(model) for model in service.registry.all(allowed)]))
 
     @blueprint.get("/v1/models/<name>")
     def openai_model(name: str) -> Response:
-        return json_response(_card(service.registry.get(name)))
+        return json_response(_card(service.registry.get(name, current_exchange().caller.models)))
 
     return blueprint
 
