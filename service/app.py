@@ -129,9 +129,8 @@ def _check_host(host: str, allowed: tuple[str, ...]) -> None:
 def _identify(service: Service) -> None:
     """Note whose request this is. Raises Unauthorized."""
     if service.keys is not None:
-        header, address = request.headers.get("Authorization"), request.remote_addr or ""
         exchange = current_exchange()
-        exchange.caller = service.keys.caller(header, address)
+        exchange.caller = service.keys.caller(request.headers.get("Authorization"), exchange.client_address)
         exchange.line.key = exchange.caller.name
 
 
