@@ -7,6 +7,7 @@ does not keep the others from being served. Must not know: Flask.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -58,11 +59,11 @@ class Registry:
     """The bundles by name. One background thread fills it, all others read; each attribute is replaced whole, once."""
 
     def __init__(
-        self, settings: Settings, marks: ReadyMarks, load: Callable[[Path, EngineLimits], LoadedModel] = load_model
+        self, settings: Settings, marks: ReadyMarks, load: Callable[[Path, EngineLimits], LoadedModel] | None = None
     ) -> None:
         self._settings = settings
         self._marks = marks
-        self._load = load
+        self._load = load or functools.partial(load_model, signing_keys=settings.signing_keys)
         self._models: dict[str, LoadedModel] = {}
         self._failed: dict[str, str] = {}
         self._problem: str | None = None

@@ -21,6 +21,7 @@ from typing import Any, Final
 from msgspec.inspect import IntType
 
 from meari.bundle_format.folders import find_bundles
+from meari.bundle_format.signatures import PublicKey, parse_public_keys, verifying_problem
 from meari.errors import BundleError, Problem, did_you_mean
 from meari.runtime.machine import granted_cpus
 from meari.validation.explain import describe, in_range
@@ -34,6 +35,7 @@ __all__ = [
     "MODEL_NAME",
     "ORIGINS",
     "SETTINGS",
+    "SIGNING_KEYS",
     "STATE_KEYS",
     "Setting",
     "Settings",
@@ -159,6 +161,9 @@ FILE: Final = ValueKind("a file", Path)
 HOST: Final = ValueKind("a host name or an address", _host)
 MODEL_NAME: Final = ValueKind("the name of a bundle's folder", _model_name)
 KEYS: Final = ValueKind("keys of printable ASCII without spaces, separated by commas", _keys)
+SIGNING_KEYS: Final = ValueKind(
+    "a PEM file of Ed25519 public keys, or such keys in base64, separated by commas", parse_public_keys
+)
 ORIGINS: Final = ValueKind("`*`, or origins (scheme://host, scheme://host:port), separated by commas", _origins)
 HOSTS: Final = ValueKind("names without ports, `*.` before one for all below it, or `*`, separated by commas", _hosts)
 STATE_KEYS: Final = ValueKind(
@@ -215,6 +220,9 @@ class Settings:
     host: str = _setting("127.0.0.1", HOST, "address to listen on; `HOST` where this is not set")
     port: int = _setting(8000, integer(0, 65535), "port to listen on; `PORT` where this is not set")
     bundles: Path = _setting(Path("bundles"), FOLDER, "folder with the bundles to serve")
+    signing_keys: tuple[PublicKey, ...] = _setting(
+        (), SIGNING_KEYS, "serve only bundles that the owner of one of these keys has signed", says="none"
+    )
     default_model: str | None = _setting(
         None,
         MODEL_NAME,
@@ -364,6 +372,8 @@ def _contradictions(settings: Settings) -> Iterator[Problem]:
     if settings.drain_seconds > settings.graceful_timeout_seconds:
         expected = f"at most MEARI_GRACEFUL_TIMEOUT_SECONDS, which is {settings.graceful_timeout_seconds:g}"
         yield Problem("MEARI_DRAIN_SECONDS", f"{settings.drain_seconds:g}", expected)
+    if settings.signing_keys and (problem := verifying_problem()):
+        yield Problem("MEARI_SIGNING_KEYS", reason=problem)
     if settings.default_model:
         yield from _unknown_default(settings.default_model, settings.bundles)
 

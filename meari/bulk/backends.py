@@ -19,6 +19,7 @@ import numpy as np
 
 from meari.bulk.options import GenerateOptions, ScoreOptions
 from meari.bundle_format.names import TokenizerKind
+from meari.bundle_format.signatures import PublicKey
 from meari.runtime.answers import Choice, GenerateUsage
 from meari.runtime.engine import EngineLimits, ScoreCall, Scoring, StateValue, TextScore
 from meari.runtime.requests import GenerateRequest, checked_logit_bias
@@ -97,11 +98,15 @@ class Backend(Protocol):
         """Stop the work."""
 
 
-def open_local(folder: Path) -> LocalBackend:
-    """Open the bundle in that folder and start an engine. Raises BundleError."""
+def open_local(folder: Path, signing_keys: Sequence[PublicKey] = ()) -> LocalBackend:
+    """Open the bundle in that folder, signed by one of the keys if there are any, and start an engine.
+
+    Raises BundleError.
+    """
     from meari.runtime.model import load_model
 
-    return LocalBackend(load_model(folder, EngineLimits(MAX_SLOTS, MAX_WAITING, 0, offline=True)))
+    limits = EngineLimits(MAX_SLOTS, MAX_WAITING, 0, offline=True)
+    return LocalBackend(load_model(folder, limits, signing_keys))
 
 
 class LocalBackend:

@@ -18,6 +18,7 @@ import msgspec
 
 from meari.bulk.options import GenerateOptions, ScoreOptions, WorkOptions
 from meari.bulk.totals import Totals
+from meari.bundle_format.signatures import PublicKey
 from meari.runtime.text.json_lines import escape_line_ends
 
 __all__ = [
@@ -49,11 +50,13 @@ class Setup(msgspec.Struct, tag="setup", frozen=True):
 
     api_key       for the service that does the work, if one does
     num_requests  at a time, to that service; 0: each is sent when its answer is waited for
+    signing_keys  keys of which one has signed the bundle; without any it need not be signed
     """
 
     options: ScoreOptions | GenerateOptions
     api_key: str = ""
     num_requests: int = 0
+    signing_keys: tuple[PublicKey, ...] = ()
 
 
 class Lines(msgspec.Struct, tag="lines", frozen=True):

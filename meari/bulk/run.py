@@ -26,6 +26,7 @@ from meari.bulk.source import Source, TextSource
 from meari.bulk.totals import GenerateTotals, ScoreTotals
 from meari.bulk.worker_pool import Result, Share, WorkerPool
 from meari.bundle_format.reader import read_manifest
+from meari.bundle_format.signatures import PublicKey
 
 __all__ = ["RemoteBundle", "RunPlan", "RunResult", "run", "run_texts", "score_texts", "seed_of"]
 
@@ -59,6 +60,7 @@ class RunPlan:
     progress     draw a progress bar
     remote       the service's bundle, None for engines of our own
     max_bad      bad lines that are skipped, at most; the next one ends the run. None: the first one does
+    signing_keys as in `Setup`
     """
 
     output: Path | None
@@ -68,6 +70,7 @@ class RunPlan:
     progress: bool = False
     remote: RemoteBundle | None = None
     max_bad: int | None = None
+    signing_keys: tuple[PublicKey, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -309,7 +312,8 @@ def _check_output(plan: RunPlan) -> None:
 
 
 def _setup(options: ScoreOptions | GenerateOptions, plan: RunPlan, num_requests: int) -> Setup:
-    return Setup(options, "" if plan.remote is None else plan.remote.api_key, num_requests)
+    api_key = "" if plan.remote is None else plan.remote.api_key
+    return Setup(options, api_key, num_requests, plan.signing_keys)
 
 
 def _described(source: Lines, options: ScoreOptions | GenerateOptions, plan: RunPlan) -> dict[str, Any]:

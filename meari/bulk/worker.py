@@ -54,7 +54,7 @@ def open_backend(setup: Setup) -> Backend:
     """Open the bundle, or ask the service for its model. Raises BundleError, RemoteError."""
     options = setup.options
     if not options.server:
-        return open_local(Path(options.bundle))
+        return open_local(Path(options.bundle), setup.signing_keys)
     from meari.bulk.remote import open_remote
     from meari.client.service import RemoteService
 

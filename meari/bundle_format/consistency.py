@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from meari.bundle_format.folders import MANIFEST, REQUIRED_FILES
+from meari.bundle_format.folders import MANIFEST, REQUIRED_FILES, SIGNATURE
 from meari.bundle_format.manifest import PARTS, Manifest, contradiction, show_value
 from meari.bundle_format.names import Document
 from meari.errors import BundleError
@@ -35,6 +35,7 @@ UNITS: Final = {  # of a rate: what it is counted by, and the nats of its unit
 COUNTS: Final = ("num_tokens", "num_characters", "num_bytes")
 TABLES: Final = (*PARTS, "checkpoint", "precision_check", "measured_on")  # of `figures`
 CONFIGURED: Final = {"name", "licence", "source", "document", "baseline"}  # of `corpus`, as the config says it
+MAX_FILES: Final = 100  # an export writes 6
 MAX_EXP: Final = 700.0  # nats whose perplexity a float64 holds
 
 
@@ -42,9 +43,11 @@ def _check_files(manifest: Manifest) -> None:
     absent = [name for name in REQUIRED_FILES if name not in manifest.files]
     if absent:
         raise BundleError(f"{MANIFEST}: files: {', '.join(absent)} not listed, expected with its SHA-256")
+    if len(manifest.files) > MAX_FILES:
+        raise contradiction("files", len(manifest.files), f"at most {MAX_FILES} files")
     for name in manifest.files:
-        if Path(name).name != name or "\0" in name or name == MANIFEST:
-            raise contradiction("files", name, "a plain name of another file")
+        if Path(name).name != name or "\0" in name or name in (MANIFEST, SIGNATURE):
+            raise contradiction("files", name, f"a plain name of a file other than {MANIFEST} and {SIGNATURE}")
 
 
 def _check_sizes(manifest: Manifest) -> None:

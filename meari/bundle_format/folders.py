@@ -4,7 +4,8 @@ Input: a path. Output: folders by name, bytes of files, or the reason why there 
 the files. This is the only place that decides what counts as a bundle.
 
 A folder may hold anything, for example what an interrupted copy left. So nothing is read before it is known to be a
-regular file of the expected size: a FIFO would never answer, a device might never end.
+regular file of the expected size: a FIFO would never answer, a device might never end. Links are followed inside a
+folder (mounted volumes of Kubernetes have such) and never out of it; the folder itself may be a link.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = [
     "MANIFEST",
     "OUTPUT_GRAPH",
     "REQUIRED_FILES",
+    "SIGNATURE",
     "TOKENIZER",
     "BundleFolders",
     "bundle_name",
@@ -43,6 +45,7 @@ CELL_GRAPH: Final = "cell.onnx"
 OUTPUT_GRAPH: Final = "output.onnx"
 GOLDEN: Final = "golden.npz"
 TOKENIZER: Final = "tokenizer.json"
+SIGNATURE: Final = "signature.json"  # in no manifest, because it signs the manifest
 REQUIRED_FILES: Final = (CELL_GRAPH, GOLDEN, OUTPUT_GRAPH, TOKENIZER)
 IN_PASSING: Final = (".new", ".old", ".part", ".partial", ".tmp")  # exports, downloads and copies on their way
 MAX_DEFAULT_BYTES: Final = 4096
@@ -143,9 +146,12 @@ def _with_default(path: Path, found: BundleFolders) -> BundleFolders:
     return BundleFolders(found.folders, found.failed | {DEFAULT: f"got {named[:100]!r}, expected one of {names}"})
 
 
-def read_file(path: Path, max_bytes: int) -> bytes:
-    """Read a whole file. Raises BundleError, naming the file, unless it is a regular one of at most `max_bytes`."""
-    with open_file(path) as file:
+def read_file(path: Path, max_bytes: int, *, inside: bool = True) -> bytes:
+    """Read a whole file. Raises BundleError, naming the file, unless it is a regular one of at most `max_bytes`.
+
+    inside  see `open_file`
+    """
+    with open_file(path, inside=inside) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(max_bytes + 1) if size <= max_bytes else b""
     if size > max_bytes or len(data) > max_bytes:
@@ -153,12 +159,19 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     return data
 
 
-def open_file(path: Path) -> io.BufferedReader:
-    """Open a file for reading. Raises BundleError, naming it, unless it is a regular file or a link to one."""
+def open_file(path: Path, *, inside: bool = True) -> io.BufferedReader:
+    """Open a file for reading. Raises BundleError, naming it, unless it is a regular file or a link to one.
+
+    inside  refuse links that lead out of the folder
+    """
     try:
         if stat.S_ISREG(path.stat().st_mode):
-            # O_NONBLOCK, in case that something else has taken its place.
-            file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+            place = os.path.realpath(path, strict=True)
+            if inside and not Path(place).is_relative_to(os.path.realpath(path.parent)):
+                raise BundleError(f"{path.name}: got a link out of its folder, expected a file inside")
+            # In case that something else has taken its place: O_NONBLOCK, O_NOFOLLOW.
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+            file = os.fdopen(os.open(place, flags), "rb")
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return file
             file.close()

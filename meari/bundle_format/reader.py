@@ -12,29 +12,47 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import msgspec
 
 from meari.bundle_format.consistency import check_consistency
-from meari.bundle_format.folders import MANIFEST, REQUIRED_FILES, open_file, read_file
+from meari.bundle_format.folders import (
+    CELL_GRAPH,
+    GOLDEN,
+    MANIFEST,
+    OUTPUT_GRAPH,
+    REQUIRED_FILES,
+    open_file,
+    read_file,
+)
 from meari.bundle_format.manifest import FORMAT_VERSION, FileEntry, Manifest, Positive, contradiction, show_value
+from meari.bundle_format.signatures import PublicKey, check_signature
 from meari.errors import BundleError
 
 __all__ = ["parse_manifest", "read_files", "read_manifest"]
 
 MAX_MANIFEST_BYTES: Final = 1 << 20
-MAX_FILE_BYTES: Final = (1 << 31) - 1  # what ONNX' file format can hold
-MAX_READ_BYTES: Final = {"golden.npz": 1 << 28, "tokenizer.json": 1 << 28}  # a million tokens take a quarter
+MAX_DEPTH: Final = 32  # of a manifest's objects and lists; an export writes 7
+MAX_GRAPH_BYTES: Final = (1 << 31) - 1  # what ONNX' file format can hold
+MAX_FILE_BYTES: Final = 1 << 27  # a tokenizer of a million tokens takes half
+MAX_READ_BYTES: Final = {CELL_GRAPH: MAX_GRAPH_BYTES, OUTPUT_GRAPH: MAX_GRAPH_BYTES, GOLDEN: 1 << 28}
 
 
-def read_manifest(folder: Path) -> tuple[Manifest, str]:
-    """Read a bundle's manifest; return it with the SHA-256 of its bytes, which cover all other files. Raises
-    BundleError.
+def read_manifest(folder: Path, signing_keys: Sequence[PublicKey] = ()) -> tuple[Manifest, str]:
+    """Read a bundle's manifest; return it with the SHA-256 of its bytes, which cover all other files.
+
+    signing_keys  keys of which one has signed the manifest; without any it need not be signed
+
+    Raises BundleError; a signature is verified before anything is parsed.
     """
     data = read_file(folder / MANIFEST, MAX_MANIFEST_BYTES)
-    return parse_manifest(data), hashlib.sha256(data).hexdigest()
+    digest = hashlib.sha256(data).hexdigest()
+    if signing_keys:
+        check_signature(folder, digest, signing_keys)
+    return parse_manifest(data), digest
 
 
 def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
@@ -43,7 +61,7 @@ def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
     Raises BundleError naming the first that differs.
     """
     for name, entry in manifest.files.items():
-        most = MAX_READ_BYTES.get(name, MAX_FILE_BYTES)
+        most = MAX_READ_BYTES.get(name, MAX_FILE_BYTES)  # before any of them is opened
         if entry.bytes > most:
             raise contradiction(f"files.{name}.bytes", entry.bytes, f"at most {most}")
     found = {name: _read(folder / name, entry) for name, entry in sorted(manifest.files.items())}
@@ -57,12 +75,12 @@ def _read(path: Path, entry: FileEntry) -> bytes | None:
         size = os.fstat(file.fileno()).st_size
         if size != entry.bytes:
             raise BundleError(f"{path.name}: got {size:,} bytes, expected {entry.bytes:,}, {says.format('bytes')}")
-        data = file.read(size) if path.name in REQUIRED_FILES else None
-        digest = (hashlib.file_digest(file, "sha256") if data is None else hashlib.sha256(data)).hexdigest()
+        data = file.read(size)
+    digest = hashlib.sha256(data).hexdigest()
     if digest != entry.sha256:
         expected = f"{entry.sha256[:12]}…, {says.format('sha256')}"
         raise BundleError(f"{path.name}: SHA-256: got {digest[:12]}…, expected {expected}")
-    return data
+    return data if path.name in REQUIRED_FILES else None
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -87,13 +105,22 @@ def _parse_json(data: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise BundleError(f"{MANIFEST}: got other than UTF-8, expected JSON in UTF-8") from None
     except RecursionError:
-        raise BundleError(f"{MANIFEST}: got JSON nested too deeply, expected that of an export") from None
+        raise BundleError(f"{MANIFEST}: got JSON nested too deeply, expected at most {MAX_DEPTH} levels") from None
     except ValueError as error:
         reason = "a byte-order mark at its beginning" if data.startswith(b"\xef\xbb\xbf") else str(error)
         raise BundleError(f"{MANIFEST}: got other than JSON: {reason}") from None
     if not isinstance(raw, dict):
         raise BundleError(f"{MANIFEST}: got {show_value(raw)}, expected a JSON object")
+    if _is_deeper_than(raw, MAX_DEPTH):
+        raise BundleError(f"{MANIFEST}: got JSON nested too deeply, expected at most {MAX_DEPTH} levels")
     return raw
+
+
+def _is_deeper_than(value: object, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_is_deeper_than(each, depth - 1) for each in inner)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

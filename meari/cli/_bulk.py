@@ -16,7 +16,7 @@ import click
 
 from meari.cli._files import STREAMS, Use, check_apart
 from meari.cli._options import Choice
-from meari.cli._target import Target
+from meari.cli._target import Target, signing_keys
 
 if TYPE_CHECKING:
     from meari.bulk.options import InputFormat, OutputFormat, WorkOptions
@@ -180,6 +180,7 @@ class RunOptions:
             progress=progress,
             remote=remote,
             max_bad=self.bad_limit if self.skips_bad else None,
+            signing_keys=signing_keys() if remote is None else (),
         )
 
 

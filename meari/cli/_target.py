@@ -17,6 +17,7 @@ from meari.errors import BundleError, did_you_mean
 
 if TYPE_CHECKING:
     from meari.bundle_format.folders import BundleFolders
+    from meari.bundle_format.signatures import PublicKey
     from meari.client.service import RemoteService
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "default_bundle",
     "find_bundle",
     "list_bundles",
+    "signing_keys",
 ]
 
 
@@ -102,6 +104,17 @@ def bundles_folder(bundles: Path | None) -> tuple[Path, str | None]:
     return settings.bundles, settings.default_model
 
 
+def signing_keys() -> tuple[PublicKey, ...]:
+    """Return the keys of which one has signed every bundle that is used, as in a service; none: any bundle is used."""
+    from meari.service.settings import SETTINGS, SettingsError, load_settings
+
+    variable = SETTINGS["signing_keys"].variable
+    try:
+        return load_settings({variable: os.environ.get(variable, "")}).signing_keys
+    except SettingsError as problems:
+        raise click.UsageError(f"the settings are wrong:\n{problems}") from None
+
+
 def find_bundle(bundles: Path, model: str | None) -> Path:
     """Return the folder of a bundle: `model` in `bundles`, or a path; without `model` the default. Raises BundleError.
 
@@ -125,16 +138,20 @@ def find_bundle(bundles: Path, model: str | None) -> Path:
 
 
 def default_bundle(bundles: Path, found: BundleFolders) -> Path:
-    """Return the bundle that DEFAULT names, else the first whose files match its manifest. Raises BundleError."""
+    """Return the bundle that DEFAULT names, else the first whose files match its manifest, signed where it has to be.
+
+    Raises BundleError.
+    """
     from meari.bundle_format.folders import printable
     from meari.bundle_format.reader import read_files, read_manifest
 
+    keys = signing_keys()
     names = [found.default, *found.folders] if found.default else list(found.folders)
     reasons = [f"{name}: {problem}" for name, problem in found.failed.items()]
     for name in names:
         try:
             folder = found.folders[name]
-            read_files(folder, read_manifest(folder)[0])
+            read_files(folder, read_manifest(folder, keys)[0])
         except BundleError as error:
             reasons.append(f"{name}: {error}")
         else:

@@ -27,7 +27,7 @@ from meari.cli._bulk import (
 )
 from meari.cli._options import Choice, json_option, packed
 from meari.cli._tables import shown
-from meari.cli._target import MODEL_OPTION, TARGET_OPTIONS, Target
+from meari.cli._target import MODEL_OPTION, TARGET_OPTIONS, Target, signing_keys
 
 if TYPE_CHECKING:
     from meari.bulk.options import OutputFormat
@@ -263,7 +263,7 @@ def _pieces(
     service = target.service()
     backend: Backend
     if service is None:
-        backend = open_local(target.folder())
+        backend = open_local(target.folder(), signing_keys())
     else:
         from meari.bulk.remote import RemoteBackend
 

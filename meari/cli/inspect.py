@@ -10,7 +10,7 @@ import click
 
 from meari.cli._options import complete_bundle, echo_json, json_option, packed
 from meari.cli._tables import Table, facts, show
-from meari.cli._target import TARGET_OPTIONS, Target
+from meari.cli._target import TARGET_OPTIONS, Target, signing_keys
 
 EXAMPLES = """\b
 Examples:
@@ -36,7 +36,7 @@ def command(target: Target, as_json: bool) -> None:
     if service is None:
         from meari.runtime.inspection import inspect_bundle
 
-        inspection = inspect_bundle(target.folder())
+        inspection = inspect_bundle(target.folder(), signing_keys())
         described, problem = inspection.description, inspection.problem
     else:
         from meari.client.service import find_model
@@ -76,8 +76,18 @@ def _facts(described: dict[str, Any]) -> list[tuple[str, object]]:
         ("corpus", ", ".join(str(corpus[name]) for name in ("name", "licence") if corpus.get(name))),
         ("source", corpus.get("source")),
         ("bundle hash", described["hashes"]["bundle"]),
+        *([("signed by", _signer(described))] if "folder" in described else []),
         ("folder", described.get("folder")),
     ]
+
+
+def _signer(described: dict[str, Any]) -> str:
+    """Return who has signed the bundle, in words."""
+    signature = described.get("signature")
+    if signature is None:
+        return "nobody" if "signature" in described else "not known: see the self-test"
+    trusted = "one of MEARI_SIGNING_KEYS" if signature["trusted"] else "compare it with the maker's"
+    return f"key {signature['key_id']} ({trusted})"
 
 
 def _operators(graphs: dict[str, Any]) -> Table:

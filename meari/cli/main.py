@@ -24,7 +24,7 @@ from meari.errors import did_you_mean
 
 NOT_VERBS = frozenset({"main"})
 GROUPS = {
-    "Train": ("search", "train", "evaluate", "export"),
+    "Train": ("search", "train", "evaluate", "export", "sign"),
     "Look": ("inspect", "models", "claims"),
     "Use": ("serve", "keys", "generate", "score", "completion"),
 }  # of verbs, in the order in which data flows

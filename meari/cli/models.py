@@ -9,7 +9,15 @@ import click
 
 from meari.cli._options import echo_json, json_option, packed
 from meari.cli._tables import Table, show, shown
-from meari.cli._target import TARGET_OPTIONS, Target, bundles_folder, default_bundle, find_bundle, list_bundles
+from meari.cli._target import (
+    TARGET_OPTIONS,
+    Target,
+    bundles_folder,
+    default_bundle,
+    find_bundle,
+    list_bundles,
+    signing_keys,
+)
 
 EXAMPLES = """\b
 Examples:
@@ -54,10 +62,10 @@ def _local(folder: Path, default: str | None) -> dict[str, Any]:
 
     found = list_bundles(folder)
     default_folder = find_bundle(folder, default) if default else default_bundle(folder, found)
-    models, failed = [], dict(found.failed)
+    keys, models, failed = signing_keys(), [], dict(found.failed)
     for name, each in found.folders.items():
         try:
-            models.append(describe_folder(each))
+            models.append(describe_folder(each, keys))
         except BundleError as error:
             failed[name] = str(error)
     return {"models": models, "default": bundle_name(default_folder), "failed": failed}

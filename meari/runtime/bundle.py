@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,7 @@ import onnxruntime as ort
 
 from meari.bundle_format.manifest import Manifest
 from meari.bundle_format.reader import read_files, read_manifest
+from meari.bundle_format.signatures import PublicKey
 from meari.errors import BundleError
 from meari.runtime.agreement import check_graphs, check_reserved, check_tokenizer
 from meari.runtime.engine.runner import RowByRowRunner, Runner, Sessions, StateTensor
@@ -70,9 +71,14 @@ class Bundle:
     self_test: SelfTest
 
 
-def open_bundle(folder: Path, *, max_slots: int) -> Bundle:
-    """Open and check a bundle for batches of up to `max_slots` rows. Raises BundleError."""
-    manifest, digest = read_manifest(folder)
+def open_bundle(folder: Path, *, max_slots: int, signing_keys: Sequence[PublicKey] = ()) -> Bundle:
+    """Open and check a bundle for batches of up to `max_slots` rows. Raises BundleError.
+
+    signing_keys  keys of which one has signed the bundle; without any it need not be signed
+
+    Each file is read once: the bytes that are used are those that were checked.
+    """
+    manifest, digest = read_manifest(folder, signing_keys)
     files = read_files(folder, manifest)
     with _reading("tokenizer.json"):
         tokenizer = _load_tokenizer(files["tokenizer.json"], manifest)

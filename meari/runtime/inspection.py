@@ -8,17 +8,19 @@ sizes. If that fails, the description has the parts that could be read, and the 
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from meari.bundle_format.folders import MANIFEST, bundle_name, printable
+from meari.bundle_format.folders import MANIFEST, SIGNATURE, bundle_name, printable
 from meari.bundle_format.manifest import Manifest
 from meari.bundle_format.reader import read_files, read_manifest
+from meari.bundle_format.signatures import PublicKey, check_signature, read_signature
 from meari.errors import BundleError
 from meari.runtime.bundle import Bundle, open_bundle
 from meari.runtime.graphs.bundle_graph import BundleGraph
@@ -62,17 +64,25 @@ def describe_bundle(name: str, manifest: Manifest, bundle_hash: str) -> dict[str
     }
 
 
-def describe_folder(folder: Path) -> dict[str, Any]:
-    """Return the description in the manifest; nothing is checked. Raises BundleError."""
-    manifest, digest = read_manifest(folder)
+def describe_folder(folder: Path, signing_keys: Sequence[PublicKey] = ()) -> dict[str, Any]:
+    """Return the description in the manifest; nothing is checked but its signature, if there are keys.
+
+    Raises BundleError.
+    """
+    manifest, digest = read_manifest(folder, signing_keys)
     described: dict[str, Any] = msgspec.to_builtins(describe_bundle(bundle_name(folder), manifest, digest))
     return described
 
 
-def inspect_bundle(folder: Path, clock: Callable[[], float] = time.monotonic) -> Inspection:
-    """Read the folder and run the self-test. Raises BundleError where there is no manifest to be read."""
+def inspect_bundle(
+    folder: Path, signing_keys: Sequence[PublicKey] = (), clock: Callable[[], float] = time.monotonic
+) -> Inspection:
+    """Read the folder and run the self-test. Raises BundleError where there is no manifest to be read.
+
+    signing_keys  keys of which one has signed the bundle; without any it need not be signed
+    """
     try:
-        manifest, _ = read_manifest(folder)
+        manifest, digest = read_manifest(folder)
     except BundleError as error:
         raise BundleError(f"{printable(folder)}: {error}") from None
     described = describe_folder(folder)
@@ -81,16 +91,30 @@ def inspect_bundle(folder: Path, clock: Callable[[], float] = time.monotonic) ->
     described["files"] = {name: entry.bytes for name, entry in manifest.files.items()}
     started = clock()
     try:
+        described["signature"] = _signature(folder, digest, signing_keys)
         files = read_files(folder, manifest)
         graphs = {name: f"{name}.onnx" for name in ("cell", "output")}
         described["graphs"] = {name: _graph(file, files[file]) for name, file in graphs.items()}
-        bundle = open_bundle(folder, max_slots=MAX_SLOTS)
+        bundle = open_bundle(folder, max_slots=MAX_SLOTS, signing_keys=signing_keys)
     except BundleError as error:
         described["self_test"] = {"passed": False, "problem": str(error)}
         return Inspection(described, str(error))
     described["state_bytes"] = bundle.runner.state_bytes
     described["self_test"] = _found(bundle, clock() - started)
     return Inspection(described, "")
+
+
+def _signature(folder: Path, bundle_hash: str, keys: Sequence[PublicKey]) -> dict[str, Any] | None:
+    """Return who has signed the bundle, None where nobody has. Raises BundleError for a signature that does not hold.
+
+    keys  where there are any, one of them must have signed
+    """
+    if keys:
+        check_signature(folder, bundle_hash, keys)
+    elif not os.path.lexists(folder / SIGNATURE):
+        return None
+    key = read_signature(folder, bundle_hash)
+    return {"key_id": key.id, "public_key": key.text, "trusted": key in keys}
 
 
 def _found(bundle: Bundle, seconds: float) -> dict[str, Any]:

@@ -6,11 +6,13 @@ HTTP, settings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from meari.bundle_format.folders import MANIFEST, bundle_name
+from meari.bundle_format.signatures import PublicKey
 from meari.errors import BundleError
 from meari.runtime.bundle import Bundle, open_bundle
 from meari.runtime.engine import Engine, EngineLimits
@@ -36,10 +38,11 @@ class LoadedModel:
     written_at: int
 
 
-def load_model(folder: Path, limits: EngineLimits) -> LoadedModel:
-    """Open a bundle and start its engine. Raises BundleError."""
+def load_model(folder: Path, limits: EngineLimits, signing_keys: Sequence[PublicKey] = ()) -> LoadedModel:
+    """Open a bundle, signed by one of the keys if there are any, and start its engine. Raises BundleError."""
     written_at = _written_at(folder)
-    bundle = open_bundle(folder, max_slots=max(limits.max_slots, MAX_REQUEST_ROWS))
+    max_slots = max(limits.max_slots, MAX_REQUEST_ROWS)
+    bundle = open_bundle(folder, max_slots=max_slots, signing_keys=signing_keys)
     engine = Engine(bundle.runner, limits)
     engine.start()
     return LoadedModel(bundle_name(folder), bundle, bundle.tokenizer, engine, written_at)

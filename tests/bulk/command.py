@@ -17,11 +17,12 @@ def arguments(*words: object) -> list[str]:
     return [sys.executable, "-m", "meari.cli.main", *map(str, words)]
 
 
-def meari(*words: object, stdin: str | bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """Run a verb and return its result."""
+def meari(*words: object, stdin: str | bytes = b"", **settings: object) -> subprocess.CompletedProcess[bytes]:
+    """Run a verb, with these settings of the service, and return its result."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
+    environment = clean_environment(**settings)
     return subprocess.run(
-        arguments(*words), input=data, cwd=ROOT, env=clean_environment(), capture_output=True, check=False, timeout=100
+        arguments(*words), input=data, cwd=ROOT, env=environment, capture_output=True, check=False, timeout=100
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import io
 import json
 import math
 import os
@@ -16,13 +17,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 
+from meari.bundle_format import reader
+from meari.bundle_format.folders import find_bundles
+from meari.bundle_format.reader import read_manifest
 from meari.errors import BundleError
 from meari.runtime.bundle import open_bundle
 from meari.runtime.graphs.bundle_graph import BundleGraph
+from meari.runtime.self_test import read_golden
 from tests.runtime.tiny_bundle import VOCABULARY, make_large, make_socket, rewrite_manifest, sizes_of, write_tiny_bundle
 
 RELEASED = Path(__file__).resolve().parents[2] / "bundles"
@@ -476,17 +482,92 @@ def peak_memory_below(num_bytes: int) -> Iterator[None]:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("place", ["initializer", "attribute"])
+def test_golden_array_is_refused_unread_even_if_the_state_is_as_huge(folder: Path) -> None:
+    manifest, _ = read_manifest(folder)
+    huge = msgspec.structs.replace(manifest, state=(msgspec.structs.replace(manifest.state[0], shape=(1 << 34,)),))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive, np.load(folder / "golden.npz") as golden:
+        for name in ("tokens", "logprobs"):
+            with archive.open(f"{name}.npy", "w") as member:
+                np.save(member, golden[name])
+        with archive.open("state_count.npy", "w") as member:
+            np.lib.format.write_array_header_1_0(
+                member, {"descr": "<f4", "fortran_order": False, "shape": (2, 1 << 34)}
+            )
+            member.write(bytes(1 << 20))
+    with peak_memory_below(8 << 20), pytest.raises(BundleError, match=r"golden\.npz: state_count: expected at most"):
+        read_golden(packed.getvalue(), huge)
+
+
+def test_golden_header_that_announces_gigabytes_is_refused_unread(folder: Path) -> None:
+    manifest, _ = read_manifest(folder)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive, np.load(folder / "golden.npz") as golden:
+        for name in ("logprobs", "state_count"):
+            with archive.open(f"{name}.npy", "w") as member:
+                np.save(member, golden[name])
+        with archive.open("tokens.npy", "w") as member:
+            member.write(np.lib.format.magic(2, 0) + (1 << 31).to_bytes(4, "little") + bytes(64 << 20))
+    with peak_memory_below(8 << 20), pytest.raises(BundleError, match=r"golden\.npz: cannot be read"):
+        read_golden(packed.getvalue(), manifest)
+
+
+def add_sparse(target: Any, tensor: Any) -> None:
+    target.add(dims=[4]).values.CopyFrom(tensor)
+
+
+def unflagged(model: Any, tensor: Any) -> None:
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    model.graph.initializer[0].CopyFrom(tensor)
+
+
+def graph_of(tensor: Any) -> Any:
+    return onnx.helper.make_graph([], "inner", [], [], [tensor])
+
+
+def add_node(model: Any, kind: str, **attributes: Any) -> None:
+    model.graph.node.append(onnx.helper.make_node(kind, ["token"], ["more"], **attributes))
+
+
+EXTERNAL: dict[str, Callable[[Any, Any], object]] = {
+    "initializer": lambda model, tensor: model.graph.initializer[0].CopyFrom(tensor),
+    "initializer without the flag": unflagged,
+    "sparse initializer": lambda model, tensor: add_sparse(model.graph.sparse_initializer, tensor),
+    "attribute": lambda model, tensor: add_node(model, "Constant", value=tensor),
+    "list of an attribute": lambda model, tensor: add_node(model, "Constant", values=[tensor]),
+    "sparse attribute": lambda model, tensor: add_node(
+        model, "Constant", sparse_value=onnx.SparseTensorProto(values=tensor, dims=[4])
+    ),
+    "body of a loop": lambda model, tensor: add_node(model, "Loop", body=graph_of(tensor)),
+    "list of graphs": lambda model, tensor: add_node(model, "Loop", bodies=[graph_of(tensor)]),
+    "branch in a branch": lambda model, tensor: add_node(
+        model,
+        "If",
+        then_branch=onnx.helper.make_graph(
+            [onnx.helper.make_node("If", [], ["x"], else_branch=graph_of(tensor))], "outer", [], []
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("part", ["functions", "training_info"])
+def test_graph_with_more_than_operators_is_refused(folder: Path, part: str) -> None:
+    model = onnx.load(str(folder / "output.onnx"))
+    getattr(model, part).add()
+    (folder / "output.onnx").write_bytes(model.SerializeToString())
+    update_hashes(folder)
+    with pytest.raises(BundleError, match=rf"output\.onnx: {part}: got 1, expected none"):
+        open_bundle(folder, max_slots=4)
+
+
+@pytest.mark.parametrize("place", EXTERNAL)
 def test_graph_with_external_weights_is_refused(folder: Path, place: str) -> None:
     model = onnx.load(str(folder / "cell.onnx"))
     weight = model.graph.initializer[0]
     external = onnx.TensorProto(name=weight.name, data_type=weight.data_type, dims=weight.dims)
     external.data_location = onnx.TensorProto.EXTERNAL
     external.external_data.add(key="location", value="../../etc/passwd")
-    if place == "initializer":
-        weight.CopyFrom(external)
-    else:
-        model.graph.node.append(onnx.helper.make_node("Constant", [], ["constant"], value=external))
+    EXTERNAL[place](model, external)
     (folder / "cell.onnx").write_bytes(model.SerializeToString())
     update_hashes(folder)
     with pytest.raises(BundleError, match=r"cell\.onnx: tensor 'following': its data are in another file"):
@@ -501,7 +582,7 @@ STRANGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "terminal": (lambda path: path.symlink_to("/dev/tty"), "got a device, expected a file|cannot be read"),
     "itself": (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
     "nowhere": (lambda path: path.symlink_to("nowhere"), "cannot be read: No such file"),
-    "elsewhere": (lambda path: path.symlink_to("/etc/passwd"), r"got .* bytes|got other than JSON"),
+    "elsewhere": (lambda path: path.symlink_to("/etc/passwd"), "got a link out of its folder, expected a file inside"),
     "3 GiB": (make_large, r"got 3,221,225,472 bytes, expected"),
 }
 
@@ -523,12 +604,68 @@ def test_oversized_file_in_the_manifest_is_refused_unread(folder: Path) -> None:
         open_bundle(folder, max_slots=4)
 
 
-def test_links_to_the_right_files_are_followed(folder: Path, tmp_path: Path) -> None:
+def test_links_to_the_right_files_elsewhere_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     for path in list(folder.iterdir()):
         path.rename(tmp_path / "store" / path.name)
         path.symlink_to(tmp_path / "store" / path.name)
+    with pytest.raises(BundleError, match=r"manifest\.json: got a link out of its folder, expected a file inside"):
+        open_bundle(folder, max_slots=4)
+
+
+def test_links_inside_a_mounted_volume_are_followed(folder: Path, tmp_path: Path) -> None:
+    """A volume of Kubernetes: each file is a link through `..data`, a link that is replaced at an update."""
+    volume, version = tmp_path / "volume", "..2026_11_28_12_00_00.1"
+    volume.mkdir()
+    folder.rename(volume / version)
+    (volume / "..data").symlink_to(version)
+    for path in (volume / version).iterdir():
+        (volume / path.name).symlink_to(f"..data/{path.name}")
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles" / "tiny").symlink_to(volume)
+    assert open_bundle(tmp_path / "bundles" / "tiny", max_slots=4).manifest.name == "tiny"
+    assert open_bundle(volume / "..data", max_slots=4).manifest.name == "tiny"
+    assert list(find_bundles(tmp_path / "bundles").folders) == ["tiny"]
+    assert list(find_bundles(volume).folders) == ["volume"]
+
+
+def test_hard_links_are_files_of_the_folder(folder: Path, tmp_path: Path) -> None:
+    for path in list(folder.iterdir()):
+        path.rename(tmp_path / path.name)
+        os.link(tmp_path / path.name, path)
     assert open_bundle(folder, max_slots=4).manifest.name == "tiny"
+
+
+def test_file_that_changes_during_the_load_is_used_as_it_was_checked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes that were hashed are those that are used: files may be replaced from then on."""
+    read = reader.read_files
+
+    def replace_then_return(place: Path, manifest: Any) -> dict[str, bytes]:
+        files = read(place, manifest)
+        for name in manifest.files:
+            (place / name).write_bytes(b"replaced")
+        return files
+
+    monkeypatch.setattr("meari.runtime.bundle.read_files", replace_then_return)
+    assert open_bundle(folder, max_slots=4).self_test.golden_max_difference <= 1e-6
+
+
+@pytest.mark.parametrize("depth", [40, 900, 100_000])
+def test_manifest_nested_deeply_is_refused(folder: Path, depth: int) -> None:
+    text = (folder / "manifest.json").read_text("utf-8")
+    nested = "[" * depth + "]" * depth
+    (folder / "manifest.json").write_text(text.replace('"training": {}', f'"training": {{"deep": {nested}}}'), "utf-8")
+    with pytest.raises(BundleError, match=r"manifest\.json: got JSON nested too deeply, expected at most 32 levels"):
+        read_manifest(folder)
+
+
+def test_manifest_with_too_many_files_is_refused(folder: Path) -> None:
+    entry = {"sha256": "0" * 64, "bytes": 1}
+    edit_manifest(folder, lambda m: m["files"].update({f"{number}.txt": entry for number in range(100)}))
+    with pytest.raises(BundleError, match=r"files: got 105, expected at most 100 files"):
+        open_bundle(folder, max_slots=4)
 
 
 def test_unreadable_file_is_reported(folder: Path) -> None:

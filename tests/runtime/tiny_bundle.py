@@ -199,7 +199,7 @@ def rewrite_manifest(folder: Path, **changes: Any) -> None:
     files = {
         path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
         for path in sorted(folder.iterdir())
-        if path.name != "manifest.json"
+        if path.name not in ("manifest.json", "signature.json")
     }
     manifest = {
         "format_version": 1,

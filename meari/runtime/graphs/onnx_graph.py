@@ -8,7 +8,7 @@ is read, copied and written. (The `onnx` package is larger than all of the servi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -53,8 +53,10 @@ _FIELDS: Final = {
         "data_type": (2, "int32"),
         "name": (8, "string"),
         "raw_data": (9, "bytes"),
+        "external_data": (13, "*Entry"),
         "data_location": (14, "int32"),
     },
+    "Entry": {"key": (1, "string"), "value": (2, "string")},
     "SparseTensor": {"values": (1, "Tensor"), "indices": (2, "Tensor")},
     "Attribute": {
         "name": (1, "string"),
@@ -66,6 +68,8 @@ _FIELDS: Final = {
         "tensors": (10, "*Tensor"),
         "graphs": (11, "*Graph"),
         "type": (20, "int32"),
+        "sparse_tensor": (22, "SparseTensor"),
+        "sparse_tensors": (23, "*SparseTensor"),
     },
     "Node": {
         "input": (1, "*string"),
@@ -83,7 +87,15 @@ _FIELDS: Final = {
         "output": (12, "*ValueInfo"),
         "sparse_initializer": (15, "*SparseTensor"),
     },
-    "Model": {"ir_version": (1, "int64"), "graph": (7, "Graph"), "opset_import": (8, "*Opset")},
+    "Function": {"name": (1, "string")},
+    "TrainingInfo": {"initialization": (1, "Graph"), "algorithm": (2, "Graph")},
+    "Model": {
+        "ir_version": (1, "int64"),
+        "graph": (7, "Graph"),
+        "opset_import": (8, "*Opset"),
+        "training_info": (20, "*TrainingInfo"),
+        "functions": (25, "*Function"),
+    },
 }
 
 
@@ -96,21 +108,29 @@ def read_model(data: bytes) -> Any:
         raise ValueError("not an ONNX file, or a damaged one") from error
     if not model.HasField("graph"):
         raise ValueError("not an ONNX file, or a damaged one: it holds no graph")
-    outside = next((t.name for t in _tensors(model.graph) if t.data_location == EXTERNAL), None)
-    if outside is not None:
-        raise ValueError(f"tensor {outside[:100]!r}: its data are in another file, expected all in this one")
+    for part, found in (("functions", model.functions), ("training_info", model.training_info)):
+        if found:
+            raise ValueError(f"{part}: got {len(found)}, expected none: a bundle's graphs hold operators alone")
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == EXTERNAL or tensor.external_data:
+            raise ValueError(f"tensor {tensor.name[:100]!r}: its data are in another file, expected all in this one")
     return model
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
     """Yield the constants of a graph and of the graphs in its nodes."""
     yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
+    yield from _parts(graph.sparse_initializer)
     for attribute in (attribute for node in graph.node for attribute in node.attribute):
         yield from (attribute.t, *attribute.tensors)
+        yield from _parts((attribute.sparse_tensor, *attribute.sparse_tensors))
         for inner in (attribute.g, *attribute.graphs):
             yield from _tensors(inner)
+
+
+def _parts(tensors: Iterable[Any]) -> Iterator[Any]:
+    for sparse in tensors:
+        yield from (sparse.values, sparse.indices)
 
 
 def new_message(kind: str) -> Any:
