@@ -135,7 +135,7 @@ def _with_default(path: Path, found: BundleFolders) -> BundleFolders:
     if not os.path.lexists(path):
         return found
     try:
-        named = read_file(path, MAX_DEFAULT_BYTES).decode("utf-8").strip()
+        named = read_file(path, MAX_DEFAULT_BYTES, inside=False).decode("utf-8").strip()
     except UnicodeDecodeError:
         return BundleFolders(found.folders, found.failed | {DEFAULT: "got other than UTF-8, expected a bundle's name"})
     except BundleError as error:

@@ -15,7 +15,7 @@ EXAMPLES = """\b
 Examples:
   meari sign --new-key signing-key.pem
   meari sign shakespeare-lstm --key signing-key.pem
-  meari sign bundles/my-model --key signing-key.pem --json
+  meari sign bundles/shakespeare-lstm --key signing-key.pem --json
 """
 
 

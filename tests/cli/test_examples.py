@@ -107,7 +107,7 @@ def test_examples_of_the_main_help_parse() -> None:
         parse(line)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in (*PARSED, "evaluate", "export")])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in (*PARSED, "evaluate", "export", "sign")])
 def test_examples_run_in_order(verb: str, folder: Path, url: str, environment: dict[str, str]) -> None:
     run_examples(verb, folder, url, environment)
 
@@ -118,6 +118,15 @@ def test_examples_with_a_trained_run_succeed(
 ) -> None:
     shutil.copytree(trained, folder / "runs" / "my-model")
     run_examples(verb, folder, "", environment)
+
+
+def test_examples_of_signing_succeed(folder: Path, environment: dict[str, str]) -> None:
+    link = folder / "bundles" / "shakespeare-lstm"
+    released = link.resolve()
+    link.unlink()
+    shutil.copytree(released, link)
+    run_examples("sign", folder, "", environment)
+    assert (link / "signature.json").is_file()
 
 
 def run_examples(verb: str, folder: Path, url: str, environment: dict[str, str]) -> None:
