@@ -187,7 +187,7 @@ def test_keys_and_signatures_are_those_of_openssl(folder: Path, keys: tuple[Path
     (tmp_path / "message").write_bytes(b"meari bundle manifest v1\n" + bundle_hash.encode())
     found = json.loads((folder / "signature.json").read_text("utf-8"))
     (tmp_path / "raw").write_bytes(base64.b64decode(found["signature"]))
-    verify = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", tmp_path / "openssl.pub", "-rawin"]
+    verify = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", str(tmp_path / "openssl.pub"), "-rawin"]
     subprocess.run([*verify, "-in", tmp_path / "message", "-sigfile", tmp_path / "raw"], check=True)
 
 
