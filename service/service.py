@@ -227,7 +227,7 @@ class Service:
     def state_tokens(self, bundle: Bundle) -> StateTokens:
         """Return the codec of a bundle's state tokens."""
         if bundle.hash not in self._state_tokens:
-            self._state_tokens[bundle.hash] = StateTokens.of(bundle, self.state_keys)
+            self._state_tokens[bundle.hash] = StateTokens.of(bundle, self.state_keys, self.settings.state_seconds)
         return self._state_tokens[bundle.hash]
 
     def observe(self) -> None:

@@ -94,7 +94,7 @@ def seconds(low: float, high: float) -> ValueKind:
             raise ValueError
         return value
 
-    return ValueKind(f"a number of seconds, {low:g} <= value <= {high:g}", parse)
+    return ValueKind(f"a number of seconds, {low:g} <= value <= {high:.10g}", parse)
 
 
 def choice(*words: str) -> ValueKind:
@@ -302,6 +302,11 @@ class Settings:
         "secret that signs state tokens; hosts that share it take each other's; the first signs, all verify",
         says="random at every start",
         secret=True,
+    )
+    state_seconds: float = _setting(
+        0.0,
+        seconds(0, 315_360_000),
+        "how long a state token is valid; then tokens without an end are refused; 0: for ever",
     )
     log_level: str = _setting("info", choice(*LOG_LEVELS), "least level that is logged; requests are `info`")
     log_format: str = _setting(

@@ -15,6 +15,7 @@ Layout, numbers in little endian, the whole as base64url without padding:
     token      uint32
     position   uint64
     seed       uint64
+    expires    uint64, milliseconds since 1970; only in a token that expires, which has a version of its own
     partial    uint8, how many; bytes of an incomplete character
     rows       float32, tensor after tensor in the manifest's order
     generated  uint32, how many distinct tokens were generated; of each, ascending, the step from the one before and how
@@ -32,8 +33,10 @@ import binascii
 import hmac
 import math
 import struct
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 import numpy as np
@@ -47,14 +50,18 @@ from meari.runtime.text.detokenizer import MAX_PARTIAL_BYTES, NO_TEXT, TextEnd
 __all__ = ["StateTokens", "TextState"]
 
 VERSION: Final = 2
+EXPIRING_VERSION: Final = 4  # as VERSION, with `expires`
 OLDER_VERSION: Final = 1  # with the byte `sample` before `partial`, and without `generated`
 SEEDED, NEEDS_SPACE, BITMAP = 1, 2, 4
 COUNT_BYTES: Final = 5
 STEP_BYTES: Final = 2  # a token on average, or less: together the steps are no more than the vocabulary
 _COUNT: Final = struct.Struct("<I")
 _HEAD: Final = struct.Struct("<B8s4sBIQQ")
+_EXPIRY: Final = struct.Struct("<Q")
+MAX_MILLISECONDS: Final = 253_402_300_799_000  # the end of the year 9999
 _SIGNATURE_BYTES: Final = 32
 _SOME_TOKEN: Final = "one as an earlier answer gave it"
+_AGAIN: Final = "run its text again"
 Rows = dict[str, npt.NDArray[np.float32]]
 
 
@@ -76,10 +83,22 @@ class StateTokens:
     """Writes and reads the state tokens of one bundle."""
 
     def __init__(
-        self, keys: tuple[str, ...], bundle_hash: str, tensors: dict[str, tuple[int, ...]], vocabulary_size: int
+        self,
+        keys: tuple[str, ...],
+        bundle_hash: str,
+        tensors: dict[str, tuple[int, ...]],
+        vocabulary_size: int,
+        valid_seconds: float = 0.0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """`keys` is not empty: the first signs, every one verifies. `tensors` are the shapes of one row's state."""
+        """`keys` is not empty: the first signs, every one verifies. `tensors` are the shapes of one row's state.
+
+        valid_seconds  how long a token is valid; 0 for ever, else tokens that never expire are refused
+        clock          seconds since 1970, as other hosts have them too
+        """
         assert keys, "a service without a key of its own makes one"
+        self._valid_seconds = valid_seconds
+        self._clock = clock
         self._bundle = bytes.fromhex(bundle_hash)
         self._keys = {_key_id(key): _signing_key(key, bundle_hash) for key in reversed(keys)}
         self._key_id = _key_id(keys[0])
@@ -89,11 +108,11 @@ class StateTokens:
         self._bitmap_bytes = -(-vocabulary_size // 8)
 
     @classmethod
-    def of(cls, bundle: Bundle, keys: tuple[str, ...]) -> StateTokens:
+    def of(cls, bundle: Bundle, keys: tuple[str, ...], valid_seconds: float = 0.0) -> StateTokens:
         """Return the reader and writer for an opened bundle."""
         manifest = bundle.manifest
         tensors = {entry.name: entry.shape for entry in manifest.state}
-        return cls(keys, bundle.hash, tensors, manifest.sizes["vocabulary"])
+        return cls(keys, bundle.hash, tensors, manifest.sizes["vocabulary"], valid_seconds)
 
     @property
     def max_chars(self) -> int:
@@ -107,7 +126,7 @@ class StateTokens:
 
     def _max_chars(self, num_distinct: int) -> int:
         """Return the length of the longest token of a state whose text has so many distinct tokens."""
-        size = _HEAD.size + 1 + MAX_PARTIAL_BYTES + 4 * self._num_floats + self._bitmap_bytes
+        size = _HEAD.size + _EXPIRY.size + 1 + MAX_PARTIAL_BYTES + 4 * self._num_floats + self._bitmap_bytes
         size += _COUNT.size + (STEP_BYTES + COUNT_BYTES) * num_distinct
         return -(-4 * (size + _SIGNATURE_BYTES) // 3)
 
@@ -121,8 +140,8 @@ class StateTokens:
         data = self._bytes(text)
         signed, signature = data[:-_SIGNATURE_BYTES], data[-_SIGNATURE_BYTES:]
         version, bundle, key_id, *_ = _HEAD.unpack_from(signed)
-        if version not in (VERSION, OLDER_VERSION):
-            raise _refused(f"a token of format version {version}", f"{VERSION}: run its text again")
+        if version not in (VERSION, EXPIRING_VERSION, OLDER_VERSION):
+            raise _refused(f"a token of format version {version}", f"{VERSION}: {_AGAIN}")
         if bundle != self._bundle[:8]:
             raise _refused("a token of another model or another export of it", "one of this model")
         if key_id not in self._keys:
@@ -133,9 +152,21 @@ class StateTokens:
         if not hmac.compare_digest(signature, self._signature(key_id, signed)):
             raise _refused("a token that was changed or cut since it was signed", _SOME_TOKEN)
         try:
+            self._check_expiry(signed)
             return self._state(signed)
         except ValueError as problem:
             raise _refused(f"a token that holds {problem}", _SOME_TOKEN) from None
+
+    def _check_expiry(self, signed: bytes) -> None:
+        """Refuse a token whose time is up, or that has none where one is needed."""
+        if signed[0] != EXPIRING_VERSION:
+            if self._valid_seconds:
+                raise _refused("a token that never expires", "one that does, as this service gives it: " + _AGAIN)
+            return
+        expires = _EXPIRY.unpack(_Rest(signed, _HEAD.size).take(_EXPIRY.size))[0] / 1000
+        if expires <= self._clock():
+            at = datetime.fromtimestamp(expires, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+            raise _refused(f"a token that expired at {at}", "one that is still valid: " + _AGAIN)
 
     def _bytes(self, text: str) -> bytes:
         """Return the bytes of a token; only one text stands for them."""
@@ -157,15 +188,21 @@ class StateTokens:
         value, end = state.value, state.text_end
         seen, flags = self._packed(value.seen)
         flags |= (SEEDED if state.is_seeded else 0) | (NEEDS_SPACE if end.needs_space else 0)
+        version, expiry = (EXPIRING_VERSION, self._expiry()) if self._valid_seconds else (VERSION, b"")
         return b"".join(
             (
-                _HEAD.pack(VERSION, self._bundle[:8], self._key_id, flags, value.token, value.position, value.seed),
+                _HEAD.pack(version, self._bundle[:8], self._key_id, flags, value.token, value.position, value.seed),
+                expiry,
                 bytes([len(end.partial)]) + end.partial,
                 *(value.rows[name].astype("<f4").tobytes() for name in self._tensors),
                 _packed_counts(value.generated),
                 seen,
             )
         )
+
+    def _expiry(self) -> bytes:
+        milliseconds = math.ceil((self._clock() + self._valid_seconds) * 1000)
+        return _EXPIRY.pack(min(milliseconds, MAX_MILLISECONDS))
 
     def _packed(self, seen: frozenset[int]) -> tuple[bytes, int]:
         """Return token ids as bytes, and the flag of their form."""
@@ -181,7 +218,7 @@ class StateTokens:
     def _state(self, signed: bytes) -> TextState:
         """Return the state in a payload whose signature is right. Raises ValueError if the payload is not."""
         version, _, _, flags, token, position, seed = _HEAD.unpack_from(signed)
-        rest = _Rest(signed, _HEAD.size)
+        rest = _Rest(signed, _HEAD.size + (_EXPIRY.size if version == EXPIRING_VERSION else 0))
         if version == OLDER_VERSION and rest.count():
             raise ValueError("the number of a sample, as an older version gave it: run its text again")
         partial = rest.take(rest.count())

@@ -194,6 +194,42 @@ def test_token_of_the_previous_version_is_accepted_without_generated_counts() ->
     assert found.text_end.partial == b"\xc3"
 
 
+def test_token_is_valid_for_the_stated_time() -> None:
+    now = [1_800_000_000.0]
+    tokens = StateTokens((KEY,), HASH, TENSORS, VOCABULARY_SIZE, 60.0, clock=lambda: now[0])
+    value = state(seen=frozenset({5, 7}), generated={5: 1})
+    text = tokens.encode(TextState(value, TextEnd(partial=b"\xc3")))
+    assert len(text) <= tokens.max_chars
+    now[0] += 59.9
+    for reader in (tokens, StateTokens((KEY,), HASH, TENSORS, VOCABULARY_SIZE, clock=lambda: now[0])):
+        found = reader.decode(text)
+        assert found.value.seen == {5, 7}
+        assert found.value.generated == {5: 1}
+        assert found.text_end.partial == b"\xc3"
+    now[0] += 0.2
+    assert "expired at 2027-01-15T08:01:00Z, expected one that is still valid" in refusal(tokens, text)
+    without_limit = StateTokens((KEY,), HASH, TENSORS, VOCABULARY_SIZE, clock=lambda: now[0])
+    assert "expired" in refusal(without_limit, text)
+
+
+def test_expiry_is_signed() -> None:
+    tokens = StateTokens((KEY,), HASH, TENSORS, VOCABULARY_SIZE, 60.0)
+    text = tokens.encode(TextState(state()))
+    for place in (0, *range(34, 42)):
+        for bit in range(8):
+            refusal(tokens, flipped(text, place, bit))
+    assert "changed or cut" in refusal(tokens, flipped(text, 41, 0))
+    assert "less than" in refusal(codec(), _signed(b"\x00" * 3, version=4))
+
+
+def test_token_without_an_expiry_is_refused_where_one_is_set() -> None:
+    tokens = StateTokens((KEY,), HASH, TENSORS, VOCABULARY_SIZE, 60.0)
+    own = codec().encode(TextState(state()))
+    for older in (own, _signed(b"\x00\x00" + b"\x00" * 40, version=1)):
+        assert codec().decode(older).value.token
+        assert "never expires" in refusal(tokens, older)
+
+
 def _signed(rest: bytes, version: int = 2) -> str:
     """Return a token with a valid signature over a header and any payload."""
     tokens = codec()
