@@ -133,11 +133,16 @@ def read_description(place: Path) -> dict[str, Any]:
 
 def load_weights(model: LanguageModel, path: Path) -> None:
     """Fill a model from a safetensors file. Raises CheckpointError if names or shapes differ."""
-    tensors = read_tensors(path)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: the weights do not fit the model: {error}") from error
+    tensors, expected = read_tensors(path), model.state_dict()
+    for name in sorted({*tensors, *expected}):
+        got, wanted = _shape(tensors.get(name)), _shape(expected.get(name))
+        if got != wanted:
+            raise CheckpointError(f"{path}: the weights do not fit the model: {name}: got {got}, expected {wanted}")
+    model.load_state_dict(tensors)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else f"the shape {list(tensor.shape)}"
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -189,5 +194,6 @@ def _figures(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
         if isinstance(figures, dict):
             return figures
     figures = description.get("figures", {})
-    assert isinstance(figures, dict)
+    if not isinstance(figures, dict):
+        raise CheckpointError(f"{folder}: damaged: figures: got {figures!r:.60}, expected a table")
     return figures

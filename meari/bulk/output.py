@@ -19,7 +19,9 @@ import stat
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from meari.bulk.errors import BulkError, CannotResume, ReaderGone
 from meari.bulk.frames import write_all
@@ -29,6 +31,7 @@ __all__ = ["Checkpoint", "Journal", "Output", "check_journal", "is_interrupted",
 FORMAT: Final = 1
 START: Final = b'{"meari_progress": '  # of every journal
 READ_BYTES: Final = 1 << 20
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Output:
@@ -110,16 +113,16 @@ class Checkpoint:
     num_lines     lines that are done, of all files
     """
 
-    line: int = 0
-    input_bytes: int = 0
+    line: Count = 0
+    input_bytes: Count = 0
     input_digest: str = ""
-    output_bytes: int = 0
-    output_crc: int = 0
+    output_bytes: Count = 0
+    output_crc: Count = 0
     seconds: float = 0.0
     totals: dict[str, int] | None = None
     complete: bool = False
-    file: int = 0
-    num_lines: int = 0
+    file: Count = 0
+    num_lines: Count = 0
 
 
 def journal_paths(output: Path) -> tuple[Path, Path]:
@@ -222,7 +225,7 @@ def crc_of(path: Path, num_bytes: int) -> int:
 
 
 def _append(fd: int, entry: dict[str, Any]) -> None:
-    os.write(fd, json.dumps(entry).encode("ascii") + b"\n")
+    write_all(fd, json.dumps(entry).encode("ascii") + b"\n")
     os.fsync(fd)
 
 
@@ -241,8 +244,8 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Checkpoint], int]:
     checkpoints, num_bytes = [], len(head) + 1
     for line in lines:
         try:
-            checkpoints.append(Checkpoint(**json.loads(line)))
-        except (ValueError, TypeError):
+            checkpoints.append(msgspec.json.decode(line, type=Checkpoint))
+        except (msgspec.DecodeError, UnicodeDecodeError):
             break
         num_bytes += len(line) + 1
     return run, checkpoints, num_bytes

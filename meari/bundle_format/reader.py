@@ -113,6 +113,10 @@ def _parse_json(data: bytes) -> dict[str, Any]:
         raise BundleError(f"{MANIFEST}: got {show_value(raw)}, expected a JSON object")
     if _is_deeper_than(raw, MAX_DEPTH):
         raise BundleError(f"{MANIFEST}: got JSON nested too deeply, expected at most {MAX_DEPTH} levels")
+    try:
+        json.dumps(raw, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BundleError(f"{MANIFEST}: got half a surrogate pair in a text, expected whole characters") from None
     return raw
 
 
@@ -128,7 +132,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise BundleError(f"{MANIFEST}: {twice[:100]}: got it twice, expected every field once")
+        shown = twice[:100].encode("utf-8", "backslashreplace").decode()
+        raise BundleError(f"{MANIFEST}: {shown}: got it twice, expected every field once")
     return found
 
 

@@ -53,6 +53,15 @@ def test_incomplete_checkpoint_is_ignored(output: Path) -> None:
     assert resumed(output).line == 3
 
 
+@pytest.mark.parametrize(
+    "line", [b'{"output_bytes": "13"}', b'{"output_bytes": []}', b'{"line": -1}', b'{"input_digest": "\xff"}']
+)
+def test_checkpoint_with_another_kind_of_value_is_ignored(output: Path, line: bytes) -> None:
+    with journal_paths(output)[0].open("ab") as file:
+        file.write(line + b"\n")
+    assert resumed(output).line == 2
+
+
 def test_zeros_after_a_power_failure_are_ignored(output: Path) -> None:
     with journal_paths(output)[0].open("ab") as file:
         file.write(b"\x00" * 100 + b"\n")

@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("drills")
     group.addoption("--long", action="store_true", help="run the long forms and write docs/reliability.md")
     group.addoption("--soak-minutes", type=float, default=8.0, help="length of the soak in its long form")
+    group.addoption("--share", type=float, default=1.0, help="share of the long forms' sizes, for a busy machine")
     group.addoption("--drill-seed", type=int, help="seed of random choices: 1, and a new one for each long form")
 
 
@@ -56,7 +57,9 @@ def drill(request: pytest.FixtureRequest) -> Iterator[Drill]:
     is_long = config.getoption("--long", default=False)
     seed = config.getoption("--drill-seed", default=None) or (random.SystemRandom().getrandbits(31) if is_long else 1)
     name = f"{item.path.name}::{item.name}"
-    drill = Drill(name, is_long, config.getoption("--soak-minutes", default=0.0), seed)
+    minutes, share = config.getoption("--soak-minutes", default=0.0), config.getoption("--share", default=1.0)
+    drill = Drill(name, is_long, minutes, seed, share)
+    print(f"drill seed {seed}")  # noqa: T201 (pytest shows it with a failure)
     yield drill
     if is_long:
         drill.write(PAGE, failure=item.stash.get(FAILURE, ""))

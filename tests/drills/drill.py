@@ -50,13 +50,15 @@ class Drill:
     name           the test, as `test_file.py::test_name`
     is_long        whether this is the long form, whose figures go to the page
     soak_minutes   length of drills that run for a given time, in the long form
-    seed           seed of the drill's random choices; print it where a choice is the cause of a failure
+    seed           seed of the drill's random choices
+    share          of the long form's sizes, for a machine that is busy; the page names it
     """
 
     name: str
     is_long: bool
     soak_minutes: float
     seed: int
+    share: float = 1.0
     figures: list[Figure] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     machine: str = field(default_factory=describe_machine)
@@ -64,6 +66,10 @@ class Drill:
     def pick(self, short: Value, long: Value) -> Value:
         """Return the value for the form that runs."""
         return long if self.is_long else short
+
+    def size(self, short: int, long: int) -> int:
+        """Return how many cases, kills or requests there are: the long form's number is multiplied by `share`."""
+        return self.pick(short, max(short, round(long * self.share)))
 
     def record(self, name: str, measured: object, bar: object = "") -> None:
         """Note a figure for the page. Assert the bar after this, so that a missed one is on the page too."""
@@ -74,7 +80,8 @@ class Drill:
         """Write the figures to the page. failure: why the drill failed, "" if it passed."""
         if not self.figures and not failure:
             return
-        took = f"Measured in {time.monotonic() - self.started:,.0f} s on {self.machine}."
+        part = "" if self.share == 1 else f" at {self.share:.0%} of the full size"
+        took = f"Measured{part} in {time.monotonic() - self.started:,.0f} s on {self.machine}."
         text = page.read_text("utf-8")
         page.write_text(with_table(text, self.name, table_of(self.figures, took, failure)), "utf-8")
 

@@ -78,7 +78,8 @@ def change_description(best: Path, **changes: object) -> None:
     [
         ({"format_version": 2}, "format_version 2, expected 1"),
         ({"family": "gru"}, "family 'gru', but its config is of rnn"),
-        ({"vocabulary_size": 99}, "do not fit the model"),
+        ({"vocabulary_size": 99}, r"do not fit the model: \S+: got the shape \[5, 3\], expected the shape \[99, 3\]"),
+        ({"figures": [1]}, r"figures: got \[1\], expected a table"),
         ({"vocabulary_size": "many"}, "damaged"),
         ({"config": {"name": "x"}}, "problem"),
     ],
