@@ -149,11 +149,12 @@ class Fuzz:
         raise AssertionError(f"{file.name}: {problem}\n{data[:500]!r}\n{self.server.log[-2000:]}")
 
 
-def canary(server: Server) -> bytes:
+def canary(server: Server) -> list[str]:
     """Return what valid requests give, without what may differ."""
     found = []
     for path, bodies in BODIES.items():
-        for body in bodies:
+        for template in bodies:
+            body = {name: value for name, value in template.items() if "stream" not in name}  # its events vary
             answer = server.post(path, **{"seed": 11, **body} if path in ("/generate", "/v1/completions") else body)
             assert answer.status_code == 200, answer.text
             text = re.sub(r'"usage": ?\{(?:[^{}]|\{[^{}]*\})*\}', "", answer.text)  # counts what the cache gave
@@ -161,7 +162,7 @@ def canary(server: Server) -> bytes:
                 re.sub(r'"(id|created|request_id)": ?("cmpl[^"]*"|\d+)', "", text) if path.startswith("/v1") else text
             )
             found.append(text)
-    return "\n".join(found).encode()
+    return found
 
 
 def state_tokens(server: Server) -> list[str]:
@@ -215,5 +216,5 @@ def test_mutated_requests_get_an_answer_of_the_contract(drill: Drill, server: Se
     drill.record("workers that ended", len(set(workers) - set(workers_of(server.process.pid))), 0)
     assert workers_of(server.process.pid) == workers
     assert refused < 0.01
-    assert canary(server) == before
+    assert [pair for pair in zip(canary(server), before, strict=True) if pair[0] != pair[1]] == []
     assert grown <= MAX_GROWTH_MB
