@@ -2,9 +2,12 @@
 #
 #   docker run --rm -p 127.0.0.1:8000:8000 meari:latest
 #
-# The service writes only to /tmp: --read-only --tmpfs /tmp works.
+# The service writes only to /tmp: --read-only --tmpfs /tmp works. /opt/meari/share/sbom.cdx.json lists what is inside.
+#
+# The base is fixed by its digest (of all its platforms): the tag moves. For a newer one ask the registry, for example
+# with `docker buildx imagetools inspect python:3.11-slim-bookworm`.
 
-ARG BASE=python:3.11-slim-bookworm
+ARG BASE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 # --- build: install the locked packages and the project, then remove files that a server does not need ---
 FROM ${BASE} AS build
@@ -13,7 +16,7 @@ WORKDIR /build
 RUN python -m venv /opt/meari
 ENV PATH=/opt/meari/bin:$PATH
 COPY requirements/serve.txt requirements/
-RUN pip install --quiet --no-deps --no-compile --requirement requirements/serve.txt
+RUN pip install --quiet --no-deps --no-compile --require-hashes --only-binary :all: --requirement requirements/serve.txt
 COPY . .
 RUN pip install --quiet --no-deps --no-compile --no-build-isolation .
 # The playground reads the pictures of the claims from a folder of the package.
@@ -29,7 +32,9 @@ RUN cd /opt/meari/lib/python3.*/site-packages \
     && rm -f /opt/meari/bin/markdown-it /opt/meari/bin/pygmentize /opt/meari/bin/pip* /opt/meari/bin/f2py /opt/meari/bin/*ctivate* \
     && find . -depth -type d -name tests -exec rm -rf {} + \
     && find . -type f \( -name '*.a' -o -name '*.h' -o -name '*.pxd' -o -name '*.pyi' \) -delete \
-    && cd / && python -B -c 'import flask, gunicorn.app.base, msgspec, numpy, onnxruntime, prometheus_client, rich.console, rich.table, tokenizers'
+    && cd / && python -B -c 'import flask, gunicorn.app.base, msgspec, numpy, nacl.bindings, onnxruntime, prometheus_client, rich.console, rich.table, tokenizers'
+RUN mkdir -p /opt/meari/share \
+    && python -B requirements/sbom.py image /opt/meari/lib/python3.*/site-packages bundles >/opt/meari/share/sbom.cdx.json
 # Compile now, because the installed files are read-only at run time. The 12 MB of bytecode halve the time of
 # `import meari.service.app`, which every worker runs at every start.
 RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/meari/lib
@@ -39,7 +44,8 @@ FROM ${BASE}
 LABEL org.opencontainers.image.title="meari" \
     org.opencontainers.image.version="0.2.0" \
     org.opencontainers.image.description="Small recurrent language models served over HTTP on ordinary CPUs" \
-    org.opencontainers.image.licenses="MIT"
+    org.opencontainers.image.licenses="MIT" \
+    org.cyclonedx.sbom="/opt/meari/share/sbom.cdx.json"
 ENV PATH=/opt/meari/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 MEARI_HOST=0.0.0.0 MEARI_PORT=8000
 COPY --from=build /opt/meari /opt/meari
 WORKDIR /srv/meari

@@ -10,21 +10,27 @@ HOST ?= $(or $(MEARI_HOST),127.0.0.1)
 PORT ?= $(or $(MEARI_PORT),8000)
 IMAGE ?= meari:latest
 DOCKER ?= docker
+# The base image's tag without its digest, if the engine has it from no registry: then somebody made a stand-in.
+TAG := $(shell sed -n 's/^ARG BASE=\(.*\)@.*/\1/p' Dockerfile)
+BASE ?= $(if $(filter 0,$(shell $(DOCKER) image inspect --format '{{len .RepoDigests}}' $(TAG) 2>/dev/null)),$(TAG))
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-LOCKED := install --no-deps --no-compile --requirement
+# Every file is compared with its hash, and nothing is built: building would run tools that no lock file names. torch is
+# apart (requirements/lock.sh says why); builds for GPUs declare libraries that no lock file lists.
+LOCKED := install --no-deps --no-compile --require-hashes --only-binary :all: --requirement
+TORCH := install --no-compile --requirement requirements/torch.txt
 
 sum = $(shell { pwd; cat $(1) | cksum; } | cksum | cut -d ' ' -f 1)
 SERVE := .venv/serve-$(call sum,pyproject.toml requirements/serve.txt)
 LOAD := .venv/load-$(call sum,requirements/serve.txt requirements/load.txt)
-TRAIN := .venv/train-$(call sum,requirements/serve.txt requirements/train.txt)
+TRAIN := .venv/train-$(call sum,requirements/serve.txt requirements/train.txt requirements/torch.txt)
 DEV := .venv/dev-$(call sum,requirements/serve.txt requirements/dev.txt)
-BENCH := .venv-bench/bench-$(call sum,pyproject.toml requirements/bench.txt)
-HARNESS := .venv-harness/harness-$(call sum,requirements/harness.txt)
+BENCH := .venv-bench/bench-$(call sum,pyproject.toml requirements/build.txt requirements/bench.txt requirements/torch.txt)
+HARNESS := .venv-harness/harness-$(call sum,requirements/build.txt requirements/harness.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test quick drills check format train train-config load bench harness image lock clean
+.PHONY: help serve test quick drills check format train train-config load bench harness image sbom audit lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -67,8 +73,15 @@ bench: $(BENCH) ## benchmark meari and other servers into docs/benchmarks/, 40 m
 harness: $(DEV) $(HARNESS) ## run lm-evaluation-harness from .venv-harness and compare its figures with meari's
 	@exec $(BIN)/python -m pytest tests/service/openai/test_harness.py $(ARGS)
 
-image: ## build the container image (IMAGE, DOCKER)
-	DOCKER_BUILDKIT=1 $(DOCKER) build --tag '$(IMAGE)' .
+image: ## build the container image (IMAGE, DOCKER, BASE)
+	DOCKER_BUILDKIT=1 $(DOCKER) build $(if $(BASE),--build-arg 'BASE=$(BASE)') --tag '$(IMAGE)' .
+
+sbom: $(DEV) ## write the wheel and the bill of materials of what it needs (CycloneDX) into dist/
+	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+	@for wheel in dist/meari-*.whl; do $(BIN)/python requirements/sbom.py wheel "$$wheel" requirements/serve.txt >"$${wheel%%-py3*}.cdx.json"; done
+
+audit: $(DEV) ## look for known vulnerabilities of the locked packages; asks the package index
+	@sh requirements/audit.sh $(BIN)/pip-audit
 
 lock: $(DEV) ## rewrite requirements/ from pyproject.toml (UPGRADE=1: newest versions)
 	sh requirements/lock.sh $(BIN)/uv $(if $(UPGRADE),--upgrade)
@@ -94,11 +107,10 @@ $(LOAD): $(SERVE)
 	@rm -f .venv/load-*
 	@touch $@
 
-# GPU builds of torch declare libraries that the lock file does not list; the second install adds them.
 $(TRAIN): $(SERVE)
 	@echo 'Installing training into .venv …'
 	@$(PIP) $(LOCKED) requirements/train.txt
-	@$(PIP) install --no-compile --constraint requirements/train.txt torch
+	@$(PIP) $(TORCH)
 	@rm -f .venv/train-*
 	@touch $@
 
@@ -111,8 +123,8 @@ $(DEV): $(TRAIN)
 $(BENCH):
 	@sh requirements/venv.sh '$(PYTHON)' .venv-bench
 	@echo 'Installing meari and the other servers into .venv-bench …'
-	@.venv-bench/bin/python -m pip --disable-pip-version-check -qq $(LOCKED) requirements/bench.txt
-	@.venv-bench/bin/python -m pip --disable-pip-version-check -qq install --no-compile --constraint requirements/bench.txt torch
+	@sh requirements/install.sh .venv-bench requirements/bench.txt
+	@.venv-bench/bin/python -m pip --disable-pip-version-check -qq $(TORCH)
 	@.venv-bench/bin/python -m pip --disable-pip-version-check -qq install --no-deps --no-build-isolation --editable .
 	@rm -f .venv-bench/bench-*
 	@touch $@
@@ -120,6 +132,6 @@ $(BENCH):
 $(HARNESS):
 	@sh requirements/venv.sh '$(PYTHON)' .venv-harness
 	@echo 'Installing lm-evaluation-harness into .venv-harness …'
-	@.venv-harness/bin/python -m pip --disable-pip-version-check -qq $(LOCKED) requirements/harness.txt
+	@sh requirements/install.sh .venv-harness requirements/harness.txt
 	@rm -f .venv-harness/harness-*
 	@touch $@

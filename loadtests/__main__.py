@@ -35,7 +35,7 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     arguments = locust_arguments(settings, url, RESULTS)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
-    os.execv(arguments[0], arguments)
+    os.execv(arguments[0], arguments)  # noqa: S606 (Locust takes the place of this process)
 
 
 if __name__ == "__main__":

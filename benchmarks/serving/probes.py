@@ -133,7 +133,7 @@ class Probes:
 
     def seen_prompt(self) -> Figures:
         """Measure the first token of a prompt of 1,000 tokens, cold and repeated, and compare the texts."""
-        generator = random.Random(6)  # noqa: S311
+        generator = random.Random(6)  # noqa: S311 (no secret)
         words = make_words()
         cold, warm, equal, cached = [], [], True, []
         with self._alone() as running:

@@ -77,7 +77,7 @@ class Requests:
 
     def open(self, load: Load, rate: float, seconds: float) -> list[tuple[float, LoadRequest]]:
         """Return the arrivals of an open load, `rate` a second."""
-        generator = random.Random(f"{SEED} {load.name}")  # noqa: S311
+        generator = random.Random(f"{SEED} {load.name}")  # noqa: S311 (no secret)
         times = list(poisson_times(rate, seconds, generator))
         return [(time, self._ask(load.kind, generator)) for time in times]
 

@@ -115,7 +115,7 @@ def kind_of(token: str) -> CharacterKind:
     """Return the kind of a token's character; special tokens, which no text leads to, count as punctuation."""
     if len(token) != 1:
         return CharacterKind.PUNCTUATION
-    if token == "\n":
+    if token == "\n":  # noqa: S105 (a piece of text)
         return CharacterKind.LINE_END
     if token.isspace():
         return CharacterKind.SPACE

@@ -56,7 +56,7 @@ def command(as_json: bool, **options: str | None) -> None:
         raise click.exceptions.Exit(problem.status) from None
     if as_json:
         echo_json_line(_described(settings))
-    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:meari.service.process.gunicorn_conf"])
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:meari.service.process.gunicorn_conf"])  # noqa: S606 (gunicorn takes the place of this process)
 
 
 def _described(settings: Settings) -> dict[str, object]:

@@ -20,7 +20,7 @@ from meari.runtime.graphs.onnx_graph import FLOAT, INT64
 
 __all__ = ["check_graphs", "check_reserved", "check_tokenizer"]
 
-TOKEN: Final = "token"
+TOKEN: Final = "token"  # noqa: S105 (an input's name)
 GATES: Final = range(1, 5)  # of a layer, side by side in a table of products
 INTEGER_OPERATORS: Final = ("MatMulInteger", "QuantizeLinear")
 MIN_WEIGHTS: Final = 16  # values of a graph that are no weights: limits, ones, zeros

@@ -60,7 +60,7 @@ _HEAD: Final = struct.Struct("<B8s4sBIQQ")
 _EXPIRY: Final = struct.Struct("<Q")
 MAX_MILLISECONDS: Final = 253_402_300_799_000  # the end of the year 9999
 _SIGNATURE_BYTES: Final = 32
-_SOME_TOKEN: Final = "one as an earlier answer gave it"
+_SOME_TOKEN: Final = "one as an earlier answer gave it"  # noqa: S105 (words of a message)
 _AGAIN: Final = "run its text again"
 Rows = dict[str, npt.NDArray[np.float32]]
 

@@ -1,6 +1,7 @@
 """Fixtures: the image, built once, and a container that runs it; both are removed at the end."""
 
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +29,9 @@ def docker() -> Docker:
 @pytest.fixture(scope="session")
 def image(docker: Docker) -> Iterator[str]:
     tag = f"meari:test-{os.getpid()}"
-    docker.run("build", "--tag", tag, str(ROOT), timeout=BUILD_SECONDS)
+    make = ["make", "image", f"IMAGE={tag}", f"DOCKER={docker.program}"]
+    built = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+    assert built.returncode == 0, built.stderr[-8000:]
     yield tag
     docker.run("rmi", "--force", tag)
 

@@ -10,6 +10,7 @@ import pytest
 from tests.container.client import events_of, get, is_ready, post, sent
 from tests.container.conftest import wait_until
 from tests.container.docker import Docker
+from tests.test_sbom import checked
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(600)]
 
@@ -32,6 +33,20 @@ def test_image_runs_as_a_numeric_non_root_user(docker: Docker, container: str) -
 def test_image_excludes_packages_that_serving_does_not_need(docker: Docker, container: str, package: str) -> None:
     code = f"import importlib.util; print(importlib.util.find_spec('{package}'))"
     assert docker.run("exec", "--workdir", "/", container, "python", "-c", code) == "None"
+
+
+def test_image_has_a_bill_of_all_its_packages(docker: Docker, container: str) -> None:
+    place = docker.inspect(container)["Config"]["Labels"]["org.cyclonedx.sbom"]
+    document = checked(docker.run("exec", container, "cat", place))
+    code = "import importlib.metadata as m, json; print(json.dumps([d.name for d in m.distributions()]))"
+    installed = {
+        name.lower().replace("_", "-") for name in json.loads(docker.run("exec", container, "python", "-c", code))
+    }
+    listed = {part["name"] for part in document["components"]}
+    assert installed - listed == {"meari"}
+    system = docker.run("exec", container, "dpkg-query", "--show", "--showformat", "${Package}\n").splitlines()
+    assert set(system) <= listed
+    assert {"shakespeare-lstm", "python"} <= listed
 
 
 def test_container_reports_its_health(docker: Docker, container: str) -> None:

@@ -40,7 +40,7 @@ from meari.models.config import ReservoirConfig
 from meari.models.families import build_model
 from meari.models.language_model import LanguageModel
 
-ONE_PASS = "esn, one pass"
+ONE_PASS = "esn, one pass"  # noqa: S105 (words of a page)
 TRAININGS = (*(family.value for family in FAMILIES), ONE_PASS)
 BUDGET_SHARE = 0.4  # share of the remaining budget for the trainings: claim 4 is measured later
 CURVE_POINTS = 6  # evaluations in a training

@@ -40,7 +40,7 @@ __all__ = ["draw_layers", "fuse_products", "vectors_of"]
 
 ONE: Final = "fused.one"
 SEES_THE_BATCH: Final = {"Shape", "Size"}  # operators whose result depends on the number of rows
-TOKEN: Final = "token"
+TOKEN: Final = "token"  # noqa: S105 (an input's name)
 
 
 def draw_layers(main: Drawing, cell: Any, state: Mapping[str, tuple[int, ...]]) -> None:
