@@ -132,8 +132,7 @@ def refs(requirements: Iterable[str], parts: dict[str, Component]) -> list[str]:
 
 def license_of(package: Distribution) -> str:
     """Return the licence that a package names, "" if it names none in a few words."""
-    metadata = package.metadata
-    found = str(metadata.get("License-Expression") or metadata.get("License") or "")
+    found = str(package.metadata["License-Expression"] or package.metadata["License"] or "")
     return found if len(found) <= MAX_LICENSE_CHARS and "\n" not in found else ""
 
 
