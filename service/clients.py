@@ -1,13 +1,14 @@
 """The clients of requests: their connections, and the watch over clients that go away.
 
 Input: accepted sockets. Output: bytes received and sent, a call for each client that goes away while the engine works
-for it (`Disconnects`), and waits that end early when nobody is there for the result (`Watch`). Must not know: Flask,
-requests, and answers but for the first bytes of each.
+for it (`Disconnects`), and waits that then end early (`Watch`). Must not know: Flask, requests, and answers but for the
+first bytes of each.
 
 With Python's own time-outs every receive and send waits in a second system call, and every change of the time-out is a
-third. Each of them releases the interpreter, and beside a busy engine the thread has to wait to get it back. So a
-connection always blocks, and the kernel itself keeps the time (SO_RCVTIMEO, SO_SNDTIMEO). The kernel is told a new
-time-out when something is received or sent under it: gunicorn sets several per request under which nothing is.
+third. Each of them releases the interpreter, and beside a busy engine the thread has to wait to get it back. So the
+kernel itself keeps the time of a receive (SO_RCVTIMEO), and is told a new time-out when something is received under it:
+gunicorn sets several per request under which nothing is. A send never blocks in the kernel, whose own time-out would
+begin again with each part that is taken: what is left waits for `poll`, or for the worker's loop.
 
 A client may shut down its sending half and still wait for its answer (RFC 9112, 9.6). To the server that looks like a
 client that has gone, until something is sent: only then does a client that has gone answer with a reset. So while an
@@ -22,6 +23,7 @@ each further request costs two entries of a table.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
@@ -37,9 +39,12 @@ from meari.errors import EngineFailed, NotReady
 from meari.runtime.engine import Waitable
 from meari.service.workers import Drain
 
-__all__ = ["STALL_SECONDS", "Client", "ClientGone", "Connection", "Disconnects", "Watch", "has_come"]
+__all__ = ["BODY_SECONDS", "STALL_SECONDS", "Client", "ClientGone", "Connection", "Disconnects", "Watch"]
 
 STALL_SECONDS: Final = 60.0  # a client that sends and receives nothing for this long is dropped
+BODY_SECONDS: Final = 30.0  # from the end of a head to the last byte of its body
+PROGRESS_BYTES: Final = 65536
+SIOCOUTQ: Final = 0x5411  # of Linux
 ANSWER_START: Final = b"HTTP/1."
 _GONE: Final = select.POLLHUP | select.POLLERR
 _ENDED: Final = getattr(select, "POLLRDHUP", 1 << 16)  # Linux has it
@@ -51,11 +56,18 @@ LATE_SECONDS: Final = 10.0  # past its deadline, when the engine should have end
 class Connection(socket.socket):
     """A socket with time-outs; there is no other mode."""
 
+    keeps_rest = False  # `sendall` keeps what the client does not take at once, for `flush`, and does not wait
     _seconds: float = STALL_SECONDS
-    _receive_seconds = _send_seconds = 0.0  # as last set in the kernel
+    _receive_seconds = 0.0  # as last set in the kernel
+    _look_at: float  # when it is seen next whether the client stalls
     _lock: threading.Lock  # guards the next two: the thread that probes is not the one that answers
     _is_pending = False  # an answer of which nothing but probes was sent
     _num_probes = 0  # bytes of its first line that were sent
+    _rest = memoryview(b"")  # of an answer
+    _when_sent: Callable[[], None] = staticmethod(lambda: None)
+    _num_sent = 0  # bytes that this system has taken
+    _due = 0  # of them, what the client's must have taken by the end of the time-out
+    _stalled_since: float | None = None
 
     @classmethod
     def over(cls, accepted: socket.socket) -> Self:
@@ -63,6 +75,7 @@ class Connection(socket.socket):
         connection = cls(accepted.family, accepted.type, accepted.proto, fileno=accepted.detach())
         super(cls, connection).setblocking(True)  # noqa: FBT003 (the socket's own signature)
         connection._lock = threading.Lock()
+        connection._look_at = time.monotonic() + 1.0
         return connection
 
     def await_answer(self) -> None:
@@ -77,17 +90,19 @@ class Connection(socket.socket):
             if not self._is_pending or not byte:
                 return False
             with contextlib.suppress(OSError):  # the next look at the connection finds the reason
-                self._num_probes += super().send(byte, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                self._num_probes += self._send_now(byte)
             return True
 
     def begin_answer(self) -> int:
         """End the probes, and return how many bytes of the head the client already has; called before the head."""
+        self.settimeout(None)
+        self._stalled_since = None
         with self._lock:
             sent, self._num_probes, self._is_pending = self._num_probes, 0, False
         return sent
 
     def settimeout(self, value: float | None) -> None:
-        """Set the seconds for each receive and each send; None stands for STALL_SECONDS."""
+        """Set the seconds for each receive, and for the client to go on taking; None stands for STALL_SECONDS."""
         self._seconds = STALL_SECONDS if value is None else max(value, 0.001)
 
     def gettimeout(self) -> float | None:
@@ -95,39 +110,96 @@ class Connection(socket.socket):
         return self._seconds
 
     def setblocking(self, flag: bool) -> None:  # noqa: FBT001 (the socket's own signature)
-        """Reset to the longest time-out. gunicorn's loop, which wants a socket that never blocks, only polls it."""
+        """Reset to the longest time-out."""
         if flag:
             self.settimeout(None)
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """Receive as a socket does. Raises TimeoutError."""
         if self._receive_seconds != self._seconds:
-            self._receive_seconds = self._tell_kernel(socket.SO_RCVTIMEO)
+            self._receive_seconds = self._seconds
+            seconds = struct.pack("ll", int(self._seconds), int(self._seconds % 1 * 1e6))
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
         try:
             return super().recv(bufsize, flags)
         except BlockingIOError:
             raise TimeoutError("the client sent nothing in time") from None
 
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        """Send as a socket does. Raises TimeoutError."""
-        if self._send_seconds != self._seconds:
-            self._send_seconds = self._tell_kernel(socket.SO_SNDTIMEO)
+    def recv_now(self, size: int, flags: int = 0) -> bytes | None:
+        """Receive what has come; None where nothing has, and no bytes at the end."""
         try:
-            super().sendall(data, flags)
-        except BlockingIOError:
-            raise TimeoutError("the client took nothing in time") from None
+            return super().recv(size, flags | socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return None
 
-    def _tell_kernel(self, option: int) -> float:
-        seconds = self._seconds
-        self.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(seconds), int(seconds % 1 * 1e6)))
-        return seconds
+    def peek(self) -> bytes | None:
+        """Look whether something has come, as `recv_now` tells it."""
+        return Connection.recv_now(self, 1, socket.MSG_PEEK)
 
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """Send as a socket does, or keep the rest. Raises TimeoutError once the client has stalled.
 
-def has_come(connection: socket.socket, timeout: float) -> bool:
-    """Wait until there is something to read; return False after `timeout` seconds."""
-    readable = select.poll()
-    readable.register(connection, select.POLLIN)
-    return bool(readable.poll(timeout * 1000))
+        A client stalls that takes neither PROGRESS_BYTES nor all that waits in the seconds of the time-out. What has
+        come to its system counts as taken, what waits in this one does not.
+        """
+        left = memoryview(data)
+        while left := left[self._send_now(left) :]:
+            if self.keeps_rest:
+                self._rest = left
+                return
+            writable = select.poll()
+            writable.register(self, select.POLLOUT)
+            writable.poll(min(LOOK_SECONDS, self._seconds / 4) * 1000)
+            self._raise_if_stalled(len(left))
+        if not self.keeps_rest:
+            self._raise_if_stalled(0)
+
+    def _send_now(self, data: Any) -> int:
+        """Send what the system takes without waiting."""
+        try:
+            sent = self.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        self._num_sent += sent
+        return sent
+
+    @property
+    def num_unsent(self) -> int:
+        """Bytes of an answer that are kept."""
+        return len(self._rest)
+
+    def flush(self) -> None:
+        """Send on what was kept. Raises OSError, TimeoutError once the client has stalled."""
+        self._rest = self._rest[self._send_now(self._rest) :]
+        self._raise_if_stalled(len(self._rest))
+        self.when_sent(self._when_sent)
+
+    def when_sent(self, callback: Callable[[], None]) -> None:
+        """Call back once nothing is kept any more, or the connection is closed; at once where nothing is kept."""
+        self._when_sent = callback if self._rest else Connection._when_sent
+        if not self._rest:
+            callback()
+
+    def close(self) -> None:
+        """Close, whether or not everything was sent."""
+        self._rest = memoryview(b"")
+        self.when_sent(self._when_sent)
+        super().close()
+
+    def _raise_if_stalled(self, num_left: int) -> None:
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + min(1.0, self._seconds / 4)
+        num_waiting = 0
+        with contextlib.suppress(OSError):  # on other systems only what they do not take counts as waiting
+            num_waiting = struct.unpack("i", fcntl.ioctl(self, SIOCOUTQ, bytes(4)))[0]
+        taken = self._num_sent - num_waiting
+        if self._stalled_since is None or taken >= self._due:
+            self._stalled_since = now if num_waiting + num_left else None
+            self._due = min(self._num_sent + num_left, taken + PROGRESS_BYTES)
+        elif now - self._stalled_since >= self._seconds:
+            raise TimeoutError("the client took nothing in time")
 
 
 class ClientGone(Exception):
@@ -173,12 +245,12 @@ class Client:
         return wanted
 
 
-def _events(connection: socket.socket) -> int:
+def _events(connection: Connection) -> int:
     """Return the events of poll(2), without bytes of a next request; the end of all bytes counts on every system."""
     poll = select.poll()  # a new one, because several threads may call
     poll.register(connection, select.POLLIN | (_ENDED & 0xFFFF))
     events = sum(mask for _, mask in poll.poll(0))
-    if events == select.POLLIN and not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+    if events == select.POLLIN and connection.peek() == b"":
         return _ENDED
     return events
 

@@ -31,7 +31,7 @@ import msgspec
 
 from meari.errors import MeariError
 from meari.runtime.answers import Work
-from meari.runtime.text.json_lines import escape_line_ends
+from meari.validation.parsing import escape_line_ends
 
 __all__ = [
     "MAX_LINES",

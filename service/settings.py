@@ -239,6 +239,16 @@ class Settings:
     max_slots: int = _setting(64, integer(1, 4096), "sequences that a model runs in one step")
     max_waiting: int = _setting(128, integer(1, 100_000), "requests that may wait for a slot of a model; past it 429")
     max_requests: int = _setting(192, integer(1, 4096), "requests in flight, over all models; past it 429")
+    max_connections: int = _setting(
+        8000,
+        integer(16, 1_000_000),
+        "connections, idle ones included, which give way first; fewer if few files may be open",
+    )
+    max_connections_per_address: int = _setting(
+        1000,
+        integer(1, 1_000_000),
+        "connections of one client's address (IPv6: /64 network); past it its idle ones give way, then 429",
+    )
     max_tokens: int = _setting(4096, integer(1, 1_000_000), "new tokens of one sample")
     max_texts: int = _setting(1024, integer(1, 10_000), "texts of one `/score`, prompts of one `/v1/completions`")
     max_text_chars: int = _setting(

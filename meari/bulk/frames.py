@@ -19,7 +19,7 @@ import msgspec
 from meari.bulk.options import GenerateOptions, ScoreOptions, WorkOptions
 from meari.bulk.totals import Totals
 from meari.bundle_format.signatures import PublicKey
-from meari.runtime.text.json_lines import escape_line_ends
+from meari.validation.parsing import escape_line_ends
 
 __all__ = [
     "Bad",

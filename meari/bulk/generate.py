@@ -25,7 +25,7 @@ from meari.bulk.rows import CarriedColumns, CarriedFields, cell, on_one_line
 from meari.bulk.totals import GenerateTotals
 from meari.runtime.answers import Choice, GenerateUsage
 from meari.runtime.requests import GenerateRequest
-from meari.runtime.text.json_lines import escape_line_ends
+from meari.validation.parsing import escape_line_ends
 
 __all__ = ["GenerateWork", "continue_prompt", "line_seed"]
 

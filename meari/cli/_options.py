@@ -79,7 +79,7 @@ def echo_json(document: object) -> None:
 
 def echo_json_line(document: object) -> None:
     """Print one document on one line of standard output."""
-    from meari.runtime.text.json_lines import escape_line_ends
+    from meari.validation.parsing import escape_line_ends
 
     click.echo(escape_line_ends(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape")))
 

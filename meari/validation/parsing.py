@@ -1,6 +1,6 @@
-"""The bytes of a body → a Struct.
+"""The bytes of a body → a Struct, and JSON → JSON on one line for every reader.
 
-Input: a body. Output: a Struct, or InvalidRequest with every problem. Must not know: any field.
+Input: a body. Output: a Struct, or InvalidRequest with every problem; JSON without line ends. Must not know: any field.
 
 The fast path is one decode into the Struct; only a body that fails is read field by field. Then two forms are accepted
 that JSON Schema and OpenAI's clients accept: an integer written as `3.0`, and null for an optional field.
@@ -20,9 +20,10 @@ from meari.errors import InvalidRequest, Problem
 from meari.validation.explain import explain_object, shown, why_malformed
 from meari.validation.lenient import read_leniently
 
-__all__ = ["Parser"]
+__all__ = ["Parser", "escape_line_ends"]
 
 MAX_PROBLEMS = 8
+_ESCAPES: Final = tuple((char.encode("utf-8"), f"\\u{ord(char):04x}".encode()) for char in "\x85\u2028\u2029")
 TOO_DEEP: Final = Problem("body", "JSON that is nested too deeply", "a JSON object")
 Request = TypeVar("Request", bound=msgspec.Struct)
 
@@ -102,3 +103,13 @@ def _distinct(pairs: list[tuple[str, object]]) -> None:
 def _malformed(body: bytes, error: Exception) -> Problem:
     reason = why_malformed(body, error, f"it ends too early (byte {len(body)})")
     return Problem("body", "malformed JSON", "a JSON object", reason)
+
+
+def escape_line_ends(data: bytes) -> bytes:
+    """Write the line ends that JSON strings may contain as escapes; pieces may be cut between any two characters.
+
+    `str.splitlines` and other readers of lines split at U+0085, U+2028 and U+2029.
+    """
+    for raw, escape in _ESCAPES:
+        data = data.replace(raw, escape)
+    return data

@@ -27,6 +27,7 @@ from meari.service.process.start import (
     start_problem,
     tell_start,
 )
+from meari.service.process.waiting import MAX_READING
 from meari.service.process.worker import BALANCE, MAX_STAYING
 from meari.service.settings import SettingsError, load_settings
 from meari.service.workers import (
@@ -50,7 +51,6 @@ except SettingsError as problems:
 configure_logging(settings.log_level, settings.log_format)
 
 RESERVE_THREADS = 32  # for refusals, health and metrics while every request in flight holds a thread
-MAX_CONNECTIONS = 1000  # in addition to the threads: kept alive, or waiting for their first bytes
 
 made_here = settings.runtime_folder is None
 runtime_folder = settings.runtime_folder or make_runtime_folder()
@@ -63,10 +63,10 @@ wsgi_app = "meari.service.app:create_app()"
 bind = [f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"]
 workers = settings.workers
 worker_class = "meari.service.process.worker.DrainingWorker"
-threads = settings.max_requests + RESERVE_THREADS + MAX_STAYING
-worker_connections = allowed_connections(threads + MAX_CONNECTIONS)
+threads = settings.max_requests + RESERVE_THREADS + MAX_STAYING + MAX_READING
+worker_connections = allowed_connections(settings.max_connections)
 backlog = 2048
-keepalive = 75  # longer than clients keep idle connections, so that the client closes first
+keepalive = 75  # the loop has times of its own: process/waiting.py
 timeout = 60  # a worker whose loop is silent for this long is replaced; requests may take longer
 graceful_timeout = max(1, int(settings.graceful_timeout_seconds) + 2)
 preload_app = False  # sessions are made after the fork

@@ -1,15 +1,17 @@
-"""HTTP on a connection: gunicorn's parser and writer, adapted, and refusals of malformed requests.
+"""HTTP on a connection: what has come of a request, gunicorn's parser and writer, and refusals of malformed requests.
 
-Input: the bytes of a connection. Output: gunicorn's request, the bytes of an answer, or those of a refusal. Must not
-know: the application.
+Input: the bytes of a connection. Output: whether a whole request has come, gunicorn's request, the bytes of an answer,
+or those of a refusal. Must not know: the application, threads.
 
-A head has to be complete HEAD_SECONDS after its first byte: a silent client, or one that sends a byte at a time, would
-hold a thread. Bytes that do not begin like HTTP (TLS on the plain port, say) are refused at once, because their client
-waits for an answer. A refused request keeps the part that was understood: `error.request`.
+`Incoming` only decides when the parser is asked, never what a request means: a request whose end it misjudges is
+refused by the parser, which sees the same bytes and reads no more of them from the connection. So bytes that do not
+begin like HTTP (TLS on the plain port, say) are refused at once, because their client waits for an answer. A refused
+request keeps the part that was understood: `error.request`.
 """
 
 from __future__ import annotations
 
+import enum
 import re
 import time
 from collections.abc import Callable
@@ -20,8 +22,8 @@ import msgspec
 from gunicorn import util
 from gunicorn.http import errors as http
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestLine, NoMoreData, ParseException
-from gunicorn.http.message import Request
-from gunicorn.http.parser import RequestParser
+from gunicorn.http.message import ChunkedReader, Request
+from gunicorn.http.parser import RequestParser, SocketUnreader
 from gunicorn.http.wsgi import Response
 
 from meari.errors import (
@@ -36,29 +38,183 @@ from meari.errors import (
     TargetTooLong,
     VersionNotSupported,
 )
-from meari.service.clients import has_come
+from meari.service.clients import Connection
 from meari.service.error_body import error_body, openai_error_body
 
-__all__ = ["HEAD_SECONDS", "JoinedResponse", "PromptParser", "QuickConfig", "WaitingBody", "answer_bytes", "translated"]
+__all__ = [
+    "CONTINUE",
+    "HEAD_SECONDS",
+    "Incoming",
+    "JoinedResponse",
+    "PromptParser",
+    "QuickConfig",
+    "Stage",
+    "answer_bytes",
+    "translated",
+]
 
-HEAD_SECONDS: Final = 10.0
-REST_SECONDS: Final = 0.2  # to read on in a head that is refused before its fields
-REST_BYTES: Final = 65536
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+HEAD_SECONDS: Final = 10.0  # from the first byte of a head to its last
+PIECE_BYTES: Final = 65536  # of a body, from memory
+REST_BYTES: Final = 65536  # of a head that is refused by its first line
 _ORIGIN: Final = re.compile(rb"^origin:[ \t]*([!-~]*)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+_HEX: Final = re.compile(rb"[0-9a-fA-F]{1,16}")
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 MAX_SHOWN_CHARS: Final = 100
 LIMIT: Final = 8190  # bytes of a line of the head, as gunicorn's own default
 NUM_FIELDS: Final = 100
+MAX_HEAD_BYTES: Final = LIMIT + NUM_FIELDS * (LIMIT + 2) + 4  # more than the parser accepts
+_FRAMING: Final = re.compile(rb"\r\n(content-length|transfer-encoding|expect):[ \t]*([^\r\n]*)", re.IGNORECASE)
+_SIZE_LINE: Final = re.compile(rb"([0-9a-fA-F]{1,16})(?:[ \t]*;[^\r\n]*)?\r\n")
 OWN_FAULTS: Final = (http.InvalidResponseHeader, http.InvalidResponseHeaderName, http.ConfigurationProblem)
 
 
+class Stage(enum.Enum):
+    """How much of the next request has come."""
+
+    REST = enum.auto()  # only some more of the body of the last one, which is skipped
+    IDLE = enum.auto()  # nothing
+    HEAD = enum.auto()  # a part of its head
+    BODY = enum.auto()  # its head
+    READY = enum.auto()  # all of it, or enough to refuse it
+
+
+class Incoming(SocketUnreader):  # type: ignore[misc]
+    """The bytes of a connection that were received and not parsed yet; gunicorn's parser reads from here.
+
+    until            time until which a thread may receive more, of a body that it reads as it comes
+    has_ended        the client sends no more
+    is_whole         all of the next request has come
+    num_skipped      bytes to come of the last request's body
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self.until = 0.0
+        self.has_ended = False
+        self.is_whole = False
+        self.num_skipped = 0
+        self._bytes = bytearray()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin with the next request."""
+        self._searched = 0  # no head ends before this position
+        self._head_size = 0  # once it is known
+        self._size: int | None = 0  # of head and body; None for a chunked one, whose end is searched from _chunk_at
+        self._chunk_at = 0
+        self.expects_continue = False
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    @property
+    def body_size(self) -> int:
+        """Bytes of the body as announced; of a chunked one those that have come."""
+        return (len(self._bytes) if self._size is None else self._size) - self._head_size
+
+    def add(self, data: bytes) -> None:
+        """Take in what was received; nothing at all is the end."""
+        self._bytes += data
+        self.has_ended = self.has_ended or not data
+
+    def clear(self) -> None:
+        """Forget what has come."""
+        self._bytes.clear()
+
+    def loses_rest(self, body: Any) -> bool:
+        """Tell whether the end of a body cannot be found: it is malformed, or chunks are still to come."""
+        is_chunked = isinstance(body.reader, ChunkedReader)
+        return body.failed or (is_chunked and not self.is_whole and body.reader.parser is not None)
+
+    def skip_rest(self, body: Any) -> None:
+        """Skip what nobody read of a body. Raises OSError, ParseException."""
+        if not self.is_whole and not isinstance(body.reader, ChunkedReader):
+            self.num_skipped, body.reader.length = body.reader.length, 0
+        while body.read(PIECE_BYTES):
+            pass
+
+    def stage(self) -> Stage:
+        """Return how much of the next request has come."""
+        if self.buf.tell():  # read ahead by the parser
+            self._bytes[:0] = self.take_buffered()
+        if self.num_skipped:
+            size = min(self.num_skipped, len(self._bytes))
+            self.num_skipped -= size
+            del self._bytes[:size]
+        if not self._bytes:
+            return Stage.REST if self.num_skipped else Stage.IDLE
+        self.is_whole = False
+        if self.has_ended:
+            return Stage.READY
+        if not self._head_size and not self._find_head():
+            return Stage.READY if self._is_refused_anyway() else Stage.HEAD
+        self.is_whole = self._has_body()
+        return Stage.READY if self.is_whole else Stage.BODY
+
+    def _find_head(self) -> bool:
+        end = self._bytes.find(b"\r\n\r\n", self._searched)
+        self._searched = max(0, len(self._bytes) - 3)
+        if end < 0:
+            return False
+        self._head_size = self._size = self._chunk_at = end + 4
+        fields = [(found[1].lower(), found[2].strip()) for found in _FRAMING.finditer(self._bytes, 0, end)]
+        self.expects_continue = (b"expect", b"100-continue") in [(name, value.lower()) for name, value in fields]
+        framing = [field for field in fields if field[0] != b"expect"]
+        if len(framing) == 1:  # the parser refuses more than one
+            [(name, value)] = framing
+            if name == b"content-length" and value.isdigit() and len(value) < 16:
+                self._size = self._head_size + int(value)
+            elif name == b"transfer-encoding" and value.lower().endswith(b"chunked"):
+                self._size = None
+        return True
+
+    def _is_refused_anyway(self) -> bool:
+        """Tell whether the parser refuses the head whatever follows."""
+        start = 2 if self._bytes.startswith(b"\r\n") else 0  # an empty line before a request is allowed
+        if len(self._bytes) > start and self._bytes != b"\r" and not _TOKEN.match(self._bytes, start):
+            return True
+        if self._bytes.count(b"\n") != self._bytes.count(b"\r\n"):
+            return True
+        has_line = self._bytes.find(b"\r\n", start, start + LIMIT + 2) >= 0
+        return len(self._bytes) > (MAX_HEAD_BYTES if has_line else REST_BYTES)
+
+    def _has_body(self) -> bool:
+        if self._size is not None:
+            return len(self._bytes) >= self._size
+        while line := _SIZE_LINE.match(self._bytes, self._chunk_at):
+            size = int(line[1], 16)
+            if size == 0:
+                return self._bytes.startswith(b"\r\n", line.end()) or self._bytes.find(b"\r\n\r\n", line.end()) >= 0
+            if line.end() + size + 2 > len(self._bytes):
+                return False
+            self._chunk_at = line.end() + size + 2
+        rest = self._bytes[self._chunk_at : self._chunk_at + LIMIT + 2]
+        return len(rest) > LIMIT or b"\n" in rest or bool(rest and not _HEX.match(rest))
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        """Return the next piece: a whole head, if it has come, then pieces of the body. Raises TimeoutError."""
+        size = self._head_size or min(size_hint or PIECE_BYTES, PIECE_BYTES)
+        self._begin()
+        piece = bytes(self._bytes[:size])
+        del self._bytes[:size]
+        if piece or self.has_ended:
+            return piece
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the rest of the request did not come in time")
+        self.sock.settimeout(left)
+        piece = bytes(self.sock.recv(min(size_hint or PIECE_BYTES, PIECE_BYTES)))
+        self.has_ended = not piece
+        return piece
+
+
 class PromptRequest(Request):  # type: ignore[misc]
-    """A request; raises TimeoutError where its head takes too long."""
+    """A request that keeps the part that was understood, if it is refused."""
 
     uri: str | None
 
     def __init__(self, cfg: Any, unreader: Any, *arguments: Any) -> None:
-        self._until = time.monotonic() + HEAD_SECONDS
         self._head = bytearray()  # or its end, as far as it was received
         try:
             super().__init__(cfg, unreader, *arguments)
@@ -69,8 +225,8 @@ class PromptRequest(Request):  # type: ignore[misc]
             raise
 
     def _read_on(self, unreader: Any) -> None:
-        """Read the fields after a first line that is too long, if they arrive at once."""
-        while b"\r\n\r\n" not in self._head and len(self._head) < REST_BYTES and has_come(unreader.sock, REST_SECONDS):
+        """Read the fields after a first line that is too long, if they have come."""
+        while b"\r\n\r\n" not in self._head and len(self._head) < REST_BYTES:
             try:
                 super().read_into(unreader, self._head)
             except (OSError, NoMoreData):
@@ -89,8 +245,6 @@ class PromptRequest(Request):  # type: ignore[misc]
 
     def read_into(self, unreader: Any, buf: Any, stop: bool = False) -> None:  # noqa: FBT001, FBT002 (gunicorn's own)
         """Read one more piece of the head."""
-        if time.monotonic() > self._until:
-            raise TimeoutError("the head of a request took too long")
         super().read_into(unreader, buf, stop)
         self._head = buf
 
@@ -101,37 +255,14 @@ class PromptRequest(Request):  # type: ignore[misc]
         return super().read_line(unreader, buf, limit)
 
 
-class WaitingBody:
-    """The body of a client that waits for permission to send it (Expect: 100-continue), given at the first read.
-
-    So the body of a request that is refused by its head alone is never sent.
-    """
-
-    def __init__(self, body: Any, connection: Any) -> None:
-        self._body = body
-        self._connection = connection
-        self._is_allowed = False
-        self.is_refused = False
-
-    def refuse(self) -> None:
-        """Never give the permission from now on; called when the answer begins."""
-        self.is_refused = not self._is_allowed
-
-    def read(self, size: int | None = None) -> bytes:
-        """Read as gunicorn's bodies do."""
-        if self.is_refused:
-            return b""
-        if not self._is_allowed:
-            self._is_allowed = True
-            self._connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        data: bytes = self._body.read(size)
-        return data
-
-
 class PromptParser(RequestParser):  # type: ignore[misc]
     """Yields the requests of a connection."""
 
     mesg_class = PromptRequest
+
+    def __init__(self, cfg: Any, incoming: Incoming, client: object) -> None:
+        super().__init__(cfg, incoming.sock, client)
+        self.unreader = incoming
 
 
 class JoinedResponse(Response):  # type: ignore[misc]
@@ -145,7 +276,8 @@ class JoinedResponse(Response):  # type: ignore[misc]
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._head = b""
-        self.waiting: WaitingBody | None = None
+        self.waiting: Any = None  # the body of a client that waits for permission to send it
+        self.rest_is_lost: Callable[[], bool] = bool  # tells whether the end of the request's body cannot be found
 
     def should_close(self) -> bool:
         """Close also if a client still waits with its body, which it may or may not send."""
@@ -156,6 +288,9 @@ class JoinedResponse(Response):  # type: ignore[misc]
         if not self.headers_sent:
             if self.waiting is not None:
                 self.waiting.refuse()
+            if self.rest_is_lost():
+                self.force_close()
+            self.sock.keeps_rest = self.response_length is not None
             fields = [*self.default_headers(), *(f"{name}: {value}\r\n" for name, value in self.headers), "\r\n"]
             self._head = "".join(fields).encode("latin-1")[self.sock.begin_answer() :]
             self.headers_sent = True

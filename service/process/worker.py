@@ -7,6 +7,10 @@ gunicorn's gthread worker closes its port at once on SIGTERM: probes of readines
 This one tells the application to refuse work, keeps the port open until no request is in progress (or the grace period
 is over), and then ends as gunicorn does.
 
+gunicorn's worker gives a thread to a connection before it knows that a request will come. Here the loop collects
+requests, and a thread gets a whole one: a slow or silent client holds none, and neither does one that is slow to take
+its answer (`waiting.py`).
+
 gunicorn's worker hands a connection back to its loop after every answer, and the loop hands the next request to another
 thread: two threads are woken for nothing. Here a thread stays with its connection for a moment.
 
@@ -23,34 +27,29 @@ from __future__ import annotations
 
 import errno
 import time
-from collections import deque
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
-from gunicorn.util import close_graceful, write_nonblock
-from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
 
 from meari.errors import MAY_QUOTE, EngineFailed
 from meari.runtime.machine import limit_arenas
-from meari.service.clients import Connection, has_come
+from meari.service.clients import Connection
 from meari.service.error_body import SAFE_HEADERS
 from meari.service.log import NO_ROUTE, RequestLine, flush_log, log_request, request_id
 from meari.service.process.http import (
-    HEAD_SECONDS,
+    CONTINUE,
     JoinedResponse,
     PromptParser,
     QuickConfig,
-    WaitingBody,
+    Stage,
     answer_bytes,
     translated,
 )
+from meari.service.process.waiting import RECEIVE_BYTES, CollectingWorker, Held, Waits
 from meari.service.requests.origins import believe_proxies, cors_headers
 from meari.service.workers import ConnectionBalance
-
-if TYPE_CHECKING:
-    from meari.service.service import Service
 
 __all__ = ["BALANCE", "MAX_STAYING", "DrainingWorker"]
 
@@ -59,33 +58,42 @@ OBSERVE_SECONDS: Final = 0.5  # between two updates of the metrics
 MAX_STAYING: Final = 64  # threads that wait for the next request on their connection
 STAY_SECONDS: Final = 0.05
 HOLD_SECONDS: Final = 0.00025  # an idle worker wakes up within it
-HEAD_BYTES: Final = 8192
+LAST_SECONDS: Final = 2.0  # of an idle connection, once no more are accepted
 CLIENT_ERRORS: Final = (ConnectionError, TimeoutError, NoMoreData)  # of a connection, as the next
 CLIENT_NUMBERS: Final = (errno.ENOTCONN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 BALANCE: Final = ConnectionBalance()  # made in the master process
 
 
-class PolledConnection(TConn):  # type: ignore[misc]
-    """A connection that waits for its client with one system call; gunicorn's makes an `epoll` and needs four."""
+class WaitingBody:
+    """The body of a client that waits for permission to send it (Expect: 100-continue), given at the first read.
 
-    data_ready: bool
-    initialized: bool
+    So the body of a request that is refused by its head alone is never sent.
+    """
 
-    def init(self) -> None:
-        """Make the parser, before the first request."""
-        if not self.initialized:
-            self.initialized = True
-            self.parser = PromptParser(self.cfg, self.sock, self.client)
+    def __init__(self, body: Any, connection: Any) -> None:
+        self._body = body
+        self._connection = connection
+        self._is_allowed = False
+        self.is_refused = False
 
-    def wait_for_data(self, timeout: float) -> bool:
-        """Wait until there is something to read; return False after `timeout` seconds."""
-        self.data_ready = self.data_ready or has_come(self.sock, timeout)
-        return self.data_ready
+    def refuse(self) -> None:
+        """Never give the permission from now on; called when the answer begins."""
+        self.is_refused = not self._is_allowed
+
+    def read(self, size: int | None = None) -> bytes:
+        """Read as gunicorn's bodies do."""
+        if self.is_refused:
+            return b""
+        if not self._is_allowed:
+            self._is_allowed = True
+            self._connection.sendall(CONTINUE)
+        data: bytes = self._body.read(size)
+        return data
 
 
-class DrainingWorker(ThreadWorker):  # type: ignore[misc]
-    """gunicorn's gthread worker, with a drain before its end and threads that stay with their connections."""
+class DrainingWorker(CollectingWorker):
+    """A collecting worker with a drain before its end, and threads that stay with their connections."""
 
     cfg: Any
 
@@ -93,20 +101,12 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         super().__init__(*arguments)
         self._staying: set[object] = set()  # connections; `add` and `discard` are atomic
         self._observed_at = 0.0
-        self._trusted_hops = 0
 
     def init_process(self) -> None:
         """Load the application, and run the loop until the end; called in the new process."""
         limit_arenas()
         self.cfg = QuickConfig(self.cfg)
         super().init_process()
-
-    def load_wsgi(self) -> None:
-        """Make the application, and note what its settings say about connections."""
-        super().load_wsgi()
-        service = self._service()
-        if service is not None:
-            self._trusted_hops = service.settings.trusted_hops
 
     def accept(self, listener: Any) -> None:
         """Accept a new connection, if no other worker was quicker."""
@@ -124,82 +124,67 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         self.nr_conns += 1
         self._make_room()
         BALANCE.note(self.age, self.nr_conns)
-        self.enqueue_req(PolledConnection(self.cfg, Connection.over(accepted), address, listener.getsockname()))
+        held = Held(Connection.over(accepted), address, listener.getsockname())
+        if self._counts_as_client(held):
+            self._receive(held)
 
-    def _make_room(self) -> None:
-        """Close idle connections at the limit of connections, so that the next client gets in.
+    def handle(self, conn: Any) -> bool:
+        """Answer a connection's requests, as long as the next one comes soon; return whether it may be used again."""
+        keeps = self._handle_one(conn)
+        while keeps and not conn.sock.num_unsent and self._comes_soon(conn):
+            conn.is_asked = False
+            keeps = self._handle_one(conn)
+        return keeps
 
-        The longest idle go first. A connection whose next request has arrived is not idle, even if the loop does not
-        know of it yet.
-        """
-        while self.nr_conns >= self.worker_connections and (idle := self._longest_idle()) is not None:
-            connections, connection = idle
-            connections.remove(connection)
-            self.poller.unregister(connection.sock)
-            self.nr_conns -= 1
-            connection.close()
-
-    def _longest_idle(self) -> tuple[deque[Any], Any] | None:
-        """Return the connection that has waited longest for a request, with gunicorn's collection that holds it."""
-        waiting = [(each.timeout, kept, each) for kept in (self.keepalived_conns, self.pending_conns) for each in kept]
-        for _, kept, connection in sorted(waiting, key=lambda entry: entry[0]):
-            if not has_come(connection.sock, 0):
-                return kept, connection
-        return None
-
-    def handle(self, conn: Any) -> Any:
-        """Answer a connection's requests, as long as the next one comes soon; return gunicorn's next step for it."""
-        outcome = self._handle_one(conn)
-        while outcome is True and self._comes_soon(conn):
-            outcome = self._handle_one(conn)
-        if not outcome:
-            close_graceful(conn.sock)  # gunicorn's loop would wait two seconds for a client that does not close
-        return outcome
-
-    def _handle_one(self, conn: Any) -> Any:
+    def _handle_one(self, held: Held) -> bool:
         """Answer the next request; return True if the connection may be used again."""
         request = None
         try:
-            if not conn.initialized and not conn.wait_for_data(STAY_SECONDS):
-                return _DEFER
-            conn.sock.settimeout(HEAD_SECONDS)
-            conn.init()
-            request = next(conn.parser)
-            keep = self.handle_request(request, conn)
+            if held.parser is None:
+                held.parser = PromptParser(self.cfg, held.incoming, held.client)
+            request = next(held.parser)
+            keeps = self.handle_request(request, held)
         except StopIteration:  # closed between two requests, or by this side
             return False
         except Exception as error:  # noqa: BLE001 (logged there)
-            self.handle_error(request, conn.sock, conn.client, error)
+            self.handle_error(request, held.sock, held.client, error)
             return False
         try:
-            return self._keepalive_after(conn, keep)
+            if keeps:
+                held.incoming.skip_rest(request.body)
         except (OSError, ParseException):  # in a body that nobody read
             return False
+        return keeps
 
-    def _comes_soon(self, conn: Any) -> bool:
-        """Wait a moment for the next request, unless many threads already do; return whether it has come."""
-        unreader = conn.parser.unreader
-        if unreader.buf.getvalue():
-            return True
-        if len(self._staying) >= MAX_STAYING:
-            return False
-        self._staying.add(conn)
+    def _comes_soon(self, held: Held) -> bool:
+        """Wait a moment for the next request, unless many threads already do; return whether all of it has come."""
+        incoming = held.incoming
+        stage = incoming.stage()
+        if stage is not Stage.IDLE or len(self._staying) >= MAX_STAYING:
+            return stage is Stage.READY
+        self._staying.add(held)
+        until = time.monotonic() + STAY_SECONDS
         try:
-            conn.sock.settimeout(STAY_SECONDS)
-            unreader.unread(conn.sock.recv(HEAD_BYTES))
+            left = STAY_SECONDS
+            while left > 0 and not incoming.has_ended and not incoming.expects_continue:
+                held.sock.settimeout(left)
+                incoming.add(held.sock.recv(RECEIVE_BYTES))
+                if incoming.stage() is Stage.READY:
+                    return True
+                left = until - time.monotonic()
         except OSError:  # nothing in time, or the client has gone
-            return False
-        else:
-            return True
+            pass
         finally:
-            self._staying.discard(conn)
+            self._staying.discard(held)
+        return False
 
     def handle_request(self, req: Any, conn: Any) -> bool:
         """Answer one request as gunicorn does; return True if the connection may be used again.
 
         Left out is what the configuration switches off: access log, hooks, sendfile, a restart after N requests.
         """
-        waits, req._expected_100_continue = req._expected_100_continue, False  # noqa: SLF001 (otherwise gunicorn asks for the body at once)
+        waits = req._expected_100_continue and not conn.is_asked  # noqa: SLF001 (gunicorn's own, as in the next line)
+        req._expected_100_continue = False  # noqa: SLF001 (otherwise gunicorn asks for the body at once)
         response, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, JoinedResponse)
         environ["wsgi.multithread"] = True
         environ.pop("HTTP_UPGRADE", None)  # no other protocol is spoken here
@@ -207,6 +192,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             believe_proxies(environ, self._trusted_hops)
         if waits:
             environ["wsgi.input"] = response.waiting = WaitingBody(req.body, conn.sock)
+        response.rest_is_lost = lambda: conn.incoming.loses_rest(req.body)
         if not self._may_keep():
             response.force_close()
         try:
@@ -224,7 +210,6 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             if not response.headers_sent:
                 raise
             self.log.exception("an answer broke off", extra=MAY_QUOTE)
-            close_graceful(conn.sock)
             raise StopIteration from None
         return not response.should_close()
 
@@ -264,7 +249,8 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         headers = dict(SAFE_HEADERS) | cors_headers(origins, known.origin if known else None)
         answer = answer_bytes(error, number, known.target if known else "", headers)
         try:
-            write_nonblock(client, answer[client.begin_answer() :])
+            client.keeps_rest = True
+            client.sendall(answer[client.begin_answer() :])
         except OSError:
             self.log.debug("a client did not wait for its refusal")
 
@@ -277,7 +263,11 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             service.observe()
             flush_log()
         draining = service is not None and service.drain.has_begun
-        super().wait_for_and_dispatch_events(min(timeout, CHECK_SECONDS) if draining else timeout)
+        if not self.alive:
+            self.room.hurry(Waits.IDLE, LAST_SECONDS)
+        pause = min(timeout, CHECK_SECONDS) if draining else timeout
+        super().wait_for_and_dispatch_events(min(pause, self.room.seconds_left()))
+        self._end_waits()
         self._make_room()
         if draining and service is not None and service.drain.may_stop(service.admission.num_requests):
             self.alive = False
@@ -287,9 +277,4 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         service = self._service()
         if not self.alive or (service is not None and service.drain.has_begun):
             return False
-        return bool(self.cfg.keepalive) and len(self.keepalived_conns) < self.max_keepalived
-
-    def _service(self) -> Service | None:
-        app: Any = getattr(self, "wsgi", None)
-        service: Service | None = app.extensions.get("meari") if app is not None else None
-        return service
+        return bool(self.cfg.keepalive)

@@ -6,7 +6,6 @@ know: what a route does with it.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
@@ -31,7 +30,7 @@ from meari.runtime.answers import Work
 from meari.runtime.engine import Waitable
 from meari.runtime.model import LoadedModel
 from meari.runtime.requests import check_num_chars
-from meari.service.clients import Client, ClientGone, Watch
+from meari.service.clients import BODY_SECONDS, Client, ClientGone, Watch
 from meari.service.error_body import SAFE_HEADERS, wrong_field
 from meari.service.log import NO_ROUTE, RequestLine, log_request, request_id
 from meari.service.requests.admission import Ticket
@@ -49,9 +48,7 @@ OPEN_BLUEPRINTS: Final = ("docs", "health", "metrics", "web")  # answered withou
 CLIENT_GONE: Final = 499  # for the log alone
 MESSAGE_CHARS: Final = 500  # of an error, in the log
 PIECE_BYTES: Final = 64 * 1024
-BODY_SECONDS: Final = 30.0  # for the whole body, and between two bytes of it
-DISCARD_BYTES: Final = 1024
-DISCARD_SECONDS: Final = 2.0  # to read the rest of a refused request's body
+SENT_AT_ONCE: Final = 16 * 1024  # bytes of an answer that every connection has room for
 
 
 class ModelRequest(Protocol):
@@ -105,9 +102,6 @@ class Exchange:
         if self._service.drain.has_begun:
             raise NotReady("the service is shutting down")
         self._ticket = self._service.admission.enter()
-        connection = request.environ.get("gunicorn.socket")
-        if connection is not None:
-            connection.settimeout(BODY_SECONDS)
         _check_codings(request.environ)
         _check_media_type()
         _check_announced_length(self._service.settings.max_body_bytes)
@@ -115,19 +109,19 @@ class Exchange:
 
     def _pieces(self) -> Iterable[bytes]:
         """Yield the body, accounted for piece by piece: a chunked one announces no length."""
-        size, until = 0, time.monotonic() + BODY_SECONDS
+        size = 0
         try:
             stream = request.stream
             while piece := stream.read(PIECE_BYTES):
                 size += len(piece)
                 _check_length(size, self._service.settings.max_body_bytes)
                 self.ticket.take_bytes(len(piece))
-                if time.monotonic() > until:
-                    raise InvalidRequest(Problem("body", reason=f"not complete after {BODY_SECONDS:g} seconds"))
                 yield piece
             if request.content_length is not None and size < request.content_length:
                 announced = f"{request.content_length} as Content-Length says"
                 raise InvalidRequest(Problem("body", f"{size} bytes", announced))
+        except TimeoutError:
+            raise InvalidRequest(Problem("body", reason=f"not complete after {BODY_SECONDS:g} seconds")) from None
         except OSError:
             raise InvalidRequest(Problem("body", reason="it broke off before it was complete")) from None
         except ParseException as error:
@@ -205,14 +199,24 @@ class Exchange:
             response.headers.update(cors_headers(origins, request.environ.get("HTTP_ORIGIN")))
         if not response.is_streamed and not response.content_length:
             response.headers.pop("Content-Type", None)  # Flask sets HTML for an answer without a body
-        if response.status_code >= 400:
-            environ = request.environ
-            response.call_on_close(lambda: _discard_body(environ))
         if response.is_streamed:
             response.call_on_close(lambda: self._close(response.status_code))
-        else:
+        elif (response.content_length or 0) <= SENT_AT_ONCE:
             self._close(response.status_code)
+        else:
+            ticket, self._ticket = self._ticket, None
+            self._close(response.status_code)
+            if ticket is not None:
+                response.call_on_close(lambda: self._when_sent(ticket.release))
         return response
+
+    def _when_sent(self, release: Callable[[], None]) -> None:
+        """Release a whole answer's share once its client has taken it."""
+        connection = self._environ.get("gunicorn.socket")
+        if connection is None:
+            release()
+        else:
+            connection.when_sent(release)
 
     def _close(self, status: int) -> None:
         if self._closed:
@@ -284,19 +288,6 @@ def asked_path() -> str:
 def json_response(body: object, status: int = 200) -> Response:
     """Return an answer in JSON, UTF-8."""
     return Response(msgspec.json.encode(body), status, mimetype="application/json")
-
-
-def _discard_body(environ: WSGIEnvironment) -> None:
-    """Read the rest of the body after a refusal: a client may lose the answer if its body meets a closed connection."""
-    connection = environ.get("gunicorn.socket")
-    if connection is None:
-        return
-    until = time.monotonic() + DISCARD_SECONDS
-    with contextlib.suppress(OSError, ParseException):
-        while (left := until - time.monotonic()) > 0:
-            connection.settimeout(left)
-            if not environ["wsgi.input"].read(DISCARD_BYTES):
-                return
 
 
 def _check_media_type() -> None:

@@ -20,28 +20,28 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.http import errors, wsgi
-from gunicorn.http.body import Body
+from gunicorn.http.body import Body, ChunkedReader, LengthReader
 from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
-from gunicorn.workers import gthread
-from gunicorn.workers.gthread import PollableMethodQueue, TConn, ThreadWorker
+from gunicorn.workers.gthread import PollableMethodQueue, ThreadWorker
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # Names read, set, called or overridden in service/process/ and service/routes/exchange.py.
 ATTRIBUTES: dict[type, str] = {
     ThreadWorker: """
-        _keepalive_after accept age alive cfg enqueue_req handle handle_error handle_exit handle_request init_process
-        keepalived_conns load_wsgi log max_keepalived method_queue nr_conns pending_conns poller sockets
-        wait_for_and_dispatch_events worker_connections wsgi
+        accept age alive cfg check_config enqueue_req finish_request handle handle_error handle_exit handle_request
+        init_process load_wsgi log method_queue nr_conns poller run sockets wait_for_and_dispatch_events
+        worker_connections wsgi
     """,
-    TConn: "cfg client close data_ready init initialized parser server sock timeout wait_for_data",
     PollableMethodQueue: "defer",
     Request: "_expected_100_continue body read_into read_line uri",
     RequestParser: "mesg_class unreader",
-    SocketUnreader: "buf sock unread",
-    Body: "read",
+    SocketUnreader: "buf chunk sock take_buffered",
+    Body: "read reader",
+    LengthReader: "length",
+    ChunkedReader: "parser",
     wsgi.Response: """
         _emit_body chunked close default_headers force_close headers headers_sent send_headers should_close sock
         start_response write
@@ -59,13 +59,12 @@ SETTINGS = """
 """
 CALLS: list[tuple[Callable[..., Any], tuple[str, ...]]] = [  # with the names of positional arguments
     (wsgi.create, ("req", "sock", "client", "server", "cfg", "response_class")),
-    (TConn.__init__, ("self", "cfg", "sock", "client", "server")),
-    (TConn.wait_for_data, ("self", "timeout")),
     (Request.__init__, ("self", "cfg", "unreader")),
     (Request.read_into, ("self", "unreader", "buf", "stop")),
     (Request.read_line, ("self", "unreader", "buf", "limit")),
     (RequestParser.__init__, ("self", "cfg", "source", "source_addr")),
-    (SocketUnreader.unread, ("self", "data")),
+    (SocketUnreader.__init__, ("self", "sock")),
+    (SocketUnreader.chunk, ("self", "size_hint")),
     (ThreadWorker.accept, ("self", "listener")),
     (ThreadWorker.enqueue_req, ("self", "conn")),
     (ThreadWorker.handle, ("self", "conn")),
@@ -73,14 +72,13 @@ CALLS: list[tuple[Callable[..., Any], tuple[str, ...]]] = [  # with the names of
     (ThreadWorker.handle_exit, ("self", "sig", "frame")),
     (ThreadWorker.handle_error, ("self", "req", "client", "addr", "exc")),
     (ThreadWorker.wait_for_and_dispatch_events, ("self", "timeout")),
-    (ThreadWorker._keepalive_after, ("self", "conn", "keepalive")),
+    (ThreadWorker.finish_request, ("self", "conn", "fs")),
+    (ThreadWorker.check_config, ("cfg", "log")),
     (PollableMethodQueue.defer, ("self", "callback")),
     (wsgi.Response._emit_body, ("self", "data")),
     (Logger.setup, ("self", "cfg")),
-    (util.close_graceful, ("sock",)),
     (util.split_request_uri, ("uri",)),
     (util.write, ("sock", "data")),
-    (util.write_nonblock, ("sock", "data")),
 ]
 
 
@@ -121,11 +119,6 @@ def test_gunicorn_still_has_the_setting(name: str) -> None:
 @pytest.mark.parametrize(("function", "names"), [pytest.param(*call, id=call[0].__qualname__) for call in CALLS])
 def test_gunicorn_still_accepts_positional_arguments(function: Callable[..., Any], names: tuple[str, ...]) -> None:
     assert tuple(inspect.signature(function).parameters)[: len(names)] == names
-
-
-def test_gunicorn_still_defers_a_connection_with_a_special_value() -> None:
-    assert gthread._DEFER is not None
-    assert "_DEFER" in inspect.getsource(ThreadWorker.finish_request)
 
 
 def test_every_import_of_gunicorn_is_listed_here() -> None:

@@ -17,14 +17,12 @@ import httpx
 import pytest
 
 from meari.service.process.http import HEAD_SECONDS
-from meari.service.process.worker import MAX_STAYING
 from tests.service.log.test_requests import line_of, lines
 from tests.service.running import Server, running_server
 from tests.service.test_server import ENDLESS, metric, raw_post, until
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\n"
 LONG = b"a" * 9000
-MAX_CONNECTIONS, RESERVE_THREADS = 1000, 32  # the values of gunicorn_conf.py
 
 
 @pytest.fixture(scope="module")
@@ -308,10 +306,10 @@ def many_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("many_files")
 def test_idle_connections_give_way_to_new_clients(letters: Path, tmp_path: Path) -> None:
-    limit = MAX_CONNECTIONS + RESERVE_THREADS + MAX_STAYING + 1
+    limit = 1000
     ask = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(running_server(tmp_path, bundles=letters, max_requests=1))
+        server = stack.enter_context(running_server(tmp_path, bundles=letters, max_connections=limit))
         server.client.close()
         held = [stack.enter_context(server.connect()) for _ in range(limit)]
         for connection in held[100:]:  # the first hundred send nothing

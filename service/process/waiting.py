@@ -1,0 +1,379 @@
+"""Connections that wait in a worker's loop, without a thread, each with a time by which its wait has to end.
+
+Input: connections, what comes on them, the time. Output: connections with a whole request, each to a thread; refusals
+of those that are too many or too slow. Must not know: the application but for its settings.
+
+A connection that sends nothing costs an entry of the poller and one here. The time of a wait counts from its
+beginning, whatever the client sends meanwhile, so one byte a second gains a client nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import selectors
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from gunicorn.workers.gthread import ThreadWorker
+
+from meari.errors import Overloaded
+from meari.service.clients import BODY_SECONDS, Connection
+from meari.service.error_body import SAFE_HEADERS
+from meari.service.log import request_id
+from meari.service.process.http import CONTINUE, HEAD_SECONDS, Incoming, PromptParser, Stage, answer_bytes
+from meari.service.requests.origins import client_network
+
+if TYPE_CHECKING:
+    from meari.service.service import Service
+
+__all__ = ["MAX_READING", "RECEIVE_BYTES", "CollectingWorker", "Held", "WaitingRoom", "Waits"]
+
+RECEIVE_BYTES: Final = 65536
+MAX_COLLECTED: Final = 65536  # bytes of a body that is always collected by the loop
+MAX_READING: Final = 16  # threads that read larger ones as they come
+KEEP_SECONDS: Final = 75.0  # longer than clients keep idle connections, so that the client closes first
+END_SECONDS: Final = 2.0
+ANSWER_LOOK_SECONDS: Final = 1.0  # between two looks whether a client takes its answer
+
+
+class Waits(enum.Enum):
+    """What a connection waits for."""
+
+    HANDSHAKE = enum.auto()  # TLS
+    IDLE = enum.auto()  # the first byte of a request
+    HEAD = enum.auto()  # the rest of a head
+    BODY = enum.auto()  # the rest of a body
+    ANSWER = enum.auto()  # its client, to take the rest of an answer; the connection itself knows the time for that
+    END = enum.auto()  # the end of what is discarded: the rest of a refused body, or all until the client closes
+
+
+OF_STAGE: Final = {Stage.REST: Waits.END, Stage.IDLE: Waits.IDLE, Stage.HEAD: Waits.HEAD, Stage.BODY: Waits.BODY}
+SECONDS: Final = {
+    Waits.HANDSHAKE: HEAD_SECONDS,
+    Waits.IDLE: KEEP_SECONDS,
+    Waits.HEAD: HEAD_SECONDS,
+    Waits.BODY: BODY_SECONDS,
+    Waits.ANSWER: float("inf"),
+    Waits.END: END_SECONDS,
+}
+
+
+class Held:
+    """A connection of a client, with what its worker knows about it.
+
+    keeps      another request may follow the one that is answered
+    is_asked   its client was told to send the body (Expect: 100-continue)
+    is_read    a thread reads its body as it comes
+    """
+
+    __slots__ = (
+        "client", "incoming", "is_asked", "is_read", "keeps", "network", "num_bytes", "parser", "server", "sock",
+        "waits",
+    )  # fmt: skip
+
+    def __init__(self, sock: Connection, client: Any, server: Any) -> None:
+        self.sock = sock
+        self.client = client
+        self.server = server
+        self.incoming = Incoming(sock)
+        self.parser: PromptParser | None = None
+        self.network = client_network(client[0]) if isinstance(client, tuple) else ""
+        self.waits: Waits | None = None
+        self.num_bytes = 0  # held while it waits
+        self.keeps = self.is_asked = self.is_read = False
+
+    def fileno(self) -> int:
+        """Return the descriptor; pollers want it."""
+        return self.sock.fileno()
+
+    @property
+    def is_silent(self) -> bool:
+        """True as long as nothing has come that was not received."""
+        try:
+            return self.sock.peek() is None
+        except OSError:
+            return True
+
+
+class WaitingRoom:
+    """All waiting connections, those of a kind in the order in which their time is up. Only the loop's thread may call.
+
+    on_event   called with a connection when its client sends, or takes more of its answer
+    """
+
+    def __init__(
+        self,
+        poller: selectors.BaseSelector,
+        on_event: Callable[[Held], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._poller = poller
+        self._on_event = on_event
+        self._clock = clock
+        self._until: dict[Waits, dict[Held, float]] = {kind: {} for kind in Waits}
+        self._looked_at = 0.0
+        self.num_bytes = 0  # of requests and answers that wait
+        self.per_network: Counter[str] = Counter()  # connections, those in threads included
+
+    def enter(self, held: Held, kind: Waits) -> None:
+        """Let a connection wait; one that waits for the same already keeps its time."""
+        num_bytes = len(held.incoming) + held.sock.num_unsent
+        self.num_bytes += num_bytes - held.num_bytes
+        held.num_bytes = num_bytes
+        if held.waits is kind:
+            return
+        if held.waits is not None:
+            del self._until[held.waits][held]
+        events = selectors.EVENT_WRITE if kind is Waits.ANSWER else selectors.EVENT_READ
+        if held.waits is None:
+            self._poller.register(held, events, self._on_event)
+        elif Waits.ANSWER in (kind, held.waits):
+            self._poller.modify(held, events, self._on_event)
+        held.waits = kind
+        self._until[kind][held] = self._clock() + SECONDS[kind]
+
+    def leave(self, held: Held) -> None:
+        """End a wait, before a thread takes the connection or it is closed."""
+        if held.waits is None:
+            return
+        del self._until[held.waits][held]
+        self._poller.unregister(held)
+        self.num_bytes -= held.num_bytes
+        held.waits, held.num_bytes = None, 0
+
+    def seconds_left(self) -> float:
+        """Return the time until something has to be done."""
+        first = min((next(iter(each.values()), float("inf")) for each in self._until.values()), default=float("inf"))
+        if self._until[Waits.ANSWER]:
+            first = min(first, self._looked_at + ANSWER_LOOK_SECONDS)
+        return max(0.0, first - self._clock())
+
+    def overdue(self) -> Iterator[Held]:
+        """Yield the connections whose time is up, and now and then those whose client takes an answer."""
+        now = self._clock()
+        for kind, waiting in self._until.items():
+            if kind is Waits.ANSWER:
+                continue
+            while waiting and (first := next(iter(waiting.items())))[1] <= now:
+                yield first[0]
+                if first[0] in waiting:  # nothing was done about it
+                    break
+        if self._until[Waits.ANSWER] and now >= self._looked_at + ANSWER_LOOK_SECONDS:
+            self._looked_at = now
+            yield from list(self._until[Waits.ANSWER])
+
+    def hurry(self, kind: Waits, seconds: float) -> None:
+        """Shorten the waits of a kind."""
+        until = self._clock() + seconds
+        self._until[kind] = {held: min(time, until) for held, time in self._until[kind].items()}
+
+    def first_to_give_way(self, network: str | None = None) -> Held | None:
+        """Return the connection that is worth least: idle for longest, else in its head for longest.
+
+        One whose next bytes have arrived is not idle, even if the loop does not know of them yet.
+        """
+        for kind in (Waits.IDLE, Waits.HANDSHAKE, Waits.HEAD):
+            for held in self._until[kind]:
+                if network in (None, held.network) and held.is_silent:
+                    return held
+        return None
+
+    def largest_burden(self) -> Held | None:
+        """Return the connection whose bytes give way to those of others: the slowest body, head or reader."""
+        for kind in (Waits.BODY, Waits.HEAD, Waits.ANSWER):
+            for held in self._until[kind]:
+                if held.num_bytes:
+                    return held
+        return None
+
+
+class CollectingWorker(ThreadWorker):  # type: ignore[misc]
+    """gunicorn's gthread worker, whose loop collects requests and gives a thread to each whole one.
+
+    room  made when the loop begins; the loop's thread alone calls what uses it
+    """
+
+    alive: bool
+    cfg: Any
+    room: WaitingRoom
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._num_reading = 0  # threads that read a body as it comes
+        self._trusted_hops = self._max_per_network = self._max_body_bytes = self._max_waiting_bytes = 0
+
+    def load_wsgi(self) -> None:
+        """Make the application, and note what its settings say about connections."""
+        super().load_wsgi()
+        service = self._service()
+        if service is not None:
+            settings = service.settings
+            self._trusted_hops = settings.trusted_hops
+            self._max_per_network = settings.max_connections_per_address
+            self._max_body_bytes = settings.max_body_bytes
+            self._max_waiting_bytes = settings.max_inflight_bytes // 2
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Accept every number of threads: connections that wait do not hold them."""
+
+    def run(self) -> None:
+        """Run gunicorn's loop, over a room for the connections that wait."""
+        self.room = WaitingRoom(self.poller, self._on_event)
+        super().run()
+
+    def _on_event(self, held: Held) -> None:
+        """Go on with a connection whose client has sent something, or taken some of its answer."""
+        try:
+            if held.waits is Waits.ANSWER:
+                held.sock.flush()
+                if not held.sock.num_unsent:
+                    self._go_on(held)
+            elif held.waits is Waits.END and not held.keeps:
+                if held.sock.recv_now(RECEIVE_BYTES) == b"":
+                    self._close(held)
+            elif held.waits is not None:  # otherwise it was closed in this turn of the loop
+                self._receive(held)
+        except OSError:
+            self._close(held)
+
+    def _receive(self, held: Held) -> None:
+        """Take what has come of a request."""
+        try:
+            data = held.sock.recv_now(RECEIVE_BYTES)
+        except OSError:
+            self._close(held)
+            return
+        if data is not None:
+            held.incoming.add(data)
+        self._place(held)
+
+    def _place(self, held: Held) -> None:
+        """Hand a connection to a thread if a whole request has come, else let it wait for what is missing."""
+        stage = held.incoming.stage()
+        if stage in (Stage.IDLE, Stage.REST) and held.incoming.has_ended:
+            self._close(held)
+        elif stage is Stage.READY or (stage is Stage.BODY and self._needs_thread(held)):
+            self.room.leave(held)
+            self.enqueue_req(held)
+        else:
+            self.room.enter(held, OF_STAGE[stage])
+            if self.room.num_bytes > self._max_waiting_bytes:
+                self._shed()
+
+    def _needs_thread(self, held: Held) -> bool:
+        """Tell whether a thread should read the body as it comes: it may be refused by the head alone.
+
+        Only a few threads may do so. Without one, the body is collected like a small one.
+        """
+        incoming = held.incoming
+        if incoming.body_size > self._max_body_bytes:  # refused by its head
+            return True
+        if incoming.body_size <= MAX_COLLECTED and not incoming.expects_continue:
+            return False
+        if self._num_reading < MAX_READING:
+            self._num_reading += 1
+            held.is_read = True
+            incoming.until = time.monotonic() + BODY_SECONDS
+            return True
+        if incoming.expects_continue and not held.is_asked:
+            held.is_asked = True
+            held.sock.send(CONTINUE)
+        return False
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        """Go on with a connection that comes back from its thread; called by the loop."""
+        held: Held = conn
+        held.keeps = not fs.cancelled() and fs.exception() is None and bool(fs.result())
+        held.incoming.until = 0.0
+        self._num_reading -= held.is_read
+        held.is_read = held.is_asked = False
+        if held.sock.num_unsent:
+            self.room.enter(held, Waits.ANSWER)
+        else:
+            self._go_on(held)
+
+    def _go_on(self, held: Held) -> None:
+        """Take the next request, or end the connection."""
+        if held.keeps:
+            self._place(held)
+        elif held.incoming.has_ended:
+            self._close(held)
+        else:
+            self._end(held)
+
+    def _end(self, held: Held) -> None:
+        """Close when the client does, or soon: a client may lose its answer if it meets a closed connection."""
+        held.keeps = False
+        try:
+            held.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close(held)
+        else:
+            self.room.enter(held, Waits.END)
+
+    def _close(self, held: Held) -> None:
+        self.room.leave(held)
+        self.nr_conns -= 1
+        if held.network:
+            self.room.per_network[held.network] -= 1
+            if not self.room.per_network[held.network]:
+                del self.room.per_network[held.network]
+        held.sock.close()
+
+    def _refuse(self, held: Held, message: str) -> None:
+        """Answer a connection without a thread, and end it."""
+        error = Overloaded(message)
+        headers = {**dict(SAFE_HEADERS), "Retry-After": str(error.retry_after_seconds)}
+        with contextlib.suppress(OSError):
+            held.sock.keeps_rest = True
+            held.sock.sendall(answer_bytes(error, request_id(None), "", headers))
+        self._end(held)
+
+    def _counts_as_client(self, held: Held) -> bool:
+        """Count a connection for its client's network; refuse it past the bound, if no other gives way."""
+        if not held.network or self._trusted_hops:  # every client has the address of the proxy
+            held.network = ""
+            return True
+        self.room.per_network[held.network] += 1
+        if self.room.per_network[held.network] > self._max_per_network:
+            other = self.room.first_to_give_way(held.network)
+            if other is None:
+                self._refuse(held, f"more than {self._max_per_network} connections from this address; close some")
+                return False
+            self._close(other)
+        return True
+
+    def _make_room(self) -> None:
+        """Close idle connections at the limit of connections, so that the next client gets in."""
+        while self.nr_conns >= self.worker_connections and (held := self.room.first_to_give_way()) is not None:
+            self._close(held)
+
+    def _shed(self) -> None:
+        """Refuse the slowest requests while all that wait hold too much memory."""
+        while self.room.num_bytes > self._max_waiting_bytes and (held := self.room.largest_burden()) is not None:
+            if held.waits is Waits.ANSWER:
+                self._close(held)
+                continue
+            held.incoming.clear()
+            self._refuse(held, "requests that come too slowly hold too much memory; try again")
+
+    def _end_waits(self) -> None:
+        """Go on with the connections whose time is up."""
+        for held in self.room.overdue():
+            if held.waits is Waits.ANSWER:
+                self._on_event(held)
+            elif held.waits in (Waits.HEAD, Waits.BODY):  # answered by a thread, which finds the rest missing
+                self.room.leave(held)
+                self.enqueue_req(held)
+            else:
+                self._close(held)
+
+    def _service(self) -> Service | None:
+        app: Any = getattr(self, "wsgi", None)
+        service: Service | None = app.extensions.get("meari") if app is not None else None
+        return service
