@@ -132,7 +132,8 @@ def refs(requirements: Iterable[str], parts: dict[str, Component]) -> list[str]:
 
 def license_of(package: Distribution) -> str:
     """Return the licence that a package names, "" if it names none in a few words."""
-    found = str(package.metadata["License-Expression"] or package.metadata["License"] or "")
+    names = [name for name in ("License-Expression", "License") if name in package.metadata]
+    found = package.metadata[names[0]] if names else ""
     return found if len(found) <= MAX_LICENSE_CHARS and "\n" not in found else ""
 
 

@@ -23,7 +23,7 @@ from msgspec.inspect import IntType
 from meari.bundle_format.folders import find_bundles
 from meari.bundle_format.signatures import PublicKey, parse_public_keys, verifying_problem
 from meari.errors import BundleError, Problem, did_you_mean
-from meari.runtime.machine import granted_cpus
+from meari.runtime.machine import granted_cpus, granted_memory
 from meari.validation.explain import describe, in_range
 
 __all__ = [
@@ -53,6 +53,9 @@ _ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9][a-
 _NAME: Final = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 MIB: Final = 1024 * 1024
 GIB: Final = 1024 * MIB
+WORKER_BYTES: Final = 160 * MIB  # of a worker with the released bundles and its cache, without requests
+MIN_INFLIGHT_BYTES: Final = 32 * MIB
+MAX_INFLIGHT_BYTES: Final = 256 * MIB
 OTHERS: Final = ("MEARI_CLIENT_", "MEARI_LOAD_")  # variables of the command line as a client, and of the load tests
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("auto", "text", "json")
@@ -233,8 +236,8 @@ class Settings:
         None,
         integer(1, 1024),
         "worker processes, each with an engine a model",
-        says="CPUs granted to the process or container",
-        factory=granted_cpus,
+        says="CPUs granted to the process or container, fewer where its memory is short",
+        factory=lambda: granted_workers(granted_memory()),
     )
     max_slots: int = _setting(64, integer(1, 4096), "sequences that a model runs in one step")
     max_waiting: int = _setting(128, integer(1, 100_000), "requests that may wait for a slot of a model; past it 429")
@@ -256,7 +259,10 @@ class Settings:
     )
     max_body_bytes: int = _setting(8 * MIB, integer(1024, GIB), "size of a body; past it 413")
     max_inflight_bytes: int = _setting(
-        256 * MIB, integer(1024, 1024 * GIB), "what all requests in flight may hold, bodies and figures; past it 429"
+        MAX_INFLIGHT_BYTES,
+        integer(1024, 1024 * GIB),
+        "what all requests in flight may hold, bodies and figures; past it 429",
+        says=f"{MAX_INFLIGHT_BYTES}, less where memory is short",
     )
     cache_bytes: int = _setting(
         20 * MIB,
@@ -359,10 +365,23 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     problems += _unknown_variables(environment)
     if problems:
         raise SettingsError(problems)
-    settings = Settings(**values)  # type: ignore[arg-type]
+    settings = _fitted(Settings(**values), granted_memory(), values)  # type: ignore[arg-type]
     if contradictions := list(_contradictions(settings)):
         raise SettingsError(contradictions)
     return settings
+
+
+def granted_workers(memory: int) -> int:
+    """Return the number of workers for the CPUs granted and for so many bytes of memory."""
+    return max(1, min(granted_cpus(), memory // (WORKER_BYTES + MIN_INFLIGHT_BYTES)))
+
+
+def _fitted(settings: Settings, memory: int, given: Mapping[str, object]) -> Settings:
+    """Bound what requests may hold by each worker's share of the memory, unless the bound was given."""
+    if "max_inflight_bytes" in given:
+        return settings
+    share = max(MIN_INFLIGHT_BYTES, settings.max_body_bytes, memory // settings.workers - WORKER_BYTES)
+    return dataclasses.replace(settings, max_inflight_bytes=min(settings.max_inflight_bytes, share))
 
 
 def _variables(name: str) -> list[str]:

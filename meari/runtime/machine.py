@@ -14,7 +14,15 @@ import platform
 from pathlib import Path
 from typing import Final
 
-__all__ = ["cpu_name", "granted_cpus", "keep_freed_memory", "limit_arenas", "release_free_memory", "resident_bytes"]
+__all__ = [
+    "cpu_name",
+    "granted_cpus",
+    "granted_memory",
+    "keep_freed_memory",
+    "limit_arenas",
+    "release_free_memory",
+    "resident_bytes",
+]
 
 _M_TRIM_THRESHOLD: Final = -1  # as in malloc.h, like the next two
 _M_MMAP_THRESHOLD: Final = -3
@@ -22,6 +30,9 @@ _M_ARENA_MAX: Final = -8
 NUM_ARENAS: Final = 2
 KEPT_BYTES: Final = 1 << 27
 MAPPED_BYTES: Final = 1 << 25  # as much as glibc allows
+CGROUPS: Final = Path("/sys/fs/cgroup")
+MEMBERSHIP: Final = Path("/proc/self/cgroup")
+UNKNOWN_MEMORY: Final = 1 << 62  # where no file tells
 # On them depend the last bits of products of matrices.
 INSTRUCTIONS = frozenset(("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm", "sve"))
 
@@ -35,25 +46,40 @@ def cpu_name(description: Path = Path("/proc/cpuinfo")) -> str:
     return f"{name} ({', '.join(used)})" if used else name
 
 
-def granted_cpus(cgroup_root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+def granted_cpus(cgroup_root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
     """CPUs of the affinity mask, or the cgroup's quota where that is less; a part of a CPU does not count."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [quota for folder in _folders(cgroup_root, membership) if (quota := _quota(folder)) is not None]
+    quotas = [quota for folder in _folders("cpu", cgroup_root, membership) if (quota := _quota(folder)) is not None]
     return max(1, min([allowed, *(int(quota) for quota in quotas)]))
 
 
-def _folders(root: Path, membership: Path) -> list[Path]:
-    """Folders that may hold this process' quota: its own group and every group above it, in both versions."""
-    folders = [root, root / "cpu", root / "cpu,cpuacct"]
+def granted_memory(
+    cgroup_root: Path = CGROUPS, membership: Path = MEMBERSHIP, described: Path = Path("/proc/meminfo")
+) -> int:
+    """Bytes of the machine's memory, or of the cgroup's limit where that is less."""
+    total = next((line.split()[1] for line in _read(described).splitlines() if line.startswith("MemTotal:")), "")
+    limits = [int(total) * 1024] if total.isdigit() else [UNKNOWN_MEMORY]
+    for folder in _folders("memory", cgroup_root, membership):
+        words = (_read(folder / name).strip() for name in ("memory.max", "memory.limit_in_bytes"))
+        limits += [int(word) for word in words if word.isdigit()]  # "max": no limit of its own
+    return min(limits)
+
+
+def _folders(controller: str, root: Path, membership: Path) -> list[Path]:
+    """Folders that may hold this process' limit: its own group and every group above it, in both versions.
+
+    In a container its own group is often mounted as the root, while `membership` still names the host's path.
+    """
+    folders = [root, root / controller]
     for line in _read(membership).splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        mount = root if not controllers else root / controllers
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
+        mount = root / controllers
         group = mount / path.lstrip("/")
-        folders += [group, *(parent for parent in group.parents if mount in parent.parents)]
-    return folders
+        folders += [group, *(parent for parent in group.parents if parent.is_relative_to(mount))]
+    return list(dict.fromkeys(folders))
 
 
 def _quota(folder: Path) -> float | None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meari.runtime.machine import granted_cpus
-from meari.service.settings import SettingsError, load_settings
+from meari.service.settings import GIB, MIB, SettingsError, load_settings
 from tests.patience import PATIENCE
 from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import ROOT, clean_environment, command
@@ -98,24 +97,24 @@ def test_invalid_settings_end_the_start_without_a_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("files", "expected"), [
-    ({"cpu.max": "100000 100000"}, 1),
-    ({"cpu.max": "max 100000"}, None),
-    ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 1),
-    ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-    ({"pod/box/cpu.max": "100000 100000"}, 1),
-    ({}, None),
-])  # fmt: skip
-def test_number_of_cpus_respects_the_limit_of_the_container(
-    tmp_path: Path, files: dict[str, str], expected: int | None
+@pytest.mark.parametrize(
+    ("memory", "given", "workers", "inflight"),
+    [
+        (24 * GIB, {"MEARI_WORKERS": "2"}, 2, 256 * MIB),
+        (512 * MIB, {"MEARI_WORKERS": "2"}, 2, 96 * MIB),
+        (512 * MIB, {"MEARI_WORKERS": "4"}, 4, 32 * MIB),
+        (512 * MIB, {"MEARI_WORKERS": "4", "MEARI_MAX_BODY_BYTES": str(64 * MIB)}, 4, 64 * MIB),
+        (512 * MIB, {"MEARI_WORKERS": "2", "MEARI_MAX_INFLIGHT_BYTES": str(200 * MIB)}, 2, 200 * MIB),
+        (256 * MIB, {}, 1, 96 * MIB),
+        (64 * MIB, {}, 1, 32 * MIB),
+    ],
+)
+def test_workers_and_their_requests_fit_into_the_memory_granted(
+    monkeypatch: pytest.MonkeyPatch, memory: int, given: dict[str, str], workers: int, inflight: int
 ) -> None:
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content, "ascii")
-    membership = tmp_path / "membership"
-    membership.write_text("0::/pod/box\n", "ascii")
-    unlimited = granted_cpus(tmp_path / "nothing", tmp_path / "nothing")
-    assert granted_cpus(tmp_path, membership) == (expected or unlimited)
+    monkeypatch.setattr("meari.service.settings.granted_memory", lambda: memory)
+    settings = load_settings(given)
+    assert (settings.workers, settings.max_inflight_bytes) == (workers, inflight)
 
 
 @pytest.mark.parametrize(
