@@ -7,6 +7,7 @@ From the outside in, each layer above those that it uses:
     routes/       one request: read, handled, answered, noted (exchange.py); errors and pages
     openapi/      the contract as a document
     service.py    the parts that the routes share, and the bundles that are served
+    reload.py     changes of the bundles' folder, and wishes of admins
     openai/       OpenAI's shape of requests and answers
     requests/     admission, parsing, cross-origin rules
     clients.py    their connections, and the watch over those that go away

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -194,18 +194,24 @@ class Metrics:
         """Count a finished request: its calls of the engine, and when its head arrived, on the engine's clock."""
         self._model(model).requests.note(calls, arrived_at)
 
-    def observe_engine(self, model: str, num_slots: int, read_stats: Callable[[], EngineStats]) -> None:
-        """Copy an engine's counters; they are read under the lock, so that no reading is older than the one before."""
-        seen = self._model(model)
+    def observe_engines(
+        self, served: Collection[str], num_slots: int, read_stats: Callable[[], dict[str, EngineStats]]
+    ) -> None:
+        """Copy the counters of the models' engines, read under the lock: no reading is older than the one before.
+
+        served      names of the models that are served now
+        num_slots   of each of them
+        read_stats  by the names of all models that were ever served
+        """
         with self._lock:
-            before, stats = seen.stats, read_stats()
-            seen.stats = stats
-            totals_before, totals = seen.totals, seen.requests.read()
-            seen.totals = totals
-            self._families.slots.labels(model).set(num_slots)
-            self._carry_requests(model, totals_before, totals)
-            if before != stats:
-                self._carry_engine(model, before, stats)
+            for model, stats in read_stats().items():
+                seen = self._begun(model)
+                before, seen.stats = seen.stats, stats
+                totals_before, seen.totals = seen.totals, seen.requests.read()
+                self._families.slots.labels(model).set(num_slots if model in served else 0)
+                self._carry_requests(model, totals_before, seen.totals)
+                if before != stats:
+                    self._carry_engine(model, before, stats)
 
     def observe_worker(self, figures: WorkerFigures) -> None:
         """Copy the worker's state."""
@@ -230,10 +236,13 @@ class Metrics:
 
     def _model(self, name: str) -> ObservedModel:
         with self._lock:
-            if name not in self._models:
-                self._models[name] = ObservedModel()
-                self._families.begin(name)
-            return self._models[name]
+            return self._begun(name)
+
+    def _begun(self, name: str) -> ObservedModel:
+        if name not in self._models:
+            self._models[name] = ObservedModel()
+            self._families.begin(name)
+        return self._models[name]
 
     def _carry_requests(self, model: str, before: RequestTotals, totals: RequestTotals) -> None:
         families = self._families

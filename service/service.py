@@ -1,32 +1,43 @@
-"""The running service: its parts, and the bundles that it serves, loaded once in the background, each on its own.
+"""The running service: its parts, and the bundles that it serves, loaded in the background, each on its own.
 
 Input: settings and the folder of bundles. Output: a `LoadedModel` by name, whether the service is ready, with the
 reason if not, and the parts that every blueprint is given. A bundle that cannot be loaded is named with its reason and
-does not keep the others from being served. Must not know: Flask.
+does not keep the others from being served, nor the one before it. Must not know: Flask.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
+import os
 import threading
-from collections.abc import Callable
+import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from msgspec import UNSET, UnsetType
 
-from meari.bundle_format.folders import BundleFolders, find_bundles, printable
-from meari.errors import BundleError, MeariError, NotReady, Problem, UnknownModel, did_you_mean
+from meari.bundle_format.folders import printable
+from meari.errors import BundleError, NotReady, Problem, UnknownModel, did_you_mean
 from meari.runtime.bundle import Bundle
-from meari.runtime.engine import EngineLimits
-from meari.runtime.engine.cache import CacheRoom
+from meari.runtime.engine import EngineLimits, EngineStats
 from meari.runtime.machine import release_free_memory
-from meari.runtime.model import LoadedModel, load_model
+from meari.runtime.model import LoadedModel
 from meari.runtime.state_tokens import StateTokens
 from meari.service.clients import Disconnects
 from meari.service.log import flush_log
 from meari.service.metrics import Metrics, WorkerFigures
+from meari.service.reload import (
+    POLL_SECONDS,
+    TURN_SECONDS,
+    BundleLoader,
+    Finding,
+    FolderWatch,
+    HostWishes,
+    Load,
+    Wishes,
+    WorkerReport,
+)
 from meari.service.requests.admission import Admission
 from meari.service.requests.keys import KeyRing
 from meari.service.requests.schema import Schemas
@@ -38,6 +49,9 @@ __all__ = ["Readiness", "Registry", "Service"]
 
 MIN_KNEE = 8  # requests; an engine may have measured its knee at a bad moment
 KNEE_SHARE = 7 / 8  # an engine knows its knee as a power of two only; a few less cost 1 % of the tokens, 15 % of p95
+MAX_LEAVING = 2  # engines of one name that were replaced and still have requests
+STOP_SECONDS = 5.0  # that a load in progress may take at the end
+Allowed = tuple[str, ...] | None
 
 log = logging.getLogger("meari.service.registry")  # as operators know it
 
@@ -56,52 +70,85 @@ class Readiness:
 
 
 class Registry:
-    """The bundles by name. One background thread fills it, all others read; each attribute is replaced whole, once."""
+    """The bundles by name, each with the engine that runs it.
+
+    One background thread loads them, follows the changes of their folder and the wishes of admins, and stops engines
+    that were replaced once their last request has ended. Any thread may look up, borrow and give back.
+    """
 
     def __init__(
-        self, settings: Settings, marks: ReadyMarks, load: Callable[[Path, EngineLimits], LoadedModel] | None = None
+        self, settings: Settings, marks: ReadyMarks, load: Load | None = None, poll_seconds: float = POLL_SECONDS
     ) -> None:
         self._settings = settings
         self._marks = marks
-        self._load = load or functools.partial(load_model, signing_keys=settings.signing_keys)
+        self._poll_seconds = poll_seconds
+        self.wishes = HostWishes(settings.runtime_folder)
+        self._watch = FolderWatch(settings.bundles, settings.signing_keys)
+        limits = EngineLimits(settings.max_slots, settings.max_waiting, settings.cache_bytes)
+        self._loader = BundleLoader(self._watch, limits, settings.signing_keys, load)
+        self._thread: threading.Thread | None = None
+        self._loaded = threading.Event()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._lock = threading.Lock()  # guards the next four, of which `_models` is replaced whole
         self._models: dict[str, LoadedModel] = {}
-        self._failed: dict[str, str] = {}
+        self._leaving: list[LoadedModel] = []  # replaced or removed; their last requests are running
+        self._uses: Counter[LoadedModel] = Counter()  # requests in progress
+        self._past: dict[str, EngineStats] = {}  # of engines that have ended, by name
+        self._failed: dict[str, str] = {}  # what is in the folder and cannot be served
+        self._unloaded: frozenset[str] = frozenset()  # by admins
         self._problem: str | None = None
         self._named_default = ""
-        self._loaded = threading.Event()
+        self._num_wishes = 0
 
     def start(self) -> None:
         """Start loading every bundle, in the background."""
-        threading.Thread(target=self._load_all, name="registry", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="registry", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Stop every engine."""
-        for model in self._models.values():
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
+        for model in [*self._models.values(), *self._leaving]:
             model.engine.stop()
+
+    def wake(self) -> None:
+        """Look at folder and wishes now."""
+        self._wake.set()
 
     def wait_loaded(self, timeout: float | None = None) -> bool:
         """Block until every bundle was loaded or has failed; return whether that is so."""
         return self._loaded.wait(timeout)
 
-    def get(self, name: str | UnsetType, allowed: tuple[str, ...] | None = None) -> LoadedModel:
+    # ---- any thread ----
+
+    def get(self, name: str | UnsetType, allowed: Allowed = None) -> LoadedModel:
         """Return the model of that name, or the default. Raises UnknownModel, NotReady.
 
         allowed  names of the models that the caller may know of; None for all
         """
         self._check_loaded()
-        wanted = self.default_of(allowed) if name is UNSET else name
-        is_allowed = allowed is None or wanted in allowed
-        if is_allowed and wanted in self._models:
-            return self._models[wanted]
-        if is_allowed and wanted in self._failed:
-            raise UnknownModel(Problem("model", reason=f"{wanted!r} could not be loaded: {self._failed[wanted]}"))
-        known = [each for each in self._models if allowed is None or each in allowed]
-        if not known:
-            raise UnknownModel(Problem("model", reason="no model that this key is for is being served"))
-        hint = did_you_mean(wanted, known)
-        raise UnknownModel(Problem("model", repr(wanted[:100]), f"one of {', '.join(known)}{hint}"))
+        return self._find(name, allowed)
 
-    def all(self, allowed: tuple[str, ...] | None = None) -> list[LoadedModel]:
+    def borrow(self, name: str | UnsetType, allowed: Allowed = None) -> LoadedModel:
+        """Return the model as `get` does; its engine runs until it was given back, even if it is replaced."""
+        self._check_loaded()
+        with self._lock:
+            model = self._find(name, allowed)
+            self._uses[model] += 1
+            return model
+
+    def give_back(self, model: LoadedModel) -> None:
+        """Note that a request for a borrowed model has ended."""
+        with self._lock:
+            self._uses[model] -= 1
+            if not self._uses[model]:
+                del self._uses[model]
+
+    def all(self, allowed: Allowed = None) -> list[LoadedModel]:
         """Return every allowed model that is being served, in the order of names. Raises NotReady."""
         self._check_loaded()
         return [model for name, model in self._models.items() if allowed is None or name in allowed]
@@ -109,6 +156,14 @@ class Registry:
     def loaded(self) -> list[LoadedModel]:
         """Return the models that have been loaded so far."""
         return list(self._models.values())
+
+    def stats(self) -> dict[str, EngineStats]:
+        """Return the counters of every model that was ever served: of its engine, and of those before it."""
+        with self._lock:
+            found = dict(self._past)
+            for model in [*self._models.values(), *self._leaving]:
+                found[model.name] = found.get(model.name, EngineStats()).plus(model.engine.stats())
+            return found
 
     def knee(self) -> int:
         """Return the number of requests at which this worker's engines run best; with more, each waits longer."""
@@ -125,7 +180,7 @@ class Registry:
             return self._settings.default_model
         return self._named_default if self._named_default in self._models else next(iter(self._models), "")
 
-    def default_of(self, allowed: tuple[str, ...] | None) -> str:
+    def default_of(self, allowed: Allowed) -> str:
         """Return the default where it is allowed, else the first allowed model that is being served; "" for none."""
         default = self.default
         if allowed is None or default in allowed:
@@ -139,7 +194,7 @@ class Registry:
     @property
     def nothing_to_serve(self) -> str:
         """Reason why no worker has a bundle, with the problem of each bundle; "" where one has."""
-        if self._problem is None or self._models or self._marks.some_are_ready:
+        if self._problem is None or self._models or self._unloaded or self._marks.some_are_ready:
             return ""
         failed = "; ".join(f"{name}: {reason}" for name, reason in self._failed.items())
         return f"{self._problem}:\n{failed}" if failed else self._problem
@@ -160,16 +215,44 @@ class Registry:
         if self._problem is not None:
             raise NotReady(self._problem)
 
+    def _find(self, name: str | UnsetType, allowed: Allowed) -> LoadedModel:
+        wanted = self.default_of(allowed) if name is UNSET else name
+        models = self._models
+        is_allowed = allowed is None or wanted in allowed
+        if is_allowed and wanted in models:
+            return models[wanted]
+        if is_allowed and wanted in self._unloaded:
+            raise UnknownModel(Problem("model", reason=f"{wanted!r} was unloaded by an admin"))
+        if is_allowed and wanted in self._failed:
+            raise UnknownModel(Problem("model", reason=f"{wanted!r} could not be loaded: {self._failed[wanted]}"))
+        known = [each for each in models if allowed is None or each in allowed]
+        if not known:
+            raise UnknownModel(Problem("model", reason="no model that this key is for is being served"))
+        hint = did_you_mean(wanted, known)
+        raise UnknownModel(Problem("model", repr(wanted[:100]), f"one of {', '.join(known)}{hint}"))
+
+    # ---- the registry's thread ----
+
+    def _run(self) -> None:
+        self._load_all()
+        is_well = True
+        while not self._stopping:
+            self._wake.wait(self._poll_seconds)
+            self._wake.clear()
+            try:
+                self._follow()
+                is_well = True
+            except Exception:
+                if is_well:
+                    log.exception("the folder of bundles cannot be followed")
+                is_well = False
+
     def _load_all(self) -> None:
         try:
-            found = find_bundles(self._settings.bundles)
-            models, failed = self._load_each(found)
-            room = CacheRoom(self._settings.cache_bytes)
-            for model in models.values():
-                model.engine.share_cache(room)
-            self._models, self._failed, self._named_default = models, failed, found.default
-            if not models:
-                self._problem = self._nothing_to_serve(found)
+            wishes, found = self.wishes.read(), self._watch.first()
+            for name in found.due.keys() - wishes.unloaded:
+                self._take(name, found.due[name])
+            self._note(found, wishes)
             release_free_memory()
         except BundleError as error:
             self._problem = str(error)
@@ -179,32 +262,96 @@ class Registry:
         if self._problem is None:
             log.info("serving %s; default %s", ", ".join(self._models), self.default)
             flush_log()  # so that no line of the start follows the message that all are ready
-            self._marks.mark()
         else:
             log.error("not ready: %s", self._problem)
+        self._report()
         self._loaded.set()
 
-    def _load_each(self, found: BundleFolders) -> tuple[dict[str, LoadedModel], dict[str, str]]:
-        models: dict[str, LoadedModel] = {}
-        failed = dict(found.failed)
-        settings = self._settings
-        limits = EngineLimits(settings.max_slots, settings.max_waiting, settings.cache_bytes)
-        for name, problem in failed.items():
-            log.error("%s in the folder of bundles cannot be used: %s", name, problem)
-        for name, folder in found.folders.items():
-            try:
-                models[name] = self._load(folder, limits)
-            except MeariError as error:
-                failed[name] = str(error)
-                log.error("bundle %s cannot be served: %s", name, error, exc_info=error.__cause__)  # noqa: TRY400
-            except Exception as error:
-                failed[name] = f"its engine could not be started: {type(error).__name__}"
-                log.exception("bundle %s cannot be served", name)
-        return models, failed
+    def _follow(self) -> None:
+        """Take over what has changed since the last look, a bundle at a time and one worker of the host at a time."""
+        if self._stop_idle():
+            release_free_memory()
+        wishes = self.wishes.read()
+        found = self._look(wishes)
+        for name in self._models.keys() & wishes.unloaded:
+            self._swap(name, None, "it was unloaded")
+        for name in found.gone:
+            self._swap(name, None, "it is gone from the folder")
+        until = time.monotonic() + TURN_SECONDS
+        for name, folder in found.due.items():
+            if name not in wishes.unloaded and self._may_swap(name):
+                with self.wishes.turn(until - time.monotonic()):
+                    self._take(name, folder)
+        before = self._problem, self.default
+        self._note(found, wishes)
+        if (self._problem, self.default) != before:
+            log.info("%s; default %s", self._problem or f"serving {', '.join(self._models)}", self.default)
+        self._report()
 
-    def _nothing_to_serve(self, found: BundleFolders) -> str:
+    def _look(self, wishes: Wishes) -> Finding:
+        wanted = wishes.loads_since(self._num_wishes)
+        try:
+            return self._watch.look(self._models, wanted)
+        except BundleError as error:  # what is served goes on
+            failed = dict.fromkeys((printable(self._settings.bundles), *wanted), str(error))
+            return Finding(frozenset(self._loader.failed), failed=failed, default=self._named_default)
+
+    def _may_swap(self, name: str) -> bool:
+        """Tell whether a bundle may be loaded beside those that it replaces: their memory adds up."""
+        return sum(model.name == name for model in self._leaving) < MAX_LEAVING and not self._stopping
+
+    def _take(self, name: str, folder: Path) -> None:
+        """Load a bundle and serve it from now on; if it cannot be, the one before stays."""
+        model = self._loader.load(name, folder, self._models.get(name))
+        if model is not None:
+            self._swap(name, model)
+
+    def _swap(self, name: str, model: LoadedModel | None, reason: str = "") -> None:
+        """Serve a model, or none, under a name; the one before ends with its last request."""
+        with self._lock:
+            old = self._models.get(name)
+            others = {key: each for key, each in self._models.items() if key != name}
+            self._models = dict(sorted((others if model is None else others | {name: model}).items()))
+            if old is not None:
+                self._leaving.append(old)
+        if model is None:
+            log.info("bundle %s is no longer served: %s", name, reason)
+        elif self._loaded.is_set():
+            before = f", before it {old.bundle.hash[:12]}" if old is not None else ""
+            log.info("bundle %s is served: %s%s", name, model.bundle.hash[:12], before)
+
+    def _stop_idle(self) -> bool:
+        """Stop the engines that were replaced and whose last request has ended; returns whether there were any."""
+        with self._lock:
+            idle = [model for model in self._leaving if not self._uses[model]]
+        for model in idle:
+            if model.engine.stop():
+                with self._lock:
+                    self._leaving.remove(model)
+                    self._past[model.name] = self._past.get(model.name, EngineStats()).plus(model.engine.stats())
+        return bool(idle)
+
+    def _note(self, found: Finding, wishes: Wishes) -> None:
+        """Keep the result of a look, after its bundles were loaded."""
+        for name, problem in found.failed.items():
+            if self._failed.get(name) != problem:
+                log.error("%s in the folder of bundles cannot be used: %s", name, problem)
+        self._loader.forget_others(found.names - wishes.unloaded)
+        self._failed = found.failed | self._loader.failed
+        self._named_default, self._unloaded, self._num_wishes = found.default, wishes.unloaded, wishes.number
+        self._problem = None if self._models else self._nothing_served(found)
+
+    def _nothing_served(self, found: Finding) -> str:
         root = printable(self._settings.bundles)
-        return f"no bundle in {root} could be loaded" if found.folders else f"there is no bundle in {root}"
+        if found.names & self._unloaded:
+            return "no model is loaded"
+        return f"no bundle in {root} could be loaded" if found.names else f"there is no bundle in {root}"
+
+    def _report(self) -> None:
+        if self._problem is None:
+            self._marks.mark()
+        hashes = {name: model.bundle.hash for name, model in self._models.items()}
+        self.wishes.report(WorkerReport(os.getpid(), self._num_wishes, hashes, self._failed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,14 +373,18 @@ class Service:
 
     def state_tokens(self, bundle: Bundle) -> StateTokens:
         """Return the codec of a bundle's state tokens."""
-        if bundle.hash not in self._state_tokens:
-            self._state_tokens[bundle.hash] = StateTokens.of(bundle, self.state_keys, self.settings.state_seconds)
-        return self._state_tokens[bundle.hash]
+        found = self._state_tokens.get(bundle.hash)
+        if found is None:
+            for replaced in self._state_tokens.keys() - {model.bundle.hash for model in self.registry.loaded()}:
+                self._state_tokens.pop(replaced, None)
+            found = StateTokens.of(bundle, self.state_keys, self.settings.state_seconds)
+            self._state_tokens[bundle.hash] = found
+        return found
 
     def observe(self) -> None:
         """Copy the engines' counters and the worker's state to the metrics."""
-        for model in self.registry.loaded():
-            self.metrics.observe_engine(model.name, model.engine.limits.max_slots, model.engine.stats)
+        served = {model.name for model in self.registry.loaded()}
+        self.metrics.observe_engines(served, self.settings.max_slots, self.registry.stats)
         readiness = self.registry.readiness()
         self.metrics.observe_worker(
             WorkerFigures(

@@ -31,6 +31,7 @@ __all__ = [
     "make_runtime_folder",
     "marks_folder",
     "metrics_folder",
+    "models_folder",
     "prepare_runtime_folder",
 ]
 
@@ -52,7 +53,7 @@ def prepare_runtime_folder(folder: Path) -> None:
     clear_marks(marks_folder(folder))
     metrics = metrics_folder(folder)
     metrics.mkdir(parents=True, exist_ok=True)
-    for file in metrics.glob("*.db"):
+    for file in (*metrics.glob("*.db"), *models_folder(folder).glob("*.json")):
         file.unlink()
 
 
@@ -64,6 +65,11 @@ def marks_folder(folder: Path) -> Path:
 def metrics_folder(folder: Path) -> Path:
     """Return the folder of prometheus_client's values."""
     return folder / "metrics"
+
+
+def models_folder(folder: Path) -> Path:
+    """Return the folder of what admins have asked for, and of what each worker serves."""
+    return folder / "models"
 
 
 def _is_writable(folder: Path) -> bool:

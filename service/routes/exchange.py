@@ -130,12 +130,12 @@ class Exchange:
     def accept(self, parse: Callable[[bytes], Request]) -> tuple[Request, LoadedModel]:
         """Admit the request, read and parse its body, and find the model that it is for.
 
-        Raises as `read_body`, `parse` and `Registry.get` do.
+        Raises as `read_body`, `parse` and `Registry.borrow` do.
         """
         asked = parse(self.read_body())
         self._asked = asked
         name = UNSET if asked.model is None else asked.model
-        self._model = model = self._service.registry.get(name, self.caller.models)
+        self._model = model = self._service.registry.borrow(name, self.caller.models)
         self.line.model = model.name
         return asked, model
 
@@ -227,6 +227,8 @@ class Exchange:
         if self._handle is not None and not self._handle.ended:
             self._handle.cancel()
             self._handle.wait_end(STEP_SECONDS)
+        if self._model is not None:
+            self._service.registry.give_back(self._model)
         seconds = time.monotonic() - self._started
         self._count(status, seconds)
         if self._ticket is not None:

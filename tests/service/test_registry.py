@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from meari.errors import NotReady, UnknownModel
 from meari.runtime.bundle import open_bundle
 from meari.runtime.engine import Engine, GenerateCall
 from meari.runtime.engine.cache import CacheRoom, PrefixCache
-from meari.service.service import Registry
+from meari.service.service import Readiness, Registry
 from meari.service.settings import Settings
 from meari.service.workers import ReadyMarks
 from tests.patience import PATIENCE
@@ -36,7 +39,8 @@ def open_registry() -> Iterator[Open]:
     opened: list[Registry] = []
 
     def make(bundles: Path, **settings: str) -> Registry:
-        registry = Registry(Settings(bundles=bundles, workers=1, **settings), ReadyMarks(None, 1))  # type: ignore[arg-type]
+        of_test = Settings(bundles=bundles, workers=1, **settings)  # type: ignore[arg-type]
+        registry = Registry(of_test, ReadyMarks(None, 1), poll_seconds=0.05)
         opened.append(registry)
         registry.start()
         assert registry.wait_loaded(PATIENCE)
@@ -107,6 +111,197 @@ def test_models_share_one_cache(open_registry: Open, bundles: Path) -> None:
     alone = [cached_tokens(engine) for engine in (first, first, second, second)]
     assert alone == [0, 40, 0, 40]
     assert 0 < cached_tokens(first) < 40  # the second model's prompt has evicted that of the first
+
+
+def test_changed_bundle_takes_the_place_of_the_old_one(bundles: Path, open_registry: Open) -> None:
+    registry = open_registry(bundles)
+    old = registry.get("alpha")
+    put(bundles, "alpha", peak=5.0)
+    await_that(lambda: registry.get("alpha") is not old)
+    assert registry.get("alpha").bundle.hash != old.bundle.hash
+    await_that(lambda: not old.engine.is_ready)
+    assert registry.get("alpha").engine.is_ready
+    assert registry.readiness() == Readiness(True, "", ("alpha", "beta"), {})
+
+
+def test_bundle_can_come_and_go(bundles: Path, open_registry: Open) -> None:
+    registry = open_registry(bundles)
+    put(bundles, "gamma")
+    await_that(lambda: registry.readiness().models == ("alpha", "beta", "gamma"))
+    gone = registry.get("alpha")
+    (bundles / "alpha").rename(bundles / ".alpha")
+    await_that(lambda: registry.readiness().models == ("beta", "gamma"))
+    with pytest.raises(UnknownModel, match="got 'alpha', expected one of beta, gamma"):
+        registry.get("alpha")
+    assert registry.get(UNSET).name == "beta"
+    await_that(lambda: not gone.engine.is_ready)
+
+
+def test_default_follows_the_folder(bundles: Path, open_registry: Open) -> None:
+    registry = open_registry(bundles)
+    (bundles / "DEFAULT").write_text("beta", "utf-8")
+    await_that(lambda: registry.get(UNSET).name == "beta")
+    (bundles / "DEFAULT").write_text("gamma", "utf-8")
+    await_that(lambda: "DEFAULT" in registry.readiness().failed)
+    assert registry.get(UNSET).name == "alpha"
+
+
+def test_request_ends_on_the_engine_that_it_began_with(bundles: Path, open_registry: Open) -> None:
+    registry = open_registry(bundles)
+    old = registry.borrow("alpha")
+    put(bundles, "alpha", peak=5.0)
+    await_that(lambda: registry.get("alpha") is not old)
+    assert cached_tokens(old.engine) == 0  # takes requests
+    put(bundles, "gamma")
+    await_that(lambda: "gamma" in registry.readiness().models)
+    assert old.engine.is_ready
+    registry.give_back(old)
+    await_that(lambda: not old.engine.is_ready)
+    assert registry.get("alpha").engine.is_ready
+
+
+def test_no_more_than_three_versions_of_a_bundle_are_in_memory(bundles: Path, open_registry: Open) -> None:
+    registry = open_registry(bundles)
+    borrowed = []
+    for peak in (5.0, 6.0):
+        borrowed.append(registry.borrow("alpha"))
+        put(bundles, "alpha", peak=peak)
+        await_that(lambda: registry.get("alpha") is not borrowed[-1])
+    third = registry.get("alpha")
+    put(bundles, "alpha", peak=7.0)
+    put(bundles, "gamma")
+    await_that(lambda: "gamma" in registry.readiness().models)
+    assert registry.get("alpha") is third
+    registry.give_back(borrowed[0])
+    await_that(lambda: registry.get("alpha") is not third)
+    registry.give_back(borrowed[1])
+
+
+def test_broken_bundle_leaves_the_old_one_and_is_named_once(
+    bundles: Path, open_registry: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = open_registry(bundles)
+    old = registry.get("alpha")
+    broken = write_tiny_bundle(bundles / ".new" / "alpha", peak=5.0)
+    data = (broken / "cell.onnx").read_bytes()
+    (broken / "cell.onnx").write_bytes(data[:-1] + b"?")
+    replace(bundles / "alpha", broken)
+    await_that(lambda: "SHA-256" in registry.readiness().failed.get("alpha", ""))
+    put(bundles, "gamma")
+    await_that(lambda: "gamma" in registry.readiness().models)  # several looks later
+    assert registry.get("alpha") is old
+    assert [line for line in caplog.messages if "alpha" in line and "still served" in line] == [
+        f"bundle alpha cannot be served: {registry.readiness().failed['alpha']}; the one before is still served"
+    ]
+    (bundles / "alpha" / "cell.onnx").write_bytes(data)
+    await_that(lambda: registry.get("alpha") is not old)
+    assert registry.readiness().failed == {}
+
+
+def test_same_bundle_again_is_not_loaded_again(bundles: Path, open_registry: Open) -> None:
+    registry = open_registry(bundles)
+    old = registry.get("alpha")
+    shutil.copytree(bundles / "alpha", bundles / ".new" / "alpha")
+    replace(bundles / "alpha", bundles / ".new" / "alpha")
+    put(bundles, "gamma")
+    await_that(lambda: "gamma" in registry.readiness().models)
+    assert registry.get("alpha") is old
+
+
+def test_damage_to_a_served_bundle_is_named_and_served_on(bundles: Path, open_registry: Open) -> None:
+    registry = open_registry(bundles)
+    old = registry.get("alpha")
+    (bundles / "alpha" / "output.onnx").unlink()
+    await_that(lambda: "output.onnx" in registry.readiness().failed.get("alpha", ""))
+    assert registry.get("alpha") is old
+    assert registry.readiness().ready
+
+
+def test_folder_that_cannot_be_read_is_named_and_served_on(bundles: Path, open_registry: Open) -> None:
+    registry = open_registry(bundles)
+    bundles.rename(bundles.with_name("elsewhere"))
+    await_that(lambda: "there is no folder" in registry.readiness().failed.get(str(bundles), ""))
+    assert registry.readiness().models == ("alpha", "beta")
+    bundles.with_name("elsewhere").rename(bundles)
+    await_that(lambda: registry.readiness().failed == {})
+
+
+def test_service_is_not_ready_while_its_folder_is_empty(bundles: Path, open_registry: Open) -> None:
+    registry = open_registry(bundles)
+    for name in ("alpha", "beta"):
+        (bundles / name).rename(bundles / f".{name}")
+    await_that(lambda: not registry.readiness().ready)
+    assert registry.readiness().reason == f"there is no bundle in {bundles}"
+    with pytest.raises(NotReady):
+        registry.get(UNSET)
+    (bundles / ".beta").rename(bundles / "beta")
+    await_that(lambda: registry.readiness().ready)
+    assert registry.get(UNSET).name == "beta"
+
+
+def test_counters_of_a_model_never_fall(bundles: Path, open_registry: Open) -> None:
+    registry = open_registry(bundles)
+    old = registry.borrow("alpha")
+    cached_tokens(old.engine)
+    before = registry.stats()["alpha"]
+    put(bundles, "alpha", peak=5.0)
+    await_that(lambda: registry.get("alpha") is not old)
+    cached_tokens(registry.get("alpha").engine)
+    both = registry.stats()["alpha"]
+    assert (both.steps, both.rows, both.cache_bytes) == (2 * before.steps, 2 * before.rows, 2 * before.cache_bytes)
+    registry.give_back(old)
+    await_that(lambda: registry.stats()["alpha"].cache_bytes == before.cache_bytes)
+    assert registry.stats()["alpha"].steps == both.steps
+
+
+def test_replaced_engine_leaves_nothing_behind(bundles: Path, open_registry: Open) -> None:
+    registry = open_registry(bundles)
+    threads = threading.active_count()
+    for peak in (5.0, 6.0, 7.0):
+        old = registry.get("alpha")
+        cached_tokens(old.engine)
+        session, name = weakref.ref(old.bundle.runner), old.bundle.hash
+        put(bundles, "alpha", peak=peak)
+        await_that(lambda: registry.get("alpha").bundle.hash != name)  # noqa: B023 (called in this round)
+        del old
+        await_that(lambda: session() is None)  # noqa: B023
+    assert threading.active_count() == threads
+    assert registry.stats()["alpha"].cache_bytes == 0
+
+
+def test_unloaded_model_stays_away_until_it_is_loaded(bundles: Path, open_registry: Open) -> None:
+    registry = open_registry(bundles)
+    registry.wishes.change(lambda wishes: wishes.with_unload("alpha"))
+    await_that(lambda: registry.readiness().models == ("beta",))
+    put(bundles, "alpha", peak=5.0)
+    put(bundles, "gamma")
+    await_that(lambda: "gamma" in registry.readiness().models)
+    with pytest.raises(UnknownModel, match="'alpha' was unloaded by an admin"):
+        registry.get("alpha")
+    wishes = registry.wishes.change(lambda wishes: wishes.with_load("alpha"))
+    await_that(lambda: registry.wishes.reports()[0].wishes == wishes.number)
+    assert registry.readiness().models == ("alpha", "beta", "gamma")
+
+
+def put(bundles: Path, name: str, **changes: float) -> None:
+    """Put a new bundle into the folder, in place of one that is there."""
+    replace(bundles / name, write_tiny_bundle(bundles / ".new" / name, **changes))  # type: ignore[arg-type]
+
+
+def replace(old: Path, new: Path) -> None:
+    """Replace a folder by renaming, as an export does."""
+    if old.exists():
+        old.rename(old.with_name(f"{old.name}.old"))
+    new.rename(old)
+    shutil.rmtree(old.with_name(f"{old.name}.old"), ignore_errors=True)
+
+
+def await_that(holds: Callable[[], bool]) -> None:
+    """Wait until something is the case; the registry looks often."""
+    until = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < until, "it did not come about"
+        time.sleep(0.02)
 
 
 def cached_tokens(engine: Engine) -> int:

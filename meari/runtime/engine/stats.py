@@ -7,6 +7,7 @@ Owned by the engine's thread. Other threads may read: they may miss what is bein
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,13 @@ class HistogramCounts:
             return self
         counts = tuple(now - then for now, then in zip(self.counts, before.counts, strict=True))
         return HistogramCounts(counts, self.total - before.total)
+
+    def plus(self, other: HistogramCounts) -> HistogramCounts:
+        """Return both together; either may be `EMPTY`."""
+        if not self.counts or not other.counts:
+            return self if self.counts else other
+        counts = tuple(map(operator.add, self.counts, other.counts))
+        return HistogramCounts(counts, self.total + other.total)
 
 
 EMPTY: Final = HistogramCounts()
@@ -82,6 +90,12 @@ class EngineStats:
     waiting: int = 0  # requests that hold a place in the queue
     cache_bytes: int = 0  # in use
     token_gaps: HistogramCounts = EMPTY  # seconds from one token of a sample to the next
+
+    def plus(self, other: EngineStats) -> EngineStats:
+        """Return the sums of two engines' counters and gauges."""
+        ours, theirs = vars(self), vars(other)
+        sums = {name: ours[name] + theirs[name] for name in ours.keys() - {"token_gaps"}}
+        return EngineStats(**sums, token_gaps=self.token_gaps.plus(other.token_gaps))
 
 
 class TokenGaps:

@@ -1,0 +1,373 @@
+"""Changes of the bundles' folder while it is served, and wishes of admins: models to be loaded, or to be kept away.
+
+Input: the folder, looked at again and again; wishes from any worker. Output: which bundles are due and which are gone;
+loaded bundles, or why they cannot be; the wishes of the host. Must not know: requests, Flask.
+
+The folder is polled: its entries and the sizes, times and numbers of their files, which works on every file system. A
+bundle that a rename has put there is whole at once; one that is copied file by file is not. So a change counts once two
+looks in a row find the same files and the manifest's files have arrived with their sizes; their hashes are checked at
+the load. A bundle that is absent for a moment, between the two renames that replace it, is not gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+
+from meari.bundle_format.folders import BundleFolders, find_bundles
+from meari.bundle_format.reader import read_files, read_manifest
+from meari.bundle_format.signatures import PublicKey
+from meari.errors import BundleError, MeariError
+from meari.runtime.engine import EngineLimits
+from meari.runtime.engine.cache import CacheRoom
+from meari.runtime.model import LoadedModel, load_model
+from meari.service.workers import models_folder
+
+__all__ = [
+    "POLL_SECONDS",
+    "TURN_SECONDS",
+    "BundleLoader",
+    "Finding",
+    "FolderWatch",
+    "HostWishes",
+    "Load",
+    "Wishes",
+    "WorkerReport",
+]
+
+POLL_SECONDS: Final = 0.5
+UNFINISHED_SECONDS: Final = 3.0  # without a change, then a bundle that is not whole counts as broken
+GONE_SECONDS: Final = 1.5  # of absence
+TURN_SECONDS: Final = 1.0  # that a worker lets others load before it, in one look
+LOCK_POLL_SECONDS: Final = 0.02
+WISHES: Final = "wishes.json"
+REPORT: Final = ".worker.json"
+Signature = tuple[tuple[object, ...], ...]
+SigningKeys = Sequence[PublicKey]
+Load = Callable[[Path, EngineLimits], LoadedModel]
+
+log = logging.getLogger("meari.service.registry")  # as operators know it
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Result of one look at the folder.
+
+    names    of all bundles that are there
+    due      name -> folder of bundles that are new or have changed, and can be loaded
+    gone     names of served bundles that are not there any more
+    failed   name -> reason, for entries that cannot be a bundle
+    default  the bundle that DEFAULT names, "" if it names none
+    """
+
+    names: frozenset[str] = frozenset()
+    due: dict[str, Path] = field(default_factory=dict)
+    gone: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+    default: str = ""
+
+
+@dataclass
+class _Entry:
+    """What is known of one bundle's folder; `is_done` once these files were loaded, or could not be."""
+
+    signature: Signature
+    changed_at: float
+    is_done: bool = False
+
+
+class FolderWatch:
+    """Finds what has changed in a folder of bundles. For one thread."""
+
+    def __init__(self, root: Path, signing_keys: SigningKeys = (), clock: Callable[[], float] = time.monotonic) -> None:
+        self._root = root
+        self._signing_keys = signing_keys
+        self._clock = clock
+        self._entries: dict[str, _Entry] = {}
+        self._absent_since: dict[str, float] = {}
+        self._device = 0
+
+    def first(self) -> Finding:
+        """Return all bundles as due, to be loaded as they are. Raises BundleError."""
+        found = find_bundles(self._root)
+        self._device = self._root.stat().st_dev
+        now = self._clock()
+        self._entries = {name: _Entry(_signature(folder), now) for name, folder in found.folders.items()}
+        return Finding(frozenset(found.folders), found.folders, (), found.failed, found.default)
+
+    def look(self, served: Collection[str], wanted: Collection[str] = ()) -> Finding:
+        """Return what has changed. Raises BundleError if the folder cannot be read, or its disk is gone.
+
+        served  names of bundles that are served now, and may be gone
+        wanted  names of bundles that are due in any case, as they are
+        """
+        found = find_bundles(self._root)
+        self._check_disk(found)
+        due = {name: path for name, path in found.folders.items() if self._is_due(name, path) or name in wanted}
+        for name in self._entries.keys() - found.folders.keys():
+            del self._entries[name]
+        return Finding(frozenset(found.folders), due, self._gone(served, found), found.failed, found.default)
+
+    def done(self, name: str, folder: Path) -> bool:
+        """Note that a bundle was loaded, or could not be; returns False if its files have changed meanwhile."""
+        entry = self._entries[name]
+        entry.is_done = entry.signature == _signature(folder)
+        return entry.is_done
+
+    def _check_disk(self, found: BundleFolders) -> None:
+        """A mount point is empty while nothing is mounted there: that removes no bundle."""
+        device = self._root.stat().st_dev
+        if device != self._device and not found.folders:
+            raise BundleError(f"{self._root} is empty and on another file system than before: is its disk mounted?")
+        self._device = device
+
+    def _is_due(self, name: str, folder: Path) -> bool:
+        signature, now = _signature(folder), self._clock()
+        entry = self._entries.get(name)
+        if entry is None or entry.signature != signature:
+            self._entries[name] = _Entry(signature, now)
+            return False
+        if entry.is_done:
+            return False
+        return now - entry.changed_at >= UNFINISHED_SECONDS or _is_whole(folder, self._signing_keys)
+
+    def _gone(self, served: Collection[str], found: BundleFolders) -> tuple[str, ...]:
+        """Return the names of served bundles that have been absent for long enough.
+
+        A bundle whose export was stopped while it took the place of an old one is still there, as NAME.old.
+        """
+        now = self._clock()
+        absent = {name for name in served if name not in found.folders and f"{name}.old" not in found.failed}
+        self._absent_since = {name: self._absent_since.get(name, now) for name in absent}
+        return tuple(sorted(name for name, since in self._absent_since.items() if now - since >= GONE_SECONDS))
+
+
+def _signature(folder: Path) -> Signature:
+    """Return what tells one state of a folder's files from another, without reading them."""
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        return ((error.errno,),)
+    return tuple(_file_signature(folder / name) for name in names)
+
+
+def _file_signature(path: Path) -> tuple[object, ...]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        return (path.name, error.errno)
+    return (path.name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _is_whole(folder: Path, signing_keys: SigningKeys) -> bool:
+    """Tell whether all files of a bundle have arrived, judged by their sizes; a wrong one is found at the load."""
+    try:
+        manifest, _ = read_manifest(folder, signing_keys)
+        return all((folder / name).stat().st_size >= entry.bytes for name, entry in manifest.files.items())
+    except (BundleError, OSError):
+        return False
+
+
+class BundleLoader:
+    """Loads bundles, and keeps the reasons of those that could not be. For one thread.
+
+    All engines share one cache of prefixes.
+    """
+
+    def __init__(
+        self, watch: FolderWatch, limits: EngineLimits, signing_keys: SigningKeys, load: Load | None = None
+    ) -> None:
+        self._watch = watch
+        self._limits = limits
+        self._signing_keys = signing_keys
+        self._load = load or functools.partial(load_model, signing_keys=signing_keys)
+        self._room = CacheRoom(limits.cache_bytes)
+        self.failed: dict[str, str] = {}  # name -> reason
+
+    def load(self, name: str, folder: Path, served: LoadedModel | None) -> LoadedModel | None:
+        """Return a bundle that is ready to be served.
+
+        None if it cannot be, which the log says once, or if it is the same as the one that is served.
+        """
+        try:
+            model = self._opened(folder, served)
+        except MeariError as error:
+            self._note(name, folder, str(error), error.__cause__, served)
+        except Exception as error:  # noqa: BLE001 (logged there)
+            self._note(name, folder, f"its engine could not be started: {type(error).__name__}", error, served)
+        else:
+            self._watch.done(name, folder)
+            self.failed.pop(name, None)
+            return model
+        return None
+
+    def forget_others(self, names: Collection[str]) -> None:
+        """Forget the problems of all bundles but these."""
+        self.failed = {name: problem for name, problem in self.failed.items() if name in names}
+
+    def _opened(self, folder: Path, served: LoadedModel | None) -> LoadedModel | None:
+        if served is not None:
+            manifest, digest = read_manifest(folder, self._signing_keys)
+            if digest == served.bundle.hash:
+                read_files(folder, manifest)
+                return None
+        model = self._load(folder, self._limits)
+        model.engine.share_cache(self._room)
+        return model
+
+    def _note(
+        self, name: str, folder: Path, problem: str, cause: BaseException | None, served: LoadedModel | None
+    ) -> None:
+        """Keep the reason, unless the files have changed meanwhile: then they are still on their way."""
+        if not self._watch.done(name, folder):
+            return
+        if self.failed.get(name) != problem:
+            stays = "; the one before is still served" if served is not None else ""
+            log.error("bundle %s cannot be served: %s%s", name, problem, stays, exc_info=cause)
+        self.failed[name] = problem
+
+
+class Wishes(msgspec.Struct, frozen=True):
+    """What admins have asked for since the start.
+
+    number    counts the wishes
+    unloaded  names of models that are kept away
+    loads     name -> number of the last wish that asked for it
+    """
+
+    number: int = 0
+    unloaded: frozenset[str] = frozenset()
+    loads: dict[str, int] = {}
+
+    def with_load(self, name: str) -> Wishes:
+        """Return the wishes and that to load a model."""
+        number = self.number + 1
+        return Wishes(number, self.unloaded - {name}, {**self.loads, name: number})
+
+    def with_unload(self, name: str) -> Wishes:
+        """Return the wishes and that to keep a model away."""
+        return Wishes(self.number + 1, self.unloaded | {name}, {key: n for key, n in self.loads.items() if key != name})
+
+    def loads_since(self, number: int) -> set[str]:
+        """Return the names that were asked for after wish `number`."""
+        return {name for name, asked in self.loads.items() if asked > number}
+
+
+class WorkerReport(msgspec.Struct, frozen=True):
+    """What a worker serves.
+
+    wishes  number of the last wish that it has fulfilled, or cannot fulfil
+    models  name -> hash of the bundle
+    failed  name -> reason
+    """
+
+    pid: int
+    wishes: int
+    models: dict[str, str]
+    failed: dict[str, str]
+
+
+class HostWishes:
+    """The wishes of a host, and how far its workers are with them. Any thread.
+
+    Kept in files that the workers share; without a folder the worker is alone.
+    """
+
+    def __init__(self, runtime_folder: Path | None) -> None:
+        self._folder = None if runtime_folder is None else models_folder(runtime_folder)
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        self._alone = Wishes()
+        self._own: WorkerReport | None = None
+
+    def read(self) -> Wishes:
+        """Return all wishes so far."""
+        if self._folder is None:
+            return self._alone
+        try:
+            return msgspec.json.decode((self._folder / WISHES).read_bytes(), type=Wishes)
+        except FileNotFoundError:
+            return Wishes()
+
+    def change(self, add: Callable[[Wishes], Wishes]) -> Wishes:
+        """Add a wish; returns all of them, in the order in which workers see them."""
+        if self._folder is None:
+            self._alone = add(self._alone)
+            return self._alone
+        with _host_lock(self._folder / "wishes.lock", math.inf):
+            wishes = add(self.read())
+            self._write(self._folder / WISHES, wishes)
+            return wishes
+
+    @contextlib.contextmanager
+    def turn(self, max_seconds: float) -> Iterator[None]:
+        """Let one worker load at a time, or go on after `max_seconds`."""
+        with _host_lock(None if self._folder is None else self._folder / "loading.lock", max_seconds):
+            yield
+
+    def report(self, report: WorkerReport) -> None:
+        """Tell the other workers what this one serves. Where no file can be written, the next call tries again."""
+        if report != self._own:
+            with contextlib.suppress(OSError):
+                if self._folder is not None:
+                    self._write(self._folder / f"{report.pid}{REPORT}", report)
+                self._own = report
+
+    def reports(self) -> list[WorkerReport]:
+        """Return the reports of all workers that live and have loaded their bundles."""
+        if self._folder is None:
+            return [] if self._own is None else [self._own]
+        found = []
+        for file in sorted(self._folder.glob(f"*{REPORT}")):
+            if _is_alive(int(file.name.removesuffix(REPORT))):
+                found.append(msgspec.json.decode(file.read_bytes(), type=WorkerReport))
+            else:
+                file.unlink(missing_ok=True)
+        return found
+
+    def _write(self, path: Path, content: msgspec.Struct) -> None:
+        new = path.with_suffix(f".{os.getpid()}")
+        new.write_bytes(msgspec.json.encode(content))
+        new.replace(path)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def _host_lock(path: Path | None, max_seconds: float) -> Iterator[None]:
+    """Hold a lock of the host, or go on without it after `max_seconds`. It ends with the process that holds it."""
+    if path is None:
+        yield
+        return
+    until = time.monotonic() + max_seconds
+    with path.open("wb") as file:
+        while not _try_lock(file) and time.monotonic() < until:
+            time.sleep(LOCK_POLL_SECONDS)
+        yield
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
