@@ -15,6 +15,7 @@
     │   └── HeadersTooLarge   431  too_large
     ├── UnsupportedMediaType  415  unsupported_media_type
     ├── Overloaded            429  overloaded      (with Retry-After)
+    ├── RateLimited           429  rate_limit_exceeded (with Retry-After)
     ├── EngineFailed          500  internal
     ├── NotImplementedHere    501  not_implemented (a part of HTTP; the caller's mistake)
     │   └── VersionNotSupported 505 not_implemented
@@ -52,6 +53,7 @@ __all__ = [
     "NotReady",
     "Overloaded",
     "Problem",
+    "RateLimited",
     "ScoreTimeout",
     "TargetTooLong",
     "TooLarge",
@@ -207,6 +209,22 @@ class Overloaded(MeariError):
     code = "overloaded"
     quotes_request = False
     retry_after_seconds = 1
+
+
+class RateLimited(MeariError):
+    """A limit of the caller's key or address is reached; others are served.
+
+    limit  which one: tokens, requests or wrong_keys
+    """
+
+    status = 429
+    code = "rate_limit_exceeded"
+    quotes_request = False
+
+    def __init__(self, limit: str, message: str, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.retry_after_seconds = retry_after_seconds
 
 
 class EngineFailed(MeariError):

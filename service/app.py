@@ -21,6 +21,8 @@ from meari.service.log import configure_logging
 from meari.service.metrics import Metrics
 from meari.service.requests.admission import Admission, OverloadGate
 from meari.service.requests.keys import KeyRing
+from meari.service.requests.limit_stores import HostStore, RedisStore
+from meari.service.requests.limits import Limits
 from meari.service.requests.origins import may_answer_host, preflight_headers
 from meari.service.requests.schema import Schemas
 from meari.service.routes.completions import generate_blueprint, openai_blueprint
@@ -69,6 +71,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         web_blueprint,
     ):
         app.register_blueprint(blueprint(service))
+    if service.limits is not None:
+        service.limits.start()
     service.registry.start()
     service.disconnects.start()
     return app
@@ -77,6 +81,8 @@ def create_app(settings: Settings | None = None) -> Flask:
 def _service(settings: Settings) -> Service:
     shared = settings.runtime_folder
     registry = Registry(settings, ReadyMarks(marks_folder(shared) if shared else None, settings.workers))
+    metrics = Metrics(metrics_folder(shared) if shared else None)
+    keys, limits = _access(settings, metrics)
     return Service(
         settings=settings,
         schemas=Schemas(settings),
@@ -84,13 +90,23 @@ def _service(settings: Settings) -> Service:
         admission=Admission(
             settings.max_requests, settings.max_inflight_bytes, OverloadGate(settings.max_slots), registry.knee
         ),
-        metrics=Metrics(metrics_folder(shared) if shared else None),
+        metrics=metrics,
         drain=Drain(settings.drain_seconds, settings.graceful_timeout_seconds),
         disconnects=Disconnects(),
         state_keys=settings.state_key or (secrets.token_hex(32),),
-        keys=KeyRing.of(settings),
+        keys=keys,
+        limits=limits,
         tracing=start_tracing(os.environ),
     )
+
+
+def _access(settings: Settings, metrics: Metrics) -> tuple[KeyRing | None, Limits | None]:
+    """Make the keys and their limits; nothing where no keys are set."""
+    if not settings.has_keys:
+        return None, None
+    host = HostStore(settings.runtime_folder)
+    shared = RedisStore(settings.redis_url) if settings.redis_url else None
+    return KeyRing(settings, host), Limits(host, shared, metrics.redis_failures.inc)
 
 
 def _frame_requests(app: Flask, service: Service) -> None:
@@ -110,8 +126,8 @@ def _frame_requests(app: Flask, service: Service) -> None:
             abort(404)
         if request.url_rule is not None:
             _check_host(request.environ.get("HTTP_HOST", ""), service.settings.allowed_hosts)
-        if request.blueprint is not None and request.blueprint not in OPEN_BLUEPRINTS:
-            _identify(service)
+        if request.blueprint is not None:
+            _identify(service, request.blueprint)
         return None
 
     @app.after_request
@@ -126,12 +142,15 @@ def _check_host(host: str, allowed: tuple[str, ...]) -> None:
         raise WrongHost(Problem("Host", "another public name", expected))
 
 
-def _identify(service: Service) -> None:
-    """Note whose request this is. Raises Unauthorized."""
-    if service.keys is not None:
-        exchange = current_exchange()
-        exchange.caller = service.keys.caller(request.headers.get("Authorization"), exchange.client_address)
-        exchange.line.key = exchange.caller.name
+def _identify(service: Service, blueprint: str) -> None:
+    """Note whose request this is, if it needs a key. Raises Unauthorized, RateLimited."""
+    is_open, is_protected = blueprint in OPEN_BLUEPRINTS, blueprint in service.settings.protect
+    if service.keys is None or (is_open and not is_protected):
+        return
+    exchange = current_exchange()
+    header = request.headers.get("Authorization")
+    exchange.caller = service.keys.caller(header, exchange.client_address, must_know=is_protected)
+    exchange.line.key = exchange.caller.name
 
 
 def _is_no_path(target: str, path: str) -> bool:

@@ -137,6 +137,15 @@ class Families:
     def _edge(self, own: CollectorRegistry) -> None:
         self.requests = Counter("meari_requests", "Requests answered", ["route", "status"], registry=own)
         self.refusals = _counter("refusals", "Requests refused with 429", own)
+        self.limited = Counter(
+            "meari_limited_requests",
+            "Requests refused with 429 by a limit of a key or an address",
+            ["limit"],
+            registry=own,
+        )
+        for limit in ("tokens", "requests", "wrong_keys"):
+            self.limited.labels(limit)
+        self.redis_failures = Counter("meari_redis_failures", "Questions that Redis did not answer", registry=own)
         self.seconds = Histogram(
             "meari_request_seconds",
             "From the request's head to the last byte of its answer",

@@ -179,6 +179,16 @@ class Metrics:
         return self._families.refusals
 
     @property
+    def limited(self) -> Counter:
+        """Answers with 429 by the limit of a key or an address."""
+        return self._families.limited
+
+    @property
+    def redis_failures(self) -> Counter:
+        """Questions that Redis did not answer."""
+        return self._families.redis_failures
+
+    @property
     def seconds(self) -> Histogram:
         """Durations of requests by route and model."""
         return self._families.seconds

@@ -40,6 +40,7 @@ from meari.service.reload import (
 )
 from meari.service.requests.admission import Admission
 from meari.service.requests.keys import KeyRing
+from meari.service.requests.limits import Limits
 from meari.service.requests.schema import Schemas
 from meari.service.settings import Settings
 from meari.service.tracing import Tracing
@@ -367,6 +368,7 @@ class Service:
     disconnects: Disconnects
     state_keys: tuple[str, ...] = field(repr=False)  # the first signs state tokens, every one verifies
     keys: KeyRing | None = field(default=None, repr=False)  # None where no keys are set: anybody may ask
+    limits: Limits | None = None  # None where no keys are set
     tracing: Tracing | None = None  # None where no traces are wanted
     streams: set[object] = field(default_factory=set, repr=False)  # open ones; `add` and `discard` are atomic
     _state_tokens: dict[str, StateTokens] = field(default_factory=dict, init=False, repr=False)  # by the bundle's hash

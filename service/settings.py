@@ -57,6 +57,7 @@ WORKER_BYTES: Final = 160 * MIB  # of a worker with the released bundles and its
 MIN_INFLIGHT_BYTES: Final = 32 * MIB
 MAX_INFLIGHT_BYTES: Final = 256 * MIB
 OTHERS: Final = ("MEARI_CLIENT_", "MEARI_LOAD_")  # variables of the command line as a client, and of the load tests
+BLUEPRINTS: Final = {"metrics": "metrics", "docs": "docs", "page": "web"}  # by the words of MEARI_PROTECT
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("auto", "text", "json")
 
@@ -153,12 +154,28 @@ def _hosts(text: str) -> tuple[str, ...]:
     return names
 
 
+def _protected(text: str) -> tuple[str, ...]:
+    """Return the names of the blueprints."""
+    words = [word.strip().lower() for word in text.split(",")]
+    if not set(words) <= set(BLUEPRINTS):
+        raise ValueError
+    return tuple(map(BLUEPRINTS.__getitem__, words))
+
+
+def _redis_url(text: str) -> str:
+    if not text.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError
+    return text
+
+
 def _model_name(text: str) -> str:
     if "/" in text or text in (".", ".."):
         raise ValueError
     return text
 
 
+PROTECTED: Final = ValueKind("some of metrics, docs, page, separated by commas", _protected, tuple(BLUEPRINTS))
+REDIS_URL: Final = ValueKind("a URL: redis://…, rediss://… or unix://…", _redis_url)
 FOLDER: Final = ValueKind("a folder", Path)
 FILE: Final = ValueKind("a file", Path)
 HOST: Final = ValueKind("a host name or an address", _host)
@@ -298,6 +315,16 @@ class Settings:
         says="none",
         secret=True,
     )
+    protect: tuple[str, ...] = _setting(
+        (), PROTECTED, "what needs a key too: `/metrics`, `/docs` with `/openapi.json`, the playground", says="none"
+    )
+    redis_url: str | None = _setting(
+        None,
+        REDIS_URL,
+        "secret; Redis at which the limits of keys hold for all hosts together (`meari[redis]`)",
+        says="none: for each host",
+        secret=True,
+    )
     cors_origins: tuple[str, ...] = _setting(
         (), ORIGINS, "web pages of these origins may ask from a browser; `*` allows all", says="none"
     )
@@ -408,6 +435,12 @@ def _contradictions(settings: Settings) -> Iterator[Problem]:
         yield Problem("MEARI_DRAIN_SECONDS", f"{settings.drain_seconds:g}", expected)
     if settings.signing_keys and (problem := verifying_problem()):
         yield Problem("MEARI_SIGNING_KEYS", reason=problem)
+    if settings.protect and not settings.has_keys:
+        yield Problem(
+            "MEARI_PROTECT", reason="there are no keys: set MEARI_KEYS_FILE, MEARI_API_KEYS or MEARI_ADMIN_KEYS"
+        )
+    if settings.redis_url and settings.keys_file is None:
+        yield Problem("MEARI_REDIS_URL", reason="only keys of a file have limits: set MEARI_KEYS_FILE")
     if settings.default_model:
         yield from _unknown_default(settings.default_model, settings.bundles)
 

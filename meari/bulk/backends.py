@@ -171,6 +171,9 @@ class Unbounded:
     def take_bytes(self, count: int) -> None:
         """Refuse nothing."""
 
+    def take_tokens(self, count: int) -> None:
+        """Refuse nothing."""
+
 
 class PieceScorer:
     """Scores texts and pieces of texts by an engine, with the figures that the options ask for."""

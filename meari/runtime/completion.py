@@ -58,10 +58,13 @@ class ReadPrompt:
 
 
 class Budget(Protocol):
-    """Account of the memory that a request takes."""
+    """Account of the memory that a request takes, and of the tokens that its caller may have."""
 
     def take_bytes(self, count: int) -> None:
         """Hold `count` bytes more. Raises TooLarge, Overloaded."""
+
+    def take_tokens(self, count: int) -> None:
+        """Take the tokens that the request may read and write. Raises TooLarge, RateLimited."""
 
 
 @dataclass(eq=False)
@@ -282,12 +285,15 @@ def begin_completion(
     state_tokens: StateTokens,
     kept_chars: int = 0,
 ) -> Completion:
-    """Queue a request. kept_chars: of each text, for the log. Raises InvalidRequest, Overloaded, TooLarge, NotReady."""
+    """Queue a request. kept_chars: of each text, for the log. Raises InvalidRequest, RateLimited, Overloaded, TooLarge,
+    NotReady.
+    """
     sampling = sampling_of(request, model.tokenizer.vocabulary)
     with model.engine.reserve() as reservation:
         start = None if request.state is None else state_tokens.decode(request.state)
         budget.take_bytes(_memory_bytes(request, start, state_tokens))
         ids = model.tokenizer.encode(request.prompt)
+        budget.take_tokens(len(ids) + request.n * request.max_tokens)
         text_end = (NO_TEXT if start is None else start.text_end).then(request.prompt)
         prompt = ReadPrompt(request.prompt, ids, text_end, model.tokenizer.vocabulary.num_unknown(ids))
         patterns = StopPatterns.of(request.stops, model.tokenizer.normalized, request.min_tokens)

@@ -166,7 +166,7 @@ def begin_openai_completion(
 ) -> OpenAICompletion:
     """Queue everything that a request asks for. kept_chars: of each text, for the log.
 
-    Raises InvalidRequest, Overloaded, TooLarge, NotReady.
+    Raises InvalidRequest, RateLimited, Overloaded, TooLarge, NotReady.
     """
     prompts, generate = prompts_of(request), request.generate_request
     sampling = sampling_of(generate, model.tokenizer.vocabulary)
@@ -177,6 +177,8 @@ def begin_openai_completion(
             _read(request, prompt, model, path)
             for prompt, path in zip(prompts, _paths(request, len(prompts)), strict=True)
         ]
+        num_written = len(read) * request.num_samples * request.num_tokens
+        budget.take_tokens(sum(len(prompt.ids) for prompt in read) + num_written)
         seeds = [seed_of(generate) for _ in read]
         patterns = StopPatterns.of(generate.stops, model.tokenizer.normalized, generate.min_tokens)
         plan = CompletionPlan(generate, model, deadline, sampling, patterns, kept_chars=kept_chars)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from meari.bundle_format.folders import DEFAULT, find_bundles, printable
 from meari.errors import BundleError, MeariError
 from meari.service.requests.keys import read_keys
+from meari.service.requests.limit_stores import RedisStore
 
 if TYPE_CHECKING:
     from meari.service.service import Registry
@@ -60,6 +61,7 @@ def check_start(settings: Settings) -> None:
     """Check what can be checked before there are workers. Raises StartError."""
     _check_folder(settings.bundles)
     _check_keys(settings.keys_file)
+    _check_redis(settings.redis_url)
     if not {"GUNICORN_FD", "LISTEN_FDS"} & set(os.environ):  # otherwise the socket is inherited
         check_address(settings.host, settings.port)
 
@@ -85,6 +87,18 @@ def _check_keys(path: Path | None) -> None:
         raise StartError(f"MEARI_KEYS_FILE: {path}: {error.strerror}; {advice}", NOTHING_STATUS) from None
     except MeariError as error:
         raise StartError(f"MEARI_KEYS_FILE: {error}", NOTHING_STATUS) from None
+
+
+def _check_redis(url: str | None) -> None:
+    """Check that Redis can be asked; whether it answers may change at any time. Raises StartError."""
+    try:
+        if url is not None:
+            RedisStore(url)
+    except ModuleNotFoundError:
+        advice = "pip install 'meari[redis]'"
+        raise StartError(f"MEARI_REDIS_URL needs a package that is not installed: {advice}", NOTHING_STATUS) from None
+    except ValueError as error:
+        raise StartError(f"MEARI_REDIS_URL: {error}", NOTHING_STATUS) from None
 
 
 def check_address(host: str, port: int) -> None:

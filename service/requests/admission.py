@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from meari.errors import Overloaded, TooLarge
+from meari.service.requests.limits import Quota
 
 __all__ = ["Admission", "OverloadGate", "Ticket"]
 
@@ -156,17 +157,26 @@ class Admission:
 
 
 class Ticket:
-    """The share of an admitted request; releasing it again does nothing."""
+    """The share of an admitted request; releasing it again does nothing.
+
+    quota  what its caller may still take; None for a caller without limits
+    """
 
     def __init__(self, admission: Admission) -> None:
         self._admission: Admission | None = admission
         self._bytes = 0
+        self.quota: Quota | None = None
 
     def take_bytes(self, count: int) -> None:
         """Hold `count` bytes more. Raises TooLarge, Overloaded."""
         assert self._admission is not None, "a released ticket holds nothing"
         self._admission.take(count)
         self._bytes += count
+
+    def take_tokens(self, count: int) -> None:
+        """Take tokens of the caller's minute. Raises TooLarge, RateLimited."""
+        if self.quota is not None:
+            self.quota.take(count)
 
     def release(self) -> None:
         """Release the request and its bytes."""

@@ -158,13 +158,6 @@ class KeyRing:
         if self._path is not None and not self._read(self._path):
             self._take_copy()
 
-    @classmethod
-    def of(cls, settings: Settings, attempts: Attempts | None = None) -> KeyRing | None:
-        """Return the keys of the settings; None where there are none."""
-        if not settings.has_keys:
-            return None
-        return cls(settings, attempts)
-
     def caller(self, authorization: str | None, address: str = "", *, must_know: bool = False) -> Caller:
         """Return who sends the header; ANYBODY where no key is needed. Raises Unauthorized, RateLimited.
 

@@ -23,7 +23,10 @@ __all__ = ["believe_proxies", "client_network", "cors_headers", "may_answer_host
 
 METHODS: Final = "GET, HEAD, POST"
 HEADERS: Final = "Authorization, Content-Type, X-Request-Id"
-EXPOSED: Final = "X-Request-Id, Retry-After"
+EXPOSED: Final = (
+    "X-Request-Id, Retry-After, RateLimit, RateLimit-Policy, "
+    "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+)
 MAX_AGE_SECONDS: Final = 3600
 _NAMES: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z, -]{1,2000}")
 Value = TypeVar("Value")

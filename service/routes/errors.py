@@ -6,6 +6,7 @@ Input: our own errors, Flask's (404, 405, …) and unexpected ones. Output: an a
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
@@ -23,10 +24,11 @@ from meari.errors import (
 )
 from meari.service.clients import ClientGone
 from meari.service.error_body import error_body, openai_error_body
-from meari.service.routes.exchange import CLIENT_GONE, asked_path, current_exchange, json_response
+from meari.service.routes.exchange import CLIENT_GONE, OPEN_BLUEPRINTS, asked_path, current_exchange, json_response
 
 __all__ = ["register_error_handlers"]
 
+BROWSER_LOGIN: Final = 'Basic realm="meari: any user name, the key as password", charset="UTF-8"'
 log = logging.getLogger("meari.service.error_handler")  # as operators know it
 
 
@@ -46,6 +48,8 @@ def _meari_error(error: MeariError) -> Response:
         response.headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
+        if request.blueprint in OPEN_BLUEPRINTS:  # protected: a browser asks for the key and sends it with each request
+            response.headers.add("WWW-Authenticate", BROWSER_LOGIN)
     if isinstance(error, UnsupportedMediaType):
         response.headers["Accept"], response.headers["Accept-Encoding"] = "application/json", "identity"
     return response

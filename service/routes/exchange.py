@@ -23,6 +23,7 @@ from meari.errors import (
     NotReady,
     Overloaded,
     Problem,
+    RateLimited,
     TooLarge,
     UnsupportedMediaType,
 )
@@ -35,6 +36,7 @@ from meari.service.error_body import SAFE_HEADERS, wrong_field
 from meari.service.log import NO_ROUTE, RequestLine, log_request, request_id
 from meari.service.requests.admission import Ticket
 from meari.service.requests.keys import ANYBODY, Caller
+from meari.service.requests.limits import Limits, Quota
 from meari.service.requests.origins import cors_headers
 from meari.service.service import Service
 
@@ -44,7 +46,12 @@ if TYPE_CHECKING:
 __all__ = ["CLIENT_GONE", "OPEN_BLUEPRINTS", "Exchange", "asked_path", "current_exchange", "json_response"]
 
 STEP_SECONDS: Final = 0.5  # longer than a step, so a cancelled request ends within it
-OPEN_BLUEPRINTS: Final = ("docs", "health", "metrics", "web")  # answered without a key, and left out of traces
+OPEN_BLUEPRINTS: Final = (
+    "docs",
+    "health",
+    "metrics",
+    "web",
+)  # answered without a key unless protected, and left out of traces
 CLIENT_GONE: Final = 499  # for the log alone
 MESSAGE_CHARS: Final = 500  # of an error, in the log
 PIECE_BYTES: Final = 64 * 1024
@@ -69,6 +76,7 @@ class Exchange:
         self.caller: Caller = ANYBODY
         self._started = time.monotonic()  # the engines' clock
         self._ticket: Ticket | None = None
+        self._quota: Quota | None = None
         self._model: LoadedModel | None = None
         self._handle: Waitable | None = None
         self._client: Client | None = None
@@ -97,15 +105,23 @@ class Exchange:
     def read_body(self) -> bytes:
         """Admit the request, then read its body.
 
-        Raises NotReady, Overloaded, UnsupportedMediaType, TooLarge, InvalidRequest.
+        Raises NotReady, RateLimited, Overloaded, UnsupportedMediaType, TooLarge, InvalidRequest.
         """
         if self._service.drain.has_begun:
             raise NotReady("the service is shutting down")
+        if self._service.limits is not None:
+            self._open_quota(self._service.limits)
         self._ticket = self._service.admission.enter()
+        self._ticket.quota = self._quota
         _check_codings(request.environ)
         _check_media_type()
         _check_announced_length(self._service.settings.max_body_bytes)
         return b"".join(self._pieces())
+
+    def _open_quota(self, limits: Limits) -> None:
+        self._quota = Quota.of(limits, self.caller)
+        if self._quota is not None:
+            self._quota.open()
 
     def _pieces(self) -> Iterable[bytes]:
         """Yield the body, accounted for piece by piece: a chunked one announces no length."""
@@ -179,6 +195,8 @@ class Exchange:
             self.line.error_message = str(error)[: max(self.kept_chars, MESSAGE_CHARS)]
         if isinstance(error, Overloaded):
             self._service.metrics.refusals.labels(self.line.model).inc()
+        if isinstance(error, RateLimited):
+            self._service.metrics.limited.labels(error.limit).inc()
 
     def stream(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the same pieces; a request whose pieces were not all sent was aborted."""
@@ -194,6 +212,8 @@ class Exchange:
         response.headers["X-Request-Id"] = self.request_id
         for name, value in SAFE_HEADERS:
             response.headers.setdefault(name, value)
+        if self._quota is not None:
+            response.headers.update(self._quota.headers())
         origins = self._service.settings.cors_origins
         if origins:
             response.headers.update(cors_headers(origins, request.environ.get("HTTP_ORIGIN")))
@@ -233,10 +253,18 @@ class Exchange:
         self._count(status, seconds)
         if self._ticket is not None:
             self._ticket.release()
-        self._describe(status, seconds)
+        try:
+            self._describe(status, seconds)
+        finally:
+            self._close_quota()
         if self._tracing is not None:
             self._tracing.record(self.line, self._asked, self._environ)
         log_request(self.line)
+
+    def _close_quota(self) -> None:
+        work = self.line.work
+        if self._quota is not None:
+            self._quota.close(0 if work is None else work.prompt_tokens + work.generated_tokens)
 
     def _describe(self, status: int, seconds: float) -> None:
         """Complete the request's line."""

@@ -4,7 +4,8 @@ Input: static files, read once when the application is made, and the types of re
 with a tag by which a browser asks whether they have changed, and the OpenAPI document. Must not know: the engine.
 
 Nothing on a page is loaded from elsewhere, and the playground has no inline script: its Content-Security-Policy tells
-the browser so. Pages need no key: a person enters one on the page.
+the browser so. Pages need no key, unless `MEARI_PROTECT` says so: a person
+enters one on the page.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from flask import Blueprint, Response, request
 
 from meari.errors import NotFound, Problem
 from meari.service.openapi.document import openapi_document
-from meari.service.routes.exchange import json_response
+from meari.service.routes.exchange import current_exchange, json_response
 from meari.service.service import Service
 
 __all__ = ["CLAIMS_FOLDER", "WEB_FOLDER", "docs_blueprint", "web_blueprint"]
@@ -72,8 +73,9 @@ def docs_blueprint(service: Service) -> Blueprint:
 
     @blueprint.get("/openapi.json")
     def openapi() -> Response:
-        names = [model.name for model in service.registry.loaded()]
-        return json_response(openapi_document(service.schemas.types, names, service.registry.default))
+        allowed = current_exchange().caller.models
+        names = [model.name for model in service.registry.loaded() if allowed is None or model.name in allowed]
+        return json_response(openapi_document(service.schemas.types, names, service.registry.default_of(allowed)))
 
     @blueprint.get("/docs")
     def docs() -> Response:

@@ -71,7 +71,7 @@ def _state_bytes(request: ScoreRequest, start: TextState | None, state_tokens: S
 def _begin(
     request: ScoreRequest, start: TextState | None, model: LoadedModel, exchange: Exchange, deadline: float
 ) -> tuple[list[Encoded], Scoring, int]:
-    """Queue the texts; the number: of tokens that the model does not know. Raises Overloaded, NotReady."""
+    """Queue the texts; the number: of tokens that the model does not know. Raises RateLimited, Overloaded, NotReady."""
     with model.engine.reserve() as reservation:
         encoded = [model.tokenizer.encode_with_offsets(text) for text in request.all_texts]
         call = ScoreCall(
@@ -84,8 +84,9 @@ def _begin(
             start=None if start is None else start.value,
             want_state=request.return_state,
         )
+        num_tokens = len(call.context) + sum(map(len, call.texts))
+        exchange.ticket.take_tokens(num_tokens)
         scoring = model.engine.score(call, reservation)
-    num_tokens = len(call.context) + sum(map(len, call.texts))
     texts = (request.context, *request.all_texts) if request.context else tuple(request.all_texts)
     exchange.note_work(lambda: _work(scoring, num_tokens, texts))
     num_unknown = sum(map(model.tokenizer.vocabulary.num_unknown, (call.context, *call.texts)))

@@ -32,7 +32,9 @@ def tokenize_blueprint(service: Service) -> Blueprint:
         exchange = current_exchange()
         request, model = exchange.accept(service.schemas.tokenize)
         exchange.hold_texts("text", [request.text], BYTES_PER_CHAR)
-        tokens = token_texts(model.tokenizer.vocabulary, model.tokenizer.encode(request.text))
+        ids = model.tokenizer.encode(request.text)
+        exchange.ticket.take_tokens(len(ids))
+        tokens = token_texts(model.tokenizer.vocabulary, ids)
         exchange.note_work(lambda: Work(len(tokens), prompts=(request.text,)))
         return json_response({"model": model.name, "tokens": tokens})
 
@@ -41,6 +43,7 @@ def tokenize_blueprint(service: Service) -> Blueprint:
         exchange = current_exchange()
         request, model = exchange.accept(service.schemas.detokenize)
         vocabulary = model.tokenizer.vocabulary
+        exchange.ticket.take_tokens(len(request.tokens))
         ids = checked_ids(request.ids, vocabulary.size)
         text, part = detokenize(vocabulary, ids), partial_bytes(vocabulary, ids)
         exchange.note_work(lambda: Work(len(request.tokens), answers=(text,)))
@@ -74,6 +77,7 @@ def _begin(
         ids = model.tokenizer.encode(request.text)
         if len(ids) > MAX_TOKENS:
             raise InvalidRequest(Problem("text", f"{len(ids)} tokens", f"at most {MAX_TOKENS}"))
+        exchange.ticket.take_tokens(len(ids))
         num_tensors = len(model.bundle.manifest.state)
         exchange.ticket.take_bytes(states_bytes(len(ids), model.bundle.runner.state_bytes, num_tensors, request.units))
         scoring = model.engine.score(states_call(ids, model.tokenizer.vocabulary.end_id, deadline), reservation)
