@@ -312,6 +312,8 @@ class JoinedResponse(Response):  # type: ignore[misc]
 
 def translated(error: Exception) -> MeariError:
     """Translate gunicorn's error to that of the contract; EngineFailed if the service itself is at fault."""
+    if isinstance(error, MeariError):
+        return error
     if isinstance(error, OWN_FAULTS):
         return EngineFailed("the request could not be handled")
     for kind, translate in TRANSLATIONS.items():

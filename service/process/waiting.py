@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.workers.gthread import ThreadWorker
 
-from meari.errors import Overloaded
+from meari.errors import InvalidRequest, Overloaded, Problem
 from meari.service.clients import BODY_SECONDS, Connection
 from meari.service.error_body import SAFE_HEADERS
 from meari.service.log import request_id
@@ -35,6 +35,7 @@ __all__ = ["MAX_READING", "RECEIVE_BYTES", "CollectingWorker", "Held", "WaitingR
 RECEIVE_BYTES: Final = 65536
 MAX_COLLECTED: Final = 65536  # bytes of a body that is always collected by the loop
 MAX_READING: Final = 16  # threads that read larger ones as they come
+UNSENT_BYTES: Final = 262144  # of an answer, that the system keeps for a client that has no room for them
 KEEP_SECONDS: Final = 75.0  # longer than clients keep idle connections, so that the client closes first
 END_SECONDS: Final = 2.0
 ANSWER_LOOK_SECONDS: Final = 1.0  # between two looks whether a client takes its answer
@@ -85,6 +86,12 @@ class Held:
         self.waits: Waits | None = None
         self.num_bytes = 0  # held while it waits
         self.keeps = self.is_asked = self.is_read = False
+
+    def next_request(self, config: Any) -> Any:
+        """Parse a request. Raises StopIteration, TimeoutError, ParseException and others of gunicorn's parser."""
+        if self.parser is None:
+            self.parser = PromptParser(config, self.incoming, self.client)
+        return next(self.parser)
 
     def fileno(self) -> int:
         """Return the descriptor; pollers want it."""
@@ -224,6 +231,9 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
     def run(self) -> None:
         """Run gunicorn's loop, over a room for the connections that wait."""
         self.room = WaitingRoom(self.poller, self._on_event)
+        for listener in self.sockets:  # inherited by each connection: the system keeps less for readers that stall
+            with contextlib.suppress(OSError, AttributeError):
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         super().run()
 
     def _on_event(self, held: Held) -> None:
@@ -367,11 +377,25 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
         for held in self.room.overdue():
             if held.waits is Waits.ANSWER:
                 self._on_event(held)
-            elif held.waits in (Waits.HEAD, Waits.BODY):  # answered by a thread, which finds the rest missing
-                self.room.leave(held)
-                self.enqueue_req(held)
+            elif held.waits in (Waits.HEAD, Waits.BODY):
+                self._time_out(held)
             else:
                 self._close(held)
+
+    def _time_out(self, held: Held) -> None:
+        """Refuse a request that did not come whole in time, without a thread."""
+        request, error = None, Exception()
+        try:
+            request = held.next_request(self.cfg)
+            error = InvalidRequest(Problem("body", reason=f"not complete after {BODY_SECONDS:g} seconds"))
+        except Exception as problem:  # noqa: BLE001 (logged where it is answered)
+            error = problem
+        self.handle_error(request, held.sock, held.client, error)
+        held.keeps = False
+        if held.sock.num_unsent:
+            self.room.enter(held, Waits.ANSWER)
+        else:
+            self._end(held)
 
     def _service(self) -> Service | None:
         app: Any = getattr(self, "wsgi", None)

@@ -41,7 +41,6 @@ from meari.service.log import NO_ROUTE, RequestLine, flush_log, log_request, req
 from meari.service.process.http import (
     CONTINUE,
     JoinedResponse,
-    PromptParser,
     QuickConfig,
     Stage,
     answer_bytes,
@@ -140,9 +139,7 @@ class DrainingWorker(CollectingWorker):
         """Answer the next request; return True if the connection may be used again."""
         request = None
         try:
-            if held.parser is None:
-                held.parser = PromptParser(self.cfg, held.incoming, held.client)
-            request = next(held.parser)
+            request = held.next_request(self.cfg)
             keeps = self.handle_request(request, held)
         except StopIteration:  # closed between two requests, or by this side
             return False
