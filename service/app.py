@@ -35,7 +35,7 @@ from meari.service.routes.tokens import states_blueprint, tokenize_blueprint
 from meari.service.service import Registry, Service
 from meari.service.settings import Settings, load_settings
 from meari.service.tracing import start_tracing
-from meari.service.workers import Drain, ReadyMarks, marks_folder, metrics_folder
+from meari.service.workers import Drain, metrics_folder, own_place
 
 __all__ = ["create_app"]
 
@@ -80,8 +80,9 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 def _service(settings: Settings) -> Service:
     shared = settings.runtime_folder
-    registry = Registry(settings, ReadyMarks(marks_folder(shared) if shared else None, settings.workers))
-    metrics = Metrics(metrics_folder(shared) if shared else None)
+    place = own_place()
+    registry = Registry(settings, place)
+    metrics = Metrics(place.board, metrics_folder(shared) if shared else None)
     keys, limits = _access(settings, metrics)
     return Service(
         settings=settings,
@@ -91,7 +92,7 @@ def _service(settings: Settings) -> Service:
             settings.max_requests, settings.max_inflight_bytes, OverloadGate(settings.max_slots), registry.knee
         ),
         metrics=metrics,
-        drain=Drain(settings.drain_seconds, settings.graceful_timeout_seconds),
+        drain=Drain(settings.drain_seconds, settings.graceful_timeout_seconds, place),
         disconnects=Disconnects(),
         state_keys=settings.state_key or (secrets.token_hex(32),),
         keys=keys,

@@ -10,13 +10,16 @@ before everything else.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from meari.runtime.engine.stats import GAP_SECONDS, HistogramCounts
+from meari.service.workers import Board
 
 __all__ = [
     "DECODE",
@@ -30,6 +33,7 @@ __all__ = [
     "QUEUE",
     "Families",
     "Histogram",
+    "HostFamilies",
     "Reason",
 ]
 
@@ -156,13 +160,10 @@ class Families:
         self.scored = _counter("scored_tokens", "Log-probabilities reported to clients", own)
 
     def _worker(self, own: CollectorRegistry) -> None:
-        self.workers = _worker_gauge("workers", "Worker processes as configured", own, "livemax")
-        self.ready_workers = _worker_gauge("ready_workers", "Worker processes that take requests", own)
         self.failed_bundles = _worker_gauge("failed_bundles", "Bundles that could not be loaded", own, "livemax")
         self.in_flight = _worker_gauge("requests_in_flight", "Requests from admission to the end of the answer", own)
         self.in_flight_bytes = _worker_gauge("inflight_bytes", "Bytes that requests in flight may come to hold", own)
         self.memory_bytes = _worker_gauge("resident_memory_bytes", "Resident memory of the worker processes", own)
-        self.starts = Counter("meari_worker_starts", "Worker processes started", registry=own)
         self.cpu_seconds = Counter("meari_cpu_seconds", "CPU time of the worker processes", registry=own)
 
     def begin(self, model: str) -> None:
@@ -177,6 +178,27 @@ class Families:
             family.labels(model)
         for reason in Reason:
             self.success.labels(model, reason.value)
+
+
+class HostFamilies(Collector):
+    """The counts of the host's workers, as any of them reads them from the board."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric."""
+        host = self._board.host()
+        for name, text, value in (
+            ("workers", "Worker processes that there should be", host.expected),
+            ("ready_workers", "Worker processes that take requests", 0 if host.is_draining else host.ready),
+            ("loading_workers", "Worker processes that load their bundles", host.loading),
+            ("failed_workers", "Worker processes that could not load what they need to take requests", host.failed),
+            ("draining_workers", "Worker processes that finish their last requests", host.draining),
+        ):
+            yield GaugeMetricFamily(f"meari_{name}", text, value)
+        yield CounterMetricFamily("meari_worker_starts", "Worker processes started", host.starts)
+        yield CounterMetricFamily("meari_worker_deaths", "Worker processes that ended by themselves", host.deaths)
 
 
 def _vllm_counter(name: str, text: str, registry: CollectorRegistry) -> Counter:

@@ -36,8 +36,10 @@ from meari.service.metric_families import (
     PROMPT,
     QUEUE,
     Families,
+    HostFamilies,
     Reason,
 )
+from meari.service.workers import Board
 
 __all__ = ["CONTENT_TYPE", "Metrics", "RequestFigures", "RequestTotals", "WorkerFigures"]
 
@@ -139,8 +141,6 @@ def _reasons(call: Handle) -> list[Reason]:
 class WorkerFigures:
     """State of a worker."""
 
-    workers: int  # that there should be on this host
-    is_ready: bool
     failed_bundles: int
     requests_in_flight: int
     inflight_bytes: int
@@ -158,13 +158,13 @@ class ObservedModel:
 class Metrics:
     """The metrics of one worker; safe from any thread."""
 
-    def __init__(self, multiprocess_folder: Path | None = None) -> None:
+    def __init__(self, board: Board | None = None, multiprocess_folder: Path | None = None) -> None:
+        self._board = board or Board.of_one()
         self._folder = multiprocess_folder
         self._lock = threading.Lock()
         self._models: dict[str, ObservedModel] = {}
         self._families = Families()
         self._cpu_seconds = 0.0
-        self._families.starts.inc()
 
     # ---- counted at once ----
 
@@ -226,8 +226,6 @@ class Metrics:
     def observe_worker(self, figures: WorkerFigures) -> None:
         """Copy the worker's state."""
         families = self._families
-        families.workers.set(figures.workers)
-        families.ready_workers.set(figures.is_ready)
         families.failed_bundles.set(figures.failed_bundles)
         families.in_flight.set(figures.requests_in_flight)
         families.in_flight_bytes.set(figures.inflight_bytes)
@@ -238,10 +236,12 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """Return the text of /metrics, for all workers of this host."""
-        if self._folder is None:
-            return generate_latest(self._families.registry)
         everyone = CollectorRegistry()
-        MultiProcessCollector(everyone, path=str(self._folder))  # type: ignore[no-untyped-call]
+        everyone.register(HostFamilies(self._board))
+        if self._folder is None:
+            everyone.register(self._families.registry)
+        else:
+            MultiProcessCollector(everyone, path=str(self._folder))  # type: ignore[no-untyped-call]
         return generate_latest(everyone)
 
     def _model(self, name: str) -> ObservedModel:

@@ -44,11 +44,12 @@ from meari.service.requests.limits import Limits
 from meari.service.requests.schema import Schemas
 from meari.service.settings import Settings
 from meari.service.tracing import Tracing
-from meari.service.workers import Drain, ReadyMarks
+from meari.service.workers import Drain, HostState, Place, Report, WorkerState
 
 __all__ = ["Readiness", "Registry", "Service"]
 
 MIN_KNEE = 8  # requests; an engine may have measured its knee at a bad moment
+HELD_SECONDS = 30.0  # longest that a request waits for the bundles of a worker that takes another one's place
 KNEE_SHARE = 7 / 8  # an engine knows its knee as a power of two only; a few less cost 1 % of the tokens, 15 % of p95
 MAX_LEAVING = 2  # engines of one name that were replaced and still have requests
 STOP_SECONDS = 5.0  # that a load in progress may take at the end
@@ -59,15 +60,32 @@ log = logging.getLogger("meari.service.registry")  # as operators know it
 
 @dataclass(frozen=True)
 class Readiness:
-    """State of the service: ready to take requests or not, and why.
+    """State of the host.
 
-    `failed` maps the bundles that could not be loaded to the reason.
+    reason  why it takes no requests; "" if it does
+    models  bundles that are served
+    failed  bundles that a worker could not load, and why
+    host    its workers, counted
     """
 
-    ready: bool
     reason: str
     models: tuple[str, ...]
     failed: dict[str, str]
+    host: HostState
+
+    @property
+    def ready(self) -> bool:
+        """Whether the host takes requests."""
+        return not self.reason
+
+
+def _reason(host: HostState, reports: list[Report]) -> str:
+    """Return why the host takes no requests; "" if it does."""
+    if host.is_draining:
+        return "the service is shutting down"
+    if host.ready:
+        return ""
+    return next((report.problem for report in reports if report.problem), "the bundles are being loaded")
 
 
 class Registry:
@@ -78,10 +96,10 @@ class Registry:
     """
 
     def __init__(
-        self, settings: Settings, marks: ReadyMarks, load: Load | None = None, poll_seconds: float = POLL_SECONDS
+        self, settings: Settings, place: Place, load: Load | None = None, poll_seconds: float = POLL_SECONDS
     ) -> None:
         self._settings = settings
-        self._marks = marks
+        self.place = place
         self._poll_seconds = poll_seconds
         self.wishes = HostWishes(settings.runtime_folder)
         self._watch = FolderWatch(settings.bundles, settings.signing_keys)
@@ -189,29 +207,37 @@ class Registry:
         return next((name for name in allowed if name in self._models), "")
 
     def readiness(self) -> Readiness:
-        """Return the state of this worker and, until all workers were ready once, of those beside it."""
-        return Readiness(self._reason() == "", self._reason(), tuple(self._models), self._failed)
+        """Return the state of the host, the same from every worker."""
+        board = self.place.board
+        host = board.host()
+        serving = (WorkerState.READY, WorkerState.DRAINING)
+        models = {name for report in board.reports(*serving) for name in report.models}
+        reports = list(board.reports(*serving, WorkerState.FAILED))
+        failed = {name: reason for report in reports for name, reason in report.failed.items()}
+        return Readiness(_reason(host, reports), tuple(sorted(models)), failed, host)
 
     @property
     def nothing_to_serve(self) -> str:
-        """Reason why no worker has a bundle, with the problem of each bundle; "" where one has."""
-        if self._problem is None or self._models or self._unloaded or self._marks.some_are_ready:
+        """Reason why no worker has a bundle, with the problem of each bundle; "" where one has, or may have."""
+        board = self.place.board
+        if self._problem is None or self._unloaded or board.has(WorkerState.LOADING, WorkerState.READY):
             return ""
         failed = "; ".join(f"{name}: {reason}" for name, reason in self._failed.items())
         return f"{self._problem}:\n{failed}" if failed else self._problem
 
-    def _reason(self) -> str:
-        if not self._loaded.is_set():
-            return "the bundles are being loaded"
-        if self._problem is not None:
-            return self._problem
+    def report_failed_engine(self) -> bool:
+        """Tell whether an engine has ended for good, and the other workers why: one of them takes this one's place."""
         ended = [f"{model.name}: {model.engine.failure}" for model in self.loaded() if model.engine.failure]
         if ended:
-            return f"an engine failed: {'; '.join(ended)}"
-        return "" if self._marks.all_were_ready else "other workers are loading the bundles"
+            self.place.report(Report(tuple(self._models), self._failed, f"an engine failed: {'; '.join(ended)}"))
+        return bool(ended)
 
     def _check_loaded(self) -> None:
-        if not self._loaded.is_set():
+        """Raise NotReady while there is nothing to serve.
+
+        Once a worker has been ready, a request waits for the bundles: no other worker could answer it.
+        """
+        if not self._loaded.wait(HELD_SECONDS if self.place.board.was_ready else 0):
             raise NotReady("the bundles are being loaded; try again")
         if self._problem is not None:
             raise NotReady(self._problem)
@@ -349,8 +375,7 @@ class Registry:
         return f"no bundle in {root} could be loaded" if found.names else f"there is no bundle in {root}"
 
     def _report(self) -> None:
-        if self._problem is None:
-            self._marks.mark()
+        self.place.report(Report(tuple(self._models), self._failed, self._problem or ""))
         hashes = {name: model.bundle.hash for name, model in self._models.items()}
         self.wishes.report(WorkerReport(os.getpid(), self._num_wishes, hashes, self._failed))
 
@@ -390,8 +415,6 @@ class Service:
         readiness = self.registry.readiness()
         self.metrics.observe_worker(
             WorkerFigures(
-                workers=self.settings.workers,
-                is_ready=readiness.ready and not self.drain.has_begun,
                 failed_bundles=len(readiness.failed),
                 requests_in_flight=self.admission.num_requests,
                 inflight_bytes=self.admission.num_bytes,

@@ -1,65 +1,440 @@
-"""State that the workers of a host share, and the end of each worker.
+"""State that the workers of a host share: the board, a worker's place on it, and the end of a worker.
 
-Input: a folder and memory that the master process makes for its workers; signals and the time. Output: whether all
-workers have been ready, who holds clearly more connections than another, and whether a worker must refuse work, may
-stop or must end. Must not know: bundles, requests, sockets.
+Input: memory that the master process makes for its workers; signals and the time. Output: how many workers are ready,
+loading, failed or draining; what each of them serves; who holds clearly more connections than another; whether a worker
+accepts connections, must refuse work, may stop or must end. Must not know: requests, sockets.
+
+The board has a slot for each worker. The master takes and frees slots, a worker writes its own slot alone, everybody
+reads; no lock exists that a killed process could leave held. Numbers are 8 bytes, written at once. A text has a
+checksum, so that one that is half written counts as none.
 
 All workers wait for new connections on one socket, and the kernel wakes them all: the quickest takes them, often
 several in a row, and keeps them as long as their clients send requests. So a worker that holds clearly more than
-another lets the others accept first.
+another lets the others accept first, and a worker that has nothing to answer with accepts none while another one can.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import mmap
 import os
 import resource
-import tempfile
+import struct
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
+
+import msgspec
 
 __all__ = [
-    "ConnectionBalance",
+    "BOARD",
+    "Board",
     "Drain",
-    "ReadyMarks",
+    "HostState",
+    "Place",
+    "Report",
+    "WorkerState",
     "allowed_connections",
-    "clear_marks",
-    "forget_worker",
-    "make_runtime_folder",
-    "marks_folder",
     "metrics_folder",
     "models_folder",
-    "prepare_runtime_folder",
+    "own_place",
+    "take_place",
 ]
 
-MEMORY = Path("/dev/shm")  # noqa: S108 (only a folder made by mkdtemp is used there; writes stay in memory)
 LAST_SECONDS = 1.0  # of the grace period, reserved for sending the text so far
-NUM_ENTRIES: Final = 64  # workers alive at the same time; more of them share entries
-UNUSED: Final = -1
+MAX_WORKERS: Final = 2048  # alive at the same time: at a reload, old ones beside new ones
+TEXT_BYTES: Final = 8192  # of a slot; pages that nobody writes to cost nothing
 CLEARLY_MORE: Final = 1.125  # times as many
 OTHER_FILES: Final = 64  # of a worker: its log, its engines, and files that it reads now and then
+NUM_HEADER_FIELDS: Final = 16
+NUM_SLOT_FIELDS: Final = 4
+MAX_REASON_CHARS: Final = 300  # of a bundle, where all reasons together are too long
 
 
-def make_runtime_folder() -> Path:
-    """Make a new folder, in memory where the system offers such a place."""
-    return Path(tempfile.mkdtemp(prefix="meari-", dir=MEMORY if _is_writable(MEMORY) else None))
+class WorkerState(enum.IntEnum):
+    """State of a worker; FREE where a slot belongs to none."""
+
+    FREE = 0
+    LOADING = 1
+    READY = 2
+    FAILED = 3  # it has loaded, but not what it needs to take requests; its report says why
+    DRAINING = 4
 
 
-def prepare_runtime_folder(folder: Path) -> None:
-    """Make missing folders, and remove the files of an earlier run; nothing else is touched."""
-    clear_marks(marks_folder(folder))
-    metrics = metrics_folder(folder)
-    metrics.mkdir(parents=True, exist_ok=True)
-    for file in (*metrics.glob("*.db"), *models_folder(folder).glob("*.json")):
-        file.unlink()
+class _Host(enum.IntEnum):
+    """Numbers of the host, by their place in the header of the board."""
+
+    EXPECTED = 0
+    IS_DRAINING = 1
+    WAS_READY = 2
+    IS_UPGRADE = 3
+    STARTS = 4
+    DEATHS = 5
+    NUM_SLOTS = 6  # that were ever taken
 
 
-def marks_folder(folder: Path) -> Path:
-    """Return the folder of the workers' marks of readiness."""
-    return folder / "workers"
+class _Slot(enum.IntEnum):
+    """Numbers of a worker, by their place in its slot."""
+
+    STATE = 0
+    PID = 1
+    CONNECTIONS = 2
+    READY_AT = 3  # nanoseconds of the monotonic clock; 0 before
+
+
+@dataclass(frozen=True)
+class HostState:
+    """The workers of the host, counted by state.
+
+    expected     workers that there should be
+    is_draining  whether the whole host ends
+    was_ready    whether any worker was ever ready
+    starts       workers started so far
+    deaths       workers that ended without having been told to
+    """
+
+    expected: int
+    ready: int
+    loading: int
+    failed: int
+    draining: int
+    is_draining: bool
+    was_ready: bool
+    starts: int
+    deaths: int
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Result of a worker's loading, as the other workers read it.
+
+    models   bundles that it serves
+    failed   bundles that it could not load, and why
+    problem  why it takes no requests; "" if it may
+    """
+
+    models: tuple[str, ...] = ()
+    failed: dict[str, str] = {}
+    problem: str = ""
+
+
+class Board:
+    """Numbers and reports of all workers in shared memory, made by the master before it forks."""
+
+    def __init__(self, max_workers: int = MAX_WORKERS) -> None:
+        num_fields = NUM_HEADER_FIELDS + NUM_SLOT_FIELDS * max_workers
+        self._memory = memoryview(mmap.mmap(-1, 8 * num_fields + TEXT_BYTES * max_workers))
+        self._numbers = self._memory[: 8 * num_fields].cast("q")
+        self._texts = self._memory[8 * num_fields :]
+        self._max_workers = max_workers
+
+    @classmethod
+    def of_one(cls) -> Self:
+        """Make the board of a worker without a master."""
+        board = cls(max_workers=1)
+        board.begin(expected=1)
+        board.take()
+        return board
+
+    # ---- by the master ----
+
+    def begin(self, expected: int, *, is_upgrade: bool = False) -> None:
+        """Set how many workers there should be.
+
+        is_upgrade  whether the workers of another master still answer on the same socket
+        """
+        self._numbers[_Host.EXPECTED] = expected
+        self._numbers[_Host.IS_UPGRADE] = is_upgrade
+
+    def take(self) -> int:
+        """Return the slot of a worker that is about to start. Raises BlockingIOError if there are too many workers."""
+        for slot in range(self._max_workers):
+            if self.state(slot) is WorkerState.FREE:
+                self._write_text(slot, b"")
+                self._set(slot, _Slot.CONNECTIONS, 0)
+                self._set(slot, _Slot.PID, 0)
+                self._set(slot, _Slot.READY_AT, 0)
+                self._set(slot, _Slot.STATE, WorkerState.LOADING)
+                self._numbers[_Host.NUM_SLOTS] = max(self._numbers[_Host.NUM_SLOTS], slot + 1)
+                self._numbers[_Host.STARTS] += 1
+                return slot
+        raise BlockingIOError(f"there are already {self._max_workers} workers")
+
+    def free(self, slot: int) -> None:
+        """Forget a worker that has ended."""
+        self._set(slot, _Slot.STATE, WorkerState.FREE)
+
+    def count_death(self) -> None:
+        """Count a worker that ended without having been told to."""
+        self._numbers[_Host.DEATHS] += 1
+
+    def drain(self) -> None:
+        """Note that the host ends."""
+        self._numbers[_Host.IS_DRAINING] = 1
+
+    # ---- by everybody ----
+
+    def host(self) -> HostState:
+        """Return the counts."""
+        states = self._all(_Slot.STATE)
+        return HostState(
+            expected=self._numbers[_Host.EXPECTED],
+            ready=states.count(WorkerState.READY),
+            loading=states.count(WorkerState.LOADING),
+            failed=states.count(WorkerState.FAILED),
+            draining=states.count(WorkerState.DRAINING),
+            is_draining=self.is_draining,
+            was_ready=self.was_ready,
+            starts=self._numbers[_Host.STARTS],
+            deaths=self._numbers[_Host.DEATHS],
+        )
+
+    @property
+    def is_draining(self) -> bool:
+        """True once the whole host ends."""
+        return bool(self._numbers[_Host.IS_DRAINING])
+
+    @property
+    def was_ready(self) -> bool:
+        """True once any worker has been ready."""
+        return bool(self._numbers[_Host.WAS_READY])
+
+    @property
+    def is_upgrade(self) -> bool:
+        """True while the workers of another master may answer on the same socket."""
+        return bool(self._numbers[_Host.IS_UPGRADE]) and not self.was_ready
+
+    def has(self, *states: WorkerState) -> bool:
+        """Tell whether any worker is in one of these states."""
+        return not set(states).isdisjoint(self._all(_Slot.STATE))
+
+    def state(self, slot: int) -> WorkerState:
+        """Return the state of a worker."""
+        return WorkerState(self._numbers[self._index(slot, _Slot.STATE)])
+
+    def ready_seconds(self, slot: int) -> float:
+        """Return for how long a worker has been ready, or was until it began to drain; 0 if it never was."""
+        ready_at = self._numbers[self._index(slot, _Slot.READY_AT)]
+        return (time.monotonic_ns() - ready_at) / 1e9 if ready_at else 0.0
+
+    def reports(self, *states: WorkerState) -> Iterator[Report]:
+        """Yield the reports of the workers in one of these states."""
+        for slot, state in enumerate(self._all(_Slot.STATE)):
+            if state in states and (report := self._report(slot)) is not None:
+                yield report
+
+    def connections(self, slot: int) -> tuple[int, list[int]]:
+        """Return how many connections a worker holds, and how many each of those that are ready."""
+        counts = self._all(_Slot.CONNECTIONS)
+        states = zip(self._all(_Slot.STATE), counts, strict=True)
+        return counts[slot], [count for state, count in states if state == WorkerState.READY]
+
+    # ---- by one worker, in its own slot ----
+
+    def set_state(self, slot: int, state: WorkerState) -> None:
+        """Set the state of a worker."""
+        if state is WorkerState.READY:
+            if self.state(slot) is not state:
+                self._set(slot, _Slot.READY_AT, time.monotonic_ns())
+            self._numbers[_Host.WAS_READY] = 1
+        self._set(slot, _Slot.STATE, state)
+
+    def set_pid(self, slot: int, pid: int) -> None:
+        """Note a worker's process."""
+        self._set(slot, _Slot.PID, pid)
+
+    def set_connections(self, slot: int, count: int) -> None:
+        """Note how many connections a worker holds."""
+        self._set(slot, _Slot.CONNECTIONS, count)
+
+    def write_report(self, slot: int, report: Report) -> None:
+        """Write a worker's report, with reasons cut, or left out, if it is too long."""
+        room = TEXT_BYTES - 8
+        text = msgspec.json.encode(report)
+        if len(text) > room:
+            short = {name: reason[:MAX_REASON_CHARS] for name, reason in report.failed.items()}
+            text = msgspec.json.encode(Report(report.models, short, report.problem[:MAX_REASON_CHARS]))
+        if len(text) > room:
+            text = msgspec.json.encode(Report(problem=report.problem[:MAX_REASON_CHARS]))
+        self._write_text(slot, text)
+
+    # ---- the memory ----
+
+    def _index(self, slot: int, which: _Slot) -> int:
+        return NUM_HEADER_FIELDS + NUM_SLOT_FIELDS * slot + which
+
+    def _set(self, slot: int, which: _Slot, value: int) -> None:
+        self._numbers[self._index(slot, which)] = value
+
+    def _all(self, which: _Slot) -> list[int]:
+        used = self._numbers[_Host.NUM_SLOTS]
+        return self._numbers[self._index(0, which) : self._index(used, which) : NUM_SLOT_FIELDS].tolist()
+
+    def _write_text(self, slot: int, text: bytes) -> None:
+        begin = TEXT_BYTES * slot
+        self._texts[begin + 8 : begin + 8 + len(text)] = text
+        self._texts[begin : begin + 8] = struct.pack("II", len(text), zlib.crc32(text))
+
+    def _report(self, slot: int) -> Report | None:
+        begin = TEXT_BYTES * slot
+        length, checksum = struct.unpack("II", self._texts[begin : begin + 8])
+        text = bytes(self._texts[begin + 8 : begin + 8 + length])
+        if not text or zlib.crc32(text) != checksum:
+            return None
+        return msgspec.json.decode(text, type=Report)
+
+
+@dataclass(eq=False)
+class Place:
+    """One worker's place on the board; without other workers (tests) on a board of its own."""
+
+    board: Board = field(default_factory=Board.of_one)
+    slot: int = 0
+    _report: Report | None = None
+    _written: Report | None = None
+    _is_draining: bool = False
+
+    def report(self, report: Report) -> None:
+        """Publish the result of loading, and take requests from now on if there is something to serve.
+
+        May be called again whenever the bundles change.
+        """
+        self._report = report
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Become ready if nothing speaks against it any more; called often."""
+        if self._report is None or self._is_draining:
+            return
+        problem = self._report.problem
+        if not problem and self.state is not WorkerState.READY:
+            problem = self._missing()
+        found = Report(self._report.models, self._report.failed, problem)
+        if found != self._written:
+            self._written = found
+            self.board.write_report(self.slot, found)
+        self._become(WorkerState.FAILED if problem else WorkerState.READY)
+
+    def _become(self, state: WorkerState) -> None:
+        self.board.set_state(self.slot, state)
+        if self._is_draining:  # by a signal, meanwhile
+            self.drain()
+
+    def _missing(self) -> str:
+        """Return which bundle this worker could not load while another one serves it: requests for it must not fail."""
+        assert self._report is not None
+        served = {name for report in self.board.reports(WorkerState.READY) for name in report.models}
+        missing = served.intersection(self._report.failed).difference(self._report.models)
+        return f"could not load what other workers serve: {', '.join(sorted(missing))}" if missing else ""
+
+    def drain(self) -> None:
+        """Note that this worker ends."""
+        self._is_draining = True
+        self.board.set_state(self.slot, WorkerState.DRAINING)
+
+    @property
+    def state(self) -> WorkerState:
+        """State of this worker."""
+        return self.board.state(self.slot)
+
+    @property
+    def accepts(self) -> bool:
+        """Whether this worker accepts new connections.
+
+        A ready one does. One that is not does only if nobody else would: so probes are answered with the reason at the
+        first start, and a worker that ends works on until its successor is ready. While the host drains, everybody
+        accepts, and refuses.
+        """
+        state, board = self.state, self.board
+        if state is WorkerState.READY or board.is_draining:
+            return True
+        if state is WorkerState.DRAINING:
+            return not board.has(WorkerState.READY)
+        return not board.is_upgrade and not board.has(WorkerState.READY, WorkerState.DRAINING)
+
+    def note_connections(self, count: int) -> None:
+        """Note how many connections this worker holds."""
+        self.board.set_connections(self.slot, count)
+
+    @property
+    def has_clearly_more(self) -> bool:
+        """Whether this worker holds clearly more connections than some other that accepts them."""
+        own, others = self.board.connections(self.slot)
+        return own > CLEARLY_MORE * min(others, default=own)
+
+
+BOARD: Final = Board()  # of this host, made in the master process
+_own: list[Place] = []
+
+
+def take_place(slot: int) -> None:
+    """Give this process its place on the board; called in a new worker."""
+    BOARD.set_pid(slot, os.getpid())
+    _own[:] = [Place(BOARD, slot)]
+
+
+def own_place() -> Place:
+    """Return the place of this process; on a board of its own if no master gave it one."""
+    return _own[0] if _own else Place()
+
+
+class Drain:
+    """The end of a worker, from SIGTERM until its last answer is sent; begun at most once, safe from any thread.
+
+    If the whole host ends, readiness fails first and new work is refused. If one worker ends, it answers whatever
+    still comes to it until its successor is ready. Answers in progress are finished; those that are not done when the
+    time is up end with the text so far. Plain attributes, so that a signal handler may call `begin`.
+    """
+
+    def __init__(
+        self,
+        min_seconds: float,
+        grace_seconds: float,
+        place: Place | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._min_seconds = min_seconds
+        self._grace_seconds = grace_seconds
+        self._place = place or Place()
+        self._clock = clock
+        self._began_at: float | None = None
+
+    def begin(self) -> None:
+        """End this worker from now on."""
+        if self._began_at is None:
+            self._began_at = self._clock()
+            self._place.drain()
+
+    @property
+    def has_begun(self) -> bool:
+        """True while draining."""
+        return self._began_at is not None
+
+    @property
+    def refuses_work(self) -> bool:
+        """True while the whole host ends."""
+        return self.has_begun and self._place.board.is_draining
+
+    def may_stop(self, num_requests: int) -> bool:
+        """Tell whether the worker may stop: no request is in progress and others serve, or the time is up."""
+        if self._began_at is None:
+            return False
+        waited = self._clock() - self._began_at
+        if waited >= self._grace_seconds:
+            return True
+        board = self._place.board
+        is_needed = waited < self._min_seconds if board.is_draining else not board.has(WorkerState.READY)
+        return num_requests == 0 and not is_needed
+
+    @property
+    def must_end(self) -> bool:
+        """True when answers in progress have to end now."""
+        if self._began_at is None:
+            return False
+        return self._clock() - self._began_at >= self._grace_seconds - LAST_SECONDS
 
 
 def metrics_folder(folder: Path) -> Path:
@@ -70,117 +445,6 @@ def metrics_folder(folder: Path) -> Path:
 def models_folder(folder: Path) -> Path:
     """Return the folder of what admins have asked for, and of what each worker serves."""
     return folder / "models"
-
-
-def _is_writable(folder: Path) -> bool:
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
-
-
-class ReadyMarks:
-    """Marks of the workers that have loaded their bundles, one file a worker; without a folder the worker is alone.
-
-    A connection may reach any worker, so none reports that it is ready before all have been so once.
-    """
-
-    def __init__(self, folder: Path | None, num_workers: int) -> None:
-        self._folder = folder
-        self._num_workers = num_workers
-        self._all_were_ready = folder is None
-
-    def mark(self) -> None:
-        """Note that this worker has loaded its bundles."""
-        if self._folder is not None:
-            (self._folder / str(os.getpid())).touch()
-
-    @property
-    def some_are_ready(self) -> bool:
-        """True while any worker has its mark."""
-        return self._folder is not None and any(self._folder.iterdir())
-
-    @property
-    def all_were_ready(self) -> bool:
-        """True once every worker has had its mark; a worker that is replaced later does not change it."""
-        if not self._all_were_ready and self._folder is not None:
-            self._all_were_ready = len(list(self._folder.iterdir())) >= self._num_workers
-        return self._all_were_ready
-
-
-def clear_marks(folder: Path) -> None:
-    """Make the folder, and empty it of the marks of an earlier run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for mark in folder.iterdir():
-        if mark.name.isdigit():
-            mark.unlink()
-
-
-def forget_worker(folder: Path, pid: int) -> None:
-    """Remove the mark of a worker that has ended."""
-    (folder / str(pid)).unlink(missing_ok=True)
-
-
-class Drain:
-    """The end of a worker, from SIGTERM until its last answer is sent; begun at most once, safe from any thread.
-
-    Readiness fails first and new work is refused, while answers in progress are finished; those that are not done when
-    the time is up end with the text so far. Plain attributes, so that a signal handler may call `begin`.
-    """
-
-    def __init__(self, min_seconds: float, grace_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._min_seconds = min_seconds
-        self._grace_seconds = grace_seconds
-        self._clock = clock
-        self._began_at: float | None = None
-
-    def begin(self) -> None:
-        """Refuse new work from now on."""
-        if self._began_at is None:
-            self._began_at = self._clock()
-
-    @property
-    def has_begun(self) -> bool:
-        """True while draining."""
-        return self._began_at is not None
-
-    def may_stop(self, num_requests: int) -> bool:
-        """Tell whether the worker may stop accepting connections: no request is in progress, or the time is up."""
-        if self._began_at is None:
-            return False
-        waited = self._clock() - self._began_at
-        return waited >= self._grace_seconds or (num_requests == 0 and waited >= self._min_seconds)
-
-    @property
-    def must_end(self) -> bool:
-        """True when answers in progress have to end now."""
-        if self._began_at is None:
-            return False
-        return self._clock() - self._began_at >= self._grace_seconds - LAST_SECONDS
-
-
-class ConnectionBalance:
-    """Numbers of connections by a worker's number, in shared memory; each worker writes its own entry alone."""
-
-    def __init__(self) -> None:
-        self._counts = memoryview(mmap.mmap(-1, 4 * NUM_ENTRIES)).cast("i")
-        for entry in range(NUM_ENTRIES):
-            self.forget(entry)
-
-    def note(self, worker: int, num_connections: int) -> None:
-        """Note how many connections a worker holds."""
-        self._counts[worker % NUM_ENTRIES] = num_connections
-
-    def forget(self, worker: int) -> None:
-        """Free the entry of a worker that has ended."""
-        self._counts[worker % NUM_ENTRIES] = UNUSED
-
-    def has_clearly_more(self, worker: int) -> bool:
-        """Tell whether a worker holds clearly more than some other."""
-        own = self._counts[worker % NUM_ENTRIES]
-        fewest = min((count for count in self._counts.tolist() if count != UNUSED), default=own)
-        return own > CLEARLY_MORE * fewest
 
 
 def allowed_connections(wanted: int) -> int:

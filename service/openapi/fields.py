@@ -191,6 +191,13 @@ OWN_FIELDS: Final[dict[tuple[str, str], Field]] = {
     ("Limits", "max_tokens"): ("New tokens of one sample.",),
     ("ModelDescription", "state"): ("The tensors of the recurrent state.",),
     ("ReadyBody", "models"): ("Names of the served models.", ["shakespeare-lstm"]),
+    ("ReadyBody", "workers"): ("Worker processes of this host, counted by state.",),
+    ("NotReadyBody", "workers"): ("Worker processes of this host, counted by state.",),
+    ("WorkerCounts", "expected"): ("Workers that there should be.", 2),
+    ("WorkerCounts", "ready"): ("Workers that take requests.", 2),
+    ("WorkerCounts", "loading"): ("Workers that load their bundles.", 0),
+    ("WorkerCounts", "failed"): ("Workers that could not load what they need.", 0),
+    ("WorkerCounts", "draining"): ("Workers that finish their last requests.", 0),
     ("NotReadyBody", "models"): ("Names of the served models.", []),
 }
 ENUMS: Final = {("Choice", "finish_reason"): ("end", "stop", "length", "timeout")}

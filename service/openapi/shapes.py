@@ -166,13 +166,24 @@ class Health(msgspec.Struct):
     status: Literal["ok"]
 
 
+class WorkerCounts(msgspec.Struct):
+    """The workers of the host, by their state."""
+
+    expected: int
+    ready: int
+    loading: int
+    failed: int
+    draining: int
+
+
 class ReadyBody(msgspec.Struct):
-    """Readiness; `failed` maps the bundles that could not be loaded to the reason."""
+    """Readiness of the host; `failed` maps the bundles that could not be loaded to the reason."""
 
     status: Literal["ready", "not_ready"]
     reason: str | None
     models: list[str]
     failed: dict[str, str]
+    workers: WorkerCounts
 
 
 class NotReadyBody(ReadyBody):

@@ -18,27 +18,23 @@ from typing import Any
 from gunicorn.glogging import Logger
 
 from meari.service.log import configure_logging, line_format, show_libraries
+from meari.service.process.master import HostArbiter
 from meari.service.process.start import (
+    MEMORY,
     NOTHING_STATUS,
     StartError,
     check_start,
     clear_start,
+    make_runtime_folder,
     page_address,
+    prepare_runtime_folder,
     start_problem,
     tell_start,
 )
 from meari.service.process.waiting import MAX_READING
-from meari.service.process.worker import BALANCE, MAX_STAYING
+from meari.service.process.worker import MAX_STAYING
 from meari.service.settings import SettingsError, load_settings
-from meari.service.workers import (
-    MEMORY,
-    allowed_connections,
-    forget_worker,
-    make_runtime_folder,
-    marks_folder,
-    metrics_folder,
-    prepare_runtime_folder,
-)
+from meari.service.workers import BOARD, allowed_connections, metrics_folder, take_place
 
 __all__ = ["ServiceLogger"]
 
@@ -94,11 +90,23 @@ def on_starting(server: Any) -> None:
     os.environ["MEARI_WORKERS"] = str(server.cfg.workers)
     prepare_runtime_folder(runtime_folder)
     clear_start(runtime_folder)
+    server.__class__ = HostArbiter
+    BOARD.begin(server.cfg.workers, is_upgrade=bool(server.master_pid))
     # Imported once, so that the workers share its memory and start sooner; frozen, so that their garbage collection
     # does not write to it. There are no threads yet, and no sessions.
     importlib.import_module("meari.service.app")
     gc.collect()
     gc.freeze()
+
+
+def pre_fork(_server: Any, worker: Any) -> None:
+    """Give a new worker its slot; runs in the master."""
+    worker.slot = BOARD.take()
+
+
+def post_fork(_server: Any, worker: Any) -> None:
+    """Take the slot; runs in the worker, before anything else."""
+    take_place(worker.slot)
 
 
 def post_worker_init(worker: Any) -> None:
@@ -126,8 +134,7 @@ def child_exit(_server: Any, worker: Any) -> None:
     from prometheus_client.multiprocess import mark_process_dead
 
     mark_process_dead(worker.pid, str(metrics_folder(runtime_folder)))  # type: ignore[no-untyped-call]
-    forget_worker(marks_folder(runtime_folder), worker.pid)
-    BALANCE.forget(worker.age)
+    BOARD.free(worker.slot)
 
 
 def on_exit(_server: Any) -> None:

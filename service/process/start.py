@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,22 +20,27 @@ from meari.bundle_format.folders import DEFAULT, find_bundles, printable
 from meari.errors import BundleError, MeariError
 from meari.service.requests.keys import read_keys
 from meari.service.requests.limit_stores import RedisStore
+from meari.service.workers import metrics_folder, models_folder
 
 if TYPE_CHECKING:
     from meari.service.service import Registry
     from meari.service.settings import Settings
 
 __all__ = [
+    "MEMORY",
     "NOTHING_STATUS",
     "StartError",
     "check_address",
     "check_start",
     "clear_start",
+    "make_runtime_folder",
     "page_address",
+    "prepare_runtime_folder",
     "start_problem",
     "tell_start",
 ]
 
+MEMORY: Final = Path("/dev/shm")  # noqa: S108 (only a folder made by mkdtemp is used there; writes stay in memory)
 NOTHING_STATUS: Final = 2
 PROBLEM: Final = "nothing-to-serve"
 ANNOUNCED: Final = "announced"
@@ -47,6 +53,27 @@ REASONS: Final = {
     errno.EACCES: "this user may not listen there; choose a port from 1024 on with --port or MEARI_PORT",
     errno.EADDRNOTAVAIL: "that is no address of this machine; choose another with --host or MEARI_HOST",
 }
+
+
+def make_runtime_folder() -> Path:
+    """Make a new folder, in memory where the system offers such a place."""
+    return Path(tempfile.mkdtemp(prefix="meari-", dir=MEMORY if _is_writable(MEMORY) else None))
+
+
+def prepare_runtime_folder(folder: Path) -> None:
+    """Make missing folders, and remove the files of an earlier run; nothing else is touched."""
+    metrics = metrics_folder(folder)
+    metrics.mkdir(parents=True, exist_ok=True)
+    for file in (*metrics.glob("*.db"), *models_folder(folder).glob("*.json")):
+        file.unlink()
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 class StartError(Exception):
@@ -147,11 +174,12 @@ def tell_start(registry: Registry, folder: Path, address: str, *, aloud: bool) -
     aloud    whether to announce it on standard output
     """
     registry.wait_loaded()
+    host = registry.readiness().host
     problem = registry.nothing_to_serve
     if problem:
         (folder / PROBLEM).write_text(f"{problem}\n{TO_DO}\n", "utf-8")
         os.kill(os.getppid(), signal.SIGQUIT)
-    elif aloud and registry.readiness().ready and _is_first(folder):
+    elif aloud and host.ready >= host.expected and _is_first(folder):
         sys.stdout.write(f"Ready: {address} (playground)\n")
         sys.stdout.flush()
 

@@ -16,8 +16,8 @@ thread: two threads are woken for nothing. Here a thread stays with its connecti
 
 gunicorn's worker accepts no new client while idle connections use up its limit. Here the idle ones are closed.
 
-gunicorn's worker accepts any connection that it can get. This one lets workers with fewer connections accept first
-(`ConnectionBalance`).
+gunicorn's worker accepts any connection that it can get, from its first moment. This one accepts while it has something
+to answer with, or nobody else has (`Place.accepts`), and lets workers with fewer connections accept first.
 
 The master process imports this file before it forks. It must not lead to onnxruntime, which starts threads when it is
 imported: a fork would lose them, and the worker would abort at its end.
@@ -48,9 +48,9 @@ from meari.service.process.http import (
 )
 from meari.service.process.waiting import RECEIVE_BYTES, CollectingWorker, Held, Waits
 from meari.service.requests.origins import believe_proxies, cors_headers
-from meari.service.workers import ConnectionBalance
+from meari.service.workers import WorkerState, own_place
 
-__all__ = ["BALANCE", "MAX_STAYING", "DrainingWorker"]
+__all__ = ["MAX_STAYING", "DrainingWorker"]
 
 CHECK_SECONDS: Final = 0.05
 OBSERVE_SECONDS: Final = 0.5  # between two updates of the metrics
@@ -61,7 +61,6 @@ LAST_SECONDS: Final = 2.0  # of an idle connection, once no more are accepted
 CLIENT_ERRORS: Final = (ConnectionError, TimeoutError, NoMoreData)  # of a connection, as the next
 CLIENT_NUMBERS: Final = (errno.ENOTCONN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-BALANCE: Final = ConnectionBalance()  # made in the master process
 
 
 class WaitingBody:
@@ -105,11 +104,18 @@ class DrainingWorker(CollectingWorker):
         """Load the application, and run the loop until the end; called in the new process."""
         limit_arenas()
         self.cfg = QuickConfig(self.cfg)
+        self.place = own_place()
         super().init_process()
+
+    def set_accept_enabled(self, enabled: bool) -> None:  # noqa: FBT001 (gunicorn's own)
+        """Accept connections, if this worker is to; called at every turn of the loop."""
+        super().set_accept_enabled(enabled and self.place.accepts)
 
     def accept(self, listener: Any) -> None:
         """Accept a new connection, if no other worker was quicker."""
-        if BALANCE.has_clearly_more(self.age):
+        if not self.place.accepts:  # since the last turn of the loop
+            return
+        if self.place.has_clearly_more:
             time.sleep(HOLD_SECONDS)
         try:
             accepted, address = listener.accept()
@@ -122,7 +128,7 @@ class DrainingWorker(CollectingWorker):
             return
         self.nr_conns += 1
         self._make_room()
-        BALANCE.note(self.age, self.nr_conns)
+        self.place.note_connections(self.nr_conns)
         held = Held(Connection.over(accepted), address, listener.getsockname())
         if self._counts_as_client(held):
             self._receive(held)
@@ -253,16 +259,19 @@ class DrainingWorker(CollectingWorker):
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """Run one turn of gunicorn's loop; while draining, check often whether the worker may stop."""
-        BALANCE.note(self.age, self.nr_conns)
+        self.place.refresh()
+        self.place.note_connections(self.nr_conns)
         service = self._service()
         if service is not None and time.monotonic() - self._observed_at >= OBSERVE_SECONDS:
             self._observed_at = time.monotonic()
             service.observe()
             flush_log()
+            if service.registry.report_failed_engine():
+                service.drain.begin()
         draining = service is not None and service.drain.has_begun
         if not self.alive:
             self.room.hurry(Waits.IDLE, LAST_SECONDS)
-        pause = min(timeout, CHECK_SECONDS) if draining else timeout
+        pause = timeout if self.place.state is WorkerState.READY else min(timeout, CHECK_SECONDS)
         super().wait_for_and_dispatch_events(min(pause, self.room.seconds_left()))
         self._end_waits()
         self._make_room()
@@ -270,8 +279,10 @@ class DrainingWorker(CollectingWorker):
             self.alive = False
 
     def _may_keep(self) -> bool:
-        """Tell whether the connection of the current request may serve another one."""
-        service = self._service()
-        if not self.alive or (service is not None and service.drain.has_begun):
+        """Tell whether the connection of the current request may serve another one.
+
+        Not that of a worker which is not ready: the next request should reach one that is.
+        """
+        if not self.alive or self.place.state is not WorkerState.READY:
             return False
         return bool(self.cfg.keepalive)

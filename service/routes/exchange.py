@@ -107,7 +107,7 @@ class Exchange:
 
         Raises NotReady, RateLimited, Overloaded, UnsupportedMediaType, TooLarge, InvalidRequest.
         """
-        if self._service.drain.has_begun:
+        if self._service.drain.refuses_work:
             raise NotReady("the service is shutting down")
         if self._service.limits is not None:
             self._open_quota(self._service.limits)

@@ -30,16 +30,23 @@ def health_blueprint(service: Service) -> Blueprint:
     @blueprint.get("/readyz")
     def readyz() -> Response:
         readiness = service.registry.readiness()
-        reason = "the service is shutting down" if service.drain.has_begun else readiness.reason
+        host = readiness.host
         body: dict[str, object] = {
-            "status": "not_ready" if reason else "ready",
-            "reason": reason or None,
+            "status": "ready" if readiness.ready else "not_ready",
+            "reason": readiness.reason or None,
             "models": readiness.models,
             "failed": readiness.failed,
+            "workers": {
+                "expected": host.expected,
+                "ready": host.ready,
+                "loading": host.loading,
+                "failed": host.failed,
+                "draining": host.draining,
+            },
         }
-        if not reason:
+        if readiness.ready:
             return json_response(body)
-        error = NotReady(reason)
+        error = NotReady(readiness.reason)
         response = json_response(error_body(error, current_exchange().request_id) | body, error.status)
         response.headers["Retry-After"] = str(error.retry_after_seconds)
         return response

@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ATTRIBUTES: dict[type, str] = {
     ThreadWorker: """
         accept age alive cfg check_config enqueue_req finish_request handle handle_error handle_exit handle_request
-        init_process load_wsgi log method_queue nr_conns poller run sockets wait_for_and_dispatch_events
-        worker_connections wsgi
+        init_process load_wsgi log method_queue nr_conns poller run set_accept_enabled sockets
+        wait_for_and_dispatch_events worker_connections wsgi
     """,
     PollableMethodQueue: "defer",
     Request: "_expected_100_continue body read_into read_line uri",
@@ -54,8 +54,8 @@ ATTRIBUTES: dict[type, str] = {
 }
 SETTINGS = """
     accesslog backlog bind child_exit control_socket_disable forwarded_allow_ips forwarder_headers graceful_timeout
-    http_parser keepalive logger_class loglevel on_exit on_starting post_worker_init preload_app secure_scheme_headers
-    threads timeout worker_class worker_connections worker_exit worker_tmp_dir workers wsgi_app
+    http_parser keepalive logger_class loglevel on_exit on_starting post_fork post_worker_init pre_fork preload_app
+    secure_scheme_headers threads timeout worker_class worker_connections worker_exit worker_tmp_dir workers wsgi_app
 """
 CALLS: list[tuple[Callable[..., Any], tuple[str, ...]]] = [  # with the names of positional arguments
     (wsgi.create, ("req", "sock", "client", "server", "cfg", "response_class")),
@@ -68,6 +68,7 @@ CALLS: list[tuple[Callable[..., Any], tuple[str, ...]]] = [  # with the names of
     (ThreadWorker.accept, ("self", "listener")),
     (ThreadWorker.enqueue_req, ("self", "conn")),
     (ThreadWorker.handle, ("self", "conn")),
+    (ThreadWorker.set_accept_enabled, ("self", "enabled")),
     (ThreadWorker.handle_request, ("self", "req", "conn")),
     (ThreadWorker.handle_exit, ("self", "sig", "frame")),
     (ThreadWorker.handle_error, ("self", "req", "client", "addr", "exc")),
@@ -122,8 +123,8 @@ def test_gunicorn_still_accepts_positional_arguments(function: Callable[..., Any
 
 
 def test_every_import_of_gunicorn_is_listed_here() -> None:
-    known = "gunicorn gunicorn.glogging gunicorn.http gunicorn.http.errors gunicorn.http.message gunicorn.http.parser "
-    known += "gunicorn.http.wsgi gunicorn.util gunicorn.workers.gthread"
+    known = "gunicorn gunicorn.arbiter gunicorn.glogging gunicorn.http gunicorn.http.errors gunicorn.http.message "
+    known += "gunicorn.http.parser gunicorn.http.wsgi gunicorn.util gunicorn.workers.gthread"
     found = {
         node.module
         for path in (ROOT / "service").rglob("*.py")

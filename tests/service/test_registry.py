@@ -16,9 +16,9 @@ from meari.errors import NotReady, UnknownModel
 from meari.runtime.bundle import open_bundle
 from meari.runtime.engine import Engine, GenerateCall
 from meari.runtime.engine.cache import CacheRoom, PrefixCache
-from meari.service.service import Readiness, Registry
+from meari.service.service import Registry
 from meari.service.settings import Settings
-from meari.service.workers import ReadyMarks
+from meari.service.workers import Place
 from tests.patience import PATIENCE
 from tests.runtime.tiny_bundle import write_tiny_bundle
 
@@ -40,7 +40,7 @@ def open_registry() -> Iterator[Open]:
 
     def make(bundles: Path, **settings: str) -> Registry:
         of_test = Settings(bundles=bundles, workers=1, **settings)  # type: ignore[arg-type]
-        registry = Registry(of_test, ReadyMarks(None, 1), poll_seconds=0.05)
+        registry = Registry(of_test, Place(), poll_seconds=0.05)
         opened.append(registry)
         registry.start()
         assert registry.wait_loaded(PATIENCE)
@@ -121,7 +121,8 @@ def test_changed_bundle_takes_the_place_of_the_old_one(bundles: Path, open_regis
     assert registry.get("alpha").bundle.hash != old.bundle.hash
     await_that(lambda: not old.engine.is_ready)
     assert registry.get("alpha").engine.is_ready
-    assert registry.readiness() == Readiness(True, "", ("alpha", "beta"), {})
+    await_that(lambda: registry.readiness().models == ("alpha", "beta"))
+    assert (registry.readiness().ready, registry.readiness().failed) == (True, {})
 
 
 def test_bundle_can_come_and_go(bundles: Path, open_registry: Open) -> None:
