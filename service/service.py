@@ -222,7 +222,7 @@ class Registry:
         board = self.place.board
         if self._problem is None or self._unloaded or board.has(WorkerState.LOADING, WorkerState.READY):
             return ""
-        failed = "; ".join(f"{name}: {reason}" for name, reason in self._failed.items())
+        failed = "; ".join(f"{name}: {reason}" for name, reason in sorted(self._failed.items()))
         return f"{self._problem}:\n{failed}" if failed else self._problem
 
     def report_failed_engine(self) -> bool:
@@ -277,7 +277,7 @@ class Registry:
     def _load_all(self) -> None:
         try:
             wishes, found = self.wishes.read(), self._watch.first()
-            for name in found.due.keys() - wishes.unloaded:
+            for name in sorted(found.due.keys() - wishes.unloaded):
                 self._take(name, found.due[name])
             self._note(found, wishes)
             release_free_memory()

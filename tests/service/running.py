@@ -97,19 +97,24 @@ def running_server(
 
 
 def _await_status(server: Server, status: int | None) -> None:
-    """Wait until /readyz answers with `status`, or with any status if None."""
+    """Wait until /readyz answers with `status` and every worker is ready, or with any status if None."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         if server.process.poll() is not None:
             raise AssertionError(f"the service ended with {server.process.returncode}:\n{server.log}")
         try:
-            found = server.client.get("/readyz").status_code
+            found = server.client.get("/readyz")
         except httpx.TransportError:
-            found = 0
-        if found and status in (None, found):
+            found = None
+        if found is not None and (status is None or (found.status_code == status and _is_complete(found))):
             return
         time.sleep(0.02)
     raise AssertionError(f"the service did not answer in time:\n{server.log}")
+
+
+def _is_complete(ready: httpx.Response) -> bool:
+    workers = ready.json()["workers"]
+    return bool(workers["ready"] == workers["expected"])
 
 
 def events(response: httpx.Response) -> list[str]:
