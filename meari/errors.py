@@ -2,6 +2,7 @@
 
     MeariError
     ├── InvalidRequest        400  invalid_request
+    │   ├── BundleRefused     409  invalid_request
     │   ├── HeadTimeout       408  invalid_request
     │   ├── ExpectationFailed 417  invalid_request
     │   └── WrongHost         421  invalid_request
@@ -40,6 +41,7 @@ from typing import ClassVar, Final
 __all__ = [
     "MAY_QUOTE",
     "BundleError",
+    "BundleRefused",
     "EngineFailed",
     "ExpectationFailed",
     "Forbidden",
@@ -117,6 +119,12 @@ class InvalidRequest(MeariError):
 
     status = 400
     code = "invalid_request"
+
+
+class BundleRefused(InvalidRequest):
+    """An admin asks for a bundle that cannot be served."""
+
+    status = 409
 
 
 class HeadTimeout(InvalidRequest):

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 POLL_SECONDS: Final = 0.5
-UNFINISHED_SECONDS: Final = 3.0  # without a change, then a bundle that is not whole counts as broken
+UNFINISHED_SECONDS: Final = 3.0  # without a change, then a bundle that cannot be loaded counts as broken
 GONE_SECONDS: Final = 1.5  # of absence
 TURN_SECONDS: Final = 1.0  # that a worker lets others load before it, in one look
 LOCK_POLL_SECONDS: Final = 0.02
@@ -80,11 +80,16 @@ class Finding:
 
 @dataclass
 class _Entry:
-    """What is known of one bundle's folder; `is_done` once these files were loaded, or could not be."""
+    """What is known of one bundle's folder.
+
+    is_done     these files were loaded, or cannot be
+    has_failed  they could not be, but may still be on their way
+    """
 
     signature: Signature
     changed_at: float
     is_done: bool = False
+    has_failed: bool = False
 
 
 class FolderWatch:
@@ -102,8 +107,7 @@ class FolderWatch:
         """Return all bundles as due, to be loaded as they are. Raises BundleError."""
         found = find_bundles(self._root)
         self._device = self._root.stat().st_dev
-        now = self._clock()
-        self._entries = {name: _Entry(_signature(folder), now) for name, folder in found.folders.items()}
+        self._entries = {name: _Entry(_signature(folder), -math.inf) for name, folder in found.folders.items()}
         return Finding(frozenset(found.folders), found.folders, (), found.failed, found.default)
 
     def look(self, served: Collection[str], wanted: Collection[str] = ()) -> Finding:
@@ -114,15 +118,17 @@ class FolderWatch:
         """
         found = find_bundles(self._root)
         self._check_disk(found)
-        due = {name: path for name, path in found.folders.items() if self._is_due(name, path) or name in wanted}
+        due = {name: path for name, path in found.folders.items() if self._is_due(name, path, is_wanted=name in wanted)}
         for name in self._entries.keys() - found.folders.keys():
             del self._entries[name]
         return Finding(frozenset(found.folders), due, self._gone(served, found), found.failed, found.default)
 
-    def done(self, name: str, folder: Path) -> bool:
-        """Note that a bundle was loaded, or could not be; returns False if its files have changed meanwhile."""
+    def done(self, name: str, folder: Path, *, is_good: bool) -> bool:
+        """Note that a bundle was loaded, or could not be; returns False if its files may still be on their way."""
         entry = self._entries[name]
-        entry.is_done = entry.signature == _signature(folder)
+        is_settled = is_good or self._clock() - entry.changed_at >= UNFINISHED_SECONDS
+        entry.is_done = is_settled and entry.signature == _signature(folder)
+        entry.has_failed = not is_good
         return entry.is_done
 
     def _check_disk(self, found: BundleFolders) -> None:
@@ -132,15 +138,16 @@ class FolderWatch:
             raise BundleError(f"{self._root} is empty and on another file system than before: is its disk mounted?")
         self._device = device
 
-    def _is_due(self, name: str, folder: Path) -> bool:
+    def _is_due(self, name: str, folder: Path, *, is_wanted: bool) -> bool:
         signature, now = _signature(folder), self._clock()
         entry = self._entries.get(name)
-        if entry is None or entry.signature != signature:
-            self._entries[name] = _Entry(signature, now)
-            return False
+        if is_wanted or entry is None or entry.signature != signature:
+            self._entries[name] = _Entry(signature, -math.inf if is_wanted else now)
+            return is_wanted
         if entry.is_done:
             return False
-        return now - entry.changed_at >= UNFINISHED_SECONDS or _is_whole(folder, self._signing_keys)
+        is_settled = now - entry.changed_at >= UNFINISHED_SECONDS
+        return is_settled or (not entry.has_failed and _is_whole(folder, self._signing_keys))
 
     def _gone(self, served: Collection[str], found: BundleFolders) -> tuple[str, ...]:
         """Return the names of served bundles that have been absent for long enough.
@@ -207,7 +214,7 @@ class BundleLoader:
         except Exception as error:  # noqa: BLE001 (logged there)
             self._note(name, folder, f"its engine could not be started: {type(error).__name__}", error, served)
         else:
-            self._watch.done(name, folder)
+            self._watch.done(name, folder, is_good=True)
             self.failed.pop(name, None)
             return model
         return None
@@ -230,7 +237,7 @@ class BundleLoader:
         self, name: str, folder: Path, problem: str, cause: BaseException | None, served: LoadedModel | None
     ) -> None:
         """Keep the reason, unless the files have changed meanwhile: then they are still on their way."""
-        if not self._watch.done(name, folder):
+        if not self._watch.done(name, folder, is_good=False):
             return
         if self.failed.get(name) != problem:
             stays = "; the one before is still served" if served is not None else ""
@@ -335,6 +342,15 @@ class HostWishes:
             else:
                 file.unlink(missing_ok=True)
         return found
+
+    def await_reports(self, number: int, max_seconds: float) -> list[WorkerReport]:
+        """Return the reports once no worker is behind wish `number`, at the latest after `max_seconds`."""
+        until = time.monotonic() + max_seconds
+        while True:
+            reports = self.reports()
+            if time.monotonic() >= until or (reports and all(report.wishes >= number for report in reports)):
+                return reports
+            time.sleep(LOCK_POLL_SECONDS)
 
     def _write(self, path: Path, content: msgspec.Struct) -> None:
         new = path.with_suffix(f".{os.getpid()}")

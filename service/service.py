@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from meari.bundle_format.folders import printable
@@ -163,9 +164,7 @@ class Registry:
     def give_back(self, model: LoadedModel) -> None:
         """Note that a request for a borrowed model has ended."""
         with self._lock:
-            self._uses[model] -= 1
-            if not self._uses[model]:
-                del self._uses[model]
+            self._uses -= Counter((model,))
 
     def all(self, allowed: Allowed = None) -> list[LoadedModel]:
         """Return every allowed model that is being served, in the order of names. Raises NotReady."""
@@ -306,9 +305,13 @@ class Registry:
             self._swap(name, None, "it is gone from the folder")
         until = time.monotonic() + TURN_SECONDS
         for name, folder in found.due.items():
-            if name not in wishes.unloaded and self._may_swap(name):
-                with self.wishes.turn(until - time.monotonic()):
-                    self._take(name, folder)
+            if name in wishes.unloaded:
+                continue
+            if not self._may_swap(name):
+                wishes = msgspec.structs.replace(wishes, number=self._num_wishes)  # what is asked for is not done yet
+                continue
+            with self.wishes.turn(until - time.monotonic()):
+                self._take(name, folder)
         before = self._problem, self.default
         self._note(found, wishes)
         if (self._problem, self.default) != before:
@@ -366,13 +369,10 @@ class Registry:
         self._loader.forget_others(found.names - wishes.unloaded)
         self._failed = found.failed | self._loader.failed
         self._named_default, self._unloaded, self._num_wishes = found.default, wishes.unloaded, wishes.number
-        self._problem = None if self._models else self._nothing_served(found)
-
-    def _nothing_served(self, found: Finding) -> str:
         root = printable(self._settings.bundles)
-        if found.names & self._unloaded:
-            return "no model is loaded"
-        return f"no bundle in {root} could be loaded" if found.names else f"there is no bundle in {root}"
+        nothing = f"no bundle in {root} could be loaded" if found.names else f"there is no bundle in {root}"
+        nothing = "no model is loaded" if found.names & self._unloaded else nothing
+        self._problem = None if self._models else nothing
 
     def _report(self) -> None:
         self.place.report(Report(tuple(self._models), self._failed, self._problem or ""))

@@ -149,6 +149,8 @@ def _responses(operation: Operation) -> Json:
     if operation.links:
         good["links"] = operation.links
     responses: Json = {"200": good}
+    if operation.may_take_longer:
+        responses["202"] = {**good, "description": "Done by some workers of the host."}
     for status in sorted({error.status for error in operation.errors}):
         errors = [error for error in operation.errors if error.status == status]
         responses[str(status)] = _error_response(errors, is_openai=operation.is_openai)

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from meari.errors import (
+    BundleRefused,
     EngineFailed,
+    Forbidden,
     InvalidRequest,
     MeariError,
     NotReady,
@@ -26,6 +28,7 @@ __all__ = ["OPERATIONS", "Operation"]
 Errors = tuple[type[MeariError], ...]
 ASKED: Final[Errors] = (Unauthorized, NotReady, EngineFailed)
 POSTED: Final[Errors] = (*ASKED, InvalidRequest, UnknownModel, TooLarge, UnsupportedMediaType, Overloaded)
+CHANGED: Final[Errors] = (*ASKED, Forbidden, InvalidRequest, BundleRefused, UnknownModel)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Operation:
     answer: type | None = None
     media_type: str = "application/json"
     streams: tuple[type, ...] = ()
+    may_take_longer: bool = False  # then 202, with the same body
     errors: Errors = ASKED
     examples: dict[str, dict[str, Any]] = field(default_factory=dict)
     links: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -152,6 +156,24 @@ OPERATIONS: Final = (
         "Describe one model",
         answer=shapes.ModelDescription,
         errors=(*ASKED, UnknownModel),
+    ),
+    Operation(
+        "post",
+        "/models/{name}/load",
+        "load_model",
+        "Load a bundle from the folder, or take over its changes now; for admins",
+        answer=shapes.ModelChange,
+        may_take_longer=True,
+        errors=CHANGED,
+    ),
+    Operation(
+        "post",
+        "/models/{name}/unload",
+        "unload_model",
+        "Keep a model away until it is loaded or the service starts again; for admins",
+        answer=shapes.ModelChange,
+        may_take_longer=True,
+        errors=CHANGED,
     ),
     Operation(
         "post",

@@ -160,6 +160,22 @@ class ModelsBody(msgspec.Struct):
     default: str
 
 
+class ChangeWorkers(msgspec.Struct):
+    """Process ids of the host's workers."""
+
+    done: list[int]
+    waiting: list[int]
+
+
+class ModelChange(msgspec.Struct):
+    """A model was loaded or unloaded; with 202 some workers still have to do it."""
+
+    name: str
+    status: Literal["loaded", "unloaded"]
+    hash: str | None
+    workers: ChangeWorkers
+
+
 class Health(msgspec.Struct):
     """The process lives."""
 

@@ -1,22 +1,40 @@
-"""State of the service: GET /healthz, /readyz, /metrics, /models and /v1/models.
+"""State of the service: GET /healthz, /readyz, /metrics, /models and /v1/models; and its change by an admin.
 
 Input: the registry, the drain and the metrics. Output: JSON, and Prometheus' text. Must not know: requests to a model.
 """
 
 from __future__ import annotations
 
-from flask import Blueprint, Response
+import contextlib
+from collections.abc import Callable
+from typing import Final
 
-from meari.errors import NotReady
+from flask import Blueprint, Response, request
+
+from meari.bundle_format.folders import find_bundles
+from meari.errors import (
+    BundleError,
+    BundleRefused,
+    Forbidden,
+    InvalidRequest,
+    NotReady,
+    Problem,
+    UnknownModel,
+    did_you_mean,
+)
 from meari.runtime.inspection import describe_bundle
 from meari.runtime.model import LoadedModel
 from meari.service.error_body import error_body
 from meari.service.metrics import CONTENT_TYPE
 from meari.service.openai.bodies import ModelCard, ModelList
+from meari.service.reload import Wishes, WorkerReport
 from meari.service.routes.exchange import current_exchange, json_response
 from meari.service.service import Service
 
 __all__ = ["health_blueprint", "metrics_blueprint", "models_blueprint"]
+
+ANSWER_SECONDS: Final = 5.0  # that an admin waits for all workers
+MAX_EMPTY_BYTES: Final = 64
 
 
 def health_blueprint(service: Service) -> Blueprint:
@@ -89,7 +107,63 @@ def models_blueprint(service: Service) -> Blueprint:
     def openai_model(name: str) -> Response:
         return json_response(_card(service.registry.get(name, current_exchange().caller.models)))
 
+    @blueprint.post("/models/<name>/load")
+    def load(name: str) -> Response:
+        return _change(service, name, lambda wishes: wishes.with_load(name), "loaded")
+
+    @blueprint.post("/models/<name>/unload")
+    def unload(name: str) -> Response:
+        return _change(service, name, lambda wishes: wishes.with_unload(name), "unloaded")
+
     return blueprint
+
+
+def _change(service: Service, name: str, wish: Callable[[Wishes], Wishes], status: str) -> Response:
+    """Let all workers of the host load or unload a model, and wait for them; 202 where some need longer."""
+    _check_admin(service, name)
+    if (body := request.stream.read(MAX_EMPTY_BYTES).strip()) not in (b"", b"{}"):
+        raise InvalidRequest(Problem("body", f"{len(body)} bytes or more", "none: the path says everything"))
+    if service.drain.has_begun:
+        raise NotReady("the service is shutting down")
+    wishes = service.registry.wishes
+    number = wishes.change(wish).number
+    service.registry.wake()
+    reports = wishes.await_reports(number, ANSWER_SECONDS)
+    done = [report for report in reports if report.wishes >= number]
+    if status == "loaded":
+        _check_loaded(name, done)
+    waiting = [report.pid for report in reports if report.wishes < number]
+    body_of = {
+        "name": name,
+        "status": status,
+        "hash": next((report.models[name] for report in done if name in report.models), None),
+        "workers": {"done": [report.pid for report in done], "waiting": waiting},
+    }
+    return json_response(body_of, 202 if waiting else 200)
+
+
+def _check_admin(service: Service, name: str) -> None:
+    """Raise Unauthorized or Forbidden for anybody but an admin, UnknownModel for a name that no bundle has."""
+    caller = current_exchange().caller
+    if service.keys is None:
+        raise Forbidden("only an admin may do this, and the service has no admin key: MEARI_ADMIN_KEYS sets one")
+    caller.require_admin()
+    names = {model.name for model in service.registry.loaded()}
+    with contextlib.suppress(BundleError):  # the folder cannot be read now
+        found = find_bundles(service.settings.bundles)
+        names |= found.folders.keys() | found.failed.keys()
+    known = sorted(each for each in names if caller.models is None or each in caller.models)
+    if name not in known:
+        raise UnknownModel(Problem("model", repr(name[:100]), f"one of {', '.join(known)}{did_you_mean(name, known)}"))
+
+
+def _check_loaded(name: str, done: list[WorkerReport]) -> None:
+    """Raise BundleRefused if a worker could not load the bundle."""
+    for report in done:
+        if name in report.failed or name not in report.models:
+            reason = report.failed.get(name, "it is not in the folder any more")
+            stays = "; the one before is still served" if name in report.models else ""
+            raise BundleRefused(f"bundle {name} cannot be served: {reason}{stays}")
 
 
 def describe_model(model: LoadedModel, service: Service) -> dict[str, object]:
