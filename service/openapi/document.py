@@ -163,7 +163,8 @@ def _error_response(errors: list[type[MeariError]], *, is_openai: bool) -> Json:
     schema = _reference(shapes.OpenAIErrorBody if is_openai else shapes.ErrorBody)
     examples = {}
     for error in errors:
-        example = error((error.__doc__ or "").strip())
+        example = error.__new__(error)
+        MeariError.__init__(example, (error.__doc__ or "").partition("\n")[0])  # some need more to be made
         value = openai_error_body(example) if is_openai else error_body(example, REQUEST_ID)
         examples[error.code] = {"value": value}
     return {
