@@ -229,7 +229,9 @@ class RateLimited(MeariError):
     code = "rate_limit_exceeded"
     quotes_request = False
 
-    def __init__(self, limit: str, message: str, retry_after_seconds: int) -> None:
+    retry_after_seconds = 1
+
+    def __init__(self, message: str, limit: str = "tokens", retry_after_seconds: int = 1) -> None:
         super().__init__(message)
         self.limit = limit
         self.retry_after_seconds = retry_after_seconds

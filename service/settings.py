@@ -174,7 +174,7 @@ def _model_name(text: str) -> str:
     return text
 
 
-PROTECTED: Final = ValueKind("some of metrics, docs, page, separated by commas", _protected, tuple(BLUEPRINTS))
+PROTECTED: Final = ValueKind("some of metrics, docs, page, separated by commas", _protected)
 REDIS_URL: Final = ValueKind("a URL: redis://…, rediss://… or unix://…", _redis_url)
 FOLDER: Final = ValueKind("a folder", Path)
 FILE: Final = ValueKind("a file", Path)

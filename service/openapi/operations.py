@@ -13,6 +13,7 @@ from meari.errors import (
     MeariError,
     NotReady,
     Overloaded,
+    RateLimited,
     ScoreTimeout,
     TooLarge,
     Unauthorized,
@@ -26,7 +27,7 @@ from meari.service.openapi import shapes
 __all__ = ["OPERATIONS", "Operation"]
 
 Errors = tuple[type[MeariError], ...]
-ASKED: Final[Errors] = (Unauthorized, NotReady, EngineFailed)
+ASKED: Final[Errors] = (Unauthorized, RateLimited, NotReady, EngineFailed)
 POSTED: Final[Errors] = (*ASKED, InvalidRequest, UnknownModel, TooLarge, UnsupportedMediaType, Overloaded)
 CHANGED: Final[Errors] = (*ASKED, Forbidden, InvalidRequest, BundleRefused, UnknownModel)
 

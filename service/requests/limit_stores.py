@@ -134,7 +134,7 @@ class HostStore:
         if not standing.granted:
             seconds = seconds_until(1, standing.level, WRONG_KEYS_PER_MINUTE)
             raise RateLimited(
-                "wrong_keys", f"too many wrong keys came from this address; retry in {seconds} s", seconds
+                f"too many wrong keys came from this address; retry in {seconds} s", "wrong_keys", seconds
             )
 
     @contextlib.contextmanager

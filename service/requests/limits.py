@@ -127,7 +127,7 @@ class Quota:
             message = (
                 f"the key {caller.name} may have {caller.requests_at_once} requests at once; retry when one has ended"
             )
-            raise RateLimited("requests", message, 1)
+            raise RateLimited(message, "requests", 1)
         else:
             self._refuse_tokens(1)
 
@@ -191,4 +191,4 @@ class Quota:
         assert level is not None
         seconds = seconds_until(count, level, per_minute)
         left = f"{int(level)} of the {per_minute} tokens a minute of the key {self._caller.name} are left"
-        raise RateLimited("tokens", f"{left}, and the request may take {count}; retry in {seconds} s", seconds)
+        raise RateLimited(f"{left}, and the request may take {count}; retry in {seconds} s", "tokens", seconds)

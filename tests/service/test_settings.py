@@ -19,6 +19,19 @@ def problems_of(**environment: str) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
+def test_what_needs_a_key_is_named_in_words() -> None:
+    assert load_settings({"MEARI_PROTECT": "page, Metrics", "MEARI_API_KEYS": "k"}).protect == ("web", "metrics")
+    [problem] = problems_of(MEARI_PROTECT="metrics,pages", MEARI_API_KEYS="k")
+    assert "expected some of metrics, docs, page" in problem
+    [problem] = problems_of(MEARI_PROTECT="metrics")
+    assert "there are no keys" in problem
+    [problem] = problems_of(MEARI_REDIS_URL="http://s3cret@host", MEARI_KEYS_FILE="keys.json")
+    assert "redis://" in problem
+    assert "s3cret" not in problem
+    [problem] = problems_of(MEARI_REDIS_URL="redis://host")
+    assert "MEARI_KEYS_FILE" in problem
+
+
 def test_unset_variables_have_their_defaults() -> None:
     settings = load_settings({"PATH": "/bin", "HOST": "", "MEARI_MAX_SLOTS": " "})
     assert (settings.host, settings.port, settings.max_slots) == ("127.0.0.1", 8000, 64)

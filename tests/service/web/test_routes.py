@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
@@ -12,6 +14,8 @@ from flask.testing import FlaskClient
 from meari.service.app import create_app
 from meari.service.routes.pages import WEB_FOLDER, read_pages
 from meari.service.settings import Settings
+from tests.patience import PATIENCE
+from tests.service.test_keys import added
 
 FILES = sorted(str(path.relative_to(WEB_FOLDER)) for path in WEB_FOLDER.rglob("*") if path.is_file())
 MAX_BYTES = 150_000
@@ -81,6 +85,51 @@ def test_page_needs_no_key_but_its_requests_do(tmp_path: Path) -> None:
     app = create_app(Settings(bundles=tmp_path, api_keys=("secret",), workers=1, log_level="error"))
     client = app.test_client()
     assert [client.get(path).status_code for path in ("/", "/web/app.js", "/models")] == [200, 200, 401]
+    app.extensions["meari"].registry.stop()
+
+
+OPEN_PATHS = {
+    "metrics": ["/metrics"],
+    "docs": ["/docs", "/openapi.json", "/docs/swagger-ui.css"],
+    "web": ["/", "/web/app.js", "/web/claims.json", "/web/none.js"],
+}
+
+
+@pytest.mark.parametrize("protect", [("metrics",), ("docs",), ("web",), ("metrics", "docs", "web")])
+@pytest.mark.parametrize("keys", [{"api_keys": ("secret",)}, {"admin_keys": ("secret",)}])
+def test_what_is_protected_needs_a_key(letters: Path, protect: tuple[str, ...], keys: dict[str, Any]) -> None:
+    app = create_app(Settings(bundles=letters, workers=1, log_level="error", protect=protect, **keys))
+    client = app.test_client()
+    assert app.extensions["meari"].registry.wait_loaded(PATIENCE)
+    for kind, paths in OPEN_PATHS.items():
+        for path in paths:
+            refused = client.get(path)
+            if kind not in protect:
+                assert refused.status_code != 401
+                continue
+            assert (refused.status_code, refused.get_json()["error"]["code"]) == (401, "unauthorized")
+            assert [scheme.split()[0] for scheme in refused.headers.getlist("WWW-Authenticate")] == ["Bearer", "Basic"]
+            for header in ("Bearer wrong", "Basic " + base64.b64encode(b"me:wrong").decode(), "Basic ?"):
+                assert client.get(path, headers={"Authorization": header}).status_code == 401
+            for header in ("Bearer secret", "Basic " + base64.b64encode(b"me:secret").decode()):
+                expected = 404 if "none" in path else 200
+                assert client.get(path, headers={"Authorization": header}).status_code == expected
+                assert client.head(path, headers={"Authorization": header}).status_code == expected
+            assert client.head(path).status_code == 401
+    assert [client.get(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
+    app.extensions["meari"].registry.stop()
+
+
+def test_contract_behind_a_key_names_the_models_of_the_key_alone(bundles: Path, tmp_path: Path) -> None:
+    key = added(tmp_path / "keys.json", "bob", models=["words"])
+    settings = Settings(
+        bundles=bundles, workers=1, log_level="error", protect=("docs",), keys_file=tmp_path / "keys.json"
+    )
+    app = create_app(settings)
+    assert app.extensions["meari"].registry.wait_loaded(PATIENCE)
+    document = app.test_client().get("/openapi.json", headers={"Authorization": f"Bearer {key}"}).text
+    assert "words" in document
+    assert '"letters"' not in document
     app.extensions["meari"].registry.stop()
 
 

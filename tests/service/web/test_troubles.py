@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.service.running import Server, running_server
 from tests.service.web.conftest import Visit
@@ -27,6 +27,27 @@ def test_entered_key_is_sent_to_a_server_with_keys(browser: Browser, bundles: Pa
         page.fill("#write-max_tokens", "5")
         page.click("#write-go")
         page.wait_for_selector("#write-more:enabled")
+        assert all("401" in complaint for complaint in visit.complaints)
+        visit.context.close()
+
+
+def test_page_behind_a_key_works_with_the_key_as_password(browser: Browser, bundles: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"bundles": bundles, "default_model": "letters", "api_keys": "open-sesame"}
+    with running_server(tmp_path, **settings, protect="metrics,docs,page") as server:
+        url = f"http://127.0.0.1:{server.port}/"
+        stranger = browser.new_context()
+        refused = stranger.request.get(url)
+        assert refused.status == 401
+        stranger.close()
+        visit = Visit(browser, url, http_credentials={"username": "me", "password": "open-sesame"})
+        page = visit.page
+        assert not page.locator("#key-dialog").is_visible()
+        page.fill("#write-prompt", "abc")
+        page.fill("#write-max_tokens", "5")
+        page.click("#write-go")
+        page.wait_for_selector("#write-more:enabled")
+        page.goto(url + "docs")
+        page.wait_for_selector(".opblock")  # the contract was fetched, too
         assert all("401" in complaint for complaint in visit.complaints)
         visit.context.close()
 
