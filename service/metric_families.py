@@ -161,6 +161,13 @@ class Families:
 
     def _worker(self, own: CollectorRegistry) -> None:
         self.failed_bundles = _worker_gauge("failed_bundles", "Bundles that could not be loaded", own, "livemax")
+        self.bundle_failed = Gauge(
+            "meari_bundle_failed",
+            "1 while a bundle cannot be loaded",
+            ["bundle"],
+            registry=own,
+            multiprocess_mode="livemax",
+        )
         self.in_flight = _worker_gauge("requests_in_flight", "Requests from admission to the end of the answer", own)
         self.in_flight_bytes = _worker_gauge("inflight_bytes", "Bytes that requests in flight may come to hold", own)
         self.memory_bytes = _worker_gauge("resident_memory_bytes", "Resident memory of the worker processes", own)

@@ -141,7 +141,7 @@ def _reasons(call: Handle) -> list[Reason]:
 class WorkerFigures:
     """State of a worker."""
 
-    failed_bundles: int
+    failed_bundles: frozenset[str]
     requests_in_flight: int
     inflight_bytes: int
 
@@ -164,6 +164,7 @@ class Metrics:
         self._lock = threading.Lock()
         self._models: dict[str, ObservedModel] = {}
         self._families = Families()
+        self._ever_failed: frozenset[str] = frozenset()
         self._cpu_seconds = 0.0
 
     # ---- counted at once ----
@@ -226,7 +227,10 @@ class Metrics:
     def observe_worker(self, figures: WorkerFigures) -> None:
         """Copy the worker's state."""
         families = self._families
-        families.failed_bundles.set(figures.failed_bundles)
+        families.failed_bundles.set(len(figures.failed_bundles))
+        self._ever_failed |= figures.failed_bundles
+        for name in self._ever_failed:
+            families.bundle_failed.labels(name).set(name in figures.failed_bundles)
         families.in_flight.set(figures.requests_in_flight)
         families.in_flight_bytes.set(figures.inflight_bytes)
         families.memory_bytes.set(resident_bytes())

@@ -375,7 +375,8 @@ class Registry:
         self._problem = None if self._models else nothing
 
     def _report(self) -> None:
-        self.place.report(Report(tuple(self._models), self._failed, self._problem or ""))
+        if not self.report_failed_engine():
+            self.place.report(Report(tuple(self._models), self._failed, self._problem or ""))
         hashes = {name: model.bundle.hash for name, model in self._models.items()}
         self.wishes.report(WorkerReport(os.getpid(), self._num_wishes, hashes, self._failed))
 
@@ -415,7 +416,7 @@ class Service:
         readiness = self.registry.readiness()
         self.metrics.observe_worker(
             WorkerFigures(
-                failed_bundles=len(readiness.failed),
+                failed_bundles=frozenset(readiness.failed),
                 requests_in_flight=self.admission.num_requests,
                 inflight_bytes=self.admission.num_bytes,
             )

@@ -104,6 +104,7 @@ def test_broken_bundle_is_named_and_the_old_one_served(host: Server, folder: Pat
     await_that(lambda: "SHA-256" in host.client.get("/readyz").json()["failed"].get("beta", ""))
     assert host.client.get("/models/beta").json()["hashes"]["bundle"] == old
     await_that(lambda: "\nmeari_failed_bundles 1.0" in host.client.get("/metrics").text)
+    assert 'meari_bundle_failed{bundle="beta"} 1.0' in host.client.get("/metrics").text
     refused = host.client.post("/models/beta/load")
     assert refused.status_code == 409
     assert "cell.onnx: SHA-256" in refused.json()["error"]["message"]
@@ -111,6 +112,7 @@ def test_broken_bundle_is_named_and_the_old_one_served(host: Server, folder: Pat
     (folder / "beta" / "cell.onnx").write_bytes(data)
     await_hash(host, folder, "beta")
     await_that(lambda: host.client.get("/readyz").json()["failed"] == {})
+    await_that(lambda: 'meari_bundle_failed{bundle="beta"} 0.0' in host.client.get("/metrics").text)
     assert 1 <= host.log.count("bundle beta cannot be served") <= 2  # once a worker
 
 
