@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flask import Flask, Response, abort, g, request
+from flask.typing import ResponseReturnValue
 
 from meari.errors import Problem, WrongHost
 from meari.service.clients import Disconnects
@@ -41,11 +42,24 @@ __all__ = ["create_app"]
 
 
 class _SynchronousFlask(Flask):
-    """Flask without its check whether a function is a coroutine, made several times per request: none is."""
+    """Flask without its check whether a function is a coroutine, made several times per request: none is.
+
+    Whatever a route raises is an answer here. Flask lets a `BaseException` pass, which would leave the request's share
+    of the bounds taken and end the worker's loop: a panic of Rust code is one.
+    """
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function itself."""
         return func
+
+    def dispatch_request(self) -> ResponseReturnValue:
+        """Run the route."""
+        try:
+            return super().dispatch_request()
+        except Exception:
+            raise
+        except BaseException as error:
+            raise RuntimeError(f"a route ended with {type(error).__name__}") from error
 
 
 def create_app(settings: Settings | None = None) -> Flask:

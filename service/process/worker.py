@@ -5,7 +5,8 @@ know: onnxruntime, Flask.
 
 gunicorn's gthread worker closes its port at once on SIGTERM: probes of readiness then meet a closed or silent port.
 This one tells the application to refuse work, keeps the port open until no request is in progress (or the grace period
-is over), and then ends as gunicorn does.
+is over), and then ends as gunicorn does. It ends in the same way by itself when an engine cannot go on; the master then
+starts another.
 
 gunicorn's worker gives a thread to a connection before it knows that a request will come. Here the loop collects
 requests, and a thread gets a whole one: a slow or silent client holds none, and neither does one that is slow to take

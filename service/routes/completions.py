@@ -155,7 +155,9 @@ def event_stream(
         raise
     except MeariError as error:
         yield _event(error_body(error))
-    except Exception:
+    except GeneratorExit:
+        raise
+    except BaseException:  # a panic of Rust code is no Exception
         log.exception("a stream failed", extra=MAY_QUOTE)
         yield _event(error_body(EngineFailed("the stream failed")))
     finally:

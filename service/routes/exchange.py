@@ -250,9 +250,11 @@ class Exchange:
         if self._model is not None:
             self._service.registry.give_back(self._model)
         seconds = time.monotonic() - self._started
-        self._count(status, seconds)
-        if self._ticket is not None:
-            self._ticket.release()
+        try:
+            self._count(status, seconds)
+        finally:
+            if self._ticket is not None:
+                self._ticket.release()
         try:
             self._describe(status, seconds)
         finally:

@@ -29,6 +29,7 @@ VOCABULARY = ["<|end|>", "<|unk|>", *LETTERS]
 UNKNOWN, Z = 1, 27
 FAULT_AFTER = 12
 Fault = Literal["", "throw", "hidden", "state"]
+KINDS_OF_FAULTS: tuple[Fault, ...] = ("throw", "hidden", "state")
 OPSET = [helper.make_opsetid("", 21)]
 
 

@@ -226,7 +226,7 @@ class Engine:
             reason: MeariError = NotReady("the service is shutting down")
         except BaseException as error:  # whatever ends this thread must not leave anybody waiting
             log.exception("the engine failed and takes no more requests")
-            self.failure = f"its loop ended with {type(error).__name__}; the process has to be started again"
+            self.failure = f"its loop ended with {type(error).__name__}; the process has to be replaced"
             self._queue.close()
             reason = EngineFailed("the engine failed while this request was running")
         for request in self._live.everyone():

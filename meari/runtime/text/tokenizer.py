@@ -11,9 +11,9 @@ import json
 import os
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ import tokenizers
 
 from meari.bundle_format.manifest import Manifest
 from meari.bundle_format.names import TokenizerKind
-from meari.errors import BundleError
+from meari.errors import BundleError, EngineFailed
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else the library starts threads
 
@@ -29,6 +29,8 @@ __all__ = ["Encoded", "TextTokenizer", "Vocabulary", "parse_tokenizer", "text_to
 
 LONG_CHARS: Final = 1000
 Offsets = npt.NDArray[np.int32]
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 _NFC: Final = tokenizers.normalizers.NFC()
 
 
@@ -101,19 +103,36 @@ class CharacterTable:
         return ids
 
 
+def _without_panics(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Make EngineFailed of a panic of the library, which is no `Exception`."""
+
+    @functools.wraps(method)
+    def run(*arguments: Arguments.args, **more: Arguments.kwargs) -> Result:
+        try:
+            return method(*arguments, **more)
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as panic:
+            raise EngineFailed(f"the tokenizer failed: {type(panic).__name__}") from panic
+
+    return run
+
+
 class TextTokenizer:
-    """The tokenizer of one bundle; safe to use from several threads."""
+    """The tokenizer of one bundle; safe to use from several threads. All methods raise EngineFailed if it panics."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
         self._tokenizer = tokenizer
         self._characters = CharacterTable.of(tokenizer) if vocabulary.kind is TokenizerKind.CHAR else None
         self.vocabulary = vocabulary
 
+    @_without_panics
     def normalized(self, text: str) -> str:
         """Return the text in the normal form of the model's training text, which is also the form that it writes."""
         normalizer = self._tokenizer.normalizer
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
+    @_without_panics
     def encode(self, text: str) -> list[int]:
         """Return ids without offsets and boundary tokens."""
         if self._characters is not None:
@@ -123,12 +142,14 @@ class TextTokenizer:
         ids: list[int] = self._encode(text).ids
         return ids
 
+    @_without_panics
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of many texts."""
         if self._characters is not None:
             return [self._characters.encode(text) for text in texts]
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
+    @_without_panics
     def encode_with_offsets(self, text: str) -> Encoded:
         """Return ids and offsets, without boundary tokens."""
         if self._characters is not None and unicodedata.is_normalized("NFC", text):
@@ -155,8 +176,13 @@ def parse_tokenizer(data: bytes) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     try:
         tokenizer = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
         parts: dict[str, Any] = json.loads(data)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library is no Exception
         raise BundleError("tokenizer.json: not a tokenizer as Hugging Face's tokenizers write it") from error
+    for name in ("truncation", "padding"):
+        if parts.get(name) is not None:
+            raise BundleError(f"tokenizer.json: {name}: got settings, expected null: texts are scored as they are")
     return tokenizer, parts
 
 

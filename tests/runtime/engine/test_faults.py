@@ -15,11 +15,10 @@ from meari.runtime.engine import Engine, EngineLimits, Finish, Handle, Sampling,
 from meari.runtime.engine.runner import RowByRowRunner, Runner, Sessions
 from tests.patience import PATIENCE
 from tests.runtime.engine.test_loop import A, B, generate, run, score
-from tests.runtime.tiny_bundle import FAULT_AFTER, UNKNOWN, Fault, Z, write_tiny_bundle
+from tests.runtime.tiny_bundle import FAULT_AFTER, KINDS_OF_FAULTS, UNKNOWN, Fault, Z, write_tiny_bundle
 
 READS_FAULT = [A] * FAULT_AFTER + [UNKNOWN]  # a prompt at whose last token the graph fails
 WRITES_FAULT = [*range(A, Z)]  # a prompt that goes on with z, at which the graph fails
-KINDS: tuple[Fault, ...] = ("throw", "hidden", "state")
 OpenFaulty = Callable[..., Bundle]
 
 
@@ -65,7 +64,7 @@ def test_bundle_whose_fault_lies_outside_its_self_test_is_opened_with_isolated_r
     assert open_faulty(kind).self_test.rows_isolated
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_OF_FAULTS)
 @pytest.mark.parametrize("more", [{}, {"num_samples": 3}, {"num_beams": 3}, {"num_alternatives": 2}], ids=str)
 def test_prompt_at_which_the_model_fails_fails_its_request(
     open_faulty: OpenFaulty, kind: Fault, more: dict[str, int]
@@ -128,7 +127,7 @@ def test_sample_that_ended_before_the_fault_is_whole(open_faulty: OpenFaulty) ->
     assert_works(engine)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_OF_FAULTS)
 @pytest.mark.parametrize("more", [{}, {"want_ranks": True}, {"num_alternatives": 3}, {"want_state": True}], ids=str)
 @pytest.mark.parametrize("num_texts", [1, 6])
 def test_text_at_which_the_model_fails_fails_its_request(
@@ -143,7 +142,7 @@ def test_text_at_which_the_model_fails_fails_its_request(
     assert_works(engine)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_OF_FAULTS)
 def test_no_state_that_is_not_finite_enters_the_cache(open_faulty: OpenFaulty, kind: Fault) -> None:
     bundle = open_faulty(kind)
     engine = make(bundle)
@@ -213,7 +212,7 @@ def test_throwing_while_writing_fails_the_rows_that_write(open_faulty: OpenFault
     assert_works(engine)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_OF_FAULTS)
 def test_requests_that_fail_again_and_again_do_not_end_the_engine(open_faulty: OpenFaulty, kind: Fault) -> None:
     engine = make(open_faulty(kind))
     for _ in range(12):
