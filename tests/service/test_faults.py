@@ -77,7 +77,11 @@ def test_a_fault_of_the_model_is_an_error_and_leaves_nothing_behind(
 def test_a_fault_in_a_stream_is_its_last_event(app: Flask, kind: str) -> None:
     body = {"model": kind, "prompt": WRITES_FAULT[:3], "temperature": 0, "stream": True, "max_tokens": 30}
     with app.test_client().post("/generate", json=body) as answer:
-        events = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line.startswith("data: ")]
+        events = [
+            line.removeprefix("data: ")
+            for line in answer.get_data(as_text=True).split("\n\n")
+            if line.startswith("data: ")
+        ]
     assert json.loads(events[-1])["error"]["code"] == "internal"
     choices = [json.loads(event)["choices"][0] for event in events[:-1]]
     assert not any("finish_reason" in choice for choice in choices)
