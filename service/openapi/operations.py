@@ -220,5 +220,12 @@ OPERATIONS: Final = (
         answer=shapes.ReadyBody,
         errors=(EngineFailed, NotReady),
     ),
-    Operation("get", "/metrics", "metrics", "Metrics for Prometheus", media_type="text/plain", errors=(EngineFailed,)),
+    Operation(
+        "get",
+        "/metrics",
+        "metrics",
+        "Metrics for Prometheus",
+        media_type="text/plain",
+        errors=(Unauthorized, RateLimited, EngineFailed),
+    ),
 )
