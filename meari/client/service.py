@@ -4,8 +4,8 @@ Input: a URL, paths and JSON bodies. Output: answers, whole or as a stream, or e
 other module of the project; it knows the HTTP contract, not how the service keeps it.
 
 A refusal with `Retry-After` (429, and 503 while bundles are loaded) is asked again after so many seconds, as long as
-that adds up to no more than `patience_seconds`. Connections are the standard library's: proxies and certificates as
-the environment says.
+that adds up to no more than `patience_seconds`; past a limit of the key, which other requests use too, for an hour.
+Connections are the standard library's: proxies and certificates as the environment says.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ __all__ = ["RemoteService", "all_models", "checked_url", "find_model"]
 CONNECT_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 600.0  # of silence: a service's own limit for a request is below that
 PATIENCE_SECONDS: Final = 120.0
+LIMIT_SECONDS: Final = 3600.0
+PAST_LIMIT: Final = "rate_limit_exceeded"
 DEFAULT_RETRY_SECONDS: Final = 1.0
 RETRIED: Final = (429, 503)
 MESSAGE_CHARS: Final = 1000
@@ -94,7 +96,7 @@ class RemoteService:
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         request = urllib.request.Request(self.url + path, body, headers)  # noqa: S310 (checked_url: http or https)
-        left = self.patience_seconds
+        waited = 0.0
         while True:
             try:
                 return _opener().open(request, timeout=ANSWER_SECONDS)
@@ -102,9 +104,10 @@ class RemoteService:
                 with error:
                     refused = self._refused(error.code, error.read(), error.reason)
                     wait = _retry_seconds(error.headers.get("Retry-After"))
-                if error.code not in RETRIED or wait > left:
+                patience = LIMIT_SECONDS if refused.code == PAST_LIMIT else self.patience_seconds
+                if error.code not in RETRIED or waited + wait > patience:
                     raise refused from None
-            left -= wait
+            waited += wait
             self.sleep(wait)
 
     def _refused(self, status: int | None, body: bytes, reason: str) -> Refused:

@@ -81,6 +81,19 @@ def test_retries_end_after_the_given_patience() -> None:
     assert script.responses == []
 
 
+def test_request_waits_longer_for_the_limit_of_its_key() -> None:
+    slept: list[float] = []
+    limited = b'{"error": {"code": "rate_limit_exceeded", "message": "no tokens are left", "request_id": "1"}}'
+    with serving(*[(429, {"Retry-After": "60"}, limited)] * 5, (200, {}, b"done")) as (url, _):
+        assert RemoteService(url, sleep=slept.append).post("/score", b"{}") == b"done"
+    assert slept == [60.0] * 5
+    with (
+        serving((429, {"Retry-After": "3601"}, limited)) as (url, _),
+        pytest.raises(Refused, match="rate_limit_exceeded"),
+    ):
+        RemoteService(url, sleep=slept.append).post("/score", b"{}")
+
+
 def test_error_of_a_meari_service_is_one_line_with_status_and_code() -> None:
     body = b'{"error": {"code": "unknown_model", "message": "model: got \'x\',\\nexpected y", "request_id": "1"}}'
     with serving((404, {}, body)) as (url, _), pytest.raises(Refused) as refused:
