@@ -368,3 +368,26 @@ def test_wrong_keys_are_slowed_down_and_keys_that_nobody_guesses_are_not(served:
     found = {name: client.get("/models", headers=bearer(served.keys[name])).status_code for name in ("free", "long")}
     assert found == {"free": 200, "long": 200}
     assert client.get("/models", headers=bearer("short")).status_code == 429  # as if it were a guess
+
+
+def test_hosts_share_the_limits_of_a_key_and_answer_without_redis(letters: Path, tmp_path: Path) -> None:
+    if REDIS is None:
+        pytest.skip("there is no redis-server")
+    path, body = tmp_path / "keys.json", {"prompt": "abc", "max_tokens": 37, **ENDLESS}
+    headers = bearer(added(path, "alice", tokens_per_minute=60, requests_at_once=2))
+    with contextlib.ExitStack() as stack:
+        with running_redis(free_port()) as url:
+            one, other = (
+                stack.enter_context(running_server(tmp_path, bundles=letters, keys_file=path, redis_url=url))
+                for _ in range(2)
+            )
+            assert one.client.post("/generate", json=body, headers=headers).status_code == 200
+            assert other.client.post("/generate", json=body, headers=headers).status_code == 429
+        for host in (one, other):
+            assert host.client.post("/generate", json=body, headers=headers).status_code == 200
+            assert host.client.post("/generate", json=body, headers=headers).status_code == 429
+            assert host.log.count("Redis does not answer") == 1
+            failures = [
+                line for line in host.client.get("/metrics").text.splitlines() if "redis_failures_total" in line
+            ]
+            assert float(failures[-1].rsplit(" ", 1)[1]) >= 1
