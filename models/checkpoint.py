@@ -146,8 +146,11 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write named tensors as safetensors."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    """Write named tensors as safetensors. Raises CheckpointError, for a full disk say."""
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

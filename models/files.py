@@ -3,11 +3,15 @@
 Input: bytes, or a folder's worth of files. Output: the same on disk, or `FolderInUse`. Must not know: their content.
 
 A file is written beside its final path, flushed to the disk, and renamed over the old one. A folder cannot be renamed
-over another, so its swap has two renames; between them only `NAME.old` exists, and `current_folder` returns it:
+over another; Linux exchanges the two in one step. Where the file system cannot do that, there are two renames; between
+them only `NAME.old` exists, and `current_folder` returns it:
 
-    NAME.new   being written; ignored by readers, removed by the next writer
+    NAME.new   being written, or just replaced; ignored by readers, removed by the next writer
     NAME       the current one
-    NAME.old   the previous one, during the swap
+    NAME.old   the previous one, between two renames
+
+A power cut keeps the operations on names in their order, and of the bytes only those that were flushed: so everything
+is flushed before it gets its name, and the old version is removed only after that name was flushed.
 
 The lock is `flock` on a file, so it ends with its process however that ends: no lock has to be removed by hand. The
 file is removed when the block ends. Over NFS, locks hold between machines if the server supports them; on a file system
@@ -15,6 +19,8 @@ without locks, nobody is refused.
 """
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import os
 import shutil
@@ -25,6 +31,8 @@ from pathlib import Path
 from meari.models.errors import FolderInUse
 
 LOCK = ".lock"
+_AT_CWD, _RENAME_EXCHANGE = -100, 2  # as in fcntl.h and stdio.h
+_CANNOT = frozenset((errno.EINVAL, errno.ENOSYS, errno.EXDEV, errno.ENOTSUP))
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -41,10 +49,8 @@ def write_file(path: Path, content: bytes) -> None:
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; on a clean exit it takes the place of `folder`, on an error nothing changes."""
-    new, old = _beside(folder, ".new"), _beside(folder, ".old")
-    if not folder.exists() and old.exists():
-        old.rename(folder)
-    _remove(new)
+    new = _beside(folder, ".new")
+    settle_folder(folder)
     new.mkdir(parents=True)
     try:
         yield new
@@ -52,12 +58,36 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         _remove(new)
         raise
     _flush_files(new)
-    _remove(old)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
+    if not folder.exists():
+        new.rename(folder)
+    elif not _exchange(new, folder):
+        folder.rename(_beside(folder, ".old"))
+        new.rename(folder)
     _flush_folder(folder.parent)
-    _remove(old)
+    settle_folder(folder)
+
+
+def settle_folder(folder: Path) -> None:
+    """Remove what a writer that was ended left beside a folder; only its one writer may call this."""
+    old = _beside(folder, ".old")
+    if not folder.exists() and old.exists():
+        old.rename(folder)
+    for rest in (_beside(folder, ".new"), old):
+        _remove(rest)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; return False where the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    if not renameat2(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _RENAME_EXCHANGE):
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def current_folder(folder: Path) -> Path:

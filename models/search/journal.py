@@ -8,11 +8,13 @@ line is ignored.
 
 import dataclasses
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from meari.models.errors import SearchError
+from meari.models.files import write_file
 from meari.models.search.space import Value
 
 NAME = "search.jsonl"
@@ -53,7 +55,7 @@ class Journal:
                 "or choose another folder with --run"
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps({"search": described}) + "\n", "utf-8")
+        self._replace({"search": described})
 
     def resume(self, described: dict[str, Any]) -> list[Trial]:
         """Return the trials so far. Raises SearchError if there are none, the file is damaged, or the search
@@ -66,10 +68,7 @@ class Journal:
                 f"{self.path}: was started with another {', '.join(differ)}, so it cannot be resumed; undo the "
                 "changes, replace it with --overwrite, or choose another folder with --run"
             )
-        self.path.write_text(
-            "".join(json.dumps(line) + "\n" for line in ({"search": head}, *map(asdict, trials))),
-            "utf-8",
-        )
+        self._replace({"search": head}, *map(asdict, trials))
         return trials
 
     def read(self) -> tuple[dict[str, Any], list[Trial]]:
@@ -87,6 +86,12 @@ class Journal:
     def add(self, trial: Trial) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(trial)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _replace(self, *lines: dict[str, Any]) -> None:
+        """Write the whole file anew, in one step."""
+        write_file(self.path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def ranked(trials: list[Trial]) -> list[Trial]:

@@ -32,7 +32,7 @@ from meari.bundle_format.names import Document as Unit
 from meari.bundle_format.names import TokenizerKind
 from meari.models.config import Config, CorpusConfig
 from meari.models.errors import EmptyCorpus, ModelsError, UnreadableFile
-from meari.models.files import current_folder, replaced_folder, write_file
+from meari.models.files import current_folder, replaced_folder, settle_folder, write_file
 from meari.models.text.blocklist import load_blocklist
 from meari.models.text.corpus import BadLines, Piece, read_pieces
 from meari.models.text.text_files import check_rereadable, is_packed, list_files
@@ -72,6 +72,7 @@ def prepare(config: Config, folder: Path) -> PreparedCorpus:
     """
     corpus = _Corpus(config.corpus)
     made_from = corpus.made_from(config)
+    settle_folder(folder / "tokens")
     prepared = _reopen(folder, made_from, config, corpus.parts)
     if prepared is not None:
         return prepared

@@ -14,6 +14,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from meari.models.files import write_file
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -59,9 +61,8 @@ class History:
         """Remove the records after `step`: a resumed run repeats it."""
         kept = [record for record in read_history(self._path) if record.step <= step]
         self._lines.clear()
-        beside = self._path.with_name(self._path.name + ".new")
-        beside.write_text("".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in kept), "utf-8")
-        beside.replace(self._path)
+        lines = (json.dumps(dataclasses.asdict(record)) + "\n" for record in kept)
+        write_file(self._path, "".join(lines).encode())
 
 
 class NullHistory(History):

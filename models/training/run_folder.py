@@ -18,7 +18,7 @@ from typing import Any
 
 from meari.models.config import Config
 from meari.models.errors import CheckpointError, ConfigError
-from meari.models.files import LOCK, current_folder, locked, write_file
+from meari.models.files import LOCK, current_folder, locked, settle_folder, write_file
 
 
 class Start(StrEnum):
@@ -92,6 +92,7 @@ def open_run(path: Path, config: Config, start: Start) -> RunFolder:
     _check_kind(run, start)
     if start is Start.RESUME:
         _check_same(run, config)
+        _settle(run)
     elif start is Start.FRESH and _is_used(run) and not _never_began(run):
         raise CheckpointError(
             f"{run.path}: this run exists; continue it with --resume, replace it with --overwrite, "
@@ -104,6 +105,14 @@ def open_run(path: Path, config: Config, start: Start) -> RunFolder:
     return run
 
 
+def _settle(run: RunFolder) -> None:
+    """Remove what the end of an interrupted run left half done."""
+    for folder in (run.best, run.last):
+        settle_folder(folder)
+    if not run.has_snapshot():
+        run.history.unlink(missing_ok=True)  # its first steps are taken again
+
+
 def _check_kind(run: RunFolder, start: Start) -> None:
     """Raise CheckpointError if the folder is not a run, or there is none to resume."""
     if _is_used(run) and not run.config.exists():
@@ -113,7 +122,10 @@ def _check_kind(run: RunFolder, start: Start) -> None:
 
 
 def _is_used(run: RunFolder) -> bool:
-    return run.path.exists() and (not run.path.is_dir() or any(path.name != LOCK for path in run.path.iterdir()))
+    unfinished = {LOCK, f"{run.config.name}.new"}  # of a command that was ended before its run began
+    return run.path.exists() and (
+        not run.path.is_dir() or any(path.name not in unfinished for path in run.path.iterdir())
+    )
 
 
 def _never_began(run: RunFolder) -> bool:

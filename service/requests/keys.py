@@ -337,7 +337,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _write(path: Path, keys: list[StoredKey]) -> None:
     """Write a file whole or not at all, for its owner alone, who stays the same."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    new = path.with_name(f".{path.name}.new")  # always the same: what a killed process left is replaced
+    new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from meari.models import files
 from meari.models.errors import FolderInUse
 from meari.models.files import current_folder, locked, locked_beside, replaced_folder, write_file
 
@@ -50,6 +51,7 @@ def test_crash_while_filling_a_folder_keeps_the_old_one(tmp_path: Path) -> None:
 def test_crash_at_any_rename_leaves_a_complete_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_done: int
 ) -> None:
+    monkeypatch.setattr(files, "_exchange", lambda _one, _other: False)  # as on a file system that cannot
     folder = tmp_path / "last"
     save(folder, "one")
     rename = Path.rename
@@ -74,6 +76,21 @@ def test_crash_at_any_rename_leaves_a_complete_version(
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
+def test_folder_is_never_absent_while_it_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "last"
+    save(folder, "one")
+    program = "import os, sys\nprint(flush=True)\nwhile True: os.stat(sys.argv[1])"
+    with subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        reader.stdout.readline()
+        for number in range(50):
+            save(folder, str(number))
+        still_reads = reader.poll() is None
+        reader.kill()
+    assert still_reads
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
 def test_crash_before_the_old_folder_is_removed_keeps_the_new_one(tmp_path: Path) -> None:
     folder = tmp_path / "last"
     save(folder, "two")
@@ -94,6 +111,7 @@ with locked(Path(sys.argv[1])):
 RACE = """
 import sys
 from pathlib import Path
+from meari.models import files
 from meari.models.errors import FolderInUse
 from meari.models.files import locked
 folder = Path(sys.argv[1])
