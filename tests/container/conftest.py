@@ -15,7 +15,12 @@ ROOT = Path(__file__).parents[2]
 BUILD_SECONDS = 420
 READY_SECONDS = 60
 POLL_SECONDS = 0.2
-RUN = ("run", "--detach", "--read-only", "--tmpfs", "/tmp", "--publish", "127.0.0.1::8000")
+# As production runs it: few rights, and the 64 MB of shared memory that are Docker's default.
+LIMITS = (
+    *("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+    *("--shm-size", "64m", "--memory", "1g", "--memory-swap", "1g", "--cpus", "2", "--pids-limit", "2048"),
+)
+RUN = ("run", "--detach", *LIMITS, "--publish", "127.0.0.1::8000")
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import httpx
 import pytest
 import yaml
 
+from meari.service.settings import SETTINGS
+from tests.container.conftest import LIMITS
 from tests.container.docker import find_compose
 from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment, free_port
@@ -63,6 +67,35 @@ def test_images_are_fixed_by_their_digests() -> None:
     images = [SERVICES[name]["image"] for name in SERVICES if name != "meari"]
     for image in (*bases, *images):
         assert image == "${BASE}" or re.fullmatch(r"[a-z/]+:v?\d[\w.-]+@sha256:[0-9a-f]{64}", image), image
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_service_has_rights_or_can_get_some(service: str) -> None:
+    assert SERVICES[service]["cap_drop"] == ["ALL"]
+    assert SERVICES[service]["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_meari_has_the_limits_under_which_the_image_is_tested() -> None:
+    described = SERVICES["meari"]
+    assert (described["read_only"], described["tmpfs"]) == (True, ["/tmp"])
+    tested = options_of(LIMITS)
+    assert str(described["shm_size"]) == tested["--shm-size"]
+    assert str(described["pids_limit"]) == tested["--pids-limit"]
+    assert {"mem_limit", "cpus"} <= described.keys()
+
+
+def options_of(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the options with a value."""
+    pairs = itertools.pairwise(arguments)
+    return {name: value for name, value in pairs if name.startswith("--") and not value.startswith("--")}
+
+
+def test_keys_reach_the_service_if_they_are_set() -> None:
+    passed = {name: value for name, value in SERVICES["meari"]["environment"].items() if "KEY" in name}
+    assert set(passed) == {"MEARI_ADMIN_KEYS", "MEARI_API_KEYS", "MEARI_SIGNING_KEYS", "MEARI_STATE_KEY"}
+    for name, value in passed.items():
+        assert name in {setting.variable for setting in SETTINGS.values()}
+        assert value == f"${{{name}:-}}"
 
 
 def test_every_service_has_a_health_check() -> None:
