@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 from msgspec import UNSET
@@ -19,6 +19,7 @@ from msgspec import UNSET
 from meari.bulk.backends import Generated, batches
 from meari.bulk.errors import BulkError
 from meari.bulk.options import GenerateOptions, ScoreOptions
+from meari.client.errors import Refused
 from meari.client.service import RemoteService, find_model
 from meari.runtime.answers import Choice, GenerateAnswer, GenerateUsage, ScoredToken, ScoredWord, TextFigures
 from meari.runtime.engine.calls import GRID
@@ -28,6 +29,8 @@ from meari.runtime.scores import LN_OF, Scored, TextSums
 __all__ = ["RemoteBackend", "open_remote"]
 
 OUT_OF_TIME: Final = "timeout"
+TOO_LARGE: Final = 413
+Answer = TypeVar("Answer")
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -125,10 +128,20 @@ class RemoteBackend:
     def score(self, context: str, texts: Sequence[str], options: ScoreOptions) -> Callable[[], Iterable[Scored]]:
         """Ask for texts, as many in one request as the service takes."""
         answers = [
-            self._ask("/score", _encode(self._score_body(context, some, options)))
+            self._begin(partial(self._scores, context, some, options))
             for some in batches(texts, self.max_text_chars - len(context), self._max_texts)
         ]
         return partial(_await_scores, answers, options.log_base)
+
+    def _scores(self, context: str, texts: list[str], options: ScoreOptions) -> list[bytes]:
+        """Return the answers for texts, sent in halves where they are too many, as for the limits of a key."""
+        try:
+            return [self._service.post("/score", _encode(self._score_body(context, texts, options)))]
+        except Refused as error:
+            if error.status != TOO_LARGE or len(texts) == 1:
+                raise
+        half = len(texts) // 2
+        return self._scores(context, texts[:half], options) + self._scores(context, texts[half:], options)
 
     def piece_scorer(self, options: ScoreOptions) -> None:
         """Return None: texts are sent whole."""
@@ -137,7 +150,7 @@ class RemoteBackend:
         """Ask for the continuations of a prompt."""
         logprobs = 0 if wants_counts and request.logprobs is None else request.logprobs
         body = msgspec.structs.replace(request, model=self._model, logprobs=logprobs)
-        answer = self._ask("/generate", _encode(body))
+        answer = self._begin(partial(self._service.post, "/generate", _encode(body)))
         return partial(_await_answer, answer, with_tokens=request.logprobs is not None, label=label)
 
     def stream(self, request: GenerateRequest, note_usage: Callable[[GenerateUsage], None]) -> Iterator[str]:
@@ -160,20 +173,18 @@ class RemoteBackend:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, path: str, body: bytes) -> Callable[[], bytes]:
-        """POST the body when its turn comes; call the result to wait for the answer. Raises RemoteError there."""
-        if self._pool is None:
-            return partial(self._service.post, path, body)
-        return self._pool.submit(self._service.post, path, body).result
+    def _begin(self, ask: Callable[[], Answer]) -> Callable[[], Answer]:
+        """Ask when its turn comes; call the result to wait for the answer. Raises RemoteError there."""
+        return ask if self._pool is None else self._pool.submit(ask).result
 
     def _score_body(self, context: str, texts: list[str], options: ScoreOptions) -> dict[str, object]:
         named = {name: getattr(options, name) for name in ("add_end", "log_base", "tokens", "words", "top")}
         return {"model": self._model, "texts": texts, "context": context, **named}
 
 
-def _await_scores(answers: Iterable[Callable[[], bytes]], log_base: LogBase) -> Iterator[Scored]:
+def _await_scores(answers: Iterable[Callable[[], list[bytes]]], log_base: LogBase) -> Iterator[Scored]:
     for answer in answers:
-        for result in _decode_scores(answer()).results:
+        for result in (result for data in answer() for result in _decode_scores(data).results):
             result.log_base = log_base
             yield result
 

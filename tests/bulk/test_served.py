@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from meari.bulk.lines import LONG_BYTES
+from meari.service.requests.keys import change_keys, make_key
 from tests.bulk.command import file_records, meari, records, started
 from tests.bulk.test_resume import ended
 from tests.runtime.tiny_bundle import rewrite_manifest, write_tiny_bundle
@@ -77,6 +78,19 @@ def test_long_line_is_one_request_and_a_longer_one_is_a_bad_line(bundles: Path, 
     refused = meari(*words, "--server", url, stdin=f"ab\n{'ab' * MAX_TEXT_CHARS}\n")
     assert refused.returncode == 1
     assert b"line 2: got" in refused.stderr
+
+
+def test_bulk_work_is_divided_and_waits_for_the_limits_of_its_key(bundles: Path, tmp_path: Path) -> None:
+    key, entry = make_key("bulk", tokens_per_minute=1200, requests_at_once=1)
+    change_keys(tmp_path / "keys.json", lambda _: [entry])
+    stdin = "abc\n" * 420
+    local = meari("score", "-", "--model", "letters", "--no-end", "--bundles", bundles, stdin=stdin)
+    with running_server(tmp_path, bundles=bundles, keys_file=tmp_path / "keys.json") as server:
+        target = ["--server", f"http://127.0.0.1:{server.port}", "--api-key", key]
+        served = meari("score", "-", "--model", "letters", "--no-end", *target, "--jobs", 2, stdin=stdin)
+        assert served.returncode == 0, served.stderr
+        assert served.stdout == local.stdout
+        assert all(code in server.log for code in ('"too_large"', '"rate_limit_exceeded"'))
 
 
 @pytest.mark.parametrize(
