@@ -53,5 +53,5 @@ COPY bundles bundles
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"MEARI_PORT\"]}/readyz', timeout=4)"]
+    CMD ["python", "-c", "import os, ssl, urllib.request as u; tls = os.environ.get('MEARI_TLS_CERTIFICATE'); u.urlopen(f'http{\"s\" if tls else \"\"}://127.0.0.1:{os.environ[\"MEARI_PORT\"]}/readyz', timeout=4, context=ssl._create_unverified_context() if tls else None)"]
 CMD ["meari", "serve"]

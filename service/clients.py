@@ -46,7 +46,6 @@ BODY_SECONDS: Final = 30.0  # from the end of a head to the last byte of its bod
 PROGRESS_BYTES: Final = 65536
 SIOCOUTQ: Final = 0x5411  # of Linux
 ANSWER_START: Final = b"HTTP/1."
-_GONE: Final = select.POLLHUP | select.POLLERR
 _ENDED: Final = getattr(select, "POLLRDHUP", 1 << 16)  # Linux has it
 PROBE_SECONDS: Final = 1.0  # between two probes of a client that sends no more; doubles each time
 LOOK_SECONDS: Final = 0.25  # between two looks for changes that nothing reports
@@ -90,8 +89,11 @@ class Connection(socket.socket):
             if not self._is_pending or not byte:
                 return False
             with contextlib.suppress(OSError):  # the next look at the connection finds the reason
-                self._num_probes += self._send_now(byte)
+                self._num_probes += self._send_probe(byte)
             return True
+
+    def _send_probe(self, byte: bytes) -> int:
+        return self._send_now(byte)
 
     def begin_answer(self) -> int:
         """End the probes, and return how many bytes of the head the client already has; called before the head."""
@@ -110,9 +112,8 @@ class Connection(socket.socket):
         return self._seconds
 
     def setblocking(self, flag: bool) -> None:  # noqa: FBT001 (the socket's own signature)
-        """Reset to the longest time-out."""
-        if flag:
-            self.settimeout(None)
+        """Reset to the longest time-out if `flag` is true."""
+        self._seconds = STALL_SECONDS if flag else self._seconds
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """Receive as a socket does. Raises TimeoutError."""
@@ -142,7 +143,8 @@ class Connection(socket.socket):
         A client stalls that takes neither PROGRESS_BYTES nor all that waits in the seconds of the time-out. What has
         come to its system counts as taken, what waits in this one does not.
         """
-        left = memoryview(data)
+        left = memoryview(self._rest.tobytes() + data if self._rest else data)
+        self._rest = memoryview(b"")
         while left := left[self._send_now(left) :]:
             if self.keeps_rest:
                 self._rest = left
@@ -231,7 +233,7 @@ class Client:
             events = _events(self.connection)
         except (OSError, ValueError):  # closed on this side
             return True
-        if events & _GONE:
+        if events & (select.POLLHUP | select.POLLERR):
             return True
         self.has_ended = bool(events & _ENDED)
         if self.has_ended and time.monotonic() >= self._probe_at:

@@ -239,6 +239,13 @@ class Settings:
 
     host: str = _setting("127.0.0.1", HOST, "address to listen on; `HOST` where this is not set")
     port: int = _setting(8000, integer(0, 65535), "port to listen on; `PORT` where this is not set")
+    tls_certificate: Path | None = _setting(
+        None,
+        FILE,
+        "certificate in PEM, with those that lead to the root; then only TLS is spoken; taken over when it changes",
+        says="none: plain HTTP",
+    )
+    tls_key: Path | None = _setting(None, FILE, "its key in PEM, without a password", says="none")
     bundles: Path = _setting(Path("bundles"), FOLDER, "folder with the bundles to serve")
     signing_keys: tuple[PublicKey, ...] = _setting(
         (), SIGNING_KEYS, "serve only bundles that the owner of one of these keys has signed", says="none"
@@ -430,6 +437,9 @@ def _contradictions(settings: Settings) -> Iterator[Problem]:
     if settings.max_inflight_bytes < settings.max_body_bytes:
         expected = f"at least MEARI_MAX_BODY_BYTES, which is {settings.max_body_bytes}"
         yield Problem("MEARI_MAX_INFLIGHT_BYTES", str(settings.max_inflight_bytes), expected)
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        missing, set_one = ("KEY", "CERTIFICATE") if settings.tls_key is None else ("CERTIFICATE", "KEY")
+        yield Problem(f"MEARI_TLS_{missing}", None, f"a file, because MEARI_TLS_{set_one} is set")
     if settings.drain_seconds > settings.graceful_timeout_seconds:
         expected = f"at most MEARI_GRACEFUL_TIMEOUT_SECONDS, which is {settings.graceful_timeout_seconds:g}"
         yield Problem("MEARI_DRAIN_SECONDS", f"{settings.drain_seconds:g}", expected)

@@ -112,7 +112,7 @@ def post_fork(_server: Any, worker: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """Announce the worker when it is ready; runs in the worker, once it has the application."""
     registry = worker.wsgi.extensions["meari"].registry
-    address = page_address(settings.host, worker.sockets[0].getsockname()[1])
+    address = page_address(settings.host, worker.sockets[0].getsockname()[1], "https" if settings.tls_key else "http")
     aloud = sys.stdout.isatty() and settings.log_format != "json"
     arguments = (registry, runtime_folder, address)
     threading.Thread(target=tell_start, args=arguments, kwargs={"aloud": aloud}, name="start", daemon=True).start()

@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from meari.bundle_format.folders import DEFAULT, find_bundles, printable
 from meari.errors import BundleError, MeariError
+from meari.service.process.tls import load_context
 from meari.service.requests.keys import read_keys
 from meari.service.requests.limit_stores import RedisStore
 from meari.service.workers import metrics_folder, models_folder
@@ -88,6 +90,7 @@ def check_start(settings: Settings) -> None:
     """Check what can be checked before there are workers. Raises StartError."""
     _check_folder(settings.bundles)
     _check_keys(settings.keys_file)
+    _check_tls(settings.tls_certificate, settings.tls_key)
     _check_redis(settings.redis_url)
     if not {"GUNICORN_FD", "LISTEN_FDS"} & set(os.environ):  # otherwise the socket is inherited
         check_address(settings.host, settings.port)
@@ -128,6 +131,17 @@ def _check_redis(url: str | None) -> None:
         raise StartError(f"MEARI_REDIS_URL: {error}", NOTHING_STATUS) from None
 
 
+def _check_tls(certificate: Path | None, key: Path | None) -> None:
+    """Check that the certificate and its key can be used. Raises StartError."""
+    try:
+        if certificate is not None and key is not None:
+            load_context(certificate, key)
+    except OSError as error:
+        reason = f"{error.strerror or error}" if not isinstance(error, ssl.SSLError) else error.reason or str(error)
+        problem = f"MEARI_TLS_CERTIFICATE {certificate}, MEARI_TLS_KEY {key}: {reason}"
+        raise StartError(f"{problem}; expected a certificate and its own key, both in PEM", NOTHING_STATUS) from None
+
+
 def check_address(host: str, port: int) -> None:
     """Bind as gunicorn will, which would retry a port in use for five seconds. Raises StartError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -142,9 +156,9 @@ def check_address(host: str, port: int) -> None:
         raise StartError(f"cannot listen on {_joined(host, port)}: {reason}") from None
 
 
-def page_address(host: str, port: int) -> str:
+def page_address(host: str, port: int, scheme: str = "http") -> str:
     """Return the URL at which a browser on this machine reaches the service."""
-    return f"http://{_joined(ANY_ADDRESS.get(host, host), port)}"
+    return f"{scheme}://{_joined(ANY_ADDRESS.get(host, host), port)}"
 
 
 def _joined(host: str, port: int) -> str:

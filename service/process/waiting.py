@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.workers.gthread import ThreadWorker
 
-from meari.errors import InvalidRequest, Overloaded, Problem
+from meari.errors import Overloaded
 from meari.service.clients import BODY_SECONDS, Connection
 from meari.service.error_body import SAFE_HEADERS
 from meari.service.log import request_id
 from meari.service.process.http import CONTINUE, HEAD_SECONDS, Incoming, PromptParser, Stage, answer_bytes
+from meari.service.process.tls import Certificate, NotTls
 from meari.service.requests.origins import client_network
 
 if TYPE_CHECKING:
@@ -69,11 +70,12 @@ class Held:
     keeps      another request may follow the one that is answered
     is_asked   its client was told to send the body (Expect: 100-continue)
     is_read    a thread reads its body as it comes
+    is_paused  it waits for a thread's step of its handshake
     """
 
     __slots__ = (
-        "client", "incoming", "is_asked", "is_read", "keeps", "network", "num_bytes", "parser", "server", "sock",
-        "waits",
+        "client", "incoming", "is_asked", "is_paused", "is_read", "keeps", "network", "num_bytes", "parser", "server",
+        "sock", "waits",
     )  # fmt: skip
 
     def __init__(self, sock: Connection, client: Any, server: Any) -> None:
@@ -85,7 +87,7 @@ class Held:
         self.network = client_network(client[0]) if isinstance(client, tuple) else ""
         self.waits: Waits | None = None
         self.num_bytes = 0  # held while it waits
-        self.keeps = self.is_asked = self.is_read = False
+        self.keeps = self.is_asked = self.is_read = self.is_paused = False
 
     def next_request(self, config: Any) -> Any:
         """Parse a request. Raises StopIteration, TimeoutError, ParseException and others of gunicorn's parser."""
@@ -101,7 +103,7 @@ class Held:
     def is_silent(self) -> bool:
         """True as long as nothing has come that was not received."""
         try:
-            return self.sock.peek() is None
+            return not self.is_paused and self.sock.peek() is None
         except OSError:
             return True
 
@@ -151,6 +153,16 @@ class WaitingRoom:
         self._poller.unregister(held)
         self.num_bytes -= held.num_bytes
         held.waits, held.num_bytes = None, 0
+
+    def pause(self, held: Held) -> None:
+        """Let no event come for a connection, whose time goes on."""
+        self._poller.unregister(held)
+        held.is_paused = True
+
+    def go_on(self, held: Held) -> None:
+        """End a pause."""
+        self._poller.register(held, selectors.EVENT_READ, self._on_event)
+        held.is_paused = False
 
     def seconds_left(self) -> float:
         """Return the time until something has to be done."""
@@ -207,6 +219,7 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
     alive: bool
     cfg: Any
     room: WaitingRoom
+    certificate: Certificate | None = None
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -223,6 +236,8 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
             self._max_per_network = settings.max_connections_per_address
             self._max_body_bytes = settings.max_body_bytes
             self._max_waiting_bytes = settings.max_inflight_bytes // 2
+            if settings.tls_certificate is not None and settings.tls_key is not None:
+                self.certificate = Certificate(settings.tls_certificate, settings.tls_key)
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -239,7 +254,12 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
     def _on_event(self, held: Held) -> None:
         """Go on with a connection whose client has sent something, or taken some of its answer."""
         try:
-            if held.waits is Waits.ANSWER:
+            if held.waits is Waits.HANDSHAKE:
+                self.room.pause(held)
+                secure: Any = held.sock
+                step = self.tpool.submit(secure.shake_hands)
+                step.add_done_callback(lambda done: self.method_queue.defer(self._go_on_shaking, held, done))
+            elif held.waits is Waits.ANSWER:
                 held.sock.flush()
                 if not held.sock.num_unsent:
                     self._go_on(held)
@@ -249,6 +269,20 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
             elif held.waits is not None:  # otherwise it was closed in this turn of the loop
                 self._receive(held)
         except OSError:
+            self._close(held)
+
+    def _go_on_shaking(self, held: Held, step: Any) -> None:
+        """Go on after a thread's step of a handshake, which never waits."""
+        self.room.go_on(held)
+        error = step.exception()
+        if error is None and step.result():
+            self._receive(held)
+        elif isinstance(error, NotTls):  # in plain text, which this client reads
+            with contextlib.suppress(OSError):
+                socket.socket.send(held.sock, answer_bytes(error, request_id(None), "", dict(SAFE_HEADERS)))
+            self._close(held)
+        elif error is not None:
+            self.log.debug("a handshake failed: %s", error)
             self._close(held)
 
     def _receive(self, held: Held) -> None:
@@ -291,8 +325,8 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
             incoming.until = time.monotonic() + BODY_SECONDS
             return True
         if incoming.expects_continue and not held.is_asked:
-            held.is_asked = True
-            held.sock.send(CONTINUE)
+            held.is_asked = held.sock.keeps_rest = True
+            held.sock.sendall(CONTINUE)
         return False
 
     def finish_request(self, conn: Any, fs: Any) -> None:
@@ -302,6 +336,10 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
         held.incoming.until = 0.0
         self._num_reading -= held.is_read
         held.is_read = held.is_asked = False
+        self._answered(held)
+
+    def _answered(self, held: Held) -> None:
+        """Send the rest of an answer, or go on at once."""
         if held.sock.num_unsent:
             self.room.enter(held, Waits.ANSWER)
         else:
@@ -318,7 +356,6 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
 
     def _end(self, held: Held) -> None:
         """Close when the client does, or soon: a client may lose its answer if it meets a closed connection."""
-        held.keeps = False
         try:
             held.sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -337,31 +374,16 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
 
     def _refuse(self, held: Held, message: str) -> None:
         """Answer a connection without a thread, and end it."""
+        held.keeps = False
         error = Overloaded(message)
         headers = {**dict(SAFE_HEADERS), "Retry-After": str(error.retry_after_seconds)}
-        with contextlib.suppress(OSError):
+        try:
             held.sock.keeps_rest = True
             held.sock.sendall(answer_bytes(error, request_id(None), "", headers))
-        self._end(held)
-
-    def _counts_as_client(self, held: Held) -> bool:
-        """Count a connection for its client's network; refuse it past the bound, if no other gives way."""
-        if not held.network or self._trusted_hops:  # every client has the address of the proxy
-            held.network = ""
-            return True
-        self.room.per_network[held.network] += 1
-        if self.room.per_network[held.network] > self._max_per_network:
-            other = self.room.first_to_give_way(held.network)
-            if other is None:
-                self._refuse(held, f"more than {self._max_per_network} connections from this address; close some")
-                return False
-            self._close(other)
-        return True
-
-    def _make_room(self) -> None:
-        """Close idle connections at the limit of connections, so that the next client gets in."""
-        while self.nr_conns >= self.worker_connections and (held := self.room.first_to_give_way()) is not None:
+        except OSError:
             self._close(held)
+        else:
+            self._answered(held)
 
     def _shed(self) -> None:
         """Refuse the slowest requests while all that wait hold too much memory."""
@@ -371,31 +393,6 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
                 continue
             held.incoming.clear()
             self._refuse(held, "requests that come too slowly hold too much memory; try again")
-
-    def _end_waits(self) -> None:
-        """Go on with the connections whose time is up."""
-        for held in self.room.overdue():
-            if held.waits is Waits.ANSWER:
-                self._on_event(held)
-            elif held.waits in (Waits.HEAD, Waits.BODY):
-                self._time_out(held)
-            else:
-                self._close(held)
-
-    def _time_out(self, held: Held) -> None:
-        """Refuse a request that did not come whole in time, without a thread."""
-        request, error = None, Exception()
-        try:
-            request = held.next_request(self.cfg)
-            error = InvalidRequest(Problem("body", reason=f"not complete after {BODY_SECONDS:g} seconds"))
-        except Exception as problem:  # noqa: BLE001 (logged where it is answered)
-            error = problem
-        self.handle_error(request, held.sock, held.client, error)
-        held.keeps = False
-        if held.sock.num_unsent:
-            self.room.enter(held, Waits.ANSWER)
-        else:
-            self._end(held)
 
     def _service(self) -> Service | None:
         app: Any = getattr(self, "wsgi", None)

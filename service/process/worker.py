@@ -27,6 +27,7 @@ imported: a fork would lose them, and the worker would abort at its end.
 from __future__ import annotations
 
 import errno
+import socket
 import time
 from types import FrameType
 from typing import Any, Final
@@ -34,9 +35,9 @@ from typing import Any, Final
 from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 
-from meari.errors import MAY_QUOTE, EngineFailed
+from meari.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Problem
 from meari.runtime.machine import limit_arenas
-from meari.service.clients import Connection
+from meari.service.clients import BODY_SECONDS, Connection
 from meari.service.error_body import SAFE_HEADERS
 from meari.service.log import NO_ROUTE, RequestLine, flush_log, log_request, request_id
 from meari.service.process.http import (
@@ -47,6 +48,7 @@ from meari.service.process.http import (
     answer_bytes,
     translated,
 )
+from meari.service.process.tls import TlsConnection
 from meari.service.process.waiting import RECEIVE_BYTES, CollectingWorker, Held, Waits
 from meari.service.requests.origins import believe_proxies, cors_headers
 from meari.service.workers import WorkerState, own_place
@@ -94,8 +96,6 @@ class WaitingBody:
 class DrainingWorker(CollectingWorker):
     """A collecting worker with a drain before its end, and threads that stay with their connections."""
 
-    cfg: Any
-
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._staying: set[object] = set()  # connections; `add` and `discard` are atomic
@@ -130,9 +130,39 @@ class DrainingWorker(CollectingWorker):
         self.nr_conns += 1
         self._make_room()
         self.place.note_connections(self.nr_conns)
-        held = Held(Connection.over(accepted), address, listener.getsockname())
+        self._take(accepted, address, listener.getsockname())
+
+    def _take(self, accepted: socket.socket, client: Any, server: Any) -> None:
+        """Let a new connection wait for its handshake or its first request, if its client may have one more."""
+        if self.certificate is None:
+            held = Held(Connection.over(accepted), client, server)
+            if self._counts_as_client(held):
+                self._receive(held)
+            return
+        secure = TlsConnection.over(accepted)
+        secure.begin(self.certificate.context)
+        held = Held(secure, client, server)
         if self._counts_as_client(held):
-            self._receive(held)
+            self.room.enter(held, Waits.HANDSHAKE)
+
+    def _counts_as_client(self, held: Held) -> bool:
+        """Count a connection for its client's network; refuse it past the bound, if no other gives way."""
+        if not held.network or self._trusted_hops:  # every client has the address of the proxy
+            held.network = ""
+            return True
+        self.room.per_network[held.network] += 1
+        if self.room.per_network[held.network] > self._max_per_network:
+            other = self.room.first_to_give_way(held.network)
+            if other is None:
+                self._refuse(held, f"more than {self._max_per_network} connections from this address; close some")
+                return False
+            self._close(other)
+        return True
+
+    def _make_room(self) -> None:
+        """Close idle connections at the limit of connections, so that the next client gets in."""
+        while self.nr_conns >= self.worker_connections and (held := self.room.first_to_give_way()) is not None:
+            self._close(held)
 
     def handle(self, conn: Any) -> bool:
         """Answer a connection's requests, as long as the next one comes soon; return whether it may be used again."""
@@ -192,6 +222,8 @@ class DrainingWorker(CollectingWorker):
         response, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, JoinedResponse)
         environ["wsgi.multithread"] = True
         environ.pop("HTTP_UPGRADE", None)  # no other protocol is spoken here
+        if self.certificate is not None:
+            environ["wsgi.url_scheme"] = "https"
         if self._trusted_hops:
             believe_proxies(environ, self._trusted_hops)
         if waits:
@@ -266,6 +298,8 @@ class DrainingWorker(CollectingWorker):
         if service is not None and time.monotonic() - self._observed_at >= OBSERVE_SECONDS:
             self._observed_at = time.monotonic()
             service.observe()
+            if self.certificate is not None:
+                self.certificate.refresh()
             flush_log()
             if service.registry.report_failed_engine():
                 service.drain.begin()
@@ -278,6 +312,30 @@ class DrainingWorker(CollectingWorker):
         self._make_room()
         if draining and service is not None and service.drain.may_stop(service.admission.num_requests):
             self.alive = False
+
+    def _end_waits(self) -> None:
+        """Go on with the connections whose time is up."""
+        for held in self.room.overdue():
+            if held.is_paused:
+                continue
+            if held.waits is Waits.ANSWER:
+                self._on_event(held)
+            elif held.waits in (Waits.HEAD, Waits.BODY):
+                self._time_out(held)
+            else:
+                self._close(held)
+
+    def _time_out(self, held: Held) -> None:
+        """Refuse a request that did not come whole in time, without a thread."""
+        request, error = None, Exception()
+        try:
+            request = held.next_request(self.cfg)
+            error = InvalidRequest(Problem("body", reason=f"not complete after {BODY_SECONDS:g} seconds"))
+        except Exception as problem:  # noqa: BLE001 (logged where it is answered)
+            error = problem
+        self.handle_error(request, held.sock, held.client, error)
+        held.keeps = False
+        self._answered(held)
 
     def _may_keep(self) -> bool:
         """Tell whether the connection of the current request may serve another one.

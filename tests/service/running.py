@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -68,11 +69,17 @@ def command() -> list[str]:
 
 @contextlib.contextmanager
 def running_server(
-    folder: Path, *, wait_ready: bool = True, started_by: list[str] | None = None, **settings: object
+    folder: Path,
+    *,
+    wait_ready: bool = True,
+    started_by: list[str] | None = None,
+    authority: Path | None = None,
+    **settings: object,
 ) -> Iterator[Server]:
     """Run the service with these settings until the block ends, with its log in `folder`.
 
-    started_by: another command that starts the service.
+    started_by  another command that starts the service
+    authority   certificate that the client trusts, of a service with TLS
     """
     port = free_port()
     log_path = folder / f"server-{port}.log"
@@ -80,7 +87,9 @@ def running_server(
     with log_path.open("wb") as log:
         process = subprocess.Popen(started_by or command(), cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client:
+        verify = authority is None or ssl.create_default_context(cafile=authority)
+        url = f"{'http' if authority is None else 'https'}://127.0.0.1:{port}"
+        with httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False, verify=verify) as client:
             server = Server(process, port, log_path, client)
             started = time.monotonic()
             _await_status(server, 200 if wait_ready else None)
