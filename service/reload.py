@@ -46,7 +46,7 @@ __all__ = [
     "WorkerReport",
 ]
 
-POLL_SECONDS: Final = 0.5
+POLL_SECONDS: Final = 0.25
 UNFINISHED_SECONDS: Final = 3.0  # without a change, then a bundle that cannot be loaded counts as broken
 GONE_SECONDS: Final = 1.5  # of absence
 TURN_SECONDS: Final = 1.0  # that a worker lets others load before it, in one look

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -41,12 +41,23 @@ AnyTotals = ScoreTotals | GenerateTotals
 class RemoteBundle:
     """The bundle of a service that does the work.
 
-    hash     of the bundle, as a local one's would be
-    api_key  for the service
+    hash       of the bundle, as a local one's would be
+    read_hash  asks the service which bundle it has now. Raises RemoteError
+    api_key    for the service
     """
 
     hash: str
+    read_hash: Callable[[], str]
     api_key: str = field(default="", repr=False)
+
+    def check_same(self) -> None:
+        """Raise BulkError if the service has another bundle than at the start: results would be of both."""
+        found = self.read_hash()
+        if found != self.hash:
+            raise BulkError(
+                f"the service has replaced its bundle {self.hash[:12]} by {found[:12]} meanwhile: the last results may "
+                "be of either; begin anew (--overwrite)"
+            )
 
 
 @dataclass(frozen=True)
@@ -166,6 +177,16 @@ class Run:
             totals={name: before.get(name, 0) + count for name, count in added.items()},
         )
 
+    def checked(self, plan: RunPlan, before: Checkpoint) -> Checkpoint:
+        """Return the checkpoint. If the bundle of a service was replaced, go back to the one before, and raise."""
+        try:
+            if plan.remote is not None:
+                plan.remote.check_same()
+        except Exception:
+            self.at = before
+            raise
+        return self.at
+
     def note(self) -> None:
         """Make the checkpoint durable."""
         if self.journal is not None:
@@ -210,6 +231,7 @@ def _write_results(
     results: Iterable[Result], source: Lines, run: Run, progress: Progress | None, plan: RunPlan
 ) -> None:
     started = noted = time.monotonic()
+    checked = run.at
     seconds_before, tokens_before = run.at.seconds, run.num_tokens()
     num_bad = run.num_bad()
     for result in results:
@@ -224,11 +246,13 @@ def _write_results(
         run.advance(result, result.done, seconds_before + now - started)
         assert run.num_bad() == num_bad
         if now - noted >= CHECKPOINT_SECONDS:
+            checked = run.checked(plan, checked)
             run.note()
             noted = now
         if progress is not None:
             num_bytes = source.bytes_before(run.at.file) + run.at.input_bytes
             progress.show(num_bytes, run.at.num_lines, run.num_tokens() - tokens_before)
+    run.checked(plan, checked)
     run.at = replace(run.at, seconds=seconds_before + time.monotonic() - started, complete=True)
 
 

@@ -239,7 +239,11 @@ def work_options(
         from meari.client.service import find_model
 
         found = find_model(service, target.model)
-        plan = run.plan(RemoteBundle(found["hashes"]["bundle"], service.api_key))
+
+        def read_hash() -> str:
+            return str(find_model(service, found["name"])["hashes"]["bundle"])
+
+        plan = run.plan(RemoteBundle(found["hashes"]["bundle"], read_hash, service.api_key))
         bundle, facts = found["name"], _facts_there(found)
     common = {
         "bundle": bundle,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,6 +146,31 @@ def test_error_of_the_service_is_one_line(url: str, words: list[object], message
         assert done.stderr.decode().startswith(f"meari: {url}: ")
         assert message in done.stderr.decode()
         assert done.stderr.count(b"\n") == 1
+
+
+def test_run_ends_where_the_service_replaces_the_bundle(tmp_path: Path) -> None:
+    folder, output = tmp_path / "bundles", tmp_path / "out.jsonl"
+    write_tiny_bundle(folder / "letters")
+    with running_server(tmp_path, bundles=folder) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        before = server.client.get("/models/letters").json()["hashes"]["bundle"]
+        words = ["score", "-", "-o", output, "--quiet", "--server", url]
+        process = started(*words)
+        assert process.stdin is not None
+        process.stdin.write(b"ab\n" * 2000)
+        process.stdin.flush()
+        while not output.exists() or not output.stat().st_size:
+            assert process.poll() is None
+        shutil.rmtree(folder / "letters")
+        write_tiny_bundle(folder / "letters", peak=5.0)
+        while server.client.get("/models/letters").json()["hashes"]["bundle"] == before:
+            pass
+        _, told = process.communicate(b"ab\n" * 2000)
+        assert process.returncode == 1
+        assert told.decode().startswith(f"meari: the service has replaced its bundle {before[:12]} by ")
+        resumed = meari(*words, "--resume", stdin="ab\n" * 4000)
+        assert resumed.returncode == 1
+        assert b"bundle: got" in resumed.stderr
 
 
 def test_default_of_add_end_comes_from_the_served_model(tmp_path: Path) -> None:

@@ -50,6 +50,10 @@ class Waitable(Protocol):
     def raise_for_failure(self) -> None: ...
 
 
+def _do_nothing() -> None:
+    """Be called for nothing."""
+
+
 class Handle:
     """An accepted request, from any thread: wait for it, cancel it, see why it ended."""
 
@@ -66,8 +70,8 @@ class Handle:
         self.cancelled = False
         self._event = event or Event()
         self._ended = threading.Event()
-        self.on_cancel: Callable[[], None] = lambda: None
-        self.on_end: Callable[[], None] = lambda: None
+        self.on_cancel: Callable[[], None] = _do_nothing
+        self.on_end: Callable[[], None] = _do_nothing
 
     @property
     def calls(self) -> tuple[Handle, ...]:
@@ -118,6 +122,7 @@ class Handle:
         self._close(finish)
         self.ended_at = now
         self._ended.set()
+        self.on_cancel = _do_nothing  # else an engine that is replaced stays in memory as long as its last handles
         self.notify()
         self.on_end()
 
