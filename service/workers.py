@@ -401,10 +401,12 @@ class Drain:
         self._place = place or Place()
         self._clock = clock
         self._began_at: float | None = None
+        self._awaits_successor = True
 
-    def begin(self) -> None:
-        """End this worker from now on."""
+    def begin(self, *, awaits_successor: bool = True) -> None:
+        """End this worker from now on. awaits_successor: False where it cannot answer what still comes to it."""
         if self._began_at is None:
+            self._awaits_successor = awaits_successor
             self._began_at = self._clock()
             self._place.drain()
 
@@ -426,7 +428,8 @@ class Drain:
         if waited >= self._grace_seconds:
             return True
         board = self._place.board
-        is_needed = waited < self._min_seconds if board.is_draining else not board.has(WorkerState.READY)
+        no_other = self._awaits_successor and not board.has(WorkerState.READY)
+        is_needed = waited < self._min_seconds if board.is_draining else no_other
         return num_requests == 0 and not is_needed
 
     @property

@@ -302,7 +302,7 @@ class DrainingWorker(CollectingWorker):
                 self.certificate.refresh()
             flush_log()
             if service.registry.report_failed_engine():
-                service.drain.begin()
+                service.drain.begin(awaits_successor=False)
         draining = service is not None and service.drain.has_begun
         if not self.alive:
             self.room.hurry(Waits.IDLE, LAST_SECONDS)

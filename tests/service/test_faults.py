@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import string
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from flask import Flask
 
 from meari.service.app import create_app
 from meari.service.settings import Settings
+from tests.drills.processes import workers_of
 from tests.patience import PATIENCE
 from tests.runtime.spelling_bundle import word_tokenizer, write_spelling_bundle
 from tests.runtime.tiny_bundle import FAULT_AFTER, KINDS_OF_FAULTS, Z, write_tiny_bundle
+from tests.service.running import command, events, running_server
 
+GREEDY = {"temperature": 0, "max_tokens": 4}
 SOUND = "a" * FAULT_AFTER
 BROKEN = SOUND + "z"  # at its last token the graph fails
 WRITES_FAULT = string.ascii_lowercase[:-1]  # goes on with z
@@ -126,3 +131,29 @@ def test_an_answer_of_a_sound_request_beside_faults_is_right(app: Flask) -> None
     for _ in range(3):
         assert_internal(client.post("/score", json={"model": "state", "text": BROKEN + "b"}))
         assert client.post("/score", json={"model": "state", "text": "abc"}).get_json()["results"] == expected
+
+
+def test_worker_whose_engine_cannot_go_on_is_replaced(letters: Path, tmp_path: Path) -> None:
+    start = [*command(), "tests.service.breaking_app:create_app()"]
+    with running_server(tmp_path, bundles=letters, started_by=start) as server:
+        before = workers_of(server.process.pid)
+        assert server.post("/break").status_code == 200
+        until = time.monotonic() + PATIENCE
+        statuses: set[int] = set()
+        while workers_of(server.process.pid) in (before, []) and time.monotonic() < until:
+            statuses.add(_status(server.client))
+        assert statuses <= {0, 200, 500, 503}  # 200 for one that waited for the next worker
+        assert 500 in statuses
+        while (status := _status(server.client)) != 200 and time.monotonic() < until:
+            statuses.add(status)
+        assert status == 200
+        assert not set(before) & set(workers_of(server.process.pid))
+        assert events(server.post("/generate", prompt="ab", stream=True, **GREEDY))[-1] == "[DONE]"
+
+
+def _status(client: httpx.Client) -> int:
+    """Return the status of a short generation; 0 where the connection broke."""
+    try:
+        return client.post("/generate", json={"prompt": "ab", **GREEDY}).status_code
+    except httpx.TransportError:
+        return 0
