@@ -10,6 +10,9 @@ and requests count in plain numbers, and what was added to those is carried over
 
 from __future__ import annotations
 
+import contextlib
+import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -18,7 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from meari.errors import ScoreTimeout
 from meari.runtime.engine import EngineStats, Finish, Generation, Handle, Scoring
@@ -41,7 +45,7 @@ from meari.service.metric_families import (
 )
 from meari.service.workers import Board
 
-__all__ = ["CONTENT_TYPE", "Metrics", "RequestFigures", "RequestTotals", "WorkerFigures"]
+__all__ = ["CONTENT_TYPE", "Metrics", "RequestFigures", "RequestTotals", "WorkerFigures", "fold_metrics"]
 
 REASONS: Final = {
     Finish.END: Reason.STOP,
@@ -55,6 +59,10 @@ REASONS: Final = {
 BROKEN: Final = {Reason.ABORT, Reason.ERROR}  # their durations mean nothing
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 NOTHING_DONE: Final = EngineStats()
+MAX_READS: Final = 100  # of the shared files, while they are exchanged
+READ_PAUSE: Final = 0.002
+CHANGING: Final = (FileNotFoundError, struct.error)  # a file has gone, or another is only just being made
+DEAD: Final = "dead"  # in the place of a process id, for all workers that have ended
 
 
 @dataclass
@@ -240,6 +248,16 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """Return the text of /metrics, for all workers of this host."""
+        for _ in range(MAX_READS):
+            before = self._board.num_folds
+            with contextlib.suppress(*CHANGING):
+                text = self._read_all()
+                if before % 2 == 0 and self._board.num_folds == before:
+                    return text
+            time.sleep(READ_PAUSE)
+        return self._read_all()
+
+    def _read_all(self) -> bytes:
         everyone = CollectorRegistry()
         everyone.register(HostFamilies(self._board))
         if self._folder is None:
@@ -293,3 +311,36 @@ class Metrics:
         families.token_gaps.labels(model).add(stats.token_gaps.since(before.token_gaps))
         if steps:
             families.step_rows.labels(model).observe(rows / steps)
+
+
+def fold_metrics(board: Board, folder: Path, pid: int) -> None:
+    """Add the counts of a worker that has ended to those of all that ended before it, and remove its files.
+
+    Called by the master. Readers see the files before or after, never in between (`Board.folding`).
+    """
+    own = {kind: folder / f"{kind}_{pid}.db" for kind in ("counter", "histogram")}
+    sums = {kind: folder / f"{kind}_{DEAD}.db" for kind in own}
+    made = {kind: _write_sum(sums[kind], own[kind]) for kind in own if own[kind].exists()}
+    with board.folding():
+        for kind, new in made.items():
+            new.replace(sums[kind])
+            own[kind].unlink()
+        mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+
+
+def _write_sum(total: Path, added: Path) -> Path:
+    """Write the sums of two files of values, of which the first need not exist, to a new file."""
+    values: dict[str, float] = {}
+    for file in (total, added):
+        with contextlib.suppress(*CHANGING, RuntimeError):  # there is none, or its worker died while it made it
+            for key, value, *_ in MmapedDict.read_all_values_from_file(file):  # type: ignore[no-untyped-call]
+                values[key] = values.get(key, 0.0) + value
+    new = total.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    written = MmapedDict(str(new))  # type: ignore[no-untyped-call]
+    for key, value in values.items():
+        written.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
+    used = written._used  # noqa: SLF001 (the rest of the file is room for further keys)
+    written.close()  # type: ignore[no-untyped-call]
+    os.truncate(new, used)
+    return new

@@ -219,7 +219,7 @@ class Registry:
     def nothing_to_serve(self) -> str:
         """Reason why no worker has a bundle, with the problem of each bundle; "" where one has, or may have."""
         board = self.place.board
-        if self._problem is None or self._unloaded or board.has(WorkerState.LOADING, WorkerState.READY):
+        if self._problem is None or self._unloaded or board.was_ready or board.has(WorkerState.LOADING):
             return ""
         failed = "; ".join(f"{name}: {reason}" for name, reason in sorted(self._failed.items()))
         return f"{self._problem}:\n{failed}" if failed else self._problem

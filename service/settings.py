@@ -45,6 +45,7 @@ __all__ = [
     "integer",
     "load_settings",
     "seconds",
+    "with_settings_file",
 ]
 
 MIN_STATE_KEY_CHARS: Final = 32
@@ -367,6 +368,12 @@ class Settings:
         integer(0, 1_000_000),
         "characters of a request's prompts, and as many of its answers, that its line shows; 0 shows no text at all",
     )
+    settings_file: Path | None = _setting(
+        None,
+        FILE,
+        "file with further settings, `NAME=value` on each line; the environment overrides it, SIGHUP reads it again",
+        says="none",
+    )
     runtime_folder: Path | None = _setting(
         None, FOLDER, "what the workers of one host share: metrics, marks of readiness", says="made at start"
     )
@@ -375,6 +382,32 @@ class Settings:
     def has_keys(self) -> bool:
         """True where there may be a key to know."""
         return bool(self.api_keys or self.admin_keys) or self.keys_file is not None
+
+
+def with_settings_file(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment and what MEARI_SETTINGS_FILE adds to it. Raises SettingsError."""
+    path = environment.get("MEARI_SETTINGS_FILE", "").strip()
+    if not path:
+        return dict(environment)
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror or "cannot be read") if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError([Problem("MEARI_SETTINGS_FILE", reason=f"{path}: {reason}")]) from None
+    added: dict[str, str] = {}
+    problems = []
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        name, equals, value = map(str.strip, line.partition("="))
+        if not line or line.startswith("#"):
+            continue
+        if not equals or not name.startswith("MEARI_") or name in (*added, "MEARI_SETTINGS_FILE"):
+            expected = "MEARI_NAME=value, each name once, or a comment that begins with #"
+            problems.append(Problem("MEARI_SETTINGS_FILE", f"{name[:100]!r} on line {number} of {path}", expected))
+        is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+        added[name] = value[1:-1] if is_quoted else value
+    if problems:
+        raise SettingsError(problems)
+    return {**added, **environment}
 
 
 def load_settings(environment: Mapping[str, str]) -> Settings:

@@ -75,6 +75,7 @@ class _Host(enum.IntEnum):
     STARTS = 4
     DEATHS = 5
     NUM_SLOTS = 6  # that were ever taken
+    FOLDS = 7  # begun and finished; odd while the master folds
 
 
 class _Slot(enum.IntEnum):
@@ -83,7 +84,7 @@ class _Slot(enum.IntEnum):
     STATE = 0
     PID = 1
     CONNECTIONS = 2
-    READY_AT = 3  # nanoseconds of the monotonic clock; 0 before
+    WAS_READY = 3
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,12 @@ class Board:
 
         is_upgrade  whether the workers of another master still answer on the same socket
         """
-        self._numbers[_Host.EXPECTED] = expected
+        self.expect(expected)
         self._numbers[_Host.IS_UPGRADE] = is_upgrade
+
+    def expect(self, num_workers: int) -> None:
+        """Set how many workers there should be."""
+        self._numbers[_Host.EXPECTED] = num_workers
 
     def take(self) -> int:
         """Return the slot of a worker that is about to start. Raises BlockingIOError if there are too many workers."""
@@ -156,7 +161,7 @@ class Board:
                 self._write_text(slot, b"")
                 self._set(slot, _Slot.CONNECTIONS, 0)
                 self._set(slot, _Slot.PID, 0)
-                self._set(slot, _Slot.READY_AT, 0)
+                self._set(slot, _Slot.WAS_READY, 0)
                 self._set(slot, _Slot.STATE, WorkerState.LOADING)
                 self._numbers[_Host.NUM_SLOTS] = max(self._numbers[_Host.NUM_SLOTS], slot + 1)
                 self._numbers[_Host.STARTS] += 1
@@ -174,6 +179,13 @@ class Board:
     def drain(self) -> None:
         """Note that the host ends."""
         self._numbers[_Host.IS_DRAINING] = 1
+
+    @contextlib.contextmanager
+    def folding(self) -> Iterator[None]:
+        """Mark the time in which files of metrics are exchanged for others."""
+        self._numbers[_Host.FOLDS] |= 1
+        yield
+        self._numbers[_Host.FOLDS] += 1
 
     # ---- by everybody ----
 
@@ -207,6 +219,16 @@ class Board:
         """True while the workers of another master may answer on the same socket."""
         return bool(self._numbers[_Host.IS_UPGRADE]) and not self.was_ready
 
+    @property
+    def num_folds(self) -> int:
+        """Number that changes when files of metrics are exchanged for others; odd while they are."""
+        return int(self._numbers[_Host.FOLDS])
+
+    def living(self) -> list[int]:
+        """Return the process ids of all workers that have a slot and live."""
+        slots = zip(self._all(_Slot.STATE), self._all(_Slot.PID), strict=True)
+        return [pid for state, pid in slots if state and pid and Path(f"/proc/{pid}").exists()]
+
     def has(self, *states: WorkerState) -> bool:
         """Tell whether any worker is in one of these states."""
         return not set(states).isdisjoint(self._all(_Slot.STATE))
@@ -215,10 +237,9 @@ class Board:
         """Return the state of a worker."""
         return WorkerState(self._numbers[self._index(slot, _Slot.STATE)])
 
-    def ready_seconds(self, slot: int) -> float:
-        """Return for how long a worker has been ready, or was until it began to drain; 0 if it never was."""
-        ready_at = self._numbers[self._index(slot, _Slot.READY_AT)]
-        return (time.monotonic_ns() - ready_at) / 1e9 if ready_at else 0.0
+    def was_ever_ready(self, slot: int) -> bool:
+        """Tell whether the worker of a slot has been ready."""
+        return bool(self._numbers[self._index(slot, _Slot.WAS_READY)])
 
     def reports(self, *states: WorkerState) -> Iterator[Report]:
         """Yield the reports of the workers in one of these states."""
@@ -237,8 +258,7 @@ class Board:
     def set_state(self, slot: int, state: WorkerState) -> None:
         """Set the state of a worker."""
         if state is WorkerState.READY:
-            if self.state(slot) is not state:
-                self._set(slot, _Slot.READY_AT, time.monotonic_ns())
+            self._set(slot, _Slot.WAS_READY, 1)
             self._numbers[_Host.WAS_READY] = 1
         self._set(slot, _Slot.STATE, state)
 

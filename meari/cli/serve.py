@@ -40,13 +40,13 @@ def command(as_json: bool, **options: str | None) -> None:
     serves, before the bundles are opened.
     """
     from meari.service.process.start import StartError, check_start
-    from meari.service.settings import SettingsError, load_settings
+    from meari.service.settings import SettingsError, load_settings, with_settings_file
 
     for name, value in options.items():
         if value is not None:
             os.environ[f"MEARI_{name.upper()}"] = value
     try:
-        settings = load_settings(os.environ)
+        settings = load_settings(with_settings_file(os.environ))
     except SettingsError as problems:
         raise click.UsageError(f"the settings are wrong:\n{problems}") from None
     try:

@@ -23,6 +23,7 @@ from meari.service.process.start import (
     MEMORY,
     NOTHING_STATUS,
     StartError,
+    check_reload,
     check_start,
     clear_start,
     make_runtime_folder,
@@ -33,12 +34,17 @@ from meari.service.process.start import (
 )
 from meari.service.process.waiting import MAX_READING
 from meari.service.process.worker import MAX_STAYING
-from meari.service.settings import SettingsError, load_settings
-from meari.service.workers import BOARD, allowed_connections, metrics_folder, take_place
+from meari.service.settings import SETTINGS, Settings, SettingsError, load_settings, with_settings_file
+from meari.service.workers import BOARD, allowed_connections, metrics_folder, models_folder, take_place
 
 __all__ = ["ServiceLogger"]
 
+RESERVE_THREADS = 32  # for refusals, health and metrics while every request in flight holds a thread
+FIXED = ("host", "port", "settings_file")  # settings that only a restart changes
+
+given = dict(os.environ)  # the environment of the start, which no reload changes
 try:
+    os.environ.update(with_settings_file(given))
     settings = load_settings(os.environ)
 except SettingsError as problems:
     sys.stderr.write(f"meari cannot start:\n{problems}\n")
@@ -46,32 +52,39 @@ except SettingsError as problems:
 
 configure_logging(settings.log_level, settings.log_format)
 
-RESERVE_THREADS = 32  # for refusals, health and metrics while every request in flight holds a thread
-
 made_here = settings.runtime_folder is None
 runtime_folder = settings.runtime_folder or make_runtime_folder()
-os.environ["MEARI_RUNTIME_FOLDER"] = str(runtime_folder)
-if not settings.state_key:  # the same for all workers; a reload keeps it, a restart does not
-    os.environ["MEARI_STATE_KEY"] = secrets.token_hex(32)
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics_folder(runtime_folder))
+folders = {"MEARI_RUNTIME_FOLDER": str(runtime_folder), "PROMETHEUS_MULTIPROC_DIR": str(metrics_folder(runtime_folder))}
+state_key = secrets.token_hex(32)  # where none is set; the same for all workers; a reload keeps it, a restart does not
+os.environ.update(folders)
+if not settings.state_key:
+    os.environ["MEARI_STATE_KEY"] = state_key
 
+
+def derived(settings: Settings) -> dict[str, Any]:
+    """Return gunicorn's settings that follow from those of the service, and change with them."""
+    return {
+        "workers": settings.workers,
+        "threads": settings.max_requests + RESERVE_THREADS + MAX_STAYING + MAX_READING,
+        "worker_connections": allowed_connections(settings.max_connections),
+        "graceful_timeout": max(1, int(settings.graceful_timeout_seconds) + 2),
+        "loglevel": settings.log_level,
+    }
+
+
+globals().update(derived(settings))
 wsgi_app = "meari.service.app:create_app()"
 bind = [f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"]
-workers = settings.workers
 worker_class = "meari.service.process.worker.DrainingWorker"
-threads = settings.max_requests + RESERVE_THREADS + MAX_STAYING + MAX_READING
-worker_connections = allowed_connections(settings.max_connections)
 backlog = 2048
 keepalive = 75  # the loop has times of its own: process/waiting.py
 timeout = 60  # a worker whose loop is silent for this long is replaced; requests may take longer
-graceful_timeout = max(1, int(settings.graceful_timeout_seconds) + 2)
 preload_app = False  # sessions are made after the fork
 control_socket_disable = True
 http_parser = "python"  # process/http.py adapts it
 forwarded_allow_ips = "*"  # no address is checked, because no header of a proxy is trusted:
 forwarder_headers = ""
 secure_scheme_headers: dict[str, str] = {}
-loglevel = settings.log_level
 logger_class = "meari.service.process.gunicorn_conf.ServiceLogger"
 accesslog = None  # the service writes its own line
 if MEMORY.is_dir() and os.access(MEMORY, os.W_OK):
@@ -92,6 +105,7 @@ def on_starting(server: Any) -> None:
     clear_start(runtime_folder)
     server.__class__ = HostArbiter
     BOARD.begin(server.cfg.workers, is_upgrade=bool(server.master_pid))
+    HostArbiter.adopt(server)
     # Imported once, so that the workers share its memory and start sooner; frozen, so that their garbage collection
     # does not write to it. There are no threads yet, and no sessions.
     importlib.import_module("meari.service.app")
@@ -99,9 +113,37 @@ def on_starting(server: Any) -> None:
     gc.freeze()
 
 
-def pre_fork(_server: Any, worker: Any) -> None:
+def on_reload(server: Any) -> None:
+    """Take over the settings from the file, for workers to come; runs in the master. Raises StartError."""
+    global settings  # noqa: PLW0603 (gunicorn's hooks share nothing else)
+    try:
+        environment = {"MEARI_STATE_KEY": state_key} | with_settings_file(given) | folders
+        fresh = load_settings(environment)
+    except SettingsError as problems:
+        raise StartError(str(problems)) from None
+    for name in FIXED:
+        if getattr(fresh, name) != getattr(settings, name):
+            raise StartError(f"{SETTINGS[name].variable}: only a restart changes it")
+    check_reload(fresh)
+    for name in os.environ.keys() - environment.keys():
+        if name.startswith("MEARI_"):
+            del os.environ[name]
+    os.environ.update(environment)
+    if fresh.workers != settings.workers:
+        server.num_workers = fresh.workers
+    os.environ["MEARI_WORKERS"] = str(server.num_workers)
+    settings = fresh
+    for name, value in derived(settings).items():
+        server.cfg.set(name, value)
+    configure_logging(settings.log_level, settings.log_format)
+    server.log.setup(server.cfg)
+    gc.collect()
+    gc.freeze()
+
+
+def pre_fork(server: Any, worker: Any) -> None:
     """Give a new worker its slot; runs in the master."""
-    worker.slot = BOARD.take()
+    server.prepare(worker)
 
 
 def post_fork(_server: Any, worker: Any) -> None:
@@ -127,14 +169,23 @@ def worker_exit(_server: Any, worker: Any) -> None:
         app.extensions["meari"].observe()  # the work since the last look
         if app.extensions["meari"].tracing is not None:
             app.extensions["meari"].tracing.stop()
+    if worker.pid == os.getpid() and worker.ppid != os.getppid():  # the master was killed: the last worker cleans up
+        BOARD.free(worker.slot)
+        if made_here and not BOARD.living():
+            shutil.rmtree(runtime_folder, ignore_errors=True)
 
 
-def child_exit(_server: Any, worker: Any) -> None:
-    """Forget a worker that has ended; runs in the master."""
-    from prometheus_client.multiprocess import mark_process_dead
+def child_exit(server: Any, worker: Any) -> None:
+    """Forget a worker that has ended, and keep what it has counted; runs in the master."""
+    from meari.service.metrics import fold_metrics
 
-    mark_process_dead(worker.pid, str(metrics_folder(runtime_folder)))  # type: ignore[no-untyped-call]
-    BOARD.free(worker.slot)
+    server.forget(worker)
+    for file in models_folder(runtime_folder).glob(f"{worker.pid}.*"):
+        file.unlink(missing_ok=True)
+    try:
+        fold_metrics(BOARD, metrics_folder(runtime_folder), worker.pid)
+    except OSError as error:
+        server.log.warning("the counts of a worker that has ended stay in its own files: %s", error)
 
 
 def on_exit(_server: Any) -> None:

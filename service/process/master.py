@@ -2,22 +2,141 @@
 
 Input: signals, the ends of workers, the board on which they report. Output: as many workers as there should be. Must
 not know: bundles, requests.
+
+gunicorn ends old workers as soon as new ones were started, and then waits for their last requests. Here an old worker
+ends when a new one is ready, and the master goes on meanwhile: a worker that drains, for whatever reason, counts no
+longer, and another one is started in its place. gunicorn starts a worker again at once if it ends by itself. Here one
+that ends before it was ready is followed by a pause, which grows from time to time.
 """
 
 from __future__ import annotations
 
+import time
+from signal import SIGTERM
+from typing import Any, Final
+
 from gunicorn.arbiter import Arbiter
 
-from meari.service.workers import BOARD
+from meari.service.process.start import StartError
+from meari.service.workers import BOARD, WorkerState
 
 __all__ = ["HostArbiter"]
 
+LOOK_SECONDS: Final = 0.2  # between two looks at the board
+FIRST_PAUSE: Final = 0.25  # seconds, before the next start; doubles each time
+MAX_PAUSE: Final = 30.0
+SURGE_SHARE: Final = 4  # of the workers one in so many is started beside the old ones, at least one
+
 
 class HostArbiter(Arbiter):  # type: ignore[misc]
-    """gunicorn's master, which tells its workers when the whole host ends."""
+    """gunicorn's master with its own way to replace workers. gunicorn makes it; `adopt` changes its class."""
+
+    num_workers: int
+    _generation: int  # of workers: each SIGHUP begins a new one
+    _num_failed: int  # starts in a row
+    _last_failed: int  # age of the worker of the last of them
+    _next_start: float
+    _slot: int | None  # of the worker that is being started
+
+    @classmethod
+    def adopt(cls, arbiter: Arbiter) -> None:
+        """Make gunicorn's master one of this class; called before it starts anything."""
+        arbiter.__class__ = cls
+        arbiter._generation = arbiter._num_failed = arbiter._last_failed = 0  # noqa: SLF001 (ours, as all below)
+        arbiter._next_start, arbiter._slot = 0.0, None  # noqa: SLF001
+        BOARD.begin(arbiter.num_workers, is_upgrade=bool(arbiter.master_pid))
+
+    def prepare(self, worker: Any) -> None:
+        """Give a new worker its slot; called before the fork."""
+        self._slot = worker.slot = BOARD.take()
+        worker.generation = self._generation
+        worker.is_retired = False
+
+    def forget(self, worker: Any) -> None:
+        """Free the slot of a worker that has ended, and put off the next start if it never was ready."""
+        was_told = worker.is_retired or BOARD.state(worker.slot) is WorkerState.DRAINING
+        if not was_told:
+            BOARD.count_death()
+            if not BOARD.was_ever_ready(worker.slot):
+                self._put_off(worker.age)
+        BOARD.free(worker.slot)
+
+    def manage_workers(self) -> None:
+        """Start the workers that are missing, and end those whose place is taken; called several times a second."""
+        BOARD.expect(self.num_workers)
+        staying = [worker for worker in self.WORKERS.values() if not self._is_leaving(worker)]
+        new = [worker for worker in staying if worker.generation == self._generation]
+        old = [worker for worker in staying if worker.generation != self._generation]
+        if any(BOARD.was_ever_ready(worker.slot) for worker in new if worker.age > self._last_failed):
+            self._num_failed = 0
+        self._retire(old, new)
+        surge = max(1, self.num_workers // SURGE_SHARE) if old else 0
+        missing = min(self.num_workers - len(new), self.num_workers + surge - len(staying))
+        for _ in range(missing):
+            if self._may_start():
+                self._start()
+
+    def reload(self) -> None:
+        """Take over the settings that may have changed, and replace the workers one after another."""
+        self.log.reopen_files()
+        try:
+            self.cfg.on_reload(self)
+        except StartError as problem:
+            self.log.error("nothing was reloaded: %s", problem)  # noqa: TRY400 (a mistake of the settings)
+            return
+        self._generation += 1
+        self._next_start = 0.0
+        self.manage_workers()
 
     def stop(self, graceful: bool = True) -> None:  # noqa: FBT001, FBT002 (gunicorn's own)
         """End all workers. Those of another master may have taken over the socket; then these only leave it."""
         if not self.reexec_pid:
             BOARD.drain()
         super().stop(graceful)
+
+    def wait_for_signals(self, timeout: float = LOOK_SECONDS) -> list[int]:
+        """Wait for signals, but not for long: workers report on the board."""
+        signals: list[int] = super().wait_for_signals(min(timeout, LOOK_SECONDS))
+        return signals
+
+    def _is_leaving(self, worker: Any) -> bool:
+        return worker.is_retired or BOARD.state(worker.slot) is WorkerState.DRAINING
+
+    def _retire(self, old: list[Any], new: list[Any]) -> None:
+        """End old workers: those that are not ready at once, the others as new ones become ready."""
+        ready = [worker for worker in old if BOARD.state(worker.slot) is WorkerState.READY]
+        num_new = sum(BOARD.state(worker.slot) is WorkerState.READY for worker in new)
+        surplus = max(0, len(ready) + num_new - self.num_workers)
+        useless = [worker for worker in old if worker not in ready]
+        too_many = sorted(new, key=lambda worker: worker.age)[: max(0, len(new) - self.num_workers)]
+        for worker in [*useless, *sorted(ready, key=lambda worker: worker.age)[:surplus], *too_many]:
+            worker.is_retired = True
+            self.kill_worker(worker.pid, SIGTERM)
+
+    def _may_start(self) -> bool:
+        """Tell whether a worker may be started now: after one that was of no use, one at a time and not at once."""
+        if not self._num_failed:
+            return True
+        is_trying = any(worker.age > self._last_failed and not self._is_leaving(worker) for worker in self._loading())
+        return time.monotonic() >= self._next_start and not is_trying
+
+    def _loading(self) -> list[Any]:
+        return [each for each in self.WORKERS.values() if BOARD.state(each.slot) is WorkerState.LOADING]
+
+    def _start(self) -> None:
+        try:
+            self.spawn_worker()
+        except OSError as error:  # in this process: there is no memory, no process, no file to be had
+            if self._slot is not None:
+                BOARD.free(self._slot)
+            self._put_off(self.worker_age, error)
+        self._slot = None
+
+    def _put_off(self, age: int, error: OSError | None = None) -> None:
+        pause = min(MAX_PAUSE, FIRST_PAUSE * 2.0**self._num_failed)
+        if not self._num_failed:
+            reason = f": {error}" if error else " before it was ready"
+            self.log.error("a worker could not be started or ended%s; the pauses before further tries grow", reason)
+        self._num_failed += 1
+        self._last_failed = max(self._last_failed, age)
+        self._next_start = time.monotonic() + pause

@@ -7,8 +7,11 @@ later report nothing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -33,6 +36,7 @@ __all__ = [
     "NOTHING_STATUS",
     "StartError",
     "check_address",
+    "check_reload",
     "check_start",
     "clear_start",
     "make_runtime_folder",
@@ -43,6 +47,8 @@ __all__ = [
 ]
 
 MEMORY: Final = Path("/dev/shm")  # noqa: S108 (only a folder made by mkdtemp is used there; writes stay in memory)
+FOLDER_PREFIX: Final = "meari-"
+LOCK: Final = "lock"  # in a runtime folder
 NOTHING_STATUS: Final = 2
 PROBLEM: Final = "nothing-to-serve"
 ANNOUNCED: Final = "announced"
@@ -58,8 +64,28 @@ REASONS: Final = {
 
 
 def make_runtime_folder() -> Path:
-    """Make a new folder, in memory where the system offers such a place."""
-    return Path(tempfile.mkdtemp(prefix="meari-", dir=MEMORY if _is_writable(MEMORY) else None))
+    """Make a new folder, in memory where the system offers such a place; remove those of services that were killed.
+
+    The folder's lock is held by the master and by every worker, so it ends with the last of them, however they end.
+    """
+    root = MEMORY if _is_writable(MEMORY) else Path(tempfile.gettempdir())
+    for lock in root.glob(f"{FOLDER_PREFIX}*/{LOCK}"):
+        _remove_unused(lock)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=root))
+        held = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o600)  # open until the process ends
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if (folder / LOCK).exists():  # otherwise another start has taken it for one of a killed service
+            return folder
+        os.close(held)
+
+
+def _remove_unused(lock: Path) -> None:
+    """Remove a runtime folder whose lock nobody holds."""
+    with contextlib.suppress(OSError), lock.open("rb") as file:  # of another user, in use, or just removed
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock.parent.stat().st_uid == os.geteuid():
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def prepare_runtime_folder(folder: Path) -> None:
@@ -94,6 +120,12 @@ def check_start(settings: Settings) -> None:
     _check_redis(settings.redis_url)
     if not {"GUNICORN_FD", "LISTEN_FDS"} & set(os.environ):  # otherwise the socket is inherited
         check_address(settings.host, settings.port)
+
+
+def check_reload(settings: Settings) -> None:
+    """Check what can be checked before workers with other settings are started. Raises StartError."""
+    _check_folder(settings.bundles)
+    _check_keys(settings.keys_file)
 
 
 def _check_folder(bundles: Path) -> None:

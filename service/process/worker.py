@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 import time
 from types import FrameType
 from typing import Any, Final
@@ -106,7 +107,26 @@ class DrainingWorker(CollectingWorker):
         limit_arenas()
         self.cfg = QuickConfig(self.cfg)
         self.place = own_place()
-        super().init_process()
+        try:
+            super().init_process()
+        except Exception:
+            if self.booted or not self.place.board.was_ready:
+                raise
+            self.log.exception("the worker cannot start")  # gunicorn would end the others, too
+            sys.exit(1)
+
+    def is_parent_alive(self) -> bool:
+        """Tell whether the master lives; if it was killed, leave the port to the next one, and end."""
+        if super().is_parent_alive():
+            return True
+        service = self._service()
+        if service is not None:
+            service.drain.begin()
+        self.alive = False
+        self.set_accept_enabled(enabled=False)
+        for listener in self.sockets:
+            listener.close()
+        return False
 
     def set_accept_enabled(self, enabled: bool) -> None:  # noqa: FBT001 (gunicorn's own)
         """Accept connections, if this worker is to; called at every turn of the loop."""

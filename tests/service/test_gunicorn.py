@@ -50,12 +50,16 @@ ATTRIBUTES: dict[type, str] = {
     errors.ExpectationFailed: "expect",
     errors.UnsupportedTransferCoding: "hdr",
     Logger: "error_log exception setup warning",
-    Arbiter: "cfg log",
+    Arbiter: """
+        WORKERS cfg kill_worker log manage_workers master_pid num_workers reexec_pid reload spawn_worker stop
+        wait_for_signals worker_age
+    """,
 }
 SETTINGS = """
     accesslog backlog bind child_exit control_socket_disable forwarded_allow_ips forwarder_headers graceful_timeout
-    http_parser keepalive logger_class loglevel on_exit on_starting post_fork post_worker_init pre_fork preload_app
-    secure_scheme_headers threads timeout worker_class worker_connections worker_exit worker_tmp_dir workers wsgi_app
+    http_parser keepalive logger_class loglevel on_exit on_reload on_starting post_fork post_worker_init pre_fork
+    preload_app secure_scheme_headers threads timeout worker_class worker_connections worker_exit worker_tmp_dir workers
+    wsgi_app
 """
 CALLS: list[tuple[Callable[..., Any], tuple[str, ...]]] = [  # with the names of positional arguments
     (wsgi.create, ("req", "sock", "client", "server", "cfg", "response_class")),
@@ -78,6 +82,9 @@ CALLS: list[tuple[Callable[..., Any], tuple[str, ...]]] = [  # with the names of
     (PollableMethodQueue.defer, ("self", "callback")),
     (wsgi.Response._emit_body, ("self", "data")),
     (Logger.setup, ("self", "cfg")),
+    (Arbiter.kill_worker, ("self", "pid", "sig")),
+    (Arbiter.stop, ("self", "graceful")),
+    (Arbiter.wait_for_signals, ("self", "timeout")),
     (util.split_request_uri, ("uri",)),
     (util.write, ("sock", "data")),
 ]
