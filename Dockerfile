@@ -32,7 +32,7 @@ RUN cd /opt/meari/lib/python3.*/site-packages \
     && rm -f /opt/meari/bin/markdown-it /opt/meari/bin/pygmentize /opt/meari/bin/pip* /opt/meari/bin/f2py /opt/meari/bin/*ctivate* \
     && find . -depth -type d -name tests -exec rm -rf {} + \
     && find . -type f \( -name '*.a' -o -name '*.h' -o -name '*.pxd' -o -name '*.pyi' \) -delete \
-    && cd / && python -B -c 'import flask, gunicorn.app.base, msgspec, numpy, nacl.bindings, onnxruntime, prometheus_client, rich.console, rich.table, tokenizers'
+    && cd / && python -B -c 'import flask, gunicorn.app.base, msgspec, numpy, nacl.bindings, onnxruntime, prometheus_client, redis, rich.console, rich.table, tokenizers'
 RUN mkdir -p /opt/meari/share \
     && python -B requirements/sbom.py image /opt/meari/lib/python3.*/site-packages bundles >/opt/meari/share/sbom.cdx.json
 # Compile now, because the installed files are read-only at run time. The 12 MB of bytecode halve the time of

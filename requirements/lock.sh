@@ -17,9 +17,9 @@ lock() {
     sed -n '/^[a-z0-9]/ s/ *\\$//p' "requirements/$out.txt" >"$folder/$out.txt" # the versions alone, as constraints
 }
 
-lock serve pyproject.toml --extra build --extra sign "$@"
-lock load pyproject.toml --extra build --extra sign --extra load --constraint "$folder/serve.txt" "$@"
-lock train pyproject.toml --extra build --extra sign --extra train --constraint "$folder/load.txt" "$@"
+lock serve pyproject.toml --extra build --extra redis --extra sign "$@"
+lock load pyproject.toml --extra build --extra redis --extra sign --extra load --constraint "$folder/serve.txt" "$@"
+lock train pyproject.toml --extra build --extra redis --extra sign --extra train --constraint "$folder/load.txt" "$@"
 lock dev pyproject.toml --extra build --extra dev --constraint "$folder/load.txt" --constraint "$folder/train.txt" "$@"
 # Without OpenTelemetry: the other servers of `make bench` pin their own version.
 grep -v -e '^opentelemetry' -e '^googleapis' "$folder/dev.txt" >"$folder/ours.txt"
