@@ -22,6 +22,13 @@ export function onUnauthorized(ask) {
   askForKey = ask;
 }
 
+let noteUnknownModel = () => {};
+
+/** note(): called when the service does not have a model any more. */
+export function onUnknownModel(note) {
+  noteUnknownModel = note;
+}
+
 export function get(path) {
   return send(path, {}).then(readJson);
 }
@@ -81,6 +88,7 @@ async function readJson(response) {
 
 async function errorOf(response) {
   const body = await response.json().catch(() => ({}));
+  if (body.error?.code === "unknown_model") noteUnknownModel();
   return failure(KINDS[response.status], body.error ?? {}, response.headers.get("Retry-After"));
 }
 

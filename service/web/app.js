@@ -1,6 +1,6 @@
 // The page as a whole: tabs, language, light and dark, the models, the key. Each pane is a module of its own.
 
-import { get, onUnauthorized } from "./api.js";
+import { get, onUnauthorized, onUnknownModel } from "./api.js";
 import { offerCompareModels, startCompare } from "./compare.js";
 import { nameEnds } from "./draft.js";
 import { chooseLanguage, startLanguage } from "./i18n.js";
@@ -16,6 +16,7 @@ startTheme();
 byId("language").value = startLanguage();
 byId("language").addEventListener("change", ({ target }) => chooseLanguage(target.value));
 onUnauthorized(askForKey);
+onUnknownModel(loadModels);
 startWrite();
 startScore();
 startCompare();
@@ -64,14 +65,17 @@ function startTabs() {
   select(named());
 }
 
+/** Offer the models that there are now; what was chosen stays chosen if it is still there. */
 async function loadModels() {
   const place = byId("models-error");
   try {
     const { models, default: first } = await get("models");
     showError(place, null);
+    const names = models.map(({ name }) => name);
     for (const select of document.querySelectorAll("select[data-models]")) {
-      select.replaceChildren(...models.map(({ name }) => make("option", { value: name, textContent: name })));
-      select.value = models.some(({ name }) => name === first) ? first : models[0].name;
+      const chosen = select.value;
+      select.replaceChildren(...names.map((name) => make("option", { value: name, textContent: name })));
+      select.value = [chosen, first, ...names].find((name) => names.includes(name)) ?? "";
     }
     for (const button of document.querySelectorAll("[data-needs-models]")) button.disabled = false;
     nameEnds(models);

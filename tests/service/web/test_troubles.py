@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import Server, running_server
 from tests.service.web.conftest import Visit
 
@@ -98,6 +99,33 @@ def test_lost_connection_is_reported_and_the_text_is_kept(browser: Browser, bund
         page.wait_for_selector("#write-error p")
         assert "서버에 연결할 수 없습니다" in page.locator("#write-error").inner_text()
         assert page.locator("#write-tokens").text_content() == kept
+        visit.context.close()
+
+
+def test_model_that_is_gone_leaves_the_list(browser: Browser, tmp_path: Path) -> None:
+    folder = tmp_path / "bundles"
+    for name in ("alpha", "beta", "gamma"):
+        write_tiny_bundle(folder / name)
+    with running_server(tmp_path, bundles=folder) as server:
+        visit = Visit(browser, f"http://127.0.0.1:{server.port}/")
+        page = visit.page
+        page.select_option("#write-model", "beta")
+        visit.open_pane("score")
+        page.select_option("#score-model", "gamma")
+        visit.open_pane("write")
+        (folder / "beta").rename(folder / ".beta")
+        while server.client.get("/models/beta").status_code == 200:
+            pass
+        page.click("#write-go")
+        page.wait_for_selector("#write-error p")
+        page.wait_for_selector("#write-model option[value=beta]", state="detached")
+        assert page.input_value("#write-model") == "alpha"
+        assert page.input_value("#score-model") == "gamma"
+        page.fill("#write-max_tokens", "5")
+        page.click("#write-go")
+        page.wait_for_selector("#write-again:enabled")
+        assert page.locator("#write-error").inner_text() == ""
+        assert all("404" in complaint for complaint in visit.complaints)
         visit.context.close()
 
 
