@@ -168,6 +168,8 @@ class LocalBackend:
 class Unbounded:
     """A budget without an end: the caller of the backend decides how much runs at a time."""
 
+    share = ""
+
     def take_bytes(self, count: int) -> None:
         """Refuse nothing."""
 

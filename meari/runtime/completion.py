@@ -58,7 +58,13 @@ class ReadPrompt:
 
 
 class Budget(Protocol):
-    """Account of the memory that a request takes, and of the tokens that its caller may have."""
+    """Account of the memory that a request takes, and of the tokens that its caller may have.
+
+    share  name of the caller, among whom the engine shares its work evenly
+    """
+
+    @property
+    def share(self) -> str: ...
 
     def take_bytes(self, count: int) -> None:
         """Hold `count` bytes more. Raises TooLarge, Overloaded."""
@@ -289,7 +295,7 @@ def begin_completion(
     NotReady.
     """
     sampling = sampling_of(request, model.tokenizer.vocabulary)
-    with model.engine.reserve() as reservation:
+    with model.engine.reserve(budget.share) as reservation:
         start = None if request.state is None else state_tokens.decode(request.state)
         budget.take_bytes(_memory_bytes(request, start, state_tokens))
         ids = model.tokenizer.encode(request.prompt)

@@ -172,7 +172,7 @@ def begin_openai_completion(
     sampling = sampling_of(generate, model.tokenizer.vocabulary)
     budget.take_bytes(memory_bytes(request, prompts))
     with contextlib.ExitStack() as opened:
-        places = [opened.enter_context(model.engine.reserve())] if request.asks_engine else []
+        places = [opened.enter_context(model.engine.reserve(budget.share))] if request.asks_engine else []
         read = [
             _read(request, prompt, model, path)
             for prompt, path in zip(prompts, _paths(request, len(prompts)), strict=True)

@@ -8,6 +8,9 @@ engine's batch has reached its knee, so every further request only makes all of 
 would refuse sixty clients that each wait for their answer before they send the next request, or a burst that is soon
 over. Overload differs from both in how N grows: theirs grows at once and then stays, because one request arrives as
 another leaves; under overload it keeps growing.
+
+At each bound on N, a caller with fewer requests inside than its even share of the bound is let in all the same, up to
+FAIR_REQUESTS beyond: one that sends a hundred requests at once does not keep out one that sends a single one.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -31,6 +34,7 @@ BURST_SLICES: Final = 3  # the ones that grew most are not counted: a burst fall
 GROWTH: Final = 8  # requests, in all other slices together: more than chance
 CALM_RATIO: Final = 1.05  # arrivals to departures: the engine keeps up
 MAX_RETRY_SECONDS: Final = 60
+FAIR_REQUESTS: Final = 16  # half of the threads beyond the bound
 
 
 @dataclass
@@ -52,8 +56,8 @@ class OverloadGate:
         self._slices: deque[Slice] = deque()
         self.is_limiting = False
 
-    def admits(self, num_inside: int, knee: Callable[[], int]) -> bool:
-        """Note an arrival, and tell whether it is let in.
+    def bound(self, num_inside: int, knee: Callable[[], int]) -> int | None:
+        """Note an arrival, and return how many requests may be inside; None where that is not limited.
 
         num_inside   number of requests that were let in and have not ended
         knee         number of them at which the engine runs best
@@ -63,7 +67,7 @@ class OverloadGate:
             self.is_limiting = not self._is_calm()
         else:
             self.is_limiting = num_inside > self._num_free and self._is_growing()
-        return not self.is_limiting or num_inside < knee()
+        return knee() if self.is_limiting else None
 
     def note_left(self) -> None:
         """Note that a request that was let in has ended."""
@@ -107,6 +111,7 @@ class Admission:
         self._knee = knee
         self._lock = threading.Lock()
         self._requests = 0
+        self._inside: Counter[str] = Counter()  # requests by caller
         self._bytes = 0
 
     @property
@@ -119,20 +124,29 @@ class Admission:
         """Bytes that the requests in flight hold."""
         return self._bytes
 
-    def enter(self) -> Ticket:
-        """Admit a request; its ticket must be released. Raises Overloaded."""
+    def enter(self, share: str = "") -> Ticket:
+        """Admit a request of the caller `share`; its ticket must be released. Raises Overloaded."""
         with self._lock:
-            if not self._gate.admits(self._requests, self._knee):
+            bound = self._gate.bound(self._requests, self._knee)
+            if bound is not None and not self._has_room(share, bound):
                 seconds = self._gate.retry_after_seconds()
                 error = Overloaded(f"the service is overloaded; retry after {seconds} s")
                 error.retry_after_seconds = seconds
                 raise error
-            if self._requests >= self._max_requests:
+            if not self._has_room(share, self._max_requests):
                 raise Overloaded(
                     f"{self._requests} requests are being handled, at most {self._max_requests} may; try again"
                 )
             self._requests += 1
-        return Ticket(self)
+            self._inside[share] += 1
+        return Ticket(self, share)
+
+    def _has_room(self, share: str, bound: int) -> bool:
+        """Return True if the bound is not reached, or the caller has less than its even share of it inside."""
+        if self._requests < bound:
+            return True
+        num_callers = len(self._inside) + (share not in self._inside)
+        return self._inside[share] < bound // num_callers and self._requests < bound + FAIR_REQUESTS
 
     def take(self, count: int) -> None:
         """Account for bytes about to be held. Raises TooLarge if they can never fit, Overloaded if not now."""
@@ -148,10 +162,13 @@ class Admission:
                 )
             self._bytes += count
 
-    def give_back(self, count: int) -> None:
+    def give_back(self, share: str, count: int) -> None:
         """Undo `enter` and `take`; called by tickets."""
         with self._lock:
             self._requests -= 1
+            self._inside[share] -= 1
+            if not self._inside[share]:
+                del self._inside[share]
             self._bytes -= count
             self._gate.note_left()
 
@@ -159,11 +176,13 @@ class Admission:
 class Ticket:
     """The share of an admitted request; releasing it again does nothing.
 
+    share  name of the caller, or its address
     quota  what its caller may still take; None for a caller without limits
     """
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, share: str) -> None:
         self._admission: Admission | None = admission
+        self.share = share
         self._bytes = 0
         self.quota: Quota | None = None
 
@@ -182,4 +201,4 @@ class Ticket:
         """Release the request and its bytes."""
         admission, self._admission = self._admission, None
         if admission is not None:
-            admission.give_back(self._bytes)
+            admission.give_back(self.share, self._bytes)

@@ -111,7 +111,7 @@ class Exchange:
             raise NotReady("the service is shutting down")
         if self._service.limits is not None:
             self._open_quota(self._service.limits)
-        self._ticket = self._service.admission.enter()
+        self._ticket = self._service.admission.enter(self.caller.name or self.client_address)
         self._ticket.quota = self._quota
         _check_codings(request.environ)
         _check_media_type()

@@ -72,7 +72,7 @@ def _begin(
     request: ScoreRequest, start: TextState | None, model: LoadedModel, exchange: Exchange, deadline: float
 ) -> tuple[list[Encoded], Scoring, int]:
     """Queue the texts; the number: of tokens that the model does not know. Raises RateLimited, Overloaded, NotReady."""
-    with model.engine.reserve() as reservation:
+    with model.engine.reserve(exchange.ticket.share) as reservation:
         encoded = [model.tokenizer.encode_with_offsets(text) for text in request.all_texts]
         call = ScoreCall(
             context=model.tokenizer.encode(request.context),

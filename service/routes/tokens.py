@@ -73,7 +73,7 @@ def _begin(
     request: StatesRequest, model: LoadedModel, exchange: Exchange, deadline: float
 ) -> tuple[list[int], Scoring]:
     """Queue the text. Raises InvalidRequest, Overloaded, NotReady."""
-    with model.engine.reserve() as reservation:
+    with model.engine.reserve(exchange.ticket.share) as reservation:
         ids = model.tokenizer.encode(request.text)
         if len(ids) > MAX_TOKENS:
             raise InvalidRequest(Problem("text", f"{len(ids)} tokens", f"at most {MAX_TOKENS}"))

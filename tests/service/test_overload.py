@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import deque
 
@@ -9,7 +10,7 @@ import pytest
 from flask import Flask
 
 from meari.errors import Overloaded
-from meari.service.requests.admission import Admission, OverloadGate, Ticket
+from meari.service.requests.admission import FAIR_REQUESTS, Admission, OverloadGate, Ticket
 from meari.service.service import MIN_KNEE
 
 FREE, KNEE = 64, 16
@@ -170,3 +171,33 @@ def test_burst_beyond_the_bound_of_a_worker_is_refused() -> None:
     for number in range(150):
         worker.arrive(100.0 + number * 1e-6)
     assert (len(worker.inside), worker.num_refused) == (100, 50)
+
+
+def test_caller_that_sends_many_requests_does_not_keep_out_others() -> None:
+    worker = Worker(max_requests=100)
+    tickets = []
+    with contextlib.suppress(Overloaded):
+        while True:
+            tickets.append(worker.admission.enter("greedy"))
+    assert len(tickets) == 100
+    modest = [worker.admission.enter(f"modest {number}") for number in range(FAIR_REQUESTS)]
+    with pytest.raises(Overloaded):
+        worker.admission.enter("greedy")
+    with pytest.raises(Overloaded):
+        worker.admission.enter("one too many")
+    for ticket in modest + tickets:
+        ticket.release()
+    assert worker.admission.num_requests == 0
+
+
+def test_overload_by_one_caller_is_refused_to_that_caller_first() -> None:
+    worker = Worker()
+    offer(worker, 3 * CAPACITY, 10.0)
+    assert worker.gate.is_limiting
+    with contextlib.suppress(Overloaded):
+        while True:
+            worker.admission.enter()
+    for _ in range(KNEE // 2):
+        worker.admission.enter("modest")
+    with pytest.raises(Overloaded):
+        worker.admission.enter("modest")

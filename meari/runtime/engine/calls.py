@@ -187,11 +187,14 @@ class TextScore:
 class Reservation:
     """A place in the engine's queue, taken before any work is done for a call.
 
+    share  name of the caller, among whom the engine shares its work evenly
+
     Use it as a context manager: a place that was not used is given back.
     """
 
-    def __init__(self, give_back: Callable[[], None]) -> None:
+    def __init__(self, give_back: Callable[[], None], share: str = "") -> None:
         self._give_back: Callable[[], None] | None = give_back
+        self.share = share
 
     def __enter__(self) -> Self:
         return self

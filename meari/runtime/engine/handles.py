@@ -170,7 +170,7 @@ class CallQueue(Protocol):
 
     @property
     def clock(self) -> Callable[[], float]: ...
-    def try_reserve(self, *, for_list: bool) -> Reservation | None: ...
+    def try_reserve(self, share: str = "", *, for_list: bool) -> Reservation | None: ...
     def generate(
         self, call: GenerateCall, reservation: Reservation, handle: Generation | None = None
     ) -> Generation: ...
@@ -187,6 +187,7 @@ class Backlog:
         self._engine = engine
         self._calls = deque(calls)
         self._deadline = min((call.deadline for call, _ in self._calls), default=0.0)
+        self._share = ""  # that of the first place
         self._queued: list[Generation] = []  # those that may not have ended yet
         self._lock = threading.Lock()
         self._room = threading.Event()  # one of the queued has ended
@@ -203,6 +204,8 @@ class Backlog:
             if self._engine.clock() >= self._deadline:
                 self.end(Finish.TIMEOUT)
                 return False
+            if reservation is not None:
+                self._share = reservation.share
             place = reservation or self._place()
             reservation = None
             if place is None:
@@ -228,7 +231,7 @@ class Backlog:
     def _place(self) -> Reservation | None:
         """Take any place while no call of the list runs, so that every list proceeds; else one of those for lists."""
         self._queued = [handle for handle in self._queued if not handle.ended]
-        return self._engine.try_reserve(for_list=bool(self._queued))
+        return self._engine.try_reserve(self._share, for_list=bool(self._queued))
 
     def _queue_next(self, place: Reservation) -> None:
         with self._lock:

@@ -151,15 +151,18 @@ class Engine:
             self._cache.clear()
         return True
 
-    def reserve(self) -> Reservation:
-        """Take a place in the queue, before any work is done for a request. Raises Overloaded, NotReady."""
-        self._check_open()
-        return self._queue.reserve()
+    def reserve(self, share: str = "") -> Reservation:
+        """Take a place in the queue, before any work is done for a request. Raises Overloaded, NotReady.
 
-    def try_reserve(self, *, for_list: bool) -> Reservation | None:
+        share  name of the caller: while several have requests that wait, they take turns
+        """
+        self._check_open()
+        return self._queue.reserve(share)
+
+    def try_reserve(self, share: str = "", *, for_list: bool) -> Reservation | None:
         """Take a place if there is one; for_list: of the half of the queue that long lists share. Raises NotReady."""
         self._check_open()
-        return self._queue.try_reserve(for_list=for_list)
+        return self._queue.try_reserve(share, for_list=for_list)
 
     def generate(self, call: GenerateCall, reservation: Reservation, handle: Generation | None = None) -> Generation:
         """Queue a continuation; handle: the call's, if it exists already.
@@ -204,6 +207,7 @@ class Engine:
     def _submit(self, request: Request, reservation: Reservation) -> None:
         request.handle.submitted_at = request.handle.submitted_at or self._clock()
         request.handle.on_cancel = self._note_cancel
+        request.share = reservation.share
         self._live.add(request)
         if request.handle.cancelled:  # before it was queued
             self._note_cancel()

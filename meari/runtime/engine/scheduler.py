@@ -3,8 +3,9 @@
 Input: requests. Output: the lane of the next turn. Must not know: what a turn computes.
 
 The queue is bounded in requests. A caller reserves its place first, before it does any work such as tokenizing, and is
-refused at once when there is none. Requests are admitted in the order of their arrival; a request without room is
-skipped only for requests of another lane kind, since others would keep it waiting for ever.
+refused at once when there is none. Callers take turns, each with its requests in the order of their arrival; a request
+without room is skipped only for requests of another lane kind, since others would keep it waiting for ever. When all
+places are taken, a caller with less than its even share of them still gets one: the others have taken too many.
 
     writing   one lane of all sequences that have read their prompt
     short     one lane that reads prompts, and texts of requests with few of them
@@ -21,9 +22,11 @@ engine's thread.
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from meari.errors import Overloaded
@@ -39,11 +42,12 @@ MAX_PROMPT_DELAY_TURNS: Final = 8  # writing turns that a prompt waits for other
 
 
 class RequestQueue:
-    """The requests that wait to be admitted, bounded to `max_waiting` places."""
+    """The requests that wait to be admitted, bounded to `max_waiting` places; twice as many if callers share them."""
 
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
-        self._requests: deque[Request] = deque()
+        self._requests: OrderedDict[str, deque[Request]] = OrderedDict()  # by caller; whose turn it is comes first
+        self._places: Counter[str] = Counter()  # that each caller holds
         self._changed = threading.Condition()
         self._num_waiting = 0
         self._num_refused = 0
@@ -64,24 +68,22 @@ class RequestQueue:
         """False once the engine is to end."""
         return self._open
 
-    def reserve(self) -> Reservation:
-        """Take a place in the queue. Raises Overloaded when all are taken."""
+    def reserve(self, share: str = "") -> Reservation:
+        """Take a place in the queue for the caller `share`. Raises Overloaded when all are taken."""
         with self._changed:
-            if self._num_waiting >= self._max_waiting:
+            if not self._has_room(share, self._max_waiting):
                 self._num_refused += 1
                 raise Overloaded(
                     f"{self._num_waiting} requests are waiting already, at most {self._max_waiting} may; try again"
                 )
-            self._num_waiting += 1
-        return Reservation(self._release_place)
+            return self._take_place(share)
 
-    def try_reserve(self, *, for_list: bool) -> Reservation | None:
+    def try_reserve(self, share: str = "", *, for_list: bool) -> Reservation | None:
         """Take a place if there is one; for_list: only of the half of the queue that long lists share."""
         with self._changed:
-            if self._num_waiting >= (max(1, self._max_waiting // 2) if for_list else self._max_waiting):
+            if not self._has_room(share, max(1, self._max_waiting // 2) if for_list else self._max_waiting):
                 return None
-            self._num_waiting += 1
-        return Reservation(self._release_place)
+            return self._take_place(share)
 
     def add(self, request: Request, reservation: Reservation) -> bool:
         """Queue a request on its reserved place; returns False when the queue is closed."""
@@ -89,7 +91,7 @@ class RequestQueue:
         with self._changed:
             if self._open:
                 if request.phase is Phase.WAITING:  # else its time is up already
-                    self._requests.append(request)
+                    self._requests.setdefault(request.share, deque()).append(request)
                     self._changed.notify()
             elif request.phase is Phase.WAITING:
                 self._leave(request, Phase.ENDED)
@@ -113,19 +115,21 @@ class RequestQueue:
                 self._changed.wait()
 
     def admit(self, take: Callable[[Request], bool]) -> list[Request]:
-        """Admit the waiting requests, first come first, for which `take` finds room and returns True."""
+        """Admit the waiting requests, in turn, for which `take` finds room and returns True."""
         if not self._requests:
             return []
         admitted = []
         full: set[LaneKind] = set()
         with self._changed:
-            for request in list(self._requests):
-                if request.lane in full:
+            rounds = list(itertools.zip_longest(*self._requests.values()))
+            for request in itertools.chain.from_iterable(rounds):
+                if request is None or request.lane in full:
                     continue
                 if not take(request):
                     full.add(request.lane)
                     continue
-                self._requests.remove(request)
+                self._requests.move_to_end(request.share)
+                self._forget(request)
                 self._leave(request, Phase.RUNNING)
                 admitted.append(request)
         return admitted
@@ -134,17 +138,41 @@ class RequestQueue:
         """Forget a request that ends, even before it is added."""
         with self._changed:
             if request.phase is Phase.WAITING:
-                if request in self._requests:
-                    self._requests.remove(request)
+                if request in self._requests.get(request.share, ()):
+                    self._forget(request)
                 self._leave(request, Phase.ENDED)
+
+    def _has_room(self, share: str, num_places: int) -> bool:
+        """Return True if a place is free, or the caller holds less than its even share of all."""
+        if self._num_waiting < num_places:
+            return True
+        num_callers = len(self._places) + (share not in self._places)
+        return self._places[share] < num_places // num_callers and self._num_waiting < 2 * num_places
+
+    def _take_place(self, share: str) -> Reservation:
+        self._num_waiting += 1
+        self._places[share] += 1
+        return Reservation(partial(self._release_place, share), share)
+
+    def _forget(self, request: Request) -> None:
+        waiting = self._requests[request.share]
+        waiting.remove(request)
+        if not waiting:
+            del self._requests[request.share]
 
     def _leave(self, request: Request, phase: Phase) -> None:
         request.phase = phase
-        self._num_waiting -= 1
+        self._give_back(request.share)
 
-    def _release_place(self) -> None:
+    def _release_place(self, share: str) -> None:
         with self._changed:
-            self._num_waiting -= 1
+            self._give_back(share)
+
+    def _give_back(self, share: str) -> None:
+        self._num_waiting -= 1
+        self._places[share] -= 1
+        if not self._places[share]:
+            del self._places[share]
 
 
 class Lane(Protocol):

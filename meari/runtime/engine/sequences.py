@@ -65,6 +65,7 @@ class Request:
     lane = LaneKind.WRITING
     num_rows = 1
     want_state = False
+    share = ""  # name of the caller
 
     def __init__(self, number: int, handle: Handle, num_live: int) -> None:
         self.number = number

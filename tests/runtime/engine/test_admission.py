@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from meari.errors import NotReady
+from meari.errors import NotReady, Overloaded
 from meari.runtime.bundle import Bundle
 from meari.runtime.engine import (
     Backlog,
@@ -182,3 +182,35 @@ def test_list_fails_when_the_engine_has_stopped(make_engine: MakeEngine) -> None
         together.wait_end(0)
     together.cancel()
     assert all(one.ended for one in handles[10:])
+
+
+def test_callers_take_turns_and_each_is_served_in_order(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_slots=1, max_waiting=8)
+    order: list[str] = []
+
+    def ask(share: str, number: int) -> Generation:
+        call = GenerateCall([A], 2, deadline=1e12)
+        handle = Generation(call)
+        handle.on_end = lambda: order.append(f"{share}{number}")
+        return engine.generate(call, engine.reserve(share), handle)
+
+    handles = [ask("greedy", number) for number in range(4)]
+    handles += [ask("modest", 0), ask("modest", 1), ask("other", 0)]
+    while not all(handle.ended for handle in handles):
+        engine.step()
+    assert order == ["greedy0", "modest0", "other0", "greedy1", "modest1", "greedy2", "greedy3"]
+
+
+def test_full_queue_still_has_a_place_for_a_caller_below_its_share(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_waiting=4)
+    greedy = [engine.reserve("greedy") for _ in range(4)]
+    with pytest.raises(Overloaded):
+        engine.reserve("greedy")
+    modest = [engine.reserve("modest") for _ in range(2)]
+    with pytest.raises(Overloaded):
+        engine.reserve("modest")
+    assert engine.try_reserve("greedy", for_list=False) is None
+    for place in greedy + modest:
+        place.release()
+    assert engine.stats().waiting == 0
+    assert engine.reserve("greedy").share == "greedy"
