@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import tempfile
 import threading
 import time
 import weakref
@@ -226,6 +227,19 @@ def test_folder_that_cannot_be_read_is_named_and_served_on(bundles: Path, open_r
     assert registry.readiness().models == ("alpha", "beta")
     bundles.with_name("elsewhere").rename(bundles)
     await_that(lambda: registry.readiness().failed == {})
+
+
+def test_folder_whose_disk_is_gone_removes_nothing(bundles: Path, open_registry: Open) -> None:
+    link, memory = bundles.with_name("link"), Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == bundles.stat().st_dev:
+        pytest.skip("there is no second file system to try it on")
+    link.symlink_to(bundles)
+    registry = open_registry(link)
+    with tempfile.TemporaryDirectory(dir=memory) as empty:
+        (bundles / ".new").symlink_to(empty)
+        (bundles / ".new").rename(link)
+        await_that(lambda: "is its disk mounted?" in registry.readiness().failed.get(str(link), ""))
+        assert registry.readiness().models == ("alpha", "beta")
 
 
 def test_service_is_not_ready_while_its_folder_is_empty(bundles: Path, open_registry: Open) -> None:
