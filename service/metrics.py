@@ -11,7 +11,6 @@ and requests count in plain numbers, and what was added to those is carried over
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 import threading
 import time
@@ -316,8 +315,9 @@ class Metrics:
 def fold_metrics(board: Board, folder: Path, pid: int) -> None:
     """Add the counts of a worker that has ended to those of all that ended before it, and remove its files.
 
-    Called by the master. Readers see the files before or after, never in between (`Board.folding`).
+    Called by the master. Readers see the files before or after, never in between (`Board.folding`). Raises OSError.
     """
+    mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
     own = {kind: folder / f"{kind}_{pid}.db" for kind in ("counter", "histogram")}
     sums = {kind: folder / f"{kind}_{DEAD}.db" for kind in own}
     made = {kind: _write_sum(sums[kind], own[kind]) for kind in own if own[kind].exists()}
@@ -325,22 +325,24 @@ def fold_metrics(board: Board, folder: Path, pid: int) -> None:
         for kind, new in made.items():
             new.replace(sums[kind])
             own[kind].unlink()
-        mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
 
 
 def _write_sum(total: Path, added: Path) -> Path:
-    """Write the sums of two files of values, of which the first need not exist, to a new file."""
+    """Write the sums of two files of values, of which the first need not exist, to a new file.
+
+    prometheus_client would map the new file into memory: on a full file system that ends the process.
+    """
     values: dict[str, float] = {}
     for file in (total, added):
         with contextlib.suppress(*CHANGING, RuntimeError):  # there is none, or its worker died while it made it
             for key, value, *_ in MmapedDict.read_all_values_from_file(file):  # type: ignore[no-untyped-call]
                 values[key] = values.get(key, 0.0) + value
-    new = total.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    written = MmapedDict(str(new))  # type: ignore[no-untyped-call]
+    entries = []
     for key, value in values.items():
-        written.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
-    used = written._used  # noqa: SLF001 (the rest of the file is room for further keys)
-    written.close()  # type: ignore[no-untyped-call]
-    os.truncate(new, used)
+        name = key.encode()
+        room = 8 - (len(name) + 4) % 8  # so that the value begins at a multiple of 8
+        entries.append(struct.pack(f"i{len(name)}s{room}sdd", len(name), name, b" " * room, value, 0.0))
+    content = b"".join(entries)
+    new = total.with_suffix(".new")
+    new.write_bytes(struct.pack("ii", 8 + len(content), 0) + content)
     return new
