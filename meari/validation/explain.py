@@ -6,9 +6,11 @@ any field or limit: both are written once, in the annotations of the structs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
+from typing import Annotated, Any, Final, Union
 
 import msgspec
 from msgspec import inspect
@@ -19,7 +21,10 @@ from meari.validation.lenient import is_left_out, members, read_leniently
 __all__ = ["describe", "explain_object", "in_range", "shown", "why_malformed"]
 
 MAX_SHOWN_CHARS = 60
+AT_ONCE: Final = 1000  # items
+MAX_REREAD_BYTES: Final = 1 << 20  # of malformed JSON, to find half of a surrogate pair
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
+_ESCAPED_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 NULL = msgspec.Raw(b"null")
 Number = inspect.IntType | inspect.FloatType
 
@@ -34,10 +39,10 @@ def _problems(path: str, raw: bytes, info: inspect.Type) -> Iterator[Problem]:
     info = _member(raw, info)
     if isinstance(info, inspect.ListType) and raw[:1] == b"[":
         items = msgspec.json.decode(raw, type=list[msgspec.Raw])
-        for index, item in enumerate(items):
-            yield from _problems(f"{path}[{index}]", bytes(item), info.item_type)
         if not _length_fits(len(items), info):
             yield Problem(path, f"{len(items)} items", describe(info, path))
+        for index in _misfits(items, info.item_type):
+            yield from _problems(f"{path}[{index}]", bytes(items[index]), info.item_type)
     elif isinstance(info, inspect.DictType) and raw[:1] == b"{":
         for key, value in msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).items():
             yield from _problems(f'{path}["{_cut(key)}"]', bytes(value), info.value_type)
@@ -45,6 +50,32 @@ def _problems(path: str, raw: bytes, info: inspect.Type) -> Iterator[Problem]:
         yield from explain_object(path + ".", raw, info)
     elif not _fits(raw, info):
         yield Problem(path, shown(raw), f"{_expected(raw, info, path)}{_hint(raw, info)}")
+
+
+def _misfits(items: list[msgspec.Raw], info: inspect.Type) -> Iterator[int]:
+    """Yield the places of items that may not fit; many that fit are passed over at once."""
+    wanted = _annotation(info)
+    for start in range(0, len(items), AT_ONCE):
+        some = items[start : start + AT_ONCE]
+        try:
+            msgspec.json.decode(b"[" + b",".join(some) + b"]", type=list[wanted])  # type: ignore[valid-type]
+        except msgspec.ValidationError:
+            yield from range(start, start + len(some))
+
+
+def _annotation(info: inspect.Type) -> Any:
+    """Return the type of single values and lists of them, with its bounds; for other types one that nothing fits."""
+    match info:
+        case inspect.IntType() | inspect.FloatType():
+            kind = int if isinstance(info, inspect.IntType) else float
+            return Annotated[kind, msgspec.Meta(gt=info.gt, ge=info.ge, lt=info.lt, le=info.le)]  # type: ignore[call-overload]
+        case inspect.StrType():
+            return Annotated[str, msgspec.Meta(min_length=info.min_length, max_length=info.max_length)]
+        case inspect.ListType():
+            return list[_annotation(info.item_type)]  # type: ignore[misc]
+        case inspect.UnionType() | inspect.Metadata():
+            return Union[tuple(map(_annotation, members(info)))]  # noqa: UP007 (made of a tuple)
+    return None
 
 
 def explain_object(prefix: str, raw: bytes, info: inspect.StructType) -> Iterator[Problem]:
@@ -69,10 +100,11 @@ def why_malformed(data: bytes, error: Exception, cut_off: str) -> str:
     cut_off  the reason to give for JSON that ends too early
     """
     reason = str(error).removeprefix("JSON is malformed: ")
-    try:  # msgspec takes half a surrogate pair for the end of the data, or for something else
-        half = _HALF_PAIR.search(json.dumps(json.loads(data), ensure_ascii=False))
-    except (ValueError, RecursionError):
-        half = None
+    half = None
+    if _ESCAPED_PAIR.search(data) and len(data) <= MAX_REREAD_BYTES:
+        with contextlib.suppress(ValueError, RecursionError):
+            # msgspec takes half a surrogate pair for the end of the data, or for something else
+            half = _HALF_PAIR.search(json.dumps(json.loads(data), ensure_ascii=False))
     if half is None:
         return reason if "(byte" in reason else cut_off
     return f"\\u{ord(half[0]):04x} is half of a surrogate pair, which stands for no character"
@@ -116,7 +148,7 @@ def _range_text(info: Number, name: str) -> str:
 
 def shown(raw: bytes) -> str:
     """Return a JSON value as it came, cut where it is long."""
-    return _cut(raw.decode("utf-8", "replace"))
+    return _cut(raw[: 4 * MAX_SHOWN_CHARS + 8].decode("utf-8", "replace"))
 
 
 def _cut(text: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Callable
+from itertools import islice
 from typing import Final, Generic, TypeVar
 
 import msgspec
@@ -19,6 +20,7 @@ from msgspec import inspect
 from meari.errors import InvalidRequest, Problem
 from meari.validation.explain import explain_object, shown, why_malformed
 from meari.validation.lenient import read_leniently
+from meari.validation.sizes import FEW, Heads, size_of
 
 __all__ = ["Parser", "escape_line_ends"]
 
@@ -37,12 +39,17 @@ class Parser(Generic[Request]):
         self._info = inspect.type_info(struct)
         self._decoder = msgspec.json.Decoder(struct, strict=True)
 
-    def parse(self, body: bytes) -> Request:
-        """Parse a body, without a byte-order mark in front (RFC 8259, 8.1). Raises InvalidRequest."""
+    def parse(self, body: bytes, hold: Callable[[int], None] | None = None) -> Request:
+        """Parse a body, without a byte-order mark in front (RFC 8259, 8.1). Raises InvalidRequest, and as `hold` does.
+
+        hold  is told the bytes that the values are going to take, before they are made, if they are many
+        """
         body = body.removeprefix(codecs.BOM_UTF8)
-        if not body.strip():
+        if not body[:1].strip() and not body.strip():
             raise InvalidRequest(Problem("body", "nothing", "a JSON object"))
         _check_utf8(body)
+        if _may_hold_many(body):
+            self._check_size(body, hold)
         try:
             request = self._decoder.decode(body)
         except msgspec.ValidationError as error:
@@ -54,12 +61,25 @@ class Parser(Generic[Request]):
         _check_distinct_names(body)
         return request if self._check is None else self._check(request)
 
+    def _check_size(self, body: bytes, hold: Callable[[int], None] | None) -> None:
+        size = size_of(body)
+        try:
+            problems = list(islice(Heads(self._info).problems(body), MAX_PROBLEMS)) if size.values > FEW else []
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidRequest(_malformed(body, error)) from None
+        except RecursionError:
+            raise InvalidRequest(TOO_DEEP) from None
+        if problems:
+            raise InvalidRequest(*problems)
+        if hold is not None:
+            hold(size.num_bytes)
+
     def _read_leniently(self, body: bytes, error: msgspec.ValidationError) -> Request:
         """Parse a body that needs conversion. Raises InvalidRequest with every problem if it does not fit even so."""
         try:
             return msgspec.convert(read_leniently(body, self._info), self.struct, strict=True)
         except (msgspec.MsgspecError, ArithmeticError, RecursionError):
-            raise InvalidRequest(*self._problems(body, error)[:MAX_PROBLEMS]) from None
+            raise InvalidRequest(*self._problems(body, error)) from None
 
     def _problems(self, body: bytes, error: msgspec.ValidationError) -> list[Problem]:
         """Return the problems of a body that does not fit: unknown fields first, then values."""
@@ -68,12 +88,17 @@ class Parser(Generic[Request]):
             if body.lstrip()[:1] != b"{":
                 return [Problem("body", shown(body.strip()), "a JSON object")]
             assert isinstance(self._info, inspect.StructType)
-            problems = list(explain_object("", body, self._info))
+            problems = list(islice(explain_object("", body, self._info), MAX_PROBLEMS))
         except msgspec.DecodeError as malformed:
             return [_malformed(body, malformed)]
         except RecursionError:
             return [TOO_DEEP]
         return problems or [Problem("body", reason=str(error))]
+
+
+def _may_hold_many(body: bytes) -> bool:
+    """Tell whether a body may hold so many values that they have to be counted; a comma in a string counts as well."""
+    return body.count(b",") + body.count(b"[") + body.count(b"{") > FEW
 
 
 def _check_utf8(body: bytes) -> None:

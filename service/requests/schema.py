@@ -87,6 +87,8 @@ class Schemas:
         )
         texts = Annotated[list[str], Meta(min_length=1, max_length=settings.max_texts)] | UnsetType
         score = _limited(ScoreRequest, ("texts", texts, UNSET))
+        tokens = Annotated[list[Annotated[int, Meta(ge=0)] | TokenReference], Meta(max_length=settings.max_text_chars)]
+        detokenize = _limited(DetokenizeRequest, ("tokens", tokens, msgspec.NODEFAULT))
         new_tokens = Annotated[int, Meta(ge=0, le=settings.max_tokens)] | None
         completions = _limited(
             CompletionsRequest,
@@ -102,13 +104,13 @@ class Schemas:
         self.score = Parser(score, checked_score).parse
         self.completions = Parser(completions, check_completions).parse
         self.tokenize = Parser(TokenizeRequest).parse
-        self.detokenize = Parser(DetokenizeRequest).parse
+        self.detokenize = Parser(detokenize).parse
         self.states = Parser(StatesRequest).parse
         self.types: dict[str, type[msgspec.Struct]] = {  # of requests, by the names of operations
             "generate": generate,
             "score": score,
             "tokenize": TokenizeRequest,
-            "detokenize": DetokenizeRequest,
+            "detokenize": detokenize,
             "states": StatesRequest,
             "completions": completions,
         }

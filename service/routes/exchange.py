@@ -66,6 +66,13 @@ class ModelRequest(Protocol):
 
 
 Request = TypeVar("Request", bound=ModelRequest)
+Parsed_co = TypeVar("Parsed_co", bound=ModelRequest, covariant=True)
+
+
+class Parse(Protocol[Parsed_co]):
+    """A parser of bodies, which accounts for many values before it makes them."""
+
+    def __call__(self, body: bytes, hold: Callable[[int], None], /) -> Parsed_co: ...
 
 
 class Exchange:
@@ -143,12 +150,13 @@ class Exchange:
         except ParseException as error:
             raise InvalidRequest(Problem("body", reason=f"its transfer coding is malformed: {error}")) from None
 
-    def accept(self, parse: Callable[[bytes], Request]) -> tuple[Request, LoadedModel]:
+    def accept(self, parse: Parse[Request]) -> tuple[Request, LoadedModel]:
         """Admit the request, read and parse its body, and find the model that it is for.
 
         Raises as `read_body`, `parse` and `Registry.borrow` do.
         """
-        asked = parse(self.read_body())
+        body = self.read_body()
+        asked = parse(body, self.ticket.take_bytes)
         self._asked = asked
         name = UNSET if asked.model is None else asked.model
         self._model = model = self._service.registry.borrow(name, self.caller.models)

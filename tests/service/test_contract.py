@@ -522,7 +522,7 @@ def test_malformed_json_is_an_invalid_request(client: FlaskClient) -> None:
 def test_internal_errors_reveal_no_details(app: Flask, client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     service = app.extensions["meari"]
     for error in (RuntimeError("secret"), EngineFailed("secret"), KeyError("secret")):
-        monkeypatch.setattr(service.registry, "get", lambda *_, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(service.registry, "borrow", lambda *_, error=error: (_ for _ in ()).throw(error))
         response = client.post("/generate", json={})
         assert (response.status_code, response.get_json()["error"]["code"]) == (500, "internal")
         assert "secret" not in response.text

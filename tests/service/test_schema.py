@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from meari.errors import InvalidRequest
+from meari.errors import InvalidRequest, Overloaded
 from meari.runtime.requests import GenerateRequest, ScoreRequest
 from meari.service.requests.completions import prompts_of
 from meari.service.requests.schema import Schemas
 from meari.service.settings import Settings
+from meari.validation.sizes import NAME_BYTES, VALUE_BYTES
 
 SCHEMAS = Schemas(Settings(max_tokens=500, max_texts=3, max_timeout_seconds=60.0, workers=1))
 
@@ -325,7 +326,7 @@ def test_long_values_are_cut_in_messages() -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({}, "tokens: missing, expected a list of integers or objects with id, text"),
+        ({}, "tokens: missing, expected a list of at most 1000000 integers or objects with id, text"),
         ({"tokens": [1, -1]}, "tokens[1]: got -1, expected"),
         ({"tokens": [{"text": "a"}]}, "tokens[0].id: missing, expected an integer"),
         ({"tokens": [{"id": 1, "x": 1}]}, "tokens[0].x: got an unknown field"),
@@ -361,3 +362,62 @@ def test_arbitrary_objects_are_accepted_or_refused_with_a_reason(body: dict[str,
 @given(st.binary(max_size=60))
 def test_arbitrary_bytes_are_accepted_or_refused_with_a_reason(body: bytes) -> None:
     assert is_read_or_refused(SCHEMAS.score, body)
+
+
+def ones(count: int) -> bytes:
+    return b",".join([b"1"] * count)
+
+
+MANY = 400_000
+HUGE: list[tuple[str, bytes, str]] = [
+    ("generate", b"{" + b",".join(b'"k%06d":1' % n for n in range(MANY)) + b"}", "k000000: got an unknown field"),
+    ("generate", b'{"prompt": "a", "bad": [' + ones(MANY) + b"]}", "bad: got an unknown field, expected one of model"),
+    ("generate", b'{"stop": [' + ones(MANY) + b"]}", f"stop: got {MANY} items, expected a string or a list of strings"),
+    ("generate", b'{"n": [' + ones(MANY) + b"]}", f"n: got {MANY + 1} values, expected an integer, 1 <= n <= 16"),
+    ("generate", b'{"prompt": ' + b"[" * MANY + b"]" * MANY + b"}", "body: got JSON that is nested too deeply"),
+    ("generate", b'{"prompt": [' + b"1," * MANY, "body: got malformed JSON, expected a JSON object: it ends too early"),
+    ("generate", b"[" + ones(MANY) + b"]", "body: got [1,1,1"),
+    (
+        "generate",
+        b'{"logit_bias": {' + b",".join(b'"%d":"x"' % n for n in range(MANY)) + b"}}",
+        'logit_bias["0"]: got "x", expected a number, -100 <= value <= 100; logit_bias["1"]',
+    ),
+    (
+        "score",
+        b'{"texts": [' + b",".join([b'"a,\\""'] * MANY) + b"]}",
+        f"texts: got {MANY} items, expected a list of 1",
+    ),
+    ("score", b'{"texts": [' + b",".join([b"[1]"] * MANY) + b"]}", f"texts: got {MANY} items, expected a list of 1"),
+    ("detokenize", b'{"tokens": [' + ones(1_000_001) + b"]}", "tokens: got 1000001 items, expected a list of at most"),
+    ("detokenize", b'{"tokens": [' + ones(MANY) + b', "x"]}', f'tokens[{MANY}]: got "x", expected'),
+    ("completions", b'{"prompt": [' + ones(MANY) + b', "x"]}', f"prompt[{MANY}]: got a text after a token id"),
+    ("tokenize", b'{"text": ' + b'{"a":1,' + b'"b":{},' * MANY + b'"c":1}}', f"text: got {2 * MANY + 3} values"),
+]
+
+
+@pytest.mark.parametrize(("name", "body", "message"), HUGE, ids=[f"{name} {message[:30]}" for name, _, message in HUGE])
+def test_body_of_many_values_is_refused_for_the_right_reason(name: str, body: bytes, message: str) -> None:
+    assert refusal_of(getattr(SCHEMAS, name), body).startswith(message)
+
+
+def test_many_values_are_accounted_for_before_they_are_made() -> None:
+    held: list[int] = []
+    bias = b'{"logit_bias": {' + b",".join(b'"%d":1' % n for n in range(30_000)) + b"}}"
+    assert len(SCHEMAS.generate(bias, held.append).logit_bias or {}) == 30_000
+    ids = b'{"prompt": [' + ones(30_000) + b"]}"
+    assert len(SCHEMAS.completions(ids, held.append).prompt) == 30_000  # type: ignore[arg-type]
+    assert held[0] > 30_000 * 200
+    assert 30_000 * 100 < held[1] < held[0]
+
+    def refuse(_: int) -> None:
+        raise Overloaded("no room")
+
+    with pytest.raises(Overloaded):
+        SCHEMAS.generate(bias, refuse)
+
+
+def test_text_with_many_commas_is_one_value() -> None:
+    held: list[int] = []
+    text = ',[{:"\\' * 50_000
+    assert SCHEMAS.tokenize(json.dumps({"text": text}).encode(), held.append).text == text
+    assert held == [2 * VALUE_BYTES + NAME_BYTES]
