@@ -186,9 +186,12 @@ class Incoming(SocketUnreader):  # type: ignore[misc]
             size = int(line[1], 16)
             if size == 0:
                 return self._bytes.startswith(b"\r\n", line.end()) or self._bytes.find(b"\r\n\r\n", line.end()) >= 0
-            if line.end() + size + 2 > len(self._bytes):
+            end = line.end() + size
+            if end + 2 > len(self._bytes):
                 return False
-            self._chunk_at = line.end() + size + 2
+            if not self._bytes.startswith(b"\r\n", end):
+                return True
+            self._chunk_at = end + 2
         rest = self._bytes[self._chunk_at : self._chunk_at + LIMIT + 2]
         return len(rest) > LIMIT or b"\n" in rest or bool(rest and not _HEX.match(rest))
 

@@ -330,6 +330,8 @@ class DrainingWorker(CollectingWorker):
         super().wait_for_and_dispatch_events(min(pause, self.room.seconds_left()))
         self._end_waits()
         self._make_room()
+        if service is not None:
+            service.admission.num_waiting_bytes = self.room.num_bytes
         if draining and service is not None and service.drain.may_stop(service.admission.num_requests):
             self.alive = False
 

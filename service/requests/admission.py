@@ -113,6 +113,7 @@ class Admission:
         self._requests = 0
         self._inside: Counter[str] = Counter()  # requests by caller
         self._bytes = 0
+        self.num_waiting_bytes = 0  # held for requests that have not come whole, as the worker's loop last said
 
     @property
     def num_requests(self) -> int:
@@ -156,7 +157,7 @@ class Admission:
                     f"the request needs {count} bytes of memory, at most {self._max_bytes} may be used: "
                     "ask for less at once"
                 )
-            if self._bytes + count > self._max_bytes:
+            if self._bytes + self.num_waiting_bytes + count > self._max_bytes:
                 raise Overloaded(
                     f"{self._bytes} bytes of requests are being handled, no room for {count} more; try again"
                 )

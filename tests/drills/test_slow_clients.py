@@ -84,7 +84,7 @@ def test_reader_that_stalls_is_let_go_in_time(drill: Drill, letters: Path, tmp_p
     """Measure how long a whole answer and a stream are kept for clients that never read."""
     if not drill.is_long:
         return  # tests/service/test_connection.py has it with a short time
-    texts = {"texts": ["abc" * 100_000], "tokens": True, "top": 20}
+    texts = {"texts": ["abc" * 3000], "tokens": True, "top": 20}
     endless = {"prompt": "w", "max_tokens": 1_000_000, "logprobs": 20, "stream": True, "logit_bias": {"0": -100}}
     bodies = {"whole answer": ("/score", texts), "stream": ("/generate", endless)}
     with running_server(tmp_path, bundles=letters, max_tokens=1_000_000, max_inflight_bytes=2**32) as server:

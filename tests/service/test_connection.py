@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from meari.service.clients import STALL_SECONDS, Connection
+from tests.patience import PATIENCE
 
 BRIEFLY = 0.02
 
@@ -70,3 +72,86 @@ def test_first_response_bytes_probe_the_client_while_it_waits(pair: tuple[socket
     connection.await_answer()
     assert connection.probe()
     assert connection.begin_answer() == 1
+
+
+def filled(connection: Connection) -> int:
+    """Send until the client's system and this one take no more; return how many bytes they took."""
+    connection.keeps_rest = True
+    connection.sendall(b"x" * 10_000_000)
+    return 10_000_000 - connection.num_unsent
+
+
+def test_rest_of_a_whole_answer_is_kept_and_sent_when_the_client_reads(pair: tuple[socket.socket, Connection]) -> None:
+    theirs, connection = pair
+    sent: list[str] = []
+    taken = filled(connection)
+    connection.when_sent(lambda: sent.append("all"))
+    assert 0 < taken < 10_000_000
+    connection.sendall(b"end")
+    received = b""
+    while connection.num_unsent:
+        assert sent == []
+        received += theirs.recv(1_000_000)
+        connection.flush()
+    assert sent == ["all"]
+    while len(received) < 10_000_003:
+        received += theirs.recv(1_000_000)
+    assert received == b"x" * 10_000_000 + b"end"
+    connection.close()
+    assert sent == ["all"]
+
+
+def test_callback_runs_at_once_where_nothing_is_kept_and_at_the_close_otherwise(
+    pair: tuple[socket.socket, Connection],
+) -> None:
+    _, connection = pair
+    sent: list[str] = []
+    connection.when_sent(lambda: sent.append("nothing kept"))
+    assert sent == ["nothing kept"]
+    filled(connection)
+    connection.when_sent(lambda: sent.append("closed"))
+    assert sent == ["nothing kept"]
+    connection.close()
+    assert sent == ["nothing kept", "closed"]
+
+
+@pytest.fixture
+def over_tcp() -> Iterator[tuple[socket.socket, Connection]]:
+    """Return a connection whose client's system takes few bytes."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as theirs:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        theirs.connect(listener.getsockname())
+        with Connection.over(listener.accept()[0]) as connection:
+            yield theirs, connection
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_stalled_client_is_let_go_at_its_time_although_the_system_still_takes_bytes(
+    over_tcp: tuple[socket.socket, Connection], whole: bool
+) -> None:
+    _, connection = over_tcp
+    connection.begin_answer()
+    connection.settimeout(1.0)
+    connection.keeps_rest = whole
+    started = time.monotonic()
+
+    def send_on() -> None:
+        connection.sendall(b"x" * (10_000_000 if whole else 1000))  # the system takes pieces for a while
+        while time.monotonic() < started + PATIENCE:
+            connection.flush() if whole else connection.sendall(b"x" * 1000)
+            time.sleep(0.01)
+
+    with pytest.raises(TimeoutError, match="took nothing"):
+        send_on()
+    assert 1.0 <= time.monotonic() - started < 10.0
+
+
+def test_client_that_reads_slowly_is_kept(pair: tuple[socket.socket, Connection]) -> None:
+    theirs, connection = pair
+    connection.settimeout(1.0)
+    filled(connection)
+    until = time.monotonic() + 3.0
+    while time.monotonic() < until and connection.num_unsent:
+        theirs.recv(100_000)
+        connection.flush()
+        time.sleep(0.05)

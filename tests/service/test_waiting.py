@@ -1,0 +1,157 @@
+"""Test connections that wait without a thread: their bounds, their times, and answers that are being sent."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meari.service.process.waiting import MAX_READING
+from tests.drills.processes import held_by, workers_of
+from tests.service.log.test_odd_clients import error_of, received
+from tests.service.running import Server, running_server
+from tests.service.test_server import metric, raw_post, until
+
+ASK = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+SCORE = raw_post(b'{"text": "abc"}', path=b"/score")
+LONG = json.dumps({"texts": ["abc" * 20_000], "tokens": True, "top": 5}).encode()
+
+
+@pytest.fixture(scope="module")
+def server(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    settings: dict[str, Any] = {"max_connections_per_address": 400, "max_requests": 4}
+    with running_server(tmp_path_factory.mktemp("waiting"), bundles=letters, **settings) as running:
+        yield running
+
+
+def answers(server: Server, source: str = "127.0.0.1", request: bytes = SCORE) -> bool:
+    with socket.create_connection(("127.0.0.1", server.port), 60, (source, 0)) as connection:
+        connection.sendall(request)
+        return connection.recv(65536).startswith(b"HTTP/1.1 200 OK")
+
+
+def num_threads(server: Server) -> int:
+    [worker] = workers_of(server.process.pid)
+    return held_by(worker).num_threads
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"",
+        b"POST /score HTT",
+        raw_post(b"{", b"Content-Length: 50000", path=b"/score"),
+        raw_post(b"{", b"Content-Length: 5000000", path=b"/score"),
+        raw_post(b"5\r\n{", b"Transfer-Encoding: chunked", path=b"/score"),
+        raw_post(b"", b"Content-Length: 50000", b"Expect: 100-continue", path=b"/score"),
+        raw_post(b"", b"Content-Length: 99999999999", path=b"/score"),
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"GARBAGE\r\n\r\n",
+    ],
+    ids=["idle", "head", "body", "large body", "chunks", "expect", "too large", "not closed", "malformed"],
+)
+def test_clients_that_stop_hold_few_threads(server: Server, begin: bytes) -> None:
+    assert answers(server)
+    before = num_threads(server)
+    with contextlib.ExitStack() as stack:
+        for _ in range(150):
+            stack.enter_context(server.connect()).sendall(begin)
+        assert answers(server)
+        assert num_threads(server) <= before + MAX_READING + 16
+
+
+def test_reader_of_no_long_answer_holds_no_thread_and_counts_as_in_flight_until_it_reads(server: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(server.connect()) for _ in range(3)]
+        for reader in readers:
+            reader.sendall(raw_post(LONG, b"Connection: close", path=b"/score"))
+        until(
+            lambda: metric(server, "meari_requests_in_flight") == 3 and metric(server, "meari_running_sequences") == 0
+        )
+        for reader in readers:
+            assert reader.recv(1, socket.MSG_PEEK)
+        assert answers(server)
+        for reader in readers:
+            assert received(reader).endswith(b"}")
+        until(lambda: metric(server, "meari_requests_in_flight") == 0)
+
+
+def test_address_past_its_bound_loses_idle_connections_and_others_none(server: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 60, ("127.0.0.3", 0)))
+        held = []
+        for _ in range(420):
+            source = ("127.0.0.2", 0)
+            held.append(stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 60, source)))
+        assert answers(server, "127.0.0.2")
+        assert held[0].recv(1) == b""
+        other.sendall(ASK)
+        assert other.recv(65536).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_address_past_its_bound_is_refused_where_nothing_gives_way(server: Server) -> None:
+    body = raw_post(b"{", b"Content-Length: 50000", path=b"/score")
+    with contextlib.ExitStack() as stack:
+        for _ in range(400):
+            held = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 60, ("127.0.0.4", 0)))
+            held.sendall(body)
+        until(lambda: not answers_at_all(server, "127.0.0.4"))
+        with socket.create_connection(("127.0.0.1", server.port), 60, ("127.0.0.4", 0)) as connection:
+            status, error, head = error_of(received(connection))
+        assert (status, error["code"]) == (429, "overloaded")
+        assert b"Retry-After: 1" in head
+        assert answers(server, "127.0.0.5")
+
+
+def answers_at_all(server: Server, source: str) -> bool:
+    with socket.create_connection(("127.0.0.1", server.port), 60, (source, 0)) as connection:
+        connection.sendall(ASK)
+        return connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_body_of_a_byte_at_a_time_has_one_time_in_all(server: Server) -> None:
+    started = time.monotonic()
+    with server.connect() as connection:
+        connection.sendall(raw_post(b"{", b"Content-Length: 50000", path=b"/score"))
+        connection.settimeout(0.5)
+        answer = b""
+        while not answer:
+            connection.sendall(b" ")
+            with contextlib.suppress(TimeoutError):
+                answer = connection.recv(65536)
+    status, error, _ = error_of(answer)
+    assert (status, error["message"]) == (400, "body: not complete after 30 seconds")
+    assert 29 <= time.monotonic() - started <= 60
+
+
+def test_answer_that_is_being_sent_is_not_cut_by_sigterm(letters: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, bundles=letters) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection.connect()
+        connection.request("POST", "/score", LONG, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        server.terminate()
+        until(lambda: "Handling signal: term" in server.log)
+        assert len(json.loads(response.read())["results"][0]["tokens"]) >= 60_000
+        connection.close()
+        assert server.wait() == 0
+
+
+def test_requests_that_come_slowly_hold_a_part_of_the_memory_at_most(letters: Path, tmp_path: Path) -> None:
+    limits: dict[str, Any] = {"max_body_bytes": 2**20, "max_inflight_bytes": 2**21}
+    with running_server(tmp_path, bundles=letters, **limits) as server, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for _ in range(40)]
+        for client in clients:
+            client.sendall(raw_post(b"[" + b" " * 60_000, b"Content-Length: 60002", path=b"/score"))
+        status, error, _ = error_of(received(clients[0]))
+        assert (status, error["code"]) == (429, "overloaded")
+        assert answers(server)
+        clients[-1].sendall(b"]")
+        assert error_of(clients[-1].recv(65536))[0] == 400
