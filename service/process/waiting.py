@@ -38,7 +38,6 @@ MAX_COLLECTED: Final = 65536  # bytes of a body that is always collected by the 
 MAX_READING: Final = 16  # threads that read larger ones as they come
 UNSENT_BYTES: Final = 262144  # of an answer, that the system keeps for a client that has no room for them
 KEEP_SECONDS: Final = 75.0  # longer than clients keep idle connections, so that the client closes first
-END_SECONDS: Final = 2.0
 ANSWER_LOOK_SECONDS: Final = 1.0  # between two looks whether a client takes its answer
 
 
@@ -60,7 +59,7 @@ SECONDS: Final = {
     Waits.HEAD: HEAD_SECONDS,
     Waits.BODY: BODY_SECONDS,
     Waits.ANSWER: float("inf"),
-    Waits.END: END_SECONDS,
+    Waits.END: 2.0,
 }
 
 
@@ -223,7 +222,7 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._num_reading = 0  # threads that read a body as it comes
+        self._num_reading = self._max_reading = 0  # threads that read a body as it comes
         self._trusted_hops = self._max_per_network = self._max_body_bytes = self._max_waiting_bytes = 0
 
     def load_wsgi(self) -> None:
@@ -235,6 +234,7 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
             self._trusted_hops = settings.trusted_hops
             self._max_per_network = settings.max_connections_per_address
             self._max_body_bytes = settings.max_body_bytes
+            self._max_reading = min(MAX_READING, settings.max_requests // 4)  # each holds the place of a request
             self._max_waiting_bytes = settings.max_inflight_bytes // 2
             if settings.tls_certificate is not None and settings.tls_key is not None:
                 self.certificate = Certificate(settings.tls_certificate, settings.tls_key)
@@ -319,7 +319,7 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
             return True
         if incoming.body_size <= MAX_COLLECTED and not incoming.expects_continue:
             return False
-        if self._num_reading < MAX_READING:
+        if self._num_reading < self._max_reading:
             self._num_reading += 1
             held.is_read = True
             incoming.until = time.monotonic() + BODY_SECONDS

@@ -21,7 +21,7 @@ from tests.service.test_server import metric, raw_post, until
 
 ASK = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 SCORE = raw_post(b'{"text": "abc"}', path=b"/score")
-LONG = json.dumps({"texts": ["abc" * 20_000], "tokens": True, "top": 5}).encode()
+LONG = json.dumps({"texts": ["abc" * 3000], "tokens": True, "top": 20}).encode()
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_answer_that_is_being_sent_is_not_cut_by_sigterm(letters: Path, tmp_path
         response = connection.getresponse()
         server.terminate()
         until(lambda: "Handling signal: term" in server.log)
-        assert len(json.loads(response.read())["results"][0]["tokens"]) >= 60_000
+        assert len(json.loads(response.read())["results"][0]["tokens"]) >= 9000
         connection.close()
         assert server.wait() == 0
 
