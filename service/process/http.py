@@ -50,6 +50,7 @@ __all__ = [
     "QuickConfig",
     "Stage",
     "answer_bytes",
+    "refusal",
     "translated",
 ]
 
@@ -365,17 +366,17 @@ def answer_bytes(error: MeariError, number: str, target: str, headers: dict[str,
     target   target of the request, as far as it was understood
     headers  further headers
     """
-    is_openai = target.startswith("/v1/")
-    body = msgspec.json.encode(openai_error_body(error) if is_openai else error_body(error, number))
-    fields = {
-        "Connection": "close",
-        "Content-Type": "application/json",
-        "X-Request-Id": number,
-        "Content-Length": str(len(body)),
-        **headers,
-    }
+    own, body = refusal(error, number, target)
+    fields = {"Connection": "close", **own, **headers}
     lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *(f"{k}: {v}" for k, v in fields.items())]
     return "\r\n".join([*lines, "\r\n"]).encode("ascii") + body
+
+
+def refusal(error: MeariError, number: str, target: str) -> tuple[dict[str, str], bytes]:
+    """Return the headers that belong to an error's body, and the body. target: as of `answer_bytes`."""
+    is_openai = target.startswith("/v1/")
+    body = msgspec.json.encode(openai_error_body(error) if is_openai else error_body(error, number))
+    return {"Content-Type": "application/json", "X-Request-Id": number, "Content-Length": str(len(body))}, body
 
 
 class QuickConfig:

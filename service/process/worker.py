@@ -36,7 +36,7 @@ from typing import Any, Final
 from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 
-from meari.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Problem
+from meari.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Overloaded, Problem
 from meari.runtime.machine import limit_arenas
 from meari.service.clients import BODY_SECONDS, Connection
 from meari.service.error_body import SAFE_HEADERS
@@ -47,15 +47,17 @@ from meari.service.process.http import (
     QuickConfig,
     Stage,
     answer_bytes,
+    refusal,
     translated,
 )
 from meari.service.process.tls import TlsConnection
 from meari.service.process.waiting import RECEIVE_BYTES, CollectingWorker, Held, Waits
-from meari.service.requests.origins import believe_proxies, cors_headers
+from meari.service.requests.origins import believe_proxies, cors_headers, may_answer_host
 from meari.service.workers import WorkerState, own_place
 
 __all__ = ["MAX_STAYING", "DrainingWorker"]
 
+WORK_PATHS: Final = frozenset(("/generate", "/score", "/states", "/tokenize", "/detokenize", "/v1/completions"))
 CHECK_SECONDS: Final = 0.05
 OBSERVE_SECONDS: Final = 0.5  # between two updates of the metrics
 MAX_STAYING: Final = 64  # threads that wait for the next request on their connection
@@ -252,7 +254,7 @@ class DrainingWorker(CollectingWorker):
         if not self._may_keep():
             response.force_close()
         try:
-            pieces = self.wsgi(environ, response.start_response)
+            pieces = self._refusal(environ, response) or self.wsgi(environ, response.start_response)
             try:
                 for piece in pieces:
                     response.write(piece)
@@ -268,6 +270,35 @@ class DrainingWorker(CollectingWorker):
             self.log.exception("an answer broke off", extra=MAY_QUOTE)
             raise StopIteration from None
         return not response.should_close()
+
+    def _refusal(self, environ: dict[str, Any], response: JoinedResponse) -> list[bytes] | None:
+        """Begin to refuse a request that the engines have no room for, and return the body; None for all others.
+
+        Under overload most requests are refused. Flask would take several times as long for it.
+        """
+        service, path = self._service(), environ["PATH_INFO"]
+        if service is None or service.keys is not None or path not in WORK_PATHS or environ["REQUEST_METHOD"] != "POST":
+            return None  # with keys, the caller is known only later
+        if service.drain.refuses_work or not may_answer_host(
+            environ.get("HTTP_HOST", ""), service.settings.allowed_hosts
+        ):
+            return None
+        started, address = time.monotonic(), environ.get("REMOTE_ADDR", "")
+        try:
+            service.admission.refuse_early(address)
+        except Overloaded as error:
+            number = request_id(environ.get("HTTP_X_REQUEST_ID"))
+            head, body = refusal(error, number, path)
+            head |= {"Retry-After": str(error.retry_after_seconds), **dict(SAFE_HEADERS)}
+            head |= cors_headers(service.settings.cors_origins, environ.get("HTTP_ORIGIN"))
+            response.start_response(f"{error.status} Too Many Requests", list(head.items()))
+            service.metrics.requests.labels(path, str(error.status)).inc()
+            service.metrics.refusals.labels("").inc()
+            line = RequestLine(number, "POST", path, path, error.status, address, error=error, error_message=str(error))
+            line.total_seconds = time.monotonic() - started
+            log_request(line)
+            return [body]
+        return None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain on SIGTERM. A request that arrives from now on is the last one of its connection.

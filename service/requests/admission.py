@@ -142,6 +142,14 @@ class Admission:
             self._inside[share] += 1
         return Ticket(self, share)
 
+    def refuse_early(self, share: str) -> None:
+        """Refuse a request that `enter` would refuse, before anything else is done for it. Raises Overloaded."""
+        with self._lock:
+            bound = self._knee() if self._gate.is_limiting else self._max_requests
+            has_room = self._has_room(share, min(bound, self._max_requests))
+        if not has_room:
+            self.enter(share).release()  # it counts the arrival; seldom there is room again by now
+
     def _has_room(self, share: str, bound: int) -> bool:
         """Return True if the bound is not reached, or the caller has less than its even share of it inside."""
         if self._requests < bound:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
 from collections import deque
+from pathlib import Path
 
+import httpx
 import pytest
 from flask import Flask
 
 from meari.errors import Overloaded
 from meari.service.requests.admission import FAIR_REQUESTS, Admission, OverloadGate, Ticket
 from meari.service.service import MIN_KNEE
+from tests.patience import PATIENCE
+from tests.service.running import running_server
 
 FREE, KNEE = 64, 16
 SECONDS_ALONE, SECONDS_MORE = (
@@ -201,3 +206,33 @@ def test_overload_by_one_caller_is_refused_to_that_caller_first() -> None:
         worker.admission.enter("modest")
     with pytest.raises(Overloaded):
         worker.admission.enter("modest")
+
+
+def test_refusal_is_complete_and_keeps_the_connection(letters: Path, tmp_path: Path) -> None:
+    endless = {"prompt": "a", "max_tokens": 200_000, "logit_bias": {"0": -100}, "temperature": 0, "stream": True}
+    page = "https://page.example"
+    with running_server(tmp_path, bundles=letters, max_requests=1, max_tokens=200_000, cors_origins=page) as server:
+        with server.client.stream("POST", "/generate", json=endless) as stream:
+            pieces = stream.iter_bytes()
+            next(pieces)
+            with httpx.Client(base_url=server.client.base_url, timeout=PATIENCE, trust_env=False) as client:
+                headers = {"X-Request-Id": "mine", "Origin": "https://page.example"}
+                refused = client.post("/generate", json={"prompt": "a" * 100_000}, headers=headers)
+                assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
+                assert refused.json()["error"]["request_id"] == refused.headers["X-Request-Id"] == "mine"
+                assert int(refused.headers["Retry-After"]) >= 1
+                assert refused.headers["Access-Control-Allow-Origin"] == "https://page.example"
+                assert refused.headers["X-Content-Type-Options"] == "nosniff"
+                assert refused.headers.get("Connection") != "close"
+                openai = client.post("/v1/completions", json={"prompt": "a"})
+                assert (openai.status_code, openai.json()["error"]["type"]) == (429, "rate_limit_error")
+                assert client.get("/healthz").status_code == 200
+                assert client.post("/nowhere", json={}).status_code == 404
+                metrics = client.get("/metrics").text
+                assert 'meari_requests_total{route="/generate",status="429"} 1.0' in metrics
+        until = time.monotonic() + PATIENCE
+        while (answer := server.post("/generate", prompt="a", max_tokens=1)).status_code == 429:
+            assert time.monotonic() < until
+        assert answer.status_code == 200
+        assert '"request_id":"mine"' in server.log
+        assert '"outcome":"refused"' in server.log
