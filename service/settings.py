@@ -401,7 +401,7 @@ def with_settings_file(environment: Mapping[str, str]) -> dict[str, str]:
         if not line or line.startswith("#"):
             continue
         if not equals or not name.startswith("MEARI_") or name in (*added, "MEARI_SETTINGS_FILE"):
-            expected = "MEARI_NAME=value, each name once, or a comment that begins with #"
+            expected = "MEARI_…=value, each name once, or a comment that begins with #"
             problems.append(Problem("MEARI_SETTINGS_FILE", f"{name[:100]!r} on line {number} of {path}", expected))
         is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
         added[name] = value[1:-1] if is_quoted else value

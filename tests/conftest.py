@@ -33,6 +33,7 @@ SLOW: Final = (
     "models/training/test_reservoir_training.py",
     "models/training/test_workers.py",
     "service/openai/test_harness.py",
+    "service/test_replacement.py",
     "service/test_reload.py",
     "service/web",
     "test_readme.py",
