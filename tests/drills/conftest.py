@@ -25,7 +25,7 @@ FAILURE: Final = pytest.StashKey[str]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("drills")
     group.addoption("--long", action="store_true", help="run the long forms and write docs/reliability.md")
-    group.addoption("--soak-minutes", type=float, default=8.0, help="length of the soak in its long form")
+    group.addoption("--soak-minutes", type=float, default=5.0, help="length of the soak in its long form")
     group.addoption("--share", type=float, default=1.0, help="share of the long forms' sizes, for a busy machine")
     group.addoption("--drill-seed", type=int, help="seed of random choices: 1, and a new one for each long form")
 

@@ -25,10 +25,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from meari.bulk.errors import BulkError
 from meari.bulk.output import Checkpoint, Journal, check_journal, is_interrupted, read_run
 from meari.bundle_format.names import Family
-from meari.errors import BundleError
+from meari.errors import BundleError, MeariError
 from meari.models.checkpoint import fill_checkpoint, load_checkpoint
 from meari.models.config import RecurrentConfig, load_config
 from meari.models.errors import ModelsError
@@ -37,6 +39,7 @@ from meari.models.text.tokenizer import train_tokenizer
 from meari.models.text.tokens import prepare
 from meari.runtime.bundle import open_bundle
 from meari.runtime.machine import resident_bytes
+from meari.service.requests.keys import KeyFile, make_key, read_keys
 from meari.service.settings import SettingsError, load_settings
 from tests.drills.inside import shown_inside
 from tests.drills.mutations import mutated_bytes, mutated_tree
@@ -222,6 +225,23 @@ class Journals(Kind):
         journal.close()
 
 
+class Keys(Kind):
+    """Files of keys."""
+
+    refusals = (MeariError,)
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        entries = [make_key("one", admin=True)[1], make_key("two", models=["letters"], tokens_per_minute=9)[1]]
+        self._data = msgspec.json.encode(KeyFile(entries))
+
+    def read(self, rng: random.Random) -> None:
+        """Make the case and read it."""
+        file = self.folder / "keys.json"
+        file.write_bytes(_mutated_file(file.name, self._data, rng))
+        read_keys(file)
+
+
 class Environments(Kind):
     """Settings of the service."""
 
@@ -242,6 +262,7 @@ KINDS: Final[dict[str, type[Kind]]] = {
     "corpora": Corpora,
     "configs": Configs,
     "journals": Journals,
+    "keys": Keys,
     "environments": Environments,
 }
 

@@ -1,4 +1,4 @@
-"""Drill: mutated bundles, checkpoints, corpora, configs, journals and settings are refused in words, or read."""
+"""Drill: mutated bundles, checkpoints, corpora, configs, journals, keys and settings are refused in words, or read."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ COUNTS = {
     "corpora": (40, 2_000),
     "configs": (200, 10_000),
     "journals": (100, 5_000),
+    "keys": (200, 10_000),
     "environments": (200, 10_000),
 }
 
