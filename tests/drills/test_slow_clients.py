@@ -103,5 +103,5 @@ def test_reader_that_stalls_is_let_go_in_time(drill: Drill, letters: Path, tmp_p
 
 def in_flight(server: Server) -> int:
     text = server.client.get("/metrics").text
-    [line] = [line for line in text.splitlines() if line.startswith("meari_requests_in_flight")]
+    [line] = [line for line in text.splitlines() if "requests_in_flight" in line and not line.startswith("#")]
     return int(float(line.split()[-1]))

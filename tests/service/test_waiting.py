@@ -17,7 +17,7 @@ from meari.service.process.waiting import MAX_READING
 from tests.drills.processes import held_by, workers_of
 from tests.service.log.test_odd_clients import error_of, received
 from tests.service.running import Server, running_server
-from tests.service.test_server import metric, raw_post, until
+from tests.service.test_server import raw_post, until
 
 ASK = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 SCORE = raw_post(b'{"text": "abc"}', path=b"/score")
@@ -65,22 +65,6 @@ def test_clients_that_stop_hold_few_threads(server: Server, begin: bytes) -> Non
             stack.enter_context(server.connect()).sendall(begin)
         assert answers(server)
         assert num_threads(server) <= before + MAX_READING + 16
-
-
-def test_reader_of_no_long_answer_holds_no_thread_and_counts_as_in_flight_until_it_reads(server: Server) -> None:
-    with contextlib.ExitStack() as stack:
-        readers = [stack.enter_context(server.connect()) for _ in range(3)]
-        for reader in readers:
-            reader.sendall(raw_post(LONG, b"Connection: close", path=b"/score"))
-        until(
-            lambda: metric(server, "meari_requests_in_flight") == 3 and metric(server, "meari_running_sequences") == 0
-        )
-        for reader in readers:
-            assert reader.recv(1, socket.MSG_PEEK)
-        assert answers(server)
-        for reader in readers:
-            assert received(reader).endswith(b"}")
-        until(lambda: metric(server, "meari_requests_in_flight") == 0)
 
 
 def test_address_past_its_bound_loses_idle_connections_and_others_none(server: Server) -> None:
