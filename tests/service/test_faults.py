@@ -147,6 +147,8 @@ def test_worker_whose_engine_cannot_go_on_is_replaced(letters: Path, tmp_path: P
         while (status := _status(server.client)) != 200 and time.monotonic() < until:
             statuses.add(status)
         assert status == 200
+        while set(before) & set(workers_of(server.process.pid)) and time.monotonic() < until:
+            assert _status(server.client) == 200, "its successor answers while it ends"
         assert not set(before) & set(workers_of(server.process.pid))
         assert events(server.post("/generate", prompt="ab", stream=True, **GREEDY))[-1] == "[DONE]"
 
