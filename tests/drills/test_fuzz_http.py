@@ -34,7 +34,7 @@ CODES: Final = frozenset(
 HTTP_REFUSALS: Final = (501, 505)  # a part of HTTP that is not there: the client's mistake, by the contract
 STATE_KEY: Final = "a-key-of-at-least-thirty-two-characters"
 NUM_LANES: Final = 8
-MAX_GROWTH_MB: Final = 8.0  # of a worker, after the first tenth
+MAX_GROWTH_MB: Final = 8.0  # of a worker, after the first tenth of a million; 20,000 requests are all warming up
 
 
 def problem_of(answer: Answer, sent: bytes) -> str:
@@ -217,4 +217,4 @@ def test_mutated_requests_get_an_answer_of_the_contract(drill: Drill, server: Se
     assert workers_of(server.process.pid) == workers
     assert refused < 0.01
     assert [pair for pair in zip(canary(server), before, strict=True) if pair[0] != pair[1]] == []
-    assert grown <= MAX_GROWTH_MB
+    assert grown <= drill.pick(2 * MAX_GROWTH_MB, MAX_GROWTH_MB)
