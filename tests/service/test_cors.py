@@ -28,6 +28,12 @@ ASKED = {
 }
 
 
+EXPOSED = (
+    "X-Request-Id, Retry-After, RateLimit, RateLimit-Policy, "
+    "x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+)
+
+
 def client_of(letters: Path, *origins: str, keys: tuple[str, ...] = ()) -> Iterator[FlaskClient]:
     app = create_app(Settings(bundles=letters, cors_origins=origins, api_keys=keys, workers=1, log_level="error"))
     assert app.extensions["meari"].registry.wait_loaded(PATIENCE)
@@ -58,7 +64,7 @@ def test_preflight_needs_no_key(named: FlaskClient, path: str) -> None:
         "Access-Control-Allow-Methods": "GET, HEAD, POST",
         "Access-Control-Allow-Headers": ASKED["Access-Control-Request-Headers"],
         "Access-Control-Max-Age": "3600",
-        "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
+        "Access-Control-Expose-Headers": EXPOSED,
     }
     assert response.headers["Vary"] == "Origin"
 
@@ -114,7 +120,7 @@ def test_every_response_can_be_read(
         assert response.status_code == status
         assert cors_of(response) == {
             "Access-Control-Allow-Origin": origin,
-            "Access-Control-Expose-Headers": "X-Request-Id, Retry-After",
+            "Access-Control-Expose-Headers": EXPOSED,
         }
 
 

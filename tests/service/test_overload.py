@@ -17,6 +17,7 @@ from meari.service.requests.admission import FAIR_REQUESTS, Admission, OverloadG
 from meari.service.service import MIN_KNEE
 from tests.patience import PATIENCE
 from tests.service.running import running_server
+from tests.service.test_server import until as await_condition
 
 FREE, KNEE = 64, 16
 SECONDS_ALONE, SECONDS_MORE = (
@@ -234,5 +235,5 @@ def test_refusal_is_complete_and_keeps_the_connection(letters: Path, tmp_path: P
         while (answer := server.post("/generate", prompt="a", max_tokens=1)).status_code == 429:
             assert time.monotonic() < until
         assert answer.status_code == 200
-        assert '"request_id":"mine"' in server.log
+        await_condition(lambda: '"request_id":"mine"' in server.log)
         assert '"outcome":"refused"' in server.log
