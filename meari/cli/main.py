@@ -26,7 +26,7 @@ NOT_VERBS = frozenset({"main"})
 GROUPS = {
     "Train": ("search", "train", "evaluate", "export", "sign"),
     "Look": ("inspect", "models", "claims"),
-    "Use": ("serve", "keys", "generate", "score", "completion"),
+    "Use": ("serve", "keys", "generate", "score", "filter", "completion"),
 }  # of verbs, in the order in which data flows
 STAGES = tuple(verb for verbs in GROUPS.values() for verb in verbs)
 ERROR_ROOTS = (

@@ -1,0 +1,224 @@
+"""`meari filter`: a corpus → its lines in three parts, by how likely a model, or the difference of two, finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meari.cli._bulk import RUN_OPTIONS, RunOptions, check_names, endings, format_of, input_names, uses, work_options
+from meari.cli._files import Use
+from meari.cli._options import Choice, packed
+from meari.cli._tables import shown
+from meari.cli._target import MODEL_OPTION, TARGET_OPTIONS, Target
+
+if TYPE_CHECKING:
+    from meari.bulk.filtering import Criterion, Figure, Scores, Thresholds
+
+EXAMPLES = """\b
+Examples:
+  meari filter corpus.txt --model my-model -o filtered                 # 30 % head, 30 % middle, the rest tail
+  meari filter corpus.jsonl --model my-model --head 30 --middle 40 --reference clean.txt -o filtered
+  meari filter other.jsonl --model my-model --thresholds filtered/thresholds.json -o filtered-too
+  meari filter pool.jsonl --model in-domain --against pool-model --head 10 --middle 0 -o selected
+"""
+
+FILTER_OPTIONS = (
+    click.option(
+        "--against",
+        metavar="NAME",
+        help="Second model: lines are compared by the difference of both models' bits a character.",
+    ),
+    click.option(
+        "--by",
+        type=Choice(["bits_per_char", "bits_per_byte", "perplexity"]),
+        default="bits_per_char",
+        show_default=True,
+        help="Figure by which lines are compared.",
+    ),
+    click.option(
+        "--head",
+        metavar="PERCENT",
+        type=click.FloatRange(0, 100),
+        help="Share of the reference's likeliest lines that gives the threshold of the head.  [30]",
+    ),
+    click.option("--middle", metavar="PERCENT", type=click.FloatRange(0, 100), help="Share of the next ones.  [30]"),
+    click.option(
+        "--reference",
+        metavar="FILE",
+        type=click.Path(exists=True, dir_okay=False),
+        help="Lines on which the thresholds are measured.  [the corpus itself]",
+    ),
+    click.option(
+        "--thresholds",
+        metavar="FILE",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Take the thresholds of an earlier run.",
+    ),
+    click.option(
+        "--end/--no-end",
+        default=None,
+        help="Count the probability that a line ends where it ends.  [if the model's training text had ends]",
+    ),
+)
+SHARE = 30.0
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """How lines are compared. Raises UsageError if the options contradict each other."""
+
+    against: str | None
+    by: Figure
+    head: float | None
+    middle: float | None
+    reference: str | None
+    thresholds: Path | None
+    end: bool | None
+
+    def __post_init__(self) -> None:
+        if self.against is not None and self.by != "bits_per_char":
+            raise click.UsageError(f"--by: got {self.by} with --against, expected bits_per_char")
+        given = [name for name in ("head", "middle", "reference") if getattr(self, name) is not None]
+        if self.thresholds is not None and given:
+            raise click.UsageError(f"--{given[0]}: got it with --thresholds, expected one of the two")
+        if sum(self.shares) > 100:
+            raise click.UsageError(
+                f"--head, --middle: got {self.shares[0]:g} and {self.shares[1]:g} percent, expected at most 100 together"
+            )
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Percent of head and middle."""
+        head = SHARE if self.head is None else self.head
+        return head, min(SHARE, 100 - head) if self.middle is None else self.middle
+
+
+@click.command("filter", short_help="Sort the lines of a corpus into likely and unlikely ones.", epilog=EXAMPLES)
+@click.argument("files", metavar="FILE|DIR…", nargs=-1, required=True, type=click.Path())
+@packed("target", Target, MODEL_OPTION, *TARGET_OPTIONS)
+@packed("options", FilterOptions, *FILTER_OPTIONS)
+@packed("run", RunOptions, *RUN_OPTIONS)
+def command(files: tuple[str, ...], target: Target, options: FilterOptions, run: RunOptions) -> None:
+    """Sort the lines of the FILEs into head, middle and tail: into files in the folder `-o DIR`, byte for byte.
+
+    Each line is scored as `meari score` does, which the same options steer and `--resume` continues; scores.tsv keeps
+    the figures. The thresholds are quantiles over a reference and stand in thresholds.json. Blank lines and, with
+    --skip-bad, bad ones are left out.
+    """
+    if "-" in files:
+        raise click.UsageError("FILE: got standard input, expected files: they are read twice")
+    if run.output is None:
+        raise click.UsageError("--output: missing, expected -o DIR, a folder for the parts")
+    if run.no_text:
+        raise click.UsageError("--no-text: got it, expected none: the scores never repeat the text")
+    with endings():
+        _filter(files, target, options, run, run.output)
+
+
+def _filter(files: Sequence[str], target: Target, options: FilterOptions, run: RunOptions, folder: Path) -> None:
+    from meari.bulk.filtering import PARTS, find_thresholds, split_lines_by
+    from meari.bulk.source import Source
+
+    names, tells_files = input_names(files)
+    source = Source(names, tells_files=tells_files)
+    _prepare(folder, run)
+    suffix = ".txt" if format_of(run, source) == "text" else ".jsonl"
+    outputs = [folder / (part + suffix) for part in PARTS]
+    reads = [*uses("FILE", names), *uses("--reference", [options.reference] if options.reference else [])]
+    scores, by = _score(names, target, options, replace(run, output=folder / "scores.tsv"), reads)
+    if options.thresholds is not None:
+        thresholds = _read(options.thresholds, by)
+    elif options.reference is None:
+        thresholds = find_thresholds(scores, by, *options.shares)
+    else:
+        own = replace(run, output=folder / "reference.tsv", field="" if _is_text(options.reference) else run.field)
+        thresholds = find_thresholds(_score([options.reference], target, options, own, reads)[0], by, *options.shares)
+    thresholds.write(folder / "thresholds.json")
+    counts = split_lines_by(thresholds, scores, Source(names, tells_files=tells_files), outputs)
+    _tell(counts, thresholds, outputs, run)
+
+
+def _prepare(folder: Path, run: RunOptions) -> None:
+    """Make the folder. Raises UsageError if it holds a run that nobody asked to replace or continue."""
+    if folder.exists() and not folder.is_dir():
+        raise click.UsageError(f"--output: got {folder}, a file, expected a folder for the parts")
+    if (folder / "thresholds.json").exists() and not run.overwrite and not run.resume:
+        raise click.UsageError(f"--output: {folder} holds the parts of a run, expected another folder, or --overwrite")
+    if not folder.absolute().parent.is_dir():
+        raise click.UsageError(f"--output: got {folder}, expected a place in a folder that exists")
+    folder.mkdir(exist_ok=True)
+
+
+def _score(
+    names: list[str], target: Target, options: FilterOptions, run: RunOptions, reads: list[Use]
+) -> tuple[Scores, Criterion]:
+    """Score the lines with each model; a file that holds all scores already is left as it is."""
+    from meari.bulk.filtering import Criterion, Scores
+
+    models = [target.model] if options.against is None else [target.model, options.against]
+    assert run.output is not None
+    paths = [run.output, run.output.with_stem(run.output.stem + "-against")][: len(models)]
+    hashes, has_ends = [], False
+    for model, path in zip(models, paths, strict=True):
+        own = replace(run, output=path, summary=None, resume=run.resume and path.exists())
+        digest, has_ends = _score_once(names, replace(target, model=model), options, own, reads)
+        hashes.append(digest)
+    by = Criterion(figure=options.by, model=hashes[0], against="".join(hashes[1:]), add_end=has_ends)
+    return Scores(tuple(paths), run.prefix + options.by), by
+
+
+def _score_once(
+    names: list[str], target: Target, options: FilterOptions, run: RunOptions, reads: list[Use]
+) -> tuple[str, bool]:
+    """Score the lines with one model; return the hash of its bundle, and whether ends were counted."""
+    from meari.bulk.options import ScoreOptions
+    from meari.bulk.run import run as run_bulk
+    from meari.bulk.source import Source
+    from meari.bundle_format.reader import read_manifest
+
+    source = Source(names, tells_files=len(names) > 1)
+    common, plan, facts = work_options(target, run, reads, format_of(run, source), "tsv")
+    ends = facts.has_ends if options.end is None else options.end
+    scoring = ScoreOptions(**{**common, "with_text": False, "with_file": len(names) > 1}, add_end=ends)
+    check_names(source, scoring)
+    run_bulk(source, scoring, plan)
+    return read_manifest(Path(scoring.bundle))[1] if plan.remote is None else plan.remote.hash, ends
+
+
+def _is_text(name: str) -> bool:
+    return name.lower().removesuffix(".gz").endswith(".txt")
+
+
+def _read(path: Path, by: Criterion) -> Thresholds:
+    from meari.bulk.filtering import Thresholds
+
+    return Thresholds.read(path, by)
+
+
+def _tell(counts: list[int], thresholds: Thresholds, outputs: list[Path], run: RunOptions) -> None:
+    """Print the summary on standard error, and write it as JSON where that is asked for."""
+    import json
+
+    *parts, left_out = counts
+    total = sum(parts)
+    if run.summary is not None:
+        summary: dict[str, Any] = {
+            "figure": thresholds.by.figure,
+            "thresholds": {"head": thresholds.head, "middle": thresholds.middle},
+            "num_lines": {path.stem: count for path, count in zip(outputs, parts, strict=True)},
+            "num_left_out": left_out,
+        }
+        run.summary.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    if run.quiet:
+        return
+    bounds = (thresholds.head, thresholds.middle, None)
+    for path, count, bound in zip(outputs, parts, bounds, strict=True):
+        share = f"{100 * count / total:.1f} %" if total else "-"
+        up_to = "" if bound is None else f"   up to {shown(bound)} {thresholds.by.figure}"
+        click.echo(f"{path}: {count:,} lines, {share}{up_to}", err=True)
+    if left_out:
+        click.echo(f"{left_out:,} lines without a figure (blank, or bad) are in no part", err=True)
