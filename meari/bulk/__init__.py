@@ -9,6 +9,7 @@ One process cuts lines and puts results in order:
     worker_pool.py           chunks to the workers, results back in order
     output.py                a file or a pipe, and the journal of how far a file is
     run.py, progress.py      all of it together, and the progress bar
+    filtering.py             scored lines → parts of a corpus
 
 A worker process for each CPU has a backend:
 

@@ -32,7 +32,7 @@ __all__ = ["PARTS", "Criterion", "Figure", "Scores", "Thresholds", "find_thresho
 
 Figure = Literal["bits_per_char", "bits_per_byte", "perplexity"]
 PARTS: Final = ("head", "middle", "tail")
-NO_PART: Final = len(PARTS)  # of a line without a figure: blank, or bad
+NO_PART: Final = len(PARTS)  # of a line without a figure: empty, or bad
 AT_ONCE: Final = 1 << 14  # lines
 READ_BYTES: Final = 1 << 20
 DIGIT_BITS: Final = 16

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from meari.cli._bulk import RUN_OPTIONS, RunOptions, check_names, endings, format_of, input_names, uses, work_options
 from meari.cli._files import Use
-from meari.cli._options import Choice, packed
+from meari.cli._options import Choice, echo_json, json_option, packed
 from meari.cli._tables import shown
 from meari.cli._target import MODEL_OPTION, TARGET_OPTIONS, Target
 
@@ -65,6 +65,7 @@ FILTER_OPTIONS = (
     ),
 )
 SHARE = 30.0
+LEFT_OUT = "num_left_out"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class FilterOptions:
             raise click.UsageError(f"--{given[0]}: got it with --thresholds, expected one of the two")
         if sum(self.shares) > 100:
             raise click.UsageError(
-                f"--head, --middle: got {self.shares[0]:g} and {self.shares[1]:g} percent, expected at most 100 together"
+                "--head, --middle: got {:g} and {:g} percent, expected at most 100 together".format(*self.shares)
             )
 
     @property
@@ -102,11 +103,12 @@ class FilterOptions:
 @packed("target", Target, MODEL_OPTION, *TARGET_OPTIONS)
 @packed("options", FilterOptions, *FILTER_OPTIONS)
 @packed("run", RunOptions, *RUN_OPTIONS)
-def command(files: tuple[str, ...], target: Target, options: FilterOptions, run: RunOptions) -> None:
+@json_option
+def command(files: tuple[str, ...], target: Target, options: FilterOptions, run: RunOptions, as_json: bool) -> None:
     """Sort the lines of the FILEs into head, middle and tail: into files in the folder `-o DIR`, byte for byte.
 
     Each line is scored as `meari score` does, which the same options steer and `--resume` continues; scores.tsv keeps
-    the figures. The thresholds are quantiles over a reference and stand in thresholds.json. Blank lines and, with
+    the figures. The thresholds are quantiles over a reference and stand in thresholds.json. Empty lines and, with
     --skip-bad, bad ones are left out.
     """
     if "-" in files:
@@ -116,10 +118,14 @@ def command(files: tuple[str, ...], target: Target, options: FilterOptions, run:
     if run.no_text:
         raise click.UsageError("--no-text: got it, expected none: the scores never repeat the text")
     with endings():
-        _filter(files, target, options, run, run.output)
+        counts, thresholds = _filter(files, target, options, run, run.output)
+        _tell(counts, thresholds, run, as_json=as_json)
 
 
-def _filter(files: Sequence[str], target: Target, options: FilterOptions, run: RunOptions, folder: Path) -> None:
+def _filter(
+    files: Sequence[str], target: Target, options: FilterOptions, run: RunOptions, folder: Path
+) -> tuple[dict[str, int], Thresholds]:
+    """Sort the lines into files; return the lines of each file, last those of none, and the thresholds."""
     from meari.bulk.filtering import PARTS, find_thresholds, split_lines_by
     from meari.bulk.source import Source
 
@@ -139,7 +145,7 @@ def _filter(files: Sequence[str], target: Target, options: FilterOptions, run: R
         thresholds = find_thresholds(_score([options.reference], target, options, own, reads)[0], by, *options.shares)
     thresholds.write(folder / "thresholds.json")
     counts = split_lines_by(thresholds, scores, Source(names, tells_files=tells_files), outputs)
-    _tell(counts, thresholds, outputs, run)
+    return dict(zip([*map(str, outputs), LEFT_OUT], counts, strict=True)), thresholds
 
 
 def _prepare(folder: Path, run: RunOptions) -> None:
@@ -199,26 +205,27 @@ def _read(path: Path, by: Criterion) -> Thresholds:
     return Thresholds.read(path, by)
 
 
-def _tell(counts: list[int], thresholds: Thresholds, outputs: list[Path], run: RunOptions) -> None:
-    """Print the summary on standard error, and write it as JSON where that is asked for."""
+def _tell(counts: dict[str, int], thresholds: Thresholds, run: RunOptions, *, as_json: bool) -> None:
+    """Print the summary on standard error, and write or print it as JSON where that is asked for."""
     import json
 
-    *parts, left_out = counts
-    total = sum(parts)
+    files = {file: count for file, count in counts.items() if file != LEFT_OUT}
+    summary = {
+        "figure": thresholds.by.figure,
+        "thresholds": {"head": thresholds.head, "middle": thresholds.middle},
+        "files": files,
+        LEFT_OUT: counts[LEFT_OUT],
+    }
     if run.summary is not None:
-        summary: dict[str, Any] = {
-            "figure": thresholds.by.figure,
-            "thresholds": {"head": thresholds.head, "middle": thresholds.middle},
-            "num_lines": {path.stem: count for path, count in zip(outputs, parts, strict=True)},
-            "num_left_out": left_out,
-        }
-        run.summary.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+        run.summary.write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n", "utf-8")
+    if as_json:
+        echo_json(summary)
     if run.quiet:
         return
-    bounds = (thresholds.head, thresholds.middle, None)
-    for path, count, bound in zip(outputs, parts, bounds, strict=True):
+    total = sum(files.values())
+    for (file, count), bound in zip(files.items(), (thresholds.head, thresholds.middle, None), strict=True):
         share = f"{100 * count / total:.1f} %" if total else "-"
         up_to = "" if bound is None else f"   up to {shown(bound)} {thresholds.by.figure}"
-        click.echo(f"{path}: {count:,} lines, {share}{up_to}", err=True)
-    if left_out:
-        click.echo(f"{left_out:,} lines without a figure (blank, or bad) are in no part", err=True)
+        click.echo(f"{file}: {count:,} lines, {share}{up_to}", err=True)
+    if counts[LEFT_OUT]:
+        click.echo(f"{counts[LEFT_OUT]:,} lines without a figure (empty, or bad) are in no part", err=True)

@@ -123,7 +123,8 @@ def _no_server(verb: str) -> click.Option:
     def refuse(_context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
         if value is not None:
             raise click.UsageError(
-                f"--server: {verb} works with files of this machine; models, inspect, generate and score ask a service"
+                f"--server: {verb} works with files of this machine; "
+                "models, inspect, generate, score and filter ask a service"
             )
 
     return click.Option(["--server"], hidden=True, expose_value=False, is_eager=True, callback=refuse)

@@ -30,11 +30,10 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "base": ([], []),
     "keys": (["keys"], ["keys.enabled=true"]),
     "volume": (["bundles-volume"], ["bundles.volume.enabled=true"]),
-    "fetch": (["bundles-fetch"], ["bundles.fetch.enabled=true"]),
     "ingress": (["ingress"], ["ingress.enabled=true"]),
     "sticky": (["ingress", "sticky"], ["ingress.enabled=true", "ingress.sticky=true"]),
     "monitoring": (["monitoring"], ["monitoring.enabled=true"]),
-    "queued-tokens": (["queued-tokens"], ["autoscaling.queuedTokens.enabled=true"]),
+    "waiting-requests": (["waiting-requests"], ["autoscaling.waitingRequests.enabled=true"]),
 }
 
 
@@ -128,7 +127,6 @@ def test_chart_passes_helms_own_check() -> None:
     ("values", "message"),
     [
         (["terminationGracePeriodSeconds=70"], "terminationGracePeriodSeconds: got 70, expected more than"),
-        (["bundles.volume.enabled=true", "bundles.fetch.enabled=true"], "expected one of them"),
     ],
 )
 def test_chart_refuses_values_that_contradict_each_other(values: list[str], message: str) -> None:
