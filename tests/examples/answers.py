@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 import tempfile
+from contextlib import AbstractContextManager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,14 @@ from tests.service.running import Server, events, running_server
 
 EXCHANGE = re.compile(r"^\$ (curl .*?)\n(.*?)(?=^\$ |^```)", re.DOTALL | re.MULTILINE)
 WIDTH = 132
+ADMIN_KEY = "admin-key-of-the-examples-0123456789"
 LONGEST_TEXT = 300  # characters; longer texts are cut
 SHOWN_OF_LONG = 24
+
+
+def served(folder: Path) -> AbstractContextManager[Server]:
+    """Serve the released bundles as the page assumes."""
+    return running_server(folder, bundles=ROOT / "bundles", admin_keys=ADMIN_KEY)
 
 
 def exchanges(text: str) -> list[tuple[str, str]]:
@@ -34,6 +41,8 @@ def ask(server: Server, command: str) -> httpx.Response:
     """Send the request of a curl command to the server."""
     words = shlex.split(command)
     [path] = [word.removeprefix("localhost:8000") for word in words if word.startswith("localhost:8000")]
+    if "POST" in words:
+        return server.client.post(path, headers={"Authorization": f"Bearer {ADMIN_KEY}"})
     if "--json" not in words:
         return server.client.get(path)
     headers = {"Content-Type": "application/json"}
@@ -89,7 +98,7 @@ def _kept(value: Any, shown: Any) -> Any:
 def main() -> None:
     """Request every response again and rewrite the page."""
     text = page("http-api")
-    with tempfile.TemporaryDirectory() as folder, running_server(Path(folder), bundles=ROOT / "bundles") as server:
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as server:
         for command, shown in exchanges(text):
             block = f"$ {command}\n"
             text = text.replace(block + shown, block + answer_text(ask(server, command), shown))

@@ -580,7 +580,7 @@ def test_oversized_requests_are_refused_before_tokenization(bundles: Any) -> Non
         assert response.status_code == status, response.text
         assert status == 200 or response.get_json()["error"]["code"] == "too_large"
     assert (service.admission.num_requests, service.admission.num_bytes) == (0, 0)
-    tickets = [service.admission.enter() for _ in range(3)]
+    tickets = [service.admission.enter("127.0.0.1") for _ in range(3)]  # the client's own
     response = client.post("/generate", json={})
     assert (response.status_code, response.get_json()["error"]["code"]) == (429, "overloaded")
     assert int(response.headers["Retry-After"]) >= 1

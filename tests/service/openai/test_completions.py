@@ -424,11 +424,12 @@ def test_full_queue_refuses_a_list_and_releases_its_places(app: Flask, monkeypat
     engine = app.extensions["meari"].registry.get("letters").engine
     monkeypatch.setattr(engine._queue, "_max_waiting", 2)
     scored: dict[str, Any] = {"echo": True, "logprobs": 0}
-    with engine.reserve(), engine.reserve():
+    own = "127.0.0.1"  # of the client below: other callers would be let in beside it
+    with engine.reserve(own), engine.reserve(own):
         assert post(app.test_client(), status=429, prompt=["a", "b", "c"])["error"]["code"] == "overloaded"
         assert post(app.test_client(), status=429, prompt=["a", "b"], **scored)["error"]["code"] == "overloaded"
         assert engine.stats().waiting == 2
-    with engine.reserve():
+    with engine.reserve(own):
         assert len(post(app.test_client(), prompt=["a", "b", "c"])["choices"]) == 3
         assert len(post(app.test_client(), prompt=["a", "b"], **scored)["choices"]) == 2
     assert engine.stats().waiting == 0
