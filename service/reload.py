@@ -12,6 +12,7 @@ the load. A bundle that is absent for a moment, between the two renames that rep
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import logging
@@ -44,6 +45,7 @@ __all__ = [
     "Load",
     "Wishes",
     "WorkerReport",
+    "may_open_files",
 ]
 
 POLL_SECONDS: Final = 0.25
@@ -158,6 +160,17 @@ class FolderWatch:
         absent = {name for name in served if name not in found.folders and f"{name}.old" not in found.failed}
         self._absent_since = {name: self._absent_since.get(name, now) for name in absent}
         return tuple(sorted(name for name, since in self._absent_since.items() if now - since >= GONE_SECONDS))
+
+
+def may_open_files() -> bool:
+    """Tell whether the process may open some more files; without them a folder looks broken."""
+    with contextlib.ExitStack() as opened:
+        try:
+            for _ in range(4):
+                opened.callback(os.close, os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            return error.errno not in (errno.EMFILE, errno.ENFILE)
+    return True
 
 
 def _signature(folder: Path) -> Signature:

@@ -38,6 +38,7 @@ from meari.service.reload import (
     Load,
     Wishes,
     WorkerReport,
+    may_open_files,
 )
 from meari.service.requests.admission import Admission
 from meari.service.requests.keys import KeyRing
@@ -265,6 +266,8 @@ class Registry:
         while not self._stopping:
             self._wake.wait(self._poll_seconds)
             self._wake.clear()
+            if not may_open_files():  # clients have them all: nothing can be told of the folder now
+                continue
             try:
                 self._follow()
                 is_well = True
