@@ -274,7 +274,7 @@ class DrainingWorker(CollectingWorker):
     def _refusal(self, environ: dict[str, Any], response: JoinedResponse) -> list[bytes] | None:
         """Begin to refuse a request that the engines have no room for, and return the body; None for all others.
 
-        Under overload most requests are refused. Flask would take several times as long for it.
+        Under overload most requests are refused. This leaves out what Flask would do for each.
         """
         service, path = self._service(), environ["PATH_INFO"]
         if service is None or service.keys is not None or path not in WORK_PATHS or environ["REQUEST_METHOD"] != "POST":
