@@ -77,7 +77,7 @@ class Readiness:
 
     @property
     def ready(self) -> bool:
-        """Whether the host takes requests."""
+        """True while the host takes requests."""
         return not self.reason
 
 

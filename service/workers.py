@@ -362,7 +362,7 @@ class Place:
 
     @property
     def accepts(self) -> bool:
-        """Whether this worker accepts new connections.
+        """True while this worker accepts new connections.
 
         A ready one does. One that is not does only if nobody else would: so probes are answered with the reason at the
         first start, and a worker that ends works on until its successor is ready. While the host drains, everybody
@@ -381,7 +381,7 @@ class Place:
 
     @property
     def has_clearly_more(self) -> bool:
-        """Whether this worker holds clearly more connections than some other that accepts them."""
+        """True if this worker holds clearly more connections than some other that accepts them."""
         own, others = self.board.connections(self.slot)
         return own > CLEARLY_MORE * min(others, default=own)
 
