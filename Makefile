@@ -19,6 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 # Every file is compared with its hash, and nothing is built: building would run tools that no lock file names. torch is
 # apart (requirements/lock.sh says why); builds for GPUs declare libraries that no lock file lists.
 LOCKED := install --no-deps --no-compile --require-hashes --only-binary :all: --requirement
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 TORCH := install --no-compile --requirement requirements/torch.txt
 
 sum = $(shell { pwd; cat $(1) | cksum; } | cksum | cut -d ' ' -f 1)
@@ -38,11 +39,11 @@ help: ## list the commands
 serve: $(SERVE) ## serve bundles/ over HTTP (HOST, PORT, MEARI_…)
 	@MEARI_HOST='$(HOST)' MEARI_PORT='$(PORT)' exec $(BIN)/meari serve
 
-test: $(DEV) ## run all tests (ARGS: arguments for pytest)
-	@exec $(BIN)/python -m pytest $(ARGS)
+test: $(DEV) ## run all tests in parallel, files apart (ARGS: arguments for pytest; -n 0: one after the other)
+	@exec $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 quick: $(DEV) ## run the fast tests in parallel: no long trainings, no browser (ARGS)
-	@exec $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile -m 'not slow' $(ARGS)
+	@exec $(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(ARGS)
 
 drills: $(DEV) ## run the long drills, 30 min, and write docs/reliability.md (ARGS: some of tests/drills)
 	@exec $(BIN)/python -m pytest --long $(if $(filter tests/%,$(ARGS)),,tests/drills) $(ARGS)

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  meari filter corpus.txt --model my-model -o filtered                 # 30 % head, 30 % middle, the rest tail
-  meari filter corpus.jsonl --model my-model --head 30 --middle 40 --reference clean.txt -o filtered
-  meari filter other.jsonl --model my-model --thresholds filtered/thresholds.json -o filtered-too
-  meari filter pool.jsonl --model in-domain --against pool-model --head 10 --middle 0 -o selected
+  meari filter corpus.txt --model books-lstm -o filtered                # 30 % head, 30 % middle, the rest tail
+  meari filter corpus.jsonl --model books-lstm --head 30 --middle 40 --reference clean.txt -o filtered-too
+  meari filter other.jsonl --model books-lstm --thresholds filtered/thresholds.json -o other
+  meari filter pool.jsonl --model shakespeare-lstm --against books-lstm --head 10 --middle 0 -o selected
 """
 
 FILTER_OPTIONS = (
@@ -49,13 +49,13 @@ FILTER_OPTIONS = (
     click.option(
         "--reference",
         metavar="FILE",
-        type=click.Path(exists=True, dir_okay=False),
+        type=click.Path(),
         help="Lines on which the thresholds are measured.  [the corpus itself]",
     ),
     click.option(
         "--thresholds",
         metavar="FILE",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=click.Path(path_type=Path),
         help="Take the thresholds of an earlier run.",
     ),
     click.option(

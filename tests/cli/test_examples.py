@@ -69,6 +69,9 @@ def folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (project / name).write_bytes(gzip.compress(b'{"body": "To be, or not to be"}\n{"body": "He said so."}\n'))
     (project / "stimuli.txt").write_text("The horse raced past the barn fell.\n")
     (project / "nbest.jsonl").write_text('{"id": 1, "text": "a day", "context": "What "}\n')
+    (project / "clean.txt").write_text("He said so.\nWhat a day!\nIt was late.\n")
+    for name in ("corpus.jsonl", "other.jsonl", "pool.jsonl"):
+        (project / name).write_text('{"text": "To be, or not to be"}\n{"text": "He said so."}\n')
     (project / "prompts.txt").write_text("ROMEO:\nJULIET:\n")
     (project / "prompts.jsonl").write_text('{"id": 1, "prompt": "ROMEO:"}\n')
     for name in ("chapter-1.txt", "chapter-2.txt"):
