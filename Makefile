@@ -16,10 +16,11 @@ BASE ?= $(if $(filter 0,$(shell $(DOCKER) image inspect --format '{{len .RepoDig
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
 # Every file is compared with its hash, and nothing is built: building would run tools that no lock file names. torch is
 # apart (requirements/lock.sh says why); builds for GPUs declare libraries that no lock file lists.
 LOCKED := install --no-deps --no-compile --require-hashes --only-binary :all: --requirement
-PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 TORCH := install --no-compile --requirement requirements/torch.txt
 
 sum = $(shell { pwd; cat $(1) | cksum; } | cksum | cut -d ' ' -f 1)
