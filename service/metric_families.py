@@ -129,6 +129,7 @@ class Families:
         self.cache_bytes = _gauge("cache_bytes", "What the prefix cache holds", own)
         self.running = _gauge("running_sequences", "Sequences that hold a row of a batch", own)
         self.waiting = _gauge("waiting_requests", "As vllm:num_requests_waiting", own)
+        self.waiting_tokens = _gauge("waiting_tokens", "Tokens that those may need", own)
         self.slots = _gauge("slots", "Sequences that may hold a row at most", own)
         self.step_rows = Histogram(
             "meari_step_rows",
@@ -179,8 +180,8 @@ class Families:
             self.requests_running, self.requests_waiting, self.generation_tokens, self.prompt_tokens,
             self.prefix_cache_queries, self.prefix_cache_hits, self.token_gaps, *self.of_requests.values(),
             self.generated, self.computed, self.output_rows, self.steps, self.cache_queries, self.cache_hits,
-            self.cached, self.cache_bytes, self.running, self.waiting, self.slots, self.step_rows, self.scored,
-            self.refusals,
+            self.cached, self.cache_bytes, self.running, self.waiting, self.waiting_tokens, self.slots, self.step_rows,
+            self.scored, self.refusals,
         ):  # fmt: skip
             family.labels(model)
         for reason in Reason:

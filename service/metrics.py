@@ -305,6 +305,7 @@ class Metrics:
         families.cache_bytes.labels(model).set(stats.cache_bytes)
         families.running.labels(model).set(stats.running)
         families.waiting.labels(model).set(stats.waiting)
+        families.waiting_tokens.labels(model).set(stats.waiting_tokens)
         families.requests_running.labels(model).set(stats.requests_running)
         families.requests_waiting.labels(model).set(stats.waiting)
         families.token_gaps.labels(model).add(stats.token_gaps.since(before.token_gaps))

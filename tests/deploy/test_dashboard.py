@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import re
+from typing import Final
 
 import yaml
 
-from tests.deploy.dashboard import PATH, dashboard, panels
+from tests.deploy.dashboard import PATH, dashboard, expressions, panels
 from tests.service.running import ROOT
 
 PROVISIONING = ROOT / "deploy" / "grafana" / "provisioning"
+
+OTHERWISE_SHOWN: Final = {  # by other metrics, of which these are the same, a part or the quotient
+    "vllm:request_inference_time_seconds",
+    "meari_waiting_requests",
+    "meari_step_rows",
+    "meari_generated_tokens_total",
+    "meari_cache_queries_total",
+    "meari_cache_hits_total",
+    "meari_cached_tokens_total",
+}
 
 
 def test_every_panel_has_a_description_and_a_unit() -> None:
@@ -20,6 +32,13 @@ def test_every_panel_has_a_description_and_a_unit() -> None:
         options = {**panel["fieldConfig"]["defaults"], **panel["options"].get("yAxis", {})}
         assert options["unit"], panel["title"]
         assert all(target["legendFormat"] for target in panel["targets"]), panel["title"]
+
+
+def test_every_metric_of_the_page_is_on_the_dashboard() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
+    shown = " ".join(expressions())
+    missing = {name for name in re.findall(r"^\| `([\w:]+)`", page, re.MULTILINE) if name not in shown}
+    assert missing == OTHERWISE_SHOWN
 
 
 def test_panels_do_not_overlap_and_have_unique_ids() -> None:

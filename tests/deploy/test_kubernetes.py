@@ -33,7 +33,7 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "ingress": (["ingress"], ["ingress.enabled=true"]),
     "sticky": (["ingress", "sticky"], ["ingress.enabled=true", "ingress.sticky=true"]),
     "monitoring": (["monitoring"], ["monitoring.enabled=true"]),
-    "waiting-requests": (["waiting-requests"], ["autoscaling.waitingRequests.enabled=true"]),
+    "waiting-tokens": (["waiting-tokens"], ["autoscaling.waitingTokens.enabled=true"]),
 }
 
 

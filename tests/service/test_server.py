@@ -102,6 +102,7 @@ def test_requests_beyond_the_bounds_are_refused_at_once(bundles: Path, tmp_path:
             waiting = server.connect()
             waiting.sendall(raw_post(json.dumps(body).encode()))
             until(lambda: metric(server, "meari_waiting_requests") == 1)
+            until(lambda: metric(server, "meari_waiting_tokens") == body["max_tokens"])
             refused = server.post("/generate", model="letters")
             assert (refused.status_code, refused.json()["error"]["code"]) == (429, "overloaded")
             assert int(refused.headers["retry-after"]) >= 1

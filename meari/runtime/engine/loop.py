@@ -196,6 +196,7 @@ class Engine:
             requests_refused=self._queue.num_refused,
             running=self._lanes.num_rows,
             waiting=self._queue.num_waiting,
+            waiting_tokens=self._queue.num_waiting_tokens,
             cache_bytes=self._cache.num_bytes if self._cache is not None else 0,
             token_gaps=self._lanes.writing.gaps,
         )

@@ -59,6 +59,12 @@ class RequestQueue:
         return self._num_waiting
 
     @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens that the requests added and not admitted yet may need; reserved places have none."""
+        with self._changed:
+            return sum(request.num_tokens for waiting in self._requests.values() for request in waiting)
+
+    @property
     def num_refused(self) -> int:
         """Requests that found no place."""
         return self._num_refused

@@ -55,10 +55,11 @@ class Phase(enum.Enum):
 class Request:
     """A call inside the engine: a generation or a scoring.
 
-    root      the sequence from which all others of the request fork off; taken when the request begins
-    num_live  sequences that have not ended yet, forks to come included
-    num_rows  sequences that may want a row at the same time
-    kept      rows of the cache that stand for tokens of its prompt and are not in the cache's tree yet
+    root        the sequence from which all others of the request fork off; taken when the request begins
+    num_live    sequences that have not ended yet, forks to come included
+    num_rows    sequences that may want a row at the same time
+    num_tokens  of its prompt, or of its context and texts, and all that its samples or beams may write
+    kept        rows of the cache that stand for tokens of its prompt and are not in the cache's tree yet
     """
 
     root: Sequence
@@ -70,6 +71,7 @@ class Request:
     def __init__(self, number: int, handle: Handle, num_live: int) -> None:
         self.number = number
         self.handle = handle
+        self.num_tokens = handle.num_prompt_tokens
         self.num_live = num_live
         self.phase = Phase.WAITING
         self.kept: list[Ids] = []
@@ -334,6 +336,7 @@ class GenerationRequest(Request):
     def __init__(self, number: int, call: GenerateCall, handle: Generation, end_id: int) -> None:
         super().__init__(number, handle, call.num_samples)
         self.num_rows = call.num_samples
+        self.num_tokens += max(call.num_samples, call.num_beams) * call.max_tokens
         self.want_state = call.want_state
         forced = [end_id if call.start is None else call.start.token, *call.prompt]
         self.root, *others = self._sequences(call, handle, forced, end_id)

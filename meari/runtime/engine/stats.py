@@ -88,6 +88,7 @@ class EngineStats:
     requests_refused: int = 0
     running: int = 0  # sequences that hold a row
     waiting: int = 0  # requests that hold a place in the queue
+    waiting_tokens: int = 0  # that those may need
     cache_bytes: int = 0  # in use
     token_gaps: HistogramCounts = EMPTY  # seconds from one token of a sample to the next
 

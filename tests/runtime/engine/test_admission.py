@@ -214,3 +214,26 @@ def test_full_queue_still_has_a_place_for_a_caller_below_its_share(make_engine: 
         place.release()
     assert engine.stats().waiting == 0
     assert engine.reserve("greedy").share == "greedy"
+
+
+def test_waiting_tokens_are_what_the_queue_may_need(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_slots=1, max_waiting=64)
+    generate(engine, 2)
+    engine.step()
+    assert engine.stats().waiting_tokens == 0
+    reserved = engine.reserve()
+    assert (engine.stats().waiting, engine.stats().waiting_tokens) == (1, 0)
+    waiting = [
+        generate(engine, 7),  # 1 + 7
+        generate(engine, 5, num_samples=3),  # 1 + 3 × 5
+        generate(engine, 4, num_samples=2, num_beams=6),  # 1 + 6 × 4
+        engine.score(ScoreCall([A, A], [[A] * 3, [A] * 40], 1e12), engine.reserve()),  # 2 + 3 + 40
+    ]
+    assert engine.stats().waiting_tokens == 8 + 16 + 25 + 45
+    waiting[1].cancel()
+    reserved.release()
+    engine.step()
+    assert engine.stats().waiting_tokens == 8 + 25, "the texts are read at once, and the cancelled request is gone"
+    while not all(one.ended for one in waiting):
+        engine.step()
+    assert engine.stats().waiting_tokens == 0
