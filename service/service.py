@@ -25,6 +25,7 @@ from meari.runtime.engine import EngineLimits, EngineStats
 from meari.runtime.machine import release_free_memory
 from meari.runtime.model import LoadedModel
 from meari.runtime.state_tokens import StateTokens
+from meari.service.board import Readiness, Report, WorkerState, readiness
 from meari.service.clients import Disconnects
 from meari.service.log import flush_log
 from meari.service.metrics import Metrics, WorkerFigures
@@ -46,9 +47,9 @@ from meari.service.requests.limits import Limits
 from meari.service.requests.schema import Schemas
 from meari.service.settings import Settings
 from meari.service.tracing import Tracing
-from meari.service.workers import Drain, HostState, Place, Report, WorkerState
+from meari.service.workers import Drain, Place
 
-__all__ = ["Readiness", "Registry", "Service"]
+__all__ = ["Registry", "Service"]
 
 MIN_KNEE = 8  # requests; an engine may have measured its knee at a bad moment
 HELD_SECONDS = 30.0  # longest that a request waits for the bundles of a worker that takes another one's place
@@ -58,36 +59,6 @@ STOP_SECONDS = 5.0  # that a load in progress may take at the end
 Allowed = tuple[str, ...] | None
 
 log = logging.getLogger("meari.service.registry")  # as operators know it
-
-
-@dataclass(frozen=True)
-class Readiness:
-    """State of the host.
-
-    reason  why it takes no requests; "" if it does
-    models  bundles that are served
-    failed  bundles that a worker could not load, and why
-    host    its workers, counted
-    """
-
-    reason: str
-    models: tuple[str, ...]
-    failed: dict[str, str]
-    host: HostState
-
-    @property
-    def ready(self) -> bool:
-        """True while the host takes requests."""
-        return not self.reason
-
-
-def _reason(host: HostState, reports: list[Report]) -> str:
-    """Return why the host takes no requests; "" if it does."""
-    if host.is_draining:
-        return "the service is shutting down"
-    if host.ready:
-        return ""
-    return next((report.problem for report in reports if report.problem), "the bundles are being loaded")
 
 
 class Registry:
@@ -208,13 +179,7 @@ class Registry:
 
     def readiness(self) -> Readiness:
         """Return the state of the host, the same from every worker."""
-        board = self.place.board
-        host = board.host()
-        serving = (WorkerState.READY, WorkerState.DRAINING)
-        models = {name for report in board.reports(*serving) for name in report.models}
-        reports = list(board.reports(*serving, WorkerState.FAILED))
-        failed = {name: reason for report in reports for name, reason in report.failed.items()}
-        return Readiness(_reason(host, reports), tuple(sorted(models)), failed, host)
+        return readiness(self.place.board)
 
     @property
     def nothing_to_serve(self) -> str:

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from gunicorn.arbiter import Arbiter
 
+from meari.service.board import BOARD, WorkerState
 from meari.service.process.start import StartError
-from meari.service.workers import BOARD, WorkerState
 
 __all__ = ["HostArbiter"]
 

@@ -38,6 +38,7 @@ from gunicorn.http.errors import NoMoreData, ParseException
 
 from meari.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Overloaded, Problem
 from meari.runtime.machine import limit_arenas
+from meari.service.board import WorkerState
 from meari.service.clients import BODY_SECONDS, Connection
 from meari.service.error_body import SAFE_HEADERS
 from meari.service.log import NO_ROUTE, RequestLine, flush_log, log_request, request_id
@@ -53,7 +54,7 @@ from meari.service.process.http import (
 from meari.service.process.tls import TlsConnection
 from meari.service.process.waiting import RECEIVE_BYTES, CollectingWorker, Held, Waits
 from meari.service.requests.origins import believe_proxies, cors_headers, may_answer_host
-from meari.service.workers import WorkerState, own_place
+from meari.service.workers import own_place
 
 __all__ = ["MAX_STAYING", "DrainingWorker"]
 

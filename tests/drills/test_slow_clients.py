@@ -36,20 +36,27 @@ def crowd(server: Server, *counts: int) -> Iterator[subprocess.Popen[str]]:
 def milliseconds(server: Server, count: int) -> list[float]:
     """Return the times of requests on one connection, and of one in ten on a new one, sorted."""
     times = []
-    kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    for number in range(count):
-        fresh = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30) if number % 10 == 0 else None
-        connection = fresh or kept
-        started = time.perf_counter()
-        connection.request("POST", "/score", BODY, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        assert response.status == 200, response.read()
-        response.read()
-        times.append(1000 * (time.perf_counter() - started))
-        if fresh is not None:
-            fresh.close()
-    kept.close()
+    with contextlib.closing(_connection(server)) as kept:
+        for number in range(count):
+            if number % 10:
+                times.append(_milliseconds(kept))
+            else:
+                with contextlib.closing(_connection(server)) as fresh:
+                    times.append(_milliseconds(fresh))
     return sorted(times)
+
+
+def _connection(server: Server) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+
+
+def _milliseconds(connection: http.client.HTTPConnection) -> float:
+    started = time.perf_counter()
+    connection.request("POST", "/score", BODY, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    answer = response.read()
+    assert response.status == 200, answer
+    return 1000 * (time.perf_counter() - started)
 
 
 def p95(times: list[float]) -> float:

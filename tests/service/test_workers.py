@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from meari.service.workers import Board, Drain, Place, Report, WorkerState
+from meari.service.board import Board, Report, WorkerState
+from meari.service.workers import Drain, Place
 
 LOADING, READY, FAILED, DRAINING = (
     WorkerState.LOADING, WorkerState.READY, WorkerState.FAILED, WorkerState.DRAINING,
