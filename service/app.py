@@ -18,6 +18,7 @@ from flask.typing import ResponseReturnValue
 
 from meari.errors import Problem, WrongHost
 from meari.service.clients import Disconnects
+from meari.service.host import metrics_folder
 from meari.service.log import configure_logging
 from meari.service.metrics import Metrics
 from meari.service.requests.admission import Admission, OverloadGate
@@ -36,7 +37,7 @@ from meari.service.routes.tokens import states_blueprint, tokenize_blueprint
 from meari.service.service import Registry, Service
 from meari.service.settings import Settings, load_settings
 from meari.service.tracing import start_tracing
-from meari.service.workers import Drain, metrics_folder, own_place
+from meari.service.workers import Drain, own_place
 
 __all__ = ["create_app"]
 

@@ -19,7 +19,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from meari.runtime.engine.stats import GAP_SECONDS, HistogramCounts
-from meari.service.board import Board
+from meari.service.workers import Board
 
 __all__ = [
     "DECODE",

@@ -28,7 +28,6 @@ from meari.runtime.engine import EngineStats, Finish, Generation, Handle, Scorin
 from meari.runtime.engine.stats import EMPTY, HistogramCounts
 from meari.runtime.engine.stats import Histogram as RequestHistogram
 from meari.runtime.machine import resident_bytes
-from meari.service.board import Board
 from meari.service.metric_families import (
     DECODE,
     E2E,
@@ -43,6 +42,7 @@ from meari.service.metric_families import (
     HostFamilies,
     Reason,
 )
+from meari.service.workers import Board
 
 __all__ = ["CONTENT_TYPE", "Metrics", "RequestFigures", "RequestTotals", "WorkerFigures", "fold_metrics"]
 

@@ -33,7 +33,7 @@ from meari.errors import BundleError, MeariError
 from meari.runtime.engine import EngineLimits
 from meari.runtime.engine.cache import CacheRoom
 from meari.runtime.model import LoadedModel, load_model
-from meari.service.workers import models_folder
+from meari.service.host import models_folder
 
 __all__ = [
     "POLL_SECONDS",
@@ -103,12 +103,13 @@ class FolderWatch:
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
         self._absent_since: dict[str, float] = {}
+        self._failed: dict[str, str] = {}  # at the last look
         self._device = 0
 
     def first(self) -> Finding:
         """Return all bundles as due, to be loaded as they are. Raises BundleError."""
         found = find_bundles(self._root)
-        self._device = self._root.stat().st_dev
+        self._device, self._failed = self._root.stat().st_dev, found.failed
         self._entries = {name: _Entry(_signature(folder), -math.inf) for name, folder in found.folders.items()}
         return Finding(frozenset(found.folders), found.folders, (), found.failed, found.default)
 
@@ -123,7 +124,10 @@ class FolderWatch:
         due = {name: path for name, path in found.folders.items() if self._is_due(name, path, is_wanted=name in wanted)}
         for name in self._entries.keys() - found.folders.keys():
             del self._entries[name]
-        return Finding(frozenset(found.folders), due, self._gone(served, found), found.failed, found.default)
+        # Between two renames a folder is missing or half of a pair: what cannot be used is told when it is seen again.
+        failed = {key: why for key, why in found.failed.items() if key in wanted or self._failed.get(key) == why}
+        self._failed = found.failed
+        return Finding(frozenset(found.folders), due, self._gone(served, found), failed, found.default)
 
     def done(self, name: str, folder: Path, *, is_good: bool) -> bool:
         """Note that a bundle was loaded, or could not be; returns False if its files may still be on their way."""

@@ -25,8 +25,8 @@ from meari.runtime.engine import EngineLimits, EngineStats
 from meari.runtime.machine import release_free_memory
 from meari.runtime.model import LoadedModel
 from meari.runtime.state_tokens import StateTokens
-from meari.service.board import Readiness, Report, WorkerState, readiness
 from meari.service.clients import Disconnects
+from meari.service.host import Readiness, Report, WorkerState, readiness
 from meari.service.log import flush_log
 from meari.service.metrics import Metrics, WorkerFigures
 from meari.service.reload import (
@@ -179,7 +179,9 @@ class Registry:
 
     def readiness(self) -> Readiness:
         """Return the state of the host, the same from every worker."""
-        return readiness(self.place.board)
+        board = self.place.board
+        states = (WorkerState.READY, WorkerState.DRAINING, WorkerState.FAILED)
+        return readiness(board.host(), {state: list(board.reports(state)) for state in states})
 
     @property
     def nothing_to_serve(self) -> str:

@@ -115,7 +115,7 @@ def _problem(path: Path) -> str | None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return f"cannot be read: {error.strerror}" if os.path.lexists(path) else ""  # renamed or removed meanwhile
     if stat.S_ISREG(mode) or path.name == DEFAULT or (stat.S_ISDIR(mode) and not holds_bundle(path)):
         return ""
     if not stat.S_ISDIR(mode):
@@ -139,6 +139,8 @@ def _with_default(path: Path, found: BundleFolders) -> BundleFolders:
     except UnicodeDecodeError:
         return BundleFolders(found.folders, found.failed | {DEFAULT: "got other than UTF-8, expected a bundle's name"})
     except BundleError as error:
+        if not os.path.lexists(path):
+            return found
         return BundleFolders(found.folders, found.failed | {DEFAULT: str(error)})
     if not named or named in found.folders:
         return BundleFolders(found.folders, found.failed, named)

@@ -17,7 +17,7 @@ from typing import Any
 
 from gunicorn.glogging import Logger
 
-from meari.service.board import BOARD
+from meari.service.host import allowed_connections, metrics_folder, models_folder
 from meari.service.log import configure_logging, line_format, show_libraries
 from meari.service.process.master import HostArbiter
 from meari.service.process.start import (
@@ -36,7 +36,7 @@ from meari.service.process.start import (
 from meari.service.process.waiting import MAX_READING
 from meari.service.process.worker import MAX_STAYING
 from meari.service.settings import SETTINGS, Settings, SettingsError, load_settings, with_settings_file
-from meari.service.workers import allowed_connections, metrics_folder, models_folder, take_place
+from meari.service.workers import BOARD, take_place
 
 __all__ = ["ServiceLogger"]
 

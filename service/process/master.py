@@ -17,8 +17,9 @@ from typing import Any, Final
 
 from gunicorn.arbiter import Arbiter
 
-from meari.service.board import BOARD, WorkerState
+from meari.service.host import WorkerState
 from meari.service.process.start import StartError
+from meari.service.workers import BOARD
 
 __all__ = ["HostArbiter"]
 

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Final
 
 from meari.bundle_format.folders import DEFAULT, find_bundles, printable
 from meari.errors import BundleError, MeariError
+from meari.service.host import metrics_folder, models_folder
 from meari.service.process.tls import load_context
 from meari.service.requests.keys import read_keys
 from meari.service.requests.limit_stores import RedisStore
-from meari.service.workers import metrics_folder, models_folder
 
 if TYPE_CHECKING:
     from meari.service.service import Registry

@@ -38,9 +38,9 @@ from gunicorn.http.errors import NoMoreData, ParseException
 
 from meari.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Overloaded, Problem
 from meari.runtime.machine import limit_arenas
-from meari.service.board import WorkerState
 from meari.service.clients import BODY_SECONDS, Connection
 from meari.service.error_body import SAFE_HEADERS
+from meari.service.host import WorkerState
 from meari.service.log import NO_ROUTE, RequestLine, flush_log, log_request, request_id
 from meari.service.process.http import (
     CONTINUE,

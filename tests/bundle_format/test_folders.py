@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -47,6 +48,25 @@ def bundles(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def restless(bundles: Path) -> Iterator[Path]:
+    """Return the bundles while "more" and DEFAULT come and go all the time."""
+    stopping = threading.Event()
+
+    def rename() -> None:
+        while not stopping.is_set():
+            (bundles / "more").rename(bundles / ".more.old")
+            (bundles / ".more.old").rename(bundles / "more")
+            (bundles / "DEFAULT").write_text("letters")
+            (bundles / "DEFAULT").unlink()
+
+    thread = threading.Thread(target=rename)
+    thread.start()
+    yield bundles
+    stopping.set()
+    thread.join()
+
+
 def offered(bundles: Path) -> list[str]:
     context = click.Context(command)
     context.params["bundles"] = str(bundles)
@@ -62,6 +82,12 @@ def test_remains_of_a_killed_export_are_never_the_default(bundles: Path) -> None
     assert (shown["default"], shown["failed"]) == ("letters", {})
     scored = meari("score", "--text", "ab", "--bundles", bundles, "--json")
     assert scored.returncode == 0, scored.stderr
+
+
+def test_bundle_that_is_being_replaced_is_no_broken_one(restless: Path) -> None:
+    found = [find_bundles(restless) for _ in range(3000)]
+    assert {name: reason for each in found for name, reason in each.failed.items() if "read" in reason} == {}
+    assert {len(each.folders) for each in found} == {1, 2}
 
 
 @pytest.mark.parametrize("name", ["aaa.new", "aaa.old", "aaa.part", "aaa.partial", "aaa.tmp", ".aaa", "_aaa", "aaa"])

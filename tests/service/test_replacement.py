@@ -233,7 +233,7 @@ DEATHS = """
 import os, signal, sys
 from pathlib import Path
 from meari.service.metrics import Metrics, fold_metrics
-from meari.service.board import Board
+from meari.service.workers import Board
 folder, board, metrics = Path(sys.argv[1]), Board.of_one(), Metrics()
 def told():
     lines = Metrics(board, folder).exposition().decode().splitlines()

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from meari.service.board import Board, Report, WorkerState
-from meari.service.workers import Drain, Place
+from meari.service.host import Report, WorkerState
+from meari.service.workers import Board, Drain, Place
 
 LOADING, READY, FAILED, DRAINING = (
     WorkerState.LOADING, WorkerState.READY, WorkerState.FAILED, WorkerState.DRAINING,
@@ -163,7 +163,7 @@ def test_limit_of_open_files_bounds_the_connections_of_a_worker(
     soft: int, hard: int, allowed: int, left_as: int
 ) -> None:
     program = (
-        "import resource; from meari.service.workers import allowed_connections; "
+        "import resource; from meari.service.host import allowed_connections; "
         f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard})); "
         "print(allowed_connections(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
