@@ -29,24 +29,14 @@ from meari.service.clients import Disconnects
 from meari.service.host import Readiness, Report, WorkerState, readiness
 from meari.service.log import flush_log
 from meari.service.metrics import Metrics, WorkerFigures
-from meari.service.reload import (
-    POLL_SECONDS,
-    TURN_SECONDS,
-    BundleLoader,
-    Finding,
-    FolderWatch,
-    HostWishes,
-    Load,
-    Wishes,
-    WorkerReport,
-    may_open_files,
-)
+from meari.service.reload import POLL_SECONDS, BundleLoader, Finding, FolderWatch, Load, may_open_files
 from meari.service.requests.admission import Admission
 from meari.service.requests.keys import KeyRing
 from meari.service.requests.limits import Limits
 from meari.service.requests.schema import Schemas
 from meari.service.settings import Settings
 from meari.service.tracing import Tracing
+from meari.service.wishes import TURN_SECONDS, HostWishes, Wishes, WorkerReport
 from meari.service.workers import Drain, Place
 
 __all__ = ["Registry", "Service"]

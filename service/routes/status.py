@@ -27,9 +27,9 @@ from meari.runtime.model import LoadedModel
 from meari.service.error_body import error_body
 from meari.service.metrics import CONTENT_TYPE
 from meari.service.openai.bodies import ModelCard, ModelList
-from meari.service.reload import Wishes, WorkerReport
 from meari.service.routes.exchange import current_exchange, json_response
 from meari.service.service import Service
+from meari.service.wishes import Wishes, WorkerReport
 
 __all__ = ["health_blueprint", "metrics_blueprint", "models_blueprint"]
 

@@ -21,7 +21,7 @@ from typing import Any, Final, Self
 
 import httpx
 
-from meari.service.reload import HostWishes
+from meari.service.wishes import HostWishes
 from tests.drills.drill import Drill
 from tests.drills.processes import Held, held_by, workers_of
 from tests.patience import PATIENCE
