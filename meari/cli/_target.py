@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from meari.cli._options import complete_bundle
-from meari.errors import BundleError, did_you_mean
 
 if TYPE_CHECKING:
-    from meari.bundle_format.folders import BundleFolders
     from meari.bundle_format.signatures import PublicKey
     from meari.client.service import RemoteService
 
@@ -25,9 +23,6 @@ __all__ = [
     "TARGET_OPTIONS",
     "Target",
     "bundles_folder",
-    "default_bundle",
-    "find_bundle",
-    "list_bundles",
     "signing_keys",
 ]
 
@@ -87,8 +82,10 @@ class Target:
 
     def folder(self) -> Path:
         """Return the bundle's folder; without options that of `meari serve`. Raises BundleError."""
+        from meari.bundle_format.lookup import find_bundle
+
         folder, default = bundles_folder(self.bundles)
-        return find_bundle(folder, self.model or default)
+        return find_bundle(folder, self.model or default, signing_keys())
 
 
 def bundles_folder(bundles: Path | None) -> tuple[Path, str | None]:
@@ -113,61 +110,3 @@ def signing_keys() -> tuple[PublicKey, ...]:
         return load_settings({variable: os.environ.get(variable, "")}).signing_keys
     except SettingsError as problems:
         raise click.UsageError(f"the settings are wrong:\n{problems}") from None
-
-
-def find_bundle(bundles: Path, model: str | None) -> Path:
-    """Return the folder of a bundle: `model` in `bundles`, or a path; without `model` the default. Raises BundleError.
-
-    bundles  a folder of bundles, or a bundle
-    model    a name, or the path of a bundle
-    """
-    from meari.bundle_format.folders import DEFAULT, BundleFolders, holds_bundle, printable
-
-    found = list_bundles(bundles) if model is None or bundles.is_dir() else BundleFolders()
-    if model is None:
-        return default_bundle(bundles, found)
-    if model in found.folders:
-        return found.folders[model]
-    if Path(model).is_dir() and holds_bundle(Path(model)):
-        return Path(model)
-    if model in found.failed and model != DEFAULT:
-        raise BundleError(f"model: {model}: {found.failed[model]}")
-    expected = ", ".join(found.folders) or f"a bundle in {printable(bundles)}, which has none"
-    hint = did_you_mean(model, found.folders)
-    raise BundleError(f"model: got {model!r}, expected {expected}, or the path of a bundle{hint}")
-
-
-def default_bundle(bundles: Path, found: BundleFolders) -> Path:
-    """Return the bundle that DEFAULT names, else the first whose files match its manifest, signed where it has to be.
-
-    Raises BundleError.
-    """
-    from meari.bundle_format.folders import printable
-    from meari.bundle_format.reader import read_files, read_manifest
-
-    keys = signing_keys()
-    names = [found.default, *found.folders] if found.default else list(found.folders)
-    reasons = [f"{name}: {problem}" for name, problem in found.failed.items()]
-    for name in names:
-        try:
-            folder = found.folders[name]
-            read_files(folder, read_manifest(folder, keys)[0])
-        except BundleError as error:
-            reasons.append(f"{name}: {error}")
-        else:
-            return folder
-    if reasons:
-        raise BundleError(
-            f"bundles: no bundle in {printable(bundles)} can be read: {'; '.join(dict.fromkeys(reasons))}"
-        )
-    raise BundleError(f"bundles: there is no bundle in {printable(bundles)}, expected a folder of bundles, or a bundle")
-
-
-def list_bundles(bundles: Path) -> BundleFolders:
-    """Return the bundles in a folder, or the bundle that it is itself. Raises BundleError."""
-    from meari.bundle_format.folders import find_bundles
-
-    try:
-        return find_bundles(bundles)
-    except BundleError as error:
-        raise BundleError(f"bundles: {error}") from None

@@ -9,15 +9,7 @@ import click
 
 from meari.cli._options import echo_json, json_option, packed
 from meari.cli._tables import Table, show, shown
-from meari.cli._target import (
-    TARGET_OPTIONS,
-    Target,
-    bundles_folder,
-    default_bundle,
-    find_bundle,
-    list_bundles,
-    signing_keys,
-)
+from meari.cli._target import TARGET_OPTIONS, Target, bundles_folder, signing_keys
 
 EXAMPLES = """\b
 Examples:
@@ -57,12 +49,13 @@ def command(target: Target, as_json: bool) -> None:
 def _local(folder: Path, default: str | None) -> dict[str, Any]:
     """Return the answer of GET /models as far as no service is needed. Raises BundleError if there is no bundle."""
     from meari.bundle_format.folders import bundle_name
+    from meari.bundle_format.lookup import default_bundle, find_bundle, list_bundles
     from meari.errors import BundleError
     from meari.runtime.inspection import describe_folder
 
     found = list_bundles(folder)
-    default_folder = find_bundle(folder, default) if default else default_bundle(folder, found)
     keys, models, failed = signing_keys(), [], dict(found.failed)
+    default_folder = find_bundle(folder, default) if default else default_bundle(folder, found, keys)
     for name, each in found.folders.items():
         try:
             models.append(describe_folder(each, keys))

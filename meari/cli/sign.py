@@ -9,7 +9,7 @@ import click
 
 from meari.cli._options import complete_bundle, echo_json, json_option
 from meari.cli._tables import facts, show
-from meari.cli._target import bundles_folder, find_bundle
+from meari.cli._target import bundles_folder
 
 EXAMPLES = """\b
 Examples:
@@ -44,6 +44,8 @@ def command(model: str | None, key: Path | None, new_key: Path | None, as_json: 
         files = {"private_key": str(new_key), "public_key_file": f"{new_key}.pub"}
         _tell({"key_id": made.id, "public_key": made.text, **files}, as_json)
     elif model is not None and key is not None:
+        from meari.bundle_format.lookup import find_bundle
+
         _tell(_sign(find_bundle(bundles_folder(None)[0], model), key), as_json)
 
 

@@ -14,8 +14,8 @@ import click
 import pytest
 
 from meari.bundle_format.folders import IN_PASSING, bundle_name, find_bundles
+from meari.bundle_format.lookup import find_bundle
 from meari.cli._options import complete_bundle
-from meari.cli._target import find_bundle
 from meari.cli.generate import command
 from meari.errors import BundleError
 from meari.export.bundle import check_target
