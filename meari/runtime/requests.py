@@ -20,6 +20,7 @@ from meari.runtime.text.words import Words
 from meari.validation.explain import shown
 
 __all__ = [
+    "Biases",
     "GenerateRequest",
     "LogBase",
     "ScoreRequest",
@@ -40,6 +41,8 @@ MAX_STOPS: Final = 8
 NOT_SAMPLED: Final = "nothing is sampled"  # by a beam search
 _FEW_STOPS: Final = {"contains": {"minLength": 1}, "minContains": 0, "maxContains": MAX_STOPS}
 Stop = str | Annotated[list[str], Meta(extra_json_schema=_FEW_STOPS)]  # empty ones stop nothing and do not count
+MAX_BIASES: Final = 200_000  # more than any vocabulary has tokens
+Biases = Annotated[dict[str, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_BIASES)]
 _TOKEN_ID: Final = re.compile(r"0|[1-9][0-9]{0,17}")
 LogBase = Literal["e", "2", "10"]
 
@@ -59,7 +62,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, 
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: Biases | None = None
     seed: Seed | UnsetType = UNSET
     stop: Stop | None = None
     n: Annotated[int, Meta(ge=1, le=16)] = 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Final, Union
 
 import msgspec
@@ -18,7 +18,7 @@ from msgspec import inspect
 from meari.errors import Problem, did_you_mean
 from meari.validation.lenient import is_left_out, members, read_leniently
 
-__all__ = ["describe", "explain_object", "in_range", "shown", "why_malformed"]
+__all__ = ["describe", "explain_object", "in_range", "kinds_of", "misfit", "shown", "unknown_field", "why_malformed"]
 
 MAX_SHOWN_CHARS = 60
 AT_ONCE: Final = 1000  # items
@@ -26,7 +26,17 @@ MAX_REREAD_BYTES: Final = 1 << 20  # of malformed JSON, to find half of a surrog
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 _ESCAPED_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 NULL = msgspec.Raw(b"null")
+MAX_HINT_BYTES: Final = 1000  # of a word that may be a misspelt one
 Number = inspect.IntType | inspect.FloatType
+_NUMBERS: Final = (inspect.IntType, inspect.FloatType)
+_KINDS: Final[dict[bytes, tuple[type[inspect.Type], ...]]] = {
+    b"[": (inspect.ListType,),
+    b"{": (inspect.DictType, inspect.StructType),
+    b'"': (inspect.StrType, inspect.LiteralType),
+    b"t": (inspect.BoolType,),
+    b"f": (inspect.BoolType,),
+    b"n": (inspect.NoneType,),
+}
 
 
 def _problems(path: str, raw: bytes, info: inspect.Type) -> Iterator[Problem]:
@@ -44,12 +54,22 @@ def _problems(path: str, raw: bytes, info: inspect.Type) -> Iterator[Problem]:
         for index in _misfits(items, info.item_type):
             yield from _problems(f"{path}[{index}]", bytes(items[index]), info.item_type)
     elif isinstance(info, inspect.DictType) and raw[:1] == b"{":
-        for key, value in msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).items():
-            yield from _problems(f'{path}["{_cut(key)}"]', bytes(value), info.value_type)
+        found = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        if not _length_fits(len(found), info):
+            yield Problem(path, f"{len(found)} members", describe(info, path))
+        names, values = list(found), list(found.values())
+        for index in _misfits(values, info.value_type):
+            yield from _problems(f'{path}["{_cut(names[index])}"]', bytes(values[index]), info.value_type)
     elif isinstance(info, inspect.StructType) and raw[:1] == b"{":
         yield from explain_object(path + ".", raw, info)
     elif not _fits(raw, info):
-        yield Problem(path, shown(raw), f"{_expected(raw, info, path)}{_hint(raw, info)}")
+        yield misfit(path, raw, info)
+
+
+def misfit(path: str, raw: bytes, info: inspect.Type) -> Problem:
+    """Return the problem of a value that does not fit its type."""
+    info = _member(raw, info)
+    return Problem(path, shown(raw), f"{_expected(raw, info, path)}{_hint(raw, info)}")
 
 
 def _misfits(items: list[msgspec.Raw], info: inspect.Type) -> Iterator[int]:
@@ -57,14 +77,18 @@ def _misfits(items: list[msgspec.Raw], info: inspect.Type) -> Iterator[int]:
     wanted = _annotation(info)
     for start in range(0, len(items), AT_ONCE):
         some = items[start : start + AT_ONCE]
+        raw = b"[" + b",".join(some) + b"]"
+        with contextlib.suppress(msgspec.ValidationError):
+            msgspec.json.decode(raw, type=list[wanted])  # type: ignore[valid-type]
+            continue
         try:
-            msgspec.json.decode(b"[" + b",".join(some) + b"]", type=list[wanted])  # type: ignore[valid-type]
-        except msgspec.ValidationError:
+            msgspec.convert(read_leniently(raw, inspect.ListType(info)), list[wanted], strict=True)  # type: ignore[valid-type]
+        except (msgspec.ValidationError, ArithmeticError):
             yield from range(start, start + len(some))
 
 
 def _annotation(info: inspect.Type) -> Any:
-    """Return the type of single values and lists of them, with its bounds; for other types one that nothing fits."""
+    """Return a type with its bounds; for those that no list holds one that nothing fits."""
     match info:
         case inspect.IntType() | inspect.FloatType():
             kind = int if isinstance(info, inspect.IntType) else float
@@ -73,6 +97,8 @@ def _annotation(info: inspect.Type) -> Any:
             return Annotated[str, msgspec.Meta(min_length=info.min_length, max_length=info.max_length)]
         case inspect.ListType():
             return list[_annotation(info.item_type)]  # type: ignore[misc]
+        case inspect.StructType():
+            return info.cls
         case inspect.UnionType() | inspect.Metadata():
             return Union[tuple(map(_annotation, members(info)))]  # noqa: UP007 (made of a tuple)
     return None
@@ -84,13 +110,19 @@ def explain_object(prefix: str, raw: bytes, info: inspect.StructType) -> Iterato
     fields = {field.encode_name: field for field in info.fields}
     for name in values:
         if name not in fields:
-            hint = did_you_mean(name, fields)
-            yield Problem(f"{prefix}{_cut(name)}", "an unknown field", f"one of {', '.join(fields)}{hint}")
+            yield unknown_field(prefix, name, fields)
     for name, field in fields.items():
         if name in values and not (values[name] == NULL and is_left_out(field)):
             yield from _problems(prefix + name, bytes(values[name]), field.type)
         elif field.required and name not in values:
             yield Problem(f"{prefix}{name}", None, describe(field.type, name))
+
+
+def unknown_field(prefix: str, name: str, fields: Iterable[str]) -> Problem:
+    """Return the problem of a name that is none of the fields'."""
+    known = list(fields)
+    hint = did_you_mean(name, known) if len(name) <= MAX_HINT_BYTES else ""
+    return Problem(f"{prefix}{_cut(name)}", "an unknown field", f"one of {', '.join(known)}{hint}")
 
 
 def why_malformed(data: bytes, error: Exception, cut_off: str) -> str:
@@ -128,7 +160,7 @@ def describe(info: inspect.Type, name: str = "value") -> str:  # noqa: PLR0911 (
         case inspect.ListType():
             return f"a {_list(info)}"
         case inspect.DictType():
-            return f"an object whose values are each {describe(info.value_type)}"
+            return f"an object{_at_most(info)} whose values are each {describe(info.value_type)}"
         case inspect.UnionType() | inspect.Metadata():
             return " or ".join(describe(member, name) for member in members(info))
         case inspect.StructType():
@@ -167,7 +199,7 @@ def _expected(raw: bytes, info: inspect.Type, path: str) -> str:
 def _hint(raw: bytes, info: inspect.Type) -> str:
     """Return a hint at the nearest of the words that the field takes, where a word came."""
     words = [word for kind in members(info) if isinstance(kind, inspect.LiteralType) for word in kind.values]
-    if not words or raw[:1] != b'"':
+    if not words or raw[:1] != b'"' or len(raw) > MAX_HINT_BYTES:
         return ""
     return did_you_mean(msgspec.json.decode(raw, type=str), map(str, words))
 
@@ -175,17 +207,15 @@ def _hint(raw: bytes, info: inspect.Type) -> str:
 def _member(raw: bytes, info: inspect.Type) -> inspect.Type:
     """Return the member of a union that a list, an object or a number was meant for: the message explains that one."""
     choices = members(info)
-    wanted: tuple[type[inspect.Type], ...] = ()
-    if raw[:1] == b"[":
-        wanted = (inspect.ListType,)
-    elif raw[:1] == b"{":
-        wanted = (inspect.DictType, inspect.StructType)
-    elif raw[:1] in b"-0123456789":
-        wanted = (inspect.IntType, inspect.FloatType)
-    meant = [member for member in choices if isinstance(member, wanted)]
+    meant = [] if raw[:1] == b'"' else [member for member in choices if isinstance(member, kinds_of(raw))]
     if len(meant) == 1:
         return meant[0]
     return choices[0] if len(choices) == 1 else info
+
+
+def kinds_of(raw: bytes) -> tuple[type[inspect.Type], ...]:
+    """Return the types that take values of this kind, which the first byte tells."""
+    return _KINDS.get(raw[:1], _NUMBERS)
 
 
 def _fits(raw: bytes, info: inspect.Type) -> bool:
@@ -228,7 +258,7 @@ def in_range(value: float, info: Number) -> bool:
     )
 
 
-def _length_fits(length: int, info: inspect.StrType | inspect.ListType) -> bool:
+def _length_fits(length: int, info: inspect.StrType | inspect.ListType | inspect.DictType) -> bool:
     return (info.min_length or 0) <= length and (info.max_length is None or length <= info.max_length)
 
 
@@ -257,6 +287,10 @@ def _plural(info: inspect.Type) -> str:
         case inspect.StructType():
             return "objects with " + ", ".join(field.encode_name for field in info.fields)
     return "items"
+
+
+def _at_most(info: inspect.DictType) -> str:
+    return "" if info.max_length is None else f" with at most {info.max_length} members"
 
 
 def _list(info: inspect.ListType) -> str:

@@ -7,6 +7,7 @@ Must not know: any field.
 
 from __future__ import annotations
 
+import functools
 from decimal import Decimal
 from typing import Any, Final
 
@@ -15,13 +16,31 @@ from msgspec import inspect
 
 __all__ = ["is_left_out", "members", "read_leniently"]
 
-MAX_DIGITS: Final = 400  # of an integer written with an exponent: beyond all ranges, and quick to make
-_decode: Final = msgspec.json.Decoder(float_hook=Decimal).decode
+MAX_DIGITS: Final = 32  # of an integer written with an exponent: beyond all ranges, and quick to make
+CONVERTED: Final = frozenset({Decimal, list, dict})
+EXACT_CHARS: Final = 15  # of a number that a float tells from all others of as many
+EXACT_BELOW: Final = 1e15
+
+
+def _exact(text: str) -> int | float | Decimal:
+    """Return the value of a number with a fraction or an exponent, an integer as such where that is quickly told."""
+    return _short(text) if len(text) <= EXACT_CHARS else Decimal(text)
+
+
+@functools.lru_cache(maxsize=4096)
+def _short(text: str) -> int | float | Decimal:
+    value = float(text)
+    if not 0 < abs(value) < EXACT_BELOW:  # too small for a float as well
+        return Decimal(text)
+    return int(value) if value.is_integer() else value
+
+
+_decode: Final = msgspec.json.Decoder(float_hook=_exact).decode
 
 
 def read_leniently(raw: bytes, info: inspect.Type) -> Any:
     """Return the value of some JSON, for `msgspec.convert`. Raises msgspec.DecodeError where it is malformed."""
-    return _converted(_decode(raw), info)
+    return _converted(_decode(raw), members(info))
 
 
 def is_left_out(field: inspect.Field) -> bool:
@@ -29,17 +48,19 @@ def is_left_out(field: inspect.Field) -> bool:
     return not field.required and not any(isinstance(kind, inspect.NoneType) for kind in members(field.type))
 
 
-def _converted(value: Any, info: inspect.Type) -> Any:
-    kinds = members(info)
+def _converted(value: Any, kinds: tuple[inspect.Type, ...]) -> Any:
     match value:
         case Decimal():
             return _number(value, kinds)
         case list():
+            if CONVERTED.isdisjoint(map(type, value)):
+                return value
             items = next((kind.item_type for kind in kinds if isinstance(kind, inspect.ListType)), inspect.AnyType())
-            return [_converted(item, items) for item in value]
+            of_items = members(items)
+            return [_converted(item, of_items) if type(item) in CONVERTED else item for item in value]
         case dict():
             struct = next((kind for kind in kinds if isinstance(kind, inspect.StructType)), None)
-            return value if struct is None else _fields(value, struct)
+            return value if struct is None else _fields(value, struct.cls)
     return value
 
 
@@ -59,10 +80,18 @@ def _number(value: Decimal, kinds: tuple[inspect.Type, ...]) -> int | float:
     return float(value)
 
 
-def _fields(values: dict[str, Any], struct: inspect.StructType) -> dict[str, Any]:
-    fields = {field.encode_name: field for field in struct.fields}
+def _fields(values: dict[str, Any], struct: type[msgspec.Struct]) -> dict[str, Any]:
+    fields = _kinds_of_fields(struct)
     return {
-        name: _converted(value, fields[name].type) if name in fields else value
+        name: _converted(value, fields[name][0]) if type(value) in CONVERTED and name in fields else value
         for name, value in values.items()
-        if value is not None or name not in fields or not is_left_out(fields[name])
+        if value is not None or name not in fields or not fields[name][1]
     }
+
+
+@functools.cache
+def _kinds_of_fields(struct: type[msgspec.Struct]) -> dict[str, tuple[tuple[inspect.Type, ...], bool]]:
+    """Return what each field of a struct may be, and whether null means that it was not sent."""
+    info = inspect.type_info(struct)
+    assert isinstance(info, inspect.StructType)
+    return {field.encode_name: (members(field.type), is_left_out(field)) for field in info.fields}

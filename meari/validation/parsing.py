@@ -3,7 +3,8 @@
 Input: a body. Output: a Struct, or InvalidRequest with every problem; JSON without line ends. Must not know: any field.
 
 The fast path is one decode into the Struct; only a body that fails is read field by field. Then two forms are accepted
-that JSON Schema and OpenAI's clients accept: an integer written as `3.0`, and null for an optional field.
+that JSON Schema and OpenAI's clients accept: an integer written as `3.0`, and null for an optional field. Of a large
+body, names, kinds and lengths are checked, and the memory of its values accounted for, before any value is made.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from msgspec import inspect
 from meari.errors import InvalidRequest, Problem
 from meari.validation.explain import explain_object, shown, why_malformed
 from meari.validation.lenient import read_leniently
-from meari.validation.sizes import FEW, Heads, size_of
+from meari.validation.sizes import SMALL_BYTES, Members, size_of, text_bytes
 
 __all__ = ["Parser", "escape_line_ends"]
 
 MAX_PROBLEMS = 8
+PIECE_BYTES: Final = 1 << 16
 _ESCAPES: Final = tuple((char.encode("utf-8"), f"\\u{ord(char):04x}".encode()) for char in "\x85\u2028\u2029")
 TOO_DEEP: Final = Problem("body", "JSON that is nested too deeply", "a JSON object")
 Request = TypeVar("Request", bound=msgspec.Struct)
@@ -37,20 +39,21 @@ class Parser(Generic[Request]):
         self.struct = struct
         self._check = check
         self._info = inspect.type_info(struct)
+        assert isinstance(self._info, inspect.StructType)
+        self._fields = {field.encode_name: field for field in self._info.fields}
         self._decoder = msgspec.json.Decoder(struct, strict=True)
 
-    def parse(self, body: bytes, hold: Callable[[int], None] | None = None) -> Request:
+    def parse(self, body: bytes, hold: Callable[[int], None] = lambda _: None) -> Request:
         """Parse a body, without a byte-order mark in front (RFC 8259, 8.1). Raises InvalidRequest, and as `hold` does.
 
-        hold  is told the bytes that the values are going to take, before they are made, if they are many
+        hold  is told the bytes that the values of a large body are going to take, before they are made
         """
         body = body.removeprefix(codecs.BOM_UTF8)
         if not body[:1].strip() and not body.strip():
             raise InvalidRequest(Problem("body", "nothing", "a JSON object"))
         _check_utf8(body)
-        if _may_hold_many(body):
-            self._check_size(body, hold)
         try:
+            nested = [body] if len(body) <= SMALL_BYTES else self._check_large(body, hold)
             request = self._decoder.decode(body)
         except msgspec.ValidationError as error:
             request = self._read_leniently(body, error)
@@ -58,21 +61,26 @@ class Parser(Generic[Request]):
             raise InvalidRequest(_malformed(body, error)) from None
         except RecursionError:
             raise InvalidRequest(TOO_DEEP) from None
-        _check_distinct_names(body)
+        for value in nested:
+            _check_distinct_names(value)
         return request if self._check is None else self._check(request)
 
-    def _check_size(self, body: bytes, hold: Callable[[int], None] | None) -> None:
-        size = size_of(body)
-        try:
-            problems = list(islice(Heads(self._info).problems(body), MAX_PROBLEMS)) if size.values > FEW else []
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise InvalidRequest(_malformed(body, error)) from None
-        except RecursionError:
-            raise InvalidRequest(TOO_DEEP) from None
-        if problems:
+    def _check_large(self, body: bytes, hold: Callable[[int], None]) -> list[bytes]:
+        """Check a body before its values are made, account for them, and return those values that hold objects.
+
+        Raises msgspec.DecodeError where it is malformed, RecursionError, InvalidRequest, and as `hold` does.
+        """
+        msgspec.json.decode(body, type=msgspec.Raw)  # malformed JSON comes before wrong values
+        if body.lstrip()[:1] != b"{":
+            raise InvalidRequest(Problem("body", shown(body.strip()), "a JSON object"))
+        hold(text_bytes(body))
+        members = Members.of(body, self._fields)
+        if problems := list(islice(members.problems(self._fields), MAX_PROBLEMS)):
             raise InvalidRequest(*problems)
-        if hold is not None:
-            hold(size.num_bytes)
+        parts = [bytes(value) for value in members.values.values() if bytes(memoryview(value)[:1]) in b"[{"]
+        sizes = list(map(size_of, parts))
+        hold(sum(size.num_bytes for size in sizes))
+        return [part for part, size in zip(parts, sizes, strict=True) if size.names]
 
     def _read_leniently(self, body: bytes, error: msgspec.ValidationError) -> Request:
         """Parse a body that needs conversion. Raises InvalidRequest with every problem if it does not fit even so."""
@@ -96,17 +104,18 @@ class Parser(Generic[Request]):
         return problems or [Problem("body", reason=str(error))]
 
 
-def _may_hold_many(body: bytes) -> bool:
-    """Tell whether a body may hold so many values that they have to be counted; a comma in a string counts as well."""
-    return body.count(b",") + body.count(b"[") + body.count(b"{") > FEW
-
-
 def _check_utf8(body: bytes) -> None:
-    try:
-        body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        got = f"bytes that are not UTF-8 at byte {error.start}"
-        raise InvalidRequest(Problem("body", got, "UTF-8")) from None
+    """Refuse other bytes, looking at a piece at a time: a character may take four times the memory of its bytes."""
+    if body.isascii():
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(body), PIECE_BYTES):
+        waiting = len(decoder.getstate()[0])
+        try:
+            decoder.decode(body[start : start + PIECE_BYTES], final=start + PIECE_BYTES >= len(body))
+        except UnicodeDecodeError as error:
+            got = f"bytes that are not UTF-8 at byte {start - waiting + error.start}"
+            raise InvalidRequest(Problem("body", got, "UTF-8")) from None
 
 
 def _check_distinct_names(body: bytes) -> None:

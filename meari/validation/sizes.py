@@ -1,42 +1,53 @@
-"""How much a JSON body holds, before it is parsed.
+"""What a large JSON body holds, before its values are made.
 
-Input: bytes of JSON, the types of an object's fields. Output: counts, and problems of fields that hold far more than
-their types allow. Must not know: any field.
+Input: bytes of JSON, the types of an object's fields. Output: the members of the object as they came, the memory that
+their values are going to take, and problems of names, kinds and lengths. Must not know: any field.
 
-A body of a few megabytes may hold millions of values, each of which takes fifty times its bytes once it is parsed. So
-the values are counted first, by a look at the bytes, which needs as much memory as the bytes and some milliseconds.
+A body of a few megabytes may hold millions of values, each of which takes fifty times its bytes once it is parsed, and
+a single character may make the others of its string four times as wide. So names, kinds and lengths are checked on the
+bytes, which takes as much memory as the bytes, and some milliseconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
-from msgspec import UNSET, inspect
+from msgspec import inspect
 
 from meari.errors import Problem
-from meari.validation.explain import describe, shown
+from meari.validation.explain import describe, kinds_of, misfit, shown, unknown_field
 from meari.validation.lenient import members
 
-__all__ = ["FEW", "NAME_BYTES", "VALUE_BYTES", "Heads", "Size", "size_of"]
+__all__ = ["MAX_TEXTS", "NAME_BYTES", "SMALL_BYTES", "VALUE_BYTES", "Members", "Size", "size_of", "text_bytes"]
 
-FEW: Final = 20_000  # values that need no further look
+SMALL_BYTES: Final = 4096  # of a body whose values may be made whatever they are
+FEW: Final = 20_000  # values that a field may hold whatever its type says
 ANY: Final = 2**63  # values of a field whose type sets no bound
 MAX_ITEMS: Final = 10_000  # of a list of single values whose type sets no bound
+MAX_TEXTS: Final = "max_texts"  # in `Meta.extra` of a field: items of its list at most, if the first is no number
+MAX_DEPTH: Final = 16  # of lists and objects in one another: no field has as many
+MAX_UNKNOWN: Final = 8  # names that are told
 VALUE_BYTES: Final = 110  # of a value in a list, parsed: an empty string takes 49, its place 8, both twice for a moment
-PIECE_BYTES: Final = 1 << 18  # looked at together
 NAME_BYTES: Final = 420  # of a name with its value in an object, twice for a moment
+PIECE_BYTES: Final = 1 << 18  # looked at together
+WIDE_BYTES: Final = 5  # of a character, decoded: first in one byte, then in four where a later one needs them
+MIDDLE_BYTES: Final = 3  # the same without characters beyond U+FFFF
+_FROM_F0: Final = bytes(range(0xF0))
+_PAIR: Final = re.compile(rb"\\u[dD][89abAB]")
 
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers of values, of members of objects among them, and of items, if it is a list that is not empty."""
+    """Numbers of values, of members of objects among them, of items of a list that is not empty, and of levels."""
 
     values: int
     names: int
     items: int
+    depth: int
 
     @property
     def num_bytes(self) -> int:
@@ -53,7 +64,7 @@ def size_of(raw: bytes) -> Size:
     steps = np.zeros(256, np.int8)
     steps[list(b"[{")], steps[list(b"]}")] = 1, -1
     counts = np.zeros(256, np.int64)
-    items, depth, is_inside = 1, 0, False
+    items, depth, deepest, is_inside = 1, 0, 0, False
     for start in range(0, len(raw), PIECE_BYTES):
         codes = np.frombuffer(raw, np.uint8, min(PIECE_BYTES, len(raw) - start), start)
         inside = np.bitwise_xor.accumulate(codes == ord('"')) ^ is_inside
@@ -62,53 +73,120 @@ def size_of(raw: bytes) -> Size:
         counts += np.bincount(marks, minlength=256)
         depths = depth + np.cumsum(steps[marks], dtype=np.int32)
         items += int(np.count_nonzero((marks == ord(",")) & (depths == 1)))
-        depth = int(depths[-1]) if depths.size else depth
-    return Size(1 + int(counts[list(b",[{")].sum()), int(counts[ord(":")]), items)
+        if depths.size:
+            depth, deepest = int(depths[-1]), max(deepest, int(depths.max()))
+    return Size(1 + int(counts[list(b",[{")].sum()), int(counts[ord(":")]), items, deepest)
 
 
-class Heads:
-    """Looks at the fields of an object without parsing their values."""
+def text_bytes(raw: bytes) -> int:
+    """Return the most memory that the text in the strings of some JSON takes while it is parsed."""
+    return len(raw) * _char_bytes(raw)
 
-    def __init__(self, info: inspect.Type) -> None:
-        assert isinstance(info, inspect.StructType)
-        self._fields = {field.encode_name: field for field in info.fields}
-        fields: list[tuple[str, Any, Any]] = [(name, msgspec.Raw, UNSET) for name in self._fields]
-        self._decode = msgspec.json.Decoder(msgspec.defstruct("Heads", fields, forbid_unknown_fields=True)).decode
-        self._decode_any = msgspec.json.Decoder(msgspec.defstruct("AnyHeads", [])).decode
 
-    def problems(self, body: bytes) -> Iterator[Problem]:
-        """Yield the problems of an object that holds many values: an unknown field, fields with too many of them.
+def _char_bytes(raw: bytes) -> int:
+    if raw.translate(None, _FROM_F0) or _PAIR.search(raw):
+        return WIDE_BYTES
+    return 1 if raw.isascii() and b"\\u" not in raw else MIDDLE_BYTES
 
-        Raises msgspec.DecodeError where it is malformed.
-        """
-        if body.lstrip()[:1] != b"{":
-            yield Problem("body", shown(body.strip()), "a JSON object")
-            return
+
+class _Enough(Exception):
+    """No further member changes the result."""
+
+
+class _Name:
+    """Stands for the name of a member while an object is read."""
+
+
+@dataclass
+class Members:
+    """The members of an object.
+
+    values    of known names, as they came; incomplete where `repeated` is set or `unknown` is full
+    unknown   names that are not known, at most MAX_UNKNOWN of them
+    repeated  the first known name that came twice, None if none did
+    """
+
+    values: dict[str, msgspec.Raw] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    repeated: str | None = None
+
+    @classmethod
+    def of(cls, body: bytes, known: Container[str]) -> Members:
+        """Read an object until the result is certain. Raises msgspec.DecodeError, RecursionError."""
+        found, keys, rest = cls(), dict[str, _Name](), _Name()
+
+        def note(_: type, name: str) -> _Name:
+            if name not in known:
+                if name not in found.unknown:
+                    found.unknown.append(name)
+                if len(found.unknown) == MAX_UNKNOWN:
+                    raise _Enough
+                return rest
+            if name in keys:
+                found.repeated = name
+                raise _Enough
+            return keys.setdefault(name, _Name())
+
         try:
-            found = self._decode(body)
-        except msgspec.ValidationError as error:
-            self._decode_any(body)  # malformed JSON comes before wrong fields
-            name = str(error).partition("`")[2].rpartition("`")[0]
-            yield Problem(shown(name.encode()), "an unknown field", f"one of {', '.join(self._fields)}")
-            return
-        for name, field in self._fields.items():
-            value = getattr(found, name)
-            raw = b"" if value is UNSET else bytes(value)
-            if len(raw) > FEW and (came := _too_many(raw, field.type)):
-                yield Problem(name, came, describe(field.type, name) + _limit(field.type))
+            values = msgspec.json.decode(body, type=dict[_Name, msgspec.Raw], dec_hook=note)
+        except _Enough:
+            return found
+        found.values = {name: values[key] for name, key in keys.items()}
+        return found
+
+    def problems(self, fields: Mapping[str, inspect.Field], prefix: str = "") -> Iterator[Problem]:
+        """Yield unknown and repeated names, then values of another kind than their field, or too long."""
+        yield from (unknown_field(prefix, name, fields) for name in self.unknown)
+        if self.repeated is not None:
+            yield Problem(shown(self.repeated.encode()), "the name twice", "it once")
+        for name, value in self.values.items():
+            if len(memoryview(value)) > SMALL_BYTES:
+                yield from _value_problems(prefix + name, bytes(value), fields[name].type)
 
 
-def _too_many(raw: bytes, info: inspect.Type) -> str:
+def _value_problems(name: str, raw: bytes, info: inspect.Type) -> Iterator[Problem]:
+    too_short = inspect.LiteralType | inspect.IntType | inspect.FloatType  # for a value of so many bytes
+    if not any(isinstance(kind, kinds_of(raw)) and not isinstance(kind, too_short) for kind in members(info)):
+        yield misfit(name, raw, info)
+        return
+    if raw[:1] == b'"':
+        return
+    size = size_of(raw)
+    if size.depth > MAX_DEPTH:
+        yield Problem(name, "JSON that is nested too deeply", describe(info, name))
+    elif came := _too_many(raw, size, info):
+        yield Problem(name, came, describe(info, name) + _limit(raw, info))
+    elif raw[:1] == b"{":
+        for struct in (kind for kind in members(info) if isinstance(kind, inspect.StructType)):
+            fields = {field.encode_name: field for field in struct.fields}
+            yield from Members.of(raw, fields).problems(fields, f"{name}.")
+
+
+def _too_many(raw: bytes, size: Size, info: inspect.Type) -> str:
     """Return in words how many values came, "" where a type may hold as many."""
-    size, lists = size_of(raw), _lists(info)
-    if raw[:1] != b"[" or not lists:
-        return f"{size.values} values" if size.values > max(FEW, _most_values(info)) else ""
-    is_long = size.items > max(kind.max_length or ANY for kind in lists)
-    return f"{size.items} items" if is_long or size.values > max(FEW, _most_values(info)) else ""
+    is_long = raw[:1] == b"[" and size.items > _most_items(raw, info)
+    if not is_long and size.values <= max(FEW, _most_values(info)):
+        return ""
+    return f"{size.items} items" if raw[:1] == b"[" else f"{size.names} members"
 
 
-def _limit(info: inspect.Type) -> str:
+def _most_items(raw: bytes, info: inspect.Type) -> int:
+    """Return how many items a list may have."""
+    most = max(kind.max_length or ANY for kind in _lists(info))
+    return min(most, _max_texts(raw, info) or ANY)
+
+
+def _max_texts(raw: bytes, info: inspect.Type) -> int | None:
+    """Return the limit of a list whose first item is no number, None where there is none."""
+    extra: dict[str, Any] = (info.extra if isinstance(info, inspect.Metadata) else None) or {}
+    is_number = raw[1:].lstrip()[:1] in b"-0123456789"
+    return None if is_number else extra.get(MAX_TEXTS)
+
+
+def _limit(raw: bytes, info: inspect.Type) -> str:
     """Return the limit of a list whose description names none."""
+    if (most := _max_texts(raw, info)) is not None:
+        return f", at most {most} items"
     lists = _lists(info)
     return f", at most {MAX_ITEMS} items" if lists and not any(kind.max_length for kind in lists) else ""
 
@@ -129,7 +207,7 @@ def _most_of_one(info: inspect.Type) -> int:
             length = info.max_length or (MAX_ITEMS if item == 1 else ANY)
             return min(ANY, 1 + length * item)
         case inspect.DictType():
-            return ANY
+            return min(ANY, 1 + (info.max_length or ANY) * _most_values(info.value_type))
         case inspect.StructType():
             return min(ANY, sum(_most_values(field.type) for field in info.fields))
     return 1

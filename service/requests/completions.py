@@ -16,7 +16,8 @@ import msgspec
 from msgspec import UNSET, Meta
 
 from meari.errors import InvalidRequest, Problem
-from meari.runtime.requests import GenerateRequest, Seed, Stop, stop_problems
+from meari.runtime.requests import Biases, GenerateRequest, Seed, Stop, stop_problems
+from meari.validation.sizes import MAX_TEXTS
 
 __all__ = [
     "CHOICES",
@@ -65,7 +66,7 @@ class CompletionsRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     echo: bool | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     ignore_eos: bool | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: Biases | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     max_completion_tokens: Annotated[int, Meta(ge=0)] | None = None  # of OpenAI's chats, sent by load generators
     max_tokens: Annotated[int, Meta(ge=0)] | None = None
@@ -141,7 +142,8 @@ def prompt_type(max_prompts: int) -> object:
     texts, lists_of_ids = lists | {"items": {"type": "string"}}, lists | {"items": ids | {"minItems": 0}}
     choices = [{"type": "string"}, texts, ids, lists_of_ids, {"type": "null"}]
     return Annotated[
-        str | Annotated[list[PromptItem], Meta(min_length=1)] | None, Meta(extra_json_schema={CHOICES: choices})
+        str | Annotated[list[PromptItem], Meta(min_length=1)] | None,
+        Meta(extra_json_schema={CHOICES: choices}, extra={MAX_TEXTS: max_prompts}),
     ]
 
 

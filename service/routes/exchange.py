@@ -138,7 +138,7 @@ class Exchange:
             while piece := stream.read(PIECE_BYTES):
                 size += len(piece)
                 _check_length(size, self._service.settings.max_body_bytes)
-                self.ticket.take_bytes(len(piece))
+                self.ticket.take_bytes(2 * len(piece))  # once joined, parts of it are copied
                 yield piece
             if request.content_length is not None and size < request.content_length:
                 announced = f"{request.content_length} as Content-Length says"

@@ -21,6 +21,7 @@ from meari.service.service import Service
 __all__ = ["states_blueprint", "tokenize_blueprint"]
 
 BYTES_PER_CHAR = 250  # while a text is tokenized and its tokens are written
+BYTES_PER_BYTE = 20  # of a text that is written: its characters, and a list of bytes where it has parts of characters
 
 
 def tokenize_blueprint(service: Service) -> Blueprint:
@@ -45,6 +46,7 @@ def tokenize_blueprint(service: Service) -> Blueprint:
         vocabulary = model.tokenizer.vocabulary
         exchange.ticket.take_tokens(len(request.tokens))
         ids = checked_ids(request.ids, vocabulary.size)
+        exchange.ticket.take_bytes(BYTES_PER_BYTE * sum(len(vocabulary.pieces[token]) for token in ids))
         text, part = detokenize(vocabulary, ids), partial_bytes(vocabulary, ids)
         exchange.note_work(lambda: Work(len(request.tokens), answers=(text,)))
         return json_response({"model": model.name, "text": text, **({} if part is None else {"bytes": part})})

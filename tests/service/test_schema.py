@@ -16,7 +16,6 @@ from meari.runtime.requests import GenerateRequest, ScoreRequest
 from meari.service.requests.completions import prompts_of
 from meari.service.requests.schema import Schemas
 from meari.service.settings import Settings
-from meari.validation.sizes import NAME_BYTES, VALUE_BYTES
 
 SCHEMAS = Schemas(Settings(max_tokens=500, max_texts=3, max_timeout_seconds=60.0, workers=1))
 
@@ -373,13 +372,13 @@ HUGE: list[tuple[str, bytes, str]] = [
     ("generate", b"{" + b",".join(b'"k%06d":1' % n for n in range(MANY)) + b"}", "k000000: got an unknown field"),
     ("generate", b'{"prompt": "a", "bad": [' + ones(MANY) + b"]}", "bad: got an unknown field, expected one of model"),
     ("generate", b'{"stop": [' + ones(MANY) + b"]}", f"stop: got {MANY} items, expected a string or a list of strings"),
-    ("generate", b'{"n": [' + ones(MANY) + b"]}", f"n: got {MANY + 1} values, expected an integer, 1 <= n <= 16"),
+    ("generate", b'{"n": [' + ones(MANY) + b"]}", "n: got [1,1,1,1"),
     ("generate", b'{"prompt": ' + b"[" * MANY + b"]" * MANY + b"}", "body: got JSON that is nested too deeply"),
     ("generate", b'{"prompt": [' + b"1," * MANY, "body: got malformed JSON, expected a JSON object: it ends too early"),
     ("generate", b"[" + ones(MANY) + b"]", "body: got [1,1,1"),
     (
         "generate",
-        b'{"logit_bias": {' + b",".join(b'"%d":"x"' % n for n in range(MANY)) + b"}}",
+        b'{"logit_bias": {' + b",".join(b'"%d":"x"' % n for n in range(MANY // 2)) + b"}}",
         'logit_bias["0"]: got "x", expected a number, -100 <= value <= 100; logit_bias["1"]',
     ),
     (
@@ -387,11 +386,16 @@ HUGE: list[tuple[str, bytes, str]] = [
         b'{"texts": [' + b",".join([b'"a,\\""'] * MANY) + b"]}",
         f"texts: got {MANY} items, expected a list of 1",
     ),
+    ("generate", b'{"logit_bias": {"1": [' + ones(MANY) + b"]}}", "logit_bias: got 1 members"),
+    ("completions", b'{"prompt": [' + b",".join([b"[]"] * MANY) + b"]}", f"prompt: got {MANY} items, expected"),
+    ("completions", b'{"prompt": [' + b",".join([b"1.0"] * MANY) + b",-1]}", f"prompt[{MANY}]: got -1, expected 0 <="),
+    ("completions", b'{"stream_options": {"' + b"a" * MANY + b'": 1}}', "stream_options.aaaaa"),
+    ("score", b'{"text": "a", "log_base": "' + b"e" * MANY + b'"}', 'log_base: got "eeeee'),
     ("score", b'{"texts": [' + b",".join([b"[1]"] * MANY) + b"]}", f"texts: got {MANY} items, expected a list of 1"),
     ("detokenize", b'{"tokens": [' + ones(1_000_001) + b"]}", "tokens: got 1000001 items, expected a list of at most"),
     ("detokenize", b'{"tokens": [' + ones(MANY) + b', "x"]}', f'tokens[{MANY}]: got "x", expected'),
     ("completions", b'{"prompt": [' + ones(MANY) + b', "x"]}', f"prompt[{MANY}]: got a text after a token id"),
-    ("tokenize", b'{"text": ' + b'{"a":1,' + b'"b":{},' * MANY + b'"c":1}}', f"text: got {2 * MANY + 3} values"),
+    ("tokenize", b'{"text": ' + b'{"a":1,' + b'"b":{},' * MANY + b'"c":1}}', 'text: got {"a":1,"b":{}'),
 ]
 
 
@@ -406,8 +410,8 @@ def test_many_values_are_accounted_for_before_they_are_made() -> None:
     assert len(SCHEMAS.generate(bias, held.append).logit_bias or {}) == 30_000
     ids = b'{"prompt": [' + ones(30_000) + b"]}"
     assert len(SCHEMAS.completions(ids, held.append).prompt) == 30_000  # type: ignore[arg-type]
-    assert held[0] > 30_000 * 200
-    assert 30_000 * 100 < held[1] < held[0]
+    assert sum(held[:2]) > 30_000 * 200
+    assert 30_000 * 100 < sum(held[2:]) < sum(held[:2])
 
     def refuse(_: int) -> None:
         raise Overloaded("no room")
@@ -419,5 +423,26 @@ def test_many_values_are_accounted_for_before_they_are_made() -> None:
 def test_text_with_many_commas_is_one_value() -> None:
     held: list[int] = []
     text = ',[{:"\\' * 50_000
-    assert SCHEMAS.tokenize(json.dumps({"text": text}).encode(), held.append).text == text
-    assert held == [2 * VALUE_BYTES + NAME_BYTES]
+    body = json.dumps({"text": text}).encode()
+    assert SCHEMAS.tokenize(body, held.append).text == text
+    assert sum(held) == len(body)
+
+
+@pytest.mark.parametrize(("text", "width"), [("a", 1), ("é", 3), ("한", 3), ("a😀", 5)])
+def test_wide_characters_are_accounted_for_at_their_width(text: str, width: int) -> None:
+    for body in (json.dumps({"text": text * 5000}, ensure_ascii=escaped).encode() for escaped in (False, True)):
+        held: list[int] = []
+        assert SCHEMAS.tokenize(body, held.append).text == text * 5000
+        assert sum(held) == width * len(body)
+
+
+@pytest.mark.parametrize("number", ["{0}.0", "{0}e0", "{0}000E-3", "{0}.00000000000000000000"])
+def test_many_integers_with_fractions_and_exponents_are_read(number: str) -> None:
+    ids = list(range(1, 20_000))
+    body = '{"prompt": [' + ",".join(map(number.format, ids)) + "]}"
+    assert SCHEMAS.completions(body.encode()).prompt == ids
+
+
+@pytest.mark.parametrize("number", ["1e-400", "0.99999999999999999999999", "9007199254740993.5", "1e-999999999"])
+def test_numbers_that_a_float_would_round_to_an_integer_are_refused(number: str) -> None:
+    assert "an integer" in refusal_of(SCHEMAS.completions, f'{{"prompt": [1, {number}]}}'.encode())
