@@ -115,6 +115,20 @@ def export_bundle(
         return _write(folder, run, checked.graphs, description)
 
 
+def export_smallest(
+    run_folder: Path, folder: Path, *, overwrite: bool = False, tell: Callable[[str], None] = lambda _: None
+) -> ExportedBundle:
+    """Write a run as an int8 bundle, or in float32 if int8 fails its checks or the family has none.
+
+    Raises as `export_bundle`.
+    """
+    try:
+        return export_bundle(run_folder, folder, Precision.INT8, overwrite=overwrite, tell=tell)
+    except (CheckFailed, UnusableRun) as error:
+        tell(f"No int8 bundle: {error}")
+    return export_bundle(run_folder, folder, Precision.FP32, overwrite=overwrite, tell=tell)
+
+
 def check_target(folder: Path, *, overwrite: bool) -> None:
     """Raise ExportError for a name that no server takes, BundleExists if the folder cannot be replaced."""
     if not re.fullmatch(NAME_PATTERN, folder.name) or folder.name.endswith(IN_PASSING):

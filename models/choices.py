@@ -43,6 +43,13 @@ class TrainingPrecision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Schedule(StrEnum):
+    """Measure of a training's progress, along which the learning rate falls."""
+
+    STEPS = "steps"
+    CLOCK = "clock"
+
+
 class Averaging(StrEnum):
     """Mean of the weights over the steps that is measured and kept."""
 

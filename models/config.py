@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from meari.bundle_format.names import NAME_PATTERN, Document, Family, TokenizerKind
-from meari.models.choices import Averaging, Device, Pattern, Reach, Readout, Spread, TrainingPrecision
+from meari.models.choices import Averaging, Device, Pattern, Reach, Readout, Schedule, Spread, TrainingPrecision
 from meari.models.config_rules import CORPUS_RULES, RECURRENT_RULES, RESERVOIR_RULES, TOKENIZER_RULES, TRAINING_RULES
 from meari.models.errors import ConfigError
 from meari.models.fields import (
@@ -206,6 +206,8 @@ class TrainingConfig:
     steps or epochs: one of the two. evaluate_every counts steps; patience counts evaluations, 0: never stop early;
     max_minutes 0: no limit; threads 0: torch's own choice.
 
+    schedule                     what the learning rate falls over: steps; or clock: the run ends after max_minutes,
+                                 earlier parts of a resumed run included, or after steps if they are taken sooner
     chunk_spread                 standard deviation of a chunk's length around chunk_length, in tokens; 0: all are equal
     activation_regularisation    factor of the mean square of the output layer's input, added to the loss
     temporal_regularisation      factor of the mean square of its change from step to step, added to the loss
@@ -227,6 +229,7 @@ class TrainingConfig:
     evaluate_every: int = integer(500, minimum=1)
     patience: int = integer(0)
     max_minutes: float = _not_negative(0.0)
+    schedule: Schedule = choice(Schedule, Schedule.STEPS)
     chunk_spread: float = _not_negative(0.0)
     activation_regularisation: float = _not_negative(0.0)
     temporal_regularisation: float = _not_negative(0.0)

@@ -6,7 +6,7 @@ Input: values that are valid on their own. Output: a problem, `key: got X, expec
 from __future__ import annotations
 
 from meari.bundle_format.names import Family, TokenizerKind
-from meari.models.choices import Averaging, Pattern, Readout
+from meari.models.choices import Averaging, Pattern, Readout, Schedule
 from meari.models.fields import TableRule, show
 
 MIN_VOCABULARY = {
@@ -151,6 +151,12 @@ def _steps_or_epochs(steps: int | None, epochs: float | None) -> str | None:
     return None
 
 
+def _clock_has_minutes(schedule: Schedule, max_minutes: float) -> str | None:
+    if schedule is Schedule.CLOCK and not max_minutes:
+        return 'max_minutes: got 0 with schedule = "clock", expected more than 0'
+    return None
+
+
 def _rates_in_order(least: float, most: float) -> str | None:
     return None if least <= most else f"min_learning_rate: got {least}, expected at most learning_rate ({most})"
 
@@ -182,6 +188,7 @@ RESERVOIR_RULES = (
 )
 TRAINING_RULES = (
     TableRule(("steps", "epochs"), _steps_or_epochs),
+    TableRule(("schedule", "max_minutes"), _clock_has_minutes),
     TableRule(("min_learning_rate", "learning_rate"), _rates_in_order),
     TableRule(("averaging", "trigger_patience"), _trigger_has_patience),
     TableRule(("averaging", "trigger_patience", "patience"), _average_comes_before_the_end),

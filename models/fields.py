@@ -1,7 +1,7 @@
-"""Fields of config dataclasses with the values that they take, and the reader of one table of them.
+"""Fields of config dataclasses with the values that they take, the reader of one table of them, and the writer of TOML.
 
 Input: a table (as from TOML or JSON) and a dataclass whose fields were made here. Output: the values, and a list of
-problems, each `section.key: got X, expected Y`. Must not know: the meaning of the settings.
+problems, each `section.key: got X, expected Y`; TOML. Must not know: the meaning of the settings.
 """
 
 from __future__ import annotations
@@ -187,3 +187,28 @@ def read_table(
             problem = rule_of_table.check(*(values[key] for key in rule_of_table.keys))
             problems += [] if problem is None else [section + problem]
     return values
+
+
+def to_toml(tables: Mapping[str, Any]) -> str:
+    """Write plain tables as TOML: top-level keys first, then the tables."""
+    return "".join(_lines("", tables)).lstrip("\n")
+
+
+def _lines(path: str, table: Mapping[str, Any]) -> list[str]:
+    lines = [f"\n[{path}]\n"] if path else []
+    lines += [f"{_key(key)} = {_value(value)}\n" for key, value in table.items() if not isinstance(value, Mapping)]
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines += _lines(f"{path}.{_key(key)}" if path else _key(key), value)
+    return lines
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+
+
+def _value(value: object) -> str:
+    """Write numbers, truth values, strings and lists, in TOML the same as in JSON except for characters above
+    U+FFFF.
+    """
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

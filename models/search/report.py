@@ -4,18 +4,15 @@ Input: trials, ranges, the share that each setting explained; a config. Output: 
 """
 
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from meari.models.config import Config
 from meari.models.figures import show_figure
 from meari.models.files import write_file
 from meari.models.search.journal import SearchResult, Trial, format_setting, ranked
@@ -125,28 +122,3 @@ def _cells(found: SearchResult) -> tuple[list[str], list[list[str]], list[str]]:
 def _row(trial: Trial, names: list[str]) -> list[str]:
     loss = FAILED if trial.loss is None else show_figure(trial.loss)
     return [str(trial.number), loss, f"{trial.seconds:.0f}", *(format_setting(trial.settings[name]) for name in names)]
-
-
-def to_toml(config: Config) -> str:
-    """Write the whole config as TOML: top-level keys first, then its tables."""
-    return "".join(_lines("", config.to_tables())).lstrip("\n")
-
-
-def _lines(path: str, table: Mapping[str, Any]) -> list[str]:
-    lines = [f"\n[{path}]\n"] if path else []
-    lines += [f"{_key(key)} = {_value(value)}\n" for key, value in table.items() if not isinstance(value, Mapping)]
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            lines += _lines(f"{path}.{_key(key)}" if path else _key(key), value)
-    return lines
-
-
-def _key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
-
-
-def _value(value: object) -> str:
-    """Write numbers, truth values, strings and lists, in TOML the same as in JSON except for characters above
-    U+FFFF.
-    """
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

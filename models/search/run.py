@@ -22,12 +22,13 @@ from meari.models.checkpoint import load_checkpoint
 from meari.models.config import Config
 from meari.models.errors import ReservoirError, SearchError, TrainingError
 from meari.models.evaluation import evaluate
+from meari.models.fields import to_toml
 from meari.models.figures import show_figure
 from meari.models.files import current_folder, locked, write_file
 from meari.models.memory import check_memory, memory_errors
 from meari.models.search.importance import importances
 from meari.models.search.journal import Journal, SearchResult, Trial, format_setting
-from meari.models.search.report import to_toml, write_picture
+from meari.models.search.report import write_picture
 from meari.models.search.space import Space, with_settings
 from meari.models.text.tokens import PreparedCorpus, prepare
 from meari.models.training.display import Display
@@ -185,7 +186,7 @@ def _conclude(space: Space, folder: Path, trials: list[Trial], stop: StopRequest
     head = f"{space.config.name}: {len(trials)} trials"
     if best is not None:
         head += f", best {best.loss:.4f} nats/char (trial {best.number})"
-        write_file(folder / BEST, to_toml(with_settings(space.config, best.settings)).encode())
+        write_file(folder / BEST, to_toml(with_settings(space.config, best.settings).to_tables()).encode())
     write_picture(folder / PICTURE, head, trials, space.varied, found.shares)
     return found
 

@@ -166,14 +166,15 @@ def penalty(hidden: Tensor, config: TrainingConfig) -> Tensor:
     return added
 
 
-def learning_rate(config: TrainingConfig, step: int, total_steps: int) -> float:
+def learning_rate(config: TrainingConfig, step: int, total_steps: int, share_of_time: float = 0.0) -> float:
     """Return the rate of one step: linear up to `learning_rate`, then half a cosine down to `min_learning_rate`.
 
-    step   from 0 to total_steps - 1; the first one already learns
+    step            from 0 to total_steps - 1; the first one already learns
+    share_of_time   of a run that ends by the clock, 0 … 1: the rate falls as far as steps or time are used up
     """
     peak, floor = config.learning_rate, config.min_learning_rate
     warmup = min(config.warmup_steps, total_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
-    share_done = (step - warmup) / max(1, total_steps - warmup)
+    share_done = min(1.0, max((step - warmup) / max(1, total_steps - warmup), share_of_time))
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * share_done))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from meari.models.checkpoint import fill_checkpoint
-from meari.models.choices import TrainingPrecision
+from meari.models.choices import Schedule, TrainingPrecision
 from meari.models.config import Config
 from meari.models.errors import NotFinite
 from meari.models.evaluation import quick_nats_per_token
@@ -142,7 +142,7 @@ class Trainer:
 
     def _own_ending(self) -> Ending | None:
         progress, training = self.progress, self._training
-        if progress.step >= self.total_steps:
+        if progress.step >= self.total_steps or self._share_of_time() >= 1:
             return Ending.FINISHED
         if training.patience and progress.evaluations_since_best >= training.patience:
             return Ending.EARLY_STOPPED
@@ -152,8 +152,14 @@ class Trainer:
             return Ending.TIME_LIMIT
         return None
 
+    def _share_of_time(self) -> float:
+        """Return how much of its time a run has used that ends by the clock; 0 for any other run."""
+        training = self._training
+        return self._seconds() / (60 * training.max_minutes) if training.schedule is Schedule.CLOCK else 0.0
+
     def _end(self, ending: Ending) -> None:
-        if ending is Ending.TIME_LIMIT and not self._evaluation_is_due():
+        is_over = ending in (Ending.FINISHED, Ending.TIME_LIMIT) and not self.progress.is_finished
+        if is_over and not self._evaluation_is_due():
             self._evaluate()
         is_finished = ending in (Ending.FINISHED, Ending.EARLY_STOPPED)
         self.progress = replace(self.progress, seconds=self._seconds(), is_finished=is_finished)
@@ -163,7 +169,8 @@ class Trainer:
         """Take one chunk and move the weights. Raises NotFinite."""
         began = self._clock()
         chunk = self._streams.next_chunk().of(self._rows)
-        rate = learning_rate(self._training, self.progress.step, self.total_steps)
+        share = self._workers.from_first(self._share_of_time) if self._training.schedule is Schedule.CLOCK else 0.0
+        rate = learning_rate(self._training, self.progress.step, self.total_steps, share)
         set_learning_rate(self._optimizer, rate * chunk.inputs.shape[1] / self._length)
         loss, added = self._loss(chunk)
         self._optimizer.zero_grad(set_to_none=True)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from meari.cli.search import command
 from meari.models.config import load_config
 from meari.models.errors import ConfigError
-from meari.models.search.report import to_toml
+from meari.models.fields import to_toml
 from tests.models.training.tiny_runs import tiny_config
 
 SEARCH = """
@@ -25,7 +25,7 @@ trials = 2
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
-    path.write_text(to_toml(tiny_config(tmp_path)) + SEARCH)
+    path.write_text(to_toml(tiny_config(tmp_path).to_tables()) + SEARCH)
     return path
 
 
@@ -61,7 +61,7 @@ def test_options_override_the_config(config_file: Path, tmp_path: Path) -> None:
 )
 def test_invalid_search_table_is_refused(tmp_path: Path, table: str, problem: str) -> None:
     path = tmp_path / "tiny.toml"
-    path.write_text(to_toml(tiny_config(tmp_path)) + table)
+    path.write_text(to_toml(tiny_config(tmp_path).to_tables()) + table)
     result = CliRunner().invoke(command, [str(path), "--run", str(tmp_path / "s")])
     assert isinstance(result.exception, ConfigError)
     assert re.search(problem, str(result.exception))

@@ -167,6 +167,13 @@ def test_first_step_without_warmup_has_the_peak_rate() -> None:
     assert learning_rate(TrainingConfig(steps=10, learning_rate=0.5, warmup_steps=0), 0, 10) == pytest.approx(0.5)
 
 
+def test_rate_of_a_run_that_ends_by_the_clock_follows_its_time() -> None:
+    config = TrainingConfig(steps=1000, learning_rate=0.4, warmup_steps=10)
+    assert learning_rate(config, 10, 1000, share_of_time=0.5) == pytest.approx(0.2)
+    assert learning_rate(config, 990, 1000, share_of_time=0.5) < 1e-3  # the steps are taken sooner
+    assert learning_rate(config, 500, 1000, share_of_time=1.5) == 0.0
+
+
 def test_warmup_longer_than_the_run_is_shortened() -> None:
     config = TrainingConfig(steps=2, learning_rate=0.5, warmup_steps=100)
     assert [learning_rate(config, step, 2) for step in range(2)] == pytest.approx([0.25, 0.5])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from meari.bundle_format.names import Family
 from meari.models.checkpoint import fill_checkpoint, load_checkpoint
-from meari.models.choices import Averaging, TrainingPrecision
+from meari.models.choices import Averaging, Schedule, TrainingPrecision
 from meari.models.config import RecurrentConfig
 from meari.models.errors import CheckpointError, NotFinite
 from meari.models.evaluation import evaluate
@@ -169,6 +169,31 @@ def test_time_limit_ends_a_run_with_checkpoint_figures_and_report(tmp_path: Path
     assert set(figures) >= {"validation", "test", "training_seconds", "epochs", "machine"}
     assert isinstance(figures["training_seconds"], float)
     assert figures["training_seconds"] >= 60
+
+
+def test_run_by_the_clock_finishes_on_time_with_its_smallest_rate(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, steps=100_000, max_minutes=1.0, schedule=Schedule.CLOCK)
+    outcome, _ = run_training(config, tmp_path / "run", clock=Clock(seconds_per_look=1.0))
+    assert outcome.ending is Ending.FINISHED
+    steps = [each for each in read_history(tmp_path / "run" / "history.jsonl") if isinstance(each, StepRecord)]
+    assert 5 < len(steps) == outcome.step < 60
+    assert steps[-1].learning_rate < 0.05 * config.training.learning_rate
+    assert 60 <= steps[-1].seconds < 70
+
+
+def test_run_by_the_clock_is_resumed_with_the_time_that_is_left(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, steps=100_000, max_minutes=1.0, schedule=Schedule.CLOCK)
+    run = open_run(tmp_path / "run", config, Start.FRESH)
+    display = StopAt(4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    first = train(config, run, resume=False, display=display, clock=Clock(seconds_per_look=1.0))
+    assert first.ending is Ending.INTERRUPTED
+    outcome, _ = run_training(config, tmp_path / "run", Start.RESUME, clock=Clock(seconds_per_look=1.0))
+    assert outcome.ending is Ending.FINISHED
+    records = read_history(tmp_path / "run" / "history.jsonl")
+    assert 60 <= records[-1].seconds < 70
+    again, _ = run_training(config, tmp_path / "run", Start.RESUME, clock=Clock(seconds_per_look=1.0))
+    assert (again.ending, again.step) == (Ending.FINISHED, outcome.step)
+    assert read_history(tmp_path / "run" / "history.jsonl") == records
 
 
 def test_history_has_every_step_once(tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""Held-out loss after so many minutes on one core, by settings: `python -m benchmarks.training.minutes --help`.
+
+Input: a config with a corpus, minutes, settings that differ. Output: one record a training, added to a JSON file as
+soon as it ends, and the page of all of them. Must not know: the planner of `meari train TEXT`, which stands on these
+figures.
+
+A training has one thread, and its clock counts the CPU time of its own process, which other work on the machine hardly
+affects. The learning rate falls over that time, so that configs are compared at equal cost and not at equal steps.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from meari.models.config import Config, load_config, parse_config
+from meari.models.files import write_file
+from meari.models.search.space import read_option
+from meari.models.training.display import NullDisplay
+from meari.models.training.process import describe_machine
+from meari.models.training.run import train
+from meari.models.training.run_folder import Start, open_run
+
+FOREVER = 1_000_000  # steps: the clock ends a run before
+SHARED = (
+    "training.batch_size=32", "training.chunk_length=64", "training.averaging=ema", "training.ema_decay=0.998",
+    "training.precision=bfloat16", "training.warmup_steps=100", "training.weight_decay=0.05",
+    "training.learning_rate=3e-3",
+)  # fmt: skip
+
+
+def config_of(base: Config, minutes: float, settings: Sequence[str], share: float) -> Config:
+    """Return the config of one case: corpus of `base`, tables of `settings`. Raises ConfigError."""
+    tables: dict[str, Any] = {
+        "name": "minutes",
+        "corpus": base.to_tables()["corpus"],
+        "tokenizer": {"kind": base.tokenizer.kind.value, "vocabulary_size": base.tokenizer.vocabulary_size},
+        "model": {},
+        "training": {"steps": FOREVER, "evaluate_every": FOREVER, "threads": 1, "schedule": "clock"},
+    }
+    tables["training"]["max_minutes"] = minutes
+    tables["training"]["restart_share"] = base.training.restart_share
+    for text in (*SHARED, *settings):
+        name, values = read_option(text)
+        section, _, key = name.partition(".")
+        tables[section][key] = values[0] if isinstance(values, list) else values
+    tables["corpus"].pop("test", None)
+    tables["corpus"].pop("blocklist", None)
+    config = parse_config(tables, "minutes")
+    return config if share == 1 else replace(config, corpus=_shortened(config.corpus, share))
+
+
+def _shortened(corpus: Any, share: float) -> Any:
+    """Return a corpus whose training text is the beginning of the first file's; the validation text is the whole's."""
+    whole = Path(corpus.train[0]).read_text("utf-8")
+    validation = corpus.validation
+    folder = Path(tempfile.mkdtemp(prefix="minutes-"))
+    if not validation:
+        cut = math.floor(len(whole) * (1 - corpus.validation_share))
+        (folder / "validation.txt").write_text(whole[cut:], "utf-8")
+        whole, validation = whole[:cut], (str(folder / "validation.txt"),)
+    (folder / "train.txt").write_text(whole[: int(len(whole) * share)], "utf-8")
+    return replace(corpus, train=(str(folder / "train.txt"),), validation=validation, validation_share=0.0)
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Train once; return the figures of held-out text and the length of the training."""
+    with tempfile.TemporaryDirectory() as name:
+        run = open_run(Path(name) / "run", config, Start.FRESH)
+        result = train(config, run, resume=False, display=NullDisplay(), clock=time.process_time)
+    assert result.figures is not None
+    figures = result.figures
+    kept = ("steps", "epochs", "best_step", "parameters")
+    return {name: figures[name] for name in kept} | {
+        name: round(figures["validation"][name], 4) for name in ("bits_per_char", "nats_per_char", "nats_per_token")
+    }
+
+
+def page(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return the page of all records."""
+    lines = [
+        "# Held-out loss by minutes",
+        "",
+        "Trainings of one thread that end by their own CPU time; bits a character of the validation text. Settings",
+        "that a row does not name are those of `SHARED` in `benchmarks/training/minutes.py`. Made by",
+        "`python -m benchmarks.training.minutes --help`.",
+        "",
+        "| corpus | text | minutes | settings | parameters | steps | epochs | bits/char |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for each in sorted(
+        results, key=lambda each: (each["corpus"], each["share"], each["minutes"], each["bits_per_char"])
+    ):
+        settings = ", ".join(f"`{setting}`" for setting in each["settings"])
+        lines.append(
+            f"| {each['corpus']} | {100 * each['share']:g} % | {each['minutes']:g} | {settings} "
+            f"| {each['parameters']:,} | {each['steps']:,} | {each['epochs']:.2f} | {each['bits_per_char']:.3f} |"
+        )
+    machines = sorted({each["machine"] for each in results})
+    return "\n".join([*lines, "", f"Machine: {'; '.join(machines)}.", ""])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure one case and write the page of all."""
+    options = _options(arguments)
+    base = load_config(options.config)
+    record = {
+        "corpus": base.corpus.name,
+        "share": options.share,
+        "minutes": options.minutes,
+        "settings": options.settings,
+    }
+    record |= measure(config_of(base, options.minutes, options.settings, options.share))
+    record |= {"machine": describe_machine(torch.device("cpu"))}
+    results = json.loads(options.results.read_text("utf-8")) if options.results.exists() else []
+    results.append(record)
+    write_file(options.results, (json.dumps(results, indent=1) + "\n").encode())
+    write_file(options.results.with_suffix(".md"), page(results).encode())
+    sys.stdout.write(json.dumps(record) + "\n")
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="a TOML file, for its corpus and tokenizer")
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--share", type=float, default=1.0, help="of the training text, from its beginning")
+    parser.add_argument("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[])
+    parser.add_argument("--results", type=Path, default=Path("docs/benchmarks/minutes.json"))
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Facts about a text that decide how a model is trained on it.
+
+Input: text files. Output: `TextFacts`. Must not know: tokenizers, models.
+
+At most SAMPLE_CHARACTERS are read, from the beginning of each file; sizes beyond them are estimated from the files'
+bytes. The unit of a document follows from how lines stand together. A line is wrapped if a limit of its width, not its
+sentence, ended it:
+
+    many files                              file: each is a document
+    paragraphs of wrapped lines             paragraph
+    lines a blank line apart                paragraph
+    lines that follow one another           line, unless they are wrapped, indented or very few
+    all else: verse, dialogue, code, prose  file: one stream
+"""
+
+from __future__ import annotations
+
+import itertools
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from meari.bundle_format.names import Document
+from meari.models.errors import EmptyCorpus, UnreadableFile
+from meari.models.text.corpus import BadLines, read_pieces
+from meari.models.text.text_files import check_rereadable, is_packed, list_files
+
+SAMPLE_CHARACTERS = 1 << 22
+MIN_SAMPLE = 1 << 15  # characters of each file, however many there are
+MANY_FILES = 20
+MIN_LINES = 20  # fewer are no documents to learn from
+GZIP_RATIO = 3
+MAX_CONTROL_SHARE = 1e-3
+MIN_WRAPPED_WIDTH, MAX_WRAPPED_WIDTH = 55, 200
+NAMED_CHARACTERS = 1_000  # the most frequent ones, which decide the script
+
+_SCRIPTS = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana"}
+_CONTROLS = frozenset(chr(code) for code in range(32)) - set("\t\n\r\f\v\x1b")
+
+
+@dataclass(frozen=True)
+class TextFacts:
+    """Sizes and shape of a text.
+
+    num_characters, num_bytes   of all files, unpacked; estimated beyond the sample
+    num_documents               likewise
+    num_kinds                   of characters in the sample
+    script                      of most letters: Latin, Hangul, Han, …; "none" without letters
+    shape                       why `document` was chosen, in words
+    """
+
+    num_files: int
+    num_characters: int
+    num_bytes: int
+    num_kinds: int
+    script: str
+    document: Document
+    num_documents: int
+    shape: str
+
+    @property
+    def bytes_per_character(self) -> float:
+        return self.num_bytes / self.num_characters
+
+    def in_words(self) -> str:
+        """Return a line about the text."""
+        files = "" if self.num_files == 1 else f" in {self.num_files:,} files"
+        return (
+            f"{self.num_characters:,} characters ({self.num_kinds:,} kinds, {self.script} script){files}: "
+            f"{self.shape}, so a document is a {self.document}"
+        )
+
+
+def look_at(paths: Iterable[str | Path], max_bad: int = 0) -> TextFacts:
+    """Read samples of files and folders, as `meari train` takes them.
+
+    Raises UnreadableFile, BrokenText; EmptyCorpus for text of white space alone.
+    """
+    files = list_files(paths)
+    for path in files:
+        check_rereadable(path)
+    limit = max(MIN_SAMPLE, SAMPLE_CHARACTERS // max(1, len(files)))
+    bad = BadLines(max_bad) if max_bad else None
+    samples = [_sample(path, limit, bad) for path in files]
+    texts = [text for text, _ in samples]
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    if not any(not character.isspace() for character in counts):
+        raise EmptyCorpus("got no text, expected some", source=", ".join(map(str, files)))
+    _check_text(files, texts)
+    sampled_bytes = sum(len(text.encode()) for text in texts)
+    num_bytes = sum(
+        len(text.encode()) if is_whole else _unpacked_bytes(path)
+        for path, (text, is_whole) in zip(files, samples, strict=True)
+    )
+    scale = num_bytes / sampled_bytes
+    document, num_documents, shape = unit_of(texts)
+    return TextFacts(
+        num_files=len(files),
+        num_characters=round(counts.total() * scale),
+        num_bytes=num_bytes,
+        num_kinds=len(counts),
+        script=_script(counts),
+        document=document,
+        num_documents=num_documents if document is Document.FILE else round(num_documents * scale),
+        shape=shape,
+    )
+
+
+def _sample(path: Path, limit: int, bad: BadLines | None) -> tuple[str, bool]:
+    """Return the beginning of a file, and whether that is all of it."""
+    parts, size = [], 0
+    for piece in read_pieces([path], Document.FILE, bad):
+        parts.append(piece.text)
+        size += len(piece.text)
+        if size >= limit:
+            return "".join(parts), piece.ends
+    return "".join(parts), True
+
+
+def _unpacked_bytes(path: Path) -> int:
+    return path.stat().st_size * (GZIP_RATIO if is_packed(path) else 1)
+
+
+def _check_text(files: Sequence[Path], texts: Sequence[str]) -> None:
+    for path, text in zip(files, texts, strict=True):
+        controls = sum(text.count(character) for character in _CONTROLS)
+        if controls > MAX_CONTROL_SHARE * len(text):
+            message = f"got a binary file ({controls:,} control characters among {len(text):,}), expected text"
+            raise UnreadableFile(message, source=str(path))
+
+
+def unit_of(texts: Sequence[str]) -> tuple[Document, int, str]:
+    """Return the unit of a document, the number of documents in these texts, and the reason in words."""
+    if len(texts) >= MANY_FILES:
+        return Document.FILE, len(texts), f"{len(texts):,} files"
+    blocks = [block for text in texts for block in _blocks(text.split("\n"))]
+    lines = [line for block in blocks for line in block]
+    wrapped = _are_wrapped(blocks)
+    if len(lines) < MIN_LINES:
+        return Document.FILE, len(texts), f"{len(lines):,} line{'s' * (len(lines) != 1)}"
+    if len(blocks) >= max(MIN_LINES, len(lines) / 1.3):
+        return Document.PARAGRAPH, len(blocks), "lines with blank lines between them"
+    is_divided = len(blocks) >= max(MIN_LINES, len(lines) / 50)
+    if is_divided and wrapped:
+        return Document.PARAGRAPH, len(blocks), "paragraphs of wrapped lines"
+    indented = sum(line[0].isspace() for line in lines)
+    if is_divided or wrapped or indented > len(lines) / 5:
+        shape = "wrapped lines" if wrapped else "lines that belong together"
+        return Document.FILE, len(texts), f"one stream of {shape}"
+    return Document.LINE, len(lines), "lines that stand alone"
+
+
+def _blocks(lines: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the runs of lines that are not blank."""
+    for is_text, run in itertools.groupby(lines, key=lambda line: bool(line.strip())):
+        if is_text:
+            yield list(run)
+
+
+def _are_wrapped(blocks: Sequence[Sequence[str]]) -> bool:
+    """Return whether nearly all lines but the last of each block are about as long as the longest ones."""
+    inner = sorted(len(line.rstrip()) for block in blocks for line in block[:-1])
+    if not inner:
+        return False
+    width = inner[int(0.95 * (len(inner) - 1))]
+    long = sum(length >= 0.75 * width for length in inner)
+    return MIN_WRAPPED_WIDTH <= width <= MAX_WRAPPED_WIDTH and long >= 0.7 * len(inner)
+
+
+def _script(counts: Counter[str]) -> str:
+    scripts: Counter[str] = Counter()
+    for character, count in counts.most_common(NAMED_CHARACTERS):
+        if character.isalpha():
+            name = unicodedata.name(character, "").partition(" ")[0].partition("-")[0]
+            scripts[_SCRIPTS.get(name, name.title())] += count
+    return scripts.most_common(1)[0][0] if scripts else "none"

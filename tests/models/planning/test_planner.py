@@ -1,0 +1,151 @@
+"""Test the plans of trainings: from facts about a text, minutes and a speed alone, without training."""
+
+from dataclasses import replace
+
+import pytest
+
+from meari.bundle_format.names import Document, Family, TokenizerKind
+from meari.models.choices import Schedule, TrainingPrecision
+from meari.models.config import Config, RecurrentConfig, ReservoirConfig, parse_config
+from meari.models.errors import ConfigError, EmptyCorpus
+from meari.models.planning.planner import held_out_share, plan
+from meari.models.planning.tables import MachineSpeed, Probe, step_seconds_of
+from meari.models.text.facts import TextFacts
+
+ENGLISH = TextFacts(1, 8_000_000, 8_000_000, 90, "Latin", Document.LINE, 40_000, "lines that stand alone")
+KOREAN = TextFacts(1, 8_000_000, 20_000_000, 2_500, "Hangul", Document.LINE, 200_000, "lines that stand alone")
+PLAYS = TextFacts(1, 1_115_394, 1_115_394, 65, "Latin", Document.FILE, 1, "one stream")
+USUAL = MachineSpeed()
+
+
+def config_of(facts: TextFacts, minutes: float = 5.0, speed: MachineSpeed = USUAL, **settings: object) -> Config:
+    named = {name.replace("__", "."): value for name, value in settings.items()}
+    return plan(facts, ["text.txt"], minutes, speed, name="mine", settings=named).config
+
+
+def size_of(config: Config) -> int:
+    assert isinstance(config.model, RecurrentConfig)
+    return config.model.hidden_size
+
+
+def cut(facts: TextFacts, num_characters: int) -> TextFacts:
+    scale = num_characters / facts.num_characters
+    return replace(facts, num_characters=num_characters, num_bytes=round(facts.num_bytes * scale))
+
+
+def test_more_time_never_gives_a_smaller_model() -> None:
+    for facts in (ENGLISH, KOREAN, PLAYS):
+        sizes = [size_of(config_of(facts, minutes, model__family="gru")) for minutes in (0.2, 1, 5, 20, 60, 600)]
+        assert sizes == sorted(sizes)
+        assert sizes[0] < sizes[-1]
+
+
+def test_slower_machine_gets_a_smaller_model_and_fewer_steps() -> None:
+    slow = MachineSpeed(0.2, 0.2)
+    for facts in (ENGLISH, KOREAN, PLAYS):
+        fast_config, slow_config = config_of(facts), config_of(facts, speed=slow)
+        assert size_of(slow_config) < size_of(fast_config)
+        assert slow_config.training.max_minutes <= fast_config.training.max_minutes
+
+
+def test_planned_steps_fit_into_the_time_and_the_clock_ends_the_run() -> None:
+    for minutes in (1.0, 5.0, 30.0):
+        training = config_of(ENGLISH, minutes, model__family="gru").training
+        assert training.schedule is Schedule.CLOCK
+        assert 0.3 * minutes <= training.max_minutes < minutes
+        assert training.steps is not None
+        size = size_of(config_of(ENGLISH, minutes, model__family="gru"))
+        seconds = training.steps * step_seconds_of(Probe(Family.GRU, size, 2000))
+        assert 60 * training.max_minutes < seconds < 2 * 60 * training.max_minutes
+        assert training.evaluate_every * 4 < training.steps
+
+
+def test_speed_of_small_and_of_large_steps_is_told_apart() -> None:
+    speed = MachineSpeed(small=1.0, large=0.25)
+    small, large = Probe(Family.LSTM, 64, 100), Probe(Family.LSTM, 1024, 100)
+    assert step_seconds_of(small, speed) == step_seconds_of(small)
+    assert step_seconds_of(large, speed) == pytest.approx(4 * step_seconds_of(large))
+    between = Probe(Family.LSTM, 256, 100)
+    assert 1 < step_seconds_of(between, speed) / step_seconds_of(between) < 4
+
+
+def test_short_texts_get_characters_long_ones_and_syllables_byte_pairs() -> None:
+    assert config_of(PLAYS).tokenizer.kind is TokenizerKind.CHAR
+    assert config_of(ENGLISH).tokenizer.kind is TokenizerKind.BPE
+    short, long = config_of(cut(KOREAN, 50_000)).tokenizer, config_of(KOREAN).tokenizer
+    assert (short.kind, long.kind) == (TokenizerKind.BPE, TokenizerKind.BPE)
+    assert 257 < short.vocabulary_size < long.vocabulary_size
+
+
+def test_short_text_ends_the_run_before_the_clock_with_a_small_model_and_much_dropout() -> None:
+    config = config_of(cut(PLAYS, 20_000))
+    assert config.training.steps is None
+    assert config.training.epochs is not None
+    assert config.training.epochs <= 40
+    assert size_of(config) <= 128
+    assert isinstance(config.model, RecurrentConfig)
+    assert config.model.dropout >= 0.3
+    assert "the text bears no more" in plan(cut(PLAYS, 20_000), ["a.txt"], 5, USUAL, name="mine").reasons[-1]
+
+
+def test_text_of_three_kilobytes_is_told_to_be_too_little() -> None:
+    planned = plan(cut(PLAYS, 3_000), ["a.txt"], 5, USUAL, name="mine")
+    assert planned.expectation.startswith("3,000 characters are far too few for a language model")
+    assert size_of(planned.config) == 64
+    assert "enough" in plan(ENGLISH, ["a.txt"], 5, USUAL, name="mine").expectation
+
+
+def test_text_too_short_to_hold_something_out_is_refused() -> None:
+    with pytest.raises(EmptyCorpus, match=r"a\.txt: got a text of 120 characters, expected at least 500"):
+        plan(cut(PLAYS, 120), ["a.txt"], 5, USUAL, name="mine")
+
+
+def test_held_out_share_is_a_tenth_of_short_texts_and_enough_of_long_ones() -> None:
+    assert held_out_share(20_000) == 0.1
+    assert held_out_share(15_000_000) * 15_000_000 == pytest.approx(150_000)
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_every_family_can_be_chosen(family: Family) -> None:
+    planned = plan(PLAYS, ["a.txt"], 5, USUAL, name="mine", family=family)
+    assert planned.config.model.family is family
+    assert isinstance(planned.config.model, ReservoirConfig) == (family is Family.ESN)
+
+
+def test_settings_are_kept_and_the_rest_is_chosen_around_them() -> None:
+    config = config_of(
+        ENGLISH, seed=7, model__hidden_size=96, training__learning_rate=0.02, tokenizer__kind="char",
+        corpus__document="paragraph", corpus__licence="CC0",
+    )  # fmt: skip
+    assert (config.seed, size_of(config), config.training.learning_rate) == (7, 96, 0.02)
+    assert (config.tokenizer.kind, config.tokenizer.vocabulary_size) == (TokenizerKind.CHAR, 0)
+    assert (config.corpus.document, config.corpus.licence) == (Document.PARAGRAPH, "CC0")
+    assert config.training.steps is not None
+    assert config.training.steps > config_of(ENGLISH).training.steps * 2  # type: ignore[operator]
+
+
+def test_settings_take_the_place_of_their_rivals() -> None:
+    config = config_of(PLAYS, corpus__validation=["held-out.txt"], training__epochs=2.0)
+    assert (config.corpus.validation, config.corpus.validation_share) == (("held-out.txt",), 0.0)
+    assert (config.training.epochs, config.training.steps) == (2.0, None)
+
+
+def test_wrong_settings_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"training\.learning_rate: got -1, expected a number > 0"):
+        config_of(PLAYS, training__learning_rate=-1)
+    with pytest.raises(ConfigError, match=r"modell\.x: got an unknown table, expected corpus"):
+        config_of(PLAYS, modell__x=1)
+    with pytest.raises(ConfigError, match=r'model\.family: got "grru", expected one of'):
+        config_of(PLAYS, model__family="grru")
+
+
+def test_plan_is_a_config_that_a_file_can_hold() -> None:
+    for family in Family:
+        config = plan(KOREAN, ["a.txt", "more"], 3, USUAL, name="mine", family=family).config
+        assert parse_config(config.to_tables()) == config
+
+
+def test_speed_decides_precision_and_threads() -> None:
+    speed = MachineSpeed(0.5, 0.3, TrainingPrecision.FLOAT32, threads=4)
+    training = config_of(ENGLISH, speed=speed).training
+    assert (training.precision, training.threads) == (TrainingPrecision.FLOAT32, 4)
