@@ -23,6 +23,7 @@ from meari.bulk.options import GenerateOptions, OutputFormat, figure_names, new_
 from meari.bulk.records import Problem, Reader, Record, up_to_bad
 from meari.bulk.rows import CarriedColumns, CarriedFields, cell, on_one_line
 from meari.bulk.totals import GenerateTotals
+from meari.errors import EngineFailed
 from meari.runtime.answers import Choice, GenerateUsage
 from meari.runtime.requests import GenerateRequest
 from meari.validation.parsing import escape_line_ends
@@ -119,14 +120,22 @@ class GeneratedChunk(Begun):
         """Yield the records, and keep the sums in `totals`."""
         for line in self.lines:
             if isinstance(line, Problem):
-                yield Bad(str(line))
-                totals[0] = totals[0].plus(GenerateTotals(num_bad_lines=1))
-                yield self.rows.problem(line)
+                problem = line
             else:
                 record, await_texts = line
-                generated = await_texts()
-                totals[0] = totals[0].plus(_totals(generated))
-                yield self.rows.rows(record, generated)
+                try:
+                    generated = await_texts()
+                except EngineFailed as error:
+                    problem = Problem(record.line, str(error), record.file)
+                else:
+                    totals[0] = totals[0].plus(_totals(generated))
+                    yield self.rows.rows(record, generated)
+                    continue
+            yield Bad(str(problem))
+            totals[0] = totals[0].plus(GenerateTotals(num_bad_lines=1))
+            yield self.rows.problem(problem)
+            if not self.options.skip_bad:
+                return
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ from meari.bulk.rows import CarriedFields, doubled, escaped
 from meari.bulk.score_rows import TextRows, TokenRows, WordRows, figure_members, score_rows
 from meari.bulk.totals import ScoreTotals
 from meari.bundle_format.text_borders import last_space, last_starter
+from meari.errors import EngineFailed
 from meari.runtime.answers import ScoredToken, ScoredWord
 from meari.runtime.engine import Scoring, StateValue
 from meari.runtime.scores import SLICE, ScoredText, TextSums
@@ -82,8 +83,8 @@ class LongText(LongLine):
 
     def messages(self) -> Iterator[Part | Bad | Done]:
         """Wait for the last piece, then yield the record."""
+        self._settle()
         if self._problem is None:
-            self._settle()
             yield from in_parts(self._rows.finished(self._record, self._sums), self._options)
             yield Done.of(ScoreTotals.of([] if self._is_blank else [self._sums], num_blank=int(self._is_blank)))
         else:
@@ -145,6 +146,8 @@ class LongText(LongLine):
         """Queue a piece once the one before has ended."""
         encoded = self._scorer.encode([text])[0]
         self._settle()
+        if self._problem is not None:
+            return
         scoring = self._scorer.score_piece(self._context, self._state, encoded.ids, is_last=is_last)
         self._running = (encoded, scoring)
 
@@ -155,7 +158,11 @@ class LongText(LongLine):
         encoded, scoring = self._running
         self._running = None
         scoring.wait_end()
-        scoring.raise_for_failure()
+        try:
+            scoring.raise_for_failure()
+        except EngineFailed as error:
+            self._problem = Problem(self._line, str(error))
+            return
         [scores] = scoring.results
         self._state = scores.state
         scored = self._scorer.scored(encoded, scores)

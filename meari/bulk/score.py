@@ -9,6 +9,7 @@ works on other chunks as well.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +21,7 @@ from meari.bulk.options import ScoreOptions, new_names, text_name
 from meari.bulk.records import Problem, Reader, Record, up_to_bad
 from meari.bulk.score_rows import ScoreRows, score_rows
 from meari.bulk.totals import ScoreTotals
+from meari.errors import EngineFailed
 from meari.runtime.scores import Scored, TextSums
 
 __all__ = ["ScoreWork", "ScoredChunk"]
@@ -53,7 +55,7 @@ class ScoreWork:
         """Queue some lines, one call for each context."""
         lines = up_to_bad([self._checked(line) for line in lines], skips_bad=self._options.skip_bad)
         groups = [
-            ([place for place, _ in texts], self._backend.score(context, [text for _, text in texts], self._options))
+            Group(functools.partial(self._backend.score, context, options=self._options), texts)
             for context, texts in by_context(lines, self._options.context).items()
         ]
         return ScoredChunk(self._rows, self._options, lines, groups)
@@ -82,29 +84,59 @@ def by_context(lines: Sequence[Record | Problem], context: str) -> dict[str, lis
     return found
 
 
+class Group:
+    """Texts after one context, with their places in a chunk; they are queued as one call.
+
+    begin  queues texts, and returns a function that waits for their figures
+    """
+
+    def __init__(self, begin: Callable[[Sequence[str]], Callable[[], Iterable[Scored]]], texts: list[tuple[int, str]]):
+        self._begin = begin
+        self._texts = texts
+        self._await = begin([text for _, text in texts])
+
+    def results(self) -> Iterator[tuple[int, Scored | EngineFailed]]:
+        """Yield the figures of each text, at its place; if the call failed, each text has another one of its own."""
+        try:
+            yield from zip([place for place, _ in self._texts], list(self._await()), strict=True)
+        except EngineFailed as error:
+            if len(self._texts) == 1:
+                yield self._texts[0][0], error
+            else:
+                for text in self._texts:
+                    yield from Group(self._begin, [text]).results()
+
+
 @dataclass(frozen=True, eq=False)
 class ScoredChunk(Begun):
-    """A chunk that is being scored. A group has the places of some lines in it, and waits for their figures."""
+    """A chunk that is being scored."""
 
     rows: ScoreRows
     options: ScoreOptions
     lines: list[Record | Problem]
-    groups: list[tuple[list[int], Callable[[], Iterable[Scored]]]]
+    groups: list[Group]
 
     def messages(self) -> Iterator[Part | Bad | Done]:
         """Wait for the figures, then yield parts of the output in order, then the sums."""
         found: dict[int, tuple[Scored, TextSums]] = {}
-        for places, await_scores in self.groups:
-            for place, scored in zip(places, await_scores(), strict=True):
-                found[place] = scored, scored.sums()
-        yield from in_parts(self._pieces(found), self.options)
-        num_bad = sum(isinstance(line, Problem) for line in self.lines)
-        blank = {place for place, line in enumerate(self.lines) if isinstance(line, Record) and line.is_blank}
+        lines = list(self.lines)
+        for group in self.groups:
+            for place, scored in group.results():
+                if isinstance(scored, EngineFailed):
+                    lines[place] = Problem(lines[place].line, str(scored), lines[place].file)
+                else:
+                    found[place] = scored, scored.sums()
+        lines = up_to_bad(lines, skips_bad=self.options.skip_bad)
+        yield from in_parts(self._pieces(lines, found), self.options)
+        num_bad = sum(isinstance(line, Problem) for line in lines)
+        blank = {place for place, line in enumerate(lines) if isinstance(line, Record) and line.is_blank}
         sums = [sums for place, (_, sums) in found.items() if place not in blank]
         yield Done.of(ScoreTotals.of(sums, num_blank=len(blank), num_bad_lines=num_bad))
 
-    def _pieces(self, found: dict[int, tuple[Scored, TextSums]]) -> Iterator[bytes | Bad]:
-        for place, line in enumerate(self.lines):
+    def _pieces(
+        self, lines: list[Record | Problem], found: dict[int, tuple[Scored, TextSums]]
+    ) -> Iterator[bytes | Bad]:
+        for place, line in enumerate(lines):
             if isinstance(line, Record):
                 yield from self.rows.rows(line, *found[place])
             else:
