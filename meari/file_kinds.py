@@ -22,10 +22,11 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["GZIP", "HEAD_BYTES", "OtherKind", "kind_of_content", "kind_of_name", "may_be_other"]
+__all__ = ["GZIP", "HEAD_BYTES", "PARQUET", "OtherKind", "kind_of_content", "kind_of_name", "may_be_other"]
 
 HEAD_BYTES: Final = 1024  # bytes examined
 GZIP: Final = b"\x1f\x8b"
+PARQUET: Final = b"PAR1"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Bulk work: files or pipes of any size in; JSONL, TSV or text out, in the order of the input.
+"""Bulk work: files or pipes of any size in; JSONL, TSV, Parquet or text out, in the order of the input.
 
 Input: lines of text or JSONL, a bundle or a running service, options. Output: one record a line, a summary, and beside
 an output file a journal from which an interrupted run continues. Must not know: Flask, gunicorn, training, export.
@@ -6,6 +6,7 @@ an output file a journal from which an interrupted run continues. Must not know:
 One process cuts lines and puts results in order:
 
     source.py, lines.py      files one after another → unpacked bytes → chunks of whole lines
+    parquet.py               rows of Parquet → lines, and lines → rows
     worker_pool.py           chunks to the workers, results back in order
     output.py                a file or a pipe, and the journal of how far a file is
     run.py, progress.py      all of it together, and the progress bar

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,9 +26,10 @@ import numpy.typing as npt
 
 from meari.bulk.errors import BulkError
 from meari.bulk.lines import Chunk
+from meari.bulk.parquet import ParquetParts
 from meari.bulk.source import Source
 
-__all__ = ["PARTS", "Criterion", "Figure", "Scores", "Thresholds", "find_thresholds", "split_lines_by"]
+__all__ = ["PARTS", "Criterion", "Figure", "Scores", "Thresholds", "find_thresholds", "split_lines_by", "split_rows_by"]
 
 Figure = Literal["bits_per_char", "bits_per_byte", "perplexity"]
 PARTS: Final = ("head", "middle", "tail")
@@ -175,21 +176,39 @@ def split_lines_by(thresholds: Thresholds, scores: Scores, source: Source, outpu
     Raises BulkError.
     """
     counts = np.zeros(NO_PART + 1, np.int64)
-    fresh = [path.with_name(path.name + ".part") for path in outputs]
     parts = _Parts(thresholds, scores)
+    with _replaced(outputs) as fresh, ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in fresh]
+        for chunk in _chunks(source):
+            counts += _write(chunk, parts.take(chunk), files)
+    return counts.tolist()
+
+
+def split_rows_by(thresholds: Thresholds, scores: Scores, names: Sequence[str], outputs: Sequence[Path]) -> list[int]:
+    """Write each row of some Parquet files to the Parquet file of its part; see `split_lines_by`."""
+    counts = np.zeros(NO_PART + 1, np.int64)
+    parts = _Parts(thresholds, scores)
+    with _replaced(outputs) as fresh, ParquetParts(names, fresh) as files:
+        for batch in files.batches():
+            of_rows = parts.next(batch.num_rows)
+            files.add(batch, of_rows)
+            counts += np.bincount(of_rows, minlength=NO_PART + 1)
+    return counts.tolist()
+
+
+@contextmanager
+def _replaced(outputs: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield files that become the outputs once all of them are complete. Raises BulkError."""
+    fresh = [path.with_name(path.name + ".part") for path in outputs]
     try:
-        with ExitStack() as stack:
-            files = [stack.enter_context(path.open("wb")) for path in fresh]
-            for chunk in _chunks(source):
-                counts += _write(chunk, parts.take(chunk), files)
-            for file in files:
-                file.flush()
+        yield fresh
+        for path in fresh:
+            with path.open("rb") as file:
                 os.fsync(file.fileno())
         for path, output in zip(fresh, outputs, strict=True):
             path.rename(output)
     except OSError as error:
         raise BulkError(f"{error.filename or outputs[0].parent}: {error.strerror}") from None
-    return counts.tolist()
 
 
 class _Parts:
@@ -202,15 +221,16 @@ class _Parts:
     def take(self, chunk: Chunk) -> list[int]:
         """Return the parts of a chunk's lines; of a piece of a long line, that of the line."""
         if not chunk.is_long:
-            return self._next(chunk.num_lines)
+            return self.next(chunk.num_lines)
         if self._of_long is None:
-            [self._of_long] = self._next(1)
+            [self._of_long] = self.next(1)
         part = self._of_long
         if chunk.num_lines:  # its last piece
             self._of_long = None
         return [part]
 
-    def _next(self, count: int) -> list[int]:
+    def next(self, count: int) -> list[int]:
+        """Return the parts of some whole lines. Raises BulkError if fewer were scored."""
         parts = list(islice(self._parts, count))
         if len(parts) < count:
             raise BulkError("FILE: got more lines than were scored, expected the same file as before")

@@ -15,7 +15,7 @@ from pathlib import PurePath
 from typing import Final, Self
 
 from meari.bulk.errors import BulkError
-from meari.file_kinds import GZIP, kind_of_content
+from meari.file_kinds import GZIP, PARQUET, kind_of_content
 
 __all__ = ["LONG_BYTES", "Chunk", "LineCutter", "Unpacker", "refuse_other_kinds"]
 
@@ -149,10 +149,14 @@ def refuse_other_kinds(name: str, head: bytes, *, is_unpacked: bool = False) -> 
 
     is_unpacked  the first bytes were packed by gzip in the input
     """
+    if head.startswith(PARQUET) and 0 in head:
+        raise BulkError(f"{name}: got Parquet, whose index is at its end, expected a file by its name, not packed")
     if kind := kind_of_content(name, head):
         file = "-" if name == "standard input" else name
         is_gzip = is_unpacked or head.startswith(GZIP)
         raise BulkError(f"{name}: {kind.refusal(file, is_gzip=is_gzip)}")
+    if PurePath(name).suffix.lower() == ".parquet" and head:
+        raise BulkError(f"{name}: got a .parquet that is not Parquet, expected Parquet, or text by another name")
     if not is_unpacked and PurePath(name).suffix.lower() == ".gz" and head and not head.startswith(GZIP):
         raise BulkError(f"{name}: got a .gz that is not gzip, expected gzip, or plain text by another name")
 

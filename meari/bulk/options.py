@@ -25,6 +25,7 @@ __all__ = [
     "WorkOptions",
     "checked_request",
     "figure_names",
+    "figure_types",
     "new_names",
     "text_name",
 ]
@@ -103,6 +104,17 @@ def text_name(options: WorkOptions) -> str:
 def figure_names(options: WorkOptions) -> tuple[str, ...]:
     """Return the names of the output's figures, in its order."""
     return tuple(options.prefix + name for name in _figure_names(options))
+
+
+def figure_types(options: WorkOptions) -> dict[str, type]:
+    """Return the types of what the output adds to every record of JSONL, as far as they are plain."""
+    plain: dict[str, type] = {"seed": int}
+    if isinstance(options, ScoreOptions):
+        plain = {field.name: int if field.type is int else float for field in msgspec.structs.fields(TextFigures)}
+    types = {options.prefix + name: kind for name, kind in plain.items()}
+    file = {options.prefix + FILE: str} if options.with_file else {}
+    error = {options.prefix + ERROR: str} if options.skip_bad else {}
+    return {**file, **types, **error}
 
 
 def new_names(options: WorkOptions) -> tuple[str, ...]:

@@ -26,7 +26,16 @@ import msgspec
 from meari.bulk.errors import BulkError, CannotResume, ReaderGone
 from meari.bulk.frames import write_all
 
-__all__ = ["Checkpoint", "Journal", "Output", "check_journal", "is_interrupted", "journal_paths", "read_run"]
+__all__ = [
+    "Checkpoint",
+    "Journal",
+    "Output",
+    "check_journal",
+    "check_same",
+    "is_interrupted",
+    "journal_paths",
+    "read_run",
+]
 
 FORMAT: Final = 1
 START: Final = b'{"meari_progress": '  # of every journal
@@ -178,7 +187,7 @@ class Journal:
         """
         path, _ = journal_paths(output)
         found, checkpoints, num_bytes = _read(path)
-        _check_same(path, found, {"meari_progress": FORMAT, **run})
+        check_same(path, found, {"meari_progress": FORMAT, **run})
         checkpoint = _last_reached(output, checkpoints)
         journal = cls(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC), path)
         os.ftruncate(journal._fd, num_bytes)
@@ -251,7 +260,8 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Checkpoint], int]:
     return run, checkpoints, num_bytes
 
 
-def _check_same(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+def check_same(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise CannotResume if a run is not the one that `path` is of; the message names the differences."""
     differing = [
         f"{name}: got {expected.get(name)!r}, the run to resume had {found.get(name)!r}"
         for name in sorted({*found, *expected})

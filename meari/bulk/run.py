@@ -19,8 +19,18 @@ import msgspec
 from meari.bulk.errors import BadLine, BulkError, CannotResume, Interrupted
 from meari.bulk.frames import Bad, Done, Part, Setup
 from meari.bulk.lines import Chunk
-from meari.bulk.options import GenerateOptions, ScoreOptions
-from meari.bulk.output import Checkpoint, Journal, Output, check_journal, is_interrupted, journal_paths, read_run
+from meari.bulk.options import GenerateOptions, ScoreOptions, figure_types
+from meari.bulk.output import (
+    Checkpoint,
+    Journal,
+    Output,
+    check_journal,
+    check_same,
+    is_interrupted,
+    journal_paths,
+    read_run,
+)
+from meari.bulk.parquet import PARQUET_SUFFIX, is_parquet, read_note, require_pyarrow, write_parquet
 from meari.bulk.progress import Progress
 from meari.bulk.source import Source, TextSource
 from meari.bulk.totals import GenerateTotals, ScoreTotals
@@ -113,6 +123,8 @@ class Lines(Protocol):
 
 def run(source: Source, options: ScoreOptions | GenerateOptions, plan: RunPlan) -> RunResult:
     """Work on every line with worker processes. Raises BulkError, Interrupted, ReaderGone."""
+    if plan.output is not None and plan.output.suffix.lower() == PARQUET_SUFFIX:
+        return _run_to_parquet(source, options, plan, plan.output)
     _check_output(plan)
     share = SCORE_SHARE if isinstance(options, ScoreOptions) else GENERATE_SHARE
     with WorkerPool(_num_workers(source, plan, share), _setup(options, plan, plan.num_workers), share) as workers:
@@ -126,6 +138,42 @@ def run(source: Source, options: ScoreOptions | GenerateOptions, plan: RunPlan) 
         finally:
             output.close()
     return RunResult(ready.model, done.totals(options), done.at.seconds)
+
+
+def rows_of(output: Path) -> Path:
+    """Return the JSONL file that a run to a Parquet file fills, and which is gone once that is there."""
+    return output.with_name(output.name + ".jsonl")
+
+
+def _run_to_parquet(source: Source, options: ScoreOptions | GenerateOptions, plan: RunPlan, output: Path) -> RunResult:
+    """Work as `run` with a JSONL file, then write that as Parquet. A note in it lets a finished run be known again."""
+    require_pyarrow()
+    rows = rows_of(output)
+    if plan.resume and not rows.exists() and is_parquet(output):
+        return _finished(output, options, _described(source, options, plan))
+    result = run(source, options, replace(plan, output=rows))
+    note = {"run": read_run(rows), "model": result.model, "seconds": result.seconds}
+    write_parquet(
+        rows,
+        output,
+        figure_types(options),
+        msgspec.json.encode({**note, "totals": msgspec.structs.asdict(result.totals)}),
+    )
+    for path in (rows, *journal_paths(rows)):
+        path.unlink(missing_ok=True)
+    return result
+
+
+def _finished(output: Path, options: ScoreOptions | GenerateOptions, described: dict[str, Any]) -> RunResult:
+    """Return the result of the run that wrote a Parquet file. Raises CannotResume if it was another one."""
+    try:
+        note = msgspec.json.decode(read_note(output) or b"{}")
+        found = {name: value for name, value in note["run"].items() if name != "meari_progress"}
+        totals = _totals_of(options, note["totals"])
+    except (msgspec.DecodeError, KeyError):
+        raise CannotResume(f"{output}: it holds no run of this command, expected one to resume") from None
+    check_same(output, found, described)
+    return RunResult(note["model"], totals, note["seconds"])
 
 
 def run_texts(texts: Sequence[str], options: ScoreOptions, plan: RunPlan) -> None:
@@ -146,10 +194,22 @@ def score_texts(texts: Sequence[str], options: ScoreOptions, plan: RunPlan) -> b
         return b"".join(_without_bad(results, source, plan))
 
 
+def _totals_of(options: ScoreOptions | GenerateOptions, counts: dict[str, int]) -> AnyTotals:
+    return ScoreTotals(**counts) if isinstance(options, ScoreOptions) else GenerateTotals(**counts)
+
+
 def seed_of(plan: RunPlan) -> int:
     """Return the seed of the run to resume, else a random one. Raises CannotResume."""
-    earlier = read_run(plan.output) if plan.resume and plan.output is not None else None
+    earlier = _earlier(plan.output) if plan.resume and plan.output is not None else None
     return secrets.randbits(53) if earlier is None else int(earlier.get("seed", 0))
+
+
+def _earlier(output: Path) -> dict[str, Any] | None:
+    if output.suffix.lower() != PARQUET_SUFFIX:
+        return read_run(output)
+    if is_parquet(output) and not rows_of(output).exists():
+        return dict(msgspec.json.decode(read_note(output) or b"{}").get("run", {}))
+    return read_run(rows_of(output))
 
 
 @dataclass
@@ -195,8 +255,7 @@ class Run:
 
     def totals(self, options: ScoreOptions | GenerateOptions) -> AnyTotals:
         """Return the sums so far."""
-        kind = ScoreTotals if isinstance(options, ScoreOptions) else GenerateTotals
-        return kind(**(self.at.totals or {}))
+        return _totals_of(options, self.at.totals or {})
 
     def num_bad(self) -> int:
         """Return the number of bad lines so far."""

@@ -1,6 +1,7 @@
 """The input of a run: files one after another, standard input, or a few texts.
 
-Input: names of files. Output: chunks of lines, each of one file. Must not know: what stands in a line.
+Input: names of files. Output: chunks of lines, each of one file; of Parquet the rows as JSONL (`parquet.py`). Must not
+know: what stands in a line.
 
 A regular file is known by its size and SHA-256 before it is read, and read no further than that size. Of a pipe only
 the bytes read so far are known, by their SHA-256. Offsets count unpacked bytes.
@@ -21,6 +22,7 @@ import msgspec
 
 from meari.bulk.errors import BulkError, CannotResume
 from meari.bulk.lines import Chunk, LineCutter, Unpacker, refuse_other_kinds
+from meari.bulk.parquet import ParquetInput, is_parquet
 from meari.file_kinds import HEAD_BYTES, may_be_other
 
 __all__ = ["Source", "TextSource"]
@@ -216,6 +218,11 @@ class Input:
             begin += len(data)
 
 
+def open_input(name: str) -> Input | ParquetInput:
+    """Open one input. Raises BulkError."""
+    return ParquetInput(name) if name != "-" and is_parquet(name) else Input(name)
+
+
 class Source:
     """All inputs, in order; each is open while it is read.
 
@@ -228,7 +235,7 @@ class Source:
         self._names = list(names)
         self.tells_files = tells_files
         self._number = 0
-        self._input = Input(self._names[0])
+        self._input = open_input(self._names[0])
         self._sizes = [self._input.num_bytes, *map(self._size_of, self._names[1:])]
         self.num_bytes = _sum(self._sizes)
 
@@ -290,7 +297,7 @@ class Source:
         """Yield the name and the first line of every file; nothing has been taken yet. Raises BulkError."""
         yield self._names[0], self.first_line()
         for name in self._names[1:]:
-            one = Input(name)
+            one = open_input(name)
             line = one.first_line()
             one.close()
             yield name, line
@@ -310,7 +317,7 @@ class Source:
             return self._input.identity()
         digest = hashlib.sha256()
         for name in self._names:
-            one = Input(name)
+            one = open_input(name)
             digest.update(f"{name}\0{one.identity()}\n".encode("utf-8", "surrogateescape"))
             one.close()
         return {"files": len(self._names), "sha256": digest.hexdigest()}
@@ -321,15 +328,23 @@ class Source:
             self._open(number)
         self._input.skip(offset, line, digest)
 
+    def check_texts(self, field: str) -> None:
+        """Raise BulkError for a Parquet file without a column of texts by that name."""
+        for name in self._names:
+            if name != "-" and is_parquet(name):
+                one = ParquetInput(name)
+                one.check_text(field)
+                one.close()
+
     def _open(self, number: int) -> None:
         self._input.close()
-        self._input = Input(self._names[number])
+        self._input = open_input(self._names[number])
         self._number = number
 
     @staticmethod
     def _size_of(name: str) -> int | None:
         """Return the size of a file that comes later. Raises BulkError if it cannot be read, or not more than once."""
-        one = Input(name)
+        one = open_input(name)
         one.close()
         if not one.is_file and not Path(name).is_file():
             raise BulkError(f"{name}: got a pipe or device beside other inputs, expected regular files")

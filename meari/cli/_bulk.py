@@ -27,6 +27,7 @@ __all__ = [
     "RUN_OPTIONS",
     "RunOptions",
     "bundle_uses",
+    "check_format",
     "check_names",
     "columns_of",
     "endings",
@@ -40,6 +41,7 @@ __all__ = [
 
 _TEXT_SUFFIXES = (".txt", ".text")
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
+_PARQUET = ".parquet"
 REMOTE_REQUESTS = 8
 MAX_BAD = 1_000
 
@@ -51,7 +53,12 @@ RUN_OPTIONS = (
         show_default=True,
         help="Each line is a text, or a JSON object.",
     ),
-    click.option("--field", metavar="NAME", default="", help="JSONL field that holds the text.  [text, or prompt]"),
+    click.option(
+        "--field",
+        metavar="NAME",
+        default="",
+        help="JSONL field or Parquet column that holds the text.  [text, or prompt]",
+    ),
     click.option(
         "--prefix",
         metavar="NAME_",
@@ -63,7 +70,8 @@ RUN_OPTIONS = (
         "--output",
         metavar="FILE",
         type=click.Path(path_type=Path),
-        help="Output file; FILE.progress beside it records the progress.  [standard output]",
+        help="Output file; FILE.progress beside it records the progress. With meari[parquet] FILE.parquet is Parquet.  "
+        "[standard output]",
     ),
     click.option("--resume", is_flag=True, help="Continue where FILE ends, after any interruption."),
     click.option("--overwrite", is_flag=True, help="Start again, even if FILE holds an interrupted run."),
@@ -139,6 +147,11 @@ class RunOptions:
         return MAX_BAD if self.skip_bad else 0
 
     @property
+    def writes_parquet(self) -> bool:
+        """True if the output is a Parquet file."""
+        return self.output is not None and self.output.suffix.lower() == _PARQUET
+
+    @property
     def needs_lines(self) -> list[str]:
         """Names of the options given that apply to a file of lines alone."""
         given = {
@@ -149,6 +162,7 @@ class RunOptions:
             "--summary": self.summary is not None,
             "--input-format": self.input_format != "auto",
             "--field": bool(self.field),
+            "--output FILE.parquet": self.writes_parquet,
         }
         return [name for name, is_given in given.items() if is_given]
 
@@ -158,8 +172,11 @@ class RunOptions:
         writes = [stdout] if self.output is None else [Use("--output", self.output)]
         if self.output is not None and (self.output.is_file() or not self.output.exists()):
             from meari.bulk.output import journal_paths
+            from meari.bulk.run import rows_of
 
-            writes += [Use("the progress of --output", path) for path in journal_paths(self.output)]
+            rows = rows_of(self.output) if self.writes_parquet else self.output
+            writes += [Use("the rows of --output", rows)] if self.writes_parquet else []
+            writes += [Use("the progress of --output", path) for path in journal_paths(rows)]
         writes += [] if self.summary is None else [Use("--summary", self.summary)]
         check_apart(reads, [*writes, stderr])
 
@@ -189,13 +206,24 @@ def input_names(files: Sequence[str]) -> tuple[list[str], bool]:
 
     Raises UsageError, ModelsError.
     """
-    from meari.models.text.text_files import list_files
-
     if "-" in files and len(files) > 1:
         raise click.UsageError("-: got standard input beside files, expected it alone")
     folders = {file for file in files if file not in ("-", "") and Path(file).is_dir()}
-    names = [name for file in files for name in (map(str, list_files([file])) if file in folders else [file])]
+    names = [name for file in files for name in (_files_below(file) if file in folders else [file])]
     return names, len(files) > 1 or bool(folders)
+
+
+def _files_below(folder: str) -> list[str]:
+    """Return the text files of a folder, or the Parquet files if it has some. Raises UsageError for both."""
+    from meari.models.text.text_files import TextFolder, list_files
+
+    found = TextFolder.of(Path(folder))
+    parquet = sorted(str(path) for path in found.others if path.suffix.lower() == _PARQUET)
+    if parquet and found.files:
+        raise click.UsageError(
+            f"FILE: got {folder} with {Path(parquet[0]).name} and {found.files[0].name}, expected files of one kind"
+        )
+    return parquet or [str(path) for path in list_files([folder])]
 
 
 def uses(option: str, names: Iterable[str]) -> list[Use]:
@@ -275,6 +303,18 @@ def _facts_there(described: dict[str, Any]) -> ModelFacts:
     return ModelFacts(described["corpus"].get("has_ends", True), machine)
 
 
+def check_format(wanted: str | None, run: RunOptions, *, as_json: bool) -> None:
+    """Raise UsageError for a format that another option or the output's name contradicts."""
+    if as_json and wanted not in (None, "jsonl"):
+        raise click.UsageError(f"--json: got it with --format {wanted}, expected one of the two")
+    if wanted == "parquet" and not run.writes_parquet:
+        output = "standard output" if run.output is None else run.output
+        raise click.UsageError(f"--format: got parquet for {output}, expected -o FILE.parquet with it")
+    if run.writes_parquet and (as_json or wanted not in (None, "parquet")):
+        came = "--json" if as_json else f"--format {wanted}"
+        raise click.UsageError(f"--output: got {run.output} with {came}, expected --format parquet, or another name")
+
+
 def format_of(run: RunOptions, source: Source) -> InputFormat:
     """Return the format by the option, the files' names or their first lines. Raises UsageError for a mixture."""
     found: dict[InputFormat, str] = {}
@@ -287,9 +327,12 @@ def format_of(run: RunOptions, source: Source) -> InputFormat:
 
 
 def _format_of_one(run: RunOptions, name: str, first_line: bytes) -> InputFormat:
+    from meari.bulk.parquet import is_parquet
     from meari.bulk.records import is_like_object
 
-    if run.field or run.input_format == "jsonl":
+    if run.input_format == "text" and is_parquet(name):
+        raise click.UsageError(f"--input-format: got text for {name}, which is Parquet, expected auto or jsonl")
+    if run.field or run.input_format == "jsonl" or is_parquet(name):
         return "jsonl"
     name = name.lower().removesuffix(".gz")
     if run.input_format == "text" or name.endswith(_TEXT_SUFFIXES):
@@ -301,11 +344,12 @@ def check_names(source: Source, options: WorkOptions) -> None:
     """Raise UsageError if the first line has a field that is named like a figure of the output."""
     import msgspec
 
-    from meari.bulk.options import new_names
+    from meari.bulk.options import new_names, text_name
     from meari.bulk.records import clashing_names
 
     if options.input_format != "jsonl":
         return
+    source.check_texts(text_name(options))
     try:
         fields = msgspec.json.decode(source.first_line(), type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -77,11 +77,20 @@ def _check_read(read: Use, written: Iterable[tuple[Use, FileKey]]) -> None:
         if key in same or key in around:
             how = "which is" if key in same else "which holds what is"
             raise click.UsageError(f"{use.option}: got{use}, {how} read as well ({read.option}{read}){_another(use)}")
-        if folder is not None and isinstance(use.place, Path) and folder.would_read(use.place):
+        if folder is not None and isinstance(use.place, Path) and _would_read(folder, use.place):
             raise click.UsageError(
                 f"{use.option}: got{use}, which the next run would read as well ({read.option}{read}), expected a "
                 "place outside of that folder, or a name with another ending; nothing was written"
             )
+
+
+def _would_read(folder: TextFolder, path: Path) -> bool:
+    """Return whether a file written there would be read from the folder: text, or Parquet in a folder of Parquet."""
+    if path.suffix.lower() != ".parquet":
+        return folder.would_read(path)
+    return any(other.suffix.lower() == ".parquet" for other in folder.others) and folder.would_read(
+        path.with_suffix(".txt")
+    )
 
 
 def config_uses(file: Path, config: Config) -> list[Use]:

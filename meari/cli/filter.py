@@ -17,6 +17,7 @@ from meari.cli._target import MODEL_OPTION, TARGET_OPTIONS, Target
 
 if TYPE_CHECKING:
     from meari.bulk.filtering import Criterion, Figure, Scores, Thresholds
+    from meari.bulk.source import Source
 
 EXAMPLES = """\b
 Examples:
@@ -126,13 +127,13 @@ def _filter(
     files: Sequence[str], target: Target, options: FilterOptions, run: RunOptions, folder: Path
 ) -> tuple[dict[str, int], Thresholds]:
     """Sort the lines into files; return the lines of each file, last those of none, and the thresholds."""
-    from meari.bulk.filtering import PARTS, find_thresholds, split_lines_by
+    from meari.bulk.filtering import PARTS, find_thresholds, split_lines_by, split_rows_by
     from meari.bulk.source import Source
 
     names, tells_files = input_names(files)
     source = Source(names, tells_files=tells_files)
     _prepare(folder, run)
-    suffix = ".txt" if format_of(run, source) == "text" else ".jsonl"
+    suffix = _suffix_of(names, source, run)
     outputs = [folder / (part + suffix) for part in PARTS]
     reads = [*uses("FILE", names), *uses("--reference", [options.reference] if options.reference else [])]
     scores, by = _score(names, target, options, replace(run, output=folder / "scores.tsv"), reads)
@@ -144,8 +145,23 @@ def _filter(
         own = replace(run, output=folder / "reference.tsv", field="" if _is_text(options.reference) else run.field)
         thresholds = find_thresholds(_score([options.reference], target, options, own, reads)[0], by, *options.shares)
     thresholds.write(folder / "thresholds.json")
-    counts = split_lines_by(thresholds, scores, Source(names, tells_files=tells_files), outputs)
+    if suffix == ".parquet":
+        counts = split_rows_by(thresholds, scores, names, outputs)
+    else:
+        counts = split_lines_by(thresholds, scores, Source(names, tells_files=tells_files), outputs)
     return dict(zip([*map(str, outputs), LEFT_OUT], counts, strict=True)), thresholds
+
+
+def _suffix_of(names: Sequence[str], source: Source, run: RunOptions) -> str:
+    """Return how files of such lines are called. Raises UsageError for Parquet beside others."""
+    from meari.bulk.parquet import is_parquet
+
+    kinds = {is_parquet(name): name for name in names}
+    if len(kinds) > 1:
+        raise click.UsageError(f"FILE: got {kinds[True]} (Parquet) and {kinds[False]}, expected files of one kind")
+    if kinds.get(True):
+        return ".parquet"
+    return ".txt" if format_of(run, source) == "text" else ".jsonl"
 
 
 def _prepare(folder: Path, run: RunOptions) -> None:

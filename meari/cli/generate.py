@@ -16,6 +16,7 @@ from meari.cli._bulk import (
     RUN_OPTIONS,
     RunOptions,
     bundle_uses,
+    check_format,
     check_names,
     columns_of,
     endings,
@@ -164,8 +165,9 @@ def _biases(pairs: tuple[str, ...]) -> dict[str, float] | None:
 @click.option(
     "--format",
     "output_format",
-    type=Choice(["text", "jsonl", "tsv"]),
-    help="Text as it is written, one object per prompt, or one row per sample.  [text; of --prompts jsonl]",
+    type=Choice(["text", "jsonl", "tsv", "parquet"]),
+    help="Text as it is written, one object per prompt, one row per sample, or with meari[parquet] Parquet.  [text; of "
+    "--prompts as -o FILE is called, or jsonl]",
 )
 @packed("run", RunOptions, *RUN_OPTIONS)
 @json_option
@@ -184,9 +186,8 @@ def command(
     What comes of a line depends on the seed and the line's number alone; its own seed is told in the output.
     A service gives the texts that a bundle of this machine would.
     """
-    if as_json and output_format not in (None, "jsonl"):
-        raise click.UsageError(f"--json: got it with --format {output_format}, expected one of the two")
-    wanted = "jsonl" if as_json else output_format
+    check_format(output_format, run, as_json=as_json)
+    wanted = "jsonl" if as_json or run.writes_parquet else output_format
     request = sampling.request()
     if prompts is None:
         if given := run.needs_lines:

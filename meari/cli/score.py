@@ -12,6 +12,7 @@ from meari.cli._bulk import (
     RUN_OPTIONS,
     ModelFacts,
     RunOptions,
+    check_format,
     check_names,
     columns_of,
     endings,
@@ -126,8 +127,9 @@ class FigureOptions:
 @click.option(
     "--format",
     "output_format",
-    type=Choice(["jsonl", "tsv", "table"]),
-    help="One object per text, tab-separated values, or for --text a table.  [jsonl; of --text table]",
+    type=Choice(["jsonl", "tsv", "parquet", "table"]),
+    help="One object per text, tab-separated values, Parquet with meari[parquet], or for --text a table.  [as -o FILE "
+    "is called, or jsonl; of --text table]",
 )
 @packed("figures", FigureOptions, *FIGURE_OPTIONS)
 @packed("run", RunOptions, *RUN_OPTIONS)
@@ -147,9 +149,9 @@ def command(
     other fields stand in the output again. Either may be packed by gzip. Of a folder the text files are read. Files of
     any size take the same memory. A service gives the figures that a bundle of this machine would.
     """
-    if as_json and output_format not in (None, "jsonl"):
-        raise click.UsageError(f"--json: got it with --format {output_format}, expected one of the two")
-    wanted = "jsonl" if as_json else output_format or ("table" if texts else "jsonl")
+    check_format(output_format, run, as_json=as_json)
+    is_jsonl = as_json or run.writes_parquet  # rows of Parquet are written as JSONL first
+    wanted = "jsonl" if is_jsonl else output_format or ("table" if texts else "jsonl")
     if bool(files) == bool(texts):
         raise click.UsageError("FILE and --text: got " + ("both" if texts else "none") + ", expected one of the two")
     if wanted == "tsv" and figures.tokens and figures.words:
