@@ -28,6 +28,8 @@ from meari.models.planning.tables import (
     CHUNK_LENGTH,
     DEFAULT_VOCABULARY,
     MINUTES_FOR_LSTM,
+    SMALL_BATCH_COST,
+    SMALL_BATCH_SIZE,
     TOKENS_PER_STEP,
     MachineSpeed,
     Probe,
@@ -58,6 +60,12 @@ RESERVOIR = (
     "bias_scale", "features",
 )  # fmt: skip
 SHOWN = {False: RECURRENT, True: RESERVOIR}
+RIVALS = {
+    "corpus.validation": "corpus.validation_share",
+    "corpus.test": "corpus.test_share",
+    "training.steps": "training.epochs",
+    "training.epochs": "training.steps",
+}
 SECTIONS = ("corpus", "tokenizer", "model", "training")
 
 
@@ -65,11 +73,13 @@ SECTIONS = ("corpus", "tokenizer", "model", "training")
 class Plan:
     """A config, and what the user is told about it.
 
+    tables        the config's chosen settings, without those that have their defaults
     reasons       a line for each choice
     expectation   what a text of this length can give
     """
 
     config: Config
+    tables: Mapping[str, Any]
     reasons: tuple[str, ...]
     expectation: str
 
@@ -101,8 +111,9 @@ def plan(
     if family is not None:
         own = {"model.family": family.value} | own
     picks = _picked(facts, minutes, speed, own)
-    tables = picks.tables(facts, train, name)
-    return Plan(with_options(tables, own, name), picks.reasons(facts), expectation(facts.num_characters))
+    tables = _changed(picks.tables(facts, train, name), own, "--set")
+    config = parse_config(tables, "--set")
+    return Plan(config, tables, picks.reasons(facts), expectation(facts.num_characters))
 
 
 @dataclass(frozen=True)
@@ -197,8 +208,9 @@ def _picked(facts: TextFacts, minutes: float, speed: MachineSpeed, settings: Map
     num_tokens = num_characters / characters_per_token(kind, vocabulary_size, facts.bytes_per_character)
     kinds = vocabulary_size or facts.num_kinds + 2
     size = _size(family, kinds, seconds, facts.num_characters, speed, settings)
-    batch_size = BATCH_SIZE if num_tokens > 32 * TOKENS_PER_STEP else 8
-    step_seconds = step_seconds_of(Probe(family, size, kinds), speed) * batch_size / BATCH_SIZE
+    batch_size = BATCH_SIZE if num_tokens > 32 * TOKENS_PER_STEP else SMALL_BATCH_SIZE
+    share = 1.0 if batch_size == BATCH_SIZE else SMALL_BATCH_COST
+    step_seconds = step_seconds_of(Probe(family, size, kinds), speed) * share
     affordable = seconds / step_seconds * batch_size * CHUNK_LENGTH / num_tokens
     epochs = min(affordable, epochs_for(facts.num_characters))
     num_steps = max(1, round(epochs * num_tokens / (batch_size * CHUNK_LENGTH)))
@@ -263,27 +275,29 @@ def _size(
 
 def with_options(tables: Mapping[str, Any], settings: Mapping[str, object], source: str) -> Config:
     """Return the config of plain tables with settings by name: "training.steps", "seed". Raises ConfigError."""
+    return parse_config(_changed(tables, settings, source), source)
+
+
+def _changed(tables: Mapping[str, Any], settings: Mapping[str, object], source: str) -> dict[str, Any]:
     changed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in tables.items()}
     problems = []
     for name, value in settings.items():
         section, dot, key = name.partition(".")
-        if dot and (section not in SECTIONS or not key):
+        if dot and section not in SECTIONS:
             problems.append(f"{name}: got an unknown table, expected {', '.join(SECTIONS)}")
-        elif dot:
-            changed.setdefault(section, {})[key] = value
-        else:
+        elif not dot:
             changed[section] = value
+        elif isinstance(changed.setdefault(section, {}), dict):
+            changed[section][key] = value
     if problems:
         raise ConfigError(source, problems)
-    return parse_config(_without_rivals(changed, settings), source)
+    return _without_rivals(changed, settings)
 
 
 def _without_rivals(tables: dict[str, Any], settings: Mapping[str, object]) -> dict[str, Any]:
     """Leave out what a setting takes the place of: a share for files of its own, epochs for steps."""
-    rivals = {"corpus.validation": "validation_share", "corpus.test": "test_share",
-              "training.steps": "epochs", "training.epochs": "steps"}  # fmt: skip
-    for name, rival in rivals.items():
-        section = name.partition(".")[0]
-        if name in settings and f"{section}.{rival}" not in settings:
-            tables.get(section, {}).pop(rival, None)
+    for name, rival in RIVALS.items():
+        section, _, key = rival.partition(".")
+        if name in settings and rival not in settings and isinstance(tables.get(section), dict):
+            tables[section].pop(key, None)
     return tables

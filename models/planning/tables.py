@@ -19,6 +19,7 @@ from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
 
 BATCH_SIZE, CHUNK_LENGTH = 32, 64  # of a step
 TOKENS_PER_STEP: Final = BATCH_SIZE * CHUNK_LENGTH
+SMALL_BATCH_SIZE, SMALL_BATCH_COST = 8, 0.5  # for short texts; of a step, to one of BATCH_SIZE
 STEP_SECONDS: Final[dict[Family, dict[int, float]]] = {  # by size, with KINDS_IN_TABLE tokens in the vocabulary
     Family.RNN: {64: 0.009, 128: 0.012, 256: 0.025, 384: 0.029, 512: 0.041, 768: 0.078, 1024: 0.119},
     Family.GRU: {64: 0.017, 128: 0.023, 192: 0.033, 256: 0.046, 384: 0.076, 512: 0.118, 768: 0.212, 1024: 0.345},

@@ -33,6 +33,8 @@ MANY_FILES = 20
 MIN_LINES = 20  # fewer are no documents to learn from
 GZIP_RATIO = 3
 MAX_CONTROL_SHARE = 1e-3
+SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？", '."', ".”", ".’")
+MAX_ENDED_SHARE = 0.4
 MIN_WRAPPED_WIDTH, MAX_WRAPPED_WIDTH = 55, 200
 NAMED_CHARACTERS = 1_000  # the most frequent ones, which decide the script
 
@@ -93,7 +95,7 @@ def look_at(paths: Iterable[str | Path], max_bad: int = 0) -> TextFacts:
     _check_text(files, texts)
     sampled_bytes = sum(len(text.encode()) for text in texts)
     num_bytes = sum(
-        len(text.encode()) if is_whole else _unpacked_bytes(path)
+        len(text.encode()) if is_whole else max(len(text.encode()), _unpacked_bytes(path))
         for path, (text, is_whole) in zip(files, samples, strict=True)
     )
     scale = num_bytes / sampled_bytes
@@ -162,10 +164,13 @@ def _blocks(lines: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _are_wrapped(blocks: Sequence[Sequence[str]]) -> bool:
-    """Return whether nearly all lines but the last of each block are about as long as the longest ones."""
-    inner = sorted(len(line.rstrip()) for block in blocks for line in block[:-1])
-    if not inner:
+    """Return whether nearly all lines but the last of each block are about as long as the longest ones, and few of
+    them end a sentence.
+    """
+    lines = [line.rstrip() for block in blocks for line in block[:-1]]
+    if not lines or sum(line.endswith(SENTENCE_ENDS) for line in lines) > MAX_ENDED_SHARE * len(lines):
         return False
+    inner = sorted(map(len, lines))
     width = inner[int(0.95 * (len(inner) - 1))]
     long = sum(length >= 0.75 * width for length in inner)
     return MIN_WRAPPED_WIDTH <= width <= MAX_WRAPPED_WIDTH and long >= 0.7 * len(inner)

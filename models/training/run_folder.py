@@ -3,7 +3,7 @@
 Input: a folder's path, a config, the user's choice. Output: paths, or an error that says what to do. Must not know: the
 files' content, except the config.
 
-    config.json  tokenizer.json  tokens/  best/  last/  history.jsonl  figures.json  report.png
+    config.json  config.toml  tokenizer.json  tokens/  best/  last/  history.jsonl  figures.json  report.png
 
 While a run is written, a lock in its folder excludes other writers (`models/files.py`).
 """
@@ -38,6 +38,11 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / "config.json"
+
+    @property
+    def toml(self) -> Path:
+        """The config as a file for `meari train`, of a run whose config was chosen."""
+        return self.path / "config.toml"
 
     @property
     def tokenizer(self) -> Path:
@@ -132,7 +137,7 @@ def _never_began(run: RunFolder) -> bool:
     """Return whether a config of ours and the prepared corpus are all there is: no step was taken, so nothing is
     lost.
     """
-    prepared = {run.config, run.tokenizer, run.tokens, run.tokens.with_name("tokens.old"), run.path / LOCK}
+    prepared = {run.config, run.toml, run.tokenizer, run.tokens, run.tokens.with_name("tokens.old"), run.path / LOCK}
     if any(path.with_name(path.name.removesuffix(".new")) not in prepared for path in run.path.iterdir()):
         return False
     try:
@@ -173,5 +178,5 @@ def _empty(run: RunFolder) -> None:
     for folder in (run.best, run.last):
         for suffix in ("", ".new", ".old"):
             shutil.rmtree(folder.with_name(folder.name + suffix), ignore_errors=True)
-    for file in (run.tokenizer, run.history, run.figures, run.report):
+    for file in (run.toml, run.tokenizer, run.history, run.figures, run.report):
         file.unlink(missing_ok=True)

@@ -55,7 +55,7 @@ def test_sizes_and_script_of_a_korean_text(tmp_path: Path) -> None:
 
 
 def test_sizes_of_long_and_packed_texts_are_estimated(tmp_path: Path) -> None:
-    line = "the same line again and again, sixty characters of it, no more\n"
+    line = "the same line again and again, sixty characters of it, no more.\n"
     text = line * (2 * SAMPLE_CHARACTERS // len(line))
     assert look_at([write(tmp_path, text)]).num_characters == pytest.approx(len(text), rel=0.02)
     packed = look_at([write(tmp_path, gzip.compress(text.encode()), "text.txt.gz")])
