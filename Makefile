@@ -8,6 +8,7 @@
 PYTHON ?= python3
 HOST ?= $(or $(MEARI_HOST),127.0.0.1)
 PORT ?= $(or $(MEARI_PORT),8000)
+CORPORA ?= ../shared/corpora
 IMAGE ?= meari:latest
 DOCKER ?= docker
 # The base image's tag without its digest, if the engine has it from no registry: then somebody made a stand-in.
@@ -32,7 +33,7 @@ BENCH := .venv-bench/bench-$(call sum,pyproject.toml requirements/build.txt requ
 HARNESS := .venv-harness/harness-$(call sum,requirements/build.txt requirements/harness.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test quick drills check format train train-config load bench harness image sbom audit lock clean
+.PHONY: help serve test quick drills check format train train-config load bench corpora harness image sbom audit lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -71,6 +72,9 @@ load: $(LOAD) ## load-test a running server for 60 s (HOST, PORT, MEARI_LOAD_…
 
 bench: $(BENCH) ## benchmark meari and other servers into docs/benchmarks/, 40 min (ARGS=--quick: 5 min)
 	@exec .venv-bench/bin/python -m benchmarks.serving $(ARGS)
+
+corpora: ## fetch, compare and split the corpora of the released configs (CORPORA: their folder, MIRROR: a URL)
+	@'$(PYTHON)' -B -m benchmarks.corpora '$(CORPORA)' $(if $(MIRROR),--mirror '$(MIRROR)')
 
 harness: $(DEV) $(HARNESS) ## run lm-evaluation-harness from .venv-harness and compare its figures with meari's
 	@exec $(BIN)/python -m pytest tests/service/openai/test_harness.py $(ARGS)

@@ -24,7 +24,7 @@ from meari.errors import did_you_mean
 
 NOT_VERBS = frozenset({"main"})
 GROUPS = {
-    "Train": ("search", "train", "evaluate", "export", "sign"),
+    "Train": ("demo", "search", "train", "evaluate", "export", "sign"),
     "Look": ("inspect", "models", "claims"),
     "Use": ("serve", "keys", "generate", "score", "filter", "completion"),
 }  # of verbs, in the order in which data flows
@@ -42,6 +42,8 @@ FAILED, USED_WRONGLY, INTERRUPTED = 1, 2, 130
 
 EXAMPLES = """\b
 Examples:
+  meari demo my-text.txt
+  meari train my-text.txt --minutes 5
   meari train models/configs/shakespeare-lstm.toml
   meari evaluate runs/shakespeare-lstm
   meari export runs/shakespeare-lstm bundles/shakespeare-lstm --precision int8

@@ -11,6 +11,8 @@ import click
 from meari.cli._options import complete_bundle, echo_json_line, json_option
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meari.service.settings import Settings
 
 EXAMPLES = """\b
@@ -39,24 +41,43 @@ def command(as_json: bool, **options: str | None) -> None:
     The log goes to standard error. With --json one line on standard output says where it will listen and what it
     serves, before the bundles are opened.
     """
-    from meari.service.process.start import StartError, check_start
-    from meari.service.settings import SettingsError, load_settings, with_settings_file
-
     for name, value in options.items():
         if value is not None:
             os.environ[f"MEARI_{name.upper()}"] = value
+    start(as_json=as_json)
+
+
+def start(*, as_json: bool) -> None:
+    """Check the settings and become the service. Raises UsageError, Exit."""
+    from meari.service.process.start import check_start
+
+    settings = _checked(check_start)
+    if as_json:
+        echo_json_line(_described(settings))
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:meari.service.process.gunicorn_conf"])  # noqa: S606 (gunicorn takes the place of this process)
+
+
+def check_free_address() -> None:
+    """Check the settings but for the bundles, and that the address can be listened on. Raises UsageError, Exit."""
+    from meari.service.process.start import check_address
+
+    _checked(lambda settings: check_address(settings.host, settings.port))
+
+
+def _checked(check: Callable[[Settings], None]) -> Settings:
+    from meari.service.process.start import StartError
+    from meari.service.settings import SettingsError, load_settings, with_settings_file
+
     try:
         settings = load_settings(with_settings_file(os.environ))
     except SettingsError as problems:
         raise click.UsageError(f"the settings are wrong:\n{problems}") from None
     try:
-        check_start(settings)
+        check(settings)
     except StartError as problem:
         click.echo(f"meari: {problem}", err=True)
         raise click.exceptions.Exit(problem.status) from None
-    if as_json:
-        echo_json_line(_described(settings))
-    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:meari.service.process.gunicorn_conf"])  # noqa: S606 (gunicorn takes the place of this process)
+    return settings
 
 
 def _described(settings: Settings) -> dict[str, object]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   meari train my-text.txt                                  # five minutes, then a bundle
-  meari train letters/ diary.txt --minutes 20 --name family --set model.hidden_size=512
+  meari train my-text.txt --minutes 2 --name other --set training.epochs=3
   meari train my-model.toml
   meari train my-model.toml --resume                       # after Ctrl-C, SIGTERM or a power cut
   meari train my-model.toml --overwrite --json > figures.json

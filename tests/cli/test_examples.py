@@ -18,7 +18,7 @@ from tests.models.training.tiny_runs import chain_text
 from tests.patience import PATIENCE
 
 VERBS = group.list_commands(click.Context(group))
-PARSED = ("claims", "search", "serve")  # take minutes or do not end
+PARSED = ("claims", "demo", "search", "serve")  # take minutes or do not end
 CONFIG = """
 name = "my-model"
 [corpus]
