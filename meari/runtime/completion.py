@@ -67,7 +67,7 @@ class Budget(Protocol):
     def share(self) -> str: ...
 
     def take_bytes(self, count: int) -> None:
-        """Hold `count` bytes more. Raises TooLarge, Overloaded."""
+        """Hold `count` bytes more, or fewer. Raises TooLarge, Overloaded."""
 
     def take_tokens(self, count: int) -> None:
         """Take the tokens that the request may read and write. Raises TooLarge, RateLimited."""
@@ -298,7 +298,10 @@ def begin_completion(
     with model.engine.reserve(budget.share) as reservation:
         start = None if request.state is None else state_tokens.decode(request.state)
         budget.take_bytes(_memory_bytes(request, start, state_tokens))
+        tokenizing_bytes = model.tokenizer.tokenizing_bytes(request.prompt)
+        budget.take_bytes(tokenizing_bytes)
         ids = model.tokenizer.encode(request.prompt)
+        budget.take_bytes(-tokenizing_bytes)
         budget.take_tokens(len(ids) + request.n * request.max_tokens)
         text_end = (NO_TEXT if start is None else start.text_end).then(request.prompt)
         prompt = ReadPrompt(request.prompt, ids, text_end, model.tokenizer.vocabulary.num_unknown(ids))

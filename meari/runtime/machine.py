@@ -106,8 +106,11 @@ def limit_arenas() -> None:
     """Limit malloc's arenas; call it before any thread starts, as glibc allows up to eight arenas per CPU.
 
     Memory freed in one arena cannot be reused by the others. The threads take turns at the interpreter anyway; the
-    engine uses the second arena while it runs a graph.
+    engine uses the second arena while it runs a graph. An operator's own setting (MALLOC_ARENA_MAX, GLIBC_TUNABLES) is
+    left as it is.
     """
+    if "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, NUM_ARENAS)
 

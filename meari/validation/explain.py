@@ -74,17 +74,24 @@ def misfit(path: str, raw: bytes, info: inspect.Type) -> Problem:
 
 def _misfits(items: list[msgspec.Raw], info: inspect.Type) -> Iterator[int]:
     """Yield the places of items that may not fit; many that fit are passed over at once."""
-    wanted = _annotation(info)
     for start in range(0, len(items), AT_ONCE):
         some = items[start : start + AT_ONCE]
-        raw = b"[" + b",".join(some) + b"]"
-        with contextlib.suppress(msgspec.ValidationError):
-            msgspec.json.decode(raw, type=list[wanted])  # type: ignore[valid-type]
-            continue
-        try:
-            msgspec.convert(read_leniently(raw, inspect.ListType(info)), list[wanted], strict=True)  # type: ignore[valid-type]
-        except (msgspec.ValidationError, ArithmeticError):
+        if not _all_fit(some, info):
             yield from range(start, start + len(some))
+
+
+def _all_fit(items: list[msgspec.Raw], info: inspect.Type) -> bool:
+    raw, wanted = b"[" + b",".join(items) + b"]", list[_annotation(info)]  # type: ignore[misc]
+    with contextlib.suppress(msgspec.ValidationError):
+        msgspec.json.decode(raw, type=wanted)
+        return True
+    if not _may_fit(bytes(items[0]), info):
+        return False
+    try:
+        msgspec.convert(read_leniently(raw, inspect.ListType(info)), wanted, strict=True)
+    except (msgspec.ValidationError, ArithmeticError):
+        return False
+    return True
 
 
 def _annotation(info: inspect.Type) -> Any:
@@ -218,8 +225,14 @@ def kinds_of(raw: bytes) -> tuple[type[inspect.Type], ...]:
     return _KINDS.get(raw[:1], _NUMBERS)
 
 
+def _may_fit(raw: bytes, info: inspect.Type) -> bool:
+    return any(isinstance(kind, kinds_of(raw)) for kind in members(info))
+
+
 def _fits(raw: bytes, info: inspect.Type) -> bool:
     choices = members(info)
+    if not _may_fit(raw, info):
+        return False
     if len(choices) > 1:
         return any(_fits(raw, member) for member in choices)
     try:

@@ -20,19 +20,20 @@ MAX_DIGITS: Final = 32  # of an integer written with an exponent: beyond all ran
 CONVERTED: Final = frozenset({Decimal, list, dict})
 EXACT_CHARS: Final = 15  # of a number that a float tells from all others of as many
 EXACT_BELOW: Final = 1e15
+BEYOND: Final = 1e19  # all ranges of integers
 
 
 def _exact(text: str) -> int | float | Decimal:
     """Return the value of a number with a fraction or an exponent, an integer as such where that is quickly told."""
-    return _short(text) if len(text) <= EXACT_CHARS else Decimal(text)
-
-
-@functools.lru_cache(maxsize=4096)
-def _short(text: str) -> int | float | Decimal:
-    value = float(text)
-    if not 0 < abs(value) < EXACT_BELOW:  # too small for a float as well
+    if len(text) > EXACT_CHARS:
         return Decimal(text)
-    return int(value) if value.is_integer() else value
+    value = float(text)
+    if value and -EXACT_BELOW < value < EXACT_BELOW:
+        whole = int(value)
+        return whole if whole == value else value
+    if abs(value) >= BEYOND:
+        return value
+    return 0 if not value and not float(text.lower().partition("e")[0]) else Decimal(text)
 
 
 _decode: Final = msgspec.json.Decoder(float_hook=_exact).decode
@@ -59,6 +60,8 @@ def _converted(value: Any, kinds: tuple[inspect.Type, ...]) -> Any:
             of_items = members(items)
             return [_converted(item, of_items) if type(item) in CONVERTED else item for item in value]
         case dict():
+            if None not in value.values() and CONVERTED.isdisjoint(map(type, value.values())):
+                return value
             struct = next((kind for kind in kinds if isinstance(kind, inspect.StructType)), None)
             return value if struct is None else _fields(value, struct.cls)
     return value
@@ -74,10 +77,9 @@ def members(info: inspect.Type) -> tuple[inspect.Type, ...]:
 
 
 def _number(value: Decimal, kinds: tuple[inspect.Type, ...]) -> int | float:
-    is_integer = any(isinstance(kind, inspect.IntType) for kind in kinds)
-    if is_integer and value.adjusted() < MAX_DIGITS and value == value.to_integral_value():
-        return int(value)
-    return float(value)
+    if value.adjusted() >= MAX_DIGITS or value != value.to_integral_value():
+        return float(value)
+    return int(value) if any(isinstance(kind, inspect.IntType) for kind in kinds) else float(value)
 
 
 def _fields(values: dict[str, Any], struct: type[msgspec.Struct]) -> dict[str, Any]:

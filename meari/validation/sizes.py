@@ -28,7 +28,7 @@ SMALL_BYTES: Final = 4096  # of a body whose values may be made whatever they ar
 FEW: Final = 20_000  # values that a field may hold whatever its type says
 ANY: Final = 2**63  # values of a field whose type sets no bound
 MAX_ITEMS: Final = 10_000  # of a list of single values whose type sets no bound
-MAX_TEXTS: Final = "max_texts"  # in `Meta.extra` of a field: items of its list at most, if the first is no number
+MAX_TEXTS: Final = "max_texts"  # in `Meta.extra`: items of a list at most if the first is no number, and their name
 MAX_DEPTH: Final = 16  # of lists and objects in one another: no field has as many
 MAX_UNKNOWN: Final = 8  # names that are told
 VALUE_BYTES: Final = 110  # of a value in a list, parsed: an empty string takes 49, its place 8, both twice for a moment
@@ -154,8 +154,10 @@ def _value_problems(name: str, raw: bytes, info: inspect.Type) -> Iterator[Probl
     size = size_of(raw)
     if size.depth > MAX_DEPTH:
         yield Problem(name, "JSON that is nested too deeply", describe(info, name))
+    elif (limit := _max_texts(raw, info)) is not None and size.items > limit[0]:
+        yield Problem(name, f"a list of {size.items} {limit[1]}", f"at most {limit[0]}")
     elif came := _too_many(raw, size, info):
-        yield Problem(name, came, describe(info, name) + _limit(raw, info))
+        yield Problem(name, came, describe(info, name) + _limit(info))
     elif raw[:1] == b"{":
         for struct in (kind for kind in members(info) if isinstance(kind, inspect.StructType)):
             fields = {field.encode_name: field for field in struct.fields}
@@ -164,29 +166,23 @@ def _value_problems(name: str, raw: bytes, info: inspect.Type) -> Iterator[Probl
 
 def _too_many(raw: bytes, size: Size, info: inspect.Type) -> str:
     """Return in words how many values came, "" where a type may hold as many."""
-    is_long = raw[:1] == b"[" and size.items > _most_items(raw, info)
+    is_long = raw[:1] == b"[" and size.items > max(kind.max_length or ANY for kind in _lists(info))
     if not is_long and size.values <= max(FEW, _most_values(info)):
         return ""
-    return f"{size.items} items" if raw[:1] == b"[" else f"{size.names} members"
+    if raw[:1] == b"[":
+        return f"{size.items} items"
+    return f"{size.names} members" if size.names > FEW else f"{size.values} values"
 
 
-def _most_items(raw: bytes, info: inspect.Type) -> int:
-    """Return how many items a list may have."""
-    most = max(kind.max_length or ANY for kind in _lists(info))
-    return min(most, _max_texts(raw, info) or ANY)
-
-
-def _max_texts(raw: bytes, info: inspect.Type) -> int | None:
-    """Return the limit of a list whose first item is no number, None where there is none."""
+def _max_texts(raw: bytes, info: inspect.Type) -> tuple[int, str] | None:
+    """Return the limit of a list whose first item is no number, and the name of its items; None where there is none."""
     extra: dict[str, Any] = (info.extra if isinstance(info, inspect.Metadata) else None) or {}
-    is_number = raw[1:].lstrip()[:1] in b"-0123456789"
-    return None if is_number else extra.get(MAX_TEXTS)
+    is_of_texts = raw[:1] == b"[" and raw[1:SMALL_BYTES].lstrip()[:1] not in b"-0123456789"
+    return extra.get(MAX_TEXTS) if is_of_texts else None
 
 
-def _limit(raw: bytes, info: inspect.Type) -> str:
+def _limit(info: inspect.Type) -> str:
     """Return the limit of a list whose description names none."""
-    if (most := _max_texts(raw, info)) is not None:
-        return f", at most {most} items"
     lists = _lists(info)
     return f", at most {MAX_ITEMS} items" if lists and not any(kind.max_length for kind in lists) else ""
 

@@ -34,7 +34,7 @@ from meari.service.requests.completions import CompletionsRequest, Prompt, promp
 
 __all__ = ["OpenAICompletion", "begin_openai_completion", "memory_bytes"]
 
-BYTES_PER_UNIT: Final = 100  # of a prompt, a character or a token id, while it is tokenized and read
+BYTES_PER_UNIT: Final = 100  # of a prompt, a token, while it is tokenized and read
 BYTES_PER_SAMPLE: Final = 2000  # of any length
 BYTES_PER_ECHOED: Final = 350  # of a prompt's token with its figures
 BYTES_PER_WRITTEN: Final = 60  # of the same, each time it is written
@@ -170,13 +170,17 @@ def begin_openai_completion(
     """
     prompts, generate = prompts_of(request), request.generate_request
     sampling = sampling_of(generate, model.tokenizer.vocabulary)
-    budget.take_bytes(memory_bytes(request, prompts))
+    num_units = sum(map(model.tokenizer.max_tokens, prompts))
+    budget.take_bytes(memory_bytes(request, len(prompts), num_units))
     with contextlib.ExitStack() as opened:
         places = [opened.enter_context(model.engine.reserve(budget.share))] if request.asks_engine else []
+        tokenizing_bytes = max(map(model.tokenizer.tokenizing_bytes, prompts))
+        budget.take_bytes(tokenizing_bytes)
         read = [
             _read(request, prompt, model, path)
             for prompt, path in zip(prompts, _paths(request, len(prompts)), strict=True)
         ]
+        budget.take_bytes(-tokenizing_bytes)
         num_written = len(read) * request.num_samples * request.num_tokens
         budget.take_tokens(sum(len(prompt.ids) for prompt in read) + num_written)
         seeds = [seed_of(generate) for _ in read]
@@ -214,8 +218,8 @@ def usage_of(prompts: Sequence[PromptChoices], num_generated: int) -> Completion
     return CompletionUsage(num_prompt, num_generated, num_prompt + num_generated, PromptTokensDetails(cached), unknown)
 
 
-def memory_bytes(request: CompletionsRequest, prompts: list[Prompt]) -> int:
-    """Return the most bytes that the prompts, their figures and the samples may take."""
+def memory_bytes(request: CompletionsRequest, num_prompts: int, num_units: int) -> int:
+    """Return the most bytes that the prompts, their figures and the samples may take. num_units: of all prompts."""
     alternatives = 0 if request.logprobs is None else request.logprobs
     each = BYTES_PER_UNIT
     if request.wants_echo_logprobs:
@@ -223,7 +227,7 @@ def memory_bytes(request: CompletionsRequest, prompts: list[Prompt]) -> int:
         each += BYTES_PER_ECHOED + BYTES_PER_ALTERNATIVE * alternatives + written
     token_bytes = BYTES_PER_TOKEN + BYTES_PER_ALTERNATIVE * alternatives
     sample_bytes = BYTES_PER_SAMPLE + request.num_tokens * token_bytes
-    return sum(map(len, prompts)) * each + len(prompts) * request.num_samples * sample_bytes
+    return num_units * each + num_prompts * request.num_samples * sample_bytes
 
 
 def mean_logprob(sample: Sample) -> float:

@@ -35,6 +35,7 @@ GROWTH: Final = 8  # requests, in all other slices together: more than chance
 CALM_RATIO: Final = 1.05  # arrivals to departures: the engine keeps up
 MAX_RETRY_SECONDS: Final = 60
 FAIR_REQUESTS: Final = 16  # half of the threads beyond the bound
+SMALL_BYTES: Final = 1 << 20  # of a request: only such ones may hold the last eighth of the bound on bytes
 
 
 @dataclass
@@ -157,15 +158,19 @@ class Admission:
         num_callers = len(self._inside) + (share not in self._inside)
         return self._inside[share] < bound // num_callers and self._requests < bound + FAIR_REQUESTS
 
-    def take(self, count: int) -> None:
-        """Account for bytes about to be held. Raises TooLarge if they can never fit, Overloaded if not now."""
+    def take(self, count: int, held: int = 0) -> None:
+        """Account for bytes about to be held. Raises TooLarge if they can never fit, Overloaded if not now.
+
+        held  by the same request already
+        """
+        total = held + count
+        bound = self._max_bytes if total <= SMALL_BYTES else self._max_bytes - self._max_bytes // 8
         with self._lock:
-            if count > self._max_bytes:
+            if total > bound:
                 raise TooLarge(
-                    f"the request needs {count} bytes of memory, at most {self._max_bytes} may be used: "
-                    "ask for less at once"
+                    f"the request needs {total} bytes of memory, at most {bound} may be used: ask for less at once"
                 )
-            if self._bytes + self.num_waiting_bytes + count > self._max_bytes:
+            if count > 0 and self._bytes + self.num_waiting_bytes + count > bound:
                 raise Overloaded(
                     f"{self._bytes} bytes of requests are being handled, no room for {count} more; try again"
                 )
@@ -196,9 +201,9 @@ class Ticket:
         self.quota: Quota | None = None
 
     def take_bytes(self, count: int) -> None:
-        """Hold `count` bytes more. Raises TooLarge, Overloaded."""
+        """Hold `count` bytes more, or fewer. Raises TooLarge, Overloaded."""
         assert self._admission is not None, "a released ticket holds nothing"
-        self._admission.take(count)
+        self._admission.take(count, self._bytes)
         self._bytes += count
 
     def take_tokens(self, count: int) -> None:

@@ -143,7 +143,7 @@ def prompt_type(max_prompts: int) -> object:
     choices = [{"type": "string"}, texts, ids, lists_of_ids, {"type": "null"}]
     return Annotated[
         str | Annotated[list[PromptItem], Meta(min_length=1)] | None,
-        Meta(extra_json_schema={CHOICES: choices}, extra={MAX_TEXTS: max_prompts}),
+        Meta(extra_json_schema={CHOICES: choices}, extra={MAX_TEXTS: (max_prompts, "prompts")}),
     ]
 
 

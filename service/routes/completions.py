@@ -20,6 +20,7 @@ from msgspec import UNSET
 from meari.errors import MAY_QUOTE, EngineFailed, MeariError
 from meari.runtime.completion import begin_completion
 from meari.runtime.engine import Waitable
+from meari.runtime.requests import stop_strings
 from meari.service.clients import ClientGone, Watch
 from meari.service.error_body import error_body, openai_error_body
 from meari.service.openai.completion import OpenAICompletion, begin_openai_completion
@@ -30,6 +31,7 @@ from meari.service.service import Service
 __all__ = ["RunningCompletion", "generate_blueprint", "openai_blueprint", "respond"]
 
 PROMPT_BYTES_PER_CHAR = 100  # of a prompt while it is tokenized
+STOP_BYTES_PER_CHAR = 12  # of a stop string in its normal form, with the table of its search
 PING_SECONDS: Final = 5.0  # of silence, then a comment keeps the connection alive
 EVENTS_PER_SECOND: Final = 800.0  # of a worker, all streams together: about a twentieth of a CPU
 MAX_PAUSE_SECONDS: Final = 0.04  # and then a thread has to be woken, and an event written
@@ -51,6 +53,7 @@ def generate_blueprint(service: Service) -> Blueprint:
         request, model = exchange.accept(service.schemas.generate)
         exchange.line.stream = request.stream
         exchange.hold_texts("prompt", [request.prompt], PROMPT_BYTES_PER_CHAR)
+        exchange.hold_texts("stop", request.stops, STOP_BYTES_PER_CHAR)
         seconds = service.settings.max_timeout_seconds if request.timeout_seconds is UNSET else request.timeout_seconds
         deadline = model.engine.clock() + seconds
         state_tokens = service.state_tokens(model.bundle)
@@ -72,6 +75,7 @@ def openai_blueprint(service: Service) -> Blueprint:
         request, model = exchange.accept(service.schemas.completions)
         exchange.line.stream = bool(request.stream)
         exchange.hold_texts("prompt", prompts_of(request), 0)  # the completion takes the memory
+        exchange.hold_texts("stop", stop_strings(request.stop), STOP_BYTES_PER_CHAR)
         deadline = model.engine.clock() + service.settings.max_timeout_seconds
         answer_id = f"cmpl-{exchange.request_id}"
         completion = begin_openai_completion(

@@ -168,11 +168,13 @@ class Exchange:
     ) -> None:
         """Account for texts before they are tokenized. Raises TooLarge for too many characters, Overloaded.
 
-        max_chars  lower limit than that of the settings
+        bytes_per_char  or of a token, where a character may be several
+        max_chars       lower limit than that of the settings
         """
         limit = self._service.settings.max_text_chars
         check_num_chars(field, texts, limit if max_chars is None else min(max_chars, limit))
-        self.ticket.take_bytes(sum(map(len, texts)) * bytes_per_char)
+        assert self._model is not None, "the request was accepted"
+        self.ticket.take_bytes(sum(map(self._model.tokenizer.max_tokens, texts)) * bytes_per_char)
 
     @property
     def open_streams(self) -> set[object]:

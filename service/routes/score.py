@@ -73,9 +73,13 @@ def _begin(
 ) -> tuple[list[Encoded], Scoring, int]:
     """Queue the texts; the number: of tokens that the model does not know. Raises RateLimited, Overloaded, NotReady."""
     with model.engine.reserve(exchange.ticket.share) as reservation:
+        tokenizing_bytes = max(map(model.tokenizer.tokenizing_bytes, [request.context, *request.all_texts]))
+        exchange.ticket.take_bytes(tokenizing_bytes)
         encoded = [model.tokenizer.encode_with_offsets(text) for text in request.all_texts]
+        context = model.tokenizer.encode(request.context)
+        exchange.ticket.take_bytes(-tokenizing_bytes)
         call = ScoreCall(
-            context=model.tokenizer.encode(request.context),
+            context=context,
             texts=[text.ids for text in encoded],
             deadline=deadline,
             add_end=model.bundle.manifest.has_ends if request.add_end is UNSET else request.add_end,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Held", "held_by", "workers_of"]
+__all__ = ["Held", "held_by", "peak_mb", "reset_peak", "workers_of"]
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,20 @@ def held_by(pid: int) -> Held:
     )
 
 
+def reset_peak(pid: int) -> float:
+    """Begin anew to look for a process's peak of resident memory, and return what it has now, in MB."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5", "ascii")
+    return _kilobytes(Path(f"/proc/{pid}/status").read_text("ascii"))["VmRSS"] / 1024
+
+
+def peak_mb(pid: int) -> float:
+    """Return the peak since then."""
+    return _kilobytes(Path(f"/proc/{pid}/status").read_text("ascii"))["VmHWM"] / 1024
+
+
 def _kilobytes(text: str) -> dict[str, int]:
     lines = (line.split() for line in text.splitlines())
-    return {words[0].rstrip(":"): int(words[1]) for words in lines if words[-1] == "kB"}
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if words and words[-1] == "kB"}
 
 
 def _is_alive(pid: int) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers.normalizers import NFC, Lowercase, Sequence, Strip
+from tokenizers.normalizers import NFC, Lowercase, Normalizer, Sequence, Strip
 
+import meari.runtime.text.tokenizer as tokenizer_module
+from meari.bundle_format.names import TokenizerKind
 from meari.bundle_format.text_borders import nfc
 from meari.runtime.bundle import open_bundle
 from meari.runtime.text.detokenizer import (
@@ -19,7 +21,7 @@ from meari.runtime.text.detokenizer import (
     detokenize,
     matcher_factory,
 )
-from meari.runtime.text.tokenizer import LONG_CHARS, TextTokenizer
+from meari.runtime.text.tokenizer import LONG_CHARS, TextTokenizer, Vocabulary
 from tests.runtime.spelling_bundle import byte_tokenizer, word_tokenizer, write_spelling_bundle
 from tests.runtime.tiny_bundle import LETTERS, write_tiny_bundle
 
@@ -39,6 +41,36 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TextTokeni
 def test_byte_round_trip_gives_normalised_text(tokenizers: dict[str, TextTokenizer], text: str) -> None:
     bpe = tokenizers["bpe"]
     assert detokenize(bpe.vocabulary, bpe.encode(text)) == nfc(text)
+
+
+MIXED = st.text(st.sampled_from([*"ab.1 \n\t\u00a0é한하½😀中", "\u0301"]), min_size=60, max_size=200)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word", "char"])
+@settings(deadline=None, max_examples=40)
+@given(text=MIXED, size=st.integers(1, 40))
+def test_text_tokenized_in_pieces_has_the_tokens_of_the_whole(
+    tokenizers: dict[str, TextTokenizer], kind: str, text: str, size: int
+) -> None:
+    tokenizer = tokenizers[kind]
+    whole = tokenizer.encode_with_offsets(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "PIECE_CHARS", size)
+        patch.setattr(tokenizer_module, "LONG_CHARS", 0)
+        pieces = tokenizer.encode_with_offsets(text)
+        assert tokenizer.encode(text) == pieces.ids == whole.ids
+    assert (pieces.starts.tolist(), pieces.ends.tolist()) == (whole.starts.tolist(), whole.ends.tolist())
+    assert len(whole.ids) <= tokenizer.max_tokens(text)
+
+
+@pytest.mark.parametrize("normalizer", [Lowercase(), Strip(), Sequence([NFC(), Strip()])])
+def test_text_is_not_cut_where_the_tokenizer_looks_at_its_ends(normalizer: Normalizer) -> None:
+    backend = byte_tokenizer()
+    backend.normalizer = normalizer
+    entries = sorted(backend.get_vocab().items(), key=lambda item: item[1])
+    vocabulary = Vocabulary(TokenizerKind.BPE, tuple(e for e, _ in entries), tuple(b"" for _ in entries), None, 0)
+    text = "ab " * 10_000
+    assert TextTokenizer(backend, vocabulary).encode(text) == backend.encode(text).ids
 
 
 @given(ids=st.lists(st.integers(0, 256), max_size=40))

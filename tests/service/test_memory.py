@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
+from meari.runtime.machine import NUM_ARENAS
 from tests.service.running import ROOT
 
 PROGRAM = """
@@ -64,3 +66,31 @@ def test_busy_process_reuses_freed_memory() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings need glibc")
 def test_memory_freed_by_many_threads_is_returned_to_the_system() -> None:
     subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, check=True)
+
+
+CHOSEN = """
+import ctypes, os, threading
+from meari.runtime.machine import limit_arenas
+
+limit_arenas()
+held = [threading.Thread(target=lambda: bytes(1000)) for _ in range(4)]
+for thread in held:
+    thread.start()
+for thread in held:
+    thread.join()
+ctypes.CDLL("libc.so.6").malloc_stats()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings need glibc")
+def test_operator_chooses_another_number_of_arenas() -> None:
+    """Count the arenas that the C library reports on its own."""
+
+    def num_arenas(**chosen: str) -> int:
+        environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"} | chosen
+        command = [sys.executable, "-c", CHOSEN]
+        said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stderr
+        return said.count("Arena ")
+
+    assert num_arenas() == NUM_ARENAS
+    assert num_arenas(MALLOC_ARENA_MAX="1") == 1

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from flask import Flask
 
-from meari.errors import Overloaded
-from meari.service.requests.admission import FAIR_REQUESTS, Admission, OverloadGate, Ticket
+from meari.errors import Overloaded, TooLarge
+from meari.service.requests.admission import FAIR_REQUESTS, SMALL_BYTES, Admission, OverloadGate, Ticket
 from meari.service.service import MIN_KNEE
 from tests.patience import PATIENCE
 from tests.service.running import running_server
@@ -24,6 +24,25 @@ SECONDS_ALONE, SECONDS_MORE = (
     0.0084,
     0.01,
 )  # seconds of a request, and more for each request inside: 95 % of the best rate at the knee
+
+
+def test_small_requests_find_room_beside_large_ones() -> None:
+    size = 16 * SMALL_BYTES
+    admission = Admission(192, size, OverloadGate(FREE), lambda: KNEE)
+    large, small = admission.enter(), admission.enter()
+    with pytest.raises(TooLarge, match=f"needs {size} bytes of memory, at most {14 * SMALL_BYTES}"):
+        large.take_bytes(size)
+    large.take_bytes(14 * SMALL_BYTES)
+    small.take_bytes(SMALL_BYTES)
+    with pytest.raises(Overloaded):
+        small.take_bytes(1)
+    with pytest.raises(TooLarge):  # it can never fit, however little is held by others
+        large.take_bytes(1)
+    large.take_bytes(-2 * SMALL_BYTES)
+    small.take_bytes(1)
+    large.release()
+    small.release()
+    assert admission.num_bytes == 0
 
 
 class Clock:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import codecs
 import copy
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -122,7 +123,7 @@ class Pattern:
     """A stop string; `borders[i]` is the length of the longest proper prefix of `text[:i + 1]` that also ends it."""
 
     text: str
-    borders: tuple[int, ...]
+    borders: array[int]
 
 
 @dataclass(frozen=True)
@@ -217,8 +218,8 @@ def matcher_factory(
     return lambda: StopMatcher(StopSearch(patterns), vocabulary, before)
 
 
-def _borders(text: str) -> tuple[int, ...]:
-    borders = [0] * len(text)
+def _borders(text: str) -> array[int]:
+    borders = array("i", bytes(4 * len(text)))
     length = 0
     for position in range(1, len(text)):
         while length and text[position] != text[length]:
@@ -226,4 +227,4 @@ def _borders(text: str) -> tuple[int, ...]:
         if text[position] == text[length]:
             length += 1
         borders[position] = length
-    return tuple(borders)
+    return borders

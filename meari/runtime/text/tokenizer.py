@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -21,6 +21,7 @@ import tokenizers
 
 from meari.bundle_format.manifest import Manifest
 from meari.bundle_format.names import TokenizerKind
+from meari.bundle_format.text_borders import last_space, nfc
 from meari.errors import BundleError, EngineFailed
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else the library starts threads
@@ -28,6 +29,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else the library starts thread
 __all__ = ["Encoded", "TextTokenizer", "Vocabulary", "parse_tokenizer", "text_tokenizer"]
 
 LONG_CHARS: Final = 1000
+PIECE_CHARS: Final = 16384  # of a long text that are tokenized at a time
+BYTES_PER_TOKEN: Final = 400  # while a text is tokenized, with offsets
+TABLE_BYTES_PER_TOKEN: Final = 48  # the same without the library
 Offsets = npt.NDArray[np.int32]
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -124,6 +128,7 @@ class TextTokenizer:
     def __init__(self, tokenizer: tokenizers.Tokenizer, vocabulary: Vocabulary) -> None:
         self._tokenizer = tokenizer
         self._characters = CharacterTable.of(tokenizer) if vocabulary.kind is TokenizerKind.CHAR else None
+        self._is_cut = self._characters is not None or _may_be_cut(tokenizer)
         self.vocabulary = vocabulary
 
     @_without_panics
@@ -132,13 +137,34 @@ class TextTokenizer:
         normalizer = self._tokenizer.normalizer
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
+    def max_tokens(self, text: str | list[int]) -> int:
+        """Return a bound on the tokens of a text, or the number of ids.
+
+        Each character in NFC is a token at most; in byte-level BPE each byte of one that is no token alone.
+        """
+        if isinstance(text, list) or text.isascii():
+            return len(text)
+        normal = nfc(text)
+        if self.vocabulary.kind is not TokenizerKind.BPE:
+            return len(normal)
+        return int(self._tokens_of[np.frombuffer(normal.encode("utf-32-le"), np.uint32)].sum())
+
+    @functools.cached_property
+    def _tokens_of(self) -> npt.NDArray[np.uint8]:
+        """Code point -> tokens of this character alone."""
+        counts = np.full(sys.maxunicode + 1, 4, np.uint8)
+        counts[:0x10000], counts[:0x800] = 3, 2
+        counts[[ord(text) for text in self.vocabulary.texts if len(text) == 1 and text != "\ufffd"]] = 1
+        counts[:0x80] = 1
+        return counts
+
     @_without_panics
     def encode(self, text: str) -> list[int]:
         """Return ids without offsets and boundary tokens."""
         if self._characters is not None:
             return self._characters.encode(text)
-        if len(text) > LONG_CHARS:
-            return self.encode_all([text])[0]  # without offsets, which take a third of the time
+        if len(text) > LONG_CHARS:  # without offsets, which take a third of the time
+            return [token for piece in self._pieces(text) for token in self.encode_all([piece])[0]]
         ids: list[int] = self._encode(text).ids
         return ids
 
@@ -157,6 +183,30 @@ class TextTokenizer:
             if len(ids) == len(text):  # the library's NFC may know a later Unicode
                 places = np.arange(len(text) + 1, dtype=np.int32)
                 return Encoded(text, ids, places[:-1], places[1:])
+        if len(text) > PIECE_CHARS:
+            return _joined(text, [self._encode_piece(piece) for piece in self._pieces(text)])
+        return self._encode_piece(text)
+
+    def tokenizing_bytes(self, text: str | list[int]) -> int:
+        """Return the memory that the library takes for a while to tokenize a text; 0 if it is short, or ids."""
+        if isinstance(text, list) or len(text) <= LONG_CHARS:
+            return 0
+        by_table = 0 if self._characters is None else TABLE_BYTES_PER_TOKEN * self.max_tokens(text)
+        if by_table and text.isascii():
+            return by_table
+        return by_table + BYTES_PER_TOKEN * max(map(self.max_tokens, self._pieces(text)))
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """Cut a long text before spaces, where no token is changed; one without spaces stays whole."""
+        start, size = 0, PIECE_CHARS if self._is_cut else len(text)
+        while len(text) - start > size:
+            cut = last_space(text[start : start + size])
+            if cut:
+                yield text[start : start + cut]
+            start, size = start + cut, PIECE_CHARS if cut else 2 * size
+        yield text[start:]
+
+    def _encode_piece(self, text: str) -> Encoded:
         encoding = self._encode(text)
         offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
         starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
@@ -169,6 +219,25 @@ class TextTokenizer:
         if len(text) <= LONG_CHARS:
             return self._tokenizer.encode(text, add_special_tokens=False)
         return self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
+
+
+def _may_be_cut(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Tell whether a text may be cut before its spaces: nothing is added at a beginning or joined over a space."""
+    normalizer, before = tokenizer.normalizer, tokenizer.pre_tokenizer
+    splits = isinstance(before, tokenizers.pre_tokenizers.Whitespace) or (
+        isinstance(before, tokenizers.pre_tokenizers.ByteLevel) and before.use_regex and not before.add_prefix_space
+    )
+    is_plain = normalizer is None or isinstance(normalizer, tokenizers.normalizers.NFC)
+    return splits and is_plain and tokenizer.post_processor is None and not tokenizer.get_added_tokens_decoder()
+
+
+def _joined(text: str, pieces: list[Encoded]) -> Encoded:
+    shifts = np.cumsum([0, *(len(piece.text) for piece in pieces[:-1])], dtype=np.int32)
+    starts, ends = (
+        np.concatenate([each + shift for each, shift in zip(places, shifts, strict=True)])
+        for places in ([piece.starts for piece in pieces], [piece.ends for piece in pieces])
+    )
+    return Encoded(text, [token for piece in pieces for token in piece.ids], starts, ends)
 
 
 def parse_tokenizer(data: bytes) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:

@@ -1,0 +1,96 @@
+"""Bodies of some size that are made to cost much: to parse, to refuse, or to answer.
+
+Input: the size in bytes. Output: paths and bodies. Must not know: a service.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+__all__ = ["HEAVY", "HOSTILE", "Case", "body_of"]
+
+Case = tuple[str, Callable[[int], bytes]]  # path, and how the body is made of its size
+EMOJI: Final = "😀"
+SCORE, GENERATE, COMPLETIONS = "/score", "/generate", "/v1/completions"
+
+
+def body_of(case: Case, size: int) -> bytes:
+    """Return the body of a case."""
+    return case[1](size)
+
+
+def _list_of(head: bytes, item: bytes, tail: bytes = b"]}", last: bytes = b"") -> Callable[[int], bytes]:
+    """Make a body whose list has as many of an item as fit, and another one at its end."""
+    end = (b"," + last if last else b"") + tail
+    return lambda size: head + b"[" + b",".join([item] * (size // (len(item) + 1))) + end
+
+
+def _names(head: bytes, value: bytes, tail: bytes = b"}") -> Callable[[int], bytes]:
+    """Make a body with as many different names as fit."""
+    return lambda size: head + b",".join(b'"%07d":%b' % (number, value) for number in range(size // 12)) + tail
+
+
+def _text(head: bytes, unit: bytes, tail: bytes = b'"}') -> Callable[[int], bytes]:
+    """Make a body with a long string."""
+    return lambda size: head + b'"' + unit * (size // len(unit)) + tail
+
+
+def _json(path: str, make: Callable[[int], dict[str, Any]]) -> Case:
+    return path, lambda size: json.dumps(make(size), ensure_ascii=False).encode()
+
+
+HOSTILE: Final[dict[str, Case]] = {
+    "unknown names": (GENERATE, _names(b"{", b"1")),
+    "a name twice": (GENERATE, lambda size: b"{" + b",".join([b'"n":1'] * (size // 6)) + b"}"),
+    "empty texts": (SCORE, _list_of(b'{"texts":', b'""')),
+    "lists for texts": (SCORE, _list_of(b'{"texts":', b"[]")),
+    "numbers as stops": (GENERATE, _list_of(b'{"stop":', b"1")),
+    "empty stops": (GENERATE, _list_of(b'{"stop":', b'""')),
+    "a list for a number": (GENERATE, _list_of(b'{"n":', b"1.0")),
+    "a list for the bias": (COMPLETIONS, _list_of(b'{"logit_bias":', b"1.0")),
+    "biases": (GENERATE, _names(b'{"logit_bias":{', b"0.5", b"}}")),
+    "words as biases": (GENERATE, _names(b'{"logit_bias":{', b'"x"', b"}}")),
+    "values in a bias": (GENERATE, _list_of(b'{"logit_bias":{"1":', b"1", b"]}}")),
+    "empty prompts": (COMPLETIONS, _list_of(b'{"prompt":', b"[]")),
+    "ids with fractions": (COMPLETIONS, _list_of(b'{"prompt":', b"1.0", last=b"-1")),
+    "ids with exponents": (COMPLETIONS, _list_of(b'{"prompt":', b"1e399")),
+    "a wrong id at the end": (COMPLETIONS, _list_of(b'{"prompt":', b"1234", last=b"-1")),
+    "lists of ids": (COMPLETIONS, _list_of(b'{"prompt":', b"[" + b",".join([b"1234"] * 1300) + b"]", last=b"[-1]")),
+    "mixed prompts": (COMPLETIONS, _list_of(b'{"prompt":', b'"a",1')),
+    "a long name of an option": (COMPLETIONS, _text(b'{"stream_options":{', b"a", b'\xf0\x9f\x98\x80":1}}')),
+    "objects for tokens": ("/detokenize", _list_of(b'{"tokens":', b'{"a":1}')),
+    "ids of objects": ("/detokenize", _list_of(b'{"tokens":', b'{"id":1.0}', last=b'{"id":-1}')),
+    "lists for tokens": ("/detokenize", _list_of(b'{"tokens":', b"[1.0]")),
+    "deep lists": ("/detokenize", _list_of(b'{"tokens":', b"[" * 900 + b"]" * 900)),
+    "an endless list": (GENERATE, lambda size: b'{"prompt":' + b"[" * size),
+    "a wide text": (SCORE, _text(b'{"text":', b"a", EMOJI.encode() + b'"}')),
+    "wide texts": (SCORE, _list_of(b'{"texts":', b'"' + b"a" * 6000 + EMOJI.encode() + b'"', last=b"1")),
+    "an escaped text": ("/tokenize", _text(b'{"model":"none","text":', b"\\ud83d\\ude00")),
+    "half a pair": ("/tokenize", _text(b'{"text":', b"a", b'\\ud800"}')),
+    "a long word": (SCORE, _text(b'{"text":"a","log_base":', b"e")),
+    "a long model": ("/tokenize", _text(b'{"text":"a","model":', b"m", EMOJI.encode() + b'"}')),
+    "a long state": (GENERATE, _text(b'{"state":', b"A")),
+    "a long stop": (GENERATE, _text(b'{"stop":', b"a", b'","max_tokens":0}')),
+    "a long number": (GENERATE, lambda size: b'{"seed":' + b"1" * size + b"}"),
+    "a long fraction": (GENERATE, lambda size: b'{"top_p":0.' + b"1" * size + b"}"),
+    "white space": (GENERATE, lambda size: b'{"n":' + b" " * size + b"99}"),
+    "text for the units": ("/states", _text(b'{"text":"a","units":', b"1")),
+}
+
+HEAVY: Final[dict[str, Case]] = {  # size: characters
+    "figures of a text": _json(SCORE, lambda n: {"text": "ab " * (n // 3), "tokens": True, "top": 20, "words": True}),
+    "figures of a wide text": _json(SCORE, lambda n: {"text": EMOJI * n, "tokens": True, "top": 20}),
+    "sums of a wide text": _json(SCORE, lambda n: {"text": EMOJI * n}),
+    "many short texts": _json(SCORE, lambda n: {"texts": ["é" * (n // 1000)] * 1000, "tokens": True}),
+    "tokens of a text": _json("/tokenize", lambda n: {"text": "a" * n}),
+    "tokens of a wide text": _json("/tokenize", lambda n: {"text": EMOJI * n}),
+    "text of tokens": _json("/detokenize", lambda n: {"tokens": [1 + i % 50 for i in range(n)]}),
+    "prompt that is echoed": _json(
+        COMPLETIONS, lambda n: {"prompt": EMOJI * n, "echo": True, "logprobs": 20, "max_tokens": 1}
+    ),
+    "prompts of ids": _json(COMPLETIONS, lambda n: {"prompt": [[2] * (n // 1000)] * 1000, "max_tokens": 1}),
+    "samples with figures": _json(GENERATE, lambda n: {"prompt": "a" * n, "n": 16, "max_tokens": 400, "logprobs": 20}),
+    "prompt that is long": _json(GENERATE, lambda n: {"prompt": EMOJI * n, "max_tokens": 2}),
+}
