@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from meari.bundle_format.folders import BundleFolders, find_bundles
+from meari.bundle_format.folders import BundleFolders, Roots, find_bundles, printable
 from meari.bundle_format.reader import read_files, read_manifest
 from meari.bundle_format.signatures import PublicKey
 from meari.errors import BundleError, MeariError
@@ -78,19 +78,22 @@ class _Entry:
 class FolderWatch:
     """Finds what has changed in a folder of bundles. For one thread."""
 
-    def __init__(self, root: Path, signing_keys: SigningKeys = (), clock: Callable[[], float] = time.monotonic) -> None:
-        self._root = root
+    def __init__(
+        self, roots: Roots, signing_keys: SigningKeys = (), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._roots = roots
         self._signing_keys = signing_keys
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
         self._absent_since: dict[str, float] = {}
         self._failed: dict[str, str] = {}  # at the last look
-        self._device = 0
+        self._devices: dict[Path, int] = {}  # of the folders that were there
 
     def first(self) -> Finding:
         """Return all bundles as due, to be loaded as they are. Raises BundleError."""
-        found = find_bundles(self._root)
-        self._device, self._failed = self._root.stat().st_dev, found.failed
+        found = find_bundles(self._roots)
+        self._check_disks(found)
+        self._failed = found.failed
         self._entries = {name: _Entry(_signature(folder), -math.inf) for name, folder in found.folders.items()}
         return Finding(frozenset(found.folders), found.folders, (), found.failed, found.default)
 
@@ -100,8 +103,8 @@ class FolderWatch:
         served  names of bundles that are served now, and may be gone
         wanted  names of bundles that are due in any case, as they are
         """
-        found = find_bundles(self._root)
-        self._check_disk(found)
+        found = find_bundles(self._roots)
+        self._check_disks(found)
         due = {name: path for name, path in found.folders.items() if self._is_due(name, path, is_wanted=name in wanted)}
         for name in self._entries.keys() - found.folders.keys():
             del self._entries[name]
@@ -118,12 +121,22 @@ class FolderWatch:
         entry.has_failed = not is_good
         return entry.is_done
 
-    def _check_disk(self, found: BundleFolders) -> None:
-        """A mount point is empty while nothing is mounted there: that removes no bundle."""
-        device = self._root.stat().st_dev
-        if device != self._device and not found.folders:
-            raise BundleError(f"{self._root} is empty and on another file system than before: is its disk mounted?")
-        self._device = device
+    def _check_disks(self, found: BundleFolders) -> None:
+        """A mount point is empty while nothing is mounted there: that removes no bundle. Nor does a missing folder."""
+        for root in self._roots if isinstance(self._roots, tuple) else (self._roots,):
+            before = self._devices.get(root)
+            if before is None and not root.exists():
+                continue
+            try:
+                device = root.stat().st_dev
+            except FileNotFoundError:
+                raise BundleError(f"there is no folder {printable(root)}") from None
+            is_empty = not any(root in (path, path.parent) for path in (*found.folders.values(), *found.hidden))
+            if is_empty and before not in (None, device):
+                raise BundleError(
+                    f"{printable(root)} is empty and on another file system than before: is its disk mounted?"
+                )
+            self._devices[root] = device
 
     def _is_due(self, name: str, folder: Path, *, is_wanted: bool) -> bool:
         signature, now = _signature(folder), self._clock()

@@ -14,12 +14,14 @@ from typing import Final
 
 from msgspec.inspect import IntType
 
+from meari.bundle_format.places import parse_roots
 from meari.bundle_format.signatures import parse_public_keys
 from meari.validation.explain import describe, in_range
 
 __all__ = [
     "FILE",
     "FOLDER",
+    "FOLDERS",
     "HOST",
     "HOSTS",
     "KEYS",
@@ -157,6 +159,7 @@ def _model_name(text: str) -> str:
 PROTECTED: Final = ValueKind("some of metrics, docs, page, separated by commas", _protected)
 REDIS_URL: Final = ValueKind("a URL: redis://…, rediss://… or unix://…", _redis_url)
 FOLDER: Final = ValueKind("a folder", Path)
+FOLDERS: Final = ValueKind("a folder, or several with `:` between them", parse_roots)
 FILE: Final = ValueKind("a file", Path)
 HOST: Final = ValueKind("a host name or an address", _host)
 MODEL_NAME: Final = ValueKind("the name of a bundle's folder", _model_name)

@@ -16,13 +16,15 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from meari.bundle_format.folders import find_bundles
+from meari.bundle_format.folders import Roots, find_bundles, printable
+from meari.bundle_format.places import usual_roots
 from meari.bundle_format.signatures import PublicKey, verifying_problem
 from meari.errors import BundleError, Problem, did_you_mean
 from meari.runtime.machine import granted_cpus, granted_memory
 from meari.service.setting_kinds import (
     FILE,
     FOLDER,
+    FOLDERS,
     HOST,
     HOSTS,
     KEYS,
@@ -105,7 +107,13 @@ class Settings:
         says="none: plain HTTP",
     )
     tls_key: Path | None = _setting(None, FILE, "its key in PEM, without a password", says="none")
-    bundles: Path = _setting(Path("bundles"), FOLDER, "folder with the bundles to serve")
+    bundles: Roots = _setting(
+        None,
+        FOLDERS,
+        "folder with the bundles to serve, or several with `:` between them; a name belongs to the first that has it",
+        says="`bundles`, then the user's data folder; without any bundle there, the one inside the package",
+        factory=usual_roots,
+    )
     signing_keys: tuple[PublicKey, ...] = _setting(
         (), SIGNING_KEYS, "serve only bundles that the owner of one of these keys has signed", says="none"
     )
@@ -346,14 +354,14 @@ def _contradictions(settings: Settings) -> Iterator[Problem]:
         yield from _unknown_default(settings.default_model, settings.bundles)
 
 
-def _unknown_default(name: str, bundles: Path) -> Iterator[Problem]:
+def _unknown_default(name: str, bundles: Roots) -> Iterator[Problem]:
     """Yield the problem of a name that no bundle has. A folder that cannot be read is a problem of the start."""
     try:
         names = find_bundles(bundles).folders
     except BundleError:
         return
     if name not in names:
-        expected = f"the name of a bundle in {bundles}{did_you_mean(name, names)}"
+        expected = f"the name of a bundle in {printable(bundles)}{did_you_mean(name, names)}"
         yield Problem("MEARI_DEFAULT_MODEL", repr(name), expected)
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.patience import PATIENCE
+from tests.service.running import clean_environment, free_port
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("LICENSE", "README.md", "export", "meari", "models", "pyproject.toml", "service")
+PARTS = ("LICENSE", "README.md", "bundles", "export", "meari", "models", "pyproject.toml", "service")
+BUILT_IN = "meari/built_in/shakespeare-rnn/"
 DECOYS = ("bulk", "cli", "export", "models", "service")
 
 
@@ -50,7 +55,56 @@ def test_wheel_has_one_package_and_all_of_its_files(wheel: Path) -> None:
     for linked in ("export", "models", "service"):
         ours |= {f"meari/{path.relative_to(ROOT)}" for path in (ROOT / linked).rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == ours
+    bundle = {BUILT_IN + path.name for path in (ROOT / BUILT_IN).iterdir()}
+    assert bundle == {name for name in names if name.startswith("meari/built_in/")}
+    assert sum((ROOT / name).stat().st_size for name in bundle) <= 2_000_000
     assert {"meari/py.typed", "meari/service/web/index.html", "meari/models/configs/shakespeare-lstm.toml"} <= names
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel into a fresh virtual environment, which sees the packages that are here, but not this project.
+
+    Returns its `meari`.
+    """
+    environment = tmp_path_factory.mktemp("venv")
+    venv.create(environment, symlinks=True, with_pip=False)
+    [packages] = environment.glob("lib/python*/site-packages")
+    install = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(environment / "bin/python")]
+    run([*install, "install", "--no-deps", "--no-index", str(wheel)], environment)
+    ours = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "dependencies.pth").write_text("\n".join(ours), "utf-8")  # its own .pth files are not read
+    return environment / "bin" / "meari"
+
+
+def clean(folder: Path, **settings: object) -> dict[str, str]:
+    """Return the environment of a user who has nothing in the data folder yet."""
+    own = {name: value for name, value in clean_environment(**settings).items() if name != "PYTHONPATH"}
+    return own | {"XDG_DATA_HOME": str(folder / "data")}
+
+
+def test_installed_wheel_works_at_once_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    scored = run([str(installed), "score", "--text", "To be, or not to be", "--json"], tmp_path, **clean(tmp_path))
+    assert json.loads(scored.stdout)["num_tokens"] > 10
+    listed = json.loads(run([str(installed), "bundles", "list", "--json"], tmp_path, **clean(tmp_path)).stdout)
+    [bundle] = listed["bundles"]
+    assert bundle["folder"].startswith(str(installed.parents[1]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_installed_wheel_serves_its_bundle_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    port = free_port()
+    environment = clean(tmp_path, port=port, workers=1)
+    process = subprocess.Popen([str(installed), "serve"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"Ready: http://127.0.0.1:{port} (playground)\n"
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client:
+            answer = client.post("/generate", json={"prompt": "To be", "max_tokens": 5, "seed": 7}).json()
+        assert answer["model"] == "shakespeare-rnn"
+    finally:
+        process.terminate()
+        process.communicate(timeout=PATIENCE)
 
 
 def test_decoy_modules_in_the_working_folder_are_not_imported(wheel: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Bundles of a folder, the default one, and the reading of a bundle's files.
+"""Bundles of a folder or of several, the default one, and the reading of a bundle's files.
 
 Input: a path. Output: folders by name, bytes of files, or the reason why there are none. Must not know: the content of
 the files. This is the only place that decides what counts as a bundle.
@@ -6,6 +6,8 @@ the files. This is the only place that decides what counts as a bundle.
 A folder may hold anything, for example what an interrupted copy left. So nothing is read before it is known to be a
 regular file of the expected size: a FIFO would never answer, a device might never end. Links are followed inside a
 folder (mounted volumes of Kubernetes have such) and never out of it; the folder itself may be a link.
+
+Of several folders, a name belongs to the first that has it, and the first DEFAULT that names a bundle counts.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +33,7 @@ __all__ = [
     "SIGNATURE",
     "TOKENIZER",
     "BundleFolders",
+    "Roots",
     "bundle_name",
     "find_bundles",
     "holds_bundle",
@@ -58,22 +61,53 @@ _KINDS: Final = (
 )
 
 
+Roots = Path | tuple[Path, ...]  # a folder of bundles, or several in the order in which names are looked up
+
+
 @dataclass(frozen=True)
 class BundleFolders:
-    """Entries of a folder of bundles.
+    """Entries of a folder of bundles, or of several.
 
     folders  name -> folder of each bundle, in the order of names; unread
     failed   name -> reason, for entries that look like a bundle and cannot be one, and for an unusable DEFAULT
     default  the bundle that DEFAULT names, "" if it names none
+    hidden   bundles whose name an earlier folder has
     """
 
     folders: dict[str, Path] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     default: str = ""
+    hidden: tuple[Path, ...] = ()
 
 
-def find_bundles(root: Path) -> BundleFolders:
-    """Find the bundles in a folder, or take the folder as one. Raises BundleError if it is not a readable folder."""
+def find_bundles(roots: Roots) -> BundleFolders:
+    """Find the bundles in folders; a folder may be a bundle itself.
+
+    Raises BundleError if one is not a readable folder. One that does not exist counts as empty beside one that does.
+    """
+    several = roots if isinstance(roots, tuple) else (roots,)
+    present = [root for root in several if os.path.lexists(root)]
+    found = BundleFolders()
+    for root in present or several[:1]:
+        found = _merged(found, _entries(root))
+    for root in present:
+        found = _with_default(root / DEFAULT, found)
+        if found.default:
+            break
+    return found
+
+
+def _merged(first: BundleFolders, then: BundleFolders) -> BundleFolders:
+    taken = first.folders.keys() | first.failed.keys()
+    new = {name: path for name, path in then.folders.items() if name not in taken}
+    hidden = (path for name, path in then.folders.items() if name in taken)
+    return BundleFolders(
+        dict(sorted((first.folders | new).items())), then.failed | first.failed, hidden=(*first.hidden, *hidden)
+    )
+
+
+def _entries(root: Path) -> BundleFolders:
+    """Return the bundles in one folder, without the default. Raises BundleError."""
     try:
         paths = sorted(root.iterdir())
     except FileNotFoundError:
@@ -89,7 +123,7 @@ def find_bundles(root: Path) -> BundleFolders:
             found.folders[path.name] = path
         elif problem:
             found.failed[printable(path.name)] = problem
-    return _with_default(root / DEFAULT, found)
+    return found
 
 
 def bundle_name(folder: Path) -> str:
@@ -137,15 +171,13 @@ def _with_default(path: Path, found: BundleFolders) -> BundleFolders:
     try:
         named = read_file(path, MAX_DEFAULT_BYTES, inside=False).decode("utf-8").strip()
     except UnicodeDecodeError:
-        return BundleFolders(found.folders, found.failed | {DEFAULT: "got other than UTF-8, expected a bundle's name"})
+        return replace(found, failed={DEFAULT: "got other than UTF-8, expected a bundle's name"} | found.failed)
     except BundleError as error:
-        if not os.path.lexists(path):
-            return found
-        return BundleFolders(found.folders, found.failed | {DEFAULT: str(error)})
+        return replace(found, failed={DEFAULT: str(error)} | found.failed) if os.path.lexists(path) else found
     if not named or named in found.folders:
-        return BundleFolders(found.folders, found.failed, named)
+        return replace(found, default=named)
     names = ", ".join(found.folders) or "a bundle beside it"
-    return BundleFolders(found.folders, found.failed | {DEFAULT: f"got {named[:100]!r}, expected one of {names}"})
+    return replace(found, failed={DEFAULT: f"got {named[:100]!r}, expected one of {names}"} | found.failed)
 
 
 def read_file(path: Path, max_bytes: int, *, inside: bool = True) -> bytes:
@@ -190,8 +222,10 @@ def _kind(path: Path) -> str:
     return next((name for is_kind, name in _KINDS if is_kind(mode)), "a file")
 
 
-def printable(name: str | Path) -> str:
-    """Return a path for messages, with bytes that are not UTF-8 and unprintable characters as escapes."""
+def printable(name: str | Roots) -> str:
+    """Return a path, or several, for messages: bytes that are not UTF-8 and unprintable characters as escapes."""
+    if isinstance(name, tuple):
+        return ", ".join(map(printable, name))
     return "".join(_escaped(os.fsencode(name).decode("utf-8", "backslashreplace")))
 
 

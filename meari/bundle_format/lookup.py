@@ -1,7 +1,7 @@
 """A bundle by its name, its path, or as the default of a folder.
 
-Input: a folder of bundles, and a name. Output: the bundle's folder, or a BundleError that says what there is. Must not
-know: settings, the command line.
+Input: a folder of bundles or several, and a name. Output: the bundle's folder, or a BundleError that says what there
+is. Must not know: settings, the command line.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from meari.bundle_format.folders import DEFAULT, BundleFolders, find_bundles, holds_bundle, printable
+from meari.bundle_format.folders import DEFAULT, BundleFolders, Roots, find_bundles, holds_bundle, printable
 from meari.bundle_format.reader import read_files, read_manifest
 from meari.bundle_format.signatures import PublicKey
 from meari.errors import BundleError, did_you_mean
@@ -17,14 +17,14 @@ from meari.errors import BundleError, did_you_mean
 __all__ = ["default_bundle", "find_bundle", "list_bundles"]
 
 
-def find_bundle(bundles: Path, model: str | None, keys: Sequence[PublicKey] = ()) -> Path:
+def find_bundle(bundles: Roots, model: str | None, keys: Sequence[PublicKey] = ()) -> Path:
     """Return the folder of a bundle: `model` in `bundles`, or a path; without `model` the default. Raises BundleError.
 
-    bundles  a folder of bundles, or a bundle
+    bundles  a folder of bundles, or a bundle; or several of these
     model    a name, or the path of a bundle
     keys     of which one must have signed the default bundle, if there are any
     """
-    found = list_bundles(bundles) if model is None or bundles.is_dir() else BundleFolders()
+    found = list_bundles(bundles) if model is None or _is_any_folder(bundles) else BundleFolders()
     if model is None:
         return default_bundle(bundles, found, keys)
     if model in found.folders:
@@ -38,7 +38,11 @@ def find_bundle(bundles: Path, model: str | None, keys: Sequence[PublicKey] = ()
     raise BundleError(f"model: got {model!r}, expected {expected}, or the path of a bundle{hint}")
 
 
-def default_bundle(bundles: Path, found: BundleFolders, keys: Sequence[PublicKey] = ()) -> Path:
+def _is_any_folder(roots: Roots) -> bool:
+    return any(root.is_dir() for root in (roots if isinstance(roots, tuple) else (roots,)))
+
+
+def default_bundle(bundles: Roots, found: BundleFolders, keys: Sequence[PublicKey] = ()) -> Path:
     """Return the bundle that DEFAULT names, else the first whose files match its manifest, signed where it has to be.
 
     Raises BundleError.
@@ -60,8 +64,8 @@ def default_bundle(bundles: Path, found: BundleFolders, keys: Sequence[PublicKey
     raise BundleError(f"bundles: there is no bundle in {printable(bundles)}, expected a folder of bundles, or a bundle")
 
 
-def list_bundles(bundles: Path) -> BundleFolders:
-    """Return the bundles in a folder, or the bundle that it is itself. Raises BundleError."""
+def list_bundles(bundles: Roots) -> BundleFolders:
+    """Return the bundles in folders, or those that they are themselves. Raises BundleError."""
     try:
         return find_bundles(bundles)
     except BundleError as error:

@@ -87,11 +87,13 @@ def echo_json_line(document: object) -> None:
 def complete_bundle(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return names in the folder of bundles, or let the shell complete a path."""
     from meari.bundle_format.folders import find_bundles
+    from meari.bundle_format.places import parse_roots, usual_roots
     from meari.errors import BundleError
 
-    folder = Path(ctx.params.get("bundles") or os.environ.get("MEARI_BUNDLES") or "bundles")
+    given = ctx.params.get("bundles") or os.environ.get("MEARI_BUNDLES")
+    roots = parse_roots(given) if isinstance(given, str) else given or usual_roots()
     try:
-        names = list(find_bundles(folder).folders)
+        names = list(find_bundles(roots).folders)
     except BundleError:
         names = []
     found = [CompletionItem(name) for name in names if name.startswith(incomplete)]

@@ -15,6 +15,7 @@ import click
 from meari.cli._options import complete_bundle
 
 if TYPE_CHECKING:
+    from meari.bundle_format.folders import Roots
     from meari.bundle_format.signatures import PublicKey
     from meari.client.service import RemoteService
 
@@ -36,6 +37,12 @@ def _url(_context: click.Context, _parameter: click.Parameter, value: str | None
         raise click.BadParameter(str(problem)) from None
 
 
+def _roots(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Roots | None:
+    from meari.bundle_format.places import parse_roots
+
+    return None if value is None else parse_roots(value)
+
+
 MODEL_OPTION = click.option(
     "--model",
     metavar="NAME",
@@ -46,9 +53,10 @@ TARGET_OPTIONS = (
     click.option(
         "--bundles",
         metavar="DIR",
-        type=click.Path(path_type=Path),
+        type=click.Path(),
+        callback=_roots,
         is_eager=True,
-        help="Folder of bundles, or a bundle.  [MEARI_BUNDLES, or bundles]",
+        help="Folder of bundles, or a bundle.  [MEARI_BUNDLES, or bundles and the user's data folder]",
     ),
     click.option(
         "--server", metavar="URL", callback=_url, help="Use a running service, such as http://localhost:8000."
@@ -64,7 +72,7 @@ class Target:
     """The values of the options. Raises UsageError if they contradict each other."""
 
     model: str | None = None
-    bundles: Path | None = None
+    bundles: Roots | None = None
     server: str | None = None
     api_key: str | None = field(default=None, repr=False)
 
@@ -88,8 +96,8 @@ class Target:
         return find_bundle(folder, self.model or default, signing_keys())
 
 
-def bundles_folder(bundles: Path | None) -> tuple[Path, str | None]:
-    """Return the folder of bundles, and the default model if the settings name one."""
+def bundles_folder(bundles: Roots | None) -> tuple[Roots, str | None]:
+    """Return the folders of bundles, and the default model if the settings name one."""
     from meari.service.settings import SettingsError, load_settings
 
     if bundles is not None:

@@ -25,7 +25,7 @@ from meari.errors import did_you_mean
 NOT_VERBS = frozenset({"main"})
 GROUPS = {
     "Train": ("demo", "search", "train", "evaluate", "export", "sign"),
-    "Look": ("inspect", "models", "claims"),
+    "Look": ("inspect", "models", "bundles", "claims"),
     "Use": ("serve", "keys", "generate", "score", "filter", "completion"),
 }  # of verbs, in the order in which data flows
 STAGES = tuple(verb for verbs in GROUPS.values() for verb in verbs)

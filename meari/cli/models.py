@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from meari.cli._options import echo_json, json_option, packed
 from meari.cli._tables import Table, show, shown
 from meari.cli._target import TARGET_OPTIONS, Target, bundles_folder, signing_keys
+
+if TYPE_CHECKING:
+    from meari.bundle_format.folders import Roots
 
 EXAMPLES = """\b
 Examples:
@@ -26,9 +28,10 @@ NUMBERS = frozenset({"parameters", "perplexity", "bits/char"})
 def command(target: Target, as_json: bool) -> None:
     """List the bundles of a folder, or with --server the models that a service answers for.
 
-    The default one has a star. Figures are those of the bundle on held-out text: the test part of its corpus, or where
-    there is none the validation part (val), which also chose the checkpoint. Bundles are not opened
-    here: `meari inspect` does that. With --json: what GET /models says.
+    Without options those of bundles/, then those of the user's data folder. The default one has a star. Figures are
+    those of the bundle on held-out text: the test part of its corpus, or where there is none the validation part (val),
+    which also chose the checkpoint. Bundles are not opened here: `meari inspect` does that. With --json: what GET
+    /models says.
     """
     service = target.service()
     if service is None:
@@ -46,14 +49,17 @@ def command(target: Target, as_json: bool) -> None:
         show(_table(found))
 
 
-def _local(folder: Path, default: str | None) -> dict[str, Any]:
+def _local(folder: Roots, default: str | None) -> dict[str, Any]:
     """Return the answer of GET /models as far as no service is needed. Raises BundleError if there is no bundle."""
-    from meari.bundle_format.folders import bundle_name
+    from meari.bundle_format.folders import bundle_name, printable
     from meari.bundle_format.lookup import default_bundle, find_bundle, list_bundles
     from meari.errors import BundleError
     from meari.runtime.inspection import describe_folder
 
     found = list_bundles(folder)
+    for each in found.hidden:
+        first = found.folders.get(bundle_name(each), "an entry that cannot be used")
+        click.echo(f"meari: {printable(each)} is hidden by {printable(first)}, which comes first", err=True)
     keys, models, failed = signing_keys(), [], dict(found.failed)
     default_folder = find_bundle(folder, default) if default else default_bundle(folder, found, keys)
     for name, each in found.folders.items():

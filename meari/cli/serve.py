@@ -81,7 +81,7 @@ def _checked(check: Callable[[Settings], None]) -> Settings:
 
 
 def _described(settings: Settings) -> dict[str, object]:
-    from meari.bundle_format.folders import find_bundles
+    from meari.bundle_format.folders import find_bundles, printable
     from meari.errors import BundleError
 
     try:
@@ -92,7 +92,7 @@ def _described(settings: Settings) -> dict[str, object]:
         "host": settings.host,
         "port": settings.port,
         "workers": settings.workers,
-        "bundles": str(settings.bundles),
+        "bundles": printable(settings.bundles),
         "models": models,
         "process": os.getpid(),
     }

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from meari.bundle_format.folders import DEFAULT, find_bundles, printable
+from meari.bundle_format.folders import DEFAULT, Roots, find_bundles, printable
 from meari.errors import BundleError, MeariError
 from meari.service.host import metrics_folder, models_folder
 from meari.service.process.tls import load_context
@@ -128,7 +128,7 @@ def check_reload(settings: Settings) -> None:
     _check_keys(settings.keys_file)
 
 
-def _check_folder(bundles: Path) -> None:
+def _check_folder(bundles: Roots) -> None:
     """Check that the folder has bundles; whether they can be served, the workers find out. Raises StartError."""
     try:
         found = find_bundles(bundles)
