@@ -2,6 +2,9 @@
 #
 #   docker run --rm -p 127.0.0.1:8000:8000 meari:latest
 #
+# Bundles of your own are served beside the released ones, and before one of the same name: -v ./bundles:/bundles:ro.
+# `docker build --target train` makes an image that trains and exports as well.
+#
 # The service writes only to /tmp: --read-only --tmpfs /tmp works. /opt/meari/share/sbom.cdx.json lists what is inside.
 #
 # The base is fixed by its digest (of all its platforms): the tag moves. For a newer one ask the registry, for example
@@ -39,19 +42,41 @@ RUN mkdir -p /opt/meari/share \
 # `import meari.service.app`, which every worker runs at every start.
 RUN python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/meari/lib
 
-# --- the image ---
-FROM ${BASE}
+# --- the service ---
+FROM ${BASE} AS service
 LABEL org.opencontainers.image.title="meari" \
     org.opencontainers.image.version="0.2.0" \
     org.opencontainers.image.description="Small recurrent language models served over HTTP on ordinary CPUs" \
     org.opencontainers.image.licenses="MIT" \
     org.cyclonedx.sbom="/opt/meari/share/sbom.cdx.json"
 ENV PATH=/opt/meari/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 MEARI_HOST=0.0.0.0 MEARI_PORT=8000
+ENV MEARI_BUNDLES=/bundles:/srv/meari/bundles
 COPY --from=build /opt/meari /opt/meari
 WORKDIR /srv/meari
 COPY bundles bundles
+RUN mkdir /keys && chown 10001:10001 /keys
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, ssl, urllib.request as u; tls = os.environ.get('MEARI_TLS_CERTIFICATE'); u.urlopen(f'http{\"s\" if tls else \"\"}://127.0.0.1:{os.environ[\"MEARI_PORT\"]}/readyz', timeout=4, context=ssl._create_unverified_context() if tls else None)"]
 CMD ["meari", "serve"]
+
+# --- train: `docker build --target train`; the service's image with torch, about 1 GB for CPUs ---
+# torch comes from pip's index, with libraries for GPUs where that has such builds; PIP_EXTRA_INDEX_URL names another.
+FROM service AS train
+ARG PIP_INDEX_URL PIP_EXTRA_INDEX_URL
+USER root
+COPY requirements/train.txt requirements/torch.txt /opt/meari/share/
+RUN cd /opt/meari/share && export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 \
+    && pip --python /opt/meari/bin/python install --quiet --no-deps --no-compile --require-hashes --only-binary :all: --requirement train.txt \
+    && pip --python /opt/meari/bin/python install --quiet --no-compile --requirement torch.txt \
+    && python -B -c 'import meari.export.bundle, meari.models.training.run'
+USER 10001:10001
+WORKDIR /work
+ENV MPLCONFIGDIR=/tmp/matplotlib
+HEALTHCHECK NONE
+ENTRYPOINT ["meari"]
+CMD ["train", "--help"]
+
+# --- the image: without a target, the service ---
+FROM service

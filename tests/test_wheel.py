@@ -10,11 +10,10 @@ import venv
 import zipfile
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.patience import PATIENCE
-from tests.service.running import clean_environment, free_port
+from tests.service.running import clean_environment, running_server
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("LICENSE", "README.md", "bundles", "export", "meari", "models", "pyproject.toml", "service")
@@ -93,18 +92,12 @@ def test_installed_wheel_works_at_once_in_an_empty_folder(installed: Path, tmp_p
 
 
 def test_installed_wheel_serves_its_bundle_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    port = free_port()
-    environment = clean(tmp_path, port=port, workers=1)
-    process = subprocess.Popen([str(installed), "serve"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == f"Ready: http://127.0.0.1:{port} (playground)\n"
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False) as client:
-            answer = client.post("/generate", json={"prompt": "To be", "max_tokens": 5, "seed": 7}).json()
-        assert answer["model"] == "shakespeare-rnn"
-    finally:
-        process.terminate()
-        process.communicate(timeout=PATIENCE)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    there = ["env", "--chdir", str(empty), "--unset", "PYTHONPATH", f"XDG_DATA_HOME={tmp_path / 'data'}"]
+    with running_server(tmp_path, started_by=[*there, str(installed), "serve"]) as server:
+        assert server.post("/generate", prompt="To be", max_tokens=5, seed=7).json()["model"] == "shakespeare-rnn"
+    assert list(empty.iterdir()) == []
 
 
 def test_decoy_modules_in_the_working_folder_are_not_imported(wheel: Path, tmp_path: Path) -> None:

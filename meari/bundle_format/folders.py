@@ -171,13 +171,13 @@ def _with_default(path: Path, found: BundleFolders) -> BundleFolders:
     try:
         named = read_file(path, MAX_DEFAULT_BYTES, inside=False).decode("utf-8").strip()
     except UnicodeDecodeError:
-        return replace(found, failed={DEFAULT: "got other than UTF-8, expected a bundle's name"} | found.failed)
+        return replace(found, failed=found.failed | {DEFAULT: "got other than UTF-8, expected a bundle's name"})
     except BundleError as error:
-        return replace(found, failed={DEFAULT: str(error)} | found.failed) if os.path.lexists(path) else found
+        return replace(found, failed=found.failed | {DEFAULT: str(error)}) if os.path.lexists(path) else found
     if not named or named in found.folders:
         return replace(found, default=named)
     names = ", ".join(found.folders) or "a bundle beside it"
-    return replace(found, failed={DEFAULT: f"got {named[:100]!r}, expected one of {names}"} | found.failed)
+    return replace(found, failed=found.failed | {DEFAULT: f"got {named[:100]!r}, expected one of {names}"})
 
 
 def read_file(path: Path, max_bytes: int, *, inside: bool = True) -> bytes:

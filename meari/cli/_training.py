@@ -44,6 +44,9 @@ set_option = click.option(
     "--set", "settings", metavar="NAME=VALUE", multiple=True, help="A setting, as in TOML; may be repeated."
 )
 resume_option = click.option("--resume", is_flag=True, help="Continue the run in that folder.")
+continue_option = click.option(
+    "--continue", "go_on", is_flag=True, help="Continue the run of a config if there is one, else start it."
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the run, and the bundle of a text.")
 
 
@@ -56,6 +59,7 @@ class TrainOptions:
     name: str | None = None
     settings: tuple[str, ...] = ()
     resume: bool = False
+    go_on: bool = False
     overwrite: bool = False
     folder: Path | None = None
     events: Path | None = None
@@ -66,8 +70,10 @@ class TrainOptions:
     def start(self) -> Start:
         from meari.models.training.run_folder import Start
 
-        if self.resume and self.overwrite:
-            raise click.UsageError("--resume and --overwrite exclude each other")
+        if self.resume + self.go_on + self.overwrite > 1:
+            raise click.UsageError("--resume, --continue and --overwrite exclude each other")
+        if self.go_on:
+            return Start.CONTINUE
         return Start.RESUME if self.resume else Start.OVERWRITE if self.overwrite else Start.FRESH
 
     def own_settings(self) -> dict[str, object]:
@@ -150,9 +156,9 @@ class Training:
         from meari.models.check import check_files
         from meari.models.files import locked, write_file
         from meari.models.training.display import NullDisplay, TensorBoardDisplay, make_display
+        from meari.models.training.hosts import claimed_hosts
         from meari.models.training.process import choose_device
         from meari.models.training.run import train
-        from meari.models.training.run_folder import claimed_run
         from meari.models.training.trainer import Ending
         from meari.models.training.workers import joined_workers
 
@@ -161,14 +167,13 @@ class Training:
         with ExitStack() as held, joined_workers(device, config.training.batch_size) as workers:
             display = make_display(Console(stderr=as_json)) if workers.is_first else NullDisplay()
             workers.first(lambda: check_files(config))
-            workers.first(lambda: held.enter_context(claimed_run(run.path, config, start)))
+            has_snapshot = held.enter_context(claimed_hosts(run.path, config, start, workers))
             if self.toml is not None:
                 write_file(run.toml, self.toml.encode())
             if events is not None and workers.is_first:
                 held.enter_context(locked(events))
                 display = TensorBoardDisplay(events, display)
-            resume = self.options.resume
-            result = train(config, run, resume=resume, display=display, clock=time.monotonic, workers=workers)
+            result = train(config, run, resume=has_snapshot, display=display, clock=time.monotonic, workers=workers)
             if result.ending is Ending.INTERRUPTED and workers.is_first:
                 command = shlex.join(["meari", self.verb, *self.options.again(self.paths)])
                 click.echo(f"Interrupted after step {result.step}. Go on with:\n  {command}", err=as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ MAX_SECONDS = 3600.0
 
 @click.command("bundles", epilog=EXAMPLES, short_help="List, add and remove bundles of your own.")
 @click.argument("action", type=click.Choice(["list", "add", "remove"]))
-@click.argument("source", required=False, metavar="[SOURCE|NAME]")
+@click.argument("sources", nargs=-1, metavar="[SOURCE…|NAME]")
 @click.option("--sha256", metavar="HASH", help="With add: SHA-256 that the zip file must have; a URL needs one.")
 @click.option("--name", help="With add: name of the bundle, in place of its folder's.")
 @click.option(
@@ -47,23 +48,25 @@ MAX_SECONDS = 3600.0
 @json_option
 def command(
     action: str,
-    source: str | None,
+    sources: tuple[str, ...],
     sha256: str | None,
     name: str | None,
     timeout: float,
     bundles: Path | None,
     as_json: bool,
 ) -> None:
-    """List the bundles that are found by name, add one (a folder, a .zip, a URL of one), or remove one by its NAME.
+    """List the bundles that are found by name, add some (folders, .zip files, URLs of such), or remove one by its NAME.
 
     Bundles are added to the user's data folder, where every verb looks after bundles/; a name belongs to the first
     folder that has it. A bundle is there as a whole, with the files of its manifest, or not at all; with
     MEARI_SIGNING_KEYS it has to be signed. The hash of a URL stands behind it (#sha256=…) or in --sha256.
     """
-    if (source is None) != (action == "list"):
+    if (not sources) != (action == "list"):
         raise click.UsageError("list takes no name" if action == "list" else f"say which: meari bundles {action} …")
-    if action != "add" and (sha256 or name):
-        raise click.UsageError(f"--sha256 and --name are for add, not for {action}")
+    if (sha256 or name) and (action != "add" or len(sources) != 1):
+        raise click.UsageError("--sha256 and --name are for adding one bundle")
+    if action == "remove" and len(sources) != 1:
+        raise click.UsageError(f"remove takes one name, got {len(sources)}")
     if action == "list":
         _list(bundles, as_json=as_json)
         return
@@ -71,9 +74,9 @@ def command(
 
     root = bundles or data_folder()
     if action == "add":
-        _tell_added(_add(str(source), root, sha256, name, timeout), as_json=as_json)
+        _tell_added([_add(source, root, sha256, name, timeout) for source in sources], as_json=as_json)
     else:
-        _remove(str(source), root, as_json=as_json)
+        _remove(sources[0], root, as_json=as_json)
     if bundles is None:
         _warn_unseen(root)
 
@@ -133,12 +136,12 @@ def _check_hash(path: Path, sha256: str) -> None:
         raise BundleError(f"{path}: SHA-256: got {digest}, expected {sha256.lower()}; nothing of it was used")
 
 
-def _tell_added(added: Added, *, as_json: bool) -> None:
+def _tell_added(added: list[Added], *, as_json: bool) -> None:
     if as_json:
-        said = {"name": added.name, "folder": str(added.folder), "bundle_hash": added.bundle_hash}
-        echo_json({**said, "is_new": added.is_new})
-    else:
-        click.echo(f"{added.name} {'is now' if added.is_new else 'was already'} in {added.folder.parent}")
+        echo_json({"added": [{**dataclasses.asdict(each), "folder": str(each.folder)} for each in added]})
+        return
+    for each in added:
+        click.echo(f"{each.name} {'is now' if each.is_new else 'was already'} in {each.folder.parent}")
 
 
 def _remove(name: str, root: Path, *, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from meari.cli._training import (
     TrainOptions,
     bundle_json,
     check_device_memory,
+    continue_option,
     end_if_interrupted,
     export,
     family_option,
@@ -57,6 +58,7 @@ Examples:
     set_option,
     click.option("--run", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Run folder.  [runs/NAME]"),
     resume_option,
+    continue_option,
     overwrite_option,
     click.option(
         "--tensorboard",
@@ -86,11 +88,14 @@ def command(paths: tuple[Path, ...], options: TrainOptions, as_json: bool) -> No
     \b
     Several processes train one model together, each on its share of the batch (batch_size / N streams):
       torchrun --standalone --nproc-per-node N --no-python -- meari train CONFIG.toml
-    They do what one process would, up to rounding, and any number of them can resume the run.
+    They do what one process would, up to rounding, and any number of them can resume the run. On several hosts each
+    has its own copy of the corpus, and its own run folder or one that all share: docs/several-hosts.md.
     """
     options.start  # noqa: B018 (refuses options that exclude each other before anything is imported)
     names = [str(path) for path in paths]
     if not any(_is_config(path) for path in paths):
+        if options.go_on:
+            raise click.UsageError("--continue: got texts, expected CONFIG.toml")
         _train_texts(names, options, as_json=as_json)
         return
     if len(paths) > 1:

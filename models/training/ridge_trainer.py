@@ -48,7 +48,7 @@ from meari.models.training.streams import (
     tokens_per_step,
 )
 from meari.models.training.trainer import ENDINGS, Ending
-from meari.models.training.workers import SINGLE_PROCESS, Workers
+from meari.models.training.workers import SAME_CORPUS, SINGLE_PROCESS, Workers
 
 SUMS = "sums.safetensors"
 CALIBRATION_SHARE = 0.02
@@ -84,7 +84,7 @@ class RidgeTrainer:
         self._state: State = model.initial_state(self._rows.stop - self._rows.start)
         self._sums = RidgeSums.zeros(model.readout_inputs, vocabulary_size, device)
         self._history = History(run.history) if workers.is_first else NullHistory(run.history)
-        self._fingerprint = fingerprint(corpus)
+        self._fingerprint = workers.same(fingerprint(corpus), SAME_CORPUS)
         num_targets = len(self._ids) - 1
         one_pass = math.ceil(num_targets / tokens_per_step(config.training, num_targets))
         self.total_steps = min(one_pass, num_steps(config.training, len(corpus.train.ids) - 1))

@@ -27,6 +27,7 @@ class Start(StrEnum):
     FRESH = "fresh"
     RESUME = "resume"
     OVERWRITE = "overwrite"
+    CONTINUE = "continue"  # resume a run that is there, else start afresh
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ def open_run(path: Path, config: Config, start: Start) -> RunFolder:
     it was made by another config (every setting that differs is named).
     """
     run = RunFolder(path)
+    if start is Start.CONTINUE:
+        start = Start.RESUME if run.config.exists() else Start.FRESH
     _check_kind(run, start)
     if start is Start.RESUME:
         _check_same(run, config)

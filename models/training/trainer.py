@@ -50,7 +50,7 @@ from meari.models.training.streams import (
     token_counts,
     tokens_per_step,
 )
-from meari.models.training.workers import SINGLE_PROCESS, Workers
+from meari.models.training.workers import SAME_CORPUS, SINGLE_PROCESS, Workers
 
 
 class Ending(StrEnum):
@@ -102,7 +102,7 @@ class Trainer:
         self._length = chunk_length(config.training, self._num_targets)
         self.total_steps = num_steps(config.training, self._num_targets)
         self.progress = Progress()
-        self._fingerprint = fingerprint(corpus)
+        self._fingerprint = workers.same(fingerprint(corpus), SAME_CORPUS)
         self._tokens_per_second = 0.0
         self._ran_since = 0.0
         self._ran_before = 0.0

@@ -11,6 +11,7 @@ first one measures, shows and writes.
 
 import contextlib
 import datetime as dt
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -27,6 +28,7 @@ from meari.models.errors import ProcessFailed, TrainingError
 
 T = TypeVar("T")
 
+SAME_CORPUS = "corpus or tokenizer than the others; every host needs the same files and versions"
 MAX_WAIT = dt.timedelta(days=1)  # the others wait while the first one reads the corpus or measures
 
 
@@ -66,6 +68,20 @@ class Workers:
     def largest(self, number: int) -> int:
         """Return the largest of the numbers of all processes: their way of agreeing on something."""
         return number
+
+    def sent(self, data: bytes, source: int) -> bytes:
+        """Return the bytes that the process of rank `source` has; those of the others are ignored."""
+        return data
+
+    def same(self, text: str, what: str) -> str:
+        """Return a text that all processes must have alike. Raises TrainingError in all of them if they do not.
+
+        what  its name for a message, and the remedy
+        """
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+        if self.largest(number) != -self.largest(-number):
+            raise TrainingError(f"process {self.rank} of {self.size}: got another {what}")
+        return text
 
     def first(self, action: Callable[[], object]) -> None:
         """Do something in the first process while the others wait. Raises ProcessFailed in the others if it fails."""
@@ -119,6 +135,18 @@ class TorchrunWorkers(Workers):
         with _lost_process_errors():
             dist.all_reduce(numbers, dist.ReduceOp.MAX)
         return int(numbers)
+
+    def sent(self, data: bytes, source: int) -> bytes:
+        length = torch.tensor([len(data)], device=self._device)
+        with _lost_process_errors():
+            dist.broadcast(length, src=source)
+        own = bytearray(data) if self.rank == source else bytearray(int(length))
+        if not own:
+            return b""
+        content = torch.frombuffer(own, dtype=torch.uint8).to(self._device)
+        with _lost_process_errors():
+            dist.broadcast(content, src=source)
+        return content.cpu().numpy().tobytes()
 
     def first(self, action: Callable[[], object]) -> None:
         if self.is_first:

@@ -132,7 +132,7 @@ def test_list_shows_every_folder_and_which_bundle_is_hidden(tiny: Path, data: Pa
 
 
 def test_json_tells_of_every_action(tiny: Path, data: Path) -> None:
-    added = answer("add", tiny, "--name", "mine")
+    [added] = answer("add", tiny, "--name", "mine")["added"]
     assert (added["name"], added["folder"], added["is_new"]) == ("mine", str(data / "mine"), True)
     assert [row["bundle_hash"] for row in answer("list")["bundles"]] == [added["bundle_hash"]]
     assert answer("remove", "mine") == {"name": "mine", "folder": str(data / "mine")}
@@ -140,8 +140,9 @@ def test_json_tells_of_every_action(tiny: Path, data: Path) -> None:
 
 
 def test_url_is_fetched_checked_and_added(url: str, data: Path, sha256: str) -> None:
-    assert answer("add", f"{url}/tiny.zip#sha256={sha256.upper()}")["is_new"]
-    assert not answer("add", f"{url}/moved", "--sha256", sha256)["is_new"]
+    added = answer("add", f"{url}/tiny.zip#sha256={sha256.upper()}", f"{url}/moved#sha256={sha256}")["added"]
+    assert [each["is_new"] for each in added] == [True, False]
+    assert not answer("add", f"{url}/moved", "--sha256", sha256)["added"][0]["is_new"]
     assert names(data) == ["tiny"]
 
 
@@ -188,7 +189,15 @@ def test_hash_of_a_local_zip_file_is_checked(tiny: Path, sha256: str, data: Path
 
 
 @pytest.mark.parametrize(
-    "arguments", [["add"], ["remove"], ["list", "x"], ["remove", "x", "--name", "y"], ["add", "x", "--sha256", "y"]]
+    "arguments",
+    [
+        ["add"],
+        ["remove"],
+        ["list", "x"],
+        ["remove", "x", "--name", "y"],
+        ["add", "x", "--sha256", "y"],
+        ["remove", "x", "y"],
+    ],
 )
 def test_wrong_use_is_told(arguments: list[str]) -> None:
     assert run(*arguments).exit_code == 2

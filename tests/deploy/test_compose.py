@@ -34,7 +34,8 @@ def port_of(service: str) -> re.Match[str]:
 
 
 def volumes(service: str) -> list[list[str]]:
-    return [volume.split(":") for volume in SERVICES[service]["volumes"]]
+    texts = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", volume) for volume in SERVICES[service]["volumes"]]
+    return [text.split(":") for text in texts]
 
 
 def test_services_are_meari_monitoring_and_load_test() -> None:
@@ -66,7 +67,7 @@ def test_images_are_fixed_by_their_digests() -> None:
     bases = re.findall(r"^(?:ARG BASE=|FROM )(\S+)", DOCKERFILE, re.MULTILINE)
     images = [SERVICES[name]["image"] for name in SERVICES if name != "meari"]
     for image in (*bases, *images):
-        assert image == "${BASE}" or re.fullmatch(r"[a-z/]+:v?\d[\w.-]+@sha256:[0-9a-f]{64}", image), image
+        assert image in ("${BASE}", "service") or re.fullmatch(r"[a-z/]+:v?\d[\w.-]+@sha256:[0-9a-f]{64}", image), image
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -90,10 +91,25 @@ def options_of(arguments: Sequence[str]) -> dict[str, str]:
     return {name: value for name, value in pairs if name.startswith("--") and not value.startswith("--")}
 
 
+def test_service_starts_alone_without_a_profile() -> None:
+    assert {name for name, service in SERVICES.items() if "profiles" not in service} == {"meari"}
+    assert all(SERVICES[name]["profiles"] == ["observe"] for name in ("prometheus", "grafana"))
+    assert all(service["profiles"] == ["load"] for name, service in SERVICES.items() if name.startswith("locust"))
+
+
+def test_own_bundles_lie_beside_those_of_the_image() -> None:
+    mounts = [volume for volume in SERVICES["meari"]["volumes"] if volume.endswith(":ro")]
+    assert mounts == ["${MEARI_OWN_BUNDLES:-./bundles}:/bundles:ro"]
+    assert "\nENV MEARI_BUNDLES=/bundles:/srv/meari/bundles\n" in DOCKERFILE
+
+
 def test_keys_reach_the_service_if_they_are_set() -> None:
     passed = {name: value for name, value in SERVICES["meari"]["environment"].items() if "KEY" in name}
-    assert set(passed) == {"MEARI_ADMIN_KEYS", "MEARI_API_KEYS", "MEARI_SIGNING_KEYS", "MEARI_STATE_KEY"}
-    for name, value in passed.items():
+    names = {"MEARI_ADMIN_KEYS", "MEARI_API_KEYS", "MEARI_KEYS_FILE", "MEARI_SIGNING_KEYS", "MEARI_STATE_KEY"}
+    assert set(passed) == names
+    limits = {name: value for name, value in SERVICES["meari"]["environment"].items() if "_MAX_" in name}
+    assert limits
+    for name, value in (passed | limits).items():
         assert name in {setting.variable for setting in SETTINGS.values()}
         assert value == f"${{{name}:-}}"
 
@@ -152,7 +168,8 @@ def test_docker_compose_accepts_the_file() -> None:
     command = find_compose()
     if command is None:
         pytest.skip("Docker Compose was not found (`docker compose`, or Debian's docker-compose)")
-    arguments = [*command, "--file", str(ROOT / "compose.yaml"), "config"]
+    profiles = ["--profile", "observe", "--profile", "load"]
+    arguments = [*command, "--file", str(ROOT / "compose.yaml"), *profiles, "config"]
     done = subprocess.run(
         arguments, capture_output=True, text=True, check=False, timeout=PATIENCE, env=clean_environment()
     )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +19,29 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from meari.bundle_format.folders import find_bundles
+from meari.client.download import is_hash, split_hash
 from meari.service.settings import SETTINGS, load_settings
-from tests.service.running import ROOT
+from tests.patience import PATIENCE
+from tests.runtime.tiny_bundle import write_tiny_bundle
+from tests.service.running import ROOT, clean_environment
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 CHART = ROOT / "deploy" / "helm" / "meari"
+DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 HELM = Path(sys.executable).with_name("helm")
 VERSIONS = ("1.30", "1.33", "1.36")
 FOREIGN_KINDS = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}  # of operators; Kubernetes has no schema of them
 
 Manifest = dict[str, Any]
+FETCHED = "https://example.org/my-lstm.zip#sha256=" + "0" * 64
 
 # By a name: the components of kustomize, and the values with which the chart makes the same objects.
 VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "base": ([], []),
     "keys": (["keys"], ["keys.enabled=true"]),
     "volume": (["bundles-volume"], ["bundles.volume.enabled=true"]),
+    "fetched": (["bundles-fetched"], [f"bundles.fetch[0]={FETCHED}"]),
     "ingress": (["ingress"], ["ingress.enabled=true"]),
     "sticky": (["ingress", "sticky"], ["ingress.enabled=true", "ingress.sticky=true"]),
     "monitoring": (["monitoring"], ["monitoring.enabled=true"]),
@@ -127,6 +139,8 @@ def test_chart_passes_helms_own_check() -> None:
     ("values", "message"),
     [
         (["terminationGracePeriodSeconds=70"], "terminationGracePeriodSeconds: got 70, expected more than"),
+        (["bundles.fetch[0]=https://example.org/a.zip"], "bundles.fetch: got"),
+        (["bundles.fetch[0]=http://example.org/a.zip#sha256=" + "0" * 64], "expected https://HOST"),
     ],
 )
 def test_chart_refuses_values_that_contradict_each_other(values: list[str], message: str) -> None:
@@ -237,9 +251,55 @@ def test_selectors_match_the_pods(manifests: list[Manifest]) -> None:
 
 
 def test_the_service_opens_no_connections(manifests: list[Manifest]) -> None:
+    """Fetching bundles needs names of hosts, and https."""
     policy = by_name(manifests)["NetworkPolicy", "meari"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
-    assert policy["egress"] == []
+    ports = [port["port"] for rule in policy["egress"] for port in rule["ports"]]
+    assert ports == ([53, 53, 443] if pod_of(manifests).get("initContainers") else [])
+
+
+def test_fetched_bundles_are_checked_by_hash_and_only_read_by_the_service(manifests: list[Manifest]) -> None:
+    pod = pod_of(manifests)
+    for init in pod.get("initContainers", []):
+        [service] = pod["containers"]
+        [written] = init["volumeMounts"]
+        [read] = [mount for mount in service["volumeMounts"] if mount["name"] == written["name"]]
+        assert read == {**written, "readOnly": True}
+        assert (init["image"], init["envFrom"]) == (service["image"], service["envFrom"])
+        assert written["mountPath"] in re.findall(r"MEARI_BUNDLES=(\S+)", DOCKERFILE)[0].split(":")
+        assert all(is_hash(split_hash(url)[1]) for url in init["args"])
+
+
+def test_init_container_fetches_a_bundle_into_the_shared_volume(tmp_path: Path) -> None:
+    """The command as the pod has it, twice, as after a restart: the second time nothing is to be done."""
+    [init] = pod_of(render_chart(f"bundles.fetch[0]={FETCHED}"))["initContainers"]
+    bundle = write_tiny_bundle(tmp_path / "web" / "tiny")
+    archive = Path(shutil.make_archive(str(bundle), "zip", bundle.parent, "tiny"))
+    command = [word.replace("/bundles", str(tmp_path / "volume")) for word in init["command"] if word != "meari"]
+    with http_server(tmp_path / "web") as address:
+        url = f"{address}/tiny.zip#sha256={hashlib.sha256(archive.read_bytes()).hexdigest()}"
+        for said in ("is now in", "was already in"):
+            done = run_meari(*command, url)
+            assert (done.returncode, said in done.stdout) == (0, True), done.stderr
+    assert find_bundles(tmp_path / "volume").folders.keys() == {"tiny"}
+
+
+@contextmanager
+def http_server(folder: Path) -> Iterator[str]:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def run_meari(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "meari.cli.main", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
 
 
 def test_replicas_are_set_by_one_side_only(manifests: list[Manifest]) -> None:

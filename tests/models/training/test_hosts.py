@@ -1,0 +1,164 @@
+"""Test trainings on two hosts over TCP: two launchers, each with its own working folder, corpus and run folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from meari.models.config import Config
+from tests.models.training.tiny_runs import Clock, chain_text, contents, read_json, run_training, tiny_config
+from tests.models.training.torchrun_runs import ROOT, assert_same_run, write_toml
+from tests.patience import PATIENCE
+from tests.service.running import free_port
+
+RUN = Path("runs") / "tiny"
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host: its working folder, and the launcher that runs there."""
+
+    folder: Path
+    launcher: subprocess.Popen[str]
+
+    def ended(self) -> tuple[int, str]:
+        """Wait for the end; return the exit code and the output."""
+        try:
+            shown, _ = self.launcher.communicate(timeout=PATIENCE)
+        finally:
+            self.launcher.terminate()  # it ends its processes on SIGTERM but not on SIGKILL
+            self.launcher.wait()
+        return self.launcher.returncode, shown
+
+    def trainers(self) -> list[int]:
+        """Return the numbers of the launcher's processes."""
+        path = Path(f"/proc/{self.launcher.pid}/task/{self.launcher.pid}/children")
+        return [int(word) for word in path.read_text().split()]
+
+
+def with_relative_corpus(config: Config) -> Config:
+    return replace(config, corpus=replace(config.corpus, train=("chain.txt",)))
+
+
+def started(config: Config, folders: Sequence[Path], *options: str) -> list[Host]:
+    """Start a launcher for each folder, all of one run."""
+    port = free_port()
+    place = ["--nnodes", str(len(folders)), "--nproc-per-node", "1", "--max-restarts", "3", "--monitor-interval", "0.1"]
+    place += ["--rdzv-backend", "c10d", "--rdzv-id", "drill", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    hosts = []
+    for number, folder in enumerate(folders):
+        folder.mkdir(exist_ok=True)
+        if not (folder / "chain.txt").exists():
+            (folder / "chain.txt").write_text(chain_text(6000))
+        path = write_toml(with_relative_corpus(config), folder / "tiny.toml")
+        own = ["--rdzv-conf", f"is_host={int(number == 0)}", "--local-addr", "127.0.0.1", "-m", "--"]
+        command = [sys.executable, "-u", "-m", "torch.distributed.run", *place, *own, "meari.cli.main", "train"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        launcher = subprocess.Popen(
+            [*command, path.name, *options],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        hosts.append(Host(folder, launcher))
+    return hosts
+
+
+def finished(hosts: Sequence[Host]) -> str:
+    """Wait for the end of all; return their output."""
+    ends = [host.ended() for host in hosts]
+    assert [code for code, _ in ends] == [0] * len(hosts), "\n".join(shown for _, shown in ends)
+    return "".join(shown for _, shown in ends)
+
+
+def written(hosts: Sequence[Host]) -> Path:
+    """Return the run folder of the host whose process was the first."""
+    [run] = [host.folder / RUN for host in hosts if (host.folder / RUN / "figures.json").exists()]
+    return run
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    return {name: data for name, data in contents(run).items() if name.endswith("model.safetensors")}
+
+
+def await_snapshot(hosts: Sequence[Host]) -> Path:
+    """Wait for the first snapshot; return the folder of the host that has it."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        for host in hosts:
+            assert host.launcher.poll() is None, [each.ended()[1] for each in hosts]
+            if (host.folder / RUN / "last" / "progress.json").exists():
+                return host.folder
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return tiny_config(tmp_path, steps=300, evaluate_every=30)
+
+
+def test_killed_process_is_started_again_and_the_run_ends_with_the_bits_of_an_undisturbed_one(
+    config: Config, tmp_path: Path
+) -> None:
+    calm = started(config, [tmp_path / "a", tmp_path / "b"])
+    shown = finished(calm)
+    assert shown.count("Preparing the corpus") == 1
+    run_training(config, tmp_path / "one", clock=Clock(1e-3))
+    assert_same_run(written(calm), tmp_path / "one")
+
+    disturbed = started(config, [tmp_path / "c", tmp_path / "d"])
+    writer = await_snapshot(disturbed)
+    [other] = [host for host in disturbed if host.folder != writer]
+    [trainer] = other.trainers()
+    os.kill(trainer, signal.SIGKILL)
+    shown = finished(disturbed)
+    assert shown.count("Preparing the corpus") >= 2, "started again"
+    run = written(disturbed)
+    assert weights(run) == weights(written(calm))
+    assert len((run / "history.jsonl").read_text().splitlines()) == 300 + 10
+
+
+def test_snapshot_travels_to_a_host_that_has_none(tmp_path: Path) -> None:
+    """Resumed by other hosts: the one that writes has an empty disk, and another has the newest snapshot."""
+    config = tiny_config(tmp_path, steps=40, evaluate_every=10)
+    run_training(replace(config, training=replace(config.training, steps=40)), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    first, second = tmp_path / "first", tmp_path / "second"
+    hosts = started(config, [first, second])
+    await_snapshot(hosts)
+    for host in hosts:
+        host.launcher.send_signal(signal.SIGTERM)
+    for host in hosts:
+        host.ended()
+    [has] = [folder for folder in (first, second) if (folder / RUN / "last").is_dir()]
+    step = read_json(has / RUN / "last" / "progress.json")["step"]
+    shutil.copytree(has, tmp_path / "kept")
+    for folder in (first, second):
+        shutil.rmtree(folder)
+    moved = started(config, [tmp_path / "new", tmp_path / "kept"], "--continue")
+    shown = finished(moved)
+    run = written(moved)
+    assert isinstance(step, int)
+    assert_same_run(run, tmp_path / "whole"), shown
+
+
+def test_hosts_with_different_corpora_are_refused(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "chain.txt").write_text(chain_text(6000, seed=1))
+    hosts = started(config, [tmp_path / "a", tmp_path / "b"])
+    ends = [host.ended() for host in hosts]
+    assert all(code != 0 for code, _ in ends)
+    assert "got another corpus or tokenizer than the others" in "".join(shown for _, shown in ends)
