@@ -3,8 +3,8 @@
 Input: a run folder's path, the processes. Output: folders that are claimed, and the newest snapshot of all in each of
 them. Must not know: the loop.
 
-The first process writes the run. Which host it is on may change when a run is started again, so the newest snapshot
-travels to every host first; a host that is new, or has lost its disk, is no exception.
+One process writes each folder, so no host is needed to go on from a snapshot. A run that is started again begins with
+the newest one, which travels to the hosts that lack it: those that are new, have lost their disk or stopped earlier.
 """
 
 import contextlib
@@ -35,10 +35,10 @@ def claimed_hosts(path: Path, config: Config, start: Start, workers: Workers) ->
         start = Start.CONTINUE
     with ExitStack() as held:
         workers.first(lambda: held.enter_context(claimed_run(path, config, start)))
-        owns = _has_own_folder(path, workers)
+        owns = workers.owns_folder = _has_own_folder(path, workers)
         own_start = Start.CONTINUE if start is Start.RESUME else start  # this host may be new
         workers.in_turn(lambda: held.enter_context(claimed_run(path, config, own_start)) if owns else None)
-        yield start in RESUMING and _bring_snapshot(RunFolder(path), workers, writes=owns or workers.is_first)
+        yield start in RESUMING and _bring_snapshot(RunFolder(path), workers)
 
 
 def _has_own_folder(path: Path, workers: Workers) -> bool:
@@ -57,11 +57,8 @@ def _mark(path: Path) -> bytes:
         return b"no lock"
 
 
-def _bring_snapshot(run: RunFolder, workers: Workers, *, writes: bool) -> bool:
-    """Put the newest snapshot of all hosts into the folders that have another or none; return whether there is one.
-
-    writes  whether this process writes the folder of its host
-    """
+def _bring_snapshot(run: RunFolder, workers: Workers) -> bool:
+    """Put the newest snapshot of all hosts into the folders that have another or none; return whether there is one."""
     progress = _progress(run)
     step = _step(progress) if run.has_snapshot() else -1
     newest = workers.largest(step)
@@ -70,7 +67,7 @@ def _bring_snapshot(run: RunFolder, workers: Workers, *, writes: bool) -> bool:
     source = workers.size - workers.largest(workers.size - workers.rank if step == newest else 0)
     lacks = workers.sent(progress, source) != progress
     if workers.largest(int(lacks)):
-        _send_files(run, workers, source, writes=lacks and writes)
+        _send_files(run, workers, source, writes=lacks and workers.writes)
     return True
 
 

@@ -97,7 +97,7 @@ class Trainer:
         self._average = WeightAverage(self.model, config.training)
         self._streams = open_streams(config, corpus, np.random.default_rng(config.seed))
         self._state: State = self.model.initial_state(self._rows.stop - self._rows.start)
-        self._history = History(run.history) if workers.is_first else NullHistory(run.history)
+        self._history = History(run.history) if workers.writes else NullHistory(run.history)
         self._num_targets = len(corpus.train.ids) - 1
         self._length = chunk_length(config.training, self._num_targets)
         self.total_steps = num_steps(config.training, self._num_targets)
@@ -234,7 +234,7 @@ class Trainer:
         return is_best
 
     def _save_best(self, nats: float) -> None:
-        if not self._workers.is_first:
+        if not self._workers.writes:
             return
         figures = {"validation": {"nats_per_token": nats, "perplexity": perplexity(nats)}}
         with replaced_folder(self._run.best) as folder:
@@ -243,7 +243,7 @@ class Trainer:
 
     def _save_last(self) -> None:
         state = {name: self._workers.gathered(tensor) for name, tensor in self._state.items()}
-        if not self._workers.is_first:
+        if not self._workers.writes:
             return
         self._history.flush()
         snapshot = Snapshot(self.progress, self._streams.state(), state, self._average.tensors())

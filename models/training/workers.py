@@ -36,14 +36,21 @@ class Workers:
     """All processes of a run, seen from one of them. This class is for a single process.
 
     rank, size   which of how many, from 0
+    owns_folder  whether the process writes a run folder that the first one does not see, of another host
     """
 
     rank = 0
     size = 1
+    owns_folder = False
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def writes(self) -> bool:
+        """True in one process for each run folder."""
+        return self.is_first or self.owns_folder
 
     def rows(self, batch_size: int) -> slice:
         """Return the rows of a batch that belong to this process. Raises TrainingError if shares would not be equal."""

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from meari.bundle_format.folders import find_bundles
+from meari.cli.train import command as train_command
 from meari.client.download import is_hash, split_hash
 from meari.service.settings import SETTINGS, load_settings
 from tests.patience import PATIENCE
@@ -322,6 +323,36 @@ def test_ingress_does_not_buffer_streams() -> None:
 def test_rules_of_the_operator_are_those_of_prometheus() -> None:
     rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text("utf-8"))
     assert by_name(render_chart("monitoring.enabled=true"))["PrometheusRule", "meari"]["spec"] == rules
+
+
+def test_training_job_fits_the_schemas_and_calls_a_command_that_exists() -> None:
+    service, job = yaml.safe_load_all((KUBERNETES / "training" / "job.yaml").read_text("utf-8"))
+    for version in VERSIONS:
+        for manifest in (service, job):
+            kubernetes_validate.validate(manifest, version, strict=True)
+    [train_job] = yaml.safe_load_all((KUBERNETES / "training" / "trainjob.yaml").read_text("utf-8"))
+    spec = job["spec"]
+    [container] = spec["template"]["spec"]["containers"]
+    trainer = train_job["spec"]["trainer"]
+    assert spec["completionMode"] == "Indexed"
+    assert spec["completions"] == spec["parallelism"] == trainer["numNodes"]
+    assert f"--nnodes={spec['completions']}" in container["args"]
+    [place] = [word for word in container["args"] if word.startswith("--rdzv-endpoint=")]
+    host, _, port = place.removeprefix("--rdzv-endpoint=").partition(":")
+    assert host == f"{job['metadata']['name']}-0.{service['metadata']['name']}"
+    assert int(port) == service["spec"]["ports"][0]["port"]
+    assert spec["template"]["spec"]["subdomain"] == service["metadata"]["name"]
+    for arguments in (container["args"], trainer["args"]):
+        verb = arguments[arguments.index("--") + 1 :]
+        assert verb[:2] == ["meari", "train"]
+        train_command.make_context("train", verb[2:]).close()
+
+
+def test_training_job_runs_with_the_least_rights() -> None:
+    _, job = yaml.safe_load_all((KUBERNETES / "training" / "job.yaml").read_text("utf-8"))
+    pod = job["spec"]["template"]["spec"]
+    test_every_container_runs_with_the_least_rights([{"kind": "Deployment", "spec": {"template": {"spec": pod}}}])
+    assert (pod["automountServiceAccountToken"], pod["enableServiceLinks"]) == (False, False)
 
 
 def test_secrets_stand_in_no_file() -> None:
