@@ -149,7 +149,8 @@ def _problem(path: Path) -> str | None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        return f"cannot be read: {error.strerror}" if os.path.lexists(path) else ""  # renamed or removed meanwhile
+        is_gone = isinstance(error, FileNotFoundError) and not path.is_symlink()  # renamed or removed meanwhile
+        return "" if is_gone else f"cannot be read: {error.strerror}"
     if stat.S_ISREG(mode) or path.name == DEFAULT or (stat.S_ISDIR(mode) and not holds_bundle(path)):
         return ""
     if not stat.S_ISDIR(mode):

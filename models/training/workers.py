@@ -13,6 +13,8 @@ import contextlib
 import datetime as dt
 import hashlib
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -29,6 +31,8 @@ from meari.models.errors import ProcessFailed, TrainingError
 T = TypeVar("T")
 
 SAME_CORPUS = "corpus or tokenizer than the others; every host needs the same files and versions"
+JOIN_WAIT = dt.timedelta(minutes=10)
+POLL_SECONDS = 0.02
 MAX_WAIT = dt.timedelta(days=1)  # the others wait while the first one reads the corpus or measures
 
 
@@ -203,7 +207,10 @@ def joined_workers(device: torch.device, batch_size: int) -> Iterator[Workers]:
         yield SINGLE_PROCESS
         return
     _take_gpu(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=MAX_WAIT)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store, rank, size = next(dist.rendezvous("env://", timeout=JOIN_WAIT))
+    own = dist.PrefixStore(agree_on_round(store, rank, size), store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=MAX_WAIT)
     try:
         workers = TorchrunWorkers(device)
         workers.rows(batch_size)
@@ -211,6 +218,37 @@ def joined_workers(device: torch.device, batch_size: int) -> Iterator[Workers]:
         workers.largest(0)
     finally:
         dist.destroy_process_group()
+
+
+def agree_on_round(store: dist.Store, rank: int, size: int) -> str:
+    """Return a name that these very processes share, and no earlier ones that torchrun has started for this run.
+
+    torchrun keeps its store when it starts the processes again, with the addresses of those that have ended; under a
+    new name nobody finds them. Each process leaves a number of its own. The first offers the numbers that it finds,
+    which may be of ended processes, until all have confirmed an offer with theirs. Raises ProcessFailed.
+    """
+    number = uuid.uuid4().hex
+    store.set(f"number/{rank}", number)
+    until = time.monotonic() + JOIN_WAIT.total_seconds()
+    while time.monotonic() < until:
+        if rank == 0:
+            offer = " ".join(_read(store, f"number/{each}") for each in range(size))
+            store.set("offer", offer)
+            if all(_read(store, f"confirmed/{each}") == offer for each in range(1, size)):
+                store.set("round", offer)
+        else:
+            offer = _read(store, "offer")
+            if number in offer:
+                store.set(f"confirmed/{rank}", offer)
+        agreed = _read(store, "round")
+        if number in agreed:
+            return hashlib.sha256(agreed.encode()).hexdigest()
+        time.sleep(POLL_SECONDS)
+    raise ProcessFailed(f"process {rank} of {size}: the others have not come within {JOIN_WAIT}")
+
+
+def _read(store: dist.Store, key: str) -> str:
+    return store.get(key).decode() if store.check([key]) else ""
 
 
 def _take_gpu(device: torch.device) -> None:

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
@@ -18,7 +20,7 @@ from meari.models.errors import TrainingError
 from meari.models.families import build_model
 from meari.models.training.run import train
 from meari.models.training.run_folder import Start, open_run
-from meari.models.training.workers import SINGLE_PROCESS, TorchrunWorkers
+from meari.models.training.workers import SINGLE_PROCESS, TorchrunWorkers, agree_on_round
 from tests.models.training.tiny_runs import Clock, StopAt, read_json, run_training, tiny_config
 from tests.models.training.torchrun_runs import (
     assert_same_run,
@@ -93,6 +95,18 @@ def test_error_of_the_first_process_ends_all_and_is_reported_once(tmp_path: Path
     assert (
         "Traceback" not in shown.split("torch/distributed/elastic", maxsplit=1)[0]
     )  # torchrun prints its own traceback after this
+
+
+def test_processes_that_are_started_again_agree_on_a_round_of_their_own() -> None:
+    """The store still has what ended processes have written, among it an offer and a round."""
+    store = dist.HashStore()
+    rounds = []
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            [name, *others] = pool.map(lambda rank: agree_on_round(store, rank, 3), range(3))
+        assert others == [name, name]
+        rounds.append(name)
+    assert len(set(rounds)) == 3
 
 
 def test_shares_of_a_batch_are_equal_and_in_order() -> None:
