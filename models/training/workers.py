@@ -25,6 +25,8 @@ import torch.distributed as dist
 # do. Before a group is there, nothing is held, and the group's threads end with it instead of aborting at exit.
 import torch.distributed.nn
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from meari.models.errors import ProcessFailed, TrainingError
 
@@ -208,8 +210,8 @@ def joined_workers(device: torch.device, batch_size: int) -> Iterator[Workers]:
         return
     _take_gpu(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    store, rank, size = next(dist.rendezvous("env://", timeout=JOIN_WAIT))
-    own = dist.PrefixStore(agree_on_round(store, rank, size), store)
+    store, rank, size = next(rendezvous("env://", timeout=JOIN_WAIT))
+    own = PrefixStore(agree_on_round(store, rank, size), store)
     dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=MAX_WAIT)
     try:
         workers = TorchrunWorkers(device)
@@ -220,7 +222,7 @@ def joined_workers(device: torch.device, batch_size: int) -> Iterator[Workers]:
         dist.destroy_process_group()
 
 
-def agree_on_round(store: dist.Store, rank: int, size: int) -> str:
+def agree_on_round(store: Store, rank: int, size: int) -> str:
     """Return a name that these very processes share, and no earlier ones that torchrun has started for this run.
 
     torchrun keeps its store when it starts the processes again, with the addresses of those that have ended; under a
@@ -247,7 +249,7 @@ def agree_on_round(store: dist.Store, rank: int, size: int) -> str:
     raise ProcessFailed(f"process {rank} of {size}: the others have not come within {JOIN_WAIT}")
 
 
-def _read(store: dist.Store, key: str) -> str:
+def _read(store: Store, key: str) -> str:
     return store.get(key).decode() if store.check([key]) else ""
 
 

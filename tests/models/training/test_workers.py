@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from meari.bundle_format.names import Family
 from meari.models.choices import Averaging, Readout
@@ -99,7 +99,7 @@ def test_error_of_the_first_process_ends_all_and_is_reported_once(tmp_path: Path
 
 def test_processes_that_are_started_again_agree_on_a_round_of_their_own() -> None:
     """The store still has what ended processes have written, among it an offer and a round."""
-    store = dist.HashStore()
+    store = HashStore()
     rounds = []
     for _ in range(3):
         with ThreadPoolExecutor(3) as pool:
