@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from meari.bundle_format.names import Family
     from meari.export.bundle import ExportedBundle
     from meari.models.config import Config
-    from meari.models.planning.planner import Plan
     from meari.models.training.run import TrainingResult
     from meari.models.training.run_folder import RunFolder, Start
 
@@ -137,14 +136,21 @@ class Training:
 
         return RunFolder(self.options.folder or RUNS / self.config.name)
 
+    @property
+    def is_own_config(self) -> bool:
+        """Whether the config is the one that the run folder keeps."""
+        file, kept = self.config_file, self.run.toml
+        return file is not None and file.exists() and kept.exists() and file.samefile(kept)
+
     def check_apart(self) -> None:
         """Raise UsageError if something is written that is read, or written twice."""
-        reads = config_uses(self.config_file or Path(), self.config)
+        file, *corpus = config_uses(self.config_file or Path(), self.config)
+        reads = corpus if self.config_file is None or self.is_own_config else [file, *corpus]
         events, bundle = self.options.events, self.bundle
         writes = [Use("--run", self.run.path)]
         writes += [] if events is None else [Use("--tensorboard", events)]
         writes += [] if bundle is None else [Use("the bundle", bundle)]
-        check_apart(reads if self.config_file else reads[1:], [*writes, *STREAMS])
+        check_apart(reads, [*writes, *STREAMS])
 
     def train(self, *, as_json: bool) -> TrainingResult | None:
         """Train, and tell how to resume if a signal interrupts it: then the process ends.
@@ -154,6 +160,7 @@ class Training:
         from rich.console import Console
 
         from meari.models.check import check_files
+        from meari.models.fields import to_toml
         from meari.models.files import locked, write_file
         from meari.models.training.display import NullDisplay, TensorBoardDisplay, make_display
         from meari.models.training.hosts import claimed_hosts
@@ -164,12 +171,13 @@ class Training:
 
         config, run, events, start = self.config, self.run, self.options.events, self.options.start
         device = choose_device(config.training.device)
+        toml = to_toml(config.to_tables()) if self.toml is None and self.is_own_config else self.toml
         with ExitStack() as held, joined_workers(device, config.training.batch_size) as workers:
             display = make_display(Console(stderr=as_json)) if workers.is_first else NullDisplay()
             workers.first(lambda: check_files(config))
             has_snapshot = held.enter_context(claimed_hosts(run.path, config, start, workers))
-            if self.toml is not None:
-                write_file(run.toml, self.toml.encode())
+            if toml is not None and workers.is_first:
+                write_file(run.toml, toml.encode())
             if events is not None and workers.is_first:
                 held.enter_context(locked(events))
                 display = TensorBoardDisplay(events, display)
@@ -201,7 +209,7 @@ def end_if_interrupted(result: TrainingResult | None) -> None:
 def plan_of(paths: list[str], options: TrainOptions, *, verb: str, as_json: bool) -> Training:
     """Plan the training of texts, or take the plan of the run that is resumed, and say what was chosen."""
     from meari.export.bundle import check_target
-    from meari.models.planning.run import DEFAULT_MINUTES, name_of, plan_text
+    from meari.models.planning.run import DEFAULT_MINUTES, name_of, plan_text, toml_of
     from meari.models.training.run_folder import RunFolder
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -218,7 +226,7 @@ def plan_of(paths: list[str], options: TrainOptions, *, verb: str, as_json: bool
     family = None if options.family is None else _family(options.family)
     minutes = options.minutes or DEFAULT_MINUTES
     plan = plan_text(paths, minutes, name=name, family=family, settings=settings)
-    toml = _toml(plan, paths, verb)
+    toml = f"# Chosen by `meari {verb} {shlex.join(paths)}`.\n{toml_of(plan)}"
     for line in (*plan.reasons, plan.expectation):
         click.echo(line, err=as_json)
     click.echo(f"\n{toml}\nThis config is kept as {run.toml}; `meari train` takes it too.", err=as_json)
@@ -244,13 +252,6 @@ def _resumed(run: RunFolder, options: TrainOptions, *, as_json: bool) -> Config:
     settings = options.own_settings() | ({} if options.family is None else {"model.family": options.family})
     click.echo(f"The run in {run.path} goes on as it was planned", err=as_json)
     return with_options(stored.to_tables(), settings, "--set")
-
-
-def _toml(plan: Plan, paths: list[str], verb: str) -> str:
-    from meari.models.fields import to_toml
-
-    reasons = "".join(f"# {line}\n" for line in plan.reasons)
-    return f"# Chosen by `meari {verb} {shlex.join(paths)}`.\n{reasons}{to_toml(plan.tables)}"
 
 
 def export(training: Training, *, as_json: bool) -> ExportedBundle:

@@ -166,7 +166,7 @@ class _Picks:
         )
         return length | {
             "schedule": Schedule.CLOCK.value,
-            "max_minutes": round(self.seconds / 60, 2),
+            "max_minutes": max(0.001, round(self.seconds / 60, 3)),
             "batch_size": self.batch_size,
             "chunk_length": CHUNK_LENGTH,
             "learning_rate": learning_rate_for(self.family, self.size),

@@ -1,7 +1,6 @@
-"""Plan of a training for text files: look at them, time the machine, plan.
+"""Training on text files without a config: look at them, time the machine, plan, train.
 
-Input: files and folders, minutes. Output: a `Plan`, whose config `meari.models.training.run.train` takes. Must not
-know: the command line, bundles.
+Input: files and folders, minutes. Output: a `Plan`; a run folder. Must not know: the command line, bundles.
 """
 
 from __future__ import annotations
@@ -9,15 +8,23 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from meari.bundle_format.names import NAME_PATTERN, Family
+from meari.models.check import check_files
+from meari.models.fields import to_toml
+from meari.models.files import write_file
 from meari.models.planning.planner import Plan, plan
 from meari.models.planning.speed import measure_speed
 from meari.models.planning.tables import MachineSpeed
 from meari.models.text.facts import look_at
+from meari.models.training.display import Display, NullDisplay
+from meari.models.training.run import TrainingResult, train
+from meari.models.training.run_folder import RunFolder, Start, claimed_run
 
 DEFAULT_MINUTES = 5.0
+RUNS = Path("runs")
 DEFAULT_NAME = "my-model"
 
 
@@ -45,6 +52,46 @@ def plan_text(
     speed = speed or measure_speed(clock)
     train = [str(path) for path in paths]
     return plan(facts, train, minutes, speed, name=name or name_of(paths), family=family, settings=own)
+
+
+@dataclass(frozen=True)
+class TextRun:
+    """A training on texts, and its folder, from which `meari.export.bundle.export_smallest` makes a bundle."""
+
+    plan: Plan
+    folder: RunFolder
+    result: TrainingResult
+
+
+def train_text(
+    paths: Sequence[str | Path],
+    minutes: float = DEFAULT_MINUTES,
+    *,
+    name: str | None = None,
+    family: Family | None = None,
+    settings: Mapping[str, object] | None = None,
+    folder: Path | None = None,
+    overwrite: bool = False,
+    display: Display | None = None,
+    speed: MachineSpeed | None = None,
+) -> TextRun:
+    """Plan as `plan_text`, and train in a folder, runs/NAME by default. SIGINT and SIGTERM end it after a step.
+
+    Raises what `plan_text` and `meari.models.training.run.train` raise; CheckpointError for a folder that is in use.
+    """
+    planned = plan_text(paths, minutes, name=name, family=family, settings=settings, speed=speed)
+    check_files(planned.config)
+    place = folder or RUNS / planned.config.name
+    with claimed_run(place, planned.config, Start.OVERWRITE if overwrite else Start.FRESH) as run:
+        write_file(run.toml, toml_of(planned).encode())
+        result = train(planned.config, run, resume=False, display=display or NullDisplay(), clock=time.monotonic)
+    return TextRun(planned, run, result)
+
+
+def toml_of(planned: Plan) -> str:
+    """Return the chosen config as a file for `meari train`, its reasons as comments."""
+    reasons = "".join(f"# {line}\n" for line in planned.reasons)
+    return f"{reasons}{to_toml(planned.tables)}"
 
 
 def name_of(paths: Sequence[str | Path]) -> str:

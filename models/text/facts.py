@@ -2,9 +2,9 @@
 
 Input: text files. Output: `TextFacts`. Must not know: tokenizers, models.
 
-At most SAMPLE_CHARACTERS are read, from the beginning of each file; sizes beyond them are estimated from the files'
-bytes. The unit of a document follows from how lines stand together. A line is wrapped if a limit of its width, not its
-sentence, ended it:
+At most SAMPLE_CHARACTERS are read, from the beginnings of at most MAX_SAMPLED_FILES; sizes beyond them are estimated
+from the files' bytes. The unit of a document follows from how lines stand together. A line is wrapped if a limit of its
+width, not its sentence, ended it:
 
     many files                              file: each is a document
     paragraphs of wrapped lines             paragraph
@@ -28,7 +28,7 @@ from meari.models.text.corpus import BadLines, read_pieces
 from meari.models.text.text_files import check_rereadable, is_packed, list_files
 
 SAMPLE_CHARACTERS = 1 << 22
-MIN_SAMPLE = 1 << 15  # characters of each file, however many there are
+MAX_SAMPLED_FILES = 256  # evenly among all
 MANY_FILES = 20
 MIN_LINES = 20  # fewer are no documents to learn from
 GZIP_RATIO = 3
@@ -83,23 +83,22 @@ def look_at(paths: Iterable[str | Path], max_bad: int = 0) -> TextFacts:
     files = list_files(paths)
     for path in files:
         check_rereadable(path)
-    limit = max(MIN_SAMPLE, SAMPLE_CHARACTERS // max(1, len(files)))
+    sampled = files[:: -(-len(files) // MAX_SAMPLED_FILES)]
     bad = BadLines(max_bad) if max_bad else None
-    samples = [_sample(path, limit, bad) for path in files]
+    samples = [_sample(path, SAMPLE_CHARACTERS // len(sampled), bad) for path in sampled]
     texts = [text for text, _ in samples]
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
     if not any(not character.isspace() for character in counts):
         raise EmptyCorpus("got no text, expected some", source=", ".join(map(str, files)))
-    _check_text(files, texts)
+    _check_text(sampled, texts)
     sampled_bytes = sum(len(text.encode()) for text in texts)
-    num_bytes = sum(
-        len(text.encode()) if is_whole else max(len(text.encode()), _unpacked_bytes(path))
-        for path, (text, is_whole) in zip(files, samples, strict=True)
-    )
+    sizes = {path: len(text.encode()) for path, (text, is_whole) in zip(sampled, samples, strict=True) if is_whole}
+    num_bytes = max(sampled_bytes, sum(sizes[path] if path in sizes else _unpacked_bytes(path) for path in files))
     scale = num_bytes / sampled_bytes
     document, num_documents, shape = unit_of(texts)
+    num_documents = len(files) if document is Document.FILE else round(num_documents * scale)
     return TextFacts(
         num_files=len(files),
         num_characters=round(counts.total() * scale),
@@ -107,7 +106,7 @@ def look_at(paths: Iterable[str | Path], max_bad: int = 0) -> TextFacts:
         num_kinds=len(counts),
         script=_script(counts),
         document=document,
-        num_documents=num_documents if document is Document.FILE else round(num_documents * scale),
+        num_documents=num_documents,
         shape=shape,
     )
 
@@ -138,7 +137,7 @@ def _check_text(files: Sequence[Path], texts: Sequence[str]) -> None:
 def unit_of(texts: Sequence[str]) -> tuple[Document, int, str]:
     """Return the unit of a document, the number of documents in these texts, and the reason in words."""
     if len(texts) >= MANY_FILES:
-        return Document.FILE, len(texts), f"{len(texts):,} files"
+        return Document.FILE, len(texts), "many files"
     blocks = [block for text in texts for block in _blocks(text.split("\n"))]
     lines = [line for block in blocks for line in block]
     wrapped = _are_wrapped(blocks)
