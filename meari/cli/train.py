@@ -114,7 +114,9 @@ def command(paths: tuple[Path, ...], options: TrainOptions, as_json: bool) -> No
 
 
 def _is_config(path: Path) -> bool:
-    return path.suffix.lower() == ".toml" and not path.is_dir()
+    """Return whether the file is a config: by its name, or a pipe, which a text must not be."""
+    is_pipe = path.exists() and not path.is_dir() and not path.is_file()
+    return is_pipe or (path.suffix.lower() == ".toml" and not path.is_dir())
 
 
 def _train_texts(paths: list[str], options: TrainOptions, *, as_json: bool) -> None:
