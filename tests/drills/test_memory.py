@@ -94,7 +94,8 @@ def weights_mb() -> float:
 
 def private_mb(pid: int, seconds: float) -> float:
     """Return the median of what a process has of its own, over some seconds."""
-    found, until = [], time.monotonic() + seconds
+    until = time.monotonic() + seconds
+    found: list[float] = []
     pause = threading.Event()
     while not found or time.monotonic() < until:
         found.append(held_by(pid).private_mb)
