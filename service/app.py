@@ -21,7 +21,7 @@ from meari.service.clients import Disconnects
 from meari.service.host import metrics_folder
 from meari.service.log import configure_logging
 from meari.service.metrics import Metrics
-from meari.service.requests.admission import Admission, OverloadGate
+from meari.service.requests.admission import Admission
 from meari.service.requests.keys import KeyRing
 from meari.service.requests.limit_stores import HostStore, RedisStore
 from meari.service.requests.limits import Limits
@@ -103,9 +103,7 @@ def _service(settings: Settings) -> Service:
         settings=settings,
         schemas=Schemas(settings),
         registry=registry,
-        admission=Admission(
-            settings.max_requests, settings.max_inflight_bytes, OverloadGate(settings.max_slots), registry.knee
-        ),
+        admission=Admission(settings.max_requests, settings.max_inflight_bytes, settings.max_slots),
         metrics=metrics,
         drain=Drain(settings.drain_seconds, settings.graceful_timeout_seconds, place),
         disconnects=Disconnects(),

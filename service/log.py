@@ -158,7 +158,9 @@ def log_request(line: RequestLine) -> None:
     if line.outcome is RequestOutcome.FAILED:
         level = logging.WARNING if line.error is not None and line.error.status == 504 else logging.ERROR
     if _access.isEnabledFor(level):
-        _access.log(level, "%s %s %d", line.method, line.quoted_path, line.status, extra={"request": line})
+        message, values = "%s %s %d", (line.method, line.quoted_path, line.status)
+        extra = {"request": line}  # the next line does what a logger does, but does not look for its caller
+        _access.handle(_access.makeRecord(_access.name, level, "", 0, message, values, None, extra=extra))
 
 
 def _work_fields(work: Work) -> dict[str, object]:

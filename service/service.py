@@ -41,9 +41,7 @@ from meari.service.workers import Drain, Place
 
 __all__ = ["Registry", "Service"]
 
-MIN_KNEE = 8  # requests; an engine may have measured its knee at a bad moment
 HELD_SECONDS = 30.0  # longest that a request waits for the bundles of a worker that takes another one's place
-KNEE_SHARE = 7 / 8  # an engine knows its knee as a power of two only; a few less cost 1 % of the tokens, 15 % of p95
 MAX_LEAVING = 2  # engines of one name that were replaced and still have requests
 STOP_SECONDS = 5.0  # that a load in progress may take at the end
 Allowed = tuple[str, ...] | None
@@ -144,11 +142,6 @@ class Registry:
             for model in [*self._models.values(), *self._leaving]:
                 found[model.name] = found.get(model.name, EngineStats()).plus(model.engine.stats())
             return found
-
-    def knee(self) -> int:
-        """Return the number of requests at which this worker's engines run best; with more, each waits longer."""
-        rows = (min(model.engine.knee, model.engine.limits.max_slots) for model in self.loaded())
-        return max(MIN_KNEE, int(KNEE_SHARE * max(rows, default=0)))
 
     @property
     def default(self) -> str:

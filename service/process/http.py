@@ -15,10 +15,8 @@ import enum
 import re
 import time
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any, Final
 
-import msgspec
 from gunicorn import util
 from gunicorn.http import errors as http
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestLine, NoMoreData, ParseException
@@ -39,7 +37,6 @@ from meari.errors import (
     VersionNotSupported,
 )
 from meari.service.clients import Connection
-from meari.service.error_body import error_body, openai_error_body
 
 __all__ = [
     "CONTINUE",
@@ -49,8 +46,6 @@ __all__ = [
     "PromptParser",
     "QuickConfig",
     "Stage",
-    "answer_bytes",
-    "refusal",
     "translated",
 ]
 
@@ -122,6 +117,20 @@ class Incoming(SocketUnreader):  # type: ignore[misc]
     def clear(self) -> None:
         """Forget what has come."""
         self._bytes.clear()
+
+    def head(self) -> bytes:
+        """Return the head of the next request, once it has come; else nothing."""
+        return bytes(self._bytes[: self._head_size])
+
+    def is_for(self, targets: tuple[bytes, ...]) -> bool:
+        """Tell whether the next request begins with one of `targets`."""
+        return self._bytes.startswith(targets)
+
+    def skip(self, size: int) -> None:
+        """Skip the next request, of `size` bytes, some of which may still be to come."""
+        self.num_skipped = max(0, size - len(self._bytes))
+        del self._bytes[:size]
+        self._begin()
 
     def loses_rest(self, body: Any) -> bool:
         """Tell whether the end of a body cannot be found: it is malformed, or chunks are still to come."""
@@ -358,25 +367,6 @@ TRANSLATIONS: Final[dict[type[Exception], Callable[[Any], MeariError]]] = {
     http.InvalidHTTPVersion: _version,
     http.ParseException: _malformed,
 }
-
-
-def answer_bytes(error: MeariError, number: str, target: str, headers: dict[str, str]) -> bytes:
-    """Return a whole answer, after which the connection is closed.
-
-    target   target of the request, as far as it was understood
-    headers  further headers
-    """
-    own, body = refusal(error, number, target)
-    fields = {"Connection": "close", **own, **headers}
-    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *(f"{k}: {v}" for k, v in fields.items())]
-    return "\r\n".join([*lines, "\r\n"]).encode("ascii") + body
-
-
-def refusal(error: MeariError, number: str, target: str) -> tuple[dict[str, str], bytes]:
-    """Return the headers that belong to an error's body, and the body. target: as of `answer_bytes`."""
-    is_openai = target.startswith("/v1/")
-    body = msgspec.json.encode(openai_error_body(error) if is_openai else error_body(error, number))
-    return {"Content-Type": "application/json", "X-Request-Id": number, "Content-Length": str(len(body))}, body
 
 
 class QuickConfig:

@@ -22,9 +22,9 @@ from gunicorn.workers.gthread import ThreadWorker
 
 from meari.errors import Overloaded
 from meari.service.clients import BODY_SECONDS, Connection
-from meari.service.error_body import SAFE_HEADERS
 from meari.service.log import request_id
-from meari.service.process.http import CONTINUE, HEAD_SECONDS, Incoming, PromptParser, Stage, answer_bytes
+from meari.service.process.http import CONTINUE, HEAD_SECONDS, Incoming, PromptParser, Stage
+from meari.service.process.refusals import refusal
 from meari.service.process.tls import Certificate, NotTls
 from meari.service.requests.origins import client_network
 
@@ -70,11 +70,13 @@ class Held:
     is_asked   its client was told to send the body (Expect: 100-continue)
     is_read    a thread reads its body as it comes
     is_paused  it waits for a thread's step of its handshake
+    has_place  there was room for its request
+    is_counted a thread has its request, which is counted
     """
 
     __slots__ = (
-        "client", "incoming", "is_asked", "is_paused", "is_read", "keeps", "network", "num_bytes", "parser", "server",
-        "sock", "waits",
+        "client", "has_place", "incoming", "is_asked", "is_counted", "is_paused", "is_read", "keeps", "network",
+        "num_bytes", "parser", "server", "sock", "waits",
     )  # fmt: skip
 
     def __init__(self, sock: Connection, client: Any, server: Any) -> None:
@@ -87,6 +89,7 @@ class Held:
         self.waits: Waits | None = None
         self.num_bytes = 0  # held while it waits
         self.keeps = self.is_asked = self.is_read = self.is_paused = False
+        self.has_place = self.is_counted = False
 
     def next_request(self, config: Any) -> Any:
         """Parse a request. Raises StopIteration, TimeoutError, ParseException and others of gunicorn's parser."""
@@ -279,7 +282,7 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
             self._receive(held)
         elif isinstance(error, NotTls):  # in plain text, which this client reads
             with contextlib.suppress(OSError):
-                socket.socket.send(held.sock, answer_bytes(error, request_id(None), "", dict(SAFE_HEADERS)))
+                socket.socket.send(held.sock, refusal(error, request_id(None), "", {}).answer())
             self._close(held)
         elif error is not None:
             self.log.debug("a handshake failed: %s", error)
@@ -376,10 +379,10 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
         """Answer a connection without a thread, and end it."""
         held.keeps = False
         error = Overloaded(message)
-        headers = {**dict(SAFE_HEADERS), "Retry-After": str(error.retry_after_seconds)}
+        answer = refusal(error, request_id(None), "", {"Retry-After": str(error.retry_after_seconds)}).answer()
         try:
             held.sock.keeps_rest = True
-            held.sock.sendall(answer_bytes(error, request_id(None), "", headers))
+            held.sock.sendall(answer)
         except OSError:
             self._close(held)
         else:

@@ -36,29 +36,25 @@ from typing import Any, Final
 from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 
-from meari.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Overloaded, Problem
+from meari.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Problem
 from meari.runtime.machine import limit_arenas
 from meari.service.clients import BODY_SECONDS, Connection
-from meari.service.error_body import SAFE_HEADERS
 from meari.service.host import WorkerState
 from meari.service.log import NO_ROUTE, RequestLine, flush_log, log_request, request_id
 from meari.service.process.http import (
-    CONTINUE,
     JoinedResponse,
     QuickConfig,
     Stage,
-    answer_bytes,
-    refusal,
     translated,
 )
+from meari.service.process.refusals import WORK_PATHS, WORK_TARGETS, Head, WaitingBody, overloaded, refusal
 from meari.service.process.tls import TlsConnection
 from meari.service.process.waiting import RECEIVE_BYTES, CollectingWorker, Held, Waits
-from meari.service.requests.origins import believe_proxies, cors_headers, may_answer_host
+from meari.service.requests.origins import believe_proxies, cors_headers
 from meari.service.workers import own_place
 
 __all__ = ["MAX_STAYING", "DrainingWorker"]
 
-WORK_PATHS: Final = frozenset(("/generate", "/score", "/states", "/tokenize", "/detokenize", "/v1/completions"))
 CHECK_SECONDS: Final = 0.05
 OBSERVE_SECONDS: Final = 0.5  # between two updates of the metrics
 MAX_STAYING: Final = 64  # threads that wait for the next request on their connection
@@ -68,33 +64,6 @@ LAST_SECONDS: Final = 2.0  # of an idle connection, once no more are accepted
 CLIENT_ERRORS: Final = (ConnectionError, TimeoutError, NoMoreData)  # of a connection, as the next
 CLIENT_NUMBERS: Final = (errno.ENOTCONN, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
 FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-class WaitingBody:
-    """The body of a client that waits for permission to send it (Expect: 100-continue), given at the first read.
-
-    So the body of a request that is refused by its head alone is never sent.
-    """
-
-    def __init__(self, body: Any, connection: Any) -> None:
-        self._body = body
-        self._connection = connection
-        self._is_allowed = False
-        self.is_refused = False
-
-    def refuse(self) -> None:
-        """Never give the permission from now on; called when the answer begins."""
-        self.is_refused = not self._is_allowed
-
-    def read(self, size: int | None = None) -> bytes:
-        """Read as gunicorn's bodies do."""
-        if self.is_refused:
-            return b""
-        if not self._is_allowed:
-            self._is_allowed = True
-            self._connection.sendall(CONTINUE)
-        data: bytes = self._body.read(size)
-        return data
 
 
 class DrainingWorker(CollectingWorker):
@@ -192,8 +161,30 @@ class DrainingWorker(CollectingWorker):
         keeps = self._handle_one(conn)
         while keeps and not conn.sock.num_unsent and self._comes_soon(conn):
             conn.is_asked = False
-            keeps = self._handle_one(conn)
+            keeps = self._handle_next(conn)
         return keeps
+
+    def _handle_next(self, held: Held) -> bool:
+        """Answer a request that did not come through the loop, or refuse it; the rest as of `_handle_one`."""
+        try:
+            if self._refuse_early(held):
+                return held.keeps
+        except OSError:
+            return False
+        self._count(held)
+        return self._handle_one(held)
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Hand a request to a thread."""
+        self._count(conn)
+        super().enqueue_req(conn)
+
+    def _count(self, held: Held) -> None:
+        """Count a request for work that a thread gets, until it is done with it."""
+        service = self._service()
+        if service is not None and held.incoming.is_for(WORK_TARGETS):
+            held.is_counted = True
+            service.admission.note_received()
 
     def _handle_one(self, held: Held) -> bool:
         """Answer the next request; return True if the connection may be used again."""
@@ -206,12 +197,19 @@ class DrainingWorker(CollectingWorker):
         except Exception as error:  # noqa: BLE001 (logged there)
             self.handle_error(request, held.sock, held.client, error)
             return False
+        finally:
+            self._uncount(held)
         try:
             if keeps:
                 held.incoming.skip_rest(request.body)
         except (OSError, ParseException):  # in a body that nobody read
             return False
         return keeps
+
+    def _uncount(self, held: Held) -> None:
+        service, is_counted, held.is_counted = self._service(), held.is_counted, False
+        if is_counted and service is not None:
+            service.admission.note_done()
 
     def _comes_soon(self, held: Held) -> bool:
         """Wait a moment for the next request, unless many threads already do; return whether all of it has come."""
@@ -255,7 +253,7 @@ class DrainingWorker(CollectingWorker):
         if not self._may_keep():
             response.force_close()
         try:
-            pieces = self._refusal(environ, response) or self.wsgi(environ, response.start_response)
+            pieces = self._refusal(environ, conn, response) or self.wsgi(environ, response.start_response)
             try:
                 for piece in pieces:
                     response.write(piece)
@@ -272,34 +270,51 @@ class DrainingWorker(CollectingWorker):
             raise StopIteration from None
         return not response.should_close()
 
-    def _refusal(self, environ: dict[str, Any], response: JoinedResponse) -> list[bytes] | None:
-        """Begin to refuse a request that the engines have no room for, and return the body; None for all others.
-
-        Under overload most requests are refused. This leaves out what Flask would do for each.
-        """
-        service, path = self._service(), environ["PATH_INFO"]
-        if service is None or service.keys is not None or path not in WORK_PATHS or environ["REQUEST_METHOD"] != "POST":
-            return None  # with keys, the caller is known only later
-        if service.drain.refuses_work or not may_answer_host(
-            environ.get("HTTP_HOST", ""), service.settings.allowed_hosts
-        ):
+    def _refusal(self, environ: dict[str, Any], held: Held, response: JoinedResponse) -> list[bytes] | None:
+        """Begin to refuse a request that there is no room for, and return the body; None for all others."""
+        service, has_place, held.has_place = self._service(), held.has_place, False
+        if has_place or service is None or not service.admission.may_refuse:
             return None
-        started, address = time.monotonic(), environ.get("REMOTE_ADDR", "")
+        if environ["REQUEST_METHOD"] != "POST" or environ["PATH_INFO"] not in WORK_PATHS:
+            return None
+        refused = overloaded(service, environ, is_received=held.is_counted)
+        if refused is None:
+            return None
+        response.start_response(refused.status_line, list(refused.fields.items()))
+        return [refused.body]
+
+    def _refuse_early(self, held: Held) -> bool:
+        """Refuse a request by its head, if there is no room for it; from any thread. Raises OSError."""
+        service = self._service()
+        if (
+            service is None
+            or not service.admission.may_refuse
+            or held.incoming.stage() not in (Stage.BODY, Stage.READY)
+        ):
+            return False
+        head = Head.of(held.incoming.head(), held.client[0] if isinstance(held.client, tuple) else "")
+        refused = None if head is None else overloaded(service, head.environ, is_received=False)
+        if head is None or refused is None:
+            held.has_place = head is not None and held.incoming.is_whole
+            return False
+        held.keeps = head.keeps and self._may_keep()
+        held.incoming.skip(head.size + head.num_body)
+        held.sock.keeps_rest = True
+        held.sock.sendall(refused.answer(keeps=held.keeps)[held.sock.begin_answer() :])
+        return True
+
+    def _place(self, held: Held) -> None:
+        """Refuse a request that there is no room for, without a thread; go on with all others."""
         try:
-            service.admission.refuse_early(address)
-        except Overloaded as error:
-            number = request_id(environ.get("HTTP_X_REQUEST_ID"))
-            head, body = refusal(error, number, path)
-            head |= {"Retry-After": str(error.retry_after_seconds), **dict(SAFE_HEADERS)}
-            head |= cors_headers(service.settings.cors_origins, environ.get("HTTP_ORIGIN"))
-            response.start_response(f"{error.status} Too Many Requests", list(head.items()))
-            service.metrics.requests.labels(path, str(error.status)).inc()
-            service.metrics.refusals.labels("").inc()
-            line = RequestLine(number, "POST", path, path, error.status, address, error=error, error_message=str(error))
-            line.total_seconds = time.monotonic() - started
-            log_request(line)
-            return [body]
-        return None
+            if self._refuse_early(held):
+                self.room.leave(held)
+                if held.sock.num_unsent or not held.keeps:
+                    self._answered(held)
+                    return
+        except OSError:
+            self._close(held)
+            return
+        super()._place(held)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain on SIGTERM. A request that arrives from now on is the last one of its connection.
@@ -334,8 +349,8 @@ class DrainingWorker(CollectingWorker):
         known = req or getattr(exc, "request", None)  # as far as it was understood
         service = self._service()
         origins = () if service is None else service.settings.cors_origins
-        headers = dict(SAFE_HEADERS) | cors_headers(origins, known.origin if known else None)
-        answer = answer_bytes(error, number, known.target if known else "", headers)
+        headers = cors_headers(origins, known.origin if known else None)
+        answer = refusal(error, number, known.target if known else "", headers).answer()
         try:
             client.keeps_rest = True
             client.sendall(answer[client.begin_answer() :])

@@ -15,101 +15,109 @@ FAIR_REQUESTS beyond: one that sends a hundred requests at once does not keep ou
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
-import time
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Final
 
 from meari.errors import Overloaded, TooLarge
 from meari.service.requests.limits import Quota
 
-__all__ = ["Admission", "OverloadGate", "Ticket"]
+__all__ = ["FAIR_REQUESTS", "Admission", "Ticket"]
 
-SLICE_SECONDS: Final = 0.1
-NUM_SLICES: Final = 30
-BURST_SLICES: Final = 3  # the ones that grew most are not counted: a burst falls into as many
+SLICE: Final = 8  # departures
+NUM_SLICES: Final = 48
+BURST_SLICES: Final = 4  # the ones that grew most are not counted: a burst falls into as many
 GROWTH: Final = 8  # requests, in all other slices together: more than chance
 CALM_RATIO: Final = 1.05  # arrivals to departures: the engine keeps up
+STORM_SLICES: Final = 4
+STORM_RATIO: Final = 8  # arrivals to departures: clients do not wait before they ask again
+KNEE_SHARE: Final = 0.5  # of the slots: so many requests give nearly the tokens a second of those in all slots
 MAX_RETRY_SECONDS: Final = 60
 FAIR_REQUESTS: Final = 16  # half of the threads beyond the bound
 SMALL_BYTES: Final = 1 << 20  # of a request: only such ones may hold the last eighth of the bound on bytes
 
 
-@dataclass
-class Slice:
-    """Arrivals and departures within SLICE_SECONDS."""
-
-    number: int
-    arrived: int = 0
-    left: int = 0
-
-
 class OverloadGate:
-    """Detects overload by how the number of requests inside grows. Not thread-safe: its owner holds a lock."""
+    """Detects overload by how the number of requests inside grows. Not thread-safe: its owner holds a lock.
 
-    def __init__(self, num_free: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Let in `num_free` requests at any time, until there is overload."""
+    Time is counted in departures. However slow a worker is, a burst arrives between a few of them.
+
+    num_inside   requests that a thread has, and that have not ended
+    is_limiting  True under overload
+    """
+
+    def __init__(self, num_free: int) -> None:
+        """num_free: requests that may be inside whether or not their number grows."""
         self._num_free = num_free
-        self._clock = clock
-        self._slices: deque[Slice] = deque()
+        self._arrivals = deque([0], NUM_SLICES)  # between SLICE departures each; the last one goes on
+        self._num_left = 0  # departures in the last one
+        self.num_inside = 0
         self.is_limiting = False
 
-    def bound(self, num_inside: int, knee: Callable[[], int]) -> int | None:
-        """Note an arrival, and return how many requests may be inside; None where that is not limited.
+    def note_entered(self) -> None:
+        """Note a request that is let in."""
+        self._arrivals[-1] += 1
+        self.num_inside += 1
+        self.is_limiting = self.is_limiting or (self.num_inside > self._num_free and self._is_growing())
 
-        num_inside   number of requests that were let in and have not ended
-        knee         number of them at which the engine runs best
+    def note_refused(self) -> None:
+        """Note a request that is not let in.
+
+        Clients that ask again at once, whatever they are told, are no independent arrivals: there are only so many of
+        them, and as long as they are refused they keep the worker from its work. It lets them in up to its bounds.
         """
-        self._now().arrived += 1
-        if self.is_limiting:
-            self.is_limiting = not self._is_calm()
-        else:
-            self.is_limiting = num_inside > self._num_free and self._is_growing()
-        return knee() if self.is_limiting else None
+        self._arrivals[-1] += 1
+        if self.is_limiting and sum(self._last(STORM_SLICES)) > STORM_RATIO * STORM_SLICES * SLICE:
+            self._begin()
 
     def note_left(self) -> None:
-        """Note that a request that was let in has ended."""
-        self._now().left += 1
+        """Note the end of a request that was let in."""
+        self.num_inside -= 1
+        self._num_left += 1
+        if not self.num_inside:
+            self._begin()
+        elif self._num_left == SLICE:
+            arrived, left = self._totals()
+            self.is_limiting = self.is_limiting and arrived > CALM_RATIO * left
+            self._arrivals.append(0)
+            self._num_left = 0
 
     def retry_after_seconds(self) -> int:
         """Return when a refused request may be sent again: the more requests arrive, the later."""
         arrived, left = self._totals()
         return min(MAX_RETRY_SECONDS, math.ceil(arrived / left)) if arrived > left > 0 else 1
 
-    def _now(self) -> Slice:
-        number = int(self._clock() / SLICE_SECONDS)
-        while self._slices and self._slices[0].number <= number - NUM_SLICES:
-            self._slices.popleft()
-        if not self._slices or self._slices[-1].number != number:
-            self._slices.append(Slice(number))
-        return self._slices[-1]
+    def _begin(self) -> None:
+        self._arrivals = deque([0], NUM_SLICES)
+        self._num_left = 0
+        self.is_limiting = False
 
     def _is_growing(self) -> bool:
-        growth = sorted(piece.arrived - piece.left for piece in self._slices)
+        growth = sorted(arrived - SLICE for arrived in itertools.islice(self._arrivals, len(self._arrivals) - 1))
         return sum(growth[:-BURST_SLICES]) > GROWTH
 
-    def _is_calm(self) -> bool:
-        arrived, left = self._totals()
-        return arrived <= CALM_RATIO * left
+    def _last(self, count: int) -> Iterator[int]:
+        return itertools.islice(reversed(self._arrivals), count)
 
     def _totals(self) -> tuple[int, int]:
-        return sum(piece.arrived for piece in self._slices), sum(piece.left for piece in self._slices)
+        return sum(self._arrivals), SLICE * (len(self._arrivals) - 1) + self._num_left
 
 
 class Admission:
     """The bounds of one worker; safe from any thread.
 
-    knee  returns the number of requests at which the engine runs best
+    max_requests  at any time
+    num_slots     sequences that run in one step; more requests than that are inside before there can be overload
     """
 
-    def __init__(self, max_requests: int, max_bytes: int, gate: OverloadGate, knee: Callable[[], int]) -> None:
+    def __init__(self, max_requests: int, max_bytes: int, num_slots: int) -> None:
         self._max_requests = max_requests
         self._max_bytes = max_bytes
-        self._gate = gate
-        self._knee = knee
+        self._gate = OverloadGate(num_slots)
+        self.knee = max(1, round(KNEE_SHARE * num_slots))
         self._lock = threading.Lock()
         self._requests = 0
         self._inside: Counter[str] = Counter()  # requests by caller
@@ -126,37 +134,64 @@ class Admission:
         """Bytes that the requests in flight hold."""
         return self._bytes
 
+    @property
+    def is_limiting(self) -> bool:
+        """True under overload, while fewer requests are let in than the bounds allow."""
+        return self._gate.is_limiting
+
+    @property
+    def may_refuse(self) -> bool:
+        """True if `refuse_early` may refuse a request: it is to be asked before any work is done for one."""
+        return self._gate.is_limiting or self._gate.num_inside >= self._max_requests
+
+    def note_received(self) -> None:
+        """Note that a thread gets a request; `note_done` follows."""
+        with self._lock:
+            self._gate.note_entered()
+
+    def note_done(self) -> None:
+        """Note that a thread is done with a request, whatever became of it."""
+        with self._lock:
+            self._gate.note_left()
+
+    def refuse_early(self, share: str, *, is_received: bool) -> None:
+        """Refuse a request before anything else is done for it. Raises Overloaded.
+
+        share        name of its caller, or its address
+        is_received  a thread has it already
+        """
+        with self._lock:
+            bound = self.knee if self._gate.is_limiting else self._max_requests
+            if self._has_room(share, self._gate.num_inside - is_received, min(bound, self._max_requests)):
+                return
+            is_overload = self._gate.is_limiting
+            if not is_received:
+                self._gate.note_refused()
+            seconds = self._gate.retry_after_seconds()
+        if not is_overload:
+            raise self._full()
+        error = Overloaded(f"the service is overloaded; retry after {seconds} s")
+        error.retry_after_seconds = seconds
+        raise error
+
     def enter(self, share: str = "") -> Ticket:
         """Admit a request of the caller `share`; its ticket must be released. Raises Overloaded."""
         with self._lock:
-            bound = self._gate.bound(self._requests, self._knee)
-            if bound is not None and not self._has_room(share, bound):
-                seconds = self._gate.retry_after_seconds()
-                error = Overloaded(f"the service is overloaded; retry after {seconds} s")
-                error.retry_after_seconds = seconds
-                raise error
-            if not self._has_room(share, self._max_requests):
-                raise Overloaded(
-                    f"{self._requests} requests are being handled, at most {self._max_requests} may; try again"
-                )
+            if not self._has_room(share, self._requests, self._max_requests):
+                raise self._full()
             self._requests += 1
             self._inside[share] += 1
         return Ticket(self, share)
 
-    def refuse_early(self, share: str) -> None:
-        """Refuse a request that `enter` would refuse, before anything else is done for it. Raises Overloaded."""
-        with self._lock:
-            bound = self._knee() if self._gate.is_limiting else self._max_requests
-            has_room = self._has_room(share, min(bound, self._max_requests))
-        if not has_room:
-            self.enter(share).release()  # it counts the arrival; seldom there is room again by now
+    def _full(self) -> Overloaded:
+        return Overloaded(f"{self._requests} requests are being handled, at most {self._max_requests} may; try again")
 
-    def _has_room(self, share: str, bound: int) -> bool:
+    def _has_room(self, share: str, num_inside: int, bound: int) -> bool:
         """Return True if the bound is not reached, or the caller has less than its even share of it inside."""
-        if self._requests < bound:
+        if num_inside < bound:
             return True
         num_callers = len(self._inside) + (share not in self._inside)
-        return self._inside[share] < bound // num_callers and self._requests < bound + FAIR_REQUESTS
+        return self._inside[share] < bound // num_callers and num_inside < bound + FAIR_REQUESTS
 
     def take(self, count: int, held: int = 0) -> None:
         """Account for bytes about to be held. Raises TooLarge if they can never fit, Overloaded if not now.
@@ -184,7 +219,6 @@ class Admission:
             if not self._inside[share]:
                 del self._inside[share]
             self._bytes -= count
-            self._gate.note_left()
 
 
 class Ticket:

@@ -7,6 +7,8 @@ long forms (`--long`) and writes their figures to docs/reliability.md.
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final
@@ -15,11 +17,17 @@ import pytest
 
 from tests.drills.drill import PAGE, Drill
 from tests.service.conftest import bundles, letters
+from tests.service.running import ROOT
 
 __all__ = ["bundles", "letters"]  # fixtures: folders of tiny bundles for `running_server`
 
 MAX_LONG_SECONDS: Final = 2400
 FAILURE: Final = pytest.StashKey[str]()
+MAKE_BUNDLE: Final = """
+import pathlib, sys
+from benchmarks.serving.bundles import RECIPES, make_bundle
+make_bundle(RECIPES["lstm-int8"], pathlib.Path(sys.argv[1]))
+"""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,3 +71,14 @@ def drill(request: pytest.FixtureRequest) -> Iterator[Drill]:
     yield drill
     if is_long:
         drill.write(PAGE, failure=item.stash.get(FAILURE, ""))
+
+
+@pytest.fixture
+def bundle(drill: Drill, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model whose answers cost as much as those of a word model in use, or a small one for the short form."""
+    if not drill.is_long:
+        return ROOT / "bundles" / "shakespeare-gru"
+    folder = tmp_path_factory.getbasetemp() / "models"
+    if not folder.exists():
+        subprocess.run([sys.executable, "-c", MAKE_BUNDLE, str(folder)], cwd=ROOT, check=True, capture_output=True)
+    return folder / "lstm-int8"

@@ -5,10 +5,11 @@ Input: the process id of a gunicorn master. Output: its workers and their counts
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Held", "held_by", "peak_mb", "reset_peak", "workers_of"]
+__all__ = ["Held", "cpu_seconds", "held_by", "peak_mb", "reset_peak", "workers_of"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ def reset_peak(pid: int) -> float:
 def peak_mb(pid: int) -> float:
     """Return the peak since then."""
     return _kilobytes(Path(f"/proc/{pid}/status").read_text("ascii"))["VmHWM"] / 1024
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process so far."""
+    words = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _kilobytes(text: str) -> dict[str, int]:

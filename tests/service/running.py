@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 
 import httpx
 
+from tests.drills.raw_http import post
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +105,29 @@ def running_server(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextlib.contextmanager
+def full_server(folder: Path, bundle: Path, key: str = "") -> Iterator[Server]:
+    """Run a service whose only place is held by a stream that its client does not read, and that is written already.
+
+    key  the only one, if there is to be any
+    """
+    fields = [f"Authorization: Bearer {key}"] if key else []
+    keys: dict[str, Any] = {"api_keys": key} if key else {}
+    endless = {"prompt": "a", "max_tokens": 2000, "logprobs": 20, "stream": True, "logit_bias": {"0": -100}}
+    with (
+        running_server(folder, bundles=bundle, max_requests=1, max_tokens=2000, **keys) as server,
+        socket.socket() as holder,
+    ):
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        holder.connect(("127.0.0.1", server.port))
+        holder.sendall(post("/generate", json.dumps(endless).encode(), *fields))
+        holder.recv(1)
+        until = time.monotonic() + PATIENCE
+        while 'running{model_name="letters"} 0.0' not in server.client.get("/metrics").text:
+            assert time.monotonic() < until, server.client.get("/metrics").text
+        yield server
 
 
 def _await_status(server: Server, status: int | None) -> None:

@@ -10,25 +10,22 @@ from pathlib import Path
 
 import httpx
 import pytest
-from flask import Flask
 
 from meari.errors import Overloaded, TooLarge
-from meari.service.requests.admission import FAIR_REQUESTS, SMALL_BYTES, Admission, OverloadGate, Ticket
-from meari.service.service import MIN_KNEE
+from meari.service.requests.admission import FAIR_REQUESTS, SMALL_BYTES, Admission, Ticket
+from tests.drills.raw_http import Connection, post
 from tests.patience import PATIENCE
-from tests.service.running import running_server
+from tests.service.running import full_server, running_server
 from tests.service.test_server import until as await_condition
 
-FREE, KNEE = 64, 16
-SECONDS_ALONE, SECONDS_MORE = (
-    0.0084,
-    0.01,
-)  # seconds of a request, and more for each request inside: 95 % of the best rate at the knee
+SLOTS = 64
+SECONDS_ALONE, SECONDS_MORE = 0.0168, 0.008  # seconds of a request, and more for each request inside
+KNEE = 32  # with so many inside, 97 % of the rate of all slots
 
 
 def test_small_requests_find_room_beside_large_ones() -> None:
     size = 16 * SMALL_BYTES
-    admission = Admission(192, size, OverloadGate(FREE), lambda: KNEE)
+    admission = Admission(192, size, SLOTS)
     large, small = admission.enter(), admission.enter()
     with pytest.raises(TooLarge, match=f"needs {size} bytes of memory, at most {14 * SMALL_BYTES}"):
         large.take_bytes(size)
@@ -60,8 +57,7 @@ class Worker:
 
     def __init__(self, max_requests: int = 192) -> None:
         self.clock = Clock()
-        self.gate = OverloadGate(FREE, self.clock)
-        self.admission = Admission(max_requests, 1000, self.gate, lambda: KNEE)
+        self.admission = Admission(max_requests, 1000, SLOTS)
         self.inside: deque[tuple[float, float, Ticket]] = deque()  # work at its end, arrival, ticket
         self._work = 0.0  # work done for each request that is inside all the time
         self.retry_after_seconds: int | None = None
@@ -72,6 +68,8 @@ class Worker:
     def arrive(self, at: float) -> None:
         self.advance(at)
         try:
+            self.admission.refuse_early("", is_received=False)
+            self.admission.note_received()
             ticket = self.admission.enter()
         except Overloaded as refusal:
             self.num_refused += 1
@@ -93,6 +91,7 @@ class Worker:
             self.clock.now = end
             _, arrived, ticket = self.inside.popleft()
             ticket.release()
+            self.admission.note_done()
             self.seconds.append(end - arrived)
             ended += 1
         self.clock.now = to
@@ -124,7 +123,7 @@ def p95(seconds: list[float]) -> float:
     return sorted(seconds)[int(0.95 * len(seconds))]
 
 
-CAPACITY = KNEE / (SECONDS_ALONE + SECONDS_MORE * KNEE)
+CAPACITY = SLOTS / (SECONDS_ALONE + SECONDS_MORE * SLOTS)
 
 
 @pytest.mark.parametrize("num_clients", [16, 64])
@@ -157,13 +156,14 @@ def test_half_of_a_double_load_is_admitted_and_answered_soon() -> None:
     offer(flooded, 2 * CAPACITY, 60.0)
     assert len(flooded.seconds) >= 0.95 * CAPACITY * 60.0
     assert p95(flooded.seconds) <= 2 * p95(busy.seconds)
-    assert flooded.most_inside <= FREE + 1
+    assert len(flooded.inside) <= KNEE
 
 
-def test_limiting_gate_keeps_the_engine_at_its_knee() -> None:
+def test_overloaded_worker_keeps_its_engines_at_their_knee() -> None:
     worker = Worker()
+    offer(worker, 0.8 * CAPACITY, 30.0)
     offer(worker, 2 * CAPACITY, 10.0)
-    assert worker.gate.is_limiting
+    assert worker.admission.is_limiting
     assert len(worker.inside) <= KNEE
 
 
@@ -171,7 +171,7 @@ def test_all_requests_are_admitted_after_an_overload() -> None:
     worker = Worker()
     offer(worker, 3 * CAPACITY, 10.0)
     offer(worker, 0.5 * CAPACITY, 5.0)
-    assert not worker.gate.is_limiting
+    assert not worker.admission.is_limiting
     before = worker.num_refused
     closed_loop(worker, 64, 5.0)
     assert worker.num_refused == before
@@ -184,11 +184,6 @@ def test_retry_after_grows_with_the_overload() -> None:
         offer(worker, load * CAPACITY, 10.0)
         waits.append(worker.retry_after_seconds)
     assert waits in ([2, 5], [2, 6])
-
-
-def test_worker_admits_requests_before_its_engines_have_run(app: Flask) -> None:
-    service = app.extensions["meari"]
-    assert MIN_KNEE <= service.registry.knee() <= service.settings.max_slots
 
 
 def test_burst_beyond_the_bound_of_a_worker_is_refused() -> None:
@@ -218,7 +213,7 @@ def test_caller_that_sends_many_requests_does_not_keep_out_others() -> None:
 def test_overload_by_one_caller_is_refused_to_that_caller_first() -> None:
     worker = Worker()
     offer(worker, 3 * CAPACITY, 10.0)
-    assert worker.gate.is_limiting
+    assert worker.admission.is_limiting
     with contextlib.suppress(Overloaded):
         while True:
             worker.admission.enter()
@@ -256,3 +251,63 @@ def test_refusal_is_complete_and_keeps_the_connection(letters: Path, tmp_path: P
         assert answer.status_code == 200
         await_condition(lambda: '"request_id":"mine"' in server.log)
         assert '"outcome":"refused"' in server.log
+
+
+def test_request_is_refused_by_its_head_and_its_body_is_skipped(letters: Path, tmp_path: Path) -> None:
+    request = post("/generate", b'{"prompt": "%s"}' % (b"a" * 50_000))
+    head = request.index(b"\r\n\r\n") + 4
+    with full_server(tmp_path, letters) as server:
+        connection = Connection(server.port)
+        connection.send(request[:head])
+        assert connection.answer().status == 429
+        connection.send(request[head:-10])
+        connection.send(request[-10:] + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.answer().status == 200
+        assert connection.ask(post("/score", b"{}")).status == 429
+        connection.send(post("/score", b"{}") * 100)  # in a row, before any answer
+        assert [connection.answer().status for _ in range(100)] == [429] * 100
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("fields", "body"),
+    [
+        (("Transfer-Encoding: chunked",), b"2\r\n{}\r\n0\r\n\r\n"),
+        (("Content-Length: 2", "Expect: 100-continue"), b""),
+        (("Content-Length: 2", "Connection: close"), b"{}"),
+        (("Content-Length: 2", "X-Doubled: 1", "X-Doubled: 2"), b"{}"),
+        (("Content-Length: 2", "X_Other: 1"), b"{}"),
+    ],
+    ids=["chunked", "expect", "close", "doubled", "underscore"],
+)
+def test_request_of_another_form_is_refused_too(
+    letters: Path, tmp_path: Path, fields: tuple[str, ...], body: bytes
+) -> None:
+    lines = ["POST /generate HTTP/1.1", "Host: localhost", "Content-Type: application/json", *fields, "", ""]
+    with full_server(tmp_path, letters) as server:
+        connection = Connection(server.port)
+        answer = connection.ask("\r\n".join(lines).encode() + body)
+        assert answer.status == 429
+        assert answer.fields["retry-after"]
+        connection.close()
+
+
+def test_malformed_request_is_no_matter_of_room(letters: Path, tmp_path: Path) -> None:
+    twice = b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}"
+    with full_server(tmp_path, letters) as server:
+        for request in (twice, post("/generate", b"{}", "Bad Name: 1")):
+            connection = Connection(server.port)
+            assert connection.ask(request).status == 400
+            connection.close()
+        assert server.client.get("/generate").status_code == 405
+
+
+def test_key_is_looked_at_before_a_refusal(letters: Path, tmp_path: Path) -> None:
+    key = "a-key-of-more-than-thirty-two-characters"
+    with full_server(tmp_path, letters, key) as server:
+        connection = Connection(server.port)
+        assert connection.ask(post("/generate", b"{}", f"Authorization: Bearer {key}")).status == 429
+        assert connection.ask(post("/generate", b"{}", "Authorization: Bearer another")).status == 401
+        assert connection.ask(post("/generate", b"{}")).status == 401
+        connection.close()
+        await_condition(lambda: '"outcome":"refused","client_address":"127.0.0.1","key":"api_keys:1"' in server.log)

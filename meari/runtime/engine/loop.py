@@ -120,11 +120,6 @@ class Engine:
         """True while requests are taken."""
         return self._queue.is_open and self.failure is None
 
-    @property
-    def knee(self) -> int:
-        """The least number of running sequences with nearly the best throughput, as observed; 0 if unknown."""
-        return self._lanes.writing.knee
-
     def start(self) -> None:
         """Start the engine's thread."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)

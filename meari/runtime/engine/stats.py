@@ -16,7 +16,6 @@ from typing import Final
 GAP_SECONDS: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 )  # fmt: skip
-KNEE_SHARE: Final = 0.95  # of the most tokens a CPU-second
 FIRST_STEPS: Final = 8  # of a turn, while the time of a step is unknown
 MAX_STEPS: Final = 64  # of a turn, when a step takes no measurable time
 
@@ -131,22 +130,15 @@ class TokenGaps:
 
 
 class Pace:
-    """Time and cost of a step by the number of rows, as observed."""
+    """Time of a step by the number of rows, as observed."""
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}  # by the bit length of the number of rows, as is the next
-        self._tokens_per_cpu_second: dict[int, float] = {}
+        self._seconds: dict[int, float] = {}  # by the bit length of the number of rows
 
     def add(self, rows: int, steps: int, seconds: float) -> None:
         """Take the time of a run into account."""
         size, found = rows.bit_length(), seconds / steps
         self._seconds[size] = 0.75 * self._seconds.get(size, found) + 0.25 * found
-
-    def add_cost(self, rows: int, steps: int, cpu_seconds: float) -> None:
-        """Take the CPU time of a run into account, which other threads do not change."""
-        if cpu_seconds > 0:
-            size, rate = rows.bit_length(), rows * steps / cpu_seconds
-            self._tokens_per_cpu_second[size] = 0.75 * self._tokens_per_cpu_second.get(size, rate) + 0.25 * rate
 
     def max_steps(self, rows: int, turn_seconds: float) -> int:
         """Return the number of steps that fit into a turn."""
@@ -154,10 +146,3 @@ class Pace:
         if seconds is None:
             return FIRST_STEPS
         return max(1, int(turn_seconds / seconds)) if seconds > 0 else MAX_STEPS
-
-    @property
-    def knee(self) -> int:
-        """The least number of rows, a power of two, that gives nearly the most tokens a CPU-second; 0 if unknown."""
-        rates = dict(self._tokens_per_cpu_second)
-        highest = max(rates.values(), default=0.0)
-        return min((2**size for size, rate in rates.items() if rate >= KNEE_SHARE * highest), default=0)

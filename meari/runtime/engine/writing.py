@@ -12,7 +12,6 @@ Owned by the engine's thread.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -84,11 +83,6 @@ class WritingLane:
         return len(self._batch)
 
     @property
-    def knee(self) -> int:
-        """The least number of rows with nearly the most tokens a CPU-second, see `Pace.knee`."""
-        return self._pace.knee
-
-    @property
     def gaps(self) -> HistogramCounts:
         """Times from one token of a sample to the next, in seconds."""
         return self._gaps.read()
@@ -131,7 +125,7 @@ class WritingLane:
 
     def turn(self) -> TurnResult:
         """Run a turn: several tokens of each sequence where a token takes hardly any time."""
-        started, cpu_started = self._clock(), time.thread_time()
+        started = self._clock()
         joining, starts = self._joining, self._starts
         self._batch.join(joining)
         self._joining = []
@@ -141,7 +135,6 @@ class WritingLane:
         if rows:
             now, steps = self._clock(), max(1, result.num_rows // rows)
             self._pace.add(rows, steps, now - started)
-            self._pace.add_cost(rows, steps, time.thread_time() - cpu_started)
             num_first = sum(isinstance(start.sequence, SampledSequence) for start in starts)
             self._gaps.add(_gaps_of(joining), result.num_sampled - num_first, steps, now)
         return result

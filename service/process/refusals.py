@@ -1,0 +1,171 @@
+"""Refusals of requests that a worker has no room for, by their heads alone: no thread, no gunicorn, no Flask.
+
+Input: the first bytes of a request, or what gunicorn made of them. Output: the whole answer, 429; nothing for a request
+that may be answered, or whose head says more than is understood here. Must not know: onnxruntime, Flask.
+
+Under overload most requests are refused, and what that costs is missing for the others. A head is understood here if
+nothing about it is doubtful: lines of known form, none of them twice, and at most a length as the framing of the body.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from gunicorn.util import http_date
+
+from meari.errors import MeariError, Overloaded
+from meari.service.error_body import SAFE_HEADERS, error_body, openai_error_body
+from meari.service.log import RequestLine, log_request, request_id
+from meari.service.process.http import CONTINUE
+from meari.service.requests.keys import ANYBODY
+from meari.service.requests.origins import believe_proxies, cors_headers, may_answer_host
+
+if TYPE_CHECKING:
+    from meari.service.service import Service
+
+__all__ = ["WORK_PATHS", "WORK_TARGETS", "Head", "Refusal", "WaitingBody", "overloaded", "refusal"]
+
+WORK_PATHS: Final = frozenset(("/generate", "/score", "/states", "/tokenize", "/detokenize", "/v1/completions"))
+WORK_TARGETS: Final = tuple(f"POST {path} ".encode() for path in WORK_PATHS)
+_HEAD: Final = re.compile(rb"POST (/[a-z0-9/]{1,32}) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ \t]*[ -~]*\r\n)*)\r\n")
+_FIELD: Final = re.compile(r"([^:]+):[ \t]*(.*?)[ \t]*\r\n")
+REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
+FRAMING: Final = ("HTTP_TRANSFER_ENCODING", "HTTP_UPGRADE")  # more than is understood here
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An answer that is an error."""
+
+    status: int
+    fields: dict[str, str]
+    body: bytes
+
+    @property
+    def status_line(self) -> str:
+        """Return status and reason."""
+        return f"{self.status} {REASONS[self.status]}"
+
+    def answer(self, *, keeps: bool = False) -> bytes:
+        """Return all bytes. keeps: another request may follow on the connection."""
+        fields = {"Date": http_date(), "Connection": "keep-alive" if keeps else "close", **self.fields}
+        lines = [f"HTTP/1.1 {self.status_line}", *(f"{name}: {value}" for name, value in fields.items()), "\r\n"]
+        return "\r\n".join(lines).encode("latin-1") + self.body
+
+
+def refusal(error: MeariError, number: str, target: str, headers: Mapping[str, str]) -> Refusal:
+    """Return headers and body of an error.
+
+    number   id of the request
+    target   its target, as far as it was understood
+    headers  further headers
+    """
+    body = msgspec.json.encode(openai_error_body(error) if target.startswith("/v1/") else error_body(error, number))
+    fields = {"Content-Type": "application/json", "X-Request-Id": number, "Content-Length": str(len(body))}
+    return Refusal(error.status, {**fields, **dict(SAFE_HEADERS), **headers}, body)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Head of a request for work.
+
+    environ   its headers and the client's address, as WSGI names them
+    size      bytes of the head
+    num_body  bytes of the body
+    keeps     another request may follow
+    """
+
+    environ: MutableMapping[str, Any]
+    size: int
+    num_body: int
+    keeps: bool
+
+    @classmethod
+    def of(cls, received: bytes, address: str) -> Head | None:
+        """Return the head at the beginning of what was received; None unless it is whole and plain."""
+        found = _HEAD.match(received)
+        if found is None or (path := found[1].decode("ascii")) not in WORK_PATHS:
+            return None
+        fields = _FIELD.findall(found[2].decode("ascii"))
+        environ = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in fields}
+        length = environ.get("HTTP_CONTENT_LENGTH", "0")
+        if len(environ) < len(fields) or any(name in environ for name in FRAMING) or not _is_length(length):
+            return None
+        is_asking = "HTTP_EXPECT" in environ  # then the client may send its body or not
+        if is_asking and environ["HTTP_EXPECT"].lower() != "100-continue":
+            return None
+        keeps = environ.get("HTTP_CONNECTION", "keep-alive").lower() == "keep-alive" and not is_asking
+        environ |= {"PATH_INFO": path, "REQUEST_METHOD": "POST", "REMOTE_ADDR": address}
+        return cls(environ, found.end(), int(length), keeps)
+
+
+def _is_length(value: str) -> bool:
+    return value.isdigit() and len(value) < 16
+
+
+def overloaded(service: Service, environ: MutableMapping[str, Any], *, is_received: bool) -> Refusal | None:
+    """Refuse a request that there is no room for; None for all others.
+
+    A request whose host or key is not accepted is no matter of room, and is refused where the others are answered.
+    environ      what trusted proxies report is written to it
+    is_received  a thread has the request
+    """
+    if service.drain.refuses_work:
+        return None
+    started = time.monotonic()
+    believe_proxies(environ, service.settings.trusted_hops)
+    if not may_answer_host(environ.get("HTTP_HOST", ""), service.settings.allowed_hosts):
+        return None
+    address, caller = environ.get("REMOTE_ADDR", ""), ANYBODY
+    if service.keys is not None:
+        known = service.keys.known(environ.get("HTTP_AUTHORIZATION"), address)
+        if known is None:
+            return None
+        caller = known
+    try:
+        service.admission.refuse_early(caller.name or address, is_received=is_received)
+    except Overloaded as error:
+        path = environ["PATH_INFO"]
+        line = RequestLine(request_id(environ.get("HTTP_X_REQUEST_ID")), "POST", path, path, error.status, error=error)
+        line.client_address, line.key, line.error_message = address, caller.name, str(error)
+        service.metrics.requests.labels(path, str(error.status)).inc()
+        service.metrics.refusals.labels("").inc()
+        line.total_seconds = time.monotonic() - started
+        log_request(line)
+        headers = cors_headers(service.settings.cors_origins, environ.get("HTTP_ORIGIN"))
+        headers["Retry-After"] = str(error.retry_after_seconds)
+        return refusal(error, line.request_id, path, headers)
+    return None
+
+
+class WaitingBody:
+    """The body of a client that waits for permission to send it (Expect: 100-continue), given at the first read.
+
+    So the body of a request that is refused by its head alone is never sent.
+    """
+
+    def __init__(self, body: Any, connection: Any) -> None:
+        self._body = body
+        self._connection = connection
+        self._is_allowed = False
+        self.is_refused = False
+
+    def refuse(self) -> None:
+        """Never give the permission from now on; called when the answer begins."""
+        self.is_refused = not self._is_allowed
+
+    def read(self, size: int | None = None) -> bytes:
+        """Read as gunicorn's bodies do."""
+        if self.is_refused:
+            return b""
+        if not self._is_allowed:
+            self._is_allowed = True
+            self._connection.sendall(CONTINUE)
+        data: bytes = self._body.read(size)
+        return data
