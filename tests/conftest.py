@@ -30,6 +30,7 @@ SLOW: Final = (
     "loadtests",
     "models/search",
     "models/training/test_grammar.py",
+    "models/training/test_hosts.py",
     "models/training/test_reservoir_training.py",
     "models/training/test_workers.py",
     "service/openai/test_harness.py",

@@ -4,12 +4,14 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.container.client import events_of, get, is_ready, post, sent
 from tests.container.conftest import wait_until
 from tests.container.docker import Docker
+from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.test_sbom import checked
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(600)]
@@ -70,6 +72,22 @@ def test_container_scores(docker: Docker, container: str) -> None:
     answer = post(docker.address(container), "/score", {"texts": ["all the bells", "slleb eht lla"]})
     likely, unlikely = (result["logprob"] for result in answer["results"])
     assert unlikely < likely < 0
+
+
+def test_own_bundles_are_served_beside_the_released_ones(
+    docker: Docker, start: Callable[..., str], tmp_path: Path
+) -> None:
+    write_tiny_bundle(tmp_path / "letters")
+    write_tiny_bundle(tmp_path / "shakespeare-gru")  # comes before the released one of its name
+    (tmp_path / "DEFAULT").write_text("shakespeare-lstm")
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o055)
+    name = start("--volume", f"{tmp_path}:/bundles:ro")
+    found = get(docker.address(name), "/models")
+    sizes = {model["name"]: model["sizes"]["parameters"] for model in found["models"]}
+    assert found["default"] == "shakespeare-lstm"
+    assert sizes["letters"] == sizes["shakespeare-gru"] < sizes["shakespeare-lstm"]
+    assert "hidden by /bundles/shakespeare-gru" in docker.run("exec", name, "meari", "bundles", "list")
 
 
 def test_container_has_the_pictures_of_the_claims(docker: Docker, container: str) -> None:

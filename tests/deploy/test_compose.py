@@ -70,6 +70,14 @@ def test_images_are_fixed_by_their_digests() -> None:
         assert image in ("${BASE}", "service") or re.fullmatch(r"[a-z/]+:v?\d[\w.-]+@sha256:[0-9a-f]{64}", image), image
 
 
+def test_image_is_the_service_unless_training_is_asked_for() -> None:
+    stages = re.findall(r"^FROM (\S+)(?: AS (\w+))?$", DOCKERFILE, re.MULTILINE)
+    assert stages == [("${BASE}", "build"), ("${BASE}", "service"), ("service", "train"), ("service", "")]
+    sent = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    copied = re.findall(r"^COPY (requirements/.+) \S+$", DOCKERFILE, re.MULTILINE)
+    assert {f"!{path}" for paths in copied for path in paths.split()} <= set(sent)
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_no_service_has_rights_or_can_get_some(service: str) -> None:
     assert SERVICES[service]["cap_drop"] == ["ALL"]

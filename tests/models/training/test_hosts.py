@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from meari.models.config import Config
-from tests.models.training.tiny_runs import Clock, chain_text, contents, read_json, run_training, tiny_config
+from meari.models.training.run import train
+from meari.models.training.run_folder import Start, open_run
+from tests.models.training.tiny_runs import Clock, StopAt, chain_text, contents, read_json, run_training, tiny_config
 from tests.models.training.torchrun_runs import ROOT, assert_same_run, write_toml
 from tests.patience import PATIENCE
 from tests.service.running import free_port
@@ -49,10 +51,11 @@ def with_relative_corpus(config: Config) -> Config:
     return replace(config, corpus=replace(config.corpus, train=("chain.txt",)))
 
 
-def started(config: Config, folders: Sequence[Path], *options: str) -> list[Host]:
+def started(config: Config, folders: Sequence[Path], *options: str, max_restarts: int = 3) -> list[Host]:
     """Start a launcher for each folder, all of one run."""
     port = free_port()
-    place = ["--nnodes", str(len(folders)), "--nproc-per-node", "1", "--max-restarts", "3", "--monitor-interval", "0.1"]
+    place = ["--nnodes", str(len(folders)), "--nproc-per-node", "1", "--monitor-interval", "0.1"]
+    place += ["--max-restarts", str(max_restarts)]
     place += ["--rdzv-backend", "c10d", "--rdzv-id", "drill", "--rdzv-endpoint", f"127.0.0.1:{port}"]
     hosts = []
     for number, folder in enumerate(folders):
@@ -130,35 +133,28 @@ def test_killed_process_is_started_again_and_the_run_ends_with_the_bits_of_an_un
     assert len((run / "history.jsonl").read_text().splitlines()) == 300 + 10
 
 
-def test_snapshot_travels_to_a_host_that_has_none(tmp_path: Path) -> None:
-    """Resumed by other hosts: the one that writes has an empty disk, and another has the newest snapshot."""
-    config = tiny_config(tmp_path, steps=40, evaluate_every=10)
-    run_training(replace(config, training=replace(config.training, steps=40)), tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "half")
-    first, second = tmp_path / "first", tmp_path / "second"
-    hosts = started(config, [first, second])
-    await_snapshot(hosts)
-    for host in hosts:
-        host.launcher.send_signal(signal.SIGTERM)
-    for host in hosts:
-        host.ended()
-    [has] = [folder for folder in (first, second) if (folder / RUN / "last").is_dir()]
-    step = read_json(has / RUN / "last" / "progress.json")["step"]
-    shutil.copytree(has, tmp_path / "kept")
-    for folder in (first, second):
-        shutil.rmtree(folder)
-    moved = started(config, [tmp_path / "new", tmp_path / "kept"], "--continue")
-    finished(moved)
-    run = written(moved)
-    assert isinstance(step, int)
-    assert_same_run(run, tmp_path / "whole")
+def test_snapshot_travels_to_a_host_that_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = with_relative_corpus(tiny_config(tmp_path, steps=20, evaluate_every=10))
+    run_training(tiny_config(tmp_path, steps=20, evaluate_every=10), tmp_path / "whole")
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    shutil.copy(tmp_path / "chain.txt", kept)
+    monkeypatch.chdir(kept)
+    interrupting = StopAt(13, lambda: os.kill(os.getpid(), signal.SIGINT))
+    train(config, open_run(RUN, config, Start.FRESH), resume=False, display=interrupting, clock=Clock())
+    assert read_json(RUN / "last" / "progress.json")["step"] == 13
+    hosts = started(config, [tmp_path / "new", kept], "--continue")
+    finished(hosts)
+    assert_same_run(written(hosts), tmp_path / "whole")
+    assert weights(tmp_path / "new" / RUN) == weights(kept / RUN)
+    assert [len((host.folder / RUN / "history.jsonl").read_text().splitlines()) for host in hosts] == [22, 22]
 
 
 def test_hosts_with_different_corpora_are_refused(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "chain.txt").write_text(chain_text(6000, seed=1))
-    hosts = started(config, [tmp_path / "a", tmp_path / "b"])
+    hosts = started(config, [tmp_path / "a", tmp_path / "b"], max_restarts=0)
     ends = [host.ended() for host in hosts]
     assert all(code != 0 for code, _ in ends)
     assert "got another corpus or tokenizer than the others" in "".join(shown for _, shown in ends)
