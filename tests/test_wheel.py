@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.patience import PATIENCE
+from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import clean_environment, running_server
+from tests.service.test_server import until
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("LICENSE", "README.md", "bundles", "export", "meari", "models", "pyproject.toml", "service")
@@ -97,6 +99,10 @@ def test_installed_wheel_serves_its_bundle_in_an_empty_folder(installed: Path, t
     there = ["env", "--chdir", str(empty), "--unset", "PYTHONPATH", f"XDG_DATA_HOME={tmp_path / 'data'}"]
     with running_server(tmp_path, started_by=[*there, str(installed), "serve"]) as server:
         assert server.post("/generate", prompt="To be", max_tokens=5, seed=7).json()["model"] == "shakespeare-rnn"
+        bundle = write_tiny_bundle(tmp_path / "made" / "letters")
+        assert "is now in" in run([*there, str(installed), "bundles", "add", str(bundle)], tmp_path).stdout
+        names = ["letters", "shakespeare-rnn"]
+        until(lambda: [model["name"] for model in server.client.get("/models").json()["models"]] == names)
     assert list(empty.iterdir()) == []
 
 

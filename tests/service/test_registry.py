@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from msgspec import UNSET
 
+from meari.bundle_format.folders import Roots
+from meari.bundle_format.reader import read_manifest
 from meari.errors import NotReady, UnknownModel
 from meari.runtime.bundle import open_bundle
 from meari.runtime.engine import Engine, GenerateCall
@@ -40,7 +42,7 @@ def bundles(tmp_path: Path) -> Path:
 def open_registry() -> Iterator[Open]:
     opened: list[Registry] = []
 
-    def make(bundles: Path, **settings: str) -> Registry:
+    def make(bundles: Roots, **settings: str) -> Registry:
         of_test = Settings(bundles=bundles, workers=1, **settings)  # type: ignore[arg-type]
         registry = Registry(of_test, Place(), poll_seconds=0.05)
         opened.append(registry)
@@ -334,3 +336,21 @@ def cached_tokens(engine: Engine) -> int:
     generation = engine.generate(GenerateCall([2] * 40, 1, time.monotonic() + 10), engine.reserve())
     generation.wait()
     return generation.cached_tokens
+
+
+def test_several_folders_are_followed_and_a_name_belongs_to_the_first(
+    bundles: Path, tmp_path: Path, open_registry: Open
+) -> None:
+    own, later = tmp_path / "own", tmp_path / "later"
+    write_tiny_bundle(own / "beta", decay=0.1)
+    registry = open_registry((own, bundles, later))
+    assert registry.readiness().models == ("alpha", "beta")
+    assert registry.get("beta").bundle.hash == read_manifest(own / "beta")[1]
+    write_tiny_bundle(later / "gamma")
+    await_that(lambda: registry.readiness().models == ("alpha", "beta", "gamma"))
+    shutil.rmtree(own / "beta")  # now the one that it hid is served
+    hidden = read_manifest(bundles / "beta")[1]
+    await_that(lambda: registry.get("beta").bundle.hash == hidden)
+    later.rename(tmp_path / "elsewhere")
+    await_that(lambda: "there is no folder" in str(registry.readiness().failed))
+    assert registry.readiness().models == ("alpha", "beta", "gamma")
