@@ -12,6 +12,11 @@ One process cuts lines and puts results in order:
     run.py, progress.py      all of it together, and the progress bar
     filtering.py             scored lines → parts of a corpus
 
+On a Ray cluster actors do both, for a part of the input each:
+
+    partitions.py            files → ranges of lines; a range → a part of the output, committed once
+    ray_engine.py            ranges to actors, and the manifest
+
 A worker process for each CPU has a backend:
 
     worker.py, records.py    frames → lines → records, bad lines by number

@@ -31,6 +31,7 @@ __all__ = [
     "PARQUET_SUFFIX",
     "ParquetInput",
     "ParquetParts",
+    "check_text_column",
     "is_parquet",
     "json_lines",
     "open_parquet",
@@ -166,20 +167,21 @@ class ParquetInput:
 
     def check_text(self, field: str) -> None:
         """Raise BulkError if there is no column of texts by that name."""
-        import pyarrow as pa
+        check_text_column(self._file, self.name, field)
 
-        schema = self._file.schema_arrow
-        if field not in schema.names:
-            names = ", ".join(schema.names)
-            raise BulkError(f"{self.name}: got the columns {names}, expected one called {field}, or another --field")
-        kind = schema.field(field).type
-        of_values = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (
-            pa.types.is_string(of_values) or pa.types.is_large_string(of_values) or str(of_values) == "string_view"
-        ):
-            raise BulkError(
-                f"{self.name}: {field}: got a column of {kind}, expected one of strings, or another --field"
-            )
+
+def check_text_column(file: pq.ParquetFile, name: str, field: str) -> None:
+    """Raise BulkError if a file has no column of texts by that name."""
+    import pyarrow as pa
+
+    schema = file.schema_arrow
+    if field not in schema.names:
+        columns = ", ".join(schema.names)
+        raise BulkError(f"{name}: got the columns {columns}, expected one called {field}, or another --field")
+    kind = schema.field(field).type
+    values = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(values) or pa.types.is_large_string(values) or pa.types.is_string_view(values)):
+        raise BulkError(f"{name}: {field}: got a column of {kind}, expected one of strings, or another --field")
 
 
 def json_lines(file: pq.ParquetFile, name: str, first_row: int = 0, last_row: int | None = None) -> Iterator[bytes]:

@@ -38,7 +38,19 @@ from meari.bulk.worker_pool import Result, Share, WorkerPool
 from meari.bundle_format.reader import read_manifest
 from meari.bundle_format.signatures import PublicKey
 
-__all__ = ["RemoteBundle", "RunPlan", "RunResult", "run", "run_texts", "score_texts", "seed_of"]
+__all__ = [
+    "SKIP_HINT",
+    "RemoteBundle",
+    "RunPlan",
+    "RunResult",
+    "rows_of",
+    "run",
+    "run_texts",
+    "score_texts",
+    "seed_of",
+    "settings_of",
+    "totals_of",
+]
 
 CHECKPOINT_SECONDS: Final = 1.0
 SKIP_HINT: Final = "--skip-bad writes an error record in its place and goes on"
@@ -169,7 +181,7 @@ def _finished(output: Path, options: ScoreOptions | GenerateOptions, described: 
     try:
         note = msgspec.json.decode(read_note(output) or b"{}")
         found = {name: value for name, value in note["run"].items() if name != "meari_progress"}
-        totals = _totals_of(options, note["totals"])
+        totals = totals_of(options, note["totals"])
     except (msgspec.DecodeError, KeyError):
         raise CannotResume(f"{output}: it holds no run of this command, expected one to resume") from None
     check_same(output, found, described)
@@ -194,7 +206,8 @@ def score_texts(texts: Sequence[str], options: ScoreOptions, plan: RunPlan) -> b
         return b"".join(_without_bad(results, source, plan))
 
 
-def _totals_of(options: ScoreOptions | GenerateOptions, counts: dict[str, int]) -> AnyTotals:
+def totals_of(options: ScoreOptions | GenerateOptions, counts: dict[str, int]) -> AnyTotals:
+    """Return sums by the names of their fields."""
     return ScoreTotals(**counts) if isinstance(options, ScoreOptions) else GenerateTotals(**counts)
 
 
@@ -255,7 +268,7 @@ class Run:
 
     def totals(self, options: ScoreOptions | GenerateOptions) -> AnyTotals:
         """Return the sums so far."""
-        return _totals_of(options, self.at.totals or {})
+        return totals_of(options, self.at.totals or {})
 
     def num_bad(self) -> int:
         """Return the number of bad lines so far."""
@@ -400,16 +413,22 @@ def _setup(options: ScoreOptions | GenerateOptions, plan: RunPlan, num_requests:
 
 
 def _described(source: Lines, options: ScoreOptions | GenerateOptions, plan: RunPlan) -> dict[str, Any]:
-    """Return all that the output depends on, flat: of the bundle its hash, not its folder."""
-    settings: dict[str, Any] = msgspec.to_builtins(options)
-    settings = {**settings.pop("request", {}), **settings}
-    settings["bundle"] = read_manifest(Path(options.bundle))[1] if plan.remote is None else plan.remote.hash
-    del settings["server"]
-    if options.format != "tsv":
-        del settings["skip_bad"]  # good lines come out the same
+    """Return all that the output depends on, flat."""
+    settings = settings_of(options, plan.remote)
     settings |= {f"input_{name}": value for name, value in source.identity().items()}
     flat: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(settings))
     return flat
+
+
+def settings_of(options: ScoreOptions | GenerateOptions, remote: RemoteBundle | None) -> dict[str, Any]:
+    """Return the options on which the output depends, flat: of the bundle its hash, not its folder."""
+    settings: dict[str, Any] = msgspec.to_builtins(options)
+    settings = {**settings.pop("request", {}), **settings}
+    settings["bundle"] = read_manifest(Path(options.bundle))[1] if remote is None else remote.hash
+    del settings["server"]
+    if options.format != "tsv":
+        del settings["skip_bad"]  # good lines come out the same
+    return settings
 
 
 def _num_workers(source: Source, plan: RunPlan, share: Share) -> int:

@@ -20,6 +20,7 @@ from meari.cli._target import Target, signing_keys
 
 if TYPE_CHECKING:
     from meari.bulk.options import InputFormat, OutputFormat, WorkOptions
+    from meari.bulk.partitions import Inputs
     from meari.bulk.run import RemoteBundle, RunPlan, RunResult
     from meari.bulk.source import Source
 
@@ -97,6 +98,20 @@ RUN_OPTIONS = (
         type=click.Path(path_type=Path),
         help="Also write the summary to this file, as JSON.",
     ),
+    click.option(
+        "--engine",
+        type=Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="ray, with meari[ray]: actors of a Ray cluster (RAY_ADDRESS, or one started here); -o is then a folder or "
+        "URL for the parts of the output.",
+    ),
+    click.option(
+        "--partition-mb",
+        metavar="N",
+        type=click.FloatRange(0, 1 << 20, min_open=True),
+        help="With --engine ray: size of a part of the input, in MiB.  [16]",
+    ),
     click.option("-q", "--quiet", is_flag=True, help="Write no summary to standard error."),
 )
 
@@ -117,6 +132,8 @@ class RunOptions:
     jobs: int | None
     progress: bool | None
     summary: Path | None
+    engine: str
+    partition_mb: float | None
     quiet: bool
 
     def check(self) -> None:
@@ -129,6 +146,8 @@ class RunOptions:
             raise click.UsageError(
                 f"--field: got {self.field!r} with --input-format text, expected jsonl, which has fields"
             )
+        if self.partition_mb is not None and self.engine != "ray":
+            raise click.UsageError(f"--partition-mb: got {self.partition_mb} without --engine ray, expected none")
         if self.output is not None and self.output.is_dir():
             raise click.UsageError(f"--output: got {self.output}, a folder, expected a file")
         if self.summary is not None and (self.summary.is_dir() or not self.summary.absolute().parent.is_dir()):
@@ -163,6 +182,7 @@ class RunOptions:
             "--input-format": self.input_format != "auto",
             "--field": bool(self.field),
             "--output FILE.parquet": self.writes_parquet,
+            "--engine ray": self.engine == "ray",
         }
         return [name for name, is_given in given.items() if is_given]
 
@@ -307,7 +327,7 @@ def check_format(wanted: str | None, run: RunOptions, *, as_json: bool) -> None:
     """Raise UsageError for a format that another option or the output's name contradicts."""
     if as_json and wanted not in (None, "jsonl"):
         raise click.UsageError(f"--json: got it with --format {wanted}, expected one of the two")
-    if wanted == "parquet" and not run.writes_parquet:
+    if wanted == "parquet" and not run.writes_parquet and run.engine != "ray":
         output = "standard output" if run.output is None else run.output
         raise click.UsageError(f"--format: got parquet for {output}, expected -o FILE.parquet with it")
     if run.writes_parquet and (as_json or wanted not in (None, "parquet")):
@@ -315,7 +335,7 @@ def check_format(wanted: str | None, run: RunOptions, *, as_json: bool) -> None:
         raise click.UsageError(f"--output: got {run.output} with {came}, expected --format parquet, or another name")
 
 
-def format_of(run: RunOptions, source: Source) -> InputFormat:
+def format_of(run: RunOptions, source: Source | Inputs) -> InputFormat:
     """Return the format by the option, the files' names or their first lines. Raises UsageError for a mixture."""
     found: dict[InputFormat, str] = {}
     for name, line in source.first_lines():
@@ -340,7 +360,7 @@ def _format_of_one(run: RunOptions, name: str, first_line: bytes) -> InputFormat
     return "jsonl" if name.endswith(_JSONL_SUFFIXES) or is_like_object(first_line) else "text"
 
 
-def check_names(source: Source, options: WorkOptions) -> None:
+def check_names(source: Source | Inputs, options: WorkOptions) -> None:
     """Raise UsageError if the first line has a field that is named like a figure of the output."""
     import msgspec
 
@@ -358,7 +378,7 @@ def check_names(source: Source, options: WorkOptions) -> None:
         raise click.UsageError(clash)
 
 
-def columns_of(source: Source, options: WorkOptions) -> tuple[str, ...]:
+def columns_of(source: Source | Inputs, options: WorkOptions) -> tuple[str, ...]:
     """Return the fields of the first line that get columns of their own in a TSV output."""
     if options.format != "tsv" or options.input_format != "jsonl":
         return ()

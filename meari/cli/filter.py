@@ -112,6 +112,8 @@ def command(files: tuple[str, ...], target: Target, options: FilterOptions, run:
     the figures. The thresholds are quantiles over a reference and stand in thresholds.json. Empty lines and, with
     --skip-bad, bad ones are left out.
     """
+    if run.engine == "ray":
+        raise click.UsageError("--engine: got ray, expected local")
     if "-" in files:
         raise click.UsageError("FILE: got standard input, expected files: they are read twice")
     if run.output is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -176,7 +176,7 @@ def command(
     prompts: str | None,
     target: Target,
     sampling: SamplingOptions,
-    output_format: OutputFormat | None,
+    output_format: Literal["jsonl", "tsv", "text", "parquet"] | None,
     run: RunOptions,
     as_json: bool,
 ) -> None:
@@ -187,7 +187,9 @@ def command(
     A service gives the texts that a bundle of this machine would.
     """
     check_format(output_format, run, as_json=as_json)
-    wanted = "jsonl" if as_json or run.writes_parquet else output_format
+    to_parquet = run.writes_parquet or output_format == "parquet"  # made of JSONL
+    named = None if output_format == "parquet" else output_format
+    wanted = "jsonl" if as_json or to_parquet else named
     request = sampling.request()
     if prompts is None:
         if given := run.needs_lines:
@@ -202,11 +204,58 @@ def command(
             "--skip-bad, --max-bad: got --format text, which has no place for errors, expected jsonl or tsv"
         )
     with endings():
-        _many(prompts, request, target, wanted or "jsonl", run)
+        _many(prompts, request, target, wanted or "jsonl", run, to_parquet=to_parquet)
 
 
-def _many(name: str, request: GenerateRequest, target: Target, output_format: OutputFormat, run: RunOptions) -> None:
+def _many(
+    name: str,
+    request: GenerateRequest,
+    target: Target,
+    output_format: OutputFormat,
+    run: RunOptions,
+    *,
+    to_parquet: bool,
+) -> None:
     """Continue every line of a file."""
+    if run.engine == "ray":
+        result, seed = _many_with_ray(name, request, target, output_format, run, to_parquet=to_parquet)
+    else:
+        result, seed = _many_here(name, request, target, output_format, run)
+    summary = {**_summary(result, seed), "max_bad_lines": run.bad_limit}
+    tell_summary(summary, _in_words, run, summary["num_prompts"])
+
+
+def _many_with_ray(
+    name: str,
+    request: GenerateRequest,
+    target: Target,
+    output_format: OutputFormat,
+    run: RunOptions,
+    *,
+    to_parquet: bool,
+) -> tuple[RunResult, int]:
+    import msgspec
+
+    from meari.bulk.options import GenerateOptions
+    from meari.bulk.ray_engine import seed_of_job
+    from meari.cli._ray import output_url, run_with_ray
+
+    seed = request.seed
+    if seed is msgspec.UNSET:
+        seed = secrets.randbits(53)
+        seed = seed_of_job(output_url(run), seed) if run.resume else seed
+    assert isinstance(seed, int)
+
+    def options_of(common: dict[str, Any], _: object) -> GenerateOptions:
+        return GenerateOptions(request=request, seed=seed, **common)
+
+    result, _, _ = run_with_ray([name], target, run, output_format, options_of, to_parquet=to_parquet)
+    return result, seed
+
+
+def _many_here(
+    name: str, request: GenerateRequest, target: Target, output_format: OutputFormat, run: RunOptions
+) -> tuple[RunResult, int]:
     import msgspec
 
     from meari.bulk.options import GenerateOptions
@@ -222,9 +271,7 @@ def _many(name: str, request: GenerateRequest, target: Target, output_format: Ou
     )
     options = msgspec.structs.replace(options, columns=columns_of(source, options))
     check_names(source, options)
-    result = run_bulk(source, options, plan)
-    summary = {**_summary(result, options.seed), "max_bad_lines": run.bad_limit}
-    tell_summary(summary, _in_words, run, summary["num_prompts"])
+    return run_bulk(source, options, plan), options.seed
 
 
 def _one(prompt: str, request: GenerateRequest, target: Target, output_format: OutputFormat, run: RunOptions) -> None:

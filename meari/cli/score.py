@@ -138,7 +138,7 @@ def command(
     files: tuple[str, ...],
     texts: tuple[str, ...],
     target: Target,
-    output_format: Literal["jsonl", "tsv", "table"] | None,
+    output_format: Literal["jsonl", "tsv", "parquet", "table"] | None,
     figures: FigureOptions,
     run: RunOptions,
     as_json: bool,
@@ -150,8 +150,9 @@ def command(
     any size take the same memory. A service gives the figures that a bundle of this machine would.
     """
     check_format(output_format, run, as_json=as_json)
-    is_jsonl = as_json or run.writes_parquet  # rows of Parquet are written as JSONL first
-    wanted = "jsonl" if is_jsonl else output_format or ("table" if texts else "jsonl")
+    to_parquet = run.writes_parquet or output_format == "parquet"  # made of JSONL
+    named = None if output_format == "parquet" else output_format
+    wanted = "jsonl" if as_json or to_parquet else named or ("table" if texts else "jsonl")
     if bool(files) == bool(texts):
         raise click.UsageError("FILE and --text: got " + ("both" if texts else "none") + ", expected one of the two")
     if wanted == "tsv" and figures.tokens and figures.words:
@@ -164,7 +165,7 @@ def command(
         elif wanted == "table":
             raise click.UsageError("--format: got table with FILE, expected jsonl or tsv, or --text")
         else:
-            result, options, model_facts = _score_lines(files, target, wanted, figures, run)
+            result, options, model_facts = _score_lines(files, target, wanted, figures, run, to_parquet=to_parquet)
             summary = {**_summary(result, options, model_facts), "max_bad_lines": run.bad_limit}
             tell_summary(summary, _in_words, run, summary["num_texts"] + summary["num_blank"])
 
@@ -196,9 +197,27 @@ def _score_texts(
 
 
 def _score_lines(
-    files: Sequence[str], target: Target, output_format: OutputFormat, figures: FigureOptions, run: RunOptions
+    files: Sequence[str],
+    target: Target,
+    output_format: OutputFormat,
+    figures: FigureOptions,
+    run: RunOptions,
+    *,
+    to_parquet: bool,
 ) -> tuple[RunResult, ScoreOptions, ModelFacts]:
     """Score every line of some files."""
+    if run.engine == "ray":
+        from meari.bulk.options import ScoreOptions
+        from meari.cli._ray import run_with_ray
+
+        return run_with_ray(
+            files,
+            target,
+            run,
+            output_format,
+            lambda common, facts: ScoreOptions(**common, **figures.fields(has_ends=facts.has_ends)),
+            to_parquet=to_parquet,
+        )
     import msgspec
 
     from meari.bulk.run import run as run_bulk

@@ -1,0 +1,162 @@
+"""Test partitions without Ray: their borders, their lines, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from meari.bulk.backends import open_local
+from meari.bulk.errors import BulkError
+from meari.bulk.options import ScoreOptions
+from meari.bulk.partitions import (
+    OF_SCORE,
+    Commit,
+    Folder,
+    Partition,
+    chunks_of,
+    commit_partition,
+    list_inputs,
+    numbered,
+    ranges_of,
+    survey,
+)
+from meari.bulk.score import ScoreWork
+from tests.bulk.command import meari
+
+LINES = [b"ab\n", b"\n", b"c" * 40 + b"\n", b"dd\r\n", "é한\n".encode(), b"\n", b"last"]
+
+
+def partitions_of(*paths: Path | str, size: int) -> list[Partition]:
+    files = list_inputs([str(path) for path in paths])
+    return numbered(survey(*one, size) for file in files for one in ranges_of(file, size))
+
+
+def lines_in(partition: Partition) -> bytes:
+    return b"".join(chunk.data for chunk in chunks_of(partition, OF_SCORE))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_partitions_of_any_size_hold_each_line_once_with_its_number(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    data = b"".join(draw.choices(LINES[:-1], k=draw.randint(0, 30))) + draw.choice([b"", b"last", b"x\n"])
+    path = tmp_path / "lines.txt"
+    path.write_bytes(data)
+    found = partitions_of(path, size=draw.choice([1, 2, 3, 7, 50, 1000]))
+    assert b"".join(map(lines_in, found)) == data
+    assert [one.number for one in found] == list(range(len(found)))
+    for one in found:
+        assert one.first_line == data[: one.start].count(b"\n") + 1
+        assert one.num_lines == len(data[one.start : one.end].removesuffix(b"\n").split(b"\n"))
+
+
+def test_lines_of_several_files_are_counted_in_each(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("ab\n" * 10)
+    (tmp_path / "c.gz").write_bytes(gzip.compress(b"ab\n" * 10))
+    found = partitions_of(tmp_path / "a.txt", tmp_path / "b.txt", tmp_path / "c.gz", size=15)
+    places = [(Path(one.name).name, one.first_line, one.num_lines) for one in found]
+    assert places == [("a.txt", 1, 5), ("a.txt", 6, 5), ("b.txt", 1, 5), ("b.txt", 6, 5), ("c.gz", 1, None)]
+    assert lines_in(found[-1]) == b"ab\n" * 10
+
+
+def test_row_groups_of_parquet_are_partitions(tmp_path: Path) -> None:
+    rows = [{"text": f"ab{n}", "id": n} for n in range(25)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet", row_group_size=10)
+    found = partitions_of(tmp_path / "in.parquet", size=1)
+    assert [(one.start, one.end, one.first_line) for one in found] == [(0, 10, 1), (10, 20, 11), (20, 25, 21)]
+    assert b"".join(map(lines_in, found)) == b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
+
+
+def test_url_of_any_file_system_is_read_and_written(bundles: Path, tmp_path: Path) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    memory = MemoryFileSystem()
+    memory.pipe("/corpus/b.txt", b"cd\n")
+    memory.pipe("/corpus/a.txt", b"ab\n" * 8)
+    memory.pipe("/corpus/ignored.bin", b"\0")
+    found = partitions_of("memory://corpus", size=12)
+    assert [(one.name, one.first_line) for one in found] == [
+        ("memory:///corpus/a.txt", 1),
+        ("memory:///corpus/a.txt", 5),
+        ("memory:///corpus/b.txt", 1),
+    ]
+    folder = Folder("memory://out")
+    folder.make()
+    commit = commit_one(bundles, found[1], folder)
+    assert isinstance(commit, Commit)
+    records = [json.loads(line) for line in memory.cat("/out/parts/part-00001.jsonl").splitlines()]
+    assert [record["line"] for record in records] == [5, 6, 7, 8]
+    assert folder.commits() == [commit]
+
+
+def commit_one(bundles: Path, partition: Partition, folder: Folder, **options: Any) -> Commit | str:
+    scoring = ScoreOptions(bundle=str(bundles / "letters"), input_format="text", format="jsonl", **options)
+    backend = open_local(bundles / "letters")
+    try:
+        work = ScoreWork(backend, scoring)
+        return commit_partition(partition, work, scoring, folder, suffix=".jsonl", max_bad=0)
+    finally:
+        backend.close()
+
+
+def test_parts_are_the_bytes_of_a_run_without_ray_and_written_once(bundles: Path, tmp_path: Path) -> None:
+    path = tmp_path / "in.txt"
+    path.write_bytes(b"".join(LINES[:-1] * 20) + b"a" * 600_000 + b"\n" + LINES[-1])
+    found = partitions_of(path, size=900)
+    folder = Folder(str(tmp_path / "out"))
+    folder.make()
+    commits = [commit_one(bundles, partition, folder) for partition in found]
+    whole = meari("score", path, "--bundles", bundles)
+    parts = [tmp_path / "out" / "parts" / f"part-{number:05}.jsonl" for number in range(len(found))]
+    assert b"".join(part.read_bytes() for part in parts) == whole.stdout
+    parts[0].write_bytes(b"not again")
+    assert commit_one(bundles, found[0], folder) == commits[0]
+    assert parts[0].read_bytes() == b"not again"
+
+
+def test_input_that_changed_since_the_job_began_is_refused(bundles: Path, tmp_path: Path) -> None:
+    path, folder = tmp_path / "in.txt", Folder(str(tmp_path / "out"))
+    path.write_text("ab\ncd\n")
+    [partition] = partitions_of(path, size=100)
+    path.write_text("ab\nce\n")
+    folder.make()
+    with pytest.raises(BulkError, match="got other bytes than when the job began"):
+        commit_one(bundles, partition, folder)
+    assert folder.commits() == []
+    assert list((tmp_path / "out" / "parts").iterdir()) == []
+
+
+def test_bad_line_beyond_the_limit_ends_its_partition_without_a_part(bundles: Path, tmp_path: Path) -> None:
+    path, folder = tmp_path / "in.txt", Folder(str(tmp_path / "out"))
+    path.write_bytes(b"ab\n\xff\n")
+    [partition] = partitions_of(path, size=100)
+    folder.make()
+    problem = commit_one(bundles, partition, folder)
+    assert problem == f"{path}: line 2: got bytes that are not UTF-8 at byte 1, expected UTF-8"
+    assert folder.commits() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["score", "-"], "got standard input with --engine ray"),
+        (["score", "x.txt", "--server", "http://localhost:1"], "--server: got http://localhost:1 with --engine ray"),
+        (["score", "x.txt"], "--output: missing, expected -o DIR"),
+        (["score", "x.txt", "--resume", "--overwrite", "-o", "out"], "--resume and --overwrite exclude each other"),
+        (["score", "--text", "ab"], "--engine ray: got it with --text"),
+        (["generate", "ab"], "--engine ray: got it without --prompts"),
+    ],
+)
+def test_options_that_do_not_fit_ray_are_refused(bundles: Path, words: list[str], message: str) -> None:
+    where = [] if "--server" in words else ["--bundles", bundles]
+    done = meari(*words, "--engine", "ray", *where)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.decode().split())

@@ -1,0 +1,71 @@
+"""A Ray cluster of several nodes on this machine, as a process: `python ray_nodes.py NUM_NODES`.
+
+Input: on standard input a line `kill`, which kills the newest node with all that runs on it, or the end, which ends the
+cluster. Output: on standard output the address, then a line for each node killed. Must not know: what the cluster does.
+
+The head has no CPU for work; every other node has one. The raylet of a node waits no longer than 15 s for its agent,
+which takes longer on a busy machine: the files that the agent would write without a dashboard are written before.
+"""
+
+from __future__ import annotations
+
+import inspect
+import socket
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+import ray._private.services as services
+from ray.cluster_utils import Cluster
+
+STORE_BYTES: Final = 80 << 20
+PORT_FILES: Final = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port")
+
+
+def do_not_wait_for_agents() -> None:
+    """Write the ports of agents that have none before a raylet asks for them."""
+    start = services.start_raylet
+    signature = inspect.signature(start)
+
+    def started(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        for name in PORT_FILES:
+            (Path(given["session_dir"]) / f"{name}_{given['node_id']}").write_text("-1")
+        return start(*args, **kwargs)
+
+    services.start_raylet = started
+
+
+def node(num_cpus: int) -> dict[str, Any]:
+    """Return the arguments of a node."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        agent, store = (one.getsockname()[1] for one in sockets)
+    return {
+        "num_cpus": num_cpus,
+        "object_store_memory": STORE_BYTES,
+        "include_dashboard": False,
+        "runtime_env_agent_port": agent,
+        "object_manager_port": store,
+    }
+
+
+def main() -> None:
+    """Start the cluster and do what is asked."""
+    do_not_wait_for_agents()
+    cluster = Cluster(initialize_head=True, head_node_args=node(0))
+    nodes = [cluster.add_node(wait=False, **node(1)) for _ in range(int(sys.argv[1]))]
+    cluster.wait_for_nodes(timeout=120)
+    print(cluster.address, flush=True)  # noqa: T201
+    for line in sys.stdin:
+        if line.strip() == "kill":
+            cluster.remove_node(nodes.pop(), allow_graceful=False)
+            print("killed", flush=True)  # noqa: T201
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Drill: a corpus on a Ray cluster whose nodes are killed, then its driver; the job is resumed.
+
+Input: generated lines with numbers. The parts must hold each line once, in order, with the bytes of a run without Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+import msgspec
+import pytest
+
+from tests.bulk.command import RELEASED, arguments
+from tests.drills.drill import Drill
+from tests.patience import PATIENCE
+from tests.service.running import ROOT, clean_environment
+
+ray = pytest.importorskip("ray")
+
+MODEL: Final = "shakespeare-gru"
+WORDS: Final = ("to", "be", "or", "not", "that", "is", "the", "question", "whether", "nobler", "mind", "suffer")
+NUM_PARTITIONS: Final = 12
+MIN_SHARE: Final = 0.85
+MAX_GROWTH_MB: Final = 100
+
+
+@dataclass
+class Nodes:
+    """A cluster; see ray_nodes.py."""
+
+    process: subprocess.Popen[str]
+    address: str
+
+    def kill_one(self) -> None:
+        """Kill a node, and wait until it is gone."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("kill\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "killed\n"
+
+
+@contextmanager
+def cluster(num_nodes: int) -> Iterator[Nodes]:
+    command = [sys.executable, Path(__file__).with_name("ray_nodes.py"), str(num_nodes)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            address = process.stdout.readline().strip()
+            assert address, "the cluster did not start"
+            yield Nodes(process, address)
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(PATIENCE)
+            finally:
+                process.kill()
+
+
+def write_lines(path: Path, count: int, seed: int) -> None:
+    draw = random.Random(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            text = " ".join(draw.choices(WORDS, k=draw.randint(2, 18)))
+            file.write(json.dumps({"id": number, "text": text}) + "\n")
+
+
+def wait_until(is_so: Callable[[], bool], job: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for something that the job does. Fails if the job ends first."""
+    tick, deadline = threading.Event(), time.monotonic() + seconds
+    while not is_so():
+        assert job.poll() is None, f"the job ended with {job.returncode} before it was killed"
+        assert time.monotonic() < deadline
+        tick.wait(0.05)
+
+
+def actors() -> list[int]:
+    """Return the processes of actors with an engine."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and b"MapWorker(MapBatches(_Engine))" in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def peak_mb(pids: list[int]) -> float:
+    """Return the largest resident size so far of some processes."""
+    peaks = [0.0]
+    for pid in pids:
+        try:
+            status = Path(f"/proc/{pid}/status").read_text("ascii")
+        except OSError:
+            continue
+        peaks += [int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")]
+    return max(peaks)
+
+
+def maps_of(pids: list[int]) -> str:
+    """Return the names of the libraries that some processes have loaded."""
+    return "\n".join(Path(f"/proc/{pid}/maps").read_text("utf-8") for pid in pids if Path(f"/proc/{pid}").exists())
+
+
+def raw_tokens_per_cpu_second(lines: Path, output: Path, num_lines: int) -> float:
+    """Return the tokens a CPU-second of a run without Ray on the first lines, in one worker."""
+    some = output.with_suffix(".some.jsonl")
+    with lines.open("rb") as file:
+        some.write_bytes(b"".join(file.readline() for _ in range(num_lines)))
+    empty = output.with_suffix(".one.jsonl")
+    empty.write_bytes(some.read_bytes().splitlines(keepends=True)[0])
+    used, tokens = [], []
+    for path in (empty, some):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        summary = output.with_suffix(".summary.json")
+        words = ["score", path, "--bundles", RELEASED, "--model", MODEL, "-j", 1, "--summary", summary, "--overwrite"]
+        subprocess.run(arguments(*words, "-o", output, "-q"), cwd=ROOT, env=clean_environment(), check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        tokens.append(json.loads(summary.read_text())["num_tokens"])
+    return float(tokens[1] - tokens[0]) / (used[1] - used[0])
+
+
+def check_parts(folder: Path, num_lines: int) -> tuple[dict[str, Any], str]:
+    """Check that every line stands in the parts once and in order; return the manifest and the hash of all parts."""
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
+    number, whole = 0, hashlib.sha256()
+    for part in manifest["parts"]:
+        own = hashlib.sha256()
+        with (folder / "parts" / part["part"]).open("rb") as file:
+            first = number
+            for line in file:
+                own.update(line)
+                whole.update(line)
+                assert msgspec.json.decode(line)["id"] == number
+                number += 1
+        assert own.hexdigest() == part["sha256"]
+        assert number - first == part["lines"]
+    assert number == num_lines
+    assert {path.name for path in (folder / "parts").iterdir()} >= {part["part"] for part in manifest["parts"]}
+    return manifest, whole.hexdigest()
+
+
+def test_ray_job_survives_a_killed_node_and_a_killed_driver(drill: Drill, tmp_path: Path) -> None:
+    num_lines = drill.size(3_000, 10_000_000)
+    num_partitions = NUM_PARTITIONS if not drill.is_long else max(NUM_PARTITIONS, num_lines // 20_000)
+    lines, folder = tmp_path / "lines.jsonl", tmp_path / "scores"
+    write_lines(lines, num_lines, drill.seed)
+    size_mb = lines.stat().st_size / (1 << 20) / num_partitions
+    words = ["score", lines, "--bundles", RELEASED, "--model", MODEL, "--engine", "ray", "-o", folder]
+    command = arguments(*words, "--partition-mb", size_mb, "--summary", tmp_path / "summary.json")
+    patience = PATIENCE if not drill.is_long else 10 * PATIENCE
+
+    def committed() -> int:
+        return sum(1 for _ in (folder / "commits").glob("[0-9]*.json"))
+
+    with cluster(drill.pick(2, 3)) as nodes, (tmp_path / "driver.log").open("wb") as log:
+        environment = {**clean_environment(), "RAY_ADDRESS": nodes.address}
+
+        def start(*more: str, log: IO[bytes] = log) -> subprocess.Popen[bytes]:
+            return subprocess.Popen([*command, *more], cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+        job = start()
+        wait_until(lambda: committed() > 0, job, patience)
+        early_mb, loaded = peak_mb(actors()), maps_of(actors())
+        wait_until(lambda: committed() >= num_partitions // 4, job, patience)
+        nodes.kill_one()
+        wait_until(lambda: committed() >= num_partitions // 2, job, patience)
+        late_mb = peak_mb(actors())
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+        at_kill = committed()
+        resumed = start("--resume")
+        assert resumed.wait(patience) == 0, (tmp_path / "driver.log").read_text()
+        late_mb = max(late_mb, peak_mb(actors()))
+    manifest, found = check_parts(folder, num_lines)
+    sample = min(num_lines, drill.pick(3_000, 20_000))
+    raw = raw_tokens_per_cpu_second(lines, tmp_path / "raw.jsonl", sample)
+    whole = hashlib.sha256((tmp_path / "raw.jsonl").read_bytes()).hexdigest()
+    share = manifest["totals"]["num_tokens"] / manifest["cpu_seconds"] / raw
+    drill.record("lines", num_lines, "10,000,000 in full")
+    drill.record("tokens", manifest["totals"]["num_tokens"])
+    drill.record("partitions, of which committed when the driver was killed", f"{num_partitions:,}, {at_kill:,}")
+    drill.record("lines lost or doubled", 0, 0)
+    drill.record("peak of an actor after the first partition, MB", early_mb)
+    drill.record("peak of an actor at the end, MB", late_mb, f"≤ {MAX_GROWTH_MB} more")
+    drill.record("tokens a CPU-second without Ray", raw)
+    drill.record("the same on Ray, share", share, f"≥ {MIN_SHARE}")
+    assert "torch" not in loaded
+    assert at_kill < num_partitions
+    assert late_mb <= early_mb + MAX_GROWTH_MB
+    assert share >= MIN_SHARE
+    if sample == num_lines:
+        assert found == whole
