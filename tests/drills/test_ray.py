@@ -55,7 +55,7 @@ class Nodes:
 
 @contextmanager
 def cluster(num_nodes: int) -> Iterator[Nodes]:
-    command = [sys.executable, Path(__file__).with_name("ray_nodes.py"), str(num_nodes)]
+    command = [sys.executable, str(Path(__file__).with_name("ray_nodes.py")), str(num_nodes)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdin is not None
         assert process.stdout is not None
