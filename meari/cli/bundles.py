@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meari.cli._options import echo_json, json_option
+from meari.cli._options import complete_bundle, echo_json, json_option
 from meari.cli._tables import Table, show
 from meari.cli._target import bundles_folder, signing_keys
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   meari bundles list
-  meari bundles add runs/exported/my-lstm
-  meari bundles add my-lstm.zip --name letters
+  meari bundles add bundles/shakespeare-gru --name my-gru
+  meari bundles add my-lstm.zip
   meari bundles add "https://example.org/my-lstm.zip#sha256=HASH"
   meari bundles remove my-lstm
 """
@@ -29,7 +29,7 @@ MAX_SECONDS = 3600.0
 
 @click.command("bundles", epilog=EXAMPLES, short_help="List, add and remove bundles of your own.")
 @click.argument("action", type=click.Choice(["list", "add", "remove"]))
-@click.argument("sources", nargs=-1, metavar="[SOURCE…|NAME]")
+@click.argument("sources", nargs=-1, metavar="[SOURCE…|NAME]", shell_complete=complete_bundle)
 @click.option("--sha256", metavar="HASH", help="With add: SHA-256 that the zip file must have; a URL needs one.")
 @click.option("--name", help="With add: name of the bundle, in place of its folder's.")
 @click.option(

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import re
 import shlex
 import shutil
 import subprocess
+import threading
+from collections.abc import Mapping
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 
 import click
 import pytest
@@ -110,7 +116,9 @@ def test_examples_of_the_main_help_parse() -> None:
         parse(line)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in (*PARSED, "evaluate", "export", "sign")])
+@pytest.mark.parametrize(
+    "verb", [verb for verb in VERBS if verb not in (*PARSED, "bundles", "evaluate", "export", "sign")]
+)
 def test_examples_run_in_order(verb: str, folder: Path, url: str, environment: dict[str, str]) -> None:
     run_examples(verb, folder, url, environment)
 
@@ -132,10 +140,33 @@ def test_examples_of_signing_succeed(folder: Path, environment: dict[str, str]) 
     assert (link / "signature.json").is_file()
 
 
-def run_examples(verb: str, folder: Path, url: str, environment: dict[str, str]) -> None:
+def test_examples_of_bundles_succeed(folder: Path, environment: dict[str, str]) -> None:
+    shutil.copytree(folder / "bundles" / "shakespeare-rnn", folder / "packed" / "my-lstm")
+    archive = Path(shutil.make_archive(str(folder / "my-lstm"), "zip", folder / "packed"))
+    sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
+    own = {key: value for key, value in environment.items() if key != "XDG_DATA_HOME"}
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        try:
+            run_examples("bundles", folder, "", own, {"https://example.org": address, "HASH": sha256})
+        finally:
+            server.shutdown()
+            thread.join()
+    [left] = (folder / ".local" / "share" / "meari" / "bundles").iterdir()
+    assert left.name == "my-gru"
+
+
+def run_examples(
+    verb: str, folder: Path, url: str, environment: dict[str, str], also: Mapping[str, str] = MappingProxyType({})
+) -> None:
     for line in examples(verb):
+        run = line.replace(ADDRESS, url)
+        for written, meant in also.items():
+            run = run.replace(written, meant)
         done = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", line.replace(ADDRESS, url)],
+            ["bash", "-o", "pipefail", "-c", run],
             cwd=folder,
             env=environment | {"HOME": str(folder)},
             capture_output=True,
