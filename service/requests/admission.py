@@ -3,11 +3,11 @@
 Input: arriving requests, the bytes that each is about to hold, and when each ends. Output: a ticket, or Overloaded or
 TooLarge. Must not know: models, and what a request asks for.
 
-With N requests inside and X answered per second, each takes N / X seconds (Little's law). X hardly grows once the
-engine's batch has reached its knee, so every further request only makes all of them wait longer. Yet a limit on N alone
-would refuse sixty clients that each wait for their answer before they send the next request, or a burst that is soon
-over. Overload differs from both in how N grows: theirs grows at once and then stays, because one request arrives as
-another leaves; under overload it keeps growing.
+With N requests inside and X answered per second, each takes N / X seconds (Little's law). X hardly grows beyond the
+knee, so every further request only makes all of them wait longer. Yet a limit on N alone would refuse sixty clients
+that each wait for their answer before they send the next request, or a burst that is soon over. Overload differs from
+both in how N grows: theirs grows at once and then stays, because one request arrives as another leaves; under overload
+it keeps growing.
 
 At each bound on N, a caller with fewer requests inside than its even share of the bound is let in all the same, up to
 FAIR_REQUESTS beyond: one that sends a hundred requests at once does not keep out one that sends a single one.
@@ -35,6 +35,7 @@ CALM_RATIO: Final = 1.05  # arrivals to departures: the engine keeps up
 STORM_SLICES: Final = 4
 STORM_RATIO: Final = 8  # arrivals to departures: clients do not wait before they ask again
 KNEE_SHARE: Final = 0.5  # of the slots: so many requests give nearly the tokens a second of those in all slots
+MIN_KNEE: Final = 8  # requests: with fewer, chance leaves a worker without work too often
 MAX_RETRY_SECONDS: Final = 60
 FAIR_REQUESTS: Final = 16  # half of the threads beyond the bound
 SMALL_BYTES: Final = 1 << 20  # of a request: only such ones may hold the last eighth of the bound on bytes
@@ -117,7 +118,7 @@ class Admission:
         self._max_requests = max_requests
         self._max_bytes = max_bytes
         self._gate = OverloadGate(num_slots)
-        self.knee = max(1, round(KNEE_SHARE * num_slots))
+        self.knee = max(MIN_KNEE, round(KNEE_SHARE * num_slots))
         self._lock = threading.Lock()
         self._requests = 0
         self._inside: Counter[str] = Counter()  # requests by caller

@@ -129,11 +129,11 @@ def test_double_load_leaves_capacity_and_answers_soon(
     with own_cpu(tmp_path, bundle, **settings) as (server, num_workers), Load(server.port) as load:
         clients = CLIENTS * num_workers
         capacity(load, bodies, 8, drill.pick(0.3, 2.0))
-        before = capacity(load, bodies, clients, drill.pick(1.0, 10.0))
+        before = capacity(load, bodies, clients, drill.pick(1.0, 8.0))
         rate = before.answers_per_second
-        busy = offered(load, bodies, 0.8 * rate, drill.pick(1.0, 20.0), choice)
-        flooded = offered(load, bodies, 2 * rate, drill.pick(2.5, 35.0), choice)
-        after = capacity(load, bodies, clients, drill.pick(1.0, 10.0))
+        busy = offered(load, bodies, 0.8 * rate, drill.pick(1.0, 16.0), choice)
+        flooded = offered(load, bodies, 2 * rate, drill.pick(2.5, 50.0), choice)
+        after = capacity(load, bodies, clients, drill.pick(1.0, 8.0))
         assert server.process.poll() is None
     most = (before.tokens_per_second + after.tokens_per_second) / 2
     delivered = flooded.tokens_per_second / most

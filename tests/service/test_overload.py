@@ -186,6 +186,28 @@ def test_retry_after_grows_with_the_overload() -> None:
     assert waits in ([2, 5], [2, 6])
 
 
+@pytest.mark.parametrize(("num_slots", "knee"), [(1, 8), (16, 8), (64, 32), (256, 128)])
+def test_knee_is_half_of_the_slots(num_slots: int, knee: int) -> None:
+    assert Admission(192, 1000, num_slots).knee == knee
+
+
+def test_clients_that_ask_again_at_once_are_let_in() -> None:
+    """After an overload, clients that do not wait before they try again keep no worker refusing."""
+    worker = Worker()
+    offer(worker, 3 * CAPACITY, 10.0)
+    assert worker.admission.is_limiting
+    waiting = 64
+    until = worker.clock.now + 20.0
+    while worker.clock.now < until:
+        waiting += worker.advance(worker.clock.now + 0.002)
+        for _ in range(waiting):
+            before = worker.num_refused
+            worker.arrive(worker.clock.now)
+            waiting -= worker.num_refused == before
+    assert waiting == 0
+    assert not worker.admission.may_refuse
+
+
 def test_burst_beyond_the_bound_of_a_worker_is_refused() -> None:
     worker = Worker(max_requests=100)
     for number in range(150):
