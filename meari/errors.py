@@ -268,7 +268,7 @@ class NotReady(MeariError):
 
 
 class ScoreTimeout(MeariError):
-    """A text to score was not finished within the server's limit."""
+    """Scores or completions were not finished within the server's limit."""
 
     status = 504
     code = "timeout"

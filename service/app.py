@@ -27,6 +27,7 @@ from meari.service.requests.limit_stores import HostStore, RedisStore
 from meari.service.requests.limits import Limits
 from meari.service.requests.origins import may_answer_host, preflight_headers
 from meari.service.requests.schema import Schemas
+from meari.service.routes.complete import complete_blueprint
 from meari.service.routes.completions import generate_blueprint, openai_blueprint
 from meari.service.routes.errors import register_error_handlers
 from meari.service.routes.exchange import OPEN_BLUEPRINTS, Exchange, current_exchange
@@ -75,6 +76,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     _frame_requests(app, service)
     for blueprint in (
         generate_blueprint,
+        complete_blueprint,
         score_blueprint,
         models_blueprint,
         tokenize_blueprint,

@@ -14,7 +14,7 @@ import re
 import unicodedata
 from typing import Final
 
-__all__ = ["last_border", "last_space", "last_starter", "nfc"]
+__all__ = ["last_border", "last_space", "last_starter", "nfc", "word_border"]
 
 _SPACE_AFTER_TEXT: Final = re.compile(r"\S(?=[ \n\t])")
 _MARK_AFTER_LETTER: Final = re.compile(r"[^\W\d_](?=[!-/:-@\[-^`{-~、。，！？：；])")
@@ -31,6 +31,11 @@ def last_border(text: str) -> int:
 
     returns   in [1, len(text) − 1], or len(text) where the text is shorter than 2 or all marks
     """
+    return word_border(text) or last_starter(text) or len(text)
+
+
+def word_border(text: str) -> int:
+    """Return the last position that no pre-token reaches over, whatever follows: in [1, len(text) − 1], or 0."""
     for window in (*_WINDOWS, len(text)):
         start = max(0, len(text) - window)
         spaces = [match.end() for match in _SPACE_AFTER_TEXT.finditer(text, start)]
@@ -38,7 +43,7 @@ def last_border(text: str) -> int:
         marks = [match.end() for match in _MARK_AFTER_LETTER.finditer(text, start) if match[0].isalpha()]
         if spaces or marks:
             return (spaces or marks)[-1]
-    return last_starter(text) or len(text)
+    return 0
 
 
 def last_space(text: str, start: int = 0) -> int:

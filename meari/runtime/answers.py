@@ -16,6 +16,8 @@ from meari.runtime.text.tokenizer import Vocabulary
 __all__ = [
     "Alternative",
     "Choice",
+    "CompleteAnswer",
+    "CompleteUsage",
     "GenerateAnswer",
     "GenerateUsage",
     "ScoredToken",
@@ -23,6 +25,7 @@ __all__ = [
     "StateTensorValues",
     "StatesAnswer",
     "StatesUsage",
+    "TextCompletion",
     "TextFigures",
     "TokenText",
     "TokenWithLogprob",
@@ -97,6 +100,40 @@ class GenerateAnswer(msgspec.Struct):
     seed: int
     choices: list[Choice]
     usage: GenerateUsage
+
+
+class TextCompletion(msgspec.Struct):
+    """A way to go on from a text to the end of a word; `probability` is that of the string, given the text.
+
+    `replaces`, where `composing` was sent: the characters at the end of the text in whose place `text` stands.
+    """
+
+    text: str
+    logprob: float
+    probability: float
+    replaces: int | UnsetType = UNSET
+
+
+class CompleteUsage(msgspec.Struct):
+    """Tokens of the text, those of them whose state was known, those that the search ran, and unknown ones."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    searched_tokens: int
+    unknown_tokens: int | UnsetType = UNSET
+
+
+class CompleteAnswer(msgspec.Struct):
+    """Answer of /complete, likeliest first. Each probability is exact or too low, by `error` at most.
+
+    `proven`: no token sequence that was left aside is likelier than the last completion.
+    """
+
+    model: str
+    completions: list[TextCompletion]
+    error: float
+    proven: bool
+    usage: CompleteUsage
 
 
 class ScoredToken(msgspec.Struct):

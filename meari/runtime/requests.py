@@ -1,4 +1,4 @@
-"""Requests to generate and to score, as values: one struct each, every range in its field's annotation.
+"""Requests to generate, to score and to complete, as values: one struct each, every range in its field's annotation.
 
 Input: the fields of a JSON body or a command line. Output: a request whose fields agree with one another, or
 InvalidRequest, which names the field, what came and what was expected. Must not know: HTTP, and a server's own limits
@@ -21,6 +21,7 @@ from meari.validation.explain import shown
 
 __all__ = [
     "Biases",
+    "CompleteRequest",
     "GenerateRequest",
     "LogBase",
     "ScoreRequest",
@@ -99,6 +100,16 @@ class ScoreRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, fro
         if self.texts is not UNSET:
             return self.texts
         return [] if self.text is UNSET else [self.text]
+
+
+class CompleteRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """Body of POST /complete."""
+
+    model: str | UnsetType = UNSET
+    text: str
+    n: Annotated[int, Meta(ge=1, le=20)] = 5
+    max_words: Annotated[int, Meta(ge=1, le=8)] = 1
+    composing: bool = False
 
 
 _SAMPLING_DEFAULTS: Final[dict[str, object]] = {

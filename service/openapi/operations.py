@@ -20,7 +20,7 @@ from meari.errors import (
     UnknownModel,
     UnsupportedMediaType,
 )
-from meari.runtime.answers import GenerateAnswer, StatesAnswer
+from meari.runtime.answers import CompleteAnswer, GenerateAnswer, StatesAnswer
 from meari.service.openai.bodies import CompletionAnswer, ModelCard, ModelList
 from meari.service.openapi import shapes
 
@@ -104,6 +104,24 @@ OPERATIONS: Final = (
         },
         links={
             "go on": {"operationId": "generate", "requestBody": {"state": "$response.body#/results/0/state"}},
+        },
+    ),
+    Operation(
+        "post",
+        "/complete",
+        "complete",
+        "Complete a text that somebody is typing",
+        "The likeliest ways to go on from exactly this text to the end of a word, best first. `probability` is that of "
+        "the string: of all token sequences that spell the text, the share that goes on with the completion and then "
+        "ends the word or the text. A word is a run of letters, digits, marks and underscores, with single apostrophes "
+        "and hyphens inside; a completion writes something of `max_words` words, or less where the text ends. Each "
+        "probability is exact or too low, by `error` at most.",
+        request="complete",
+        answer=CompleteAnswer,
+        errors=(*POSTED, ScoreTimeout),
+        examples={
+            "a word": {"text": "To be, or not to b"},
+            "two words": {"text": "To be, ", "n": 3, "max_words": 2},
         },
     ),
     Operation(

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["WORK_PATHS", "WORK_TARGETS", "Head", "Refusal", "WaitingBody", "overloaded", "refusal"]
 
-WORK_PATHS: Final = frozenset(("/generate", "/score", "/states", "/tokenize", "/detokenize", "/v1/completions"))
+WORK_PATHS: Final = frozenset(
+    ("/generate", "/score", "/complete", "/states", "/tokenize", "/detokenize", "/v1/completions")
+)
 WORK_TARGETS: Final = tuple(f"POST {path} ".encode() for path in WORK_PATHS)
 _HEAD: Final = re.compile(rb"POST (/[a-z0-9/]{1,32}) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ \t]*[ -~]*\r\n)*)\r\n")
 _FIELD: Final = re.compile(r"([^:]+):[ \t]*(.*?)[ \t]*\r\n")

@@ -3,7 +3,7 @@
 Input: the bytes of a body. Output: a request whose every field is in range, or InvalidRequest naming the field, what
 came and what was expected. Must not know: Flask, and what a bundle limits (`top_k`, `logit_bias`, a state token).
 
-The structs of /generate and /score are the runtime's. Limits that are settings (`max_tokens`, `texts`,
+The structs of /generate, /score and /complete are the runtime's. Limits that are settings (`max_tokens`, `texts`,
 `timeout_seconds`) are put into the annotations by `Schemas`. Null means that a field was not sent, wherever that may
 be (`meari/validation/lenient.py`); UNSET stands for a field that was not sent.
 """
@@ -16,6 +16,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from meari.runtime.requests import (
+    CompleteRequest,
     GenerateRequest,
     ScoreRequest,
     checked_generate,
@@ -103,12 +104,14 @@ class Schemas:
         self.generate = Parser(generate, checked_generate).parse
         self.score = Parser(score, checked_score).parse
         self.completions = Parser(completions, check_completions).parse
+        self.complete = Parser(CompleteRequest).parse
         self.tokenize = Parser(TokenizeRequest).parse
         self.detokenize = Parser(detokenize).parse
         self.states = Parser(StatesRequest).parse
         self.types: dict[str, type[msgspec.Struct]] = {  # of requests, by the names of operations
             "generate": generate,
             "score": score,
+            "complete": CompleteRequest,
             "tokenize": TokenizeRequest,
             "detokenize": detokenize,
             "states": StatesRequest,

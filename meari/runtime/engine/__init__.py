@@ -31,8 +31,9 @@ from meari.runtime.engine.calls import (
     ScoreCall,
     StateValue,
     TextScore,
+    TokenSearch,
 )
-from meari.runtime.engine.handles import Backlog, Generation, Handle, HandleGroup, Scoring, Waitable
+from meari.runtime.engine.handles import Backlog, Generation, Handle, HandleGroup, Scoring, Searching, Waitable
 from meari.runtime.engine.loop import Engine
 from meari.runtime.engine.stats import EngineStats
 
@@ -52,7 +53,9 @@ __all__ = [
     "Sampling",
     "ScoreCall",
     "Scoring",
+    "Searching",
     "StateValue",
     "TextScore",
+    "TokenSearch",
     "Waitable",
 ]

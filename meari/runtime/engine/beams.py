@@ -1,7 +1,8 @@
-"""Beam search: the log-probabilities of a request's live hypotheses → the hypotheses that continue.
+"""Searches: the log-probabilities of a request's rows → the rows that continue.
 
 Input: the distributions of a step, one row a live hypothesis in the order of rank. Output: hypotheses, the likeliest
-first, as rows of the writing lane. Must not know: lanes, the loop. `BeamSearch` knows no sequences and no states.
+first, as rows of the writing lane. Must not know: lanes, the loop. `BeamSearch` knows no sequences and no states. A
+`TreeRequest` runs the places for which a caller's search asks; the rest of this page is about beams.
 
 A hypothesis' score is the plain sum of the model's log-probabilities on the grid of 2**-30 nats, so it is exact. Ties
 go to the earlier parent, then to the lower token id; among finished hypotheses, to the one that finished first.
@@ -14,6 +15,7 @@ beams for every prefix that is still in play, the search is exhaustive. A token 
 
 from __future__ import annotations
 
+import abc
 import math
 from bisect import insort
 from collections.abc import Callable, Iterator
@@ -23,8 +25,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from meari.errors import MeariError
-from meari.runtime.engine.calls import Finish, GenerateCall, StateValue, StopMatcher, sample_seed
+from meari.runtime.engine.calls import (
+    Finish,
+    GenerateCall,
+    StateValue,
+    StopMatcher,
+    TokenSearch,
+    sample_seed,
+)
 from meari.runtime.engine.handles import Generation
+from meari.runtime.engine.runner import StateRow
 from meari.runtime.engine.sampling import Floats32, Floats64, Ids, likeliest, on_grid
 from meari.runtime.engine.sequences import (
     CopyState,
@@ -204,26 +214,86 @@ class BeamSearch:
 
 
 @dataclass(eq=False, kw_only=True)
-class BeamSequence(GenerationSequence):
-    """The row of a prompt to search from, then of a live hypothesis."""
+class SearchSequence(GenerationSequence):
+    """The row of a prompt to search from, then of a live hypothesis or of a place in the tree."""
 
-    request: BeamRequest
+    request: SearchRequest
 
     def begin(self, first: FirstToken, result: TurnResult) -> None:
-        """Find the first hypotheses, which wait for rows."""
+        """Find the first hypotheses or places, which wait for rows."""
         for _, sequence in self.request.advance([self], first.logprobs, lambda _: first.state, result):
             sequence.state = first.state
             result.continuing.append(sequence)
 
 
-class BeamRequest(GenerationRequest):
-    """The results of one beam search; its rows are the live hypotheses."""
+class SearchRequest(GenerationRequest, abc.ABC):
+    """One search; it says after each step which rows continue."""
 
     handle: Generation
 
     def __init__(self, number: int, call: GenerateCall, handle: Generation, end_id: int) -> None:
         super().__init__(number, call, handle, end_id)
         self.num_rows, self.num_live = call.num_beams, 1
+
+    def _sequences(
+        self, call: GenerateCall, handle: Generation, forced: list[int], end_id: int
+    ) -> SequenceOf[GenerationSequence]:
+        return [SearchSequence(request=self, forced=forced, start=call.start)]
+
+    @abc.abstractmethod
+    def advance(
+        self,
+        parents: SequenceOf[SearchSequence],
+        logprobs: Floats32,
+        copy_state: Callable[[int], StateRow],
+        result: TurnResult,
+    ) -> list[tuple[int, SearchSequence]]:
+        """Run one step of the search.
+
+        parents     the rows that were run, in the search's order
+        logprobs    float32 [parents, vocabulary_size]
+        copy_state  copies the state of a parent, given its number
+        returns     the rows that continue, each with the number of its parent
+        """
+
+
+class TreeRequest(SearchRequest):
+    """A caller's search in the tree of token sequences; a place may be continued at any later time."""
+
+    def __init__(self, number: int, call: GenerateCall, handle: Generation, end_id: int, search: TokenSearch) -> None:
+        super().__init__(number, call, handle, end_id)
+        self._search = search
+        self._states: list[StateRow] = []  # after each place
+
+    def advance(
+        self,
+        parents: SequenceOf[SearchSequence],
+        logprobs: Floats32,
+        copy_state: Callable[[int], StateRow],
+        result: TurnResult,
+    ) -> list[tuple[int, SearchSequence]]:
+        """Run one step of the search; its new places wait for rows with the states of their parents."""
+        self._states += map(copy_state, range(len(parents)))
+        places: SequenceOf[tuple[int, int]] = ()
+        try:
+            places = self._search.advance(logprobs)
+        except BaseException as error:  # noqa: BLE001 (a caller's search must not hurt other requests)
+            self.note_failure(matcher_failure(error))
+        result.num_searched += len(places)
+        for parent, token in places:
+            result.continuing.append(replace(parents[0], next_token=token, state=self._states[parent]))
+        if not places:
+            self._states.clear()
+            self.handle.samples[0].finish = Finish.STOP
+            result.ended.append(parents[0])
+        return []
+
+
+class BeamRequest(SearchRequest):
+    """The results of one beam search; its rows are the live hypotheses."""
+
+    def __init__(self, number: int, call: GenerateCall, handle: Generation, end_id: int) -> None:
+        super().__init__(number, call, handle, end_id)
         self._search = BeamSearch(
             call.num_beams,
             call.num_samples,
@@ -234,25 +304,14 @@ class BeamRequest(GenerationRequest):
             call.sampling.min_tokens,
         )
 
-    def _sequences(
-        self, call: GenerateCall, handle: Generation, forced: list[int], end_id: int
-    ) -> SequenceOf[GenerationSequence]:
-        return [BeamSequence(request=self, forced=forced, start=call.start)]
-
     def advance(
         self,
-        parents: SequenceOf[BeamSequence],
+        parents: SequenceOf[SearchSequence],
         logprobs: Floats32,
-        copy_state: Callable[[int], dict[str, Floats32]],
+        copy_state: Callable[[int], StateRow],
         result: TurnResult,
-    ) -> list[tuple[int, BeamSequence]]:
-        """Run one step of the search.
-
-        parents     the live hypotheses, in the search's order
-        logprobs    float32 [parents, vocabulary_size]
-        copy_state  copies the state of a parent, given its number
-        returns     the hypotheses that continue, each with the number of its parent
-        """
+    ) -> list[tuple[int, SearchSequence]]:
+        """Run one step of the search; the rows are the live hypotheses."""
         result.changed.add(self.handle)
         try:
             continuing = self._search.advance(logprobs)

@@ -37,6 +37,19 @@ def sample_seed(seed: int, position: int, index: int) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 11
 
 
+class TokenSearch(Protocol):
+    """Looks for something in the tree of token sequences that follow a prompt; called in the engine's thread."""
+
+    def advance(self, logprobs: npt.NDArray[np.float32]) -> Sequence[tuple[int, int]]:
+        """Say where to look next.
+
+        logprobs  float32 [places, vocabulary_size], after the prompt at first, then after the last call's places
+        returns   (number of a place, token) of each new place; none when the search is over. The place after the
+                  prompt has number 0; those of all calls are numbered in order
+        """
+        ...
+
+
 class StopMatcher(Protocol):
     """Is fed each token id of a text as it grows; True ends the text."""
 

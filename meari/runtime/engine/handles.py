@@ -146,6 +146,18 @@ class Generation(Handle):
                 sample.finish = finish
 
 
+class Searching(Generation):
+    """A GenerateCall that searches; its one sample stays empty."""
+
+    def end(self, finish: Finish, now: float, failure: MeariError | None = None) -> None:
+        """End the request, with an error where it was cut short."""
+        if finish is Finish.TIMEOUT:
+            failure = ScoreTimeout("the search did not end within the server's time limit; try again")
+        elif finish is Finish.CANCELLED:
+            failure = EngineFailed("the request was cancelled")
+        super().end(finish, now, failure)
+
+
 class Scoring(Handle):
     """The figures of a ScoreCall, there once it ended without failure."""
 

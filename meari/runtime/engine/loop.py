@@ -23,10 +23,10 @@ from dataclasses import replace
 from typing import Final
 
 from meari.errors import MAY_QUOTE, EngineFailed, MeariError, NotReady
-from meari.runtime.engine.beams import BeamRequest
+from meari.runtime.engine.beams import BeamRequest, TreeRequest
 from meari.runtime.engine.cache import CacheRoom, PrefixCache
-from meari.runtime.engine.calls import EngineLimits, Finish, GenerateCall, Reservation, ScoreCall
-from meari.runtime.engine.handles import Generation, Scoring
+from meari.runtime.engine.calls import EngineLimits, Finish, GenerateCall, Reservation, ScoreCall, TokenSearch
+from meari.runtime.engine.handles import Generation, Scoring, Searching
 from meari.runtime.engine.prefixes import FEW_TEXTS, CachedPrompts, ScoringRequest
 from meari.runtime.engine.reading import TokenReader
 from meari.runtime.engine.runner import Runner
@@ -167,6 +167,15 @@ class Engine:
         handle = handle or Generation(call)
         kind = GenerationRequest if call.num_beams == 1 else BeamRequest
         self._submit(kind(next(self._numbers), call, handle, self._runner.end_id), reservation)
+        return handle
+
+    def search(self, call: GenerateCall, search: TokenSearch, reservation: Reservation) -> Searching:
+        """Queue a search after a prompt, of at most `num_beams` places at a time and `max_tokens` times.
+
+        Raises NotReady when the engine has ended meanwhile.
+        """
+        handle = Searching(call)
+        self._submit(TreeRequest(next(self._numbers), call, handle, self._runner.end_id, search), reservation)
         return handle
 
     def score(self, call: ScoreCall, reservation: Reservation) -> Scoring:

@@ -27,7 +27,7 @@ from meari.runtime.engine.batch import (
     broken_steps,
     with_placeholders,
 )
-from meari.runtime.engine.beams import BeamRequest, BeamSequence
+from meari.runtime.engine.beams import SearchRequest, SearchSequence
 from meari.runtime.engine.prefixes import FEW_TEXTS
 from meari.runtime.engine.runner import Floats, ReadInputs, Runner, RunResult, StateRow, States
 from meari.runtime.engine.sampling import on_grid
@@ -231,7 +231,7 @@ class WritingLane:
         """Give every row its token; rows of beams are given to their search."""
         batch = self._batch
         keep: list[int] = []
-        beams: dict[BeamRequest, list[int]] = {}
+        beams: dict[SearchRequest, list[int]] = {}
         for row, sequence in enumerate(batch.sequences):
             if sequence.request in result.failed:
                 continue
@@ -244,7 +244,7 @@ class WritingLane:
                     result.ended.append(sequence)
                 else:
                     keep.append(row)
-            elif isinstance(sequence, BeamSequence):
+            elif isinstance(sequence, SearchSequence):
                 beams.setdefault(sequence.request, []).append(row)
         if beams:
             self._advance_beams(keep, beams, run.logprobs, result)
@@ -252,13 +252,13 @@ class WritingLane:
             batch.keep(keep)
 
     def _advance_beams(
-        self, keep: list[int], beams: dict[BeamRequest, list[int]], logprobs: Floats, result: TurnResult
+        self, keep: list[int], beams: dict[SearchRequest, list[int]], logprobs: Floats, result: TurnResult
     ) -> None:
         """Rearrange the rows: those that are kept, then those of the hypotheses that continue."""
         batch = self._batch
         sequences = [batch.sequences[row] for row in keep]
         for request, rows in beams.items():
-            parents = [sequence for row in rows if isinstance(sequence := batch.sequences[row], BeamSequence)]
+            parents = [sequence for row in rows if isinstance(sequence := batch.sequences[row], SearchSequence)]
             states = {name: values[rows] for name, values in batch.states.items()}
             continuing = request.advance(parents, logprobs[rows], partial(_copy_row, states), result)
             keep += [rows[parent] for parent, _ in continuing]
