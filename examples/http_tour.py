@@ -77,6 +77,14 @@ def score(address: str) -> None:
     tell("POST /states", {tensor["name"]: tensor["values"][-1] for tensor in states["tensors"]})
 
 
+def complete(address: str) -> None:
+    """Complete words, in English and in a Korean syllable that is not written to its end."""
+    words = post(address, "/complete", model=ENGLISH, text="To be, or not to b", n=3)["completions"]
+    tell("POST /complete", ", ".join(f"{word['text']!r} {word['probability']:.2f}" for word in words))
+    found = post(address, "/complete", model=KOREAN, text="정말 재밌느", n=3, composing=True)["completions"]
+    tell("  a growing syllable", [word["text"] for word in found])
+
+
 def use_openai_paths(address: str) -> None:
     """Request the same models through OpenAI's paths."""
     tell("GET /v1/models", [model["id"] for model in get(address, "/v1/models")["data"]])
@@ -102,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("address", nargs="?", default="http://127.0.0.1:8000")
     address = parser.parse_args().address
-    for stage in (show_status, tokenize, generate, score, use_openai_paths, show_refusal):
+    for stage in (show_status, tokenize, generate, score, complete, use_openai_paths, show_refusal):
         stage(address)
     contract = get(address, "/openapi.json")["paths"]
     tell("GET /openapi.json", f"{len(contract)} paths")

@@ -297,4 +297,5 @@ def begin_word_completion(
         search = WordSearch(spelling_of(tokenizer), typed, request.n, is_spaced=is_spaced)
         call = GenerateCall(typed.head, MAX_ROUNDS, deadline, num_beams=WIDTH)
         handle = model.engine.search(call, search, reservation)
+        handle.num_prompt_tokens = len(typed.ids)
     return WordCompletion(request, model, typed, search, handle)

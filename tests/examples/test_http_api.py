@@ -12,7 +12,7 @@ import pytest
 
 from examples.nbest import Reading
 from examples.server import post
-from meari.runtime.requests import GenerateRequest, ScoreRequest
+from meari.runtime.requests import CompleteRequest, GenerateRequest, ScoreRequest
 from meari.service.settings import Settings
 from tests.examples.answers import ask, exchanges, served
 from tests.examples.pages import page, run_example
@@ -86,7 +86,10 @@ def test_page_names_every_path_of_the_contract(server: Server) -> None:
         assert f"{path}`" in PAGE, path
 
 
-@pytest.mark.parametrize(("request_type", "heading"), [(GenerateRequest, "Generate"), (ScoreRequest, "Score")])
+@pytest.mark.parametrize(
+    ("request_type", "heading"),
+    [(GenerateRequest, "Generate"), (ScoreRequest, "Score"), (CompleteRequest, "Complete")],
+)
 def test_page_lists_exactly_the_fields_of_a_request(request_type: type, heading: str) -> None:
     section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     first_cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)

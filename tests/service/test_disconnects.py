@@ -156,6 +156,7 @@ REQUESTS: list[tuple[bytes, dict[str, Any]]] = [
     (b"/score", {"text": "abc" * 500, "add_end": True}),
     (b"/v1/completions", {"prompt": "w", "temperature": 0}),
     (b"/v1/completions", {"prompt": "w", "temperature": 0, "stream": True}),
+    (b"/complete", {"text": "abc"}),
     (b"/tokenize", {"text": "abc"}),
 ]
 IDS = [f"{path.decode()}-{'stream' if 'stream' in body else 'whole'}" for path, body in REQUESTS]

@@ -23,7 +23,7 @@ from tests.service.running import Server
 from tests.service.test_server import raw_post
 
 EVIL = 'evil.example"><script>'
-POSTS = ["/generate", "/score", "/tokenize", "/detokenize", "/states", "/v1/completions"]
+POSTS = ["/generate", "/score", "/complete", "/tokenize", "/detokenize", "/states", "/v1/completions"]
 UNKNOWN = [
     "//generate",
     "/generate/",
@@ -286,6 +286,7 @@ def test_loaded_bundles_are_served_after_their_folder_is_deleted(removed: Flask)
     bodies: dict[str, dict[str, Any]] = {
         "/generate": {"prompt": "a", "return_state": True},
         "/score": {"text": "abc", "words": True},
+        "/complete": {"text": "ab"},
         "/tokenize": {"text": "a"},
         "/detokenize": {"tokens": [1]},
         "/states": {"text": "ab"},

@@ -144,7 +144,7 @@ def test_log_has_no_text_of_requests_or_responses(server: Server) -> None:
     before = len(lines(server))
     mark = "quickzephyr"
     json_type = {"Content-Type": "application/json"}
-    for path in ("/generate", "/score", "/tokenize", "/states", "/v1/completions"):
+    for path in ("/generate", "/score", "/complete", "/tokenize", "/states", "/v1/completions"):
         for body in (
             {"prompt": mark, "stop": mark, "temperature": 0},
             {"text": mark, "context": mark, "tokens": True, "words": True},
