@@ -7,6 +7,7 @@ import { chooseLanguage, startLanguage } from "./i18n.js";
 import { startLearn } from "./learn.js";
 import { byId, make, showError } from "./page.js";
 import { offerScoreModels, startScore } from "./score.js";
+import { offerTypeModels, startType } from "./type.js";
 import { offerWriteModels, startWrite } from "./write.js";
 
 const THEME = "meari-theme";
@@ -18,6 +19,7 @@ byId("language").addEventListener("change", ({ target }) => chooseLanguage(targe
 onUnauthorized(askForKey);
 onUnknownModel(loadModels);
 startWrite();
+startType();
 startScore();
 startCompare();
 startLearn();
@@ -80,6 +82,7 @@ async function loadModels() {
     for (const button of document.querySelectorAll("[data-needs-models]")) button.disabled = false;
     nameEnds(models);
     offerWriteModels(models);
+    offerTypeModels(models);
     offerScoreModels(models);
     offerCompareModels(models);
   } catch (error) {

@@ -21,6 +21,7 @@ TALL = {"width": 1200, "height": 1500}
 PICTURES = {  # name: pane, language, colour scheme, size
     "write-light": ("write", "en-GB", "light", WIDE),
     "write-dark-narrow-korean": ("write", "ko-KR", "dark", NARROW),
+    "type-light": ("type", "en-GB", "light", WIDE),
     "score-light": ("score", "en-GB", "light", WIDE),
     "score-dark-korean": ("score", "ko-KR", "dark", WIDE),
     "compare-dark": ("compare", "en-GB", "dark", WIDE),

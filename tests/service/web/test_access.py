@@ -13,7 +13,7 @@ from tests.service.web.conftest import Visit
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-PANES = ["write", "score", "compare", "learn"]
+PANES = ["write", "type", "score", "compare", "learn"]
 
 
 def fill(visit: Visit, pane: str, tokens: int = 30) -> None:
@@ -24,6 +24,8 @@ def fill(visit: Visit, pane: str, tokens: int = 30) -> None:
         page.click("#write-go")
         page.wait_for_selector("#write-again:enabled")
         page.locator("#write-tokens .token").nth(5).click()
+    elif pane == "type":
+        page.wait_for_selector("#type-list:not([data-is-old]) li")
     elif pane == "score":
         page.click("#score-go")
         page.wait_for_selector("#score-rows tr")

@@ -141,3 +141,43 @@ def test_arrow_keys_select_tabs_and_the_address_keeps_the_selection(visit: Visit
     assert page.locator(f"#pane-{name}").is_visible()
     page.reload()
     assert page.locator(f"#pane-{name}").is_visible()
+
+
+def test_completions_follow_the_text_and_are_taken_by_keys(visit: Visit, released_server: Server) -> None:
+    page = visit.open_pane("type")
+    page.select_option("#type-model", "shakespeare-lstm")
+    page.fill("#type-text", "")
+    page.locator("#type-text").press_sequentially("To be, or not to b")
+    expected = released_server.post("/complete", model="shakespeare-lstm", text="To be, or not to b").json()
+    texts = [each["text"] for each in expected["completions"]]
+    names = page.locator("#type-list .name")
+    page.wait_for_function(
+        "text => document.querySelector('#type-list:not([data-is-old]) .name')?.textContent === text", arg=texts[0]
+    )
+    assert names.all_text_contents() == [text.replace(" ", "␣") for text in texts]
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    assert page.get_attribute("#type-text", "aria-activedescendant") == "type-option-1"
+    page.keyboard.press("Enter")
+    assert page.input_value("#type-text") == "To be, or not to b" + texts[1]
+    page.wait_for_selector("#type-list:not([data-is-old]) li")
+    before, first = page.input_value("#type-text"), page.inner_text("#type-list .name >> nth=0")
+    page.keyboard.press("Tab")
+    assert page.input_value("#type-text") == before + first.replace("␣", " ")
+    page.wait_for_selector("#type-list:not([data-is-old]) li")
+    page.keyboard.press("Escape")
+    assert names.count() == 0
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") != "type-text"
+
+
+def test_growing_syllable_is_replaced_by_the_completion(visit: Visit) -> None:
+    page = visit.open_pane("type")
+    page.select_option("#type-model", "nsmc-lstm")
+    page.fill("#type-text", "")
+    page.locator("#type-text").press_sequentially("하")
+    page.wait_for_selector("#type-list:not([data-is-old]) li")
+    first = page.inner_text("#type-list .name >> nth=0")
+    page.keyboard.press("Tab")
+    assert page.input_value("#type-text") == first
+    assert first.startswith(("하", "한", "할", "함", "학", "항"))
