@@ -291,7 +291,10 @@ def begin_word_completion(
     with model.engine.reserve(budget.share) as reservation:
         num_places = WIDTH * MAX_ROUNDS
         budget.take_bytes(num_places * (4 * tokenizer.vocabulary.size + runner.state_bytes))
+        tokenizing_bytes = tokenizer.tokenizing_bytes(request.text)
+        budget.take_bytes(tokenizing_bytes)
         typed = typed_text(tokenizer, request.text, request.max_words, composing=request.composing)
+        budget.take_bytes(-tokenizing_bytes)
         budget.take_tokens(len(typed.ids) + num_places)
         is_spaced = tokenizer.vocabulary.kind is TokenizerKind.WORD
         search = WordSearch(spelling_of(tokenizer), typed, request.n, is_spaced=is_spaced)

@@ -246,11 +246,11 @@ class Alternative(NamedTuple):
 def typed_text(tokenizer: TextTokenizer, text: str, max_words: int, *, composing: bool) -> TypedText:
     """Return how a text may go on. composing: its last syllable may still grow."""
     normal = tokenizer.normalized(text)
-    ids = tokenizer.encode(normal)
     num_typed, growing = _growing(normal) if composing else (0, [])
     kept, typed = normal[: len(normal) - num_typed], normal[len(normal) - num_typed :]
     cut = _tail_start(tokenizer, normal, len(kept))
-    head = ids if cut == len(normal) else tokenizer.encode(normal[:cut])
+    head = tokenizer.encode(normal[:cut])
+    ids = [*head, *tokenizer.encode(normal[cut:])]
     head, stem = _shortened(tokenizer, head, kept[cut:])
     spans = _spans(stem, growing)
     progress = _progress(kept, typed, max_words)
@@ -273,10 +273,11 @@ def _tail_start(tokenizer: TextTokenizer, text: str, num_kept: int) -> int:
         return min(word_border(text), num_kept)
     if kind is TokenizerKind.CHAR:
         return num_kept
-    encoded = tokenizer.encode_with_offsets(text)
-    if not encoded.ids or encoded.ends[-1] < len(text):
+    begin = word_border(text)
+    last = tokenizer.encode_with_offsets(text[begin:])
+    if not last.ids or begin + last.ends[-1] < len(text):
         return num_kept
-    return min(int(encoded.starts[-1]), num_kept)
+    return min(begin + int(last.starts[-1]), num_kept)
 
 
 def _shortened(tokenizer: TextTokenizer, head: list[int], tail: str) -> tuple[list[int], bytes]:
