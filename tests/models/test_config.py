@@ -107,6 +107,7 @@ def test_all_problems_are_reported_together() -> None:
         ({"training__steps": 1.0}, "training.steps: got 1.0, expected a whole number"),
         ({"training__steps": 0}, "training.steps: got 0, expected a whole number ≥ 1"),
         ({"training__min_learning_rate": 1.0}, "training.min_learning_rate: got 1.0, expected at most learning_rate"),
+        ({"training__schedule": "clock"}, 'training.max_minutes: got 0 with schedule = "clock", expected more than 0'),
         ({"training__learning_rate": 10**400}, "training.learning_rate: got 1000"),
         ({"training__clip_norm": float("inf")}, "training.clip_norm: got Infinity"),
         ({"training__threads": 999999999}, "training.threads: got 999999999, expected a whole number 0 … 1024"),

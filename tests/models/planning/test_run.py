@@ -43,10 +43,14 @@ def test_speed_of_a_machine_is_its_step_beside_the_measured_one() -> None:
     assert speed.threads == 1
 
 
-def test_plan_measures_the_machine_unless_its_speed_is_given(tmp_path: Path) -> None:
+def test_plan_of_files_and_folders_takes_a_speed_that_is_given(tmp_path: Path) -> None:
     path = text_file(tmp_path)
     speed = MachineSpeed(0.1, 0.1, TrainingPrecision.FLOAT32, 3)
-    assert plan_text([path], 1.0, speed=speed).config.training.threads == 3
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.txt").write_text("another text, which is in a folder\n" * 20)
+    config = plan_text([path, tmp_path / "more"], 1.0, speed=speed).config
+    assert config.training.threads == 3
+    assert config.corpus.train == (str(path), str(tmp_path / "more"))
 
 
 @pytest.mark.parametrize(
