@@ -3,7 +3,9 @@
 Input: a family, a size, a vocabulary. Output: seconds, sizes. Must not know: torch, texts.
 
 Costs are those of `python -m benchmarks.training.step_costs`, on one core of an AMD EPYC with AVX-512; sizes follow
-from `docs/benchmarks/minutes.md` (`python -m benchmarks.training.minutes`). A machine's `MachineSpeed` scales them.
+from `docs/benchmarks/minutes.md` (`python -m benchmarks.training.minutes`) as far as it goes: epochs, dropout and sizes
+for other lengths of text, the minutes from which an LSTM is ahead, and the cost of preparation are estimates from the
+released configs. A machine's `MachineSpeed` scales all costs.
 """
 
 from __future__ import annotations
