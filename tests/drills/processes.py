@@ -1,4 +1,4 @@
-"""What the processes of a service hold: memory, threads, descriptors.
+"""What the processes of a service hold and use: memory, threads, descriptors, CPU time.
 
 Input: the process id of a gunicorn master. Output: its workers and their counts, from /proc.
 """

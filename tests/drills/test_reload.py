@@ -137,9 +137,13 @@ def swapped_in(folder: Path, runtime: Path, name: str) -> float:
 def answer(client: httpx.Client, name: str, which: int) -> str:
     """Return what a model answers, without its name and what else may differ. Raises AssertionError if it refuses."""
     path, body = BODIES[which]
-    response = client.post(path, json={"model": name, **body})
+    return content_of(client.post(path, json={"model": name, **body}), is_stream=bool(body.get("stream")))
+
+
+def content_of(response: httpx.Response, *, is_stream: bool) -> str:
+    """Return an answer without the model's name and what else may differ. Raises AssertionError if it refuses."""
     assert response.status_code == 200, response.text
-    if body.get("stream"):
+    if is_stream:
         assert response.text.endswith("data: [DONE]\n\n"), response.text[-300:]
         events = [json.loads(line.removeprefix("data: ")) for line in response.text.splitlines() if "{" in line]
         return json.dumps(joined(events))

@@ -1,0 +1,317 @@
+"""Drill: three replicas behind HAProxy are replaced, killed and given new bundles while clients use them.
+
+The proxy is a real HAProxy with deploy/haproxy/haproxy.cfg. The replicas are processes of this machine and, where a
+Docker engine answers, containers of the image. Every answer is compared, bit for bit, with the one before the drill.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import shutil
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+import httpx
+import pytest
+
+from tests.container.conftest import docker, image
+from tests.container.docker import find_docker
+from tests.drills.drill import Drill
+from tests.drills.replicas import HAPROXY, MISSING, Fleet, running_containers, running_processes
+from tests.drills.test_reload import BODIES, BUNDLES, SWAPPED, answer, content_of
+from tests.patience import PATIENCE
+from tests.service.running import ROOT
+from tests.service.test_server import until
+
+__all__ = ["docker", "image"]  # fixtures
+
+pytestmark = [pytest.mark.skipif(HAPROXY is None, reason=MISSING), pytest.mark.timeout(1200)]
+
+KINDS: Final = ("processes", pytest.param("containers", marks=pytest.mark.container))
+SETTINGS: Final[dict[str, object]] = {"workers": 1, "drain_seconds": 1, "cache_bytes": 4 << 20}
+RELOAD_SECONDS: Final = 10.0  # from the rename to the last replica, three of them with 24 clients on two CPUs
+CPU_PERCENT: Final = 5.0
+INTERVAL_SECONDS: Final = 0.125  # between the requests of a client
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Run three replicas. Their long form uses containers where an engine answers, else processes."""
+    if request.param == "processes" and request.config.getoption("--long", default=False) and find_docker() is not None:
+        pytest.skip("an engine answers: the containers are drilled")
+    folder = tmp_path_factory.mktemp("fleet")
+    bundles = folder / "bundles"
+    for name, bundle in BUNDLES.items():
+        shutil.copytree(ROOT / "bundles" / bundle, bundles / name)
+    shutil.copytree(bundles / "first", bundles / SWAPPED)
+    bundles.chmod(0o755)
+    if request.param == "processes":
+        with running_processes(folder, bundles, **SETTINGS) as fleet:
+            yield fleet
+    else:
+        engine, built = request.getfixturevalue("docker"), request.getfixturevalue("image")
+        with running_containers(folder, bundles, engine, built, **SETTINGS) as fleet:
+            yield fleet
+
+
+@pytest.fixture(scope="module")
+def expected(fleet: Fleet) -> dict[tuple[str, int], str]:
+    """Return the answers of a replica to every request, by bundle and number."""
+    with httpx.Client(base_url=fleet.urls()[0], timeout=PATIENCE, trust_env=False) as client:
+        return {(name, which): answer(client, name, which) for name in BUNDLES for which in range(len(BODIES))}
+
+
+@dataclass
+class Clients:
+    """Threads that ask through the proxy until the block ends; a request that fails is asked again as a new one.
+
+    failed    id of each request that failed, and the reason
+    given_up  requests that did not succeed though they were asked again when `Retry-After` said
+    """
+
+    fleet: Fleet
+    expected: dict[tuple[str, int], str]
+    num_clients: int
+    seed: int
+    num_answers: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    given_up: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(self.num_clients)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, number: int) -> None:
+        choice = random.Random(self.seed * 1000 + number)
+        with httpx.Client(base_url=self.fleet.url, timeout=PATIENCE, trust_env=False) as client:
+            count = 0
+            while not self._stop.is_set():
+                count += 1
+                name, which = choice.choice((SWAPPED, SWAPPED, *BUNDLES)), choice.randrange(len(BODIES))
+                self._ask_until_answered(client, f"{self.seed}-{number}-{count}", name, which)
+
+    def _ask_until_answered(self, client: httpx.Client, request: str, name: str, which: int) -> None:
+        for attempt in range(5):
+            wait = self._ask(client, f"{request}-{attempt}", name, which)
+            if wait is None:
+                return
+            self._stop.wait(wait)
+        self.given_up.append(request)
+
+    def _ask(self, client: httpx.Client, request: str, name: str, which: int) -> float | None:
+        """Ask once; None if that was answered, else the seconds until the client may ask again."""
+        path, body = BODIES[which]
+        try:
+            response = client.post(path, json={"model": name, **body}, headers={"X-Request-Id": request})
+            if response.status_code != 200:
+                self.failed[request] = f"{response.status_code} {response.text[:200]}"
+                return float(response.headers["Retry-After"])
+            found = content_of(response, is_stream=bool(body.get("stream")))
+        except (httpx.TransportError, AssertionError) as error:
+            self.failed[request] = f"{type(error).__name__} {error}"[:200]
+            return 0.0
+        self.num_answers += 1
+        if found not in [self.expected[each, which] for each in (BUNDLES if name == SWAPPED else (name,))]:
+            self.wrong.append(f"{request}: {name} {path}")
+        return None
+
+
+def test_replicas_are_replaced_one_after_another_without_a_failed_request(
+    drill: Drill, fleet: Fleet, expected: dict[tuple[str, int], str]
+) -> None:
+    rounds = drill.pick(1, 2)
+    with Clients(fleet, expected, drill.pick(3, 24), drill.seed) as clients:
+        for replica in fleet.replicas * rounds:
+            replica.stop()
+            replica.start()
+            fleet.await_up()
+    record(drill, fleet, clients)
+    drill.record("replicas replaced", 3 * rounds)
+    drill.record("requests failed", len(clients.failed), 0)
+    assert clients.failed == {}
+    assert clients.wrong == clients.given_up == []
+    assert clients.num_answers > 50
+
+
+def test_killed_replica_loses_only_the_requests_that_it_had(
+    drill: Drill, fleet: Fleet, expected: dict[tuple[str, int], str]
+) -> None:
+    victims = random.Random(drill.seed).choices(range(3), k=drill.pick(1, 4))
+    lost: list[int] = []
+    elsewhere: list[dict[str, int]] = []
+    with Clients(fleet, expected, drill.pick(3, 24), drill.seed + 1) as clients:
+        for victim in victims:
+            failed, answered, errors = len(clients.failed), clients.num_answers, fleet.proxy.errors()
+            until(lambda answered=answered: clients.num_answers > answered + 10)  # type: ignore[misc]
+            fleet.replicas[victim].kill()
+            until(lambda: fleet.proxy.states().get(f"replica{victim + 1}", "").startswith("DOWN"))  # noqa: B023
+            fleet.replicas[victim].start()
+            fleet.await_up()
+            lost.append(len(clients.failed) - failed)
+            now = fleet.proxy.errors()
+            elsewhere.append({name: now[name] - errors[name] for name in now if name != f"replica{victim + 1}"})
+    record(drill, fleet, clients)
+    drill.record("replicas killed", len(victims))
+    drill.record("requests that failed with a killed replica", sum(lost), f"≤ {clients.num_clients} each")
+    others = sum(sum(each.values()) for each in elsewhere)
+    drill.record("requests that other replicas refused or lost", others, 0)
+    drill.record("requests that failed for good, asked again after `Retry-After`", len(clients.given_up), 0)
+    assert others == 0, elsewhere
+    assert max(lost) <= clients.num_clients, clients.failed
+    assert clients.wrong == clients.given_up == []
+
+
+def test_state_of_one_replica_is_continued_on_every_other_with_the_same_bits(drill: Drill, fleet: Fleet) -> None:
+    num_states = drill.pick(3, 30)
+    clients = [httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False) for url in fleet.urls()]
+    different = 0
+    for number in range(num_states):
+        body = {"model": "first", "prompt": "My lord, ", "seed": number, "logprobs": 2, "logit_bias": {"0": -100}}
+        half = {**body, "max_tokens": 15, "return_state": True}
+        whole = generated(clients[number % 3], {**body, "max_tokens": 30})
+        first = generated(clients[number % 3], half)
+        rest = {name: half[name] for name in ("model", "max_tokens", "logprobs", "logit_bias")}
+        for client in clients:
+            second = generated(client, {**rest, "state": first["state"]})
+            joined = (first["text"] + second["text"], first["tokens"] + second["tokens"])
+            different += json.dumps(joined) != json.dumps((whole["text"], whole["tokens"]))
+    for client in clients:
+        client.close()
+    drill.record("states made on one replica, continued on each of three", num_states)
+    drill.record("continuations with other tokens or log-probabilities", different, 0)
+    assert different == 0
+
+
+def generated(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
+    response = client.post("/generate", json=body)
+    assert response.status_code == 200, response.text
+    choice: dict[str, Any] = response.json()["choices"][0]
+    return choice
+
+
+def test_changed_bundle_is_taken_over_by_all_replicas_under_load(
+    drill: Drill, fleet: Fleet, expected: dict[tuple[str, int], str]
+) -> None:
+    num_swaps = drill.pick(2, 10)
+    seconds = []
+    with Clients(fleet, expected, drill.pick(3, 24), drill.seed + 2) as clients:
+        for number in range(num_swaps):
+            seconds.append(swapped_in(fleet, ("second", "first")[number % 2]))
+    record(drill, fleet, clients)
+    drill.record("bundles replaced by a rename", num_swaps)
+    drill.record("requests failed", len(clients.failed), 0)
+    drill.record("from the rename to the last of three replicas, s, longest", max(seconds), f"≤ {RELOAD_SECONDS:g}")
+    assert clients.failed == {}
+    assert clients.wrong == []
+    if drill.is_long:
+        assert max(seconds) <= RELOAD_SECONDS
+
+
+def swapped_in(fleet: Fleet, name: str) -> float:
+    """Put a bundle in the place of the swapped one; return the seconds until every replica serves it."""
+    folder = fleet.bundles
+    new, old = folder / f"{SWAPPED}.new", folder / f".{SWAPPED}.old"
+    shutil.copytree(folder / name, new)
+    (folder / SWAPPED).rename(old)
+    new.rename(folder / SWAPPED)
+    renamed = time.monotonic()
+    shutil.rmtree(old)
+
+    def hashes(url: str) -> list[object]:
+        found = [httpx.get(f"{url}/models/{model}", trust_env=False, timeout=PATIENCE) for model in (SWAPPED, name)]
+        return [each.json().get("hashes") for each in found]
+
+    for url in fleet.urls():
+        until(lambda url=url: len({json.dumps(each) for each in hashes(url)}) == 1)  # type: ignore[misc]
+    return time.monotonic() - renamed
+
+
+def test_proxy_passes_events_on_at_once_and_keeps_a_session_on_its_replica(drill: Drill, fleet: Fleet) -> None:
+    body = {"model": "first", "max_tokens": 400, "stream": True, "seed": 1, "logit_bias": {"0": -100}}
+    with httpx.Client(base_url=fleet.url, timeout=PATIENCE, trust_env=False) as client:
+        with client.stream("POST", "/generate", json=body) as response:
+            times = [time.monotonic() for _ in response.iter_raw()]
+        for number in range(12):
+            headers = {"X-Request-Id": f"session-{number % 3}-{number}", "X-Session-Id": f"client {number % 3}"}
+            assert client.post("/score", json={"text": "to be"}, headers=headers).status_code == 200
+    drill.record("pieces of a stream of 400 tokens", len(times))
+    assert len(times) > 10
+    until(lambda: sum(key.startswith("session-") for key in fleet.proxy.log()) == 12)
+    passed = fleet.proxy.log()
+    for session in range(3):
+        assert len({passed[f"session-{session}-{number}"].server for number in range(session, 12, 3)}) == 1
+
+
+def test_tokens_cost_the_same_cpu_time_on_one_replica_and_on_three(drill: Drill, fleet: Fleet) -> None:
+    """Count CPU-seconds, not tokens a second: three replicas and their clients share the CPUs of one machine.
+
+    Clients ask at fixed times, so that every replica has the same load, and that of three leaves CPU time free.
+    """
+    rounds, seconds, clients = drill.pick(1, 3), drill.pick(1.0, 10.0), drill.pick(2, 4)
+    costs: dict[int, list[float]] = {1: [], 3: []}
+    proxy_before, num_requests = fleet.proxy.cpu_seconds(), 0
+    for _ in range(rounds):
+        for num_replicas, found in costs.items():
+            fleet.pick(num_replicas)
+            cost, count = cpu_per_token(fleet, num_replicas, clients, seconds)
+            found.append(cost)
+            num_requests += count
+    fleet.pick(3)
+    one, three = (statistics.median(found) * 1e6 for found in costs.values())
+    change = 100 * (three / one - 1)
+    rate = f"{clients} clients, {clients / INTERVAL_SECONDS:g} requests of 64 tokens a second"
+    drill.record("load of a replica", rate)
+    drill.record("CPU time of the replicas a token, µs: one replica, three", f"{one:.1f}, {three:.1f}")
+    drill.record("change from one to three, %", change, f"≤ {CPU_PERCENT:g}")
+    drill.record("CPU time of HAProxy a request, µs", 1e6 * (fleet.proxy.cpu_seconds() - proxy_before) / num_requests)
+    if drill.is_long:
+        assert abs(change) <= CPU_PERCENT
+
+
+def cpu_per_token(fleet: Fleet, num_replicas: int, clients: int, seconds: float) -> tuple[float, int]:
+    """Return the CPU-seconds of the replicas for a token, and the number of requests."""
+    replicas = fleet.replicas[:num_replicas]
+    begin = time.monotonic()
+    before = [replica.cpu_seconds() for replica in replicas]
+
+    def ask(number: int) -> tuple[int, int]:
+        tokens, count, pause = 0, 0, threading.Event()
+        body = {"model": "first", "prompt": "To be", "max_tokens": 64, "logit_bias": {"0": -100}}
+        with httpx.Client(base_url=fleet.url, timeout=PATIENCE, trust_env=False) as client:
+            for due in itertools.count(begin + INTERVAL_SECONDS * number / (num_replicas * clients), INTERVAL_SECONDS):
+                if due > begin + seconds:
+                    break
+                pause.wait(max(0.0, due - time.monotonic()))
+                response = client.post("/generate", json={**body, "seed": number * 10_000 + count})
+                assert response.status_code == 200, response.text
+                tokens += response.json()["usage"]["generated_tokens"]
+                count += 1
+        return tokens, count
+
+    with ThreadPoolExecutor(num_replicas * clients) as pool:
+        done = list(pool.map(ask, range(num_replicas * clients)))
+    used = sum(replica.cpu_seconds() for replica in replicas) - sum(before)
+    return used / sum(tokens for tokens, _ in done), sum(count for _, count in done)
+
+
+def record(drill: Drill, fleet: Fleet, clients: Clients) -> None:
+    """Note what all drills under load have in common."""
+    drill.record("replicas", f"3 {fleet.kind} of one worker behind HAProxy")
+    drill.record("clients, answers", f"{clients.num_clients}, {clients.num_answers:,}")
+    drill.record("answers with other bits", len(clients.wrong), 0)
