@@ -33,7 +33,7 @@ BENCH := .venv-bench/bench-$(call sum,pyproject.toml requirements/build.txt requ
 HARNESS := .venv-harness/harness-$(call sum,requirements/build.txt requirements/harness.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test quick drills check format train train-config load bench corpora harness image sbom audit lock clean
+.PHONY: help serve test quick drills check format train train-config load knee bench corpora harness image sbom audit lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,9 @@ train-config: # check the config before anything is installed
 
 load: $(LOAD) ## load-test a running server for 60 s (HOST, PORT, MEARI_LOAD_…)
 	@HOST='$(HOST)' PORT='$(PORT)' exec $(BIN)/python -m loadtests
+
+knee: $(LOAD) ## find the largest load within a p95 of 1 s; report and plot into loadtests/results/ (HOST, PORT, MEARI_LOAD_…)
+	@HOST='$(HOST)' PORT='$(PORT)' exec $(BIN)/python -m loadtests.knee
 
 bench: $(BENCH) ## benchmark meari and other servers into docs/benchmarks/, 40 min (ARGS=--quick: 5 min)
 	@exec .venv-bench/bin/python -m benchmarks.serving $(ARGS)

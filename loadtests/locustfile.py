@@ -10,7 +10,18 @@ exit code. Must not know: the service's code.
     MEARI_LOAD_MODEL                   name of a bundle; the server's default model
     MEARI_LOAD_MAX_TOKENS              maximum tokens of a generation, 64
     MEARI_LOAD_SEED                    seed of the users' choices, 1
+    MEARI_LOAD_KINDS                   of generate, stream and score those that there are, separated by commas; all
+    MEARI_LOAD_SHAPE                   soak: all users (as without it, in one run of Locust); ramp: ever more of them;
+                                       spike: a quarter of them, and all in the middle; staircase: five levels
     MEARI_LOAD_ALLOW_REMOTE            1 allows a target on another machine
+
+More than one process, on this machine or others: one master, which writes the report, and workers, which ask. All have
+the same MEARI_LOAD_ variables.
+
+    MEARI_LOAD_ROLE                    master or worker; alone
+    MEARI_LOAD_WORKERS                 workers that a master waits for, 1
+    MEARI_LOAD_MASTER_HOST             where workers find their master, 127.0.0.1
+    MEARI_LOAD_MASTER_PORT             its port, 5557
 
 Thresholds. A broken threshold gives exit code 1; thresholds without a default are not checked unless set:
 
@@ -32,19 +43,22 @@ import time
 from collections.abc import Iterator
 
 import gevent
-from locust import FastHttpUser, between, constant, events, task
+from locust import FastHttpUser, LoadTestShape, between, constant, events, task
 from locust.contrib.fasthttp import FAILURE_EXCEPTIONS, ResponseContextManager
 from locust.env import Environment
+from locust.runners import WorkerRunner
 from locust.stats import CSV_STATS_INTERVAL_SEC
 
 from loadtests.prompts import PROMPTS, TEXTS
-from loadtests.settings import SettingsError, check_target, read_settings
+from loadtests.settings import SettingsError, UserKind, check_target, read_settings
+from loadtests.shapes import users_at
 from loadtests.stream import StreamBroken, StreamTimes, read_stream
 from loadtests.thresholds import (
     FIRST_TOKEN,
     GAP,
     REFUSED,
     STREAM,
+    TOKENS,
     TOKENS_PER_SECOND,
     broken_thresholds,
 )
@@ -75,6 +89,21 @@ class MeariUser(FastHttpUser):
         """Send one request and read the whole response."""
         with self.client.post(path, json=request_body(body), catch_response=True) as response:
             self.note_refusal(response)
+            if response.status_code == OK:
+                usage = response.json()["usage"]
+                self.fire(TOKENS, usage.get("generated_tokens") or usage.get("scored_tokens"))
+
+    def fire(self, name: str, value: float | None) -> None:
+        """Add one value to a separate row; Locust calls every value a response time."""
+        if value is not None:
+            self.environment.events.request.fire(
+                request_type=STREAM,
+                name=name,
+                response_time=value,
+                response_length=0,
+                exception=None,
+                context={},
+            )
 
     def note_refusal(self, response: ResponseContextManager) -> None:
         """Move a refused request to its own row and wait for the time that the server asks for."""
@@ -130,22 +159,11 @@ class StreamUser(MeariUser):
         response.request_meta["response_time"] = (time.perf_counter() - started) * 1000
 
     def _fire_rows(self, times: StreamTimes) -> None:
-        self._fire(FIRST_TOKEN, times.first_token_ms)
+        self.fire(FIRST_TOKEN, times.first_token_ms)
         for gap_ms in times.gaps_ms:
-            self._fire(GAP, gap_ms)
-        self._fire(TOKENS_PER_SECOND, times.tokens_per_second)
-
-    def _fire(self, name: str, value: float | None) -> None:
-        """Add one value to a separate row; Locust calls every value a response time."""
-        if value is not None:
-            self.environment.events.request.fire(
-                request_type=STREAM,
-                name=name,
-                response_time=value,
-                response_length=0,
-                exception=None,
-                context={},
-            )
+            self.fire(GAP, gap_ms)
+        self.fire(TOKENS_PER_SECOND, times.tokens_per_second)
+        self.fire(TOKENS, times.num_tokens)
 
 
 def lines_of(response: ResponseContextManager) -> Iterator[bytes]:
@@ -171,24 +189,49 @@ class ScoreUser(MeariUser):
         self.ask("/score", {"texts": list(TEXTS)})
 
 
+KINDS = {UserKind.GENERATE: GenerateUser, UserKind.STREAM: StreamUser, UserKind.SCORE: ScoreUser}
+for kind in UserKind:
+    KINDS[kind].abstract = kind not in SETTINGS.kinds
+
+if SETTINGS.shape is not None:  # Locust takes any such class in place of --users and --run-time
+
+    class Load(LoadTestShape):
+        """The shape of the settings."""
+
+        def tick(self) -> tuple[int, float] | None:
+            """Return the number of users now and how many may start in a second; None at the end."""
+            assert SETTINGS.shape is not None
+            users = users_at(SETTINGS.shape, self.get_run_time(), SETTINGS.seconds, SETTINGS.users)
+            return None if users is None else (users, max(SETTINGS.spawn_rate, SETTINGS.users / SETTINGS.seconds))
+
+
 @events.init.add_listener
 def refuse_other_machines(environment: Environment, **_: object) -> None:
-    """End the run if the target is another machine and none is allowed."""
+    """End the run if the target is another machine and none is allowed; workers hear of it at the start of the test."""
+    if not isinstance(environment.runner, WorkerRunner):
+        _check(environment)
+
+
+@events.test_start.add_listener
+def begin(environment: Environment, **_: object) -> None:
+    """Check the target again, which Locust's web page can change, and let workers make different choices."""
+    _check(environment)
+    if isinstance(environment.runner, WorkerRunner):
+        choose.seed(f"{SETTINGS.seed} {environment.runner.worker_index}")
+
+
+def _check(environment: Environment) -> None:
     try:
         check_target(environment.host or "", SETTINGS)
     except SettingsError as error:
         sys.exit(f"loadtests: {error}")
 
 
-@events.test_start.add_listener
-def refuse_target_of_the_web_page(environment: Environment, **_: object) -> None:
-    """Check the target again: Locust's web page can change it after the start."""
-    refuse_other_machines(environment)
-
-
 @events.quitting.add_listener
 def judge(environment: Environment, **_: object) -> None:
     """Wait until Locust has written its last CSV rows, then set the exit code from the thresholds."""
+    if isinstance(environment.runner, WorkerRunner):  # it has seen only its own part
+        return
     gevent.sleep(CSV_STATS_INTERVAL_SEC + 0.5)
     broken = broken_thresholds(environment.stats, SETTINGS.thresholds)
     for line in broken:

@@ -4,11 +4,17 @@ Input: environment variables, each described at the head of `locustfile.py`. Out
 `SettingsError` with every problem. Must not know: Locust.
 """
 
+import enum
 import ipaddress
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import urlsplit
+
+from loadtests.shapes import Shape
+
+Choice = TypeVar("Choice", bound=enum.StrEnum)
 
 
 class SettingsError(Exception):
@@ -27,10 +33,32 @@ class Thresholds:
     min_tokens_per_second: float | None
 
 
+class Role(enum.StrEnum):
+    """What a process of Locust is: alone, or one of many on one machine or several."""
+
+    ALONE = "alone"
+    MASTER = "master"
+    WORKER = "worker"
+
+
+class UserKind(enum.StrEnum):
+    """The users: see the classes of `locustfile.py`."""
+
+    GENERATE = "generate"
+    STREAM = "stream"
+    SCORE = "score"
+
+
 @dataclass(frozen=True)
 class LoadSettings:
-    """Settings of one run; `model` None means the server's default model."""
+    """Settings of one run; `model` None means the server's default model, `shape` None all users from the start."""
 
+    kinds: frozenset[UserKind]
+    shape: Shape | None
+    role: Role
+    num_workers: int
+    master_host: str
+    master_port: int
     users: int
     spawn_rate: float
     seconds: int
@@ -75,6 +103,23 @@ class _Reader:
     def ratio(self, name: str, default: float | None) -> float | None:
         return self.number(name, default, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 
+    def choice(self, name: str, choices: type[Choice]) -> Choice | None:
+        text = self.text(name)
+        return None if text is None else self._chosen(name, text, choices)
+
+    def choices(self, name: str, choices: type[Choice]) -> frozenset[Choice]:
+        found = [
+            self._chosen(name, part.strip(), choices) for part in (self.text(name) or "").split(",") if part.strip()
+        ]
+        return frozenset(each for each in found if each is not None) or frozenset(choices)
+
+    def _chosen(self, name: str, text: str, choices: type[Choice]) -> Choice | None:
+        try:
+            return choices(text)
+        except ValueError:
+            self.problems.append(f"MEARI_LOAD_{name}: got {text!r}, expected {' or '.join(choices)}")
+            return None
+
     def switch(self, name: str) -> bool:
         value = self.number(name, 0, "0 or 1", lambda value: value in {0, 1})
         return value == 1
@@ -84,6 +129,12 @@ def read_settings(environment: Mapping[str, str]) -> LoadSettings:
     """Read all settings; raises SettingsError, which names every invalid variable."""
     reader = _Reader(environment)
     settings = LoadSettings(
+        kinds=reader.choices("KINDS", UserKind),
+        shape=reader.choice("SHAPE", Shape),
+        role=reader.choice("ROLE", Role) or Role.ALONE,
+        num_workers=reader.count("WORKERS", 1),
+        master_host=reader.text("MASTER_HOST") or "127.0.0.1",
+        master_port=reader.count("MASTER_PORT", 5557),
         users=reader.count("USERS", 8),
         spawn_rate=reader.positive("SPAWN_RATE", None) or 4.0,
         seconds=reader.count("SECONDS", 60),

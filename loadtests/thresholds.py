@@ -16,6 +16,7 @@ REFUSED = "refused (429)"
 FIRST_TOKEN = "first token (ms)"  # noqa: S105 (a metric's name)
 GAP = "gap between tokens (ms)"
 TOKENS_PER_SECOND = "tokens/s of a stream"
+TOKENS = "tokens of an answer"
 
 
 def broken_thresholds(stats: RequestStats, thresholds: Thresholds) -> list[str]:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import yaml
 
+from loadtests.settings import Role, read_settings
 from meari.service.settings import SETTINGS
 from tests.container.conftest import LIMITS
 from tests.container.docker import find_compose
@@ -173,14 +174,33 @@ def _status(client: httpx.Client) -> int:
 
 
 def test_docker_compose_accepts_the_file() -> None:
+    assert set(accepted("compose.yaml")) == set(SERVICES)
+
+
+def test_docker_compose_accepts_the_load_beside_it() -> None:
+    services = accepted("compose.yaml", "deploy/load/compose.yaml")
+    assert set(services) == {*SERVICES, "load-master", "load-worker"}
+    for name in ("load-master", "load-worker"):
+        service = services[name]
+        environment = {key: str(value) for key, value in service["environment"].items()}
+        settings = read_settings(environment)
+        assert (settings.role, settings.allow_remote) == (Role(name.removeprefix("load-")), True)
+        assert settings.master_host == "load-master"
+        assert service["image"] == SERVICES["locust"]["image"]
+        assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
+
+
+def accepted(*files: str) -> dict[str, Any]:
+    """Return the services of the files, those of all profiles, as Docker Compose understands them."""
     command = find_compose()
     if command is None:
         pytest.skip("Docker Compose was not found (`docker compose`, or Debian's docker-compose)")
-    profiles = ["--profile", "observe", "--profile", "load"]
-    arguments = [*command, "--file", str(ROOT / "compose.yaml"), *profiles, "config"]
+    profiles = [f"--profile={profile}" for profile in ("observe", "load")]
+    arguments = [*command, *(f"--file={ROOT / file}" for file in files), *profiles]
     done = subprocess.run(
-        arguments, capture_output=True, text=True, check=False, timeout=PATIENCE, env=clean_environment()
+        [*arguments, "config"], capture_output=True, text=True, check=False, timeout=PATIENCE, env=clean_environment()
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert set(yaml.safe_load(done.stdout)["services"]) == set(SERVICES)
+    found: dict[str, Any] = yaml.safe_load(done.stdout)["services"]
+    return found

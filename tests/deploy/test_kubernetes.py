@@ -19,6 +19,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from loadtests.settings import Role, read_settings
+from loadtests.shapes import Shape
 from meari.bundle_format.folders import find_bundles
 from meari.cli.train import command as train_command
 from meari.client.download import is_hash, split_hash
@@ -318,6 +320,31 @@ def test_ingress_does_not_buffer_streams() -> None:
     timeout = float(annotations[prefix + "proxy-read-timeout"])
     assert timeout > float(settings_of(render_chart())["MEARI_MAX_TIMEOUT_SECONDS"])
     assert annotations[prefix + "proxy-body-size"] == f"{load_settings({}).max_body_bytes // 2**20}m"
+
+
+def test_load_comes_from_a_master_and_workers_with_the_same_settings() -> None:
+    named = by_name(kustomize(KUBERNETES / "load"))
+    [settings] = [each["data"] for (kind, _), each in named.items() if kind == "ConfigMap"]
+    load = read_settings(settings)
+    assert (load.allow_remote, load.role, load.shape) == (True, Role.ALONE, Shape.STAIRCASE)
+    image = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))["services"]["locust"]["image"]
+    for role in ("master", "worker"):
+        job = named["Job", f"meari-load-{role}"]
+        pod = job["spec"]["template"]["spec"]
+        [container] = pod["containers"]
+        assert container["image"] == image
+        assert container["env"] == [{"name": "MEARI_LOAD_ROLE", "value": role}]
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["automountServiceAccountToken"] is pod["enableServiceLinks"] is False
+        for version in VERSIONS:
+            kubernetes_validate.validate(job, version, strict=True)
+    assert named["Job", "meari-load-worker"]["spec"]["parallelism"] == load.num_workers
+    service = named["Service", load.master_host]["spec"]
+    assert service["ports"][0]["port"] == load.master_port
+    labels = named["Job", "meari-load-master"]["spec"]["template"]["metadata"]["labels"]
+    assert service["selector"].items() <= labels.items()
 
 
 def test_rules_of_the_operator_are_those_of_prometheus() -> None:

@@ -1,19 +1,23 @@
 """Test `python -m loadtests`, the command of `make load`, for a few seconds against a fast server."""
 
+import contextlib
 import csv
+import itertools
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from loadtests.shapes import Shape, users_at
 from tests.loadtests.fake_server import NUM_TOKENS, PAUSE_SECONDS, running
 from tests.patience import PATIENCE
 from tests.runtime.tiny_bundle import write_tiny_bundle
-from tests.service.running import running_server
+from tests.service.running import free_port, running_server
 
 if find_spec("locust") is None:  # not imported: Locust replaces all sockets of the process by gevent's
     pytest.skip("Locust is not installed", allow_module_level=True)
@@ -23,13 +27,16 @@ ROOT = Path(__file__).parents[2]
 SHORT = {"MEARI_LOAD_SECONDS": "5", "MEARI_LOAD_USERS": "8", "MEARI_LOAD_SPAWN_RATE": "100"}
 
 
-def run_load(port: int, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MEARI_")}
-    environment |= SHORT | {"PORT": str(port), "HOST": "127.0.0.1", "MEARI_LOAD_RESULTS": str(folder)} | variables
+def environment(port: int, folder: Path, **variables: str) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MEARI_")}
+    return own | SHORT | {"PORT": str(port), "HOST": "127.0.0.1", "MEARI_LOAD_RESULTS": str(folder)} | variables
+
+
+def run_load(port: int, folder: Path, module: str = "loadtests", **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "loadtests"],
+        [sys.executable, "-m", module],
         cwd=ROOT,
-        env=environment,
+        env=environment(port, folder, **variables),
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -126,3 +133,49 @@ def test_real_service_passes(tmp_path: Path) -> None:
         run = run_load(server.port, tmp_path, MEARI_LOAD_MAX_TOKENS="8")
     assert run.returncode == 0, run.stderr
     assert int(rows_of(tmp_path)["tokens/s of a stream"]["Request Count"]) > 0
+
+
+@pytest.mark.parametrize("shape", [Shape.STAIRCASE, Shape.SPIKE, Shape.RAMP, Shape.SOAK])
+def test_master_and_two_workers_make_the_shape_and_report_of_one_process(tmp_path: Path, shape: Shape) -> None:
+    seconds, users = 10 if shape is Shape.STAIRCASE else 5, 10
+    variables = {"MEARI_LOAD_SHAPE": shape.value, "MEARI_LOAD_USERS": str(users), "MEARI_LOAD_SECONDS": str(seconds)}
+    alone, many = tmp_path / "alone", tmp_path / "many"
+    with running() as server, contextlib.ExitStack() as workers, ThreadPoolExecutor(2) as pool:
+        single = pool.submit(run_load, server.port, alone, **variables)
+        port = str(free_port())
+        roles = {"MEARI_LOAD_MASTER_PORT": port, "MEARI_LOAD_WORKERS": "2"}
+        for number in range(2):
+            own = environment(1, tmp_path / f"worker-{number}", **variables, **roles, MEARI_LOAD_ROLE="worker")
+            process = workers.enter_context(subprocess.Popen([sys.executable, "-m", "loadtests"], cwd=ROOT, env=own))
+            workers.callback(process.kill)
+        both = [run_load(server.port, many, **variables, **roles, MEARI_LOAD_ROLE="master"), single.result()]
+    for run in both:
+        assert run.returncode == 0, run.stderr
+    assert not any(tmp_path.glob("worker-*"))
+    assert rows_of(alone).keys() == rows_of(many).keys()
+    assert {path.name for path in alone.iterdir()} == {path.name for path in many.iterdir()}
+    for folder in (alone, many):
+        found = levels_of(folder)
+        assert set(found) <= set(range(users + 1))
+        wanted = [users_at(shape, 0.1 * tenth, seconds, users) for tenth in range(10 * seconds)]
+        if shape is Shape.RAMP:  # it has its last level at its end alone
+            assert found == sorted(found), folder.name
+            assert max(found) > users // 2
+        else:
+            levels = [level for level, _ in itertools.groupby(wanted)]
+            assert in_order([level for level in levels if level is not None], found), (folder.name, found)
+
+
+def levels_of(folder: Path) -> list[int]:
+    """Return the number of users of each second of a run, those of the end left out, when they leave."""
+    with (folder / "meari_stats_history.csv").open(newline="") as file:
+        counts = [int(row["User Count"]) for row in csv.DictReader(file) if row["Name"] == "Aggregated"]
+    while counts and counts[-1] == 0:
+        counts.pop()
+    return counts
+
+
+def in_order(wanted: list[int], found: list[int]) -> bool:
+    """Return True if all wanted levels were there, one after another."""
+    rest = iter(found)
+    return all(level in rest for level in wanted)

@@ -1,6 +1,7 @@
 import pytest
 
 from loadtests.settings import SettingsError, check_target, is_loopback, read_settings
+from loadtests.shapes import Shape, users_at
 
 
 def test_defaults_are_one_minute_and_no_failures() -> None:
@@ -17,10 +18,13 @@ def test_all_problems_are_reported_together() -> None:
         "MEARI_LOAD_MAX_FAILURE_RATIO": "1.5",
         "MEARI_LOAD_ALLOW_REMOTE": "yes",
         "MEARI_LOAD_MAX_GAP_P95_MS": "inf",
+        "MEARI_LOAD_SHAPE": "wave",
+        "MEARI_LOAD_ROLE": "slave",
+        "MEARI_LOAD_KINDS": "generates",
     }
     with pytest.raises(SettingsError) as raised:
         read_settings(environment)
-    assert str(raised.value).count("\n") == 4
+    assert str(raised.value).count("\n") == 7
     for name, value in environment.items():
         assert f"{name}: got {value!r}, expected" in str(raised.value)
 
@@ -40,3 +44,18 @@ def test_another_machine_is_a_target_only_if_allowed(url: str) -> None:
     with pytest.raises(SettingsError, match="loopback"):
         check_target(url, read_settings({}))
     check_target(url, read_settings({"MEARI_LOAD_ALLOW_REMOTE": "1"}))
+
+
+@pytest.mark.parametrize(
+    ("shape", "levels"),
+    [
+        (Shape.SOAK, [20] * 10),
+        (Shape.RAMP, [1, 2, 4, 6, 8, 10, 12, 14, 16, 18]),
+        (Shape.SPIKE, [5, 5, 5, 5, 20, 20, 5, 5, 5, 5]),
+        (Shape.STAIRCASE, [4, 4, 8, 8, 12, 12, 16, 16, 20, 20]),
+    ],
+)
+def test_shapes_have_their_levels_and_end(shape: Shape, levels: list[int]) -> None:
+    assert [users_at(shape, second, 10, 20) for second in range(10)] == levels
+    assert users_at(shape, 10, 10, 20) is None
+    assert users_at(shape, 0, 10, 1) == 1
