@@ -1,0 +1,227 @@
+"""Capacity: what a core does, and what so many requests a second need: `python -m benchmarks.capacity --help`.
+
+Input: measured figures (docs/benchmarks/capacity.json), or with --measure the bundles of bundles/. Output: those
+figures, and the tables of docs/capacity.md, each between its marks. Must not know: HTTP beyond the benchmarks' driver.
+
+All figures of cost are CPU-seconds of the service's processes, not time by the clock, so a small machine can measure
+them. `Assumptions` holds what was not measured: prices, the size of a replica, limits of other programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.capacity_measures import ROOT, LoadFigures, measure
+
+FIGURES: Final = ROOT / "docs" / "benchmarks" / "capacity.json"
+PAGE: Final = ROOT / "docs" / "capacity.md"
+RATES: Final = (100, 10_000, 1_000_000)
+REFERENCE: Final = "shakespeare-lstm"
+SECONDS_A_MONTH: Final = 730 * 3600
+MODELS: Final = ("shakespeare-rnn", "shakespeare-gru", "shakespeare-lstm", "books-lstm", "nsmc-lstm", "shakespeare-esn")
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What the tables assume beside the measured figures; each may be changed on the command line."""
+
+    cpus_a_replica: int = 4
+    use: float = 0.7  # of the CPUs, so that peaks and the loss of a replica find room
+    dollars_a_cpu_hour: float = 0.04
+    proxy_cpus: int = 8  # of one balancer
+    proxy_connections: int = 50_000
+    series_of_prometheus: int = 10_000_000
+    gigabits_of_registry: float = 10.0  # from which replicas fetch bundles
+    minutes_of_rollout: float = 5.0  # in which every replica should have a new bundle
+
+
+@dataclass(frozen=True)
+class Figures:
+    """All measured figures. machine: how and where; others: of the proxy, the metrics and the bundles."""
+
+    machine: str
+    loads: tuple[LoadFigures, ...]
+    proxy_cpu_us_a_request: float
+    series_a_replica: int
+    bundles_mb: float
+
+    def find(self, model: str, load: str) -> LoadFigures:
+        """Return the figures of a model under a load. Raises KeyError."""
+        for each in self.loads:
+            if (each.model, each.load) == (model, load):
+                return each
+        raise KeyError((model, load))
+
+
+def read_figures(path: Path) -> Figures:
+    """Read measured figures."""
+    data = json.loads(path.read_text("utf-8"))
+    return Figures(**{**data, "loads": tuple(LoadFigures(**each) for each in data["loads"])})
+
+
+# ---- arithmetic ----
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What a rate of requests needs."""
+
+    rate: float
+    cpus: float
+    replicas: int
+    dollars_a_month: float
+    in_flight: float
+    gigabits: float
+
+
+def fleet_for(rate: float, load: LoadFigures, assumed: Assumptions) -> Fleet:
+    """Return what `rate` requests a second need; in flight by Little's law: rate × time of an answer."""
+    cpus = rate * load.cpu_ms_a_request / 1000 / assumed.use
+    replicas = max(2, math.ceil(cpus / assumed.cpus_a_replica))
+    dollars = replicas * assumed.cpus_a_replica * assumed.dollars_a_cpu_hour * SECONDS_A_MONTH / 3600
+    gigabits = rate * load.bytes_a_request * 8 / 1e9
+    return Fleet(rate, cpus, replicas, dollars, rate * load.answer_ms / 1000, gigabits)
+
+
+def bottlenecks(rate: float, figures: Figures, fleet: Fleet, assumed: Assumptions) -> dict[str, float]:
+    """Return how much of each limit a rate uses, 1 being all of it, for one instance of everything."""
+    megabits = figures.bundles_mb * 8 * fleet.replicas
+    return {
+        "CPU of one balancer": rate * figures.proxy_cpu_us_a_request / 1e6 / (assumed.proxy_cpus * assumed.use),
+        "connections of one balancer": fleet.in_flight / assumed.proxy_connections,
+        "series of one Prometheus": fleet.replicas * figures.series_a_replica / assumed.series_of_prometheus,
+        "a bundle to all replicas": megabits / (assumed.gigabits_of_registry * 1000 * assumed.minutes_of_rollout * 60),
+    }
+
+
+# ---- tables ----
+
+
+def tables(figures: Figures, assumed: Assumptions) -> dict[str, str]:
+    """Return the Markdown of each table by its name."""
+    return {
+        "a core": _core_table(figures),
+        "replicas and cost": _fleet_table(figures, assumed),
+        "the next bottleneck": _bottleneck_table(figures, assumed),
+        "assumptions": _assumption_table(assumed),
+    }
+
+
+def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _core_table(figures: Figures) -> str:
+    loads = list(dict.fromkeys(each.load for each in figures.loads))
+    models = list(dict.fromkeys(each.model for each in figures.loads))
+    rows = (
+        (f"`{model}`", *(f"{figures.find(model, load).tokens_per_cpu_second:,.0f}" for load in loads))
+        for model in models
+    )
+    return _table(("tokens a CPU-second", *loads), rows)
+
+
+def _fleet_table(figures: Figures, assumed: Assumptions) -> str:
+    def rows() -> Iterator[Sequence[str]]:
+        for load in figures.loads:
+            if load.model != REFERENCE or load.load.endswith("× 1"):
+                continue
+            for rate in RATES:
+                fleet = fleet_for(rate, load, assumed)
+                yield (
+                    f"{load.load}, {load.cpu_ms_a_request:.2f} ms",
+                    f"{rate:,}",
+                    _rounded(fleet.cpus),
+                    f"{fleet.replicas:,}",
+                    _rounded(fleet.dollars_a_month),
+                    _rounded(fleet.in_flight),
+                    _rounded(fleet.gigabits),
+                )
+
+    head = (
+        "load, CPU a request",
+        "requests/s",
+        "CPUs",
+        "replicas",
+        "$ a month",
+        "requests in flight",
+        "Gbit/s of answers",
+    )
+    return _table(head, rows())
+
+
+def _bottleneck_table(figures: Figures, assumed: Assumptions) -> str:
+    load = figures.find(REFERENCE, "whole × 64")
+    used = {rate: bottlenecks(rate, figures, fleet_for(rate, load, assumed), assumed) for rate in RATES}
+
+    def rows() -> Iterator[Sequence[str]]:
+        for name in used[RATES[0]]:
+            full = _rate_where(name, figures, load, assumed)
+            yield (name, *(f"{100 * used[rate][name]:,.2g} %" for rate in RATES), f"{_rounded(full)} requests/s")
+
+    return _table(("limit of one", *(f"used at {rate:,}/s" for rate in RATES), "full at"), rows())
+
+
+def _rate_where(name: str, figures: Figures, load: LoadFigures, assumed: Assumptions) -> float:
+    """Return the rate at which a limit is all used; all grow in proportion to the rate once there are many replicas."""
+    rate = 1e9
+    return rate / bottlenecks(rate, figures, fleet_for(rate, load, assumed), assumed)[name]
+
+
+def _assumption_table(assumed: Assumptions) -> str:
+    rows = ((f"`--{name.replace('_', '-')}`", f"{value:,g}") for name, value in asdict(assumed).items())
+    return _table(("option", "assumed"), rows)
+
+
+def _rounded(value: float) -> str:
+    """Return three digits."""
+    if value == 0:
+        return "0"
+    digits = 2 - math.floor(math.log10(abs(value)))
+    return f"{round(value, digits):,.{max(0, digits)}f}"
+
+
+def with_tables(page: str, made: Mapping[str, str]) -> str:
+    """Return the page with each table between its marks."""
+    for name, table in made.items():
+        begin, end = f"<!-- table: {name} -->", "<!-- end of the table -->"
+        before, mark, rest = page.partition(begin)
+        if not mark or end not in rest:
+            raise ValueError(f"docs/capacity.md: got no mark {begin} with an end, expected one")
+        page = f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}"
+    return page
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables, or write them into the page; measure first if asked to."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--figures", type=Path, default=FIGURES, help="measured figures as JSON")
+    parser.add_argument(
+        "--measure", type=float, metavar="SECONDS", help="measure first, so long a load, and write them"
+    )
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/capacity.md")
+    for name, value in asdict(Assumptions()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value:g}")
+    options = vars(parser.parse_args(arguments))
+    assumed = Assumptions(**{name: options[name] for name in asdict(Assumptions())})
+    if options["measure"]:
+        figures: dict[str, Any] = measure(MODELS, options["measure"])
+        before = json.loads(options["figures"].read_text("utf-8")) if options["figures"].exists() else {}
+        options["figures"].write_text(json.dumps({**before, **figures}, indent=1) + "\n", "utf-8")
+    made = tables(read_figures(options["figures"]), assumed)
+    if options["write"]:
+        PAGE.write_text(with_tables(PAGE.read_text("utf-8"), made), "utf-8")
+    else:
+        sys.stdout.write("\n\n".join(f"{name}\n\n{table}" for name, table in made.items()) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Test the capacity page: its tables are those of the measured figures, and the arithmetic is right."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from benchmarks.capacity import (
+    FIGURES,
+    MODELS,
+    PAGE,
+    RATES,
+    Assumptions,
+    Figures,
+    bottlenecks,
+    fleet_for,
+    main,
+    read_figures,
+    tables,
+    with_tables,
+)
+from benchmarks.capacity_measures import LoadFigures
+
+LOAD = LoadFigures(
+    "m", "whole × 64", tokens_per_cpu_second=6400, cpu_ms_a_request=10, answer_ms=500, bytes_a_request=1000
+)
+FOUND = Figures("a machine", (LOAD,), proxy_cpu_us_a_request=56, series_a_replica=1000, bundles_mb=6)
+
+
+def test_tables_of_the_page_are_those_of_the_measured_figures() -> None:
+    page = PAGE.read_text("utf-8")
+    assert with_tables(page, tables(read_figures(FIGURES), Assumptions())) == page
+    assert len(re.findall("<!-- table: ", page)) == 4
+
+
+def test_page_is_short() -> None:
+    prose = re.sub(r"```.*?```|^\|[^\n]*$", "", PAGE.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert len(prose.split()) < 1400
+
+
+def test_figures_have_every_model_under_every_load() -> None:
+    found = read_figures(FIGURES)
+    loads = {each.load for each in found.loads}
+    assert {(each.model, each.load) for each in found.loads} == {(model, load) for model in MODELS for load in loads}
+    assert all(each.cpu_ms_a_request > 0 and each.bytes_a_request > 0 for each in found.loads)
+
+
+def test_fleet_of_a_rate_is_worked_by_hand() -> None:
+    """700 requests a second of 10 ms are 7 CPUs, of which 0.7 may be used: 10, so 3 replicas of 4 at $0.04 an hour."""
+    fleet = fleet_for(700, LOAD, Assumptions())
+    assert fleet.cpus == pytest.approx(10)
+    assert fleet.replicas == 3
+    assert fleet.dollars_a_month == pytest.approx(3 * 4 * 0.04 * 730)
+    assert fleet.in_flight == pytest.approx(350)
+    assert fleet.gigabits == pytest.approx(0.0056)
+    assert fleet_for(1, LOAD, Assumptions()).replicas == 2, "one may fail"
+
+
+def test_bottlenecks_of_a_rate_are_worked_by_hand() -> None:
+    assumed = Assumptions()
+    fleet = fleet_for(10_000, LOAD, assumed)
+    assert fleet.replicas == 36
+    used = bottlenecks(10_000, FOUND, fleet, assumed)
+    assert used["CPU of one balancer"] == pytest.approx(0.1)
+    assert used["connections of one balancer"] == pytest.approx(5000 / 50_000)
+    assert used["series of one Prometheus"] == pytest.approx(36 * 1000 / 1e7)
+    assert used["a bundle to all replicas"] == pytest.approx(36 * 48 / (10_000 * 300))
+
+
+def test_command_prints_the_tables_for_other_assumptions(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--dollars-a-cpu-hour", "0.08"])
+    dear = capsys.readouterr().out
+    main([])
+    cheap = capsys.readouterr().out
+    assert dear != cheap
+    assert all(f"{rate:,}" in cheap for rate in RATES)
+    assert "| `--dollars-a-cpu-hour` | 0.08 |" in dear
