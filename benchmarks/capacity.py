@@ -1,10 +1,11 @@
 """Capacity: what a core does, and what so many requests a second need: `python -m benchmarks.capacity --help`.
 
-Input: measured figures (docs/benchmarks/capacity.json), or with --measure the bundles of bundles/. Output: those
-figures, and the tables of docs/capacity.md, each between its marks. Must not know: HTTP beyond the benchmarks' driver.
+Input: the results of `make bench` (docs/benchmarks/results.json), and what the drill with replicas measured of the
+balancer, the metrics and the answers (docs/benchmarks/capacity.json). Output: the tables of docs/capacity.md, each
+between its marks. Must not know: servers.
 
-All figures of cost are CPU-seconds of the service's processes, not time by the clock, so a small machine can measure
-them. `Assumptions` holds what was not measured: prices, the size of a replica, limits of other programs.
+All figures of cost are CPU-seconds of the service's processes, not time by the clock. `Assumptions` holds what was not
+measured: prices, the size of a replica, limits of other programs.
 """
 
 from __future__ import annotations
@@ -16,16 +17,36 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from benchmarks.capacity_measures import ROOT, LoadFigures, measure
+from benchmarks.serving.results import Measurement, results_from_json
 
-FIGURES: Final = ROOT / "docs" / "benchmarks" / "capacity.json"
-PAGE: Final = ROOT / "docs" / "capacity.md"
+DOCS: Final = Path(__file__).parents[1] / "docs"
+RESULTS: Final = DOCS / "benchmarks" / "results.json"
+OTHERS: Final = DOCS / "benchmarks" / "capacity.json"
+PAGE: Final = DOCS / "capacity.md"
 RATES: Final = (100, 10_000, 1_000_000)
-REFERENCE: Final = "shakespeare-lstm"
+REFERENCE: Final = "lstm-int8"
+LOADS: Final = ("whole × 1", "whole × 64", "stream × 64", "score list × 4")
 SECONDS_A_MONTH: Final = 730 * 3600
-MODELS: Final = ("shakespeare-rnn", "shakespeare-gru", "shakespeare-lstm", "books-lstm", "nsmc-lstm", "shakespeare-esn")
+
+
+@dataclass(frozen=True)
+class LoadFigures:
+    """One model under one load.
+
+    tokens_per_cpu_second   written or scored, for a CPU-second of all processes of the service
+    cpu_ms_a_request        of the same
+    answer_ms               median time of an answer under this load
+    bytes_a_request         of the answer, heads included
+    """
+
+    model: str
+    load: str
+    tokens_per_cpu_second: float
+    cpu_ms_a_request: float
+    answer_ms: float
+    bytes_a_request: float
 
 
 @dataclass(frozen=True)
@@ -44,26 +65,39 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Figures:
-    """All measured figures. machine: how and where; others: of the proxy, the metrics and the bundles."""
+    """All measured figures: of models under loads, of the balancer, the metrics and the bundles."""
 
-    machine: str
     loads: tuple[LoadFigures, ...]
     proxy_cpu_us_a_request: float
     series_a_replica: int
     bundles_mb: float
 
-    def find(self, model: str, load: str) -> LoadFigures:
-        """Return the figures of a model under a load. Raises KeyError."""
-        for each in self.loads:
-            if (each.model, each.load) == (model, load):
-                return each
-        raise KeyError((model, load))
+    def find(self, model: str, load: str) -> LoadFigures | None:
+        """Return the figures of a model under a load, None if it was not measured."""
+        return next((each for each in self.loads if (each.model, each.load) == (model, load)), None)
 
 
-def read_figures(path: Path) -> Figures:
-    """Read measured figures."""
-    data = json.loads(path.read_text("utf-8"))
-    return Figures(**{**data, "loads": tuple(LoadFigures(**each) for each in data["loads"])})
+def read_figures(results: Path, others: Path) -> Figures:
+    """Read the results of `make bench`, and the other measured figures."""
+    measured = results_from_json(results.read_text("utf-8")).measurements
+    rest = json.loads(others.read_text("utf-8"))
+    sizes: dict[str, float] = rest.pop("bytes_an_answer")
+    found = [_load_figures(each, sizes) for each in measured if each.server == "meari" and each.load in LOADS]
+    return Figures(tuple(each for each in found if each is not None), **rest)
+
+
+def _load_figures(measured: Measurement, sizes: Mapping[str, float]) -> LoadFigures | None:
+    if measured.cpu_seconds_per_1000 is None or measured.whole_ms is None:
+        return None
+    tokens_a_request = measured.tokens_per_second / measured.answers_per_second
+    return LoadFigures(
+        measured.model,
+        measured.load,
+        1000 / measured.cpu_seconds_per_1000,
+        measured.cpu_seconds_per_1000 * tokens_a_request,
+        measured.whole_ms.p50,
+        sizes[measured.kind],
+    )
 
 
 # ---- arithmetic ----
@@ -120,21 +154,20 @@ def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 
 
 def _core_table(figures: Figures) -> str:
-    loads = list(dict.fromkeys(each.load for each in figures.loads))
-    models = list(dict.fromkeys(each.model for each in figures.loads))
-    rows = (
-        (f"`{model}`", *(f"{figures.find(model, load).tokens_per_cpu_second:,.0f}" for load in loads))
-        for model in models
-    )
-    return _table(("tokens a CPU-second", *loads), rows)
+    def cells(model: str) -> Iterator[str]:
+        for load in LOADS:
+            found = figures.find(model, load)
+            yield "–" if found is None else f"{found.tokens_per_cpu_second:,.0f}"
+
+    models = dict.fromkeys(each.model for each in figures.loads)
+    return _table(("tokens a CPU-second", *LOADS), ((f"`{model}`", *cells(model)) for model in models))
 
 
 def _fleet_table(figures: Figures, assumed: Assumptions) -> str:
     def rows() -> Iterator[Sequence[str]]:
-        for load in figures.loads:
-            if load.model != REFERENCE or load.load.endswith("× 1"):
-                continue
-            for rate in RATES:
+        for load in (figures.find(REFERENCE, name) for name in LOADS[1:]):
+            for rate in RATES if load is not None else ():
+                assert load is not None
                 fleet = fleet_for(rate, load, assumed)
                 yield (
                     f"{load.load}, {load.cpu_ms_a_request:.2f} ms",
@@ -160,12 +193,13 @@ def _fleet_table(figures: Figures, assumed: Assumptions) -> str:
 
 def _bottleneck_table(figures: Figures, assumed: Assumptions) -> str:
     load = figures.find(REFERENCE, "whole × 64")
+    assert load is not None, "the benchmark's main load"
     used = {rate: bottlenecks(rate, figures, fleet_for(rate, load, assumed), assumed) for rate in RATES}
 
     def rows() -> Iterator[Sequence[str]]:
         for name in used[RATES[0]]:
             full = _rate_where(name, figures, load, assumed)
-            yield (name, *(f"{100 * used[rate][name]:,.2g} %" for rate in RATES), f"{_rounded(full)} requests/s")
+            yield (name, *(f"{_rounded(100 * used[rate][name])} %" for rate in RATES), f"{_rounded(full)} requests/s")
 
     return _table(("limit of one", *(f"used at {rate:,}/s" for rate in RATES), "full at"), rows())
 
@@ -177,7 +211,7 @@ def _rate_where(name: str, figures: Figures, load: LoadFigures, assumed: Assumpt
 
 
 def _assumption_table(assumed: Assumptions) -> str:
-    rows = ((f"`--{name.replace('_', '-')}`", f"{value:,g}") for name, value in asdict(assumed).items())
+    rows = ((f"`--{name.replace('_', '-')}`", f"{value:,}") for name, value in asdict(assumed).items())
     return _table(("option", "assumed"), rows)
 
 
@@ -201,22 +235,16 @@ def with_tables(page: str, made: Mapping[str, str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables, or write them into the page; measure first if asked to."""
+    """Print the tables, or write them into the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--figures", type=Path, default=FIGURES, help="measured figures as JSON")
-    parser.add_argument(
-        "--measure", type=float, metavar="SECONDS", help="measure first, so long a load, and write them"
-    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="results of `make bench` as JSON")
+    parser.add_argument("--others", type=Path, default=OTHERS, help="figures of balancer, metrics and answers as JSON")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/capacity.md")
     for name, value in asdict(Assumptions()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value:g}")
     options = vars(parser.parse_args(arguments))
     assumed = Assumptions(**{name: options[name] for name in asdict(Assumptions())})
-    if options["measure"]:
-        figures: dict[str, Any] = measure(MODELS, options["measure"])
-        before = json.loads(options["figures"].read_text("utf-8")) if options["figures"].exists() else {}
-        options["figures"].write_text(json.dumps({**before, **figures}, indent=1) + "\n", "utf-8")
-    made = tables(read_figures(options["figures"]), assumed)
+    made = tables(read_figures(options["results"], options["others"]), assumed)
     if options["write"]:
         PAGE.write_text(with_tables(PAGE.read_text("utf-8"), made), "utf-8")
     else:
