@@ -135,9 +135,10 @@ def test_real_service_passes(tmp_path: Path) -> None:
     assert int(rows_of(tmp_path)["tokens/s of a stream"]["Request Count"]) > 0
 
 
-@pytest.mark.parametrize("shape", [Shape.STAIRCASE, Shape.SPIKE, Shape.RAMP, Shape.SOAK])
+@pytest.mark.parametrize("shape", [Shape.STAIRCASE, Shape.SPIKE])
 def test_master_and_two_workers_make_the_shape_and_report_of_one_process(tmp_path: Path, shape: Shape) -> None:
-    seconds, users = 10 if shape is Shape.STAIRCASE else 5, 10
+    """Workers report every three seconds, so a level lasts as long."""
+    seconds, users = 15, 10
     variables = {"MEARI_LOAD_SHAPE": shape.value, "MEARI_LOAD_USERS": str(users), "MEARI_LOAD_SECONDS": str(seconds)}
     alone, many = tmp_path / "alone", tmp_path / "many"
     with running() as server, contextlib.ExitStack() as workers, ThreadPoolExecutor(2) as pool:
@@ -152,18 +153,19 @@ def test_master_and_two_workers_make_the_shape_and_report_of_one_process(tmp_pat
     for run in both:
         assert run.returncode == 0, run.stderr
     assert not any(tmp_path.glob("worker-*"))
-    assert rows_of(alone).keys() == rows_of(many).keys()
+    assert answered(alone) == answered(many) >= {"/generate", "/generate (stream)", "/score"}
     assert {path.name for path in alone.iterdir()} == {path.name for path in many.iterdir()}
+    wanted = [users_at(shape, 0.1 * tenth, seconds, users) for tenth in range(10 * seconds)]
+    levels = [level for level, _ in itertools.groupby(wanted)]
     for folder in (alone, many):
         found = levels_of(folder)
-        assert set(found) <= set(range(users + 1))
-        wanted = [users_at(shape, 0.1 * tenth, seconds, users) for tenth in range(10 * seconds)]
-        if shape is Shape.RAMP:  # it has its last level at its end alone
-            assert found == sorted(found), folder.name
-            assert max(found) > users // 2
-        else:
-            levels = [level for level, _ in itertools.groupby(wanted)]
-            assert in_order([level for level in levels if level is not None], found), (folder.name, found)
+        assert in_order([level for level in levels if level is not None], found), (folder.name, found)
+        assert max(found) == users
+
+
+def answered(folder: Path) -> set[str]:
+    """Return the names of the rows with requests."""
+    return {name for name, row in rows_of(folder).items() if int(row["Request Count"])}
 
 
 def levels_of(folder: Path) -> list[int]:
