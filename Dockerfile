@@ -61,14 +61,15 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, ssl, urllib.request as u; tls = os.environ.get('MEARI_TLS_CERTIFICATE'); u.urlopen(f'http{\"s\" if tls else \"\"}://127.0.0.1:{os.environ[\"MEARI_PORT\"]}/readyz', timeout=4, context=ssl._create_unverified_context() if tls else None)"]
 CMD ["meari", "serve"]
 
-# --- train: `docker build --target train`; the service's image with torch, about 1 GB for CPUs ---
+# --- train: `docker build --target train`; the service's image with torch ---
+# All packages are installed again, because scipy and others import parts that were removed above.
 # torch comes from pip's index, with libraries for GPUs where that has such builds; PIP_EXTRA_INDEX_URL names another.
 FROM service AS train
 ARG PIP_INDEX_URL PIP_EXTRA_INDEX_URL
 USER root
 COPY requirements/train.txt requirements/torch.txt /opt/meari/share/
 RUN cd /opt/meari/share && export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 \
-    && pip --python /opt/meari/bin/python install --quiet --no-deps --no-compile --require-hashes --only-binary :all: --requirement train.txt \
+    && pip --python /opt/meari/bin/python install --quiet --force-reinstall --no-deps --no-compile --require-hashes --only-binary :all: --requirement train.txt \
     && pip --python /opt/meari/bin/python install --quiet --no-compile --requirement torch.txt \
     && python -B -c 'import meari.export.bundle, meari.models.training.run'
 USER 10001:10001
