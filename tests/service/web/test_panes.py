@@ -131,11 +131,11 @@ def test_cells_and_terms_are_explained_in_both_languages(visit: Visit, released_
     assert not set(after) & set(before)
 
 
-@pytest.mark.parametrize("name", ["score", "compare", "learn"])
+@pytest.mark.parametrize("name", ["type", "score", "compare", "learn"])
 def test_arrow_keys_select_tabs_and_the_address_keeps_the_selection(visit: Visit, name: str) -> None:
     page = visit.page
     page.focus("#tab-write")
-    for _ in range(["write", "score", "compare", "learn"].index(name)):
+    for _ in range(["write", "type", "score", "compare", "learn"].index(name)):
         page.keyboard.press("ArrowRight")
     assert page.locator("[role=tabpanel]:visible").count() == 1
     assert page.locator(f"#pane-{name}").is_visible()
