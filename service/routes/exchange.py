@@ -198,7 +198,8 @@ class Exchange:
         self._work = work
 
     def note_error(self, error: MeariError) -> None:
-        """Note the error of the request."""
+        """Note the error of the request, without the frames that it came through: they hold the body."""
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         self.line.error = error
         self.line.error_field = wrong_field(error, self._service.schemas.field_names) or ""
         if not error.quotes_request or self.kept_chars:
