@@ -113,7 +113,9 @@ def command(files: tuple[str, ...], target: Target, options: FilterOptions, run:
     --skip-bad, bad ones are left out.
     """
     if run.engine == "ray":
-        raise click.UsageError("--engine: got ray, expected local")
+        raise click.UsageError(
+            "--engine: got ray, expected local; `meari score --engine ray` gives the figures of a large corpus"
+        )
     if "-" in files:
         raise click.UsageError("FILE: got standard input, expected files: they are read twice")
     if run.output is None:

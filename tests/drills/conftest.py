@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("drills")
     group.addoption("--long", action="store_true", help="run the long forms and write docs/reliability.md")
     group.addoption("--soak-minutes", type=float, default=5.0, help="length of the soak in its long form")
+    group.addoption("--ray-lines", type=int, default=100_000, help="lines of the corpus on Ray; 10,000,000 in full")
     group.addoption("--share", type=float, default=1.0, help="share of the long forms' sizes, for a busy machine")
     group.addoption("--drill-seed", type=int, help="seed of random choices: 1, and a new one for each long form")
 
@@ -41,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give long forms the time that they need."""
     if config.getoption("--long", default=False):
-        seconds = MAX_LONG_SECONDS + 60 * config.getoption("--soak-minutes")
+        seconds = MAX_LONG_SECONDS + 60 * config.getoption("--soak-minutes") + config.getoption("--ray-lines") / 500
         for item in items:
             if item.path.is_relative_to(Path(__file__).parent):
                 item.add_marker(pytest.mark.timeout(seconds))

@@ -3,7 +3,7 @@
 Input: on standard input a line `kill`, which kills the newest node with all that runs on it, or the end, which ends the
 cluster. Output: on standard output the address, then a line for each node killed. Must not know: what the cluster does.
 
-The head has no CPU for work; every other node has one. The raylet of a node waits no longer than 15 s for its agent,
+Each node has one CPU for work, the head as well. The raylet of a node waits no longer than 15 s for its agent,
 which takes longer on a busy machine: the files that the agent would write without a dashboard are written before.
 """
 
@@ -37,7 +37,7 @@ def do_not_wait_for_agents() -> None:
     services.start_raylet = started
 
 
-def node(num_cpus: int) -> dict[str, Any]:
+def node() -> dict[str, Any]:
     """Return the arguments of a node."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
@@ -45,7 +45,7 @@ def node(num_cpus: int) -> dict[str, Any]:
             one.bind(("127.0.0.1", 0))
         agent, store = (one.getsockname()[1] for one in sockets)
     return {
-        "num_cpus": num_cpus,
+        "num_cpus": 1,
         "object_store_memory": STORE_BYTES,
         "include_dashboard": False,
         "runtime_env_agent_port": agent,
@@ -56,14 +56,16 @@ def node(num_cpus: int) -> dict[str, Any]:
 def main() -> None:
     """Start the cluster and do what is asked."""
     do_not_wait_for_agents()
-    cluster = Cluster(initialize_head=True, head_node_args=node(0))
-    nodes = [cluster.add_node(wait=False, **node(1)) for _ in range(int(sys.argv[1]))]
+    cluster = Cluster(initialize_head=True, head_node_args=node())
+    nodes = [cluster.add_node(wait=False, **node()) for _ in range(int(sys.argv[1]) - 1)]
     cluster.wait_for_nodes(timeout=120)
     print(cluster.address, flush=True)  # noqa: T201
     for line in sys.stdin:
         if line.strip() == "kill":
-            cluster.remove_node(nodes.pop(), allow_graceful=False)
+            node_to_kill = nodes.pop()
+            node_to_kill.all_processes["raylet"][0].process.kill()
             print("killed", flush=True)  # noqa: T201
+            cluster.remove_node(node_to_kill, allow_graceful=False)
     cluster.shutdown()
 
 

@@ -156,15 +156,17 @@ def check_parts(folder: Path, num_lines: int) -> tuple[dict[str, Any], str]:
     return manifest, whole.hexdigest()
 
 
-def test_ray_job_survives_a_killed_node_and_a_killed_driver(drill: Drill, tmp_path: Path) -> None:
-    num_lines = drill.size(3_000, 10_000_000)
+def test_ray_job_survives_a_killed_node_and_a_killed_driver(
+    drill: Drill, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    num_lines = drill.size(3_000, pytestconfig.getoption("--ray-lines", default=0))
     num_partitions = NUM_PARTITIONS if not drill.is_long else max(NUM_PARTITIONS, num_lines // 20_000)
     lines, folder = tmp_path / "lines.jsonl", tmp_path / "scores"
     write_lines(lines, num_lines, drill.seed)
     size_mb = lines.stat().st_size / (1 << 20) / num_partitions
     words = ["score", lines, "--bundles", RELEASED, "--model", MODEL, "--engine", "ray", "-o", folder]
     command = arguments(*words, "--partition-mb", size_mb, "--summary", tmp_path / "summary.json")
-    patience = PATIENCE if not drill.is_long else 10 * PATIENCE
+    patience = PATIENCE + num_lines / 500
 
     def committed() -> int:
         return sum(1 for _ in (folder / "commits").glob("[0-9]*.json"))
