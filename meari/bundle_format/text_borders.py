@@ -10,6 +10,7 @@ border at all is cut inside a pre-token, and then still where NFC cannot join.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from typing import Final
@@ -19,11 +20,30 @@ __all__ = ["last_border", "last_space", "last_starter", "nfc", "word_border"]
 _SPACE_AFTER_TEXT: Final = re.compile(r"\S(?=[ \n\t])")
 _MARK_AFTER_LETTER: Final = re.compile(r"[^\W\d_](?=[!-/:-@\[-^`{-~、。，！？：；])")
 _WINDOWS: Final = (4096, 65536)
+MANY_MARKS: Final = 100
 
 
 def nfc(text: str) -> str:
     """Return the normal form in which tokens are made, and in which characters and bytes are counted."""
+    if text.isascii():
+        return text
+    if len(text) > MANY_MARKS:
+        text = _with_ordered_marks(text)
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+
+
+def _with_ordered_marks(text: str) -> str:
+    """Put long runs of marks into canonical order, which the library does in a time that grows with their square."""
+    if unicodedata.is_normalized("NFC", text):
+        return text
+    parts = []
+    for is_mark, group in itertools.groupby(text, lambda character: unicodedata.combining(character) != 0):
+        run = "".join(group)
+        if is_mark and len(run) > MANY_MARKS:
+            marks = "".join(unicodedata.normalize("NFD", mark) for mark in run)
+            run = "".join(sorted(marks, key=unicodedata.combining))
+        parts.append(run)
+    return "".join(parts)
 
 
 def last_border(text: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unicodedata import normalize
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -229,3 +231,17 @@ def test_stop_strings_support_every_normalizer(tokenizers: dict[str, TextTokeniz
     normalized = TextTokenizer(tokenizer, tokenizers["bpe"].vocabulary).normalized
     patterns = StopPatterns.of(["END", "End", "\n"], normalized).patterns
     assert [pattern.text for pattern in patterns] == ["end", "\n"]  # stripping would remove a line end entirely
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    text=st.text(st.sampled_from([*"ae\u0301\u0316\u0344\u0327\u0345\u0f73\u05b0", "한", "é"]), min_size=90),
+    marks=st.text(st.sampled_from("\u0301\u0316\u0344\u0327"), min_size=100, max_size=300),
+)
+def test_long_runs_of_marks_are_normalised_as_the_library_does(text: str, marks: str) -> None:
+    assert nfc(text + marks + text) == normalize("NFC", text + marks + text)
+
+
+def test_a_million_marks_are_normalised_soon() -> None:
+    """The library alone takes a quarter of an hour, which ends this test."""
+    assert nfc("\u0301\u0316" * 500_000) == "\u0316" * 500_000 + "\u0301" * 500_000
