@@ -61,7 +61,7 @@ def command(paths: tuple[Path, ...], options: TrainOptions, host: str | None, po
     for name, value in (("MEARI_HOST", host), ("MEARI_PORT", port)):
         if value is not None:
             os.environ[name] = value
-    serve.check_free_address()
+    link = serve.check_free_address()
     training, result = train_texts([str(path) for path in paths], options, verb="demo", as_json=as_json)
     end_if_interrupted(result)
     if not as_json:
@@ -71,5 +71,6 @@ def command(paths: tuple[Path, ...], options: TrainOptions, host: str | None, po
         echo_json_line(figures_json(training, result) | bundle_json(training, exported))
     else:
         show_bundle(training, exported)
+    click.echo(f"Serving it at {link}; Ctrl-C ends the service", err=as_json)
     os.environ |= {"MEARI_BUNDLES": str(BUNDLES), "MEARI_DEFAULT_MODEL": training.config.name}
     serve.start(as_json=as_json)

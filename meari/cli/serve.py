@@ -57,11 +57,15 @@ def start(*, as_json: bool) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:meari.service.process.gunicorn_conf"])  # noqa: S606 (gunicorn takes the place of this process)
 
 
-def check_free_address() -> None:
-    """Check the settings but for the bundles, and that the address can be listened on. Raises UsageError, Exit."""
-    from meari.service.process.start import check_address
+def check_free_address() -> str:
+    """Check the settings but for the bundles, and that the address can be listened on; return the page's URL.
 
-    _checked(lambda settings: check_address(settings.host, settings.port))
+    Raises UsageError, Exit.
+    """
+    from meari.service.process.start import check_address, page_address
+
+    settings = _checked(lambda settings: check_address(settings.host, settings.port))
+    return page_address(settings.host, settings.port, "https" if settings.tls_certificate else "http")
 
 
 def _checked(check: Callable[[Settings], None]) -> Settings:
