@@ -1,1 +1,74 @@
-"""meari: small recurrent language models, trained on your own text, exported to ONNX and served on ordinary CPUs."""
+"""meari: small recurrent language models, trained on your own text, exported to ONNX and served on ordinary CPUs.
+
+>>> import meari
+>>> lm = meari.load("shakespeare-lstm")  # a name, a folder, or the URL of a running service
+>>> round(lm.score("To be, or not to be"), 1)
+-31.9
+
+Everything below is imported when it is first used: `import meari` alone takes a millisecond.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from meari import errors
+    from meari.api.language_model import LanguageModel
+    from meari.api.opening import load
+    from meari.api.surprisal import Surprisal, SurprisalRow
+    from meari.client.answers import Choice, Generation, Token, Usage
+    from meari.client.client import Client
+    from meari.client.errors import RemoteError
+    from meari.client.fields import GenerateFields, ScoreFields, State
+    from meari.client.streams import Stream
+    from meari.errors import BundleError, InvalidRequest, MeariError, UnknownModel
+
+__all__ = [
+    "BundleError",
+    "Choice",
+    "Client",
+    "GenerateFields",
+    "Generation",
+    "InvalidRequest",
+    "LanguageModel",
+    "MeariError",
+    "RemoteError",
+    "ScoreFields",
+    "State",
+    "Stream",
+    "Surprisal",
+    "SurprisalRow",
+    "Token",
+    "UnknownModel",
+    "Usage",
+    "errors",
+    "load",
+]
+
+_PLACES = {
+    "api.language_model": ("LanguageModel",),
+    "api.opening": ("load",),
+    "api.surprisal": ("Surprisal", "SurprisalRow"),
+    "client.answers": ("Choice", "Generation", "Token", "Usage"),
+    "client.client": ("Client",),
+    "client.errors": ("RemoteError",),
+    "client.fields": ("GenerateFields", "ScoreFields", "State"),
+    "client.streams": ("Stream",),
+    "errors": ("BundleError", "InvalidRequest", "MeariError", "UnknownModel"),
+}
+_MODULES = {name: module for module, names in _PLACES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name == "errors":
+        return importlib.import_module("meari.errors")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'meari' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"meari.{_MODULES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,11 +11,12 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
+from msgspec import UNSET
 
 from meari.bulk.options import GenerateOptions, ScoreOptions
 from meari.bundle_format.names import TokenizerKind
@@ -24,13 +25,14 @@ from meari.runtime.answers import Choice, GenerateUsage
 from meari.runtime.engine import EngineLimits, ScoreCall, Scoring, StateValue, TextScore
 from meari.runtime.requests import GenerateRequest, checked_logit_bias
 from meari.runtime.scores import Scored, ScoredText
+from meari.runtime.text.detokenizer import NO_TEXT
 from meari.runtime.text.tokenizer import Encoded
 from meari.runtime.text.words import require_segmenter
 
 if TYPE_CHECKING:
     from meari.runtime.completion import Completion
     from meari.runtime.model import LoadedModel
-    from meari.runtime.state_tokens import StateTokens
+    from meari.runtime.state_tokens import StateTokens, TextState
 
 __all__ = [
     "Backend",
@@ -45,6 +47,7 @@ MAX_SLOTS: Final = 128  # rows of a step: twice a server's, where every row wait
 MAX_WAITING: Final = 100_000  # every line may have a context of its own, and so a call
 NEVER_SECONDS: Final = 1e8
 TOKENIZED_CHARS: Final = 1 << 16  # at once: the library holds much for each of them
+OFFLINE_LIMITS: Final = EngineLimits(MAX_SLOTS, MAX_WAITING, 0, offline=True)
 _NO_OFFSETS: Final = np.empty(0, np.int32)
 
 
@@ -98,15 +101,21 @@ class Backend(Protocol):
         """Stop the work."""
 
 
-def open_local(folder: Path, signing_keys: Sequence[PublicKey] = ()) -> LocalBackend:
+def open_local(
+    folder: Path,
+    signing_keys: Sequence[PublicKey] = (),
+    state_keys: tuple[str, ...] = (),
+    limits: EngineLimits = OFFLINE_LIMITS,
+) -> LocalBackend:
     """Open the bundle in that folder, signed by one of the keys if there are any, and start an engine.
+
+    state_keys  sign and verify states; without any, the states of no other backend are accepted
 
     Raises BundleError.
     """
     from meari.runtime.model import load_model
 
-    limits = EngineLimits(MAX_SLOTS, MAX_WAITING, 0, offline=True)
-    return LocalBackend(load_model(folder, limits, signing_keys))
+    return LocalBackend(load_model(folder, limits, signing_keys), state_keys)
 
 
 class LocalBackend:
@@ -115,10 +124,17 @@ class LocalBackend:
     source = ""
     max_text_chars = sys.maxsize  # any length, piece by piece
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, state_keys: tuple[str, ...] = ()) -> None:
         self.model = model
         self.name = model.name
-        self._no_states: StateTokens | None = None
+        self._state_keys = state_keys or (secrets.token_hex(),)
+
+    @cached_property
+    def state_tokens(self) -> StateTokens:
+        """Writer and reader of states."""
+        from meari.runtime.state_tokens import StateTokens
+
+        return StateTokens.of(self.model.bundle, self._state_keys)
 
     def check(self, options: ScoreOptions | GenerateOptions) -> None:
         """Raise InvalidRequest for a bias of no token, and for words by ICU if ICU is not installed."""
@@ -128,8 +144,26 @@ class LocalBackend:
             require_segmenter()
 
     def score(self, context: str, texts: Sequence[str], options: ScoreOptions) -> Callable[[], Iterable[Scored]]:
-        """Queue texts as one call of the engine."""
-        return PieceScorer(self.model, options).score_texts(context, texts)
+        """Queue texts as one call of the engine. Raises InvalidRequest for a state that is none of the model's."""
+        start = None if options.state is None else self.state_tokens.decode(options.state)
+        return PieceScorer(self.model, options).score_texts(context, texts, start)
+
+    def state_after(self, text: str, state: str | None = None) -> str:
+        """Return the state after a text, which follows the text of `state`. Raises InvalidRequest."""
+        from meari.runtime.state_tokens import TextState
+
+        start = None if state is None else self.state_tokens.decode(state)
+        value = None if start is None else start.value
+        engine = self.model.engine
+        deadline = engine.clock() + NEVER_SECONDS
+        ids = self.model.tokenizer.encode(text)
+        with engine.reserve() as reservation:
+            call = ScoreCall((), [ids], deadline, add_end=False, start=value, want_state=True)
+            scoring = engine.score(call, reservation)
+        found = _ended(scoring).results[0].state
+        assert found is not None, "it was asked for"
+        text_end = (NO_TEXT if start is None else start.text_end).then(text)
+        return self.state_tokens.encode(TextState(found, text_end, start is not None and start.is_seeded))
 
     def piece_scorer(self, options: ScoreOptions) -> PieceScorer:
         """Return a scorer of texts that come in pieces."""
@@ -137,11 +171,11 @@ class LocalBackend:
 
     def generate(self, request: GenerateRequest, *, wants_counts: bool, label: str) -> Callable[[], Generated]:
         """Queue a prompt. The counts are there in any case."""
-        return partial(_await_completion, self._begin(request))
+        return partial(_await_completion, self.begin(request))
 
     def stream(self, request: GenerateRequest, note_usage: Callable[[GenerateUsage], None]) -> Iterator[str]:
         """Yield the text of one sample as it comes, then a line end."""
-        completion = self._begin(request)
+        completion = self.begin(request)
         while not completion.done:
             completion.generation.wait()
             completion.generation.raise_for_failure()
@@ -155,14 +189,13 @@ class LocalBackend:
         """Stop the engine."""
         self.model.engine.stop()
 
-    def _begin(self, request: GenerateRequest) -> Completion:
+    def begin(self, request: GenerateRequest) -> Completion:
         """Queue a request. Raises InvalidRequest."""
         from meari.runtime.completion import begin_completion
-        from meari.runtime.state_tokens import StateTokens
 
-        self._no_states = self._no_states or StateTokens.of(self.model.bundle, (secrets.token_hex(),))
-        deadline = self.model.engine.clock() + NEVER_SECONDS
-        return begin_completion(request, self.model, Unbounded(), deadline, self._no_states)
+        seconds = NEVER_SECONDS if request.timeout_seconds is UNSET else request.timeout_seconds
+        deadline = self.model.engine.clock() + seconds
+        return begin_completion(request, self.model, Unbounded(), deadline, self.state_tokens)
 
 
 class Unbounded:
@@ -189,12 +222,15 @@ class PieceScorer:
         """True if every character is a token."""
         return self._model.tokenizer.vocabulary.kind is TokenizerKind.CHAR
 
-    def score_texts(self, context: str, texts: Sequence[str]) -> Callable[[], Iterable[Scored]]:
-        """Queue whole texts after one context."""
+    def score_texts(
+        self, context: str, texts: Sequence[str], start: TextState | None = None
+    ) -> Callable[[], Iterable[Scored]]:
+        """Queue whole texts after one context, or after a state."""
         encoded = self.encode(texts)
         ids = [text.ids for text in encoded]
         add_end = self._options.add_end
-        scoring = self._queue(ScoreCall(self._model.tokenizer.encode(context), ids, 0.0, add_end=add_end))
+        before, value = self._model.tokenizer.encode(context), None if start is None else start.value
+        scoring = self._queue(ScoreCall(before, ids, 0.0, add_end=add_end, start=value))
         return partial(self._await, encoded, scoring)
 
     def score_piece(self, context: str, start: StateValue | None, ids: list[int], *, is_last: bool) -> Scoring:
@@ -227,9 +263,18 @@ class PieceScorer:
             return engine.score(call, reservation)
 
     def _await(self, encoded: list[Encoded], scoring: Scoring) -> Iterable[Scored]:
+        return map(self.scored, encoded, _ended(scoring).results)
+
+
+def _ended(scoring: Scoring) -> Scoring:
+    """Wait for the figures; nobody else does, so an interruption cancels them. Raises MeariError."""
+    try:
         scoring.wait_end()
-        scoring.raise_for_failure()
-        return map(self.scored, encoded, scoring.results)
+    except BaseException:
+        scoring.cancel()
+        raise
+    scoring.raise_for_failure()
+    return scoring
 
 
 def _await_completion(completion: Completion) -> Generated:

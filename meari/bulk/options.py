@@ -67,9 +67,13 @@ class WorkOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScoreOptions(WorkOptions, frozen=True, kw_only=True, tag="score"):
-    """Options of `meari score`; fields as in POST /score, `add_end` as the bundle says unless the user said it."""
+    """Options of `meari score`; fields as in POST /score, `add_end` as the bundle says unless the user said it.
+
+    state  a state token to score from, in place of a context
+    """
 
     context: str = ""
+    state: str | None = None
     add_end: bool = True
     log_base: LogBase = "e"
     tokens: bool = False

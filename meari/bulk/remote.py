@@ -179,7 +179,8 @@ class RemoteBackend:
 
     def _score_body(self, context: str, texts: list[str], options: ScoreOptions) -> dict[str, object]:
         named = {name: getattr(options, name) for name in ("add_end", "log_base", "tokens", "words", "top")}
-        return {"model": self._model, "texts": texts, "context": context, **named}
+        state = UNSET if options.state is None else options.state
+        return {"model": self._model, "texts": texts, "context": context, "state": state, **named}
 
 
 def _await_scores(answers: Iterable[Callable[[], list[bytes]]], log_base: LogBase) -> Iterator[Scored]:

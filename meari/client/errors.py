@@ -21,11 +21,12 @@ class RemoteError(Exception):
 
 
 class Refused(RemoteError):
-    """The service's own refusal. `status` is None in the middle of a stream."""
+    """The service's own refusal. `status` is None in the middle of a stream; `message` is the service's own."""
 
     def __init__(self, url: str, status: int | None, code: str, message: str) -> None:
         self.status = status
         self.code = code
+        self.message = message
         super().__init__(url, " ".join(filter(None, [str(status or ""), code])) + f": {message}")
 
 

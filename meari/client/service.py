@@ -5,7 +5,7 @@ other module of the project; it knows the HTTP contract, not how the service kee
 
 A refusal with `Retry-After` (429, and 503 while bundles are loaded) is asked again after so many seconds, as long as
 that adds up to no more than `patience_seconds`; past a limit of the key, which other requests use too, for an hour.
-Connections are the standard library's: proxies and certificates as the environment says.
+Connections are kept between requests.
 """
 
 from __future__ import annotations
@@ -14,19 +14,29 @@ import http.client
 import json
 import math
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
+from meari.client.connections import Answer, Connections
 from meari.client.errors import BadAnswer, Refused, RemoteError, Unreachable
 
-__all__ = ["RemoteService", "all_models", "checked_url", "find_model"]
+__all__ = [
+    "CUT_STREAM",
+    "FIRST_REFUSAL",
+    "LAST_EVENT",
+    "RemoteService",
+    "all_models",
+    "checked_url",
+    "event_data",
+    "find_model",
+    "refusal",
+    "request_headers",
+    "retry_seconds",
+]
 
-CONNECT_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 600.0  # of silence: a service's own limit for a request is below that
 PATIENCE_SECONDS: Final = 120.0
 LIMIT_SECONDS: Final = 3600.0
@@ -36,6 +46,8 @@ RETRIED: Final = (429, 503)
 MESSAGE_CHARS: Final = 1000
 EVENT: Final = b"data:"
 LAST_EVENT: Final = b"[DONE]"
+CUT_STREAM: Final = "the stream ended before the text did"
+FIRST_REFUSAL: Final = 300  # redirections are not followed: they are for pages
 
 
 def checked_url(url: str) -> str:
@@ -58,12 +70,18 @@ class RemoteService:
     api_key           sent as a bearer token, unless it is empty
     patience_seconds  longest wait after refusals, all of one request together
     sleep             waits a number of seconds
+    answer_seconds    longest silence before an answer is given up
     """
 
     url: str
     api_key: str = field(default="", repr=False)
     patience_seconds: float = PATIENCE_SECONDS
     sleep: Callable[[float], None] = time.sleep
+    answer_seconds: float = ANSWER_SECONDS
+    _connections: Connections = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_connections", Connections(self.url, self.answer_seconds))
 
     def get(self, path: str) -> bytes:
         """Return the answer of GET. Raises RemoteError."""
@@ -74,50 +92,50 @@ class RemoteService:
         return self._read(path, body)
 
     def stream(self, path: str, body: bytes) -> Iterator[bytes]:
-        """Yield the data of each server-sent event as it comes. Raises RemoteError, also if the stream is cut off."""
-        with self._translated(), self._open(path, body) as answer:
-            for line in answer:
-                data = line.removeprefix(EVENT).strip() if line.startswith(EVENT) else b""
-                if data == LAST_EVENT:
-                    return
-                if data.startswith(b'{"error"'):
-                    raise self._refused(None, data, "")
-                if data:
-                    yield data
-            raise BadAnswer(self.url, "the stream ended before the text did")
+        """Send a request at once; yield the data of each server-sent event as it comes.
+
+        Raises RemoteError, also if the stream is cut off.
+        """
+        with self._translated():
+            answer = self._open(path, body)
+        return self._events(answer)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._connections.close()
+
+    def _events(self, answer: Answer) -> Iterator[bytes]:
+        try:
+            with self._translated():
+                for line in answer.lines():
+                    data = event_data(self.url, line)
+                    if data == LAST_EVENT:
+                        answer.read()
+                        return
+                    if data:
+                        yield data
+        finally:
+            answer.close()
+        raise BadAnswer(self.url, CUT_STREAM)
 
     def _read(self, path: str, body: bytes | None) -> bytes:
-        with self._translated(), self._open(path, body) as answer:
-            data: bytes = answer.read()
-            return data
+        with self._translated():
+            return self._open(path, body).read()
 
-    def _open(self, path: str, body: bytes | None) -> Any:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        request = urllib.request.Request(self.url + path, body, headers)  # noqa: S310 (checked_url: http or https)
+    def _open(self, path: str, body: bytes | None) -> Answer:
         waited = 0.0
         while True:
-            try:
-                return _opener().open(request, timeout=ANSWER_SECONDS)
-            except urllib.error.HTTPError as error:
-                with error:
-                    refused = self._refused(error.code, error.read(), error.reason)
-                    wait = _retry_seconds(error.headers.get("Retry-After"))
-                patience = LIMIT_SECONDS if refused.code == PAST_LIMIT else self.patience_seconds
-                if error.code not in RETRIED or waited + wait > patience:
-                    raise refused from None
+            answer = self._connections.request(
+                "GET" if body is None else "POST", path, body, request_headers(self.api_key, body)
+            )
+            if answer.status < FIRST_REFUSAL:
+                return answer
+            refused = refusal(self.url, answer.status, answer.read(), answer.reason)
+            wait = retry_seconds(refused, answer.headers.get("Retry-After"), waited, self.patience_seconds)
+            if wait is None:
+                raise refused
             waited += wait
             self.sleep(wait)
-
-    def _refused(self, status: int | None, body: bytes, reason: str) -> Refused:
-        """Return the error of the contract, else that of HTTP."""
-        try:
-            detail = json.loads(body)["error"]
-            code, message = str(detail["code"]), str(detail["message"])
-        except (ValueError, LookupError, TypeError):
-            code, message = "", reason or "an answer that is none of meari's"
-        return Refused(self.url, status, code, message[:MESSAGE_CHARS])
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -127,7 +145,7 @@ class RemoteService:
         except RemoteError:
             raise
         except OSError as error:
-            raise Unreachable(self.url, _reason(getattr(error, "reason", error))) from None
+            raise Unreachable(self.url, _reason(error)) from None
         except http.client.IncompleteRead:
             raise BadAnswer(self.url, "the answer was cut off") from None
         except http.client.HTTPException as error:
@@ -169,44 +187,43 @@ def _reason(error: object) -> str:
     return f"cannot be reached: {error.strerror or error}" if isinstance(error, OSError) else str(error)
 
 
-def _retry_seconds(header: str | None) -> float:
-    """Return the seconds of the header; the default if it is not a number of seconds."""
+def request_headers(api_key: str, body: bytes | None) -> dict[str, str]:
+    """Return the headers of a request."""
+    headers = {} if body is None else {"Content-Type": "application/json"}
+    return {**headers, "Authorization": f"Bearer {api_key}"} if api_key else headers
+
+
+def event_data(url: str, line: bytes) -> bytes:
+    """Return the data in a line of a stream, empty for pings and blank lines. Raises Refused for an error event."""
+    data = line.removeprefix(EVENT).strip() if line.startswith(EVENT) else b""
+    if data.startswith(b'{"error"'):
+        raise refusal(url, None, data, "")
+    return data
+
+
+def refusal(url: str, status: int | None, body: bytes, reason: str) -> Refused:
+    """Return the error of the contract, else that of HTTP."""
+    try:
+        detail = json.loads(body)["error"]
+        code, message = str(detail["code"]), str(detail["message"])
+    except (ValueError, LookupError, TypeError):
+        code, message = "", reason or "an answer that is none of meari's"
+    return Refused(url, status, code, message[:MESSAGE_CHARS])
+
+
+def retry_seconds(refused: Refused, header: str | None, waited: float, patience_seconds: float) -> float | None:
+    """Return how long to wait before a refused request is sent again, None if it is not.
+
+    header            value of Retry-After; a second if it is not a number of seconds
+    waited            seconds after earlier refusals of the same request
+    patience_seconds  longest wait together; past a limit of the key, which other requests use too, an hour
+    """
+    if refused.status not in RETRIED:
+        return None
     try:
         seconds = float(header or DEFAULT_RETRY_SECONDS)
     except ValueError:
-        return DEFAULT_RETRY_SECONDS
-    return max(0.0, seconds) if math.isfinite(seconds) else DEFAULT_RETRY_SECONDS
-
-
-class _QuickConnect(http.client.HTTPConnection):
-    """A connection that is given up earlier than an answer."""
-
-    def connect(self) -> None:
-        _connect(self, super().connect)
-
-
-class _QuickSecureConnect(http.client.HTTPSConnection):
-    """The same over TLS."""
-
-    def connect(self) -> None:
-        _connect(self, super().connect)
-
-
-def _connect(connection: http.client.HTTPConnection, connect: Callable[[], None]) -> None:
-    answer_seconds, connection.timeout = connection.timeout, CONNECT_SECONDS
-    connect()
-    connection.sock.settimeout(answer_seconds)
-
-
-class _HTTP(urllib.request.HTTPHandler):
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_QuickConnect, req)
-
-
-class _HTTPS(urllib.request.HTTPSHandler):
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_QuickSecureConnect, req)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_HTTP, _HTTPS)
+        seconds = DEFAULT_RETRY_SECONDS
+    seconds = max(0.0, seconds) if math.isfinite(seconds) else DEFAULT_RETRY_SECONDS
+    patience = LIMIT_SECONDS if refused.code == PAST_LIMIT else patience_seconds
+    return seconds if waited + seconds <= patience else None

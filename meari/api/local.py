@@ -1,0 +1,196 @@
+"""A model in engines of this process.
+
+Input: a bundle's folder; checked requests. Output: figures, texts and states. Must not know: arguments of Python calls.
+
+One engine answers single requests, with a cache of prefixes. The first long list opens further engines, one for each
+CPU, that do nothing but lists, so a stream goes on beside a list. All engines give the same bits.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from meari.bulk.backends import LocalBackend, batches, open_local
+from meari.bulk.options import ScoreOptions
+from meari.bundle_format.signatures import PublicKey
+from meari.client.answers import Choice, Generation, Token, read_answer
+from meari.client.streams import Pieces, Stream
+from meari.errors import NotReady
+from meari.runtime.answers import token_texts
+from meari.runtime.completion import Completion
+from meari.runtime.engine import EngineLimits
+from meari.runtime.inspection import describe_bundle
+from meari.runtime.requests import GenerateRequest, checked_ids
+from meari.runtime.scores import Scored
+from meari.runtime.text.detokenizer import detokenize
+
+__all__ = ["LocalModel"]
+
+LIMITS: Final = EngineLimits(max_slots=64, max_waiting=10_000, cache_bytes=1 << 26)
+LIST_CHARS: Final = 1 << 14  # of texts together: beyond it a list goes to the engines for lists
+CHUNK_CHARS: Final = 1 << 16
+CHUNK_TEXTS: Final = 1024
+NUM_BEGUN: Final = 2  # chunks that an engine has, so that it need not wait for the next
+Result = TypeVar("Result")
+
+
+class LocalModel:
+    """A bundle that is open in this process; safe from several threads. See `meari.api.language_model.Model`."""
+
+    def __init__(
+        self, folder: Path, signing_keys: Sequence[PublicKey], state_keys: tuple[str, ...], num_engines: int
+    ) -> None:
+        self._arguments = (folder, signing_keys, state_keys)
+        self._backend = open_local(*self._arguments, LIMITS)
+        self._num_engines = num_engines
+        self._for_lists: list[LocalBackend] = []
+        self._lock = threading.Lock()
+        self._is_open = True
+        self.name = self._backend.name
+        self.where = str(folder)
+        self.has_ends: bool = self._backend.model.bundle.manifest.has_ends
+
+    def describe(self) -> dict[str, Any]:
+        """Return the description in the manifest."""
+        bundle = self._backend.model.bundle
+        described: dict[str, Any] = msgspec.to_builtins(describe_bundle(self.name, bundle.manifest, bundle.hash))
+        return described
+
+    def score(self, texts: Sequence[str], options: ScoreOptions, take: Callable[[Scored], Result]) -> list[Result]:
+        """Score texts, a long list on all engines; `take` is called from any thread."""
+        backend = self._opened()
+        backend.check(options)
+        if len(texts) == 1 or sum(map(len, texts)) <= LIST_CHARS:
+            return [take(scored) for scored in backend.score(options.context, texts, options)()]
+        chunks = _Chunks(texts)
+        with ThreadPoolExecutor(self._num_engines, "lists") as pool:
+            parts = [pool.submit(_score_chunks, engine, chunks, options, take) for engine in self._engines(len(chunks))]
+            try:
+                found = dict(entry for part in parts for entry in part.result())
+            finally:
+                chunks.stop()
+        return [result for place in range(len(found)) for result in found[place]]
+
+    def state_after(self, text: str, state: str | None) -> str:
+        """Return the state after a text."""
+        return self._opened().state_after(text, state)
+
+    def generate(self, request: GenerateRequest) -> Generation:
+        """Continue a prompt."""
+        completion = self._opened().begin(request)
+        try:
+            completion.generation.wait_end()
+        except BaseException:
+            completion.generation.cancel()
+            raise
+        completion.generation.raise_for_failure()
+        return _converted(Generation, completion.answer())
+
+    def stream(self, request: GenerateRequest) -> Stream:
+        """Continue a prompt, piece by piece."""
+        completion = self._opened().begin(request)
+        return Stream(_pieces(completion), completion.generation.cancel)
+
+    def tokenize(self, text: str) -> list[Token]:
+        """Return the tokens of a text."""
+        tokenizer = self._opened().model.tokenizer
+        found = token_texts(tokenizer.vocabulary, tokenizer.encode(text))
+        return [_converted(Token, token) for token in found]
+
+    def detokenize(self, ids: list[int]) -> str:
+        """Return the text of tokens."""
+        vocabulary = self._opened().model.tokenizer.vocabulary
+        return detokenize(vocabulary, checked_ids(ids, vocabulary.size, "ids"))
+
+    def close(self) -> None:
+        """Stop the engines."""
+        with self._lock:
+            self._is_open = False
+            backends = [self._backend, *self._for_lists]
+            self._for_lists = []
+        for backend in backends:
+            backend.close()
+
+    def _opened(self) -> LocalBackend:
+        """Return the first engine. Raises NotReady once the model was closed."""
+        if not self._is_open:
+            raise NotReady(f"the model {self.name} was closed")
+        return self._backend
+
+    def _engines(self, num_chunks: int) -> list[LocalBackend]:
+        """Return the engines for a list of so many chunks; those that are missing are opened."""
+        count = min(self._num_engines, num_chunks)
+        with self._lock:
+            self._opened()
+            for _ in range(count - len(self._for_lists)):
+                self._for_lists.append(open_local(*self._arguments))
+            return self._for_lists[:count]
+
+
+class _Chunks:
+    """Numbered chunks of a list, given out to several threads."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._chunks = deque(enumerate(batches(texts, CHUNK_CHARS, CHUNK_TEXTS)))
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
+        while True:
+            try:
+                yield self._chunks.popleft()
+            except IndexError:
+                return
+
+    def stop(self) -> None:
+        """Give out no more."""
+        self._chunks.clear()
+
+
+def _score_chunks(
+    backend: LocalBackend, chunks: _Chunks, options: ScoreOptions, take: Callable[[Scored], Result]
+) -> list[tuple[int, list[Result]]]:
+    """Score chunks until none is left; return them with their numbers."""
+    found: list[tuple[int, list[Result]]] = []
+    begun: deque[tuple[int, Callable[[], Iterable[Scored]]]] = deque()
+
+    def finish_oldest() -> None:
+        number, await_scores = begun.popleft()
+        found.append((number, [take(scored) for scored in await_scores()]))
+
+    try:
+        for number, texts in chunks:
+            begun.append((number, backend.score(options.context, texts, options)))
+            if len(begun) > NUM_BEGUN:
+                finish_oldest()
+        while begun:
+            finish_oldest()
+    finally:
+        chunks.stop()  # after an error no other engine goes on
+    return found
+
+
+def _pieces(completion: Completion) -> Pieces:
+    """Yield the text of each choice as it comes; return the answer's other fields."""
+    try:
+        while not completion.done:
+            completion.generation.wait()
+            completion.generation.raise_for_failure()
+            for choice in completion.new_choices():
+                yield _converted(Choice, choice)
+    finally:
+        completion.generation.cancel()
+    return _converted(Generation, completion.answer())
+
+
+def _converted(kind: type[Result], answer: object) -> Result:
+    """Return an answer of the runtime as the client's type."""
+    return read_answer(kind, msgspec.to_builtins(answer))

@@ -1,0 +1,126 @@
+"""A model of a running service.
+
+Input: a service and the name of a model; checked requests. Output: figures, texts and states. Must not know: arguments
+of Python calls.
+
+The service's refusals become the errors that a model of this process raises, with the service's own words.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from meari.bulk.options import ScoreOptions
+from meari.bulk.remote import RemoteBackend, open_remote
+from meari.client.answers import Generation, Token
+from meari.client.client import Client
+from meari.client.errors import Refused
+from meari.client.service import find_model
+from meari.client.streams import Pieces, Stream
+from meari.errors import MeariError
+from meari.runtime.requests import GenerateRequest
+from meari.runtime.scores import Scored
+
+__all__ = ["RemoteModel"]
+
+NUM_REQUESTS: Final = 8  # of a list, at a time
+Result = TypeVar("Result")
+
+
+class RemoteModel:
+    """A model of a running service; safe from several threads. See `meari.api.language_model.Model`."""
+
+    def __init__(self, client: Client, model: str | None) -> None:
+        self._client = client
+        with _translated():
+            self._description = find_model(client.service, model)
+        self.name: str = self._description["name"]
+        self.where = client.service.url
+        self.has_ends: bool = self._description["corpus"]["has_ends"]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the answer of GET /models/NAME."""
+        return self._description
+
+    @functools.cached_property
+    def _backend(self) -> RemoteBackend:
+        return open_remote(self._client.service, self.name, NUM_REQUESTS)
+
+    def score(self, texts: Sequence[str], options: ScoreOptions, take: Callable[[Scored], Result]) -> list[Result]:
+        """Score texts, a long list in several requests at a time."""
+        with _translated():
+            return [take(scored) for scored in self._backend.score(options.context, texts, options)()]
+
+    def state_after(self, text: str, state: str | None) -> str:
+        """Return the state after a text."""
+        with _translated():
+            answer = self._client.score([text], model=self.name, state=state, add_end=False, return_state=True)
+        found = answer.results[0].state
+        assert found is not None, "it was asked for"
+        return found
+
+    def generate(self, request: GenerateRequest) -> Generation:
+        """Continue a prompt."""
+        with _translated():
+            return self._client.generate(**self._fields(request))
+
+    def stream(self, request: GenerateRequest) -> Stream:
+        """Continue a prompt, piece by piece."""
+        with _translated():
+            stream = self._client.stream(**self._fields(request))
+        return Stream(_translated_pieces(stream), stream.close)
+
+    def tokenize(self, text: str) -> list[Token]:
+        """Return the tokens of a text."""
+        with _translated():
+            return self._client.tokenize(text, model=self.name)
+
+    def detokenize(self, ids: list[int]) -> str:
+        """Return the text of tokens."""
+        with _translated():
+            return self._client.detokenize(ids, model=self.name)
+
+    def close(self) -> None:
+        """Close the connections."""
+        if "_backend" in self.__dict__:
+            self._backend.close()
+        self._client.close()
+
+    def _fields(self, request: GenerateRequest) -> dict[str, Any]:
+        fields: Mapping[str, Any] = msgspec.to_builtins(request)
+        return {**fields, "model": self.name}
+
+
+def _translated_pieces(stream: Stream) -> Pieces:
+    with _translated():
+        yield from stream
+    return stream.end
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise a refusal of the service as the error that a model of this process would raise."""
+    try:
+        yield
+    except Refused as refused:
+        kind = _kinds().get(refused.code)
+        if kind is None:
+            raise
+        raise kind(refused.message) from refused
+
+
+@functools.cache
+def _kinds() -> dict[str, type[MeariError]]:
+    """Return the nearest class of each code; of several with one code the most general."""
+    found: dict[str, type[MeariError]] = {}
+    below = [MeariError]
+    while below:
+        kind = below.pop(0)
+        found.setdefault(kind.code, kind)
+        below += kind.__subclasses__()
+    return found

@@ -1,0 +1,240 @@
+"""Answers of a service as frozen values, with the fields of the HTTP contract.
+
+Input: decoded JSON. Output: dataclasses. Must not know: any other module of the project.
+
+A field that an answer lacks has its default (None, an empty tuple); one that a later service adds is ignored.
+Log-probabilities are in nats unless the request named another base; positions are code points of the text as sent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+
+__all__ = [
+    "Alternative",
+    "Choice",
+    "GeneratedToken",
+    "Generation",
+    "ScoreAnswer",
+    "ScoreResult",
+    "ScoreUsage",
+    "ScoredToken",
+    "ScoredWord",
+    "Token",
+    "Usage",
+    "read_answer",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Token of a text.
+
+    id       number in the vocabulary
+    text     as it is shown alone; a part of a character appears as U+FFFD
+    bytes    its UTF-8 bytes, if it is no whole characters; else None
+    unknown  true if it stands for what the model does not know
+    """
+
+    id: int
+    text: str
+    bytes: tuple[int, ...] | None = None
+    unknown: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """Likely token at a place, with its log-probability there."""
+
+    id: int
+    text: str
+    logprob: float
+    bytes: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedToken:
+    """Token that was generated, with the model's own log-probability in nats, and the likeliest tokens at its place."""
+
+    id: int
+    text: str
+    logprob: float
+    top: tuple[Alternative, ...] = ()
+    bytes: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One continuation; in a stream its text since the last choice of the same index. `str(choice)` is its text.
+
+    finish_reason  end, stop, length or timeout; None in a stream until the choice ends
+    seed           gives the same text in a request for one sample
+    tokens         if `logprobs` was asked for
+    state          after the last token, if `return_state` was asked for
+    logprob        of all tokens together in nats, of a beam search only
+    """
+
+    index: int
+    text: str
+    finish_reason: str | None = None
+    seed: int | None = None
+    tokens: tuple[GeneratedToken, ...] = ()
+    state: str | None = field(default=None, repr=False)
+    logprob: float | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a request: those of the prompt, those of them that a cache knew, and those generated in all samples."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    unknown_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Continuations of one prompt. `str(generation)` is the text of the first.
+
+    model    name of the model
+    seed     repeats all of them
+    choices  `n` of them, in order; of a beam search the likeliest first
+    """
+
+    model: str
+    seed: int
+    choices: tuple[Choice, ...]
+    usage: Usage
+
+    @property
+    def text(self) -> str:
+        """Text of the first choice."""
+        return self.choices[0].text
+
+    @property
+    def texts(self) -> list[str]:
+        """Texts of all choices."""
+        return [choice.text for choice in self.choices]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """Token of a scored text, with its log-probability given all tokens before it, and its rank (1 is the likeliest).
+
+    start, end  code points of the text as sent; the end of the text is a token of no length
+    """
+
+    id: int
+    text: str
+    logprob: float
+    rank: int
+    start: int
+    end: int
+    top: tuple[Alternative, ...] = ()
+    unknown: bool = False
+    bytes: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredWord:
+    """Word of a scored text, with the sum of the log-probabilities of the tokens that belong to it."""
+
+    text: str
+    logprob: float
+    start: int
+    end: int
+    unknown: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """Figures of a scored text; logarithms in the base of the request, bits always in base 2.
+
+    logprob        sum over the tokens, the first and, where it counts, the end included
+    probability    of the whole text; 0.0 where it is too small for a float
+    perplexity     for each token; None for a text without tokens
+    bits_per_char  for each code point, and `bits_per_byte` for each byte of UTF-8; None for a text without any
+    num_unknown    tokens that stand for what the model does not know; `logprob_without_unknown` leaves them out
+    tokens, words  if they were asked for
+    state          after the text, if `return_state` was asked for
+    """
+
+    logprob: float
+    probability: float
+    perplexity: float | None
+    bits_per_char: float | None
+    bits_per_byte: float | None
+    num_tokens: int
+    num_chars: int
+    num_bytes: int
+    num_unknown: int
+    logprob_without_unknown: float
+    tokens: tuple[ScoredToken, ...] = ()
+    words: tuple[ScoredWord, ...] = ()
+    state: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreUsage:
+    """Tokens of a request: log-probabilities that were reported, and tokens that were really run."""
+
+    scored_tokens: int
+    computed_tokens: int
+    cached_tokens: int = 0
+    unknown_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreAnswer:
+    """Figures of several texts, in the order in which they were sent."""
+
+    model: str
+    log_base: str
+    results: tuple[ScoreResult, ...]
+    usage: ScoreUsage
+
+
+Answer = TypeVar("Answer")
+
+
+def read_answer(kind: type[Answer], value: Mapping[str, Any]) -> Answer:
+    """Return decoded JSON as a dataclass of this module. Raises LookupError, TypeError or ValueError if it is none."""
+    return cast("Answer", _reader(cast("Hashable", kind))(value))
+
+
+@functools.cache
+def _reader(kind: Hashable) -> Callable[[Any], Any]:
+    """Return the function that reads values of a type."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return functools.partial(_read_fields, kind)
+    arguments = get_args(kind)
+    if get_origin(kind) is tuple:
+        item = _reader(arguments[0])
+        return lambda values: tuple(map(item, values))
+    if get_origin(kind) is types.UnionType:
+        inner = _reader(arguments[0])
+        return lambda value: None if value is None else inner(value)
+    return lambda value: value
+
+
+@functools.cache
+def _fields(kind: Any) -> dict[str, Callable[[Any], Any]]:
+    hints = get_type_hints(kind)
+    return {each.name: _reader(hints[each.name]) for each in dataclasses.fields(kind)}
+
+
+def _read_fields(kind: Any, value: Mapping[str, Any]) -> Any:
+    readers = _fields(kind)
+    return kind(**{name: readers[name](item) for name, item in value.items() if name in readers})

@@ -1,0 +1,256 @@
+"""Test the Python API: the same methods and the same bits in this process and at a service."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import meari
+from meari.api.local import LIST_CHARS
+from meari.bulk.backends import open_local
+from meari.errors import NotReady
+from tests.runtime.spelling_bundle import byte_tokenizer, word_tokenizer, write_spelling_bundle
+from tests.runtime.tiny_bundle import write_tiny_bundle
+from tests.service.running import ROOT, running_server
+
+STATE_KEY = "a key of the tests that is long enough"
+WORDS = ["good", "day", ",", "world"]
+TEXTS = ["abc", "", "bcd ab", "abab", "x"]
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles")
+    write_tiny_bundle(folder / "letters", peak=3.0, decay=0.01)
+    write_spelling_bundle(folder / "bytes", byte_tokenizer(), "bpe", byte_tokenizer().encode("é😀한!").ids, peak=2.0)
+    write_spelling_bundle(folder / "words", word_tokenizer(WORDS), "word", [2, 3, 4, 5], peak=2.0)
+    (folder / "DEFAULT").write_text("letters\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_server(
+        tmp_path_factory.mktemp("service"), bundles=bundles, workers=1, state_key=STATE_KEY, api_keys="k" * 32
+    ) as server:
+        yield f"http://127.0.0.1:{server.port}"
+
+
+@pytest.fixture(scope="module", params=["here", "service"])
+def lm(request: pytest.FixtureRequest, bundles: Path) -> Iterator[meari.LanguageModel]:
+    if request.param == "here":
+        with meari.load(bundles, state_key=STATE_KEY) as model:
+            yield model
+    else:
+        with meari.load(request.getfixturevalue("url"), key="k" * 32) as model:
+            yield model
+
+
+@pytest.fixture(scope="module")
+def local(bundles: Path) -> Iterator[meari.LanguageModel]:
+    with meari.load(bundles / "letters", state_key=STATE_KEY) as model:
+        yield model
+
+
+def test_import_loads_neither_torch_nor_flask_nor_numpy_and_scoring_no_torch_nor_flask(bundles: Path) -> None:
+    code = f"""
+import sys, meari
+assert not {{"numpy", "onnxruntime", "msgspec"}} & set(sys.modules)
+meari.load({str(bundles)!r}).generate("ab", max_tokens=2)
+sys.exit(str({{"torch", "flask", "werkzeug", "gunicorn", "click", "pandas"}} & set(sys.modules) or ""))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 1, run.stderr
+    assert run.stderr.strip() == ""
+
+
+def test_every_figure_has_the_same_bits_here_and_at_a_service(
+    lm: meari.LanguageModel, local: meari.LanguageModel
+) -> None:
+    assert lm.name == local.name == "letters"
+    for base in ("e", 2, "10"):
+        assert lm.score(TEXTS, log_base=base).tolist() == local.score(TEXTS, log_base=base).tolist()
+    assert lm.score("abc", context="ab", end=False) == local.score("abc", context="ab", end=False)
+    assert np.array_equal(lm.perplexity(TEXTS, end=False), local.perplexity(TEXTS, end=False), equal_nan=True)
+    assert np.array_equal(lm.bits_per_char(TEXTS), local.bits_per_char(TEXTS), equal_nan=True)
+    for by in ("token", "word", "char"):
+        assert lm.surprisal("abc ab x", by) == local.surprisal("abc ab x", by)
+    assert lm.tokenize("abx") == local.tokenize("abx")
+    assert lm.detokenize(lm.tokenize("abc")) == "abc"
+    assert lm.description["hashes"] == local.description["hashes"]
+
+
+def test_text_alone_gives_a_float_and_a_list_an_array(lm: meari.LanguageModel) -> None:
+    alone, several = lm.score("abc"), lm.score(text for text in ["abc", "ab"])
+    assert isinstance(alone, float)
+    assert several.dtype == np.float64
+    assert several[0] == alone
+    assert lm.score([]).shape == (0,)
+
+
+def test_generation_and_stream_give_the_same_text_here_and_at_a_service(
+    lm: meari.LanguageModel, local: meari.LanguageModel
+) -> None:
+    fields = {"max_tokens": 12, "seed": 5, "n": 2, "logprobs": 1, "temperature": 1.5, "stop": ["zz"]}
+    found, expected = lm.generate("ab", **fields), local.generate("ab", **fields)  # type: ignore[arg-type]
+    assert found.choices == expected.choices
+    assert (found.seed, found.model) == (5, "letters")
+    with lm.stream("ab", **fields) as stream:  # type: ignore[arg-type]
+        pieces = list(stream)
+    assert ["".join(piece.text for piece in pieces if piece.index == index) for index in (0, 1)] == found.texts
+    assert stream.usage is not None
+    assert stream.usage.generated_tokens == found.usage.generated_tokens
+    assert str(found) == found.text == found.texts[0]
+
+
+def test_beam_search_and_bias_reach_the_engine(lm: meari.LanguageModel, local: meari.LanguageModel) -> None:
+    fields = {"max_tokens": 4, "num_beams": 3, "n": 2}
+    assert lm.generate("a", **fields).choices == local.generate("a", **fields).choices  # type: ignore[arg-type]
+    assert lm.generate("a", max_tokens=1, temperature=0, logit_bias={5: 100.0}).text == lm.detokenize([5])
+
+
+def test_state_is_a_value_that_goes_on_with_the_same_bits_anywhere(
+    lm: meari.LanguageModel, local: meari.LanguageModel
+) -> None:
+    state = lm.state("abc a")
+    for given in (state, str(state), bytes(state), meari.State(bytes(state))):
+        for model in (lm, local):
+            assert model.score("bca", state=given) == local.score("bca", context="abc a")
+    assert local.state("c a", state=local.state("ab")) == local.state("abc a") == state
+    fields = {"max_tokens": 6, "seed": 3, "temperature": 1.5}
+    expected = local.generate("abc ab", **fields).text  # type: ignore[arg-type]
+    assert lm.generate("b", state=state, **fields).text == expected  # type: ignore[arg-type]
+    given = local.generate("ab", max_tokens=2, return_state=True, seed=1).choices[0].state
+    assert given is not None
+    assert lm.score("c", state=given) == local.score("c", state=given)
+
+
+def test_state_of_another_key_or_bundle_is_refused_by_name(bundles: Path, local: meari.LanguageModel) -> None:
+    with (
+        meari.load(bundles) as other,
+        pytest.raises(meari.InvalidRequest, match="signed with a key that"),
+    ):
+        other.score("a", state=local.state("a"))
+    with meari.load(bundles, model="words") as other, pytest.raises(meari.InvalidRequest, match="another model"):
+        other.score("a", state=local.state("a"))
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda lm: lm.score(3), "texts: got 3 .int., expected a text, or several"),
+        (lambda lm: lm.score(b"ab"), "texts: got b'ab'"),
+        (lambda lm: lm.score(["a", None]), r"texts\[1\]: got None"),
+        (lambda lm: lm.score("\ud800"), "text: got '.ud800' at character 0"),
+        (lambda lm: lm.score("a", log_base=3), "log_base: got 3, expected one of"),
+        (lambda lm: lm.score("a", context="b", state=lm.state("c")), "context: got both context and state"),
+        (lambda lm: lm.score("a", state="x"), "state: got text that is no state token"),
+        (lambda lm: lm.surprisal("a", "line"), "by: got 'line'"),
+        (lambda lm: lm.surprisal(["a"]), "text: got"),
+        (lambda lm: lm.generate("a", temprature=1), "temprature: got an unknown field.*did you mean temperature"),
+        (lambda lm: lm.generate("a", temperature=float("nan")), "temperature: got nan, expected a finite number"),
+        (lambda lm: lm.generate("a", top_p=1.5), "top_p: got 1.5"),
+        (lambda lm: lm.generate("a", max_tokens=0), "max_tokens: got 0"),
+        (lambda lm: lm.generate("a", logit_bias={999999: 1.0}), "logit_bias: got the key '999999'"),
+        (lambda lm: lm.generate(None), "prompt: got None"),
+        (lambda lm: lm.stream("a", n=17), "n: got 17"),
+        (lambda lm: lm.detokenize([10**9]), "id"),
+    ],
+)
+def test_wrong_argument_is_named(lm: meari.LanguageModel, ask: Callable[[object], object], message: str) -> None:
+    with pytest.raises(meari.InvalidRequest, match=message):
+        ask(lm)
+
+
+def test_long_list_on_several_engines_has_the_bits_of_single_texts(bundles: Path) -> None:
+    texts = [("abc "[number % 4] + "bcd" * (number % 7)) for number in range(6000)]
+    assert sum(map(len, texts)) > LIST_CHARS
+    with meari.load(bundles, num_engines=3) as model:
+        scores = model.score(texts, context="ab")
+        assert scores[:50].tolist() == [model.score(text, context="ab") for text in texts[:50]]
+    backend = open_local(bundles / "letters")
+    backend.close()
+    assert len(scores) == len(texts)
+    assert np.unique(scores).size > 7
+
+
+def test_threads_share_a_model(lm: meari.LanguageModel) -> None:
+    expected = [lm.generate("ab", max_tokens=8, seed=seed, temperature=2).text for seed in range(16)]
+    scores = lm.score(TEXTS).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda seed: lm.generate("ab", max_tokens=8, seed=seed, temperature=2).text, range(16)))
+        many = list(pool.map(lambda _: lm.score(TEXTS).tolist(), range(16)))
+    assert found == expected
+    assert many == [scores] * 16
+
+
+def test_stream_that_is_left_frees_its_row(local: meari.LanguageModel) -> None:
+    with local.stream("ab", max_tokens=1_000_000, min_tokens=1_000_000) as stream:
+        next(stream)
+    assert local.generate("ab", max_tokens=2, seed=1).usage.generated_tokens == 2
+    assert stream.usage is None
+
+
+def test_closed_model_says_so_and_ends_its_threads(bundles: Path) -> None:
+    before = threading.active_count()
+    model = meari.load(bundles)
+    model.close()
+    assert threading.active_count() <= before
+    with pytest.raises(NotReady, match="the model letters was closed"):
+        model.score("a")
+
+
+def test_characters_share_the_surprisal_of_their_token_and_add_up(bundles: Path) -> None:
+    with meari.load(bundles, model="words") as model:
+        table = model.surprisal("good day", "char", log_base="e", end=True)
+        assert [row.text for row in table][:8] == list("good day")
+        assert (table[0].start, table[0].end, table[-1].start, table[-1].end) == (0, 1, 8, 8)
+        assert len({row.surprisal for row in table[:4]}) <= 2  # equal but for the last step of the grid
+        assert table[4].surprisal == 0.0  # a space in no token
+        assert sum(row.logprob for row in table) == model.score("good day", end=True)
+    with meari.load(bundles, model="bytes") as model:
+        table = model.surprisal("é😀한!", "char", log_base="e")
+        assert [row.text for row in table][:4] == list("é😀한!")
+        assert sum(row.logprob for row in table) == model.score("é😀한!")
+
+
+def test_table_becomes_a_data_frame_and_html(local: meari.LanguageModel) -> None:
+    table = local.surprisal("abc <b>", "token")
+    frame = table.to_pandas()
+    assert list(frame.columns) == ["text", "start", "end", "surprisal", "logprob", "unknown", "token_id", "rank"]
+    assert frame.surprisal.sum() == table.total == pytest.approx(-local.score("abc <b>", log_base=2))
+    assert list(local.surprisal("abc ab", "word").to_pandas().columns)[-1] == "unknown"
+    polars = pytest.importorskip("polars")
+    assert table.to_polars().equals(polars.DataFrame(table.columns()))
+    shown = table._repr_html_()
+    assert "<b>" not in shown
+    assert "prefers-color-scheme:dark" in shown
+    assert "unknown to the model" in shown
+
+
+def test_unknown_bundle_and_service_are_reported(bundles: Path, url: str) -> None:
+    with pytest.raises(meari.BundleError, match="model: got 'nix'"):
+        meari.load(bundles, model="nix")
+    with pytest.raises(meari.UnknownModel, match="nix"):
+        meari.load(url, model="nix", key="k" * 32)
+    with pytest.raises(meari.MeariError, match="key"):
+        meari.load(url)
+    with pytest.raises(meari.InvalidRequest, match="key: got a key"):
+        meari.load(bundles, key="k")
+    with pytest.raises(meari.RemoteError, match="connection refused"):
+        meari.load("http://127.0.0.1:1")
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    page = (ROOT / "docs" / "python.md").read_text("utf-8")
+    for name in meari.__all__:
+        assert getattr(meari, name).__doc__, name
+        assert f"`meari.{name}" in page or f"`{name}" in page, name
+    assert set(meari.__all__) <= set(dir(meari))
