@@ -9,7 +9,7 @@ The service's refusals become the errors that a model of this process raises, wi
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -92,8 +92,10 @@ class RemoteModel:
         self._client.close()
 
     def _fields(self, request: GenerateRequest) -> dict[str, Any]:
-        fields: Mapping[str, Any] = msgspec.to_builtins(request)
-        return {**fields, "model": self.name}
+        """Return what was asked for; what was not is for the service to choose."""
+        defaults = {field.name: field.default for field in msgspec.structs.fields(request)}
+        given = {name: getattr(request, name) for name in defaults if getattr(request, name) != defaults[name]}
+        return {**given, "model": self.name}
 
 
 def _translated_pieces(stream: Stream) -> Pieces:

@@ -163,11 +163,11 @@ def _character_rows(scored: Scored, text: str, log_base: LogBase) -> list[Surpri
     ends = []
     for token in scored.tokens(0, scored.sums().num_tokens):
         total = round(token.logprob * LN_OF[log_base] * GRID)
-        if token.start == token.end:
+        if token.start == len(text):
             ends.append((token, total))
             continue
-        count = token.end - token.start
-        for place in range(token.start, token.end):
+        count = max(1, token.end - token.start)
+        for place in range(token.start, token.start + count):
             nth = place - token.start
             steps[place] += total * (nth + 1) // count - total * nth // count
             unknown[place] |= token.unknown

@@ -14,7 +14,6 @@ import pytest
 
 import meari
 from meari.api.local import LIST_CHARS
-from meari.bulk.backends import open_local
 from meari.errors import NotReady
 from tests.runtime.spelling_bundle import byte_tokenizer, word_tokenizer, write_spelling_bundle
 from tests.runtime.tiny_bundle import write_tiny_bundle
@@ -64,11 +63,10 @@ def test_import_loads_neither_torch_nor_flask_nor_numpy_and_scoring_no_torch_nor
 import sys, meari
 assert not {{"numpy", "onnxruntime", "msgspec"}} & set(sys.modules)
 meari.load({str(bundles)!r}).generate("ab", max_tokens=2)
-sys.exit(str({{"torch", "flask", "werkzeug", "gunicorn", "click", "pandas"}} & set(sys.modules) or ""))
+assert not {{"torch", "flask", "werkzeug", "gunicorn", "click", "pandas"}} & set(sys.modules)
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 1, run.stderr
-    assert run.stderr.strip() == ""
+    assert run.returncode == 0, run.stderr
 
 
 def test_every_figure_has_the_same_bits_here_and_at_a_service(
@@ -175,8 +173,6 @@ def test_long_list_on_several_engines_has_the_bits_of_single_texts(bundles: Path
     with meari.load(bundles, num_engines=3) as model:
         scores = model.score(texts, context="ab")
         assert scores[:50].tolist() == [model.score(text, context="ab") for text in texts[:50]]
-    backend = open_local(bundles / "letters")
-    backend.close()
     assert len(scores) == len(texts)
     assert np.unique(scores).size > 7
 
