@@ -179,8 +179,8 @@ class RemoteBackend:
 
     def _score_body(self, context: str, texts: list[str], options: ScoreOptions) -> dict[str, object]:
         named = {name: getattr(options, name) for name in ("add_end", "log_base", "tokens", "words", "top")}
-        state = UNSET if options.state is None else options.state
-        return {"model": self._model, "texts": texts, "context": context, "state": state, **named}
+        named |= {} if options.state is None else {"state": options.state}
+        return {"model": self._model, "texts": texts, "context": context, **named}
 
 
 def _await_scores(answers: Iterable[Callable[[], list[bytes]]], log_base: LogBase) -> Iterator[Scored]:
