@@ -61,7 +61,11 @@ def _at_service(url: str, model: str | None, key: str) -> Model:
         client = Client(url, key=key)
     except ValueError as problem:
         raise InvalidRequest(Problem("source", reason=str(problem))) from None
-    return RemoteModel(client, model)
+    try:
+        return RemoteModel(client, model)
+    except BaseException:
+        client.close()
+        raise
 
 
 def _in_process(

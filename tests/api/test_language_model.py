@@ -125,9 +125,9 @@ def test_state_is_a_value_that_goes_on_with_the_same_bits_anywhere(
     fields = {"max_tokens": 6, "seed": 3, "temperature": 1.5}
     expected = local.generate("abc ab", **fields).text  # type: ignore[arg-type]
     assert lm.generate("b", state=state, **fields).text == expected  # type: ignore[arg-type]
-    given = local.generate("ab", max_tokens=2, return_state=True, seed=1).choices[0].state
-    assert given is not None
-    assert lm.score("c", state=given) == local.score("c", state=given)
+    returned = local.generate("ab", max_tokens=2, return_state=True, seed=1).choices[0].state
+    assert returned is not None
+    assert lm.score("c", state=returned) == local.score("c", state=returned)
 
 
 def test_state_of_another_key_or_bundle_is_refused_by_name(bundles: Path, local: meari.LanguageModel) -> None:
@@ -221,7 +221,8 @@ def test_table_becomes_a_data_frame_and_html(local: meari.LanguageModel) -> None
     table = local.surprisal("abc <b>", "token")
     frame = table.to_pandas()
     assert list(frame.columns) == ["text", "start", "end", "surprisal", "logprob", "unknown", "token_id", "rank"]
-    assert frame.surprisal.sum() == table.total == pytest.approx(-local.score("abc <b>", log_base=2))
+    assert frame.surprisal.sum() == pytest.approx(table.total)
+    assert table.total == pytest.approx(-local.score("abc <b>", log_base=2))
     assert list(local.surprisal("abc ab", "word").to_pandas().columns)[-1] == "unknown"
     polars = pytest.importorskip("polars")
     assert table.to_polars().equals(polars.DataFrame(table.columns()))
