@@ -20,7 +20,7 @@ def complete_blueprint(service: Service) -> Blueprint:
         exchange = current_exchange()
         request, model = exchange.accept(service.schemas.complete)
         exchange.hold_texts("text", [request.text], BYTES_PER_CHAR)
-        deadline = model.engine.clock() + service.settings.max_timeout_seconds
+        deadline = exchange.deadline(service.settings.max_timeout_seconds)
         completion = begin_word_completion(request, model, exchange.ticket, deadline)
         exchange.note_work(completion.work)
         exchange.watch(completion.handle, model).await_scores(completion.handle)

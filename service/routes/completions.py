@@ -55,7 +55,7 @@ def generate_blueprint(service: Service) -> Blueprint:
         exchange.hold_texts("prompt", [request.prompt], PROMPT_BYTES_PER_CHAR)
         exchange.hold_texts("stop", request.stops, STOP_BYTES_PER_CHAR)
         seconds = service.settings.max_timeout_seconds if request.timeout_seconds is UNSET else request.timeout_seconds
-        deadline = model.engine.clock() + seconds
+        deadline = exchange.deadline(seconds)
         state_tokens = service.state_tokens(model.bundle)
         completion = begin_completion(request, model, exchange.ticket, deadline, state_tokens, exchange.kept_chars)
         exchange.note_work(completion.work)
@@ -76,7 +76,7 @@ def openai_blueprint(service: Service) -> Blueprint:
         exchange.line.stream = bool(request.stream)
         exchange.hold_texts("prompt", prompts_of(request), 0)  # the completion takes the memory
         exchange.hold_texts("stop", stop_strings(request.stop), STOP_BYTES_PER_CHAR)
-        deadline = model.engine.clock() + service.settings.max_timeout_seconds
+        deadline = exchange.deadline(service.settings.max_timeout_seconds)
         answer_id = f"cmpl-{exchange.request_id}"
         completion = begin_openai_completion(
             request, model, exchange.ticket, deadline, answer_id, int(time.time()), exchange.kept_chars

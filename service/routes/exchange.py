@@ -109,6 +109,10 @@ class Exchange:
         assert self._ticket is not None, "a request is admitted before it takes memory"
         return self._ticket
 
+    def deadline(self, seconds: float) -> float:
+        """Return the time of the engines' clock that many seconds after the request came, before it was parsed."""
+        return self._started + seconds
+
     def read_body(self) -> bytes:
         """Admit the request, then read its body.
 

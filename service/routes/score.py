@@ -40,7 +40,7 @@ def score_blueprint(service: Service) -> Blueprint:
         start = None if request.state is None else state_tokens.decode(request.state)
         if request.return_state:
             exchange.ticket.take_bytes(_state_bytes(request, start, state_tokens))
-        deadline = model.engine.clock() + service.settings.max_timeout_seconds
+        deadline = exchange.deadline(service.settings.max_timeout_seconds)
         encoded, scoring, num_unknown = _begin(request, start, model, exchange, deadline)
         exchange.watch(scoring, model).await_scores(scoring)
         answer = ScoreAnswer(

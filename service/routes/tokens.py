@@ -66,7 +66,7 @@ def states_blueprint(service: Service) -> Blueprint:
         exchange = current_exchange()
         request, model = exchange.accept(service.schemas.states)
         exchange.hold_texts("text", [request.text], 0, MAX_CHARS)
-        deadline = model.engine.clock() + service.settings.max_timeout_seconds
+        deadline = exchange.deadline(service.settings.max_timeout_seconds)
         ids, scoring = _begin(request, model, exchange, deadline)
         exchange.watch(scoring, model).await_scores(scoring)
         return json_response(states_answer(model.name, ids, model.tokenizer.vocabulary, scoring, request.units))

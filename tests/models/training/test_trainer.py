@@ -129,7 +129,9 @@ def test_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(
 ) -> None:
     config = tiny_config(tmp_path)
     monkeypatch.setattr(
-        trainer_module, "learning_rate", lambda c, step, n: math.inf if step == 6 else learning_rate(c, step, n)
+        trainer_module,
+        "learning_rate",
+        lambda c, step, n, share: math.inf if step == 6 else learning_rate(c, step, n, share),
     )
     with pytest.raises(NotFinite, match=r"step 8: the .* training.learning_rate .* training.clip_norm"):
         run_training(config, tmp_path / "run")
