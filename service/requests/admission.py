@@ -143,7 +143,7 @@ class Admission:
     @property
     def may_refuse(self) -> bool:
         """True if `refuse_early` may refuse a request: it is to be asked before any work is done for one."""
-        return self._gate.is_limiting or self._gate.num_inside >= self._max_requests
+        return self._gate.is_limiting or self._requests >= self._max_requests
 
     def note_received(self) -> None:
         """Note that a thread gets a request; `note_done` follows."""
@@ -162,10 +162,11 @@ class Admission:
         is_received  a thread has it already
         """
         with self._lock:
-            bound = self.knee if self._gate.is_limiting else self._max_requests
-            if self._has_room(share, self._gate.num_inside - is_received, min(bound, self._max_requests)):
-                return
             is_overload = self._gate.is_limiting
+            num_inside = self._gate.num_inside - is_received if is_overload else self._requests
+            bound = min(self.knee, self._max_requests) if is_overload else self._max_requests
+            if self._has_room(share, num_inside, bound):
+                return
             if not is_received:
                 self._gate.note_refused()
             seconds = self._gate.retry_after_seconds()

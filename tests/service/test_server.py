@@ -93,7 +93,13 @@ def test_disconnected_client_frees_its_slot(bundles: Path, tmp_path: Path, strea
 
 
 def test_requests_beyond_the_bounds_are_refused_at_once(bundles: Path, tmp_path: Path) -> None:
-    limits: dict[str, Any] = {"max_requests": 3, "max_slots": 1, "max_waiting": 1, "max_tokens": 1_000_000}
+    limits: dict[str, Any] = {
+        "max_requests": 3,
+        "max_slots": 1,
+        "max_waiting": 1,
+        "max_tokens": 1_000_000,
+        "max_inflight_bytes": 2**32,
+    }
     body = {**ENDLESS, "max_tokens": 1_000_000, "stream": True}
     with running_server(tmp_path, bundles=bundles, **limits) as server:
         with server.client.stream("POST", "/generate", json=body) as running:
@@ -240,7 +246,9 @@ def test_shutdown_fails_readiness_then_waits_for_open_streams(bundles: Path, tmp
 
 
 def test_kept_connection_gets_one_more_response_during_shutdown(bundles: Path, tmp_path: Path) -> None:
-    with running_server(tmp_path, bundles=bundles, default_model="letters", max_tokens=1_000_000) as server:
+    with running_server(
+        tmp_path, bundles=bundles, default_model="letters", max_tokens=1_000_000, max_inflight_bytes=2**32
+    ) as server:
         endless = {**ENDLESS, "max_tokens": 1_000_000}
         short_seconds = max(1.0, server.start_seconds)  # long enough for the steps below on any machine
         stream = {**endless, "timeout_seconds": 3 * short_seconds, "stream": True}

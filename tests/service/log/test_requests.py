@@ -23,7 +23,12 @@ KEY, STATE_KEY = "key-of-a-caller", "k3y" * 11
 
 @pytest.fixture(scope="module")
 def server(letters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    settings: dict[str, Any] = {"max_tokens": 1_000_000, "max_requests": 2, "log_level": "debug"}
+    settings: dict[str, Any] = {
+        "max_tokens": 1_000_000,
+        "max_requests": 2,
+        "max_inflight_bytes": 2**32,
+        "log_level": "debug",
+    }
     folder = tmp_path_factory.mktemp("log")
     with running_server(folder, bundles=letters, default_model="letters", state_key=STATE_KEY, **settings) as running:
         yield running
