@@ -60,6 +60,7 @@ MAX_SHOWN_CHARS: Final = 100
 LIMIT: Final = 8190  # bytes of a line of the head, as gunicorn's own default
 NUM_FIELDS: Final = 100
 MAX_HEAD_BYTES: Final = LIMIT + NUM_FIELDS * (LIMIT + 2) + 4  # more than the parser accepts
+_CODINGS: Final = {b"chunked", b"identity", b"gzip", b"deflate", b"compress"}
 _FRAMING: Final = re.compile(rb"\r\n(content-length|transfer-encoding|expect):[ \t]*([^\r\n]*)", re.IGNORECASE)
 _SIZE_LINE: Final = re.compile(rb"([0-9a-fA-F]{1,16})(?:[ \t]*;[^\r\n]*)?\r\n")
 OWN_FAULTS: Final = (http.InvalidResponseHeader, http.InvalidResponseHeaderName, http.ConfigurationProblem)
@@ -175,7 +176,7 @@ class Incoming(SocketUnreader):  # type: ignore[misc]
             [(name, value)] = framing
             if name == b"content-length" and value.isdigit() and len(value) < 16:
                 self._size = self._head_size + int(value)
-            elif name == b"transfer-encoding" and value.lower().endswith(b"chunked"):
+            elif name == b"transfer-encoding" and value.lower().endswith(b"chunked") and _is_taken(value):
                 self._size = None
         return True
 
@@ -367,6 +368,11 @@ TRANSLATIONS: Final[dict[type[Exception], Callable[[Any], MeariError]]] = {
     http.InvalidHTTPVersion: _version,
     http.ParseException: _malformed,
 }
+
+
+def _is_taken(codings: bytes) -> bool:
+    """Tell whether the parser takes these transfer codings; it refuses a head with any other, whatever follows."""
+    return {coding.strip() for coding in codings.lower().split(b",")} <= _CODINGS
 
 
 class QuickConfig:

@@ -12,7 +12,7 @@ from tests.examples.pages import assert_alike, numbers_of, page, quoted, run_exa
 
 PAGE = page("train-your-own")
 CONFIGS = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
-COMMANDS = re.findall(r"^\.venv/bin/(meari (?!serve).*)$", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^\.venv/bin/(meari (?!serve)(?!.*--minutes).*)$", PAGE, re.MULTILINE)
 
 
 @pytest.mark.parametrize("language", train_your_own.WALKTHROUGHS)
