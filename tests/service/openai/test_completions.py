@@ -302,7 +302,7 @@ def test_seed_of_a_choice_reproduces_it(client: FlaskClient, more: dict[str, Any
 
 
 def test_prompts_without_a_seed_differ_and_report_their_seeds(client: FlaskClient) -> None:
-    lengths = {"min_tokens": 20, "max_tokens": 30}  # no text is empty
+    lengths: dict[str, Any] = {"min_tokens": 20, "max_tokens": 30}  # no text is empty
     choices = post(client, model="flat", prompt=["a", "a"], **lengths)["choices"]
     assert choices[0]["text"] != choices[1]["text"]
     again = post(client, "/generate", model="flat", prompt="a", seed=choices[1]["seed"], **lengths)
