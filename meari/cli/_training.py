@@ -138,7 +138,7 @@ class Training:
 
     @property
     def is_own_config(self) -> bool:
-        """Whether the config is the one that the run folder keeps."""
+        """True if the config is the one that the run folder keeps."""
         file, kept = self.config_file, self.run.toml
         return file is not None and file.exists() and kept.exists() and file.samefile(kept)
 

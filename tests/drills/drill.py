@@ -80,7 +80,7 @@ class Drill:
         """Write the figures to the page. failure: why the drill failed, "" if it passed."""
         if not self.figures and not failure:
             return
-        part = "" if self.share == 1 else f" at {self.share:.0%} of the full size"
+        part = "" if self.share == 1 else f" at {100 * self.share:g}% of the full size"
         took = f"Measured{part} in {time.monotonic() - self.started:,.0f} s on {self.machine}."
         text = page.read_text("utf-8")
         page.write_text(with_table(text, self.name, table_of(self.figures, took, failure)), "utf-8")
