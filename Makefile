@@ -33,7 +33,7 @@ BENCH := .venv-bench/bench-$(call sum,pyproject.toml requirements/build.txt requ
 HARNESS := .venv-harness/harness-$(call sum,requirements/build.txt requirements/harness.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test quick drills check format train train-config load knee bench corpora harness image sbom audit lock clean
+.PHONY: help serve test quick drills check format train demo train-config load knee bench corpora harness image sbom audit lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,9 @@ format: $(DEV) ## format the code and apply the safe fixes
 
 train: train-config $(TRAIN) ## train a model (CONFIG: a TOML file)
 	@exec $(BIN)/meari train '$(CONFIG)'
+
+demo: $(TRAIN) ## train on a text, export and serve it (TEXT: a file or folder, MINUTES: 5)
+	@exec $(BIN)/meari demo '$(TEXT)' --minutes '$(or $(MINUTES),5)'
 
 train-config: # check the config before anything is installed
 	@test -n '$(CONFIG)' || { echo 'make train: no config given; run make train CONFIG=models/configs/NAME.toml' >&2; exit 2; }
