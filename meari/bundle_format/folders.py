@@ -149,13 +149,17 @@ def _problem(path: Path) -> str | None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        is_gone = isinstance(error, FileNotFoundError) and not path.is_symlink()  # renamed or removed meanwhile
-        return "" if is_gone else f"cannot be read: {error.strerror}"
+        return "" if _is_gone(path, error) else f"cannot be read: {error.strerror}"
     if stat.S_ISREG(mode) or path.name == DEFAULT or (stat.S_ISDIR(mode) and not holds_bundle(path)):
         return ""
     if not stat.S_ISDIR(mode):
         return f"got {_kind(path)}, expected the folder of a bundle"
     return None if printable(path.name) == path.name else "name: got other than printable UTF-8; rename the folder"
+
+
+def _is_gone(path: Path, error: BaseException | None) -> bool:
+    """Return whether an entry was renamed or removed meanwhile; another may have its name already."""
+    return isinstance(error, FileNotFoundError) and not path.is_symlink()
 
 
 def holds_bundle(folder: Path) -> bool:
@@ -174,7 +178,8 @@ def _with_default(path: Path, found: BundleFolders) -> BundleFolders:
     except UnicodeDecodeError:
         return replace(found, failed=found.failed | {DEFAULT: "got other than UTF-8, expected a bundle's name"})
     except BundleError as error:
-        return replace(found, failed=found.failed | {DEFAULT: str(error)}) if os.path.lexists(path) else found
+        gone = _is_gone(path, error.__context__)
+        return found if gone else replace(found, failed=found.failed | {DEFAULT: str(error)})
     if not named or named in found.folders:
         return replace(found, default=named)
     names = ", ".join(found.folders) or "a bundle beside it"

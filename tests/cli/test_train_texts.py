@@ -16,7 +16,6 @@ from meari.cli.main import group
 from meari.export.errors import BundleExists
 from meari.models.config import load_config
 from meari.models.errors import CheckpointError, ConfigError, EmptyCorpus, UnreadableFile
-from tests.patience import PATIENCE
 
 QUICK = ("--minutes", "0.03")  # two seconds, of which planning and export take the most
 
@@ -155,14 +154,14 @@ def test_existing_bundle_is_refused_before_anything_is_trained(text: str) -> Non
 
 def test_interrupted_run_is_resumed_by_the_command_that_is_printed(text: str, environment: dict[str, str]) -> None:
     command = ["meari", "train", text, "--minutes", "2", "--set", "training.evaluate_every=5"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 5:"):
-            process.send_signal(signal.SIGINT)
-            break
-    rest = process.stdout.read()
-    assert process.wait(PATIENCE) == 130
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 5:"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 130
     assert not Path("bundles/my-text").exists()
     printed = rest.partition("Go on with:\n  ")[2].strip()
     assert printed == "meari train my-text.txt --set training.evaluate_every=5 --resume"
