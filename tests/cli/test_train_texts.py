@@ -8,6 +8,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner, Result
 
@@ -16,6 +17,9 @@ from meari.cli.main import group
 from meari.export.errors import BundleExists
 from meari.models.config import load_config
 from meari.models.errors import CheckpointError, ConfigError, EmptyCorpus, UnreadableFile
+from tests.cli.test_train import read_until
+from tests.patience import PATIENCE
+from tests.service.running import Server, free_port
 
 QUICK = ("--minutes", "0.03")  # two seconds, of which planning and export take the most
 
@@ -174,3 +178,29 @@ def test_interrupted_run_is_resumed_by_the_command_that_is_printed(text: str, en
     assert resumed.exit_code == 0, resumed.output
     assert "The run in runs/my-text goes on as it was planned" in resumed.output
     assert Path("bundles/my-text/manifest.json").exists()
+
+
+def test_demo_serves_the_model_of_the_text_and_prints_the_link(text: str, environment: dict[str, str]) -> None:
+    port = free_port()
+    command = ["meari", "demo", text, *QUICK, "--port", str(port)]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            printed = read_until(process.stdout, "serving my-text; default my-text")
+            assert f"Serving it at http://127.0.0.1:{port}" in printed
+            assert "--- sample 3" in printed
+            answer = httpx.post(f"http://127.0.0.1:{port}/generate", json={"prompt": "The"}, timeout=PATIENCE)
+            assert answer.json()["model"] == "my-text"
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
+def test_demo_needs_a_free_port_and_texts_before_it_trains(text: str, server: Server) -> None:
+    busy = meari("demo", text, *QUICK, "--port", server.port)
+    assert busy.exit_code == 1
+    assert "the port is taken" in busy.output
+    assert not Path("runs").exists()
+    assert "expected texts" in meari("demo", "my.toml").output
