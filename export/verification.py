@@ -27,6 +27,7 @@ from meari.export.errors import InvalidGraph, NotIsolated, NotNormalised, TorchM
 from meari.export.sessions import GraphModel, Graphs, State, Tokens
 from meari.export.weights import Floats
 from meari.models.language_model import LanguageModel
+from meari.models.training.process import fast_torch
 
 Doubles = NDArray[np.float64]
 
@@ -63,6 +64,7 @@ def check_valid(graphs: Graphs) -> None:
             raise InvalidGraph(f"{name}.onnx: {error}") from error
 
 
+@fast_torch(threads=1)  # several would wait for each other at every step
 def check_against_torch(
     graphs: Graphs, model: LanguageModel, held_out: Tokens, runs: Sequence[tuple[int, int]] = RUNS
 ) -> Agreement:

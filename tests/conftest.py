@@ -7,6 +7,7 @@ from typing import Final
 import pytest
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime before meari can set this
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many processes as CPUs: torch's threads would wait for each other
 
 TESTS: Final = Path(__file__).parent
 # Excluded from `make quick`: tests that train for long, measure, start a process for each of
