@@ -18,10 +18,18 @@ if TYPE_CHECKING:
     from meari.api.language_model import LanguageModel
     from meari.api.opening import load
     from meari.api.surprisal import Surprisal, SurprisalRow
-    from meari.client.answers import Choice, Generation, Token, Usage
+    from meari.client.answers import (
+        Choice,
+        CompleteUsage,
+        Completions,
+        Generation,
+        TextCompletion,
+        Token,
+        Usage,
+    )
     from meari.client.client import Client
     from meari.client.errors import RemoteError
-    from meari.client.fields import GenerateFields, ScoreFields, State
+    from meari.client.fields import CompleteFields, GenerateFields, ScoreFields, State
     from meari.client.streams import Stream
     from meari.errors import BundleError, InvalidRequest, MeariError, UnknownModel
 
@@ -29,6 +37,9 @@ __all__ = [
     "BundleError",
     "Choice",
     "Client",
+    "CompleteFields",
+    "CompleteUsage",
+    "Completions",
     "GenerateFields",
     "Generation",
     "InvalidRequest",
@@ -40,6 +51,7 @@ __all__ = [
     "Stream",
     "Surprisal",
     "SurprisalRow",
+    "TextCompletion",
     "Token",
     "UnknownModel",
     "Usage",
@@ -51,10 +63,10 @@ _PLACES = {
     "api.language_model": ("LanguageModel",),
     "api.opening": ("load",),
     "api.surprisal": ("Surprisal", "SurprisalRow"),
-    "client.answers": ("Choice", "Generation", "Token", "Usage"),
+    "client.answers": ("Choice", "CompleteUsage", "Completions", "Generation", "TextCompletion", "Token", "Usage"),
     "client.client": ("Client",),
     "client.errors": ("RemoteError",),
-    "client.fields": ("GenerateFields", "ScoreFields", "State"),
+    "client.fields": ("CompleteFields", "GenerateFields", "ScoreFields", "State"),
     "client.streams": ("Stream",),
     "errors": ("BundleError", "InvalidRequest", "MeariError", "UnknownModel"),
 }

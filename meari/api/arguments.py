@@ -14,15 +14,24 @@ import msgspec
 from meari.bulk.options import ScoreOptions, checked_request
 from meari.client.fields import State, body_of
 from meari.errors import InvalidRequest, Problem
-from meari.runtime.requests import GenerateRequest, ScoreRequest, checked_score
+from meari.runtime.requests import CompleteRequest, GenerateRequest, ScoreRequest, checked_score
 from meari.validation.parsing import Parser
 
-__all__ = ["LogBase", "StateLike", "checked_text", "checked_texts", "generate_request", "score_options"]
+__all__ = [
+    "LogBase",
+    "StateLike",
+    "checked_text",
+    "checked_texts",
+    "complete_request",
+    "generate_request",
+    "score_options",
+]
 
 LogBase = Literal["e", "2", "10", 2, 10]
 StateLike = State | str | bytes | None
 MAX_SHOWN: Final = 60
 _score_requests: Final = Parser(ScoreRequest, checked_score)
+_complete_requests: Final = Parser(CompleteRequest)
 _BASES: Final = {2: "2", 10: "10", math.e: "e"}  # numbers that stand for the names
 
 
@@ -51,6 +60,11 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
 def generate_request(prompt: str, fields: Mapping[str, Any]) -> GenerateRequest:
     """Return a request to generate. Raises InvalidRequest for an unknown field, and for a value out of its range."""
     return checked_request(_encoded({"prompt": checked_text(prompt, "prompt"), **body_of(fields)}))
+
+
+def complete_request(text: str, fields: Mapping[str, Any]) -> CompleteRequest:
+    """Return a request to complete. Raises InvalidRequest for a value out of its range."""
+    return _complete_requests.parse(_encoded({"text": checked_text(text), **fields}))
 
 
 def score_options(

@@ -14,13 +14,21 @@ from typing import Any, Protocol, Self, TypeVar, Unpack, overload
 import numpy as np
 import numpy.typing as npt
 
-from meari.api.arguments import LogBase, StateLike, checked_text, checked_texts, generate_request, score_options
+from meari.api.arguments import (
+    LogBase,
+    StateLike,
+    checked_text,
+    checked_texts,
+    complete_request,
+    generate_request,
+    score_options,
+)
 from meari.api.surprisal import By, Surprisal, surprisal_of
 from meari.bulk.options import ScoreOptions
-from meari.client.answers import Generation, Token
+from meari.client.answers import Completions, Generation, Token
 from meari.client.fields import GenerateFields, State
 from meari.client.streams import Stream
-from meari.runtime.requests import GenerateRequest
+from meari.runtime.requests import CompleteRequest, GenerateRequest
 from meari.runtime.scores import Scored, TextSums
 
 __all__ = ["LanguageModel", "Model"]
@@ -46,6 +54,7 @@ class Model(Protocol):
     def state_after(self, text: str, state: str | None) -> str: ...
     def generate(self, request: GenerateRequest) -> Generation: ...
     def stream(self, request: GenerateRequest) -> Stream: ...
+    def complete(self, request: CompleteRequest) -> Completions: ...
     def tokenize(self, text: str) -> list[Token]: ...
     def detokenize(self, ids: list[int]) -> str: ...
     def close(self) -> None: ...
@@ -216,6 +225,23 @@ class LanguageModel:
         True
         """
         return self._model.stream(generate_request(prompt, fields))
+
+    def complete(self, text: str, n: int = 5, max_words: int = 1, *, composing: bool = False) -> Completions:
+        """Return the likeliest ways to go on from exactly this text to the end of a word, best first.
+
+        n          completions at most, 1 … 20
+        max_words  words that a completion may have, the one that is being typed included, 1 … 8
+        composing  the last characters may still become another Korean syllable; a completion stands in their place
+        returns    a sequence of `meari.TextCompletion` (`text`, `logprob` in nats, `probability` of the string given
+                   the text), with `error`, `proven` and `usage`; shorter where the model knows fewer
+
+        The probability of a string adds up over all token sequences that spell it; docs/completing.md says how far it
+        is exact.
+
+        >>> [completion.text for completion in lm.complete("Romeo, Romeo, wherefore art th", n=1)]
+        ['ou']
+        """
+        return self._model.complete(complete_request(text, {"n": n, "max_words": max_words, "composing": composing}))
 
     def state(self, text: str, *, state: StateLike = None) -> State:
         """Return the model's state after a text: a value to score or continue from, to keep and to send.

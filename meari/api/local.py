@@ -17,19 +17,20 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from meari.bulk.backends import LocalBackend, batches, open_local
+from meari.bulk.backends import NEVER_SECONDS, LocalBackend, Unbounded, batches, open_local
 from meari.bulk.options import ScoreOptions
 from meari.bundle_format.signatures import PublicKey
-from meari.client.answers import Choice, Generation, Token, read_answer
+from meari.client.answers import Choice, Completions, Generation, Token, read_answer
 from meari.client.streams import Pieces, Stream
 from meari.errors import NotReady
 from meari.runtime.answers import token_texts
 from meari.runtime.completion import Completion
-from meari.runtime.engine import EngineLimits
+from meari.runtime.engine import EngineLimits, Handle
 from meari.runtime.inspection import describe_bundle
-from meari.runtime.requests import GenerateRequest, checked_ids
+from meari.runtime.requests import CompleteRequest, GenerateRequest, checked_ids
 from meari.runtime.scores import Scored
 from meari.runtime.text.detokenizer import detokenize
+from meari.runtime.word_completion import begin_word_completion
 
 __all__ = ["LocalModel"]
 
@@ -85,18 +86,20 @@ class LocalModel:
     def generate(self, request: GenerateRequest) -> Generation:
         """Continue a prompt."""
         completion = self._opened().begin(request)
-        try:
-            completion.generation.wait_end()
-        except BaseException:
-            completion.generation.cancel()
-            raise
-        completion.generation.raise_for_failure()
+        _wait_end(completion.generation)
         return _converted(Generation, completion.answer())
 
     def stream(self, request: GenerateRequest) -> Stream:
         """Continue a prompt, piece by piece."""
         completion = self._opened().begin(request)
         return Stream(_pieces(completion), completion.generation.cancel)
+
+    def complete(self, request: CompleteRequest) -> Completions:
+        """Complete the word that a text ends in."""
+        model = self._opened().model
+        completion = begin_word_completion(request, model, Unbounded(), model.engine.clock() + NEVER_SECONDS)
+        _wait_end(completion.handle)
+        return _converted(Completions, completion.answer())
 
     def tokenize(self, text: str) -> list[Token]:
         """Return the tokens of a text."""
@@ -176,6 +179,16 @@ def _score_chunks(
     finally:
         chunks.stop()  # after an error no other engine goes on
     return found
+
+
+def _wait_end(handle: Handle) -> None:
+    """Wait until a request has ended; an interruption cancels it. Raises MeariError if it failed."""
+    try:
+        handle.wait_end()
+    except BaseException:
+        handle.cancel()
+        raise
+    handle.raise_for_failure()
 
 
 def _pieces(completion: Completion) -> Pieces:

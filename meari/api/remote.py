@@ -17,13 +17,13 @@ import msgspec
 
 from meari.bulk.options import ScoreOptions
 from meari.bulk.remote import RemoteBackend, open_remote
-from meari.client.answers import Generation, Token
+from meari.client.answers import Completions, Generation, Token
 from meari.client.client import Client
 from meari.client.errors import Refused
 from meari.client.service import find_model
 from meari.client.streams import Pieces, Stream
 from meari.errors import MeariError
-from meari.runtime.requests import GenerateRequest
+from meari.runtime.requests import CompleteRequest, GenerateRequest
 from meari.runtime.scores import Scored
 
 __all__ = ["RemoteModel"]
@@ -75,6 +75,11 @@ class RemoteModel:
             stream = self._client.stream(**self._fields(request))
         return Stream(_translated_pieces(stream), stream.close)
 
+    def complete(self, request: CompleteRequest) -> Completions:
+        """Complete the word that a text ends in."""
+        with _translated():
+            return self._client.complete(**self._fields(request))
+
     def tokenize(self, text: str) -> list[Token]:
         """Return the tokens of a text."""
         with _translated():
@@ -91,7 +96,7 @@ class RemoteModel:
             self._backend.close()
         self._client.close()
 
-    def _fields(self, request: GenerateRequest) -> dict[str, Any]:
+    def _fields(self, request: CompleteRequest | GenerateRequest) -> dict[str, Any]:
         """Return what was asked for; what was not is for the service to choose."""
         defaults = {field.name: field.default for field in msgspec.structs.fields(request)}
         given = {name: getattr(request, name) for name in defaults if getattr(request, name) != defaults[name]}

@@ -11,13 +11,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints, overload
 
 __all__ = [
     "Alternative",
     "Choice",
+    "CompleteUsage",
+    "Completions",
     "GeneratedToken",
     "Generation",
     "ScoreAnswer",
@@ -25,6 +27,7 @@ __all__ = [
     "ScoreUsage",
     "ScoredToken",
     "ScoredWord",
+    "TextCompletion",
     "Token",
     "Usage",
     "read_answer",
@@ -204,6 +207,62 @@ class ScoreAnswer:
     log_base: str
     results: tuple[ScoreResult, ...]
     usage: ScoreUsage
+
+
+@dataclass(frozen=True, slots=True)
+class TextCompletion:
+    """A way to go on from a text to the end of a word. `str(completion)` is its text.
+
+    text         that follows; with `composing`, that stands in place of the text's last `replaces` characters
+    logprob      log-probability of the string, given the text, in nats
+    probability  the same as a probability, 0 … 1: exact, or too low by `Completions.error` at most
+    replaces     characters at the end of the text, of `composing` only; else None
+    """
+
+    text: str
+    logprob: float
+    probability: float
+    replaces: int | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteUsage:
+    """Tokens of the text, those of them that a cache knew, and those that the search ran."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    searched_tokens: int
+    unknown_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completions(Sequence[TextCompletion]):
+    """Likeliest ways to go on from a text, best first: a sequence of `TextCompletion`.
+
+    model        name of the model
+    completions  the same as a tuple, at most `n`
+    error        largest amount by which any of the probabilities may be too low
+    proven       true if no token sequence that was left aside is likelier than the last completion
+    """
+
+    model: str
+    completions: tuple[TextCompletion, ...]
+    error: float
+    proven: bool
+    usage: CompleteUsage
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    @overload
+    def __getitem__(self, place: int) -> TextCompletion: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[TextCompletion, ...]: ...
+    def __getitem__(self, place: int | slice) -> TextCompletion | tuple[TextCompletion, ...]:
+        return self.completions[place]
 
 
 Answer = TypeVar("Answer")

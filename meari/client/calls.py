@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
-from meari.client.answers import Choice, Generation, ScoreAnswer, Token, Usage, read_answer
+from meari.client.answers import Choice, Completions, Generation, ScoreAnswer, Token, Usage, read_answer
 from meari.client.errors import BadAnswer
 from meari.client.fields import body_of
 
-__all__ = ["Call", "detokenize", "generate", "model", "models", "read_event", "score", "tokenize"]
+__all__ = ["Call", "complete", "detokenize", "generate", "model", "models", "read_event", "score", "tokenize"]
 
 Answer = TypeVar("Answer")
 Result = TypeVar("Result")
@@ -44,6 +44,11 @@ class Call(Generic[Answer]):
 def generate(prompt: str, model: str | None, fields: Mapping[str, Any]) -> Call[Generation]:
     """Continue a prompt."""
     return Call("/generate", {"prompt": prompt, "model": model, **fields}, lambda value: read_answer(Generation, value))
+
+
+def complete(text: str, model: str | None, fields: Mapping[str, Any]) -> Call[Completions]:
+    """Complete the word that a text ends in."""
+    return Call("/complete", {"text": text, "model": model, **fields}, lambda value: read_answer(Completions, value))
 
 
 def score(texts: str | Iterable[str], model: str | None, fields: Mapping[str, Any]) -> Call[ScoreAnswer]:

@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from meari.client import calls
-from meari.client.answers import Generation, ScoreAnswer, Token
-from meari.client.fields import GenerateFields, ScoreFields
+from meari.client.answers import Completions, Generation, ScoreAnswer, Token
+from meari.client.fields import CompleteFields, GenerateFields, ScoreFields
 from meari.client.service import ANSWER_SECONDS, PATIENCE_SECONDS, RemoteService, checked_url
 from meari.client.streams import Pieces, Stream
 
@@ -56,6 +56,10 @@ class Client:
         events = self.service.stream(call.path, call.body or b"")
         pieces = _pieces(self.service.url, events)
         return Stream(pieces, pieces.close)
+
+    def complete(self, text: str, *, model: str | None = None, **fields: Unpack[CompleteFields]) -> Completions:
+        """Return the likeliest ways to go on from exactly this text; `fields` are those of `CompleteFields`."""
+        return self._ask(calls.complete(text, model, {**fields}))
 
     def score(self, texts: Iterable[str], *, model: str | None = None, **fields: Unpack[ScoreFields]) -> ScoreAnswer:
         """Score texts in one request, as many as the service takes; `fields` are those of `ScoreFields`."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-__all__ = ["GenerateFields", "ScoreFields", "State", "body_of"]
+__all__ = ["CompleteFields", "GenerateFields", "ScoreFields", "State", "body_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,19 @@ class ScoreFields(TypedDict, total=False):
     words: bool | str | None
     top: int | None
     return_state: bool | None
+
+
+class CompleteFields(TypedDict, total=False):
+    """Keyword arguments of `Client.complete`: the fields of POST /complete. None stands for the default.
+
+    n          completions, 1 … 20; 5
+    max_words  words that a completion may have, the one that is being typed included, 1 … 8; 1
+    composing  the last characters may still become another Korean syllable; False
+    """
+
+    n: int | None
+    max_words: int | None
+    composing: bool | None
 
 
 def body_of(fields: Mapping[str, Any]) -> dict[str, Any]:

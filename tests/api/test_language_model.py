@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import subprocess
 import sys
 import threading
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
@@ -114,6 +117,33 @@ def test_beam_search_and_bias_reach_the_engine(lm: meari.LanguageModel, local: m
     assert lm.generate("a", max_tokens=1, temperature=0, logit_bias={5: 100.0}).text == lm.detokenize([5])
 
 
+def test_completions_are_those_of_the_service(lm: meari.LanguageModel, local: meari.LanguageModel, url: str) -> None:
+    for text, fields in (("wx", {}), ("ab", {"n": 20, "max_words": 3}), ("", {"n": 1}), ("x y", {"composing": True})):
+        found, expected = lm.complete(text, **fields), local.complete(text, **fields)  # type: ignore[arg-type]
+        body = {"text": text, **fields}
+        answer = httpx.post(f"{url}/complete", json=body, headers={"Authorization": "Bearer " + "k" * 32}).json()
+        assert [dataclasses.asdict(each) for each in found] == [{"replaces": None, **e} for e in answer["completions"]]
+        assert (found.completions, found.error, found.proven) == (
+            expected.completions,
+            answer["error"],
+            answer["proven"],
+        )
+        assert (found.model, found.usage.searched_tokens) == ("letters", answer["usage"]["searched_tokens"])
+        assert found.usage.prompt_tokens == len(lm.tokenize(text))
+        assert 1 <= len(found) <= fields.get("n", 5)
+        assert [math.exp(each.logprob) for each in found] == pytest.approx([each.probability for each in found])
+    assert str(lm.complete("wx")[0]) == "yz"
+
+
+def test_completion_of_parts_of_words_and_characters_reaches_the_model(bundles: Path) -> None:
+    with meari.load(bundles, model="words") as model:
+        assert model.complete("good da", 1)[0].text == "y"
+        assert model.complete("zebra").usage.unknown_tokens == 1
+    with meari.load(bundles, model="bytes") as model:
+        [best] = model.complete("é😀하", 1, composing=True)
+        assert (best.text, best.replaces) == ("한", 1)
+
+
 def test_state_is_a_value_that_goes_on_with_the_same_bits_anywhere(
     lm: meari.LanguageModel, local: meari.LanguageModel
 ) -> None:
@@ -159,6 +189,11 @@ def test_state_of_another_key_or_bundle_is_refused_by_name(bundles: Path, local:
         (lambda lm: lm.generate("a", logit_bias={999999: 1.0}), "logit_bias: got the key '999999'"),
         (lambda lm: lm.generate(None), "prompt: got None"),
         (lambda lm: lm.stream("a", n=17), "n: got 17"),
+        (lambda lm: lm.complete("a", n=0), "n: got 0, expected 1 <= n <= 20"),
+        (lambda lm: lm.complete("a", n=True), "n: got true"),
+        (lambda lm: lm.complete("a", max_words=9), "max_words: got 9"),
+        (lambda lm: lm.complete("a", composing="yes"), "composing: got"),
+        (lambda lm: lm.complete(None), "text: got None"),
         (lambda lm: lm.detokenize([10**9]), "id"),
     ],
 )
