@@ -119,7 +119,7 @@ def test_beam_search_and_bias_reach_the_engine(lm: meari.LanguageModel, local: m
 
 def test_completions_are_those_of_the_service(lm: meari.LanguageModel, local: meari.LanguageModel, url: str) -> None:
     for text, fields in (("wx", {}), ("ab", {"n": 20, "max_words": 3}), ("", {"n": 1}), ("x y", {"composing": True})):
-        found, expected = lm.complete(text, **fields), local.complete(text, **fields)  # type: ignore[arg-type]
+        found, expected = lm.complete(text, **fields), local.complete(text, **fields)
         body = {"text": text, **fields}
         answer = httpx.post(f"{url}/complete", json=body, headers={"Authorization": "Bearer " + "k" * 32}).json()
         assert [dataclasses.asdict(each) for each in found] == [{"replaces": None, **e} for e in answer["completions"]]

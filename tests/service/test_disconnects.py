@@ -126,23 +126,24 @@ def in_the_engine(server: Server) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    ("path", "body"),
+    ("path", "body", "num_running"),
     [
-        (b"/generate", {**ENDLESS, "max_tokens": 100_000}),
-        (b"/generate", {**ENDLESS, "max_tokens": 100_000, "stream": True}),
-        (b"/score", {"text": "abc" * 20_000}),
+        (b"/generate", {**ENDLESS, "max_tokens": 100_000}, 4),
+        (b"/generate", {**ENDLESS, "max_tokens": 100_000, "stream": True}, 4),
+        (b"/score", {"text": "abc" * 20_000}, 4),
+        (b"/complete", {"text": "abc" * 20_000}, 1),  # a search has all four slots
     ],
-    ids=["whole", "stream", "score"],
+    ids=["whole", "stream", "score", "complete"],
 )
 def test_disconnected_clients_free_their_slots_within_three_steps(
-    slow: Server, path: bytes, body: dict[str, Any]
+    slow: Server, path: bytes, body: dict[str, Any], num_running: int
 ) -> None:
     until(lambda: in_the_engine(slow) == (0, 0))
     known = metric(slow, "meari_steps_total") + 24  # the engine has then measured the time of a step
     with contextlib.ExitStack() as clients:
         for _ in range(12):
             clients.enter_context(slow.connect()).sendall(raw_post(json.dumps(body).encode(), path=path))
-        until(lambda: in_the_engine(slow)[0] == 4 and metric(slow, "meari_steps_total") >= known, PATIENCE)
+        until(lambda: in_the_engine(slow)[0] == num_running and metric(slow, "meari_steps_total") >= known, PATIENCE)
         before = metric(slow, "meari_steps_total")
     until(lambda: in_the_engine(slow) == (0, 0))
     assert (

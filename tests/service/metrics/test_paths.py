@@ -119,6 +119,17 @@ def test_scores_are_counted(client: FlaskClient, difference: Difference) -> None
     assert finished(change) == {"scored": 2}
 
 
+def test_completed_words_are_counted_by_route(client: FlaskClient, difference: Difference) -> None:
+    route = {"route": "/complete", "status": "200"}
+    ask(client, "/complete", text="v")
+    before = Exposition(client.get("/metrics").text)
+    answer = ask(client, "/complete", text="wx", n=1)
+    change, after = difference.read(), Exposition(client.get("/metrics").text)
+    assert change("prompt_tokens_total") == 1 + answer["usage"]["prompt_tokens"] == 3
+    assert change("e2e_request_latency_seconds_count") == 2
+    assert after.value("meari_requests_total", **route) == before.value("meari_requests_total", **route) + 1
+
+
 def test_states_request_counts_one_text(client: FlaskClient, difference: Difference) -> None:
     ask(client, "/states", text="abc")
     change = difference.read()
