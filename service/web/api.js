@@ -1,6 +1,7 @@
 // The HTTP API: a path and a body in, an answer or an ApiError out. Knows nothing of the page.
 
 import { readEvents } from "./sse.js";
+import { tab } from "./store.js";
 
 const KEY = "meari-key";
 
@@ -60,13 +61,13 @@ async function send(path, options) {
     const error = await errorOf(response);
     const key = error.kind === "unauthorized" ? await askForKey(isWrong || hasKey()) : null;
     if (key === null) throw error;
-    sessionStorage.setItem(KEY, key);
+    tab.set(KEY, key);
   }
 }
 
 async function attempt(path, options) {
   const headers = { ...(options.body && { "Content-Type": "application/json" }) };
-  if (hasKey()) headers.Authorization = `Bearer ${sessionStorage.getItem(KEY)}`;
+  if (hasKey()) headers.Authorization = `Bearer ${tab.get(KEY)}`;
   try {
     return await fetch(path, { ...options, headers, cache: "no-store" });
   } catch (error) {
@@ -75,7 +76,7 @@ async function attempt(path, options) {
 }
 
 function hasKey() {
-  return sessionStorage.getItem(KEY) !== null;
+  return tab.get(KEY) !== null;
 }
 
 async function readJson(response) {

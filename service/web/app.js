@@ -7,6 +7,7 @@ import { chooseLanguage, startLanguage } from "./i18n.js";
 import { startLearn } from "./learn.js";
 import { byId, make, showError } from "./page.js";
 import { offerScoreModels, startScore } from "./score.js";
+import { browser, keepFields, keptValue } from "./store.js";
 import { offerTypeModels, startType } from "./type.js";
 import { offerWriteModels, startWrite } from "./write.js";
 
@@ -16,6 +17,7 @@ const RETRY_MILLISECONDS = 2000;
 startTheme();
 byId("language").value = startLanguage();
 byId("language").addEventListener("change", ({ target }) => chooseLanguage(target.value));
+keepFields("main form :is(input, select, textarea)[id], #type-model, #type-text");
 onUnauthorized(askForKey);
 onUnknownModel(loadModels);
 startWrite();
@@ -29,10 +31,10 @@ loadModels();
 function startTheme() {
   const select = byId("theme");
   const apply = () => (document.documentElement.dataset.theme = select.value);
-  select.value = localStorage.getItem(THEME) ?? "system";
+  select.value = browser.get(THEME) ?? "system";
   apply();
   select.addEventListener("change", () => {
-    localStorage.setItem(THEME, select.value);
+    browser.set(THEME, select.value);
     apply();
   });
 }
@@ -75,7 +77,7 @@ async function loadModels() {
     showError(place, null);
     const names = models.map(({ name }) => name);
     for (const select of document.querySelectorAll("select[data-models]")) {
-      const chosen = select.value;
+      const chosen = select.value || keptValue(select.id);
       select.replaceChildren(...names.map((name) => make("option", { value: name, textContent: name })));
       select.value = [chosen, first, ...names].find((name) => names.includes(name)) ?? "";
     }

@@ -5,7 +5,8 @@ import { bitsOf, withShownText } from "./draft.js";
 import { echoOf, halfLife } from "./echo.js";
 import { arranged, columnAt, drawHeatMap } from "./heatmap.js";
 import { fixed, number, onLanguage, t } from "./i18n.js";
-import { byId, make, Task } from "./page.js";
+import { byId, isFilled, make, Task } from "./page.js";
+import { keepField, keptValue } from "./store.js";
 import { drawLegend, shaded, visible } from "./tokens.js";
 
 const FAMILIES = ["rnn", "gru", "lstm", "esn"];
@@ -22,17 +23,19 @@ export function startCompare() {
     byId("compare-go").disabled = isBusy;
     byId("compare-stop").disabled = !isBusy;
     byId("compare-out").setAttribute("aria-busy", String(isBusy));
-  });
+  }, byId("compare-form"));
   byId("compare-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    const names = [...document.querySelectorAll("#compare-models input:checked")].map(({ value }) => value);
+    const names = chosenModels();
     byId("compare-none").hidden = names.length > 0;
-    if (names.length > 0 && event.target.reportValidity()) task.run((signal) => runAll(names, signal));
+    if (names.length > 0 && isFilled(event.target)) task.run((signal) => runAll(names, signal));
   });
   byId("compare-stop").addEventListener("click", () => task.stop());
-  byId("compare-prompt").addEventListener("input", () => (byId("compare-prompt").dataset.isOwn = "yes"));
   byId("compare-at").addEventListener("input", ({ target }) => lookAt(target.valueAsNumber));
-  byId("compare-models").addEventListener("change", suggestPrompt);
+  byId("compare-models").addEventListener("change", () => {
+    keepField("compare-models", chosenModels());
+    suggestPrompt();
+  });
   byId("compare-echo").addEventListener("click", () => task.run((signal) => showEchoes(signal)));
   byId("compare-back").addEventListener("click", () => showStates());
   const repaint = () => runs.forEach(paint);
@@ -44,14 +47,18 @@ export function startCompare() {
   });
 }
 
+const chosenModels = () => [...document.querySelectorAll("#compare-models input:checked")].map(({ value }) => value);
+
 /** Choose from the start the models of one corpus and tokenizer that are of the most families. */
 export function offerCompareModels(found) {
   models = [...found].sort((one, other) => FAMILIES.indexOf(one.family) - FAMILIES.indexOf(other.family));
   const groups = Map.groupBy ? Map.groupBy(models, kinOf) : groupBy(models, kinOf);
   const largest = [...groups.values()].reduce((best, group) => (familiesOf(group) > familiesOf(best) ? group : best), []);
+  const kept = [keptValue("compare-models")].flat();
+  const isChosen = (model) => (models.some(({ name }) => kept.includes(name)) ? kept.includes(model.name) : largest.includes(model));
   byId("compare-models").replaceChildren(
     ...models.map((model) =>
-      make("label", { className: "check" }, make("input", { type: "checkbox", value: model.name, checked: largest.includes(model) }), model.name, make("small", { textContent: model.family.toUpperCase() })),
+      make("label", { className: "check" }, make("input", { type: "checkbox", value: model.name, checked: isChosen(model) }), model.name, make("small", { textContent: model.family.toUpperCase() })),
     ),
   );
   suggestPrompt();

@@ -2,7 +2,7 @@
 // Knows nothing of the page. Texts are exact: a place inside a part is reached by running that part again up to there,
 // which its seed makes the same, and an alternative is forced by its id.
 
-import { stream } from "./api.js";
+import { ApiError, stream } from "./api.js";
 
 export const NUM_ALTERNATIVES = 8;
 const LN2 = Math.log(2);
@@ -43,25 +43,33 @@ export class Draft {
 
   /** Write on from the end; where a part was stopped, from the last token that came. */
   async more(maxTokens, signal) {
-    const place = await this.placeAt(this.tokens.length, signal);
-    await this.run(this.add(new Part(place.state, null, maxTokens)), signal);
+    await this.orAsBefore(
+      () =>
+        this.withStates(signal, async () => {
+          const place = await this.placeAt(this.tokens.length, signal);
+          await this.run(this.add(new Part(place.state, null, maxTokens)), signal);
+        }),
+      this.tokens.length,
+    );
   }
 
   /** Everything before token number `index`, then `alternative`, then up to `maxTokens` more. */
   async choose(index, alternative, maxTokens, signal) {
-    const replaced = this.tokens[index];
-    const place = await this.placeAt(index, signal);
+    const { top } = this.tokens[index];
     await this.orAsBefore(async () => {
-      this.parts = this.cut(index, place);
-      const part = this.add(new Part(place.state, alternative.id, 1));
-      await this.run(part, signal);
-      part.tokens[0] = { ...part.tokens[0], logprob: alternative.logprob, top: replaced.top, isPicked: true };
-    });
-    this.onChange();
-    if (!isEnd(alternative)) await this.more(maxTokens, signal);
+      await this.withStates(signal, async () => {
+        const place = await this.placeAt(index, signal);
+        this.parts = this.cut(index, place);
+        const part = this.add(new Part(place.state, alternative.id, 1));
+        await this.run(part, signal);
+        part.tokens[0] = { ...part.tokens[0], logprob: alternative.logprob, top, isPicked: true };
+      });
+      this.onChange();
+      if (!isEnd(alternative)) await this.more(maxTokens, signal);
+    }, index + 1);
   }
 
-  /** The same requests again; returns whether every token and log-probability is equal. */
+  /** The same requests again; throws an ApiError unless every token and log-probability is equal. */
   async again(signal) {
     const before = this.parts;
     await this.orAsBefore(async () => {
@@ -73,20 +81,35 @@ export class Draft {
         await this.run(part, signal);
         if (old.forced !== null && part.tokens[0]?.id === old.forced) part.tokens = old.tokens.slice();
       }
+      const [now, then] = [this.tokens, before.flatMap((part) => part.tokens)];
+      const isSame = now.length === then.length && now.every((token, i) => token.id === then[i].id && token.logprob === then[i].logprob);
+      if (!isSame) throw new ApiError("changed");
     });
-    const [now, then] = [this.tokens, before.flatMap((part) => part.tokens)];
-    return now.length === then.length && now.every((token, i) => token.id === then[i].id && token.logprob === then[i].logprob);
   }
 
-  /** What is not done to its end leaves the text as it was. */
-  async orAsBefore(work) {
+  /** What fails before it has brought the text past `length` tokens leaves it as it was. */
+  async orAsBefore(work, length = Infinity) {
     const before = this.parts;
+    try {
+      this.parts = before.slice();
+      await work();
+    } catch (error) {
+      if (this.tokens.length <= length) this.parts = before;
+      this.onChange();
+      throw error;
+    }
+  }
+
+  /** State tokens may be those of a server that was started anew since: then the same requests bring others. */
+  async withStates(signal, work) {
+    const before = this.parts.slice();
     try {
       await work();
     } catch (error) {
+      if (error.kind !== "invalid" || !error.detail.startsWith("state:") || before.length === 0) throw error;
       this.parts = before;
-      this.onChange();
-      throw error;
+      await this.again(signal);
+      await work();
     }
   }
 

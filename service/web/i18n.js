@@ -1,5 +1,6 @@
 // Words in two languages: a key and values in, text out. Elements carry their keys, so that a switch changes all at once.
 
+import { browser } from "./store.js";
 import { en } from "./words-en.js";
 import { ko } from "./words-ko.js";
 
@@ -32,13 +33,13 @@ export function percent(probability) {
 
 /** Begin with the language chosen before, else with the browser's. */
 export function startLanguage() {
-  const wanted = [localStorage.getItem(CHOICE), ...navigator.languages.map((tag) => tag.slice(0, 2).toLowerCase())];
+  const wanted = [browser.get(CHOICE), ...navigator.languages.map((tag) => tag.slice(0, 2).toLowerCase())];
   apply(wanted.find((tag) => tag in WORDS) ?? "en");
   return language;
 }
 
 export function chooseLanguage(tag) {
-  localStorage.setItem(CHOICE, tag);
+  browser.set(CHOICE, tag);
   apply(tag);
 }
 

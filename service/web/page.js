@@ -35,11 +35,40 @@ export function showError(place, error, retry) {
   if (retry && isWorthIt) place.append(make("button", { type: "button", textContent: t("tryAgain"), onclick: retry }));
 }
 
+/** Whether all fields of a form hold what they may; else the first that does not is pointed at. */
+export function isFilled(form) {
+  clearPoints(form);
+  const wrong = [...form.elements].find((field) => field.willValidate && !field.validity.valid);
+  if (wrong) pointAt(wrong, rangeOf(wrong));
+  return wrong === undefined;
+}
+
+function rangeOf({ type, min, max, validity }) {
+  if (validity.stepMismatch) return t("field.whole");
+  return type === "number" ? t("field.range", { min, max }) : t("field.missing");
+}
+
+/** Show what is wrong with a field, beside it; the section that it is in is opened. */
+function pointAt(field, message) {
+  for (let around = field.closest("details"); around; around = around.parentElement.closest("details")) around.open = true;
+  const note = make("small", { id: `${field.id}-wrong`, className: "wrong", textContent: message });
+  field.after(note);
+  field.setAttribute("aria-invalid", "true");
+  field.setAttribute("aria-describedby", note.id);
+  field.addEventListener("input", () => clearPoints(field.form), { once: true });
+  field.focus();
+}
+
+function clearPoints(form) {
+  for (const note of form.querySelectorAll(".wrong")) note.remove();
+  for (const field of form.querySelectorAll("[aria-invalid]")) ["aria-invalid", "aria-describedby"].forEach((name) => field.removeAttribute(name));
+}
+
 /** One piece of work at a time: what is begun anew stops what is under way. */
 export class Task {
-  /** place: where errors are shown. onBusy(isBusy). */
-  constructor(place, onBusy) {
-    Object.assign(this, { place, onBusy, controller: null });
+  /** place: where errors are shown. onBusy(isBusy). form: whose fields are called PANE-NAME, so that an error can point at one. */
+  constructor(place, onBusy, form = null) {
+    Object.assign(this, { place, onBusy, form, controller: null });
   }
 
   /** work(signal) → anything; returns whether it came to its end. */
@@ -53,7 +82,7 @@ export class Task {
       await work(controller.signal);
       return true;
     } catch (error) {
-      if (error.name !== "AbortError" && this.controller === controller) showError(this.place, error, () => this.run(work));
+      if (error.name !== "AbortError" && this.controller === controller) this.show(error, () => this.run(work));
       return false;
     } finally {
       if (this.controller === controller) {
@@ -61,6 +90,13 @@ export class Task {
         this.onBusy(false);
       }
     }
+  }
+
+  show(error, retry) {
+    showError(this.place, error, retry);
+    const name = error.kind === "invalid" && /^(\w+)[:.[]/.exec(error.detail)?.[1];
+    const field = name && this.form?.elements[`${this.form.id.replace("form", name)}`];
+    if (field) pointAt(field, error.detail);
   }
 
   stop() {

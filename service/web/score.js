@@ -5,6 +5,7 @@ import { align } from "./align.js";
 import { csvOf, download } from "./csv.js";
 import { fixed, onLanguage, t } from "./i18n.js";
 import { byId, make, Task } from "./page.js";
+import { keepField } from "./store.js";
 import { drawLegend, shaded } from "./tokens.js";
 
 const EXAMPLES = {
@@ -20,12 +21,15 @@ const ORDERS = {
 
 let models = [];
 let scored = null; // {model, sentences}
+let begun = { key: "", results: [] }; // of sentences that are being scored in parts
+const BYTES_OF_FIELDS = 1024; // of a body, beside its texts
 
 export function startScore() {
   const task = new Task(byId("score-error"), (isBusy) => {
     byId("score-go").disabled = isBusy;
+    byId("score-progress").textContent = "";
     byId("score-stop").disabled = !isBusy;
-  });
+  }, byId("score-form"));
   byId("score-form").addEventListener("submit", (event) => {
     event.preventDefault();
     task.run(async (signal) => {
@@ -41,9 +45,10 @@ export function startScore() {
   byId("score-csv-words").addEventListener("click", () => download("meari-words.csv", csvOf(wordRows())));
   byId("score-model").addEventListener("change", () => {
     suggestTexts();
+    delete byId("score-end").dataset.isOwn;
+    keepField("score-end", null);
     suggestEnd();
   });
-  byId("score-texts").addEventListener("input", () => (byId("score-texts").dataset.isOwn = "yes"));
   onLanguage(() => {
     drawLegend(byId("score-legend"));
     if (scored !== null) draw();
@@ -64,16 +69,42 @@ function suggestTexts() {
 /** Whether the end counts: as the model's training text had ends or not, until somebody says something else. */
 function suggestEnd() {
   const model = models.find((each) => each.name === byId("score-model").value);
-  if (model !== undefined) byId("score-end").checked = model.corpus.has_ends;
+  if (model !== undefined && !byId("score-end").dataset.isOwn) byId("score-end").checked = model.corpus.has_ends;
 }
 
 async function scoreAll(signal) {
   const texts = byId("score-texts").value.split("\n").map((line) => line.trim()).filter(Boolean);
   const model = byId("score-model").value;
   if (texts.length === 0) return { model, sentences: [] };
-  const body = { model, texts, log_base: "2", words: true, add_end: byId("score-end").checked };
-  const { results } = await post("score", body, signal);
+  const fields = { model, log_base: "2", words: true, add_end: byId("score-end").checked };
+  const results = await inParts(fields, texts, signal);
   return { model, sentences: results.map((result, i) => ({ ...result, text: texts[i], number: i + 1, bits: -result.logprob, words: rowsOf(result) })) };
+}
+
+/** The results of all texts, by as many requests as the service's limits ask for. What a failure interrupts goes on
+ * where it was when it is tried again. */
+async function inParts(fields, texts, signal) {
+  const key = JSON.stringify([fields, texts]);
+  if (begun.key !== key) begun = { key, results: [] };
+  const { limits } = models.find(({ name }) => name === fields.model) ?? { limits: {} };
+  while (begun.results.length < texts.length) {
+    const part = firstPart(texts.slice(begun.results.length), limits);
+    const { results } = await post("score", { ...fields, texts: part }, signal);
+    begun.results.push(...results);
+    byId("status").textContent = byId("score-progress").textContent = t("score.part", { done: begun.results.length, sentences: texts.length });
+  }
+  const { results } = begun;
+  begun = { key: "", results: [] };
+  return results;
+}
+
+/** As many texts as one request may hold, at least one: what is too long alone, the service says itself. */
+function firstPart(texts, { max_texts: maxTexts = 1, max_body_bytes: maxBytes = Infinity, max_text_chars: maxChars = Infinity }) {
+  const encoder = new TextEncoder();
+  let [bytes, chars] = [maxBytes - BYTES_OF_FIELDS, maxChars];
+  const fits = (text) => (bytes -= encoder.encode(JSON.stringify(text)).length + 1) >= 0 && (chars -= [...text].length) >= 0;
+  const count = texts.slice(0, maxTexts).findIndex((text) => !fits(text));
+  return texts.slice(0, count < 0 ? maxTexts : Math.max(1, count));
 }
 
 /** The words in bits; the end of the text, which has no length, is one without a text. name: as a table has it. */

@@ -3,6 +3,7 @@
 import { post } from "./api.js";
 import { onLanguage, percent, t } from "./i18n.js";
 import { byId, make, Task } from "./page.js";
+import { keepField } from "./store.js";
 
 const PAUSE_MILLISECONDS = 60; // without a key before the service is asked
 const EXAMPLES = { nsmc: "이 영화 정말 재", tinyshakespeare: "To be, or not to b", books: "The wea" };
@@ -42,15 +43,13 @@ export function startType() {
     const kept = before.slice(0, before.length - replaces).join("");
     area.setRangeText(text, kept.length, area.selectionEnd, "end");
     area.dataset.isOwn = "yes";
+    keepField("type-text", area.value);
     area.focus();
     byId("status").textContent = t("type.taken", { text });
     askSoon();
   };
 
-  area.addEventListener("input", () => {
-    area.dataset.isOwn = "yes";
-    askSoon();
-  });
+  area.addEventListener("input", askSoon);
   area.addEventListener("click", askSoon);
   area.addEventListener("focus", askSoon);
   area.addEventListener("keydown", (event) => {

@@ -72,6 +72,7 @@ export const en = {
   "score.go": "Score",
   "score.none": "There is no sentence to score yet.",
   "score.done": "Scored: {sentences} sentences.",
+  "score.part": "Scored so far: {done} of {sentences}.",
   "score.ranked": "Ranking",
   "score.order": "Order by",
   "score.order.total": "bits in total",
@@ -174,6 +175,10 @@ export const en = {
   "term.perplexity": "Between how many equally likely tokens the model wavers, on average",
   "term.temperature": "Divides the logits before sampling: low is careful, high is wild",
 
+  "field.range": "From {min} to {max}",
+  "field.whole": "A whole number",
+  "field.missing": "Needed here",
+
   key: "API key",
   "key.title": "This server asks for a key",
   "key.why": "Enter one of its API keys. The key stays in this tab and is forgotten when you close it.",
@@ -189,6 +194,7 @@ export const en = {
   "error.timeout": "The server ran out of time. Try with less text.",
   "error.invalid": "The server does not accept this. It says: {detail}",
   "error.not_found": "The server does not have this. It says: {detail}",
+  "error.changed": "The same requests give another text now; perhaps the model was replaced. The text stays as it was.",
   "error.internal": "Something went wrong inside the server. Its log says more under {id}.",
   "error.page": "Something went wrong on this page. Loading it again may help.",
 };

@@ -71,6 +71,7 @@ export const ko = {
   "score.end": "문장이 끝나는 확률도 셈하기",
   "score.go": "채점하기",
   "score.none": "아직 채점할 문장이 없습니다.",
+  "score.part": "{sentences}개 중 {done}개를 채점했습니다.",
   "score.done": "문장 {sentences}개를 채점했습니다.",
   "score.ranked": "순위",
   "score.order": "정렬 기준",
@@ -174,6 +175,10 @@ export const ko = {
   "term.perplexity": "모델이 평균 몇 개의 똑같이 그럴듯한 토큰 사이에서 망설이는지",
   "term.temperature": "표본을 뽑기 전에 로짓을 나누는 수. 낮으면 신중하고 높으면 거침없음",
 
+  "field.range": "{min}에서 {max}까지 적을 수 있습니다",
+  "field.whole": "정수를 적어 주세요",
+  "field.missing": "여기를 채워 주세요",
+
   key: "API 키",
   "key.title": "이 서버는 키가 있어야 쓸 수 있습니다",
   "key.why": "서버의 API 키를 넣어 주세요. 키는 이 탭에만 두며, 탭을 닫으면 지워집니다.",
@@ -189,6 +194,7 @@ export const ko = {
   "error.timeout": "제한 시간 안에 끝내지 못했습니다. 글을 줄여 보세요.",
   "error.invalid": "서버가 받아들이지 않는 요청입니다. 서버의 설명: {detail}",
   "error.not_found": "서버에 없는 것입니다. 서버의 설명: {detail}",
+  "error.changed": "같은 요청에 이제 다른 글이 나옵니다. 모델이 바뀐 듯합니다. 글은 그대로 두었습니다.",
   "error.internal": "서버 안에서 문제가 생겼습니다. 서버 기록에서 {id}로 찾아볼 수 있습니다.",
   "error.page": "화면에서 문제가 생겼습니다. 새로 고쳐 보세요.",
 };

@@ -2,7 +2,8 @@
 
 import { bitsOf, Draft, isEnd } from "./draft.js";
 import { fixed, onLanguage, percent, t } from "./i18n.js";
-import { byId, make, Task } from "./page.js";
+import { byId, isFilled, make, Task } from "./page.js";
+import { keepField } from "./store.js";
 import { TokenList, drawLegend, spoken, visible } from "./tokens.js";
 
 const SAMPLING = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"];
@@ -21,7 +22,7 @@ export function startWrite() {
       redraw();
       say(summary());
     }
-  });
+  }, byId("write-form"));
   const list = new TokenList(byId("write-tokens"), { onShow: showAlternatives, onEnter: () => byId("alternatives").querySelector("button")?.focus() });
   const redraw = () => {
     byId("write-prompt-shown").textContent = draft.prompt;
@@ -34,24 +35,31 @@ export function startWrite() {
       await work(signal, ...values);
       outcome = key;
     });
+  /** The text before stays until the next one has begun. */
+  const adopt = (next, show) => {
+    if (draft !== next) hideAlternatives();
+    draft = next;
+    show();
+  };
   const maxTokens = () => byId("write-max_tokens").valueAsNumber;
 
   const write = begin("done", async (signal) => {
-    draft = new Draft(byId("write-model").value, byId("write-prompt").value, sampling());
-    draft.onChange = frames(redraw);
-    hideAlternatives();
-    await draft.more(maxTokens(), signal);
+    const next = new Draft(byId("write-model").value, byId("write-prompt").value, sampling());
+    const show = frames(redraw);
+    next.onChange = () => next.tokens.length > 0 && adopt(next, show);
+    await next.more(maxTokens(), signal);
+    adopt(next, show);
   });
   const more = begin("done", (signal) => draft.more(maxTokens(), signal));
   const choose = begin("done", (signal, index, alternative) => draft.choose(index, alternative, maxTokens(), signal));
   const again = begin("same", async (signal) => {
     hideAlternatives();
-    if (!(await draft.again(signal))) throw new Error("the same requests gave another text");
+    await draft.again(signal);
   });
 
   byId("write-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (event.target.reportValidity()) write();
+    if (isFilled(event.target)) write();
   });
   byId("write-prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("write-form").requestSubmit();
@@ -61,10 +69,10 @@ export function startWrite() {
   byId("write-again").addEventListener("click", again);
   byId("write-keep-seed").addEventListener("click", () => {
     byId("write-seed").value = draft.seed;
+    keepField("write-seed", draft.seed);
     byId("write-seed").closest("details").open = true;
   });
   byId("write-model").addEventListener("change", suggestPrompt);
-  byId("write-prompt").addEventListener("input", () => (byId("write-prompt").dataset.isOwn = "yes"));
   byId("alternatives").addEventListener("click", ({ target }) => {
     const button = target.closest("button");
     if (button === null) return;

@@ -80,14 +80,16 @@ def running_server(
     wait_ready: bool = True,
     started_by: list[str] | None = None,
     authority: Path | None = None,
+    port: int | None = None,
     **settings: object,
 ) -> Iterator[Server]:
     """Run the service with these settings until the block ends, with its log in `folder`.
 
     started_by  another command that starts the service
     authority   certificate that the client trusts, of a service with TLS
+    port        where an earlier service was, if this one is to take its place
     """
-    port = free_port()
+    port = port or free_port()
     log_path = folder / f"server-{port}.log"
     environment = clean_environment(**{"port": port, "workers": 1, **settings})
     with log_path.open("wb") as log:
