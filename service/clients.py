@@ -39,10 +39,11 @@ from meari.errors import EngineFailed, NotReady
 from meari.runtime.engine import Waitable
 from meari.service.workers import Drain
 
-__all__ = ["BODY_SECONDS", "STALL_SECONDS", "Client", "ClientGone", "Connection", "Disconnects", "Watch"]
+__all__ = ["BODY_SECONDS", "CAME_AT", "STALL_SECONDS", "Client", "ClientGone", "Connection", "Disconnects", "Watch"]
 
 STALL_SECONDS: Final = 60.0  # a client that sends and receives nothing for this long is dropped
 BODY_SECONDS: Final = 30.0  # from the end of a head to the last byte of its body
+CAME_AT: Final = "meari.came_at"  # in WSGI's environment: when the loop gave the request to a thread
 PROGRESS_BYTES: Final = 65536
 SIOCOUTQ: Final = 0x5411  # of Linux
 ANSWER_START: Final = b"HTTP/1."

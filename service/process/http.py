@@ -1,7 +1,7 @@
-"""HTTP on a connection: what has come of a request, gunicorn's parser and writer, and refusals of malformed requests.
+"""HTTP on a connection: what has come of a request, what it waits for, gunicorn's parser and writer.
 
-Input: the bytes of a connection. Output: whether a whole request has come, gunicorn's request, the bytes of an answer,
-or those of a refusal. Must not know: the application, threads.
+Input: the bytes of a connection. Output: whether a whole request has come, gunicorn's request, the bytes of an answer.
+Must not know: the application, threads.
 
 `Incoming` only decides when the parser is asked, never what a request means: a request whose end it misjudges is
 refused by the parser, which sees the same bytes and reads no more of them from the connection. So bytes that do not
@@ -18,35 +18,25 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from gunicorn import util
-from gunicorn.http import errors as http
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestLine, NoMoreData, ParseException
 from gunicorn.http.message import ChunkedReader, Request
 from gunicorn.http.parser import RequestParser, SocketUnreader
 from gunicorn.http.wsgi import Response
 
-from meari.errors import (
-    EngineFailed,
-    ExpectationFailed,
-    HeadersTooLarge,
-    HeadTimeout,
-    InvalidRequest,
-    MeariError,
-    NotImplementedHere,
-    Problem,
-    TargetTooLong,
-    VersionNotSupported,
-)
 from meari.service.clients import Connection
+from meari.service.requests.origins import client_network
 
 __all__ = [
     "CONTINUE",
     "HEAD_SECONDS",
+    "LIMIT",
+    "NUM_FIELDS",
+    "Held",
     "Incoming",
     "JoinedResponse",
-    "PromptParser",
     "QuickConfig",
     "Stage",
-    "translated",
+    "Waits",
 ]
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -56,14 +46,12 @@ REST_BYTES: Final = 65536  # of a head that is refused by its first line
 _ORIGIN: Final = re.compile(rb"^origin:[ \t]*([!-~]*)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _HEX: Final = re.compile(rb"[0-9a-fA-F]{1,16}")
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-MAX_SHOWN_CHARS: Final = 100
 LIMIT: Final = 8190  # bytes of a line of the head, as gunicorn's own default
 NUM_FIELDS: Final = 100
 MAX_HEAD_BYTES: Final = LIMIT + NUM_FIELDS * (LIMIT + 2) + 4  # more than the parser accepts
 _CODINGS: Final = {b"chunked", b"identity", b"gzip", b"deflate", b"compress"}
 _FRAMING: Final = re.compile(rb"\r\n(content-length|transfer-encoding|expect):[ \t]*([^\r\n]*)", re.IGNORECASE)
 _SIZE_LINE: Final = re.compile(rb"([0-9a-fA-F]{1,16})(?:[ \t]*;[^\r\n]*)?\r\n")
-OWN_FAULTS: Final = (http.InvalidResponseHeader, http.InvalidResponseHeaderName, http.ConfigurationProblem)
 
 
 class Stage(enum.Enum):
@@ -73,7 +61,8 @@ class Stage(enum.Enum):
     IDLE = enum.auto()  # nothing
     HEAD = enum.auto()  # a part of its head
     BODY = enum.auto()  # its head
-    READY = enum.auto()  # all of it, or enough to refuse it
+    READY = enum.auto()  # all of it
+    BROKEN = enum.auto()  # enough to refuse it: its head is malformed, or its client has ended before it was complete
 
 
 class Incoming(SocketUnreader):  # type: ignore[misc]
@@ -155,13 +144,13 @@ class Incoming(SocketUnreader):  # type: ignore[misc]
             del self._bytes[:size]
         if not self._bytes:
             return Stage.REST if self.num_skipped else Stage.IDLE
-        self.is_whole = False
-        if self.has_ended:
+        has_head = bool(self._head_size) or self._find_head()
+        self.is_whole = has_head and self._has_body()
+        if self.is_whole:
             return Stage.READY
-        if not self._head_size and not self._find_head():
-            return Stage.READY if self._is_refused_anyway() else Stage.HEAD
-        self.is_whole = self._has_body()
-        return Stage.READY if self.is_whole else Stage.BODY
+        if self.has_ended or (not has_head and self._is_refused_anyway()):
+            return Stage.BROKEN
+        return Stage.BODY if has_head else Stage.HEAD
 
     def _find_head(self) -> bool:
         end = self._bytes.find(b"\r\n\r\n", self._searched)
@@ -324,52 +313,6 @@ class JoinedResponse(Response):  # type: ignore[misc]
             self._head = b""
 
 
-def translated(error: Exception) -> MeariError:
-    """Translate gunicorn's error to that of the contract; EngineFailed if the service itself is at fault."""
-    if isinstance(error, MeariError):
-        return error
-    if isinstance(error, OWN_FAULTS):
-        return EngineFailed("the request could not be handled")
-    for kind, translate in TRANSLATIONS.items():
-        if isinstance(error, kind):
-            return translate(error)
-    return EngineFailed("the request could not be handled")
-
-
-def _version(error: Any) -> MeariError:
-    if isinstance(error.version, str):  # no version at all
-        return _malformed(error)
-    return VersionNotSupported(Problem("request", f"HTTP/{'.'.join(map(str, error.version))}", "HTTP/1.1"))
-
-
-def _malformed(error: Exception) -> MeariError:
-    return InvalidRequest(Problem("request", "malformed HTTP", "HTTP/1.1", _shown(error)))
-
-
-def _shown(value: object) -> str:
-    return str(value)[:MAX_SHOWN_CHARS]
-
-
-TRANSLATIONS: Final[dict[type[Exception], Callable[[Any], MeariError]]] = {
-    TimeoutError: lambda _: HeadTimeout(
-        Problem("request", reason=f"its head was not complete after {HEAD_SECONDS:g} seconds")
-    ),
-    http.NoMoreData: lambda _: InvalidRequest(Problem("request", reason="it broke off before its head was complete")),
-    http.LimitRequestLine: lambda _: TargetTooLong(
-        Problem("request", reason=f"its first line is too long, expected at most {LIMIT} bytes")
-    ),
-    http.LimitRequestHeaders: lambda _: HeadersTooLarge(
-        Problem("request", reason=f"its headers are too large, expected at most {NUM_FIELDS} of at most {LIMIT} bytes")
-    ),
-    http.ExpectationFailed: lambda error: ExpectationFailed(Problem("Expect", _shown(error.expect), "100-continue")),
-    http.UnsupportedTransferCoding: lambda error: NotImplementedHere(
-        Problem("Transfer-Encoding", _shown(error.hdr), "chunked or none")
-    ),
-    http.InvalidHTTPVersion: _version,
-    http.ParseException: _malformed,
-}
-
-
 def _is_taken(codings: bytes) -> bool:
     """Tell whether the parser takes these transfer codings; it refuses a head with any other, whatever follows."""
     return {coding.strip() for coding in codings.lower().split(b",")} <= _CODINGS
@@ -385,3 +328,63 @@ class QuickConfig:
         value = getattr(self._config, name)
         setattr(self, name, value)
         return value
+
+
+class Waits(enum.Enum):
+    """What a connection waits for."""
+
+    HANDSHAKE = enum.auto()  # TLS
+    IDLE = enum.auto()  # the first byte of a request
+    HEAD = enum.auto()  # the rest of a head
+    BODY = enum.auto()  # the rest of a body
+    ANSWER = enum.auto()  # its client, to take the rest of an answer; the connection itself knows the time for that
+    END = enum.auto()  # the end of what is discarded: the rest of a refused body, or all until the client closes
+
+
+class Held:
+    """A connection of a client, with what its worker knows about it.
+
+    keeps      another request may follow the one that is answered
+    is_asked   its client was told to send the body (Expect: 100-continue)
+    is_read    a thread reads its body as it comes
+    is_paused  it waits for a thread's step of its handshake
+    has_place  there was room for its request
+    is_counted a thread has its request, which is counted
+    came_at    when a thread was given its request
+    """
+
+    __slots__ = (
+        "came_at", "client", "has_place", "incoming", "is_asked", "is_counted", "is_paused", "is_read", "keeps",
+        "network", "num_bytes", "parser", "server", "sock", "waits",
+    )  # fmt: skip
+
+    def __init__(self, sock: Connection, client: Any, server: Any) -> None:
+        self.sock = sock
+        self.client = client
+        self.server = server
+        self.incoming = Incoming(sock)
+        self.parser: PromptParser | None = None
+        self.network = client_network(client[0]) if isinstance(client, tuple) else ""
+        self.waits: Waits | None = None
+        self.num_bytes = 0  # held while it waits
+        self.came_at = 0.0
+        self.keeps = self.is_asked = self.is_read = self.is_paused = False
+        self.has_place = self.is_counted = False
+
+    def next_request(self, config: Any) -> Any:
+        """Parse a request. Raises StopIteration, TimeoutError, ParseException and others of gunicorn's parser."""
+        if self.parser is None:
+            self.parser = PromptParser(config, self.incoming, self.client)
+        return next(self.parser)
+
+    def fileno(self) -> int:
+        """Return the descriptor; pollers want it."""
+        return self.sock.fileno()
+
+    @property
+    def is_silent(self) -> bool:
+        """True as long as nothing has come that was not received."""
+        try:
+            return not self.is_paused and self.sock.peek() is None
+        except OSError:
+            return True

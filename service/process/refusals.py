@@ -1,7 +1,7 @@
-"""Refusals of requests that a worker has no room for, by their heads alone: no thread, no gunicorn, no Flask.
+"""Refusals by the worker itself, without Flask: of requests without room, by their heads, and of malformed ones.
 
-Input: the first bytes of a request, or what gunicorn made of them. Output: the whole answer, 429; nothing for a request
-that may be answered, or whose head says more than is understood here. Must not know: onnxruntime, Flask.
+Input: the first bytes of a request, or what gunicorn made of them. Output: the whole answer; nothing for a request that
+may be answered, or whose head says more than is understood here. Must not know: onnxruntime, Flask.
 
 Under overload most requests are refused, and what that costs is missing for the others. A head is understood here if
 nothing about it is doubtful: lines of known form, none of them twice, and at most a length as the framing of the body.
@@ -11,25 +11,38 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from gunicorn.http import errors as http
 from gunicorn.util import http_date
 
-from meari.errors import MeariError, Overloaded
+from meari.errors import (
+    EngineFailed,
+    ExpectationFailed,
+    HeadersTooLarge,
+    HeadTimeout,
+    InvalidRequest,
+    MeariError,
+    NotImplementedHere,
+    Overloaded,
+    Problem,
+    TargetTooLong,
+    VersionNotSupported,
+)
 from meari.service.error_body import SAFE_HEADERS, error_body, openai_error_body
-from meari.service.log import RequestLine, log_request, request_id
-from meari.service.process.http import CONTINUE
+from meari.service.log import NO_ROUTE, RequestLine, log_request, request_id
+from meari.service.process.http import CONTINUE, HEAD_SECONDS, LIMIT, NUM_FIELDS
 from meari.service.requests.keys import ANYBODY
 from meari.service.requests.origins import believe_proxies, cors_headers, may_answer_host
 
 if TYPE_CHECKING:
     from meari.service.service import Service
 
-__all__ = ["WORK_PATHS", "WORK_TARGETS", "Head", "Refusal", "WaitingBody", "overloaded", "refusal"]
+__all__ = ["WORK_PATHS", "WORK_TARGETS", "Head", "Refusal", "WaitingBody", "malformed", "overloaded", "refusal"]
 
 WORK_PATHS: Final = frozenset(
     ("/generate", "/score", "/complete", "/states", "/tokenize", "/detokenize", "/v1/completions")
@@ -38,6 +51,8 @@ WORK_TARGETS: Final = tuple(f"POST {path} ".encode() for path in WORK_PATHS)
 _HEAD: Final = re.compile(rb"POST (/[a-z0-9/]{1,32}) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ \t]*[ -~]*\r\n)*)\r\n")
 _FIELD: Final = re.compile(r"([^:]+):[ \t]*(.*?)[ \t]*\r\n")
 REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
+OWN_FAULTS: Final = (http.InvalidResponseHeader, http.InvalidResponseHeaderName, http.ConfigurationProblem)
+MAX_SHOWN_CHARS: Final = 100
 FRAMING: Final = ("HTTP_TRANSFER_ENCODING", "HTTP_UPGRADE")  # more than is understood here
 
 
@@ -144,6 +159,68 @@ def overloaded(service: Service, environ: MutableMapping[str, Any], *, is_receiv
         headers["Retry-After"] = str(error.retry_after_seconds)
         return refusal(error, line.request_id, path, headers)
     return None
+
+
+def malformed(error: Exception, address: str, target: str, headers: Mapping[str, str]) -> Refusal:
+    """Refuse bytes that are no request, and log it.
+
+    They may be the rest of a body whose length was wrong, so the log has the kind of the error alone.
+    address  of the client
+    target   as far as it was understood
+    headers  further headers
+    """
+    number, known = request_id(None), translated(error)
+    kind = type(error).__name__
+    line = RequestLine(number, "-", "-", NO_ROUTE, known.status, error=known, error_message=kind)
+    line.client_address = address
+    log_request(line)
+    return refusal(known, number, target, headers)
+
+
+def translated(error: Exception) -> MeariError:
+    """Translate gunicorn's error to that of the contract; EngineFailed if the service itself is at fault."""
+    if isinstance(error, MeariError):
+        return error
+    if isinstance(error, OWN_FAULTS):
+        return EngineFailed("the request could not be handled")
+    for kind, translate in TRANSLATIONS.items():
+        if isinstance(error, kind):
+            return translate(error)
+    return EngineFailed("the request could not be handled")
+
+
+def _version(error: Any) -> MeariError:
+    if isinstance(error.version, str):  # no version at all
+        return _malformed(error)
+    return VersionNotSupported(Problem("request", f"HTTP/{'.'.join(map(str, error.version))}", "HTTP/1.1"))
+
+
+def _malformed(error: Exception) -> MeariError:
+    return InvalidRequest(Problem("request", "malformed HTTP", "HTTP/1.1", _shown(error)))
+
+
+def _shown(value: object) -> str:
+    return str(value)[:MAX_SHOWN_CHARS]
+
+
+TRANSLATIONS: Final[dict[type[Exception], Callable[[Any], MeariError]]] = {
+    TimeoutError: lambda _: HeadTimeout(
+        Problem("request", reason=f"its head was not complete after {HEAD_SECONDS:g} seconds")
+    ),
+    http.NoMoreData: lambda _: InvalidRequest(Problem("request", reason="it broke off before its head was complete")),
+    http.LimitRequestLine: lambda _: TargetTooLong(
+        Problem("request", reason=f"its first line is too long, expected at most {LIMIT} bytes")
+    ),
+    http.LimitRequestHeaders: lambda _: HeadersTooLarge(
+        Problem("request", reason=f"its headers are too large, expected at most {NUM_FIELDS} of at most {LIMIT} bytes")
+    ),
+    http.ExpectationFailed: lambda error: ExpectationFailed(Problem("Expect", _shown(error.expect), "100-continue")),
+    http.UnsupportedTransferCoding: lambda error: NotImplementedHere(
+        Problem("Transfer-Encoding", _shown(error.hdr), "chunked or none")
+    ),
+    http.InvalidHTTPVersion: _version,
+    http.ParseException: _malformed,
+}
 
 
 class WaitingBody:

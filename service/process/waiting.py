@@ -10,7 +10,6 @@ beginning, whatever the client sends meanwhile, so one byte a second gains a cli
 from __future__ import annotations
 
 import contextlib
-import enum
 import selectors
 import socket
 import time
@@ -20,18 +19,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.workers.gthread import ThreadWorker
 
-from meari.errors import Overloaded
-from meari.service.clients import BODY_SECONDS, Connection
+from meari.errors import InvalidRequest, Overloaded, Problem
+from meari.service.clients import BODY_SECONDS
 from meari.service.log import request_id
-from meari.service.process.http import CONTINUE, HEAD_SECONDS, Incoming, PromptParser, Stage
+from meari.service.process.http import CONTINUE, HEAD_SECONDS, Held, Stage, Waits
 from meari.service.process.refusals import refusal
 from meari.service.process.tls import Certificate, NotTls
-from meari.service.requests.origins import client_network
 
 if TYPE_CHECKING:
     from meari.service.service import Service
 
-__all__ = ["MAX_READING", "RECEIVE_BYTES", "CollectingWorker", "Held", "WaitingRoom", "Waits"]
+__all__ = ["MAX_READING", "RECEIVE_BYTES", "CollectingWorker", "WaitingRoom"]
 
 RECEIVE_BYTES: Final = 65536
 MAX_COLLECTED: Final = 65536  # bytes of a body that is always collected by the loop
@@ -39,17 +37,6 @@ MAX_READING: Final = 16  # threads that read larger ones as they come
 UNSENT_BYTES: Final = 262144  # of an answer, that the system keeps for a client that has no room for them
 KEEP_SECONDS: Final = 75.0  # longer than clients keep idle connections, so that the client closes first
 ANSWER_LOOK_SECONDS: Final = 1.0  # between two looks whether a client takes its answer
-
-
-class Waits(enum.Enum):
-    """What a connection waits for."""
-
-    HANDSHAKE = enum.auto()  # TLS
-    IDLE = enum.auto()  # the first byte of a request
-    HEAD = enum.auto()  # the rest of a head
-    BODY = enum.auto()  # the rest of a body
-    ANSWER = enum.auto()  # its client, to take the rest of an answer; the connection itself knows the time for that
-    END = enum.auto()  # the end of what is discarded: the rest of a refused body, or all until the client closes
 
 
 OF_STAGE: Final = {Stage.REST: Waits.END, Stage.IDLE: Waits.IDLE, Stage.HEAD: Waits.HEAD, Stage.BODY: Waits.BODY}
@@ -61,53 +48,6 @@ SECONDS: Final = {
     Waits.ANSWER: float("inf"),
     Waits.END: 2.0,
 }
-
-
-class Held:
-    """A connection of a client, with what its worker knows about it.
-
-    keeps      another request may follow the one that is answered
-    is_asked   its client was told to send the body (Expect: 100-continue)
-    is_read    a thread reads its body as it comes
-    is_paused  it waits for a thread's step of its handshake
-    has_place  there was room for its request
-    is_counted a thread has its request, which is counted
-    """
-
-    __slots__ = (
-        "client", "has_place", "incoming", "is_asked", "is_counted", "is_paused", "is_read", "keeps", "network",
-        "num_bytes", "parser", "server", "sock", "waits",
-    )  # fmt: skip
-
-    def __init__(self, sock: Connection, client: Any, server: Any) -> None:
-        self.sock = sock
-        self.client = client
-        self.server = server
-        self.incoming = Incoming(sock)
-        self.parser: PromptParser | None = None
-        self.network = client_network(client[0]) if isinstance(client, tuple) else ""
-        self.waits: Waits | None = None
-        self.num_bytes = 0  # held while it waits
-        self.keeps = self.is_asked = self.is_read = self.is_paused = False
-        self.has_place = self.is_counted = False
-
-    def next_request(self, config: Any) -> Any:
-        """Parse a request. Raises StopIteration, TimeoutError, ParseException and others of gunicorn's parser."""
-        if self.parser is None:
-            self.parser = PromptParser(config, self.incoming, self.client)
-        return next(self.parser)
-
-    def fileno(self) -> int:
-        """Return the descriptor; pollers want it."""
-        return self.sock.fileno()
-
-    @property
-    def is_silent(self) -> bool:
-        """True as long as nothing has come that was not received."""
-        try:
-            return not self.is_paused and self.sock.peek() is None
-        except OSError:
-            return True
 
 
 class WaitingRoom:
@@ -146,6 +86,12 @@ class WaitingRoom:
             self._poller.modify(held, events, self._on_event)
         held.waits = kind
         self._until[kind][held] = self._clock() + SECONDS[kind]
+
+    def renew(self, held: Held) -> None:
+        """Give a wait its whole time again, for the next request."""
+        if held.waits is not None:
+            del self._until[held.waits][held]
+            self._until[held.waits][held] = self._clock() + SECONDS[held.waits]
 
     def leave(self, held: Held) -> None:
         """End a wait, before a thread takes the connection or it is closed."""
@@ -215,12 +161,15 @@ class WaitingRoom:
 class CollectingWorker(ThreadWorker):  # type: ignore[misc]
     """gunicorn's gthread worker, whose loop collects requests and gives a thread to each whole one.
 
-    room  made when the loop begins; the loop's thread alone calls what uses it
+    room     made when the loop begins; the loop's thread alone calls what uses it
+    service  None until it is loaded
     """
 
     alive: bool
     cfg: Any
+    wsgi: Any
     room: WaitingRoom
+    service: Service | None = None
     certificate: Certificate | None = None
 
     def __init__(self, *arguments: Any) -> None:
@@ -231,9 +180,9 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         """Make the application, and note what its settings say about connections."""
         super().load_wsgi()
-        service = self._service()
-        if service is not None:
-            settings = service.settings
+        self.service = self.wsgi.extensions.get("meari")
+        if self.service is not None:
+            settings = self.service.settings
             self._trusted_hops = settings.trusted_hops
             self._max_per_network = settings.max_connections_per_address
             self._max_body_bytes = settings.max_body_bytes
@@ -307,6 +256,8 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
         elif stage is Stage.READY or (stage is Stage.BODY and self._needs_thread(held)):
             self.room.leave(held)
             self.enqueue_req(held)
+        elif stage is Stage.BROKEN:
+            self._refuse_part(held, "it broke off before it was complete")
         else:
             self.room.enter(held, OF_STAGE[stage])
             if self.room.num_bytes > self._max_waiting_bytes:
@@ -388,6 +339,21 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
         else:
             self._answered(held)
 
+    def _refuse_part(self, held: Held, reason: str) -> None:
+        """Refuse a request that will not come whole, without a thread; reason: what is wrong with its body."""
+        request = None
+        try:
+            request = held.next_request(self.cfg)
+            error: Exception = InvalidRequest(Problem("body", reason=reason))
+        except StopIteration:  # nothing but an empty line
+            self._close(held)
+            return
+        except Exception as problem:  # noqa: BLE001 (logged where it is answered)
+            error = problem
+        self.handle_error(request, held.sock, held.client, error)
+        held.keeps = False
+        self._answered(held)
+
     def _shed(self) -> None:
         """Refuse the slowest requests while all that wait hold too much memory."""
         while self.room.num_bytes > self._max_waiting_bytes and (held := self.room.largest_burden()) is not None:
@@ -396,8 +362,3 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
                 continue
             held.incoming.clear()
             self._refuse(held, "requests that come too slowly hold too much memory; try again")
-
-    def _service(self) -> Service | None:
-        app: Any = getattr(self, "wsgi", None)
-        service: Service | None = app.extensions.get("meari") if app is not None else None
-        return service

@@ -15,10 +15,9 @@ its answer (`waiting.py`).
 gunicorn's worker hands a connection back to its loop after every answer, and the loop hands the next request to another
 thread: two threads are woken for nothing. Here a thread stays with its connection for a moment.
 
-gunicorn's worker accepts no new client while idle connections use up its limit. Here the idle ones are closed.
-
-gunicorn's worker accepts any connection that it can get, from its first moment. This one accepts while it has something
-to answer with, or nobody else has (`Place.accepts`), and lets workers with fewer connections accept first.
+gunicorn's worker accepts any connection that it can get, from its first moment, until idle ones use up its limit. This
+one accepts while it has something to answer with, or nobody else has (`Place.accepts`), lets workers with fewer
+connections accept first, and closes idle ones.
 
 The master process imports this file before it forks. It must not lead to onnxruntime, which starts threads when it is
 imported: a fork would lose them, and the worker would abort at its end.
@@ -36,20 +35,15 @@ from typing import Any, Final
 from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 
-from meari.errors import MAY_QUOTE, EngineFailed, InvalidRequest, Problem
+from meari.errors import MAY_QUOTE, EngineFailed
 from meari.runtime.machine import limit_arenas
-from meari.service.clients import BODY_SECONDS, Connection
+from meari.service.clients import BODY_SECONDS, CAME_AT, Connection
 from meari.service.host import WorkerState
-from meari.service.log import NO_ROUTE, RequestLine, flush_log, log_request, request_id
-from meari.service.process.http import (
-    JoinedResponse,
-    QuickConfig,
-    Stage,
-    translated,
-)
-from meari.service.process.refusals import WORK_PATHS, WORK_TARGETS, Head, WaitingBody, overloaded, refusal
+from meari.service.log import flush_log
+from meari.service.process.http import Held, JoinedResponse, QuickConfig, Stage, Waits
+from meari.service.process.refusals import WORK_PATHS, WORK_TARGETS, Head, WaitingBody, malformed, overloaded
 from meari.service.process.tls import TlsConnection
-from meari.service.process.waiting import RECEIVE_BYTES, CollectingWorker, Held, Waits
+from meari.service.process.waiting import RECEIVE_BYTES, CollectingWorker
 from meari.service.requests.origins import believe_proxies, cors_headers
 from meari.service.workers import own_place
 
@@ -91,9 +85,8 @@ class DrainingWorker(CollectingWorker):
         """Tell whether the master lives; if it was killed, leave the port to the next one, and end."""
         if super().is_parent_alive():
             return True
-        service = self._service()
-        if service is not None:
-            service.drain.begin()
+        if self.service is not None:
+            self.service.drain.begin()
         self.alive = False
         self.set_accept_enabled(enabled=False)
         for listener in self.sockets:
@@ -107,6 +100,7 @@ class DrainingWorker(CollectingWorker):
     def accept(self, listener: Any) -> None:
         """Accept a new connection, if no other worker was quicker."""
         if not self.place.accepts:  # since the last turn of the loop
+            self.set_accept_enabled(enabled=False)
             return
         if self.place.has_clearly_more:
             time.sleep(HOLD_SECONDS)
@@ -180,11 +174,11 @@ class DrainingWorker(CollectingWorker):
         super().enqueue_req(conn)
 
     def _count(self, held: Held) -> None:
-        """Count a request for work that a thread gets, until it is done with it."""
-        service = self._service()
-        if service is not None and held.incoming.is_for(WORK_TARGETS):
+        """Note that a thread gets a request; one for work counts until the thread is done with it."""
+        held.came_at = time.monotonic()
+        if self.service is not None and held.incoming.is_for(WORK_TARGETS):
             held.is_counted = True
-            service.admission.note_received()
+            self.service.admission.note_received()
 
     def _handle_one(self, held: Held) -> bool:
         """Answer the next request; return True if the connection may be used again."""
@@ -207,9 +201,9 @@ class DrainingWorker(CollectingWorker):
         return keeps
 
     def _uncount(self, held: Held) -> None:
-        service, is_counted, held.is_counted = self._service(), held.is_counted, False
-        if is_counted and service is not None:
-            service.admission.note_done()
+        is_counted, held.is_counted = held.is_counted, False
+        if is_counted and self.service is not None:
+            self.service.admission.note_done()
 
     def _comes_soon(self, held: Held) -> bool:
         """Wait a moment for the next request, unless many threads already do; return whether all of it has come."""
@@ -242,6 +236,7 @@ class DrainingWorker(CollectingWorker):
         req._expected_100_continue = False  # noqa: SLF001 (otherwise gunicorn asks for the body at once)
         response, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, JoinedResponse)
         environ["wsgi.multithread"] = True
+        environ[CAME_AT] = conn.came_at
         environ.pop("HTTP_UPGRADE", None)  # no other protocol is spoken here
         if self.certificate is not None:
             environ["wsgi.url_scheme"] = "https"
@@ -272,12 +267,12 @@ class DrainingWorker(CollectingWorker):
 
     def _refusal(self, environ: dict[str, Any], held: Held, response: JoinedResponse) -> list[bytes] | None:
         """Begin to refuse a request that there is no room for, and return the body; None for all others."""
-        service, has_place, held.has_place = self._service(), held.has_place, False
-        if has_place or service is None or not service.admission.may_refuse:
+        has_place, held.has_place = held.has_place, False
+        if has_place or self.service is None or not self.service.admission.may_refuse:
             return None
         if environ["REQUEST_METHOD"] != "POST" or environ["PATH_INFO"] not in WORK_PATHS:
             return None
-        refused = overloaded(service, environ, is_received=held.is_counted)
+        refused = overloaded(self.service, environ, is_received=held.is_counted)
         if refused is None:
             return None
         response.start_response(refused.status_line, list(refused.fields.items()))
@@ -285,15 +280,12 @@ class DrainingWorker(CollectingWorker):
 
     def _refuse_early(self, held: Held) -> bool:
         """Refuse a request by its head, if there is no room for it; from any thread. Raises OSError."""
-        service = self._service()
-        if (
-            service is None
-            or not service.admission.may_refuse
-            or held.incoming.stage() not in (Stage.BODY, Stage.READY)
-        ):
+        if self.service is None or not self.service.admission.may_refuse:
+            return False
+        if held.incoming.stage() not in (Stage.BODY, Stage.READY):
             return False
         head = Head.of(held.incoming.head(), held.client[0] if isinstance(held.client, tuple) else "")
-        refused = None if head is None else overloaded(service, head.environ, is_received=False)
+        refused = None if head is None else overloaded(self.service, head.environ, is_received=False)
         if head is None or refused is None:
             held.has_place = head is not None and held.incoming.is_whole
             return False
@@ -307,7 +299,7 @@ class DrainingWorker(CollectingWorker):
         """Refuse a request that there is no room for, without a thread; go on with all others."""
         try:
             if self._refuse_early(held):
-                self.room.leave(held)
+                self.room.renew(held)
                 if held.sock.num_unsent or not held.keeps:
                     self._answered(held)
                     return
@@ -322,89 +314,82 @@ class DrainingWorker(CollectingWorker):
         Connections that were answered before without `Connection: close` stay open: their clients may already be
         sending the next request.
         """
-        service = self._service()
-        if service is None:
+        if self.service is None:
             super().handle_exit(sig, frame)
             return
-        service.drain.begin()
+        self.service.drain.begin()
         self.method_queue.defer(lambda: None)  # wakes the loop
 
     def handle_error(self, req: Any, client: Any, addr: object, exc: Exception) -> None:
-        """Answer bytes that are no request with the same body as every other error.
-
-        They may be the rest of a body whose length was wrong, so the log has the kind of the error alone.
-        """
+        """Answer bytes that are no request with the same body as every other error."""
         is_half = req is None and isinstance(exc, TimeoutError | NoMoreData)  # a part of a request arrived
         if not is_half and (isinstance(exc, CLIENT_ERRORS) or getattr(exc, "errno", None) in CLIENT_NUMBERS):
             self.log.debug("a client has gone: %s", type(exc).__name__)
             return
-        number = request_id(None)
-        error = translated(exc)
-        if error.status == EngineFailed.status:
-            self.log.error("request %s could not be handled", number, exc_info=exc, extra=MAY_QUOTE)
-        kind = type(exc).__name__
-        line = RequestLine(number, "-", "-", NO_ROUTE, error.status, error=error, error_message=kind)
-        line.client_address = addr[0] if isinstance(addr, tuple) else ""
-        log_request(line)
         known = req or getattr(exc, "request", None)  # as far as it was understood
-        service = self._service()
-        origins = () if service is None else service.settings.cors_origins
+        origins = () if self.service is None else self.service.settings.cors_origins
         headers = cors_headers(origins, known.origin if known else None)
-        answer = refusal(error, number, known.target if known else "", headers).answer()
+        refused = malformed(exc, addr[0] if isinstance(addr, tuple) else "", known.target if known else "", headers)
+        if refused.status == EngineFailed.status:
+            number = refused.fields["X-Request-Id"]
+            self.log.error("request %s could not be handled", number, exc_info=exc, extra=MAY_QUOTE)
         try:
             client.keeps_rest = True
-            client.sendall(answer[client.begin_answer() :])
+            client.sendall(refused.answer()[client.begin_answer() :])
         except OSError:
             self.log.debug("a client did not wait for its refusal")
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """Run one turn of gunicorn's loop; while draining, check often whether the worker may stop."""
-        self.place.refresh()
-        self.place.note_connections(self.nr_conns)
-        service = self._service()
-        if service is not None and time.monotonic() - self._observed_at >= OBSERVE_SECONDS:
-            self._observed_at = time.monotonic()
-            service.observe()
-            if self.certificate is not None:
-                self.certificate.refresh()
-            flush_log()
-            if service.registry.report_failed_engine():
-                service.drain.begin(awaits_successor=False)
-        draining = service is not None and service.drain.has_begun
-        if not self.alive:
-            self.room.hurry(Waits.IDLE, LAST_SECONDS)
+        """Handle what comes for a moment, with one look at everything else; while draining, look whether to stop.
+
+        gunicorn's own turn handles what has come once. What belongs to a turn, there and here, costs about as much as
+        a refusal, and under overload there would be a turn for each.
+        """
+        self._look_around()
+        service = self.service
         pause = timeout if self.place.state is WorkerState.READY else min(timeout, CHECK_SECONDS)
-        super().wait_for_and_dispatch_events(min(pause, self.room.seconds_left()))
-        self._end_waits()
+        pause = min(pause, self.room.seconds_left())
+        until = time.monotonic() + CHECK_SECONDS
+        is_draining = service is not None and service.drain.has_begun
+        while pause >= 0:
+            super().wait_for_and_dispatch_events(pause)
+            if service is not None:
+                service.admission.num_waiting_bytes = self.room.num_bytes
+                if is_draining or service.drain.has_begun:
+                    break
+            pause = until - time.monotonic()
+        for held in self.room.overdue():
+            self._end_wait(held)
         self._make_room()
-        if service is not None:
-            service.admission.num_waiting_bytes = self.room.num_bytes
-        if draining and service is not None and service.drain.may_stop(service.admission.num_requests):
+        if is_draining and service is not None and service.drain.may_stop(service.admission.num_requests):
             self.alive = False
 
-    def _end_waits(self) -> None:
-        """Go on with the connections whose time is up."""
-        for held in self.room.overdue():
-            if held.is_paused:
-                continue
-            if held.waits is Waits.ANSWER:
-                self._on_event(held)
-            elif held.waits in (Waits.HEAD, Waits.BODY):
-                self._time_out(held)
-            else:
-                self._close(held)
+    def _look_around(self) -> None:
+        """Tell the others how this worker does, and now and then take over what was counted."""
+        self.place.refresh()
+        self.place.note_connections(self.nr_conns)
+        if not self.alive:
+            self.room.hurry(Waits.IDLE, LAST_SECONDS)
+        if self.service is None or time.monotonic() - self._observed_at < OBSERVE_SECONDS:
+            return
+        self._observed_at = time.monotonic()
+        self.service.observe()
+        if self.certificate is not None:
+            self.certificate.refresh()
+        flush_log()
+        if self.service.registry.report_failed_engine():
+            self.service.drain.begin(awaits_successor=False)
 
-    def _time_out(self, held: Held) -> None:
-        """Refuse a request that did not come whole in time, without a thread."""
-        request, error = None, Exception()
-        try:
-            request = held.next_request(self.cfg)
-            error = InvalidRequest(Problem("body", reason=f"not complete after {BODY_SECONDS:g} seconds"))
-        except Exception as problem:  # noqa: BLE001 (logged where it is answered)
-            error = problem
-        self.handle_error(request, held.sock, held.client, error)
-        held.keeps = False
-        self._answered(held)
+    def _end_wait(self, held: Held) -> None:
+        """Go on with a connection whose time is up."""
+        if held.is_paused:
+            return
+        if held.waits is Waits.ANSWER:
+            self._on_event(held)
+        elif held.waits in (Waits.HEAD, Waits.BODY):
+            self._refuse_part(held, f"not complete after {BODY_SECONDS:g} seconds")
+        else:
+            self._close(held)
 
     def _may_keep(self) -> bool:
         """Tell whether the connection of the current request may serve another one.

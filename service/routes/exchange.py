@@ -31,7 +31,7 @@ from meari.runtime.answers import Work
 from meari.runtime.engine import Waitable
 from meari.runtime.model import LoadedModel
 from meari.runtime.requests import check_num_chars
-from meari.service.clients import BODY_SECONDS, Client, ClientGone, Watch
+from meari.service.clients import BODY_SECONDS, CAME_AT, Client, ClientGone, Watch
 from meari.service.error_body import SAFE_HEADERS, wrong_field
 from meari.service.log import NO_ROUTE, RequestLine, log_request, request_id
 from meari.service.requests.admission import Ticket
@@ -81,7 +81,7 @@ class Exchange:
     def __init__(self, service: Service) -> None:
         self._service = service
         self.caller: Caller = ANYBODY
-        self._started = time.monotonic()  # the engines' clock
+        self._started: float = request.environ.get(CAME_AT) or time.monotonic()  # the engines' clock
         self._ticket: Ticket | None = None
         self._quota: Quota | None = None
         self._model: LoadedModel | None = None

@@ -57,12 +57,22 @@ def num_threads(server: Server) -> int:
     ],
     ids=["idle", "head", "body", "large body", "chunks", "expect", "too large", "not closed", "malformed"],
 )
-def test_clients_that_stop_hold_few_threads(server: Server, begin: bytes) -> None:
+def test_clients_that_stop_hold_few_threads_and_none_when_they_leave_at_once(server: Server, begin: bytes) -> None:
     assert answers(server)
     before = num_threads(server)
     with contextlib.ExitStack() as stack:
-        for _ in range(150):
-            stack.enter_context(server.connect()).sendall(begin)
+        clients = [stack.enter_context(server.connect()) for _ in range(150)]
+        for client in clients:
+            client.sendall(begin)
+        assert answers(server)
+        assert num_threads(server) <= before + MAX_READING + 16
+        for client in clients:
+            with contextlib.suppress(OSError):  # refused already
+                client.shutdown(socket.SHUT_WR)
+        for client in clients:
+            with contextlib.suppress(ConnectionError):
+                while client.recv(65536):
+                    pass
         assert answers(server)
         assert num_threads(server) <= before + MAX_READING + 16
 
