@@ -4,20 +4,19 @@ Input: accepted sockets. Output: bytes received and sent, a call for each client
 for it (`Disconnects`), and waits that then end early (`Watch`). Must not know: Flask, requests, and answers but for the
 first bytes of each.
 
-With Python's own time-outs every receive and send waits in a second system call, and every change of the time-out is a
-third. Each of them releases the interpreter, and beside a busy engine the thread has to wait to get it back. So the
-kernel itself keeps the time of a receive (SO_RCVTIMEO), and is told a new time-out when something is received under it:
-gunicorn sets several per request under which nothing is. A send never blocks in the kernel, whose own time-out would
-begin again with each part that is taken: what is left waits for `poll`, or for the worker's loop.
+With Python's own time-outs every receive, send and change of the time-out is another system call. Each of them releases
+the interpreter, and beside a busy engine the thread has to wait to get it back. So the kernel itself keeps the time of
+a receive (SO_RCVTIMEO), and is told a new one when something is received under it. A send never blocks in the kernel,
+where the time would begin again with each part taken: what is left waits for `poll`, or for the worker's loop.
 
 A client may shut down its sending half and still wait for its answer (RFC 9112, 9.6). To the server that looks like a
 client that has gone, until something is sent: only then does a client that has gone answer with a reset. So while an
-answer is pending, its first bytes, which are the same for every answer, can be sent one by one as probes.
+answer is pending, its first bytes, which are the same for every answer, can be sent one by one as probes; in the middle
+of a stream it is a comment between two events.
 
-The thread of a request sleeps until the engine has an event for it. If it polled its client's socket instead, a fast
-engine would run hundreds of steps for nobody between two polls. So one thread sleeps on the sockets of all requests in
-flight. A connection is registered with the kernel once, at its first request, and stays registered until it is closed:
-each further request costs two entries of a table.
+The thread of a request sleeps until the engine has an event for it; between two polls of its client a fast engine would
+run hundreds of steps for nobody. So one thread sleeps on the sockets of all requests in flight. A connection is
+registered with the kernel once, at its first request: each further one costs two entries of a table.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ from meari.errors import EngineFailed, NotReady
 from meari.runtime.engine import Waitable
 from meari.service.workers import Drain
 
-__all__ = ["BODY_SECONDS", "CAME_AT", "STALL_SECONDS", "Client", "ClientGone", "Connection", "Disconnects", "Watch"]
+__all__ = ["BODY_SECONDS", "PING", "STALL_SECONDS", "Client", "ClientGone", "Connection", "Disconnects", "Watch"]
 
 STALL_SECONDS: Final = 60.0  # a client that sends and receives nothing for this long is dropped
 BODY_SECONDS: Final = 30.0  # from the end of a head to the last byte of its body
-CAME_AT: Final = "meari.came_at"  # in WSGI's environment: when the loop gave the request to a thread
+PING: Final = b": ping\n\n"  # a comment of a stream
 PROGRESS_BYTES: Final = 65536
 SIOCOUTQ: Final = 0x5411  # of Linux
 ANSWER_START: Final = b"HTTP/1."
@@ -60,7 +59,8 @@ class Connection(socket.socket):
     _seconds: float = STALL_SECONDS
     _receive_seconds = 0.0  # as last set in the kernel
     _look_at: float  # when it is seen next whether the client stalls
-    _lock: threading.Lock  # guards the next two: the thread that probes is not the one that answers
+    filler = b""  # that means nothing between two writes, in the middle of a stream
+    _lock: threading.Lock  # guards sends and the next two: the thread that probes is not the one that answers
     _is_pending = False  # an answer of which nothing but probes was sent
     _num_probes = 0  # bytes of its first line that were sent
     _rest = memoryview(b"")  # of an answer
@@ -83,15 +83,18 @@ class Connection(socket.socket):
         with self._lock:
             self._is_pending = True
 
-    def probe(self) -> bool:
-        """Send a byte of the answer to find out whether the client is still there; False where none may be sent."""
-        with self._lock:
-            byte = ANSWER_START[self._num_probes : self._num_probes + 1]
-            if not self._is_pending or not byte:
-                return False
-            with contextlib.suppress(OSError):  # the next look at the connection finds the reason
-                self._num_probes += self._send_probe(byte)
-            return True
+    def probe(self) -> None:
+        """Send a little of the answer, if that is possible, to find out whether its client is there. Raises OSError."""
+        if not self._lock.acquire(blocking=False):  # more of the answer is being sent, which finds out as well
+            return
+        try:
+            if self._is_pending and self._num_probes < len(ANSWER_START):
+                self._num_probes += self._send_probe(ANSWER_START[self._num_probes : self._num_probes + 1])
+            elif self.filler and not self._rest:
+                sent = self._send_probe(self.filler)
+                self._rest = memoryview(self.filler[sent:] if sent else b"")
+        finally:
+            self._lock.release()
 
     def _send_probe(self, byte: bytes) -> int:
         return self._send_now(byte)
@@ -101,7 +104,7 @@ class Connection(socket.socket):
         self.settimeout(None)
         self._stalled_since = None
         with self._lock:
-            sent, self._num_probes, self._is_pending = self._num_probes, 0, False
+            sent, self._num_probes, self._is_pending, self.filler = self._num_probes, 0, False, b""
         return sent
 
     def settimeout(self, value: float | None) -> None:
@@ -109,7 +112,7 @@ class Connection(socket.socket):
         self._seconds = STALL_SECONDS if value is None else max(value, 0.001)
 
     def gettimeout(self) -> float | None:
-        """Return the seconds, as set."""
+        """Return them."""
         return self._seconds
 
     def setblocking(self, flag: bool) -> None:  # noqa: FBT001 (the socket's own signature)
@@ -144,6 +147,10 @@ class Connection(socket.socket):
         A client stalls that takes neither PROGRESS_BYTES nor all that waits in the seconds of the time-out. What has
         come to its system counts as taken, what waits in this one does not.
         """
+        with self._lock:
+            self._send_all(data)
+
+    def _send_all(self, data: Any) -> None:
         left = memoryview(self._rest.tobytes() + data if self._rest else data)
         self._rest = memoryview(b"")
         while left := left[self._send_now(left) :]:
@@ -216,7 +223,6 @@ class Client:
         self.connection = connection
         self.fileno = -1 if connection is None else connection.fileno()
         self.has_ended = False  # its half of the connection, at the last look
-        self._wants_ping = False
         self._probe_at, self._pause = 0.0, PROBE_SECONDS
         if connection is not None:
             connection.settimeout(STALL_SECONDS)
@@ -239,13 +245,9 @@ class Client:
         self.has_ended = bool(events & _ENDED)
         if self.has_ended and time.monotonic() >= self._probe_at:
             self._probe_at, self._pause = time.monotonic() + self._pause, self._pause * 2
-            self._wants_ping = not self.connection.probe()
+            with contextlib.suppress(OSError):  # the next look finds the reason
+                self.connection.probe()
         return False
-
-    def takes_ping(self) -> bool:
-        """Tell, once each time, whether a stream should write a comment: nothing else can probe the client any more."""
-        wanted, self._wants_ping = self._wants_ping, False
-        return wanted
 
 
 def _events(connection: Connection) -> int:
@@ -258,18 +260,12 @@ def _events(connection: Connection) -> int:
     return events
 
 
-CallBack = tuple[Client, Callable[[], None]]
-
-
 class Disconnects:
-    """Calls back for each client that goes away; safe from any thread.
-
-    Without epoll it does nothing, and the request's next look finds the client gone.
-    """
+    """Calls back for each client that goes away, where there is epoll; safe from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # no system call is made under it but for clients that have gone
-        self._watched: dict[int, CallBack] = {}  # by file descriptor, as the next two
+        self._watched: dict[int, tuple[Client, Callable[[], None]]] = {}  # by file descriptor, as the next two
         self._known: dict[int, weakref.ref[socket.socket]] = {}  # connections registered with the kernel
         self._ended: set[int] = set()  # clients that send no more, or have gone
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
@@ -371,14 +367,14 @@ class Watch:
             raise
 
     def await_news(self, handle: Waitable, seconds: float) -> bool:
-        """Block until there is an event or the request has ended; return False after `seconds`, or to send a ping.
+        """Block until there is an event or the request has ended; return False after `seconds`.
 
         Raises ClientGone, EngineFailed.
         """
         until = self.clock() + seconds
         while not handle.wait(max(0.0, min(LOOK_SECONDS, until - self.clock()))):
             self.check(handle)
-            if self.client.takes_ping() or self.clock() >= until:
+            if self.clock() >= until:
                 return False
         self._check_cancelled(handle)
         return True

@@ -23,7 +23,7 @@ from gunicorn.http.message import ChunkedReader, Request
 from gunicorn.http.parser import RequestParser, SocketUnreader
 from gunicorn.http.wsgi import Response
 
-from meari.service.clients import Connection
+from meari.service.clients import PING, Connection
 from meari.service.requests.origins import client_network
 
 __all__ = [
@@ -279,6 +279,7 @@ class JoinedResponse(Response):  # type: ignore[misc]
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._head = b""
+        self.is_stream = False  # of events
         self.waiting: Any = None  # the body of a client that waits for permission to send it
         self.rest_is_lost: Callable[[], bool] = bool  # tells whether the end of the request's body cannot be found
 
@@ -294,18 +295,24 @@ class JoinedResponse(Response):  # type: ignore[misc]
             if self.rest_is_lost():
                 self.force_close()
             self.sock.keeps_rest = self.response_length is not None
+            self.is_stream = any(value.startswith("text/event-stream") for _, value in self.headers)
             fields = [*self.default_headers(), *(f"{name}: {value}\r\n" for name, value in self.headers), "\r\n"]
             self._head = "".join(fields).encode("latin-1")[self.sock.begin_answer() :]
             self.headers_sent = True
 
     def _emit_body(self, data: bytes) -> None:
         head, self._head = self._head, b""
-        pieces = [head, b"%X\r\n" % len(data), data, b"\r\n"] if self.chunked else [head, data]
-        self.sock.sendall(b"".join(pieces))
+        self.sock.sendall(head + self._framed(data))
+        if head and self.is_stream:
+            self.sock.filler = self._framed(PING)
+
+    def _framed(self, data: bytes) -> bytes:
+        return b"%X\r\n%b\r\n" % (len(data), data) if self.chunked else data
 
     def close(self) -> None:
         """Send the rest: the head of an answer without a body, or the last chunk."""
         self.send_headers()
+        self.sock.filler = b""
         if self.chunked:
             self._head += b"0\r\n\r\n"
         if self._head:

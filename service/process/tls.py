@@ -141,9 +141,8 @@ class TlsConnection(Connection):
             self._take(super().recv(RECEIVE_BYTES))
         return data
 
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        """Encrypt and send, as `Connection.sendall` does."""
-        super().sendall(self._encrypted(data))
+    def _send_all(self, data: Any) -> None:
+        super()._send_all(self._encrypted(data))
 
     def shutdown(self, how: int) -> None:
         """Tell the client that no more follows, then end the sending half."""

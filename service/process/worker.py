@@ -5,8 +5,7 @@ know: onnxruntime, Flask.
 
 gunicorn's gthread worker closes its port at once on SIGTERM: probes of readiness then meet a closed or silent port.
 This one tells the application to refuse work, keeps the port open until no request is in progress (or the grace period
-is over), and then ends as gunicorn does. It ends in the same way by itself when an engine cannot go on; the master then
-starts another.
+is over), and then ends as gunicorn does; also by itself when an engine cannot go on. The master then starts another.
 
 gunicorn's worker gives a thread to a connection before it knows that a request will come. Here the loop collects
 requests, and a thread gets a whole one: a slow or silent client holds none, and neither does one that is slow to take
@@ -37,22 +36,22 @@ from gunicorn.http.errors import NoMoreData, ParseException
 
 from meari.errors import MAY_QUOTE, EngineFailed
 from meari.runtime.machine import limit_arenas
-from meari.service.clients import BODY_SECONDS, CAME_AT, Connection
+from meari.service.clients import BODY_SECONDS, Connection
 from meari.service.host import WorkerState
 from meari.service.log import flush_log
 from meari.service.process.http import Held, JoinedResponse, QuickConfig, Stage, Waits
 from meari.service.process.refusals import WORK_PATHS, WORK_TARGETS, Head, WaitingBody, malformed, overloaded
 from meari.service.process.tls import TlsConnection
 from meari.service.process.waiting import RECEIVE_BYTES, CollectingWorker
-from meari.service.requests.origins import believe_proxies, cors_headers
+from meari.service.requests.origins import CAME_AT, believe_proxies, cors_headers
 from meari.service.workers import own_place
 
 __all__ = ["MAX_STAYING", "DrainingWorker"]
 
 CHECK_SECONDS: Final = 0.05
 OBSERVE_SECONDS: Final = 0.5  # between two updates of the metrics
-MAX_STAYING: Final = 64  # threads that wait for the next request on their connection
-STAY_SECONDS: Final = 0.05
+MAX_STAYING: Final = 64  # threads that wait for the next request on their connection,
+STAY_SECONDS: Final = 0.05  # so long
 HOLD_SECONDS: Final = 0.00025  # an idle worker wakes up within it
 LAST_SECONDS: Final = 2.0  # of an idle connection, once no more are accepted
 CLIENT_ERRORS: Final = (ConnectionError, TimeoutError, NoMoreData)  # of a connection, as the next
@@ -99,7 +98,7 @@ class DrainingWorker(CollectingWorker):
 
     def accept(self, listener: Any) -> None:
         """Accept a new connection, if no other worker was quicker."""
-        if not self.place.accepts:  # since the last turn of the loop
+        if not self.place.accepts or self.nr_conns >= self.worker_connections:  # since the last turn of the loop
             self.set_accept_enabled(enabled=False)
             return
         if self.place.has_clearly_more:
@@ -340,10 +339,9 @@ class DrainingWorker(CollectingWorker):
             self.log.debug("a client did not wait for its refusal")
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """Handle what comes for a moment, with one look at everything else; while draining, look whether to stop.
+        """Handle what comes for a moment; while draining, look whether to stop.
 
-        gunicorn's own turn handles what has come once. What belongs to a turn, there and here, costs about as much as
-        a refusal, and under overload there would be a turn for each.
+        What belongs to a turn of the loop costs as much as a refusal: under overload there would be a turn for each.
         """
         self._look_around()
         service = self.service
@@ -365,7 +363,7 @@ class DrainingWorker(CollectingWorker):
             self.alive = False
 
     def _look_around(self) -> None:
-        """Tell the others how this worker does, and now and then take over what was counted."""
+        """Tell the others how this worker does; now and then take over what was counted."""
         self.place.refresh()
         self.place.note_connections(self.nr_conns)
         if not self.alive:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ GROWTH: Final = 8  # requests, in all other slices together: more than chance
 CALM_RATIO: Final = 1.05  # arrivals to departures: the engine keeps up
 STORM_SLICES: Final = 4
 STORM_RATIO: Final = 8  # arrivals to departures: clients do not wait before they ask again
-KNEE_SHARE: Final = 0.5  # of the slots: so many requests give nearly the tokens a second of those in all slots
+KNEE_SHARE: Final = 0.75  # of the slots: so many requests give nearly the tokens a second of those in all slots
+RETRY_SPREAD: Final = 2.0  # times as late as others, the last clients should ask again
 MIN_KNEE: Final = 8  # requests: with fewer, chance leaves a worker without work too often
 MAX_RETRY_SECONDS: Final = 60
 FAIR_REQUESTS: Final = 16  # half of the threads beyond the bound
@@ -87,9 +89,13 @@ class OverloadGate:
             self._num_left = 0
 
     def retry_after_seconds(self) -> int:
-        """Return when a refused request may be sent again: the more requests arrive, the later."""
+        """Return when a refused request may be sent again: the more requests arrive, the later.
+
+        Requests that are refused together should not come again together, so it is drawn from a range.
+        """
         arrived, left = self._totals()
-        return min(MAX_RETRY_SECONDS, math.ceil(arrived / left)) if arrived > left > 0 else 1
+        ratio = arrived / left if arrived > left > 0 else 1.0
+        return min(MAX_RETRY_SECONDS, math.ceil(ratio * random.uniform(1.0, RETRY_SPREAD)))  # noqa: S311 (no secret)
 
     def _begin(self) -> None:
         self._arrivals = deque([0], NUM_SLICES)

@@ -19,8 +19,9 @@ from collections.abc import Mapping, MutableMapping
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
-__all__ = ["believe_proxies", "client_network", "cors_headers", "may_answer_host", "preflight_headers"]
+__all__ = ["CAME_AT", "believe_proxies", "client_network", "cors_headers", "may_answer_host", "preflight_headers"]
 
+CAME_AT: Final = "meari.came_at"  # in WSGI's environment: when the worker's loop gave the request to a thread
 METHODS: Final = "GET, HEAD, POST"
 HEADERS: Final = "Authorization, Content-Type, X-Request-Id"
 EXPOSED: Final = (

@@ -21,7 +21,7 @@ from meari.errors import MAY_QUOTE, EngineFailed, MeariError
 from meari.runtime.completion import begin_completion
 from meari.runtime.engine import Waitable
 from meari.runtime.requests import stop_strings
-from meari.service.clients import ClientGone, Watch
+from meari.service.clients import PING, ClientGone, Watch
 from meari.service.error_body import error_body, openai_error_body
 from meari.service.openai.completion import OpenAICompletion, begin_openai_completion
 from meari.service.requests.completions import prompts_of
@@ -35,7 +35,6 @@ STOP_BYTES_PER_CHAR = 12  # of a stop string in its normal form, with the table 
 PING_SECONDS: Final = 5.0  # of silence, then a comment keeps the connection alive
 EVENTS_PER_SECOND: Final = 800.0  # of a worker, all streams together: about a twentieth of a CPU
 MAX_PAUSE_SECONDS: Final = 0.04  # and then a thread has to be woken, and an event written
-PING: Final = b": ping\n\n"
 DONE: Final = b"data: [DONE]\n\n"
 STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 log = logging.getLogger("meari.service.routes.streaming")  # as operators know it

@@ -31,13 +31,13 @@ from meari.runtime.answers import Work
 from meari.runtime.engine import Waitable
 from meari.runtime.model import LoadedModel
 from meari.runtime.requests import check_num_chars
-from meari.service.clients import BODY_SECONDS, CAME_AT, Client, ClientGone, Watch
+from meari.service.clients import BODY_SECONDS, Client, ClientGone, Watch
 from meari.service.error_body import SAFE_HEADERS, wrong_field
 from meari.service.log import NO_ROUTE, RequestLine, log_request, request_id
 from meari.service.requests.admission import Ticket
 from meari.service.requests.keys import ANYBODY, Caller
 from meari.service.requests.limits import Limits, Quota
-from meari.service.requests.origins import cors_headers
+from meari.service.requests.origins import CAME_AT, cors_headers
 from meari.service.service import Service
 
 if TYPE_CHECKING:

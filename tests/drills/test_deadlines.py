@@ -66,9 +66,9 @@ def endless(choice: random.Random, bodies: Bodies) -> Iterator[Request]:
             yield Request(post(path, json.dumps(timed).encode()), kind=f"{path} {name}; {seconds or MAX_SECONDS}")
 
 
-def left(choice: random.Random) -> Iterator[Request]:
+def left(choice: random.Random, seeds: Iterator[int]) -> Iterator[Request]:
     """Yield requests whose clients leave them; the seed tells which one it is."""
-    for seed in itertools.count(1_000_000):
+    for seed in seeds:
         body = {"prompt": "to be", "max_tokens": 4096, "seed": seed}
         path, more = choice.choice((("/generate", {}), ("/generate", {"stream": True}), ("/v1/completions", {})))
         yield Request(
@@ -117,7 +117,8 @@ def test_request_whose_client_has_left_frees_its_rows(drill: Drill, bundle: Path
     choice, bodies, noted = random.Random(drill.seed), Bodies(drill.seed), tmp_path / "noted"
     command = [sys.executable, "-c", NOTED, str(noted)]
     with own_cpu(tmp_path, bundle, started_by=command) as (server, num_workers), Load(server.port) as load:
-        beside = [left(random.Random(choice.random())) for _ in range(2)]
+        seeds = itertools.count(1_000_000)
+        beside = [left(random.Random(choice.random()), seeds) for _ in range(2)]
         outcomes = load.closed_loop(iter(bodies), CLIENTS * num_workers, drill.pick(2.0, 15.0), beside)
         assert server.process.poll() is None
     left_at = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -63,15 +64,37 @@ def test_timeout_of_zero_does_not_block(pair: tuple[socket.socket, Connection]) 
 
 def test_first_response_bytes_probe_the_client_while_it_waits(pair: tuple[socket.socket, Connection]) -> None:
     theirs, connection = pair
-    assert not connection.probe()
+    connection.probe()
     connection.await_answer()
-    assert [connection.probe() for _ in range(9)] == [True] * 7 + [False] * 2
+    for _ in range(9):
+        connection.probe()
     assert connection.begin_answer() == 7
-    assert not connection.probe()
+    connection.probe()
     assert theirs.recv(100) == b"HTTP/1."
     connection.await_answer()
-    assert connection.probe()
+    connection.probe()
     assert connection.begin_answer() == 1
+
+
+def test_stream_is_probed_between_its_events_and_never_within_one(pair: tuple[socket.socket, Connection]) -> None:
+    theirs, connection = pair
+    connection.begin_answer()
+    connection.filler = b"<ping>"
+    connection.probe()
+    assert theirs.recv(100) == b"<ping>"
+    event = b"x" * 10_000_000
+    writer = threading.Thread(target=connection.sendall, args=(event,))
+    writer.start()
+    received = bytearray()
+    while len(received) < len(event):
+        connection.probe()
+        received += theirs.recv(1 << 20)
+    writer.join()
+    assert received.strip(b"<ping>") == event  # whole, before or after a ping
+    connection.begin_answer()
+    connection.probe()
+    with pytest.raises(BlockingIOError):
+        theirs.recv(100, socket.MSG_DONTWAIT)
 
 
 def filled(connection: Connection) -> int:

@@ -18,6 +18,7 @@ class Wire:
     def __init__(self, num_probes: int = 0) -> None:
         self.writes: list[bytes] = []
         self.num_probes = num_probes
+        self.filler = b""
 
     def sendall(self, data: bytes) -> None:
         self.writes.append(data)

@@ -20,7 +20,7 @@ from tests.service.test_server import until as await_condition
 
 SLOTS = 64
 SECONDS_ALONE, SECONDS_MORE = 0.0168, 0.008  # seconds of a request, and more for each request inside
-KNEE = 32  # with so many inside, 97 % of the rate of all slots
+KNEE = 48  # with so many inside, 98 % of the rate of all slots
 
 
 def test_small_requests_find_room_beside_large_ones() -> None:
@@ -60,7 +60,7 @@ class Worker:
         self.admission = Admission(max_requests, 1000, SLOTS)
         self.inside: deque[tuple[float, float, Ticket]] = deque()  # work at its end, arrival, ticket
         self._work = 0.0  # work done for each request that is inside all the time
-        self.retry_after_seconds: int | None = None
+        self.waits: list[int | None] = []  # that were asked for, the last ones
         self.seconds: list[float] = []
         self.num_refused = 0
         self.most_inside = 0
@@ -73,7 +73,7 @@ class Worker:
             ticket = self.admission.enter()
         except Overloaded as refusal:
             self.num_refused += 1
-            self.retry_after_seconds = refusal.retry_after_seconds
+            self.waits = [*self.waits[-31:], refusal.retry_after_seconds]
             return
         self.inside.append((self._work + 1.0, at, ticket))
         self.most_inside = max(self.most_inside, len(self.inside))
@@ -154,7 +154,7 @@ def test_half_of_a_double_load_is_admitted_and_answered_soon() -> None:
     busy, flooded = Worker(), Worker()
     offer(busy, 0.8 * CAPACITY, 60.0)
     offer(flooded, 2 * CAPACITY, 60.0)
-    assert len(flooded.seconds) >= 0.95 * CAPACITY * 60.0
+    assert len(flooded.seconds) >= 0.97 * CAPACITY * 60.0
     assert p95(flooded.seconds) <= 2 * p95(busy.seconds)
     assert len(flooded.inside) <= KNEE
 
@@ -178,16 +178,17 @@ def test_all_requests_are_admitted_after_an_overload() -> None:
 
 
 def test_retry_after_grows_with_the_overload() -> None:
-    waits = []
-    for load in (1.5, 5.0):
+    for load, possible in ((1.5, {2, 3, 4}), (5.0, set(range(5, 13)))):
         worker = Worker()
         offer(worker, load * CAPACITY, 10.0)
-        waits.append(worker.retry_after_seconds)
-    assert waits in ([2, 5], [2, 6])
+        assert worker.admission.is_limiting
+        offer(worker, load * CAPACITY, 1.0)
+        assert set(worker.waits) <= possible
+        assert len(set(worker.waits)) > 1, "those who are refused together do not come again together"
 
 
-@pytest.mark.parametrize(("num_slots", "knee"), [(1, 8), (16, 8), (64, 32), (256, 128)])
-def test_knee_is_half_of_the_slots(num_slots: int, knee: int) -> None:
+@pytest.mark.parametrize(("num_slots", "knee"), [(1, 8), (16, 12), (64, 48), (256, 192)])
+def test_knee_is_three_quarters_of_the_slots(num_slots: int, knee: int) -> None:
     assert Admission(192, 1000, num_slots).knee == knee
 
 
@@ -239,7 +240,7 @@ def test_overload_by_one_caller_is_refused_to_that_caller_first() -> None:
     with contextlib.suppress(Overloaded):
         while True:
             worker.admission.enter()
-    for _ in range(KNEE // 2):
+    for _ in range(FAIR_REQUESTS):
         worker.admission.enter("modest")
     with pytest.raises(Overloaded):
         worker.admission.enter("modest")
