@@ -21,6 +21,7 @@ from meari.bulk.errors import BulkError
 from meari.bulk.options import GenerateOptions, ScoreOptions
 from meari.client.errors import Refused
 from meari.client.service import RemoteService, find_model
+from meari.errors import EngineFailed
 from meari.runtime.answers import Choice, GenerateAnswer, GenerateUsage, ScoredToken, ScoredWord, TextFigures
 from meari.runtime.engine.calls import GRID
 from meari.runtime.requests import GenerateRequest, LogBase, checked_logit_bias
@@ -30,6 +31,7 @@ __all__ = ["RemoteBackend", "open_remote"]
 
 OUT_OF_TIME: Final = "timeout"
 TOO_LARGE: Final = 413
+FAILED: Final = 500
 Answer = TypeVar("Answer")
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -95,7 +97,9 @@ def open_remote(service: RemoteService, model: str, num_requests: int) -> Remote
 
 
 class RemoteBackend:
-    """A model of a running service, asked for several things at a time; see `Backend`. Raises RemoteError.
+    """A model of a running service, asked for several things at a time; see `Backend`.
+
+    Raises RemoteError, EngineFailed.
 
     model         None is the service's default
     num_requests  at a time; 0: each is sent when its answer is waited for
@@ -136,7 +140,7 @@ class RemoteBackend:
     def _scores(self, context: str, texts: list[str], options: ScoreOptions) -> list[bytes]:
         """Return the answers for texts, sent in halves where they are too many, as for the limits of a key."""
         try:
-            return [self._service.post("/score", _encode(self._score_body(context, texts, options)))]
+            return [self._post("/score", self._score_body(context, texts, options))]
         except Refused as error:
             if error.status != TOO_LARGE or len(texts) == 1:
                 raise
@@ -150,7 +154,7 @@ class RemoteBackend:
         """Ask for the continuations of a prompt."""
         logprobs = 0 if wants_counts and request.logprobs is None else request.logprobs
         body = msgspec.structs.replace(request, model=self._model, logprobs=logprobs)
-        answer = self._begin(partial(self._service.post, "/generate", _encode(body)))
+        answer = self._begin(partial(self._post, "/generate", body))
         return partial(_await_answer, answer, with_tokens=request.logprobs is not None, label=label)
 
     def stream(self, request: GenerateRequest, note_usage: Callable[[GenerateUsage], None]) -> Iterator[str]:
@@ -173,8 +177,17 @@ class RemoteBackend:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def _post(self, path: str, body: object) -> bytes:
+        """Return the answer. Raises RemoteError, or EngineFailed where the model fails at a text, as it does here."""
+        try:
+            return self._service.post(path, _encode(body))
+        except Refused as error:
+            if error.status == FAILED:
+                raise EngineFailed(str(error)) from error
+            raise
+
     def _begin(self, ask: Callable[[], Answer]) -> Callable[[], Answer]:
-        """Ask when its turn comes; call the result to wait for the answer. Raises RemoteError there."""
+        """Ask when its turn comes; call the result to wait for the answer. Raises RemoteError, EngineFailed there."""
         return ask if self._pool is None else self._pool.submit(ask).result
 
     def _score_body(self, context: str, texts: list[str], options: ScoreOptions) -> dict[str, object]:

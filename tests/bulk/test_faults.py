@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from meari.bulk.score import ScoreWork
 from meari.bulk.totals import ScoreTotals
 from tests.bulk.command import meari
 from tests.runtime.tiny_bundle import FAULT_AFTER, KINDS_OF_FAULTS, Z, write_tiny_bundle
+from tests.service.running import running_server
 
 BROKEN = "a" * FAULT_AFTER + "z"  # at its last token the graph fails
 
@@ -28,6 +30,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_tiny_bundle(folder / kind, peak=4.0, fault=kind, fault_token=Z, work=256)
     (folder / "short.txt").write_text(f"ab\n{BROKEN}\ncd\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run a service with the same bundles."""
+    log = tmp_path_factory.mktemp("log")
+    with running_server(log, bundles=folder, default_model=KINDS_OF_FAULTS[0], log_level="error") as server:
+        yield f"http://127.0.0.1:{server.port}"
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_FAULTS)
@@ -48,6 +58,23 @@ def test_text_at_which_the_model_fails_is_a_bad_line(folder: Path, kind: str, ve
     ended = meari(*command)
     assert ended.returncode == 1
     assert f"{file}: line 2: {bad['error']}" in ended.stderr.decode()
+    assert [json.loads(line)["line"] for line in ended.stdout.splitlines()] == [1]
+
+
+@pytest.mark.parametrize(("verb", "kind"), [("score", KINDS_OF_FAULTS[0]), ("generate", KINDS_OF_FAULTS[1])])
+def test_text_at_which_a_service_fails_is_a_bad_line(folder: Path, url: str, verb: str, kind: str) -> None:
+    file = folder / "short.txt"
+    words = [verb, file] if verb == "score" else [verb, "--prompts", file, "--max-tokens", 3, "--temperature", 0]
+    command = [*words, "--model", kind, "--format", "jsonl", "--no-progress", "--server", url]
+    skipped = meari(*command, "--skip-bad")
+    assert skipped.returncode == 0, skipped.stderr
+    records = list(map(json.loads, skipped.stdout.splitlines()))
+    assert [(record["line"], "error" in record) for record in records] == [(1, False), (2, True), (3, False)]
+    assert records[1]["error"].startswith(f"{url}: 500 internal: ")
+
+    ended = meari(*command)
+    assert ended.returncode == 1
+    assert f"{file}: line 2: {records[1]['error']}" in ended.stderr.decode()
     assert [json.loads(line)["line"] for line in ended.stdout.splitlines()] == [1]
 
 
