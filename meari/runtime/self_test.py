@@ -211,7 +211,7 @@ def _read_inputs(rows: _Rows, steps: range, uniforms: Floats) -> ReadInputs:
     places = np.concatenate([step * num_rows + np.arange(num_rows) for step in steps])
     numbers, inverse, limits = (np.tile(columns, (len(steps), 1)) for columns in (uniforms, *_choice(rows)))
     bars = np.tile(_bars(rows), (len(steps), 1))
-    targets, flags = np.full((len(places), 1), -1), (True, True, True, True, True)
+    targets, flags = np.full((len(places), 1), -1), (True,) * 6
     return ReadInputs(places, targets, numbers, inverse, limits, *flags, bars)
 
 

@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from meari.runtime.bundle import open_bundle
-from meari.runtime.engine.runner import ReadInputs, Runner, WriteInputs
+from meari.runtime.engine.runner import ReadInputs, RowByRowRunner, Runner, WriteInputs
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.engine_graphs import reader_graph
 from meari.runtime.graphs.onnx_graph import Drawing, new_message
@@ -71,6 +71,49 @@ def test_several_steps_in_one_run_equal_single_steps_bit_for_bit(both: tuple[Run
     assert np.array_equal(ran.logits, np.concatenate(logits)[places])
     assert np.array_equal(ran.logprobs, np.concatenate(logprobs)[places])
     assert np.array_equal(ran.picked_logprobs, np.concatenate(logprobs)[places, np.arange(11)])
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 129])
+def test_rows_computed_in_slices_equal_the_plain_output_layer(both: tuple[Runner, Plain], count: int) -> None:
+    runner, plain = both
+    sliced = Runner(runner.sessions, runner.state_tensors, runner.hidden_size, runner.vocabulary_size, runner.end_id)
+    sliced.max_slice = 64
+    tokens = np.random.default_rng(7).integers(0, runner.vocabulary_size, (STEPS, 24))
+    _, hiddens, _, logprobs = plain.steps(runner, tokens)
+    random = np.random.default_rng(count)
+    places, targets = random.permutation(tokens.size)[:count], random.integers(0, runner.vocabulary_size, count)
+    inputs = ReadInputs.for_targets(places, targets, ranks=True, num_best=3)
+    ran = sliced.run(tokens, runner.initial_states(24), inputs, want_hidden=True)
+    assert np.array_equal(ran.hidden, np.stack(hiddens))
+    assert ran.picked_logprobs.shape == ((count,) if count else (0, 0))
+    assert not ran.logprobs.size, "distributions leave the graph only where they are wanted"
+    if count:
+        expected = np.concatenate(logprobs)[places]
+        own = expected[np.arange(count), targets]
+        assert np.array_equal(ran.picked_logprobs, own)
+        assert np.array_equal(ran.ranks, 1 + (expected > own[:, None]).sum(axis=1))
+        best = np.argsort(-expected, axis=1, kind="stable")[:, :3]
+        assert np.array_equal(ran.best, best)
+        assert np.array_equal(ran.best_logprobs, np.take_along_axis(expected, best, axis=1))
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 129])
+def test_tokens_sampled_in_slices_equal_those_of_rows_alone(both: tuple[Runner, Plain], count: int) -> None:
+    runner, _ = both
+    sliced = Runner(runner.sessions, runner.state_tensors, runner.hidden_size, runner.vocabulary_size, runner.end_id)
+    sliced.max_slice = 64
+    random = np.random.default_rng(count)
+    tokens = random.integers(0, runner.vocabulary_size, (STEPS, 24))
+    uniforms = (random.random((count, 1)) * 0.999).astype(np.float32)
+    limits = np.where(np.arange(count)[:, None] % 2, (0.02, 1e9, 1e9), (0.0, 0.9, 1e9)).astype(np.float32)
+    bars = np.where(np.arange(count) % 3, -1, runner.end_id)[:, None]
+    inverse, targets = np.full((count, 1), 1.25, np.float32), np.where(np.arange(count) % 5, -1, 1)[:, None]
+    flags = dict.fromkeys(("samples", "tempered", "limited", "masses", "logprobs", "logits"), True)
+    inputs = ReadInputs(random.permutation(tokens.size)[:count], targets, uniforms, inverse, limits, bars=bars, **flags)
+    together = sliced.run(tokens, runner.initial_states(24), inputs)
+    alone = RowByRowRunner.replacing(runner).run(tokens, runner.initial_states(24), inputs)
+    for name in ("picked", "picked_logprobs", "mass_from", "mass", "logits", "logprobs"):
+        assert np.array_equal(getattr(together, name), getattr(alone, name)), name
 
 
 def test_given_hidden_rows_give_the_same_distribution(both: tuple[Runner, Plain]) -> None:

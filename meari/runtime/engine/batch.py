@@ -159,11 +159,14 @@ class RowSamplers:
         self._is_greedy = len(self._greedy) == len(samplers)
         self._counting: Rows = [(row, sampler) for row, sampler in rows if sampler.reshapes]
 
-    def read_inputs(self, places: Ids, before: tuple[Ids, Ids] | None = None) -> ReadInputs:
+    def read_inputs(
+        self, places: Ids, before: tuple[Ids, Ids] | None = None, *, ranks: bool = False, num_best: int = 0
+    ) -> ReadInputs:
         """Return the inputs of a run that computes these rows at `places`.
 
-        places  int64 [rows]
-        before  places and targets, int64 [n] each, of rows with given targets that come first
+        places           int64 [rows]
+        before           places and targets, int64 [n] each, of rows with given targets that come first
+        ranks, num_best  further figures of all rows, see `ReadInputs`
         """
         uniforms = np.zeros((len(places), 1), np.float32)
         if self._drawing:
@@ -176,11 +179,12 @@ class RowSamplers:
             given = (before[1][:, None], zeros, zeros, np.zeros((len(before[0]), NUM_LIMITS), np.float32))
             columns = [np.concatenate([ours, theirs]) for ours, theirs in zip(given, columns, strict=True)]
         targets, numbers, inverse, limits = columns
-        flags = (bool(self._drawing), self._tempered, self._is_limited, bool(self._nucleus), self.whole)
+        wants = (bool(self._nucleus), self.whole, bool(self._single))
+        flags = (bool(self._drawing), self._tempered, self._is_limited, *wants)
         bars = self._bars
         if bars is not None:
             bars = np.concatenate([np.full((len(places) - len(bars), 1), -1), bars])
-        return ReadInputs(places, targets, numbers, inverse, limits, *flags, bars)
+        return ReadInputs(places, targets, numbers, inverse, limits, *flags, bars, ranks=ranks, num_best=num_best)
 
     @property
     def may_write(self) -> bool:

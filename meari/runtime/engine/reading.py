@@ -26,8 +26,8 @@ from meari.runtime.engine.batch import (
 )
 from meari.runtime.engine.calls import EngineLimits
 from meari.runtime.engine.prefixes import FEW_TEXTS, CachedPrompts
-from meari.runtime.engine.runner import Floats, Ids, ReadInputs, Runner, RunResult
-from meari.runtime.engine.sampling import alternatives, on_grid
+from meari.runtime.engine.runner import Ids, ReadInputs, Runner, RunResult
+from meari.runtime.engine.sampling import on_grid
 from meari.runtime.engine.sequences import (
     FirstToken,
     GenerationSequence,
@@ -42,8 +42,7 @@ from meari.runtime.engine.stats import MAX_STEPS, Pace
 TURN_SECONDS: Final = 0.005
 OFFLINE_TURN_SECONDS: Final = 0.05  # nobody waits for a turn
 MAX_TOKENS: Final = 512  # of a turn, steps times rows: their states and hidden vectors are held at once
-MAX_FLOATS: Final = 640_000  # of the distributions of a turn
-OFFLINE_MAX_FLOATS: Final = 2_560_000  # in a process that does nothing else
+MAX_FLOATS: Final = 640_000  # of the distributions of a turn that may have to be handed over as a whole
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,8 @@ class ReadPlan:
 
     @property
     def wants_logprobs(self) -> bool:
-        """Return True if any row needs more than the log-probability of one token."""
-        figures = any(not log.is_plain for log, _, _ in self.spans)
-        return figures or any(sequence.wants_logprobs for sequence, _ in self.to_sample)
+        """Return True if any row needs the log-probabilities of all tokens."""
+        return any(sequence.wants_logprobs for sequence, _ in self.to_sample)
 
     def _add_targets(self, sequence: TextSequence, row: int, last: int) -> None:
         """Ask for the forced tokens that are reported; token number d is due after d tokens have been fed."""
@@ -181,8 +179,7 @@ class ReadingLane:
         self._pace = pace
         self._max_rows = limits.max_slots
         self._turn_seconds = OFFLINE_TURN_SECONDS if limits.offline else TURN_SECONDS
-        max_floats = OFFLINE_MAX_FLOATS if limits.offline else MAX_FLOATS
-        self._max_output_rows = max(64, min(MAX_TOKENS, max_floats // runner.vocabulary_size))
+        self._max_whole_rows = max(64, min(MAX_TOKENS, MAX_FLOATS // runner.vocabulary_size))
         self.spent = 0.0
 
     def __len__(self) -> int:
@@ -225,8 +222,9 @@ class ReadingLane:
         rows = len(needs)
         in_time = self._pace.max_steps(rows, self._turn_seconds)
         steps = min(max(needs), MAX_STEPS, max(1, MAX_TOKENS // rows), in_time)
-        if any(isinstance(sequence, TextSequence) for sequence in self._batch.sequences):
-            steps = min(steps, max(1, self._max_output_rows // rows))
+        kinds = {isinstance(sequence, TextSequence) for sequence in self._batch.sequences}
+        if len(kinds) > 1:  # where a first token needs its whole distribution, the run hands over those of all targets
+            steps = min(steps, max(1, self._max_whole_rows // rows))
         useful = 0.9 if rows > FEW_TEXTS else 0.5  # few rows cost hardly more than one
         while steps > 1 and sum(min(need, steps) for need in needs) < useful * steps * rows:
             steps -= 1
@@ -234,9 +232,11 @@ class ReadingLane:
 
 
 def _inputs(plan: ReadPlan, samplers: RowSamplers) -> ReadInputs:
+    logs = [log for log, _, _ in plan.spans if not log.is_plain]
+    ranks, num_best = any(log.ranks is not None for log in logs), max((log.num_alternatives for log in logs), default=0)
     sampled = [position.step * plan.num_rows + position.row for _, position in plan.to_sample]
     given = np.array(plan.places, np.int64), np.array(plan.targets, np.int64)
-    return samplers.read_inputs(np.array(sampled, np.int64), given)
+    return samplers.read_inputs(np.array(sampled, np.int64), given, ranks=ranks, num_best=num_best)
 
 
 def _tokens(sequences: list[Sequence], counts: list[int], steps: int) -> Ids:
@@ -272,18 +272,12 @@ def _report(plan: ReadPlan, run: RunResult) -> None:
     first = 0
     for log, at, count in plan.spans:
         log.logprobs[at : at + count] = values[first : first + count]
-        if not log.is_plain:
-            for i in range(count):
-                _report_place(log, at + i, run.logprobs[first + i], run.picked_logprobs[first + i])
+        if log.ranks is not None:
+            log.ranks[at : at + count] = run.ranks[first : first + count]
+        if num := log.num_alternatives:
+            log.alternative_ids[at : at + count] = run.best[first : first + count, :num]
+            log.alternative_logprobs[at : at + count] = on_grid(run.best_logprobs[first : first + count, :num])
         first += count
-
-
-def _report_place(log: TargetLog, at: int, logprobs: Floats, logprob: np.float32) -> None:
-    """Write rank and alternatives of one token. logprobs: float32 [V]."""
-    if log.ranks is not None:
-        log.ranks[at] = 1 + int(np.count_nonzero(logprobs > logprob))
-    if log.num_alternatives:
-        log.alternative_ids[at], log.alternative_logprobs[at] = alternatives(logprobs[None], log.num_alternatives)
 
 
 def _take_snapshots(sequences: list[Sequence], counts: list[int], run: RunResult) -> None:

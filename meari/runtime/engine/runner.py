@@ -27,6 +27,9 @@ NO_FLOATS: Final = np.empty((0, 0), np.float32)
 NO_HIDDEN: Final = np.empty((0, 0, 0), np.float32)
 TRUE: Final = np.array(True)  # noqa: FBT003 (the value itself)
 FALSE: Final = np.array(False)  # noqa: FBT003 (the value itself)
+NO_SLICE: Final = np.empty((1, 0), np.int64)
+SLICE_FLOATS: Final = 640_000  # of the distributions that a run holds at once
+MIN_SLICE: Final = 64  # rows that share one reading of the output layer's weights
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,10 @@ class ReadInputs:
     inverse_temperatures  float32 [rows, 1]
     limits                float32 [rows, 3]: min_p, top_p, top_k
     samples, tempered, limited, masses   whether any row is sampled, has a temperature, a limit, a top_p by rejection
-    whole                 whether logits and log-probabilities of all tokens are wanted
+    logprobs, logits      whether those of all tokens are wanted
     bars                  int64 [rows, 1], a token that is not sampled, or -1; None where no row has one
+    ranks                 whether the ranks of the picked tokens are wanted
+    num_best              number of the likeliest tokens that are wanted
     """
 
     places: Ids
@@ -60,15 +65,37 @@ class ReadInputs:
     tempered: bool = False
     limited: bool = False
     masses: bool = False
-    whole: bool = False
+    logprobs: bool = False
+    logits: bool = False
     bars: Ids | None = None
+    ranks: bool = False
+    num_best: int = 0
 
     @classmethod
-    def for_targets(cls, places: Ids, targets: Ids, *, whole: bool = False) -> ReadInputs:
-        """Ask for the log-probabilities of given targets, int64 [rows] each; nothing is sampled."""
+    def for_targets(
+        cls, places: Ids, targets: Ids, *, whole: bool = False, ranks: bool = False, num_best: int = 0
+    ) -> ReadInputs:
+        """Ask for the log-probabilities of given targets, int64 [rows] each; nothing is sampled.
+
+        whole  whether logits and log-probabilities of all tokens are wanted
+        """
         zeros = np.zeros((len(places), 1), np.float32)
         limits = np.zeros((len(places), NUM_LIMITS), np.float32)
-        return cls(places, targets[:, None], zeros, zeros, limits, whole=whole)
+        targets = targets[:, None]
+        return cls(places, targets, zeros, zeros, limits, logprobs=whole, logits=whole, ranks=ranks, num_best=num_best)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs of the graph that are wanted of the rows."""
+        wanted = {
+            ("picked", "picked_logprob"): True,
+            ("mass_from", "mass"): self.masses,
+            ("logits",): self.logits,
+            ("logprobs",): self.logprobs,
+            ("rank",): self.ranks,
+            ("best", "best_logprobs"): self.num_best > 0,
+        }
+        return tuple(name for names, is_wanted in wanted.items() if is_wanted for name in names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +132,8 @@ class RunResult:
     picked_logprobs  float32, likewise
     mass_from, mass  float32 [rows]: see graphs/sampler.py
     logits, logprobs float32 [rows, V]
+    ranks            int64 [rows], of the picked tokens
+    best             int64 [rows, k], the likeliest tokens, likeliest first, and their log-probabilities, float32
     """
 
     states: States
@@ -115,6 +144,9 @@ class RunResult:
     mass: Floats = field(default_factory=lambda: NO_FLOATS)
     logits: Floats = field(default_factory=lambda: NO_FLOATS)
     logprobs: Floats = field(default_factory=lambda: NO_FLOATS)
+    ranks: Ids = field(default_factory=lambda: NO_IDS)
+    best: Ids = field(default_factory=lambda: NO_IDS)
+    best_logprobs: Floats = field(default_factory=lambda: NO_FLOATS)
 
     def state_after(self, step: int, row: int) -> StateRow:
         """Copy the state of one row after a step."""
@@ -137,6 +169,7 @@ class Runner:
 
     hidden_state  the state tensor that the hidden vector is a copy of, or None
     sorts         whether the graph applies top_p and top_k
+    max_slice     rows whose distributions are in memory at the same time
     """
 
     def __init__(
@@ -156,8 +189,11 @@ class Runner:
         self.hidden_state: str | None = None
         self._next = [f"next.{tensor.name}" for tensor in self.state_tensors]
         self._no_hidden = np.empty((0, hidden_size), np.float32)
+        self.max_slice = max(MIN_SLICE, SLICE_FLOATS // vocabulary_size)
         self._unused = {
             "more_hidden": self._no_hidden,
+            "slices": NO_SLICE,
+            "num_best": np.ones(1, np.int64),
             "rows": NO_IDS,
             "targets": np.empty((0, 1), np.int64),
             "uniforms": np.empty((0, 1), np.float32),
@@ -196,26 +232,22 @@ class Runner:
         states       float32 [batch, *shape] a tensor, before the first step
         more_hidden  float32 [more, H], hidden rows whose distribution is wanted beside those computed here
         """
-        names = list(self._next)
-        if want_hidden:
-            names.append("hidden")
+        num_rows = len(inputs.places)
+        names = [*self._next, *(["hidden"] if want_hidden else []), *(inputs.outputs if num_rows else [])]
         feeds = {**self._unused, "tokens": tokens}
         if more_hidden is not None:
             feeds["more_hidden"] = more_hidden
-        if len(inputs.places):
-            names += ("picked", "picked_logprob")
-            if inputs.masses:
-                names += ("mass_from", "mass")
-            if inputs.whole:
-                names += ("logits", "logprobs")
+        if num_rows:
             feeds |= _row_feeds(inputs)
+            feeds["slices"] = _slices(num_rows, self.max_slice)
         for name, values in states.items():
             feeds[f"state.{name}"] = values
         found = dict(zip(names, self.sessions.reader.run(names, feeds), strict=True))
         return RunResult(
             states={tensor.name: found[f"next.{tensor.name}"] for tensor in self.state_tensors},
-            **{field: found[name] for field, name in _TABLES if name in found},
-            **{field: found[name][:, 0] for field, name in _COLUMNS if name in found},
+            **({"hidden": found["hidden"]} if want_hidden else {}),
+            **{field: _of_rows(found[name], num_rows) for field, name in _TABLES if name in found},
+            **{field: _of_rows(found[name], num_rows)[:, 0] for field, name in _COLUMNS if name in found},
         )
 
     def write(self, tokens: Ids, states: Mapping[str, Floats], inputs: WriteInputs) -> RunResult:
@@ -329,30 +361,50 @@ class RowByRowRunner(Runner):
         return RunResult(new, np.concatenate([result.hidden for result in steps]))
 
 
-_TABLES: Final = (("hidden", "hidden"), ("logits", "logits"), ("logprobs", "logprobs"))
+_TABLES: Final = tuple((name, name) for name in ("logits", "logprobs", "best", "best_logprobs"))
 _COLUMNS: Final = (
     ("picked", "picked"),
     ("picked_logprobs", "picked_logprob"),
     ("mass_from", "mass_from"),
     ("mass", "mass"),
+    ("ranks", "rank"),
 )
-_OF_ROWS: Final = ("picked", "picked_logprobs", "mass_from", "mass", "logits", "logprobs")
+_OF_ROWS: Final = tuple(field for field, _ in (*_COLUMNS, *_TABLES))
+
+
+def _slices(num_rows: int, max_size: int) -> Ids:
+    """Return the numbers of the rows in slices of one size, int64 [slices, size]; the last one repeated at the end."""
+    num_slices = -(-num_rows // max_size)
+    size = -(-num_rows // num_slices)
+    return np.minimum(np.arange(num_slices * size), num_rows - 1).reshape(num_slices, size)
+
+
+def _of_rows(values: npt.NDArray[Any], num_rows: int) -> npt.NDArray[Any]:
+    """Return the values of slices, [slices, size, width], as [rows, width]."""
+    return values.reshape(-1, values.shape[2])[:num_rows]
 
 
 def _row_feeds(inputs: ReadInputs) -> dict[str, Any]:
+    wants = {
+        "samples": inputs.samples,
+        "tempered": inputs.tempered,
+        "limits": inputs.limited,
+        "bars": inputs.bars is not None,
+        "masses": inputs.masses,
+        "logits": inputs.logits,
+        "logprobs": inputs.logprobs,
+        "ranks": inputs.ranks,
+        "best": inputs.num_best > 0,
+    }
     return {
         "rows": inputs.places,
         "targets": inputs.targets,
         "uniforms": inputs.uniforms,
         "inverse_temperatures": inputs.inverse_temperatures,
         "limits": inputs.limits,
-        "want_rows": TRUE,
-        "want_samples": TRUE if inputs.samples else FALSE,
-        "want_tempered": TRUE if inputs.tempered else FALSE,
-        "want_limits": TRUE if inputs.limited else FALSE,
-        "bars": NO_BARS if inputs.bars is None else inputs.bars,
-        "want_bars": FALSE if inputs.bars is None else TRUE,
-        "want_masses": TRUE if inputs.masses else FALSE,
+        "bars": np.full((len(inputs.places), 1), -1) if inputs.bars is None else inputs.bars,
+        "num_best": np.array([max(1, inputs.num_best)]),
+        **{f"want_{name}": TRUE if wanted else FALSE for name, wanted in wants.items()},
     }
 
 

@@ -6,41 +6,46 @@ Input: `Parts` of a bundle. Output: two .onnx files, as bytes. Must not know: on
     hidden [rows] → logits, log-probabilities         the output layer
     ─────────────────────────────────────────
     reader  tokens [steps, batch], state → hidden and state after every step; for the wanted rows of hidden vectors:
-            logits, log-probabilities, a token (a given target, or sampled) and its log-probability
+            a token (a given target, or sampled), its log-probability, and on demand more
     writer  token [batch], state, uniforms [steps, batch] → the tokens that follow, and the state after every step
 
 The reader's cell becomes a `Scan` for each of its layers, with the bits of single steps (layers.py). Its output layer
-is in an `If` behind them: prompts do without, and the rows of many steps share one product.
+is the body of a `Scan` over slices of the wanted rows. The distributions of a slice are used while they are in the
+CPU's cache; only what was asked for leaves it. Prompts that want no row have a slice of size 0.
 
-All of the writer is the body of one `Scan`: every step samples the token that the next one is fed. (The output layer
-has to be in the body itself: onnxruntime does not pack the weights of a graph within a graph within a graph.)
+All of the writer is the body of one `Scan`: every step samples the token that the next one is fed. (An output layer has
+to be in such a body itself: onnxruntime does not pack the weights of a graph within a graph within a graph.)
 
 Inputs of the reader (a graph of no rows or no sampling ignores some of them; they may have any values then)
 
     tokens                int64 [steps, batch]         steps, batch >= 1
     state.NAME            float32 [batch, *shape]      before the first step
     more_hidden           float32 [more, H]            hidden rows computed elsewhere, numbered after the run's own
+    slices                int64 [slices >= 1, size]    numbers of wanted rows: of each one, in any order
     rows                  int64 [rows]                 step * batch + row of the batch, repeats allowed
     targets               int64 [rows, 1]              the wanted token, or -1: sample one
     uniforms              float32 [rows, 1]            in [0, 1 - 2**-22]
     inverse_temperatures  float32 [rows, 1]            where tempered; at most 5, or all weights might underflow
     limits                float32 [rows, 3]            min_p, top_p, top_k; 0, more than 1, V or more: no limit
     bars                  int64 [rows, 1]              where barred, the token that is not sampled, or -1
-    want_rows             bool []                      false: no output layer, `rows` is ignored
+    num_best              int64 [1]                    number of the likeliest tokens, k, in 1..V
     want_samples          bool []                      false: every target is given
     want_tempered         bool []                      whether any row has a temperature or a barred token
     want_bars             bool []                      whether any row has a barred token
     want_limits           bool []                      whether any row has a min_p, or, with a small V, top_p or top_k
     want_masses           bool []                      whether any row has a top_p, with a large V
+    want_logits, want_logprobs, want_ranks, want_best  bool []
 
-Outputs of the reader
+Outputs of the reader; those of rows are undefined where they are not wanted
 
     hidden                float32 [steps, batch, H]
     next.NAME             float32 [steps, batch, *shape]
-    logits, logprobs      float32 [rows, V]
-    picked                int64 [rows, 1]              the target, or the sampled token
-    picked_logprob        float32 [rows, 1]
-    mass_from, mass       float32 [rows, 1]            with want_masses, of a sampled token: see sampler.py
+    picked                int64 [slices, size, 1]      the target, or the sampled token
+    picked_logprob        float32 [slices, size, 1]
+    mass_from, mass       float32 [slices, size, 1]    with want_masses, of a sampled token: see sampler.py
+    logits, logprobs      float32 [slices, size, V]
+    rank                  int64 [slices, size, 1]      1 + the number of likelier tokens than the picked one
+    best, best_logprobs   int64, float32 [slices, size, k]  likeliest first, ties to the lower id
 
 Inputs of the writer
 
@@ -63,21 +68,24 @@ Outputs of the writer
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
 
 from meari.runtime.graphs.bundle_graph import Parts, copy_nodes, finished
 from meari.runtime.graphs.layers import draw_layers
-from meari.runtime.graphs.onnx_graph import Drawing
+from meari.runtime.graphs.onnx_graph import INT64, Drawing
 from meari.runtime.graphs.sampler import NUM_LIMITS, Choice, draw_likeliest, draw_masses, draw_sampler
 
 __all__ = ["READER_WANTS", "reader_graph", "writer_graph"]
 
-READER_WANTS: Final = ("want_rows", "want_samples", "want_tempered", "want_limits", "want_bars", "want_masses")
 WRITER_WANTS: Final = ("want_samples", "want_tempered", "want_limits", "want_bars")
+READER_WANTS: Final = (*WRITER_WANTS, "want_masses", "want_logits", "want_logprobs", "want_ranks", "want_best")
 CHOICE: Final = ("uniforms", "inverse_temperatures", "limits")
-ROW_OUTPUTS: Final = ("logits", "logprobs", "picked", "picked_logprob", "mass_from", "mass")
+ROW_OUTPUTS: Final = (
+    "picked", "picked_logprob", "mass_from", "mass", "logits", "logprobs", "rank", "best", "best_logprobs",
+)  # fmt: skip
 
 
 def reader_graph(parts: Parts) -> bytes:
@@ -102,43 +110,106 @@ def _draw_steps(main: Drawing, parts: Parts) -> None:
 
 
 def _draw_rows(main: Drawing, parts: Parts) -> None:
+    """Draw what comes of the wanted rows: a Scan over their slices, with the output layer in its body."""
     hidden_size, vocabulary_size = parts.hidden_size, parts.vocabulary_size
-    more = main.input("more_hidden", "float32", ["more", hidden_size])
-    rows = main.input("rows", "int64", ["rows"])
+    main.input("more_hidden", "float32", ["more", hidden_size])
+    slices = main.input("slices", "int64", ["slices", "size"])
+    main.input("rows", "int64", ["rows"])
     main.input("targets", "int64", ["rows", 1])
     for name, width in zip(CHOICE, (1, 1, NUM_LIMITS), strict=True):
         main.input(name, "float32", ["rows", width])
-    main.input("bars", "int64", ["barred", 1])
-    then, otherwise = main.inside("rows"), main.inside("no_rows")
-    made = then.op("Reshape", "hidden", then.integers(-1, hidden_size))
-    then.op("Gather", then.op("Concat", made, more, axis=0), rows, outputs=["output.hidden"], axis=0)
-    copy_nodes(parts.output.model.graph, then.graph, "output.", {})
-    values = ["output.logits", "output.logprobs", *_draw_tokens(then, vocabulary_size)]
-    for drawing, sources in ((then, values), (otherwise, [""] * len(values))):
-        for name, value in zip(ROW_OUTPUTS, sources, strict=True):
-            width = vocabulary_size if name in ("logits", "logprobs") else 1
-            dtype = "int64" if name == "picked" else "float32"
-            nothing = drawing.constant(np.zeros((0, width), dtype), f"none.{name}")
-            drawing.output(value or drawing.op("Identity", nothing), dtype, ["rows", width])
-            if drawing is then:
-                main.output(name, dtype, ["rows", width])
-    main.op("If", "want_rows", outputs=ROW_OUTPUTS, then_branch=then, else_branch=otherwise)
+    main.input("bars", "int64", ["rows", 1])
+    main.input("num_best", "int64", [1])
+    made = main.op("Reshape", "hidden", main.integers(-1, hidden_size))
+    main.op("Concat", made, "more_hidden", outputs=["all_hidden"], axis=0)
+    body = main.inside("slice")
+    body.input("slice.numbers", "int64", ["size"])
+    body.op("Gather", "all_hidden", _of_slice(body, "rows"), outputs=["slice.hidden"], axis=0)
+    _draw_output_layer(body, parts, "slice.", hidden="slice.hidden")
+    values = [*_draw_tokens(body, vocabulary_size), *_draw_tables(body)]
+    for name, value in zip(ROW_OUTPUTS, values, strict=True):
+        dtype = "int64" if name in ("picked", "rank", "best") else "float32"
+        body.output(value, dtype, ["some", "width"])
+        main.output(name, dtype, ["slices", "some", "width"])
+    main.op("Scan", slices, outputs=ROW_OUTPUTS, body=body, num_scan_inputs=1)
 
 
-def _draw_tokens(rows: Drawing, vocabulary_size: int) -> list[str]:
-    """Draw `picked`, `picked_logprob`, `mass_from` and `mass` of the wanted rows."""
-    then, otherwise = rows.inside("sampled"), rows.inside("given")
-    picked, weights = draw_sampler(then, "output.logprobs", Choice(*CHOICE, "bars"), vocabulary_size)
-    masses = draw_masses(then, weights, picked, "limits", vocabulary_size)
-    token = then.op("Where", then.op("Less", "targets", then.number(0)), picked, "targets")
-    given = [otherwise.op("Identity", name) for name in ("targets", "uniforms", "uniforms")]
-    for drawing, values in ((then, [token, *masses]), (otherwise, given)):
-        for value, dtype in zip(values, ("int64", "float32", "float32"), strict=True):
-            drawing.output(value, dtype, ["rows", 1])
-    outputs = [f"{rows.name}.{name}" for name in ("picked", "mass_from", "mass")]
-    rows.op("If", "want_samples", outputs=outputs, then_branch=then, else_branch=otherwise)
-    logprob = rows.op("GatherElements", "output.logprobs", outputs[0], axis=1)
-    return [outputs[0], logprob, *outputs[1:]]
+def _of_slice(drawing: Drawing, name: str) -> str:
+    """Return the rows of an input that belong to the slice."""
+    return drawing.op("Gather", name, "slice.numbers", axis=0)
+
+
+def _draw_output_layer(body: Drawing, parts: Parts, prefix: str, hidden: str) -> None:
+    """Draw PREFIX + logits and PREFIX + logprobs of hidden vectors, with the bundle's constants."""
+    graph = parts.output.model.graph
+    constants = {tensor.name: f"output.{tensor.name}" for tensor in graph.initializer}
+    copy_nodes(graph, body.graph, prefix, {**constants, "hidden": hidden})
+
+
+def _draw_tokens(body: Drawing, vocabulary_size: int) -> list[str]:
+    """Draw `picked`, `picked_logprob`, `mass_from` and `mass` of a slice."""
+    targets = _of_slice(body, "targets")
+
+    def sampled(branch: Drawing) -> list[str]:
+        choice = Choice(*(_of_slice(branch, name) for name in (*CHOICE, "bars")))
+        picked, weights = draw_sampler(branch, "slice.logprobs", choice, vocabulary_size)
+        masses = draw_masses(branch, weights, picked, choice.limits, vocabulary_size)
+        return [branch.op("Where", branch.op("Less", targets, branch.number(0)), picked, targets), *masses]
+
+    def given(branch: Drawing) -> list[str]:
+        return [branch.op("Identity", targets), *_nothing(branch, "float32", "float32")]
+
+    picked, *masses = _either(body, "want_samples", sampled, given, ("int64", "float32", "float32"))
+    return [picked, body.op("GatherElements", "slice.logprobs", picked, outputs=["slice.picked"], axis=1), *masses]
+
+
+def _draw_tables(body: Drawing) -> list[str]:
+    """Draw `logits`, `logprobs`, `rank`, `best` and `best_logprobs` of a slice, each where it is wanted."""
+
+    def ranks(branch: Drawing) -> list[str]:
+        ahead = branch.op("Cast", branch.op("Greater", "slice.logprobs", "slice.picked"), to=INT64)
+        count = branch.op("ReduceSum", ahead, branch.integers(1), keepdims=1)
+        return [branch.op("Add", count, branch.number(1))]
+
+    def best(branch: Drawing) -> list[str]:
+        found = [f"{branch.name}.{name}" for name in ("logprobs", "ids")]
+        branch.op("TopK", "slice.logprobs", "num_best", outputs=found, axis=1)
+        return found[::-1]
+
+    def copy(name: str) -> Callable[[Drawing], list[str]]:
+        return lambda branch: [branch.op("Identity", name)]
+
+    def table(want: str, draw: Callable[[Drawing], list[str]], *dtypes: str) -> list[str]:
+        return _either(body, want, draw, lambda branch: _nothing(branch, *dtypes), dtypes)
+
+    return [
+        *table("want_logits", copy("slice.logits"), "float32"),
+        *table("want_logprobs", copy("slice.logprobs"), "float32"),
+        *table("want_ranks", ranks, "int64"),
+        *table("want_best", best, "int64", "float32"),
+    ]
+
+
+def _nothing(drawing: Drawing, *dtypes: str) -> list[str]:
+    """Return a table of no rows for each type."""
+    return [drawing.op("Identity", drawing.constant(np.zeros((0, 1), dtype), f"no.{dtype}")) for dtype in dtypes]
+
+
+def _either(
+    drawing: Drawing,
+    condition: str,
+    then: Callable[[Drawing], list[str]],
+    otherwise: Callable[[Drawing], list[str]],
+    dtypes: Sequence[str],
+) -> list[str]:
+    """Append an If whose branches make tables of these types."""
+    branches = drawing.inside(f"{condition}.then"), drawing.inside(f"{condition}.else")
+    for branch, draw in zip(branches, (then, otherwise), strict=True):
+        for value, dtype in zip(draw(branch), dtypes, strict=True):
+            branch.output(value, dtype, ["some", "width"])
+    outputs = [f"{drawing.name}.{condition}.{number}" for number in range(len(dtypes))]
+    drawing.op("If", condition, outputs=outputs, then_branch=branches[0], else_branch=branches[1])
+    return outputs
 
 
 def writer_graph(parts: Parts) -> bytes:
@@ -170,8 +241,7 @@ def _step_body(main: Drawing, parts: Parts) -> Drawing:
     body.input("cell.token", "int64", ["batch"])
     body.input("step.uniform", "float32", ["batch", 1])
     copy_nodes(parts.cell.model.graph, body.graph, "cell.", {})
-    constants = {tensor.name: f"output.{tensor.name}" for tensor in parts.output.model.graph.initializer}
-    copy_nodes(parts.output.model.graph, body.graph, "write.", {**constants, "hidden": "cell.hidden"})
+    _draw_output_layer(body, parts, "write.", hidden="cell.hidden")
     picked = _draw_choice(body, parts.vocabulary_size)
     for name, shape in parts.state.items():
         body.output(f"cell.next_{name}", "float32", ["batch", *shape])
