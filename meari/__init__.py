@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Token,
         Usage,
     )
+    from meari.client.async_client import AsyncClient, AsyncStream
     from meari.client.client import Client
     from meari.client.errors import RemoteError
     from meari.client.fields import CompleteFields, GenerateFields, ScoreFields, State
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from meari.errors import BundleError, InvalidRequest, MeariError, UnknownModel
 
 __all__ = [
+    "AsyncClient",
+    "AsyncStream",
     "BundleError",
     "Choice",
     "Client",
@@ -64,6 +67,7 @@ _PLACES = {
     "api.opening": ("load",),
     "api.surprisal": ("Surprisal", "SurprisalRow"),
     "client.answers": ("Choice", "CompleteUsage", "Completions", "Generation", "TextCompletion", "Token", "Usage"),
+    "client.async_client": ("AsyncClient", "AsyncStream"),
     "client.client": ("Client",),
     "client.errors": ("RemoteError",),
     "client.fields": ("CompleteFields", "GenerateFields", "ScoreFields", "State"),

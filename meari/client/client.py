@@ -55,7 +55,7 @@ class Client:
         call = calls.generate(prompt, model, {**fields, "stream": True})
         events = self.service.stream(call.path, call.body or b"")
         pieces = _pieces(self.service.url, events)
-        return Stream(pieces, pieces.close)
+        return Stream(pieces, events.close)
 
     def complete(self, text: str, *, model: str | None = None, **fields: Unpack[CompleteFields]) -> Completions:
         """Return the likeliest ways to go on from exactly this text; `fields` are those of `CompleteFields`."""

@@ -20,11 +20,20 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
-__all__ = ["Answer", "Connections"]
+__all__ = [
+    "CLOSED_MEANWHILE",
+    "CONNECT_SECONDS",
+    "MAX_IDLE",
+    "Answer",
+    "Connections",
+    "proxy_authorization",
+    "proxy_of",
+    "tls_context",
+]
 
 CONNECT_SECONDS: Final = 10.0
 MAX_IDLE: Final = 64
-_CLOSED_MEANWHILE: Final = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
+CLOSED_MEANWHILE: Final = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 
 
 class Answer:
@@ -84,7 +93,7 @@ class Connections:
         while connection is not None:
             try:
                 return self._send(connection, method, path, body, headers)
-            except _CLOSED_MEANWHILE:
+            except CLOSED_MEANWHILE:
                 connection = self._take()
         return self._send(self._connect(), method, path, body, headers)
 
@@ -106,7 +115,7 @@ class Connections:
         target, more = self._parts.path + path, {}
         if self._proxy is not None and self._parts.scheme == "http":
             target = f"http://{self._parts.netloc}{target}"
-            more = _authorization(self._proxy)
+            more = proxy_authorization(self._proxy)
         try:
             connection.request(method, target, body, {**headers, **more})
             return Answer(connection, connection.getresponse(), self._keep)
@@ -144,25 +153,35 @@ class Connections:
             else http.client.HTTPConnection(host or "", port, timeout=CONNECT_SECONDS)
         )
         if proxy is not None and is_secure:
-            made.set_tunnel(service.hostname or "", service.port, _authorization(proxy))
+            made.set_tunnel(service.hostname or "", service.port, proxy_authorization(proxy))
         made.connect()
         made.sock.settimeout(self._answer_seconds)
         return made
 
     @functools.cached_property
     def _proxy(self) -> SplitResult | None:
-        """The proxy of the environment for this service, None if there is none."""
-        url = urllib.request.getproxies().get(self._parts.scheme)
-        if not url or urllib.request.proxy_bypass(self._parts.netloc):
-            return None
-        return urlsplit(url if "://" in url else f"http://{url}")
+        return proxy_of(self._parts)
 
     @functools.cached_property
     def _tls(self) -> ssl.SSLContext:
-        return ssl.create_default_context()
+        return tls_context()
 
 
-def _authorization(proxy: SplitResult) -> dict[str, str]:
+def proxy_of(service: SplitResult) -> SplitResult | None:
+    """Return the proxy of the environment for a service, None if there is none."""
+    url = urllib.request.getproxies().get(service.scheme)
+    if not url or urllib.request.proxy_bypass(service.netloc):
+        return None
+    return urlsplit(url if "://" in url else f"http://{url}")
+
+
+def tls_context() -> ssl.SSLContext:
+    """Return the settings of TLS: the certificates that the environment trusts."""
+    return ssl.create_default_context()
+
+
+def proxy_authorization(proxy: SplitResult) -> dict[str, str]:
+    """Return the header that names the user of a proxy; none without one."""
     if proxy.username is None:
         return {}
     credentials = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"

@@ -14,7 +14,7 @@ import http.client
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -24,9 +24,12 @@ from meari.client.connections import Answer, Connections
 from meari.client.errors import BadAnswer, Refused, RemoteError, Unreachable
 
 __all__ = [
+    "ANSWER_SECONDS",
     "CUT_STREAM",
     "FIRST_REFUSAL",
     "LAST_EVENT",
+    "PATIENCE_SECONDS",
+    "Events",
     "RemoteService",
     "all_models",
     "checked_url",
@@ -35,6 +38,7 @@ __all__ = [
     "refusal",
     "request_headers",
     "retry_seconds",
+    "translated",
 ]
 
 ANSWER_SECONDS: Final = 600.0  # of silence: a service's own limit for a request is below that
@@ -60,6 +64,21 @@ def checked_url(url: str) -> str:
     if not well_formed or parts.query or parts.fragment or any(character.isspace() for character in url):
         raise ValueError(f"got {url!r}, expected http://HOST:PORT or https://HOST")
     return url.rstrip("/")
+
+
+class Events(Iterator[bytes]):
+    """The data of the events of a stream. `close` ends it, before the first event too."""
+
+    def __init__(self, events: Generator[bytes, None, None], answer: Answer) -> None:
+        self._events = events
+        self._answer = answer
+
+    def __next__(self) -> bytes:
+        return next(self._events)
+
+    def close(self) -> None:
+        self._events.close()
+        self._answer.close()
 
 
 @dataclass(frozen=True)
@@ -91,22 +110,22 @@ class RemoteService:
         """Return the answer of POST. Raises RemoteError."""
         return self._read(path, body)
 
-    def stream(self, path: str, body: bytes) -> Iterator[bytes]:
-        """Send a request at once; yield the data of each server-sent event as it comes.
+    def stream(self, path: str, body: bytes) -> Events:
+        """Send a request at once; return the data of each server-sent event as it comes.
 
         Raises RemoteError, also if the stream is cut off.
         """
-        with self._translated():
+        with translated(self.url):
             answer = self._open(path, body)
-        return self._events(answer)
+        return Events(self._events(answer), answer)
 
     def close(self) -> None:
         """Close the idle connections."""
         self._connections.close()
 
-    def _events(self, answer: Answer) -> Iterator[bytes]:
+    def _events(self, answer: Answer) -> Generator[bytes, None, None]:
         try:
-            with self._translated():
+            with translated(self.url):
                 for line in answer.lines():
                     data = event_data(self.url, line)
                     if data == LAST_EVENT:
@@ -119,7 +138,7 @@ class RemoteService:
         raise BadAnswer(self.url, CUT_STREAM)
 
     def _read(self, path: str, body: bytes | None) -> bytes:
-        with self._translated():
+        with translated(self.url):
             return self._open(path, body).read()
 
     def _open(self, path: str, body: bytes | None) -> Answer:
@@ -137,19 +156,20 @@ class RemoteService:
             waited += wait
             self.sleep(wait)
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turn errors of the standard library into errors of one line."""
-        try:
-            yield
-        except RemoteError:
-            raise
-        except OSError as error:
-            raise Unreachable(self.url, _reason(error)) from None
-        except http.client.IncompleteRead:
-            raise BadAnswer(self.url, "the answer was cut off") from None
-        except http.client.HTTPException as error:
-            raise BadAnswer(self.url, f"got no answer in HTTP ({type(error).__name__})") from None
+
+@contextmanager
+def translated(url: str) -> Iterator[None]:
+    """Turn errors of the standard library into errors of one line."""
+    try:
+        yield
+    except RemoteError:
+        raise
+    except OSError as error:
+        raise Unreachable(url, _reason(error)) from None
+    except http.client.IncompleteRead:
+        raise BadAnswer(url, "the answer was cut off") from None
+    except http.client.HTTPException as error:
+        raise BadAnswer(url, f"got no answer in HTTP ({type(error).__name__})") from None
 
 
 def all_models(service: RemoteService) -> dict[str, Any]:
