@@ -241,7 +241,11 @@ def test_full_service_is_asked_again_only_as_long_as_patience_lasts(bundles: Pat
     ("answer", "kind", "message"),
     [
         (chunked(b'data: {"choices": [{"index": 0, "text": "a"}]}\n\n', last=b"40\r\ndata"), BadAnswer, "cut off"),
-        (chunked(b'data: {"choices": [{"index": 0, "text": "a"}]}\n\n', last=b""), BadAnswer, "cut off|before the text did"),
+        (
+            chunked(b'data: {"choices": [{"index": 0, "text": "a"}]}\n\n', last=b""),
+            BadAnswer,
+            "cut off|before the text did",
+        ),
         (whole(b'data: {"choices": [{"index": 0, "text": "a"}]}\n\n'), BadAnswer, "before the text did"),
         (whole(b'data: {"error": {"code": "internal", "message": "oh"}}\n\n'), Refused, "internal: oh"),
         (whole(b"data: {}\n\n"), BadAnswer, "without the fields of the contract"),
