@@ -10,6 +10,7 @@ enters one on the page.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import mimetypes
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ PAGE: Final = """<!doctype html>
 </html>
 """
 START: Final = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#contract", deepLinking: true, validatorUrl: null});\n'
+PACKED_SHARE: Final = 0.9
 WEB_FOLDER: Final = Path(__file__).resolve().parents[1] / "web"
 CLAIMS_FOLDER: Final = Path(__file__).resolve().parents[2] / "docs" / "claims"  # absent where only the package is
 MEDIA_TYPES: Final = {
@@ -100,11 +102,14 @@ class Page:
     data: bytes
     media_type: str
     etag: str
+    packed: bytes  # by gzip; empty where that saves nothing
 
     @classmethod
     def of(cls, data: bytes, suffix: str) -> Page:
         """Make a page with a tag computed from its bytes."""
-        return cls(data, MEDIA_TYPES[suffix], hashlib.sha256(data).hexdigest()[:32])
+        packed = gzip.compress(data, mtime=0)
+        media_type, etag = MEDIA_TYPES[suffix], hashlib.sha256(data).hexdigest()[:32]
+        return cls(data, media_type, etag, packed if len(packed) < PACKED_SHARE * len(data) else b"")
 
 
 def web_blueprint(_service: Service) -> Blueprint:
@@ -161,7 +166,12 @@ def _claims(folder: Path) -> list[dict[str, str]]:
 
 
 def _answer(page: Page) -> Response:
-    response = Response(page.data, content_type=page.media_type, headers=HEADERS)
-    response.set_etag(page.etag)
+    is_packed = page.packed and request.accept_encodings["gzip"] > 0
+    response = Response(page.packed if is_packed else page.data, content_type=page.media_type, headers=HEADERS)
+    response.set_etag(f"{page.etag}-gzip" if is_packed else page.etag)
+    if page.packed:
+        response.headers["Vary"] = "Accept-Encoding"
+    if is_packed:
+        response.headers["Content-Encoding"] = "gzip"
     response.make_conditional(request)
     return response

@@ -75,7 +75,7 @@ async function attempt(path, options) {
   }
 }
 
-function hasKey() {
+export function hasKey() {
   return tab.get(KEY) !== null;
 }
 

@@ -2,7 +2,9 @@
 
 import { get, onUnauthorized, onUnknownModel } from "./api.js";
 import { offerCompareModels, startCompare } from "./compare.js";
+import { offerCards, startCards } from "./cards.js";
 import { nameEnds } from "./draft.js";
+import { firstModel } from "./examples.js";
 import { chooseLanguage, startLanguage } from "./i18n.js";
 import { startLearn } from "./learn.js";
 import { byId, make, showError } from "./page.js";
@@ -15,11 +17,13 @@ const THEME = "meari-theme";
 const RETRY_MILLISECONDS = 2000;
 
 startTheme();
-byId("language").value = startLanguage();
+const language = startLanguage();
+byId("language").value = language;
 byId("language").addEventListener("change", ({ target }) => chooseLanguage(target.value));
-keepFields("main form :is(input, select, textarea)[id], #type-model, #type-text");
+keepFields("main form :is(input, select, textarea)[id], #type-model, #type-text, #write-shade, #score-shade");
 onUnauthorized(askForKey);
 onUnknownModel(loadModels);
+startCards();
 startWrite();
 startType();
 startScore();
@@ -73,9 +77,12 @@ function startTabs() {
 async function loadModels() {
   const place = byId("models-error");
   try {
-    const { models, default: first } = await get("models");
+    const { models, default: standard } = await get("models");
+    const { data } = await get("v1/models");
+    for (const model of models) model.created = data.find(({ id }) => id === model.name)?.created;
     showError(place, null);
     const names = models.map(({ name }) => name);
+    const first = firstModel(models, standard, language)?.name;
     for (const select of document.querySelectorAll("select[data-models]")) {
       const chosen = select.value || keptValue(select.id);
       select.replaceChildren(...names.map((name) => make("option", { value: name, textContent: name })));
@@ -83,6 +90,7 @@ async function loadModels() {
     }
     for (const button of document.querySelectorAll("[data-needs-models]")) button.disabled = false;
     nameEnds(models);
+    offerCards(models);
     offerWriteModels(models);
     offerTypeModels(models);
     offerScoreModels(models);

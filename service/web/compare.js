@@ -1,8 +1,10 @@
 // The Compare pane: one prompt through several models at once; their text, surprisal, speed, and states over time.
 
 import { post, stream } from "./api.js";
+import { brief } from "./cards.js";
 import { bitsOf, withShownText } from "./draft.js";
 import { echoOf, halfLife } from "./echo.js";
+import { exampleOf } from "./examples.js";
 import { arranged, columnAt, drawHeatMap } from "./heatmap.js";
 import { fixed, number, onLanguage, t } from "./i18n.js";
 import { byId, isFilled, make, Task } from "./page.js";
@@ -10,7 +12,6 @@ import { keepField, keptValue } from "./store.js";
 import { drawLegend, shaded, visible } from "./tokens.js";
 
 const FAMILIES = ["rnn", "gru", "lstm", "esn"];
-const EXAMPLES = { nsmc: "이 영화는 정말", tinyshakespeare: "ROMEO:\nThe night is long, and all the bells are still.\n" };
 const MAX_STATES = 256; // tokens that /states takes
 const UNITS = 64;
 
@@ -58,7 +59,7 @@ export function offerCompareModels(found) {
   const isChosen = (model) => (models.some(({ name }) => kept.includes(name)) ? kept.includes(model.name) : largest.includes(model));
   byId("compare-models").replaceChildren(
     ...models.map((model) =>
-      make("label", { className: "check" }, make("input", { type: "checkbox", value: model.name, checked: isChosen(model) }), model.name, make("small", { textContent: model.family.toUpperCase() })),
+      make("label", { className: "check" }, make("input", { type: "checkbox", value: model.name, checked: isChosen(model) }), model.name, make("small", { textContent: brief(model) })),
     ),
   );
   suggestPrompt();
@@ -76,7 +77,7 @@ function groupBy(list, key) {
 function suggestPrompt() {
   const first = document.querySelector("#compare-models input:checked")?.value;
   const model = models.find(({ name }) => name === first);
-  if (model !== undefined && !byId("compare-prompt").dataset.isOwn) byId("compare-prompt").value = EXAMPLES[model.corpus.name] ?? "";
+  if (model !== undefined && !byId("compare-prompt").dataset.isOwn) byId("compare-prompt").value = exampleOf(model, "compare");
 }
 
 async function runAll(names, signal) {

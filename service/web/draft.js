@@ -65,8 +65,28 @@ export class Draft {
         part.tokens[0] = { ...part.tokens[0], logprob: alternative.logprob, top, isPicked: true };
       });
       this.onChange();
-      if (!isEnd(alternative)) await this.more(maxTokens, signal);
+      if (maxTokens > 0 && !isEnd(alternative)) await this.more(maxTokens, signal);
     }, index + 1);
+  }
+
+  /** The chosen alternatives: places and ids. */
+  get picks() {
+    return this.tokens.flatMap(({ id, isPicked }, index) => (isPicked ? [{ index, id }] : []));
+  }
+
+  /** The text that has `tokens` tokens, those of `picks` among them. step: most tokens of one request. */
+  async replay(tokens, picks, step, signal) {
+    for (const { index, id } of picks) {
+      await this.upTo(index + 1, step, signal);
+      const alternative = this.tokens[index]?.top.find((each) => each.id === id);
+      if (!alternative) throw new ApiError("changed");
+      await this.choose(index, alternative, 0, signal);
+    }
+    await this.upTo(tokens, step, signal);
+  }
+
+  async upTo(tokens, step, signal) {
+    while (this.tokens.length < tokens && this.finish !== "end") await this.more(Math.min(step, tokens - this.tokens.length), signal);
   }
 
   /** The same requests again; throws an ApiError unless every token and log-probability is equal. */

@@ -31,6 +31,11 @@ export function percent(probability) {
   return new Intl.NumberFormat(language, { style: "percent", maximumFractionDigits: digits }).format(probability);
 }
 
+/** A date, of seconds since 1970. */
+export function written(seconds) {
+  return new Intl.DateTimeFormat(language, { dateStyle: "medium" }).format(1000 * seconds);
+}
+
 /** Begin with the language chosen before, else with the browser's. */
 export function startLanguage() {
   const wanted = [browser.get(CHOICE), ...navigator.languages.map((tag) => tag.slice(0, 2).toLowerCase())];

@@ -32,6 +32,7 @@ const TERMS = [
   ["perplexity", "퍼플렉시티(혼란도)", "", "perplexity"],
   ["temperature", "온도", "T", "temperature"],
 ];
+const MATHML = "http://www.w3.org/1998/Math/MathML";
 const VERDICTS = {
   HOLDS: "holds",
   "HOLDS IN PART": "part",
@@ -43,11 +44,33 @@ const VERDICTS = {
 let claims = null; // once they have been asked for
 
 export function startLearn() {
+  for (const place of document.querySelectorAll("[data-math]")) place.replaceWith(formula(place.dataset.math));
   document.addEventListener("meari-pane", ({ detail }) => detail === "learn" && claims === null && load());
   onLanguage(() => {
     byId("learn-terms").replaceChildren(...TERMS.map(termRow));
     if (claims !== null) drawClaims();
   });
+}
+
+/** Words with spaces between them → MathML: names, name_index, numbers; everything else is an operator. */
+function formula(text) {
+  const math = mathElement("math", ...text.split(" ").flatMap(symbols));
+  math.setAttribute("display", "block");
+  return math;
+}
+
+function symbols(word) {
+  const [name, index] = word.split("_");
+  if (index) return [mathElement("msub", ...symbols(name), mathElement("mrow", ...index.split(/(−)/).flatMap(symbols)))];
+  const kind = /^\d+$/.test(word) ? "mn" : /^\p{L}+$/u.test(word) ? "mi" : "mo";
+  const isFunction = word === "tanh" || word === "softmax";
+  return [mathElement(kind, word), ...(isFunction ? [mathElement("mo", "\u2061")] : [])];
+}
+
+function mathElement(kind, ...children) {
+  const element = document.createElementNS(MATHML, kind);
+  element.append(...children);
+  return element;
 }
 
 function termRow([english, korean, sign, key]) {

@@ -66,7 +66,7 @@ function clearPoints(form) {
 
 /** One piece of work at a time: what is begun anew stops what is under way. */
 export class Task {
-  /** place: where errors are shown. onBusy(isBusy). form: whose fields are called PANE-NAME, so that an error can point at one. */
+  /** place: where errors are shown, null: nowhere. onBusy(isBusy). form: whose fields are called PANE-NAME, so that an error can point at one. */
   constructor(place, onBusy, form = null) {
     Object.assign(this, { place, onBusy, form, controller: null });
   }
@@ -76,7 +76,7 @@ export class Task {
     this.stop();
     const controller = new AbortController();
     this.controller = controller;
-    showError(this.place, null);
+    if (this.place !== null) showError(this.place, null);
     this.onBusy(true);
     try {
       await work(controller.signal);
@@ -93,6 +93,7 @@ export class Task {
   }
 
   show(error, retry) {
+    if (this.place === null) return;
     showError(this.place, error, retry);
     const name = error.kind === "invalid" && /^(\w+)[:.[]/.exec(error.detail)?.[1];
     const field = name && this.form?.elements[`${this.form.id.replace("form", name)}`];

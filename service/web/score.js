@@ -3,15 +3,12 @@
 import { post } from "./api.js";
 import { align } from "./align.js";
 import { csvOf, download } from "./csv.js";
+import { exampleOf } from "./examples.js";
 import { fixed, onLanguage, t } from "./i18n.js";
 import { byId, make, Task } from "./page.js";
 import { keepField } from "./store.js";
-import { drawLegend, shaded } from "./tokens.js";
+import { drawLegend, shade, shaded } from "./tokens.js";
 
-const EXAMPLES = {
-  nsmc: "정말 재미있는 영화였다\n정말 재미있는 영하였다\n영화 재미있는 정말였다",
-  tinyshakespeare: "To be, or not to be: that is the question.\nTo be, or not too bee: that is the question.\nQuestion the is that: be to not or, be to.",
-};
 const ORDERS = {
   total: (sentence) => sentence.bits,
   per_char: (sentence) => sentence.bits_per_char ?? Infinity,
@@ -40,6 +37,10 @@ export function startScore() {
   });
   byId("score-stop").addEventListener("click", () => task.stop());
   byId("score-order").addEventListener("change", draw);
+  byId("score-shade").addEventListener("change", () => {
+    drawLegend(byId("score-legend"), byId("score-shade").value);
+    draw();
+  });
   for (const id of ["score-left", "score-right"]) byId(id).addEventListener("change", drawPair);
   byId("score-csv").addEventListener("click", () => download("meari-sentences.csv", csvOf(sentenceRows())));
   byId("score-csv-words").addEventListener("click", () => download("meari-words.csv", csvOf(wordRows())));
@@ -50,7 +51,7 @@ export function startScore() {
     suggestEnd();
   });
   onLanguage(() => {
-    drawLegend(byId("score-legend"));
+    drawLegend(byId("score-legend"), byId("score-shade").value);
     if (scored !== null) draw();
   });
 }
@@ -63,7 +64,7 @@ export function offerScoreModels(found) {
 
 function suggestTexts() {
   const model = models.find((each) => each.name === byId("score-model").value);
-  if (model !== undefined && !byId("score-texts").dataset.isOwn) byId("score-texts").value = EXAMPLES[model.corpus.name] ?? "";
+  if (model !== undefined && !byId("score-texts").dataset.isOwn) byId("score-texts").value = exampleOf(model, "score");
 }
 
 /** Whether the end counts: as the model's training text had ends or not, until somebody says something else. */
@@ -76,9 +77,9 @@ async function scoreAll(signal) {
   const texts = byId("score-texts").value.split("\n").map((line) => line.trim()).filter(Boolean);
   const model = byId("score-model").value;
   if (texts.length === 0) return { model, sentences: [] };
-  const fields = { model, log_base: "2", words: true, add_end: byId("score-end").checked };
+  const fields = { model, log_base: "2", words: true, tokens: true, add_end: byId("score-end").checked };
   const results = await inParts(fields, texts, signal);
-  return { model, sentences: results.map((result, i) => ({ ...result, text: texts[i], number: i + 1, bits: -result.logprob, words: rowsOf(result) })) };
+  return { model, sentences: results.map((result, i) => ({ ...result, text: texts[i], number: i + 1, bits: -result.logprob, words: rowsOf(result), unknownId: models.find(({ name }) => name === model)?.tokenizer.unknown_id ?? null })) };
 }
 
 /** The results of all texts, by as many requests as the service's limits ask for. What a failure interrupts goes on
@@ -132,19 +133,32 @@ function draw() {
 
 function sentenceItem(sentence) {
   const text = make("p", { className: "sentence" });
-  sentence.words.forEach((word, i) => text.append(i ? " " : "", wordElement(word)));
+  if (byId("score-shade").value === "word") sentence.words.forEach((word, i) => text.append(i ? " " : "", wordElement(word)));
+  else text.append(...tokenElements(sentence));
   const figures = [
     [t("score.total"), t("bits.of", { bits: fixed(sentence.bits) })],
     [t("score.perplexity"), sentence.perplexity === null ? "–" : fixed(sentence.perplexity)],
     [t("score.per_char"), sentence.bits_per_char === null ? "–" : fixed(sentence.bits_per_char, 3)],
     [t("score.tokens"), String(sentence.num_tokens)],
+    ...(sentence.num_unknown ? [[t("score.unknown"), String(sentence.num_unknown)]] : []),
   ];
   const list = make("dl", { className: "numbers" }, ...figures.map(([name, value]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: value }))));
   return make("li", {}, text, list);
 }
 
+/** The tokens with the text between them; what no token begins in, belongs to the one before. */
+function tokenElements({ text, tokens, unknownId }) {
+  const characters = [...text];
+  return tokens.map(({ id, logprob, start, end }, i) => {
+    if (start === characters.length) return Object.assign(shaded(t("token.end"), -logprob), { className: `token end-word ${shade(-logprob)}` });
+    const element = shaded(characters.slice(start, Math.max(end, tokens[i + 1]?.start ?? end)).join(""), -logprob);
+    if (id === unknownId) element.classList.add("unknown");
+    return element;
+  });
+}
+
 function wordElement(word) {
-  const element = shaded(word.text ?? t("token.end"), word.bits);
+  const element = shaded(word.text ?? t("token.end"), word.bits, "word");
   if (word.text === null) element.classList.add("end-word");
   if (word.unknown) element.append(make("small", { className: "unknown", textContent: t("token.unknown") }));
   element.append(make("small", { textContent: fixed(word.bits, 1) }));
@@ -166,7 +180,7 @@ function pairRow({ left, right, isSame, isPrefix }, isTotal = false) {
   const shown = (word) => {
     if (word === null) return make("td", { textContent: "–" });
     const name = word.text ?? t("token.end");
-    return make("td", {}, isTotal ? name : shaded(name, word.bits), word.unknown ? make("small", { className: "unknown", textContent: t("token.unknown") }) : "");
+    return make("td", {}, isTotal ? name : shaded(name, word.bits, "word"), word.unknown ? make("small", { className: "unknown", textContent: t("token.unknown") }) : "");
   };
   const bits = (word) => make("td", { className: "number", textContent: word === null ? "" : fixed(word.bits) });
   const change = make("td", { className: "number", textContent: sign + fixed(difference) });

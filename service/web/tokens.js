@@ -1,21 +1,47 @@
 // Tokens or words as text, shaded by surprisal; a place in it can be pointed at, tapped, or reached by arrow keys.
 
 import { bitsOf, isEnd } from "./draft.js";
-import { fixed, t } from "./i18n.js";
+import { fixed, number, t } from "./i18n.js";
 import { make } from "./page.js";
 
-const LIMITS = [0.5, 1, 2, 3, 4.5, 6, 8, 11]; // bits; the shades' lower bounds
+const EDGES = { token: [0.5, 1, 2, 3, 4.5, 6, 8, 11], word: [2, 4, 6, 8, 11, 14, 18, 24] }; // bits with which a shade begins
 
-/** The class of a surprisal. */
-export function shade(bits) {
-  return `bits-${LIMITS.filter((limit) => bits >= limit).length}`;
+/** The class of a surprisal; a word costs as much as its tokens together, so words have a scale of their own. */
+export function shade(bits, unit = "token") {
+  return `bits-${EDGES[unit].filter((edge) => bits >= edge).length}`;
 }
 
 /** Fill a list with the shades and what they stand for. */
-export function drawLegend(list) {
-  const bounds = [0, ...LIMITS];
-  const entries = bounds.map((low, i) => make("li", { className: `bits-${i}`, textContent: i === LIMITS.length ? `≥ ${low}` : `${low}` }));
-  list.replaceChildren(make("li", { className: "unit", textContent: t("legend") }), ...entries);
+export function drawLegend(list, unit = "token") {
+  const edges = EDGES[unit].map((edge) => number(edge));
+  const ranges = [`< ${edges[0]}`, ...edges.map((edge, i) => (i + 1 < edges.length ? `${edge}–${edges[i + 1]}` : `≥ ${edge}`))];
+  list.replaceChildren(make("li", { className: "unit", textContent: t(`legend.${unit}`) }), ...ranges.map((textContent, i) => make("li", { className: `bits-${i}`, textContent })));
+}
+
+/** For each token the bits of the word that it is part of. As in the service's figures, spaces belong to the word behind
+ * them, and at the end to the last word; a token of spaces alone has null, the end of the text its own. */
+export function bitsOfWords(tokens) {
+  const words = []; // {bits, hasInk}
+  const owners = tokens.map((token) => {
+    const isNew = words.length === 0 || isEnd(token) || (words.at(-1).hasInk && /^\s/.test(token.shown));
+    if (isNew) words.push({ bits: 0, hasInk: false });
+    words.at(-1).bits += bitsOf(token.logprob);
+    words.at(-1).hasInk ||= isEnd(token) || !isBlank(token.shown);
+    return words.at(-1);
+  });
+  const last = words.findLast((word) => word.hasInk);
+  const rest = words.at(-1);
+  if (last && rest !== last) last.bits += rest.bits;
+  return tokens.map((token, i) => (isBlank(token.shown) && !isEnd(token) ? null : owners[i].bits));
+}
+
+const isBlank = (text) => text !== "" && text.trim() === "";
+
+/** A text whose first spaces are never shaded. */
+function inked(text) {
+  const rest = text.trimStart();
+  const spaces = text.slice(0, text.length - rest.length);
+  return rest === "" || spaces === "" ? [text] : [make("span", { className: "lead", textContent: spaces }), rest];
 }
 
 /** How a token is called where it stands alone: spaces, ends of lines and the bytes of a part of a character can be seen. */
@@ -33,14 +59,14 @@ export function spoken(token) {
 }
 
 /** A word or token that is only shown. */
-export function shaded(text, bits) {
-  return make("span", { className: `token ${shade(bits)}`, textContent: text, title: t("bits.of", { bits: fixed(bits) }) });
+export function shaded(text, bits, unit = "token") {
+  return make("span", { className: `token ${shade(bits, unit)}`, title: t("bits.of", { bits: fixed(bits) }) }, ...inked(text));
 }
 
 /** The tokens of a draft. onShow(index, isHeld): one was pointed at, or chosen. onEnter: to its alternatives. */
 export class TokenList {
   constructor(list, { onShow, onEnter }) {
-    Object.assign(this, { list, onShow, onEnter, tokens: [], held: null });
+    Object.assign(this, { list, onShow, onEnter, tokens: [], held: null, unit: "token" });
     list.addEventListener("pointerover", (event) => event.pointerType === "mouse" && this.held === null && this.show(event.target));
     list.addEventListener("focusin", (event) => this.show(event.target, true));
     list.addEventListener("click", (event) => this.show(event.target, true));
@@ -54,7 +80,19 @@ export class TokenList {
     while (this.list.childElementCount > same) this.list.lastElementChild.remove();
     this.list.append(...tokens.slice(same).map((token, i) => this.element(token, same + i)));
     this.tokens = tokens.slice();
+    this.colour();
     if (this.held !== null && this.held >= same) this.release();
+  }
+
+  /** Shade by token or by word. */
+  colour(unit = this.unit) {
+    this.unit = unit;
+    const bits = unit === "word" ? bitsOfWords(this.tokens) : this.tokens.map((token) => bitsOf(token.logprob));
+    [...this.list.children].forEach((element, i) => {
+      const name = shade(bits[i] ?? 0, unit);
+      if (!element.classList.contains(name)) element.className = element.className.replace(/bits-\d/, name);
+      element.title = bits[i] === null ? "" : t("bits.of", { bits: fixed(bits[i]) });
+    });
   }
 
   release() {
@@ -70,16 +108,16 @@ export class TokenList {
     const bits = bitsOf(token.logprob);
     const marks = [isEnd(token) && "end", token.shown.includes("\n") && "line", token.shown === "" && !isEnd(token) && "part", token.isPicked && "picked"];
     const label = t("token.label", { token: spoken(token), bits: fixed(bits) });
-    return make("span", {
+    const properties = {
       className: ["token", shade(bits), ...marks.filter(Boolean)].join(" "),
       role: "option",
       tabIndex: index === 0 ? 0 : -1,
-      textContent: token.shown,
       "aria-label": label,
       "aria-selected": "false",
       "data-index": index,
       "data-end": isEnd(token) ? t("token.end") : "",
-    });
+    };
+    return make("span", properties, ...inked(token.shown));
   }
 
   show(target, isHeld = false) {

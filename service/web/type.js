@@ -2,11 +2,11 @@
 
 import { post } from "./api.js";
 import { onLanguage, percent, t } from "./i18n.js";
+import { exampleOf } from "./examples.js";
 import { byId, make, Task } from "./page.js";
 import { keepField } from "./store.js";
 
 const PAUSE_MILLISECONDS = 60; // without a key before the service is asked
-const EXAMPLES = { nsmc: "이 영화 정말 재", tinyshakespeare: "To be, or not to b", books: "The wea" };
 
 let models = [];
 let found = []; // completions of the text before the caret
@@ -88,7 +88,7 @@ function suggestText() {
   const area = byId("type-text");
   const model = models.find((each) => each.name === byId("type-model").value);
   if (model === undefined || area.dataset.isOwn) return;
-  area.value = EXAMPLES[model.corpus.name] ?? EXAMPLES[model.name.split("-")[0]] ?? "";
+  area.value = exampleOf(model, "type");
   area.setSelectionRange(area.value.length, area.value.length);
 }
 

@@ -1,17 +1,24 @@
 // The Write pane: a prompt, its continuation as it comes, alternatives at every token, and the same text again.
 
+import { post } from "./api.js";
 import { bitsOf, Draft, isEnd } from "./draft.js";
+import { exampleOf } from "./examples.js";
 import { fixed, onLanguage, percent, t } from "./i18n.js";
+import { readLink } from "./link.js";
 import { byId, isFilled, make, Task } from "./page.js";
+import { openLink, showShare, startShare } from "./share.js";
 import { keepField } from "./store.js";
 import { TokenList, drawLegend, spoken, visible } from "./tokens.js";
 
 const SAMPLING = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"];
-const EXAMPLES = { nsmc: "이 영화는", tinyshakespeare: "ROMEO:\n" };
+const EXAMPLE = { seed: 7, tokens: 120 };
 
 let models = [];
 let draft = null;
 let shown = null; // number of the token whose alternatives are shown
+let showExample = () => {};
+let openRecipe = () => {};
+let isOpened = false; // the link that the page was opened with
 let outcome = ""; // what the last task came to
 
 export function startWrite() {
@@ -25,7 +32,8 @@ export function startWrite() {
   }, byId("write-form"));
   const list = new TokenList(byId("write-tokens"), { onShow: showAlternatives, onEnter: () => byId("alternatives").querySelector("button")?.focus() });
   const redraw = () => {
-    byId("write-prompt-shown").textContent = draft.prompt;
+    const isSame = byId("write-prompt-shown").textContent === draft.prompt;
+    if (!isSame) byId("write-prompt-shown").textContent = draft.prompt;
     list.update(draft.tokens);
     showFigures();
   };
@@ -41,14 +49,29 @@ export function startWrite() {
     draft = next;
     show();
   };
+  const example = new Task(null, () => {});
+  showExample = () => {
+    if (draft !== null || byId("write-prompt").dataset.isOwn || byId("pane-write").hidden) return;
+    example.run(async (signal) => {
+      const model = byId("write-model").value;
+      const next = new Draft(model, exampleOf(modelNamed(model), "write"), { temperature: 0.8, seed: EXAMPLE.seed });
+      await next.more(EXAMPLE.tokens, signal);
+      next.onChange = frames(redraw);
+      adopt(next, redraw);
+      showBusy(false);
+    });
+  };
+  document.addEventListener("meari-pane", () => models.length > 0 && showExample());
   const maxTokens = () => byId("write-max_tokens").valueAsNumber;
 
-  const write = begin("done", async (signal) => {
+  const write = begin("done", async (signal, recipe = { tokens: maxTokens(), picks: [] }) => {
+    example.stop();
     const next = new Draft(byId("write-model").value, byId("write-prompt").value, sampling());
     const show = frames(redraw);
     next.onChange = () => next.tokens.length > 0 && adopt(next, show);
-    await next.more(maxTokens(), signal);
+    await next.replay(recipe.tokens, recipe.picks, modelNamed(next.model)?.limits.max_tokens ?? maxTokens(), signal);
     adopt(next, show);
+    await markUnknown(next, signal);
   });
   const more = begin("done", (signal) => draft.more(maxTokens(), signal));
   const choose = begin("done", (signal, index, alternative) => draft.choose(index, alternative, maxTokens(), signal));
@@ -59,11 +82,23 @@ export function startWrite() {
 
   byId("write-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (isFilled(event.target)) write();
+    if (!isFilled(event.target)) return;
+    if (location.hash.startsWith("#write?")) history.replaceState(null, "", "#write"); // a link's text makes room for another
+    byId("write-note").textContent = "";
+    write();
   });
   byId("write-prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("write-form").requestSubmit();
   });
+  startShare(recipeOf);
+  openRecipe = (recipe) => {
+    example.stop();
+    const fields = { model: recipe.model, prompt: recipe.prompt, seed: recipe.seed, max_tokens: recipe.tokens, ...recipe.sampling };
+    for (const name of ["model", "prompt", "max_tokens", ...SAMPLING]) byId(`write-${name}`).value = fields[name] ?? "";
+    byId("write-prompt").dataset.isOwn = "yes";
+    write(recipe);
+  };
+  addEventListener("hashchange", () => openLink(models, openRecipe));
   byId("write-stop").addEventListener("click", () => task.stop());
   byId("write-more").addEventListener("click", more);
   byId("write-again").addEventListener("click", again);
@@ -73,6 +108,7 @@ export function startWrite() {
     byId("write-seed").closest("details").open = true;
   });
   byId("write-model").addEventListener("change", suggestPrompt);
+  byId("write-more-settings").open = matchMedia("(min-width: 60rem)").matches;
   byId("alternatives").addEventListener("click", ({ target }) => {
     const button = target.closest("button");
     if (button === null) return;
@@ -88,8 +124,14 @@ export function startWrite() {
     else return;
     event.preventDefault();
   });
+  const unit = byId("write-shade");
+  unit.addEventListener("change", () => {
+    drawLegend(byId("write-legend"), unit.value);
+    list.colour(unit.value);
+  });
   onLanguage(() => {
-    drawLegend(byId("write-legend"));
+    drawLegend(byId("write-legend"), unit.value);
+    list.unit = unit.value;
     if (draft === null) return;
     list.update([]);
     redraw();
@@ -101,6 +143,33 @@ export function startWrite() {
 export function offerWriteModels(found) {
   models = found;
   suggestPrompt();
+  if (!isOpened) openLink(models, openRecipe);
+  isOpened = true;
+  if (!readLink(location.hash)?.model) showExample();
+}
+
+const modelNamed = (name) => models.find((model) => model.name === name);
+
+/** What makes the text again, wherever its model is. */
+function recipeOf() {
+  const { seed, ...sampling } = draft.sampling;
+  return { model: draft.model, bundle: modelNamed(draft.model)?.hashes.bundle.slice(0, 12) ?? "", prompt: draft.prompt, seed: draft.seed, tokens: draft.tokens.length, sampling, picks: draft.picks };
+}
+
+/** Mark what the model does not know in the prompt, where the service says that there is something. */
+async function markUnknown({ model, prompt, unknown }, signal) {
+  const unknownId = modelNamed(model)?.tokenizer.unknown_id ?? null;
+  if (unknown === 0 || unknownId === null) return;
+  const { results } = await post("score", { model, text: prompt, tokens: true, add_end: false }, signal);
+  const characters = [...prompt];
+  const pieces = [];
+  let at = 0;
+  for (const { id, start, end } of results[0].tokens) {
+    if (id !== unknownId) continue;
+    pieces.push(characters.slice(at, start).join(""), make("mark", { className: "unknown", title: t("token.unknown"), textContent: characters.slice(start, end).join("") }));
+    at = end;
+  }
+  byId("write-prompt-shown").replaceChildren(...pieces, characters.slice(at).join(""));
 }
 
 function suggestPrompt() {
@@ -109,7 +178,7 @@ function suggestPrompt() {
   if (model === undefined) return;
   byId("write-max_tokens").max = model.limits.max_tokens;
   byId("write-top_k").max = model.limits.max_top_k;
-  if (!prompt.dataset.isOwn) prompt.value = EXAMPLES[model.corpus.name] ?? "";
+  if (!prompt.dataset.isOwn) prompt.value = exampleOf(model, "write");
 }
 
 function sampling() {
@@ -121,6 +190,8 @@ function showBusy(isBusy) {
   byId("write-stop").disabled = !isBusy;
   byId("write-out").setAttribute("aria-busy", String(isBusy));
   const isThere = !isBusy && draft !== null && draft.tokens.length > 0;
+  byId("write-share").hidden = !isThere;
+  if (isThere) showShare(recipeOf());
   byId("write-go").disabled = isBusy;
   byId("write-again").disabled = !isThere;
   byId("write-more").disabled = !isThere || draft.finish === "end";

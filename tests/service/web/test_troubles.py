@@ -253,7 +253,7 @@ def test_reload_keeps_what_was_entered_and_forbidden_storage_does_no_harm(
             page.is_checked("#compare-models input[value=shakespeare-rnn]"),
         ]
         if is_forbidden:
-            assert found == ["ROMEO:\n", "shakespeare-lstm", "1", found[3], "shakespeare-lstm", False, True]
+            assert found == ["ROMEO:\n", "shakespeare-lstm", "", found[3], "shakespeare-lstm", False, True]
         else:
             assert found == ["Sir,", "shakespeare-gru", "0.5", found[3], "books-lstm", False, False]
         visit.context.close()

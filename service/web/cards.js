@@ -1,0 +1,46 @@
+// What the service says of a model, in one line: corpus, held-out figure, size, date.
+
+import { fixed, number, onLanguage, t, written } from "./i18n.js";
+import { byId } from "./page.js";
+
+let models = new Map();
+
+/** found: as GET /models gives them, each with `created` of GET /v1/models. */
+export function offerCards(found) {
+  models = new Map(found.map((model) => [model.name, model]));
+  drawCards();
+}
+
+export function startCards() {
+  for (const card of document.querySelectorAll("[data-card]")) byId(card.dataset.card).addEventListener("change", drawCards);
+  onLanguage(drawCards);
+}
+
+function drawCards() {
+  for (const card of document.querySelectorAll("[data-card]")) {
+    const model = models.get(byId(card.dataset.card).value);
+    card.textContent = model ? describe(model) : "";
+  }
+}
+
+/** Parts that a bundle does not have are left out. */
+function describe({ corpus, family, precision, sizes, graphs, figures, created }) {
+  const bytes = Object.values(graphs).reduce((sum, graph) => sum + graph.bytes, 0);
+  const parts = [
+    corpus.name && t(corpus.licence ? "card.corpus" : "card.corpus.only", corpus),
+    heldOut(figures),
+    t("card.size", { family: family.toUpperCase(), millions: fixed(sizes.parameters / 1e6, 1), megabytes: fixed(bytes / 1e6, 1), precision }),
+    created && t("card.date", { date: written(created) }),
+  ];
+  return parts.filter(Boolean).join(" · ");
+}
+
+/** The figure of the text that was held out, or null. */
+export function heldOut(figures) {
+  const part = figures?.reported_part ?? "validation";
+  const bits = figures?.[part]?.bits_per_char;
+  return typeof bits === "number" ? t(`card.${part === "test" ? "test" : "validation"}`, { bits: fixed(bits, 3) }) : null;
+}
+
+/** A model's family and size, for where there is little room. */
+export const brief = ({ family, sizes, figures }) => [family.toUpperCase(), t("card.parameters", { millions: number(sizes.parameters / 1e6, 1) }), heldOut(figures)].filter(Boolean).join(" · ");

@@ -1,0 +1,35 @@
+// What the panes begin with: by the corpus that a model was trained on, in that corpus's language.
+
+const EXAMPLES = {
+  nsmc: {
+    language: "ko",
+    write: "이 영화는",
+    type: "이 영화 정말 재",
+    score: "정말 재미있는 영화였다\n정말 재미있는 영하였다\n영화 재미있는 정말였다",
+    compare: "이 영화는 정말",
+  },
+  tinyshakespeare: {
+    language: "en",
+    write: "ROMEO:\n",
+    type: "To be, or not to b",
+    score: "To be, or not to be: that is the question.\nTo be, or not too bee: that is the question.\nQuestion the is that: be to not or, be to.",
+    compare: "ROMEO:\nThe night is long, and all the bells are still.\n",
+  },
+  books: {
+    language: "en",
+    write: "The weather",
+    type: "The wea",
+    score: "He was very glad to see me.\nHe was very glad too see me.\nSee me very to glad was he.",
+    compare: "It was late in the evening, and",
+  },
+};
+
+/** The text that a pane begins with; empty where the corpus is another one. */
+export const exampleOf = (model, pane) => EXAMPLES[model.corpus.name]?.[pane] ?? "";
+
+/** The model to begin with: the service's default, unless that is known to be of another language than the page. */
+export function firstModel(models, name, language) {
+  const languageOf = (model) => EXAMPLES[model?.corpus.name]?.language;
+  const first = models.find((model) => model.name === name) ?? models[0];
+  return [undefined, language].includes(languageOf(first)) ? first : (models.find((model) => languageOf(model) === language) ?? first);
+}
