@@ -5,9 +5,10 @@ Must not know: HTTP.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,12 +42,14 @@ class Run:
     parts      held-out parts of the corpus, by name: `validation`, and perhaps `test`
     has_ends   whether the training text taught where a text ends
     report     report.png, or None without one
+    imported   of a model that was trained elsewhere: where it came from
     """
 
     checkpoint: Checkpoint
     parts: dict[str, TokenFile]
     has_ends: bool
     report: bytes | None
+    imported: Mapping[str, Any] | None = None
 
     @property
     def held_out(self) -> Tokens:
@@ -103,10 +106,16 @@ def export_bundle(
     Raises BundleExists, CheckFailed and UnusableRun, or what `models` raises for a run that cannot be read or a
     folder that another export is writing. In all of these cases the folder is as it was.
     """
-    folder = folder.absolute()
-    check_target(folder, overwrite=overwrite)
+    check_target(folder.absolute(), overwrite=overwrite)
     tell(f"Reading {run_folder}")
-    run = read_run(run_folder)
+    return write_bundle(read_run(run_folder), folder, precision, overwrite=overwrite, tell=tell)
+
+
+def write_bundle(
+    run: Run, folder: Path, precision: Precision, *, overwrite: bool = False, tell: Callable[[str], None]
+) -> ExportedBundle:
+    """Check a run that was read and write it as a bundle. Raises as `export_bundle`."""
+    folder = folder.absolute()
     with locked_beside(folder):
         check_target(folder, overwrite=overwrite)  # another export may have finished meanwhile
         checked = _usable(run, precision, tell)
@@ -175,7 +184,8 @@ def _build(run: Run, precision: Precision, tell: Callable[[str], None]) -> _Chec
         check_valid(graphs)
     tell("Comparing rows in batches of many sizes")
     check_isolation(graphs)
-    tell("Measuring held-out text")
+    if run.parts:
+        tell("Measuring held-out text")
     held_out = {part: _measure(run, graphs, tokens) for part, tokens in run.parts.items()}
     check_precision(precision, held_out.get("validation"))
     return _CheckedGraphs(graphs, agreement, held_out)
@@ -200,6 +210,7 @@ def _describe(name: str, run: Run, checked: _CheckedGraphs) -> Description:
         golden=make_golden(checked.graphs, run.held_out),
         samples=tuple(draw_samples(checked.graphs, run.checkpoint.tokenizer)),
         has_report=run.report is not None,
+        imported=run.imported,
     )
 
 

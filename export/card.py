@@ -71,11 +71,9 @@ def _head(description: Description) -> str:
         ("recurrent state", f"{_state_bytes(description):,} bytes a sequence"),
         ("precision", f"{description.precision}; the two graphs take {num_bytes:,} bytes"),
     ]
-    title = f"# {description.name}\n\n"
-    first = (
-        f"A small {FAMILIES[model.family]} language model of {corpus.name or 'its corpus'}, served by meari on a CPU."
-    )
-    return title + first + "\n\n" + _table(("what", "value"), rows)
+    what = f"of {corpus.name or 'its corpus'}" if description.imported is None else "that was trained elsewhere"
+    first = f"A small {FAMILIES[model.family]} language model {what}, served by meari on a CPU."
+    return f"# {description.name}\n\n{first}\n\n{_table(('what', 'value'), rows)}"
 
 
 def _architecture(description: Description) -> str:
@@ -122,6 +120,8 @@ def _state_bytes(description: Description) -> int:
 
 
 def _corpus(description: Description) -> str:
+    if description.imported is not None:
+        return "## Corpus\n\nNot known: the model was imported without its text."
     corpus = description.checkpoint.config.corpus
     lines = [f"- **{corpus.name or 'unnamed'}**: {corpus.source or 'no source stated'}"]
     lines += [f"- licence of the text: {corpus.licence or 'not stated'}"]
@@ -193,6 +193,11 @@ def _precision(description: Description) -> str:
 
 
 def _training(description: Description) -> str:
+    if description.imported is not None:
+        rows = [
+            (name.replace("_", " "), "added" if text is None else text) for name, text in description.imported.items()
+        ]
+        return "## Import\n\nThe weights were trained elsewhere and imported:\n\n" + _table(("what", "value"), rows)
     checkpoint = description.checkpoint
     lines = [f"- weights of step {checkpoint.step:,}, seed {checkpoint.config.seed}"]
     seconds = checkpoint.figures.get("training_seconds")

@@ -8,6 +8,7 @@ graphs for the terminal. Must not know: the files' format.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import onnxruntime as ort
@@ -73,6 +74,7 @@ class Description:
     has_ends     whether the training text taught where a text ends
     held_out     figures of the held-out parts of the corpus, by name; none where the run has none to measure on
     has_report   whether report.png lies beside it
+    imported     of a model that was trained elsewhere: where it came from; its config has a model alone
     """
 
     name: str
@@ -85,6 +87,7 @@ class Description:
     golden: Golden
     samples: tuple[str, ...]
     has_report: bool
+    imported: Mapping[str, Any] | None = None
 
     @property
     def machine(self) -> dict[str, str]:

@@ -5,6 +5,7 @@ Input: a message. Output: an exception. Must not know: the code that raises it.
     ExportError
     ├── BundleExists        there is something at the target already
     ├── UnusableRun         the run lacks something that the export needs
+    ├── Unimportable        weights, a mapping of names or a vocabulary of others that cannot become a bundle
     └── CheckFailed         the graphs are not good enough: nothing was written
         ├── InvalidGraph    not a model that ONNX allows
         ├── TorchMismatch   log-probabilities differ from the checkpoint's
@@ -26,6 +27,10 @@ class BundleExists(ExportError):
 
 class UnusableRun(ExportError):
     """A run that cannot be exported as it is."""
+
+
+class Unimportable(ExportError):
+    """Weights, a mapping or a vocabulary of another project that cannot become a bundle as they are."""
 
 
 class CheckFailed(ExportError):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from meari.bundle_format.manifest import FORMAT_VERSION, PARTS, Boundary, FileEntry, Golden, Manifest, TokenizerEntry
-from meari.bundle_format.names import END, NORMALIZATION
+from meari.bundle_format.names import NORMALIZATION
 from meari.export.description import Description
 from meari.export.verification import TORCH_TOLERANCE
 
@@ -22,9 +22,7 @@ def make_manifest(description: Description, files: Mapping[str, bytes]) -> Manif
     """
     checkpoint = description.checkpoint
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    config = checkpoint.config.to_tables()
     sizes = dataclasses.asdict(description.sizes)
-    corpus = {name: config["corpus"][name] for name in ("name", "licence", "source", "document")}
     return Manifest(
         format_version=FORMAT_VERSION,
         name=description.name,
@@ -32,19 +30,40 @@ def make_manifest(description: Description, files: Mapping[str, bytes]) -> Manif
         precision=description.precision,
         sizes={name: size for name, size in sizes.items() if size is not None},
         state=model.state_tensors,
-        boundary=Boundary(tokenizer.end_id, END),
+        boundary=Boundary(tokenizer.end_id, tokenizer.end_token),
         tokenizer=TokenizerEntry(tokenizer.kind, NORMALIZATION, tokenizer.unknown_id),
         graphs={name: _graph(description, name) for name in description.graphs},
-        corpus=corpus | {"has_ends": description.has_ends, "baseline": config["corpus"].get("baseline", {})},
-        training=config,
+        corpus=_corpus(description),
+        training=_training(description),
         figures=_figures(description),
         golden=Golden(description.golden.tolerance),
         files={name: _file(content) for name, content in sorted(files.items())},
     )
 
 
+def _corpus(description: Description) -> dict[str, Any]:
+    """The text, as the config names it; of an imported model it is not known."""
+    if description.imported is not None:
+        return {"has_ends": description.has_ends}
+    corpus = description.checkpoint.config.to_tables()["corpus"]
+    named = {name: corpus[name] for name in ("name", "licence", "source", "document")}
+    return named | {"has_ends": description.has_ends, "baseline": corpus.get("baseline", {})}
+
+
+def _training(description: Description) -> dict[str, Any]:
+    """The config, or in its place where an imported model came from."""
+    if description.imported is not None:
+        return {"imported": dict(description.imported)}
+    return description.checkpoint.config.to_tables()
+
+
 def _figures(description: Description) -> dict[str, Any]:
     """Figures of the bundle as served and of its checkpoint, and how it was trained and checked."""
+    if description.imported is not None:
+        return {
+            "measured_on": description.machine,
+            "precision_check": precision_check(description),
+        }
     trained = {name: value for name, value in description.checkpoint.figures.items() if name not in PARTS}
     return {
         **{part: found.served.to_json() for part, found in description.held_out.items()},

@@ -24,7 +24,7 @@ from meari.errors import did_you_mean
 
 NOT_VERBS = frozenset({"main"})
 GROUPS = {
-    "Train": ("demo", "search", "train", "evaluate", "export", "sign"),
+    "Train": ("demo", "search", "train", "evaluate", "export", "import", "sign"),
     "Look": ("inspect", "models", "bundles", "claims"),
     "Use": ("serve", "keys", "generate", "score", "filter", "completion"),
 }  # of verbs, in the order in which data flows

@@ -37,6 +37,7 @@ KINDS: Final = {  # as `export` writes them
     "bpe": ("BPE", "ByteLevel", "ByteLevel"),
     "word": ("WordLevel", "Whitespace", None),
 }
+SPLIT_AT_SPACES: Final = ("WordLevel", "WhitespaceSplit", None)  # kind word too, of imported models
 SPLIT: Final = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 PLAIN_BPE: Final = (
     "dropout",
@@ -99,7 +100,8 @@ def _check_kind(manifest: Manifest, parts: Mapping[str, Any]) -> None:
         said = f"{normalizer}, the normalizer of tokenizer.json"
         raise contradiction("tokenizer.normalization", manifest.tokenizer.normalization, said)
     found = tuple((parts.get(part) or {}).get("type") for part in PARTS)
-    if found != KINDS[manifest.tokenizer.kind]:
+    also = SPLIT_AT_SPACES if manifest.tokenizer.kind == "word" else None
+    if found not in (KINDS[manifest.tokenizer.kind], also):
         kind = next((kind for kind, expected in KINDS.items() if expected == found), "another")
         said = f"{kind}: tokenizer.json has " + ", ".join(f"{p} {f}" for p, f in zip(PARTS, found, strict=True))
         raise contradiction("tokenizer.kind", manifest.tokenizer.kind, said)

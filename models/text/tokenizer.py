@@ -45,6 +45,11 @@ class Tokenizer:
         self.vocabulary_size = backend.get_vocab_size()
         self._char_ids = _char_ids(backend) if kind is TokenizerKind.CHAR else None
 
+    @property
+    def end_token(self) -> str:
+        """Name of the boundary token."""
+        return str(self._backend.id_to_token(self.end_id))
+
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, without the boundary."""
         return self.encode_batch([text])[0]

@@ -117,7 +117,7 @@ def test_examples_of_the_main_help_parse() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", [verb for verb in VERBS if verb not in (*PARSED, "bundles", "evaluate", "export", "sign")]
+    "verb", [verb for verb in VERBS if verb not in (*PARSED, "bundles", "evaluate", "export", "import", "sign")]
 )
 def test_examples_run_in_order(verb: str, folder: Path, url: str, environment: dict[str, str]) -> None:
     shorter = {"meari train my-text.txt": "meari train my-text.txt --minutes 0.05", " --minutes 2": ""}

@@ -224,7 +224,8 @@ class TextTokenizer:
 def _may_be_cut(tokenizer: tokenizers.Tokenizer) -> bool:
     """Tell whether a text may be cut before its spaces: nothing is added at a beginning or joined over a space."""
     normalizer, before = tokenizer.normalizer, tokenizer.pre_tokenizer
-    splits = isinstance(before, tokenizers.pre_tokenizers.Whitespace) or (
+    at_spaces = (tokenizers.pre_tokenizers.Whitespace, tokenizers.pre_tokenizers.WhitespaceSplit)
+    splits = isinstance(before, at_spaces) or (
         isinstance(before, tokenizers.pre_tokenizers.ByteLevel) and before.use_regex and not before.add_prefix_space
     )
     is_plain = normalizer is None or isinstance(normalizer, tokenizers.normalizers.NFC)

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meari.bundle_format.names import TokenizerKind
-from meari.bundle_format.text_borders import word_border
+from meari.bundle_format.text_borders import last_space, word_border
 from meari.runtime.text.tokenizer import TextTokenizer, Vocabulary
 
 __all__ = ["Ending", "Progress", "Span", "Spelling", "TypedText", "spelling_of", "typed_text"]
@@ -273,7 +273,7 @@ def _tail_start(tokenizer: TextTokenizer, text: str, num_kept: int) -> int:
         return min(word_border(text), num_kept)
     if kind is TokenizerKind.CHAR:
         return num_kept
-    begin = word_border(text)
+    begin = last_space(text)  # a vocabulary may have words with marks inside
     last = tokenizer.encode_with_offsets(text[begin:])
     if not last.ids or begin + last.ends[-1] < len(text):
         return num_kept

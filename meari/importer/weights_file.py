@@ -1,0 +1,116 @@
+"""Files of weights: safetensors, or a state dict as `torch.save` writes it.
+
+Input: a path. Output: tensors by their names, as they are stored. Must not know: what they mean.
+
+Pickled files are read with `weights_only=True`: tensors, numbers and texts, and no code.
+"""
+
+import hashlib
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from meari.export.errors import Unimportable
+
+USUAL_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
+PICKLE, ZIP = b"\x80", b"PK"
+HEADER_BYTES = 9  # of safetensors: the length of its JSON, then a brace
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Content of a file.
+
+    notes   what was chosen in it
+    """
+
+    path: Path
+    sha256: str
+    tensors: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def read_weights_file(path: Path) -> WeightsFile:
+    """Read a file. Raises Unimportable: not readable, of another kind, a pickled module, without a state dict."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(HEADER_BYTES)
+            stream.seek(0)
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise Unimportable(f"{path}: got {error.strerror or error}, expected a file of weights") from error
+    if head[8:] == b"{":
+        return WeightsFile(path, digest, _safetensors(path))
+    if not head.startswith((PICKLE, ZIP)):
+        raise Unimportable(f"{path}: got a file of another kind, expected safetensors or what torch.save writes")
+    tensors, where = _state_dict(path, _unpickled(path))
+    notes = (f"The state dict is the entry {where!r} of the file",) if where else ()
+    return WeightsFile(path, digest, tensors, notes)
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    """Read tensors; a name that the file says to be another's, as of tied weights, gets that tensor."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            aliases = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise Unimportable(f"{path}: cannot be read as safetensors: {error}") from error
+    shared = {name: tensors[kept] for name, kept in aliases.items() if kept in tensors and name not in tensors}
+    return tensors | shared
+
+
+def _unpickled(path: Path) -> Any:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise Unimportable(f"{path}: got a TorchScript archive{_how_to_save('torch.jit.load({path!r})', path)}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"the Python object {found.group(1)}" if found else "Python objects"
+        loaded = 'torch.load({path!r}, map_location="cpu", weights_only=False)'
+        also = '. Where it is a checkpoint, write ["state_dict"] (or the key it has) in place of .state_dict()'
+        said = f"holds {what}, which is not loaded, since that runs the file's code"
+        raise Unimportable(f"{path}: {said}{_how_to_save(loaded, path)}{also}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise Unimportable(f"{path}: cannot be read: damaged, or not written by torch.save ({reason})") from error
+
+
+def _how_to_save(loaded: str, path: Path) -> str:
+    new = path.with_name(f"{path.stem}-weights.pt")
+    line = f"torch.save({loaded.format(path=str(path))}.state_dict(), {str(new)!r})"
+    return f"; expected a state dict. If you trust the file, write one where the model's code is: import torch; {line}"
+
+
+def _state_dict(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
+    """Return the state dict in a file's content, and the key under which it was found, "" if it is the content."""
+    if not isinstance(content, Mapping):
+        raise Unimportable(f"{path}: got a {type(content).__name__}, expected a state dict: tensors by their names")
+    found = {key: content[key] for key in USUAL_KEYS if _has_tensors(content.get(key))}
+    if len(found) > 1:
+        raise Unimportable(
+            f"{path}: got several state dicts ({', '.join(found)}), expected one: save the model's alone"
+        )
+    where, tables = next(iter(found.items())) if found else ("", content)
+    if not _has_tensors(tables):
+        keys = ", ".join(map(str, [*tables][:8])) or "nothing"
+        raise Unimportable(f"{path}: got {keys}, expected tensors by their names, or one of {', '.join(USUAL_KEYS)}")
+    for name, value in tables.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise Unimportable(f"{path}: {name}: got a {type(value).__name__}, expected a tensor")
+    return dict(tables), where
+
+
+def _has_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(each, Tensor) for each in value.values())
