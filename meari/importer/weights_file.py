@@ -6,12 +6,12 @@ Pickled files are read with `weights_only=True`: tensors, numbers and texts, and
 """
 
 import hashlib
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ def _unpickled(path: Path) -> Any:
                 raise Unimportable(f"{path}: got a TorchScript archive{_how_to_save('torch.jit.load({path!r})', path)}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"the Python object {found.group(1)}" if found else "Python objects"
         loaded = 'torch.load({path!r}, map_location="cpu", weights_only=False)'
