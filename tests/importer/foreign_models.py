@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 WORDS = (
     "<eos>",
@@ -56,7 +57,7 @@ class WordLanguageModel(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Log-probabilities after each token, [T, V], from tokens [T] and a state of zeros."""
         outputs, _ = self.rnn(self.encoder(tokens).unsqueeze(1))
-        return self.decoder(outputs.squeeze(1)).log_softmax(-1)
+        return functional.log_softmax(self.decoder(outputs.squeeze(1)), -1)
 
 
 class CharRnn(nn.Module):
@@ -69,7 +70,8 @@ class CharRnn(nn.Module):
         self.decoder = nn.Linear(hidden, num_tokens)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        state, rows = None, []
+        state: Tensor | None = None
+        rows = []
         for token in tokens:
             output, state = self.rnn(self.encoder(token).view(1, 1, -1), state)
             rows.append(self.decoder(output.view(-1)))
@@ -81,8 +83,8 @@ class WeightDrop(nn.Module):
 
     def __init__(self, module: nn.LSTM) -> None:
         super().__init__()
-        raw = module.weight_hh_l0
-        del module._parameters["weight_hh_l0"]
+        raw = module._parameters.pop("weight_hh_l0")
+        assert raw is not None
         module.register_parameter("weight_hh_l0_raw", nn.Parameter(raw.detach()))
         self.module = module
 
@@ -109,7 +111,7 @@ class AwdLstm(nn.Module):
         x = self.encoder(tokens).unsqueeze(1)
         for rnn in self.rnns:
             x = rnn(x)
-        return self.decoder(x.squeeze(1)).log_softmax(-1)
+        return functional.log_softmax(self.decoder(x.squeeze(1)), -1)
 
 
 class ProjectedLstm(nn.Module):
@@ -126,7 +128,7 @@ class ProjectedLstm(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         outputs, _ = self.lstm(self.lookup(tokens).unsqueeze(1))
-        return self.head(self.bottleneck(outputs.squeeze(1))).log_softmax(-1)
+        return functional.log_softmax(self.head(self.bottleneck(outputs.squeeze(1))), -1)
 
 
 PROJECTED = """

@@ -238,8 +238,8 @@ def test_script_imports_a_model_of_each_layout_and_each_serves_the_torch_models_
         "names": (CharRnn("gru", len(CHARS), 10, 2), CHARS),
         "awd": (AwdLstm(len(WORDS), 9, 14, 3), WORDS),
     }
-    for name, (model, vocabulary) in models.items():
-        _check_served(tmp_path / "bundles" / name, randomised(model), vocabulary)
+    for name, (model, tokens) in models.items():
+        _check_served(tmp_path / "bundles" / name, randomised(model), tokens)
     manifest = json.loads((tmp_path / "bundles" / "wiki" / "manifest.json").read_text())
     assert manifest["training"]["imported"]["weights"] == "wiki.pt"
     assert manifest["training"]["imported"]["boundary"] == "<eos>"
