@@ -32,6 +32,15 @@ DESCRIPTION: Final = (
     "`X-Request-Id`: the caller's, if it sent a sane one."
 )
 
+GROUPS: Final = {  # what is shown together, with the first parts of its paths
+    "Texts": ("Continue, complete and score texts", ("generate", "complete", "score")),
+    "Tokens and states": ("A look inside a model", ("tokenize", "detokenize", "states")),
+    "Models": ("What is served, and its change by an admin", ("models",)),
+    "OpenAI's clients": ("The same in OpenAI's shape", ("v1",)),
+    "Service": ("Health and metrics", ("healthz", "readyz", "metrics")),
+}
+GROUP_OF: Final = {part: name for name, (_, parts) in GROUPS.items() for part in parts}
+
 
 def _errors(root: type[MeariError]) -> Iterator[type[MeariError]]:
     for error in root.__subclasses__():
@@ -66,6 +75,7 @@ def openapi_document(requests: Mapping[str, type[msgspec.Struct]], models: Seque
     return {
         "openapi": "3.1.0",
         "info": {"title": "meari", "version": _version(), "description": DESCRIPTION},
+        "tags": [{"name": name, "description": about} for name, (about, _) in GROUPS.items()],
         "paths": paths,
         "components": {
             "schemas": components,
@@ -123,7 +133,7 @@ def _operation(operation: Operation, requests: Mapping[str, type[msgspec.Struct]
     body: Json = {
         "operationId": operation.name,
         "summary": operation.summary,
-        "tags": ["OpenAI's clients" if operation.is_openai else "meari"],
+        "tags": [GROUP_OF[operation.path.split("/")[1]]],
         "responses": _responses(operation),
     }
     if operation.description:

@@ -36,18 +36,44 @@ PAGE: Final = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>meari: the HTTP API</title>
 <link rel="icon" href="docs/favicon-32x32.png">
 <link rel="stylesheet" href="docs/swagger-ui.css">
+<link rel="stylesheet" href="docs/start.css">
 </head>
 <body>
+<p class="back"><a href="./">← meari: back to the page · <span lang="ko">페이지로 돌아가기</span></a></p>
 <div id="contract"></div>
 <script src="docs/swagger-ui-bundle.js"></script>
 <script src="docs/start.js"></script>
 </body>
 </html>
 """
-START: Final = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#contract", deepLinking: true, validatorUrl: null});\n'
+START: Final = """// Light or dark as it was chosen on the playground, else as the system has it.
+const dark = matchMedia("(prefers-color-scheme: dark)");
+function colour() {
+  let chosen = null;
+  try {
+    chosen = localStorage.getItem("meari-theme");
+  } catch {
+    // forbidden
+  }
+  const isDark = chosen === "dark" || (chosen !== "light" && dark.matches);
+  document.documentElement.classList.toggle("dark-mode", isDark);
+}
+dark.addEventListener("change", colour);
+colour();
+SwaggerUIBundle({url: "openapi.json", dom_id: "#contract", deepLinking: true, validatorUrl: null});
+"""
+STYLE: Final = """body { margin: 0; background: #ffffff; }
+.back { max-width: 1460px; margin: 0 auto; padding: 12px 20px 0; font: 16px system-ui, sans-serif; }
+.back a { color: #3346a8; }
+html.dark-mode { color-scheme: dark; }
+html.dark-mode body { background: #1c2022; }
+html.dark-mode .back a { color: #a3b4ff; }
+"""
+OWN_FILES: Final = {"start.js": (START, "text/javascript"), "start.css": (STYLE, "text/css")}
 PACKED_SHARE: Final = 0.9
 WEB_FOLDER: Final = Path(__file__).resolve().parents[1] / "web"
 CLAIMS_FOLDER: Final = Path(__file__).resolve().parents[2] / "docs" / "claims"  # absent where only the package is
@@ -85,10 +111,11 @@ def docs_blueprint(service: Service) -> Blueprint:
 
     @blueprint.get("/docs/<name>")
     def docs_file(name: str) -> Response:
-        if name == "start.js":
-            return Response(START, mimetype="text/javascript", headers=CACHED)
+        if name in OWN_FILES:
+            text, media_type = OWN_FILES[name]
+            return Response(text, mimetype=media_type, headers=CACHED)
         if name not in FILES:
-            raise NotFound(Problem("path", f"/docs/{name[:100]}", f"one of {', '.join((*FILES, 'start.js'))}"))
+            raise NotFound(Problem("path", f"/docs/{name[:100]}", f"one of {', '.join((*FILES, *OWN_FILES))}"))
         data = (resources.files("flask_swagger_ui") / "dist" / name).read_bytes()
         return Response(data, mimetype=mimetypes.guess_type(name)[0], headers=CACHED)
 

@@ -148,7 +148,7 @@ def test_page_loads_nothing_from_other_hosts(client: FlaskClient) -> None:
     page = client.get("/docs")
     assert page.mimetype == "text/html"
     own = re.findall(r'(?:src|href)="([^"]+)"', page.text)
-    assert len(own) == 4
+    assert len(own) == 6
     for path in own:
         assert client.get(f"/{path}").status_code == 200, path
     assert client.get("/docs/other.js").status_code == 404
