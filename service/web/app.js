@@ -2,6 +2,7 @@
 
 import { get, onUnauthorized, onUnknownModel } from "./api.js";
 import { offerCompareModels, startCompare } from "./compare.js";
+import { offerCellRuns, startCellRuns } from "./cellrun.js";
 import { offerCards, startCards } from "./cards.js";
 import { nameEnds } from "./draft.js";
 import { firstModel } from "./examples.js";
@@ -29,12 +30,19 @@ startType();
 startScore();
 startCompare();
 startLearn();
+startCellRuns();
 startTabs();
 loadModels();
 
 function startTheme() {
   const select = byId("theme");
-  const apply = () => (document.documentElement.dataset.theme = select.value);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const apply = () => {
+    const { dataset } = document.documentElement;
+    dataset.theme = select.value;
+    dataset.shown = select.value === "dark" || (select.value === "system" && dark.matches) ? "dark" : "light"; // for pictures
+  };
+  dark.addEventListener("change", apply);
   select.value = browser.get(THEME) ?? "system";
   apply();
   select.addEventListener("change", () => {
@@ -95,6 +103,7 @@ async function loadModels() {
     offerTypeModels(models);
     offerScoreModels(models);
     offerCompareModels(models);
+    offerCellRuns(models);
   } catch (error) {
     showError(place, error, loadModels);
     if (error.kind === "not_ready") setTimeout(loadModels, RETRY_MILLISECONDS);

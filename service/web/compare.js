@@ -3,7 +3,8 @@
 import { post, stream } from "./api.js";
 import { brief } from "./cards.js";
 import { bitsOf, withShownText } from "./draft.js";
-import { echoOf, halfLife } from "./echo.js";
+import { drawChart } from "./chart.js";
+import { echoOf, halfLife, sharesOf } from "./echo.js";
 import { exampleOf } from "./examples.js";
 import { arranged, columnAt, drawHeatMap } from "./heatmap.js";
 import { fixed, number, onLanguage, t } from "./i18n.js";
@@ -91,6 +92,7 @@ async function runAll(names, signal) {
   await Promise.all(runs.map((run) => writeOne(run, request, signal)));
   await Promise.all(runs.map((run) => measureOne(run, signal)));
   draw();
+  await measureEchoes(at, signal);
   byId("status").textContent = t("compare.done", { models: runs.length });
 }
 
@@ -116,16 +118,41 @@ async function measureOne(run, signal) {
   const prompt = [...run.prompt].slice(0, known.at(-1)?.end ?? 0).join("");
   const rest = known.length < run.scored.tokens.length ? [] : run.tokens.slice(0, MAX_STATES - known.length);
   run.states = await post("states", { model, text: prompt + rest.map(({ shown }) => shown).join(""), units: UNITS }, signal);
-  run.tensor = Math.max(0, run.states.tensors.findIndex(({ name }) => name.startsWith("c"))); // what the gates of an LSTM hold
+  const first = (kind) => run.states.tensors.findIndex(({ name }) => kind.test(name));
+  run.tensor = Math.max(0, first(/^c\d/) < 0 ? first(/^[sh]\d/) : first(/^c\d/)); // of an LSTM what its gates hold
+  run.columns = placed(withShownText(run.states.tokens, run.prompt + run.text).map(({ shown }) => ({ text: shown })));
+  run.seam = run.columns.filter(({ start }) => start < run.prompt.length).length;
   run.pictures = run.states.tensors.map(({ values }) => arranged(values));
+}
+
+/** What a token has left in the states of each model, for the chart. */
+async function measureEchoes(place, signal) {
+  const known = runs.filter((run) => run.states?.tokens[place]);
+  const echoes = await Promise.all(known.map((run) => echoOf(run.states, place, UNITS, signal)));
+  known.forEach((run, i) => (run.measured = { place, pictures: echoes[i].map((values, tensor) => ({ ...arranged(values), order: run.pictures[tensor].order })) }));
+  drawEchoes();
+}
+
+/** All models in one chart; of each the state tensor that its heat map shows. */
+function drawEchoes() {
+  const known = runs.filter((run) => run.measured);
+  byId("compare-chart").hidden = known.length === 0;
+  if (known.length === 0) return;
+  const { place } = known[0].measured;
+  const lines = known.map((run) => {
+    const { values } = run.measured.pictures[run.tensor];
+    const half = halfLife(values, place);
+    return { name: `${run.model.name} · ${run.states.tensors[run.tensor].name}`, note: half === null ? t("echo.stays") : t("echo.half", { half }), shares: sharesOf(values, place) };
+  });
+  const title = t("echo.title", { place: place + 1, token: visible(known[0].states.tokens[place]) });
+  byId("compare-chart-title").textContent = title;
+  drawChart(byId("compare-chart-lines"), lines, place + 1, { name: title, x: t("echo.x"), y: t("echo.y") });
 }
 
 /** In place of the states, what the token that is looked at has left in them. */
 async function showEchoes(signal) {
-  const place = at;
-  const known = runs.filter((run) => run.states?.tokens[place]);
-  const echoes = await Promise.all(known.map((run) => echoOf(run.states, place, UNITS, signal)));
-  known.forEach((run, i) => (run.echo = { place, pictures: echoes[i].map((values, tensor) => ({ ...arranged(values), order: run.pictures[tensor].order })) }));
+  await measureEchoes(at, signal);
+  for (const run of runs) run.echo = run.measured;
   byId("compare-back").hidden = false;
   runs.forEach(paint);
   byId("status").textContent = t("compare.echo.done");
@@ -143,11 +170,13 @@ function draw() {
   const num = Math.max(0, ...runs.map((run) => run.states?.tokens.length ?? 0));
   byId("compare-time").hidden = num === 0;
   byId("compare-at").max = String(Math.max(0, num - 1));
+  drawEchoes();
   lookAt(at);
 }
 
 const speedOf = (run) => (run.seconds > 0 ? run.tokens.length / run.seconds : 0);
-const bitsEach = (run) => run.tokens.reduce((sum, token) => sum + bitsOf(token.logprob), 0) / Math.max(1, run.tokens.length);
+/** A character's, since models of different tokenizers have no other measure in common. */
+const bitsEach = (run) => run.tokens.reduce((sum, token) => sum + bitsOf(token.logprob), 0) / Math.max(1, [...run.text].length);
 
 function row(run) {
   const scored = run.scored?.bits_per_char ?? null;
@@ -161,15 +190,74 @@ function cells(run, scored) {
 }
 
 function card(run) {
-  const text = make("div", { className: "text small" });
+  const text = make("div", { className: "text small", tabIndex: 0, role: "listbox", "aria-orientation": "horizontal", "aria-label": t("compare.text", { model: run.model.name }), onkeydown: step });
+  text.addEventListener("pointerover", ({ target }) => {
+    const option = target.closest("[data-index]");
+    if (option) lookAt(columnOf(run, run.options[option.dataset.index].start));
+  });
+  run.box = text;
   const figures = make("p", { className: "figures" });
   run.show = () => {
-    const scored = run.scored?.tokens.map((token) => shaded(token.text, -token.logprob)) ?? [make("span", { className: "prompt", textContent: run.prompt })];
-    text.replaceChildren(...scored, make("span", { className: "seam" }), ...run.tokens.map((token) => shaded(token.shown, bitsOf(token.logprob))));
+    const own = run.tokens.map(({ shown, logprob }) => ({ text: shown, bits: bitsOf(logprob) }));
+    const before = run.scored ? scoredPieces(run.scored.tokens, run.prompt) : [];
+    run.options = placed([...before, ...own]);
+    const spans = run.options.map((piece, i) => option(run, piece, i));
+    const prompt = run.scored ? spans.slice(0, before.length) : [make("span", { className: "prompt", role: "presentation", textContent: run.prompt })];
+    text.replaceChildren(...prompt, make("span", { className: "seam", role: "presentation" }), ...spans.slice(before.length));
     figures.textContent = t("compare.figures", { speed: fixed(speedOf(run), 0), bits: fixed(bitsEach(run)) });
   };
   run.show();
   return make("article", { className: "card" }, make("h3", { textContent: `${run.model.name} · ${run.model.family.toUpperCase()}` }), figures, text, run.pictures?.length ? picture(run) : null);
+}
+
+/** The tokens of a scored text with the characters that they stand for. */
+function scoredPieces(tokens, text) {
+  const characters = [...text];
+  return tokens.map(({ start, logprob }, i) => ({ text: characters.slice(i ? start : 0, tokens[i + 1]?.start).join(""), bits: -logprob }));
+}
+
+/** Pieces of a text, each with the place of its first character. */
+function placed(pieces) {
+  let end = 0;
+  return pieces.map((piece) => ({ ...piece, start: end, end: (end += piece.text.length) }));
+}
+
+function option(run, { text, bits }, index) {
+  const element = shaded(text, bits);
+  element.id = `compare-${runs.indexOf(run)}-${index}`;
+  element.setAttribute("role", "option");
+  element.setAttribute("aria-selected", "false");
+  element.dataset.index = index;
+  return element;
+}
+
+/** The column of the heat map, a token of the text as it was read, in which a character is. */
+function columnOf(run, character) {
+  const at = run.columns?.findLastIndex(({ start }) => start <= character) ?? -1;
+  return Math.max(0, at);
+}
+
+/** Arrow keys go through the tokens, in a text and in a heat map. */
+function step(event) {
+  const last = byId("compare-at").max;
+  const places = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: Number(last) };
+  if (!(event.key in places)) return;
+  event.preventDefault();
+  lookAt(Math.min(places[event.key], last));
+}
+
+/** Mark the tokens in a text that the column which is looked at stands for. */
+function markText(run) {
+  const column = run.columns?.[at];
+  if (!run.box || !column) return;
+  let first = null;
+  for (const element of run.box.querySelectorAll("[data-index]")) {
+    const { start, end } = run.options[element.dataset.index];
+    const isIn = start < Math.max(column.end, column.start + 1) && Math.max(end, start + 1) > column.start;
+    element.setAttribute("aria-selected", String(isIn));
+    if (isIn) first ??= element;
+  }
+  run.box.setAttribute("aria-activedescendant", first?.id ?? "");
 }
 
 /** The heat map of one state tensor, with a choice where a model has several. */
@@ -178,10 +266,25 @@ function picture(run) {
   run.canvas = make("canvas", { className: "heat", role: "img" });
   run.note = make("p", { className: "figures" });
   run.canvas.addEventListener("pointermove", (event) => lookAt(Math.min(tokens.length - 1, columnAt(run.canvas, event))));
-  const select = make("select", { onchange: ({ target }) => ((run.tensor = target.selectedIndex), paint(run)) }, ...tensors.map(({ name }) => make("option", { textContent: name })));
+  const select = make("select", { onchange: ({ target }) => ((run.tensor = target.selectedIndex), paint(run), drawEchoes()) }, ...tensors.map(({ name }) => make("option", { textContent: name })));
   select.selectedIndex = run.tensor;
   const label = make("label", {}, `${t("compare.tensor")} `, select);
-  return make("div", {}, label, make("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": t("compare.heat.scroll", { model: run.model.name }) }, run.canvas), run.note);
+  run.scale = make("p", { className: "heat-legend" });
+  const scroll = make("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": t("compare.heat.scroll", { model: run.model.name }), onkeydown: step }, run.canvas, axisOf(run));
+  const units = make("span", { className: "axis-y", textContent: t("compare.axis.units") });
+  return make("div", {}, make("div", { className: "heat-head" }, label, run.scale), make("div", { className: "heat-frame" }, units, scroll), run.note);
+}
+
+/** Under the heat map: the number of the first and the last token, and where the prompt is at its end. */
+function axisOf({ columns, seam }) {
+  const axis = make("div", { className: "axis-x" }, make("span", { textContent: t("compare.axis.token", { number: 1 }) }));
+  if (seam < columns.length) {
+    const end = make("span", { className: "axis-seam", textContent: t("compare.axis.prompt", { number: seam }) });
+    end.style.setProperty("--at", `${(100 * seam) / columns.length}%`);
+    axis.append(end);
+  }
+  axis.append(make("span", { textContent: number(columns.length) }));
+  return axis;
 }
 
 function lookAt(place) {
@@ -189,14 +292,19 @@ function lookAt(place) {
   byId("compare-at").value = String(at);
   const token = runs.find((run) => run.states?.tokens[at])?.states.tokens[at];
   byId("compare-at-token").textContent = token ? `${number(at + 1)}: ${visible(token)}` : "";
-  runs.forEach(paint);
+  for (const run of runs) {
+    paint(run);
+    markText(run);
+  }
 }
 
 function paint(run) {
   if (!run.pictures?.length || !run.canvas) return;
   const image = (run.echo?.pictures ?? run.pictures)[run.tensor];
   const place = Math.min(at, image.values.length - 1);
-  drawHeatMap(run.canvas, image, place);
+  drawHeatMap(run.canvas, image, place, run.seam);
+  const [low, high] = run.echo ? [number(0), fixed(image.full)] : [`−${fixed(image.full)}`, `+${fixed(image.full)}`];
+  run.scale.replaceChildren(low, make("span", { className: run.echo ? "scale half" : "scale" }), high);
   const text = run.echo ? echoText(run, image) : stateText(run, image, place);
   run.note.textContent = text;
   run.canvas.setAttribute("aria-label", t("compare.heat", { name: run.states.tensors[run.tensor].name, tokens: image.values.length, text }));

@@ -19,6 +19,13 @@ export async function echoOf({ model, tokens, tensors }, place, units, signal) {
   );
 }
 
+/** The mean change after each token, from the changed one on, as a share of the largest. */
+export function sharesOf(values, place) {
+  const means = values.slice(place).map((row) => row.reduce((sum, value) => sum + value, 0) / row.length);
+  const full = Math.max(...means, 1e-9);
+  return means.map((mean) => mean / full);
+}
+
 /** After how many tokens the mean difference is, for good, under half of its largest; null where that never comes. */
 export function halfLife(values, place) {
   const means = values.map((row) => row.reduce((sum, value) => sum + value, 0) / row.length);

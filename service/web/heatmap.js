@@ -23,8 +23,8 @@ function meanMove(values, unit) {
   return change / size;
 }
 
-/** Draw, with a line around column number `at`. */
-export function drawHeatMap(canvas, { values, order, full }, at) {
+/** Draw, with a line around column number `at`, and one before column number `seam`, where the prompt is at its end. */
+export function drawHeatMap(canvas, { values, order, full }, at, seam) {
   canvas.width = values.length * CELL.width;
   canvas.height = order.length * CELL.height;
   canvas.style.minWidth = `${values.length * LEAST_WIDTH}px`;
@@ -42,6 +42,12 @@ export function drawHeatMap(canvas, { values, order, full }, at) {
   }
   context.putImageData(pixels, 0, 0);
   context.strokeStyle = `rgb(${line})`;
+  if (seam > 0 && seam < values.length) {
+    context.lineWidth = 3;
+    context.setLineDash([9, 5]);
+    context.strokeRect(seam * CELL.width, -3, 0, canvas.height + 6);
+    context.setLineDash([]);
+  }
   context.lineWidth = 2;
   context.strokeRect(at * CELL.width, 1, CELL.width, canvas.height - 2);
 }

@@ -16,6 +16,9 @@ export function t(key, values = {}) {
   return text.replace(/\{(\w+)\}/g, (_, name) => (typeof values[name] === "number" ? number(values[name]) : values[name]));
 }
 
+/** The English text of a key, whatever the language. */
+export const inEnglish = (key) => WORDS.en[key];
+
 /** A number with at most `digits` after the point. */
 export function number(value, digits = 2) {
   return new Intl.NumberFormat(language, { maximumFractionDigits: digits }).format(value);

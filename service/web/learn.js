@@ -1,7 +1,7 @@
 // The Learn pane: the lecture's terms in two languages, and the pictures of the measured claims where there are any.
 
 import { get } from "./api.js";
-import { onLanguage, t } from "./i18n.js";
+import { inEnglish, onLanguage, t } from "./i18n.js";
 import { byId, make, showError } from "./page.js";
 
 /** English, Korean, sign in the formulas; what it means is in the words of each language. */
@@ -100,6 +100,16 @@ function drawClaims() {
 }
 
 function claimFigure({ number, title, verdict, picture }) {
-  const caption = make("figcaption", {}, make("span", { lang: "en", textContent: `${number}. ${title}` }), ": ", make("strong", { textContent: verdict in VERDICTS ? t(`verdict.${VERDICTS[verdict]}`) : verdict }));
-  return make("figure", { className: "card" }, make("img", { src: `web/claims/${encodeURIComponent(picture)}`, alt: title }), caption);
+  const key = `claim.${number}`;
+  const isKnown = title === inEnglish(key); // else the claims are those of another version, and have one language
+  const name = isKnown ? t(key) : title;
+  const caption = make("figcaption", {}, make("span", { lang: isKnown ? "" : "en", textContent: `${number}. ${name}` }), ": ", make("strong", { textContent: verdict in VERDICTS ? t(`verdict.${VERDICTS[verdict]}`) : verdict }));
+  const image = make("img", { src: `web/claims/${encodeURIComponent(picture)}`, alt: name });
+  return make("figure", { className: "card" }, make("button", { type: "button", className: "picture", "aria-label": t("picture.enlarge", { name }), onclick: () => enlarge(image.src, name) }, image), caption);
+}
+
+function enlarge(source, name) {
+  Object.assign(byId("picture"), { src: source, alt: name });
+  byId("picture-title").textContent = name;
+  byId("picture-dialog").showModal();
 }

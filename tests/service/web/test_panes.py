@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.patience import PATIENCE
 from tests.service.running import Server
 from tests.service.web.conftest import Visit
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 SENTENCES = ["the king is dead", "The king is dead.", "The king is =cabbage, red."]
 
@@ -104,11 +109,149 @@ def test_four_families_generate_together_and_show_their_states(visit: Visit) -> 
     assert page.locator("#compare-at-token").inner_text() == "2: O"
     page.click("#compare-echo")
     page.wait_for_selector("#compare-back:visible")
-    notes = page.locator("#compare-cards .scroll + p").all_inner_texts()
+    notes = page.locator("#compare-cards .heat-frame + p").all_inner_texts()
     assert all("token 2 (O)" in note for note in notes)
     assert "gone after" in notes[3]  # the echo state property makes a reservoir forget
     page.click("#compare-back")
-    assert "moves by" in page.locator("#compare-cards .scroll + p").first.inner_text()
+    assert "moves by" in page.locator("#compare-cards .heat-frame + p").first.inner_text()
+
+
+def test_text_and_heat_map_point_at_one_another_across_tokenizers(visit: Visit, released_server: Server) -> None:
+    page = visit.open_pane("compare")
+    for name in ("rnn", "gru", "esn"):
+        page.uncheck(f"#compare-models input[value=shakespeare-{name}]")
+    page.check("#compare-models input[value=books-lstm]")
+    prompt = "It was late, and the king"
+    page.fill("#compare-prompt", prompt)
+    page.fill("#compare-max_tokens", "20")
+    page.click("#compare-go")
+    page.wait_for_selector("#compare-chart-lines polyline >> nth=1", state="attached")
+    for card, name in enumerate(("books-lstm", "shakespeare-lstm")):
+        body = {"model": name, "prompt": prompt, "max_tokens": 20, "seed": 1, "temperature": 0.7, "logprobs": 0}
+        [choice] = released_server.post("/generate", **body).json()["choices"]
+        bits = -sum(token["logprob"] for token in choice["tokens"]) / math.log(2)
+        assert (
+            page.locator("#compare-rows tr").nth(card).locator("td").nth(3).inner_text()
+            == f"{bits / len(choice['text']):.2f}"
+        )
+        text = page.locator("#compare-cards [role=listbox]").nth(card)
+        assert text.text_content() == prompt + choice["text"]
+        tokens = [each["text"] for each in released_server.post("/tokenize", model=name, text=prompt).json()["tokens"]]
+        frame = page.locator("#compare-cards .heat-frame").nth(card)
+        assert f"{len(tokens)}: end of the prompt" in frame.inner_text()
+        assert "units: fast – slow" in frame.inner_text()
+        scale = page.locator("#compare-cards .heat-legend").nth(card).inner_text()
+        assert re.fullmatch(r"−(\d\.\d\d)\s*\+\1", scale), scale
+        text.locator("[role=option]").nth(2).hover()
+        assert page.input_value("#compare-at") == "2"
+        assert text.locator("[aria-selected=true]").all_text_contents() == [tokens[2]]
+        canvas = frame.locator("canvas")
+        columns = canvas.evaluate("canvas => canvas.width / 8")
+        box = canvas.bounding_box()
+        assert box is not None
+        canvas.hover(position={"x": box["width"] * 4.5 / columns, "y": 20})
+        assert page.input_value("#compare-at") == "4"
+        assert text.locator("[aria-selected=true]").all_text_contents() == [tokens[4]]
+        text.focus()
+        for key in ("Home", "ArrowRight", "ArrowRight", "ArrowRight"):
+            page.keyboard.press(key)
+        assert text.locator("[aria-selected=true]").all_text_contents() == [tokens[3]]
+        active = text.get_attribute("aria-activedescendant")
+        assert page.locator(f"#{active}").text_content() == tokens[3]
+
+
+def test_echo_of_a_token_is_one_line_for_each_family_at_once(visit: Visit, released_server: Server) -> None:
+    page = visit.open_pane("compare")
+    prompt = "The night is long."
+    page.fill("#compare-prompt", prompt)
+    page.fill("#compare-max_tokens", "1")
+    page.click("#compare-go")
+    page.wait_for_selector("#compare-chart-lines polyline >> nth=3", state="attached")
+    shown = page.locator("#compare-chart-lines polyline").evaluate_all(
+        "all => all.map(line => line.getAttribute('points'))"
+    )
+    names = page.locator("#compare-chart-lines strong").all_inner_texts()
+    assert names == ["shakespeare-rnn · h0", "shakespeare-gru · h0", "shakespeare-lstm · c0", "shakespeare-esn · s0"]
+    texts = page.locator("#compare-cards [role=listbox]").all_text_contents()
+    for name, text, points in zip(names, texts, shown, strict=True):
+        model, tensor = name.split(" · ")
+        values = []
+        for read in (text, "e" + text[1:]):
+            states = released_server.post("/states", model=model, text=read, units=64).json()
+            values.append(next(each["values"] for each in states["tensors"] if each["name"] == tensor))
+        means = [sum(map(_distance, *rows)) / len(rows[0]) for rows in zip(*values, strict=True)]
+        heights = [220 - 208 * mean / max(means) for mean in means]  # the chart's area is from 12 to 220
+        found = [float(point.split(",")[1]) for point in points.split()]
+        assert found == pytest.approx(heights, abs=0.06), name
+    label = page.locator("#compare-chart-lines svg[role=img]").get_attribute("aria-label") or ""
+    assert label.startswith("Echo of token 1 (T)")
+    assert all(name in label for name in names)
+
+
+def _distance(one: float, other: float) -> float:
+    return abs(one - other)
+
+
+def test_drawn_cell_runs_on_the_tokens_of_a_loaded_model(visit: Visit, released_server: Server) -> None:
+    page = visit.open_pane("learn")
+    run = page.locator("[data-run=lstm]")
+    page.wait_for_selector("[data-run=lstm] td.number")
+    run.locator("select").select_option("shakespeare-lstm")
+    run.locator("input").fill("The bells")
+    run.locator("input").press("Enter")
+    page.wait_for_function("() => document.querySelector('[data-run=lstm] output').textContent === 'Token 1 of 9: T'")
+    assert run.locator("tr").nth(1).locator("td").all_inner_texts() == ["–"] * 8
+    for _ in range(3):
+        run.get_by_role("button", name="One token on").click()
+    assert run.locator("output").inner_text() == "Token 4 of 9: ␣"
+    states = released_server.post("/states", model="shakespeare-lstm", text="The bells", units=8).json()
+    tensors = {each["name"]: each["values"] for each in states["tensors"]}
+    rows = run.locator("tr").evaluate_all("all => all.map(row => [...row.cells].map(cell => cell.textContent))")
+    assert [row[0] for row in rows] == ["Unit", "ct−1", "ct", "ot", "ht−1", "ht"]
+    for row, values in zip(
+        (1, 2, 4, 5), (tensors["c0"][2], tensors["c0"][3], tensors["h0"][2], tensors["h0"][3]), strict=True
+    ):
+        assert [_number(cell) for cell in rows[row][1:]] == pytest.approx(values, abs=0.0051)
+    for cell, h, c in zip(rows[3][1:], tensors["h0"][3], tensors["c0"][3], strict=True):
+        assert cell == "–" if abs(math.tanh(c)) < 0.05 else _number(cell) == pytest.approx(h / math.tanh(c), abs=0.0051)
+    body: dict[str, Any] = {"model": "shakespeare-lstm", "text": "The bells", "tokens": True, "top": 5}
+    [scored] = released_server.post("/score", **body).json()["results"]
+    likely = run.locator(".likely").inner_text()
+    places = [
+        likely.index(f"{each['text']} {100 * math.exp(each['logprob']):.1f}".rstrip("0").rstrip(".") + "%")
+        for each in scored["tokens"][4]["top"]
+        if each["text"].isalpha()
+    ]
+    assert places
+    assert places == sorted(places)
+    assert [page.locator(f"[data-run={family}] td.number").count() > 0 for family in ("rnn", "gru", "esn")] == [
+        True
+    ] * 3
+
+
+def _number(text: str) -> float:
+    return float(text.replace("−", "-"))
+
+
+def test_pictures_of_the_claims_are_enlarged_have_korean_titles_and_are_dark_in_the_dark(
+    browser: Browser, released_server: Server
+) -> None:
+    visit = Visit(browser, f"http://127.0.0.1:{released_server.port}/", locale="ko-KR", color_scheme="dark")
+    page = visit.open_pane("learn")
+    page.wait_for_selector("#learn-claims figure")
+    assert page.locator("#learn-claims figcaption").first.inner_text().startswith("1. 기울기는 사라지고")
+    captions = page.locator("#learn-claims figcaption span").all_inner_texts()
+    assert all(re.search("[가-힣]", caption) for caption in captions)
+    brightness = page.locator("#learn-claims img").first.evaluate("image => getComputedStyle(image).filter")
+    assert "invert(0.9)" in brightness
+    page.locator("#learn-claims .picture").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#picture-dialog[open] h2").inner_text() == captions[0].removeprefix("1. ")
+    assert (page.get_attribute("#picture", "src") or "").endswith("/web/claims/1-vanishing-gradients.png")
+    page.keyboard.press("Escape")
+    assert page.locator("#picture-dialog[open]").count() == 0
+    visit.context.close()
+    assert visit.complaints == []
 
 
 def test_cells_and_terms_are_explained_in_both_languages(visit: Visit, released_server: Server) -> None:
