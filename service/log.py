@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, TextIO
 from urllib.parse import quote
 
@@ -149,7 +150,12 @@ class RequestLine:
     @property
     def quoted_path(self) -> str:
         """The path as one word of ASCII."""
-        return quote(self.path[:MAX_PATH_CHARS], safe="/%")
+        return _quoted(self.path[:MAX_PATH_CHARS])
+
+
+@lru_cache(maxsize=64)
+def _quoted(path: str) -> str:
+    return quote(path, safe="/%")
 
 
 def log_request(line: RequestLine) -> None:

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from meari.errors import ScoreTimeout
+from meari.errors import Overloaded, ScoreTimeout
 from meari.runtime.engine import EngineStats, Finish, Generation, Handle, Scoring
 from meari.runtime.engine.stats import EMPTY, HistogramCounts
 from meari.runtime.engine.stats import Histogram as RequestHistogram
@@ -173,6 +173,7 @@ class Metrics:
         self._families = Families()
         self._ever_failed: frozenset[str] = frozenset()
         self._cpu_seconds = 0.0
+        self._refused: dict[str, tuple[Counter, ...]] = {}
 
     # ---- counted at once ----
 
@@ -185,6 +186,16 @@ class Metrics:
     def refusals(self) -> Counter:
         """Answers with 429 by model."""
         return self._families.refusals
+
+    def note_refused(self, route: str) -> None:
+        """Count a request that was refused before anything else was done for it."""
+        counters = self._refused.get(route)
+        if counters is None:  # found once: a label costs as much as the count
+            families = self._families
+            counters = families.requests.labels(route, str(Overloaded.status)), families.refusals.labels("")
+            self._refused[route] = counters
+        for counter in counters:
+            counter.inc()
 
     @property
     def limited(self) -> Counter:

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -71,7 +72,7 @@ class Refusal:
 
     def answer(self, *, keeps: bool = False) -> bytes:
         """Return all bytes. keeps: another request may follow on the connection."""
-        fields = {"Date": http_date(), "Connection": "keep-alive" if keeps else "close", **self.fields}
+        fields = {"Date": _date(int(time.time())), "Connection": "keep-alive" if keeps else "close", **self.fields}
         lines = [f"HTTP/1.1 {self.status_line}", *(f"{name}: {value}" for name, value in fields.items()), "\r\n"]
         return "\r\n".join(lines).encode("latin-1") + self.body
 
@@ -110,7 +111,7 @@ class Head:
         if found is None or (path := found[1].decode("ascii")) not in WORK_PATHS:
             return None
         fields = _FIELD.findall(found[2].decode("ascii"))
-        environ = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in fields}
+        environ = {_in_environ(name): value for name, value in fields}
         length = environ.get("HTTP_CONTENT_LENGTH", "0")
         if len(environ) < len(fields) or any(name in environ for name in FRAMING) or not _is_length(length):
             return None
@@ -120,6 +121,16 @@ class Head:
         keeps = environ.get("HTTP_CONNECTION", "keep-alive").lower() == "keep-alive" and not is_asking
         environ |= {"PATH_INFO": path, "REQUEST_METHOD": "POST", "REMOTE_ADDR": address}
         return cls(environ, found.end(), int(length), keeps)
+
+
+@lru_cache(maxsize=64)
+def _in_environ(name: str) -> str:
+    return f"HTTP_{name.upper().replace('-', '_')}"
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return str(http_date(second))
 
 
 def _is_length(value: str) -> bool:
@@ -151,8 +162,7 @@ def overloaded(service: Service, environ: MutableMapping[str, Any], *, is_receiv
         path = environ["PATH_INFO"]
         line = RequestLine(request_id(environ.get("HTTP_X_REQUEST_ID")), "POST", path, path, error.status, error=error)
         line.client_address, line.key, line.error_message = address, caller.name, str(error)
-        service.metrics.requests.labels(path, str(error.status)).inc()
-        service.metrics.refusals.labels("").inc()
+        service.metrics.note_refused(path)
         line.total_seconds = time.monotonic() - started
         log_request(line)
         headers = cors_headers(service.settings.cors_origins, environ.get("HTTP_ORIGIN"))

@@ -272,14 +272,14 @@ class DrainingWorker(CollectingWorker):
         if environ["REQUEST_METHOD"] != "POST" or environ["PATH_INFO"] not in WORK_PATHS:
             return None
         refused = overloaded(self.service, environ, is_received=held.is_counted)
-        if refused is None:
-            return None
-        response.start_response(refused.status_line, list(refused.fields.items()))
-        return [refused.body]
+        if refused is not None:
+            response.start_response(refused.status_line, list(refused.fields.items()))
+        return None if refused is None else [refused.body]
 
     def _refuse_early(self, held: Held) -> bool:
         """Refuse a request by its head, if there is no room for it; from any thread. Raises OSError."""
-        if self.service is None or not self.service.admission.may_refuse:
+        held.has_place = self.service is None or not self.service.admission.may_refuse
+        if self.service is None or held.has_place:  # which it keeps, however late a thread comes to it
             return False
         if held.incoming.stage() not in (Stage.BODY, Stage.READY):
             return False
@@ -345,8 +345,8 @@ class DrainingWorker(CollectingWorker):
         """
         self._look_around()
         service = self.service
-        pause = timeout if self.place.state is WorkerState.READY else min(timeout, CHECK_SECONDS)
-        pause = min(pause, self.room.seconds_left())
+        longest = timeout if self.place.state is WorkerState.READY else CHECK_SECONDS
+        pause = min(longest, timeout, self.room.seconds_left())
         until = time.monotonic() + CHECK_SECONDS
         is_draining = service is not None and service.drain.has_begun
         while pause >= 0:

@@ -156,10 +156,10 @@ def test_double_load_leaves_capacity_and_answers_soon(
         loaded = Loaded(load, bodies, workers_of(server.process.pid), random.Random(drill.seed))
         loaded.closed(8, drill.pick(0.3, 2.0))
         full, busy, flooded = [loaded.closed(clients, seconds)], [], []
-        for _ in range(drill.size(1, 3)):
+        for _ in range(drill.size(1, 2)):
             rate = full[-1].answers_per_second
             busy.append(loaded.offered(0.8 * rate, drill.pick(1.0, 12.0)))
-            flooded.append(loaded.offered(2 * rate, drill.pick(2.5, 20.0)))
+            flooded.append(loaded.offered(2 * rate, drill.pick(2.5, 30.0)))
             full.append(loaded.closed(clients, seconds))
         assert server.process.poll() is None
     most = fmean(phase.tokens_per_second for phase in full)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from flask.testing import FlaskClient
 
 from meari.errors import EngineFailed
 from meari.service.app import create_app
+from meari.service.requests.origins import CAME_AT
 from meari.service.settings import Settings
 from tests.patience import PATIENCE
 from tests.runtime.spelling_bundle import write_spelling_bundle
@@ -605,6 +607,10 @@ def test_timeout_returns_the_text_of_a_generation_and_an_error_for_a_score(bundl
     answer = post(client, "/generate", model="letters", max_tokens=1_000_000, logit_bias=bias, timeout_seconds=0.4)
     assert answer["choices"][0]["finish_reason"] == "timeout"
     assert 0 < answer["usage"]["generated_tokens"] == len(answer["choices"][0]["text"].replace("<|unk|>", "u"))
+    came = {CAME_AT: time.monotonic() - 1.0}  # to the worker's loop; a thread was given to it only now
+    late = client.post("/generate", json={"model": "letters", "max_tokens": 1_000_000}, environ_overrides=came)
+    assert late.get_json()["choices"][0]["finish_reason"] == "timeout"
+    assert late.get_json()["usage"]["generated_tokens"] == 0
     error = post(client, "/score", 504, model="letters", text=LETTERS * 38_000)["error"]
     assert error["code"] == "timeout"
     app.extensions["meari"].registry.stop()
