@@ -179,7 +179,7 @@ def test_log_has_no_text_of_requests_or_responses(server: Server) -> None:
     state = server.post("/generate", prompt=PROMPT, return_state=True, max_tokens=1).json()["choices"][0]["state"]
     server.post("/generate", state=state)
     server.post("/generate", state=state[:-1])
-    until(lambda: len(lines(server)) - before >= 5 * 17 + 3 + 3)
+    until(lambda: len(lines(server)) - before >= 6 * 17 + 4 + 3)
     for text in (mark, PROMPT, WRITTEN[:6], PROMPT[-3:] + WRITTEN[:3], state[10:40], STATE_KEY):
         assert text not in server.log
     kinds = [line for line in lines(server) if line.get("error_message", "").startswith("Invalid")]
