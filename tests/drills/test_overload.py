@@ -7,6 +7,7 @@ and at 200 % of it, independently of the answers. The load has a CPU of its own 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -144,6 +145,12 @@ def p95_ms(phases: Iterable[Phase]) -> float:
     return 1000 * percentile((outcome.seconds for phase in phases for outcome in phase.answered(200)), 0.95)
 
 
+def share(flooded: list[Phase], full: list[Phase], figure: Callable[[Phase], float]) -> float:
+    """Return a figure of each flood as a share of that at capacity just before and after it, on average."""
+    around = [fmean(map(figure, pair)) for pair in itertools.pairwise(full)]
+    return fmean(figure(phase) / most for phase, most in zip(flooded, around, strict=True))
+
+
 @pytest.mark.parametrize("has_keys", [False, True], ids=["without keys", "with keys"])
 def test_double_load_leaves_capacity_and_answers_soon(
     drill: Drill, bundle: Path, tmp_path: Path, has_keys: bool
@@ -162,14 +169,12 @@ def test_double_load_leaves_capacity_and_answers_soon(
             flooded.append(loaded.offered(2 * rate, drill.pick(2.5, 30.0)))
             full.append(loaded.closed(clients, seconds))
         assert server.process.poll() is None
-    most = fmean(phase.tokens_per_second for phase in full)
-    delivered = fmean(phase.tokens_per_second for phase in flooded) / most
-    most_per_cpu = fmean(phase.tokens_per_cpu_second for phase in full)
+    delivered = share(flooded, full, lambda phase: phase.tokens_per_second)
     ratio = p95_ms(flooded) / p95_ms(busy)
     refused = [1000 * outcome.seconds for phase in flooded for outcome in phase.answered(429)]
     record_phases(drill, full, busy, flooded)
     drill.record("delivered at 200 %, share of capacity", delivered, drill.pick("≥ 0.2", "≥ 0.95"))
-    per_cpu = fmean(phase.tokens_per_cpu_second for phase in flooded) / most_per_cpu
+    per_cpu = share(flooded, full, lambda phase: phase.tokens_per_cpu_second)
     drill.record("delivered at 200 % for a CPU-second of the service, share of that at capacity", per_cpu)
     drill.record("p95 of what was accepted, to that at 80 %", ratio, drill.pick("", "≤ 2"))
     drill.record("p99 of the refusals, ms", percentile(refused, 0.99), drill.pick("≤ 5000", "≤ 10"))
