@@ -72,6 +72,7 @@ STYLE: Final = """body { margin: 0; background: #ffffff; }
 html.dark-mode { color-scheme: dark; }
 html.dark-mode body { background: #1c2022; }
 html.dark-mode .back a { color: #a3b4ff; }
+@media (max-width: 40rem) { .swagger-ui .opblock-tag small { display: none; } }
 """
 OWN_FILES: Final = {"start.js": (START, "text/javascript"), "start.css": (STYLE, "text/css")}
 PACKED_SHARE: Final = 0.9

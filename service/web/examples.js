@@ -3,6 +3,7 @@
 const EXAMPLES = {
   nsmc: {
     language: "ko",
+    seed: 35,
     write: "이 영화는",
     type: "이 영화 정말 재",
     score: "정말 재미있는 영화였다\n정말 재미있는 영하였다\n영화 재미있는 정말였다",
@@ -10,6 +11,7 @@ const EXAMPLES = {
   },
   tinyshakespeare: {
     language: "en",
+    seed: 10,
     write: "ROMEO:\n",
     type: "To be, or not to b",
     score: "To be, or not to be: that is the question.\nTo be, or not too bee: that is the question.\nQuestion the is that: be to not or, be to.",
@@ -17,6 +19,7 @@ const EXAMPLES = {
   },
   books: {
     language: "en",
+    seed: 14,
     write: "The weather",
     type: "The wea",
     score: "He was very glad to see me.\nHe was very glad too see me.\nSee me very to glad was he.",
@@ -24,7 +27,7 @@ const EXAMPLES = {
   },
 };
 
-/** The text that a pane begins with; empty where the corpus is another one. */
+/** The text that a pane begins with, or the seed of the first text; empty where the corpus is another one. */
 export const exampleOf = (model, pane) => EXAMPLES[model.corpus.name]?.[pane] ?? "";
 
 /** The model to begin with: the service's default, unless that is known to be of another language than the page. */

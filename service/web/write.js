@@ -54,7 +54,8 @@ export function startWrite() {
     if (draft !== null || byId("write-prompt").dataset.isOwn || byId("pane-write").hidden) return;
     example.run(async (signal) => {
       const model = byId("write-model").value;
-      const next = new Draft(model, exampleOf(modelNamed(model), "write"), { temperature: 0.8, seed: EXAMPLE.seed });
+      const [prompt, seed] = ["write", "seed"].map((name) => exampleOf(modelNamed(model), name));
+      const next = new Draft(model, prompt, { temperature: 0.8, seed: seed || EXAMPLE.seed });
       await next.more(EXAMPLE.tokens, signal);
       next.onChange = frames(redraw);
       adopt(next, redraw);

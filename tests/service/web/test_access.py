@@ -32,9 +32,11 @@ def fill(visit: Visit, pane: str, tokens: int = 30) -> None:
     elif pane == "compare":
         page.fill("#compare-max_tokens", str(tokens))
         page.click("#compare-go")
-        page.wait_for_selector("#compare-cards canvas >> nth=3", timeout=PATIENCE * 1000)
+        page.wait_for_selector("#compare-chart-lines polyline >> nth=3", state="attached", timeout=PATIENCE * 1000)
+        page.wait_for_selector("#compare-go:enabled")
     else:
         page.wait_for_selector("#learn-claims-note:not(:empty)")
+        page.wait_for_selector("[data-run=esn] td.number")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -32,25 +32,31 @@ COLOURS = """() => [...document.querySelectorAll("#write-legend li:not(.unit)")]
 
 
 @pytest.mark.parametrize(
-    ("language", "model", "prompt", "viewport"),
+    ("language", "model", "prompt", "seed", "viewport"),
     [
-        ("en-GB", "shakespeare-lstm", "ROMEO:\n", {"width": 390, "height": 844}),
-        ("ko-KR", "nsmc-lstm", "이 영화는", {"width": 390, "height": 844}),
-        ("ko-KR", "nsmc-lstm", "이 영화는", {"width": 1440, "height": 900}),
+        ("en-GB", "shakespeare-lstm", "ROMEO:\n", 10, {"width": 390, "height": 844}),
+        ("ko-KR", "nsmc-lstm", "이 영화는", 35, {"width": 390, "height": 844}),
+        ("ko-KR", "nsmc-lstm", "이 영화는", 35, {"width": 1440, "height": 900}),
     ],
 )
 def test_first_screen_shows_a_shaded_text_of_the_language_s_model_above_the_fold(
-    browser: Browser, released_server: Server, language: str, model: str, prompt: str, viewport: dict[str, int]
+    browser: Browser,
+    released_server: Server,
+    language: str,
+    model: str,
+    prompt: str,
+    seed: int,
+    viewport: dict[str, int],
 ) -> None:
     visit = Visit(browser, f"http://127.0.0.1:{released_server.port}/", locale=language, viewport=viewport)
     page = visit.page
     page.wait_for_selector("#write-again:enabled")
-    body = {"model": model, "prompt": prompt, "temperature": 0.8, "seed": 7, "max_tokens": 120}
+    body = {"model": model, "prompt": prompt, "temperature": 0.8, "seed": seed, "max_tokens": 120}
     expected = released_server.post("/generate", **body).json()["choices"][0]["text"]
     assert page.locator("#write-tokens").text_content() == expected
     assert page.input_value("#write-model") == model
     assert page.input_value("#write-prompt") == prompt
-    assert page.locator("#write-seed-used").inner_text() == "7"
+    assert page.locator("#write-seed-used").inner_text() == str(seed)
     tokens = page.locator("#write-tokens .token")
     assert len(set(tokens.evaluate_all("all => all.map(token => getComputedStyle(token).backgroundColor)"))) > 2
     box = tokens.nth(min(20, tokens.count() - 1)).bounding_box()
