@@ -210,9 +210,10 @@ def _check_layers(layout: Layout, layers: Mapping[int, Mapping[str, str]], names
         raise Unimportable(f"got no name as {patterns}, expected those of at least one layer{near}")
     first = min(layers)
     gap = next((number for number in range(first, first + len(layers)) if number not in layers), None)
-    if first > 1 or gap is not None:
+    from_zero = re.search(r"(_l|\.)\{layer\}", patterns) is not None  # as torch counts
+    if first > (not from_zero) or gap is not None:
         said = f"got the layers {', '.join(map(str, sorted(layers)))}"
-        raise Unimportable(f"{patterns}: {said}, expected all from {min(first, 1)} on")
+        raise Unimportable(f"{patterns}: {said}, expected all from 0{'' if from_zero else ' or 1'} on")
     for number, layer in sorted(layers.items()):
         for weight in ("weight_ih", "weight_hh"):
             if weight not in layer:
