@@ -129,11 +129,7 @@ class TokenReader:
         plan = ReadPlan(len(sequences))
         for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
             plan.add(sequence, row, count)
-        samplers = RowSamplers(
-            [sequence.row_sampler for sequence, _ in plan.to_sample],
-            sorts=self._runner.sorts,
-            whole=plan.wants_logprobs,
-        )
+        samplers = self._samplers(plan) if plan.to_sample else None
         inputs = _inputs(plan, samplers)
         wants_hidden = self._cached.wants_hidden(sequences)
         tokens = _tokens(sequences, counts, steps)
@@ -144,14 +140,17 @@ class TokenReader:
         _take_snapshots(sequences, counts, run)
         self._cached.keep(sequences, counts, run, result.failed)
         _advance(batch, counts, run, result)
-        self._sample(plan, samplers, run, result)
+        if samplers is not None:
+            self._sample(plan, samplers, run, result)
         _fork(plan, run, result)
         return result
 
+    def _samplers(self, plan: ReadPlan) -> RowSamplers:
+        rows = [sequence.row_sampler for sequence, _ in plan.to_sample]
+        return RowSamplers(rows, sorts=self._runner.sorts, whole=plan.wants_logprobs)
+
     def _sample(self, plan: ReadPlan, samplers: RowSamplers, run: RunResult, result: TurnResult) -> None:
         """Take the first token after each prompt that has been read."""
-        if not plan.to_sample:
-            return
         first = len(plan.places)
         tokens, values = samplers.choose(run, first)
         now = self.clock()
@@ -226,17 +225,19 @@ class ReadingLane:
         if len(kinds) > 1:  # where a first token needs its whole distribution, the run hands over those of all targets
             steps = min(steps, max(1, self._max_whole_rows // rows))
         useful = 0.9 if rows > FEW_TEXTS else 0.5  # few rows cost hardly more than one
-        while steps > 1 and sum(min(need, steps) for need in needs) < useful * steps * rows:
-            steps -= 1
-        return steps
+        lengths = np.arange(1, steps + 1)
+        num_fed = np.minimum(np.array(needs)[:, None], lengths).sum(axis=0)
+        return int(lengths[num_fed >= useful * rows * lengths].max(initial=1))
 
 
-def _inputs(plan: ReadPlan, samplers: RowSamplers) -> ReadInputs:
+def _inputs(plan: ReadPlan, samplers: RowSamplers | None) -> ReadInputs:
     logs = [log for log, _, _ in plan.spans if not log.is_plain]
     ranks, num_best = any(log.ranks is not None for log in logs), max((log.num_alternatives for log in logs), default=0)
+    places, targets = np.array(plan.places, np.int64), np.array(plan.targets, np.int64)
+    if samplers is None:
+        return ReadInputs.for_targets(places, targets, ranks=ranks, num_best=num_best)
     sampled = [position.step * plan.num_rows + position.row for _, position in plan.to_sample]
-    given = np.array(plan.places, np.int64), np.array(plan.targets, np.int64)
-    return samplers.read_inputs(np.array(sampled, np.int64), given, ranks=ranks, num_best=num_best)
+    return samplers.read_inputs(np.array(sampled, np.int64), (places, targets), ranks=ranks, num_best=num_best)
 
 
 def _tokens(sequences: list[Sequence], counts: list[int], steps: int) -> Ids:
