@@ -43,6 +43,7 @@ __all__ = ["Registry", "Service"]
 
 HELD_SECONDS = 30.0  # longest that a request waits for the bundles of a worker that takes another one's place
 MAX_LEAVING = 2  # engines of one name that were replaced and still have requests
+RELEASE_SECONDS = 10.0  # between two times that freed memory is given back, which takes a few milliseconds
 STOP_SECONDS = 5.0  # that a load in progress may take at the end
 Allowed = tuple[str, ...] | None
 
@@ -80,6 +81,7 @@ class Registry:
         self._problem: str | None = None
         self._named_default = ""
         self._num_wishes = 0
+        self._release_at = 0.0  # when freed memory is given back next
 
     def start(self) -> None:
         """Start loading every bundle, in the background."""
@@ -248,8 +250,9 @@ class Registry:
 
     def _follow(self) -> None:
         """Take over what has changed since the last look, a bundle at a time and one worker of the host at a time."""
-        if self._stop_idle():
+        if self._stop_idle() or time.monotonic() >= self._release_at:
             release_free_memory()
+            self._release_at = time.monotonic() + RELEASE_SECONDS
         wishes = self.wishes.read()
         found = self._look(wishes)
         for name in self._models.keys() & wishes.unloaded:

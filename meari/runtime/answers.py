@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-class TokenText(msgspec.Struct):
+class TokenText(msgspec.Struct, gc=False):
     """A token of /tokenize. `bytes`, here and below: those of a token that is no whole characters.
 
     `unknown` is true for a token that stands for what the model does not know, and left out for all others.
@@ -46,7 +46,7 @@ class TokenText(msgspec.Struct):
     unknown: bool | UnsetType = UNSET
 
 
-class Alternative(msgspec.Struct):
+class Alternative(msgspec.Struct, gc=False):
     """Likely token at a place, with its figures."""
 
     id: int
@@ -55,7 +55,7 @@ class Alternative(msgspec.Struct):
     bytes: list[int] | UnsetType = UNSET
 
 
-class TokenWithLogprob(msgspec.Struct):
+class TokenWithLogprob(msgspec.Struct, gc=False):
     """A generated token with the model's own log-probability."""
 
     id: int
@@ -136,7 +136,7 @@ class CompleteAnswer(msgspec.Struct):
     usage: CompleteUsage
 
 
-class ScoredToken(msgspec.Struct):
+class ScoredToken(msgspec.Struct, gc=False):
     """A token of a scored text; `start` and `end` are code points of the text as sent."""
 
     id: int
@@ -150,7 +150,7 @@ class ScoredToken(msgspec.Struct):
     bytes: list[int] | UnsetType = UNSET
 
 
-class ScoredWord(msgspec.Struct):
+class ScoredWord(msgspec.Struct, gc=False):
     """A row of the table of words, with the summed log-probabilities of the tokens that belong to it.
 
     A stretch without white space, white space that has no word beside it, or the end of the text, where `start` is

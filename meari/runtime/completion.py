@@ -38,6 +38,7 @@ __all__ = [
 
 BYTES_PER_TOKEN: Final = 120  # of a generated token: its id, log-probability and text
 BYTES_PER_ALTERNATIVE: Final = 80
+BYTES_PER_WRITTEN: Final = 90  # of a token or an alternative in a whole answer: its object, and its JSON
 TOKENS_PER_CHAR: Final = 4  # at most: bytes of UTF-8
 
 
@@ -344,7 +345,10 @@ def finish_reason(finish: Finish) -> str:
 
 def _memory_bytes(request: GenerateRequest, start: TextState | None, state_tokens: StateTokens) -> int:
     """Return the most bytes that the samples and their states may take."""
-    token_bytes = BYTES_PER_TOKEN + BYTES_PER_ALTERNATIVE * (request.logprobs or 0)
+    num_alternatives = request.logprobs or 0
+    token_bytes = BYTES_PER_TOKEN + BYTES_PER_ALTERNATIVE * num_alternatives
+    if request.logprobs is not None and not request.stream:
+        token_bytes += BYTES_PER_WRITTEN * (1 + num_alternatives)
     num_bytes = max(request.n, request.num_beams) * request.max_tokens * token_bytes
     if request.return_state:
         before = 0 if start is None else len(start.value.seen)

@@ -168,17 +168,19 @@ class Exchange:
         return asked, model
 
     def hold_texts(
-        self, field: str, texts: Sequence[str | list[int]], bytes_per_char: int, max_chars: int | None = None
-    ) -> None:
+        self, field: str, texts: Sequence[str | list[int]], bytes_per_token: int, max_chars: int | None = None
+    ) -> int:
         """Account for texts before they are tokenized. Raises TooLarge for too many characters, Overloaded.
 
-        bytes_per_char  or of a token, where a character may be several
-        max_chars       lower limit than that of the settings
+        bytes_per_token  of as many tokens as they may have; the result: of all of these
+        max_chars        lower limit than that of the settings
         """
         limit = self._service.settings.max_text_chars
         check_num_chars(field, texts, limit if max_chars is None else min(max_chars, limit))
         assert self._model is not None, "the request was accepted"
-        self.ticket.take_bytes(sum(map(self._model.tokenizer.max_tokens, texts)) * bytes_per_char)
+        held = sum(map(self._model.tokenizer.max_tokens, texts)) * bytes_per_token
+        self.ticket.take_bytes(held)
+        return held
 
     @property
     def open_streams(self) -> set[object]:

@@ -19,8 +19,9 @@ from meari.service.service import Service
 
 __all__ = ["score_blueprint"]
 
-BYTES_PER_CHAR = 100  # of a text: while it is tokenized, then its figures
+BYTES_PER_TOKEN = 100  # of a text: its ids and places, then its figures
 BYTES_PER_ALTERNATIVE = 16
+BYTES_PER_TEXT = 4000  # of any length, beside the state at which it forks off another one
 TOKENS_PER_CHAR = 4  # at most: bytes of UTF-8
 
 
@@ -34,14 +35,14 @@ def score_blueprint(service: Service) -> Blueprint:
         request, model = exchange.accept(service.schemas.score)
         if request.words == "unicode":
             require_segmenter()
-        bytes_per_char = BYTES_PER_CHAR + BYTES_PER_ALTERNATIVE * request.top
-        exchange.hold_texts("texts", [request.context, *request.all_texts], bytes_per_char)
+        held = exchange.hold_texts("texts", [request.context, *request.all_texts], _bytes_per_token(request))
+        exchange.ticket.take_bytes(len(request.all_texts) * (BYTES_PER_TEXT + model.bundle.runner.state_bytes))
         state_tokens = service.state_tokens(model.bundle)
         start = None if request.state is None else state_tokens.decode(request.state)
         if request.return_state:
             exchange.ticket.take_bytes(_state_bytes(request, start, state_tokens))
         deadline = exchange.deadline(service.settings.max_timeout_seconds)
-        encoded, scoring, num_unknown = _begin(request, start, model, exchange, deadline)
+        encoded, scoring, num_unknown = _begin(request, start, model, exchange, deadline, held)
         exchange.watch(scoring, model).await_scores(scoring)
         answer = ScoreAnswer(
             model.name,
@@ -68,16 +69,25 @@ def _state_bytes(request: ScoreRequest, start: TextState | None, state_tokens: S
     return sum(state_tokens.memory_bytes(before + TOKENS_PER_CHAR * len(text)) for text in request.all_texts)
 
 
+def _bytes_per_token(request: ScoreRequest) -> int:
+    return BYTES_PER_TOKEN + BYTES_PER_ALTERNATIVE * request.top
+
+
 def _begin(
-    request: ScoreRequest, start: TextState | None, model: LoadedModel, exchange: Exchange, deadline: float
+    request: ScoreRequest, start: TextState | None, model: LoadedModel, exchange: Exchange, deadline: float, held: int
 ) -> tuple[list[Encoded], Scoring, int]:
-    """Queue the texts; the number: of tokens that the model does not know. Raises RateLimited, Overloaded, NotReady."""
+    """Queue the texts; the number: of tokens that the model does not know. Raises RateLimited, Overloaded, NotReady.
+
+    held  bytes that are held for as many tokens as the texts may have; of those, places take a half, figures the other
+    """
     with model.engine.reserve(exchange.ticket.share) as reservation:
         tokenizing_bytes = max(map(model.tokenizer.tokenizing_bytes, [request.context, *request.all_texts]))
+        tokenizing_bytes = max(0, tokenizing_bytes - held // 2)
         exchange.ticket.take_bytes(tokenizing_bytes)
         encoded = [model.tokenizer.encode_with_offsets(text) for text in request.all_texts]
         context = model.tokenizer.encode(request.context)
-        exchange.ticket.take_bytes(-tokenizing_bytes)
+        num_tokens = len(context) + sum(len(text.ids) for text in encoded)
+        exchange.ticket.take_bytes(min(0, num_tokens * _bytes_per_token(request) - held) - tokenizing_bytes)
         call = ScoreCall(
             context=context,
             texts=[text.ids for text in encoded],
@@ -88,7 +98,6 @@ def _begin(
             start=None if start is None else start.value,
             want_state=request.return_state,
         )
-        num_tokens = len(call.context) + sum(map(len, call.texts))
         exchange.ticket.take_tokens(num_tokens)
         scoring = model.engine.score(call, reservation)
     texts = (request.context, *request.all_texts) if request.context else tuple(request.all_texts)

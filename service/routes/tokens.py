@@ -20,7 +20,7 @@ from meari.service.service import Service
 
 __all__ = ["states_blueprint", "tokenize_blueprint"]
 
-BYTES_PER_CHAR = 250  # while a text is tokenized and its tokens are written
+BYTES_PER_TOKEN = 250  # of a text whose tokens are written
 BYTES_PER_BYTE = 20  # of a text that is written: its characters, and a list of bytes where it has parts of characters
 
 
@@ -32,11 +32,11 @@ def tokenize_blueprint(service: Service) -> Blueprint:
     def tokenize() -> Response:
         exchange = current_exchange()
         request, model = exchange.accept(service.schemas.tokenize)
-        exchange.hold_texts("text", [request.text], BYTES_PER_CHAR)
-        tokenizing_bytes = model.tokenizer.tokenizing_bytes(request.text)
+        held = exchange.hold_texts("text", [request.text], BYTES_PER_TOKEN)
+        tokenizing_bytes = max(0, model.tokenizer.tokenizing_bytes(request.text) - held)  # they come later
         exchange.ticket.take_bytes(tokenizing_bytes)
         ids = model.tokenizer.encode(request.text)
-        exchange.ticket.take_bytes(-tokenizing_bytes)
+        exchange.ticket.take_bytes(min(0, len(ids) * BYTES_PER_TOKEN - held) - tokenizing_bytes)
         exchange.ticket.take_tokens(len(ids))
         tokens = token_texts(model.tokenizer.vocabulary, ids)
         exchange.note_work(lambda: Work(len(tokens), prompts=(request.text,)))

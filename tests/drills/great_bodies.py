@@ -84,13 +84,28 @@ HEAVY: Final[dict[str, Case]] = {  # size: characters
     "figures of a wide text": _json(SCORE, lambda n: {"text": EMOJI * n, "tokens": True, "top": 20}),
     "sums of a wide text": _json(SCORE, lambda n: {"text": EMOJI * n}),
     "many short texts": _json(SCORE, lambda n: {"texts": ["é" * (n // 1000)] * 1000, "tokens": True}),
+    "many different texts": _json(
+        SCORE,
+        lambda n: {"texts": [f"{i} 한é" + "ñ " * (n // 4000) for i in range(1000)], "tokens": True, "words": True},
+    ),
+    "very short texts": _json(
+        SCORE, lambda n: {"texts": [f"{chr(97 + i % 26)}é한" for i in range(1000)], "tokens": True}
+    ),
     "tokens of a text": _json("/tokenize", lambda n: {"text": "a" * n}),
     "tokens of a wide text": _json("/tokenize", lambda n: {"text": EMOJI * n}),
     "text of tokens": _json("/detokenize", lambda n: {"tokens": [1 + i % 50 for i in range(n)]}),
+    "text of named tokens": _json(
+        "/detokenize", lambda n: {"tokens": [{"id": 1 + i % 50, "text": "a"} for i in range(n // 10)]}
+    ),
     "prompt that is echoed": _json(
         COMPLETIONS, lambda n: {"prompt": EMOJI * n, "echo": True, "logprobs": 20, "max_tokens": 1}
     ),
     "prompts of ids": _json(COMPLETIONS, lambda n: {"prompt": [[2] * (n // 1000)] * 1000, "max_tokens": 1}),
     "samples with figures": _json(GENERATE, lambda n: {"prompt": "a" * n, "n": 16, "max_tokens": 400, "logprobs": 20}),
+    "samples without an end": _json(
+        GENERATE,
+        lambda n: {"prompt": "한" * (n // 100), "n": 8, "max_tokens": 400, "logprobs": 20, "logit_bias": {"0": -100}},
+    ),
+    "text to complete": _json("/complete", lambda n: {"text": "é" * n}),
     "prompt that is long": _json(GENERATE, lambda n: {"prompt": EMOJI * n, "max_tokens": 2}),
 }

@@ -577,6 +577,7 @@ def test_oversized_requests_are_refused_before_tokenization(bundles: Any) -> Non
         ("/score", {"texts": ["a" * 100, "b" * 51]}, 413),
         ("/score", {"text": "a" * 149, "tokens": True, "top": 20}, 413),
         ("/score", {"text": "a" * 149}, 200),
+        ("/score", {"texts": ["a"] * 8}, 413),  # each text takes some, however short
         ("/generate", {"max_tokens": 4096}, 413),
         ("/tokenize", {"text": "a" * 151}, 413),
     ]:

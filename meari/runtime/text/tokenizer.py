@@ -30,7 +30,7 @@ __all__ = ["Encoded", "TextTokenizer", "Vocabulary", "parse_tokenizer", "text_to
 
 LONG_CHARS: Final = 1000
 PIECE_CHARS: Final = 16384  # of a long text that are tokenized at a time
-BYTES_PER_TOKEN: Final = 400  # while a text is tokenized, with offsets
+BYTES_PER_TOKEN: Final = 300  # while a text is tokenized, with offsets
 TABLE_BYTES_PER_TOKEN: Final = 48  # the same without the library
 Offsets = npt.NDArray[np.int32]
 Arguments = ParamSpec("Arguments")
