@@ -57,6 +57,7 @@ export function startWrite() {
       const [prompt, seed] = ["write", "seed"].map((name) => exampleOf(modelNamed(model), name));
       const next = new Draft(model, prompt, { temperature: 0.8, seed: seed || EXAMPLE.seed });
       await next.more(EXAMPLE.tokens, signal);
+      if (signal.aborted) return;
       next.onChange = frames(redraw);
       adopt(next, redraw);
       showBusy(false);
