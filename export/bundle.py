@@ -19,7 +19,9 @@ from meari.export.description import Description, summarise
 from meari.export.errors import BundleExists, CheckFailed, ExportError, UnusableRun
 from meari.export.graphs import cell_graph, output_graph
 from meari.export.manifest import make_manifest
-from meari.export.perplexity import TRY_FP32, HeldOutFigures, check_precision, measure_graphs
+from meari.export.mixture import check_mixture, fitted
+from meari.export.ngram import NgramWeights, count_ngrams
+from meari.export.perplexity import MIN_TOKENS, TRY_FP32, HeldOutFigures, check_precision, measure_graphs
 from meari.export.sessions import Graphs, Tokens
 from meari.export.verification import Agreement, check_against_torch, check_isolation, check_valid, make_golden
 from meari.export.weights import ModelWeights
@@ -40,6 +42,7 @@ class Run:
     """A trained model, its held-out text and its report.
 
     parts      held-out parts of the corpus, by name: `validation`, and perhaps `test`
+    train      the training part, or None where the folder has none
     has_ends   whether the training text taught where a text ends
     report     report.png, or None without one
     imported   of a model that was trained elsewhere: where it came from
@@ -47,6 +50,7 @@ class Run:
 
     checkpoint: Checkpoint
     parts: dict[str, TokenFile]
+    train: TokenFile | None
     has_ends: bool
     report: bytes | None
     imported: Mapping[str, Any] | None = None
@@ -67,11 +71,12 @@ def read_run(folder: Path) -> Run:
     run_folder = next(
         (place for place in (folder, folder.absolute().parent) if (place / "config.json").exists()), folder
     )
-    paths = {part: current_folder(run_folder / "tokens") / f"{part}.tokens" for part in ("validation", "test")}
+    paths = {part: current_folder(run_folder / "tokens") / f"{part}.tokens" for part in ("train", "validation", "test")}
     parts = {part: open_token_file(path) for part, path in paths.items() if path.exists()}
+    train = parts.pop("train", None)
     report = run_folder / "report.png"
     taught = has_ends(folder, checkpoint.config.corpus.document)
-    return Run(checkpoint, parts, taught, report.read_bytes() if report.exists() else None)
+    return Run(checkpoint, parts, train, taught, report.read_bytes() if report.exists() else None)
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,17 @@ class ExportedBundle:
 
 
 @dataclass(frozen=True)
+class NgramOptions:
+    """Options of an n-gram model: tokens of the longest n-grams, and how often one must occur to be kept."""
+
+    order: int
+    min_count: int = 2
+
+
+@dataclass(frozen=True)
 class _CheckedGraphs:
     graphs: Graphs
+    ngram: NgramWeights | None
     agreement: Agreement
     held_out: dict[str, HeldOutFigures]
 
@@ -95,11 +109,13 @@ def export_bundle(
     folder: Path,
     precision: Precision,
     *,
+    ngram: NgramOptions | None = None,
     overwrite: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> ExportedBundle:
     """Write a run's best weights as a bundle.
 
+    ngram       mix in an n-gram model of the training text
     overwrite   replace an existing bundle
     tell        called with a line before each stage
 
@@ -118,7 +134,7 @@ def write_bundle(
     folder = folder.absolute()
     with locked_beside(folder):
         check_target(folder, overwrite=overwrite)  # another export may have finished meanwhile
-        checked = _usable(run, precision, tell)
+        checked = _usable(run, precision, ngram, tell)
         tell("Writing the golden figures and the samples")
         description = _describe(folder.name, run, checked)
         return _write(folder, run, checked.graphs, description)
@@ -151,26 +167,26 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
         raise BundleExists(f"{folder}: this bundle exists; replace it with --overwrite, or choose another folder")
 
 
-def build_graphs(weights: ModelWeights, precision: Precision) -> Graphs:
+def build_graphs(weights: ModelWeights, precision: Precision, ngram: NgramWeights | None = None) -> Graphs:
     """Build both graphs of a bundle, without checks."""
-    return Graphs(precision, cell_graph(weights.cell, precision), output_graph(weights.output, precision))
+    return Graphs(precision, cell_graph(weights.cell, precision, ngram), output_graph(weights.output, precision, ngram))
 
 
-def _usable(run: Run, precision: Precision, tell: Callable[[str], None]) -> _CheckedGraphs:
+def _usable(run: Run, precision: Precision, ngram: NgramOptions | None, tell: Callable[[str], None]) -> _CheckedGraphs:
     """Call `_build`. Raises UnusableRun for a run that fails a check because its training diverged."""
     model, figures = run.checkpoint.model, run.checkpoint.figures.get("validation", {})
     problem = worse_than_guessing(figures.get("nats_per_token", 0.0), model.vocabulary_size)
     if problem is not None:
         tell(f"Warning: {problem}")
     try:
-        return _build(run, precision, tell)
+        return _build(run, precision, ngram, tell)
     except (CheckFailed, UnusableRun, NotFinite) as error:
         if problem is None:
             raise
         raise UnusableRun(f"{problem}. Nothing was written: {str(error).removesuffix(TRY_FP32)}") from error
 
 
-def _build(run: Run, precision: Precision, tell: Callable[[str], None]) -> _CheckedGraphs:
+def _build(run: Run, precision: Precision, options: NgramOptions | None, tell: Callable[[str], None]) -> _CheckedGraphs:
     """Build the graphs and check them. The float32 graphs are the reference for the int8 ones."""
     weights = read_weights(run.checkpoint.model)
     with np.errstate(over="ignore", invalid="ignore"):  # an overflow is refused later, by the constant's name
@@ -182,13 +198,34 @@ def _build(run: Run, precision: Precision, tell: Callable[[str], None]) -> _Chec
     if precision is Precision.INT8:
         graphs = build_graphs(weights, precision)
         check_valid(graphs)
+    ngram = None
+    if options is not None:
+        tell(f"Counting n-grams of up to {options.order} tokens")
+        ngram = _ngram(run, graphs, options)
+        alone, graphs = graphs, build_graphs(weights, precision, ngram)
+        check_valid(graphs)
+        check_mixture(graphs, alone, ngram, run.held_out)
+        check_precision(precision, _measure(run, alone, run.parts["validation"]))
     tell("Comparing rows in batches of many sizes")
     check_isolation(graphs)
     if run.parts:
         tell("Measuring held-out text")
     held_out = {part: _measure(run, graphs, tokens) for part, tokens in run.parts.items()}
     check_precision(precision, held_out.get("validation"))
-    return _CheckedGraphs(graphs, agreement, held_out)
+    return _CheckedGraphs(graphs, ngram, agreement, held_out)
+
+
+def _ngram(run: Run, graphs: Graphs, options: NgramOptions) -> NgramWeights:
+    """Estimate an n-gram model and its shares. Raises UnusableRun for a run without the text that this takes."""
+    validation = run.parts.get("validation")
+    if run.train is None or validation is None or validation.num_tokens < MIN_TOKENS:
+        raise UnusableRun(
+            f"--ngram: got a run without its training text or with fewer than {MIN_TOKENS} held-out tokens, expected "
+            "the run folder that holds tokens/"
+        )
+    end_id, size = run.checkpoint.tokenizer.end_id, run.checkpoint.model.vocabulary_size
+    counted = count_ngrams(run.train.ids.astype(np.int64), size, end_id, options.order, options.min_count)
+    return fitted(counted, graphs, validation, counts_ends=run.has_ends)
 
 
 def _measure(run: Run, graphs: Graphs, tokens: TokenFile) -> HeldOutFigures:
@@ -205,6 +242,7 @@ def _describe(name: str, run: Run, checked: _CheckedGraphs) -> Description:
         checkpoint=run.checkpoint,
         has_ends=run.has_ends,
         graphs=summarise(checked.graphs),
+        ngram=checked.ngram,
         agreement=checked.agreement,
         held_out=checked.held_out,
         golden=make_golden(checked.graphs, run.held_out),

@@ -71,6 +71,10 @@ def _head(description: Description) -> str:
         ("recurrent state", f"{_state_bytes(description):,} bytes a sequence"),
         ("precision", f"{description.precision}; the two graphs take {num_bytes:,} bytes"),
     ]
+    if description.ngram is not None:
+        numbers = ", ".join(f"{number:,}" for number in description.ngram.num_ngrams)
+        share = f"{description.ngram.shares[-1]:.0%} of the probability after a known context"
+        rows.append(("n-grams mixed in", f"{numbers} of 1 to {description.ngram.order} tokens; {share}"))
     what = f"of {corpus.name or 'its corpus'}" if description.imported is None else "that was trained elsewhere"
     first = f"A small {FAMILIES[model.family]} language model {what}, served by meari on a CPU."
     return f"# {description.name}\n\n{first}\n\n{_table(('what', 'value'), rows)}"

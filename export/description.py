@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 
 from meari.bundle_format.names import Precision
+from meari.export.ngram import NgramWeights
 from meari.export.perplexity import HeldOutFigures
 from meari.export.sessions import Graphs
 from meari.export.verification import Agreement, Golden
@@ -72,6 +73,7 @@ class Description:
     """A checked bundle that is about to be written.
 
     has_ends     whether the training text taught where a text ends
+    ngram        n-gram model that is mixed in, if any
     held_out     figures of the held-out parts of the corpus, by name; none where the run has none to measure on
     has_report   whether report.png lies beside it
     imported     of a model that was trained elsewhere: where it came from; its config has a model alone
@@ -82,6 +84,7 @@ class Description:
     checkpoint: Checkpoint
     has_ends: bool
     graphs: Mapping[str, GraphSummary]
+    ngram: NgramWeights | None
     agreement: Agreement
     held_out: Mapping[str, HeldOutFigures]
     golden: Golden

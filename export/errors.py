@@ -45,6 +45,10 @@ class TorchMismatch(CheckFailed):
     """Different log-probabilities of the graphs and the checkpoint."""
 
 
+class MixtureMismatch(CheckFailed):
+    """Different log-probabilities of the graphs and the mixture that they stand for."""
+
+
 class NotIsolated(CheckFailed):
     """A result that depends on the other rows of the batch."""
 

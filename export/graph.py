@@ -40,7 +40,7 @@ class GraphBuilder:
         assert name not in self._constants, name
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InvalidGraph(f"{name}: has numbers that float32 cannot hold")
-        value = self._tape.initializer(ir.tensor(np.ascontiguousarray(array), name=name))
+        value = self._tape.initializer(ir.tensor(np.asarray(array, order="C"), name=name))
         self._constants[name] = value
         return value
 

@@ -9,8 +9,17 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from meari.bundle_format.manifest import FORMAT_VERSION, PARTS, Boundary, FileEntry, Golden, Manifest, TokenizerEntry
-from meari.bundle_format.names import NORMALIZATION
+from meari.bundle_format.manifest import (
+    FORMAT_VERSION,
+    PARTS,
+    Boundary,
+    FileEntry,
+    Golden,
+    Manifest,
+    StateEntry,
+    TokenizerEntry,
+)
+from meari.bundle_format.names import NGRAM_STATE, NORMALIZATION, STATE_DTYPE
 from meari.export.description import Description
 from meari.export.verification import TORCH_TOLERANCE
 
@@ -29,7 +38,7 @@ def make_manifest(description: Description, files: Mapping[str, bytes]) -> Manif
         family=model.family,
         precision=description.precision,
         sizes={name: size for name, size in sizes.items() if size is not None},
-        state=model.state_tensors,
+        state=(*model.state_tensors, *_last_tokens(description)),
         boundary=Boundary(tokenizer.end_id, tokenizer.end_token),
         tokenizer=TokenizerEntry(tokenizer.kind, NORMALIZATION, tokenizer.unknown_id),
         graphs={name: _graph(description, name) for name in description.graphs},
@@ -57,6 +66,11 @@ def _training(description: Description) -> dict[str, Any]:
     return description.checkpoint.config.to_tables()
 
 
+def _last_tokens(description: Description) -> list[StateEntry]:
+    ngram = description.ngram
+    return [] if ngram is None else [StateEntry(name=NGRAM_STATE, shape=(ngram.order - 1,), dtype=STATE_DTYPE)]
+
+
 def _figures(description: Description) -> dict[str, Any]:
     """Figures of the bundle as served and of its checkpoint, and how it was trained and checked."""
     if description.imported is not None:
@@ -73,8 +87,18 @@ def _figures(description: Description) -> dict[str, Any]:
         "checkpoint": {part: found.checkpoint.to_json() for part, found in description.held_out.items()},
         "measured_on": description.machine,
         "step": description.checkpoint.step,
+        **_ngram(description),
         "precision_check": precision_check(description),
     }
+
+
+def _ngram(description: Description) -> dict[str, Any]:
+    """Return the sizes of the n-gram model that is mixed in, and its shares by the length of the context found."""
+    ngram = description.ngram
+    if ngram is None:
+        return {}
+    shares = [round(float(share), 4) for share in ngram.shares]
+    return {"ngram": {"order": ngram.order, "num_ngrams": ngram.num_ngrams, "shares": shares}}
 
 
 def precision_check(description: Description) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import numpy as np
 
 from meari.bundle_format.names import Document, Precision
 from meari.export.errors import PrecisionLost, UnusableRun
-from meari.export.sessions import GraphModel, Graphs
+from meari.export.sessions import GraphModel, Graphs, Tokens
 from meari.export.verification import check_normalised
+from meari.export.weights import Floats
 from meari.models.evaluation import MAX_ROWS, NUM_WARMUP, UNCOUNTED, Row, chunks, groups, scored_rows, segment_rows
 from meari.models.figures import Figures, figures, show_perplexity
 from meari.models.text.token_file import TokenFile
@@ -21,6 +22,7 @@ MIN_TOKENS = 64  # both precisions run the same tokens, so a few show a differen
 TRY_FP32 = "; export with --precision fp32"
 MAX_LOSS = 0.01  # of the fp32 perplexity
 MAX_STREAM_TOKENS = 200_000  # run in sequence; a longer stream is cut into such pieces, which run side by side
+NOTHING = np.zeros((0, 1), np.float32)
 CHECKED_EVERY = 16  # steps: sums of probabilities
 
 
@@ -52,7 +54,7 @@ def measure_graphs(graphs: Graphs, tokens: TokenFile, *, counts_ends: bool) -> F
     """
     opened = GraphModel(graphs)
     nats, num_tokens = 0.0, 0
-    for group in groups(_rows(tokens)):
+    for group in scored_groups(tokens):
         added, counted = _group_nats(opened, group, counts_ends=counts_ends)
         nats, num_tokens = nats + added, num_tokens + counted
     num_ends = tokens.num_documents if counts_ends else 0
@@ -75,6 +77,11 @@ def check_precision(precision: Precision, validation: HeldOutFigures | None) -> 
         )
 
 
+def scored_groups(tokens: TokenFile) -> Iterator[list[Row]]:
+    """Group the rows of a token file, as served: documents, or one stream, perhaps in pieces."""
+    return groups(_rows(tokens))
+
+
 def _rows(tokens: TokenFile) -> Iterator[Row]:
     num_pieces = -(-len(tokens.ids) // MAX_STREAM_TOKENS)
     if tokens.unit is Document.FILE and num_pieces > 1:
@@ -83,18 +90,28 @@ def _rows(tokens: TokenFile) -> Iterator[Row]:
 
 
 def _group_nats(opened: GraphModel, group: list[Row], *, counts_ends: bool) -> tuple[float, int]:
-    state = opened.initial_state(len(group))
     nats, num_tokens = 0.0, 0
+    for _, rows, targets, logprobs in scored_steps(opened, group, counts_ends=counts_ends):
+        num_tokens += len(rows)
+        nats -= float(logprobs[rows, targets].astype(np.float64).sum())
+    return nats, num_tokens
+
+
+def scored_steps(
+    opened: GraphModel, group: list[Row], *, counts_ends: bool
+) -> Iterator[tuple[Tokens, Tokens, Tokens, Floats]]:
+    """Run rows side by side, and check some of the distributions.
+
+    yields  after each step: its tokens [B], the rows whose next token is scored, those tokens, and ln P of all [B, V];
+            an array of no rows where none is scored
+    """
+    state = opened.initial_state(len(group))
     for inputs, targets in chunks(group, counts_ends=counts_ends):
         counted = targets != UNCOUNTED
-        num_tokens += int(np.count_nonzero(counted))
         for step in range(inputs.shape[1]):
             hidden, state = opened.step(inputs[:, step], state)
             rows = np.flatnonzero(counted[:, step])
-            if not len(rows):
-                continue
-            logprobs = opened.logprobs(hidden)
+            logprobs = opened.logprobs(hidden) if len(rows) else NOTHING
             if step % CHECKED_EVERY == 0:
                 check_normalised(logprobs)
-            nats -= float(logprobs[rows, targets[rows, step]].astype(np.float64).sum())
-    return nats, num_tokens
+            yield inputs[:, step], rows, targets[rows, step], logprobs

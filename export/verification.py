@@ -100,7 +100,7 @@ def check_against_torch(
 
 def check_normalised(logprobs: Floats) -> float:
     """Return the largest distance of a row's sum of probabilities from 1. Raises NotNormalised above 1e-5."""
-    error = float(np.abs(np.exp(logprobs.astype(np.float64)).sum(axis=1) - 1).max())
+    error = float(np.abs(np.exp(logprobs.astype(np.float64)).sum(axis=1) - 1).max(initial=0))
     if not error <= SUM_TOLERANCE:
         raise NotNormalised(f"probabilities sum to 1 with an error of {error:.3g}, expected at most {SUM_TOLERANCE:g}")
     return error

@@ -17,7 +17,9 @@ from meari.bundle_format.names import RECENT_STATE, RESERVOIR_STATE, STATE_NAMES
 from meari.export.arithmetic import Arithmetic, arithmetic_of
 from meari.export.graph import GraphBuilder
 from meari.export.graphs.esn import esn_step, remembered
+from meari.export.graphs.ngram import remember_tokens
 from meari.export.graphs.recurrent import HiddenInput, LayerInput, TokenInput, gru_step, lstm_step, rnn_step
+from meari.export.ngram import NgramWeights
 from meari.export.weights import LayerWeights, NormWeights, RecurrentWeights, ReservoirWeights
 
 State = Sequence[ir.Value]
@@ -27,14 +29,20 @@ Step = Callable[[GraphBuilder, Arithmetic, str, LayerWeights, LayerInput, State]
 STEPS: dict[Family, Step] = {Family.RNN: rnn_step, Family.GRU: gru_step, Family.LSTM: lstm_step}
 
 
-def cell_graph(weights: RecurrentWeights | ReservoirWeights, precision: Precision) -> bytes:
-    """Write one step of a model as an .onnx file."""
+def cell_graph(
+    weights: RecurrentWeights | ReservoirWeights, precision: Precision, ngram: NgramWeights | None = None
+) -> bytes:
+    """Write one step of a model as an .onnx file.
+
+    ngram  the model that the output layer mixes in: the last tokens then follow the hidden vector
+    """
+    num_tokens = 0 if ngram is None else ngram.order - 1
     if isinstance(weights, ReservoirWeights):
-        return _reservoir_graph(weights)
-    return _recurrent_graph(weights, precision)
+        return _reservoir_graph(weights, num_tokens)
+    return _recurrent_graph(weights, precision, num_tokens)
 
 
-def _reservoir_graph(weights: ReservoirWeights) -> bytes:
+def _reservoir_graph(weights: ReservoirWeights, num_tokens: int) -> bytes:
     graph = GraphBuilder("esn_cell")
     token = graph.input("token", ir.DataType.INT64)
     recent = None
@@ -45,7 +53,7 @@ def _reservoir_graph(weights: ReservoirWeights) -> bytes:
     states = [graph.input(name, ir.DataType.FLOAT, [size]) for name, size in zip(names, units, strict=True)]
     after = esn_step(graph, weights, token, recent, states)
     hidden = after.states[0] if len(units) == 1 else graph.op("Concat", *after.states, axis=1)
-    graph.output("hidden", hidden, [sum(units)])
+    _write_hidden(graph, token, hidden, sum(units), num_tokens)
     if after.recent is not None:
         graph.output(f"next_{RECENT_STATE}", after.recent, [num_recent])
     for name, state, size in zip(names, after.states, units, strict=True):
@@ -53,7 +61,7 @@ def _reservoir_graph(weights: ReservoirWeights) -> bytes:
     return graph.to_bytes()
 
 
-def _recurrent_graph(weights: RecurrentWeights, precision: Precision) -> bytes:
+def _recurrent_graph(weights: RecurrentWeights, precision: Precision, num_tokens: int) -> bytes:
     state_names = STATE_NAMES[weights.family]
     graph = GraphBuilder(f"{weights.family}_cell")
     arithmetic = arithmetic_of(precision, graph)
@@ -69,11 +77,18 @@ def _recurrent_graph(weights: RecurrentWeights, precision: Precision) -> bytes:
         states += zip(names, _with_initial(graph, "Sub", next_state, initial), strict=True)
         hidden = _normalised(graph, f"layer{index}", layer.norm, next_state[0])
         layer_input = HiddenInput(arithmetic, hidden)
-    graph.output("hidden", hidden, [weights.layers[-1].hidden_size])
+    _write_hidden(graph, token, hidden, weights.layers[-1].hidden_size, num_tokens)
     sizes = [layer.hidden_size for layer in weights.layers for _ in state_names]
     for (name, value), size in zip(states, sizes, strict=True):
         graph.output(f"next_{name}", value, [size])
     return graph.to_bytes()
+
+
+def _write_hidden(graph: GraphBuilder, token: ir.Value, hidden: ir.Value, size: int, num_tokens: int) -> None:
+    """Write the output `hidden`, with as many of the last tokens behind it."""
+    if num_tokens:
+        hidden = remember_tokens(graph, token, hidden, num_tokens)
+    graph.output("hidden", hidden, [size + num_tokens])
 
 
 def _with_initial(graph: GraphBuilder, op_type: str, state: State, initial: State) -> State:

@@ -9,6 +9,8 @@ plus its own within the cluster. All of it sums to one, so logits and log-probab
 the head's logits and the narrowed hidden vectors of the clusters.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -16,29 +18,46 @@ from meari.bundle_format.names import Precision
 from meari.export.arithmetic import Arithmetic, arithmetic_of
 from meari.export.graph import GraphBuilder
 from meari.export.graphs.esn import expand
+from meari.export.graphs.ngram import mixed
+from meari.export.ngram import NgramWeights
 from meari.export.weights import AdaptiveWeights, Affine, Floats, OutputWeights
 
 Cluster = tuple[Floats, Floats | None]
 
 
-def output_graph(weights: OutputWeights, precision: Precision) -> bytes:
-    """Write the output layer as an .onnx file."""
+def output_graph(weights: OutputWeights, precision: Precision, ngram: NgramWeights | None = None) -> bytes:
+    """Write the output layer as an .onnx file.
+
+    ngram  a model to mix in
+    """
     if weights.adaptive is not None:
-        return adaptive_graph(weights.maps[0], weights.adaptive, precision)
+        return adaptive_graph(weights.maps[0], weights.adaptive, precision, ngram)
     maps = _folded(weights.maps)
     graph = GraphBuilder("output")
     arithmetic = arithmetic_of(precision, graph)
+    size = maps[0].weight.shape[0]
     if weights.expansion is None:
-        value = graph.input("hidden", ir.DataType.FLOAT, [maps[0].weight.shape[0]])
+        value, recent = _hidden(graph, size, ngram)
     else:
-        size = maps[0].weight.shape[0] - weights.expansion.bias.size
-        value = expand(graph, weights.expansion, graph.input("hidden", ir.DataType.FLOAT, [size]))
+        hidden, recent = _hidden(graph, size - weights.expansion.bias.size, ngram)
+        value = expand(graph, weights.expansion, hidden)
     for index, affine in enumerate(maps):
         value = arithmetic.product(f"map{index}", arithmetic.operand(value), affine.weight, affine.bias)
     vocabulary_size = maps[-1].weight.shape[1]
+    logprobs = graph.op("LogSoftmax", value, axis=-1)
+    if ngram is not None:
+        value = logprobs = mixed(graph, ngram, recent, logprobs)
     graph.output("logits", value, [vocabulary_size])
-    graph.output("logprobs", graph.op("LogSoftmax", value, axis=-1), [vocabulary_size])
+    graph.output("logprobs", logprobs, [vocabulary_size])
     return graph.to_bytes()
+
+
+def _hidden(graph: GraphBuilder, size: int, ngram: NgramWeights | None) -> Sequence[ir.Value]:
+    """Add the input; return the hidden vector, [batch, size], and the last tokens, which are it too without n-grams."""
+    if ngram is None:
+        hidden = graph.input("hidden", ir.DataType.FLOAT, [size])
+        return hidden, hidden
+    return graph.split(graph.input("hidden", ir.DataType.FLOAT, [size + ngram.order - 1]), [size, ngram.order - 1])
 
 
 def _folded(maps: tuple[Affine, ...]) -> tuple[Affine, ...]:
@@ -51,19 +70,23 @@ def _folded(maps: tuple[Affine, ...]) -> tuple[Affine, ...]:
     return (Affine(first.weight @ second.weight, first.bias @ second.weight + second.bias),)
 
 
-def adaptive_graph(head: Affine, adaptive: AdaptiveWeights, precision: Precision) -> bytes:
+def adaptive_graph(
+    head: Affine, adaptive: AdaptiveWeights, precision: Precision, ngram: NgramWeights | None = None
+) -> bytes:
     """Write an adaptive softmax as an .onnx file.
 
     head  to the logits of the frequent tokens, then of the clusters
     """
     graph = GraphBuilder("output")
     arithmetic = arithmetic_of(precision, graph)
-    hidden = graph.input("hidden", ir.DataType.FLOAT, [head.weight.shape[0]])
+    hidden, recent = _hidden(graph, head.weight.shape[0], ngram)
     clusters = [_folded_cluster(*cluster) for cluster in adaptive.clusters]
     by_rank = _by_rank(graph, arithmetic, hidden, head, clusters)
     rank = adaptive.rank
     is_in_order = np.array_equal(rank, np.arange(rank.size))
     value = by_rank if is_in_order else graph.op("Gather", by_rank, graph.constant("rank", rank), axis=1)
+    if ngram is not None:
+        value = mixed(graph, ngram, recent, value)
     for name in ("logits", "logprobs"):
         graph.output(name, value, [rank.size])
     return graph.to_bytes()

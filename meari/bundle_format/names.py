@@ -12,6 +12,7 @@ __all__ = [
     "END",
     "END_ID",
     "NAME_PATTERN",
+    "NGRAM_STATE",
     "NORMALIZATION",
     "RECENT_STATE",
     "RESERVOIR_STATE",
@@ -70,4 +71,5 @@ STATE_DTYPE: Final = "float32"
 # Names of a layer's state tensors, the layer's output first; a bundle appends the layer's number: "h0", "c0", "h1", …
 STATE_NAMES: Final = {Family.RNN: ("h",), Family.GRU: ("h",), Family.LSTM: ("h", "c")}
 RESERVOIR_STATE: Final = "s"  # a reservoir's state, one tensor a layer
+NGRAM_STATE: Final = "last_tokens"  # ids + 1, the newest first, where an n-gram model is mixed in; 0: none yet
 RECENT_STATE: Final = "recent"  # embeddings of the last tokens, where a reservoir sees more than one

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from meari.bundle_format.manifest import Manifest, contradiction
-from meari.bundle_format.names import RESERVOIR_STATE, STATE_NAMES
+from meari.bundle_format.names import NGRAM_STATE, RESERVOIR_STATE, STATE_NAMES
 from meari.errors import BundleError
 from meari.runtime.graphs.bundle_graph import BundleGraph
 from meari.runtime.graphs.onnx_graph import FLOAT, INT64
@@ -160,8 +160,9 @@ def _check_state(manifest: Manifest, cell: BundleGraph) -> None:
 
 def _check_values(manifest: Manifest, cell: BundleGraph, output: BundleGraph) -> None:
     """Compare names, trailing dimensions and types of inputs and outputs."""
-    vocabulary, hidden = [manifest.sizes["vocabulary"]], [manifest.sizes["hidden"]]
     states = {entry.name: list(entry.shape) for entry in manifest.state}
+    vocabulary, remembered = [manifest.sizes["vocabulary"]], states.get(NGRAM_STATE, [])
+    hidden = [manifest.sizes["hidden"] + sum(remembered)]  # of n-grams: the last tokens follow
     following = {f"next_{name}": shape for name, shape in states.items()}
     _check_shapes("cell.onnx: input", cell, cell.inputs, {TOKEN: [], **states})
     _check_shapes("cell.onnx: output", cell, cell.outputs, {"hidden": hidden, **following})
@@ -194,7 +195,8 @@ def _check_precision(manifest: Manifest, *graphs: BundleGraph) -> None:
 
 def _check_family(manifest: Manifest, cell: BundleGraph) -> None:
     """Compare the number of states a layer and whether there are gates, which is all that a graph shows of a family."""
-    family, layers, states = manifest.family, manifest.sizes["layers"], len(manifest.state)
+    family, layers = manifest.family, manifest.sizes["layers"]
+    states = sum(entry.name != NGRAM_STATE for entry in manifest.state)
     expected = len(STATE_NAMES.get(family, (RESERVOIR_STATE,))) * layers
     if states != expected and (family != "esn" or states < expected):
         said = f"those that go with the state tensors of cell.onnx, which are {states}"

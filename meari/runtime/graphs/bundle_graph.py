@@ -19,6 +19,7 @@ __all__ = ["BundleGraph", "Parts", "copy_node", "copy_nodes", "finished"]
 
 MIN_OPSET: Final = 18
 WEIGHT_TYPES: Final = (FLOAT, UINT8, INT8)
+NGRAMS: Final = "ngram"  # names of the constants of an n-gram model begin with it
 NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -39,9 +40,9 @@ class BundleGraph:
 
     @property
     def num_weights(self) -> int:
-        """Number of values in its constants, those of integer type left out."""
-        tensors = self.model.graph.initializer
-        return sum(math.prod(t.dims) for t in tensors if t.data_type in WEIGHT_TYPES)
+        """Number of values in its constants, without tables of n-grams and other integers."""
+        weights = (t for t in self.model.graph.initializer if not t.name.startswith(NGRAMS))
+        return sum(math.prod(tensor.dims) for tensor in weights if tensor.data_type in WEIGHT_TYPES)
 
     def table_widths(self, index: str) -> set[int]:
         """Return the widths of the constant tables in which an input looks up rows, scales left out."""

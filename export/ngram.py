@@ -1,0 +1,230 @@
+"""An n-gram model of the training text, mixed into a bundle's distributions.
+
+Input: token ids of the training text; probabilities of held-out tokens. Output: `NgramWeights`. Must not know: torch,
+ONNX, files.
+
+    p(w | h) = (c(h w) - D) / c(h) + backoff(h) p(w | h without its oldest token)
+
+Modified Kneser–Ney smoothing, interpolated (Chen and Goodman, "An empirical study of smoothing techniques for language
+modeling", 1999): shorter n-grams are counted by the number of different tokens before them, and three discounts D
+depend on the count. Rare n-grams are left out, which makes the tables several times smaller. Whatever is subtracted,
+left out or rounded goes to the shorter context, so every distribution sums to one.
+
+A text begins with the boundary token, and nothing is known before it. In the mixture
+
+    P(w) = (1 - share) P_network(w) + share p(w | h)
+
+the share depends on the length of the longest context found (Jelinek and Mercer, 1980).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meari.export.errors import UnusableRun
+from meari.export.weights import Floats
+
+Ids = NDArray[np.int64]
+Doubles = NDArray[np.float64]
+
+MIN_BACKOFF = 1e-3  # large counts are rounded, perhaps up
+MAX_COUNT = 60_000.0  # what float16 holds; the rest of a larger one goes to the shorter context
+MAX_KEY = 2**63 - 1
+NUM_ROUNDS = 40  # of expectation maximisation
+MAX_SHARE = 0.95
+
+
+@dataclass(frozen=True)
+class NgramLevel:
+    """All n-grams of one length n, by their contexts of n - 1 tokens.
+
+    contexts  int64 [C], ascending: the sum of (id + 1) * (V + 1)**j, j = 0 for the newest token; 0 where there is none
+    first     int64 [C + 1]: the successors of a context are first[c] … first[c + 1] - 1
+    tokens    int64 [S], ascending within a context
+    counts    float16 [S], discounted
+    backoff   float32 [C], the count that is left for the shorter context
+    scale     float32 [C], the probability of one count
+    """
+
+    contexts: Ids
+    first: Ids
+    tokens: Ids
+    counts: NDArray[np.float16]
+    backoff: Floats
+    scale: Floats
+
+
+@dataclass(frozen=True)
+class NgramWeights:
+    """An n-gram model and its shares in the mixture.
+
+    unigram  float32 [V]
+    levels   n-grams of 2, 3, … tokens
+    shares   float32 [order], by the number of tokens of the longest context found
+    """
+
+    unigram: Floats
+    levels: tuple[NgramLevel, ...]
+    shares: Floats
+
+    @property
+    def vocabulary_size(self) -> int:
+        return len(self.unigram)
+
+    @property
+    def order(self) -> int:
+        """Number of tokens of the longest n-grams."""
+        return len(self.levels) + 1
+
+    @property
+    def num_ngrams(self) -> list[int]:
+        """Number of n-grams of each length."""
+        return [len(self.unigram), *(len(level.tokens) for level in self.levels)]
+
+    def with_shares(self, shares: Floats) -> NgramWeights:
+        return replace(self, shares=shares)
+
+    def find(self, recent: Ids) -> list[tuple[Ids, NDArray[np.bool_]]]:
+        """Look up contexts, one level after the other.
+
+        recent   int64 [N, order - 1]: ids + 1 of the tokens before, the newest first; 0 where there is none
+        returns  for each level the index of the context and whether there is one, [N] each
+        """
+        keys, base, found = np.zeros(len(recent), np.int64), self.vocabulary_size + 1, []
+        for length, level in enumerate(self.levels):
+            keys = keys + recent[:, length] * base**length
+            index = np.minimum(np.searchsorted(level.contexts, keys), len(level.contexts) - 1)
+            found.append((index, level.contexts[index] == keys))
+        return found
+
+    def probabilities(self, targets: Ids, recent: Ids) -> tuple[Doubles, Ids]:
+        """Compute p of tokens and the lengths of the longest contexts found, [N] each, in double precision.
+
+        targets  int64 [N]
+        recent   as in `find`
+        """
+        total, lengths = self.unigram[targets].astype(np.float64), np.zeros(len(targets), np.int64)
+        for level, (index, is_found) in zip(self.levels, self.find(recent), strict=True):
+            keys = np.repeat(np.arange(len(level.contexts)), np.diff(level.first)) * self.vocabulary_size + level.tokens
+            wanted = index * self.vocabulary_size + targets
+            place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+            counts = np.where(keys[place] == wanted, level.counts[place], 0.0)
+            total = np.where(is_found, (counts + level.backoff[index] * total) * level.scale[index], total)
+            lengths += is_found
+        return total, lengths
+
+
+def history(ids: Ids, end_id: int, order: int) -> Ids:
+    """Return what precedes every token but the first of a token file: int64 [num_tokens - 1, order - 1], as in `find`.
+
+    ids  int64 [num_tokens], documents with the boundary `end_id` before, between and behind
+    """
+    positions = np.arange(1, len(ids))
+    begins = np.maximum.accumulate(np.where(ids == end_id, np.arange(len(ids)), 0))[:-1]
+    recent = np.zeros((len(positions), order - 1), np.int64)
+    for back in range(1, order):
+        is_inside = positions - back >= begins
+        recent[is_inside, back - 1] = ids[positions[is_inside] - back] + 1
+    return recent
+
+
+def count_ngrams(ids: Ids, vocabulary_size: int, end_id: int, order: int, min_count: int) -> NgramWeights:
+    """Estimate an n-gram model from a token file; its shares in the mixture are zero.
+
+    order      number of tokens of the longest n-grams, at least 2
+    min_count  how often an n-gram must occur to be kept, at least 1; for two tokens one less is enough
+
+    Raises UnusableRun where there are too many tokens to number n-grams of that length.
+    """
+    base = vocabulary_size + 1
+    if base**order > MAX_KEY:
+        most = next(n for n in range(order, 0, -1) if base**n <= MAX_KEY)
+        raise UnusableRun(f"--ngram: got {order}, expected at most {most} for {vocabulary_size:,} tokens")
+    recent, targets = history(ids, end_id, order), ids[1:].astype(np.int64)
+    keys = targets.copy()
+    for back in range(order - 1):
+        keys += recent[:, back] * base ** (back + 1)
+    del recent
+    tables: list[_Table] = []
+    counted, counts = np.unique(keys, return_counts=True)
+    for length in range(order, 0, -1):
+        fewest = 1 if length == 1 else max(1, min_count - (length == 2))
+        tables.append(_Table(counted, counts, _occurrences(keys, base**length) >= fewest))
+        counted, counts = np.unique(counted % base ** (length - 1), return_counts=True)
+    single, *longer = reversed(tables)
+    unigram = np.zeros(vocabulary_size)
+    unigram[single.keys] = single.discounted
+    unigram += (single.counts.sum() - unigram.sum()) / vocabulary_size
+    unigram /= unigram.sum()
+    levels = tuple(_level(table, base) for table in longer)
+    return NgramWeights(unigram.astype(np.float32), levels, np.zeros(order, np.float32))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """n-grams of one length.
+
+    keys     int64 [S], ascending: the token, then its context from the newest token, as digits from the lowest
+    counts   int64 [S]: how often they occur, or after how many different tokens, if they are parts of longer ones
+    is_kept  bool [S]
+    """
+
+    keys: Ids
+    counts: Ids
+    is_kept: NDArray[np.bool_]
+
+    @property
+    def discounted(self) -> Doubles:
+        return self.counts - _discounts(self.counts)
+
+
+def _occurrences(keys: Ids, modulus: int) -> Ids:
+    """Return how often each different n-gram occurs, in ascending order."""
+    return np.unique(keys % modulus, return_counts=True)[1]
+
+
+def _discounts(counts: Ids) -> Doubles:
+    """Return what is subtracted from each count: D1, D2 or D3+ (Chen and Goodman, 1999, equation 26)."""
+    once, twice, thrice, four = ((counts == n).sum() for n in (1, 2, 3, 4))
+    discounts = np.array([0.0, 0.5, 1.0, 1.5])
+    if min(once, twice, thrice, four) > 0:
+        ratio = once / (once + 2 * twice)
+        next_to_last = np.array([twice / once, thrice / twice, four / thrice])
+        estimated = np.arange(1, 4) - np.arange(2, 5) * ratio * next_to_last
+        if (estimated > 0).all() and (estimated < (1, 2, 3)).all():
+            discounts[1:] = estimated
+    taken: Doubles = discounts[np.minimum(counts, 3)]
+    return taken
+
+
+def _level(table: _Table, base: int) -> NgramLevel:
+    contexts, index = np.unique(table.keys // base, return_inverse=True)
+    keys, owners = table.keys[table.is_kept], index[table.is_kept]
+    counts = np.minimum(table.discounted[table.is_kept], MAX_COUNT).astype(np.float16)
+    totals = np.bincount(index, table.counts)
+    taken = np.bincount(owners, counts, minlength=len(contexts))
+    backoff = np.maximum(totals - taken, MIN_BACKOFF).astype(np.float32)
+    sums = taken + backoff
+    known, numbers = np.unique(owners, return_counts=True)
+    first = np.concatenate([[0], np.cumsum(numbers)])
+    return NgramLevel(contexts[known], first, keys % base, counts, backoff[known], (1 / sums[known]).astype(np.float32))
+
+
+def fit_shares(network: Doubles, ngram: Doubles, lengths: Ids, order: int) -> Floats:
+    """Return the shares that make held-out tokens likeliest, float32 [order], by expectation maximisation.
+
+    network, ngram  probabilities of the tokens, [N] each
+    lengths         of the longest contexts found, [N], each less than `order`
+    """
+    shares = np.full(order, 0.2)
+    for _ in range(NUM_ROUNDS):
+        share = shares[lengths]
+        responsible = share * ngram / ((1 - share) * network + share * ngram)
+        numbers = np.bincount(lengths, minlength=order)
+        shares = np.bincount(lengths, responsible, minlength=order) / np.maximum(numbers, 1)
+        shares = np.where(numbers > 0, shares, responsible.mean())
+    fitted: Floats = np.minimum(shares, MAX_SHARE).astype(np.float32)
+    return fitted
