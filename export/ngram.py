@@ -19,6 +19,7 @@ the share depends on the length of the longest context found (Jelinek and Mercer
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -134,10 +135,10 @@ def history(ids: Ids, end_id: int, order: int) -> Ids:
 def count_ngrams(ids: Ids, vocabulary_size: int, end_id: int, order: int, min_count: int) -> NgramWeights:
     """Estimate an n-gram model from a token file; its shares in the mixture are zero.
 
-    order      number of tokens of the longest n-grams, at least 2
+    order      number of tokens of the longest n-grams, at least 2; shorter ones are the longest where none is kept
     min_count  how often an n-gram must occur to be kept, at least 1; for two tokens one less is enough
 
-    Raises UnusableRun where there are too many tokens to number n-grams of that length.
+    Raises UnusableRun where there are too many tokens to number n-grams of that length, or no pair is kept.
     """
     base = vocabulary_size + 1
     if base**order > MAX_KEY:
@@ -159,8 +160,10 @@ def count_ngrams(ids: Ids, vocabulary_size: int, end_id: int, order: int, min_co
     unigram[single.keys] = single.discounted
     unigram += (single.counts.sum() - unigram.sum()) / vocabulary_size
     unigram /= unigram.sum()
-    levels = tuple(_level(table, base) for table in longer)
-    return NgramWeights(unigram.astype(np.float32), levels, np.zeros(order, np.float32))
+    levels = tuple(itertools.takewhile(lambda level: len(level.tokens), (_level(table, base) for table in longer)))
+    if not levels:
+        raise UnusableRun(f"--ngram: got a text of {len(targets):,} tokens without a pair that occurs often enough")
+    return NgramWeights(unigram.astype(np.float32), levels, np.zeros(len(levels) + 1, np.float32))
 
 
 @dataclass(frozen=True)

@@ -79,10 +79,10 @@ def esn_step(
     return ReservoirState(next_recent, next_states)
 
 
-def expand(graph: GraphBuilder, weights: ExpansionWeights, hidden: ir.Value) -> ir.Value:
-    """Write the hidden vector followed by its features: float32 [batch, H] → [batch, H + F]."""
+def expand(graph: GraphBuilder, weights: ExpansionWeights, hidden: ir.Value, size: int) -> ir.Value:
+    """Write the hidden vector of `size` numbers, H, followed by its features: float32 [batch, H] → [batch, H + F]."""
     groups, edges = weights.sources.shape
-    x = _with_zero_row(graph, hidden, np.zeros((1, int(hidden.shape[1])), np.float32))  # type: ignore[index, arg-type]
+    x = _with_zero_row(graph, hidden, np.zeros((1, size), np.float32))
     x = graph.op("Gather", x, graph.constant("expansion.sources", weights.sources.ravel()), axis=1)
     x = graph.op("Reshape", x, graph.integers(-1, groups, edges))
     x = graph.op("Transpose", x, perm=[1, 0, 2])  # [S, batch + 1, K]

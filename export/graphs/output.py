@@ -39,8 +39,9 @@ def output_graph(weights: OutputWeights, precision: Precision, ngram: NgramWeigh
     if weights.expansion is None:
         value, recent = _hidden(graph, size, ngram)
     else:
-        hidden, recent = _hidden(graph, size - weights.expansion.bias.size, ngram)
-        value = expand(graph, weights.expansion, hidden)
+        size -= weights.expansion.bias.size
+        hidden, recent = _hidden(graph, size, ngram)
+        value = expand(graph, weights.expansion, hidden, size)
     for index, affine in enumerate(maps):
         value = arithmetic.product(f"map{index}", arithmetic.operand(value), affine.weight, affine.bias)
     vocabulary_size = maps[-1].weight.shape[1]

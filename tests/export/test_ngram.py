@@ -1,0 +1,230 @@
+"""Test n-grams in bundles: against the definition of Kneser–Ney smoothing, and as they are served."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from meari.bundle_format.names import Family, Precision
+from meari.errors import BundleError
+from meari.export.bundle import NgramOptions, export_bundle, read_run
+from meari.export.errors import MixtureMismatch, UnusableRun
+from meari.export.graphs import cell_graph, output_graph
+from meari.export.mixture import after, check_mixture
+from meari.export.ngram import NgramWeights, count_ngrams, fit_shares, history
+from meari.export.sessions import Graphs
+from meari.export.verification import check_isolation
+from meari.export.weights import ModelWeights
+from meari.export.weights_from_torch import read_weights
+from meari.models.config import ModelConfig, RecurrentConfig
+from meari.runtime.bundle import open_bundle
+from meari.runtime.engine import Sampling
+from tests.export.serving import generate, score, served
+from tests.export.tiny_models import RESERVOIRS, VARIANTS, make_model, make_run
+
+SIZE = 7
+MODELS: dict[str, ModelConfig] = {
+    "rnn": RecurrentConfig(Family.RNN, 8, 20, num_layers=2),
+    "gru, learned initial state": RecurrentConfig(Family.GRU, 8, 17, learned_initial_state=True),
+    "lstm": RecurrentConfig(Family.LSTM, 8, 16),
+    "adaptive": VARIANTS["adaptive"],
+    "esn that remembers tokens": RESERVOIRS["recent tokens"],
+    "esn with features": RESERVOIRS["expanded"],
+}
+
+
+def made_text(num_documents: int, seed: int = 1) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Make a token file of documents in which the next token depends on the two before."""
+    generator = np.random.default_rng(seed)
+    ids = [0]
+    for _ in range(num_documents):
+        for _ in range(generator.integers(0, 12)):
+            likely = (3 * ids[-1] + ids[-2] if len(ids) > 1 else 1) % (SIZE - 1) + 1
+            ids.append(int(likely if generator.random() < 0.6 else generator.integers(1, SIZE)))
+        ids.append(0)
+    return np.array(ids, np.int64)
+
+
+def kneser_ney(ids: list[int], order: int, min_count: int) -> Callable[[int, tuple[int | None, ...]], float]:
+    """Return p(token | context) by the definition, from tuples; a context has the oldest token first."""
+    padded: list[tuple[int | None, ...]] = []
+    context: list[int | None] = [None] * (order - 2) + [0]
+    for token in ids[1:]:
+        padded.append((*context, token))
+        context = [None] * (order - 2) + [0] if token == 0 else [*context[1:], token]
+    occurrences = {n: Counter(gram[order - n :] for gram in padded) for n in range(1, order + 1)}
+    counts: dict[int, Counter[tuple[int | None, ...]]] = {order: occurrences[order]}
+    for n in range(order - 1, 0, -1):
+        counts[n] = Counter(gram[1:] for gram in counts[n + 1])
+    discounts = {n: discounts_of(Counter(counts[n].values())) for n in counts}
+    sums: dict[tuple[int | None, ...], int] = defaultdict(int)
+    for number in counts.values():
+        for gram, count in number.items():
+            sums[gram[:-1]] += count
+
+    def kept(gram: tuple[int | None, ...]) -> float:
+        n = len(gram)
+        fewest = {1: 1, 2: max(1, min_count - 1)}.get(n, min_count)
+        count = counts[n].get(gram, 0)
+        return count - discounts[n][min(count, 3)] if occurrences[n].get(gram, 0) >= fewest else 0.0
+
+    def probability(token: int, context: tuple[int | None, ...]) -> float:
+        shorter = probability(token, context[1:]) if context else 1 / SIZE
+        taken = [kept((*context, word)) for word in range(SIZE)]
+        if not sum(taken):
+            return shorter
+        return (kept((*context, token)) + (sums[context] - sum(taken)) * shorter) / sums[context]
+
+    return probability
+
+
+def discounts_of(number: Counter[int]) -> list[float]:
+    if not all(number[n] for n in (1, 2, 3, 4)):
+        return [0.0, 0.5, 1.0, 1.5]
+    ratio = number[1] / (number[1] + 2 * number[2])
+    found = [n - (n + 1) * ratio * number[n + 1] / number[n] for n in (1, 2, 3)]
+    return [0.0, *found] if all(0 < d < n for n, d in enumerate(found, 1)) else [0.0, 0.5, 1.0, 1.5]
+
+
+@pytest.mark.parametrize(("order", "min_count"), [(2, 1), (3, 1), (3, 2), (4, 2), (5, 3)])
+@pytest.mark.parametrize("num_documents", [1, 9, 300])
+def test_probabilities_are_those_of_the_definition(order: int, min_count: int, num_documents: int) -> None:
+    ids, other = made_text(num_documents), made_text(8, seed=2)
+    expected, ngram = kneser_ney(ids.tolist(), order, min_count), count_ngrams(ids, SIZE, 0, order, min_count)
+    recent = history(other, 0, ngram.order)
+    for place in range(0, len(recent), 5):
+        context = tuple(int(number) - 1 if number else None for number in recent[place][::-1])
+        found, _ = ngram.probabilities(np.arange(SIZE), np.repeat(recent[place : place + 1], SIZE, axis=0))
+        assert abs(found.sum() - 1) < 1e-6
+        assert found.min() > 0
+        assert found == pytest.approx([expected(token, context) for token in range(SIZE)], rel=2e-3)  # of float16
+
+
+def test_history_of_a_document_begins_at_its_boundary() -> None:
+    ids = np.array([0, 5, 6, 0, 0, 4, 0])
+    assert history(ids, 0, 3).tolist() == [[1, 0], [6, 1], [7, 6], [1, 0], [1, 0], [5, 1]]
+    assert after(np.array([[7, 6]]), np.array([0])).tolist() == [[1, 7]]
+
+
+def test_shares_make_the_tokens_likeliest() -> None:
+    generator = np.random.default_rng(3)
+    network, ngram, lengths = generator.random(4000), generator.random(4000) ** 2, generator.integers(0, 3, 4000)
+    shares = fit_shares(network, ngram, lengths, 4)
+    for length in range(3):
+        here = lengths == length
+        grid = np.linspace(0, 0.95, 96)
+        gains = [np.log((1 - share) * network[here] + share * ngram[here]).sum() for share in grid]
+        assert shares[length] == pytest.approx(grid[np.argmax(gains)], abs=0.02)
+    assert 0 <= shares[3] <= 0.95
+
+
+def test_text_without_a_pair_that_occurs_often_enough_is_refused() -> None:
+    with pytest.raises(UnusableRun, match=r"--ngram: got a text of 3 tokens without a pair"):
+        count_ngrams(np.array([0, 1, 2, 0]), SIZE, 0, 3, 3)
+
+
+def test_too_many_tokens_for_an_order_are_refused_with_the_largest_one() -> None:
+    with pytest.raises(UnusableRun, match=r"--ngram: got 5, expected at most 4 for 40,000 tokens"):
+        count_ngrams(np.array([0, 7, 0]), 40_000, 0, 5, 2)
+
+
+@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("name", MODELS)
+def test_graphs_mix_network_and_ngrams_and_keep_rows_apart(name: str, precision: Precision) -> None:
+    config, size = MODELS[name], 70
+    weights = read_weights(make_model(config, size))
+    ids = np.concatenate([made_text(300), made_text(50, seed=5)[1:]]) * 9 % size
+    ngram = count_ngrams(ids, size, 0, 4, 2).with_shares(np.array([0.1, 0.3, 0.2, 0.4], np.float32))
+    alone, mixed = (graphs_of(weights, precision, each) for each in (None, ngram))
+    check_mixture(mixed, alone, ngram, ids)
+    check_isolation(mixed)
+    with pytest.raises(MixtureMismatch, match="differ from the mixture"):
+        check_mixture(mixed, alone, ngram.with_shares(ngram.shares + np.float32(0.01)), ids)
+
+
+def graphs_of(weights: ModelWeights, precision: Precision, ngram: NgramWeights | None) -> Graphs:
+    return Graphs(precision, cell_graph(weights.cell, precision, ngram), output_graph(weights.output, precision, ngram))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "tiny", MODELS["lstm"])
+
+
+@pytest.fixture(params=Precision, scope="module")
+def bundle(run: Path, request: pytest.FixtureRequest) -> Path:
+    folder = run.parent / "bundles" / f"tiny-{request.param}"
+    export_bundle(run, folder, request.param, ngram=NgramOptions(3))
+    return folder
+
+
+def test_bundle_serves_the_mixture_wherever_a_text_is_cut(run: Path, bundle: Path) -> None:
+    found = read_run(run)
+    assert found.train is not None
+    network, size = found.checkpoint.model, found.checkpoint.model.vocabulary_size
+    shares = open_bundle(bundle, max_slots=4).manifest.figures["ngram"]["shares"]
+    ngram = count_ngrams(found.train.ids.astype(np.int64), size, 0, 3, 2)
+    text = [5, 2, 7, 3, 1, 9, 4, 4, 5]
+    with served(bundle) as model, torch.inference_mode():
+        (whole,) = score(model, [text], add_end=False)
+        hidden, _ = network(torch.tensor([[0, *text[:-1]]]), network.initial_state(1))
+        alone = network.logits(hidden[0]).softmax(-1).numpy()[np.arange(len(text)), text]
+        of_ngram, lengths = ngram.probabilities(np.array(text), history(np.array([0, *text]), 0, 3))
+        share = np.array(shares)[lengths]
+        expected = np.log((1 - share) * alone + share * of_ngram)
+        assert whole.logprobs == pytest.approx(expected, abs=2e-4 if "fp32" in bundle.name else 0.2)
+        for cut in range(1, len(text)):
+            (rest,) = score(model, [text[cut:]], text[:cut], add_end=False)
+            assert list(rest.logprobs) == list(whole.logprobs[cut:])
+
+
+def test_generation_from_a_mixture_is_the_likeliest_by_its_scores(bundle: Path) -> None:
+    words = range(1, open_bundle(bundle, max_slots=4).manifest.sizes["vocabulary"])
+    with served(bundle) as model:
+        written = generate(model, [5, 2], 8, Sampling(temperature=0.0))
+        for count, token in enumerate(written.token_ids):
+            context = [5, 2, *written.token_ids[:count]]
+            choices = score(model, [[each] for each in words], context, add_end=False)
+            best = max(words, key=lambda each: choices[each - 1].logprobs[0])
+            assert token in (0, best)
+
+
+def test_figures_improve_and_are_the_mixtures(run: Path, bundle: Path, tmp_path: Path) -> None:
+    plain = export_bundle(run, tmp_path / "plain", Precision.FP32).description.held_out["validation"]
+    figures = open_bundle(bundle, max_slots=4).manifest.figures
+    assert figures["ngram"]["order"] == 3
+    assert figures["validation"]["nats_per_token"] < plain.served.nats_per_token - 0.5  # an untrained network
+    assert figures["checkpoint"]["validation"]["nats_per_token"] == pytest.approx(plain.checkpoint.nats_per_token)
+
+
+def test_run_without_its_tokens_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnusableRun, match=r"--ngram: got a run without its training text"):
+        export_bundle(
+            make_copy_without_tokens(run, tmp_path), tmp_path / "bundle", Precision.FP32, ngram=NgramOptions(3)
+        )
+    assert not (tmp_path / "bundle").exists()
+
+
+def make_copy_without_tokens(run: Path, folder: Path) -> Path:
+    copy = folder / "run"
+    (copy / "best").mkdir(parents=True)
+    for path in (run / "best").iterdir():
+        (copy / "best" / path.name).write_bytes(path.read_bytes())
+    (copy / "config.json").write_bytes((run / "config.json").read_bytes())
+    (copy / "figures.json").write_bytes((run / "figures.json").read_bytes())
+    return copy
+
+
+def test_damaged_size_of_the_remembered_tokens_is_named(bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "damaged"
+    copy.mkdir()
+    for path in bundle.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    manifest = (copy / "manifest.json").read_text()
+    assert '"last_tokens"' in manifest
+    (copy / "manifest.json").write_text(manifest.replace('"last_tokens"', '"other_tokens"'))
+    with pytest.raises(BundleError, match=r"manifest.json: state: got .*other_tokens.*last_tokens"):
+        open_bundle(copy, max_slots=4)
