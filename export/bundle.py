@@ -124,11 +124,17 @@ def export_bundle(
     """
     check_target(folder.absolute(), overwrite=overwrite)
     tell(f"Reading {run_folder}")
-    return write_bundle(read_run(run_folder), folder, precision, overwrite=overwrite, tell=tell)
+    return write_bundle(read_run(run_folder), folder, precision, ngram=ngram, overwrite=overwrite, tell=tell)
 
 
 def write_bundle(
-    run: Run, folder: Path, precision: Precision, *, overwrite: bool = False, tell: Callable[[str], None]
+    run: Run,
+    folder: Path,
+    precision: Precision,
+    *,
+    ngram: NgramOptions | None = None,
+    overwrite: bool = False,
+    tell: Callable[[str], None],
 ) -> ExportedBundle:
     """Check a run that was read and write it as a bundle. Raises as `export_bundle`."""
     folder = folder.absolute()
