@@ -42,17 +42,17 @@ class Run:
     """A trained model, its held-out text and its report.
 
     parts      held-out parts of the corpus, by name: `validation`, and perhaps `test`
-    train      the training part, or None where the folder has none
     has_ends   whether the training text taught where a text ends
     report     report.png, or None without one
+    train      the training part, or None where the folder has none
     imported   of a model that was trained elsewhere: where it came from
     """
 
     checkpoint: Checkpoint
     parts: dict[str, TokenFile]
-    train: TokenFile | None
     has_ends: bool
     report: bytes | None
+    train: TokenFile | None = None
     imported: Mapping[str, Any] | None = None
 
     @property
@@ -76,7 +76,7 @@ def read_run(folder: Path) -> Run:
     train = parts.pop("train", None)
     report = run_folder / "report.png"
     taught = has_ends(folder, checkpoint.config.corpus.document)
-    return Run(checkpoint, parts, train, taught, report.read_bytes() if report.exists() else None)
+    return Run(checkpoint, parts, taught, report.read_bytes() if report.exists() else None, train)
 
 
 @dataclass(frozen=True)

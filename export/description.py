@@ -84,12 +84,12 @@ class Description:
     checkpoint: Checkpoint
     has_ends: bool
     graphs: Mapping[str, GraphSummary]
-    ngram: NgramWeights | None
     agreement: Agreement
     held_out: Mapping[str, HeldOutFigures]
     golden: Golden
     samples: tuple[str, ...]
     has_report: bool
+    ngram: NgramWeights | None = None
     imported: Mapping[str, Any] | None = None
 
     @property

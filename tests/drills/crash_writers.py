@@ -137,7 +137,7 @@ class Export(Writer):
     @staticmethod
     def _built(folder: Path) -> tuple[Run, Any, Any]:
         run = export.read_run(folder)
-        checked = export._build(run, Precision.FP32, lambda _: None)
+        checked = export._build(run, Precision.FP32, None, lambda _: None)
         return run, checked, export._describe("bundle", run, checked)
 
     def begin(self, place: Path) -> None:
