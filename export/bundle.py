@@ -160,6 +160,13 @@ def export_smallest(
     return export_bundle(run_folder, folder, Precision.FP32, overwrite=overwrite, tell=tell)
 
 
+def samples_of(run_folder: Path) -> list[str]:
+    """Return what a run's float32 bundle would have as samples. Raises CheckpointError, TokenFileError, UnusableRun."""
+    run = read_run(run_folder)
+    graphs = build_graphs(read_weights(run.checkpoint.model), Precision.FP32)
+    return draw_samples(graphs, run.checkpoint.tokenizer)
+
+
 def check_target(folder: Path, *, overwrite: bool) -> None:
     """Raise ExportError for a name that no server takes, BundleExists if the folder cannot be replaced."""
     if not re.fullmatch(NAME_PATTERN, folder.name) or folder.name.endswith(IN_PASSING):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from meari.api.language_model import LanguageModel
     from meari.api.opening import load
     from meari.api.surprisal import Surprisal, SurprisalRow
+    from meari.api.training import TrainingRun, train
     from meari.client.answers import (
         Choice,
         CompleteUsage,
@@ -56,16 +57,19 @@ __all__ = [
     "SurprisalRow",
     "TextCompletion",
     "Token",
+    "TrainingRun",
     "UnknownModel",
     "Usage",
     "errors",
     "load",
+    "train",
 ]
 
 _PLACES = {
     "api.language_model": ("LanguageModel",),
     "api.opening": ("load",),
     "api.surprisal": ("Surprisal", "SurprisalRow"),
+    "api.training": ("TrainingRun", "train"),
     "client.answers": ("Choice", "CompleteUsage", "Completions", "Generation", "TextCompletion", "Token", "Usage"),
     "client.async_client": ("AsyncClient", "AsyncStream"),
     "client.client": ("Client",),

@@ -209,7 +209,7 @@ def end_if_interrupted(result: TrainingResult | None) -> None:
 def plan_of(paths: list[str], options: TrainOptions, *, verb: str, as_json: bool) -> Training:
     """Plan the training of texts, or take the plan of the run that is resumed, and say what was chosen."""
     from meari.export.bundle import check_target
-    from meari.models.planning.run import DEFAULT_MINUTES, name_of, plan_text, toml_of
+    from meari.models.planning.run import DEFAULT_MINUTES, name_of, plan_text, resumed_config, toml_of
     from meari.models.training.run_folder import RunFolder
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -220,10 +220,12 @@ def plan_of(paths: list[str], options: TrainOptions, *, verb: str, as_json: bool
     bundle = BUNDLES / name
     check_target(bundle, overwrite=options.overwrite or options.resume)
     run = RunFolder(options.folder or RUNS / name)
-    if options.resume:
-        return Training(_resumed(run, options, as_json=as_json), options, verb, paths, bundle=bundle)
     settings = options.own_settings()
     family = None if options.family is None else _family(options.family)
+    if options.resume:
+        config = resumed_config(run, settings, family)
+        click.echo(f"The run in {run.path} goes on as it was planned", err=as_json)
+        return Training(config, options, verb, paths, bundle=bundle)
     minutes = options.minutes or DEFAULT_MINUTES
     plan = plan_text(paths, minutes, name=name, family=family, settings=settings)
     toml = f"# Chosen by `meari {verb} {shlex.join(paths)}`.\n{toml_of(plan)}"
@@ -237,21 +239,6 @@ def _family(name: str) -> Family:
     from meari.bundle_format.names import Family
 
     return Family(name)
-
-
-def _resumed(run: RunFolder, options: TrainOptions, *, as_json: bool) -> Config:
-    """Return the config of the run, with the settings that are given again. Raises CheckpointError."""
-    from meari.models.config import Config
-    from meari.models.errors import CheckpointError
-    from meari.models.planning.planner import with_options
-
-    try:
-        stored = Config.from_json(run.config.read_text("utf-8"), str(run.config))
-    except OSError:
-        raise CheckpointError(f"{run.path}: no run to resume here; leave out --resume to start one") from None
-    settings = options.own_settings() | ({} if options.family is None else {"model.family": options.family})
-    click.echo(f"The run in {run.path} goes on as it was planned", err=as_json)
-    return with_options(stored.to_tables(), settings, "--set")
 
 
 def export(training: Training, *, as_json: bool) -> ExportedBundle:

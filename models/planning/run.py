@@ -13,9 +13,11 @@ from pathlib import Path
 
 from meari.bundle_format.names import NAME_PATTERN, Family
 from meari.models.check import check_files
+from meari.models.config import Config
+from meari.models.errors import CheckpointError
 from meari.models.fields import to_toml
 from meari.models.files import write_file
-from meari.models.planning.planner import Plan, plan
+from meari.models.planning.planner import Plan, plan, with_options
 from meari.models.planning.speed import measure_speed
 from meari.models.planning.tables import MachineSpeed
 from meari.models.text.facts import look_at
@@ -58,7 +60,7 @@ def plan_text(
 class TextRun:
     """A training on texts, and its folder, from which `meari.export.bundle.export_smallest` makes a bundle."""
 
-    plan: Plan
+    config: Config
     folder: RunFolder
     result: TrainingResult
 
@@ -71,21 +73,47 @@ def train_text(
     family: Family | None = None,
     settings: Mapping[str, object] | None = None,
     folder: Path | None = None,
-    overwrite: bool = False,
+    start: Start = Start.FRESH,
     display: Display | None = None,
+    tell: Callable[[str], None] = lambda _: None,
     speed: MachineSpeed | None = None,
 ) -> TextRun:
     """Plan as `plan_text`, and train in a folder, runs/NAME by default. SIGINT and SIGTERM end it after a step.
 
+    start  RESUME goes on with the plan of the run in that folder, with the settings that are given again
+    tell   called with each line that says what was chosen
+
     Raises what `plan_text` and `meari.models.training.run.train` raise; CheckpointError for a folder that is in use.
     """
-    planned = plan_text(paths, minutes, name=name, family=family, settings=settings, speed=speed)
-    check_files(planned.config)
-    place = folder or RUNS / planned.config.name
-    with claimed_run(place, planned.config, Start.OVERWRITE if overwrite else Start.FRESH) as run:
-        write_file(run.toml, toml_of(planned).encode())
-        result = train(planned.config, run, resume=False, display=display or NullDisplay(), clock=time.monotonic)
-    return TextRun(planned, run, result)
+    place = folder or RUNS / (name or name_of(paths))
+    toml = None
+    if start is Start.RESUME:
+        named = {} if name is None else {"name": name}
+        config = resumed_config(RunFolder(place), {**(settings or {}), **named}, family)
+        tell(f"The run in {place} goes on as it was planned")
+    else:
+        planned = plan_text(paths, minutes, name=name, family=family, settings=settings, speed=speed)
+        config, toml = planned.config, toml_of(planned)
+        for line in (*planned.reasons, planned.expectation):
+            tell(line)
+    check_files(config)
+    with claimed_run(place, config, start) as run:
+        if toml is not None:
+            write_file(run.toml, toml.encode())
+        result = train(
+            config, run, resume=run.has_snapshot(), display=display or NullDisplay(), clock=time.monotonic
+        )
+    return TextRun(config, run, result)
+
+
+def resumed_config(run: RunFolder, settings: Mapping[str, object], family: Family | None = None) -> Config:
+    """Return the config of a run, with the settings that are given again. Raises CheckpointError, ConfigError."""
+    try:
+        stored = Config.from_json(run.config.read_text("utf-8"), str(run.config))
+    except OSError:
+        raise CheckpointError(f"{run.path}: no run to resume here; leave out --resume to start one") from None
+    again = {**settings, **({} if family is None else {"model.family": family.value})}
+    return with_options(stored.to_tables(), again, "--set")
 
 
 def toml_of(planned: Plan) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import platform
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,8 +83,11 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Catch the first SIGINT or SIGTERM within the block. Main thread only."""
+    """Catch the first SIGINT or SIGTERM within the block; in another thread than the main one, none."""
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def note(number: int, _frame: FrameType | None) -> None:

@@ -21,11 +21,11 @@ def text_file(folder: Path) -> Path:
 
 def test_text_is_planned_and_trained_on_in_a_run_folder(tmp_path: Path) -> None:
     done = train_text([text_file(tmp_path)], 0.01, folder=tmp_path / "run", speed=MachineSpeed())
-    assert done.plan.config.name == "my-text"
+    assert done.config.name == "my-text"
     assert done.result.ending is Ending.FINISHED
     assert done.result.figures is not None
     assert done.folder.has_snapshot()
-    assert load_config(tmp_path / "run/config.toml") == done.plan.config
+    assert load_config(tmp_path / "run/config.toml") == done.config
 
 
 def test_speed_of_a_machine_is_its_step_beside_the_measured_one() -> None:
