@@ -33,7 +33,7 @@ BENCH := .venv-bench/bench-$(call sum,pyproject.toml requirements/build.txt requ
 HARNESS := .venv-harness/harness-$(call sum,requirements/build.txt requirements/harness.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test quick drills check format train demo train-config load knee bench corpora harness image sbom audit lock clean
+.PHONY: help serve test quick drills check format train demo train-config load knee bench corpora harness image reference sbom audit lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
@@ -91,6 +91,9 @@ image: ## build the container image (IMAGE, DOCKER, BASE)
 sbom: $(DEV) ## write the wheel and the bill of materials of what it needs (CycloneDX) into dist/
 	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
 	@for wheel in dist/meari-*.whl; do $(BIN)/python requirements/sbom.py wheel "$$wheel" requirements/serve.txt >"$${wheel%%-py3*}.cdx.json"; done
+
+reference: $(DEV) ## write the pages of the Python API, for reading offline, into reference/
+	@$(BIN)/python -m pdoc -o reference -t docs/reference meari '!meari\.(?!errors$$).*'
 
 audit: $(DEV) ## look for known vulnerabilities of the locked packages; asks the package index
 	@sh requirements/audit.sh $(BIN)/pip-audit

@@ -29,7 +29,7 @@ class Client:
 
     >>> with Client(url) as client:  # such as http://127.0.0.1:8000
     ...     client.score(["abc"]).results[0].num_tokens
-    4
+    3
 
     All methods raise `RemoteError`: `Refused` with the service's code and message, `Unreachable`, `BadAnswer`.
     """

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
@@ -95,12 +95,12 @@ def test_config_is_the_one_that_the_command_chooses(
     ("ask", "error", "message"),
     [
         (lambda text: meari.train(text, 0), meari.InvalidRequest, "minutes: got 0, expected a number over 0"),
-        (lambda text: meari.train(text, "5"), meari.InvalidRequest, "minutes: got '5'"),
+        (lambda text: meari.train(text, cast("Any", "5")), meari.InvalidRequest, "minutes: got '5'"),
         (lambda text: meari.train(text, float("nan")), meari.InvalidRequest, "minutes: got nan"),
         (lambda text: meari.train(text, family="gpt"), meari.InvalidRequest, "family: got 'gpt', expected one of rnn"),
-        (lambda text: meari.train(3), meari.InvalidRequest, "texts: got 3"),
+        (lambda text: meari.train(cast("Any", 3)), meari.InvalidRequest, "texts: got 3"),
         (lambda text: meari.train([]), meari.InvalidRequest, "texts: got none"),
-        (lambda text: meari.train([text, None]), meari.InvalidRequest, r"texts\[1\]: got None"),
+        (lambda text: meari.train([text, cast("Any", None)]), meari.InvalidRequest, r"texts\[1\]: got None"),
         (lambda text: meari.train(text, resume=True, overwrite=True), meari.InvalidRequest, "overwrite: got True"),
         (lambda text: meari.train("nowhere.txt", 0.01), meari.MeariError, "nowhere.txt"),
         (lambda text: meari.train(text, 0.01, settings={"training.stps": 3}), meari.MeariError, "stps"),
