@@ -100,9 +100,7 @@ def train_text(
     with claimed_run(place, config, start) as run:
         if toml is not None:
             write_file(run.toml, toml.encode())
-        result = train(
-            config, run, resume=run.has_snapshot(), display=display or NullDisplay(), clock=time.monotonic
-        )
+        result = train(config, run, resume=run.has_snapshot(), display=display or NullDisplay(), clock=time.monotonic)
     return TextRun(config, run, result)
 
 
