@@ -13,6 +13,8 @@ TESTS: Final = Path(__file__).parent
 # Excluded from `make quick`: tests that train for long, measure, start a process for each of
 # many cases, or need a browser, Prometheus or an image.
 SLOW: Final = (
+    "api/test_examples.py",
+    "api/test_training.py",
     "benchmarks/serving",
     "benchmarks/training",
     "bulk/test_inputs.py",
@@ -28,6 +30,7 @@ SLOW: Final = (
     "drills",
     "examples",
     "export/test_train_and_serve.py",
+    "importer/test_import.py",
     "loadtests",
     "models/search",
     "models/training/test_grammar.py",
