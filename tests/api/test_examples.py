@@ -140,7 +140,10 @@ def public_functions() -> Iterator[tuple[str, Any, str]]:
                     yield f"{name}.{method}", member, value.__doc__ or ""
 
 
-@pytest.mark.parametrize(("name", "function", "above"), list(public_functions()), ids=lambda value: str(value)[:30])
+FUNCTIONS = list(public_functions())
+
+
+@pytest.mark.parametrize(("name", "function", "above"), FUNCTIONS, ids=[name for name, _, _ in FUNCTIONS])
 def test_docstring_of_a_public_function_tells_its_arguments_and_errors(name: str, function: Any, above: str) -> None:
     told = inspect.getdoc(function) or ""
     assert told, name
