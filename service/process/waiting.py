@@ -22,7 +22,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from meari.errors import InvalidRequest, Overloaded, Problem
 from meari.service.clients import BODY_SECONDS
 from meari.service.log import request_id
-from meari.service.process.http import CONTINUE, HEAD_SECONDS, Held, Stage, Waits
+from meari.service.process.http import CONTINUE, HEAD_SECONDS, Held, Incoming, Stage, Waits
 from meari.service.process.refusals import refusal
 from meari.service.process.tls import Certificate, NotTls
 
@@ -257,7 +257,7 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
             self.room.leave(held)
             self.enqueue_req(held)
         elif stage is Stage.BROKEN:
-            self._refuse_part(held, "it broke off before it was complete")
+            self._refuse_part(held, _broken_off(held.incoming))
         else:
             self.room.enter(held, OF_STAGE[stage])
             if self.room.num_bytes > self._max_waiting_bytes:
@@ -339,17 +339,17 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
         else:
             self._answered(held)
 
-    def _refuse_part(self, held: Held, reason: str) -> None:
-        """Refuse a request that will not come whole, without a thread; reason: what is wrong with its body."""
+    def _refuse_part(self, held: Held, problem: Problem) -> None:
+        """Refuse a request that will not come whole, without a thread; problem: what is wrong with its body."""
         request = None
         try:
             request = held.next_request(self.cfg)
-            error: Exception = InvalidRequest(Problem("body", reason=reason))
+            error: Exception = InvalidRequest(problem)
         except StopIteration:  # nothing but an empty line
             self._close(held)
             return
-        except Exception as problem:  # noqa: BLE001 (logged where it is answered)
-            error = problem
+        except Exception as found:  # noqa: BLE001 (logged where it is answered)
+            error = found
         self.handle_error(request, held.sock, held.client, error)
         held.keeps = False
         self._answered(held)
@@ -362,3 +362,11 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
                 continue
             held.incoming.clear()
             self._refuse(held, "requests that come too slowly hold too much memory; try again")
+
+
+def _broken_off(incoming: Incoming) -> Problem:
+    """Say how much of a body has come whose client sends no more."""
+    came = len(incoming) - len(incoming.head())
+    if incoming.body_size > came:
+        return Problem("body", f"{came} bytes", f"{incoming.body_size} as Content-Length says")
+    return Problem("body", reason="it broke off before it was complete")

@@ -34,7 +34,7 @@ from typing import Any, Final
 from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 
-from meari.errors import MAY_QUOTE, EngineFailed
+from meari.errors import MAY_QUOTE, EngineFailed, Problem
 from meari.runtime.machine import limit_arenas
 from meari.service.clients import BODY_SECONDS, Connection
 from meari.service.host import WorkerState
@@ -385,7 +385,7 @@ class DrainingWorker(CollectingWorker):
         if held.waits is Waits.ANSWER:
             self._on_event(held)
         elif held.waits in (Waits.HEAD, Waits.BODY):
-            self._refuse_part(held, f"not complete after {BODY_SECONDS:g} seconds")
+            self._refuse_part(held, Problem("body", reason=f"not complete after {BODY_SECONDS:g} seconds"))
         else:
             self._close(held)
 
