@@ -351,6 +351,7 @@ class DrainingWorker(CollectingWorker):
         is_draining = service is not None and service.drain.has_begun
         while pause >= 0:
             super().wait_for_and_dispatch_events(pause)
+            self.place.note_connections(self.nr_conns)  # others compare theirs with it before they accept
             if service is not None:
                 service.admission.num_waiting_bytes = self.room.num_bytes
                 if is_draining or service.drain.has_begun:
