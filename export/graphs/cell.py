@@ -5,6 +5,8 @@ Input: weights of a cell. Output: the bytes of an .onnx file. Must not know: tor
 token      int64 [batch]              hidden     float32 [batch, H]
 NAME       float32 [batch, *shape]    next_NAME  float32 [batch, *shape], for each tensor of the state
 
+Where the output layer mixes in n-grams, the last tokens are a tensor of the state, and follow the hidden vector.
+
 A state of zeros is the one before any token, so that a runner of the graph need not know more. If the initial state was
 learned, the graph's inputs and outputs are differences from it.
 """

@@ -4,6 +4,8 @@ Input: weights of an output layer. Output: the bytes of an .onnx file. Must not 
 
 hidden  float32 [batch, H]        logits, logprobs  float32 [batch, V]; exp(logprobs) sums to 1 in each row
 
+Where n-grams are mixed in, the last tokens follow the hidden vector, and logits and log-probabilities are the same.
+
 Adaptive softmax: a token of the head has the log-probability that the head gives it; one of a cluster has the cluster's
 plus its own within the cluster. All of it sums to one, so logits and log-probabilities are the same. One product makes
 the head's logits and the narrowed hidden vectors of the clusters.

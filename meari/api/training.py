@@ -121,7 +121,6 @@ def train(
     skip_bad     read lines that are not UTF-8 as blank lines
     max_bad      the same, for at most so many lines; 1,000 with `skip_bad`
     progress     show what was chosen, and a bar in a terminal or, elsewhere and in a notebook, a line every ten seconds
-    returns      a `TrainingRun`
 
     Ctrl-C ends the training after the current step with KeyboardInterrupt, SIGTERM with SystemExit; `resume=True` goes
     on from there, bit for bit on a CPU. Both are caught in the main thread only.

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from meari.client import calls
-from meari.client.answers import Choice, Completions, Generation, ScoreAnswer, Token, Usage
+from meari.client.answers import Choice, Completions, Generation, ScoreAnswer, Token
 from meari.client.async_connections import AsyncAnswer, AsyncConnections
 from meari.client.errors import BadAnswer
 from meari.client.fields import CompleteFields, GenerateFields, ScoreFields
@@ -32,19 +32,18 @@ from meari.client.service import (
     retry_seconds,
     translated,
 )
+from meari.client.streams import StreamEnd
 
 __all__ = ["AsyncClient", "AsyncStream"]
 
 Result = TypeVar("Result")
 
 
-class AsyncStream:
+class AsyncStream(StreamEnd):
     """Continuation of a prompt as it is written: an asynchronous iterator of `Choice`; see `meari.Stream`.
 
     The request is sent by `await`, by `async with`, or by the first step of `async for`. A stream that is left early
     should be closed, or used in `async with`: the service then stops within a few tokens.
-
-    end    the answer without its choices once the stream has ended, None before
 
     Iterating raises `meari.RemoteError`, also if the stream is cut off.
     """
@@ -56,17 +55,6 @@ class AsyncStream:
         self._lines: AsyncIterator[bytes] | None = None
         self._ready: deque[Choice] = deque()
         self._is_over = False
-        self.end: Generation | None = None
-
-    @property
-    def usage(self) -> Usage | None:
-        """Tokens that were read and written, once the stream has ended."""
-        return None if self.end is None else self.end.usage
-
-    @property
-    def seed(self) -> int | None:
-        """Seed that repeats the text, once the stream has ended."""
-        return None if self.end is None else self.end.seed
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self._opened().__await__()
@@ -151,13 +139,7 @@ class AsyncClient:
     def __init__(
         self, url: str, *, key: str = "", timeout: float = ANSWER_SECONDS, patience: float = PATIENCE_SECONDS
     ) -> None:
-        """Connect with the first request.
-
-        url       http://HOST:PORT or https://HOST; ValueError if it is something else
-        key       API key, for a service that asks for one
-        timeout   seconds of silence after which an answer is given up
-        patience  seconds to wait at most after refusals, all of one request together; 0: not at all
-        """
+        """Connect with the first request; the arguments are those of `Client`."""
         self.url = checked_url(url)
         self._key = key
         self._patience = patience

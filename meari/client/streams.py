@@ -11,24 +11,18 @@ from typing import Self, TypeAlias
 
 from meari.client.answers import Choice, Generation, Usage
 
-__all__ = ["Pieces", "Stream"]
+__all__ = ["Pieces", "Stream", "StreamEnd"]
 
 Pieces: TypeAlias = Generator[Choice, None, Generation | None]  # choices as they grow, then the answer without them
 
 
-class Stream:
-    """Continuation of a prompt as it is written: an iterator of `Choice`, each with the text since the last one.
-
-    `print(choice, end="")` writes that text. The last choice of a sample has `finish_reason`. A stream that is left
-    early should be closed, or used in a `with` statement: the model then stops within a few tokens.
+class StreamEnd:
+    """The end of a stream.
 
     end    the answer without its choices once the stream has ended, None before
     """
 
-    def __init__(self, pieces: Pieces, cancel: Callable[[], None]) -> None:
-        self._pieces = pieces
-        self._cancel = cancel
-        self.end: Generation | None = None
+    end: Generation | None = None
 
     @property
     def usage(self) -> Usage | None:
@@ -39,6 +33,18 @@ class Stream:
     def seed(self) -> int | None:
         """Seed that repeats the text, once the stream has ended."""
         return None if self.end is None else self.end.seed
+
+
+class Stream(StreamEnd):
+    """Continuation of a prompt as it is written: an iterator of `Choice`, each with the text since the last one.
+
+    `print(choice, end="")` writes that text. The last choice of a sample has `finish_reason`. A stream that is left
+    early should be closed, or used in a `with` statement: the model then stops within a few tokens.
+    """
+
+    def __init__(self, pieces: Pieces, cancel: Callable[[], None]) -> None:
+        self._pieces = pieces
+        self._cancel = cancel
 
     def __iter__(self) -> Self:
         return self
