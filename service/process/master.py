@@ -12,7 +12,7 @@ that ends before it was ready is followed by a pause, which grows from time to t
 from __future__ import annotations
 
 import time
-from signal import SIGTERM
+from signal import SIG_BLOCK, SIG_UNBLOCK, SIGABRT, SIGINT, SIGQUIT, SIGTERM, pthread_sigmask
 from typing import Any, Final
 
 from gunicorn.arbiter import Arbiter
@@ -23,6 +23,7 @@ from meari.service.workers import BOARD
 
 __all__ = ["HostArbiter"]
 
+ENDING: Final = (SIGABRT, SIGINT, SIGQUIT, SIGTERM)
 LOOK_SECONDS: Final = 0.2  # between two looks at the board
 FIRST_PAUSE: Final = 0.25  # seconds, before the next start; doubles each time
 MAX_PAUSE: Final = 30.0
@@ -125,12 +126,16 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
         return [each for each in self.WORKERS.values() if BOARD.state(each.slot) is WorkerState.LOADING]
 
     def _start(self) -> None:
+        """Start a worker. It takes signals once it has handlers of its own: those of this process would lose them."""
+        pthread_sigmask(SIG_BLOCK, ENDING)
         try:
             self.spawn_worker()
         except OSError as error:  # in this process: there is no memory, no process, no file to be had
             if self._slot is not None:
                 BOARD.free(self._slot)
             self._put_off(self.worker_age, error)
+        finally:
+            pthread_sigmask(SIG_UNBLOCK, ENDING)
         self._slot = None
 
     def _put_off(self, age: int, error: OSError | None = None) -> None:

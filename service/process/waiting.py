@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import selectors
+import signal
 import socket
 import time
 from collections import Counter
@@ -190,6 +191,11 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
             self._max_waiting_bytes = settings.max_inflight_bytes // 2
             if settings.tls_certificate is not None and settings.tls_key is not None:
                 self.certificate = Certificate(settings.tls_certificate, settings.tls_key)
+
+    def init_signals(self) -> None:
+        """Set the worker's handlers, then take the signals that the master has held back for it."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:

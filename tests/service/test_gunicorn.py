@@ -78,6 +78,7 @@ CALLS: list[tuple[Callable[..., Any], tuple[str, ...]]] = [  # with the names of
     (ThreadWorker.handle_error, ("self", "req", "client", "addr", "exc")),
     (ThreadWorker.wait_for_and_dispatch_events, ("self", "timeout")),
     (ThreadWorker.finish_request, ("self", "conn", "fs")),
+    (ThreadWorker.init_signals, ("self",)),
     (ThreadWorker.check_config, ("cfg", "log")),
     (PollableMethodQueue.defer, ("self", "callback")),
     (wsgi.Response._emit_body, ("self", "data")),

@@ -126,7 +126,7 @@ def test_admin_unloads_and_loads_a_model_on_every_worker(host: Server) -> None:
         assert (error.status_code, error.json()["error"]["code"]) == (404, "unknown_model")
     assert [model["name"] for model in host.client.get("/models").json()["models"]] == ["beta", "letters"]
     assert '"alpha"' not in host.client.get("/openapi.json").text
-    assert 'meari_slots{model="alpha"} 0.0' in host.client.get("/metrics").text
+    await_that(lambda: 'meari_slots{model="alpha"} 0.0' in host.client.get("/metrics").text)
     os.kill(answer["workers"]["done"][0], signal.SIGKILL)
     await_that(lambda: has_new_worker(host, answer["workers"]["done"]))
     for error in of_every_worker(host, "alpha"):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -328,3 +329,27 @@ def test_workers_of_a_killed_master_end_and_the_last_one_removes_the_folder(serv
         assert "[DONE]" in response.read().decode()
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
     assert not runtime.exists()
+
+
+def test_worker_that_is_told_to_end_the_moment_it_starts_ends(bundles: Path, tmp_path: Path) -> None:
+    with running_server(tmp_path, bundles=bundles) as server:
+
+        def others(pid: int) -> list[int]:
+            return [each for each in workers_of(server.process.pid) if each != pid]
+
+        for _ in range(3):
+            [worker] = workers_of(server.process.pid)
+            os.kill(worker, signal.SIGKILL)
+            until(partial(_has_one, others, worker))
+            [started] = others(worker)
+            os.kill(started, signal.SIGTERM)
+            until(partial(_is_gone, server.process.pid, started))
+            until(partial(all_ready, server))
+
+
+def _has_one(others: Callable[[int], list[int]], pid: int) -> bool:
+    return len(others(pid)) == 1
+
+
+def _is_gone(master: int, pid: int) -> bool:
+    return pid not in workers_of(master)
