@@ -23,7 +23,7 @@ def locust_arguments(settings: LoadSettings, url: str, results: Path) -> list[st
     if settings.role is Role.MASTER:
         locust += ["--master", "--expect-workers", str(settings.num_workers)]
         locust += ["--master-bind-port", str(settings.master_port), "--expect-workers-max-wait", "300"]
-    if settings.shape is None:
+    if not settings.shapes:
         locust += ["--users", str(settings.users), "--spawn-rate", str(settings.spawn_rate)]
         locust += ["--run-time", f"{settings.seconds}s"]
     return [

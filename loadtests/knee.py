@@ -197,7 +197,7 @@ def main() -> None:
         check_target(url, settings)
     except SettingsError as error:
         sys.exit(f"loadtests: {error}")
-    if settings.shape is not None or settings.role is Role.WORKER:
+    if settings.shapes or settings.role is Role.WORKER:
         sys.exit("loadtests: MEARI_LOAD_SHAPE, MEARI_LOAD_ROLE: the search makes its own loads, and it is no worker")
     settings = replace(settings, thresholds=with_defaults(settings.thresholds))
     from loadtests.measuring import running_locust  # replaces all sockets of this process by gevent's

@@ -12,7 +12,8 @@ exit code. Must not know: the service's code.
     MEARI_LOAD_SEED                    seed of the users' choices, 1
     MEARI_LOAD_KINDS                   of generate, stream and score those that there are, separated by commas; all
     MEARI_LOAD_SHAPE                   soak: all users (as without it, in one run of Locust); ramp: ever more of them;
-                                       spike: a quarter of them, and all in the middle; staircase: five levels
+                                       spike: a quarter of them, and all in the middle; staircase: five levels;
+                                       several, separated by commas, follow one another in equal parts of the run
     MEARI_LOAD_ALLOW_REMOTE            1 allows a target on another machine
 
 More than one process, on this machine or others: one master, which writes the report, and workers, which ask. All have
@@ -193,15 +194,14 @@ KINDS = {UserKind.GENERATE: GenerateUser, UserKind.STREAM: StreamUser, UserKind.
 for kind in UserKind:
     KINDS[kind].abstract = kind not in SETTINGS.kinds
 
-if SETTINGS.shape is not None:  # Locust takes any such class in place of --users and --run-time
+if SETTINGS.shapes:  # Locust takes any such class in place of --users and --run-time
 
     class Load(LoadTestShape):
-        """The shape of the settings."""
+        """The shapes of the settings."""
 
         def tick(self) -> tuple[int, float] | None:
             """Return the number of users now and how many may start in a second; None at the end."""
-            assert SETTINGS.shape is not None
-            users = users_at(SETTINGS.shape, self.get_run_time(), SETTINGS.seconds, SETTINGS.users)
+            users = users_at(SETTINGS.shapes, self.get_run_time(), SETTINGS.seconds, SETTINGS.users)
             return None if users is None else (users, max(SETTINGS.spawn_rate, SETTINGS.users / SETTINGS.seconds))
 
 

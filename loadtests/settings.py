@@ -51,10 +51,10 @@ class UserKind(enum.StrEnum):
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """Settings of one run; `model` None means the server's default model, `shape` None all users from the start."""
+    """Settings of one run; `model` None means the server's default model, no `shapes` all users from the start."""
 
     kinds: frozenset[UserKind]
-    shape: Shape | None
+    shapes: tuple[Shape, ...]
     role: Role
     num_workers: int
     master_host: str
@@ -107,11 +107,10 @@ class _Reader:
         text = self.text(name)
         return None if text is None else self._chosen(name, text, choices)
 
-    def choices(self, name: str, choices: type[Choice]) -> frozenset[Choice]:
-        found = [
-            self._chosen(name, part.strip(), choices) for part in (self.text(name) or "").split(",") if part.strip()
-        ]
-        return frozenset(each for each in found if each is not None) or frozenset(choices)
+    def choices(self, name: str, choices: type[Choice]) -> tuple[Choice, ...]:
+        parts = [part.strip() for part in (self.text(name) or "").split(",") if part.strip()]
+        found = [self._chosen(name, part, choices) for part in parts]
+        return tuple(each for each in found if each is not None)
 
     def _chosen(self, name: str, text: str, choices: type[Choice]) -> Choice | None:
         try:
@@ -129,8 +128,8 @@ def read_settings(environment: Mapping[str, str]) -> LoadSettings:
     """Read all settings; raises SettingsError, which names every invalid variable."""
     reader = _Reader(environment)
     settings = LoadSettings(
-        kinds=reader.choices("KINDS", UserKind),
-        shape=reader.choice("SHAPE", Shape),
+        kinds=frozenset(reader.choices("KINDS", UserKind) or UserKind),
+        shapes=reader.choices("SHAPE", Shape),
         role=reader.choice("ROLE", Role) or Role.ALONE,
         num_workers=reader.count("WORKERS", 1),
         master_host=reader.text("MASTER_HOST") or "127.0.0.1",

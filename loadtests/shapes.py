@@ -1,10 +1,11 @@
 """Load shapes: how many users there are at each moment of a run.
 
-Input: a shape, the largest number of users, the length of the run. Output: a number of users. Must not know: Locust.
+Input: shapes, the largest number of users, the length of the run. Output: a number of users. Must not know: Locust.
 """
 
 import enum
 import math
+from collections.abc import Sequence
 
 NUM_STEPS = 5  # of a staircase
 SPIKE_SHARE = 4  # the users outside of a spike are one in so many
@@ -20,11 +21,15 @@ class Shape(enum.StrEnum):
     STAIRCASE = "staircase"
 
 
-def users_at(shape: Shape, elapsed: float, seconds: float, users: int) -> int | None:
-    """Return the number of users after `elapsed` seconds, at least 1; None once the run of `seconds` is over."""
-    share = elapsed / seconds
-    if share >= 1:
+def users_at(shapes: Sequence[Shape], elapsed: float, seconds: float, users: int) -> int | None:
+    """Return the number of users after `elapsed` seconds, at least 1; None once the run of `seconds` is over.
+
+    Several shapes follow one another, each for an equal part of the run.
+    """
+    number, share = divmod(len(shapes) * elapsed / seconds, 1)
+    if number >= len(shapes):
         return None
+    shape = shapes[int(number)]
     if shape is Shape.RAMP:
         users = math.ceil(users * share)
     elif shape is Shape.SPIKE and not SPIKE[0] <= share < SPIKE[1]:

@@ -326,7 +326,7 @@ def test_load_comes_from_a_master_and_workers_with_the_same_settings() -> None:
     named = by_name(kustomize(KUBERNETES / "load"))
     [settings] = [each["data"] for (kind, _), each in named.items() if kind == "ConfigMap"]
     load = read_settings(settings)
-    assert (load.allow_remote, load.role, load.shape) == (True, Role.ALONE, Shape.STAIRCASE)
+    assert (load.allow_remote, load.role, load.shapes) == (True, Role.ALONE, (Shape.STAIRCASE,))
     image = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))["services"]["locust"]["image"]
     for role in ("master", "worker"):
         job = named["Job", f"meari-load-{role}"]

@@ -6,14 +6,13 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from loadtests.shapes import Shape, users_at
+from loadtests.shapes import Shape
 from tests.loadtests.fake_server import NUM_TOKENS, PAUSE_SECONDS, running
 from tests.patience import PATIENCE
 from tests.runtime.tiny_bundle import write_tiny_bundle
@@ -127,40 +126,48 @@ def test_load_on_another_machine_is_refused_before_it_starts(tmp_path: Path) -> 
     assert not any(tmp_path.iterdir())
 
 
-def test_real_service_passes(tmp_path: Path) -> None:
-    bundle = write_tiny_bundle(tmp_path / "bundles" / "tiny")
-    with running_server(tmp_path, bundles=bundle.parent) as server:
-        run = run_load(server.port, tmp_path, MEARI_LOAD_MAX_TOKENS="8")
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Run a real service for all tests that ask one, and return its port."""
+    folder = tmp_path_factory.mktemp("service")
+    bundle = write_tiny_bundle(folder / "bundles" / "tiny")
+    with running_server(folder, bundles=bundle.parent) as server:
+        yield server.port
+
+
+def test_real_service_passes(tmp_path: Path, port: int) -> None:
+    run = run_load(port, tmp_path, MEARI_LOAD_MAX_TOKENS="8")
     assert run.returncode == 0, run.stderr
     assert int(rows_of(tmp_path)["tokens/s of a stream"]["Request Count"]) > 0
 
 
-@pytest.mark.parametrize("shape", [Shape.STAIRCASE, Shape.SPIKE])
-def test_master_and_two_workers_make_the_shape_and_report_of_one_process(tmp_path: Path, shape: Shape) -> None:
-    """Workers report every three seconds, so a level lasts as long."""
-    seconds, users = 15, 10
-    variables = {"MEARI_LOAD_SHAPE": shape.value, "MEARI_LOAD_USERS": str(users), "MEARI_LOAD_SECONDS": str(seconds)}
-    alone, many = tmp_path / "alone", tmp_path / "many"
-    with running() as server, contextlib.ExitStack() as workers, ThreadPoolExecutor(2) as pool:
-        single = pool.submit(run_load, server.port, alone, **variables)
-        port = str(free_port())
-        roles = {"MEARI_LOAD_MASTER_PORT": port, "MEARI_LOAD_WORKERS": "2"}
+def test_master_and_two_workers_make_every_shape_and_one_report(tmp_path: Path, port: int) -> None:
+    """All shapes in one run: each lasts twelve seconds, and the levels of a staircase two and a half."""
+    users, shapes = 10, (Shape.RAMP, Shape.SPIKE, Shape.SOAK, Shape.STAIRCASE)
+    master_port = str(free_port())
+    variables = {
+        "MEARI_LOAD_SHAPE": ",".join(shapes),
+        "MEARI_LOAD_USERS": str(users),
+        "MEARI_LOAD_SECONDS": "50",
+        "MEARI_LOAD_MAX_TOKENS": "8",
+        "MEARI_LOAD_MASTER_PORT": master_port,
+        "MEARI_LOAD_WORKERS": "2",
+    }
+    with contextlib.ExitStack() as workers:
         for number in range(2):
-            own = environment(1, tmp_path / f"worker-{number}", **variables, **roles, MEARI_LOAD_ROLE="worker")
+            own = environment(1, tmp_path / f"worker-{number}", **variables, MEARI_LOAD_ROLE="worker")
             process = workers.enter_context(subprocess.Popen([sys.executable, "-m", "loadtests"], cwd=ROOT, env=own))
             workers.callback(process.kill)
-        both = [run_load(server.port, many, **variables, **roles, MEARI_LOAD_ROLE="master"), single.result()]
-    for run in both:
-        assert run.returncode == 0, run.stderr
+        run = run_load(port, tmp_path / "master", **variables, MEARI_LOAD_ROLE="master")
+    assert run.returncode == 0, run.stderr
     assert not any(tmp_path.glob("worker-*"))
-    assert answered(alone) == answered(many) >= {"/generate", "/generate (stream)", "/score"}
-    assert {path.name for path in alone.iterdir()} == {path.name for path in many.iterdir()}
-    wanted = [users_at(shape, 0.1 * tenth, seconds, users) for tenth in range(10 * seconds)]
-    levels = [level for level, _ in itertools.groupby(wanted)]
-    for folder in (alone, many):
-        found = levels_of(folder)
-        assert in_order([level for level in levels if level is not None], found), (folder.name, found)
-        assert max(found) == users
+    assert answered(tmp_path / "master") >= {"/generate", "/generate (stream)", "/score"}
+    assert "<html" in (tmp_path / "master" / "meari.html").read_text()
+    ramp, rest = rise_of(levels_of(tmp_path / "master"))
+    assert len(ramp) > 4, run.stderr
+    assert ramp[0] <= 2 < 0.8 * users < ramp[-1], ramp
+    assert in_order([2, 10, 2, 10, 2, 4, 6, 8, 10], rest), (ramp, rest, run.stderr)
+    assert max(rest) == users
 
 
 def answered(folder: Path) -> set[str]:
@@ -175,6 +182,13 @@ def levels_of(folder: Path) -> list[int]:
     while counts and counts[-1] == 0:
         counts.pop()
     return counts
+
+
+def rise_of(levels: list[int]) -> tuple[list[int], list[int]]:
+    """Return the levels until the first fall, each once, and those from it on."""
+    falls = (number for number, (before, after) in enumerate(itertools.pairwise(levels), 1) if after < before)
+    end = next(falls, len(levels))
+    return [level for level, _ in itertools.groupby(levels[:end]) if level], levels[end:]
 
 
 def in_order(wanted: list[int], found: list[int]) -> bool:

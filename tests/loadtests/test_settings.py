@@ -56,6 +56,14 @@ def test_another_machine_is_a_target_only_if_allowed(url: str) -> None:
     ],
 )
 def test_shapes_have_their_levels_and_end(shape: Shape, levels: list[int]) -> None:
-    assert [users_at(shape, second, 10, 20) for second in range(10)] == levels
-    assert users_at(shape, 10, 10, 20) is None
-    assert users_at(shape, 0, 10, 1) == 1
+    assert [users_at([shape], second, 10, 20) for second in range(10)] == levels
+    assert users_at([shape], 10, 10, 20) is None
+    assert users_at([shape], 0, 10, 1) == 1
+
+
+def test_shapes_follow_one_another_in_equal_parts() -> None:
+    shapes = read_settings({"MEARI_LOAD_SHAPE": "staircase, spike"}).shapes
+    assert shapes == (Shape.STAIRCASE, Shape.SPIKE)
+    assert [users_at(shapes, second, 20, 20) for second in range(1, 20, 2)] == [4, 8, 12, 16, 20, 5, 5, 20, 5, 5]
+    assert users_at(shapes, 20, 20, 20) is None
+    assert read_settings({}).shapes == ()
