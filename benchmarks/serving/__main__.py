@@ -70,13 +70,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen(plan: BenchmarkPlan, servers: Sequence[str], models: Sequence[str] | None) -> BenchmarkPlan:
-    """Return the plan reduced to the requested servers and models."""
+    """Return the plan reduced to the requested servers and models; without probes no time is kept for them."""
     rounds = tuple(
         dataclasses.replace(turn, servers=tuple(name for name in turn.servers if name in servers))
         for turn in plan.rounds
         if models is None or turn.model in models
     )
-    return dataclasses.replace(plan, rounds=rounds)
+    probe_seconds = plan.probe_seconds if {"probes", "kenlm"} & set(servers) else 0.0
+    return dataclasses.replace(plan, rounds=rounds, probe_seconds=probe_seconds)
 
 
 def _is_wanted(probe: str, options: argparse.Namespace) -> bool:

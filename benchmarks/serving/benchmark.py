@@ -5,6 +5,7 @@ Input: a plan. Output: results; a failure is recorded, and the rest continues. M
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
@@ -25,6 +26,8 @@ from benchmarks.serving.results import Inside, Measurement, Results, summarise
 
 OUT_OF_TIME = "the time of the run was used up"
 ENGINE_CONCURRENCY = (1, 64)
+MAX_GOODPUT_SHARE = 1.25  # of capacity
+GOODPUT_TRIES = 5
 
 
 def say(text: str) -> None:
@@ -161,6 +164,8 @@ class Benchmark:
         measured = self._closed(server, model, load, running) if load.clients else None
         if load.share:
             measured = self._open(server, model, load, running)
+        if load.kind is LoadKind.GOODPUT:
+            measured = self._goodput(server, model, load, running)
         if measured is not None:
             self.results.measurements.append(measured)
             say("  " + in_a_line(measured))
@@ -177,6 +182,20 @@ class Benchmark:
             edge=running.usage,
         )
         return summarise(server.name, model, load, driven, read_answers(driven.exchanges), 0.0)
+
+    def _goodput(self, server: Server, model: str, load: Load, running: Running) -> Measurement | None:
+        """Halve the range of loads; return the largest with quick tokens, or one of no tokens."""
+        low, high, best = 0.0, MAX_GOODPUT_SHARE, None
+        for _ in range(GOODPUT_TRIES):
+            share = (low + high) / 2
+            tried = self._open(server, model, dataclasses.replace(load, share=share), running)
+            if tried is None:
+                return None
+            say(f"  {share:4.0%} {in_a_line(tried)}")
+            low, high = (share, high) if tried.is_quick else (low, share)
+            best = tried if tried.is_quick else best or dataclasses.replace(tried, tokens_per_second=0.0)
+            running.becomes_idle(self.plan.drain_seconds)
+        return best
 
     def _open(self, server: Server, model: str, load: Load, running: Running) -> Measurement | None:
         capacity = self.results.find(server.name, model, CAPACITY)
@@ -215,7 +234,7 @@ def in_a_line(measured: Measurement) -> str:
 def _takes(server: Server, load: Load) -> bool:
     if load.kind in SCORING:
         return server.scores
-    if load.kind is LoadKind.STREAM:
+    if load.kind in (LoadKind.STREAM, LoadKind.GOODPUT):
         return server.streams
     return load.kind is not LoadKind.WHOLE or server.wholes
 

@@ -25,6 +25,7 @@ class LoadKind(StrEnum):
     WHOLE = "whole"
     STREAM = "stream"
     MIXED = "mixed"
+    GOODPUT = "goodput"
     SCORE_ONE = "score one"
     SCORE_LIST = "score list"
     SCORE_NBEST = "score n-best"
@@ -35,7 +36,10 @@ SCORING = frozenset({LoadKind.SCORE_ONE, LoadKind.SCORE_LIST, LoadKind.SCORE_NBE
 
 @dataclass(frozen=True)
 class Load:
-    """One load: closed with so many clients, or open at a share of the capacity measured before."""
+    """One load: closed with so many clients, or open at a share of the capacity measured before.
+
+    Of a goodput the share is found: the largest open mixed load under which tokens come quickly.
+    """
 
     kind: LoadKind
     clients: int = 0
@@ -44,6 +48,8 @@ class Load:
     @property
     def name(self) -> str:
         """Name in the tables."""
+        if self.kind is LoadKind.GOODPUT:
+            return str(self.kind)
         if self.share:
             return f"{self.kind} {self.share:.0%}"
         return f"{self.kind} × {self.clients}"
@@ -52,7 +58,8 @@ class Load:
 CAPACITY = Load(LoadKind.MIXED, clients=128)  # as many as two workers of 64 rows hold
 SCORES = (Load(LoadKind.SCORE_ONE, 16), Load(LoadKind.SCORE_LIST, 4), Load(LoadKind.SCORE_NBEST, 4))
 CLOSED = tuple(Load(kind, clients) for kind in (LoadKind.WHOLE, LoadKind.STREAM) for clients in (1, 16, 64))
-MIXED = (CAPACITY, *(Load(LoadKind.MIXED, share=share) for share in SHARES))
+GOODPUT = Load(LoadKind.GOODPUT)
+MIXED = (CAPACITY, *(Load(LoadKind.MIXED, share=share) for share in SHARES), GOODPUT)
 EVERYTHING = (*CLOSED, *MIXED, *SCORES)
 SHORT = (Load(LoadKind.WHOLE, 1), Load(LoadKind.WHOLE, 64), Load(LoadKind.STREAM, 64))
 SHORTEST = (Load(LoadKind.WHOLE, 1), Load(LoadKind.WHOLE, 64))

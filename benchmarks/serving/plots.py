@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.serving.plan import HTTP_SERVERS, SCORING
+from benchmarks.serving.plan import HTTP_SERVERS, SCORING, LoadKind
 from benchmarks.serving.results import Measurement, Results
 
 COLOURS = {
@@ -106,7 +106,9 @@ def _generating_loads(results: Results, model: str) -> Sequence[str]:
 def _first_token(results: Results) -> Figure | None:
     """Draw p95 of the first token over the offered share of each server's own capacity."""
     model = MAIN_MODELS[0]
-    found = [m for m in results.measurements if m.model == model and m.share and m.first_ms]
+    found = [
+        m for m in results.measurements if m.model == model and m.kind == LoadKind.MIXED and m.share and m.first_ms
+    ]
     if not found:
         return None
     figure, axis = plt.subplots(figsize=(7, 4.2))

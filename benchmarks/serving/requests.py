@@ -89,7 +89,7 @@ class Requests:
             return self._server.score(texts, model=self._model)
         if kind is LoadKind.SCORE_NBEST:
             return self._server.score(self._nbest(generator), model=self._model)
-        if kind is LoadKind.MIXED:
+        if kind in (LoadKind.MIXED, LoadKind.GOODPUT):
             prompt = self._text(draw_length(generator), generator)
             stream = self._server.streams
             return self._server.generate(prompt, draw_length(generator), stream=stream, model=self._model)

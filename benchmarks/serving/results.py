@@ -16,6 +16,9 @@ from benchmarks.serving.answers import Answers
 from benchmarks.serving.driver import LoadResult
 from benchmarks.serving.plan import Load
 
+MAX_FIRST_MS, MAX_GAP_MS = 100.0, 50.0  # p95 under a load that counts as goodput
+MAX_UNANSWERED = 0.01  # of the answers, likewise
+QUIET_SHARE = 0.1  # of one CPU
 Usages = Any
 
 
@@ -91,6 +94,14 @@ class Measurement:
     problems: tuple[str, ...] = ()
 
     @property
+    def is_quick(self) -> bool:
+        """True where tokens came as fast as a reader wants them, and hardly any request went without an answer."""
+        if self.first_ms is None or self.gap_ms is None:
+            return False
+        answered = self.num_refused + self.num_failed <= MAX_UNANSWERED * self.num_answers
+        return answered and self.first_ms.p95 <= MAX_FIRST_MS and self.gap_ms.p95 <= MAX_GAP_MS
+
+    @property
     def tokens_per_cpu_second(self) -> float | None:
         """Tokens a CPU-second of all the server's processes."""
         return 1000 / self.cpu_seconds_per_1000 if self.cpu_seconds_per_1000 else None
@@ -125,6 +136,17 @@ class Results:
     ready_seconds: dict[str, float] = field(default_factory=dict)  # "server / model"
     failures: dict[str, str] = field(default_factory=dict)  # "server / model", or a probe's name
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def other_cpu_share(self) -> float:
+        """Share of one CPU that other processes took in the mean while loads were on."""
+        shares = [measured.other_cpu_share for measured in self.measurements]
+        return sum(shares) / len(shares) if shares else 0.0
+
+    @property
+    def is_quiet(self) -> bool:
+        """False where other processes took so much that no target can be judged."""
+        return self.other_cpu_share < QUIET_SHARE
 
     def find(self, server: str, model: str, load: Load) -> Measurement | None:
         """Return the measurement of a load, None if there is none."""

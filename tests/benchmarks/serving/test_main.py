@@ -9,7 +9,7 @@ import pytest
 from benchmarks.serving.__main__ import chosen, parse
 from benchmarks.serving.benchmark import Benchmark
 from benchmarks.serving.bundles import Recipe, make_bundle
-from benchmarks.serving.plan import Load, LoadKind, Round, full_plan, quick_plan
+from benchmarks.serving.plan import GOODPUT, Load, LoadKind, Round, full_plan, quick_plan
 from benchmarks.serving.results import Results
 from meari.bundle_format.names import Family, Precision
 from meari.models.config import RecurrentConfig
@@ -19,6 +19,7 @@ LOADS = (
     Load(LoadKind.STREAM, 2),
     Load(LoadKind.MIXED, clients=128),
     Load(LoadKind.MIXED, share=0.5),
+    GOODPUT,
     Load(LoadKind.SCORE_LIST, 4),
 )
 
@@ -28,6 +29,12 @@ def test_options_select_servers_and_models() -> None:
     plan = chosen(quick_plan(), options.only, options.models)
     assert {turn.model for turn in plan.rounds} == {"lstm-int8"}
     assert {name for turn in plan.rounds for name in turn.servers} == {"raw", "meari"}
+
+
+def test_time_is_kept_for_probes_only_where_they_are_wanted() -> None:
+    plan = quick_plan()
+    assert chosen(plan, ("raw", "meari"), None).probe_seconds == 0
+    assert chosen(plan, ("raw", "probes"), None).probe_seconds == plan.probe_seconds > 0
 
 
 def test_unknown_server_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,8 +74,10 @@ def test_small_run_measures_raw_and_meari_and_reports_failures(tmp_path: Path) -
     assert {(inside.processes, inside.batch) for inside in results.inside} == {(1, 1), (1, 4), (2, 1), (2, 4)}
     found = {m.load: m for m in results.measurements if m.server == "meari"}
     assert list(found) == [load.name for load in LOADS]
+    goodput = found["goodput"]
+    assert (goodput.tokens_per_second > 0) == goodput.is_quick  # a busy machine may have none
     for measured in found.values():
-        assert measured.tokens_per_second > 0
+        assert measured.tokens_per_second > 0 or measured is goodput
         assert measured.num_failed == 0, measured.problems
         assert measured.memory_mb > 10
     assert found["stream × 2"].gap_ms is not None

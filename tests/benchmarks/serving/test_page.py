@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from benchmarks.serving.page import write_page
-from benchmarks.serving.plan import CAPACITY, Load, LoadKind
+from benchmarks.serving.plan import CAPACITY, GOODPUT, Load, LoadKind
 from benchmarks.serving.results import Inside, Measurement, Results, Spread, results_from_json
 from benchmarks.serving.tables import rates_table, table
 from benchmarks.serving.targets import target_rows
@@ -116,13 +116,29 @@ def test_page_shows_targets_tables_pictures_and_failures(tmp_path: Path) -> None
     assert results_from_json((tmp_path / "results.json").read_text("utf-8")) == some_results()
 
 
+def test_goodput_is_that_of_quick_tokens_and_compared_with_the_best_that_streams() -> None:
+    ours = dataclasses.replace(measured("meari", GOODPUT, 9_000.0), gap_ms=TIMES)
+    assert ours.is_quick
+    assert not dataclasses.replace(ours, gap_ms=None).is_quick
+    assert not dataclasses.replace(ours, gap_ms=Spread(1.0, 50.1, 60.0, 9)).is_quick
+    assert not dataclasses.replace(ours, first_ms=Spread(1.0, 100.1, 101.0, 9)).is_quick
+    assert not dataclasses.replace(ours, num_refused=2).is_quick
+    results = some_results()
+    results.measurements += [ours, measured("mosec", GOODPUT, 3_000.0), measured("ray", GOODPUT, 0.0)]
+    row = next(row for row in target_rows(results) if row.what.startswith("goodput"))
+    assert (row.met, row.figure) == (True, "3.00 × (9,000 against 3,000 of mosec)")
+
+
 def test_page_reports_a_busy_machine(tmp_path: Path) -> None:
     results = some_results()
     write_page(results, tmp_path)
     assert "not quiet" not in (tmp_path / "README.md").read_text("utf-8")
     results.measurements = [dataclasses.replace(m, other_cpu_share=0.5) for m in results.measurements]
     write_page(results, tmp_path)
-    assert "other processes took 50% of a CPU" in (tmp_path / "README.md").read_text("utf-8")
+    page = (tmp_path / "README.md").read_text("utf-8")
+    assert "other processes took 50% of a CPU" in page
+    assert "| met |" not in page
+    assert {row.met for row in target_rows(results)} == {None}
 
 
 def test_results_without_the_main_models_make_a_page_without_pictures(tmp_path: Path) -> None:
