@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from meari import cli
+from meari.cli._compiler import leave_compiler_out
 from meari.errors import did_you_mean
 
 NOT_VERBS = frozenset({"main"})
@@ -157,6 +158,7 @@ def project_errors() -> tuple[type[Exception], ...]:
 
 def main() -> None:
     """Run the command line. An error of the program itself keeps its traceback."""
+    leave_compiler_out()
     try:
         code = _run()
         with quiet_end():

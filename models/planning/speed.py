@@ -6,6 +6,7 @@ Must not know: texts, plans.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -57,10 +58,21 @@ def _faster_precision(
 
 
 def _best_threads(probe: Probe, training: TrainingConfig, seconds: float, clock: Clock) -> tuple[int, float]:
-    """Double the threads while the step gains by it; `seconds` is that of one thread."""
+    """Double the threads while the step gains by it; `seconds` is that of one thread.
+
+    Threads that wait for one another on a busy machine take many times as long, so their steps get no more time than
+    those of fewer threads.
+    """
     threads = 1
     while 2 * threads <= min(MAX_THREADS, len(os.sched_getaffinity(0))):
-        found = step_seconds(probe.model, probe.vocabulary_size, training, threads=2 * threads, clock=clock)
+        found = step_seconds(
+            probe.model,
+            probe.vocabulary_size,
+            training,
+            threads=2 * threads,
+            longest=(1 + ROUNDS) * seconds,
+            clock=clock,
+        )
         if found * MIN_GAIN > seconds:
             break
         threads, seconds = 2 * threads, found
@@ -75,9 +87,13 @@ def step_seconds(
     device: torch.device | None = None,
     threads: int = 1,
     rounds: int = ROUNDS,
+    longest: float = math.inf,
     clock: Clock = time.perf_counter,
 ) -> float:
-    """Return the shortest of the times of `rounds` training steps after one that is not counted."""
+    """Return the shortest of the times of `rounds` training steps after one that is not counted.
+
+    longest   seconds after which no other step begins
+    """
     place = device or torch.device("cpu")
     generator = torch.Generator().manual_seed(0)
     shape = (training.batch_size, training.chunk_length + 1)
@@ -87,13 +103,12 @@ def step_seconds(
         ids = np.arange(4096, dtype=np.uint32) % vocabulary_size
         optimizer = build_optimizer(model, training, ids)
         step = _Step(model, optimizer, tokens, training)
-        step()
-        times = []
-        for _ in range(rounds):
+        times: list[float] = []
+        while len(times) <= rounds and sum(times) < longest:
             began = clock()
             step()
             times.append(clock() - began)
-    return max(min(times), 1e-6)
+    return max(min(times[1:] or times), 1e-6)
 
 
 @dataclass(frozen=True)
