@@ -15,6 +15,7 @@ Input: a message. Output: an exception. Must not know: the code that raises it.
     ├── SearchError             a search that exists already, cannot be resumed, or found nothing
     ├── CheckpointError         a run or checkpoint folder that is missing, incomplete or does not fit
     ├── FolderInUse             another process is writing to a folder
+    ├── FileConflict            a file that would be written twice, or is read as well
     └── TrainingError           a training that cannot start or continue
         ├── RidgeError          the equations of a ridge regression have no stable solution
         ├── NotFinite           a loss, gradient or figure that is not a finite number
@@ -94,6 +95,10 @@ class CheckpointError(ModelsError):
 
 class FolderInUse(ModelsError):
     """A folder that another process is writing to."""
+
+
+class FileConflict(ModelsError):
+    """A file or folder that would be written twice, or that holds what is read."""
 
 
 class TrainingError(ModelsError):

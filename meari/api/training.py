@@ -82,9 +82,13 @@ class TrainingRun:
         if folder is not None and name is not None:
             raise InvalidRequest(Problem("name", repr(name), "none beside a folder"))
         from meari.export.bundle import export_smallest
+        from meari.models.config import Config
+        from meari.models.file_uses import Use, check_apart, config_uses
 
         place = BUNDLES / (name or self.name) if folder is None else Path(folder)
+        texts = config_uses(None, Config.from_json(json.dumps(self.config)))
         with _Translated():
+            check_apart([Use("the run", self.folder), *texts], [Use("folder", place)])
             export_smallest(self.folder, place, overwrite=overwrite, tell=_display(progress).note)
         return place
 
@@ -139,7 +143,7 @@ def train(
     start = Start.RESUME if resume else Start.OVERWRITE if overwrite else Start.FRESH
     own = {**(settings or {}), **_bad_lines(skip_bad=skip_bad, max_bad=max_bad)}
     with _Translated():
-        display = _display(progress, tensorboard)
+        display = _display(progress)
         done = train_text(
             paths,
             minutes,
@@ -148,6 +152,7 @@ def train(
             settings=own,
             folder=None if folder is None else Path(folder),
             start=start,
+            events=None if tensorboard is None else Path(tensorboard),
             display=display,
             tell=display.note,
         )
@@ -199,13 +204,12 @@ def _bad_lines(*, skip_bad: bool, max_bad: int | None) -> dict[str, object]:
     return {} if limit is None else {"corpus.max_bad": limit}
 
 
-def _display(progress: bool, tensorboard: str | os.PathLike[str] | None = None) -> Display:  # noqa: FBT001
+def _display(progress: bool) -> Display:  # noqa: FBT001
     from rich.console import Console
 
-    from meari.models.training.display import NullDisplay, TensorBoardDisplay, make_display
+    from meari.models.training.display import NullDisplay, make_display
 
-    display = make_display(Console(force_jupyter=False)) if progress else NullDisplay()  # plain text in a notebook
-    return display if tensorboard is None else TensorBoardDisplay(Path(tensorboard), display)
+    return make_display(Console(force_jupyter=False)) if progress else NullDisplay()  # plain text in a notebook
 
 
 class _Translated:

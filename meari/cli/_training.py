@@ -144,8 +144,7 @@ class Training:
 
     def check_apart(self) -> None:
         """Raise UsageError if something is written that is read, or written twice."""
-        file, *corpus = config_uses(self.config_file or Path(), self.config)
-        reads = corpus if self.config_file is None or self.is_own_config else [file, *corpus]
+        reads = config_uses(None if self.is_own_config else self.config_file, self.config)
         events, bundle = self.options.events, self.bundle
         writes = [Use("--run", self.run.path)]
         writes += [] if events is None else [Use("--tensorboard", events)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from meari.models.check import check_files
 from meari.models.config import Config
 from meari.models.errors import CheckpointError
 from meari.models.fields import to_toml
-from meari.models.files import write_file
+from meari.models.file_uses import Use, check_apart, config_uses
+from meari.models.files import locked, write_file
+from meari.models.memory import check_memory
 from meari.models.planning.planner import Plan, plan, with_options
 from meari.models.planning.speed import measure_speed
 from meari.models.planning.tables import MachineSpeed
 from meari.models.text.facts import look_at
-from meari.models.training.display import Display, NullDisplay
+from meari.models.training.display import Display, NullDisplay, TensorBoardDisplay
+from meari.models.training.process import choose_device
 from meari.models.training.run import TrainingResult, train
 from meari.models.training.run_folder import RunFolder, Start, claimed_run
 
@@ -74,16 +78,19 @@ def train_text(
     settings: Mapping[str, object] | None = None,
     folder: Path | None = None,
     start: Start = Start.FRESH,
+    events: Path | None = None,
     display: Display | None = None,
     tell: Callable[[str], None] = lambda _: None,
     speed: MachineSpeed | None = None,
 ) -> TextRun:
     """Plan as `plan_text`, and train in a folder, runs/NAME by default. SIGINT and SIGTERM end it after a step.
 
-    start  RESUME goes on with the plan of the run in that folder, with the settings that are given again
-    tell   called with each line that says what was chosen
+    start   RESUME goes on with the plan of the run in that folder, with the settings that are given again
+    events  folder for TensorBoard
+    tell    called with each line that says what was chosen
 
-    Raises what `plan_text` and `meari.models.training.run.train` raise; CheckpointError for a folder that is in use.
+    Raises what `plan_text` and `meari.models.training.run.train` raise; FileConflict for a folder that holds a text,
+    FolderInUse for one that another process is writing to.
     """
     place = folder or RUNS / (name or name_of(paths))
     toml = None
@@ -96,12 +103,25 @@ def train_text(
         config, toml = planned.config, toml_of(planned)
         for line in (*planned.reasons, planned.expectation):
             tell(line)
+    _check_places(config, place, events)
+    check_memory(config, choose_device(config.training.device))
     check_files(config)
-    with claimed_run(place, config, start) as run:
+    display = display or NullDisplay()
+    with ExitStack() as held:
+        run = held.enter_context(claimed_run(place, config, start))
         if toml is not None:
             write_file(run.toml, toml.encode())
-        result = train(config, run, resume=run.has_snapshot(), display=display or NullDisplay(), clock=time.monotonic)
+        if events is not None:
+            held.enter_context(locked(events))
+            display = TensorBoardDisplay(events, display)
+        result = train(config, run, resume=run.has_snapshot(), display=display, clock=time.monotonic)
     return TextRun(config, run, result)
+
+
+def _check_places(config: Config, folder: Path, events: Path | None) -> None:
+    """Raise FileConflict if a text lies in a folder that is written, or both folders are one."""
+    written = [Use("folder", folder), *([] if events is None else [Use("tensorboard", events)])]
+    check_apart(config_uses(None, config), written)
 
 
 def resumed_config(run: RunFolder, settings: Mapping[str, object], family: Family | None = None) -> Config:

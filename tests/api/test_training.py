@@ -91,6 +91,32 @@ def test_config_is_the_one_that_the_command_chooses(
     assert chosen[0]["tokenizer"] == chosen[1]["tokenizer"]
 
 
+@pytest.mark.parametrize("place", ["", "tokens", "deep/below"])
+def test_text_in_a_folder_that_is_written_is_refused_and_stays(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / "run"
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    path = write_text(folder / place)
+    link = tmp_path / "link.txt"
+    link.symlink_to(path)
+    before = path.read_bytes()
+    for text in (path, link, path.parent):
+        for places in ({"folder": folder}, {"folder": tmp_path / "other", "tensorboard": folder}):
+            with pytest.raises(meari.MeariError, match=r"got .*run, which (is|holds what is) read as well"):
+                meari.train(text, MINUTES, settings={"training.steps": 1}, progress=False, **cast("Any", places))
+    assert {each for each in tmp_path.rglob("*") if each.is_file()} == {link, path}
+    assert path.read_bytes() == before
+    with pytest.raises(meari.MeariError, match=r"tensorboard: got .*, which is written as well \(folder\)"):
+        meari.train(link, MINUTES, folder=tmp_path / "a", tensorboard=tmp_path / "a", progress=False)
+
+
+def test_bundle_takes_the_place_of_no_run(run: meari.TrainingRun) -> None:
+    with pytest.raises(meari.MeariError, match=r"folder: got .*, which (is|holds what is) read as well \(the run"):
+        run.export(run.folder, overwrite=True, progress=False)
+    with pytest.raises(meari.MeariError, match=r"folder: got .*, which holds what is read as well"):
+        run.export(run.folder.parent, overwrite=True, progress=False)
+    assert (run.folder / "config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("ask", "error", "message"),
     [

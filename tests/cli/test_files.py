@@ -11,8 +11,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from meari.cli._files import Use, check_apart, is_one_file
+from meari.cli._files import Use, check_apart
 from meari.cli.main import group
+from meari.models.file_uses import is_one_file
 from tests.bulk.command import arguments
 from tests.patience import PATIENCE
 from tests.runtime.tiny_bundle import write_tiny_bundle
