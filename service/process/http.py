@@ -99,14 +99,14 @@ class Incoming(SocketUnreader):  # type: ignore[misc]
         """Bytes of the body as announced; of a chunked one those that have come."""
         return (len(self._bytes) if self._size is None else self._size) - self._head_size
 
+    def announces_more_than(self, size: int) -> bool:
+        """Tell whether the head announces a larger body; that of a chunked one announces nothing."""
+        return self._size is not None and self._size - self._head_size > size
+
     def add(self, data: bytes) -> None:
         """Take in what was received; nothing at all is the end."""
         self._bytes += data
         self.has_ended = self.has_ended or not data
-
-    def clear(self) -> None:
-        """Forget what has come."""
-        self._bytes.clear()
 
     def head(self) -> bytes:
         """Return the head of the next request, once it has come; else nothing."""

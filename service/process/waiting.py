@@ -16,6 +16,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.workers.gthread import ThreadWorker
@@ -30,11 +31,13 @@ from meari.service.process.tls import Certificate, NotTls
 if TYPE_CHECKING:
     from meari.service.service import Service
 
-__all__ = ["MAX_READING", "RECEIVE_BYTES", "CollectingWorker", "WaitingRoom"]
+__all__ = ["MAX_READING", "NUM_QUICK", "RECEIVE_BYTES", "CollectingWorker", "WaitingRoom"]
 
 RECEIVE_BYTES: Final = 65536
 MAX_COLLECTED: Final = 65536  # bytes of a body that is always collected by the loop
 MAX_READING: Final = 16  # threads that read larger ones as they come
+NUM_QUICK: Final = 4  # threads for requests that wait for nothing, however many come at once
+QUICK_TARGETS: Final = (b"GET ", b"HEAD ", b"OPTIONS ")  # no model is asked
 UNSENT_BYTES: Final = 262144  # of an answer, that the system keeps for a client that has no room for them
 KEEP_SECONDS: Final = 75.0  # longer than clients keep idle connections, so that the client closes first
 ANSWER_LOOK_SECONDS: Final = 1.0  # between two looks whether a client takes its answer
@@ -175,6 +178,7 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self._quick = ThreadPoolExecutor(NUM_QUICK, "quick")  # starts no thread yet
         self._num_reading = self._max_reading = 0  # threads that read a body as it comes
         self._trusted_hops = self._max_per_network = self._max_body_bytes = self._max_waiting_bytes = 0
 
@@ -208,6 +212,7 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
             with contextlib.suppress(OSError, AttributeError):
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         super().run()
+        self._quick.shutdown(wait=False)
 
     def _on_event(self, held: Held) -> None:
         """Go on with a connection whose client has sent something, or taken some of its answer."""
@@ -289,6 +294,14 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
             held.sock.sendall(CONTINUE)
         return False
 
+    def enqueue_req(self, conn: Any) -> None:
+        """Hand a request to a thread: one of a few if it waits for nothing, so that a burst of such starts no others."""
+        is_quick = conn.incoming.announces_more_than(self._max_body_bytes) or (
+            conn.incoming.is_whole and conn.incoming.is_for(QUICK_TARGETS)
+        )
+        step = self._quick.submit(self.handle_one, conn) if is_quick else self.tpool.submit(self.handle, conn)
+        step.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
+
     def finish_request(self, conn: Any, fs: Any) -> None:
         """Go on with a connection that comes back from its thread; called by the loop."""
         held: Held = conn
@@ -366,7 +379,7 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
             if held.waits is Waits.ANSWER:
                 self._close(held)
                 continue
-            held.incoming.clear()
+            held.incoming.skip(len(held.incoming))
             self._refuse(held, "requests that come too slowly hold too much memory; try again")
 
 

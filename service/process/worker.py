@@ -151,21 +151,21 @@ class DrainingWorker(CollectingWorker):
 
     def handle(self, conn: Any) -> bool:
         """Answer a connection's requests, as long as the next one comes soon; return whether it may be used again."""
-        keeps = self._handle_one(conn)
+        keeps = self.handle_one(conn)
         while keeps and not conn.sock.num_unsent and self._comes_soon(conn):
             conn.is_asked = False
             keeps = self._handle_next(conn)
         return keeps
 
     def _handle_next(self, held: Held) -> bool:
-        """Answer a request that did not come through the loop, or refuse it; the rest as of `_handle_one`."""
+        """Answer a request that did not come through the loop, or refuse it; the rest as of `handle_one`."""
         try:
             if self._refuse_early(held):
                 return held.keeps
         except OSError:
             return False
         self._count(held)
-        return self._handle_one(held)
+        return self.handle_one(held)
 
     def enqueue_req(self, conn: Any) -> None:
         """Hand a request to a thread."""
@@ -179,7 +179,7 @@ class DrainingWorker(CollectingWorker):
             held.is_counted = True
             self.service.admission.note_received()
 
-    def _handle_one(self, held: Held) -> bool:
+    def handle_one(self, held: Held) -> bool:
         """Answer the next request; return True if the connection may be used again."""
         request = None
         try:

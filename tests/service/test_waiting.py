@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from meari.service.process.waiting import MAX_READING
+from meari.service.process.waiting import MAX_READING, NUM_QUICK
 from tests.drills.processes import held_by, workers_of
 from tests.service.log.test_odd_clients import error_of, received
 from tests.service.running import Server, running_server
@@ -65,7 +65,7 @@ def test_clients_that_stop_hold_few_threads_and_none_when_they_leave_at_once(ser
         for client in clients:
             client.sendall(begin)
         assert answers(server)
-        assert num_threads(server) <= before + MAX_READING + 16
+        assert num_threads(server) <= before + MAX_READING + NUM_QUICK
         for client in clients:
             with contextlib.suppress(OSError):  # refused already
                 client.shutdown(socket.SHUT_WR)
@@ -74,7 +74,7 @@ def test_clients_that_stop_hold_few_threads_and_none_when_they_leave_at_once(ser
                 while client.recv(65536):
                     pass
         assert answers(server)
-        assert num_threads(server) <= before + MAX_READING + 16
+        assert num_threads(server) <= before + MAX_READING + NUM_QUICK
 
 
 def test_address_past_its_bound_loses_idle_connections_and_others_none(server: Server) -> None:
