@@ -295,7 +295,7 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
         return False
 
     def enqueue_req(self, conn: Any) -> None:
-        """Hand a request to a thread: one of a few if it waits for nothing, so that a burst of such starts no others."""
+        """Hand a request to a thread: one of a few if it waits for nothing, so that a burst starts no others."""
         is_quick = conn.incoming.announces_more_than(self._max_body_bytes) or (
             conn.incoming.is_whole and conn.incoming.is_for(QUICK_TARGETS)
         )
