@@ -16,7 +16,6 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.workers.gthread import ThreadWorker
@@ -178,13 +177,13 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._quick = ThreadPoolExecutor(NUM_QUICK, "quick")  # starts no thread yet
         self._num_reading = self._max_reading = 0  # threads that read a body as it comes
         self._trusted_hops = self._max_per_network = self._max_body_bytes = self._max_waiting_bytes = 0
 
     def load_wsgi(self) -> None:
         """Make the application, and note what its settings say about connections."""
         super().load_wsgi()
+        self._quick = type(self.tpool)(NUM_QUICK, "quick")  # starts no thread yet
         self.service = self.wsgi.extensions.get("meari")
         if self.service is not None:
             settings = self.service.settings
