@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,11 @@ from tests.service.running import ROOT, clean_environment
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 CHART = ROOT / "deploy" / "helm" / "meari"
+ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 HELM = Path(sys.executable).with_name("helm")
 VERSIONS = ("1.30", "1.33", "1.36")
+SCALERS = ("HorizontalPodAutoscaler", "ScaledObject")
 FOREIGN_KINDS = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}  # of operators; Kubernetes has no schema of them
 
 Manifest = dict[str, Any]
@@ -50,10 +54,16 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "monitoring": (["monitoring"], ["monitoring.enabled=true"]),
     "waiting-tokens": (["waiting-tokens"], ["autoscaling.waitingTokens.enabled=true"]),
 }
+VARIANTS["everything"] = (
+    list(dict.fromkeys(name for components, _ in VARIANTS.values() for name in components)),
+    list(dict.fromkeys(value for _, values in VARIANTS.values() for value in values)),
+)
+OVERLAYS = ("laptop", "production")
 
 
 def render_chart(*values: str) -> list[Manifest]:
-    flags = [f"--set={value}" for value in values]
+    """Render the chart. values: settings as NAME=VALUE, and names of files with values."""
+    flags = [f"--set={value}" if "=" in value else f"--values={CHART / value}" for value in values]
     done = subprocess.run(
         [HELM, "template", "meari", CHART, *flags], capture_output=True, text=True, check=False, timeout=60
     )
@@ -76,14 +86,16 @@ def kustomize(folder: Path) -> list[Manifest]:
     return [each for each in yaml.safe_load_all(done.stdout) if each]
 
 
-def with_components(folder: Path, components: list[str]) -> list[Manifest]:
-    """Build the base with some components, as an overlay does."""
-    shutil.copytree(KUBERNETES, folder / "kubernetes")
-    overlay = folder / "kubernetes" / "overlays" / "tried"
-    overlay.mkdir()
-    paths = [f"../../components/{name}" for name in components]
-    (overlay / "kustomization.yaml").write_text(yaml.safe_dump({"resources": ["../../base"], "components": paths}))
-    return kustomize(overlay)
+def with_components(beginning: str, *components: str) -> list[Manifest]:
+    """Build the base, or an overlay, with some components, as an overlay of somebody's own does."""
+    with tempfile.TemporaryDirectory() as folder:
+        overlay = Path(folder) / "kubernetes" / "overlays" / "own"
+        shutil.copytree(KUBERNETES, Path(folder) / "kubernetes")
+        overlay.mkdir()
+        paths = [f"../../components/{name}" for name in components]
+        own = {"resources": [f"../../{beginning}"], "components": paths}
+        (overlay / "kustomization.yaml").write_text(yaml.safe_dump(own))
+        return kustomize(overlay)
 
 
 def by_name(manifests: list[Manifest]) -> dict[tuple[str, str], Manifest]:
@@ -99,42 +111,66 @@ def in_order(value: Any) -> Any:
     return value
 
 
-# For each way to deploy, a maker of its objects.
-RENDERED = [
-    *(pytest.param(partial(render_chart, *values), id=f"chart {name}") for name, (_, values) in VARIANTS.items()),
-    *(
-        pytest.param(partial(kustomize, KUBERNETES / "overlays" / name), id=f"overlay {name}")
-        for name in ("laptop", "production")
-    ),
-]
+# For each way to deploy, a maker of its objects, which are made once.
+MAKERS: dict[str, Callable[[], list[Manifest]]] = {
+    "base": partial(kustomize, KUBERNETES / "base"),
+    **{f"overlay {name}": partial(kustomize, KUBERNETES / "overlays" / name) for name in OVERLAYS},
+    **{
+        f"overlay {name} with {component}": partial(with_components, f"overlays/{name}", component)
+        for name in OVERLAYS
+        for component in ("bundles-volume", "bundles-fetched")
+    },
+    **{f"base with {name}": partial(with_components, "base", *parts) for name, (parts, _) in VARIANTS.items()},
+    **{f"chart {name}": partial(render_chart, *values) for name, (_, values) in VARIANTS.items()},
+    **{f"chart {name}": partial(render_chart, f"values-{name}.yaml") for name in OVERLAYS},
+}
+
+
+@cache
+def rendered(way: str) -> list[Manifest]:
+    """Return the objects of a way to deploy; they must not be changed."""
+    return MAKERS[way]()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_kustomize_and_chart_make_the_same_objects(variant: str, tmp_path: Path) -> None:
-    components, values = VARIANTS[variant]
-    built, charted = by_name(with_components(tmp_path, components)), by_name(render_chart(*values))
-    assert built.keys() == charted.keys()
-    for name, manifest in built.items():
-        assert in_order(charted[name]) == in_order(manifest), name
+def test_kustomize_and_chart_make_the_same_objects(variant: str) -> None:
+    assert_same(rendered(f"base with {variant}"), rendered(f"chart {variant}"))
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("render", RENDERED)
-def test_objects_fit_the_schemas_of_kubernetes(render: Callable[[], list[Manifest]], version: str) -> None:
-    for manifest in render():
-        if manifest["kind"] not in FOREIGN_KINDS:
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_overlay_and_the_charts_values_make_the_same_objects(name: str) -> None:
+    """The namespace of an overlay is that of the release for Helm."""
+    built = copy.deepcopy(rendered(f"overlay {name}"))
+    namespaces = {each["metadata"].pop("namespace", None) for each in built}
+    assert namespaces == {"meari" if name == "production" else None}
+    assert_same(built, rendered(f"chart {name}"))
+
+
+def assert_same(built: list[Manifest], charted: list[Manifest]) -> None:
+    left, right = by_name(built), by_name(charted)
+    assert left.keys() == right.keys()
+    for name, manifest in left.items():
+        assert in_order(right[name]) == in_order(manifest), name
+
+
+@pytest.mark.parametrize("way", MAKERS)
+def test_objects_fit_the_schemas_of_three_versions_of_kubernetes(way: str) -> None:
+    for manifest in rendered(way):
+        for version in VERSIONS if manifest["kind"] not in FOREIGN_KINDS else ():
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
 def test_schemas_refuse_a_misspelt_field() -> None:
-    deployment = by_name(render_chart())["Deployment", "meari"]
+    deployment = copy.deepcopy(by_name(rendered("base"))["Deployment", "meari"])
     deployment["spec"]["template"]["spec"]["enableServiceLink"] = False
     with pytest.raises(kubernetes_validate.ValidationError, match="enableServiceLink"):
         kubernetes_validate.validate(deployment, VERSIONS[0], strict=True)
 
 
-def test_chart_passes_helms_own_check() -> None:
-    done = subprocess.run([HELM, "lint", "--strict", CHART], capture_output=True, text=True, check=False, timeout=60)
+@pytest.mark.parametrize("values", ["values.yaml", *(f"values-{name}.yaml" for name in OVERLAYS)])
+def test_chart_passes_helms_own_check(values: str) -> None:
+    command = [HELM, "lint", "--strict", CHART, "--values", CHART / values]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -169,9 +205,9 @@ def settings_of(manifests: list[Manifest]) -> dict[str, str]:
     return settings
 
 
-@pytest.fixture(params=RENDERED)
+@pytest.fixture(params=MAKERS)
 def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
-    return request.param()  # type: ignore[no-any-return]
+    return rendered(request.param)
 
 
 def test_every_container_runs_with_the_least_rights(manifests: list[Manifest]) -> None:
@@ -237,6 +273,94 @@ def test_probes_ask_the_paths_that_are_made_for_them(manifests: list[Manifest]) 
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 60, "loading may take a while on a busy node"
 
 
+def test_replicas_lie_apart_and_go_one_at_a_time(manifests: list[Manifest]) -> None:
+    named = by_name(manifests)
+    deployment = named["Deployment", "meari"]["spec"]
+    assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    spread = {each["topologyKey"]: each for each in deployment["template"]["spec"]["topologySpreadConstraints"]}
+    assert spread.keys() == {"kubernetes.io/hostname", "topology.kubernetes.io/zone"}
+    assert all(each["maxSkew"] == 1 for each in spread.values())
+    if deployment.get("replicas") == 1:  # a budget for one replica would keep its node from being emptied
+        assert ("PodDisruptionBudget", "meari") not in named
+    else:
+        assert named["PodDisruptionBudget", "meari"]["spec"]["maxUnavailable"] == 1
+
+
+def test_autoscaler_follows_cpu_and_where_asked_the_waiting_tokens(manifests: list[Manifest]) -> None:
+    """No limit stands above 90 %, so that a new replica is ready before the old ones are full."""
+    known = set(re.findall(r"^\| `([\w:]+)`", (ROOT / "docs" / "metrics.md").read_text("utf-8"), re.MULTILINE))
+    for manifest in manifests:
+        spec = manifest["spec"] if manifest["kind"] in SCALERS else {}
+        if manifest["kind"] == "HorizontalPodAutoscaler":
+            [metric] = spec["metrics"]
+            assert metric["resource"]["name"] == "cpu"
+            assert metric["resource"]["target"]["averageUtilization"] <= 90
+            least, most = spec["minReplicas"], spec["maxReplicas"]
+        elif manifest["kind"] == "ScaledObject":
+            tokens, cpu = spec["triggers"]
+            assert (cpu["type"], cpu["metricType"]) == ("cpu", "Utilization")
+            assert int(cpu["metadata"]["value"]) <= 90
+            assert tokens["type"] == "prometheus"
+            assert set(re.findall(r"meari_\w+", tokens["metadata"]["query"])) == {"meari_waiting_tokens"} <= known
+            least, most = spec["minReplicaCount"], spec["maxReplicaCount"]
+        else:
+            continue
+        assert spec["scaleTargetRef"]["name"] == "meari"
+        assert 2 <= least < most, "one may fail"
+
+
+def test_prometheus_finds_every_replica_under_the_job_of_the_rules(manifests: list[Manifest]) -> None:
+    named = by_name(manifests)
+    if ("ServiceMonitor", "meari") not in named:
+        return
+    monitor, service = named["ServiceMonitor", "meari"]["spec"], named["Service", "meari"]
+    labels = service["metadata"]["labels"]
+    assert monitor["selector"]["matchLabels"].items() <= labels.items()
+    assert labels[monitor["jobLabel"]] == "meari"
+    [endpoint] = monitor["endpoints"]
+    assert endpoint["path"] == "/metrics"
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    assert named["PrometheusRule", "meari"]["spec"] == yaml.safe_load(ALERTS.read_text("utf-8"))
+
+
+def test_keys_come_from_a_secret_that_no_file_has(manifests: list[Manifest]) -> None:
+    assert not any(each["kind"] == "Secret" for each in manifests)
+    pod = pod_of(manifests)
+    [container] = pod["containers"]
+    variables = {each["name"]: each for each in container["env"]}
+    state_key = variables["MEARI_STATE_KEY"]["valueFrom"]["secretKeyRef"]
+    assert (state_key["name"], state_key["key"]) == ("meari", "state-key")
+    assert state_key["optional"] is ("MEARI_KEYS_FILE" not in variables), "with keys, a missing Secret is a fault"
+    if "MEARI_KEYS_FILE" not in variables:
+        return
+    [volume] = [each["secret"] for each in pod["volumes"] if "secret" in each]
+    [mount] = [each for each in container["volumeMounts"] if each["name"] == "keys"]
+    assert (volume["secretName"], mount["readOnly"]) == ("meari", True)
+    [item] = volume["items"]
+    assert variables["MEARI_KEYS_FILE"]["value"] == f"{mount['mountPath']}/{item['path']}"
+    assert volume["defaultMode"] & 0o007 == 0, "for the group of the service alone"
+
+
+def test_bundles_of_a_volume_take_the_place_of_those_of_the_image(manifests: list[Manifest]) -> None:
+    pod = pod_of(manifests)
+    claims = {each["name"]: each["persistentVolumeClaim"] for each in pod["volumes"] if "persistentVolumeClaim" in each}
+    for name, claim in claims.items():
+        [mount] = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == name]
+        assert mount["mountPath"] == re.findall(r"MEARI_BUNDLES=(\S+)", DOCKERFILE)[0].split(":")[-1]
+        assert mount["readOnly"] is claim["readOnly"] is True
+        made = by_name(manifests)["PersistentVolumeClaim", claim["claimName"]]["spec"]
+        assert made["accessModes"] == ["ReadOnlyMany"], "all replicas read the same volume"
+    assert bool(claims) is any(each["kind"] == "PersistentVolumeClaim" for each in manifests)
+
+
+def test_every_container_has_the_same_image(manifests: list[Manifest]) -> None:
+    pod = pod_of(manifests)
+    containers = [*pod.get("initContainers", []), *pod["containers"]]
+    [(image, policy)] = {(each["image"], each["imagePullPolicy"]) for each in containers}
+    assert image.startswith(("meari:", "registry.example/meari:"))
+    assert policy in ("IfNotPresent", "Never")
+
+
 def test_selectors_match_the_pods(manifests: list[Manifest]) -> None:
     named = by_name(manifests)
     deployment = named["Deployment", "meari"]
@@ -257,6 +381,10 @@ def test_the_service_opens_no_connections(manifests: list[Manifest]) -> None:
     """Fetching bundles needs names of hosts, and https."""
     policy = by_name(manifests)["NetworkPolicy", "meari"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
+    [rule] = policy["ingress"]
+    assert rule["from"] == [{"namespaceSelector": {}}], "clients, the Ingress and Prometheus of any namespace"
+    [container] = pod_of(manifests)["containers"]
+    assert {port["port"] for port in rule["ports"]} == {port["name"] for port in container["ports"]}
     ports = [port["port"] for rule in policy["egress"] for port in rule["ports"]]
     assert ports == ([53, 53, 443] if pod_of(manifests).get("initContainers") else [])
 
@@ -307,19 +435,39 @@ def run_meari(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_replicas_are_set_by_one_side_only(manifests: list[Manifest]) -> None:
     """A number in the Deployment would undo the autoscaler's at every `apply`."""
-    scaled = any(each["kind"] in ("HorizontalPodAutoscaler", "ScaledObject") for each in manifests)
+    scaled = any(each["kind"] in SCALERS for each in manifests)
+    assert sum(each["kind"] in SCALERS for each in manifests) <= 1
     [deployment] = [each for each in manifests if each["kind"] == "Deployment"]
     assert ("replicas" in deployment["spec"]) is not scaled
 
 
-def test_ingress_does_not_buffer_streams() -> None:
-    ingress = by_name(render_chart("ingress.enabled=true"))["Ingress", "meari"]
+def test_ingress_does_not_buffer_streams(manifests: list[Manifest]) -> None:
+    named = by_name(manifests)
+    if ("Ingress", "meari") not in named:
+        return
+    ingress, service = named["Ingress", "meari"], named["Service", "meari"]
+    [rule] = ingress["spec"]["rules"]
+    [path] = rule["http"]["paths"]
+    assert path["backend"]["service"]["name"] == "meari"
+    assert path["backend"]["service"]["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
+    assert ingress["spec"]["tls"][0]["hosts"] == [rule["host"]]
     annotations = ingress["metadata"]["annotations"]
     prefix = "nginx.ingress.kubernetes.io/"
     assert annotations[prefix + "proxy-buffering"] == "off"
     timeout = float(annotations[prefix + "proxy-read-timeout"])
-    assert timeout > float(settings_of(render_chart())["MEARI_MAX_TIMEOUT_SECONDS"])
+    assert timeout > float(settings_of(manifests)["MEARI_MAX_TIMEOUT_SECONDS"])
     assert annotations[prefix + "proxy-body-size"] == f"{load_settings({}).max_body_bytes // 2**20}m"
+
+
+def test_sticky_clients_are_hashed_by_the_header_of_the_balancer_without_kubernetes() -> None:
+    """Consistent hashing, over all replicas at once, so that few clients move when their number changes."""
+    haproxy = (ROOT / "deploy" / "haproxy" / "haproxy.cfg").read_text("utf-8")
+    [header] = re.findall(r"balance hdr\((.*)\)", haproxy)
+    for way in ("base with sticky", "chart everything"):
+        annotations = by_name(rendered(way))["Ingress", "meari"]["metadata"]["annotations"]
+        by = annotations["nginx.ingress.kubernetes.io/upstream-hash-by"]
+        assert f"$http_{header.lower().replace('-', '_')}" in by
+        assert annotations["nginx.ingress.kubernetes.io/upstream-hash-by-subset"] == "false"
 
 
 def test_load_comes_from_a_master_and_workers_with_the_same_settings() -> None:
@@ -345,11 +493,6 @@ def test_load_comes_from_a_master_and_workers_with_the_same_settings() -> None:
     assert service["ports"][0]["port"] == load.master_port
     labels = named["Job", "meari-load-master"]["spec"]["template"]["metadata"]["labels"]
     assert service["selector"].items() <= labels.items()
-
-
-def test_rules_of_the_operator_are_those_of_prometheus() -> None:
-    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text("utf-8"))
-    assert by_name(render_chart("monitoring.enabled=true"))["PrometheusRule", "meari"]["spec"] == rules
 
 
 def test_training_job_fits_the_schemas_and_calls_a_command_that_exists() -> None:
@@ -392,3 +535,5 @@ def test_chart_has_the_version_of_the_project() -> None:
     project = (ROOT / "pyproject.toml").read_text("utf-8")
     assert f'version = "{chart["appVersion"]}"' in project
     assert chart["version"] == chart["appVersion"]
+    values = yaml.safe_load((CHART / "values-production.yaml").read_text("utf-8"))
+    assert str(values["image"]["tag"]) == chart["appVersion"]
