@@ -169,7 +169,7 @@ def test_schemas_refuse_a_misspelt_field() -> None:
 
 @pytest.mark.parametrize("values", ["values.yaml", *(f"values-{name}.yaml" for name in OVERLAYS)])
 def test_chart_passes_helms_own_check(values: str) -> None:
-    command = [HELM, "lint", "--strict", CHART, "--values", CHART / values]
+    command = [str(HELM), "lint", "--strict", str(CHART), "--values", str(CHART / values)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
