@@ -26,7 +26,7 @@ MAX_P95_MS = 1000.0
 MAX_REFUSED_RATIO = 0.01
 GAP = 0.1  # between the knee and the load that is too much, at most
 MAX_USERS = 4096
-WIDTH, HEIGHT, LEFT, RIGHT, PANEL = 640, 460, 72, 616, 150  # of the plot, in pixels
+WIDTH, HEIGHT, LEFT, RIGHT, PANEL = 640, 440, 72, 616, 150  # of the plot, in pixels
 STYLE = (
     "text{font:12px sans-serif;fill:#333}.title{font-weight:bold}.axis{fill:none;stroke:#999}"
     ".bound{fill:none;stroke:#b33;stroke-dasharray:5 4}.line{fill:none;stroke:#1b6ca8;stroke-width:2}"
@@ -126,16 +126,18 @@ def plot_of(steps: list[Step], max_p95_ms: float | None) -> str:
     times = _panel(steps, 236.0, "95th percentile, ms", [step.p95_ms for step in steps], max_p95_ms)
     ticks = [2**power for power in range(steps[-1].users.bit_length())]
     marks = [
-        f'<text x="{_across(steps, users):.1f}" y="{HEIGHT - 24}" text-anchor="middle">{users}</text>'
+        f'<text x="{_across(steps, users):.1f}" y="{HEIGHT - 36}" text-anchor="middle">{users}</text>'
         for users in ticks
     ]
-    legend = "users (filled: within the thresholds, large: the knee, hollow: too much)"
+    knee = knee_of(steps)
+    found = "none" if knee is None else f"{knee.users} users, {knee.requests_per_second:,.0f} requests/s"
+    legend = f"users (filled: within the thresholds; hollow: too much; large, the knee: {found})"
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}">',
             f'<style>{STYLE}</style><rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
             *(*rates, *times, *marks),
-            f'<text x="{WIDTH / 2}" y="{HEIGHT - 6}" text-anchor="middle">{legend}</text>',
+            f'<text x="{WIDTH / 2}" y="{HEIGHT - 12}" text-anchor="middle">{legend}</text>',
             "</svg>\n",
         ]
     )
@@ -145,15 +147,21 @@ def _across(steps: list[Step], users: int) -> float:
     return LEFT + (RIGHT - LEFT) * math.log2(users) / max(math.log2(steps[-1].users), 1.0)
 
 
+def _round_above(value: float) -> float:
+    """Return a round number above the value, by half as much again at most."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(power * step for step in (1.5, 2, 3, 4, 5, 6, 8, 10, 15) if power * step > value)
+
+
 def _panel(steps: list[Step], top: float, title: str, values: list[float], bound: float | None) -> list[str]:
     """Return the elements of one diagram, from `top` on."""
-    highest = 1.1 * max([*values, bound or 0.0, 1e-9])
+    highest = _round_above(max([*values, bound or 0.0, 1e-9]))
     bottom = top + PANEL
     drawn = [
         f'<text x="{LEFT}" y="{top - 8:.0f}" class="title">{title}</text>',
         f'<path d="M{LEFT} {top:.0f}V{bottom:.0f}H{RIGHT}" class="axis"/>',
         f'<text x="{LEFT - 6}" y="{bottom:.0f}" text-anchor="end">0</text>',
-        f'<text x="{LEFT - 6}" y="{top + 12:.0f}" text-anchor="end">{highest:,.0f}</text>',
+        f'<text x="{LEFT - 6}" y="{top + 8:.0f}" text-anchor="end">{highest:,g}</text>',
     ]
     if bound is not None:
         y = bottom - PANEL * bound / highest
