@@ -26,7 +26,7 @@ PERCENT: Final = 10.0
 
 def test_knee_is_the_capacity_that_the_benchmarks_measure(drill: Drill, tmp_path: Path) -> None:
     """The service has one worker, so that the other CPU is free for those who ask."""
-    seconds, max_users = drill.pick(1, 8), drill.pick(4, 256)
+    seconds, max_users = drill.pick(1, 6), drill.pick(4, 256)
     variables = {"MEARI_LOAD_KINDS": "generate", "MEARI_LOAD_USERS": f"{max_users}", "MEARI_LOAD_SECONDS": f"{seconds}"}
     with running_server(tmp_path, bundles=ROOT / "bundles", workers=1, default_model=MODEL) as server:
         before = measured_capacity(server.port, seconds)
