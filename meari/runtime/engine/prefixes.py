@@ -90,9 +90,9 @@ class CachedPrompts:
         for sequence in sequences if failed else ():
             if sequence.request in failed:
                 sequence.num_to_cache = 0
-        fresh = [max(0, min(s.fed + n, s.num_to_cache) - s.fed) for s, n in zip(sequences, counts, strict=True)]
-        if not any(fresh):
+        if all(sequence.num_to_cache <= sequence.fed for sequence in sequences):
             return
+        fresh = [max(0, min(s.fed + n, s.num_to_cache) - s.fed) for s, n in zip(sequences, counts, strict=True)]
         places = self._cache.keep(*_rows_of(result, np.array(fresh, np.int64)))
         for sequence, num in zip(sequences, fresh, strict=True):
             if num:

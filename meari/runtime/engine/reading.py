@@ -42,6 +42,8 @@ from meari.runtime.engine.stats import MAX_STEPS, Pace
 TURN_SECONDS: Final = 0.005
 OFFLINE_TURN_SECONDS: Final = 0.05  # nobody waits for a turn
 MAX_TOKENS: Final = 512  # of a turn, steps times rows: their states and hidden vectors are held at once
+LIST_ROWS: Final = 16  # of a list that run together: more cost as much a token, and Python works once a row and turn
+LIST_TOKENS: Final = 64  # of a list's turn at least, however long they take
 MAX_FLOATS: Final = 640_000  # of the distributions of a turn that may have to be handed over as a whole
 
 
@@ -89,14 +91,18 @@ class ReadPlan:
 
     def _add_targets(self, sequence: TextSequence, row: int, last: int) -> None:
         """Ask for the forced tokens that are reported; token number d is due after d tokens have been fed."""
-        first = max(sequence.log.start, sequence.fed + 1)
-        last = min(last, len(sequence.forced) - 1)
-        if first > last:
-            return
-        self.spans.append((sequence.log, first - sequence.log.start, last - first + 1))
-        step, width = first - sequence.fed - 1, self.num_rows
-        self.places.extend(range(step * width + row, (last - sequence.fed) * width, width))
-        self.targets.extend(sequence.forced[first : last + 1])
+        log, fed, forced = sequence.log, sequence.fed, sequence.forced
+        first = max(log.start, fed + 1)
+        last = min(last, len(forced) - 1)
+        if first == last == fed + 1:  # most turns of lists have one step
+            self.spans.append((log, first - log.start, 1))
+            self.places.append(row)
+            self.targets.append(forced[first])
+        elif first <= last:
+            self.spans.append((log, first - log.start, last - first + 1))
+            width = self.num_rows
+            self.places.extend(range((first - fed - 1) * width + row, (last - fed) * width, width))
+            self.targets.extend(forced[first : last + 1])
 
     def _add_fork(self, position: Position, depth: int) -> None:
         child = position.sequence
@@ -122,10 +128,13 @@ class TokenReader:
         self._cached = cached
         self.clock = clock
 
-    def read(self, batch: Batch[Sequence], steps: int) -> TurnResult:
-        """Feed up to `steps` forced tokens to every sequence of a batch, and drop the sequences that are done."""
+    def read(self, batch: Batch[Sequence], needs: list[int], steps: int) -> TurnResult:
+        """Feed up to `steps` forced tokens to every sequence of a batch, and drop the sequences that are done.
+
+        needs  number of tokens that each sequence has to feed
+        """
         sequences = batch.sequences
-        counts = [min(steps, sequence.num_to_feed) for sequence in sequences]
+        counts = [min(steps, need) for need in needs]
         plan = ReadPlan(len(sequences))
         for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
             plan.add(sequence, row, count)
@@ -139,7 +148,7 @@ class TokenReader:
         _report(plan, run)
         _take_snapshots(sequences, counts, run)
         self._cached.keep(sequences, counts, run, result.failed)
-        _advance(batch, counts, run, result)
+        _advance(batch, needs, counts, run, result)
         if samplers is not None:
             self._sample(plan, samplers, run, result)
         _fork(plan, run, result)
@@ -171,12 +180,15 @@ class ReadingLane:
     spent  seconds of the lane's turns
     """
 
-    def __init__(self, runner: Runner, reader: TokenReader, pace: Pace, limits: EngineLimits) -> None:
+    def __init__(
+        self, runner: Runner, reader: TokenReader, pace: Pace, limits: EngineLimits, *, for_list: bool = False
+    ) -> None:
         self._batch: Batch[Sequence] = Batch(runner)
         self._waiting: deque[Sequence] = deque()
         self._reader = reader
         self._pace = pace
-        self._max_rows = limits.max_slots
+        self._max_rows = min(limits.max_slots, LIST_ROWS) if for_list else limits.max_slots
+        self._min_tokens = LIST_TOKENS if for_list else 1
         self._turn_seconds = OFFLINE_TURN_SECONDS if limits.offline else TURN_SECONDS
         self._max_whole_rows = max(64, min(MAX_TOKENS, MAX_FLOATS // runner.vocabulary_size))
         self.spent = 0.0
@@ -209,18 +221,20 @@ class ReadingLane:
         started = self._reader.clock()
         free = min(self._max_rows - len(self._batch), len(self._waiting))
         self._batch.join([self._waiting.popleft() for _ in range(free)])
-        rows, steps = len(self._batch), self.plan()
-        result = self._reader.read(self._batch, steps)
+        needs = [sequence.num_to_feed for sequence in self._batch.sequences]
+        rows, steps = len(needs), self._plan(needs)
+        result = self._reader.read(self._batch, needs, steps)
         self._waiting.extendleft(result.forked)  # before those that have not begun
         self._pace.add(rows, steps, self._reader.clock() - started)
         return result
 
-    def plan(self) -> int:
+    def _plan(self, needs: list[int]) -> int:
         """Return the number of steps to run: as many as fit into a turn without feeding much padding."""
-        needs = [sequence.num_to_feed for sequence in self._batch.sequences]
         rows = len(needs)
         in_time = self._pace.max_steps(rows, self._turn_seconds)
-        steps = min(max(needs), MAX_STEPS, max(1, MAX_TOKENS // rows), in_time)
+        steps = min(max(needs), MAX_STEPS, max(1, MAX_TOKENS // rows), max(in_time, self._min_tokens // rows))
+        if steps == 1:
+            return 1
         kinds = {isinstance(sequence, TextSequence) for sequence in self._batch.sequences}
         if len(kinds) > 1:  # where a first token needs its whole distribution, the run hands over those of all targets
             steps = min(steps, max(1, self._max_whole_rows // rows))
@@ -242,6 +256,8 @@ def _inputs(plan: ReadPlan, samplers: RowSamplers | None) -> ReadInputs:
 
 def _tokens(sequences: list[Sequence], counts: list[int], steps: int) -> Ids:
     """Return the tokens to feed, int64 [steps, batch], padded with 0 after each sequence's own."""
+    if steps == 1:
+        return np.array([[sequence.forced[sequence.fed] for sequence in sequences]], np.int64)
     tokens = np.zeros((steps, len(sequences)), np.int64)
     for row, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
         tokens[:count, row] = sequence.forced[sequence.fed : sequence.fed + count]
@@ -272,7 +288,10 @@ def _report(plan: ReadPlan, run: RunResult) -> None:
     values = on_grid(run.picked_logprobs[: len(plan.places)])
     first = 0
     for log, at, count in plan.spans:
-        log.logprobs[at : at + count] = values[first : first + count]
+        if count == 1:
+            log.logprobs[at] = values[first]
+        else:
+            log.logprobs[at : at + count] = values[first : first + count]
         if log.ranks is not None:
             log.ranks[at : at + count] = run.ranks[first : first + count]
         if num := log.num_alternatives:
@@ -288,13 +307,13 @@ def _take_snapshots(sequences: list[Sequence], counts: list[int], run: RunResult
             sequence.snapshots.pop()[1].state = run.state_after(depth - fed - 1, row)
 
 
-def _advance(batch: Batch[Sequence], counts: list[int], run: RunResult, result: TurnResult) -> None:
+def _advance(batch: Batch[Sequence], needs: list[int], counts: list[int], run: RunResult, result: TurnResult) -> None:
     """Count the tokens as fed, and drop the sequences that have no forced tokens left."""
     keep = []
-    for row, (sequence, count) in enumerate(zip(batch.sequences, counts, strict=True)):
+    for row, (sequence, need, count) in enumerate(zip(batch.sequences, needs, counts, strict=True)):
         sequence.fed += count
         sequence.request.handle.computed_tokens += count
-        if sequence.num_to_feed > 0:
+        if need > count:
             keep.append(row)
         elif not sequence.has_continuation:
             result.ended.append(sequence)

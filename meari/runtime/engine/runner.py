@@ -13,7 +13,6 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from meari.runtime.graphs.engine_graphs import READER_WANTS
 from meari.runtime.graphs.sampler import NUM_LIMITS, is_small
 
 Floats = npt.NDArray[np.float32]
@@ -25,8 +24,7 @@ NO_BARS: Final = np.empty((0, 1), np.int64)
 NO_IDS: Final = np.empty(0, np.int64)
 NO_FLOATS: Final = np.empty((0, 0), np.float32)
 NO_HIDDEN: Final = np.empty((0, 0, 0), np.float32)
-TRUE: Final = np.array(True)  # noqa: FBT003 (the value itself)
-FALSE: Final = np.array(False)  # noqa: FBT003 (the value itself)
+FLAGS: Final = (np.array(False), np.array(True))  # noqa: FBT003 (the values themselves)
 NO_SLICE: Final = np.empty((1, 0), np.int64)
 SLICE_FLOATS: Final = 640_000  # of the distributions that a run holds at once
 MIN_SLICE: Final = 64  # rows that share one reading of the output layer's weights
@@ -154,6 +152,8 @@ class RunResult:
 
 
 NOTHING: Final = ReadInputs.for_targets(NO_IDS, NO_IDS)
+TABLES: Final = ("logits", "logprobs", "best", "best_logprobs")  # outputs of the graph that are no columns
+FIELDS: Final = {"picked_logprob": "picked_logprobs", "rank": "ranks"}  # others have the graph's names
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,18 +190,7 @@ class Runner:
         self._next = [f"next.{tensor.name}" for tensor in self.state_tensors]
         self._no_hidden = np.empty((0, hidden_size), np.float32)
         self.max_slice = max(MIN_SLICE, SLICE_FLOATS // vocabulary_size)
-        self._unused = {
-            "more_hidden": self._no_hidden,
-            "slices": NO_SLICE,
-            "num_best": np.ones(1, np.int64),
-            "rows": NO_IDS,
-            "targets": np.empty((0, 1), np.int64),
-            "uniforms": np.empty((0, 1), np.float32),
-            "inverse_temperatures": np.empty((0, 1), np.float32),
-            "limits": np.empty((0, NUM_LIMITS), np.float32),
-            "bars": NO_BARS,
-            **dict.fromkeys(READER_WANTS, FALSE),
-        }
+        self._unused = {"more_hidden": self._no_hidden, "slices": NO_SLICE, **_row_feeds(NOTHING)}
 
     @property
     def state_bytes(self) -> int:
@@ -233,21 +222,20 @@ class Runner:
         more_hidden  float32 [more, H], hidden rows whose distribution is wanted beside those computed here
         """
         num_rows = len(inputs.places)
-        names = [*self._next, *(["hidden"] if want_hidden else []), *(inputs.outputs if num_rows else [])]
+        of_rows = inputs.outputs if num_rows else ()
+        names = [*self._next, *(["hidden"] if want_hidden else []), *of_rows]
         feeds = {**self._unused, "tokens": tokens}
         if more_hidden is not None:
             feeds["more_hidden"] = more_hidden
         if num_rows:
-            feeds |= _row_feeds(inputs)
-            feeds["slices"] = _slices(num_rows, self.max_slice)
+            feeds |= {**_row_feeds(inputs), "slices": _slices(num_rows, self.max_slice)}
         for name, values in states.items():
             feeds[f"state.{name}"] = values
         found = dict(zip(names, self.sessions.reader.run(names, feeds), strict=True))
         return RunResult(
             states={tensor.name: found[f"next.{tensor.name}"] for tensor in self.state_tensors},
             **({"hidden": found["hidden"]} if want_hidden else {}),
-            **{field: _of_rows(found[name], num_rows) for field, name in _TABLES if name in found},
-            **{field: _of_rows(found[name], num_rows)[:, 0] for field, name in _COLUMNS if name in found},
+            **{FIELDS.get(name, name): _of_rows(found[name], num_rows, name) for name in of_rows},
         )
 
     def write(self, tokens: Ids, states: Mapping[str, Floats], inputs: WriteInputs) -> RunResult:
@@ -262,14 +250,13 @@ class Runner:
             "uniforms": inputs.uniforms,
             "inverse_temperatures": inputs.inverse_temperatures,
             "limits": inputs.limits,
-            "want_samples": TRUE if inputs.samples else FALSE,
-            "want_tempered": TRUE if inputs.tempered else FALSE,
-            "want_limits": TRUE if inputs.limited else FALSE,
+            "want_samples": FLAGS[inputs.samples],
+            "want_tempered": FLAGS[inputs.tempered],
+            "want_limits": FLAGS[inputs.limited],
+            "want_bars": FLAGS[inputs.bars is not None],
             "bars": NO_BARS if inputs.bars is None else inputs.bars,
-            "want_bars": FALSE if inputs.bars is None else TRUE,
+            **{f"state.{name}": values for name, values in states.items()},
         }
-        for name, values in states.items():
-            feeds[f"state.{name}"] = values
         *new, picked, logprobs = self.sessions.writer.run([*self._next, "picked", "picked_logprob"], feeds)
         return RunResult(
             {tensor.name: values for tensor, values in zip(self.state_tensors, new, strict=True)},
@@ -309,8 +296,7 @@ class RowByRowRunner(Runner):
     @classmethod
     def replacing(cls, runner: Runner) -> RowByRowRunner:
         """Make a runner of the same sessions."""
-        sizes = runner.hidden_size, runner.vocabulary_size, runner.end_id
-        other = cls(runner.sessions, runner.state_tensors, *sizes)
+        other = cls(runner.sessions, runner.state_tensors, runner.hidden_size, runner.vocabulary_size, runner.end_id)
         other.hidden_state = runner.hidden_state
         return other
 
@@ -329,22 +315,18 @@ class RowByRowRunner(Runner):
         new = {name: np.concatenate([result.states[name] for result in rows], axis=1) for name in states}
         more = self._no_hidden if more_hidden is None else more_hidden
         wanted = np.concatenate([hidden.reshape(-1, self.hidden_size), more])[inputs.places]
-        token, state = np.zeros((1, 1), np.int64), self.initial_states(1)
-        outputs = [
-            super(RowByRowRunner, self).run(token, state, _one_output(inputs, row), more_hidden=wanted[[row]])
-            for row in range(len(wanted))
-        ]
-        joined = {name: np.concatenate([getattr(one, name) for one in outputs]) for name in _OF_ROWS if outputs}
+        token, state, run = np.zeros((1, 1), np.int64), self.initial_states(1), super().run
+        outputs = [run(token, state, _one_output(inputs, row), more_hidden=wanted[[row]]) for row in range(len(wanted))]
+        of_rows = [name for name in vars(RunResult(new)) if name not in ("states", "hidden") and outputs]
+        joined = {name: np.concatenate([getattr(one, name) for one in outputs]) for name in of_rows}
         return RunResult(new, hidden if want_hidden else NO_HIDDEN, **joined)
 
     def write(self, tokens: Ids, states: Mapping[str, Floats], inputs: WriteInputs) -> RunResult:
         """Write the tokens of each row."""
-        rows = [
-            super(RowByRowRunner, self).write(
-                tokens[[row]], _row_of(states, row), replace(_one_row(inputs, row), uniforms=inputs.uniforms[:, [row]])
-            )
-            for row in range(len(tokens))
-        ]
+        rows = []
+        for row in range(len(tokens)):
+            one = replace(_one_row(inputs, row), uniforms=inputs.uniforms[:, [row]])
+            rows.append(super().write(tokens[[row]], _row_of(states, row), one))
         return RunResult(
             {name: np.concatenate([result.states[name] for result in rows], axis=1) for name in states},
             picked=np.concatenate([result.picked for result in rows], axis=1),
@@ -361,17 +343,6 @@ class RowByRowRunner(Runner):
         return RunResult(new, np.concatenate([result.hidden for result in steps]))
 
 
-_TABLES: Final = tuple((name, name) for name in ("logits", "logprobs", "best", "best_logprobs"))
-_COLUMNS: Final = (
-    ("picked", "picked"),
-    ("picked_logprobs", "picked_logprob"),
-    ("mass_from", "mass_from"),
-    ("mass", "mass"),
-    ("ranks", "rank"),
-)
-_OF_ROWS: Final = tuple(field for field, _ in (*_COLUMNS, *_TABLES))
-
-
 def _slices(num_rows: int, max_size: int) -> Ids:
     """Return the numbers of the rows in slices of one size, int64 [slices, size]; the last one repeated at the end."""
     num_slices = -(-num_rows // max_size)
@@ -379,23 +350,13 @@ def _slices(num_rows: int, max_size: int) -> Ids:
     return np.minimum(np.arange(num_slices * size), num_rows - 1).reshape(num_slices, size)
 
 
-def _of_rows(values: npt.NDArray[Any], num_rows: int) -> npt.NDArray[Any]:
-    """Return the values of slices, [slices, size, width], as [rows, width]."""
-    return values.reshape(-1, values.shape[2])[:num_rows]
+def _of_rows(values: npt.NDArray[Any], num_rows: int, name: str) -> npt.NDArray[Any]:
+    """Return an output of slices, [slices, size, width], as [rows, width], and a column as [rows]."""
+    rows = values.reshape(-1, values.shape[2])[:num_rows]
+    return rows if name in TABLES else rows[:, 0]
 
 
 def _row_feeds(inputs: ReadInputs) -> dict[str, Any]:
-    wants = {
-        "samples": inputs.samples,
-        "tempered": inputs.tempered,
-        "limits": inputs.limited,
-        "bars": inputs.bars is not None,
-        "masses": inputs.masses,
-        "logits": inputs.logits,
-        "logprobs": inputs.logprobs,
-        "ranks": inputs.ranks,
-        "best": inputs.num_best > 0,
-    }
     return {
         "rows": inputs.places,
         "targets": inputs.targets,
@@ -404,7 +365,15 @@ def _row_feeds(inputs: ReadInputs) -> dict[str, Any]:
         "limits": inputs.limits,
         "bars": np.full((len(inputs.places), 1), -1) if inputs.bars is None else inputs.bars,
         "num_best": np.array([max(1, inputs.num_best)]),
-        **{f"want_{name}": TRUE if wanted else FALSE for name, wanted in wants.items()},
+        "want_samples": FLAGS[inputs.samples],
+        "want_tempered": FLAGS[inputs.tempered],
+        "want_limits": FLAGS[inputs.limited],
+        "want_bars": FLAGS[inputs.bars is not None],
+        "want_masses": FLAGS[inputs.masses],
+        "want_logits": FLAGS[inputs.logits],
+        "want_logprobs": FLAGS[inputs.logprobs],
+        "want_ranks": FLAGS[inputs.ranks],
+        "want_best": FLAGS[inputs.num_best > 0],
     }
 
 

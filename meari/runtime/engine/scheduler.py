@@ -189,7 +189,6 @@ class Lane(Protocol):
     def __len__(self) -> int: ...
     @property
     def num_rows(self) -> int: ...
-    def plan(self) -> int: ...
     def turn(self) -> TurnResult: ...
     def drop(self, request: Request) -> None: ...
     def clear(self) -> set[Request]: ...
@@ -230,7 +229,7 @@ class Lanes:
         elif len(self._lists) >= MAX_LISTS:
             return False
         else:
-            lane = self._reading_lane()
+            lane = self._reading_lane(for_list=True)
             lane.spent = min((other.spent for other in self._lists.values()), default=0.0)
             self._lists[request] = lane
         return True
@@ -282,8 +281,8 @@ class Lanes:
         for idle in set(LaneKind) - busy:
             self._spent[idle] = max(self._spent[idle], least)
 
-    def _reading_lane(self) -> ReadingLane:
-        return ReadingLane(self._runner, self._reader, self._reading_pace, self._limits)
+    def _reading_lane(self, *, for_list: bool = False) -> ReadingLane:
+        return ReadingLane(self._runner, self._reader, self._reading_pace, self._limits, for_list=for_list)
 
     def _busy_kinds(self) -> set[LaneKind]:
         found = {LaneKind.WRITING} if len(self.writing) else set()

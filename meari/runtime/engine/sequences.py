@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -166,12 +167,12 @@ class TargetLog:
             np.zeros((num_targets, num_alternatives)),
         )
 
-    @property
+    @cached_property
     def num_alternatives(self) -> int:
         """Number of alternatives wanted at each token."""
         return int(self.alternative_ids.shape[1])
 
-    @property
+    @cached_property
     def is_plain(self) -> bool:
         """True where only the targets' log-probabilities are wanted."""
         return self.ranks is None and not self.num_alternatives

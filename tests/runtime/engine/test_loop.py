@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -283,6 +284,19 @@ def test_single_sentence_takes_turns_with_a_long_list(make_engine: MakeEngine) -
     assert not long_list.ended
     assert steps <= 12  # waits for at most one text of the list
     run(engine, long_list, most=5000)
+
+
+def test_turn_of_a_list_feeds_many_tokens_of_few_texts_on_any_machine(bundle: Bundle) -> None:
+    ticks = itertools.count()
+    engine = Engine(bundle.runner, EngineLimits(64, 8), lambda: 0.01 * next(ticks))  # every step seems slow
+    scoring = score(engine, [[5 + n % 20, 3 + n // 20, *[A] * 14] for n in range(80)])
+    turns = rows = 0
+    while not scoring.ended:
+        engine.step()
+        turns += 1
+        rows = max(rows, engine.stats().running)
+    assert rows == 16
+    assert engine.stats().rows > 48 * turns
 
 
 def test_lists_of_an_offline_engine_run_together(bundle: Bundle, clock: Clock) -> None:
