@@ -27,7 +27,7 @@ __all__ = [
 _M_TRIM_THRESHOLD: Final = -1  # as in malloc.h, like the next two
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
-NUM_ARENAS: Final = 2
+NUM_ARENAS: Final = 1
 KEPT_BYTES: Final = 1 << 27
 MAPPED_BYTES: Final = 1 << 25  # as much as glibc allows
 CGROUPS: Final = Path("/sys/fs/cgroup")
@@ -105,9 +105,8 @@ def _read(path: Path) -> str:
 def limit_arenas() -> None:
     """Limit malloc's arenas; call it before any thread starts, as glibc allows up to eight arenas per CPU.
 
-    Memory freed in one arena cannot be reused by the others. The threads take turns at the interpreter anyway; the
-    engine uses the second arena while it runs a graph. An operator's own setting (MALLOC_ARENA_MAX, GLIBC_TUNABLES) is
-    left as it is.
+    Memory freed in one arena cannot be reused by the others, so a busy worker with several keeps growing. The threads
+    take turns at the interpreter anyway. An operator's own setting (MALLOC_ARENA_MAX, GLIBC_TUNABLES) is left as it is.
     """
     if "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", ""):
         return

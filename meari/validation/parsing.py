@@ -46,14 +46,18 @@ class Parser(Generic[Request]):
     def parse(self, body: bytes, hold: Callable[[int], None] = lambda _: None) -> Request:
         """Parse a body, without a byte-order mark in front (RFC 8259, 8.1). Raises InvalidRequest, and as `hold` does.
 
-        hold  is told the bytes that the values of a large body are going to take, before they are made
+        hold  is told the bytes that the values of a large body are going to take, before they are made; after them,
+              as a negative number, those that were needed on the way
         """
         body = body.removeprefix(codecs.BOM_UTF8)
         if not body[:1].strip() and not body.strip():
             raise InvalidRequest(Problem("body", "nothing", "a JSON object"))
         _check_utf8(body)
+        passing = 0
         try:
-            nested = [body] if len(body) <= SMALL_BYTES else self._check_large(body, hold)
+            nested = [body]
+            if len(body) > SMALL_BYTES:
+                nested, passing = self._check_large(body, hold)
             request = self._decoder.decode(body)
         except msgspec.ValidationError as error:
             request = self._read_leniently(body, error)
@@ -63,12 +67,14 @@ class Parser(Generic[Request]):
             raise InvalidRequest(TOO_DEEP) from None
         for value in nested:
             _check_distinct_names(value)
+        if passing:
+            hold(-passing)
         return request if self._check is None else self._check(request)
 
-    def _check_large(self, body: bytes, hold: Callable[[int], None]) -> list[bytes]:
-        """Check a body before its values are made, account for them, and return those values that hold objects.
+    def _check_large(self, body: bytes, hold: Callable[[int], None]) -> tuple[list[bytes], int]:
+        """Check a body before its values are made, and account for them.
 
-        Raises msgspec.DecodeError where it is malformed, RecursionError, InvalidRequest, and as `hold` does.
+        Returns those values that hold objects, and the bytes that are not held any more once all are made. Raises msgspec.DecodeError where it is malformed, RecursionError, InvalidRequest, and as `hold` does.
         """
         msgspec.json.decode(body, type=msgspec.Raw)  # malformed JSON comes before wrong values
         if body.lstrip()[:1] != b"{":
@@ -80,7 +86,8 @@ class Parser(Generic[Request]):
         parts = [bytes(value) for value in members.values.values() if bytes(memoryview(value)[:1]) in b"[{"]
         sizes = list(map(size_of, parts))
         hold(sum(size.num_bytes for size in sizes))
-        return [part for part, size in zip(parts, sizes, strict=True) if size.names]
+        nested = [(part, size) for part, size in zip(parts, sizes, strict=True) if size.names]
+        return [part for part, _ in nested], sum(size.name_bytes for part, size in nested if part[:1] == b"[")
 
     def _read_leniently(self, body: bytes, error: msgspec.ValidationError) -> Request:
         """Parse a body that needs conversion. Raises InvalidRequest with every problem if it does not fit even so."""

@@ -52,7 +52,12 @@ class Size:
     @property
     def num_bytes(self) -> int:
         """Memory that the values take at most while they are parsed, beside the text in their strings."""
-        return self.values * VALUE_BYTES + self.names * NAME_BYTES
+        return self.values * VALUE_BYTES + self.name_bytes
+
+    @property
+    def name_bytes(self) -> int:
+        """The part of it that is for names; of objects in a list it is free again once they are structs."""
+        return self.names * NAME_BYTES
 
 
 def size_of(raw: bytes) -> Size:

@@ -13,7 +13,7 @@ from meari.runtime.scores import ScoreAnswer, ScoredText
 from meari.runtime.state_tokens import StateTokens, TextState
 from meari.runtime.text.detokenizer import NO_TEXT
 from meari.runtime.text.tokenizer import Encoded
-from meari.runtime.text.words import require_segmenter
+from meari.runtime.text.words import num_words, require_segmenter
 from meari.service.routes.exchange import Exchange, current_exchange
 from meari.service.service import Service
 
@@ -21,6 +21,7 @@ __all__ = ["score_blueprint"]
 
 BYTES_PER_TOKEN = 100  # of a text: its ids and places, then its figures
 BYTES_PER_ALTERNATIVE = 16
+BYTES_PER_WORD = 350  # of the text whose words are written
 BYTES_PER_TEXT = 4000  # of any length, beside the state at which it forks off another one
 TOKENS_PER_CHAR = 4  # at most: bytes of UTF-8
 
@@ -37,6 +38,7 @@ def score_blueprint(service: Service) -> Blueprint:
             require_segmenter()
         held = exchange.hold_texts("texts", [request.context, *request.all_texts], _bytes_per_token(request))
         exchange.ticket.take_bytes(len(request.all_texts) * (BYTES_PER_TEXT + model.bundle.runner.state_bytes))
+        exchange.ticket.take_bytes(BYTES_PER_WORD * max(num_words(text, request.words) for text in request.all_texts))
         state_tokens = service.state_tokens(model.bundle)
         start = None if request.state is None else state_tokens.decode(request.state)
         if request.return_state:

@@ -41,6 +41,11 @@ def _json(path: str, make: Callable[[int], dict[str, Any]]) -> Case:
     return path, lambda size: json.dumps(make(size), ensure_ascii=False).encode()
 
 
+def _syllables(count: int) -> str:
+    """Return as many Korean syllables, all of which come in turn."""
+    return "".join(chr(0xAC00 + 37 * i % 11_172) for i in range(count))
+
+
 HOSTILE: Final[dict[str, Case]] = {
     "unknown names": (GENERATE, _names(b"{", b"1")),
     "a name twice": (GENERATE, lambda size: b"{" + b",".join([b'"n":1'] * (size // 6)) + b"}"),
@@ -105,6 +110,35 @@ HEAVY: Final[dict[str, Case]] = {  # size: characters
     "samples without an end": _json(
         GENERATE,
         lambda n: {"prompt": "한" * (n // 100), "n": 8, "max_tokens": 400, "logprobs": 20, "logit_bias": {"0": -100}},
+    ),
+    "texts that fork": _json(SCORE, lambda n: {"texts": [f"{'ab' * (n // 2000)}{i % 7}{i}" for i in range(1000)]}),
+    "words of a text": _json(SCORE, lambda n: {"text": "a b " * (n // 4), "words": True}),
+    "words by Unicode": _json(SCORE, lambda n: {"text": "한글 é! " * (n // 7), "words": "unicode"}),
+    "state after a text": _json(SCORE, lambda n: {"text": "ab, c " * (n // 6), "return_state": True}),
+    "states after texts": _json(
+        SCORE, lambda n: {"texts": [f"{i} ab" for i in range(min(1000, n // 20))], "return_state": True}
+    ),
+    "a long context": _json(SCORE, lambda n: {"context": "é" * n, "texts": ["a", "b"] * 200, "tokens": True}),
+    "tokens of syllables": _json("/tokenize", lambda n: {"text": _syllables(n)}),
+    "tokens of parts of syllables": _json("/tokenize", lambda n: {"text": "\u1112\u1161\u11ab" * (n // 3)}),
+    "text of ids without a fraction": _json("/detokenize", lambda n: {"tokens": [1.0 + i % 50 for i in range(n)]}),
+    "text of tokens with all fields": _json(
+        "/detokenize", lambda n: {"tokens": [{"id": 1 + i % 50, "text": "한", "bytes": [237, 149]} for i in range(n // 10)]}
+    ),
+    "states of a text": _json("/states", lambda n: {"text": ("ab " * 300)[: min(n, 200)], "units": 128}),
+    "long stops": _json(
+        GENERATE, lambda n: {"prompt": "a", "max_tokens": 2, "stop": [chr(0xAC00 + i) * (n // 8) for i in range(8)]}
+    ),
+    "a prompt of ids": _json(COMPLETIONS, lambda n: {"prompt": [1 + i % 25 for i in range(n)], "max_tokens": 1}),
+    "ids that are echoed": _json(
+        COMPLETIONS, lambda n: {"prompt": [1 + i % 25 for i in range(n)], "echo": True, "logprobs": 5, "max_tokens": 1}
+    ),
+    "prompts that are continued": _json(
+        COMPLETIONS,
+        lambda n: {"prompt": [f"{i} ab" for i in range(n // 400)], "max_tokens": 20, "logprobs": 20, "ignore_eos": True},
+    ),
+    "beams with figures": _json(
+        GENERATE, lambda n: {"prompt": "a", "n": 8, "num_beams": 8, "max_tokens": n // 200, "logprobs": 20}
     ),
     "text to complete": _json("/complete", lambda n: {"text": "é" * n}),
     "prompt that is long": _json(GENERATE, lambda n: {"prompt": EMOJI * n, "max_tokens": 2}),

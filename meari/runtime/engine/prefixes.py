@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, overload
 
 import numpy as np
 
@@ -134,6 +134,33 @@ class _Planted:
     depth: int
 
 
+class _TextAfterContext(SequenceOf[int]):
+    """The tokens of a text after those of a context that many texts share: all of them hold the same one."""
+
+    __slots__ = ("_context", "_text")
+
+    def __init__(self, context: list[int], text: list[int]) -> None:
+        self._context = context
+        self._text = text
+
+    def __len__(self) -> int:
+        return len(self._context) + len(self._text)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[int]: ...
+    def __getitem__(self, place: int | slice) -> int | list[int]:
+        """Return a token, or those of a slice without a step."""
+        shared = len(self._context)
+        if isinstance(place, slice):
+            first, last, _ = place.indices(len(self))
+            own = self._text[max(0, first - shared) : max(0, last - shared)]
+            return own if first >= shared else [*self._context[first:last], *own]
+        place += len(self) if place < 0 else 0
+        return self._text[place - shared] if place >= shared else self._context[place]
+
+
 class ScoringRequest(Request):
     """The texts of a ScoreCall as one tree of sequences."""
 
@@ -150,8 +177,12 @@ class ScoringRequest(Request):
         prefix = [self._start.token, *call.context]
         tail = [end_id] if call.add_end else []
         self._report_from = len(prefix)
-        self._forced = [[*prefix, *text, *tail] for text in call.texts]
-        self._order = sorted((i for i, f in enumerate(self._forced) if self._is_run(f)), key=self._forced.__getitem__)
+        copied = [] if call.context else prefix
+        self._num_common = len(prefix) - len(copied)  # tokens that are not in `_own`
+        self._own = [[*copied, *text, *tail] for text in call.texts]
+        self._forced = [_TextAfterContext(prefix, own) for own in self._own] if call.context else self._own
+        self._order = sorted((i for i, f in enumerate(self._forced) if self._is_run(f)), key=self._own.__getitem__)
+        self._seen = self._start.seen.union(call.context) if call.want_state else frozenset()
         super().__init__(number, handle, len(self._order))
         self._planted: dict[int, _Planted] = {}  # by text
         self._snapshots: dict[int, Snapshot] = {}
@@ -170,7 +201,7 @@ class ScoringRequest(Request):
                 self.note_failure(not_finite())
         return super().end(finish, now, failure)
 
-    def _is_run(self, forced: list[int]) -> bool:
+    def _is_run(self, forced: SequenceOf[int]) -> bool:
         """Return True if a text has a token to score, or a state to compute after more than its first token."""
         return len(forced) > self._report_from or (self._call.want_state and len(forced) > 1)
 
@@ -180,7 +211,7 @@ class ScoringRequest(Request):
         previous: list[int] = []
         for text in self._order:
             tokens = forced[text]
-            shared = shared_length(previous, tokens)
+            shared = self._num_common + shared_length(previous, self._own[text])
             # An owner feeds its tokens from where it forked off itself, all but the last, which is only a target.
             while path and min(shared, len(forced[path[-1][0]]) - 1, len(tokens) - 1) <= path[-1][1]:
                 shared = min(shared, path.pop()[1])
@@ -190,7 +221,7 @@ class ScoringRequest(Request):
             if owner is not None:
                 self._planted[owner].sequence.forks.append((depth, self._planted[text].sequence))
             path.append((text, depth))
-            previous = tokens
+            previous = self._own[text]
         for planted in self._planted.values():
             planted.sequence.forks.sort(key=lambda fork: -fork[0])
 
@@ -203,7 +234,7 @@ class ScoringRequest(Request):
             root.state = dict(self._call.start.rows)
         return root
 
-    def _sequence(self, tokens: list[int], depth: int) -> TextSequence:
+    def _sequence(self, tokens: SequenceOf[int], depth: int) -> TextSequence:
         start = max(depth, self._report_from)
         num_targets = max(0, len(tokens) - start)
         log = TargetLog.empty(start, num_targets, self._num_alternatives, want_ranks=self._call.want_ranks)
@@ -237,7 +268,7 @@ class ScoringRequest(Request):
             rows=self._start.rows if snapshot is None or snapshot.state is None else snapshot.state,
             token=self._forced[text][depth],
             position=self._start.position + depth,
-            seen=self._start.seen.union(self._call.context, self._call.texts[text]),
+            seen=self._seen.union(self._call.texts[text]),
         )
 
     def _collect(self) -> list[TextScore]:

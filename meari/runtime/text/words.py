@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 from meari.errors import InvalidRequest, Problem
 
-__all__ = ["Words", "open_run", "require_segmenter", "word_spans"]
+__all__ = ["Words", "num_words", "open_run", "require_segmenter", "word_spans"]
 
 Words = bool | Literal["unicode"]  # none; by white space; by ICU
 MAX_RUN: Final = 4096
@@ -35,9 +35,12 @@ def require_segmenter() -> None:
 
 def word_spans(text: str, words: Words) -> list[tuple[int, int]]:
     """Return start and end of every word, in order."""
-    if words != "unicode":
-        return [match.span() for match in _STRETCH.finditer(text)]
-    return [span for match in _RUN.finditer(text) for span in _segments(match.group(), match.start())]
+    return list(_spans(text, words))
+
+
+def num_words(text: str, words: Words) -> int:
+    """Count the words of a text; none where none are wanted."""
+    return sum(1 for _ in _spans(text, words)) if words else 0
 
 
 def open_run(text: str) -> int:
@@ -47,6 +50,14 @@ def open_run(text: str) -> int:
         pass
     is_open = last is not None and last.end() == len(text) and text[-1] not in _MARKS
     return last.start() if last is not None and is_open and len(last.group()) < MAX_RUN else len(text)
+
+
+def _spans(text: str, words: Words) -> Iterator[tuple[int, int]]:
+    if words != "unicode":
+        yield from (match.span() for match in _STRETCH.finditer(text))
+        return
+    for match in _RUN.finditer(text):
+        yield from _segments(match.group(), match.start())
 
 
 def _segments(run: str, start: int) -> Iterator[tuple[int, int]]:
