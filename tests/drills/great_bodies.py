@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["HEAVY", "HOSTILE", "Case", "body_of"]
+__all__ = ["HEAVY", "HOSTILE", "TEXTS", "Case", "body_of"]
 
 Case = tuple[str, Callable[[int], bytes]]  # path, and how the body is made of its size
 EMOJI: Final = "😀"
@@ -51,6 +51,13 @@ HOSTILE: Final[dict[str, Case]] = {
     "a name twice": (GENERATE, lambda size: b"{" + b",".join([b'"n":1'] * (size // 6)) + b"}"),
     "empty texts": (SCORE, _list_of(b'{"texts":', b'""')),
     "lists for texts": (SCORE, _list_of(b'{"texts":', b"[]")),
+    "letters as texts": (SCORE, _list_of(b'{"texts":', b'"a"')),
+    "a text beside another": (SCORE, _text(b'{"texts":["a"],"text":', b"a")),
+    "figures of no token": (SCORE, _text(b'{"top":3,"text":', b"a ")),
+    "words of another kind": (SCORE, _list_of(b'{"text":"a","words":', b"true")),
+    "a long list of ends": (SCORE, _list_of(b'{"text":"a","add_end":', b"true")),
+    "a state of numbers": (SCORE, _list_of(b'{"text":"a","state":', b"1")),
+    "a state that looks right": (SCORE, _text(b'{"text":"a","state":', b"AbC-_9")),
     "numbers as stops": (GENERATE, _list_of(b'{"stop":', b"1")),
     "empty stops": (GENERATE, _list_of(b'{"stop":', b'""')),
     "a list for a number": (GENERATE, _list_of(b'{"n":', b"1.0")),
@@ -70,7 +77,7 @@ HOSTILE: Final[dict[str, Case]] = {
     "lists for tokens": ("/detokenize", _list_of(b'{"tokens":', b"[1.0]")),
     "deep lists": ("/detokenize", _list_of(b'{"tokens":', b"[" * 900 + b"]" * 900)),
     "an endless list": (GENERATE, lambda size: b'{"prompt":' + b"[" * size),
-    "a wide text": (SCORE, _text(b'{"text":', b"a", EMOJI.encode() + b'"}')),
+    "a wide text": (SCORE, _text(b'{"top":1,"text":', b"a", EMOJI.encode() + b'"}')),
     "wide texts": (SCORE, _list_of(b'{"texts":', b'"' + b"a" * 6000 + EMOJI.encode() + b'"', last=b"1")),
     "an escaped text": ("/tokenize", _text(b'{"model":"none","text":', b"\\ud83d\\ude00")),
     "half a pair": ("/tokenize", _text(b'{"text":', b"a", b'\\ud800"}')),
@@ -81,7 +88,49 @@ HOSTILE: Final[dict[str, Case]] = {
     "a long number": (GENERATE, lambda size: b'{"seed":' + b"1" * size + b"}"),
     "a long fraction": (GENERATE, lambda size: b'{"top_p":0.' + b"1" * size + b"}"),
     "white space": (GENERATE, lambda size: b'{"n":' + b" " * size + b"99}"),
+    "a long digit for the seed": (GENERATE, lambda size: b'{"seed":-' + b"0" * size + b"}"),
+    "a great exponent": (GENERATE, lambda size: b'{"temperature":1e' + b"9" * size + b"}"),
+    "escapes in a name": (GENERATE, lambda size: b'{"' + b"\\u0061" * (size // 6) + b'":1}'),
+    "nested objects": (
+        GENERATE,
+        lambda size: b'{"logit_bias":' + b'{"1":' * (size // 5) + b"1" + b"}" * (size // 5 + 1),
+    ),
+    "a biased vocabulary": (COMPLETIONS, _names(b'{"prompt":"a","logit_bias":{', b"101", b"}}")),
+    "half a body": ("/complete", lambda size: b'{"text":"' + b"a" * size),
+    "zeros": ("/complete", bytes),
+    "bytes that are no text": ("/complete", lambda size: b'{"text":"' + b"\xff" * size + b'"}'),
+    "words to complete": ("/complete", _text(b'{"max_words":9,"text":', b"ab ")),
     "text for the units": ("/states", _text(b'{"text":"a","units":', b"1")),
+}
+
+TEXTS: Final[dict[str, Callable[[int], str]]] = {  # hostile to tokenizers and normal forms; size: characters
+    "one letter": lambda n: "a" * n,
+    "one capital": lambda n: "A" * n,
+    "letters without a space": lambda n: "".join(chr(97 + i * i % 26) for i in range(n)),
+    "spaces": lambda n: " " * n,
+    "line ends": lambda n: "\n" * n,
+    "line ends of Windows": lambda n: "\r\n" * (n // 2),
+    "no-break spaces": lambda n: "\u00a0" * n,
+    "digits": lambda n: "7" * n,
+    "punctuation": lambda n: "!" * n,
+    "short forms": lambda n: "'s" * (n // 2),
+    "one syllable": lambda n: "가" * n,
+    "Korean syllables": _syllables,
+    "parts of syllables": lambda n: "\u1112\u1161\u11ab" * (n // 3),
+    "first parts of syllables": lambda n: "\u1100" * n,
+    "Korean words": lambda n: "영화가 정말 재미있었다 " * (n // 13),
+    "one laugh": lambda n: "ㅋ" * n,
+    "Chinese": lambda n: "".join(chr(0x4E00 + 97 * i % 20_000) for i in range(n)),
+    "marks of two kinds": lambda n: "a" + "\u0301\u0316" * (n // 2),
+    "marks in the wrong order": lambda n: "a" + "\u0345" * (n // 3) + "\u0301" * (n // 3) + "\u0316" * (n // 3),
+    "letters with marks": lambda n: "e\u0301" * (n // 2),
+    "emoji": lambda n: EMOJI * n,
+    "joined emoji": lambda n: "👩\u200d" * (n // 2),
+    "half of a pair of flags": lambda n: "🇰" * n,
+    "replacement characters": lambda n: "\ufffd" * n,
+    "control characters": lambda n: "\x01" * n,
+    "the longest decomposition": lambda n: "\ufdfa" * n,
+    "names of the boundary": lambda n: "<|end|>" * (n // 7),
 }
 
 HEAVY: Final[dict[str, Case]] = {  # size: characters
@@ -98,9 +147,9 @@ HEAVY: Final[dict[str, Case]] = {  # size: characters
     ),
     "tokens of a text": _json("/tokenize", lambda n: {"text": "a" * n}),
     "tokens of a wide text": _json("/tokenize", lambda n: {"text": EMOJI * n}),
-    "text of tokens": _json("/detokenize", lambda n: {"tokens": [1 + i % 50 for i in range(n)]}),
+    "text of tokens": _json("/detokenize", lambda n: {"tokens": [1 + i % 5 for i in range(n)]}),
     "text of named tokens": _json(
-        "/detokenize", lambda n: {"tokens": [{"id": 1 + i % 50, "text": "a"} for i in range(n // 10)]}
+        "/detokenize", lambda n: {"tokens": [{"id": 1 + i % 5, "text": "a"} for i in range(n // 10)]}
     ),
     "prompt that is echoed": _json(
         COMPLETIONS, lambda n: {"prompt": EMOJI * n, "echo": True, "logprobs": 20, "max_tokens": 1}
@@ -121,21 +170,27 @@ HEAVY: Final[dict[str, Case]] = {  # size: characters
     "a long context": _json(SCORE, lambda n: {"context": "é" * n, "texts": ["a", "b"] * 200, "tokens": True}),
     "tokens of syllables": _json("/tokenize", lambda n: {"text": _syllables(n)}),
     "tokens of parts of syllables": _json("/tokenize", lambda n: {"text": "\u1112\u1161\u11ab" * (n // 3)}),
-    "text of ids without a fraction": _json("/detokenize", lambda n: {"tokens": [1.0 + i % 50 for i in range(n)]}),
+    "text of ids without a fraction": _json("/detokenize", lambda n: {"tokens": [1.0 + i % 5 for i in range(n)]}),
     "text of tokens with all fields": _json(
-        "/detokenize", lambda n: {"tokens": [{"id": 1 + i % 50, "text": "한", "bytes": [237, 149]} for i in range(n // 10)]}
+        "/detokenize",
+        lambda n: {"tokens": [{"id": 1 + i % 5, "text": "한", "bytes": [237]} for i in range(n // 10)]},
     ),
     "states of a text": _json("/states", lambda n: {"text": ("ab " * 300)[: min(n, 200)], "units": 128}),
     "long stops": _json(
         GENERATE, lambda n: {"prompt": "a", "max_tokens": 2, "stop": [chr(0xAC00 + i) * (n // 8) for i in range(8)]}
     ),
-    "a prompt of ids": _json(COMPLETIONS, lambda n: {"prompt": [1 + i % 25 for i in range(n)], "max_tokens": 1}),
+    "a prompt of ids": _json(COMPLETIONS, lambda n: {"prompt": [1 + i % 5 for i in range(n)], "max_tokens": 1}),
     "ids that are echoed": _json(
-        COMPLETIONS, lambda n: {"prompt": [1 + i % 25 for i in range(n)], "echo": True, "logprobs": 5, "max_tokens": 1}
+        COMPLETIONS, lambda n: {"prompt": [1 + i % 5 for i in range(n)], "echo": True, "logprobs": 5, "max_tokens": 1}
     ),
     "prompts that are continued": _json(
         COMPLETIONS,
-        lambda n: {"prompt": [f"{i} ab" for i in range(n // 400)], "max_tokens": 20, "logprobs": 20, "ignore_eos": True},
+        lambda n: {
+            "prompt": [f"{i} ab" for i in range(n // 400)],
+            "max_tokens": 20,
+            "logprobs": 20,
+            "ignore_eos": True,
+        },
     ),
     "beams with figures": _json(
         GENERATE, lambda n: {"prompt": "a", "n": 8, "num_beams": 8, "max_tokens": n // 200, "logprobs": 20}
