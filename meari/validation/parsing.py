@@ -74,7 +74,8 @@ class Parser(Generic[Request]):
     def _check_large(self, body: bytes, hold: Callable[[int], None]) -> tuple[list[bytes], int]:
         """Check a body before its values are made, and account for them.
 
-        Returns those values that hold objects, and the bytes that are not held any more once all are made. Raises msgspec.DecodeError where it is malformed, RecursionError, InvalidRequest, and as `hold` does.
+        Returns those values that hold objects, and the bytes that are not held any more once all are made. Raises
+        msgspec.DecodeError where it is malformed, RecursionError, InvalidRequest, and as `hold` does.
         """
         msgspec.json.decode(body, type=msgspec.Raw)  # malformed JSON comes before wrong values
         if body.lstrip()[:1] != b"{":
