@@ -14,7 +14,10 @@ One process cuts lines and puts results in order:
 
 On a Ray cluster actors do both, for a part of the input each:
 
-    partitions.py            files → ranges of lines; a range → a part of the output, committed once
+    storage.py               files at paths and URLs, the output folder
+    partitions.py            files → ranges of lines
+    commits.py               a range → its parts of the output, committed once
+    ray_cluster.py           items to tasks and actors of Ray
     ray_engine.py            ranges to actors, and the manifest
 
 A worker process for each CPU has a backend:

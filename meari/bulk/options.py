@@ -5,6 +5,7 @@ Input: fields of options. Output: frozen structs, and names. Must not know: the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -22,11 +23,13 @@ __all__ = [
     "InputFormat",
     "OutputFormat",
     "ScoreOptions",
+    "Share",
     "WorkOptions",
     "checked_request",
     "figure_names",
     "figure_types",
     "new_names",
+    "share_of",
     "text_name",
 ]
 
@@ -86,6 +89,26 @@ class GenerateOptions(WorkOptions, frozen=True, kw_only=True, tag="generate"):
 
     request: GenerateRequest
     seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Bounds of a chunk, and of the work that one engine holds at a time."""
+
+    lines: int
+    min_bytes: int
+    max_bytes: int
+    lines_held: int
+    bytes_held: int
+
+
+SCORE_SHARE: Final = Share(lines=512, min_bytes=2048, max_bytes=1 << 16, lines_held=1024, bytes_held=1 << 20)
+GENERATE_SHARE: Final = Share(lines=32, min_bytes=256, max_bytes=1 << 15, lines_held=384, bytes_held=1 << 20)
+
+
+def share_of(options: WorkOptions) -> Share:
+    """Return the bounds for a verb."""
+    return SCORE_SHARE if isinstance(options, ScoreOptions) else GENERATE_SHARE
 
 
 class _Request(GenerateRequest, kw_only=True, forbid_unknown_fields=True, frozen=True):

@@ -1,54 +1,26 @@
-"""Partitions of a corpus: files → ranges of whole lines, and the work on one range → a part of the output, once.
+"""Partitions of a corpus: files anywhere that fsspec reads → ranges of whole lines, and the lines of a range.
 
-Input: files anywhere that fsspec reads. Output: a folder with a part for each range, its commit, at last a manifest.
-Must
-not know: Ray, or who works on which partition when.
+Input: names of files. Output: partitions, chunks of their lines. Must not know: what is done with them, or by whom.
 
-    job.json                 what the job is: its options, its files, its partitions with their checksums
-    parts/part-00012.jsonl   records of partition 12, in the order of its lines
-    commits/00012.json       written after its part: lines, bytes and SHA-256. A part without it does not count
-    manifest.json            written last: all parts
-
-The records of a partition depend on its lines and the options alone, so it does no harm if two workers do it: both
-write the same bytes, and each file is replaced whole. A partition that is committed is not done again. Bytes that
-differ from those that were counted when the job began are refused.
+Bytes that differ from those that were counted when the job began are refused.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
-import tempfile
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import IO, Any, Final, Literal
+from typing import IO, Final, Literal
 
 import msgspec
 
 from meari.bulk.errors import BulkError
-from meari.bulk.frames import Bad, Begun, Done, LineWork, LongLine, Part
-from meari.bulk.lines import LONG_BYTES, Chunk, LineCutter, Unpacker, refuse_other_kinds
-from meari.bulk.options import ScoreOptions, WorkOptions, figure_types
-from meari.bulk.parquet import check_text_column, json_lines, open_parquet, write_parquet
+from meari.bulk.lines import Chunk, LineCutter, Unpacker, refuse_other_kinds
+from meari.bulk.options import Share
+from meari.bulk.parquet import check_text_column, json_lines, open_parquet
+from meari.bulk.storage import absolute, fs_of, is_url, open_file
 from meari.file_kinds import GZIP, HEAD_BYTES, PARQUET
 
-__all__ = [
-    "Commit",
-    "File",
-    "Folder",
-    "Inputs",
-    "Partition",
-    "commit_partition",
-    "list_inputs",
-    "numbered",
-    "ranges_of",
-    "survey",
-]
+__all__ = ["File", "Inputs", "Partition", "chunks_of", "list_inputs", "numbered", "ranges_of", "survey"]
 
 READ_BYTES: Final = 1 << 18
 FIND_BYTES: Final = 1 << 20
@@ -83,34 +55,6 @@ class Partition(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class Commit(msgspec.Struct, frozen=True):
-    """A part that is complete. `lines` are those of the input, both seconds those of the worker, `totals` its sums."""
-
-    partition: int
-    part: str
-    lines: int
-    bytes: int
-    sha256: str
-    seconds: float
-    cpu_seconds: float
-    totals: dict[str, int]
-
-
-def open_file(name: str) -> IO[bytes]:
-    """Open a path or URL for reading. Raises BulkError."""
-    fs, path = _fs_of(name)
-    try:
-        opened: IO[bytes] = fs.open(path, "rb")
-    except (OSError, ValueError) as error:
-        raise BulkError(f"{name}: {getattr(error, 'strerror', None) or error}, expected a readable file") from None
-    return opened
-
-
-def absolute(name: str) -> str:
-    """Return a path or URL that means the same in any working folder."""
-    return name if "://" in name else str(Path(name).absolute())
-
-
 def list_inputs(names: Sequence[str]) -> list[File]:
     """Return the files; of URLs also those of folders and patterns, sorted by name. Raises BulkError."""
     found = [file for name in names for file in _files_of(name)]
@@ -118,9 +62,9 @@ def list_inputs(names: Sequence[str]) -> list[File]:
 
 
 def _files_of(name: str) -> list[str]:
-    if "://" not in name:
+    if not is_url(name):
         return [name]
-    fs, path = _fs_of(name)
+    fs, path = fs_of(name)
     if fs.isdir(path):
         inside = [fs.unstrip_protocol(one) for one in sorted(fs.find(path))]
         files = [one for one in inside if one.lower().endswith(SUFFIXES) and not one.rpartition("/")[2].startswith(".")]
@@ -132,7 +76,7 @@ def _files_of(name: str) -> list[str]:
 
 
 def _known(name: str) -> File:
-    fs, path = _fs_of(name)
+    fs, path = fs_of(name)
     with open_file(name) as file:
         head = file.read(HEAD_BYTES)
     if head.startswith(PARQUET) and (0 in head or name.lower().endswith(".parquet")):
@@ -267,7 +211,7 @@ def _lines_of(partition: Partition) -> Iterator[bytes]:
     digest = hashlib.sha256()
     with open_file(partition.path) as opened:
         if partition.kind == "parquet":
-            fs, path = _fs_of(partition.path)
+            fs, path = fs_of(partition.path)
             _check_digest(partition, _index_digest(opened, fs.size(path)))
             with open_parquet(partition.name, opened) as parquet:
                 last = partition.end if partition.num_lines is not None else None
@@ -298,181 +242,14 @@ def _check_digest(partition: Partition, found: str) -> None:
         raise BulkError(f"{partition.name}: got other bytes than when the job began, expected the same file")
 
 
-@dataclass(frozen=True)
-class Held:
-    """Bounds of a chunk and of the chunks that are worked on at a time."""
-
-    lines: int
-    bytes: int
-    lines_held: int
-    bytes_held: int
-
-
-OF_SCORE: Final = Held(512, 1 << 16, 1024, 1 << 20)
-OF_GENERATE: Final = Held(32, 1 << 15, 384, 1 << 20)
-
-
-def chunks_of(partition: Partition, held: Held) -> Iterator[Chunk]:
+def chunks_of(partition: Partition, share: Share) -> Iterator[Chunk]:
     """Yield the lines of a partition in chunks, in flat memory. Raises BulkError."""
     cutter = LineCutter(partition.start if partition.kind == "plain" else 0, partition.first_line)
     data = _lines_of(partition)
     while not cutter.is_done:
-        if (chunk := cutter.take(held.lines, held.bytes, partial=False)) is not None:
+        if (chunk := cutter.take(share.lines, share.max_bytes, partial=False)) is not None:
             yield chunk
         elif (more := next(data, None)) is None:
             cutter.close()
         else:
             cutter.feed(more)
-
-
-def messages_of(work: LineWork, chunks: Iterable[Chunk], held: Held, file: str) -> Iterator[Part | Bad | Done]:
-    """Yield the results of chunks in order, while the engine has the next ones already."""
-    begun: deque[tuple[Begun, int, int]] = deque()
-    long: LongLine | None = None
-    for chunk in chunks:
-        if not chunk.is_long:
-            begun.append((work.begin(chunk.data, chunk.first_line, file), chunk.num_lines, len(chunk.data)))
-        else:
-            if long is None:
-                long = work.begin_long(chunk.first_line, file)
-                begun.append((long, 1, LONG_BYTES))
-            long.feed(chunk.data, ends=chunk.num_lines > 0)
-            long = None if chunk.num_lines else long
-        while _is_full(begun, held) and begun[0][0] is not long:
-            yield from begun.popleft()[0].messages()
-    while begun:
-        yield from begun.popleft()[0].messages()
-
-
-def _is_full(begun: deque[tuple[Begun, int, int]], held: Held) -> bool:
-    lines, size = sum(lines for _, lines, _ in begun), sum(size for _, _, size in begun)
-    return bool(begun) and (lines >= held.lines_held or size >= held.bytes_held)
-
-
-class Folder:
-    """The output of a job, a local folder or a URL."""
-
-    def __init__(self, name: str) -> None:
-        self.name = absolute(name.rstrip("/"))
-
-    @cached_property
-    def is_local(self) -> bool:
-        """True if files can be renamed into place; elsewhere one appears whole when it is closed."""
-        return type(_fs_of(self.name)[0]).__name__ == "LocalFileSystem"
-
-    def path(self, *names: str) -> str:
-        """Return the path or URL of a file in it."""
-        return "/".join((self.name, *names))
-
-    def make(self) -> None:
-        """Make the folder and those in it."""
-        for name in ("parts", "commits"):
-            fs, path = _fs_of(self.path(name))
-            fs.makedirs(path, exist_ok=True)
-
-    def clear(self) -> None:
-        """Remove all that a job has left."""
-        fs, path = _fs_of(self.name)
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
-
-    def names(self, *below: str) -> list[str]:
-        """Return the names of files in a folder of it, none if there is no such folder."""
-        fs, path = _fs_of(self.path(*below) if below else self.name)
-        fs.invalidate_cache()
-        return [one.rpartition("/")[2] for one in fs.ls(path, detail=False)] if fs.exists(path) else []
-
-    def has(self, *names: str) -> bool:
-        """Return whether there is such a file."""
-        fs, path = _fs_of(self.path(*names))
-        return bool(fs.exists(path))
-
-    def read(self, *names: str) -> bytes:
-        """Return the bytes of a file. Raises BulkError."""
-        with open_file(self.path(*names)) as file:
-            return file.read()
-
-    def write(self, data: bytes, *names: str) -> None:
-        """Write a file, whole or not at all. Raises BulkError."""
-        with tempfile.TemporaryDirectory() as folder:
-            fresh = Path(folder) / "file"
-            fresh.write_bytes(data)
-            self.put(fresh, *names)
-
-    def put(self, file: Path, *names: str) -> None:
-        """Copy a local file to its place, whole or not at all. Raises BulkError."""
-        fs, path = _fs_of(self.path(*names))
-        try:
-            if not self.is_local:
-                fs.put_file(str(file), path)
-                return
-            fresh = Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(4)}.tmp")
-            with file.open("rb") as source, fresh.open("wb") as target:
-                while data := source.read(1 << 20):
-                    target.write(data)
-                target.flush()
-                os.fsync(target.fileno())
-            fresh.replace(path)
-        except OSError as error:
-            raise BulkError(f"{path}: {error.strerror or error}, expected a place to write to") from None
-
-    def commits(self) -> list[Commit]:
-        """Return the partitions that are done."""
-        names = sorted(name for name in self.names("commits") if name.endswith(".json") and not name.startswith("."))
-        return [msgspec.json.decode(self.read("commits", name), type=Commit) for name in names]
-
-
-def commit_partition(
-    partition: Partition, work: LineWork, options: WorkOptions, folder: Folder, *, suffix: str, max_bad: int
-) -> Commit | str:
-    """Work on a partition, write its part and commit it; or return the problem of the bad line that ends the run.
-
-    Raises BulkError.
-    """
-    name = f"{partition.number:05}.json"
-    if folder.has("commits", name):
-        return msgspec.json.decode(folder.read("commits", name), type=Commit)
-    started, cpu_started = time.monotonic(), time.process_time()
-    held = OF_SCORE if isinstance(options, ScoreOptions) else OF_GENERATE
-    label = partition.name if options.with_file else ""
-    totals: dict[str, int] = {}
-    num_bad = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        fresh = Path(scratch) / "rows"
-        with fresh.open("wb") as file:
-            file.write(work.head)
-            for message in messages_of(work, chunks_of(partition, held), held, label):
-                match message:
-                    case Part():
-                        file.write(message.data)
-                    case Bad():
-                        num_bad += 1
-                        if num_bad > max_bad:
-                            return f"{partition.name}: {message.problem}"
-                    case Done():
-                        for key, count in message.totals().items():
-                            totals[key] = totals.get(key, 0) + count
-        lines = sum(totals.get(key, 0) for key in ("num_texts", "num_blank", "num_prompts", "num_bad_lines"))
-        if suffix == ".parquet":
-            write_parquet(fresh, Path(scratch) / "parquet", figure_types(options), b"{}")
-            fresh = Path(scratch) / "parquet"
-        part = f"part-{partition.number:05}{suffix}"
-        with fresh.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        folder.put(fresh, "parts", part)
-        seconds = round(time.monotonic() - started, 3), round(time.process_time() - cpu_started, 3)
-        commit = Commit(partition.number, part, lines, fresh.stat().st_size, digest, *seconds, totals)
-    folder.write(msgspec.json.encode(commit), "commits", name)
-    return commit
-
-
-def _fs_of(name: str) -> tuple[Any, str]:
-    try:
-        from fsspec.core import url_to_fs
-    except ImportError:
-        raise BulkError("--engine ray: got an installation without fsspec, expected meari[ray]") from None
-    try:
-        found: tuple[Any, str] = url_to_fs(name)
-    except (ImportError, ValueError) as error:
-        raise BulkError(f"{name}: {error}") from None
-    return found

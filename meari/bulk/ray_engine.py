@@ -1,51 +1,50 @@
-"""A job on Ray Data: partitions of a corpus to actors with one engine each, a committed part from each of them.
+"""A job on Ray: partitions of a corpus to actors with one engine each, a committed part from each of them.
 
-Input: files, options, a bundle. Output: a folder of parts with a manifest (`partitions.py`), and the sums. Must not
-know: the command line, how lines are scored.
+Input: files, options, a bundle. Output: a folder of parts with a manifest (`commits.py`), and the sums. Must not know:
+the command line, how lines are scored.
 
-Ray Data has the actors, the retries when one dies with its node, and the queue; through its object store pass only
-partitions and commits, some hundred bytes each. Lines are read and written by the actors. Ray's own readers of text and
-JSON lose line numbers, bytes that are not UTF-8 and the way numbers were written, and its checkpoints hold an id for
-every row; commits hold one for every partition.
+Lines are read and written by the actors. Ray's own readers of text and JSON lose line numbers, bytes that are not UTF-8
+and the way numbers were written, and its checkpoints hold an id for every row; commits hold one for every partition.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 
+from meari.bulk.commits import COMMITS, PARTS, Commit, commit, commits_of, score_parts
 from meari.bulk.errors import BadLine, BulkError, CannotResume
 from meari.bulk.frames import Setup
 from meari.bulk.options import GenerateOptions, ScoreOptions
 from meari.bulk.output import check_same
-from meari.bulk.partitions import (
-    Commit,
-    File,
-    Folder,
-    Partition,
-    commit_partition,
-    numbered,
-    ranges_of,
-    survey,
-)
+from meari.bulk.partitions import File, Partition, numbered, ranges_of, survey
+from meari.bulk.ray_cluster import RayCluster
 from meari.bulk.run import SKIP_HINT, RunResult, settings_of, totals_of
+from meari.bulk.storage import Folder
 from meari.bulk.worker import open_backend, open_work
 from meari.bundle_format.signatures import PublicKey
-from meari.errors import MeariError
 
-__all__ = ["RayPlan", "run_on_ray", "seed_of_job"]
+__all__ = [
+    "JOB",
+    "Job",
+    "RayPlan",
+    "check_free",
+    "files_digest",
+    "read_job",
+    "run_on_ray",
+    "seed_of_job",
+    "write_manifest",
+]
 
+JOB: Final = "job.json"
 FORMAT: Final = 1
-MAX_BLOCKS: Final = 10_000
-OBJECT_STORE_BYTES: Final = 128 << 20  # of a Ray that is started here: only partitions and commits pass through it
 AnyOptions = ScoreOptions | GenerateOptions
 
 
@@ -79,256 +78,173 @@ class Job(msgspec.Struct, frozen=True):
     partitions: list[Partition]
 
 
-def run_on_ray(files: Sequence[File], options: AnyOptions, plan: RayPlan) -> RunResult:
-    """Work on every line with the actors of a cluster. Raises BulkError."""
+def run_on_ray(
+    files: Sequence[File], options: AnyOptions, plan: RayPlan, partitions: Sequence[Partition] | None = None
+) -> RunResult:
+    """Work on every line with the actors of a cluster. Raises BulkError.
+
+    partitions  of the files, if another job has them already
+    """
     folder = Folder(plan.output)
     plan = replace(plan, output=folder.name)  # actors have another working folder
-    earlier = _earlier(folder, plan)
-    with _Cluster(plan.num_actors) as cluster:
-        job = _job(files, options, plan, earlier, cluster)
+    earlier = read_job(folder) if check_free(folder, JOB, plan) else None
+    with RayCluster(plan.num_actors) as cluster:
+        job = _job(files, options, plan, earlier, cluster, partitions)
         if earlier is None:
-            folder.make()
-            folder.write(msgspec.json.encode(job), "job.json")
+            folder.make(PARTS, COMMITS)
+            folder.write(msgspec.json.encode(job), JOB)
         commits = _work(job, options, plan, folder, cluster)
-    totals: dict[str, int] = {}
-    for commit in commits:
-        for name, count in commit.totals.items():
-            totals[name] = totals.get(name, 0) + count
-    folder.write(_manifest(job, commits, totals), "manifest.json")
+    totals = write_manifest(folder, job, commits)
     return RunResult(Path(options.bundle).name, totals_of(options, totals), sum(one.seconds for one in commits))
 
 
 def seed_of_job(output: str, default: int) -> int:
     """Return the seed of the job to resume, `default` if there is none."""
     folder = Folder(output)
-    return int(_read_job(folder).run.get("seed", default)) if "job.json" in folder.names() else default
+    return int(read_job(folder).run.get("seed", default)) if JOB in folder.names() else default
 
 
-def _earlier(folder: Folder, plan: RayPlan) -> Job | None:
-    """Return the job to resume. Raises BulkError if the folder holds something that nobody asked to replace."""
+def check_free(folder: Folder, mark: str, plan: RayPlan) -> bool:
+    """Return whether there is a job to resume; one to overwrite is removed.
+
+    mark  the name that shows that the folder is that of such a job
+    Raises BulkError if the folder holds something that nobody asked to replace.
+    """
     names = [name for name in folder.names() if name]
-    if plan.overwrite and "job.json" in names:
+    if plan.overwrite and mark in names:
         folder.clear()
-        return None
-    if "job.json" in names:
+        return False
+    if mark in names:
         if not plan.resume:
             raise BulkError(f"{folder.name}: holds a job; --resume goes on with it, --overwrite begins anew")
-        return _read_job(folder)
+        return True
     if names:
         raise BulkError(f"{folder.name}: got a folder with {names[0]}, expected one for the output of this job alone")
-    return None
+    return False
 
 
-def _read_job(folder: Folder) -> Job:
+def read_job(folder: Folder) -> Job:
+    """Return the job of a folder. Raises CannotResume if that file is damaged."""
     try:
-        return msgspec.json.decode(folder.read("job.json"), type=Job)
+        return msgspec.json.decode(folder.read(JOB), type=Job)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CannotResume(f"{folder.path('job.json')}: damaged ({error}), expected the job to resume") from None
+        raise CannotResume(f"{folder.path(JOB)}: damaged ({error}), expected the job to resume") from None
 
 
-def _job(files: Sequence[File], options: AnyOptions, plan: RayPlan, earlier: Job | None, cluster: _Cluster) -> Job:
+def _job(
+    files: Sequence[File],
+    options: AnyOptions,
+    plan: RayPlan,
+    earlier: Job | None,
+    cluster: RayCluster,
+    partitions: Sequence[Partition] | None,
+) -> Job:
     """Return the job: the earlier one if it is the same, else a new one whose lines are counted."""
-    settings = {**settings_of(options, None), "suffix": plan.suffix}
+    settings = plain({**settings_of(options, None), "suffix": plan.suffix, **files_digest(files)})
     if earlier is not None:
-        check_same(Path(plan.output) / "job.json", _plain(earlier.run), _plain(settings | _files_digest(files)))
+        check_same(Path(plan.output) / JOB, plain(earlier.run), settings)
         return earlier
-    ranges = [one for file in files for one in ranges_of(file, plan.partition_bytes)]
-    partitions = numbered(cluster.survey(ranges, plan.partition_bytes))
-    return Job(FORMAT, _plain(settings | _files_digest(files)), list(files), partitions)
+    if partitions is None:
+        partitions = _counted(files, plan.partition_bytes, cluster)
+    return Job(FORMAT, settings, list(files), list(partitions))
 
 
-def _files_digest(files: Sequence[File]) -> dict[str, object]:
+def _counted(files: Sequence[File], max_bytes: int, cluster: RayCluster) -> list[Partition]:
+    """Return the partitions of files, once tasks have counted their lines."""
+    items = [msgspec.json.encode(one) for file in files for one in ranges_of(file, max_bytes)]
+    found = dict(cluster.in_tasks(items, _survey, max_bytes=max_bytes))
+    return numbered(msgspec.json.decode(found[number], type=list[Partition]) for number in range(len(items)))
+
+
+def _survey(item: bytes, max_bytes: int) -> bytes:
+    """Return the partitions that begin in a range."""
+    file, start, end = msgspec.json.decode(item, type=tuple[File, int, int])
+    return msgspec.json.encode(survey(file, start, end, max_bytes))
+
+
+def files_digest(files: Sequence[File]) -> dict[str, object]:
     """Return what tells the inputs from others before they are read: the partitions know their bytes."""
     digest = hashlib.sha256(msgspec.json.encode([(file.name, file.size) for file in files])).hexdigest()
     return {"input_files": len(files), "input_names_and_sizes": digest}
 
 
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(settings))
-    return plain
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON gives them back."""
+    found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(settings))
+    return found
 
 
-def _work(job: Job, options: AnyOptions, plan: RayPlan, folder: Folder, cluster: _Cluster) -> list[Commit]:
+def _work(job: Job, options: AnyOptions, plan: RayPlan, folder: Folder, cluster: RayCluster) -> list[Commit]:
     """Do all partitions that are not committed; return the commits of all, in order."""
-    done = {commit.partition: commit for commit in folder.commits()}
+    done = commits_of(folder)
     limit = plan.max_bad or 0
-    num_bad = sum(commit.totals.get("num_bad_lines", 0) for commit in done.values())
+    num_bad = sum(one.totals.get("num_bad_lines", 0) for one in done.values())
     pending = [partition for partition in job.partitions if partition.number not in done]
-    for commit in cluster.commits(pending, options, plan):
-        done[commit.partition] = commit
-        num_bad += commit.totals.get("num_bad_lines", 0)
+    bundle = Path(options.bundle)
+    holder = cluster.share({path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()})
+    setup = Setup(options, signing_keys=plan.signing_keys)
+    items = [msgspec.json.encode(one) for one in pending]
+    for _, result in cluster.in_actors(items, Engine, name=bundle.name, bundle=holder, setup=setup, plan=plan):
+        one = msgspec.json.decode(result, type=Commit)
+        done[one.partition] = one
+        num_bad += one.totals.get("num_bad_lines", 0)
         if num_bad > limit:
             raise BadLine(
                 f"got {num_bad:,} bad lines, expected at most {limit:,} (--max-bad); what is done is kept, --resume "
                 "with a higher limit goes on"
             )
+    return in_order(job, done)
+
+
+def in_order(job: Job, done: Mapping[int, Commit]) -> list[Commit]:
+    """Return the commits of all partitions, in order. Raises BulkError if some have none."""
     if len(done) != len(job.partitions):
         raise BulkError(f"{len(job.partitions) - len(done):,} partitions have no part; --resume does them")
     return [done[partition.number] for partition in job.partitions]
 
 
-def _manifest(job: Job, commits: Sequence[Commit], totals: dict[str, int]) -> bytes:
+def write_manifest(folder: Folder, job: Job, commits: Sequence[Commit]) -> dict[str, int]:
+    """Write the manifest of a job that is done; return its sums."""
+    totals: dict[str, int] = {}
+    for one in commits:
+        for name, count in one.totals.items():
+            totals[name] = totals.get(name, 0) + count
     parts = [
-        {
-            **{name: getattr(commit, name) for name in ("part", "lines", "bytes", "sha256")},
-            "input": partition.name,
-            "first_line": partition.first_line,
-        }
-        for partition, commit in zip(job.partitions, commits, strict=True)
+        {**msgspec.to_builtins(part), "input": partition.name, "first_line": partition.first_line}
+        for partition, one in zip(job.partitions, commits, strict=True)
+        for part in one.parts
     ]
     seconds, cpu = (round(sum(getattr(one, name) for one in commits), 3) for name in ("seconds", "cpu_seconds"))
     about = {"meari_manifest": FORMAT, "run": job.run, "seconds": seconds, "cpu_seconds": cpu, "totals": totals}
-    return msgspec.json.format(
-        msgspec.json.encode({**about, "lines": sum(commit.lines for commit in commits), "parts": parts})
-    )
+    lines = sum(part["lines"] for part in parts)
+    folder.write(msgspec.json.format(msgspec.json.encode({**about, "lines": lines, "parts": parts})), "manifest.json")
+    return totals
 
 
-class _Cluster:
-    """The Ray that works: that of RAY_ADDRESS, or one that is started here and ends with the job."""
-
-    def __init__(self, num_actors: int | None) -> None:
-        self._num_actors = num_actors
-        self._is_ours = False
-
-    def __enter__(self) -> Self:
-        try:
-            import ray
-            from ray.data import DataContext
-        except ImportError:
-            raise BulkError("--engine ray: got an installation without Ray, expected meari[ray]") from None
-        if not ray.is_initialized():
-            self._is_ours = True
-            try:
-                self._start()
-            except Exception as error:  # noqa: BLE001 (Ray raises nothing narrower)
-                raise BulkError(f"Ray: {error}; expected a cluster at RAY_ADDRESS, or one that starts here") from None
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        self._num_actors = self._num_actors or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        return self
-
-    def _start(self) -> None:
-        import ray
-
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if address := os.environ.get("RAY_ADDRESS"):
-            ray.init(address=address, **quiet)
-            return
-        from meari.runtime.machine import granted_cpus
-
-        num_cpus = self._num_actors or granted_cpus()
-        own: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-        ray.init(address="local", num_cpus=num_cpus, **own, **quiet)
-
-    def __exit__(self, *_: object) -> None:
-        import ray
-
-        if self._is_ours:
-            ray.shutdown()
-
-    def survey(self, ranges: Sequence[tuple[File, int, int]], max_bytes: int) -> Iterator[list[Partition]]:
-        """Yield the partitions of every range, in order."""
-        items = [{"number": n, "item": msgspec.json.encode(one)} for n, one in enumerate(ranges)]
-        found: dict[int, bytes] = {}
-        for row in self._rows(items, _survey, fn_kwargs={"max_bytes": max_bytes}):
-            found[row["number"]] = row["result"]
-        for number in range(len(items)):
-            yield msgspec.json.decode(found[number], type=list[Partition])
-
-    def commits(self, partitions: Sequence[Partition], options: AnyOptions, plan: RayPlan) -> Iterator[Commit]:
-        """Yield the commits of partitions as they come. Raises BadLine, BulkError."""
-        if not partitions:
-            return
-        import ray
-        from ray.data import ActorPoolStrategy
-
-        folder = Path(options.bundle)
-        bundle = ray.put({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
-        items = [{"number": one.number, "item": msgspec.json.encode(one)} for one in partitions]
-        given = {"name": folder.name, "bundle": [bundle], "setup": Setup(options, signing_keys=plan.signing_keys)}
-        count = min(self._num_actors or 1, len(items))
-        pool = ActorPoolStrategy(min_size=1, max_size=count, initial_size=count)
-        for row in self._rows(items, _Engine, fn_constructor_kwargs={**given, "plan": plan}, compute=pool):
-            if row["problem"]:
-                hint = SKIP_HINT if plan.max_bad is None else "that is one more than --max-bad"
-                raise BadLine(f"{row['problem']}; {hint}; what is done is kept, --resume goes on")
-            yield msgspec.json.decode(row["result"], type=Commit)
-
-    @staticmethod
-    def _rows(items: list[dict[str, Any]], work: Callable[..., Any], **given: Any) -> Iterator[dict[str, Any]]:
-        """Yield the row that the work makes of each item, as they come. Raises BulkError."""
-        import ray.data
-        import ray.exceptions
-
-        if not items:
-            return
-        blocks = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_BLOCKS))
-        rows = blocks.map_batches(work, batch_size=1, batch_format="pyarrow", num_cpus=1, **given)
-        try:
-            for row in rows.iter_rows():
-                if row["failure"]:
-                    raise BulkError(row["failure"])
-                yield row
-        except ray.exceptions.RayError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise BulkError(f"Ray: {reason}; what is done is kept, --resume goes on") from error
-
-
-def _survey(batch: Any, max_bytes: int) -> Any:
-    """Return the partitions that begin in a range."""
-    [(number, item)] = _items(batch)
-    file, start, end = msgspec.json.decode(item, type=tuple[File, int, int])
-    try:
-        return _row(number, msgspec.json.encode(survey(file, start, end, max_bytes)))
-    except BulkError as error:
-        return _row(number, failure=str(error))
-
-
-class _Engine:
+class Engine:
     """An actor that holds an engine. It opens the bundle from the job, so nodes need no folder in common for it."""
 
     def __init__(self, name: str, bundle: Sequence[Any], setup: Setup, plan: RayPlan) -> None:
-        import ray
-
         from meari.runtime.machine import keep_freed_memory
 
         keep_freed_memory()
         self._scratch = tempfile.TemporaryDirectory(prefix="meari-")
         folder = Path(self._scratch.name) / name
         folder.mkdir()
-        for file, data in ray.get(bundle[0]).items():
+        for file, data in RayCluster.shared(bundle).items():
             (folder / file).write_bytes(data)
-        self._plan, self._options = plan, setup.options
-        options = msgspec.structs.replace(setup.options, bundle=str(folder))
-        self._failure, self._work = "", None
-        try:
-            own = msgspec.structs.replace(setup, options=options)
-            self._work = open_work(open_backend(own), own)
-        except (BulkError, MeariError) as error:
-            self._failure = str(error)
+        self._folder = Folder(plan.output)
+        own = msgspec.structs.replace(setup, options=msgspec.structs.replace(setup.options, bundle=str(folder)))
+        work = open_work(open_backend(own), own)
+        self._plan, self._options, self._work = plan, setup.options, work
 
-    def __call__(self, batch: Any) -> Any:
+    def __call__(self, item: bytes) -> bytes:
         """Return the commit of a partition."""
-        [(number, item)] = _items(batch)
-        if self._work is None:
-            return _row(number, failure=self._failure)
-        partition = msgspec.json.decode(item, type=Partition)
-        plan = self._plan
+        partition, plan = msgspec.json.decode(item, type=Partition), self._plan
+        max_bad = plan.max_bad or 0
+        work = partial(score_parts, partition, self._work, self._options, suffix=plan.suffix, max_bad=max_bad)
         try:
-            done = commit_partition(
-                partition, self._work, self._options, Folder(plan.output), suffix=plan.suffix, max_bad=plan.max_bad or 0
-            )
-        except (BulkError, MeariError) as error:
-            return _row(number, failure=str(error))
-        return _row(number, problem=done) if isinstance(done, str) else _row(number, msgspec.json.encode(done))
-
-
-def _items(batch: Any) -> list[tuple[int, bytes]]:
-    return list(zip(batch["number"].to_pylist(), batch["item"].to_pylist(), strict=True))
-
-
-def _row(number: int, result: bytes = b"", *, problem: str = "", failure: str = "") -> Any:
-    import pyarrow as pa
-
-    return pa.table({"number": [number], "result": [result], "problem": [problem], "failure": [failure]})
+            return msgspec.json.encode(commit(partition.number, self._folder, work))
+        except BadLine as error:
+            hint = SKIP_HINT if plan.max_bad is None else "that is one more than --max-bad"
+            raise BadLine(f"{error}; {hint}; what is done is kept, --resume goes on") from None

@@ -19,7 +19,7 @@ import msgspec
 from meari.bulk.errors import BadLine, BulkError, CannotResume, Interrupted
 from meari.bulk.frames import Bad, Done, Part, Setup
 from meari.bulk.lines import Chunk
-from meari.bulk.options import GenerateOptions, ScoreOptions, figure_types
+from meari.bulk.options import GenerateOptions, ScoreOptions, Share, figure_types, share_of
 from meari.bulk.output import (
     Checkpoint,
     Journal,
@@ -34,7 +34,7 @@ from meari.bulk.parquet import PARQUET_SUFFIX, is_parquet, read_note, require_py
 from meari.bulk.progress import Progress
 from meari.bulk.source import Source, TextSource
 from meari.bulk.totals import GenerateTotals, ScoreTotals
-from meari.bulk.worker_pool import Result, Share, WorkerPool
+from meari.bulk.worker_pool import Result, WorkerPool
 from meari.bundle_format.reader import read_manifest
 from meari.bundle_format.signatures import PublicKey
 
@@ -54,8 +54,6 @@ __all__ = [
 
 CHECKPOINT_SECONDS: Final = 1.0
 SKIP_HINT: Final = "--skip-bad writes an error record in its place and goes on"
-SCORE_SHARE: Final = Share(lines=512, min_bytes=2048, max_bytes=1 << 16, lines_held=1024, bytes_held=1 << 20)
-GENERATE_SHARE: Final = Share(lines=32, min_bytes=256, max_bytes=1 << 15, lines_held=384, bytes_held=1 << 20)
 AnyTotals = ScoreTotals | GenerateTotals
 
 
@@ -138,7 +136,7 @@ def run(source: Source, options: ScoreOptions | GenerateOptions, plan: RunPlan) 
     if plan.output is not None and plan.output.suffix.lower() == PARQUET_SUFFIX:
         return _run_to_parquet(source, options, plan, plan.output)
     _check_output(plan)
-    share = SCORE_SHARE if isinstance(options, ScoreOptions) else GENERATE_SHARE
+    share = share_of(options)
     with WorkerPool(_num_workers(source, plan, share), _setup(options, plan, plan.num_workers), share) as workers:
         described = _described(source, options, plan) if plan.output is not None else {}
         ready = workers.wait_ready()

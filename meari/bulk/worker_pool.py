@@ -22,25 +22,15 @@ from typing import Final, Self
 from meari.bulk.errors import BulkError
 from meari.bulk.frames import Bad, Done, Failed, Frames, FromWorker, Lines, Part, Ready, Setup, Took, frame, write_all
 from meari.bulk.lines import Chunk
+from meari.bulk.options import Share
 from meari.bulk.source import Source
 
-__all__ = ["Result", "Share", "WorkerPool"]
+__all__ = ["Result", "WorkerPool"]
 
 READ_BYTES: Final = 1 << 18
 AHEAD_BYTES: Final = 1 << 23  # of results held for one worker whose turn has not come
 PIECES_AHEAD: Final = 3  # of a long line, not taken by its worker yet
 END_SECONDS: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Bounds of a chunk, and of the work that one worker holds at a time."""
-
-    lines: int
-    min_bytes: int
-    max_bytes: int
-    lines_held: int
-    bytes_held: int
 
 
 @dataclass(frozen=True, slots=True)

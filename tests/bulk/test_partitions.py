@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from meari.bulk.backends import open_local
-from meari.bulk.errors import BulkError
-from meari.bulk.options import ScoreOptions
-from meari.bulk.partitions import (
-    OF_SCORE,
-    Commit,
-    Folder,
-    Partition,
-    chunks_of,
-    commit_partition,
-    list_inputs,
-    numbered,
-    ranges_of,
-    survey,
-)
+from meari.bulk.commits import COMMITS, PARTS, Commit, commit, commits_of, score_parts
+from meari.bulk.errors import BadLine, BulkError
+from meari.bulk.options import SCORE_SHARE, ScoreOptions
+from meari.bulk.partitions import Partition, chunks_of, list_inputs, numbered, ranges_of, survey
 from meari.bulk.score import ScoreWork
+from meari.bulk.storage import Folder
 from tests.bulk.command import meari
 
 LINES = [b"ab\n", b"\n", b"c" * 40 + b"\n", b"dd\r\n", "é한\n".encode(), b"\n", b"last"]
@@ -40,7 +32,7 @@ def partitions_of(*paths: Path | str, size: int) -> list[Partition]:
 
 
 def lines_in(partition: Partition) -> bytes:
-    return b"".join(chunk.data for chunk in chunks_of(partition, OF_SCORE))
+    return b"".join(chunk.data for chunk in chunks_of(partition, SCORE_SHARE))
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -89,20 +81,20 @@ def test_url_of_any_file_system_is_read_and_written(bundles: Path, tmp_path: Pat
         ("memory:///corpus/b.txt", 1),
     ]
     folder = Folder("memory://out")
-    folder.make()
-    commit = commit_one(bundles, found[1], folder)
-    assert isinstance(commit, Commit)
+    folder.make(PARTS, COMMITS)
+    done = commit_one(bundles, found[1], folder)
     records = [json.loads(line) for line in memory.cat("/out/parts/part-00001.jsonl").splitlines()]
     assert [record["line"] for record in records] == [5, 6, 7, 8]
-    assert folder.commits() == [commit]
+    assert commits_of(folder) == {1: done}
 
 
-def commit_one(bundles: Path, partition: Partition, folder: Folder, **options: Any) -> Commit | str:
+def commit_one(bundles: Path, partition: Partition, folder: Folder, **options: Any) -> Commit:
     scoring = ScoreOptions(bundle=str(bundles / "letters"), input_format="text", format="jsonl", **options)
     backend = open_local(bundles / "letters")
     try:
         work = ScoreWork(backend, scoring)
-        return commit_partition(partition, work, scoring, folder, suffix=".jsonl", max_bad=0)
+        parts = partial(score_parts, partition, work, scoring, suffix=".jsonl", max_bad=0)
+        return commit(partition.number, folder, parts)
     finally:
         backend.close()
 
@@ -112,7 +104,7 @@ def test_parts_are_the_bytes_of_a_run_without_ray_and_written_once(bundles: Path
     path.write_bytes(b"".join(LINES[:-1] * 20) + b"a" * 600_000 + b"\n" + LINES[-1])
     found = partitions_of(path, size=900)
     folder = Folder(str(tmp_path / "out"))
-    folder.make()
+    folder.make(PARTS, COMMITS)
     commits = [commit_one(bundles, partition, folder) for partition in found]
     whole = meari("score", path, "--bundles", bundles)
     parts = [tmp_path / "out" / "parts" / f"part-{number:05}.jsonl" for number in range(len(found))]
@@ -127,10 +119,10 @@ def test_input_that_changed_since_the_job_began_is_refused(bundles: Path, tmp_pa
     path.write_text("ab\ncd\n")
     [partition] = partitions_of(path, size=100)
     path.write_text("ab\nce\n")
-    folder.make()
+    folder.make(PARTS, COMMITS)
     with pytest.raises(BulkError, match="got other bytes than when the job began"):
         commit_one(bundles, partition, folder)
-    assert folder.commits() == []
+    assert commits_of(folder) == {}
     assert list((tmp_path / "out" / "parts").iterdir()) == []
 
 
@@ -138,10 +130,10 @@ def test_bad_line_beyond_the_limit_ends_its_partition_without_a_part(bundles: Pa
     path, folder = tmp_path / "in.txt", Folder(str(tmp_path / "out"))
     path.write_bytes(b"ab\n\xff\n")
     [partition] = partitions_of(path, size=100)
-    folder.make()
-    problem = commit_one(bundles, partition, folder)
-    assert problem == f"{path}: line 2: got bytes that are not UTF-8 at byte 1, expected UTF-8"
-    assert folder.commits() == []
+    folder.make(PARTS, COMMITS)
+    with pytest.raises(BadLine, match=f"{path}: line 2: got bytes that are not UTF-8 at byte 1, expected UTF-8"):
+        commit_one(bundles, partition, folder)
+    assert commits_of(folder) == {}
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def actors() -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and b"MapWorker(MapBatches(_Engine))" in (entry / "cmdline").read_bytes():
+            if entry.name.isdigit() and b"MapWorker(MapBatches(Actor))" in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
         except OSError:
             continue

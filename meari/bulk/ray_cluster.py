@@ -1,0 +1,157 @@
+"""The Ray that works: items to tasks or actors, their results as they come.
+
+Input: items and the function that works on one. Output: results. Must not know: what the work is.
+
+Ray Data has the actors, the retries when one dies with its node, and the queue; through its object store pass only
+items and results, some hundred bytes each. A cluster at RAY_ADDRESS is used; without one, one is started here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final, Self
+
+from meari.bulk.errors import BadLine, BulkError
+from meari.errors import MeariError
+
+__all__ = ["RayCluster"]
+
+MAX_BLOCKS: Final = 10_000
+OBJECT_STORE_BYTES: Final = 128 << 20  # of a Ray that is started here
+Work = Callable[[bytes], bytes]
+
+
+class RayCluster:
+    """A cluster as long as it is needed. A context manager: what is started here ends with it.
+
+    num_workers  at a time, None for one on each CPU of the cluster
+    """
+
+    def __init__(self, num_workers: int | None) -> None:
+        self._num_workers = num_workers
+        self._is_ours = False
+
+    def __enter__(self) -> Self:
+        try:
+            import ray
+            from ray.data import DataContext
+        except ImportError:
+            raise BulkError("--engine ray: got an installation without Ray, expected meari[ray]") from None
+        if not ray.is_initialized():
+            self._is_ours = True
+            try:
+                self._start()
+            except Exception as error:  # noqa: BLE001 (Ray raises nothing narrower)
+                raise BulkError(f"Ray: {error}; expected a cluster at RAY_ADDRESS, or one that starts here") from None
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        DataContext.get_current().enable_progress_bars = False
+        return self
+
+    def _start(self) -> None:
+        import ray
+
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if address := os.environ.get("RAY_ADDRESS"):
+            ray.init(address=address, **quiet)
+            return
+        from meari.runtime.machine import granted_cpus
+
+        num_cpus = self._num_workers or granted_cpus()
+        own: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+        ray.init(address="local", num_cpus=num_cpus, **own, **quiet)
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        if self._is_ours:
+            ray.shutdown()
+
+    @property
+    def num_workers(self) -> int:
+        """Number of workers at a time."""
+        import ray
+
+        return self._num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def share(self, value: object) -> list[Any]:
+        """Put a value into the object store; `RayCluster.shared` reads it in a worker."""
+        import ray
+
+        return [ray.put(value)]
+
+    @staticmethod
+    def shared(holder: Sequence[Any]) -> Any:
+        """Return a value that the driver has shared."""
+        import ray
+
+        return ray.get(holder[0])
+
+    def in_tasks(self, items: Sequence[bytes], work: Callable[..., bytes], **given: Any) -> Iterator[tuple[int, bytes]]:
+        """Work on each item; yield its number and the result as they come. Raises BulkError."""
+        yield from self._rows(items, _in_task, fn_kwargs={"work": partial(work, **given)})
+
+    def in_actors(self, items: Sequence[bytes], make: Callable[..., Work], **given: Any) -> Iterator[tuple[int, bytes]]:
+        """Let actors that `make` has prepared work on the items; see `in_tasks`. Raises BadLine, BulkError."""
+        if not items:
+            return
+        from ray.data import ActorPoolStrategy
+
+        count = min(self.num_workers, len(items))
+        pool = ActorPoolStrategy(min_size=1, max_size=count, initial_size=count)
+        yield from self._rows(items, Actor, fn_constructor_kwargs={"make": partial(make, **given)}, compute=pool)
+
+    @staticmethod
+    def _rows(items: Sequence[bytes], function: Callable[..., Any], **given: Any) -> Iterator[tuple[int, bytes]]:
+        if not items:
+            return
+        import ray.data
+        import ray.exceptions
+
+        rows = [{"number": number, "item": item} for number, item in enumerate(items)]
+        blocks = ray.data.from_items(rows, override_num_blocks=min(len(items), MAX_BLOCKS))
+        results = blocks.map_batches(function, batch_size=1, batch_format="pyarrow", num_cpus=1, **given)
+        try:
+            for row in results.iter_rows():
+                if row["problem"]:
+                    raise BadLine(row["problem"])
+                if row["failure"]:
+                    raise BulkError(row["failure"])
+                yield row["number"], row["result"]
+        except ray.exceptions.RayError as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise BulkError(f"Ray: {reason}; what is done is kept, --resume goes on") from error
+
+
+class Actor:
+    """A process that is prepared once and then works on one item after another."""
+
+    def __init__(self, make: Callable[[], Work]) -> None:
+        self._work: Work | None = None
+        self._failure = ""
+        try:
+            self._work = make()
+        except (BulkError, MeariError) as error:
+            self._failure = str(error)
+
+    def __call__(self, batch: Any) -> Any:
+        """Work on an item, as Ray Data calls it: a table of one row in and out."""
+        return _row(batch, failure=self._failure) if self._work is None else _in_task(batch, self._work)
+
+
+def _in_task(batch: Any, work: Work) -> Any:
+    [item] = batch["item"].to_pylist()
+    try:
+        return _row(batch, work(item))
+    except BadLine as error:
+        return _row(batch, problem=str(error))
+    except (BulkError, MeariError) as error:
+        return _row(batch, failure=str(error))
+
+
+def _row(batch: Any, result: bytes = b"", *, problem: str = "", failure: str = "") -> Any:
+    import pyarrow as pa
+
+    return pa.table({"number": batch["number"], "result": [result], "problem": [problem], "failure": [failure]})

@@ -1,0 +1,121 @@
+"""Files at paths or URLs, and the output folder of a job: whatever fsspec reads and writes.
+
+Input: names of files and folders. Output: their bytes; files that appear whole. Must not know: what stands in them.
+fsspec (meari[ray]) is imported for URLs, and for folders.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from meari.bulk.errors import BulkError
+
+__all__ = ["Folder", "absolute", "fs_of", "is_url", "open_file"]
+
+
+def is_url(name: str) -> bool:
+    """Return whether a name is a URL, and no path."""
+    return "://" in name
+
+
+def open_file(name: str) -> IO[bytes]:
+    """Open a path or URL for reading. Raises BulkError."""
+    try:
+        if not is_url(name):
+            return Path(name).open("rb")
+        fs, path = fs_of(name)
+        opened: IO[bytes] = fs.open(path, "rb")
+    except (OSError, ValueError) as error:
+        raise BulkError(f"{name}: {getattr(error, 'strerror', None) or error}, expected a readable file") from None
+    return opened
+
+
+def absolute(name: str) -> str:
+    """Return a path or URL that means the same in any working folder."""
+    return name if is_url(name) else str(Path(name).absolute())
+
+
+def fs_of(name: str) -> tuple[Any, str]:
+    """Return the file system of a path or URL, and the name in it. Raises BulkError."""
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise BulkError("--engine ray: got an installation without fsspec, expected meari[ray]") from None
+    try:
+        found: tuple[Any, str] = url_to_fs(name)
+    except (ImportError, ValueError) as error:
+        raise BulkError(f"{name}: {error}") from None
+    return found
+
+
+class Folder:
+    """The output of a job, a local folder or a URL."""
+
+    def __init__(self, name: str) -> None:
+        self.name = absolute(name.rstrip("/"))
+
+    @cached_property
+    def is_local(self) -> bool:
+        """True if files can be renamed into place; elsewhere one appears whole when it is closed."""
+        return type(fs_of(self.name)[0]).__name__ == "LocalFileSystem"
+
+    def path(self, *names: str) -> str:
+        """Return the path or URL of a file in it."""
+        return "/".join((self.name, *names))
+
+    def make(self, *names: str) -> None:
+        """Make folders in it."""
+        for name in names:
+            fs, path = fs_of(self.path(name))
+            fs.makedirs(path, exist_ok=True)
+
+    def clear(self, *below: str) -> None:
+        """Remove a folder of it, or all of it."""
+        fs, path = fs_of(self.path(*below))
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+
+    def names(self, *below: str) -> list[str]:
+        """Return the names of files in a folder of it, none if there is no such folder."""
+        fs, path = fs_of(self.path(*below))
+        fs.invalidate_cache()
+        return [one.rpartition("/")[2] for one in fs.ls(path, detail=False)] if fs.exists(path) else []
+
+    def has(self, *names: str) -> bool:
+        """Return whether there is such a file."""
+        fs, path = fs_of(self.path(*names))
+        return bool(fs.exists(path))
+
+    def read(self, *names: str) -> bytes:
+        """Return the bytes of a file. Raises BulkError."""
+        with open_file(self.path(*names)) as file:
+            return file.read()
+
+    def write(self, data: bytes, *names: str) -> None:
+        """Write a file, whole or not at all. Raises BulkError."""
+        with tempfile.TemporaryDirectory() as folder:
+            fresh = Path(folder) / "file"
+            fresh.write_bytes(data)
+            self.put(fresh, *names)
+
+    def put(self, file: Path, *names: str) -> None:
+        """Copy a local file to its place, whole or not at all. Raises BulkError."""
+        fs, path = fs_of(self.path(*names))
+        try:
+            if not self.is_local:
+                fs.put_file(str(file), path)
+                return
+            fresh = Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(4)}.tmp")
+            with file.open("rb") as source, fresh.open("wb") as target:
+                while data := source.read(1 << 20):
+                    target.write(data)
+                target.flush()
+                os.fsync(target.fileno())
+            fresh.replace(path)
+        except OSError as error:
+            raise BulkError(f"{path}: {error.strerror or error}, expected a place to write to") from None
