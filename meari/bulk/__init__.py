@@ -6,9 +6,11 @@ an output file a journal from which an interrupted run continues. Must not know:
 One process cuts lines and puts results in order:
 
     source.py, lines.py      files one after another → unpacked bytes → chunks of whole lines
-    parquet.py               rows of Parquet → lines, and lines → rows
+    parquet.py               rows of Parquet → lines
+    parquet_output.py        lines → rows of Parquet
     worker_pool.py           chunks to the workers, results back in order
     output.py                a file or a pipe, and the journal of how far a file is
+    plan.py                  what is to be done, and its result
     run.py, progress.py      all of it together, and the progress bar
     filtering.py             scored lines → parts of a corpus
 
@@ -19,6 +21,7 @@ On a Ray cluster actors do both, for a part of the input each:
     commits.py               a range → its parts of the output, committed once
     ray_cluster.py           items to tasks and actors of Ray
     ray_engine.py            ranges to actors, and the manifest
+    ray_filter.py            thresholds of a corpus, and its ranges in parts
 
 A worker process for each CPU has a backend:
 

@@ -29,7 +29,8 @@ from meari.bulk.errors import BadLine
 from meari.bulk.frames import Bad, Begun, Done, LineWork, LongLine, Part
 from meari.bulk.lines import LONG_BYTES, Chunk
 from meari.bulk.options import Share, WorkOptions, figure_types, share_of
-from meari.bulk.parquet import PARQUET_SUFFIX, write_parquet
+from meari.bulk.parquet import PARQUET_SUFFIX
+from meari.bulk.parquet_output import write_parquet
 from meari.bulk.partitions import Partition, chunks_of
 from meari.bulk.storage import Folder
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Final, Literal
+from typing import IO, Final, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -26,10 +26,25 @@ import numpy.typing as npt
 
 from meari.bulk.errors import BulkError
 from meari.bulk.lines import Chunk
-from meari.bulk.parquet import ParquetParts
+from meari.bulk.parquet import RowRange
+from meari.bulk.parquet_output import ParquetParts
 from meari.bulk.source import Source
+from meari.bulk.storage import open_file
 
-__all__ = ["PARTS", "Criterion", "Figure", "Scores", "Thresholds", "find_thresholds", "split_lines_by", "split_rows_by"]
+__all__ = [
+    "DIGIT_BITS",
+    "PARTS",
+    "Counts",
+    "Criterion",
+    "DigitCounts",
+    "Figure",
+    "Scores",
+    "Thresholds",
+    "chunks_of_source",
+    "find_thresholds",
+    "split_lines_by",
+    "split_rows_by",
+]
 
 Figure = Literal["bits_per_char", "bits_per_byte", "perplexity"]
 PARTS: Final = ("head", "middle", "tail")
@@ -37,6 +52,8 @@ NO_PART: Final = len(PARTS)  # of a line without a figure: empty, or bad
 AT_ONCE: Final = 1 << 14  # lines
 READ_BYTES: Final = 1 << 20
 DIGIT_BITS: Final = 16
+HIGHEST: Final = 64 - DIGIT_BITS  # position of the highest digit
+Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
@@ -68,12 +85,11 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     num_lines: int
 
     @classmethod
-    def read(cls, path: Path, by: Criterion) -> Thresholds:
-        """Read a file of thresholds. Raises BulkError if it is no such file, or of another criterion than `by`."""
+    def read(cls, path: str, by: Criterion) -> Thresholds:
+        """Read a path or URL. Raises BulkError if it has no thresholds, or those of another criterion than `by`."""
         try:
-            found = msgspec.json.decode(path.read_bytes(), type=cls)
-        except OSError as error:
-            raise BulkError(f"{path}: {error.strerror}, expected a file of thresholds") from None
+            with open_file(path) as file:
+                found = msgspec.json.decode(file.read(), type=cls)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise BulkError(f"{path}: got no thresholds ({error}), expected a file that `meari filter` wrote") from None
         for name in Criterion.__struct_fields__:
@@ -82,11 +98,15 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 raise BulkError(f"{path}: {name}: got thresholds of {came!r}, expected those of {wanted!r}")
         return found
 
+    def encode(self) -> bytes:
+        """Return the bytes of the file."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all. Raises BulkError."""
         fresh = path.with_name(path.name + ".tmp")
         try:
-            fresh.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+            fresh.write_bytes(self.encode())
             fresh.rename(path)
         except OSError as error:
             raise BulkError(f"{path}: {error.strerror}, expected a file to write thresholds to") from None
@@ -98,15 +118,33 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return np.where(np.isnan(values), NO_PART, parts)
 
 
+class DigitCounts(Protocol):
+    """The values of all lines, counted digit by digit; a digit of a value has 16 bits."""
+
+    def count_digits(self, shift: int, higher: int) -> Counts:
+        """Count the values by their digit that is `shift` bits high, of those whose higher digits are `higher`."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """Files of scores of the same lines, by one model or two; figures of the second are subtracted.
 
+    paths   or URLs
     column  name of the figure in the files
     """
 
-    paths: tuple[Path, ...]
+    paths: tuple[str, ...]
     column: str
+
+    def count_digits(self, shift: int, higher: int) -> Counts:
+        """Count values; see `DigitCounts`."""
+        counts = np.zeros(1 << DIGIT_BITS, np.int64)
+        for values in self.values():
+            keys = _keys(values[~np.isnan(values)])
+            known = keys >> np.uint64(shift + DIGIT_BITS) if shift < HIGHEST else np.zeros_like(keys)
+            digits = (keys[known == np.uint64(higher)] >> np.uint64(shift)) & np.uint64((1 << DIGIT_BITS) - 1)
+            counts += np.bincount(digits.astype(np.int64), minlength=counts.size)
+        return counts
 
     def values(self) -> Iterator[Floats]:
         """Yield the value of each line, some thousand at a time: float64 [lines], nan for lines without a figure."""
@@ -117,36 +155,33 @@ class Scores:
                 raise BulkError(f"{self.paths[1]}: got another number of lines than {self.paths[0]} has")
             yield several[0] if len(several) == 1 else several[0] - several[1]
 
-    def _column(self, path: Path) -> Iterator[Floats]:
-        with path.open("rb") as rows:
+    def _column(self, path: str) -> Iterator[Floats]:
+        with open_file(path) as rows:
             names = rows.readline().decode("utf-8").rstrip("\n").split("\t")
             place = names.index(self.column)
             while some := [row.split(b"\t", place + 1)[place] for row in islice(rows, AT_ONCE)]:
                 yield np.array([float(cell) if cell else math.nan for cell in some])
 
 
-def find_thresholds(scores: Scores, by: Criterion, head_percent: float, middle_percent: float) -> Thresholds:
+def find_thresholds(scores: DigitCounts, by: Criterion, head_percent: float, middle_percent: float) -> Thresholds:
     """Measure the thresholds on a scored reference. Raises BulkError if no line of it has a figure."""
-    count = sum(int(np.count_nonzero(~np.isnan(values))) for values in scores.values())
+    counts = scores.count_digits(HIGHEST, 0)
+    count = int(counts.sum())
     if not count:
         raise BulkError("reference: got no line with a figure, expected some lines of text")
     ranks = [math.ceil(count * percent / 100) for percent in (head_percent, head_percent + middle_percent)]
-    head, middle = (_smallest(scores, rank) if rank else None for rank in ranks)
+    head, middle = (_smallest(scores, counts, rank) if rank else None for rank in ranks)
     return Thresholds(
         by=by, head_percent=head_percent, middle_percent=middle_percent, head=head, middle=middle, num_lines=count
     )
 
 
-def _smallest(scores: Scores, rank: int) -> float:
-    """Return the value with that rank, 1 the smallest: digit by digit from the highest, a pass over the scores each."""
+def _smallest(scores: DigitCounts, counts: Counts, rank: int) -> float:
+    """Return the value with that rank, 1 the smallest: digit by digit from the highest, whose counts are there."""
     found = 0
-    for shift in range(64 - DIGIT_BITS, -1, -DIGIT_BITS):
-        counts = np.zeros(1 << DIGIT_BITS, np.int64)
-        for values in scores.values():
-            keys = _keys(values[~np.isnan(values)])
-            known = keys >> np.uint64(shift + DIGIT_BITS) if shift + DIGIT_BITS < 64 else np.zeros_like(keys)
-            digits = (keys[known == np.uint64(found)] >> np.uint64(shift)) & np.uint64((1 << DIGIT_BITS) - 1)
-            counts += np.bincount(digits.astype(np.int64), minlength=counts.size)
+    for shift in range(HIGHEST, -1, -DIGIT_BITS):
+        if shift < HIGHEST:
+            counts = scores.count_digits(shift, found)
         reached = np.cumsum(counts)
         digit = int(np.searchsorted(reached, rank))
         rank -= int(reached[digit - 1]) if digit else 0
@@ -168,7 +203,9 @@ def _value(key: int) -> float:
     return float((bits & ~SIGN if bits & SIGN else ~bits).view(np.float64))
 
 
-def split_lines_by(thresholds: Thresholds, scores: Scores, source: Source, outputs: Sequence[Path]) -> list[int]:
+def split_lines_by(
+    thresholds: Thresholds, scores: Scores, chunks: Iterable[Chunk], outputs: Sequence[Path]
+) -> list[int]:
     """Write each line, byte for byte, to the output of its part; a line without a figure to none.
 
     outputs  one a part; each is replaced when all of them are complete
@@ -179,16 +216,18 @@ def split_lines_by(thresholds: Thresholds, scores: Scores, source: Source, outpu
     parts = _Parts(thresholds, scores)
     with _replaced(outputs) as fresh, ExitStack() as stack:
         files = [stack.enter_context(path.open("wb")) for path in fresh]
-        for chunk in _chunks(source):
+        for chunk in chunks:
             counts += _write(chunk, parts.take(chunk), files)
     return counts.tolist()
 
 
-def split_rows_by(thresholds: Thresholds, scores: Scores, names: Sequence[str], outputs: Sequence[Path]) -> list[int]:
+def split_rows_by(
+    thresholds: Thresholds, scores: Scores, ranges: Sequence[RowRange], outputs: Sequence[Path]
+) -> list[int]:
     """Write each row of some Parquet files to the Parquet file of its part; see `split_lines_by`."""
     counts = np.zeros(NO_PART + 1, np.int64)
     parts = _Parts(thresholds, scores)
-    with _replaced(outputs) as fresh, ParquetParts(names, fresh) as files:
+    with _replaced(outputs) as fresh, ParquetParts(ranges, fresh) as files:
         for batch in files.batches():
             of_rows = parts.next(batch.num_rows)
             files.add(batch, of_rows)
@@ -237,7 +276,8 @@ class _Parts:
         return parts
 
 
-def _chunks(source: Source) -> Iterator[Chunk]:
+def chunks_of_source(source: Source) -> Iterator[Chunk]:
+    """Yield all lines of local files. Raises BulkError."""
     while not source.is_done:
         chunk = source.take(AT_ONCE, READ_BYTES, partial=True)
         if chunk is not None:

@@ -1,7 +1,7 @@
-"""Parquet in and out: rows → lines of JSONL, lines of JSONL → rows, and rows of a corpus → its parts.
+"""Parquet files that are read: rows → lines of JSONL.
 
-Input: Parquet files, JSONL. Output: chunks of lines as a JSONL file of the same rows has them, Parquet files. Must not
-know: how lines are scored. pyarrow (meari[parquet]) is imported only where a Parquet file is opened or written.
+Input: Parquet files. Output: chunks of lines as a JSONL file of the same rows has them. Must not know: how lines are
+scored. pyarrow (meari[parquet]) is imported only where a file is opened.
 
 A row is read as the JSON object of its columns: null as null, so that a text that is null is a bad line as in JSONL;
 lists and structs as arrays and objects; dates, times and decimals as text; bytes as base64. Pages are decoded as they
@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from meari.bulk.errors import BulkError
 from meari.bulk.lines import Chunk, LineCutter
+from meari.bulk.storage import open_file
 from meari.file_kinds import HEAD_BYTES, PARQUET
 
 if TYPE_CHECKING:
@@ -30,26 +32,21 @@ if TYPE_CHECKING:
 __all__ = [
     "PARQUET_SUFFIX",
     "ParquetInput",
-    "ParquetParts",
+    "RowRange",
     "check_text_column",
+    "common_schema",
     "is_parquet",
     "json_lines",
     "open_parquet",
-    "read_note",
     "require_pyarrow",
-    "write_parquet",
+    "row_batches",
 ]
 
 PARQUET_SUFFIX: Final = ".parquet"
 ROWS_AT_ONCE: Final = 128
 BUFFER_BYTES: Final = 1 << 19
 PAGE_BUFFER_BYTES: Final = 1 << 18
-GROUP_BYTES: Final = 1 << 25  # of a row group that is written, unpacked
-BATCH_BYTES: Final = 1 << 22  # of JSONL that is turned into rows at a time
-MAX_MEMBERS: Final = 256  # of a struct; an object with more names is a map of some kind, and stands as JSON
-NOTE: Final = b"meari"  # key of the note in a file's metadata
 _encode: Final = msgspec.json.Encoder().encode
-_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def is_parquet(path: str | Path) -> bool:
@@ -188,22 +185,18 @@ def json_lines(file: pq.ParquetFile, name: str, first_row: int = 0, last_row: in
     """Yield rows from `first_row` up to `last_row` as lines of JSONL, some at a time. Raises BulkError."""
     import pyarrow as pa
 
-    left = (file.metadata.num_rows if last_row is None else last_row) - first_row
     try:
-        for batch in _batches(file, first_row):
-            if left <= 0:
-                return
-            some = _with_readable_times(batch.slice(0, left))
-            left -= some.num_rows
-            yield b"".join(_encode(row) + b"\n" for row in some.to_pylist())
+        for batch in row_batches(file, first_row, last_row):
+            yield b"".join(_encode(row) + b"\n" for row in _with_readable_times(batch).to_pylist())
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise BulkError(
             f"{name}: got Parquet that cannot be read ({_first_line(error)}), expected a whole file"
         ) from None
 
 
-def _batches(file: pq.ParquetFile, first_row: int) -> Iterator[pa.RecordBatch]:
-    """Yield batches of rows, beginning with a row of any group."""
+def row_batches(file: pq.ParquetFile, first_row: int, last_row: int | None) -> Iterator[pa.RecordBatch]:
+    """Yield batches of rows, from a row of any group up to another one, or the end."""
+    left = (file.metadata.num_rows if last_row is None else last_row) - first_row
     before = 0
     for group in range(file.num_row_groups):
         num_rows = file.metadata.row_group(group).num_rows
@@ -212,8 +205,12 @@ def _batches(file: pq.ParquetFile, first_row: int) -> Iterator[pa.RecordBatch]:
         if skip >= num_rows:
             continue
         for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], use_threads=False):
-            if skip < batch.num_rows:
-                yield batch.slice(skip)
+            if left <= 0:
+                return
+            some = batch.slice(min(skip, batch.num_rows), left)
+            left -= some.num_rows
+            if some.num_rows:
+                yield some
             skip = max(0, skip - batch.num_rows)
 
 
@@ -227,195 +224,33 @@ def _with_readable_times(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch
 
 
-def write_parquet(lines: Path, path: Path, figures: Mapping[str, type], note: bytes) -> None:
-    """Write a JSONL file as Parquet, whole or not at all: it is read twice, first for the types of its fields.
+@dataclass(frozen=True)
+class RowRange:
+    """Rows of a Parquet file; `name` stands in messages, `path` may be a URL, and the last row is the end if None."""
 
-    figures  types of fields of which no line needs to have a value
-    note     kept in the file, for `read_note`
-    Raises BulkError.
-    """
-    require_pyarrow()
-    import pyarrow as pa
+    name: str
+    path: str
+    first_row: int = 0
+    last_row: int | None = None
 
-    fresh = path.with_name(path.name + ".tmp")
-    schema = _schema_of(lines, figures).with_metadata({NOTE: note})
-    try:
-        while misfit := _write_rows(lines, fresh, schema):
-            schema = schema.set(schema.get_field_index(misfit), pa.field(misfit, pa.string()))
-        _sync(fresh)
-        fresh.rename(path)
-    except OSError as error:
-        raise BulkError(f"{path}: {error.strerror or error}, expected a place to write Parquet to") from None
+    @contextmanager
+    def opened(self) -> Iterator[pq.ParquetFile]:
+        """Open the file. Raises BulkError."""
+        with open_file(self.path) as file, open_parquet(self.name, file) as parquet:
+            yield parquet
 
 
-def _write_rows(lines: Path, path: Path, schema: pa.Schema) -> str:
-    """Write all rows; return the name of a column with a value that does not fit its type exactly, "" if all do."""
-    import pyarrow as pa
-
-    with RowGroups(path, schema) as groups:
-        for rows in _rows_of(lines):
-            columns = []
-            for field in schema:
-                try:
-                    columns.append(_column([row.get(field.name) for row in rows], field.type))
-                except (pa.ArrowException, OverflowError, ValueError, TypeError):
-                    return str(field.name)
-            groups.add(pa.record_batch(columns, schema=schema))
-    return ""
-
-
-def read_note(path: Path) -> bytes:
-    """Return the note in a Parquet file, b"" without one. Raises BulkError."""
-    opened = open_parquet(str(path))
-    with opened:
-        return bytes((opened.schema_arrow.metadata or {}).get(NOTE, b""))
-
-
-class RowGroups:
-    """A Parquet file under way: batches are gathered to row groups of a good size. A context manager."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        import pyarrow.parquet as pq
-
-        self._schema = schema
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
-        self._held: list[pa.RecordBatch] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-        self._writer.close()
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        """Add some rows."""
-        if batch.num_rows:
-            self._held.append(batch)
-        if sum(one.nbytes for one in self._held) >= GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if self._held:
-            self._writer.write_table(pa.Table.from_batches(self._held, self._schema))
-            self._held = []
-
-
-class ParquetParts:
-    """Files with rows of several Parquet inputs, of their columns and types. A context manager.
-
-    Raises BulkError if the inputs differ in their columns.
-    """
-
-    def __init__(self, names: Sequence[str], paths: Sequence[Path]) -> None:
-        self._names = names
-        self._paths = paths
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Self:
-        schemas = []
-        for name in self._names:
-            with open_parquet(name) as file:
-                schemas.append(file.schema_arrow)
-        for name, schema in zip(self._names, schemas, strict=True):
-            if not schema.equals(schemas[0]):
-                raise BulkError(f"{name}: got other columns than {self._names[0]} has, expected files of one schema")
-        self._groups = [self._stack.enter_context(RowGroups(path, schemas[0])) for path in self._paths]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of all inputs in order."""
-        for name in self._names:
-            with open_parquet(name) as file:
-                yield from _batches(file, 0)
-
-    def add(self, batch: pa.RecordBatch, parts: Iterable[int]) -> None:
-        """Write each row to the file of its part; a row of no file to none."""
-        import pyarrow as pa
-
-        of_row = list(parts)
-        for part, groups in enumerate(self._groups):
-            groups.add(batch.filter(pa.array([own == part for own in of_row], pa.bool_())))
-
-
-def _rows_of(lines: Path) -> Iterator[list[dict[str, Any]]]:
-    """Yield the objects of a JSONL file, some at a time."""
-    with lines.open("rb") as file:
-        while some := file.readlines(BATCH_BYTES):
-            yield [_decode(line) for line in some]
-
-
-def _schema_of(lines: Path, figures: Mapping[str, type]) -> pa.Schema:
-    """Return a type for every field that a line of the file has, in order; text as JSON where values differ in kind."""
-    import pyarrow as pa
-
-    kinds: dict[str, pa.DataType] = {}
-    for rows in _rows_of(lines):
-        for name in dict.fromkeys(name for row in rows for name in row):
-            values = [row.get(name) for row in rows]
-            found = _kind_of(values)
-            kinds[name] = found if name not in kinds else _both(kinds[name], found)
-    known = {int: pa.int64(), float: pa.float64(), str: pa.string()}
-    kinds |= {name: known[kind] for name, kind in figures.items()}
-    return pa.schema([(name, _writable(kind) or pa.string()) for name, kind in kinds.items()])
-
-
-def _kind_of(values: list[Any]) -> pa.DataType:
-    """Return the type of some values, that of text if they have none in common."""
-    import pyarrow as pa
-
-    try:
-        return pa.array(values).type
-    except (pa.ArrowException, OverflowError, ValueError, TypeError):
-        return pa.string()
-
-
-def _both(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """Return a type that holds the values of both."""
-    import pyarrow as pa
-
-    if one == other:
-        return one
-    try:
-        schemas = [pa.schema([("value", kind)]) for kind in (one, other)]
-        return pa.unify_schemas(schemas, promote_options="permissive").field("value").type
-    except pa.ArrowException:
-        return pa.string()
-
-
-def _writable(kind: pa.DataType) -> pa.DataType | None:
-    """Return a type with text where no value told the type; None if it has structs of no members, or of very many."""
-    import pyarrow as pa
-
-    if pa.types.is_null(kind):
-        return pa.string()
-    if pa.types.is_list(kind):
-        values = _writable(kind.value_type)
-        return values and pa.list_(values)
-    if pa.types.is_struct(kind):
-        members = [(field.name, _writable(field.type)) for field in kind]
-        is_good = 0 < len(members) <= MAX_MEMBERS and all(member for _, member in members)
-        return pa.struct(members) if is_good else None
-    return kind
-
-
-def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Return values as a column; in one of text all that is no text stands as JSON."""
-    import pyarrow as pa
-
-    if pa.types.is_string(kind) and not all(value is None or isinstance(value, str) for value in values):
-        values = [v if v is None or isinstance(v, str) else _encode(v).decode("utf-8") for v in values]
-    return pa.array(values, kind)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def common_schema(ranges: Iterable[RowRange]) -> pa.Schema:
+    """Return the columns of several files. Raises BulkError if they differ."""
+    first: tuple[str, pa.Schema] | None = None
+    for one in ranges:
+        with one.opened() as file:
+            schema = file.schema_arrow
+        first = first or (one.name, schema)
+        if not schema.equals(first[1]):
+            raise BulkError(f"{one.name}: got other columns than {first[0]} has, expected files of one schema")
+    assert first is not None
+    return first[1]
 
 
 def _first_line(error: Exception) -> str:

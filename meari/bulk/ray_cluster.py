@@ -25,16 +25,28 @@ Work = Callable[[bytes], bytes]
 
 
 class RayCluster:
-    """A cluster as long as it is needed. A context manager: what is started here ends with it.
+    """A cluster from its first use on. A context manager: what is started here ends with it.
 
     num_workers  at a time, None for one on each CPU of the cluster
+    tell         takes what a user should know
     """
 
-    def __init__(self, num_workers: int | None) -> None:
+    def __init__(self, num_workers: int | None, tell: Callable[[str], None]) -> None:
         self._num_workers = num_workers
+        self._tell = tell
         self._is_ours = False
 
     def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_ours:
+            import ray
+
+            ray.shutdown()
+
+    def _ray(self) -> Any:
+        """Return the module, once it has a cluster. Raises BulkError."""
         try:
             import ray
             from ray.data import DataContext
@@ -46,9 +58,9 @@ class RayCluster:
                 self._start()
             except Exception as error:  # noqa: BLE001 (Ray raises nothing narrower)
                 raise BulkError(f"Ray: {error}; expected a cluster at RAY_ADDRESS, or one that starts here") from None
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
         DataContext.get_current().enable_progress_bars = False
-        return self
+        return ray
 
     def _start(self) -> None:
         import ray
@@ -60,27 +72,18 @@ class RayCluster:
         from meari.runtime.machine import granted_cpus
 
         num_cpus = self._num_workers or granted_cpus()
+        self._tell(f"without RAY_ADDRESS, a Ray with {num_cpus} CPUs starts here, for this run alone")
         own: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
         ray.init(address="local", num_cpus=num_cpus, **own, **quiet)
-
-    def __exit__(self, *_: object) -> None:
-        import ray
-
-        if self._is_ours:
-            ray.shutdown()
 
     @property
     def num_workers(self) -> int:
         """Number of workers at a time."""
-        import ray
-
-        return self._num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        return self._num_workers or max(1, int(self._ray().cluster_resources().get("CPU", 1)))
 
     def share(self, value: object) -> list[Any]:
         """Put a value into the object store; `RayCluster.shared` reads it in a worker."""
-        import ray
-
-        return [ray.put(value)]
+        return [self._ray().put(value)]
 
     @staticmethod
     def shared(holder: Sequence[Any]) -> Any:
@@ -97,19 +100,14 @@ class RayCluster:
         """Let actors that `make` has prepared work on the items; see `in_tasks`. Raises BadLine, BulkError."""
         if not items:
             return
-        from ray.data import ActorPoolStrategy
-
-        count = min(self.num_workers, len(items))
-        pool = ActorPoolStrategy(min_size=1, max_size=count, initial_size=count)
+        data, count = self._ray().data, min(self.num_workers, len(items))
+        pool = data.ActorPoolStrategy(min_size=1, max_size=count, initial_size=count)
         yield from self._rows(items, Actor, fn_constructor_kwargs={"make": partial(make, **given)}, compute=pool)
 
-    @staticmethod
-    def _rows(items: Sequence[bytes], function: Callable[..., Any], **given: Any) -> Iterator[tuple[int, bytes]]:
+    def _rows(self, items: Sequence[bytes], function: Callable[..., Any], **given: Any) -> Iterator[tuple[int, bytes]]:
         if not items:
             return
-        import ray.data
-        import ray.exceptions
-
+        ray = self._ray()
         rows = [{"number": number, "item": item} for number, item in enumerate(items)]
         blocks = ray.data.from_items(rows, override_num_blocks=min(len(items), MAX_BLOCKS))
         results = blocks.map_batches(function, batch_size=1, batch_format="pyarrow", num_cpus=1, **given)

@@ -19,20 +19,22 @@ from typing import Any, Final
 
 import msgspec
 
-from meari.bulk.commits import COMMITS, PARTS, Commit, commit, commits_of, score_parts
+from meari.bulk.commits import Commit, commit, commits_of, score_parts
 from meari.bulk.errors import BadLine, BulkError, CannotResume
 from meari.bulk.frames import Setup
 from meari.bulk.options import GenerateOptions, ScoreOptions
 from meari.bulk.output import check_same
 from meari.bulk.partitions import File, Partition, numbered, ranges_of, survey
+from meari.bulk.plan import SKIP_HINT, RunResult, settings_of, totals_of
 from meari.bulk.ray_cluster import RayCluster
-from meari.bulk.run import SKIP_HINT, RunResult, settings_of, totals_of
 from meari.bulk.storage import Folder
 from meari.bulk.worker import open_backend, open_work
 from meari.bundle_format.signatures import PublicKey
 
 __all__ = [
+    "FORMAT",
     "JOB",
+    "MANIFEST",
     "Job",
     "RayPlan",
     "check_free",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 JOB: Final = "job.json"
+MANIFEST: Final = "manifest.json"
 FORMAT: Final = 1
 AnyOptions = ScoreOptions | GenerateOptions
 
@@ -53,20 +56,20 @@ class RayPlan:
     """The output of a job and its manner of working.
 
     output           folder or URL
-    num_actors       None for one on each CPU of the cluster
     partition_bytes  size of a partition, about
     suffix           of the parts: .jsonl, .tsv, .txt or .parquet
     max_bad          None: the first bad line ends the job
+    like             folder of a job on the same files, whose partitions are taken
     """
 
     output: str
-    num_actors: int | None
     partition_bytes: int
     suffix: str
     resume: bool = False
     overwrite: bool = False
     max_bad: int | None = None
     signing_keys: tuple[PublicKey, ...] = ()
+    like: str = ""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -78,22 +81,17 @@ class Job(msgspec.Struct, frozen=True):
     partitions: list[Partition]
 
 
-def run_on_ray(
-    files: Sequence[File], options: AnyOptions, plan: RayPlan, partitions: Sequence[Partition] | None = None
-) -> RunResult:
-    """Work on every line with the actors of a cluster. Raises BulkError.
-
-    partitions  of the files, if another job has them already
-    """
+def run_on_ray(files: Sequence[File], options: AnyOptions, plan: RayPlan, cluster: RayCluster) -> RunResult:
+    """Work on every line with the actors of a cluster. Raises BulkError."""
     folder = Folder(plan.output)
     plan = replace(plan, output=folder.name)  # actors have another working folder
-    earlier = read_job(folder) if check_free(folder, JOB, plan) else None
-    with RayCluster(plan.num_actors) as cluster:
-        job = _job(files, options, plan, earlier, cluster, partitions)
-        if earlier is None:
-            folder.make(PARTS, COMMITS)
-            folder.write(msgspec.json.encode(job), JOB)
-        commits = _work(job, options, plan, folder, cluster)
+    earlier: Job | None = None
+    if check_free(folder, [JOB], resume=plan.resume, overwrite=plan.overwrite):
+        earlier = read_job(folder)
+    job = _job(files, options, plan, earlier, cluster)
+    if earlier is None:
+        folder.write(msgspec.json.encode(job), JOB)
+    commits = _work(job, options, plan, folder, cluster)
     totals = write_manifest(folder, job, commits)
     return RunResult(Path(options.bundle).name, totals_of(options, totals), sum(one.seconds for one in commits))
 
@@ -101,24 +99,24 @@ def run_on_ray(
 def seed_of_job(output: str, default: int) -> int:
     """Return the seed of the job to resume, `default` if there is none."""
     folder = Folder(output)
-    return int(read_job(folder).run.get("seed", default)) if JOB in folder.names() else default
+    return int(read_job(folder).run.get("seed", default)) if folder.has(JOB) else default
 
 
-def check_free(folder: Folder, mark: str, plan: RayPlan) -> bool:
+def check_free(folder: Folder, job: Sequence[str], *, resume: bool, overwrite: bool) -> bool:
     """Return whether there is a job to resume; one to overwrite is removed.
 
-    mark  the name that shows that the folder is that of such a job
+    job  path of the file that shows that the folder is that of such a job
     Raises BulkError if the folder holds something that nobody asked to replace.
     """
-    names = [name for name in folder.names() if name]
-    if plan.overwrite and mark in names:
+    is_there = folder.has(*job)
+    if overwrite and is_there:
         folder.clear()
         return False
-    if mark in names:
-        if not plan.resume:
+    if is_there:
+        if not resume:
             raise BulkError(f"{folder.name}: holds a job; --resume goes on with it, --overwrite begins anew")
         return True
-    if names:
+    if names := [name for name in folder.names() if name]:
         raise BulkError(f"{folder.name}: got a folder with {names[0]}, expected one for the output of this job alone")
     return False
 
@@ -131,22 +129,14 @@ def read_job(folder: Folder) -> Job:
         raise CannotResume(f"{folder.path(JOB)}: damaged ({error}), expected the job to resume") from None
 
 
-def _job(
-    files: Sequence[File],
-    options: AnyOptions,
-    plan: RayPlan,
-    earlier: Job | None,
-    cluster: RayCluster,
-    partitions: Sequence[Partition] | None,
-) -> Job:
+def _job(files: Sequence[File], options: AnyOptions, plan: RayPlan, earlier: Job | None, cluster: RayCluster) -> Job:
     """Return the job: the earlier one if it is the same, else a new one whose lines are counted."""
     settings = plain({**settings_of(options, None), "suffix": plan.suffix, **files_digest(files)})
     if earlier is not None:
         check_same(Path(plan.output) / JOB, plain(earlier.run), settings)
         return earlier
-    if partitions is None:
-        partitions = _counted(files, plan.partition_bytes, cluster)
-    return Job(FORMAT, settings, list(files), list(partitions))
+    like = read_job(Folder(plan.like)).partitions if plan.like else None
+    return Job(FORMAT, settings, list(files), like or _counted(files, plan.partition_bytes, cluster))
 
 
 def _counted(files: Sequence[File], max_bytes: int, cluster: RayCluster) -> list[Partition]:
@@ -180,6 +170,8 @@ def _work(job: Job, options: AnyOptions, plan: RayPlan, folder: Folder, cluster:
     limit = plan.max_bad or 0
     num_bad = sum(one.totals.get("num_bad_lines", 0) for one in done.values())
     pending = [partition for partition in job.partitions if partition.number not in done]
+    if not pending:
+        return in_order(job, done)
     bundle = Path(options.bundle)
     holder = cluster.share({path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()})
     setup = Setup(options, signing_keys=plan.signing_keys)
@@ -217,7 +209,7 @@ def write_manifest(folder: Folder, job: Job, commits: Sequence[Commit]) -> dict[
     seconds, cpu = (round(sum(getattr(one, name) for one in commits), 3) for name in ("seconds", "cpu_seconds"))
     about = {"meari_manifest": FORMAT, "run": job.run, "seconds": seconds, "cpu_seconds": cpu, "totals": totals}
     lines = sum(part["lines"] for part in parts)
-    folder.write(msgspec.json.format(msgspec.json.encode({**about, "lines": lines, "parts": parts})), "manifest.json")
+    folder.write(msgspec.json.format(msgspec.json.encode({**about, "lines": lines, "parts": parts})), MANIFEST)
     return totals
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -30,87 +30,16 @@ from meari.bulk.output import (
     journal_paths,
     read_run,
 )
-from meari.bulk.parquet import PARQUET_SUFFIX, is_parquet, read_note, require_pyarrow, write_parquet
+from meari.bulk.parquet import PARQUET_SUFFIX, is_parquet, require_pyarrow
+from meari.bulk.parquet_output import read_note, write_parquet
+from meari.bulk.plan import SKIP_HINT, RunPlan, RunResult, settings_of, totals_of
 from meari.bulk.progress import Progress
 from meari.bulk.source import Source, TextSource
-from meari.bulk.totals import GenerateTotals, ScoreTotals
 from meari.bulk.worker_pool import Result, WorkerPool
-from meari.bundle_format.reader import read_manifest
-from meari.bundle_format.signatures import PublicKey
 
-__all__ = [
-    "SKIP_HINT",
-    "RemoteBundle",
-    "RunPlan",
-    "RunResult",
-    "rows_of",
-    "run",
-    "run_texts",
-    "score_texts",
-    "seed_of",
-    "settings_of",
-    "totals_of",
-]
+__all__ = ["rows_of", "run", "run_texts", "score_texts", "seed_of"]
 
 CHECKPOINT_SECONDS: Final = 1.0
-SKIP_HINT: Final = "--skip-bad writes an error record in its place and goes on"
-AnyTotals = ScoreTotals | GenerateTotals
-
-
-@dataclass(frozen=True)
-class RemoteBundle:
-    """The bundle of a service that does the work.
-
-    hash       of the bundle, as a local one's would be
-    read_hash  asks the service which bundle it has now. Raises RemoteError
-    api_key    for the service
-    """
-
-    hash: str
-    read_hash: Callable[[], str]
-    api_key: str = field(default="", repr=False)
-
-    def check_same(self) -> None:
-        """Raise BulkError if the service has another bundle than at the start: results would be of both."""
-        found = self.read_hash()
-        if found != self.hash:
-            raise BulkError(
-                f"the service has replaced its bundle {self.hash[:12]} by {found[:12]} meanwhile: the last results may "
-                "be of either; begin anew (--overwrite)"
-            )
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """The output of a run and its manner of working, beside its options.
-
-    output       None is standard output
-    num_workers  worker processes, or requests to a service at a time
-    resume       continue where the output ends
-    overwrite    replace the output of an interrupted run
-    progress     draw a progress bar
-    remote       the service's bundle, None for engines of our own
-    max_bad      bad lines that are skipped, at most; the next one ends the run. None: the first one does
-    signing_keys as in `Setup`
-    """
-
-    output: Path | None
-    num_workers: int
-    resume: bool = False
-    overwrite: bool = False
-    progress: bool = False
-    remote: RemoteBundle | None = None
-    max_bad: int | None = None
-    signing_keys: tuple[PublicKey, ...] = ()
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """The sums of a run. `seconds` are those of all runs that it took."""
-
-    model: str
-    totals: AnyTotals
-    seconds: float
 
 
 class Lines(Protocol):
@@ -204,11 +133,6 @@ def score_texts(texts: Sequence[str], options: ScoreOptions, plan: RunPlan) -> b
         return b"".join(_without_bad(results, source, plan))
 
 
-def totals_of(options: ScoreOptions | GenerateOptions, counts: dict[str, int]) -> AnyTotals:
-    """Return sums by the names of their fields."""
-    return ScoreTotals(**counts) if isinstance(options, ScoreOptions) else GenerateTotals(**counts)
-
-
 def seed_of(plan: RunPlan) -> int:
     """Return the seed of the run to resume, else a random one. Raises CannotResume."""
     earlier = _earlier(plan.output) if plan.resume and plan.output is not None else None
@@ -264,7 +188,7 @@ class Run:
             self.output.sync()
             self.journal.note(self.at)
 
-    def totals(self, options: ScoreOptions | GenerateOptions) -> AnyTotals:
+    def totals(self, options: ScoreOptions | GenerateOptions) -> ScoreTotals | GenerateTotals:
         """Return the sums so far."""
         return totals_of(options, self.at.totals or {})
 
@@ -416,17 +340,6 @@ def _described(source: Lines, options: ScoreOptions | GenerateOptions, plan: Run
     settings |= {f"input_{name}": value for name, value in source.identity().items()}
     flat: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(settings))
     return flat
-
-
-def settings_of(options: ScoreOptions | GenerateOptions, remote: RemoteBundle | None) -> dict[str, Any]:
-    """Return the options on which the output depends, flat: of the bundle its hash, not its folder."""
-    settings: dict[str, Any] = msgspec.to_builtins(options)
-    settings = {**settings.pop("request", {}), **settings}
-    settings["bundle"] = read_manifest(Path(options.bundle))[1] if remote is None else remote.hash
-    del settings["server"]
-    if options.format != "tsv":
-        del settings["skip_bad"]  # good lines come out the same
-    return settings
 
 
 def _num_workers(source: Source, plan: RunPlan, share: Share) -> int:

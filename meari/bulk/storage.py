@@ -68,14 +68,8 @@ class Folder:
         """Return the path or URL of a file in it."""
         return "/".join((self.name, *names))
 
-    def make(self, *names: str) -> None:
-        """Make folders in it."""
-        for name in names:
-            fs, path = fs_of(self.path(name))
-            fs.makedirs(path, exist_ok=True)
-
     def clear(self, *below: str) -> None:
-        """Remove a folder of it, or all of it."""
+        """Remove a file or folder of it, or all of it."""
         fs, path = fs_of(self.path(*below))
         if fs.exists(path):
             fs.rm(path, recursive=True)
@@ -110,6 +104,7 @@ class Folder:
             if not self.is_local:
                 fs.put_file(str(file), path)
                 return
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
             fresh = Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(4)}.tmp")
             with file.open("rb") as source, fresh.open("wb") as target:
                 while data := source.read(1 << 20):

@@ -5,22 +5,24 @@ Input: options of a verb. Output: the options of the work, and its result. Must 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from meari.cli._bulk import ModelFacts, RunOptions, check_names, columns_of, format_of, input_names, work_options
+from meari.cli._bulk import ModelFacts, check_names, columns_of, format_of, input_names, work_options
+from meari.cli._files import as_url
+from meari.cli._run_options import RunOptions
 from meari.cli._target import Target
 
 if TYPE_CHECKING:
     from meari.bulk.options import GenerateOptions, OutputFormat, ScoreOptions
     from meari.bulk.partitions import File
-    from meari.bulk.run import RunResult
+    from meari.bulk.plan import RunResult
+    from meari.bulk.ray_cluster import RayCluster
 
-__all__ = ["output_url", "run_with_ray"]
+__all__ = ["open_cluster", "output_of_filter", "run_with_ray", "suffix_of"]
 
 PARTITION_MB = 16
 Options = TypeVar("Options", "ScoreOptions", "GenerateOptions")
@@ -34,11 +36,15 @@ def run_with_ray(
     options_of: Callable[[dict[str, Any], ModelFacts], Options],
     *,
     to_parquet: bool,
+    carries_fields: bool = True,
+    like: str = "",
 ) -> tuple[RunResult, Options, ModelFacts]:
     """Work on every line of some files, and return the result with the options.
 
-    options_of  makes options of their common fields
-    to_parquet  write JSONL as Parquet
+    options_of      makes options of their common fields
+    to_parquet      write JSONL as Parquet
+    carries_fields  TSV has the fields of the input
+    like            folder of a job on the same files, whose partitions are taken
     Raises UsageError, BulkError, BundleError.
     """
     import msgspec
@@ -52,19 +58,28 @@ def run_with_ray(
     here_run = replace(run, output=None, resume=False, overwrite=False, engine="local", partition_mb=None)
     common, local, facts = work_options(target, here_run, [], format_of(run, inputs), output_format)
     options = msgspec.structs.replace(options_of(common, facts), with_file=has_several)
-    options = msgspec.structs.replace(options, columns=columns_of(inputs, options))
+    columns = columns_of(inputs, options) if carries_fields else ()
+    options = msgspec.structs.replace(options, columns=columns)
     check_names(inputs, options)
     plan = RayPlan(
         output,
-        run.jobs,
         max(1, round((run.partition_mb or PARTITION_MB) * (1 << 20))),
         ".parquet" if to_parquet else {"jsonl": ".jsonl", "tsv": ".tsv", "text": ".txt"}[output_format],
         resume=run.resume,
         overwrite=run.overwrite,
         max_bad=local.max_bad,
         signing_keys=local.signing_keys,
+        like=like,
     )
-    return run_on_ray(files, options, plan), options, facts
+    with open_cluster(run) as cluster:
+        return run_on_ray(files, options, plan, cluster), options, facts
+
+
+def open_cluster(run: RunOptions) -> RayCluster:
+    """Return the cluster that works."""
+    from meari.bulk.ray_cluster import RayCluster
+
+    return RayCluster(run.jobs, lambda text: None if run.quiet else click.echo(f"meari: {text}", err=True))
 
 
 def _files(names: Sequence[str]) -> tuple[list[File], bool]:
@@ -76,9 +91,27 @@ def _files(names: Sequence[str]) -> tuple[list[File], bool]:
     return files, has_several or len(files) > 1
 
 
-def output_url(run: RunOptions) -> str:
-    """Return the output as it was given: a path has lost one of the slashes of a URL."""
-    return re.sub(r"^([a-z][a-z0-9+.-]+):/(?=[^/])", r"\1://", str(run.output))
+def output_of_filter(names: Sequence[str], target: Target, run: RunOptions) -> str:
+    """Return the folder of a corpus that is divided. Raises UsageError, BulkError; see `check_free`."""
+    from meari.bulk.ray_engine import JOB, check_free
+    from meari.bulk.storage import Folder
+
+    output = _checked(names, target, run)
+    check_free(Folder(output), ("scores", JOB), resume=run.resume, overwrite=run.overwrite)
+    return output
+
+
+def suffix_of(names: Sequence[str], run: RunOptions) -> str:
+    """Return how files of such lines are called. Raises UsageError for Parquet beside others."""
+    from meari.bulk.partitions import Inputs
+
+    files, _ = _files(names)
+    kinds = {file.kind == "parquet": file.name for file in files}
+    if len(kinds) > 1:
+        raise click.UsageError(f"FILE: got {kinds[True]} (Parquet) and {kinds[False]}, expected files of one kind")
+    if True in kinds:
+        return ".parquet"
+    return ".txt" if format_of(run, Inputs(files)) == "text" else ".jsonl"
 
 
 def _checked(names: Sequence[str], target: Target, run: RunOptions) -> str:
@@ -93,4 +126,4 @@ def _checked(names: Sequence[str], target: Target, run: RunOptions) -> str:
         raise click.UsageError(f"--output: got {run.output}, a file, expected a folder for the parts of the output")
     if run.resume and run.overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
-    return output_url(run)
+    return as_url(run.output)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from meari.cli._bulk import RUN_OPTIONS, RunOptions, check_names, endings, format_of, input_names, uses, work_options
-from meari.cli._files import Use
+from meari.cli._bulk import (
+    ModelFacts,
+    check_names,
+    endings,
+    format_of,
+    input_names,
+    uses,
+    work_options,
+)
+from meari.cli._files import Use, as_url
 from meari.cli._options import Choice, echo_json, json_option, packed
+from meari.cli._run_options import RUN_OPTIONS, RunOptions
 from meari.cli._tables import shown
 from meari.cli._target import MODEL_OPTION, TARGET_OPTIONS, Target
 
 if TYPE_CHECKING:
-    from meari.bulk.filtering import Criterion, Figure, Scores, Thresholds
+    from meari.bulk.filtering import Criterion, DigitCounts, Figure, Thresholds
+    from meari.bulk.options import ScoreOptions
     from meari.bulk.source import Source
 
 EXAMPLES = """\b
@@ -67,6 +78,7 @@ FILTER_OPTIONS = (
 )
 SHARE = 30.0
 LEFT_OUT = "num_left_out"
+AGAINST = "-against"  # end of the name of the second model's scores
 
 
 @dataclass(frozen=True)
@@ -112,10 +124,6 @@ def command(files: tuple[str, ...], target: Target, options: FilterOptions, run:
     the figures. The thresholds are quantiles over a reference and stand in thresholds.json. Empty lines and, with
     --skip-bad, bad ones are left out.
     """
-    if run.engine == "ray":
-        raise click.UsageError(
-            "--engine: got ray, expected local; `meari score --engine ray` gives the figures of a large corpus"
-        )
     if "-" in files:
         raise click.UsageError("FILE: got standard input, expected files: they are read twice")
     if run.output is None:
@@ -123,7 +131,10 @@ def command(files: tuple[str, ...], target: Target, options: FilterOptions, run:
     if run.no_text:
         raise click.UsageError("--no-text: got it, expected none: the scores never repeat the text")
     with endings():
-        counts, thresholds = _filter(files, target, options, run, run.output)
+        if run.engine == "ray":
+            counts, thresholds = _filter_on_ray(files, target, options, run, run.output)
+        else:
+            counts, thresholds = _filter(files, target, options, run, run.output)
         _tell(counts, thresholds, run, as_json=as_json)
 
 
@@ -131,7 +142,8 @@ def _filter(
     files: Sequence[str], target: Target, options: FilterOptions, run: RunOptions, folder: Path
 ) -> tuple[dict[str, int], Thresholds]:
     """Sort the lines into files; return the lines of each file, last those of none, and the thresholds."""
-    from meari.bulk.filtering import PARTS, find_thresholds, split_lines_by, split_rows_by
+    from meari.bulk.filtering import PARTS, Scores, chunks_of_source, split_lines_by, split_rows_by
+    from meari.bulk.parquet import RowRange
     from meari.bulk.source import Source
 
     names, tells_files = input_names(files)
@@ -140,20 +152,63 @@ def _filter(
     suffix = _suffix_of(names, source, run)
     outputs = [folder / (part + suffix) for part in PARTS]
     reads = [*uses("FILE", names), *uses("--reference", [options.reference] if options.reference else [])]
-    scores, by = _score(names, target, options, replace(run, output=folder / "scores.tsv"), reads)
-    if options.thresholds is not None:
-        thresholds = _read(options.thresholds, by)
-    elif options.reference is None:
-        thresholds = find_thresholds(scores, by, *options.shares)
-    else:
-        own = replace(run, output=folder / "reference.tsv", field="" if _is_text(options.reference) else run.field)
-        thresholds = find_thresholds(_score([options.reference], target, options, own, reads)[0], by, *options.shares)
+
+    def score(names: Sequence[str], own: RunOptions) -> tuple[Scores, Criterion]:
+        paths, by = _score(partial(_score_here, names, options=options, reads=reads), target, options, own, ".tsv")
+        return Scores(paths, run.prefix + options.by), by
+
+    scores, by = score(names, replace(run, output=folder / "scores"))
+    thresholds = _thresholds(scores, by, options, lambda own: score([str(options.reference)], own)[0], run)
     thresholds.write(folder / "thresholds.json")
     if suffix == ".parquet":
-        counts = split_rows_by(thresholds, scores, names, outputs)
+        counts = split_rows_by(thresholds, scores, [RowRange(name, name) for name in names], outputs)
     else:
-        counts = split_lines_by(thresholds, scores, Source(names, tells_files=tells_files), outputs)
+        chunks = chunks_of_source(Source(names, tells_files=tells_files))
+        counts = split_lines_by(thresholds, scores, chunks, outputs)
     return dict(zip([*map(str, outputs), LEFT_OUT], counts, strict=True)), thresholds
+
+
+def _filter_on_ray(
+    files: Sequence[str], target: Target, options: FilterOptions, run: RunOptions, folder: Path
+) -> tuple[dict[str, int], Thresholds]:
+    """Sort the lines into parts of partitions; see `_filter`."""
+    from meari.bulk.filtering import PARTS
+    from meari.bulk.ray_filter import RayScores, split_on_ray
+    from meari.cli._ray import open_cluster, output_of_filter, suffix_of
+
+    output = output_of_filter([*files, *filter(None, [options.reference])], target, run)
+    suffix = suffix_of(files, run)
+    own = replace(run, resume=True, overwrite=False)  # jobs in the folder, which has been checked
+    with open_cluster(run) as cluster:
+
+        def score(names: Sequence[str], own: RunOptions) -> tuple[RayScores, Criterion]:
+            folders, by = _score(partial(_score_on_ray, names, options=options), target, options, own, "")
+            return RayScores(cluster, folders, run.prefix + options.by), by
+
+        scores, by = score(files, replace(own, output=folder / "scores"))
+        thresholds = _thresholds(scores, by, options, lambda own: score([str(options.reference)], own)[0], own)
+        counts = split_on_ray(thresholds, scores, output, suffix)
+    names = [f"{output}/parts/{part}" for part in PARTS]
+    return dict(zip([*names, LEFT_OUT], counts, strict=True)), thresholds
+
+
+def _thresholds(
+    scores: DigitCounts,
+    by: Criterion,
+    options: FilterOptions,
+    score_reference: Callable[[RunOptions], DigitCounts],
+    run: RunOptions,
+) -> Thresholds:
+    """Return the thresholds of an earlier run, or those of the reference."""
+    from meari.bulk.filtering import Thresholds, find_thresholds
+
+    if options.thresholds is not None:
+        return Thresholds.read(as_url(options.thresholds), by)
+    if options.reference is not None:
+        assert run.output is not None
+        field = "" if _is_text(options.reference) else run.field
+        scores = score_reference(replace(run, output=run.output / "reference", field=field))
+    return find_thresholds(scores, by, *options.shares)
 
 
 def _suffix_of(names: Sequence[str], source: Source, run: RunOptions) -> str:
@@ -180,49 +235,69 @@ def _prepare(folder: Path, run: RunOptions) -> None:
 
 
 def _score(
-    names: list[str], target: Target, options: FilterOptions, run: RunOptions, reads: list[Use]
-) -> tuple[Scores, Criterion]:
-    """Score the lines with each model; a file that holds all scores already is left as it is."""
-    from meari.bulk.filtering import Criterion, Scores
+    once: Callable[[Target, RunOptions], tuple[str, bool]],
+    target: Target,
+    options: FilterOptions,
+    run: RunOptions,
+    suffix: str,
+) -> tuple[tuple[str, ...], Criterion]:
+    """Score lines with each model; return the outputs. What holds all scores already is left as it is.
+
+    once  scores with one model; returns the hash of its bundle, and whether ends were counted
+    """
+    from meari.bulk.filtering import Criterion
 
     models = [target.model] if options.against is None else [target.model, options.against]
     assert run.output is not None
-    paths = [run.output, run.output.with_stem(run.output.stem + "-against")][: len(models)]
+    outputs = [run.output.with_name(run.output.name + more + suffix) for more in ("", AGAINST)][: len(models)]
     hashes, has_ends = [], False
-    for model, path in zip(models, paths, strict=True):
-        own = replace(run, output=path, summary=None, resume=run.resume and path.exists())
-        digest, has_ends = _score_once(names, replace(target, model=model), options, own, reads)
+    for model, output in zip(models, outputs, strict=True):
+        digest, has_ends = once(replace(target, model=model), replace(run, output=output, summary=None))
         hashes.append(digest)
     by = Criterion(figure=options.by, model=hashes[0], against="".join(hashes[1:]), add_end=has_ends)
-    return Scores(tuple(paths), run.prefix + options.by), by
+    return tuple(map(as_url, outputs)), by
 
 
-def _score_once(
-    names: list[str], target: Target, options: FilterOptions, run: RunOptions, reads: list[Use]
+def _score_here(
+    names: Sequence[str], target: Target, run: RunOptions, *, options: FilterOptions, reads: list[Use]
 ) -> tuple[str, bool]:
-    """Score the lines with one model; return the hash of its bundle, and whether ends were counted."""
-    from meari.bulk.options import ScoreOptions
+    import msgspec
+
     from meari.bulk.run import run as run_bulk
     from meari.bulk.source import Source
     from meari.bundle_format.reader import read_manifest
 
+    assert run.output is not None
+    run = replace(run, resume=run.resume and run.output.exists())
     source = Source(names, tells_files=len(names) > 1)
     common, plan, facts = work_options(target, run, reads, format_of(run, source), "tsv")
-    ends = facts.has_ends if options.end is None else options.end
-    scoring = ScoreOptions(**{**common, "with_text": False, "with_file": len(names) > 1}, add_end=ends)
+    scoring = msgspec.structs.replace(_scoring(common, facts, options), with_file=len(names) > 1)
     check_names(source, scoring)
     run_bulk(source, scoring, plan)
-    return read_manifest(Path(scoring.bundle))[1] if plan.remote is None else plan.remote.hash, ends
+    return read_manifest(Path(scoring.bundle))[1] if plan.remote is None else plan.remote.hash, scoring.add_end
+
+
+def _score_on_ray(names: Sequence[str], target: Target, run: RunOptions, *, options: FilterOptions) -> tuple[str, bool]:
+    from meari.bundle_format.reader import read_manifest
+    from meari.cli._ray import run_with_ray
+
+    assert run.output is not None
+    first = run.output.with_name(run.output.name.removesuffix(AGAINST))
+    like = "" if first == run.output else as_url(first)
+    make = partial(_scoring, options=options)
+    _, scoring, _ = run_with_ray(names, target, run, "tsv", make, to_parquet=False, carries_fields=False, like=like)
+    return read_manifest(Path(scoring.bundle))[1], scoring.add_end
+
+
+def _scoring(common: dict[str, Any], facts: ModelFacts, options: FilterOptions) -> ScoreOptions:
+    from meari.bulk.options import ScoreOptions
+
+    ends = facts.has_ends if options.end is None else options.end
+    return ScoreOptions(**{**common, "with_text": False}, add_end=ends)
 
 
 def _is_text(name: str) -> bool:
     return name.lower().removesuffix(".gz").endswith(".txt")
-
-
-def _read(path: Path, by: Criterion) -> Thresholds:
-    from meari.bulk.filtering import Thresholds
-
-    return Thresholds.read(path, by)
 
 
 def _tell(counts: dict[str, int], thresholds: Thresholds, run: RunOptions, *, as_json: bool) -> None:

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from meari.cli._bulk import (
-    RUN_OPTIONS,
-    RunOptions,
     bundle_uses,
     check_format,
     check_names,
@@ -26,13 +24,15 @@ from meari.cli._bulk import (
     uses,
     work_options,
 )
+from meari.cli._files import as_url
 from meari.cli._options import Choice, json_option, packed
+from meari.cli._run_options import RUN_OPTIONS, RunOptions
 from meari.cli._tables import shown
 from meari.cli._target import MODEL_OPTION, TARGET_OPTIONS, Target, signing_keys
 
 if TYPE_CHECKING:
     from meari.bulk.options import OutputFormat
-    from meari.bulk.run import RunResult
+    from meari.bulk.plan import RunResult
     from meari.runtime.answers import GenerateUsage
     from meari.runtime.requests import GenerateRequest
 
@@ -238,12 +238,12 @@ def _many_with_ray(
 
     from meari.bulk.options import GenerateOptions
     from meari.bulk.ray_engine import seed_of_job
-    from meari.cli._ray import output_url, run_with_ray
+    from meari.cli._ray import run_with_ray
 
     seed = request.seed
     if seed is msgspec.UNSET:
         seed = secrets.randbits(53)
-        seed = seed_of_job(output_url(run), seed) if run.resume else seed
+        seed = seed_of_job(as_url(run.output), seed) if run.resume and run.output is not None else seed
     assert isinstance(seed, int)
 
     def options_of(common: dict[str, Any], _: object) -> GenerateOptions:

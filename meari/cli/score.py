@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from meari.cli._bulk import (
-    RUN_OPTIONS,
     ModelFacts,
-    RunOptions,
     check_format,
     check_names,
     columns_of,
@@ -25,12 +23,13 @@ from meari.cli._bulk import (
 )
 from meari.cli._files import Use
 from meari.cli._options import Choice, json_option, packed
+from meari.cli._run_options import RUN_OPTIONS, RunOptions
 from meari.cli._tables import Table, show, shown
 from meari.cli._target import MODEL_OPTION, TARGET_OPTIONS, Target
 
 if TYPE_CHECKING:
     from meari.bulk.options import InputFormat, OutputFormat, ScoreOptions
-    from meari.bulk.run import RunPlan, RunResult
+    from meari.bulk.plan import RunPlan, RunResult
     from meari.runtime.requests import LogBase
 
 EXAMPLES = """\b

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from meari.bulk.parquet import write_parquet
+from meari.bulk.parquet_output import write_parquet
 from tests.bulk.command import file_records, meari, records
 
 ROWS: list[dict[str, Any]] = [

@@ -19,7 +19,7 @@ from meari.bulk import run as bulk_run
 from meari.bulk.frames import Done
 from meari.bulk.lines import Chunk
 from meari.bulk.output import Output
-from meari.bulk.run import RunPlan
+from meari.bulk.plan import RunPlan
 from meari.bulk.worker_pool import Result
 from meari.bundle_format.folders import find_bundles
 from meari.bundle_format.names import Family, Precision
