@@ -35,6 +35,7 @@ from meari.bulk.parquet_output import read_note, write_parquet
 from meari.bulk.plan import SKIP_HINT, RunPlan, RunResult, settings_of, totals_of
 from meari.bulk.progress import Progress
 from meari.bulk.source import Source, TextSource
+from meari.bulk.totals import GenerateTotals, ScoreTotals
 from meari.bulk.worker_pool import Result, WorkerPool
 
 __all__ = ["rows_of", "run", "run_texts", "score_texts", "seed_of"]
