@@ -109,7 +109,7 @@ def test_parquet_in_and_out_has_the_rows_of_a_run_without_ray(bundles: Path, tmp
     table = {name: [row[name] for row in rows] for name in ("id", "text")}
     pq.write_table(pa.table(table), path, row_group_size=20)
     run("score", path, "--bundles", bundles, "-o", tmp_path / "here.parquet")
-    on_ray("score", path, "--bundles", bundles, "--format", "parquet", "-o", tmp_path / "out")
+    on_ray("score", path, "--bundles", bundles, "--format", "parquet", "-o", tmp_path / "out", size_mb=1e-5)
     parts = [pq.read_table(one).to_pylist() for one in parts_of(tmp_path / "out")]
     assert [len(part) for part in parts] == [20, 20, 20, 2]
     assert list(chain.from_iterable(parts)) == pq.read_table(tmp_path / "here.parquet").to_pylist()
@@ -189,7 +189,7 @@ def test_rows_of_parquet_are_divided_as_without_ray(two_models: Path, tmp_path: 
     pq.write_table(table, tmp_path / "in.parquet", row_group_size=20)
     words = ["filter", tmp_path / "in.parquet", "--model", "one", "--bundles", two_models]
     run(*words, "-o", tmp_path / "here")
-    on_ray(*words, "-o", tmp_path / "out")
+    on_ray(*words, "-o", tmp_path / "out", size_mb=1e-5)
     for part in ("head", "middle", "tail"):
         own = [pq.read_table(path) for path in parts_of(tmp_path / "out", part)]
         whole = pq.read_table(tmp_path / "here" / f"{part}.parquet")
