@@ -153,11 +153,20 @@ def export_smallest(
 
     Raises as `export_bundle`.
     """
+    check_target(folder.absolute(), overwrite=overwrite)
+    tell(f"Reading {run_folder}")
+    return write_smallest(read_run(run_folder), folder, overwrite=overwrite, tell=tell)
+
+
+def write_smallest(
+    run: Run, folder: Path, *, overwrite: bool = False, tell: Callable[[str], None] = lambda _: None
+) -> ExportedBundle:
+    """Write a run that was read, likewise."""
     try:
-        return export_bundle(run_folder, folder, Precision.INT8, overwrite=overwrite, tell=tell)
+        return write_bundle(run, folder, Precision.INT8, overwrite=overwrite, tell=tell)
     except (CheckFailed, UnusableRun) as error:
         tell(f"No int8 bundle: {error}")
-    return export_bundle(run_folder, folder, Precision.FP32, overwrite=overwrite, tell=tell)
+    return write_bundle(run, folder, Precision.FP32, overwrite=overwrite, tell=tell)
 
 
 def samples_of(run_folder: Path) -> list[str]:

@@ -75,6 +75,8 @@ def _figures(description: Description) -> dict[str, Any]:
     """Figures of the bundle as served and of its checkpoint, and how it was trained and checked."""
     if description.imported is not None:
         return {
+            **{part: found.served.to_json() for part, found in description.held_out.items()},
+            **({"reported_part": description.reported_part} if description.held_out else {}),
             "measured_on": description.machine,
             "precision_check": precision_check(description),
         }

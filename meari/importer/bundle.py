@@ -4,22 +4,28 @@ Input: files, and what the caller knows of them. Output: a bundle that has passe
 and nothing changed. Must not know: the command line.
 """
 
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from meari.bundle_format.names import Document, Family, Precision
-from meari.export.bundle import ExportedBundle, Run, check_target, write_bundle
+from meari.export.bundle import ExportedBundle, Run, check_target, write_bundle, write_smallest
 from meari.export.errors import Unimportable
+from meari.export.perplexity import MIN_TOKENS
 from meari.importer.layouts import Layout, Parts, find_parts, read_layout, without_common_prefix
 from meari.importer.network import read_network, to_model, with_vocabulary
 from meari.importer.vocabulary import ForeignVocabulary, Units, make_tokenizer, read_vocabulary
 from meari.importer.weights_file import WeightsFile, read_weights_file
 from meari.models.checkpoint import Checkpoint
 from meari.models.config import Config, CorpusConfig, TokenizerConfig, TrainingConfig
+from meari.models.text.corpus import read_pieces
+from meari.models.text.text_files import list_files
+from meari.models.text.token_file import TokenFile, open_token_file, write_token_file
+from meari.models.text.tokenizer import Tokenizer
 
 SEED = 1  # of weights that are replaced
 
@@ -36,6 +42,7 @@ class Source:
     unknown     token of all others; None: by its name
     tied        whether embedding and output are one tensor, of which the file may have one name
     activation  of an RNN, which a state dict does not tell
+    text        held-out text, on which int8 is measured; None: float32
     """
 
     weights: Path
@@ -46,21 +53,39 @@ class Source:
     unknown: str | None = None
     tied: bool = False
     activation: str | None = None
+    text: Path | None = None
 
 
 def import_model(
     source: Source, folder: Path, *, overwrite: bool = False, tell: Callable[[str], None] = lambda _: None
 ) -> ExportedBundle:
-    """Write a foreign model as a bundle in float32.
+    """Write a foreign model as a bundle: in int8 where it passes on held-out text, else in float32.
 
     overwrite   replace an existing bundle
     tell        called with a line for each choice and before each stage
 
-    Raises Unimportable, BundleExists and CheckFailed. In all of these cases the folder is as it was.
+    Raises Unimportable, BundleExists and CheckFailed, and CorpusError for the text. In all of these cases the folder is
+    as it was.
     """
     check_target(folder.absolute(), overwrite=overwrite)
     tell(f"Reading {source.weights}")
-    return write_bundle(read_foreign(source, folder.name, tell), folder, Precision.FP32, overwrite=overwrite, tell=tell)
+    run = read_foreign(source, folder.name, tell)
+    if source.text is None:
+        return write_bundle(run, folder, Precision.FP32, overwrite=overwrite, tell=tell)
+    with tempfile.TemporaryDirectory() as place:
+        held_out = _held_out(source.text, Path(place), run.checkpoint.tokenizer, has_ends=run.has_ends)
+        facts = {**(run.imported or {}), "held_out_text": source.text.name}
+        measured = replace(run, parts={"validation": held_out}, imported=facts)
+        return write_smallest(measured, folder, overwrite=overwrite, tell=tell)
+
+
+def _held_out(text: Path, folder: Path, tokenizer: Tokenizer, *, has_ends: bool) -> TokenFile:
+    """Return the tokens of a text: a line is a document where the end of a text counts, else the file."""
+    path, unit = folder / "validation.tokens", Document.LINE if has_ends else Document.FILE
+    counts = write_token_file(path, read_pieces(list_files([str(text)]), unit), tokenizer, unit)
+    if counts.num_tokens < MIN_TOKENS:
+        raise Unimportable(f"--text: got {counts.num_tokens} tokens, expected at least {MIN_TOKENS} to measure int8 on")
+    return open_token_file(path)
 
 
 def read_foreign(source: Source, name: str, tell: Callable[[str], None] = lambda _: None) -> Run:

@@ -10,6 +10,7 @@ if the vocabulary has none.
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -36,6 +37,8 @@ SUBWORDS = ("\u2581", "\u0120")  # ▁ of SentencePiece, Ġ of byte-level BPE
 MANY_SUBWORDS = 0.01
 ESCAPES = {r"\n": "\n", r"\t": "\t"}  # as a shell passes them on
 MAX_NAMED = 4  # named tokens among single characters
+NAMED = re.compile(r"<[^<>]+>|\[[^\[\]]+\]|xx[a-z]+")  # such as <pad>: no character, and no text leads to it
+PRIVATE_USE = range(0xE000, 0xF900)  # characters that stand for named tokens
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,13 @@ def read_vocabulary(
     found_unknown = _named(path, tokens, unknown, "--unknown") if unknown is not None else _unknown(path, tokens)
     if found_boundary is not None and found_boundary == found_unknown:
         raise Unimportable(f"--unknown: got {tokens[found_boundary]!r}, which is the boundary, expected another token")
-    notes = _notes(tokens, found_boundary, found_unknown)
     chosen = units or _guess(tokens)
+    notes = _notes(tokens, found_boundary, found_unknown)
+    if chosen == "chars":
+        notes += tuple(
+            f"{token!r} is read as {char!r}, a character for private use"
+            for token, char in _stand_ins(_plain(tokens, found_boundary, found_unknown)).items()
+        )
     if units is None:
         notes = (f"Units: {chosen}, by the tokens (--units says otherwise)", *notes)
     vocabulary = ForeignVocabulary(
@@ -191,13 +199,23 @@ def _guess(tokens: Sequence[str]) -> Units:
     return "chars" if sum(len(token) > 1 for token in tokens) <= min(MAX_NAMED, len(tokens) // 2) else "words"
 
 
+def _plain(tokens: Sequence[str], boundary: int | None, unknown: int | None) -> list[str]:
+    """Return the tokens but for these two."""
+    return [token for index, token in enumerate(tokens) if index not in (boundary, unknown)]
+
+
+def _stand_ins(plain: Sequence[str]) -> dict[str, str]:
+    """Return the character that stands for each named token among single characters."""
+    named = [token for token in plain if len(token) > 1 and NAMED.fullmatch(token)]
+    free = (char for char in map(chr, PRIVATE_USE) if char not in plain)
+    return dict(zip(named, free, strict=False))
+
+
 def _check_units(vocabulary: ForeignVocabulary) -> None:
-    plain = [
-        token for index, token in enumerate(vocabulary.tokens) if index not in (vocabulary.boundary, vocabulary.unknown)
-    ]
+    plain = _plain(vocabulary.tokens, vocabulary.boundary, vocabulary.unknown)
     path = vocabulary.path
     if vocabulary.units == "chars":
-        longer = next((token for token in plain if len(token) > 1), None)
+        longer = next((token for token in plain if len(token) > 1 and not NAMED.fullmatch(token)), None)
         if longer is not None:
             raise Unimportable(
                 f"{path}: got {show(longer)}, expected single characters (--units words is the other kind)"
@@ -219,7 +237,10 @@ def make_tokenizer(vocabulary: ForeignVocabulary) -> Tokenizer:
         END if is_chars else SPOKEN_END,
         UNKNOWN if vocabulary.unknown is None else vocabulary.tokens[vocabulary.unknown],
     ]
-    plain = [vocabulary.tokens[index] for index in vocabulary.order[2:] if index is not None]
+    plain = _plain(vocabulary.tokens, vocabulary.boundary, vocabulary.unknown)
+    if is_chars:
+        stand_ins = _stand_ins(plain)
+        plain = [stand_ins.get(token, token) for token in plain]
     entries = [*names, *_in_normal_form(plain, {*names, *plain}, single=is_chars)]
     model = WordLevel({token: index for index, token in enumerate(entries)}, unk_token=names[1])
     backend = tokenizers.Tokenizer(model)

@@ -18,6 +18,7 @@ from meari.cli.main import group
 from meari.export.bundle import Run
 from meari.export.errors import BundleExists, Unimportable
 from meari.importer.bundle import Source, import_model, read_foreign
+from meari.importer.vocabulary import read_vocabulary
 from meari.runtime.inspection import inspect_bundle
 from tests.export.serving import generate, score, served
 from tests.importer.foreign_models import (
@@ -183,6 +184,84 @@ def test_chosen_boundary_is_a_character_of_the_vocabulary(chars: Path) -> None:
     assert (got[:, 0] - expected[:, CHARS.index("\n")]).abs().max() < 1e-4
     assert run.has_ends
     assert tokenizer.encode("\n") == [1]
+
+
+NAMED = ("<pad>", "<sos>", "<eos>", "<unk>")
+
+
+@pytest.mark.parametrize("named", [NAMED[:1], NAMED[2:], NAMED, (*NAMED[2:], "[MASK]", "xxpad")])
+def test_named_tokens_among_characters_keep_their_probabilities_and_no_text_leads_to_them(
+    tmp_path: Path, named: tuple[str, ...]
+) -> None:
+    vocabulary = (*named[:2], *CHARS, *named[2:])
+    path = tmp_path / "chars.json"
+    path.write_text(json.dumps(vocabulary))
+    model = randomised(CharRnn("gru", len(vocabulary), 9, 2))
+    told: list[str] = []
+    boundary = "<eos>" if "<sos>" in named else None
+    torch.save(model.float().state_dict(), tmp_path / "model.pt")
+    run = read_foreign(Source(tmp_path / "model.pt", path, boundary=boundary), "model", told.append)
+    tokenizer, network = run.checkpoint.tokenizer, run.checkpoint.model
+    text = "an echo, "
+    rows = logprobs_of(model, vocabulary, [*(["<eos>"] if "<eos>" in named else []), *text])
+    with torch.inference_mode():
+        hidden, _ = network(torch.tensor([[0, *tokenizer.encode(text)]]), network.initial_state(1))
+        got = network.logits(hidden[0]).log_softmax(-1).double()[-len(rows) :]
+    order = read_vocabulary(path, boundary=boundary).order
+    columns = [place for place, index in enumerate(order) if index is not None]
+    assert (got[:, columns] - rows[:, [order[place] for place in columns]]).abs().max() < 1e-4  # type: ignore[index]
+    others = [token for token in named if token not in ("<eos>", "<unk>")]
+    for token in others:
+        assert all(vocabulary[order[found] or 0] not in named or found == 1 for found in tokenizer.encode(token))
+        assert any(line.startswith(f"{token!r} is read as") for line in told)
+    assert sum("private use" in line for line in told) == len(others)
+
+
+def test_bundle_with_named_tokens_among_characters_is_served(tmp_path: Path) -> None:
+    path = tmp_path / "chars.json"
+    path.write_text(json.dumps((*NAMED, *CHARS)))
+    torch.save(randomised(CharRnn("lstm", 4 + len(CHARS), 9, 1)).state_dict(), tmp_path / "model.pt")
+    import_model(Source(tmp_path / "model.pt", path, boundary="<eos>"), tmp_path / "echo")
+    assert inspect_bundle(tmp_path / "echo").problem == ""
+
+
+@pytest.mark.parametrize("kind", ["RNN_TANH", "GRU", "LSTM"])
+def test_held_out_text_measures_the_bundle_and_makes_it_int8_where_that_passes(words: Path, kind: str) -> None:
+    model = word_model(kind, 2, tied=False)
+    torch.save(model.state_dict(), words.with_name("model.pt"))
+    text = words.with_name("held-out.txt")
+    text.write_text("".join(f"{line}\n" for line in TEXTS) * 8, "utf-8")
+    arguments = ["import", words.with_name("model.pt"), words.with_name("echo"), "--vocabulary", words, "--text", text]
+    done = CliRunner().invoke(group, [*map(str, arguments), "--json"])
+    assert done.exit_code == 0, done.output
+    described = json.loads(done.stdout)
+    assert described["precision"] == ("fp32" if "No int8 bundle: " in done.stderr else "int8")
+    tokens = [["<eos>", *line.replace("<eos>", "<unk>").split(), "<eos>"] for line in TEXTS]
+    nats = sum(
+        -float(row[WORDS.index(after if after in WORDS else "<unk>")])
+        for line in tokens
+        for row, after in zip(logprobs_of(model, WORDS, line[:-1]), line[1:], strict=True)
+    )
+    perplexity = np.exp(nats / sum(len(line) - 1 for line in tokens))
+    figures = json.loads((words.with_name("echo") / "manifest.json").read_text())["figures"]
+    assert figures["validation"]["perplexity"] == pytest.approx(perplexity, rel=0.01)
+    assert inspect_bundle(words.with_name("echo")).problem == ""
+
+
+def test_int8_that_costs_too_much_leaves_float32_and_a_short_text_is_refused(chars: Path) -> None:
+    model = randomised(CharRnn("lstm", len(CHARS), 10, 2))  # the added boundary has large weights beside small ones
+    torch.save(model.state_dict(), chars.with_name("model.pt"))
+    text = chars.with_name("held-out.txt")
+    text.write_text("the sea,\nit's an echo.\n" * 20)
+    told: list[str] = []
+    source = Source(chars.with_name("model.pt"), chars, text=text)
+    import_model(source, chars.with_name("echo"), tell=told.append)
+    manifest = json.loads((chars.with_name("echo") / "manifest.json").read_text())
+    assert any(line.startswith("No int8 bundle: ") for line in told) == (manifest["precision"] == "fp32")
+    text.write_text("short")
+    with pytest.raises(Unimportable, match=r"--text: got \d+ tokens, expected at least 64"):
+        import_model(source, chars.with_name("other"))
+    assert not chars.with_name("other").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
