@@ -180,7 +180,7 @@ class TextFigures(msgspec.Struct):
 
 
 class StateTensorValues(msgspec.Struct):
-    """Tensor of the recurrent state over time.
+    """Tensor of the recurrent state over time, or a gate.
 
     `size` counts its numbers, `units` are those that are told, and `values[i][j]` is unit `units[j]` after token i.
     """
@@ -197,13 +197,18 @@ class StatesUsage(msgspec.Struct):
     computed_tokens: int
 
 
-class StatesAnswer(msgspec.Struct):
-    """Answer of POST /states; `tokens` are those of the text, without the boundary token before them."""
+class StatesAnswer(msgspec.Struct, omit_defaults=True):
+    """Answer of POST /states; `tokens` are those of the text, without the boundary token before them.
+
+    `gates` are there if they were asked for: of a GRU r, z and the candidate n, of an LSTM i, f, o and the candidate g,
+    each with the number of its layer; none of other families.
+    """
 
     model: str
     tokens: list[TokenText]
     tensors: list[StateTensorValues]
     usage: StatesUsage
+    gates: list[StateTensorValues] | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,21 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
+from meari.bundle_format.folders import CELL_GRAPH
 from meari.bundle_format.manifest import Manifest
 from meari.bundle_format.reader import read_files, read_manifest
 from meari.bundle_format.signatures import PublicKey
-from meari.errors import BundleError
+from meari.errors import BundleError, NotReady
 from meari.runtime.agreement import check_graphs, check_reserved, check_tokenizer
 from meari.runtime.engine.runner import RowByRowRunner, Runner, Sessions, StateTensor
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.engine_graphs import reader_graph, writer_graph
-from meari.runtime.graphs.layers import fuse_products, vectors_of
+from meari.runtime.graphs.layers import find_gates, fuse_products, vectors_of
+from meari.runtime.graphs.onnx_graph import FLOAT
 from meari.runtime.self_test import SelfTest, check_golden, read_golden, rows_are_isolated
 from meari.runtime.text.tokenizer import TextTokenizer, parse_tokenizer, text_tokenizer
 
-__all__ = ["Bundle", "open_bundle"]
+__all__ = ["Bundle", "open_bundle", "read_gates"]
 
 # Full batches, single rows, and sizes around the widths of vector registers and kernels.
 BATCH_SIZES: Final = (1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 31, 32, 48)
@@ -95,6 +99,35 @@ def open_bundle(folder: Path, *, max_slots: int, signing_keys: Sequence[PublicKe
         runner = RowByRowRunner.replacing(runner)
     self_test = SelfTest(difference, isolated, (*sizes, max_slots), ort.__version__)
     return Bundle(folder, manifest, digest, tokenizer, runner, self_test)
+
+
+def read_gates(
+    bundle: Bundle, tokens: Sequence[int], states: Mapping[str, npt.NDArray[np.float32]]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return gates and candidates of a GRU's or LSTM's layers while tokens are read; none of another cell.
+
+    tokens   num_tokens ids
+    states   state tensor -> float32 [num_tokens, *shape], before each token
+    returns  name with the number of its layer -> float32 [num_tokens, units]: r, z, n of a GRU, i, f, g, o of an LSTM
+
+    They are inside the cell's graph, which is read from the folder once more. Raises NotReady if the bundle has changed
+    or is gone.
+    """
+    if not tokens:
+        return {}
+    try:
+        cell = BundleGraph(read_files(bundle.folder, bundle.manifest)[CELL_GRAPH])
+    except BundleError as error:
+        raise NotReady(f"the bundle of {bundle.manifest.name} was changed; ask again once it is loaded") from error
+    gates = find_gates(cell.model.graph, states)
+    if not gates:
+        return {}
+    del cell.model.graph.output[:]
+    for value in gates.values():
+        cell.model.graph.output.add(name=value).type.tensor_type.elem_type = FLOAT
+    inputs = {"token": np.array(tokens, np.int64), **states}
+    values = _open_session(cell.model.SerializeToString()).run(list(gates.values()), inputs)
+    return dict(zip(gates, values, strict=True))
 
 
 @contextlib.contextmanager

@@ -210,6 +210,8 @@ OWN_FIELDS: Final[dict[tuple[str, str], Field]] = {
     ),
     ("CompleteUsage", "prompt_tokens"): ("Tokens of the text.", 18),
     ("DetokenizeRequest", "tokens"): ("Tokens as /tokenize returns them, or their ids.", [5, 6]),
+    ("StatesRequest", "gates"): ("Return the gates and candidates of a GRU or LSTM too.", True),
+    ("StatesAnswer", "gates"): ("Gates and candidates at each token, if they were asked for.",),
     ("StatesRequest", "units"): ("Maximum number of elements to return per tensor, evenly spaced.", 64),
     ("StatesAnswer", "tokens"): ("Tokens of the text.",),
     ("TokenizeBody", "tokens"): ("The tokens in order.",),

@@ -63,11 +63,12 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class StatesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
-    """Body of POST /states: a short text, and how many numbers of each state tensor to tell."""
+    """Body of POST /states: a short text, how many numbers of each state tensor to tell, and whether of gates too."""
 
     text: str
     model: str | UnsetType = UNSET
     units: Annotated[int, Meta(ge=1, le=128)] = 64
+    gates: bool = False
 
 
 Request = TypeVar("Request", bound=msgspec.Struct)

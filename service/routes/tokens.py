@@ -69,7 +69,8 @@ def states_blueprint(service: Service) -> Blueprint:
         deadline = exchange.deadline(service.settings.max_timeout_seconds)
         ids, scoring = _begin(request, model, exchange, deadline)
         exchange.watch(scoring, model).await_scores(scoring)
-        return json_response(states_answer(model.name, ids, model.tokenizer.vocabulary, scoring, request.units))
+        units, with_gates = request.units, request.gates
+        return json_response(states_answer(model.name, model.bundle, ids, scoring, units, with_gates=with_gates))
 
     return blueprint
 
@@ -83,8 +84,7 @@ def _begin(
         if len(ids) > MAX_TOKENS:
             raise InvalidRequest(Problem("text", f"{len(ids)} tokens", f"at most {MAX_TOKENS}"))
         exchange.ticket.take_tokens(len(ids))
-        num_tensors = len(model.bundle.manifest.state)
-        exchange.ticket.take_bytes(states_bytes(len(ids), model.bundle.runner.state_bytes, num_tensors, request.units))
+        exchange.ticket.take_bytes(states_bytes(len(ids), model.bundle, request.units, with_gates=request.gates))
         scoring = model.engine.score(states_call(ids, model.tokenizer.vocabulary.end_id, deadline), reservation)
         scoring.num_prompt_tokens, scoring.num_texts = len(ids), 1  # the prefixes that it scores are one text
     exchange.note_work(lambda: Work(len(ids), scoring.cached_tokens, prompts=(request.text,)))

@@ -1,5 +1,5 @@
 // A drawn cell at work: a loaded model of its family reads a text, token by token, with the numbers of a few of its units.
-// The numbers are those of POST /states and POST /score; what these do not tell (the gates r, z, f and i), is not shown.
+// The numbers, gates included, are those of POST /states and POST /score.
 
 import { post } from "./api.js";
 import { exampleOf } from "./examples.js";
@@ -9,7 +9,14 @@ import { visible } from "./tokens.js";
 
 const UNITS = 8;
 const NUM_NEXT = 5;
-const MIN_TANH = 0.05; // under it four decimals of h and c do not tell the gate o
+/** Of each family its rows in the order in which a step computes them: old state, gates and candidate, new state. */
+const ROWS = {
+  rnn: ["h−", "h"],
+  gru: ["h−", "r", "n", "z", "h"],
+  lstm: ["c−", "h−", "f", "i", "g", "c", "o", "h"],
+  esn: ["s−", "s"],
+};
+const GATES = "rzifo"; // the others of a step lie between −1 and 1
 
 /** One card's runner; family: as models have it. */
 class CellRun {
@@ -61,7 +68,7 @@ class CellRun {
     const [model, text] = [this.model.name, this.text.value];
     this.task.run(async (signal) => {
       const [states, scores] = await Promise.all([
-        post("states", { model, text, units: UNITS }, signal),
+        post("states", { model, text, units: UNITS, gates: true }, signal),
         post("score", { model, text, tokens: true, top: NUM_NEXT, add_end: true }, signal),
       ]);
       this.answer = { states, tokens: scores.results[0].tokens };
@@ -94,30 +101,20 @@ class CellRun {
     this.note.textContent = t(`run.note.${this.family}`, { units: units.length, size });
   }
 
-  /** Head, then old and new values of the state tensors of the first layer, and what follows from them. */
-  rows(states) {
-    const layer = firstLayer(states);
-    const head = make("tr", {}, make("th", { scope: "col", textContent: t("run.unit") }), ...layer[0].units.map((unit) => make("th", { scope: "col", className: "number", textContent: String(unit) })));
-    const rows = layer.toReversed().flatMap(({ name, values }) => [
-      row(sign(name[0], "t−1"), this.at > 0 ? values[this.at - 1] : null),
-      row(sign(name[0], "t"), values[this.at]),
-    ]);
-    if (this.family !== "lstm") return [head, ...rows];
-    const [h, c] = ["h0", "c0"].map((name) => layer.find((tensor) => tensor.name === name).values[this.at]);
-    return [head, ...rows.slice(0, 2), row(gate("o"), h.map((value, i) => outputGate(value, c[i]))), ...rows.slice(2)];
+  /** Head, then a row each of the first layer's state before and after the token, and of the gates between them. */
+  rows({ tensors, gates }) {
+    const { units } = firstLayer({ tensors })[0];
+    const head = make("tr", {}, make("th", { scope: "col", textContent: t("run.unit") }), ...units.map((unit) => make("th", { scope: "col", className: "number", textContent: String(unit) })));
+    const found = Object.fromEntries([...tensors, ...gates].map(({ name, values }) => [name, values]));
+    const known = ROWS[this.family].filter((name) => `${name[0]}0` in found);
+    return [head, ...known.map((name) => row(nameOf(name), found[`${name[0]}0`][name.endsWith("−") ? this.at - 1 : this.at] ?? null))];
   }
 }
 
 const firstLayer = ({ tensors }) => tensors.filter(({ name }) => /^[shc]0$/.test(name));
 
-/** o of h = o ⊙ tanh(c), null where the rounded numbers do not tell it. */
-export function outputGate(h, c) {
-  const shown = Math.tanh(c);
-  return Math.abs(shown) < MIN_TANH ? null : Math.max(0, Math.min(1, h / shown));
-}
-
 const sign = (name, index) => make("span", { className: "sign" }, name, make("sub", { textContent: index }));
-const gate = (name) => make("span", { className: "gate-name" }, sign(name, "t"));
+const nameOf = (name) => (GATES.includes(name) ? make("span", { className: "gate-name" }, sign(name, "t")) : sign(name[0], name.endsWith("−") ? "t−1" : "t"));
 
 /** Numbers with a bar each, from −1 to 1; values null: before the first token only the end of a text was read. */
 function row(name, values) {

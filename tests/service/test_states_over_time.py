@@ -47,6 +47,7 @@ def test_empty_text_has_no_states(client: FlaskClient) -> None:
         ({"text": "a", "units": 129}, 400, "units: got 129, expected 1 <= units <= 128"),
         ({"text": "a", "units": 0}, 400, "units"),
         ({"text": "a", "layers": 1}, 400, "layers"),
+        ({"text": "a", "gates": "yes"}, 400, "gates"),
         ({"text": "a" * 257}, 400, "text: got 257 tokens, expected at most 256"),
         ({"text": "a" * 4097}, 413, "text: got 4097 characters, expected at most 4096"),
         ({"text": "a", "model": "nothing"}, 404, "nothing"),
@@ -56,6 +57,12 @@ def test_invalid_units_and_tensors_are_reported(
     client: FlaskClient, body: dict[str, Any], status: int, message: str
 ) -> None:
     assert message in post(client, status, **body)["error"]["message"]
+
+
+def test_gates_are_told_only_if_asked_for_and_a_cell_without_any_has_none(client: FlaskClient) -> None:
+    assert "gates" not in post(client, text="ab")
+    assert post(client, text="ab", gates=True) == {**post(client, text="ab"), "gates": []}
+    assert post(client, text="", gates=True)["gates"] == []
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +92,19 @@ def test_states_of_released_models_match_their_state_tokens(released: Flask, mod
             np.allclose(np.frombuffer(data, "<f4", tensor["size"], at)[tensor["units"]], told, atol=1e-4)
             for at in range(len(data) - 4 * tensor["size"])
         )
+
+
+def test_gates_of_released_models_lead_from_each_state_to_the_next(released: Flask) -> None:
+    client = released.test_client()
+    for model, names in (("shakespeare-gru", "rzn"), ("shakespeare-lstm", "ifgo"), ("shakespeare-rnn", "")):
+        answer = post(client, model=model, text="To be, or", units=64, gates=True)
+        values = {each["name"]: np.array(each["values"]) for each in (*answer["tensors"], *answer["gates"])}
+        assert {each["name"][0] for each in answer["gates"]} == set(names)
+        assert all(len(each["units"]) == 64 for each in answer["gates"])
+        if names == "rzn":
+            before, z = values["h0"][:-1], values["z0"][1:]
+            assert np.allclose((1 - z) * values["n0"][1:] + z * before, values["h0"][1:], atol=5e-4)
+        elif names:
+            c = values["f0"][1:] * values["c0"][:-1] + values["i0"][1:] * values["g0"][1:]
+            assert np.allclose(c, values["c0"][1:], atol=1e-3)
+            assert np.allclose(values["o1"] * np.tanh(values["c1"]), values["h1"], atol=5e-4)

@@ -36,10 +36,11 @@ import numpy as np
 from meari.runtime.graphs.bundle_graph import copy_node
 from meari.runtime.graphs.onnx_graph import FLOAT, RUNTIME_DOMAIN, Drawing
 
-__all__ = ["draw_layers", "fuse_products", "vectors_of"]
+__all__ = ["draw_layers", "find_gates", "fuse_products", "vectors_of"]
 
 ONE: Final = "fused.one"
 SEES_THE_BATCH: Final = {"Shape", "Size"}  # operators whose result depends on the number of rows
+SPLIT_INTO: Final = {2: ("r", "z", "n"), 4: ("i", "f", "g", "o")}  # of a GRU, whose n stands apart, and of an LSTM
 TOKEN: Final = "token"  # noqa: S105 (an input's name)
 
 
@@ -98,6 +99,23 @@ def _ancestors(cell: Any, values: set[str]) -> list[Any]:
             wanted.update(node.input)
             nodes.append(node)
     return nodes[::-1]
+
+
+def find_gates(cell: Any, state: Iterable[str]) -> dict[str, str]:
+    """Return the gates and candidates of a GRU or LSTM cell: name with the number of the layer -> value of the graph.
+
+    They stand on the parts of a sum that `export/graphs/recurrent.py` splits; a cell without such a sum has none.
+    """
+    found: dict[str, str] = {}
+    for layer in find_layers(cell, state):
+        numbers = [name[1:] for name in layer.state if name[:1] == "h" and name[1:].isdecimal()]
+        parts = next((node.output for node in layer.nodes if node.op_type == "Split"), ())
+        if len(numbers) == 1 and len(parts) in SPLIT_INTO:
+            functions = [node for node in layer.nodes if node.op_type in ("Sigmoid", "Tanh")]
+            values = [next((node.output[0] for node in functions if part in node.input), part) for part in parts]
+            values += [node.output[0] for node in functions if len(parts) == 2 and node.op_type == "Tanh"]
+            found |= {name + numbers[0]: value for name, value in zip(SPLIT_INTO[len(parts)], values, strict=False)}
+    return found
 
 
 class _Steps:

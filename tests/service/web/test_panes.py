@@ -16,7 +16,7 @@ from tests.service.running import Server
 from tests.service.web.conftest import Visit
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 SENTENCES = ["the king is dead", "The king is dead.", "The king is =cabbage, red."]
 
@@ -204,16 +204,7 @@ def test_drawn_cell_runs_on_the_tokens_of_a_loaded_model(visit: Visit, released_
     for _ in range(3):
         run.get_by_role("button", name="One token on").click()
     assert run.locator("output").inner_text() == "Token 4 of 9: ␣"
-    states = released_server.post("/states", model="shakespeare-lstm", text="The bells", units=8).json()
-    tensors = {each["name"]: each["values"] for each in states["tensors"]}
-    rows = run.locator("tr").evaluate_all("all => all.map(row => [...row.cells].map(cell => cell.textContent))")
-    assert [row[0] for row in rows] == ["Unit", "ct−1", "ct", "ot", "ht−1", "ht"]
-    for row, values in zip(
-        (1, 2, 4, 5), (tensors["c0"][2], tensors["c0"][3], tensors["h0"][2], tensors["h0"][3]), strict=True
-    ):
-        assert [_number(cell) for cell in rows[row][1:]] == pytest.approx(values, abs=0.0051)
-    for cell, h, c in zip(rows[3][1:], tensors["h0"][3], tensors["c0"][3], strict=True):
-        assert cell == "–" if abs(math.tanh(c)) < 0.05 else _number(cell) == pytest.approx(h / math.tanh(c), abs=0.0051)
+    _shows_the_step(page, released_server, "lstm", "The bells", 3)
     body: dict[str, Any] = {"model": "shakespeare-lstm", "text": "The bells", "tokens": True, "top": 5}
     [scored] = released_server.post("/score", **body).json()["results"]
     likely = run.locator(".likely").inner_text()
@@ -224,9 +215,37 @@ def test_drawn_cell_runs_on_the_tokens_of_a_loaded_model(visit: Visit, released_
     ]
     assert places
     assert places == sorted(places)
-    assert [page.locator(f"[data-run={family}] td.number").count() > 0 for family in ("rnn", "gru", "esn")] == [
-        True
-    ] * 3
+    for family in ("rnn", "gru", "esn"):
+        page.wait_for_selector(f"[data-run={family}] td.number")
+        text = page.locator(f"[data-run={family}] input").input_value()
+        page.locator(f"[data-run={family}]").get_by_role("button", name="One token on").click()
+        _shows_the_step(page, released_server, family, text, 1)
+
+
+STEPS = {
+    "rnn": ["ht−1", "ht"],
+    "gru": ["ht−1", "rt", "nt", "zt", "ht"],
+    "lstm": ["ct−1", "ht−1", "ft", "it", "gt", "ct", "ot", "ht"],
+    "esn": ["st−1", "st"],
+}
+
+
+def _rows(page: Page, family: str) -> list[list[str]]:
+    found: list[list[str]] = page.locator(f"[data-run={family}] tr").evaluate_all(
+        "all => all.map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+    return found
+
+
+def _shows_the_step(page: Page, server: Server, family: str, text: str, place: int) -> None:
+    """Assert that the rows have the numbers of a step: state before, gates, state after."""
+    states = server.post("/states", model=f"shakespeare-{family}", text=text, units=8, gates=True).json()
+    values = {each["name"]: each["values"] for each in (*states["tensors"], *states["gates"])}
+    rows = _rows(page, family)
+    assert [row[0] for row in rows] == ["Unit", *STEPS[family]]
+    for name, *cells in rows[1:]:
+        at = place - 1 if name.endswith("t−1") else place
+        assert [_number(cell) for cell in cells] == pytest.approx(values[f"{name[0]}0"][at], abs=0.0051), name
 
 
 def _number(text: str) -> float:
