@@ -45,6 +45,7 @@ class Corpus:
     download  name of the source in FOLDER/downloads
     sha256    of the source, "" if it is not known
     make      source, folder of the corpus → its files
+    why_not   what the files are, and why they cannot be made, where they must be put in place
     """
 
     name: str
@@ -54,6 +55,7 @@ class Corpus:
     sha256: str = ""
     make: Callable[[Path, Path], None] | None = None
     unsorted: frozenset[str] = field(default_factory=frozenset)
+    why_not: str = ""
 
 
 def copy_text(source: Path, folder: Path) -> None:
@@ -116,6 +118,11 @@ CORPORA = (
             "valid.txt": "d846c2e7c30e9c700406e11b973fd10d8afa534d2f644a578ff45bfd9fd3daac",
             "test.txt": "badf91103fc23a71d0a8e6e81afed90765856f5051c5614c8ef00991da3701f7",
         },
+        why_not=(
+            "Pepys' diary and War and Peace (standardebooks.org), a paragraph a line, in blocks of 50 paragraphs 18 of "
+            "20 for training, one validation, one test; which editions they were is not recorded, so they cannot be "
+            "made from them"
+        ),
     ),
 )
 
@@ -132,11 +139,9 @@ def make_corpus(corpus: Corpus, folder: Path, mirror: str = "") -> None:
         _compare(corpus, own)
         return
     if corpus.make is None:
-        missing = ", ".join(str(own / name) for name in corpus.files if not (own / name).is_file())
-        raise CorporaError(
-            f"{corpus.name}: cannot be made from its sources: their editions and how paragraphs were taken from them "
-            f"are not recorded; put these files in place, and they are compared: {missing}"
-        )
+        absent = [name for name in corpus.files if not (own / name).is_file()]
+        files = "".join(f"\n  {own / name}, SHA-256 {corpus.files[name]}" for name in absent)
+        raise CorporaError(f"{corpus.name}: {corpus.why_not}; put in place, and they are compared:{files}")
     source = _source(corpus, folder / DOWNLOADS, mirror)
     half = folder / f"{corpus.name}.half"
     shutil.rmtree(half, ignore_errors=True)

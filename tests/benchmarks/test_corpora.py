@@ -123,9 +123,15 @@ def test_wrong_download_and_damaged_archive_are_refused(tmp_path: Path, site: Pa
 
 
 def test_files_that_were_put_in_place_are_compared(tmp_path: Path) -> None:
-    with pytest.raises(CorporaError, match=r"books: cannot be made .*put these files in place.*books/train\.txt"):
-        make_corpus(BOOKS, tmp_path)
-    (tmp_path / "books").mkdir()
+    for present in ([], ["train.txt"]):
+        (tmp_path / "books").mkdir(exist_ok=True)
+        for name in present:
+            (tmp_path / "books" / name).touch()
+        with pytest.raises(CorporaError, match=r"books: Pepys.*cannot be made from them; put in place") as error:
+            make_corpus(BOOKS, tmp_path)
+        for name, sha256 in BOOKS.files.items():
+            line = f"\n  {tmp_path / 'books' / name}, SHA-256 {sha256}"
+            assert (line in str(error.value)) == (name not in present)
     for name in BOOKS.files:
         (tmp_path / "books" / name).write_text("another text\n")
     with pytest.raises(CorporaError, match=r"books/train\.txt: got SHA-256 \w+, expected 78e238"):

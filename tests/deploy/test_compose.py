@@ -112,6 +112,18 @@ def test_own_bundles_lie_beside_those_of_the_image() -> None:
     assert "\nENV MEARI_BUNDLES=/bundles:/srv/meari/bundles\n" in DOCKERFILE
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
+def test_readme_runs_the_image_on_its_second_screen_with_own_bundles_where_the_image_looks_first(name: str) -> None:
+    lines = (ROOT / name).read_text("utf-8").splitlines()
+    at = next(place for place, line in enumerate(lines) if line.startswith("docker run "))
+    assert at < 2 * 40
+    assert lines[at - 1] == "make image"
+    words = lines[at].split()
+    assert words[-1] == re.findall(r"^IMAGE \?= (\S+)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)[0]
+    assert words[words.index("-v") + 1] == "./my-bundles:/bundles:ro"
+    assert words[words.index("-p") + 1].split(":")[-1] == "8000"
+
+
 def test_keys_reach_the_service_if_they_are_set() -> None:
     passed = {name: value for name, value in SERVICES["meari"]["environment"].items() if "KEY" in name}
     names = {"MEARI_ADMIN_KEYS", "MEARI_API_KEYS", "MEARI_KEYS_FILE", "MEARI_SIGNING_KEYS", "MEARI_STATE_KEY"}
