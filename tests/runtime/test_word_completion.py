@@ -208,15 +208,15 @@ def ids(kind: TokenizerKind, texts: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(vocabulary.pieces.index(text.encode()) for text in texts)
 
 
-CHAR_TEXTS = ["", "a", "ab ", "a'", "a-b", "b.", "ab\n", "ae\u0301", "zz", "가"]
+CHAR_TEXTS = ["", " ", "a", "ab ", "ab  ", "a'", "a-b", "b.", "ab\n", "ae\u0301", "zz", "zz a", "가"]
 
 
 @settings(max_examples=10, deadline=None)
 @given(
     text=st.sampled_from(CHAR_TEXTS),
     seed=st.integers(0, 10**6),
-    max_words=st.integers(1, 2),
-    n=st.sampled_from([1, 3, MANY]),
+    max_words=st.sampled_from([1, 2, 3, 8]),
+    n=st.sampled_from([1, 3, 20, MANY]),
 )
 def test_characters_complete_as_an_exhaustive_list_says(text: str, seed: int, max_words: int, n: int) -> None:
     table = Table(ids(TokenizerKind.CHAR, (*"abe -'.\n가", "<|unk|>")), seed)
@@ -230,6 +230,7 @@ BYTE_TEXTS = [
     ("", "th"),
     ("", "the"),
     ("the", " "),
+    ("the ", " "),
     ("the", " t"),
     ("the", " th"),
     ("the", "'"),
@@ -242,8 +243,8 @@ BYTE_TEXTS = [
 @given(
     text=st.sampled_from(BYTE_TEXTS),
     seed=st.integers(0, 10**6),
-    max_words=st.integers(1, 2),
-    n=st.sampled_from([1, 3, MANY]),
+    max_words=st.sampled_from([1, 2, 3, 8]),
+    n=st.sampled_from([1, 3, 20, MANY]),
 )
 def test_bytes_complete_as_an_exhaustive_list_says(text: tuple[str, str], seed: int, max_words: int, n: int) -> None:
     head, tail = text
@@ -261,6 +262,10 @@ WORD_TEXTS = [
     ("the", "."),
     ("the.", "th"),
     ("a zzz", ""),
+    ("a zzz ", ""),
+    ("zzz  ", ""),
+    ("the  ", "th"),
+    ("the\n", ""),
     ("the ", "하"),
 ]
 
@@ -269,8 +274,8 @@ WORD_TEXTS = [
 @given(
     text=st.sampled_from(WORD_TEXTS),
     seed=st.integers(0, 10**6),
-    max_words=st.integers(1, 2),
-    n=st.sampled_from([1, 3, MANY]),
+    max_words=st.sampled_from([1, 2, 3, 8]),
+    n=st.sampled_from([1, 3, 20, MANY]),
 )
 def test_words_complete_as_an_exhaustive_list_says(text: tuple[str, str], seed: int, max_words: int, n: int) -> None:
     head, tail = text
