@@ -6,12 +6,14 @@ Input: texts and keyword arguments. Output: requests of the runtime. Must not kn
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
 
 from meari.bulk.options import ScoreOptions, checked_request
+from meari.client.answers import Token
 from meari.client.fields import State, body_of
 from meari.errors import InvalidRequest, Problem
 from meari.runtime.requests import CompleteRequest, GenerateRequest, ScoreRequest, checked_score
@@ -20,6 +22,8 @@ from meari.validation.parsing import Parser
 __all__ = [
     "LogBase",
     "StateLike",
+    "checked_ids",
+    "checked_state",
     "checked_text",
     "checked_texts",
     "complete_request",
@@ -32,6 +36,7 @@ StateLike = State | str | bytes | None
 MAX_SHOWN: Final = 60
 _score_requests: Final = Parser(ScoreRequest, checked_score)
 _complete_requests: Final = Parser(CompleteRequest)
+_CHOSEN: Final = {"model": "`meari.load` chooses it", "stream": "`stream` and `generate` are methods of their own"}
 _BASES: Final = {2: "2", 10: "10", math.e: "e"}  # numbers that stand for the names
 
 
@@ -47,7 +52,7 @@ def checked_text(text: object, field: str = "text") -> str:
             raise InvalidRequest(
                 Problem(field, got, "characters", "half of a surrogate pair stands for none")
             ) from None
-    return text
+    return text if type(text) is str else str.__str__(text)  # such as numpy.str_, which JSON has no form for
 
 
 def checked_texts(texts: Iterable[str]) -> list[str]:
@@ -57,8 +62,42 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
     return [checked_text(text, f"texts[{place}]") for place, text in enumerate(texts)]
 
 
+def checked_ids(tokens: Iterable[Token | int]) -> list[int]:
+    """Return the ids of tokens. Raises InvalidRequest, naming the first that is no token of any model."""
+    if isinstance(tokens, str | bytes | Mapping) or not isinstance(tokens, Iterable):
+        raise InvalidRequest(Problem("tokens", _shown(tokens), "tokens, or their ids"))
+    return [_checked_id(token, f"tokens[{place}]") for place, token in enumerate(tokens)]
+
+
+def _checked_id(token: Token | int, field: str) -> int:
+    found = token.id if isinstance(token, Token) else token
+    try:
+        number = operator.index(found)
+    except TypeError:
+        number = -1
+    if number < 0 or isinstance(found, bool):
+        raise InvalidRequest(Problem(field, _shown(found), "a token, or its id, 0 or more"))
+    return number
+
+
+def checked_state(state: StateLike) -> str | None:
+    """Return the token of a state. Raises InvalidRequest for what is none by its kind."""
+    if state is None:
+        return None
+    if not isinstance(state, State | str | bytes):
+        raise InvalidRequest(Problem("state", _shown(state), "a state (State, str or bytes)"))
+    try:
+        return State(state).token
+    except UnicodeDecodeError:
+        raise InvalidRequest(Problem("state", _shown(state), "a state: ASCII characters")) from None
+
+
 def generate_request(prompt: str, fields: Mapping[str, Any]) -> GenerateRequest:
     """Return a request to generate. Raises InvalidRequest for an unknown field, and for a value out of its range."""
+    for name, reason in _CHOSEN.items():
+        if name in fields:
+            raise InvalidRequest(Problem(name, _shown(fields[name]), "no such argument", reason))
+    fields = {**fields, "state": checked_state(fields.get("state"))}
     return checked_request(_encoded({"prompt": checked_text(prompt, "prompt"), **body_of(fields)}))
 
 
@@ -79,7 +118,14 @@ def score_options(
 ) -> ScoreOptions:
     """Return options of scoring. Raises InvalidRequest for a value out of its range."""
     base = _BASES.get(log_base, log_base) if isinstance(log_base, int | float) else log_base
-    fields = {"context": context, "state": state, "log_base": base, "tokens": tokens, "words": words, "top": top}
+    fields = {
+        "context": context,
+        "state": checked_state(state),
+        "log_base": base,
+        "tokens": tokens,
+        "words": words,
+        "top": top,
+    }
     if context is not None:
         checked_text(context, "context")
     request = _score_requests.parse(_encoded({"texts": [""], "add_end": add_end, **body_of(fields)}))
@@ -100,6 +146,8 @@ def score_options(
 def _encoded(body: Mapping[str, Any]) -> bytes:
     """Return a body as JSON. Raises InvalidRequest for a value that JSON has no form for."""
     for name, value in body.items():
+        if isinstance(value, str):
+            checked_text(value, name)
         if isinstance(value, float) and not math.isfinite(value):
             raise InvalidRequest(Problem(name, str(value), "a finite number"))
     try:

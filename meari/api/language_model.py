@@ -17,6 +17,8 @@ import numpy.typing as npt
 from meari.api.arguments import (
     LogBase,
     StateLike,
+    checked_ids,
+    checked_state,
     checked_text,
     checked_texts,
     complete_request,
@@ -148,7 +150,13 @@ class LanguageModel:
     ) -> float | Floats:
         """Return exp(−log-probability / number of tokens) of a text, or of each of several; nan without tokens.
 
-        Of different tokenizers perplexities do not compare; `bits_per_char` does.
+        returns  float, 1 or more; of several texts float64 [num_texts], in their order
+
+        `context`, `state` and `end` are those of `score`. Of different tokenizers perplexities do not compare;
+        `bits_per_char` does.
+
+        >>> round(lm.perplexity("To be", end=False), 6) == round(math.exp(-lm.score("To be", end=False) / 5), 6)
+        True
         """
         return self._figures(text, lambda sums, base: _number(sums.figures(base).perplexity), context, state, "e", end)
 
@@ -168,7 +176,12 @@ class LanguageModel:
         state: StateLike = None,
         end: bool | None = None,
     ) -> float | Floats:
-        """Return −log₂ probability a code point of a text (in NFC), or of each of several; nan without any."""
+        """Return −log₂ probability a code point of a text (in NFC), or of each of several; nan without any.
+
+        returns  float, in bits; of several texts float64 [num_texts], in their order
+
+        `context`, `state` and `end` are those of `score`.
+        """
         return self._figures(
             text, lambda sums, base: _number(sums.figures(base).bits_per_char), context, state, "e", end
         )
@@ -190,7 +203,7 @@ class LanguageModel:
         log_base  2 (bits), "e" (nats) or 10
         returns   a table whose rows add up to the text's score; in a notebook the text shaded by surprisal
 
-        The other arguments are those of `score`.
+        `context`, `state` and `end` are those of `score`.
 
         >>> table = lm.surprisal("To be, or not to be", by="word")
         >>> [row.text for row in table][:3]
@@ -210,7 +223,7 @@ class LanguageModel:
         return self._model.score([text], options, take)[0]
 
     def generate(self, prompt: str = "", **fields: Unpack[GenerateFields]) -> Generation:
-        """Continue a prompt; `fields` are those of `meari.GenerateFields`, as of POST /generate.
+        """Return continuations of a prompt; `fields` are those of `meari.GenerateFields`, as of POST /generate.
 
         >>> lm.generate("To be", max_tokens=8, seed=7).text == lm.generate("To be", max_tokens=8, seed=7).text
         True
@@ -218,7 +231,9 @@ class LanguageModel:
         return self._model.generate(generate_request(prompt, fields))
 
     def stream(self, prompt: str = "", **fields: Unpack[GenerateFields]) -> Stream:
-        """Continue a prompt piece by piece: an iterator of `meari.Choice`, with the fields of `generate`.
+        """Return continuations of a prompt piece by piece: an iterator of `meari.Choice`.
+
+        `fields` are those of `generate`.
 
         >>> with lm.stream("To be", max_tokens=8, seed=7) as pieces:
         ...     "".join(piece.text for piece in pieces) == lm.generate("To be", max_tokens=8, seed=7).text
@@ -252,8 +267,7 @@ class LanguageModel:
         >>> lm.score("or not", state=meari.State(bytes(state))) == lm.score("or not", context="To be, ")
         True
         """
-        before = None if state is None else State(state).token
-        return State(self._model.state_after(checked_text(text), before))
+        return State(self._model.state_after(checked_text(text), checked_state(state)))
 
     def tokenize(self, text: str) -> list[Token]:
         """Return the tokens of a text, without the boundary token.
@@ -264,8 +278,8 @@ class LanguageModel:
         return self._model.tokenize(checked_text(text))
 
     def detokenize(self, tokens: Iterable[Token | int]) -> str:
-        """Return the text of tokens, or of their ids."""
-        return self._model.detokenize([token.id if isinstance(token, Token) else int(token) for token in tokens])
+        """Return the text of `tokens`, or of their ids."""
+        return self._model.detokenize(checked_ids(tokens))
 
     def close(self) -> None:
         """End the threads and connections; further calls raise `meari.errors.NotReady`."""

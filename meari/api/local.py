@@ -61,8 +61,9 @@ class LocalModel:
     def describe(self) -> dict[str, Any]:
         """Return the description in the manifest."""
         bundle = self._backend.model.bundle
-        described: dict[str, Any] = msgspec.to_builtins(describe_bundle(self.name, bundle.manifest, bundle.hash))
-        return described
+        described = msgspec.json.encode(describe_bundle(self.name, bundle.manifest, bundle.hash))
+        found: dict[str, Any] = msgspec.json.decode(described)
+        return found
 
     def score(self, texts: Sequence[str], options: ScoreOptions, take: Callable[[Scored], Result]) -> list[Result]:
         """Score texts, a long list on all engines; `take` is called from any thread."""
@@ -110,7 +111,7 @@ class LocalModel:
     def detokenize(self, ids: list[int]) -> str:
         """Return the text of tokens."""
         vocabulary = self._opened().model.tokenizer.vocabulary
-        return detokenize(vocabulary, checked_ids(ids, vocabulary.size, "ids"))
+        return detokenize(vocabulary, checked_ids(ids, vocabulary.size))
 
     def close(self) -> None:
         """Stop the engines."""

@@ -28,7 +28,7 @@ def load(
     state_key: str | None = None,
     num_engines: int | None = None,
 ) -> LanguageModel:
-    """Open a language model.
+    """Open a language model; returns a `meari.LanguageModel`.
 
     source       name of a bundle in `MEARI_BUNDLES` (or `bundles/`), the folder of a bundle, a folder of bundles, or
                  the URL of a running service; None is the default bundle

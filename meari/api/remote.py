@@ -9,6 +9,7 @@ The service's refusals become the errors that a model of this process raises, wi
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
@@ -22,7 +23,7 @@ from meari.client.client import Client
 from meari.client.errors import Refused
 from meari.client.service import find_model
 from meari.client.streams import Pieces, Stream
-from meari.errors import MeariError
+from meari.errors import MeariError, NotReady
 from meari.runtime.requests import CompleteRequest, GenerateRequest
 from meari.runtime.scores import Scored
 
@@ -37,6 +38,9 @@ class RemoteModel:
 
     def __init__(self, client: Client, model: str | None) -> None:
         self._client = client
+        self._is_open = True
+        self._lock = threading.Lock()
+        self._lists: RemoteBackend | None = None
         with _translated():
             self._description = find_model(client.service, model)
         self.name: str = self._description["name"]
@@ -47,18 +51,20 @@ class RemoteModel:
         """Return the answer of GET /models/NAME."""
         return self._description
 
-    @functools.cached_property
+    @property
     def _backend(self) -> RemoteBackend:
-        return open_remote(self._client.service, self.name, NUM_REQUESTS)
+        with self._lock:
+            self._lists = self._lists or open_remote(self._client.service, self.name, NUM_REQUESTS)
+        return self._lists
 
     def score(self, texts: Sequence[str], options: ScoreOptions, take: Callable[[Scored], Result]) -> list[Result]:
         """Score texts, a long list in several requests at a time."""
-        with _translated():
+        with self._asking():
             return [take(scored) for scored in self._backend.score(options.context, texts, options)()]
 
     def state_after(self, text: str, state: str | None) -> str:
         """Return the state after a text."""
-        with _translated():
+        with self._asking():
             answer = self._client.score([text], model=self.name, state=state, add_end=False, return_state=True)
         found = answer.results[0].state
         assert found is not None, "it was asked for"
@@ -66,35 +72,48 @@ class RemoteModel:
 
     def generate(self, request: GenerateRequest) -> Generation:
         """Continue a prompt."""
-        with _translated():
+        with self._asking():
             return self._client.generate(**self._fields(request))
 
     def stream(self, request: GenerateRequest) -> Stream:
         """Continue a prompt, piece by piece."""
-        with _translated():
+        with self._asking():
             stream = self._client.stream(**self._fields(request))
         return Stream(_translated_pieces(stream), stream.close)
 
     def complete(self, request: CompleteRequest) -> Completions:
         """Complete the word that a text ends in."""
-        with _translated():
+        with self._asking():
             return self._client.complete(**self._fields(request))
 
     def tokenize(self, text: str) -> list[Token]:
         """Return the tokens of a text."""
-        with _translated():
+        with self._asking():
             return self._client.tokenize(text, model=self.name)
 
     def detokenize(self, ids: list[int]) -> str:
         """Return the text of tokens."""
-        with _translated():
+        with self._asking():
             return self._client.detokenize(ids, model=self.name)
 
     def close(self) -> None:
         """Close the connections."""
-        if "_backend" in self.__dict__:
-            self._backend.close()
+        self._is_open = False
+        if self._lists is not None:
+            self._lists.close()
         self._client.close()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Translate refusals. Raises NotReady once the model was closed, also in the midst of a list."""
+        closed = NotReady(f"the model {self.name} was closed")
+        if not self._is_open:
+            raise closed
+        try:
+            with _translated():
+                yield
+        except RuntimeError as error:
+            raise error if self._is_open else closed from error
 
     def _fields(self, request: CompleteRequest | GenerateRequest) -> dict[str, Any]:
         """Return what was asked for; what was not is for the service to choose."""

@@ -111,7 +111,7 @@ def train(
     max_bad: int | None = None,
     progress: bool = True,
 ) -> TrainingRun:
-    """Train a model on texts, with the config that `meari train TEXT` would choose.
+    """Train a model on texts, with the config that `meari train TEXT` would choose; returns a `meari.TrainingRun`.
 
     texts        a text file, a folder of them, or several of these
     minutes      from here to the exported bundle, over 0

@@ -52,7 +52,13 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """Likely token at a place, with its log-probability there."""
+    """Likely token at a place.
+
+    id       number in the vocabulary
+    text     as it is shown alone
+    logprob  log-probability at this place, in nats or in the base of the request
+    bytes    its UTF-8 bytes, if it is no whole characters; else None
+    """
 
     id: int
     text: str
@@ -62,7 +68,14 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedToken:
-    """Token that was generated, with the model's own log-probability in nats, and the likeliest tokens at its place."""
+    """Token that was generated.
+
+    id       number in the vocabulary
+    text     as it is shown alone
+    logprob  the model's own log-probability in nats: before temperature, penalties and truncation
+    top      likeliest tokens at its place, as many as `logprobs` asked for
+    bytes    its UTF-8 bytes, if it is no whole characters; else None
+    """
 
     id: int
     text: str
@@ -75,6 +88,8 @@ class GeneratedToken:
 class Choice:
     """One continuation; in a stream its text since the last choice of the same index. `str(choice)` is its text.
 
+    index          place of the sample among `n`, from 0
+    text           new text alone, or the part of it since the last choice
     finish_reason  end, stop, length or timeout; None in a stream until the choice ends
     seed           gives the same text in a request for one sample
     tokens         if `logprobs` was asked for
@@ -96,7 +111,13 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of a request: those of the prompt, those of them that a cache knew, and those generated in all samples."""
+    """Tokens of a request.
+
+    prompt_tokens     of the prompt, the boundary token left out
+    cached_tokens     of those, in the cache of prefixes
+    generated_tokens  in all samples together
+    unknown_tokens    of the prompt, that stand for what the model does not know
+    """
 
     prompt_tokens: int
     cached_tokens: int
@@ -111,6 +132,7 @@ class Generation:
     model    name of the model
     seed     repeats all of them
     choices  `n` of them, in order; of a beam search the likeliest first
+    usage    tokens that were read and written
     """
 
     model: str
@@ -134,9 +156,16 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """Token of a scored text, with its log-probability given all tokens before it, and its rank (1 is the likeliest).
+    """Token of a scored text.
 
+    id          number in the vocabulary
+    text        as it is shown alone
+    logprob     log-probability given all tokens before it, in the base of the request
+    rank        place among all tokens there; 1 is the likeliest
     start, end  code points of the text as sent; the end of the text is a token of no length
+    top         likeliest tokens at its place, as many as `top` asked for
+    unknown     true if it stands for what the model does not know
+    bytes       its UTF-8 bytes, if it is no whole characters; else None
     """
 
     id: int
@@ -152,7 +181,13 @@ class ScoredToken:
 
 @dataclass(frozen=True, slots=True)
 class ScoredWord:
-    """Word of a scored text, with the sum of the log-probabilities of the tokens that belong to it."""
+    """Word of a scored text.
+
+    text        as it stands in the text
+    logprob     sum over the tokens that belong to it, in the base of the request
+    start, end  code points of the text as sent
+    unknown     true if a token of it stands for what the model does not know
+    """
 
     text: str
     logprob: float
@@ -169,6 +204,7 @@ class ScoreResult:
     probability    of the whole text; 0.0 where it is too small for a float
     perplexity     for each token; None for a text without tokens
     bits_per_char  for each code point, and `bits_per_byte` for each byte of UTF-8; None for a text without any
+    num_tokens     the end included where it counts; `num_chars` and `num_bytes` are those of the text in NFC
     num_unknown    tokens that stand for what the model does not know; `logprob_without_unknown` leaves them out
     tokens, words  if they were asked for
     state          after the text, if `return_state` was asked for
@@ -191,7 +227,13 @@ class ScoreResult:
 
 @dataclass(frozen=True, slots=True)
 class ScoreUsage:
-    """Tokens of a request: log-probabilities that were reported, and tokens that were really run."""
+    """Tokens of a request.
+
+    scored_tokens    log-probabilities that were reported
+    computed_tokens  that were really run: a prefix that texts share is run once
+    cached_tokens    whose state the cache of prefixes had
+    unknown_tokens   that stand for what the model does not know
+    """
 
     scored_tokens: int
     computed_tokens: int
@@ -201,7 +243,13 @@ class ScoreUsage:
 
 @dataclass(frozen=True, slots=True)
 class ScoreAnswer:
-    """Figures of several texts, in the order in which they were sent."""
+    """Figures of several texts.
+
+    model     name of the model
+    log_base  of all log-probabilities: "e", "2" or "10"
+    results   of each text, in the order in which they were sent
+    usage     tokens of the request
+    """
 
     model: str
     log_base: str
@@ -230,7 +278,13 @@ class TextCompletion:
 
 @dataclass(frozen=True, slots=True)
 class CompleteUsage:
-    """Tokens of the text, those of them that a cache knew, and those that the search ran."""
+    """Tokens of a request.
+
+    prompt_tokens    of the text, the boundary token left out
+    cached_tokens    of those, in the cache of prefixes
+    searched_tokens  that the search ran, at most 128
+    unknown_tokens   of the text, that stand for what the model does not know
+    """
 
     prompt_tokens: int
     cached_tokens: int
@@ -246,6 +300,7 @@ class Completions(Sequence[TextCompletion]):
     completions  the same as a tuple, at most `n`
     error        largest amount by which any of the probabilities may be too low
     proven       true if no token sequence that was left aside is likelier than the last completion
+    usage        tokens of the text and of the search
     """
 
     model: str

@@ -133,13 +133,15 @@ class AsyncClient:
     >>> asyncio.run(main())
     8
 
-    All methods raise `meari.RemoteError`: `Refused` with the service's code and message, `Unreachable`, `BadAnswer`.
+    `model` is the name of a model, None the service's default. Log-probabilities are in nats unless a field names
+    another base. All methods raise `meari.RemoteError`: `Refused` with the service's code and message, `Unreachable`,
+    `BadAnswer`.
     """
 
     def __init__(
         self, url: str, *, key: str = "", timeout: float = ANSWER_SECONDS, patience: float = PATIENCE_SECONDS
     ) -> None:
-        """Connect with the first request; the arguments are those of `Client`."""
+        """Connect with the first request; `url`, `key`, `timeout` and `patience` are those of `Client`."""
         self.url = checked_url(url)
         self._key = key
         self._patience = patience
@@ -148,11 +150,14 @@ class AsyncClient:
     async def generate(
         self, prompt: str = "", *, model: str | None = None, **fields: Unpack[GenerateFields]
     ) -> Generation:
-        """Continue a prompt; `fields` are those of `meari.GenerateFields`."""
+        """Return continuations of a prompt; `fields` are those of `meari.GenerateFields`."""
         return await self._ask(calls.generate(prompt, model, {**fields}))
 
     def stream(self, prompt: str = "", *, model: str | None = None, **fields: Unpack[GenerateFields]) -> AsyncStream:
-        """Continue a prompt, piece by piece: for `async for`, or `async with` around it."""
+        """Return continuations of a prompt piece by piece, for `async for` or `async with`.
+
+        `fields` are those of `meari.GenerateFields`.
+        """
         call = calls.generate(prompt, model, {**fields, "stream": True})
         path, body = call.path, call.body
         return AsyncStream(self.url, lambda: self._open(path, body))
@@ -164,7 +169,10 @@ class AsyncClient:
     async def score(
         self, texts: Iterable[str], *, model: str | None = None, **fields: Unpack[ScoreFields]
     ) -> ScoreAnswer:
-        """Score texts in one request, as many as the service takes; `fields` are those of `meari.ScoreFields`."""
+        """Return figures of texts, in their order; `fields` are those of `meari.ScoreFields`.
+
+        texts  in one request, at most as many as the service takes, 1,024 by default
+        """
         return await self._ask(calls.score(texts, model, {**fields}))
 
     async def tokenize(self, text: str, *, model: str | None = None) -> list[Token]:
@@ -172,7 +180,7 @@ class AsyncClient:
         return await self._ask(calls.tokenize(text, model))
 
     async def detokenize(self, ids: Iterable[int], *, model: str | None = None) -> str:
-        """Return the text of tokens."""
+        """Return the text of tokens, given by their ids."""
         return await self._ask(calls.detokenize([*ids], model))
 
     async def models(self) -> dict[str, Any]:
@@ -180,7 +188,7 @@ class AsyncClient:
         return await self._ask(calls.models())
 
     async def model(self, name: str) -> dict[str, Any]:
-        """Return the description of one model, as GET /models/NAME gives it."""
+        """Return the description of the model with that name, as GET /models/NAME gives it."""
         return await self._ask(calls.model(name))
 
     async def close(self) -> None:

@@ -31,7 +31,9 @@ class Client:
     ...     client.score(["abc"]).results[0].num_tokens
     3
 
-    All methods raise `RemoteError`: `Refused` with the service's code and message, `Unreachable`, `BadAnswer`.
+    `model` is the name of a model, None the service's default. Log-probabilities are in nats unless a field names
+    another base. All methods raise `RemoteError`: `Refused` with the service's code and message, `Unreachable`,
+    `BadAnswer`.
     """
 
     def __init__(
@@ -47,11 +49,14 @@ class Client:
         self.service = RemoteService(checked_url(url), key, patience, answer_seconds=timeout)
 
     def generate(self, prompt: str = "", *, model: str | None = None, **fields: Unpack[GenerateFields]) -> Generation:
-        """Continue a prompt; `fields` are those of `GenerateFields`."""
+        """Return continuations of a prompt; `fields` are those of `GenerateFields`."""
         return self._ask(calls.generate(prompt, model, {**fields}))
 
     def stream(self, prompt: str = "", *, model: str | None = None, **fields: Unpack[GenerateFields]) -> Stream:
-        """Continue a prompt, piece by piece: an iterator of `Choice`."""
+        """Return continuations of a prompt piece by piece: an iterator of `Choice`.
+
+        `fields` are those of `GenerateFields`.
+        """
         call = calls.generate(prompt, model, {**fields, "stream": True})
         events = self.service.stream(call.path, call.body or b"")
         pieces = _pieces(self.service.url, events)
@@ -62,7 +67,10 @@ class Client:
         return self._ask(calls.complete(text, model, {**fields}))
 
     def score(self, texts: Iterable[str], *, model: str | None = None, **fields: Unpack[ScoreFields]) -> ScoreAnswer:
-        """Score texts in one request, as many as the service takes; `fields` are those of `ScoreFields`."""
+        """Return figures of texts, in their order; `fields` are those of `ScoreFields`.
+
+        texts  in one request, at most as many as the service takes, 1,024 by default
+        """
         return self._ask(calls.score(texts, model, {**fields}))
 
     def tokenize(self, text: str, *, model: str | None = None) -> list[Token]:
@@ -70,7 +78,7 @@ class Client:
         return self._ask(calls.tokenize(text, model))
 
     def detokenize(self, ids: Iterable[int], *, model: str | None = None) -> str:
-        """Return the text of tokens."""
+        """Return the text of tokens, given by their ids."""
         return self._ask(calls.detokenize([*ids], model))
 
     def models(self) -> dict[str, Any]:
@@ -78,7 +86,7 @@ class Client:
         return self._ask(calls.models())
 
     def model(self, name: str) -> dict[str, Any]:
-        """Return the description of one model, as GET /models/NAME gives it."""
+        """Return the description of the model with that name, as GET /models/NAME gives it."""
         return self._ask(calls.model(name))
 
     def close(self) -> None:

@@ -40,6 +40,8 @@ class Stream(StreamEnd):
 
     `print(choice, end="")` writes that text. The last choice of a sample has `finish_reason`. A stream that is left
     early should be closed, or used in a `with` statement: the model then stops within a few tokens.
+
+    Iterating raises what `generate` raises, and `meari.RemoteError` if the stream of a service is cut off.
     """
 
     def __init__(self, pieces: Pieces, cancel: Callable[[], None]) -> None:

@@ -178,7 +178,7 @@ def checked_logit_bias(bias: dict[str, float] | None, vocabulary_size: int) -> t
 def checked_ids(ids: list[int], vocabulary_size: int, path: str = "tokens") -> list[int]:
     """Return the same ids. Raises InvalidRequest, naming the position in `path`."""
     for place, token in enumerate(ids):
-        if token >= vocabulary_size:
+        if not 0 <= token < vocabulary_size:
             raise InvalidRequest(Problem(f"{path}[{place}]", str(token), f"a token id, 0 <= id < {vocabulary_size}"))
     return ids
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -85,7 +88,7 @@ def test_every_figure_has_the_same_bits_here_and_at_a_service(
         assert lm.surprisal("abc ab x", by) == local.surprisal("abc ab x", by)
     assert lm.tokenize("abx") == local.tokenize("abx")
     assert lm.detokenize(lm.tokenize("abc")) == "abc"
-    assert lm.description["hashes"] == local.description["hashes"]
+    assert {name: lm.description[name] for name in local.description} == local.description
 
 
 def test_text_alone_gives_a_float_and_a_list_an_array(lm: meari.LanguageModel) -> None:
@@ -194,7 +197,23 @@ def test_state_of_another_key_or_bundle_is_refused_by_name(bundles: Path, local:
         (lambda lm: lm.complete("a", max_words=9), "max_words: got 9"),
         (lambda lm: lm.complete("a", composing="yes"), "composing: got"),
         (lambda lm: lm.complete(None), "text: got None"),
-        (lambda lm: lm.detokenize([10**9]), "id"),
+        (
+            lambda lm: lm.generate("a", model="b"),
+            "model: got 'b' .str., expected no such argument: `meari.load` chooses",
+        ),
+        (lambda lm: lm.generate("a", stream=True), "stream: got True .bool., expected no such argument"),
+        (lambda lm: lm.stream("a", stream=False), "stream: got False"),
+        (lambda lm: lm.generate("a", stop="\udc80"), "stop: got '.udc80' at character 0"),
+        (lambda lm: lm.generate("a", state=3), "state: got 3 .int., expected a state"),
+        (lambda lm: lm.score("a", state="é".encode()), "state: got b'.*expected a state: ASCII characters"),
+        (lambda lm: lm.state("a", state=["b"]), "state: got"),
+        (lambda lm: lm.detokenize([3, 10**9]), r"tokens\[1\]: got 1000000000, expected a token id, 0 <= id < 28"),
+        (lambda lm: lm.detokenize([10**30]), r"tokens\[0\]: got 10{30}, expected a token id, 0 <= id < 28"),
+        (lambda lm: lm.detokenize([-1]), r"tokens\[0\]: got -1 .int., expected a token, or its id"),
+        (lambda lm: lm.detokenize([1.5]), r"tokens\[0\]: got 1.5"),
+        (lambda lm: lm.detokenize([True]), r"tokens\[0\]: got True"),
+        (lambda lm: lm.detokenize("12"), "tokens: got '12' .str., expected tokens, or their ids"),
+        (lambda lm: lm.detokenize(None), "tokens: got None"),
     ],
 )
 def test_wrong_argument_is_named(lm: meari.LanguageModel, ask: Callable[[object], object], message: str) -> None:
@@ -229,13 +248,37 @@ def test_stream_that_is_left_frees_its_row(local: meari.LanguageModel) -> None:
     assert stream.usage is None
 
 
-def test_closed_model_says_so_and_ends_its_threads(bundles: Path) -> None:
+def test_texts_and_numbers_of_numpy_are_taken_like_those_of_python(lm: meari.LanguageModel) -> None:
+    assert lm.score(np.array(TEXTS)).tolist() == lm.score(TEXTS).tolist()
+    fields = {"max_tokens": np.int64(6), "seed": np.int32(3), "temperature": np.float32(0.5)}
+    expected = lm.generate("ab", max_tokens=6, seed=3, temperature=0.5)
+    assert lm.generate(np.str_("ab"), **fields).choices == expected.choices  # type: ignore[arg-type]
+    assert lm.detokenize(np.array([2, 3])) == lm.detokenize([2, 3]) == "ab"
+    assert lm.tokenize(np.str_("ab")) == lm.tokenize("ab")
+
+
+@pytest.mark.parametrize("place", ["here", "service"])
+def test_closed_model_says_so_and_ends_its_threads(bundles: Path, place: str, request: pytest.FixtureRequest) -> None:
+    source, key = (bundles, "") if place == "here" else (request.getfixturevalue("url"), "k" * 32)
     before = threading.active_count()
-    model = meari.load(bundles)
+    model = meari.load(source, key=key)
+    assert len(model.score(TEXTS)) == len(TEXTS)
     model.close()
     assert threading.active_count() <= before
-    with pytest.raises(NotReady, match="the model letters was closed"):
-        model.score("a")
+    asks: list[Callable[[], object]] = [
+        lambda: model.score("a"),
+        lambda: model.score(TEXTS),
+        lambda: model.generate("a"),
+        lambda: model.stream("a"),
+        lambda: model.complete("a"),
+        lambda: model.state("a"),
+        lambda: model.tokenize("a"),
+        lambda: model.detokenize([2]),
+    ]
+    for ask in asks:
+        with pytest.raises(NotReady, match="the model letters was closed"):
+            ask()
+    model.close()
 
 
 def test_characters_share_the_surprisal_of_their_token_and_add_up(bundles: Path) -> None:
@@ -278,6 +321,55 @@ def test_unknown_bundle_and_service_are_reported(bundles: Path, url: str) -> Non
         meari.load(bundles, key="k")
     with pytest.raises(meari.RemoteError, match="connection refused"):
         meari.load("http://127.0.0.1:1")
+
+
+def public_functions() -> Iterator[tuple[str, Callable[..., Any], str]]:
+    """Yield name, function and docstring of its class, of all that `meari` offers; properties as their getters."""
+    for name in meari.__all__:
+        found = getattr(meari, name)
+        if inspect.isfunction(found):
+            yield name, found, ""
+        if not inspect.isclass(found):
+            continue
+        for attribute, member in vars(found).items():
+            function = member.fget if isinstance(member, property) else member
+            is_shown = not attribute.startswith("_") or attribute in ("__init__", "__iter__", "__getitem__")
+            if is_shown and inspect.isfunction(function) and function.__module__.startswith("meari."):
+                yield f"{name}.{attribute}", function, found.__doc__ or ""
+
+
+def test_docstrings_tell_every_argument_result_and_error() -> None:
+    problems = []
+    for name, function, of_class in public_functions():
+        own = function.__doc__ or ""
+        if name.endswith("__") and not own:
+            continue  # what Python itself tells
+        signature = inspect.signature(function)
+        arguments = [each for each in signature.parameters if each != "self"]
+        told = own + of_class
+        problems += [f"{name}: {each}" for each in arguments if not re.search(rf"\b{each}\b", told)]
+        if not own:
+            problems.append(f"{name}: no docstring")
+        if arguments and str(signature.return_annotation) != "None" and not re.search(r"\b[Rr]eturn", own):
+            problems.append(f"{name}: its result")
+        if "Floats" in str(signature.return_annotation) and "float64 [" not in own:
+            problems.append(f"{name}: the shape of its result")
+        if arguments and not re.search(r"\braises?\b|\bValueError\b", told, re.IGNORECASE):
+            problems.append(f"{name}: its errors")
+    assert problems == []
+
+
+def test_docstrings_of_values_tell_every_field() -> None:
+    for name in meari.__all__:
+        found = getattr(meari, name)
+        if dataclasses.is_dataclass(found):
+            names = [each.name for each in dataclasses.fields(found) if not each.name.startswith("_")]
+        elif hasattr(found, "__required_keys__"):
+            names = [*found.__annotations__]
+        else:
+            continue
+        told = found.__doc__ or ""
+        assert [each for each in names if not re.search(rf"\b{each}\b", told)] == [], name
 
 
 def test_every_public_name_is_there_and_documented() -> None:

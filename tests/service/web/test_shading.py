@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
+from meari.api.surprisal import Surprisal, SurprisalRow
 from tests.service.running import Server
 from tests.service.web.conftest import Visit
 from tests.service.web.test_write import write
@@ -29,6 +31,57 @@ COLOURS = """() => [...document.querySelectorAll("#write-legend li:not(.unit)")]
   const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
   return [numbers(color), numbers(backgroundColor === "rgba(0, 0, 0, 0)" ? card : backgroundColor)];
 })"""
+
+
+HOSTILE = "<script>top.hit = 1</script> </div></style><img src=x onerror='top.hit = 1'> & \"a\" <b>bold"
+RIGHT_TO_LEFT = "\u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645"
+KOREAN = "이 영화 정말 재미있게 봤습니다."
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("by", ["token", "word"])
+def test_table_of_a_notebook_shows_any_text_as_it_is_in_the_shades_of_the_playground(
+    browser: Browser, scheme: Literal["light", "dark"], by: Literal["token", "word"]
+) -> None:
+    edges = TOKEN_EDGES if by == "token" else WORD_EDGES
+    context = browser.new_context(color_scheme=scheme, viewport={"width": 390, "height": 800})
+    page = context.new_page()
+    for text in (HOSTILE, RIGHT_TO_LEFT, KOREAN, "word" * 100):
+        rows, at = [], 0
+        for nth, part in enumerate(re.findall(r"\s*\S+", text)):
+            bits = (0.0, *edges)[nth % 9]
+            rows.append(SurprisalRow(part, at, at := at + len(part), bits, -bits, unknown=nth == 1))
+        page.set_content(f"<body>{Surprisal(text, by, '2', rows)._repr_html_()}</body>")
+        box = page.locator(".meari-text")
+        assert (box.text_content() or "").partition("\n")[0] == text
+        assert box.locator("*").evaluate_all("all => [...new Set(all.map(each => each.tagName))].sort()") == [
+            "SMALL",
+            "SPAN",
+        ]
+        assert page.evaluate("() => window.hit === undefined && document.documentElement.scrollWidth <= 390")
+        levels = box.locator("span").evaluate_all("all => all.map(each => each.classList[0])")
+        assert levels == [f"b{nth % 9}" for nth in range(len(rows))]
+        _tells_shades_apart(page)
+        if text == RIGHT_TO_LEFT:
+            first, last = (each.bounding_box() for each in box.locator("span").all()[:2])
+            assert first is not None
+            assert last is not None
+            assert first["x"] > last["x"]
+            assert first["x"] > 200
+    context.close()
+
+
+def _tells_shades_apart(page: Page) -> None:
+    found = page.locator(".meari-text").evaluate(
+        """box => [getComputedStyle(box), ...[1, 2, 3, 4, 5, 6, 7, 8].map((level) => {
+          const shade = box.appendChild(document.createElement("span"));
+          shade.className = `b${level}`;
+          return getComputedStyle(shade);
+        })].map(({ color, backgroundColor }) => [color, backgroundColor].map((c) => c.match(/[\\d.]+/g).map(Number)))"""
+    )
+    for (_, one), (_, other) in itertools.pairwise(found):
+        assert _contrast(one, other) >= MIN_SHADE_CONTRAST
+    assert all(_contrast(text, shade) >= MIN_TEXT_CONTRAST for text, shade in found)
 
 
 @pytest.mark.parametrize(
