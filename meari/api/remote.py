@@ -38,7 +38,7 @@ class RemoteModel:
 
     def __init__(self, client: Client, model: str | None) -> None:
         self._client = client
-        self._is_open = True
+        self._closed = threading.Event()
         self._lock = threading.Lock()
         self._lists: RemoteBackend | None = None
         with _translated():
@@ -98,7 +98,7 @@ class RemoteModel:
 
     def close(self) -> None:
         """Close the connections."""
-        self._is_open = False
+        self._closed.set()
         if self._lists is not None:
             self._lists.close()
         self._client.close()
@@ -107,13 +107,13 @@ class RemoteModel:
     def _asking(self) -> Iterator[None]:
         """Translate refusals. Raises NotReady once the model was closed, also in the midst of a list."""
         closed = NotReady(f"the model {self.name} was closed")
-        if not self._is_open:
+        if self._closed.is_set():
             raise closed
         try:
             with _translated():
                 yield
         except RuntimeError as error:
-            raise error if self._is_open else closed from error
+            raise closed if self._closed.is_set() else error from error
 
     def _fields(self, request: CompleteRequest | GenerateRequest) -> dict[str, Any]:
         """Return what was asked for; what was not is for the service to choose."""

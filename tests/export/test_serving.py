@@ -11,8 +11,9 @@ import torch
 from meari.bundle_format.names import Family, Precision
 from meari.errors import NotReady
 from meari.export.bundle import export_bundle
+from meari.models.cells.cell import Cell
 from meari.models.checkpoint import load_checkpoint
-from meari.models.config import RecurrentConfig, ReservoirConfig
+from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
 from meari.models.families import RecurrentLanguageModel
 from meari.runtime.bundle import read_gates
 from meari.runtime.engine import Sampling
@@ -93,7 +94,7 @@ def test_self_test_finds_rows_isolated(bundle: Path) -> None:
         assert model.bundle.self_test.golden_max_difference <= 1e-6
 
 
-GATED = {
+GATED: dict[str, ModelConfig] = {
     "rnn": RecurrentConfig(Family.RNN, 12, 16, num_layers=2),
     "gru": RecurrentConfig(Family.GRU, 12, 16),
     "gru, two layers, tied": RecurrentConfig(Family.GRU, 20, 20, num_layers=2, tied=True, layer_norm=True),
@@ -138,10 +139,11 @@ def _told(model: LoadedModel, ids: list[int]) -> dict[str, npt.NDArray[np.float6
 def _defined(network: RecurrentLanguageModel, ids: list[int]) -> dict[str, npt.NDArray[np.float64]]:
     """Return the same, computed step by step from the weights by the formulas at the head of `models/cells`."""
     told: dict[str, list[torch.Tensor]] = {}
-    states = [(torch.zeros(cell.hidden_size), torch.zeros(cell.hidden_size)) for cell in network.layers]
+    cells = [each for each in network.layers if isinstance(each, Cell)]
+    states = [(torch.zeros(cell.hidden_size), torch.zeros(cell.hidden_size)) for cell in cells]
     for token in [0, *ids]:
         x = network.embedding.weight[token]
-        for index, cell in enumerate(network.layers):
+        for index, cell in enumerate(cells):
             step, (h, c) = _step(network.family, cell, x, *states[index])
             states[index] = (h, c)
             for name, values in {**step, "h": h, **({"c": c} if network.family is Family.LSTM else {})}.items():
@@ -151,7 +153,7 @@ def _defined(network: RecurrentLanguageModel, ids: list[int]) -> dict[str, npt.N
 
 
 def _step(
-    family: Family, cell: torch.nn.Module, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor
+    family: Family, cell: Cell, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     for index, mogrifier in enumerate(getattr(cell, "mogrifiers", [])):
         x, h = (x, 2 * torch.sigmoid(mogrifier(x)) * h) if index % 2 else (2 * torch.sigmoid(mogrifier(h)) * x, h)

@@ -209,7 +209,7 @@ def test_named_tokens_among_characters_keep_their_probabilities_and_no_text_lead
         got = network.logits(hidden[0]).log_softmax(-1).double()[-len(rows) :]
     order = read_vocabulary(path, boundary=boundary).order
     columns = [place for place, index in enumerate(order) if index is not None]
-    assert (got[:, columns] - rows[:, [order[place] for place in columns]]).abs().max() < 1e-4  # type: ignore[index]
+    assert (got[:, columns] - rows[:, [order[place] for place in columns]]).abs().max() < 1e-4
     others = [token for token in named if token not in ("<eos>", "<unk>")]
     for token in others:
         assert all(vocabulary[order[found] or 0] not in named or found == 1 for found in tokenizer.encode(token))
