@@ -112,6 +112,7 @@ def _reservoir(config: ReservoirConfig) -> str:
     tokens = "" if config.input_tokens == 1 else f", driven by the last {config.input_tokens} tokens"
     expansion = f", {config.features:,} frozen features of them" if config.features else ""
     rank = f" of rank {config.readout_rank}" if config.readout_rank else ""
+    rank += ", whose weights depend on the states," if config.readout_gated else ""
     return (
         f"{layers}{config.units:,} leaky units{beside}, {edges} fixed incoming edges each ({config.pattern}), spectral "
         f"radius {least}{config.spectral_radius:g}{tokens}{expansion}; "

@@ -3,7 +3,7 @@
 Input: a config. Output: rows of name and value; settings that are off have none. Must not know: figures.
 """
 
-from meari.models.choices import Averaging, Readout, TrainingPrecision
+from meari.models.choices import Averaging, Optimizer, Readout, TrainingPrecision
 from meari.models.config import Config, RecurrentConfig, ReservoirConfig, TrainingConfig
 
 Row = tuple[str, str]
@@ -46,7 +46,11 @@ def _learning_rate(training: TrainingConfig) -> str:
 
 
 def _optimizer(training: TrainingConfig) -> str:
-    return f"AdamW, weight decay {training.weight_decay:g}, gradients clipped to norm {training.clip_norm:g}"
+    name = "AdamW"
+    if training.optimizer is Optimizer.MUON:
+        rate = training.matrix_learning_rate or training.learning_rate
+        name = f"Muon at a rate of {rate:g} for the matrices of recurrences, AdamW for the rest"
+    return f"{name}, weight decay {training.weight_decay:g}, gradients clipped to norm {training.clip_norm:g}"
 
 
 def _dropouts(model: RecurrentConfig) -> list[Row]:

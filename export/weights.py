@@ -173,11 +173,14 @@ class OutputWeights:
     """Maps from a hidden vector to logits, first to last: one, or a projection and the tied embedding. With an
     adaptive softmax there is one, to the logits of the head: its tokens, then its clusters. A reservoir may have an
     expansion before the maps, whose features follow the hidden vector.
+
+    gated   the first of two maps makes two vectors, whose product the second one takes, and logits to be added
     """
 
     maps: tuple[Affine, ...]
     adaptive: AdaptiveWeights | None = None
     expansion: ExpansionWeights | None = None
+    gated: bool = False
 
 
 @dataclass(frozen=True)

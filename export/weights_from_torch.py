@@ -130,5 +130,9 @@ def _reservoir_output(model: EchoStateNetwork) -> OutputWeights:
         expansion = ExpansionWeights(
             sources, _floats(model.expansion.weights), _floats(model.expansion.bias).squeeze(1)
         )
+    if model.gated is not None:
+        weight, bias = model.gated.folded_factors()
+        factors = Affine(_floats(weight).T, _floats(bias))
+        return OutputWeights((factors, _affine(model.gated.output)), expansion=expansion, gated=True)
     narrowing = () if model.narrowing is None else (_affine(model.narrowing),)
     return OutputWeights((*narrowing, _affine(model.readout)), expansion=expansion)

@@ -50,6 +50,13 @@ class Schedule(StrEnum):
     CLOCK = "clock"
 
 
+class Optimizer(StrEnum):
+    """Rule by which the weights move; Muon moves the matrices of recurrences, and AdamW everything else then."""
+
+    ADAMW = "adamw"
+    MUON = "muon"
+
+
 class Averaging(StrEnum):
     """Mean of the weights over the steps that is measured and kept."""
 

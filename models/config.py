@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from meari.bundle_format.names import NAME_PATTERN, Document, Family, TokenizerKind
-from meari.models.choices import Averaging, Device, Pattern, Reach, Readout, Schedule, Spread, TrainingPrecision
+from meari.models.choices import (
+    Averaging,
+    Device,
+    Optimizer,
+    Pattern,
+    Reach,
+    Readout,
+    Schedule,
+    Spread,
+    TrainingPrecision,
+)
 from meari.models.config_rules import CORPUS_RULES, RECURRENT_RULES, RESERVOIR_RULES, TOKENIZER_RULES, TRAINING_RULES
 from meari.models.errors import ConfigError
 from meari.models.fields import (
@@ -164,6 +174,8 @@ class ReservoirConfig:
     feature_bias            biases of the features are drawn evenly from -feature_bias … feature_bias
     readout, ridge          trained by cross-entropy, or solved by ridge regression with this much of a ridge
     readout_rank            softmax only: logits are V (P x), where P has this many rows; 0: one matrix
+    readout_gated           softmax only: logits are V ((A x + a) * (B x + b)) + U x + c; A, B have readout_rank rows
+    readout_dropout         gated only: share of those products that is zero while training
     """
 
     family: Family = choice(Family)
@@ -194,6 +206,8 @@ class ReservoirConfig:
     feature_scale: float = _positive(1.0)
     feature_bias: float = _not_negative(0.5)
     readout_rank: int = integer(0)
+    readout_gated: bool = switch(default=False)
+    readout_dropout: float = _share(0.0)
 
 
 ModelConfig = RecurrentConfig | ReservoirConfig
@@ -206,6 +220,10 @@ class TrainingConfig:
     steps or epochs: one of the two. evaluate_every counts steps; patience counts evaluations, 0: never stop early;
     max_minutes 0: no limit; threads 0: torch's own choice.
 
+    optimizer                    adamw; or muon: the input and recurrent matrices move by Muon, a gate at a time, and
+                                 what is left by AdamW
+    matrix_learning_rate         muon only: the rate of those matrices; 0: learning_rate. Both rise and fall together
+    muon_iterations              muon only: more of them cost more time and make an update's singular values more equal
     schedule                     what the learning rate falls over: steps; or clock: the run ends after max_minutes,
                                  earlier parts of a resumed run included, or after steps if they are taken sooner
     chunk_spread                 standard deviation of a chunk's length around chunk_length, in tokens; 0: all are equal
@@ -223,6 +241,9 @@ class TrainingConfig:
     learning_rate: float = _positive(2e-3)
     min_learning_rate: float = _not_negative(0.0)
     warmup_steps: int = integer(100)
+    optimizer: Optimizer = choice(Optimizer, Optimizer.ADAMW)
+    matrix_learning_rate: float = _not_negative(0.0)
+    muon_iterations: int = integer(5, minimum=1)
     weight_decay: float = _not_negative(0.01)
     clip_norm: float = _positive(1.0)
     restart_share: float = real(0.0, expected="0 ≤ share ≤ 1", fits=lambda share: 0 <= share <= 1)
@@ -313,6 +334,8 @@ def parse_config(tables: object, source: str = "config") -> Config:
     parts: dict[str, tuple[Any, dict[str, Any]]] = {}
     for section, (kind, rules) in sections.items():
         parts[section] = (kind, _read_section(kind, section, tables, rules, problems))
+    if parts["training"][1].get("optimizer") is Optimizer.MUON and sections["model"][0] is ReservoirConfig:
+        problems.append('training.optimizer: got "muon" for family "esn", expected "adamw": its matrices are fixed')
     if problems:
         raise ConfigError(source, problems)
     return Config(**values, **{section: kind(**given) for section, (kind, given) in parts.items()})

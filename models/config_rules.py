@@ -6,7 +6,7 @@ Input: values that are valid on their own. Output: a problem, `key: got X, expec
 from __future__ import annotations
 
 from meari.bundle_format.names import Family, TokenizerKind
-from meari.models.choices import Averaging, Pattern, Readout, Schedule
+from meari.models.choices import Averaging, Optimizer, Pattern, Readout, Schedule
 from meari.models.fields import TableRule, show
 
 MIN_VOCABULARY = {
@@ -101,6 +101,16 @@ def _low_rank_is_trained(rank: int, readout: Readout) -> str | None:
     return None
 
 
+def _gates_have_a_rank(gated: bool, rank: int) -> str | None:
+    return "readout_rank: got 0 with readout_gated = true, expected at least 1" if gated and not rank else None
+
+
+def _products_alone_are_dropped(dropout: float, gated: bool) -> str | None:
+    if dropout and not gated:
+        return f"readout_dropout: got {dropout} without readout_gated = true, expected 0"
+    return None
+
+
 def _leaks_in_order(least: float, most: float) -> str | None:
     return None if least <= most else f"leak_min: got {least}, expected at most leak_max ({most})"
 
@@ -161,6 +171,12 @@ def _rates_in_order(least: float, most: float) -> str | None:
     return None if least <= most else f"min_learning_rate: got {least}, expected at most learning_rate ({most})"
 
 
+def _muon_alone_has_a_rate_of_matrices(optimizer: Optimizer, rate: float) -> str | None:
+    if rate and optimizer is not Optimizer.MUON:
+        return f'matrix_learning_rate: got {rate} with optimizer "{optimizer}", expected 0, or optimizer "muon"'
+    return None
+
+
 CORPUS_RULES = (
     TableRule(("train",), _some_training_files),
     TableRule(("validation", "validation_share"), _one_source_of_validation),
@@ -185,11 +201,14 @@ RESERVOIR_RULES = (
     TableRule(("features", "feature_block"), _feature_blocks_fill_features),
     TableRule(("features", "feature_edges", "units", "layers"), _features_find_states),
     TableRule(("readout_rank", "readout"), _low_rank_is_trained),
+    TableRule(("readout_gated", "readout_rank"), _gates_have_a_rank),
+    TableRule(("readout_dropout", "readout_gated"), _products_alone_are_dropped),
 )
 TRAINING_RULES = (
     TableRule(("steps", "epochs"), _steps_or_epochs),
     TableRule(("schedule", "max_minutes"), _clock_has_minutes),
     TableRule(("min_learning_rate", "learning_rate"), _rates_in_order),
+    TableRule(("optimizer", "matrix_learning_rate"), _muon_alone_has_a_rate_of_matrices),
     TableRule(("averaging", "trigger_patience"), _trigger_has_patience),
     TableRule(("averaging", "trigger_patience", "patience"), _average_comes_before_the_end),
 )

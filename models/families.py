@@ -18,6 +18,7 @@ from meari.bundle_format.names import STATE_DTYPE, Family
 from meari.models.cells import Cell, GruCell, LstmCell, RnnCell
 from meari.models.cells.esn import build_esn
 from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
+from meari.models.dropout import BatchShare, drop
 from meari.models.errors import ConfigError
 from meari.models.language_model import LanguageModel, State
 from meari.models.output_layer import AdaptiveSoftmax, linear_cross_entropy
@@ -74,7 +75,7 @@ class RecurrentLanguageModel(LanguageModel):
         return {tensor.name: self.initial[tensor.name].expand(batch, -1) for tensor in self.state_tensors}
 
     def take_share(self, index: int, num_shares: int) -> None:
-        self._dropout = replace(self._dropout, share_index=index, num_shares=num_shares)
+        self._dropout = replace(self._dropout, rows=BatchShare(index, num_shares))
 
     def forward(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         x = self._dropout.at_input(self.embedding(tokens), tokens, self.vocabulary_size, training=self.training)
@@ -147,8 +148,7 @@ class _Dropouts:
     layers: float
     output: float
     is_locked: bool
-    share_index: int = 0
-    num_shares: int = 1
+    rows: BatchShare = BatchShare()
 
     @staticmethod
     def of(config: RecurrentConfig) -> "_Dropouts":
@@ -169,12 +169,7 @@ class _Dropouts:
         return self._drop(x, self.output, training=training)
 
     def _drop(self, x: Tensor, share: float, *, training: bool) -> Tensor:
-        """Apply dropout to x, [B, T, D]; a locked mask is [B, 1, D]."""
-        if not training or not share:
-            return x
-        batch, length, size = x.shape
-        whole = functional.dropout(x.new_ones(self.num_shares, batch, 1 if self.is_locked else length, size), share)
-        return x * whole[self.share_index]
+        return drop(x, share, self.rows, is_locked=self.is_locked) if training else x
 
 
 def _make_cell(config: RecurrentConfig, input_size: int, hidden_size: int) -> Cell:

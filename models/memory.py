@@ -119,7 +119,8 @@ def _reservoir_bytes(model: ReservoirConfig, vocabulary: int, rows: int) -> int:
         trained = DOUBLE * inputs * (inputs + vocabulary) + FLOAT * vocabulary * inputs
     else:
         rank = model.readout_rank
-        trained = TRAINED * ((inputs + vocabulary) * rank if rank else inputs * vocabulary)
+        linear = inputs * vocabulary if model.readout_gated or not rank else 0
+        trained = TRAINED * (linear + rank * (inputs * (1 + model.readout_gated) + vocabulary))
     return fixed + trained + FLOAT * rows * inputs
 
 

@@ -34,7 +34,7 @@ def output_graph(weights: OutputWeights, precision: Precision, ngram: NgramWeigh
     """
     if weights.adaptive is not None:
         return adaptive_graph(weights.maps[0], weights.adaptive, precision, ngram)
-    maps = _folded(weights.maps)
+    maps = weights.maps if weights.gated else _folded(weights.maps)
     graph = GraphBuilder("output")
     arithmetic = arithmetic_of(precision, graph)
     size = maps[0].weight.shape[0]
@@ -44,9 +44,13 @@ def output_graph(weights: OutputWeights, precision: Precision, ngram: NgramWeigh
         size -= weights.expansion.bias.size
         hidden, recent = _hidden(graph, size, ngram)
         value = expand(graph, weights.expansion, hidden, size)
-    for index, affine in enumerate(maps):
-        value = arithmetic.product(f"map{index}", arithmetic.operand(value), affine.weight, affine.bias)
     vocabulary_size = maps[-1].weight.shape[1]
+    for index, affine in enumerate(maps):
+        addend: ir.Value | Floats = affine.bias
+        if index and weights.gated:
+            one, other, addend = graph.split(value, [*[affine.weight.shape[0]] * 2, vocabulary_size])
+            value = graph.op("Mul", one, other)
+        value = arithmetic.product(f"map{index}", arithmetic.operand(value), affine.weight, addend)
     logprobs = graph.op("LogSoftmax", value, axis=-1)
     if ngram is not None:
         value = logprobs = mixed(graph, ngram, recent, logprobs)

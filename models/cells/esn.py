@@ -5,7 +5,8 @@
     s^l_t = (1 - a^l) * s^l_{t-1} + a^l * r^l_t
     m_t   = [s^0_t, … s^{L-1}_t]
     y_t   = V m_t + c                     or V [m_t, tanh(G m_t + d)] + c, with a frozen expansion
-                                          V may be of low rank: V = V' P
+                                          V may be of low rank: V = V' P, or depend on m_t: see
+                                          `meari.models.cells.reservoir.gated_readout`
 
 symbol     name            shape
 x_t        tokens          [batch]                  token ids
@@ -40,7 +41,7 @@ from torch.nn import functional
 
 from meari.bundle_format.manifest import StateEntry
 from meari.bundle_format.names import RECENT_STATE, RESERVOIR_STATE, STATE_DTYPE, Family
-from meari.models.cells.reservoir import Expansion, RecentTokens, ReservoirLayer, TokenRows
+from meari.models.cells.reservoir import Expansion, GatedReadout, RecentTokens, ReservoirLayer, TokenRows
 from meari.models.cells.reservoir.layer import DOUBLED
 from meari.models.cells.reservoir.weights import (
     RecurrentWeights,
@@ -52,6 +53,7 @@ from meari.models.cells.reservoir.weights import (
 )
 from meari.models.choices import Pattern, Reach, Spread
 from meari.models.config import ReservoirConfig
+from meari.models.dropout import BatchShare
 from meari.models.language_model import LanguageModel, State
 
 Generator = np.random.Generator
@@ -60,10 +62,11 @@ Generator = np.random.Generator
 class EchoStateNetwork(LanguageModel):
     """Reservoirs with a readout, which alone is trained.
 
-    entering   what drives the first layer
-    layers     first to last, all of one size
-    expansion  None: the readout sees the states alone
-    rank       of the readout; 0: one matrix
+    entering       what drives the first layer
+    layers         first to last, all of one size
+    expansion      None: the readout sees the states alone
+    rank           of the readout; 0: one matrix
+    gated_dropout  of a gated readout of that rank; None: the readout is linear
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class EchoStateNetwork(LanguageModel):
         layers: Sequence[ReservoirLayer],
         expansion: Expansion | None = None,
         rank: int = 0,
+        gated_dropout: float | None = None,
     ) -> None:
         super().__init__()
         self.family = Family.ESN
@@ -85,7 +89,11 @@ class EchoStateNetwork(LanguageModel):
         states = (StateEntry(f"{RESERVOIR_STATE}{index}", (self.units,), STATE_DTYPE) for index in range(len(layers)))
         self.state_tensors = (*remembered, *states)
         self.narrowing: nn.Linear | None = None
-        self._make_readout(rank)
+        self.gated: GatedReadout | None = None
+        if gated_dropout is None:
+            self._make_readout(rank)
+        else:
+            self.gated = GatedReadout(self.readout_inputs, rank, self.vocabulary_size, gated_dropout)
 
     @property
     def reservoir_layers(self) -> list[ReservoirLayer]:
@@ -136,7 +144,14 @@ class EchoStateNetwork(LanguageModel):
         seen: Tensor = self.expansion(hidden.flatten(0, -2))
         return seen.view(*hidden.shape[:-1], self.readout_inputs)
 
+    def take_share(self, index: int, num_shares: int) -> None:
+        if self.gated is not None:
+            self.gated.rows = BatchShare(index, num_shares)
+
     def logits(self, hidden: Tensor) -> Tensor:
+        if self.gated is not None:
+            logits: Tensor = self.gated(self.readout_states(hidden))
+            return logits
         with _exactly(hidden):
             seen = self.readout_states(hidden)
             if self.narrowing is not None:
@@ -179,7 +194,11 @@ def build_esn(config: ReservoirConfig, vocabulary_size: int, seed: int) -> EchoS
         bias = _evenly(biasing, -config.bias_scale, config.bias_scale, (config.units,))
         layers.append(ReservoirLayer(weights, below, _draw_leaks(config, leaking), bias))
     return EchoStateNetwork(
-        _draw_input(config, vocabulary_size, entering), layers, _draw_expansion(config, expanding), config.readout_rank
+        _draw_input(config, vocabulary_size, entering),
+        layers,
+        _draw_expansion(config, expanding),
+        config.readout_rank,
+        config.readout_dropout if config.readout_gated else None,
     )
 
 

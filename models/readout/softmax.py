@@ -19,7 +19,6 @@ is in `state`, as named tensors.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from meari.models.cells.esn import EchoStateNetwork
+from meari.models.cells.reservoir.gated_readout import NUM_DIRECTIONS, Whitening
 from meari.models.config import TrainingConfig
 from meari.models.readout.states import Ids, state_chunks
 
-NUM_DIRECTIONS = 256
 SAMPLE_TOKENS = 32_768
 NUM_PASSES = 2  # of subspace iteration over the sample
 DAMPING = 0.01  # of the mean eigenvalue, which is one
@@ -40,39 +39,6 @@ EPSILON = 1e-10
 _WHITENING = ("mean", "deviation", "directions", "gains")
 BETAS = (0.9, 0.99)
 SAMPLE_SEED = 0  # seed of the start vectors of the search for the leading directions; it hardly affects the result
-
-
-@dataclass(frozen=True)
-class Whitening:
-    """Coordinates in which the states vary evenly.
-
-    mean, deviation      float32 [N]
-    directions           float32 [N, r], orthonormal columns
-    gains                float32 [r + 1]: one a direction, and last the one of all that is left
-    """
-
-    mean: Tensor
-    deviation: Tensor
-    directions: Tensor
-    gains: Tensor
-
-    def weights(self, coordinates: Tensor) -> Tensor:
-        """Return W for coordinates Z, both float32 [V, N]."""
-        return self._transformed(coordinates) / self.deviation
-
-    def gradient(self, weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
-        """Return the gradient for Z from those for W, float32 [V, N], and for the bias, float32 [V]."""
-        centred = weight_gradient - torch.outer(bias_gradient, self.mean)
-        return self._transformed(centred / self.deviation)
-
-    def bias_shift(self, weights: Tensor) -> Tensor:
-        """Return W m, float32 [V]: the part of the bias that makes states count from their mean."""
-        return weights @ self.mean
-
-    def _transformed(self, rows: Tensor) -> Tensor:
-        rest = self.gains[-1]
-        along = (rows @ self.directions) * (self.gains[:-1] - rest)
-        return torch.addmm(rows * rest, along, self.directions.t())
 
 
 @torch.no_grad()
@@ -95,6 +61,12 @@ def measure_whitening(model: EchoStateNetwork, ids: Ids, seed: int) -> Whitening
     # The layout is the same when fresh and when restored: products of another layout round differently.
     leading = (directions @ turn).contiguous()
     return Whitening(mean, deviation, leading, _gains(values.clamp_min(0.0), units))
+
+
+def whiten_gated_readout(model: EchoStateNetwork, ids: Ids) -> None:
+    """Let a gated readout count states in coordinates that are measured on a sample of the row of training tokens."""
+    if model.gated is not None:
+        model.gated.whiten(measure_whitening(model, ids, SAMPLE_SEED))
 
 
 def _correlated(model: EchoStateNetwork, ids: Ids, mean: Tensor, deviation: Tensor, directions: Tensor) -> Tensor:

@@ -22,33 +22,43 @@ import torch
 from torch import Tensor, nn
 
 from meari.models.cells.esn import EchoStateNetwork
-from meari.models.choices import Averaging
+from meari.models.choices import Averaging, Optimizer
 from meari.models.config import TrainingConfig
 from meari.models.readout.softmax import readout_optimizer
 from meari.models.readout.states import Ids
+from meari.models.training.muon import MuonAdamW, muon_groups, products_of
 
 BETAS = (0.9, 0.99)
 COUNT = "count"
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig, ids: Ids) -> torch.optim.Optimizer:
-    """Make AdamW with weight decay on matrices alone: not on biases, not on embeddings.
+    """Make the config's optimizer, with weight decay on matrices alone: not on biases, not on embeddings.
 
     ids   the row of training tokens: the states of a reservoir are measured on it, so that its readout learns faster
     """
-    if isinstance(model, EchoStateNetwork):
+    if isinstance(model, EchoStateNetwork) and model.gated is None:
         return readout_optimizer(model, ids, config)
+    by_muon = muon_groups(model, config) if config.optimizer is Optimizer.MUON else []
+    moved_by_muon = {id(weight) for group in by_muon for weight in group["params"]}
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for parameter in trained_parameters(model):
+        if id(parameter) in moved_by_muon:
+            continue
         is_matrix = parameter.dim() > 1 and id(parameter) not in embeddings
         (decayed if is_matrix else free).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": free, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, betas=BETAS)
+    groups = [group for group in groups if group["params"]]
+    if not by_muon:
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=BETAS)
+    return MuonAdamW(
+        by_muon + groups, products_of(config), config.muon_iterations, lr=config.learning_rate, betas=BETAS
+    )
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -57,9 +67,9 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Use `rate` from the next step on."""
+    """Use `rate` from the next step on, or a multiple of it in a group that has a `rate_factor`."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_factor", 1.0)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from meari.models.cells.esn import EchoStateNetwork
 from meari.models.checkpoint import fill_checkpoint
 from meari.models.choices import Schedule, TrainingPrecision
 from meari.models.config import Config
@@ -27,6 +28,7 @@ from meari.models.families import RecurrentLanguageModel, build_model
 from meari.models.figures import perplexity
 from meari.models.files import replaced_folder
 from meari.models.language_model import LanguageModel, State
+from meari.models.readout.softmax import whiten_gated_readout
 from meari.models.text.tokens import PreparedCorpus
 from meari.models.training.display import Display
 from meari.models.training.history import EvaluationRecord, History, NullHistory, StepRecord
@@ -92,6 +94,8 @@ class Trainer:
         self.model: LanguageModel = build_model(config.model, corpus.tokenizer.vocabulary_size, config.seed).to(device)
         if isinstance(self.model, RecurrentLanguageModel) and self.model.adaptive is not None:
             self.model.adaptive.order_by(token_counts(corpus.train.ids, corpus.tokenizer.vocabulary_size))
+        if isinstance(self.model, EchoStateNetwork):
+            whiten_gated_readout(self.model, corpus.train.ids)
         self.model.take_share(workers.rank, workers.size)
         self._optimizer = build_optimizer(self.model, config.training, corpus.train.ids)
         self._average = WeightAverage(self.model, config.training)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from meari.bundle_format.names import Document, Family, TokenizerKind
 from meari.export.recipe import recipe
-from meari.models.choices import Averaging, Readout, TrainingPrecision
+from meari.models.choices import Averaging, Optimizer, Readout, TrainingPrecision
 from meari.models.config import Config, CorpusConfig, RecurrentConfig, ReservoirConfig, TokenizerConfig, TrainingConfig
 
 CONFIG = Config(
@@ -52,6 +52,11 @@ def test_settings_in_use_are_described() -> None:
     assert rows["fresh starts"] == "each stream begins a text anew with probability 0.01 a step"
     assert rows["averaging"] == "of the weights of all steps, each 0.999 times the one before"
     assert rows["products in training"] == "bfloat16, the rest in float32"
+    muon = replace(training, optimizer=Optimizer.MUON, matrix_learning_rate=0.02)
+    assert dict(recipe(replace(CONFIG, training=muon)))["optimizer"] == (
+        "Muon at a rate of 0.02 for the matrices of recurrences, AdamW for the rest, "
+        "weight decay 0.01, gradients clipped to norm 1"
+    )
     triggered = replace(training, averaging=Averaging.TRIGGERED, trigger_patience=3)
     assert dict(recipe(replace(CONFIG, training=triggered)))["averaging"] == (
         "of the weights of all steps since 3 evaluations brought nothing better"

@@ -82,6 +82,10 @@ RESERVOIRS = {
         embedding_size=6,
     ),
     "low rank": ReservoirConfig(Family.ESN, units=48, block_size=8, readout_rank=5, features=32, feature_block=32),
+    "gated": ReservoirConfig(Family.ESN, units=48, block_size=8, readout_rank=24, readout_gated=True),
+    "gated, expanded": ReservoirConfig(
+        Family.ESN, units=32, block_size=8, features=32, feature_block=8, readout_rank=20, readout_gated=True
+    ),
 }
 VOCABULARY_SIZES = {"table": 30, "embedding": 300, "projection": 200, "adaptive": 70, "all options": 130}
 WORDS = ("the sea ", "the echo ", "answers ", "a mountain ", "and falls\n", "silent. ")

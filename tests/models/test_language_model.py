@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from meari.bundle_format.names import Family
 from meari.models.cells import LstmCell
 from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
+from meari.models.dropout import dropout_mask
 from meari.models.families import RecurrentLanguageModel, build_model
 from meari.models.language_model import LanguageModel, State
 
@@ -237,6 +238,19 @@ def test_dropout_acts_only_during_training() -> None:
     assert not torch.equal(model(tokens, state)[0], model(tokens, state)[0])
     model.eval()
     assert torch.equal(model(tokens, state)[0], model(tokens, state)[0])
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.9, 1 - 1e-9])
+def test_dropout_mask_drops_its_share_and_keeps_the_mean(share: float) -> None:
+    torch.manual_seed(1)
+    mask = dropout_mask((3, 70_001), share, torch.zeros((), dtype=torch.float32))
+    assert mask.shape == (3, 70_001)
+    kept = 2**-16 if share > 0.9999 else 1 - share
+    assert mask.unique().tolist() == pytest.approx([0.0, 1 / kept], rel=1e-3)
+    spread = math.sqrt(kept * (1 - kept) / mask.numel())
+    assert (mask > 0).float().mean().item() == pytest.approx(kept, abs=4 * spread)
+    neighbours = (mask[:, 1:] > 0) & (mask[:, :-1] > 0)
+    assert neighbours.float().mean().item() == pytest.approx(kept**2, abs=8 * spread)
 
 
 def test_tied_output_shares_the_embedding() -> None:

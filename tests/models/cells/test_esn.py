@@ -10,6 +10,7 @@ from torch import Tensor
 from meari.bundle_format.names import Family
 from meari.models.cells.esn import EchoStateNetwork
 from meari.models.cells.reservoir import RecentTokens, TokenRows
+from meari.models.cells.reservoir.gated_readout import GatedReadout, Whitening
 from meari.models.choices import Pattern, Reach, Spread
 from meari.models.config import ReservoirConfig
 from meari.models.families import build_model
@@ -26,6 +27,7 @@ RECENT = replace(CONFIG, input_tokens=4, embedding_size=5)
 EVERYTHING = replace(
     RECENT, layers=2, reservoirs=2, input_reach=Reach.STAGGERED, features=64, feature_block=16, readout_rank=3
 )
+GATED = replace(EVERYTHING, readout_gated=True, readout_dropout=0.5)
 VARIANTS = {
     "one reservoir": CONFIG,
     "side by side": SIDE_BY_SIDE,
@@ -33,6 +35,7 @@ VARIANTS = {
     "recent tokens": RECENT,
     "one embedded token": replace(RECENT, input_tokens=1),
     "everything": EVERYTHING,
+    "gated": GATED,
 }
 both_patterns = pytest.mark.parametrize("config", [BLOCK, RANDOM], ids=["block", "random"])
 
@@ -244,6 +247,50 @@ def test_low_rank_readout_is_a_product_of_two_matrices() -> None:
     assert torch.linalg.matrix_rank(weight) == 3
 
 
+def whitened(model: EchoStateNetwork) -> tuple[GatedReadout, Whitening]:
+    """Let a gated readout with random weights count states from where made-up ones vary evenly."""
+    assert model.gated is not None
+    generator = torch.Generator().manual_seed(7)
+    size = model.readout_inputs
+    directions = torch.linalg.qr(torch.randn(size, 9, generator=generator))[0]
+    measured = Whitening(
+        torch.rand(size, generator=generator),
+        torch.rand(size, generator=generator) + 0.5,
+        directions,
+        torch.rand(10, generator=generator) + 0.5,
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    model.gated.whiten(measured)
+    return model.gated, measured
+
+
+def test_gated_readout_multiplies_pairs_of_sums_of_whitened_states() -> None:
+    model = build(GATED).eval()
+    gated, measured = whitened(model)
+    hidden = torch.rand(3, model.hidden_size)
+    z = ((model.readout_states(hidden) - measured.mean) / measured.deviation).double()
+    rest = measured.gains[-1].double()
+    stretched = measured.directions.double() * (measured.gains[:-1].double() - rest)
+    z = rest * z + z @ stretched @ measured.directions.double().t()
+    sums = z @ gated.factors.weight.double().t() + gated.factors.bias.double()
+    expected = (sums[:, :3] * sums[:, 3:6]) @ gated.output.weight.double().t() + sums[:, 6:]
+    torch.testing.assert_close(model.logits(hidden).double(), expected, rtol=1e-4, atol=1e-3)
+    weight, bias = gated.folded_factors()
+    folded = model.readout_states(hidden).double() @ weight.t() + bias
+    torch.testing.assert_close(folded, sums, rtol=1e-5, atol=1e-4)
+
+
+def test_products_of_a_gated_readout_are_dropped_only_while_training() -> None:
+    model = build(GATED)
+    whitened(model)
+    hidden = torch.rand(2, 5, model.hidden_size)
+    assert not torch.equal(model.train().logits(hidden), model.logits(hidden))
+    assert torch.equal(model.eval().logits(hidden), model.logits(hidden))
+    torch.testing.assert_close(model.logits(hidden)[:, 3], model.logits(hidden[:, 3]), rtol=1e-4, atol=1e-3)
+
+
 def test_only_the_readout_is_trained() -> None:
     model = build(BLOCK)
     hidden, _ = model(draw_tokens(2, 3), model.initial_state(2))
@@ -252,6 +299,11 @@ def test_only_the_readout_is_trained() -> None:
         "readout.weight",
         "readout.bias",
     }
+    assert {name for name, _ in build(GATED).named_parameters()} == {
+        "gated.factors.weight",
+        "gated.factors.bias",
+        "gated.output.weight",
+    }
 
 
 def test_untrained_readout_gives_a_uniform_distribution() -> None:
@@ -259,8 +311,9 @@ def test_untrained_readout_gives_a_uniform_distribution() -> None:
     logits = model.logits(draw_state(2, 96)["s0"])
     assert logits.shape == (2, VOCABULARY_SIZE)
     assert torch.equal(logits, torch.zeros_like(logits))
-    low_rank = build(EVERYTHING)
-    assert not low_rank.logits(torch.rand(2, low_rank.hidden_size)).any()
+    for config in (EVERYTHING, GATED):
+        of_two_factors = build(config)
+        assert not of_two_factors.logits(torch.rand(2, of_two_factors.hidden_size)).any()
 
 
 def test_autocast_to_bfloat16_does_not_affect_the_reservoir() -> None:

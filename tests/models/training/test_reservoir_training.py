@@ -12,7 +12,7 @@ from torch import Tensor
 from meari.bundle_format.names import Family
 from meari.models.cells.esn import EchoStateNetwork
 from meari.models.checkpoint import load_checkpoint
-from meari.models.choices import Pattern, Readout
+from meari.models.choices import Averaging, Pattern, Readout, TrainingPrecision
 from meari.models.config import Config, ReservoirConfig
 from meari.models.errors import CheckpointError, RidgeError
 from meari.models.readout.ridge import RidgeSums
@@ -113,6 +113,49 @@ def test_resumed_softmax_run_equals_an_uninterrupted_one(tmp_path: Path) -> None
     assert train(config, run, resume=False, display=display, clock=Clock()).ending is Ending.INTERRUPTED
     run_training(config, tmp_path / "part", Start.RESUME)
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+
+GATED = replace(
+    RESERVOIR,
+    readout=Readout.SOFTMAX,
+    readout_rank=16,
+    readout_gated=True,
+    readout_dropout=0.3,
+    input_tokens=2,
+    embedding_size=4,
+)
+GATED_TRAINING: dict[str, object] = {"precision": TrainingPrecision.BFLOAT16, "averaging": Averaging.EMA}
+
+
+def test_resumed_run_of_a_gated_readout_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    config = replace(config_of(tmp_path, **GATED_TRAINING), model=GATED)
+    run_training(config, tmp_path / "whole")
+    run = open_run(tmp_path / "part", config, Start.FRESH)
+    display = StopAt(4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert train(config, run, resume=False, display=display, clock=Clock()).ending is Ending.INTERRUPTED
+    run_training(config, tmp_path / "part", Start.RESUME)
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+    model = load_checkpoint(tmp_path / "whole").model
+    assert isinstance(model, EchoStateNetwork)
+    assert model.gated is not None
+    assert model.gated.mean.any()  # the whitening is a part of the checkpoint
+
+
+def test_gated_readout_learns_a_conjunction_that_a_linear_one_of_the_same_states_cannot(tmp_path: Path) -> None:
+    """Check on a text in which each letter is fixed by the two before it through an exclusive or."""
+    draws = torch.randint(2, (8000,), generator=torch.Generator().manual_seed(3)).tolist()
+    letters = [
+        letter for one, other in zip(draws[::2], draws[1::2], strict=True) for letter in (one, other, one ^ other)
+    ]
+    (tmp_path / "chain.txt").write_text("".join("ab"[letter] + "." for letter in letters))
+    config = config_of(tmp_path, Readout.SOFTMAX, steps=250, batch_size=16, evaluate_every=250)
+    states = replace(GATED, units=32, spectral_radius=0.05, bias_scale=0.0, input_scale=0.1, input_tokens=6)
+    losses = []
+    for model in (states, replace(states, readout_gated=False, readout_dropout=0.0)):
+        outcome, _ = run_training(replace(config, model=model), tmp_path / f"run {len(losses)}")
+        assert outcome.figures is not None
+        losses.append(outcome.figures["validation"]["nats_per_token"])
+    assert losses[0] < losses[1] - 0.05
 
 
 def test_resuming_a_finished_ridge_run_changes_nothing(tmp_path: Path) -> None:

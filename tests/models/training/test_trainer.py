@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from meari.bundle_format.names import Family
 from meari.models.checkpoint import fill_checkpoint, load_checkpoint
-from meari.models.choices import Averaging, Schedule, TrainingPrecision
+from meari.models.choices import Averaging, Optimizer, Schedule, TrainingPrecision
 from meari.models.config import RecurrentConfig
 from meari.models.errors import CheckpointError, NotFinite
 from meari.models.evaluation import evaluate
@@ -257,6 +257,7 @@ RECIPES: dict[str, tuple[RecurrentConfig | None, dict[str, object]]] = {
     "triggered": (None, {"averaging": Averaging.TRIGGERED, "trigger_patience": 1, "evaluate_every": 2}),
     "chunk_spread": (None, {"chunk_spread": 4.0}),
     "bfloat16": (None, {"precision": TrainingPrecision.BFLOAT16}),
+    "muon": (None, {"optimizer": Optimizer.MUON, "matrix_learning_rate": 0.02}),
     "weight drop": (RecurrentConfig(Family.GRU, 5, 7, 2, weight_drop=0.3, embedding_dropout=0.2), {}),
     "dropout at each step": (RecurrentConfig(Family.RNN, 5, 7, 2, dropout=0.3, locked_dropout=False), {}),
     "learned initial state": (RecurrentConfig(Family.LSTM, 5, 7, 2, learned_initial_state=True), {}),
