@@ -106,7 +106,11 @@ class Description:
     def sizes(self) -> Sizes:
         model, config = self.checkpoint.model, self.checkpoint.config.model
         trained = sum(parameter.numel() for parameter in model.parameters())
-        fixed = sum(buffer.numel() for buffer in model.buffers() if buffer.is_floating_point())
+        fixed = sum(
+            buffer.numel()
+            for name, buffer in model.named_buffers()
+            if buffer.is_floating_point() and not name.startswith("gated.")  # a whitening is folded into the readout
+        )
         embedding, layers = (
             (config.embedding_size, len(config.sizes)) if isinstance(config, RecurrentConfig) else (None, 1)
         )
