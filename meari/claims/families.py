@@ -39,11 +39,12 @@ from torch import nn
 from meari.bundle_format.names import Family
 from meari.claims.sizes import Sizes
 from meari.models.cells import NUM_GATES
+from meari.models.cells.reservoir.gated_readout import NUM_DIRECTIONS
 from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
 from meari.models.families import build_model
 from meari.models.language_model import LanguageModel
 from meari.models.readout.ridge import BLOCK_UNITS
-from meari.models.readout.softmax import NUM_DIRECTIONS, NUM_PASSES, SAMPLE_TOKENS
+from meari.models.readout.softmax import NUM_PASSES, SAMPLE_TOKENS
 from meari.models.readout.states import MAX_ROWS, MIN_PIECE_TOKENS, WARMUP_TOKENS
 
 FAMILIES = (Family.RNN, Family.GRU, Family.LSTM, Family.ESN)

@@ -8,8 +8,9 @@ from torch.nn import functional
 
 from meari.bundle_format.names import Family
 from meari.models.cells.esn import EchoStateNetwork, build_esn
+from meari.models.cells.reservoir.gated_readout import Whitening
 from meari.models.config import ReservoirConfig, TrainingConfig
-from meari.models.readout.softmax import DAMPING, ReadoutAdamW, Whitening, measure_whitening, readout_optimizer
+from meari.models.readout.softmax import DAMPING, ReadoutAdamW, measure_whitening, readout_optimizer
 from meari.models.readout.states import state_chunks
 
 UNITS, VOCABULARY_SIZE = 64, 9

@@ -5,6 +5,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,11 +126,11 @@ GATED = replace(
     input_tokens=2,
     embedding_size=4,
 )
-GATED_TRAINING: dict[str, object] = {"precision": TrainingPrecision.BFLOAT16, "averaging": Averaging.EMA}
+GATED_TRAINING: dict[str, Any] = {"precision": TrainingPrecision.BFLOAT16, "averaging": Averaging.EMA}
 
 
 def test_resumed_run_of_a_gated_readout_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    config = replace(config_of(tmp_path, **GATED_TRAINING), model=GATED)
+    config = replace(config_of(tmp_path, Readout.SOFTMAX, **GATED_TRAINING), model=GATED)
     run_training(config, tmp_path / "whole")
     run = open_run(tmp_path / "part", config, Start.FRESH)
     display = StopAt(4, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -149,7 +150,7 @@ def test_gated_readout_learns_a_conjunction_that_a_linear_one_of_the_same_states
     (tmp_path / "chain.txt").write_text("".join(triples))
     config = config_of(tmp_path, Readout.SOFTMAX, steps=150, batch_size=16, evaluate_every=150)
     nearly_linear = replace(GATED, units=32, spectral_radius=0.05, bias_scale=0.0, input_scale=0.1, readout_dropout=0.0)
-    losses = []
+    losses: list[float] = []
     for model in (nearly_linear, replace(nearly_linear, readout_gated=False)):
         outcome, _ = run_training(replace(config, model=model), tmp_path / f"run {len(losses)}")
         assert outcome.figures is not None
