@@ -34,12 +34,14 @@ marks log records of unexpected exceptions.
 from __future__ import annotations
 
 import difflib
+import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
 __all__ = [
     "MAY_QUOTE",
+    "Bound",
     "BundleError",
     "BundleRefused",
     "EngineFailed",
@@ -210,6 +212,16 @@ class UnsupportedMediaType(MeariError):
     code = "unsupported_media_type"
 
 
+class Bound(enum.StrEnum):
+    """The bound at which a request was refused: a label of `meari_refusals_total`."""
+
+    OVERLOAD = "overload"  # more and more requests are inside
+    REQUESTS = "requests"  # MEARI_MAX_REQUESTS
+    QUEUE = "queue"  # MEARI_MAX_WAITING
+    BYTES = "bytes"  # MEARI_MAX_INFLIGHT_BYTES
+    CONNECTIONS = "connections"  # MEARI_MAX_CONNECTIONS_PER_ADDRESS
+
+
 class Overloaded(MeariError):
     """A bound is reached: the request was refused before any work was done for it."""
 
@@ -217,6 +229,10 @@ class Overloaded(MeariError):
     code = "overloaded"
     quotes_request = False
     retry_after_seconds = 1
+
+    def __init__(self, message: str, bound: Bound = Bound.REQUESTS) -> None:
+        super().__init__(message)
+        self.bound = bound
 
 
 class RateLimited(MeariError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Final, Literal
 
 import prometheus_client
@@ -18,6 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from meari.errors import Bound
 from meari.runtime.engine.stats import GAP_SECONDS, HistogramCounts
 from meari.service.workers import Board
 
@@ -141,7 +143,11 @@ class Families:
 
     def _edge(self, own: CollectorRegistry) -> None:
         self.requests = Counter("meari_requests", "Requests answered", ["route", "status"], registry=own)
-        self.refusals = _counter("refusals", "Requests refused with 429", own)
+        self.refusals = Counter(
+            "meari_refusals", "Requests refused with 429 by the bound they met", ["model", "reason"], registry=own
+        )
+        for bound in Bound:
+            self.refusals.labels("", bound)
         self.limited = Counter(
             "meari_limited_requests",
             "Requests refused with 429 by a limit of a key or an address",
@@ -181,11 +187,23 @@ class Families:
             self.prefix_cache_queries, self.prefix_cache_hits, self.token_gaps, *self.of_requests.values(),
             self.generated, self.computed, self.output_rows, self.steps, self.cache_queries, self.cache_hits,
             self.cached, self.cache_bytes, self.running, self.waiting, self.waiting_tokens, self.slots, self.step_rows,
-            self.scored, self.refusals,
+            self.scored,
         ):  # fmt: skip
             family.labels(model)
         for reason in Reason:
             self.success.labels(model, reason.value)
+        for bound in (Bound.QUEUE, Bound.BYTES):  # the others are met before the model is known
+            self.refusals.labels(model, bound)
+
+    @cached_property
+    def certificate_expiry(self) -> Gauge:
+        """Make the gauge when it is first set: a service without TLS has none, and a 0 would be a date."""
+        return _worker_gauge(
+            "tls_certificate_expiry_timestamp_seconds",
+            "When the first certificate of MEARI_TLS_CERTIFICATE expires, in Unix time",
+            self.registry,
+            "livemin",
+        )
 
 
 class HostFamilies(Collector):
@@ -230,6 +248,6 @@ def _gauge(name: str, text: str, registry: CollectorRegistry) -> Gauge:
 
 
 def _worker_gauge(
-    name: str, text: str, registry: CollectorRegistry, mode: Literal["livesum", "livemax"] = "livesum"
+    name: str, text: str, registry: CollectorRegistry, mode: Literal["livesum", "livemax", "livemin"] = "livesum"
 ) -> Gauge:
     return Gauge(f"meari_{name}", text, registry=registry, multiprocess_mode=mode)

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from meari.errors import Overloaded, ScoreTimeout
+from meari.errors import Bound, Overloaded, ScoreTimeout
 from meari.runtime.engine import EngineStats, Finish, Generation, Handle, Scoring
 from meari.runtime.engine.stats import EMPTY, HistogramCounts
 from meari.runtime.engine.stats import Histogram as RequestHistogram
@@ -173,7 +173,7 @@ class Metrics:
         self._families = Families()
         self._ever_failed: frozenset[str] = frozenset()
         self._cpu_seconds = 0.0
-        self._refused: dict[str, tuple[Counter, ...]] = {}
+        self._refused: dict[tuple[Bound, str], tuple[Counter, ...]] = {}
 
     # ---- counted at once ----
 
@@ -184,16 +184,18 @@ class Metrics:
 
     @property
     def refusals(self) -> Counter:
-        """Answers with 429 by model."""
+        """Answers with 429 by model and bound."""
         return self._families.refusals
 
-    def note_refused(self, route: str) -> None:
-        """Count a request that was refused before anything else was done for it."""
-        counters = self._refused.get(route)
+    def note_refused(self, bound: Bound, route: str = "") -> None:
+        """Count a request that was refused before anything else was done for it. route: "" if its head was not read."""
+        counters = self._refused.get((bound, route))
         if counters is None:  # found once: a label costs as much as the count
             families = self._families
-            counters = families.requests.labels(route, str(Overloaded.status)), families.refusals.labels("")
-            self._refused[route] = counters
+            counters = (families.refusals.labels("", bound),)
+            if route:
+                counters = (*counters, families.requests.labels(route, str(Overloaded.status)))
+            self._refused[bound, route] = counters
         for counter in counters:
             counter.inc()
 
@@ -255,6 +257,11 @@ class Metrics:
         with self._lock:
             before, self._cpu_seconds = self._cpu_seconds, time.process_time()
             families.cpu_seconds.inc(self._cpu_seconds - before)
+
+    def observe_certificate(self, expires_at: float | None) -> None:
+        """Note when the certificate of new connections expires, in Unix seconds; None if that is not known."""
+        if expires_at is not None:
+            self._families.certificate_expiry.set(expires_at)
 
     def exposition(self) -> bytes:
         """Return the text of /metrics, for all workers of this host."""

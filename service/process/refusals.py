@@ -162,7 +162,7 @@ def overloaded(service: Service, environ: MutableMapping[str, Any], *, is_receiv
         path = environ["PATH_INFO"]
         line = RequestLine(request_id(environ.get("HTTP_X_REQUEST_ID")), "POST", path, path, error.status, error=error)
         line.client_address, line.key, line.error_message = address, caller.name, str(error)
-        service.metrics.note_refused(path)
+        service.metrics.note_refused(error.bound, path)
         line.total_seconds = time.monotonic() - started
         log_request(line)
         headers = cors_headers(service.settings.cors_origins, environ.get("HTTP_ORIGIN"))

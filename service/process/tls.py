@@ -9,8 +9,11 @@ that take nothing out, sends that never block) stays as it is.
 
 from __future__ import annotations
 
+import binascii
+import calendar
 import contextlib
 import logging
+import re
 import ssl
 import time
 from pathlib import Path
@@ -19,11 +22,15 @@ from typing import Any, Final
 from meari.errors import InvalidRequest, Problem
 from meari.service.clients import Connection
 
-__all__ = ["Certificate", "NotTls", "TlsConnection", "load_context"]
+__all__ = ["Certificate", "NotTls", "TlsConnection", "expiry_of", "load_context"]
 
 HANDSHAKE: Final = b"\x16"  # the first byte of every TLS connection
 RECORD_BYTES: Final = 16384
 RECEIVE_BYTES: Final = 65536
+PEM: Final = re.compile(r"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----([^-]*)-----END ")
+SEQUENCE: Final = 0x30
+VERSION: Final = 0xA0
+UTC_TIME: Final = 0x17
 
 log = logging.getLogger("meari.service.tls")  # as operators know it
 
@@ -47,6 +54,44 @@ def load_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
+def expiry_of(certificates: str) -> float | None:
+    """Return when the first of the certificates in PEM expires, in Unix seconds; None if that cannot be read."""
+    try:
+        return min(_not_after(binascii.a2b_base64(body)) for body in PEM.findall(certificates))
+    except (ValueError, IndexError):
+        return None
+
+
+def _not_after(der: bytes) -> float:
+    """Return the field notAfter of a certificate (RFC 5280, 4.1). Raises ValueError, IndexError."""
+    _, at, _ = _element(der, 0)
+    _, at, _ = _element(der, at)  # tbsCertificate
+    fields: list[tuple[int, int]] = []
+    while len(fields) < 4:  # serial number, algorithm, issuer, validity
+        tag, begin, end = _element(der, at)
+        if tag != VERSION:
+            fields.append((tag, begin))
+        at = end
+    tag, begin = fields[-1]
+    if tag != SEQUENCE:
+        raise ValueError("expected the validity")
+    _, _, at = _element(der, begin)  # notBefore
+    tag, begin, end = _element(der, at)
+    text = der[begin:end].decode("ascii")
+    if tag == UTC_TIME:
+        text = ("19" if text >= "50" else "20") + text
+    return calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ"))
+
+
+def _element(der: bytes, at: int) -> tuple[int, int, int]:
+    """Return the tag of the element at a place, and where its content begins and ends."""
+    length, begin = der[at + 1], at + 2
+    if length >= 0x80:
+        size = length - 0x80
+        length, begin = int.from_bytes(der[begin : begin + size]), begin + size
+    return der[at], begin, begin + length
+
+
 def _no_password() -> str:
     raise ssl.SSLError("the key is encrypted; expected one without a password")
 
@@ -55,12 +100,14 @@ class Certificate:
     """The context of new connections, made again when a file changes; a broken change leaves the old one in use.
 
     Raises OSError where the first one cannot be made.
+
+    expires_at  Unix time at which the first of its certificates expires, None if that could not be read
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self._files = certificate, key
         self._seen = self._stamps()
-        self.context = load_context(certificate, key)
+        self._load()
 
     def refresh(self) -> None:
         """Look whether the files have changed."""
@@ -69,11 +116,16 @@ class Certificate:
             return
         self._seen = stamps
         try:
-            self.context = load_context(*self._files)
+            self._load()
         except OSError as error:
             log.error("%s", _problem(self._files, error))  # noqa: TRY400 (the files are at fault, not the code)
         else:
             log.info("new connections get the certificate that is now in %s", self._files[0])
+
+    def _load(self) -> None:
+        context = load_context(*self._files)
+        self.expires_at = expiry_of(self._files[0].read_text("latin-1"))
+        self.context = context
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
         """Return what changes with a file; None for a missing one."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.workers.gthread import ThreadWorker
 
-from meari.errors import InvalidRequest, Overloaded, Problem
+from meari.errors import Bound, InvalidRequest, Overloaded, Problem
 from meari.service.clients import BODY_SECONDS
 from meari.service.log import request_id
 from meari.service.process.http import CONTINUE, HEAD_SECONDS, Held, Incoming, Stage, Waits
@@ -344,10 +344,12 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
                 del self.room.per_network[held.network]
         held.sock.close()
 
-    def _refuse(self, held: Held, message: str) -> None:
+    def _refuse(self, held: Held, message: str, bound: Bound) -> None:
         """Answer a connection without a thread, and end it."""
         held.keeps = False
-        error = Overloaded(message)
+        error = Overloaded(message, bound)
+        if self.service is not None:
+            self.service.metrics.note_refused(bound)
         answer = refusal(error, request_id(None), "", {"Retry-After": str(error.retry_after_seconds)}).answer()
         try:
             held.sock.keeps_rest = True
@@ -379,7 +381,7 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
                 self._close(held)
                 continue
             held.incoming.skip(len(held.incoming))
-            self._refuse(held, "requests that come too slowly hold too much memory; try again")
+            self._refuse(held, "requests that come too slowly hold too much memory; try again", Bound.BYTES)
 
 
 def _broken_off(incoming: Incoming) -> Problem:

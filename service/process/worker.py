@@ -34,7 +34,7 @@ from typing import Any, Final
 from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 
-from meari.errors import MAY_QUOTE, EngineFailed, Problem
+from meari.errors import MAY_QUOTE, Bound, EngineFailed, Problem
 from meari.runtime.machine import limit_arenas
 from meari.service.clients import BODY_SECONDS, Connection
 from meari.service.host import WorkerState
@@ -139,7 +139,8 @@ class DrainingWorker(CollectingWorker):
         if self.room.per_network[held.network] > self._max_per_network:
             other = self.room.first_to_give_way(held.network)
             if other is None:
-                self._refuse(held, f"more than {self._max_per_network} connections from this address; close some")
+                message = f"more than {self._max_per_network} connections from this address; close some"
+                self._refuse(held, message, Bound.CONNECTIONS)
                 return False
             self._close(other)
         return True
@@ -375,6 +376,7 @@ class DrainingWorker(CollectingWorker):
         self.service.observe()
         if self.certificate is not None:
             self.certificate.refresh()
+            self.service.metrics.observe_certificate(self.certificate.expires_at)
         flush_log()
         if self.service.registry.report_failed_engine():
             self.service.drain.begin(awaits_successor=False)

@@ -23,7 +23,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Final
 
-from meari.errors import Overloaded, TooLarge
+from meari.errors import Bound, Overloaded, TooLarge
 from meari.service.requests.limits import Quota
 
 __all__ = ["FAIR_REQUESTS", "Admission", "Ticket"]
@@ -178,7 +178,7 @@ class Admission:
             seconds = self._gate.retry_after_seconds()
         if not is_overload:
             raise self._full()
-        error = Overloaded(f"the service is overloaded; retry after {seconds} s")
+        error = Overloaded(f"the service is overloaded; retry after {seconds} s", Bound.OVERLOAD)
         error.retry_after_seconds = seconds
         raise error
 
@@ -215,7 +215,8 @@ class Admission:
                 )
             if count > 0 and self._bytes + self.num_waiting_bytes + count > bound:
                 raise Overloaded(
-                    f"{self._bytes} bytes of requests are being handled, no room for {count} more; try again"
+                    f"{self._bytes} bytes of requests are being handled, no room for {count} more; try again",
+                    Bound.BYTES,
                 )
             self._bytes += count
 

@@ -211,7 +211,7 @@ class Exchange:
         if not error.quotes_request or self.kept_chars:
             self.line.error_message = str(error)[: max(self.kept_chars, MESSAGE_CHARS)]
         if isinstance(error, Overloaded):
-            self._service.metrics.refusals.labels(self.line.model).inc()
+            self._service.metrics.refusals.labels(self.line.model, error.bound).inc()
         if isinstance(error, RateLimited):
             self._service.metrics.limited.labels(error.limit).inc()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from meari.errors import Overloaded, TooLarge
+from meari.errors import Bound, Overloaded, TooLarge
 from meari.service.requests.admission import FAIR_REQUESTS, SMALL_BYTES, Admission, Ticket
 from tests.drills.raw_http import Connection, post
 from tests.patience import PATIENCE
@@ -31,8 +31,9 @@ def test_small_requests_find_room_beside_large_ones() -> None:
         large.take_bytes(size)
     large.take_bytes(14 * SMALL_BYTES)
     small.take_bytes(SMALL_BYTES)
-    with pytest.raises(Overloaded):
+    with pytest.raises(Overloaded) as refused:
         small.take_bytes(1)
+    assert refused.value.bound is Bound.BYTES
     with pytest.raises(TooLarge):  # it can never fit, however little is held by others
         large.take_bytes(1)
     large.take_bytes(-2 * SMALL_BYTES)
@@ -63,6 +64,7 @@ class Worker:
         self.waits: list[int | None] = []  # that were asked for, the last ones
         self.seconds: list[float] = []
         self.num_refused = 0
+        self.bounds: set[Bound] = set()
         self.most_inside = 0
 
     def arrive(self, at: float) -> None:
@@ -74,6 +76,7 @@ class Worker:
         except Overloaded as refusal:
             self.num_refused += 1
             self.waits = [*self.waits[-31:], refusal.retry_after_seconds]
+            self.bounds.add(refusal.bound)
             return
         self.inside.append((self._work + 1.0, at, ticket))
         self.most_inside = max(self.most_inside, len(self.inside))
@@ -164,6 +167,7 @@ def test_overloaded_worker_keeps_its_engines_at_their_knee() -> None:
     offer(worker, 0.8 * CAPACITY, 30.0)
     offer(worker, 2 * CAPACITY, 10.0)
     assert worker.admission.is_limiting
+    assert worker.bounds == {Bound.OVERLOAD}
     assert len(worker.inside) <= KNEE
 
 
@@ -268,6 +272,7 @@ def test_refusal_is_complete_and_keeps_the_connection(letters: Path, tmp_path: P
                 assert client.post("/nowhere", json={}).status_code == 404
                 metrics = client.get("/metrics").text
                 assert 'meari_requests_total{route="/generate",status="429"} 1.0' in metrics
+                assert 'meari_refusals_total{model="",reason="requests"} 2.0' in metrics
         until = time.monotonic() + PATIENCE
         while (answer := server.post("/generate", prompt="a", max_tokens=1)).status_code == 429:
             assert time.monotonic() < until

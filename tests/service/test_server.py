@@ -19,8 +19,10 @@ import httpx
 import onnx
 import pytest
 
+from meari.errors import Bound
 from tests.patience import PATIENCE
 from tests.runtime.tiny_bundle import rewrite_manifest, write_tiny_bundle
+from tests.service.metrics.exposition import Exposition
 from tests.service.running import ROOT, Server, clean_environment, command, events, free_port, running_server
 
 ENDLESS = {"model": "letters", "logit_bias": {"0": -100}, "temperature": 0}  # never samples the end token
@@ -37,6 +39,11 @@ def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
 def metric(server: Server, name: str, model: str = "letters") -> float:
     lines = server.client.get("/metrics").text.splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f'{name}{{model="{model}"'))
+
+
+def refused_by(server: Server, bound: Bound) -> float:
+    """Return how many requests met a bound, of all models."""
+    return Exposition(server.client.get("/metrics").text).value("meari_refusals_total", reason=bound)
 
 
 def raw_post(body: bytes, *headers: bytes, path: bytes = b"/generate") -> bytes:
@@ -121,6 +128,8 @@ def test_requests_beyond_the_bounds_are_refused_at_once(bundles: Path, tmp_path:
             waiting.close()
         until(lambda: server.post("/generate", model="letters", max_tokens=1).status_code == 200)
         assert metric(server, "meari_refusals_total") + metric(server, "meari_refusals_total", "") >= 61
+        assert refused_by(server, Bound.QUEUE) >= 1
+        assert refused_by(server, Bound.REQUESTS) >= 1
 
 
 def test_bodies_are_bounded_with_and_without_a_content_length(bundles: Path, tmp_path: Path) -> None:

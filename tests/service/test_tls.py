@@ -15,22 +15,25 @@ from typing import Any
 
 import pytest
 
+from meari.service.process.tls import expiry_of
 from tests.patience import PATIENCE
 from tests.service.log.test_odd_clients import complaints, received, reset
+from tests.service.metrics.exposition import Exposition
 from tests.service.running import ROOT, Server, clean_environment, events, free_port, running_server
 from tests.service.test_server import ENDLESS, metric, raw_post, until
 from tests.service.test_start import SERVE, ended, without_log
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl was not found")
+TLS_METRIC = "meari_tls_certificate_expiry_timestamp_seconds"
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
-def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
+def make_certificate(folder: Path, name: str, days: int = 2) -> tuple[Path, Path]:
     """Make a certificate that signs itself, and its key."""
     folder.mkdir(exist_ok=True)
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", f"/CN={name}"]
+    command += ["-keyout", str(key), "-out", str(certificate), "-days", str(days), "-subj", f"/CN={name}"]
     command += ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
     subprocess.run(command, check=True, capture_output=True)
     return certificate, key
@@ -181,10 +184,27 @@ def test_half_closed_client_gets_its_answer_over_tls(server: Server, files: tupl
     assert answer.count(b"HTTP/1.") == 1
 
 
+def end_of(certificate: Path) -> float:
+    """Return the end of a certificate's validity in Unix seconds, as OpenSSL reads it."""
+    command = ["openssl", "x509", "-noout", "-enddate", "-in", str(certificate)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return ssl.cert_time_to_seconds(text.strip().removeprefix("notAfter="))
+
+
+def test_expiry_of_certificates_is_that_of_the_first_to_expire(tmp_path: Path) -> None:
+    """20,000 days from now a certificate has another form of time, because two digits of the year no longer do."""
+    long, short = (make_certificate(tmp_path / name, name, days)[0] for name, days in (("a", 20_000), ("b", 3)))
+    assert expiry_of(long.read_text()) == end_of(long)
+    assert expiry_of(long.read_text() + "text between\n" + short.read_text()) == end_of(short)
+    whole = short.read_text()
+    assert expiry_of("") is None
+    assert expiry_of(whole[:60] + "\n-----END CERTIFICATE-----") is None
+
+
 def test_new_certificate_is_taken_over_without_a_restart(letters: Path, tmp_path: Path) -> None:
     used = tmp_path / "used"
     files = make_certificate(used, "first")
-    others = [make_certificate(tmp_path / name, name) for name in ("second", "third")]
+    others = [make_certificate(tmp_path / name, name, days) for name, days in (("second", 20), ("third", 9))]
     settings: dict[str, Any] = {"tls_certificate": files[0], "tls_key": files[1]}
     authority = tmp_path / "authority.pem"
     authority.write_bytes(b"".join(path.read_bytes() for path, _ in [files, *others]))
@@ -196,18 +216,25 @@ def test_new_certificate_is_taken_over_without_a_restart(letters: Path, tmp_path
             found: Any = connection.getpeercert()
         return str(found["subject"][0][0][1])
 
+    def expiry(running: Server) -> float:
+        found = Exposition(running.client.get("/metrics").text).families
+        return found[TLS_METRIC].samples[0].value if TLS_METRIC in found else 0.0
+
     with (
         running_server(tmp_path, bundles=letters, authority=authority, **settings) as server,
         secure(server, authority) as old,
     ):
         assert subject(server) == "first"
+        until(lambda: expiry(server) == end_of(files[0]))
         for source, target in zip(others[0], files, strict=True):
             shutil.copy(source, tmp_path / "new")
             (tmp_path / "new").replace(target)
         until(lambda: subject(server) == "second")
+        until(lambda: expiry(server) == end_of(others[0][0]))
         files[0].write_text("broken", "utf-8")
         until(lambda: "the old ones stay" in server.log)
         assert subject(server) == "second"
+        assert expiry(server) == end_of(others[0][0]), "of the certificate that is used"
         shutil.copy(others[1][1], files[1])
         shutil.copy(others[1][0], files[0])
         until(lambda: subject(server) == "third")

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from meari.errors import Bound
 from meari.service.process.waiting import MAX_READING, NUM_QUICK
 from tests.drills.processes import held_by, workers_of
 from tests.service.log.test_odd_clients import error_of, received
 from tests.service.running import Server, running_server
-from tests.service.test_server import raw_post, until
+from tests.service.test_server import raw_post, refused_by, until
 
 ASK = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 SCORE = raw_post(b'{"text": "abc"}', path=b"/score")
@@ -102,6 +103,7 @@ def test_address_past_its_bound_is_refused_where_nothing_gives_way(server: Serve
         assert (status, error["code"]) == (429, "overloaded")
         assert b"Retry-After: 1" in head
         assert answers(server, "127.0.0.5")
+        assert refused_by(server, Bound.CONNECTIONS) >= 1
 
 
 def answers_at_all(server: Server, source: str) -> bool:
@@ -146,6 +148,7 @@ def test_requests_that_come_slowly_hold_a_part_of_the_memory_at_most(letters: Pa
             client.sendall(raw_post(b"[" + b" " * 60_000, b"Content-Length: 60002", path=b"/score"))
         status, error, _ = error_of(received(clients[0]))
         assert (status, error["code"]) == (429, "overloaded")
+        assert refused_by(server, Bound.BYTES) >= 1
         assert answers(server)
         clients[-1].sendall(b"]")
         assert error_of(clients[-1].recv(65536))[0] == 400

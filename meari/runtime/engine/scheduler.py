@@ -29,7 +29,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
-from meari.errors import Overloaded
+from meari.errors import Bound, Overloaded
 from meari.runtime.engine.calls import EngineLimits, Reservation
 from meari.runtime.engine.reading import ReadingLane, TokenReader
 from meari.runtime.engine.runner import Floats, Runner
@@ -80,7 +80,8 @@ class RequestQueue:
             if not self._has_room(share, self._max_waiting):
                 self._num_refused += 1
                 raise Overloaded(
-                    f"{self._num_waiting} requests are waiting already, at most {self._max_waiting} may; try again"
+                    f"{self._num_waiting} requests are waiting already, at most {self._max_waiting} may; try again",
+                    Bound.QUEUE,
                 )
             return self._take_place(share)
 
