@@ -31,7 +31,7 @@ from meari.errors import BundleError
 from meari.runtime.engine.runner import Floats, Ids, ReadInputs, Runner, RunResult, States, WriteInputs
 from meari.runtime.machine import cpu_name
 
-__all__ = ["SelfTest", "check_golden", "read_golden", "rows_are_isolated"]
+__all__ = ["SelfTest", "check_golden", "read_golden", "rows_are_isolated", "run_output", "run_step"]
 
 Array = npt.NDArray[Any]
 MAX_TOKENS: Final = 1024  # an export writes 16
@@ -76,9 +76,9 @@ def check_golden(golden: Mapping[str, Array], manifest: Manifest, runner: Runner
     logprobs, differences = golden["logprobs"], []
     copies = set(states)  # equal to the hidden vector so far
     for step in range(steps):
-        hidden, states = runner.step(tokens[step], states)
+        hidden, states = run_step(runner, tokens[step], states)
         copies &= {name for name, values in states.items() if np.array_equal(values, hidden)}
-        differences.append(("log-probability", _max_difference(runner.output(hidden)[1], logprobs[step])))
+        differences.append(("log-probability", _max_difference(run_output(runner, hidden)[1], logprobs[step])))
     differences += [("state", _max_difference(values, golden[f"state_{name}"])) for name, values in states.items()]
     for kind, difference in differences:
         if not difference <= manifest.golden.tolerance:  # written so that NaN is refused
@@ -143,7 +143,7 @@ def _steps_are_isolated(runner: Runner, num_rows: int) -> bool:
     states = runner.initial_states(num_rows)
     run = runner.run(tokens, states, want_hidden=True)
     for step, step_tokens in enumerate(tokens):
-        hidden, states = runner.step(step_tokens, states)
+        hidden, states = run_step(runner, step_tokens, states)
         found = {name: values[step] for name, values in run.states.items()}
         if not _equal([run.hidden[step], *found.values()], [hidden, *states.values()], slice(None)):
             return False
@@ -159,7 +159,7 @@ def _rows_as_they_meet(runner: Runner, random: np.random.Generator, num_rows: in
     states, mixed = runner.initial_states(num_rows), runner.initial_states(num_rows)
     tokens = random.integers(0, runner.vocabulary_size, (3 + STEPS, num_rows))
     for age, step_tokens in enumerate(tokens[:3]):
-        _, states = runner.step(step_tokens, states)
+        _, states = run_step(runner, step_tokens, states)
         for name, values in states.items():
             mixed[name][age::3] = values[age::3]
     draws = random.random((num_rows, 6), np.float32) * (1, 1, 1, 0.5, 0.5, runner.vocabulary_size)
@@ -175,7 +175,7 @@ def _read(runner: Runner, rows: _Rows, first_computed: int, *, by_step: bool = F
     """
     tokens, states = rows.tokens, rows.states
     if by_step:
-        _, states = runner.step(tokens[0], states)
+        _, states = run_step(runner, tokens[0], states)
         tokens, first_computed = tokens[1:], 0
     inputs = _read_inputs(rows, range(first_computed, len(tokens)), rows.draws[:, :1])
     run = runner.run(tokens, states, inputs, want_hidden=True)
@@ -276,3 +276,17 @@ def _array(archive: zipfile.ZipFile, name: str) -> Array:
     with archive.open(f"{name}.npy") as member:
         array: Array = np.lib.format.read_array(member, allow_pickle=False)
     return array
+
+
+def run_step(runner: Runner, tokens: Ids, states: Mapping[str, Floats]) -> tuple[Floats, States]:
+    """Feed one token to every row, int64 [rows]; returns hidden float32 [rows, H] and the states after it."""
+    result = runner.run(tokens[None], states, want_hidden=True)
+    return result.hidden[0], {name: values[0] for name, values in result.states.items()}
+
+
+def run_output(runner: Runner, hidden: Floats) -> tuple[Floats, Floats]:
+    """Compute logits and log-probabilities, float32 [rows, V] each, of hidden rows [rows, H]."""
+    places = 1 + np.arange(len(hidden))
+    inputs = ReadInputs.for_targets(places, np.zeros(len(hidden), np.int64), whole=True)
+    result = runner.run(np.zeros((1, 1), np.int64), runner.initial_states(1), inputs, more_hidden=hidden)
+    return result.logits, result.logprobs

@@ -16,6 +16,7 @@ from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.engine_graphs import reader_graph
 from meari.runtime.graphs.onnx_graph import Drawing, new_message
 from meari.runtime.graphs.sampler import draw_likeliest, is_small
+from meari.runtime.self_test import run_output
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 NAMES = sorted(folder.name for folder in BUNDLES.iterdir() if folder.is_dir())
@@ -119,7 +120,7 @@ def test_tokens_sampled_in_slices_equal_those_of_rows_alone(both: tuple[Runner, 
 def test_given_hidden_rows_give_the_same_distribution(both: tuple[Runner, Plain]) -> None:
     runner, plain = both
     _, hiddens, _, logprobs = plain.steps(runner, tokens_of(runner))
-    assert np.array_equal(runner.output(hiddens[-1])[1], logprobs[-1])
+    assert np.array_equal(run_output(runner, hiddens[-1])[1], logprobs[-1])
 
 
 @pytest.mark.parametrize("draws", [False, True], ids=["likeliest", "drawn"])

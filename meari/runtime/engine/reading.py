@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import thread_time
 from typing import Final
 
 import numpy as np
@@ -183,6 +184,7 @@ class ReadingLane:
     def __init__(
         self, runner: Runner, reader: TokenReader, pace: Pace, limits: EngineLimits, *, for_list: bool = False
     ) -> None:
+        self._runner = runner
         self._batch: Batch[Sequence] = Batch(runner)
         self._waiting: deque[Sequence] = deque()
         self._reader = reader
@@ -218,14 +220,14 @@ class ReadingLane:
 
     def turn(self) -> TurnResult:
         """Run a turn: some steps of all rows."""
-        started = self._reader.clock()
+        started, run_before = thread_time(), self._runner.run_seconds
         free = min(self._max_rows - len(self._batch), len(self._waiting))
         self._batch.join([self._waiting.popleft() for _ in range(free)])
         needs = [sequence.num_to_feed for sequence in self._batch.sequences]
         rows, steps = len(needs), self._plan(needs)
         result = self._reader.read(self._batch, needs, steps)
         self._waiting.extendleft(result.forked)  # before those that have not begun
-        self._pace.add(rows, steps, self._reader.clock() - started)
+        self._pace.add(rows, steps, self._runner.run_seconds - run_before, thread_time() - started)
         return result
 
     def _plan(self, needs: list[int]) -> int:

@@ -6,6 +6,7 @@ not know: sequences. A Runner belongs to one thread at a time, and a session com
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
@@ -170,6 +171,7 @@ class Runner:
     hidden_state  the state tensor that the hidden vector is a copy of, or None
     sorts         whether the graph applies top_p and top_k
     max_slice     rows whose distributions are in memory at the same time
+    run_seconds   CPU time of all runs
     """
 
     def __init__(
@@ -187,6 +189,7 @@ class Runner:
         self.end_id = end_id
         self.sorts = is_small(vocabulary_size)
         self.hidden_state: str | None = None
+        self.run_seconds = 0.0
         self._next = [f"next.{tensor.name}" for tensor in self.state_tensors]
         self._no_hidden = np.empty((0, hidden_size), np.float32)
         self.max_slice = max(MIN_SLICE, SLICE_FLOATS // vocabulary_size)
@@ -231,7 +234,7 @@ class Runner:
             feeds |= {**_row_feeds(inputs), "slices": _slices(num_rows, self.max_slice)}
         for name, values in states.items():
             feeds[f"state.{name}"] = values
-        found = dict(zip(names, self.sessions.reader.run(names, feeds), strict=True))
+        found = dict(zip(names, self._run(self.sessions.reader, names, feeds), strict=True))
         return RunResult(
             states={tensor.name: found[f"next.{tensor.name}"] for tensor in self.state_tensors},
             **({"hidden": found["hidden"]} if want_hidden else {}),
@@ -257,12 +260,18 @@ class Runner:
             "bars": NO_BARS if inputs.bars is None else inputs.bars,
             **{f"state.{name}": values for name, values in states.items()},
         }
-        *new, picked, logprobs = self.sessions.writer.run([*self._next, "picked", "picked_logprob"], feeds)
+        *new, picked, logprobs = self._run(self.sessions.writer, [*self._next, "picked", "picked_logprob"], feeds)
         return RunResult(
             {tensor.name: values for tensor, values in zip(self.state_tensors, new, strict=True)},
             picked=picked[:, :, 0],
             picked_logprobs=logprobs[:, :, 0],
         )
+
+    def _run(self, session: Any, names: list[str], feeds: dict[str, Any]) -> list[Any]:
+        started = time.thread_time()
+        found: list[Any] = session.run(names, feeds)
+        self.run_seconds += time.thread_time() - started
+        return found
 
     def runs_boundary_token(self) -> bool:
         """Run the boundary token alone in both graphs; returns whether the results are finite."""
@@ -273,18 +282,6 @@ class Runner:
         runs = self.run(end[None], states, inputs), self.write(end, states, settings)
         found = [values for run in runs for values in (run.picked_logprobs, *run.states.values())]
         return all(bool(np.isfinite(values).all()) for values in found)
-
-    def step(self, tokens: Ids, states: Mapping[str, Floats]) -> tuple[Floats, States]:
-        """Feed one token to every row, int64 [rows]; returns hidden float32 [rows, H] and the states after it."""
-        result = self.run(tokens[None], states, want_hidden=True)
-        return result.hidden[0], {name: values[0] for name, values in result.states.items()}
-
-    def output(self, hidden: Floats) -> tuple[Floats, Floats]:
-        """Compute logits and log-probabilities, float32 [rows, V] each, of hidden rows [rows, H]."""
-        places = 1 + np.arange(len(hidden))
-        inputs = ReadInputs.for_targets(places, np.zeros(len(hidden), np.int64), whole=True)
-        result = self.run(np.zeros((1, 1), np.int64), self.initial_states(1), inputs, more_hidden=hidden)
-        return result.logits, result.logprobs
 
 
 class RowByRowRunner(Runner):

@@ -130,19 +130,25 @@ class TokenGaps:
 
 
 class Pace:
-    """Time of a step by the number of rows, as observed."""
+    """CPU time of a step by the number of rows, and that of the rest of a turn, as observed.
+
+    Time on the clock would say more about a busy machine than about a step: turns would become small where every turn
+    waits for the interpreter or for a CPU, and so cost more.
+    """
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}  # by the bit length of the number of rows
+        self._seconds: dict[int, tuple[float, float]] = {}  # by the bit length of the number of rows: step, rest
 
-    def add(self, rows: int, steps: int, seconds: float) -> None:
-        """Take the time of a run into account."""
-        size, found = rows.bit_length(), seconds / steps
-        self._seconds[size] = 0.75 * self._seconds.get(size, found) + 0.25 * found
+    def add(self, rows: int, steps: int, run_seconds: float, turn_seconds: float) -> None:
+        """Take the time of a turn into account, of which `run_seconds` went into its steps."""
+        size = rows.bit_length()
+        step, rest = run_seconds / steps, max(0.0, turn_seconds - run_seconds)
+        old_step, old_rest = self._seconds.get(size, (step, rest))
+        self._seconds[size] = 0.75 * old_step + 0.25 * step, 0.75 * old_rest + 0.25 * rest
 
     def max_steps(self, rows: int, turn_seconds: float) -> int:
         """Return the number of steps that fit into a turn."""
-        seconds = self._seconds.get(rows.bit_length())
-        if seconds is None:
+        if rows.bit_length() not in self._seconds:
             return FIRST_STEPS
-        return max(1, int(turn_seconds / seconds)) if seconds > 0 else MAX_STEPS
+        step, rest = self._seconds[rows.bit_length()]
+        return max(1, int((turn_seconds - rest) / step)) if step > 0 else MAX_STEPS

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from time import thread_time
 from typing import Final
 
 import numpy as np
@@ -125,7 +126,7 @@ class WritingLane:
 
     def turn(self) -> TurnResult:
         """Run a turn: several tokens of each sequence where a token takes hardly any time."""
-        started = self._clock()
+        started, run_before = thread_time(), self._runner.run_seconds
         joining, starts = self._joining, self._starts
         self._batch.join(joining)
         self._joining = []
@@ -134,7 +135,7 @@ class WritingLane:
         self._starts = []
         if rows:
             now, steps = self._clock(), max(1, result.num_rows // rows)
-            self._pace.add(rows, steps, now - started)
+            self._pace.add(rows, steps, self._runner.run_seconds - run_before, thread_time() - started)
             num_first = sum(isinstance(start.sequence, SampledSequence) for start in starts)
             self._gaps.add(_gaps_of(joining), result.num_sampled - num_first, steps, now)
         return result

@@ -15,7 +15,7 @@ import pytest
 from meari.runtime.bundle import Bundle, open_bundle
 from meari.runtime.engine import Engine, EngineLimits, GenerateCall, Generation, Sampling, ScoreCall, Scoring
 from meari.runtime.engine.runner import NOTHING, Ids, ReadInputs, RunResult, States, WriteInputs
-from meari.runtime.self_test import rows_are_isolated
+from meari.runtime.self_test import rows_are_isolated, run_output, run_step
 
 BUNDLES = sorted(path.parent for path in (Path(__file__).parents[3] / "bundles").glob("*/manifest.json"))
 
@@ -135,8 +135,8 @@ def test_probabilities_sum_to_one_in_any_context(released: Bundle) -> None:
     states = runner.initial_states(16)
     tokens = np.full(16, runner.end_id, np.int64)
     for _ in range(40):
-        hidden, states = runner.step(tokens, states)
-        _, logprobs = runner.output(hidden)
+        hidden, states = run_step(runner, tokens, states)
+        _, logprobs = run_output(runner, hidden)
         sums = np.exp(logprobs.astype(np.float64)).sum(axis=1)
         assert np.abs(sums - 1).max() < 1e-5
         tokens = random.integers(0, runner.vocabulary_size, 16)

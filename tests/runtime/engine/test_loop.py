@@ -286,9 +286,12 @@ def test_single_sentence_takes_turns_with_a_long_list(make_engine: MakeEngine) -
     run(engine, long_list, most=5000)
 
 
-def test_turn_of_a_list_feeds_many_tokens_of_few_texts_on_any_machine(bundle: Bundle) -> None:
+def test_turn_of_a_list_feeds_many_tokens_of_few_texts_on_any_machine(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ticks = itertools.count()
-    engine = Engine(bundle.runner, EngineLimits(64, 8), lambda: 0.01 * next(ticks))  # every step seems slow
+    monkeypatch.setattr("meari.runtime.engine.reading.thread_time", lambda: next(ticks))  # every turn seems slow
+    engine = Engine(bundle.runner, EngineLimits(64, 8))
     scoring = score(engine, [[5 + n % 20, 3 + n // 20, *[A] * 14] for n in range(80)])
     turns = rows = 0
     while not scoring.ended:
@@ -297,6 +300,14 @@ def test_turn_of_a_list_feeds_many_tokens_of_few_texts_on_any_machine(bundle: Bu
         rows = max(rows, engine.stats().running)
     assert rows == 16
     assert engine.stats().rows > 48 * turns
+
+
+def test_turns_do_not_get_smaller_while_the_engine_waits_for_a_cpu(bundle: Bundle) -> None:
+    ticks = itertools.count()
+    engine = Engine(bundle.runner, EngineLimits(8, 8), lambda: float(next(ticks)))  # a turn seems to take seconds
+    many = [generate(engine, [A], max_tokens=128, sampling=Sampling(seed=n), ignores_end=True) for n in range(8)]
+    run(engine, *many)
+    assert engine.stats().steps < 64  # 128 with one token a turn
 
 
 def test_lists_of_an_offline_engine_run_together(bundle: Bundle, clock: Clock) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from meari.errors import EngineFailed, ScoreTimeout
 from meari.runtime.bundle import Bundle, open_bundle
 from meari.runtime.engine import Engine, EngineLimits, Finish, GenerateCall, Generation, ScoreCall, Scoring, StateValue
+from meari.runtime.self_test import run_step
 from tests.runtime.engine.workload import (
     TRUNKS,
     Job,
@@ -39,7 +40,7 @@ def step_through(bundle: Bundle, ids: list[int]) -> dict[str, bytes]:
     """Return the hidden row and the state after these tokens, computed step by step."""
     hidden, states = np.empty(0, np.float32), bundle.runner.initial_states(1)
     for token in ids:
-        hidden, states = bundle.runner.step(np.array([token]), states)
+        hidden, states = run_step(bundle.runner, np.array([token]), states)
     return {"hidden": hidden.tobytes(), **{name: values.tobytes() for name, values in states.items()}}
 
 
