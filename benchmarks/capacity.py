@@ -1,8 +1,8 @@
 """Capacity: what a core does, and what so many requests a second need: `python -m benchmarks.capacity --help`.
 
-Input: the results of `make bench` (docs/benchmarks/results.json), and what the drill with replicas measured of the
-balancer, the metrics and the answers (docs/benchmarks/capacity.json). Output: the tables of docs/capacity.md, each
-between its marks. Must not know: servers.
+Input: the measured figures in docs/benchmarks/capacity.json: of models under loads, which `--measure` takes anew, and
+of the balancer, the metrics and the answers, from the drill with replicas. Output: the tables of docs/capacity.md, each
+between its marks. Must not know: how a load is put on a server.
 
 All figures of cost are CPU-seconds of the service's processes, not time by the clock. `Assumptions` holds what was not
 measured: prices, the size of a replica, limits of other programs.
@@ -16,18 +16,24 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from benchmarks.serving.results import Measurement, results_from_json
+from benchmarks.serving.machine import describe
+from benchmarks.serving.plan import BenchmarkPlan, Load, LoadKind, Round
+from benchmarks.serving.results import Measurement, Results, results_from_json
 
 DOCS: Final = Path(__file__).parents[1] / "docs"
-RESULTS: Final = DOCS / "benchmarks" / "results.json"
-OTHERS: Final = DOCS / "benchmarks" / "capacity.json"
+FIGURES: Final = DOCS / "benchmarks" / "capacity.json"
 PAGE: Final = DOCS / "capacity.md"
 RATES: Final = (100, 10_000, 1_000_000)
 REFERENCE: Final = "lstm-int8"
-LOADS: Final = ("whole × 1", "whole × 64", "stream × 64", "score list × 4")
+MODELS: Final = ("lstm-int8", "lstm-fp32", "gru-fp32", "esn-fp32", "shakespeare-lstm", "shakespeare-gru", "nsmc-lstm")
+WHOLE, STREAM, SCORES = Load(LoadKind.WHOLE, 64), Load(LoadKind.STREAM, 64), Load(LoadKind.SCORE_LIST, 4)
+MEASURED: Final = (Load(LoadKind.WHOLE, 1), WHOLE, STREAM, SCORES)
+LOADS: Final = tuple(load.name for load in MEASURED)
+SECONDS: Final = 3.0  # of a load
 SECONDS_A_MONTH: Final = 730 * 3600
 
 
@@ -67,6 +73,7 @@ class Assumptions:
 class Figures:
     """All measured figures: of models under loads, of the balancer, the metrics and the bundles."""
 
+    about: Mapping[str, str]  # by model: machine, day, and how quiet it was
     loads: tuple[LoadFigures, ...]
     proxy_cpu_us_a_request: float
     series_a_replica: int
@@ -77,13 +84,61 @@ class Figures:
         return next((each for each in self.loads if (each.model, each.load) == (model, load)), None)
 
 
-def read_figures(results: Path, others: Path) -> Figures:
-    """Read the results of `make bench`, and the other measured figures."""
-    measured = results_from_json(results.read_text("utf-8")).measurements
-    rest = json.loads(others.read_text("utf-8"))
-    sizes: dict[str, float] = rest.pop("bytes_an_answer")
-    found = [_load_figures(each, sizes) for each in measured if each.server == "meari" and each.load in LOADS]
-    return Figures(tuple(each for each in found if each is not None), **rest)
+def read_figures(path: Path, results: Path | None = None) -> Figures:
+    """Read all measured figures; those of models under loads from the results of `make bench`, if they are given."""
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    if results is not None:
+        found = _with_costs({**found, "about": {}, "loads": []}, results_from_json(results.read_text("utf-8")))
+    del found["bytes_an_answer"]
+    return Figures(**{**found, "loads": tuple(LoadFigures(**each) for each in found["loads"])})
+
+
+def measure(path: Path, models: Sequence[str], seconds: float) -> None:
+    """Put the loads on the service with each model, and keep what they cost in place of that model's figures."""
+    from benchmarks.serving.__main__ import WORK, bundle_of  # they need torch
+    from benchmarks.serving.benchmark import Benchmark, granted_cpus
+
+    WORK.mkdir(parents=True, exist_ok=True)
+    for model in models:
+        results = Results(about={**describe(), "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"})
+        turn = Round(model, ("meari",), MEASURED)
+        benchmark = Benchmark(_plan(turn, seconds), results, bundle_of, WORK, granted_cpus(), math.inf)
+        benchmark.measure("meari", turn, bundle_of(model))
+        if results.failures:
+            raise SystemExit(f"not everything was measured: {results.failures}")
+        found = json.loads(path.read_text("utf-8"))
+        path.write_text(json.dumps(_with_costs(found, results), indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _plan(turn: Round, seconds: float) -> BenchmarkPlan:
+    return BenchmarkPlan(
+        rounds=(turn,),
+        closed_seconds=seconds,
+        warmup_seconds=0.3 * seconds,
+        open_seconds=0.0,
+        drain_seconds=6.0,
+        raw_seconds=0.0,
+        raw_batches=(),
+        flat_seconds=0.0,
+        budget_seconds=math.inf,
+        probe_seconds=0.0,
+    )
+
+
+def _with_costs(found: dict[str, Any], results: Results) -> dict[str, Any]:
+    """Return the figures with those of the models in the results, and where and when they were measured."""
+    measured = [each for each in results.measurements if each.server == "meari" and each.load in LOADS]
+    models = {each.model for each in measured}
+    about, others = results.about, max((each.other_cpu_share for each in measured), default=0.0)
+    where = f"{about['cpu']}, {about['num_cpus']} CPUs, {about['date'][:10]}"
+    where += f"; other processes took at most {others:.0%} of a CPU"
+    costs = (_load_figures(each, found["bytes_an_answer"]) for each in measured)
+    return {
+        **found,
+        "about": found["about"] | dict.fromkeys(sorted(models), where),
+        "loads": [each for each in found["loads"] if each["model"] not in models]
+        + [asdict(each) for each in costs if each is not None],
+    }
 
 
 def _load_figures(measured: Measurement, sizes: Mapping[str, float]) -> LoadFigures | None:
@@ -93,8 +148,8 @@ def _load_figures(measured: Measurement, sizes: Mapping[str, float]) -> LoadFigu
     return LoadFigures(
         measured.model,
         measured.load,
-        1000 / measured.cpu_seconds_per_1000,
-        measured.cpu_seconds_per_1000 * tokens_a_request,
+        round(1000 / measured.cpu_seconds_per_1000, 1),
+        round(measured.cpu_seconds_per_1000 * tokens_a_request, 4),
         measured.whole_ms.p50,
         sizes[measured.kind],
     )
@@ -160,7 +215,11 @@ def _core_table(figures: Figures) -> str:
             yield "–" if found is None else f"{found.tokens_per_cpu_second:,.0f}"
 
     models = dict.fromkeys(each.model for each in figures.loads)
-    return _table(("tokens a CPU-second", *LOADS), ((f"`{model}`", *cells(model)) for model in models))
+    table = _table(("tokens a CPU-second", *LOADS), ((f"`{model}`", *cells(model)) for model in models))
+    places: dict[str, list[str]] = {}
+    for model in models:
+        places.setdefault(figures.about[model], []).append(f"`{model}`")
+    return table + "".join(f"\n\n{', '.join(names)}: {where}." for where, names in places.items())
 
 
 def _fleet_table(figures: Figures, assumed: Assumptions) -> str:
@@ -192,7 +251,7 @@ def _fleet_table(figures: Figures, assumed: Assumptions) -> str:
 
 
 def _bottleneck_table(figures: Figures, assumed: Assumptions) -> str:
-    load = figures.find(REFERENCE, "whole × 64")
+    load = figures.find(REFERENCE, WHOLE.name)
     assert load is not None, "the benchmark's main load"
     used = {rate: bottlenecks(rate, figures, fleet_for(rate, load, assumed), assumed) for rate in RATES}
 
@@ -237,14 +296,21 @@ def with_tables(page: str, made: Mapping[str, str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables, or write them into the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="results of `make bench` as JSON")
-    parser.add_argument("--others", type=Path, default=OTHERS, help="figures of balancer, metrics and answers as JSON")
+    parser.add_argument("--figures", type=Path, default=FIGURES, help="measured figures as JSON")
+    parser.add_argument(
+        "--results", type=Path, help="results of `make bench` as JSON, in place of the token costs there"
+    )
+    parser.add_argument("--measure", action="store_true", help="measure the token costs first: a few minutes, all CPUs")
+    parser.add_argument("--models", nargs="+", default=MODELS, help=f"to be measured; default {' '.join(MODELS)}")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of a load; default {SECONDS:g}")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/capacity.md")
     for name, value in asdict(Assumptions()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value:g}")
     options = vars(parser.parse_args(arguments))
     assumed = Assumptions(**{name: options[name] for name in asdict(Assumptions())})
-    made = tables(read_figures(options["results"], options["others"]), assumed)
+    if options["measure"]:
+        measure(options["figures"], options["models"], options["seconds"])
+    made = tables(read_figures(options["figures"], options["results"]), assumed)
     if options["write"]:
         PAGE.write_text(with_tables(PAGE.read_text("utf-8"), made), "utf-8")
     else:

@@ -56,13 +56,14 @@ class Benchmark:
                 self.results.failures[f"all / {turn.model}"] = f"no bundle: {error}"
                 continue
             for server in turn.servers:
-                self._measure(server, turn, place)
+                self.measure(server, turn, place)
         try:
             self.peak()
         except ProgramFailed as error:
             self.results.failures["peak"] = str(error)
 
-    def _measure(self, server: str, turn: Round, place: Path) -> None:
+    def measure(self, server: str, turn: Round, place: Path) -> None:
+        """Put the loads of a round on one server."""
         key = f"{server} / {turn.model}"
         if self._rounds_are_over():
             self.results.failures[key] = OUT_OF_TIME

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
+from pathlib import Path
 
 import pytest
 
 from benchmarks.capacity import (
+    DOCS,
+    FIGURES,
     LOADS,
-    OTHERS,
+    MODELS,
     PAGE,
     RATES,
     REFERENCE,
-    RESULTS,
     Assumptions,
     Figures,
     LoadFigures,
     bottlenecks,
     fleet_for,
     main,
+    measure,
     read_figures,
     tables,
     with_tables,
 )
+from benchmarks.serving.plan import ENDLESS
 
+RESULTS = DOCS / "benchmarks" / "results.json"
 LOAD = LoadFigures(
     "m", "whole × 64", tokens_per_cpu_second=6400, cpu_ms_a_request=10, answer_ms=500, bytes_a_request=1000
 )
-FOUND = Figures((LOAD,), proxy_cpu_us_a_request=56, series_a_replica=1000, bundles_mb=6)
+FOUND = Figures({"m": "here"}, (LOAD,), proxy_cpu_us_a_request=56, series_a_replica=1000, bundles_mb=6)
 
 
 def test_tables_of_the_page_are_those_of_the_measured_figures() -> None:
     page = PAGE.read_text("utf-8")
-    assert with_tables(page, tables(read_figures(RESULTS, OTHERS), Assumptions())) == page
+    assert with_tables(page, tables(read_figures(FIGURES), Assumptions())) == page
     assert len(re.findall("<!-- table: ", page)) == 4
 
 
@@ -41,14 +48,40 @@ def test_page_is_short() -> None:
     assert len(prose.split()) < 1400
 
 
-def test_figures_are_those_of_the_benchmark() -> None:
-    found = read_figures(RESULTS, OTHERS)
-    whole = found.find(REFERENCE, LOADS[1])
-    assert whole is not None
-    assert whole.tokens_per_cpu_second == pytest.approx(1000 / 0.055)
-    assert whole.cpu_ms_a_request == pytest.approx(0.055 * 64, rel=0.01), "64 tokens a request"
-    assert all(found.find(REFERENCE, load) is not None for load in LOADS)
+def test_every_model_was_measured_under_every_load() -> None:
+    found = read_figures(FIGURES)
+    assert {(each.model, each.load) for each in found.loads} == set(itertools.product(MODELS, LOADS))
+    assert found.about.keys() == set(MODELS)
     assert found.find("no such model", LOADS[0]) is None
+    for each in found.loads:
+        if "score" not in each.load and each.model in ENDLESS:
+            assert each.tokens_per_cpu_second * each.cpu_ms_a_request / 1000 == pytest.approx(64, rel=0.02)
+
+
+def test_results_of_the_benchmark_take_the_place_of_the_figures() -> None:
+    results = json.loads(RESULTS.read_text("utf-8"))
+    [measured] = [
+        each
+        for each in results["measurements"]
+        if (each["server"], each["model"], each["load"]) == ("meari", REFERENCE, LOADS[1])
+    ]
+    whole = read_figures(FIGURES, RESULTS).find(REFERENCE, LOADS[1])
+    assert whole is not None
+    assert whole.tokens_per_cpu_second == pytest.approx(1000 / measured["cpu_seconds_per_1000"], rel=1e-3)
+    assert whole.answer_ms == measured["whole_ms"]["p50"]
+
+
+def test_measuring_keeps_the_figures_of_other_models(tmp_path: Path) -> None:
+    path, model = tmp_path / "capacity.json", "shakespeare-lstm"
+    path.write_text(FIGURES.read_text("utf-8"), "utf-8")
+    measure(path, [model], seconds=0.3)
+    before, after = read_figures(FIGURES), read_figures(path)
+    assert [each for each in after.loads if each.model != model] == [
+        each for each in before.loads if each.model != model
+    ]
+    measured = [each for each in after.loads if each.model == model]
+    assert [each.load for each in measured] == list(LOADS)
+    assert all(each.tokens_per_cpu_second > 0 < each.answer_ms for each in measured)
 
 
 def test_fleet_of_a_rate_is_worked_by_hand() -> None:
