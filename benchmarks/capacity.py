@@ -71,9 +71,14 @@ class Assumptions:
 
 @dataclass(frozen=True)
 class Figures:
-    """All measured figures: of models under loads, of the balancer, the metrics and the bundles."""
+    """All measured figures: of models under loads, of the balancer, the metrics and the bundles.
 
-    about: Mapping[str, str]  # by model: machine, day, and how quiet it was
+    about     by model: machine, day, and how quiet it was
+    graph_mb  by model: size of its graphs, which is that of its weights
+    """
+
+    about: Mapping[str, str]
+    graph_mb: Mapping[str, float]
     loads: tuple[LoadFigures, ...]
     proxy_cpu_us_a_request: float
     series_a_replica: int
@@ -103,10 +108,12 @@ def measure(path: Path, models: Sequence[str], seconds: float) -> None:
         results = Results(about={**describe(), "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"})
         turn = Round(model, ("meari",), MEASURED)
         benchmark = Benchmark(_plan(turn, seconds), results, bundle_of, WORK, granted_cpus(), math.inf)
-        benchmark.measure("meari", turn, bundle_of(model))
+        bundle = bundle_of(model)
+        benchmark.measure("meari", turn, bundle)
         if results.failures:
             raise SystemExit(f"not everything was measured: {results.failures}")
         found = json.loads(path.read_text("utf-8"))
+        found["graph_mb"][model] = round(sum(graph.stat().st_size for graph in bundle.glob("*.onnx")) / 1e6, 1)
         path.write_text(json.dumps(_with_costs(found, results), indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -215,7 +222,8 @@ def _core_table(figures: Figures) -> str:
             yield "–" if found is None else f"{found.tokens_per_cpu_second:,.0f}"
 
     models = dict.fromkeys(each.model for each in figures.loads)
-    table = _table(("tokens a CPU-second", *LOADS), ((f"`{model}`", *cells(model)) for model in models))
+    head = ("tokens a CPU-second", "graphs, MB", *LOADS)
+    table = _table(head, ((f"`{model}`", f"{figures.graph_mb[model]:g}", *cells(model)) for model in models))
     places: dict[str, list[str]] = {}
     for model in models:
         places.setdefault(figures.about[model], []).append(f"`{model}`")
