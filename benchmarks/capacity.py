@@ -73,12 +73,12 @@ class Assumptions:
 class Figures:
     """All measured figures: of models under loads, of the balancer, the metrics and the bundles.
 
-    about     by model: machine, day, and how quiet it was
-    graph_mb  by model: size of its graphs, which is that of its weights
+    about       by model: machine, day, and how quiet it was
+    parameters  by model: number of its weights
     """
 
     about: Mapping[str, str]
-    graph_mb: Mapping[str, float]
+    parameters: Mapping[str, int]
     loads: tuple[LoadFigures, ...]
     proxy_cpu_us_a_request: float
     series_a_replica: int
@@ -113,7 +113,8 @@ def measure(path: Path, models: Sequence[str], seconds: float) -> None:
         if results.failures:
             raise SystemExit(f"not everything was measured: {results.failures}")
         found = json.loads(path.read_text("utf-8"))
-        found["graph_mb"][model] = round(sum(graph.stat().st_size for graph in bundle.glob("*.onnx")) / 1e6, 1)
+        manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
+        found["parameters"][model] = manifest["sizes"]["parameters"]
         path.write_text(json.dumps(_with_costs(found, results), indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -222,8 +223,10 @@ def _core_table(figures: Figures) -> str:
             yield "–" if found is None else f"{found.tokens_per_cpu_second:,.0f}"
 
     models = dict.fromkeys(each.model for each in figures.loads)
-    head = ("tokens a CPU-second", "graphs, MB", *LOADS)
-    table = _table(head, ((f"`{model}`", f"{figures.graph_mb[model]:g}", *cells(model)) for model in models))
+    head = ("tokens a CPU-second", "parameters", *LOADS)
+    table = _table(
+        head, ((f"`{model}`", f"{figures.parameters[model] / 1e6:.1f} M", *cells(model)) for model in models)
+    )
     places: dict[str, list[str]] = {}
     for model in models:
         places.setdefault(figures.about[model], []).append(f"`{model}`")
