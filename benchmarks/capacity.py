@@ -98,20 +98,24 @@ def read_figures(path: Path, results: Path | None = None) -> Figures:
     return Figures(**{**found, "loads": tuple(LoadFigures(**each) for each in found["loads"])})
 
 
-def measure(path: Path, models: Sequence[str], seconds: float) -> None:
-    """Put the loads on the service with each model, and keep what they cost in place of that model's figures."""
+def measure(path: Path, models: Sequence[str], seconds: float, loads: Sequence[Load] = MEASURED) -> None:
+    """Put the loads on the service with each model, and keep what they cost in place of that model's figures.
+
+    Raises SystemExit where a load could not be measured; the models before it are in the file.
+    """
     from benchmarks.serving.__main__ import WORK, bundle_of  # they need torch
     from benchmarks.serving.benchmark import Benchmark, granted_cpus
 
     WORK.mkdir(parents=True, exist_ok=True)
     for model in models:
         results = Results(about={**describe(), "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"})
-        turn = Round(model, ("meari",), MEASURED)
+        turn = Round(model, ("meari",), tuple(loads))
         benchmark = Benchmark(_plan(turn, seconds), results, bundle_of, WORK, granted_cpus(), math.inf)
         bundle = bundle_of(model)
         benchmark.measure("meari", turn, bundle)
-        if results.failures:
-            raise SystemExit(f"not everything was measured: {results.failures}")
+        missing = {load.name for load in loads} - {each.load for each in results.measurements if _is_whole(each)}
+        if missing:
+            raise SystemExit(f"{model}: not measured: {', '.join(sorted(missing))}; {results.failures or 'too slow'}")
         found = json.loads(path.read_text("utf-8"))
         manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
         found["parameters"][model] = manifest["sizes"]["parameters"]
@@ -150,8 +154,10 @@ def _with_costs(found: dict[str, Any], results: Results) -> dict[str, Any]:
 
 
 def _load_figures(measured: Measurement, sizes: Mapping[str, float]) -> LoadFigures | None:
-    if measured.cpu_seconds_per_1000 is None or measured.whole_ms is None:
+    if not _is_whole(measured):
         return None
+    assert measured.cpu_seconds_per_1000 is not None
+    assert measured.whole_ms is not None
     tokens_a_request = measured.tokens_per_second / measured.answers_per_second
     return LoadFigures(
         measured.model,
@@ -161,6 +167,10 @@ def _load_figures(measured: Measurement, sizes: Mapping[str, float]) -> LoadFigu
         measured.whole_ms.p50,
         sizes[measured.kind],
     )
+
+
+def _is_whole(measured: Measurement) -> bool:
+    return bool(measured.cpu_seconds_per_1000 and measured.whole_ms is not None and measured.answers_per_second)
 
 
 # ---- arithmetic ----
