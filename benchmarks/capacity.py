@@ -232,11 +232,12 @@ def _core_table(figures: Figures) -> str:
             found = figures.find(model, load)
             yield "–" if found is None else f"{found.tokens_per_cpu_second:,.0f}"
 
+    def size(model: str) -> str:
+        return f"{figures.parameters[model] / 1e6:.1f} M" if model in figures.parameters else "–"
+
     models = dict.fromkeys(each.model for each in figures.loads)
     head = ("tokens a CPU-second", "parameters", *LOADS)
-    table = _table(
-        head, ((f"`{model}`", f"{figures.parameters[model] / 1e6:.1f} M", *cells(model)) for model in models)
-    )
+    table = _table(head, ((f"`{model}`", size(model), *cells(model)) for model in models))
     places: dict[str, list[str]] = {}
     for model in models:
         places.setdefault(figures.about[model], []).append(f"`{model}`")
