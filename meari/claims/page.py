@@ -13,6 +13,11 @@ from meari.claims.results import Results, SettledCondition
 from meari.claims.sizes import JUDGED_CHARACTERS, JUDGED_SEEDS, JUDGED_SIZES
 
 TITLE = "# The lecture's claims, measured"
+LECTURE = (
+    "The lecture is what courses on recurrent networks commonly tell; a text of it that is free to read, in the same "
+    "signs, is chapter 10 of [Goodfellow, Bengio and Courville, *Deep Learning*]"
+    "(https://www.deeplearningbook.org/contents/rnn.html)."
+)
 
 
 def page(results: Results, claims: Sequence[Claim[Any]]) -> str:
@@ -36,6 +41,7 @@ def _head(results: Results) -> str:
     seeds = f"{len(sizes.seeds)} seeds" if len(sizes.seeds) > 1 else "one seed"
     judged = ", ".join(f"{least:,} {noun}" for least, noun in JUDGED_SIZES.values())
     lines = (
+        LECTURE,
         (
             f"Written by `meari claims`, {results.written}, in {results.minutes:g} minutes, "
             f"{results.cpu_minutes:g} of them CPU time; {results.machine}."
