@@ -12,6 +12,7 @@ that is on its way.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -90,6 +91,10 @@ def add_zip(source: Path, root: Path, *, name: str | None = None, keys: Sequence
                 return _add(opened, name or inner.rstrip("/"), root, keys, is_signed=is_signed)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
             raise BundleError(f"the zip file is damaged: {error}") from None
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # not of the disk: a member begins before the file
+                raise
+            raise BundleError("the zip file is damaged: a member lies outside of it") from None
 
 
 def remove_bundle(name: str, root: Path) -> None:

@@ -102,7 +102,7 @@ def _tokens(path: Path, text: str) -> list[str]:
     if text.lstrip()[:1] in ("[", "{"):
         try:
             return _from_json(path, json.loads(text, object_pairs_hook=_pairs))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and deep lists
             if path.suffix.lower() == ".json":
                 raise Unimportable(f"{path}: got {error}, expected JSON") from error
     elif path.suffix.lower() == ".json":
@@ -153,6 +153,8 @@ def _check_distinct(path: Path, tokens: Sequence[str]) -> None:
     for index, token in enumerate(tokens):
         if token in places:
             raise Unimportable(f"{path}: got {show(token)} as ids {places[token]} and {index}, expected it once")
+        if any("\ud800" <= character <= "\udfff" for character in token):
+            raise Unimportable(f"{path}: id {index}: got {token!a}, which has half of a character, expected a text")
         places[token] = index
     if not any(token for token in tokens):
         raise Unimportable(f"{path}: got no token, expected at least one")

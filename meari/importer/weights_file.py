@@ -5,6 +5,7 @@ Input: a path. Output: tensors by their names, as they are stored. Must not know
 Pickled files are read with `weights_only=True`: tensors, numbers and texts, and no code.
 """
 
+import contextlib
 import hashlib
 import re
 import zipfile
@@ -69,10 +70,8 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickled(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise Unimportable(f"{path}: got a TorchScript archive{_how_to_save('torch.jit.load({path!r})', path)}")
+    if any(name.endswith("/constants.pkl") for name in _members(path)):
+        raise Unimportable(f"{path}: got a TorchScript archive{_how_to_save('torch.jit.load({path!r})', path)}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
@@ -83,8 +82,15 @@ def _unpickled(path: Path) -> Any:
         said = f"holds {what}, which is not loaded, since that runs the file's code"
         raise Unimportable(f"{path}: {said}{_how_to_save(loaded, path)}{also}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise Unimportable(f"{path}: cannot be read: damaged, or not written by torch.save ({reason})") from error
+
+
+def _members(path: Path) -> list[str]:
+    """Return the names in a zip file; none where it is none, or damaged."""
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+    return []
 
 
 def _how_to_save(loaded: str, path: Path) -> str:

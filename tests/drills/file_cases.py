@@ -1,8 +1,7 @@
 """Mutated files, each read as the program reads it: `python -m tests.drills.file_cases SEED FOLDER KIND=COUNT …`.
 
-Input: a seed, and numbers of cases. Output: JSON with what came of each kind; FOLDER/case has the case under way, for
-a process that is killed by one. A case is refused by an error of the tree that
-belongs to the file, or read; anything else is a problem.
+Input: a seed, and numbers of cases. Output: JSON with what came of each kind; FOLDER/case has the case under way. A
+case is refused by an error of the tree that belongs to the file, or read; anything else is a problem.
 """
 
 from __future__ import annotations
@@ -26,11 +25,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import torch
+from safetensors.torch import save_file
 
 from meari.bulk.errors import BulkError
 from meari.bulk.output import Checkpoint, Journal, check_journal, is_interrupted, read_run
 from meari.bundle_format.names import Family
+from meari.bundle_format.store import add_zip
 from meari.errors import BundleError, MeariError
+from meari.export.errors import Unimportable
+from meari.importer.bundle import Source, read_foreign
 from meari.models.checkpoint import fill_checkpoint, load_checkpoint
 from meari.models.config import RecurrentConfig, load_config
 from meari.models.errors import ModelsError
@@ -43,6 +47,7 @@ from meari.service.requests.keys import KeyFile, make_key, read_keys
 from meari.service.settings import SettingsError, load_settings
 from tests.drills.inside import shown_inside
 from tests.drills.mutations import mutated_bytes, mutated_tree
+from tests.importer.foreign_models import WORDS, WordLanguageModel, randomised
 from tests.models.training.tiny_runs import tiny_config
 from tests.runtime.spelling_bundle import byte_tokenizer, write_spelling_bundle
 from tests.runtime.tiny_bundle import write_tiny_bundle
@@ -76,6 +81,7 @@ class Kind(ABC):
 
     refusals: tuple[type[Exception], ...]
     shows_paths = True  # its messages are for the person at the command line, who named the file
+    known = "\0"  # a word that its messages may have
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -98,21 +104,58 @@ class Bundles(Kind):
         write_spelling_bundle(folder / "bytes", byte_tokenizer(), "bpe", chain)
         self._bundles = [_contents(folder / name) for name in ("letters", "bytes")]
 
-    def read(self, rng: random.Random) -> None:
-        """Make the case and read it."""
+    def changed(self, rng: random.Random) -> dict[str, bytes]:
+        """Return the files of a bundle of which one is changed."""
         files = dict(rng.choice(self._bundles))
-        name = rng.choice(
-            ("cell.onnx", "output.onnx", "golden.npz", "tokenizer.json", "tokenizer.json", "manifest.json")
-        )
+        name = rng.choice([*sorted(files), "tokenizer.json"])
         files[name] = _mutated_file(name, files[name], rng)
         is_mended = rng.random() < 0.6
         if name != "manifest.json" and is_mended:
             manifest = json.loads(files["manifest.json"])
             manifest["files"][name] = {"sha256": hashlib.sha256(files[name]).hexdigest(), "bytes": len(files[name])}
             files["manifest.json"] = json.dumps(manifest).encode()
-        place = _written(self.folder / "case-bundle", files)
-        bundle = open_bundle(place, max_slots=4)
+        return files
+
+    def read(self, rng: random.Random) -> None:
+        """Make the case and read it."""
+        bundle = open_bundle(_written(self.folder / "case-bundle", self.changed(rng)), max_slots=4)
         bundle.tokenizer.encode("abc é😀")
+
+
+class Archives(Bundles):
+    """Zip files of such bundles, every other time changed themselves, as `meari bundles add` unpacks them."""
+
+    def read(self, rng: random.Random) -> None:
+        """Make the case and read it."""
+        data = _zipped(self.changed(rng), rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
+        file = self.folder / "bundle.zip"
+        file.write_bytes(mutated_bytes(data, rng) if rng.random() < 0.5 else data)
+        shutil.rmtree(self.folder / "added", ignore_errors=True)
+        add_zip(file, self.folder / "added", name="letters")
+
+
+class Imports(Kind):
+    """Weights and vocabularies of others, as `meari import` reads them."""
+
+    refusals = (Unimportable,)
+    known = "torch"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        state = randomised(WordLanguageModel("LSTM", len(WORDS), 4, 4, 1)).state_dict()
+        (folder / "whole").mkdir()
+        torch.save(state, folder / "whole" / "model.pt")
+        save_file(state, folder / "whole" / "model.safetensors")
+        (folder / "whole" / "vocabulary.json").write_text(json.dumps(WORDS), "utf-8")
+        (folder / "whole" / "vocabulary.txt").write_text("\n".join(WORDS), "utf-8")
+        self._files = _contents(folder / "whole")
+
+    def read(self, rng: random.Random) -> None:
+        """Make the case and read it."""
+        weights, vocabulary = f"model.{rng.choice(('pt', 'safetensors'))}", f"vocabulary.{rng.choice(('json', 'txt'))}"
+        name = rng.choice((weights, weights, vocabulary))
+        place = _written(self.folder / "case", self._files | {name: _mutated_file(name, self._files[name], rng)})
+        read_foreign(Source(place / weights, place / vocabulary), "model")
 
 
 class Checkpoints(Kind):
@@ -258,6 +301,8 @@ class Environments(Kind):
 
 KINDS: Final[dict[str, type[Kind]]] = {
     "bundles": Bundles,
+    "archives": Archives,
+    "imports": Imports,
     "checkpoints": Checkpoints,
     "corpora": Corpora,
     "configs": Configs,
@@ -281,7 +326,7 @@ def _written(folder: Path, files: dict[str, bytes]) -> Path:
 def _mutated_file(name: str, data: bytes, rng: random.Random) -> bytes:
     if name.endswith(".json") and rng.random() < 0.7:
         return json.dumps(mutated_tree(json.loads(data), rng)).encode()
-    if name.endswith(".npz") and rng.random() < 0.7:
+    if name.endswith((".npz", ".pt")) and rng.random() < 0.7:
         return _mutated_archive(data, rng)
     return mutated_bytes(data, rng)
 
@@ -292,11 +337,15 @@ def _mutated_archive(data: bytes, rng: random.Random) -> bytes:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = rng.choice(sorted(members))
     members[name] = mutated_bytes(members[name], rng)
-    changed = io.BytesIO()
-    with zipfile.ZipFile(changed, "w") as archive:
+    return _zipped(members)
+
+
+def _zipped(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", compression) as archive:
         for each, content in members.items():
             archive.writestr(each, content)
-    return changed.getvalue()
+    return packed.getvalue()
 
 
 def try_case(kind: Kind, rng: random.Random, outcome: Outcome) -> str:
@@ -305,7 +354,7 @@ def try_case(kind: Kind, rng: random.Random, outcome: Outcome) -> str:
         kind.read(rng)
     except kind.refusals as error:
         outcome.refusals[type(error).__name__] += 1
-        shown = shown_inside(str(error), paths=not kind.shows_paths)
+        shown = shown_inside(str(error).replace(kind.known, "x"), paths=not kind.shows_paths)
         return f"the message shows {shown!r}: {error}" if shown else ""
     except BaseException as error:
         return f"{type(error).__module__}.{type(error).__name__}: {error}"

@@ -29,7 +29,9 @@ BODIES: Final[dict[str, list[dict[str, Any]]]] = {
         {"texts": ["abc", "xyz"], "context": "a", "log_base": "2", "words": True, "add_end": False},
     ],
     "/tokenize": [{"model": "letters", "text": "abc"}],
-    "/detokenize": [{"tokens": [2, 3, 4]}],
+    "/detokenize": [{"tokens": [2, 3, 4]}, {"tokens": [{"id": 2, "text": "a"}, {"id": 3, "bytes": [98]}]}],
+    "/complete": [{"text": "ab", "n": 2, "max_words": 1}, {"model": "letters", "text": "", "composing": True}],
+    "/states": [{"text": "ab", "units": 4}],
     "/v1/completions": [
         {"model": "letters", "prompt": [[2, 3], [4]], "max_tokens": 2, "logprobs": 1, "echo": True},
         {"model": "letters", "prompt": "a", "max_tokens": 2, "n": 2, "stream": True, "stream_options": {}},

@@ -1,4 +1,4 @@
-"""Drill: mutated bundles, checkpoints, corpora, configs, journals, keys and settings are refused in words, or read."""
+"""Drill: mutated files of every kind that is read are refused in words, or read."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ MAX_GROWTH_MB = 24.0  # torch keeps a few MB
 # Cases of the short form and of the long one.
 COUNTS = {
     "bundles": (60, 6_000),
+    "archives": (100, 5_000),
+    "imports": (100, 5_000),
     "checkpoints": (60, 4_000),
     "corpora": (40, 2_000),
     "configs": (200, 10_000),
