@@ -36,7 +36,8 @@ __all__ = ["LocalModel"]
 
 LIMITS: Final = EngineLimits(max_slots=64, max_waiting=10_000, cache_bytes=1 << 26)
 LIST_CHARS: Final = 1 << 14  # of texts together: beyond it a list goes to the engines for lists
-CHUNK_CHARS: Final = 1 << 16
+CHUNK_CHARS: Final = 1 << 16  # at most, and so many that each engine has two chunks
+MIN_CHUNK_CHARS: Final = 1 << 13
 CHUNK_TEXTS: Final = 1024
 NUM_BEGUN: Final = 2  # chunks that an engine has, so that it need not wait for the next
 Result = TypeVar("Result")
@@ -71,7 +72,7 @@ class LocalModel:
         backend.check(options)
         if len(texts) == 1 or sum(map(len, texts)) <= LIST_CHARS:
             return [take(scored) for scored in backend.score(options.context, texts, options)()]
-        chunks = _Chunks(texts)
+        chunks = _Chunks(texts, self._num_engines)
         with ThreadPoolExecutor(self._num_engines, "lists") as pool:
             parts = [pool.submit(_score_chunks, engine, chunks, options, take) for engine in self._engines(len(chunks))]
             try:
@@ -141,8 +142,10 @@ class LocalModel:
 class _Chunks:
     """Numbered chunks of a list, given out to several threads."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._chunks = deque(enumerate(batches(texts, CHUNK_CHARS, CHUNK_TEXTS)))
+    def __init__(self, texts: Sequence[str], num_engines: int) -> None:
+        share = sum(map(len, texts)) // (2 * num_engines)
+        num_chars = min(CHUNK_CHARS, max(MIN_CHUNK_CHARS, share))
+        self._chunks = deque(enumerate(batches(texts, num_chars, CHUNK_TEXTS)))
 
     def __len__(self) -> int:
         return len(self._chunks)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import meari
-from meari.api.local import LIST_CHARS
+from meari.api.local import CHUNK_CHARS, LIST_CHARS
 from meari.errors import NotReady
 from tests.runtime.spelling_bundle import byte_tokenizer, word_tokenizer, write_spelling_bundle
 from tests.runtime.tiny_bundle import write_tiny_bundle
@@ -66,10 +66,12 @@ def local(bundles: Path) -> Iterator[meari.LanguageModel]:
 
 def test_import_loads_neither_torch_nor_flask_nor_numpy_and_scoring_no_torch_nor_flask(bundles: Path) -> None:
     code = f"""
-import sys, meari
+import sys, time, meari
 assert not {{"numpy", "onnxruntime", "msgspec"}} & set(sys.modules)
 meari.load({str(bundles)!r}).generate("ab", max_tokens=2)
+meari.load({str(ROOT / "bundles" / "shakespeare-lstm")!r}).score("To be")
 assert not {{"torch", "flask", "werkzeug", "gunicorn", "click", "pandas"}} & set(sys.modules)
+assert time.process_time() < 5, "loading takes seconds"
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
@@ -223,9 +225,11 @@ def test_wrong_argument_is_named(lm: meari.LanguageModel, ask: Callable[[object]
 
 def test_long_list_on_several_engines_has_the_bits_of_single_texts(bundles: Path) -> None:
     texts = [("abc "[number % 4] + "bcd" * (number % 7)) for number in range(6000)]
-    assert sum(map(len, texts)) > LIST_CHARS
+    assert LIST_CHARS < sum(map(len, texts)) < CHUNK_CHARS
     with meari.load(bundles, num_engines=3) as model:
+        before = threading.active_count()
         scores = model.score(texts, context="ab")
+        assert threading.active_count() == before + 3  # a list that is long for one has work for all
         assert scores[:50].tolist() == [model.score(text, context="ab") for text in texts[:50]]
     assert len(scores) == len(texts)
     assert np.unique(scores).size > 7
