@@ -126,30 +126,3 @@ def test_reference_has_every_public_name_and_loads_nothing_from_elsewhere(tmp_pa
                 "AsyncClient.stream",
                 "TrainingRun.export",
             } <= links.anchors
-
-
-def public_functions() -> Iterator[tuple[str, Any, str]]:
-    """Yield the public functions and methods, each with its name and the docstring of its class."""
-    for name in meari.__all__:
-        value = getattr(meari, name)
-        if inspect.isfunction(value):
-            yield name, value, ""
-        elif inspect.isclass(value):
-            for method, member in vars(value).items():
-                if inspect.isfunction(member) and not method.startswith("_"):
-                    yield f"{name}.{method}", member, value.__doc__ or ""
-
-
-FUNCTIONS = list(public_functions())
-
-
-@pytest.mark.parametrize(("name", "function", "above"), FUNCTIONS, ids=[name for name, _, _ in FUNCTIONS])
-def test_docstring_of_a_public_function_tells_its_arguments_and_errors(name: str, function: Any, above: str) -> None:
-    told = inspect.getdoc(function) or ""
-    assert told, name
-    ordinary = {"self", "text", "texts", "prompt", "model", "ids", "tokens", "name", "token", "fields"}
-    shared = re.search(r"those of `(\w+)`|of several with|of each of several", told)
-    missing = [each for each in inspect.signature(function).parameters if each not in ordinary and each not in told]
-    assert not missing or shared, (name, missing)
-    if function.__module__.startswith(("meari.api.language", "meari.api.training", "meari.client.c", "meari.api.open")):
-        assert re.search(r"[Rr]aise", told + above), name
