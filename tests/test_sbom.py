@@ -103,3 +103,33 @@ def test_every_installation_compares_hashes() -> None:
         own = "--no-deps" in command and "--no-build-isolation" in command and re.search(r"(--editable)? \.$", command)
         torch = command.endswith("--requirement requirements/torch.txt")
         assert own or torch or "--require-hashes" in command, command
+
+
+def test_images_stand_on_a_digest() -> None:
+    """A stage of the image stands on another stage, or on an image whose digest is fixed."""
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", text, re.MULTILINE)
+    names = {name for _, name in stages}
+    fixed = dict(re.findall(r"^ARG (\w+)=(\S+@sha256:[0-9a-f]{64})$", text, re.MULTILINE))
+    assert stages
+    for base, _ in stages:
+        assert base in names or base.removeprefix("${").removesuffix("}") in fixed, base
+
+
+@pytest.mark.parametrize(
+    ("finds", "says", "code"),
+    [
+        ("nothing", "make audit: skipped: the package index gives no vulnerabilities here", 0),
+        ("old.txt", "make audit: no known vulnerabilities", 0),
+        (r"old.txt\|serve.txt", "requirements/serve.txt:\nFound 1 known vulnerability", 1),
+    ],
+)
+def test_audit_tells_vulnerabilities_or_that_it_cannot_know(tmp_path: Path, finds: str, says: str, code: int) -> None:
+    """Run the audit over an index that knows of vulnerabilities in some files: it asks for one that is known first."""
+    index = tmp_path / "pip-audit"
+    index.write_text(f'#!/bin/sh\necho "$*" | grep -q "{finds}$" && echo "Found 1 known vulnerability in 1 package"\n')
+    index.chmod(0o755)
+    command = ["sh", "requirements/audit.sh", str(index)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert says in done.stdout + done.stderr
