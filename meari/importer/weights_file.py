@@ -5,7 +5,6 @@ Input: a path. Output: tensors by their names, as they are stored. Must not know
 Pickled files are read with `weights_only=True`: tensors, numbers and texts, and no code.
 """
 
-import contextlib
 import hashlib
 import re
 import zipfile
@@ -88,7 +87,10 @@ def _unpickled(path: Path) -> Any:
 
 def _members(path: Path) -> list[str]:
     """Return the names in a zip file; none where it is none, or damaged."""
-    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+    with (
+        contextlib.suppress(zipfile.BadZipFile, ValueError, NotImplementedError, OSError),
+        zipfile.ZipFile(path) as archive,
+    ):
         return archive.namelist()
     return []
 

@@ -164,6 +164,7 @@ def report(drill: Drill, worker: Worker, found: dict[str, Burst]) -> tuple[str, 
     small = ", ".join(f"{status}: {count:,}" for status, count in sorted(worker.num_small.items()))
     drill.record("small requests beside them by status", small)
     drill.record("small requests with another answer", len(worker.wrong), 0)
+    print(worker.wrong[:3])  # noqa: T201 (pytest shows it with a failure)
     return slowest, largest
 
 

@@ -194,7 +194,8 @@ class TextTokenizer:
         by_table = 0 if self._characters is None else TABLE_BYTES_PER_TOKEN * self.max_tokens(text)
         if by_table and text.isascii():
             return by_table
-        return by_table + BYTES_PER_TOKEN * max(map(self.max_tokens, self._pieces(text)))
+        # The library holds what came and its normal form, which may have fewer characters.
+        return by_table + BYTES_PER_TOKEN * max(max(self.max_tokens(piece), len(piece)) for piece in self._pieces(text))
 
     def _pieces(self, text: str) -> Iterator[str]:
         """Cut a long text before spaces, where no token is changed; one without spaces stays whole."""
