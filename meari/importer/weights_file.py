@@ -87,12 +87,11 @@ def _unpickled(path: Path) -> Any:
 
 def _members(path: Path) -> list[str]:
     """Return the names in a zip file; none where it is none, or damaged."""
-    with (
-        contextlib.suppress(zipfile.BadZipFile, ValueError, NotImplementedError, OSError),
-        zipfile.ZipFile(path) as archive,
-    ):
-        return archive.namelist()
-    return []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
+        return []
 
 
 def _how_to_save(loaded: str, path: Path) -> str:
