@@ -88,6 +88,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         web_blueprint,
     ):
         app.register_blueprint(blueprint(service))
+    app.url_map.update()  # otherwise the first request would
     if service.limits is not None:
         service.limits.start()
     service.registry.start()

@@ -128,8 +128,10 @@ class RequestLine:
             "status": self.status,
             "outcome": self.outcome.value,
         }
-        client = {"client_address": self.client_address, "key": self.key}
-        fields |= {name: value for name, value in client.items() if value}
+        if self.client_address:
+            fields["client_address"] = self.client_address
+        if self.key:
+            fields["key"] = self.key
         if self.model:
             fields |= {"model": self.model, "stream": self.stream}
         if self.work is not None:
@@ -139,13 +141,18 @@ class RequestLine:
         if self.first_token_seconds is not None:
             fields["first_token_ms"] = _milliseconds(self.first_token_seconds)
         fields["total_ms"] = _milliseconds(self.total_seconds)
-        if self.error is not None:
-            fields["error"] = self.error.code
-        named = {"error_field": self.error_field, "error_message": self.error_message}
-        fields |= {name: value for name, value in named.items() if value}
+        self._add_error(fields)
         if self.prompts or self.answers:
             fields |= {"prompts": self.prompts, "answers": self.answers}
         return fields
+
+    def _add_error(self, fields: dict[str, object]) -> None:
+        if self.error is not None:
+            fields["error"] = self.error.code
+        if self.error_field:
+            fields["error_field"] = self.error_field
+        if self.error_message:
+            fields["error_message"] = self.error_message
 
     @property
     def quoted_path(self) -> str:
@@ -230,7 +237,7 @@ class JsonFormat(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's line."""
         members: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
+            "time": f"{_second(int(record.created))}.{int(record.created % 1 * 1000):03d}Z",
             "level": record.levelname.lower(),
             "logger": _name(record),
             "process": record.process,
@@ -259,6 +266,11 @@ class TextFormat(logging.Formatter):
             pieces += [f"{name}={_cell(value)}" for name, value in fields.items() if name not in _IN_MESSAGE]
         line = " ".join(pieces)
         return f"{line}\n{exception_text(record)}" if record.exc_info else line
+
+
+@lru_cache(maxsize=1)
+def _second(timestamp: int) -> str:
+    return datetime.fromtimestamp(timestamp, UTC).isoformat()[:-6]
 
 
 def exception_text(record: logging.LogRecord) -> str:

@@ -173,7 +173,8 @@ class Metrics:
         self._families = Families()
         self._ever_failed: frozenset[str] = frozenset()
         self._cpu_seconds = 0.0
-        self._refused: dict[tuple[Bound, str], tuple[Counter, ...]] = {}
+        self._refused: dict[tuple[Bound, str], int] = {}  # by bound and route, since the last look
+        self._refused_lock = threading.Lock()
 
     # ---- counted at once ----
 
@@ -186,18 +187,6 @@ class Metrics:
     def refusals(self) -> Counter:
         """Answers with 429 by model and bound."""
         return self._families.refusals
-
-    def note_refused(self, bound: Bound, route: str = "") -> None:
-        """Count a request that was refused before anything else was done for it. route: "" if its head was not read."""
-        counters = self._refused.get((bound, route))
-        if counters is None:  # found once: a label costs as much as the count
-            families = self._families
-            counters = (families.refusals.labels("", bound),)
-            if route:
-                counters = (*counters, families.requests.labels(route, str(Overloaded.status)))
-            self._refused[bound, route] = counters
-        for counter in counters:
-            counter.inc()
 
     @property
     def limited(self) -> Counter:
@@ -220,6 +209,11 @@ class Metrics:
         return self._families.scored
 
     # ---- counted in plain numbers, copied later ----
+
+    def note_refused(self, bound: Bound, route: str = "") -> None:
+        """Count a request that was refused before anything else was done for it. route: "" if its head was not read."""
+        with self._refused_lock:
+            self._refused[bound, route] = self._refused.get((bound, route), 0) + 1
 
     def note_request(self, model: str, calls: Iterable[Handle], arrived_at: float) -> None:
         """Count a finished request: its calls of the engine, and when its head arrived, on the engine's clock."""
@@ -254,6 +248,7 @@ class Metrics:
         families.in_flight.set(figures.requests_in_flight)
         families.in_flight_bytes.set(figures.inflight_bytes)
         families.memory_bytes.set(resident_bytes())
+        self._carry_refusals()
         with self._lock:
             before, self._cpu_seconds = self._cpu_seconds, time.process_time()
             families.cpu_seconds.inc(self._cpu_seconds - before)
@@ -292,6 +287,14 @@ class Metrics:
             self._models[name] = ObservedModel()
             self._families.begin(name)
         return self._models[name]
+
+    def _carry_refusals(self) -> None:
+        with self._refused_lock:
+            refused, self._refused = self._refused, {}
+        for (bound, route), count in refused.items():
+            self._families.refusals.labels("", bound).inc(count)
+            if route:
+                self._families.requests.labels(route, str(Overloaded.status)).inc(count)
 
     def _carry_requests(self, model: str, before: RequestTotals, totals: RequestTotals) -> None:
         families = self._families

@@ -110,6 +110,7 @@ def on_starting(server: Any) -> None:
     # Imported once, so that the workers share its memory and start sooner; frozen, so that their garbage collection
     # does not write to it. There are no threads yet, and no sessions.
     importlib.import_module("meari.service.app")
+    importlib.import_module("encodings.idna")  # otherwise the first request of each worker would
     gc.collect()
     gc.freeze()
 
@@ -153,7 +154,11 @@ def post_fork(_server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Announce the worker when it is ready; runs in the worker, once it has the application."""
+    """Start what the first clients would wait for, and announce the worker when it is ready; runs in the worker."""
+    are_started = threading.Event()
+    for _ in range(min(settings.max_slots, worker.cfg.threads)):  # as many threads as sequences run at once
+        worker.tpool.submit(are_started.wait)
+    are_started.set()
     registry = worker.wsgi.extensions["meari"].registry
     address = page_address(settings.host, worker.sockets[0].getsockname()[1], "https" if settings.tls_key else "http")
     aloud = sys.stdout.isatty() and settings.log_format != "json"

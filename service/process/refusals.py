@@ -36,14 +36,24 @@ from meari.errors import (
 )
 from meari.service.error_body import SAFE_HEADERS, error_body, openai_error_body
 from meari.service.log import NO_ROUTE, RequestLine, log_request, request_id
-from meari.service.process.http import CONTINUE, HEAD_SECONDS, LIMIT, NUM_FIELDS
+from meari.service.process.http import CONTINUE, HEAD_SECONDS, LIMIT, NUM_FIELDS, Incoming
 from meari.service.requests.keys import ANYBODY
 from meari.service.requests.origins import believe_proxies, cors_headers, may_answer_host
 
 if TYPE_CHECKING:
     from meari.service.service import Service
 
-__all__ = ["WORK_PATHS", "WORK_TARGETS", "Head", "Refusal", "WaitingBody", "malformed", "overloaded", "refusal"]
+__all__ = [
+    "WORK_PATHS",
+    "WORK_TARGETS",
+    "Head",
+    "Refusal",
+    "WaitingBody",
+    "broken_off",
+    "malformed",
+    "overloaded",
+    "refusal",
+]
 
 WORK_PATHS: Final = frozenset(
     ("/generate", "/score", "/complete", "/states", "/tokenize", "/detokenize", "/v1/completions")
@@ -54,6 +64,8 @@ _FIELD: Final = re.compile(r"([^:]+):[ \t]*(.*?)[ \t]*\r\n")
 REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 OWN_FAULTS: Final = (http.InvalidResponseHeader, http.InvalidResponseHeaderName, http.ConfigurationProblem)
 MAX_SHOWN_CHARS: Final = 100
+MAX_KNOWN_BYTES: Final = 1024  # of a head that is kept, with what it says
+FIXED_FIELDS: Final = {"Content-Type": "application/json", **dict(SAFE_HEADERS)}
 FRAMING: Final = ("HTTP_TRANSFER_ENCODING", "HTTP_UPGRADE")  # more than is understood here
 
 
@@ -72,9 +84,9 @@ class Refusal:
 
     def answer(self, *, keeps: bool = False) -> bytes:
         """Return all bytes. keeps: another request may follow on the connection."""
-        fields = {"Date": _date(int(time.time())), "Connection": "keep-alive" if keeps else "close", **self.fields}
-        lines = [f"HTTP/1.1 {self.status_line}", *(f"{name}: {value}" for name, value in fields.items()), "\r\n"]
-        return "\r\n".join(lines).encode("latin-1") + self.body
+        begin = _begin_answer(self.status_line, int(time.time()), keeps)
+        fields = "".join([f"{name}: {value}\r\n" for name, value in self.fields.items()])
+        return f"{begin}{fields}\r\n".encode("latin-1") + self.body
 
 
 def refusal(error: MeariError, number: str, target: str, headers: Mapping[str, str]) -> Refusal:
@@ -85,8 +97,8 @@ def refusal(error: MeariError, number: str, target: str, headers: Mapping[str, s
     headers  further headers
     """
     body = msgspec.json.encode(openai_error_body(error) if target.startswith("/v1/") else error_body(error, number))
-    fields = {"Content-Type": "application/json", "X-Request-Id": number, "Content-Length": str(len(body))}
-    return Refusal(error.status, {**fields, **dict(SAFE_HEADERS), **headers}, body)
+    own = {"X-Request-Id": number, "Content-Length": str(len(body))}
+    return Refusal(error.status, {**FIXED_FIELDS, **own, **headers}, body)
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,14 @@ class Head:
     @classmethod
     def of(cls, received: bytes, address: str) -> Head | None:
         """Return the head at the beginning of what was received; None unless it is whole and plain."""
+        head = (_known if len(received) <= MAX_KNOWN_BYTES else cls.parsed)(received)
+        if head is None:
+            return None
+        return cls({**head.environ, "REMOTE_ADDR": address}, head.size, head.num_body, head.keeps)
+
+    @classmethod
+    def parsed(cls, received: bytes) -> Head | None:
+        """Return the same without an address."""
         found = _HEAD.match(received)
         if found is None or (path := found[1].decode("ascii")) not in WORK_PATHS:
             return None
@@ -119,8 +139,14 @@ class Head:
         if is_asking and environ["HTTP_EXPECT"].lower() != "100-continue":
             return None
         keeps = environ.get("HTTP_CONNECTION", "keep-alive").lower() == "keep-alive" and not is_asking
-        environ |= {"PATH_INFO": path, "REQUEST_METHOD": "POST", "REMOTE_ADDR": address}
+        environ |= {"PATH_INFO": path, "REQUEST_METHOD": "POST"}
         return cls(environ, found.end(), int(length), keeps)
+
+
+@lru_cache(maxsize=256)
+def _known(received: bytes) -> Head | None:
+    """Return a head that has come before, as most do but for the length of the body."""
+    return Head.parsed(received)
 
 
 @lru_cache(maxsize=64)
@@ -128,9 +154,10 @@ def _in_environ(name: str) -> str:
     return f"HTTP_{name.upper().replace('-', '_')}"
 
 
-@lru_cache(maxsize=1)
-def _date(second: int) -> str:
-    return str(http_date(second))
+@lru_cache(maxsize=64)
+def _begin_answer(status_line: str, second: int, keeps: bool) -> str:  # noqa: FBT001 (a key)
+    connection = "keep-alive" if keeps else "close"
+    return f"HTTP/1.1 {status_line}\r\nDate: {http_date(second)}\r\nConnection: {connection}\r\n"
 
 
 def _is_length(value: str) -> bool:
@@ -185,6 +212,14 @@ def malformed(error: Exception, address: str, target: str, headers: Mapping[str,
     line.client_address = address
     log_request(line)
     return refusal(known, number, target, headers)
+
+
+def broken_off(incoming: Incoming) -> Problem:
+    """Say how much of a body has come whose client sends no more."""
+    came = len(incoming) - len(incoming.head())
+    if incoming.body_size > came:
+        return Problem("body", f"{came} bytes", f"{incoming.body_size} as Content-Length says")
+    return Problem("body", reason="it broke off before it was complete")
 
 
 def translated(error: Exception) -> MeariError:

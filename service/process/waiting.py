@@ -16,6 +16,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from gunicorn.workers.gthread import ThreadWorker
@@ -23,8 +24,8 @@ from gunicorn.workers.gthread import ThreadWorker
 from meari.errors import Bound, InvalidRequest, Overloaded, Problem
 from meari.service.clients import BODY_SECONDS
 from meari.service.log import request_id
-from meari.service.process.http import CONTINUE, HEAD_SECONDS, Held, Incoming, Stage, Waits
-from meari.service.process.refusals import refusal
+from meari.service.process.http import CONTINUE, HEAD_SECONDS, Held, Stage, Waits
+from meari.service.process.refusals import broken_off, refusal
 from meari.service.process.tls import Certificate, NotTls
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
 
     room     made when the loop begins; the loop's thread alone calls what uses it
     service  None until it is loaded
+    _quick   pool of the threads for requests that wait for nothing
     """
 
     alive: bool
@@ -177,13 +179,14 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self._whole: list[Held] = []  # requests to be handed to threads
         self._num_reading = self._max_reading = 0  # threads that read a body as it comes
         self._trusted_hops = self._max_per_network = self._max_body_bytes = self._max_waiting_bytes = 0
 
     def load_wsgi(self) -> None:
         """Make the application, and note what its settings say about connections."""
         super().load_wsgi()
-        self._quick = type(self.tpool)(NUM_QUICK, "quick")  # starts no thread yet
+        self._quick = type(self.tpool)(NUM_QUICK, "quick")
         self.service = self.wsgi.extensions.get("meari")
         if self.service is not None:
             settings = self.service.settings
@@ -267,7 +270,7 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
             self.room.leave(held)
             self.enqueue_req(held)
         elif stage is Stage.BROKEN:
-            self._refuse_part(held, _broken_off(held.incoming))
+            self._refuse_part(held, broken_off(held.incoming))
         else:
             self.room.enter(held, OF_STAGE[stage])
             if self.room.num_bytes > self._max_waiting_bytes:
@@ -294,12 +297,25 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
         return False
 
     def enqueue_req(self, conn: Any) -> None:
-        """Hand a request to a thread: one of a few if it waits for nothing, so that a burst starts no others."""
-        is_quick = conn.incoming.announces_more_than(self._max_body_bytes) or (
-            conn.incoming.is_whole and conn.incoming.is_for(QUICK_TARGETS)
-        )
-        step = self._quick.submit(self.handle_one, conn) if is_quick else self.tpool.submit(self.handle, conn)
-        step.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
+        """Note a whole request. A thread gets it once the loop has taken in all that came with it.
+
+        Every call of the system lets the threads run that have work: between two connections of a burst each of them
+        would do all of its own.
+        """
+        self.count(conn)
+        self._whole.append(conn)
+
+    def start_whole(self) -> None:
+        """Hand requests to threads: to a few those that wait for nothing, so that a burst of them starts no others."""
+        whole, self._whole = self._whole, []
+        for held in whole:
+            pool, handle = (self._quick, self.handle_one) if self._is_quick(held) else (self.tpool, self.handle)
+            pool.submit(handle, held).add_done_callback(partial(self.method_queue.defer, self.finish_request, held))
+
+    def _is_quick(self, held: Held) -> bool:
+        incoming = held.incoming
+        is_open = incoming.is_whole and incoming.is_for(QUICK_TARGETS)
+        return is_open or incoming.announces_more_than(self._max_body_bytes)
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         """Go on with a connection that comes back from its thread; called by the loop."""
@@ -382,11 +398,3 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
                 continue
             held.incoming.skip(len(held.incoming))
             self._refuse(held, "requests that come too slowly hold too much memory; try again", Bound.BYTES)
-
-
-def _broken_off(incoming: Incoming) -> Problem:
-    """Say how much of a body has come whose client sends no more."""
-    came = len(incoming) - len(incoming.head())
-    if incoming.body_size > came:
-        return Problem("body", f"{came} bytes", f"{incoming.body_size} as Content-Length says")
-    return Problem("body", reason="it broke off before it was complete")

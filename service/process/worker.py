@@ -52,6 +52,7 @@ CHECK_SECONDS: Final = 0.05
 OBSERVE_SECONDS: Final = 0.5  # between two updates of the metrics
 MAX_STAYING: Final = 64  # threads that wait for the next request on their connection,
 STAY_SECONDS: Final = 0.05  # so long
+MAX_ACCEPTED: Final = 64  # connections, before the loop looks at those that it has
 HOLD_SECONDS: Final = 0.00025  # an idle worker wakes up within it
 LAST_SECONDS: Final = 2.0  # of an idle connection, once no more are accepted
 CLIENT_ERRORS: Final = (ConnectionError, TimeoutError, NoMoreData)  # of a connection, as the next
@@ -97,10 +98,16 @@ class DrainingWorker(CollectingWorker):
         super().set_accept_enabled(enabled and self.place.accepts)
 
     def accept(self, listener: Any) -> None:
-        """Accept a new connection, if no other worker was quicker."""
+        """Accept new connections before any thread gets a request of theirs: all, if no other worker has fewer."""
+        for _ in range(MAX_ACCEPTED):
+            if not self._accept_one(listener) or self.place.has_clearly_more:
+                return
+
+    def _accept_one(self, listener: Any) -> bool:
+        """Accept a new connection, if no other worker was quicker; return whether there was one."""
         if not self.place.accepts or self.nr_conns >= self.worker_connections:  # since the last turn of the loop
             self.set_accept_enabled(enabled=False)
-            return
+            return False
         if self.place.has_clearly_more:
             time.sleep(HOLD_SECONDS)
         try:
@@ -111,11 +118,12 @@ class DrainingWorker(CollectingWorker):
                 time.sleep(CHECK_SECONDS)
             elif error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
                 raise
-            return
+            return False
         self.nr_conns += 1
         self._make_room()
         self.place.note_connections(self.nr_conns)
         self._take(accepted, address, listener.getsockname())
+        return True
 
     def _take(self, accepted: socket.socket, client: Any, server: Any) -> None:
         """Let a new connection wait for its handshake or its first request, if its client may have one more."""
@@ -165,15 +173,10 @@ class DrainingWorker(CollectingWorker):
                 return held.keeps
         except OSError:
             return False
-        self._count(held)
+        self.count(held)
         return self.handle_one(held)
 
-    def enqueue_req(self, conn: Any) -> None:
-        """Hand a request to a thread."""
-        self._count(conn)
-        super().enqueue_req(conn)
-
-    def _count(self, held: Held) -> None:
+    def count(self, held: Held) -> None:
         """Note that a thread gets a request; one for work counts until the thread is done with it."""
         held.came_at = time.monotonic()
         if self.service is not None and held.incoming.is_for(WORK_TARGETS):
@@ -279,10 +282,8 @@ class DrainingWorker(CollectingWorker):
 
     def _refuse_early(self, held: Held) -> bool:
         """Refuse a request by its head, if there is no room for it; from any thread. Raises OSError."""
-        held.has_place = self.service is None or not self.service.admission.may_refuse
-        if self.service is None or held.has_place:  # which it keeps, however late a thread comes to it
-            return False
-        if held.incoming.stage() not in (Stage.BODY, Stage.READY):
+        held.has_place = self.service is None or not self.service.admission.may_refuse  # kept until a thread comes
+        if self.service is None or held.has_place or held.incoming.stage() not in (Stage.BODY, Stage.READY):
             return False
         head = Head.of(held.incoming.head(), held.client[0] if isinstance(held.client, tuple) else "")
         refused = None if head is None else overloaded(self.service, head.environ, is_received=False)
@@ -346,12 +347,13 @@ class DrainingWorker(CollectingWorker):
         """
         self._look_around()
         service = self.service
-        longest = timeout if self.place.state is WorkerState.READY else CHECK_SECONDS
-        pause = min(longest, timeout, self.room.seconds_left())
+        longest = timeout if self.place.state is WorkerState.READY else min(timeout, CHECK_SECONDS)
+        pause = min(longest, self.room.seconds_left())
         until = time.monotonic() + CHECK_SECONDS
         is_draining = service is not None and service.drain.has_begun
         while pause >= 0:
             super().wait_for_and_dispatch_events(pause)
+            self.start_whole()
             self.place.note_connections(self.nr_conns)  # others compare theirs with it before they accept
             if service is not None:
                 service.admission.num_waiting_bytes = self.room.num_bytes
@@ -360,6 +362,7 @@ class DrainingWorker(CollectingWorker):
             pause = until - time.monotonic()
         for held in self.room.overdue():
             self._end_wait(held)
+        self.start_whole()
         self._make_room()
         if is_draining and service is not None and service.drain.may_stop(service.admission.num_requests):
             self.alive = False
@@ -393,10 +396,5 @@ class DrainingWorker(CollectingWorker):
             self._close(held)
 
     def _may_keep(self) -> bool:
-        """Tell whether the connection of the current request may serve another one.
-
-        Not that of a worker which is not ready: the next request should reach one that is.
-        """
-        if not self.alive or self.place.state is not WorkerState.READY:
-            return False
-        return bool(self.cfg.keepalive)
+        """Tell whether this connection may serve another request, which should reach a worker that is ready."""
+        return bool(self.alive and self.place.state is WorkerState.READY and self.cfg.keepalive)

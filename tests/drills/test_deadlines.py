@@ -84,7 +84,6 @@ def test_requests_end_at_their_deadlines(drill: Drill, bundle: Path, tmp_path: P
         own_cpu(tmp_path, bundle, max_timeout_seconds=MAX_SECONDS) as (server, num_workers),
         Load(server.port, keep=lambda kind: bool(is_timed(kind))) as load,
     ):
-        load.closed_loop(iter(bodies), CLIENTS * num_workers, seconds / 10)  # a new worker has no threads yet
         beside = [endless(random.Random(choice.random()), bodies) for _ in range(4)]
         outcomes = load.closed_loop(iter(bodies), CLIENTS * num_workers, seconds, beside)
         assert server.process.poll() is None

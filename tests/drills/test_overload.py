@@ -173,7 +173,7 @@ def test_double_load_leaves_capacity_and_answers_soon(
     ratio = p95_ms(flooded) / p95_ms(busy)
     refused = [1000 * outcome.seconds for phase in flooded for outcome in phase.answered(429)]
     record_phases(drill, full, busy, flooded)
-    drill.record("delivered at 200 %, share of capacity", delivered, drill.pick("≥ 0.2", "≥ 0.95"))
+    drill.record("delivered at 200 %, share of capacity", delivered, drill.pick("≥ 0.2", "≥ 0.97"))
     per_cpu = share(flooded, full, lambda phase: phase.tokens_per_cpu_second)
     drill.record("delivered at 200 % for a CPU-second of the service, share of that at capacity", per_cpu)
     drill.record("p95 of what was accepted, to that at 80 %", ratio, drill.pick("", "≤ 2"))
@@ -182,7 +182,7 @@ def test_double_load_leaves_capacity_and_answers_soon(
     drill.record("answers that are neither 200 nor 429", len(odd), 0)
     assert not odd
     assert not any(phase.answered(429) for phase in full), "clients that wait for their answers are not refused"
-    assert delivered >= drill.pick(0.2, 0.95)
+    assert delivered >= drill.pick(0.2, 0.97)
     assert percentile(refused, 0.99) <= drill.pick(5000.0, 10.0)
     if drill.is_long:
         assert ratio <= 2
@@ -235,14 +235,22 @@ def test_refusal_costs_little(drill: Drill, letters: Path, tmp_path: Path, has_k
     fields = [f"Authorization: Bearer {KEYS[0]}"] if has_keys else []
     asked = post("/generate", json.dumps({"prompt": "abc" * 30, "max_tokens": 50}).encode(), *fields)
     count = drill.pick(200, 5000)
-    with full_server(tmp_path, letters, KEYS[0] if has_keys else "") as server:
+    arrivals = poisson(
+        drill.pick(50, 200), drill.pick(0.5, 10.0), itertools.repeat(Request(asked)).__next__, random.Random(drill.seed)
+    )
+    with full_server(tmp_path, letters, KEYS[0] if has_keys else "") as server, Load(server.port) as load:
         connection = Connection(server.port)
         [worker] = workers_of(server.process.pid)
         before = cpu_seconds(worker)
         statuses = {connection.ask(asked).status for _ in range(count)}
         micros = 1e6 * (cpu_seconds(worker) - before) / count
         connection.close()
-    drill.record("CPU of a refusal, µs", micros, drill.pick("", "≤ 150"))
+        alone = [1000 * each.seconds for each in load.open_loop(arrivals)]
+    drill.record("CPU of a refusal, µs", micros, drill.pick("", "≤ 100"))
+    drill.record(
+        "p99 of refusals where nothing else runs, ms: what the load itself, the system and a refusal take",
+        percentile(alone, 0.99),
+    )
     assert statuses == {429}
     if drill.is_long:
-        assert micros <= 150
+        assert micros <= 100
