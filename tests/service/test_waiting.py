@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 
 from meari.errors import Bound
 from meari.service.process.waiting import MAX_READING, NUM_QUICK
+from meari.service.settings import Settings
 from tests.drills.processes import held_by, workers_of
 from tests.service.log.test_odd_clients import error_of, received
 from tests.service.running import Server, running_server
@@ -41,6 +45,28 @@ def answers(server: Server, source: str = "127.0.0.1", request: bytes = SCORE) -
 def num_threads(server: Server) -> int:
     [worker] = workers_of(server.process.pid)
     return held_by(worker).num_threads
+
+
+def test_worker_starts_its_threads_before_the_first_request(server: Server) -> None:
+    assert num_threads(server) >= Settings().max_slots
+
+
+def test_burst_is_taken_in_before_threads_get_its_requests(letters: Path, tmp_path: Path) -> None:
+    """Each request counts from when the loop took it in, for its deadline too: none waits for the answers of others."""
+    with running_server(tmp_path, bundles=letters, log_format="json") as server, contextlib.ExitStack() as stack:
+        [worker] = workers_of(server.process.pid)
+        os.kill(worker, signal.SIGSTOP)
+        clients = [stack.enter_context(server.connect()) for _ in range(60)]
+        for client in clients:
+            client.sendall(SCORE)
+        os.kill(worker, signal.SIGCONT)
+        for client in clients:
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        until(lambda: server.log.count('"route":"/score"') == len(clients))
+        lines = [json.loads(line) for line in server.log.splitlines() if '"route":"/score"' in line]
+    ends = [datetime.fromisoformat(line["time"]).timestamp() for line in lines]
+    starts = [end - line["total_ms"] / 1000 for end, line in zip(ends, lines, strict=True)]
+    assert max(starts) < min(ends)
 
 
 @pytest.mark.parametrize(
