@@ -48,6 +48,7 @@ class Outcome:
     request: Request
     due: float
     status: int = 0
+    sent_at: float = 0.0
     first_at: float = 0.0
     ended_at: float = 0.0
     num_tokens: int = 0
@@ -143,6 +144,7 @@ class Load:
         if request.leaves_after is not None:
             heapq.heappush(self._leaving, (due + request.leaves_after, len(self.outcomes), connection))
         connection.unsent = memoryview(request.data)
+        connection.outcome.sent_at = time.monotonic()
         self._send_on(connection)
 
     def _send_on(self, connection: _Connection) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import pytest
 
+from benchmarks.serving.processes import machine_seconds
 from benchmarks.serving.requests import draw_length, make_text, make_words
 from tests.drills.drill import Drill
 from tests.drills.open_loop import Load, Outcome, Request, percentile, poisson
@@ -91,6 +92,7 @@ class Phase:
     seconds: float
     service_seconds: float  # CPU time of all workers
     load_seconds: float  # and of the load itself
+    other_seconds: float  # and of all other processes of the machine
 
     def answered(self, status: int) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome.status == status]
@@ -135,9 +137,11 @@ class Loaded:
 
     def _measured(self, run: Callable[[], list[Outcome]], seconds: float) -> Phase:
         service, own, start = sum(map(cpu_seconds, self.workers)), time.process_time(), time.monotonic()
+        everything = machine_seconds()
         outcomes = run()
-        used = sum(map(cpu_seconds, self.workers)) - service
-        return Phase(outcomes, start, seconds, used, time.process_time() - own)
+        used, load = sum(map(cpu_seconds, self.workers)) - service, time.process_time() - own
+        others = (machine_seconds() - everything - used - load) * seconds / (time.monotonic() - start)
+        return Phase(outcomes, start, seconds, used, load, others)
 
 
 def p95_ms(phases: Iterable[Phase]) -> float:
@@ -199,6 +203,10 @@ def record_phases(drill: Drill, full: list[Phase], busy: list[Phase], flooded: l
     drill.record(
         "CPU of the load at 200 %, share of its own", fmean(each.load_seconds / each.seconds for each in flooded)
     )
+    others = [phase.other_seconds / phase.seconds for phase in (*full, *busy, *flooded)]
+    drill.record("CPU of other processes, of one CPU: mean, most in a phase", f"{fmean(others):.2f}, {max(others):.2f}")
+    late = [1000 * (each.sent_at - each.due) for phase in flooded for each in phase.answered(429)]
+    drill.record("p99 of how late the load itself sends what is refused, ms", percentile(late, 0.99))
 
 
 def equal_requests(seed: int, key: str, kind: str) -> Iterator[Request]:
