@@ -22,6 +22,7 @@ from tests.bulk.test_filter import corpus, found_parts, two_models
 ray = pytest.importorskip("ray")
 __all__ = ["two_models"]  # a fixture: a folder of two models
 STORE_BYTES = 80 << 20
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of Ray itself
 
 
 @pytest.fixture(scope="module", autouse=True)
