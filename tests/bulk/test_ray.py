@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from meari.cli.main import group
-from tests.bulk.command import meari, records
+from tests.bulk.command import records
 from tests.bulk.test_filter import corpus, found_parts, two_models
 
 ray = pytest.importorskip("ray")
@@ -125,17 +124,6 @@ def test_urls_are_read_and_written(bundles: Path, tmp_path: Path) -> None:
     assert [(record["file"], record["line"]) for record in found] == [
         (f"file://{tmp_path}/in/{name}", line) for name in ("a.txt", "b.txt") for line in range(1, 33)
     ]
-
-
-def test_job_without_an_address_starts_a_ray_and_says_so(bundles: Path, tmp_path: Path) -> None:
-    path = tmp_path / "in.txt.gz"
-    path.write_bytes(gzip.compress(b"ab\ncd\n"))
-    words = ["score", path, "--bundles", bundles]
-    assert "RAY_ADDRESS" not in os.environ
-    done = meari(*words, "--engine", "ray", "-j", 1, "-o", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert b"without RAY_ADDRESS, a Ray with 1 CPUs starts here, for this run alone" in done.stderr
-    assert joined(tmp_path / "out") == meari(*words).stdout
 
 
 def test_lines_are_divided_by_a_reference_as_without_ray(two_models: Path, tmp_path: Path) -> None:
