@@ -266,7 +266,7 @@ def test_tokens_cost_the_same_cpu_time_on_one_replica_and_on_three(drill: Drill,
     That they do when each has a client of its own is recorded beside it: it is the machine's price, not that of
     replicas, and three machines do not pay it.
     """
-    rounds, seconds = drill.pick(1, 5), drill.pick(1.0, 5.0)
+    rounds, seconds = drill.pick(1, 4), drill.pick(1.0, 5.0)
     in_turn: dict[int, list[Cost]] = {1: [], 3: []}
     at_once: dict[int, list[Cost]] = {1: [], 3: []}
     for number in range(rounds):
