@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from meari.cli._bulk import ModelFacts, check_names, columns_of, format_of, input_names, work_options
-from meari.cli._files import as_url
+from meari.cli._bulk import ModelFacts, check_names, columns_of, format_of, input_names, uses, work_options
+from meari.cli._files import Use, as_url, check_apart
 from meari.cli._run_options import RunOptions
 from meari.cli._target import Target
 
@@ -52,7 +52,8 @@ def run_with_ray(
     from meari.bulk.partitions import Inputs
     from meari.bulk.ray_engine import RayPlan, run_on_ray
 
-    output = _checked(names, target, run)
+    suffix = ".parquet" if to_parquet else {"jsonl": ".jsonl", "tsv": ".tsv", "text": ".txt"}[output_format]
+    output = _checked(names, target, run, suffix)
     files, has_several = _files(names)
     inputs = Inputs(files)
     here_run = replace(run, output=None, resume=False, overwrite=False, engine="local", partition_mb=None)
@@ -64,7 +65,7 @@ def run_with_ray(
     plan = RayPlan(
         output,
         max(1, round((run.partition_mb or PARTITION_MB) * (1 << 20))),
-        ".parquet" if to_parquet else {"jsonl": ".jsonl", "tsv": ".tsv", "text": ".txt"}[output_format],
+        suffix,
         resume=run.resume,
         overwrite=run.overwrite,
         max_bad=local.max_bad,
@@ -91,12 +92,12 @@ def _files(names: Sequence[str]) -> tuple[list[File], bool]:
     return files, has_several or len(files) > 1
 
 
-def output_of_filter(names: Sequence[str], target: Target, run: RunOptions) -> str:
+def output_of_filter(names: Sequence[str], target: Target, run: RunOptions, suffix: str) -> str:
     """Return the folder of a corpus that is divided. Raises UsageError, BulkError; see `check_free`."""
     from meari.bulk.ray_engine import JOB, check_free
     from meari.bulk.storage import Folder
 
-    output = _checked(names, target, run)
+    output = _checked(names, target, run, suffix)
     check_free(Folder(output), ("scores", JOB), resume=run.resume, overwrite=run.overwrite)
     return output
 
@@ -114,7 +115,7 @@ def suffix_of(names: Sequence[str], run: RunOptions) -> str:
     return ".txt" if format_of(run, Inputs(files)) == "text" else ".jsonl"
 
 
-def _checked(names: Sequence[str], target: Target, run: RunOptions) -> str:
+def _checked(names: Sequence[str], target: Target, run: RunOptions, suffix: str) -> str:
     """Return the output. Raises UsageError for options that do not fit."""
     if target.server is not None:
         raise click.UsageError(f"--server: got {target.server} with --engine ray, expected a bundle for the actors")
@@ -126,4 +127,10 @@ def _checked(names: Sequence[str], target: Target, run: RunOptions) -> str:
         raise click.UsageError(f"--output: got {run.output}, a file, expected a folder for the parts of the output")
     if run.resume and run.overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
-    return as_url(run.output)
+    output = as_url(run.output)
+    if "://" not in output:
+        there = next(folder for folder in (run.output, *run.output.absolute().parents) if folder.is_dir())
+        part = there / f"part-00000{suffix}"  # stands for those further below, in folders that are not there yet
+        reads = uses("FILE", [name for name in names if "://" not in name])
+        check_apart(reads, [Use("--output", path) for path in (run.output, part)])
+    return output

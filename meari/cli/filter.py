@@ -176,8 +176,8 @@ def _filter_on_ray(
     from meari.bulk.ray_filter import RayScores, split_on_ray
     from meari.cli._ray import open_cluster, output_of_filter, suffix_of
 
-    output = output_of_filter([*files, *filter(None, [options.reference])], target, run)
     suffix = suffix_of(files, run)
+    output = output_of_filter([*files, *filter(None, [options.reference])], target, run, suffix)
     own = replace(run, resume=True, overwrite=False)  # jobs in the folder, which has been checked
     with open_cluster(run) as cluster:
 

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -184,3 +185,14 @@ def test_rows_of_parquet_are_divided_as_without_ray(two_models: Path, tmp_path: 
         whole = pq.read_table(tmp_path / "here" / f"{part}.parquet")
         assert list(chain.from_iterable(one.to_pylist() for one in own)) == whole.to_pylist()
         assert all(one.schema == whole.schema for one in own)
+
+
+def test_output_in_a_folder_that_is_read_or_around_one_is_refused(two_models: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("ab\n")
+    for output in ("in/out", "in", "."):
+        with pytest.raises(
+            click.UsageError, match=r"--output: got .*which (the next run would|is|holds what is) read as well"
+        ):
+            on_ray("filter", tmp_path / "in", "--model", "one", "--bundles", two_models, "-o", tmp_path / output)
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.txt"]
