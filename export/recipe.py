@@ -21,6 +21,8 @@ def recipe(config: Config) -> list[Row]:
     ]
     if isinstance(model, RecurrentConfig):
         rows += _dropouts(model)
+    elif model.readout_dropout:
+        rows += [("dropout", f"products of the readout {model.readout_dropout:g}")]
     rows += _penalties(training)
     if training.restart_share:
         rows += [("fresh starts", f"each stream begins a text anew with probability {training.restart_share:g} a step")]

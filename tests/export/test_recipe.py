@@ -66,3 +66,9 @@ def test_settings_in_use_are_described() -> None:
 def test_ridge_readout_has_no_steps() -> None:
     config = replace(CONFIG, model=ReservoirConfig(Family.ESN, readout=Readout.RIDGE, ridge=0.5))
     assert recipe(config) == [("readout", "ridge regression over one pass, penalty 0.5, then calibrated")]
+
+
+def test_dropout_of_a_gated_readout_is_described() -> None:
+    model = ReservoirConfig(Family.ESN, readout=Readout.SOFTMAX, readout_rank=8, readout_gated=True, readout_dropout=0.4)
+    assert dict(recipe(replace(CONFIG, model=model)))["dropout"] == "products of the readout 0.4"
+    assert "dropout" not in dict(recipe(replace(CONFIG, model=replace(model, readout_dropout=0.0))))

@@ -288,8 +288,8 @@ def test_invalid_manifest_is_refused_with_the_field(
         ("nsmc-lstm", "figures/test/perplexity", [0.0, 97.0]),
         ("shakespeare-gru", "family", ["rnn", "lstm", "esn"]),
         ("shakespeare-esn", "family", ["rnn", "gru", "lstm"]),
-        ("shakespeare-esn", "precision", ["int8"]),
-        ("shakespeare-esn", "sizes/trained_parameters", [851107, 480322]),
+        ("shakespeare-esn", "precision", ["fp32"]),
+        ("shakespeare-esn", "sizes/trained_parameters", [1484451, 1152578]),
     ],
 )
 def test_changed_manifest_of_a_released_bundle_is_refused_with_the_field(
