@@ -564,7 +564,7 @@ def test_service_without_bundles_is_not_ready_with_the_reason(tmp_path: Any) -> 
 def test_oversized_requests_are_refused_before_tokenization(bundles: Any) -> None:
     limits: dict[str, Any] = {
         "max_body_bytes": 2048,
-        "max_inflight_bytes": 20_000,
+        "max_inflight_bytes": 22_000,
         "max_text_chars": 150,
         "max_requests": 3,
     }
