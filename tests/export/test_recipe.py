@@ -1,6 +1,7 @@
 """Test the description of a training: it names the settings in use and omits those that are off."""
 
 from dataclasses import replace
+from typing import Any
 
 from meari.bundle_format.names import Document, Family, TokenizerKind
 from meari.export.recipe import recipe
@@ -69,6 +70,7 @@ def test_ridge_readout_has_no_steps() -> None:
 
 
 def test_dropout_of_a_gated_readout_is_described() -> None:
-    model = ReservoirConfig(Family.ESN, readout=Readout.SOFTMAX, readout_rank=8, readout_gated=True, readout_dropout=0.4)
+    sizes: dict[str, Any] = {"readout": Readout.SOFTMAX, "readout_rank": 8, "readout_gated": True}
+    model = ReservoirConfig(Family.ESN, **sizes, readout_dropout=0.4)
     assert dict(recipe(replace(CONFIG, model=model)))["dropout"] == "products of the readout 0.4"
     assert "dropout" not in dict(recipe(replace(CONFIG, model=replace(model, readout_dropout=0.0))))
