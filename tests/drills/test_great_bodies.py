@@ -1,7 +1,8 @@
 """Drill: bodies that are made to cost much, many at once, on a real worker.
 
 Hostile ones are refused within a second of CPU each; heavy ones are answered, or refused because there is no room. All
-the while the worker's memory stays within what is documented, and small requests get the very same answer as before.
+the while the worker's memory stays within what is documented, and small requests get the very same answer as before,
+or its beginning with `finish_reason` timeout.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from meari.service.settings import Settings
 from tests.drills.drill import Drill
 from tests.drills.great_bodies import HEAVY, HOSTILE, TEXTS, Case, body_of
 from tests.drills.processes import peak_mb, reset_peak, workers_of
-from tests.drills.raw_http import Connection, post
+from tests.drills.raw_http import Answer, Connection, post
 from tests.patience import PATIENCE
 from tests.service.running import ROOT, Server, running_server
 
@@ -66,13 +67,15 @@ class Burst:
 class Worker:
     """One worker, and the answer to a small request, which never changes."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, max_seconds: float) -> None:
         self.server = server
+        self._max_seconds = max_seconds  # of a request
         [self.pid] = workers_of(server.process.pid)
         self._idle_mb = reset_peak(self.pid)
         self.num_small: Counter[int] = Counter()  # small requests by their status
+        self.num_cut = 0  # of them, those that their time limit ended early
         self.wrong: list[str] = []
-        self._expected = self._choices(server.post("/generate", **SMALL).json())
+        [self._expected] = server.post("/generate", **SMALL).json()["choices"]
         self._request = post("/generate", json.dumps(SMALL).encode())
 
     def burst(self, path: str, body: bytes, count: int) -> Burst:
@@ -105,9 +108,7 @@ class Worker:
             connection = Connection(self.server.port)
             while True:
                 answer = connection.ask(self._request)
-                self.num_small[answer.status] += 1
-                if answer.status != 429 and self._choices(json.loads(answer.body)) != self._expected:
-                    self.wrong.append(f"{answer.status} {answer.body[:200]!r}")
+                self._check_small(answer)
                 if ended.wait(0.02):
                     break
             connection.close()
@@ -120,9 +121,20 @@ class Worker:
             ended.set()
             thread.join()
 
-    @staticmethod
-    def _choices(answer: dict[str, Any]) -> object:
-        return answer.get("choices")
+    def _check_small(self, answer: Answer) -> None:
+        """Count an answer; it has the very same text, or begins like it where its time is up."""
+        self.num_small[answer.status] += 1
+        if answer.status == 429:
+            return
+        choice = json.loads(answer.body).get("choices", [{}])[0]
+        if choice.get("finish_reason") == "timeout" and answer.seconds >= self._max_seconds:
+            self.num_cut += 1
+            text = self._expected["text"][: len(choice["text"])]
+            is_right = choice == self._expected | {"text": text, "finish_reason": "timeout"}
+        else:
+            is_right = choice == self._expected
+        if not is_right:
+            self.wrong.append(f"{answer.status} after {answer.seconds:.2f} s: {answer.body[:200]!r}")
 
     def _cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self.pid}/stat").read_text("ascii").rpartition(")")[2].split()
@@ -132,15 +144,16 @@ class Worker:
 @pytest.fixture
 def worker(drill: Drill, tmp_path: Path, bundles: Path) -> Iterator[Worker]:
     """Run one worker: over tiny bundles, or over the released ones in the long form."""
+    max_seconds = drill.pick(10, 5)
     with running_server(
         tmp_path,
         bundles=drill.pick(bundles, ROOT / "bundles"),
         max_inflight_bytes=INFLIGHT_MB * MIB,
-        max_timeout_seconds=drill.pick(10, 5),
+        max_timeout_seconds=max_seconds,
         cache_bytes=MIB,
         log_level="error",
     ) as server:
-        yield Worker(server)
+        yield Worker(server, max_seconds)
 
 
 def bursts(worker: Worker, cases: Iterable[tuple[str, Case]], size: int, count: int) -> dict[str, Burst]:
@@ -163,6 +176,7 @@ def report(drill: Drill, worker: Worker, found: dict[str, Burst]) -> tuple[str, 
     drill.record(f"most memory at once, MB ({largest})", found[largest].peak_mb, f"≤ {INFLIGHT_MB + MAX_OTHER_MB:g}")
     small = ", ".join(f"{status}: {count:,}" for status, count in sorted(worker.num_small.items()))
     drill.record("small requests beside them by status", small)
+    drill.record("small requests that their time limit cut short, with the beginning of the right text", worker.num_cut)
     drill.record("small requests with another answer", len(worker.wrong), 0)
     print(worker.wrong[:3])  # noqa: T201 (pytest shows it with a failure)
     return slowest, largest
