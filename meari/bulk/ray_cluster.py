@@ -2,8 +2,9 @@
 
 Input: items and the function that works on one. Output: results. Must not know: what the work is.
 
-Ray Data has the actors, the retries when one dies with its node, and the queue; through its object store pass only
-items and results, some hundred bytes each. A cluster at RAY_ADDRESS is used; without one, one is started here.
+Ray Data has the actors, the retries when one dies with its node, and the queue. What needs no preparation is done by
+tasks of Ray itself, which take milliseconds to start. Through the object store pass only items and results, some
+hundred bytes each. A cluster at RAY_ADDRESS is used; without one, one is started here.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, Self
+from itertools import islice
+from typing import Any, Final, NamedTuple, Self
 
 from meari.bulk.errors import BadLine, BulkError
 from meari.errors import MeariError
@@ -21,6 +24,8 @@ __all__ = ["RayCluster"]
 
 MAX_BLOCKS: Final = 10_000
 OBJECT_STORE_BYTES: Final = 128 << 20  # of a Ray that is started here
+STARTS: Final = 3  # Ray gives its processes 15 s, too few for some busy machines
+QUEUED: Final = 4  # tasks for each worker
 Work = Callable[[bytes], bytes]
 
 
@@ -52,6 +57,7 @@ class RayCluster:
             from ray.data import DataContext
         except ImportError:
             raise BulkError("--engine ray: got an installation without Ray, expected meari[ray]") from None
+        os.environ.setdefault("RAY_DATA_USAGE_DISABLED", "1")  # a process and a query of Prometheus for each job
         if not ray.is_initialized():
             self._is_ours = True
             try:
@@ -74,7 +80,14 @@ class RayCluster:
         num_cpus = self._num_workers or granted_cpus()
         self._tell(f"without RAY_ADDRESS, a Ray with {num_cpus} CPUs starts here, for this run alone")
         own: dict[str, Any] = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-        ray.init(address="local", num_cpus=num_cpus, **own, **quiet)
+        for left in reversed(range(STARTS)):
+            try:
+                ray.init(address="local", num_cpus=num_cpus, **own, **quiet)
+                return
+            except Exception:  # Ray raises nothing narrower
+                if not left:
+                    raise
+                ray.shutdown()
 
     @property
     def num_workers(self) -> int:
@@ -93,34 +106,65 @@ class RayCluster:
         return ray.get(holder[0])
 
     def in_tasks(self, items: Sequence[bytes], work: Callable[..., bytes], **given: Any) -> Iterator[tuple[int, bytes]]:
-        """Work on each item; yield its number and the result as they come. Raises BulkError."""
-        yield from self._rows(items, _in_task, fn_kwargs={"work": partial(work, **given)})
+        """Work on each item; yield its number and the result as they come. Raises BadLine, BulkError."""
+        if not items:
+            return
+        ray = self._ray()
+        task, shared = ray.remote(num_cpus=1)(_outcome), ray.put(partial(work, **given))
+        left, queued = enumerate(items), QUEUED * self.num_workers
+        numbers: dict[Any, int] = {}
+        with _failures_of(ray):
+            while True:
+                numbers |= {task.remote(shared, item): number for number, item in islice(left, queued - len(numbers))}
+                if not numbers:
+                    return
+                for done in ray.wait(list(numbers))[0]:
+                    yield numbers.pop(done), _checked(ray.get(done))
 
     def in_actors(self, items: Sequence[bytes], make: Callable[..., Work], **given: Any) -> Iterator[tuple[int, bytes]]:
         """Let actors that `make` has prepared work on the items; see `in_tasks`. Raises BadLine, BulkError."""
         if not items:
             return
-        data, count = self._ray().data, min(self.num_workers, len(items))
-        pool = data.ActorPoolStrategy(min_size=1, max_size=count, initial_size=count)
-        yield from self._rows(items, Actor, fn_constructor_kwargs={"make": partial(make, **given)}, compute=pool)
-
-    def _rows(self, items: Sequence[bytes], function: Callable[..., Any], **given: Any) -> Iterator[tuple[int, bytes]]:
-        if not items:
-            return
-        ray = self._ray()
+        ray, count = self._ray(), min(self.num_workers, len(items))
         rows = [{"number": number, "item": item} for number, item in enumerate(items)]
-        blocks = ray.data.from_items(rows, override_num_blocks=min(len(items), MAX_BLOCKS))
-        results = blocks.map_batches(function, batch_size=1, batch_format="pyarrow", num_cpus=1, **given)
-        try:
+        results = ray.data.from_items(rows, override_num_blocks=min(len(items), MAX_BLOCKS)).map_batches(
+            Actor,
+            fn_constructor_kwargs={"make": partial(make, **given)},
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=count, initial_size=count),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=1,
+        )
+        with _failures_of(ray):
             for row in results.iter_rows():
-                if row["problem"]:
-                    raise BadLine(row["problem"])
-                if row["failure"]:
-                    raise BulkError(row["failure"])
-                yield row["number"], row["result"]
-        except ray.exceptions.RayError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise BulkError(f"Ray: {reason}; what is done is kept, --resume goes on") from error
+                yield row.pop("number"), _checked(Outcome(**row))
+
+
+class Outcome(NamedTuple):
+    """What became of an item: a result, or why there is none: a bad line, or a failure."""
+
+    result: bytes = b""
+    problem: str = ""
+    failure: str = ""
+
+
+def _checked(outcome: Outcome) -> bytes:
+    """Return the result. Raises BadLine, BulkError."""
+    if outcome.problem:
+        raise BadLine(outcome.problem)
+    if outcome.failure:
+        raise BulkError(outcome.failure)
+    return outcome.result
+
+
+@contextmanager
+def _failures_of(ray: Any) -> Iterator[None]:
+    """Raise BulkError for what Ray could not do."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise BulkError(f"Ray: {reason}; what is done is kept, --resume goes on") from error
 
 
 class Actor:
@@ -136,20 +180,17 @@ class Actor:
 
     def __call__(self, batch: Any) -> Any:
         """Work on an item, as Ray Data calls it: a table of one row in and out."""
-        return _row(batch, failure=self._failure) if self._work is None else _in_task(batch, self._work)
+        import pyarrow as pa
+
+        [item] = batch["item"].to_pylist()
+        outcome = Outcome(failure=self._failure) if self._work is None else _outcome(self._work, item)
+        return pa.table({"number": batch["number"], **{name: [cell] for name, cell in outcome._asdict().items()}})
 
 
-def _in_task(batch: Any, work: Work) -> Any:
-    [item] = batch["item"].to_pylist()
+def _outcome(work: Work, item: bytes) -> Outcome:
     try:
-        return _row(batch, work(item))
+        return Outcome(work(item))
     except BadLine as error:
-        return _row(batch, problem=str(error))
+        return Outcome(problem=str(error))
     except (BulkError, MeariError) as error:
-        return _row(batch, failure=str(error))
-
-
-def _row(batch: Any, result: bytes = b"", *, problem: str = "", failure: str = "") -> Any:
-    import pyarrow as pa
-
-    return pa.table({"number": batch["number"], "result": [result], "problem": [problem], "failure": [failure]})
+        return Outcome(failure=str(error))

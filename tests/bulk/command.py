@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE
 from tests.service.running import ROOT, clean_environment
 
 RELEASED = ROOT / "bundles"
@@ -22,7 +23,7 @@ def meari(*words: object, stdin: str | bytes = b"", **settings: object) -> subpr
     data = stdin.encode() if isinstance(stdin, str) else stdin
     environment = clean_environment(**settings)
     return subprocess.run(
-        arguments(*words), input=data, cwd=ROOT, env=environment, capture_output=True, check=False, timeout=100
+        arguments(*words), input=data, cwd=ROOT, env=environment, capture_output=True, check=False, timeout=PATIENCE
     )
 
 

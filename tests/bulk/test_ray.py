@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -16,21 +17,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from meari.cli.main import group
-from tests.bulk.command import records
+from tests.bulk.command import meari, records
 from tests.bulk.test_filter import corpus, found_parts, two_models
 
 ray = pytest.importorskip("ray")
 __all__ = ["two_models"]  # a fixture: a folder of two models
-STORE_BYTES = 80 << 20
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of Ray itself
 
 
 @pytest.fixture(scope="module", autouse=True)
 def shared_cluster() -> Iterator[None]:
-    own: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    ray.init(address="local", num_cpus=2, object_store_memory=STORE_BYTES, **own)
+    from tests.drills.ray_nodes import head
+
+    cluster = head()
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
+    cluster.shutdown()
 
 
 def run(*words: object) -> None:
@@ -125,6 +128,21 @@ def test_urls_are_read_and_written(bundles: Path, tmp_path: Path) -> None:
     assert [(record["file"], record["line"]) for record in found] == [
         (f"file://{tmp_path}/in/{name}", line) for name in ("a.txt", "b.txt") for line in range(1, 33)
     ]
+
+
+def test_job_without_an_address_starts_a_ray_and_says_so(
+    bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "in.txt.gz"
+    path.write_bytes(gzip.compress(b"ab\ncd\n"))
+    words = ["score", path, "--bundles", bundles]
+    assert "RAY_ADDRESS" not in os.environ
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    done = meari(*words, "--engine", "ray", "-j", 1, "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert b"without RAY_ADDRESS, a Ray with 1 CPUs starts here, for this run alone" in done.stderr
+    run(*words, "-o", tmp_path / "here.jsonl")
+    assert joined(tmp_path / "out") == (tmp_path / "here.jsonl").read_bytes()
 
 
 def test_lines_are_divided_by_a_reference_as_without_ray(two_models: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import inspect
 import socket
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,8 @@ STORE_BYTES: Final = 80 << 20
 PORT_FILES: Final = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port")
 
 
-def do_not_wait_for_agents() -> None:
+@contextmanager
+def started_without_agents() -> Iterator[None]:
     """Write the ports of agents that have none before a raylet asks for them."""
     start = services.start_raylet
     signature = inspect.signature(start)
@@ -35,6 +37,10 @@ def do_not_wait_for_agents() -> None:
         return start(*args, **kwargs)
 
     services.start_raylet = started
+    try:
+        yield
+    finally:
+        services.start_raylet = start
 
 
 def node() -> dict[str, Any]:
@@ -53,11 +59,17 @@ def node() -> dict[str, Any]:
     }
 
 
+def head() -> Cluster:
+    """Start a cluster of one node, whose workers do not give way to all else on a busy machine."""
+    with started_without_agents():
+        return Cluster(initialize_head=True, head_node_args={**node(), "_system_config": {"worker_niceness": 0}})
+
+
 def main() -> None:
     """Start the cluster and do what is asked."""
-    do_not_wait_for_agents()
-    cluster = Cluster(initialize_head=True, head_node_args=node())
-    nodes = [cluster.add_node(wait=False, **node()) for _ in range(int(sys.argv[1]) - 1)]
+    cluster = head()
+    with started_without_agents():
+        nodes = [cluster.add_node(wait=False, **node()) for _ in range(int(sys.argv[1]) - 1)]
     cluster.wait_for_nodes(timeout=120)
     print(cluster.address, flush=True)  # noqa: T201
     for line in sys.stdin:
