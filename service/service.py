@@ -43,7 +43,7 @@ __all__ = ["Registry", "Service"]
 
 HELD_SECONDS = 30.0  # longest that a request waits for the bundles of a worker that takes another one's place
 MAX_LEAVING = 2  # engines of one name that were replaced and still have requests
-RELEASE_SECONDS = 10.0  # between two times that freed memory is given back, which takes a few milliseconds
+RELEASE_SECONDS = 2.0  # between two times that freed memory is given back, which takes a few milliseconds
 STOP_SECONDS = 5.0  # that a load in progress may take at the end
 Allowed = tuple[str, ...] | None
 

@@ -20,6 +20,7 @@ __all__ = [
     "granted_memory",
     "keep_freed_memory",
     "limit_arenas",
+    "map_large_pieces",
     "release_free_memory",
     "resident_bytes",
 ]
@@ -30,6 +31,8 @@ _M_ARENA_MAX: Final = -8
 NUM_ARENAS: Final = 1
 KEPT_BYTES: Final = 1 << 27
 MAPPED_BYTES: Final = 1 << 25  # as much as glibc allows
+LARGE_BYTES: Final = 1 << 20
+TOP_BYTES: Final = 1 << 23  # of freed memory at the end of the heap
 CGROUPS: Final = Path("/sys/fs/cgroup")
 MEMBERSHIP: Final = Path("/proc/self/cgroup")
 UNKNOWN_MEMORY: Final = 1 << 62  # where no file tells
@@ -112,6 +115,21 @@ def limit_arenas() -> None:
         return
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, NUM_ARENAS)
+
+
+def map_large_pieces() -> None:
+    """Give pieces of LARGE_BYTES and more to the system as soon as they are freed.
+
+    By itself glibc puts ever larger ones on the heap, once one as large was freed. There each needs a hole of its size,
+    which smaller pieces soon lie in, so that the heap of a busy worker keeps growing. An operator's own setting
+    (MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES) is left as it is.
+    """
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ or "mmap_threshold" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, TOP_BYTES)
 
 
 def keep_freed_memory() -> None:

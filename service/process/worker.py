@@ -35,7 +35,7 @@ from gunicorn.http import wsgi
 from gunicorn.http.errors import NoMoreData, ParseException
 
 from meari.errors import MAY_QUOTE, Bound, EngineFailed, Problem
-from meari.runtime.machine import limit_arenas
+from meari.runtime.machine import limit_arenas, map_large_pieces
 from meari.service.clients import BODY_SECONDS, Connection
 from meari.service.host import WorkerState
 from meari.service.log import flush_log
@@ -71,6 +71,7 @@ class DrainingWorker(CollectingWorker):
     def init_process(self) -> None:
         """Load the application, and run the loop until the end; called in the new process."""
         limit_arenas()
+        map_large_pieces()
         self.cfg = QuickConfig(self.cfg)
         self.place = own_place()
         try:

@@ -58,6 +58,30 @@ assert faults() < without / 20, (faults(), without)
 """
 
 
+LARGE = """
+from pathlib import Path
+import numpy as np
+from meari.runtime.machine import map_large_pieces
+
+def memory_bytes():
+    status = Path("/proc/self/status").read_text("ascii")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+
+map_large_pieces()
+np.ones(16_000_000, np.uint8)  # by itself the C library would put all smaller pieces on the heap from now on
+pieces = [(np.ones(2_000_000, np.uint8), np.ones(100_000, np.uint8)) for _ in range(50)]
+before = memory_bytes()
+small = [small for _, small in pieces]  # between the others, if these lay on the heap
+pieces.clear()
+assert before - memory_bytes() > 90_000_000, (before, memory_bytes())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings need glibc")
+def test_large_pieces_are_returned_to_the_system_as_soon_as_they_are_freed() -> None:
+    subprocess.run([sys.executable, "-c", LARGE], cwd=ROOT, check=True)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings need glibc")
 def test_busy_process_reuses_freed_memory() -> None:
     subprocess.run([sys.executable, "-c", AGAIN], cwd=ROOT, check=True)
