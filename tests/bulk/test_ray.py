@@ -70,29 +70,29 @@ def write_jsonl(path: Path, count: int, **more: object) -> Path:
     return path
 
 
-def test_generated_parts_are_the_bytes_of_a_run_without_ray(bundles: Path, tmp_path: Path) -> None:
-    prompts = tmp_path / "prompts.txt"
+def test_generated_parts_are_the_bytes_of_a_run_without_ray_and_are_resumed_with_their_random_seed(
+    bundles: Path, tmp_path: Path
+) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "text"
     prompts.write_text("".join(f"{text}\n" for text in corpus(60)), "utf-8")
-    words = ["generate", "--prompts", prompts, "--seed", 7, "--n", 2, "--max-tokens", 5, "--bundles", bundles]
-    for output_format in ("jsonl", "text"):
-        own = [*words, "--format", output_format]
-        run(*own, "-o", tmp_path / f"here.{output_format}")
-        on_ray(*own, "-o", tmp_path / output_format, size_mb=3e-4)
-        assert len(parts_of(tmp_path / output_format)) > 1
-        assert joined(tmp_path / output_format) == (tmp_path / f"here.{output_format}").read_bytes()
+    words = ["generate", "--prompts", prompts, "--n", 2, "--max-tokens", 5, "--bundles", bundles, "--format"]
 
+    def seed() -> int:
+        return int(json.loads((out / "job.json").read_bytes())["run"]["seed"])
 
-def test_resumed_generation_keeps_its_random_seed(bundles: Path, tmp_path: Path) -> None:
-    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
-    prompts.write_text("ab\n" * 40)
-    words = ["generate", "--prompts", prompts, "--max-tokens", 5, "--bundles", bundles, "-o", out]
-    on_ray(*words, size_mb=5e-5)
-    before, seed = joined(out), json.loads((out / "job.json").read_bytes())["run"]["seed"]
+    on_ray(*words, "text", "-o", out, size_mb=3e-4)
+    drawn = seed()
+    run(*words, "text", "--seed", drawn, "-o", tmp_path / "here.txt")
+    assert len(parts_of(out)) > 2
+    assert joined(out) == (tmp_path / "here.txt").read_bytes()
     for name in ("00000", "00002"):
         (out / "commits" / f"{name}.json").unlink()
-    on_ray(*words, "--resume", size_mb=5e-5)
-    assert joined(out) == before
-    assert json.loads((out / "job.json").read_bytes())["run"]["seed"] == seed
+    on_ray(*words, "text", "-o", out, "--resume", size_mb=3e-4)
+    assert seed() == drawn
+    assert joined(out) == (tmp_path / "here.txt").read_bytes()
+    on_ray(*words, "jsonl", "--seed", drawn, "-o", tmp_path / "jsonl")
+    run(*words, "jsonl", "--seed", drawn, "-o", tmp_path / "here.jsonl")
+    assert joined(tmp_path / "jsonl") == (tmp_path / "here.jsonl").read_bytes()
 
 
 def test_tsv_has_the_rows_of_a_run_without_ray_and_names_in_each_part(bundles: Path, tmp_path: Path) -> None:
