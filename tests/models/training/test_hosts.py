@@ -1,4 +1,4 @@
-"""Test trainings on two hosts over TCP: two launchers, each with its own working folder, corpus and run folder."""
+"""Test trainings on two hosts over TCP: two processes, each with its own working folder, corpus and run folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from meari.models.config import Config
 from meari.models.training.run import train
 from meari.models.training.run_folder import Start, open_run
 from tests.models.training.tiny_runs import Clock, StopAt, chain_text, contents, read_json, run_training, tiny_config
-from tests.models.training.torchrun_runs import ROOT, assert_same_run, write_toml
+from tests.models.training.torchrun_runs import ROOT, assert_same_run, trained_on_hosts, write_toml
 from tests.patience import PATIENCE
 from tests.service.running import free_port
 
@@ -51,23 +51,28 @@ def with_relative_corpus(config: Config) -> Config:
     return replace(config, corpus=replace(config.corpus, train=("chain.txt",)))
 
 
-def started(config: Config, folders: Sequence[Path], *options: str, max_restarts: int = 3) -> list[Host]:
-    """Start a launcher for each folder, all of one run."""
-    port = free_port()
-    place = ["--nnodes", str(len(folders)), "--nproc-per-node", "1", "--monitor-interval", "0.1"]
-    place += ["--max-restarts", str(max_restarts)]
-    place += ["--rdzv-backend", "c10d", "--rdzv-id", "drill", "--rdzv-endpoint", f"127.0.0.1:{port}"]
-    hosts = []
-    for number, folder in enumerate(folders):
+def with_corpus(folders: Sequence[Path]) -> Sequence[Path]:
+    """Make the folders that are not there, each with a copy of the corpus."""
+    for folder in folders:
         folder.mkdir(exist_ok=True)
         if not (folder / "chain.txt").exists():
             (folder / "chain.txt").write_text(chain_text(6000))
+    return folders
+
+
+def started(config: Config, folders: Sequence[Path]) -> list[Host]:
+    """Start a launcher for each folder, all of one run."""
+    port = free_port()
+    place = ["--nnodes", str(len(folders)), "--nproc-per-node", "1", "--monitor-interval", "0.1", "--max-restarts", "3"]
+    place += ["--rdzv-backend", "c10d", "--rdzv-id", "drill", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    hosts = []
+    for number, folder in enumerate(with_corpus(folders)):
         path = write_toml(with_relative_corpus(config), folder / "tiny.toml")
         own = ["--rdzv-conf", f"is_host={int(number == 0)}", "--local-addr", "127.0.0.1", "-m", "--"]
         command = [sys.executable, "-u", "-m", "torch.distributed.run", *place, *own, "meari.cli.main", "train"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         launcher = subprocess.Popen(
-            [*command, path.name, *options],
+            [*command, path.name],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,
@@ -78,16 +83,15 @@ def started(config: Config, folders: Sequence[Path], *options: str, max_restarts
     return hosts
 
 
-def finished(hosts: Sequence[Host]) -> str:
-    """Wait for the end of all; return their output."""
-    ends = [host.ended() for host in hosts]
-    assert [code for code, _ in ends] == [0] * len(hosts), "\n".join(shown for _, shown in ends)
+def output_of(ends: Sequence[tuple[int, str]]) -> str:
+    """Return the output of runs that have succeeded."""
+    assert [code for code, _ in ends] == [0] * len(ends), "\n".join(shown for _, shown in ends)
     return "".join(shown for _, shown in ends)
 
 
-def written(hosts: Sequence[Host]) -> Path:
+def written(folders: Sequence[Path]) -> Path:
     """Return the run folder of the host whose process was the first."""
-    [run] = [host.folder / RUN for host in hosts if (host.folder / RUN / "figures.json").exists()]
+    [run] = [folder / RUN for folder in folders if (folder / RUN / "figures.json").exists()]
     return run
 
 
@@ -115,8 +119,8 @@ def config(tmp_path: Path) -> Config:
 def test_killed_process_is_started_again_and_the_run_ends_with_the_bits_of_an_undisturbed_one(
     config: Config, tmp_path: Path
 ) -> None:
-    calm = started(config, [tmp_path / "a", tmp_path / "b"])
-    shown = finished(calm)
+    calm = with_corpus([tmp_path / "a", tmp_path / "b"])
+    shown = output_of(trained_on_hosts(with_relative_corpus(config), calm))
     assert shown.count("Preparing the corpus") == 1
     run_training(config, tmp_path / "one", clock=Clock(1e-3))
     assert_same_run(written(calm), tmp_path / "one")
@@ -126,9 +130,9 @@ def test_killed_process_is_started_again_and_the_run_ends_with_the_bits_of_an_un
     [other] = [host for host in disturbed if host.folder != writer]
     [trainer] = other.trainers()
     os.kill(trainer, signal.SIGKILL)
-    shown = finished(disturbed)
+    shown = output_of([host.ended() for host in disturbed])
     assert shown.count("Preparing the corpus") >= 2, "started again"
-    run = written(disturbed)
+    run = written([host.folder for host in disturbed])
     assert weights(run) == weights(written(calm))
     assert len((run / "history.jsonl").read_text().splitlines()) == 300 + 10
 
@@ -143,18 +147,17 @@ def test_snapshot_travels_to_a_host_that_has_none(tmp_path: Path, monkeypatch: p
     interrupting = StopAt(13, lambda: os.kill(os.getpid(), signal.SIGINT))
     train(config, open_run(RUN, config, Start.FRESH), resume=False, display=interrupting, clock=Clock())
     assert read_json(RUN / "last" / "progress.json")["step"] == 13
-    hosts = started(config, [tmp_path / "new", kept], "--continue")
-    finished(hosts)
-    assert_same_run(written(hosts), tmp_path / "whole")
+    folders = with_corpus([tmp_path / "new", kept])
+    output_of(trained_on_hosts(config, folders, "--continue"))
+    assert_same_run(written(folders), tmp_path / "whole")
     assert weights(tmp_path / "new" / RUN) == weights(kept / RUN)
-    assert [len((host.folder / RUN / "history.jsonl").read_text().splitlines()) for host in hosts] == [22, 22]
+    assert [len((folder / RUN / "history.jsonl").read_text().splitlines()) for folder in folders] == [22, 22]
 
 
 def test_hosts_with_different_corpora_are_refused(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "chain.txt").write_text(chain_text(6000, seed=1))
-    hosts = started(config, [tmp_path / "a", tmp_path / "b"], max_restarts=0)
-    ends = [host.ended() for host in hosts]
+    folders = with_corpus([tmp_path / "a", tmp_path / "b"])
+    ends = trained_on_hosts(with_relative_corpus(tiny_config(tmp_path)), folders)
     assert all(code != 0 for code, _ in ends)
     assert "got another corpus or tokenizer than the others" in "".join(shown for _, shown in ends)

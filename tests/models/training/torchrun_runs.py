@@ -1,20 +1,28 @@
 """Train in two real processes started by `torchrun`, and compare run folders."""
 
 import dataclasses
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from meari.cli.main import main
 from meari.models.config import Config
 from meari.models.training.history import StepRecord, read_history
+from tests.patience import PATIENCE
+from tests.service.running import free_port
 
 ROOT = Path(__file__).parents[3]
+LOG = "log"
+forkserver = multiprocessing.get_context("forkserver")
+forkserver.set_forkserver_preload([__name__, "meari.cli.train", "meari.models.training.run"])  # torch is loaded once
 
 
 def write_toml(config: Config, path: Path) -> Path:
@@ -34,6 +42,39 @@ def _toml(value: object) -> str:
     if isinstance(value, str):
         return f'"{value}"'
     return str(value)
+
+
+def trained_on_hosts(config: Config, folders: Sequence[Path], *options: str) -> list[tuple[int, str]]:
+    """Train in a process for each folder, its working folder, over TCP; return exit codes and outputs.
+
+    The processes have the environment that torchrun would give to one of each host.
+    """
+    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(folders))}
+    processes = []
+    for rank, folder in enumerate(folders):
+        path = write_toml(config, folder / "tiny.toml")
+        own = settings | {"RANK": str(rank), "LOCAL_RANK": "0"}
+        process = forkserver.Process(target=_train, args=(folder, own, [path.name, *options]))
+        process.start()
+        processes.append(process)
+    for process in processes:
+        process.join(PATIENCE)
+        process.kill()
+        process.join()
+    return [
+        (process.exitcode or 0, (folder / LOG).read_text("utf-8"))
+        for process, folder in zip(processes, folders, strict=True)
+    ]
+
+
+def _train(folder: Path, settings: dict[str, str], words: list[str]) -> None:
+    os.chdir(folder)
+    log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(settings)
+    sys.argv = ["meari", "train", *words]
+    main()
 
 
 def started(config: Config, run: Path, *options: str) -> subprocess.Popen[str]:
