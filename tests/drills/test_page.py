@@ -12,12 +12,35 @@ from tests.drills.drill import PAGE, Drill, with_table
 from tests.service.running import ROOT
 
 DRILLS = Path(__file__).parent
+CORPORA = ROOT / "docs" / "large-corpora.md"
 TEXT = "# Reliability\n\nBefore.\n\n<!-- figures of a.py::test_a -->\nold\n<!-- end of the figures -->\n\nAfter.\n"
 
 
 def test_every_table_of_the_page_belongs_to_a_drill() -> None:
     for file, test in re.findall(r"<!-- figures of (\S+)::(\w+)\S* -->", PAGE.read_text("utf-8")):
         assert f"def {test}(" in (DRILLS / file).read_text("utf-8")
+
+
+def test_arithmetic_of_large_corpora_is_no_better_than_the_drill() -> None:
+    text, drilled = CORPORA.read_text("utf-8"), PAGE.read_text("utf-8").partition("figures of test_ray.py")[2]
+    [(rate, share)] = re.findall(r"With `r` = ([\d,]+) and `e` = ([\d.]+):", text)
+    [price] = re.findall(r"\| at ([\d.]+) \$ a CPU-hour \|", text)
+    rows = re.findall(r"^\| ([\d,]+) \| ([\d.]+) \| ([\d,]+) \| ([\d,]+) \$ \|$", text, re.MULTILINE)
+    assert len(rows) == 3
+    for row in rows:
+        num_cpus, hours, cpu_hours, cost = (number(cell) for cell in row)
+        exact = 1e12 / (number(rate) * number(share) * 3600)
+        assert cpu_hours == pytest.approx(exact, rel=0.02)
+        assert hours == pytest.approx(exact / num_cpus, rel=0.02)
+        assert cost == pytest.approx(exact * number(price), rel=0.02)
+    [found_rate] = re.findall(r"tokens a CPU-second .*without Ray.* \| ([\d.e+]+) \|", drilled.partition("## ")[0])[-1:]
+    [found_share] = re.findall(r"the same on Ray, share \| ([\d.]+) \|", drilled)
+    assert number(rate) <= number(found_rate)
+    assert number(share) <= number(found_share)
+
+
+def number(cell: str) -> float:
+    return float(cell.replace(",", ""))
 
 
 def test_table_replaces_only_the_table_of_its_drill() -> None:
