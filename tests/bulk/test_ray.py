@@ -80,14 +80,14 @@ def test_generated_parts_are_the_bytes_of_a_run_without_ray_and_are_resumed_with
     def seed() -> int:
         return int(json.loads((out / "job.json").read_bytes())["run"]["seed"])
 
-    on_ray(*words, "text", "-o", out, size_mb=3e-4)
+    on_ray(*words, "text", "-o", out, size_mb=1.5e-4)
     drawn = seed()
     run(*words, "text", "--seed", drawn, "-o", tmp_path / "here.txt")
     assert len(parts_of(out)) > 2
     assert joined(out) == (tmp_path / "here.txt").read_bytes()
     for name in ("00000", "00002"):
         (out / "commits" / f"{name}.json").unlink()
-    on_ray(*words, "text", "-o", out, "--resume", size_mb=3e-4)
+    on_ray(*words, "text", "-o", out, "--resume", size_mb=1.5e-4)
     assert seed() == drawn
     assert joined(out) == (tmp_path / "here.txt").read_bytes()
     on_ray(*words, "jsonl", "--seed", drawn, "-o", tmp_path / "jsonl")

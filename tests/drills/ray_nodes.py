@@ -54,6 +54,7 @@ def node() -> dict[str, Any]:
         "num_cpus": 1,
         "object_store_memory": STORE_BYTES,
         "include_dashboard": False,
+        "include_log_monitor": False,
         "runtime_env_agent_port": agent,
         "object_manager_port": store,
     }
@@ -62,7 +63,8 @@ def node() -> dict[str, Any]:
 def head() -> Cluster:
     """Start a cluster of one node, whose workers do not give way to all else on a busy machine."""
     with started_without_agents():
-        return Cluster(initialize_head=True, head_node_args={**node(), "_system_config": {"worker_niceness": 0}})
+        own = {"no_monitor": True, "_system_config": {"worker_niceness": 0}}
+        return Cluster(initialize_head=True, head_node_args={**node(), **own})
 
 
 def main() -> None:
