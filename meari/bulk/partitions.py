@@ -79,10 +79,25 @@ def _known(name: str) -> File:
     fs, path = fs_of(name)
     with open_file(name) as file:
         head = file.read(HEAD_BYTES)
+        size = _size_of(name, file, fs.size(path))
     if head.startswith(PARQUET) and (0 in head or name.lower().endswith(".parquet")):
-        return File(name, absolute(name), fs.size(path), "parquet")
+        return File(name, absolute(name), size, "parquet")
     refuse_other_kinds(name, head)
-    return File(name, absolute(name), fs.size(path), "gzip" if head.startswith(GZIP) else "plain")
+    return File(name, absolute(name), size, "gzip" if head.startswith(GZIP) else "plain")
+
+
+def _size_of(name: str, file: IO[bytes], size: int | None) -> int:
+    """Return the size of a file. Raises BulkError if only its beginning can be read, as on some HTTP servers."""
+    problem = "the server does not tell its size"
+    try:
+        if size is not None:
+            if size and name.startswith("http"):
+                file.seek(size - 1)
+                file.read(1)
+            return size
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    raise BulkError(f"{name}: {problem}; expected a file of which any range can be read")
 
 
 class Inputs:
