@@ -65,7 +65,9 @@ def _files_of(name: str) -> list[str]:
     if not is_url(name):
         return [name]
     fs, path = fs_of(name)
-    if fs.isdir(path):
+    # Of HTTP, a folder is a page of links: fsspec would read the whole of a file to look for some.
+    is_file = name.startswith("http") and not name.endswith("/")
+    if not is_file and fs.isdir(path):
         inside = [fs.unstrip_protocol(one) for one in sorted(fs.find(path))]
         files = [one for one in inside if one.lower().endswith(SUFFIXES) and not one.rpartition("/")[2].startswith(".")]
     else:

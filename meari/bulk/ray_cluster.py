@@ -159,9 +159,11 @@ def _checked(outcome: Outcome) -> bytes:
 
 @contextmanager
 def _failures_of(ray: Any) -> Iterator[None]:
-    """Raise BulkError for what Ray could not do."""
+    """Raise BulkError for what Ray could not do, and what a signal raised while Ray was waiting."""
     try:
         yield
+    except SystemError as error:
+        raise error.__cause__ or error from None
     except ray.exceptions.RayError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise BulkError(f"Ray: {reason}; what is done is kept, --resume goes on") from error

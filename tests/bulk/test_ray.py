@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from meari.bulk.errors import BulkError
+from meari.bulk.errors import BulkError, Interrupted, interruptible
+from meari.bulk.ray_cluster import RayCluster
 from meari.cli.main import group
 from tests.bulk.command import meari, records
 from tests.bulk.test_filter import corpus, found_parts, two_models
@@ -259,6 +261,20 @@ def test_rows_of_parquet_are_divided_as_without_ray(two_models: Path, tmp_path: 
         whole = pq.read_table(tmp_path / "here" / f"{part}.parquet")
         assert list(chain.from_iterable(one.to_pylist() for one in own)) == whole.to_pylist()
         assert all(one.schema == whole.schema for one in own)
+
+
+def test_signal_that_comes_while_tasks_work_interrupts_their_driver(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+
+    def work(item: bytes, driver: int) -> bytes:
+        os.kill(driver, signal.SIGTERM)
+        while not ended.exists():
+            threading.Event().wait(0.05)
+        return item
+
+    with interruptible(), pytest.raises(Interrupted), RayCluster(1, print) as cluster:
+        list(cluster.in_tasks([b"x"], work, driver=os.getpid()))
+    ended.touch()
 
 
 def test_output_in_a_folder_that_is_read_or_around_one_is_refused(two_models: Path, tmp_path: Path) -> None:

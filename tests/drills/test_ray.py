@@ -38,6 +38,7 @@ WORDS: Final = ("to", "be", "or", "not", "that", "is", "the", "question", "wheth
 REAL_LINES: Final = 20_000
 NUM_PARTITIONS: Final = 24
 MIN_SHARE: Final = 0.85
+MIN_SHARE_OF_SHORT: Final = 0.7  # partitions of 8 kB, where what each costs weighs most, in 2 s of CPU time
 MAX_GROWTH_MB: Final = 100
 
 
@@ -205,6 +206,7 @@ def test_ray_job_survives_a_killed_node_and_a_killed_driver(
     sample = min(num_lines, drill.pick(20_000, 200_000))
     raw = raw_tokens_per_cpu_second(lines, sample, model)
     whole = hashlib.sha256(lines.with_suffix(".raw.scores").read_bytes()).hexdigest()
+    min_share = drill.pick(MIN_SHARE_OF_SHORT, MIN_SHARE)
     share = manifest["totals"]["num_tokens"] / manifest["cpu_seconds"] / raw
     drill.record("lines", num_lines, "10,000,000 in full")
     drill.record("tokens, by a tiny model", manifest["totals"]["num_tokens"])
@@ -213,13 +215,13 @@ def test_ray_job_survives_a_killed_node_and_a_killed_driver(
     drill.record("peak of an actor after the first partition, MB", early_mb)
     drill.record("peak of an actor at the end, MB", late_mb, f"≤ {MAX_GROWTH_MB} more")
     drill.record("tokens a CPU-second without Ray", raw)
-    drill.record("the same on Ray, share", share, f"≥ {MIN_SHARE}")
+    drill.record("the same on Ray, share", share, f"≥ {min_share}")
     if drill.is_long:
         rate = real_tokens_per_cpu_second(tmp_path / "real.jsonl", draw)
         drill.record(f"tokens a CPU-second of {REAL} without Ray, lines of 2 to 18 words", rate)
     assert "torch" not in loaded
     assert at_kill < num_partitions
     assert late_mb <= early_mb + MAX_GROWTH_MB
-    assert share >= MIN_SHARE
+    assert share >= min_share
     if sample == num_lines:
         assert found == whole
