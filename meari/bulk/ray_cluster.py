@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -112,14 +113,15 @@ class RayCluster:
         ray = self._ray()
         task, shared = ray.remote(num_cpus=1)(_outcome), ray.put(partial(work, **given))
         left, queued = enumerate(items), QUEUED * self.num_workers
-        numbers: dict[Any, int] = {}
+        futures: dict[Future[Outcome], int] = {}
         with _failures_of(ray):
             while True:
-                numbers |= {task.remote(shared, item): number for number, item in islice(left, queued - len(numbers))}
-                if not numbers:
+                some = islice(left, queued - len(futures))
+                futures |= {task.remote(shared, item).future(): number for number, item in some}
+                if not futures:
                     return
-                for done in ray.wait(list(numbers))[0]:
-                    yield numbers.pop(done), _checked(ray.get(done))
+                for done in wait(futures, return_when=FIRST_COMPLETED).done:  # `ray.wait` loses what signals raise
+                    yield futures.pop(done), _checked(done.result())
 
     def in_actors(self, items: Sequence[bytes], make: Callable[..., Work], **given: Any) -> Iterator[tuple[int, bytes]]:
         """Let actors that `make` has prepared work on the items; see `in_tasks`. Raises BadLine, BulkError."""
@@ -159,11 +161,9 @@ def _checked(outcome: Outcome) -> bytes:
 
 @contextmanager
 def _failures_of(ray: Any) -> Iterator[None]:
-    """Raise BulkError for what Ray could not do, and what a signal raised while Ray was waiting."""
+    """Raise BulkError for what Ray could not do."""
     try:
         yield
-    except SystemError as error:
-        raise error.__cause__ or error from None
     except ray.exceptions.RayError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise BulkError(f"Ray: {reason}; what is done is kept, --resume goes on") from error
