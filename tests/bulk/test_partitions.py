@@ -5,7 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +70,55 @@ def test_row_groups_of_parquet_are_partitions(tmp_path: Path) -> None:
     found = partitions_of(tmp_path / "in.parquet", size=1)
     assert [(one.start, one.end, one.first_line) for one in found] == [(0, 10, 1), (10, 20, 11), (20, 25, 21)]
     assert b"".join(map(lines_in, found)) == b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
+
+
+class RangeHandler(SimpleHTTPRequestHandler):
+    """Sends a range of a file, if it is told to."""
+
+    def do_GET(self) -> None:
+        begin, end = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"]).groups()  # type: ignore[union-attr]
+        data = Path(self.translate_path(self.path)).read_bytes()
+        part = data[int(begin) : int(end) + 1]
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {begin}-{int(begin) + len(part) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@contextmanager
+def served(folder: Path, handler: type[SimpleHTTPRequestHandler]) -> Iterator[str]:
+    """Serve the files of a folder over HTTP; yield the URL."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=folder)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_files_of_a_server_are_read_over_http_by_ranges_alone(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    data = b"ab\n" * 20
+    (tmp_path / "in.txt").write_bytes(data)
+    with served(tmp_path, RangeHandler) as url:
+        found = partitions_of(f"{url}/in.txt", size=15)
+        assert [one.first_line for one in found] == [1, 6, 11, 16]
+        assert b"".join(map(lines_in, found)) == data
+
+
+def test_server_that_sends_whole_files_alone_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    (tmp_path / "in.txt").write_bytes(b"ab\n" * 4_000_000)
+    with (
+        served(tmp_path, SimpleHTTPRequestHandler) as url,
+        pytest.raises(BulkError, match="expected a file of which any range can be read"),
+    ):
+        list_inputs([f"{url}/in.txt"])
 
 
 def test_url_of_any_file_system_is_read_and_written(bundles: Path, tmp_path: Path) -> None:

@@ -6,13 +6,9 @@ import gzip
 import hashlib
 import json
 import os
-import re
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from meari.bulk.errors import BulkError, Interrupted, interruptible
+from meari.bulk.errors import Interrupted, interruptible
 from meari.bulk.ray_cluster import RayCluster
 from meari.cli.main import group
 from tests.bulk.command import meari, records
@@ -136,56 +132,6 @@ def test_urls_are_read_and_written(bundles: Path, tmp_path: Path) -> None:
     assert [(record["file"], record["line"]) for record in found] == [
         (f"file://{tmp_path}/in/{name}", line) for name in ("a.txt", "b.txt") for line in range(1, 33)
     ]
-
-
-class RangeHandler(SimpleHTTPRequestHandler):
-    """Sends a range of a file, if it is told to."""
-
-    def do_GET(self) -> None:
-        begin, end = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"]).groups()  # type: ignore[union-attr]
-        data = Path(self.translate_path(self.path)).read_bytes()
-        part = data[int(begin) : int(end) + 1]
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {begin}-{int(begin) + len(part) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        self.wfile.write(part)
-
-    def log_message(self, *_: object) -> None: ...
-
-
-@contextmanager
-def served(folder: Path, handler: type[SimpleHTTPRequestHandler]) -> Iterator[str]:
-    """Serve the files of a folder over HTTP; yield the URL."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=folder)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def test_files_of_a_server_are_read_over_http(bundles: Path, tmp_path: Path) -> None:
-    pytest.importorskip("aiohttp")
-    path = tmp_path / "in.txt"
-    path.write_text("\n".join(corpus(60)) + "\n", "utf-8")
-    with served(tmp_path, RangeHandler) as url:
-        on_ray("score", f"{url}/in.txt", "--bundles", bundles, "-o", tmp_path / "out")
-    run("score", path, "--bundles", bundles, "-o", tmp_path / "here.jsonl")
-    assert len(parts_of(tmp_path / "out")) > 1
-    assert joined(tmp_path / "out") == (tmp_path / "here.jsonl").read_bytes()
-
-
-def test_server_that_sends_whole_files_alone_is_refused(bundles: Path, tmp_path: Path) -> None:
-    pytest.importorskip("aiohttp")
-    (tmp_path / "in.txt").write_bytes(b"ab\n" * 4_000_000)
-    with (
-        served(tmp_path, SimpleHTTPRequestHandler) as url,
-        pytest.raises(BulkError, match="expected a file of which any range can be read"),
-    ):
-        on_ray("score", f"{url}/in.txt", "--bundles", bundles, "-o", tmp_path / "out")
 
 
 def test_job_without_an_address_starts_a_ray_and_says_so(
