@@ -195,6 +195,7 @@ def _open_session(graph: bytes) -> Any:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_cpu_mem_arena = False  # malloc is as fast, and gives memory back after a large batch
+    options.enable_mem_pattern = False  # else all buffers of a run are one piece, for which the heap has to have a hole
     options.log_severity_level = 4  # who catches an error logs it
     with _as_file(graph) as file:
         return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
