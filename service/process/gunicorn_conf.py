@@ -154,11 +154,7 @@ def post_fork(_server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Start what the first clients would wait for, and announce the worker when it is ready; runs in the worker."""
-    are_started = threading.Event()
-    for _ in range(min(settings.max_slots, worker.cfg.threads)):  # as many threads as sequences run at once
-        worker.tpool.submit(are_started.wait)
-    are_started.set()
+    """Announce the worker when it is ready; runs in the worker, once it has the application."""
     registry = worker.wsgi.extensions["meari"].registry
     address = page_address(settings.host, worker.sockets[0].getsockname()[1], "https" if settings.tls_key else "http")
     aloud = sys.stdout.isatty() and settings.log_format != "json"

@@ -18,7 +18,6 @@ import pytest
 
 from meari.errors import Bound
 from meari.service.process.waiting import MAX_READING, NUM_QUICK
-from meari.service.settings import Settings
 from tests.drills.processes import held_by, workers_of
 from tests.service.log.test_odd_clients import error_of, received
 from tests.service.running import Server, running_server
@@ -45,10 +44,6 @@ def answers(server: Server, source: str = "127.0.0.1", request: bytes = SCORE) -
 def num_threads(server: Server) -> int:
     [worker] = workers_of(server.process.pid)
     return held_by(worker).num_threads
-
-
-def test_worker_starts_its_threads_before_the_first_request(server: Server) -> None:
-    assert num_threads(server) >= Settings().max_slots
 
 
 def test_burst_is_taken_in_before_threads_get_its_requests(letters: Path, tmp_path: Path) -> None:
