@@ -20,8 +20,8 @@ from meari.service.service import Service
 __all__ = ["score_blueprint"]
 
 BYTES_PER_TOKEN = 100  # of a text: its ids and places, then its figures
-BYTES_PER_ALTERNATIVE = 16
-BYTES_PER_WORD = 350  # of the text whose words are written
+BYTES_PER_ALTERNATIVE = 24  # kept, and once more in part while a turn hands them over
+BYTES_PER_WORD = 800  # of the text whose words are written
 BYTES_PER_TEXT = 6000  # of any length, beside the state at which it forks off another one
 TOKENS_PER_CHAR = 4  # at most: bytes of UTF-8
 
