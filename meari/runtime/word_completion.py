@@ -97,6 +97,7 @@ class WordSearch:
         self._num_entries = 0
         self._num_rounds = 0
         self._least_best = 0.0  # mass of the last one of the best
+        self._most_aside = 0.0  # mass of the heaviest token that was left aside
         self.found: dict[str, float] = {}
         self.covered = 0.0 if typed.spans else 1.0
         self.is_proven = False
@@ -124,7 +125,8 @@ class WordSearch:
             if after is not None:
                 asked.append((number, token))
                 self._running.append(after)
-        self.is_proven = not self._heap or -self._heap[0][0] <= self._least_best
+        most_left = max(self._most_aside, -self._heap[0][0] if self._heap else 0.0)
+        self.is_proven = most_left <= self._least_best
         return asked
 
     # ---- one place ----
@@ -171,6 +173,7 @@ class WordSearch:
         if len(masses) > MAX_NEXT:
             floor = max(floor, float(np.partition(masses, -MAX_NEXT)[-MAX_NEXT]))
         is_heavy = (masses >= floor) & (masses > 0.0)
+        self._most_aside = max(self._most_aside, float(masses[~is_heavy].max(initial=0.0)))
         tokens, masses = tokens[is_heavy], masses[is_heavy]
         place.next_ids = tokens[np.argsort(-masses, kind="stable")].tolist()
         self._push_next(len(self._places) - 1)

@@ -224,13 +224,28 @@ def test_characters_complete_as_an_exhaustive_list_says(text: str, seed: int, ma
     check(found, error, exhaustive(TokenizerKind.CHAR, table, text, "", [""], "", max_words), search, n)
 
 
+def test_tokens_that_are_too_light_leave_a_search_without_proof() -> None:
+    """Only one letter goes on, each time with a fifth of the mass: what it may spell is never run to its end."""
+    vocabulary = TOKENIZERS[TokenizerKind.CHAR].vocabulary
+    letter, unknown = vocabulary.pieces.index(b"a"), vocabulary.unknown_id
+    assert unknown is not None
+    row = np.full(vocabulary.size, -np.inf, np.float32)
+    row[letter], row[unknown] = math.log(0.2), math.log(0.8)
+    typed = typed_text(TOKENIZERS[TokenizerKind.CHAR], "a", 1, composing=False)
+    search = WordSearch(spelling_of(TOKENIZERS[TokenizerKind.CHAR]), typed, 1, is_spaced=False)
+    while search.advance(row[None]):
+        pass
+    assert search.best() == ([], 0.0)
+    assert not search.is_proven
+
+
 BYTE_TEXTS = [
     ("", ""),
     ("", "t"),
     ("", "th"),
     ("", "the"),
     ("the", " "),
-    ("the ", " "),
+    ("the", "  "),
     ("the", " t"),
     ("the", " th"),
     ("the", "'"),
