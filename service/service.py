@@ -8,6 +8,7 @@ does not keep the others from being served, nor the one before it. Must not know
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -369,6 +370,8 @@ class Service:
         """Copy the engines' counters and the worker's state to the metrics."""
         served = {model.name for model in self.registry.loaded()}
         self.metrics.observe_engines(served, self.settings.max_slots, self.registry.stats)
+        fixed = math.fsum(stats.fixed_seconds for stats in self.registry.stats().values())
+        self.admission.observe(time.process_time(), fixed)
         readiness = self.registry.readiness()
         self.metrics.observe_worker(
             WorkerFigures(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import math
+import time
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -29,15 +30,26 @@ import numpy.typing as npt
 from meari.bundle_format.manifest import Manifest, contradiction
 from meari.errors import BundleError
 from meari.runtime.engine.runner import Floats, Ids, ReadInputs, Runner, RunResult, States, WriteInputs
+from meari.runtime.graphs.sampler import NUM_LIMITS
 from meari.runtime.machine import cpu_name
 
-__all__ = ["SelfTest", "check_golden", "read_golden", "rows_are_isolated", "run_output", "run_step"]
+__all__ = [
+    "SelfTest",
+    "check_golden",
+    "fixed_step_seconds",
+    "read_golden",
+    "rows_are_isolated",
+    "run_output",
+    "run_step",
+]
 
 Array = npt.NDArray[Any]
 MAX_TOKENS: Final = 1024  # an export writes 16
 MAX_BYTES: Final = 1 << 28  # of one array, unpacked: 1,024 distributions over 65,536 tokens
 HEADER: Final = (1, 0)  # of an .npy, at most 64 KiB; the header of later versions may announce gigabytes
 STEPS: Final = 2
+FEW_ROWS: Final = 8  # from so many on, the time of a step grows by the same for each row
+TRIALS: Final = 3
 MANY_STEPS: Final = 8  # of `max_rows` rows: whatever needs no state is computed for all of them together
 
 
@@ -228,6 +240,26 @@ def _bars(rows: _Rows) -> Ids:
 def _last(run: RunResult) -> list[Floats]:
     """Return the states after the last step."""
     return [values[-1] for values in run.states.values()]
+
+
+def fixed_step_seconds(runner: Runner, max_rows: int) -> float:
+    """Return the CPU seconds of a writing step that do not depend on its rows, from steps of few and of many.
+
+    A line through both: a step of N rows takes a + b N seconds, and a is wanted. Of several trials the least counts.
+    """
+    few, many = min(FEW_ROWS, max_rows), max_rows
+    seconds = dict.fromkeys((few, many), math.inf)
+    for _ in range(TRIALS):
+        for rows, least in seconds.items():
+            halves, ones = np.full((STEPS, rows, 1), 0.5, np.float32), np.ones((rows, 1), np.float32)
+            limits = np.zeros((rows, NUM_LIMITS), np.float32)
+            inputs = WriteInputs(halves, ones, limits, samples=True, tempered=False, limited=False)
+            started = time.thread_time()
+            runner.write(np.full(rows, runner.end_id), runner.initial_states(rows), inputs)
+            seconds[rows] = min(least, (time.thread_time() - started) / STEPS)
+    if few == many:
+        return 0.0
+    return max(0.0, (seconds[few] * many - seconds[many] * few) / (many - few))
 
 
 def _read_arrays(archive: zipfile.ZipFile, manifest: Manifest) -> dict[str, Array]:

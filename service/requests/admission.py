@@ -19,8 +19,9 @@ import itertools
 import math
 import random
 import threading
+import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Final
 
 from meari.errors import Bound, Overloaded, TooLarge
@@ -32,10 +33,18 @@ SLICE: Final = 8  # departures
 NUM_SLICES: Final = 48
 BURST_SLICES: Final = 4  # the ones that grew most are not counted: a burst falls into as many
 GROWTH: Final = 8  # requests, in all other slices together: more than chance
+STEEP_SLICES: Final = 5  # in a row, each with
+STEEP_GROWTH: Final = 4  # requests more than have left: growth, whatever was before
+IDLE_SECONDS: Final = 0.25  # without a request: what came before says nothing any more
 CALM_RATIO: Final = 1.05  # arrivals to departures: the engine keeps up
+CALM_SLICES: Final = 6  # that tell so once no request is inside
 STORM_SLICES: Final = 4
 STORM_RATIO: Final = 8  # arrivals to departures: clients do not wait before they ask again
-KNEE_SHARE: Final = 0.75  # of the slots: so many requests give nearly the tokens a second of those in all slots
+KNEE_RATE: Final = 0.95  # of the requests a second of all slots: as many as are inside under overload give that
+FIRST_RATIO: Final = 2.0  # of a step's fixed cost to that of a request in it, until it is measured
+MEMORY: Final = 0.8  # share of what was measured before, at every measurement
+MAX_KNEE_SHARE: Final = 0.75  # of the slots
+BUSY_SHARE: Final = 0.5  # of a CPU: with less, a measurement says little
 RETRY_SPREAD: Final = 2.0  # times as late as others, the last clients should ask again
 MIN_KNEE: Final = 8  # requests: with fewer, chance leaves a worker without work too often
 MAX_RETRY_SECONDS: Final = 60
@@ -52,16 +61,33 @@ class OverloadGate:
     is_limiting  True under overload
     """
 
-    def __init__(self, num_free: int) -> None:
+    def __init__(self, num_free: int, clock: Callable[[], float]) -> None:
         """num_free: requests that may be inside whether or not their number grows."""
         self._num_free = num_free
+        self._clock = clock
         self._arrivals = deque([0], NUM_SLICES)  # between SLICE departures each; the last one goes on
         self._num_left = 0  # departures in the last one
+        self._changed_at = clock()
+        self._inside_seconds = 0.0
         self.num_inside = 0
         self.is_limiting = False
 
+    def inside_seconds(self) -> float:
+        """Return the seconds that all requests have been inside so far, added up."""
+        now = self._clock()
+        self._inside_seconds += self.num_inside * (now - self._changed_at)
+        self._changed_at = now
+        return self._inside_seconds
+
+    def note_arrival(self) -> None:
+        """Note a request before it is let in or not. After a pause it is the first one of a new load."""
+        if not self.num_inside and self._clock() - self._changed_at > IDLE_SECONDS:
+            self._begin()
+
     def note_entered(self) -> None:
         """Note a request that is let in."""
+        self.note_arrival()
+        self.inside_seconds()
         self._arrivals[-1] += 1
         self.num_inside += 1
         self.is_limiting = self.is_limiting or (self.num_inside > self._num_free and self._is_growing())
@@ -73,14 +99,15 @@ class OverloadGate:
         them, and as long as they are refused they keep the worker from its work. It lets them in up to its bounds.
         """
         self._arrivals[-1] += 1
-        if self.is_limiting and sum(self._last(STORM_SLICES)) > STORM_RATIO * STORM_SLICES * SLICE:
+        if self.is_limiting and self._arrived_lately(STORM_SLICES) > STORM_RATIO * STORM_SLICES * SLICE:
             self._begin()
 
     def note_left(self) -> None:
         """Note the end of a request that was let in."""
+        self.inside_seconds()
         self.num_inside -= 1
         self._num_left += 1
-        if not self.num_inside:
+        if not self.num_inside and self._arrived_lately(CALM_SLICES) <= CALM_RATIO * CALM_SLICES * SLICE:
             self._begin()
         elif self._num_left == SLICE:
             arrived, left = self._totals()
@@ -103,14 +130,48 @@ class OverloadGate:
         self.is_limiting = False
 
     def _is_growing(self) -> bool:
-        growth = sorted(arrived - SLICE for arrived in itertools.islice(self._arrivals, len(self._arrivals) - 1))
-        return sum(growth[:-BURST_SLICES]) > GROWTH
+        growth = [arrived - SLICE for arrived in itertools.islice(self._arrivals, len(self._arrivals) - 1)]
+        if len(growth) >= STEEP_SLICES and min(growth[-STEEP_SLICES:]) >= STEEP_GROWTH:
+            return True
+        return sum(sorted(growth)[:-BURST_SLICES]) > GROWTH
 
-    def _last(self, count: int) -> Iterator[int]:
-        return itertools.islice(reversed(self._arrivals), count)
+    def _arrived_lately(self, num_slices: int) -> int:
+        return sum(itertools.islice(reversed(self._arrivals), num_slices))
 
     def _totals(self) -> tuple[int, int]:
         return sum(self._arrivals), SLICE * (len(self._arrivals) - 1) + self._num_left
+
+
+class Knee:
+    """The fewest requests that give nearly the rate of as many as there are slots.
+
+    With N requests inside, a step takes a + b N seconds of CPU: a for the graph's weights and the turn, b for each
+    request's share of everything else, its parsing and sending included. N requests then have the share N / (a / b + N)
+    of the rate of infinitely many. The ratio a / b is that of a model and a machine; it is found from the fixed part of
+    all steps, the CPU time of the process, and how many requests were inside meanwhile, so it is measured at any load.
+
+    size  the number
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self._num_slots = num_slots
+        self._before = (0.0, 0.0, 0.0, 0.0)
+        self._ratio = FIRST_RATIO
+
+    @property
+    def size(self) -> int:
+        share = KNEE_RATE * self._num_slots / (self._ratio + self._num_slots)
+        fewest = math.ceil(self._ratio * share / (1.0 - share))
+        return max(MIN_KNEE, min(fewest, round(MAX_KNEE_SHARE * self._num_slots)))
+
+    def observe(self, now: float, inside_seconds: float, cpu_seconds: float, fixed_seconds: float) -> None:
+        """Take what has been counted so far: all but `now` are totals since the start."""
+        figures = (now, inside_seconds, cpu_seconds, fixed_seconds)
+        seconds, inside, cpu, fixed = (new - old for new, old in zip(figures, self._before, strict=True))
+        self._before = figures
+        if 0.0 < fixed < cpu and cpu > BUSY_SHARE * seconds:
+            ratio = inside / seconds * fixed / (cpu - fixed)
+            self._ratio = MEMORY * self._ratio + (1.0 - MEMORY) * ratio
 
 
 class Admission:
@@ -120,11 +181,14 @@ class Admission:
     num_slots     sequences that run in one step; more requests than that are inside before there can be overload
     """
 
-    def __init__(self, max_requests: int, max_bytes: int, num_slots: int) -> None:
+    def __init__(
+        self, max_requests: int, max_bytes: int, num_slots: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._max_requests = max_requests
         self._max_bytes = max_bytes
-        self._gate = OverloadGate(num_slots)
-        self.knee = max(MIN_KNEE, round(KNEE_SHARE * num_slots))
+        self._gate = OverloadGate(num_slots, clock)
+        self._clock = clock
+        self._knee = Knee(num_slots)
         self._lock = threading.Lock()
         self._requests = 0
         self._inside: Counter[str] = Counter()  # requests by caller
@@ -140,6 +204,20 @@ class Admission:
     def num_bytes(self) -> int:
         """Bytes that the requests in flight hold."""
         return self._bytes
+
+    @property
+    def knee(self) -> int:
+        """Requests that are let in under overload."""
+        return self._knee.size
+
+    def observe(self, cpu_seconds: float, fixed_seconds: float) -> None:
+        """Measure where the knee is; called now and then.
+
+        cpu_seconds    of this process since its start
+        fixed_seconds  of them, what all steps took whatever the number of their rows
+        """
+        with self._lock:
+            self._knee.observe(self._clock(), self._gate.inside_seconds(), cpu_seconds, fixed_seconds)
 
     @property
     def is_limiting(self) -> bool:
@@ -168,6 +246,7 @@ class Admission:
         is_received  a thread has it already
         """
         with self._lock:
+            self._gate.note_arrival()
             is_overload = self._gate.is_limiting
             num_inside = self._gate.num_inside - is_received if is_overload else self._requests
             bound = min(self.knee, self._max_requests) if is_overload else self._max_requests

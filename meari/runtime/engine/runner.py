@@ -172,6 +172,8 @@ class Runner:
     sorts         whether the graph applies top_p and top_k
     max_slice     rows whose distributions are in memory at the same time
     run_seconds   CPU time of all runs
+
+    fixed_step_seconds  CPU time of a writing step that does not depend on its rows; 0.0 if it is not known
     """
 
     def __init__(
@@ -189,7 +191,7 @@ class Runner:
         self.end_id = end_id
         self.sorts = is_small(vocabulary_size)
         self.hidden_state: str | None = None
-        self.run_seconds = 0.0
+        self.run_seconds = self.fixed_step_seconds = 0.0
         self._next = [f"next.{tensor.name}" for tensor in self.state_tensors]
         self._no_hidden = np.empty((0, hidden_size), np.float32)
         self.max_slice = max(MIN_SLICE, SLICE_FLOATS // vocabulary_size)

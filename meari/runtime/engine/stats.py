@@ -89,6 +89,7 @@ class EngineStats:
     waiting: int = 0  # requests that hold a place in the queue
     waiting_tokens: int = 0  # that those may need
     cache_bytes: int = 0  # in use
+    fixed_seconds: float = 0.0  # CPU time of all writing steps, whatever the number of their rows
     token_gaps: HistogramCounts = EMPTY  # seconds from one token of a sample to the next
 
     def plus(self, other: EngineStats) -> EngineStats:

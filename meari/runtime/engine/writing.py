@@ -60,7 +60,7 @@ class CachedStart:
 
 
 class WritingLane:
-    """The sequences that write. `spent` is the seconds of the lane's turns."""
+    """The sequences that write. `spent` is the seconds of the lane's turns, `num_steps` the number of their steps."""
 
     def __init__(self, runner: Runner, clock: Callable[[], float]) -> None:
         self._runner = runner
@@ -73,6 +73,7 @@ class WritingLane:
         self._prepared_for: list[GenerationSequence] | None = None
         self._pace = Pace()
         self._gaps = TokenGaps()
+        self.num_steps = 0
         self.spent = 0.0
 
     def __len__(self) -> int:
@@ -135,6 +136,7 @@ class WritingLane:
         self._starts = []
         if rows:
             now, steps = self._clock(), max(1, result.num_rows // rows)
+            self.num_steps += steps
             self._pace.add(rows, steps, self._runner.run_seconds - run_before, thread_time() - started)
             num_first = sum(isinstance(start.sequence, SampledSequence) for start in starts)
             self._gaps.add(_gaps_of(joining), result.num_sampled - num_first, steps, now)
