@@ -30,6 +30,7 @@ from meari.errors import BundleError, MeariError
 from meari.runtime.engine import EngineLimits
 from meari.runtime.engine.cache import CacheRoom
 from meari.runtime.model import LoadedModel, load_model
+from meari.runtime.self_test import fixed_step_seconds
 
 __all__ = ["POLL_SECONDS", "BundleLoader", "Finding", "FolderWatch", "Load", "may_open_files"]
 
@@ -242,6 +243,9 @@ class BundleLoader:
                 return None
         model = self._load(folder, self._limits)
         model.engine.share_cache(self._room)
+        runner = model.bundle.runner
+        if model.bundle.self_test.rows_isolated:
+            runner.fixed_step_seconds = fixed_step_seconds(runner, self._limits.max_slots)
         return model
 
     def _note(

@@ -30,7 +30,7 @@ from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.engine_graphs import reader_graph, writer_graph
 from meari.runtime.graphs.layers import find_gates, fuse_products, vectors_of
 from meari.runtime.graphs.onnx_graph import FLOAT
-from meari.runtime.self_test import SelfTest, check_golden, fixed_step_seconds, read_golden, rows_are_isolated
+from meari.runtime.self_test import SelfTest, check_golden, read_golden, rows_are_isolated
 from meari.runtime.text.tokenizer import TextTokenizer, parse_tokenizer, text_tokenizer
 
 __all__ = ["Bundle", "open_bundle", "read_gates"]
@@ -97,8 +97,6 @@ def open_bundle(folder: Path, *, max_slots: int, signing_keys: Sequence[PublicKe
         isolated = rows_are_isolated(runner, max_slots, sizes)
     if not isolated:
         runner = RowByRowRunner.replacing(runner)
-    else:
-        runner.fixed_step_seconds = fixed_step_seconds(runner, max_slots)
     self_test = SelfTest(difference, isolated, (*sizes, max_slots), ort.__version__)
     return Bundle(folder, manifest, digest, tokenizer, runner, self_test)
 

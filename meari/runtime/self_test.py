@@ -48,8 +48,8 @@ MAX_TOKENS: Final = 1024  # an export writes 16
 MAX_BYTES: Final = 1 << 28  # of one array, unpacked: 1,024 distributions over 65,536 tokens
 HEADER: Final = (1, 0)  # of an .npy, at most 64 KiB; the header of later versions may announce gigabytes
 STEPS: Final = 2
-FEW_ROWS: Final = 8  # from so many on, the time of a step grows by the same for each row
-TRIALS: Final = 3
+FEW_ROWS, MANY_ROWS = 8, 32  # between them, the time of a step grows by the same for each row
+TRIALS: Final = 5
 MANY_STEPS: Final = 8  # of `max_rows` rows: whatever needs no state is computed for all of them together
 
 
@@ -243,23 +243,24 @@ def _last(run: RunResult) -> list[Floats]:
 
 
 def fixed_step_seconds(runner: Runner, max_rows: int) -> float:
-    """Return the CPU seconds of a writing step that do not depend on its rows, from steps of few and of many.
+    """Return the CPU seconds of a writing step that do not depend on its rows; 0.0 where all runs have few rows.
 
-    A line through both: a step of N rows takes a + b N seconds, and a is wanted. Of several trials the least counts.
+    A line through steps of few and of many rows: a step of N rows takes a + b N seconds, and a is wanted. Of several
+    trials the least counts.
     """
-    few, many = min(FEW_ROWS, max_rows), max_rows
-    seconds = dict.fromkeys((few, many), math.inf)
+    many = min(MANY_ROWS, max_rows)
+    if many <= FEW_ROWS:
+        return 0.0
+    seconds = dict.fromkeys((FEW_ROWS, many), math.inf)
     for _ in range(TRIALS):
         for rows, least in seconds.items():
-            halves, ones = np.full((STEPS, rows, 1), 0.5, np.float32), np.ones((rows, 1), np.float32)
+            halves, ones = np.full((MANY_STEPS, rows, 1), 0.5, np.float32), np.ones((rows, 1), np.float32)
             limits = np.zeros((rows, NUM_LIMITS), np.float32)
             inputs = WriteInputs(halves, ones, limits, samples=True, tempered=False, limited=False)
             started = time.thread_time()
             runner.write(np.full(rows, runner.end_id), runner.initial_states(rows), inputs)
-            seconds[rows] = min(least, (time.thread_time() - started) / STEPS)
-    if few == many:
-        return 0.0
-    return max(0.0, (seconds[few] * many - seconds[many] * few) / (many - few))
+            seconds[rows] = min(least, (time.thread_time() - started) / MANY_STEPS)
+    return max(0.0, (seconds[FEW_ROWS] * many - seconds[many] * FEW_ROWS) / (many - FEW_ROWS))
 
 
 def _read_arrays(archive: zipfile.ZipFile, manifest: Manifest) -> dict[str, Array]:

@@ -33,8 +33,8 @@ SLICE: Final = 8  # departures
 NUM_SLICES: Final = 48
 BURST_SLICES: Final = 4  # the ones that grew most are not counted: a burst falls into as many
 GROWTH: Final = 8  # requests, in all other slices together: more than chance
-STEEP_SLICES: Final = 5  # in a row, each with
-STEEP_GROWTH: Final = 4  # requests more than have left: growth, whatever was before
+STEEP_SLICES: Final = 6  # of late: if even the calmer half of them
+STEEP_GROWTH: Final = 2  # has grown by more than this together, it is no burst, whatever was before
 IDLE_SECONDS: Final = 0.25  # without a request: what came before says nothing any more
 CALM_RATIO: Final = 1.05  # arrivals to departures: the engine keeps up
 CALM_SLICES: Final = 6  # that tell so once no request is inside
@@ -131,7 +131,8 @@ class OverloadGate:
 
     def _is_growing(self) -> bool:
         growth = [arrived - SLICE for arrived in itertools.islice(self._arrivals, len(self._arrivals) - 1)]
-        if len(growth) >= STEEP_SLICES and min(growth[-STEEP_SLICES:]) >= STEEP_GROWTH:
+        lately = sorted(growth[-STEEP_SLICES:])
+        if len(lately) == STEEP_SLICES and sum(lately[: STEEP_SLICES // 2]) > STEEP_GROWTH:
             return True
         return sum(sorted(growth)[:-BURST_SLICES]) > GROWTH
 
@@ -156,12 +157,13 @@ class Knee:
     def __init__(self, num_slots: int) -> None:
         self._num_slots = num_slots
         self._before = (0.0, 0.0, 0.0, 0.0)
-        self._ratio = FIRST_RATIO
+        self._fixed, self._rest = FIRST_RATIO, 1.0  # CPU seconds of late: fixed ones times requests inside, all others
 
     @property
     def size(self) -> int:
-        share = KNEE_RATE * self._num_slots / (self._ratio + self._num_slots)
-        fewest = math.ceil(self._ratio * share / (1.0 - share))
+        ratio = self._fixed / self._rest
+        share = KNEE_RATE * self._num_slots / (ratio + self._num_slots)
+        fewest = math.ceil(ratio * share / (1.0 - share))
         return max(MIN_KNEE, min(fewest, round(MAX_KNEE_SHARE * self._num_slots)))
 
     def observe(self, now: float, inside_seconds: float, cpu_seconds: float, fixed_seconds: float) -> None:
@@ -170,8 +172,8 @@ class Knee:
         seconds, inside, cpu, fixed = (new - old for new, old in zip(figures, self._before, strict=True))
         self._before = figures
         if 0.0 < fixed < cpu and cpu > BUSY_SHARE * seconds:
-            ratio = inside / seconds * fixed / (cpu - fixed)
-            self._ratio = MEMORY * self._ratio + (1.0 - MEMORY) * ratio
+            self._fixed = MEMORY * self._fixed + inside / seconds * fixed
+            self._rest = MEMORY * self._rest + cpu - fixed
 
 
 class Admission:

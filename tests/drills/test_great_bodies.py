@@ -49,6 +49,7 @@ MAX_OTHER_MB: Final = 48.0  # beside those bytes: threads, answers on their way,
 UNCOUNTED_MB: Final = 4.0  # of one request: its thread, buffers of a turn, pieces of the heap
 UNCOUNTED_RELEASED_MB: Final = 24.0  # the same; the turns of a model of some size have larger buffers, an engine's once
 RELEASED: Final = ("shakespeare-gru", "nsmc-lstm", "books-lstm")
+TRIES: Final = 3  # what a library keeps from its first use on, or frees later, is no memory of a request
 GREATER: Final = 4  # times, the second size
 MAX_RATIO: Final = 9.0  # of their CPU; 16 where the cost grows with the square
 NOISE_SECONDS: Final = 0.03
@@ -268,7 +269,11 @@ def test_request_takes_no_more_memory_than_its_account(drill: Drill, noted_app: 
         account_and_growth(noted_app, "/score", body_of(with_model(HEAVY["figures of a text"], model), 2000))
         for name, case in itertools.islice(HEAVY.items(), 0, None, each):
             body = body_of(with_model(case, model), size)
-            found[f"{name}, {model}"] = account_and_growth(noted_app, case[0], body)
+            for _ in range(TRIES):
+                figures = account_and_growth(noted_app, case[0], body)
+                found[f"{name}, {model}"] = figures
+                if figures[2] <= figures[1] + uncounted_mb:
+                    break
             print(name, model, found[f"{name}, {model}"])  # noqa: T201 (pytest shows it with a failure)
     closest = min(found, key=lambda name: (found[name][1] + uncounted_mb) / max(found[name][2], 0.1))
     drill.record("kinds of bodies times models", len(found))
@@ -282,7 +287,7 @@ def growth_problem(prepare: Callable[[int], Callable[[], object]], size: int) ->
     """Return "" if work on four times the size takes no more CPU than it may; the least of three tries counts."""
     costs = [math.inf, math.inf]
     works = [prepare(size), prepare(GREATER * size)]
-    for _ in range(3):
+    for _ in range(TRIES):
         for place, work in enumerate(works):
             started = time.process_time()
             work()
