@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -42,6 +42,7 @@ MAX_ROUNDS: Final = 16
 TAIL_WEIGHT: Final = 64.0  # places inside the tail go first: all probabilities are divided by what they lead to
 FLOOR_SHARE: Final = 0.25  # of the mass of the last one of the best: lighter tokens cannot be among them
 LEAST_SHARE: Final = 1e-6  # of the mass of the text: lighter tokens are no place
+LEAST_MASS: Final = 5e-324  # above zero
 MAX_NEXT: Final = 512  # tokens after a place that may be places
 BYTES_PER_CHAR: Final = 100  # of a text while it is tokenized
 Floats64 = npt.NDArray[np.float64]
@@ -70,12 +71,10 @@ class Place:
     next_ids: list[int] = field(default_factory=list)
     num_taken: int = 0
 
-    def untaken(self) -> Floats32:
-        """Return the masses of the tokens that were left aside, float32 [V]."""
-        weights = self.weights.copy()
-        weights[self.next_ids[: self.num_taken]] = 0.0
-        weights[list(self.parts)] = 0.0
-        return weights
+    def masses_aside(self, tokens: Iterable[int]) -> Iterator[float]:
+        """Yield the masses of those of some tokens that were left aside."""
+        taken = {*self.parts, *self.next_ids[: self.num_taken]}
+        return (float(self.weights[token]) for token in tokens if token not in taken)
 
 
 class WordSearch:
@@ -110,8 +109,10 @@ class WordSearch:
     def advance(self, logprobs: Floats32) -> list[tuple[int, int]]:
         """Take the distributions after the places that were asked for; returns the next ones. See TokenSearch."""
         weights = np.exp(logprobs.astype(np.float64))
-        for place, row in zip(self._running, weights, strict=True):
-            self._expand(place, row * place.mass)
+        weights *= np.array([[place.mass] for place in self._running])
+        for place, row, kept in zip(self._running, weights, weights.astype(np.float32), strict=True):
+            place.weights = kept
+            self._expand(place, row)
         self._update_best()
         self._running = []
         asked: list[tuple[int, int]] = []
@@ -134,7 +135,6 @@ class WordSearch:
     def _expand(self, place: Place, weights: Floats64) -> None:
         """Count what ends right after a place, and note what may follow it. weights: float64 [V]."""
         self._places.append(place)
-        place.weights = weights.astype(np.float32)
         if place.spans:
             self._note_next(place, weights, self._expand_tail(place, weights))
         elif place.progress is not None:
@@ -154,28 +154,34 @@ class WordSearch:
 
     def _end_words(self, progress: Progress, weights: Floats64) -> npt.NDArray[np.int64]:
         """Count the tokens that end the last word; returns those that write on."""
-        masks = self._spelling.masks
+        beginning = self._spelling.beginning
         if progress.pending:
-            return np.flatnonzero(masks[First.REST,])
+            return beginning[First.REST,]
         self._add(progress.at_end(is_spaced=self._is_spaced), float(weights[self._spelling.end_id]))
         if not progress.ends_next:
-            return np.flatnonzero(masks[First.WORD, First.SEPARATOR, First.LINK, First.INCOMPLETE])
+            return beginning[First.WORD, First.SEPARATOR, First.LINK, First.INCOMPLETE]
         if progress.link_at >= 0:
-            self._add(progress.text[: progress.link_at], float(weights[masks[First.SEPARATOR, First.LINK]].sum()))
-            return np.flatnonzero(masks[First.WORD, First.INCOMPLETE])
-        self._add(progress.text, float(weights[masks[First.SEPARATOR,]].sum()))
-        return np.flatnonzero(masks[First.WORD, First.LINK, First.INCOMPLETE])
+            self._add(progress.text[: progress.link_at], float(weights[beginning[First.SEPARATOR, First.LINK]].sum()))
+            return beginning[First.WORD, First.INCOMPLETE]
+        self._add(progress.text, float(weights[beginning[First.SEPARATOR,]].sum()))
+        return beginning[First.WORD, First.LINK, First.INCOMPLETE]
 
     def _note_next(self, place: Place, weights: Floats64, tokens: npt.NDArray[np.int64]) -> None:
         """Note the tokens that are heavy enough to be places, heaviest first."""
         masses = weights[tokens]
-        floor = max(self._least_best * FLOOR_SHARE, self.covered * LEAST_SHARE)
+        floor = max(self._least_best * FLOOR_SHARE, self.covered * LEAST_SHARE, LEAST_MASS)
         if len(masses) > MAX_NEXT:
             floor = max(floor, float(np.partition(masses, -MAX_NEXT)[-MAX_NEXT]))
-        is_heavy = (masses >= floor) & (masses > 0.0)
-        self._most_aside = max(self._most_aside, float(masses[~is_heavy].max(initial=0.0)))
-        tokens, masses = tokens[is_heavy], masses[is_heavy]
-        place.next_ids = tokens[np.argsort(-masses, kind="stable")].tolist()
+            is_heavy = masses >= floor
+            self._most_aside = max(self._most_aside, float(masses[~is_heavy].max(initial=0.0)))
+            tokens, masses = tokens[is_heavy], masses[is_heavy]
+        lightness = -masses
+        order = lightness.argsort(kind="stable")
+        lightness = lightness[order]
+        num_heavy = int(lightness.searchsorted(-floor, side="right"))
+        if num_heavy < len(lightness):
+            self._most_aside = max(self._most_aside, -float(lightness[num_heavy]))
+        place.next_ids = tokens[order[:num_heavy]].tolist()
         self._push_next(len(self._places) - 1)
 
     def _place_after(self, place: Place, token: int) -> Place | None:
@@ -244,13 +250,13 @@ class WordSearch:
     def _open_masses(self, place: Place, target: bytes, text: str) -> Iterator[float]:
         spelled, progress = place.spelled, place.progress
         if target.startswith(spelled):
-            rest, weights = target[len(spelled) :], place.untaken()
+            rest = target[len(spelled) :]
             pieces = (rest[:length] for length in range(1, len(rest) + 1))
             tokens = {token for piece in pieces if (token := self._spelling.by_piece.get(piece)) is not None}
-            yield from weights[sorted(tokens | self._spelling.ending_behind(rest))].tolist()
+            yield from place.masses_aside(tokens | self._spelling.ending_behind(rest))
         elif progress is not None and spelled.startswith(target) and progress.text[len(text) :] in ("", *LINKS):
             kind = First.REST if progress.pending else First.INCOMPLETE
-            yield float(place.untaken()[self._spelling.firsts == kind].sum())
+            yield from place.masses_aside(self._spelling.beginning[kind,].tolist())
 
 
 @dataclass(frozen=True, eq=False)

@@ -280,8 +280,13 @@ class TreeRequest(SearchRequest):
         except BaseException as error:  # noqa: BLE001 (a caller's search must not hurt other requests)
             self.note_failure(matcher_failure(error))
         result.num_searched += len(places)
+        one = parents[0]
         for parent, token in places:
-            result.continuing.append(replace(parents[0], next_token=token, state=self._states[parent]))
+            state = self._states[parent]
+            sequence = SearchSequence(
+                request=self, forced=one.forced, fed=one.fed, state=state, start=one.start, next_token=token
+            )
+            result.continuing.append(sequence)
         if not places:
             self._states.clear()
             self.handle.samples[0].finish = Finish.STOP

@@ -117,7 +117,7 @@ class Spelling:
         Behind nothing: those that begin with a link or with a part of a character.
         """
         if not start:
-            return set(np.flatnonzero(np.isin(self.firsts, (First.LINK, First.INCOMPLETE))).tolist())
+            return set(self.beginning[First.LINK, First.INCOMPLETE].tolist())
         first, last = self._range(start, start)
         return set(self._order[first:last][self._inner[first:last]].tolist())
 
@@ -128,12 +128,13 @@ class Spelling:
         return bisect_left(self._sorted, low), end
 
     @functools.cached_property
-    def masks(self) -> dict[tuple[First, ...], npt.NDArray[np.bool_]]:
-        """Masks of the tokens that begin so, bool [V]."""
+    def beginning(self) -> dict[tuple[First, ...], Ids]:
+        """Tokens that begin so, in the order of their ids, int64 each."""
         wanted = [(First.SEPARATOR,), (First.SEPARATOR, First.LINK), (First.REST,)]
+        aside = [(First.INCOMPLETE,), (First.LINK, First.INCOMPLETE)]
         followers = [(First.WORD, First.LINK, First.INCOMPLETE), (First.WORD, First.INCOMPLETE)]
         spelled = (First.WORD, First.SEPARATOR, First.LINK, First.INCOMPLETE)
-        return {kinds: np.isin(self.firsts, kinds) for kinds in (*wanted, *followers, spelled)}
+        return {kinds: np.flatnonzero(np.isin(self.firsts, kinds)) for kinds in (*wanted, *aside, *followers, spelled)}
 
 
 _SPELLINGS: Final[weakref.WeakKeyDictionary[TextTokenizer, Spelling]] = weakref.WeakKeyDictionary()
