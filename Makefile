@@ -85,8 +85,8 @@ corpora: ## fetch, compare and split the corpora of the released configs (CORPOR
 harness: $(DEV) $(HARNESS) ## run lm-evaluation-harness from .venv-harness and compare its figures with meari's
 	@exec $(BIN)/python -m pytest tests/service/openai/test_harness.py $(ARGS)
 
-image: ## build the container image (IMAGE, DOCKER, BASE)
-	DOCKER_BUILDKIT=1 $(DOCKER) build $(if $(BASE),--build-arg 'BASE=$(BASE)') --tag '$(IMAGE)' .
+image: ## build the container image (IMAGE, DOCKER, BASE; ARGS: --target train, …)
+	DOCKER_BUILDKIT=1 $(DOCKER) build $(if $(BASE),--build-arg 'BASE=$(BASE)') --tag '$(IMAGE)' $(ARGS) .
 
 sbom: $(DEV) ## write the wheel and the bill of materials of what it needs (CycloneDX) into dist/
 	@$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
