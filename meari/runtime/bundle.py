@@ -8,6 +8,7 @@ the manifest says, and the golden figures must come out. Where rows influence on
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ __all__ = ["Bundle", "open_bundle", "read_gates"]
 
 # Full batches, single rows, and sizes around the widths of vector registers and kernels.
 BATCH_SIZES: Final = (1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 31, 32, 48)
+REGION_BYTES: Final = 1 << 26  # of addresses for buffers; a greater need takes more regions, each as large as needed
+EXACT_GROWTH: Final = 1  # onnxruntime's kSameAsRequested
 OTHERWISE: Final = "the graph is not valid ONNX, or does not fit the inputs that it gets"
 _REASONS: Final = tuple(
     (re.compile(pattern), words)
@@ -190,15 +193,28 @@ def _read_graph(name: str, data: bytes) -> BundleGraph:
 
 
 def _open_session(graph: bytes) -> Any:
+    _share_buffers()
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # one engine a worker, a worker a CPU
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_cpu_mem_arena = False  # malloc is as fast, and gives memory back after a large batch
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # weights are not buffers
     options.enable_mem_pattern = False  # else all buffers of a run are one piece, for which the heap has to have a hole
     options.log_severity_level = 4  # who catches an error logs it
     with _as_file(graph) as file:
         return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+@functools.cache
+def _share_buffers() -> None:
+    """Let the graphs of a process take their buffers from one region, whose pages stay with it once they were used.
+
+    From malloc, large buffers are fresh pages at every step, which cost more than a pass over them. Of the region, only
+    pages that were in use at the same time are in memory.
+    """
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, ort.OrtArenaCfg(0, EXACT_GROWTH, REGION_BYTES, -1))
 
 
 def _whose_problem(parts: Parts, error: Exception) -> str:

@@ -82,6 +82,34 @@ def test_large_pieces_are_returned_to_the_system_as_soon_as_they_are_freed() -> 
     subprocess.run([sys.executable, "-c", LARGE], cwd=ROOT, check=True)
 
 
+STEPS = """
+import resource
+from pathlib import Path
+import numpy as np
+from meari.runtime.bundle import open_bundle
+from meari.runtime.engine.runner import WriteInputs
+from meari.runtime.machine import limit_arenas, map_large_pieces, release_free_memory
+
+limit_arenas()
+map_large_pieces()
+runner = open_bundle(Path("bundles/books-lstm"), max_slots=64).runner
+ones, limits = np.ones((64, 1), np.float32), np.zeros((64, 3), np.float32)
+inputs = WriteInputs(np.full((1, 64, 1), 0.5, np.float32), ones, limits, samples=True, tempered=False, limited=False)
+states, tokens = runner.initial_states(64), np.zeros(64, np.int64)
+runner.write(tokens, states, inputs)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):  # the service does so every two seconds, and holes of the right size are rare in its heap
+    release_free_memory()
+    runner.write(tokens, states, inputs)
+pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+assert pages < 50 * 64 * runner.vocabulary_size * 4 / 4096 / 4, pages  # a quarter of one array of distributions a step
+"""
+
+
+def test_buffers_of_steps_keep_their_pages_while_freed_memory_is_returned() -> None:
+    subprocess.run([sys.executable, "-c", STEPS], cwd=ROOT, check=True)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings need glibc")
 def test_busy_process_reuses_freed_memory() -> None:
     subprocess.run([sys.executable, "-c", AGAIN], cwd=ROOT, check=True)
