@@ -19,7 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from meari.runtime.engine.runner import ReadInputs, Runner, RunResult, StateRow, States, WriteInputs
-from meari.runtime.engine.sampling import NO_LIMIT, Floats32, Ids, Sampler, on_grid, pick_by_cumulative, ranked
+from meari.runtime.engine.sampling import (
+    NO_LIMIT,
+    Floats32,
+    Ids,
+    Sampler,
+    on_grid,
+    pick_by_cumulative,
+    ranked,
+    uniforms_of,
+)
 from meari.runtime.engine.sequences import Request, Sequence
 from meari.runtime.graphs.sampler import NUM_LIMITS
 
@@ -170,8 +179,7 @@ class RowSamplers:
         """
         uniforms = np.zeros((len(places), 1), np.float32)
         if self._drawing:
-            drawn = np.array([sampler.uniform() for sampler in self._drawing], np.float32)
-            uniforms[self._in_graph, 0] = np.minimum(drawn, BELOW_ONE)
+            uniforms[self._in_graph, 0] = self._drawn(1)[:, 0]
         columns: list[npt.NDArray[Any]] = [self._targets, uniforms, self._inverse, self._limits]
         if before is not None and len(before[0]):
             places = np.concatenate([before[0], places])
@@ -205,12 +213,17 @@ class RowSamplers:
         """Return the inputs of a run that writes `steps` tokens of every row."""
         uniforms = np.zeros((steps, self._num_rows, 1), np.float32)
         if not self._is_greedy:
-            drawn = np.array([s.uniforms(steps) for s in self._drawing], np.float32)
-            uniforms[:, :, 0] = np.minimum(drawn, BELOW_ONE).T
+            uniforms[:, :, 0] = self._drawn(steps).T
         for sampler in self._barring:
             sampler.advance(steps)
         flags = (not self._is_greedy, self._tempered, self._is_limited)
         return WriteInputs(uniforms, self._inverse, self._limits, *flags, self._bars)
+
+    def _drawn(self, steps: int) -> Floats32:
+        """Draw the uniform numbers of the next tokens of the rows that the graph samples, float32 [rows, steps]."""
+        bits = b"".join([sampler.take_bits(steps) for sampler in self._drawing])
+        drawn = uniforms_of(bits).astype(np.float32).reshape(-1, steps)
+        return np.minimum(drawn, BELOW_ONE)
 
     @np.errstate(over="ignore")  # of a tiny temperature or penalty: exp(-inf) is 0, as it should be
     def choose(self, result: RunResult, first: int = 0) -> tuple[list[int], list[float]]:

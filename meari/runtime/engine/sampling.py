@@ -39,7 +39,7 @@ MAX_MIN_P_IN_GRAPH: Final = 1 - 2.0**-20  # the resolution of float32 weights
 MIN_PENALTY: Final = 1e-30  # smaller ones only overflow
 NO_LIMIT: Final = 1e9
 BLOCK: Final = 8  # positions whose uniform numbers come from one hash
-UNPACK: Final = struct.Struct("<8Q").unpack
+PACK: Final = struct.Struct("<QQ").pack
 NOTHING_GENERATED: Final[Mapping[int, int]] = MappingProxyType({})
 
 
@@ -69,7 +69,7 @@ class Sampler:
         self._num_before_end = settings.min_tokens
         self._position = position
         self._key = hashlib.blake2b(b"%d" % self.seed, digest_size=32).digest()
-        self._block: tuple[int, tuple[float, ...]] = (-1, ())
+        self._block = (-1, b"")
         self._seen = set(seen) if settings.repetition_penalty != 1.0 else None
         self._generated = Counter(generated) if settings.frequency_penalty or settings.presence_penalty else None
         bias = dict(settings.logit_bias)
@@ -111,31 +111,26 @@ class Sampler:
 
     def uniform(self) -> float:
         """Return the uniform number of the next token, in [0, 1)."""
+        return float(uniforms_of(self.take_bits(1))[0])
+
+    def take_bits(self, count: int) -> bytes:
+        """Return the random bits of the next `count` tokens, for `uniforms_of`: 8 bytes each."""
         number, place = divmod(self._position, BLOCK)
+        self._position += count
         if self._block[0] != number:
-            self._block = (number, self._numbers(number))
-        self._position += 1
-        return self._block[1][place]
+            self._block = (number, self._hash(number))
+        bits = self._block[1]
+        while place + count > BLOCK * (self._block[0] - number + 1):
+            self._block = (self._block[0] + 1, self._hash(self._block[0] + 1))
+            bits += self._block[1]
+        return bits[8 * place : 8 * (place + count)]
 
-    def uniforms(self, count: int) -> list[float]:
-        """Return the uniform numbers of the next `count` tokens."""
-        found: list[float] = []
-        while len(found) < count:
-            number, place = divmod(self._position, BLOCK)
-            if self._block[0] != number:
-                self._block = (number, self._numbers(number))
-            some = self._block[1][place : place + count - len(found)]
-            self._position += len(some)
-            found += some
-        return found
-
-    def _numbers(self, number: int, attempt: int = 0) -> tuple[float, ...]:
-        """Hash a block of positions to its uniform numbers, so that any of them is found at once.
+    def _hash(self, number: int, attempt: int = 0) -> bytes:
+        """Hash a block of positions, so that the bits of any of them are found at once.
 
         attempt  0, or the number of the redraw
         """
-        message = struct.pack("<QQ", number, attempt)
-        return tuple((bits >> 11) * 2.0**-53 for bits in UNPACK(hashlib.blake2b(message, key=self._key).digest()))
+        return hashlib.blake2b(PACK(number, attempt), key=self._key).digest()
 
     def advance(self, count: int) -> None:
         """Count down the tokens that cannot be the end."""
@@ -178,7 +173,7 @@ class Sampler:
             ahead = ahead[(weights[ahead] > weights[token]) | (ahead < token)]
             if not len(ahead) or float(weights[ahead].sum()) < limit:
                 return token
-            again = np.array(self._numbers(self._position, attempt)[:1])
+            again = uniforms_of(self._hash(self._position, attempt)[:8])
             token = int(ahead[pick_by_cumulative(weights[ahead][None], again)[0]])
         raise AssertionError("each attempt leaves fewer tokens")
 
@@ -197,6 +192,11 @@ class Sampler:
         if self._num_before_end > 0:
             scores[self.end_id] = -np.inf
         return scores
+
+
+def uniforms_of(bits: bytes) -> Floats64:
+    """Return a uniform number in [0, 1) for every 8 bytes, float64 [numbers]."""
+    return (np.frombuffer(bits, "<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def pick_by_cumulative(weights: Floats64, uniforms: Floats64) -> Ids:

@@ -13,7 +13,7 @@ import pytest
 from meari.runtime.engine.batch import RowSamplers
 from meari.runtime.engine.calls import Sampling, sample_seed
 from meari.runtime.engine.runner import Floats, Runner, Sessions, StateTensor
-from meari.runtime.engine.sampling import Sampler, likeliest, on_grid, pick_by_cumulative, truncated
+from meari.runtime.engine.sampling import Sampler, likeliest, on_grid, pick_by_cumulative, truncated, uniforms_of
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.engine_graphs import reader_graph, writer_graph
 from meari.runtime.graphs.onnx_graph import Drawing, new_message
@@ -208,6 +208,8 @@ def test_uniform_number_depends_only_on_seed_and_position() -> None:
     drawn = [second.uniform() for _ in range(3)]
     assert drawn == [alone.uniform() for _ in range(3)]
     assert drawn[2] == resumed.uniform()
+    at_once = Sampler(settings, 0, [], 3, END)
+    assert [number for count in (3, 9, 1, 27) for number in uniforms_of(at_once.take_bits(count))] == numbers
 
 
 def test_every_sample_has_its_own_seed() -> None:
@@ -224,7 +226,7 @@ def test_every_sample_has_its_own_seed() -> None:
 def test_samples_of_neighbouring_seeds_are_independent() -> None:
     count, width = 2000, 32
     samplers = [[Sampler(Sampling(seed=seed), index, [], 4, END) for index in range(4)] for seed in range(count)]
-    drawn = np.array([[one.uniforms(8) for one in row] for row in samplers]).reshape(count, width)
+    drawn = np.array([[uniforms_of(one.take_bits(8)) for one in row] for row in samplers]).reshape(count, width)
     within = np.corrcoef(drawn, rowvar=False) - np.eye(width)
     between = np.corrcoef(drawn[:-1], drawn[1:], rowvar=False)[:width, width:]
     assert np.abs([within, between]).max() < 6 / np.sqrt(count)
