@@ -13,7 +13,8 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, Response, abort, g, request
+from flask import Flask, Request, Response, abort, g
+from flask.globals import request_ctx
 from flask.typing import ResponseReturnValue
 
 from meari.errors import Problem, WrongHost
@@ -131,20 +132,21 @@ def _frame_requests(app: Flask, service: Service) -> None:
 
     @app.before_request
     def begin() -> Response | None:
-        is_no_path = _is_no_path(request.environ.get("RAW_URI", ""), request.environ["PATH_INFO"])
+        asked = request_ctx.request
+        is_no_path = _is_no_path(asked.environ.get("RAW_URI", ""), asked.environ["PATH_INFO"])
         if is_no_path:
-            request.url_rule = None
-        g.exchange = Exchange(service)
-        if request.method == "OPTIONS":
-            preflight = preflight_headers(service.settings.cors_origins, dict(request.headers))
+            asked.url_rule = None
+        g.exchange = exchange = Exchange(service, asked)
+        if asked.method == "OPTIONS":
+            preflight = preflight_headers(service.settings.cors_origins, dict(asked.headers))
             if preflight is not None:
                 return Response(status=204, headers=preflight)
         if is_no_path:
             abort(404)
-        if request.url_rule is not None:
-            _check_host(request.environ.get("HTTP_HOST", ""), service.settings.allowed_hosts)
-        if request.blueprint is not None:
-            _identify(service, request.blueprint)
+        if asked.url_rule is not None:
+            _check_host(asked.environ.get("HTTP_HOST", ""), service.settings.allowed_hosts)
+        if asked.blueprint is not None:
+            _identify(service, exchange, asked)
         return None
 
     @app.after_request
@@ -159,13 +161,12 @@ def _check_host(host: str, allowed: tuple[str, ...]) -> None:
         raise WrongHost(Problem("Host", "another public name", expected))
 
 
-def _identify(service: Service, blueprint: str) -> None:
+def _identify(service: Service, exchange: Exchange, asked: Request) -> None:
     """Note whose request this is, if it needs a key. Raises Unauthorized, RateLimited."""
-    is_open, is_protected = blueprint in OPEN_BLUEPRINTS, blueprint in service.settings.protect
+    is_open, is_protected = asked.blueprint in OPEN_BLUEPRINTS, asked.blueprint in service.settings.protect
     if service.keys is None or (is_open and not is_protected):
         return
-    exchange = current_exchange()
-    header = request.headers.get("Authorization")
+    header = asked.headers.get("Authorization")
     exchange.caller = service.keys.caller(header, exchange.client_address, must_know=is_protected)
     exchange.line.key = exchange.caller.name
 

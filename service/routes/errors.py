@@ -74,7 +74,7 @@ def _http_exception(error: HTTPException) -> Response:
 
 
 def _translated(error: HTTPException) -> MeariError:
-    path = asked_path()[:200]
+    path = asked_path(request)[:200]
     if error.code == 404:
         return NotFound(Problem("path", path, "one that the contract names"))
     if error.code == 405:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 import msgspec
-from flask import Response, g, request
+from flask import Request as HttpRequest
+from flask import Response, g
 from gunicorn.http.errors import ParseException
 from gunicorn.util import split_request_uri
 from msgspec import UNSET, UnsetType
@@ -78,10 +79,12 @@ class Parse(Protocol[Parsed_co]):
 class Exchange:
     """A request from its head until its answer was sent; closed exactly once."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, asked: HttpRequest) -> None:
+        """asked: not Flask's proxy, each use of which takes as long as a look-up of the route."""
         self._service = service
+        self._request = asked
         self.caller: Caller = ANYBODY
-        self._started: float = request.environ.get(CAME_AT) or time.monotonic()  # the engines' clock
+        self._started: float = asked.environ.get(CAME_AT) or time.monotonic()  # the engines' clock
         self._ticket: Ticket | None = None
         self._quota: Quota | None = None
         self._model: LoadedModel | None = None
@@ -90,12 +93,12 @@ class Exchange:
         self._work: Callable[[], Work] | None = None
         self._asked: object = None
         self._closed = False
-        self.request_id = request_id(request.environ.get("HTTP_X_REQUEST_ID"))
-        self.route = request.url_rule.rule if request.url_rule else NO_ROUTE
-        self._environ = request.environ  # a stream ends after Flask has dropped its request
+        self.request_id = request_id(asked.environ.get("HTTP_X_REQUEST_ID"))
+        self.route = asked.url_rule.rule if asked.url_rule else NO_ROUTE
+        self._environ = asked.environ  # a stream ends after Flask has dropped its request
         tracing = service.tracing
-        self._tracing = None if tracing is None or request.blueprint in OPEN_BLUEPRINTS else tracing
-        self.line = RequestLine(self.request_id, request.method, asked_path(), self.route)
+        self._tracing = None if tracing is None or asked.blueprint in OPEN_BLUEPRINTS else tracing
+        self.line = RequestLine(self.request_id, asked.method, asked_path(asked), self.route)
         self.line.client_address = self.client_address
 
     @property
@@ -124,9 +127,10 @@ class Exchange:
             self._open_quota(self._service.limits)
         self._ticket = self._service.admission.enter(self.caller.name or self.client_address)
         self._ticket.quota = self._quota
-        _check_codings(request.environ)
-        _check_media_type()
-        _check_announced_length(self._service.settings.max_body_bytes)
+        _check_codings(self._environ)
+        _check_media_type(self._request)
+        if self._request.content_length is not None:
+            _check_length(self._request.content_length, self._service.settings.max_body_bytes)
         return b"".join(self._pieces())
 
     def _open_quota(self, limits: Limits) -> None:
@@ -136,16 +140,16 @@ class Exchange:
 
     def _pieces(self) -> Iterable[bytes]:
         """Yield the body, accounted for piece by piece: a chunked one announces no length."""
-        size = 0
+        size, announced_size = 0, self._request.content_length
         try:
-            stream = request.stream
-            while piece := stream.read(PIECE_BYTES):
+            stream = self._request.stream
+            while size != announced_size and (piece := stream.read(PIECE_BYTES)):
                 size += len(piece)
                 _check_length(size, self._service.settings.max_body_bytes)
                 self.ticket.take_bytes(2 * len(piece))  # once joined, parts of it are copied
                 yield piece
-            if request.content_length is not None and size < request.content_length:
-                announced = f"{request.content_length} as Content-Length says"
+            if announced_size is not None and size < announced_size:
+                announced = f"{announced_size} as Content-Length says"
                 raise InvalidRequest(Problem("body", f"{size} bytes", announced))
         except TimeoutError:
             raise InvalidRequest(Problem("body", reason=f"not complete after {BODY_SECONDS:g} seconds")) from None
@@ -190,7 +194,7 @@ class Exchange:
     def watch(self, handle: Waitable, model: LoadedModel) -> Watch:
         """Note the engine's handle of the request, and watch its client."""
         self._handle = handle
-        self._client = Client(request.environ.get("gunicorn.socket"))
+        self._client = Client(self._environ.get("gunicorn.socket"))
         self._service.disconnects.watch(self._client, handle.cancel)
         return Watch(self._client, self._service.drain, model.engine.clock)
 
@@ -233,7 +237,7 @@ class Exchange:
             response.headers.update(self._quota.headers())
         origins = self._service.settings.cors_origins
         if origins:
-            response.headers.update(cors_headers(origins, request.environ.get("HTTP_ORIGIN")))
+            response.headers.update(cors_headers(origins, self._environ.get("HTTP_ORIGIN")))
         if not response.is_streamed and not response.content_length:
             response.headers.pop("Content-Type", None)  # Flask sets HTML for an answer without a body
         if response.is_streamed:
@@ -327,11 +331,11 @@ def current_exchange() -> Exchange:
     return cast(Exchange, g.exchange)
 
 
-def asked_path() -> str:
+def asked_path(asked: HttpRequest) -> str:
     """Return the path of the request; one that matches no route as it came: Flask merges slashes, WSGI decodes them."""
-    if request.url_rule is not None:
-        return request.path
-    return split_request_uri(request.environ.get("RAW_URI", "")).path or request.path
+    if asked.url_rule is not None:
+        return asked.path
+    return split_request_uri(asked.environ.get("RAW_URI", "")).path or asked.path
 
 
 def json_response(body: object, status: int = 200) -> Response:
@@ -339,12 +343,12 @@ def json_response(body: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(body), status, mimetype="application/json")
 
 
-def _check_media_type() -> None:
-    if request.environ.get("CONTENT_TYPE") == "application/json":
+def _check_media_type(asked: HttpRequest) -> None:
+    if asked.environ.get("CONTENT_TYPE") == "application/json":
         return
-    charset = request.mimetype_params.get("charset", "utf-8").lower()
-    if request.mimetype != "application/json" or charset not in ("utf-8", "utf8"):
-        came = request.content_type
+    charset = asked.mimetype_params.get("charset", "utf-8").lower()
+    if asked.mimetype != "application/json" or charset not in ("utf-8", "utf8"):
+        came = asked.content_type
         got = came[:100] if came else "nothing"
         raise UnsupportedMediaType(Problem("Content-Type", got, "application/json in UTF-8"))
 
@@ -360,12 +364,9 @@ def _check_codings(environ: WSGIEnvironment) -> None:
 
 
 def _codings(value: str) -> set[str]:
+    if not value:
+        return set()
     return {coding.strip().lower() for coding in value.split(",")} - {""}
-
-
-def _check_announced_length(max_bytes: int) -> None:
-    if request.content_length is not None:
-        _check_length(request.content_length, max_bytes)
 
 
 def _check_length(size: int, max_bytes: int) -> None:
