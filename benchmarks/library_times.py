@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,13 +118,14 @@ def library_row(folder: Path, texts: Sequence[str], num_workers: int, rounds: in
 
 def library_table(
     folders: Sequence[Path], texts: Sequence[str], num_workers: int | None = None, rounds: int = ROUNDS
-) -> str:
-    """Return a table with a row a bundle. num_workers: engines, or processes; None: one for each CPU."""
+) -> Iterator[str]:
+    """Yield a title and a row a bundle. num_workers: engines, or processes; None: one for each CPU."""
     names = ("load s", "CPU s", "list/s", "file/s", "ratio", "list/CPU s", "file/CPU s", "ratio")
-    title = f"{'tokens/s':<18}" + "".join(
+    yield f"{'tokens/s':<18}" + "".join(
         f"{name:>{width}}" for name, width in zip(names, (8, 9, 10, 10, 8, 12, 12, 8), strict=True)
     )
-    return "\n".join([title, *(library_row(each, texts, num_workers or granted_cpus(), rounds) for each in folders)])
+    for folder in folders:
+        yield library_row(folder, texts, num_workers or granted_cpus(), rounds)
 
 
 def read_texts(file: Path, num_chars: int = NUM_CHARS) -> list[str]:
@@ -147,9 +148,12 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, required=True, help="a text file, a text a line")
     parser.add_argument("--workers", type=int, help="engines of lists, and worker processes  [one for each CPU]")
     parser.add_argument("--chars", type=int, default=NUM_CHARS, help=f"of the texts that are scored  [{NUM_CHARS:,}]")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of which the medians are shown  [{ROUNDS}]")
     options = parser.parse_args()
     texts = read_texts(options.texts, options.chars)
-    sys.stdout.write(library_table(options.folders, texts, options.workers) + "\n")
+    for line in library_table(options.folders, texts, options.workers, options.rounds):
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Held-out loss after so many minutes on one core, by settings: `python -m benchmarks.training.minutes --help`.
 
 Input: a config with a corpus, minutes, settings that differ. Output: one record a training, added to a JSON file as
-soon as it ends, and the page of all of them. Must not know: the planner of `meari train TEXT`, which stands on these
-figures.
+soon as it ends, and the page of all of them.
+
+`--chosen` trains what `meari train TEXT --minutes N` would choose for the corpus, for as long as that would train, and
+`--written` the config as it is written, for the same time: what choosing by oneself gains. The other figures are those
+that the tables of `meari train TEXT` stand on.
 
 A training has one thread, and its clock counts the CPU time of its own process, which other work on the machine hardly
 affects. The learning rate falls over that time, so that configs are compared at equal cost and not at equal steps.
@@ -23,7 +26,10 @@ import torch
 
 from meari.models.config import Config, load_config, parse_config
 from meari.models.files import write_file
+from meari.models.planning.planner import plan, with_options
+from meari.models.planning.speed import measure_speed
 from meari.models.search.space import read_option
+from meari.models.text.facts import look_at
 from meari.models.training.display import NullDisplay
 from meari.models.training.process import describe_machine
 from meari.models.training.run import train
@@ -58,6 +64,28 @@ def config_of(base: Config, minutes: float, settings: Sequence[str], share: floa
     return config if share == 1 else replace(config, corpus=_shortened(config.corpus, share))
 
 
+def chosen_config(base: Config, minutes: float) -> Config:
+    """Return what is chosen for the corpus of a config and a command of so many minutes. Raises ConfigError.
+
+    The corpus keeps its held-out text and the boundaries of its documents, so that figures can be compared.
+    """
+    corpus = base.corpus
+    own: dict[str, object] = {"corpus.document": corpus.document.value, "training.threads": 1}
+    if corpus.validation:
+        own["corpus.validation"] = list(corpus.validation)
+    speed = measure_speed(time.process_time)
+    return plan(look_at(corpus.train), corpus.train, minutes, speed, name="minutes", settings=own).config
+
+
+def written_config(base: Config, minutes: float) -> Config:
+    """Return a config as it is written, with one thread, cut to so many minutes of training. Raises ConfigError."""
+    settings = {"steps": FOREVER, "evaluate_every": FOREVER, "threads": 1, "schedule": "clock", "max_minutes": minutes}
+    tables = base.to_tables()
+    tables["corpus"].pop("test", None)
+    tables["corpus"].pop("blocklist", None)
+    return with_options(tables, {f"training.{name}": value for name, value in settings.items()}, "--written")
+
+
 def _shortened(corpus: Any, share: float) -> Any:
     """Return a corpus whose training text is the beginning of the first file's; the validation text is the whole's."""
     whole = Path(corpus.train[0]).read_text("utf-8")
@@ -90,7 +118,8 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
         "# Held-out loss by minutes",
         "",
         "Trainings of one thread that end by their own CPU time; bits a character of the validation text. Settings",
-        "that a row does not name are those of `SHARED` in `benchmarks/training/minutes.py`. Made by",
+        "that a row does not name are those of `SHARED` in `benchmarks/training/minutes.py`; what is chosen, or all",
+        "of a config, is trained for as long as `meari train TEXT --minutes N` would train. Made by",
         "`python -m benchmarks.training.minutes --help`.",
         "",
         "| corpus | text | minutes | settings | parameters | steps | epochs | bits/char |",
@@ -99,7 +128,7 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
     for each in sorted(
         results, key=lambda each: (each["corpus"], each["share"], each["minutes"], each["bits_per_char"])
     ):
-        settings = ", ".join(f"`{setting}`" for setting in each["settings"])
+        settings = ", ".join(f"`{setting}`" if "=" in setting else setting for setting in each["settings"])
         lines.append(
             f"| {each['corpus']} | {100 * each['share']:g} % | {each['minutes']:g} | {settings} "
             f"| {each['parameters']:,} | {each['steps']:,} | {each['epochs']:.2f} | {each['bits_per_char']:.3f} |"
@@ -112,13 +141,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one case and write the page of all."""
     options = _options(arguments)
     base = load_config(options.config)
+    whole = ["chosen by `meari train`"] if options.chosen else [f"all of {options.config.name}"]
     record = {
         "corpus": base.corpus.name,
         "share": options.share,
         "minutes": options.minutes,
-        "settings": options.settings,
+        "settings": whole if options.chosen or options.written else options.settings,
     }
-    record |= measure(config_of(base, options.minutes, options.settings, options.share))
+    record |= measure(_case(base, options))
     record |= {"machine": describe_machine(torch.device("cpu"))}
     results = json.loads(options.results.read_text("utf-8")) if options.results.exists() else []
     results.append(record)
@@ -127,12 +157,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.write(json.dumps(record) + "\n")
 
 
+def _case(base: Config, options: argparse.Namespace) -> Config:
+    if not options.chosen and not options.written:
+        return config_of(base, options.minutes, options.settings, options.share)
+    chosen = chosen_config(base, options.minutes)
+    return chosen if options.chosen else written_config(base, chosen.training.max_minutes)
+
+
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="a TOML file, for its corpus and tokenizer")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--share", type=float, default=1.0, help="of the training text, from its beginning")
     parser.add_argument("--set", dest="settings", metavar="NAME=VALUE", action="append", default=[])
+    whole = parser.add_mutually_exclusive_group()
+    whole.add_argument("--chosen", action="store_true", help="train what `meari train` chooses for that corpus")
+    whole.add_argument("--written", action="store_true", help="train the config as it is, for as long as --chosen")
     parser.add_argument("--results", type=Path, default=Path("docs/benchmarks/minutes.json"))
     return parser.parse_args(arguments)
 

@@ -1,0 +1,66 @@
+"""Test the held-out losses by minutes: a chosen and a written config are compared on the same text and time."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.training.minutes import chosen_config, main, written_config
+from meari.models.config import load_config
+
+TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 sheep sleep; "
+WRITTEN = """
+name = "written"
+[corpus]
+name = "sheep"
+train = ["{folder}/train.txt"]
+validation = ["{folder}/validation.txt"]
+test = ["{folder}/validation.txt"]
+document = "line"
+[tokenizer]
+kind = "char"
+[model]
+family = "rnn"
+embedding_size = 8
+hidden_size = 16
+[training]
+steps = 100
+batch_size = 4
+chunk_length = 16
+learning_rate = 1e-2
+threads = 2
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "train.txt").write_text(f"{TEXT}\n" * 100)
+    (tmp_path / "validation.txt").write_text(f"{TEXT}\n" * 5)
+    (tmp_path / "written.toml").write_text(WRITTEN.format(folder=tmp_path))
+    return tmp_path / "written.toml"
+
+
+def test_written_config_keeps_its_model_and_ends_by_the_clock(file: Path) -> None:
+    base = load_config(file)
+    config = written_config(base, 0.5)
+    assert (config.model, config.training.batch_size) == (base.model, base.training.batch_size)
+    assert (config.training.schedule, config.training.max_minutes, config.training.threads) == ("clock", 0.5, 1)
+    assert not config.corpus.test
+
+
+def test_chosen_config_has_the_text_and_the_held_out_text_of_the_written_one(file: Path) -> None:
+    base = load_config(file)
+    config = chosen_config(base, 1.0)
+    assert (config.corpus.train, config.corpus.validation) == (base.corpus.train, base.corpus.validation)
+    assert (config.corpus.document, config.training.threads) == (base.corpus.document, 1)
+    assert config.model != base.model
+
+
+def test_both_are_measured_and_stand_on_the_page(file: Path, tmp_path: Path) -> None:
+    results = tmp_path / "minutes.json"
+    for option in ("--chosen", "--written"):
+        main([str(file), "--minutes", "0.02", option, "--results", str(results)])
+    chosen, written = json.loads(results.read_text("utf-8"))
+    assert (chosen["settings"], written["settings"]) == (["chosen by `meari train`"], ["all of written.toml"])
+    assert chosen["parameters"] != written["parameters"]
+    assert "| all of written.toml |" in results.with_suffix(".md").read_text("utf-8")
