@@ -9,9 +9,7 @@ import os
 import shlex
 import signal
 import sys
-import time
 import tomllib
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,14 +103,6 @@ def _read_setting(text: str) -> tuple[str, object]:
         return name.strip(), value.strip()
 
 
-def check_device_memory(config: Config) -> None:
-    """Raise TrainingError for a model that no memory holds."""
-    from meari.models.memory import check_memory
-    from meari.models.training.process import choose_device
-
-    check_memory(config, choose_device(config.training.device), num_processes=int(os.environ.get("WORLD_SIZE", "1")))
-
-
 @dataclass(frozen=True)
 class Training:
     """A training that is about to run.
@@ -158,31 +148,23 @@ class Training:
         """
         from rich.console import Console
 
-        from meari.models.check import check_files
         from meari.models.fields import to_toml
-        from meari.models.files import locked, write_file
-        from meari.models.training.display import NullDisplay, TensorBoardDisplay, make_display
-        from meari.models.training.hosts import claimed_hosts
+        from meari.models.training.display import NullDisplay, make_display
         from meari.models.training.process import choose_device
-        from meari.models.training.run import train
+        from meari.models.training.run import train_in_folder
         from meari.models.training.trainer import Ending
         from meari.models.training.workers import joined_workers
 
-        config, run, events, start = self.config, self.run, self.options.events, self.options.start
-        device = choose_device(config.training.device)
+        config, path, options = self.config, self.run.path, self.options
         toml = to_toml(config.to_tables()) if self.toml is None and self.is_own_config else self.toml
-        with ExitStack() as held, joined_workers(device, config.training.batch_size) as workers:
+        device = choose_device(config.training.device)
+        with joined_workers(device, config.training.batch_size) as workers:
             display = make_display(Console(stderr=as_json)) if workers.is_first else NullDisplay()
-            workers.first(lambda: check_files(config))
-            has_snapshot = held.enter_context(claimed_hosts(run.path, config, start, workers))
-            if toml is not None and workers.is_first:
-                write_file(run.toml, toml.encode())
-            if events is not None and workers.is_first:
-                held.enter_context(locked(events))
-                display = TensorBoardDisplay(events, display)
-            result = train(config, run, resume=has_snapshot, display=display, clock=time.monotonic, workers=workers)
+            result = train_in_folder(
+                config, path, options.start, display=display, toml=toml, events=options.events, workers=workers
+            )
             if result.ending is Ending.INTERRUPTED and workers.is_first:
-                command = shlex.join(["meari", self.verb, *self.options.again(self.paths)])
+                command = shlex.join(["meari", self.verb, *options.again(self.paths)])
                 click.echo(f"Interrupted after step {result.step}. Go on with:\n  {command}", err=as_json)
             return result if workers.is_first else None
 
@@ -193,7 +175,6 @@ def train_texts(
     """Plan, say what was chosen, and train."""
     training = plan_of(paths, options, verb=verb, as_json=as_json)
     training.check_apart()
-    check_device_memory(training.config)
     result = training.train(as_json=as_json)
     assert result is not None, "texts are trained on in one process"
     return training, result

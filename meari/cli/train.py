@@ -11,7 +11,6 @@ from meari.cli._training import (
     Training,
     TrainOptions,
     bundle_json,
-    check_device_memory,
     continue_option,
     end_if_interrupted,
     export,
@@ -134,10 +133,8 @@ def _train_texts(paths: list[str], options: TrainOptions, *, as_json: bool) -> N
 
 
 def _config(file: Path, options: TrainOptions) -> "Config":
-    """The config with what the options change in it. Raises ConfigError, and TrainingError for what no memory holds."""
+    """The config with what the options change in it. Raises ConfigError."""
     from meari.models.config import read_toml
     from meari.models.planning.planner import with_options
 
-    config = with_options(read_toml(file), options.own_settings(), str(file))
-    check_device_memory(config)
-    return config
+    return with_options(read_toml(file), options.own_settings(), str(file))

@@ -8,26 +8,21 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from meari.bundle_format.names import NAME_PATTERN, Family
-from meari.models.check import check_files
 from meari.models.config import Config
 from meari.models.errors import CheckpointError
 from meari.models.fields import to_toml
 from meari.models.file_uses import Use, check_apart, config_uses
-from meari.models.files import locked, write_file
-from meari.models.memory import check_memory
 from meari.models.planning.planner import Plan, plan, with_options
 from meari.models.planning.speed import measure_speed
 from meari.models.planning.tables import MachineSpeed
 from meari.models.text.facts import look_at
-from meari.models.training.display import Display, NullDisplay, TensorBoardDisplay
-from meari.models.training.process import choose_device
-from meari.models.training.run import TrainingResult, train
-from meari.models.training.run_folder import RunFolder, Start, claimed_run
+from meari.models.training.display import Display, NullDisplay
+from meari.models.training.run import TrainingResult, train_in_folder
+from meari.models.training.run_folder import RunFolder, Start
 
 DEFAULT_MINUTES = 5.0
 RUNS = Path("runs")
@@ -89,8 +84,8 @@ def train_text(
     events  folder for TensorBoard
     tell    called with each line that says what was chosen
 
-    Raises what `plan_text` and `meari.models.training.run.train` raise; FileConflict for a folder that holds a text,
-    FolderInUse for one that another process is writing to.
+    Raises what `plan_text` and `meari.models.training.run.train_in_folder` raise; FileConflict for a folder that holds
+    a text.
     """
     place = folder or RUNS / (name or name_of(paths))
     toml = None
@@ -104,18 +99,8 @@ def train_text(
         for line in (*planned.reasons, planned.expectation):
             tell(line)
     _check_places(config, place, events)
-    check_memory(config, choose_device(config.training.device))
-    check_files(config)
-    display = display or NullDisplay()
-    with ExitStack() as held:
-        run = held.enter_context(claimed_run(place, config, start))
-        if toml is not None:
-            write_file(run.toml, toml.encode())
-        if events is not None:
-            held.enter_context(locked(events))
-            display = TensorBoardDisplay(events, display)
-        result = train(config, run, resume=run.has_snapshot(), display=display, clock=time.monotonic)
-    return TextRun(config, run, result)
+    result = train_in_folder(config, place, start, display=display or NullDisplay(), toml=toml, events=events)
+    return TextRun(config, RunFolder(place), result)
 
 
 def _check_places(config: Config, folder: Path, events: Path | None) -> None:

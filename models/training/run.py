@@ -4,27 +4,32 @@ Input: a config and a run folder. Output: the filled folder, and a `TrainingResu
 """
 
 import json
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from meari.models.cells.esn import EchoStateNetwork
+from meari.models.check import check_files
 from meari.models.checkpoint import load_checkpoint
 from meari.models.choices import Readout
 from meari.models.config import Config, ReservoirConfig
 from meari.models.evaluation import evaluate
 from meari.models.figures import Figures, worse_than_guessing
-from meari.models.files import current_folder, write_file
+from meari.models.files import current_folder, locked, write_file
 from meari.models.memory import check_memory, memory_errors
 from meari.models.text.tokens import PreparedCorpus, prepare
-from meari.models.training.display import Display
+from meari.models.training.display import Display, TensorBoardDisplay
 from meari.models.training.history import read_history
+from meari.models.training.hosts import claimed_hosts
 from meari.models.training.process import StopRequest, choose_device, describe_machine, fast_torch, stop_on_signals
 from meari.models.training.report import write_report
 from meari.models.training.ridge_trainer import RidgeTrainer
-from meari.models.training.run_folder import RunFolder
+from meari.models.training.run_folder import RunFolder, Start
 from meari.models.training.snapshot import Progress
 from meari.models.training.streams import chunk_length
 from meari.models.training.trainer import Ending, Trainer
@@ -39,6 +44,37 @@ class TrainingResult:
     step: int
     stop: StopRequest
     figures: dict[str, Any] | None
+
+
+def train_in_folder(
+    config: Config,
+    folder: Path,
+    start: Start,
+    *,
+    display: Display,
+    toml: str | None = None,
+    events: Path | None = None,
+    workers: Workers = SINGLE_PROCESS,
+) -> TrainingResult:
+    """Train as `train` in a run folder, which is claimed meanwhile, together with all `workers`.
+
+    toml     the config as a file, which is kept in the folder
+    events   folder for TensorBoard
+
+    Raises also what the config's files and the device's memory do not bear, before the folder is touched, and
+    FolderInUse.
+    """
+    check_memory(config, choose_device(config.training.device), num_processes=workers.size)
+    workers.first(lambda: check_files(config))
+    run = RunFolder(folder)
+    with ExitStack() as held:
+        has_snapshot = held.enter_context(claimed_hosts(folder, config, start, workers))
+        if toml is not None and workers.is_first:
+            write_file(run.toml, toml.encode())
+        if events is not None and workers.is_first:
+            held.enter_context(locked(events))
+            display = TensorBoardDisplay(events, display)
+        return train(config, run, resume=has_snapshot, display=display, clock=time.monotonic, workers=workers)
 
 
 def train(

@@ -162,7 +162,7 @@ def test_interrupted_training_leaves_a_run_that_can_be_resumed(tmp_path: Path) -
     code = f"""
 import meari
 try:
-    meari.train({str(text)!r}, 1, folder={str(tmp_path / "run")!r}, settings={settings!r}, family="rnn")
+    meari.train({str(text)!r}, 60, folder={str(tmp_path / "run")!r}, settings={settings!r}, family="rnn")
 except KeyboardInterrupt as interrupt:
     print("ended:", interrupt)
 """
