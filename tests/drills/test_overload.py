@@ -163,7 +163,7 @@ def test_double_load_leaves_capacity_and_answers_soon(
     bodies = Bodies(drill.seed, KEYS[0] if has_keys else "")
     settings = {"api_keys": ",".join(KEYS)} if has_keys else {}
     with own_cpu(tmp_path, bundle, **settings) as (server, num_workers), Load(server.port) as load:
-        clients, seconds = CLIENTS * num_workers, drill.pick(1.0, 8.0)
+        clients, seconds = CLIENTS * num_workers, drill.pick(2.0, 8.0)
         loaded = Loaded(load, bodies, workers_of(server.process.pid), random.Random(drill.seed))
         loaded.closed(8, drill.pick(0.3, 2.0))
         full, busy, flooded = [loaded.closed(clients, seconds)], [], []

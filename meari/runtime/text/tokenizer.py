@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -79,7 +78,10 @@ class Encoded:
 
 
 class CharacterTable:
-    """Code point -> id: a tokenizer of characters, ten times as fast as the library."""
+    """Code point -> id: a tokenizer of characters, ten times as fast as the library.
+
+    The last entry stands for all code points behind it.
+    """
 
     def __init__(self, ids: npt.NDArray[np.int32]) -> None:
         self._ids = ids
@@ -94,17 +96,21 @@ class CharacterTable:
         found = (parts["normalizer"], parts["pre_tokenizer"], parts["post_processor"], parts["added_tokens"])
         if unknown is None or found != ({"type": "NFC"}, split, None, []):
             return None
-        ids = np.full(sys.maxunicode + 1, unknown, np.int32)
-        for entry, token in entries.items():
-            if len(entry) == 1:
-                ids[ord(entry)] = token
+        known = {ord(entry): token for entry, token in entries.items() if len(entry) == 1}
+        ids = np.full(max(known, default=0) + 2, unknown, np.int32)
+        ids[list(known)] = list(known.values())
         return cls(ids)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""
         normal = text if text.isascii() else _NFC.normalize_str(text)
-        ids: list[int] = self._ids[np.frombuffer(normal.encode("utf-32-le"), np.uint32)].tolist()
+        ids: list[int] = self._ids[_places_in(self._ids, normal)].tolist()
         return ids
+
+
+def _places_in(table: npt.NDArray[Any], text: str) -> npt.NDArray[np.uint32]:
+    """Return the place of each character in a table of code points."""
+    return np.minimum(np.frombuffer(text.encode("utf-32-le"), np.uint32), np.uint32(len(table) - 1))
 
 
 def _without_panics(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -147,14 +153,15 @@ class TextTokenizer:
         normal = nfc(text)
         if self.vocabulary.kind is not TokenizerKind.BPE:
             return len(normal)
-        return int(self._tokens_of[np.frombuffer(normal.encode("utf-32-le"), np.uint32)].sum())
+        return int(self._tokens_of[_places_in(self._tokens_of, normal)].sum())
 
     @functools.cached_property
     def _tokens_of(self) -> npt.NDArray[np.uint8]:
-        """Code point -> tokens of this character alone."""
-        counts = np.full(sys.maxunicode + 1, 4, np.uint8)
+        """Code point -> tokens of this character alone; the last entry stands for all code points behind it."""
+        known = [ord(text) for text in self.vocabulary.texts if len(text) == 1 and text != "\ufffd"]
+        counts = np.full(max([0x10000, *known]) + 2, 4, np.uint8)
         counts[:0x10000], counts[:0x800] = 3, 2
-        counts[[ord(text) for text in self.vocabulary.texts if len(text) == 1 and text != "\ufffd"]] = 1
+        counts[known] = 1
         counts[:0x80] = 1
         return counts
 
