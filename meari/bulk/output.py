@@ -260,7 +260,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Checkpoint], int]:
     return run, checkpoints, num_bytes
 
 
-def check_same(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+def check_same(path: Path | str, found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raise CannotResume if a run is not the one that `path` is of; the message names the differences."""
     differing = [
         f"{name}: got {expected.get(name)!r}, the run to resume had {found.get(name)!r}"

@@ -17,7 +17,7 @@ from meari.bulk.errors import BulkError
 from meari.bulk.lines import Chunk, LineCutter, Unpacker, refuse_other_kinds
 from meari.bulk.options import Share
 from meari.bulk.parquet import check_text_column, json_lines, open_parquet
-from meari.bulk.storage import absolute, fs_of, is_url, open_file
+from meari.bulk.storage import absolute, fs_of, is_url, names_below, open_file
 from meari.file_kinds import GZIP, HEAD_BYTES, PARQUET
 
 __all__ = ["File", "Inputs", "Partition", "chunks_of", "list_inputs", "numbered", "ranges_of", "survey"]
@@ -68,10 +68,11 @@ def _files_of(name: str) -> list[str]:
     # Of HTTP, a folder is a page of links: fsspec would read the whole of a file to look for some.
     is_file = name.startswith("http") and not name.endswith("/")
     if not is_file and fs.isdir(path):
-        inside = [fs.unstrip_protocol(one) for one in sorted(fs.find(path))]
-        files = [one for one in inside if one.lower().endswith(SUFFIXES) and not one.rpartition("/")[2].startswith(".")]
+        inside = [one for one in sorted(fs.find(path)) if one.lower().endswith(SUFFIXES)]
+        shown = [one for one in inside if not one.rpartition("/")[2].startswith(".")]
+        files = names_below(name, fs, path, shown)
     else:
-        files = [fs.unstrip_protocol(one) for one in sorted(fs.glob(path))] if "*" in name else [name]
+        files = names_below(name, fs, path, sorted(fs.glob(path))) if "*" in name else [name]
     if not files:
         raise BulkError(f"{name}: got no file that ends in {', '.join(SUFFIXES)}, expected some")
     return files

@@ -133,7 +133,7 @@ def _job(files: Sequence[File], options: AnyOptions, plan: RayPlan, earlier: Job
     """Return the job: the earlier one if it is the same, else a new one whose lines are counted."""
     settings = plain({**settings_of(options, None), "suffix": plan.suffix, **files_digest(files)})
     if earlier is not None:
-        check_same(Path(plan.output) / JOB, plain(earlier.run), settings)
+        check_same(Folder(plan.output).path(JOB), plain(earlier.run), settings)
         return earlier
     like = read_job(Folder(plan.like)).partitions if plan.like else None
     return Job(FORMAT, settings, list(files), like or _counted(files, plan.partition_bytes, cluster))

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
 from meari.bulk.errors import BulkError
 
-__all__ = ["Folder", "absolute", "fs_of", "is_url", "open_file"]
+__all__ = ["Folder", "absolute", "fs_of", "is_url", "join", "names_below", "open_file"]
 
 
 def is_url(name: str) -> bool:
@@ -40,6 +41,35 @@ def absolute(name: str) -> str:
     return name if is_url(name) else str(Path(name).absolute())
 
 
+def join(name: str, *below: str) -> str:
+    """Return the path or URL of something in a folder, or that of the folder, without slashes at its end.
+
+    The root of a file system keeps its own: `/`, `hdfs:///`, `memory://`.
+    """
+    scheme, separator, rest = name.rpartition("://")
+    folder = scheme + separator + (rest.rstrip("/") or rest[:1])
+    gap = "/" if below and folder and not folder.endswith("/") else ""
+    return folder + gap + "/".join(below)
+
+
+def names_below(name: str, fs: Any, path: str, found: Iterable[str]) -> list[str]:
+    """Return the URLs of files that were found by a URL, with all that it says of their place: host, user, archive.
+
+    name   URL of a folder or pattern, perhaps of links that `::` joins
+    path   its name in the file system
+    found  names of files in the file system
+    """
+    links = name.split("::")
+    for number, link in enumerate(links):
+        scheme, separator, _ = link.partition("://")
+        before, _, after = link.rpartition(path) if path else (scheme + separator, "", "")
+        if "://" in before and (not after.strip("/") or after.startswith("?")):
+            return [
+                "::".join([*links[:number], before + one + after.strip("/"), *links[number + 1 :]]) for one in found
+            ]
+    return [fs.unstrip_protocol(one) for one in found]
+
+
 def fs_of(name: str) -> tuple[Any, str]:
     """Return the file system of a path or URL, and the name in it. Raises BulkError."""
     try:
@@ -57,7 +87,7 @@ class Folder:
     """The output of a job, a local folder or a URL."""
 
     def __init__(self, name: str) -> None:
-        self.name = absolute(name.rstrip("/"))
+        self.name = absolute(join(name))
 
     @cached_property
     def is_local(self) -> bool:
@@ -66,7 +96,7 @@ class Folder:
 
     def path(self, *names: str) -> str:
         """Return the path or URL of a file in it."""
-        return "/".join((self.name, *names))
+        return join(self.name, *names)
 
     def clear(self, *below: str) -> None:
         """Remove a file or folder of it, or all of it."""

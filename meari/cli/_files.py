@@ -5,9 +5,7 @@ Input: the files that options name. Output: nothing, or a UsageError. Must not k
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import click
 
@@ -15,15 +13,7 @@ from meari.models import file_uses
 from meari.models.errors import FileConflict
 from meari.models.file_uses import STREAMS, Use, config_uses
 
-__all__ = ["STREAMS", "Use", "as_url", "check_apart", "config_uses"]
-
-
-def as_url(path: Path) -> str:
-    """Return a path as it was given: one that was a URL has lost slashes."""
-    scheme, colon, rest = str(path).partition(":/")
-    if not colon or not re.fullmatch("[a-z][a-z0-9+.-]+", scheme):
-        return str(path)
-    return f"{scheme}:///{rest}" if scheme == "file" else f"{scheme}://{rest}"
+__all__ = ["STREAMS", "Use", "check_apart", "config_uses"]
 
 
 def check_apart(reads: Iterable[Use], writes: Sequence[Use]) -> None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from meari.cli._bulk import ModelFacts, check_names, columns_of, format_of, input_names, uses, work_options
-from meari.cli._files import Use, as_url, check_apart
+from meari.cli._files import Use, check_apart
 from meari.cli._run_options import RunOptions
 from meari.cli._target import Target
 
@@ -116,21 +117,23 @@ def suffix_of(names: Sequence[str], run: RunOptions) -> str:
 
 
 def _checked(names: Sequence[str], target: Target, run: RunOptions, suffix: str) -> str:
-    """Return the output. Raises UsageError for options that do not fit."""
+    """Return the output without slashes at its end. Raises UsageError for options that do not fit."""
+    from meari.bulk.storage import is_url, join
+
     if target.server is not None:
         raise click.UsageError(f"--server: got {target.server} with --engine ray, expected a bundle for the actors")
     if "-" in names:
         raise click.UsageError("-: got standard input with --engine ray, expected files: parts are read in any order")
     if run.output is None:
         raise click.UsageError("--output: missing, expected -o DIR, a folder or URL for the parts of the output")
-    if run.output.is_file():
+    folder = Path(run.output)
+    if not is_url(run.output) and folder.is_file():
         raise click.UsageError(f"--output: got {run.output}, a file, expected a folder for the parts of the output")
     if run.resume and run.overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
-    output = as_url(run.output)
-    if "://" not in output:
-        there = next(folder for folder in (run.output, *run.output.absolute().parents) if folder.is_dir())
+    if not is_url(run.output):
+        there = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
         part = there / f"part-00000{suffix}"  # stands for those further below, in folders that are not there yet
         reads = uses("FILE", [name for name in names if "://" not in name])
-        check_apart(reads, [Use("--output", path) for path in (run.output, part)])
-    return output
+        check_apart(reads, [Use("--output", path) for path in (folder, part)])
+    return join(run.output)

@@ -50,7 +50,7 @@ RUN_OPTIONS = (
         "-o",
         "--output",
         metavar="FILE",
-        type=click.Path(path_type=Path),
+        type=click.Path(),
         help="Output file; FILE.progress beside it records the progress. With meari[parquet] FILE.parquet is Parquet.  "
         "[standard output]",
     ),
@@ -98,12 +98,15 @@ RUN_OPTIONS = (
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of a run."""
+    """The options of a run.
+
+    output  a file; with --engine ray a folder or URL, which a `Path` would take slashes from
+    """
 
     input_format: str
     field: str
     prefix: str
-    output: Path | None
+    output: str | None
     resume: bool
     overwrite: bool
     skip_bad: bool
@@ -128,10 +131,15 @@ class RunOptions:
             )
         if self.partition_mb is not None and self.engine != "ray":
             raise click.UsageError(f"--partition-mb: got {self.partition_mb} without --engine ray, expected none")
-        if self.output is not None and self.output.is_dir():
+        if self.output_file is not None and self.output_file.is_dir():
             raise click.UsageError(f"--output: got {self.output}, a folder, expected a file")
         if self.summary is not None and (self.summary.is_dir() or not self.summary.absolute().parent.is_dir()):
             raise click.UsageError(f"--summary: got {self.summary}, expected a file in a folder that exists")
+
+    @property
+    def output_file(self) -> Path | None:
+        """The output of a run without Ray."""
+        return None if self.output is None else Path(self.output)
 
     @property
     def skips_bad(self) -> bool:
@@ -148,7 +156,7 @@ class RunOptions:
     @property
     def writes_parquet(self) -> bool:
         """True if the output is a Parquet file."""
-        return self.output is not None and self.output.suffix.lower() == PARQUET
+        return self.output_file is not None and self.output_file.suffix.lower() == PARQUET
 
     @property
     def needs_lines(self) -> list[str]:
@@ -169,12 +177,13 @@ class RunOptions:
     def check_files(self, reads: Iterable[Use]) -> None:
         """Raise UsageError if a file would be written that another option reads or writes."""
         stdout, stderr = STREAMS
-        writes = [stdout] if self.output is None else [Use("--output", self.output)]
-        if self.output is not None and (self.output.is_file() or not self.output.exists()):
+        output = self.output_file
+        writes = [stdout] if output is None else [Use("--output", output)]
+        if output is not None and (output.is_file() or not output.exists()):
             from meari.bulk.output import journal_paths
             from meari.bulk.run import rows_of
 
-            rows = rows_of(self.output) if self.writes_parquet else self.output
+            rows = rows_of(output) if self.writes_parquet else output
             writes += [Use("the rows of --output", rows)] if self.writes_parquet else []
             writes += [Use("the progress of --output", path) for path in journal_paths(rows)]
         writes += [] if self.summary is None else [Use("--summary", self.summary)]
@@ -190,7 +199,7 @@ class RunOptions:
             progress = sys.stderr.isatty() and (self.output is not None or not sys.stdout.isatty())
         jobs = self.jobs or (granted_cpus() if remote is None else REMOTE_REQUESTS)
         return RunPlan(
-            self.output,
+            self.output_file,
             jobs,
             resume=self.resume,
             overwrite=self.overwrite,

@@ -19,7 +19,7 @@ from meari.cli._bulk import (
     uses,
     work_options,
 )
-from meari.cli._files import Use, as_url
+from meari.cli._files import Use
 from meari.cli._options import Choice, echo_json, json_option, packed
 from meari.cli._run_options import RUN_OPTIONS, RunOptions
 from meari.cli._tables import shown
@@ -67,7 +67,7 @@ FILTER_OPTIONS = (
     click.option(
         "--thresholds",
         metavar="FILE",
-        type=click.Path(path_type=Path),
+        type=click.Path(),
         help="Take the thresholds of an earlier run.",
     ),
     click.option(
@@ -90,7 +90,7 @@ class FilterOptions:
     head: float | None
     middle: float | None
     reference: str | None
-    thresholds: Path | None
+    thresholds: str | None
     end: bool | None
 
     def __post_init__(self) -> None:
@@ -132,9 +132,9 @@ def command(files: tuple[str, ...], target: Target, options: FilterOptions, run:
         raise click.UsageError("--no-text: got it, expected none: the scores never repeat the text")
     with endings():
         if run.engine == "ray":
-            counts, thresholds = _filter_on_ray(files, target, options, run, run.output)
+            counts, thresholds = _filter_on_ray(files, target, options, run)
         else:
-            counts, thresholds = _filter(files, target, options, run, run.output)
+            counts, thresholds = _filter(files, target, options, run, Path(run.output))
         _tell(counts, thresholds, run, as_json=as_json)
 
 
@@ -157,7 +157,7 @@ def _filter(
         paths, by = _score(partial(_score_here, names, options=options, reads=reads), target, options, own, ".tsv")
         return Scores(paths, run.prefix + options.by), by
 
-    scores, by = score(names, replace(run, output=folder / "scores"))
+    scores, by = score(names, replace(run, output=str(folder / "scores")))
     thresholds = _thresholds(scores, by, options, lambda own: score([str(options.reference)], own)[0], run)
     thresholds.write(folder / "thresholds.json")
     if suffix == ".parquet":
@@ -169,26 +169,27 @@ def _filter(
 
 
 def _filter_on_ray(
-    files: Sequence[str], target: Target, options: FilterOptions, run: RunOptions, folder: Path
+    files: Sequence[str], target: Target, options: FilterOptions, run: RunOptions
 ) -> tuple[dict[str, int], Thresholds]:
     """Sort the lines into parts of partitions; see `_filter`."""
     from meari.bulk.filtering import PARTS
     from meari.bulk.ray_filter import RayScores, split_on_ray
+    from meari.bulk.storage import join
     from meari.cli._ray import open_cluster, output_of_filter, suffix_of
 
     suffix = suffix_of(files, run)
     output = output_of_filter([*files, *filter(None, [options.reference])], target, run, suffix)
-    own = replace(run, resume=True, overwrite=False)  # jobs in the folder, which has been checked
+    own = replace(run, output=output, resume=True, overwrite=False)  # jobs in the folder, which has been checked
     with open_cluster(run) as cluster:
 
         def score(names: Sequence[str], own: RunOptions) -> tuple[RayScores, Criterion]:
             folders, by = _score(partial(_score_on_ray, names, options=options), target, options, own, "")
             return RayScores(cluster, folders, run.prefix + options.by), by
 
-        scores, by = score(files, replace(own, output=folder / "scores"))
+        scores, by = score(files, replace(own, output=join(output, "scores")))
         thresholds = _thresholds(scores, by, options, lambda own: score([str(options.reference)], own)[0], own)
         counts = split_on_ray(thresholds, scores, output, suffix)
-    names = [f"{output}/parts/{part}" for part in PARTS]
+    names = [join(output, "parts", part) for part in PARTS]
     return dict(zip([*names, LEFT_OUT], counts, strict=True)), thresholds
 
 
@@ -201,13 +202,14 @@ def _thresholds(
 ) -> Thresholds:
     """Return the thresholds of an earlier run, or those of the reference."""
     from meari.bulk.filtering import Thresholds, find_thresholds
+    from meari.bulk.storage import join
 
     if options.thresholds is not None:
-        return Thresholds.read(as_url(options.thresholds), by)
+        return Thresholds.read(options.thresholds, by)
     if options.reference is not None:
         assert run.output is not None
         field = "" if _is_text(options.reference) else run.field
-        scores = score_reference(replace(run, output=run.output / "reference", field=field))
+        scores = score_reference(replace(run, output=join(run.output, "reference"), field=field))
     return find_thresholds(scores, by, *options.shares)
 
 
@@ -249,13 +251,13 @@ def _score(
 
     models = [target.model] if options.against is None else [target.model, options.against]
     assert run.output is not None
-    outputs = [run.output.with_name(run.output.name + more + suffix) for more in ("", AGAINST)][: len(models)]
+    outputs = [run.output + more + suffix for more in ("", AGAINST)][: len(models)]
     hashes, has_ends = [], False
     for model, output in zip(models, outputs, strict=True):
         digest, has_ends = once(replace(target, model=model), replace(run, output=output, summary=None))
         hashes.append(digest)
     by = Criterion(figure=options.by, model=hashes[0], against="".join(hashes[1:]), add_end=has_ends)
-    return tuple(map(as_url, outputs)), by
+    return tuple(outputs), by
 
 
 def _score_here(
@@ -268,7 +270,7 @@ def _score_here(
     from meari.bundle_format.reader import read_manifest
 
     assert run.output is not None
-    run = replace(run, resume=run.resume and run.output.exists())
+    run = replace(run, resume=run.resume and Path(run.output).exists())
     source = Source(names, tells_files=len(names) > 1)
     common, plan, facts = work_options(target, run, reads, format_of(run, source), "tsv")
     scoring = msgspec.structs.replace(_scoring(common, facts, options), with_file=len(names) > 1)
@@ -282,8 +284,8 @@ def _score_on_ray(names: Sequence[str], target: Target, run: RunOptions, *, opti
     from meari.cli._ray import run_with_ray
 
     assert run.output is not None
-    first = run.output.with_name(run.output.name.removesuffix(AGAINST))
-    like = "" if first == run.output else as_url(first)
+    first = run.output.removesuffix(AGAINST)
+    like = "" if first == run.output else first
     make = partial(_scoring, options=options)
     _, scoring, _ = run_with_ray(names, target, run, "tsv", make, to_parquet=False, carries_fields=False, like=like)
     return read_manifest(Path(scoring.bundle))[1], scoring.add_end

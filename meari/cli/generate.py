@@ -24,7 +24,6 @@ from meari.cli._bulk import (
     uses,
     work_options,
 )
-from meari.cli._files import as_url
 from meari.cli._options import Choice, json_option, packed
 from meari.cli._run_options import RUN_OPTIONS, RunOptions
 from meari.cli._tables import shown
@@ -243,7 +242,7 @@ def _many_with_ray(
     seed = request.seed
     if seed is msgspec.UNSET:
         seed = secrets.randbits(53)
-        seed = seed_of_job(as_url(run.output), seed) if run.resume and run.output is not None else seed
+        seed = seed_of_job(run.output, seed) if run.resume and run.output is not None else seed
     assert isinstance(seed, int)
 
     def options_of(common: dict[str, Any], _: object) -> GenerateOptions:
@@ -285,7 +284,10 @@ def _one(prompt: str, request: GenerateRequest, target: Target, output_format: O
     request = msgspec.structs.replace(request, prompt=prompt, seed=seed)
     run.check_files(bundle_uses(target))
     note_usage = (lambda _: None) if run.quiet else _tell_unknown
-    with closing(Output(run.output)) as output, closing(_pieces(request, target, output_format, note_usage)) as pieces:
+    with (
+        closing(Output(run.output_file)) as output,
+        closing(_pieces(request, target, output_format, note_usage)) as pieces,
+    ):
         first = next(pieces)  # this opens the bundle: if that fails, an output file is not touched
         output.start_at(0, 0)
         for piece in chain([first], pieces):

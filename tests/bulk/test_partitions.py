@@ -12,12 +12,16 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import click
+import fsspec
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.utils import infer_storage_options
 
 from meari.bulk.backends import open_local
 from meari.bulk.commits import Commit, commit, commits_of, score_parts
@@ -25,7 +29,8 @@ from meari.bulk.errors import BadLine, BulkError
 from meari.bulk.options import SCORE_SHARE, ScoreOptions
 from meari.bulk.partitions import Partition, chunks_of, list_inputs, numbered, ranges_of, survey
 from meari.bulk.score import ScoreWork
-from meari.bulk.storage import Folder
+from meari.bulk.storage import Folder, join, names_below
+from meari.cli.main import group
 from tests.bulk.command import meari
 
 LINES = [b"ab\n", b"\n", b"c" * 40 + b"\n", b"dd\r\n", "é한\n".encode(), b"\n", b"last"]
@@ -122,8 +127,6 @@ def test_server_that_sends_whole_files_alone_is_refused(tmp_path: Path) -> None:
 
 
 def test_url_of_any_file_system_is_read_and_written(bundles: Path, tmp_path: Path) -> None:
-    from fsspec.implementations.memory import MemoryFileSystem
-
     memory = MemoryFileSystem()
     memory.pipe("/corpus/b.txt", b"cd\n")
     memory.pipe("/corpus/a.txt", b"ab\n" * 8)
@@ -139,6 +142,94 @@ def test_url_of_any_file_system_is_read_and_written(bundles: Path, tmp_path: Pat
     records = [json.loads(line) for line in memory.cat("/out/parts/part-00001.jsonl").splitlines()]
     assert [record["line"] for record in records] == [5, 6, 7, 8]
     assert commits_of(folder) == {1: done}
+
+
+class FileSystemOfHosts(MemoryFileSystem):  # type: ignore[misc]
+    """Files of several hosts by URLs as those of HDFS: an empty host is one of its own."""
+
+    protocol = "hosts"
+    stores: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def __init__(self, host: str = "", **more: Any) -> None:
+        super().__init__(**more)
+        self.store, self.pseudo_dirs = self.stores.setdefault(host, {}), [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        own = infer_storage_options(path)["path"] if "://" in path else path
+        return str(MemoryFileSystem._strip_protocol(own))
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, str]:
+        return {"host": infer_storage_options(path).get("host", "")}
+
+
+@pytest.fixture
+def stores() -> Iterator[dict[str, dict[str, Any]]]:
+    fsspec.register_implementation("hosts", FileSystemOfHosts, clobber=True)
+    yield FileSystemOfHosts.stores
+    FileSystemOfHosts.stores.clear()
+    FileSystemOfHosts.clear_instance_cache()
+
+
+HOSTS = [("hosts:///", ""), ("hosts:///deep/", ""), ("hosts://one", "one"), ("hosts://one:99/deep/er", "one")]
+
+
+@pytest.mark.parametrize(("url", "host"), HOSTS)
+def test_files_of_a_url_stay_on_its_host_even_on_an_empty_one(
+    stores: dict[str, dict[str, Any]], url: str, host: str
+) -> None:
+    Folder(url).write(b"ab\n", "in", "a.txt")
+    folder = Folder(join(url, "in"))
+    folder.write(b"cd\n", "b.txt")
+    assert {name for name, files in stores.items() if files} == {host}
+    names = [join(url, "in", name) for name in ("a.txt", "b.txt")]
+    assert sorted(folder.names()) == ["a.txt", "b.txt"]
+    for given in (join(url, "in"), join(url, "in") + "/", join(url, "in", "*.txt")):
+        found = partitions_of(given, size=100)
+        assert [one.name for one in found] == names
+        assert b"".join(map(lines_in, found)) == b"ab\ncd\n"
+    Folder(url).clear()
+    assert Folder(url).names() == []
+
+
+def test_output_given_as_a_url_keeps_its_slashes(stores: dict[str, dict[str, Any]], bundles: Path) -> None:
+    Folder("hosts:///out").write(b"{}", "job.json")
+    Folder("hosts:///out").write(b"{}", "scores", "job.json")
+    Folder("hosts:///").write(b"ab\n", "in.txt")
+    for words in (["score", "hosts:///in.txt"], ["filter", "hosts:///in.txt", "--model", "letters"]):
+        command = [*words, "--engine", "ray", "--bundles", str(bundles), "-o", "hosts:///out/", "-q"]
+        with pytest.raises((BulkError, click.ClickException), match="hosts:///out: holds a job"):
+            group(command, standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "below", "expected"),
+    [
+        ("hdfs:///", (), "hdfs:///"),
+        ("hdfs:///", ("a", "b"), "hdfs:///a/b"),
+        ("hdfs://host//", ("a",), "hdfs://host/a"),
+        ("memory://", ("a",), "memory://a"),
+        ("s3://bucket/a/", (), "s3://bucket/a"),
+        ("/", ("a",), "/a"),
+        ("", ("a",), "a"),
+        ("a/", ("b",), "a/b"),
+    ],
+)
+def test_names_are_joined_to_the_root_of_a_file_system_as_well(
+    name: str, below: tuple[str, ...], expected: str
+) -> None:
+    assert join(name, *below) == expected
+
+
+def test_files_are_found_by_a_chain_of_urls(stores: dict[str, dict[str, Any]]) -> None:
+    Folder("hosts://one/in").write(b"ab\n", "a.txt")
+    [found] = partitions_of("simplecache::hosts://one/in", size=100)
+    assert found.name == "simplecache::hosts://one/in/a.txt"
+    assert lines_in(found) == b"ab\n"
+    names = names_below("zip://deep/*.txt::s3://b/in.zip", None, "deep/*.txt", ["deep/a.txt"])
+    assert names == ["zip://deep/a.txt::s3://b/in.zip"]
+    assert names_below("zip://::s3://b/in.zip", None, "", ["a.txt"]) == ["zip://a.txt::s3://b/in.zip"]
 
 
 def commit_one(bundles: Path, partition: Partition, folder: Folder, **options: Any) -> Commit:

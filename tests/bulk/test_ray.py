@@ -127,7 +127,7 @@ def test_urls_are_read_and_written(bundles: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("b.txt", "a.txt"):
         (tmp_path / "in" / name).write_text("\n".join(corpus(30)) + "\n", "utf-8")
-    on_ray("score", f"file://{tmp_path}/in", "--bundles", bundles, "--no-text", "-o", f"file://{tmp_path}/out")
+    on_ray("score", f"file://{tmp_path}/in", "--bundles", bundles, "--no-text", "-o", f"local://{tmp_path}/out/")
     found = records(joined(tmp_path / "out"))
     assert [(record["file"], record["line"]) for record in found] == [
         (f"file://{tmp_path}/in/{name}", line) for name in ("a.txt", "b.txt") for line in range(1, 33)
