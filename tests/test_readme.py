@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from meari.models.config import load_config
+from tests import forked
 from tests.patience import PATIENCE
 from tests.service.running import Server, clean_environment, events, running_server
 
@@ -56,10 +57,7 @@ def test_bulk_examples_run_in_order(tmp_path: Path) -> None:
     environment = clean_environment(bundles=ROOT / "bundles") | {"PYTHONPATH": str(ROOT)}
     assert len(VERBS) > 4
     for line in VERBS:
-        command = [sys.executable, "-m", "meari.cli.main", *shlex.split(line)]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, check=False, capture_output=True, timeout=PATIENCE
-        )
+        done = forked.run(shlex.split(line), cwd=tmp_path, env=environment)
         assert done.returncode == 0, (line, done.stderr)
         assert done.stdout or "-o" in line
     assert len((tmp_path / "scores.jsonl").read_text("utf-8").splitlines()) == 3

@@ -6,6 +6,7 @@ Input: files, options. Output: a run folder, a bundle, what was measured. Must n
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import signal
 import sys
@@ -163,6 +164,13 @@ class Training:
             result = train_in_folder(
                 config, path, options.start, display=display, toml=toml, events=options.events, workers=workers
             )
+            first_host = workers.sent(platform.node().encode(), 0).decode()
+            if workers.owns_folder:
+                click.echo(
+                    f"process {workers.rank} of {workers.size} writes best/, last/ and the history to {path} as "
+                    f"well; figures and report are on {first_host}, the host of the first process",
+                    err=as_json,
+                )
             if result.ending is Ending.INTERRUPTED and workers.is_first:
                 command = shlex.join(["meari", self.verb, *options.again(self.paths)])
                 click.echo(f"Interrupted after step {result.step}. Go on with:\n  {command}", err=as_json)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.patience import PATIENCE
+from tests import forked
 from tests.service.running import ROOT, clean_environment
 
 RELEASED = ROOT / "bundles"
@@ -21,10 +21,7 @@ def arguments(*words: object) -> list[str]:
 def meari(*words: object, stdin: str | bytes = b"", **settings: object) -> subprocess.CompletedProcess[bytes]:
     """Run a verb, with these settings of the service, and return its result."""
     data = stdin.encode() if isinstance(stdin, str) else stdin
-    environment = clean_environment(**settings)
-    return subprocess.run(
-        arguments(*words), input=data, cwd=ROOT, env=environment, capture_output=True, check=False, timeout=PATIENCE
-    )
+    return forked.run(words, stdin=data, env=clean_environment(**settings))
 
 
 def started(*words: object) -> subprocess.Popen[bytes]:

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from meari.cli.main import group
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = ("torch", "rich", "onnx", "scipy", "matplotlib", "safetensors", "models", "export", "flask", "gunicorn")
@@ -53,9 +54,7 @@ def test_words_is_a_flag_or_takes_a_method(words: list[str], found: list[str], t
     (tmp_path / "text.txt").write_text("ab cd.\n")
     own = [str(tmp_path / "text.txt") if word == "TEXT" else word for word in words]
     arguments = ["score", *own, "--no-end", "--quiet", "--bundles", str(ROOT / "bundles" / "shakespeare-rnn")]
-    done = subprocess.run(
-        [sys.executable, "-m", "meari.cli.main", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = forked.run(arguments)
     assert [word["text"] for word in json.loads(done.stdout)["words"]] == found
 
 

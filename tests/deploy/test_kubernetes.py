@@ -27,7 +27,7 @@ from meari.bundle_format.folders import find_bundles
 from meari.cli.train import command as train_command
 from meari.client.download import is_hash, split_hash
 from meari.service.settings import SETTINGS, load_settings
-from tests.patience import PATIENCE
+from tests import forked
 from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import ROOT, clean_environment
 
@@ -411,7 +411,7 @@ def test_init_container_fetches_a_bundle_into_the_shared_volume(tmp_path: Path) 
         url = f"{address}/tiny.zip#sha256={hashlib.sha256(archive.read_bytes()).hexdigest()}"
         for said in ("is now in", "was already in"):
             done = run_meari(*command, url)
-            assert (done.returncode, said in done.stdout) == (0, True), done.stderr
+            assert (done.returncode, said in done.stdout.decode()) == (0, True), done.stderr
     assert find_bundles(tmp_path / "volume").folders.keys() == {"tiny"}
 
 
@@ -426,11 +426,8 @@ def http_server(folder: Path) -> Iterator[str]:
         thread.join()
 
 
-def run_meari(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "meari.cli.main", *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False, timeout=PATIENCE
-    )
+def run_meari(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return forked.run(arguments, env=clean_environment())
 
 
 def test_replicas_are_set_by_one_side_only(manifests: list[Manifest]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from meari.models.config import Config
+from meari.models.text.tokens import PreparedCorpus
+from meari.models.training import run as run_module
 from meari.models.training.run import train
 from meari.models.training.run_folder import Start, open_run
 from tests.models.training.tiny_runs import Clock, StopAt, chain_text, contents, read_json, run_training, tiny_config
@@ -23,6 +26,7 @@ from tests.patience import PATIENCE
 from tests.service.running import free_port
 
 RUN = Path("runs") / "tiny"
+PREPARED = "prepared.log"
 
 
 @dataclass(frozen=True)
@@ -111,19 +115,78 @@ def await_snapshot(hosts: Sequence[Host]) -> Path:
         time.sleep(0.02)
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    return tiny_config(tmp_path, steps=300, evaluate_every=30)
+@dataclass(frozen=True)
+class Calm:
+    """An undisturbed run on two hosts: its config, the working folders, the outputs."""
+
+    config: Config
+    folders: Sequence[Path]
+    outputs: Sequence[str]
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Calm:
+    """Train on two hosts that note in PREPARED when they prepare the corpus."""
+    folder = tmp_path_factory.mktemp("calm")
+    config = tiny_config(folder, steps=300, evaluate_every=30)
+    folders = with_corpus([folder / "a", folder / "b"])
+    ends = trained_on_hosts(with_relative_corpus(config), folders, prepare=note_preparations)
+    output_of(ends)
+    return Calm(config, folders, [shown for _, shown in ends])
+
+
+def note_preparations() -> None:
+    """Note the beginning and the end of this host's preparation; give the others half a second to begin theirs."""
+    module = vars(run_module)
+    real, number, noted = module["prepare"], os.environ["RANK"], Path.cwd().parent / PREPARED
+
+    def note(what: str) -> None:
+        with noted.open("a") as file:
+            file.write(f"{number} {what}\n")
+
+    def prepare(config: Config, folder: Path) -> PreparedCorpus:
+        note("begins")
+        until = time.monotonic() + 0.5
+        while noted.read_text().count("begins") < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        prepared: PreparedCorpus = real(config, folder)
+        note("ends")
+        return prepared
+
+    module["prepare"] = prepare
+
+
+def test_hosts_with_their_own_folders_encode_one_after_the_other(calm: Calm) -> None:
+    noted = (calm.folders[0].parent / PREPARED).read_text().splitlines()
+    assert noted == ["0 begins", "0 ends", "1 begins", "1 ends"]
+    tokens = [contents(folder / RUN / "tokens") for folder in calm.folders]
+    assert tokens[0]
+    assert tokens[0] == tokens[1]
+
+
+def test_figures_stay_on_the_host_of_the_first_process_and_the_other_one_says_where(calm: Calm) -> None:
+    first, other = calm.outputs
+    assert first.count("Preparing the corpus") == 1
+    assert "Training finished after step 300; run folder runs/tiny" in first
+    assert "validation: " in first
+    assert other == (
+        f"process 1 of 2 writes best/, last/ and the history to {RUN} as well; figures and report are on "
+        f"{platform.node()}, the host of the first process\n"
+    )
+    there = [{path.name for path in (folder / RUN).iterdir()} for folder in calm.folders]
+    assert there[0] - there[1] == {"figures.json", "report.png"}
+    assert there[1] >= {"best", "last", "history.jsonl", "tokens"}
+    assert weights(calm.folders[0] / RUN) == weights(calm.folders[1] / RUN)
+    histories = [(folder / RUN / "history.jsonl").read_text().splitlines() for folder in calm.folders]
+    assert [len(history) for history in histories] == [300 + 10] * 2
 
 
 def test_killed_process_is_started_again_and_the_run_ends_with_the_bits_of_an_undisturbed_one(
-    config: Config, tmp_path: Path
+    calm: Calm, tmp_path: Path
 ) -> None:
-    calm = with_corpus([tmp_path / "a", tmp_path / "b"])
-    shown = output_of(trained_on_hosts(with_relative_corpus(config), calm))
-    assert shown.count("Preparing the corpus") == 1
+    config = calm.config
     run_training(config, tmp_path / "one", clock=Clock(1e-3))
-    assert_same_run(written(calm), tmp_path / "one")
+    assert_same_run(written(calm.folders), tmp_path / "one")
 
     disturbed = started(config, [tmp_path / "c", tmp_path / "d"])
     writer = await_snapshot(disturbed)
@@ -133,7 +196,7 @@ def test_killed_process_is_started_again_and_the_run_ends_with_the_bits_of_an_un
     shown = output_of([host.ended() for host in disturbed])
     assert shown.count("Preparing the corpus") >= 2, "started again"
     run = written([host.folder for host in disturbed])
-    assert weights(run) == weights(written(calm))
+    assert weights(run) == weights(written(calm.folders))
     assert len((run / "history.jsonl").read_text().splitlines()) == 300 + 10
 
 

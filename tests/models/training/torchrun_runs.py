@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -44,17 +44,20 @@ def _toml(value: object) -> str:
     return str(value)
 
 
-def trained_on_hosts(config: Config, folders: Sequence[Path], *options: str) -> list[tuple[int, str]]:
+def trained_on_hosts(
+    config: Config, folders: Sequence[Path], *options: str, prepare: Callable[[], None] | None = None
+) -> list[tuple[int, str]]:
     """Train in a process for each folder, its working folder, over TCP; return exit codes and outputs.
 
-    The processes have the environment that torchrun would give to one of each host.
+    The processes have the environment that torchrun would give to one of each host. `prepare` is called in each, in
+    its working folder, before the command.
     """
     settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(len(folders))}
     processes = []
     for rank, folder in enumerate(folders):
         path = write_toml(config, folder / "tiny.toml")
         own = settings | {"RANK": str(rank), "LOCAL_RANK": "0"}
-        process = forkserver.Process(target=_train, args=(folder, own, [path.name, *options]))
+        process = forkserver.Process(target=_train, args=(folder, own, [path.name, *options], prepare))
         process.start()
         processes.append(process)
     for process in processes:
@@ -67,13 +70,15 @@ def trained_on_hosts(config: Config, folders: Sequence[Path], *options: str) -> 
     ]
 
 
-def _train(folder: Path, settings: dict[str, str], words: list[str]) -> None:
+def _train(folder: Path, settings: dict[str, str], words: list[str], prepare: Callable[[], None] | None) -> None:
     os.chdir(folder)
     log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(settings)
     sys.argv = ["meari", "train", *words]
+    if prepare is not None:
+        prepare()
     main()
 
 
