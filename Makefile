@@ -17,7 +17,7 @@ BASE ?= $(if $(filter 0,$(shell $(DOCKER) image inspect --format '{{len .RepoDig
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
-PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile
+PARALLEL := --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # Every file is compared with its hash, and nothing is built: building would run tools that no lock file names. torch is
 # apart (requirements/lock.sh says why); builds for GPUs declare libraries that no lock file lists.

@@ -23,6 +23,7 @@ from meari.bulk.ray_cluster import RayCluster
 from meari.cli.main import group
 from tests.bulk.command import meari, records
 from tests.bulk.test_filter import corpus, found_parts, two_models
+from tests.bulk.test_partitions import RangeHandler, served
 
 ray = pytest.importorskip("ray")
 __all__ = ["two_models"]  # a fixture: a folder of two models
@@ -132,6 +133,20 @@ def test_urls_are_read_and_written(bundles: Path, tmp_path: Path) -> None:
     assert [(record["file"], record["line"]) for record in found] == [
         (f"file://{tmp_path}/in/{name}", line) for name in ("a.txt", "b.txt") for line in range(1, 33)
     ]
+
+
+def test_inputs_of_a_server_are_scored_over_http_as_files_are(bundles: Path, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    text = "".join(f"{line}\n" for line in corpus(100)).encode()
+    (tmp_path / "a.txt").write_bytes(text)
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text))
+    words = ["--bundles", bundles, "--words", "-o"]
+    with served(tmp_path, RangeHandler) as url:
+        on_ray("score", f"{url}/a.txt", f"{url}/b.txt.gz", *words, tmp_path / "out")
+        found = joined(tmp_path / "out")
+    assert len(parts_of(tmp_path / "out")) > 2
+    run("score", tmp_path / "a.txt", tmp_path / "b.txt.gz", *words, tmp_path / "here.jsonl")
+    assert found.replace(url.encode(), str(tmp_path).encode()) == (tmp_path / "here.jsonl").read_bytes()
 
 
 def test_job_without_an_address_starts_a_ray_and_says_so(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.service.running import ROOT, Server, clean_environment, running_server
 
 
@@ -34,6 +35,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     command.chmod(command.stat().st_mode | stat.S_IXUSR)
     own = clean_environment()
     return own | {"PATH": f"{folder}:{own['PATH']}", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="session")
+def quick_environment(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return one in which `meari` starts in milliseconds; see `tests/forked.py`."""
+    folder = tmp_path_factory.mktemp("quick")
+    forked.write_command(folder / "meari")
+    return environment | {"PATH": f"{folder}:{environment['PATH']}"}
 
 
 @pytest.fixture

@@ -119,33 +119,33 @@ def test_examples_of_the_main_help_parse() -> None:
 @pytest.mark.parametrize(
     "verb", [verb for verb in VERBS if verb not in (*PARSED, "bundles", "evaluate", "export", "import", "sign")]
 )
-def test_examples_run_in_order(verb: str, folder: Path, url: str, environment: dict[str, str]) -> None:
+def test_examples_run_in_order(verb: str, folder: Path, url: str, quick_environment: dict[str, str]) -> None:
     shorter = {"meari train my-text.txt": "meari train my-text.txt --minutes 0.05", " --minutes 2": ""}
-    run_examples(verb, folder, url, environment, shorter if verb == "train" else {})
+    run_examples(verb, folder, url, quick_environment, shorter if verb == "train" else {})
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "export"])
 def test_examples_with_a_trained_run_succeed(
-    verb: str, trained: Path, folder: Path, environment: dict[str, str]
+    verb: str, trained: Path, folder: Path, quick_environment: dict[str, str]
 ) -> None:
     shutil.copytree(trained, folder / "runs" / "my-model")
-    run_examples(verb, folder, "", environment)
+    run_examples(verb, folder, "", quick_environment)
 
 
-def test_examples_of_signing_succeed(folder: Path, environment: dict[str, str]) -> None:
+def test_examples_of_signing_succeed(folder: Path, quick_environment: dict[str, str]) -> None:
     link = folder / "bundles" / "shakespeare-lstm"
     released = link.resolve()
     link.unlink()
     shutil.copytree(released, link)
-    run_examples("sign", folder, "", environment)
+    run_examples("sign", folder, "", quick_environment)
     assert (link / "signature.json").is_file()
 
 
-def test_examples_of_bundles_succeed(folder: Path, environment: dict[str, str]) -> None:
+def test_examples_of_bundles_succeed(folder: Path, quick_environment: dict[str, str]) -> None:
     shutil.copytree(folder / "bundles" / "shakespeare-rnn", folder / "packed" / "my-lstm")
     archive = Path(shutil.make_archive(str(folder / "my-lstm"), "zip", folder / "packed"))
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
-    own = {key: value for key, value in environment.items() if key != "XDG_DATA_HOME"}
+    own = {key: value for key, value in quick_environment.items() if key != "XDG_DATA_HOME"}
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

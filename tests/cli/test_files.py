@@ -14,10 +14,8 @@ from click.testing import CliRunner
 from meari.cli._files import Use, check_apart
 from meari.cli.main import group
 from meari.models.file_uses import is_one_file
-from tests.bulk.command import arguments
 from tests.patience import PATIENCE
 from tests.runtime.tiny_bundle import write_tiny_bundle
-from tests.service.running import ROOT, clean_environment
 
 TEXT = "ab\ncd\n"
 
@@ -77,14 +75,15 @@ TOUCHING = [
 
 
 @pytest.mark.parametrize(("line", "option", "other"), TOUCHING)
-def test_input_is_never_an_output(folder: Path, line: str, option: str, other: str) -> None:
-    verb, *rest = line.split(" ", 1)
-    command = f'"$@" --bundles bundle {rest[0]}'
+def test_input_is_never_an_output(
+    folder: Path, quick_environment: dict[str, str], line: str, option: str, other: str
+) -> None:
+    verb, rest = line.split(" ", 1)
     before = contents(folder)
     done = subprocess.run(
-        ["bash", "-c", command, "bash", *arguments(verb)],
+        ["bash", "-c", f"meari {verb} --bundles bundle {rest}"],
         cwd=folder,
-        env={**clean_environment(), "PYTHONPATH": str(ROOT)},
+        env=quick_environment,
         capture_output=True,
         check=False,
         timeout=PATIENCE,
