@@ -41,7 +41,6 @@ WORDS: Final = ("to", "be", "or", "not", "that", "is", "the", "question", "wheth
 REAL_LINES: Final = 20_000
 NUM_PARTITIONS: Final = 24
 MIN_SHARE: Final = 0.85
-MIN_SHARE_OF_SHORT: Final = 0.4  # partitions of 8 kB, where what each costs weighs most, in 2 s of CPU time
 MAX_GROWTH_MB: Final = 100
 
 
@@ -144,7 +143,10 @@ def raw_tokens_per_cpu_second(lines: Path, num_lines: int, model: Path) -> float
 
 
 def steady_tokens_per_cpu_second(folder: Path) -> float:
-    """Return the tokens a CPU-second of the median partition: the first one of each actor has its start in it."""
+    """Return the tokens a CPU-second of the median partition.
+
+    The first one of each actor has 0.2 s of Ray's and fsspec's start in it; the others of the short form take 0.05 s.
+    """
     rates = [one.totals["num_tokens"] / one.cpu_seconds for one in commits_of(Folder(str(folder))).values()]
     print("tokens a CPU-second of each partition", sorted(map(round, rates)))  # noqa: T201 (shown with a failure)
     return statistics.median(rates)
@@ -216,7 +218,6 @@ def test_ray_job_survives_a_killed_node_and_a_killed_driver(
     sample = min(num_lines, drill.pick(20_000, 200_000))
     raw = raw_tokens_per_cpu_second(lines, sample, model)
     whole = hashlib.sha256(lines.with_suffix(".raw.scores").read_bytes()).hexdigest()
-    min_share = drill.pick(MIN_SHARE_OF_SHORT, MIN_SHARE)
     rate = manifest["totals"]["num_tokens"] / manifest["cpu_seconds"]
     share = drill.pick(steady_tokens_per_cpu_second(folder), rate) / raw
     drill.record("lines", num_lines, "10,000,000 in full")
@@ -226,13 +227,13 @@ def test_ray_job_survives_a_killed_node_and_a_killed_driver(
     drill.record("peak of an actor after the first partition, MB", early_mb)
     drill.record("peak of an actor at the end, MB", late_mb, f"≤ {MAX_GROWTH_MB} more")
     drill.record("tokens a CPU-second without Ray", raw)
-    drill.record("the same on Ray, share", share, f"≥ {min_share}")
+    drill.record("the same on Ray, share", share, f"≥ {MIN_SHARE}")
     if drill.is_long:
         rate = real_tokens_per_cpu_second(tmp_path / "real.jsonl", draw)
         drill.record(f"tokens a CPU-second of {REAL} without Ray, lines of 2 to 18 words", rate)
     assert "torch" not in loaded
     assert at_kill < num_partitions
     assert late_mb <= early_mb + MAX_GROWTH_MB
-    assert share >= min_share
+    assert share >= MIN_SHARE
     if sample == num_lines:
         assert found == whole
