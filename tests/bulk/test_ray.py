@@ -142,7 +142,7 @@ def test_inputs_of_a_server_are_scored_over_http_as_files_are(bundles: Path, tmp
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text))
     words = ["--bundles", bundles, "--words", "-o"]
     with served(tmp_path, RangeHandler) as url:
-        on_ray("score", f"{url}/a.txt", f"{url}/b.txt.gz", *words, tmp_path / "out")
+        on_ray("score", f"{url}/a.txt", f"{url}/b.txt.gz", *words, tmp_path / "out", size_mb=3e-4)
         found = joined(tmp_path / "out")
     assert len(parts_of(tmp_path / "out")) > 2
     run("score", tmp_path / "a.txt", tmp_path / "b.txt.gz", *words, tmp_path / "here.jsonl")
