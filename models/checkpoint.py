@@ -102,17 +102,24 @@ def _load(folder: Path, device: torch.device | None) -> Checkpoint:
     description = read_description(place)
     config = _config(place, description)
     try:
-        model = build_model(config.model, int(description["vocabulary_size"]), config.seed)
         tokenizer = Tokenizer.load(place / TOKENIZER, config.tokenizer.kind)
+        _check_vocabulary(place, description["vocabulary_size"], tokenizer)
+        model = build_model(config.model, tokenizer.vocabulary_size, config.seed)
         load_weights(model, place / WEIGHTS)
         step = int(description["step"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{place / DESCRIPTION}: damaged: {error}") from error
-    if tokenizer.vocabulary_size != model.vocabulary_size:
-        sizes = f"{tokenizer.vocabulary_size} tokens, the model {model.vocabulary_size}"
-        raise CheckpointError(f"{place}: the tokenizer has {sizes}; they are from different runs")
+    except RuntimeError as error:  # torch's, with its own source in the text
+        raise CheckpointError(f"{place / DESCRIPTION}: a model of these sizes cannot be made here") from error
     model.to(device or torch.device("cpu")).eval()
     return Checkpoint(model, tokenizer, config, _figures(folder, description), step)
+
+
+def _check_vocabulary(place: Path, size: object, tokenizer: Tokenizer) -> None:
+    """Raise CheckpointError where a checkpoint's number of tokens is not that of its tokenizer."""
+    if size != tokenizer.vocabulary_size:
+        sizes = f"{tokenizer.vocabulary_size} tokens, the model {size!r:.60}"
+        raise CheckpointError(f"{place}: the tokenizer has {sizes}; they are from different runs")
 
 
 def read_description(place: Path) -> dict[str, Any]:

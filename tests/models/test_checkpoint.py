@@ -78,15 +78,34 @@ def change_description(best: Path, **changes: object) -> None:
     [
         ({"format_version": 2}, "format_version 2, expected 1"),
         ({"family": "gru"}, "family 'gru', but its config is of rnn"),
-        ({"vocabulary_size": 99}, r"do not fit the model: \S+: got the shape \[5, 3\], expected the shape \[99, 3\]"),
+        ({"vocabulary_size": 99}, r"the tokenizer has 5 tokens, the model 99; they are from different runs"),
+        ({"vocabulary_size": -5}, r"the tokenizer has 5 tokens, the model -5;"),
+        ({"vocabulary_size": 10**30}, r"the tokenizer has 5 tokens, the model 10{30};"),
         ({"figures": [1]}, r"figures: got \[1\], expected a table"),
-        ({"vocabulary_size": "many"}, "damaged"),
+        ({"vocabulary_size": "many"}, "the tokenizer has 5 tokens, the model 'many';"),
+        ({"vocabulary_size": None}, "the tokenizer has 5 tokens, the model None;"),
         ({"config": {"name": "x"}}, "problem"),
     ],
 )
 def test_inconsistent_description_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     save(tmp_path, MODELS[0])
     change_description(tmp_path / "run" / "best", **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "message"),
+    [
+        (7, r"the weights do not fit the model: \S+: got the shape"),
+        (10**9, r"checkpoint\.json: a model of these sizes"),
+    ],
+)
+def test_config_of_another_size_is_refused(tmp_path: Path, hidden_size: int, message: str) -> None:
+    save(tmp_path, MODELS[0])
+    description = json.loads((tmp_path / "run" / "best" / "checkpoint.json").read_text("utf-8"))
+    description["config"]["model"]["hidden_size"] = hidden_size
+    change_description(tmp_path / "run" / "best", config=description["config"])
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path / "run")
 
