@@ -38,8 +38,8 @@ __all__ = ["Bundle", "open_bundle", "read_gates"]
 
 # Full batches, single rows, and sizes around the widths of vector registers and kernels.
 BATCH_SIZES: Final = (1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 31, 32, 48)
-REGION_BYTES: Final = 1 << 26  # of addresses for buffers; a greater need takes more regions, each as large as needed
-EXACT_GROWTH: Final = 1  # onnxruntime's kSameAsRequested
+REGION_BYTES: Final = 1 << 24  # of addresses for the buffers of steps; a greater need takes another region for a while
+DOUBLING: Final = 0  # onnxruntime's kNextPowerOfTwo: the first region is never given back
 OTHERWISE: Final = "the graph is not valid ONNX, or does not fit the inputs that it gets"
 _REASONS: Final = tuple(
     (re.compile(pattern), words)
@@ -165,7 +165,7 @@ def _read_parts(files: Mapping[str, bytes], manifest: Manifest) -> Parts:
 def _open_runner(parts: Parts, manifest: Manifest) -> Runner:
     try:
         reader, writer = _draw_graphs(parts)
-        sessions = Sessions(_open_session(reader), _open_session(writer))
+        sessions = Sessions(_open_session(reader), _open_session(writer), _giving_back())
     except BundleError:
         raise
     except Exception as error:
@@ -214,7 +214,18 @@ def _share_buffers() -> None:
     pages that were in use at the same time are in memory.
     """
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    ort.create_and_register_allocator(info, ort.OrtArenaCfg(0, EXACT_GROWTH, REGION_BYTES, -1))
+    ort.create_and_register_allocator(info, ort.OrtArenaCfg(0, DOUBLING, REGION_BYTES, -1))
+
+
+@functools.cache
+def _giving_back() -> Any:
+    """Return options of a run at whose end all other regions are given back in which nothing is left.
+
+    The results of a large run are left there until the next run.
+    """
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
 
 
 def _whose_problem(parts: Parts, error: Exception) -> str:

@@ -106,6 +106,38 @@ assert pages < 50 * 64 * runner.vocabulary_size * 4 / 4096 / 4, pages  # a quart
 """
 
 
+LARGE_RUNS = """
+from pathlib import Path
+import numpy as np
+from meari.runtime.bundle import open_bundle
+from meari.runtime.machine import limit_arenas, map_large_pieces, release_free_memory, resident_bytes
+
+limit_arenas()
+map_large_pieces()
+runner = open_bundle(Path("bundles/books-lstm"), max_slots=64).runner
+tokens, states = np.zeros((512, 64), np.int64), runner.initial_states(64)
+
+def kept():
+    before = resident_bytes()
+    runner.run(tokens, states)
+    runner.run(tokens[:1], states)  # until then, results lie in the regions
+    release_free_memory()
+    return resident_bytes() - before
+
+runner.run(tokens[:8], states)
+given_back = kept()
+runner.keeps_buffers = True  # as bulk work does
+print(given_back, kept())
+"""
+
+
+def test_buffers_of_a_large_run_are_given_back_unless_as_large_ones_follow() -> None:
+    done = subprocess.run([sys.executable, "-c", LARGE_RUNS], cwd=ROOT, check=True, capture_output=True, text=True)
+    given_back, kept = map(int, done.stdout.split())
+    assert given_back < 8_000_000
+    assert kept > 64_000_000  # two states and more of 512 steps of 64 rows
+
+
 def test_buffers_of_steps_keep_their_pages_while_freed_memory_is_returned() -> None:
     subprocess.run([sys.executable, "-c", STEPS], cwd=ROOT, check=True)
 

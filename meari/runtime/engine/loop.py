@@ -90,6 +90,7 @@ class Engine:
 
     def __init__(self, runner: Runner, limits: EngineLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._runner = runner
+        runner.keeps_buffers = limits.offline
         self._limits = limits
         self._clock = clock
         self._queue = RequestQueue(limits.max_waiting)

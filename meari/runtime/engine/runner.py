@@ -159,10 +159,11 @@ FIELDS: Final = {"picked_logprob": "picked_logprobs", "rank": "ranks"}  # others
 
 @dataclass(frozen=True, eq=False)
 class Sessions:
-    """onnxruntime's sessions of the two graphs in graphs/engine_graphs.py."""
+    """onnxruntime's sessions of the two engine graphs, and options of a run that keeps nothing beyond shared buffers."""
 
     reader: Any
     writer: Any
+    giving_back: Any = None
 
 
 class Runner:
@@ -174,6 +175,7 @@ class Runner:
     run_seconds   CPU time of all runs
 
     fixed_step_seconds  CPU time of a writing step that does not depend on its rows; 0.0 if it is not known
+    keeps_buffers       whether large runs keep what they took, for runs as large that follow
     """
 
     def __init__(
@@ -192,6 +194,7 @@ class Runner:
         self.sorts = is_small(vocabulary_size)
         self.hidden_state: str | None = None
         self.run_seconds = self.fixed_step_seconds = 0.0
+        self.keeps_buffers = False
         self._next = [f"next.{tensor.name}" for tensor in self.state_tensors]
         self._no_hidden = np.empty((0, hidden_size), np.float32)
         self.max_slice = max(MIN_SLICE, SLICE_FLOATS // vocabulary_size)
@@ -271,7 +274,7 @@ class Runner:
 
     def _run(self, session: Any, names: list[str], feeds: dict[str, Any]) -> list[Any]:
         started = time.thread_time()
-        found: list[Any] = session.run(names, feeds)
+        found: list[Any] = session.run(names, feeds, None if self.keeps_buffers else self.sessions.giving_back)
         self.run_seconds += time.thread_time() - started
         return found
 
