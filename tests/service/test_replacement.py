@@ -224,7 +224,8 @@ def test_counts_of_ended_workers_are_kept_in_one_file_each(server: Server) -> No
     for _ in range(2):
         *_, killed = workers_of(server.process.pid)
         os.kill(killed, signal.SIGKILL)
-        until(lambda killed=killed: killed not in workers_of(server.process.pid) and all_ready(server))
+        until(partial(lambda pid: pid not in workers_of(server.process.pid), killed))
+        until(lambda: all_ready(server))
     assert {name: value for name, value in told().items() if name in before} == before
     assert len(list(metrics.iterdir())) <= 2 * 4 + 2  # of each worker, and of all dead ones
     until(lambda: len(list((metrics.parent / "models").glob("*.worker.json"))) == 2)

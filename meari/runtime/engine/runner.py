@@ -159,7 +159,7 @@ FIELDS: Final = {"picked_logprob": "picked_logprobs", "rank": "ranks"}  # others
 
 @dataclass(frozen=True, eq=False)
 class Sessions:
-    """onnxruntime's sessions of the two engine graphs, and options of a run that keeps nothing beyond shared buffers."""
+    """onnxruntime's sessions of the two engine graphs, and options of a run that keeps only shared buffers."""
 
     reader: Any
     writer: Any
