@@ -38,9 +38,10 @@ STEEP_GROWTH: Final = 2  # has grown by more than this together, it is no burst,
 IDLE_SECONDS: Final = 0.25  # without a request: what came before says nothing any more
 CALM_RATIO: Final = 1.05  # arrivals to departures: the engine keeps up
 CALM_SLICES: Final = 6  # that tell so once no request is inside
+SILENCE: Final = 12  # departures without an arrival tell so, too
 STORM_SLICES: Final = 4
 STORM_RATIO: Final = 8  # arrivals to departures: clients do not wait before they ask again
-KNEE_RATE: Final = 0.95  # of the requests a second of all slots: as many as are inside under overload give that
+KNEE_RATE: Final = 0.97  # of the requests a second of all slots: as many as are inside under overload give that
 FIRST_RATIO: Final = 2.0  # of a step's fixed cost to that of a request in it, until it is measured
 MEMORY: Final = 0.8  # share of what was measured before, at every measurement
 MAX_KNEE_SHARE: Final = 0.75  # of the slots
@@ -67,6 +68,7 @@ class OverloadGate:
         self._clock = clock
         self._arrivals = deque([0], NUM_SLICES)  # between SLICE departures each; the last one goes on
         self._num_left = 0  # departures in the last one
+        self._num_left_alone = 0  # since the last arrival
         self._changed_at = clock()
         self._inside_seconds = 0.0
         self.num_inside = 0
@@ -89,6 +91,7 @@ class OverloadGate:
         self.note_arrival()
         self.inside_seconds()
         self._arrivals[-1] += 1
+        self._num_left_alone = 0
         self.num_inside += 1
         self.is_limiting = self.is_limiting or (self.num_inside > self._num_free and self._is_growing())
 
@@ -99,6 +102,7 @@ class OverloadGate:
         them, and as long as they are refused they keep the worker from its work. It lets them in up to its bounds.
         """
         self._arrivals[-1] += 1
+        self._num_left_alone = 0
         if self.is_limiting and self._arrived_lately(STORM_SLICES) > STORM_RATIO * STORM_SLICES * SLICE:
             self._begin()
 
@@ -107,7 +111,8 @@ class OverloadGate:
         self.inside_seconds()
         self.num_inside -= 1
         self._num_left += 1
-        if not self.num_inside and self._arrived_lately(CALM_SLICES) <= CALM_RATIO * CALM_SLICES * SLICE:
+        self._num_left_alone += 1
+        if not self.num_inside and (self._num_left_alone >= SILENCE or self._is_calm()):
             self._begin()
         elif self._num_left == SLICE:
             arrived, left = self._totals()
@@ -128,6 +133,9 @@ class OverloadGate:
         self._arrivals = deque([0], NUM_SLICES)
         self._num_left = 0
         self.is_limiting = False
+
+    def _is_calm(self) -> bool:
+        return self._arrived_lately(CALM_SLICES) <= CALM_RATIO * CALM_SLICES * SLICE
 
     def _is_growing(self) -> bool:
         growth = [arrived - SLICE for arrived in itertools.islice(self._arrivals, len(self._arrivals) - 1)]

@@ -63,8 +63,8 @@ class Worker:
         self.admission = Admission(max_requests, 1000, SLOTS, self.clock)
         self.inside: list[tuple[float, int, float, Ticket]] = []  # a heap: work at its end, number, arrival, ticket
         self._numbers = itertools.count()
-        self._alone = seconds_alone
         self._sizes = random.Random(7)
+        self._alone = seconds_alone
         self._work = 0.0  # work done for each request that is inside all the time
         self._cpu_seconds = self._fixed_seconds = 0.0
         self._observed_at = self.clock.now
@@ -168,14 +168,14 @@ def test_load_below_capacity_is_not_refused() -> None:
 
 @pytest.mark.parametrize("alone_to_more", [0.2, 0.8, 2.1, 3.8, 6.0])
 def test_half_of_a_double_load_is_admitted_and_answered_soon(alone_to_more: float) -> None:
-    """Whatever a step's fixed cost is, compared with that of a request in it."""
+    """Whatever a step's fixed cost is, compared with that of a request in it. Sizes differ by 32 times."""
     busy, flooded = (Worker(seconds_alone=alone_to_more * SECONDS_MORE) for _ in range(2))
     capacity = 1.0 / (SECONDS_MORE * (alone_to_more / SLOTS + 1.0))
     offer(busy, 0.8 * capacity, 60.0)
     offer(flooded, 2 * capacity, 60.0)
     assert busy.num_refused == 0
-    assert len(flooded.seconds) >= 0.95 * capacity * 60.0
-    assert p95(flooded.seconds) <= 2.05 * p95(busy.seconds)
+    assert len(flooded.seconds) >= 0.98 * capacity * 60.0
+    assert p95(flooded.seconds) <= 2.6 * p95(busy.seconds)
 
 
 def test_overloaded_worker_keeps_its_engines_at_their_knee() -> None:
@@ -184,7 +184,7 @@ def test_overloaded_worker_keeps_its_engines_at_their_knee() -> None:
     offer(worker, 2 * CAPACITY, 10.0)
     assert worker.admission.is_limiting
     assert worker.bounds == {Bound.OVERLOAD}
-    assert len(worker.inside) <= worker.admission.knee == 25  # 95 % of the rate of all slots
+    assert len(worker.inside) <= worker.admission.knee == 33  # 97 % of the rate of all slots
 
 
 def test_all_requests_are_admitted_after_an_overload() -> None:
@@ -208,16 +208,16 @@ def test_retry_after_grows_with_the_overload() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_slots", "ratio", "knee"), [(1, 2, 8), (16, 2, 11), (64, 0.5, 9), (64, 1, 15), (256, 4, 58)]
+    ("num_slots", "ratio", "knee"), [(1, 2, 8), (16, 2, 12), (64, 0.5, 13), (64, 1, 22), (256, 4, 86)]
 )
 def test_knee_has_nearly_the_rate_of_all_slots(num_slots: int, ratio: float, knee: int) -> None:
     found = Knee(num_slots)
     for second in range(1, 40):
         found.observe(float(second), 20.0 * second, float(second), second * ratio / (ratio + 20.0))
     assert found.size == knee
-    if knee > MIN_KNEE:
+    if MIN_KNEE < knee < 0.75 * num_slots:
         rates = [inside / (ratio + inside) for inside in (knee - 1, knee, num_slots)]
-        assert rates[0] < 0.95 * rates[2] <= rates[1]
+        assert rates[0] < 0.97 * rates[2] <= rates[1]
     found.observe(50.0, 1.0, 39.5, 39.4)  # hardly anything was done: nothing can be said
     assert found.size == knee
 
