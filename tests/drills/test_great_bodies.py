@@ -13,6 +13,8 @@ import itertools
 import json
 import math
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -26,7 +28,7 @@ import pytest
 from flask import Flask
 
 from meari.bundle_format.reader import read_manifest
-from meari.runtime.machine import release_free_memory
+from meari.runtime.machine import limit_arenas, map_large_pieces, release_free_memory
 from meari.runtime.text.detokenizer import StopPatterns, StopSearch, detokenize, partial_bytes
 from meari.runtime.text.tokenizer import parse_tokenizer, text_tokenizer
 from meari.runtime.text.words import num_words
@@ -38,7 +40,7 @@ from tests.drills.great_bodies import HEAVY, HOSTILE, TEXTS, Case, body_of
 from tests.drills.processes import peak_mb, reset_peak, workers_of
 from tests.drills.raw_http import Answer, Connection, post
 from tests.patience import PATIENCE
-from tests.service.running import ROOT, Server, running_server
+from tests.service.running import ROOT, Server, clean_environment, running_server
 
 MIB: Final = 1 << 20
 REFUSED: Final = {400, 404, 413, 429}
@@ -231,14 +233,15 @@ class NotedAdmission(Admission):
         self.most_bytes = max(self.most_bytes, self.num_bytes)
 
 
-@pytest.fixture
-def noted_app(drill: Drill, bundles: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
+@contextmanager
+def noted_app(folder: Path) -> Iterator[Flask]:
     """Make an application in this process, with bounds that note the account."""
-    monkeypatch.setattr("meari.service.app.Admission", NotedAdmission)
-    folder = drill.pick(bundles, ROOT / "bundles")
-    app = create_app(
-        Settings(bundles=folder, workers=1, log_level="error", max_timeout_seconds=120, cache_bytes=MIB, max_texts=1000)
+    settings = Settings(
+        bundles=folder, workers=1, log_level="error", max_timeout_seconds=120, cache_bytes=MIB, max_texts=1000
     )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("meari.service.app.Admission", NotedAdmission)
+        app = create_app(settings)
     registry = app.extensions["meari"].registry
     assert registry.wait_loaded(PATIENCE)
     yield app
@@ -259,22 +262,36 @@ def account_and_growth(app: Flask, path: str, body: bytes) -> tuple[int, float, 
     return response.status_code, admission.most_bytes / MIB, peak_mb(os.getpid()) - idle
 
 
-def test_request_takes_no_more_memory_than_its_account(drill: Drill, noted_app: Flask) -> None:
-    """Send every kind of heavy body to every kind of tokenizer; each alone, so that its growth is its own."""
-    size = drill.pick(6_000, 30_000)
-    models = drill.pick({"noise": 1, "letters": 4, "words": 5}, dict.fromkeys(RELEASED, 1))
-    uncounted_mb = drill.pick(UNCOUNTED_MB, UNCOUNTED_RELEASED_MB)
+def print_accounts(folder: Path, size: int, uncounted_mb: float, models: dict[str, int]) -> None:
+    """Ask every kind of heavy body, each alone, and print the figures as JSON; for a process of its own.
+
+    models  name -> every how many kinds are asked
+    """
+    limit_arenas()
+    map_large_pieces()
     found: dict[str, tuple[int, float, float]] = {}
-    for model, each in models.items():  # a model without merges has most tokens
-        account_and_growth(noted_app, "/score", body_of(with_model(HEAVY["figures of a text"], model), 2000))
-        for name, case in itertools.islice(HEAVY.items(), 0, None, each):
-            body = body_of(with_model(case, model), size)
-            for _ in range(TRIES):
-                figures = account_and_growth(noted_app, case[0], body)
-                found[f"{name}, {model}"] = figures
-                if figures[2] <= figures[1] + uncounted_mb:
-                    break
-            print(name, model, found[f"{name}, {model}"])  # noqa: T201 (pytest shows it with a failure)
+    with noted_app(folder) as app:
+        for model, each in models.items():
+            account_and_growth(app, "/score", body_of(with_model(HEAVY["figures of a text"], model), 2000))
+            for name, case in itertools.islice(HEAVY.items(), 0, None, each):
+                body = body_of(with_model(case, model), size)
+                for _ in range(TRIES):
+                    figures = found[f"{name}, {model}"] = account_and_growth(app, case[0], body)
+                    if figures[2] <= figures[1] + uncounted_mb:
+                        break
+    print(json.dumps(found))  # noqa: T201 (the result)
+
+
+def test_request_takes_no_more_memory_than_its_account(drill: Drill, bundles: Path) -> None:
+    """Send every kind of heavy body to every kind of tokenizer, in a process whose heap is a worker's."""
+    folder, size = drill.pick(bundles, ROOT / "bundles"), drill.pick(6_000, 30_000)
+    models = drill.pick({"noise": 1, "letters": 4, "words": 5}, dict.fromkeys(RELEASED, 1))  # most tokens: no merges
+    uncounted_mb = drill.pick(UNCOUNTED_MB, UNCOUNTED_RELEASED_MB)
+    call = f"drill.print_accounts(drill.Path({str(folder)!r}), {size}, {uncounted_mb}, {models})"
+    words = [sys.executable, "-c", f"import tests.drills.test_great_bodies as drill; {call}"]
+    done = subprocess.run(words, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, tuple[int, float, float]] = json.loads(done.stdout.splitlines()[-1])
     closest = min(found, key=lambda name: (found[name][1] + uncounted_mb) / max(found[name][2], 0.1))
     drill.record("kinds of bodies times models", len(found))
     _, account, growth = found[closest]
@@ -297,9 +314,9 @@ def growth_problem(prepare: Callable[[int], Callable[[], object]], size: int) ->
     return f"{costs[0]:.3f} s, and {costs[1]:.3f} s for {GREATER} times as much"
 
 
-def test_cost_of_a_refusal_grows_no_faster_than_its_body(drill: Drill, noted_app: Flask) -> None:
+def test_cost_of_a_refusal_grows_no_faster_than_its_body(drill: Drill, bundles: Path) -> None:
     """Send hostile bodies of two sizes to the application in this process."""
-    client, statuses = noted_app.test_client(), dict[str, int]()
+    statuses = dict[str, int]()
 
     def prepare(name: str, case: Case, size: int) -> Callable[[], None]:
         body = body_of(case, size)
@@ -310,7 +327,9 @@ def test_cost_of_a_refusal_grows_no_faster_than_its_body(drill: Drill, noted_app
         return send
 
     size = drill.pick(100_000, 1_500_000)
-    found = {name: growth_problem(functools.partial(prepare, name, case), size) for name, case in HOSTILE.items()}
+    with noted_app(drill.pick(bundles, ROOT / "bundles")) as app:
+        client = app.test_client()
+        found = {name: growth_problem(functools.partial(prepare, name, case), size) for name, case in HOSTILE.items()}
     drill.record("kinds of bodies, bytes", f"{len(found)}, {size:,} and {GREATER * size:,}")
     drill.record("bodies whose cost grows faster", len([name for name in found if found[name]]), 0)
     assert {name: problem for name, problem in found.items() if problem} == {}
