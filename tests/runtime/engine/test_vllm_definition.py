@@ -37,10 +37,10 @@ class EvenSampler(Sampler):
 
     def __init__(self, settings: Sampling, number: int, prompt: list[int], generated: list[int]) -> None:
         super().__init__(settings, number, [*prompt, *generated], 0, END, Counter(generated))
-        self._number = (number + 0.5) / NUM_DRAWS
+        self._bits = (int((number + 0.5) / NUM_DRAWS * 2**53) << 11).to_bytes(8, "little")
 
-    def uniform(self) -> float:
-        return self._number
+    def take_bits(self, count: int) -> bytes:
+        return self._bits * count
 
 
 def vllm_probabilities(
