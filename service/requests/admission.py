@@ -69,7 +69,7 @@ class OverloadGate:
         self._arrivals = deque([0], NUM_SLICES)  # between SLICE departures each; the last one goes on
         self._num_left = 0  # departures in the last one
         self._num_left_alone = 0  # since the last arrival
-        self._changed_at = clock()
+        self._changed_at = self._left_at = clock()
         self._inside_seconds = 0.0
         self.num_inside = 0
         self.is_limiting = False
@@ -83,7 +83,7 @@ class OverloadGate:
 
     def note_arrival(self) -> None:
         """Note a request before it is let in or not. After a pause it is the first one of a new load."""
-        if not self.num_inside and self._clock() - self._changed_at > IDLE_SECONDS:
+        if not self.num_inside and self._clock() - self._left_at > IDLE_SECONDS:
             self._begin()
 
     def note_entered(self) -> None:
@@ -109,6 +109,7 @@ class OverloadGate:
     def note_left(self) -> None:
         """Note the end of a request that was let in."""
         self.inside_seconds()
+        self._left_at = self._changed_at
         self.num_inside -= 1
         self._num_left += 1
         self._num_left_alone += 1

@@ -232,6 +232,7 @@ def test_chance_that_empties_a_flooded_worker_does_not_end_its_overload() -> Non
     worker.arrive(worker.clock.now)
     assert worker.admission.is_limiting
     worker.advance(worker.clock.now + 1.0)
+    worker.admission.observe(0.0, 0.0)  # looking at an idle worker does not make it busy
     worker.arrive(worker.clock.now)
     assert not worker.admission.is_limiting, "a load that came to its end says nothing about the next one"
 
