@@ -51,6 +51,7 @@ NUM_FIELDS: Final = 100
 MAX_HEAD_BYTES: Final = LIMIT + NUM_FIELDS * (LIMIT + 2) + 4  # more than the parser accepts
 _CODINGS: Final = {b"chunked", b"identity", b"gzip", b"deflate", b"compress"}
 _FRAMING: Final = re.compile(rb"\r\n(content-length|transfer-encoding|expect):[ \t]*([^\r\n]*)", re.IGNORECASE)
+_POST: Final = re.compile(rb"(?:\r\n)?post ", re.IGNORECASE)
 _SIZE_LINE: Final = re.compile(rb"([0-9a-fA-F]{1,16})(?:[ \t]*;[^\r\n]*)?\r\n")
 
 
@@ -115,6 +116,11 @@ class Incoming(SocketUnreader):  # type: ignore[misc]
     def is_for(self, targets: tuple[bytes, ...]) -> bool:
         """Tell whether the next request begins with one of `targets`."""
         return self._bytes.startswith(targets)
+
+    @property
+    def is_posted(self) -> bool:
+        """Tell whether the next request is a POST: all others, malformed ones too, are answered without waiting."""
+        return _POST.match(self._bytes) is not None
 
     def skip(self, size: int) -> None:
         """Skip the next request, of `size` bytes, some of which may still be to come."""

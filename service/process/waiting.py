@@ -37,7 +37,6 @@ RECEIVE_BYTES: Final = 65536
 MAX_COLLECTED: Final = 65536  # bytes of a body that is always collected by the loop
 MAX_READING: Final = 16  # threads that read larger ones as they come
 NUM_QUICK: Final = 4  # threads for requests that wait for nothing, however many come at once
-QUICK_TARGETS: Final = (b"GET ", b"HEAD ", b"OPTIONS ")  # no model is asked
 UNSENT_BYTES: Final = 262144  # of an answer, that the system keeps for a client that has no room for them
 KEEP_SECONDS: Final = 75.0  # longer than clients keep idle connections, so that the client closes first
 ANSWER_LOOK_SECONDS: Final = 1.0  # between two looks whether a client takes its answer
@@ -314,7 +313,7 @@ class CollectingWorker(ThreadWorker):  # type: ignore[misc]
 
     def _is_quick(self, held: Held) -> bool:
         incoming = held.incoming
-        is_open = incoming.is_whole and incoming.is_for(QUICK_TARGETS)
+        is_open = incoming.is_whole and not incoming.is_posted
         return is_open or incoming.announces_more_than(self._max_body_bytes)
 
     def finish_request(self, conn: Any, fs: Any) -> None:

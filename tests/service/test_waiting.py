@@ -77,8 +77,22 @@ def test_burst_is_taken_in_before_threads_get_its_requests(letters: Path, tmp_pa
         raw_post(b"", b"Content-Length: 99999999999", path=b"/score"),
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
         b"GARBAGE\r\n\r\n",
+        b"\0\1\2\r\n\r\n",
+        b"DELETE /score HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
-    ids=["idle", "head", "body", "large body", "chunks", "expect", "too large", "not closed", "malformed"],
+    ids=[
+        "idle",
+        "head",
+        "body",
+        "large body",
+        "chunks",
+        "expect",
+        "too large",
+        "not closed",
+        "malformed",
+        "binary",
+        "other method",
+    ],
 )
 def test_clients_that_stop_hold_few_threads_and_none_when_they_leave_at_once(server: Server, begin: bytes) -> None:
     assert answers(server)
