@@ -38,13 +38,13 @@ STEEP_GROWTH: Final = 2  # has grown by more than this together, it is no burst,
 IDLE_SECONDS: Final = 0.25  # without a request: what came before says nothing any more
 CALM_RATIO: Final = 1.05  # arrivals to departures: the engine keeps up
 CALM_SLICES: Final = 6  # that tell so once no request is inside
-SILENCE: Final = 12  # departures without an arrival tell so, too
+SILENCE: Final = 12  # departures and mean gaps between arrivals, without one, tell so, too
 STORM_SLICES: Final = 4
 STORM_RATIO: Final = 8  # arrivals to departures: clients do not wait before they ask again
-KNEE_RATE: Final = 0.97  # of the requests a second of all slots: as many as are inside under overload give that
+KNEE_RATE: Final = 0.98  # of the requests a second of all slots: as many as are inside under overload give that
 FIRST_RATIO: Final = 2.0  # of a step's fixed cost to that of a request in it, until it is measured
 MEMORY: Final = 0.8  # share of what was measured before, at every measurement
-MAX_KNEE_SHARE: Final = 0.75  # of the slots
+MAX_KNEE_SHARE: Final = 0.85  # of the slots
 BUSY_SHARE: Final = 0.5  # of a CPU: with less, a measurement says little
 RETRY_SPREAD: Final = 2.0  # times as late as others, the last clients should ask again
 MIN_KNEE: Final = 8  # requests: with fewer, chance leaves a worker without work too often
@@ -66,13 +66,10 @@ class OverloadGate:
         """num_free: requests that may be inside whether or not their number grows."""
         self._num_free = num_free
         self._clock = clock
-        self._arrivals = deque([0], NUM_SLICES)  # between SLICE departures each; the last one goes on
-        self._num_left = 0  # departures in the last one
-        self._num_left_alone = 0  # since the last arrival
-        self._changed_at = self._left_at = clock()
+        self._changed_at = self._arrived_at = self._left_at = clock()
         self._inside_seconds = 0.0
         self.num_inside = 0
-        self.is_limiting = False
+        self._begin()
 
     def inside_seconds(self) -> float:
         """Return the seconds that all requests have been inside so far, added up."""
@@ -90,8 +87,7 @@ class OverloadGate:
         """Note a request that is let in."""
         self.note_arrival()
         self.inside_seconds()
-        self._arrivals[-1] += 1
-        self._num_left_alone = 0
+        self._note_one(self._changed_at)
         self.num_inside += 1
         self.is_limiting = self.is_limiting or (self.num_inside > self._num_free and self._is_growing())
 
@@ -101,8 +97,7 @@ class OverloadGate:
         Clients that ask again at once, whatever they are told, are no independent arrivals: there are only so many of
         them, and as long as they are refused they keep the worker from its work. It lets them in up to its bounds.
         """
-        self._arrivals[-1] += 1
-        self._num_left_alone = 0
+        self._note_one(self._clock())
         if self.is_limiting and self._arrived_lately(STORM_SLICES) > STORM_RATIO * STORM_SLICES * SLICE:
             self._begin()
 
@@ -113,12 +108,13 @@ class OverloadGate:
         self.num_inside -= 1
         self._num_left += 1
         self._num_left_alone += 1
-        if not self.num_inside and (self._num_left_alone >= SILENCE or self._is_calm()):
+        if not self.num_inside and (self._is_silent() or self._is_calm()):
             self._begin()
         elif self._num_left == SLICE:
             arrived, left = self._totals()
             self.is_limiting = self.is_limiting and arrived > CALM_RATIO * left
             self._arrivals.append(0)
+            self._starts.append(self._left_at)
             self._num_left = 0
 
     def retry_after_seconds(self) -> int:
@@ -131,12 +127,31 @@ class OverloadGate:
         return min(MAX_RETRY_SECONDS, math.ceil(ratio * random.uniform(1.0, RETRY_SPREAD)))  # noqa: S311 (no secret)
 
     def _begin(self) -> None:
-        self._arrivals = deque([0], NUM_SLICES)
-        self._num_left = 0
+        self._arrivals = deque([0], NUM_SLICES)  # between SLICE departures each; the last one goes on
+        self._starts = deque([self._clock()], NUM_SLICES)  # times at which they began
+        self._num_left = 0  # departures in the last one
+        self._num_left_alone = 0  # since the last arrival
         self.is_limiting = False
 
+    def _note_one(self, now: float) -> None:
+        self._arrivals[-1] += 1
+        self._num_left_alone = 0
+        self._arrived_at = now
+
+    def _is_silent(self) -> bool:
+        return self._num_left_alone >= SILENCE and self._is_long(self._arrived_at)
+
     def _is_calm(self) -> bool:
-        return self._arrived_lately(CALM_SLICES) <= CALM_RATIO * CALM_SLICES * SLICE
+        since = self._starts[-min(CALM_SLICES, len(self._starts))]
+        return self._arrived_lately(CALM_SLICES) <= CALM_RATIO * CALM_SLICES * SLICE and self._is_long(since)
+
+    def _is_long(self, since: float) -> bool:
+        """Tell whether chance alone would have brought several arrivals since then.
+
+        Requests that came together leave together: how many have left says nothing about the load, then.
+        """
+        mean_gap = (self._arrived_at - self._starts[0]) / max(1, sum(self._arrivals))
+        return self._left_at - since > SILENCE * mean_gap
 
     def _is_growing(self) -> bool:
         growth = [arrived - SLICE for arrived in itertools.islice(self._arrivals, len(self._arrivals) - 1)]
