@@ -66,6 +66,11 @@ class OverloadGate:
         """num_free: requests that may be inside whether or not their number grows."""
         self._num_free = num_free
         self._clock = clock
+        self._arrivals: deque[int]  # between SLICE departures each; the last one goes on
+        self._starts: deque[float]  # times at which they began
+        self._num_left: int  # departures in the last one
+        self._num_left_alone: int  # since the last arrival
+        self.is_limiting: bool
         self._changed_at = self._arrived_at = self._left_at = clock()
         self._inside_seconds = 0.0
         self.num_inside = 0
@@ -127,10 +132,8 @@ class OverloadGate:
         return min(MAX_RETRY_SECONDS, math.ceil(ratio * random.uniform(1.0, RETRY_SPREAD)))  # noqa: S311 (no secret)
 
     def _begin(self) -> None:
-        self._arrivals = deque([0], NUM_SLICES)  # between SLICE departures each; the last one goes on
-        self._starts = deque([self._clock()], NUM_SLICES)  # times at which they began
-        self._num_left = 0  # departures in the last one
-        self._num_left_alone = 0  # since the last arrival
+        self._arrivals, self._starts = deque([0], NUM_SLICES), deque([self._clock()], NUM_SLICES)
+        self._num_left = self._num_left_alone = 0
         self.is_limiting = False
 
     def _note_one(self, now: float) -> None:
