@@ -207,9 +207,10 @@ def _training(description: Description) -> str:
     lines = [f"- weights of step {checkpoint.step:,}, seed {checkpoint.config.seed}"]
     seconds = checkpoint.figures.get("training_seconds")
     if isinstance(seconds, int | float):
-        lines += [
-            f"- trained for {seconds / 60:.1f} minutes on {checkpoint.figures.get('machine', 'an unnamed machine')}"
-        ]
+        cpu_seconds = checkpoint.figures.get("training_cpu_seconds")
+        of_cpu = f" ({cpu_seconds / 60:.1f} minutes of CPU)" if isinstance(cpu_seconds, int | float) else ""
+        machine = checkpoint.figures.get("machine", "an unnamed machine")
+        lines += [f"- trained for {seconds / 60:.1f} minutes{of_cpu} on {machine}"]
     lines += ["- the whole config is `training` in `manifest.json`"]
     settings = _table(("setting", "value"), recipe(checkpoint.config))
     curves = "\n\n![Training and validation curves](report.png)" if description.has_report else ""

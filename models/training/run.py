@@ -74,7 +74,15 @@ def train_in_folder(
         if events is not None and workers.is_first:
             held.enter_context(locked(events))
             display = TensorBoardDisplay(events, display)
-        return train(config, run, resume=has_snapshot, display=display, clock=time.monotonic, workers=workers)
+        return train(
+            config,
+            run,
+            resume=has_snapshot,
+            display=display,
+            clock=time.monotonic,
+            cpu_clock=time.process_time,
+            workers=workers,
+        )
 
 
 def train(
@@ -84,18 +92,28 @@ def train(
     resume: bool,
     display: Display,
     clock: Callable[[], float],
+    cpu_clock: Callable[[], float] | None = None,
     workers: Workers = SINGLE_PROCESS,
 ) -> TrainingResult:
     """Train as configured, together with all `workers`.
 
+    cpu_clock   of this process's processor time, which the figures then tell too, except for a ridge readout
+
     Raises CorpusError, CheckpointError, TrainingError (NotFinite among them); saved checkpoints stay whole.
     """
     with fast_torch(config.training.threads), memory_errors():
-        return _train(config, run, display, clock, workers, resume=resume)
+        return _train(config, run, display, clock, cpu_clock, workers, resume=resume)
 
 
 def _train(
-    config: Config, run: RunFolder, display: Display, clock: Callable[[], float], workers: Workers, *, resume: bool
+    config: Config,
+    run: RunFolder,
+    display: Display,
+    clock: Callable[[], float],
+    cpu_clock: Callable[[], float] | None,
+    workers: Workers,
+    *,
+    resume: bool,
 ) -> TrainingResult:
     device = choose_device(config.training.device)
     display.note("Preparing the corpus")
@@ -104,6 +122,8 @@ def _train(
     check_trainable(config, corpus, device, workers.size)
     with stop_on_signals() as stop:
         trainer = trainer_of(config)(config, corpus, run, device, display, clock, stop, workers)
+        if cpu_clock is not None and isinstance(trainer, Trainer):
+            trainer.count_cpu_time(cpu_clock)
         if resume and run.has_snapshot():
             trainer.resume()
         ending = trainer.run()
@@ -159,6 +179,7 @@ def measure_run(
     figures: dict[str, Any] = {part: value.to_json() for part, value in held_out.items()}
     figures |= {
         "training_seconds": round(progress.seconds, 1),
+        **({} if progress.cpu_seconds is None else {"training_cpu_seconds": round(progress.cpu_seconds, 1)}),
         "steps": progress.step,
         "epochs": round(progress.tokens / (len(corpus.train.ids) - 1), 3),
         "training_documents": corpus.train.num_documents,

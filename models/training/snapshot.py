@@ -5,7 +5,7 @@ it. Must not know: the loop.
 
     optimizer.safetensors   AdamW's moments, the mean of the weights, the recurrent state of every stream, torch's
                             generator states
-    progress.json           finished steps, streams, best figure, patience, seconds, fingerprint of the corpus
+    progress.json           finished steps, streams, best figure, patience, times, fingerprint of the corpus
 """
 
 import dataclasses
@@ -47,6 +47,7 @@ class Progress:
     seconds                 of training, all parts of the run together
     is_finished             True if nothing is left to do
     tokens                  of all streams together
+    cpu_seconds             processor time, all threads and processes together; None if a part of the run did not count
     """
 
     step: int = 0
@@ -56,6 +57,7 @@ class Progress:
     seconds: float = 0.0
     is_finished: bool = False
     tokens: int = 0
+    cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ class Trainer:
         self._run = run
         self._display = display
         self._clock = clock
+        self._cpu_clock: Callable[[], float] | None = None
         self._stop = stop
         self._workers = workers
         self._rows = workers.rows(config.training.batch_size)
@@ -110,6 +111,12 @@ class Trainer:
         self._tokens_per_second = 0.0
         self._ran_since = 0.0
         self._ran_before = 0.0
+        self._cpu_since = 0.0
+        self._cpu_before: float | None = None
+
+    def count_cpu_time(self, clock: Callable[[], float]) -> None:
+        """Count processor time too, by a clock of this process in seconds. Call it before `run`."""
+        self._cpu_clock = clock
 
     def resume(self) -> None:
         """Continue from `last/`. Raises CheckpointError."""
@@ -127,6 +134,9 @@ class Trainer:
         """Train until done. Raises NotFinite, and leaves `best/` and `last/` as they were."""
         self._ran_before = self.progress.seconds
         self._ran_since = self._clock()
+        if self._cpu_clock is not None:
+            self._cpu_before = self.progress.cpu_seconds if self.progress.step else 0.0
+            self._cpu_since = self._cpu_clock()
         self._display.start(self.progress.step, self.total_steps)
         try:
             while (ending := self._ending()) is None:
@@ -247,6 +257,7 @@ class Trainer:
 
     def _save_last(self) -> None:
         state = {name: self._workers.gathered(tensor) for name, tensor in self._state.items()}
+        self.progress = replace(self.progress, cpu_seconds=self._cpu_seconds())
         if not self._workers.writes:
             return
         self._history.flush()
@@ -255,6 +266,14 @@ class Trainer:
 
     def _seconds(self) -> float:
         return self._ran_before + self._clock() - self._ran_since
+
+    def _cpu_seconds(self) -> float | None:
+        """Return the processor time of all processes together, which all call this; None if a part was not counted."""
+        if self._cpu_clock is None or self._cpu_before is None:
+            return None
+        own = torch.tensor([self._cpu_clock() - self._cpu_since], device=self.model.device)
+        self._workers.add_up([own])
+        return self._cpu_before + own.item()
 
     def _show(self, record: StepRecord, now: float) -> None:
         before = self._tokens_per_second or now

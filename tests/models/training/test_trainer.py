@@ -173,6 +173,17 @@ def test_time_limit_ends_a_run_with_checkpoint_figures_and_report(tmp_path: Path
     assert figures["training_seconds"] >= 60
 
 
+def test_processor_time_of_all_parts_of_a_run_is_counted(tmp_path: Path) -> None:
+    config, display = tiny_config(tmp_path), StopAt(7, lambda: os.kill(os.getpid(), signal.SIGINT))
+    for start, ending in ((Start.FRESH, Ending.INTERRUPTED), (Start.RESUME, Ending.FINISHED)):
+        run, cpu_clock = open_run(tmp_path / "run", config, start), Clock(seconds_per_look=1.5)
+        resume = start is Start.RESUME
+        result = train(config, run, resume=resume, display=display, clock=Clock(), cpu_clock=cpu_clock)
+        assert result.ending is ending
+    # Each part looks at its start, after its evaluations (5; 10 and 12) and at its end.
+    assert read_json(tmp_path / "run" / "figures.json")["training_cpu_seconds"] == 1.5 * (2 + 3)
+
+
 def test_run_by_the_clock_finishes_on_time_with_its_smallest_rate(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, steps=100_000, max_minutes=1.0, schedule=Schedule.CLOCK)
     outcome, _ = run_training(config, tmp_path / "run", clock=Clock(seconds_per_look=1.0))
