@@ -22,7 +22,17 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["GZIP", "HEAD_BYTES", "PARQUET", "OtherKind", "kind_of_content", "kind_of_name", "may_be_other"]
+__all__ = [
+    "GZIP",
+    "HEAD_BYTES",
+    "PARQUET",
+    "TAR",
+    "ZIP",
+    "OtherKind",
+    "kind_of_content",
+    "kind_of_name",
+    "may_be_other",
+]
 
 HEAD_BYTES: Final = 1024  # bytes examined
 GZIP: Final = b"\x1f\x8b"
@@ -56,13 +66,13 @@ class OtherKind:
 
 
 TAR: Final = OtherKind("a tar archive", "tar -xOf")
-_ZIP: Final = OtherKind("a ZIP archive", "unzip -p")
+ZIP: Final = OtherKind("a ZIP archive", "unzip -p")
 _PACKED: Final = (
     (".xz", b"\xfd7zXZ\0", OtherKind("xz", "xz -dc")),
     (".zst", b"\x28\xb5\x2f\xfd", OtherKind("Zstandard", "zstd -dc")),
     (".lz4", b"\x04\x22\x4d\x18", OtherKind("lz4", "lz4 -dc")),
-    (".zip", b"PK\3\4", _ZIP),
-    (".zip", b"PK\5\6", _ZIP),
+    (".zip", b"PK\3\4", ZIP),
+    (".zip", b"PK\5\6", ZIP),
     (".7z", b"7z\xbc\xaf\x27\x1c", OtherKind("a 7z archive", "7z x -so")),
     *((".bz2", b"BZh%d1AY&SY" % level, OtherKind("bzip2", "bzip2 -dc")) for level in range(1, 10)),
 )

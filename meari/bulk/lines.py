@@ -15,7 +15,8 @@ from pathlib import PurePath
 from typing import Final, Self
 
 from meari.bulk.errors import BulkError
-from meari.file_kinds import GZIP, PARQUET, kind_of_content
+from meari.bulk.storage import content_name, is_url
+from meari.file_kinds import GZIP, PARQUET, TAR, ZIP, kind_of_content
 
 __all__ = ["LONG_BYTES", "Chunk", "LineCutter", "Unpacker", "refuse_other_kinds"]
 
@@ -151,13 +152,18 @@ def refuse_other_kinds(name: str, head: bytes, *, is_unpacked: bool = False) -> 
     """
     if head.startswith(PARQUET) and 0 in head:
         raise BulkError(f"{name}: got Parquet, whose index is at its end, expected a file by its name, not packed")
-    if kind := kind_of_content(name, head):
+    own = content_name(name)
+    if kind := kind_of_content(own, head):
+        if is_url(name) and kind in {TAR, ZIP}:
+            scheme = "tar" if kind is TAR else "zip"
+            raise BulkError(f"{name}: got {kind.name}, expected a file in it: {scheme}://NAME::{name}")
         file = "-" if name == "standard input" else name
         is_gzip = is_unpacked or head.startswith(GZIP)
         raise BulkError(f"{name}: {kind.refusal(file, is_gzip=is_gzip)}")
-    if PurePath(name).suffix.lower() == ".parquet" and head:
+    suffix = PurePath(own).suffix.lower()
+    if suffix == ".parquet" and head:
         raise BulkError(f"{name}: got a .parquet that is not Parquet, expected Parquet, or text by another name")
-    if not is_unpacked and PurePath(name).suffix.lower() == ".gz" and head and not head.startswith(GZIP):
+    if not is_unpacked and suffix == ".gz" and head and not head.startswith(GZIP):
         raise BulkError(f"{name}: got a .gz that is not gzip, expected gzip, or plain text by another name")
 
 

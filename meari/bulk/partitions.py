@@ -17,7 +17,7 @@ from meari.bulk.errors import BulkError
 from meari.bulk.lines import Chunk, LineCutter, Unpacker, refuse_other_kinds
 from meari.bulk.options import Share
 from meari.bulk.parquet import check_text_column, json_lines, open_parquet
-from meari.bulk.storage import absolute, fs_of, is_url, names_below, open_file
+from meari.bulk.storage import absolute, content_name, fs_of, is_packed, is_url, names_below, open_file
 from meari.file_kinds import GZIP, HEAD_BYTES, PARQUET
 
 __all__ = ["File", "Inputs", "Partition", "chunks_of", "list_inputs", "numbered", "ranges_of", "survey"]
@@ -83,7 +83,7 @@ def _known(name: str) -> File:
     with open_file(name) as file:
         head = file.read(HEAD_BYTES)
         size = _size_of(name, file, fs.size(path))
-    if head.startswith(PARQUET) and (0 in head or name.lower().endswith(".parquet")):
+    if head.startswith(PARQUET) and (0 in head or content_name(name).lower().endswith(".parquet")):
         return File(name, absolute(name), size, "parquet")
     refuse_other_kinds(name, head)
     return File(name, absolute(name), size, "gzip" if head.startswith(GZIP) else "plain")
@@ -140,7 +140,7 @@ def _first_line(file: File) -> bytes:
 
 def ranges_of(file: File, max_bytes: int) -> list[tuple[File, int, int]]:
     """Return the ranges of bytes in which lines are counted; one of a file that cannot be cut."""
-    if file.kind != "plain":
+    if file.kind != "plain" or is_packed(file.path):
         return [(file, 0, file.size)]
     return [(file, at, min(at + max_bytes, file.size)) for at in range(0, file.size, max_bytes)]
 

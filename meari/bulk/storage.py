@@ -2,21 +2,32 @@
 
 Input: names of files and folders. Output: their bytes; files that appear whole. Must not know: what stands in them.
 fsspec (meari[ray]) is imported for URLs, and for folders.
+
+A URL may be a chain of links: `zip://a.jsonl::https://host/b.zip` is a file in an archive of a server, and
+`simplecache::https://host/a.jsonl` one that is copied before it is read.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import tarfile
 import tempfile
-from collections.abc import Iterable
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from meari.bulk.errors import BulkError
 
-__all__ = ["Folder", "absolute", "fs_of", "is_url", "join", "names_below", "open_file"]
+__all__ = ["Folder", "absolute", "content_name", "fs_of", "is_packed", "is_url", "join", "names_below", "open_file"]
+
+LINK: Final = "::"
+ARCHIVES: Final = ("zip://", "tar://", "libarchive://")
+DAMAGED: Final = (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
 
 
 def is_url(name: str) -> bool:
@@ -24,16 +35,45 @@ def is_url(name: str) -> bool:
     return "://" in name
 
 
-def open_file(name: str) -> IO[bytes]:
-    """Open a path or URL for reading. Raises BulkError."""
+def content_name(name: str) -> str:
+    """Return the part of a path or URL that ends as its content does: of links the first that is a URL itself."""
+    return next(filter(is_url, name.split(LINK)), name)
+
+
+def is_packed(name: str) -> bool:
+    """Return whether a URL is a file in an archive that unpacks all that is before a place to read there."""
+    own = content_name(name)
+    archive = name.rpartition(own)[2]
+    return own.startswith(ARCHIVES) and not (own.startswith("tar://") and archive.lower().endswith(".tar"))
+
+
+@contextmanager
+def open_file(name: str) -> Iterator[IO[bytes]]:
+    """Open a path or URL for reading. Raises BulkError, also for what is found to be damaged while it is read."""
     try:
-        if not is_url(name):
-            return Path(name).open("rb")
-        fs, path = fs_of(name)
-        opened: IO[bytes] = fs.open(path, "rb")
-    except (OSError, ValueError) as error:
-        raise BulkError(f"{name}: {getattr(error, 'strerror', None) or error}, expected a readable file") from None
-    return opened
+        fs, opened = _opened(name)
+    except (*DAMAGED, ValueError, RuntimeError) as error:  # RuntimeError: a password is needed
+        raise BulkError(f"{name}: {_reason(error)}, expected a readable file") from None
+    with opened:
+        try:
+            yield opened
+        except DAMAGED as error:
+            raise BulkError(f"{name}: {_reason(error)}, expected a readable file") from None
+    del fs  # which an archive needs until here: it closes its files when nobody knows it any more
+
+
+def _opened(name: str) -> tuple[Any, IO[bytes]]:
+    """Return an open file and the file system that it needs, None for a path."""
+    if not is_url(name):
+        return None, Path(name).open("rb")
+    fs, path = fs_of(name)
+    return fs, fs.open(path, "rb")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "No such file or directory"
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
 def absolute(name: str) -> str:
@@ -59,13 +99,13 @@ def names_below(name: str, fs: Any, path: str, found: Iterable[str]) -> list[str
     path   its name in the file system
     found  names of files in the file system
     """
-    links = name.split("::")
+    links = name.split(LINK)
     for number, link in enumerate(links):
         scheme, separator, _ = link.partition("://")
         before, _, after = link.rpartition(path) if path else (scheme + separator, "", "")
         if "://" in before and (not after.strip("/") or after.startswith("?")):
             return [
-                "::".join([*links[:number], before + one + after.strip("/"), *links[number + 1 :]]) for one in found
+                LINK.join([*links[:number], before + one + after.strip("/"), *links[number + 1 :]]) for one in found
             ]
     return [fs.unstrip_protocol(one) for one in found]
 
@@ -78,8 +118,8 @@ def fs_of(name: str) -> tuple[Any, str]:
         raise BulkError("--engine ray: got an installation without fsspec, expected meari[ray]") from None
     try:
         found: tuple[Any, str] = url_to_fs(name)
-    except (ImportError, ValueError) as error:
-        raise BulkError(f"{name}: {error}") from None
+    except (ImportError, ValueError, *DAMAGED) as error:
+        raise BulkError(f"{name}: {_reason(error)}, expected a URL of a readable file or folder") from None
     return found
 
 

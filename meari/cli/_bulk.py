@@ -33,6 +33,7 @@ __all__ = [
     "format_of",
     "input_names",
     "rate",
+    "refuse_urls",
     "tell_summary",
     "uses",
     "work_options",
@@ -50,9 +51,17 @@ def input_names(files: Sequence[str]) -> tuple[list[str], bool]:
     """
     if "-" in files and len(files) > 1:
         raise click.UsageError("-: got standard input beside files, expected it alone")
+    refuse_urls("FILE", files)
     folders = {file for file in files if file not in ("-", "") and Path(file).is_dir()}
     names = [name for file in files for name in (_files_below(file) if file in folders else [file])]
     return names, len(files) > 1 or bool(folders)
+
+
+def refuse_urls(option: str, names: Iterable[str]) -> None:
+    """Raise UsageError for a URL, which the local engine does not read."""
+    for name in names:
+        if "://" in name and not Path(name).exists():
+            raise click.UsageError(f"{option}: got {name}, a URL, expected a path, or --engine ray, which reads URLs")
 
 
 def _files_below(folder: str) -> list[str]:
@@ -171,12 +180,13 @@ def format_of(run: RunOptions, source: Source | Inputs) -> InputFormat:
 def _format_of_one(run: RunOptions, name: str, first_line: bytes) -> InputFormat:
     from meari.bulk.parquet import is_parquet
     from meari.bulk.records import is_like_object
+    from meari.bulk.storage import content_name
 
     if run.input_format == "text" and is_parquet(name):
         raise click.UsageError(f"--input-format: got text for {name}, which is Parquet, expected auto or jsonl")
     if run.field or run.input_format == "jsonl" or is_parquet(name):
         return "jsonl"
-    name = name.lower().removesuffix(".gz")
+    name = content_name(name).lower().removesuffix(".gz")
     if run.input_format == "text" or name.endswith(_TEXT_SUFFIXES):
         return "text"
     return "jsonl" if name.endswith(_JSONL_SUFFIXES) or is_like_object(first_line) else "text"

@@ -16,6 +16,7 @@ from meari.cli._bulk import (
     endings,
     format_of,
     input_names,
+    refuse_urls,
     uses,
     work_options,
 )
@@ -147,6 +148,7 @@ def _filter(
     from meari.bulk.source import Source
 
     names, tells_files = input_names(files)
+    refuse_urls("--reference", [options.reference] if options.reference else [])
     source = Source(names, tells_files=tells_files)
     _prepare(folder, run)
     suffix = _suffix_of(names, source, run)

@@ -20,6 +20,7 @@ from meari.cli._bulk import (
     endings,
     format_of,
     rate,
+    refuse_urls,
     tell_summary,
     uses,
     work_options,
@@ -262,6 +263,7 @@ def _many_here(
     from meari.bulk.run import seed_of
     from meari.bulk.source import Source
 
+    refuse_urls("--prompts", [name])
     source = Source([name])
     run.check()
     common, plan, _ = work_options(target, run, uses("--prompts", [name]), format_of(run, source), output_format)

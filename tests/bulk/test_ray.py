@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import signal
+import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -133,6 +135,27 @@ def test_urls_are_read_and_written(bundles: Path, tmp_path: Path) -> None:
     assert [(record["file"], record["line"]) for record in found] == [
         (f"file://{tmp_path}/in/{name}", line) for name in ("a.txt", "b.txt") for line in range(1, 33)
     ]
+
+
+def test_files_in_archives_are_scored_as_those_alone(bundles: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "in.jsonl", 40)
+    text = path.read_bytes()
+    with zipfile.ZipFile(tmp_path / "in.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("deep/a.jsonl", text)
+        packed.writestr("deep/b.jsonl.gz", gzip.compress(text))
+    with tarfile.open(tmp_path / "in.tar.gz", "w:gz") as tar:
+        tar.add(path, "c.jsonl")
+    names = [
+        f"zip://deep/*::file://{tmp_path}/in.zip",
+        f"tar://c.jsonl::file://{tmp_path}/in.tar.gz",
+        f"simplecache::file://{path}",
+    ]
+    on_ray("score", *names, "--bundles", bundles, "-o", tmp_path / "out")
+    run("score", path, "--bundles", bundles, "-o", tmp_path / "here.jsonl")
+    found = [(record.pop("file"), record) for record in records(joined(tmp_path / "out"))]
+    expected = records((tmp_path / "here.jsonl").read_bytes())
+    assert [record for _, record in found] == expected * 4
+    assert list(dict(found)) == [*(names[0].replace("*", name) for name in ("a.jsonl", "b.jsonl.gz")), *names[1:]]
 
 
 def test_inputs_of_a_server_are_scored_over_http_as_files_are(bundles: Path, tmp_path: Path) -> None:
