@@ -73,7 +73,7 @@ def _opened(name: str) -> tuple[Any, IO[bytes]]:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "No such file or directory"
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def absolute(name: str) -> str:
