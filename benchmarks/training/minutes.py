@@ -4,8 +4,8 @@ Input: a config with a corpus, minutes, settings that differ. Output: one record
 soon as it ends, and the page of all of them.
 
 `--chosen` trains what `meari train TEXT --minutes N` would choose for the corpus, for as long as that would train, and
-`--written` the config as it is written, for the same time: what choosing by oneself gains. The other figures are those
-that the tables of `meari train TEXT` stand on.
+`--written` the config as it is written, for the same time: what choosing by oneself gains. With `--set` a written config
+is tuned by hand. The other figures are those that the tables of `meari train TEXT` stand on.
 
 A training has one thread, and its clock counts the CPU time of its own process, which other work on the machine hardly
 affects. The learning rate falls over that time, so that configs are compared at equal cost and not at equal steps.
@@ -55,9 +55,9 @@ def config_of(base: Config, minutes: float, settings: Sequence[str], share: floa
     tables["training"]["max_minutes"] = minutes
     tables["training"]["restart_share"] = base.training.restart_share
     for text in (*SHARED, *settings):
-        name, values = read_option(text)
+        name, value = _setting(text)
         section, _, key = name.partition(".")
-        tables[section][key] = values[0] if isinstance(values, list) else values
+        tables[section][key] = value
     tables["corpus"].pop("test", None)
     tables["corpus"].pop("blocklist", None)
     config = parse_config(tables, "minutes")
@@ -77,13 +77,22 @@ def chosen_config(base: Config, minutes: float) -> Config:
     return plan(look_at(corpus.train), corpus.train, minutes, speed, name="minutes", settings=own).config
 
 
-def written_config(base: Config, minutes: float) -> Config:
-    """Return a config as it is written, with one thread, cut to so many minutes of training. Raises ConfigError."""
-    settings = {"steps": FOREVER, "evaluate_every": FOREVER, "threads": 1, "schedule": "clock", "max_minutes": minutes}
+def written_config(base: Config, minutes: float, settings: Sequence[str] = ()) -> Config:
+    """Return a config as it is written, with one thread, cut to so many minutes of training. Raises ConfigError.
+
+    settings  what is changed in it, NAME=VALUE
+    """
+    length = {"steps": FOREVER, "evaluate_every": FOREVER, "threads": 1, "schedule": "clock", "max_minutes": minutes}
     tables = base.to_tables()
     tables["corpus"].pop("test", None)
     tables["corpus"].pop("blocklist", None)
-    return with_options(tables, {f"training.{name}": value for name, value in settings.items()}, "--written")
+    own = dict(_setting(text) for text in settings)
+    return with_options(tables, {f"training.{name}": value for name, value in length.items()} | own, "--written")
+
+
+def _setting(text: str) -> tuple[str, object]:
+    name, values = read_option(text)
+    return name, values[0] if isinstance(values, list) else values
 
 
 def _shortened(corpus: Any, share: float) -> Any:
@@ -118,8 +127,8 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
         "# Held-out loss by minutes",
         "",
         "Trainings of one thread that end by their own CPU time; bits a character of the validation text. Settings",
-        "that a row does not name are those of `SHARED` in `benchmarks/training/minutes.py`; what is chosen, or all",
-        "of a config, is trained for as long as `meari train TEXT --minutes N` would train. Made by",
+        "that a row does not name are those of `SHARED` in `benchmarks/training/minutes.py`, or the named config's;",
+        "what is chosen, or all of a config, is trained for as long as `meari train TEXT --minutes N` would train. Made by",
         "`python -m benchmarks.training.minutes --help`.",
         "",
         "| corpus | text | minutes | settings | parameters | steps | epochs | bits/char |",
@@ -141,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one case and write the page of all."""
     options = _options(arguments)
     base = load_config(options.config)
-    whole = ["chosen by `meari train`"] if options.chosen else [f"all of {options.config.name}"]
+    whole = ["chosen by `meari train`"] if options.chosen else [f"all of {options.config.name}", *options.settings]
     record = {
         "corpus": base.corpus.name,
         "share": options.share,
@@ -161,7 +170,7 @@ def _case(base: Config, options: argparse.Namespace) -> Config:
     if not options.chosen and not options.written:
         return config_of(base, options.minutes, options.settings, options.share)
     chosen = chosen_config(base, options.minutes)
-    return chosen if options.chosen else written_config(base, chosen.training.max_minutes)
+    return chosen if options.chosen else written_config(base, chosen.training.max_minutes, options.settings)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,5 +1,6 @@
 """Test the held-out losses by minutes: a chosen and a written config are compared on the same text and time."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -48,6 +49,13 @@ def test_written_config_keeps_its_model_and_ends_by_the_clock(file: Path) -> Non
     assert not config.corpus.test
 
 
+def test_written_config_can_be_tuned_by_hand(file: Path) -> None:
+    base = load_config(file)
+    config = written_config(base, 0.5, ["model.hidden_size=24", "training.warmup_steps=7"])
+    assert config.model == dataclasses.replace(base.model, hidden_size=24)
+    assert (config.training.warmup_steps, config.training.batch_size) == (7, base.training.batch_size)
+
+
 def test_chosen_config_has_the_text_and_the_held_out_text_of_the_written_one(file: Path) -> None:
     base = load_config(file)
     config = chosen_config(base, 1.0)
@@ -58,9 +66,10 @@ def test_chosen_config_has_the_text_and_the_held_out_text_of_the_written_one(fil
 
 def test_both_are_measured_and_stand_on_the_page(file: Path, tmp_path: Path) -> None:
     results = tmp_path / "minutes.json"
-    for option in ("--chosen", "--written"):
-        main([str(file), "--minutes", "0.02", option, "--results", str(results)])
+    for option in (["--chosen"], ["--written", "--set", "training.batch_size=2"]):
+        main([str(file), "--minutes", "0.02", *option, "--results", str(results)])
     chosen, written = json.loads(results.read_text("utf-8"))
-    assert (chosen["settings"], written["settings"]) == (["chosen by `meari train`"], ["all of written.toml"])
+    assert chosen["settings"] == ["chosen by `meari train`"]
+    assert written["settings"] == ["all of written.toml", "training.batch_size=2"]
     assert chosen["parameters"] != written["parameters"]
-    assert "| all of written.toml |" in results.with_suffix(".md").read_text("utf-8")
+    assert "| all of written.toml, `training.batch_size=2` |" in results.with_suffix(".md").read_text("utf-8")
