@@ -4,8 +4,8 @@ Input: a config with a corpus, minutes, settings that differ. Output: one record
 soon as it ends, and the page of all of them.
 
 `--chosen` trains what `meari train TEXT --minutes N` would choose for the corpus, for as long as that would train, and
-`--written` the config as it is written, for the same time: what choosing by oneself gains. With `--set` a written config
-is tuned by hand. The other figures are those that the tables of `meari train TEXT` stand on.
+`--written` the config as it is written, for the same time: what choosing by oneself gains. With `--set` a written
+config is tuned by hand. The other figures are those that the tables of `meari train TEXT` stand on.
 
 A training has one thread, and its clock counts the CPU time of its own process, which other work on the machine hardly
 affects. The learning rate falls over that time, so that configs are compared at equal cost and not at equal steps.
@@ -128,8 +128,8 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
         "",
         "Trainings of one thread that end by their own CPU time; bits a character of the validation text. Settings",
         "that a row does not name are those of `SHARED` in `benchmarks/training/minutes.py`, or the named config's;",
-        "what is chosen, or all of a config, is trained for as long as `meari train TEXT --minutes N` would train. Made by",
-        "`python -m benchmarks.training.minutes --help`.",
+        "what is chosen, or all of a config, is trained for as long as `meari train TEXT --minutes N` would train. Made",
+        "by `python -m benchmarks.training.minutes --help`.",
         "",
         "| corpus | text | minutes | settings | parameters | steps | epochs | bits/char |",
         "|---|---|---|---|---|---|---|---|",
