@@ -104,13 +104,14 @@ def _load(folder: Path, device: torch.device | None) -> Checkpoint:
     try:
         tokenizer = Tokenizer.load(place / TOKENIZER, config.tokenizer.kind)
         _check_vocabulary(place, description["vocabulary_size"], tokenizer)
-        model = build_model(config.model, tokenizer.vocabulary_size, config.seed)
-        load_weights(model, place / WEIGHTS)
         step = int(description["step"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{place / DESCRIPTION}: damaged: {error}") from error
-    except RuntimeError as error:  # torch's, with its own source in the text
+    try:
+        model = build_model(config.model, tokenizer.vocabulary_size, config.seed)
+    except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:  # torch's texts have its source
         raise CheckpointError(f"{place / DESCRIPTION}: a model of these sizes cannot be made here") from error
+    load_weights(model, place / WEIGHTS)
     model.to(device or torch.device("cpu")).eval()
     return Checkpoint(model, tokenizer, config, _figures(folder, description), step)
 

@@ -99,6 +99,7 @@ def test_inconsistent_description_is_refused(tmp_path: Path, changes: dict[str, 
     [
         (7, r"the weights do not fit the model: \S+: got the shape"),
         (10**9, r"checkpoint\.json: a model of these sizes"),
+        (10**19, r"checkpoint\.json: a model of these sizes"),
     ],
 )
 def test_config_of_another_size_is_refused(tmp_path: Path, hidden_size: int, message: str) -> None:

@@ -52,7 +52,7 @@ def test_written_config_keeps_its_model_and_ends_by_the_clock(file: Path) -> Non
 def test_written_config_can_be_tuned_by_hand(file: Path) -> None:
     base = load_config(file)
     config = written_config(base, 0.5, ["model.hidden_size=24", "training.warmup_steps=7"])
-    assert config.model == dataclasses.replace(base.model, hidden_size=24)
+    assert config.model == dataclasses.replace(base.model, hidden_size=24)  # type: ignore[arg-type]
     assert (config.training.warmup_steps, config.training.batch_size) == (7, base.training.batch_size)
 
 
