@@ -243,14 +243,14 @@ def swapped_in(fleet: Fleet, name: str) -> float:
 
 
 def test_proxy_passes_events_on_at_once_and_keeps_a_session_on_its_replica(drill: Drill, fleet: Fleet) -> None:
-    body = {"model": "first", "max_tokens": 400, "stream": True, "seed": 1, "logit_bias": {"0": -100}}
+    body = {"model": "first", "max_tokens": 4096, "stream": True, "seed": 1, "logit_bias": {"0": -100}}
     with httpx.Client(base_url=fleet.url, timeout=PATIENCE, trust_env=False) as client:
         with client.stream("POST", "/generate", json=body) as response:
             times = [time.monotonic() for _ in response.iter_raw()]
         for number in range(12):
             headers = {"X-Request-Id": f"session-{number % 3}-{number}", "X-Session-Id": f"client {number % 3}"}
             assert client.post("/score", json={"text": "to be"}, headers=headers).status_code == 200
-    drill.record("pieces of a stream of 400 tokens", len(times))
+    drill.record("pieces of a stream of 4,096 tokens", len(times))
     assert len(times) > 10
     until(lambda: sum(key.startswith("session-") for key in fleet.proxy.log()) == 12)
     passed = fleet.proxy.log()
@@ -317,7 +317,7 @@ def cost_of(fleet: Fleet, num_replicas: int, num_clients: int, seconds: float) -
         tokens, count = 0, 0
         body = {"model": "first", "n": NUM_SAMPLES, "max_tokens": NUM_TOKENS, "logit_bias": {"0": -100}}
         with httpx.Client(base_url=fleet.url, timeout=PATIENCE, trust_env=False) as client:
-            while time.monotonic() < end:
+            while not count or time.monotonic() < end:
                 response = client.post("/generate", json={**body, "seed": number * 10_000 + count})
                 assert response.status_code == 200, response.text
                 tokens += response.json()["usage"]["generated_tokens"]
