@@ -217,7 +217,7 @@ class Engine:
     """An actor that holds an engine. It opens the bundle from the job, so nodes need no folder in common for it."""
 
     def __init__(self, name: str, bundle: Sequence[Any], setup: Setup, plan: RayPlan) -> None:
-        from meari.runtime.machine import keep_freed_memory
+        from meari.runtime.machine import freeze_objects, keep_freed_memory
 
         keep_freed_memory()
         self._scratch = tempfile.TemporaryDirectory(prefix="meari-")
@@ -229,6 +229,7 @@ class Engine:
         own = msgspec.structs.replace(setup, options=msgspec.structs.replace(setup.options, bundle=str(folder)))
         work = open_work(open_backend(own), own)
         self._plan, self._options, self._work = plan, setup.options, work
+        freeze_objects()  # of Ray and pandas, too
 
     def __call__(self, item: bytes) -> bytes:
         """Return the commit of a partition."""

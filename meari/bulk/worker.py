@@ -42,7 +42,7 @@ from meari.bulk.options import ScoreOptions
 from meari.bulk.score import ScoreWork
 from meari.client.errors import RemoteError
 from meari.errors import MeariError
-from meari.runtime.machine import keep_freed_memory
+from meari.runtime.machine import freeze_objects, keep_freed_memory
 
 __all__ = ["main", "open_backend", "open_work"]
 
@@ -84,6 +84,7 @@ class Worker:
                 return
             backend = open_backend(setup)
             work = open_work(backend, setup)
+            freeze_objects()
             self._send(Ready(backend.name, work.head))
             while self._turn(work):
                 pass
