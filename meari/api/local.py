@@ -2,8 +2,8 @@
 
 Input: a bundle's folder; checked requests. Output: figures, texts and states. Must not know: arguments of Python calls.
 
-One engine answers single requests, with a cache of prefixes. The first long list opens further engines, one for each
-CPU, that do nothing but lists, so a stream goes on beside a list. All engines give the same bits.
+One engine answers single requests, with a cache of prefixes. A long list, or several shorter ones, open further
+engines, one for each CPU, that do nothing but lists, so a stream goes on beside a list. All engines give the same bits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from meari.runtime.word_completion import begin_word_completion
 __all__ = ["LocalModel"]
 
 LIMITS: Final = EngineLimits(max_slots=64, max_waiting=10_000, cache_bytes=1 << 26)
-LIST_CHARS: Final = 1 << 14  # of texts together: beyond it a list goes to the engines for lists
+LIST_CHARS: Final = 1 << 14  # of lists so far: from then on the engines for lists earn the time that they take to open
+SHORT_LIST_CHARS: Final = 1 << 11  # of texts together: up to so many are no faster there
 CHUNK_CHARS: Final = 1 << 16  # at most, and so many that each engine has two chunks
 MIN_CHUNK_CHARS: Final = 1 << 13
 CHUNK_TEXTS: Final = 1024
@@ -53,6 +54,7 @@ class LocalModel:
         self._backend = open_local(*self._arguments, LIMITS)
         self._num_engines = num_engines
         self._for_lists: list[LocalBackend] = []
+        self._list_chars = 0
         self._lock = threading.Lock()
         self._is_open = True
         self.name = self._backend.name
@@ -70,7 +72,7 @@ class LocalModel:
         """Score texts, a long list on all engines; `take` is called from any thread."""
         backend = self._opened()
         backend.check(options)
-        if len(texts) == 1 or sum(map(len, texts)) <= LIST_CHARS:
+        if not self._is_for_lists(texts):
             return [take(scored) for scored in backend.score(options.context, texts, options)()]
         chunks = _Chunks(texts, self._num_engines)
         with ThreadPoolExecutor(self._num_engines, "lists") as pool:
@@ -128,6 +130,15 @@ class LocalModel:
         if not self._is_open:
             raise NotReady(f"the model {self.name} was closed")
         return self._backend
+
+    def _is_for_lists(self, texts: Sequence[str]) -> bool:
+        """Return whether texts go to the engines for lists."""
+        num_chars = sum(map(len, texts))
+        if len(texts) == 1 or num_chars <= SHORT_LIST_CHARS:
+            return False
+        with self._lock:
+            self._list_chars += num_chars
+            return self._list_chars > LIST_CHARS
 
     def _engines(self, num_chunks: int) -> list[LocalBackend]:
         """Return the engines for a list of so many chunks; those that are missing are opened."""

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import meari
-from meari.api.local import CHUNK_CHARS, LIST_CHARS
+from meari.api.local import CHUNK_CHARS, LIST_CHARS, SHORT_LIST_CHARS
 from meari.errors import NotReady
 from tests.runtime.spelling_bundle import byte_tokenizer, word_tokenizer, write_spelling_bundle
 from tests.runtime.tiny_bundle import write_tiny_bundle
@@ -233,6 +233,19 @@ def test_long_list_on_several_engines_has_the_bits_of_single_texts(bundles: Path
         assert scores[:50].tolist() == [model.score(text, context="ab") for text in texts[:50]]
     assert len(scores) == len(texts)
     assert np.unique(scores).size > 7
+
+
+def test_shorter_lists_go_to_the_engines_for_lists_once_there_were_several(bundles: Path) -> None:
+    texts = [("abc "[number % 4] + "bcd" * (number % 7)) for number in range(900)]
+    num_chars = sum(map(len, texts))
+    assert SHORT_LIST_CHARS < num_chars < LIST_CHARS < 2 * num_chars
+    with meari.load(bundles, num_engines=3) as model:
+        before = threading.active_count()
+        first = model.score(texts)
+        assert threading.active_count() == before  # a list by itself is not worth the time to open an engine
+        assert (model.score(texts) == first).all()
+        assert threading.active_count() > before
+        assert (model.score(texts[:20]) == first[:20]).all()
 
 
 def test_threads_share_a_model(lm: meari.LanguageModel) -> None:
