@@ -59,6 +59,8 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
     """Return texts as a list. Raises InvalidRequest, naming the first that is no text."""
     if isinstance(texts, (bytes, Mapping)) or not isinstance(texts, Iterable):
         raise InvalidRequest(Problem("texts", _shown(texts), "a text, or several"))
+    if getattr(texts, "ndim", 1) != 1:  # a data frame would give the names of its columns
+        raise InvalidRequest(Problem("texts", f"{type(texts).__name__}", "a text, or several: one column of them"))
     return [checked_text(text, f"texts[{place}]") for place, text in enumerate(texts)]
 
 

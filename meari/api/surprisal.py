@@ -10,7 +10,7 @@ log-probabilities lie, so the sum is exact in nats; a last bit may differ in oth
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from meari.errors import InvalidRequest, Problem
@@ -97,25 +97,36 @@ class Surprisal(Sequence[SurprisalRow]):
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table as lists by the names of the columns; `token_id` and `rank` of tokens only."""
-        names = [each.name for each in fields(SurprisalRow)]
-        names = names if self.by == "token" else names[:-2]
-        return {name: [getattr(row, name) for row in self._rows] for name in names}
+        return {name: [getattr(row, name) for row in self._rows] for name in self._types()}
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return the rows as dictionaries."""
-        return [asdict(row) for row in self._rows]
+        """Return the rows as dictionaries by the names of the columns."""
+        names = self._types()
+        return [{name: getattr(row, name) for name in names} for row in self._rows]
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a pandas data frame. Raises ImportError if pandas is not installed."""
         import pandas as pd
 
-        return pd.DataFrame(self.columns())
+        return pd.DataFrame(self.columns()) if self._rows else self._empty_pandas()
+
+    def _empty_pandas(self) -> pd.DataFrame:
+        """Return the frame of a table without rows, whose columns have the types of all others."""
+        import pandas as pd
+
+        row = [kind() for kind in self._types().values()]
+        return pd.DataFrame([row], columns=list(self._types())).iloc[:0]
+
+    def _types(self) -> dict[str, type]:
+        """Return the types of the columns by their names."""
+        own = {"text": str, "start": int, "end": int, "surprisal": float, "logprob": float, "unknown": bool}
+        return own | ({"token_id": int, "rank": int} if self.by == "token" else {})
 
     def to_polars(self) -> pl.DataFrame:
         """Return a polars data frame. Raises ImportError if polars is not installed."""
         import polars as pl
 
-        return pl.DataFrame(self.columns())
+        return pl.DataFrame(self.columns(), schema=self._types())
 
     def _repr_html_(self) -> str:
         """Return the text shaded by surprisal, for a notebook."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 
 import meari
@@ -180,6 +181,9 @@ def test_state_of_another_key_or_bundle_is_refused_by_name(bundles: Path, local:
     [
         (lambda lm: lm.score(3), "texts: got 3 .int., expected a text, or several"),
         (lambda lm: lm.score(b"ab"), "texts: got b'ab'"),
+        (lambda lm: lm.score(pd.DataFrame({"ab": ["a"]})), "texts: got DataFrame, expected .* one column of them"),
+        (lambda lm: lm.bits_per_char(np.array([["a"], ["b"]])), "texts: got ndarray"),
+        (lambda lm: lm.score(np.array("a")), "texts: got ndarray"),
         (lambda lm: lm.score(["a", None]), r"texts\[1\]: got None"),
         (lambda lm: lm.score("\ud800"), "text: got '.ud800' at character 0"),
         (lambda lm: lm.score("a", log_base=3), "log_base: got 3, expected one of"),
@@ -325,6 +329,22 @@ def test_table_becomes_a_data_frame_and_html(local: meari.LanguageModel) -> None
     assert "<b>" not in shown
     assert "prefers-color-scheme:dark" in shown
     assert "unknown to the model" in shown
+
+
+@pytest.mark.parametrize("by", ["token", "word", "char"])
+def test_table_without_rows_has_the_types_of_all_others(local: meari.LanguageModel, by: Any) -> None:
+    polars = pytest.importorskip("polars")
+    some, none = (local.surprisal(text, by, end=False) for text in ("abc ab", ""))
+    assert len(none) == 0
+    assert none.to_pandas().dtypes.to_dict() == some.to_pandas().dtypes.to_dict()
+    assert none.to_polars().schema == some.to_polars().schema == polars.DataFrame(some.columns()).schema
+    assert polars.concat([none.to_polars(), some.to_polars()]).equals(some.to_polars())
+
+
+@pytest.mark.parametrize("by", ["token", "word"])
+def test_rows_as_dictionaries_have_the_names_of_the_columns(local: meari.LanguageModel, by: Any) -> None:
+    table = local.surprisal("abc ab", by)
+    assert table.to_dicts() == pd.DataFrame(table.columns()).to_dict("records")
 
 
 def test_unknown_bundle_and_service_are_reported(bundles: Path, url: str) -> None:
