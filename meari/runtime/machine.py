@@ -107,6 +107,12 @@ def _read(path: Path) -> str:
         return ""
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    """Open the C library once: whatever is opened is part of a circle, which only a collection frees."""
+    return ctypes.CDLL("libc.so.6")
+
+
 def limit_arenas() -> None:
     """Limit malloc's arenas; call it before any thread starts, as glibc allows up to eight arenas per CPU.
 
@@ -116,7 +122,7 @@ def limit_arenas() -> None:
     if "MALLOC_ARENA_MAX" in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, NUM_ARENAS)
+        _libc().mallopt(_M_ARENA_MAX, NUM_ARENAS)
 
 
 def map_large_pieces() -> None:
@@ -129,7 +135,7 @@ def map_large_pieces() -> None:
     if "MALLOC_MMAP_THRESHOLD_" in os.environ or "mmap_threshold" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL("libc.so.6")
+        library = _libc()
         library.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
         library.mallopt(_M_TRIM_THRESHOLD, TOP_BYTES)
 
@@ -141,7 +147,7 @@ def keep_freed_memory() -> None:
     over them. One arena is used: secondary arenas grow in pieces that are too small for large arrays.
     """
     with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL("libc.so.6")
+        library = _libc()
         library.mallopt(_M_ARENA_MAX, 1)
         library.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
         library.mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
@@ -173,4 +179,4 @@ def _statm(_pid: int) -> int:
 def release_free_memory() -> None:
     """Give back what loading has left free in the heap."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        _libc().malloc_trim(0)

@@ -6,6 +6,7 @@ Problems of the settings end the start here, before there is any worker.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -110,7 +111,9 @@ def on_starting(server: Any) -> None:
     # Imported once, so that the workers share its memory and start sooner; frozen, so that their garbage collection
     # does not write to it. There are no threads yet, and no sessions.
     importlib.import_module("meari.service.app")
-    importlib.import_module("encodings.idna")  # otherwise the first request of each worker would
+    importlib.import_module("encodings.idna")  # otherwise the first request of each worker would, as the next
+    with contextlib.suppress(ImportError):  # not installed
+        importlib.import_module("icu4py.breakers")
     gc.collect()
     gc.freeze()
 

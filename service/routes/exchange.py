@@ -240,13 +240,14 @@ class Exchange:
             response.headers.update(cors_headers(origins, self._environ.get("HTTP_ORIGIN")))
         if not response.is_streamed and not response.content_length:
             response.headers.pop("Content-Type", None)  # Flask sets HTML for an answer without a body
+        status = response.status_code  # what is called on close must not lead back to the answer, which keeps it
         if response.is_streamed:
-            response.call_on_close(lambda: self._close(response.status_code))
+            response.call_on_close(lambda: self._close(status))
         elif (response.content_length or 0) <= SENT_AT_ONCE:
-            self._close(response.status_code)
+            self._close(status)
         else:
             ticket, self._ticket = self._ticket, None
-            self._close(response.status_code)
+            self._close(status)
             if ticket is not None:
                 response.call_on_close(lambda: self._when_sent(ticket.release))
         return response

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import platform
 import subprocess
 import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from flask import Flask, Response
+from werkzeug.test import EnvironBuilder, run_wsgi_app
 
+from meari.runtime.engine.calls import Sample, TextScore
+from meari.runtime.engine.handles import Handle
+from meari.runtime.engine.sequences import Request, Sequence
 from meari.runtime.machine import NUM_ARENAS
+from meari.service.routes.exchange import Exchange
+from tests.patience import PATIENCE
 from tests.service.running import ROOT
 
 PROGRAM = """
@@ -178,3 +191,48 @@ def test_operator_chooses_another_number_of_arenas() -> None:
 
     assert num_arenas() == NUM_ARENAS
     assert num_arenas(MALLOC_ARENA_MAX="2") == 2
+
+
+@pytest.fixture
+def _without_collections() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+ANSWERS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "a small answer": ("/generate", 200, {"prompt": "ab", "max_tokens": 4}),
+    "an answer of some size": ("/tokenize", 200, {"text": "ab" * 2000}),
+    "an answer in pieces": ("/score", 200, {"text": "ab" * 2000, "tokens": True, "words": True}),
+    "a stream": ("/generate", 200, {"prompt": "ab", "max_tokens": 20, "stream": True}),
+    "samples with figures": ("/generate", 200, {"prompt": "ab", "n": 4, "max_tokens": 40, "logprobs": 5}),
+    "prompts": ("/v1/completions", 200, {"prompt": ["ab", "b"], "max_tokens": 3, "logprobs": 2, "echo": True}),
+    "words": ("/complete", 200, {"text": "ab"}),
+    "a search": ("/generate", 200, {"prompt": "a", "num_beams": 3, "n": 2, "max_tokens": 5}),
+    "a list": ("/score", 200, {"texts": ["ab", "abc", "b"] * 2, "return_state": True}),
+    "a refusal": ("/score", 400, {"text": 5}),
+}
+
+
+@pytest.mark.usefixtures("_without_collections")
+@pytest.mark.parametrize("name", ANSWERS)
+def test_nothing_of_a_request_is_in_memory_once_its_answer_was_sent(app: Flask, name: str) -> None:
+    kinds = (Exchange, Response, Request, Sequence, Handle, Sample, TextScore)
+    path, status, body = ANSWERS[name]
+
+    def alive() -> Counter[str]:
+        return Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, kinds))
+
+    before = alive()
+    environ = EnvironBuilder(path=path, method="POST", data=json.dumps(body), content_type="application/json")
+    pieces, said, _ = run_wsgi_app(app, environ.get_environ())
+    assert b"".join(pieces)
+    assert said.startswith(str(status))
+    pieces.close()  # type: ignore[attr-defined]
+    environ.close()
+    del pieces, environ
+    until = time.monotonic() + PATIENCE
+    while alive() != before and time.monotonic() < until:  # the engine's thread ends its turn
+        time.sleep(0.01)
+    assert alive() == before

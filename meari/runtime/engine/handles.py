@@ -69,7 +69,9 @@ class Handle:
         self.failure: MeariError | None = None
         self.cancelled = False
         self._event = event or Event()
-        self._ended = threading.Event()
+        self._has_ended = False
+        self._running = threading.Lock()  # held until the end: an event takes 1 kB, and a list has a thousand handles
+        self._running.acquire()
         self.on_cancel: Callable[[], None] = _do_nothing
         self.on_end: Callable[[], None] = _do_nothing
 
@@ -81,11 +83,15 @@ class Handle:
     @property
     def ended(self) -> bool:
         """True once nothing more will be added."""
-        return self._ended.is_set()
+        return self._has_ended
 
     def wait_end(self, timeout: float | None = None) -> bool:
         """Block until the request ended, at most `timeout` seconds; returns whether it did."""
-        return self._ended.wait(timeout)
+        if not self._has_ended:
+            if not self._running.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+                return False
+            self._running.release()
+        return True
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until something was added since the last call or the request ended; returns False after `timeout`."""
@@ -121,7 +127,8 @@ class Handle:
         self.failure = failure or self.failure
         self._close(finish)
         self.ended_at = now
-        self._ended.set()
+        self._has_ended = True
+        self._running.release()
         self.on_cancel = _do_nothing  # else an engine that is replaced stays in memory as long as its last handles
         self.notify()
         self.on_end()

@@ -125,7 +125,7 @@ def _rows_of(result: RunResult, counts: Ids) -> tuple[States, Floats]:
     return {name: values[steps, rows] for name, values in result.states.items()}, hidden
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class _Planted:
     """A text's sequence, and the depth at which it forks off that of another text, its owner."""
 
@@ -200,6 +200,11 @@ class ScoringRequest(Request):
             if not all(np.isfinite(values).all() for pair in figures for values in pair):
                 self.note_failure(not_finite())
         return super().end(finish, now, failure)
+
+    def drop_sequences(self) -> None:
+        """Forget the sequences of all texts."""
+        super().drop_sequences()
+        self._planted.clear()
 
     def _is_run(self, forced: SequenceOf[int]) -> bool:
         """Return True if a text has a token to score, or a state to compute after more than its first token."""

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -92,8 +92,13 @@ class Request:
 
     def end(self, finish: Finish, now: float, failure: MeariError | None = None) -> int:
         """End the handle; returns the number of tokens that were added to it only now."""
+        self.drop_sequences()
         self.handle.end(finish, now, failure)
         return 0
+
+    def drop_sequences(self) -> None:
+        """Forget the sequences: each knows its request, and such circles stay in memory until a full collection."""
+        vars(self).pop("root", None)
 
 
 @dataclass(eq=False)
@@ -140,6 +145,13 @@ class Sequence:
         return self.fed + (self.start.position if self.start is not None else 0)
 
 
+def _alternatives(num_targets: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    return np.zeros((num_targets, count), np.int64), np.zeros((num_targets, count))
+
+
+_no_alternatives = lru_cache(_alternatives)  # of no numbers: texts of one length have the same two arrays
+
+
 @dataclass(eq=False)
 class TargetLog:
     """Figures of the forced tokens that are reported, filled in order.
@@ -159,13 +171,9 @@ class TargetLog:
     @classmethod
     def empty(cls, start: int, num_targets: int, num_alternatives: int, *, want_ranks: bool) -> TargetLog:
         """Make room for the figures of `num_targets` tokens."""
-        return cls(
-            start,
-            np.zeros(num_targets),
-            np.zeros(num_targets, np.int64) if want_ranks else None,
-            np.zeros((num_targets, num_alternatives), np.int64),
-            np.zeros((num_targets, num_alternatives)),
-        )
+        ranks = np.zeros(num_targets, np.int64) if want_ranks else None
+        ids, values = (_alternatives if num_alternatives else _no_alternatives)(num_targets, num_alternatives)
+        return cls(start, np.zeros(num_targets), ranks, ids, values)
 
     @cached_property
     def num_alternatives(self) -> int:

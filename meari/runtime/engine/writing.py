@@ -68,7 +68,7 @@ class WritingLane:
         self._batch: Batch[GenerationSequence] = Batch(runner)
         self._starts: list[CachedStart] = []
         self._joining: list[GenerationSequence] = []
-        self._samplers = RowSamplers([], sorts=runner.sorts)
+        self._samplers = self._no_samplers = RowSamplers([], sorts=runner.sorts)
         self._places = np.arange(0)
         self._prepared_for: list[GenerationSequence] | None = None
         self._pace = Pace()
@@ -107,12 +107,14 @@ class WritingLane:
         self._batch.drop(request)
         self._starts = [start for start in self._starts if start.sequence.request is not request]
         self._joining = [sequence for sequence in self._joining if sequence.request is not request]
+        self._forget_ended()
 
     def clear(self) -> set[Request]:
         """Drop all rows after a turn that failed; returns their requests."""
         everyone = [*self._batch.sequences, *self._joining, *(start.sequence for start in self._starts)]
-        self._joining, self._starts, self._prepared_for = [], [], None
+        self._joining, self._starts = [], []
         self._batch.clear()
+        self._forget_ended()
         return {sequence.request for sequence in everyone}
 
     def store_states(self, request: Request) -> None:
@@ -140,7 +142,13 @@ class WritingLane:
             self._pace.add(rows, steps, self._runner.run_seconds - run_before, thread_time() - started)
             num_first = sum(isinstance(start.sequence, SampledSequence) for start in starts)
             self._gaps.add(_gaps_of(joining), result.num_sampled - num_first, steps, now)
+        self._forget_ended()
         return result
+
+    def _forget_ended(self) -> None:
+        """Keep nothing of the sequences of the last turn, their samples and all that stands in them, once all ended."""
+        if not len(self._batch):
+            self._samplers, self._prepared_for = self._no_samplers, None
 
     def plan(self) -> int:
         """Return the maximum number of steps of the turn."""
