@@ -23,7 +23,7 @@ from torch import Tensor
 
 from meari.bundle_format.names import Family
 from meari.models.config import Config, parse_config
-from meari.models.errors import CheckpointError, ConfigError
+from meari.models.errors import CheckpointError, ConfigError, ModelsError, TokenizerError
 from meari.models.families import build_model
 from meari.models.fields import did_you_mean
 from meari.models.files import current_folder
@@ -105,10 +105,14 @@ def _load(folder: Path, device: torch.device | None) -> Checkpoint:
         tokenizer = Tokenizer.load(place / TOKENIZER, config.tokenizer.kind)
         _check_vocabulary(place, description["vocabulary_size"], tokenizer)
         step = int(description["step"])
-    except (KeyError, TypeError, ValueError) as error:
+    except TokenizerError as error:
+        raise CheckpointError(str(error)) from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{place / DESCRIPTION}: damaged: {error}") from error
     try:
         model = build_model(config.model, tokenizer.vocabulary_size, config.seed)
+    except ModelsError as error:  # the config does not fit the vocabulary, or no such reservoir exists
+        raise CheckpointError(f"{place / DESCRIPTION}: {error}") from error
     except (RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:  # torch's texts have its source
         raise CheckpointError(f"{place / DESCRIPTION}: a model of these sizes cannot be made here") from error
     load_weights(model, place / WEIGHTS)
@@ -130,7 +134,7 @@ def read_description(place: Path) -> dict[str, Any]:
         description = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise CheckpointError(f"{place}: no checkpoint here ({DESCRIPTION}: {error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from error
     version = description.get("format_version") if isinstance(description, dict) else None
     if version != FORMAT_VERSION:
@@ -140,17 +144,26 @@ def read_description(place: Path) -> dict[str, Any]:
 
 
 def load_weights(model: LanguageModel, path: Path) -> None:
-    """Fill a model from a safetensors file. Raises CheckpointError if names or shapes differ."""
+    """Fill a model from a safetensors file. Raises CheckpointError if names, shapes or kinds of numbers differ."""
     tensors, expected = read_tensors(path), model.state_dict()
     for name in sorted({*tensors, *expected}):
-        got, wanted = _shape(tensors.get(name)), _shape(expected.get(name))
-        if got != wanted:
-            raise CheckpointError(f"{path}: the weights do not fit the model: {name}: got {got}, expected {wanted}")
+        got, wanted = tensors.get(name), expected.get(name)
+        for describe in (_shape, _numbers):
+            if describe(got) != describe(wanted):
+                problem = f"{name}: got {describe(got)}, expected {describe(wanted)}"
+                raise CheckpointError(f"{path}: the weights do not fit the model: {problem}")
     model.load_state_dict(tensors)
 
 
 def _shape(tensor: Tensor | None) -> str:
     return "none" if tensor is None else f"the shape {list(tensor.shape)}"
+
+
+def _numbers(tensor: Tensor | None) -> str:
+    """Return the kind of a tensor's numbers; floats of any precision become those of the model."""
+    if tensor is None or tensor.dtype.is_floating_point:
+        return "floats"
+    return "complex numbers" if tensor.dtype.is_complex else "integers"
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -200,7 +213,7 @@ def _figures(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
     if path.exists():
         try:
             figures = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: damaged: {error}") from error
         if isinstance(figures, dict):
             return figures

@@ -100,6 +100,21 @@ def load_snapshot(run: RunFolder, model: LanguageModel, optimizer: torch.optim.O
     folder = current_folder(run.last)
     read_description(folder)
     described = _read_progress(folder / PROGRESS)
+    try:
+        return _restored(run, folder, described, model, optimizer, fingerprint)
+    except (KeyError, TypeError, ValueError) as error:  # something is missing, or of another kind
+        problem = f"damaged: {type(error).__name__}: {error}"
+        raise CheckpointError(f"{folder}: {problem:.200}; start again with --overwrite") from error
+
+
+def _restored(
+    run: RunFolder,
+    folder: Path,
+    described: dict[str, Any],
+    model: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    fingerprint: str,
+) -> Snapshot:
     if described.pop("fingerprint") != fingerprint:
         raise CheckpointError(
             f"{run.path}: the corpus has changed since this run was started; "
@@ -117,10 +132,11 @@ def load_snapshot(run: RunFolder, model: LanguageModel, optimizer: torch.optim.O
 def _read_progress(path: Path) -> dict[str, Any]:
     try:
         described = json.loads(path.read_text("utf-8"))
-        assert isinstance(described, dict)
-        return described
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}; start again with --overwrite") from error
+    if not isinstance(described, dict):
+        raise CheckpointError(f"{path}: got {described!r:.60}, expected a table; start again with --overwrite")
+    return described
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from meari.bundle_format.names import Family
 from meari.models.checkpoint import fill_checkpoint, load_checkpoint
 from meari.models.config import Config, ModelConfig, RecurrentConfig, ReservoirConfig
-from meari.models.errors import CheckpointError, TokenizerError
+from meari.models.errors import CheckpointError
 from meari.models.families import build_model
 from meari.models.language_model import LanguageModel
 from meari.models.text.tokenizer import train_tokenizer
@@ -22,6 +23,8 @@ MODELS: list[ModelConfig] = [
     RecurrentConfig(Family.LSTM, 4, 4, tied=True),
     ReservoirConfig(Family.ESN, units=16, block_size=4),
 ]
+
+WIDE = RecurrentConfig(Family.RNN, 3, 16)
 
 
 def save(folder: Path, model_config: ModelConfig) -> tuple[LanguageModel, Config]:
@@ -85,6 +88,7 @@ def change_description(best: Path, **changes: object) -> None:
         ({"vocabulary_size": "many"}, "the tokenizer has 5 tokens, the model 'many';"),
         ({"vocabulary_size": None}, "the tokenizer has 5 tokens, the model None;"),
         ({"config": {"name": "x"}}, "problem"),
+        ({"step": float("inf")}, r"checkpoint\.json: damaged: cannot convert float infinity"),
     ],
 )
 def test_inconsistent_description_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -111,11 +115,46 @@ def test_config_of_another_size_is_refused(tmp_path: Path, hidden_size: int, mes
         load_checkpoint(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        (WIDE, {"adaptive_cutoffs": [5]}, "adaptive_cutoffs: got 5, expected numbers below 5, the size of the vocab"),
+        (MODELS[3], {"block_size": 8}, r"the weights do not fit the model: \S+: got the shape"),
+        (MODELS[0], {"family": "lstm"}, r"family 'rnn', but its config is of lstm"),
+        (MODELS[0], {"learned_initial_state": True}, r"the weights do not fit the model: \S+: got none, expected the"),
+        (MODELS[2], {"tied": False}, "the weights do not fit the model"),
+        (MODELS[3], {"readout_rank": 2}, "the weights do not fit the model"),
+    ],
+)
+def test_config_that_does_not_fit_what_is_beside_it_is_refused(
+    tmp_path: Path, model: ModelConfig, changes: dict[str, object], message: str
+) -> None:
+    save(tmp_path, model)
+    best = tmp_path / "run" / "best"
+    description = json.loads((best / "checkpoint.json").read_text("utf-8"))
+    description["config"]["model"] |= changes
+    change_description(best, config=description["config"])
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_checkpoint(tmp_path / "run")
+    assert str(best) in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "message"), [(torch.complex64, "complex numbers"), (torch.int64, "integers")])
+def test_weights_of_another_kind_of_numbers_are_refused(tmp_path: Path, kind: torch.dtype, message: str) -> None:
+    save(tmp_path, MODELS[0])
+    path = tmp_path / "run" / "best" / "model.safetensors"
+    tensors = load_file(path)
+    name = min(tensors)
+    save_file(tensors | {name: tensors[name].to(kind)}, path)
+    with pytest.raises(CheckpointError, match=f"do not fit the model: {name}: got {message}, expected floats"):
+        load_checkpoint(tmp_path / "run")
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "checkpoint.json", "tokenizer.json"])
 def test_damaged_file_is_reported_by_name(tmp_path: Path, name: str) -> None:
     save(tmp_path, MODELS[0])
     (tmp_path / "run" / "best" / name).write_bytes(b"{ half")
-    with pytest.raises((CheckpointError, TokenizerError), match=name):
+    with pytest.raises(CheckpointError, match=name):
         load_checkpoint(tmp_path / "run")
 
 

@@ -1,5 +1,6 @@
 """Test the training loop: loss near the entropy, bit-for-bit resumption, and every way to end."""
 
+import json
 import math
 import os
 import pickle
@@ -327,3 +328,20 @@ def test_state_is_carried_from_chunk_to_chunk(tmp_path: Path) -> None:
     figures = run_training(config, tmp_path / "run")[0].figures
     assert figures is not None
     assert figures["validation"]["nats_per_token"] < 0.5  # without the state: ln 2
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"fingerprint": 1, "step": 2}', '{"fingerprint": "", "unknown": []}', "[" * 10**5]
+)
+def test_progress_that_lacks_what_a_run_needs_is_refused(tmp_path: Path, text: str) -> None:
+    config = tiny_config(tmp_path)
+    part = open_run(tmp_path / "run", config, Start.FRESH)
+    display = StopAt(7, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert train(config, part, resume=False, display=display, clock=Clock()).ending is Ending.INTERRUPTED
+    progress = part.last / "progress.json"
+    found = json.loads(progress.read_text("utf-8"))
+    lacking = [json.dumps({key: found[key] for key in found if key != left}) for left in ("fingerprint", "streams")]
+    for each in (text, json.dumps(found | {"unknown": 1}), *lacking):
+        progress.write_text(each)
+        with pytest.raises(CheckpointError, match="start again with --overwrite"):
+            run_training(config, tmp_path / "run", Start.RESUME)
