@@ -9,6 +9,7 @@ A URL may be a chain of links: `zip://a.jsonl::https://host/b.zip` is a file in 
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import tarfile
@@ -22,11 +23,13 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from meari.bulk.errors import BulkError
+from meari.file_kinds import GZIP, HEAD_BYTES, kind_of_content
 
 __all__ = ["Folder", "absolute", "content_name", "fs_of", "is_packed", "is_url", "join", "names_below", "open_file"]
 
 LINK: Final = "::"
 ARCHIVES: Final = ("zip://", "tar://", "libarchive://")
+PACKINGS: Final = {"bzip2": "bz2", "xz": "xz", "Zstandard": "zstd", "lz4": "lz4"}  # as fsspec names them
 DAMAGED: Final = (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
 
 
@@ -114,6 +117,8 @@ def fs_of(name: str) -> tuple[Any, str]:
     """Return the file system of a path or URL, and the name in it. Raises BulkError."""
     try:
         from fsspec.core import url_to_fs
+
+        _tell_packing_by_content()
     except ImportError:
         raise BulkError("--engine ray: got an installation without fsspec, expected meari[ray]") from None
     try:
@@ -121,6 +126,40 @@ def fs_of(name: str) -> tuple[Any, str]:
     except (ImportError, ValueError, *DAMAGED) as error:
         raise BulkError(f"{name}: {_reason(error)}, expected a URL of a readable file or folder") from None
     return found
+
+
+@functools.cache
+def _tell_packing_by_content() -> None:
+    """Let fsspec tell by its first bytes how a tar archive is packed: names end in .tgz, or with a number of a page."""
+    import fsspec
+    from fsspec.compression import compr
+    from fsspec.implementations.tar import TarFileSystem
+
+    class Tar(TarFileSystem):  # type: ignore[misc]
+        """Files in a tar archive, plain or packed."""
+
+        def __init__(self, fo: Any = "", *, target_options: Any = None, target_protocol: Any = None, **more: Any):
+            self._opened = None
+            if isinstance(fo, str):
+                self._source = fsspec.open(fo, protocol=target_protocol, **(target_options or {}))
+                self._opened = fo = self._source.open()
+            head = fo.read(HEAD_BYTES)
+            fo.seek(0)
+            kind = kind_of_content("", head)
+            packing = "gzip" if head.startswith(GZIP) else PACKINGS.get(kind.name) if kind is not None else None
+            if packing is not None and packing not in compr:
+                raise ValueError(f"got a tar archive in {packing}, which this installation cannot unpack")
+            try:
+                super().__init__(fo, **({} if packing is None else {"compression": packing}), **more)
+            except tarfile.TarError as error:
+                reason = f"{error}: no tar archive, plain or in gzip, bzip2 or xz"
+                raise tarfile.ReadError(reason) from error
+
+        def __del__(self) -> None:
+            if self._opened is not None:
+                self._opened.close()
+
+    fsspec.register_implementation("tar", Tar, clobber=True)
 
 
 class Folder:

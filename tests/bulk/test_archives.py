@@ -21,6 +21,20 @@ from tests.bulk.test_partitions import lines_in, partitions_of
 LINES = b'{"text":"ab"}\n' * 30
 TEXT = b"ab\n" * 20
 
+PACKED = {
+    "in.tar": "w",
+    "in.tar.gz": "w:gz",
+    "in.tar.bz2": "w:bz2",
+    "in.tgz": "w:gz",
+    "in.TAR.GZ": "w:gz",
+    "in.taz": "w:gz",
+    "in.tbz2": "w:bz2",
+    "in.tbz": "w:bz2",
+    "in.txz": "w:xz",
+    "in.tar.xz": "w:xz",
+    "download": "w:gz",
+}
+
 
 def files() -> dict[str, bytes]:
     parquet = io.BytesIO()
@@ -40,20 +54,25 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with zipfile.ZipFile(folder / "in.zip", "w", zipfile.ZIP_DEFLATED) as packed:
         for name, data in files().items():
             packed.writestr(name, data)
-    for name, mode in (("in.tar", "w"), ("in.tar.gz", "w:gz"), ("in.tar.bz2", "w:bz2")):
+    for name, mode in PACKED.items():
         with tarfile.open(folder / name, mode) as tar:  # type: ignore[call-overload]
             for member, data in files().items():
                 about = tarfile.TarInfo(member)
                 about.size = len(data)
                 tar.addfile(about, io.BytesIO(data))
     with zipfile.ZipFile(folder / "outer.zip", "w") as outer:
-        outer.write(folder / "in.tar", "in.tar")
+        for name in ("in.tar", "in.tgz"):
+            outer.write(folder / name, name)
     (folder / "a.jsonl").write_bytes(LINES)
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(LINES))
     return folder
 
 
 CHAINS = [
-    *(f"{archive[:3]}://{{}}::file://{{folder}}/in.{archive}" for archive in ("zip", "tar", "tar.gz", "tar.bz2")),
+    "zip://{}::file://{folder}/in.zip",
+    *(f"tar://{{}}::file://{{folder}}/{name}" for name in PACKED),
+    "tar://{}::simplecache::file://{folder}/in.tgz",
+    "tar://{}::zip://in.tgz::file://{folder}/outer.zip",
     "zip://{}::{folder}/in.zip",
     "zip://{}::simplecache::file://{folder}/in.zip",
     "simplecache::zip://{}::file://{folder}/in.zip",
@@ -122,7 +141,11 @@ def write_damaged(archives: Path, path: Path) -> None:
         ("zip://none.txt::file://{}/in.zip", "No such file or directory"),
         ("zip://a.jsonl::file://{}/none.zip", "No such file or directory"),
         ("zip://a.jsonl::file://{}/a.jsonl", "File is not a zip file"),
-        ("tar://a.jsonl::file://{}/a.jsonl", "truncated header"),
+        ("tar://a.jsonl::file://{}/a.jsonl", "truncated header: no tar archive, plain or in gzip, bzip2 or xz"),
+        ("tar://a.jsonl::file://{}/in.zip", "no tar archive, plain or in gzip, bzip2 or xz"),
+        ("tar://a.jsonl::file://{}/a.jsonl.gz", "no tar archive, plain or in gzip, bzip2 or xz"),
+        ("file://{}/in.tgz", "got a tar archive, expected a file in it: tar://NAME::file:///"),
+        ("file://{}/in.tbz2", "got a tar archive, expected a file in it: tar://NAME::file:///"),
         ("file://{}/in.zip", "got a ZIP archive, expected a file in it: zip://NAME::file:///"),
         ("simplecache::file://{}/in.tar.gz", "got a tar archive, expected a file in it: tar://NAME::simplecache::file"),
         ("rar://a.jsonl::file://{}/in.rar", "Protocol not known: rar"),
