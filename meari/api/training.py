@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,13 @@ __all__ = ["TrainingRun", "train"]
 
 MAX_BAD: Final = 1_000  # with `skip_bad`, as of the command
 BUNDLES: Final = Path("bundles")
+ARGUMENTS: Final = {
+    "--overwrite": "overwrite=True",
+    "--resume": "resume=True",
+    "--run": "folder=…",
+    "--set": "settings",
+    "--max-bad": "max_bad",
+}
 INSTALL: Final = "training needs torch and onnx, which are not installed here: `pip install 'meari[train]'`"
 
 
@@ -213,7 +221,7 @@ def _display(progress: bool) -> Display:  # noqa: FBT001
 
 
 class _Translated:
-    """Raises errors of training and export as `MeariError`, with their own words."""
+    """Raises errors of training and export as `MeariError`, with arguments in place of the command's options."""
 
     def __enter__(self) -> None: ...
 
@@ -222,4 +230,5 @@ class _Translated:
         from meari.models.errors import ModelsError
 
         if isinstance(error, ExportError | ModelsError):
-            raise MeariError(str(error)) from error
+            said = re.sub(r"(?<!\S)--[a-z-]+", lambda option: ARGUMENTS.get(option[0], option[0]), str(error))
+            raise MeariError(said) from error
