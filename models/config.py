@@ -69,6 +69,7 @@ class CorpusConfig:
     train, validation, test   files, or folders whose .txt, .text and .gz files are taken in sorted order
     validation_share          in place of validation files: the last share of the training text
     test_share                in place of test files: the share behind the validation part
+    training_share            of the training lines or paragraphs that are read: an even sample, always the same
     blocklist                 a file with a regular expression a line: matching documents are not trained on; "": none
     max_bad                   lines that are not UTF-8 and are read as blank ones, at most
     baseline                  figures of other models on the same split, name to figure, shown beside our own
@@ -83,6 +84,7 @@ class CorpusConfig:
     test: tuple[str, ...] = paths(())
     validation_share: float = _share(0.0)
     test_share: float = _share(0.0)
+    training_share: float = real(1.0, expected="0 < share ≤ 1", fits=lambda share: 0 < share <= 1)
     blocklist: str = string("")
     max_bad: int = integer(0)
     baseline: dict[str, str] | None = texts(None)

@@ -17,7 +17,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,11 @@ SHARED = (
     "training.batch_size=32", "training.chunk_length=64", "training.averaging=ema", "training.ema_decay=0.998",
     "training.precision=bfloat16", "training.warmup_steps=100", "training.weight_decay=0.05",
     "training.learning_rate=3e-3",
+)  # fmt: skip
+CHOSEN = "chosen by `meari train`"
+TOLD = (
+    "tokenizer.kind", "tokenizer.vocabulary_size", "model.family", "model.hidden_size", "model.dropout",
+    "training.batch_size", "training.chunk_length", "training.learning_rate", "training.max_minutes",
 )  # fmt: skip
 
 
@@ -122,48 +127,79 @@ def measure(config: Config) -> dict[str, Any]:
 
 
 def page(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return the page of all records."""
+    """Return the page of all records: for each machine what is chosen beside the best config by hand, then all rows."""
     lines = [
         "# Held-out loss by minutes",
         "",
         "Trainings of one thread that end by their own CPU time; bits a character of the validation text. Settings",
-        "that a row does not name are those of `SHARED` in `benchmarks/training/minutes.py`, or the named config's;",
-        "what is chosen, or all of a config, is trained for as long as `meari train TEXT --minutes N` would train.",
-        "Made by `python -m benchmarks.training.minutes --help`.",
+        "that a row does not name are those of `SHARED` in `benchmarks/training/minutes.py`, or the named config's.",
+        "What is chosen is trained for as long as `meari train TEXT --minutes N` would train (export taken off),",
+        "and so is all of a config, unless the row names its `training.max_minutes`. Figures of different",
+        "machines do not compare. Made by `python -m benchmarks.training.minutes --help`.",
+    ]
+    for machine in sorted({each["machine"] for each in results}):
+        rows = [each for each in results if each["machine"] == machine]
+        lines += ["", f"## {machine}", *_summary(rows), *_table(rows)]
+    return "\n".join([*lines, ""])
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a table of the cases that were both chosen and made by hand, if there are any."""
+    cases = sorted({(each["corpus"], each["minutes"]) for each in rows if each["share"] == 1})
+    header = ["", "| corpus | minutes | chosen | best by hand | chosen / best |", "|---|---|---|---|---|"]
+    for corpus, minutes in cases:
+        losses: dict[bool, list[float]] = {True: [], False: []}
+        for each in rows:
+            if (each["corpus"], each["share"], each["minutes"]) == (corpus, 1, minutes):
+                losses[each["settings"][0] == CHOSEN].append(each["bits_per_char"])
+        if all(losses.values()):
+            chosen, by_hand = min(losses[True]), min(losses[False])
+            yield from header
+            header = []
+            yield f"| {corpus} | {minutes:g} | {chosen:.3f} | {by_hand:.3f} | {chosen / by_hand:.3f} |"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield from (
         "",
         "| corpus | text | minutes | settings | parameters | steps | epochs | bits/char |",
         "|---|---|---|---|---|---|---|---|",
-    ]
-    for each in sorted(
-        results, key=lambda each: (each["corpus"], each["share"], each["minutes"], each["bits_per_char"])
-    ):
+    )
+    for each in sorted(rows, key=lambda each: (each["corpus"], each["share"], each["minutes"], each["bits_per_char"])):
         settings = ", ".join(f"`{setting}`" if "=" in setting else setting for setting in each["settings"])
-        lines.append(
+        yield (
             f"| {each['corpus']} | {100 * each['share']:g} % | {each['minutes']:g} | {settings} "
             f"| {each['parameters']:,} | {each['steps']:,} | {each['epochs']:.2f} | {each['bits_per_char']:.3f} |"
         )
-    machines = sorted({each["machine"] for each in results})
-    return "\n".join([*lines, "", f"Machine: {'; '.join(machines)}.", ""])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure one case and write the page of all."""
     options = _options(arguments)
     base = load_config(options.config)
-    whole = ["chosen by `meari train`"] if options.chosen else [f"all of {options.config.name}", *options.settings]
+    config = _case(base, options)
     record = {
         "corpus": base.corpus.name,
         "share": options.share,
         "minutes": options.minutes,
-        "settings": whole if options.chosen or options.written else options.settings,
+        "settings": _described(config, options),
     }
-    record |= measure(_case(base, options))
+    record |= measure(config)
     record |= {"machine": describe_machine(torch.device("cpu"))}
     results = json.loads(options.results.read_text("utf-8")) if options.results.exists() else []
     results.append(record)
     write_file(options.results, (json.dumps(results, indent=1) + "\n").encode())
     write_file(options.results.with_suffix(".md"), page(results).encode())
     sys.stdout.write(json.dumps(record) + "\n")
+
+
+def _described(config: Config, options: argparse.Namespace) -> list[str]:
+    """Return what a row names: of a chosen config the settings that matter most."""
+    if not options.chosen:
+        return [*([f"all of {options.config.name}"] if options.written else []), *options.settings]
+    tables = config.to_tables()
+    values = {name: tables[name.partition(".")[0]].get(name.partition(".")[2]) for name in TOLD}
+    return [CHOSEN, *(f"{name}={value}" for name, value in values.items() if value is not None)]
 
 
 def _case(base: Config, options: argparse.Namespace) -> Config:

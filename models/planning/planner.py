@@ -7,6 +7,7 @@ know: files, clocks, torch. The same input gives the same plan.
     tokenizer   characters, or byte pairs where a text is long or has many kinds of characters
     size        the largest of the family that still takes the steps from which on it beats a smaller one, and that a
                 text of this length can fill
+    chunks      short ones where the time allows few steps, so that there are twice as many
     length      by the clock, or the epochs that a short text bears, whichever ends sooner
 """
 
@@ -27,9 +28,12 @@ from meari.models.planning.tables import (
     CHARACTERS_FOR_LSTM,
     CHUNK_LENGTH,
     DEFAULT_VOCABULARY,
+    MIN_SAVED_SHARE,
     MINUTES_FOR_LSTM,
+    SHORT_CHUNK_LENGTH,
     SMALL_BATCH_COST,
     SMALL_BATCH_SIZE,
+    STEPS_FOR_LONG_CHUNKS,
     TOKENS_PER_STEP,
     MachineSpeed,
     Probe,
@@ -53,6 +57,7 @@ HELD_OUT_CHARACTERS = 150_000
 MAX_HELD_OUT_SHARE = 0.1
 NUM_EVALUATIONS = 6
 MIN_TRAINING_SHARE = 0.3  # of the minutes, however long preparation and export take
+SPARE_TEXT = 1.5  # times the text that is read in all of the minutes
 SPARE_STEPS = 1.5  # times those that the machine should take: the clock ends the run, unless the epochs do
 RECURRENT = ("family", "embedding_size", "hidden_size", "dropout", "tied", "locked_dropout")
 RESERVOIR = (
@@ -66,6 +71,7 @@ RIVALS = {
     "training.steps": "training.epochs",
     "training.epochs": "training.steps",
 }
+LENGTHS = ("training.steps", "training.epochs", "training.max_minutes")  # with which more may be read
 SECTIONS = ("corpus", "tokenizer", "model", "training")
 
 
@@ -121,7 +127,7 @@ class _Picks:
     """What is chosen, in the order in which one choice follows from another.
 
     seconds       of training
-    num_tokens    of the training part, estimated
+    num_tokens    of what is read of the training part, estimated
     num_steps     that the run is expected to take
     epochs        that it is expected to read the text
     is_short      the text ends the run, not the clock
@@ -137,6 +143,8 @@ class _Picks:
     epochs: float
     is_short: bool
     batch_size: int
+    chunk_length: int
+    training_share: float
     speed: MachineSpeed
 
     def tables(self, facts: TextFacts, train: Sequence[str], name: str) -> dict[str, Any]:
@@ -148,7 +156,8 @@ class _Picks:
                 "train": list(train),
                 "document": facts.document.value,
                 "validation_share": round(held_out_share(facts.num_characters), 4),
-            },
+            }
+            | ({"training_share": round(self.training_share, 4)} if self.training_share < 1 else {}),
             "tokenizer": {"kind": self.tokenizer.value, "vocabulary_size": self.vocabulary_size},
             "model": self._model(),
             "training": self._training(facts),
@@ -168,7 +177,7 @@ class _Picks:
             "schedule": Schedule.CLOCK.value,
             "max_minutes": max(0.001, round(self.seconds / 60, 3)),
             "batch_size": self.batch_size,
-            "chunk_length": CHUNK_LENGTH,
+            "chunk_length": self.chunk_length,
             "learning_rate": learning_rate_for(self.family, self.size),
             "warmup_steps": max(1, min(100, self.num_steps // 10)),
             "weight_decay": 0.1 if is_reservoir else 0.05,
@@ -188,32 +197,41 @@ class _Picks:
             if self.tokenizer is TokenizerKind.CHAR
             else f"{self.vocabulary_size:,} {self.tokenizer} tokens"
         )
+        left_out = "" if self.training_share == 1 else f"; {self.training_share:.0%} of it is read, as the time allows"
         end = "the text bears no more" if self.is_short else "the clock ends it"
         return (
-            f"text: {facts.in_words()}",
+            f"text: {facts.in_words()}{left_out}",
             f"tokenizer: {tokens}, about {self.num_tokens:,.0f} of them to train on",
             f"model: {self.family} of {self.size:,} units",
             (
-                f"training: about {self.num_steps:,} steps in at most {self.seconds / 60:.1f} minutes, "
+                f"training: about {self.num_steps:,} steps in at most {_in_words(self.seconds)}, "
                 f"{self.epochs:.1f} times over the text; {end}"
             ),
         )
 
 
+def _in_words(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.2g} seconds"
+
+
 def _picked(facts: TextFacts, minutes: float, speed: MachineSpeed, settings: Mapping[str, object]) -> _Picks:
     family = _family(settings, minutes * speed.large, facts.num_characters)
     kind, vocabulary_size = _tokenizer(facts, settings)
-    seconds = max(MIN_TRAINING_SHARE * 60 * minutes, 60 * minutes - overhead_seconds(facts.num_bytes, kind, speed))
     num_characters = facts.num_characters * (1 - held_out_share(facts.num_characters))
     num_tokens = num_characters / characters_per_token(kind, vocabulary_size, facts.bytes_per_character)
     kinds = vocabulary_size or facts.num_kinds + 2
-    size = _size(family, kinds, seconds, facts.num_characters, speed, settings)
+    budget = _Budget(facts, minutes, speed, settings, family, kind, kinds)
+    training_share = budget.training_share(num_tokens)
+    seconds, num_tokens = budget.seconds(training_share), num_tokens * training_share
+    size = budget.size(seconds)
     batch_size = BATCH_SIZE if num_tokens > 32 * TOKENS_PER_STEP else SMALL_BATCH_SIZE
     share = 1.0 if batch_size == BATCH_SIZE else SMALL_BATCH_COST
     step_seconds = step_seconds_of(Probe(family, size, kinds), speed) * share
     affordable = seconds / step_seconds * batch_size * CHUNK_LENGTH / num_tokens
     epochs = min(affordable, epochs_for(facts.num_characters))
-    num_steps = max(1, round(epochs * num_tokens / (batch_size * CHUNK_LENGTH)))
+    is_hurried = seconds / step_seconds < STEPS_FOR_LONG_CHUNKS and epochs == affordable
+    chunk_length = SHORT_CHUNK_LENGTH if is_hurried and family is not Family.ESN else CHUNK_LENGTH
+    num_steps = max(1, round(epochs * num_tokens / (batch_size * chunk_length)))
     return _Picks(
         kind,
         vocabulary_size,
@@ -225,8 +243,46 @@ def _picked(facts: TextFacts, minutes: float, speed: MachineSpeed, settings: Map
         epochs,
         epochs < affordable,
         batch_size,
+        chunk_length,
+        training_share,
         speed,
     )
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """What fits into the minutes with a family and a tokenizer; kinds: of tokens."""
+
+    facts: TextFacts
+    minutes: float
+    speed: MachineSpeed
+    settings: Mapping[str, object]
+    family: Family
+    tokenizer: TokenizerKind
+    kinds: int
+
+    def seconds(self, share: float) -> float:
+        """Return the time for training if this share of the text is prepared."""
+        overhead = overhead_seconds(self.facts.num_bytes, self.tokenizer, self.speed, share)
+        return max(MIN_TRAINING_SHARE * 60 * self.minutes, 60 * self.minutes - overhead)
+
+    def size(self, seconds: float) -> int:
+        """Return the size of a model that is trained for so long."""
+        return _size(self.family, self.kinds, seconds, self.facts.num_characters, self.speed, self.settings)
+
+    def training_share(self, num_tokens: float) -> float:
+        """Return the share of the text to prepare: that of settings, else what is read before the time is over."""
+        named = self.settings.get("corpus.training_share")
+        if isinstance(named, int | float) and 0 < named <= 1:
+            return float(named)
+        document = self.settings.get("corpus.document", self.facts.document)
+        if document == Document.FILE or any(key in self.settings for key in LENGTHS):
+            return 1.0
+        probe = Probe(self.family, self.size(self.seconds(1.0)), self.kinds)
+        num_steps = SPARE_TEXT * 60 * self.minutes / step_seconds_of(probe, self.speed)
+        share = min(1.0, num_steps * TOKENS_PER_STEP / num_tokens)
+        saved = self.seconds(share) - self.seconds(1.0)
+        return share if saved >= MIN_SAVED_SHARE * 60 * self.minutes else 1.0
 
 
 def held_out_share(num_characters: int) -> float:

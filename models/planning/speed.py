@@ -1,13 +1,14 @@
-"""Speed of this machine, as the time of training steps on random tokens.
+"""Speed of this machine, as the time of training steps on random tokens and of preparing a made-up text.
 
 Input: sizes of a model. Output: seconds a step; a `MachineSpeed` beside the machine on which `tables` was measured.
-Must not know: texts, plans.
+Must not know: the user's texts, plans.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,17 +16,27 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from meari.bundle_format.names import TokenizerKind
 from meari.models.choices import Device, TrainingPrecision
-from meari.models.config import ModelConfig, TrainingConfig
+from meari.models.config import ModelConfig, TokenizerConfig, TrainingConfig
 from meari.models.families import build_model
 from meari.models.language_model import LanguageModel
-from meari.models.planning.tables import LARGE_PROBE, SMALL_PROBE, MachineSpeed, Probe, step_seconds_of
+from meari.models.planning.tables import (
+    LARGE_PROBE,
+    SMALL_PROBE,
+    TEXT_PROBE_SECONDS,
+    MachineSpeed,
+    Probe,
+    step_seconds_of,
+)
+from meari.models.text.tokenizer import train_tokenizer
 from meari.models.training.optimizer import build_optimizer, trained_parameters
 from meari.models.training.process import choose_device, fast_torch
 
 ROUNDS = 3
 MIN_GAIN = 1.25  # of twice the threads, below which they are left to others
 MAX_THREADS = 8
+LETTERS = "abcdefghijklmnop가나다라마바사아"
 
 Clock = Callable[[], float]
 
@@ -41,7 +52,10 @@ def measure_speed(clock: Clock = time.perf_counter, device: torch.device | None 
     threads = 0
     if place.type == "cpu":
         threads, large_seconds = _best_threads(large, training, large_seconds, clock)
-    return MachineSpeed(step_seconds_of(small) / seconds, step_seconds_of(large) / large_seconds, precision, threads)
+    text = TEXT_PROBE_SECONDS / text_seconds(clock)
+    return MachineSpeed(
+        step_seconds_of(small) / seconds, step_seconds_of(large) / large_seconds, precision, threads, text
+    )
 
 
 def _faster_precision(
@@ -77,6 +91,16 @@ def _best_threads(probe: Probe, training: TrainingConfig, seconds: float, clock:
             break
         threads, seconds = 2 * threads, found
     return threads, seconds
+
+
+def text_seconds(clock: Clock = time.perf_counter) -> float:
+    """Return the time of learning byte pairs from a text of some 250 kB and of encoding it."""
+    chance = random.Random(0)  # noqa: S311  (no secret: the same text each time)
+    words = ["".join(chance.choices(LETTERS, k=chance.randint(2, 9))) for _ in range(4_000)]
+    text = [" ".join(chance.choices(words, k=12)) for _ in range(3_500)]
+    began = clock()
+    train_tokenizer(text, TokenizerConfig(kind=TokenizerKind.BPE, vocabulary_size=500)).encode_arrays(text)
+    return max(clock() - began, 1e-6)
 
 
 def step_seconds(

@@ -4,8 +4,8 @@ Input: a family, a size, a vocabulary. Output: seconds, sizes. Must not know: to
 
 Costs are those of `python -m benchmarks.training.step_costs`, on one core of an AMD EPYC with AVX-512; sizes follow
 from `docs/benchmarks/minutes.md` (`python -m benchmarks.training.minutes`) as far as it goes: epochs, dropout and sizes
-for other lengths of text, the minutes from which an LSTM is ahead, and the cost of preparation are estimates from the
-released configs. A machine's `MachineSpeed` scales all costs.
+for other lengths of text, the minutes from which an LSTM is ahead, and the cost of planning and export are estimates
+from the released configs. A machine's `MachineSpeed` scales all costs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from meari.bundle_format.names import Family, TokenizerKind
 from meari.models.choices import Reach, TrainingPrecision
 from meari.models.config import ModelConfig, RecurrentConfig, ReservoirConfig
 
-BATCH_SIZE, CHUNK_LENGTH = 32, 64  # of a step
+BATCH_SIZE, CHUNK_LENGTH = 32, 64  # of a step whose cost the tables tell
 TOKENS_PER_STEP: Final = BATCH_SIZE * CHUNK_LENGTH
+SHORT_CHUNK_LENGTH: Final = 32  # half the cost, so twice as many steps: ahead where there are few
+STEPS_FOR_LONG_CHUNKS: Final = 3000  # of BATCH_SIZE and CHUNK_LENGTH
 SMALL_BATCH_SIZE, SMALL_BATCH_COST = 8, 0.5  # for short texts; of a step, to one of BATCH_SIZE
 STEP_SECONDS: Final[dict[Family, dict[int, float]]] = {  # by size, with KINDS_IN_TABLE tokens in the vocabulary
     Family.RNN: {64: 0.009, 128: 0.012, 256: 0.025, 384: 0.029, 512: 0.041, 768: 0.078, 1024: 0.119},
@@ -36,7 +38,7 @@ MAX_SIZES: Final = ((10_000, 64), (50_000, 128), (400_000, 256), (3_000_000, 512
 MIN_STEPS_PER_UNIT: Final = 2.2  # of a size, from which on it is ahead of the next smaller one
 SHORT_TEXT: Final = 30_000  # characters, which bear this many epochs; longer texts fewer
 MAX_EPOCHS: Final = 40.0
-DROPOUTS: Final = ((2, 0.0), (4, 0.1), (10, 0.2), (20, 0.3))  # up to so many epochs
+DROPOUTS: Final = ((4, 0.0), (6, 0.1), (10, 0.2), (20, 0.3))  # up to so many epochs
 MAX_DROPOUT: Final = 0.4
 FEW_KINDS: Final = 300  # of characters, as alphabets have and syllables have not
 VOCABULARIES: Final = ((100_000, 500), (1_000_000, 1000), (100_000_000, 2000))  # byte pairs, up to so many characters
@@ -45,7 +47,10 @@ MAX_VOCABULARY: Final = 4000
 DEFAULT_VOCABULARY: Final = 2000
 BYTES_PER_TOKEN: Final = {257: 1.0, 500: 2.1, 1000: 2.8, 2000: 3.4, 4000: 3.9, 8000: 4.3, 32000: 4.8}
 START_AND_END_SECONDS: Final = 8.0  # planning; measuring, checks, export
+TEXT_PROBE_SECONDS: Final = 0.4  # where preparing a text takes these seconds:
 SECONDS_PER_MEGABYTE: Final = {TokenizerKind.CHAR: 0.15, TokenizerKind.WORD: 0.6, TokenizerKind.BPE: 1.0}
+READING_COST: Final = 0.15  # of a text that is left out, to one that is encoded
+MIN_SAVED_SHARE: Final = 0.05  # of the minutes, else no text is left out
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,14 @@ class MachineSpeed:
     small, large   for steps of the small and of the large probe
     precision      the faster one
     threads        0: torch's own choice, on a GPU
+    text           of preparing a text, which has little to do with the speed of steps
     """
 
     small: float = 1.0
     large: float = 1.0
     precision: TrainingPrecision = TrainingPrecision.BFLOAT16
     threads: int = 1
+    text: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -174,9 +181,13 @@ def characters_per_token(kind: TokenizerKind, vocabulary_size: int, bytes_per_ch
     return max(1 / bytes_per_character, num_bytes * (0.75 + 0.25 * bytes_per_character) / bytes_per_character)
 
 
-def overhead_seconds(num_bytes: int, kind: TokenizerKind, speed: MachineSpeed) -> float:
-    """Return the time of everything but training: planning, encoding the text, measuring, export."""
-    return (START_AND_END_SECONDS + SECONDS_PER_MEGABYTE[kind] * num_bytes / 1e6) / min(1.0, speed.small)
+def overhead_seconds(num_bytes: float, kind: TokenizerKind, speed: MachineSpeed, share: float = 1.0) -> float:
+    """Return the time of everything but training: planning, encoding the text, measuring, export.
+
+    share   of the text that is encoded; all of it is read
+    """
+    megabytes = num_bytes / 1e6 * (share + (1 - share) * READING_COST)
+    return START_AND_END_SECONDS / min(1.0, speed.small) + SECONDS_PER_MEGABYTE[kind] * megabytes / speed.text
 
 
 def expectation(num_characters: int) -> str:

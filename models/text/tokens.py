@@ -113,7 +113,8 @@ class _Corpus:
     def made_from(self, config: Config) -> dict[str, Any]:
         """Return everything that the ids depend on, as plain tables."""
         tables = config.to_tables()
-        used = ("document", "validation_share", "test_share", *(["max_bad"] if self.settings.max_bad else []))
+        used = ["document", "validation_share", "test_share", *(["max_bad"] if self.settings.max_bad else [])]
+        used += ["training_share"] if self.settings.training_share < 1 else []
         return {
             "format": _FORMAT,
             "corpus": {key: tables["corpus"][key] for key in used},
@@ -125,7 +126,8 @@ class _Corpus:
     def training_bytes(self) -> int:
         """Estimate the bytes of text in the training files from their sizes."""
         sizes = ((path.stat().st_size, is_packed(path)) for path in self._files[Part.TRAIN])
-        return sum(size * _GZIP_RATIO if is_packed else size for size, is_packed in sizes)
+        num_bytes = sum(size * _GZIP_RATIO if is_packed else size for size, is_packed in sizes)
+        return round(num_bytes * self.settings.training_share)
 
     def part_ends(self) -> tuple[int, int] | None:
         """Return the ends of the training and the validation part, in characters: training, then validation, then
@@ -146,9 +148,9 @@ class _Corpus:
         if self._files[part] and part is not Part.TRAIN:
             return self._read(part)
         pieces = self._read(Part.TRAIN)
-        if ends is None:
-            return pieces
-        return (piece for owner, piece in split_pieces(pieces, self.settings.document, ends) if owner is part)
+        if ends is not None:
+            pieces = (piece for owner, piece in split_pieces(pieces, self.settings.document, ends) if owner is part)
+        return _sampled(pieces, self.settings.training_share) if part is Part.TRAIN else pieces
 
     def empty(self, part: Part) -> EmptyCorpus:
         """Make the error for a part without a document."""
@@ -182,6 +184,18 @@ def _thinned(pieces: Iterator[Piece], num_bytes: int) -> Iterator[Piece]:
     chance = random.Random(0)  # noqa: S311  (no secret: the same draw each time)
     for piece in pieces:
         if chance.random() < share:
+            yield piece
+
+
+def _sampled(pieces: Iterator[Piece], share: float) -> Iterator[Piece]:
+    """Yield an even sample of the documents, each whole, always the same one."""
+    chance = random.Random(1)  # noqa: S311  (no secret: the same draw each time)
+    is_first = True
+    for piece in pieces:
+        if is_first:
+            is_kept = chance.random() < share
+        is_first = piece.ends
+        if is_kept:
             yield piece
 
 

@@ -152,10 +152,11 @@ def check_trainable(config: Config, corpus: PreparedCorpus, device: torch.device
 def describe_corpus(corpus: PreparedCorpus) -> str:
     """Describe the training and held-out text in one line, with the number of blocked documents."""
     train, vocabulary = corpus.train, corpus.tokenizer.vocabulary_size
+    documents = f"{train.num_documents:,} document{'s' * (train.num_documents != 1)}"
     blocked = f", {train.num_blocked:,} left out by the blocklist" if train.num_blocked else ""
     bad = f"; {corpus.num_bad_lines:,} lines that are not UTF-8 read as blank" if corpus.num_bad_lines else ""
     return (
-        f"{train.num_tokens - 1:,} tokens of {vocabulary:,} kinds in {train.num_documents:,} documents{blocked}; "
+        f"{train.num_tokens - 1:,} tokens of {vocabulary:,} kinds in {documents}{blocked}; "
         f"held out: {corpus.validation.num_tokens - 1:,} tokens{bad}"
     )
 

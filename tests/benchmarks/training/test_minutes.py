@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.training.minutes import chosen_config, main, written_config
+from benchmarks.training.minutes import chosen_config, main, page, written_config
 from meari.models.config import load_config
 
 TEXT = "the quick brown fox jumps over the lazy dog, and 0123456789 sheep sleep; "
@@ -69,7 +69,25 @@ def test_both_are_measured_and_stand_on_the_page(file: Path, tmp_path: Path) -> 
     for option in (["--chosen"], ["--written", "--set", "training.batch_size=2"]):
         main([str(file), "--minutes", "0.02", *option, "--results", str(results)])
     chosen, written = json.loads(results.read_text("utf-8"))
-    assert chosen["settings"] == ["chosen by `meari train`"]
+    assert chosen["settings"][:2] == ["chosen by `meari train`", "tokenizer.kind=char"]
+    assert {"model.family=gru", "model.hidden_size=64"} <= set(chosen["settings"])
     assert written["settings"] == ["all of written.toml", "training.batch_size=2"]
     assert chosen["parameters"] != written["parameters"]
-    assert "| all of written.toml, `training.batch_size=2` |" in results.with_suffix(".md").read_text("utf-8")
+    written_page = results.with_suffix(".md").read_text("utf-8")
+    assert "| all of written.toml, `training.batch_size=2` |" in written_page
+    ratio = chosen["bits_per_char"] / written["bits_per_char"]
+    assert f"| {chosen['bits_per_char']:.3f} | {written['bits_per_char']:.3f} | {ratio:.3f} |" in written_page
+
+
+def test_page_has_a_part_for_each_machine_and_compares_within_it() -> None:
+    row = {"corpus": "sheep", "share": 1.0, "minutes": 5.0, "parameters": 1, "steps": 2, "epochs": 0.5}
+    found = page(
+        [
+            row | {"settings": ["all of a.toml"], "machine": "slow", "bits_per_char": 2.0},
+            row | {"settings": ["chosen by `meari train`"], "machine": "slow", "bits_per_char": 2.1},
+            row | {"settings": ["all of a.toml"], "machine": "fast", "bits_per_char": 1.0},
+        ]
+    )
+    fast, slow = found.split("\n## ")[1:]
+    assert "| sheep | 5 | 2.100 | 2.000 | 1.050 |" in slow
+    assert "best by hand" not in fast

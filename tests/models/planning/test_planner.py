@@ -55,9 +55,57 @@ def test_planned_steps_fit_into_the_time_and_the_clock_ends_the_run() -> None:
         assert 0.3 * minutes <= training.max_minutes < minutes
         assert training.steps is not None
         size = size_of(config_of(ENGLISH, minutes, model__family="gru"))
-        seconds = training.steps * step_seconds_of(Probe(Family.GRU, size, 2000))
+        seconds = training.steps * step_seconds_of(Probe(Family.GRU, size, 2000)) * training.chunk_length / 64
         assert 60 * training.max_minutes < seconds < 2 * 60 * training.max_minutes
         assert training.evaluate_every * 4 < training.steps
+
+
+def test_few_steps_are_made_twice_as_many_by_short_chunks() -> None:
+    slow, fast = (config_of(PLAYS, speed=MachineSpeed(speed, speed)).training for speed in (0.4, 1.5))
+    assert (slow.chunk_length, fast.chunk_length) == (32, 64)
+    for facts in (ENGLISH, KOREAN):
+        assert config_of(facts, speed=MachineSpeed(0.4, 0.4)).training.chunk_length == 32
+    assert config_of(cut(PLAYS, 20_000)).training.chunk_length == 64  # the text ends it, not the clock
+    assert config_of(PLAYS, 0.5, model__family="esn").training.chunk_length == 64
+
+
+def test_time_of_preparing_a_text_does_not_follow_from_the_speed_of_steps() -> None:
+    long = replace(cut(KOREAN, 30_000_000), document=Document.FILE)
+    usual, slow_steps, slow_text = (
+        config_of(long, speed=speed).training.max_minutes
+        for speed in (USUAL, MachineSpeed(0.5, 0.3), MachineSpeed(text=0.5))
+    )
+    assert 3.4 < slow_steps < usual < 4.0
+    assert slow_text == pytest.approx(usual - 75 / 60, abs=0.01)
+
+
+def test_of_a_long_text_no_more_is_prepared_than_the_time_lets_read() -> None:
+    long = cut(KOREAN, 30_000_000)
+    planned = plan(long, ["a.txt"], 5, MachineSpeed(0.5, 0.4), name="mine")
+    config = planned.config
+    assert 0.15 < config.corpus.training_share < 0.5
+    assert config.training.max_minutes > 4.1
+    assert f"; {config.corpus.training_share:.0%} of it is read, as the time allows" in planned.reasons[0]
+    training = config.training
+    assert training.steps is not None
+    num_tokens = int(planned.reasons[1].split(" of them")[0].split()[-1].replace(",", ""))
+    assert training.steps * training.batch_size * training.chunk_length < num_tokens
+    assert config_of(cut(KOREAN, 3_000_000_000)).training.max_minutes == 0.3 * 5
+    for facts, minutes in ((ENGLISH, 5), (long, 600), (replace(long, document=Document.FILE), 5)):
+        assert config_of(facts, minutes).corpus.training_share == 1
+
+
+def test_share_of_a_long_text_can_be_set_and_a_set_length_is_given_all_of_it() -> None:
+    long = cut(KOREAN, 30_000_000)
+    assert config_of(long, corpus__training_share=0.1).corpus.training_share == 0.1
+    assert config_of(long, corpus__training_share=1).corpus.training_share == 1
+    assert config_of(long, training__epochs=2.0).corpus.training_share == 1
+    assert config_of(long, corpus__document="file").corpus.training_share == 1
+
+
+def test_short_times_are_told_in_seconds() -> None:
+    assert " steps in at most 16 seconds, " in plan(PLAYS, ["a.txt"], 0.4, USUAL, name="mine").reasons[-1]
+    assert " steps in at most 4.9 minutes, " in plan(PLAYS, ["a.txt"], 5, USUAL, name="mine").reasons[-1]
 
 
 def test_speed_of_small_and_of_large_steps_is_told_apart() -> None:

@@ -8,7 +8,7 @@ from meari.models.choices import TrainingPrecision
 from meari.models.config import load_config
 from meari.models.planning.run import name_of, plan_text, train_text
 from meari.models.planning.speed import measure_speed
-from meari.models.planning.tables import LARGE_PROBE, SMALL_PROBE, MachineSpeed, step_seconds_of
+from meari.models.planning.tables import LARGE_PROBE, SMALL_PROBE, TEXT_PROBE_SECONDS, MachineSpeed, step_seconds_of
 from meari.models.training.trainer import Ending
 from tests.models.training.tiny_runs import chain_text
 
@@ -41,6 +41,7 @@ def test_speed_of_a_machine_is_its_step_beside_the_measured_one() -> None:
     assert speed.large == pytest.approx(step_seconds_of(LARGE_PROBE) / step_seconds_of(SMALL_PROBE))
     assert speed.precision in TrainingPrecision
     assert speed.threads == 1
+    assert speed.text == pytest.approx(TEXT_PROBE_SECONDS / step_seconds_of(SMALL_PROBE))
 
 
 def test_plan_of_files_and_folders_takes_a_speed_that_is_given(tmp_path: Path) -> None:

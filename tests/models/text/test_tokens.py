@@ -164,6 +164,36 @@ def test_share_too_small_for_a_document_is_reported(tmp_path: Path) -> None:
         prepare(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize("unit", ["line", "paragraph"])
+def test_share_of_the_training_documents_is_an_even_sample_of_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
+) -> None:
+    monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 8)  # so that many documents come in several pieces
+    end = "\n\n" if unit == "paragraph" else "\n"
+    documents = [f"{number:04} {'word ' * (number % 5)}." for number in range(2000)]
+    train, valid = (written(tmp_path / name, end.join(documents)) for name in ("a.txt", "v.txt"))
+    whole, some, again = (
+        prepare(config_of(document=unit, train=[train], validation=[valid], training_share=share), tmp_path / folder)
+        for share, folder in ((1.0, "whole"), (0.25, "some"), (0.25, "again"))
+    )
+    assert whole.train.num_documents == some.validation.num_documents == 2000
+    text = some.tokenizer.decode(some.train.ids[1:-1].tolist())
+    kept = text.split("<|end|>")
+    assert set(kept) <= set(documents)
+    assert len(kept) == some.train.num_documents == pytest.approx(500, rel=0.15)
+    assert sum(document < "1" for document in kept) == pytest.approx(len(kept) / 2, rel=0.15)
+    assert (again.train.ids == some.train.ids).all()
+
+
+def test_share_of_the_training_documents_leaves_the_held_out_text_alone(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", "".join(f"{number}\n" for number in range(1000)))
+    config: dict[str, Any] = {"train": [path], "validation_share": 0.2}
+    whole = prepare(config_of(**config), tmp_path / "run")
+    some = prepare(config_of(**config, training_share=0.5), tmp_path / "run")
+    assert some.train.num_documents < 0.6 * whole.train.num_documents
+    assert some.validation.counts == whole.validation.counts
+
+
 def test_missing_file_is_a_corpus_error(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFile, match=r"none\.txt") as caught:
         prepare(config_of(train=[str(tmp_path / "none.txt")], validation_share=0.1), tmp_path / "run")
