@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from meari.bundle_format.names import Family, Precision
+from meari.bundle_format.names import Document, Family, Precision
 from meari.export.bundle import export_bundle
 from meari.export.description import summarise, summary_table
 from meari.export.errors import BundleExists, ExportError, PrecisionLost, TorchMismatch, UnusableRun
@@ -153,6 +153,14 @@ def test_model_card_describes_the_run(bundle: Path) -> None:
         "(report.png)",
     ):
         assert piece in card, piece
+
+
+def test_model_card_tells_a_share_of_the_training_text(tmp_path: Path) -> None:
+    words = ("to be\n", "or not\n", "let be\n")
+    run = make_run(tmp_path / "run", LSTM, words=words, document=Document.LINE, training_share=0.25)
+    export_bundle(run, tmp_path / "tiny", Precision.FP32)
+    card = (tmp_path / "tiny" / "README.md").read_text("utf-8")
+    assert "- trained on a sample of 25 % of the training lines\n" in card
 
 
 def test_repeated_export_gives_the_same_bytes(run: Path, bundle: Path, tmp_path: Path) -> None:

@@ -121,7 +121,14 @@ def make_model(config: ModelConfig, vocabulary_size: int, seed: int = 1) -> Lang
 
 
 def make_run(
-    folder: Path, model: ModelConfig, *, num_words: int = 6000, seed: int = 1, words: Sequence[str] = WORDS
+    folder: Path,
+    model: ModelConfig,
+    *,
+    num_words: int = 6000,
+    seed: int = 1,
+    words: Sequence[str] = WORDS,
+    document: Document = Document.FILE,
+    training_share: float = 1.0,
 ) -> Path:
     """Make the run folder of an untrained model on a text of a few words."""
     folder.mkdir()
@@ -132,11 +139,12 @@ def make_run(
     config = Config(
         corpus=CorpusConfig(
             train=(str(corpus),),
-            document=Document.FILE,
+            document=document,
             name="echoes",
             licence="public domain",
             source="made by a test",
             validation_share=0.2,
+            training_share=training_share,
             baseline={"order 0": "2.5 nats/char"},
         ),
         tokenizer=TokenizerConfig(TokenizerKind.CHAR),
