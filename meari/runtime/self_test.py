@@ -21,7 +21,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -29,8 +29,7 @@ import numpy.typing as npt
 
 from meari.bundle_format.manifest import Manifest, contradiction
 from meari.errors import BundleError
-from meari.runtime.engine.runner import Floats, Ids, ReadInputs, Runner, RunResult, States, WriteInputs
-from meari.runtime.graphs.sampler import NUM_LIMITS
+from meari.runtime.engine.runner import Choices, Floats, Ids, ReadInputs, Runner, RunResult, States, WriteInputs
 from meari.runtime.machine import cpu_name
 
 __all__ = [
@@ -50,6 +49,8 @@ HEADER: Final = (1, 0)  # of an .npy, at most 64 KiB; the header of later versio
 STEPS: Final = 2
 FEW_ROWS, MANY_ROWS = 8, 32  # between them, the time of a step grows by the same for each row
 TRIALS: Final = 5
+GREEDY_SHARE: Final = 0.1  # of the rows
+MAX_TOP_K: Final = 64
 MANY_STEPS: Final = 8  # of `max_rows` rows: whatever needs no state is computed for all of them together
 
 
@@ -116,7 +117,8 @@ class _Rows:
 
     tokens   int64 [STEPS, rows]
     states   state tensor -> float32 [rows, *shape]
-    draws    float32 [rows, 6]: uniform numbers for both steps, an inverse temperature, min_p, top_p and top_k
+    draws    float32 [rows, 6]: uniform numbers for both steps, which redraws use too, an inverse temperature, min_p,
+             top_p and top_k
     """
 
     tokens: Ids
@@ -174,8 +176,9 @@ def _rows_as_they_meet(runner: Runner, random: np.random.Generator, num_rows: in
         _, states = run_step(runner, step_tokens, states)
         for name, values in states.items():
             mixed[name][age::3] = values[age::3]
-    draws = random.random((num_rows, 6), np.float32) * (1, 1, 1, 0.5, 0.5, runner.vocabulary_size)
+    draws = random.random((num_rows, 6), np.float32) * (1, 1, 1, 0.5, 0.5, min(runner.vocabulary_size, MAX_TOP_K))
     draws += (0, 0, 0.5, 0, 0.5, 1)
+    draws[:, 5] = np.floor(draws[:, 5])
     return _Rows(tokens[3:], mixed, draws.astype(np.float32))
 
 
@@ -192,7 +195,7 @@ def _read(runner: Runner, rows: _Rows, first_computed: int, *, by_step: bool = F
     inputs = _read_inputs(rows, range(first_computed, len(tokens)), rows.draws[:, :1])
     run = runner.run(tokens, states, inputs, want_hidden=True)
     last = slice(-len(rows.draws), None)
-    found: list[Array] = [run.picked, run.picked_logprobs, run.mass_from, run.mass, run.logits, run.logprobs]
+    found: list[Array] = [run.picked, run.picked_logprobs, run.logits, run.logprobs]
     return [run.hidden[-1], *_last(run), *(array[last] for array in found)]
 
 
@@ -202,8 +205,8 @@ def _write(runner: Runner, rows: _Rows, *, by_step: bool) -> list[Array]:
     by_step  in a run of the reading graph for each step, as the engine does where some of the rows want more
     """
     if not by_step:
-        uniforms = rows.draws[:, :STEPS].T[:, :, None]
-        inputs = WriteInputs(uniforms, *_choice(rows), samples=True, tempered=True, limited=True, bars=_bars(rows))
+        redraws = np.repeat(rows.draws[None, :, :STEPS], STEPS, axis=0)
+        inputs = WriteInputs(rows.draws[:, :STEPS].T[:, :, None], redraws, _choices(rows))
         run = runner.write(rows.tokens[0], rows.states, inputs)
         return [*run.picked, *run.picked_logprobs, *_last(run)]
     token, states = rows.tokens[0], rows.states
@@ -221,15 +224,18 @@ def _read_inputs(rows: _Rows, steps: range, uniforms: Floats) -> ReadInputs:
     """Ask for all distributions of some steps of a run, sampled with these numbers."""
     num_rows = len(rows.draws)
     places = np.concatenate([step * num_rows + np.arange(num_rows) for step in steps])
-    numbers, inverse, limits = (np.tile(columns, (len(steps), 1)) for columns in (uniforms, *_choice(rows)))
-    bars = np.tile(_bars(rows), (len(steps), 1))
-    targets, flags = np.full((len(places), 1), -1), (True,) * 6
-    return ReadInputs(places, targets, numbers, inverse, limits, *flags, bars)
+    numbers, redraws = (np.tile(columns, (len(steps), 1)) for columns in (uniforms, rows.draws[:, :STEPS]))
+    targets, choices = np.full((len(places), 1), -1), _choices(rows).of_rows(places % num_rows)
+    return ReadInputs(places, targets, numbers, redraws, choices, logprobs=True, logits=True)
 
 
-def _choice(rows: _Rows) -> tuple[Floats, Floats]:
-    """Return inverse temperatures, float32 [rows, 1], and limits, [rows, 3]."""
-    return rows.draws[:, 2:3], rows.draws[:, 3:]
+def _choices(rows: _Rows) -> Choices:
+    """Return how the tokens are chosen: of about every tenth row the likeliest, of the others by all settings."""
+    inverse = np.where(rows.draws[:, :1] < GREEDY_SHARE, np.float32(0), rows.draws[:, 2:3])
+    flags = dict.fromkeys(("samples", "likeliest", "unranked", "tempered", "min_p", "nucleus"), True)
+    limits = np.where(rows.draws[:, :1] < 0.5, (1, 1, np.inf), 1).astype(np.float32) * rows.draws[:, 3:]
+    most = int(limits[limits[:, 2] < np.inf, 2].max(initial=1))
+    return Choices(inverse_temperatures=inverse, limits=limits, num_ranked=most, bars=_bars(rows), **flags)
 
 
 def _bars(rows: _Rows) -> Ids:
@@ -255,8 +261,8 @@ def fixed_step_seconds(runner: Runner, max_rows: int) -> float:
     for _ in range(TRIALS):
         for rows, least in seconds.items():
             halves, ones = np.full((MANY_STEPS, rows, 1), 0.5, np.float32), np.ones((rows, 1), np.float32)
-            limits = np.zeros((rows, NUM_LIMITS), np.float32)
-            inputs = WriteInputs(halves, ones, limits, samples=True, tempered=False, limited=False)
+            choices = replace(Choices.likeliest_of(rows), inverse_temperatures=ones, samples=True)
+            inputs = WriteInputs(halves, halves, choices)
             started = time.thread_time()
             runner.write(np.full(rows, runner.end_id), runner.initial_states(rows), inputs)
             seconds[rows] = min(least, (time.thread_time() - started) / MANY_STEPS)

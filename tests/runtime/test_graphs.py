@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import onnxruntime as ort
 import pytest
 
 from meari.runtime.bundle import open_bundle
-from meari.runtime.engine.runner import ReadInputs, RowByRowRunner, Runner, WriteInputs
+from meari.runtime.engine.runner import Choices, ReadInputs, RowByRowRunner, Runner, WriteInputs
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.engine_graphs import reader_graph
 from meari.runtime.graphs.onnx_graph import Drawing, new_message
-from meari.runtime.graphs.sampler import draw_likeliest, is_small
+from meari.runtime.graphs.sampler import SMALL, draw_likeliest
 from meari.runtime.self_test import run_output
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
@@ -106,14 +107,26 @@ def test_tokens_sampled_in_slices_equal_those_of_rows_alone(both: tuple[Runner, 
     random = np.random.default_rng(count)
     tokens = random.integers(0, runner.vocabulary_size, (STEPS, 24))
     uniforms = (random.random((count, 1)) * 0.999).astype(np.float32)
-    limits = np.where(np.arange(count)[:, None] % 2, (0.02, 1e9, 1e9), (0.0, 0.9, 1e9)).astype(np.float32)
-    bars = np.where(np.arange(count) % 3, -1, runner.end_id)[:, None]
-    inverse, targets = np.full((count, 1), 1.25, np.float32), np.where(np.arange(count) % 5, -1, 1)[:, None]
-    flags = dict.fromkeys(("samples", "tempered", "limited", "masses", "logprobs", "logits"), True)
-    inputs = ReadInputs(random.permutation(tokens.size)[:count], targets, uniforms, inverse, limits, bars=bars, **flags)
+    kinds = np.array([(0.02, 1e9, 1e9), (0.0, 0.5, 1e9), (0.01, 0.9, 7), (0.0, 1e9, 1e9)], np.float32)
+    numbers = np.arange(count)[:, None]
+    choices = Choices(
+        inverse_temperatures=np.where(numbers % 7, 1.25, 0.0).astype(np.float32),
+        limits=kinds[numbers[:, 0] % 4],
+        samples=True,
+        likeliest=True,
+        num_ranked=7,
+        unranked=True,
+        tempered=True,
+        min_p=True,
+        nucleus=True,
+        bars=np.where(numbers % 3, -1, runner.end_id),
+    )
+    redraws = (random.random((count, 8)) * 0.999).astype(np.float32)
+    places, targets = random.permutation(tokens.size)[:count], np.where(numbers % 5, -1, 1)
+    inputs = ReadInputs(places, targets, uniforms, redraws, choices, logprobs=True, logits=True)
     together = sliced.run(tokens, runner.initial_states(24), inputs)
     alone = RowByRowRunner.replacing(runner).run(tokens, runner.initial_states(24), inputs)
-    for name in ("picked", "picked_logprobs", "mass_from", "mass", "logits", "logprobs"):
+    for name in ("picked", "picked_logprobs", "logits", "logprobs"):
         assert np.array_equal(getattr(together, name), getattr(alone, name)), name
 
 
@@ -129,18 +142,21 @@ def test_generated_tokens_equal_those_of_single_steps(both: tuple[Runner, Plain]
     runner, plain = both
     random = np.random.default_rng(5)
     uniforms = (random.random((STEPS, ROWS, 1)) * 0.999).astype(np.float32)
-    inverse, limits = np.full((ROWS, 1), 1.25, np.float32), np.tile(np.array([[0.05, 1e9, 1e9]], np.float32), (ROWS, 1))
     first = random.integers(0, runner.vocabulary_size, ROWS)
-    bars, limited = None, True
+    choices = Choices(
+        inverse_temperatures=np.full((ROWS, 1), 1.25, np.float32),
+        limits=np.tile(np.array([[0.05, 1e9, 1e9]], np.float32), (ROWS, 1)),
+        samples=draws,
+        unranked=True,
+        tempered=True,
+        min_p=True,
+    )
+    bars = None
     if barred:  # for every other row, its first token
-        plainly = runner.write(
-            first,
-            runner.initial_states(ROWS),
-            WriteInputs(uniforms, inverse, limits, draws, tempered=True, limited=False),
-        )
-        bars, limited = np.where(np.arange(ROWS) % 2, plainly.picked[0], -1)[:, None], False
-    how = WriteInputs(uniforms, inverse, limits, draws, tempered=True, limited=limited, bars=bars)
-    ran = runner.write(first, runner.initial_states(ROWS), how)
+        plainly = runner.write(first, runner.initial_states(ROWS), WriteInputs(uniforms, uniforms, choices))
+        bars = np.where(np.arange(ROWS) % 2, plainly.picked[0], -1)[:, None]
+    inputs = WriteInputs(uniforms, uniforms, replace(choices, bars=bars))
+    ran = runner.write(first, runner.initial_states(ROWS), inputs)
     fed = np.concatenate([first[None], ran.picked[:-1]])
     states, _, _, logprobs = plain.steps(runner, fed)
     for step in range(STEPS):
@@ -149,27 +165,20 @@ def test_generated_tokens_equal_those_of_single_steps(both: tuple[Runner, Plain]
         left = logprobs[step].copy()
         if bars is not None:
             left[bars[:, 0] >= 0, bars[bars[:, 0] >= 0, 0]] = -np.inf
-        expected = _drawn(left, uniforms[step], limited) if draws else left.argmax(axis=1)
+        expected = _drawn(left, uniforms[step]) if draws else left.argmax(axis=1)
         assert ran.picked[step].tolist() == expected.tolist()
 
 
-def _drawn(
-    logprobs: npt.NDArray[np.float32], uniforms: npt.NDArray[np.float32], limited: bool
-) -> npt.NDArray[np.int64]:
-    """Sample by the definition in float64, which gives the same tokens as float32 here; sort a small vocabulary."""
+def _drawn(logprobs: npt.NDArray[np.float32], uniforms: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Sample by the definition in float64, which gives the same tokens as float32 here."""
     weights = np.exp(1.25 * logprobs.astype(np.float64))
-    order = np.argsort(-weights, axis=1, kind="stable")
-    if not limited or not is_small(weights.shape[1]):
-        order = np.arange(weights.shape[1])[None].repeat(len(weights), axis=0)
-    if limited:
-        weights[weights < 0.05 * weights.max(axis=1, keepdims=True)] = 0.0
-    running = np.take_along_axis(weights, order, axis=1).cumsum(axis=1)
-    places = (running <= running[:, -1:] * uniforms).sum(axis=1)
-    picked: npt.NDArray[np.int64] = order[np.arange(len(order)), places]
+    weights[weights < 0.05 * weights.max(axis=1, keepdims=True)] = 0.0
+    running = weights.cumsum(axis=1)
+    picked: npt.NDArray[np.int64] = (running <= running[:, -1:] * uniforms).sum(axis=1)
     return picked
 
 
-@pytest.mark.parametrize("size", [3, 512, 513, 521, 6000])
+@pytest.mark.parametrize("size", [3, SMALL, SMALL + 1, 521, 6000])
 def test_likeliest_token_of_a_tie_has_the_lowest_id(size: int) -> None:
     drawing = Drawing("main")
     drawing.input("logprobs", "float32", ["rows", size])

@@ -3,9 +3,8 @@
 Input: sequences, one sampler a row, the result of a run. Output: states, the inputs of a run, and the tokens that it
 gave. Must not know: lanes, what becomes of the tokens.
 
-Most rows are sampled inside the graph (graphs/sampler.py): those with a temperature of at least 0.2, min_p, top_p and,
-of a small vocabulary, top_k. The others are sampled here from their log-probabilities, and so are, with a large
-vocabulary, the few whose token lies outside its nucleus. A row's token does not depend on the rows beside it.
+Tokens are chosen inside the graph (graphs/sampler.py), but for rows with a temperature below 0.2, a bias or penalties,
+whose logits leave it. A row's token does not depend on the rows beside it.
 """
 
 from __future__ import annotations
@@ -13,29 +12,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
-from typing import Any, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from meari.runtime.engine.runner import ReadInputs, Runner, RunResult, StateRow, States, WriteInputs
-from meari.runtime.engine.sampling import (
-    NO_LIMIT,
-    Floats32,
-    Ids,
-    Sampler,
-    on_grid,
-    pick_by_cumulative,
-    ranked,
-    uniforms_of,
-)
+from meari.runtime.engine.runner import Choices, ReadInputs, Runner, RunResult, StateRow, States, WriteInputs
+from meari.runtime.engine.sampling import NO_LIMIT, Floats32, Ids, Sampler, on_grid, redraws_of, uniforms_of
 from meari.runtime.engine.sequences import Request, Sequence
 from meari.runtime.graphs.sampler import NUM_LIMITS
 
 MAX_STEPS: Final = 2**31
 BELOW_ONE: Final = np.float32(1 - 2**-22)
-NO_COLUMNS: Final = (1.0, 0.0, NO_LIMIT, NO_LIMIT)
-Rows = list[tuple[int, Sampler]]
+NO_COLUMNS: Final = (0.0, 0.0, NO_LIMIT, NO_LIMIT)
 S = TypeVar("S", bound=Sequence)
 
 
@@ -132,41 +121,40 @@ def with_placeholders(run: RunResult, outputs: list[int]) -> RunResult:
 class RowSamplers:
     """Prepares runs for some rows, and chooses their tokens."""
 
-    def __init__(self, samplers: SequenceOf[Sampler | None], *, sorts: bool, whole: bool = False) -> None:
+    def __init__(self, samplers: SequenceOf[Sampler | None], vocabulary_size: int, *, whole: bool = False) -> None:
         """Sort the rows by how their tokens are chosen.
 
         samplers  one a row, None for a row of which only the log-probabilities are wanted (then `whole`)
-        sorts     whether the graph applies top_p and top_k (Runner.sorts)
         whole     whether log-probabilities of all tokens are wanted
         """
         self._num_rows = len(samplers)
-        rows: Rows = [(row, sampler) for row, sampler in enumerate(samplers) if sampler is not None]
-        in_graph = {row for row, sampler in rows if sampler.is_warm and (sorts or not sampler.is_top_k)}
-        self._in_graph = np.array([row in in_graph for row in range(len(samplers))], bool)
-        self._drawing = [sampler for row, sampler in rows if row in in_graph]
-        columns = np.array([NO_COLUMNS if s is None else s.columns for s in samplers], np.float32)
-        columns = columns.reshape(len(samplers), 1 + NUM_LIMITS)
-        self._inverse = np.where(self._in_graph, columns[:, 0], np.float32(1))[:, None]
-        self._limits = columns[:, 1:]
-        self._top_p = columns[:, 2]
-        self._targets = np.where(self._in_graph, -1, 0)[:, None]
+        rows = [(row, sampler) for row, sampler in enumerate(samplers) if sampler is not None]
+        self._drawing = [(row, sampler) for row, sampler in rows if sampler.is_drawn]
+        self._places = np.array([row for row, _ in self._drawing], np.int64)
+        self._single = [(row, sampler) for row, sampler in rows if not (sampler.is_drawn or sampler.is_greedy)]
+        self._counting = [(row, sampler) for row, sampler in rows if sampler.reshapes]
         self._barring = [sampler for _, sampler in rows if sampler.num_before_end]
-        self._bars = self._barred_tokens(rows) if self._barring else None
-        self._tempered = bool((self._inverse != 1.0).any()) or self._bars is not None
-        ours = self._limits[self._in_graph]
-        self._is_limited = bool((ours[:, 0] > 0).any() or (sorts and (ours[:, 1:] < NO_LIMIT).any()))
-        limited = self._in_graph & (self._top_p < 1.0) & (not sorts)
-        self._nucleus: Rows = [(row, sampler) for row, sampler in rows if limited[row]]
-        self._wants_whole = whole
-        self.whole = whole or bool(self._nucleus) or len(in_graph) < len(samplers)
-        self._greedy = [row for row, sampler in rows if sampler.is_greedy]
-        top_k: Rows = [(row, sampler) for row, sampler in rows if sampler.is_top_k and row not in in_graph]
-        self._top_k = [row for row, _ in top_k]
-        self._top_k_sampler = TopKSampler([sampler for _, sampler in top_k]) if top_k else None
-        elsewhere = {*in_graph, *self._greedy, *self._top_k}
-        self._single: Rows = [(row, sampler) for row, sampler in rows if row not in elsewhere]
-        self._is_greedy = len(self._greedy) == len(samplers)
-        self._counting: Rows = [(row, sampler) for row, sampler in rows if sampler.reshapes]
+        self.whole = whole or bool(self._single)
+        bars = self._barred_tokens(rows) if self._barring else None
+        columns = np.array([s.columns if s is not None and s.is_drawn else NO_COLUMNS for s in samplers], np.float32)
+        columns = columns.reshape(len(samplers), 1 + NUM_LIMITS)
+        inverse, min_p, top_p, top_k = columns.T
+        top_k[top_k >= vocabulary_size] = NO_LIMIT
+        is_ranked = top_k < NO_LIMIT
+        unranked = [sampler for row, sampler in self._drawing if not is_ranked[row]]
+        self._num_redraws = max((sampler.num_redraws for sampler in unranked), default=0)
+        self._choices = Choices(
+            inverse_temperatures=columns[:, :1],
+            limits=columns[:, 1:],
+            samples=bool(self._drawing),
+            likeliest=len(self._drawing) < len(samplers),
+            num_ranked=int(top_k[is_ranked].max(initial=0)),
+            unranked=bool(unranked),
+            tempered=bool((inverse[~is_ranked] != 1.0).any()) or bars is not None,
+            min_p=bool((min_p[~is_ranked] > 0).any()),
+            nucleus=bool((top_p[~is_ranked] < NO_LIMIT).any()),
+            bars=bars,
+        )
 
     def read_inputs(
         self, places: Ids, before: tuple[Ids, Ids] | None = None, *, ranks: bool = False, num_best: int = 0
@@ -177,27 +165,20 @@ class RowSamplers:
         before           places and targets, int64 [n] each, of rows with given targets that come first
         ranks, num_best  further figures of all rows, see `ReadInputs`
         """
-        uniforms = np.zeros((len(places), 1), np.float32)
-        if self._drawing:
-            uniforms[self._in_graph, 0] = self._drawn(1)[:, 0]
-        columns: list[npt.NDArray[Any]] = [self._targets, uniforms, self._inverse, self._limits]
-        if before is not None and len(before[0]):
+        targets, choices = np.full((len(places), 1), -1), self._choices
+        uniforms, redraws = (numbers[0] for numbers in self._drawn(1))
+        if before is not None and (num_given := len(before[0])):
             places = np.concatenate([before[0], places])
-            zeros = np.zeros((len(before[0]), 1), np.float32)
-            given = (before[1][:, None], zeros, zeros, np.zeros((len(before[0]), NUM_LIMITS), np.float32))
-            columns = [np.concatenate([ours, theirs]) for ours, theirs in zip(given, columns, strict=True)]
-        targets, numbers, inverse, limits = columns
-        wants = (bool(self._nucleus), self.whole, bool(self._single))
-        flags = (bool(self._drawing), self._tempered, self._is_limited, *wants)
-        bars = self._bars
-        if bars is not None:
-            bars = np.concatenate([np.full((len(places) - len(bars), 1), -1), bars])
-        return ReadInputs(places, targets, numbers, inverse, limits, *flags, bars, ranks=ranks, num_best=num_best)
+            targets = np.concatenate([before[1][:, None], targets])
+            uniforms, redraws = (np.pad(numbers, ((num_given, 0), (0, 0))) for numbers in (uniforms, redraws))
+            choices = choices.after(num_given)
+        wants = (self.whole, bool(self._single))
+        return ReadInputs(places, targets, uniforms, redraws, choices, *wants, ranks=ranks, num_best=num_best)
 
     @property
     def may_write(self) -> bool:
-        """Return True if the graph can sample several tokens of these rows one after another."""
-        return bool(self._num_rows) and (not self.whole or (self._is_greedy and not self._wants_whole))
+        """Return True if the graph can choose several tokens of these rows one after another."""
+        return bool(self._num_rows) and not self.whole
 
     @property
     def is_stale(self) -> bool:
@@ -211,29 +192,36 @@ class RowSamplers:
 
     def write_inputs(self, steps: int) -> WriteInputs:
         """Return the inputs of a run that writes `steps` tokens of every row."""
-        uniforms = np.zeros((steps, self._num_rows, 1), np.float32)
-        if not self._is_greedy:
-            uniforms[:, :, 0] = self._drawn(steps).T
+        uniforms, redraws = self._drawn(steps)
         for sampler in self._barring:
             sampler.advance(steps)
-        flags = (not self._is_greedy, self._tempered, self._is_limited)
-        return WriteInputs(uniforms, self._inverse, self._limits, *flags, self._bars)
+        return WriteInputs(uniforms, redraws, self._choices)
 
-    def _drawn(self, steps: int) -> Floats32:
-        """Draw the uniform numbers of the next tokens of the rows that the graph samples, float32 [rows, steps]."""
-        bits = b"".join([sampler.take_bits(steps) for sampler in self._drawing])
-        drawn = uniforms_of(bits).astype(np.float32).reshape(-1, steps)
-        return np.minimum(drawn, BELOW_ONE)
+    def _drawn(self, steps: int) -> tuple[Floats32, Floats32]:
+        """Draw the random numbers of the next tokens, float32 [steps, rows, 1] and [steps, rows, redraws]."""
+        uniforms = np.zeros((steps, self._num_rows, 1), np.float32)
+        if not self._drawing:
+            return uniforms, uniforms
+        bits = b"".join([sampler.take_bits(steps) for _, sampler in self._drawing])
+        numbers = uniforms_of(bits).astype(np.float32).reshape(-1, steps)
+        uniforms[:, self._places, 0] = np.minimum(numbers, BELOW_ONE).T
+        if not self._num_redraws:
+            return uniforms, uniforms
+        redraws = np.zeros((steps, self._num_rows, self._num_redraws), np.float32)
+        more = redraws_of(bits, self._num_redraws).astype(np.float32).reshape(-1, steps, self._num_redraws)
+        redraws[:, self._places] = np.minimum(more, BELOW_ONE).transpose(1, 0, 2)
+        return uniforms, redraws
 
-    @np.errstate(over="ignore")  # of a tiny temperature or penalty: exp(-inf) is 0, as it should be
     def choose(self, result: RunResult, first: int = 0) -> tuple[list[int], list[float]]:
         """Return tokens and their log-probabilities, for the computed rows from `first` on."""
         tokens: list[int] = result.picked[first:].tolist()
         raw = result.picked_logprobs[first:]
-        if self.whole and tokens:
-            logprobs = result.logprobs[first:]
-            self._correct(tokens, result, logprobs, first)
-            raw = logprobs[np.arange(len(tokens)), tokens]
+        if self._single:
+            raw = raw.copy()
+            for row, sampler in self._single:
+                logprobs = result.logprobs[first + row]
+                tokens[row] = _pick(sampler, result.logits[first + row], logprobs)
+                raw[row] = logprobs[tokens[row]]
         for barring in self._barring:
             barring.advance(1)
         for row, sampler in self._counting:
@@ -241,29 +229,7 @@ class RowSamplers:
         values: list[float] = on_grid(raw).tolist()
         return tokens, values
 
-    def _correct(self, tokens: list[int], result: RunResult, logprobs: Floats32, first: int) -> None:
-        """Choose the tokens that the graph does not choose."""
-        if self._nucleus:
-            weights = np.exp(result.picked_logprobs[first:] * self._inverse[:, 0])
-            inside = result.mass_from[first:] - weights < self._top_p * result.mass[first:]
-            for row, sampler in self._nucleus:
-                if not inside[row]:
-                    tokens[row] = sampler.redraw(logprobs[row], tokens[row])
-        if self._greedy:
-            likely = logprobs[self._greedy]
-            if self._bars is not None:
-                bars = self._bars[self._greedy, 0]
-                likely[bars >= 0, bars[bars >= 0]] = -np.inf
-            for row, token in zip(self._greedy, likely.argmax(axis=1).tolist(), strict=True):
-                tokens[row] = token
-        if self._top_k_sampler is not None:
-            chosen = logprobs if len(self._top_k) == len(logprobs) else logprobs[self._top_k]
-            for row, token in zip(self._top_k, self._top_k_sampler.pick(chosen).tolist(), strict=True):
-                tokens[row] = token
-        for row, sampler in self._single:
-            tokens[row] = _pick(sampler, result.logits[first + row], logprobs[row])
-
-    def _barred_tokens(self, rows: Rows) -> Ids:
+    def _barred_tokens(self, rows: list[tuple[int, Sampler]]) -> Ids:
         """Return the token that each row must not be given, or -1: int64 [rows, 1]."""
         bars = np.full((self._num_rows, 1), -1)
         for row, sampler in rows:
@@ -277,29 +243,3 @@ def _pick(sampler: Sampler, logits: Floats32, logprobs: Floats32) -> int:
     if not logits.max() < np.inf:  # False for NaN
         logprobs[:] = np.nan
     return sampler.pick(logits)
-
-
-class TopKSampler:
-    """Samplers with a top_k, and maybe a min_p and a top_p of the tokens that it leaves."""
-
-    def __init__(self, samplers: SequenceOf[Sampler]) -> None:
-        self._samplers = samplers
-        settings = [sampler.settings for sampler in samplers]
-        self._counts = np.array([s.top_k for s in settings])
-        columns = np.array([(s.temperature, s.top_p, s.min_p) for s in settings])[:, :, None]
-        self._temperatures, self._top_p, self._min_p = columns.transpose(1, 0, 2)
-
-    def pick(self, logprobs: Floats32) -> Ids:
-        """Pick a token for each sampler's row; logprobs: float32 [rows, vocabulary_size], returns int64 [rows]."""
-        counts = np.minimum(self._counts, logprobs.shape[1])
-        scores, tokens = ranked(logprobs, counts)
-        kth = np.take_along_axis(scores, counts[:, None] - 1, axis=1)
-        weights = np.exp((scores - scores[:, :1]) / self._temperatures)
-        weights[(scores < kth) | (weights < self._min_p)] = 0.0
-        running = np.cumsum(weights, axis=1)  # in order, so that a row's sums do not depend on the longest row
-        outside = (running - weights >= self._top_p * running[:, -1:]) & (self._top_p < 1.0)
-        outside[:, 0] = False
-        weights[outside] = 0.0
-        chosen = pick_by_cumulative(weights, np.array([sampler.uniform() for sampler in self._samplers]))
-        picked: Ids = tokens[np.arange(len(tokens)), chosen]
-        return picked

@@ -157,7 +157,7 @@ class TokenReader:
 
     def _samplers(self, plan: ReadPlan) -> RowSamplers:
         rows = [sequence.row_sampler for sequence, _ in plan.to_sample]
-        return RowSamplers(rows, sorts=self._runner.sorts, whole=plan.wants_logprobs)
+        return RowSamplers(rows, self._runner.vocabulary_size, whole=plan.wants_logprobs)
 
     def _sample(self, plan: ReadPlan, samplers: RowSamplers, run: RunResult, result: TurnResult) -> None:
         """Take the first token after each prompt that has been read."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from meari.runtime.graphs.sampler import NUM_LIMITS, is_small
+from meari.runtime.graphs.sampler import NUM_LIMITS
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -39,34 +39,98 @@ class StateTensor:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Choices:
+    """How the tokens of some rows are chosen.
+
+    inverse_temperatures  float32 [rows, 1]; 0: the likeliest token is taken
+    limits                float32 [rows, 3]: min_p, top_p, top_k
+    samples, likeliest    whether any row is sampled, whether the likeliest token is taken in any
+    num_ranked            the largest top_k, 0: none
+    unranked              whether any sampled row has no top_k; the next three are of such rows
+    tempered              whether any has a temperature or a barred token
+    min_p, nucleus        whether any has a min_p, a top_p
+    bars                  int64 [rows, 1], a token that is not taken, or -1; None where no row has one
+    """
+
+    inverse_temperatures: Floats
+    limits: Floats
+    samples: bool = False
+    likeliest: bool = False
+    num_ranked: int = 0
+    unranked: bool = False
+    tempered: bool = False
+    min_p: bool = False
+    nucleus: bool = False
+    bars: Ids | None = None
+
+    @classmethod
+    def likeliest_of(cls, num_rows: int) -> Choices:
+        """Take the likeliest token in every row."""
+        return cls(
+            inverse_temperatures=np.zeros((num_rows, 1), np.float32),
+            limits=np.zeros((num_rows, NUM_LIMITS), np.float32),
+        )
+
+    def after(self, num_rows: int) -> Choices:
+        """Return the choices for so many rows more, which come first and have given targets."""
+        first = Choices.likeliest_of(num_rows)
+        bars = None if self.bars is None else np.concatenate([np.full((num_rows, 1), -1), self.bars])
+        return replace(
+            self,
+            inverse_temperatures=np.concatenate([first.inverse_temperatures, self.inverse_temperatures]),
+            limits=np.concatenate([first.limits, self.limits]),
+            bars=bars,
+        )
+
+    def of_rows(self, rows: Ids) -> Choices:
+        """Return the choices of some rows, int64 [chosen]; a row may be taken more than once."""
+        return replace(
+            self,
+            inverse_temperatures=self.inverse_temperatures[rows],
+            limits=self.limits[rows],
+            bars=None if self.bars is None else self.bars[rows],
+        )
+
+    def feeds(self) -> dict[str, Any]:
+        """Return the inputs of a graph."""
+        return {
+            "inverse_temperatures": self.inverse_temperatures,
+            "limits": self.limits,
+            "bars": NO_BARS if self.bars is None else self.bars,
+            "num_ranked": np.array([max(1, self.num_ranked)]),
+            "want_samples": FLAGS[self.samples],
+            "want_likeliest": FLAGS[self.likeliest],
+            "want_ranked": FLAGS[self.num_ranked > 0],
+            "want_unranked": FLAGS[self.unranked],
+            "want_tempered": FLAGS[self.tempered],
+            "want_bars": FLAGS[self.bars is not None],
+            "want_min_p": FLAGS[self.min_p],
+            "want_nucleus": FLAGS[self.nucleus],
+        }
+
+
 @dataclass(frozen=True, eq=False)
 class ReadInputs:
     """The distributions that a run computes, and the tokens to take from them.
 
-    places                int64 [rows]: step * batch + row, or past all of these a row of `more_hidden`
-    targets               int64 [rows, 1]: the token whose log-probability is wanted, or -1: sample one
-    uniforms              float32 [rows, 1], in [0, 1), for rows that are sampled; likewise the next two
-    inverse_temperatures  float32 [rows, 1]
-    limits                float32 [rows, 3]: min_p, top_p, top_k
-    samples, tempered, limited, masses   whether any row is sampled, has a temperature, a limit, a top_p by rejection
-    logprobs, logits      whether those of all tokens are wanted
-    bars                  int64 [rows, 1], a token that is not sampled, or -1; None where no row has one
-    ranks                 whether the ranks of the picked tokens are wanted
-    num_best              number of the likeliest tokens that are wanted
+    places            int64 [rows]: step * batch + row, or past all of these a row of `more_hidden`
+    targets           int64 [rows, 1]: the token whose log-probability is wanted, or -1: choose one
+    uniforms          float32 [rows, 1], in [0, 1), for rows that are sampled
+    redraws           float32 [rows, redraws], likewise, where a row has a top_p
+    choices           how tokens are chosen; None where all targets are given
+    logprobs, logits  whether those of all tokens are wanted
+    ranks             whether the ranks of the picked tokens are wanted
+    num_best          number of the likeliest tokens that are wanted
     """
 
     places: Ids
     targets: Ids
     uniforms: Floats
-    inverse_temperatures: Floats
-    limits: Floats
-    samples: bool = False
-    tempered: bool = False
-    limited: bool = False
-    masses: bool = False
+    redraws: Floats
+    choices: Choices | None = None
     logprobs: bool = False
     logits: bool = False
-    bars: Ids | None = None
     ranks: bool = False
     num_best: int = 0
 
@@ -74,21 +138,19 @@ class ReadInputs:
     def for_targets(
         cls, places: Ids, targets: Ids, *, whole: bool = False, ranks: bool = False, num_best: int = 0
     ) -> ReadInputs:
-        """Ask for the log-probabilities of given targets, int64 [rows] each; nothing is sampled.
+        """Ask for the log-probabilities of given targets, int64 [rows] each; nothing is chosen.
 
         whole  whether logits and log-probabilities of all tokens are wanted
         """
         zeros = np.zeros((len(places), 1), np.float32)
-        limits = np.zeros((len(places), NUM_LIMITS), np.float32)
         targets = targets[:, None]
-        return cls(places, targets, zeros, zeros, limits, logprobs=whole, logits=whole, ranks=ranks, num_best=num_best)
+        return cls(places, targets, zeros, zeros, logprobs=whole, logits=whole, ranks=ranks, num_best=num_best)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """The outputs of the graph that are wanted of the rows."""
         wanted = {
             ("picked", "picked_logprob"): True,
-            ("mass_from", "mass"): self.masses,
             ("logits",): self.logits,
             ("logprobs",): self.logprobs,
             ("rank",): self.ranks,
@@ -99,26 +161,15 @@ class ReadInputs:
 
 @dataclass(frozen=True, eq=False)
 class WriteInputs:
-    """Settings of the rows of a run in which every step samples its own tokens.
+    """The random numbers of a run in which every step chooses its own tokens, and how it does so.
 
-    uniforms              float32 [steps, rows, 1], in [0, 1)
-    inverse_temperatures  float32 [rows, 1]
-    limits                float32 [rows, 3]: min_p, top_p, top_k
-    samples               False: the likeliest tokens are taken
-    tempered, limited     whether any row has a temperature, a limit
-    bars                  int64 [rows, 1], a token that is not taken, or -1; None where no row has one
+    uniforms  float32 [steps, rows, 1], in [0, 1)
+    redraws   float32 [steps, rows, redraws], likewise, where a row has a top_p
     """
 
     uniforms: Floats
-    inverse_temperatures: Floats
-    limits: Floats
-    samples: bool
-    tempered: bool
-    limited: bool
-    bars: Ids | None = None
-
-
-Inputs = TypeVar("Inputs", ReadInputs, WriteInputs)
+    redraws: Floats
+    choices: Choices
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +180,6 @@ class RunResult:
     hidden           float32 [steps, batch, H]
     picked           int64 [rows], of a writing run [steps, rows]
     picked_logprobs  float32, likewise
-    mass_from, mass  float32 [rows]: see graphs/sampler.py
     logits, logprobs float32 [rows, V]
     ranks            int64 [rows], of the picked tokens
     best             int64 [rows, k], the likeliest tokens, likeliest first, and their log-probabilities, float32
@@ -139,8 +189,6 @@ class RunResult:
     hidden: Floats = field(default_factory=lambda: NO_HIDDEN)
     picked: Ids = field(default_factory=lambda: NO_IDS)
     picked_logprobs: Floats = field(default_factory=lambda: NO_FLOATS)
-    mass_from: Floats = field(default_factory=lambda: NO_FLOATS)
-    mass: Floats = field(default_factory=lambda: NO_FLOATS)
     logits: Floats = field(default_factory=lambda: NO_FLOATS)
     logprobs: Floats = field(default_factory=lambda: NO_FLOATS)
     ranks: Ids = field(default_factory=lambda: NO_IDS)
@@ -170,7 +218,6 @@ class Runner:
     """See the head of this file.
 
     hidden_state  the state tensor that the hidden vector is a copy of, or None
-    sorts         whether the graph applies top_p and top_k
     max_slice     rows whose distributions are in memory at the same time
     run_seconds   CPU time of all runs
 
@@ -191,7 +238,6 @@ class Runner:
         self.hidden_size = hidden_size
         self.vocabulary_size = vocabulary_size
         self.end_id = end_id
-        self.sorts = is_small(vocabulary_size)
         self.hidden_state: str | None = None
         self.run_seconds = self.fixed_step_seconds = 0.0
         self.keeps_buffers = False
@@ -256,13 +302,8 @@ class Runner:
         feeds = {
             "token": tokens,
             "uniforms": inputs.uniforms,
-            "inverse_temperatures": inputs.inverse_temperatures,
-            "limits": inputs.limits,
-            "want_samples": FLAGS[inputs.samples],
-            "want_tempered": FLAGS[inputs.tempered],
-            "want_limits": FLAGS[inputs.limited],
-            "want_bars": FLAGS[inputs.bars is not None],
-            "bars": NO_BARS if inputs.bars is None else inputs.bars,
+            "redraws": inputs.redraws,
+            **inputs.choices.feeds(),
             **{f"state.{name}": values for name, values in states.items()},
         }
         *new, picked, logprobs = self._run(self.sessions.writer, [*self._next, "picked", "picked_logprob"], feeds)
@@ -280,10 +321,10 @@ class Runner:
 
     def runs_boundary_token(self) -> bool:
         """Run the boundary token alone in both graphs; returns whether the results are finite."""
-        end, states, one = np.array([self.end_id]), self.initial_states(1), np.ones((1, 1), np.float32)
-        half, limits = np.full((1, 1), 0.5, np.float32), np.zeros((1, NUM_LIMITS), np.float32)
-        inputs = ReadInputs(np.zeros(1, np.int64), np.array([[-1]]), half, one, limits, samples=True)
-        settings = WriteInputs(half[None], one, limits, samples=True, tempered=False, limited=False)
+        end, states, half = np.array([self.end_id]), self.initial_states(1), np.full((1, 1), 0.5, np.float32)
+        choices = replace(Choices.likeliest_of(1), inverse_temperatures=np.ones((1, 1), np.float32), samples=True)
+        inputs = ReadInputs(np.zeros(1, np.int64), np.array([[-1]]), half, half, choices)
+        settings = WriteInputs(half[None], half[None], choices)
         runs = self.run(end[None], states, inputs), self.write(end, states, settings)
         found = [values for run in runs for values in (run.picked_logprobs, *run.states.values())]
         return all(bool(np.isfinite(values).all()) for values in found)
@@ -327,7 +368,9 @@ class RowByRowRunner(Runner):
         """Write the tokens of each row."""
         rows = []
         for row in range(len(tokens)):
-            one = replace(_one_row(inputs, row), uniforms=inputs.uniforms[:, [row]])
+            one = WriteInputs(
+                inputs.uniforms[:, [row]], inputs.redraws[:, [row]], inputs.choices.of_rows(np.array([row]))
+            )
             rows.append(super().write(tokens[[row]], _row_of(states, row), one))
         return RunResult(
             {name: np.concatenate([result.states[name] for result in rows], axis=1) for name in states},
@@ -359,19 +402,18 @@ def _of_rows(values: npt.NDArray[Any], num_rows: int, name: str) -> npt.NDArray[
 
 
 def _row_feeds(inputs: ReadInputs) -> dict[str, Any]:
+    num_rows = len(inputs.places)
+    choices = inputs.choices or Choices.likeliest_of(num_rows)
+    bars = np.full((num_rows, 1), -1) if choices.bars is None else choices.bars
     return {
         "rows": inputs.places,
         "targets": inputs.targets,
         "uniforms": inputs.uniforms,
-        "inverse_temperatures": inputs.inverse_temperatures,
-        "limits": inputs.limits,
-        "bars": np.full((len(inputs.places), 1), -1) if inputs.bars is None else inputs.bars,
+        "redraws": inputs.redraws,
+        **choices.feeds(),
+        "bars": bars,
         "num_best": np.array([max(1, inputs.num_best)]),
-        "want_samples": FLAGS[inputs.samples],
-        "want_tempered": FLAGS[inputs.tempered],
-        "want_limits": FLAGS[inputs.limited],
-        "want_bars": FLAGS[inputs.bars is not None],
-        "want_masses": FLAGS[inputs.masses],
+        "want_tokens": FLAGS[inputs.choices is not None],
         "want_logits": FLAGS[inputs.logits],
         "want_logprobs": FLAGS[inputs.logprobs],
         "want_ranks": FLAGS[inputs.ranks],
@@ -385,15 +427,11 @@ def _row_of(states: Mapping[str, Floats], row: int) -> States:
 
 def _one_output(inputs: ReadInputs, row: int) -> ReadInputs:
     """Ask for one distribution, of the first row of `more_hidden` beside one row of the cell."""
-    one = _one_row(inputs, row)
-    return replace(one, places=np.ones(1, np.int64), targets=inputs.targets[[row]], uniforms=inputs.uniforms[[row]])
-
-
-def _one_row(inputs: Inputs, row: int) -> Inputs:
-    """Keep one row of the inputs that do not change from step to step."""
     return replace(
         inputs,
-        inverse_temperatures=inputs.inverse_temperatures[[row]],
-        limits=inputs.limits[[row]],
-        bars=None if inputs.bars is None else inputs.bars[[row]],
+        places=np.ones(1, np.int64),
+        targets=inputs.targets[[row]],
+        uniforms=inputs.uniforms[[row]],
+        redraws=inputs.redraws[[row]],
+        choices=None if inputs.choices is None else inputs.choices.of_rows(np.array([row])),
     )

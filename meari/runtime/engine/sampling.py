@@ -18,7 +18,7 @@ not matter in how many requests a text was written.
 from __future__ import annotations
 
 import hashlib
-import itertools
+import math
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -36,10 +36,13 @@ Ids = npt.NDArray[np.int64]
 MIN_TEMPERATURE: Final = 1e-5  # below, the likeliest token is taken
 MIN_TEMPERATURE_IN_GRAPH: Final = 0.2  # below, float32 weights of a flat distribution underflow
 MAX_MIN_P_IN_GRAPH: Final = 1 - 2.0**-20  # the resolution of float32 weights
+MIN_TOP_P_IN_GRAPH: Final = 2.0**-20
+SURE_REDRAWS: Final = 6  # of a token outside a nucleus of half the mass and more
 MIN_PENALTY: Final = 1e-30  # smaller ones only overflow
 NO_LIMIT: Final = 1e9
 BLOCK: Final = 8  # positions whose uniform numbers come from one hash
 PACK: Final = struct.Struct("<QQ").pack
+GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 NOTHING_GENERATED: Final[Mapping[int, int]] = MappingProxyType({})
 
 
@@ -52,6 +55,11 @@ class Sampler:
     position  number of tokens before the first that will be sampled
     end_id    the token that settings.min_tokens bars
     generated how often each token of the text so far was sampled, for the frequency and presence penalties
+
+    reshapes   whether the next token is sampled from logits that only this file computes
+    is_greedy  whether it is the model's likeliest
+    is_drawn   whether the graph samples it: float32 weights are fine enough
+    columns    inverse temperature, min_p, top_p and top_k, as the graph expects them of a token that it samples
     """
 
     def __init__(
@@ -74,13 +82,14 @@ class Sampler:
         self._generated = Counter(generated) if settings.frequency_penalty or settings.presence_penalty else None
         bias = dict(settings.logit_bias)
         self._bias = (np.array(list(bias), np.int64), np.array(list(bias.values()), np.float64)) if bias else None
-        self._reshapes = not (self._seen is None and self._generated is None and self._bias is None)
+        self.reshapes = not (self._seen is None and self._generated is None and self._bias is None)
         self._takes_likeliest = settings.temperature < MIN_TEMPERATURE
-        self._has_limits = settings.top_k > 0 or settings.top_p < 1.0 or settings.min_p > 0.0
         is_warm = settings.temperature >= MIN_TEMPERATURE_IN_GRAPH
-        self._is_in_reach = is_warm and settings.min_p <= MAX_MIN_P_IN_GRAPH
+        in_reach = settings.min_p <= MAX_MIN_P_IN_GRAPH and settings.top_p >= MIN_TOP_P_IN_GRAPH
+        self.is_greedy = self._takes_likeliest and not self.reshapes
+        self.is_drawn = is_warm and in_reach and not self.reshapes
         top_p = settings.top_p if settings.top_p < 1.0 else NO_LIMIT
-        inverse = 1.0 / settings.temperature if is_warm else 1.0
+        inverse = 1.0 / settings.temperature if self.is_drawn else 0.0
         self.columns = (inverse, settings.min_p, top_p, settings.top_k or NO_LIMIT)  # as the graph expects them
 
     @property
@@ -89,25 +98,13 @@ class Sampler:
         return max(0, self._num_before_end)
 
     @property
-    def reshapes(self) -> bool:
-        """True where the next token is sampled from logits that only this file computes."""
-        needs_order = self._has_limits and not self._takes_likeliest
-        return self._reshapes or (self._num_before_end > 0 and needs_order)
+    def num_redraws(self) -> int:
+        """Number of draws after the first until a token outside the nucleus is less likely than one in a million.
 
-    @property
-    def is_greedy(self) -> bool:
-        """True where the next token is the model's likeliest."""
-        return self._takes_likeliest and not self.reshapes
-
-    @property
-    def is_warm(self) -> bool:
-        """True where float32 weights are fine enough to sample the next token."""
-        return self._is_in_reach and not self.reshapes
-
-    @property
-    def is_top_k(self) -> bool:
-        """True where the next token is one of the model's top_k likeliest."""
-        return self.settings.top_k > 0 and not self._takes_likeliest and not self.reshapes
+        Each leaves, on average, half of the mass between the nucleus and the token before.
+        """
+        top_p = self.settings.top_p
+        return SURE_REDRAWS + math.ceil(-math.log(top_p) / math.log(2)) if top_p < 1.0 else 0
 
     def uniform(self) -> float:
         """Return the uniform number of the next token, in [0, 1)."""
@@ -125,12 +122,9 @@ class Sampler:
             bits += self._block[1]
         return bits[8 * place : 8 * (place + count)]
 
-    def _hash(self, number: int, attempt: int = 0) -> bytes:
-        """Hash a block of positions, so that the bits of any of them are found at once.
-
-        attempt  0, or the number of the redraw
-        """
-        return hashlib.blake2b(PACK(number, attempt), key=self._key).digest()
+    def _hash(self, number: int) -> bytes:
+        """Hash a block of positions, so that the bits of any of them are found at once."""
+        return hashlib.blake2b(PACK(number, 0), key=self._key).digest()
 
     def advance(self, count: int) -> None:
         """Count down the tokens that cannot be the end."""
@@ -156,27 +150,6 @@ class Sampler:
         choice = pick_by_cumulative(np.exp(scores[kept])[None], np.array([self.uniform()]))[0]
         return int(kept[choice])
 
-    def redraw(self, logprobs: Floats32, token: int) -> int:
-        """Return a token of the nucleus by rejection: `token`, sampled without regard to top_p, or one drawn again.
-
-        logprobs  float32 [vocabulary_size]
-
-        Each draw leaves out the tokens that weigh no more than the rejected one, so a few draws are enough.
-        """
-        settings = self.settings
-        scores = (logprobs.astype(np.float64) - float(logprobs.max())) / settings.temperature
-        weights = np.exp(scores)
-        weights[weights < settings.min_p] = 0.0
-        limit = settings.top_p * float(weights.sum())
-        for attempt in itertools.count(1):
-            ahead = np.flatnonzero(weights >= weights[token])
-            ahead = ahead[(weights[ahead] > weights[token]) | (ahead < token)]
-            if not len(ahead) or float(weights[ahead].sum()) < limit:
-                return token
-            again = uniforms_of(self._hash(self._position, attempt)[:8])
-            token = int(ahead[pick_by_cumulative(weights[ahead][None], again)[0]])
-        raise AssertionError("each attempt leaves fewer tokens")
-
     def _reshaped(self, logits: Floats32) -> Floats64:
         scores = logits.astype(np.float64)
         if self._bias is not None:
@@ -196,7 +169,24 @@ class Sampler:
 
 def uniforms_of(bits: bytes) -> Floats64:
     """Return a uniform number in [0, 1) for every 8 bytes, float64 [numbers]."""
-    return (np.frombuffer(bits, "<u8") >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return _uniform(np.frombuffer(bits, "<u8"))
+
+
+def _uniform(bits: npt.NDArray[np.uint64]) -> Floats64:
+    numbers: Floats64 = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
+
+
+def redraws_of(bits: bytes, count: int) -> Floats64:
+    """Return `count` further uniform numbers for every 8 bytes, float64 [numbers, count].
+
+    They are the next of SplitMix64 from there (Steele et al., "Fast splittable pseudorandom number generators", 2014).
+    """
+    mixed = np.frombuffer(bits, "<u8")[:, None] + GOLDEN * np.arange(1, count + 1, dtype=np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return _uniform(mixed)
 
 
 def pick_by_cumulative(weights: Floats64, uniforms: Floats64) -> Ids:
@@ -238,30 +228,6 @@ def on_grid(logprobs: Floats32) -> Floats64:
     """Round log-probabilities to the grid of 2**-30 nats (see calls.py), as float64."""
     rounded: Floats64 = np.rint(logprobs.astype(np.float64) * GRID) / GRID
     return rounded
-
-
-def ranked(logprobs: Floats32, counts: Ids) -> tuple[Floats64, Ids]:
-    """Return the counts[row] likeliest tokens of each row, those as likely as the last of them, and maybe some more.
-
-    returns  log-probabilities float64 and ids int64 [rows, longest], likeliest first, ties to the lower id; shorter
-             rows are padded with a log-probability of -inf
-
-    Bounds from block maxima leave few candidates, and only those are sorted: as integers, the bits of a log-probability
-    above its token's id, since larger non-positive floats have smaller bits.
-    """
-    num_rows, size = logprobs.shape
-    flat = np.flatnonzero(logprobs >= _lower_bounds(logprobs, counts)[:, None])
-    rows, ids = np.divmod(flat, size)
-    first = np.searchsorted(rows, np.arange(num_rows + 1))
-    bits = logprobs.reshape(-1)[flat].view(np.uint32).astype(np.uint64)
-    keys = np.full((num_rows, int(np.diff(first).max())), np.iinfo(np.uint64).max)
-    keys[rows, np.arange(len(rows)) - first[rows]] = (bits << np.uint64(32)) | ids.astype(np.uint64)
-    keys.sort(axis=1)
-    last = keys[np.arange(num_rows), counts - 1] | np.uint64(2**32 - 1)
-    keys = keys[:, : (keys <= last[:, None]).sum(axis=1).max()]
-    scores = (keys >> np.uint64(32)).astype(np.uint32).view(np.float32).astype(np.float64)
-    scores[np.isnan(scores)] = -np.inf  # the padding
-    return scores, (keys & np.uint64(2**32 - 1)).astype(np.int64)
 
 
 def _lower_bounds(logprobs: Floats32, counts: Ids) -> Floats32:

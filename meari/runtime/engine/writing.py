@@ -68,7 +68,7 @@ class WritingLane:
         self._batch: Batch[GenerationSequence] = Batch(runner)
         self._starts: list[CachedStart] = []
         self._joining: list[GenerationSequence] = []
-        self._samplers = self._no_samplers = RowSamplers([], sorts=runner.sorts)
+        self._samplers = self._no_samplers = RowSamplers([], runner.vocabulary_size)
         self._places = np.arange(0)
         self._prepared_for: list[GenerationSequence] | None = None
         self._pace = Pace()
@@ -185,7 +185,7 @@ class WritingLane:
         everyone = [*sequences, *(start.sequence for start in starts)]
         self._samplers = RowSamplers(
             [sequence.row_sampler for sequence in everyone],
-            sorts=self._runner.sorts,
+            self._runner.vocabulary_size,
             whole=any(sequence.wants_logprobs for sequence in everyone),
         )
         self._places = np.arange(len(everyone)) + (0 if sequences else 1)  # a run has at least one row

@@ -25,15 +25,21 @@ Inputs of the reader (a graph of no rows or no sampling ignores some of them; th
     rows                  int64 [rows]                 step * batch + row of the batch, repeats allowed
     targets               int64 [rows, 1]              the wanted token, or -1: sample one
     uniforms              float32 [rows, 1]            in [0, 1 - 2**-22]
-    inverse_temperatures  float32 [rows, 1]            where tempered; at most 5, or all weights might underflow
+    redraws               float32 [rows, redraws >= 1] likewise, where the pick lies outside its nucleus
+    inverse_temperatures  float32 [rows, 1]            where tempered; at most 5, or all weights might underflow;
+                                                       0: the likeliest token is taken, the lowest of equals
     limits                float32 [rows, 3]            min_p, top_p, top_k; 0, more than 1, V or more: no limit
-    bars                  int64 [rows, 1]              where barred, the token that is not sampled, or -1
+    bars                  int64 [rows, 1]              where barred, the token that is not taken, or -1
+    num_ranked            int64 [1]                    the largest top_k that is a limit, in 1..V
     num_best              int64 [1]                    number of the likeliest tokens, k, in 1..V
-    want_samples          bool []                      false: every target is given
-    want_tempered         bool []                      whether any row has a temperature or a barred token
-    want_bars             bool []                      whether any row has a barred token
-    want_limits           bool []                      whether any row has a min_p, or, with a small V, top_p or top_k
-    want_masses           bool []                      whether any row has a top_p, with a large V
+    want_tokens           bool []                      false: every target is given
+    want_samples          bool []                      false: the likeliest token is taken in every row
+    want_likeliest        bool []                      whether it is taken in any
+    want_ranked           bool []                      whether any row has a top_k that is a limit
+    want_unranked         bool []                      whether any sampled row has none; the next four are of such rows
+    want_tempered         bool []                      whether any has a temperature or a barred token
+    want_bars             bool []                      whether any has a barred token, or one with a top_k does
+    want_min_p, want_nucleus  bool []                  whether any has a min_p, a top_p
     want_logits, want_logprobs, want_ranks, want_best  bool []
 
 Outputs of the reader; those of rows are undefined where they are not wanted
@@ -42,7 +48,6 @@ Outputs of the reader; those of rows are undefined where they are not wanted
     next.NAME             float32 [steps, batch, *shape]
     picked                int64 [slices, size, 1]      the target, or the sampled token
     picked_logprob        float32 [slices, size, 1]
-    mass_from, mass       float32 [slices, size, 1]    with want_masses, of a sampled token: see sampler.py
     logits, logprobs      float32 [slices, size, V]
     rank                  int64 [slices, size, 1]      1 + the number of likelier tokens than the picked one
     best, best_logprobs   int64, float32 [slices, size, k]  likeliest first, ties to the lower id
@@ -52,12 +57,9 @@ Inputs of the writer
     token                 int64 [batch]                fed in the first step
     state.NAME            float32 [batch, *shape]      before the first step
     uniforms              float32 [steps, batch, 1]    in [0, 1 - 2**-22]
-    inverse_temperatures  float32 [batch, 1]           where tempered; at most 5, or all weights might underflow
-    bars                  int64 [batch, 1]             where barred, the token that is not taken, or -1
-    limits                float32 [batch, 3]           min_p, top_p, top_k; the last two with a small vocabulary alone
-    want_samples          bool []                      false: the likeliest token is taken, the lowest of equals
-    want_tempered, want_limits  bool []                whether any row has a temperature or a barred token, a limit
-    want_bars             bool []                      whether any row has a barred token
+    redraws               float32 [steps, batch, redraws]
+    inverse_temperatures, limits, bars, num_ranked, want_samples, want_likeliest, want_ranked, want_unranked,
+    want_tempered, want_bars, want_min_p, want_nucleus  as the reader's, of the rows of the batch
 
 Outputs of the writer
 
@@ -76,16 +78,13 @@ import numpy as np
 from meari.runtime.graphs.bundle_graph import Parts, copy_nodes, finished
 from meari.runtime.graphs.layers import draw_layers
 from meari.runtime.graphs.onnx_graph import INT64, Drawing
-from meari.runtime.graphs.sampler import NUM_LIMITS, Choice, draw_likeliest, draw_masses, draw_sampler
+from meari.runtime.graphs.sampler import NUM_LIMITS, WANTS, Choice, draw_choice
 
 __all__ = ["READER_WANTS", "reader_graph", "writer_graph"]
 
-WRITER_WANTS: Final = ("want_samples", "want_tempered", "want_limits", "want_bars")
-READER_WANTS: Final = (*WRITER_WANTS, "want_masses", "want_logits", "want_logprobs", "want_ranks", "want_best")
-CHOICE: Final = ("uniforms", "inverse_temperatures", "limits")
-ROW_OUTPUTS: Final = (
-    "picked", "picked_logprob", "mass_from", "mass", "logits", "logprobs", "rank", "best", "best_logprobs",
-)  # fmt: skip
+READER_WANTS: Final = (*WANTS, "want_tokens", "want_logits", "want_logprobs", "want_ranks", "want_best")
+SETTINGS: Final = ("inverse_temperatures", "limits", "bars")  # of a row
+ROW_OUTPUTS: Final = ("picked", "picked_logprob", "logits", "logprobs", "rank", "best", "best_logprobs")
 
 
 def reader_graph(parts: Parts) -> bytes:
@@ -116,9 +115,9 @@ def _draw_rows(main: Drawing, parts: Parts) -> None:
     slices = main.input("slices", "int64", ["slices", "size"])
     main.input("rows", "int64", ["rows"])
     main.input("targets", "int64", ["rows", 1])
-    for name, width in zip(CHOICE, (1, 1, NUM_LIMITS), strict=True):
-        main.input(name, "float32", ["rows", width])
-    main.input("bars", "int64", ["rows", 1])
+    main.input("uniforms", "float32", ["rows", 1])
+    main.input("redraws", "float32", ["rows", "redraws"])
+    _declare_settings(main, "rows")
     main.input("num_best", "int64", [1])
     made = main.op("Reshape", "hidden", main.integers(-1, hidden_size))
     main.op("Concat", made, "more_hidden", outputs=["all_hidden"], axis=0)
@@ -147,20 +146,17 @@ def _draw_output_layer(body: Drawing, parts: Parts, prefix: str, hidden: str) ->
 
 
 def _draw_tokens(body: Drawing, vocabulary_size: int) -> list[str]:
-    """Draw `picked`, `picked_logprob`, `mass_from` and `mass` of a slice."""
+    """Draw `picked` and `picked_logprob` of a slice."""
     targets = _of_slice(body, "targets")
 
-    def sampled(branch: Drawing) -> list[str]:
-        choice = Choice(*(_of_slice(branch, name) for name in (*CHOICE, "bars")))
-        picked, weights = draw_sampler(branch, "slice.logprobs", choice, vocabulary_size)
-        masses = draw_masses(branch, weights, picked, choice.limits, vocabulary_size)
-        return [branch.op("Where", branch.op("Less", targets, branch.number(0)), picked, targets), *masses]
+    def chosen(branch: Drawing) -> list[str]:
+        uniforms, redraws, *settings = (_of_slice(branch, name) for name in ("uniforms", "redraws", *SETTINGS))
+        choice = Choice(uniforms, redraws, *settings, "num_ranked")
+        picked = draw_choice(branch, "slice.logprobs", choice, vocabulary_size)
+        return [branch.op("Where", branch.op("Less", targets, branch.number(0)), picked, targets)]
 
-    def given(branch: Drawing) -> list[str]:
-        return [branch.op("Identity", targets), *_nothing(branch, "float32", "float32")]
-
-    picked, *masses = _either(body, "want_samples", sampled, given, ("int64", "float32", "float32"))
-    return [picked, body.op("GatherElements", "slice.logprobs", picked, outputs=["slice.picked"], axis=1), *masses]
+    (picked,) = _either(body, "want_tokens", chosen, lambda branch: [branch.op("Identity", targets)], ("int64",))
+    return [picked, body.op("GatherElements", "slice.logprobs", picked, outputs=["slice.picked"], axis=1)]
 
 
 def _draw_tables(body: Drawing) -> list[str]:
@@ -215,17 +211,16 @@ def _either(
 def writer_graph(parts: Parts) -> bytes:
     """Draw the writer. Raises ValueError where the operator sets of the bundle's graphs do not fit."""
     main = Drawing("writer")
-    for name in WRITER_WANTS:
+    for name in WANTS:
         main.input(name, "bool", [])
-    main.input("inverse_temperatures", "float32", ["batch", 1])
-    main.input("limits", "float32", ["batch", NUM_LIMITS])
-    main.input("bars", "int64", ["barred", 1])
+    _declare_settings(main, "batch")
     starts = [main.input(f"state.{name}", "float32", ["batch", *shape]) for name, shape in parts.state.items()]
     token = main.input("token", "int64", ["batch"])
-    uniforms = main.input("uniforms", "float32", ["steps", "batch", 1])
+    numbers = main.input("uniforms", "float32", ["steps", "batch", 1])
+    redraws = main.input("redraws", "float32", ["steps", "batch", "redraws"])
     new = [f"next.{name}" for name in parts.state]
     outputs = [*(f"last.{name}" for name in (*parts.state, "token")), *new, "picked", "picked_logprob"]
-    main.op("Scan", *starts, token, uniforms, outputs=outputs, body=_step_body(main, parts), num_scan_inputs=1)
+    main.op("Scan", *starts, token, numbers, redraws, outputs=outputs, body=_step_body(main, parts), num_scan_inputs=2)
     for name, shape in zip(new, parts.state.values(), strict=True):
         main.output(name, "float32", ["steps", "batch", *shape])
     main.output("picked", "int64", ["steps", "batch", 1])
@@ -240,9 +235,11 @@ def _step_body(main: Drawing, parts: Parts) -> Drawing:
         body.input(f"cell.{name}", "float32", ["batch", *shape])
     body.input("cell.token", "int64", ["batch"])
     body.input("step.uniform", "float32", ["batch", 1])
+    body.input("step.redraws", "float32", ["batch", "redraws"])
     copy_nodes(parts.cell.model.graph, body.graph, "cell.", {})
     _draw_output_layer(body, parts, "write.", hidden="cell.hidden")
-    picked = _draw_choice(body, parts.vocabulary_size)
+    choice = Choice("step.uniform", "step.redraws", *SETTINGS, "num_ranked")
+    picked = draw_choice(body, "write.logprobs", choice, parts.vocabulary_size)
     for name, shape in parts.state.items():
         body.output(f"cell.next_{name}", "float32", ["batch", *shape])
     body.output(body.op("Reshape", picked, body.integers(-1)), "int64", ["batch"])
@@ -253,10 +250,8 @@ def _step_body(main: Drawing, parts: Parts) -> Drawing:
     return body
 
 
-def _draw_choice(body: Drawing, vocabulary_size: int) -> str:
-    """Draw the step's token, int64 [batch, 1]."""
-    drawn, likeliest = body.inside("drawn"), body.inside("likeliest")
-    choice = Choice("step.uniform", "inverse_temperatures", "limits", "bars")
-    drawn.output(draw_sampler(drawn, "write.logprobs", choice, vocabulary_size)[0], "int64", ["batch", 1])
-    likeliest.output(draw_likeliest(likeliest, "write.logprobs", "bars", vocabulary_size), "int64", ["batch", 1])
-    return body.op("If", "want_samples", then_branch=drawn, else_branch=likeliest)
+def _declare_settings(main: Drawing, rows: str) -> None:
+    """Declare the inputs that say how the tokens of all rows are chosen."""
+    for name, dtype, width in zip(SETTINGS, ("float32", "float32", "int64"), (1, NUM_LIMITS, 1), strict=True):
+        main.input(name, dtype, [rows if name != "bars" else "barred", width])
+    main.input("num_ranked", "int64", [1])
