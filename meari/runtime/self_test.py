@@ -29,7 +29,8 @@ import numpy.typing as npt
 
 from meari.bundle_format.manifest import Manifest, contradiction
 from meari.errors import BundleError
-from meari.runtime.engine.runner import Choices, Floats, Ids, ReadInputs, Runner, RunResult, States, WriteInputs
+from meari.runtime.engine.inputs import Choices, Floats, Ids, ReadInputs, WriteInputs
+from meari.runtime.engine.runner import Runner, RunResult, States
 from meari.runtime.machine import cpu_name
 
 __all__ = [

@@ -12,11 +12,13 @@ import onnxruntime as ort
 import pytest
 
 from meari.runtime.bundle import open_bundle
-from meari.runtime.engine.runner import Choices, ReadInputs, RowByRowRunner, Runner, WriteInputs
+from meari.runtime.engine.inputs import Choices, ReadInputs, WriteInputs
+from meari.runtime.engine.runner import RowByRowRunner, Runner
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.engine_graphs import reader_graph
 from meari.runtime.graphs.onnx_graph import Drawing, new_message
-from meari.runtime.graphs.sampler import SMALL, draw_likeliest
+from meari.runtime.graphs.rows import SMALL
+from meari.runtime.graphs.sampler import draw_likeliest
 from meari.runtime.self_test import run_output
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"

@@ -78,7 +78,8 @@ import numpy as np
 from meari.runtime.graphs.bundle_graph import Parts, copy_nodes, finished
 from meari.runtime.graphs.layers import draw_layers
 from meari.runtime.graphs.onnx_graph import INT64, Drawing
-from meari.runtime.graphs.sampler import NUM_LIMITS, WANTS, Choice, draw_choice
+from meari.runtime.graphs.rows import Choice
+from meari.runtime.graphs.sampler import NUM_LIMITS, WANTS, draw_choice
 
 __all__ = ["READER_WANTS", "reader_graph", "writer_graph"]
 
@@ -150,8 +151,7 @@ def _draw_tokens(body: Drawing, vocabulary_size: int) -> list[str]:
     targets = _of_slice(body, "targets")
 
     def chosen(branch: Drawing) -> list[str]:
-        uniforms, redraws, *settings = (_of_slice(branch, name) for name in ("uniforms", "redraws", *SETTINGS))
-        choice = Choice(uniforms, redraws, *settings, "num_ranked")
+        choice = Choice(*(_of_slice(branch, name) for name in ("uniforms", "redraws", *SETTINGS)))
         picked = draw_choice(branch, "slice.logprobs", choice, vocabulary_size)
         return [branch.op("Where", branch.op("Less", targets, branch.number(0)), picked, targets)]
 
@@ -238,7 +238,7 @@ def _step_body(main: Drawing, parts: Parts) -> Drawing:
     body.input("step.redraws", "float32", ["batch", "redraws"])
     copy_nodes(parts.cell.model.graph, body.graph, "cell.", {})
     _draw_output_layer(body, parts, "write.", hidden="cell.hidden")
-    choice = Choice("step.uniform", "step.redraws", *SETTINGS, "num_ranked")
+    choice = Choice("step.uniform", "step.redraws", *SETTINGS)
     picked = draw_choice(body, "write.logprobs", choice, parts.vocabulary_size)
     for name, shape in parts.state.items():
         body.output(f"cell.next_{name}", "float32", ["batch", *shape])

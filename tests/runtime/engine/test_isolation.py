@@ -14,7 +14,8 @@ import pytest
 
 from meari.runtime.bundle import Bundle, open_bundle
 from meari.runtime.engine import Engine, EngineLimits, GenerateCall, Generation, Sampling, ScoreCall, Scoring
-from meari.runtime.engine.runner import NOTHING, Ids, ReadInputs, RunResult, States, WriteInputs
+from meari.runtime.engine.inputs import Ids, ReadInputs, WriteInputs
+from meari.runtime.engine.runner import NOTHING, RunResult, States
 from meari.runtime.self_test import rows_are_isolated, run_output, run_step
 
 BUNDLES = sorted(path.parent for path in (Path(__file__).parents[3] / "bundles").glob("*/manifest.json"))
@@ -84,26 +85,29 @@ def test_generation_is_the_same_alone_and_in_a_batch(released: Bundle) -> None:
     assert late.samples[0].logprobs == expected.samples[0].logprobs
 
 
-def test_sampling_settings_do_not_affect_other_rows(released: Bundle) -> None:
-    ways = [
-        {"temperature": 0.0},
-        {"temperature": 1e-3},
-        {},
-        {"temperature": 0.3},
-        {"min_p": 0.05},
-        {"top_p": 0.9},
-        {"temperature": 0.3, "top_p": 0.3},
-        {"top_k": 5},
-        {"temperature": 3.0, "top_k": 50, "top_p": 0.9, "min_p": 0.01},
-        {"top_k": 10**6},
-        {"repetition_penalty": 1.3},
-        {"logit_bias": ((5, 2.0),)},
-    ]
-    calls = [
-        GenerateCall([5, 9, 7], 20, 1e12, Sampling(**way, seed=seed))  # type: ignore[arg-type]
-        for way in ways
-        for seed in range(3)
-    ]
+IN_THE_GRAPH: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {},
+    {"temperature": 0.3},
+    {"min_p": 0.05},
+    {"top_p": 0.9},
+    {"temperature": 0.3, "top_p": 0.3},
+    {"top_k": 5},
+    {"temperature": 3.0, "top_k": 50, "top_p": 0.9, "min_p": 0.01},
+    {"top_k": 10**6},
+    {"top_k": 20, "top_p": 0.5, "min_tokens": 6},
+    {"temperature": 0.0, "min_tokens": 12},
+]
+OUTSIDE: list[dict[str, Any]] = [
+    {"temperature": 1e-3},
+    {"repetition_penalty": 1.3},
+    {"logit_bias": ((5, 2.0),)},
+]
+
+
+@pytest.mark.parametrize("ways", [IN_THE_GRAPH, IN_THE_GRAPH + OUTSIDE], ids=["in the graph", "outside, too"])
+def test_sampling_settings_do_not_affect_other_rows(released: Bundle, ways: list[dict[str, Any]]) -> None:
+    calls = [GenerateCall([5, 9, 7], 20, 1e12, Sampling(**way, seed=seed)) for way in ways for seed in range(3)]
     together = Engine(released.runner, EngineLimits(16, 64))
     got = [together.generate(call, together.reserve()) for call in calls]
     run(together, *got)
