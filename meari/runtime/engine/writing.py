@@ -45,7 +45,9 @@ from meari.runtime.engine.sequences import (
 from meari.runtime.engine.stats import HistogramCounts, Pace, TokenGaps
 
 MAX_WASTED_SHARE: Final = 0.04  # maximum share of tokens computed after their sequence has ended
-TURN_SECONDS: Final = 0.002
+TURN_SECONDS: Final = 0.002  # of few rows, while others come
+LONGEST_TURN_SECONDS: Final = 0.008  # of few rows
+FIXED_SECONDS: Final = 0.0004  # that a turn costs whatever its length: Python, cold caches
 MAX_TOKENS: Final = 32  # of each sequence in a turn
 CROWDED_TURN_SECONDS: Final = 0.016  # with many rows, the fixed cost of a turn weighs more,
 CROWDED_MAX_TOKENS: Final = 8  # and sequences that end before the turn does cost more
@@ -74,6 +76,7 @@ class WritingLane:
         self._prepared_for: list[GenerationSequence] | None = None
         self._pace = Pace()
         self._gaps = TokenGaps()
+        self._undisturbed = 0.0  # seconds of the turns since a sequence came
         self.num_steps = 0
         self.spent = 0.0
 
@@ -134,13 +137,17 @@ class WritingLane:
         joining, starts = self._joining, self._starts
         self._batch.join(joining)
         self._joining = []
+        if joining or starts:
+            self._undisturbed = 0.0
         rows = len(self._batch)
         result = self._advance_all(starts, self.plan())
         self._starts = []
         if rows:
             now, steps = self._clock(), max(1, result.num_rows // rows)
             self.num_steps += steps
-            self._pace.add(rows, steps, self._runner.run_seconds - run_before, thread_time() - started)
+            seconds = thread_time() - started
+            self._undisturbed += seconds
+            self._pace.add(rows, steps, self._runner.run_seconds - run_before, seconds)
             num_first = sum(isinstance(start.sequence, SampledSequence) for start in starts)
             self._gaps.add(_gaps_of(joining), result.num_sampled - num_first, steps, now)
         self._forget_ended()
@@ -152,11 +159,16 @@ class WritingLane:
             self._samplers, self._prepared_for = self._no_samplers, None
 
     def plan(self) -> int:
-        """Return the maximum number of steps of the turn."""
+        """Return the maximum number of steps of the turn.
+
+        Turns of few rows grow while nobody comes. A text of T seconds costs T / t turns, and waits for the rest of the
+        turn in which it ends, on average t / 2: both are least with t = sqrt(2 * FIXED_SECONDS * T).
+        """
         rows = len(self._batch)
-        crowded = rows > FEW_TEXTS
-        most, seconds = (CROWDED_MAX_TOKENS, CROWDED_TURN_SECONDS) if crowded else (MAX_TOKENS, TURN_SECONDS)
-        return min(most, self._pace.max_steps(rows, seconds))
+        if rows > FEW_TEXTS:
+            return min(CROWDED_MAX_TOKENS, self._pace.max_steps(rows, CROWDED_TURN_SECONDS))
+        seconds = max(TURN_SECONDS, math.sqrt(2 * FIXED_SECONDS * self._undisturbed))
+        return min(MAX_TOKENS, self._pace.max_steps(rows, min(LONGEST_TURN_SECONDS, seconds)))
 
     def _advance_all(self, starts: list[CachedStart], max_steps: int) -> TurnResult:
         """Feed each sequence its token and take the next; up to `max_steps` times where the graph can do so."""
