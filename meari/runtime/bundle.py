@@ -26,7 +26,8 @@ from meari.bundle_format.reader import read_files, read_manifest
 from meari.bundle_format.signatures import PublicKey
 from meari.errors import BundleError, NotReady
 from meari.runtime.agreement import check_graphs, check_reserved, check_tokenizer
-from meari.runtime.engine.runner import RowByRowRunner, Runner, Sessions, StateTensor
+from meari.runtime.engine.row_by_row import RowByRowRunner
+from meari.runtime.engine.runner import Runner, Sessions, StateTensor
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.engine_graphs import reader_graph, writer_graph
 from meari.runtime.graphs.layers import find_gates, fuse_products, vectors_of

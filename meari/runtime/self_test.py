@@ -29,8 +29,7 @@ import numpy.typing as npt
 
 from meari.bundle_format.manifest import Manifest, contradiction
 from meari.errors import BundleError
-from meari.runtime.engine.inputs import Choices, Floats, Ids, ReadInputs, WriteInputs
-from meari.runtime.engine.runner import Runner, RunResult, States
+from meari.runtime.engine.runner import Choices, Floats, Ids, ReadInputs, Runner, RunResult, States, WriteInputs
 from meari.runtime.machine import cpu_name
 
 __all__ = [
@@ -177,7 +176,7 @@ def _rows_as_they_meet(runner: Runner, random: np.random.Generator, num_rows: in
         _, states = run_step(runner, step_tokens, states)
         for name, values in states.items():
             mixed[name][age::3] = values[age::3]
-    draws = random.random((num_rows, 6), np.float32) * (1, 1, 1, 0.5, 0.5, min(runner.vocabulary_size, MAX_TOP_K))
+    draws = random.random((num_rows, 6), np.float32) * (1, 1, 1, 0.5, 0.5, min(runner.vocabulary_size - 1, MAX_TOP_K))
     draws += (0, 0, 0.5, 0, 0.5, 1)
     draws[:, 5] = np.floor(draws[:, 5])
     return _Rows(tokens[3:], mixed, draws.astype(np.float32))

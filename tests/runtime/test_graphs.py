@@ -12,8 +12,8 @@ import onnxruntime as ort
 import pytest
 
 from meari.runtime.bundle import open_bundle
-from meari.runtime.engine.inputs import Choices, ReadInputs, WriteInputs
-from meari.runtime.engine.runner import RowByRowRunner, Runner
+from meari.runtime.engine.row_by_row import RowByRowRunner
+from meari.runtime.engine.runner import Choices, ReadInputs, Runner, WriteInputs
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.engine_graphs import reader_graph
 from meari.runtime.graphs.onnx_graph import Drawing, new_message

@@ -100,7 +100,7 @@ import resource
 from pathlib import Path
 import numpy as np
 from meari.runtime.bundle import open_bundle
-from meari.runtime.engine.inputs import WriteInputs
+from meari.runtime.engine.runner import WriteInputs
 from meari.runtime.machine import limit_arenas, map_large_pieces, release_free_memory
 
 limit_arenas()

@@ -17,8 +17,7 @@ from typing import Final, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from meari.runtime.engine.inputs import Choices, ReadInputs, WriteInputs
-from meari.runtime.engine.runner import Runner, RunResult, StateRow, States
+from meari.runtime.engine.runner import Choices, ReadInputs, Runner, RunResult, StateRow, States, WriteInputs
 from meari.runtime.engine.sampling import NO_LIMIT, Floats32, Ids, Sampler, on_grid, redraws_of, uniforms_of
 from meari.runtime.engine.sequences import Request, Sequence
 from meari.runtime.graphs.sampler import NUM_LIMITS

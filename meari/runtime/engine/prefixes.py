@@ -20,8 +20,7 @@ from meari.errors import MeariError
 from meari.runtime.engine.cache import EDGE_TOKENS, PrefixCache
 from meari.runtime.engine.calls import Finish, ScoreCall, StateValue, TextScore
 from meari.runtime.engine.handles import Scoring
-from meari.runtime.engine.inputs import Floats, Ids
-from meari.runtime.engine.runner import Runner, RunResult, StateRow, States
+from meari.runtime.engine.runner import Floats, Ids, Runner, RunResult, StateRow, States
 from meari.runtime.engine.sequences import (
     LaneKind,
     Request,

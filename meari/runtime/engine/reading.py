@@ -26,9 +26,8 @@ from meari.runtime.engine.batch import (
     with_placeholders,
 )
 from meari.runtime.engine.calls import EngineLimits
-from meari.runtime.engine.inputs import Ids, ReadInputs
 from meari.runtime.engine.prefixes import FEW_TEXTS, CachedPrompts
-from meari.runtime.engine.runner import Runner, RunResult
+from meari.runtime.engine.runner import Ids, ReadInputs, Runner, RunResult
 from meari.runtime.engine.sampling import on_grid
 from meari.runtime.engine.sequences import (
     FirstToken,

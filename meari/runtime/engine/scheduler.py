@@ -31,9 +31,8 @@ from typing import Final, Protocol
 
 from meari.errors import Bound, Overloaded
 from meari.runtime.engine.calls import EngineLimits, Reservation
-from meari.runtime.engine.inputs import Floats
 from meari.runtime.engine.reading import ReadingLane, TokenReader
-from meari.runtime.engine.runner import Runner
+from meari.runtime.engine.runner import Floats, Runner
 from meari.runtime.engine.sequences import LaneKind, Phase, Request, Sequence, TurnResult
 from meari.runtime.engine.stats import Pace
 from meari.runtime.engine.writing import WritingLane

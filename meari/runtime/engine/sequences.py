@@ -29,8 +29,7 @@ import numpy.typing as npt
 from meari.errors import MAY_QUOTE, EngineFailed, MeariError
 from meari.runtime.engine.calls import Finish, GenerateCall, Sample, StateValue, StopMatcher
 from meari.runtime.engine.handles import Generation, Handle
-from meari.runtime.engine.inputs import Floats, Ids
-from meari.runtime.engine.runner import StateRow
+from meari.runtime.engine.runner import Floats, Ids, StateRow
 from meari.runtime.engine.sampling import Sampler, alternatives
 
 log = logging.getLogger(__name__)

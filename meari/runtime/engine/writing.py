@@ -29,9 +29,8 @@ from meari.runtime.engine.batch import (
     with_placeholders,
 )
 from meari.runtime.engine.beams import SearchRequest, SearchSequence
-from meari.runtime.engine.inputs import Floats, ReadInputs
 from meari.runtime.engine.prefixes import FEW_TEXTS
-from meari.runtime.engine.runner import Runner, RunResult, StateRow, States
+from meari.runtime.engine.runner import Floats, ReadInputs, Runner, RunResult, StateRow, States
 from meari.runtime.engine.sampling import on_grid
 from meari.runtime.engine.sequences import (
     CopyState,

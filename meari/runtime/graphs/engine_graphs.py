@@ -30,7 +30,7 @@ Inputs of the reader (a graph of no rows or no sampling ignores some of them; th
                                                        0: the likeliest token is taken, the lowest of equals
     limits                float32 [rows, 3]            min_p, top_p, top_k; 0, more than 1, V or more: no limit
     bars                  int64 [rows, 1]              where barred, the token that is not taken, or -1
-    num_ranked            int64 [1]                    the largest top_k that is a limit, in 1..V
+    num_ranked            int64 [1]                    the largest top_k that is a limit, in 1..V-1
     num_best              int64 [1]                    number of the likeliest tokens, k, in 1..V
     want_tokens           bool []                      false: every target is given
     want_samples          bool []                      false: the likeliest token is taken in every row

@@ -12,7 +12,8 @@ import pytest
 from meari.errors import EngineFailed, NotReady
 from meari.runtime.bundle import Bundle, open_bundle
 from meari.runtime.engine import Engine, EngineLimits, Finish, Handle, Sampling, StateValue
-from meari.runtime.engine.runner import RowByRowRunner, Runner, Sessions
+from meari.runtime.engine.row_by_row import RowByRowRunner
+from meari.runtime.engine.runner import Runner, Sessions
 from tests.patience import PATIENCE
 from tests.runtime.engine.test_loop import A, B, generate, run, score
 from tests.runtime.tiny_bundle import FAULT_AFTER, KINDS_OF_FAULTS, UNKNOWN, Fault, Z, write_tiny_bundle

@@ -14,8 +14,7 @@ import pytest
 
 from meari.runtime.bundle import Bundle, open_bundle
 from meari.runtime.engine import Engine, EngineLimits, GenerateCall, Generation, Sampling, ScoreCall, Scoring
-from meari.runtime.engine.inputs import Ids, ReadInputs, WriteInputs
-from meari.runtime.engine.runner import NOTHING, RunResult, States
+from meari.runtime.engine.runner import NOTHING, Ids, ReadInputs, RunResult, States, WriteInputs
 from meari.runtime.self_test import rows_are_isolated, run_output, run_step
 
 BUNDLES = sorted(path.parent for path in (Path(__file__).parents[3] / "bundles").glob("*/manifest.json"))

@@ -12,8 +12,7 @@ import pytest
 
 from meari.runtime.engine.batch import RowSamplers
 from meari.runtime.engine.calls import Sampling, sample_seed
-from meari.runtime.engine.inputs import Floats
-from meari.runtime.engine.runner import Runner, Sessions, StateTensor
+from meari.runtime.engine.runner import Floats, Runner, Sessions, StateTensor
 from meari.runtime.engine.sampling import Sampler, likeliest, on_grid, pick_by_cumulative, truncated, uniforms_of
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.engine_graphs import reader_graph, writer_graph
