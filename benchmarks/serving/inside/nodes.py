@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,9 +30,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from meari.runtime.engine.runner import Choices
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.engine_graphs import writer_graph
-from meari.runtime.graphs.sampler import NUM_LIMITS
 
 RUNS: Final = 60
 WARMUP_RUNS: Final = 5
@@ -71,18 +72,11 @@ def feeds_of(parts: Parts, rows: int) -> Feeds:
     """Make the inputs of a plain sampling run: temperature 1, no limits."""
     generator = np.random.default_rng(rows)
     states = {f"state.{name}": np.zeros((rows, *shape), np.float32) for name, shape in parts.state.items()}
-    return {
-        **states,
-        "token": generator.integers(2, parts.vocabulary_size, rows),
-        "uniforms": generator.random((STEPS, rows, 1), np.float32) * np.float32(0.99),
-        "inverse_temperatures": np.ones((rows, 1), np.float32),
-        "limits": np.zeros((rows, NUM_LIMITS), np.float32),
-        "want_samples": np.array(object=True),
-        "want_tempered": np.array(object=False),
-        "want_limits": np.array(object=False),
-        "want_bars": np.array(object=False),
-        "bars": np.empty((0, 1), np.int64),
-    }
+    uniforms = generator.random((STEPS, rows, 1), np.float32) * np.float32(0.99)
+    ones = np.ones((rows, 1), np.float32)
+    choices = replace(Choices.likeliest_of(rows), inverse_temperatures=ones, samples=True, unranked=True)
+    tokens = generator.integers(2, parts.vocabulary_size, rows)
+    return {**states, "token": tokens, "uniforms": uniforms, "redraws": uniforms, **choices.feeds()}
 
 
 def run(session: Any, feeds: Feeds) -> list[float]:
