@@ -47,6 +47,7 @@ from meari.models.fields import (
 
 SEARCH = "search"  # the table of another verb
 MAX_VOCABULARY = 1_000_000
+MAX_LAYERS = 1000  # of layers and of what else is made one by one: more would be made for hours before memory ends
 MAX_THREADS = 1024  # many more crash the process inside the thread library, without an error
 
 
@@ -125,7 +126,7 @@ class RecurrentConfig:
     family: Family = choice(Family)
     embedding_size: int = integer(128, minimum=1)
     hidden_size: int = integer(512, minimum=1)
-    num_layers: int = integer(1, minimum=1)
+    num_layers: int = integer(1, minimum=1, maximum=MAX_LAYERS)
     dropout: float = _share(0.0)
     tied: bool = switch(default=False)
     layer_sizes: tuple[int, ...] = integers(())
@@ -137,7 +138,7 @@ class RecurrentConfig:
     layer_norm: bool = switch(default=False)
     forget_bias: float = real(1.0, expected="below 100 in size", fits=lambda bias: abs(bias) < 100)
     learned_initial_state: bool = switch(default=False)
-    mogrifier_rounds: int = integer(0)
+    mogrifier_rounds: int = integer(0, maximum=MAX_LAYERS)
     adaptive_cutoffs: tuple[int, ...] = integers(())
 
     @property
@@ -192,7 +193,7 @@ class ReservoirConfig:
     bias_scale: float = _not_negative(0.1)
     readout: Readout = choice(Readout, Readout.SOFTMAX)
     ridge: float = _positive(1.0)
-    layers: int = integer(1, minimum=1)
+    layers: int = integer(1, minimum=1, maximum=MAX_LAYERS)
     reservoirs: int = integer(1, minimum=1)
     spectral_radius_min: float | None = _positive(None)
     leak_spread: Spread = choice(Spread, Spread.EVEN)

@@ -119,6 +119,9 @@ def test_config_of_another_size_is_refused(tmp_path: Path, hidden_size: int, mes
     ("model", "changes", "message"),
     [
         (WIDE, {"adaptive_cutoffs": [5]}, "adaptive_cutoffs: got 5, expected numbers below 5, the size of the vocab"),
+        (MODELS[2], {"mogrifier_rounds": 2**64}, "mogrifier_rounds: got 18446744073709551616, expected"),
+        (MODELS[0], {"num_layers": 10**9}, "num_layers: got 1000000000, expected"),
+        (MODELS[3], {"layers": 10**9}, "layers: got 1000000000, expected"),
         (MODELS[3], {"block_size": 8}, r"the weights do not fit the model: \S+: got the shape"),
         (MODELS[0], {"family": "lstm"}, r"family 'rnn', but its config is of lstm"),
         (MODELS[0], {"learned_initial_state": True}, r"the weights do not fit the model: \S+: got none, expected the"),
