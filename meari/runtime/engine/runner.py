@@ -323,7 +323,9 @@ class Runner:
     def runs_boundary_token(self) -> bool:
         """Run the boundary token alone in both graphs; returns whether the results are finite."""
         end, states, half = np.array([self.end_id]), self.initial_states(1), np.full((1, 1), 0.5, np.float32)
-        choices = replace(Choices.likeliest_of(1), inverse_temperatures=np.ones((1, 1), np.float32), samples=True)
+        choices = replace(
+            Choices.likeliest_of(1), inverse_temperatures=np.ones((1, 1), np.float32), samples=True, unranked=True
+        )
         inputs = ReadInputs(np.zeros(1, np.int64), np.array([[-1]]), half, half, choices)
         settings = WriteInputs(half[None], half[None], choices)
         runs = self.run(end[None], states, inputs), self.write(end, states, settings)

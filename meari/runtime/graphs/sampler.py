@@ -23,7 +23,7 @@ from typing import Final
 
 import numpy as np
 
-from meari.runtime.graphs.onnx_graph import FLOAT, Drawing
+from meari.runtime.graphs.onnx_graph import FLOAT, INT64, Drawing
 from meari.runtime.graphs.ranked import draw_ranked
 from meari.runtime.graphs.rows import (
     Blocks,
@@ -55,17 +55,18 @@ def draw_choice(drawing: Drawing, logprobs: str, choice: Choice, vocabulary_size
     def unranked(branch: Drawing) -> str:
         return _draw_sampled(branch, logprobs, choice, vocabulary_size)
 
-    def ranked(branch: Drawing) -> str:
-        picked = draw_ranked(branch, logprobs, choice, vocabulary_size)
-
-        def both(inner: Drawing) -> str:
-            top_k, most = column(inner, choice.limits, 2), inner.op("Cast", choice.num_ranked, to=FLOAT)
-            return inner.op("Where", inner.op("LessOrEqual", top_k, most), picked, unranked(inner))
-
-        return either(branch, "want_unranked", both, lambda inner: inner.op("Identity", picked), TOKEN)
+    def nothing(branch: Drawing) -> str:
+        return branch.op("Cast", choice.uniforms, to=INT64)
 
     def drawn(branch: Drawing) -> str:
-        picked = either(branch, "want_ranked", ranked, unranked, TOKEN)
+        by_block = either(branch, "want_unranked", unranked, nothing, TOKEN)
+
+        def ranked(inner: Drawing) -> str:
+            top_k, most = column(inner, choice.limits, 2), inner.op("Cast", choice.num_ranked, to=FLOAT)
+            in_order = draw_ranked(inner, logprobs, choice, vocabulary_size)
+            return inner.op("Where", inner.op("LessOrEqual", top_k, most), in_order, by_block)
+
+        picked = either(branch, "want_ranked", ranked, lambda inner: inner.op("Identity", by_block), TOKEN)
 
         def both(inner: Drawing) -> str:
             is_greedy = inner.op("Equal", choice.inverse_temperatures, inner.constant(np.array(0, np.float32)))
