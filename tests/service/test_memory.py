@@ -100,14 +100,16 @@ import resource
 from pathlib import Path
 import numpy as np
 from meari.runtime.bundle import open_bundle
-from meari.runtime.engine.runner import WriteInputs
+from meari.runtime.engine.runner import Choices, WriteInputs
 from meari.runtime.machine import limit_arenas, map_large_pieces, release_free_memory
 
 limit_arenas()
 map_large_pieces()
 runner = open_bundle(Path("bundles/books-lstm"), max_slots=64).runner
 ones, limits = np.ones((64, 1), np.float32), np.zeros((64, 3), np.float32)
-inputs = WriteInputs(np.full((1, 64, 1), 0.5, np.float32), ones, limits, samples=True, tempered=False, limited=False)
+choices = Choices(inverse_temperatures=ones, limits=limits, samples=True, unranked=True)
+halves = np.full((1, 64, 1), 0.5, np.float32)
+inputs = WriteInputs(halves, halves, choices)
 states, tokens = runner.initial_states(64), np.zeros(64, np.int64)
 runner.write(tokens, states, inputs)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -222,7 +224,7 @@ def test_nothing_of_a_request_is_in_memory_once_its_answer_was_sent(app: Flask, 
     path, status, body = ANSWERS[name]
 
     def alive() -> Counter[str]:
-        return Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, kinds))
+        return Counter(type(each).__name__ for each in gc.get_objects() if issubclass(type(each), kinds))
 
     before = alive()
     environ = EnvironBuilder(path=path, method="POST", data=json.dumps(body), content_type="application/json")
