@@ -20,6 +20,7 @@ import pytest
 from meari.errors import Bound
 from meari.service.process.waiting import MAX_READING, NUM_QUICK
 from tests.drills.processes import held_by, workers_of
+from tests.patience import PATIENCE
 from tests.service.log.test_odd_clients import error_of, received
 from tests.service.running import Server, running_server
 from tests.service.test_server import raw_post, refused_by, until
@@ -182,7 +183,8 @@ def test_requests_that_come_slowly_hold_a_part_of_the_memory_at_most(letters: Pa
         clients = [stack.enter_context(server.connect()) for _ in range(40)]
         for client in clients:
             client.sendall(raw_post(b"[" + b" " * 60_000, b"Content-Length: 60002", path=b"/score"))
-        status, error, _ = error_of(received(clients[0]))
+        refused, _, _ = select.select(clients, [], [], PATIENCE)
+        status, error, _ = error_of(received(refused[0]))
         assert (status, error["code"]) == (429, "overloaded")
         assert refused_by(server, Bound.BYTES) >= 1
         assert answers(server)
