@@ -194,7 +194,7 @@ class ReservoirConfig:
     readout: Readout = choice(Readout, Readout.SOFTMAX)
     ridge: float = _positive(1.0)
     layers: int = integer(1, minimum=1, maximum=MAX_LAYERS)
-    reservoirs: int = integer(1, minimum=1)
+    reservoirs: int = integer(1, minimum=1, maximum=MAX_LAYERS)
     spectral_radius_min: float | None = _positive(None)
     leak_spread: Spread = choice(Spread, Spread.EVEN)
     leak_bands: bool = switch(default=False)

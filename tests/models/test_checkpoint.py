@@ -122,6 +122,7 @@ def test_config_of_another_size_is_refused(tmp_path: Path, hidden_size: int, mes
         (MODELS[2], {"mogrifier_rounds": 2**64}, "mogrifier_rounds: got 18446744073709551616, expected"),
         (MODELS[0], {"num_layers": 10**9}, "num_layers: got 1000000000, expected"),
         (MODELS[3], {"layers": 10**9}, "layers: got 1000000000, expected"),
+        (MODELS[3], {"reservoirs": 10**9}, "reservoirs: got 1000000000, expected"),
         (MODELS[3], {"block_size": 8}, r"the weights do not fit the model: \S+: got the shape"),
         (MODELS[0], {"family": "lstm"}, r"family 'rnn', but its config is of lstm"),
         (MODELS[0], {"learned_initial_state": True}, r"the weights do not fit the model: \S+: got none, expected the"),
