@@ -230,21 +230,17 @@ def on_grid(logprobs: Floats32) -> Floats64:
     return rounded
 
 
-def _lower_bounds(logprobs: Floats32, counts: Ids) -> Floats32:
-    """Return a lower bound of the counts[row]-th largest value of each row, float32 [rows].
+def _lower_bounds(logprobs: Floats32, count: int) -> Floats32:
+    """Return a lower bound of the count-th largest value of each row, float32 [rows].
 
     The k-th largest of the maxima of some blocks is at most the k-th largest of all.
     """
     num_rows, size = logprobs.shape
-    length = max(1, size // max(512, 2 * int(counts.max())))  # many blocks: their maxima are computed side by side
+    length = max(1, size // max(512, 2 * count))  # many blocks: their maxima are computed side by side
     num_blocks = size // length
     maxima = logprobs[:, : num_blocks * length].reshape(num_rows, length, num_blocks).max(axis=1)
-    bounds: Floats32
-    if (counts == counts[0]).all():
-        place = num_blocks - int(counts[0])
-        bounds = np.partition(maxima, place, axis=1)[:, place]
-    else:
-        bounds = np.sort(maxima, axis=1)[np.arange(num_rows), num_blocks - counts]
+    place = num_blocks - count
+    bounds: Floats32 = np.partition(maxima, place, axis=1)[:, place]
     return bounds
 
 
@@ -256,7 +252,7 @@ def likeliest(logprobs: Floats32, count: int) -> Ids:
     """
     num_rows, size = logprobs.shape
     count = min(count, size)
-    flat = np.flatnonzero(logprobs >= _lower_bounds(logprobs, np.full(num_rows, count))[:, None])
+    flat = np.flatnonzero(logprobs >= _lower_bounds(logprobs, count)[:, None])
     rows = flat // size
     order = np.lexsort((-logprobs.reshape(-1)[flat], rows))  # stable: ties stay in the order of their ids
     first = np.searchsorted(rows, np.arange(num_rows))
