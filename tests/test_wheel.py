@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import clean_environment, running_server
-from tests.service.test_server import until
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("LICENSE", "README.md", "bundles", "export", "meari", "models", "pyproject.toml", "service")

@@ -23,10 +23,10 @@ import meari
 from meari.client.errors import BadAnswer, Refused, Unreachable
 from tests.client.test_service import OVERLOADED, serving
 from tests.drills.processes import workers_of
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import ROOT, Server, free_port, full_server, running_server
-from tests.service.test_server import metric, until
+from tests.service.test_server import metric
 from tests.service.test_tls import make_certificate
 
 KEY = "k" * 32

@@ -18,9 +18,8 @@ from loadtests.settings import Role, read_settings
 from meari.service.settings import SETTINGS
 from tests.container.conftest import LIMITS
 from tests.container.docker import find_compose
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.service.running import ROOT, clean_environment, free_port
-from tests.service.test_server import until
 
 SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")

@@ -13,10 +13,9 @@ import pytest
 
 from tests.deploy.dashboard import expressions
 from tests.deploy.prometheus import METRIC, MISSING, PROMETHEUS, Prometheus, alert_rules, running_prometheus
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import Server, events, running_server
-from tests.service.test_server import until
 from tests.service.test_tls import TLS_METRIC
 
 pytestmark = pytest.mark.skipif(PROMETHEUS is None, reason=MISSING)

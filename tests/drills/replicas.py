@@ -26,8 +26,8 @@ import httpx
 from tests.container.conftest import LIMITS
 from tests.container.docker import Docker
 from tests.drills.processes import cpu_seconds, workers_of
+from tests.patience import until
 from tests.service.running import ROOT, clean_environment, free_port
-from tests.service.test_server import until
 
 __all__ = ["HAPROXY", "MISSING", "Container", "Fleet", "Process", "Replica", "running_containers", "running_processes"]
 

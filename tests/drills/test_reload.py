@@ -14,7 +14,6 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -24,7 +23,7 @@ import httpx
 from meari.service.wishes import HostWishes
 from tests.drills.drill import Drill
 from tests.drills.processes import Held, held_by, workers_of
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.service.running import ROOT, Server, running_server
 
 BUNDLES: Final = {"first": "shakespeare-gru", "second": "shakespeare-rnn"}
@@ -130,7 +129,7 @@ def swapped_in(folder: Path, runtime: Path, name: str) -> float:
     new.rename(folder / SWAPPED)
     renamed = time.monotonic()
     shutil.rmtree(folder / f".{SWAPPED}.old")
-    await_that(lambda: all(each.models[SWAPPED] == each.models[name] for each in HostWishes(runtime).reports()))
+    until(lambda: all(each.models[SWAPPED] == each.models[name] for each in HostWishes(runtime).reports()))
     return time.monotonic() - renamed
 
 
@@ -168,10 +167,3 @@ def num_threads(held: list[Held]) -> int:
 
 def num_descriptors(held: list[Held]) -> int:
     return sum(each.num_descriptors for each in held)
-
-
-def await_that(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < until, "it did not come about"
-        time.sleep(0.02)

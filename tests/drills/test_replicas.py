@@ -25,9 +25,8 @@ from tests.container.docker import find_docker
 from tests.drills.drill import Drill
 from tests.drills.replicas import HAPROXY, MISSING, Fleet, running_containers, running_processes
 from tests.drills.test_reload import BODIES, BUNDLES, SWAPPED, answer, content_of
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.service.running import ROOT
-from tests.service.test_server import until
 
 __all__ = ["docker", "image"]  # fixtures
 

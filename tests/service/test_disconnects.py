@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from meari.service.clients import Client, Connection, Disconnects
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import Server, running_server
-from tests.service.test_server import ENDLESS, metric, raw_post, until
+from tests.service.test_server import ENDLESS, metric, raw_post
 
 Connect = Callable[[], tuple[socket.socket, Client]]
 

@@ -30,9 +30,8 @@ from meari.service.requests.keys import (
     read_keys,
 )
 from meari.service.settings import Settings
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.service.running import Server, running_server
-from tests.service.test_server import until
 
 
 @pytest.fixture

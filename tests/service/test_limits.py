@@ -24,10 +24,9 @@ from meari.service.requests import limit_stores
 from meari.service.requests.keys import Caller
 from meari.service.requests.limit_stores import MAX_ENTRIES, WRONG_KEYS_PER_MINUTE, HostStore, RedisStore
 from meari.service.requests.limits import AWAY_SECONDS, Limits, Quota
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.service.running import ROOT, Server, free_port, running_server
 from tests.service.test_keys import Clock, added, bearer
-from tests.service.test_server import until
 
 ALICE = Caller("alice", "0123456789ab", tokens_per_minute=600, requests_at_once=2)
 ENDLESS: dict[str, Any] = {"logit_bias": {"0": -100}}

@@ -15,9 +15,8 @@ import httpx
 import pytest
 
 from meari.service.settings import SETTINGS, Setting, Settings
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.service.running import ROOT, Server, running_server
-from tests.service.test_server import until
 
 PAGE = (ROOT / "docs" / "operating.md").read_text("utf-8")
 COMMANDS = re.findall(r"^(curl .*?)(?: +#.*)?$", PAGE, re.MULTILINE)

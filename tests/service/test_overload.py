@@ -16,9 +16,8 @@ import pytest
 from meari.errors import Bound, Overloaded, TooLarge
 from meari.service.requests.admission import FAIR_REQUESTS, MIN_KNEE, SMALL_BYTES, Admission, Knee, Ticket
 from tests.drills.raw_http import Connection, post
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.service.running import full_server, running_server
-from tests.service.test_server import until as await_condition
 
 SLOTS = 64
 SECONDS_ALONE, SECONDS_MORE = 0.0168, 0.008  # of CPU for a request of size 1: alone, and for each one inside
@@ -340,11 +339,11 @@ def test_refusal_is_complete_and_keeps_the_connection(letters: Path, tmp_path: P
                 metrics = client.get("/metrics").text
                 assert 'meari_requests_total{route="/generate",status="429"} 1.0' in metrics
                 assert 'meari_refusals_total{model="",reason="requests"} 2.0' in metrics
-        until = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while (answer := server.post("/generate", prompt="a", max_tokens=1)).status_code == 429:
-            assert time.monotonic() < until
+            assert time.monotonic() < deadline
         assert answer.status_code == 200
-        await_condition(lambda: '"request_id":"mine"' in server.log)
+        until(lambda: '"request_id":"mine"' in server.log)
         assert '"outcome":"refused"' in server.log
 
 
@@ -405,4 +404,4 @@ def test_key_is_looked_at_before_a_refusal(letters: Path, tmp_path: Path) -> Non
         assert connection.ask(post("/generate", b"{}", "Authorization: Bearer another")).status == 401
         assert connection.ask(post("/generate", b"{}")).status == 401
         connection.close()
-        await_condition(lambda: '"outcome":"refused","client_address":"127.0.0.1","key":"api_keys:1"' in server.log)
+        until(lambda: '"outcome":"refused","client_address":"127.0.0.1","key":"api_keys:1"' in server.log)

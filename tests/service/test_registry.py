@@ -23,7 +23,7 @@ from meari.runtime.engine.cache import CacheRoom, PrefixCache
 from meari.service.service import Registry
 from meari.service.settings import Settings
 from meari.service.workers import Place
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.runtime.tiny_bundle import write_tiny_bundle
 
 Open = Callable[..., Registry]
@@ -121,33 +121,33 @@ def test_changed_bundle_takes_the_place_of_the_old_one(bundles: Path, open_regis
     registry = open_registry(bundles)
     old = registry.get("alpha")
     put(bundles, "alpha", peak=5.0)
-    await_that(lambda: registry.get("alpha") is not old)
+    until(lambda: registry.get("alpha") is not old)
     assert registry.get("alpha").bundle.hash != old.bundle.hash
-    await_that(lambda: not old.engine.is_ready)
+    until(lambda: not old.engine.is_ready)
     assert registry.get("alpha").engine.is_ready
-    await_that(lambda: registry.readiness().models == ("alpha", "beta"))
+    until(lambda: registry.readiness().models == ("alpha", "beta"))
     assert (registry.readiness().ready, registry.readiness().failed) == (True, {})
 
 
 def test_bundle_can_come_and_go(bundles: Path, open_registry: Open) -> None:
     registry = open_registry(bundles)
     put(bundles, "gamma")
-    await_that(lambda: registry.readiness().models == ("alpha", "beta", "gamma"))
+    until(lambda: registry.readiness().models == ("alpha", "beta", "gamma"))
     gone = registry.get("alpha")
     (bundles / "alpha").rename(bundles / ".alpha")
-    await_that(lambda: registry.readiness().models == ("beta", "gamma"))
+    until(lambda: registry.readiness().models == ("beta", "gamma"))
     with pytest.raises(UnknownModel, match="got 'alpha', expected one of beta, gamma"):
         registry.get("alpha")
     assert registry.get(UNSET).name == "beta"
-    await_that(lambda: not gone.engine.is_ready)
+    until(lambda: not gone.engine.is_ready)
 
 
 def test_default_follows_the_folder(bundles: Path, open_registry: Open) -> None:
     registry = open_registry(bundles)
     (bundles / "DEFAULT").write_text("beta", "utf-8")
-    await_that(lambda: registry.get(UNSET).name == "beta")
+    until(lambda: registry.get(UNSET).name == "beta")
     (bundles / "DEFAULT").write_text("gamma", "utf-8")
-    await_that(lambda: "DEFAULT" in registry.readiness().failed)
+    until(lambda: "DEFAULT" in registry.readiness().failed)
     assert registry.get(UNSET).name == "alpha"
 
 
@@ -155,13 +155,13 @@ def test_request_ends_on_the_engine_that_it_began_with(bundles: Path, open_regis
     registry = open_registry(bundles)
     old = registry.borrow("alpha")
     put(bundles, "alpha", peak=5.0)
-    await_that(lambda: registry.get("alpha") is not old)
+    until(lambda: registry.get("alpha") is not old)
     assert cached_tokens(old.engine) == 0  # takes requests
     put(bundles, "gamma")
-    await_that(lambda: "gamma" in registry.readiness().models)
+    until(lambda: "gamma" in registry.readiness().models)
     assert old.engine.is_ready
     registry.give_back(old)
-    await_that(lambda: not old.engine.is_ready)
+    until(lambda: not old.engine.is_ready)
     assert registry.get("alpha").engine.is_ready
 
 
@@ -171,14 +171,14 @@ def test_no_more_than_three_versions_of_a_bundle_are_in_memory(bundles: Path, op
     for peak in (5.0, 6.0):
         borrowed.append(registry.borrow("alpha"))
         put(bundles, "alpha", peak=peak)
-        await_that(lambda: registry.get("alpha") is not borrowed[-1])
+        until(lambda: registry.get("alpha") is not borrowed[-1])
     third = registry.get("alpha")
     put(bundles, "alpha", peak=7.0)
     put(bundles, "gamma")
-    await_that(lambda: "gamma" in registry.readiness().models)
+    until(lambda: "gamma" in registry.readiness().models)
     assert registry.get("alpha") is third
     registry.give_back(borrowed[0])
-    await_that(lambda: registry.get("alpha") is not third)
+    until(lambda: registry.get("alpha") is not third)
     registry.give_back(borrowed[1])
 
 
@@ -191,15 +191,15 @@ def test_broken_bundle_leaves_the_old_one_and_is_named_once(
     data = (broken / "cell.onnx").read_bytes()
     (broken / "cell.onnx").write_bytes(data[:-1] + b"?")
     replace(bundles / "alpha", broken)
-    await_that(lambda: "SHA-256" in registry.readiness().failed.get("alpha", ""))
+    until(lambda: "SHA-256" in registry.readiness().failed.get("alpha", ""))
     put(bundles, "gamma")
-    await_that(lambda: "gamma" in registry.readiness().models)  # several looks later
+    until(lambda: "gamma" in registry.readiness().models)  # several looks later
     assert registry.get("alpha") is old
     assert [line for line in caplog.messages if "alpha" in line and "still served" in line] == [
         f"bundle alpha cannot be served: {registry.readiness().failed['alpha']}; the one before is still served"
     ]
     (bundles / "alpha" / "cell.onnx").write_bytes(data)
-    await_that(lambda: registry.get("alpha") is not old)
+    until(lambda: registry.get("alpha") is not old)
     assert registry.readiness().failed == {}
 
 
@@ -209,7 +209,7 @@ def test_same_bundle_again_is_not_loaded_again(bundles: Path, open_registry: Ope
     shutil.copytree(bundles / "alpha", bundles / ".new" / "alpha")
     replace(bundles / "alpha", bundles / ".new" / "alpha")
     put(bundles, "gamma")
-    await_that(lambda: "gamma" in registry.readiness().models)
+    until(lambda: "gamma" in registry.readiness().models)
     assert registry.get("alpha") is old
 
 
@@ -217,7 +217,7 @@ def test_damage_to_a_served_bundle_is_named_and_served_on(bundles: Path, open_re
     registry = open_registry(bundles)
     old = registry.get("alpha")
     (bundles / "alpha" / "output.onnx").unlink()
-    await_that(lambda: "output.onnx" in registry.readiness().failed.get("alpha", ""))
+    until(lambda: "output.onnx" in registry.readiness().failed.get("alpha", ""))
     assert registry.get("alpha") is old
     assert registry.readiness().ready
 
@@ -225,10 +225,10 @@ def test_damage_to_a_served_bundle_is_named_and_served_on(bundles: Path, open_re
 def test_folder_that_cannot_be_read_is_named_and_served_on(bundles: Path, open_registry: Open) -> None:
     registry = open_registry(bundles)
     bundles.rename(bundles.with_name("elsewhere"))
-    await_that(lambda: "there is no folder" in registry.readiness().failed.get(str(bundles), ""))
+    until(lambda: "there is no folder" in registry.readiness().failed.get(str(bundles), ""))
     assert registry.readiness().models == ("alpha", "beta")
     bundles.with_name("elsewhere").rename(bundles)
-    await_that(lambda: registry.readiness().failed == {})
+    until(lambda: registry.readiness().failed == {})
 
 
 def test_folder_whose_disk_is_gone_removes_nothing(bundles: Path, open_registry: Open) -> None:
@@ -240,7 +240,7 @@ def test_folder_whose_disk_is_gone_removes_nothing(bundles: Path, open_registry:
     with tempfile.TemporaryDirectory(dir=memory) as empty:
         (bundles / ".new").symlink_to(empty)
         (bundles / ".new").rename(link)
-        await_that(lambda: "is its disk mounted?" in registry.readiness().failed.get(str(link), ""))
+        until(lambda: "is its disk mounted?" in registry.readiness().failed.get(str(link), ""))
         assert registry.readiness().models == ("alpha", "beta")
 
 
@@ -248,12 +248,12 @@ def test_service_is_not_ready_while_its_folder_is_empty(bundles: Path, open_regi
     registry = open_registry(bundles)
     for name in ("alpha", "beta"):
         (bundles / name).rename(bundles / f".{name}")
-    await_that(lambda: not registry.readiness().ready)
+    until(lambda: not registry.readiness().ready)
     assert registry.readiness().reason == f"there is no bundle in {bundles}"
     with pytest.raises(NotReady):
         registry.get(UNSET)
     (bundles / ".beta").rename(bundles / "beta")
-    await_that(lambda: registry.readiness().ready)
+    until(lambda: registry.readiness().ready)
     assert registry.get(UNSET).name == "beta"
 
 
@@ -261,15 +261,15 @@ def test_counters_of_a_model_never_fall(bundles: Path, open_registry: Open) -> N
     registry = open_registry(bundles)
     old = registry.borrow("alpha")
     cached_tokens(old.engine)
-    await_that(lambda: registry.stats()["alpha"].rows == 41)
+    until(lambda: registry.stats()["alpha"].rows == 41)
     kept = registry.stats()["alpha"].cache_bytes
     put(bundles, "alpha", peak=5.0)
-    await_that(lambda: registry.get("alpha") is not old)
+    until(lambda: registry.get("alpha") is not old)
     cached_tokens(registry.get("alpha").engine)
-    await_that(lambda: registry.stats()["alpha"].rows == 82)
+    until(lambda: registry.stats()["alpha"].rows == 82)
     assert registry.stats()["alpha"].cache_bytes == 2 * kept
     registry.give_back(old)
-    await_that(lambda: registry.stats()["alpha"].cache_bytes == kept)
+    until(lambda: registry.stats()["alpha"].cache_bytes == kept)
     assert registry.stats()["alpha"].rows == 82
 
 
@@ -281,9 +281,9 @@ def test_replaced_engine_leaves_nothing_behind(bundles: Path, open_registry: Ope
         cached_tokens(old.engine)
         runner, old_hash = weakref.ref(old.bundle.runner), old.bundle.hash
         put(bundles, "alpha", peak=peak)
-        await_that(lambda: registry.get("alpha").bundle.hash != old_hash)  # noqa: B023 (called in this round)
+        until(lambda: registry.get("alpha").bundle.hash != old_hash)  # noqa: B023 (called in this round)
         del old
-        await_that(lambda: runner() is None)  # noqa: B023
+        until(lambda: runner() is None)  # noqa: B023
     assert threading.active_count() == threads
     assert registry.stats()["alpha"].cache_bytes == 0
 
@@ -299,14 +299,14 @@ def no_collection() -> Iterator[None]:
 def test_unloaded_model_stays_away_until_it_is_loaded(bundles: Path, open_registry: Open) -> None:
     registry = open_registry(bundles)
     registry.wishes.change(lambda wishes: wishes.with_unload("alpha"))
-    await_that(lambda: registry.readiness().models == ("beta",))
+    until(lambda: registry.readiness().models == ("beta",))
     put(bundles, "alpha", peak=5.0)
     put(bundles, "gamma")
-    await_that(lambda: "gamma" in registry.readiness().models)
+    until(lambda: "gamma" in registry.readiness().models)
     with pytest.raises(UnknownModel, match="'alpha' was unloaded by an admin"):
         registry.get("alpha")
     wishes = registry.wishes.change(lambda wishes: wishes.with_load("alpha"))
-    await_that(lambda: registry.wishes.reports()[0].wishes == wishes.number)
+    until(lambda: registry.wishes.reports()[0].wishes == wishes.number)
     assert registry.readiness().models == ("alpha", "beta", "gamma")
 
 
@@ -321,14 +321,6 @@ def replace(old: Path, new: Path) -> None:
         old.rename(old.with_name(f"{old.name}.old"))
     new.rename(old)
     shutil.rmtree(old.with_name(f"{old.name}.old"), ignore_errors=True)
-
-
-def await_that(holds: Callable[[], bool]) -> None:
-    """Wait until something is the case; the registry looks often."""
-    until = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < until, "it did not come about"
-        time.sleep(0.02)
 
 
 def cached_tokens(engine: Engine) -> int:
@@ -347,10 +339,10 @@ def test_several_folders_are_followed_and_a_name_belongs_to_the_first(
     assert registry.readiness().models == ("alpha", "beta")
     assert registry.get("beta").bundle.hash == read_manifest(own / "beta")[1]
     write_tiny_bundle(later / "gamma")
-    await_that(lambda: registry.readiness().models == ("alpha", "beta", "gamma"))
+    until(lambda: registry.readiness().models == ("alpha", "beta", "gamma"))
     shutil.rmtree(own / "beta")  # now the one that it hid is served
     hidden = read_manifest(bundles / "beta")[1]
-    await_that(lambda: registry.get("beta").bundle.hash == hidden)
+    until(lambda: registry.get("beta").bundle.hash == hidden)
     later.rename(tmp_path / "elsewhere")
-    await_that(lambda: "there is no folder" in str(registry.readiness().failed))
+    until(lambda: "there is no folder" in str(registry.readiness().failed))
     assert registry.readiness().models == ("alpha", "beta", "gamma")

@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 
 from meari.service.app import create_app
 from meari.service.settings import Settings
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import Server, running_server
 
@@ -101,9 +101,9 @@ def test_broken_bundle_is_named_and_the_old_one_served(host: Server, folder: Pat
     data = (new / "cell.onnx").read_bytes()
     (new / "cell.onnx").write_bytes(data[:-1] + b"?")
     replace(folder / "beta", new)
-    await_that(lambda: "SHA-256" in host.client.get("/readyz").json()["failed"].get("beta", ""))
+    until(lambda: "SHA-256" in host.client.get("/readyz").json()["failed"].get("beta", ""))
     assert host.client.get("/models/beta").json()["hashes"]["bundle"] == old
-    await_that(lambda: "\nmeari_failed_bundles 1.0" in host.client.get("/metrics").text)
+    until(lambda: "\nmeari_failed_bundles 1.0" in host.client.get("/metrics").text)
     assert 'meari_bundle_failed{bundle="beta"} 1.0' in host.client.get("/metrics").text
     refused = host.client.post("/models/beta/load")
     assert refused.status_code == 409
@@ -111,8 +111,8 @@ def test_broken_bundle_is_named_and_the_old_one_served(host: Server, folder: Pat
     assert refused.json()["error"]["message"].endswith("; the one before is still served")
     (folder / "beta" / "cell.onnx").write_bytes(data)
     await_hash(host, folder, "beta")
-    await_that(lambda: host.client.get("/readyz").json()["failed"] == {})
-    await_that(lambda: 'meari_bundle_failed{bundle="beta"} 0.0' in host.client.get("/metrics").text)
+    until(lambda: host.client.get("/readyz").json()["failed"] == {})
+    until(lambda: 'meari_bundle_failed{bundle="beta"} 0.0' in host.client.get("/metrics").text)
     assert 1 <= host.log.count("bundle beta cannot be served") <= 2  # once a worker
 
 
@@ -126,9 +126,9 @@ def test_admin_unloads_and_loads_a_model_on_every_worker(host: Server) -> None:
         assert (error.status_code, error.json()["error"]["code"]) == (404, "unknown_model")
     assert [model["name"] for model in host.client.get("/models").json()["models"]] == ["beta", "letters"]
     assert '"alpha"' not in host.client.get("/openapi.json").text
-    await_that(lambda: 'meari_slots{model="alpha"} 0.0' in host.client.get("/metrics").text)
+    until(lambda: 'meari_slots{model="alpha"} 0.0' in host.client.get("/metrics").text)
     os.kill(answer["workers"]["done"][0], signal.SIGKILL)
-    await_that(lambda: has_new_worker(host, answer["workers"]["done"]))
+    until(lambda: has_new_worker(host, answer["workers"]["done"]))
     for error in of_every_worker(host, "alpha"):
         assert error.status_code == 404
     [loaded] = (answer.json() for answer in on_new_connections(host, "POST", "/models/alpha/load", 1))
@@ -145,7 +145,7 @@ def test_every_model_can_be_unloaded(host: Server) -> None:
     assert host.post("/generate").status_code == 503
     for name in NAMES:
         assert host.client.post(f"/models/{name}/load").status_code == 200
-    await_that(lambda: host.client.get("/readyz").status_code == 200)
+    until(lambda: host.client.get("/readyz").status_code == 200)
 
 
 @pytest.mark.parametrize(
@@ -213,15 +213,8 @@ def has_new_worker(host: Server, known: list[int]) -> bool:
 def await_hash(host: Server, folder: Path, name: str) -> str:
     """Wait until every worker serves the bundle that is in the folder; return its hash."""
     wanted = hashlib.sha256((folder / name / "manifest.json").read_bytes()).hexdigest()
-    await_that(lambda: {each.json()["hashes"]["bundle"] for each in of_every_worker(host, name)} == {wanted})
+    until(lambda: {each.json()["hashes"]["bundle"] for each in of_every_worker(host, name)} == {wanted})
     return wanted
-
-
-def await_that(holds: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < until, "it did not come about"
-        time.sleep(0.05)
 
 
 def figures(lines: list[str]) -> list[str]:

@@ -21,11 +21,11 @@ import pytest
 
 from meari.service.process.start import MEMORY
 from tests.drills.processes import workers_of
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.metrics.exposition import Exposition
 from tests.service.running import ROOT, Server, clean_environment, command, events, free_port, running_server
-from tests.service.test_server import ENDLESS, until
+from tests.service.test_server import ENDLESS
 
 BODIES: list[tuple[str, dict[str, Any]]] = [
     ("/generate", {"prompt": "w", "seed": 5, "max_tokens": 30}),

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,12 @@ import onnx
 import pytest
 
 from meari.errors import Bound
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.runtime.tiny_bundle import rewrite_manifest, write_tiny_bundle
 from tests.service.metrics.exposition import Exposition
 from tests.service.running import ROOT, Server, clean_environment, command, events, free_port, running_server
 
 ENDLESS = {"model": "letters", "logit_bias": {"0": -100}, "temperature": 0}  # never samples the end token
-
-
-def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    """Wait for a condition that another process fulfils."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def metric(server: Server, name: str, model: str = "letters") -> float:
@@ -327,7 +319,7 @@ def test_connections_are_spread_more_evenly_over_workers_than_by_chance(bundles:
     with running_server(tmp_path, bundles=bundles, default_model="letters", workers=2) as server:
         server.client.close()
         while len(apart) < 8 or (statistics.mean(apart) > 0.75 * apart_by_chance and len(apart) < 60):
-            until(lambda: _connections_by_worker(server) == [0, 0], PATIENCE)
+            until(lambda: _connections_by_worker(server) == [0, 0])
             with contextlib.ExitStack() as stack:
                 connections = [
                     stack.enter_context(server.connect()) for _ in range(12)

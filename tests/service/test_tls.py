@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from meari.service.process.tls import expiry_of
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.service.log.test_odd_clients import complaints, received, reset
 from tests.service.metrics.exposition import Exposition
 from tests.service.running import ROOT, Server, clean_environment, events, free_port, running_server
-from tests.service.test_server import ENDLESS, metric, raw_post, until
+from tests.service.test_server import ENDLESS, metric, raw_post
 from tests.service.test_start import SERVE, ended, without_log
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl was not found")

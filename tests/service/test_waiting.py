@@ -20,10 +20,10 @@ import pytest
 from meari.errors import Bound
 from meari.service.process.waiting import MAX_READING, NUM_QUICK
 from tests.drills.processes import held_by, workers_of
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.service.log.test_odd_clients import error_of, received
 from tests.service.running import Server, running_server
-from tests.service.test_server import raw_post, refused_by, until
+from tests.service.test_server import raw_post, refused_by
 
 ASK = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 SCORE = raw_post(b'{"text": "abc"}', path=b"/score")

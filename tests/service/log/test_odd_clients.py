@@ -17,9 +17,10 @@ import httpx
 import pytest
 
 from meari.service.process.http import HEAD_SECONDS
+from tests.patience import until
 from tests.service.log.test_requests import line_of, lines
 from tests.service.running import Server, running_server
-from tests.service.test_server import ENDLESS, metric, raw_post, until
+from tests.service.test_server import ENDLESS, metric, raw_post
 
 HEAD = b"POST /generate HTTP/1.1\r\nHost: x\r\n"
 LONG = b"a" * 9000

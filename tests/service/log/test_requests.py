@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.service.running import Server, events, running_server
-from tests.service.test_server import ENDLESS, metric, raw_post, until
+from tests.service.test_server import ENDLESS, metric, raw_post
 
 PROMPT = "abcdefgh"
 WRITTEN = "ijklmnopqrstuvwxyz"  # the continuation by the model of letters

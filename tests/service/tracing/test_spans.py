@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.patience import until
 from tests.service.running import Server, running_server
-from tests.service.test_server import ENDLESS, raw_post, until
+from tests.service.test_server import ENDLESS, raw_post
 from tests.service.tracing.collector import Collector, running_collector
 
 PROMPT = "abcdefgh"
