@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meari.models.errors import FileConflict
+from meari.paths import expand_home
 
 if TYPE_CHECKING:
     from meari.models.config import Config
@@ -95,8 +96,8 @@ def config_uses(file: Path | None, config: Config) -> list[Use]:
     """Return the files that a training reads: the file of its config and every file or folder of its corpus."""
     corpus = config.corpus
     parts = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
-    named = [Use(f"corpus.{part}", Path(path)) for part, paths in parts.items() for path in paths]
-    blocklist = [Use("corpus.blocklist", Path(corpus.blocklist))] if corpus.blocklist else []
+    named = [Use(f"corpus.{part}", Path(expand_home(path))) for part, paths in parts.items() for path in paths]
+    blocklist = [Use("corpus.blocklist", Path(expand_home(corpus.blocklist)))] if corpus.blocklist else []
     return [*([] if file is None else [Use("CONFIG.toml", file)]), *named, *blocklist]
 
 

@@ -16,6 +16,7 @@ from msgspec.inspect import IntType
 
 from meari.bundle_format.places import parse_roots
 from meari.bundle_format.signatures import parse_public_keys
+from meari.paths import expand_home
 from meari.validation.explain import describe, in_range
 
 __all__ = [
@@ -150,6 +151,10 @@ def _redis_url(text: str) -> str:
     return text
 
 
+def _path(text: str) -> Path:
+    return Path(expand_home(text))
+
+
 def _model_name(text: str) -> str:
     if "/" in text or text in (".", ".."):
         raise ValueError
@@ -158,9 +163,9 @@ def _model_name(text: str) -> str:
 
 PROTECTED: Final = ValueKind("some of metrics, docs, page, separated by commas", _protected)
 REDIS_URL: Final = ValueKind("a URL: redis://…, rediss://… or unix://…", _redis_url)
-FOLDER: Final = ValueKind("a folder", Path)
+FOLDER: Final = ValueKind("a folder", _path)
 FOLDERS: Final = ValueKind("a folder, or several with `:` between them", parse_roots)
-FILE: Final = ValueKind("a file", Path)
+FILE: Final = ValueKind("a file", _path)
 HOST: Final = ValueKind("a host name or an address", _host)
 MODEL_NAME: Final = ValueKind("the name of a bundle's folder", _model_name)
 KEYS: Final = ValueKind("keys of printable ASCII without spaces, separated by commas", _keys)

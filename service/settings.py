@@ -20,6 +20,7 @@ from meari.bundle_format.folders import Roots, find_bundles, printable
 from meari.bundle_format.places import usual_roots
 from meari.bundle_format.signatures import PublicKey, verifying_problem
 from meari.errors import BundleError, Problem, did_you_mean
+from meari.paths import expand_home
 from meari.runtime.machine import granted_cpus, granted_memory
 from meari.service.setting_kinds import (
     FILE,
@@ -256,7 +257,7 @@ def with_settings_file(environment: Mapping[str, str]) -> dict[str, str]:
     if not path:
         return dict(environment)
     try:
-        text = Path(path).read_text("utf-8")
+        text = Path(expand_home(path)).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror or "cannot be read") if isinstance(error, OSError) else "it is not UTF-8"
         raise SettingsError([Problem("MEARI_SETTINGS_FILE", reason=f"{path}: {reason}")]) from None

@@ -12,6 +12,7 @@ from typing import Final
 from meari.api.language_model import LanguageModel, Model
 from meari.bundle_format.signatures import PublicKey
 from meari.errors import InvalidRequest, Problem
+from meari.paths import expand_home
 
 __all__ = ["load"]
 
@@ -92,7 +93,7 @@ def _find(source: str | os.PathLike[str] | None, model: str | None) -> tuple[Pat
     keys, bundles = settings.signing_keys, settings.bundles
     if source is None:
         return find_bundle(bundles, model or settings.default_model, keys), keys
-    path = Path(source)
+    path = Path(expand_home(source))
     if path.is_dir() and (model is not None or not holds_bundle(path)):
         return find_bundle(path, model, keys), keys
     if model is not None:

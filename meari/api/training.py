@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meari.bundle_format.names import Family
 from meari.errors import InvalidRequest, MeariError, Problem
+from meari.paths import expand_home
 
 if TYPE_CHECKING:
     from meari.models.planning.run import TextRun
@@ -93,7 +94,7 @@ class TrainingRun:
         from meari.models.config import Config
         from meari.models.file_uses import Use, check_apart, config_uses
 
-        place = BUNDLES / (name or self.name) if folder is None else Path(folder)
+        place = BUNDLES / (name or self.name) if folder is None else Path(expand_home(folder))
         texts = config_uses(None, Config.from_json(json.dumps(self.config)))
         with _Translated():
             check_apart([Use("the run", self.folder), *texts], [Use("folder", place)])
@@ -158,9 +159,9 @@ def train(
             name=name,
             family=kind,
             settings=own,
-            folder=None if folder is None else Path(folder),
+            folder=None if folder is None else Path(expand_home(folder)),
             start=start,
-            events=None if tensorboard is None else Path(tensorboard),
+            events=None if tensorboard is None else Path(expand_home(tensorboard)),
             display=display,
             tell=display.note,
         )
@@ -188,7 +189,7 @@ def _checked_paths(texts: object) -> list[str]:
             raise InvalidRequest(Problem(f"texts[{place}]", repr(path), "a file or folder"))
     if not paths:
         raise InvalidRequest(Problem("texts", "none", "a file or folder, or several"))
-    return [os.fspath(path) for path in paths]
+    return [expand_home(path) for path in paths]
 
 
 def _check(minutes: object, *, resume: bool, overwrite: bool) -> None:

@@ -13,6 +13,7 @@ from meari.bundle_format.folders import DEFAULT, BundleFolders, Roots, find_bund
 from meari.bundle_format.reader import read_files, read_manifest
 from meari.bundle_format.signatures import PublicKey
 from meari.errors import BundleError, did_you_mean
+from meari.paths import expand_home
 
 __all__ = ["default_bundle", "find_bundle", "list_bundles"]
 
@@ -29,8 +30,9 @@ def find_bundle(bundles: Roots, model: str | None, keys: Sequence[PublicKey] = (
         return default_bundle(bundles, found, keys)
     if model in found.folders:
         return found.folders[model]
-    if Path(model).is_dir() and holds_bundle(Path(model)):
-        return Path(model)
+    path = Path(expand_home(model))
+    if path.is_dir() and holds_bundle(path):
+        return path
     if model in found.failed and model != DEFAULT:
         raise BundleError(f"model: {model}: {found.failed[model]}")
     expected = ", ".join(found.folders) or f"a bundle in {printable(bundles)}, which has none"

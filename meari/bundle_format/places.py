@@ -17,6 +17,7 @@ import platformdirs
 
 from meari.bundle_format.folders import Roots, find_bundles
 from meari.errors import BundleError
+from meari.paths import expand_home
 
 __all__ = ["BUILT_IN", "data_folder", "parse_roots", "usual_roots"]
 
@@ -45,5 +46,5 @@ def _has_bundle(folder: Path) -> bool:
 
 def parse_roots(text: str) -> Roots:
     """Return a folder, or several where the text has `:` between them and is not the path of one."""
-    parts = [Path(part) for part in text.split(os.pathsep) if part]
-    return tuple(parts) if len(parts) > 1 and not Path(text).exists() else Path(text)
+    parts = [Path(expand_home(part)) for part in text.split(os.pathsep) if part]
+    return tuple(parts) if len(parts) > 1 and not Path(text).exists() else Path(expand_home(text))

@@ -26,6 +26,7 @@ import msgspec
 
 from meari.bundle_format.folders import SIGNATURE, read_file
 from meari.errors import BundleError, Problem
+from meari.paths import expand_home
 
 __all__ = [
     "PublicKey",
@@ -155,7 +156,7 @@ def parse_public_keys(text: str) -> tuple[PublicKey, ...]:
     with contextlib.suppress(ValueError):
         return _parse_keys(text.split(","))
     try:
-        content = read_file(Path(text), MAX_BYTES, inside=False).decode("ascii")
+        content = read_file(Path(expand_home(text)), MAX_BYTES, inside=False).decode("ascii")
     except BundleError as error:
         raise ValueError(str(error)) from None
     return _parse_keys(_pem_bodies("PUBLIC", content))

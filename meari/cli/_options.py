@@ -19,10 +19,12 @@ import click
 from click.shell_completion import CompletionItem
 
 from meari.errors import did_you_mean
+from meari.paths import expand_home
 
 __all__ = [
     "Choice",
     "Decorator",
+    "PathType",
     "complete_bundle",
     "complete_config",
     "complete_run",
@@ -70,6 +72,16 @@ class Choice(click.Choice[str]):
         except click.BadParameter as error:
             message = error.message + did_you_mean(str(value), self.choices)
             raise click.BadParameter(message, ctx=ctx, param=param) from None
+
+
+class PathType(click.Path):
+    """A path of click's in which `~` at the beginning is the home folder."""
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        """Return the path. Raises BadParameter."""
+        return super().convert(expand_home(value), param, ctx)
 
 
 def echo_json(document: object) -> None:

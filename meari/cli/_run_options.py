@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meari.cli._files import STREAMS, Use, check_apart
-from meari.cli._options import Choice
+from meari.cli._options import Choice, PathType
 from meari.cli._target import signing_keys
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ RUN_OPTIONS = (
         "-o",
         "--output",
         metavar="FILE",
-        type=click.Path(),
+        type=PathType(),
         help="Output file; FILE.progress beside it records the progress. With meari[parquet] FILE.parquet is Parquet.  "
         "[standard output]",
     ),
@@ -75,7 +75,7 @@ RUN_OPTIONS = (
     click.option(
         "--summary",
         metavar="FILE",
-        type=click.Path(path_type=Path),
+        type=PathType(path_type=Path),
         help="Also write the summary to this file, as JSON.",
     ),
     click.option(

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meari.cli._options import complete_bundle, echo_json, json_option
+from meari.cli._options import PathType, complete_bundle, echo_json, json_option
 from meari.cli._tables import Table, show
 from meari.cli._target import bundles_folder, signing_keys
+from meari.paths import expand_home
 
 if TYPE_CHECKING:
     from meari.bundle_format.folders import BundleFolders, Roots
@@ -42,7 +43,7 @@ MAX_SECONDS = 3600.0
 @click.option(
     "--bundles",
     metavar="DIR",
-    type=click.Path(path_type=Path),
+    type=PathType(path_type=Path),
     help="Folder to list, or to add to or remove from.  [list: MEARI_BUNDLES, or all; else the user's data folder]",
 )
 @json_option
@@ -90,7 +91,7 @@ def _add(source: str, root: Path, sha256: str | None, name: str | None, timeout:
         raise click.BadParameter(f"got {sha256[:100]!r}, expected {HASH_FORM}", param_hint="--sha256")
     if "://" in source:
         return _add_url(source, root, sha256, name, timeout)
-    path = Path(source)
+    path = Path(expand_home(source))
     if path.is_dir():
         if sha256 is not None:
             raise click.UsageError("--sha256 is for zip files; the files of a folder have hashes in its manifest")

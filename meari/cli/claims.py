@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from meari.cli._files import STREAMS, Use, check_apart
-from meari.cli._options import echo_json, json_option
+from meari.cli._options import PathType, echo_json, json_option
 
 NUM_CLAIMS = 7
 MAX_THREADS = 1024  # as of training.threads
@@ -31,16 +31,16 @@ Examples:
 
 
 @click.command("claims", short_help="Measure the lecture's claims about recurrent networks.", epilog=EXAMPLES)
-@click.argument("more_files", metavar="", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("more_files", metavar="", nargs=-1, type=PathType(path_type=Path))
 @click.option(
     "--text",
     "files",
     metavar="FILE…",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PathType(path_type=Path),
     help="Text to train and measure on.",
 )
-@click.option("--output", metavar="DIR", default=OUTPUT, show_default=True, type=click.Path(path_type=Path))
+@click.option("--output", metavar="DIR", default=OUTPUT, show_default=True, type=PathType(path_type=Path))
 @click.option(
     "--minutes", default=30.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Time budget."
 )

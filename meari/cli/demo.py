@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from meari.cli import serve
-from meari.cli._options import echo_json_line, json_option, packed
+from meari.cli._options import PathType, echo_json_line, json_option, packed
 from meari.cli._training import (
     BUNDLES,
     TrainOptions,
@@ -36,7 +36,7 @@ Examples:
 
 
 @click.command("demo", short_help="Train on texts, then serve the model.", epilog=EXAMPLES)
-@click.argument("paths", metavar="TEXT…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="TEXT…", nargs=-1, required=True, type=PathType(path_type=Path))
 @packed(
     "options",
     TrainOptions,

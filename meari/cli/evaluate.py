@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meari.cli._files import STREAMS, Use, check_apart
-from meari.cli._options import Choice, complete_run, echo_json, json_option
+from meari.cli._options import Choice, PathType, complete_run, echo_json, json_option
 from meari.cli._tables import Table, facts, show
 
 if TYPE_CHECKING:
@@ -35,15 +35,15 @@ Examples:
 
 
 @click.command("evaluate", short_help="Measure a trained model on held-out text.", epilog=EXAMPLES)
-@click.argument("run", type=click.Path(path_type=Path), shell_complete=complete_run)
-@click.argument("more_files", metavar="", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("run", type=PathType(path_type=Path), shell_complete=complete_run)
+@click.argument("more_files", metavar="", nargs=-1, type=PathType(path_type=Path))
 @click.option("--part", type=Choice(PARTS), help="Part of the run's own corpus.  [validation]")
 @click.option(
     "--text",
     "files",
     metavar="FILE…",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PathType(path_type=Path),
     help="Measure this text instead.",
 )
 @json_option

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from meari.cli._files import Use, check_apart
-from meari.cli._options import Choice, complete_run, echo_json, json_option
+from meari.cli._options import Choice, PathType, complete_run, echo_json, json_option
 
 EXAMPLES = """\b
 Examples:
@@ -17,8 +17,8 @@ Examples:
 
 
 @click.command("export", short_help="Turn a run into a bundle that can be served.", epilog=EXAMPLES)
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_run)
-@click.argument("folder", metavar="bundles/NAME", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN", type=PathType(path_type=Path), shell_complete=complete_run)
+@click.argument("folder", metavar="bundles/NAME", type=PathType(path_type=Path))
 @click.option("--precision", type=Choice(["fp32", "int8"]), default="fp32", show_default=True)
 @click.option(
     "--ngram",

@@ -21,7 +21,7 @@ from meari.cli._bulk import (
     work_options,
 )
 from meari.cli._files import Use
-from meari.cli._options import Choice, echo_json, json_option, packed
+from meari.cli._options import Choice, PathType, echo_json, json_option, packed
 from meari.cli._run_options import RUN_OPTIONS, RunOptions
 from meari.cli._tables import shown
 from meari.cli._target import MODEL_OPTION, TARGET_OPTIONS, Target
@@ -62,13 +62,13 @@ FILTER_OPTIONS = (
     click.option(
         "--reference",
         metavar="FILE",
-        type=click.Path(),
+        type=PathType(),
         help="Lines on which the thresholds are measured.  [the corpus itself]",
     ),
     click.option(
         "--thresholds",
         metavar="FILE",
-        type=click.Path(),
+        type=PathType(),
         help="Take the thresholds of an earlier run.",
     ),
     click.option(
@@ -113,7 +113,7 @@ class FilterOptions:
 
 
 @click.command("filter", short_help="Sort the lines of a corpus into likely and unlikely ones.", epilog=EXAMPLES)
-@click.argument("files", metavar="FILE|DIR…", nargs=-1, required=True, type=click.Path())
+@click.argument("files", metavar="FILE|DIR…", nargs=-1, required=True, type=PathType())
 @packed("target", Target, MODEL_OPTION, *TARGET_OPTIONS)
 @packed("options", FilterOptions, *FILTER_OPTIONS)
 @packed("run", RunOptions, *RUN_OPTIONS)

@@ -25,7 +25,7 @@ from meari.cli._bulk import (
     uses,
     work_options,
 )
-from meari.cli._options import Choice, json_option, packed
+from meari.cli._options import Choice, PathType, json_option, packed
 from meari.cli._run_options import RUN_OPTIONS, RunOptions
 from meari.cli._tables import shown
 from meari.cli._target import MODEL_OPTION, TARGET_OPTIONS, Target, signing_keys
@@ -159,7 +159,7 @@ def _biases(pairs: tuple[str, ...]) -> dict[str, float] | None:
 
 @click.command("generate", short_help="Continue a prompt or a file of prompts.", epilog=EXAMPLES)
 @click.argument("prompt", required=False)
-@click.option("--prompts", metavar="FILE|-", type=click.Path(), help="Continue each line of a file instead.")
+@click.option("--prompts", metavar="FILE|-", type=PathType(), help="Continue each line of a file instead.")
 @packed("target", Target, MODEL_OPTION, *TARGET_OPTIONS)
 @packed("sampling", SamplingOptions, *SAMPLING_OPTIONS)
 @click.option(

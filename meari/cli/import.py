@@ -1,13 +1,13 @@
 """`meari import`: a PyTorch language model of others → a bundle."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 
+from meari.bundle_format.naming import name_of_file
 from meari.cli._files import Use, check_apart
-from meari.cli._options import Choice, echo_json, json_option
+from meari.cli._options import Choice, PathType, echo_json, json_option
 
 if TYPE_CHECKING:
     from meari.importer.vocabulary import Units
@@ -18,7 +18,7 @@ Examples:
   meari import model.pt bundles/chars --vocabulary chars.json --boundary "\\n"
   meari import weights.pt --mapping names.toml --vocabulary words.txt --overwrite
 """
-FILE = click.Path(path_type=Path)
+FILE = PathType(path_type=Path)
 
 
 @click.command("import", short_help="Turn a PyTorch language model into a bundle.", epilog=EXAMPLES)
@@ -55,7 +55,7 @@ def command(
     represent is refused by name, and nothing is written. With held-out text, a line a text where texts have ends, it
     is int8 if that costs at most one per cent of the perplexity there.
     """
-    folder = folder or Path("bundles") / _name_of(weights)
+    folder = folder or Path("bundles") / name_of_file(weights.stem, "imported")
     reads = [Use("WEIGHTS", weights), Use("--vocabulary", vocabulary)]
     reads += [] if mapping is None else [Use("--mapping", mapping)]
     reads += [] if text is None else [Use("--text", text)]
@@ -76,8 +76,3 @@ def command(
     difference = description.agreement.max_logprob_difference
     click.echo(f"fp32 against torch in float64: log-probabilities within {difference:.2g} nats, 1e-4 allowed")
     click.echo(f"{folder}: {imported.num_bytes:,} bytes")
-
-
-def _name_of(weights: Path) -> str:
-    """Return a name of a bundle: that of the file, without what no name may have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", weights.stem).strip("-._") or "imported"

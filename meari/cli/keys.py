@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meari.cli._options import echo_json, json_option
+from meari.cli._options import PathType, echo_json, json_option
 from meari.cli._tables import Table, show
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ NUMBERS = frozenset({"tokens/minute", "at once"})
 @click.argument("action", type=click.Choice(["add", "list", "revoke"]))
 @click.argument("name", required=False)
 @click.option(
-    "--file", "path", type=click.Path(path_type=Path), envvar="MEARI_KEYS_FILE", help="File of keys (MEARI_KEYS_FILE)."
+    "--file", "path", type=PathType(path_type=Path), envvar="MEARI_KEYS_FILE", help="File of keys (MEARI_KEYS_FILE)."
 )
 @click.option("--models", help="With add: models that the key is for, separated by commas; all without it.")
 @click.option(

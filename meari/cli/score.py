@@ -22,7 +22,7 @@ from meari.cli._bulk import (
     work_options,
 )
 from meari.cli._files import Use
-from meari.cli._options import Choice, json_option, packed
+from meari.cli._options import Choice, PathType, json_option, packed
 from meari.cli._run_options import RUN_OPTIONS, RunOptions
 from meari.cli._tables import Table, show, shown
 from meari.cli._target import MODEL_OPTION, TARGET_OPTIONS, Target
@@ -118,7 +118,7 @@ class FigureOptions:
     short_help="Compute the probability of texts, or of each line of a file.",
     epilog=EXAMPLES,
 )
-@click.argument("files", metavar="[FILE|DIR|-]…", nargs=-1, type=click.Path())
+@click.argument("files", metavar="[FILE|DIR|-]…", nargs=-1, type=PathType())
 @click.option(
     "--text", "texts", metavar="TEXT", multiple=True, help="Score this text instead of a file; may be repeated."
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from meari.cli._options import complete_bundle, echo_json, json_option
+from meari.cli._options import PathType, complete_bundle, echo_json, json_option
 from meari.cli._tables import facts, show
 from meari.cli._target import bundles_folder
 
@@ -21,11 +21,11 @@ Examples:
 
 @click.command("sign", short_help="Sign a bundle, or make a key for it.", epilog=EXAMPLES)
 @click.argument("model", metavar="[BUNDLE]", required=False, shell_complete=complete_bundle)
-@click.option("--key", metavar="FILE", type=click.Path(path_type=Path), help="Private Ed25519 key that signs, in PEM.")
+@click.option("--key", metavar="FILE", type=PathType(path_type=Path), help="Private Ed25519 key that signs, in PEM.")
 @click.option(
     "--new-key",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=PathType(path_type=Path),
     help="Make a key: FILE is private, FILE.pub is for MEARI_SIGNING_KEYS.",
 )
 @json_option

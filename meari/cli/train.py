@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from meari.cli._options import complete_config, echo_json, json_option, packed
+from meari.cli._options import PathType, complete_config, echo_json, json_option, packed
 from meari.cli._training import (
     MAX_BAD,
     Training,
@@ -45,7 +45,7 @@ Examples:
     metavar="TEXT…|CONFIG.toml",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path),
+    type=PathType(path_type=Path),
     shell_complete=complete_config,
 )
 @packed(
@@ -55,7 +55,7 @@ Examples:
     family_option,
     name_option,
     set_option,
-    click.option("--run", "folder", metavar="DIR", type=click.Path(path_type=Path), help="Run folder.  [runs/NAME]"),
+    click.option("--run", "folder", metavar="DIR", type=PathType(path_type=Path), help="Run folder.  [runs/NAME]"),
     resume_option,
     continue_option,
     overwrite_option,
@@ -63,7 +63,7 @@ Examples:
         "--tensorboard",
         "events",
         metavar="DIR",
-        type=click.Path(path_type=Path),
+        type=PathType(path_type=Path),
         help="Folder for TensorBoard: losses, gradient norm, learning rate, tokens/s.",
     ),
     click.option("--skip-bad", is_flag=True, help="Read lines of the corpus that are not UTF-8 as blank lines."),

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meari.bundle_format.names import NAME_PATTERN, Family
+from meari.bundle_format.names import Family
+from meari.bundle_format.naming import name_of_file
 from meari.models.config import Config
 from meari.models.errors import CheckpointError
 from meari.models.fields import to_toml
@@ -126,8 +127,7 @@ def toml_of(planned: Plan) -> str:
 
 
 def name_of(paths: Sequence[str | Path]) -> str:
-    """Return a name for a run on these files: the first one's, in the letters that names may have."""
+    """Return a name for a run on these files: the first one's, in the letters that names may have; always the same."""
     first = Path(paths[0]).absolute().name if paths else ""
     stem = re.sub(r"(\.(txt|text|gz))+$", "", first, flags=re.IGNORECASE)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:100]
-    return name if re.fullmatch(NAME_PATTERN, name) else DEFAULT_NAME
+    return name_of_file(stem, DEFAULT_NAME)

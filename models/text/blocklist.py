@@ -14,6 +14,7 @@ import unicodedata
 from pathlib import Path
 
 from meari.models.errors import BlocklistError, BrokenText, UnreadableFile
+from meari.paths import expand_home
 
 OVERLAP = 4096
 
@@ -50,7 +51,7 @@ def load_blocklist(path: str) -> Blocklist:
     if not path:
         return Blocklist()
     try:
-        lines = Path(path).read_bytes().decode("utf-8-sig").splitlines()
+        lines = Path(expand_home(path)).read_bytes().decode("utf-8-sig").splitlines()
     except OSError as error:
         raise UnreadableFile(f"got {error.strerror or error}, expected a blocklist", source=path) from error
     except UnicodeDecodeError as error:

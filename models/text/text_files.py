@@ -17,6 +17,7 @@ from typing import Self
 
 from meari.file_kinds import OtherKind, kind_of_name
 from meari.models.errors import BrokenText, UnreadableFile
+from meari.paths import expand_home
 
 _SUFFIXES = (".txt", ".text", ".gz")
 
@@ -71,7 +72,7 @@ def list_files(paths: Iterable[str | Path]) -> list[Path]:
     socket or device, a text file packed as nothing here unpacks it.
     """
     files: list[Path] = []
-    for path in map(Path, paths):
+    for path in map(Path, map(expand_home, paths)):
         if path.is_dir():
             files += _files_below(path)
         elif kind := _unreadable_kind(path):

@@ -38,6 +38,7 @@ from meari.models.text.corpus import BadLines, Piece, read_pieces
 from meari.models.text.text_files import check_rereadable, is_packed, list_files
 from meari.models.text.token_file import TokenFile, open_token_file, write_token_file
 from meari.models.text.tokenizer import Tokenizer, train_tokenizer
+from meari.paths import expand_home
 
 __all__ = ["PreparedCorpus", "TokenFile", "prepare"]
 
@@ -103,7 +104,7 @@ class _Corpus:
             Part.VALIDATION: list_files(settings.validation),
             Part.TEST: list_files(settings.test),
         }
-        self._blocklist = [Path(settings.blocklist)] if settings.blocklist else []
+        self._blocklist = [Path(expand_home(settings.blocklist))] if settings.blocklist else []
         for path in itertools.chain(*self._files.values(), self._blocklist):
             check_rereadable(path)
         self.bad_lines = BadLines(settings.max_bad)

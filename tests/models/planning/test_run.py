@@ -60,7 +60,7 @@ def test_plan_of_files_and_folders_takes_a_speed_that_is_given(tmp_path: Path) -
         ("my text.txt", "my-text"),
         ("a/b/log.txt.gz", "log"),
         ("diary.TEXT", "diary"),
-        ("소설.txt", "my-model"),
+        ("소설.txt", "soseol"),
         ("v1.2-notes.txt", "v1.2-notes"),
         ("folder/", "folder"),
     ],
