@@ -22,7 +22,7 @@ Ids = npt.NDArray[np.int64]
 States = dict[str, Floats]  # state tensor -> float32 [rows, *shape]
 StateRow = dict[str, Floats]  # state tensor -> float32 [*shape], a copy that nobody else holds
 
-NO_BARS: Final = np.empty((0, 1), np.int64)
+NO_BARS: Final = np.full((1, 1), -1)
 FLAGS: Final = (np.array(False), np.array(True))  # noqa: FBT003 (the values themselves)
 NO_IDS: Final = np.empty(0, np.int64)
 NO_FLOATS: Final = np.empty((0, 0), np.float32)

@@ -8,6 +8,7 @@ is read, copied and written. (The `onnx` package is larger than all of the servi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -167,17 +168,20 @@ _CLASSES: Final = _classes()
 class Drawing:
     """A graph under construction: the outermost one, or with `outside` one in a node of it.
 
-    Names of values begin with the name of the graph, so that none hides another. Constants go to the outermost graph,
-    where onnxruntime packs weights once; inner graphs take them from there.
+    name  begins the names of its values, so that none hides another: the graph's number, since onnxruntime keeps every
+          name several times
+
+    Constants go to the outermost graph, where onnxruntime packs weights once; inner graphs take them from there.
     """
 
     def __init__(self, name: str, outside: Drawing | None = None) -> None:
-        self.name = name
         self.graph = new_message("Graph")
         self.graph.name = name
         self.outermost: Drawing = outside.outermost if outside else self
         self._known: set[str] = set()
         self._count = 0
+        self.numbers: Iterator[int] = outside.numbers if outside else itertools.count(1)
+        self.name = f"g{next(self.numbers)}"
 
     def op(self, op_type: str, *inputs: str, outputs: Sequence[str] = (), **attributes: Any) -> str:
         """Append an operator; returns the name of its first output. Attributes: int, float, list of int, a Drawing."""
@@ -214,7 +218,7 @@ class Drawing:
 
     def inside(self, name: str) -> Drawing:
         """Begin a graph for an attribute of a node of this one."""
-        return Drawing(f"{self.name}/{name}", self)
+        return Drawing(name, self)
 
     def store(self, name: str, array: np.ndarray[Any, Any]) -> str:
         """Store a constant in this graph."""

@@ -3,10 +3,12 @@
 Input: names of values in a graph. Output: nodes that choose a token. Must not know: the other rows' samplers.
 
 They are found in the blocks with the top_k largest maxima. So few are left that they are sampled in order: min_p, then
-top_p, then the running sum. One more than wanted is ranked, which tells whether ties go on; only then are there more.
+top_p, then the running sum.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import numpy as np
 
@@ -14,7 +16,6 @@ from meari.runtime.graphs.onnx_graph import FLOAT, INT64, Drawing
 from meari.runtime.graphs.rows import (
     Blocks,
     Choice,
-    barred,
     column,
     count,
     either,
@@ -27,25 +28,22 @@ from meari.runtime.graphs.rows import (
 
 __all__ = ["draw_ranked"]
 
+NUM_RANKINGS: Final = 2  # at most: without and with all ties
+TOKEN: Final = ("int64", 1)  # type and width of a number a row
+
 
 def draw_ranked(drawing: Drawing, logprobs: str, choice: Choice, vocabulary_size: int) -> str:
     """Append the sampler of the top_k likeliest tokens and those as likely as the last of them, int64 [rows, 1].
 
     min_p and top_p apply to them in order, of equals the lower ids first. A row without a top_k gets any token.
     """
-    ids = _with_ties(drawing, logprobs, choice, vocabulary_size)
-    found, axis = drawing.op("GatherElements", logprobs, ids, axis=1), drawing.number(1)
+    ids, found = _with_ties(drawing, logprobs, choice, vocabulary_size)
+    axis = drawing.number(1)
     scores = drawing.op("Sub", found, column(drawing, found, 0))
     weights = drawing.op("Exp", drawing.op("Mul", scores, choice.inverse_temperatures))
     is_top_k = drawing.op("GreaterOrEqual", found, _last_of_top_k(drawing, found, choice))
     is_likely = drawing.op("GreaterOrEqual", weights, column(drawing, choice.limits, 0))
-    mask = drawing.op("And", is_top_k, is_likely)
-
-    def without_bars(branch: Drawing) -> str:
-        return branch.op("And", mask, branch.op("Not", branch.op("Equal", ids, choice.bars)))
-
-    mask = either(drawing, "want_bars", without_bars, lambda branch: branch.op("Identity", mask), ("bool", "kept"))
-    kept = where(drawing, weights, mask)
+    kept = where(drawing, weights, drawing.op("And", is_top_k, is_likely))
     running = drawing.op("CumSum", kept, axis)
     limit = drawing.op("Mul", total(drawing, running), reached(drawing, choice))
     before = drawing.op("Sub", running, kept)  # 0 before the first, which the limit therefore leaves
@@ -55,33 +53,55 @@ def draw_ranked(drawing: Drawing, logprobs: str, choice: Choice, vocabulary_size
     return drawing.op("GatherElements", ids, place, axis=1)
 
 
-def _with_ties(drawing: Drawing, logprobs: str, choice: Choice, vocabulary_size: int) -> str:
-    """Return the `num_ranked` likeliest tokens and at least one more, as many as there are ties, int64 [rows, ranked].
+def _with_ties(drawing: Drawing, logprobs: str, choice: Choice, vocabulary_size: int) -> tuple[str, str]:
+    """Return the likeliest tokens, int64 [rows, ranked], and their log-probabilities.
 
-    The likeliest come first, of equals the lower ids.
+    The likeliest come first, of equals the lower ids; the barred token comes last, with the lowest float32. There are
+    two more than `num_ranked`, of which the first tells whether ties go on, and the other may be barred; with more
+    ties, all of them.
     """
+    body = drawing.inside("ranking")
+    body.input(f"{body.name}.number", "int64", [])
+    body.input(f"{body.name}.goes_on", "bool", [])
+    most = body.input(f"{body.name}.most", "int64", [1])
+    body.input(f"{body.name}.ids", "int64", ["rows", "before"])
+    body.input(f"{body.name}.found", "float32", ["rows", "before"])
+    ids, found = _without_bars(body, logprobs, _rank(body, logprobs, most, vocabulary_size), choice.bars)
+    least = _last_of_top_k(body, found, choice)
+    next_one = body.op("Gather", found, choice.num_ranked, axis=1)
+    ties = body.op("Cast", body.op("Equal", next_one, least), to=INT64)
+    is_any = body.op("Greater", body.op("ReduceMax", ties, keepdims=0), body.number(0))
 
-    def ranked(branch: Drawing, most: str, width: str) -> str:
-        def without_bars(inner: Drawing) -> str:
-            return _rank(inner, barred(inner, logprobs, choice.bars), most, vocabulary_size)
-
-        def free(inner: Drawing) -> str:
-            return _rank(inner, logprobs, most, vocabulary_size)
-
-        return either(branch, "want_bars", without_bars, free, ("int64", width))
-
-    ids = ranked(drawing, drawing.op("Add", choice.num_ranked, drawing.integers(1)), "ranked")
-    found = drawing.op("GatherElements", logprobs, ids, axis=1)
-    least = _last_of_top_k(drawing, found, choice)
-    ties = drawing.op("Cast", drawing.op("Equal", total(drawing, found), least), to=INT64)
-    is_any = drawing.op("Greater", drawing.op("ReduceMax", ties, keepdims=0), drawing.number(0))
-
-    def more(branch: Drawing) -> str:
+    def with_all_ties(branch: Drawing) -> str:
         as_likely = count(branch, branch.op("GreaterOrEqual", logprobs, least))
-        largest = branch.op("ReduceMax", as_likely, branch.integers(0, 1), keepdims=0)
-        return ranked(branch, branch.op("Reshape", largest, branch.integers(1)), "tied")
+        return branch.op("ReduceMax", as_likely, branch.integers(0), keepdims=1)
 
-    return either(drawing, is_any, more, lambda branch: branch.op("Identity", ids), ("int64", "kept"), "any_tie")
+    def as_many(branch: Drawing) -> str:
+        return branch.op("Unsqueeze", most, branch.integers(0))
+
+    more = body.op("Reshape", either(body, is_any, with_all_ties, as_many, TOKEN, "any_tie"), body.integers(1))
+    body.output(body.op("Less", most, more), "bool", [])
+    body.output(more, "int64", [1])
+    body.output(ids, "int64", ["rows", "ranked"])
+    body.output(found, "float32", ["rows", "ranked"])
+    two_more = drawing.op("Add", choice.num_ranked, drawing.integers(2))
+    enough = drawing.op("Min", two_more, drawing.integers(vocabulary_size))
+    nothing = [drawing.constant(np.zeros((1, 0), dtype), f"ranking.{dtype}") for dtype in ("int64", "float32")]
+    results = [f"{drawing.name}.{name}" for name in ("most", "ids", "found")]
+    goes_on = drawing.constant(np.array(True))  # noqa: FBT003 (the value itself)
+    drawing.op("Loop", drawing.number(NUM_RANKINGS), goes_on, enough, *nothing, outputs=results, body=body)
+    return results[1], results[2]
+
+
+def _without_bars(drawing: Drawing, logprobs: str, ids: str, bars: str) -> tuple[str, str]:
+    """Move each row's barred token, if it is among the ranked ones, behind the others."""
+    least = drawing.constant(np.array(np.finfo(np.float32).min, np.float32))
+    own = drawing.op("GatherElements", logprobs, ids, axis=1)
+    own = drawing.op("Where", drawing.op("Equal", ids, bars), least, own)
+    all_of_them = drawing.op("Shape", own, start=1)
+    found, places = (f"{drawing.name}.{name}" for name in ("in_order", "places"))
+    drawing.op("TopK", own, all_of_them, outputs=[found, places], axis=1)
+    return drawing.op("GatherElements", ids, places, axis=1), found
 
 
 def _last_of_top_k(drawing: Drawing, found: str, choice: Choice) -> str:
