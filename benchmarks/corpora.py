@@ -15,6 +15,7 @@ compared with their SHA-256. Must not know: any package besides Python's own lib
 import argparse
 import gzip
 import hashlib
+import http.client
 import json
 import shutil
 import sys
@@ -22,12 +23,15 @@ import unicodedata
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 DOWNLOADS = "downloads"
 TIMEOUT_SECONDS = 60
+# What a damaged, encrypted or other archive leads to.
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, KeyError, TypeError)
 VALIDATION, TEST, NUM_SHARES = 0, 1, 100  # of the hash of a review
 
 
@@ -152,7 +156,7 @@ def make_corpus(corpus: Corpus, folder: Path, mirror: str = "") -> None:
         own.mkdir(exist_ok=True)
         for name in corpus.files:
             (half / name).replace(own / name)
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
+    except UNREADABLE as error:
         raise CorporaError(f"{source}: got {error}, expected the archive of {corpus.url}; remove it") from error
     finally:
         shutil.rmtree(half, ignore_errors=True)
@@ -163,27 +167,46 @@ def _source(corpus: Corpus, downloads: Path, mirror: str) -> Path:
     path = downloads / corpus.download
     if not path.is_file():
         downloads.mkdir(parents=True, exist_ok=True)
-        url = f"{mirror.rstrip('/')}/{corpus.url.partition('://')[2]}" if mirror else corpus.url
         half = path.with_name(path.name + ".half")
         try:
-            with (
-                urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer,  # noqa: S310 (of the table, or the user's)
-                half.open("wb") as file,
-            ):
-                shutil.copyfileobj(answer, file)
-        except OSError as error:
-            if isinstance(error, urllib.error.HTTPError):
-                error.close()
+            _download(corpus, half, mirror, path)
+            half.replace(path)
+        finally:
             half.unlink(missing_ok=True)
-            hashed = f", SHA-256 {corpus.sha256}" if corpus.sha256 else ""
-            raise CorporaError(
-                f"{corpus.name}: {url}: {error}; get this file in another way, put it in place as {path}{hashed}, "
-                "and run the command again"
-            ) from error
-        half.replace(path)
-    if corpus.sha256 and _sha256(path) != corpus.sha256:
+    elif corpus.sha256 and _sha256(path) != corpus.sha256:
         raise CorporaError(f"{path}: got SHA-256 {_sha256(path)}, expected {corpus.sha256}; remove it and try again")
     return path
+
+
+def _download(corpus: Corpus, half: Path, mirror: str, place: Path) -> None:
+    """Write a whole source to a file. Raises CorporaError, which says where another copy is to be put: `place`."""
+    url = f"{mirror.rstrip('/')}/{corpus.url.partition('://')[2]}" if mirror else corpus.url
+    try:
+        with (
+            urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer,  # noqa: S310 (of the table, or the user's)
+            half.open("wb") as file,
+        ):
+            shutil.copyfileobj(answer, file)
+            length, size = answer.headers["Content-Length"], file.tell()
+        _check_whole(half, size if length is None else int(length), corpus.sha256)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        reason = " ".join(str(error).split()) or type(error).__name__
+        hashed = f", SHA-256 {corpus.sha256}" if corpus.sha256 else ""
+        raise CorporaError(
+            f"{corpus.name}: {url}: {reason}; get this file in another way, put it in place as {place}{hashed}, "
+            "and run the command again"
+        ) from error
+
+
+def _check_whole(path: Path, num_bytes: int, sha256: str) -> None:
+    """Raise ValueError for a download that was cut off, or is another than the hash says, "" for any."""
+    size = path.stat().st_size
+    if size != num_bytes:
+        raise ValueError(f"was cut off after {size:,} of {num_bytes:,} bytes")
+    if sha256 and _sha256(path) != sha256:
+        raise ValueError(f"got SHA-256 {_sha256(path)}, expected {sha256}")
 
 
 def _compare(corpus: Corpus, folder: Path) -> None:

@@ -133,7 +133,8 @@ def _corpus(description: Description) -> str:
     lines += [f"- a document is a {corpus.document}; {_split(corpus)}"]
     lines += ["- " + ENDS[description.has_ends]]
     if corpus.training_share < 1:
-        lines += [f"- trained on a sample of {100 * corpus.training_share:.3g} % of the training {corpus.document}s"]
+        sampled = "text" if corpus.document is Document.FILE else f"{corpus.document}s"
+        lines += [f"- trained on a sample of {100 * corpus.training_share:.3g} % of the training {sampled}"]
     if corpus.blocklist:
         lines += ["- documents that a blocklist matched were left out of the training text, not of the held-out text"]
     return "## Corpus\n\n" + "\n".join(lines)

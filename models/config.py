@@ -70,7 +70,8 @@ class CorpusConfig:
     train, validation, test   files, or folders whose .txt, .text and .gz files are taken in sorted order
     validation_share          in place of validation files: the last share of the training text
     test_share                in place of test files: the share behind the validation part
-    training_share            of the training lines or paragraphs that are read: an even sample, always the same
+    training_share            of the training text that is read: an even sample, always the same, of lines, paragraphs,
+                              or files and pieces of long ones (131,072 characters)
     blocklist                 a file with a regular expression a line: matching documents are not trained on; "": none
     max_bad                   lines that are not UTF-8 and are read as blank ones, at most
     baseline                  figures of other models on the same split, name to figure, shown beside our own

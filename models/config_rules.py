@@ -5,7 +5,7 @@ Input: values that are valid on their own. Output: a problem, `key: got X, expec
 
 from __future__ import annotations
 
-from meari.bundle_format.names import Document, Family, TokenizerKind
+from meari.bundle_format.names import Family, TokenizerKind
 from meari.models.choices import Averaging, Optimizer, Pattern, Readout, Schedule
 from meari.models.fields import TableRule, show
 
@@ -37,12 +37,6 @@ def _at_most_one_source_of_test(files: tuple[str, ...], share: float) -> str | N
 def _shares_leave_training_text(validation: float, test: float) -> str | None:
     if validation + test >= 1:
         return f"test_share: got {test} with validation_share {validation}, expected a sum below 1"
-    return None
-
-
-def _files_are_read_whole(document: Document, share: float) -> str | None:
-    if document is Document.FILE and share < 1:
-        return f'training_share: got {share} with document = "file", expected 1: only lines and paragraphs are left out'
     return None
 
 
@@ -188,7 +182,6 @@ CORPUS_RULES = (
     TableRule(("validation", "validation_share"), _one_source_of_validation),
     TableRule(("test", "test_share"), _at_most_one_source_of_test),
     TableRule(("validation_share", "test_share"), _shares_leave_training_text),
-    TableRule(("document", "training_share"), _files_are_read_whole),
 )
 TOKENIZER_RULES = (TableRule(("kind", "vocabulary_size"), _vocabulary_fits_kind),)
 RECURRENT_RULES = (

@@ -275,8 +275,7 @@ class _Budget:
         named = self.settings.get("corpus.training_share")
         if isinstance(named, int | float) and 0 < named <= 1:
             return float(named)
-        document = self.settings.get("corpus.document", self.facts.document)
-        if document == Document.FILE or any(key in self.settings for key in LENGTHS):
+        if any(key in self.settings for key in LENGTHS):
             return 1.0
         probe = Probe(self.family, self.size(self.seconds(1.0)), self.kinds)
         num_steps = SPARE_TEXT * 60 * self.minutes / step_seconds_of(probe, self.speed)

@@ -23,7 +23,7 @@ import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,10 @@ class _Corpus:
         pieces = self._read(Part.TRAIN)
         if ends is not None:
             pieces = (piece for owner, piece in split_pieces(pieces, self.settings.document, ends) if owner is part)
-        return _sampled(pieces, self.settings.training_share) if part is Part.TRAIN else pieces
+        if part is not Part.TRAIN or self.settings.training_share == 1:
+            return pieces
+        sampled = sampled_pieces if self.settings.document is Unit.FILE else _sampled_documents
+        return sampled(pieces, self.settings.training_share)
 
     def empty(self, part: Part) -> EmptyCorpus:
         """Make the error for a part without a document."""
@@ -188,7 +191,7 @@ def _thinned(pieces: Iterator[Piece], num_bytes: int) -> Iterator[Piece]:
             yield piece
 
 
-def _sampled(pieces: Iterator[Piece], share: float) -> Iterator[Piece]:
+def _sampled_documents(pieces: Iterator[Piece], share: float) -> Iterator[Piece]:
     """Yield an even sample of the documents, each whole, always the same one."""
     chance = random.Random(1)  # noqa: S311  (no secret: the same draw each time)
     is_first = True
@@ -198,6 +201,22 @@ def _sampled(pieces: Iterator[Piece], share: float) -> Iterator[Piece]:
         is_first = piece.ends
         if is_kept:
             yield piece
+
+
+def sampled_pieces(pieces: Iterator[Piece], share: float) -> Iterator[Piece]:
+    """Yield evenly spaced pieces, the first one included: short files whole, and of a long one parts that follow on.
+
+    A document that has a piece among them ends with the last of these, so that there are as many ends as files.
+    """
+    num_kept, held = 0, None
+    for number, piece in enumerate(pieces):
+        if num_kept <= share * number:
+            if held is not None:
+                yield held
+            num_kept, held = num_kept + 1, piece
+        if piece.ends and held is not None:
+            yield replace(held, ends=True)
+            held = None
 
 
 def _reopen(folder: Path, made_from: dict[str, Any], config: Config, parts: Sequence[Part]) -> PreparedCorpus | None:

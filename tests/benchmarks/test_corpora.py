@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import socket
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -115,10 +116,59 @@ def test_unreachable_mirror_is_answered_with_the_file_to_put_in_place(tmp_path: 
 
 def test_wrong_download_and_damaged_archive_are_refused(tmp_path: Path, site: Path, mirror: str) -> None:
     publish(site, PLAYS, b"something else")
-    with pytest.raises(CorporaError, match=r"tinyshakespeare\.txt: got SHA-256 \w+, expected 86c4e6aa"):
+    with pytest.raises(CorporaError, match=r"input\.txt: got SHA-256 \w+, expected 86c4e6aa.*put it in place"):
+        make_corpus(PLAYS, tmp_path / "corpora", mirror)
+    assert not list((tmp_path / "corpora/downloads").iterdir())
+    (tmp_path / "corpora/downloads/tinyshakespeare.txt").write_text("something else")
+    with pytest.raises(CorporaError, match=r"tinyshakespeare\.txt: got SHA-256 \w+, expected 86c4e6aa.*remove it"):
         make_corpus(PLAYS, tmp_path / "corpora", mirror)
     publish(site, REVIEWS, b"no archive")
     with pytest.raises(CorporaError, match=r"nsmc-master\.zip: got .*expected the archive of https"):
+        make_corpus(REVIEWS, tmp_path / "corpora", mirror)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", "was cut off after 4 of 10 bytes"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\nhalf", "IncompleteRead"),
+        (b"HTTP/1.1 200 OK\r\n\r\nhalf", "got SHA-256"),
+        (b"no HTTP\r\n\r\n", "no HTTP"),
+        (b"", "Remote end closed connection"),
+        (b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nha", "503"),
+    ],
+)
+def test_server_that_fails_midway_leaves_nothing_and_can_be_asked_again(
+    tmp_path: Path, site: Path, mirror: str, answer: bytes, reason: str
+) -> None:
+    corpus = plays(b"whole text")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def break_off() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1 << 16)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=break_off)
+        thread.start()
+        with pytest.raises(CorporaError, match=f"{reason}.*; get this file in another way, put it in place as"):
+            make_corpus(corpus, tmp_path / "corpora", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join()
+    assert not list((tmp_path / "corpora/downloads").iterdir())
+    publish(site, corpus, b"whole text")
+    make_corpus(corpus, tmp_path / "corpora", mirror)
+    assert (tmp_path / "corpora/tinyshakespeare/input.txt").read_bytes() == b"whole text"
+
+
+def test_archive_with_damaged_members_is_refused(tmp_path: Path, site: Path, mirror: str) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("nsmc-master/raw/1.json", json.dumps([{"review": f"{number}"} for number in range(999)]))
+    content = bytearray(packed.getvalue())
+    content[80:120] = bytes(40)
+    publish(site, REVIEWS, bytes(content))
+    with pytest.raises(CorporaError, match=r"nsmc-master\.zip: got .*; remove it"):
         make_corpus(REVIEWS, tmp_path / "corpora", mirror)
 
 

@@ -155,12 +155,13 @@ def test_model_card_describes_the_run(bundle: Path) -> None:
         assert piece in card, piece
 
 
-def test_model_card_tells_a_share_of_the_training_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("document", "sampled"), [(Document.LINE, "lines"), (Document.FILE, "text")])
+def test_model_card_tells_a_share_of_the_training_text(tmp_path: Path, document: Document, sampled: str) -> None:
     words = ("to be\n", "or not\n", "let be\n")
-    run = make_run(tmp_path / "run", LSTM, words=words, document=Document.LINE, training_share=0.25)
+    run = make_run(tmp_path / "run", LSTM, words=words, document=document, training_share=0.25)
     export_bundle(run, tmp_path / "tiny", Precision.FP32)
     card = (tmp_path / "tiny" / "README.md").read_text("utf-8")
-    assert "- trained on a sample of 25 % of the training lines\n" in card
+    assert f"- trained on a sample of 25 % of the training {sampled}\n" in card
 
 
 def test_repeated_export_gives_the_same_bytes(run: Path, bundle: Path, tmp_path: Path) -> None:

@@ -121,10 +121,6 @@ def test_all_problems_are_reported_together() -> None:
         ({"corpus__validation": ["b"]}, "corpus.validation_share: got 0.1 beside validation files"),
         ({"corpus__validation_share": 1}, "corpus.validation_share: got 1, expected a number 0 ≤ share < 1"),
         ({"corpus__training_share": 0}, "corpus.training_share: got 0, expected a number 0 < share ≤ 1"),
-        (
-            {"corpus__training_share": 0.5, "corpus__document": "file"},
-            'corpus.training_share: got 0.5 with document = "file"',
-        ),
         ({"corpus__test_share": 0.95}, "corpus.test_share: got 0.95 with validation_share 0.1"),
         ({"corpus__test_share": 0.1, "corpus__test": ["c"]}, "corpus.test_share: got 0.1 beside test files"),
         ({"tokenizer__vocabulary_size": 2}, "tokenizer.vocabulary_size: got 2, expected at least 3"),

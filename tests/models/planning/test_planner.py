@@ -70,9 +70,9 @@ def test_few_steps_are_made_twice_as_many_by_short_chunks() -> None:
 
 
 def test_time_of_preparing_a_text_does_not_follow_from_the_speed_of_steps() -> None:
-    long = replace(cut(KOREAN, 30_000_000), document=Document.FILE)
+    long = cut(KOREAN, 30_000_000)
     usual, slow_steps, slow_text = (
-        config_of(long, speed=speed).training.max_minutes
+        config_of(long, speed=speed, corpus__training_share=1).training.max_minutes
         for speed in (USUAL, MachineSpeed(0.5, 0.3), MachineSpeed(text=0.5))
     )
     assert 3.4 < slow_steps < usual < 4.0
@@ -91,8 +91,18 @@ def test_of_a_long_text_no_more_is_prepared_than_the_time_lets_read() -> None:
     num_tokens = int(planned.reasons[1].split(" of them")[0].split()[-1].replace(",", ""))
     assert training.steps * training.batch_size * training.chunk_length < num_tokens
     assert config_of(cut(KOREAN, 3_000_000_000)).training.max_minutes == 0.3 * 5
-    for facts, minutes in ((ENGLISH, 5), (long, 600), (replace(long, document=Document.FILE), 5)):
+    for facts, minutes in ((ENGLISH, 5), (long, 600)):
         assert config_of(facts, minutes).corpus.training_share == 1
+
+
+def test_no_more_of_one_long_stream_is_prepared_than_of_lines() -> None:
+    long = cut(PLAYS, 300_000_000)
+    assert long.document is Document.FILE
+    lines = replace(long, document=Document.LINE)
+    stream, lined = (config_of(facts, speed=MachineSpeed(0.5, 0.4, text=0.7)) for facts in (long, lines))
+    assert 0.05 < stream.corpus.training_share == lined.corpus.training_share < 0.1
+    assert stream.training.max_minutes == lined.training.max_minutes > 3
+    assert config_of(lines, corpus__document="file").corpus.training_share == config_of(long).corpus.training_share
 
 
 def test_share_of_a_long_text_can_be_set_and_a_set_length_is_given_all_of_it() -> None:
@@ -100,7 +110,6 @@ def test_share_of_a_long_text_can_be_set_and_a_set_length_is_given_all_of_it() -
     assert config_of(long, corpus__training_share=0.1).corpus.training_share == 0.1
     assert config_of(long, corpus__training_share=1).corpus.training_share == 1
     assert config_of(long, training__epochs=2.0).corpus.training_share == 1
-    assert config_of(long, corpus__document="file").corpus.training_share == 1
 
 
 def test_short_times_are_told_in_seconds() -> None:

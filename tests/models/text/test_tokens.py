@@ -194,6 +194,48 @@ def test_share_of_the_training_documents_leaves_the_held_out_text_alone(tmp_path
     assert some.validation.counts == whole.validation.counts
 
 
+def test_share_of_one_long_file_is_evenly_spaced_pieces_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(corpus, "_READ_BYTES", 64)
+    text = "".join(f"{number:05}\n" for number in range(10_000))
+    config: dict[str, Any] = {"document": "file", "train": [written(tmp_path / "a.txt", text)], "validation_share": 0.1}
+    whole = prepare(config_of(**config), tmp_path / "run")
+    some = prepare(config_of(**config, training_share=0.2), tmp_path / "run")
+    held_out = [each.tokenizer.decode(each.validation.ids[1:-1].tolist()) for each in (some, whole)]
+    assert held_out == [text[54_000:]] * 2
+    assert some.train.num_documents == whole.train.num_documents == 1
+    assert some.train.num_characters == pytest.approx(0.2 * whole.train.num_characters, rel=0.05)
+    kept = some.tokenizer.decode(some.train.ids[1:-1].tolist())
+    assert kept.startswith(text[:60])
+    numbers = [int(line) for line in kept.split("\n") if len(line) == 5]
+    assert numbers == sorted(set(numbers))
+    assert max(numbers) < 9000  # nothing of the held-out text
+    for tenth in range(9):
+        assert sum(number // 1000 == tenth for number in numbers) == pytest.approx(200, rel=0.25)
+
+
+def test_share_of_many_files_takes_short_ones_whole_and_ends_each(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    texts = [f"file {number:03}" for number in range(400)]
+    for number, each in enumerate(texts):
+        written(folder / f"{number:03}.txt", each)
+    valid = written(tmp_path / "v.txt", "file 1")
+    config = config_of(document="file", train=[str(folder)], validation=[valid], training_share=0.25)
+    some = prepare(config, tmp_path / "run")
+    kept = some.tokenizer.decode(some.train.ids[1:-1].tolist()).split("<|end|>")
+    assert kept == texts[::4]
+    assert some.train.counts.has_ends
+
+
+def test_share_too_small_for_a_piece_takes_the_first(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", "one short text\n" * 100)
+    some = prepare(
+        config_of(document="file", train=[path], validation_share=0.1, training_share=1e-6), tmp_path / "run"
+    )
+    assert some.train.num_characters == 1350
+
+
 def test_missing_file_is_a_corpus_error(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFile, match=r"none\.txt") as caught:
         prepare(config_of(train=[str(tmp_path / "none.txt")], validation_share=0.1), tmp_path / "run")
