@@ -89,14 +89,15 @@ class Registry:
         self._thread = threading.Thread(target=self._run, name="registry", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Stop every engine."""
+    def stop(self) -> bool:
+        """Stop every engine; return False if a bundle is still being loaded, which must not outlive the interpreter."""
         self._stopping = True
         self._wake.set()
         if self._thread is not None:
             self._thread.join(STOP_SECONDS)
         for model in [*self._models.values(), *self._leaving]:
             model.engine.stop()
+        return self._thread is None or not self._thread.is_alive()
 
     def wake(self) -> None:
         """Look at folder and wishes now."""
@@ -233,6 +234,8 @@ class Registry:
         try:
             wishes, found = self.wishes.read(), self._watch.first()
             for name in sorted(found.due.keys() - wishes.unloaded):
+                if self._stopping:
+                    return
                 self._take(name, found.due[name])
             self._note(found, wishes)
             release_free_memory()

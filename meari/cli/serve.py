@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ Examples:
   meari serve --host 0.0.0.0 --port 8080 --workers 2
   meari serve --bundles bundles --default-model shakespeare-gru --json
 """
+ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 @click.command("serve", epilog=EXAMPLES, short_help="Serve bundles over HTTP.")
@@ -52,6 +54,7 @@ def start(*, as_json: bool) -> None:
     from meari.service.process.start import check_start
 
     settings = _checked(check_start)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until the master has handlers: `HostArbiter.init_signals`
     if as_json:
         echo_json_line(_described(settings))
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "python:meari.service.process.gunicorn_conf"])  # noqa: S606 (gunicorn takes the place of this process)

@@ -19,7 +19,7 @@ from typing import Any
 from gunicorn.glogging import Logger
 
 from meari.service.host import allowed_connections, metrics_folder, models_folder
-from meari.service.log import configure_logging, line_format, show_libraries
+from meari.service.log import configure_logging, flush_log, line_format, show_libraries
 from meari.service.process.master import HostArbiter
 from meari.service.process.start import (
     MEMORY,
@@ -170,10 +170,13 @@ def worker_exit(_server: Any, worker: Any) -> None:
     app = getattr(worker, "wsgi", None)
     if app is not None:
         app.extensions["meari"].disconnects.stop()
-        app.extensions["meari"].registry.stop()
+        is_whole = app.extensions["meari"].registry.stop()
         app.extensions["meari"].observe()  # the work since the last look
         if app.extensions["meari"].tracing is not None:
             app.extensions["meari"].tracing.stop()
+        if not is_whole:
+            flush_log()
+            os._exit(0)
     if worker.pid == os.getpid() and worker.ppid != os.getppid():  # the master was killed: the last worker cleans up
         BOARD.free(worker.slot)
         if made_here and not BOARD.living():

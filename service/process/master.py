@@ -38,6 +38,7 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
     _num_failed: int  # starts in a row
     _last_failed: int  # age of the worker of the last of them
     _next_start: float
+    _is_ending: bool  # so that the end of a worker needs no word
     _slot: int | None  # of the worker that is being started
 
     @classmethod
@@ -45,8 +46,13 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
         """Make gunicorn's master one of this class; called before it starts anything."""
         arbiter.__class__ = cls
         arbiter._generation = arbiter._num_failed = arbiter._last_failed = 0  # noqa: SLF001 (ours, as all below)
-        arbiter._next_start, arbiter._slot = 0.0, None  # noqa: SLF001
+        arbiter._next_start, arbiter._slot, arbiter._is_ending = 0.0, None, False  # noqa: SLF001
         BOARD.begin(arbiter.num_workers, is_upgrade=bool(arbiter.master_pid))
+
+    def init_signals(self) -> None:
+        """Take signals. Those that came while the service was being started have waited (`meari.cli.serve`)."""
+        super().init_signals()
+        pthread_sigmask(SIG_UNBLOCK, ENDING)
 
     def prepare(self, worker: Any) -> None:
         """Give a new worker its slot; called before the fork."""
@@ -56,7 +62,7 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
 
     def forget(self, worker: Any) -> None:
         """Free the slot of a worker that has ended, and put off the next start if it never was ready."""
-        was_told = worker.is_retired or BOARD.state(worker.slot) is WorkerState.DRAINING
+        was_told = self._is_ending or worker.is_retired or BOARD.state(worker.slot) is WorkerState.DRAINING
         if not was_told:
             BOARD.count_death()
             if not BOARD.was_ever_ready(worker.slot):
@@ -92,6 +98,7 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
 
     def stop(self, graceful: bool = True) -> None:  # noqa: FBT001, FBT002 (gunicorn's own)
         """End all workers. Those of another master may have taken over the socket; then these only leave it."""
+        self._is_ending = True
         if not self.reexec_pid:
             BOARD.drain()
         super().stop(graceful)

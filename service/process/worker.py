@@ -25,6 +25,7 @@ imported: a fork would lose them, and the worker would abort at its end.
 from __future__ import annotations
 
 import errno
+import signal
 import socket
 import sys
 import time
@@ -321,6 +322,20 @@ class DrainingWorker(CollectingWorker):
             return
         self.service.drain.begin()
         self.method_queue.defer(lambda: None)  # wakes the loop
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        """End at once on SIGINT and SIGQUIT.
+
+        Ctrl-C in a terminal sends the first to all processes, and then the master sends the second: an end that it
+        broke off would leave threads in onnxruntime, which abort. A worker that has no application yet gets it first,
+        so that there is something to stop.
+        """
+        for each in (signal.SIGINT, signal.SIGQUIT):
+            signal.signal(each, lambda *_: None)  # SIG_IGN would make Python write of one that is on its way
+        if self.service is None:
+            super().handle_exit(sig, frame)
+        else:
+            super().handle_quit(sig, frame)
 
     def handle_error(self, req: Any, client: Any, addr: object, exc: Exception) -> None:
         """Answer bytes that are no request with the same body as every other error."""

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -171,3 +172,30 @@ def test_json_log_has_no_terminal_messages(letters: Path) -> None:
         read_to(b"serving letters")
         httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
         assert "Ready: " not in "\n".join(read_to(b"/healthz"))
+
+
+@pytest.mark.parametrize("moment", ['"bundles"', "Starting gunicorn", "Using worker", "Booting worker", "serving "])
+def test_interrupt_of_a_start_ends_all_processes_calmly(moment: str) -> None:
+    """`"bundles"` is in the line of --json, before the service takes the command's place."""
+    environment = clean_environment(port=free_port(), workers=2)
+    process = subprocess.Popen(
+        [*SERVE, "--json"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if moment in line:
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
+    rest, _ = process.communicate(timeout=PATIENCE)
+    log = "".join(lines) + rest
+    assert process.returncode == 0, log
+    for word in ("Traceback", "terminate called", "SIGABRT", "SIGINT!", '"level":"error"', '"level":"warning"'):
+        assert word not in log, log
