@@ -57,6 +57,7 @@ HELD_OUT_CHARACTERS = 150_000
 MAX_HELD_OUT_SHARE = 0.1
 NUM_EVALUATIONS = 6
 MIN_TRAINING_SHARE = 0.3  # of the minutes, however long preparation and export take
+LATE = 1.05  # times the minutes, from which on it is told
 SPARE_TEXT = 1.5  # times the text that is read in all of the minutes
 SPARE_STEPS = 1.5  # times those that the machine should take: the clock ends the run, unless the epochs do
 RECURRENT = ("family", "embedding_size", "hidden_size", "dropout", "tied", "locked_dropout")
@@ -131,6 +132,8 @@ class _Picks:
     num_steps     that the run is expected to take
     epochs        that it is expected to read the text
     is_short      the text ends the run, not the clock
+    overhead      seconds of all else: reading, encoding, measuring, export
+    minutes       that were given for both
     """
 
     tokenizer: TokenizerKind
@@ -142,6 +145,8 @@ class _Picks:
     num_steps: int
     epochs: float
     is_short: bool
+    overhead: float
+    minutes: float
     batch_size: int
     chunk_length: int
     training_share: float
@@ -155,9 +160,9 @@ class _Picks:
             "corpus": {
                 "train": list(train),
                 "document": facts.document.value,
-                "validation_share": round(held_out_share(facts.num_characters), 4),
+                "validation_share": _rounded(held_out_share(facts.num_characters)),
             }
-            | ({"training_share": round(self.training_share, 4)} if self.training_share < 1 else {}),
+            | ({"training_share": _rounded(self.training_share)} if self.training_share < 1 else {}),
             "tokenizer": {"kind": self.tokenizer.value, "vocabulary_size": self.vocabulary_size},
             "model": self._model(),
             "training": self._training(facts),
@@ -199,6 +204,8 @@ class _Picks:
         )
         left_out = "" if self.training_share == 1 else f"; {self.training_share:.0%} of it is read, as the time allows"
         end = "the text bears no more" if self.is_short else "the clock ends it"
+        total = self.seconds + self.overhead
+        late = f"time: all else takes about {_in_words(self.overhead)}, so together some {_in_words(total)}"
         return (
             f"text: {facts.in_words()}{left_out}",
             f"tokenizer: {tokens}, about {self.num_tokens:,.0f} of them to train on",
@@ -207,7 +214,13 @@ class _Picks:
                 f"training: about {self.num_steps:,} steps in at most {_in_words(self.seconds)}, "
                 f"{self.epochs:.1f} times over the text; {end}"
             ),
+            *((late,) if total > LATE * 60 * self.minutes else ()),
         )
+
+
+def _rounded(share: float) -> float:
+    """Return a share with four digits, which never is 0."""
+    return float(f"{share:.4g}")
 
 
 def _in_words(seconds: float) -> str:
@@ -242,6 +255,8 @@ def _picked(facts: TextFacts, minutes: float, speed: MachineSpeed, settings: Map
         num_steps,
         epochs,
         epochs < affordable,
+        budget.overhead(training_share),
+        minutes,
         batch_size,
         chunk_length,
         training_share,
@@ -263,8 +278,11 @@ class _Budget:
 
     def seconds(self, share: float) -> float:
         """Return the time for training if this share of the text is prepared."""
-        overhead = overhead_seconds(self.facts.num_bytes, self.tokenizer, self.speed, share)
-        return max(MIN_TRAINING_SHARE * 60 * self.minutes, 60 * self.minutes - overhead)
+        return max(MIN_TRAINING_SHARE * 60 * self.minutes, 60 * self.minutes - self.overhead(share))
+
+    def overhead(self, share: float) -> float:
+        """Return the time of all else."""
+        return overhead_seconds(self.facts.num_bytes, self.tokenizer, self.speed, share)
 
     def size(self, seconds: float) -> int:
         """Return the size of a model that is trained for so long."""
@@ -280,7 +298,7 @@ class _Budget:
         probe = Probe(self.family, self.size(self.seconds(1.0)), self.kinds)
         num_steps = SPARE_TEXT * 60 * self.minutes / step_seconds_of(probe, self.speed)
         share = min(1.0, num_steps * TOKENS_PER_STEP / num_tokens)
-        saved = self.seconds(share) - self.seconds(1.0)
+        saved = self.overhead(1.0) - self.overhead(share)
         return share if saved >= MIN_SAVED_SHARE * 60 * self.minutes else 1.0
 
 

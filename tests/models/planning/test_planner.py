@@ -95,6 +95,20 @@ def test_of_a_long_text_no_more_is_prepared_than_the_time_lets_read() -> None:
         assert config_of(facts, minutes).corpus.training_share == 1
 
 
+def test_time_that_cannot_be_kept_is_told() -> None:
+    for size, is_late in ((30_000_000, False), (3_000_000_000, True)):
+        reasons = plan(cut(KOREAN, size), ["a.txt"], 5, USUAL, name="mine").reasons
+        assert (reasons[-1] == "time: all else takes about 19.3 minutes, so together some 20.8 minutes") == is_late
+
+
+def test_of_a_text_that_takes_too_long_to_read_no_more_is_encoded_than_is_read_in_the_time() -> None:
+    for facts in (KOREAN, PLAYS):
+        for size in (3_000_000_000, 300_000_000_000):
+            corpus = config_of(cut(facts, size)).corpus
+            assert 0 < corpus.training_share < 0.01
+            assert 0 < corpus.validation_share < 0.001
+
+
 def test_no_more_of_one_long_stream_is_prepared_than_of_lines() -> None:
     long = cut(PLAYS, 300_000_000)
     assert long.document is Document.FILE
