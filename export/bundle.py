@@ -184,9 +184,9 @@ def check_target(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / MANIFEST).is_file():
-        raise BundleExists(f"{folder}: exists and is not a bundle; choose another folder")
+        raise BundleExists(f"{folder}: exists and is not a bundle; choose another name")
     if not overwrite:
-        raise BundleExists(f"{folder}: this bundle exists; replace it with --overwrite, or choose another folder")
+        raise BundleExists(f"{folder}: this bundle exists; replace it with --overwrite, or choose another name")
 
 
 def build_graphs(weights: ModelWeights, precision: Precision, ngram: NgramWeights | None = None) -> Graphs:

@@ -96,12 +96,14 @@ async function runAll(names, signal) {
   byId("status").textContent = t("compare.done", { models: runs.length });
 }
 
+const unknownOf = (run) => run.model.tokenizer.unknown_id ?? null;
+
 /** The continuation, with the time that it took from the request to its last token. */
 async function writeOne(run, request, signal) {
   const began = performance.now();
   for await (const event of stream("generate", { ...request, model: run.model.name, logprobs: 0 }, signal)) {
     for (const choice of event.choices) {
-      run.tokens.push(...withShownText(choice.tokens ?? [], choice.text));
+      run.tokens.push(...withShownText(choice.tokens ?? [], choice.text, unknownOf(run)));
       run.text += choice.text;
       run.seconds = (performance.now() - began) / 1000;
       run.show?.();
@@ -117,10 +119,11 @@ async function measureOne(run, signal) {
   const known = run.scored.tokens.slice(0, MAX_STATES);
   const prompt = [...run.prompt].slice(0, known.at(-1)?.end ?? 0).join("");
   const rest = known.length < run.scored.tokens.length ? [] : run.tokens.slice(0, MAX_STATES - known.length);
-  run.states = await post("states", { model, text: prompt + rest.map(({ shown }) => shown).join(""), units: UNITS }, signal);
+  const unknown = run.tokens.find(({ id }) => id === unknownOf(run))?.text ?? "\ufffd"; // whose name would be several tokens
+  run.states = await post("states", { model, text: prompt + rest.map(({ shown }) => shown).join("").replaceAll(unknown, "\ufffd"), units: UNITS }, signal);
   const first = (kind) => run.states.tensors.findIndex(({ name }) => kind.test(name));
   run.tensor = Math.max(0, first(/^c\d/) < 0 ? first(/^[sh]\d/) : first(/^c\d/)); // of an LSTM what its gates hold
-  run.columns = placed(withShownText(run.states.tokens, run.prompt + run.text).map(({ shown }) => ({ text: shown })));
+  run.columns = placed(withShownText(run.states.tokens, run.prompt + run.text, unknownOf(run)).map(({ shown }) => ({ text: shown })));
   run.seam = run.columns.filter(({ start }) => start < run.prompt.length).length;
   run.pictures = run.states.tensors.map(({ values }) => arranged(values));
 }

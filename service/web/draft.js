@@ -197,14 +197,14 @@ export class Draft {
 }
 
 /** Each token of one event with the text that it stands for. A character made of several tokens belongs to the last of
- * them, and a space that the tokenizer puts between words to the word behind it. */
-export function withShownText(tokens, text) {
+ * them, and a space that the tokenizer puts between words to the word behind it. The unknown token stands for any text. */
+export function withShownText(tokens, text, unknownId = null) {
   const shown = tokens.map(() => "");
   let at = 0;
   let unfinished = -1; // the last token that is only a part of a character
   tokens.forEach((token, i) => {
     const isLast = i === tokens.length - 1;
-    const found = isEnd(token) || token.text.includes("\ufffd") ? -1 : text.indexOf(token.text, at);
+    const found = isEnd(token) || token.id === unknownId || token.text.includes("\ufffd") ? -1 : text.indexOf(token.text, at);
     if (found < 0) {
       unfinished = i;
     } else {

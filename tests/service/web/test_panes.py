@@ -116,6 +116,17 @@ def test_four_families_generate_together_and_show_their_states(visit: Visit) -> 
     assert "moves by" in page.locator("#compare-cards .heat-frame + p").first.inner_text()
 
 
+def test_unknown_characters_that_are_written_are_one_column_each(visit: Visit) -> None:
+    """Their token is called <|unk|>, which as text is seven tokens: more than may be asked for."""
+    page = visit.open_pane("compare")
+    page.fill("#compare-prompt", "영화가 정말 " + "긴단어" * 70)
+    page.click("#compare-go")
+    page.wait_for_selector("#compare-cards canvas >> nth=3", timeout=PATIENCE * 1000)
+    assert "<|unk|>" in "".join(page.locator("#compare-cards article").all_inner_texts())
+    widths = page.locator("#compare-cards canvas").evaluate_all("all => all.map(({ width }) => width)")
+    assert len(set(widths)) == 1
+
+
 def test_text_and_heat_map_point_at_one_another_across_tokenizers(visit: Visit, released_server: Server) -> None:
     page = visit.open_pane("compare")
     for name in ("rnn", "gru", "esn"):
