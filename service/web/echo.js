@@ -2,17 +2,19 @@
 
 import { post } from "./api.js";
 
-/** The text with the character at a token's place made another one, of the same kind as far as that is known. */
-export function changed(tokens, place) {
-  const before = tokens.slice(0, place).map(({ text }) => text).join("");
+/** The text with the character at a token's place made another one, of the same kind as far as that is known. An unknown
+ * token stays one: as text its name would be several. */
+export function changed(tokens, place, unknownId = null) {
+  const textOf = ({ id, text }) => (id === unknownId ? "\ufffd" : text);
+  const before = tokens.slice(0, place).map(textOf).join("");
   const other = /^[\uac00-\ud7a3]/.test(tokens[place].text.trim()) ? ["나", "가"] : ["e", "a"];
   const replacement = tokens[place].text === other[0] ? other[1] : other[0];
-  return before + replacement + tokens.slice(place + 1).map(({ text }) => text).join("");
+  return before + replacement + tokens.slice(place + 1).map(textOf).join("");
 }
 
 /** For each state tensor the absolute differences, token by token; nothing before the change. */
-export async function echoOf({ model, tokens, tensors }, place, units, signal) {
-  const other = await post("states", { model, text: changed(tokens, place), units }, signal);
+export async function echoOf({ model, tokens, tensors }, place, units, signal, unknownId = null) {
+  const other = await post("states", { model, text: changed(tokens, place, unknownId), units }, signal);
   const length = Math.min(tokens.length, other.tokens.length);
   return tensors.map(({ values }, tensor) =>
     values.slice(0, length).map((row, t) => row.map((value, unit) => Math.abs(value - other.tensors[tensor].values[t][unit]))),
