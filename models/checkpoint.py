@@ -12,6 +12,7 @@ A run folder holds such folders as `best/` and `last/`; `last/` holds more (`mod
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from meari.models.families import build_model
 from meari.models.fields import did_you_mean
 from meari.models.files import current_folder
 from meari.models.language_model import LanguageModel
+from meari.models.memory import min_file_bytes
 from meari.models.text.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -105,6 +107,7 @@ def _load(folder: Path, device: torch.device | None) -> Checkpoint:
         tokenizer = Tokenizer.load(place / TOKENIZER, config.tokenizer.kind)
         _check_vocabulary(place, description["vocabulary_size"], tokenizer)
         step = int(description["step"])
+        _check_size(place, min_file_bytes(config.model, tokenizer.vocabulary_size))
     except TokenizerError as error:
         raise CheckpointError(str(error)) from error
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -118,6 +121,18 @@ def _load(folder: Path, device: torch.device | None) -> Checkpoint:
     load_weights(model, place / WEIGHTS)
     model.to(device or torch.device("cpu")).eval()
     return Checkpoint(model, tokenizer, config, _figures(folder, description), step)
+
+
+def _check_size(place: Path, least: int) -> None:
+    """Raise CheckpointError where the weights are too few for the config; to make a large model takes long."""
+    path = place / WEIGHTS
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if size < least:
+        needed = f"a model of these sizes has at least {least} bytes of weights"
+        raise CheckpointError(f"{place / DESCRIPTION}: {needed}, {WEIGHTS} has {size}")
 
 
 def _check_vocabulary(place: Path, size: object, tokenizer: Tokenizer) -> None:
@@ -145,14 +160,28 @@ def read_description(place: Path) -> dict[str, Any]:
 
 def load_weights(model: LanguageModel, path: Path) -> None:
     """Fill a model from a safetensors file. Raises CheckpointError if names, shapes or kinds of numbers differ."""
-    tensors, expected = read_tensors(path), model.state_dict()
+    tensors = read_tensors(path)
+    problem = misfit(tensors, model.state_dict(), _numbers)  # floats of any precision become those of the model
+    if problem is not None:
+        raise CheckpointError(f"{path}: the weights do not fit the model: {problem}")
+    model.load_state_dict(tensors)
+
+
+def misfit(
+    tensors: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    describe_numbers: Callable[[Tensor | None], str] = lambda tensor: "" if tensor is None else str(tensor.dtype),
+) -> str | None:
+    """Return what is wrong with the names, the shapes or the kinds of numbers of tensors; None if they are as expected.
+
+    expected   may be on torch's meta device: nothing else of them is looked at
+    """
     for name in sorted({*tensors, *expected}):
         got, wanted = tensors.get(name), expected.get(name)
-        for describe in (_shape, _numbers):
+        for describe in (_shape, describe_numbers):
             if describe(got) != describe(wanted):
-                problem = f"{name}: got {describe(got)}, expected {describe(wanted)}"
-                raise CheckpointError(f"{path}: the weights do not fit the model: {problem}")
-    model.load_state_dict(tensors)
+                return f"{name}: got {describe(got)}, expected {describe(wanted)}"
+    return None
 
 
 def _shape(tensor: Tensor | None) -> str:
@@ -160,7 +189,7 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 def _numbers(tensor: Tensor | None) -> str:
-    """Return the kind of a tensor's numbers; floats of any precision become those of the model."""
+    """Return the kind of a tensor's numbers."""
     if tensor is None or tensor.dtype.is_floating_point:
         return "floats"
     return "complex numbers" if tensor.dtype.is_complex else "integers"

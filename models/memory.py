@@ -21,7 +21,7 @@ import torch
 
 from meari.models.cells import NUM_GATES
 from meari.models.choices import Averaging, Pattern, Readout
-from meari.models.config import Config, RecurrentConfig, ReservoirConfig
+from meari.models.config import Config, ModelConfig, RecurrentConfig, ReservoirConfig
 from meari.models.config_rules import MIN_VOCABULARY
 from meari.models.errors import TrainingError
 from meari.models.fields import show
@@ -56,6 +56,17 @@ def check_memory(
         f"{key}: got {value}, with which the training needs at least {_shown(needed)} of memory, "
         f"expected at most {_shown(available)}, the memory of this machine"
     )
+
+
+def min_file_bytes(model: ModelConfig, vocabulary: int) -> int:
+    """Return a number of bytes that a file with the weights of a model has at least, in floats of any precision.
+
+    A file with fewer belongs to another model, which is known so before this one is made: making takes long for large
+    sizes.
+    """
+    if isinstance(model, ReservoirConfig):
+        return _fixed_bytes(model, vocabulary) // 2
+    return _recurrent_numbers(model, vocabulary)[0] * FLOAT // 2
 
 
 @contextlib.contextmanager
@@ -107,13 +118,16 @@ def _recurrent_numbers(model: RecurrentConfig, vocabulary: int) -> tuple[int, in
     return weights, embedding + outputs
 
 
-def _reservoir_bytes(model: ReservoirConfig, vocabulary: int, rows: int) -> int:
+def _fixed_bytes(model: ReservoirConfig, vocabulary: int) -> int:
     edge = FLOAT if model.pattern is Pattern.BLOCK else FLOAT + INDEX
     edges = model.block_size if model.pattern is Pattern.BLOCK else model.in_edges
     fixed = edge * model.units * edges * (2 * model.layers - 1)
     size = model.embedding_size
     entering = vocabulary * size + model.input_tokens * size * model.units if size else vocabulary * model.units
-    fixed += FLOAT * (entering + model.features * model.feature_edges)
+    return fixed + FLOAT * (entering + model.features * model.feature_edges)
+
+
+def _reservoir_bytes(model: ReservoirConfig, vocabulary: int, rows: int) -> int:
     inputs = model.layers * model.units + model.features
     if model.readout is Readout.RIDGE:
         trained = DOUBLE * inputs * (inputs + vocabulary) + FLOAT * vocabulary * inputs
@@ -121,7 +135,7 @@ def _reservoir_bytes(model: ReservoirConfig, vocabulary: int, rows: int) -> int:
         rank = model.readout_rank
         linear = inputs * vocabulary if model.readout_gated or not rank else 0
         trained = TRAINED * (linear + rank * (inputs * (1 + model.readout_gated) + vocabulary))
-    return fixed + trained + FLOAT * rows * inputs
+    return _fixed_bytes(model, vocabulary) + trained + FLOAT * rows * inputs
 
 
 def _largest(config: Config, vocabulary: int, chunk: int, num_processes: int) -> tuple[str, str]:

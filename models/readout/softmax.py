@@ -158,6 +158,19 @@ class ReadoutAdamW(torch.optim.Optimizer):
             self._move(index, parameter.grad)
             parameter.copy_(self.state[parameter]["coordinates"])
 
+    def further_moments(self, weight: Tensor, rank: int) -> dict[str, Tensor]:
+        """Return stand-ins, on the meta device, for what `state` has of a weight besides the moments of AdamW.
+
+        rank   r of the whitening's directions
+        """
+        like = torch.empty_like(weight, device="meta")
+        moments = {"coordinates": like}
+        if weight is self._parameters()[0]:
+            units = weight.shape[1]
+            shapes = (units,), (units,), (units, rank), (rank + 1,)
+            moments |= {name: like.new_empty(shape) for name, shape in zip(_WHITENING, shapes, strict=True)}
+        return moments
+
     def _parameters(self) -> tuple[Tensor, Tensor]:
         weight, bias = (group["params"][0] for group in self.param_groups[:2])
         return weight, bias

@@ -14,6 +14,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from meari.models.errors import CheckpointError
 from meari.models.files import write_file
 
 
@@ -74,14 +77,19 @@ class NullHistory(History):
 
 
 def read_history(path: Path) -> list[Record]:
-    """Read all records of a file, in order; a last line that a crash cut short is left out."""
+    """Read all records of a file, in order; a last line that a crash cut short is left out. Raises CheckpointError."""
     records: list[Record] = []
     if not path.exists():
         return records
-    for line in path.read_text("utf-8").splitlines():
+    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
         try:
             fields = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
-        records.append(EvaluationRecord(**fields) if "validation" in fields else StepRecord(**fields))
+        try:
+            kind: type[Record] = EvaluationRecord if "validation" in fields else StepRecord
+            records.append(msgspec.convert(fields, kind))
+        except (TypeError, msgspec.ValidationError) as error:
+            problem = f"damaged: line {number}: {error}"
+            raise CheckpointError(f"{path}: {problem:.200}; start again with --overwrite") from error
     return records

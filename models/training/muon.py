@@ -36,6 +36,7 @@ MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 MIN_NORM = 1e-7
 BLOCKS = "num_blocks"
+MOMENTUM_BUFFER = "momentum_buffer"
 
 
 class MuonAdamW(torch.optim.AdamW):
@@ -77,8 +78,8 @@ class MuonAdamW(torch.optim.AdamW):
             return
         kept = self.state[weight]
         if not kept:
-            kept["momentum_buffer"] = torch.zeros_like(weight)
-        momentum = kept["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
+            kept[MOMENTUM_BUFFER] = torch.zeros_like(weight)
+        momentum = kept[MOMENTUM_BUFFER].lerp_(gradient, 1 - MOMENTUM)
         update = gradient.lerp(momentum, MOMENTUM)
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         for block, direction in zip(weight.chunk(group[BLOCKS]), update.chunk(group[BLOCKS]), strict=True):

@@ -16,7 +16,7 @@ regularization for language RNNs", 2017.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from meari.models.cells.esn import EchoStateNetwork
 from meari.models.choices import Averaging, Optimizer
 from meari.models.config import TrainingConfig
-from meari.models.readout.softmax import readout_optimizer
+from meari.models.readout.softmax import ReadoutAdamW, readout_optimizer
 from meari.models.readout.states import Ids
-from meari.models.training.muon import MuonAdamW, muon_groups, products_of
+from meari.models.training.muon import BLOCKS, MOMENTUM_BUFFER, MuonAdamW, muon_groups, products_of
 
 BETAS = (0.9, 0.99)
 COUNT = "count"
@@ -79,6 +79,32 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
         for moment, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{name}/{moment}"] = value
     return tensors
+
+
+def expected_moments(
+    optimizer: torch.optim.Optimizer, model: nn.Module, kept: Collection[str], rank: int
+) -> dict[str, Tensor]:
+    """Return stand-ins, on the meta device, for what `optimizer_tensors` returns after a step.
+
+    kept   names that a snapshot has: the clusters of an adaptive softmax have none until one of their tokens has come
+    rank   columns of the directions in which a reservoir's states vary most
+    """
+    groups = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
+    adaptive = [module for module in model.modules() if isinstance(module, nn.AdaptiveLogSoftmaxWithLoss)]
+    rare = {id(weight) for module in adaptive for weight in module.tail.parameters()}
+    expected: dict[str, Tensor] = {}
+    for name, weight in model.named_parameters():
+        group = groups.get(id(weight))
+        if group is None or (id(weight) in rare and not any(each.startswith(f"{name}/") for each in kept)):
+            continue
+        like = torch.empty_like(weight, device="meta")
+        moments = {"step": like.new_empty(()), "exp_avg": like, "exp_avg_sq": like}
+        if BLOCKS in group:
+            moments = {MOMENTUM_BUFFER: like}
+        elif isinstance(optimizer, ReadoutAdamW):
+            moments |= optimizer.further_moments(weight, rank)
+        expected |= {f"{name}/{moment}": tensor for moment, tensor in moments.items()}
+    return expected
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -137,6 +163,17 @@ class WeightAverage:
             yield
         finally:
             _copy(own, self._weights)
+
+    def expected_tensors(self, *, is_empty: bool) -> dict[str, Tensor]:
+        """Return stand-ins, on the meta device, for what `tensors` returns after a step.
+
+        is_empty   a snapshot has no mean, which may be so before the trigger
+        """
+        if self._kind is Averaging.NONE or (self._kind is Averaging.TRIGGERED and is_empty):
+            return {}
+        means = [torch.empty_like(weight, device="meta") for weight in self._weights]
+        count = torch.empty((), dtype=torch.int64, device="meta")
+        return dict(zip(self._names, means, strict=True)) | {COUNT: count}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that a resumed run needs; empty if nothing is averaged."""

@@ -16,16 +16,13 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from meari.models.cells.esn import EchoStateNetwork
-from meari.models.checkpoint import fill_checkpoint, read_description, read_tensors, write_tensors
+from meari.models.checkpoint import fill_checkpoint, read_tensors, write_tensors
 from meari.models.config import Config, ReservoirConfig
-from meari.models.errors import CheckpointError
 from meari.models.evaluation import quick_nats_per_token
 from meari.models.families import build_model
 from meari.models.figures import perplexity
@@ -38,7 +35,7 @@ from meari.models.training.display import Display
 from meari.models.training.history import EvaluationRecord, History, NullHistory
 from meari.models.training.process import StopRequest
 from meari.models.training.run_folder import RunFolder
-from meari.models.training.snapshot import PROGRESS, Progress
+from meari.models.training.snapshot import PROGRESS, Progress, check_fit, restore_progress
 from meari.models.training.streams import (
     Streams,
     chunk_length,
@@ -94,13 +91,12 @@ class RidgeTrainer:
     def resume(self) -> None:
         """Continue from `last/`. Raises CheckpointError."""
         folder = current_folder(self._run.last)
-        read_description(folder)
-        described = _read_progress(folder, self._fingerprint)
-        self._streams.restore(described.pop("streams"))
-        self.progress = Progress(**described)
+        self.progress = restore_progress(self._run, folder, self._streams, self._fingerprint)
         self._history.cut(self.progress.step)
         if not self.progress.is_finished:
-            tensors = {name: value.to(self.model.device) for name, value in read_tensors(folder / SUMS).items()}
+            tensors = read_tensors(folder / SUMS)
+            check_fit(folder / SUMS, tensors, self._sums.tensors() | self.model.initial_state(self._streams.size))
+            tensors = {name: value.to(self.model.device) for name, value in tensors.items()}
             self._state = {name: tensors.pop(name)[self._rows] for name in self._state}
             if self._workers.is_first:  # the sums so far count once; the other processes start from zero
                 self._sums = RidgeSums(**tensors)
@@ -217,18 +213,3 @@ def split_ids(ids: Ids, vocabulary_size: int) -> tuple[Ids, Ids]:
     num_held_out = min(max(share, min(2000, len(ids) // 4)), max(2000, MAX_SCORES // vocabulary_size))
     cut = len(ids) - 1 - max(1, num_held_out)
     return ids[: cut + 1], ids[cut:]
-
-
-def _read_progress(folder: Path, expected: str) -> dict[str, Any]:
-    path = folder / PROGRESS
-    try:
-        described = json.loads(path.read_text("utf-8"))
-        assert isinstance(described, dict)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}; start again with --overwrite") from error
-    if described.pop("fingerprint") != expected:
-        raise CheckpointError(
-            f"{folder}: the corpus has changed since this run was started; "
-            "bring it back, or start again with --overwrite"
-        )
-    return described

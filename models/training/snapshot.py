@@ -12,8 +12,9 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from meari.models.checkpoint import (
     WEIGHTS,
     fill_checkpoint,
     load_weights,
+    misfit,
     read_description,
     read_tensors,
     write_tensors,
@@ -29,11 +31,14 @@ from meari.models.config import Config
 from meari.models.errors import CheckpointError
 from meari.models.files import current_folder, replaced_folder
 from meari.models.language_model import LanguageModel, State
-from meari.models.training.optimizer import optimizer_tensors, restore_optimizer
+from meari.models.training.optimizer import WeightAverage, expected_moments, optimizer_tensors, restore_optimizer
 from meari.models.training.run_folder import RunFolder
+from meari.models.training.streams import Streams
 
 OPTIMIZER = "optimizer.safetensors"
 PROGRESS = "progress.json"
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Amount = Annotated[float, msgspec.Meta(ge=0)]
 
 
 @dataclass(frozen=True)
@@ -50,19 +55,19 @@ class Progress:
     cpu_seconds             processor time, all threads and processes together; None if a part of the run did not count
     """
 
-    step: int = 0
+    step: Count = 0
     best_validation: float | None = None
-    best_step: int = 0
-    evaluations_since_best: int = 0
-    seconds: float = 0.0
+    best_step: Count = 0
+    evaluations_since_best: Count = 0
+    seconds: Amount = 0.0
     is_finished: bool = False
-    tokens: int = 0
-    cpu_seconds: float | None = None
+    tokens: Count = 0
+    cpu_seconds: Amount | None = None
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Values that `load_snapshot` returns besides the weights and moments that it fills in."""
+    """Values that are saved besides weights and moments."""
 
     progress: Progress
     streams: dict[str, Any]
@@ -80,9 +85,8 @@ def save_snapshot(
 ) -> None:
     """Replace `last/` atomically."""
     progress = snapshot.progress
-    tensors = {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(optimizer, model).items()}
-    tensors |= {f"state/{name}": tensor for name, tensor in snapshot.state.items()}
-    tensors |= {f"average/{name}": tensor for name, tensor in snapshot.average.items()}
+    tensors = _named("optimizer/", optimizer_tensors(optimizer, model))
+    tensors |= _named("state/", snapshot.state) | _named("average/", snapshot.average)
     tensors |= _generator_states()
     described = dataclasses.asdict(progress) | {"streams": snapshot.streams, "fingerprint": fingerprint}
     figures = {"validation": {"nats_per_token": progress.best_validation}} if progress.best_validation else {}
@@ -92,51 +96,92 @@ def save_snapshot(
         (folder / PROGRESS).write_text(json.dumps(described) + "\n", "utf-8")
 
 
-def load_snapshot(run: RunFolder, model: LanguageModel, optimizer: torch.optim.Optimizer, fingerprint: str) -> Snapshot:
-    """Fill model, optimizer and torch's generators from `last/`.
-
-    Raises CheckpointError: nothing there, damaged, or the corpus is not the one the run was started with.
-    """
-    folder = current_folder(run.last)
-    read_description(folder)
-    described = _read_progress(folder / PROGRESS)
-    try:
-        return _restored(run, folder, described, model, optimizer, fingerprint)
-    except (KeyError, TypeError, ValueError) as error:  # something is missing, or of another kind
-        problem = f"damaged: {type(error).__name__}: {error}"
-        raise CheckpointError(f"{folder}: {problem:.200}; start again with --overwrite") from error
-
-
-def _restored(
+def load_snapshot(
     run: RunFolder,
-    folder: Path,
-    described: dict[str, Any],
     model: LanguageModel,
     optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
+    streams: Streams,
     fingerprint: str,
-) -> Snapshot:
-    if described.pop("fingerprint") != fingerprint:
-        raise CheckpointError(
-            f"{run.path}: the corpus has changed since this run was started; "
-            "bring it back, or start again with --overwrite"
-        )
+) -> tuple[Progress, State]:
+    """Fill model, optimizer, average, streams and torch's generators from `last/`; return what else was saved.
+
+    Raises CheckpointError: nothing there, damaged, its parts do not fit the run, or the corpus is not the one the run
+    was started with.
+    """
+    folder = current_folder(run.last)
+    progress = restore_progress(run, folder, streams, fingerprint)
     load_weights(model, folder / WEIGHTS)
-    tensors = read_tensors(folder / OPTIMIZER)
-    restore_optimizer(optimizer, model, _under("optimizer/", tensors))
-    _restore_generators(tensors)
-    streams = described.pop("streams")
-    state = {name: tensor.to(model.device) for name, tensor in _under("state/", tensors).items()}
-    return Snapshot(Progress(**described), streams, state, _under("average/", tensors))
+    path = folder / OPTIMIZER
+    tensors = read_tensors(path)
+    moments, means, state = (_under(prefix, tensors) for prefix in ("optimizer/", "average/", "state/"))
+    expected = {"generator/cpu": torch.get_rng_state()}
+    expected |= {name: tensors[name] for name in tensors if name == "generator/cuda"}  # looked at by torch itself
+    if progress.step:
+        expected |= _named("optimizer/", expected_moments(optimizer, model, moments, _num_directions(moments)))
+    expected |= _named("average/", average.expected_tensors(is_empty=not means))
+    expected |= _named("state/", _like(model.initial_state(streams.size), state))
+    check_fit(path, tensors, expected)
+    restore_optimizer(optimizer, model, moments)
+    average.restore(means)
+    _restore_generators(path, tensors)
+    return progress, {name: tensor.to(model.device) for name, tensor in state.items()}
 
 
-def _read_progress(path: Path) -> dict[str, Any]:
+def restore_progress(run: RunFolder, folder: Path, streams: Streams, fingerprint: str) -> Progress:
+    """Return the progress that a snapshot tells, and let the streams continue where they were. Raises CheckpointError.
+
+    folder   of the snapshot
+    """
+    path = folder / PROGRESS
+    step = read_description(folder).get("step")
     try:
         described = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}; start again with --overwrite") from error
-    if not isinstance(described, dict):
-        raise CheckpointError(f"{path}: got {described!r:.60}, expected a table; start again with --overwrite")
-    return described
+        if described["fingerprint"] != fingerprint:
+            raise CheckpointError(
+                f"{run.path}: the corpus has changed since this run was started; "
+                "bring it back, or start again with --overwrite"
+            )
+        progress = msgspec.convert(described, Progress)
+        _check_names_and_step(described, step)
+        streams.restore(described["streams"])
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; start again with --overwrite") from error
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        problem = f"damaged: {type(error).__name__}: {error}"
+        raise CheckpointError(f"{path}: {problem:.200}; start again with --overwrite") from error
+    return progress
+
+
+def _check_names_and_step(described: dict[str, Any], step_of_weights: object) -> None:
+    unknown = {*described} - {field.name for field in dataclasses.fields(Progress)} - {"streams", "fingerprint"}
+    if unknown:
+        raise ValueError(f"unknown: {min(unknown)!r}")
+    if described["step"] != step_of_weights:
+        raise ValueError(f"step: got {described['step']}, but the weights are those of step {step_of_weights!r:.20}")
+
+
+def check_fit(path: Path, tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise CheckpointError where the tensors of a file have other names, shapes or types than a run expects."""
+    problem = misfit(tensors, expected)
+    if problem is not None:
+        raise CheckpointError(f"{path}: does not fit the run: {problem}; start again with --overwrite")
+
+
+def _num_directions(moments: dict[str, Tensor]) -> int:
+    """Return the columns of the directions of a reservoir's states, which were measured at the first step."""
+    shapes = [tensor.shape for name, tensor in moments.items() if name.endswith("/directions")]
+    return shapes[0][1] if shapes and len(shapes[0]) == 2 else 0
+
+
+def _like(initial: State, state: State) -> State:
+    """Return what is expected of a state: it may be bfloat16 after a step in that precision."""
+    halves = {name for name, tensor in state.items() if tensor.dtype is torch.bfloat16}
+    return {name: tensor.bfloat16() if name in halves else tensor for name, tensor in initial.items()}
+
+
+def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -150,7 +195,10 @@ def _generator_states() -> dict[str, Tensor]:
     return states
 
 
-def _restore_generators(tensors: dict[str, Tensor]) -> None:
-    torch.set_rng_state(tensors["generator/cpu"])
-    if torch.cuda.is_available() and "generator/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["generator/cuda"])
+def _restore_generators(path: Path, tensors: dict[str, Tensor]) -> None:
+    try:
+        torch.set_rng_state(tensors["generator/cpu"])
+        if torch.cuda.is_available() and "generator/cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["generator/cuda"])
+    except (RuntimeError, TypeError) as error:  # torch's texts have its source
+        raise CheckpointError(f"{path}: no states of generators; start again with --overwrite") from error

@@ -94,6 +94,11 @@ class Streams:
         self._cursors = self._cursors + length
         return Chunk(rows[:, :-1], rows[:, 1:], fresh)
 
+    @property
+    def size(self) -> int:
+        """Number of streams."""
+        return len(self._cursors)
+
     def state(self) -> dict[str, Any]:
         """Return everything that the next chunks depend on, as JSON values."""
         return {
@@ -103,9 +108,16 @@ class Streams:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where the streams with this `state()` were."""
-        self._cursors = np.array(state["cursors"], dtype=np.int64)
-        self._is_new = bool(state["is_new"])
+        """Continue where the streams with this `state()` were. Raises what of a damaged one does not fit."""
+        cursors, is_new = state["cursors"], state["is_new"]
+        if not isinstance(cursors, list) or len(cursors) != len(self._cursors):
+            raise ValueError(f"cursors: got {cursors!r:.60}, expected {len(self._cursors)} numbers")
+        for cursor in cursors:
+            if type(cursor) is not int or not 0 <= cursor < len(self._ids):
+                raise ValueError(f"cursors: got {cursor!r:.60}, expected a whole number from 0 to {len(self._ids) - 1}")
+        if not isinstance(is_new, bool):
+            raise TypeError(f"is_new: got {is_new!r:.60}, expected true or false")
+        self._cursors, self._is_new = np.array(cursors, dtype=np.int64), is_new
         self._generator.bit_generator.state = state["generator"]
 
     def _next_length(self) -> int:

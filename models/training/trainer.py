@@ -120,14 +120,13 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from `last/`. Raises CheckpointError."""
-        snapshot = load_snapshot(self._run, self.model, self._optimizer, self._fingerprint)
-        self.progress = snapshot.progress
+        self.progress, state = load_snapshot(
+            self._run, self.model, self._optimizer, self._average, self._streams, self._fingerprint
+        )
         if not self.progress.tokens:  # a snapshot from before they were counted
             steps = self.progress.step
             self.progress = replace(self.progress, tokens=steps * tokens_per_step(self._training, self._num_targets))
-        self._streams.restore(snapshot.streams)
-        self._average.restore(snapshot.average)
-        self._state = {name: tensor[self._rows] for name, tensor in snapshot.state.items()}
+        self._state = {name: tensor[self._rows] for name, tensor in state.items()}
         self._history.cut(self.progress.step)
 
     def run(self) -> Ending:

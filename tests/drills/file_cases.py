@@ -56,6 +56,7 @@ from tests.service.running import ROOT
 __all__ = ["KINDS", "Outcome"]
 
 NUM_WARM: Final = 5
+SLOW_SECONDS: Final = 1.0
 TEXT: Final = "Zwei Wörter.\nthe sea, e\u0301cho 😀 한글\r\n\n\tlast\n" * 8
 TOML_VALUES: Final = (
     "1", "-1", "0", "1e400", "nan", "inf", "true", '""', '"a"', "[]", "[1]", '["a"]', "{}", "{a=1}", "1979-05-27",
@@ -362,6 +363,13 @@ def try_case(kind: Kind, rng: random.Random, outcome: Outcome) -> str:
     return ""
 
 
+def _timed(kind: Kind, seed: str, outcome: Outcome) -> tuple[float, str]:
+    """Try a case; return its seconds and its problem."""
+    started = time.monotonic()
+    problem = try_case(kind, random.Random(seed), outcome)
+    return time.monotonic() - started, problem
+
+
 def run(name: str, seed: int, count: int, folder: Path) -> Outcome:
     """Try all cases of a kind."""
     kind, outcome, before = KINDS[name](folder), Outcome(), 0
@@ -371,9 +379,9 @@ def run(name: str, seed: int, count: int, folder: Path) -> Outcome:
         for number in range(count):
             progress.seek(0)
             progress.write(f"{name} {number}\n".encode())
-            started = time.monotonic()
-            problem = try_case(kind, random.Random(f"{seed}/{name}/{number}"), outcome)
-            seconds = time.monotonic() - started
+            seconds, problem = _timed(kind, f"{seed}/{name}/{number}", outcome)
+            if seconds > SLOW_SECONDS:  # a busy machine may have stopped it: a case that costs so much does so again
+                seconds = min(seconds, *(_timed(kind, f"{seed}/{name}/{number}", Outcome())[0] for _ in range(2)))
             if problem and len(outcome.problems) < 5:
                 outcome.problems.append(f"case {number} of seed {seed}: {problem[:500]}")
             if seconds > outcome.slowest:

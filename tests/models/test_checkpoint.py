@@ -102,6 +102,10 @@ def test_inconsistent_description_is_refused(tmp_path: Path, changes: dict[str, 
     ("hidden_size", "message"),
     [
         (7, r"the weights do not fit the model: \S+: got the shape"),
+        (
+            1000,
+            r"checkpoint\.json: a model of these sizes has at least \d+ bytes of weights, model\.safetensors has \d+",
+        ),
         (10**9, r"checkpoint\.json: a model of these sizes"),
         (10**19, r"checkpoint\.json: a model of these sizes"),
     ],
@@ -120,6 +124,8 @@ def test_config_of_another_size_is_refused(tmp_path: Path, hidden_size: int, mes
     [
         (WIDE, {"adaptive_cutoffs": [5]}, "adaptive_cutoffs: got 5, expected numbers below 5, the size of the vocab"),
         (MODELS[2], {"mogrifier_rounds": 2**64}, "mogrifier_rounds: got 18446744073709551616, expected"),
+        (MODELS[0], {"num_layers": 1000}, "a model of these sizes has at least"),  # was made first, for seconds
+        (MODELS[3], {"units": 4096}, "a model of these sizes has at least"),
         (MODELS[0], {"num_layers": 10**9}, "num_layers: got 1000000000, expected"),
         (MODELS[3], {"layers": 10**9}, "layers: got 1000000000, expected"),
         (MODELS[3], {"reservoirs": 10**9}, "reservoirs: got 1000000000, expected"),
