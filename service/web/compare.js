@@ -131,7 +131,7 @@ async function measureOne(run, signal) {
 /** What a token has left in the states of each model, for the chart. */
 async function measureEchoes(place, signal) {
   const known = runs.filter((run) => run.states?.tokens[place]);
-  const echoes = await Promise.all(known.map((run) => echoOf(run.states, place, UNITS, signal, unknownOf(run))));
+  const echoes = await Promise.all(known.map((run) => echoOf(run.states, place, UNITS, signal, run.model.tokenizer)));
   known.forEach((run, i) => (run.measured = { place, pictures: echoes[i].map((values, tensor) => ({ ...arranged(values), order: run.pictures[tensor].order })) }));
   drawEchoes();
 }

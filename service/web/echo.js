@@ -2,19 +2,18 @@
 
 import { post } from "./api.js";
 
-/** The text with the character at a token's place made another one, of the same kind as far as that is known. An unknown
- * token stays one: as text its name would be several. */
-export function changed(tokens, place, unknownId = null) {
-  const textOf = ({ id, text }) => (id === unknownId ? "\ufffd" : text);
-  const before = tokens.slice(0, place).map(textOf).join("");
+/** The text with the character or word at a token's place made another one, of the same kind as far as that is known. An
+ * unknown token stays one: as text its name would be several. */
+export function changed(tokens, place, { kind, unknown_id: unknownId = null }) {
+  const texts = tokens.map(({ id, text }) => (id === unknownId ? "\ufffd" : text));
   const other = /^[\uac00-\ud7a3]/.test(tokens[place].text.trim()) ? ["나", "가"] : ["e", "a"];
-  const replacement = tokens[place].text === other[0] ? other[1] : other[0];
-  return before + replacement + tokens.slice(place + 1).map(textOf).join("");
+  texts[place] = tokens[place].text === other[0] ? other[1] : other[0];
+  return texts.join(kind === "word" ? " " : "");
 }
 
 /** For each state tensor the absolute differences, token by token; nothing before the change. */
-export async function echoOf({ model, tokens, tensors }, place, units, signal, unknownId = null) {
-  const other = await post("states", { model, text: changed(tokens, place, unknownId), units }, signal);
+export async function echoOf({ model, tokens, tensors }, place, units, signal, tokenizer) {
+  const other = await post("states", { model, text: changed(tokens, place, tokenizer), units }, signal);
   const length = Math.min(tokens.length, other.tokens.length);
   return tensors.map(({ values }, tensor) =>
     values.slice(0, length).map((row, t) => row.map((value, unit) => Math.abs(value - other.tensors[tensor].values[t][unit]))),

@@ -128,6 +128,13 @@ def test_unknown_characters_are_one_token_each_in_what_is_compared(visit: Visit)
     assert widths == [8 * 256] * 4
 
 
+def test_text_with_another_token_has_the_others_as_they_are(visit: Visit) -> None:
+    tokens = [{"id": 5, "text": "to"}, {"id": 1, "text": "<|unk|>"}, {"id": 7, "text": "or"}]
+    for kind, text in (("word", "to \ufffd e"), ("char", "to\ufffde")):
+        changed = "async ([tokens, kind]) => (await import('/web/echo.js')).changed(tokens, 2, { kind, unknown_id: 1 })"
+        assert visit.page.evaluate(changed, [tokens, kind]) == text
+
+
 def test_text_and_heat_map_point_at_one_another_across_tokenizers(visit: Visit, released_server: Server) -> None:
     page = visit.open_pane("compare")
     for name in ("rnn", "gru", "esn"):
