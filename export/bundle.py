@@ -4,6 +4,7 @@ Input: a run folder and the folder of the bundle. Output: the whole bundle, or a
 Must not know: HTTP.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from meari.bundle_format.folders import CELL_GRAPH, GOLDEN, IN_PASSING, MANIFEST, OUTPUT_GRAPH, TOKENIZER
-from meari.bundle_format.names import NAME_PATTERN, Precision
+from meari.bundle_format.names import NAME_PATTERN, Precision, TokenizerKind
 from meari.export.card import draw_samples, model_card
 from meari.export.description import Description, summarise
 from meari.export.errors import BundleExists, CheckFailed, ExportError, UnusableRun
 from meari.export.graphs import cell_graph, output_graph
 from meari.export.manifest import make_manifest
-from meari.export.mixture import check_mixture, fitted
-from meari.export.ngram import NgramWeights, count_ngrams
-from meari.export.perplexity import MIN_TOKENS, TRY_FP32, HeldOutFigures, check_precision, measure_graphs
+from meari.export.mixture import check_mixture, fitted, sampled
+from meari.export.ngram import NgramWeights, count_ngrams, longest_order
+from meari.export.perplexity import MIN_TOKENS, TRY_FP32, HeldOutFigures, check_loss, check_precision, measure_graphs
 from meari.export.sessions import Graphs, Tokens
 from meari.export.verification import Agreement, check_against_torch, check_isolation, check_valid, make_golden
 from meari.export.weights import ModelWeights
@@ -34,6 +35,10 @@ from meari.models.files import current_folder, locked_beside, replaced_folder
 from meari.models.text.token_file import TokenFile, open_token_file
 
 MAX_HELD_OUT = 200_000  # tokens at most
+MIN_GAIN, TOKENS_FOR_MIN_GAIN = 3.0, 2_000_000  # nats of an n-gram by default; more where there are more tokens
+CHARACTERS_IN_NGRAM, TOKENS_IN_NGRAM = 7, 4  # where nobody chooses
+MAX_COUNTED = 20_000_000  # tokens of the training text, likewise
+MIN_IMPROVEMENT = 0.02  # of the nats of held-out text, for which n-grams are worth their time
 NO_TOKENS = np.zeros(0, dtype=np.int64)
 
 
@@ -90,10 +95,21 @@ class ExportedBundle:
 
 @dataclass(frozen=True)
 class NgramOptions:
-    """Options of an n-gram model: tokens of the longest n-grams, and how often one must occur to be kept."""
+    """Options of an n-gram model.
+
+    order            tokens of the longest n-grams
+    min_gain         nats of the training text that each one must gain; None: by the length of the text
+    min_improvement  share of the nats of held-out text; an n-gram model that takes less off is left out
+    """
 
     order: int
-    min_count: int = 2
+    min_gain: float | None = None
+    min_improvement: float = -math.inf
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether a bundle without n-grams will do."""
+        return self.min_improvement > -math.inf
 
 
 @dataclass(frozen=True)
@@ -161,12 +177,25 @@ def export_smallest(
 def write_smallest(
     run: Run, folder: Path, *, overwrite: bool = False, tell: Callable[[str], None] = lambda _: None
 ) -> ExportedBundle:
-    """Write a run that was read, likewise."""
+    """Write a run that was read, likewise, with n-grams where they are worth it."""
+    ngram = _worthwhile(run)
     try:
-        return write_bundle(run, folder, Precision.INT8, overwrite=overwrite, tell=tell)
+        return write_bundle(run, folder, Precision.INT8, ngram=ngram, overwrite=overwrite, tell=tell)
     except (CheckFailed, UnusableRun) as error:
         tell(f"No int8 bundle: {error}")
-    return write_bundle(run, folder, Precision.FP32, overwrite=overwrite, tell=tell)
+    return write_bundle(run, folder, Precision.FP32, ngram=ngram, overwrite=overwrite, tell=tell)
+
+
+def _worthwhile(run: Run) -> NgramOptions | None:
+    """Return the n-grams to try where nobody has chosen; None for a run without text to count them in."""
+    validation = run.parts.get("validation")
+    if run.train is None or validation is None or validation.num_tokens < MIN_TOKENS:
+        return None
+    is_char = run.checkpoint.config.tokenizer.kind is TokenizerKind.CHAR
+    order = CHARACTERS_IN_NGRAM if is_char else TOKENS_IN_NGRAM
+    return NgramOptions(
+        min(order, longest_order(run.checkpoint.model.vocabulary_size)), min_improvement=MIN_IMPROVEMENT
+    )
 
 
 def samples_of(run_folder: Path) -> list[str]:
@@ -223,11 +252,7 @@ def _build(run: Run, precision: Precision, options: NgramOptions | None, tell: C
     ngram = None
     if options is not None:
         tell(f"Counting n-grams of up to {options.order} tokens")
-        ngram = _ngram(run, graphs, options)
-        alone, graphs = graphs, build_graphs(weights, precision, ngram)
-        check_valid(graphs)
-        check_mixture(graphs, alone, ngram, run.held_out)
-        check_precision(precision, _measure(run, alone, run.parts["validation"]))
+        graphs, ngram = _with_ngrams(run, reference, graphs, weights, options, tell)
     tell("Comparing rows in batches of many sizes")
     check_isolation(graphs)
     if run.parts:
@@ -237,17 +262,51 @@ def _build(run: Run, precision: Precision, options: NgramOptions | None, tell: C
     return _CheckedGraphs(graphs, ngram, agreement, held_out)
 
 
-def _ngram(run: Run, graphs: Graphs, options: NgramOptions) -> NgramWeights:
-    """Estimate an n-gram model and its shares. Raises UnusableRun for a run without the text that this takes."""
+def _with_ngrams(
+    run: Run,
+    reference: Graphs,
+    alone: Graphs,
+    weights: ModelWeights,
+    options: NgramOptions,
+    tell: Callable[[str], None],
+) -> tuple[Graphs, NgramWeights | None]:
+    """Mix n-grams in, unless they improve too little.
+
+    reference, alone  graphs without n-grams, in float32 and in the precision of the bundle
+    """
     validation = run.parts.get("validation")
     if run.train is None or validation is None or validation.num_tokens < MIN_TOKENS:
         raise UnusableRun(
             f"--ngram: got a run without its training text or with fewer than {MIN_TOKENS} held-out tokens, expected "
             "the run folder that holds tokens/"
         )
+    ids = run.train.ids[: MAX_COUNTED if options.is_optional else None].astype(np.int64)
+    min_gain = options.min_gain
+    if min_gain is None:
+        min_gain = MIN_GAIN * max(1.0, len(ids) / TOKENS_FOR_MIN_GAIN)
     end_id, size = run.checkpoint.tokenizer.end_id, run.checkpoint.model.vocabulary_size
-    counted = count_ngrams(run.train.ids.astype(np.int64), size, end_id, options.order, options.min_count)
-    return fitted(counted, graphs, validation, counts_ends=run.has_ends)
+    try:
+        counted = count_ngrams(ids, size, end_id, options.order, min_gain=min_gain)
+    except UnusableRun as error:
+        if not options.is_optional:
+            raise
+        tell(f"No n-grams: {error}")
+        return alone, None
+    sample = sampled(alone, validation, counted.order, counts_ends=run.has_ends)
+    if alone is not reference:
+        exact = sampled(reference, validation, counted.order, counts_ends=run.has_ends)
+        check_loss(alone.precision, sample.nats_per_token, exact.nats_per_token)
+    ngram, nats_per_token = fitted(counted, sample)
+    improvement = 1 - nats_per_token / sample.nats_per_token
+    told = f"{sum(ngram.num_ngrams):,} n-grams take {improvement:.1%} off the nats of held-out text"
+    if improvement < options.min_improvement:
+        tell(f"{told}: they are left out")
+        return alone, None
+    tell(told)
+    graphs = build_graphs(weights, alone.precision, ngram)
+    check_valid(graphs)
+    check_mixture(graphs, alone, ngram, run.held_out)
+    return graphs, ngram
 
 
 def _measure(run: Run, graphs: Graphs, tokens: TokenFile) -> HeldOutFigures:

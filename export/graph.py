@@ -53,7 +53,7 @@ class GraphBuilder:
         name = "int64_" + "_".join(str(value).replace("-", "minus") for value in values)
         return self.shared_constant(name, np.array(values, dtype=np.int64))
 
-    def op(self, op_type: str, *inputs: ir.Value, **attributes: float | str | Sequence[int]) -> ir.Value:
+    def op(self, op_type: str, *inputs: ir.Value, **attributes: float | str | Sequence[int] | ir.Graph) -> ir.Value:
         """Append an operator of one output."""
         return self._tape.op(op_type, inputs, attributes=attributes)
 

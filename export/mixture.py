@@ -4,40 +4,61 @@ Input: graphs with and without it, held-out tokens. Output: `NgramWeights` with 
 Must not know: how n-grams are counted, the graphs' operators.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from meari.export.errors import MixtureMismatch
-from meari.export.ngram import Ids, NgramWeights, fit_shares
-from meari.export.perplexity import scored_groups, scored_steps
+from meari.export.ngram import Doubles, Ids, NgramWeights, fit_shares
+from meari.export.perplexity import scored_steps
 from meari.export.sessions import GraphModel, Graphs, Tokens
 from meari.export.verification import TORCH_TOLERANCE, check_normalised
+from meari.models.evaluation import groups, quick_rows
 from meari.models.text.token_file import TokenFile
 
-MAX_FITTED = 200_000  # held-out tokens
 NUM_ROWS = 8
 NUM_STEPS = 64
 
 
-def fitted(ngram: NgramWeights, graphs: Graphs, held_out: TokenFile, *, counts_ends: bool) -> NgramWeights:
-    """Return the n-gram model with the shares that make held-out tokens likeliest.
+@dataclass(frozen=True)
+class Sample:
+    """Held-out tokens, and what a network makes of them.
 
-    graphs  without it
+    logprobs  float64 [N], of the network
+    targets   int64 [N]
+    recent    int64 [N, order - 1], the tokens before each, as `NgramWeights.find` takes them
     """
+
+    logprobs: Doubles
+    targets: Ids
+    recent: Ids
+
+    @property
+    def nats_per_token(self) -> float:
+        return -float(self.logprobs.mean())
+
+
+def sampled(graphs: Graphs, held_out: TokenFile, order: int, *, counts_ends: bool) -> Sample:
+    """Run the beginning of a held-out text. graphs: without n-grams."""
     opened = GraphModel(graphs)
-    network, targets, contexts = [], [], []
-    num_tokens = 0
-    for group in scored_groups(held_out):
-        recent = np.zeros((len(group), ngram.order - 1), np.int64)
-        for tokens, rows, wanted, logprobs in scored_steps(opened, group, counts_ends=counts_ends):
+    logprobs, targets, contexts = [], [], []
+    for group in groups(quick_rows(held_out)):
+        recent = np.zeros((len(group), order - 1), np.int64)
+        for tokens, rows, wanted, found in scored_steps(opened, group, counts_ends=counts_ends):
             recent = after(recent, tokens)
-            network.append(np.exp(logprobs[rows, wanted].astype(np.float64)))
+            logprobs.append(found[rows, wanted].astype(np.float64))
             targets.append(wanted)
             contexts.append(recent[rows])
-            num_tokens += len(rows)
-        if num_tokens >= MAX_FITTED:
-            break
-    of_ngram, lengths = ngram.probabilities(np.concatenate(targets), np.concatenate(contexts))
-    return ngram.with_shares(fit_shares(np.concatenate(network), of_ngram, lengths, ngram.order))
+    return Sample(np.concatenate(logprobs), np.concatenate(targets), np.concatenate(contexts))
+
+
+def fitted(ngram: NgramWeights, sample: Sample) -> tuple[NgramWeights, float]:
+    """Return the n-gram model with the shares that make held-out tokens likeliest, and their nats a token then."""
+    of_ngram, lengths = ngram.probabilities(sample.targets, sample.recent)
+    of_network = np.exp(sample.logprobs)
+    shares = fit_shares(of_network, of_ngram, lengths, ngram.order)
+    share = shares[lengths]
+    return ngram.with_shares(shares), -float(np.log((1 - share) * of_network + share * of_ngram).mean())
 
 
 def after(recent: Ids, tokens: Tokens) -> Ids:

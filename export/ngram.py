@@ -7,8 +7,10 @@ ONNX, files.
 
 Modified Kneser–Ney smoothing, interpolated (Chen and Goodman, "An empirical study of smoothing techniques for language
 modeling", 1999): shorter n-grams are counted by the number of different tokens before them, and three discounts D
-depend on the count. Rare n-grams are left out, which makes the tables several times smaller. Whatever is subtracted,
-left out or rounded goes to the shorter context, so every distribution sums to one.
+depend on the count. N-grams that occur once, and those that hardly say more than the shorter ones, are left out, which
+makes the tables several times smaller: an n-gram gains c(h w) log(p(w | h) / p(w | h without it)) nats of the training
+text (Seymore and Rosenfeld, "Scalable backoff language models", 1996). Whatever is subtracted, left out or rounded goes
+to the shorter context, so every distribution sums to one.
 
 A text begins with the boundary token, and nothing is known before it. In the mixture
 
@@ -132,17 +134,25 @@ def history(ids: Ids, end_id: int, order: int) -> Ids:
     return recent
 
 
-def count_ngrams(ids: Ids, vocabulary_size: int, end_id: int, order: int, min_count: int) -> NgramWeights:
+def longest_order(vocabulary_size: int) -> int:
+    """Return the number of tokens of the longest n-grams that can be numbered, also together with their lengths."""
+    base = vocabulary_size + 1
+    return next(n for n in itertools.count(1) if max(base, n + 1) * base**n > MAX_KEY)
+
+
+def count_ngrams(
+    ids: Ids, vocabulary_size: int, end_id: int, order: int, *, min_count: int = 2, min_gain: float = 0.0
+) -> NgramWeights:
     """Estimate an n-gram model from a token file; its shares in the mixture are zero.
 
     order      number of tokens of the longest n-grams, at least 2; shorter ones are the longest where none is kept
     min_count  how often an n-gram must occur to be kept, at least 1; for two tokens one less is enough
+    min_gain   how many nats it must gain
 
     Raises UnusableRun where there are too many tokens to number n-grams of that length, or no pair is kept.
     """
-    base = vocabulary_size + 1
-    if base**order > MAX_KEY:
-        most = next(n for n in range(order, 0, -1) if base**n <= MAX_KEY)
+    base, most = vocabulary_size + 1, longest_order(vocabulary_size)
+    if order > most:
         raise UnusableRun(f"--ngram: got {order}, expected at most {most} for {vocabulary_size:,} tokens")
     recent, targets = history(ids, end_id, order), ids[1:].astype(np.int64)
     keys = targets.copy()
@@ -153,30 +163,40 @@ def count_ngrams(ids: Ids, vocabulary_size: int, end_id: int, order: int, min_co
     counted, counts = np.unique(keys, return_counts=True)
     for length in range(order, 0, -1):
         fewest = 1 if length == 1 else max(1, min_count - (length == 2))
-        tables.append(_Table(counted, counts, _occurrences(keys, base**length) >= fewest))
+        occurrences = _occurrences(keys, base**length)
+        tables.append(_Table(counted, counts, occurrences, occurrences >= fewest))
         counted, counts = np.unique(counted % base ** (length - 1), return_counts=True)
     single, *longer = reversed(tables)
     unigram = np.zeros(vocabulary_size)
     unigram[single.keys] = single.discounted
     unigram += (single.counts.sum() - unigram.sum()) / vocabulary_size
     unigram /= unigram.sum()
-    levels = tuple(itertools.takewhile(lambda level: len(level.tokens), (_level(table, base) for table in longer)))
-    if not levels:
-        raise UnusableRun(f"--ngram: got a text of {len(targets):,} tokens without a pair that occurs often enough")
-    return NgramWeights(unigram.astype(np.float32), levels, np.zeros(len(levels) + 1, np.float32))
+    weights = NgramWeights(unigram.astype(np.float32), (), np.zeros(1, np.float32))
+    for table in longer:
+        if min_gain > 0:
+            table = replace(table, is_kept=table.is_kept & (_gains(table, weights) >= min_gain))  # noqa: PLW2901
+        if not table.is_kept.any():
+            break
+        levels = (*weights.levels, _level(table, base))
+        weights = NgramWeights(weights.unigram, levels, np.zeros(len(levels) + 1, np.float32))
+    if not weights.levels:
+        raise UnusableRun(f"--ngram: got a text of {len(targets):,} tokens without a pair that is worth keeping")
+    return weights
 
 
 @dataclass(frozen=True)
 class _Table:
     """n-grams of one length.
 
-    keys     int64 [S], ascending: the token, then its context from the newest token, as digits from the lowest
-    counts   int64 [S]: how often they occur, or after how many different tokens, if they are parts of longer ones
-    is_kept  bool [S]
+    keys         int64 [S], ascending: the token, then its context from the newest token, as digits from the lowest
+    counts       int64 [S]: how often they occur, or after how many different tokens, if they are parts of longer ones
+    occurrences  int64 [S]: how often they occur
+    is_kept      bool [S]
     """
 
     keys: Ids
     counts: Ids
+    occurrences: Ids
     is_kept: NDArray[np.bool_]
 
     @property
@@ -187,6 +207,20 @@ class _Table:
 def _occurrences(keys: Ids, modulus: int) -> Ids:
     """Return how often each different n-gram occurs, in ascending order."""
     return np.unique(keys % modulus, return_counts=True)[1]
+
+
+def _gains(table: _Table, shorter: NgramWeights) -> Doubles:
+    """Return how many nats of the training text each kept n-gram gains over the shorter ones, [S]; 0 of the others."""
+    base, gains = shorter.vocabulary_size + 1, np.zeros(len(table.keys))
+    if not table.is_kept.any():
+        return gains
+    level, kept = _level(table, base), table.keys[table.is_kept]
+    contexts, targets = kept // base, kept % base
+    recent = contexts[:, None] // base ** np.arange(len(shorter.levels)) % base
+    by_shorter, _ = shorter.probabilities(targets, recent)
+    left, count = level.backoff[np.searchsorted(level.contexts, contexts)], table.discounted[table.is_kept]
+    gains[table.is_kept] = np.log((count + left * by_shorter) / ((count + left) * by_shorter))
+    return gains * table.occurrences
 
 
 def _discounts(counts: Ids) -> Doubles:

@@ -4,6 +4,7 @@ Input: graphs and held-out token files. Output: the figures that a server of the
 float32 checkpoint, or `PrecisionLost`. Must not know: the writing of a bundle.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -59,6 +60,16 @@ def measure_graphs(graphs: Graphs, tokens: TokenFile, *, counts_ends: bool) -> F
         nats, num_tokens = nats + added, num_tokens + counted
     num_ends = tokens.num_documents if counts_ends else 0
     return figures(nats, num_tokens, tokens.num_characters, tokens.num_bytes, num_ends)
+
+
+def check_loss(precision: Precision, nats_per_token: float, reference: float) -> None:
+    """Raise PrecisionLost where a network has more than one per cent more perplexity than in float32."""
+    loss = math.exp(nats_per_token - reference) - 1
+    if not loss <= MAX_LOSS:
+        raise PrecisionLost(
+            f"validation text: without n-grams the {precision} graphs have {loss:+.2%} of the perplexity of the "
+            f"float32 ones, expected at most {MAX_LOSS:+.0%}{TRY_FP32}"
+        )
 
 
 def check_precision(precision: Precision, validation: HeldOutFigures | None) -> None:

@@ -167,18 +167,21 @@ def _chunk(group: list[Row], begin: int, length: int) -> tuple[NDArray[np.int64]
 def quick_nats_per_token(model: LanguageModel, tokens: TokenFile) -> float:
     """Return nats per token of at most the first QUICK_TOKENS tokens: to watch a training, not to report.
 
-    A stream is cut into pieces that run side by side. Raises NotFinite.
+    Raises NotFinite.
     """
-    ids = tokens.ids[: QUICK_TOKENS + 1]
-    if tokens.unit is Document.FILE:
-        num_segments = max(1, min(MAX_ROWS, len(ids) // (4 * NUM_WARMUP)))
-        rows: Iterator[Row] | list[Row] = segment_rows(ids, num_segments, NUM_WARMUP)
-    else:
-        rows = document_rows(_whole_documents(tokens.ids, ids))
-    nats, num_tokens = total_nats(model, rows)
+    nats, num_tokens = total_nats(model, quick_rows(tokens))
     if not math.isfinite(nats):
         raise NotFinite(f"the cross-entropy of the validation text is {nats}: lower training.learning_rate")
     return nats / num_tokens
+
+
+def quick_rows(tokens: TokenFile) -> Iterator[Row]:
+    """Return at most the first QUICK_TOKENS tokens; a stream is cut into pieces that run side by side."""
+    ids = tokens.ids[: QUICK_TOKENS + 1]
+    if tokens.unit is Document.FILE:
+        num_segments = max(1, min(MAX_ROWS, len(ids) // (4 * NUM_WARMUP)))
+        return iter(segment_rows(ids, num_segments, NUM_WARMUP))
+    return iter(document_rows(_whole_documents(tokens.ids, ids)))
 
 
 def _whole_documents(ids: Ids, first: Ids) -> Ids:

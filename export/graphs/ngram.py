@@ -6,9 +6,17 @@ The cell keeps the last tokens in its state, as numbers, and appends them to the
 up what follows them. So the mixture is a part of the bundle, and whatever runs a bundle runs it: its state travels,
 and rows do not depend on one another.
 
-A context is found by hashing without loss: it lies in bucket `key mod B`, and `key div B` tells those of a bucket
-apart. The successors of all rows are one list, made from their numbers by NonZero.
+The contexts of all lengths are one table, hashed without loss: a context lies in bucket `key mod B`, and `key div B`
+tells those of a bucket apart. Interpolation is linear, so p of a token is a sum over the lengths at which it follows
+
+    p(w | h) = unigram(w) left_1 … left_K + sum_k count_k(w) scale_k left_(k+1) … left_K
+
+and the distribution takes one pass for the network and the unigrams; then each successor adds its term. A context's
+successors are whole blocks, each of which is one look-up, and single ones. Those of all rows are one list, made by
+NonZero.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +26,16 @@ import onnx_ir as ir
 
 from meari.bundle_format.names import NGRAM_STATE
 from meari.export.graph import GraphBuilder
-from meari.export.ngram import Ids, NgramLevel, NgramWeights
+from meari.export.ngram import Ids, NgramWeights
 
 BUCKET_SIZE = 4  # contexts on average
+BLOCK_SIZE = 16  # successors
 MAX_UINT16 = 0xFFFF
 MAX_INT32 = 2**31 - 1
+VECTOR = 16  # numbers in the largest vector of a CPU
+MAX_PIECE = 8192  # numbers, of which onnxruntime makes one task
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
 
 def remember_tokens(graph: GraphBuilder, token: ir.Value, hidden: ir.Value, num_tokens: int) -> ir.Value:
@@ -41,144 +54,233 @@ def remember_tokens(graph: GraphBuilder, token: ir.Value, hidden: ir.Value, num_
     return graph.op("Concat", hidden, remembered, axis=1)
 
 
-def mixed(graph: GraphBuilder, weights: NgramWeights, recent: ir.Value, logprobs: ir.Value) -> ir.Value:
-    """Write the mixture of two distributions.
+def mixed(graph: GraphBuilder, weights: NgramWeights, recent: ir.Value, probabilities: ir.Value) -> ir.Value:
+    """Write the logarithms of a mixture of two distributions.
 
-    recent    float32 [batch, order - 1], as `remember_tokens` writes it
-    logprobs  float32 [batch, V], of the network
-    returns   float32 [batch, V]
+    recent         float32 [batch, order - 1], as `remember_tokens` writes it
+    probabilities  float32 [batch, V], of the network
+    returns        float32 [batch, V]
     """
-    ids = graph.op("Cast", recent, to=int(ir.DataType.INT64))
-    total = graph.constant("ngram.unigram", weights.unigram[None])
-    key: ir.Value | None = None
-    found: ir.Value | None = None
-    for length, level in enumerate(weights.levels):
-        place = graph.op("Gather", ids, graph.integers(length), axis=1)  # [batch, 1]
-        digit = graph.op("Mul", place, graph.integers((weights.vocabulary_size + 1) ** length))
-        key = digit if key is None else graph.op("Add", key, digit)
-        drawing = _Level(graph, f"ngram{length + 2}", level)
-        index = drawing.find(key)
-        total = drawing.interpolated(index, total)
-        is_found = graph.op("Cast", graph.op("Less", index, drawing.absent), to=int(ir.DataType.INT64))
-        found = is_found if found is None else graph.op("Add", found, is_found)
-    assert found is not None
-    share = graph.op("Gather", graph.constant("ngram.shares", weights.shares), found)  # [batch, 1]
-    rest = graph.op("Sub", graph.shared_constant("ngram.one", np.ones(1, np.float32)), share)
-    of_network = graph.op("Mul", graph.op("Exp", logprobs), rest)
-    return _logarithm(graph, graph.op("Add", of_network, graph.op("Mul", total, share)))
-
-
-def _logarithm(graph: GraphBuilder, numbers: ir.Value) -> ir.Value:
-    """Write logarithms, of sums of one number each: Log itself takes another function for the numbers that do not fill
-    a vector, whose last bit differs, so that a row's bits would depend on its place.
-    """
-    return graph.op("ReduceLogSum", graph.op("Unsqueeze", numbers, graph.integers(2)), graph.integers(2), keepdims=0)
+    return _Mixture(graph, weights).drawn(graph.op("Cast", recent, to=int(ir.DataType.INT64)), probabilities)
 
 
 @dataclass(frozen=True)
-class _Buckets:
-    """Contexts in the order of their buckets.
+class _Successors:
+    """What follows the contexts, in blocks of one size: of context c, blocks first[c] … first[c + 1] - 1.
 
-    order      int64 [C], their indices
-    first      int64 [B + 1]: bucket b has order[first[b]:first[b + 1]]
-    quotients  int64 [C], of their keys by B
-    largest    number of contexts in the largest bucket
+    first   [C + 2]
+    tokens  [blocks, size]
+    counts  float16 [blocks, size]
     """
 
-    order: Ids
     first: Ids
+    tokens: Ids
+    counts: Array
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """The contexts of all lengths in the order of their buckets, C in all, and after them one for a context that is
+    absent: nothing follows it, and everything is left to the shorter one.
+
+    buckets     [B, 2]: those of bucket b are buckets[b, 0] … buckets[b, 1] - 1
+    quotients   [C], of their keys by B
+    scale       float32 [C + 1], the probability of one count
+    left        float32 [C + 1], what is left for the shorter context
+    successors  in whole blocks, and the others
+    """
+
+    buckets: Ids
     quotients: Ids
-    largest: int
+    scale: Array
+    left: Array
+    successors: tuple[_Successors, _Successors]
 
     @property
-    def number(self) -> int:
-        return len(self.first) - 1
+    def num_contexts(self) -> int:
+        return len(self.quotients)
 
 
-def _in_buckets(contexts: Ids) -> _Buckets:
-    number = max(1, len(contexts) // BUCKET_SIZE) | 1
-    buckets = contexts % number
-    order = np.argsort(buckets, kind="stable")
-    sizes = np.bincount(buckets, minlength=number)
-    return _Buckets(order, np.concatenate([[0], np.cumsum(sizes)]), contexts[order] // number, int(sizes.max()))
+def _tables(weights: NgramWeights) -> _Tables:
+    levels, base = weights.levels, weights.vocabulary_size + 1
+    keys = np.concatenate([level.contexts + length * base ** len(levels) for length, level in enumerate(levels)])
+    num_buckets = max(1, len(keys) // BUCKET_SIZE) | 1
+    order = np.argsort(keys % num_buckets, kind="stable")
+    ends = np.cumsum(np.bincount(keys % num_buckets, minlength=num_buckets))
+    scale = np.concatenate([level.scale for level in levels])[order]
+    backoff = np.concatenate([level.backoff for level in levels])[order]
+    numbers = np.concatenate([np.diff(level.first) for level in levels])
+    first, numbers = (np.cumsum(numbers) - numbers)[order], numbers[order]
+    num_blocks = numbers // BLOCK_SIZE
+    in_blocks = num_blocks * BLOCK_SIZE
+    return _Tables(
+        np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1),
+        keys[order] // num_buckets,
+        np.append(scale, np.float32(1)),
+        np.append(backoff * scale, np.float32(1)),
+        (
+            _successors(weights, first, num_blocks, BLOCK_SIZE),
+            _successors(weights, first + in_blocks, numbers - in_blocks, 1),
+        ),
+    )
 
 
-class _Level:
-    """n-grams of one length in the graph."""
+def _successors(weights: NgramWeights, first: Ids, num_blocks: Ids, size: int) -> _Successors:
+    """Take the successors of each context from its number `first` on."""
+    places = _ranges(first, num_blocks * size)
+    tokens = np.concatenate([level.tokens for level in weights.levels])[places]
+    counts = np.concatenate([level.counts for level in weights.levels])[places]
+    ends = np.cumsum(num_blocks)
+    first_block = np.concatenate([[0], ends, ends[-1:]])
+    return _Successors(first_block, tokens.reshape(-1, size), counts.reshape(-1, size))
 
-    def __init__(self, graph: GraphBuilder, name: str, level: NgramLevel) -> None:
-        self._graph, self._name = graph, name
-        self._buckets = _in_buckets(level.contexts)
-        order, numbers = self._buckets.order, np.diff(level.first)
-        successors = _concatenated(level.first[order], numbers[order])
-        starts = np.concatenate([[0], np.cumsum(numbers[order])])
-        # One more row for a context that is absent: nothing follows it, and everything is left to the shorter one.
-        self._first = graph.constant(f"{name}.first", _smallest(np.append(starts, starts[-1])))
-        self._scale = graph.constant(f"{name}.scale", np.append(level.scale[order], np.float32(1)))
-        self._backoff = graph.constant(f"{name}.backoff", np.append(level.backoff[order], np.float32(1)))
-        self._tokens = graph.constant(f"{name}.tokens", _smallest(level.tokens[successors]))
-        self._counts = graph.constant(f"{name}.counts", level.counts[successors])
-        self.absent = graph.integers(len(level.contexts))
 
-    def find(self, key: ir.Value) -> ir.Value:
-        """Write the look-up of contexts, int64 [batch, 1]; `absent` stands for none."""
-        graph, buckets = self._graph, self._buckets
-        quotient = graph.op("Div", key, graph.integers(buckets.number))
-        bucket = graph.op("Sub", key, graph.op("Mul", quotient, graph.integers(buckets.number)))
-        first = graph.constant(f"{self._name}.buckets", _smallest(buckets.first))
-        start = self._integers(first, bucket)
-        end = self._integers(first, graph.op("Add", bucket, graph.integers(1)))
-        lanes = graph.shared_constant(f"ngram.lanes{buckets.largest}", np.arange(buckets.largest, dtype=np.int64)[None])
-        place = graph.op("Min", graph.op("Add", start, lanes), graph.integers(len(buckets.quotients) - 1))
-        quotients = self._integers(graph.constant(f"{self._name}.quotients", _smallest(buckets.quotients)), place)
-        is_it = graph.op("And", graph.op("Equal", quotients, quotient), graph.op("Less", place, end))
-        found = graph.op("Where", is_it, place, self.absent)
-        return graph.op("ReduceMin", found, graph.integers(1), keepdims=1)
+def _ranges(first: Ids, numbers: Ids) -> Ids:
+    """Return first[0], first[0] + 1, …, first[1], …: numbers[c] indices for each c."""
+    ends = np.cumsum(numbers)
+    found: Ids = np.repeat(first - (ends - numbers), numbers) + np.arange(ends[-1])
+    return found
 
-    def interpolated(self, index: ir.Value, shorter: ir.Value) -> ir.Value:
-        """Write p of all tokens, float32 [batch, V], from that of the shorter contexts, [batch or 1, V].
 
-        index  int64 [batch, 1]
+class _Mixture:
+    """The mixture under construction. K: the number of tokens of the longest context."""
+
+    def __init__(self, graph: GraphBuilder, weights: NgramWeights) -> None:
+        self._graph, self._weights, self._tables = graph, weights, _tables(weights)
+        self._longest = len(weights.levels)
+
+    def drawn(self, recent: ir.Value, probabilities: ir.Value) -> ir.Value:
+        """Write the logarithms of the mixture, float32 [batch, V]. recent: int64 [batch, K]."""
+        graph, tables = self._graph, self._tables
+        index = self._find(recent)
+        is_found = graph.op("Cast", graph.op("Less", index, self._absent), to=int(ir.DataType.INT64))
+        length = graph.op("ReduceSum", is_found, graph.integers(1), keepdims=1)
+        share = graph.op("Gather", graph.constant("ngram.shares", self._weights.shares), length)  # [batch, 1]
+        rest = graph.op("Sub", graph.shared_constant("ngram.one", np.ones(1, np.float32)), share)
+        of_unigram, factors = self._factors(index, share)
+        scale = graph.op("Gather", graph.constant("ngram.scale", tables.scale), index)
+        unigram = graph.constant("ngram.unigram", self._weights.unigram[None])
+        base = graph.op("Add", graph.op("Mul", probabilities, rest), graph.op("Mul", unigram, of_unigram))
+        factors = graph.op("Reshape", graph.op("Mul", factors, scale), graph.integers(-1, 1))
+        contexts = graph.op("Reshape", index, graph.integers(-1))
+        total = graph.op("Reshape", base, graph.integers(-1))
+        for name, successors in zip(("blocks", "others"), tables.successors, strict=True):
+            if len(successors.tokens):
+                where, terms = self._terms(f"{name}.", successors, contexts, factors)
+                total = graph.op("ScatterElements", total, where, terms, axis=0, reduction="add")
+        return _logarithms(graph, total, self._weights.vocabulary_size)
+
+    def _find(self, recent: ir.Value) -> ir.Value:
+        """Write the look-up of the contexts of 1 … K tokens, int64 [batch, K]."""
+        graph, tables = self._graph, self._tables
+        base, num_buckets = self._weights.vocabulary_size + 1, len(tables.buckets)
+        powers = graph.constant("ngram.powers", np.array([base**place for place in range(self._longest)]))
+        lengths = graph.constant("ngram.lengths", np.arange(self._longest) * base**self._longest)
+        digits = graph.op("Mul", recent, powers)
+        keys = graph.op("Add", graph.op("CumSum", digits, self._scalar(1)), lengths)
+        bounds = self._looked_up("buckets", tables.buckets, graph.op("Mod", keys, graph.integers(num_buckets)))
+        start, end = graph.split(bounds, [1, 1])  # [batch, K, 1]
+        most = int(np.diff(tables.buckets).max())
+        place = graph.op("Add", start, graph.constant("ngram.lanes", np.arange(most)))
+        is_inside = graph.op("Less", place, end)
+        place = graph.op("Min", place, graph.integers(tables.num_contexts - 1))
+        quotient = graph.op("Unsqueeze", graph.op("Div", keys, graph.integers(num_buckets)), graph.integers(2))
+        is_equal = graph.op("Equal", self._looked_up("quotients", tables.quotients, place), quotient)
+        found = graph.op("Where", graph.op("And", is_equal, is_inside), place, self._absent)
+        return graph.op("ReduceMin", found, graph.integers(2), keepdims=0)
+
+    def _factors(self, index: ir.Value, share: ir.Value) -> Sequence[ir.Value]:
+        """Write the share times what longer contexts leave, for the unigrams and for each length: [batch, 1 and K]."""
+        graph = self._graph
+        left = graph.op("Gather", graph.constant("ngram.left", self._tables.left), index)
+        is_longer = np.arange(self._longest) >= np.arange(self._longest + 1)[:, None]  # [K + 1, K]
+        one = graph.shared_constant("ngram.one", np.ones(1, np.float32))
+        kept = graph.op(
+            "Where", graph.constant("ngram.longer", is_longer), graph.op("Unsqueeze", left, graph.integers(1)), one
+        )
+        product = graph.op("ReduceProd", kept, graph.integers(2), keepdims=0)
+        return graph.split(graph.op("Mul", product, share), [1, self._longest])
+
+    def _terms(
+        self, name: str, successors: _Successors, contexts: ir.Value, factors: ir.Value
+    ) -> tuple[ir.Value, ir.Value]:
+        """Write what successors add to all rows, and where, row * V + token.
+
+        contexts  int64 [batch * K]
+        factors   float32 [batch * K, 1], of a count
         """
         graph = self._graph
-        start = self._integers(self._first, index)
-        number = graph.op("Sub", self._integers(self._first, graph.op("Add", index, graph.integers(1))), start)
-        longest = graph.op(
-            "ReduceMax",
-            graph.op("Concat", number, graph.shared_constant("ngram.nothing", np.zeros((1, 1), np.int64)), axis=0),
-            keepdims=0,
-        )
+        first = graph.constant(f"ngram.{name}first", _smallest(successors.first))
+        start = self._integers(first, contexts)
+        number = graph.op("Sub", self._integers(first, graph.op("Add", contexts, graph.integers(1))), start)
+        longest = graph.op("ReduceMax", graph.op("Concat", number, graph.integers(0), axis=0), keepdims=0)
         lanes = graph.op("Range", self._scalar(0), longest, self._scalar(1))
-        row, column = self._pair(graph.op("NonZero", graph.op("Less", lanes, number)))
-        place = graph.op("Add", graph.op("Gather", graph.op("Reshape", start, graph.integers(-1)), row), column)
-        counts = graph.op("Cast", graph.op("Gather", self._counts, place), to=int(ir.DataType.FLOAT))
-        token = self._integers(self._tokens, place)
-        where = graph.op("Concat", *(graph.op("Unsqueeze", each, graph.integers(1)) for each in (row, token)), axis=1)
-        # As counts of this level, what the shorter contexts give, so that the scale is the last factor of all of them.
-        left = graph.op("Mul", shorter, graph.op("Gather", self._backoff, index))
-        return graph.op(
-            "Mul", graph.op("ScatterND", left, where, counts, reduction="add"), graph.op("Gather", self._scale, index)
-        )
+        is_block = graph.op("NonZero", graph.op("Less", lanes, graph.op("Unsqueeze", number, graph.integers(1))))
+        context, lane = (graph.op("Gather", is_block, self._scalar(axis), axis=0) for axis in (0, 1))
+        block = graph.op("Add", graph.op("Gather", start, context), lane)
+        counts = graph.op("Gather", graph.constant(f"ngram.{name}counts", successors.counts), block)
+        counts = graph.op("Cast", counts, to=int(ir.DataType.FLOAT))
+        terms = graph.op("Mul", counts, graph.op("Gather", factors, context))  # [blocks, size]
+        row = graph.op("Unsqueeze", graph.op("Div", context, graph.integers(self._longest)), graph.integers(1))
+        begin = graph.op("Mul", row, graph.integers(self._weights.vocabulary_size))
+        where = graph.op("Add", self._looked_up(f"{name}tokens", successors.tokens, block), begin)
+        return graph.op("Reshape", where, graph.integers(-1)), graph.op("Reshape", terms, graph.integers(-1))
 
-    def _pair(self, indices: ir.Value) -> Sequence[ir.Value]:
-        return [self._graph.op("Gather", indices, self._scalar(axis), axis=0) for axis in (0, 1)]
+    @property
+    def _absent(self) -> ir.Value:
+        return self._graph.integers(self._tables.num_contexts)
 
     def _scalar(self, value: int) -> ir.Value:
         return self._graph.shared_constant(f"ngram.int{value}", np.array(value, np.int64))
+
+    def _looked_up(self, name: str, table: Ids, index: ir.Value) -> ir.Value:
+        """Store a table of integers and write a look-up."""
+        return self._integers(self._graph.constant(f"ngram.{name}", _smallest(table)), index)
 
     def _integers(self, table: ir.Value, index: ir.Value) -> ir.Value:
         """Write the look-up of integers of any width."""
         return self._graph.op("Cast", self._graph.op("Gather", table, index), to=int(ir.DataType.INT64))
 
 
-def _concatenated(first: Ids, numbers: Ids) -> Ids:
-    """Return first[0], first[0] + 1, …, first[1], …: numbers[c] indices for each c."""
-    ends = np.cumsum(numbers)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.repeat(first - (ends - numbers), numbers) + np.arange(total)
+def _logarithms(graph: GraphBuilder, numbers: ir.Value, width: int) -> ir.Value:
+    """Write the logarithms of [batch * width] numbers, as [batch, width].
+
+    Numbers behind the last full vector of the CPU get another function's logarithm, whose last bit differs, and several
+    threads cut long tensors anywhere. So a row's bits would depend on its place, were it not for a Loop over pieces of
+    whole vectors, which are too short to be cut. (A Scan does not take a batch without rows.)
+    """
+    num_pieces = -(-width // MAX_PIECE)
+    piece = -(-width // (num_pieces * VECTOR)) * VECTOR
+    padding = num_pieces * piece - width
+    if padding:
+        rows = graph.op("Reshape", numbers, graph.integers(-1, width))
+        one = graph.shared_constant("ngram.float1", np.array(1, np.float32))
+        numbers = graph.op("Pad", rows, graph.integers(0, 0, 0, padding), one)
+    pieces = graph.op("Reshape", numbers, graph.integers(-1, piece))
+    number = graph.op("Gather", graph.op("Shape", pieces), graph.integers(0))
+    always = graph.shared_constant("ngram.always", np.array(True))  # noqa: FBT003 (the value itself)
+    found = graph.op("Loop", number, always, body=_piece_body(pieces, piece))
+    rows = graph.op("Reshape", found, graph.integers(-1, num_pieces * piece))
+    return graph.op("Slice", rows, graph.integers(0), graph.integers(width), graph.integers(1)) if padding else rows
 
 
-def _smallest(values: Ids) -> np.ndarray[tuple[int, ...], np.dtype[np.integer]]:
+def _piece_body(pieces: ir.Value, size: int) -> ir.Graph:
+    """Return a step of the Loop: the logarithms of one piece."""
+    boolean, integer = ir.TensorType(ir.DataType.BOOL), ir.TensorType(ir.DataType.INT64)
+    step = ir.Value(name="ngram.step", shape=ir.Shape(()), type=integer)
+    goes_on = ir.Value(name="ngram.goes_on", shape=ir.Shape(()), type=boolean)
+    row = ir.node("Gather", [pieces, step], attributes={"axis": 0})
+    log = ir.node("Log", row.outputs)
+    still = ir.node("Identity", [goes_on])
+    for node, name in ((row, "row"), (log, "log"), (still, "still")):
+        node.outputs[0].name = f"ngram.{name}"
+    still.outputs[0].type, still.outputs[0].shape = boolean, goes_on.shape
+    log.outputs[0].type, log.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape((size,))
+    outputs = [still.outputs[0], log.outputs[0]]
+    return ir.Graph([step, goes_on], outputs, nodes=[row, log, still], name="ngram.piece")
+
+
+def _smallest(values: Ids) -> Array:
     """Return integers of at least zero in the narrowest type that the graphs use."""
     largest = int(values.max(initial=0))
     width = np.uint16 if largest <= MAX_UINT16 else np.int32 if largest <= MAX_INT32 else np.int64

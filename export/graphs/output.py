@@ -51,9 +51,10 @@ def output_graph(weights: OutputWeights, precision: Precision, ngram: NgramWeigh
             one, other, addend = graph.split(value, [*[affine.weight.shape[0]] * 2, vocabulary_size])
             value = graph.op("Mul", one, other)
         value = arithmetic.product(f"map{index}", arithmetic.operand(value), affine.weight, addend)
-    logprobs = graph.op("LogSoftmax", value, axis=-1)
-    if ngram is not None:
-        value = logprobs = mixed(graph, ngram, recent, logprobs)
+    if ngram is None:
+        logprobs = graph.op("LogSoftmax", value, axis=-1)
+    else:
+        value = logprobs = mixed(graph, ngram, recent, graph.op("Softmax", value, axis=-1))
     graph.output("logits", value, [vocabulary_size])
     graph.output("logprobs", logprobs, [vocabulary_size])
     return graph.to_bytes()
@@ -93,7 +94,7 @@ def adaptive_graph(
     is_in_order = np.array_equal(rank, np.arange(rank.size))
     value = by_rank if is_in_order else graph.op("Gather", by_rank, graph.constant("rank", rank), axis=1)
     if ngram is not None:
-        value = mixed(graph, ngram, recent, value)
+        value = mixed(graph, ngram, recent, graph.op("Exp", value))
     for name in ("logits", "logprobs"):
         graph.output(name, value, [rank.size])
     return graph.to_bytes()

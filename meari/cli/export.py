@@ -25,13 +25,13 @@ Examples:
     "order",
     metavar="N",
     type=click.IntRange(2, 8),
-    help="Mix in an n-gram model of the training text, of up to N tokens: better figures, two to three times the cost.",
+    help="Mix in an n-gram model of the training text, of up to N tokens: better figures, higher cost.",
 )
 @click.option(
-    "--min-count",
-    metavar="K",
-    type=click.IntRange(1),
-    help="Keep n-grams of three tokens or more that occur K times.  [2]",
+    "--min-gain",
+    metavar="NATS",
+    type=click.FloatRange(0),
+    help="Leave out n-grams that make the training text likelier by less.  [3, more from 2 million tokens on]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the bundle in that folder.")
 @json_option
@@ -40,7 +40,7 @@ def command(
     folder: Path,
     precision: str,
     order: int | None,
-    min_count: int | None,
+    min_gain: float | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -50,8 +50,8 @@ def command(
     fails nothing is written, and a bundle that was there stays as it is.
     """
     check_apart([Use("RUN", run)], [Use("bundles/NAME", folder)])
-    if min_count is not None and order is None:
-        raise click.UsageError(f"--min-count: got {min_count} without --ngram, expected both")
+    if min_gain is not None and order is None:
+        raise click.UsageError(f"--min-gain: got {min_gain:g} without --ngram, expected both")
     from meari.bundle_format.names import Precision
     from meari.export.bundle import NgramOptions, export_bundle
     from meari.export.description import summary_table
@@ -60,7 +60,7 @@ def command(
         run,
         folder,
         Precision(precision),
-        ngram=None if order is None else NgramOptions(order, min_count or 2),
+        ngram=None if order is None else NgramOptions(order, min_gain),
         overwrite=overwrite,
         tell=lambda line: click.echo(line, err=as_json),
     )

@@ -46,9 +46,10 @@ CHARACTERS_FOR_BPE: Final = 2_000_000
 MAX_VOCABULARY: Final = 4000
 DEFAULT_VOCABULARY: Final = 2000
 BYTES_PER_TOKEN: Final = {257: 1.0, 500: 2.1, 1000: 2.8, 2000: 3.4, 4000: 3.9, 8000: 4.3, 32000: 4.8}
-START_AND_END_SECONDS: Final = 8.0  # planning; measuring, checks, export
+START_AND_END_SECONDS: Final = 10.0  # planning; measuring, checks, export
 TEXT_PROBE_SECONDS: Final = 0.4  # where preparing a text takes these seconds:
 SECONDS_PER_MEGABYTE: Final = {TokenizerKind.CHAR: 0.15, TokenizerKind.WORD: 0.6, TokenizerKind.BPE: 1.0}
+NGRAM_SECONDS_PER_MEGABYTE: Final = 0.15  # of counting n-grams
 READING_COST: Final = 0.15  # of a text that is left out, to one that is encoded
 MIN_SAVED_SHARE: Final = 0.05  # of the minutes, else no text is left out
 
@@ -187,7 +188,9 @@ def overhead_seconds(num_bytes: float, kind: TokenizerKind, speed: MachineSpeed,
     share   of the text that is encoded; all of it is read
     """
     megabytes = num_bytes / 1e6 * (share + (1 - share) * READING_COST)
-    return START_AND_END_SECONDS / min(1.0, speed.small) + SECONDS_PER_MEGABYTE[kind] * megabytes / speed.text
+    counting = NGRAM_SECONDS_PER_MEGABYTE * num_bytes / 1e6 * share
+    preparing = SECONDS_PER_MEGABYTE[kind] * megabytes
+    return START_AND_END_SECONDS / min(1.0, speed.small) + (preparing + counting) / speed.text
 
 
 def expectation(num_characters: int) -> str:

@@ -1,5 +1,6 @@
 """Test n-grams in bundles: against the definition of Kneser–Ney smoothing, and as they are served."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,11 @@ import torch
 
 from meari.bundle_format.names import Family, Precision
 from meari.errors import BundleError
-from meari.export.bundle import NgramOptions, export_bundle, read_run
+from meari.export.bundle import MIN_GAIN, NgramOptions, export_bundle, export_smallest, read_run
 from meari.export.errors import MixtureMismatch, UnusableRun
 from meari.export.graphs import cell_graph, output_graph
 from meari.export.mixture import after, check_mixture
-from meari.export.ngram import NgramWeights, count_ngrams, fit_shares, history
+from meari.export.ngram import MIN_BACKOFF, NgramWeights, count_ngrams, fit_shares, history
 from meari.export.sessions import Graphs
 from meari.export.verification import check_isolation
 from meari.export.weights import ModelWeights
@@ -48,36 +49,57 @@ def made_text(num_documents: int, seed: int = 1) -> np.ndarray[tuple[int], np.dt
     return np.array(ids, np.int64)
 
 
-def kneser_ney(ids: list[int], order: int, min_count: int) -> Callable[[int, tuple[int | None, ...]], float]:
-    """Return p(token | context) by the definition, from tuples; a context has the oldest token first."""
-    padded: list[tuple[int | None, ...]] = []
+Gram = tuple[int | None, ...]
+
+
+def padded_grams(ids: list[int], order: int) -> list[Gram]:
+    padded: list[Gram] = []
     context: list[int | None] = [None] * (order - 2) + [0]
     for token in ids[1:]:
         padded.append((*context, token))
         context = [None] * (order - 2) + [0] if token == 0 else [*context[1:], token]
+    return padded
+
+
+def kneser_ney(ids: list[int], order: int, min_count: int, min_gain: float) -> Callable[[int, Gram], float]:
+    """Return p(token | context) by the definition, from tuples; a context has the oldest token first."""
+    padded = padded_grams(ids, order)
     occurrences = {n: Counter(gram[order - n :] for gram in padded) for n in range(1, order + 1)}
-    counts: dict[int, Counter[tuple[int | None, ...]]] = {order: occurrences[order]}
+    counts: dict[int, Counter[Gram]] = {order: occurrences[order]}
     for n in range(order - 1, 0, -1):
         counts[n] = Counter(gram[1:] for gram in counts[n + 1])
     discounts = {n: discounts_of(Counter(counts[n].values())) for n in counts}
-    sums: dict[tuple[int | None, ...], int] = defaultdict(int)
+    sums: dict[Gram, int] = defaultdict(int)
     for number in counts.values():
         for gram, count in number.items():
             sums[gram[:-1]] += count
 
-    def kept(gram: tuple[int | None, ...]) -> float:
+    dropped: set[Gram] = set()
+
+    def kept(gram: Gram) -> float:
         n = len(gram)
         fewest = {1: 1, 2: max(1, min_count - 1)}.get(n, min_count)
         count = counts[n].get(gram, 0)
-        return count - discounts[n][min(count, 3)] if occurrences[n].get(gram, 0) >= fewest else 0.0
+        is_kept = occurrences[n].get(gram, 0) >= fewest and gram not in dropped
+        return count - discounts[n][min(count, 3)] if is_kept else 0.0
 
-    def probability(token: int, context: tuple[int | None, ...]) -> float:
+    def left(context: Gram) -> float:
+        return max(sums[context] - sum(kept((*context, word)) for word in range(SIZE)), MIN_BACKOFF)
+
+    def probability(token: int, context: Gram) -> float:
         shorter = probability(token, context[1:]) if context else 1 / SIZE
-        taken = [kept((*context, word)) for word in range(SIZE)]
-        if not sum(taken):
+        if not any(kept((*context, word)) for word in range(SIZE)):
             return shorter
-        return (kept((*context, token)) + (sums[context] - sum(taken)) * shorter) / sums[context]
+        return (kept((*context, token)) + left(context) * shorter) / sums[context]
 
+    def gain(gram: Gram) -> float:
+        *context, token = gram
+        assert token is not None
+        without = (left(tuple(context)) + kept(gram)) * probability(token, tuple(context[1:])) / sums[tuple(context)]
+        return occurrences[len(gram)][gram] * math.log(probability(token, tuple(context)) / without)
+
+    for n in range(2, order + 1):
+        dropped |= {gram for gram in occurrences[n] if kept(gram) and gain(gram) < min_gain}
     return probability
 
 
@@ -92,8 +114,24 @@ def discounts_of(number: Counter[int]) -> list[float]:
 @pytest.mark.parametrize(("order", "min_count"), [(2, 1), (3, 1), (3, 2), (4, 2), (5, 3)])
 @pytest.mark.parametrize("num_documents", [1, 9, 300])
 def test_probabilities_are_those_of_the_definition(order: int, min_count: int, num_documents: int) -> None:
+    check_probabilities(num_documents, order, min_count, 0.0)
+
+
+@pytest.mark.parametrize(("order", "min_count", "min_gain"), [(3, 1, 4), (3, 2, 1), (4, 1, 2), (5, 2, 4)])
+@pytest.mark.parametrize("num_documents", [40, 300])
+def test_ngrams_that_gain_little_are_left_out(order: int, min_count: int, min_gain: float, num_documents: int) -> None:
+    check_probabilities(num_documents, order, min_count, min_gain)
+    ids = made_text(num_documents)
+    kept, all_of_them = (
+        count_ngrams(ids, SIZE, 0, order, min_count=min_count, min_gain=each) for each in (min_gain, 0.0)
+    )
+    assert sum(kept.num_ngrams) < sum(all_of_them.num_ngrams)
+
+
+def check_probabilities(num_documents: int, order: int, min_count: int, min_gain: float) -> None:
     ids, other = made_text(num_documents), made_text(8, seed=2)
-    expected, ngram = kneser_ney(ids.tolist(), order, min_count), count_ngrams(ids, SIZE, 0, order, min_count)
+    expected = kneser_ney(ids.tolist(), order, min_count, min_gain)
+    ngram = count_ngrams(ids, SIZE, 0, order, min_count=min_count, min_gain=min_gain)
     recent = history(other, 0, ngram.order)
     for place in range(0, len(recent), 5):
         context = tuple(int(number) - 1 if number else None for number in recent[place][::-1])
@@ -123,12 +161,12 @@ def test_shares_make_the_tokens_likeliest() -> None:
 
 def test_text_without_a_pair_that_occurs_often_enough_is_refused() -> None:
     with pytest.raises(UnusableRun, match=r"--ngram: got a text of 3 tokens without a pair"):
-        count_ngrams(np.array([0, 1, 2, 0]), SIZE, 0, 3, 3)
+        count_ngrams(np.array([0, 1, 2, 0]), SIZE, 0, 3, min_count=3)
 
 
 def test_too_many_tokens_for_an_order_are_refused_with_the_largest_one() -> None:
     with pytest.raises(UnusableRun, match=r"--ngram: got 5, expected at most 4 for 40,000 tokens"):
-        count_ngrams(np.array([0, 7, 0]), 40_000, 0, 5, 2)
+        count_ngrams(np.array([0, 7, 0]), 40_000, 0, 5)
 
 
 @pytest.mark.parametrize("precision", Precision)
@@ -137,7 +175,7 @@ def test_graphs_mix_network_and_ngrams_and_keep_rows_apart(name: str, precision:
     config, size = MODELS[name], 70
     weights = read_weights(make_model(config, size))
     ids = np.concatenate([made_text(300), made_text(50, seed=5)[1:]]) * 9 % size
-    ngram = count_ngrams(ids, size, 0, 4, 2).with_shares(np.array([0.1, 0.3, 0.2, 0.4], np.float32))
+    ngram = count_ngrams(ids, size, 0, 4).with_shares(np.array([0.1, 0.3, 0.2, 0.4], np.float32))
     alone, mixed = (graphs_of(weights, precision, each) for each in (None, ngram))
     check_mixture(mixed, alone, ngram, ids)
     check_isolation(mixed)
@@ -166,7 +204,7 @@ def test_bundle_serves_the_mixture_wherever_a_text_is_cut(run: Path, bundle: Pat
     assert found.train is not None
     network, size = found.checkpoint.model, found.checkpoint.model.vocabulary_size
     shares = open_bundle(bundle, max_slots=4).manifest.figures["ngram"]["shares"]
-    ngram = count_ngrams(found.train.ids.astype(np.int64), size, 0, 3, 2)
+    ngram = count_ngrams(found.train.ids.astype(np.int64), size, 0, 3, min_gain=MIN_GAIN)
     text = [5, 2, 7, 3, 1, 9, 4, 4, 5]
     with served(bundle) as model, torch.inference_mode():
         (whole,) = score(model, [text], add_end=False)
@@ -198,6 +236,25 @@ def test_figures_improve_and_are_the_mixtures(run: Path, bundle: Path, tmp_path:
     assert figures["ngram"]["order"] == 3
     assert figures["validation"]["nats_per_token"] < plain.served.nats_per_token - 0.5  # an untrained network
     assert figures["checkpoint"]["validation"]["nats_per_token"] == pytest.approx(plain.checkpoint.nats_per_token)
+
+
+def test_ngrams_that_improve_too_little_are_left_out(run: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    options = NgramOptions(3, min_improvement=0.99)
+    found = export_bundle(run, tmp_path / "tried", Precision.FP32, ngram=options, tell=told.append)
+    plain = export_bundle(run, tmp_path / "plain", Precision.FP32)
+    assert found.description.ngram is None
+    assert any("off the nats of held-out text: they are left out" in line for line in told)
+    for name in ("cell.onnx", "output.onnx"):
+        assert (found.folder / name).read_bytes() == (plain.folder / name).read_bytes()
+
+
+def test_smallest_bundle_has_ngrams_where_they_improve_enough(run: Path, tmp_path: Path) -> None:
+    found = export_smallest(run, tmp_path / "with").description
+    assert found.ngram is not None
+    assert found.precision is Precision.INT8
+    copy = make_copy_without_tokens(run, tmp_path)
+    assert export_smallest(copy, tmp_path / "without").description.ngram is None
 
 
 def test_run_without_its_tokens_is_refused(run: Path, tmp_path: Path) -> None:
