@@ -110,6 +110,7 @@ def test_released_bundles_are_as_close_to_their_checkpoints_as_the_page_states(n
         figures[part]["perplexity"] / checkpoint["perplexity"]
         for path in (ROOT / "bundles").glob("*/manifest.json")
         for figures in [json.loads(path.read_text("utf-8"))["figures"]]
+        if "ngram" not in figures  # which a checkpoint has not
         for part, checkpoint in figures["checkpoint"].items()
     ]
     assert len(ratios) >= 6

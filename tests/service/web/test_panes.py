@@ -56,7 +56,7 @@ def test_end_is_scored_by_the_default_of_the_selected_model(visit: Visit, releas
         assert page.is_checked("#score-end") is has_ends
         page.fill("#score-texts", "abc")
         page.click("#score-go")
-        page.wait_for_selector("#score-list li")
+        page.wait_for_selector("#score-go:enabled")  # the list of the model before stands there until then
         with page.expect_download() as download:
             page.click("#score-csv")
         [row] = csv.DictReader(io.StringIO(Path(download.value.path()).read_text("utf-8")[1:]))
