@@ -199,7 +199,10 @@ def _worthwhile(run: Run) -> NgramOptions | None:
 
 
 def samples_of(run_folder: Path) -> list[str]:
-    """Return what a run's float32 bundle would have as samples. Raises CheckpointError, TokenFileError, UnusableRun."""
+    """Return what a run's float32 bundle without n-grams would have as samples.
+
+    Raises CheckpointError, TokenFileError, UnusableRun.
+    """
     run = read_run(run_folder)
     graphs = build_graphs(read_weights(run.checkpoint.model), Precision.FP32)
     return draw_samples(graphs, run.checkpoint.tokenizer)

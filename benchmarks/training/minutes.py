@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from meari.export.bundle import export_smallest
 from meari.models.config import Config, load_config, parse_config
 from meari.models.files import write_file
 from meari.models.planning.planner import plan, with_options
@@ -114,15 +115,19 @@ def _shortened(corpus: Any, share: float) -> Any:
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Train once; return the figures of held-out text and the length of the training."""
+    """Train once; return the figures of held-out text, by the run and by its bundle, and the length of the training."""
     with tempfile.TemporaryDirectory() as name:
         run = open_run(Path(name) / "run", config, Start.FRESH)
         result = train(config, run, resume=False, display=NullDisplay(), clock=time.process_time)
+        bundle = export_smallest(run.path, Path(name) / "bundle").description
     assert result.figures is not None
     figures = result.figures
-    kept = ("steps", "epochs", "best_step", "parameters")
-    return {name: figures[name] for name in kept} | {
-        name: round(figures["validation"][name], 4) for name in ("bits_per_char", "nats_per_char", "nats_per_token")
+    held_out = figures["validation"]
+    return {
+        **{name: figures[name] for name in ("steps", "epochs", "best_step", "parameters")},
+        **{name: round(held_out[name], 4) for name in ("bits_per_char", "nats_per_char", "nats_per_token")},
+        "bits_per_char_of_bundle": round(bundle.held_out["validation"].served.bits_per_char, 4),
+        "ngrams": 0 if bundle.ngram is None else sum(bundle.ngram.num_ngrams),
     }
 
 
@@ -135,7 +140,8 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
         "that a row does not name are those of `SHARED` in `benchmarks/training/minutes.py`, or the named config's.",
         "What is chosen is trained for as long as `meari train TEXT --minutes N` would train (export taken off),",
         "and so is all of a config, unless the row names its `training.max_minutes`. Figures of different",
-        "machines do not compare. Made by `python -m benchmarks.training.minutes --help`.",
+        "machines do not compare. *Bundle*: the figure of the bundle that `meari train TEXT` would write, with its",
+        "n-grams. Made by `python -m benchmarks.training.minutes --help`.",
     ]
     for machine in sorted({each["machine"] for each in results}):
         rows = [each for each in results if each["machine"] == machine]
@@ -162,14 +168,16 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from (
         "",
-        "| corpus | text | minutes | settings | parameters | steps | epochs | bits/char |",
-        "|---|---|---|---|---|---|---|---|",
+        "| corpus | text | minutes | settings | parameters | steps | epochs | bits/char | bundle |",
+        "|---|---|---|---|---|---|---|---|---|",
     )
     for each in sorted(rows, key=lambda each: (each["corpus"], each["share"], each["minutes"], each["bits_per_char"])):
         settings = ", ".join(f"`{setting}`" if "=" in setting else setting for setting in each["settings"])
+        names = ("bits_per_char", "bits_per_char_of_bundle")
+        losses = " | ".join(f"{each[name]:.3f}" if name in each else "–" for name in names)
         yield (
             f"| {each['corpus']} | {100 * each['share']:g} % | {each['minutes']:g} | {settings} "
-            f"| {each['parameters']:,} | {each['steps']:,} | {each['epochs']:.2f} | {each['bits_per_char']:.3f} |"
+            f"| {each['parameters']:,} | {each['steps']:,} | {each['epochs']:.2f} | {losses} |"
         )
 
 

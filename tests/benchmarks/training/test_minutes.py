@@ -73,6 +73,9 @@ def test_both_are_measured_and_stand_on_the_page(file: Path, tmp_path: Path) -> 
     assert {"model.family=gru", "model.hidden_size=64"} <= set(chosen["settings"])
     assert written["settings"] == ["all of written.toml", "training.batch_size=2"]
     assert chosen["parameters"] != written["parameters"]
+    for each in (chosen, written):
+        assert each["ngrams"] > 0
+        assert each["bits_per_char_of_bundle"] < 0.98 * each["bits_per_char"]
     written_page = results.with_suffix(".md").read_text("utf-8")
     assert "| all of written.toml, `training.batch_size=2` |" in written_page
     ratio = chosen["bits_per_char"] / written["bits_per_char"]
