@@ -97,7 +97,7 @@ def open_bundle(folder: Path, *, max_slots: int, signing_keys: Sequence[PublicKe
     sizes = tuple(size for size in BATCH_SIZES if size < max_slots)
     with _reading("cell.onnx, output.onnx"):
         runner = _open_runner(parts, manifest)
-        difference, runner.hidden_state = check_golden(golden, manifest, runner)
+        difference, runner.hidden_states = check_golden(golden, manifest, runner)
         isolated = rows_are_isolated(runner, max_slots, sizes)
     if not isolated:
         runner = RowByRowRunner.replacing(runner)

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from meari.bundle_format.manifest import Manifest, contradiction
+from meari.bundle_format.names import NGRAM_STATE
 from meari.errors import BundleError
 from meari.runtime.engine.runner import Choices, Floats, Ids, ReadInputs, Runner, RunResult, States, WriteInputs
 from meari.runtime.machine import cpu_name
@@ -77,20 +78,21 @@ def read_golden(data: bytes, manifest: Manifest) -> dict[str, Array]:
         raise BundleError("golden.npz: cannot be read: not an archive of NumPy arrays, or a damaged one") from error
 
 
-def check_golden(golden: Mapping[str, Array], manifest: Manifest, runner: Runner) -> tuple[float, str | None]:
+def check_golden(golden: Mapping[str, Array], manifest: Manifest, runner: Runner) -> tuple[float, tuple[str, ...]]:
     """Run the golden tokens. Raises BundleError where the results differ too much.
 
-    returns  the largest difference of a log-probability or a state, and the state tensor that equals the hidden vector,
-             if there is one
+    returns  the largest difference of a log-probability or a state, and the state tensors that together equal the
+             hidden vector, if there are any
     """
     tokens = golden["tokens"]
     steps, rows = tokens.shape
     states = runner.initial_states(rows)
     logprobs, differences = golden["logprobs"], []
-    copies = set(states)  # equal to the hidden vector so far
+    last = tuple(name for name in states if name == NGRAM_STATE)  # stands behind the hidden vector of the cell
+    copies = {(name,) for name in states} | {(name, *last) for name in states}  # equal to the hidden vector so far
     for step in range(steps):
         hidden, states = run_step(runner, tokens[step], states)
-        copies &= {name for name, values in states.items() if np.array_equal(values, hidden)}
+        copies = {names for names in copies if np.array_equal(_side_by_side(states, names), hidden)}
         differences.append(("log-probability", _max_difference(run_output(runner, hidden)[1], logprobs[step])))
     differences += [("state", _max_difference(values, golden[f"state_{name}"])) for name, values in states.items()]
     for kind, difference in differences:
@@ -99,7 +101,12 @@ def check_golden(golden: Mapping[str, Array], manifest: Manifest, runner: Runner
                 f"golden.npz: a {kind} computed here differs by {difference:.2g}, "
                 f"expected at most {manifest.golden.tolerance:.2g}: this CPU or onnxruntime computes something else"
             )
-    return max(difference for _, difference in differences), min(copies, default=None)
+    return max(difference for _, difference in differences), min(copies, default=())
+
+
+def _side_by_side(states: States, names: Sequence[str]) -> Floats:
+    """Return state tensors of all rows as float32 [rows, size]."""
+    return np.concatenate([values.reshape(len(values), -1) for values in (states[name] for name in names)], axis=1)
 
 
 def _max_difference(left: Floats, right: Floats) -> float:

@@ -12,7 +12,7 @@ from meari.runtime.model import LoadedModel, load_model
 @contextmanager
 def served(bundle: Path) -> Iterator[LoadedModel]:
     """Open a bundle and run its engine until the block ends."""
-    model = load_model(bundle, EngineLimits(max_slots=16))
+    model = load_model(bundle, EngineLimits(max_slots=16, cache_bytes=1 << 20))
     try:
         yield model
     finally:

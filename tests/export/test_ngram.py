@@ -230,6 +230,17 @@ def test_generation_from_a_mixture_is_the_likeliest_by_its_scores(bundle: Path) 
             assert token in (0, best)
 
 
+def test_cached_prompt_keeps_its_hidden_vector_in_the_state(bundle: Path) -> None:
+    opened = open_bundle(bundle, max_slots=4)
+    assert opened.runner.hidden_states == ("h0", "last_tokens")
+    assert opened.runner.cached_hidden_size == 0
+    with served(bundle) as first:
+        fresh = generate(first, [5, 2, 7, 3], 6, Sampling(temperature=0.0))
+        again = generate(first, [5, 2, 7, 3], 6, Sampling(temperature=0.0))
+        assert first.engine.stats().cached_tokens >= 4
+    assert (again.token_ids, again.logprobs) == (fresh.token_ids, fresh.logprobs)
+
+
 def test_figures_improve_and_are_the_mixtures(run: Path, bundle: Path, tmp_path: Path) -> None:
     plain = export_bundle(run, tmp_path / "plain", Precision.FP32).description.held_out["validation"]
     figures = open_bundle(bundle, max_slots=4).manifest.figures

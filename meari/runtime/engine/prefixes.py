@@ -69,12 +69,11 @@ class CachedPrompts:
         stats.cache_hits += handle.cached_tokens > 0
         if not root.has_continuation or match.length < len(root.forced):
             return None
-        copied = self._runner.hidden_state
-        return match.hidden if copied is None else match.states[copied]
+        return self._runner.hidden_in(match.states) if self._runner.hidden_states else match.hidden
 
     def wants_hidden(self, sequences: SequenceOf[Sequence]) -> bool:
         """Return True if hidden vectors of these sequences must be kept beside their states."""
-        if self._cache is None or self._runner.hidden_state is not None:
+        if self._cache is None or self._runner.hidden_states:
             return False
         return any(sequence.fed < sequence.num_to_cache for sequence in sequences)
 

@@ -35,7 +35,7 @@ class RowByRowRunner(Runner):
     def replacing(cls, runner: Runner) -> RowByRowRunner:
         """Make a runner of the same sessions."""
         other = cls(runner.sessions, runner.state_tensors, runner.hidden_size, runner.vocabulary_size, runner.end_id)
-        other.hidden_state = runner.hidden_state
+        other.hidden_states = runner.hidden_states
         return other
 
     def run(

@@ -218,7 +218,7 @@ class Sessions:
 class Runner:
     """See the head of this file.
 
-    hidden_state  the state tensor that the hidden vector is a copy of, or None
+    hidden_states  the state tensors that the hidden vector is a copy of, one after the other, or none
     max_slice     rows whose distributions are in memory at the same time
     run_seconds   CPU time of all runs
 
@@ -239,7 +239,7 @@ class Runner:
         self.hidden_size = hidden_size
         self.vocabulary_size = vocabulary_size
         self.end_id = end_id
-        self.hidden_state: str | None = None
+        self.hidden_states: tuple[str, ...] = ()
         self.run_seconds = self.fixed_step_seconds = 0.0
         self.keeps_buffers = False
         self._next = [f"next.{tensor.name}" for tensor in self.state_tensors]
@@ -255,7 +255,11 @@ class Runner:
     @property
     def cached_hidden_size(self) -> int:
         """Floats of the hidden vector that a prefix cache keeps beside the state: none where the state holds it."""
-        return 0 if self.hidden_state is not None else self.hidden_size
+        return 0 if self.hidden_states else self.hidden_size
+
+    def hidden_in(self, states: Mapping[str, Floats]) -> Floats:
+        """Return the hidden vector that a sequence's state holds, float32 [H]."""
+        return np.concatenate([states[name] for name in self.hidden_states])
 
     def initial_states(self, rows: int) -> States:
         """Return the state before the first token: zeros, float32 [rows, *shape]."""

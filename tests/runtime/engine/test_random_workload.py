@@ -120,8 +120,8 @@ def check_cache(engine: Engine, bundle: Bundle) -> None:
     for trunk in TRUNKS:
         match = engine._cache.longest([0, *trunk])
         if match is not None:
-            copied = bundle.runner.hidden_state  # the hidden vector is part of the state and not stored separately
-            hidden = match.hidden if copied is None else match.states[copied]
+            runner = bundle.runner  # the hidden vector may be part of the state, and is not stored separately then
+            hidden = runner.hidden_in(match.states) if runner.hidden_states else match.hidden
             held = {name: values.tobytes() for name, values in {"hidden": hidden, **match.states}.items()}
             assert held == step_through(bundle, [0, *trunk][: match.length])
 
