@@ -108,7 +108,7 @@ class NgramOptions:
 
     @property
     def is_optional(self) -> bool:
-        """Whether a bundle without n-grams will do."""
+        """True if the bundle is written without n-grams where none can be counted or they take too little off."""
         return self.min_improvement > -math.inf
 
 
