@@ -10,7 +10,8 @@ Everything below is imported when it is first used: `import meari` alone takes a
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # as in `typing`, whose import would take longer than all else here
+import importlib
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from meari import errors
@@ -110,8 +111,6 @@ _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    import importlib
-
     if name == "errors":
         return importlib.import_module("meari.errors")
     if name not in _MODULES:

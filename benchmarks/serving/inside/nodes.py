@@ -76,7 +76,7 @@ def feeds_of(parts: Parts, rows: int) -> Feeds:
     ones = np.ones((rows, 1), np.float32)
     choices = replace(Choices.likeliest_of(rows), inverse_temperatures=ones, samples=True, unranked=True)
     tokens = generator.integers(2, parts.vocabulary_size, rows)
-    return {**states, "token": tokens, "uniforms": uniforms, "redraws": uniforms, **choices.feeds()}
+    return {**states, "token": tokens, "uniforms": uniforms, "redraws": uniforms, **choices.feeds}
 
 
 def run(session: Any, feeds: Feeds) -> list[float]:

@@ -42,6 +42,7 @@ class Batch(Generic[S]):
         self._runner = runner
         self.sequences: list[S] = []
         self.states: States = runner.initial_states(0)
+        self._initial: StateRow = {name: values[0] for name, values in runner.initial_states(1).items()}
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -61,6 +62,9 @@ class Batch(Generic[S]):
 
     def rearrange(self, rows: SequenceOf[int], sequences: list[S]) -> None:
         """Let sequences[i] continue from the state of row rows[i]; a row may be taken more than once."""
+        if not len(rows):
+            self.clear()
+            return
         places = np.asarray(rows, np.int64)
         self.states = {name: values[places] for name, values in self.states.items()}
         self.sequences = sequences
@@ -69,15 +73,13 @@ class Batch(Generic[S]):
         """Append a row for each sequence."""
         if not sequences:
             return
-        fresh = self._runner.initial_states(len(sequences))
-        for row, sequence in enumerate(sequences):
-            if sequence.state is not None:
-                for name, values in sequence.state.items():
-                    fresh[name][row] = values
-                sequence.state = None
+        rows = [sequence.state or self._initial for sequence in sequences]
+        fresh = {name: np.array([row[name] for row in rows], np.float32) for name in self._initial}
         if self.sequences:
             fresh = {name: np.concatenate([old, fresh[name]]) for name, old in self.states.items()}
         self.states = fresh
+        for sequence in sequences:
+            sequence.state = None
         self.sequences = [*self.sequences, *sequences]
 
     def copy_row(self, row: int) -> StateRow:
@@ -135,6 +137,12 @@ class RowSamplers:
         self._counting = [(row, sampler) for row, sampler in rows if sampler.reshapes]
         self._barring = [sampler for _, sampler in rows if sampler.num_before_end]
         self.whole = whole or bool(self._single)
+        self._num_redraws = 0
+        self._choices = self._sorted(samplers, rows, vocabulary_size) if rows else None
+
+    def _sorted(
+        self, samplers: SequenceOf[Sampler | None], rows: list[tuple[int, Sampler]], vocabulary_size: int
+    ) -> Choices:
         bars = self._barred_tokens(rows) if self._barring else None
         columns = np.array([s.columns if s is not None and s.is_drawn else NO_COLUMNS for s in samplers], np.float32)
         columns = columns.reshape(len(samplers), 1 + NUM_LIMITS)
@@ -143,7 +151,7 @@ class RowSamplers:
         is_ranked = top_k < NO_LIMIT
         unranked = [sampler for row, sampler in self._drawing if not is_ranked[row]]
         self._num_redraws = max((sampler.num_redraws for sampler in unranked), default=0)
-        self._choices = Choices(
+        return Choices(
             inverse_temperatures=columns[:, :1],
             limits=columns[:, 1:],
             samples=bool(self._drawing),
@@ -165,13 +173,14 @@ class RowSamplers:
         before           places and targets, int64 [n] each, of rows with given targets that come first
         ranks, num_best  further figures of all rows, see `ReadInputs`
         """
-        targets, choices = np.full((len(places), 1), -1), self._choices
+        choices = self._choices
+        targets = np.full((len(places), 1), 0 if choices is None else -1)  # any token where none is chosen
         uniforms, redraws = (numbers[0] for numbers in self._drawn(1))
         if before is not None and (num_given := len(before[0])):
             places = np.concatenate([before[0], places])
             targets = np.concatenate([before[1][:, None], targets])
             uniforms, redraws = (np.pad(numbers, ((num_given, 0), (0, 0))) for numbers in (uniforms, redraws))
-            choices = choices.after(num_given)
+            choices = None if choices is None else choices.after(num_given)
         wants = (self.whole, bool(self._single))
         return ReadInputs(places, targets, uniforms, redraws, choices, *wants, ranks=ranks, num_best=num_best)
 
@@ -195,6 +204,7 @@ class RowSamplers:
         uniforms, redraws = self._drawn(steps)
         for sampler in self._barring:
             sampler.advance(steps)
+        assert self._choices is not None, "a run that writes chooses its tokens"
         return WriteInputs(uniforms, redraws, self._choices)
 
     def _drawn(self, steps: int) -> tuple[Floats32, Floats32]:
@@ -213,9 +223,12 @@ class RowSamplers:
         return uniforms, redraws
 
     def choose(self, result: RunResult, first: int = 0) -> tuple[list[int], list[float]]:
-        """Return tokens and their log-probabilities, for the computed rows from `first` on."""
+        """Return tokens and their log-probabilities, for the computed rows from `first` on.
+
+        Where nothing is sampled, the latter are those of the likeliest tokens, and the tokens mean nothing.
+        """
         tokens: list[int] = result.picked[first:].tolist()
-        raw = result.picked_logprobs[first:]
+        raw = result.logprobs[first:].max(axis=1) if self._choices is None else result.picked_logprobs[first:]
         if self._single:
             raw = raw.copy()
             for row, sampler in self._single:

@@ -34,7 +34,7 @@ from meari.runtime.engine.calls import (
     sample_seed,
 )
 from meari.runtime.engine.handles import Generation
-from meari.runtime.engine.runner import StateRow
+from meari.runtime.engine.runner import States
 from meari.runtime.engine.sampling import Floats32, Floats64, Ids, likeliest, on_grid
 from meari.runtime.engine.sequences import (
     CopyState,
@@ -221,7 +221,8 @@ class SearchSequence(GenerationSequence):
 
     def begin(self, first: FirstToken, result: TurnResult) -> None:
         """Find the first hypotheses or places, which wait for rows."""
-        for _, sequence in self.request.advance([self], first.logprobs, lambda _: first.state, result):
+        states = {name: values[None] for name, values in first.state.items()}
+        for _, sequence in self.request.advance([self], first.logprobs, states, result):
             sequence.state = first.state
             result.continuing.append(sequence)
 
@@ -245,15 +246,15 @@ class SearchRequest(GenerationRequest, abc.ABC):
         self,
         parents: SequenceOf[SearchSequence],
         logprobs: Floats32,
-        copy_state: Callable[[int], StateRow],
+        states: States,
         result: TurnResult,
     ) -> list[tuple[int, SearchSequence]]:
         """Run one step of the search.
 
-        parents     the rows that were run, in the search's order
-        logprobs    float32 [parents, vocabulary_size]
-        copy_state  copies the state of a parent, given its number
-        returns     the rows that continue, each with the number of its parent
+        parents   the rows that were run, in the search's order
+        logprobs  float32 [parents, vocabulary_size]
+        states    state tensor -> float32 [parents, *shape], which nobody else writes to
+        returns   the rows that continue, each with the number of its parent
         """
 
 
@@ -263,17 +264,17 @@ class TreeRequest(SearchRequest):
     def __init__(self, number: int, call: GenerateCall, handle: Generation, end_id: int, search: TokenSearch) -> None:
         super().__init__(number, call, handle, end_id)
         self._search = search
-        self._states: list[StateRow] = []  # after each place
+        self._states: list[tuple[States, int]] = []  # after each place: those of a step, and its row
 
     def advance(
         self,
         parents: SequenceOf[SearchSequence],
         logprobs: Floats32,
-        copy_state: Callable[[int], StateRow],
+        states: States,
         result: TurnResult,
     ) -> list[tuple[int, SearchSequence]]:
         """Run one step of the search; its new places wait for rows with the states of their parents."""
-        self._states += map(copy_state, range(len(parents)))
+        self._states += [(states, row) for row in range(len(parents))]
         places: SequenceOf[tuple[int, int]] = ()
         try:
             places = self._search.advance(logprobs)
@@ -282,7 +283,8 @@ class TreeRequest(SearchRequest):
         result.num_searched += len(places)
         one = parents[0]
         for parent, token in places:
-            state = self._states[parent]
+            of_step, row = self._states[parent]
+            state = {name: values[row] for name, values in of_step.items()}
             sequence = SearchSequence(
                 request=self, forced=one.forced, fed=one.fed, state=state, start=one.start, next_token=token
             )
@@ -313,7 +315,7 @@ class BeamRequest(SearchRequest):
         self,
         parents: SequenceOf[SearchSequence],
         logprobs: Floats32,
-        copy_state: Callable[[int], StateRow],
+        states: States,
         result: TurnResult,
     ) -> list[tuple[int, SearchSequence]]:
         """Run one step of the search; the rows are the live hypotheses."""
@@ -328,7 +330,8 @@ class BeamRequest(SearchRequest):
             return []
         result.num_searched += len(continuing)
         for parent, hypothesis in self._search.just_finished if self.want_state else ():
-            hypothesis.state = parents[parent].state_value(copy_state(parent), hypothesis.token_ids)
+            state = {name: values[parent].copy() for name, values in states.items()}
+            hypothesis.state = parents[parent].state_value(state, hypothesis.token_ids)
         if not continuing:
             self._fill_samples(Finish.LENGTH)
             result.ended.append(parents[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +23,6 @@ Ids = npt.NDArray[np.int64]
 States = dict[str, Floats]  # state tensor -> float32 [rows, *shape]
 StateRow = dict[str, Floats]  # state tensor -> float32 [*shape], a copy that nobody else holds
 
-NO_BARS: Final = np.full((1, 1), -1)
 FLAGS: Final = (np.array(False), np.array(True))  # noqa: FBT003 (the values themselves)
 NO_IDS: Final = np.empty(0, np.int64)
 NO_FLOATS: Final = np.empty((0, 0), np.float32)
@@ -66,6 +66,7 @@ class Choices:
     bars: Ids | None = None
 
     @classmethod
+    @lru_cache(maxsize=64)
     def likeliest_of(cls, num_rows: int) -> Choices:
         """Take the likeliest token in every row."""
         return cls(
@@ -93,12 +94,13 @@ class Choices:
             bars=None if self.bars is None else self.bars[rows],
         )
 
+    @cached_property
     def feeds(self) -> dict[str, Any]:
-        """Return the inputs of a graph."""
+        """The inputs of a graph."""
         return {
             "inverse_temperatures": self.inverse_temperatures,
             "limits": self.limits,
-            "bars": NO_BARS if self.bars is None else self.bars,
+            "bars": np.full((len(self.limits), 1), -1) if self.bars is None else self.bars,
             "num_ranked": np.array([max(1, self.num_ranked)]),
             "want_samples": FLAGS[self.samples],
             "want_likeliest": FLAGS[self.likeliest],
@@ -150,14 +152,9 @@ class ReadInputs:
     @property
     def outputs(self) -> tuple[str, ...]:
         """The outputs of the graph that are wanted of the rows."""
-        wanted = {
-            ("picked", "picked_logprob"): True,
-            ("logits",): self.logits,
-            ("logprobs",): self.logprobs,
-            ("rank",): self.ranks,
-            ("best", "best_logprobs"): self.num_best > 0,
-        }
-        return tuple(name for names, is_wanted in wanted.items() if is_wanted for name in names)
+        names = ["picked", "picked_logprob"]
+        names += ["logits"] * self.logits + ["logprobs"] * self.logprobs + ["rank"] * self.ranks
+        return (*names, "best", "best_logprobs") if self.num_best else tuple(names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,7 +305,7 @@ class Runner:
             "token": tokens,
             "uniforms": inputs.uniforms,
             "redraws": inputs.redraws,
-            **inputs.choices.feeds(),
+            **inputs.choices.feeds,
             **{f"state.{name}": values for name, values in states.items()},
         }
         *new, picked, logprobs = self._run(self.sessions.writer, [*self._next, "picked", "picked_logprob"], feeds)
@@ -337,6 +334,7 @@ class Runner:
         return all(bool(np.isfinite(values).all()) for values in found)
 
 
+@lru_cache(maxsize=64)
 def _slices(num_rows: int, max_size: int) -> Ids:
     """Return the numbers of the rows in slices of one size, int64 [slices, size]; the last one repeated at the end."""
     num_slices = -(-num_rows // max_size)
@@ -353,14 +351,12 @@ def _of_rows(values: npt.NDArray[Any], num_rows: int, name: str) -> npt.NDArray[
 def _row_feeds(inputs: ReadInputs) -> dict[str, Any]:
     num_rows = len(inputs.places)
     choices = inputs.choices or Choices.likeliest_of(num_rows)
-    bars = np.full((num_rows, 1), -1) if choices.bars is None else choices.bars
     return {
+        **choices.feeds,
         "rows": inputs.places,
         "targets": inputs.targets,
         "uniforms": inputs.uniforms,
         "redraws": inputs.redraws,
-        **choices.feeds(),
-        "bars": bars,
         "num_best": np.array([max(1, inputs.num_best)]),
         "want_tokens": FLAGS[inputs.choices is not None],
         "want_logits": FLAGS[inputs.logits],

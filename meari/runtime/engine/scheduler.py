@@ -37,6 +37,7 @@ from meari.runtime.engine.sequences import LaneKind, Phase, Request, Sequence, T
 from meari.runtime.engine.stats import Pace
 from meari.runtime.engine.writing import WritingLane
 
+KINDS: Final = tuple(LaneKind)
 MAX_LISTS: Final = 4
 MAX_PROMPT_DELAY_TURNS: Final = 8  # writing turns that a prompt waits for others to be read with
 
@@ -206,7 +207,7 @@ class Lanes:
         self.writing = WritingLane(runner, reader.clock)
         self._short = self._reading_lane()
         self._lists: dict[Request, ReadingLane] = {}
-        self._spent = dict.fromkeys(LaneKind, 0.0)
+        self._spent = dict.fromkeys(KINDS, 0.0)
         self._num_writing_rows = 0  # that admitted requests may come to need
         self._num_short = 0  # admitted requests with few texts
         self._turns_since_short = 0
@@ -267,7 +268,7 @@ class Lanes:
             kinds -= {LaneKind.SHORT}
         if not kinds:
             return None
-        kind = min(kinds, key=lambda kind: (self._spent[kind], kind.value))
+        kind = min(kinds, key=lambda kind: (self._spent[kind], kind))
         self._turns_since_short = 0 if kind is LaneKind.SHORT else self._turns_since_short + (kind is LaneKind.WRITING)
         if kind is LaneKind.LIST:
             return kind, min((lane for lane in self._lists.values() if len(lane)), key=lambda lane: lane.spent)
@@ -278,9 +279,10 @@ class Lanes:
         lane.spent += seconds
         self._spent[kind] += seconds
         busy = self._busy_kinds()
-        least = min(self._spent[kind] for kind in busy or LaneKind)
-        for idle in set(LaneKind) - busy:
-            self._spent[idle] = max(self._spent[idle], least)
+        least = min(self._spent[kind] for kind in busy or KINDS)
+        for other in KINDS:
+            if other not in busy:
+                self._spent[other] = max(self._spent[other], least)
 
     def _reading_lane(self, *, for_list: bool = False) -> ReadingLane:
         return ReadingLane(self._runner, self._reader, self._reading_pace, self._limits, for_list=for_list)

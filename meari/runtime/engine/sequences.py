@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 CopyState = Callable[[], StateRow]
 
 
-class LaneKind(enum.Enum):
+class LaneKind(enum.IntEnum):
     """The kind of lane that a request needs; of two that have had as much time the first comes first."""
 
     SHORT = 0  # to score few texts

@@ -30,7 +30,7 @@ from meari.runtime.engine.batch import (
 )
 from meari.runtime.engine.beams import SearchRequest, SearchSequence
 from meari.runtime.engine.prefixes import FEW_TEXTS
-from meari.runtime.engine.runner import Floats, ReadInputs, Runner, RunResult, StateRow, States
+from meari.runtime.engine.runner import Floats, ReadInputs, Runner, RunResult, StateRow
 from meari.runtime.engine.sampling import on_grid
 from meari.runtime.engine.sequences import (
     CopyState,
@@ -282,8 +282,9 @@ class WritingLane:
         sequences = [batch.sequences[row] for row in keep]
         for request, rows in beams.items():
             parents = [sequence for row in rows if isinstance(sequence := batch.sequences[row], SearchSequence)]
-            states = {name: values[rows] for name, values in batch.states.items()}
-            continuing = request.advance(parents, logprobs[rows], partial(_copy_row, states), result)
+            is_alone = len(rows) == len(batch)  # then no other row is kept in memory by its states
+            states = batch.states if is_alone else {name: values[rows] for name, values in batch.states.items()}
+            continuing = request.advance(parents, logprobs[rows], states, result)
             keep += [rows[parent] for parent, _ in continuing]
             sequences += [sequence for _, sequence in continuing]
         batch.rearrange(keep, sequences)
@@ -331,7 +332,3 @@ def _gaps_of(joined: Iterable[GenerationSequence]) -> list[tuple[float, int]]:
         for sequence in joined
         if isinstance(sequence, SampledSequence) and (first := sequence.request.handle.first_token_at) is not None
     ]
-
-
-def _copy_row(states: States, row: int) -> StateRow:
-    return {name: values[row].copy() for name, values in states.items()}
