@@ -10,8 +10,7 @@ Everything below is imported when it is first used: `import meari` alone takes a
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # as in `typing`, whose import would take longer than all else here
 
 if TYPE_CHECKING:
     from meari import errors
@@ -111,6 +110,8 @@ _MODULES = {name: module for module, names in _PLACES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
+    import importlib
+
     if name == "errors":
         return importlib.import_module("meari.errors")
     if name not in _MODULES:

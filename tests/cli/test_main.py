@@ -1,4 +1,5 @@
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from meari import cli
 from meari.cli import main as entry
 from tests import forked
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,6 +53,31 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | No
     with pytest.raises(SystemExit) as ended:
         entry.main()
     return ended.value.code
+
+
+INTERRUPTED_IMPORT = """
+import os, runpy, signal, sys
+module, way, *sys.argv[1:] = sys.argv[1:]
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+if way == "module":
+    runpy.run_module("meari", run_name="__main__")
+else:
+    place, name = way.split(":")
+    sys.exit(getattr(__import__(place, fromlist=[name]), name)())
+"""
+SCRIPT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]["meari"]
+
+
+@pytest.mark.parametrize("way", ["module", SCRIPT])
+@pytest.mark.parametrize("module", ["meari.cli", "meari.cli.main", "click", "meari.cli.models", "msgspec"])
+def test_interrupt_in_any_import_ends_the_command_calmly(module: str, way: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT, module, way, "models"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stderr) == (130, "\nmeari: interrupted\n")
 
 
 def test_verb_is_imported_only_on_use(verb: str) -> None:
