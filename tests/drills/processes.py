@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Held", "cpu_seconds", "held_by", "peak_mb", "reset_peak", "workers_of"]
+__all__ = ["Held", "cpu_seconds", "held_by", "is_stopped", "peak_mb", "reset_peak", "workers_of"]
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,24 @@ def cpu_seconds(pid: int) -> float:
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def is_stopped(pid: int) -> bool:
+    """Tell whether SIGSTOP has come to every thread of a process."""
+    states = [_state(thread) for thread in Path(f"/proc/{pid}/task").iterdir()]
+    return all(state in "TX" for state in states)
+
+
 def _kilobytes(text: str) -> dict[str, int]:
     lines = (line.split() for line in text.splitlines())
     return {words[0].rstrip(":"): int(words[1]) for words in lines if words and words[-1] == "kB"}
 
 
 def _is_alive(pid: int) -> bool:
+    return _state(Path(f"/proc/{pid}")) not in "ZX"
+
+
+def _state(process: Path) -> str:
+    """Return the letter of a process's or thread's state, X where it has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] != "Z"
+        return (process / "stat").read_text("utf-8").rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return "X"

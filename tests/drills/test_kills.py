@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.drills.drill import Drill
-from tests.drills.processes import workers_of
-from tests.patience import PATIENCE
+from tests.drills.processes import is_stopped, workers_of
+from tests.patience import PATIENCE, until
 from tests.service.running import ROOT, Server, running_server
 
 NUM_CLIENTS: Final = 16
@@ -121,6 +121,7 @@ def client_ports(server: Server, pid: int) -> set[int]:
 def kill(server: Server, pid: int) -> tuple[set[int], float]:
     """Kill a worker; return the ports of its clients, and the time."""
     os.kill(pid, signal.SIGSTOP)
+    until(lambda: is_stopped(pid))  # a moment later: until then it takes more connections
     ports = client_ports(server, pid)
     os.kill(pid, signal.SIGKILL)
     return ports, time.monotonic()
@@ -149,8 +150,8 @@ def test_only_requests_in_flight_on_a_killed_worker_fail(drill: Drill, tmp_path:
     recoveries: list[float] = []
     settings: dict[str, Any] = {"bundles": ROOT / "bundles" / "shakespeare-gru", "workers": 2, "log_level": "warning"}
     with running_server(tmp_path, **settings) as server, clients(server, drill.seed) as outcomes:
-        until = time.monotonic() + seconds
-        while num_kills < 2 or time.monotonic() < until:
+        end = time.monotonic() + seconds
+        while num_kills < 2 or time.monotonic() < end:
             threading.Event().wait(choice.uniform(0.2, drill.pick(1.0, 5.0)))
             pid = choice.choice(workers_of(server.process.pid))
             allowed.append(kill(server, pid))

@@ -257,8 +257,13 @@ class Soak:
         await_workers(self.server)
         tally = self.clients.tally
         in_hand = sum(killed - LOST_SECONDS <= at <= killed + LOST_SECONDS for at in tally.ended) + NUM_CLIENTS + 1
-        counted = settled(self.server, lambda _: False, 2).since(before).statuses.total()
-        missing = tally.statuses.total() + tally.left + len(tally.failures) - counted
+        sent = tally.statuses.total() + tally.left + len(tally.failures)
+
+        def is_right(counts: Counts) -> bool:
+            return -1 <= sent - counts.since(before).statuses.total() <= in_hand
+
+        settled(self.server, lambda _: False, 2)
+        missing = sent - settled(self.server, is_right, PATIENCE).since(before).statuses.total()
         self.missing += max(0, missing)
         if not -1 <= missing <= in_hand:
             self.unexplained.append(f"{missing} of {tally.statuses.total()} missing, {in_hand} in hand")

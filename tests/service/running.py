@@ -136,6 +136,22 @@ def full_server(folder: Path, bundle: Path, key: str = "") -> Iterator[Server]:
         yield server
 
 
+@contextlib.contextmanager
+def unread_stream(
+    server: Server, path: str, body: dict[str, Any], headers: dict[str, str] | None = None
+) -> Iterator[httpx.Response]:
+    """Begin a stream that is open until its response is read, however long that takes the test.
+
+    body  asks for a megabyte or more: the systems of both sides take less
+    """
+    transport = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)])
+    with (
+        httpx.Client(transport=transport, base_url=server.client.base_url, timeout=PATIENCE) as client,
+        client.stream("POST", path, json={**body, "stream": True}, headers=headers) as response,
+    ):
+        yield response
+
+
 def _await_status(server: Server, status: int | None) -> None:
     """Wait until /readyz answers with `status` and every worker is ready, or with any status if None."""
     until = time.monotonic() + PATIENCE

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from meari.service.requests.keys import Caller
 from meari.service.requests.limit_stores import MAX_ENTRIES, WRONG_KEYS_PER_MINUTE, HostStore, RedisStore
 from meari.service.requests.limits import AWAY_SECONDS, Limits, Quota
 from tests.patience import PATIENCE, until
-from tests.service.running import ROOT, Server, free_port, running_server
+from tests.service.running import ROOT, Server, free_port, running_server, unread_stream
 from tests.service.test_keys import Clock, added, bearer
 
 ALICE = Caller("alice", "0123456789ab", tokens_per_minute=600, requests_at_once=2)
@@ -51,7 +50,7 @@ def running_redis(port: int) -> Iterator[str]:
 
             until(answers)
             client.close()
-            yield f"redis://127.0.0.1:{port}/0"
+            yield f"redis://127.0.0.1:{port}/0?socket_timeout={PATIENCE}"  # a busy machine is no Redis that is away
         finally:
             process.kill()
 
@@ -215,7 +214,9 @@ def test_limits_hold_over_hosts_with_redis(redis_url: str) -> None:
 def test_request_of_a_killed_host_counts_until_its_lease_runs_out(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limit_stores, "LEASE_SECONDS", 0.5)
+    import redis
+
+    monkeypatch.setattr(limit_stores, "LEASE_SECONDS", 3.0)
     monkeypatch.setattr(limit_stores, "RENEW_SECONDS", 0.1)
     caller = Caller("dave", os.urandom(6).hex(), requests_at_once=1)
     killed, living = Limits(HostStore(), RedisStore(redis_url)), Limits(HostStore(), RedisStore(redis_url))
@@ -223,10 +224,16 @@ def test_request_of_a_killed_host_counts_until_its_lease_runs_out(
     refusal(lambda: opened(living, caller), "requests")
     living.start()
     until(lambda: _opens(living, caller))
-    renewed = threading.Event()
-    assert not renewed.wait(1.5)
+    with redis.Redis.from_url(redis_url) as client:
+        [(lease, ends)] = leases(client, caller)
+        until(lambda: leases(client, caller) >= [(lease, ends + 1000.0)])  # milliseconds: renewed again and again
     refusal(lambda: opened(killed, caller), "requests")
     living.stop()
+
+
+def leases(client: Any, caller: Caller) -> list[tuple[bytes, float]]:
+    """Return the leases of a caller's requests, and when each runs out."""
+    return list(client.zrange(f"meari:{{{caller.key_id}}}:open", 0, -1, withscores=True))
 
 
 def _opens(limits: Limits, caller: Caller) -> bool:
@@ -315,12 +322,12 @@ def test_tokens_that_were_used_are_counted(served: Served, number: int) -> None:
     response = served.post(f"use-{number}", path, **body)
     assert response.status_code == 200, response.text
     assert response.headers["RateLimit-Policy"] == '"tokens";q=1000;w=60'
-    for _ in range(10):  # what was not used is given back when the answer is out
+    while True:  # what was not used is given back when the answer is out
         looked = served.post(f"use-{number}", "/detokenize", tokens=[])
         left = int(looked.headers["x-ratelimit-remaining-tokens"])
-        if left >= 1_000 - tokens:
+        come_back = (time.monotonic() - began) * 1_000 / 60
+        if left >= 1_000 - tokens or come_back > 40:  # of the 48 that one of them does not use
             break
-    come_back = (time.monotonic() - began) * 1_000 / 60
     assert 1_000 - tokens <= left <= min(1_000, 1_000 - tokens + come_back + 1)
     assert looked.headers["RateLimit"].startswith(f'"tokens";r={left};t=')
 
@@ -345,14 +352,14 @@ def test_refusal_tells_when_to_come_back_and_in_each_shape_of_error(served: Serv
 
 
 def test_requests_at_once_hold_over_workers_and_end_with_each_request(served: Served) -> None:
-    body = {"max_tokens": 4096, "stream": True, **ENDLESS}
-    url, headers = f"http://127.0.0.1:{served.server.port}/generate", bearer(served.keys["narrow"])
+    body = {"max_tokens": 2000, "logprobs": 20, "stream": True, **ENDLESS}
+    headers = bearer(served.keys["narrow"])
     with contextlib.ExitStack() as stack:
         for _ in range(2):
-            client = stack.enter_context(httpx.Client(timeout=PATIENCE, trust_env=False))
-            answer = stack.enter_context(client.stream("POST", url, json=body, headers=headers))
+            answer = stack.enter_context(unread_stream(served.server, "/generate", body, headers))
             assert answer.status_code == 200
             assert answer.headers["RateLimit-Policy"] == '"requests";q=2;qu="concurrent-requests"'
+        url = f"{served.server.client.base_url}/generate"
         refused = {httpx.post(url, json=body, headers=headers, trust_env=False).status_code for _ in range(4)}
     assert refused == {429}
     until(lambda: served.post("narrow", "/generate", max_tokens=1).status_code == 200)
@@ -366,13 +373,26 @@ def test_wrong_keys_are_slowed_down_and_keys_that_nobody_guesses_are_not(served:
     statuses = [client.get("/models", headers=bearer(f"wrong-{number}")).status_code for number in range(60)]
     assert statuses[0] == 401
     assert statuses.count(401) < 60
-    refused = client.get("/models", headers=bearer("wrong"))
-    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    refused = limited_guess(client)
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
     assert int(refused.headers["Retry-After"]) >= 1
     assert client.get("/models").status_code == 401  # no key is no wrong key
     found = {name: client.get("/models", headers=bearer(served.keys[name])).status_code for name in ("free", "long")}
     assert found == {"free": 200, "long": 200}
-    assert client.get("/models", headers=bearer("short")).status_code == 429  # as if it were a guess
+
+    def short_key_is_limited() -> bool:
+        limited_guess(client)
+        return client.get("/models", headers=bearer("short")).status_code == 429
+
+    until(short_key_is_limited)  # as if it were a guess; another one may have come due between the two
+
+
+def limited_guess(client: httpx.Client) -> httpx.Response:
+    """Try wrong keys until one is refused unseen: every three seconds one more may be tried."""
+    while (answer := client.get("/models", headers=bearer("wrong"))).status_code == 401:
+        pass
+    assert answer.status_code == 429
+    return answer
 
 
 def test_hosts_share_the_limits_of_a_key_and_answer_without_redis(letters: Path, tmp_path: Path) -> None:

@@ -23,7 +23,16 @@ from meari.errors import Bound
 from tests.patience import PATIENCE, until
 from tests.runtime.tiny_bundle import rewrite_manifest, write_tiny_bundle
 from tests.service.metrics.exposition import Exposition
-from tests.service.running import ROOT, Server, clean_environment, command, events, free_port, running_server
+from tests.service.running import (
+    ROOT,
+    Server,
+    clean_environment,
+    command,
+    events,
+    free_port,
+    running_server,
+    unread_stream,
+)
 
 ENDLESS = {"model": "letters", "logit_bias": {"0": -100}, "temperature": 0}  # never samples the end token
 
@@ -222,10 +231,8 @@ def test_metrics_count_the_work_of_all_workers(server: Server) -> None:
 @pytest.mark.parametrize("kept_alive", [False, True])
 def test_shutdown_fails_readiness_then_waits_for_open_streams(bundles: Path, tmp_path: Path, kept_alive: bool) -> None:
     with running_server(tmp_path, bundles=bundles, default_model="letters", max_tokens=1_000_000) as server:
-        open_seconds = max(1.5, 2 * server.start_seconds)  # long enough for the requests below on any machine
-        body = {**ENDLESS, "max_tokens": 1_000_000, "timeout_seconds": open_seconds, "stream": True}
         prober = server.client if kept_alive else httpx.Client(base_url=server.client.base_url, trust_env=False)
-        with httpx.stream("POST", f"{server.client.base_url}/generate", json=body, timeout=PATIENCE) as response:
+        with unread_stream(server, "/generate", {**ENDLESS, "max_tokens": 2000, "logprobs": 20}) as response:
             lines = response.iter_lines()
             assert next(lines).startswith("data: ")
             server.terminate()
@@ -238,7 +245,7 @@ def test_shutdown_fails_readiness_then_waits_for_open_streams(bundles: Path, tmp
             rest = [line for line in lines if line.startswith("data: ")]
         prober.close()
         assert rest[-1] == "data: [DONE]"
-        assert json.loads(rest[-3].removeprefix("data: "))["choices"][0]["finish_reason"] == "timeout"
+        assert json.loads(rest[-3].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
         assert server.wait() == 0
         assert "terminate called" not in server.log
         assert "Traceback" not in server.log
@@ -249,21 +256,19 @@ def test_kept_connection_gets_one_more_response_during_shutdown(bundles: Path, t
     with running_server(
         tmp_path, bundles=bundles, default_model="letters", max_tokens=1_000_000, max_inflight_bytes=2**32
     ) as server:
-        endless = {**ENDLESS, "max_tokens": 1_000_000}
-        short_seconds = max(1.0, server.start_seconds)  # long enough for the steps below on any machine
-        stream = {**endless, "timeout_seconds": 3 * short_seconds, "stream": True}
-        with httpx.stream("POST", f"{server.client.base_url}/generate", json=stream, timeout=PATIENCE) as response:
+        short_seconds = max(2.0, 2 * server.start_seconds)  # long enough to see that both are in flight
+        with unread_stream(server, "/generate", {**ENDLESS, "max_tokens": 2000, "logprobs": 20}) as response:
             lines = response.iter_lines()
             assert next(lines).startswith("data: ")
             kept = http.client.HTTPConnection("127.0.0.1", server.client.base_url.port, timeout=PATIENCE)
-            body = json.dumps({**endless, "timeout_seconds": short_seconds})
+            body = json.dumps({**ENDLESS, "max_tokens": 1_000_000, "timeout_seconds": short_seconds})
             kept.request("POST", "/generate", body, {"Content-Type": "application/json"})
-            until(lambda: metric(server, "meari_running_sequences") == 2)
+            until(lambda: "\nmeari_requests_in_flight 2.0\n" in server.client.get("/metrics").text)
             server.terminate()
             answer = kept.getresponse()
             assert (answer.status, answer.getheader("connection")) == (200, "keep-alive")
             assert answer.read()
-            time.sleep(short_seconds / 2)  # longer than a turn of the worker's loop
+            time.sleep(0.5)  # longer than a turn of the worker's loop
             kept.request("GET", "/readyz")
             answer = kept.getresponse()
             assert (answer.status, answer.getheader("connection")) == (503, "close")

@@ -189,6 +189,9 @@ def test_requests_that_come_slowly_hold_a_part_of_the_memory_at_most(letters: Pa
         assert refused_by(server, Bound.BYTES) >= 1
         assert answers(server)
         refused, _, _ = select.select(clients, [], [], 0)
-        kept = next(client for client in reversed(clients) if client not in refused)
-        kept.sendall(b"]")
-        assert error_of(kept.recv(65536))[0] == 400
+        kept = [client for client in clients if client not in refused]
+        for client in kept:
+            with contextlib.suppress(OSError):  # refused after that look
+                client.sendall(b"]")
+        statuses = {error_of(client.recv(65536))[0] for client in kept}
+        assert 400 in statuses <= {400, 429}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.patience import PATIENCE, until
-from tests.service.running import Server, events, running_server
+from tests.service.running import Server, events, running_server, unread_stream
 from tests.service.test_server import ENDLESS, metric, raw_post
 
 PROMPT = "abcdefgh"
@@ -41,7 +41,7 @@ def lines(server: Server) -> list[dict[str, Any]]:
 
 def line_of(server: Server, request_id: str) -> dict[str, Any]:
     """Wait for the line of a request and return it."""
-    until(lambda: request_id in server.log)
+    until(lambda: request_id in server.log.rpartition("\n")[0])
     [found] = [line for line in lines(server) if line.get("request_id") == request_id]
     return found
 
@@ -86,8 +86,8 @@ def test_line_of_a_completion_counts_generated_and_scored_tokens(server: Server)
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
 def test_stream_is_logged_at_its_end(server: Server, path: str) -> None:
     request_id = f"stream{path.replace('/', '-')}"
-    body = {**ENDLESS, "max_tokens": 3000, "stream": True}
-    with server.client.stream("POST", path, json=body, headers={"X-Request-Id": request_id}) as response:
+    body = {**ENDLESS, "max_tokens": 3000, "logprobs": 20 if path == "/generate" else 5}
+    with unread_stream(server, path, body, {"X-Request-Id": request_id}) as response:
         pieces = response.iter_lines()
         assert next(pieces).startswith("data: ")
         assert request_id not in server.log

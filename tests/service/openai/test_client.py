@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, until
 from tests.service.running import Server, running_server
 
 ENDLESS: dict[str, Any] = {"model": "noise", "max_tokens": 200_000, "logit_bias": {"0": -100}}
@@ -149,10 +149,10 @@ def test_disconnected_client_frees_all_its_slots(server: Server, client: openai.
 
 def _await_no_rows(server: Server) -> None:
     """Wait until no worker runs a sequence; the metrics cover all workers."""
-    for _ in range(200):
+
+    def is_idle() -> bool:
         text = server.client.get("/metrics").text
         rows = [line for line in text.splitlines() if line.startswith("meari_running") and "noise" in line]
-        if rows and all(float(line.rpartition(" ")[2]) == 0 for line in rows):
-            return
-        threading.Event().wait(0.05)
-    raise AssertionError(rows)
+        return bool(rows) and all(float(line.rpartition(" ")[2]) == 0 for line in rows)
+
+    until(is_idle)

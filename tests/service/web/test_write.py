@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 WRITTEN = "#write-again:enabled"
-STOP_AFTER_30 = """() => new Promise((resolve) => {
+STOP_AFTER_30 = """() => { window.stopped = new Promise((resolve) => {
   const tokens = document.getElementById("write-tokens");
   new MutationObserver((_, observer) => {
     if (tokens.childElementCount <= 30) return;
@@ -21,7 +21,7 @@ STOP_AFTER_30 = """() => new Promise((resolve) => {
     document.getElementById("write-stop").click();
     resolve();
   }).observe(tokens, { childList: true });
-})"""
+}) }"""
 
 
 def write(page: Page, tokens: int, **fields: str) -> str:
@@ -105,8 +105,10 @@ def test_stop_keeps_the_text_which_can_be_continued(visit: Visit, released_serve
     page.locator("#pane-write details").evaluate("details => { details.open = true }")
     for name, value in {"max_tokens": "4000", "seed": "3", "prompt": "ROMEO:\n"}.items():
         page.fill(f"#write-{name}", value)
-    page.click("#write-go")
+    page.wait_for_selector(WRITTEN)  # the example, which is not to be stopped
     page.evaluate(STOP_AFTER_30)
+    page.click("#write-go")
+    page.evaluate("window.stopped")
     stopped = finished(page)
     assert 30 < len(stopped) < 4000
     page.fill("#write-max_tokens", "25")
