@@ -11,6 +11,8 @@ the decoded characters are characters of text:
     UTF-16, other         a zero in a high byte (a space, a line end), or hardly anything but Hangul, Han and kana
 
 Bytes that are not valid UTF-8 and contain no zero are not claimed if they are valid in a legacy East Asian encoding.
+Those are told only where bytes that are not UTF-8 are an error anyway, as a guess: by the characters that are common in
+their scripts, which other bytes seldom give.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ __all__ = [
     "OtherKind",
     "kind_of_content",
     "kind_of_name",
+    "likely_encoding",
     "may_be_other",
 ]
 
@@ -58,11 +61,18 @@ class OtherKind:
         file     its path; "-" is standard input
         is_gzip  True if this kind was found inside gzip
         """
+        return f"got {self.name}, expected UTF-8, plain or gzip; {self.conversion(file, is_gzip=is_gzip)}"
+
+    def guess(self, file: str, *, is_gzip: bool = False) -> str:
+        """Return the end of a message about bytes that are not UTF-8."""
+        return f"; it looks like {self.name}: {self.conversion(file, is_gzip=is_gzip)}"
+
+    def conversion(self, file: str, *, is_gzip: bool = False) -> str:
+        """Return the command that converts the file, in words; arguments as of `refusal`."""
         stdin = " -" if self is TAR else ""
         named = stdin if file == "-" else f" {shlex.quote(file)}"
-        plain = self.command + named
         packed = f"gzip -dc{'' if file == '-' else named} | {self.command}{stdin}"
-        return f"got {self.name}, expected UTF-8, plain or gzip; `{packed if is_gzip else plain}` converts it"
+        return f"`{packed if is_gzip else self.command + named}` converts it"
 
 
 TAR: Final = OtherKind("a tar archive", "tar -xOf")
@@ -78,8 +88,8 @@ _PACKED: Final = (
 )
 
 
-def _encoding(name: str) -> OtherKind:
-    return OtherKind(name, f"iconv -f {name} -t UTF-8", is_encoding=True)
+def _encoding(name: str, of_iconv: str = "") -> OtherKind:
+    return OtherKind(name, f"iconv -f {of_iconv or name} -t UTF-8", is_encoding=True)
 
 
 _MARKS: Final = (
@@ -103,6 +113,45 @@ _MAX_ASCII_SHARE: Final = 0.6  # of pairs of letters and the like: text in UTF-8
 _KANA: Final = 0x30  # the high byte of Japanese letters
 _EAST_ASIAN: Final = re.compile(r"[\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]")
 _EAST_ASIAN_ENCODINGS: Final = ("cp949", "gb18030", "big5", "shift_jis", "euc_jp")
+_HANGUL: Final = re.compile(r"[\uac00-\ud7a3]")
+_KANA_LETTERS: Final = re.compile(r"[\u3041-\u30fe]")
+_HAN: Final = re.compile(r"[\u3001-\u3011\u4e00-\u9fff\uff01-\uff1f]")
+
+
+@dataclass(frozen=True, slots=True)
+class _Legacy:
+    """Encoding of two bytes a character, told by the characters that are common in its script.
+
+    codec   of Python
+    common  codec that has the common characters, and `firsts` their first bytes there
+    share   the least one of them among all characters that are not ASCII
+    """
+
+    kind: OtherKind
+    codec: str
+    common: str
+    firsts: range
+    script: re.Pattern[str]
+    share: float
+
+
+# The order matters: Korean in CP949 is also valid GB18030, all of it common, but not the other way round.
+_LEGACY: Final = (
+    _Legacy(_encoding("CP949 (EUC-KR)", "CP949"), "cp949", "euc_kr", range(0xB0, 0xC9), _HANGUL, 0.8),
+    _Legacy(_encoding("EUC-JP"), "euc_jp", "euc_jp", range(0xA4, 0xA6), _KANA_LETTERS, 0.25),
+    _Legacy(_encoding("Shift JIS (CP932)", "CP932"), "cp932", "shift_jis", range(0x81, 0x84), _KANA_LETTERS, 0.25),
+    _Legacy(_encoding("GB18030 (GBK)", "GB18030"), "gb18030", "gb2312", range(0xA1, 0xD8), _HAN, 0.7),
+    _Legacy(_encoding("Big5", "BIG5"), "big5", "big5", range(0xA1, 0xC7), _HAN, 0.9),
+)
+_LATIN: Final = _encoding("Windows-1252 (Latin-1)", "CP1252")
+# Capitals among small letters and signs inside a word: so look other alphabets of a byte a letter.
+_NOT_LATIN: Final = re.compile(r"ÿ|[a-zß-ÿ][^\W\d_a-zß-ÿ][a-zß-ÿ]|[^\W\d_][‚„…‰¡£§©®°±·º¿²³½ª][^\W\d_]")
+_LATIN_SIGNS: Final = frozenset("€‚„…‰‹‘’“”•–—™›¡£§©«®°±·º»¿ª²³½\u00a0")
+_MAX_LATIN_SHARE: Final = 0.4  # of the letters: what has more is another alphabet's
+_MIN_LEGACY_CHARACTERS: Final = 3
+_MIN_LATIN_CHARACTERS: Final = 2
+_MAX_UTF8_SHARE: Final = 0.6  # of the bytes beyond ASCII: a text in UTF-8 with a few damaged places has far more
+_GUESS_BYTES: Final = 8192
 _IN_TEXT: Final = frozenset("\t\n\r\f\u00ad\u200b\u200c\u200d\u200e\u200f\ufeff")
 
 
@@ -188,3 +237,41 @@ def _decoded(head: bytes, encoding: str) -> str | None:
         return codecs.getincrementaldecoder(encoding)().decode(head)
     except UnicodeDecodeError:
         return None
+
+
+def likely_encoding(data: bytes) -> OtherKind | None:
+    """Return the legacy encoding that bytes are probably in which are not UTF-8; None where too little tells it.
+
+    data  from the beginning of a line, or from anywhere in it
+    """
+    data = data[:_GUESS_BYTES]
+    num_high = sum(byte >> 7 for byte in data)
+    in_utf8 = data.decode("utf-8", "ignore")
+    if len(in_utf8.encode()) - sum(char.isascii() for char in in_utf8) > _MAX_UTF8_SHARE * num_high or 0 in data:
+        return None
+    starts = (data, data[1:])  # the second byte of a character may come first
+    found = (legacy.kind for start in starts for legacy in _LEGACY if _is_in(start, legacy))
+    return next(found, None) or (_LATIN if _is_latin(data) else None)
+
+
+def _is_in(data: bytes, legacy: _Legacy) -> bool:
+    text = _text_of(data, legacy.codec)
+    others = [char for char in text or "" if not char.isascii()]
+    if len(others) < _MIN_LEGACY_CHARACTERS:
+        return False
+    firsts = [char.encode(legacy.common, "ignore")[:1] for char in others if legacy.script.match(char)]
+    return sum(first != b"" and first[0] in legacy.firsts for first in firsts) >= legacy.share * len(others)
+
+
+def _is_latin(data: bytes) -> bool:
+    """Return whether all that is not ASCII are letters among those of ASCII, or signs of print."""
+    text = _text_of(data, "cp1252")
+    if text is None or _NOT_LATIN.search(text):
+        return False
+    others = [char for char in text if not char.isascii()]
+    letters = sum(char.isalpha() and char not in _LATIN_SIGNS for char in others)
+    return (
+        len(others) >= _MIN_LATIN_CHARACTERS
+        and letters + sum(char in _LATIN_SIGNS for char in others) == len(others)
+        and letters <= _MAX_LATIN_SHARE * sum(char.isalpha() for char in text)
+    )

@@ -32,6 +32,7 @@ from meari.bulk.options import Share, WorkOptions, figure_types, share_of
 from meari.bulk.parquet import PARQUET_SUFFIX
 from meari.bulk.parquet_output import write_parquet
 from meari.bulk.partitions import Partition, chunks_of
+from meari.bulk.records import guess_encoding
 from meari.bulk.storage import Folder
 
 __all__ = ["COMMITS", "PARTS", "Commit", "CommittedPart", "Work", "WrittenPart", "commit", "commits_of", "score_parts"]
@@ -137,7 +138,9 @@ def _write_rows(partition: Partition, work: LineWork, options: WorkOptions, rows
                 case Bad():
                     num_bad += 1
                     if num_bad > max_bad:
-                        raise BadLine(f"{partition.name}: {message.problem}")
+                        chunks = (chunk.data for chunk in chunks_of(partition, share))
+                        guess = guess_encoding(message.problem, chunks, partition.name)
+                        raise BadLine(f"{partition.name}: {message.problem}{guess}")
                 case Done():
                     for key, count in message.totals().items():
                         totals[key] = totals.get(key, 0) + count

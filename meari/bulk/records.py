@@ -17,11 +17,22 @@ from typing import Final
 import msgspec
 
 from meari.bulk.options import InputFormat
+from meari.file_kinds import likely_encoding
 from meari.validation.explain import shown, why_malformed
 
-__all__ = ["Problem", "Reader", "Record", "clashing_names", "is_like_object", "not_utf8", "up_to_bad"]
+__all__ = [
+    "Problem",
+    "Reader",
+    "Record",
+    "clashing_names",
+    "guess_encoding",
+    "is_like_object",
+    "not_utf8",
+    "up_to_bad",
+]
 
 CONTEXT: Final = "context"
+NOT_UTF8: Final = "got bytes that are not UTF-8"
 _decode_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_string: Final = msgspec.json.Decoder(str).decode
 
@@ -155,7 +166,26 @@ def split_lines(data: bytes) -> list[bytes]:
 
 def not_utf8(line: int, start: int) -> Problem:
     """Return the problem of a line that is not UTF-8. start: its first bad byte, from 0."""
-    return Problem(line, f"got bytes that are not UTF-8 at byte {start + 1}, expected UTF-8")
+    return Problem(line, f"{NOT_UTF8} at byte {start + 1}, expected UTF-8")
+
+
+def guess_encoding(problem: str, chunks: Iterable[bytes], file: str) -> str:
+    """Return the end of a message about a bad line: the encoding that its file is probably in, and how to convert it.
+
+    problem  what is wrong with the line; "" is returned unless it is not UTF-8
+    chunks   parts of the file that begin with whole lines, the one with that line among the first
+    file     its name in messages
+    """
+    if NOT_UTF8 not in problem:
+        return ""
+    for data in chunks:
+        try:
+            data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            kind = likely_encoding(data[data.rfind(b"\n", 0, error.start) + 1 :])
+            place = "-" if file == "standard input" else file
+            return kind.guess(place, is_gzip=file.endswith(".gz")) if kind else ""
+    return ""
 
 
 def is_like_object(line: bytes) -> bool:

@@ -34,6 +34,7 @@ from meari.bulk.parquet import PARQUET_SUFFIX, is_parquet, require_pyarrow
 from meari.bulk.parquet_output import read_note, write_parquet
 from meari.bulk.plan import SKIP_HINT, RunPlan, RunResult, settings_of, totals_of
 from meari.bulk.progress import Progress
+from meari.bulk.records import guess_encoding
 from meari.bulk.source import Source, TextSource
 from meari.bulk.totals import GenerateTotals, ScoreTotals
 from meari.bulk.worker_pool import Result, WorkerPool
@@ -278,7 +279,9 @@ def _without_bad(results: Iterable[Result], source: Lines, plan: RunPlan) -> Ite
 
 
 def _bad_line(result: Result, source: Lines, plan: RunPlan) -> BadLine:
-    return BadLine(f"{source.name(result.chunk.file)}: {result.problem}; {_bad_hint(plan)}")
+    name = source.name(result.chunk.file)
+    guess = guess_encoding(result.problem, [result.chunk.data], name)
+    return BadLine(f"{name}: {result.problem}{guess}; {_bad_hint(plan)}")
 
 
 def _bad_hint(plan: RunPlan) -> str:

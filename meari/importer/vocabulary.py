@@ -24,6 +24,7 @@ from tokenizers.models import WordLevel
 
 from meari.bundle_format.names import END, UNKNOWN, TokenizerKind
 from meari.export.errors import Unimportable
+from meari.file_kinds import likely_encoding
 from meari.models.fields import did_you_mean, show
 from meari.models.text.tokenizer import Tokenizer
 
@@ -75,7 +76,9 @@ def read_vocabulary(
     except OSError as error:
         raise Unimportable(f"{path}: got {error.strerror or error}, expected a vocabulary") from error
     except UnicodeDecodeError as error:
-        raise Unimportable(f"{path}: got bytes that are no UTF-8 ({error.reason} at {error.start})") from error
+        kind = likely_encoding(data)
+        guess = kind.guess(str(path)) if kind else ""
+        raise Unimportable(f"{path}: got bytes that are no UTF-8 ({error.reason} at {error.start}){guess}") from error
     tokens = _tokens(path, text)
     _check_distinct(path, tokens)
     found_boundary = _named(path, tokens, boundary, "--boundary") if boundary is not None else _boundary(path, tokens)

@@ -13,6 +13,7 @@ import re
 import unicodedata
 from pathlib import Path
 
+from meari.file_kinds import likely_encoding
 from meari.models.errors import BlocklistError, BrokenText, UnreadableFile
 from meari.paths import expand_home
 
@@ -56,7 +57,9 @@ def load_blocklist(path: str) -> Blocklist:
         raise UnreadableFile(f"got {error.strerror or error}, expected a blocklist", source=path) from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise BrokenText(f"got {error.reason}, expected UTF-8", source=path, line=line) from error
+        kind = likely_encoding(error.object)
+        guess = kind.guess(path) if kind else ""
+        raise BrokenText(f"got {error.reason}, expected UTF-8{guess}", source=path, line=line) from error
     used = [(number, line.strip()) for number, line in enumerate(lines, start=1)]
     return Blocklist(tuple(_compile(path, number, line) for number, line in used if line and line[:2] != "# "))
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from meari.bundle_format.names import Document as Unit
 from meari.bundle_format.text_borders import last_border, nfc
-from meari.file_kinds import GZIP, kind_of_content
+from meari.file_kinds import GZIP, kind_of_content, likely_encoding
 from meari.models.errors import BrokenText, UnreadableFile
 from meari.models.text.text_files import is_packed, list_files, refuse_kind
 
@@ -68,12 +68,13 @@ class BadLines:
     most: int
     found: set[tuple[str, int]] = field(default_factory=set)
 
-    def add(self, path: Path, line: int) -> None:
+    def add(self, path: Path, line: int, content: bytes) -> None:
         """Record a line. Raises BrokenText for one too many."""
         self.found.add((str(path), line))
         if len(self.found) > self.most:
             message = f"got {len(self.found):,} lines that are not UTF-8, expected at most {self.most:,}"
-            raise BrokenText(f"{message}; --max-bad or corpus.max_bad sets the limit", source=str(path), line=line)
+            message += f"; --max-bad or corpus.max_bad sets the limit{_guess(path, content)}"
+            raise BrokenText(message, source=str(path), line=line)
 
 
 def read_documents(paths: Iterable[str | Path], unit: Unit) -> Iterator[Document]:
@@ -191,7 +192,7 @@ def _good(path: Path, line: int, content: bytes, bad: BadLines) -> bytes:
     try:
         content.decode()
     except UnicodeDecodeError:
-        bad.add(path, line)
+        bad.add(path, line, content)
         return b""
     return content
 
@@ -200,7 +201,20 @@ def _broken(path: Path, line: int, error: UnicodeDecodeError) -> BrokenText:
     # `object` may begin with bytes held over from the chunk before: they hold no line end.
     line += error.object[: error.start].count(b"\n")
     byte = error.object[error.start]
-    return BrokenText(f"got byte 0x{byte:02x} ({error.reason}), expected UTF-8", source=str(path), line=line)
+    guess = _guess(path, error.object[error.object.rfind(b"\n", 0, error.start) + 1 :])
+    return BrokenText(f"got byte 0x{byte:02x} ({error.reason}), expected UTF-8{guess}", source=str(path), line=line)
+
+
+def _guess(path: Path, data: bytes) -> str:
+    """Return the end of a message about bytes that are not UTF-8: their encoding, if it can be guessed."""
+    kind = likely_encoding(data)
+    if kind is None:
+        return ""
+    is_gzip = is_packed(path)
+    if path.is_file():  # a pipe is read once
+        with _opened(path) as file:
+            is_gzip = isinstance(file, gzip.GzipFile)
+    return kind.guess(str(path), is_gzip=is_gzip)
 
 
 def _read_bytes(path: Path) -> Iterator[bytes]:

@@ -116,6 +116,24 @@ def test_unsupported_files_are_refused_with_a_command_that_converts_them(
         assert output.read_text() == "precious"
 
 
+@pytest.mark.parametrize("verb", ["score", "generate"])
+def test_text_in_a_legacy_encoding_is_refused_with_the_command_that_converts_it(
+    bundles: Path, tmp_path: Path, verb: str
+) -> None:
+    data = "이 영화는 정말 재미있습니다\n".encode("cp949")
+    for name, content in (("x.txt", data), ("x.gz", gzip.compress(data)), ("y.txt", b"first\n" + data), ("-", data)):
+        path = name if name == "-" else str(tmp_path / name)
+        if name != "-":
+            Path(path).write_bytes(content)
+        words = [path, "--bundles", bundles] if verb == "score" else ["--prompts", path, "--bundles", bundles]
+        done = meari(verb, *words, stdin=data)
+        assert done.returncode == 1
+        command = "iconv -f CP949 -t UTF-8"
+        if name != "-":
+            command = f"gzip -dc {path} | {command}" if name == "x.gz" else f"{command} {path}"
+        assert f"expected UTF-8; it looks like CP949 (EUC-KR): `{command}` converts it; " in done.stderr.decode()
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
 def test_content_of_compressed_files_is_checked(bundles: Path, tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "x.gz"

@@ -275,6 +275,10 @@ def test_bad_line_beyond_the_limit_ends_its_partition_without_a_part(bundles: Pa
     with pytest.raises(BadLine, match=f"{path}: line 2: got bytes that are not UTF-8 at byte 1, expected UTF-8"):
         commit_one(bundles, partition, folder)
     assert commits_of(folder) == {}
+    path.write_bytes(b"ab\n" + "이 영화는 정말 재미있습니다\n".encode("cp949"))
+    [partition] = partitions_of(path, size=100)
+    with pytest.raises(BadLine, match=f"it looks like CP949 .*: `iconv -f CP949 -t UTF-8 {path}` converts it"):
+        commit_one(bundles, partition, folder)
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,13 @@ VOCABULARIES = {
 }
 
 
+def test_vocabulary_in_a_legacy_encoding_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary.txt"
+    path.write_bytes("바다\n하늘\n나무\n".encode("cp949"))
+    with pytest.raises(Unimportable, match=f"it looks like CP949 .*: `iconv -f CP949 -t UTF-8 {path}` converts it"):
+        read_vocabulary(path)
+
+
 @pytest.mark.parametrize(("vocabulary", "message"), VOCABULARIES.values(), ids=VOCABULARIES)
 def test_vocabularies_that_do_not_fit_are_refused(tmp_path: Path, vocabulary: object, message: str) -> None:
     assert re.search(message, refusal(tmp_path, state_of(), vocabulary))

@@ -175,6 +175,22 @@ def test_utf16_and_utf32_are_reported_by_name(tmp_path: Path, encoding: str, tex
             list(read_pieces([path], Unit.LINE, bad))
 
 
+def test_text_in_a_legacy_encoding_is_reported_with_the_command_that_converts_it(tmp_path: Path) -> None:
+    data = "안녕하세요. 이 영화는 정말 재미있습니다.\n".encode("cp949")
+    for name, content, command in (
+        ("a.txt", data, "iconv -f CP949 -t UTF-8 {}"),
+        ("b.txt", b"A licence in ASCII.\n" * 9000 + data, "iconv -f CP949 -t UTF-8 {}"),
+        ("c.gz", data, "gzip -dc {} | iconv -f CP949 -t UTF-8"),
+        ("d.txt", gzip.compress(data), "gzip -dc {} | iconv -f CP949 -t UTF-8"),
+    ):
+        path = written(tmp_path / name, content)
+        hint = f"; it looks like CP949 (EUC-KR): `{command.format(path)}` converts it"
+        for bad in (None, BadLines(0)):
+            with pytest.raises(BrokenText) as caught:
+                list(read_pieces([path], Unit.LINE, bad))
+            assert str(caught.value).endswith(hint)
+
+
 def test_truncated_gz_is_reported_with_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "a.gz"
     content = b"".join(os.urandom(40).hex().encode() + b"\n" for _ in range(9000))
