@@ -115,7 +115,7 @@ _EAST_ASIAN: Final = re.compile(r"[\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00
 _EAST_ASIAN_ENCODINGS: Final = ("cp949", "gb18030", "big5", "shift_jis", "euc_jp")
 _HANGUL: Final = re.compile(r"[\uac00-\ud7a3]")
 _KANA_LETTERS: Final = re.compile(r"[\u3041-\u30fe]")
-_HAN: Final = re.compile(r"[\u3001-\u3011\u4e00-\u9fff\uff01-\uff1f]")
+_HAN: Final = re.compile(r"[\u4e00-\u9fff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class _Legacy:
 
     codec   of Python
     common  codec that has the common characters, and `firsts` their first bytes there
-    share   the least one of them among all characters that are not ASCII
+    share   the least one of them among all letters that are not ASCII
     """
 
     kind: OtherKind
@@ -140,8 +140,8 @@ _LEGACY: Final = (
     _Legacy(_encoding("CP949 (EUC-KR)", "CP949"), "cp949", "euc_kr", range(0xB0, 0xC9), _HANGUL, 0.8),
     _Legacy(_encoding("EUC-JP"), "euc_jp", "euc_jp", range(0xA4, 0xA6), _KANA_LETTERS, 0.25),
     _Legacy(_encoding("Shift JIS (CP932)", "CP932"), "cp932", "shift_jis", range(0x81, 0x84), _KANA_LETTERS, 0.25),
-    _Legacy(_encoding("GB18030 (GBK)", "GB18030"), "gb18030", "gb2312", range(0xA1, 0xD8), _HAN, 0.7),
-    _Legacy(_encoding("Big5", "BIG5"), "big5", "big5", range(0xA1, 0xC7), _HAN, 0.9),
+    _Legacy(_encoding("GB18030 (GBK)", "GB18030"), "gb18030", "gb2312", range(0xB0, 0xD8), _HAN, 0.7),
+    _Legacy(_encoding("Big5", "BIG5"), "big5", "big5", range(0xA4, 0xC7), _HAN, 0.9),
 )
 _LATIN: Final = _encoding("Windows-1252 (Latin-1)", "CP1252")
 # Capitals among small letters and signs inside a word: so look other alphabets of a byte a letter.
@@ -256,11 +256,11 @@ def likely_encoding(data: bytes) -> OtherKind | None:
 
 def _is_in(data: bytes, legacy: _Legacy) -> bool:
     text = _text_of(data, legacy.codec)
-    others = [char for char in text or "" if not char.isascii()]
-    if len(others) < _MIN_LEGACY_CHARACTERS:
+    letters = [char for char in text or "" if char.isalpha() and not char.isascii()]
+    if len(letters) < _MIN_LEGACY_CHARACTERS:
         return False
-    firsts = [char.encode(legacy.common, "ignore")[:1] for char in others if legacy.script.match(char)]
-    return sum(first != b"" and first[0] in legacy.firsts for first in firsts) >= legacy.share * len(others)
+    firsts = [char.encode(legacy.common, "ignore")[:1] for char in letters if legacy.script.match(char)]
+    return sum(first != b"" and first[0] in legacy.firsts for first in firsts) >= legacy.share * len(letters)
 
 
 def _is_latin(data: bytes) -> bool:

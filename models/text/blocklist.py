@@ -58,7 +58,7 @@ def load_blocklist(path: str) -> Blocklist:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         kind = likely_encoding(error.object)
-        guess = kind.guess(path) if kind else ""
+        guess = kind.guess(expand_home(path)) if kind else ""
         raise BrokenText(f"got {error.reason}, expected UTF-8{guess}", source=path, line=line) from error
     used = [(number, line.strip()) for number, line in enumerate(lines, start=1)]
     return Blocklist(tuple(_compile(path, number, line) for number, line in used if line and line[:2] != "# "))

@@ -42,10 +42,14 @@ def test_invalid_line_is_reported_with_its_number(tmp_path: Path, content: bytes
         load_blocklist(written(tmp_path, content))
 
 
-def test_blocklist_in_a_legacy_encoding_is_reported_with_the_command_that_converts_it(tmp_path: Path) -> None:
+def test_blocklist_in_a_legacy_encoding_is_reported_with_the_command_that_converts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = written(tmp_path, "바보\n멍청이\n".encode("cp949"))
-    with pytest.raises(BrokenText, match=rf"it looks like CP949 .*: `iconv -f CP949 -t UTF-8 {path}` converts it"):
-        load_blocklist(path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given in (path, f"~/{Path(path).name}"):
+        with pytest.raises(BrokenText, match=rf"it looks like CP949 .*: `iconv -f CP949 -t UTF-8 {path}` converts it"):
+            load_blocklist(given)
 
 
 def test_missing_blocklist_is_reported(tmp_path: Path) -> None:
