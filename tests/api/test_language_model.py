@@ -22,7 +22,7 @@ import pytest
 import meari
 from meari.api.local import CHUNK_CHARS, LIST_CHARS, SHORT_LIST_CHARS
 from meari.errors import NotReady
-from tests.patience import until
+from tests.patience import PATIENCE, until
 from tests.runtime.spelling_bundle import byte_tokenizer, word_tokenizer, write_spelling_bundle
 from tests.runtime.tiny_bundle import write_tiny_bundle
 from tests.service.running import ROOT, running_server
@@ -70,10 +70,12 @@ def test_import_loads_neither_torch_nor_flask_nor_numpy_and_scoring_no_torch_nor
     code = f"""
 import sys, time, meari
 assert not {{"numpy", "onnxruntime", "msgspec"}} & set(sys.modules)
+import msgspec, numpy, onnxruntime, tokenizers
+imported = time.process_time()
 meari.load({str(bundles)!r}).generate("ab", max_tokens=2)
 meari.load({str(ROOT / "bundles" / "shakespeare-lstm")!r}).score("To be")
 assert not {{"torch", "flask", "werkzeug", "gunicorn", "click", "pandas"}} & set(sys.modules)
-assert time.process_time() < 5, "loading takes seconds"
+assert time.process_time() < 9 * imported, "two bundles take much longer than the libraries"
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
@@ -128,7 +130,9 @@ def test_completions_are_those_of_the_service(lm: meari.LanguageModel, local: me
     for text, fields in (("wx", {}), ("ab", {"n": 20, "max_words": 3}), ("", {"n": 1}), ("x y", {"composing": True})):
         found, expected = lm.complete(text, **fields), local.complete(text, **fields)
         body = {"text": text, **fields}
-        answer = httpx.post(f"{url}/complete", json=body, headers={"Authorization": "Bearer " + "k" * 32}).json()
+        answer = httpx.post(
+            f"{url}/complete", json=body, headers={"Authorization": "Bearer " + "k" * 32}, timeout=PATIENCE
+        ).json()
         assert [dataclasses.asdict(each) for each in found] == [{"replaces": None, **e} for e in answer["completions"]]
         assert (found.completions, found.error, found.proven) == (
             expected.completions,

@@ -108,7 +108,7 @@ def test_sums_over_all_workers_match_the_responses(prometheus: Prometheus, load:
     assert total("vllm:request_success_total") == load.ended
     assert total("vllm:generation_tokens_total") == load.generated
     assert total("vllm:prompt_tokens_total") == load.read
-    assert total("vllm:num_requests_running") == total("vllm:num_requests_waiting") == 0
+    until(lambda: total("vllm:num_requests_running") == total("vllm:num_requests_waiting") == 0)
     assert len(list((folder / "runtime" / "metrics").glob("histogram_*.db"))) == 2
 
 

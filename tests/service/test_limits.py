@@ -360,7 +360,9 @@ def test_requests_at_once_hold_over_workers_and_end_with_each_request(served: Se
             assert answer.status_code == 200
             assert answer.headers["RateLimit-Policy"] == '"requests";q=2;qu="concurrent-requests"'
         url = f"{served.server.client.base_url}/generate"
-        refused = {httpx.post(url, json=body, headers=headers, trust_env=False).status_code for _ in range(4)}
+        refused = {
+            httpx.post(url, json=body, headers=headers, timeout=PATIENCE, trust_env=False).status_code for _ in range(4)
+        }
     assert refused == {429}
     until(lambda: served.post("narrow", "/generate", max_tokens=1).status_code == 200)
     for _ in range(5):  # a refused request holds no place, whatever it was refused for

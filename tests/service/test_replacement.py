@@ -193,8 +193,8 @@ def test_bundle_that_breaks_keeps_a_new_worker_away_while_another_serves_it(serv
     until(lambda: counts(server)["failed"] == 1)
     with clients(server) as failures:
         for _ in range(20):
-            answer = httpx.post(f"{server.client.base_url}/generate", json={"model": "words", "max_tokens": 1})
-            assert answer.status_code == 200
+            with httpx.Client(base_url=server.client.base_url, timeout=PATIENCE, trust_env=False) as fresh:
+                assert fresh.post("/generate", json={"model": "words", "max_tokens": 1}).status_code == 200
         ready = server.client.get("/readyz")
         assert (ready.status_code, ready.json()["models"]) == (200, ["letters", "words"])
         assert "cell.onnx" in ready.json()["failed"]["words"]
@@ -224,11 +224,16 @@ def test_counts_of_ended_workers_are_kept_in_one_file_each(server: Server) -> No
     for _ in range(2):
         *_, killed = workers_of(server.process.pid)
         os.kill(killed, signal.SIGKILL)
-        until(partial(lambda pid: pid not in workers_of(server.process.pid), killed))
-        until(lambda: all_ready(server))
+        until(partial(_is_replaced, server, killed))
     assert {name: value for name, value in told().items() if name in before} == before
     assert len(list(metrics.iterdir())) <= 2 * 4 + 2  # of each worker, and of all dead ones
     until(lambda: len(list((metrics.parent / "models").glob("*.worker.json"))) == 2)
+
+
+def _is_replaced(server: Server, killed: int) -> bool:
+    """Tell whether the master knows that a worker has ended, and another is ready."""
+    found = workers_of(server.process.pid)
+    return killed not in found and len(found) == 2 and all_ready(server)
 
 
 # Each child counts as a worker does and is killed; the parent folds its files, as the master does.

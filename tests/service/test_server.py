@@ -231,7 +231,11 @@ def test_metrics_count_the_work_of_all_workers(server: Server) -> None:
 @pytest.mark.parametrize("kept_alive", [False, True])
 def test_shutdown_fails_readiness_then_waits_for_open_streams(bundles: Path, tmp_path: Path, kept_alive: bool) -> None:
     with running_server(tmp_path, bundles=bundles, default_model="letters", max_tokens=1_000_000) as server:
-        prober = server.client if kept_alive else httpx.Client(base_url=server.client.base_url, trust_env=False)
+        prober = (
+            server.client
+            if kept_alive
+            else httpx.Client(base_url=server.client.base_url, timeout=PATIENCE, trust_env=False)
+        )
         with unread_stream(server, "/generate", {**ENDLESS, "max_tokens": 2000, "logprobs": 20}) as response:
             lines = response.iter_lines()
             assert next(lines).startswith("data: ")
@@ -309,7 +313,7 @@ def test_killed_worker_is_replaced(bundles: Path, tmp_path: Path) -> None:
 
 def _is_ready(server: Server) -> bool:
     try:
-        return httpx.get(f"{server.client.base_url}/readyz").status_code == 200
+        return httpx.get(f"{server.client.base_url}/readyz", timeout=PATIENCE, trust_env=False).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -386,7 +390,7 @@ def test_meari_serve_accepts_its_options(bundles: Path, tmp_path: Path) -> None:
         )  # fmt: skip
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            until(lambda: _is_ready(Server(process, port, log, client)), 30)
+            until(lambda: _is_ready(Server(process, port, log, client)))
     finally:
         process.terminate()
         assert process.wait(PATIENCE) == 0

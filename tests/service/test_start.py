@@ -159,10 +159,10 @@ def test_terminal_shows_readiness_once_as_the_last_message(letters: Path, how: s
     arguments = SERVE if how == "meari" else ["make", "--no-print-directory", "serve"]
     with on_a_terminal(arguments, bundles=letters, port=port, workers=3) as (_, read_to):
         lines = read_to(b"Ready: ")
-        assert httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=PATIENCE, trust_env=False).status_code == 200
         assert lines[-1] == f"Ready: http://127.0.0.1:{port} (playground)"
         assert "\n".join(lines).count("serving letters") == 3
-        httpx.get(f"http://127.0.0.1:{port}/nowhere", trust_env=False)
+        httpx.get(f"http://127.0.0.1:{port}/nowhere", timeout=PATIENCE, trust_env=False)
         assert "\n".join(read_to(b"/nowhere")).count("Ready: ") == 1
 
 
@@ -170,7 +170,7 @@ def test_json_log_has_no_terminal_messages(letters: Path) -> None:
     port = free_port()
     with on_a_terminal(SERVE, bundles=letters, port=port, workers=1, log_format="json") as (_, read_to):
         read_to(b"serving letters")
-        httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
+        httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE, trust_env=False)
         assert "Ready: " not in "\n".join(read_to(b"/healthz"))
 
 

@@ -13,6 +13,7 @@ from benchmarks.serving.plan import GOODPUT, Load, LoadKind, Round, full_plan, q
 from benchmarks.serving.results import Results
 from meari.bundle_format.names import Family, Precision
 from meari.models.config import RecurrentConfig
+from tests.patience import PATIENCE
 
 LOADS = (
     Load(LoadKind.WHOLE, 2),
@@ -60,7 +61,7 @@ def test_small_run_measures_raw_and_meari_and_reports_failures(tmp_path: Path) -
         open_seconds=0.5,
         raw_seconds=0.02,
         raw_batches=(1, 4),
-        start_timeout=30.0,
+        start_timeout=PATIENCE,
     )
 
     def bundle(name: str) -> Path:
@@ -69,7 +70,7 @@ def test_small_run_measures_raw_and_meari_and_reports_failures(tmp_path: Path) -
         return make_bundle(recipe, tmp_path / "served")
 
     results = Results()
-    benchmark = Benchmark(plan, results, bundle, tmp_path, 2, time.monotonic() + 150)
+    benchmark = Benchmark(plan, results, bundle, tmp_path, 2, time.monotonic() + PATIENCE)
     benchmark.run()
     assert {(inside.processes, inside.batch) for inside in results.inside} == {(1, 1), (1, 4), (2, 1), (2, 4)}
     found = {m.load: m for m in results.measurements if m.server == "meari"}
