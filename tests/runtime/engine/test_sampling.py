@@ -12,7 +12,7 @@ import pytest
 
 from meari.runtime.engine.batch import RowSamplers
 from meari.runtime.engine.calls import Sampling, sample_seed
-from meari.runtime.engine.runner import Floats, Runner, Sessions, StateTensor
+from meari.runtime.engine.runner import Floats, Runner, RunResult, Sessions, StateTensor
 from meari.runtime.engine.sampling import Sampler, likeliest, on_grid, pick_by_cumulative, truncated, uniforms_of
 from meari.runtime.graphs.bundle_graph import BundleGraph, Parts
 from meari.runtime.graphs.engine_graphs import reader_graph, writer_graph
@@ -237,6 +237,16 @@ def test_token_of_weight_zero_is_never_sampled() -> None:
     weights = np.array([[0.0, 1.0, 0.0, 2.0, 0.0]])
     for uniform in (0.0, 0.3333333333333333, 0.34, 1 - 2**-53):
         assert pick_by_cumulative(weights, np.array([uniform]))[0] in {1, 3}
+
+
+def test_rows_that_search_choose_no_token_and_are_sound_where_one_has_no_probability() -> None:
+    rows = RowSamplers([None, None], 3, whole=True)
+    inputs = rows.read_inputs(np.arange(2))
+    logprobs = np.array([[-np.inf, -0.5, -1.0], [-np.inf, 0.0, -np.inf]], np.float32)
+    picked = logprobs[np.arange(2), inputs.targets[:, 0]]
+    _, values = rows.choose(RunResult({}, picked=inputs.targets[:, 0], picked_logprobs=picked, logprobs=logprobs))
+    assert inputs.choices is None
+    assert values == [-0.5, 0.0]
 
 
 def test_seed_determines_the_tokens_and_samples_of_a_seed_differ() -> None:
