@@ -4,18 +4,31 @@ Input: the arguments of the command line. Output: an exit code, as `meari.cli.ma
 that takes time to import outside `main`.
 """
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line; imports take a tenth of a second, in which it can be interrupted, too."""
     try:
+        import signal
+
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is signal.default_int_handler:  # not where interrupts are ignored, as of a command in the background
+            signal.signal(signal.SIGINT, _end)
         from meari.cli.main import main as run
 
+        signal.signal(signal.SIGINT, handler)
         run()
     except KeyboardInterrupt:
-        sys.stderr.write("\nmeari: interrupted\n")
-        sys.exit(130)
+        _end()
+
+
+def _end(_number: int = 0, _frame: object = None) -> None:
+    """End at once: nothing has begun, and an exception may be lost in a callback of the import system."""
+    sys.stderr.write("\nmeari: interrupted\n")
+    sys.stderr.flush()
+    os._exit(130)
 
 
 if __name__ == "__main__":

@@ -193,7 +193,8 @@ def test_notebook_shows_plain_lines(
 ) -> None:
     shell = type("ZMQInteractiveShell", (), {})
     monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)  # as in a notebook's kernel
-    meari.train(text, MINUTES, folder=tmp_path / "run", settings={"training.steps": 2})
+    settings = {"training.steps": 2, "training.max_minutes": 5}  # both, however slow the machine is
+    meari.train(text, MINUTES, folder=tmp_path / "run", settings=settings)
     shown = capsys.readouterr().out
     assert "step 2/2  loss" in shown
     assert "\x1b" not in shown

@@ -56,12 +56,16 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | No
 
 
 INTERRUPTED_IMPORT = """
-import os, runpy, signal, sys
+import os, runpy, signal, sys, weakref
 module, way, *sys.argv[1:] = sys.argv[1:]
 class Interrupting:
     def find_spec(self, name, path=None, target=None):
         if name == module:
             os.kill(os.getpid(), signal.SIGINT)
+        if module == f"callback in {name}":
+            held = {1}
+            reference = weakref.ref(held, lambda _: os.kill(os.getpid(), signal.SIGINT))
+            del held
 sys.meta_path.insert(0, Interrupting())
 if way == "module":
     runpy.run_module("meari", run_name="__main__")
@@ -73,11 +77,20 @@ SCRIPT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
 
 
 @pytest.mark.parametrize("way", ["module", SCRIPT])
-@pytest.mark.parametrize("module", ["meari.cli", "meari.cli.main", "click", "meari.cli.models", "msgspec"])
+@pytest.mark.parametrize(
+    "module", ["meari.cli", "meari.cli.main", "click", "callback in click", "meari.cli.models", "msgspec"]
+)
 def test_interrupt_in_any_import_ends_the_command_calmly(module: str, way: str) -> None:
     command = [sys.executable, "-c", INTERRUPTED_IMPORT, module, way, "models"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stderr) == (130, "\nmeari: interrupted\n")
+
+
+def test_interrupts_that_are_ignored_stay_so() -> None:
+    ignoring = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + INTERRUPTED_IMPORT
+    command = [sys.executable, "-c", ignoring, "click", SCRIPT, "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_verb_is_imported_only_on_use(verb: str) -> None:
