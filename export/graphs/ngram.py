@@ -13,7 +13,8 @@ tells those of a bucket apart. Interpolation is linear, so p of a token is a sum
 
 and the distribution takes one pass for the network and the unigrams; then each successor adds its term. A context's
 successors are whole blocks, each of which is one look-up, and single ones. Those of all rows are one list, made by
-NonZero.
+NonZero. In a small vocabulary the pairs are a table of all distributions, in the place of the unigrams, and few tokens
+follow longer contexts: these are short blocks, filled up with successors that add nothing, so there is one list less.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ import onnx_ir as ir
 
 from meari.bundle_format.names import NGRAM_STATE
 from meari.export.graph import GraphBuilder
-from meari.export.ngram import Ids, NgramWeights
+from meari.export.ngram import Ids, NgramLevel, NgramWeights
 
 BUCKET_SIZE = 4  # contexts on average
-BLOCK_SIZE = 16  # successors
-MAX_UINT16 = 0xFFFF
-MAX_INT32 = 2**31 - 1
+BLOCK_SIZES = (16, 1)  # successors
+SMALL_BLOCK_SIZES = (2,)
+SMALL_VOCABULARY = 256
+WIDTHS = (np.uint8, np.uint16, np.int32, np.int64)  # of integers in tables
 VECTOR = 16  # numbers in the largest vector of a CPU
 MAX_PIECE = 8192  # numbers, of which onnxruntime makes one task
 
@@ -83,27 +85,41 @@ class _Tables:
     """The contexts of all lengths in the order of their buckets, C in all, and after them one for a context that is
     absent: nothing follows it, and everything is left to the shorter one.
 
+    shortest    float32 [1, V], the unigrams; in a small vocabulary [V + 1, V], what follows the newest token
+    lengths     [1, 1] or [V + 1, 1], of the contexts to which these distributions belong
     buckets     [B, 2]: those of bucket b are buckets[b, 0] … buckets[b, 1] - 1
     quotients   [C], of their keys by B
     scale       float32 [C + 1], the probability of one count
     left        float32 [C + 1], what is left for the shorter context
-    successors  in whole blocks, and the others
+    successors  in blocks of each size, the largest first
     """
 
+    shortest: Array
+    lengths: Ids
     buckets: Ids
     quotients: Ids
     scale: Array
     left: Array
-    successors: tuple[_Successors, _Successors]
+    successors: Sequence[_Successors]
 
     @property
     def num_contexts(self) -> int:
         return len(self.quotients)
 
+    @property
+    def has_pairs(self) -> bool:
+        """True if the shortest contexts are those of one token."""
+        return len(self.shortest) > 1
+
 
 def _tables(weights: NgramWeights) -> _Tables:
-    levels, base = weights.levels, weights.vocabulary_size + 1
-    keys = np.concatenate([level.contexts + length * base ** len(levels) for length, level in enumerate(levels)])
+    base, longest = weights.vocabulary_size + 1, len(weights.levels)
+    is_small = weights.vocabulary_size <= SMALL_VOCABULARY
+    has_pairs = is_small and longest > 1
+    shortest, lengths = _pairs(weights) if has_pairs else (weights.unigram[None], np.zeros((1, 1), np.int64))
+    first_length = int(has_pairs)
+    levels = weights.levels[first_length:]
+    keys = np.concatenate([level.contexts + n * base**longest for n, level in enumerate(levels, first_length)])
     num_buckets = max(1, len(keys) // BUCKET_SIZE) | 1
     order = np.argsort(keys % num_buckets, kind="stable")
     ends = np.cumsum(np.bincount(keys % num_buckets, minlength=num_buckets))
@@ -111,27 +127,55 @@ def _tables(weights: NgramWeights) -> _Tables:
     backoff = np.concatenate([level.backoff for level in levels])[order]
     numbers = np.concatenate([np.diff(level.first) for level in levels])
     first, numbers = (np.cumsum(numbers) - numbers)[order], numbers[order]
-    num_blocks = numbers // BLOCK_SIZE
-    in_blocks = num_blocks * BLOCK_SIZE
+    blocks = _in_blocks(levels, first, numbers, SMALL_BLOCK_SIZES if is_small else BLOCK_SIZES)
     return _Tables(
+        shortest,
+        lengths,
         np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1),
         keys[order] // num_buckets,
         np.append(scale, np.float32(1)),
         np.append(backoff * scale, np.float32(1)),
-        (
-            _successors(weights, first, num_blocks, BLOCK_SIZE),
-            _successors(weights, first + in_blocks, numbers - in_blocks, 1),
-        ),
+        blocks,
     )
 
 
-def _successors(weights: NgramWeights, first: Ids, num_blocks: Ids, size: int) -> _Successors:
-    """Take the successors of each context from its number `first` on."""
-    places = _ranges(first, num_blocks * size)
-    tokens = np.concatenate([level.tokens for level in weights.levels])[places]
-    counts = np.concatenate([level.counts for level in weights.levels])[places]
+def _pairs(weights: NgramWeights) -> tuple[Array, Ids]:
+    """Return the distribution after each token, float32 [V + 1, V], and whether it is known, int64 [V + 1, 1].
+
+    The first ones stand for no token.
+    """
+    size, level = weights.vocabulary_size, weights.levels[0]
+    probabilities, is_known = (
+        np.tile(weights.unigram.astype(np.float64), (size + 1, 1)),
+        np.zeros((size + 1, 1), np.int64),
+    )
+    counts = np.zeros((len(level.contexts), size))
+    counts[np.repeat(np.arange(len(counts)), np.diff(level.first)), level.tokens] = level.counts
+    backoff, scale = level.backoff[:, None], level.scale[:, None]
+    probabilities[level.contexts] = (counts + backoff * probabilities[level.contexts]) * scale
+    is_known[level.contexts] = 1
+    return probabilities.astype(np.float32), is_known
+
+
+def _in_blocks(levels: Sequence[NgramLevel], first: Ids, numbers: Ids, sizes: Sequence[int]) -> Sequence[_Successors]:
+    """Divide the successors of each context, of which numbers[c] are at first[c] and behind, into blocks."""
+    divided = []
+    for size in sizes:
+        num_blocks = -(-numbers // size) if size == sizes[-1] else numbers // size
+        taken = np.minimum(numbers, num_blocks * size)
+        divided.append(_successors(levels, first, taken, num_blocks, size))
+        first, numbers = first + taken, numbers - taken
+    return divided
+
+
+def _successors(levels: Sequence[NgramLevel], first: Ids, numbers: Ids, num_blocks: Ids, size: int) -> _Successors:
+    """Put numbers[c] successors of each context, from the one at first[c] on, into num_blocks[c] blocks."""
     ends = np.cumsum(num_blocks)
     first_block = np.concatenate([[0], ends, ends[-1:]])
+    taken, place = _ranges(first, numbers), _ranges(first_block[:-2] * size, numbers)
+    tokens, counts = np.zeros(ends[-1] * size, np.int64), np.zeros(ends[-1] * size, np.float16)
+    tokens[place] = np.concatenate([level.tokens for level in levels])[taken]
+    counts[place] = np.concatenate([level.counts for level in levels])[taken]
     return _Successors(first_block, tokens.reshape(-1, size), counts.reshape(-1, size))
 
 
@@ -143,41 +187,47 @@ def _ranges(first: Ids, numbers: Ids) -> Ids:
 
 
 class _Mixture:
-    """The mixture under construction. K: the number of tokens of the longest context."""
+    """The mixture under construction. K: the number of lengths of contexts that are looked up."""
 
     def __init__(self, graph: GraphBuilder, weights: NgramWeights) -> None:
         self._graph, self._weights, self._tables = graph, weights, _tables(weights)
         self._longest = len(weights.levels)
+        self._num_lengths = self._longest - self._tables.has_pairs
 
     def drawn(self, recent: ir.Value, probabilities: ir.Value) -> ir.Value:
-        """Write the logarithms of the mixture, float32 [batch, V]. recent: int64 [batch, K]."""
+        """Write the logarithms of the mixture, float32 [batch, V]. recent: int64 [batch, longest]."""
         graph, tables = self._graph, self._tables
         index = self._find(recent)
         is_found = graph.op("Cast", graph.op("Less", index, self._absent), to=int(ir.DataType.INT64))
         length = graph.op("ReduceSum", is_found, graph.integers(1), keepdims=1)
+        shortest = graph.constant("ngram.shortest", tables.shortest)
+        if tables.has_pairs:
+            newest = graph.op("Gather", recent, self._scalar(0), axis=1)
+            shortest = graph.op("Gather", shortest, newest)
+            length = graph.op("Add", length, graph.op("Gather", graph.constant("ngram.known", tables.lengths), newest))
         share = graph.op("Gather", graph.constant("ngram.shares", self._weights.shares), length)  # [batch, 1]
         rest = graph.op("Sub", graph.shared_constant("ngram.one", np.ones(1, np.float32)), share)
-        of_unigram, factors = self._factors(index, share)
+        of_shortest, factors = self._factors(index, share)
         scale = graph.op("Gather", graph.constant("ngram.scale", tables.scale), index)
-        unigram = graph.constant("ngram.unigram", self._weights.unigram[None])
-        base = graph.op("Add", graph.op("Mul", probabilities, rest), graph.op("Mul", unigram, of_unigram))
+        base = graph.op("Add", graph.op("Mul", probabilities, rest), graph.op("Mul", shortest, of_shortest))
         factors = graph.op("Reshape", graph.op("Mul", factors, scale), graph.integers(-1, 1))
         contexts = graph.op("Reshape", index, graph.integers(-1))
         total = graph.op("Reshape", base, graph.integers(-1))
-        for name, successors in zip(("blocks", "others"), tables.successors, strict=True):
+        for successors in tables.successors:
             if len(successors.tokens):
-                where, terms = self._terms(f"{name}.", successors, contexts, factors)
+                where, terms = self._terms(successors, contexts, factors)
                 total = graph.op("ScatterElements", total, where, terms, axis=0, reduction="add")
         return _logarithms(graph, total, self._weights.vocabulary_size)
 
     def _find(self, recent: ir.Value) -> ir.Value:
-        """Write the look-up of the contexts of 1 … K tokens, int64 [batch, K]."""
+        """Write the look-up of contexts, int64 [batch, K]."""
         graph, tables = self._graph, self._tables
         base, num_buckets = self._weights.vocabulary_size + 1, len(tables.buckets)
-        powers = graph.constant("ngram.powers", np.array([base**place for place in range(self._longest)]))
-        lengths = graph.constant("ngram.lengths", np.arange(self._longest) * base**self._longest)
-        digits = graph.op("Mul", recent, powers)
-        keys = graph.op("Add", graph.op("CumSum", digits, self._scalar(1)), lengths)
+        places = np.arange(self._longest)
+        lengths = places[self._longest - self._num_lengths :]
+        powers = np.where(places[:, None] <= lengths, base ** places[:, None], 0)  # [longest, K]
+        keys = graph.op("MatMul", recent, graph.constant("ngram.powers", powers))
+        keys = graph.op("Add", keys, graph.constant("ngram.lengths", lengths * base**self._longest))
         bounds = self._looked_up("buckets", tables.buckets, graph.op("Mod", keys, graph.integers(num_buckets)))
         start, end = graph.split(bounds, [1, 1])  # [batch, K, 1]
         most = int(np.diff(tables.buckets).max())
@@ -190,26 +240,24 @@ class _Mixture:
         return graph.op("ReduceMin", found, graph.integers(2), keepdims=0)
 
     def _factors(self, index: ir.Value, share: ir.Value) -> Sequence[ir.Value]:
-        """Write the share times what longer contexts leave, for the unigrams and for each length: [batch, 1 and K]."""
-        graph = self._graph
+        """Write the share times what longer contexts leave, for the shortest and for each length: [batch, 1 and K]."""
+        graph, number = self._graph, self._num_lengths
         left = graph.op("Gather", graph.constant("ngram.left", self._tables.left), index)
-        is_longer = np.arange(self._longest) >= np.arange(self._longest + 1)[:, None]  # [K + 1, K]
+        is_longer = np.arange(number) >= np.arange(number + 1)[:, None]  # [K + 1, K]
         one = graph.shared_constant("ngram.one", np.ones(1, np.float32))
         kept = graph.op(
             "Where", graph.constant("ngram.longer", is_longer), graph.op("Unsqueeze", left, graph.integers(1)), one
         )
         product = graph.op("ReduceProd", kept, graph.integers(2), keepdims=0)
-        return graph.split(graph.op("Mul", product, share), [1, self._longest])
+        return graph.split(graph.op("Mul", product, share), [1, number])
 
-    def _terms(
-        self, name: str, successors: _Successors, contexts: ir.Value, factors: ir.Value
-    ) -> tuple[ir.Value, ir.Value]:
+    def _terms(self, successors: _Successors, contexts: ir.Value, factors: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Write what successors add to all rows, and where, row * V + token.
 
         contexts  int64 [batch * K]
         factors   float32 [batch * K, 1], of a count
         """
-        graph = self._graph
+        graph, name = self._graph, f"by{successors.tokens.shape[1]}."
         first = graph.constant(f"ngram.{name}first", _smallest(successors.first))
         start = self._integers(first, contexts)
         number = graph.op("Sub", self._integers(first, graph.op("Add", contexts, graph.integers(1))), start)
@@ -221,7 +269,7 @@ class _Mixture:
         counts = graph.op("Gather", graph.constant(f"ngram.{name}counts", successors.counts), block)
         counts = graph.op("Cast", counts, to=int(ir.DataType.FLOAT))
         terms = graph.op("Mul", counts, graph.op("Gather", factors, context))  # [blocks, size]
-        row = graph.op("Unsqueeze", graph.op("Div", context, graph.integers(self._longest)), graph.integers(1))
+        row = graph.op("Unsqueeze", graph.op("Div", context, graph.integers(self._num_lengths)), graph.integers(1))
         begin = graph.op("Mul", row, graph.integers(self._weights.vocabulary_size))
         where = graph.op("Add", self._looked_up(f"{name}tokens", successors.tokens, block), begin)
         return graph.op("Reshape", where, graph.integers(-1)), graph.op("Reshape", terms, graph.integers(-1))
@@ -246,8 +294,9 @@ def _logarithms(graph: GraphBuilder, numbers: ir.Value, width: int) -> ir.Value:
     """Write the logarithms of [batch * width] numbers, as [batch, width].
 
     Numbers behind the last full vector of the CPU get another function's logarithm, whose last bit differs, and several
-    threads cut long tensors anywhere. So a row's bits would depend on its place, were it not for a Loop over pieces of
-    whole vectors, which are too short to be cut. (A Scan does not take a batch without rows.)
+    threads cut long tensors anywhere. So a row's bits would depend on its place, were it not for pieces of whole
+    vectors: as many as are too short together to be cut at once, more by a Loop. (A Scan does not take a batch without
+    rows.)
     """
     num_pieces = -(-width // MAX_PIECE)
     piece = -(-width // (num_pieces * VECTOR)) * VECTOR
@@ -259,7 +308,14 @@ def _logarithms(graph: GraphBuilder, numbers: ir.Value, width: int) -> ir.Value:
     pieces = graph.op("Reshape", numbers, graph.integers(-1, piece))
     number = graph.op("Gather", graph.op("Shape", pieces), graph.integers(0))
     always = graph.shared_constant("ngram.always", np.array(True))  # noqa: FBT003 (the value itself)
-    found = graph.op("Loop", number, always, body=_piece_body(pieces, piece))
+    body = _piece_body(pieces, piece)
+    if 2 * piece > MAX_PIECE:
+        found = graph.op("Loop", number, always, body=body)
+    else:
+        is_short = graph.op("Less", number, graph.integers(MAX_PIECE // piece + 1))
+        at_once = _branch(ir.node("Log", [pieces]), "at_once")
+        one_by_one = _branch(ir.node("Loop", [number, always], attributes={"body": body}), "one_by_one")
+        found = graph.op("If", is_short, then_branch=at_once, else_branch=one_by_one)
     rows = graph.op("Reshape", found, graph.integers(-1, num_pieces * piece))
     return graph.op("Slice", rows, graph.integers(0), graph.integers(width), graph.integers(1)) if padding else rows
 
@@ -280,8 +336,14 @@ def _piece_body(pieces: ir.Value, size: int) -> ir.Graph:
     return ir.Graph([step, goes_on], outputs, nodes=[row, log, still], name="ngram.piece")
 
 
+def _branch(node: ir.Node, name: str) -> ir.Graph:
+    """Return a branch of an If: one node, which takes what it needs from outside."""
+    node.outputs[0].name = f"ngram.{name}"
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    return ir.Graph([], node.outputs, nodes=[node], name=f"ngram.branch.{name}")
+
+
 def _smallest(values: Ids) -> Array:
     """Return integers of at least zero in the narrowest type that the graphs use."""
     largest = int(values.max(initial=0))
-    width = np.uint16 if largest <= MAX_UINT16 else np.int32 if largest <= MAX_INT32 else np.int64
-    return values.astype(width)
+    return values.astype(next(width for width in WIDTHS if largest <= np.iinfo(width).max))
