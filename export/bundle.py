@@ -22,7 +22,7 @@ from meari.export.graphs import cell_graph, output_graph
 from meari.export.manifest import make_manifest
 from meari.export.mixture import check_mixture, fitted, sampled
 from meari.export.ngram import NgramWeights, count_ngrams, longest_order
-from meari.export.perplexity import MIN_TOKENS, TRY_FP32, HeldOutFigures, check_loss, check_precision, measure_graphs
+from meari.export.perplexity import MIN_TOKENS, TRY_FP32, HeldOutFigures, check_precision, measure_graphs
 from meari.export.sessions import Graphs, Tokens
 from meari.export.verification import Agreement, check_against_torch, check_isolation, check_valid, make_golden
 from meari.export.weights import ModelWeights
@@ -248,35 +248,27 @@ def _build(run: Run, precision: Precision, options: NgramOptions | None, tell: C
     tell("Comparing the float32 graphs with torch")
     check_valid(reference)
     agreement = check_against_torch(reference, run.checkpoint.model, run.held_out)
-    graphs = reference
+    graphs = alone = reference
     if precision is Precision.INT8:
-        graphs = build_graphs(weights, precision)
+        graphs = alone = build_graphs(weights, precision)
         check_valid(graphs)
     ngram = None
     if options is not None:
         tell(f"Counting n-grams of up to {options.order} tokens")
-        graphs, ngram = _with_ngrams(run, reference, graphs, weights, options, tell)
+        graphs, ngram = _with_ngrams(run, alone, weights, options, tell)
     tell("Comparing rows in batches of many sizes")
     check_isolation(graphs)
     if run.parts:
         tell("Measuring held-out text")
-    held_out = {part: _measure(run, graphs, tokens) for part, tokens in run.parts.items()}
+    held_out = {part: _measure(run, graphs, alone, tokens) for part, tokens in run.parts.items()}
     check_precision(precision, held_out.get("validation"))
     return _CheckedGraphs(graphs, ngram, agreement, held_out)
 
 
 def _with_ngrams(
-    run: Run,
-    reference: Graphs,
-    alone: Graphs,
-    weights: ModelWeights,
-    options: NgramOptions,
-    tell: Callable[[str], None],
+    run: Run, alone: Graphs, weights: ModelWeights, options: NgramOptions, tell: Callable[[str], None]
 ) -> tuple[Graphs, NgramWeights | None]:
-    """Mix n-grams in, unless they improve too little.
-
-    reference, alone  graphs without n-grams, in float32 and in the precision of the bundle
-    """
+    """Mix n-grams in, unless they improve too little. alone: graphs without n-grams, which are returned then."""
     validation = run.parts.get("validation")
     if run.train is None or validation is None or validation.num_tokens < MIN_TOKENS:
         raise UnusableRun(
@@ -296,9 +288,6 @@ def _with_ngrams(
         tell(f"No n-grams: {error}")
         return alone, None
     sample = sampled(alone, validation, counted.order, counts_ends=run.has_ends)
-    if alone is not reference:
-        exact = sampled(reference, validation, counted.order, counts_ends=run.has_ends)
-        check_loss(alone.precision, sample.nats_per_token, exact.nats_per_token)
     ngram, nats_per_token = fitted(counted, sample)
     improvement = 1 - nats_per_token / sample.nats_per_token
     told = f"{sum(ngram.num_ngrams):,} n-grams take {improvement:.1%} off the nats of held-out text"
@@ -312,10 +301,12 @@ def _with_ngrams(
     return graphs, ngram
 
 
-def _measure(run: Run, graphs: Graphs, tokens: TokenFile) -> HeldOutFigures:
+def _measure(run: Run, graphs: Graphs, alone: Graphs, tokens: TokenFile) -> HeldOutFigures:
+    """Measure a part of the corpus. alone: the graphs without n-grams; the same ones where none are mixed in."""
     return HeldOutFigures(
         measure_graphs(graphs, tokens, counts_ends=run.has_ends),
         evaluate(run.checkpoint.model, tokens, counts_ends=run.has_ends),
+        None if alone is graphs else measure_graphs(alone, tokens, counts_ends=run.has_ends),
     )
 
 

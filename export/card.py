@@ -155,7 +155,11 @@ def _split(corpus: CorpusConfig) -> str:
 
 
 def _held_out(description: Description) -> str:
-    rows = [(part, *_figures(found.served)) for part, found in description.held_out.items()]
+    rows = []
+    for part, found in description.held_out.items():
+        rows.append((part, *_figures(found.served)))
+        if found.without_ngram is not None:
+            rows.append((f"{part}, without its n-grams", *_figures(found.without_ngram)))
     text = "## Held-out figures\n\n"
     text += _table(("part", *(title for _, title in FIGURES)), rows) if rows else "None were measured."
     baseline = description.checkpoint.config.corpus.baseline

@@ -95,12 +95,17 @@ def _figures(description: Description) -> dict[str, Any]:
 
 
 def _ngram(description: Description) -> dict[str, Any]:
-    """Return the sizes of the n-gram model that is mixed in, and its shares by the length of the context found."""
+    """Return the sizes of the n-gram model that is mixed in, its shares by the length of the context found, and the
+    figures without it.
+    """
     ngram = description.ngram
     if ngram is None:
         return {}
     shares = [round(float(share), 4) for share in ngram.shares]
-    return {"ngram": {"order": ngram.order, "num_ngrams": ngram.num_ngrams, "shares": shares}}
+    sizes = {"order": ngram.order, "num_ngrams": ngram.num_ngrams, "shares": shares}
+    return {
+        "ngram": sizes | {"without": {part: found.network.to_json() for part, found in description.held_out.items()}}
+    }
 
 
 def precision_check(description: Description) -> dict[str, Any]:
@@ -115,7 +120,7 @@ def precision_check(description: Description) -> dict[str, Any]:
     if validation is not None:
         figures |= {
             "num_tokens": validation.served.num_tokens,
-            "perplexity": validation.served.perplexity,
+            "perplexity": validation.network.perplexity,
             "perplexity_fp32": validation.checkpoint.perplexity,
             "relative_loss": validation.loss,
         }

@@ -33,7 +33,7 @@ UNITS: Final = {  # of a rate: what it is counted by, and the nats of its unit
 
 
 COUNTS: Final = ("num_tokens", "num_characters", "num_bytes")
-TABLES: Final = (*PARTS, "checkpoint", "precision_check", "measured_on")  # of `figures`
+TABLES: Final = (*PARTS, "checkpoint", "precision_check", "measured_on", "ngram")  # of `figures`
 CONFIGURED: Final = {"name", "licence", "source", "document", "baseline"}  # of `corpus`, as the config says it
 MAX_FILES: Final = 100  # an export writes 6
 MAX_EXP: Final = 700.0  # nats whose perplexity a float64 holds
@@ -128,7 +128,15 @@ def _check_figures(manifest: Manifest) -> None:
         if not isinstance(figures.get(name, {}), dict):
             raise contradiction(f"figures.{name}", figures[name], "an object or no such field")
     _check_parts(manifest, [name for name in PARTS if name in figures])
-    for where, table in (("figures", figures), ("figures.checkpoint", figures.get("checkpoint", {}))):
+    without = figures.get("ngram", {}).get("without", {})
+    if not isinstance(without, dict):
+        raise contradiction("figures.ngram.without", without, "an object or no such field")
+    tables = {
+        "figures": figures,
+        "figures.checkpoint": figures.get("checkpoint", {}),
+        "figures.ngram.without": without,
+    }
+    for where, table in tables.items():
         for name, part in table.items():
             if isinstance(part, dict):
                 _check_held_out(f"{where}.{name}", part)

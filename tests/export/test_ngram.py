@@ -242,11 +242,16 @@ def test_cached_prompt_keeps_its_hidden_vector_in_the_state(bundle: Path) -> Non
 
 
 def test_figures_improve_and_are_the_mixtures(run: Path, bundle: Path, tmp_path: Path) -> None:
-    plain = export_bundle(run, tmp_path / "plain", Precision.FP32).description.held_out["validation"]
-    figures = open_bundle(bundle, max_slots=4).manifest.figures
+    manifest = open_bundle(bundle, max_slots=4).manifest
+    plain = export_bundle(run, tmp_path / "plain", manifest.precision).description.held_out["validation"]
+    figures = manifest.figures
     assert figures["ngram"]["order"] == 3
     assert figures["validation"]["nats_per_token"] < plain.served.nats_per_token - 0.5  # an untrained network
     assert figures["checkpoint"]["validation"]["nats_per_token"] == pytest.approx(plain.checkpoint.nats_per_token)
+    assert figures["ngram"]["without"]["validation"] == plain.served.to_json()
+    assert figures["precision_check"]["relative_loss"] == plain.loss
+    card = (bundle / "README.md").read_text("utf-8")
+    assert f"| validation, without its n-grams | {plain.served.nats_per_token:.4f} |" in card
 
 
 def test_ngrams_that_improve_too_little_are_left_out(run: Path, tmp_path: Path) -> None:

@@ -91,6 +91,8 @@ def test_inaccurate_int8_graphs_are_refused_with_both_figures(model: LanguageMod
     for figures in (better, worse):
         assert f"{figures.perplexity:.4f}" in str(failure.value)
     check_precision(Precision.FP32, HeldOutFigures(served=worse, checkpoint=better))
+    with pytest.raises(PrecisionLost, match="bundle without its n-grams has perplexity"):
+        check_precision(Precision.INT8, HeldOutFigures(served=better, checkpoint=better, without_ngram=worse))
 
 
 def test_only_int8_needs_held_out_text(model: LanguageModel, weights: ModelWeights) -> None:

@@ -173,6 +173,7 @@ WRONG: dict[str, list[Any]] = {
     "figures/measured_on": [None, "here", 5],
     "figures/precision_check": [None, [], "passed"],
     "figures/precision_check/perplexity": [0.5, None],
+    "figures/ngram": [None, [], {"without": 5}, {"without": {"validation": {"nats_per_token": "low"}}}],
     "figures/checkpoint": [None, [], {"validation": 5}, {"validation": {"nats_per_token": "low"}}],
     **{f"figures/validation/{name}": [-1.0, -1e300, "1", None, True, 7, 10**400] for name in HELD_OUT},
     **{f"figures/checkpoint/validation/{name}": [-1, None, 7, 1e300] for name in HELD_OUT},
