@@ -57,10 +57,10 @@ class GraphBuilder:
         """Append an operator of one output."""
         return self._tape.op(op_type, inputs, attributes=attributes)
 
-    def split(self, value: ir.Value, sizes: Sequence[int]) -> Sequence[ir.Value]:
-        """Cut the last axis into pieces of these sizes."""
+    def split(self, value: ir.Value, sizes: Sequence[int], axis: int = -1) -> Sequence[ir.Value]:
+        """Cut an axis into pieces of these sizes."""
         return self._tape.op_multi_out(
-            "Split", [value, self.integers(*sizes)], attributes={"axis": -1}, num_outputs=len(sizes)
+            "Split", [value, self.integers(*sizes)], attributes={"axis": axis}, num_outputs=len(sizes)
         )
 
     def output(self, name: str, value: ir.Value, shape: Sequence[int]) -> None:

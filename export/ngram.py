@@ -3,7 +3,7 @@
 Input: token ids of the training text; probabilities of held-out tokens. Output: `NgramWeights`. Must not know: torch,
 ONNX, files.
 
-    p(w | h) = (c(h w) - D) / c(h) + backoff(h) p(w | h without its oldest token)
+    p(w | h) = (c(h w) - D) / c(h) + left(h) p(w | h without its oldest token)
 
 Modified Kneser–Ney smoothing, interpolated (Chen and Goodman, "An empirical study of smoothing techniques for language
 modeling", 1999): shorter n-grams are counted by the number of different tokens before them, and three discounts D
@@ -33,8 +33,6 @@ from meari.export.weights import Floats
 Ids = NDArray[np.int64]
 Doubles = NDArray[np.float64]
 
-MIN_BACKOFF = 1e-3  # large counts are rounded, perhaps up
-MAX_COUNT = 60_000.0  # what float16 holds; the rest of a larger one goes to the shorter context
 MAX_KEY = 2**63 - 1
 NUM_ROUNDS = 40  # of expectation maximisation
 MAX_SHARE = 0.95
@@ -44,20 +42,19 @@ MAX_SHARE = 0.95
 class NgramLevel:
     """All n-grams of one length n, by their contexts of n - 1 tokens.
 
-    contexts  int64 [C], ascending: the sum of (id + 1) * (V + 1)**j, j = 0 for the newest token; 0 where there is none
-    first     int64 [C + 1]: the successors of a context are first[c] … first[c + 1] - 1
-    tokens    int64 [S], ascending within a context
-    counts    float16 [S], discounted
-    backoff   float32 [C], the count that is left for the shorter context
-    scale     float32 [C], the probability of one count
+    contexts       int64 [C], ascending: the sum of (id + 1) * (V + 1)**j, j = 0 for the newest token; 0 where there is
+                   none
+    first          int64 [C + 1]: the successors of a context are first[c] … first[c + 1] - 1
+    tokens         int64 [S], ascending within a context
+    probabilities  float16 [S], of discounted counts
+    left           float32 [C], what is left for the shorter context
     """
 
     contexts: Ids
     first: Ids
     tokens: Ids
-    counts: NDArray[np.float16]
-    backoff: Floats
-    scale: Floats
+    probabilities: NDArray[np.float16]
+    left: Floats
 
 
 @dataclass(frozen=True)
@@ -114,8 +111,8 @@ class NgramWeights:
             keys = np.repeat(np.arange(len(level.contexts)), np.diff(level.first)) * self.vocabulary_size + level.tokens
             wanted = index * self.vocabulary_size + targets
             place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-            counts = np.where(keys[place] == wanted, level.counts[place], 0.0)
-            total = np.where(is_found, (counts + level.backoff[index] * total) * level.scale[index], total)
+            own = np.where(keys[place] == wanted, level.probabilities[place], 0.0)
+            total = np.where(is_found, own + level.left[index] * total, total)
             lengths += is_found
         return total, lengths
 
@@ -218,8 +215,8 @@ def _gains(table: _Table, shorter: NgramWeights) -> Doubles:
     contexts, targets = kept // base, kept % base
     recent = contexts[:, None] // base ** np.arange(len(shorter.levels)) % base
     by_shorter, _ = shorter.probabilities(targets, recent)
-    left, count = level.backoff[np.searchsorted(level.contexts, contexts)], table.discounted[table.is_kept]
-    gains[table.is_kept] = np.log((count + left * by_shorter) / ((count + left) * by_shorter))
+    left, own = level.left[np.searchsorted(level.contexts, contexts)], level.probabilities.astype(np.float64)
+    gains[table.is_kept] = np.log((own + left * by_shorter) / ((own + left) * by_shorter))
     return gains * table.occurrences
 
 
@@ -240,14 +237,15 @@ def _discounts(counts: Ids) -> Doubles:
 def _level(table: _Table, base: int) -> NgramLevel:
     contexts, index = np.unique(table.keys // base, return_inverse=True)
     keys, owners = table.keys[table.is_kept], index[table.is_kept]
-    counts = np.minimum(table.discounted[table.is_kept], MAX_COUNT).astype(np.float16)
-    totals = np.bincount(index, table.counts)
-    taken = np.bincount(owners, counts, minlength=len(contexts))
-    backoff = np.maximum(totals - taken, MIN_BACKOFF).astype(np.float32)
-    sums = taken + backoff
+    exact = table.discounted[table.is_kept] / np.bincount(index, table.counts)[owners]
+    rounded = exact.astype(np.float16)
+    below = np.where(rounded > exact, np.nextafter(rounded, np.float16(0)), rounded)
+    exact_left, left = (1 - np.bincount(owners, each, minlength=len(contexts)) for each in (exact, rounded))
+    rounded = np.where((left < exact_left / 2)[owners], below, rounded)
+    left = 1 - np.bincount(owners, rounded, minlength=len(contexts))
     known, numbers = np.unique(owners, return_counts=True)
     first = np.concatenate([[0], np.cumsum(numbers)])
-    return NgramLevel(contexts[known], first, keys % base, counts, backoff[known], (1 / sums[known]).astype(np.float32))
+    return NgramLevel(contexts[known], first, keys % base, rounded, left[known].astype(np.float32))
 
 
 def fit_shares(network: Doubles, ngram: Doubles, lengths: Ids, order: int) -> Floats:

@@ -6,15 +6,17 @@ The cell keeps the last tokens in its state, as numbers, and appends them to the
 up what follows them. So the mixture is a part of the bundle, and whatever runs a bundle runs it: its state travels,
 and rows do not depend on one another.
 
-The contexts of all lengths are one table, hashed without loss: a context lies in bucket `key mod B`, and `key div B`
-tells those of a bucket apart. Interpolation is linear, so p of a token is a sum over the lengths at which it follows
+The contexts of all lengths are one table, hashed without loss: the keys of a bucket lie side by side, and are compared
+with the wanted one. Interpolation is linear, so p of a token is a sum over the lengths at which it follows
 
-    p(w | h) = unigram(w) left_1 … left_K + sum_k count_k(w) scale_k left_(k+1) … left_K
+    p(w | h) = unigram(w) left_1 … left_K + sum_k p_k(w) left_(k+1) … left_K
 
 and the distribution takes one pass for the network and the unigrams; then each successor adds its term. A context's
 successors are whole blocks, each of which is one look-up, and single ones. Those of all rows are one list, made by
 NonZero. In a small vocabulary the pairs are a table of all distributions, in the place of the unigrams, and few tokens
 follow longer contexts: these are short blocks, filled up with successors that add nothing, so there is one list less.
+
+A row alone costs what its operators cost to start, about a microsecond each, so there are as few as possible.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ BLOCK_SIZES = (16, 1)  # successors
 SMALL_BLOCK_SIZES = (2,)
 SMALL_VOCABULARY = 256
 WIDTHS = (np.uint8, np.uint16, np.int32, np.int64)  # of integers in tables
+FEW_LANES = 64
+NO_KEY = -1
 VECTOR = 16  # numbers in the largest vector of a CPU
 MAX_PIECE = 8192  # numbers, of which onnxruntime makes one task
 
@@ -68,16 +72,17 @@ def mixed(graph: GraphBuilder, weights: NgramWeights, recent: ir.Value, probabil
 
 @dataclass(frozen=True)
 class _Successors:
-    """What follows the contexts, in blocks of one size: of context c, blocks first[c] … first[c + 1] - 1.
+    """What follows the contexts, in blocks of one size: of context c, numbers[c] blocks from first[c] on.
 
-    first   [C + 2]
-    tokens  [blocks, size]
-    counts  float16 [blocks, size]
+    first, numbers  [C + 1]
+    tokens          [blocks, size]
+    probabilities   float16 [blocks, size]
     """
 
     first: Ids
+    numbers: Ids
     tokens: Ids
-    counts: Array
+    probabilities: Array
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,9 @@ class _Tables:
 
     shortest    float32 [1, V], the unigrams; in a small vocabulary [V + 1, V], what follows the newest token
     lengths     [1, 1] or [V + 1, 1], of the contexts to which these distributions belong
-    buckets     [B, 2]: those of bucket b are buckets[b, 0] … buckets[b, 1] - 1
-    quotients   [C], of their keys by B
-    scale       float32 [C + 1], the probability of one count
+    buckets     [B, 1], the first context of each bucket
+    largest     number of contexts of the largest bucket
+    keys        [C + largest], the last ones of no context
     left        float32 [C + 1], what is left for the shorter context
     successors  in blocks of each size, the largest first
     """
@@ -97,14 +102,14 @@ class _Tables:
     shortest: Array
     lengths: Ids
     buckets: Ids
-    quotients: Ids
-    scale: Array
+    largest: int
+    keys: Ids
     left: Array
     successors: Sequence[_Successors]
 
     @property
     def num_contexts(self) -> int:
-        return len(self.quotients)
+        return len(self.left) - 1
 
     @property
     def has_pairs(self) -> bool:
@@ -122,20 +127,18 @@ def _tables(weights: NgramWeights) -> _Tables:
     keys = np.concatenate([level.contexts + n * base**longest for n, level in enumerate(levels, first_length)])
     num_buckets = max(1, len(keys) // BUCKET_SIZE) | 1
     order = np.argsort(keys % num_buckets, kind="stable")
-    ends = np.cumsum(np.bincount(keys % num_buckets, minlength=num_buckets))
-    scale = np.concatenate([level.scale for level in levels])[order]
-    backoff = np.concatenate([level.backoff for level in levels])[order]
+    sizes = np.bincount(keys % num_buckets, minlength=num_buckets)
+    left = np.concatenate([level.left for level in levels])[order]
     numbers = np.concatenate([np.diff(level.first) for level in levels])
     first, numbers = (np.cumsum(numbers) - numbers)[order], numbers[order]
-    blocks = _in_blocks(levels, first, numbers, SMALL_BLOCK_SIZES if is_small else BLOCK_SIZES)
     return _Tables(
         shortest,
         lengths,
-        np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1),
-        keys[order] // num_buckets,
-        np.append(scale, np.float32(1)),
-        np.append(backoff * scale, np.float32(1)),
-        blocks,
+        (np.cumsum(sizes) - sizes)[:, None],
+        int(sizes.max()),
+        np.append(keys[order], np.full(sizes.max(), NO_KEY)),
+        np.append(left, np.float32(1)),
+        _in_blocks(levels, first, numbers, SMALL_BLOCK_SIZES if is_small else BLOCK_SIZES),
     )
 
 
@@ -145,16 +148,11 @@ def _pairs(weights: NgramWeights) -> tuple[Array, Ids]:
     The first ones stand for no token.
     """
     size, level = weights.vocabulary_size, weights.levels[0]
-    probabilities, is_known = (
-        np.tile(weights.unigram.astype(np.float64), (size + 1, 1)),
-        np.zeros((size + 1, 1), np.int64),
-    )
-    counts = np.zeros((len(level.contexts), size))
-    counts[np.repeat(np.arange(len(counts)), np.diff(level.first)), level.tokens] = level.counts
-    backoff, scale = level.backoff[:, None], level.scale[:, None]
-    probabilities[level.contexts] = (counts + backoff * probabilities[level.contexts]) * scale
+    after, is_known = np.tile(weights.unigram.astype(np.float64), (size + 1, 1)), np.zeros((size + 1, 1), np.int64)
+    after[level.contexts] *= level.left[:, None]
+    after[np.repeat(level.contexts, np.diff(level.first)), level.tokens] += level.probabilities
     is_known[level.contexts] = 1
-    return probabilities.astype(np.float32), is_known
+    return after.astype(np.float32), is_known
 
 
 def _in_blocks(levels: Sequence[NgramLevel], first: Ids, numbers: Ids, sizes: Sequence[int]) -> Sequence[_Successors]:
@@ -170,13 +168,13 @@ def _in_blocks(levels: Sequence[NgramLevel], first: Ids, numbers: Ids, sizes: Se
 
 def _successors(levels: Sequence[NgramLevel], first: Ids, numbers: Ids, num_blocks: Ids, size: int) -> _Successors:
     """Put numbers[c] successors of each context, from the one at first[c] on, into num_blocks[c] blocks."""
-    ends = np.cumsum(num_blocks)
-    first_block = np.concatenate([[0], ends, ends[-1:]])
-    taken, place = _ranges(first, numbers), _ranges(first_block[:-2] * size, numbers)
-    tokens, counts = np.zeros(ends[-1] * size, np.int64), np.zeros(ends[-1] * size, np.float16)
+    total, first_block = num_blocks.sum(), np.cumsum(num_blocks) - num_blocks
+    taken, place = _ranges(first, numbers), _ranges(first_block * size, numbers)
+    tokens, probabilities = np.zeros(total * size, np.int64), np.zeros(total * size, np.float16)
     tokens[place] = np.concatenate([level.tokens for level in levels])[taken]
-    counts[place] = np.concatenate([level.counts for level in levels])[taken]
-    return _Successors(first_block, tokens.reshape(-1, size), counts.reshape(-1, size))
+    probabilities[place] = np.concatenate([level.probabilities for level in levels])[taken]
+    blocks = tokens.reshape(-1, size), probabilities.reshape(-1, size)
+    return _Successors(np.append(first_block, total), np.append(num_blocks, 0), *blocks)
 
 
 def _ranges(first: Ids, numbers: Ids) -> Ids:
@@ -208,36 +206,32 @@ class _Mixture:
         share = graph.op("Gather", graph.constant("ngram.shares", self._weights.shares), length)  # [batch, 1]
         rest = graph.op("Sub", graph.shared_constant("ngram.one", np.ones(1, np.float32)), share)
         of_shortest, factors = self._factors(index, share)
-        scale = graph.op("Gather", graph.constant("ngram.scale", tables.scale), index)
         base = graph.op("Add", graph.op("Mul", probabilities, rest), graph.op("Mul", shortest, of_shortest))
-        factors = graph.op("Reshape", graph.op("Mul", factors, scale), graph.integers(-1, 1))
+        factors = graph.op("Reshape", factors, graph.integers(-1, 1))
         contexts = graph.op("Reshape", index, graph.integers(-1))
         total = graph.op("Reshape", base, graph.integers(-1))
         for successors in tables.successors:
             if len(successors.tokens):
                 where, terms = self._terms(successors, contexts, factors)
                 total = graph.op("ScatterElements", total, where, terms, axis=0, reduction="add")
-        return _logarithms(graph, total, self._weights.vocabulary_size)
+        rows = graph.integers(-1, self._weights.vocabulary_size)
+        return graph.op("Reshape", _logarithms(graph, total), rows)
 
     def _find(self, recent: ir.Value) -> ir.Value:
         """Write the look-up of contexts, int64 [batch, K]."""
         graph, tables = self._graph, self._tables
-        base, num_buckets = self._weights.vocabulary_size + 1, len(tables.buckets)
-        places = np.arange(self._longest)
+        base, places = self._weights.vocabulary_size + 1, np.arange(self._longest)
         lengths = places[self._longest - self._num_lengths :]
         powers = np.where(places[:, None] <= lengths, base ** places[:, None], 0)  # [longest, K]
         keys = graph.op("MatMul", recent, graph.constant("ngram.powers", powers))
         keys = graph.op("Add", keys, graph.constant("ngram.lengths", lengths * base**self._longest))
-        bounds = self._looked_up("buckets", tables.buckets, graph.op("Mod", keys, graph.integers(num_buckets)))
-        start, end = graph.split(bounds, [1, 1])  # [batch, K, 1]
-        most = int(np.diff(tables.buckets).max())
-        place = graph.op("Add", start, graph.constant("ngram.lanes", np.arange(most)))
-        is_inside = graph.op("Less", place, end)
-        place = graph.op("Min", place, graph.integers(tables.num_contexts - 1))
-        quotient = graph.op("Unsqueeze", graph.op("Div", keys, graph.integers(num_buckets)), graph.integers(2))
-        is_equal = graph.op("Equal", self._looked_up("quotients", tables.quotients, place), quotient)
-        found = graph.op("Where", graph.op("And", is_equal, is_inside), place, self._absent)
-        return graph.op("ReduceMin", found, graph.integers(2), keepdims=0)
+        bucket = graph.op("Mod", keys, graph.integers(len(tables.buckets)))
+        lanes = graph.constant("ngram.lanes", np.arange(tables.largest))
+        place = graph.op("Add", self._looked_up("buckets", tables.buckets, bucket), lanes)  # [batch, K, largest]
+        found = graph.op("Gather", graph.constant("ngram.keys", tables.keys), place)
+        is_equal = graph.op("Equal", found, graph.op("Unsqueeze", keys, graph.integers(2)))
+        place = graph.op("Where", is_equal, place, self._absent)
+        return graph.op("ReduceMin", place, graph.integers(2), keepdims=0)
 
     def _factors(self, index: ir.Value, share: ir.Value) -> Sequence[ir.Value]:
         """Write the share times what longer contexts leave, for the shortest and for each length: [batch, 1 and K]."""
@@ -255,24 +249,33 @@ class _Mixture:
         """Write what successors add to all rows, and where, row * V + token.
 
         contexts  int64 [batch * K]
-        factors   float32 [batch * K, 1], of a count
+        factors   float32 [batch * K, 1]
         """
         graph, name = self._graph, f"by{successors.tokens.shape[1]}."
-        first = graph.constant(f"ngram.{name}first", _smallest(successors.first))
-        start = self._integers(first, contexts)
-        number = graph.op("Sub", self._integers(first, graph.op("Add", contexts, graph.integers(1))), start)
-        longest = graph.op("ReduceMax", graph.op("Concat", number, graph.integers(0), axis=0), keepdims=0)
-        lanes = graph.op("Range", self._scalar(0), longest, self._scalar(1))
+        most = int(successors.numbers.max())
+        radix = graph.integers(most + 1)
+        code = self._looked_up(f"{name}blocks", successors.first * (most + 1) + successors.numbers, contexts)
+        first, number = graph.op("Div", code, radix), graph.op("Mod", code, radix)
+        lanes = self._lanes(name, most, number)
         is_block = graph.op("NonZero", graph.op("Less", lanes, graph.op("Unsqueeze", number, graph.integers(1))))
-        context, lane = (graph.op("Gather", is_block, self._scalar(axis), axis=0) for axis in (0, 1))
-        block = graph.op("Add", graph.op("Gather", start, context), lane)
-        counts = graph.op("Gather", graph.constant(f"ngram.{name}counts", successors.counts), block)
-        counts = graph.op("Cast", counts, to=int(ir.DataType.FLOAT))
-        terms = graph.op("Mul", counts, graph.op("Gather", factors, context))  # [blocks, size]
-        row = graph.op("Unsqueeze", graph.op("Div", context, graph.integers(self._num_lengths)), graph.integers(1))
+        context, lane = graph.split(is_block, [1, 1], axis=0)  # [1, blocks]
+        block = graph.op("Add", graph.op("Gather", first, context), lane)
+        own = graph.op("Gather", graph.constant(f"ngram.{name}probabilities", successors.probabilities), block)
+        own = graph.op("Cast", own, to=int(ir.DataType.FLOAT))
+        terms = graph.op("Mul", own, graph.op("Gather", factors, context))  # [1, blocks, size]
+        row = graph.op("Div", context, graph.integers(self._num_lengths))
         begin = graph.op("Mul", row, graph.integers(self._weights.vocabulary_size))
+        begin = graph.op("Unsqueeze", begin, graph.integers(2))
         where = graph.op("Add", self._looked_up(f"{name}tokens", successors.tokens, block), begin)
         return graph.op("Reshape", where, graph.integers(-1)), graph.op("Reshape", terms, graph.integers(-1))
+
+    def _lanes(self, name: str, most: int, number: ir.Value) -> ir.Value:
+        """Write 0, 1, … up to the largest number of blocks, of all contexts if there are few, else of those found."""
+        graph = self._graph
+        if most <= FEW_LANES:
+            return graph.constant(f"ngram.{name}lanes", np.arange(most))
+        longest = graph.op("ReduceMax", graph.op("Concat", number, graph.integers(0), axis=0), keepdims=0)
+        return graph.op("Range", self._scalar(0), longest, self._scalar(1))
 
     @property
     def _absent(self) -> ir.Value:
@@ -283,64 +286,71 @@ class _Mixture:
 
     def _looked_up(self, name: str, table: Ids, index: ir.Value) -> ir.Value:
         """Store a table of integers and write a look-up."""
-        return self._integers(self._graph.constant(f"ngram.{name}", _smallest(table)), index)
-
-    def _integers(self, table: ir.Value, index: ir.Value) -> ir.Value:
-        """Write the look-up of integers of any width."""
-        return self._graph.op("Cast", self._graph.op("Gather", table, index), to=int(ir.DataType.INT64))
+        found = self._graph.op("Gather", self._graph.constant(f"ngram.{name}", _smallest(table)), index)
+        return self._graph.op("Cast", found, to=int(ir.DataType.INT64))
 
 
-def _logarithms(graph: GraphBuilder, numbers: ir.Value, width: int) -> ir.Value:
-    """Write the logarithms of [batch * width] numbers, as [batch, width].
+def _logarithms(graph: GraphBuilder, numbers: ir.Value) -> ir.Value:
+    """Write the logarithms of a vector.
 
     Numbers behind the last full vector of the CPU get another function's logarithm, whose last bit differs, and several
-    threads cut long tensors anywhere. So a row's bits would depend on its place, were it not for pieces of whole
-    vectors: as many as are too short together to be cut at once, more by a Loop. (A Scan does not take a batch without
-    rows.)
+    threads cut long tensors anywhere. So a row's bits would depend on its place, were it not for a full vector behind
+    all numbers, and for a Loop over pieces that are too short to be cut. (A Scan does not take a batch without rows.)
     """
-    num_pieces = -(-width // MAX_PIECE)
-    piece = -(-width // (num_pieces * VECTOR)) * VECTOR
-    padding = num_pieces * piece - width
-    if padding:
-        rows = graph.op("Reshape", numbers, graph.integers(-1, width))
-        one = graph.shared_constant("ngram.float1", np.array(1, np.float32))
-        numbers = graph.op("Pad", rows, graph.integers(0, 0, 0, padding), one)
-    pieces = graph.op("Reshape", numbers, graph.integers(-1, piece))
-    number = graph.op("Gather", graph.op("Shape", pieces), graph.integers(0))
+    number = graph.op("Shape", numbers)
+    is_short = graph.op("Less", number, graph.integers(MAX_PIECE - VECTOR + 1))
+    branches = {"then_branch": _at_once(graph, numbers), "else_branch": _piece_by_piece(graph, numbers, number)}
+    return graph.op("Slice", graph.op("If", is_short, **branches), graph.integers(0), number, graph.integers(0))
+
+
+def _at_once(graph: GraphBuilder, numbers: ir.Value) -> ir.Graph:
+    """Return a branch: the logarithms of a vector and of a full vector behind it."""
+    branch = _Body("at_once")
+    ones = graph.constant("ngram.ones", np.ones(VECTOR, np.float32))
+    return branch.finished([], [branch.op("Log", branch.op("Concat", numbers, ones, axis=0))])
+
+
+def _piece_by_piece(graph: GraphBuilder, numbers: ir.Value, number: ir.Value) -> ir.Graph:
+    """Return a branch: the logarithms of a vector, filled up to a whole number of pieces."""
+    branch, size = _Body("by_piece"), graph.integers(MAX_PIECE)
+    num_pieces = branch.op("Div", branch.op("Add", number, graph.integers(MAX_PIECE - 1)), size)
+    one = graph.constant("ngram.float1", np.array(1, np.float32))
+    missing = branch.op("Sub", branch.op("Mul", num_pieces, size), number)
+    padded = branch.op("Pad", numbers, branch.op("Concat", graph.integers(0), missing, axis=0), one)
+    pieces = branch.op("Reshape", padded, graph.integers(-1, MAX_PIECE))
     always = graph.shared_constant("ngram.always", np.array(True))  # noqa: FBT003 (the value itself)
-    body = _piece_body(pieces, piece)
-    if 2 * piece > MAX_PIECE:
-        found = graph.op("Loop", number, always, body=body)
-    else:
-        is_short = graph.op("Less", number, graph.integers(MAX_PIECE // piece + 1))
-        at_once = _branch(ir.node("Log", [pieces]), "at_once")
-        one_by_one = _branch(ir.node("Loop", [number, always], attributes={"body": body}), "one_by_one")
-        found = graph.op("If", is_short, then_branch=at_once, else_branch=one_by_one)
-    rows = graph.op("Reshape", found, graph.integers(-1, num_pieces * piece))
-    return graph.op("Slice", rows, graph.integers(0), graph.integers(width), graph.integers(1)) if padding else rows
+    found = branch.op("Loop", num_pieces, always, body=_piece(pieces))
+    return branch.finished([], [branch.op("Reshape", found, graph.integers(-1))])
 
 
-def _piece_body(pieces: ir.Value, size: int) -> ir.Graph:
+def _piece(pieces: ir.Value) -> ir.Graph:
     """Return a step of the Loop: the logarithms of one piece."""
-    boolean, integer = ir.TensorType(ir.DataType.BOOL), ir.TensorType(ir.DataType.INT64)
-    step = ir.Value(name="ngram.step", shape=ir.Shape(()), type=integer)
-    goes_on = ir.Value(name="ngram.goes_on", shape=ir.Shape(()), type=boolean)
-    row = ir.node("Gather", [pieces, step], attributes={"axis": 0})
-    log = ir.node("Log", row.outputs)
-    still = ir.node("Identity", [goes_on])
-    for node, name in ((row, "row"), (log, "log"), (still, "still")):
-        node.outputs[0].name = f"ngram.{name}"
-    still.outputs[0].type, still.outputs[0].shape = boolean, goes_on.shape
-    log.outputs[0].type, log.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape((size,))
-    outputs = [still.outputs[0], log.outputs[0]]
-    return ir.Graph([step, goes_on], outputs, nodes=[row, log, still], name="ngram.piece")
+    body = _Body("piece")
+    step = ir.Value(name="ngram.step", shape=ir.Shape(()), type=ir.TensorType(ir.DataType.INT64))
+    goes_on = ir.Value(name="ngram.goes_on", shape=ir.Shape(()), type=ir.TensorType(ir.DataType.BOOL))
+    still = body.op("Identity", goes_on)
+    still.shape, still.type = goes_on.shape, goes_on.type
+    return body.finished([step, goes_on], [still, body.op("Log", body.op("Gather", pieces, step, axis=0))])
 
 
-def _branch(node: ir.Node, name: str) -> ir.Graph:
-    """Return a branch of an If: one node, which takes what it needs from outside."""
-    node.outputs[0].name = f"ngram.{name}"
-    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    return ir.Graph([], node.outputs, nodes=[node], name=f"ngram.branch.{name}")
+class _Body:
+    """A graph within a node. Its values have names that no value outside has."""
+
+    def __init__(self, name: str) -> None:
+        self._name = f"ngram.{name}"
+        self._tape = ir.tape.Tape()
+
+    def op(self, op_type: str, *inputs: ir.Value, **attributes: int | ir.Graph) -> ir.Value:
+        """Append an operator of one output."""
+        value = self._tape.op(op_type, inputs, attributes=attributes)
+        value.name = f"{self._name}{len(self._tape.nodes)}"
+        return value
+
+    def finished(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Graph:
+        """Return the graph. Outputs without a type are float32."""
+        for output in outputs:
+            output.type = output.type or ir.TensorType(ir.DataType.FLOAT)
+        return ir.Graph(inputs, outputs, nodes=self._tape.nodes, name=self._name)
 
 
 def _smallest(values: Ids) -> Array:

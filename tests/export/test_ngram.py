@@ -15,7 +15,7 @@ from meari.export.bundle import MIN_GAIN, NgramOptions, export_bundle, export_sm
 from meari.export.errors import MixtureMismatch, UnusableRun
 from meari.export.graphs import cell_graph, output_graph
 from meari.export.mixture import after, check_mixture
-from meari.export.ngram import MIN_BACKOFF, NgramWeights, count_ngrams, fit_shares, history
+from meari.export.ngram import NgramWeights, count_ngrams, fit_shares, history
 from meari.export.sessions import Graphs
 from meari.export.verification import check_isolation
 from meari.export.weights import ModelWeights
@@ -84,7 +84,7 @@ def kneser_ney(ids: list[int], order: int, min_count: int, min_gain: float) -> C
         return count - discounts[n][min(count, 3)] if is_kept else 0.0
 
     def left(context: Gram) -> float:
-        return max(sums[context] - sum(kept((*context, word)) for word in range(SIZE)), MIN_BACKOFF)
+        return sums[context] - sum(kept((*context, word)) for word in range(SIZE))
 
     def probability(token: int, context: Gram) -> float:
         shorter = probability(token, context[1:]) if context else 1 / SIZE
