@@ -121,7 +121,8 @@ def _reservoir(config: ReservoirConfig) -> str:
 
 
 def _state_bytes(description: Description) -> int:
-    return sum(4 * math.prod(tensor.shape) for tensor in description.checkpoint.model.state_tensors)
+    last_tokens = 0 if description.ngram is None else description.ngram.order - 1
+    return 4 * (last_tokens + sum(math.prod(tensor.shape) for tensor in description.checkpoint.model.state_tensors))
 
 
 def _corpus(description: Description) -> str:

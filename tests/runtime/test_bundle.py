@@ -312,10 +312,11 @@ def test_changed_manifest_of_a_released_bundle_is_refused_with_the_field(
         ("tokenizer.json", "nsmc-lstm/tokenizer.json", r"tokenizer\.kind: got \"char\", expected bpe"),
         ("cell.onnx", "shakespeare-lstm/output.onnx", "state"),
         ("output.onnx", "shakespeare-lstm/cell.onnx", r"output\.onnx: inputs"),
-        ("cell.onnx", "shakespeare-gru/cell.onnx", "state"),
+        ("cell.onnx", "shakespeare-rnn/cell.onnx", "state"),
         ("output.onnx", "nsmc-lstm/output.onnx", r"output\.onnx: input 'hidden'"),
+        ("output.onnx", "shakespeare-lstm/output.onnx", r"output\.onnx: input 'hidden'"),  # which has n-grams
         ("output.onnx", "shakespeare-rnn/output.onnx", r"golden\.npz: a log-probability"),
-        ("golden.npz", "shakespeare-gru/golden.npz", r"golden\.npz: got "),
+        ("golden.npz", "shakespeare-rnn/golden.npz", r"golden\.npz: got "),
         ("golden.npz", "shakespeare-lstm/cell.onnx", r"golden\.npz: cannot be read"),
         ("tokenizer.json", "shakespeare-lstm/README.md", r"tokenizer\.json: not a tokenizer"),
     ],
@@ -323,7 +324,7 @@ def test_changed_manifest_of_a_released_bundle_is_refused_with_the_field(
 def test_file_of_another_bundle_is_refused_despite_valid_hashes(
     tmp_path: Path, file: str, other: str, message: str
 ) -> None:
-    folder = Path(shutil.copytree(RELEASED / "shakespeare-lstm", tmp_path / "mixed"))
+    folder = Path(shutil.copytree(RELEASED / "shakespeare-gru", tmp_path / "mixed"))
     shutil.copyfile(RELEASED / other, folder / file)
     update_hashes(folder)
     with pytest.raises(BundleError, match=message):
