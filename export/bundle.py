@@ -7,7 +7,7 @@ Must not know: HTTP.
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +288,7 @@ def _with_ngrams(
         tell(f"No n-grams: {error}")
         return alone, None
     sample = sampled(alone, validation, counted.order, counts_ends=run.has_ends)
-    ngram, nats_per_token = fitted(counted, sample)
+    ngram, nats_per_token = fitted(replace(counted, knows_beginning=run.has_ends), sample)
     improvement = 1 - nats_per_token / sample.nats_per_token
     told = f"{sum(ngram.num_ngrams):,} n-grams take {improvement:.1%} off the nats of held-out text"
     if improvement < options.min_improvement:

@@ -56,9 +56,10 @@ def fitted(ngram: NgramWeights, sample: Sample) -> tuple[NgramWeights, float]:
     """Return the n-gram model with the shares that make held-out tokens likeliest, and their nats a token then."""
     of_ngram, lengths = ngram.probabilities(sample.targets, sample.recent)
     of_network = np.exp(sample.logprobs)
-    shares = fit_shares(of_network, of_ngram, lengths, ngram.order)
-    share = shares[lengths]
-    return ngram.with_shares(shares), -float(np.log((1 - share) * of_network + share * of_ngram).mean())
+    is_mixed = ngram.is_mixed(sample.recent)
+    fitted = ngram.with_shares(fit_shares(of_network[is_mixed], of_ngram[is_mixed], lengths[is_mixed], ngram.order))
+    share = fitted.share(lengths, sample.recent)
+    return fitted, -float(np.log((1 - share) * of_network + share * of_ngram).mean())
 
 
 def after(recent: Ids, tokens: Tokens) -> Ids:
@@ -89,7 +90,7 @@ def check_mixture(mixed: Graphs, alone: Graphs, ngram: NgramWeights, held_out: T
         network = np.exp(without.logprobs(alone_hidden).astype(np.float64))
         words = np.tile(np.arange(size), NUM_ROWS)
         of_ngram, lengths = ngram.probabilities(words, np.repeat(recent, size, axis=0))
-        share = ngram.shares[lengths].reshape(network.shape)
+        share = ngram.share(lengths, np.repeat(recent, size, axis=0)).reshape(network.shape)
         expected = np.log((1 - share) * network + share * of_ngram.reshape(network.shape))
         difference = float(np.abs(got - expected).max())
         if not difference <= TORCH_TOLERANCE:

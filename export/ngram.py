@@ -16,7 +16,8 @@ A text begins with the boundary token, and nothing is known before it. In the mi
 
     P(w) = (1 - share) P_network(w) + share p(w | h)
 
-the share depends on the length of the longest context found (Jelinek and Mercer, 1980).
+the share depends on the length of the longest context found (Jelinek and Mercer, 1980). Where the training text was one
+stream, nobody has seen how a text begins: there it is zero until the longest context is full.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from meari.bundle_format.names import END_ID
 from meari.export.errors import UnusableRun
 from meari.export.weights import Floats
 
@@ -36,6 +38,8 @@ Doubles = NDArray[np.float64]
 MAX_KEY = 2**63 - 1
 NUM_ROUNDS = 40  # of expectation maximisation
 MAX_SHARE = 0.95
+NUM_SUPPOSED = 10  # tokens of the mean share, for lengths of which there are few
+BOUNDARY = END_ID + 1  # as it stands among the tokens before
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,17 @@ class NgramLevel:
 class NgramWeights:
     """An n-gram model and its shares in the mixture.
 
-    unigram  float32 [V]
-    levels   n-grams of 2, 3, … tokens
-    shares   float32 [order], by the number of tokens of the longest context found
+    unigram          float32 [V]
+    levels           n-grams of 2, 3, … tokens
+    shares           float32 [order], by the number of tokens of the longest context found
+    knows_beginning  whether texts begin in the training text as they do elsewhere; else the share is zero until
+                     order - 1 tokens have come after the boundary
     """
 
     unigram: Floats
     levels: tuple[NgramLevel, ...]
     shares: Floats
+    knows_beginning: bool = True
 
     @property
     def vocabulary_size(self) -> int:
@@ -86,6 +93,14 @@ class NgramWeights:
 
     def with_shares(self, shares: Floats) -> NgramWeights:
         return replace(self, shares=shares)
+
+    def share(self, lengths: Ids, recent: Ids) -> Floats:
+        """Return the share in the mixture, [N]. lengths: of the longest contexts found; recent: as in `find`."""
+        return np.where(self.is_mixed(recent), self.shares[lengths], np.float32(0))
+
+    def is_mixed(self, recent: Ids) -> NDArray[np.bool_]:
+        """Return where n-grams have a share at all, [N]."""
+        return np.ones(len(recent), np.bool_) if self.knows_beginning else recent[:, -1] > BOUNDARY
 
     def find(self, recent: Ids) -> list[tuple[Ids, NDArray[np.bool_]]]:
         """Look up contexts, one level after the other.
@@ -255,11 +270,11 @@ def fit_shares(network: Doubles, ngram: Doubles, lengths: Ids, order: int) -> Fl
     lengths         of the longest contexts found, [N], each less than `order`
     """
     shares = np.full(order, 0.2)
+    numbers = np.bincount(lengths, minlength=order)
     for _ in range(NUM_ROUNDS):
         share = shares[lengths]
         responsible = share * ngram / ((1 - share) * network + share * ngram)
-        numbers = np.bincount(lengths, minlength=order)
-        shares = np.bincount(lengths, responsible, minlength=order) / np.maximum(numbers, 1)
-        shares = np.where(numbers > 0, shares, responsible.mean())
+        sums = np.bincount(lengths, responsible, minlength=order)
+        shares = (sums + NUM_SUPPOSED * responsible.mean()) / (numbers + NUM_SUPPOSED)
     fitted: Floats = np.minimum(shares, MAX_SHARE).astype(np.float32)
     return fitted

@@ -29,7 +29,7 @@ import onnx_ir as ir
 
 from meari.bundle_format.names import NGRAM_STATE
 from meari.export.graph import GraphBuilder
-from meari.export.ngram import Ids, NgramLevel, NgramWeights
+from meari.export.ngram import BOUNDARY, Ids, NgramLevel, NgramWeights
 
 BUCKET_SIZE = 4  # contexts on average
 BLOCK_SIZES = (16, 1)  # successors
@@ -203,7 +203,7 @@ class _Mixture:
             newest = graph.op("Gather", recent, self._scalar(0), axis=1)
             shortest = graph.op("Gather", shortest, newest)
             length = graph.op("Add", length, graph.op("Gather", graph.constant("ngram.known", tables.lengths), newest))
-        share = graph.op("Gather", graph.constant("ngram.shares", self._weights.shares), length)  # [batch, 1]
+        share = self._share(recent, length)
         rest = graph.op("Sub", graph.shared_constant("ngram.one", np.ones(1, np.float32)), share)
         of_shortest, factors = self._factors(index, share)
         base = graph.op("Add", graph.op("Mul", probabilities, rest), graph.op("Mul", shortest, of_shortest))
@@ -216,6 +216,16 @@ class _Mixture:
                 total = graph.op("ScatterElements", total, where, terms, axis=0, reduction="add")
         rows = graph.integers(-1, self._weights.vocabulary_size)
         return graph.op("Reshape", _logarithms(graph, total), rows)
+
+    def _share(self, recent: ir.Value, length: ir.Value) -> ir.Value:
+        """Write the share of n-grams, float32 [batch, 1]. length: of the longest context found, int64 [batch, 1]."""
+        graph, shares = self._graph, self._weights.shares
+        if not self._weights.knows_beginning:
+            oldest = graph.op("Gather", recent, graph.integers(self._longest - 1), axis=1)
+            is_mixed = graph.op("Cast", graph.op("Less", graph.integers(BOUNDARY), oldest), to=int(ir.DataType.INT64))
+            length = graph.op("Mul", graph.op("Add", length, graph.integers(1)), is_mixed)
+            shares = np.append(np.float32(0), shares)
+        return graph.op("Gather", graph.constant("ngram.shares", shares), length)
 
     def _find(self, recent: ir.Value) -> ir.Value:
         """Write the look-up of contexts, int64 [batch, K]."""

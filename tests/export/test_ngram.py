@@ -3,6 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from meari.export.errors import MixtureMismatch, UnusableRun
 from meari.export.graphs import cell_graph, output_graph
 from meari.export.mixture import after, check_mixture
 from meari.export.ngram import NgramWeights, count_ngrams, fit_shares, history
-from meari.export.sessions import Graphs
+from meari.export.sessions import GraphModel, Graphs
 from meari.export.verification import check_isolation
 from meari.export.weights import ModelWeights
 from meari.export.weights_from_torch import read_weights
@@ -183,6 +184,38 @@ def test_graphs_mix_network_and_ngrams_and_keep_rows_apart(name: str, precision:
         check_mixture(mixed, alone, ngram.with_shares(ngram.shares + np.float32(0.01)), ids)
 
 
+@pytest.mark.parametrize("size", [70, 300])
+def test_network_alone_begins_a_text_where_nobody_has_seen_a_beginning(size: int) -> None:
+    """The training text was one stream: 3 tokens must have come after the boundary."""
+    weights = read_weights(make_model(MODELS["lstm"], size))
+    ids = made_text(300) * 9 % size
+    ngram = count_ngrams(ids, size, 0, 4).with_shares(np.array([0.1, 0.3, 0.2, 0.4], np.float32))
+    ngram = replace(ngram, knows_beginning=False)
+    alone, mixed = (graphs_of(weights, Precision.FP32, each) for each in (None, ngram))
+    check_mixture(mixed, alone, ngram, ids)
+    check_isolation(mixed)
+    with pytest.raises(MixtureMismatch, match="differ from the mixture"):
+        check_mixture(mixed, alone, replace(ngram, knows_beginning=True), ids)
+    differences = []
+    opened = [GraphModel(graphs) for graphs in (alone, mixed)]
+    states = [model.initial_state(1) for model in opened]
+    for token in [0, 9, 18, 27, 36, 0, 9]:
+        logprobs = []
+        for number, model in enumerate(opened):
+            hidden, states[number] = model.step(np.array([token]), states[number])
+            logprobs.append(model.logprobs(hidden))
+        differences.append(float(np.abs(logprobs[0] - logprobs[1]).max()))
+    assert [difference > 1e-5 for difference in differences] == [False, False, False, True, True, True, True]
+
+
+def test_length_that_is_rarely_found_gets_the_mean_share() -> None:
+    network, ngram, lengths = np.full(1000, 0.3), np.full(1000, 0.3), np.array([0] + [1] * 999)
+    ngram[0], ngram[1:500] = 0.9, 0.5
+    shares = fit_shares(network, ngram, lengths, 3)
+    assert shares[0] < shares[1] + 0.1
+    assert shares[2] == pytest.approx(shares[1], abs=0.01)
+
+
 def graphs_of(weights: ModelWeights, precision: Precision, ngram: NgramWeights | None) -> Graphs:
     return Graphs(precision, cell_graph(weights.cell, precision, ngram), output_graph(weights.output, precision, ngram))
 
@@ -205,13 +238,15 @@ def test_bundle_serves_the_mixture_wherever_a_text_is_cut(run: Path, bundle: Pat
     network, size = found.checkpoint.model, found.checkpoint.model.vocabulary_size
     shares = open_bundle(bundle, max_slots=4).manifest.figures["ngram"]["shares"]
     ngram = count_ngrams(found.train.ids.astype(np.int64), size, 0, 3, min_gain=MIN_GAIN)
+    ngram = replace(ngram.with_shares(np.array(shares, np.float32)), knows_beginning=found.has_ends)
     text = [5, 2, 7, 3, 1, 9, 4, 4, 5]
     with served(bundle) as model, torch.inference_mode():
         (whole,) = score(model, [text], add_end=False)
         hidden, _ = network(torch.tensor([[0, *text[:-1]]]), network.initial_state(1))
         alone = network.logits(hidden[0]).softmax(-1).numpy()[np.arange(len(text)), text]
-        of_ngram, lengths = ngram.probabilities(np.array(text), history(np.array([0, *text]), 0, 3))
-        share = np.array(shares)[lengths]
+        recent = history(np.array([0, *text]), 0, 3)
+        of_ngram, lengths = ngram.probabilities(np.array(text), recent)
+        share = ngram.share(lengths, recent)
         expected = np.log((1 - share) * alone + share * of_ngram)
         assert whole.logprobs == pytest.approx(expected, abs=2e-4 if "fp32" in bundle.name else 0.2)
         for cut in range(1, len(text)):
