@@ -72,7 +72,7 @@ def test_tour_requests_every_path_of_the_contract(server: Server, tmp_path: Path
 def test_python_code_of_the_pages_runs(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     names = {"post": post, "address": f"http://127.0.0.1:{server.port}"}
     [watch] = re.findall(r"```python\n(.*?)```", page("anomalies"), re.DOTALL)
-    exec(watch, names | {"stream": ["To be", "or not to be", "0x7f qqq"], "threshold": 20.0})
+    exec(watch, names | {"stream": ["To be", "or not to be", "0x7f qqq"], "threshold": 14.0})
     assert re.fullmatch(r"\d+\.\d bits: 0x7f qqq\n", capsys.readouterr().out)
     [rescore] = re.findall(r"```python\n(.*?)```", page("nbest"), re.DOTALL)
     found: dict[str, Any] = names | {"readings": [Reading("To be", 0.0), Reading("Tq bx", 0.0)]}
