@@ -3,7 +3,7 @@
 >>> import meari
 >>> lm = meari.load("shakespeare-lstm")  # a name, a folder, or the URL of a running service
 >>> round(lm.score("To be, or not to be"), 1)
--25.6
+-25.8
 
 Everything below is imported when it is first used: `import meari` alone takes a millisecond.
 """
