@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from meari.bundle_format.names import NGRAM_STATE
 from meari.runtime.answers import StatesAnswer, StatesUsage, StateTensorValues, token_texts
 from meari.runtime.bundle import Bundle, read_gates
 from meari.runtime.engine import ScoreCall, Scoring, StateValue
@@ -54,6 +55,8 @@ def states_answer(
 ) -> StatesAnswer:
     """Return the states of an ended `scoring` of `states_call`, at most `units` numbers of each tensor and gate.
 
+    The last tokens, which n-grams look back at, are a part of the state, but no numbers for a picture: left out.
+
     Raises NotReady if gates are asked for and the bundle has changed.
     """
     states = [result.state for result in scoring.results if result.state is not None]
@@ -61,7 +64,7 @@ def states_answer(
     answer = StatesAnswer(
         model,
         token_texts(bundle.tokenizer.vocabulary, ids),
-        [_told(name, values[1:], units) for name, values in rows.items()],
+        [_told(name, values[1:], units) for name, values in rows.items() if name != NGRAM_STATE],
         StatesUsage(scoring.computed_tokens),
     )
     if with_gates:
