@@ -81,16 +81,20 @@ SCRIPT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
     "module", ["meari.cli", "meari.cli.main", "click", "callback in click", "meari.cli.models", "msgspec"]
 )
 def test_interrupt_in_any_import_ends_the_command_calmly(module: str, way: str) -> None:
-    command = [sys.executable, "-c", INTERRUPTED_IMPORT, module, way, "models"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = interrupted("default_int_handler", module, way, "models")  # the tests may run where it is ignored
     assert (done.returncode, done.stderr) == (130, "\nmeari: interrupted\n")
 
 
 def test_interrupts_that_are_ignored_stay_so() -> None:
-    ignoring = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + INTERRUPTED_IMPORT
-    command = [sys.executable, "-c", ignoring, "click", SCRIPT, "--version"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = interrupted("SIG_IGN", "click", SCRIPT, "--version")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def interrupted(handler: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command with a handler of interrupts, and interrupt it in an import."""
+    source = f"import signal\nsignal.signal(signal.SIGINT, signal.{handler})\n{INTERRUPTED_IMPORT}"
+    command = [sys.executable, "-c", source, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_verb_is_imported_only_on_use(verb: str) -> None:
