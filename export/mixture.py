@@ -57,9 +57,9 @@ def fitted(ngram: NgramWeights, sample: Sample) -> tuple[NgramWeights, float]:
     of_ngram, lengths = ngram.probabilities(sample.targets, sample.recent)
     of_network = np.exp(sample.logprobs)
     is_mixed = ngram.is_mixed(sample.recent)
-    fitted = ngram.with_shares(fit_shares(of_network[is_mixed], of_ngram[is_mixed], lengths[is_mixed], ngram.order))
-    share = fitted.share(lengths, sample.recent)
-    return fitted, -float(np.log((1 - share) * of_network + share * of_ngram).mean())
+    ngram = ngram.with_shares(fit_shares(of_network[is_mixed], of_ngram[is_mixed], lengths[is_mixed], ngram.order))
+    share = ngram.share(lengths, sample.recent)
+    return ngram, -float(np.log((1 - share) * of_network + share * of_ngram).mean())
 
 
 def after(recent: Ids, tokens: Tokens) -> Ids:

@@ -267,8 +267,10 @@ def fit_shares(network: Doubles, ngram: Doubles, lengths: Ids, order: int) -> Fl
     """Return the shares that make held-out tokens likeliest, float32 [order], by expectation maximisation.
 
     network, ngram  probabilities of the tokens, [N] each
-    lengths         of the longest contexts found, [N], each less than `order`
+    lengths         of the longest contexts found, [N], each less than `order`; with none all shares are zero
     """
+    if not len(lengths):
+        return np.zeros(order, np.float32)
     shares = np.full(order, 0.2)
     numbers = np.bincount(lengths, minlength=order)
     for _ in range(NUM_ROUNDS):

@@ -214,6 +214,7 @@ def test_length_that_is_rarely_found_gets_the_mean_share() -> None:
     shares = fit_shares(network, ngram, lengths, 3)
     assert shares[0] < shares[1] + 0.1
     assert shares[2] == pytest.approx(shares[1], abs=0.01)
+    assert fit_shares(network[:0], ngram[:0], lengths[:0], 3).tolist() == [0.0, 0.0, 0.0]
 
 
 def graphs_of(weights: ModelWeights, precision: Precision, ngram: NgramWeights | None) -> Graphs:
