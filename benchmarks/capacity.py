@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,10 @@ FIGURES: Final = DOCS / "benchmarks" / "capacity.json"
 PAGE: Final = DOCS / "capacity.md"
 RATES: Final = (100, 10_000, 1_000_000)
 REFERENCE: Final = "lstm-int8"
-MODELS: Final = ("lstm-int8", "lstm-fp32", "gru-fp32", "esn-fp32", "shakespeare-lstm", "shakespeare-gru", "nsmc-lstm")
+MODELS: Final = (
+    *("lstm-int8", "lstm-fp32", "gru-fp32", "esn-fp32"),
+    *("shakespeare-lstm", "shakespeare-gru", "shakespeare-esn", "nsmc-lstm"),
+)
 WHOLE, STREAM, SCORES = Load(LoadKind.WHOLE, 64), Load(LoadKind.STREAM, 64), Load(LoadKind.SCORE_LIST, 4)
 MEASURED: Final = (Load(LoadKind.WHOLE, 1), WHOLE, STREAM, SCORES)
 LOADS: Final = tuple(load.name for load in MEASURED)
@@ -315,6 +318,19 @@ def with_tables(page: str, made: Mapping[str, str]) -> str:
     return page
 
 
+def _above_zero(kind: type[int | float]) -> Callable[[str], int | float]:
+    """Return a reader of finite numbers above zero."""
+
+    def read(text: str) -> int | float:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"got {text}, expected a number above 0")
+        return value
+
+    read.__name__ = kind.__name__  # argparse says "invalid int value"
+    return read
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables, or write them into the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity", description=(__doc__ or "").split("\n")[0])
@@ -323,16 +339,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--results", type=Path, help="results of `make bench` as JSON, in place of the token costs there"
     )
     parser.add_argument("--measure", action="store_true", help="measure the token costs first: a few minutes, all CPUs")
-    parser.add_argument("--models", nargs="+", default=MODELS, help=f"to be measured; default {' '.join(MODELS)}")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of a load; default {SECONDS:g}")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="to be measured; default all")
+    parser.add_argument("--seconds", type=_above_zero(float), default=SECONDS, help=f"of a load; default {SECONDS:g}")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/capacity.md")
     for name, value in asdict(Assumptions()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value:g}")
+        kind = _above_zero(type(value))
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=value, help=f"default {value:g}")
     options = vars(parser.parse_args(arguments))
     assumed = Assumptions(**{name: options[name] for name in asdict(Assumptions())})
+    if assumed.use > 1:
+        parser.error(f"--use: got {assumed.use:g}, expected a share of the CPUs, at most 1")
     if options["measure"]:
         measure(options["figures"], options["models"], options["seconds"])
-    made = tables(read_figures(options["figures"], options["results"]), assumed)
+    try:
+        figures = read_figures(options["figures"], options["results"])
+    except OSError as error:
+        parser.error(f"{error.filename}: {error.strerror}")
+    except (ValueError, KeyError, TypeError) as error:
+        parser.error(f"{options['results'] or options['figures']}: got no figures of capacity ({error!r})")
+    if figures.find(REFERENCE, WHOLE.name) is None:
+        parser.error(f"{options['results'] or options['figures']}: got no {REFERENCE} under {WHOLE.name}")
+    made = tables(figures, assumed)
     if options["write"]:
         PAGE.write_text(with_tables(PAGE.read_text("utf-8"), made), "utf-8")
     else:

@@ -118,3 +118,39 @@ def test_command_prints_the_tables_for_other_assumptions(capsys: pytest.CaptureF
     assert dear != cheap
     assert all(f"{rate:,}" in cheap for rate in RATES)
     assert "| `--dollars-a-cpu-hour` | 0.08 |" in dear
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--use", "0"), "--use: got 0, expected a number above 0"),
+        (("--use", "1.5"), "--use: got 1.5, expected a share of the CPUs"),
+        (("--use", "nan"), "--use: got nan"),
+        (("--cpus-a-replica", "-4"), "--cpus-a-replica: got -4"),
+        (("--cpus-a-replica", "2.5"), "--cpus-a-replica: invalid int value: '2.5'"),
+        (("--proxy-cpus", "0"), "--proxy-cpus: got 0"),
+        (("--minutes-of-rollout", "inf"), "--minutes-of-rollout: got inf"),
+        (("--seconds", "0"), "--seconds: got 0"),
+        (("--models", "nope"), "invalid choice: 'nope'"),
+        (("--figures", "/no/such.json"), "/no/such.json: No such file"),
+        (("--results", str(FIGURES)), "capacity.json: got no figures of capacity"),
+        (("--figures", str(RESULTS)), "results.json: got no figures of capacity"),
+        (("--results", str(PAGE)), "capacity.md: got no figures of capacity"),
+    ],
+)
+def test_command_refuses_what_gives_no_figures(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_results_without_the_reference_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = json.loads(RESULTS.read_text("utf-8"))
+    results["measurements"] = [each for each in results["measurements"] if each["model"] != REFERENCE]
+    (tmp_path / "own.json").write_text(json.dumps(results), "utf-8")
+    with pytest.raises(SystemExit):
+        main(["--results", str(tmp_path / "own.json")])
+    assert f"own.json: got no {REFERENCE} under {LOADS[1]}" in capsys.readouterr().err
