@@ -215,12 +215,13 @@ def _index_digest(opened: IO[bytes], size: int) -> str:
 def numbered(found: Iterable[Sequence[Partition]]) -> list[Partition]:
     """Return partitions in order, numbered, with the numbers of their lines in their files; those without lines not."""
     done: list[Partition] = []
-    lines: dict[str, int] = {}
+    num_before = 0  # lines of the same file
     for partition in (partition for several in found for partition in several if partition.num_lines != 0):
-        first = lines.get(partition.name, 0)
-        own = first + 1 if partition.kind == "plain" else partition.first_line + 1
-        lines[partition.name] = first + (partition.num_lines or 0)
-        done.append(msgspec.structs.replace(partition, number=len(done), first_line=own))
+        if partition.start == 0:  # a file begins, which may have been named before
+            num_before = 0
+        own = num_before if partition.kind == "plain" else partition.first_line
+        num_before += partition.num_lines or 0
+        done.append(msgspec.structs.replace(partition, number=len(done), first_line=own + 1))
     return done
 
 

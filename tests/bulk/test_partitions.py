@@ -69,6 +69,19 @@ def test_lines_of_several_files_are_counted_in_each(tmp_path: Path) -> None:
     assert lines_in(found[-1]) == b"ab\n" * 10
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.gz", "a.parquet"])
+def test_lines_of_a_file_that_is_named_twice_are_counted_anew(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(pa.table({"text": ["ab"] * 10}), path, row_group_size=5)
+    else:
+        path.write_bytes(b"ab\n" * 10 if name == "a.txt" else gzip.compress(b"ab\n" * 10))
+    once = [(one.first_line, one.num_lines) for one in partitions_of(path, size=15)]
+    twice = [(one.first_line, one.num_lines) for one in partitions_of(path, path, size=15)]
+    assert twice == once * 2
+    assert once[0][0] == 1
+
+
 def test_row_groups_of_parquet_are_partitions(tmp_path: Path) -> None:
     rows = [{"text": f"ab{n}", "id": n} for n in range(25)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet", row_group_size=10)
