@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from meari.api.arguments import (
+    By,
     LogBase,
     StateLike,
+    checked_by,
     checked_ids,
     checked_state,
     checked_text,
@@ -25,7 +27,7 @@ from meari.api.arguments import (
     generate_request,
     score_options,
 )
-from meari.api.surprisal import By, Surprisal, surprisal_of
+from meari.api.surprisal import Surprisal, surprisal_of
 from meari.bulk.options import ScoreOptions
 from meari.client.answers import Completions, Generation, Token
 from meari.client.fields import GenerateFields, State
@@ -209,12 +211,13 @@ class LanguageModel:
         >>> [row.text for row in table][:3]
         ['To', 'be,', 'or']
         """
-        text = checked_text(text)
+        text, by = checked_text(text), checked_by(by)
         words = "unicode" if by == "unicode" else by == "word"
         options = score_options(
             context=context,
             state=state,
-            add_end=self._model.has_ends if end is None else end,
+            end=end,
+            has_ends=self._model.has_ends,
             log_base=log_base,
             tokens=not words,
             words=words,
@@ -308,8 +311,7 @@ class LanguageModel:
         """Return one figure of each text, a float of a text alone."""
         is_alone = isinstance(text, str)
         texts = [checked_text(text)] if isinstance(text, str) else checked_texts(text)
-        add_end = self._model.has_ends if end is None else end
-        options = score_options(context=context, state=state, add_end=add_end, log_base=log_base)
+        options = score_options(context=context, state=state, end=end, has_ends=self._model.has_ends, log_base=log_base)
         base = options.log_base
         found = self._model.score(texts, options, lambda scored: figure(scored.sums(), base)) if texts else []
         return found[0] if is_alone else np.array(found, np.float64)

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from meari.api.arguments import checked_text, shown_value
 from meari.api.language_model import LanguageModel, Model
 from meari.bundle_format.signatures import PublicKey
 from meari.errors import InvalidRequest, Problem
@@ -46,8 +47,13 @@ def load(
     ...     lm.name
     'shakespeare-lstm'
     """
+    if not isinstance(source, str | os.PathLike | None):
+        raise InvalidRequest(Problem("source", shown_value(source), "a name, a path or a URL"))
+    model = None if model is None else checked_text(model, "model")
+    state_key = None if state_key is None else checked_text(state_key, "state_key")
+    key = checked_text(key, "key")
     if isinstance(source, str) and source.lower().startswith(_URLS):
-        return LanguageModel(_at_service(source, model, key))
+        return LanguageModel(_at_service(checked_text(source, "source"), model, key))
     if key:
         raise InvalidRequest(Problem("key", "a key", "none for a bundle of this machine", "it is for a service"))
     folder, signing_keys = _find(source, model)
@@ -58,6 +64,8 @@ def _at_service(url: str, model: str | None, key: str) -> Model:
     from meari.api.remote import RemoteModel
     from meari.client.client import Client
 
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidRequest(Problem("key", "other characters", "printable ASCII characters, which a header can have"))
     try:
         client = Client(url, key=key)
     except ValueError as problem:
@@ -75,8 +83,8 @@ def _in_process(
     from meari.api.local import LocalModel
     from meari.runtime.machine import granted_cpus
 
-    if num_engines is not None and num_engines < 1:
-        raise InvalidRequest(Problem("num_engines", str(num_engines), "a count, 1 or more"))
+    if num_engines is not None and (type(num_engines) is not int or num_engines < 1):
+        raise InvalidRequest(Problem("num_engines", shown_value(num_engines), "a count, 1 or more"))
     count = num_engines or min(granted_cpus(), MAX_ENGINES)
     return LocalModel(folder, signing_keys, (state_key or LOCAL_STATE_KEY,), count)
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Final, overload
 
-from meari.errors import InvalidRequest, Problem
+from meari.api.arguments import By
 from meari.runtime.engine.calls import GRID
 from meari.runtime.scores import LN_OF, Scored
 
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
     from meari.runtime.requests import LogBase
 
-__all__ = ["By", "Surprisal", "SurprisalRow", "surprisal_of"]
-
-By = Literal["token", "word", "unicode", "char"]
+__all__ = ["Surprisal", "SurprisalRow", "surprisal_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +139,8 @@ class Surprisal(Sequence[SurprisalRow]):
 
 
 def surprisal_of(text: str, by: By, log_base: LogBase) -> Callable[[Scored], Surprisal]:
-    """Return the function that makes a table of a scored text. Raises InvalidRequest for another `by`."""
-    make_rows = {"token": _token_rows, "word": _word_rows, "unicode": _word_rows, "char": _character_rows}.get(by)
-    if make_rows is None:
-        raise InvalidRequest(Problem("by", repr(by), '"token", "word", "unicode" or "char"'))
+    """Return the function that makes a table of a scored text."""
+    make_rows = _MAKERS[by]
     return lambda scored: Surprisal(text, by, log_base, make_rows(scored, text, log_base))
 
 
@@ -194,3 +190,6 @@ def _character_rows(scored: Scored, text: str, log_base: LogBase) -> list[Surpri
 
 def _character(text: str, start: int, end: int, logprob: float, *, is_unknown: bool) -> SurprisalRow:
     return SurprisalRow(text, start, end, 0.0 - logprob, logprob + 0.0, is_unknown)
+
+
+_MAKERS: Final = {"token": _token_rows, "word": _word_rows, "unicode": _word_rows, "char": _character_rows}

@@ -122,6 +122,6 @@ def body_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     body = {name: value for name, value in fields.items() if value is not None}
     if "state" in body:
         body["state"] = State(body["state"]).token
-    if "logit_bias" in body:
+    if isinstance(body.get("logit_bias"), Mapping):
         body["logit_bias"] = {str(token): bias for token, bias in body["logit_bias"].items()}
     return body

@@ -9,8 +9,10 @@ import re
 import subprocess
 import sys
 import threading
+from collections import UserString
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,12 @@ from tests.service.running import ROOT, running_server
 STATE_KEY = "s" * 40
 WORDS = ["good", "day", ",", "world"]
 TEXTS = ["abc", "", "bcd ab", "abab", "x"]
+
+
+class OwnText(str):
+    """A text whose type JSON does not know."""
+
+    __slots__ = ()
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +233,21 @@ def test_state_of_another_key_or_bundle_is_refused_by_name(bundles: Path, local:
         (lambda lm: lm.detokenize([True]), r"tokens\[0\]: got True"),
         (lambda lm: lm.detokenize("12"), "tokens: got '12' .str., expected tokens, or their ids"),
         (lambda lm: lm.detokenize(None), "tokens: got None"),
+        (lambda lm: lm.detokenize(np.array(3)), "tokens: got ndarray"),
+        (lambda lm: lm.score("a", end="no"), "end: got 'no' .str., expected True, False or None"),
+        (lambda lm: lm.surprisal("a", ["token"]), r"by: got \['token'\]"),
+        (lambda lm: lm.score("a", state="\ud800"), "state: got '.ud800' .str., expected a state: ASCII characters"),
+        (lambda lm: lm.generate("a", logit_bias=3), "logit_bias: got 3, expected an object"),
+        (lambda lm: lm.generate("a", logit_bias=[(3, 1.0)]), r"logit_bias\[0\]: got \(3, 1.0\)"),
+        (lambda lm: lm.generate("a", logit_bias={3: float("nan")}), "logit_bias.*got nan, expected a finite number"),
+        (lambda lm: lm.generate("a", temperature=np.float32("nan")), "temperature: got nan, expected a finite number"),
+        (lambda lm: lm.generate("a", temperature=Decimal("0.5")), "temperature: got Decimal"),
+        (lambda lm: lm.generate("a", stop=b"zz"), "stop: got b'zz' .bytes."),  # not as the base64 of it
+        (lambda lm: lm.generate("a", stop=["zz", b"zz"]), r"stop\[1\]: got b'zz'"),
+        (lambda lm: lm.generate("a", stop=["zz", "\udc80"]), r"stop\[1\]: got '.udc80' at character 0"),
+        (lambda lm: lm.generate("a", stop=np.array([["a"]])), "stop: got ndarray"),
+        (lambda lm: lm.generate("a", top_k=UserString("5")), r"top_k\[0\]: got '5' .UserString."),
+        (lambda lm: lm.generate("a", temprature=None), "temprature: got an unknown field"),
     ],
 )
 def test_wrong_argument_is_named(lm: meari.LanguageModel, ask: Callable[[object], object], message: str) -> None:
@@ -286,6 +309,12 @@ def test_texts_and_numbers_of_numpy_are_taken_like_those_of_python(lm: meari.Lan
     assert lm.generate(np.str_("ab"), **fields).choices == expected.choices  # type: ignore[arg-type]
     assert lm.detokenize(np.array([2, 3])) == lm.detokenize([2, 3]) == "ab"
     assert lm.tokenize(np.str_("ab")) == lm.tokenize("ab")
+    assert lm.score("ab", end=np.bool_(True)) == lm.score("ab", end=True)  # type: ignore[call-overload]
+    bias = {np.int64(5): np.float32(100)}
+    assert lm.generate("a", max_tokens=1, temperature=0, logit_bias=bias).text == lm.detokenize([5])  # type: ignore[arg-type]
+    fields = {"max_tokens": 12, "seed": 3, "temperature": 2.0}
+    for stop in (np.array(["bc"]), OwnText("bc"), [OwnText("bc")]):
+        assert lm.generate("a", stop=stop, **fields) == lm.generate("a", stop="bc", **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("place", ["here", "service"])
@@ -355,6 +384,26 @@ def test_table_without_rows_has_the_types_of_all_others(local: meari.LanguageMod
 def test_rows_as_dictionaries_have_the_names_of_the_columns(local: meari.LanguageModel, by: Any) -> None:
     table = local.surprisal("abc ab", by)
     assert table.to_dicts() == pd.DataFrame(table.columns()).to_dict("records")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": 3}, "source: got 3 .int., expected a name, a path or a URL"),
+        ({"source": b"letters"}, "source: got b'letters'"),
+        ({"model": 3}, "model: got 3 .int."),
+        ({"model": "\ud800"}, "model: got '.ud800' at character 0"),
+        ({"key": 3}, "key: got 3"),
+        ({"key": "a\nb", "source": "http://127.0.0.1:1"}, "key: got other characters, expected printable ASCII"),
+        ({"state_key": b"s" * 40}, "state_key: got b's"),
+        ({"num_engines": 1.5}, "num_engines: got 1.5 .float., expected a count, 1 or more"),
+        ({"num_engines": "2"}, "num_engines: got '2'"),
+        ({"num_engines": 0}, "num_engines: got 0"),
+    ],
+)
+def test_wrong_argument_of_load_is_named(bundles: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(meari.InvalidRequest, match=message):
+        meari.load(**{"source": bundles, **arguments})
 
 
 def test_unknown_bundle_and_service_are_reported(bundles: Path, url: str) -> None:
