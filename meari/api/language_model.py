@@ -7,9 +7,11 @@ runs in this process or at a service.
 from __future__ import annotations
 
 import math
+import os
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar, Unpack, overload
+from typing import Any, Final, Protocol, Self, TypeVar, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -62,14 +64,15 @@ class Model(Protocol):
     def tokenize(self, text: str) -> list[Token]: ...
     def detokenize(self, ids: list[int]) -> str: ...
     def close(self) -> None: ...
+    def after_fork(self) -> None: ...
 
 
 class LanguageModel:
     """A language model: what it thinks of texts, and how it goes on with them.
 
     Made by `meari.load`. The methods and the bits of their results are the same for a bundle in this process and for a
-    model of a service; see docs/python.md for what equal bits need. Safe from several threads. A context manager:
-    `close()` ends its threads and connections.
+    model of a service; see docs/python.md for what equal bits need. Safe from several threads, and in a forked
+    process, which opens its own engines. A context manager: `close()` ends its threads and connections.
 
     All methods raise `meari.InvalidRequest` for a wrong argument, naming it, what came and what was expected. Of a
     service they also raise the other errors of `meari.errors`, and `meari.RemoteError` if it does not answer.
@@ -78,6 +81,7 @@ class LanguageModel:
     def __init__(self, model: Model) -> None:
         """Use `meari.load` instead."""
         self._model = model
+        _models.add(self)
 
     @property
     def name(self) -> str:
@@ -319,3 +323,15 @@ class LanguageModel:
 
 def _number(figure: float | None) -> float:
     return math.nan if figure is None else figure
+
+
+_models: Final[weakref.WeakSet[LanguageModel]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Tell the models of a forked process that the threads which answered are the parent's."""
+    for model in _models:
+        model._model.after_fork()  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_after_fork)

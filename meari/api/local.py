@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -51,29 +52,34 @@ class LocalModel:
         self, folder: Path, signing_keys: Sequence[PublicKey], state_keys: tuple[str, ...], num_engines: int
     ) -> None:
         self._arguments = (folder, signing_keys, state_keys)
-        self._backend = open_local(*self._arguments, LIMITS)
+        self._backend: LocalBackend | None = open_local(*self._arguments, LIMITS)
         self._num_engines = num_engines
         self._for_lists: list[LocalBackend] = []
         self._list_chars = 0
         self._lock = threading.Lock()
         self._is_open = True
+        self._bundle = self._backend.model.bundle
         self.name = self._backend.name
         self.where = str(folder)
-        self.has_ends: bool = self._backend.model.bundle.manifest.has_ends
+        self.has_ends: bool = self._bundle.manifest.has_ends
 
     def describe(self) -> dict[str, Any]:
         """Return the description in the manifest."""
-        bundle = self._backend.model.bundle
-        described = msgspec.json.encode(describe_bundle(self.name, bundle.manifest, bundle.hash))
+        described = msgspec.json.encode(describe_bundle(self.name, self._bundle.manifest, self._bundle.hash))
         found: dict[str, Any] = msgspec.json.decode(described)
         return found
 
     def score(self, texts: Sequence[str], options: ScoreOptions, take: Callable[[Scored], Result]) -> list[Result]:
         """Score texts, a long list on all engines; `take` is called from any thread."""
-        backend = self._opened()
-        backend.check(options)
-        if not self._is_for_lists(texts):
+        with self._asking() as backend:
+            backend.check(options)
+            if self._is_for_lists(texts):
+                return self._score_list(texts, options, take)
             return [take(scored) for scored in backend.score(options.context, texts, options)()]
+
+    def _score_list(
+        self, texts: Sequence[str], options: ScoreOptions, take: Callable[[Scored], Result]
+    ) -> list[Result]:
         chunks = _Chunks(texts, self._num_engines)
         with ThreadPoolExecutor(self._num_engines, "lists") as pool:
             parts = [pool.submit(_score_chunks, engine, chunks, options, take) for engine in self._engines(len(chunks))]
@@ -85,25 +91,29 @@ class LocalModel:
 
     def state_after(self, text: str, state: str | None) -> str:
         """Return the state after a text."""
-        return self._opened().state_after(text, state)
+        with self._asking() as backend:
+            return backend.state_after(text, state)
 
     def generate(self, request: GenerateRequest) -> Generation:
         """Continue a prompt."""
-        completion = self._opened().begin(request)
-        _wait_end(completion.generation)
-        return _converted(Generation, completion.answer())
+        with self._asking() as backend:
+            completion = backend.begin(request)
+            _wait_end(completion.generation)
+            return _converted(Generation, completion.answer())
 
     def stream(self, request: GenerateRequest) -> Stream:
         """Continue a prompt, piece by piece."""
-        completion = self._opened().begin(request)
-        return Stream(_pieces(completion), completion.generation.cancel)
+        with self._asking() as backend:
+            completion = backend.begin(request)
+        return Stream(self._pieces(completion), completion.generation.cancel)
 
     def complete(self, request: CompleteRequest) -> Completions:
         """Complete the word that a text ends in."""
-        model = self._opened().model
-        completion = begin_word_completion(request, model, Unbounded(), model.engine.clock() + NEVER_SECONDS)
-        _wait_end(completion.handle)
-        return _converted(Completions, completion.answer())
+        with self._asking() as backend:
+            model = backend.model
+            completion = begin_word_completion(request, model, Unbounded(), model.engine.clock() + NEVER_SECONDS)
+            _wait_end(completion.handle)
+            return _converted(Completions, completion.answer())
 
     def tokenize(self, text: str) -> list[Token]:
         """Return the tokens of a text."""
@@ -122,14 +132,48 @@ class LocalModel:
             self._is_open = False
             backends = [self._backend, *self._for_lists]
             self._for_lists = []
-        for backend in backends:
+        for backend in filter(None, backends):
             backend.close()
+
+    def after_fork(self) -> None:
+        """Leave the engines to the parent process, which has their threads: this one opens its own at the next call."""
+        self._lock = threading.Lock()
+        self._backend = None
+        self._for_lists = []
 
     def _opened(self) -> LocalBackend:
         """Return the first engine. Raises NotReady once the model was closed."""
+        with self._lock:
+            self._check_open()
+            self._backend = self._backend or open_local(*self._arguments, LIMITS)
+            return self._backend
+
+    def _check_open(self) -> None:
         if not self._is_open:
             raise NotReady(f"the model {self.name} was closed")
-        return self._backend
+
+    @contextmanager
+    def _asking(self) -> Iterator[LocalBackend]:
+        """Give the first engine. Raises NotReady once the model was closed, also while it answers."""
+        backend = self._opened()
+        try:
+            yield backend
+        except NotReady:
+            self._check_open()
+            raise
+
+    def _pieces(self, completion: Completion) -> Pieces:
+        """Yield the text of each choice as it comes; return the answer's other fields."""
+        try:
+            with self._asking():
+                while not completion.done:
+                    completion.generation.wait()
+                    completion.generation.raise_for_failure()
+                    for choice in completion.new_choices():
+                        yield _converted(Choice, choice)
+        finally:
+            completion.generation.cancel()
+        return _converted(Generation, completion.answer())
 
     def _is_for_lists(self, texts: Sequence[str]) -> bool:
         """Return whether texts go to the engines for lists."""
@@ -144,7 +188,7 @@ class LocalModel:
         """Return the engines for a list of so many chunks; those that are missing are opened."""
         count = min(self._num_engines, num_chunks)
         with self._lock:
-            self._opened()
+            self._check_open()
             for _ in range(count - len(self._for_lists)):
                 self._for_lists.append(open_local(*self._arguments))
             return self._for_lists[:count]
@@ -204,19 +248,6 @@ def _wait_end(handle: Handle) -> None:
         handle.cancel()
         raise
     handle.raise_for_failure()
-
-
-def _pieces(completion: Completion) -> Pieces:
-    """Yield the text of each choice as it comes; return the answer's other fields."""
-    try:
-        while not completion.done:
-            completion.generation.wait()
-            completion.generation.raise_for_failure()
-            for choice in completion.new_choices():
-                yield _converted(Choice, choice)
-    finally:
-        completion.generation.cancel()
-    return _converted(Generation, completion.answer())
 
 
 def _converted(kind: type[Result], answer: object) -> Result:

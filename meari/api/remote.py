@@ -79,7 +79,7 @@ class RemoteModel:
         """Continue a prompt, piece by piece."""
         with self._asking():
             stream = self._client.stream(**self._fields(request))
-        return Stream(_translated_pieces(stream), stream.close)
+        return Stream(self._pieces(stream), stream.close)
 
     def complete(self, request: CompleteRequest) -> Completions:
         """Complete the word that a text ends in."""
@@ -103,6 +103,11 @@ class RemoteModel:
             self._lists.close()
         self._client.close()
 
+    def after_fork(self) -> None:
+        """Leave the threads of lists to the parent process; of connections each process makes its own in any case."""
+        self._lock = threading.Lock()
+        self._lists = None
+
     @contextmanager
     def _asking(self) -> Iterator[None]:
         """Translate refusals. Raises NotReady once the model was closed, also in the midst of a list."""
@@ -115,17 +120,20 @@ class RemoteModel:
         except RuntimeError as error:
             raise closed if self._closed.is_set() else error from error
 
+    def _pieces(self, stream: Stream) -> Pieces:
+        """Yield what comes until the model is closed; return the answer's other fields."""
+        with self._asking(), stream:
+            for choice in stream:
+                yield choice
+                if self._closed.is_set():
+                    raise RuntimeError("closed between two pieces")
+        return stream.end
+
     def _fields(self, request: CompleteRequest | GenerateRequest) -> dict[str, Any]:
         """Return what was asked for; what was not is for the service to choose."""
         defaults = {field.name: field.default for field in msgspec.structs.fields(request)}
         given = {name: getattr(request, name) for name in defaults if getattr(request, name) != defaults[name]}
         return {**given, "model": self.name}
-
-
-def _translated_pieces(stream: Stream) -> Pieces:
-    with _translated():
-        yield from stream
-    return stream.end
 
 
 @contextmanager

@@ -44,7 +44,8 @@ class Client:
         url       http://HOST:PORT or https://HOST; ValueError if it is something else
         key       API key, for a service that asks for one
         timeout   seconds of silence after which an answer is given up
-        patience  seconds to wait at most after refusals, all of one request together; 0: not at all
+        patience  seconds to wait at most after refusals, all of one request together, an hour past a limit of the
+                  key; 0: not at all
         """
         self.service = RemoteService(checked_url(url), key, patience, answer_seconds=timeout)
 

@@ -48,20 +48,25 @@ class Answer:
         self._connection = connection
         self._response = response
         self._keep = keep
-        self._is_closed = False
+        self._is_closed = self._is_whole = False
         self.status = response.status
         self.reason = response.reason
         self.headers = response.headers
 
     def read(self) -> bytes:
         """Return the rest of the body."""
-        data = self._response.read()
-        self.close()
-        return data
+        try:
+            data = self._response.read()
+            self._is_whole = True
+            return data
+        finally:
+            self.close()
 
     def lines(self) -> Iterator[bytes]:
         """Yield the body line by line as it comes."""
-        yield from self._response
+        for line in self._response:  # noqa: UP028 (`yield from` would close it when this generator is left early)
+            yield line
+        self._is_whole = True
         self.close()
 
     def close(self) -> None:
@@ -69,7 +74,7 @@ class Answer:
         if self._is_closed:
             return
         self._is_closed = True
-        if self._response.isclosed() and not self._response.will_close:
+        if self._is_whole and self._response.isclosed() and not self._response.will_close:
             self._keep(self._connection)
         else:
             self._response.close()

@@ -4,7 +4,8 @@ Input: a URL, paths and JSON bodies. Output: answers, whole or as a stream, or e
 other module of the project; it knows the HTTP contract, not how the service keeps it.
 
 A refusal with `Retry-After` (429, and 503 while bundles are loaded) is asked again after so many seconds, as long as
-that adds up to no more than `patience_seconds`; past a limit of the key, which other requests use too, for an hour.
+that adds up to no more than `patience_seconds`; past a limit of the key, which other requests use too, for an hour,
+unless it is 0.
 Connections are kept between requests.
 """
 
@@ -236,7 +237,7 @@ def retry_seconds(refused: Refused, header: str | None, waited: float, patience_
 
     header            value of Retry-After; a second if it is not a number of seconds
     waited            seconds after earlier refusals of the same request
-    patience_seconds  longest wait together; past a limit of the key, which other requests use too, an hour
+    patience_seconds  longest wait together; past a limit of the key, which other requests use too, an hour; 0: no wait
     """
     if refused.status not in RETRIED:
         return None
@@ -245,5 +246,5 @@ def retry_seconds(refused: Refused, header: str | None, waited: float, patience_
     except ValueError:
         seconds = DEFAULT_RETRY_SECONDS
     seconds = max(0.0, seconds) if math.isfinite(seconds) else DEFAULT_RETRY_SECONDS
-    patience = LIMIT_SECONDS if refused.code == PAST_LIMIT else patience_seconds
+    patience = LIMIT_SECONDS if refused.code == PAST_LIMIT and patience_seconds else patience_seconds
     return seconds if waited + seconds <= patience else None

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import multiprocessing
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections import UserString
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -341,6 +345,30 @@ def test_closed_model_says_so_and_ends_its_threads(bundles: Path, place: str, re
     model.close()
 
 
+@pytest.mark.parametrize("place", ["here", "service"])
+def test_stream_and_list_of_a_model_that_is_closed_meanwhile_say_so(
+    bundles: Path, place: str, request: pytest.FixtureRequest
+) -> None:
+    source, key = (bundles, "") if place == "here" else (request.getfixturevalue("url"), "k" * 32)
+    model = meari.load(source, key=key)
+    stream = model.stream("ab", max_tokens=4000, min_tokens=4000)
+    next(stream)
+    model.close()
+    with pytest.raises(NotReady, match="the model letters was closed"):
+        list(stream)
+    assert list(stream) == []
+
+
+def test_forked_process_goes_on_with_the_models_of_its_parent(lm: meari.LanguageModel) -> None:
+    expected = (lm.score(TEXTS).tolist(), lm.generate("ab", max_tokens=6, seed=1).text)
+
+    def in_child() -> object:
+        return lm.score(TEXTS).tolist(), lm.generate("ab", max_tokens=6, seed=1).text
+
+    assert result_of_fork(in_child) == expected
+    assert lm.score(TEXTS).tolist() == expected[0]
+
+
 def test_characters_share_the_surprisal_of_their_token_and_add_up(bundles: Path) -> None:
     with meari.load(bundles, model="words") as model:
         table = model.surprisal("good day", "char", log_base="e", end=True)
@@ -417,6 +445,26 @@ def test_unknown_bundle_and_service_are_reported(bundles: Path, url: str) -> Non
         meari.load(bundles, key="k")
     with pytest.raises(meari.RemoteError, match="connection refused"):
         meari.load("http://127.0.0.1:1")
+
+
+def result_of_fork(ask: Callable[[], object]) -> object:
+    """Return what a forked process answers; fail if it does not."""
+    ours, its = multiprocessing.Pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, which is what is tested
+        child = os.fork()
+    if not child:
+        try:
+            its.send(ask())
+        finally:
+            os._exit(0)
+    its.close()
+    try:
+        assert ours.poll(PATIENCE), "no answer"
+        return ours.recv()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def public_functions() -> Iterator[tuple[str, Callable[..., Any], str]]:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,23 @@ def test_task_that_is_cancelled_and_stream_that_is_left_end_their_work(server: S
         await asyncio.to_thread(until, is_running(0))
 
     run(server, leave)
+
+
+def test_stream_that_is_left_closes_its_connection() -> None:
+    def answer() -> bytes:
+        connection, _ = listening.accept()
+        with connection:
+            connection.settimeout(PATIENCE)
+            connection.recv(1 << 16)
+            connection.sendall(chunked(b'data: {"choices": [{"index": 0, "text": "a"}]}\n\n', last=b""))
+            return connection.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(answer)
+        with meari.Client(f"http://127.0.0.1:{listening.getsockname()[1]}") as client:
+            with client.stream() as stream:
+                assert next(stream).text == "a"
+            assert answering.result() == b"", "the service is not told that nobody reads on"
 
 
 def test_silent_service_is_given_up() -> None:

@@ -92,6 +92,9 @@ def test_request_waits_longer_for_the_limit_of_its_key() -> None:
         pytest.raises(Refused, match="rate_limit_exceeded"),
     ):
         RemoteService(url, sleep=slept.append).post("/score", b"{}")
+    with serving((429, {"Retry-After": "1"}, limited)) as (url, _), pytest.raises(Refused, match="rate_limit_exceeded"):
+        RemoteService(url, patience_seconds=0, sleep=slept.append).post("/score", b"{}")
+    assert slept == [60.0] * 5
 
 
 def test_error_of_a_meari_service_is_one_line_with_status_and_code() -> None:
