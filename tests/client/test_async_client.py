@@ -304,7 +304,9 @@ def test_stream_that_is_left_closes_its_connection() -> None:
         connection, _ = listening.accept()
         with connection:
             connection.settimeout(PATIENCE)
-            connection.recv(1 << 16)
+            request = b""
+            while not request.endswith(b"}"):
+                request += connection.recv(1 << 16)
             connection.sendall(chunked(b'data: {"choices": [{"index": 0, "text": "a"}]}\n\n', last=b""))
             return connection.recv(1)
 
