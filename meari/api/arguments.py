@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -21,10 +21,8 @@ from meari.runtime.requests import CompleteRequest, GenerateRequest, ScoreReques
 from meari.validation.parsing import Parser
 
 __all__ = [
-    "By",
     "LogBase",
     "StateLike",
-    "checked_by",
     "checked_ids",
     "checked_state",
     "checked_text",
@@ -35,7 +33,6 @@ __all__ = [
     "shown_value",
 ]
 
-By = Literal["token", "word", "unicode", "char"]
 LogBase = Literal["e", "2", "10", 2, 10]
 StateLike = State | str | bytes | None
 MAX_SHOWN: Final = 60
@@ -43,7 +40,6 @@ MAX_DEPTH: Final = 1  # of lists and objects in a field
 _score_requests: Final = Parser(ScoreRequest, checked_score)
 _complete_requests: Final = Parser(CompleteRequest)
 _CHOSEN: Final = {"model": "`meari.load` chooses it", "stream": "`stream` and `generate` are methods of their own"}
-_ROW_KINDS: Final[tuple[By, ...]] = get_args(By)
 _BASES: Final = {2: "2", 10: "10", math.e: "e"}  # numbers that stand for the names
 
 
@@ -99,13 +95,6 @@ def checked_state(state: StateLike) -> str | None:
     if not token.isascii():
         raise InvalidRequest(Problem("state", shown_value(state), "a state: ASCII characters"))
     return token
-
-
-def checked_by(by: object) -> By:
-    """Return what the rows of a table are. Raises InvalidRequest for another word."""
-    if not isinstance(by, str) or by not in _ROW_KINDS:
-        raise InvalidRequest(Problem("by", shown_value(by), '"token", "word", "unicode" or "char"'))
-    return _ROW_KINDS[_ROW_KINDS.index(by)]
 
 
 def generate_request(prompt: str, fields: Mapping[str, Any]) -> GenerateRequest:

@@ -17,10 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from meari.api.arguments import (
-    By,
     LogBase,
     StateLike,
-    checked_by,
     checked_ids,
     checked_state,
     checked_text,
@@ -29,7 +27,7 @@ from meari.api.arguments import (
     generate_request,
     score_options,
 )
-from meari.api.surprisal import Surprisal, surprisal_of
+from meari.api.surprisal import By, Surprisal, checked_by, surprisal_of
 from meari.bulk.options import ScoreOptions
 from meari.client.answers import Completions, Generation, Token
 from meari.client.fields import GenerateFields, State

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
-from meari.api.arguments import By
+from meari.errors import InvalidRequest, Problem
 from meari.runtime.engine.calls import GRID
 from meari.runtime.scores import LN_OF, Scored
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
     from meari.runtime.requests import LogBase
 
-__all__ = ["Surprisal", "SurprisalRow", "surprisal_of"]
+__all__ = ["By", "Surprisal", "SurprisalRow", "checked_by", "surprisal_of"]
+
+By = Literal["token", "word", "unicode", "char"]
+MAX_SHOWN: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,17 @@ class Surprisal(Sequence[SurprisalRow]):
         return shaded(self.text, rows, by_word=by_word, title=title)
 
 
+def checked_by(by: object) -> By:
+    """Return what the rows of a table are. Raises InvalidRequest for another word, and for what is none."""
+    if isinstance(by, str):
+        for kind in _MAKERS:
+            if by == kind:
+                return kind
+    shown = f"{by!r}"
+    shown = shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + "…"
+    raise InvalidRequest(Problem("by", shown, '"token", "word", "unicode" or "char"'))
+
+
 def surprisal_of(text: str, by: By, log_base: LogBase) -> Callable[[Scored], Surprisal]:
     """Return the function that makes a table of a scored text."""
     make_rows = _MAKERS[by]
@@ -192,4 +206,9 @@ def _character(text: str, start: int, end: int, logprob: float, *, is_unknown: b
     return SurprisalRow(text, start, end, 0.0 - logprob, logprob + 0.0, is_unknown)
 
 
-_MAKERS: Final = {"token": _token_rows, "word": _word_rows, "unicode": _word_rows, "char": _character_rows}
+_MAKERS: Final[dict[By, Callable[[Scored, str, LogBase], list[SurprisalRow]]]] = {
+    "token": _token_rows,
+    "word": _word_rows,
+    "unicode": _word_rows,
+    "char": _character_rows,
+}
