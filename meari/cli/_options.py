@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -24,6 +25,7 @@ from meari.paths import expand_home
 __all__ = [
     "Choice",
     "Decorator",
+    "FloatRange",
     "PathType",
     "complete_bundle",
     "complete_config",
@@ -72,6 +74,17 @@ class Choice(click.Choice[str]):
         except click.BadParameter as error:
             message = error.message + did_you_mean(str(value), self.choices)
             raise click.BadParameter(message, ctx=ctx, param=param) from None
+
+
+class FloatRange(click.FloatRange):
+    """Numbers in a range; nan, which compares with nothing, and infinity are in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number. Raises click.BadParameter."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 class PathType(click.Path):

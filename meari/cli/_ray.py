@@ -129,6 +129,9 @@ def _checked(names: Sequence[str], target: Target, run: RunOptions, suffix: str)
     folder = Path(run.output)
     if not is_url(run.output) and folder.is_file():
         raise click.UsageError(f"--output: got {run.output}, a file, expected a folder for the parts of the output")
+    for name in (*names, run.output):
+        if "memory" in [link.partition(":")[0] for link in name.split("::")]:
+            raise click.UsageError(f"{name}: got the memory of one process, expected what all workers reach")
     if run.resume and run.overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other")
     if not is_url(run.output):

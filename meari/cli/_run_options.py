@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meari.cli._files import STREAMS, Use, check_apart
-from meari.cli._options import Choice, PathType
+from meari.cli._options import Choice, FloatRange, PathType
 from meari.cli._target import signing_keys
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ RUN_OPTIONS = (
     click.option(
         "--partition-mb",
         metavar="N",
-        type=click.FloatRange(0, 1 << 20, min_open=True),
+        type=FloatRange(0, 1 << 20, min_open=True),
         help="With --engine ray: size of a part of the input, in MiB.  [16]",
     ),
     click.option("-q", "--quiet", is_flag=True, help="Write no summary to standard error."),

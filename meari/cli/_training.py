@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from meari.cli._files import STREAMS, Use, check_apart, config_uses
-from meari.cli._options import Choice
+from meari.cli._options import Choice, FloatRange
 
 if TYPE_CHECKING:
     from meari.bundle_format.names import Family
@@ -32,7 +32,7 @@ BUNDLES = Path("bundles")
 MAX_BAD = 1_000
 
 minutes_option = click.option(
-    "--minutes", type=click.FloatRange(0, min_open=True), help="For texts: from here to the finished bundle.  [5]"
+    "--minutes", type=FloatRange(0, min_open=True), help="For texts: from here to the finished bundle.  [5]"
 )
 family_option = click.option(
     "--family", type=Choice(["rnn", "gru", "lstm", "esn"]), help="For texts: the kind of model.  [by the time]"

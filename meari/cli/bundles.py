@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meari.cli._options import PathType, complete_bundle, echo_json, json_option
+from meari.cli._options import FloatRange, PathType, complete_bundle, echo_json, json_option
 from meari.cli._tables import Table, show
 from meari.cli._target import bundles_folder, signing_keys
 from meari.paths import expand_home
@@ -35,7 +35,7 @@ MAX_SECONDS = 3600.0
 @click.option("--name", help="With add: name of the bundle, in place of its folder's.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=1, max=86_400),
+    type=FloatRange(min=1, max=86_400),
     default=MAX_SECONDS,
     show_default=True,
     help="With add: longest time of a download, in seconds.",

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from meari.cli._files import STREAMS, Use, check_apart
-from meari.cli._options import PathType, echo_json, json_option
+from meari.cli._options import FloatRange, PathType, echo_json, json_option
 
 NUM_CLAIMS = 7
 MAX_THREADS = 1024  # as of training.threads
@@ -41,9 +41,7 @@ Examples:
     help="Text to train and measure on.",
 )
 @click.option("--output", metavar="DIR", default=OUTPUT, show_default=True, type=PathType(path_type=Path))
-@click.option(
-    "--minutes", default=30.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="Time budget."
-)
+@click.option("--minutes", default=30.0, show_default=True, type=FloatRange(min=0, min_open=True), help="Time budget.")
 @click.option("--only", metavar="N,…", multiple=True, callback=_numbers, help="Claims to measure, such as 1,3.  [all]")
 @click.option("--quick", is_flag=True, help="Small models and little text: a trial run, not a result.")
 @click.option("--redraw", "is_redrawn", is_flag=True, help="Judge and draw results.json again; measure nothing.")

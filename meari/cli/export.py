@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from meari.cli._files import Use, check_apart
-from meari.cli._options import Choice, PathType, complete_run, echo_json, json_option
+from meari.cli._options import Choice, FloatRange, PathType, complete_run, echo_json, json_option
 
 EXAMPLES = """\b
 Examples:
@@ -30,7 +30,7 @@ Examples:
 @click.option(
     "--min-gain",
     metavar="NATS",
-    type=click.FloatRange(0),
+    type=FloatRange(0),
     help="Leave out n-grams that make the training text likelier by less.  [3, more from 2 million tokens on]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the bundle in that folder.")

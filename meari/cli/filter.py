@@ -21,7 +21,7 @@ from meari.cli._bulk import (
     work_options,
 )
 from meari.cli._files import Use
-from meari.cli._options import Choice, PathType, echo_json, json_option, packed
+from meari.cli._options import Choice, FloatRange, PathType, echo_json, json_option, packed
 from meari.cli._run_options import RUN_OPTIONS, RunOptions
 from meari.cli._tables import shown
 from meari.cli._target import MODEL_OPTION, TARGET_OPTIONS, Target
@@ -55,10 +55,10 @@ FILTER_OPTIONS = (
     click.option(
         "--head",
         metavar="PERCENT",
-        type=click.FloatRange(0, 100),
+        type=FloatRange(0, 100),
         help="Share of the reference's likeliest lines that gives the threshold of the head.  [30]",
     ),
-    click.option("--middle", metavar="PERCENT", type=click.FloatRange(0, 100), help="Share of the next ones.  [30]"),
+    click.option("--middle", metavar="PERCENT", type=FloatRange(0, 100), help="Share of the next ones.  [30]"),
     click.option(
         "--reference",
         metavar="FILE",

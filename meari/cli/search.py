@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meari.cli._files import STREAMS, Use, check_apart, config_uses
-from meari.cli._options import PathType, complete_config, echo_json, json_option
+from meari.cli._options import FloatRange, PathType, complete_config, echo_json, json_option
 
 if TYPE_CHECKING:
     from meari.models.search.journal import SearchResult
@@ -27,8 +27,8 @@ Examples:
 @click.argument("config_file", metavar="CONFIG.toml", type=PathType(path_type=Path), shell_complete=complete_config)
 @click.option("--vary", "varied", metavar="NAME=SPEC", multiple=True, help="Setting to vary; may be repeated.")
 @click.option("--trials", type=click.IntRange(min=1), help="Number of trainings.  [20]")
-@click.option("--trial-minutes", type=click.FloatRange(min=0), help="Time limit of one training; 0: no limit.  [2]")
-@click.option("--minutes", type=click.FloatRange(min=0), help="Time limit of all trials together; 0: no limit.  [0]")
+@click.option("--trial-minutes", type=FloatRange(min=0), help="Time limit of one training; 0: no limit.  [2]")
+@click.option("--minutes", type=FloatRange(min=0), help="Time limit of all trials together; 0: no limit.  [0]")
 @click.option("--run", "folder", metavar="DIR", type=PathType(path_type=Path), help="Folder.  [runs/search/NAME]")
 @click.option("--resume", is_flag=True, help="Continue the search in that folder.")
 @click.option("--overwrite", is_flag=True, help="Replace the search in that folder.")

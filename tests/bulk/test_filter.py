@@ -126,6 +126,7 @@ def test_finished_folder_is_neither_replaced_by_accident_nor_scored_again(two_mo
         (["--head", "80", "--middle", "30"], "got 80 and 30 percent, expected at most 100 together"),
         (["--against", "other", "--by", "perplexity"], "--by: got perplexity with --against, expected bits_per_char"),
         (["--no-text"], "--no-text: got it"),
+        (["--head", "nan"], "nan is not in the range 0<=x<=100"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(

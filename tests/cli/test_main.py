@@ -190,3 +190,26 @@ def test_generate_reports_unknown_tokens_of_the_prompt(prompt: str, reported: st
     assert done.returncode == 0
     expected = f"meari: unknown to the model: {reported} tokens"
     assert (expected in done.stderr.decode()) if reported else (b"unknown" not in done.stderr)
+
+
+def ranges_of(group: click.Group) -> list[click.FloatRange]:
+    """Return the ranges of all options of all verbs."""
+    context = click.Context(group)
+    found: list[click.FloatRange] = []
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            found += ranges_of(command)
+        found += [option.type for option in command.params if isinstance(option.type, click.FloatRange)]
+    return found
+
+
+def test_no_range_takes_what_is_no_number() -> None:
+    """A comparison with nan is false, so that click takes it for a number of every range."""
+    ranges = ranges_of(entry.group)
+    assert len(ranges) > 5
+    for each in ranges:
+        for text in ("nan", "inf", "-inf"):
+            with pytest.raises(click.BadParameter, match="is not in the range"):
+                each.convert(float(text), None, None)
