@@ -9,8 +9,10 @@ spell the text's tail, the share that goes on with the completion and then ends 
 The search is best-first. A *place* is a token sequence after the head; its mass, the probability of its tokens, bounds
 the mass of everything behind it. The heaviest places are run, a few at a time. A run tells the mass of every next
 token, so the word ends that come next are summed at once, with no place of their own. The search is over when no place
-that is left has more mass than the least of the `n` best completions, or when `MAX_ROUNDS` are spent. What is left
-aside is never lost: it bounds what each completion may still gain, and that bound is in the answer.
+that is left has more mass than the least of the `n` best completions, or when its rounds are spent. What is left aside
+is never lost: it bounds what each completion may still gain, and that bound is in the answer. Over several words mass
+alone would try all beginnings and end none, so there a place gains `LENGTH_BONUS` for each character that it has
+written; what may be left out and when the search is over is told by mass as before.
 
 All decisions depend on the request's own figures alone, so an answer has the same bits beside others.
 """
@@ -38,7 +40,9 @@ from meari.runtime.text.typed import LINKS, Ending, First, Progress, Span, Spell
 __all__ = ["WordCompletion", "WordSearch", "begin_word_completion"]
 
 WIDTH: Final = 8  # places in a run
-MAX_ROUNDS: Final = 16
+MAX_ROUNDS: Final = 16  # for each word, for `MAX_SEARCHED_WORDS` at most
+MAX_SEARCHED_WORDS: Final = 3
+LENGTH_BONUS: Final = 2.0  # a character costs a bit or two
 TAIL_WEIGHT: Final = 64.0  # places inside the tail go first: all probabilities are divided by what they lead to
 FLOOR_SHARE: Final = 0.25  # of the mass of the last one of the best: lighter tokens cannot be among them
 LEAST_SHARE: Final = 1e-6  # of the mass of the text: lighter tokens are no place
@@ -85,11 +89,15 @@ class WordSearch:
     is_proven  whether all places that are left have less mass than the last of the best
     """
 
-    def __init__(self, spelling: Spelling, typed: TypedText, num_best: int, *, is_spaced: bool) -> None:
+    def __init__(
+        self, spelling: Spelling, typed: TypedText, num_best: int, *, is_spaced: bool, max_words: int = 1
+    ) -> None:
         self._spelling = spelling
         self._typed = typed
         self._num_best = num_best
         self._is_spaced = is_spaced
+        self._max_rounds = rounds_for(max_words)
+        self._bonus = 1.0 if max_words == 1 else LENGTH_BONUS
         self._running = [Place(1.0, typed.lead, typed.spans, None if typed.spans else typed.progress)]
         self._places: list[Place] = []  # that were run
         self._heap: list[tuple[float, int, int, int]] = []  # (-weight, entry, place, token inside the tail or -1)
@@ -117,17 +125,20 @@ class WordSearch:
         self._running = []
         asked: list[tuple[int, int]] = []
         self._num_rounds += 1
-        while self._heap and len(asked) < WIDTH and self._num_rounds <= MAX_ROUNDS:
-            if -self._heap[0][0] <= self._least_best:
-                break
-            _, _, number, token = heapq.heappop(self._heap)
+        while self._heap and len(asked) < WIDTH and self._num_rounds <= self._max_rounds:
+            _, _, number, token = self._heap[0]
+            if self._mass_left(number, token) <= self._least_best:
+                if self._bonus == 1.0 or token >= 0:
+                    break  # so is all that is left; places inside the tail stay
+                heapq.heappop(self._heap)
+                continue
+            heapq.heappop(self._heap)
             token = self._take_next(number) if token < 0 else token
             after = self._place_after(self._places[number], token)
             if after is not None:
                 asked.append((number, token))
                 self._running.append(after)
-        most_left = max(self._most_aside, -self._heap[0][0] if self._heap else 0.0)
-        self.is_proven = most_left <= self._least_best
+        self.is_proven = max(self._most_aside, self._most_left()) <= self._least_best
         return asked
 
     # ---- one place ----
@@ -211,7 +222,20 @@ class WordSearch:
     def _push_next(self, number: int) -> None:
         place = self._places[number]
         if place.num_taken < len(place.next_ids):
-            self._push(float(place.weights[place.next_ids[place.num_taken]]), number, -1)
+            length = 0 if place.progress is None else len(place.progress.text)
+            self._push(self._mass_left(number, -1) * self._bonus**length, number, -1)
+
+    def _mass_left(self, number: int, token: int) -> float:
+        """Return the mass of an entry of the heap; of one inside the tail its weight, which is more."""
+        place = self._places[number]
+        if token >= 0:
+            return float(place.weights[token]) * TAIL_WEIGHT
+        return float(place.weights[place.next_ids[place.num_taken]])
+
+    def _most_left(self) -> float:
+        """Return the most mass of an entry of the heap."""
+        entries = self._heap[:1] if self._bonus == 1.0 else self._heap
+        return max((self._mass_left(number, token) for _, _, number, token in entries), default=0.0)
 
     def _take_next(self, number: int) -> int:
         place = self._places[number]
@@ -259,6 +283,11 @@ class WordSearch:
             yield from place.masses_aside(self._spelling.beginning[kind,].tolist())
 
 
+def rounds_for(max_words: int) -> int:
+    """Return the most rounds of a search over so many words."""
+    return MAX_ROUNDS * min(max_words, MAX_SEARCHED_WORDS)
+
+
 @dataclass(frozen=True, eq=False)
 class WordCompletion:
     """A search for completions that was begun; `handle` tells when it has ended."""
@@ -298,7 +327,8 @@ def begin_word_completion(
     """Queue a request. Raises RateLimited, Overloaded, TooLarge, NotReady."""
     tokenizer, runner = model.tokenizer, model.bundle.runner
     with model.engine.reserve(budget.share) as reservation:
-        num_places = WIDTH * MAX_ROUNDS
+        num_rounds = rounds_for(request.max_words)
+        num_places = WIDTH * num_rounds
         budget.take_bytes(num_places * (4 * tokenizer.vocabulary.size + runner.state_bytes))
         tokenizing_bytes = tokenizer.tokenizing_bytes(request.text)
         budget.take_bytes(tokenizing_bytes)
@@ -306,8 +336,8 @@ def begin_word_completion(
         budget.take_bytes(-tokenizing_bytes)
         budget.take_tokens(len(typed.ids) + num_places)
         is_spaced = tokenizer.vocabulary.kind is TokenizerKind.WORD
-        search = WordSearch(spelling_of(tokenizer), typed, request.n, is_spaced=is_spaced)
-        call = GenerateCall(typed.head, MAX_ROUNDS, deadline, num_beams=WIDTH)
+        search = WordSearch(spelling_of(tokenizer), typed, request.n, is_spaced=is_spaced, max_words=request.max_words)
+        call = GenerateCall(typed.head, num_rounds, deadline, num_beams=WIDTH)
         handle = model.engine.search(call, search, reservation)
         handle.num_prompt_tokens = len(typed.ids)
     return WordCompletion(request, model, typed, search, handle)

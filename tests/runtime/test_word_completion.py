@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+import meari
 from meari.bundle_format.names import TokenizerKind
 from meari.runtime.text.detokenizer import Detokenizer, TextEnd
 from meari.runtime.text.tokenizer import TextTokenizer, Vocabulary
@@ -28,6 +29,7 @@ from meari.runtime.text.typed import spelling_of, typed_text
 from meari.runtime.word_completion import WordSearch
 from tests.runtime.spelling_bundle import END, word_tokenizer
 from tests.runtime.tiny_bundle import tiny_tokenizer
+from tests.service.running import ROOT
 
 Floats = npt.NDArray[np.float32]
 Weighted = tuple[tuple[int, ...], float]
@@ -111,7 +113,8 @@ def searched(
     """Return completions and error bound of the search."""
     tokenizer = TOKENIZERS[kind]
     typed = typed_text(tokenizer, text, max_words, composing=composing)
-    search = WordSearch(spelling_of(tokenizer), typed, n, is_spaced=kind is TokenizerKind.WORD)
+    is_spaced = kind is TokenizerKind.WORD
+    search = WordSearch(spelling_of(tokenizer), typed, n, is_spaced=is_spaced, max_words=max_words)
     places: list[tuple[int, ...]] = [()]
     asked = [0]
     while asked:
@@ -222,6 +225,18 @@ def test_characters_complete_as_an_exhaustive_list_says(text: str, seed: int, ma
     table = Table(ids(TokenizerKind.CHAR, (*"abe -'.\n가", "<|unk|>")), seed)
     found, error, search = searched(TokenizerKind.CHAR, table, text, n, max_words)
     check(found, error, exhaustive(TokenizerKind.CHAR, table, text, "", [""], "", max_words), search, n)
+
+
+def test_several_words_are_written_to_their_end() -> None:
+    """By mass alone the search tried all beginnings, and listed texts that end in the midst of a word."""
+    with meari.load(ROOT / "bundles" / "shakespeare-rnn") as lm:
+        for max_words in (2, 3):
+            found = lm.complete("To be", n=5, max_words=max_words)
+            for each in found:
+                word_is_new = not each.text[0].isalpha()
+                assert len(re.findall(r"[\w'-]+", "To be" + each.text)) == 1 + max_words + word_is_new, each
+                most = math.exp(lm.score(each.text, context="To be", end=False))
+                assert each.probability <= most <= each.probability * 10
 
 
 def test_tokens_that_are_too_light_leave_a_search_without_proof() -> None:

@@ -49,6 +49,33 @@ def test_sentences_are_ranked_by_their_api_scores_and_can_be_downloaded(visit: V
     assert page.locator("#score-list .token", has=page.locator("small.unknown")).count() == 1
 
 
+@pytest.mark.parametrize("language", ["en-GB", "ko-KR"])
+def test_words_without_end_stay_within_a_telephone(browser: Browser, released_server: Server, language: str) -> None:
+    word = "w" * 300
+    url = f"http://127.0.0.1:{released_server.port}/"
+    visit = Visit(browser, url, locale=language, viewport={"width": 390, "height": 844})
+    page = visit.open_pane("score")
+    page.fill("#score-texts", f"To {word} be\nTo {word}{word}")
+    page.click("#score-go")
+    page.wait_for_selector("#score-rows tr")
+    for shade in ("word", "token"):
+        page.select_option("#score-shade", shade)
+        page.wait_for_selector("#score-list .token >> nth=3")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, shade
+    page = visit.open_pane("type")
+    page.fill("#type-text", f"To {word}")
+    page.wait_for_selector("#type-list:not([data-is-old])", state="attached")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page = visit.open_pane("write")
+    page.fill("#write-prompt", word)
+    page.fill("#write-max_tokens", "5")
+    page.click("#write-go")
+    page.wait_for_selector("#write-again:enabled")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    visit.context.close()
+    assert visit.complaints == []
+
+
 def test_end_is_scored_by_the_default_of_the_selected_model(visit: Visit, released_server: Server) -> None:
     page = visit.open_pane("score")
     for name, has_ends in (("nsmc-lstm", True), ("shakespeare-gru", False), ("books-lstm", True)):
