@@ -149,13 +149,15 @@ def _across(steps: list[Step], users: int) -> float:
 
 def _round_above(value: float) -> float:
     """Return a round number above the value, by half as much again at most."""
+    if value <= 0:
+        return 1.0
     power = 10.0 ** math.floor(math.log10(value))
     return next(power * step for step in (1.5, 2, 3, 4, 5, 6, 8, 10, 15) if power * step > value)
 
 
 def _panel(steps: list[Step], top: float, title: str, values: list[float], bound: float | None) -> list[str]:
     """Return the elements of one diagram, from `top` on."""
-    highest = _round_above(max([*values, bound or 0.0, 1e-9]))
+    highest = _round_above(max([*values, bound or 0.0]))
     bottom = top + PANEL
     drawn = [
         f'<text x="{LEFT}" y="{top - 8:.0f}" class="title">{title}</text>',
@@ -166,7 +168,7 @@ def _panel(steps: list[Step], top: float, title: str, values: list[float], bound
     if bound is not None:
         y = bottom - PANEL * bound / highest
         drawn.append(f'<path d="M{LEFT} {y:.1f}H{RIGHT}" class="bound"/>')
-        drawn.append(f'<text x="{LEFT + 6}" y="{y - 4:.1f}">at most {bound:g} ms</text>')
+        drawn.append(f'<text x="{LEFT + 6}" y="{y - 4:.1f}">at most {bound:,g} ms</text>')
     places = [
         (_across(steps, step.users), bottom - PANEL * value / highest)
         for step, value in zip(steps, values, strict=True)

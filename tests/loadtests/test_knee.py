@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,13 @@ def test_plot_has_a_point_for_each_load_in_both_diagrams() -> None:
     assert plot.count("<circle") == 2 * len(steps)
     assert plot.count('r="7"') == 2
     assert plot.count('class="broken"') == 2 * sum(not step.holds for step in steps)
+
+
+def test_plot_of_a_server_that_answers_nothing_has_numbers_to_read() -> None:
+    plot = plot_of([Step(1, 0.0, 0.0, 0.0, 0.0, ("failures 1, at most 0 wanted",))], 1000.0)
+    labels = re.findall(r'text-anchor="end">([^<]*)<', plot)
+    assert labels == ["0", "1", "0", "1,500"]
+    assert "at most 1,000 ms" in plot
 
 
 def test_master_and_two_workers_find_the_knee_of_one_process(tmp_path: Path) -> None:
