@@ -60,7 +60,7 @@ def checked_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         well_formed = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
+    except (ValueError, AttributeError, TypeError):  # the latter two of what is no text
         well_formed = False
     if not well_formed or parts.query or parts.fragment or any(character.isspace() for character in url):
         raise ValueError(f"got {url!r}, expected http://HOST:PORT or https://HOST")

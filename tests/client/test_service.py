@@ -171,5 +171,11 @@ def test_invalid_url_is_refused(url: str) -> None:
         checked_url(url)
 
 
+def test_url_that_is_no_text_is_refused() -> None:
+    for url in (3, None, b"http://a", ["http://a"]):
+        with pytest.raises(ValueError, match="expected http://HOST:PORT"):
+            checked_url(url)  # type: ignore[arg-type]
+
+
 def test_url_may_have_a_path_and_a_trailing_slash() -> None:
     assert checked_url("https://a.example/meari/") == "https://a.example/meari"
