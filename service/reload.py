@@ -29,8 +29,8 @@ from meari.bundle_format.signatures import PublicKey
 from meari.errors import BundleError, MeariError
 from meari.runtime.engine import EngineLimits
 from meari.runtime.engine.cache import CacheRoom
-from meari.runtime.model import LoadedModel, load_model
-from meari.runtime.self_test import fixed_step_seconds
+from meari.runtime.model import LoadedModel
+from meari.service.ahead import AHEAD
 
 __all__ = ["POLL_SECONDS", "BundleLoader", "Finding", "FolderWatch", "Load", "may_open_files"]
 
@@ -210,7 +210,7 @@ class BundleLoader:
         self._watch = watch
         self._limits = limits
         self._signing_keys = signing_keys
-        self._load = load or functools.partial(load_model, signing_keys=signing_keys)
+        self._load = load or functools.partial(AHEAD.load, signing_keys=signing_keys)
         self._room = CacheRoom(limits.cache_bytes)
         self.failed: dict[str, str] = {}  # name -> reason
 
@@ -243,9 +243,6 @@ class BundleLoader:
                 return None
         model = self._load(folder, self._limits)
         model.engine.share_cache(self._room)
-        runner = model.bundle.runner
-        if model.bundle.self_test.rows_isolated:
-            runner.fixed_step_seconds = fixed_step_seconds(runner, self._limits.max_slots)
         return model
 
     def _note(

@@ -26,6 +26,7 @@ from meari.runtime.engine import EngineLimits, EngineStats
 from meari.runtime.machine import release_free_memory
 from meari.runtime.model import LoadedModel
 from meari.runtime.state_tokens import StateTokens
+from meari.service.ahead import AHEAD
 from meari.service.clients import Disconnects
 from meari.service.host import Readiness, Report, WorkerState, readiness
 from meari.service.log import flush_log
@@ -85,7 +86,9 @@ class Registry:
         self._release_at = 0.0  # when freed memory is given back next
 
     def start(self) -> None:
-        """Start loading every bundle, in the background."""
+        """Start loading every bundle, in the background; none in a worker that only answers until others can serve."""
+        if AHEAD.is_opening:
+            return
         self._thread = threading.Thread(target=self._run, name="registry", daemon=True)
         self._thread.start()
 
@@ -191,7 +194,7 @@ class Registry:
 
         Once a worker has been ready, a request waits for the bundles: no other worker could answer it.
         """
-        if not self._loaded.wait(HELD_SECONDS if self.place.board.was_ready else 0):
+        if not self._loaded.wait(HELD_SECONDS if self._thread is not None and self.place.board.was_ready else 0):
             raise NotReady("the bundles are being loaded; try again")
         if self._problem is not None:
             raise NotReady(self._problem)

@@ -18,7 +18,7 @@ from meari.runtime.bundle import Bundle, open_bundle
 from meari.runtime.engine import Engine, EngineLimits
 from meari.runtime.text.tokenizer import TextTokenizer
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "load_model", "open_for_engine", "start_model"]
 
 MAX_REQUEST_ROWS: Final = 16  # `n` and `num_beams` go so far, however few slots there are
 
@@ -40,12 +40,20 @@ class LoadedModel:
 
 def load_model(folder: Path, limits: EngineLimits, signing_keys: Sequence[PublicKey] = ()) -> LoadedModel:
     """Open a bundle, signed by one of the keys if there are any, and start its engine. Raises BundleError."""
-    written_at = _written_at(folder)
-    max_slots = max(limits.max_slots, MAX_REQUEST_ROWS)
-    bundle = open_bundle(folder, max_slots=max_slots, signing_keys=signing_keys)
+    return start_model(open_for_engine(folder, limits, signing_keys), limits)
+
+
+def open_for_engine(folder: Path, limits: EngineLimits, signing_keys: Sequence[PublicKey] = ()) -> Bundle:
+    """Open a bundle for an engine of these limits, which has a thread and is not started. Raises BundleError."""
+    return open_bundle(folder, max_slots=max(limits.max_slots, MAX_REQUEST_ROWS), signing_keys=signing_keys)
+
+
+def start_model(bundle: Bundle, limits: EngineLimits) -> LoadedModel:
+    """Start the engine of an opened bundle, which no other may have. Raises BundleError if its folder is gone."""
+    written_at = _written_at(bundle.folder)
     engine = Engine(bundle.runner, limits)
     engine.start()
-    return LoadedModel(bundle_name(folder), bundle, bundle.tokenizer, engine, written_at)
+    return LoadedModel(bundle_name(bundle.folder), bundle, bundle.tokenizer, engine, written_at)
 
 
 def _written_at(folder: Path) -> int:

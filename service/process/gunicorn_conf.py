@@ -7,17 +7,18 @@ Problems of the settings end the start here, before there is any worker.
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import os
 import secrets
 import shutil
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from gunicorn.glogging import Logger
 
+from meari.runtime.machine import freeze_objects
 from meari.service.host import allowed_connections, metrics_folder, models_folder
 from meari.service.log import configure_logging, flush_log, line_format, show_libraries
 from meari.service.process.master import HostArbiter
@@ -81,7 +82,7 @@ worker_class = "meari.service.process.worker.DrainingWorker"
 backlog = 2048
 keepalive = 75  # the loop has times of its own: process/waiting.py
 timeout = 60  # a worker whose loop is silent for this long is replaced; requests may take longer
-preload_app = False  # sessions are made after the fork
+preload_app = False  # the application has threads
 control_socket_disable = True
 http_parser = "python"  # process/http.py adapts it
 forwarded_allow_ips = "*"  # no address is checked, because no header of a proxy is trusted:
@@ -105,17 +106,22 @@ def on_starting(server: Any) -> None:
     os.environ["MEARI_WORKERS"] = str(server.cfg.workers)
     prepare_runtime_folder(runtime_folder)
     clear_start(runtime_folder)
-    server.__class__ = HostArbiter
-    BOARD.begin(server.cfg.workers, is_upgrade=bool(server.master_pid))
-    HostArbiter.adopt(server)
     # Imported once, so that the workers share its memory and start sooner; frozen, so that their garbage collection
-    # does not write to it. There are no threads yet, and no sessions.
+    # does not write to it. There are no threads yet.
     importlib.import_module("meari.service.app")
     importlib.import_module("encodings.idna")  # otherwise the first request of each worker would, as the next
     with contextlib.suppress(ImportError):  # not installed
         importlib.import_module("icu4py.breakers")
-    gc.collect()
-    gc.freeze()
+    freeze_objects()
+    HostArbiter.adopt(server, open_bundles())
+
+
+def open_bundles() -> Iterator[None]:
+    """Open the bundles, one for each `next`, for the workers to come."""
+    from meari.runtime.engine import EngineLimits
+    from meari.service.ahead import AHEAD
+
+    return AHEAD.open_all(settings.bundles, EngineLimits(settings.max_slots), settings.signing_keys)
 
 
 def on_reload(server: Any) -> None:
@@ -142,8 +148,7 @@ def on_reload(server: Any) -> None:
         server.cfg.set(name, value)
     configure_logging(settings.log_level, settings.log_format)
     server.log.setup(server.cfg)
-    gc.collect()
-    gc.freeze()
+    freeze_objects()
 
 
 def pre_fork(server: Any, worker: Any) -> None:

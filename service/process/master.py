@@ -12,6 +12,7 @@ that ends before it was ready is followed by a pause, which grows from time to t
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from signal import SIG_BLOCK, SIG_UNBLOCK, SIGABRT, SIGINT, SIGQUIT, SIGTERM, pthread_sigmask
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ __all__ = ["HostArbiter"]
 
 ENDING: Final = (SIGABRT, SIGINT, SIGQUIT, SIGTERM)
 LOOK_SECONDS: Final = 0.2  # between two looks at the board
+NO_SECONDS: Final = 0.001  # between two pieces of work; 0 would wait for ever
 FIRST_PAUSE: Final = 0.25  # seconds, before the next start; doubles each time
 MAX_PAUSE: Final = 30.0
 SURGE_SHARE: Final = 4  # of the workers one in so many is started beside the old ones, at least one
@@ -40,12 +42,17 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
     _next_start: float
     _is_ending: bool  # so that the end of a worker needs no word
     _slot: int | None  # of the worker that is being started
+    _steps: Iterator[None] | None  # what is left to do before workers are started
 
     @classmethod
-    def adopt(cls, arbiter: Arbiter) -> None:
-        """Make gunicorn's master one of this class; called before it starts anything."""
+    def adopt(cls, arbiter: Arbiter, steps: Iterator[None]) -> None:
+        """Make gunicorn's master one of this class; called before it starts anything.
+
+        steps  what to do before workers are forked, in pieces; one worker is there from the first on, to answer probes
+        """
         arbiter.__class__ = cls
-        arbiter._generation = arbiter._num_failed = arbiter._last_failed = 0  # noqa: SLF001 (ours, as all below)
+        arbiter._steps = steps  # noqa: SLF001 (ours, as all below)
+        arbiter._generation = arbiter._num_failed = arbiter._last_failed = 0  # noqa: SLF001
         arbiter._next_start, arbiter._slot, arbiter._is_ending = 0.0, None, False  # noqa: SLF001
         BOARD.begin(arbiter.num_workers, is_upgrade=bool(arbiter.master_pid))
 
@@ -72,6 +79,8 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
     def manage_workers(self) -> None:
         """Start the workers that are missing, and end those whose place is taken; called several times a second."""
         BOARD.expect(self.num_workers)
+        if self._steps is not None and self._has_more_to_do(self._steps):
+            return
         staying = [worker for worker in self.WORKERS.values() if not self._is_leaving(worker)]
         new = [worker for worker in staying if worker.generation == self._generation]
         old = [worker for worker in staying if worker.generation != self._generation]
@@ -105,8 +114,23 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
 
     def wait_for_signals(self, timeout: float = LOOK_SECONDS) -> list[int]:
         """Wait for signals, but not for long: workers report on the board."""
-        signals: list[int] = super().wait_for_signals(min(timeout, LOOK_SECONDS))
+        longest = LOOK_SECONDS if self._steps is None else NO_SECONDS
+        signals: list[int] = super().wait_for_signals(min(timeout, longest))
         return signals
+
+    def _has_more_to_do(self, steps: Iterator[None]) -> bool:
+        """Do the next piece of what comes before the workers; return False if that was the last one.
+
+        The worker that answers meanwhile is of an older generation, so it ends as after a reload.
+        """
+        is_first = not self._generation
+        if next(steps, self) is self:
+            self._steps = None
+            self._generation += 1
+            return False
+        if is_first and not self.WORKERS and self._may_start():
+            self._start()
+        return True
 
     def _is_leaving(self, worker: Any) -> bool:
         return worker.is_retired or BOARD.state(worker.slot) is WorkerState.DRAINING
