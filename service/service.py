@@ -57,12 +57,15 @@ class Registry:
 
     One background thread loads them, follows the changes of their folder and the wishes of admins, and stops engines
     that were replaced once their last request has ended. Any thread may look up, borrow and give back.
+
+    serves  False in a worker that only answers, that bundles are being opened, until others can serve them
     """
 
     def __init__(
         self, settings: Settings, place: Place, load: Load | None = None, poll_seconds: float = POLL_SECONDS
     ) -> None:
         self._settings = settings
+        self.serves = not AHEAD.is_opening
         self.place = place
         self._poll_seconds = poll_seconds
         self.wishes = HostWishes(settings.runtime_folder)
@@ -86,8 +89,8 @@ class Registry:
         self._release_at = 0.0  # when freed memory is given back next
 
     def start(self) -> None:
-        """Start loading every bundle, in the background; none in a worker that only answers until others can serve."""
-        if AHEAD.is_opening:
+        """Start loading every bundle, in the background, if this worker serves any."""
+        if not self.serves:
             return
         self._thread = threading.Thread(target=self._run, name="registry", daemon=True)
         self._thread.start()
@@ -194,7 +197,7 @@ class Registry:
 
         Once a worker has been ready, a request waits for the bundles: no other worker could answer it.
         """
-        if not self._loaded.wait(HELD_SECONDS if self._thread is not None and self.place.board.was_ready else 0):
+        if not self._loaded.wait(HELD_SECONDS if self.serves and self.place.board.was_ready else 0):
             raise NotReady("the bundles are being loaded; try again")
         if self._problem is not None:
             raise NotReady(self._problem)

@@ -119,18 +119,17 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
         return signals
 
     def _has_more_to_do(self, steps: Iterator[None]) -> bool:
-        """Do the next piece of what comes before the workers; return False if that was the last one.
-
-        The worker that answers meanwhile is of an older generation, so it ends as after a reload.
-        """
-        is_first = not self._generation
-        if next(steps, self) is self:
-            self._steps = None
-            self._generation += 1
-            return False
-        if is_first and not self.WORKERS and self._may_start():
-            self._start()
-        return True
+        """Do the next piece of what comes before the workers; return False if that was the last one."""
+        if next(steps, self) is not self:
+            if not self.WORKERS and self._may_start():
+                self._start()
+            return True
+        self._steps = None
+        for worker in self.WORKERS.values():  # the one that has answered probes
+            worker.is_retired = True
+            BOARD.set_state(worker.slot, WorkerState.DRAINING)  # it may have no application yet that could
+            self.kill_worker(worker.pid, SIGTERM)
+        return False
 
     def _is_leaving(self, worker: Any) -> bool:
         return worker.is_retired or BOARD.state(worker.slot) is WorkerState.DRAINING

@@ -17,9 +17,6 @@ thread: two threads are woken for nothing. Here a thread stays with its connecti
 gunicorn's worker accepts any connection that it can get, from its first moment, until idle ones use up its limit. This
 one accepts while it has something to answer with, or nobody else has (`Place.accepts`), lets workers with fewer
 connections accept first, and closes idle ones.
-
-The master process imports this file before it forks. It must not lead to onnxruntime, which starts threads when it is
-imported: a fork would lose them, and the worker would abort at its end.
 """
 
 from __future__ import annotations
@@ -320,7 +317,7 @@ class DrainingWorker(CollectingWorker):
         if self.service is None:
             super().handle_exit(sig, frame)
             return
-        self.service.drain.begin()
+        self.service.drain.begin(awaits_successor=self.service.registry.serves)
         self.method_queue.defer(lambda: None)  # wakes the loop
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:

@@ -153,7 +153,7 @@ def unread_stream(
 
 
 def _await_status(server: Server, status: int | None) -> None:
-    """Wait until /readyz answers with `status` and every worker is ready, or with any status if None."""
+    """Wait until /readyz answers with `status`, and all workers are ready and no others there; any status if None."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         if server.process.poll() is not None:
@@ -170,7 +170,7 @@ def _await_status(server: Server, status: int | None) -> None:
 
 def _is_complete(ready: httpx.Response) -> bool:
     workers = ready.json()["workers"]
-    return bool(workers["ready"] == workers["expected"])
+    return bool(workers["ready"] == workers["expected"] and not workers["draining"])
 
 
 def events(response: httpx.Response) -> list[str]:
