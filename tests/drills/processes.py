@@ -14,9 +14,15 @@ __all__ = ["Held", "cpu_seconds", "held_by", "is_stopped", "peak_mb", "reset_pea
 
 @dataclass(frozen=True)
 class Held:
-    """What one process holds now; resident_mb counts pages shared with others, private_mb does not."""
+    """What one process holds now.
+
+    resident_mb   counts pages that it shares with others
+    share_mb      counts of a page that n processes have 1/n
+    private_mb    does not count them
+    """
 
     resident_mb: float
+    share_mb: float
     private_mb: float
     num_threads: int
     num_descriptors: int
@@ -34,6 +40,7 @@ def held_by(pid: int) -> Held:
     rollup = _kilobytes((process / "smaps_rollup").read_text("ascii"))
     return Held(
         resident_mb=rollup["Rss"] / 1024,
+        share_mb=rollup["Pss"] / 1024,
         private_mb=(rollup["Private_Clean"] + rollup["Private_Dirty"]) / 1024,
         num_threads=len(list((process / "task").iterdir())),
         num_descriptors=len(list((process / "fd").iterdir())),

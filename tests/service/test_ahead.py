@@ -48,7 +48,7 @@ def kill_workers(server: Server) -> None:
 
 def is_complete(server: Server) -> bool:
     found = httpx.get(f"{server.client.base_url}/readyz", trust_env=False, timeout=PATIENCE).json()
-    return found["workers"] == {"expected": 2, "ready": 2, "loading": 0, "failed": 0, "draining": 0}
+    return dict(found["workers"]) == {"expected": 2, "ready": 2, "loading": 0, "failed": 0, "draining": 0}
 
 
 def scored(server: Server, model: str) -> list[float]:
