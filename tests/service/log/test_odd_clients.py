@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from meari.service.process.http import HEAD_SECONDS
+from tests.drills.processes import workers_of
 from tests.patience import until
 from tests.service.log.test_requests import line_of, lines
 from tests.service.running import Server, running_server
@@ -332,7 +333,7 @@ def test_idle_connections_give_way_to_new_clients(letters: Path, tmp_path: Path)
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
 def test_clients_beyond_the_limit_of_open_files_wait_without_ending_a_worker(server: Server) -> None:
-    [worker] = {line["process"] for line in lines(server) if line["logger"] == "service.access"}
+    [worker] = workers_of(server.process.pid)
     limits = resource.prlimit(worker, resource.RLIMIT_NOFILE)
     assert server.client.get("/healthz").status_code == 200  # this connection stays open
     with contextlib.ExitStack() as stack:
@@ -347,5 +348,5 @@ def test_clients_beyond_the_limit_of_open_files_wait_without_ending_a_worker(ser
     with server.connect() as connection:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert received(connection).startswith(b"HTTP/1.1 200 OK")
-    assert {line["process"] for line in lines(server) if line["logger"] == "service.access"} == {worker}
+    assert workers_of(server.process.pid) == [worker]
     assert complaints(server) == []

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.drills.processes import workers_of
 from tests.patience import PATIENCE, until
 from tests.service.running import Server, events, running_server, unread_stream
 from tests.service.test_server import ENDLESS, metric, raw_post
@@ -188,7 +189,8 @@ def test_log_has_no_text_of_requests_or_responses(server: Server) -> None:
 
 def test_every_line_is_json_from_start_to_shutdown(letters: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, bundles=letters, default_model="letters", api_keys=KEY) as server:
-        ready = next(line for line in lines(server) if "Booting worker" in line["message"])
+        [worker] = workers_of(server.process.pid)
+        num_booted = server.log.count("Booting worker")
         for key in (KEY, KEY + "x"):
             server.client.post("/generate", json={"prompt": PROMPT}, headers={"Authorization": f"Bearer {key}"})
         with server.connect() as connection:
@@ -196,8 +198,8 @@ def test_every_line_is_json_from_start_to_shutdown(letters: Path, tmp_path: Path
             assert connection.recv(20)
         until(lambda: server.log.count("; default letters") == 1)
         until(lambda: '"unauthorized"' in server.log)  # an idle worker writes its lines soon
-        os.kill(ready["process"], signal.SIGKILL)
-        until(lambda: server.log.count("Booting worker") == 2, PATIENCE)
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: server.log.count("Booting worker") == num_booted + 1, PATIENCE)
         until(lambda: server.log.count("; default letters") == 2, PATIENCE)
         server.terminate()
         assert server.wait() == 0
