@@ -19,7 +19,6 @@ from typing import Final
 from meari.bundle_format.folders import Roots, find_bundles
 from meari.bundle_format.reader import read_files, read_manifest
 from meari.bundle_format.signatures import PublicKey
-from meari.errors import MeariError
 from meari.runtime.bundle import Bundle
 from meari.runtime.engine import EngineLimits
 from meari.runtime.machine import freeze_objects, limit_arenas, map_large_pieces, release_free_memory
@@ -49,7 +48,7 @@ class Ahead:
         map_large_pieces()
         try:
             folders = find_bundles(roots).folders
-        except MeariError:
+        except Exception:  # noqa: BLE001 (as below)
             folders = {}
         for name, folder in sorted(folders.items()):
             try:

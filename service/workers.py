@@ -96,8 +96,11 @@ class Board:
         """Set how many workers there should be."""
         self._numbers[_Host.EXPECTED] = num_workers
 
-    def take(self) -> int:
-        """Return the slot of a worker that is about to start. Raises BlockingIOError if there are too many workers."""
+    def take(self, *, counts: bool = True) -> int:
+        """Return the slot of a worker that is about to start. Raises BlockingIOError if there are too many workers.
+
+        counts  whether it is one of those that serve
+        """
         for slot in range(self._max_workers):
             if self.state(slot) is WorkerState.FREE:
                 self._write_text(slot, b"")
@@ -105,7 +108,7 @@ class Board:
                     self._set(slot, number, 0)
                 self._set(slot, _Slot.STATE, WorkerState.LOADING)
                 self._numbers[_Host.NUM_SLOTS] = max(self._numbers[_Host.NUM_SLOTS], slot + 1)
-                self._numbers[_Host.STARTS] += 1
+                self._numbers[_Host.STARTS] += counts
                 return slot
         raise BlockingIOError(f"there are already {self._max_workers} workers")
 

@@ -63,7 +63,7 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
 
     def prepare(self, worker: Any) -> None:
         """Give a new worker its slot; called before the fork."""
-        self._slot = worker.slot = BOARD.take()
+        self._slot = worker.slot = BOARD.take(counts=self._steps is None)
         worker.generation = self._generation
         worker.is_retired = False
 

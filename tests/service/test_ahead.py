@@ -98,6 +98,11 @@ def test_new_workers_do_not_serve_an_opened_bundle_that_is_gone_or_damaged(serve
     assert "cell.onnx" in ready["failed"]["changing"]
 
 
+def test_worker_that_answers_while_bundles_are_opened_is_none_of_the_service(server: Server) -> None:
+    assert len(workers_of(server.process.pid)) == 2
+    assert "meari_worker_starts_total 2.0" in server.client.get("/metrics").text.splitlines()
+
+
 def test_reload_shares_what_was_opened_at_the_start(server: Server) -> None:
     before, held = scored(server, "staying"), [held_by(pid).private_mb for pid in workers_of(server.process.pid)]
     old = set(workers_of(server.process.pid))
