@@ -42,7 +42,7 @@ WORDS: Final = ("to", "be", "or", "not", "that", "is", "the", "question", "wheth
 REAL_LINES: Final = 20_000
 NUM_PARTITIONS: Final = 24
 MIN_SHARE: Final = 0.85
-MAX_TRIES: Final = 3
+MAX_TRIES: Final = 5  # of the short form
 MAX_GROWTH_MB: Final = 100
 
 
