@@ -33,7 +33,7 @@ log = logging.getLogger("meari.service.registry")  # as operators know it
 class Ahead:
     """Opened bundles that wait to be served. Filled by the master, in one thread; each worker has a copy of its own.
 
-    is_opening  True in a worker that was forked while the master opens them: it answers until others can serve
+    is_opening  True in a worker that was forked while the master opens them: it tells so until others can serve
     """
 
     def __init__(self) -> None:

@@ -58,7 +58,7 @@ class Registry:
     One background thread loads them, follows the changes of their folder and the wishes of admins, and stops engines
     that were replaced once their last request has ended. Any thread may look up, borrow and give back.
 
-    serves  False in a worker that only answers, that bundles are being opened, until others can serve them
+    serves  False in a worker that only tells that bundles are being opened
     """
 
     def __init__(

@@ -26,7 +26,6 @@ __all__ = ["HostArbiter"]
 
 ENDING: Final = (SIGABRT, SIGINT, SIGQUIT, SIGTERM)
 LOOK_SECONDS: Final = 0.2  # between two looks at the board
-NO_SECONDS: Final = 0.001  # between two pieces of work; 0 would wait for ever
 FIRST_PAUSE: Final = 0.25  # seconds, before the next start; doubles each time
 MAX_PAUSE: Final = 30.0
 SURGE_SHARE: Final = 4  # of the workers one in so many is started beside the old ones, at least one
@@ -113,8 +112,8 @@ class HostArbiter(Arbiter):  # type: ignore[misc]
         super().stop(graceful)
 
     def wait_for_signals(self, timeout: float = LOOK_SECONDS) -> list[int]:
-        """Wait for signals, but not for long: workers report on the board."""
-        longest = LOOK_SECONDS if self._steps is None else NO_SECONDS
+        """Wait for signals, but not for long: workers report on the board. Not at all while there is more to do."""
+        longest = LOOK_SECONDS if self._steps is None else 0.0
         signals: list[int] = super().wait_for_signals(min(timeout, longest))
         return signals
 
