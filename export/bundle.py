@@ -22,7 +22,14 @@ from meari.export.graphs import cell_graph, output_graph
 from meari.export.manifest import make_manifest
 from meari.export.mixture import check_mixture, fitted, sampled
 from meari.export.ngram import NgramWeights, count_ngrams, longest_order
-from meari.export.perplexity import MIN_TOKENS, TRY_FP32, HeldOutFigures, check_precision, measure_graphs
+from meari.export.perplexity import (
+    MIN_TOKENS,
+    TRY_FP32,
+    HeldOutFigures,
+    check_precision,
+    measure_graphs,
+    measure_mixture,
+)
 from meari.export.sessions import Graphs, Tokens
 from meari.export.verification import Agreement, check_against_torch, check_isolation, check_valid, make_golden
 from meari.export.weights import ModelWeights
@@ -303,11 +310,12 @@ def _with_ngrams(
 
 def _measure(run: Run, graphs: Graphs, alone: Graphs, tokens: TokenFile) -> HeldOutFigures:
     """Measure a part of the corpus. alone: the graphs without n-grams; the same ones where none are mixed in."""
-    return HeldOutFigures(
-        measure_graphs(graphs, tokens, counts_ends=run.has_ends),
-        evaluate(run.checkpoint.model, tokens, counts_ends=run.has_ends),
-        None if alone is graphs else measure_graphs(alone, tokens, counts_ends=run.has_ends),
-    )
+    without = None
+    if alone is graphs:
+        served = measure_graphs(graphs, tokens, counts_ends=run.has_ends)
+    else:
+        served, without = measure_mixture(graphs, alone, tokens, counts_ends=run.has_ends)
+    return HeldOutFigures(served, evaluate(run.checkpoint.model, tokens, counts_ends=run.has_ends), without)
 
 
 def _describe(name: str, run: Run, checked: _CheckedGraphs) -> Description:

@@ -10,10 +10,10 @@ import numpy as np
 
 from meari.export.errors import MixtureMismatch
 from meari.export.ngram import Doubles, Ids, NgramWeights, fit_shares
-from meari.export.perplexity import scored_steps
+from meari.export.perplexity import hidden_vectors, target_logprobs
 from meari.export.sessions import GraphModel, Graphs, Tokens
 from meari.export.verification import TORCH_TOLERANCE, check_normalised
-from meari.models.evaluation import groups, quick_rows
+from meari.models.evaluation import UNCOUNTED, groups, quick_rows
 from meari.models.text.token_file import TokenFile
 
 NUM_ROWS = 8
@@ -44,11 +44,13 @@ def sampled(graphs: Graphs, held_out: TokenFile, order: int, *, counts_ends: boo
     logprobs, targets, contexts = [], [], []
     for group in groups(quick_rows(held_out)):
         recent = np.zeros((len(group), order - 1), np.int64)
-        for tokens, rows, wanted, found in scored_steps(opened, group, counts_ends=counts_ends):
-            recent = after(recent, tokens)
-            logprobs.append(found[rows, wanted].astype(np.float64))
-            targets.append(wanted)
-            contexts.append(recent[rows])
+        for tokens, hidden, following in hidden_vectors(opened, group, counts_ends=counts_ends):
+            counted = following != UNCOUNTED
+            logprobs.append(target_logprobs(opened, hidden[counted], following[counted]).astype(np.float64))
+            targets.append(following[counted])
+            for each, rows in zip(tokens, counted, strict=True):
+                recent = after(recent, each)
+                contexts.append(recent[rows])
     return Sample(np.concatenate(logprobs), np.concatenate(targets), np.concatenate(contexts))
 
 

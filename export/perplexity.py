@@ -4,7 +4,7 @@ Input: graphs and held-out token files. Output: the figures that a server of the
 float32 checkpoint, or `PrecisionLost`. Must not know: the writing of a bundle.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,8 @@ MIN_TOKENS = 64  # both precisions run the same tokens, so a few show a differen
 TRY_FP32 = "; export with --precision fp32"
 MAX_LOSS = 0.01  # of the fp32 perplexity
 MAX_STREAM_TOKENS = 200_000  # run in sequence; a longer stream is cut into such pieces, which run side by side
-NOTHING = np.zeros((0, 1), np.float32)
-CHECKED_EVERY = 16  # steps: sums of probabilities
+NOTHING = np.zeros(0, np.float32)
+CHECKED_EVERY = 16  # distributions: of one the sum
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,17 @@ def measure_graphs(graphs: Graphs, tokens: TokenFile, *, counts_ends: bool) -> F
 
     A stream of more than 200,000 tokens is run in pieces, each warmed up on the tokens before it.
     """
-    opened = GraphModel(graphs)
-    nats, num_tokens = 0.0, 0
-    for group in scored_groups(tokens):
-        added, counted = _group_nats(opened, group, counts_ends=counts_ends)
-        nats, num_tokens = nats + added, num_tokens + counted
-    num_ends = tokens.num_documents if counts_ends else 0
-    return figures(nats, num_tokens, tokens.num_characters, tokens.num_bytes, num_ends)
+    (served,) = _measured([graphs], tokens, counts_ends=counts_ends)
+    return served
+
+
+def measure_mixture(mixed: Graphs, alone: Graphs, tokens: TokenFile, *, counts_ends: bool) -> tuple[Figures, Figures]:
+    """Return the figures of graphs with an n-gram model and of the same graphs without it, as `measure_graphs` does.
+
+    The cell runs once: the hidden vector of the mixture begins with the network's.
+    """
+    served, without = _measured([mixed, alone], tokens, counts_ends=counts_ends)
+    return served, without
 
 
 def check_precision(precision: Precision, validation: HeldOutFigures | None) -> None:
@@ -89,11 +93,6 @@ def check_precision(precision: Precision, validation: HeldOutFigures | None) -> 
         )
 
 
-def scored_groups(tokens: TokenFile) -> Iterator[list[Row]]:
-    """Group the rows of a token file, as served: documents, or one stream, perhaps in pieces."""
-    return groups(_rows(tokens))
-
-
 def _rows(tokens: TokenFile) -> Iterator[Row]:
     num_pieces = -(-len(tokens.ids) // MAX_STREAM_TOKENS)
     if tokens.unit is Document.FILE and num_pieces > 1:
@@ -101,29 +100,54 @@ def _rows(tokens: TokenFile) -> Iterator[Row]:
     return scored_rows(tokens)
 
 
-def _group_nats(opened: GraphModel, group: list[Row], *, counts_ends: bool) -> tuple[float, int]:
-    nats, num_tokens = 0.0, 0
-    for _, rows, targets, logprobs in scored_steps(opened, group, counts_ends=counts_ends):
-        num_tokens += len(rows)
-        nats -= float(logprobs[rows, targets].astype(np.float64).sum())
-    return nats, num_tokens
+def _measured(several: Sequence[Graphs], tokens: TokenFile, *, counts_ends: bool) -> list[Figures]:
+    """Return the figures of several graphs; the cell is the first one's."""
+    opened = [GraphModel(graphs) for graphs in several]
+    nats, num_tokens = np.zeros(len(opened)), 0
+    for group in groups(_rows(tokens)):
+        for _, hidden, targets in hidden_vectors(opened[0], group, counts_ends=counts_ends):
+            counted = targets != UNCOUNTED
+            num_tokens += int(counted.sum())
+            nats -= [_total(model, hidden[counted], targets[counted]) for model in opened]
+    num_ends = tokens.num_documents if counts_ends else 0
+    return [figures(float(each), num_tokens, tokens.num_characters, tokens.num_bytes, num_ends) for each in nats]
 
 
-def scored_steps(
-    opened: GraphModel, group: list[Row], *, counts_ends: bool
-) -> Iterator[tuple[Tokens, Tokens, Tokens, Floats]]:
-    """Run rows side by side, and check some of the distributions.
+def _total(model: GraphModel, hidden: Floats, targets: Tokens) -> float:
+    return float(target_logprobs(model, hidden[:, : model.hidden_size], targets).astype(np.float64).sum())
 
-    yields  after each step: its tokens [B], the rows whose next token is scored, those tokens, and ln P of all [B, V];
-            an array of no rows where none is scored
+
+def hidden_vectors(
+    model: GraphModel, group: list[Row], *, counts_ends: bool
+) -> Iterator[tuple[Tokens, Floats, Tokens]]:
+    """Run rows side by side, and yield after some steps, so that the output layer runs for many of them at once.
+
+    yields  tokens int64 [S, B], the hidden vectors after them, float32 [S, B, H], and the tokens that follow, int64
+            [S, B], UNCOUNTED where one is not scored
     """
-    state = opened.initial_state(len(group))
+    state = model.initial_state(len(group))
+    num_steps = max(1, MAX_ROWS // len(group))
     for inputs, targets in chunks(group, counts_ends=counts_ends):
-        counted = targets != UNCOUNTED
-        for step in range(inputs.shape[1]):
-            hidden, state = opened.step(inputs[:, step], state)
-            rows = np.flatnonzero(counted[:, step])
-            logprobs = opened.logprobs(hidden) if len(rows) else NOTHING
-            if step % CHECKED_EVERY == 0:
-                check_normalised(logprobs)
-            yield inputs[:, step], rows, targets[rows, step], logprobs
+        for begin in range(0, inputs.shape[1], num_steps):
+            part = slice(begin, begin + num_steps)
+            tokens, hidden = np.ascontiguousarray(inputs[:, part].T), []
+            for each in tokens:
+                after, state = model.step(each, state)
+                hidden.append(after)
+            yield tokens, np.stack(hidden), targets[:, part].T
+
+
+def target_logprobs(model: GraphModel, hidden: Floats, targets: Tokens) -> Floats:
+    """Return ln P of the tokens that follow, and check some of the distributions.
+
+    hidden   float32 [N, H]
+    targets  int64 [N]
+    returns  float32 [N]
+
+    Raises NotNormalised.
+    """
+    if len(targets) == 0:
+        return NOTHING
+    logprobs = model.logprobs(hidden)
+    check_normalised(logprobs[::CHECKED_EVERY])
+    return logprobs[np.arange(len(targets)), targets]

@@ -282,7 +282,12 @@ class _Budget:
 
     def overhead(self, share: float) -> float:
         """Return the time of all else."""
-        return overhead_seconds(self.facts.num_bytes, self.tokenizer, self.speed, share)
+        facts = self.facts
+        num_in_stream = 0.0
+        if facts.document is Document.FILE:
+            held_out = facts.num_characters * held_out_share(facts.num_characters)
+            num_in_stream = held_out / characters_per_token(self.tokenizer, self.kinds, facts.bytes_per_character)
+        return overhead_seconds(facts.num_bytes, self.tokenizer, self.speed, share, num_in_stream)
 
     def size(self, seconds: float) -> int:
         """Return the size of a model that is trained for so long."""

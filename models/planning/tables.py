@@ -50,6 +50,7 @@ START_AND_END_SECONDS: Final = 10.0  # planning; measuring, checks, export
 TEXT_PROBE_SECONDS: Final = 0.4  # where preparing a text takes these seconds:
 SECONDS_PER_MEGABYTE: Final = {TokenizerKind.CHAR: 0.15, TokenizerKind.WORD: 0.6, TokenizerKind.BPE: 1.0}
 NGRAM_SECONDS_PER_MEGABYTE: Final = 0.15  # of counting n-grams
+STREAM_TOKEN_SECONDS: Final = 1e-4  # of measuring one stream, a token after another: by torch twice and by the graphs
 READING_COST: Final = 0.15  # of a text that is left out, to one that is encoded
 MIN_SAVED_SHARE: Final = 0.05  # of the minutes, else no text is left out
 
@@ -182,15 +183,19 @@ def characters_per_token(kind: TokenizerKind, vocabulary_size: int, bytes_per_ch
     return max(1 / bytes_per_character, num_bytes * (0.75 + 0.25 * bytes_per_character) / bytes_per_character)
 
 
-def overhead_seconds(num_bytes: float, kind: TokenizerKind, speed: MachineSpeed, share: float = 1.0) -> float:
+def overhead_seconds(
+    num_bytes: float, kind: TokenizerKind, speed: MachineSpeed, share: float = 1.0, num_in_stream: float = 0.0
+) -> float:
     """Return the time of everything but training: planning, encoding the text, measuring, export.
 
-    share   of the text that is encoded; all of it is read
+    share          of the text that is encoded; all of it is read
+    num_in_stream  held-out tokens, if they are one stream
     """
+    measuring = STREAM_TOKEN_SECONDS * num_in_stream
     megabytes = num_bytes / 1e6 * (share + (1 - share) * READING_COST)
     counting = NGRAM_SECONDS_PER_MEGABYTE * num_bytes / 1e6 * share
     preparing = SECONDS_PER_MEGABYTE[kind] * megabytes
-    return START_AND_END_SECONDS / min(1.0, speed.small) + (preparing + counting) / speed.text
+    return (START_AND_END_SECONDS + measuring) / min(1.0, speed.small) + (preparing + counting) / speed.text
 
 
 def expectation(num_characters: int) -> str:

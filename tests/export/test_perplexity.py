@@ -10,7 +10,8 @@ from meari.bundle_format.names import Document, Family, Precision
 from meari.export import perplexity
 from meari.export.bundle import build_graphs
 from meari.export.errors import PrecisionLost, UnusableRun
-from meari.export.perplexity import HeldOutFigures, check_precision, measure_graphs
+from meari.export.ngram import count_ngrams
+from meari.export.perplexity import HeldOutFigures, check_precision, measure_graphs, measure_mixture
 from meari.export.sessions import Graphs
 from meari.export.weights import ModelWeights
 from meari.export.weights_from_torch import read_weights
@@ -69,6 +70,20 @@ def test_long_stream_in_pieces_gives_nearly_the_same_figures(
     pieces = measure_graphs(graphs, token_file("file"), counts_ends=True)
     assert pieces.num_tokens == whole.num_tokens
     assert pieces.nats_per_token == pytest.approx(whole.nats_per_token, rel=1e-4)
+
+
+@pytest.mark.parametrize("unit", ["line", "file"])
+@pytest.mark.parametrize("precision", Precision)
+def test_mixture_and_its_network_are_measured_in_one_pass_with_the_figures_of_two(
+    weights: ModelWeights, unit: str, precision: Precision
+) -> None:
+    tokens = token_file(unit)
+    ngram = count_ngrams(tokens.ids.astype(np.int64), VOCABULARY_SIZE, 0, 3)
+    ngram = ngram.with_shares(np.array([0.1, 0.3, 0.2], np.float32))
+    mixed, alone = build_graphs(weights, precision, ngram), build_graphs(weights, precision)
+    both = measure_mixture(mixed, alone, tokens, counts_ends=True)
+    assert both == tuple(measure_graphs(graphs, tokens, counts_ends=True) for graphs in (mixed, alone))
+    assert both[0].nats_per_token < both[1].nats_per_token - 0.05
 
 
 def test_accurate_int8_graphs_pass(model: LanguageModel, weights: ModelWeights) -> None:

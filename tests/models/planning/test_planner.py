@@ -9,7 +9,7 @@ from meari.models.choices import Schedule, TrainingPrecision
 from meari.models.config import Config, RecurrentConfig, ReservoirConfig, parse_config
 from meari.models.errors import ConfigError, EmptyCorpus
 from meari.models.planning.planner import held_out_share, plan
-from meari.models.planning.tables import MachineSpeed, Probe, step_seconds_of
+from meari.models.planning.tables import STREAM_TOKEN_SECONDS, MachineSpeed, Probe, step_seconds_of
 from meari.models.text.facts import TextFacts
 
 ENGLISH = TextFacts(1, 8_000_000, 8_000_000, 90, "Latin", Document.LINE, 40_000, "lines that stand alone")
@@ -115,7 +115,7 @@ def test_no_more_of_one_long_stream_is_prepared_than_of_lines() -> None:
     lines = replace(long, document=Document.LINE)
     stream, lined = (config_of(facts, speed=MachineSpeed(0.5, 0.4, text=0.7)) for facts in (long, lines))
     assert 0.05 < stream.corpus.training_share == lined.corpus.training_share < 0.1
-    assert stream.training.max_minutes == lined.training.max_minutes > 3
+    assert 2.8 < stream.training.max_minutes < lined.training.max_minutes
     assert config_of(lines, corpus__document="file").corpus.training_share == config_of(long).corpus.training_share
 
 
@@ -127,8 +127,16 @@ def test_share_of_a_long_text_can_be_set_and_a_set_length_is_given_all_of_it() -
 
 
 def test_short_times_are_told_in_seconds() -> None:
-    assert " steps in at most 14 seconds, " in plan(PLAYS, ["a.txt"], 0.4, USUAL, name="mine").reasons[-1]
-    assert " steps in at most 4.8 minutes, " in plan(PLAYS, ["a.txt"], 5, USUAL, name="mine").reasons[-1]
+    assert " steps in at most 27 seconds, " in plan(PLAYS, ["a.txt"], 0.8, USUAL, name="mine").reasons[-1]
+    assert " steps in at most 4.6 minutes, " in plan(PLAYS, ["a.txt"], 5, USUAL, name="mine").reasons[-1]
+
+
+def test_one_stream_is_measured_a_token_after_another_which_takes_its_time() -> None:
+    lines, stream = (config_of(replace(PLAYS, document=each)) for each in (Document.LINE, Document.FILE))
+    num_held_out = stream.corpus.validation_share * PLAYS.num_characters
+    taken = 60 * (lines.training.max_minutes - stream.training.max_minutes)
+    assert taken == pytest.approx(STREAM_TOKEN_SECONDS * num_held_out, rel=0.02)
+    assert 10 < taken < 15
 
 
 def test_speed_of_small_and_of_large_steps_is_told_apart() -> None:
