@@ -180,7 +180,7 @@ class Connection(socket.socket):
 
     def flush(self) -> None:
         """Send on what was kept. Raises OSError, TimeoutError once the client has stalled."""
-        self._rest = self._rest[self._send_now(self._rest) :]
+        self._rest = self._rest[self._send_now(self._rest) :] or memoryview(b"")  # an empty part would hold the whole
         self._raise_if_stalled(len(self._rest))
         self.when_sent(self._when_sent)
 

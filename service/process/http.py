@@ -242,6 +242,11 @@ class PromptRequest(Request):  # type: ignore[misc]
                 return
 
     @property
+    def num_head_bytes(self) -> int:
+        """Bytes of the head."""
+        return len(self._head)
+
+    @property
     def origin(self) -> str | None:
         """Origin of the page that sends the request, even if other fields are malformed."""
         found = _ORIGIN.search(self._head.partition(b"\r\n\r\n")[0])
@@ -388,7 +393,9 @@ class Held:
         """Parse a request. Raises StopIteration, TimeoutError, ParseException and others of gunicorn's parser."""
         if self.parser is None:
             self.parser = PromptParser(config, self.incoming, self.client)
-        return next(self.parser)
+        request = next(self.parser)
+        self.parser.mesg = None  # an idle connection would keep the last head, and all of it is read
+        return request
 
     def fileno(self) -> int:
         """Return the descriptor; pollers want it."""

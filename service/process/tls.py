@@ -27,6 +27,7 @@ __all__ = ["Certificate", "NotTls", "TlsConnection", "expiry_of", "load_context"
 HANDSHAKE: Final = b"\x16"  # the first byte of every TLS connection
 RECORD_BYTES: Final = 16384
 RECEIVE_BYTES: Final = 65536
+PIECE_BYTES: Final = 4096  # of what is received, given to OpenSSL together
 PEM: Final = re.compile(r"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----([^-]*)-----END ")
 SEQUENCE: Final = 0x30
 VERSION: Final = 0xA0
@@ -144,12 +145,15 @@ def _problem(files: tuple[Path, Path], error: OSError) -> str:
 
 
 class TlsConnection(Connection):
-    """A connection that encrypts what it sends. Until `shake_hands` has returned True nothing else may be called."""
+    """A connection that encrypts what it sends. Until `shake_hands` has returned True nothing else may be called.
+
+    A buffer of OpenSSL keeps the most that it ever held, so it gets little at once, and that is taken out at once.
+    """
 
     _tls: ssl.SSLObject
     _has_begun = False
     _has_ended = False
-    _late = b""  # the end of an encrypted probe that the system did not take
+    _late = bytearray()  # the end of an encrypted probe that the system did not take
 
     def begin(self, context: ssl.SSLContext) -> None:
         """Prepare for the handshake."""
@@ -158,7 +162,7 @@ class TlsConnection(Connection):
 
     def shake_hands(self) -> bool:
         """Go on with the handshake as far as the client's bytes have come; True at its end. Raises NotTls, OSError."""
-        data = super().recv_now(RECEIVE_BYTES)
+        data = super().recv_now(PIECE_BYTES)
         if data is None:
             return False
         if not data:
@@ -178,19 +182,19 @@ class TlsConnection(Connection):
     def recv_now(self, size: int, flags: int = 0) -> bytes | None:
         """Receive what has come, all of it; None where nothing has, and no bytes at the end."""
         raw = super().recv_now(RECEIVE_BYTES)
-        if raw is not None:
-            self._take(raw)
-        return self._read() or (b"" if self._has_ended else None)
+        data = self._read() if raw is None else self._decrypted(raw)
+        return data or (b"" if self._has_ended else None)
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """Wait, and receive all that has come. Raises TimeoutError."""
         until = time.monotonic() + self._seconds
-        while not (data := self._read()) and not self._has_ended:
+        data = self._read()
+        while not data and not self._has_ended:
             left = until - time.monotonic()
             if left <= 0:
                 raise TimeoutError("the client sent nothing whole in time")
             self.settimeout(left)  # a record may come in many pieces
-            self._take(super().recv(RECEIVE_BYTES))
+            data = self._decrypted(super().recv(RECEIVE_BYTES))
         return data
 
     def _send_all(self, data: Any) -> None:
@@ -208,19 +212,22 @@ class TlsConnection(Connection):
         self._late = encrypted[self._send_now(encrypted) :]
         return len(byte)
 
-    def _encrypted(self, data: Any) -> bytes:
+    def _encrypted(self, data: Any) -> bytearray:
+        encrypted, self._late = self._late + self._sent.read(), bytearray()
         left = memoryview(data)
         while left:
             left = left[self._tls.write(left[:RECORD_BYTES]) :]
-        late, self._late = self._late, b""
-        return late + self._sent.read()
+            encrypted += self._sent.read()
+        return encrypted
 
-    def _take(self, raw: bytes) -> None:
+    def _decrypted(self, raw: bytes) -> bytes:
         """Take in what was received. OpenSSL is not told of the end: it would refuse to send the answer."""
-        if raw:
-            self._received.write(raw)
-        else:
-            self._has_ended = True
+        self._has_ended = self._has_ended or not raw
+        pieces = [self._read()]  # what came with the end of the handshake
+        for start in range(0, len(raw), PIECE_BYTES):
+            self._received.write(raw[start : start + PIECE_BYTES])
+            pieces.append(self._read())
+        return b"".join(pieces)
 
     def _read(self) -> bytes:
         """Return what can be decrypted. Raises ssl.SSLError, an OSError, for bytes that are no TLS."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -122,6 +123,24 @@ def test_rest_of_a_whole_answer_is_kept_and_sent_when_the_client_reads(pair: tup
     assert received == b"x" * 10_000_000 + b"end"
     connection.close()
     assert sent == ["all"]
+
+
+class Answer(bytearray):
+    """One whose end can be noticed."""
+
+
+def test_answer_that_was_sent_is_not_held_while_its_connection_is_idle(pair: tuple[socket.socket, Connection]) -> None:
+    theirs, connection = pair
+    answer = Answer(10_000_000)
+    held = weakref.ref(answer)
+    connection.keeps_rest = True
+    connection.sendall(answer)
+    del answer
+    assert held() is not None
+    while connection.num_unsent:
+        theirs.recv(1_000_000)
+        connection.flush()
+    assert held() is None
 
 
 def test_callback_runs_at_once_where_nothing_is_kept_and_at_the_close_otherwise(
