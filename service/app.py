@@ -26,7 +26,7 @@ from meari.service.requests.admission import Admission
 from meari.service.requests.keys import KeyRing
 from meari.service.requests.limit_stores import HostStore, RedisStore
 from meari.service.requests.limits import Limits
-from meari.service.requests.origins import may_answer_host, preflight_headers
+from meari.service.requests.origins import may_answer, preflight_headers
 from meari.service.requests.schema import Schemas
 from meari.service.routes.complete import complete_blueprint
 from meari.service.routes.completions import generate_blueprint, openai_blueprint
@@ -144,7 +144,7 @@ def _frame_requests(app: Flask, service: Service) -> None:
         if is_no_path:
             abort(404)
         if asked.url_rule is not None:
-            _check_host(asked.environ.get("HTTP_HOST", ""), service.settings.allowed_hosts)
+            _check_host(asked.environ, service.settings.allowed_hosts)
         if asked.blueprint is not None:
             _identify(service, exchange, asked)
         return None
@@ -154,9 +154,9 @@ def _frame_requests(app: Flask, service: Service) -> None:
         return current_exchange().finish(response)
 
 
-def _check_host(host: str, allowed: tuple[str, ...]) -> None:
+def _check_host(environ: dict[str, Any], allowed: tuple[str, ...]) -> None:
     """Raise WrongHost for a name under which nobody should ask; the name is not repeated."""
-    if not may_answer_host(host, allowed):
+    if not may_answer(environ, allowed):
         expected = "an address, localhost, or a name that MEARI_ALLOWED_HOSTS has"
         raise WrongHost(Problem("Host", "another public name", expected))
 

@@ -38,7 +38,7 @@ from meari.service.error_body import SAFE_HEADERS, error_body, openai_error_body
 from meari.service.log import NO_ROUTE, RequestLine, log_request, request_id
 from meari.service.process.http import CONTINUE, HEAD_SECONDS, LIMIT, NUM_FIELDS, Incoming
 from meari.service.requests.keys import ANYBODY
-from meari.service.requests.origins import believe_proxies, cors_headers, may_answer_host
+from meari.service.requests.origins import believe_proxies, client_network, cors_headers, may_answer
 
 if TYPE_CHECKING:
     from meari.service.service import Service
@@ -59,8 +59,8 @@ WORK_PATHS: Final = frozenset(
     ("/generate", "/score", "/complete", "/states", "/tokenize", "/detokenize", "/v1/completions")
 )
 WORK_TARGETS: Final = tuple(f"POST {path} ".encode() for path in WORK_PATHS)
-_HEAD: Final = re.compile(rb"POST (/[a-z0-9/]{1,32}) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[ \t]*[ -~]*\r\n)*)\r\n")
-_FIELD: Final = re.compile(r"([^:]+):[ \t]*(.*?)[ \t]*\r\n")
+_HEAD: Final = re.compile(rb"POST (/[a-z0-9/]{1,32}) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[\t -~]*\r\n)*)\r\n")
+_FIELD: Final = re.compile(r"([^:]+):([^\r]*)\r\n")  # no two parts that can match the same: each step would try all
 REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 OWN_FAULTS: Final = (http.InvalidResponseHeader, http.InvalidResponseHeaderName, http.ConfigurationProblem)
 MAX_SHOWN_CHARS: Final = 100
@@ -131,7 +131,7 @@ class Head:
         if found is None or (path := found[1].decode("ascii")) not in WORK_PATHS:
             return None
         fields = _FIELD.findall(found[2].decode("ascii"))
-        environ = {_in_environ(name): value for name, value in fields}
+        environ = {_in_environ(name): value.strip(" \t") for name, value in fields}
         length = environ.get("HTTP_CONTENT_LENGTH", "0")
         if len(environ) < len(fields) or any(name in environ for name in FRAMING) or not _is_length(length):
             return None
@@ -175,7 +175,7 @@ def overloaded(service: Service, environ: MutableMapping[str, Any], *, is_receiv
         return None
     started = time.monotonic()
     believe_proxies(environ, service.settings.trusted_hops)
-    if not may_answer_host(environ.get("HTTP_HOST", ""), service.settings.allowed_hosts):
+    if not may_answer(environ, service.settings.allowed_hosts):
         return None
     address, caller = environ.get("REMOTE_ADDR", ""), ANYBODY
     if service.keys is not None:
@@ -184,7 +184,7 @@ def overloaded(service: Service, environ: MutableMapping[str, Any], *, is_receiv
             return None
         caller = known
     try:
-        service.admission.refuse_early(caller.name or address, is_received=is_received)
+        service.admission.refuse_early(caller.name or client_network(address), is_received=is_received)
     except Overloaded as error:
         path = environ["PATH_INFO"]
         line = RequestLine(request_id(environ.get("HTTP_X_REQUEST_ID")), "POST", path, path, error.status, error=error)

@@ -41,7 +41,7 @@ from meari.service.process.http import Held, JoinedResponse, QuickConfig, Stage,
 from meari.service.process.refusals import WORK_PATHS, WORK_TARGETS, Head, WaitingBody, malformed, overloaded
 from meari.service.process.tls import TlsConnection
 from meari.service.process.waiting import RECEIVE_BYTES, CollectingWorker
-from meari.service.requests.origins import CAME_AT, believe_proxies, cors_headers
+from meari.service.requests.origins import CAME_AT, HEAD_BYTES, believe_proxies, cors_headers
 from meari.service.workers import own_place
 
 __all__ = ["MAX_STAYING", "DrainingWorker"]
@@ -238,7 +238,7 @@ class DrainingWorker(CollectingWorker):
         req._expected_100_continue = False  # noqa: SLF001 (otherwise gunicorn asks for the body at once)
         response, environ = wsgi.create(req, conn.sock, conn.client, conn.server, self.cfg, JoinedResponse)
         environ["wsgi.multithread"] = True
-        environ[CAME_AT] = conn.came_at
+        environ[CAME_AT], environ[HEAD_BYTES] = conn.came_at, req.num_head_bytes
         environ.pop("HTTP_UPGRADE", None)  # no other protocol is spoken here
         if self.certificate is not None:
             environ["wsgi.url_scheme"] = "https"

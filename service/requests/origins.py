@@ -19,9 +19,20 @@ from collections.abc import Mapping, MutableMapping
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
-__all__ = ["CAME_AT", "believe_proxies", "client_network", "cors_headers", "may_answer_host", "preflight_headers"]
+__all__ = [
+    "CAME_AT",
+    "HEAD_BYTES",
+    "believe_proxies",
+    "client_network",
+    "cors_headers",
+    "may_answer",
+    "may_answer_host",
+    "preflight_headers",
+]
 
 CAME_AT: Final = "meari.came_at"  # in WSGI's environment: when the worker's loop gave the request to a thread
+HEAD_BYTES: Final = "meari.head_bytes"  # in it, too: the size of the head
+SENT_HOST: Final = "meari.sent_host"  # the `Host` of a request whose proxy reports another one
 METHODS: Final = "GET, HEAD, POST"
 HEADERS: Final = "Authorization, Content-Type, X-Request-Id"
 EXPOSED: Final = (
@@ -33,7 +44,7 @@ _NAMES: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z, -]{1,2000}")
 Value = TypeVar("Value")
 NOT_PUBLIC: Final = (".localhost", ".local", ".internal")  # no registry sells names that end so
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[^:]*)(?::[0-9]*)?", re.IGNORECASE)
-_FORWARDED: Final = re.compile(r"""\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=("(?:[^"\\]|\\.)*"|[^;,"]*)\s*([;,]|$)""")
+_FORWARDED: Final = re.compile(r"""\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)=("(?:[^"\\]|\\.)*"\s*|[^;,"]*)([;,]|$)""")
 
 
 def cors_headers(origins: tuple[str, ...], origin: str | None) -> dict[str, str]:
@@ -71,6 +82,15 @@ def preflight_headers(origins: tuple[str, ...], asked: Mapping[str, str]) -> dic
     return headers
 
 
+def may_answer(environ: Mapping[str, Any], allowed: tuple[str, ...]) -> bool:
+    """Tell whether a request is answered under its `Host`, and under the name that a trusted proxy reports.
+
+    A proxy that reports none may pass on what the client wrote in its place.
+    """
+    names = environ.get("HTTP_HOST", ""), environ.get(SENT_HOST, "")
+    return all(may_answer_host(name, allowed) for name in names)
+
+
 @lru_cache(maxsize=256)
 def may_answer_host(host: str, allowed: tuple[str, ...]) -> bool:
     """Tell whether a request with this `Host` is answered.
@@ -96,28 +116,34 @@ def believe_proxies(environ: MutableMapping[str, Any], trusted_hops: int) -> Non
 
     trusted_hops  proxies in front of the service, each of which appends what it saw
 
-    `Forwarded` (RFC 7239) counts, else the X-Forwarded-… headers. A value that no trusted proxy has written is never
-    taken, and neither is an address that is none.
+    It is in `Forwarded` (RFC 7239) or in the X-Forwarded-… headers. Where both came, only what both say is taken: a
+    proxy that writes one kind passes the other on as the client wrote it. Neither is an address taken that is none.
     """
     if trusted_hops <= 0:
         return
     seen = _seen_by_proxies(environ, trusted_hops)
-    address = _address(seen.get("for", ""))
-    if address is not None:
-        environ["REMOTE_ADDR"] = address
-    if seen.get("proto", "").lower() in ("http", "https"):
-        environ["wsgi.url_scheme"] = seen["proto"].lower()
+    if seen.get("for"):
+        environ["REMOTE_ADDR"] = seen["for"]
+    if seen.get("proto") in ("http", "https"):
+        environ["wsgi.url_scheme"] = seen["proto"]
     if seen.get("host"):
+        environ.setdefault(SENT_HOST, environ.get("HTTP_HOST", ""))
         environ["HTTP_HOST"] = seen["host"]
 
 
 def _seen_by_proxies(environ: Mapping[str, Any], trusted_hops: int) -> dict[str, str]:
     """Return `for`, `proto` and `host` as the outermost trusted proxy wrote them."""
+    kinds = []
     if "HTTP_FORWARDED" in environ:
-        return _outermost(_forwarded(environ["HTTP_FORWARDED"]), trusted_hops) or {}
+        kinds.append(_outermost(_forwarded(environ["HTTP_FORWARDED"]), trusted_hops) or {})
     named = {name: environ.get(f"HTTP_X_FORWARDED_{name.upper()}", "") for name in ("for", "proto", "host")}
     lists = {name: [each.strip() for each in value.split(",")] for name, value in named.items() if value}
-    return {name: _outermost(values, trusted_hops) or "" for name, values in lists.items()}
+    if lists:
+        kinds.append({name: _outermost(values, trusted_hops) or "" for name, values in lists.items()})
+    alike = [
+        {**kind, "for": _address(kind.get("for", "")) or "", "proto": kind.get("proto", "").lower()} for kind in kinds
+    ]
+    return {name: value for name, value in alike[0].items() if value == alike[-1].get(name)} if alike else {}
 
 
 def _outermost(values: list[Value], trusted_hops: int) -> Value | None:
@@ -133,10 +159,8 @@ def _forwarded(header: str) -> list[dict[str, str]]:
         found = _FORWARDED.match(header, position)
         if found is None:
             return []
-        value = found[2]
-        elements[-1][found[1].lower()] = (
-            re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value.strip()
-        )
+        value = found[2].strip()
+        elements[-1][found[1].lower()] = re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
         if found[3] == ",":
             elements.append({})
         position = found.end()

@@ -38,7 +38,7 @@ from meari.service.log import NO_ROUTE, RequestLine, log_request, request_id
 from meari.service.requests.admission import Ticket
 from meari.service.requests.keys import ANYBODY, Caller
 from meari.service.requests.limits import Limits, Quota
-from meari.service.requests.origins import CAME_AT, cors_headers
+from meari.service.requests.origins import CAME_AT, HEAD_BYTES, client_network, cors_headers
 from meari.service.service import Service
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ OPEN_BLUEPRINTS: Final = (
 CLIENT_GONE: Final = 499  # for the log alone
 MESSAGE_CHARS: Final = 500  # of an error, in the log
 PIECE_BYTES: Final = 64 * 1024
+HEAD_COPIES: Final = 2  # of a head: as it came, and its fields
+SMALL_HEAD: Final = 4096  # bytes of one that is not accounted for
 SENT_AT_ONCE: Final = 16 * 1024  # bytes of an answer that every connection has room for
 
 
@@ -125,8 +127,11 @@ class Exchange:
             raise NotReady("the service is shutting down")
         if self._service.limits is not None:
             self._open_quota(self._service.limits)
-        self._ticket = self._service.admission.enter(self.caller.name or self.client_address)
+        self._ticket = self._service.admission.enter(self.caller.name or client_network(self.client_address))
         self._ticket.quota = self._quota
+        head_bytes = self._environ.get(HEAD_BYTES, 0)
+        if head_bytes > SMALL_HEAD:
+            self._ticket.take_bytes(HEAD_COPIES * head_bytes)
         _check_codings(self._environ)
         _check_media_type(self._request)
         if self._request.content_length is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,31 @@ def test_forwarded_header_is_read_as_the_standard_says(hops: int, header: str, f
     assert seen(hops, forwarded=header) == found
 
 
-def test_forwarded_header_counts_before_the_older_ones() -> None:
-    assert seen(1, forwarded="for=1.1.1.1", x_forwarded_for="6.6.6.6")[0] == "1.1.1.1"
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ({"forwarded": "for=6.6.6.6;host=localhost", "x_forwarded_for": "1.1.1.1"}, (PEER, "http", "inside")),
+        ({"forwarded": "for=1.1.1.1", "x_forwarded_for": "6.6.6.6", "x_forwarded_host": "a"}, (PEER, "http", "inside")),
+        ({"forwarded": "", "x_forwarded_for": "1.1.1.1"}, (PEER, "http", "inside")),
+        (
+            {"forwarded": 'for="1.1.1.1:80";proto=HTTPS, for=2.2.2.2', "x_forwarded_for": "1.1.1.1, 2.2.2.2",
+             "x_forwarded_proto": "https"},
+            ("1.1.1.1", "https", "inside"),
+        ),
+    ],
+)  # fmt: skip
+def test_of_both_kinds_of_headers_only_what_both_say_is_taken(
+    headers: dict[str, str], found: tuple[str, str, str]
+) -> None:
+    """A proxy that writes one kind passes on the other as its client wrote it."""
+    assert seen(2 if "," in headers["x_forwarded_for"] else 1, **headers) == found
+
+
+def test_malformed_header_of_a_proxy_takes_no_longer_than_others() -> None:
+    started = time.process_time()
+    for _ in range(20):
+        assert seen(1, forwarded="for=" + " " * 8100 + '"') == (PEER, "http", "inside")
+    assert time.process_time() - started < 5, "a second each where two parts of a pattern can match the same"
 
 
 @pytest.mark.parametrize(
@@ -131,8 +155,19 @@ def test_log_has_the_address_that_the_proxy_reports(proxied: Server) -> None:
     assert line_of(proxied, "forwarded")["client_address"] == "1.2.3.4"
 
 
-def test_host_that_the_proxy_reports_is_checked(proxied: Server) -> None:
-    refused = proxied.client.post("/generate", json={}, headers={"X-Forwarded-Host": "evil.example"})
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Forwarded-Host": "evil.example"},
+        {"Host": "evil.example", "X-Forwarded-Host": "localhost"},
+        {"Host": "evil.example", "Forwarded": "host=api.example.com"},
+    ],
+)
+def test_neither_the_host_that_the_proxy_reports_nor_that_which_it_passes_on_is_another_public_name(
+    proxied: Server, headers: dict[str, str]
+) -> None:
+    """A page that an evil name led here writes all headers itself but `Host`."""
+    refused = proxied.client.post("/generate", json={}, headers=headers)
     assert (refused.status_code, json.loads(refused.text)["error"]["code"]) == (421, "invalid_request")
 
 
