@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import ipaddress
 import logging
 import math
 import mmap
@@ -28,6 +27,7 @@ import numpy.typing as npt
 
 from meari.errors import RateLimited
 from meari.service.requests.keys import Caller
+from meari.service.requests.origins import client_network
 
 __all__ = ["HostStore", "RedisStore", "Standing", "Store", "seconds_until"]
 
@@ -66,6 +66,9 @@ class Store(Protocol):
 
     def take(self, caller: Caller, count: int) -> Standing:
         """Take tokens, all or none."""
+
+    def let_go(self, lease: str) -> None:
+        """Let the place of a request run out, whether or not `close` can be told."""
 
     def close(self, caller: Caller, unused: int, lease: str) -> None:
         """Give back tokens, and the place of a request."""
@@ -113,6 +116,9 @@ class HostStore:
         with self._locked():
             return self._take(self._buckets, _number(caller.key_id), caller.tokens_per_minute, count)
 
+    def let_go(self, lease: str) -> None:
+        """Do nothing: `close` is always told."""
+
     def close(self, caller: Caller, unused: int, lease: str) -> None:
         """Give back tokens, and the place of a request."""
         name = _number(caller.key_id)
@@ -125,12 +131,12 @@ class HostStore:
     def are_too_many(self, address: str) -> bool:
         """Tell whether so many wrong keys came from an address that it has to wait."""
         with self._locked():
-            return self._level(self._addresses, _number(_network(address)), WRONG_KEYS_PER_MINUTE)[1] < 1
+            return self._level(self._addresses, _number(client_network(address)), WRONG_KEYS_PER_MINUTE)[1] < 1
 
     def note(self, address: str) -> None:
         """Count a wrong key. Raises RateLimited if there were too many."""
         with self._locked():
-            standing = self._take(self._addresses, _number(_network(address)), WRONG_KEYS_PER_MINUTE, 1)
+            standing = self._take(self._addresses, _number(client_network(address)), WRONG_KEYS_PER_MINUTE, 1)
         if not standing.granted:
             seconds = seconds_until(1, standing.level, WRONG_KEYS_PER_MINUTE)
             raise RateLimited(
@@ -223,17 +229,6 @@ def _number(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") | 1  # 0 is free
 
 
-def _network(address: str) -> str:
-    """Return what one client has: an address, or the 64 bits of IPv6 that name its network."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return address
-    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
-
-
 def seconds_until(wanted: float, level: float, per_minute: int) -> int:
     """Return when a bucket will have as many tokens, in whole seconds, at least one."""
     return max(1, math.ceil((wanted - level) * 60 / per_minute))
@@ -245,15 +240,16 @@ _BEGIN: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 local capacity = tonumber(ARGV[1])
-local function level()
-  local kept = redis.call('HMGET', KEYS[1], 'level', 'at')
-  if not kept[1] then return capacity end
-  return math.min(capacity, kept[1] + math.max(0, now - kept[2]) * capacity / 60000)
-end
 local function put(value)
   value = math.min(capacity, value)
   redis.call('HSET', KEYS[1], 'level', string.format('%.17g', value), 'at', string.format('%.17g', now))
   redis.call('PEXPIRE', KEYS[1], math.ceil((capacity - value) * 60000 / capacity) + 60000)
+end
+local function level()
+  local kept = redis.call('HMGET', KEYS[1], 'level', 'at')
+  if not kept[1] then return capacity end
+  if tonumber(kept[2]) > now then put(tonumber(kept[1])) end -- the clock was set back
+  return math.min(capacity, kept[1] + math.max(0, now - kept[2]) * capacity / 60000)
 end
 """
 _OPEN_SCRIPT: Final = (
@@ -265,6 +261,7 @@ local granted, count = 1, 0
 if left < 1 then granted = 0 end
 if limit > 0 and granted == 1 then
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], string.format('%.17g', now + 2 * ARGV[3]), '+inf') -- the clock was set back
   count = redis.call('ZCARD', KEYS[2])
   if count < limit then
     redis.call('ZADD', KEYS[2], string.format('%.17g', now + ARGV[3]), ARGV[4])
@@ -348,9 +345,12 @@ class RedisStore:
         """Take tokens, all or none."""
         return self._run(_TAKE_SCRIPT, caller, count)
 
+    def let_go(self, lease: str) -> None:
+        """Renew the place of a request no longer: it runs out if Redis cannot be told to free it."""
+        self._leases.pop(lease, None)
+
     def close(self, caller: Caller, unused: int, lease: str) -> None:
         """Give back tokens, and the place of a request."""
-        self._leases.pop(lease, None)
         self._run(_CLOSE_SCRIPT, caller, unused, lease)
 
     def _run(self, script: str, caller: Caller, *arguments: object) -> Standing:

@@ -156,6 +156,7 @@ class Quota:
             self._give_back(taken_from, unused)
             unused = 0
         if opened_at is not None:
+            opened_at.let_go(self._lease)
             self._limits.tell(lambda store: store.close(self._caller, unused, self._lease), opened_at)
 
     def _give_back(self, store: Store, count: int) -> None:

@@ -231,6 +231,42 @@ def test_request_of_a_killed_host_counts_until_its_lease_runs_out(
     living.stop()
 
 
+def test_lease_runs_out_whose_end_redis_was_not_told(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import redis
+
+    monkeypatch.setattr(limit_stores, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(limit_stores, "RENEW_SECONDS", 0.1)
+    caller = Caller("erin", os.urandom(6).hex(), tokens_per_minute=600, requests_at_once=1)
+    store = RedisStore(redis_url)
+    limits, other = Limits(HostStore(), store), Limits(HostStore(), RedisStore(redis_url))
+    limits.start()
+    running = opened(limits, caller)
+
+    def fail(*_: object) -> None:
+        raise redis.TimeoutError
+
+    with monkeypatch.context() as patch:  # one slow answer, and Redis is not asked for five seconds
+        patch.setattr(store, "take", fail)
+        limits.ask(lambda store: store.take(caller, 1))
+    running.close(0)
+    until(lambda: _opens(other, caller))
+    limits.stop()
+
+
+def test_clock_of_redis_may_be_set_back(redis_url: str) -> None:
+    import redis
+
+    caller = Caller("frank", os.urandom(6).hex(), tokens_per_minute=60_000, requests_at_once=1)
+    limits = Limits(HostStore(), RedisStore(redis_url))
+    first = opened(limits, caller)
+    first.take(60_000)
+    bucket, leases = (f"meari:{{{caller.key_id}}}:{kind}" for kind in ("tokens", "open"))
+    with redis.Redis.from_url(redis_url) as client:
+        client.hincrbyfloat(bucket, "at", 3_600_000)
+        client.zincrby(leases, 3_600_000, client.zrange(leases, 0, 0)[0])
+    until(lambda: _opens(limits, caller))
+
+
 def leases(client: Any, caller: Caller) -> list[tuple[bytes, float]]:
     """Return the leases of a caller's requests, and when each runs out."""
     return list(client.zrange(f"meari:{{{caller.key_id}}}:open", 0, -1, withscores=True))
